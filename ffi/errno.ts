@@ -1,0 +1,125 @@
+/**
+ * Error numbers of Linux, their names and texts, and the error that carries them.
+ *
+ * @module
+ */
+import { memoryAt, openLibc, pointerAddress } from "./libc.ts";
+
+/** Error numbers by name (asm-generic/errno-base.h, asm-generic/errno.h). */
+export const Errno = {
+  EPERM: 1,
+  ENOENT: 2,
+  ESRCH: 3,
+  EINTR: 4,
+  EIO: 5,
+  ENXIO: 6,
+  E2BIG: 7,
+  EBADF: 9,
+  ECHILD: 10,
+  EAGAIN: 11,
+  ENOMEM: 12,
+  EACCES: 13,
+  EFAULT: 14,
+  EBUSY: 16,
+  EEXIST: 17,
+  EXDEV: 18,
+  ENODEV: 19,
+  ENOTDIR: 20,
+  EISDIR: 21,
+  EINVAL: 22,
+  ENFILE: 23,
+  EMFILE: 24,
+  ENOTTY: 25,
+  ETXTBSY: 26,
+  EFBIG: 27,
+  ENOSPC: 28,
+  ESPIPE: 29,
+  EROFS: 30,
+  EMLINK: 31,
+  EPIPE: 32,
+  EDOM: 33,
+  ERANGE: 34,
+  EDEADLK: 35,
+  ENAMETOOLONG: 36,
+  ENOLCK: 37,
+  ENOSYS: 38,
+  ENOTEMPTY: 39,
+  ELOOP: 40,
+  ENODATA: 61,
+  ETIME: 62,
+  ENOLINK: 67,
+  EPROTO: 71,
+  EBADMSG: 74,
+  EOVERFLOW: 75,
+  EILSEQ: 84,
+  EUSERS: 87,
+  ENOTSOCK: 88,
+  EMSGSIZE: 90,
+  EPROTONOSUPPORT: 93,
+  EOPNOTSUPP: 95,
+  EADDRINUSE: 98,
+  ENETUNREACH: 101,
+  ECONNABORTED: 103,
+  ECONNRESET: 104,
+  ENOBUFS: 105,
+  ENOTCONN: 107,
+  ESHUTDOWN: 108,
+  ETIMEDOUT: 110,
+  ECONNREFUSED: 111,
+  EHOSTDOWN: 112,
+  EHOSTUNREACH: 113,
+  EALREADY: 114,
+  EINPROGRESS: 115,
+  ESTALE: 116,
+  EDQUOT: 122,
+  ENOMEDIUM: 123,
+  EMEDIUMTYPE: 124,
+  ECANCELED: 125,
+  ENOKEY: 126,
+} as const;
+
+const libc = openLibc({
+  // int *__errno_location(void)
+  __errno_location: { parameters: [], result: "pointer" },
+  // char *strerror(int errnum)
+  strerror: { parameters: ["i32"], result: "pointer" },
+});
+
+// errno has one address for the life of a thread: a view of it costs no call.
+const errnoCell = new Int32Array(memoryAt(pointerAddress(libc.__errno_location()), 4));
+
+const namesByNumber = new Map<number, string>(
+  Object.entries(Errno).map(([name, number]) => [number, name]),
+);
+
+/** `errno` as the last libc call of this thread left it. Read it at once after the call. */
+export function lastErrno(): number {
+  return errnoCell[0];
+}
+
+/** The symbolic name of an error number, such as `ENOENT`; `errno 4095` for an unknown one. */
+export function errnoName(errno: number): string {
+  return namesByNumber.get(errno) ?? `errno ${errno}`;
+}
+
+/** libc's text for an error number, such as `No such file or directory`. */
+export function errnoMessage(errno: number): string {
+  const text = libc.strerror(errno);
+  return text === null ? "Unknown error" : Deno.UnsafePointerView.getCString(text);
+}
+
+/** An error of the operating system: what was done, and the error number that it ended with. */
+export class SystemError extends Error {
+  override readonly name = "SystemError";
+  /** The positive error number. */
+  readonly errno: number;
+  /** Its symbolic name, such as `ENOENT`. */
+  readonly code: string;
+
+  /** @param what What was being done and on which file, without a full stop. */
+  constructor(errno: number, what: string) {
+    super(`${what}: ${errnoMessage(errno)} (${errnoName(errno)})`);
+    this.errno = errno;
+    this.code = errnoName(errno);
+  }
+}

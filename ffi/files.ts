@@ -1,0 +1,229 @@
+/**
+ * Files by descriptor, synchronously: for opening images and for offline work. The data path uses
+ * `aio.ts` instead.
+ *
+ * @module
+ */
+import { Errno, lastErrno, SystemError } from "./errno.ts";
+import { cString, openLibc } from "./libc.ts";
+
+const libc = openLibc({
+  // int open(const char *pathname, int flags, mode_t mode)
+  open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  // int close(int fd)
+  close: { parameters: ["i32"], result: "i32" },
+  // ssize_t pread(int fd, void *buf, size_t count, off_t offset); counts stay below 2 GiB here
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
+  // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset)
+  pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
+  // int ftruncate(int fd, off_t length)
+  ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  // int fsync(int fd)
+  fsync: { parameters: ["i32"], result: "i32" },
+  // int fdatasync(int fd)
+  fdatasync: { parameters: ["i32"], result: "i32" },
+  // int fallocate(int fd, int mode, off_t offset, off_t len)
+  fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
+  // off_t lseek(int fd, off_t offset, int whence)
+  lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
+  // int flock(int fd, int operation)
+  flock: { parameters: ["i32", "i32"], result: "i32" },
+  // int ioctl(int fd, unsigned long request, void *argp)
+  ioctl: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // long syscall(long number, int fd, void *buf): fstat and fstatfs, in any glibc
+  syscall: { parameters: ["i64", "i32", "buffer"], result: "i32" },
+});
+
+/** Flags of open(2) on x86-64 (fcntl.h). */
+export const O_RDONLY = 0;
+export const O_WRONLY = 1;
+export const O_RDWR = 2;
+export const O_CREAT = 0o100;
+export const O_EXCL = 0o200;
+export const O_TRUNC = 0o1000;
+export const O_NONBLOCK = 0o4000;
+export const O_DSYNC = 0o10000;
+export const O_DIRECT = 0o40000;
+export const O_CLOEXEC = 0o2000000;
+
+const SYS_fstat = 5;
+const SYS_fstatfs = 138;
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+const FALLOC_FL_KEEP_SIZE = 1;
+const FALLOC_FL_PUNCH_HOLE = 2;
+const BLKGETSIZE64 = 0x80081272;
+const BLKSSZGET = 0x1268;
+const S_IFMT = 0o170000;
+const S_IFBLK = 0o060000;
+const S_IFREG = 0o100000;
+const LARGEST_TRANSFER_BYTES = 1 << 30;
+
+/** What a descriptor stands for. */
+export type FileKind = "file" | "block" | "other";
+
+/** What fstat(2) tells of a file; the size is also true for block devices. */
+export interface FileStatus {
+  sizeBytes: number;
+  kind: FileKind;
+  device: number;
+  inode: number;
+  /** Room taken on disk, bytes. */
+  blocksBytes: number;
+  /** Last change of the content, seconds since 1970. */
+  mtimeSeconds: number;
+  mode: number;
+  /** For a device node: the device it stands for. */
+  deviceNode: number;
+}
+
+function check(result: number, what: () => string): number {
+  if (result < 0) throw new SystemError(lastErrno(), what());
+  return result;
+}
+
+/** Opens a file (close-on-exec) and returns its descriptor. Throws `SystemError`. */
+export function openFile(path: string, flags: number, mode = 0o644): number {
+  const name = cString(path);
+  for (;;) {
+    const fd = libc.open(name, flags | O_CLOEXEC, mode);
+    if (fd >= 0) return fd;
+    const errno = lastErrno();
+    if (errno !== Errno.EINTR) throw new SystemError(errno, `Cannot open ${path}`);
+  }
+}
+
+/** Closes a descriptor. Throws `SystemError`. */
+export function closeFile(fd: number): void {
+  check(libc.close(fd), () => `Cannot close descriptor ${fd}`);
+}
+
+/** Reads until `into` is full or the file ends; returns the bytes read. Throws `SystemError`. */
+export function readAt(fd: number, into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+  let done = 0;
+  while (done < into.length) {
+    const wanted = Math.min(into.length - done, LARGEST_TRANSFER_BYTES);
+    const got = libc.pread(fd, into.subarray(done), wanted, offsetBytes + done);
+    if (got === 0) break;
+    if (got > 0) done += got;
+    else if (lastErrno() !== Errno.EINTR) {
+      throw new SystemError(lastErrno(), `Cannot read ${wanted} bytes at ${offsetBytes + done}`);
+    }
+  }
+  return done;
+}
+
+/** Writes all of `from`. Throws `SystemError`, with some of it written perhaps. */
+export function writeAt(fd: number, from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+  let done = 0;
+  while (done < from.length) {
+    const wanted = Math.min(from.length - done, LARGEST_TRANSFER_BYTES);
+    const put = libc.pwrite(fd, from.subarray(done), wanted, offsetBytes + done);
+    if (put >= 0) done += put;
+    else if (lastErrno() !== Errno.EINTR) {
+      throw new SystemError(lastErrno(), `Cannot write ${wanted} bytes at ${offsetBytes + done}`);
+    }
+  }
+}
+
+/** Sets the length of a file. Throws `SystemError`. */
+export function truncateFile(fd: number, lengthBytes: number): void {
+  check(libc.ftruncate(fd, lengthBytes), () => `Cannot set the length to ${lengthBytes} bytes`);
+}
+
+/** Brings a file's data and metadata to stable storage. Throws `SystemError`. */
+export function syncFile(fd: number): void {
+  check(libc.fsync(fd), () => "Cannot sync the file");
+}
+
+/** Brings a file's data, and the metadata needed to read it, to stable storage. */
+export function syncData(fd: number): void {
+  check(libc.fdatasync(fd), () => "Cannot sync the file's data");
+}
+
+/** Frees a range of a file, which then reads as zeros; false where that is not supported. */
+export function punchHole(fd: number, offsetBytes: number, lengthBytes: number): boolean {
+  const mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  if (libc.fallocate(fd, mode, offsetBytes, lengthBytes) === 0) return true;
+  const errno = lastErrno();
+  if (errno === Errno.EOPNOTSUPP || errno === Errno.ENODEV || errno === Errno.ENOSYS) return false;
+  throw new SystemError(errno, `Cannot free ${lengthBytes} bytes at ${offsetBytes}`);
+}
+
+function seek(fd: number, offsetBytes: number, whence: number): number {
+  const found = Number(libc.lseek(fd, offsetBytes, whence));
+  if (found >= 0) return found;
+  const errno = lastErrno();
+  if (errno === Errno.ENXIO) return -1;
+  throw new SystemError(errno, `Cannot look for data at ${offsetBytes}`);
+}
+
+/** Where the next data at or after an offset starts; -1 when there is none. */
+export function seekData(fd: number, offsetBytes: number): number {
+  return seek(fd, offsetBytes, SEEK_DATA);
+}
+
+/** Where the next hole at or after an offset starts (the end counts as one); -1 past the end. */
+export function seekHole(fd: number, offsetBytes: number): number {
+  return seek(fd, offsetBytes, SEEK_HOLE);
+}
+
+/**
+ * Takes the exclusive flock(2) of a file without waiting; false when another open file has it. The
+ * lock goes with the descriptor, so a dead process leaves none behind. Throws `SystemError`
+ * (ENOLCK, EOPNOTSUPP) where the filesystem knows no locks.
+ */
+export function tryLockExclusive(fd: number): boolean {
+  if (libc.flock(fd, LOCK_EX | LOCK_NB) === 0) return true;
+  const errno = lastErrno();
+  if (errno === Errno.EAGAIN) return false;
+  throw new SystemError(errno, "Cannot lock the file");
+}
+
+function fieldOf(view: DataView, offset: number): number {
+  return Number(view.getBigInt64(offset, true));
+}
+
+/** The state of an open file. Throws `SystemError`. */
+export function fileStatus(fd: number): FileStatus {
+  // struct stat of x86-64: st_dev @0, st_ino @8, st_mode @24, st_rdev @40, st_size @48,
+  // st_blocks @64, st_mtime @88.
+  const stat = new Uint8Array(144);
+  check(libc.syscall(SYS_fstat, fd, stat), () => "Cannot get the state of the file");
+  const view = new DataView(stat.buffer);
+  const mode = view.getUint32(24, true);
+  const format = mode & S_IFMT;
+  const kind: FileKind = format === S_IFREG ? "file" : format === S_IFBLK ? "block" : "other";
+  return {
+    sizeBytes: kind === "block" ? blockDeviceSize(fd) : fieldOf(view, 48),
+    kind,
+    device: fieldOf(view, 0),
+    inode: fieldOf(view, 8),
+    blocksBytes: fieldOf(view, 64) * 512,
+    mtimeSeconds: fieldOf(view, 88),
+    mode: mode & 0o7777,
+    deviceNode: fieldOf(view, 40),
+  };
+}
+
+function blockDeviceSize(fd: number): number {
+  const size = new BigUint64Array(1);
+  check(libc.ioctl(fd, BLKGETSIZE64, size), () => "Cannot get the size of the block device");
+  return Number(size[0]);
+}
+
+/** The logical sector size of a block device, bytes. Throws `SystemError`. */
+export function blockDeviceSectorBytes(fd: number): number {
+  const size = new Int32Array(1);
+  check(libc.ioctl(fd, BLKSSZGET, size), () => "Cannot get the sector size of the block device");
+  return size[0];
+}
+
+/** Magic number of the filesystem that holds an open file (linux/magic.h). */
+export function filesystemMagic(fd: number): number {
+  const statfs = new Uint8Array(120);
+  check(libc.syscall(SYS_fstatfs, fd, statfs), () => "Cannot get the filesystem's type");
+  return new DataView(statfs.buffer).getUint32(0, true);
+}

@@ -1,0 +1,56 @@
+/**
+ * The ground floor: libc, opened by soname. Nothing else in the project calls `Deno.dlopen`, and
+ * nothing above this folder knows the offset of a field in a C struct. Layouts are x86-64 Linux.
+ *
+ * @module
+ */
+
+/** The runtime takes a number for any 64-bit integer parameter; Deno's types ask for a BigInt. */
+type WithNumbers<Call> = Call extends (...args: infer Args) => infer Result ? (
+    ...args: { [Index in keyof Args]: Args[Index] extends bigint ? number : Args[Index] }
+  ) => Result
+  : never;
+
+type Calls<Symbols extends Deno.ForeignLibraryInterface> = {
+  [Name in keyof Deno.DynamicLibrary<Symbols>["symbols"]]: WithNumbers<
+    Deno.DynamicLibrary<Symbols>["symbols"][Name]
+  >;
+};
+
+/**
+ * Opens libc for the named symbols; each file of this folder asks for what it calls. 64-bit
+ * parameters take numbers, so that no BigInt is made on the way.
+ */
+export function openLibc<const Symbols extends Deno.ForeignLibraryInterface>(
+  symbols: Symbols,
+): Calls<Symbols> {
+  return Deno.dlopen("libc.so.6", symbols).symbols as unknown as Calls<Symbols>;
+}
+
+/** The address that a non-null pointer object stands for, as a number (addresses fit 53 bits). */
+export function pointerAddress(pointer: Deno.PointerValue): number {
+  return Number(Deno.UnsafePointer.value(pointer));
+}
+
+/** A view of `sizeBytes` bytes of memory at `address`; shares the memory, copies nothing. */
+export function memoryAt(address: number, sizeBytes: number): ArrayBuffer {
+  const pointer = Deno.UnsafePointer.create(BigInt(address));
+  if (pointer === null) throw new TypeError("Cannot view memory at address 0");
+  return Deno.UnsafePointerView.getArrayBuffer(pointer, sizeBytes);
+}
+
+/** A path as libc wants it: UTF-8 with a NUL at the end. Throws when it holds a NUL itself. */
+export function cString(text: string): Uint8Array<ArrayBuffer> {
+  if (text.includes("\0")) {
+    throw new TypeError(`Cannot use ${JSON.stringify(text)} as a path: it holds a NUL`);
+  }
+  const bytes = new TextEncoder().encode(text);
+  const terminated = new Uint8Array(bytes.length + 1);
+  terminated.set(bytes);
+  return terminated;
+}
+
+/** The address of the first byte of a typed array. The caller keeps the array alive. */
+export function addressOf(array: ArrayBufferView<ArrayBuffer>): number {
+  return pointerAddress(Deno.UnsafePointer.of(array));
+}
