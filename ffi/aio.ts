@@ -1,0 +1,169 @@
+/**
+ * The kernel's asynchronous file I/O (linux/aio_abi.h): many requests in one io_submit, and their
+ * completions read from the ring that the kernel maps into the process.
+ *
+ * @module
+ */
+import { Errno, lastErrno, SystemError } from "./errno.ts";
+import { memoryAt, openLibc } from "./libc.ts";
+import { Arena } from "./memory.ts";
+import { putNumber64 } from "./sockets.ts";
+
+const libc = openLibc({
+  // long syscall(SYS_io_setup, unsigned nr_events, aio_context_t *ctx)
+  io_setup: { name: "syscall", parameters: ["i32", "u32", "buffer"], result: "i32" },
+  // long syscall(SYS_io_destroy, aio_context_t ctx)
+  io_destroy: { name: "syscall", parameters: ["i32", "usize"], result: "i32" },
+  // long syscall(SYS_io_submit, aio_context_t ctx, long nr, struct iocb **iocbpp)
+  io_submit: { name: "syscall", parameters: ["i32", "usize", "i32", "usize"], result: "i32" },
+});
+
+const SYS_io_setup = 206;
+const SYS_io_destroy = 207;
+const SYS_io_submit = 209;
+
+/** Operations of an iocb. */
+export const IOCB_CMD_PREAD = 0;
+export const IOCB_CMD_PWRITE = 1;
+export const IOCB_CMD_FDSYNC = 3;
+export const IOCB_CMD_PREADV = 7;
+export const IOCB_CMD_PWRITEV = 8;
+
+const IOCB_FLAG_RESFD = 1;
+const IOCB_BYTES = 64;
+const POINTER_BYTES = 8;
+const RING_MAGIC = 0xa10a10a1;
+const RING_HEADER_BYTES = 32;
+const EVENT_BYTES = 32;
+
+/** A context of the kernel's asynchronous I/O, with the iocbs of one batch. */
+export class AioContext {
+  /** How many requests can be under way at once. */
+  readonly capacity: number;
+  /** The most requests of one `submit`. */
+  readonly batch: number;
+  readonly #context: number;
+  readonly #iocbs: Arena;
+  readonly #pointersAddress: number;
+  readonly #ring: Int32Array<ArrayBuffer>;
+  readonly #ringEntries: number;
+  #prepared = 0;
+
+  /** Throws `SystemError` (EAGAIN when fs.aio-max-nr is used up). */
+  constructor(capacity: number, batch: number) {
+    this.capacity = capacity;
+    this.batch = batch;
+    const cell = new BigUint64Array(1);
+    if (libc.io_setup(SYS_io_setup, capacity, cell) < 0) {
+      throw new SystemError(
+        lastErrno(),
+        `Cannot set up asynchronous I/O for ${capacity} requests (raise fs.aio-max-nr if used up)`,
+      );
+    }
+    this.#context = Number(cell[0]);
+    this.#iocbs = new Arena(batch * (IOCB_BYTES + POINTER_BYTES));
+    this.#pointersAddress = this.#iocbs.address + batch * IOCB_BYTES;
+    for (let i = 0; i < batch; i++) {
+      const pointer = batch * IOCB_BYTES + i * POINTER_BYTES;
+      putNumber64(this.#iocbs.view, pointer, this.#iocbs.address + i * IOCB_BYTES);
+    }
+    // struct aio_ring: id @0, nr @4, head @8, tail @12, magic @16, events from @32.
+    const header = new Uint32Array(memoryAt(this.#context, RING_HEADER_BYTES));
+    if (header[4] !== RING_MAGIC) {
+      throw new SystemError(Errno.ENOSYS, "Cannot read the completion ring: unknown layout");
+    }
+    this.#ringEntries = header[1];
+    const ringBytes = RING_HEADER_BYTES + this.#ringEntries * EVENT_BYTES;
+    this.#ring = new Int32Array(memoryAt(this.#context, ringBytes));
+  }
+
+  /** How many requests are prepared and not submitted. */
+  get prepared(): number {
+    return this.#prepared;
+  }
+
+  /**
+   * Prepares one request of the next `submit`.
+   *
+   * @param address Of the buffer; of the iovecs for PREADV and PWRITEV.
+   * @param length Bytes; the count of iovecs for PREADV and PWRITEV.
+   * @param eventFd Signalled at completion; -1 for none.
+   * @param data Comes back with the completion.
+   */
+  prepare(
+    opcode: number,
+    fd: number,
+    address: number,
+    length: number,
+    offsetBytes: number,
+    eventFd: number,
+    data: number,
+  ): void {
+    // struct iocb: aio_data @0, aio_key @8, aio_rw_flags @12, aio_lio_opcode u16 @16,
+    // aio_reqprio @18, aio_fildes @20, aio_buf @24, aio_nbytes @32, aio_offset @40,
+    // aio_reserved2 @48, aio_flags @56, aio_resfd @60.
+    const view = this.#iocbs.view;
+    const at = this.#prepared++ * IOCB_BYTES;
+    view.setUint32(at, data, true);
+    view.setUint32(at + 4, 0, true);
+    view.setUint16(at + 16, opcode, true);
+    view.setInt32(at + 20, fd, true);
+    putNumber64(view, at + 24, address);
+    putNumber64(view, at + 32, length);
+    putNumber64(view, at + 40, offsetBytes);
+    view.setUint32(at + 56, eventFd < 0 ? 0 : IOCB_FLAG_RESFD, true);
+    view.setInt32(at + 60, eventFd < 0 ? 0 : eventFd, true);
+  }
+
+  /**
+   * Hands the prepared requests from `first` on to the kernel, which copies them; returns how many
+   * it took, or a negative errno that belongs to request `first`.
+   */
+  submit(first: number): number {
+    const pointers = this.#pointersAddress + first * POINTER_BYTES;
+    const taken = libc.io_submit(
+      SYS_io_submit,
+      this.#context,
+      this.#prepared - first,
+      pointers,
+    );
+    return taken >= 0 ? taken : -lastErrno();
+  }
+
+  /** Forgets the prepared requests. */
+  clear(): void {
+    this.#prepared = 0;
+  }
+
+  /** Whether a completion waits in the ring. */
+  hasCompletion(): boolean {
+    return Atomics.load(this.#ring, 2) !== Atomics.load(this.#ring, 3);
+  }
+
+  // struct io_event: data @0, obj @8, res s64 @16, res2 @24.
+  #eventIndex(): number {
+    return (RING_HEADER_BYTES + Atomics.load(this.#ring, 2) * EVENT_BYTES) >> 2;
+  }
+
+  /** The `data` of the oldest completion in the ring. */
+  completionData(): number {
+    return this.#ring[this.#eventIndex()];
+  }
+
+  /** Its result: bytes, or a negative errno. */
+  completionResult(): number {
+    return this.#ring[this.#eventIndex() + 4];
+  }
+
+  /** Takes the oldest completion off the ring. */
+  consumeCompletion(): void {
+    const head = Atomics.load(this.#ring, 2) + 1;
+    Atomics.store(this.#ring, 2, head >= this.#ringEntries ? 0 : head);
+  }
+
+  /** Waits for what is under way and gives the context back. */
+  close(): void {
+    libc.io_destroy(SYS_io_destroy, this.#context);
+    this.#iocbs.release();
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * UNIX stream sockets that do not block, and transfers between them and memory by address.
+ *
+ * @module
+ */
+import { lastErrno, SystemError } from "./errno.ts";
+import { openLibc } from "./libc.ts";
+
+const libc = openLibc({
+  // int socket(int domain, int type, int protocol)
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
+  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int listen(int sockfd, int backlog)
+  listen: { parameters: ["i32", "i32"], result: "i32" },
+  // int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)
+  accept4: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
+  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
+  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen)
+  setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+  // ssize_t recv(int sockfd, void *buf, size_t len, int flags); lengths stay below 2 GiB
+  recv: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
+  // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
+  send: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
+  // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags)
+  recvmsg: { parameters: ["i32", "usize", "i32"], result: "i32" },
+  // ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags)
+  sendmsg: { parameters: ["i32", "usize", "i32"], result: "i32" },
+});
+
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+const SO_SNDBUFFORCE = 32;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const SUN_PATH_BYTES = 108;
+
+function unixAddress(path: string): Uint8Array<ArrayBuffer> {
+  // struct sockaddr_un: u16 family @0, char path[108] @2.
+  const bytes = new TextEncoder().encode(path);
+  if (bytes.length >= SUN_PATH_BYTES) {
+    throw new RangeError(
+      `Cannot use ${path} as a socket: the path has ${bytes.length} bytes, ` +
+        `and ${SUN_PATH_BYTES - 1} are the most; choose a shorter folder`,
+    );
+  }
+  const address = new Uint8Array(2 + SUN_PATH_BYTES);
+  address[0] = AF_UNIX;
+  address.set(bytes, 2);
+  return address;
+}
+
+function unixSocket(flags: number): number {
+  const fd = libc.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+  if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
+  return fd;
+}
+
+/** Binds a UNIX socket to `path`, which must not exist, and listens. Throws `SystemError`. */
+export function unixListen(path: string, backlog = 128): number {
+  const address = unixAddress(path);
+  const fd = unixSocket(SOCK_NONBLOCK);
+  if (libc.bind(fd, address, address.length) < 0) {
+    throw new SystemError(lastErrno(), `Cannot bind the socket ${path}`);
+  }
+  if (libc.listen(fd, backlog) < 0) {
+    throw new SystemError(lastErrno(), `Cannot listen on the socket ${path}`);
+  }
+  return fd;
+}
+
+/** Connects to the UNIX socket at `path`; the descriptor blocks. Throws `SystemError`. */
+export function unixConnect(path: string): number {
+  const address = unixAddress(path);
+  const fd = unixSocket(0);
+  if (libc.connect(fd, address, address.length) < 0) {
+    throw new SystemError(lastErrno(), `Cannot connect to ${path}`);
+  }
+  return fd;
+}
+
+/** The next waiting connection, not blocking; or a negative error number (-EAGAIN: none). */
+export function acceptConnection(fd: number): number {
+  const connection = libc.accept4(fd, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  return connection >= 0 ? connection : -lastErrno();
+}
+
+/**
+ * Asks for a send buffer of `sizeBytes`, beyond the system's limit where the process may. Less is
+ * no error: transfers take more turns then.
+ */
+export function enlargeSendBuffer(fd: number, sizeBytes: number): void {
+  const size = new Int32Array([sizeBytes]);
+  if (libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, size, 4) < 0) {
+    libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, size, 4);
+  }
+}
+
+/** Receives what is there into memory; returns bytes, 0 at the end, or a negative errno. */
+export function receiveAt(fd: number, address: number, lengthBytes: number): number {
+  const got = libc.recv(fd, address, lengthBytes, MSG_DONTWAIT);
+  return got >= 0 ? got : -lastErrno();
+}
+
+/** Sends from memory what fits the send buffer; returns bytes or a negative errno. */
+export function sendAt(fd: number, address: number, lengthBytes: number): number {
+  const put = libc.send(fd, address, lengthBytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return put >= 0 ? put : -lastErrno();
+}
+
+/** Bytes of a `struct msghdr`. */
+export const MSGHDR_BYTES = 56;
+/** Bytes of a `struct iovec`. */
+export const IOVEC_BYTES = 16;
+/** The most iovecs that one call takes (UIO_MAXIOV). */
+export const UIO_MAXIOV = 1024;
+
+/** Writes a 64-bit field that holds an address or a length, without a BigInt. */
+export function putNumber64(view: DataView, offset: number, value: number): void {
+  view.setUint32(offset, value >>> 0, true);
+  view.setUint32(offset + 4, (value / 0x1_0000_0000) >>> 0, true);
+}
+
+/** Writes a `struct iovec` at `offset`. */
+export function putIovec(
+  view: DataView,
+  offset: number,
+  address: number,
+  lengthBytes: number,
+): void {
+  putNumber64(view, offset, address);
+  putNumber64(view, offset + 8, lengthBytes);
+}
+
+/** Writes a `struct msghdr` at `offset` that has no name and no control data. */
+export function putMsghdr(
+  view: DataView,
+  offset: number,
+  iovecsAddress: number,
+  iovecCount: number,
+): void {
+  // msg_name @0, msg_namelen @8, msg_iov @16, msg_iovlen @24, msg_control @32,
+  // msg_controllen @40, msg_flags @48.
+  putNumber64(view, offset + 16, iovecsAddress);
+  putNumber64(view, offset + 24, iovecCount);
+}
+
+/** Receives by the `struct msghdr` at `address`; returns bytes, 0 at the end, or -errno. */
+export function receiveMessage(fd: number, msghdrAddress: number): number {
+  const got = libc.recvmsg(fd, msghdrAddress, MSG_DONTWAIT);
+  return got >= 0 ? got : -lastErrno();
+}
+
+/** Sends by the `struct msghdr` at `address`; returns bytes or a negative errno. */
+export function sendMessage(fd: number, msghdrAddress: number): number {
+  const put = libc.sendmsg(fd, msghdrAddress, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return put >= 0 ? put : -lastErrno();
+}
