@@ -1,0 +1,94 @@
+import { Epoll } from "../../ffi/epoll.ts";
+import {
+  type FdHandler,
+  finishTurn,
+  type Scheduler,
+  TimerQueue,
+  type TurnWork,
+} from "./scheduler.ts";
+
+const MOST_EVENTS = 64;
+/** How long the loop runs at most before the runtime's own loop (signals) has a turn. */
+const RUNTIME_TURN_MS = 500;
+
+/**
+ * The loop of a real process: epoll on the main thread. A wait that a signal interrupts, and half
+ * a second gone by, give the runtime's own event loop a turn, in which signal listeners run.
+ */
+export class EpollScheduler implements Scheduler {
+  readonly #epoll = new Epoll(MOST_EVENTS);
+  readonly #handlers: (FdHandler | undefined)[] = [];
+  readonly #timers = new TimerQueue();
+  #works: TurnWork[] = [];
+  #running = false;
+
+  nowMs(): number {
+    return performance.now();
+  }
+
+  watch(fd: number, events: number, handler: FdHandler): void {
+    this.#epoll.add(fd, events);
+    this.#handlers[fd] = handler;
+  }
+
+  rewatch(fd: number, events: number): void {
+    this.#epoll.modify(fd, events);
+  }
+
+  unwatch(fd: number): void {
+    this.#epoll.remove(fd);
+    this.#handlers[fd] = undefined;
+  }
+
+  addTimer(delayMs: number, callback: () => void): number {
+    return this.#timers.add(this.nowMs() + delayMs, callback);
+  }
+
+  cancelTimer(timer: number): void {
+    this.#timers.cancel(timer);
+  }
+
+  addTurnWork(work: TurnWork): void {
+    this.#works = [...this.#works, work];
+  }
+
+  removeTurnWork(work: TurnWork): void {
+    this.#works = this.#works.filter((other) => other !== work);
+  }
+
+  /** Runs turns until `stop`. */
+  async run(): Promise<void> {
+    this.#running = true;
+    let runtimeTurnMs = this.nowMs();
+    while (this.#running) {
+      const interrupted = !this.#turn(runtimeTurnMs + RUNTIME_TURN_MS);
+      if (interrupted || this.nowMs() >= runtimeTurnMs + RUNTIME_TURN_MS) {
+        await new Promise((resolve) => setTimeout(resolve, 0));
+        runtimeTurnMs = this.nowMs();
+      }
+    }
+  }
+
+  /** Ends `run` after the turn under way. */
+  stop(): void {
+    this.#running = false;
+  }
+
+  /** One turn; false when a signal interrupted the wait. */
+  #turn(latestMs: number): boolean {
+    const untilMs = Math.min(this.#timers.nextDueMs(), latestMs);
+    const count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())));
+    for (let i = 0; i < count; i++) {
+      const handler = this.#handlers[this.#epoll.fdOf(i)];
+      if (handler !== undefined) handler.ready(this.#epoll.eventsOf(i));
+    }
+    if (this.#timers.nextDueMs() !== Infinity) this.#timers.fire(this.nowMs());
+    finishTurn(this.#works);
+    return count >= 0;
+  }
+
+  /** Closes the epoll instance; `run` must have ended. */
+  close(): void {
+    this.#epoll.close();
+  }
+}
