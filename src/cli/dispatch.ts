@@ -1,0 +1,69 @@
+/**
+ * Which command a call means: the name the binary was called by, or, under any other name, its
+ * first argument. Decides only; it neither prints nor runs anything.
+ *
+ * @module
+ */
+
+/** The commands that the binary is, each also a name to call it by. */
+export const COMMAND_NAMES = ["tapdisk", "tap-ctl", "vhd-util"] as const;
+
+/** One of {@linkcode COMMAND_NAMES}. */
+export type CommandName = typeof COMMAND_NAMES[number];
+
+/** What a call means. */
+export type Call =
+  | { readonly kind: "command"; readonly name: CommandName; readonly args: string[] }
+  | { readonly kind: "help" | "version" }
+  | { readonly kind: "missing" }
+  | { readonly kind: "unknown"; readonly name: string };
+
+/**
+ * Finds what a call means.
+ *
+ * ```ts
+ * import { chooseCall } from "./dispatch.ts";
+ *
+ * chooseCall("/usr/sbin/tap-ctl", ["list"]); // tap-ctl with ["list"]
+ * chooseCall("blktap", ["tap-ctl", "list"]); // the same
+ * ```
+ *
+ * @param argv0 The name that the program was called by, as typed.
+ * @param args The arguments after it.
+ */
+export function chooseCall(argv0: string, args: readonly string[]): Call {
+  const calledBy = commandNamed(argv0.slice(argv0.lastIndexOf("/") + 1));
+  if (calledBy !== undefined) {
+    return { kind: "command", name: calledBy, args: [...args] };
+  }
+  const [first, ...rest] = args;
+  switch (first) {
+    case undefined:
+      return { kind: "missing" };
+    case "help":
+    case "-h":
+    case "--help":
+      return { kind: "help" };
+    case "version":
+    case "-V":
+    case "--version":
+      return { kind: "version" };
+  }
+  const name = commandNamed(first);
+  return name === undefined
+    ? { kind: "unknown", name: first }
+    : { kind: "command", name, args: rest };
+}
+
+/**
+ * The name that a process was called by, from the bytes of its `/proc/self/cmdline`: the first of
+ * the strings there, each ended by a zero byte.
+ */
+export function calledName(cmdline: Uint8Array): string {
+  const end = cmdline.indexOf(0);
+  return new TextDecoder().decode(end === -1 ? cmdline : cmdline.subarray(0, end));
+}
+
+function commandNamed(name: string): CommandName | undefined {
+  return COMMAND_NAMES.find((known) => known === name);
+}

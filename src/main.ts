@@ -1,0 +1,43 @@
+/**
+ * The one binary: finds which command was called and runs it.
+ *
+ * A command's modules are loaded only when it is the one, which keeps the short-lived ones quick
+ * to start.
+ *
+ * @module
+ */
+
+import { type Call, calledName, chooseCall } from "./cli/dispatch.ts";
+
+async function run(call: Call): Promise<number> {
+  if (call.kind !== "command") {
+    return (await import("./cli/blktap.ts")).blktapMain(call);
+  }
+  switch (call.name) {
+    case "tapdisk":
+      return await (await import("./cli/tapdisk/main.ts")).tapdiskMain(call.args);
+    case "tap-ctl":
+      return await (await import("./cli/tap_ctl/main.ts")).tapCtlMain(call.args);
+    case "vhd-util":
+      return await (await import("./cli/vhd_util/main.ts")).vhdUtilMain(call.args);
+  }
+}
+
+/** What a shell reports for a program that SIGPIPE ended, which Deno ignores. */
+const STATUS_OF_SIGPIPE = 128 + 13;
+
+async function main(): Promise<number> {
+  const argv0 = calledName(Deno.readFileSync("/proc/self/cmdline"));
+  try {
+    return await run(chooseCall(argv0, Deno.args));
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) {
+      return STATUS_OF_SIGPIPE;
+    }
+    throw error;
+  }
+}
+
+if (import.meta.main) {
+  Deno.exit(await main());
+}

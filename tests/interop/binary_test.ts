@@ -1,0 +1,68 @@
+import assert from "node:assert/strict";
+import config from "../../deno.json" with { type: "json" };
+import { Errno } from "../../ffi/errno.ts";
+import { binaryPath, needs, run, runOk, withTempDir } from "../support/tools.ts";
+
+const { ignore, suffix } = needs("dist/blktap", "dist/tapdisk", "dist/tap-ctl", "dist/vhd-util");
+const blktap = binaryPath("blktap");
+
+function binaryTest(name: string, fn: () => Promise<void>): void {
+  Deno.test({ name: `binary: ${name}${suffix}`, ignore, fn });
+}
+
+binaryTest("--version names its version and the Deno that it carries", async () => {
+  const { code, stdout, stderr } = await run(blktap, ["--version"]);
+  assert.equal(stderr, "");
+  assert.equal(code, 0);
+  assert.match(stdout, /^blktap \S+ \(Deno \S+, V8 \S+\)\n$/);
+  assert.ok(stdout.startsWith(`blktap ${config.version} (Deno ${Deno.version.deno},`), stdout);
+});
+
+binaryTest("--help names the three commands", async () => {
+  const help = await runOk(blktap, ["--help"]);
+  assert.equal(await runOk(blktap, ["help"]), help);
+  for (const command of ["tapdisk", "tap-ctl", "vhd-util"]) {
+    assert.match(help, new RegExp(`^  ${command} `, "m"));
+  }
+});
+
+binaryTest("no command, and one that there is not, are EINVAL, said on stderr", async () => {
+  const none = await run(blktap, []);
+  assert.equal(none.code, Errno.EINVAL);
+  assert.equal(none.stdout, "");
+  assert.match(none.stderr, /No command/);
+  const unknown = await run(blktap, ["vhdutil", "query"]);
+  assert.equal(unknown.code, Errno.EINVAL);
+  assert.equal(unknown.stdout, "");
+  assert.match(unknown.stderr, /Unknown command 'vhdutil'/);
+});
+
+binaryTest("is the same command by its link, by a link on PATH and by its argument", async () => {
+  await withTempDir(async (folder) => {
+    const image = `${folder}/disk.vhd`;
+    await runOk(binaryPath("vhd-util"), ["create", "-n", image, "-s", "10"]);
+    const query = ["query", "-v", "-n", image];
+    assert.equal(await runOk(binaryPath("vhd-util"), query), "10\n");
+    assert.equal(await runOk(blktap, ["vhd-util", ...query]), "10\n");
+
+    Deno.symlinkSync(blktap, `${folder}/vhd-util`);
+    const onPath = { env: { PATH: `${folder}:/usr/bin:/bin` } };
+    const shell = await run("/bin/sh", ["-c", `vhd-util query -v -n '${image}'`], onPath);
+    assert.deepEqual(shell, { code: 0, stdout: "10\n", stderr: "" });
+  });
+});
+
+binaryTest("the status of a command is the status of the process", async () => {
+  await withTempDir(async (folder) => {
+    const query = ["query", "-v", "-n", `${folder}/missing.vhd`];
+    const byName = await run(binaryPath("vhd-util"), query);
+    assert.equal(byName.code, Errno.ENOENT);
+    assert.deepEqual(await run(blktap, ["vhd-util", ...query]), byName);
+  });
+});
+
+binaryTest("a reader that goes away ends it without a stack trace", async () => {
+  const script = `{ '${blktap}' --help; echo "status $?" >&2; } | true`;
+  const { stderr } = await run("/bin/bash", ["-c", script]);
+  assert.match(stderr, /^status (0|141)\n$/);
+});

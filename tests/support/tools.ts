@@ -1,0 +1,193 @@
+/**
+ * What tests share: whether a tool is there, running it, a folder that goes away again.
+ *
+ * @module
+ */
+
+const ROOT = new URL("../../", import.meta.url).pathname;
+
+/** Where Debian keeps what tests run, also when PATH is that of a user. */
+const FOLDERS = [...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/sbin"];
+
+/** What {@linkcode run} may be told. */
+export interface RunOptions {
+  readonly cwd?: string;
+  /** Added to the environment of this process. */
+  readonly env?: Record<string, string>;
+  readonly stdin?: string | Uint8Array<ArrayBuffer>;
+  /** The program is killed after this long; 60,000 unless told. */
+  readonly timeoutMs?: number;
+}
+
+/** What came of a program; `code` is 128 + n where signal n ended it. */
+export interface RunResult {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** What a test that needs something spreads into its definition; see {@linkcode needs}. */
+export interface Needs {
+  /** Whether the test must be skipped. */
+  readonly ignore: boolean;
+  /** Goes at the end of the test's name: empty, or why it is skipped. */
+  readonly suffix: string;
+}
+
+/** The path of a program, or nothing where it is not installed; a path stays as it is. */
+export function findTool(name: string): string | undefined {
+  if (name.includes("/")) {
+    return isFile(name) ? name : undefined;
+  }
+  return FOLDERS.map((folder) => `${folder}/${name}`).find(isFile);
+}
+
+/** Whether a program is installed. */
+export function hasTool(name: string): boolean {
+  return findTool(name) !== undefined;
+}
+
+/** The path of the binary under one of its names, built by `scripts/build`. */
+export function binaryPath(name: "blktap" | "tapdisk" | "tap-ctl" | "vhd-util"): string {
+  return `${ROOT}dist/${name}`;
+}
+
+/**
+ * What a test needs to run: names of programs, `dist/NAME` for the built binary, `root`, or a path
+ * such as `/dev/fuse`.
+ *
+ * ```ts
+ * import { needs } from "./tools.ts";
+ *
+ * const { ignore, suffix } = needs("dist/vhd-util", "qemu-img");
+ * Deno.test({ name: `qemu-img reads what create makes${suffix}`, ignore, fn() {} });
+ * ```
+ */
+export function needs(...requirements: string[]): Needs {
+  const missing = requirements.filter((requirement) => !isThere(requirement));
+  return missing.length === 0
+    ? { ignore: false, suffix: "" }
+    : { ignore: true, suffix: ` (skipped: needs ${missing.join(", ")})` };
+}
+
+/**
+ * Runs a program to its end.
+ *
+ * @throws {Error} When it does not end in time.
+ */
+export async function run(
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<RunResult> {
+  const timeoutMs = options.timeoutMs ?? 60_000;
+  const child = new Deno.Command(findTool(command) ?? command, {
+    args: [...args],
+    cwd: options.cwd,
+    env: options.env,
+    stdin: options.stdin === undefined ? "null" : "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  let timedOut = false;
+  const timer = setTimeout(() => {
+    timedOut = true;
+    child.kill("SIGKILL");
+  }, timeoutMs);
+  const fed = options.stdin === undefined ? undefined : feed(child.stdin, options.stdin);
+  const { code, stdout, stderr } = await child.output();
+  clearTimeout(timer);
+  await fed;
+  const result = { code, stdout: text(stdout), stderr: text(stderr) };
+  if (timedOut) {
+    throw new Error(`Stopped ${describe(command, args)} after ${timeoutMs} ms\n${output(result)}`);
+  }
+  return result;
+}
+
+/**
+ * Runs a program that must succeed; returns its standard output.
+ *
+ * @throws {Error} When its exit status is not 0, with all that it printed.
+ */
+export async function runOk(
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<string> {
+  const result = await run(command, args, options);
+  if (result.code !== 0) {
+    throw new Error(
+      `${describe(command, args)} ended with status ${result.code}\n${output(result)}`,
+    );
+  }
+  return result.stdout;
+}
+
+/** Calls `body` with the path of a new folder, which is removed afterwards. */
+export async function withTempDir<T>(body: (folder: string) => T | Promise<T>): Promise<T> {
+  const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+  try {
+    return await body(folder);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
+
+function isThere(requirement: string): boolean {
+  if (requirement === "root") {
+    return Deno.uid() === 0;
+  }
+  if (requirement.startsWith("/")) {
+    return exists(requirement);
+  }
+  if (requirement.startsWith("dist/")) {
+    return exists(ROOT + requirement);
+  }
+  return hasTool(requirement);
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function isFile(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
+
+async function feed(
+  stdin: WritableStream<Uint8Array<ArrayBuffer>>,
+  input: string | Uint8Array<ArrayBuffer>,
+): Promise<void> {
+  const writer = stdin.getWriter();
+  try {
+    await writer.write(typeof input === "string" ? new TextEncoder().encode(input) : input);
+    await writer.close();
+  } catch (error) {
+    // A program may end before it has read everything.
+    if (!(error instanceof Deno.errors.BrokenPipe)) {
+      throw error;
+    }
+  }
+}
+
+function text(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes);
+}
+
+function describe(command: string, args: readonly string[]): string {
+  return [command, ...args].join(" ");
+}
+
+function output(result: RunResult): string {
+  return `${result.stdout}${result.stderr}`.trimEnd();
+}
