@@ -1,0 +1,51 @@
+/**
+ * Reads the report that `deno test --junit-path` writes.
+ *
+ * @module
+ */
+
+/** What came of one test. */
+export interface TestResult {
+  /** The file that the test is in, as Deno names it. */
+  readonly file: string;
+  readonly name: string;
+  readonly outcome: "passed" | "failed" | "skipped";
+}
+
+/** The results in a JUnit report as Deno writes it, in its order. */
+export function readJunit(xml: string): TestResult[] {
+  const results: TestResult[] = [];
+  for (const suite of xml.matchAll(/<testsuite ([^>]*)>(.*?)<\/testsuite>/gs)) {
+    const file = attribute(suite[1], "name");
+    for (const test of suite[2].matchAll(/<testcase ([^>]*?)(?:\/>|>(.*?)<\/testcase>)/gs)) {
+      results.push({ file, name: attribute(test[1], "name"), outcome: outcomeOf(test[2] ?? "") });
+    }
+  }
+  return results;
+}
+
+function outcomeOf(body: string): TestResult["outcome"] {
+  if (/<(failure|error)\b/.test(body)) {
+    return "failed";
+  }
+  return /<skipped\b/.test(body) ? "skipped" : "passed";
+}
+
+const ENTITIES: Readonly<Record<string, string>> = {
+  amp: "&",
+  apos: "'",
+  gt: ">",
+  lt: "<",
+  quot: '"',
+};
+
+function attribute(attributes: string, name: string): string {
+  const value = new RegExp(`(?:^|\\s)${name}="([^"]*)"`).exec(attributes)?.[1] ?? "";
+  return value.replace(/&(#x[0-9a-f]+|#\d+|\w+);/gi, (whole, entity: string) => {
+    if (!entity.startsWith("#")) {
+      return ENTITIES[entity] ?? whole;
+    }
+    const hex = entity.startsWith("#x");
+    return String.fromCodePoint(parseInt(entity.slice(hex ? 2 : 1), hex ? 16 : 10));
+  });
+}
