@@ -1,0 +1,54 @@
+/** Whether bit `index` is set. Bit 0 is the most significant of the first byte. */
+export function testBit(bits: Uint8Array, index: number): boolean {
+  return (bits[index >>> 3] & (0x80 >>> (index & 7))) !== 0;
+}
+
+/** Sets bit `index`. */
+export function setBit(bits: Uint8Array, index: number): void {
+  bits[index >>> 3] |= 0x80 >>> (index & 7);
+}
+
+/** Clears bit `index`. */
+export function clearBit(bits: Uint8Array, index: number): void {
+  bits[index >>> 3] &= ~(0x80 >>> (index & 7));
+}
+
+/** Sets `count` bits from `index` on. */
+export function setBits(bits: Uint8Array, index: number, count: number): void {
+  const end = index + count;
+  while (index < end && (index & 7) !== 0) setBit(bits, index++);
+  const wholeBytes = (end - index) >>> 3;
+  if (index < end) bits.fill(0xff, index >>> 3, (index >>> 3) + wholeBytes);
+  index += wholeBytes << 3;
+  while (index < end) setBit(bits, index++);
+}
+
+/** The end of the run that starts at `index`: the first bit that differs from it, at most `end`. */
+export function runEnd(bits: Uint8Array, index: number, end: number): number {
+  const set = testBit(bits, index);
+  const same = set ? 0xff : 0;
+  while (++index < end) {
+    if ((index & 7) === 0) {
+      while (index + 8 <= end && bits[index >>> 3] === same) index += 8;
+      if (index >= end) return end;
+    }
+    if (testBit(bits, index) !== set) return index;
+  }
+  return end;
+}
+
+/** Whether the first `count` bits are all set. */
+export function allSet(bits: Uint8Array, count: number): boolean {
+  return count === 0 || (testBit(bits, 0) && runEnd(bits, 0, count) === count);
+}
+
+/** How many of the first `count` bits are set. */
+export function countSet(bits: Uint8Array, count: number): number {
+  let set = 0;
+  for (let at = 0; at < count;) {
+    const end = runEnd(bits, at, count);
+    if (testBit(bits, at)) set += end - at;
+    at = end;
+  }
+  return set;
+}

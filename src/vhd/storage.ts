@@ -1,0 +1,179 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import {
+  closeFile,
+  fileStatus,
+  O_CREAT,
+  O_EXCL,
+  O_RDONLY,
+  O_RDWR,
+  O_TRUNC,
+  openFile,
+  readAt,
+  syncFile,
+  truncateFile,
+  writeAt,
+} from "../../ffi/files.ts";
+
+/** How a file is opened: `create` empties one that is there, `create-new` refuses it. */
+export type OpenMode = "read" | "write" | "create" | "create-new";
+
+/** An open file, as the format code sees one. Every call throws `SystemError`. */
+export interface StorageFile {
+  readonly path: string;
+  /** Block devices have a fixed size: they cannot be truncated, and their footer is at their end. */
+  readonly isBlockDevice: boolean;
+  sizeBytes(): number;
+  /** Reads until `into` is full or the file ends; returns the bytes read. */
+  readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number;
+  /** Writes all of `from`, growing the file where it must. */
+  writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
+  truncate(lengthBytes: number): void;
+  /** Comes back when all that was written is on stable storage. */
+  sync(): void;
+  close(): void;
+}
+
+/** What is known of a path without opening it. */
+export interface PathStatus {
+  readonly kind: "file" | "block" | "directory" | "other";
+  /** 0 for anything but a file. */
+  readonly sizeBytes: number;
+  /** Last change of the content, in seconds since 1970. */
+  readonly mtimeSeconds: number;
+}
+
+/** Where files are: the operating system's, or a simulation of it. Every call throws `SystemError`. */
+export interface Storage {
+  open(path: string, mode: OpenMode): StorageFile;
+  /** The absolute path with all links followed. The file must exist. */
+  realPath(path: string): string;
+  status(path: string): PathStatus;
+  exists(path: string): boolean;
+  /** The folder that relative paths start from. */
+  workingDirectory(): string;
+  rename(from: string, to: string): void;
+  remove(path: string): void;
+}
+
+const OPEN_FLAGS: Record<OpenMode, number> = {
+  "read": O_RDONLY,
+  "write": O_RDWR,
+  "create": O_RDWR | O_CREAT | O_TRUNC,
+  "create-new": O_RDWR | O_CREAT | O_EXCL,
+};
+
+class OsFile implements StorageFile {
+  readonly isBlockDevice: boolean;
+  #fd: number;
+
+  constructor(readonly path: string, fd: number) {
+    this.#fd = fd;
+    const { kind } = fileStatus(fd);
+    this.isBlockDevice = kind === "block";
+    if (kind === "other") {
+      closeFile(fd);
+      throw new SystemError(Errno.EINVAL, `${path} is not a regular file or block device`);
+    }
+  }
+
+  sizeBytes(): number {
+    return this.#named("get the size of", () => fileStatus(this.#fd).sizeBytes);
+  }
+
+  readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+    return this.#named("read", () => readAt(this.#fd, into, offsetBytes));
+  }
+
+  writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+    this.#named("write", () => writeAt(this.#fd, from, offsetBytes));
+  }
+
+  truncate(lengthBytes: number): void {
+    this.#named("set the length of", () => truncateFile(this.#fd, lengthBytes));
+  }
+
+  sync(): void {
+    this.#named("sync", () => syncFile(this.#fd));
+  }
+
+  close(): void {
+    if (this.#fd < 0) return;
+    const fd = this.#fd;
+    this.#fd = -1;
+    closeFile(fd);
+  }
+
+  #named<T>(doing: string, call: () => T): T {
+    try {
+      return call();
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+      throw new SystemError(error.errno, `Cannot ${doing} ${this.path}`);
+    }
+  }
+}
+
+function systemCall<T>(what: string, call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    const code = error instanceof Error && "code" in error ? String(error.code) : "";
+    const errno = (Errno as Record<string, number>)[code] ?? errnoOfClass(error);
+    throw new SystemError(errno, what);
+  }
+}
+
+function errnoOfClass(error: unknown): number {
+  if (error instanceof Deno.errors.NotFound) return Errno.ENOENT;
+  if (error instanceof Deno.errors.PermissionDenied) return Errno.EACCES;
+  if (error instanceof Deno.errors.FilesystemLoop) return Errno.ELOOP;
+  if (error instanceof Deno.errors.NotADirectory) return Errno.ENOTDIR;
+  return Errno.EIO;
+}
+
+/** The operating system's files. */
+export const osStorage: Storage = {
+  open(path: string, mode: OpenMode): StorageFile {
+    return new OsFile(path, openFile(path, OPEN_FLAGS[mode]));
+  },
+
+  realPath(path: string): string {
+    return systemCall(`Cannot resolve ${path}`, () => Deno.realPathSync(path));
+  },
+
+  status(path: string): PathStatus {
+    const info = systemCall(`Cannot stat ${path}`, () => Deno.statSync(path));
+    return {
+      kind: info.isFile
+        ? "file"
+        : info.isBlockDevice
+        ? "block"
+        : info.isDirectory
+        ? "directory"
+        : "other",
+      sizeBytes: info.isFile ? info.size : 0,
+      mtimeSeconds: Math.floor((info.mtime?.getTime() ?? 0) / 1000),
+    };
+  },
+
+  exists(path: string): boolean {
+    try {
+      Deno.statSync(path);
+      return true;
+    } catch {
+      return false;
+    }
+  },
+
+  workingDirectory(): string {
+    return Deno.cwd();
+  },
+
+  rename(from: string, to: string): void {
+    systemCall(`Cannot rename ${from} to ${to}`, () => Deno.renameSync(from, to));
+  },
+
+  remove(path: string): void {
+    systemCall(`Cannot remove ${path}`, () => Deno.removeSync(path));
+  },
+};
