@@ -1,0 +1,44 @@
+/**
+ * What the queue asks of whatever moves the bytes: the kernel's asynchronous I/O, or a simulated
+ * disk. A backend neither merges nor splits, and never calls back but from `reap`.
+ *
+ * @module
+ */
+
+/** Operations of a backend. */
+export const IoKind = { Read: 0, Write: 1, Sync: 2 } as const;
+/** One of `IoKind`. */
+export type IoKind = (typeof IoKind)[keyof typeof IoKind];
+
+/** Who is told of completions. */
+export interface CompletionSink {
+  /** @param result Bytes moved, or a negative errno. */
+  completed(io: number, result: number): void;
+}
+
+/** Moves bytes between files and memory. */
+export interface DiskBackend {
+  /** How many operations can be under way at once. */
+  readonly capacity: number;
+  /** The most operations of one `submit`. */
+  readonly batch: number;
+  /**
+   * Prepares one operation of the next `submit`; its memory is the buffer at `address`, or, with
+   * `iovecCount` above 0, the `struct iovec`s there.
+   */
+  prepare(
+    kind: IoKind,
+    file: number,
+    offsetBytes: number,
+    lengthBytes: number,
+    address: number,
+    iovecCount: number,
+    io: number,
+  ): void;
+  /** Starts all that was prepared; each ends with a completion. */
+  submit(): void;
+  /** Hands finished operations to `sink`; returns how many. */
+  reap(sink: CompletionSink): number;
+  /** Releases what the backend holds; nothing may be under way. */
+  close(): void;
+}
