@@ -62,7 +62,7 @@ binaryTest("the status of a command is the status of the process", async () => {
 });
 
 binaryTest("a reader that goes away ends it without a stack trace", async () => {
-  const script = `{ '${blktap}' --help; echo "status $?" >&2; } | true`;
+  const script = `{ sleep 0.2; '${blktap}' --help; echo "status $?" >&2; } | true`;
   const { stderr } = await run("/bin/bash", ["-c", script]);
   assert.match(stderr, /^status (0|141)\n$/);
 });
