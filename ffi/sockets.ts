@@ -40,7 +40,8 @@ const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SUN_PATH_BYTES = 108;
 
-function unixAddress(path: string): Uint8Array<ArrayBuffer> {
+/** A `struct sockaddr_un` for a path. Throws `RangeError` when the path is too long for one. */
+export function unixAddress(path: string): Uint8Array<ArrayBuffer> {
   // struct sockaddr_un: u16 family @0, char path[108] @2.
   const bytes = new TextEncoder().encode(path);
   if (bytes.length >= SUN_PATH_BYTES) {

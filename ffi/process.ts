@@ -1,0 +1,97 @@
+/**
+ * Processes, waiting locks, waiting for one descriptor, and datagrams: what the control programs
+ * need of libc beyond files and stream sockets.
+ *
+ * @module
+ */
+import { Errno, lastErrno, SystemError } from "./errno.ts";
+import { O_RDWR, openFile } from "./files.ts";
+import { openLibc } from "./libc.ts";
+import { unixAddress } from "./sockets.ts";
+
+const libc = openLibc({
+  // int kill(pid_t pid, int sig)
+  kill: { parameters: ["i32", "i32"], result: "i32" },
+  // int dup2(int oldfd, int newfd)
+  dup2: { parameters: ["i32", "i32"], result: "i32" },
+  // int close(int fd)
+  close: { parameters: ["i32"], result: "i32" },
+  // int flock(int fd, int operation)
+  flock: { parameters: ["i32", "i32"], result: "i32" },
+  // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
+  poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
+  // int socket(int domain, int type, int protocol)
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
+  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+});
+
+const LOCK_EX = 2;
+const AF_UNIX = 1;
+const SOCK_DGRAM = 2;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+
+/** Events of poll(2). */
+export const POLLIN = 0x001;
+export const POLLOUT = 0x004;
+
+/** Whether a process of this number exists, whoever owns it. */
+export function processExists(pid: number): boolean {
+  return libc.kill(pid, 0) === 0 || lastErrno() !== Errno.ESRCH;
+}
+
+/** Points standard input, output and error to /dev/null, as a daemon does. Throws `SystemError`. */
+export function detachStandardStreams(): void {
+  const nothing = openFile("/dev/null", O_RDWR);
+  for (let fd = 0; fd <= 2; fd++) {
+    if (libc.dup2(nothing, fd) < 0) {
+      throw new SystemError(lastErrno(), `Cannot redirect descriptor ${fd} to /dev/null`);
+    }
+  }
+  libc.close(nothing);
+}
+
+/** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */
+export function lockExclusive(fd: number): void {
+  while (libc.flock(fd, LOCK_EX) < 0) {
+    if (lastErrno() !== Errno.EINTR) throw new SystemError(lastErrno(), "Cannot lock the file");
+  }
+}
+
+/**
+ * Waits until a descriptor is ready for `events` (POLLIN, POLLOUT), has failed or has ended; false
+ * when `timeoutMs` has gone by first. Infinity waits for as long as it takes. Throws `SystemError`.
+ */
+export function waitForDescriptor(fd: number, events: number, timeoutMs: number): boolean {
+  // struct pollfd: int fd @0, short events @4, short revents @6.
+  const poll = new Uint8Array(8);
+  const view = new DataView(poll.buffer);
+  view.setInt32(0, fd, true);
+  view.setInt16(4, events, true);
+  const untilMs = performance.now() + timeoutMs;
+  for (;;) {
+    const leftMs = Math.max(0, untilMs - performance.now());
+    const ready = libc.poll(poll, 1, leftMs === Infinity ? -1 : Math.ceil(leftMs));
+    if (ready >= 0) return ready > 0;
+    if (lastErrno() !== Errno.EINTR) {
+      throw new SystemError(lastErrno(), `Cannot wait for descriptor ${fd}`);
+    }
+  }
+}
+
+/**
+ * A datagram socket that is connected to the UNIX socket at `path` and never blocks. Throws
+ * `SystemError`. Send with `sendAt`, close with `closeFile`.
+ */
+export function connectDatagrams(path: string): number {
+  const fd = libc.socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
+  const address = unixAddress(path);
+  if (libc.connect(fd, address, address.length) < 0) {
+    const errno = lastErrno();
+    libc.close(fd);
+    throw new SystemError(errno, `Cannot connect to ${path}`);
+  }
+  return fd;
+}
