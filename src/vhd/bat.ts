@@ -17,7 +17,7 @@ export function decodeBat(bytes: Uint8Array, entries: number): Uint32Array {
 }
 
 /** Writes a BAT as whole sectors; what is left of the last one is zero. */
-export function encodeBat(bat: Uint32Array): Uint8Array {
+export function encodeBat(bat: Uint32Array): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(batBytes(bat.length));
   const view = new DataView(bytes.buffer);
   for (let i = 0; i < bat.length; i++) view.setUint32(i * 4, bat[i]);

@@ -71,7 +71,7 @@ export function decodeBatmapHeader(bytes: Uint8Array): BatmapHeader {
 }
 
 /** Writes a batmap header as 512 bytes. The checksum is taken as given: it is the map's. */
-export function encodeBatmapHeader(header: BatmapHeader): Uint8Array {
+export function encodeBatmapHeader(header: BatmapHeader): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(BATMAP_HEADER_SIZE);
   const view = new DataView(bytes.buffer);
   const at = BATMAP_OFFSETS;

@@ -109,7 +109,7 @@ export function decodeFooter(bytes: Uint8Array): Footer {
 }
 
 /** Writes a footer as 512 bytes, with the right checksum. */
-export function encodeFooter(footer: Footer): Uint8Array {
+export function encodeFooter(footer: Footer): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(HD_FOOTER_SIZE);
   const view = new DataView(bytes.buffer);
   const at = FOOTER_OFFSETS;

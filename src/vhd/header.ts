@@ -86,7 +86,7 @@ export function decodeHeader(bytes: Uint8Array): DynamicHeader {
 }
 
 /** Writes a header as 1024 bytes, with the right checksum. */
-export function encodeHeader(header: DynamicHeader): Uint8Array {
+export function encodeHeader(header: DynamicHeader): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(DD_HEADER_SIZE);
   const view = new DataView(bytes.buffer);
   const at = HEADER_OFFSETS;

@@ -12,11 +12,13 @@ import {
   batmapHeaderOffset,
   bitmapSectors,
   blocksOf,
+  endOfDataSector,
   endOfHeaders,
   sectorsPerBlock,
 } from "./layout.ts";
 import { osStorage, type Storage, type StorageFile } from "./storage.ts";
 import { validateBat } from "./validate.ts";
+import { VHD_SECTOR_SIZE } from "./units.ts";
 import { isNullUuid } from "./uuid.ts";
 
 /** The kinds of image. */
@@ -25,6 +27,8 @@ export type VhdType = "fixed" | "dynamic" | "differencing";
 /** A batmap: which blocks are full, so that their bitmaps need not be read. */
 export interface Batmap {
   header: BatmapHeader;
+  /** Whether `bits` differ from those in the file. Bits may be set late, never too early. */
+  dirty: boolean;
   /** One bit a block, most significant first. Blocks past its end are not in it. */
   bits: Uint8Array<ArrayBuffer>;
   /** Byte offset of the batmap's header. */
@@ -72,6 +76,8 @@ export interface VhdImage {
   readonly batmapFault: VhdFormatError | null;
   /** First byte behind the metadata at the front. */
   endOfHeadersBytes: number;
+  /** First sector behind all metadata and blocks: where the next block may start. */
+  endOfDataSector: number;
   hidden: boolean;
   savedState: boolean;
   /** Null in all but differencing images. */
@@ -145,24 +151,30 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
     close: (): void => file.close(),
   };
   if (footer.diskType === HD_TYPE_FIXED) {
-    return { ...common, ...FIXED_PARTS, bat: new Uint32Array(0) };
+    const endOfDataSector = Number(footer.currentSize) / VHD_SECTOR_SIZE;
+    return { ...common, ...FIXED_PARTS, endOfDataSector, bat: new Uint32Array(0) };
   }
   const header = readHeader(file, footer);
   const sectors = sectorsPerBlock(header.blockSize);
   const { batmap, fault } = readBatmapOf(file, footer, header, options);
+  const bat = readBat(file, header);
+  const layout = {
+    endOfHeadersBytes: endOfHeaders({ footer, header, batmap: batmap?.header ?? null }),
+    sectorsPerBlock: sectors,
+    bitmapSectors: bitmapSectors(sectors),
+  };
   const image: VhdImage = {
     ...common,
     header,
     type: footer.diskType === HD_TYPE_DIFF ? "differencing" : "dynamic",
     blockSizeBytes: header.blockSize,
-    sectorsPerBlock: sectors,
-    bitmapSectors: bitmapSectors(sectors),
+    ...layout,
     blocks: blocksOf(Number(footer.currentSize), header.blockSize),
-    bat: readBat(file, header),
+    bat,
     batOffsetBytes: Number(header.tableOffset),
     batmap,
     batmapFault: fault,
-    endOfHeadersBytes: endOfHeaders({ footer, header, batmap: batmap?.header ?? null }),
+    endOfDataSector: endOfDataSector({ ...layout, bat }),
     parent: footer.diskType === HD_TYPE_DIFF ? parentOf(header) : null,
   };
   if (options.lenient !== true) validateBat(image);
@@ -209,6 +221,7 @@ function readBatmapOf(
     const inUse = Math.min(found.bits.length, batmapBytes(Number(footer.currentSize)));
     const batmap = {
       header: found.header,
+      dirty: false,
       bits: found.bits.subarray(0, inUse),
       headerOffsetBytes: batmapHeaderOffset(header),
       offsetBytes: Number(found.header.batmapOffset),

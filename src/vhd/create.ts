@@ -1,0 +1,251 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { DD_BLK_UNUSED, encodeBat } from "./bat.ts";
+import {
+  BATMAP_HEADER_SIZE,
+  batmapChecksum,
+  type BatmapHeader,
+  encodeBatmapHeader,
+  VHD_BATMAP_COOKIE,
+  VHD_BATMAP_CURRENT_VERSION,
+} from "./batmap.ts";
+import {
+  encodeFooter,
+  type Footer,
+  HD_COOKIE,
+  HD_FF_VERSION,
+  HD_FOOTER_SIZE,
+  HD_RESERVED,
+  HD_TYPE_DIFF,
+  HD_TYPE_DYNAMIC,
+  HD_TYPE_FIXED,
+  VHD_CREATOR_TAP,
+  VHD_CURRENT_VERSION,
+  VHD_NO_OFFSET,
+} from "./footer.ts";
+import { geometryOfSize, packGeometry } from "./geometry.ts";
+import { type DynamicHeader, emptyHeader, encodeHeader } from "./header.ts";
+import { batmapHeaderOffset, blocksOf } from "./layout.ts";
+import type { ParentLocator } from "./locator.ts";
+import { osStorage, type Storage, type StorageFile } from "./storage.ts";
+import { vhdTimeNow } from "./time.ts";
+import { paddedBytes, VHD_BLOCK_SIZE, VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "./units.ts";
+import { generateUuid } from "./uuid.ts";
+
+/** What every image is created with. */
+export interface CreateOptions {
+  readonly storage?: Storage;
+  /** Size of the virtual disk. Rounded up to whole blocks of 2 MiB. */
+  readonly sizeBytes: number;
+}
+
+/** What a fixed image is created with. */
+export interface CreateFixedOptions extends CreateOptions {
+  /** Leave the data as a hole instead of writing zeros. */
+  readonly sparse?: boolean;
+}
+
+/** What a dynamic image is created with. */
+export interface CreateDynamicOptions extends CreateOptions {
+  /** Make the BAT and batmap large enough for the disk to grow to this without moving data. */
+  readonly reserveBytes?: number;
+}
+
+/** A parent as it is written into a differencing image. */
+export interface ParentToWrite {
+  readonly uuid: Uint8Array;
+  /** VHD time stamp of its last change. */
+  readonly timestamp: number;
+  /** 512 bytes; see `encodeParentName`. */
+  readonly name: Uint8Array;
+  /** In the order of the header's entries. */
+  readonly locators: readonly { readonly code: number; readonly bytes: Uint8Array }[];
+}
+
+/** Rounds up to whole blocks of 2 MiB. */
+export function roundToBlocks(sizeBytes: number): number {
+  return blocksOf(sizeBytes, VHD_BLOCK_SIZE) * VHD_BLOCK_SIZE;
+}
+
+/**
+ * Refuses sizes that no VHD can have.
+ *
+ * @throws {SystemError} EINVAL below 1 byte and above 2040 GiB.
+ */
+export function validateSize(path: string, sizeBytes: number): void {
+  if (sizeBytes > 0 && sizeBytes <= VHD_MAX_SIZE) return;
+  const problem = Number.isNaN(sizeBytes) || sizeBytes <= 0
+    ? "its size must be at least 1 MiB"
+    : `${sizeBytes} bytes is more than the 2040 GiB that a VHD can hold`;
+  throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as ${problem}`);
+}
+
+/**
+ * Creates an image that holds the whole disk, all zeros.
+ *
+ * @throws {SystemError} EINVAL for a size that is out of range; what the file system says. A file
+ * that was not finished is removed.
+ */
+export function createFixed(path: string, options: CreateFixedOptions): void {
+  const { storage = osStorage, sparse = false } = options;
+  validateSize(path, options.sizeBytes);
+  const sizeBytes = roundToBlocks(options.sizeBytes);
+  writeNewImage(storage, path, (file) => {
+    if (sparse && !file.isBlockDevice) file.truncate(sizeBytes);
+    else writeZeros(file, 0, sizeBytes);
+    const footer = encodeFooter(newFooter(HD_TYPE_FIXED, sizeBytes));
+    file.writeAt(footer, file.isBlockDevice ? file.sizeBytes() - HD_FOOTER_SIZE : sizeBytes);
+  });
+}
+
+/**
+ * Creates an image that grows as it is written.
+ *
+ * @throws {SystemError} EINVAL for sizes that are out of range or a reserve below the size; what
+ * the file system says. A file that was not finished is removed.
+ */
+export function createDynamic(path: string, options: CreateDynamicOptions): void {
+  const { storage = osStorage, reserveBytes = 0 } = options;
+  validateSize(path, options.sizeBytes);
+  const sizeBytes = roundToBlocks(options.sizeBytes);
+  const maxBytes = reserveSize(path, sizeBytes, reserveBytes);
+  writeNewImage(storage, path, (file) => writeSparseImage(file, { sizeBytes, maxBytes }));
+}
+
+/** The size that the metadata is made for. */
+export function reserveSize(path: string, sizeBytes: number, reserveBytes: number): number {
+  if (reserveBytes === 0) return sizeBytes;
+  validateSize(path, reserveBytes);
+  const maxBytes = roundToBlocks(reserveBytes);
+  if (maxBytes >= sizeBytes) return maxBytes;
+  const problem = `metadata for ${reserveBytes} bytes is less than its size of ${sizeBytes} bytes`;
+  throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as ${problem}`);
+}
+
+/** Opens a new file, lets `write` fill it, syncs it; removes it when that fails. */
+export function writeNewImage(
+  storage: Storage,
+  path: string,
+  write: (file: StorageFile) => void,
+): void {
+  const file = storage.open(path, "create");
+  try {
+    write(file);
+    file.sync();
+  } catch (error) {
+    file.close();
+    if (!file.isBlockDevice && storage.exists(path)) storage.remove(path);
+    throw error;
+  }
+  file.close();
+}
+
+/** A footer with every field at its default. */
+export function newFooter(diskType: number, sizeBytes: number): Footer {
+  return {
+    cookie: HD_COOKIE,
+    features: HD_RESERVED,
+    fileFormatVersion: HD_FF_VERSION,
+    dataOffset: diskType === HD_TYPE_FIXED ? VHD_NO_OFFSET : BigInt(VHD_SECTOR_SIZE),
+    timestamp: vhdTimeNow(),
+    creatorApplication: VHD_CREATOR_TAP,
+    creatorVersion: VHD_CURRENT_VERSION,
+    creatorHostOs: 0,
+    originalSize: BigInt(sizeBytes),
+    currentSize: BigInt(sizeBytes),
+    geometry: packGeometry(geometryOfSize(sizeBytes)),
+    diskType,
+    checksum: 0,
+    uuid: generateUuid(),
+    savedState: 0,
+    hidden: 0,
+    reserved: new Uint8Array(426),
+  };
+}
+
+/**
+ * Writes a dynamic or differencing image without data: backup footer at 0, header at 512, BAT at
+ * 1536, batmap behind it, parent locators behind that, footer.
+ */
+export function writeSparseImage(
+  file: StorageFile,
+  { sizeBytes, maxBytes, parent }: {
+    sizeBytes: number;
+    maxBytes: number;
+    parent?: ParentToWrite;
+  },
+): void {
+  const footer = newFooter(parent === undefined ? HD_TYPE_DYNAMIC : HD_TYPE_DIFF, sizeBytes);
+  const header = newHeader(maxBytes);
+  const batmap = newBatmapHeader(header);
+  let end = Number(batmap.batmapOffset) + batmap.batmapSectors * VHD_SECTOR_SIZE;
+  if (parent !== undefined) end = writeParent(file, { header, parent, offsetBytes: end });
+  const map = new Uint8Array(batmap.batmapSectors * VHD_SECTOR_SIZE);
+  batmap.checksum = batmapChecksum(map, batmap.batmapVersion);
+  file.writeAt(map, Number(batmap.batmapOffset));
+  file.writeAt(encodeBatmapHeader(batmap), batmapHeaderOffset(header));
+  const bat = new Uint32Array(header.maxBatEntries).fill(DD_BLK_UNUSED);
+  file.writeAt(encodeBat(bat), Number(header.tableOffset));
+  file.writeAt(encodeHeader(header), Number(footer.dataOffset));
+  const footerBytes = encodeFooter(footer);
+  file.writeAt(footerBytes, 0);
+  file.writeAt(footerBytes, file.isBlockDevice ? file.sizeBytes() - HD_FOOTER_SIZE : end);
+}
+
+function newHeader(maxBytes: number): DynamicHeader {
+  const header = emptyHeader();
+  header.tableOffset = BigInt(3 * VHD_SECTOR_SIZE);
+  header.maxBatEntries = blocksOf(maxBytes, VHD_BLOCK_SIZE);
+  header.blockSize = VHD_BLOCK_SIZE;
+  return header;
+}
+
+function newBatmapHeader(header: DynamicHeader): BatmapHeader {
+  const mapBytes = paddedBytes(Math.ceil(header.maxBatEntries / 8));
+  return {
+    cookie: VHD_BATMAP_COOKIE,
+    batmapOffset: BigInt(batmapHeaderOffset(header) + BATMAP_HEADER_SIZE),
+    batmapSectors: mapBytes / VHD_SECTOR_SIZE,
+    batmapVersion: VHD_BATMAP_CURRENT_VERSION,
+    checksum: 0,
+    marker: 0,
+    keyhash: { cookie: 0, nonce: new Uint8Array(32), hash: new Uint8Array(32) },
+  };
+}
+
+/** Writes the locators' names one behind the other and enters all into the header. */
+function writeParent(
+  file: StorageFile,
+  { header, parent, offsetBytes }: {
+    header: DynamicHeader;
+    parent: ParentToWrite;
+    offsetBytes: number;
+  },
+): number {
+  header.parentUuid = parent.uuid;
+  header.parentTimestamp = parent.timestamp;
+  header.parentName = parent.name;
+  for (const [index, { code, bytes }] of parent.locators.entries()) {
+    const locator: ParentLocator = {
+      code,
+      dataSpace: paddedBytes(bytes.length),
+      dataLength: bytes.length,
+      reserved: 0,
+      dataOffset: BigInt(offsetBytes),
+    };
+    const padded = new Uint8Array(locator.dataSpace);
+    padded.set(bytes);
+    file.writeAt(padded, offsetBytes);
+    header.locators[index] = locator;
+    offsetBytes += locator.dataSpace;
+  }
+  return offsetBytes;
+}
+
+/** Writes zeros in pieces of a block. */
+export function writeZeros(file: StorageFile, offsetBytes: number, lengthBytes: number): void {
+  const zeros = new Uint8Array(Math.min(VHD_BLOCK_SIZE, lengthBytes));
+  for (let done = 0; done < lengthBytes; done += zeros.length) {
+    const count = Math.min(zeros.length, lengthBytes - done);
+    file.writeAt(zeros.subarray(0, count), offsetBytes + done);
+  }
+}

@@ -1,0 +1,176 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { DD_BLK_UNUSED } from "./bat.ts";
+import { encodeBatmapHeader, type KeyHash } from "./batmap.ts";
+import { MAX_CHAIN_DEPTH, openChain, openRawParent, resolveParent } from "./chain.ts";
+import {
+  type ParentToWrite,
+  reserveSize,
+  roundToBlocks,
+  validateSize,
+  writeNewImage,
+  writeSparseImage,
+} from "./create.ts";
+import { VhdChainError } from "./errors.ts";
+import { openVhd, type VhdImage } from "./image.ts";
+import {
+  encodeLocation,
+  encodeParentName,
+  PLAT_CODE_MACX,
+  PLAT_CODE_W2KU,
+  PLAT_CODE_W2RU,
+} from "./locator.ts";
+import { canonicalPath, fileNameOf, relativePath } from "./paths.ts";
+import { osStorage, type Storage } from "./storage.ts";
+import { vhdTime } from "./time.ts";
+import { isNullUuid } from "./uuid.ts";
+
+/** The locators that a child gets, all with the relative path, in the order of the header. */
+const LOCATOR_CODES = [PLAT_CODE_MACX, PLAT_CODE_W2KU, PLAT_CODE_W2RU];
+
+/** How a differencing image is made. */
+export interface SnapshotOptions {
+  readonly storage?: Storage;
+  /** The image that the new one builds on. */
+  readonly parent: string;
+  /** The parent is a raw image, not a VHD. */
+  readonly rawParent?: boolean;
+  /** Refer to the parent even if it is empty; otherwise to the first below it that is not. */
+  readonly keepEmptyParent?: boolean;
+  /** Make room in BAT and batmap for the disk to grow to this. */
+  readonly reserveBytes?: number;
+  /** Refuse (ENOSPC) to make a chain of more layers than this. */
+  readonly depthLimit?: number;
+}
+
+/** The chain would be deeper than the caller's limit. */
+export class SnapshotDepthError extends VhdChainError {
+  constructor(path: string, readonly depth: number, readonly limit: number) {
+    super(path, Errno.ENOSPC, `it has ${depth} layers already, and the limit is ${limit} (ENOSPC)`);
+  }
+}
+
+interface Target {
+  readonly path: string;
+  readonly raw: boolean;
+  /** Size that the child must have, rounded up to blocks; 0 for that of the target. */
+  readonly sizeBytes: number;
+}
+
+/**
+ * Creates a differencing image.
+ *
+ * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the parent cannot be used, when
+ * the limit would be exceeded ({@linkcode SnapshotDepthError}), when writing fails.
+ */
+export function snapshot(path: string, options: SnapshotOptions): void {
+  const { storage = osStorage } = options;
+  const target = findTarget(storage, options);
+  if (
+    storage.exists(path) && canonicalPath(storage, path) === canonicalPath(storage, target.path)
+  ) {
+    throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as it would be its own parent`);
+  }
+  if (options.depthLimit && !target.raw) limitDepth(storage, target.path, options.depthLimit);
+  const parent = target.raw ? describeRaw(storage, target.path) : describeVhd(storage, target.path);
+  const { reserveBytes = 0 } = options;
+  const sizeBytes = Math.max(roundToBlocks(target.sizeBytes), parent.sizeBytes);
+  validateSize(path, sizeBytes);
+  const maxBytes = reserveSize(path, sizeBytes, reserveBytes);
+  writeNewImage(storage, path, (file) => {
+    const childPath = canonicalPath(storage, path);
+    const toWrite = parentToWrite(storage, { childPath, parentPath: target.path, parent });
+    writeSparseImage(file, { sizeBytes, maxBytes, parent: toWrite });
+  });
+  if (parent.keyhash !== null) setKeyhash(storage, path, parent.keyhash);
+}
+
+/** The image to refer to: that given or, while images are empty, the one below. */
+function findTarget(storage: Storage, options: SnapshotOptions): Target {
+  const given = canonicalPath(storage, options.parent);
+  if (options.rawParent || options.keepEmptyParent) {
+    return { path: given, raw: options.rawParent === true, sizeBytes: 0 };
+  }
+  let path = given;
+  let sizeBytes = 0;
+  for (let depth = 0; depth < MAX_CHAIN_DEPTH; depth++) {
+    const image = openVhd(path, { storage });
+    try {
+      if (depth === 0) sizeBytes = image.sizeBytes;
+      if (image.parent === null || image.bat.some((entry) => entry !== DD_BLK_UNUSED)) {
+        return { path, raw: false, sizeBytes: path === given ? 0 : sizeBytes };
+      }
+      path = resolveParent(image);
+      if (image.parent.raw) return { path, raw: true, sizeBytes };
+    } finally {
+      image.close();
+    }
+  }
+  throw new VhdChainError(given, Errno.ELOOP, `it has more than ${MAX_CHAIN_DEPTH} layers`);
+}
+
+function limitDepth(storage: Storage, path: string, limit: number): void {
+  const chain = openChain(path, { storage, ignoreParentUuid: true });
+  chain.close();
+  if (chain.depth + 1 > limit) throw new SnapshotDepthError(path, chain.depth, limit);
+}
+
+interface ParentFacts {
+  readonly uuid: Uint8Array;
+  readonly sizeBytes: number;
+  readonly keyhash: KeyHash | null;
+}
+
+function describeRaw(storage: Storage, path: string): ParentFacts {
+  const raw = openRawParent(storage, path);
+  raw.file.close();
+  return { uuid: new Uint8Array(16), sizeBytes: raw.sizeBytes, keyhash: null };
+}
+
+function describeVhd(storage: Storage, path: string): ParentFacts {
+  const image = openVhd(path, { storage });
+  image.close();
+  const { uuid } = image.footer;
+  if (isNullUuid(uuid)) {
+    throw new SystemError(Errno.EINVAL, `Cannot make a child of ${path}, which has no UUID`);
+  }
+  return { uuid, sizeBytes: image.sizeBytes, keyhash: keyhashOf(image) };
+}
+
+function keyhashOf(image: VhdImage): KeyHash | null {
+  const keyhash = image.batmap?.header.keyhash;
+  return keyhash?.cookie === 1 ? keyhash : null;
+}
+
+/** What the header and locators of a child say of a parent. Both paths are absolute. */
+export function parentToWrite(
+  storage: Storage,
+  { childPath, parentPath, parent }: {
+    childPath: string;
+    parentPath: string;
+    parent: { readonly uuid: Uint8Array };
+  },
+): ParentToWrite {
+  const relative = relativePath(childPath, canonicalPath(storage, parentPath));
+  return {
+    uuid: parent.uuid,
+    timestamp: vhdTime(storage.status(parentPath).mtimeSeconds),
+    name: encodeParentName(fileNameOf(parentPath)),
+    locators: LOCATOR_CODES.map((code) => ({ code, bytes: encodeLocation(code, relative) })),
+  };
+}
+
+/** Children of an encrypted image are encrypted with the same key. */
+function setKeyhash(storage: Storage, path: string, keyhash: KeyHash): void {
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    if (image.batmap === null) return;
+    image.batmap.header.keyhash = keyhash;
+    image.file.writeAt(
+      encodeBatmapHeader(image.batmap.header),
+      image.batmap.headerOffsetBytes,
+    );
+    image.file.sync();
+  } finally {
+    image.close();
+  }
+}

@@ -1,0 +1,147 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { DD_BLK_UNUSED } from "./bat.ts";
+import { batmapChecksum, encodeBatmapHeader } from "./batmap.ts";
+import { allSet, setBit, setBits } from "./bitmap.ts";
+import { bitmapOffset, dataOffset, isAllocated, isMarkedFull, readBitmap } from "./block.ts";
+import { writeZeros } from "./create.ts";
+import { encodeFooter, HD_FOOTER_SIZE } from "./footer.ts";
+import type { VhdImage } from "./image.ts";
+import { nextBlockSector } from "./layout.ts";
+import { VHD_SECTOR_SIZE } from "./units.ts";
+
+/**
+ * Writes to a virtual disk while no tapdisk has it.
+ *
+ * What must hold at every moment, so that a crash leaves an image that opens: a block's data and
+ * bitmap are in the file before the BAT points at them, and a sector's data before the bit that says
+ * so. A new block lies over the footer at the end of the file; until {@linkcode finishWriting} puts
+ * it back behind the last block, the backup at the start counts.
+ *
+ * @param from Whole sectors.
+ * @param offsetBytes A multiple of 512.
+ * @throws {SystemError} ERANGE beyond the end of the disk, EFBIG when the file would be too long for
+ * a sector number of 32 bits; what the file system says.
+ */
+export function writeRange(
+  image: VhdImage,
+  from: Uint8Array<ArrayBuffer>,
+  offsetBytes: number,
+): void {
+  const { path, sizeBytes } = image;
+  if (offsetBytes % VHD_SECTOR_SIZE !== 0 || from.length % VHD_SECTOR_SIZE !== 0) {
+    throw new RangeError(`Cannot write ${from.length} bytes at ${offsetBytes}: not whole sectors`);
+  }
+  if (offsetBytes < 0 || offsetBytes + from.length > sizeBytes) {
+    throw new SystemError(
+      Errno.ERANGE,
+      `Cannot write ${from.length} bytes at ${offsetBytes} of ${path}, a disk of ${sizeBytes} bytes`,
+    );
+  }
+  if (image.type === "fixed") return image.file.writeAt(from, offsetBytes);
+  const blockBytes = image.blockSizeBytes;
+  for (let done = 0; done < from.length;) {
+    const inBlock = (offsetBytes + done) % blockBytes;
+    const end = Math.min(from.length, done + blockBytes - inBlock);
+    writeInBlock(image, from.subarray(done, end), {
+      block: Math.floor((offsetBytes + done) / blockBytes),
+      sector: inBlock / VHD_SECTOR_SIZE,
+    });
+    done = end;
+  }
+}
+
+/** Puts the footers where they belong after {@linkcode writeRange} and syncs the file. */
+export function finishWriting(image: VhdImage): void {
+  image.file.sync();
+  if (image.batmap?.dirty) writeBatmap(image);
+  writeFooters(image);
+  image.file.sync();
+}
+
+/** Writes both footers: behind the data, or at the end of a block device, and at the start. */
+export function writeFooters(image: VhdImage): void {
+  const { file } = image;
+  const bytes = encodeFooter(image.footer);
+  if (image.type !== "fixed") file.writeAt(bytes, 0);
+  if (file.isBlockDevice) return file.writeAt(bytes, file.sizeBytes() - HD_FOOTER_SIZE);
+  const endBytes = image.endOfDataSector * VHD_SECTOR_SIZE;
+  file.writeAt(bytes, endBytes);
+  file.truncate(endBytes + HD_FOOTER_SIZE);
+}
+
+interface BlockPlace {
+  readonly block: number;
+  readonly sector: number;
+}
+
+function writeInBlock(
+  image: VhdImage,
+  from: Uint8Array<ArrayBuffer>,
+  { block, sector }: BlockPlace,
+): void {
+  if (!isAllocated(image, block)) return writeNewBlock(image, from, { block, sector });
+  image.file.writeAt(from, dataOffset(image, block) + sector * VHD_SECTOR_SIZE);
+  if (isMarkedFull(image, block)) return;
+  const bitmap = readBitmap(image, block);
+  setBits(bitmap, sector, from.length / VHD_SECTOR_SIZE);
+  image.file.writeAt(bitmap, bitmapOffset(image, block));
+  if (allSet(bitmap, image.sectorsPerBlock)) markFull(image, block);
+}
+
+function writeNewBlock(
+  image: VhdImage,
+  from: Uint8Array<ArrayBuffer>,
+  { block, sector }: BlockPlace,
+): void {
+  const { file, bitmapSectors, sectorsPerBlock } = image;
+  const endSector = image.endOfDataSector;
+  const place = nextBlockSector({ endSector, bitmapSectors });
+  if (place + bitmapSectors + sectorsPerBlock >= DD_BLK_UNUSED) {
+    throw new SystemError(Errno.EFBIG, `Cannot allocate block ${block} of ${image.path}`);
+  }
+  clearSpace(image, endSector, place + bitmapSectors + sectorsPerBlock);
+  const dataSector = place + bitmapSectors + sector;
+  file.writeAt(from, dataSector * VHD_SECTOR_SIZE);
+  const bitmap = new Uint8Array(bitmapSectors * VHD_SECTOR_SIZE);
+  setBits(bitmap, sector, from.length / VHD_SECTOR_SIZE);
+  file.writeAt(bitmap, place * VHD_SECTOR_SIZE);
+  image.bat[block] = place;
+  image.endOfDataSector = place + bitmapSectors + sectorsPerBlock;
+  writeBatEntry(image, block);
+  if (allSet(bitmap, sectorsPerBlock)) markFull(image, block);
+}
+
+/** Makes the file's sectors zero from one to another, where the old footer or old data may be. */
+function clearSpace({ file }: VhdImage, fromSector: number, toSector: number): void {
+  const [fromBytes, toBytes] = [fromSector * VHD_SECTOR_SIZE, toSector * VHD_SECTOR_SIZE];
+  if (file.isBlockDevice) return writeZeros(file, fromBytes, toBytes - fromBytes);
+  file.truncate(fromBytes);
+  file.truncate(toBytes);
+}
+
+/** Writes the sector of the BAT that an entry is in. */
+export function writeBatEntry(image: VhdImage, block: number): void {
+  const perSector = VHD_SECTOR_SIZE / 4;
+  const first = Math.floor(block / perSector) * perSector;
+  const bytes = new Uint8Array(VHD_SECTOR_SIZE);
+  const view = new DataView(bytes.buffer);
+  const count = Math.min(perSector, image.bat.length - first);
+  for (let i = 0; i < count; i++) view.setUint32(i * 4, image.bat[first + i]);
+  image.file.writeAt(bytes, image.batOffsetBytes + first * 4);
+}
+
+function markFull(image: VhdImage, block: number): void {
+  const { batmap } = image;
+  if (batmap === null || block >= batmap.bits.length * 8) return;
+  setBit(batmap.bits, block);
+  batmap.dirty = true;
+}
+
+/** Writes the map and its header with the new checksum. */
+export function writeBatmap({ batmap, file }: VhdImage): void {
+  if (batmap === null) return;
+  batmap.header.checksum = batmapChecksum(batmap.bits, batmap.header.batmapVersion);
+  file.writeAt(batmap.bits, batmap.offsetBytes);
+  file.writeAt(encodeBatmapHeader(batmap.header), batmap.headerOffsetBytes);
+  batmap.dirty = false;
+}
