@@ -2,7 +2,7 @@
  * Runs the tests, each file in a process of its own, so that a crash or a hang costs that file
  * only, and ends with one line that says what came of them.
  *
- *     deno run -A scripts/run_tests.ts [--build] [--check] [FILE…] [OPTION OF DENO TEST…]
+ *     deno run -A scripts/run_tests.ts [--build] [--check] [FILE…] [--OPTION=OF-DENO-TEST…]
  *
  * `--build` and `--check` do those tasks first and count each as a test.
  *
