@@ -1,0 +1,146 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { DiskFile } from "../queue/disk_files.ts";
+import { describeError, errnoOf } from "../queue/disk_files.ts";
+import type { IoOwner } from "../queue/disk_queue.ts";
+import {
+  type DriverContext,
+  type DriverType,
+  type ImageDriver,
+  type ImageSpec,
+  type RequestSink,
+  SECTOR_BYTES,
+} from "./driver.ts";
+
+const ZERO_SECTORS = 1 << 17;
+
+/** Raw images: files and block devices whose content is the disk's, byte by byte. */
+export const aioDriver: DriverType = {
+  type: "aio",
+
+  open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
+    const file = context.files.open(spec.path, spec);
+    const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);
+    if (sectors === 0) {
+      file.close();
+      throw new SystemError(Errno.EINVAL, `Cannot serve ${spec.path}: it holds no whole sector`);
+    }
+    return new AioImage({ spec, context, sink, file, sectors });
+  },
+};
+
+/** A disk that lies at the start of a file in one piece: a raw image, or a fixed VHD. */
+export class AioImage implements ImageDriver, IoOwner {
+  readonly spec: ImageSpec;
+  readonly sectors: number;
+  readonly parent = null;
+  readonly #context: DriverContext;
+  readonly #sink: RequestSink;
+  readonly #file: DiskFile;
+  #canPunch = true;
+
+  constructor(
+    { spec, context, sink, file, sectors }: {
+      spec: ImageSpec;
+      context: DriverContext;
+      sink: RequestSink;
+      file: DiskFile;
+      sectors: number;
+    },
+  ) {
+    this.spec = spec;
+    this.sectors = sectors;
+    this.#context = context;
+    this.#sink = sink;
+    this.#file = file;
+    context.queue.register(file.file);
+    if (file.cachedBecause !== null) {
+      context.log(`${spec.path} goes through the page cache: ${file.cachedBecause}`);
+    }
+  }
+
+  get zeroSectors(): number {
+    return this.#canPunch ? ZERO_SECTORS : this.#context.zeroBytes / SECTOR_BYTES;
+  }
+
+  putBelow(_below: ImageDriver): void {
+    throw new TypeError(`A raw image has no parent: ${this.spec.path}`);
+  }
+
+  operationsFor(sectors: number): number {
+    return Math.max(1, Math.ceil(sectors * SECTOR_BYTES / this.#context.zeroBytes));
+  }
+
+  read(slot: number, sector: number, count: number, address: number): void {
+    const { queue } = this.#context;
+    queue.read(
+      this.#file.file,
+      sector * SECTOR_BYTES,
+      count * SECTOR_BYTES,
+      address,
+      this,
+      slot,
+    );
+  }
+
+  write(slot: number, sector: number, count: number, address: number): void {
+    const { queue } = this.#context;
+    queue.write(
+      this.#file.file,
+      sector * SECTOR_BYTES,
+      count * SECTOR_BYTES,
+      address,
+      this,
+      slot,
+    );
+  }
+
+  zero(slot: number, sector: number, count: number): void {
+    if (this.#canPunch) {
+      const errno = this.#punch(sector, count);
+      if (errno !== Errno.EOPNOTSUPP) return this.#sink.pieceDone(slot, count, errno);
+      this.#canPunch = false;
+    }
+    const most = this.#context.zeroBytes / SECTOR_BYTES;
+    for (let done = 0; done < count; done += most) {
+      const part = Math.min(most, count - done);
+      this.write(slot, sector + done, part, this.#context.zeroAddress);
+    }
+  }
+
+  discard(slot: number, sector: number, count: number): void {
+    const errno = this.#canPunch ? this.#punch(sector, count) : 0;
+    this.#sink.pieceDone(slot, count, errno === Errno.EOPNOTSUPP ? 0 : errno);
+  }
+
+  #punch(sector: number, count: number): number {
+    try {
+      const done = this.#file.punchHole(sector * SECTOR_BYTES, count * SECTOR_BYTES);
+      return done ? 0 : Errno.EOPNOTSUPP;
+    } catch (error) {
+      return errnoOf(error);
+    }
+  }
+
+  flush(slot: number): void {
+    this.#context.queue.sync(this.#file.file, this, slot);
+  }
+
+  allocatedRun(_slot: number, sector: number, count: number): number {
+    const run = this.#file.allocatedRun(sector * SECTOR_BYTES, count * SECTOR_BYTES);
+    return run / SECTOR_BYTES;
+  }
+
+  ioDone(slot: number, lengthBytes: number, errno: number): void {
+    this.#sink.pieceDone(slot, lengthBytes === 0 ? 1 : lengthBytes / SECTOR_BYTES, errno);
+  }
+
+  close(done: (errno: number) => void): void {
+    try {
+      this.#file.close();
+      done(0);
+    } catch (error) {
+      this.#context.log(`${this.spec.path}: ${describeError(error)}`);
+      done(errnoOf(error));
+    }
+  }
+}

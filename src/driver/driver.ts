@@ -1,0 +1,99 @@
+/**
+ * What an image driver is. A driver serves one image of one type: it finds each request's place
+ * and starts disk operations for it. It knows nothing of clients, retries or other devices. To add
+ * one, write a file that exports a `DriverType` and add it to `registry.ts`.
+ *
+ * Requests are slots of a device, named by number. A driver may cut a request to pieces, in any
+ * order and at any time, as long as the sectors that it tells `RequestSink.pieceDone` add up.
+ *
+ * @module
+ */
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { DiskFiles } from "../queue/disk_files.ts";
+import type { DiskQueue } from "../queue/disk_queue.ts";
+import type { Deferral } from "./deferral.ts";
+import type { PieceTable } from "./pieces.ts";
+
+/** Bytes of a sector, the unit of every request. */
+export const SECTOR_BYTES = 512;
+
+/** Who requests come from. */
+export interface RequestSink {
+  /**
+   * Part of a request ended.
+   *
+   * @param sectors How many sectors of it; 1 for a flush.
+   * @param errno 0, or a positive error number.
+   */
+  pieceDone(slot: number, sectors: number, errno: number): void;
+  /** `allocatedRun` said 0 for this slot; it knows more now. */
+  wake(slot: number): void;
+}
+
+/** What all drivers of a process share. */
+export interface DriverContext {
+  readonly scheduler: Scheduler;
+  readonly queue: DiskQueue;
+  readonly files: DiskFiles;
+  /** Records of pieces of requests that wait for something. */
+  readonly pieces: PieceTable;
+  /** Work put off to the end of the turn, so that one operation serves many requests. */
+  readonly deferral: Deferral;
+  /** Address of zeros, `zeroBytes` of them, to write from. */
+  readonly zeroAddress: number;
+  readonly zeroBytes: number;
+  /** Writes a line to the log. */
+  log(message: string): void;
+}
+
+/** Which image, and how. */
+export interface ImageSpec {
+  /** A driver's name, such as `vhd` or `aio`. */
+  readonly type: string;
+  readonly path: string;
+  readonly readOnly: boolean;
+  /** Past the page cache, where possible. */
+  readonly direct: boolean;
+}
+
+/** One open image. */
+export interface ImageDriver {
+  readonly spec: ImageSpec;
+  /** Size, sectors. */
+  readonly sectors: number;
+  /** The image that shows through where this one has no data; null when zeros do. */
+  readonly parent: ImageSpec | null;
+  /** The most sectors of one `zero`. */
+  readonly zeroSectors: number;
+  /** Puts the open parent below this image, before the first request. */
+  putBelow(below: ImageDriver): void;
+  /** The most disk operations that a request can make at once, here and below. */
+  operationsFor(sectors: number): number;
+  /** Reads sectors into memory. */
+  read(slot: number, sector: number, count: number, address: number): void;
+  /** Writes sectors from memory. */
+  write(slot: number, sector: number, count: number, address: number): void;
+  /** Makes sectors read as zeros, at most `zeroSectors` at a time. */
+  zero(slot: number, sector: number, count: number): void;
+  /** Frees the room of sectors, where that can be done; what they hold then is undefined. */
+  discard(slot: number, sector: number, count: number): void;
+  /** Brings all writes that ended to stable storage. */
+  flush(slot: number): void;
+  /**
+   * How many sectors from `sector` on, at most `count`, are alike: positive when they hold data,
+   * negative when they are a hole through the whole chain. 0: not known yet; `wake` follows.
+   */
+  allocatedRun(slot: number, sector: number, count: number): number;
+  /**
+   * Puts the image in order and closes it; no request may be under way. Calls back with an error
+   * number, 0 when all is well.
+   */
+  close(done: (errno: number) => void): void;
+}
+
+/** A kind of image. */
+export interface DriverType {
+  readonly type: string;
+  /** Opens an image. Throws an error that names the file and the reason and has an `errno`. */
+  open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver;
+}

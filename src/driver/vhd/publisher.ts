@@ -1,0 +1,182 @@
+import { Arena } from "../../../ffi/memory.ts";
+import type { DiskQueue, IoOwner } from "../../queue/disk_queue.ts";
+import { encodeFooter } from "../../vhd/footer.ts";
+import { SECTOR_BYTES } from "../driver.ts";
+import type { BitmapCache } from "./bitmap_cache.ts";
+import type { VhdFile } from "./vhd_file.ts";
+
+const BAT_ENTRIES_PER_SECTOR = SECTOR_BYTES / 4;
+const MOST_BAT_SECTORS = 8;
+const MOST_BLOCKS = 64;
+const FOOTER_TOKEN = -1;
+/** Operations that a publisher can have under way: BAT sectors, the footer, the sync. */
+export const PUBLISHER_OPERATIONS = MOST_BAT_SECTORS + 1;
+
+/** Who is told how publishing went. */
+export interface PublisherOwner {
+  /** The BAT on disk points at the block of this entry now, or, with an errno, does not. */
+  published(entry: number, errno: number): void;
+  /** Publishing came to its end; the next can start. */
+  publisherIdle(): void;
+}
+
+/**
+ * Makes the BAT point at new blocks, many at once: first what their data and bitmaps are made of is
+ * brought to stable storage, then the BAT's sectors that name them are written. So the BAT never
+ * points at a block whose bitmap is not there, whatever moment the power fails at. The footer at
+ * the file's new end is written along with them.
+ */
+export class Publisher {
+  readonly #file: VhdFile;
+  readonly #cache: BitmapCache;
+  readonly #queue: DiskQueue;
+  readonly #owner: PublisherOwner;
+  readonly #arena = new Arena((MOST_BAT_SECTORS + 1) * SECTOR_BYTES);
+  /** Entries of the cache whose blocks are being published. */
+  readonly #batch = new Int32Array(MOST_BLOCKS);
+  #batchSize = 0;
+  /** BAT sectors being written, by their number in the BAT. */
+  readonly #batSectors = new Int32Array(MOST_BAT_SECTORS);
+  #writesLeft = 0;
+  #busy = false;
+  /** Sector of the footer that is being written, or -1. */
+  #footerSector = -1;
+  readonly #syncOwner: IoOwner = { ioDone: (_t, _l, errno) => this.#synced(errno) };
+  readonly #writeOwner: IoOwner = { ioDone: (token, _l, errno) => this.#written(token, errno) };
+
+  constructor(
+    file: VhdFile,
+    { cache, queue, owner }: { cache: BitmapCache; queue: DiskQueue; owner: PublisherOwner },
+  ) {
+    this.#file = file;
+    this.#cache = cache;
+    this.#queue = queue;
+    this.#owner = owner;
+  }
+
+  /** Whether blocks are being published; others wait. */
+  get busy(): boolean {
+    return this.#busy;
+  }
+
+  /** Whether a footer is on its way to where a block's bitmap is to be written. */
+  footerInTheWay(location: number): boolean {
+    const end = location + this.#file.bitmapSectors;
+    return this.#footerSector >= location && this.#footerSector < end;
+  }
+
+  /** Adds an entry to the next publication; false when that is full. */
+  add(entry: number): boolean {
+    if (this.#batchSize === MOST_BLOCKS || !this.#fits(entry)) return false;
+    this.#batch[this.#batchSize++] = entry;
+    return true;
+  }
+
+  #batSectorOf(entry: number): number {
+    return Math.floor(this.#cache.block[entry] / BAT_ENTRIES_PER_SECTOR);
+  }
+
+  #fits(entry: number): boolean {
+    const sector = this.#batSectorOf(entry);
+    let different = 0;
+    for (let i = 0; i < this.#batchSize; i++) {
+      const other = this.#batSectorOf(this.#batch[i]);
+      if (other === sector) return true;
+      if (i === 0 || other !== this.#batSectorOf(this.#batch[i - 1])) different++;
+    }
+    return different < MOST_BAT_SECTORS;
+  }
+
+  /** Starts to publish what was added. */
+  start(): void {
+    if (this.#batchSize === 0) return;
+    this.#busy = true;
+    this.#queue.sync(this.#file.disk.file, this.#syncOwner, 0);
+  }
+
+  #synced(errno: number): void {
+    if (errno !== 0) {
+      for (let i = 0; i < this.#batchSize; i++) this.#owner.published(this.#batch[i], errno);
+      return this.#finish();
+    }
+    let sectors = 0;
+    for (let i = 0; i < this.#batchSize; i++) {
+      const sector = this.#batSectorOf(this.#batch[i]);
+      let at = 0;
+      while (at < sectors && this.#batSectors[at] !== sector) at++;
+      if (at === sectors) this.#fillBatSector(sectors++, sector);
+      this.#putEntry(at, this.#batch[i]);
+    }
+    this.#writesLeft = sectors + (this.#file.grown ? 1 : 0);
+    for (let at = 0; at < sectors; at++) {
+      const offset = this.#file.image.batOffsetBytes + this.#batSectors[at] * SECTOR_BYTES;
+      this.#write(offset, at * SECTOR_BYTES, at);
+    }
+    if (this.#file.grown) this.#writeFooter();
+  }
+
+  #fillBatSector(at: number, sector: number): void {
+    this.#batSectors[at] = sector;
+    const first = sector * BAT_ENTRIES_PER_SECTOR;
+    for (let i = 0; i < BAT_ENTRIES_PER_SECTOR; i++) {
+      const entry = first + i < this.#file.bat.length ? this.#file.bat[first + i] : 0xffff_ffff;
+      this.#arena.view.setUint32(at * SECTOR_BYTES + 4 * i, entry, false);
+    }
+  }
+
+  #putEntry(at: number, entry: number): void {
+    const index = this.#cache.block[entry] % BAT_ENTRIES_PER_SECTOR;
+    this.#arena.view.setUint32(
+      at * SECTOR_BYTES + 4 * index,
+      this.#cache.location[entry],
+      false,
+    );
+  }
+
+  #writeFooter(): void {
+    const offset = this.#file.footerOffsetBytes;
+    this.#footerSector = offset / SECTOR_BYTES;
+    this.#arena.bytes.set(encodeFooter(this.#file.image.footer), MOST_BAT_SECTORS * SECTOR_BYTES);
+    this.#file.noteFooter();
+    this.#write(offset, MOST_BAT_SECTORS * SECTOR_BYTES, FOOTER_TOKEN);
+  }
+
+  #write(offsetBytes: number, arenaOffset: number, token: number): void {
+    this.#queue.write(
+      this.#file.disk.file,
+      offsetBytes,
+      SECTOR_BYTES,
+      this.#arena.address + arenaOffset,
+      this.#writeOwner,
+      token,
+    );
+  }
+
+  #written(token: number, errno: number): void {
+    if (token === FOOTER_TOKEN) {
+      // Without it the backup serves; the next publication, or closing, tries again.
+      if (errno !== 0) this.#file.noteFooterLost();
+      this.#footerSector = -1;
+    } else {
+      const sector = this.#batSectors[token];
+      for (let i = 0; i < this.#batchSize; i++) {
+        const entry = this.#batch[i];
+        if (this.#batSectorOf(entry) !== sector) continue;
+        if (errno === 0) this.#file.bat[this.#cache.block[entry]] = this.#cache.location[entry];
+        this.#owner.published(entry, errno);
+      }
+    }
+    if (--this.#writesLeft === 0) this.#finish();
+  }
+
+  #finish(): void {
+    this.#batchSize = 0;
+    this.#busy = false;
+    this.#owner.publisherIdle();
+  }
+
+  /** Unmaps its memory; it must not be busy. */
+  release(): void {
+    this.#arena.release();
+  }
+}

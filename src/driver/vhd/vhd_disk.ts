@@ -1,0 +1,371 @@
+import { zeroMemory } from "../../../ffi/memory.ts";
+import { describeError, errnoOf } from "../../queue/disk_files.ts";
+import type { IoOwner } from "../../queue/disk_queue.ts";
+import { runEnd, testBit } from "../../vhd/bitmap.ts";
+import {
+  type DriverContext,
+  type ImageDriver,
+  type ImageSpec,
+  type RequestSink,
+  SECTOR_BYTES,
+} from "../driver.ts";
+import { PieceKind, PieceLists } from "../pieces.ts";
+import { BitmapCache, BlockFlag } from "./bitmap_cache.ts";
+import type { VhdFile } from "./vhd_file.ts";
+import { VhdWriter } from "./vhd_writer.ts";
+
+const NONE = -1;
+const ZERO_SECTORS = 1 << 20;
+
+/**
+ * An open dynamic or differencing VHD. Every request is cut at block boundaries; what a block's
+ * bitmap does not have comes from the parent, or is zero.
+ */
+export class VhdDisk implements ImageDriver {
+  readonly spec: ImageSpec;
+  readonly sectors: number;
+  readonly parent: ImageSpec | null;
+  readonly zeroSectors = ZERO_SECTORS;
+  readonly #context: DriverContext;
+  readonly #sink: RequestSink;
+  readonly #file: VhdFile;
+  readonly #cache: BitmapCache;
+  readonly #writer: VhdWriter | null;
+  readonly #sectorsPerBlock: number;
+  /** Pieces that found every entry of the cache in use. */
+  readonly #starved = new PieceLists(1);
+  #below: ImageDriver | null = null;
+  #canPunch = true;
+  readonly #directOwner: IoOwner = {
+    ioDone: (slot, lengthBytes, errno) =>
+      this.#sink.pieceDone(slot, lengthBytes === 0 ? 1 : lengthBytes / SECTOR_BYTES, errno),
+  };
+  readonly #loadOwner: IoOwner = { ioDone: (entry, _length, errno) => this.#loaded(entry, errno) };
+
+  constructor(
+    { spec, context, sink, file, parent }: {
+      spec: ImageSpec;
+      context: DriverContext;
+      sink: RequestSink;
+      file: VhdFile;
+      parent: ImageSpec | null;
+    },
+  ) {
+    this.spec = spec;
+    this.parent = parent;
+    this.#context = context;
+    this.#sink = sink;
+    this.#file = file;
+    this.sectors = Math.floor(file.image.sizeBytes / SECTOR_BYTES);
+    this.#sectorsPerBlock = file.sectorsPerBlock;
+    this.#cache = new BitmapCache(file.bat.length, file.bitmapSectors * SECTOR_BYTES);
+    this.#writer = spec.readOnly ? null : new VhdWriter({
+      context,
+      sink,
+      file,
+      cache: this.#cache,
+      directOwner: this.#directOwner,
+      unpinned: () => this.#feedStarved(),
+    });
+    context.queue.register(file.disk.file);
+    if (file.disk.cachedBecause !== null) {
+      context.log(`${spec.path} goes through the page cache: ${file.disk.cachedBecause}`);
+    }
+  }
+
+  putBelow(below: ImageDriver): void {
+    this.#below = below;
+  }
+
+  operationsFor(sectors: number): number {
+    // At worst each sector is a piece of its own; each block has its bitmap read and written.
+    const blocks = Math.floor(sectors / this.#sectorsPerBlock) + 2;
+    const here = Math.min(sectors, 2048) + 2 * blocks;
+    return this.#below === null ? here : here + this.#below.operationsFor(sectors) - 1;
+  }
+
+  #blockOf(sector: number): number {
+    return Math.floor(sector / this.#sectorsPerBlock);
+  }
+
+  #inBlock(sector: number): number {
+    return sector - Math.floor(sector / this.#sectorsPerBlock) * this.#sectorsPerBlock;
+  }
+
+  #leftInBlock(sector: number, block: number, count: number): number {
+    return Math.min(count, (block + 1) * this.#sectorsPerBlock - sector);
+  }
+
+  read(slot: number, sector: number, count: number, address: number): void {
+    while (count > 0) {
+      const block = this.#blockOf(sector);
+      const part = this.#leftInBlock(sector, block, count);
+      this.#readInBlock(slot, sector, part, address, block);
+      sector += part;
+      count -= part;
+      address += part * SECTOR_BYTES;
+    }
+  }
+
+  #readInBlock(slot: number, sector: number, count: number, address: number, block: number): void {
+    const location = this.#file.locationOf(block);
+    if (location === NONE) return this.#readBelow(slot, sector, count, address);
+    if (this.#file.isFull(block)) return this.#readData(slot, sector, count, address, location);
+    const entry = this.#entryFor(block, location);
+    if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
+      const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, count, address);
+      this.#wait(piece, entry);
+    } else this.#readRuns(slot, sector, count, address, entry);
+  }
+
+  /** The block's entry in the cache, being loaded if it was not there; -1 when all are in use. */
+  #entryFor(block: number, location: number): number {
+    const known = this.#cache.find(block);
+    if (known !== NONE) return known;
+    const entry = this.#cache.claim(block, location);
+    if (entry === NONE) return NONE;
+    this.#cache.flags[entry] |= BlockFlag.Loading;
+    this.#cache.pin(entry);
+    this.#context.queue.read(
+      this.#file.disk.file,
+      location * SECTOR_BYTES,
+      this.#cache.bitmapBytes,
+      this.#cache.onDiskAddress(entry),
+      this.#loadOwner,
+      entry,
+    );
+    return entry;
+  }
+
+  #wait(piece: number, entry: number): void {
+    if (entry === NONE) this.#context.pieces.append(this.#starved, 0, piece);
+    else this.#context.pieces.append(this.#cache.forLoad, entry, piece);
+  }
+
+  #readData(slot: number, sector: number, count: number, address: number, location: number): void {
+    const inBlock = this.#inBlock(sector);
+    this.#context.queue.read(
+      this.#file.disk.file,
+      (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES,
+      count * SECTOR_BYTES,
+      address,
+      this.#directOwner,
+      slot,
+    );
+  }
+
+  /** Reads what the bitmap has from the file, and the rest from below. */
+  #readRuns(slot: number, sector: number, count: number, address: number, entry: number): void {
+    const bits = this.#cache.onDisk;
+    let bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
+    const end = bit + count;
+    while (bit < end) {
+      const run = runEnd(bits, bit, end) - bit;
+      if (testBit(bits, bit)) {
+        this.#readData(slot, sector, run, address, this.#cache.location[entry]);
+      } else this.#readBelow(slot, sector, run, address);
+      bit += run;
+      sector += run;
+      address += run * SECTOR_BYTES;
+    }
+  }
+
+  #readBelow(slot: number, sector: number, count: number, address: number): void {
+    const below = this.#below;
+    // A parent may be smaller than its child; what lies past its end is zero.
+    const there = below === null ? 0 : Math.max(0, Math.min(count, below.sectors - sector));
+    if (below !== null && there > 0) below.read(slot, sector, there, address);
+    if (there === count) return;
+    zeroMemory(address + there * SECTOR_BYTES, (count - there) * SECTOR_BYTES);
+    this.#sink.pieceDone(slot, count - there, 0);
+  }
+
+  #loaded(entry: number, errno: number): void {
+    const { pieces } = this.#context;
+    const cache = this.#cache;
+    cache.flags[entry] &= ~BlockFlag.Loading;
+    cache.unpin(entry);
+    let piece = cache.forLoad.takeAll(entry);
+    if (errno !== 0) cache.drop(entry);
+    else {
+      cache.settle(entry);
+      if (cache.isFull(entry, this.#sectorsPerBlock)) this.#file.noteFull(cache.block[entry]);
+      // The pieces may start other loads; this entry must outlast them.
+      cache.pin(entry);
+    }
+    while (piece !== NONE) {
+      const next = pieces.next(piece);
+      if (errno === 0) this.#resume(piece);
+      else this.#fail(piece, errno);
+      piece = next;
+    }
+    if (errno === 0) cache.unpin(entry);
+    this.#feedStarved();
+  }
+
+  #fail(piece: number, errno: number): void {
+    const { pieces } = this.#context;
+    const slot = pieces.slot[piece];
+    const count = pieces.count[piece];
+    pieces.give(piece);
+    this.#sink.pieceDone(slot, count, errno);
+  }
+
+  /** Does again, from the start, what a piece had to wait for. */
+  #resume(piece: number): void {
+    const { pieces } = this.#context;
+    const kind = pieces.kind[piece];
+    const slot = pieces.slot[piece];
+    const sector = pieces.sector[piece];
+    const count = pieces.count[piece];
+    const address = pieces.address[piece];
+    pieces.give(piece);
+    if (kind === PieceKind.Read) this.read(slot, sector, count, address);
+    else if (kind === PieceKind.Write) this.write(slot, sector, count, address);
+    else this.#sink.wake(slot);
+  }
+
+  /** Entries may be free again: tries once more for those who found none. */
+  #feedStarved(): void {
+    let piece = this.#starved.takeAll(0);
+    while (piece !== NONE) {
+      const next = this.#context.pieces.next(piece);
+      this.#resume(piece);
+      piece = next;
+    }
+  }
+
+  write(slot: number, sector: number, count: number, address: number): void {
+    while (count > 0) {
+      const block = this.#blockOf(sector);
+      const part = this.#leftInBlock(sector, block, count);
+      this.#writeInBlock(slot, sector, part, address, block);
+      sector += part;
+      count -= part;
+      address += part * SECTOR_BYTES;
+    }
+  }
+
+  #writeInBlock(slot: number, sector: number, count: number, address: number, block: number): void {
+    const writer = this.#writableOrThrow();
+    const location = this.#file.locationOf(block);
+    if (location !== NONE && this.#file.isFull(block)) {
+      return writer.writeData(slot, sector, count, address, location);
+    }
+    const entry = location !== NONE ? this.#entryFor(block, location) : this.#newEntryFor(block);
+    if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
+      const piece = this.#context.pieces.take(PieceKind.Write, slot, sector, count, address);
+      return this.#wait(piece, entry);
+    }
+    if (entry < NONE) return this.#sink.pieceDone(slot, count, NONE - entry);
+    writer.write(slot, sector, count, address, entry);
+  }
+
+  /** The entry of a block that is not in the BAT; -1: all are in use; below that: -1 - errno. */
+  #newEntryFor(block: number): number {
+    const known = this.#cache.find(block);
+    if (known !== NONE) return known;
+    const entry = this.#cache.claim(block, NONE);
+    if (entry === NONE) return NONE;
+    try {
+      this.#cache.location[entry] = this.#file.growByBlock();
+    } catch (error) {
+      this.#cache.drop(entry);
+      return NONE - errnoOf(error);
+    }
+    this.#cache.flags[entry] |= BlockFlag.Unpublished;
+    this.#cache.pin(entry);
+    return entry;
+  }
+
+  #writableOrThrow(): VhdWriter {
+    if (this.#writer === null) throw new TypeError(`${this.spec.path} is open for reading only`);
+    return this.#writer;
+  }
+
+  zero(slot: number, sector: number, count: number): void {
+    while (count > 0) {
+      const block = this.#blockOf(sector);
+      const part = this.#leftInBlock(sector, block, count);
+      this.#zeroInBlock(slot, sector, part, block);
+      sector += part;
+      count -= part;
+    }
+  }
+
+  #zeroInBlock(slot: number, sector: number, count: number, block: number): void {
+    const unused = this.#file.locationOf(block) === NONE && this.#cache.find(block) === NONE;
+    const covered = this.#below !== null && sector < this.#below.sectors;
+    if (unused && !covered) return this.#sink.pieceDone(slot, count, 0);
+    const most = this.#context.zeroBytes / SECTOR_BYTES;
+    for (let done = 0; done < count; done += most) {
+      this.write(slot, sector + done, Math.min(most, count - done), this.#context.zeroAddress);
+    }
+  }
+
+  discard(slot: number, sector: number, count: number): void {
+    for (let at = sector; at < sector + count && this.#canPunch;) {
+      const block = this.#blockOf(at);
+      const part = this.#leftInBlock(at, block, sector + count - at);
+      const location = this.#file.locationOf(block);
+      if (location !== NONE) this.#punch(location, this.#inBlock(at), part);
+      at += part;
+    }
+    this.#sink.pieceDone(slot, count, 0);
+  }
+
+  /** Frees room of a block's data. Its bits stay: what is freed reads as zeros, not the parent. */
+  #punch(location: number, inBlock: number, count: number): void {
+    const offset = (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES;
+    try {
+      this.#canPunch = this.#file.disk.punchHole(offset, count * SECTOR_BYTES);
+    } catch (error) {
+      this.#canPunch = false;
+      this.#context.log(`${this.spec.path} cannot give room back: ${describeError(error)}`);
+    }
+  }
+
+  flush(slot: number): void {
+    this.#context.queue.sync(this.#file.disk.file, this.#directOwner, slot);
+  }
+
+  allocatedRun(slot: number, sector: number, count: number): number {
+    const block = this.#blockOf(sector);
+    const part = this.#leftInBlock(sector, block, count);
+    const location = this.#file.locationOf(block);
+    if (location === NONE) return this.#runBelow(slot, sector, part);
+    if (this.#file.isFull(block)) return part;
+    const entry = this.#entryFor(block, location);
+    if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
+      this.#wait(this.#context.pieces.take(PieceKind.Wake, slot, sector, 1, 0), entry);
+      return 0;
+    }
+    const bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
+    const run = runEnd(this.#cache.onDisk, bit, bit + part) - bit;
+    return testBit(this.#cache.onDisk, bit) ? run : this.#runBelow(slot, sector, run);
+  }
+
+  #runBelow(slot: number, sector: number, count: number): number {
+    if (this.#below === null || sector >= this.#below.sectors) return -count;
+    const there = Math.min(count, this.#below.sectors - sector);
+    return this.#below.allocatedRun(slot, sector, there);
+  }
+
+  close(done: (errno: number) => void): void {
+    if (this.#writer === null) this.#close(() => this.#file.close(), done);
+    else this.#writer.whenIdle(() => this.#close(() => this.#file.finish(), done));
+  }
+
+  #close(how: () => void, done: (errno: number) => void): void {
+    let errno = 0;
+    try {
+      how();
+    } catch (error) {
+      this.#context.log(`Cannot close ${this.spec.path} in order: ${describeError(error)}`);
+      errno = errnoOf(error);
+    }
+    this.#writer?.release();
+    this.#cache.release();
+    done(errno);
+  }
+}

@@ -1,0 +1,69 @@
+import { Errno } from "../../../ffi/errno.ts";
+import { equalUuids, formatUuid } from "../../vhd/uuid.ts";
+import { resolveParent } from "../../vhd/chain.ts";
+import { VhdChainError } from "../../vhd/errors.ts";
+import { readFooter } from "../../vhd/footer_reader.ts";
+import { openVhd, type VhdImage } from "../../vhd/image.ts";
+import { AioImage } from "../aio.ts";
+import {
+  type DriverContext,
+  type DriverType,
+  type ImageDriver,
+  type ImageSpec,
+  type RequestSink,
+  SECTOR_BYTES,
+} from "../driver.ts";
+import { VhdDisk } from "./vhd_disk.ts";
+import { VhdFile } from "./vhd_file.ts";
+
+/** VHD images: fixed, dynamic and differencing. */
+export const vhdDriver: DriverType = {
+  type: "vhd",
+
+  open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
+    // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
+    const file = context.files.open(spec.path, spec);
+    let image: VhdImage | null = null;
+    try {
+      const { storage } = context.files;
+      image = openVhd(spec.path, { storage, readOnly: spec.readOnly });
+      const sectors = image.sizeBytes / SECTOR_BYTES;
+      if (image.header === null) {
+        image.close();
+        return new AioImage({ spec, context, sink, file, sectors });
+      }
+      const parent = parentSpec(image, spec);
+      return new VhdDisk({ spec, context, sink, file: new VhdFile(image, file), parent });
+    } catch (error) {
+      image?.close();
+      file.close();
+      throw error;
+    }
+  },
+};
+
+/** Where the image's parent is; checks that it is the one that the child was made from. */
+function parentSpec(image: VhdImage, child: ImageSpec): ImageSpec | null {
+  if (image.parent === null) return null;
+  const path = resolveParent(image);
+  const type = image.parent.raw ? "aio" : "vhd";
+  if (!image.parent.raw) verifyParentUuid(image, path);
+  return { type, path, readOnly: true, direct: child.direct };
+}
+
+function verifyParentUuid(image: VhdImage, parentPath: string): void {
+  const file = image.storage.open(parentPath, "read");
+  try {
+    const { footer } = readFooter(file, {});
+    const wanted = image.header?.parentUuid ?? new Uint8Array(0);
+    if (equalUuids(footer.uuid, wanted)) return;
+    throw new VhdChainError(
+      image.path,
+      Errno.EINVAL,
+      `${parentPath} has UUID ${formatUuid(footer.uuid)}, but the child was made from ` +
+        formatUuid(wanted),
+    );
+  } finally {
+    file.close();
+  }
+}

@@ -1,0 +1,279 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import type { IoOwner } from "../../queue/disk_queue.ts";
+import { runEnd, setBits, testBit } from "../../vhd/bitmap.ts";
+import type { Deferred } from "../deferral.ts";
+import { type DriverContext, type RequestSink, SECTOR_BYTES } from "../driver.ts";
+import { PieceKind, type PieceLists } from "../pieces.ts";
+import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
+import { Publisher, PUBLISHER_OPERATIONS, type PublisherOwner } from "./publisher.ts";
+import type { VhdFile } from "./vhd_file.ts";
+
+const NONE = -1;
+
+/**
+ * Writes to blocks that are not known to be full. The order on disk:
+ *
+ * 1. the data;
+ * 2. then the bitmap that has its bits, one write for all data that is there by then;
+ * 3. for a new block, when both are on stable storage, the BAT's sector that points at it.
+ *
+ * Only then does the request end. A failure at any step ends the requests that needed it; the
+ * step is done again when they are tried again.
+ */
+export class VhdWriter implements Deferred, PublisherOwner {
+  deferred = false;
+  readonly #context: DriverContext;
+  readonly #sink: RequestSink;
+  readonly #file: VhdFile;
+  readonly #cache: BitmapCache;
+  readonly #publisher: Publisher;
+  readonly #directOwner: IoOwner;
+  readonly #unpinned: () => void;
+  readonly #sectorsPerBlock: number;
+  readonly #dataOwner: IoOwner = { ioDone: (piece, _l, errno) => this.#dataDone(piece, errno) };
+  readonly #bitmapOwner: IoOwner = {
+    ioDone: (entry, _l, errno) => this.#bitmapDone(entry, errno),
+  };
+  /** Entries that wait for the end of the turn, each once. */
+  readonly #due: Int32Array;
+  readonly #isDue: Uint8Array;
+  #dueCount = 0;
+  #idle: (() => void) | null = null;
+
+  /** Throws `SystemError` EBUSY when the process serves too many images. */
+  constructor(
+    { context, sink, file, cache, directOwner, unpinned }: {
+      context: DriverContext;
+      sink: RequestSink;
+      file: VhdFile;
+      cache: BitmapCache;
+      /** Takes the end of data writes that need nothing else. */
+      directOwner: IoOwner;
+      /** Called when entries of the cache may have become free. */
+      unpinned: () => void;
+    },
+  ) {
+    if (!context.queue.reserve(PUBLISHER_OPERATIONS)) {
+      throw new SystemError(
+        Errno.EBUSY,
+        `Cannot serve ${file.image.path}: this tapdisk serves too many images (start another)`,
+      );
+    }
+    this.#context = context;
+    this.#sink = sink;
+    this.#file = file;
+    this.#cache = cache;
+    this.#directOwner = directOwner;
+    this.#unpinned = unpinned;
+    this.#sectorsPerBlock = file.sectorsPerBlock;
+    this.#publisher = new Publisher(file, { cache, queue: context.queue, owner: this });
+    this.#due = new Int32Array(cache.entries);
+    this.#isDue = new Uint8Array(cache.entries);
+  }
+
+  /** Writes data of a block whose bits are all on disk. */
+  writeData(slot: number, sector: number, count: number, address: number, location: number): void {
+    this.#start(sector, count, address, location, this.#directOwner, slot);
+  }
+
+  #inBlock(sector: number): number {
+    return sector - Math.floor(sector / this.#sectorsPerBlock) * this.#sectorsPerBlock;
+  }
+
+  #start(
+    sector: number,
+    count: number,
+    address: number,
+    location: number,
+    owner: IoOwner,
+    token: number,
+  ): void {
+    const inBlock = this.#inBlock(sector);
+    this.#context.queue.write(
+      this.#file.disk.file,
+      (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES,
+      count * SECTOR_BYTES,
+      address,
+      owner,
+      token,
+    );
+  }
+
+  /** Writes sectors of a block whose bitmap is in the cache. */
+  write(slot: number, sector: number, count: number, address: number, entry: number): void {
+    const location = this.#cache.location[entry];
+    if (!this.#cache.has(entry, BlockFlag.Unpublished)) {
+      const bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
+      const bits = this.#cache.onDisk;
+      if (testBit(bits, bit) && runEnd(bits, bit, bit + count) === bit + count) {
+        return this.writeData(slot, sector, count, address, location);
+      }
+    }
+    const { pieces } = this.#context;
+    const piece = pieces.take(PieceKind.Write, slot, sector, count, address);
+    pieces.entry[piece] = entry;
+    this.#cache.pin(entry);
+    this.#start(sector, count, address, location, this.#dataOwner, piece);
+  }
+
+  #dataDone(piece: number, errno: number): void {
+    if (errno !== 0) return this.#end(piece, errno);
+    const { pieces } = this.#context;
+    const entry = pieces.entry[piece];
+    this.#setBits(this.#cache.next, piece, entry);
+    pieces.append(this.#cache.forBitmap, entry, piece);
+    this.#makeDue(entry);
+  }
+
+  #setBits(bits: Uint8Array, piece: number, entry: number): void {
+    const { pieces } = this.#context;
+    const inBlock = this.#inBlock(pieces.sector[piece]);
+    setBits(bits, this.#cache.bitOf(entry) + inBlock, pieces.count[piece]);
+  }
+
+  #makeDue(entry: number): void {
+    if (this.#isDue[entry] === 0) {
+      this.#isDue[entry] = 1;
+      this.#due[this.#dueCount++] = entry;
+    }
+    this.#context.deferral.add(this);
+  }
+
+  runDeferred(): void {
+    const count = this.#dueCount;
+    let kept = 0;
+    for (let i = 0; i < count; i++) {
+      const entry = this.#due[i];
+      if (this.#advance(entry)) this.#isDue[entry] = 0;
+      else this.#due[kept++] = entry;
+    }
+    this.#dueCount = kept;
+    if (!this.#publisher.busy) this.#publisher.start();
+    this.#checkIdle();
+  }
+
+  /** Does the next step for a block; false when it has to wait for the publisher. */
+  #advance(entry: number): boolean {
+    const cache = this.#cache;
+    const needsBitmap = !cache.forBitmap.isEmpty(entry);
+    if (needsBitmap && !cache.has(entry, BlockFlag.Writing)) {
+      if (this.#publisher.footerInTheWay(cache.location[entry])) return false;
+      this.#writeBitmap(entry);
+    }
+    if (cache.forPublish.isEmpty(entry)) return true;
+    if (!cache.has(entry, BlockFlag.Unpublished)) {
+      this.#endAll(cache.forPublish, entry, 0);
+      return true;
+    }
+    return !this.#publisher.busy && this.#publisher.add(entry);
+  }
+
+  #writeBitmap(entry: number): void {
+    const cache = this.#cache;
+    cache.inBitmap.last[entry] = cache.forBitmap.last[entry];
+    cache.inBitmap.first[entry] = cache.forBitmap.takeAll(entry);
+    cache.flags[entry] |= BlockFlag.Writing;
+    this.#context.queue.write(
+      this.#file.disk.file,
+      cache.location[entry] * SECTOR_BYTES,
+      cache.bitmapBytes,
+      cache.nextAddress(entry),
+      this.#bitmapOwner,
+      entry,
+    );
+  }
+
+  #bitmapDone(entry: number, errno: number): void {
+    const { pieces } = this.#context;
+    const cache = this.#cache;
+    cache.flags[entry] &= ~BlockFlag.Writing;
+    cache.pin(entry);
+    if (errno !== 0) {
+      this.#forgetBits(entry);
+      this.#endAll(cache.inBitmap, entry, errno);
+    } else {
+      const unpublished = cache.has(entry, BlockFlag.Unpublished);
+      for (let piece = cache.inBitmap.takeAll(entry); piece !== NONE;) {
+        const next = pieces.next(piece);
+        this.#setBits(cache.onDisk, piece, entry);
+        if (unpublished) pieces.append(cache.forPublish, entry, piece);
+        else this.#end(piece, 0);
+        piece = next;
+      }
+      this.#noteBitmap(entry);
+    }
+    if (!cache.forBitmap.isEmpty(entry) || !cache.forPublish.isEmpty(entry)) this.#makeDue(entry);
+    cache.unpin(entry);
+    this.#unpinned();
+  }
+
+  /** Takes the bits of writes that fail out of the bitmap that is to be written next. */
+  #forgetBits(entry: number): void {
+    const { pieces } = this.#context;
+    this.#cache.settle(entry);
+    for (let piece = this.#cache.forBitmap.first[entry]; piece !== NONE;) {
+      this.#setBits(this.#cache.next, piece, entry);
+      piece = pieces.next(piece);
+    }
+  }
+
+  /** A block that has become full needs its bitmap no more, once the BAT points at it. */
+  #noteBitmap(entry: number): void {
+    const cache = this.#cache;
+    if (cache.has(entry, BlockFlag.Unpublished)) return;
+    if (cache.isFull(entry, this.#sectorsPerBlock)) this.#file.noteFull(cache.block[entry]);
+  }
+
+  published(entry: number, errno: number): void {
+    const cache = this.#cache;
+    cache.pin(entry);
+    if (errno === 0) {
+      cache.flags[entry] &= ~BlockFlag.Unpublished;
+      cache.unpin(entry);
+      this.#noteBitmap(entry);
+    }
+    this.#endAll(cache.forPublish, entry, errno);
+    cache.unpin(entry);
+  }
+
+  publisherIdle(): void {
+    if (this.#dueCount > 0 || this.#idle !== null) this.#context.deferral.add(this);
+    this.#unpinned();
+  }
+
+  #endAll(lists: PieceLists, entry: number, errno: number): void {
+    for (let piece = lists.takeAll(entry); piece !== NONE;) {
+      const next = this.#context.pieces.next(piece);
+      this.#end(piece, errno);
+      piece = next;
+    }
+  }
+
+  #end(piece: number, errno: number): void {
+    const { pieces } = this.#context;
+    const slot = pieces.slot[piece];
+    const count = pieces.count[piece];
+    this.#cache.unpin(pieces.entry[piece]);
+    pieces.give(piece);
+    this.#sink.pieceDone(slot, count, errno);
+  }
+
+  /** Calls back when nothing is under way any more; no request may be. */
+  whenIdle(done: () => void): void {
+    this.#idle = done;
+    this.#checkIdle();
+  }
+
+  #checkIdle(): void {
+    if (this.#idle === null || this.#publisher.busy || this.#dueCount > 0) return;
+    const done = this.#idle;
+    this.#idle = null;
+    done();
+  }
+
+  /** Gives back what it holds; it must be idle. */
+  release(): void {
+    this.#publisher.release();
+    this.#context.queue.release(PUBLISHER_OPERATIONS);
+  }
+}
