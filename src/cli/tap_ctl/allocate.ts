@@ -1,0 +1,8 @@
+import type { Command } from "commander";
+import { allocateMinor } from "../../control/minors.ts";
+import { minorPath } from "../../control/paths.ts";
+
+/** `tap-ctl allocate`. */
+export function defineAllocate(command: Command): Command {
+  return command.action(() => console.log(minorPath(allocateMinor())));
+}

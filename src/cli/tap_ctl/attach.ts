@@ -1,0 +1,8 @@
+import type { Command } from "commander";
+import { attachDevice, type DeviceAddress } from "../../control/client.ts";
+import { deviceOptions } from "./options.ts";
+
+/** `tap-ctl attach`. */
+export function defineAttach(command: Command): Command {
+  return deviceOptions(command).action((device: DeviceAddress) => attachDevice(device));
+}

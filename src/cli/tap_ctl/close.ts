@@ -1,0 +1,12 @@
+import type { Command } from "commander";
+import { closeImage, type DeviceAddress } from "../../control/client.ts";
+import { deviceOptions, timeLimit, timeLimitOption } from "./options.ts";
+
+/** `tap-ctl close`. */
+export function defineClose(command: Command): Command {
+  return timeLimitOption(deviceOptions(command))
+    .option("-f, --force", "without waiting for clients that are gone")
+    .action((options: DeviceAddress & { timeout?: number; force?: boolean }) =>
+      closeImage(options, { ...timeLimit(options), force: options.force })
+    );
+}

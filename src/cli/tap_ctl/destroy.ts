@@ -1,0 +1,12 @@
+import type { Command } from "commander";
+import type { DeviceAddress } from "../../control/client.ts";
+import { destroyDevice } from "../../control/lifecycle.ts";
+import { deviceOptions, timeLimit, timeLimitOption } from "./options.ts";
+
+/** `tap-ctl destroy`. */
+export function defineDestroy(command: Command): Command {
+  return timeLimitOption(deviceOptions(command))
+    .action((options: DeviceAddress & { timeout?: number }) =>
+      destroyDevice(options, timeLimit(options))
+    );
+}

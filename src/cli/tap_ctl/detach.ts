@@ -1,0 +1,8 @@
+import type { Command } from "commander";
+import { detachDevice, type DeviceAddress } from "../../control/client.ts";
+import { deviceOptions } from "./options.ts";
+
+/** `tap-ctl detach`. */
+export function defineDetach(command: Command): Command {
+  return deviceOptions(command).action((device: DeviceAddress) => detachDevice(device));
+}

@@ -1,0 +1,29 @@
+import { type Command, Option } from "commander";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { systemError } from "../../control/paths.ts";
+
+const DEVICES_FILE = "/proc/devices";
+
+function blockMajor(): string {
+  let devices: string;
+  try {
+    devices = Deno.readTextFileSync(DEVICES_FILE);
+  } catch (error) {
+    throw systemError(error, `Cannot read ${DEVICES_FILE}`);
+  }
+  const major = /^ *(\d+) tapdev/m.exec(devices)?.[1];
+  if (major !== undefined) return major;
+  const hint = "no kernel module for blktap devices is loaded";
+  throw new SystemError(Errno.ENODEV, `Cannot find 'tapdev' in ${DEVICES_FILE} (${hint})`);
+}
+
+/** `tap-ctl major`. */
+export function defineMajor(command: Command): Command {
+  return command
+    .addOption(new Option("-b, --block", "of block devices (the default)").conflicts("character"))
+    .option("-c, --character", "of character devices, which have none")
+    .action(({ character }: { character?: boolean }) => {
+      if (character) throw new SystemError(Errno.EINVAL, "Cannot tell a character device's major");
+      console.log(blockMajor());
+    });
+}

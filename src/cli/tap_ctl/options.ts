@@ -1,0 +1,102 @@
+import { type Command, InvalidArgumentError } from "commander";
+import type { ImageOptions, TimeLimit } from "../../control/client.ts";
+import { ALL_MINORS, MessageFlag } from "../../control/message.ts";
+
+function integer(least: number, most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (/^\d+$/.test(text) && value >= least && value <= most) return value;
+    throw new InvalidArgumentError(`It must be a whole number from ${least} to ${most}.`);
+  };
+}
+
+const parseMinor = integer(0, ALL_MINORS - 1);
+const parsePid = integer(1, 0x7fff_ffff);
+const parseSeconds = integer(0, 0xffff);
+
+/** `-m`. */
+export function minorOption(command: Command): Command {
+  return command.requiredOption("-m, --minor <minor>", "number of the device", parseMinor);
+}
+
+/** `-p` and `-m`, as options that leave the rest out of a list. */
+export function filterOptions(command: Command): Command {
+  return command
+    .option("-p, --pid <pid>", "only of this tapdisk", parsePid)
+    .option("-m, --minor <minor>", "only this device", parseMinor);
+}
+
+/** `-p` and `-m`: which device of which tapdisk. */
+export function deviceOptions(command: Command): Command {
+  return minorOption(command.requiredOption("-p, --pid <pid>", "process of tapdisk", parsePid));
+}
+
+/** `-t`, as a time limit of the operation. */
+export function timeLimitOption(command: Command): Command {
+  return command.option("-t, --timeout <seconds>", "give up after so long", parseSeconds);
+}
+
+/** The time limit that `-t` asks for. */
+export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
+  return timeout === undefined ? {} : { timeoutMs: timeout * 1000 };
+}
+
+/** How an image is to be opened, as the options say it. */
+export interface ImageChoices {
+  readonly args: string;
+  readonly readOnly?: boolean;
+  readonly existingParent?: number;
+  readonly leafCache?: boolean;
+  readonly secondary?: string;
+  readonly standby?: boolean;
+  readonly timeout?: number;
+  /** False for `-D`. */
+  readonly direct: boolean;
+  readonly log?: string;
+}
+
+/** The options of `create` and `open`. */
+export function imageOptions(command: Command): Command {
+  return command
+    .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
+    .option("-R, --read-only", "refuse writes")
+    .option("-e, --existing-parent <minor>", "use that device's image as the parent", parseMinor)
+    .option("-r, --leaf-cache", "keep what is read from parents in a local cache")
+    .option("-2, --secondary <type:/path>", "mirror writes to a second image")
+    .option("-s, --standby", "with -2: turn to the second image when the first has no room left")
+    .option("-t, --timeout <seconds>", "fail a request after so long", parseSeconds)
+    .option("-D, --no-direct", "go through the page cache")
+    .option("-C, --log <file>", "note in a log which blocks change");
+}
+
+/** What the options of `create` and `open` ask of a tapdisk. */
+export function imageRequest(choices: ImageChoices): ImageOptions {
+  let flags = 0;
+  if (choices.readOnly) flags |= MessageFlag.RDONLY;
+  if (choices.leafCache) flags |= MessageFlag.ADD_LCACHE;
+  if (choices.standby) flags |= MessageFlag.STANDBY;
+  if (!choices.direct) flags |= MessageFlag.NO_O_DIRECT;
+  return {
+    flags,
+    parentMinor: choices.existingParent,
+    secondary: choices.secondary,
+    requestTimeoutSeconds: choices.timeout,
+    logPath: choices.log,
+  };
+}
+
+/** The types whose path is a file's. */
+const FILE_TYPES = ["aio", "vhd"];
+
+/**
+ * An image as a tapdisk understands it: a relative path is one of this process, but a tapdisk runs
+ * in the root folder.
+ */
+export function absoluteImage(args: string): string {
+  const colon = args.indexOf(":");
+  const path = args.slice(colon + 1);
+  if (!FILE_TYPES.includes(args.slice(0, colon)) || path === "" || path.startsWith("/")) {
+    return args;
+  }
+  return `${args.slice(0, colon)}:${Deno.cwd()}/${path}`;
+}

@@ -1,0 +1,10 @@
+import type { Command } from "commander";
+import { spawnTapdisk } from "../../control/spawn.ts";
+
+/** `tap-ctl spawn`. */
+export function defineSpawn(command: Command): Command {
+  return command.action(async () => {
+    const pid = await spawnTapdisk();
+    console.log(Deno.stdout.isTerminal() ? `tapdisk spawned with pid ${pid}` : `${pid}`);
+  });
+}

@@ -1,0 +1,199 @@
+/**
+ * What can be asked of a running tapdisk, each a connection of its own: it speaks the protocol and
+ * prints nothing. It blocks, so it is for short-lived programs; tapdisk itself never uses it.
+ *
+ * @module
+ */
+import { Connection } from "./connection.ts";
+import {
+  ALL_MINORS,
+  decodeDiskInfo,
+  decodeListEntry,
+  decodePid,
+  decodeStatisticsLength,
+  type DiskInfo,
+  encodeParams,
+  encodePlain,
+  encodeTrailer,
+  type ListEntry,
+  MessageFlag,
+  MessageType,
+} from "./message.ts";
+
+/** How long questions may take that a tapdisk answers at once. */
+const QUESTION_TIMEOUT_MS = 10_000;
+
+/** Which device of which tapdisk. */
+export interface DeviceAddress {
+  readonly pid: number;
+  readonly minor: number;
+}
+
+/** Time limit of an operation; without one it takes as long as it takes. */
+export interface TimeLimit {
+  readonly timeoutMs?: number;
+}
+
+/** What an image is opened with, or a device resumed with. */
+export interface ImageOptions {
+  /** `MessageFlag` bits that stand for themselves: RDONLY, NO_O_DIRECT, ADD_LCACHE, STANDBY. */
+  readonly flags?: number;
+  /** The minor whose image is the parent. */
+  readonly parentMinor?: number;
+  /** `type:/path` of a second image. */
+  readonly secondary?: string;
+  readonly requestTimeoutSeconds?: number;
+  /** The log that a log layer writes. */
+  readonly logPath?: string;
+  readonly encryptionKey?: Uint8Array;
+}
+
+function withConnection<Result>(
+  pid: number,
+  timeoutMs: number,
+  work: (connection: Connection) => Result,
+): Result {
+  const connection = new Connection(pid, timeoutMs);
+  try {
+    return work(connection);
+  } finally {
+    connection.close();
+  }
+}
+
+function order(
+  { pid, minor }: DeviceAddress,
+  { verb, request, response, timeoutMs = Infinity }: {
+    verb: string;
+    request: number;
+    response: number;
+  } & TimeLimit,
+): void {
+  withConnection(pid, timeoutMs, (connection) => {
+    connection.send(encodePlain(request, minor));
+    connection.expect(response, `Cannot ${verb} minor ${minor} of tapdisk ${pid}`);
+  });
+}
+
+function imageRequest(
+  type: number,
+  { minor }: DeviceAddress,
+  { path, options }: { path: string; options: ImageOptions },
+): Uint8Array<ArrayBuffer> {
+  const { parentMinor, secondary, logPath, encryptionKey } = options;
+  let flags = options.flags ?? 0;
+  if (parentMinor !== undefined) flags |= MessageFlag.REUSE_PRT;
+  if (secondary !== undefined) flags |= MessageFlag.SECONDARY;
+  if (logPath !== undefined) flags |= MessageFlag.ADD_LOG;
+  if (encryptionKey !== undefined) flags |= MessageFlag.OPEN_ENCRYPTED;
+  const message = encodeParams(type, minor, {
+    flags,
+    minor,
+    path,
+    parentMinor: parentMinor ?? -1,
+    requestTimeoutSeconds: options.requestTimeoutSeconds ?? 0,
+    secondary: secondary ?? "",
+  });
+  const trailer = encodeTrailer({
+    logPath: logPath ?? null,
+    encryptionKey: encryptionKey ?? null,
+  });
+  const request = new Uint8Array(message.length + trailer.length);
+  request.set(message);
+  request.set(trailer, message.length);
+  return request;
+}
+
+/** The process that answers at a control socket. Throws `SystemError`. */
+export function askPid(pid: number): number {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.PID, 0));
+    return decodePid(connection.expect(MessageType.PID_RSP, `Cannot ask tapdisk ${pid}`));
+  });
+}
+
+/** The devices of a tapdisk. Throws `SystemError`, `TapdiskError`. */
+export function listDevices(pid: number): ListEntry[] {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.LIST, ALL_MINORS));
+    const entries: ListEntry[] = [];
+    for (;;) {
+      const what = `Cannot list the devices of tapdisk ${pid}`;
+      const entry = decodeListEntry(connection.expect(MessageType.LIST_RSP, what));
+      if (entry.count <= 0) return entries;
+      entries.push(entry);
+    }
+  });
+}
+
+/** Gives a tapdisk a minor. Throws `SystemError`, `TapdiskError`. */
+export function attachDevice(device: DeviceAddress): void {
+  const { ATTACH, ATTACH_RSP } = MessageType;
+  order(device, { verb: "attach", request: ATTACH, response: ATTACH_RSP });
+}
+
+/** Takes a minor without an image from a tapdisk. Throws `SystemError`, `TapdiskError`. */
+export function detachDevice(device: DeviceAddress): void {
+  const { DETACH, DETACH_RSP } = MessageType;
+  order(device, { verb: "detach", request: DETACH, response: DETACH_RSP });
+}
+
+/** Opens an image, `type:/path`, on a minor. Throws `SystemError`, `TapdiskError`. */
+export function openImage(
+  device: DeviceAddress,
+  path: string,
+  options: ImageOptions = {},
+): DiskInfo {
+  return withConnection(device.pid, Infinity, (connection) => {
+    connection.send(imageRequest(MessageType.OPEN, device, { path, options }));
+    const what = `Cannot open ${path} on minor ${device.minor} of tapdisk ${device.pid}`;
+    return decodeDiskInfo(connection.expect(MessageType.OPEN_RSP, what));
+  });
+}
+
+/** Closes a minor's image; with `force`, without regard to its clients. */
+export function closeImage(
+  device: DeviceAddress,
+  { force = false, ...limit }: TimeLimit & { force?: boolean } = {},
+): void {
+  const request = force ? MessageType.FORCE_SHUTDOWN : MessageType.CLOSE;
+  order(device, { verb: "close", request, response: MessageType.CLOSE_RSP, ...limit });
+}
+
+/** Stops a device's requests and closes its image files. Throws `SystemError`, `TapdiskError`. */
+export function pauseDevice(device: DeviceAddress, limit: TimeLimit = {}): void {
+  const { PAUSE, PAUSE_RSP } = MessageType;
+  order(device, { verb: "pause", request: PAUSE, response: PAUSE_RSP, ...limit });
+}
+
+/** Opens a paused device's image again, or another one, and lets its requests go on. */
+export function resumeDevice(
+  device: DeviceAddress,
+  path: string,
+  options: ImageOptions = {},
+): void {
+  withConnection(device.pid, Infinity, (connection) => {
+    connection.send(imageRequest(MessageType.RESUME, device, { path, options }));
+    const what = `Cannot unpause minor ${device.minor} of tapdisk ${device.pid}`;
+    connection.expect(MessageType.RESUME_RSP, what);
+  });
+}
+
+/** A device's statistics, as the JSON text that the tapdisk made. */
+export function deviceStatistics({ pid, minor }: DeviceAddress): string {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.STATS, minor));
+    const what = `Cannot get the statistics of minor ${minor} of tapdisk ${pid}`;
+    const head = connection.expect(MessageType.STATS_RSP, what);
+    return new TextDecoder().decode(connection.receive(decodeStatisticsLength(head)));
+  });
+}
+
+/** The disk that a minor has. Throws `SystemError`, `TapdiskError`. */
+export function askDiskInfo({ pid, minor }: DeviceAddress): DiskInfo {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.DISK_INFO, minor));
+    const what = `Cannot get the size of minor ${minor} of tapdisk ${pid}`;
+    return decodeDiskInfo(connection.expect(MessageType.DISK_INFO_RSP, what));
+  });
+}

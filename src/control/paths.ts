@@ -1,0 +1,72 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+
+/** Where the state of all tapdisks lives unless `BLKTAP_CONTROL_DIR` names another folder. */
+export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
+
+/** The folder of the control sockets, the NBD sockets and the minors; absolute. */
+export function controlFolder(): string {
+  const chosen = Deno.env.get("BLKTAP_CONTROL_DIR") ?? "";
+  if (chosen === "") return BLKTAP2_CONTROL_DIR;
+  const folder = chosen.startsWith("/") ? chosen : `${Deno.cwd()}/${chosen}`;
+  return folder.length > 1 ? folder.replace(/\/+$/, "") : folder;
+}
+
+/** The folder with a file for each minor. */
+export function minorsFolder(): string {
+  return `${controlFolder()}/tapdisk`;
+}
+
+/** The control socket of a tapdisk. */
+export function controlSocketPath(pid: number): string {
+  return `${controlFolder()}/ctl${pid}`;
+}
+
+/** The file that stands for a minor; a tapdisk that has the minor holds its flock(2). */
+export function minorPath(minor: number): string {
+  return `${minorsFolder()}/tapdisk-${minor}`;
+}
+
+/** The socket on which a tapdisk serves a minor's disk by NBD. */
+export function nbdSocketPath(pid: number, minor: number): string {
+  return `${controlFolder()}/nbd${pid}.${minor}`;
+}
+
+/** The number in a file's name after a prefix, or undefined: `ctl12` after `ctl` is 12. */
+export function numberAfter(name: string, prefix: string): number | undefined {
+  const digits = name.startsWith(prefix) ? name.slice(prefix.length) : "";
+  return /^\d+$/.test(digits) ? Number(digits) : undefined;
+}
+
+/** The names in a folder; none when there is no such folder. Throws `SystemError`. */
+export function namesIn(folder: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(folder), (entry) => entry.name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw systemError(error, `Cannot list ${folder}`);
+  }
+}
+
+/**
+ * Makes the state folders, for their owner only, if they are not there. Throws `SystemError`.
+ */
+export function prepareFolders(): void {
+  const folder = minorsFolder();
+  try {
+    Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    const hint = "run as root, or name a folder of your own in BLKTAP_CONTROL_DIR";
+    throw systemError(error, `Cannot create the folder ${folder} (${hint})`);
+  }
+}
+
+/** An error of the runtime as one that carries an error number. */
+export function systemError(error: unknown, what: string): Error {
+  if (error instanceof Deno.errors.NotFound) return new SystemError(Errno.ENOENT, what);
+  if (error instanceof Deno.errors.PermissionDenied) return new SystemError(Errno.EACCES, what);
+  if (error instanceof Deno.errors.AlreadyExists) return new SystemError(Errno.EEXIST, what);
+  if (error instanceof Deno.errors.NotADirectory) return new SystemError(Errno.ENOTDIR, what);
+  const reason = error instanceof Error ? error.message : String(error);
+  const errno = /\(os error (\d+)\)/.exec(reason)?.[1];
+  return errno === undefined ? new Error(`${what}: ${reason}`) : new SystemError(+errno, what);
+}

@@ -1,0 +1,317 @@
+/**
+ * The control socket in tapdisk: takes connections, reads a request from each, has it carried out,
+ * and sends the answer. It knows nothing of devices: that is what the commands are for. It never
+ * waits; whoever sends half a request, or does not read the answer, only keeps its own connection.
+ *
+ * @module
+ */
+import { EPOLLIN, EPOLLOUT } from "../../ffi/epoll.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { closeFile } from "../../ffi/files.ts";
+import { addressOf } from "../../ffi/libc.ts";
+import { acceptConnection, receiveAt, sendAt, unixListen } from "../../ffi/sockets.ts";
+import type { Log } from "../log/log.ts";
+import type { FdHandler, Scheduler } from "../scheduler/scheduler.ts";
+import {
+  encodeError,
+  LONGEST_REQUEST_BYTES,
+  messageCookie,
+  messageName,
+  messageType,
+  requestLength,
+} from "./message.ts";
+
+/** Connections at once; more wait in the listen backlog. */
+const MOST_CONNECTIONS = 32;
+/** How long a peer may take to send its request, or to take in the answer. */
+const PEER_TIMEOUT_MS = 10_000;
+/** How long not to accept after it failed. */
+const ACCEPT_RETRY_MS = 1_000;
+
+/** Carries out a kind of request. */
+export interface Command {
+  /**
+   * Whether it changes something: one of those runs at a time, in the order in which they came.
+   * The others run at once and answer before they return.
+   */
+  readonly exclusive: boolean;
+  /**
+   * Does what the request asks, and answers once, now or later. What it throws is the answer
+   * otherwise.
+   *
+   * @param request The message with its trailer.
+   */
+  run(request: Uint8Array<ArrayBuffer>, answer: (reply: Uint8Array<ArrayBuffer>) => void): void;
+}
+
+/** The commands by message type. */
+export type CommandTable = ReadonlyMap<number, Command>;
+
+/** The error number of whatever was thrown; EIO when it carries none. */
+function errnoOf(error: unknown): number {
+  const carrier = error instanceof Error && "errno" in error ? error.errno : undefined;
+  return typeof carrier === "number" ? carrier : Errno.EIO;
+}
+
+/** The answer to a request that failed. */
+export function errorReply(
+  request: Uint8Array,
+  error: unknown,
+): Uint8Array<ArrayBuffer> {
+  const message = error instanceof Error ? error.message : String(error);
+  return encodeError(messageCookie(request), { error: errnoOf(error), message });
+}
+
+type Job = (finished: () => void) => void;
+
+/** Jobs of which one runs at a time. */
+class JobQueue {
+  readonly #waiting: Job[] = [];
+  #busy = false;
+
+  add(job: Job): void {
+    this.#waiting.push(job);
+    if (!this.#busy) this.#next();
+  }
+
+  #next(): void {
+    const job = this.#waiting.shift();
+    this.#busy = job !== undefined;
+    job?.(() => this.#next());
+  }
+}
+
+/** One client: its request as it comes in, or its answer as it goes out. */
+class Client implements FdHandler {
+  readonly fd: number;
+  readonly #scheduler: Scheduler;
+  readonly #requested: (client: Client, request: Uint8Array<ArrayBuffer>) => void;
+  readonly #closed: (client: Client) => void;
+  readonly #input = new Uint8Array(LONGEST_REQUEST_BYTES);
+  #received = 0;
+  #output: Uint8Array<ArrayBuffer> | undefined;
+  #sent = 0;
+  #timer = 0;
+  #watched = true;
+  open = true;
+
+  constructor(
+    fd: number,
+    { scheduler, requested, closed }: {
+      scheduler: Scheduler;
+      requested: (client: Client, request: Uint8Array<ArrayBuffer>) => void;
+      closed: (client: Client) => void;
+    },
+  ) {
+    this.fd = fd;
+    this.#scheduler = scheduler;
+    this.#requested = requested;
+    this.#closed = closed;
+    scheduler.watch(fd, EPOLLIN, this);
+    this.#timer = scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close());
+  }
+
+  ready(): void {
+    if (this.#output === undefined) this.#receive();
+    else this.#send(this.#output);
+  }
+
+  #receive(): void {
+    const address = addressOf(this.#input) + this.#received;
+    const wanted = requestLength(this.#input.subarray(0, this.#received)) - this.#received;
+    const got = receiveAt(this.fd, address, wanted);
+    if (got === -Errno.EAGAIN || got === -Errno.EINTR) return;
+    if (got <= 0) return this.close();
+    this.#received += got;
+    if (requestLength(this.#input.subarray(0, this.#received)) > this.#received) return;
+    this.#quiet();
+    this.#requested(this, this.#input.slice(0, this.#received));
+  }
+
+  /** Stops listening to the peer: a command runs, or has been answered. */
+  #quiet(): void {
+    if (!this.#watched) return;
+    this.#watched = false;
+    this.#scheduler.unwatch(this.fd);
+    this.#scheduler.cancelTimer(this.#timer);
+  }
+
+  /** Sends the answer and hangs up. */
+  answer(reply: Uint8Array<ArrayBuffer>): void {
+    if (!this.open || this.#output !== undefined) return;
+    this.#output = reply;
+    this.#send(reply);
+  }
+
+  #send(reply: Uint8Array<ArrayBuffer>): void {
+    while (this.#sent < reply.length) {
+      const put = sendAt(this.fd, addressOf(reply) + this.#sent, reply.length - this.#sent);
+      if (put > 0) this.#sent += put;
+      else if (put === -Errno.EAGAIN) return this.#waitForRoom();
+      else if (put !== -Errno.EINTR) break;
+    }
+    this.close();
+  }
+
+  #waitForRoom(): void {
+    if (this.#watched) return;
+    this.#watched = true;
+    this.#scheduler.watch(this.fd, EPOLLOUT, this);
+    this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close());
+  }
+
+  close(): void {
+    if (!this.open) return;
+    this.#quiet();
+    this.open = false;
+    closeFile(this.fd);
+    this.#closed(this);
+  }
+
+  /** Whether the peer is owed an answer: a command runs for it, or the answer is on its way. */
+  get isOwed(): boolean {
+    return this.open && (!this.#watched || this.#output !== undefined);
+  }
+}
+
+/** The control socket of a tapdisk. */
+export class ControlServer implements FdHandler {
+  readonly #scheduler: Scheduler;
+  readonly #path: string;
+  readonly #commands: CommandTable;
+  readonly #log: Log;
+  readonly #jobs = new JobQueue();
+  readonly #clients = new Set<Client>();
+  #listener: number;
+  #listening = true;
+  #drained: (() => void) | undefined;
+
+  /**
+   * Listens at `path`; a socket that is left there is of an earlier process of this number, and is
+   * replaced. Throws `SystemError`.
+   */
+  constructor(
+    scheduler: Scheduler,
+    path: string,
+    { commands, log }: { commands: CommandTable; log: Log },
+  ) {
+    this.#scheduler = scheduler;
+    this.#path = path;
+    this.#commands = commands;
+    this.#log = log;
+    removeSocket(path);
+    this.#listener = unixListen(path, MOST_CONNECTIONS);
+    scheduler.watch(this.#listener, EPOLLIN, this);
+  }
+
+  /** Runs a job when no exclusive command runs, and holds back the others until it calls back. */
+  runExclusive(job: (finished: () => void) => void): void {
+    this.#jobs.add(job);
+  }
+
+  /** Takes the next connections: the listening socket is ready. */
+  ready(): void {
+    while (this.#clients.size < MOST_CONNECTIONS) {
+      const fd = acceptConnection(this.#listener);
+      if (fd < 0) {
+        if (fd !== -Errno.EAGAIN) this.#pauseListening(-fd);
+        return;
+      }
+      this.#clients.add(
+        new Client(fd, {
+          scheduler: this.#scheduler,
+          requested: (client, request) => this.#requested(client, request),
+          closed: (client) => this.#closed(client),
+        }),
+      );
+    }
+    this.#listen(false);
+  }
+
+  /** Out of descriptors, say: the connections stay in the backlog until there are some again. */
+  #pauseListening(errno: number): void {
+    this.#log.warn(new SystemError(errno, "Cannot take a control connection").message);
+    this.#listen(false);
+    this.#scheduler.addTimer(ACCEPT_RETRY_MS, () => this.#listen(true));
+  }
+
+  #listen(on: boolean): void {
+    if (this.#listener < 0 || this.#listening === on) return;
+    this.#listening = on;
+    this.#scheduler.rewatch(this.#listener, on ? EPOLLIN : 0);
+  }
+
+  #requested(client: Client, request: Uint8Array<ArrayBuffer>): void {
+    const type = messageType(request);
+    const command = this.#commands.get(type);
+    if (command === undefined) {
+      const what = `Cannot carry out '${messageName(type)}': this tapdisk does not know it`;
+      this.#log.warn(what);
+      return client.answer(errorReply(request, new SystemError(Errno.EINVAL, what)));
+    }
+    if (!command.exclusive) return this.#run(command, request, (reply) => client.answer(reply));
+    this.#jobs.add((finished) => {
+      if (!client.open) return finished();
+      this.#run(command, request, (reply) => {
+        client.answer(reply);
+        finished();
+      });
+    });
+  }
+
+  #run(
+    command: Command,
+    request: Uint8Array<ArrayBuffer>,
+    answer: (reply: Uint8Array<ArrayBuffer>) => void,
+  ): void {
+    let answered = false;
+    const answerOnce = (reply: Uint8Array<ArrayBuffer>): void => {
+      if (answered) return;
+      answered = true;
+      answer(reply);
+    };
+    try {
+      command.run(request, answerOnce);
+    } catch (error) {
+      const reply = errorReply(request, error);
+      this.#log.error(error instanceof Error ? error.message : String(error));
+      answerOnce(reply);
+    }
+  }
+
+  #closed(client: Client): void {
+    this.#clients.delete(client);
+    this.#listen(true);
+    this.#checkDrained();
+  }
+
+  /**
+   * Takes no more requests, removes the socket, sends the answers that are owed, and calls back.
+   */
+  shutDown(done: () => void): void {
+    this.#drained = done;
+    if (this.#listener >= 0) {
+      this.#scheduler.unwatch(this.#listener);
+      closeFile(this.#listener);
+      this.#listener = -1;
+      removeSocket(this.#path);
+    }
+    for (const client of this.#clients) if (!client.isOwed) client.close();
+    this.#checkDrained();
+  }
+
+  #checkDrained(): void {
+    if (this.#clients.size > 0 || this.#drained === undefined) return;
+    const done = this.#drained;
+    this.#drained = undefined;
+    done();
+  }
+}
+
+function removeSocket(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
