@@ -24,6 +24,8 @@ import { VHD_SECTOR_SIZE } from "./units.ts";
 const MIN_BLOCK_SIZE = 4096;
 /** Largest block size that we read: it bounds the buffers for a block and its bitmap. */
 const MAX_BLOCK_SIZE = 64 * 1024 * 1024;
+/** Longest name of a parent that we read, in bytes. */
+const MAX_LOCATOR_LENGTH = 65536;
 /** Most BAT entries that we read: 64 MiB of table, 16 times what the largest disk needs. */
 const MAX_BAT_ENTRIES = 16 * 1024 * 1024;
 
@@ -133,6 +135,8 @@ function validateLocator(
       at: 8,
       problem: `is more than the ${space} bytes of its room`,
     }
+    : locator.dataLength > MAX_LOCATOR_LENGTH
+    ? { field: "dataLength" as const, at: 8, problem: "is longer than any path" }
     : locator.dataOffset < BigInt(HD_FOOTER_SIZE) || end > BigInt(sizeBytes)
     ? { field: "dataOffset" as const, at: 16, problem: "makes a name that is not in the file" }
     : null;

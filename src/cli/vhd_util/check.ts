@@ -1,0 +1,137 @@
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { ancestorPaths, checkImage, type CheckOptions } from "../../vhd/check.ts";
+import { type LayerStatistics, layerStatistics } from "../../vhd/check_stats.ts";
+import type { Finding } from "../../vhd/findings.ts";
+import { openVhd, type VhdImage } from "../../vhd/image.ts";
+import { fileNameOf } from "../../vhd/paths.ts";
+import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { dumpHeaders } from "./dump_headers.ts";
+import type { Output } from "./output.ts";
+import { decimal } from "./print_headers.ts";
+
+/** `vhd-util check`. */
+export const checkCommand: Subcommand = {
+  name: "check",
+  summary: "Look for damage in an image; nothing is changed",
+  synopsis: "-n FILE [-iItBpbs]",
+  usage: "options: -n <file> [-i ignore missing primary footers] " +
+    "[-I ignore parent uuids] [-t ignore timestamps] " +
+    "[-B do not check BAT for overlapping (precludes -s, -b)] " +
+    "[-p check parents] [-b check bitmaps] [-s stats] [-h help]",
+  options: [
+    { name: "n", value: "FILE", text: "the image" },
+    { name: "i", text: "accept a missing footer, as after a crash; the backup is used" },
+    { name: "I", text: "do not compare UUIDs with the parent's" },
+    { name: "t", text: "accept time stamps in the future" },
+    { name: "B", text: "do not look for blocks that overlap; not with -b or -s" },
+    { name: "p", text: "check the parents too" },
+    { name: "b", text: "check bitmaps and the data under them" },
+    { name: "s", text: "print how much is allocated and written instead" },
+  ],
+  example: `
+$ vhd-util check -n today.vhd -p
+today.vhd is valid
+/images/disk.vhd is valid`,
+
+  run(call: CommandCall): number {
+    const path = call.required("n");
+    if (call.has("B") && (call.has("s") || call.has("b"))) throw new UsageError(null);
+    const options: CheckOptions = {
+      ignoreFooter: call.has("i"),
+      ignoreParentUuid: call.has("I"),
+      ignoreTimestamps: call.has("t"),
+      checkOverlaps: !call.has("B"),
+      checkData: call.has("b"),
+    };
+    const status = checkOne(call, path, options);
+    if (status !== 0) return status;
+    const parents: string[] = [];
+    const parentStatus = call.has("p") ? checkParents(call, path, { options, parents }) : 0;
+    if (call.has("s")) printStatistics(call.output, [path, ...parents].reverse());
+    return parentStatus;
+  },
+};
+
+function checkOne(call: CommandCall, path: string, options: CheckOptions): number {
+  const { output } = call;
+  try {
+    const { valid, findings } = checkImage(path, options);
+    for (const finding of findings) output.print(`${lineOf(finding)}\n`);
+    if (!valid) {
+      output.print(`${path} appears invalid; dumping metadata\n`);
+      dumpHeaders(output, path, decimal);
+      return Errno.EINVAL;
+    }
+  } catch (error) {
+    const errno = errnoOf(error);
+    output.print(
+      error instanceof SystemError && errno === Errno.ENOENT
+        ? `cannot stat ${path}: ${errno}\n`
+        : `error opening ${path}: ${errnoName(errno)}\n`,
+    );
+    output.printError(messageOf(error));
+    return errno;
+  }
+  if (!call.has("s")) output.print(`${path} is valid\n`);
+  return 0;
+}
+
+function lineOf({ severity, message, field, offsetBytes }: Finding): string {
+  const prefix = severity === "warning" ? "warning: " : "";
+  return `${prefix}${message} (${field} at byte ${offsetBytes})`;
+}
+
+/** Checks all ancestors; those that are valid are added to `parents`. */
+function checkParents(
+  call: CommandCall,
+  path: string,
+  { options, parents }: { options: CheckOptions; parents: string[] },
+): number {
+  let status = 0;
+  try {
+    for (const ancestor of ancestorPaths(path)) {
+      status = checkOne(call, ancestor, options);
+      if (status !== 0) break;
+      parents.push(ancestor);
+    }
+  } catch (error) {
+    status = errnoOf(error);
+    call.output.printError(messageOf(error));
+  }
+  if (status !== 0) call.output.print(`error checking parents: ${-status}\n`);
+  return status;
+}
+
+/** Prints a line for each image of a chain, the last ancestor first. */
+function printStatistics(output: Output, paths: readonly string[]): void {
+  const images: VhdImage[] = [];
+  try {
+    for (const path of paths) {
+      const image = openVhd(path, { ignoreDisabled: true });
+      if (image.type === "fixed") image.close();
+      else images.push(image);
+    }
+    layerStatistics(images).forEach((entry, index) => {
+      output.print(index === 0 ? `${firstLine(entry)}\n` : `${laterLine(entry)}\n`);
+    });
+  } finally {
+    images.forEach((image) => image.close());
+  }
+}
+
+function firstLine({ path, allocated, written }: LayerStatistics): string {
+  return `${fileNameOf(path)}: secs allocated: 0x${allocated.toString(16)} ` +
+    `secs written: 0x${written.toString(16)} (${percent(written, allocated)})`;
+}
+
+function laterLine(entry: LayerStatistics): string {
+  const { written, notInParent, notInAncestors } = entry;
+  return `${firstLine(entry)} secs not in parent: 0x${notInParent.toString(16)} ` +
+    `(${percent(notInParent, written)}) secs not in ancestors: 0x${notInAncestors.toString(16)} ` +
+    `(${percent(notInAncestors, written)})`;
+}
+
+function percent(part: number, whole: number): string {
+  const ratio = whole === 0 ? 0 : Math.fround(Math.fround(part / whole) * 100);
+  return `${ratio.toFixed(2)}%`;
+}

@@ -1,0 +1,119 @@
+/**
+ * vhd-util: makes, examines and changes VHD images while no tapdisk writes them.
+ *
+ * One file for each subcommand, loaded when it is called. They parse, call `src/vhd` and print; what
+ * an image looks like is none of their business. Output, option order and exit statuses (error
+ * numbers) are those that XenServer's storage manager knows.
+ *
+ * @module
+ */
+
+import { Errno } from "../../../ffi/errno.ts";
+import { parseOptions } from "../getopt.ts";
+import { CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { type Output, StandardOutput } from "./output.ts";
+
+/** The subcommands and how to get at them, in the order in which they are listed. */
+export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new Map([
+  ["create", async () => (await import("./create.ts")).createCommand],
+  ["snapshot", async () => (await import("./snapshot.ts")).snapshotCommand],
+  ["query", async () => (await import("./query.ts")).queryCommand],
+  ["read", async () => (await import("./read.ts")).readCommand],
+  ["check", async () => (await import("./check.ts")).checkCommand],
+]);
+
+/** The exit status for each call of vhd-util; everything else goes to `output`. */
+export async function vhdUtilMain(
+  args: readonly string[],
+  { output }: { output?: Output } = {},
+): Promise<number> {
+  if (output !== undefined) return await runCommand(args, output);
+  const standard = new StandardOutput();
+  const status = await runCommand(args, standard);
+  standard.flush();
+  return status;
+}
+
+async function runCommand(args: readonly string[], output: Output): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === undefined || name === "-h" || name === "--help" || name === "help") {
+    await printOverview(output);
+    return 0;
+  }
+  const load = SUBCOMMANDS.get(name);
+  if (load === undefined) {
+    output.printError(`invalid COMMAND ${name}`);
+    printNames(output);
+    return Errno.EINVAL;
+  }
+  return runSubcommand(await load(), rest.filter((arg) => arg !== "--debug"), output);
+}
+
+function runSubcommand(command: Subcommand, args: readonly string[], output: Output): number {
+  const { options, operands, fault } = parseOptions(specOf(command), args);
+  const help = options.find((option) => option.name === "h" || option.name === "help");
+  if (help?.name === "help") {
+    output.print(helpOf(command));
+    return 0;
+  }
+  if (help !== undefined && fault === null) {
+    output.print(`${command.usage}\n`);
+    return 0;
+  }
+  try {
+    if (fault !== null) throw new UsageError(`${command.name}: ${fault}`);
+    if (operands.length > 0 && command.operands !== true) throw new UsageError(null);
+    return command.run(new CommandCall(options, operands, output));
+  } catch (error) {
+    if (error instanceof UsageError) {
+      if (error.detail !== null) output.printError(error.detail);
+      output.print(`${command.usage}\n`);
+      return Errno.EINVAL;
+    }
+    const errno = errnoOf(error);
+    output.printError(messageOf(error));
+    return errno;
+  }
+}
+
+function specOf(command: Subcommand): { short: string; long: string[] } {
+  const letters = command.options.filter((option) => option.name.length === 1);
+  const long = command.options.filter((option) => option.name.length > 1);
+  return {
+    short: letters.map(({ name, value }) => (value === undefined ? name : `${name}:`)).join("") +
+      "h",
+    long: [...long.map((option) => option.name), "help"],
+  };
+}
+
+function printNames(output: Output): void {
+  output.print("usage: vhd-util COMMAND [OPTIONS]\n");
+  output.print(`COMMAND := { ${[...SUBCOMMANDS.keys()].join(" | ")} }\n`);
+}
+
+async function printOverview(output: Output): Promise<void> {
+  printNames(output);
+  output.print("\n");
+  for (const [name, load] of SUBCOMMANDS) {
+    output.print(`  ${name.padEnd(10)} ${(await load()).summary}\n`);
+  }
+  output.print("\n'vhd-util COMMAND --help' tells of each. --debug is accepted anywhere.\n");
+}
+
+function helpOf(command: Subcommand): string {
+  const options = [...command.options, { name: "h", text: "print the options on one line" }, {
+    name: "help",
+    text: "print this text",
+  }];
+  const lines = options.map((option) => {
+    const dash = option.name.length === 1 ? "-" : "--";
+    const value = "value" in option && option.value !== undefined ? ` ${option.value}` : "";
+    return `  ${`${dash}${option.name}${value}`.padEnd(12)} ${option.text}`;
+  });
+  return `Usage: vhd-util ${command.name} ${command.synopsis}\n\n${command.summary}.\n\n` +
+    `Options:\n${lines.join("\n")}\n\nExample:\n${indent(command.example)}\n`;
+}
+
+function indent(text: string): string {
+  return text.trim().split("\n").map((line) => `  ${line}`.trimEnd()).join("\n");
+}

@@ -1,0 +1,163 @@
+import { Errno } from "../../../ffi/errno.ts";
+import { DD_BLK_UNUSED } from "../../vhd/bat.ts";
+import { openChain, resolveParent, unresolvedParent } from "../../vhd/chain.ts";
+import { HD_FOOTER_SIZE } from "../../vhd/footer.ts";
+import { openVhd, type VhdImage } from "../../vhd/image.ts";
+import { VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+
+const MIB = 1024 * 1024;
+
+/** `vhd-util query`. */
+export const queryCommand: Subcommand = {
+  name: "query",
+  summary: "Print facts about an image, each on its line, in the order below",
+  synopsis: "-n FILE [-vspfmdaSu]",
+  usage: "options: <-n name> [-v print virtual size (in MB)] " +
+    "[-s print physical utilization (bytes)] [-p print parent] " +
+    "[-f print fields] [-m print marker] [-d print chain depth] " +
+    "[-S print max virtual size (MB) for fast resize] " +
+    "[-a print allocated block count] " +
+    "[-u don't resolve parent path] " +
+    "[-h help]",
+  options: [
+    { name: "n", value: "FILE", text: "the image" },
+    { name: "v", text: "size of the disk in MiB" },
+    { name: "s", text: "bytes in use in the file" },
+    { name: "p", text: "path of the parent" },
+    { name: "f", text: "the hidden flag" },
+    { name: "m", text: "the marker byte" },
+    { name: "d", text: "layers in the chain" },
+    { name: "a", text: "number of allocated blocks" },
+    { name: "S", text: "size in MiB that the disk can grow to without moving data" },
+    { name: "u", text: "with -p: the path as it is stored, without looking for the file" },
+  ],
+  example: `
+$ vhd-util query -vsp -n today.vhd
+10240
+45568
+/images/disk.vhd`,
+
+  run(call: CommandCall): number {
+    const path = call.required("n");
+    let image: VhdImage;
+    try {
+      image = openVhd(path, { lenient: true, ignoreDisabled: true });
+    } catch (error) {
+      const errno = errnoOf(error);
+      call.output.print(`error opening ${path}: ${-errno}\n`);
+      call.output.printError(messageOf(error));
+      return errno;
+    }
+    try {
+      return printFacts(call, image);
+    } finally {
+      image.close();
+    }
+  },
+};
+
+/** What is asked for, by letter: prints it and returns 0 or an error number. */
+const FACTS: readonly (readonly [string, (call: CommandCall, image: VhdImage) => number])[] = [
+  ["v", printVirtualSize],
+  ["s", printPhysicalSize],
+  ["p", printParent],
+  ["f", printHidden],
+  ["m", printMarker],
+  ["d", printDepth],
+  ["a", printAllocated],
+  ["S", printMaxSize],
+];
+
+function printFacts(call: CommandCall, image: VhdImage): number {
+  let status = 0;
+  for (const [letter, print] of FACTS) {
+    if (!call.has(letter)) continue;
+    const errno = print(call, image);
+    if (status === 0) status = errno;
+  }
+  return status;
+}
+
+function printVirtualSize({ output }: CommandCall, image: VhdImage): number {
+  output.print(`${Math.floor(image.sizeBytes / MIB)}\n`);
+  return 0;
+}
+
+function printPhysicalSize({ output }: CommandCall, image: VhdImage): number {
+  if (image.batmapFault !== null) {
+    output.print(`failed to get physical size: ${-Errno.EINVAL}\n`);
+    output.printError(image.batmapFault.message);
+    return Errno.EINVAL;
+  }
+  const bytes = image.type === "fixed"
+    ? image.file.sizeBytes()
+    : image.endOfDataSector * VHD_SECTOR_SIZE + HD_FOOTER_SIZE;
+  output.print(`${bytes}\n`);
+  return 0;
+}
+
+function printParent(call: CommandCall, image: VhdImage): number {
+  const { output } = call;
+  if (image.parent === null) {
+    output.print(`${image.path} has no parent\n`);
+    return 0;
+  }
+  try {
+    const stored = call.has("u") ? unresolvedParent(image) : null;
+    output.print(`${stored ?? resolveParent(image)}\n`);
+    return 0;
+  } catch (error) {
+    const errno = errnoOf(error);
+    output.print("query failed\n");
+    output.printError(messageOf(error));
+    return errno;
+  }
+}
+
+function printHidden({ output }: CommandCall, image: VhdImage): number {
+  output.print(`hidden: ${image.footer.hidden}\n`);
+  return 0;
+}
+
+function printMarker({ output }: CommandCall, image: VhdImage): number {
+  output.print(`marker: ${image.batmap?.header.marker ?? 0}\n`);
+  return 0;
+}
+
+function printDepth({ output }: CommandCall, image: VhdImage): number {
+  try {
+    const chain = openChain(image.path, {
+      lenient: true,
+      ignoreDisabled: true,
+      ignoreParentUuid: true,
+    });
+    chain.close();
+    output.print(`chain depth: ${chain.depth}\n`);
+    return 0;
+  } catch (error) {
+    const errno = errnoOf(error);
+    output.print(`error checking chain depth: ${-errno}\n`);
+    output.printError(messageOf(error));
+    return errno;
+  }
+}
+
+function printAllocated({ output }: CommandCall, image: VhdImage): number {
+  if (image.type === "fixed") {
+    output.print(`error reading bat: ${-Errno.EINVAL}\n`);
+    return Errno.EINVAL;
+  }
+  let used = 0;
+  for (let block = 0; block < image.blocks; block++) {
+    if (image.bat[block] !== DD_BLK_UNUSED) used++;
+  }
+  output.print(`${used}\n`);
+  return 0;
+}
+
+function printMaxSize({ output }: CommandCall, image: VhdImage): number {
+  const bytes = image.bat.length * image.blockSizeBytes;
+  output.print(`${Math.floor(bytes / MIB)}\n`);
+  return 0;
+}

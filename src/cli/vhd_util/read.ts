@@ -1,0 +1,163 @@
+import { Errno } from "../../../ffi/errno.ts";
+import { openChain } from "../../vhd/chain.ts";
+import { openVhd, type VhdImage } from "../../vhd/image.ts";
+import { readRange } from "../../vhd/read.ts";
+import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+import { dumpHeaders } from "./dump_headers.ts";
+import {
+  decimal,
+  hexadecimal,
+  type NumberFormat,
+  printBatmap,
+  printFooter,
+  printHeader,
+  printLocators,
+} from "./print_headers.ts";
+import { READ_TABLES, type TableRequest } from "./read_tables.ts";
+
+/** `vhd-util read`. */
+export const readCommand: Subcommand = {
+  name: "read",
+  summary: "Print an image's metadata, or data of its disk",
+  synopsis: "-n FILE [-p] [-tbmiejdrR NUMBER [-c COUNT]] [-B] [-a] [-x]",
+  usage: "options:\n" +
+    "-h          help\n" +
+    "-n          name\n" +
+    "-p          print VHD headers\n" +
+    "-t sec      translate logical sector to VHD location\n" +
+    "-b blk      print bat entry\n" +
+    "-B          print entire bat as a bitmap\n" +
+    "-m blk      print bitmap\n" +
+    "-i sec      test bitmap for logical sector\n" +
+    "-e sec      output extent list of allocated logical sectors\n" +
+    "-a          print batmap\n" +
+    "-j blk      test batmap for block\n" +
+    "-d blk      print data\n" +
+    "-c num      num units\n" +
+    "-r sec      read num sectors at sec\n" +
+    "-R byte     read num bytes at byte\n" +
+    "-x          print in hex",
+  options: [
+    { name: "n", value: "FILE", text: "the image" },
+    { name: "p", text: "footer, header, parent locators and batmap header" },
+    { name: "t", value: "SECTOR", text: "where a sector of the disk is in the file" },
+    { name: "b", value: "BLOCK", text: "where a block is in the file" },
+    { name: "B", text: "which blocks are allocated: one bit a block, binary" },
+    { name: "m", value: "BLOCK", text: "a block's bitmap, binary" },
+    { name: "i", value: "SECTOR", text: "whether the image itself holds a sector" },
+    {
+      name: "e",
+      value: "SECTOR",
+      text: "the extents that it holds from there: first sector, length",
+    },
+    { name: "a", text: "the batmap, binary" },
+    { name: "j", value: "BLOCK", text: "whether the batmap has a block as full" },
+    { name: "d", value: "BLOCK", text: "a block's data, binary" },
+    { name: "c", value: "COUNT", text: "how many blocks, sectors or bytes; 1 without it" },
+    { name: "r", value: "SECTOR", text: "sectors of the disk, parents included, binary" },
+    { name: "R", value: "BYTE", text: "bytes of the disk, parents included, binary" },
+    { name: "x", text: "numbers in hexadecimal" },
+    { name: "C", text: "accepted for the original's sake" },
+  ],
+  example: `
+$ vhd-util read -n disk.vhd -b 0 -c 2
+block: 0: offset: 3584
+block: 1: offset: not allocated
+$ vhd-util read -n disk.vhd -r 0 -c 1 | xxd | head -1
+00000000: 5858 5858 5858 5858 5858 5858 5858 5858  XXXXXXXXXXXXXXXX`,
+
+  run(call: CommandCall): number {
+    const path = call.required("n");
+    const format = call.has("x") ? hexadecimal : decimal;
+    const count = call.number("c") ?? 1;
+    for (const letter of NUMBERED) call.number(letter);
+    let image: VhdImage;
+    try {
+      image = openVhd(path, { lenient: true, ignoreDisabled: true });
+    } catch (error) {
+      const errno = errnoOf(error);
+      call.output.print(`Failed to open ${path}: ${-errno}\n`);
+      call.output.print(`\n${path} appears invalid; dumping headers\n\n`);
+      call.output.printError(messageOf(error));
+      dumpHeaders(call.output, path, format);
+      return errno;
+    }
+    try {
+      return readAll(call, image, { format, count });
+    } finally {
+      image.close();
+    }
+  },
+};
+
+const NUMBERED = "tbmiejdrR";
+
+interface Manner {
+  readonly format: NumberFormat;
+  readonly count: number;
+}
+
+function readAll(call: CommandCall, image: VhdImage, { format, count }: Manner): number {
+  if (call.has("p")) printHeaders(call, image, format);
+  for (const [letter, print] of READ_TABLES) {
+    if (!call.has(letter)) continue;
+    const first = NUMBERED.includes(letter) ? call.number(letter) ?? 0 : 0;
+    const request: TableRequest = { image, output: call.output, first, count, format };
+    const status = print(request);
+    if (status !== 0) return status;
+  }
+  const sector = call.number("r");
+  if (sector !== null) {
+    const status = printData(call, image, {
+      offsetBytes: sector * VHD_SECTOR_SIZE,
+      lengthBytes: count * VHD_SECTOR_SIZE,
+    });
+    if (status !== 0) return status;
+  }
+  const byte = call.number("R");
+  if (byte === null) return 0;
+  return printData(call, image, { offsetBytes: byte, lengthBytes: count });
+}
+
+/** Prints all metadata of an image that could be opened. */
+export function printHeaders(
+  { output }: CommandCall,
+  image: VhdImage,
+  format: NumberFormat,
+): void {
+  printFooter(output, image.footer, format);
+  if (image.header === null) return;
+  printHeader(output, image.header, format);
+  if (image.parent !== null) printLocators(output, image, format);
+  if (image.batmap !== null) printBatmap(output, image.batmap, format);
+  if (image.batmapFault !== null) {
+    output.print("failed to get batmap header\n");
+    output.printError(image.batmapFault.message);
+  }
+}
+
+function printData(
+  { output }: CommandCall,
+  image: VhdImage,
+  { offsetBytes, lengthBytes }: { offsetBytes: number; lengthBytes: number },
+): number {
+  if (offsetBytes + lengthBytes > image.sizeBytes) {
+    output.printError(
+      `Cannot read ${lengthBytes} bytes at ${offsetBytes}: the disk ends at ${image.sizeBytes}`,
+    );
+    return Errno.ERANGE;
+  }
+  const chain = openChain(image.path, { ignoreDisabled: true, ignoreParentUuid: true });
+  try {
+    const buffer = new Uint8Array(Math.min(VHD_BLOCK_SIZE, lengthBytes));
+    for (let done = 0; done < lengthBytes; done += buffer.length) {
+      const part = buffer.subarray(0, Math.min(buffer.length, lengthBytes - done));
+      readRange(chain, part, offsetBytes + done);
+      output.printBytes(part);
+    }
+  } finally {
+    chain.close();
+  }
+  return 0;
+}

@@ -1,0 +1,53 @@
+import { Errno } from "../../../ffi/errno.ts";
+import { snapshot, SnapshotDepthError } from "../../vhd/snapshot.ts";
+import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
+
+const MIB = 1024 * 1024;
+
+/** `vhd-util snapshot`. */
+export const snapshotCommand: Subcommand = {
+  name: "snapshot",
+  summary: "Make an image that holds the differences to another",
+  synopsis: "-n FILE -p PARENT [-m] [-e] [-l LAYERS] [-S MIB]",
+  usage: "options: <-n name> <-p parent name> [-l snapshot depth limit]" +
+    " [-m parent_is_raw] [-S size (MB) for metadata preallocation " +
+    "(see vhd-util resize)] [-e link to supplied parent name even " +
+    "if it's empty] [-h help]",
+  options: [
+    { name: "n", value: "FILE", text: "the image to make" },
+    { name: "p", value: "PARENT", text: "the image that it builds on" },
+    { name: "l", value: "LAYERS", text: "refuse to make a chain of more layers than this" },
+    { name: "m", text: "the parent is a raw image" },
+    { name: "S", value: "MIB", text: "make room for the disk to grow to this ('resize -f')" },
+    {
+      name: "e",
+      text: "build on PARENT even if it holds no data, not on the first below that does",
+    },
+  ],
+  example: `
+$ vhd-util snapshot -n today.vhd -p disk.vhd
+$ vhd-util query -n today.vhd -p
+/images/disk.vhd`,
+
+  run(call: CommandCall): number {
+    const path = call.value("n");
+    const parent = call.value("p");
+    if (path === null || parent === null) throw new UsageError(null);
+    try {
+      snapshot(path, {
+        parent,
+        rawParent: call.has("m"),
+        keepEmptyParent: call.has("e"),
+        reserveBytes: (call.number("S") ?? 0) * MIB,
+        depthLimit: call.number("l") ?? 0,
+      });
+    } catch (error) {
+      if (!(error instanceof SnapshotDepthError)) throw error;
+      call.output.print(
+        `snapshot depth exceeded: current depth: ${error.depth}, limit: ${error.limit}\n`,
+      );
+      return Errno.ENOSPC;
+    }
+    return 0;
+  },
+};
