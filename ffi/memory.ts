@@ -28,6 +28,7 @@ const MAP_PRIVATE = 0x02;
 const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
 const MADV_DONTNEED = 4;
+const MADV_NOHUGEPAGE = 15;
 
 /** The size of a page of memory, bytes. */
 export const PAGE_BYTES = 4096;
@@ -55,6 +56,8 @@ export class Arena {
       throw new SystemError(lastErrno(), `Cannot map ${this.sizeBytes} bytes of memory`);
     }
     this.address = address;
+    // One touched byte is to cost one page: the arenas of devices are large and mostly untouched.
+    libc.madvise(address, this.sizeBytes, MADV_NOHUGEPAGE);
     const buffer = memoryAt(address, this.sizeBytes);
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);

@@ -33,6 +33,7 @@ export class AioImage implements ImageDriver, IoOwner {
   readonly spec: ImageSpec;
   readonly sectors: number;
   readonly parent = null;
+  readonly counts = { readSectors: 0, writtenSectors: 0 };
   readonly #context: DriverContext;
   readonly #sink: RequestSink;
   readonly #file: DiskFile;
@@ -72,6 +73,7 @@ export class AioImage implements ImageDriver, IoOwner {
 
   read(slot: number, sector: number, count: number, address: number): void {
     const { queue } = this.#context;
+    this.counts.readSectors += count;
     queue.read(
       this.#file.file,
       sector * SECTOR_BYTES,
@@ -84,6 +86,7 @@ export class AioImage implements ImageDriver, IoOwner {
 
   write(slot: number, sector: number, count: number, address: number): void {
     const { queue } = this.#context;
+    this.counts.writtenSectors += count;
     queue.write(
       this.#file.file,
       sector * SECTOR_BYTES,

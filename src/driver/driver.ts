@@ -56,9 +56,16 @@ export interface ImageSpec {
   readonly direct: boolean;
 }
 
+/** What an image itself served, not counting the images below it. */
+export interface ImageCounts {
+  readSectors: number;
+  writtenSectors: number;
+}
+
 /** One open image. */
 export interface ImageDriver {
   readonly spec: ImageSpec;
+  readonly counts: ImageCounts;
   /** Size, sectors. */
   readonly sectors: number;
   /** The image that shows through where this one has no data; null when zeros do. */

@@ -32,7 +32,7 @@ export interface Scheduler {
   addTimer(delayMs: number, callback: () => void): number;
   /** Forgets a timer; nothing happens when it has fired. */
   cancelTimer(timer: number): void;
-  /** Adds work for the end of every turn, done in the order in which it was added. */
+  /** Adds work for the end of every turn; what was added before comes before. */
   addTurnWork(work: TurnWork): void;
   /** Takes such work out again. */
   removeTurnWork(work: TurnWork): void;
@@ -74,12 +74,13 @@ export class TimerQueue {
   }
 }
 
-/** Does the end-of-turn work until nobody has any left. */
+/**
+ * Does the end-of-turn work until nobody has any left. Whoever comes later in the list has a turn
+ * only when all before have nothing to do, so that answers leave in one batch.
+ */
 export function finishTurn(works: readonly TurnWork[]): void {
-  for (let again = true; again;) {
-    again = false;
-    for (let i = 0; i < works.length; i++) {
-      if (works[i].endOfTurn()) again = true;
-    }
+  for (let i = 0; i < works.length;) {
+    if (works[i].endOfTurn()) i = 0;
+    else i++;
   }
 }

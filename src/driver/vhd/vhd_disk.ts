@@ -26,6 +26,7 @@ export class VhdDisk implements ImageDriver {
   readonly sectors: number;
   readonly parent: ImageSpec | null;
   readonly zeroSectors = ZERO_SECTORS;
+  readonly counts = { readSectors: 0, writtenSectors: 0 };
   readonly #context: DriverContext;
   readonly #sink: RequestSink;
   readonly #file: VhdFile;
@@ -144,6 +145,7 @@ export class VhdDisk implements ImageDriver {
 
   #readData(slot: number, sector: number, count: number, address: number, location: number): void {
     const inBlock = this.#inBlock(sector);
+    this.counts.readSectors += count;
     this.#context.queue.read(
       this.#file.disk.file,
       (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES,
@@ -248,6 +250,7 @@ export class VhdDisk implements ImageDriver {
 
   #writeInBlock(slot: number, sector: number, count: number, address: number, block: number): void {
     const writer = this.#writableOrThrow();
+    this.counts.writtenSectors += count;
     const location = this.#file.locationOf(block);
     if (location !== NONE && this.#file.isFull(block)) {
       return writer.writeData(slot, sector, count, address, location);

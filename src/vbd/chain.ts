@@ -1,0 +1,45 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { DriverContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import { driverOfType } from "../driver/registry.ts";
+import { MAX_CHAIN_DEPTH } from "../vhd/chain.ts";
+
+/**
+ * Opens an image and all that it builds on; the first of the list is the image itself.
+ *
+ * @throws {SystemError} ELOOP for a chain that leads back to itself or has too many layers.
+ */
+export function openImages(
+  leaf: ImageSpec,
+  context: DriverContext,
+  sink: RequestSink,
+): ImageDriver[] {
+  const images: ImageDriver[] = [];
+  const seen = new Set<string>();
+  try {
+    for (let spec: ImageSpec | null = leaf; spec !== null;) {
+      refuseLoop(leaf, spec, { seen, context });
+      const image: ImageDriver = driverOfType(spec.type).open(spec, context, sink);
+      images.at(-1)?.putBelow(image);
+      images.push(image);
+      spec = image.parent;
+    }
+    return images;
+  } catch (error) {
+    for (const image of images) image.close(() => {});
+    throw error;
+  }
+}
+
+function refuseLoop(
+  leaf: ImageSpec,
+  spec: ImageSpec,
+  { seen, context }: { seen: Set<string>; context: DriverContext },
+): void {
+  const { storage } = context.files;
+  const path = storage.exists(spec.path) ? storage.realPath(spec.path) : spec.path;
+  if (seen.has(path) || seen.size >= MAX_CHAIN_DEPTH) {
+    const why = seen.has(path) ? `it leads back to ${path}` : `over ${MAX_CHAIN_DEPTH} layers`;
+    throw new SystemError(Errno.ELOOP, `Cannot open the chain of ${leaf.path} (${why})`);
+  }
+  seen.add(path);
+}

@@ -1,0 +1,82 @@
+/**
+ * A virtual block device: its chain of images, and its requests from the first byte to the answer.
+ * It neither knows how requests come in (frontends do) nor where on a disk they go (drivers do).
+ *
+ * This file makes what all devices of a process share.
+ *
+ * @module
+ */
+import { Arena } from "../../ffi/memory.ts";
+import { Deferral } from "../driver/deferral.ts";
+import type { DriverContext } from "../driver/driver.ts";
+import { PieceTable } from "../driver/pieces.ts";
+import type { DiskBackend } from "../queue/backend.ts";
+import type { DiskFiles } from "../queue/disk_files.ts";
+import { DiskQueue } from "../queue/disk_queue.ts";
+import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
+
+const QUEUE_CAPACITY = 16384;
+const ZERO_BYTES = 1 << 20;
+
+/** A device whose requests wait for room in the disk queue. */
+export interface AdmissionClient {
+  /** Starts what it can; false when it could start nothing. */
+  admit(): boolean;
+  /** Whether requests still wait. */
+  readonly wantsAdmission: boolean;
+}
+
+/** Lets devices start their waiting requests as the disk queue gets room, each in its turn. */
+export class Admission implements TurnWork {
+  #clients: AdmissionClient[] = [];
+
+  /** Puts a device behind the others that wait. */
+  add(client: AdmissionClient): void {
+    if (!this.#clients.includes(client)) this.#clients.push(client);
+  }
+
+  endOfTurn(): boolean {
+    if (this.#clients.length === 0) return false;
+    let any = false;
+    const clients = this.#clients;
+    this.#clients = [];
+    for (const client of clients) {
+      if (client.admit()) any = true;
+      if (client.wantsAdmission) this.add(client);
+    }
+    return any;
+  }
+}
+
+/** What all devices of a process share. */
+export interface VbdContext extends DriverContext {
+  readonly admission: Admission;
+}
+
+/** Makes the shared parts of a process. */
+export function createVbdContext(
+  { scheduler, backend, files, log }: {
+    scheduler: Scheduler;
+    backend: DiskBackend;
+    files: DiskFiles;
+    log: (message: string) => void;
+  },
+): VbdContext {
+  const queue = new DiskQueue(scheduler, backend, QUEUE_CAPACITY);
+  const deferral = new Deferral();
+  const admission = new Admission();
+  const zeros = new Arena(ZERO_BYTES);
+  scheduler.addTurnWork(deferral);
+  scheduler.addTurnWork(admission);
+  return {
+    scheduler,
+    queue,
+    files,
+    pieces: new PieceTable(QUEUE_CAPACITY),
+    deferral,
+    admission,
+    zeroAddress: zeros.address,
+    zeroBytes: zeros.sizeBytes,
+    log,
+  };
+}

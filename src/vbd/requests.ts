@@ -1,0 +1,417 @@
+import { Errno, errnoName } from "../../ffi/errno.ts";
+import type { Deferred } from "../driver/deferral.ts";
+import type { ImageDriver, RequestSink } from "../driver/driver.ts";
+import type { AdmissionClient, VbdContext } from "./engine.ts";
+import { isRetryable, RETRY_INTERVAL_MS, type RetryLimits } from "./retry.ts";
+import { RequestKind, type RequestOwner, SlotQueue, SlotTable } from "./slots.ts";
+import { VbdCounts } from "./statistics.ts";
+
+/** Who waits for free slots. */
+export interface SlotWaiter {
+  slotsFree(): void;
+}
+
+/** What requests run against: an open image, and how it is to be treated. */
+export interface RequestTarget {
+  readonly image: ImageDriver;
+  /** The image's name, for the log. */
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly retry: RetryLimits;
+}
+
+/** Longest step of a request to discard, sectors: others get their turn in between. */
+const DISCARD_STEP_SECTORS = 1 << 20;
+const STATUS_STEP_SECTORS = 1 << 22;
+const BYTES_PER_EXTENT = 8;
+
+/**
+ * The requests of a device: they wait for an image and for room in the disk queue, are handed to
+ * the image step by step, and are tried again when they fail.
+ */
+export class Requests implements RequestSink, AdmissionClient, Deferred {
+  /** For the end-of-turn list; not for anyone else. */
+  deferred = false;
+  readonly counts = new VbdCounts();
+  readonly #context: VbdContext;
+  readonly #minor: number;
+  readonly #slots = new SlotTable();
+  readonly #waiting = new SlotQueue();
+  readonly #retrying = new SlotQueue();
+  readonly #waiters: SlotWaiter[] = [];
+  #target: RequestTarget | null = null;
+  /** Whether requests without a target wait for one, or fail. */
+  #holding = false;
+  #issued = 0;
+  #retryTimer = 0;
+  #drained: (() => void) | null = null;
+
+  /** @param minor The device's number, for the log. */
+  constructor(context: VbdContext, minor: number) {
+    this.#context = context;
+    this.#minor = minor;
+  }
+
+  /** How many requests have not ended. */
+  get outstanding(): number {
+    return this.#issued + this.#waiting.size + this.#retrying.size;
+  }
+
+  /** Runs requests against an image, those first that waited for it. */
+  run(target: RequestTarget): void {
+    this.#target = target;
+    this.#holding = false;
+    if (this.#waiting.size > 0) this.#context.admission.add(this);
+  }
+
+  /**
+   * Starts no more requests; they wait when `hold` says so, and else end with ESHUTDOWN. Calls back
+   * when nothing is under way any more.
+   */
+  stop(hold: boolean, drained: () => void): void {
+    this.#target = this.#issued === 0 ? null : this.#target;
+    this.#holding = hold;
+    if (!hold) {
+      this.#context.scheduler.cancelTimer(this.#retryTimer);
+      this.#retryTimer = 0;
+      this.#endWaiting();
+    }
+    this.#drained = (): void => {
+      this.#target = null;
+      if (!hold) this.#endWaiting();
+      drained();
+    };
+    if (this.#issued === 0) this.#noteDrained();
+  }
+
+  get #stopped(): boolean {
+    return this.#target === null || this.#drained !== null;
+  }
+
+  get #image(): ImageDriver {
+    if (this.#target === null) throw new Error(`Minor ${this.#minor} has no image`);
+    return this.#target.image;
+  }
+
+  #endWaiting(): void {
+    for (const queue of [this.#retrying, this.#waiting]) {
+      for (let left = queue.size; left > 0; left--) {
+        const slot = queue.shift();
+        this.#slots.owner[slot].requestDone(slot, Errno.ESHUTDOWN);
+      }
+    }
+  }
+
+  #noteDrained(): void {
+    if (this.#drained === null || this.#issued > 0) return;
+    const drained = this.#drained;
+    this.#drained = null;
+    drained();
+  }
+
+  /** Unmaps the slots. Nothing may be under way, and every slot released. */
+  destroy(): void {
+    this.#slots.arena.release();
+  }
+
+  /** Takes a free slot for a request; -1 when there is none (see `waitForSlots`). */
+  takeSlot(): number {
+    return this.#slots.take();
+  }
+
+  /** How many slots are free. */
+  get freeSlots(): number {
+    return this.#slots.freeCount;
+  }
+
+  /** Gives a slot back whose request has ended or was never started. */
+  releaseSlot(slot: number): void {
+    this.#slots.give(slot);
+    if (this.#waiters.length > 0) this.#context.deferral.add(this);
+  }
+
+  /** Address of a slot's memory, `SLOT_BYTES` of it. */
+  slotAddress(slot: number): number {
+    return this.#slots.address(slot);
+  }
+
+  /** A view of all slots' memory, and where a slot's begins in it. */
+  get slotMemory(): DataView<ArrayBuffer> {
+    return this.#slots.arena.view;
+  }
+
+  /** Calls once when slots have become free. */
+  waitForSlots(waiter: SlotWaiter): void {
+    if (!this.#waiters.includes(waiter)) this.#waiters.push(waiter);
+  }
+
+  /** The end-of-turn list calls this. */
+  runDeferred(): void {
+    for (const waiter of this.#waiters.splice(0)) waiter.slotsFree();
+  }
+
+  /**
+   * Starts a request. `owner` is told of its end, at once perhaps.
+   *
+   * @param sector First sector; the range is checked here.
+   * @param fua Whether a write, zeroing or discard must be on stable storage when it ends.
+   */
+  start(
+    slot: number,
+    kind: RequestKind,
+    sector: number,
+    count: number,
+    fua: boolean,
+    owner: RequestOwner,
+  ): void {
+    const slots = this.#slots;
+    slots.kind[slot] = kind;
+    slots.sector[slot] = sector;
+    slots.count[slot] = count;
+    slots.fua[slot] = fua ? 1 : 0;
+    slots.owner[slot] = owner;
+    slots.progress[slot] = 0;
+    slots.attempts[slot] = 0;
+    slots.error[slot] = 0;
+    slots.extents[slot] = 0;
+    slots.flushing[slot] = 0;
+    const refusal = this.#refusal(kind, sector, count);
+    if (refusal !== 0) return owner.requestDone(slot, refusal);
+    if (this.#stopped || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
+  }
+
+  /** Starts a request for the extents of a range; at most `mostExtents` are found. */
+  startStatus(
+    slot: number,
+    sector: number,
+    count: number,
+    mostExtents: number,
+    owner: RequestOwner,
+  ): void {
+    this.#slots.mostExtents[slot] = mostExtents;
+    this.start(slot, RequestKind.Status, sector, count, false, owner);
+  }
+
+  /**
+   * How many extents a status request found. They are pairs of 32-bit little-endian numbers in the
+   * slot's memory: sectors, and 1 for data or 0 for a hole.
+   */
+  extents(slot: number): number {
+    return this.#slots.extents[slot];
+  }
+
+  #refusal(kind: RequestKind, sector: number, count: number): number {
+    // Without an image there is nothing to compare with; what waits is looked at again with one.
+    if (this.#target === null) return this.#holding ? 0 : Errno.ESHUTDOWN;
+    if (kind === RequestKind.Flush) return 0;
+    if (sector + count > this.#target.image.sectors) {
+      return kind === RequestKind.Write ? Errno.ENOSPC : Errno.EINVAL;
+    }
+    const changes = kind !== RequestKind.Read && kind !== RequestKind.Status;
+    return changes && this.#target.readOnly ? Errno.EPERM : 0;
+  }
+
+  #wait(slot: number): void {
+    this.#waiting.push(slot);
+    if (!this.#stopped) this.#context.admission.add(this);
+  }
+
+  get wantsAdmission(): boolean {
+    return !this.#stopped && this.#waiting.size > 0;
+  }
+
+  admit(): boolean {
+    let any = false;
+    while (this.wantsAdmission) {
+      const slot = this.#waiting.shift();
+      if (!this.#issue(slot)) {
+        this.#waiting.unshift(slot);
+        break;
+      }
+      any = true;
+    }
+    return any;
+  }
+
+  /** Hands a request to the image; false when the disk queue has no room for it. */
+  #issue(slot: number): boolean {
+    const slots = this.#slots;
+    const kind = slots.kind[slot];
+    const refusal = this.#refusal(kind as RequestKind, slots.sector[slot], slots.count[slot]);
+    const operations = this.#image.operationsFor(this.#stepOf(slot));
+    if (!this.#context.queue.reserve(operations)) return false;
+    slots.reserved[slot] = operations;
+    slots.error[slot] = 0;
+    this.#issued++;
+    if (refusal !== 0) this.#end(slot, refusal);
+    else if (slots.flushing[slot] === 1) this.#flush(slot);
+    else this.#step(slot);
+    return true;
+  }
+
+  /** Sectors of the next step of a request. */
+  #stepOf(slot: number): number {
+    const slots = this.#slots;
+    const left = slots.count[slot] - slots.progress[slot];
+    const kind = slots.kind[slot];
+    if (kind === RequestKind.Zero) return Math.min(left, this.#image.zeroSectors);
+    if (kind === RequestKind.Discard) return Math.min(left, DISCARD_STEP_SECTORS);
+    if (kind === RequestKind.Flush || kind === RequestKind.Status) return 1;
+    return left;
+  }
+
+  #step(slot: number): void {
+    const slots = this.#slots;
+    const sector = slots.sector[slot] + slots.progress[slot];
+    const count = this.#stepOf(slot);
+    const image = this.#image;
+    slots.pending[slot] = count;
+    switch (slots.kind[slot]) {
+      case RequestKind.Read:
+        return image.read(slot, sector, count, slots.address(slot));
+      case RequestKind.Write:
+        return image.write(slot, sector, count, slots.address(slot));
+      case RequestKind.Discard:
+        return image.discard(slot, sector, count);
+      case RequestKind.Zero:
+        return image.zero(slot, sector, count);
+      case RequestKind.Status:
+        return this.#findExtents(slot);
+      default:
+        return this.#flush(slot);
+    }
+  }
+
+  #flush(slot: number): void {
+    this.#slots.pending[slot] = 1;
+    if (this.#target?.readOnly === true) this.pieceDone(slot, 1, 0);
+    else this.#image.flush(slot);
+  }
+
+  pieceDone(slot: number, sectors: number, errno: number): void {
+    const slots = this.#slots;
+    if (errno !== 0 && slots.error[slot] === 0) slots.error[slot] = errno;
+    const pending = slots.pending[slot] - sectors;
+    slots.pending[slot] = pending;
+    if (pending === 0) this.#stepDone(slot);
+    else if (pending < 0) throw new Error(`Slot ${slot} ended more sectors than it has`);
+  }
+
+  #stepDone(slot: number): void {
+    const slots = this.#slots;
+    const errno = slots.error[slot];
+    if (errno !== 0) return this.#failed(slot, errno);
+    const kind = slots.kind[slot];
+    if (kind === RequestKind.Zero || kind === RequestKind.Discard) {
+      if (slots.flushing[slot] === 0) slots.progress[slot] += this.#stepOf(slot);
+      if (slots.progress[slot] < slots.count[slot]) return this.#nextStep(slot);
+    }
+    if (slots.fua[slot] === 1 && slots.flushing[slot] === 0) {
+      slots.flushing[slot] = 1;
+      return this.#flush(slot);
+    }
+    this.#end(slot, 0);
+  }
+
+  /** Between two steps the request queues up again, behind others. */
+  #nextStep(slot: number): void {
+    this.#unissue(slot);
+    this.#wait(slot);
+  }
+
+  #unissue(slot: number): void {
+    this.#context.queue.release(this.#slots.reserved[slot]);
+    this.#slots.reserved[slot] = 0;
+    this.#issued--;
+    this.#noteDrained();
+  }
+
+  #end(slot: number, errno: number): void {
+    const slots = this.#slots;
+    this.counts.note(slots.kind[slot] as RequestKind, slots.count[slot], errno);
+    const owner = slots.owner[slot];
+    this.#unissue(slot);
+    owner.requestDone(slot, errno);
+  }
+
+  // ---- status -----------------------------------------------------------------------------
+
+  #findExtents(slot: number): void {
+    const slots = this.#slots;
+    const base = slots.address(slot) - slots.arena.address;
+    let budget = STATUS_STEP_SECTORS;
+    while (slots.progress[slot] < slots.count[slot]) {
+      const sector = slots.sector[slot] + slots.progress[slot];
+      const left = Math.min(slots.count[slot] - slots.progress[slot], STATUS_STEP_SECTORS);
+      const run = this.#image.allocatedRun(slot, sector, left);
+      if (run === 0) return;
+      if (!this.#addExtent(slot, run, base)) break;
+      budget -= Math.abs(run);
+      if (budget <= 0) return this.#nextStep(slot);
+    }
+    this.pieceDone(slot, 1, 0);
+  }
+
+  /** Notes one more run; false when the answer is full. */
+  #addExtent(slot: number, run: number, base: number): boolean {
+    const slots = this.#slots;
+    const { view } = slots.arena;
+    const sectors = Math.abs(run);
+    const data = run > 0 ? 1 : 0;
+    const count = slots.extents[slot];
+    const last = base + (count - 1) * BYTES_PER_EXTENT;
+    if (count > 0 && view.getUint32(last + 4, true) === data) {
+      view.setUint32(last, view.getUint32(last, true) + sectors, true);
+    } else if (count === slots.mostExtents[slot]) return false;
+    else {
+      view.setUint32(last + BYTES_PER_EXTENT, sectors, true);
+      view.setUint32(last + BYTES_PER_EXTENT + 4, data, true);
+      slots.extents[slot] = count + 1;
+    }
+    slots.progress[slot] += sectors;
+    return true;
+  }
+
+  wake(slot: number): void {
+    this.#findExtents(slot);
+  }
+
+  // ---- retries ----------------------------------------------------------------------------
+
+  #failed(slot: number, errno: number): void {
+    const slots = this.#slots;
+    const nowMs = this.#context.scheduler.nowMs();
+    if (slots.attempts[slot]++ === 0) {
+      slots.firstFailedMs[slot] = nowMs;
+      this.#context.log(
+        `minor ${this.#minor}: a request at sector ${slots.sector[slot]} of ` +
+          `${this.#target?.name} failed ` +
+          `(${errnoName(errno)})`,
+      );
+    }
+    if (!isRetryable(errno) || this.#isExhausted(slot, nowMs)) return this.#end(slot, errno);
+    this.counts.retries++;
+    this.#retrying.push(slot);
+    this.#unissue(slot);
+    this.#armRetryTimer();
+  }
+
+  #isExhausted(slot: number, nowMs: number): boolean {
+    if (this.#target === null) return true;
+    const { attempts, timeoutMs } = this.#target.retry;
+    return this.#slots.attempts[slot] > attempts ||
+      nowMs - this.#slots.firstFailedMs[slot] >= timeoutMs;
+  }
+
+  #armRetryTimer(): void {
+    if (this.#retryTimer !== 0 || this.#retrying.size === 0) return;
+    this.#retryTimer = this.#context.scheduler.addTimer(RETRY_INTERVAL_MS, () => {
+      this.#retryTimer = 0;
+      this.#retryAll();
+    });
+  }
+
+  #retryAll(): void {
+    for (let left = this.#retrying.size; left > 0; left--) this.#wait(this.#retrying.shift());
+  }
+}

@@ -1,0 +1,129 @@
+import { Arena } from "../../ffi/memory.ts";
+
+/** What a request asks for. */
+export const RequestKind = {
+  Read: 0,
+  Write: 1,
+  Flush: 2,
+  Discard: 3,
+  Zero: 4,
+  /** Which sectors hold data; the answer is in the slot's memory, see `Vbd.extents`. */
+  Status: 5,
+} as const;
+/** One of `RequestKind`. */
+export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind];
+
+/** Bytes of memory of each slot: the most that one request reads or writes. */
+export const SLOT_BYTES = 256 * 1024;
+/** Slots of a device: the requests that it holds at once. */
+export const SLOTS = 128;
+
+const NONE = -1;
+
+/** A request, as the one who made it sees it. */
+export interface RequestOwner {
+  /**
+   * The request in a slot ended. The slot and its memory stay the owner's until it releases them.
+   *
+   * @param errno 0, or a positive error number.
+   */
+  requestDone(slot: number, errno: number): void;
+}
+
+const nobody: RequestOwner = {
+  requestDone(): void {
+    throw new Error("A request without an owner ended");
+  },
+};
+
+/** The requests of a device: a fixed number of slots, and the memory that each has. */
+export class SlotTable {
+  readonly kind = new Uint8Array(SLOTS);
+  readonly sector = new Float64Array(SLOTS);
+  readonly count = new Float64Array(SLOTS);
+  /** Write to stable storage before the request ends. */
+  readonly fua = new Uint8Array(SLOTS);
+  /** The most extents that a status request wants. */
+  readonly mostExtents = new Uint32Array(SLOTS);
+  readonly owner = new Array<RequestOwner>(SLOTS).fill(nobody);
+  /** How far a request that goes step by step has come, sectors. */
+  readonly progress = new Float64Array(SLOTS);
+  /** Sectors of the step under way that have not ended. */
+  readonly pending = new Float64Array(SLOTS);
+  readonly error = new Int32Array(SLOTS);
+  /** Room of the disk queue that the request holds. */
+  readonly reserved = new Uint32Array(SLOTS);
+  readonly attempts = new Uint32Array(SLOTS);
+  readonly firstFailedMs = new Float64Array(SLOTS);
+  /** Extents found by a status request. */
+  readonly extents = new Uint32Array(SLOTS);
+  /** Whether the flush that ends a forced write is what is under way. */
+  readonly flushing = new Uint8Array(SLOTS);
+  readonly arena = new Arena(SLOTS * SLOT_BYTES);
+  readonly #next = new Int32Array(SLOTS);
+  #free = 0;
+  #freeCount = SLOTS;
+
+  constructor() {
+    for (let i = 0; i < SLOTS; i++) this.#next[i] = i + 1 < SLOTS ? i + 1 : NONE;
+  }
+
+  /** How many slots are free. */
+  get freeCount(): number {
+    return this.#freeCount;
+  }
+
+  /** Takes the slot that was given back last, whose memory is warm; -1: none is free. */
+  take(): number {
+    const slot = this.#free;
+    if (slot === NONE) return NONE;
+    this.#free = this.#next[slot];
+    this.#freeCount--;
+    return slot;
+  }
+
+  /** Gives a slot back. */
+  give(slot: number): void {
+    this.owner[slot] = nobody;
+    this.#next[slot] = this.#free;
+    this.#free = slot;
+    this.#freeCount++;
+  }
+
+  /** Address of a slot's memory. */
+  address(slot: number): number {
+    return this.arena.address + slot * SLOT_BYTES;
+  }
+}
+
+/** A queue of slots, first in, first out; a slot is in one at most. */
+export class SlotQueue {
+  readonly #slots = new Int32Array(SLOTS);
+  #head = 0;
+  #size = 0;
+
+  /** How many slots wait. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Puts a slot at the end. */
+  push(slot: number): void {
+    this.#slots[(this.#head + this.#size++) % SLOTS] = slot;
+  }
+
+  /** Puts a slot back to where it was shifted from. */
+  unshift(slot: number): void {
+    this.#head = (this.#head + SLOTS - 1) % SLOTS;
+    this.#slots[this.#head] = slot;
+    this.#size++;
+  }
+
+  /** Takes the first slot out; there must be one. */
+  shift(): number {
+    const slot = this.#slots[this.#head];
+    this.#head = (this.#head + 1) % SLOTS;
+    this.#size--;
+    return slot;
+  }
+}

@@ -1,0 +1,73 @@
+import type { ImageDriver } from "../driver/driver.ts";
+import { RequestKind } from "./slots.ts";
+
+/** What `tap-ctl stats` shows of a device: the reference's fields. */
+export interface VbdStatistics {
+  /** `type:path` */
+  name: string;
+  /** Sectors read and written by users of the device. */
+  secs: [number, number];
+  images: {
+    name: string;
+    /** Sectors that this image itself read and wrote. */
+    hits: [number, number];
+    fail: [number, number];
+    driver: { type: number; name: string; status: string | null };
+  }[];
+  FIXME_enospc_redirect_count: number;
+  nbd_mirror_failed: number;
+  /** Requests that have not ended. */
+  reqs_outstanding: number;
+  read_caching: string;
+  /** Tries of requests after their first. */
+  retries: number;
+}
+
+/** Numbers by which the reference knows drivers (tapdisk-disktype.h). */
+const DISK_TYPES: Record<string, number> = { aio: 0, vhd: 4, ram: 5 };
+
+/** Counts of a device since it was made. */
+export class VbdCounts {
+  readSectors = 0;
+  writtenSectors = 0;
+  failedReads = 0;
+  failedWrites = 0;
+  retries = 0;
+
+  /** Notes the end of a request. */
+  note(kind: RequestKind, sectors: number, errno: number): void {
+    if (kind === RequestKind.Read) {
+      if (errno === 0) this.readSectors += sectors;
+      else this.failedReads++;
+    } else if (kind === RequestKind.Write) {
+      if (errno === 0) this.writtenSectors += sectors;
+      else this.failedWrites++;
+    }
+  }
+
+  /** The counts, and what the device looks like just now, for people and programs. */
+  describe(
+    { name, images, outstanding, direct }: {
+      name: string;
+      images: readonly ImageDriver[];
+      outstanding: number;
+      direct: boolean;
+    },
+  ): VbdStatistics {
+    return {
+      name,
+      secs: [this.readSectors, this.writtenSectors],
+      images: images.map((image, index) => ({
+        name: image.spec.path,
+        hits: [image.counts.readSectors, image.counts.writtenSectors],
+        fail: index === 0 ? [this.failedReads, this.failedWrites] : [0, 0],
+        driver: { type: DISK_TYPES[image.spec.type] ?? -1, name: image.spec.type, status: null },
+      })),
+      FIXME_enospc_redirect_count: 0,
+      nbd_mirror_failed: 0,
+      reqs_outstanding: outstanding,
+      read_caching: String(!direct),
+      retries: this.retries,
+    };
+  }
+}

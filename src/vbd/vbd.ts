@@ -1,0 +1,192 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type ImageDriver, SECTOR_BYTES } from "../driver/driver.ts";
+import { parseImageName } from "../driver/registry.ts";
+import { errnoOf } from "../queue/disk_files.ts";
+import { openImages } from "./chain.ts";
+import type { VbdContext } from "./engine.ts";
+import { Requests } from "./requests.ts";
+import type { RetryLimits } from "./retry.ts";
+import type { VbdStatistics } from "./statistics.ts";
+
+/** States of a device, a union of bits, as `tap-ctl list` shows them. */
+export const VbdState = {
+  Closed: 0x0002,
+  QuiesceRequested: 0x0004,
+  Quiesced: 0x0008,
+  PauseRequested: 0x0010,
+  Paused: 0x0020,
+  ShutdownRequested: 0x0040,
+  ResumeFailed: 0x0200,
+} as const;
+
+/** How a device's image is opened. */
+export interface OpenOptions {
+  readonly readOnly?: boolean;
+  /** Past the page cache where the filesystem can (O_DIRECT); the default. */
+  readonly direct?: boolean;
+  readonly retry?: Partial<RetryLimits>;
+}
+
+/** What a device looks like to its users. */
+export interface VbdGeometry {
+  readonly sectors: number;
+  readonly sectorSizeBytes: number;
+  /** VDISK_* bits of Xen's protocol: 0, or `VDISK_READONLY`. */
+  readonly info: number;
+}
+
+/** Called when something that takes turns of the loop has ended; errno 0 when all is well. */
+export type Done = (errno: number, message: string) => void;
+
+/** VDISK_READONLY of xen/interface/io/blkif.h. */
+export const VDISK_READONLY = 4;
+/** Tries of a request after the first, as in the reference (TD_VBD_MAX_RETRIES). */
+const DEFAULT_ATTEMPTS = 100;
+
+/** One virtual block device: an image, open or paused, and the requests to it. */
+export class Vbd {
+  readonly minor: number;
+  /** Name of the open image, `type:path`; empty without one. */
+  name = "";
+  /** A union of `VbdState` bits. */
+  state: number = VbdState.Closed;
+  /** Where frontends bring their requests. */
+  readonly requests: Requests;
+  readonly #context: VbdContext;
+  #images: ImageDriver[] = [];
+  #sectors = 0;
+  #options: OpenOptions = {};
+
+  /** @param minor The number that names the device. */
+  constructor(context: VbdContext, minor: number) {
+    this.#context = context;
+    this.minor = minor;
+    this.requests = new Requests(context, minor);
+  }
+
+  /** Size of the device, sectors, also while it is paused; 0 without an image. */
+  get sectors(): number {
+    return this.#sectors;
+  }
+
+  get readOnly(): boolean {
+    return this.#options.readOnly ?? false;
+  }
+
+  /** What the device looks like just now. */
+  get geometry(): VbdGeometry {
+    return {
+      sectors: this.#sectors,
+      sectorSizeBytes: SECTOR_BYTES,
+      info: this.readOnly ? VDISK_READONLY : 0,
+    };
+  }
+
+  /**
+   * Opens an image and the chain below it.
+   *
+   * @param name `type:path`
+   * @throws an error with an `errno` that names the image and the reason.
+   */
+  open(name: string, options: OpenOptions = {}): VbdGeometry {
+    if (this.name !== "") {
+      throw new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${this.minor} has an image`);
+    }
+    this.#options = options;
+    this.#openImages(name);
+    return this.geometry;
+  }
+
+  #openImages(name: string): void {
+    const { readOnly = false, direct = true, retry } = this.#options;
+    const leaf = { ...parseImageName(name), readOnly, direct };
+    this.#images = openImages(leaf, this.#context, this.requests);
+    this.#sectors = this.#images[0].sectors;
+    this.name = name;
+    this.state = 0;
+    this.requests.run({
+      image: this.#images[0],
+      name,
+      readOnly,
+      retry: { attempts: DEFAULT_ATTEMPTS, timeoutMs: Infinity, ...retry },
+    });
+  }
+
+  /** Drains the device and closes its images; requests wait until `resume`. */
+  pause(done: Done): void {
+    if ((this.state & VbdState.Paused) !== 0) return done(0, "");
+    if (this.state !== 0) return done(...this.#busy());
+    this.state = VbdState.PauseRequested | VbdState.QuiesceRequested;
+    this.requests.stop(true, () =>
+      this.#closeImages((errno, message) => {
+        this.state = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
+        done(errno, message);
+      }));
+  }
+
+  #busy(): [number, string] {
+    const why = this.name === "" ? "has no image" : "is changing its state; try again";
+    return [this.name === "" ? Errno.EINVAL : Errno.EAGAIN, `Minor ${this.minor} ${why}`];
+  }
+
+  /**
+   * Opens the images again, those of `name` if it is not null, and goes on with what waits. On an
+   * error the device stays paused.
+   */
+  resume(name: string | null, done: Done): void {
+    if (this.state === 0) return done(0, "");
+    if ((this.state & VbdState.Paused) === 0) return done(...this.#busy());
+    try {
+      this.#openImages(name ?? this.name);
+    } catch (error) {
+      this.state |= VbdState.ResumeFailed;
+      return done(errnoOf(error), error instanceof Error ? error.message : String(error));
+    }
+    done(0, "");
+  }
+
+  /** Ends what waits, drains what is under way, closes the images. The device may open others. */
+  close(done: Done): void {
+    const transition = VbdState.ShutdownRequested | VbdState.PauseRequested;
+    if ((this.state & transition) !== 0) return done(...this.#busy());
+    this.state |= VbdState.ShutdownRequested;
+    this.requests.stop(false, () =>
+      this.#closeImages((errno, message) => {
+        this.name = "";
+        this.#sectors = 0;
+        this.state = VbdState.Closed;
+        done(errno, message);
+      }));
+  }
+
+  #closeImages(done: Done): void {
+    const images = this.#images;
+    this.#images = [];
+    let left = images.length;
+    let firstErrno = 0;
+    if (left === 0) return done(0, "");
+    for (const image of images) {
+      image.close((errno) => {
+        if (firstErrno === 0) firstErrno = errno;
+        if (--left > 0) return;
+        const message = firstErrno === 0 ? "" : `Cannot close ${this.name} in order (see the log)`;
+        done(firstErrno, message);
+      });
+    }
+  }
+
+  /** Unmaps the memory of requests. The device must be closed, and every slot released. */
+  destroy(): void {
+    this.requests.destroy();
+  }
+
+  /** What `tap-ctl stats` shows. */
+  statistics(): VbdStatistics {
+    return this.requests.counts.describe({
+      name: this.name,
+      images: this.#images,
+      outstanding: this.requests.outstanding,
+      direct: this.#options.direct ?? true,
+    });
+  }
+}
