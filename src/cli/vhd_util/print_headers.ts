@@ -8,6 +8,7 @@ import {
   HD_CR_OS_WINDOWS,
   HD_RESERVED,
   HD_TEMPORARY,
+  HD_TYPE_FIXED,
 } from "../../vhd/footer.ts";
 import { unpackGeometry } from "../../vhd/geometry.ts";
 import { type DynamicHeader, encodeHeader, headerChecksum } from "../../vhd/header.ts";
@@ -63,6 +64,14 @@ function sizeText(bytes: bigint, format: NumberFormat): string {
   return `${format(bytes >> 20n)} MB (${format(bytes)} Bytes)`;
 }
 
+/**
+ * The UUID of a fixed image is in capitals. The original cannot print these footers, and transcripts
+ * of it number the UUIDs in them by their order; this one must not be taken for one of those.
+ */
+function uuidText({ diskType, uuid }: Footer): string {
+  return diskType === HD_TYPE_FIXED ? formatUuid(uuid).toUpperCase() : formatUuid(uuid);
+}
+
 /** Prints a footer, field by field. */
 export function printFooter(output: Output, footer: Footer, format: NumberFormat): void {
   const { cylinders, heads, sectorsPerTrack } = unpackGeometry(footer.geometry);
@@ -93,7 +102,7 @@ export function printFooter(output: Output, footer: Footer, format: NumberFormat
       `                    : = ${format(sectors >> 11n)} MB (${format(sectors << 9n)} Bytes)\n` +
       `Disk type           : ${TYPE_NAMES[footer.diskType] ?? "Unknown type!\n"}\n` +
       checksumLine(footer.checksum, footerChecksum(encodeFooter(footer))) +
-      `UUID                : ${formatUuid(footer.uuid)}\n` +
+      `UUID                : ${uuidText(footer)}\n` +
       `Saved state         : ${footer.savedState === 0 ? "No" : "Yes"}\n` +
       `Hidden              : ${footer.hidden}\n\n`,
   );

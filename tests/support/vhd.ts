@@ -1,0 +1,75 @@
+/**
+ * What tests of the VHD format share: images to start from, and vhd-util run in this process.
+ *
+ * @module
+ */
+
+import { vhdUtilMain } from "../../src/cli/vhd_util/main.ts";
+import type { Output } from "../../src/cli/vhd_util/output.ts";
+import type { Storage } from "../../src/vhd/storage.ts";
+
+const GOLDEN = new URL("../data/golden/", import.meta.url).pathname;
+
+/** The text of a file of the golden data. */
+export function goldenText(name: string): string {
+  return Deno.readTextFileSync(GOLDEN + name);
+}
+
+/** An image that the reference tapdisk wrote: `base.vhd` or its child `child.vhd`. */
+export async function goldenImage(
+  name: "base.vhd" | "child.vhd",
+): Promise<Uint8Array<ArrayBuffer>> {
+  const packed = new Blob([Deno.readFileSync(`${GOLDEN}${name}.gz`)]);
+  const unpacked = packed.stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(unpacked).arrayBuffer());
+}
+
+/** Puts bytes into a file of a storage. */
+export function putFile(storage: Storage, path: string, bytes: Uint8Array<ArrayBuffer>): void {
+  const file = storage.open(path, "create");
+  file.writeAt(bytes, 0);
+  file.close();
+}
+
+/** All bytes of a file of a storage. */
+export function getFile(storage: Storage, path: string): Uint8Array<ArrayBuffer> {
+  const file = storage.open(path, "read");
+  const bytes = new Uint8Array(file.sizeBytes());
+  file.readAt(bytes, 0);
+  file.close();
+  return bytes;
+}
+
+/** What a call of vhd-util came to. */
+export interface VhdUtilResult {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stdoutBytes: Uint8Array<ArrayBuffer>;
+  readonly stderr: string;
+}
+
+class CapturedOutput implements Output {
+  readonly parts: Uint8Array<ArrayBuffer>[] = [];
+  stderr = "";
+
+  print(text: string): void {
+    this.parts.push(new TextEncoder().encode(text));
+  }
+
+  printBytes(bytes: Uint8Array): void {
+    this.parts.push(new Uint8Array(bytes));
+  }
+
+  printError(line: string): void {
+    this.stderr += `${line}\n`;
+  }
+}
+
+/** Runs vhd-util in this process. */
+export async function vhdUtil(...args: string[]): Promise<VhdUtilResult> {
+  const output = new CapturedOutput();
+  const code = await vhdUtilMain(args, { output });
+  const stdoutBytes = new Uint8Array(await new Blob(output.parts).arrayBuffer());
+  const stdout = new TextDecoder().decode(stdoutBytes);
+  return { code, stdout, stdoutBytes, stderr: output.stderr };
+}

@@ -1,0 +1,311 @@
+import assert from "node:assert/strict";
+import { DD_BLK_UNUSED } from "../../src/vhd/bat.ts";
+import { checkImage } from "../../src/vhd/check.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { VhdFormatError } from "../../src/vhd/errors.ts";
+import { FOOTER_OFFSETS, footerChecksum, HD_FOOTER_SIZE } from "../../src/vhd/footer.ts";
+import { HEADER_OFFSETS, headerChecksum } from "../../src/vhd/header.ts";
+import { openVhd } from "../../src/vhd/image.ts";
+import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
+import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { getFile, goldenImage, putFile } from "../support/vhd.ts";
+
+const MIB = 1024 * 1024;
+
+/** A storage that fails the test on any write, with one image in it. */
+function readOnlyStorage(bytes: Uint8Array<ArrayBuffer>): MemoryStorage {
+  const storage = new MemoryStorage();
+  putFile(storage, "/base.vhd", bytes);
+  storage.beforeOperation = (operation) => assert.fail(`a damaged image was changed: ${operation}`);
+  return storage;
+}
+
+/** The base image with both footers changed, checksums right. */
+function withFooters(
+  image: Uint8Array<ArrayBuffer>,
+  change: (view: DataView) => void,
+): Uint8Array<ArrayBuffer> {
+  const bytes = image.slice();
+  for (const offset of [0, bytes.length - HD_FOOTER_SIZE]) {
+    const footer = bytes.subarray(offset, offset + HD_FOOTER_SIZE);
+    const view = new DataView(bytes.buffer, offset, HD_FOOTER_SIZE);
+    change(view);
+    view.setUint32(FOOTER_OFFSETS.checksum, footerChecksum(footer));
+  }
+  return bytes;
+}
+
+/** The base image with its header changed, checksum right. */
+function withHeader(
+  image: Uint8Array<ArrayBuffer>,
+  change: (view: DataView) => void,
+): Uint8Array<ArrayBuffer> {
+  const bytes = image.slice();
+  const view = new DataView(bytes.buffer, 512, 1024);
+  change(view);
+  view.setUint32(HEADER_OFFSETS.checksum, headerChecksum(bytes.subarray(512, 1536)));
+  return bytes;
+}
+
+/** Opening must name the field; checking must find the image invalid; nothing may be written. */
+function assertRefused(bytes: Uint8Array<ArrayBuffer>, field: string): void {
+  const storage = readOnlyStorage(bytes);
+  assert.throws(
+    () => openVhd("/base.vhd", { storage, readOnly: false }),
+    (error) => {
+      assert.ok(error instanceof VhdFormatError, `${field}: ${error}`);
+      assert.equal(error.fault.field, field);
+      assert.equal(error.errno, 22);
+      assert.match(
+        error.message,
+        /^Cannot use \/base\.vhd as a VHD image: .* at byte [0-9]+ holds /,
+      );
+      return true;
+    },
+  );
+  assert.equal(checkImage("/base.vhd", { storage }).valid, false, field);
+}
+
+Deno.test("an image that the reference wrote opens", async () => {
+  const image = openVhd("/base.vhd", { storage: readOnlyStorage(await goldenImage("base.vhd")) });
+  assert.equal(image.type, "dynamic");
+  assert.equal(image.sizeBytes, 64 * MIB);
+  assert.equal(image.footerSource, "primary");
+  assert.deepEqual([image.blocks, image.sectorsPerBlock, image.bitmapSectors], [32, 4096, 1]);
+  assert.equal(image.bat[0], 7);
+  assert.equal(image.bat[4], DD_BLK_UNUSED);
+  assert.deepEqual([...(image.batmap?.bits.subarray(0, 2) ?? [])], [0x30, 0]);
+  assert.equal(image.endOfDataSector * 512 + 512, image.file.sizeBytes());
+});
+
+Deno.test("every footer field with a wrong value is refused by name", async () => {
+  const image = await goldenImage("base.vhd");
+  const at = FOOTER_OFFSETS;
+  const cases: [keyof typeof at, (view: DataView) => void][] = [
+    ["dataOffset", (view) => view.setBigUint64(at.dataOffset, 1n << 60n)],
+    ["dataOffset", (view) => view.setBigUint64(at.dataOffset, 0n)],
+    ["dataOffset", (view) => view.setBigUint64(at.dataOffset, 513n)],
+    ["dataOffset", (view) => view.setBigUint64(at.dataOffset, 0xffffffffffffffffn)],
+    ["currentSize", (view) => view.setBigUint64(at.currentSize, 0n)],
+    ["currentSize", (view) => view.setBigUint64(at.currentSize, 513n)],
+    ["currentSize", (view) => view.setBigUint64(at.currentSize, 1n << 63n)],
+    ["diskType", (view) => view.setUint32(at.diskType, 0)],
+    ["diskType", (view) => view.setUint32(at.diskType, 7)],
+    ["creatorVersion", (view) => view.setUint32(at.creatorVersion, 1)],
+  ];
+  for (const [field, change] of cases) assertRefused(withFooters(image, change), `footer.${field}`);
+});
+
+Deno.test("footer fields that only check cares about are found by check", async () => {
+  const image = await goldenImage("base.vhd");
+  const at = FOOTER_OFFSETS;
+  const cases: [keyof typeof at, (view: DataView) => void][] = [
+    ["features", (view) => view.setUint32(at.features, 0)],
+    ["features", (view) => view.setUint32(at.features, 0x12)],
+    ["fileFormatVersion", (view) => view.setUint32(at.fileFormatVersion, 0x20000)],
+    ["timestamp", (view) => view.setUint32(at.timestamp, 0xffffffff)],
+    ["creatorVersion", (view) => view.setUint32(at.creatorVersion, 0x90000)],
+    ["geometry", (view) => view.setUint32(at.geometry, 0xffffffff)],
+    ["savedState", (view) => view.setUint8(at.savedState, 2)],
+    ["hidden", (view) => view.setUint8(at.hidden, 9)],
+    ["reserved", (view) => view.setUint8(at.reserved, 1)],
+    ["uuid", (view) => {
+      view.setBigUint64(at.uuid, 0n);
+      view.setBigUint64(at.uuid + 8, 0n);
+    }],
+  ];
+  for (const [field, change] of cases) {
+    const storage = readOnlyStorage(withFooters(image, change));
+    const { valid, findings } = checkImage("/base.vhd", { storage });
+    assert.equal(valid, false, field);
+    assert.equal(findings[0].field, `footer.${field}`);
+    assert.equal(findings[0].offsetBytes, image.length - 512 + at[field]);
+  }
+});
+
+Deno.test("every header field with a wrong value is refused by name", async () => {
+  const image = await goldenImage("base.vhd");
+  const at = HEADER_OFFSETS;
+  const locator = (field: number, value: number) => (view: DataView): void => {
+    view.setUint32(at.locators, 0x4d616358);
+    view.setUint32(at.locators + 4, 512);
+    view.setUint32(at.locators + 8, 20);
+    view.setBigUint64(at.locators + 16, 3072n);
+    if (field === 16) view.setBigUint64(at.locators + 16, BigInt(value));
+    else view.setUint32(at.locators + field, value);
+  };
+  const cases: [string, (view: DataView) => void][] = [
+    ["cookie", (view) => view.setUint8(at.cookie, 0)],
+    ["dataOffset", (view) => view.setBigUint64(at.dataOffset, 512n)],
+    ["tableOffset", (view) => view.setBigUint64(at.tableOffset, 0n)],
+    ["tableOffset", (view) => view.setBigUint64(at.tableOffset, 512n)],
+    ["tableOffset", (view) => view.setBigUint64(at.tableOffset, 1537n)],
+    ["tableOffset", (view) => view.setBigUint64(at.tableOffset, 1n << 50n)],
+    ["headerVersion", (view) => view.setUint32(at.headerVersion, 0x20000)],
+    ["maxBatEntries", (view) => view.setUint32(at.maxBatEntries, 31)],
+    ["maxBatEntries", (view) => view.setUint32(at.maxBatEntries, 0)],
+    ["maxBatEntries", (view) => view.setUint32(at.maxBatEntries, 0xffffffff)],
+    ["blockSize", (view) => view.setUint32(at.blockSize, 0)],
+    ["blockSize", (view) => view.setUint32(at.blockSize, 512)],
+    ["blockSize", (view) => view.setUint32(at.blockSize, 3 * MIB)],
+    ["blockSize", (view) => view.setUint32(at.blockSize, 0x80000000)],
+    ["locators[0].code", locator(0, 0x12345678)],
+    ["locators[0].dataSpace", locator(4, 0)],
+    ["locators[0].dataSpace", locator(4, 700)],
+    ["locators[0].dataLength", locator(8, 513)],
+    ["locators[0].dataLength", locator(8, 0xffffffff)],
+    ["locators[0].dataOffset", locator(16, 2 ** 52)],
+    ["locators[0].dataOffset", locator(16, 0)],
+  ];
+  for (const [field, change] of cases) assertRefused(withHeader(image, change), `header.${field}`);
+  const unsummed = image.slice();
+  unsummed[512 + at.checksum] ^= 1;
+  assertRefused(unsummed, "header.checksum");
+});
+
+Deno.test("a batmap that makes no sense is refused by name", async () => {
+  const image = await goldenImage("base.vhd");
+  const changed = (change: (view: DataView) => void): Uint8Array<ArrayBuffer> => {
+    const bytes = image.slice();
+    change(new DataView(bytes.buffer, 2048, 1024));
+    return bytes;
+  };
+  const cases: [string, (view: DataView) => void][] = [
+    ["cookie", (view) => view.setUint8(0, 0)],
+    ["batmapOffset", (view) => view.setBigUint64(8, 512n)],
+    ["batmapOffset", (view) => view.setBigUint64(8, 2561n)],
+    ["batmapSectors", (view) => view.setUint32(16, 0)],
+    ["batmapSectors", (view) => view.setUint32(16, 0xffffffff)],
+    ["batmapVersion", (view) => view.setUint32(20, 0x10003)],
+    ["checksum", (view) => view.setUint32(24, 1)],
+    ["checksum", (view) => view.setUint8(512, 0xff)],
+  ];
+  for (const [field, change] of cases) assertRefused(changed(change), `batmap.${field}`);
+});
+
+Deno.test("blocks in the metadata, past the end, or over another are refused by number", async () => {
+  const image = await goldenImage("base.vhd");
+  const withEntry = (block: number, sector: number): Uint8Array<ArrayBuffer> => {
+    const bytes = image.slice();
+    new DataView(bytes.buffer).setUint32(1536 + block * 4, sector);
+    return bytes;
+  };
+  for (const sector of [0, 1, 5]) assertRefused(withEntry(9, sector), "bat[9]");
+  for (const sector of [0xfffffffe, image.length / 512, image.length / 512 - 4097]) {
+    assertRefused(withEntry(9, sector), "bat[9]");
+  }
+  assertRefused(withEntry(9, 7), "bat[9]");
+  assertRefused(withEntry(9, 8), "bat[9]");
+  assertRefused(withEntry(9, 4111 + 4096), "bat[9]");
+  assertRefused(withEntry(9, 6), "bat[0]");
+});
+
+Deno.test("an image cut short at any place opens from its backup, or is refused", async () => {
+  const image = await goldenImage("base.vhd");
+  const lengths = [0, 1, 511, 512, 1023, 1536, 1537, 2047, 2560, 3071, 3584, 4096, 100_000];
+  for (const length of [...lengths, image.length - 513, image.length - 512, image.length - 1]) {
+    const storage = readOnlyStorage(image.slice(0, length));
+    try {
+      const opened = openVhd("/base.vhd", { storage });
+      const source = length === image.length - 1 ? "short" : "backup";
+      assert.equal(opened.footerSource, source, `${length} bytes`);
+      assert.ok(length >= image.length - 513, `${length} bytes were enough`);
+    } catch (error) {
+      assert.ok(error instanceof VhdFormatError, `${length} bytes: ${error}`);
+    }
+    const { valid } = checkImage("/base.vhd", { storage });
+    assert.equal(valid, length === image.length - 1, `${length} bytes`);
+  }
+});
+
+Deno.test("a broken footer at the end is replaced by the backup, and that is said", async () => {
+  const image = await goldenImage("base.vhd");
+  image.fill(0x5a, image.length - 512);
+  const storage = readOnlyStorage(image);
+  assert.equal(openVhd("/base.vhd", { storage }).footerSource, "backup");
+  assert.equal(checkImage("/base.vhd", { storage }).valid, false);
+  assert.equal(checkImage("/base.vhd", { storage, ignoreFooter: true }).valid, true);
+  image.fill(0x5a, 0, 512);
+  assertRefused(image, "footer.cookie");
+});
+
+Deno.test("footers that differ are found", async () => {
+  const image = await goldenImage("base.vhd");
+  const view = new DataView(image.buffer, 0, 512);
+  view.setUint32(FOOTER_OFFSETS.timestamp, 5);
+  view.setUint32(FOOTER_OFFSETS.checksum, footerChecksum(image.subarray(0, 512)));
+  const { findings } = checkImage("/base.vhd", { storage: readOnlyStorage(image) });
+  assert.equal(findings[0].message, "primary and backup footers do not match");
+  assert.equal(findings[0].field, "backup.timestamp");
+});
+
+Deno.test("a poisoned image opens only where that is asked for", async () => {
+  const image = withFooters(await goldenImage("base.vhd"), (view) => {
+    for (const [i, char] of [..."v_poison"].entries()) view.setUint8(i, char.charCodeAt(0));
+  });
+  const storage = readOnlyStorage(image);
+  assert.throws(() => openVhd("/base.vhd", { storage }), /put out of use/);
+  assert.equal(openVhd("/base.vhd", { storage, ignoreDisabled: true }).type, "dynamic");
+});
+
+Deno.test("a fixed image whose footer claims more than the file holds is refused", () => {
+  const storage = new MemoryStorage();
+  createFixed("/f.vhd", { storage, sizeBytes: 4 * MIB });
+  const bytes = getFile(storage, "/f.vhd").slice(2 * MIB);
+  putFile(storage, "/f.vhd", bytes);
+  assert.throws(
+    () => openVhd("/f.vhd", { storage }),
+    (error) => error instanceof VhdFormatError && error.fault.field === "footer.currentSize",
+  );
+});
+
+Deno.test("sizes that no VHD can have are refused before anything is written", () => {
+  const storage = new MemoryStorage();
+  for (const sizeBytes of [0, -1, NaN, 2040 * 1024 * MIB + 1]) {
+    assert.throws(() => createDynamic("/a.vhd", { storage, sizeBytes }), /EINVAL/);
+    assert.throws(() => createFixed("/a.vhd", { storage, sizeBytes }), /EINVAL/);
+  }
+  const reserveBytes = 2 * MIB;
+  assert.throws(() => createDynamic("/a.vhd", { storage, sizeBytes: 9 * MIB, reserveBytes }));
+  assert.equal(storage.exists("/a.vhd"), false);
+});
+
+Deno.test("the largest image opens, and so does one of small blocks", () => {
+  const storage = new MemoryStorage();
+  createDynamic("/big.vhd", { storage, sizeBytes: 2040 * 1024 * MIB });
+  assert.equal(openVhd("/big.vhd", { storage }).blocks, 1_044_480);
+  createDynamic("/small.vhd", { storage, sizeBytes: 64 * MIB, reserveBytes: 2048 * MIB });
+  const bytes = getFile(storage, "/small.vhd");
+  putFile(
+    storage,
+    "/small.vhd",
+    withHeader(bytes, (view) => view.setUint32(HEADER_OFFSETS.blockSize, 65536)),
+  );
+  const image = openVhd("/small.vhd", { storage, readOnly: false });
+  assert.deepEqual([image.blocks, image.sectorsPerBlock, image.bitmapSectors], [1024, 128, 1]);
+  writeRange(image, new Uint8Array(512).fill(7), 65536 * 3 + 512);
+  finishWriting(image);
+  assert.equal((openVhd("/small.vhd", { storage }).bat[3] + 1) % 8, 0);
+  assert.equal(checkImage("/small.vhd", { storage, checkData: true }).valid, true);
+});
+
+Deno.test("data where a bitmap has none, and a batmap that claims too much, are found", async () => {
+  const image = await goldenImage("base.vhd");
+  image[3584 + 512 + 300 * 512] = 1;
+  const storage = readOnlyStorage(image);
+  assert.equal(checkImage("/base.vhd", { storage }).valid, true);
+  const [finding] = checkImage("/base.vhd", { storage, checkData: true }).findings;
+  assert.equal(finding.message, "sector 0x12c of block 0x0 has data where bitmap is clear");
+  assert.equal(finding.offsetBytes, 3584 + 512 + 300 * 512);
+  const bitmap = await goldenImage("base.vhd");
+  bitmap[7 * 512 + 512 * 4104 * 2] &= 0;
+  const block = openVhd("/base.vhd", { storage: readOnlyStorage(bitmap) }).bat.indexOf(
+    7 + 4104 * 2,
+  );
+  const second = checkImage("/base.vhd", { storage: readOnlyStorage(bitmap), checkData: true });
+  assert.ok(
+    second.findings.some(({ message }) =>
+      message === `batmap shows block ${block} full, its bitmap does not`
+    ),
+  );
+});
