@@ -135,7 +135,12 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     return this.#slots.address(slot);
   }
 
-  /** A view of all slots' memory, and where a slot's begins in it. */
+  /** Where a slot's memory begins in `slotMemory`, bytes. */
+  slotOffset(slot: number): number {
+    return this.#slots.address(slot) - this.#slots.arena.address;
+  }
+
+  /** A view of all slots' memory. */
   get slotMemory(): DataView<ArrayBuffer> {
     return this.#slots.arena.view;
   }
@@ -338,7 +343,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   #findExtents(slot: number): void {
     const slots = this.#slots;
-    const base = slots.address(slot) - slots.arena.address;
+    const base = this.slotOffset(slot);
     let budget = STATUS_STEP_SECTORS;
     while (slots.progress[slot] < slots.count[slot]) {
       const sector = slots.sector[slot] + slots.progress[slot];

@@ -1,0 +1,403 @@
+import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
+import { Errno } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { Arena, copyMemory } from "../../../ffi/memory.ts";
+import {
+  enlargeSendBuffer,
+  IOVEC_BYTES,
+  putIovec,
+  putMsghdr,
+  receiveAt,
+  receiveMessage,
+  sendAt,
+} from "../../../ffi/sockets.ts";
+import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import type { SlotWaiter } from "../../vbd/requests.ts";
+import { type RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import { type ExportDescription, Handshake } from "./handshake.ts";
+import type { NbdSlots } from "./nbd_slots.ts";
+import {
+  MAXIMUM_BLOCK_BYTES,
+  MINIMUM_BLOCK_BYTES,
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_DISC,
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_REQ_ONE,
+  NBD_CMD_FLUSH,
+  NBD_CMD_READ,
+  NBD_CMD_WRITE,
+  NBD_REQUEST_MAGIC,
+  REQUEST_BYTES,
+} from "./protocol.ts";
+import { KIND_OF_COMMAND, ReplyQueue } from "./reply_queue.ts";
+
+const NONE = -1;
+const RECEIVE_BYTES = 128 * 1024;
+const RECEIVE_AT = 4096;
+/** Writes of at least this size are received straight into their slots, header by header. */
+const LARGE_WRITE_BYTES = 16 * 1024;
+const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
+const MOST_EXTENTS = 8192;
+/** Receives of one turn, so that one busy client does not keep others waiting. */
+const MOST_RECEIVES = 16;
+const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
+  NBD_CMD_FLAG_REQ_ONE;
+const SECTOR_BYTES = 512;
+
+/** What a connection needs of the server that accepted it. */
+export interface ConnectionHost {
+  readonly scheduler: Scheduler;
+  readonly vbd: Vbd;
+  readonly slots: NbdSlots;
+  describe(): ExportDescription;
+  /** The connection has answers to send at the end of the turn. */
+  makeDue(connection: NbdConnection): void;
+  /** The connection has closed its descriptor. */
+  gone(connection: NbdConnection): void;
+  /** The last of its requests has ended, too. */
+  retire(connection: NbdConnection): void;
+}
+
+/** One client of an export. */
+export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
+  /** Whether it is in its server's list for the end of the turn. */
+  isDue = false;
+  readonly #fd: number;
+  readonly #host: ConnectionHost;
+  readonly #handshake: Handshake;
+  readonly #replies: ReplyQueue;
+  readonly #arena = new Arena(RECEIVE_AT + RECEIVE_BYTES);
+  #start = RECEIVE_AT;
+  #end = RECEIVE_AT;
+  /** Part that is being filled, and how far; the head of its request. */
+  #part = NONE;
+  #partFilled = 0;
+  #largeWrites = false;
+  /** Bytes of a refused write that are to be thrown away. */
+  #skip = 0;
+  /** Waits for slots: nothing is received meanwhile. */
+  #stalled = false;
+  #watched = EPOLLIN;
+  /** The client asked to disconnect: answers still leave. */
+  #leaving = false;
+  #closed = false;
+  #inFlight = 0;
+
+  constructor(fd: number, host: ConnectionHost) {
+    this.#fd = fd;
+    this.#host = host;
+    this.#replies = new ReplyQueue(host.vbd.requests, host.slots);
+    this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
+    enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
+    host.scheduler.watch(fd, EPOLLIN, this);
+    this.#handshake.start();
+  }
+
+  /** Sends a few bytes of the handshake; a client that does not take them is dropped. */
+  #sendNow(bytes: Uint8Array): void {
+    if (this.#closed) return;
+    this.#arena.bytes.set(bytes, 0);
+    const sent = sendAt(this.#fd, this.#arena.address, bytes.length);
+    if (sent !== bytes.length) this.close();
+  }
+
+  ready(events: number): void {
+    if ((events & EPOLLOUT) !== 0) this.flush();
+    if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.#leaving) this.#receive();
+    else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
+  }
+
+  #receive(): void {
+    for (let i = 0; i < MOST_RECEIVES && !this.#closed && !this.#stalled && !this.#leaving; i++) {
+      const wanted = this.#part === NONE ? this.#receiveHeaders() : this.#receivePayload();
+      if (!wanted) return;
+    }
+  }
+
+  /** Receives into the buffer; false when the socket has no more just now. */
+  #receiveHeaders(): boolean {
+    this.#makeRoom();
+    const room = RECEIVE_AT + RECEIVE_BYTES - this.#end;
+    const missing = REQUEST_BYTES - (this.#end - this.#start);
+    const most = this.#largeWrites && missing > 0 ? missing : room;
+    const got = receiveAt(this.#fd, this.#arena.address + this.#end, most);
+    if (!this.#take(got)) return false;
+    this.#end += got;
+    this.#consume();
+    return got === most;
+  }
+
+  /** Receives the rest of a part into its slot, and what follows the last part's data. */
+  #receivePayload(): boolean {
+    const { vbd, slots } = this.#host;
+    const part = this.#part;
+    const missing = slots.length[part] - this.#partFilled;
+    const { view, address } = this.#arena;
+    const isLast = slots.next[part] === NONE;
+    const behind = isLast ? (this.#largeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
+    const iovecs = 64;
+    putIovec(view, iovecs, vbd.requests.slotAddress(part) + this.#partFilled, missing);
+    putIovec(view, iovecs + IOVEC_BYTES, address + RECEIVE_AT, behind);
+    putMsghdr(view, 0, address + iovecs, isLast ? 2 : 1);
+    const got = receiveMessage(this.#fd, address);
+    if (!this.#take(got)) return false;
+    this.#start = RECEIVE_AT;
+    this.#end = RECEIVE_AT + Math.max(0, got - missing);
+    this.#partFilled += Math.min(got, missing);
+    if (this.#partFilled === slots.length[part]) this.#nextPart();
+    this.#consume();
+    return got >= missing;
+  }
+
+  /** Looks at the result of a receive; false when there is nothing to go on with. */
+  #take(got: number): boolean {
+    if (got > 0) return true;
+    if (got === 0 || (got !== -Errno.EAGAIN && got !== -Errno.EINTR)) this.close();
+    return false;
+  }
+
+  #makeRoom(): void {
+    if (this.#start === this.#end) {
+      this.#start = RECEIVE_AT;
+      this.#end = RECEIVE_AT;
+    } else if (RECEIVE_AT + RECEIVE_BYTES - this.#end < RECEIVE_BYTES / 2) {
+      this.#arena.bytes.copyWithin(RECEIVE_AT, this.#start, this.#end);
+      this.#end -= this.#start - RECEIVE_AT;
+      this.#start = RECEIVE_AT;
+    }
+  }
+
+  /** Works through what was received. */
+  #consume(): void {
+    if (this.#handshake.stage !== "transmission") this.#negotiate();
+    if (this.#handshake.stage !== "transmission") return;
+    while (!this.#closed && !this.#stalled && !this.#leaving && this.#start < this.#end) {
+      if (this.#skip > 0) this.#skipPayload();
+      else if (this.#part !== NONE) this.#fillFromBuffer();
+      else if (this.#end - this.#start < REQUEST_BYTES || !this.#request()) return;
+    }
+  }
+
+  #negotiate(): void {
+    const view = new DataView(
+      this.#arena.bytes.buffer,
+      this.#start,
+      this.#end - this.#start,
+    );
+    this.#start += this.#handshake.consume(view);
+    this.#replies.structured = this.#handshake.structuredReplies;
+    if (this.#handshake.stage === "closed") this.close();
+  }
+
+  #skipPayload(): void {
+    const skipped = Math.min(this.#skip, this.#end - this.#start);
+    this.#skip -= skipped;
+    this.#start += skipped;
+  }
+
+  #fillFromBuffer(): void {
+    const { vbd, slots } = this.#host;
+    const part = this.#part;
+    const bytes = Math.min(slots.length[part] - this.#partFilled, this.#end - this.#start);
+    const to = vbd.requests.slotAddress(part) + this.#partFilled;
+    copyMemory(to, this.#arena.address + this.#start, bytes);
+    this.#start += bytes;
+    this.#partFilled += bytes;
+    if (this.#partFilled === slots.length[part]) this.#nextPart();
+  }
+
+  /** A part has all its data: the next one is filled, or the request starts. */
+  #nextPart(): void {
+    const { slots } = this.#host;
+    const next = slots.next[this.#part];
+    const head = slots.head[this.#part];
+    this.#part = next;
+    this.#partFilled = 0;
+    if (next === NONE) this.#begin(head);
+  }
+
+  /** Takes the request whose header is next in the buffer; false when it has to wait. */
+  #request(): boolean {
+    const { view } = this.#arena;
+    const at = this.#start;
+    if (view.getUint32(at, false) !== NBD_REQUEST_MAGIC) {
+      this.close();
+      return false;
+    }
+    const flags = view.getUint16(at + 4, false);
+    const command = view.getUint16(at + 6, false);
+    const offset = view.getUint32(at + 16, false) * 0x1_0000_0000 + view.getUint32(at + 20, false);
+    const length = view.getUint32(at + 24, false);
+    if (command === NBD_CMD_DISC) return this.#leave();
+    const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
+    const refusal = this.#refusal(command, flags, offset, length);
+    const dataBytes = carriesData && refusal === 0 ? length : 0;
+    const head = this.#takeSlots(dataBytes);
+    if (head === NONE) return false;
+    this.#start += REQUEST_BYTES;
+    const { slots } = this.#host;
+    slots.cookieHigh[head] = view.getUint32(at + 8, false);
+    slots.cookieLow[head] = view.getUint32(at + 12, false);
+    slots.command[head] = command | (flags << 8);
+    slots.offset[head] = offset;
+    slots.totalLength[head] = length;
+    slots.error[head] = 0;
+    if (command !== NBD_CMD_READ) this.#largeWrites = false;
+    if (refusal !== 0) this.#refuse(head, command, length, refusal);
+    else if (command === NBD_CMD_WRITE && length > 0) {
+      this.#largeWrites = length >= LARGE_WRITE_BYTES;
+      this.#part = head;
+      this.#partFilled = 0;
+    } else this.#begin(head);
+    return true;
+  }
+
+  /** The error number for a request that cannot be carried out; 0 for one that can. */
+  #refusal(command: number, flags: number, offset: number, length: number): number {
+    if (KIND_OF_COMMAND[command] === undefined) return Errno.EINVAL;
+    if ((flags & ~KNOWN_FLAGS) !== 0) return Errno.EINVAL;
+    if (command === NBD_CMD_FLUSH) return offset !== 0 || length !== 0 ? Errno.EINVAL : 0;
+    if (command === NBD_CMD_BLOCK_STATUS) {
+      if (!this.#handshake.baseAllocation || length === 0) return Errno.EINVAL;
+    }
+    if (offset % MINIMUM_BLOCK_BYTES !== 0 || length % MINIMUM_BLOCK_BYTES !== 0) {
+      return Errno.EINVAL;
+    }
+    const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
+    return carriesData && length > MAXIMUM_BLOCK_BYTES ? Errno.EOVERFLOW : 0;
+  }
+
+  #refuse(head: number, command: number, length: number, errno: number): void {
+    if (command === NBD_CMD_WRITE) this.#skip = length;
+    this.#host.slots.error[head] = errno;
+    this.#inFlight++;
+    this.#host.slots.partsLeft[head] = 1;
+    this.requestDone(head, errno);
+  }
+
+  /** Takes as many slots as the data needs; -1, and nothing received, until there are so many. */
+  #takeSlots(dataBytes: number): number {
+    const { requests } = this.#host.vbd;
+    const parts = Math.max(1, Math.ceil(dataBytes / SLOT_BYTES));
+    if (requests.freeSlots < parts) {
+      this.#stalled = true;
+      requests.waitForSlots(this);
+      this.#updateWatch();
+      return NONE;
+    }
+    const { slots } = this.#host;
+    const head = requests.takeSlot();
+    let left = dataBytes;
+    for (let part = head;; part = slots.next[part]) {
+      slots.head[part] = head;
+      slots.length[part] = Math.min(left, SLOT_BYTES);
+      left -= slots.length[part];
+      slots.next[part] = left > 0 ? requests.takeSlot() : NONE;
+      if (left === 0) break;
+    }
+    slots.partsLeft[head] = parts;
+    return head;
+  }
+
+  slotsFree(): void {
+    if (this.#closed || !this.#stalled) return;
+    this.#stalled = false;
+    this.#consume();
+    this.#updateWatch();
+  }
+
+  /** Starts a request that is complete. */
+  #begin(head: number): void {
+    const { vbd, slots } = this.#host;
+    const command = slots.command[head] & 0xff;
+    const flags = slots.command[head] >>> 8;
+    slots.command[head] = command;
+    const kind = KIND_OF_COMMAND[command] as RequestKind;
+    const total = slots.totalLength[head];
+    const fua = (flags & NBD_CMD_FLAG_FUA) !== 0 && command !== NBD_CMD_READ;
+    let sector = slots.offset[head] / SECTOR_BYTES;
+    this.#inFlight++;
+    if (command === NBD_CMD_BLOCK_STATUS) {
+      const most = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
+      return vbd.requests.startStatus(head, sector, total / SECTOR_BYTES, most, this);
+    }
+    if (command !== NBD_CMD_READ && command !== NBD_CMD_WRITE) {
+      return vbd.requests.start(head, kind, sector, total / SECTOR_BYTES, fua, this);
+    }
+    for (let part = head; part !== NONE;) {
+      // The last part may end, and with it the request, while it is being started.
+      const next = slots.next[part];
+      const sectors = slots.length[part] / SECTOR_BYTES;
+      vbd.requests.start(part, kind, sector, sectors, fua, this);
+      sector += sectors;
+      part = next;
+    }
+  }
+
+  requestDone(slot: number, errno: number): void {
+    const { slots } = this.#host;
+    const head = slots.head[slot];
+    if (errno !== 0 && slots.error[head] === 0) slots.error[head] = errno;
+    if (--slots.partsLeft[head] > 0) return;
+    this.#inFlight--;
+    slots.command[head] &= 0xff;
+    if (this.#closed) {
+      this.#replies.releaseParts(head);
+      this.#retireWhenDone();
+    } else {
+      this.#replies.push(head);
+      this.#host.makeDue(this);
+    }
+  }
+
+  /** Sends the answers that wait. */
+  flush(): void {
+    if (this.#closed) return;
+    const result = this.#replies.send(this.#fd);
+    if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();
+    if (this.#leaving && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
+    this.#updateWatch();
+  }
+
+  #updateWatch(): void {
+    const receiving = !this.#stalled && !this.#leaving;
+    const wanted = (receiving ? EPOLLIN : 0) | (this.#replies.isEmpty ? 0 : EPOLLOUT);
+    if (wanted === this.#watched || this.#closed) return;
+    this.#watched = wanted;
+    this.#host.scheduler.rewatch(this.#fd, wanted);
+  }
+
+  /** The client is done: what it asked for before is still answered. */
+  #leave(): boolean {
+    this.#leaving = true;
+    this.#start = this.#end;
+    this.#host.makeDue(this);
+    return false;
+  }
+
+  /** Drops the client. Its requests under way end by themselves. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#host.scheduler.unwatch(this.#fd);
+    closeFile(this.#fd);
+    if (this.#part !== NONE) this.#replies.releaseParts(this.#host.slots.head[this.#part]);
+    this.#part = NONE;
+    this.#replies.close();
+    this.#host.gone(this);
+    this.#retireWhenDone();
+  }
+
+  #retireWhenDone(): void {
+    if (this.#inFlight === 0) this.#host.retire(this);
+  }
+
+  /** Unmaps its memory. The server calls this when nothing can be looking at it any more. */
+  release(): void {
+    this.#replies.release();
+    this.#arena.release();
+  }
+}

@@ -1,0 +1,289 @@
+import {
+  BASE_ALLOCATION,
+  BASE_ALLOCATION_ID,
+  IHAVEOPT_HIGH,
+  IHAVEOPT_LOW,
+  MAXIMUM_BLOCK_BYTES,
+  MINIMUM_BLOCK_BYTES,
+  NBD_FLAG_FIXED_NEWSTYLE,
+  NBD_FLAG_NO_ZEROES,
+  NBD_INFO_BLOCK_SIZE,
+  NBD_INFO_EXPORT,
+  NBD_INFO_NAME,
+  NBD_OPT_ABORT,
+  NBD_OPT_EXPORT_NAME,
+  NBD_OPT_GO,
+  NBD_OPT_INFO,
+  NBD_OPT_LIST,
+  NBD_OPT_LIST_META_CONTEXT,
+  NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STRUCTURED_REPLY,
+  NBD_REP_ACK,
+  NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_TOO_BIG,
+  NBD_REP_ERR_UNSUP,
+  NBD_REP_INFO,
+  NBD_REP_META_CONTEXT,
+  NBD_REP_SERVER,
+  NBDMAGIC_HIGH,
+  NBDMAGIC_LOW,
+  OPTION_REPLY_MAGIC_HIGH,
+  OPTION_REPLY_MAGIC_LOW,
+  PREFERRED_BLOCK_BYTES,
+} from "./protocol.ts";
+
+/** The export, as the handshake tells clients of it. */
+export interface ExportDescription {
+  readonly sizeBytes: number;
+  /** NBD_FLAG_* of the transmission phase. */
+  readonly flags: number;
+}
+
+/** How far a handshake has come. */
+export type HandshakeStage = "flags" | "options" | "transmission" | "closed";
+
+const OPTION_HEADER_BYTES = 16;
+/** The longest option whose content is looked at; of longer ones only the length is. */
+const LONGEST_OPTION_BYTES = 8192;
+const EXPORT_NAME_PADDING_BYTES = 124;
+
+/** Big-endian fields in a row. */
+class Fields {
+  readonly #bytes: number[] = [];
+
+  u16(value: number): this {
+    this.#bytes.push((value >>> 8) & 0xff, value & 0xff);
+    return this;
+  }
+
+  u32(value: number): this {
+    return this.u16(value >>> 16).u16(value & 0xffff);
+  }
+
+  u64(value: number): this {
+    return this.u32(Math.floor(value / 0x1_0000_0000)).u32(value >>> 0);
+  }
+
+  text(value: string): this {
+    this.#bytes.push(...new TextEncoder().encode(value));
+    return this;
+  }
+
+  zeros(count: number): this {
+    for (let i = 0; i < count; i++) this.#bytes.push(0);
+    return this;
+  }
+
+  done(): Uint8Array {
+    return Uint8Array.from(this.#bytes);
+  }
+}
+
+/** What is left of an option's content; throws `RangeError` past its end. */
+class OptionReader {
+  #at = 0;
+
+  constructor(readonly view: DataView) {}
+
+  get isAtEnd(): boolean {
+    return this.#at === this.view.byteLength;
+  }
+
+  u16(): number {
+    this.#at += 2;
+    return this.view.getUint16(this.#at - 2, false);
+  }
+
+  u32(): number {
+    this.#at += 4;
+    return this.view.getUint32(this.#at - 4, false);
+  }
+
+  text(): string {
+    const length = this.u32();
+    if (length > this.view.byteLength - this.#at) throw new RangeError("A text passes the end");
+    const bytes = new Uint8Array(this.view.buffer, this.view.byteOffset + this.#at, length);
+    this.#at += length;
+    return new TextDecoder().decode(bytes.slice());
+  }
+}
+
+/**
+ * The server's half of the fixed newstyle negotiation. It takes bytes as they come and says what to
+ * send; it neither reads nor writes a socket.
+ */
+export class Handshake {
+  stage: HandshakeStage = "flags";
+  structuredReplies = false;
+  /** Whether the client chose the meta context `base:allocation`. */
+  baseAllocation = false;
+  readonly #describe: () => ExportDescription;
+  readonly #send: (bytes: Uint8Array) => void;
+  #noZeroes = false;
+  #skip = 0;
+
+  /**
+   * @param describe The export, as it is when it is asked for.
+   * @param send Sends bytes to the client.
+   */
+  constructor(describe: () => ExportDescription, send: (bytes: Uint8Array) => void) {
+    this.#describe = describe;
+    this.#send = send;
+  }
+
+  /** Sends the greeting. */
+  start(): void {
+    this.#send(
+      new Fields().u32(NBDMAGIC_HIGH).u32(NBDMAGIC_LOW).u32(IHAVEOPT_HIGH).u32(IHAVEOPT_LOW)
+        .u16(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES).done(),
+    );
+  }
+
+  /** Takes what it can of received bytes; returns how many. What is left is offered again. */
+  consume(view: DataView): number {
+    let taken = 0;
+    while (this.stage === "flags" || this.stage === "options") {
+      const step = this.#step(
+        new DataView(view.buffer, view.byteOffset + taken, view.byteLength - taken),
+      );
+      if (step === 0) break;
+      taken += step;
+    }
+    return taken;
+  }
+
+  #step(view: DataView): number {
+    if (this.#skip > 0) {
+      const skipped = Math.min(this.#skip, view.byteLength);
+      this.#skip -= skipped;
+      return skipped;
+    }
+    return this.stage === "flags" ? this.#takeFlags(view) : this.#takeOption(view);
+  }
+
+  #takeFlags(view: DataView): number {
+    if (view.byteLength < 4) return 0;
+    const flags = view.getUint32(0, false);
+    const known = NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES;
+    this.#noZeroes = (flags & NBD_FLAG_NO_ZEROES) !== 0;
+    this.stage = (flags & ~known) !== 0 ? "closed" : "options";
+    return 4;
+  }
+
+  #takeOption(view: DataView): number {
+    if (view.byteLength < OPTION_HEADER_BYTES) return 0;
+    if (view.getUint32(0, false) !== IHAVEOPT_HIGH || view.getUint32(4, false) !== IHAVEOPT_LOW) {
+      this.stage = "closed";
+      return OPTION_HEADER_BYTES;
+    }
+    const option = view.getUint32(8, false);
+    const length = view.getUint32(12, false);
+    if (length > LONGEST_OPTION_BYTES) return this.#refuseLong(option, length);
+    if (view.byteLength < OPTION_HEADER_BYTES + length) return 0;
+    const content = new DataView(view.buffer, view.byteOffset + OPTION_HEADER_BYTES, length);
+    try {
+      this.#answer(option, new OptionReader(content));
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.#reply(option, NBD_REP_ERR_INVALID);
+    }
+    return OPTION_HEADER_BYTES + length;
+  }
+
+  #refuseLong(option: number, length: number): number {
+    if (option === NBD_OPT_EXPORT_NAME) this.stage = "closed";
+    else this.#reply(option, NBD_REP_ERR_TOO_BIG);
+    this.#skip = length;
+    return OPTION_HEADER_BYTES;
+  }
+
+  #reply(option: number, type: number, content: Uint8Array = new Uint8Array(0)): void {
+    this.#send(
+      new Fields().u32(OPTION_REPLY_MAGIC_HIGH).u32(OPTION_REPLY_MAGIC_LOW).u32(option).u32(type)
+        .u32(content.length).done(),
+    );
+    if (content.length > 0) this.#send(content);
+  }
+
+  #answer(option: number, content: OptionReader): void {
+    switch (option) {
+      case NBD_OPT_EXPORT_NAME:
+        return this.#exportName();
+      case NBD_OPT_ABORT:
+        this.#reply(option, NBD_REP_ACK);
+        this.stage = "closed";
+        return;
+      case NBD_OPT_LIST:
+        return this.#list(content);
+      case NBD_OPT_INFO:
+      case NBD_OPT_GO:
+        return this.#info(option, content);
+      case NBD_OPT_STRUCTURED_REPLY:
+        return this.#structuredReply(content);
+      case NBD_OPT_LIST_META_CONTEXT:
+      case NBD_OPT_SET_META_CONTEXT:
+        return this.#metaContext(option, content);
+      default:
+        this.#reply(option, NBD_REP_ERR_UNSUP);
+    }
+  }
+
+  /** There is one export, and every name means it, as with the reference. */
+  #exportName(): void {
+    const { sizeBytes, flags } = this.#describe();
+    const padding = this.#noZeroes ? 0 : EXPORT_NAME_PADDING_BYTES;
+    this.#send(new Fields().u64(sizeBytes).u16(flags).zeros(padding).done());
+    this.stage = "transmission";
+  }
+
+  #list(content: OptionReader): void {
+    if (!content.isAtEnd) throw new RangeError("LIST has no content");
+    this.#reply(NBD_OPT_LIST, NBD_REP_SERVER, new Fields().u32(0).done());
+    this.#reply(NBD_OPT_LIST, NBD_REP_ACK);
+  }
+
+  #info(option: number, content: OptionReader): void {
+    const name = content.text();
+    const wanted: number[] = [];
+    for (let left = content.u16(); left > 0; left--) wanted.push(content.u16());
+    if (!content.isAtEnd) throw new RangeError("More than was announced");
+    const { sizeBytes, flags } = this.#describe();
+    const exported = new Fields().u16(NBD_INFO_EXPORT).u64(sizeBytes).u16(flags).done();
+    this.#reply(option, NBD_REP_INFO, exported);
+    if (wanted.includes(NBD_INFO_NAME)) {
+      this.#reply(option, NBD_REP_INFO, new Fields().u16(NBD_INFO_NAME).text(name).done());
+    }
+    const sizes = new Fields().u16(NBD_INFO_BLOCK_SIZE).u32(MINIMUM_BLOCK_BYTES)
+      .u32(PREFERRED_BLOCK_BYTES).u32(MAXIMUM_BLOCK_BYTES).done();
+    this.#reply(option, NBD_REP_INFO, sizes);
+    this.#reply(option, NBD_REP_ACK);
+    if (option === NBD_OPT_GO) this.stage = "transmission";
+  }
+
+  #structuredReply(content: OptionReader): void {
+    if (!content.isAtEnd) throw new RangeError("STRUCTURED_REPLY has no content");
+    this.structuredReplies = true;
+    this.#reply(NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK);
+  }
+
+  #metaContext(option: number, content: OptionReader): void {
+    if (!this.structuredReplies) throw new RangeError("Meta contexts need structured replies");
+    content.text();
+    const queries: string[] = [];
+    for (let left = content.u32(); left > 0; left--) queries.push(content.text());
+    if (!content.isAtEnd) throw new RangeError("More than was announced");
+    const setting = option === NBD_OPT_SET_META_CONTEXT;
+    const matches = queries.includes(BASE_ALLOCATION) ||
+      (!setting && (queries.length === 0 || queries.includes("base:")));
+    if (setting) this.baseAllocation = matches;
+    if (matches) {
+      const id = setting ? BASE_ALLOCATION_ID : 0;
+      this.#reply(
+        option,
+        NBD_REP_META_CONTEXT,
+        new Fields().u32(id).text(BASE_ALLOCATION).done(),
+      );
+    }
+    this.#reply(option, NBD_REP_ACK);
+  }
+}

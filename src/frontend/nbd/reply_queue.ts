@@ -1,0 +1,261 @@
+import { Errno } from "../../../ffi/errno.ts";
+import { Arena } from "../../../ffi/memory.ts";
+import { IOVEC_BYTES, putIovec, putMsghdr, sendMessage, UIO_MAXIOV } from "../../../ffi/sockets.ts";
+import { RequestKind, SLOTS } from "../../vbd/slots.ts";
+import type { Requests } from "../../vbd/requests.ts";
+import type { NbdSlots } from "./nbd_slots.ts";
+import {
+  BASE_ALLOCATION_ID,
+  CHUNK_HEADER_BYTES,
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_READ,
+  NBD_REPLY_FLAG_DONE,
+  NBD_REPLY_TYPE_BLOCK_STATUS,
+  NBD_REPLY_TYPE_ERROR,
+  NBD_REPLY_TYPE_NONE,
+  NBD_REPLY_TYPE_OFFSET_DATA,
+  NBD_SIMPLE_REPLY_MAGIC,
+  NBD_STATE_HOLE,
+  NBD_STATE_ZERO,
+  NBD_STRUCTURED_REPLY_MAGIC,
+  SIMPLE_REPLY_BYTES,
+} from "./protocol.ts";
+
+const NONE = -1;
+const SECTOR_BYTES = 512;
+const EXTENT_BYTES = 8;
+const MOST_HEADER_BYTES = 32;
+const IOVECS_AT = 64;
+const HEADERS_AT = IOVECS_AT + UIO_MAXIOV * IOVEC_BYTES;
+
+/** Error numbers that NBD knows; all others are EIO to a client. */
+const nbdErrors: ReadonlySet<number> = new Set([
+  Errno.EPERM,
+  Errno.EIO,
+  Errno.ENOMEM,
+  Errno.EINVAL,
+  Errno.ENOSPC,
+  Errno.EOVERFLOW,
+  Errno.EOPNOTSUPP,
+  Errno.ESHUTDOWN,
+]);
+
+/**
+ * The answers of a connection: gathered over a turn and sent by one call, headers and data from
+ * where they are. Slots are released when their answer has left.
+ */
+export class ReplyQueue {
+  /** Whether reads are answered in structured form. */
+  structured = false;
+  readonly #requests: Requests;
+  readonly #slots: NbdSlots;
+  readonly #arena = new Arena(HEADERS_AT + SLOTS * MOST_HEADER_BYTES);
+  readonly #queue = new Int32Array(SLOTS);
+  #queueHead = 0;
+  #queueSize = 0;
+  /** Heads of the requests whose answers are in the message. */
+  readonly #inMessage = new Int32Array(SLOTS);
+  #messageSize = 0;
+  #iovecs = 0;
+  #firstIovec = 0;
+  #headerBytes = 0;
+  /** Where the memory of the last iovec ends, to see whether the next continues it. */
+  #lastEnd = 0;
+
+  constructor(requests: Requests, slots: NbdSlots) {
+    this.#requests = requests;
+    this.#slots = slots;
+  }
+
+  /** Whether nothing is left to send. */
+  get isEmpty(): boolean {
+    return this.#messageSize === 0 && this.#queueSize === 0;
+  }
+
+  /** Puts the answer to an ended request behind the others. */
+  push(head: number): void {
+    this.#queue[(this.#queueHead + this.#queueSize++) % SLOTS] = head;
+  }
+
+  /**
+   * Sends what the socket takes. Returns 0 when all has left, -EAGAIN when the socket is full, or
+   * another negative errno when it is broken.
+   */
+  send(fd: number): number {
+    for (;;) {
+      if (this.#messageSize === 0 && !this.#compose()) return 0;
+      const { view, address } = this.#arena;
+      const iovecs = address + IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
+      putMsghdr(view, 0, iovecs, this.#iovecs - this.#firstIovec);
+      const sent = sendMessage(fd, address);
+      if (sent < 0) return sent;
+      if (!this.#advance(sent)) continue;
+      this.#releaseMessage();
+    }
+  }
+
+  /** Moves past the bytes that have left; true when that was all. */
+  #advance(sent: number): boolean {
+    const { view } = this.#arena;
+    while (this.#firstIovec < this.#iovecs) {
+      const at = IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
+      const length = view.getUint32(at + 8, true);
+      if (sent < length) {
+        const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
+        putIovec(view, at, start + sent, length - sent);
+        return false;
+      }
+      sent -= length;
+      this.#firstIovec++;
+    }
+    return true;
+  }
+
+  #releaseMessage(): void {
+    for (let i = 0; i < this.#messageSize; i++) this.releaseParts(this.#inMessage[i]);
+    this.#messageSize = 0;
+  }
+
+  /** Gives the slots of a request back. */
+  releaseParts(head: number): void {
+    for (let slot = head; slot !== NONE;) {
+      const next = this.#slots.next[slot];
+      this.#slots.next[slot] = NONE;
+      this.#requests.releaseSlot(slot);
+      slot = next;
+    }
+  }
+
+  /** Composes a message of the answers that wait; false when there are none. */
+  #compose(): boolean {
+    if (this.#queueSize === 0) return false;
+    this.#iovecs = 0;
+    this.#firstIovec = 0;
+    this.#headerBytes = 0;
+    this.#lastEnd = 0;
+    // A request's answer takes an iovec for each of its parts, and at most one for its header.
+    while (this.#queueSize > 0 && this.#iovecs + SLOTS + 1 < UIO_MAXIOV) {
+      const head = this.#queue[this.#queueHead];
+      this.#queueHead = (this.#queueHead + 1) % SLOTS;
+      this.#queueSize--;
+      this.#inMessage[this.#messageSize++] = head;
+      this.#answer(head);
+    }
+    return true;
+  }
+
+  #answer(head: number): void {
+    const slots = this.#slots;
+    const errno = slots.error[head];
+    const command = slots.command[head];
+    const ranged = command === NBD_CMD_READ || command === NBD_CMD_BLOCK_STATUS;
+    if (!this.structured || !ranged) this.#simple(head, errno);
+    else if (errno !== 0) this.#chunk(head, NBD_REPLY_TYPE_ERROR, 6);
+    else if (command === NBD_CMD_BLOCK_STATUS) return this.#blockStatus(head);
+    else if (slots.totalLength[head] === 0) return this.#chunk(head, NBD_REPLY_TYPE_NONE, 0);
+    else this.#chunk(head, NBD_REPLY_TYPE_OFFSET_DATA, 8 + slots.totalLength[head]);
+    if (command !== NBD_CMD_READ || errno !== 0) return;
+    for (let slot = head; slot !== NONE; slot = slots.next[slot]) {
+      this.#addMemory(this.#requests.slotAddress(slot), slots.length[slot]);
+    }
+  }
+
+  #simple(head: number, errno: number): void {
+    const view = this.#arena.view;
+    const at = HEADERS_AT + this.#headerBytes;
+    view.setUint32(at, NBD_SIMPLE_REPLY_MAGIC, false);
+    view.setUint32(at + 4, wireError(errno), false);
+    view.setUint32(at + 8, this.#slots.cookieHigh[head], false);
+    view.setUint32(at + 12, this.#slots.cookieLow[head], false);
+    this.#addHeader(SIMPLE_REPLY_BYTES);
+  }
+
+  /** A chunk's header and what is fixed of its content; it is the only chunk of the answer. */
+  #chunk(head: number, type: number, contentBytes: number): void {
+    const slots = this.#slots;
+    const view = this.#arena.view;
+    const at = HEADERS_AT + this.#headerBytes;
+    view.setUint32(at, NBD_STRUCTURED_REPLY_MAGIC, false);
+    view.setUint16(at + 4, NBD_REPLY_FLAG_DONE, false);
+    view.setUint16(at + 6, type, false);
+    view.setUint32(at + 8, slots.cookieHigh[head], false);
+    view.setUint32(at + 12, slots.cookieLow[head], false);
+    view.setUint32(at + 16, contentBytes, false);
+    let bytes = CHUNK_HEADER_BYTES;
+    if (type === NBD_REPLY_TYPE_OFFSET_DATA) {
+      const offset = slots.offset[head];
+      view.setUint32(at + 20, Math.floor(offset / 0x1_0000_0000), false);
+      view.setUint32(at + 24, offset >>> 0, false);
+      bytes += 8;
+    } else if (type === NBD_REPLY_TYPE_ERROR) {
+      view.setUint32(at + 20, wireError(slots.error[head]), false);
+      view.setUint16(at + 24, 0, false);
+      bytes += 6;
+    } else if (type === NBD_REPLY_TYPE_BLOCK_STATUS) {
+      view.setUint32(at + 20, BASE_ALLOCATION_ID, false);
+      bytes += 4;
+    }
+    this.#addHeader(bytes);
+  }
+
+  #blockStatus(head: number): void {
+    const count = this.#requests.extents(head);
+    const view = this.#requests.slotMemory;
+    const start = this.#requests.slotOffset(head);
+    for (let i = 0; i < count; i++) {
+      const at = start + i * EXTENT_BYTES;
+      const bytes = view.getUint32(at, true) * SECTOR_BYTES;
+      const isData = view.getUint32(at + 4, true) === 1;
+      view.setUint32(at, bytes, false);
+      view.setUint32(at + 4, isData ? 0 : NBD_STATE_HOLE | NBD_STATE_ZERO, false);
+    }
+    this.#chunk(head, NBD_REPLY_TYPE_BLOCK_STATUS, 4 + count * EXTENT_BYTES);
+    this.#addMemory(this.#requests.slotAddress(head), count * EXTENT_BYTES);
+  }
+
+  #addHeader(bytes: number): void {
+    this.#addMemory(this.#arena.address + HEADERS_AT + this.#headerBytes, bytes);
+    this.#headerBytes += bytes;
+  }
+
+  #addMemory(address: number, bytes: number): void {
+    const { view } = this.#arena;
+    if (address === this.#lastEnd) {
+      const at = IOVECS_AT + (this.#iovecs - 1) * IOVEC_BYTES + 8;
+      view.setUint32(at, view.getUint32(at, true) + bytes, true);
+    } else putIovec(view, IOVECS_AT + this.#iovecs++ * IOVEC_BYTES, address, bytes);
+    this.#lastEnd = address + bytes;
+  }
+
+  /** Drops all answers and releases their slots. */
+  close(): void {
+    this.#releaseMessage();
+    while (this.#queueSize > 0) {
+      this.releaseParts(this.#queue[this.#queueHead]);
+      this.#queueHead = (this.#queueHead + 1) % SLOTS;
+      this.#queueSize--;
+    }
+  }
+
+  /** Unmaps its memory. */
+  release(): void {
+    this.#arena.release();
+  }
+}
+
+function wireError(errno: number): number {
+  if (errno === 0 || nbdErrors.has(errno)) return errno;
+  return errno === Errno.EDQUOT || errno === Errno.EFBIG ? Errno.ENOSPC : Errno.EIO;
+}
+
+/** How a command is carried out by a device. */
+export const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
+  RequestKind.Read,
+  RequestKind.Write,
+  undefined,
+  RequestKind.Flush,
+  RequestKind.Discard,
+  undefined,
+  RequestKind.Zero,
+  RequestKind.Status,
+];
