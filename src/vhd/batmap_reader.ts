@@ -20,8 +20,10 @@ import { VHD_SECTOR_SIZE } from "./units.ts";
 /** A batmap as it was read. */
 export interface FoundBatmap {
   readonly header: BatmapHeader;
-  /** The part of the map that its checksum covers. */
+  /** The part of the map that its checksum covers; all clear when that is wrong. */
   readonly bits: Uint8Array<ArrayBuffer>;
+  /** What is wrong with the checksum, as after a crash between the writes of map and header. */
+  readonly fault: VhdFormatError | null;
 }
 
 /** The batmap's header, or null for an image that has none by its maker or at its place. */
@@ -39,9 +41,10 @@ export function readBatmapHeader(
 }
 
 /**
- * Reads the batmap of an image that has one, or returns null.
+ * Reads the batmap of an image that has one, or returns null. A map whose checksum is wrong counts
+ * as empty: it only repeats what the blocks' bitmaps say.
  *
- * @throws {VhdFormatError} when it is damaged.
+ * @throws {VhdFormatError} when its header is damaged.
  */
 export function readBatmap(
   file: StorageFile,
@@ -77,6 +80,7 @@ export function readBatmap(
   const bits = new Uint8Array(bytes);
   file.readAt(bits, Number(found.batmapOffset));
   const checksum = batmapChecksum(bits, found.batmapVersion);
-  if (checksum !== found.checksum) throw wrong("checksum")(`should be ${checksum}`);
-  return { header: found, bits };
+  if (checksum === found.checksum) return { header: found, bits, fault: null };
+  bits.fill(0);
+  return { header: found, bits, fault: wrong("checksum")(`should be ${checksum}`) };
 }

@@ -72,7 +72,10 @@ export interface VhdImage {
   bat: Uint32Array;
   readonly batOffsetBytes: number;
   batmap: Batmap | null;
-  /** Why there is no batmap where there should be one; null when all is well. */
+  /**
+   * What is wrong with the batmap; null when all is well. With a wrong checksum there is a batmap all
+   * the same, empty; one with a damaged header is left out, and only when opened as `lenient`.
+   */
   readonly batmapFault: VhdFormatError | null;
   /** First byte behind the metadata at the front. */
   endOfHeadersBytes: number;
@@ -221,12 +224,12 @@ function readBatmapOf(
     const inUse = Math.min(found.bits.length, batmapBytes(Number(footer.currentSize)));
     const batmap = {
       header: found.header,
-      dirty: false,
+      dirty: found.fault !== null,
       bits: found.bits.subarray(0, inUse),
       headerOffsetBytes: batmapHeaderOffset(header),
       offsetBytes: Number(found.header.batmapOffset),
     };
-    return { batmap, fault: null };
+    return { batmap, fault: found.fault };
   } catch (error) {
     if (!lenient || !(error instanceof VhdFormatError)) throw error;
     return { batmap: null, fault: error };

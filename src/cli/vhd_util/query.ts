@@ -85,7 +85,7 @@ function printVirtualSize({ output }: CommandCall, image: VhdImage): number {
 }
 
 function printPhysicalSize({ output }: CommandCall, image: VhdImage): number {
-  if (image.batmapFault !== null) {
+  if (image.batmap === null && image.batmapFault !== null) {
     output.print(`failed to get physical size: ${-Errno.EINVAL}\n`);
     output.printError(image.batmapFault.message);
     return Errno.EINVAL;
