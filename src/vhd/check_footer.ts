@@ -62,7 +62,7 @@ interface Primary {
   readonly bytes: Uint8Array;
 }
 
-/** The footer at the end, or null when it cannot be used. */
+/** The footer at the end, or null when there is none; one with a wrong field is still one. */
 function checkPrimary(
   file: StorageFile,
   findings: Findings,
@@ -85,7 +85,7 @@ function checkPrimary(
       offsetBytes + problem.at,
     );
   }
-  return null;
+  return footerFault(bytes) === null ? { footer: decodeFooter(bytes), bytes } : null;
 }
 
 function compareFooters(primary: Uint8Array, backup: Uint8Array, findings: Findings): void {
