@@ -11,6 +11,7 @@ import { closeFile } from "../../ffi/files.ts";
 import { addressOf } from "../../ffi/libc.ts";
 import { acceptConnection, receiveAt, sendAt, unixListen } from "../../ffi/sockets.ts";
 import type { Log } from "../log/log.ts";
+import { describeError, errnoOf } from "../queue/disk_files.ts";
 import type { FdHandler, Scheduler } from "../scheduler/scheduler.ts";
 import {
   encodeError,
@@ -47,19 +48,13 @@ export interface Command {
 /** The commands by message type. */
 export type CommandTable = ReadonlyMap<number, Command>;
 
-/** The error number of whatever was thrown; EIO when it carries none. */
-function errnoOf(error: unknown): number {
-  const carrier = error instanceof Error && "errno" in error ? error.errno : undefined;
-  return typeof carrier === "number" ? carrier : Errno.EIO;
-}
-
 /** The answer to a request that failed. */
 export function errorReply(
   request: Uint8Array,
   error: unknown,
 ): Uint8Array<ArrayBuffer> {
-  const message = error instanceof Error ? error.message : String(error);
-  return encodeError(messageCookie(request), { error: errnoOf(error), message });
+  const reason = { error: errnoOf(error), message: describeError(error) };
+  return encodeError(messageCookie(request), reason);
 }
 
 type Job = (finished: () => void) => void;
@@ -273,9 +268,8 @@ export class ControlServer implements FdHandler {
     try {
       command.run(request, answerOnce);
     } catch (error) {
-      const reply = errorReply(request, error);
-      this.#log.error(error instanceof Error ? error.message : String(error));
-      answerOnce(reply);
+      this.#log.error(describeError(error));
+      answerOnce(errorReply(request, error));
     }
   }
 

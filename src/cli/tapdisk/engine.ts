@@ -1,0 +1,66 @@
+import { controlCommands } from "../../control/commands.ts";
+import { Devices, type FrontendFactory } from "../../control/devices.ts";
+import { controlSocketPath, nbdSocketPath, prepareFolders } from "../../control/paths.ts";
+import { ControlServer } from "../../control/server.ts";
+import { removeStaleSockets } from "../../control/stale_sockets.ts";
+import { formatStatistics } from "../../control/statistics_text.ts";
+import { NbdServer } from "../../frontend/nbd/server.ts";
+import type { Logger } from "../../log/log.ts";
+import { osDiskFiles } from "../../queue/disk_files.ts";
+import { LibaioBackend } from "../../queue/libaio.ts";
+import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
+import { createVbdContext } from "../../vbd/engine.ts";
+
+/** A tapdisk that takes orders. */
+export interface Tapdisk {
+  readonly socketPath: string;
+  /** Serves until the last device is detached or `end` was called and is through. */
+  run(): Promise<void>;
+  /** Closes all disks in order, removes the sockets, and lets `run` return. */
+  end(): void;
+  /** Writes what every device has done so far to the log. */
+  logStatistics(): void;
+}
+
+/** Puts the engine of this process together. Throws `SystemError`. */
+export function startTapdisk(log: Logger): Tapdisk {
+  prepareFolders();
+  removeStaleSockets();
+  const scheduler = new EpollScheduler();
+  const context = createVbdContext({
+    scheduler,
+    backend: new LibaioBackend(scheduler),
+    files: osDiskFiles,
+    log: (message) => log.warn(message),
+  });
+  const frontends: FrontendFactory[] = [
+    (vbd) => new NbdServer(scheduler, vbd, nbdSocketPath(Deno.pid, vbd.minor)),
+  ];
+  const stop = () => server.shutDown(() => scheduler.stop());
+  // The answer to the detach that emptied it goes out before the socket closes.
+  const emptied = () => void scheduler.addTimer(0, stop);
+  const devices = new Devices(context, { frontends, log, emptied });
+  const socketPath = controlSocketPath(Deno.pid);
+  const server = new ControlServer(scheduler, socketPath, {
+    commands: controlCommands(devices),
+    log,
+  });
+  return {
+    socketPath,
+    run: () => scheduler.run(),
+    end(): void {
+      server.runExclusive((finished) =>
+        devices.endAll(() => {
+          // Whoever still waits is told that there is no such device.
+          finished();
+          stop();
+        })
+      );
+    },
+    logStatistics(): void {
+      for (const { minor } of devices.list()) {
+        log.info(`Statistics of minor ${minor}: ${formatStatistics(devices.statistics(minor))}`);
+      }
+    },
+  };
+}

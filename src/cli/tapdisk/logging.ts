@@ -1,0 +1,45 @@
+import { BLKTAP2_CONTROL_DIR, controlFolder } from "../../control/paths.ts";
+import { FileSink } from "../../log/file_sink.ts";
+import { Logger, type LogLevel, type LogSink } from "../../log/log.ts";
+import { SyslogSink } from "../../log/syslog_sink.ts";
+
+const IDENT = "tapdisk";
+const DEFAULT_LOG_FOLDER = "/var/log/blktap";
+
+/** Where the log file of this machine's tapdisks is. */
+function logFolder(): string {
+  const chosen = Deno.env.get("BLKTAP_LOG_DIR") ?? "";
+  if (chosen !== "") return chosen.startsWith("/") ? chosen : `${Deno.cwd()}/${chosen}`;
+  const folder = controlFolder();
+  return folder === BLKTAP2_CONTROL_DIR ? DEFAULT_LOG_FOLDER : `${folder}/log`;
+}
+
+/** Entries on standard error, for someone who watches. */
+const standardError: LogSink = {
+  write(level: LogLevel, message: string): void {
+    console.error(`${IDENT}: ${level}: ${message}`);
+  },
+  reopen(): void {},
+  close(): void {},
+};
+
+/**
+ * The log of this process: syslog where there is one, the file `tapdisk.log`, and standard error
+ * if asked for. What cannot be opened is left out, with a warning to the rest.
+ */
+export function openLog({ onStandardError }: { onStandardError: boolean }): Logger {
+  const log = new Logger(onStandardError ? [standardError] : []);
+  try {
+    log.addSink(new SyslogSink(IDENT));
+  } catch {
+    // No syslog daemon on this machine: nothing that anyone has to be told.
+  }
+  const path = `${logFolder()}/${IDENT}.log`;
+  try {
+    Deno.mkdirSync(logFolder(), { recursive: true, mode: 0o700 });
+    log.addSink(new FileSink(path, IDENT));
+  } catch (error) {
+    log.warn(`Cannot log to ${path}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  return log;
+}

@@ -1,0 +1,154 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { Devices, Done } from "./devices.ts";
+import {
+  ALL_MINORS,
+  decodeParams,
+  encodeDiskInfo,
+  encodeListEntry,
+  encodePid,
+  encodePlain,
+  encodeStatisticsHead,
+  messageCookie,
+  MessageFlag,
+  MessageType,
+} from "./message.ts";
+import { type Command, type CommandTable, errorReply } from "./server.ts";
+import { formatStatistics } from "./statistics_text.ts";
+
+/** Flags of `open` that nothing here carries out, with what they would do. */
+const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
+  [MessageFlag.ADD_CACHE, "a block cache"],
+  [MessageFlag.VHD_INDEX, "a VHD index"],
+  [MessageFlag.ADD_LOG, "a log of changed blocks"],
+  [MessageFlag.ADD_LCACHE, "a local cache"],
+  [MessageFlag.REUSE_PRT, "another device's image as the parent"],
+  [MessageFlag.SECONDARY, "a secondary image"],
+  [MessageFlag.STANDBY, "a standby image"],
+  [MessageFlag.OPEN_ENCRYPTED, "encryption"],
+];
+
+function refuseUnsupported(flags: number, what: string): void {
+  const wanted = UNSUPPORTED_FLAGS.find(([flag]) => (flags & flag) !== 0);
+  if (wanted === undefined) return;
+  throw new SystemError(Errno.EOPNOTSUPP, `${what} (this tapdisk has no support for ${wanted[1]})`);
+}
+
+/** A question, answered at once. */
+function question(
+  answer: (request: Uint8Array<ArrayBuffer>, minor: number) => Uint8Array<ArrayBuffer>,
+): Command {
+  return {
+    exclusive: false,
+    run: (request, reply) => reply(answer(request, messageCookie(request))),
+  };
+}
+
+/** A change that is over when `change` returns. */
+function change(
+  change: (request: Uint8Array<ArrayBuffer>, minor: number) => Uint8Array<ArrayBuffer>,
+): Command {
+  return { ...question(change), exclusive: true };
+}
+
+/** A change that is over when it calls back; its answer carries nothing. */
+function longChange(
+  response: number,
+  start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void,
+): Command {
+  return {
+    exclusive: true,
+    run(request, reply): void {
+      const minor = messageCookie(request);
+      const done: Done = (error) => {
+        reply(error === undefined ? encodePlain(response, minor) : errorReply(request, error));
+      };
+      start(minor, done, request);
+    },
+  };
+}
+
+function concat(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+function listReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
+  const all = devices.list();
+  const entries = all.map(({ minor, state, name }, index) =>
+    encodeListEntry(cookie, { count: all.length - index, minor, state, path: name })
+  );
+  const end = encodeListEntry(cookie, { count: 0, minor: -1, state: 0, path: "" });
+  return concat([...entries, end]);
+}
+
+function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
+  const value = cookie === ALL_MINORS
+    ? devices.list().map(({ minor }) => devices.statistics(minor))
+    : devices.statistics(cookie);
+  const text = new TextEncoder().encode(formatStatistics(value));
+  return concat([encodeStatisticsHead(cookie, text.length), text]);
+}
+
+function openReply(
+  devices: Devices,
+  request: Uint8Array<ArrayBuffer>,
+  minor: number,
+): Uint8Array<ArrayBuffer> {
+  const { flags, path, requestTimeoutSeconds } = decodeParams(request);
+  refuseUnsupported(flags, `Cannot open ${path} on minor ${minor}`);
+  const disk = devices.open(minor, {
+    name: path,
+    readOnly: (flags & MessageFlag.RDONLY) !== 0,
+    direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
+    requestTimeoutSeconds,
+  });
+  return encodeDiskInfo(MessageType.OPEN_RSP, minor, disk);
+}
+
+/** What a tapdisk does for each message that it knows. */
+export function controlCommands(devices: Devices): CommandTable {
+  const close = longChange(
+    MessageType.CLOSE_RSP,
+    (minor, done) => devices.close(minor, done),
+  );
+  const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
+    const { flags, path } = decodeParams(request);
+    refuseUnsupported(flags, `Cannot unpause minor ${minor}`);
+    devices.resume(minor, path === "" ? null : path, done);
+  });
+  return new Map<number, Command>([
+    [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
+    [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
+    [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
+    [
+      MessageType.DISK_INFO,
+      question((_request, minor) =>
+        encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, devices.diskInfo(minor))
+      ),
+    ],
+    [
+      MessageType.ATTACH,
+      change((_request, minor) => {
+        devices.attach(minor);
+        return encodePlain(MessageType.ATTACH_RSP, minor);
+      }),
+    ],
+    [
+      MessageType.DETACH,
+      change((_request, minor) => {
+        devices.detach(minor);
+        return encodePlain(MessageType.DETACH_RSP, minor);
+      }),
+    ],
+    [MessageType.OPEN, change((request, minor) => openReply(devices, request, minor))],
+    [MessageType.PAUSE, longChange(MessageType.PAUSE_RSP, (m, done) => devices.pause(m, done))],
+    [MessageType.RESUME, resume],
+    [MessageType.CLOSE, close],
+    [MessageType.FORCE_SHUTDOWN, close],
+  ]);
+}
