@@ -112,10 +112,11 @@ function openReply(
 
 /** What a tapdisk does for each message that it knows. */
 export function controlCommands(devices: Devices): CommandTable {
-  const close = longChange(
-    MessageType.CLOSE_RSP,
-    (minor, done) => devices.close(minor, done),
-  );
+  const close = (force: boolean) =>
+    longChange(
+      MessageType.CLOSE_RSP,
+      (minor, done) => devices.close(minor, { force }, done),
+    );
   const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
     const { flags, path } = decodeParams(request);
     refuseUnsupported(flags, `Cannot unpause minor ${minor}`);
@@ -148,7 +149,7 @@ export function controlCommands(devices: Devices): CommandTable {
     [MessageType.OPEN, change((request, minor) => openReply(devices, request, minor))],
     [MessageType.PAUSE, longChange(MessageType.PAUSE_RSP, (m, done) => devices.pause(m, done))],
     [MessageType.RESUME, resume],
-    [MessageType.CLOSE, close],
-    [MessageType.FORCE_SHUTDOWN, close],
+    [MessageType.CLOSE, close(false)],
+    [MessageType.FORCE_SHUTDOWN, close(true)],
   ]);
 }

@@ -177,15 +177,24 @@ export class Devices {
     device.frontends = [];
   }
 
-  /** Ends a device's requests and closes its image. Throws `SystemError`: ENODEV. */
-  close(minor: number, done: Done): void {
+  /**
+   * Ends a device's requests, closes its image and takes its ways in away. What is under way is
+   * answered first, unless `force` says to drop the clients. Throws `SystemError`: ENODEV.
+   */
+  close(minor: number, { force }: { force: boolean }, done: Done): void {
     const device = this.#find(minor, "close");
-    const { name } = device.vbd;
-    this.#closeFrontends(device);
-    device.vbd.close((errno, message) => {
-      device.disk = NO_DISK;
-      if (errno === 0) this.#log.info(`Closed ${name || "nothing"} on minor ${minor}`);
-      done(failure(errno, message));
+    const { vbd } = device;
+    const { name } = vbd;
+    if (force) this.#closeFrontends(device);
+    vbd.close((errno, message) => {
+      if (vbd.name !== "") return done(failure(errno, message));
+      // Frontends send the last answers at the end of this turn.
+      this.#context.scheduler.addTimer(0, () => {
+        this.#closeFrontends(device);
+        device.disk = NO_DISK;
+        this.#log.info(`Closed ${name || "nothing"} on minor ${minor}`);
+        done(failure(errno, message));
+      });
     });
   }
 
@@ -239,7 +248,7 @@ export class Devices {
     const [first] = this.#devices;
     if (first === undefined) return done();
     const [minor, device] = first;
-    this.close(minor, (error) => {
+    this.close(minor, { force: false }, (error) => {
       if (error !== undefined) this.#log.error(error.message);
       this.#forget(minor, device);
       this.endAll(done);
