@@ -11,7 +11,7 @@ import {
   headerChecksum,
 } from "./header.ts";
 import type { VhdImage } from "./image.ts";
-import { decodeParentName, PLAT_CODE_NONE } from "./locator.ts";
+import { decodeParentName, type ParentLocator, PLAT_CODE_NONE } from "./locator.ts";
 import type { StorageFile } from "./storage.ts";
 import { vhdTimeNow } from "./time.ts";
 import { isNullUuid } from "./uuid.ts";
@@ -37,6 +37,11 @@ export function checkHeader(file: StorageFile, footer: Footer, findings: Finding
 }
 
 type Fault = readonly [keyof typeof HEADER_OFFSETS, string];
+
+function isEmpty({ code, dataSpace, dataLength, reserved, dataOffset }: ParentLocator): boolean {
+  return code === PLAT_CODE_NONE && dataSpace === 0 && dataLength === 0 && reserved === 0 &&
+    dataOffset === 0n;
+}
 
 function fault(header: DynamicHeader, bytes: Uint8Array, sizeBytes: number): Fault | null {
   if (header.cookie !== DD_COOKIE) return ["cookie", "invalid cookie"];
@@ -90,7 +95,7 @@ function parentFault(
   if (header.parentName.some((byte) => byte !== 0)) {
     return ["parentName", "invalid non-null parent name"];
   }
-  if (header.locators.some(({ code }) => code !== PLAT_CODE_NONE)) {
+  if (header.locators.some((locator) => !isEmpty(locator))) {
     return ["locators", "invalid non-null parent locators"];
   }
   if (!isNullUuid(header.parentUuid)) return ["parentUuid", "invalid non-null parent uuid"];
