@@ -1,0 +1,132 @@
+import assert from "node:assert/strict";
+import { FileSink } from "../../src/log/file_sink.ts";
+import { Logger, type LogLevel } from "../../src/log/log.ts";
+import { syslogEntry, SyslogSink } from "../../src/log/syslog_sink.ts";
+import { needs, withTempDir } from "../support/tools.ts";
+
+Deno.test("log: an entry is one line, for every sink, with its level", () => {
+  const got: string[] = [];
+  const sink = {
+    write: (level: LogLevel, message: string) => got.push(`${level} ${message}`),
+    reopen: () => got.push("reopen"),
+    close: () => got.push("close"),
+  };
+  const log = new Logger([sink]);
+  log.info("one\ntwo\r\nthree");
+  log.addSink(sink);
+  log.warn("careful");
+  log.error("broken");
+  log.reopen();
+  log.close();
+  assert.deepEqual(got, [
+    "info one two three",
+    ...["warning careful", "error broken", "reopen", "close"].flatMap((x) => [x, x]),
+  ]);
+});
+
+Deno.test("log: the file goes on, and after a reopen goes on under its name", async () => {
+  await withTempDir((folder) => {
+    const path = `${folder}/tapdisk.log`;
+    Deno.writeTextFileSync(path, "earlier\n");
+    const sink = new FileSink(path, "tapdisk");
+    sink.write("info", "first");
+    Deno.renameSync(path, `${path}.1`);
+    sink.write("info", "still the old file");
+    sink.reopen();
+    sink.write("error", "second");
+    sink.close();
+    sink.write("info", "after the end");
+    const line = `\\d{4}-\\d\\d-\\d\\dT[\\d:.]+Z tapdisk\\[${Deno.pid}\\]`;
+    assert.match(
+      Deno.readTextFileSync(`${path}.1`),
+      new RegExp(`^earlier\\n${line} info: first\\n${line} info: still the old file\\n$`),
+    );
+    assert.match(Deno.readTextFileSync(path), new RegExp(`^${line} error: second\\n$`));
+    assert.equal((Deno.statSync(path).mode ?? 0) & 0o777, 0o600);
+  });
+});
+
+Deno.test("log: a folder that is gone makes the file sink silent, not broken", async () => {
+  await withTempDir((folder) => {
+    Deno.mkdirSync(`${folder}/log`);
+    const sink = new FileSink(`${folder}/log/tapdisk.log`, "tapdisk");
+    Deno.removeSync(`${folder}/log`, { recursive: true });
+    sink.reopen();
+    sink.write("info", "nowhere");
+    Deno.mkdirSync(`${folder}/log`);
+    sink.reopen();
+    sink.write("info", "back");
+    sink.close();
+    assert.match(Deno.readTextFileSync(`${folder}/log/tapdisk.log`), /info: back\n$/);
+  });
+});
+
+Deno.test("log: a syslog entry has facility, severity, time and tag", () => {
+  const time = new Date(2026, 0, 5, 9, 8, 7);
+  const tag = "tapdisk[12]";
+  assert.equal(
+    syslogEntry("error", "Broken", { tag, time }),
+    "<27>Jan  5 09:08:07 tapdisk[12]: Broken",
+  );
+  assert.equal(syslogEntry("info", "Fine", { tag, time }).slice(0, 4), "<30>");
+  assert.equal(syslogEntry("warning", "Hm", { tag, time }).slice(0, 4), "<28>");
+});
+
+/** Prints each datagram that comes to a UNIX socket, and ends at the one that says so. */
+const RECEIVER = `
+import os, socket, sys
+path = sys.argv[1]
+if os.path.exists(path): os.unlink(path)
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(path)
+print("ready", flush=True)
+while True:
+    entry = s.recv(4096).decode()
+    print(entry, flush=True)
+    if entry.endswith("end"): break
+`;
+
+async function receiver(path: string): Promise<{ rest: () => Promise<string> }> {
+  const child = new Deno.Command("python3", {
+    args: ["-c", RECEIVER, path],
+    stdout: "piped",
+    stdin: "null",
+  }).spawn();
+  const reader = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  let text = (await reader.read()).value ?? "";
+  return {
+    async rest(): Promise<string> {
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        text += value;
+      }
+      await child.status;
+      return text;
+    },
+  };
+}
+
+const python = needs("python3");
+
+Deno.test({
+  name: `log: syslog gets datagrams, also after the daemon was restarted${python.suffix}`,
+  ignore: python.ignore,
+  async fn() {
+    await withTempDir(async (folder) => {
+      const path = `${folder}/log`;
+      assert.throws(() => new SyslogSink("tapdisk", path), { code: "ENOENT" });
+      const first = await receiver(path);
+      const sink = new SyslogSink("tapdisk", path);
+      sink.write("info", "one");
+      sink.write("info", "end");
+      assert.match(await first.rest(), /<30>.* tapdisk\[\d+\]: one\n.*: end\n/);
+      sink.write("info", "nobody hears this");
+      const second = await receiver(path);
+      sink.write("warning", "two");
+      sink.write("info", "end");
+      sink.close();
+      assert.match(await second.rest(), /^ready\n<28>.*: two\n.*: end\n$/);
+    });
+  },
+});
