@@ -27,7 +27,7 @@ export interface Subcommand {
   /** Whether words that are no options are allowed. */
   readonly operands?: boolean;
   /** Does the work. Returns the exit status: 0 or an error number. May throw. */
-  run(call: CommandCall): number;
+  run(call: CommandCall): number | Promise<number>;
 }
 
 /** A command line that was read and found to be well formed. */

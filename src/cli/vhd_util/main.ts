@@ -46,10 +46,14 @@ async function runCommand(args: readonly string[], output: Output): Promise<numb
     printNames(output);
     return Errno.EINVAL;
   }
-  return runSubcommand(await load(), rest.filter((arg) => arg !== "--debug"), output);
+  return await runSubcommand(await load(), rest.filter((arg) => arg !== "--debug"), output);
 }
 
-function runSubcommand(command: Subcommand, args: readonly string[], output: Output): number {
+async function runSubcommand(
+  command: Subcommand,
+  args: readonly string[],
+  output: Output,
+): Promise<number> {
   const { options, operands, fault } = parseOptions(specOf(command), args);
   const help = options.find((option) => option.name === "h" || option.name === "help");
   if (help?.name === "help") {
@@ -63,7 +67,7 @@ function runSubcommand(command: Subcommand, args: readonly string[], output: Out
   try {
     if (fault !== null) throw new UsageError(`${command.name}: ${fault}`);
     if (operands.length > 0 && command.operands !== true) throw new UsageError(null);
-    return command.run(new CommandCall(options, operands, output));
+    return await command.run(new CommandCall(options, operands, output));
   } catch (error) {
     if (error instanceof UsageError) {
       if (error.detail !== null) output.printError(error.detail);
