@@ -1,0 +1,117 @@
+/**
+ * Tapdisks for tests: in a control folder of their own, driven by tap-ctl, gone at the end.
+ *
+ * @module
+ */
+import { run, type RunOptions, type RunResult } from "./tools.ts";
+
+const MAIN = new URL("../../src/main.ts", import.meta.url).pathname;
+
+/** How to run a command of the project from its sources. */
+export function commandLine(name: string, ...args: string[]): string[] {
+  return [Deno.execPath(), "run", "--quiet", "--allow-all", MAIN, name, ...args];
+}
+
+/** Waits until `condition` holds; fails after ten seconds. */
+export async function until(what: string, condition: () => boolean): Promise<void> {
+  const untilMs = performance.now() + 10_000;
+  while (!condition()) {
+    if (performance.now() > untilMs) throw new Error(`Waited too long until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** Whether a process is there and has not ended. */
+export function isRunning(pid: number): boolean {
+  try {
+    return !/^\d+ \(.*\) [ZX]/.test(Deno.readTextFileSync(`/proc/${pid}/stat`));
+  } catch {
+    return false;
+  }
+}
+
+/** A control folder, and a folder for images. */
+export class ControlBench {
+  readonly folder: string;
+  readonly control: string;
+  readonly env: Record<string, string>;
+
+  constructor(folder: string) {
+    this.folder = folder;
+    this.control = `${folder}/control`;
+    this.env = { BLKTAP_CONTROL_DIR: this.control, BLKTAP_LOG_DIR: "" };
+  }
+
+  /** Runs tap-ctl. */
+  async tapCtl(args: string, options: RunOptions = {}): Promise<RunResult> {
+    const [program, ...rest] = commandLine("tap-ctl", ...args.split(" "));
+    return await run(program, rest, { env: this.env, timeoutMs: 20_000, ...options });
+  }
+
+  /** Runs tap-ctl, which must succeed; returns what it printed, without the last line's end. */
+  async ok(args: string): Promise<string> {
+    const { code, stdout, stderr } = await this.tapCtl(args);
+    if (code !== 0) throw new Error(`tap-ctl ${args} ended with status ${code}: ${stderr}`);
+    return stdout.replace(/\n$/, "");
+  }
+
+  /** What `tap-ctl list` prints, its lines. */
+  async list(args = ""): Promise<string[]> {
+    const text = await this.ok(`list ${args}`.trim());
+    return text === "" ? [] : text.split("\n");
+  }
+
+  /** Starts a tapdisk and returns its process number. */
+  async spawn(): Promise<number> {
+    return Number(await this.ok("spawn"));
+  }
+
+  /** A raw image of zeros; returns its path. */
+  rawImage(name: string, sizeBytes = 1 << 20): string {
+    const path = `${this.folder}/${name}`;
+    Deno.writeFileSync(path, new Uint8Array());
+    Deno.truncateSync(path, sizeBytes);
+    return path;
+  }
+
+  /** What is in the control folder, apart from the log and the minors. */
+  sockets(): string[] {
+    const names = Array.from(Deno.readDirSync(this.control), (entry) => entry.name);
+    return names.filter((name) => name !== "log" && name !== "tapdisk").sort();
+  }
+
+  /** The log of the tapdisks here. */
+  log(): string {
+    return Deno.readTextFileSync(`${this.control}/log/tapdisk.log`);
+  }
+
+  /** Ends the tapdisks that are left. */
+  async end(): Promise<void> {
+    let names: string[] = [];
+    try {
+      names = this.sockets();
+    } catch {
+      return;
+    }
+    for (const name of names) {
+      const pid = Number(/^ctl(\d+)$/.exec(name)?.[1] ?? 0);
+      if (pid === 0 || !isRunning(pid)) continue;
+      Deno.kill(pid, "SIGKILL");
+      await until(`${pid} is gone`, () => !isRunning(pid));
+    }
+  }
+}
+
+/** Calls `body` with a bench, and clears away what it leaves. */
+export async function withControlBench(
+  body: (bench: ControlBench) => Promise<void>,
+): Promise<void> {
+  const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+  const bench = new ControlBench(folder);
+  try {
+    await body(bench);
+  } finally {
+    await bench.end();
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
