@@ -182,6 +182,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     slots.flushing[slot] = 0;
     const refusal = this.#refusal(kind, sector, count);
     if (refusal !== 0) return owner.requestDone(slot, refusal);
+    // Images are asked for sectors, of which this has none.
+    if (count === 0 && kind !== RequestKind.Flush) return owner.requestDone(slot, 0);
     if (this.#stopped || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
   }
 

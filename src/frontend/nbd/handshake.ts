@@ -45,6 +45,10 @@ export type HandshakeStage = "flags" | "options" | "transmission" | "closed";
 const OPTION_HEADER_BYTES = 16;
 /** The longest option whose content is looked at; of longer ones only the length is. */
 const LONGEST_OPTION_BYTES = 8192;
+/** The longest name of an export or query, as the specification has it. */
+const LONGEST_TEXT_BYTES = 4096;
+/** The longest content of an answer: a name and its type. */
+export const LONGEST_REPLY_BYTES = LONGEST_TEXT_BYTES + 2;
 const EXPORT_NAME_PADDING_BYTES = 124;
 
 /** Big-endian fields in a row. */
@@ -102,6 +106,7 @@ class OptionReader {
   text(): string {
     const length = this.u32();
     if (length > this.view.byteLength - this.#at) throw new RangeError("A text passes the end");
+    if (length > LONGEST_TEXT_BYTES) throw new RangeError("A text is too long");
     const bytes = new Uint8Array(this.view.buffer, this.view.byteOffset + this.#at, length);
     this.#at += length;
     return new TextDecoder().decode(bytes.slice());
