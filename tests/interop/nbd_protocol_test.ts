@@ -1,0 +1,502 @@
+import assert from "node:assert/strict";
+import {
+  Chunk,
+  Cmd,
+  CmdFlag,
+  exportInfo,
+  infoContent,
+  joined,
+  metaContent,
+  NbdClient,
+  noise,
+  Opt,
+  packed,
+  Rep,
+  WireError,
+} from "../support/nbd_client.ts";
+import {
+  createVhd,
+  type Disk,
+  needsServed,
+  type Tapdisks,
+  withTapdisks,
+} from "../support/served.ts";
+
+const MIB = 1024 * 1024;
+const DISK_MIB = 64;
+const DISK_BYTES = DISK_MIB * MIB;
+const BASE_ALLOCATION = "base:allocation";
+/** HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, DF, CAN_MULTI_CONN. */
+const FLAGS = 1 | 4 | 8 | 32 | 64 | 128 | 256;
+const READ_ONLY_FLAGS = 1 | 2 | 4 | 8 | 128 | 256;
+const HOLE_AND_ZERO = 3;
+
+const { ignore, suffix } = needsServed();
+
+/** A test with an empty dynamic VHD and, made when asked for, an empty raw disk, both served. */
+function nbdTest(
+  name: string,
+  body: (
+    disks: { vhd: Disk; raw: () => Promise<Disk>; tapdisks: Tapdisks; folder: string },
+  ) => Promise<void>,
+): void {
+  Deno.test({
+    name: `NBD: ${name}${suffix}`,
+    ignore,
+    fn: () =>
+      withTapdisks(async (tapdisks, folder) => {
+        const vhd = await tapdisks.serve(`vhd:${await createVhd(`${folder}/a.vhd`, DISK_MIB)}`);
+        const raw = async (): Promise<Disk> => {
+          Deno.writeFileSync(`${folder}/a.raw`, new Uint8Array(0));
+          Deno.truncateSync(`${folder}/a.raw`, DISK_BYTES);
+          return await tapdisks.serve(`aio:${folder}/a.raw`, { pid: vhd.pid });
+        };
+        await body({ vhd, raw, tapdisks, folder });
+      }),
+  });
+}
+
+function assertBytes(actual: Uint8Array, expected: Uint8Array): void {
+  assert.equal(actual.length, expected.length);
+  const at = actual.findIndex((byte, i) => byte !== expected[i]);
+  assert.equal(at, -1, `byte ${at} is ${actual[at]} instead of ${expected[at]}`);
+}
+
+function text(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes);
+}
+
+// ---- the handshake ----------------------------------------------------------------------------
+
+nbdTest(
+  "EXPORT_NAME answers with size and flags, padded unless both sides say no",
+  async ({ vhd }) => {
+    for (const [clientFlags, padding] of [[3, 0], [1, 124]] as const) {
+      using client = await NbdClient.connect(vhd.socket);
+      assert.equal(await client.greet(clientFlags), 3, "fixed newstyle, no zeroes");
+      await client.option(Opt.ExportName, new TextEncoder().encode("any name"));
+      const view = await client.receive(10 + padding);
+      assert.equal(Number(view.getBigUint64(0)), DISK_BYTES);
+      assert.equal(view.getUint16(8), FLAGS);
+      for (let i = 10; i < view.byteLength; i++) assert.equal(view.getUint8(i), 0);
+      assertBytes(await client.read(0, 4096), new Uint8Array(4096));
+      await client.disconnect();
+    }
+  },
+);
+
+nbdTest("LIST names the one export, which has no name", async ({ vhd }) => {
+  using client = await NbdClient.connect(vhd.socket);
+  await client.greet();
+  const replies = await client.negotiate(Opt.List);
+  assert.deepEqual(replies.map(({ type }) => type), [Rep.Server, Rep.Ack]);
+  assert.deepEqual([...replies[0].data], [0, 0, 0, 0]);
+  const [refusal] = await client.negotiate(Opt.List, packed([4, 1]));
+  assert.equal(refusal.type, Rep.ErrInvalid);
+  client.close();
+});
+
+nbdTest(
+  "INFO tells size, flags, block sizes and, if asked, the name; GO goes on",
+  async ({ vhd }) => {
+    using client = await NbdClient.connect(vhd.socket);
+    await client.greet();
+    const replies = await client.acknowledged(Opt.Info, infoContent("disk", [1, 3, 77]));
+    assert.deepEqual(exportInfo(replies), { sizeBytes: DISK_BYTES, flags: FLAGS });
+    const infos = new Map(
+      replies.slice(0, -1).map(({ type, data }) => {
+        assert.equal(type, Rep.Info);
+        return [data[0] * 256 + data[1], data.subarray(2)];
+      }),
+    );
+    assert.equal(text(infos.get(1) ?? new Uint8Array(0)), "disk");
+    const sizes = infos.get(3) ?? new Uint8Array(0);
+    assertBytes(sizes, packed([4, 512], [4, 4096], [4, 32 * MIB]));
+    // The negotiation goes on after INFO; after GO come requests.
+    await client.acknowledged(Opt.Go, infoContent("another"));
+    await client.flush();
+    await client.disconnect();
+  },
+);
+
+nbdTest("ABORT is acknowledged and ends the connection", async ({ vhd }) => {
+  using client = await NbdClient.connect(vhd.socket);
+  await client.greet();
+  await client.acknowledged(Opt.Abort);
+  assert.ok(await client.hasHungUp());
+});
+
+nbdTest(
+  "options that it does not know are refused, and the negotiation goes on",
+  async ({ vhd }) => {
+    using client = await NbdClient.connect(vhd.socket);
+    await client.greet();
+    for (const option of [Opt.StartTls, 4, 11, 999, 0xffffffff]) {
+      const [refusal] = await client.negotiate(option, new Uint8Array(100));
+      assert.equal(refusal.type, Rep.ErrUnsup, `option ${option}`);
+    }
+    await client.acknowledged(Opt.Go, infoContent(""));
+    await client.flush();
+  },
+);
+
+nbdTest(
+  "options with wrong content are refused as invalid, longer ones as too big",
+  async ({ vhd }) => {
+    using client = await NbdClient.connect(vhd.socket);
+    await client.greet();
+    const wrong: [number, Uint8Array][] = [
+      [Opt.Info, new Uint8Array(0)],
+      [Opt.Info, packed([4, 1000], [2, 0])],
+      [Opt.Info, packed([4, 0xffffffff], [2, 0])],
+      [Opt.Go, packed([4, 0], [2, 5], [2, 1])],
+      [Opt.Go, packed([4, 0], [2, 0], [2, 1])],
+      [Opt.StructuredReply, packed([1, 1])],
+      [Opt.SetMetaContext, metaContent("", [BASE_ALLOCATION])],
+    ];
+    for (const [option, content] of wrong) {
+      const [refusal] = await client.negotiate(option, content);
+      assert.equal(refusal.type, Rep.ErrInvalid, `option ${option}: ${content}`);
+    }
+    // 64 MiB of nothing: refused by its head, and thrown away.
+    const [tooBig] = await client.negotiate(Opt.Info, new Uint8Array(64 * MIB));
+    assert.equal(tooBig.type, Rep.ErrTooBig);
+    await client.acknowledged(Opt.StructuredReply);
+    const [manyQueries] = await client.negotiate(
+      Opt.SetMetaContext,
+      packed([4, 0], [4, 0xffffffff]),
+    );
+    assert.equal(manyQueries.type, Rep.ErrInvalid);
+    await client.acknowledged(Opt.Go, infoContent(""));
+    await client.flush();
+  },
+);
+
+nbdTest("a name of 4096 bytes is the longest, whatever is asked about it", async ({ vhd }) => {
+  using client = await NbdClient.connect(vhd.socket);
+  await client.greet();
+  // Sent at once: what is answered must not run over what is yet to be read.
+  const longest = infoContent("n".repeat(4096), [1]);
+  const tooLong = infoContent("n".repeat(4097), [1]);
+  await client.option(Opt.Info, longest);
+  await client.option(Opt.Info, tooLong);
+  await client.option(Opt.Go, infoContent(""));
+  const types: number[] = [];
+  while (types.filter((type) => type !== Rep.Info).length < 3) {
+    types.push((await client.optionReply()).type);
+  }
+  assert.deepEqual(types.filter((type) => type !== Rep.Info), [Rep.Ack, Rep.ErrInvalid, Rep.Ack]);
+  await client.flush();
+});
+
+nbdTest(
+  "meta contexts are listed and set: base:allocation is the one there is",
+  async ({ vhd }) => {
+    using client = await NbdClient.connect(vhd.socket);
+    await client.greet();
+    await client.acknowledged(Opt.StructuredReply);
+    const listed: [string[], boolean][] = [
+      [[], true],
+      [["base:"], true],
+      [[BASE_ALLOCATION], true],
+      [["qemu:", "x-none:y"], false],
+    ];
+    for (const [queries, found] of listed) {
+      const replies = await client.acknowledged(Opt.ListMetaContext, metaContent("", queries));
+      const names = replies.slice(0, -1).map(({ data }) => text(data.subarray(4)));
+      assert.deepEqual(names, found ? [BASE_ALLOCATION] : [], queries.join());
+    }
+    const none = await client.acknowledged(Opt.SetMetaContext, metaContent("", ["qemu:dirty"]));
+    assert.equal(none.length, 1);
+    const [set] = await client.acknowledged(
+      Opt.SetMetaContext,
+      metaContent("", ["qemu:dirty", BASE_ALLOCATION]),
+    );
+    assert.equal(text(set.data.subarray(4)), BASE_ALLOCATION);
+    await client.acknowledged(Opt.Go, infoContent(""));
+    const { extents } = await client.do({ command: Cmd.BlockStatus, length: 4096 });
+    assert.deepEqual(extents, [[4096, HOLE_AND_ZERO]]);
+  },
+);
+
+// ---- requests ---------------------------------------------------------------------------------
+
+nbdTest("what was written is read, by simple and by structured replies", async ({ vhd, raw }) => {
+  for (const disk of [vhd, await raw()]) {
+    for (const structured of [false, true]) {
+      const { client, info } = await NbdClient.open(disk.socket, { structured });
+      assert.equal(info.sizeBytes, DISK_BYTES);
+      const data = noise(3 * 4096 + 512, structured ? 1 : 2);
+      await client.write(5 * MIB - 1024, data);
+      await client.write(5 * MIB + 8192, data, CmdFlag.Fua);
+      await client.flush();
+      for (const flags of [0, CmdFlag.Df]) {
+        const read = { command: Cmd.Read, offset: 5 * MIB - 1024, length: data.length, flags };
+        const reply = await client.do(read);
+        assert.deepEqual(reply.chunks, structured ? [Chunk.OffsetData] : []);
+        assertBytes(reply.data.subarray(0, 9216), data.subarray(0, 9216));
+      }
+      assertBytes(await client.read(5 * MIB + 8192, data.length), data);
+      await client.disconnect();
+    }
+  }
+});
+
+nbdTest("32 MiB go in one request, and no more", async ({ vhd, raw }) => {
+  const most = 32 * MIB;
+  for (const disk of [vhd, await raw()]) {
+    const { client } = await NbdClient.open(disk.socket, { structured: true });
+    const data = noise(most, 7);
+    await client.write(512, data);
+    assertBytes(await client.read(512, most), data);
+    const read = await client.ask({ command: Cmd.Read, length: most + 512 });
+    assert.equal(read.error, WireError.Overflow);
+    const written = { command: Cmd.Write, payload: new Uint8Array(most + 512) };
+    assert.equal((await client.ask(written)).error, WireError.Overflow);
+    assertBytes(await client.read(512, 4096), data.subarray(0, 4096));
+    await client.disconnect();
+  }
+});
+
+nbdTest("zero lengths do nothing or are refused; all are answered", async ({ vhd, raw }) => {
+  for (const disk of [vhd, await raw()]) {
+    for (const structured of [false, true]) {
+      const { client } = await NbdClient.open(disk.socket, { structured, metaContext: structured });
+      for (const command of [Cmd.Read, Cmd.Write, Cmd.Trim, Cmd.WriteZeroes]) {
+        for (const flags of command === Cmd.Read ? [0] : [0, CmdFlag.Fua]) {
+          for (const offset of [0, 4096, DISK_BYTES]) {
+            const { error, data } = await client.ask({ command, flags, offset, length: 0 });
+            assert.ok(error === 0 || error === WireError.Inval, `command ${command}: ${error}`);
+            assert.equal(data.length, 0);
+          }
+        }
+      }
+      const status = await client.ask({ command: Cmd.BlockStatus, length: 0 });
+      assert.equal(status.error, WireError.Inval);
+      await client.disconnect();
+    }
+  }
+});
+
+nbdTest("WRITE_ZEROES makes zeros, with and without NO_HOLE and FUA", async ({ vhd, raw }) => {
+  for (const disk of [vhd, await raw()]) {
+    const { client } = await NbdClient.open(disk.socket);
+    const data = noise(8 * MIB, 3);
+    for (const flags of [0, CmdFlag.NoHole, CmdFlag.Fua, CmdFlag.NoHole | CmdFlag.Fua]) {
+      await client.write(MIB, data);
+      const zeroes = { command: Cmd.WriteZeroes, offset: 3 * MIB - 512, length: 3 * MIB, flags };
+      await client.do(zeroes);
+      const expected = data.slice();
+      expected.fill(0, 2 * MIB - 512, 5 * MIB - 512);
+      assertBytes(await client.read(MIB, data.length), expected);
+    }
+    // All of the disk by one request, which is longer than any write.
+    await client.do({ command: Cmd.WriteZeroes, length: DISK_BYTES });
+    assertBytes(await client.read(0, 16 * MIB), new Uint8Array(16 * MIB));
+    await client.disconnect();
+  }
+});
+
+nbdTest("TRIM spares its neighbours and gives room back", async ({ vhd, raw, folder }) => {
+  const images = [[vhd, `${folder}/a.vhd`], [await raw(), `${folder}/a.raw`]] as const;
+  for (const [disk, path] of images) {
+    const { client } = await NbdClient.open(disk.socket);
+    const data = noise(16 * MIB, 4);
+    await client.write(0, data);
+    await client.flush();
+    const blocksBefore = Deno.statSync(path).blocks ?? 0;
+    await client.do({ command: Cmd.Trim, offset: MIB, length: 14 * MIB });
+    await client.do({ command: Cmd.Trim, offset: 0, length: 512, flags: CmdFlag.Fua });
+    const blocks = Deno.statSync(path).blocks ?? 0;
+    assert.ok(blocks <= blocksBefore - 13 * 2048, `${blocksBefore} blocks became ${blocks}`);
+    assertBytes(await client.read(512, MIB - 512), data.subarray(512, MIB));
+    assertBytes(await client.read(15 * MIB, MIB), data.subarray(15 * MIB));
+    await client.disconnect();
+  }
+});
+
+nbdTest("BLOCK_STATUS tells data from holes; REQ_ONE stops at the first", async ({ vhd }) => {
+  const { client } = await NbdClient.open(vhd.socket, { metaContext: true });
+  await client.write(4 * MIB, noise(4096, 1));
+  await client.write(4 * MIB + 8192, noise(512, 2));
+  const command = Cmd.BlockStatus;
+  const all = await client.do({ command, length: DISK_BYTES });
+  assert.deepEqual(all.chunks, [Chunk.BlockStatus]);
+  assert.deepEqual(all.extents, [
+    [4 * MIB, HOLE_AND_ZERO],
+    [4096, 0],
+    [4096, HOLE_AND_ZERO],
+    [512, 0],
+    [DISK_BYTES - 4 * MIB - 8704, HOLE_AND_ZERO],
+  ]);
+  const ranges: [number, number, number, [number, number][]][] = [
+    [0, DISK_BYTES, CmdFlag.ReqOne, [[4 * MIB, HOLE_AND_ZERO]]],
+    [0, 512, CmdFlag.ReqOne, [[512, HOLE_AND_ZERO]]],
+    [4 * MIB + 512, MIB, CmdFlag.ReqOne, [[3584, 0]]],
+    [4 * MIB + 512, 512, 0, [[512, 0]]],
+  ];
+  for (const [offset, length, flags, expected] of ranges) {
+    assert.deepEqual((await client.do({ command, offset, length, flags })).extents, expected);
+  }
+  const { client: plain } = await NbdClient.open(vhd.socket, { structured: true });
+  assert.equal((await plain.ask({ command, length: 4096 })).error, WireError.Inval);
+  await plain.disconnect();
+  await client.disconnect();
+});
+
+nbdTest("BLOCK_STATUS of a chequered disk is cut off, and goes on from there", async ({ vhd }) => {
+  const { client } = await NbdClient.open(vhd.socket, { metaContext: true });
+  // One sector of data in every two: more runs than one answer holds.
+  const sectors = 2 * 10_000;
+  const waiting: number[] = [];
+  for (let sector = 0; sector < sectors; sector += 2) {
+    waiting.push(
+      await client.request({
+        command: Cmd.Write,
+        offset: sector * 512,
+        payload: new Uint8Array(512).fill(1),
+      }),
+    );
+    if (waiting.length === 64) {
+      for (const _ of waiting.splice(0)) assert.equal((await client.reply()).error, 0);
+    }
+  }
+  for (const _ of waiting) assert.equal((await client.reply()).error, 0);
+  let offset = 0;
+  let answers = 0;
+  for (let data = true; offset < sectors * 512; answers++) {
+    const length = sectors * 512 - offset;
+    const { extents } = await client.do({ command: Cmd.BlockStatus, offset, length });
+    for (const [bytes, flags] of extents) {
+      assert.equal(bytes, 512);
+      assert.equal(flags, data ? 0 : HOLE_AND_ZERO, `at ${offset}`);
+      offset += bytes;
+      data = !data;
+    }
+  }
+  assert.ok(answers > 1);
+  await client.disconnect();
+});
+
+nbdTest("what lies beyond the end or is no whole sector is refused", async ({ vhd, raw }) => {
+  const most = 0xffff_ffff;
+  const beyond: [number, number | bigint, number][] = [
+    [Cmd.Read, DISK_BYTES, 512],
+    [Cmd.Read, DISK_BYTES - 512, 1024],
+    [Cmd.Write, DISK_BYTES - 512, 1024],
+    [Cmd.Trim, DISK_BYTES - 512, 1024],
+    [Cmd.WriteZeroes, DISK_BYTES - 512, 1024],
+    [Cmd.BlockStatus, DISK_BYTES - 512, 1024],
+    [Cmd.Read, (1n << 63n) - 512n, 1024],
+    [Cmd.Write, (1n << 64n) - 512n, 512],
+    [Cmd.Trim, (1n << 64n) - 512n, 1024],
+    [Cmd.Trim, 0, most - 511],
+    [Cmd.WriteZeroes, 0, most - 511],
+    [Cmd.BlockStatus, 0, most - 511],
+    [Cmd.Read, 0, most],
+    [Cmd.Trim, 0, most],
+    [Cmd.WriteZeroes, 0, most],
+    [Cmd.BlockStatus, 0, most],
+    [Cmd.Read, 1, 512],
+    [Cmd.Read, 0, 513],
+    [Cmd.Write, 511, 512],
+    [Cmd.Write, 0, 1],
+    [Cmd.Trim, 1, 511],
+    [Cmd.WriteZeroes, 256, 256],
+    [Cmd.BlockStatus, 0, 100],
+  ];
+  for (const disk of [vhd, await raw()]) {
+    const { client } = await NbdClient.open(disk.socket, { metaContext: true });
+    await client.write(0, noise(4096, 9));
+    for (const [command, offset, length] of beyond) {
+      const payload = command === Cmd.Write ? new Uint8Array(length) : undefined;
+      const { error, data } = await client.ask({ command, offset, length, payload });
+      const expected: number[] = [WireError.Inval, WireError.NoSpace, WireError.Overflow];
+      assert.ok(expected.includes(error), `command ${command} ${offset}+${length}: ${error}`);
+      assert.equal(data.length, 0);
+    }
+    assertBytes(await client.read(0, 4096), noise(4096, 9));
+    await client.disconnect();
+  }
+});
+
+nbdTest("unknown commands and flags are refused, with and without structure", async ({ vhd }) => {
+  for (const structured of [false, true]) {
+    const { client } = await NbdClient.open(vhd.socket, { structured });
+    for (const command of [Cmd.Cache, 8, 9, 100, 0x100, 0x101, 0xffff]) {
+      const reply = await client.ask({ command, length: 4096 });
+      assert.equal(reply.error, WireError.Inval, `command ${command}`);
+    }
+    for (const flags of [CmdFlag.FastZero, 32, 0x8000]) {
+      const zeroes = { command: Cmd.WriteZeroes, length: 4096, flags };
+      assert.equal((await client.ask(zeroes)).error, WireError.Inval, `flags ${flags}`);
+      const write = { command: Cmd.Write, payload: new Uint8Array(512), flags };
+      assert.equal((await client.ask(write)).error, WireError.Inval, `flags ${flags}`);
+    }
+    const flush = await client.ask({ command: Cmd.Flush, offset: 512, length: 512 });
+    assert.equal(flush.error, WireError.Inval);
+    await client.flush();
+    await client.disconnect();
+  }
+});
+
+nbdTest("a disk served to be read refuses what changes it", async ({ vhd, tapdisks, folder }) => {
+  const { client: writer } = await NbdClient.open(vhd.socket);
+  const data = noise(4096, 5);
+  await writer.write(8192, data);
+  await writer.disconnect();
+  await tapdisks.stop(vhd);
+  const image = `vhd:${folder}/a.vhd`;
+  const before = Deno.readFileSync(`${folder}/a.vhd`);
+  const disk = await tapdisks.serve(image, { options: ["-R"] });
+  const { client, info } = await NbdClient.open(disk.socket, { metaContext: true });
+  assert.equal(info.flags, READ_ONLY_FLAGS);
+  const payload = new Uint8Array(512);
+  assert.equal((await client.ask({ command: Cmd.Write, payload })).error, WireError.Perm);
+  for (const command of [Cmd.Trim, Cmd.WriteZeroes]) {
+    assert.equal((await client.ask({ command, length: 512 })).error, WireError.Perm);
+  }
+  await client.flush();
+  assertBytes(await client.read(8192, 4096), data);
+  await client.disconnect();
+  await tapdisks.stop(disk);
+  assertBytes(Deno.readFileSync(`${folder}/a.vhd`), before);
+});
+
+nbdTest("requests beyond the slots wait their turn; each is answered once", async ({ vhd }) => {
+  const { client } = await NbdClient.open(vhd.socket, { structured: true });
+  const data = noise(4 * MIB, 6);
+  await client.write(0, data);
+  // 1500 requests are sent before the first answer is taken, out of order, of all sizes.
+  const offsets = new Map<number, [number, number]>();
+  const sent: Uint8Array[] = [];
+  for (let i = 0; i < 1500; i++) {
+    const offset = (i * 7919 % 7000) * 512;
+    const length = (1 + i % 16) * 512;
+    offsets.set(i, [offset, length]);
+    sent.push(packed([4, 0x25609513], [2, 0], [2, Cmd.Read], [8, i], [8, offset], [4, length]));
+  }
+  const sending = client.send(joined(...sent));
+  while (offsets.size > 0) {
+    const { cookie, data: read } = await client.reply();
+    const [offset, length] = offsets.get(cookie) ?? [0, 0];
+    assert.ok(offsets.delete(cookie), `two answers to ${cookie}`);
+    assertBytes(read, data.subarray(offset, offset + length));
+  }
+  await sending;
+  await client.disconnect();
+});
+
+nbdTest("goodbye comes after the answers to what was asked before", async ({ vhd }) => {
+  const { client } = await NbdClient.open(vhd.socket);
+  for (let i = 0; i < 20; i++) {
+    await client.request({ command: Cmd.Write, offset: i * 65536, payload: noise(65536, i) });
+  }
+  await client.request({ command: Cmd.Disc });
+  for (let i = 0; i < 20; i++) assert.equal((await client.reply()).error, 0);
+  assert.ok(await client.hasHungUp());
+  client.close();
+  const { client: reader } = await NbdClient.open(vhd.socket);
+  for (let i = 0; i < 20; i++) assertBytes(await reader.read(i * 65536, 65536), noise(65536, i));
+  await reader.disconnect();
+});

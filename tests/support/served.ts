@@ -1,0 +1,172 @@
+/**
+ * Disks that the built tapdisk serves, for tests: started and stopped with the built tap-ctl, in a
+ * folder of their own, and looked over for leftovers at the end.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { binaryPath, type Needs, needs, run, runOk, type RunResult } from "./tools.ts";
+
+/** One disk that is served. */
+export interface Disk {
+  readonly pid: number;
+  readonly minor: number;
+  /** `type:/path` */
+  readonly image: string;
+  /** Path of its NBD socket. */
+  readonly socket: string;
+  /** The same for tools that take a URI. */
+  readonly uri: string;
+}
+
+/** What tests of served disks need, and `tools` besides. */
+export function needsServed(...tools: string[]): Needs {
+  return needs("dist/tapdisk", "dist/tap-ctl", "dist/vhd-util", ...tools);
+}
+
+/** The tapdisks of one test. */
+export class Tapdisks {
+  /** BLKTAP_CONTROL_DIR of them all. */
+  readonly controlFolder: string;
+  readonly #disks = new Set<Disk>();
+  readonly #pids = new Set<number>();
+
+  /** @param folder Where the control folder is made. */
+  constructor(folder: string) {
+    this.controlFolder = `${folder}/ctl`;
+  }
+
+  get #env(): Record<string, string> {
+    return { BLKTAP_CONTROL_DIR: this.controlFolder };
+  }
+
+  /** Runs tap-ctl. */
+  tapCtl(...args: string[]): Promise<RunResult> {
+    return run(binaryPath("tap-ctl"), args, { env: this.#env });
+  }
+
+  /** Runs tap-ctl, which must succeed; returns what it printed. */
+  async tapCtlOk(...args: string[]): Promise<string> {
+    return (await runOk(binaryPath("tap-ctl"), args, { env: this.#env })).trimEnd();
+  }
+
+  /** Starts a tapdisk without a disk. */
+  async spawn(): Promise<number> {
+    const pid = Number(await this.tapCtlOk("spawn"));
+    assert.ok(pid > 0);
+    this.#pids.add(pid);
+    return pid;
+  }
+
+  /** Serves an image, in tapdisk `pid` or in one of its own. */
+  async serve(image: string, { pid, options = [] }: {
+    pid?: number;
+    options?: readonly string[];
+  } = {}): Promise<Disk> {
+    const server = pid ?? await this.spawn();
+    const minor = Number((await this.tapCtlOk("allocate")).replace(/^.*-/, ""));
+    await this.tapCtlOk("attach", "-p", `${server}`, "-m", `${minor}`);
+    await this.tapCtlOk("open", "-p", `${server}`, "-m", `${minor}`, "-a", image, ...options);
+    const socket = `${this.controlFolder}/nbd${server}.${minor}`;
+    const disk = { pid: server, minor, image, socket, uri: `nbd+unix:///?socket=${socket}` };
+    this.#disks.add(disk);
+    return disk;
+  }
+
+  /** Stops serving a disk; its tapdisk ends with the last one. */
+  async stop(disk: Disk): Promise<void> {
+    this.#disks.delete(disk);
+    await this.tapCtlOk("destroy", "-p", `${disk.pid}`, "-m", `${disk.minor}`);
+  }
+
+  /** Kills a tapdisk as a crash would, and waits until it is gone. */
+  async kill(pid: number): Promise<void> {
+    for (const disk of this.#disks) if (disk.pid === pid) this.#disks.delete(disk);
+    this.#pids.delete(pid);
+    Deno.kill(pid, "SIGKILL");
+    await waitUntil(() => !isRunning(pid), `process ${pid} ends`);
+  }
+
+  /** Stops all that is left and finds fault with processes and sockets that stay. */
+  async finish(): Promise<void> {
+    for (const disk of [...this.#disks]) await this.stop(disk);
+    for (const pid of this.#pids) {
+      await waitUntil(() => !isRunning(pid), `tapdisk ${pid} ends with its last disk`);
+      const left = Array.from(Deno.readDirSync(this.controlFolder), ({ name }) => name)
+        .filter((name) => new RegExp(`^(ctl|nbd)${pid}(\\.|$)`).test(name));
+      assert.deepEqual(left, [], "sockets that an ended tapdisk left");
+    }
+  }
+
+  /** Ends what a failed test has left. */
+  abandon(): void {
+    for (const pid of this.#pids) if (isRunning(pid)) Deno.kill(pid, "SIGKILL");
+  }
+}
+
+/** Calls `body` with a new folder and tapdisks in it; afterwards none of it is left. */
+export async function withTapdisks(
+  body: (tapdisks: Tapdisks, folder: string) => Promise<void>,
+  { parent }: { parent?: string } = {},
+): Promise<void> {
+  const folder = Deno.makeTempDirSync({ prefix: "blktap-test-", dir: parent });
+  const tapdisks = new Tapdisks(folder);
+  try {
+    await body(tapdisks, folder);
+    await tapdisks.finish();
+  } finally {
+    tapdisks.abandon();
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
+
+/** Waits for something that is to come true soon. Throws after `timeoutMs`. */
+export async function waitUntil(
+  condition: () => boolean,
+  what: string,
+  timeoutMs = 10_000,
+): Promise<void> {
+  for (let leftMs = timeoutMs; !condition(); leftMs -= 10) {
+    if (leftMs <= 0) throw new Error(`Waited ${timeoutMs} ms in vain until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** Whether a process runs; one that ended and was not waited for does not. */
+export function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s+Z/m.test(Deno.readTextFileSync(`/proc/${pid}/status`));
+  } catch {
+    return false;
+  }
+}
+
+/** How many descriptors a process has open. */
+export function openDescriptors(pid: number): number {
+  return Array.from(Deno.readDirSync(`/proc/${pid}/fd`)).length;
+}
+
+/** Memory of a process that is its own, KiB. */
+export function privateMemoryKib(pid: number): number {
+  const rollup = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`);
+  return ["Private_Dirty", "Private_Clean"]
+    .map((field) => Number(new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(rollup)?.[1]))
+    .reduce((sum, kib) => sum + kib, 0);
+}
+
+/** Runs vhd-util, which must succeed; returns what it printed. */
+export async function vhdUtilOk(...args: string[]): Promise<string> {
+  return await runOk(binaryPath("vhd-util"), args);
+}
+
+/** Makes a dynamic VHD. */
+export async function createVhd(path: string, sizeMib: number): Promise<string> {
+  await vhdUtilOk("create", "-n", path, "-s", `${sizeMib}`);
+  return path;
+}
+
+/** Makes a VHD on top of another. */
+export async function snapshotVhd(path: string, parent: string): Promise<string> {
+  await vhdUtilOk("snapshot", "-n", path, "-p", parent);
+  return path;
+}
