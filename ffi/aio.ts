@@ -5,7 +5,7 @@
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { memoryAt, openLibc } from "./libc.ts";
+import { memoryAt, openLibc, pointerTo } from "./libc.ts";
 import { Arena } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 
@@ -15,7 +15,7 @@ const libc = openLibc({
   // long syscall(SYS_io_destroy, aio_context_t ctx)
   io_destroy: { name: "syscall", parameters: ["i32", "usize"], result: "i32" },
   // long syscall(SYS_io_submit, aio_context_t ctx, long nr, struct iocb **iocbpp)
-  io_submit: { name: "syscall", parameters: ["i32", "usize", "i32", "usize"], result: "i32" },
+  io_submit: { name: "syscall", parameters: ["i32", "pointer", "i32", "pointer"], result: "i32" },
 });
 
 const SYS_io_setup = 206;
@@ -34,6 +34,8 @@ const IOCB_BYTES = 64;
 const POINTER_BYTES = 8;
 const RING_MAGIC = 0xa10a10a1;
 const RING_HEADER_BYTES = 32;
+const RING_HEAD = 2;
+const RING_TAIL = 3;
 const EVENT_BYTES = 32;
 
 /** A context of the kernel's asynchronous I/O, with the iocbs of one batch. */
@@ -44,9 +46,12 @@ export class AioContext {
   readonly batch: number;
   readonly #context: number;
   readonly #iocbs: Arena;
-  readonly #pointersAddress: number;
+  readonly #contextPointer: Deno.PointerObject;
+  /** Where the list of iocbs begins, for a submission that starts with any of them. */
+  readonly #lists: Deno.PointerObject[] = [];
   readonly #ring: Int32Array<ArrayBuffer>;
   readonly #ringEntries: number;
+  #head = 0;
   #prepared = 0;
 
   /** Throws `SystemError` (EAGAIN when fs.aio-max-nr is used up). */
@@ -62,10 +67,11 @@ export class AioContext {
     }
     this.#context = Number(cell[0]);
     this.#iocbs = new Arena(batch * (IOCB_BYTES + POINTER_BYTES));
-    this.#pointersAddress = this.#iocbs.address + batch * IOCB_BYTES;
+    this.#contextPointer = pointerTo(this.#context);
     for (let i = 0; i < batch; i++) {
-      const pointer = batch * IOCB_BYTES + i * POINTER_BYTES;
-      putNumber64(this.#iocbs.view, pointer, this.#iocbs.address + i * IOCB_BYTES);
+      const at = batch * IOCB_BYTES + i * POINTER_BYTES;
+      putNumber64(this.#iocbs.view, at, this.#iocbs.address + i * IOCB_BYTES);
+      this.#lists.push(this.#iocbs.pointerAt(at));
     }
     // struct aio_ring: id @0, nr @4, head @8, tail @12, magic @16, events from @32.
     const header = new Uint32Array(memoryAt(this.#context, RING_HEADER_BYTES));
@@ -120,12 +126,11 @@ export class AioContext {
    * it took, or a negative errno that belongs to request `first`.
    */
   submit(first: number): number {
-    const pointers = this.#pointersAddress + first * POINTER_BYTES;
     const taken = libc.io_submit(
       SYS_io_submit,
-      this.#context,
+      this.#contextPointer,
       this.#prepared - first,
-      pointers,
+      this.#lists[first],
     );
     return taken >= 0 ? taken : -lastErrno();
   }
@@ -135,30 +140,34 @@ export class AioContext {
     this.#prepared = 0;
   }
 
-  /** Whether a completion waits in the ring. */
-  hasCompletion(): boolean {
-    return Atomics.load(this.#ring, 2) !== Atomics.load(this.#ring, 3);
+  /** How many completions wait in the ring. They are looked at by their distance from its head. */
+  completions(): number {
+    const waiting = Atomics.load(this.#ring, RING_TAIL) - this.#head;
+    return waiting < 0 ? waiting + this.#ringEntries : waiting;
   }
 
   // struct io_event: data @0, obj @8, res s64 @16, res2 @24.
-  #eventIndex(): number {
-    return (RING_HEADER_BYTES + Atomics.load(this.#ring, 2) * EVENT_BYTES) >> 2;
+  #eventAt(distance: number): number {
+    const index = this.#head + distance;
+    const wrapped = index >= this.#ringEntries ? index - this.#ringEntries : index;
+    return (RING_HEADER_BYTES + wrapped * EVENT_BYTES) >> 2;
   }
 
-  /** The `data` of the oldest completion in the ring. */
-  completionData(): number {
-    return this.#ring[this.#eventIndex()];
+  /** The `data` of a completion in the ring. */
+  completionData(distance: number): number {
+    return this.#ring[this.#eventAt(distance)];
   }
 
   /** Its result: bytes, or a negative errno. */
-  completionResult(): number {
-    return this.#ring[this.#eventIndex() + 4];
+  completionResult(distance: number): number {
+    return this.#ring[this.#eventAt(distance) + 4];
   }
 
-  /** Takes the oldest completion off the ring. */
-  consumeCompletion(): void {
-    const head = Atomics.load(this.#ring, 2) + 1;
-    Atomics.store(this.#ring, 2, head >= this.#ringEntries ? 0 : head);
+  /** Takes the oldest `count` completions off the ring. */
+  consume(count: number): void {
+    const head = this.#head + count;
+    this.#head = head >= this.#ringEntries ? head - this.#ringEntries : head;
+    Atomics.store(this.#ring, RING_HEAD, this.#head);
   }
 
   /** Waits for what is under way and gives the context back. */

@@ -32,11 +32,19 @@ export function pointerAddress(pointer: Deno.PointerValue): number {
   return Number(Deno.UnsafePointer.value(pointer));
 }
 
+/**
+ * The pointer object for an address. Calls that are made often take pointers, buffers and 32-bit
+ * numbers: the runtime compiles those, while a 64-bit number makes it take the long way round.
+ */
+export function pointerTo(address: number): Deno.PointerObject {
+  const pointer = Deno.UnsafePointer.create(BigInt(address));
+  if (pointer === null) throw new TypeError("Cannot point to address 0");
+  return pointer;
+}
+
 /** A view of `sizeBytes` bytes of memory at `address`; shares the memory, copies nothing. */
 export function memoryAt(address: number, sizeBytes: number): ArrayBuffer {
-  const pointer = Deno.UnsafePointer.create(BigInt(address));
-  if (pointer === null) throw new TypeError("Cannot view memory at address 0");
-  return Deno.UnsafePointerView.getArrayBuffer(pointer, sizeBytes);
+  return Deno.UnsafePointerView.getArrayBuffer(pointerTo(address), sizeBytes);
 }
 
 /** A path as libc wants it: UTF-8 with a NUL at the end. Throws when it holds a NUL itself. */

@@ -5,7 +5,7 @@
  * @module
  */
 import { lastErrno, SystemError } from "./errno.ts";
-import { memoryAt, openLibc, pointerAddress } from "./libc.ts";
+import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
 
 const libc = openLibc({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
@@ -61,6 +61,11 @@ export class Arena {
     const buffer = memoryAt(address, this.sizeBytes);
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);
+  }
+
+  /** A pointer into the memory, for calls that are made often: made once, it costs nothing. */
+  pointerAt(offsetBytes: number): Deno.PointerObject {
+    return pointerTo(this.address + offsetBytes);
   }
 
   /** Gives the pages of a range back to the system; they read as zeros when touched again. */

@@ -24,9 +24,9 @@ const libc = openLibc({
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
   send: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
   // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags)
-  recvmsg: { parameters: ["i32", "usize", "i32"], result: "i32" },
+  recvmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
   // ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags)
-  sendmsg: { parameters: ["i32", "usize", "i32"], result: "i32" },
+  sendmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
 });
 
 const AF_UNIX = 1;
@@ -151,14 +151,14 @@ export function putMsghdr(
   putNumber64(view, offset + 24, iovecCount);
 }
 
-/** Receives by the `struct msghdr` at `address`; returns bytes, 0 at the end, or -errno. */
-export function receiveMessage(fd: number, msghdrAddress: number): number {
-  const got = libc.recvmsg(fd, msghdrAddress, MSG_DONTWAIT);
+/** Receives by a `struct msghdr`; returns bytes, 0 at the end, or a negative errno. */
+export function receiveMessage(fd: number, msghdr: Deno.PointerObject): number {
+  const got = libc.recvmsg(fd, msghdr, MSG_DONTWAIT);
   return got >= 0 ? got : -lastErrno();
 }
 
-/** Sends by the `struct msghdr` at `address`; returns bytes or a negative errno. */
-export function sendMessage(fd: number, msghdrAddress: number): number {
-  const put = libc.sendmsg(fd, msghdrAddress, MSG_DONTWAIT | MSG_NOSIGNAL);
+/** Sends by a `struct msghdr`; returns bytes or a negative errno. */
+export function sendMessage(fd: number, msghdr: Deno.PointerObject): number {
+  const put = libc.sendmsg(fd, msghdr, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();
 }

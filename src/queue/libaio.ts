@@ -86,13 +86,13 @@ export class LibaioBackend implements DiskBackend, FdHandler {
       count++;
       sink.completed(this.#refused[at], this.#refused[at + 1]);
     }
-    while (this.#context.hasCompletion()) {
-      const io = this.#context.completionData();
-      const result = this.#context.completionResult();
-      this.#context.consumeCompletion();
-      count++;
-      sink.completed(io, result);
+    const waiting = this.#context.completions();
+    if (waiting === 0) return count;
+    for (let i = 0; i < waiting; i++) {
+      sink.completed(this.#context.completionData(i), this.#context.completionResult(i));
     }
+    this.#context.consume(waiting);
+    count += waiting;
     return count;
   }
 

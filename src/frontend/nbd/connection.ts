@@ -7,7 +7,6 @@ import {
   IOVEC_BYTES,
   putIovec,
   putMsghdr,
-  receiveAt,
   receiveMessage,
   sendAt,
 } from "../../../ffi/sockets.ts";
@@ -15,7 +14,7 @@ import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/requests.ts";
 import { type RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { type ExportDescription, Handshake } from "./handshake.ts";
+import { type ExportDescription, Handshake, LONGEST_REPLY_BYTES } from "./handshake.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
 import {
   MAXIMUM_BLOCK_BYTES,
@@ -36,13 +35,20 @@ import { KIND_OF_COMMAND, ReplyQueue } from "./reply_queue.ts";
 
 const NONE = -1;
 const RECEIVE_BYTES = 128 * 1024;
-const RECEIVE_AT = 4096;
+/** Where the buffer begins; what the handshake sends lies before it. */
+const RECEIVE_AT = 2 * 4096;
+const IOVECS_AT = 64;
 /** Writes of at least this size are received straight into their slots, header by header. */
 const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 const MOST_EXTENTS = 8192;
 /** Receives of one turn, so that one busy client does not keep others waiting. */
 const MOST_RECEIVES = 16;
+/**
+ * Requests that are taken before they are carried out and answered, though more may have been
+ * received: the client works on the first answers while the others are being made.
+ */
+const MOST_REQUESTS = 8;
 const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
   NBD_CMD_FLAG_REQ_ONE;
 const SECTOR_BYTES = 512;
@@ -70,6 +76,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   readonly #handshake: Handshake;
   readonly #replies: ReplyQueue;
   readonly #arena = new Arena(RECEIVE_AT + RECEIVE_BYTES);
+  readonly #msghdr = this.#arena.pointerAt(0);
   #start = RECEIVE_AT;
   #end = RECEIVE_AT;
   /** Part that is being filled, and how far; the head of its request. */
@@ -85,6 +92,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   #leaving = false;
   #closed = false;
   #inFlight = 0;
+  /** Requests taken since answers were last sent. */
+  #taken = 0;
 
   constructor(fd: number, host: ConnectionHost) {
     this.#fd = fd;
@@ -99,6 +108,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** Sends a few bytes of the handshake; a client that does not take them is dropped. */
   #sendNow(bytes: Uint8Array): void {
     if (this.#closed) return;
+    if (bytes.length > LONGEST_REPLY_BYTES) throw new RangeError("An answer is too long");
     this.#arena.bytes.set(bytes, 0);
     const sent = sendAt(this.#fd, this.#arena.address, bytes.length);
     if (sent !== bytes.length) this.close();
@@ -111,10 +121,15 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   }
 
   #receive(): void {
-    for (let i = 0; i < MOST_RECEIVES && !this.#closed && !this.#stalled && !this.#leaving; i++) {
+    for (let i = 0; i < MOST_RECEIVES && this.#isTaking; i++) {
       const wanted = this.#part === NONE ? this.#receiveHeaders() : this.#receivePayload();
       if (!wanted) return;
     }
+  }
+
+  /** Whether more requests can be taken just now. */
+  get #isTaking(): boolean {
+    return !this.#closed && !this.#stalled && !this.#leaving && this.#taken < MOST_REQUESTS;
   }
 
   /** Receives into the buffer; false when the socket has no more just now. */
@@ -123,7 +138,10 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const room = RECEIVE_AT + RECEIVE_BYTES - this.#end;
     const missing = REQUEST_BYTES - (this.#end - this.#start);
     const most = this.#largeWrites && missing > 0 ? missing : room;
-    const got = receiveAt(this.#fd, this.#arena.address + this.#end, most);
+    const { view, address } = this.#arena;
+    putIovec(view, IOVECS_AT, address + this.#end, most);
+    putMsghdr(view, 0, address + IOVECS_AT, 1);
+    const got = receiveMessage(this.#fd, this.#msghdr);
     if (!this.#take(got)) return false;
     this.#end += got;
     this.#consume();
@@ -138,18 +156,17 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const { view, address } = this.#arena;
     const isLast = slots.next[part] === NONE;
     const behind = isLast ? (this.#largeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
-    const iovecs = 64;
-    putIovec(view, iovecs, vbd.requests.slotAddress(part) + this.#partFilled, missing);
-    putIovec(view, iovecs + IOVEC_BYTES, address + RECEIVE_AT, behind);
-    putMsghdr(view, 0, address + iovecs, isLast ? 2 : 1);
-    const got = receiveMessage(this.#fd, address);
+    putIovec(view, IOVECS_AT, vbd.requests.slotAddress(part) + this.#partFilled, missing);
+    putIovec(view, IOVECS_AT + IOVEC_BYTES, address + RECEIVE_AT, behind);
+    putMsghdr(view, 0, address + IOVECS_AT, isLast ? 2 : 1);
+    const got = receiveMessage(this.#fd, this.#msghdr);
     if (!this.#take(got)) return false;
     this.#start = RECEIVE_AT;
     this.#end = RECEIVE_AT + Math.max(0, got - missing);
     this.#partFilled += Math.min(got, missing);
     if (this.#partFilled === slots.length[part]) this.#nextPart();
     this.#consume();
-    return got >= missing;
+    return got === missing + behind;
   }
 
   /** Looks at the result of a receive; false when there is nothing to go on with. */
@@ -174,7 +191,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   #consume(): void {
     if (this.#handshake.stage !== "transmission") this.#negotiate();
     if (this.#handshake.stage !== "transmission") return;
-    while (!this.#closed && !this.#stalled && !this.#leaving && this.#start < this.#end) {
+    while (this.#isTaking && this.#start < this.#end) {
       if (this.#skip > 0) this.#skipPayload();
       else if (this.#part !== NONE) this.#fillFromBuffer();
       else if (this.#end - this.#start < REQUEST_BYTES || !this.#request()) return;
@@ -238,6 +255,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const head = this.#takeSlots(dataBytes);
     if (head === NONE) return false;
     this.#start += REQUEST_BYTES;
+    if (++this.#taken === MOST_REQUESTS) this.#host.makeDue(this);
     const { slots } = this.#host;
     slots.cookieHigh[head] = view.getUint32(at + 8, false);
     slots.cookieLow[head] = view.getUint32(at + 12, false);
@@ -359,6 +377,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const result = this.#replies.send(this.#fd);
     if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();
     if (this.#leaving && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
+    this.#taken = 0;
+    if (this.#start < this.#end) this.#consume();
     this.#updateWatch();
   }
 

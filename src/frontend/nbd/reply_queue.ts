@@ -50,6 +50,7 @@ export class ReplyQueue {
   readonly #requests: Requests;
   readonly #slots: NbdSlots;
   readonly #arena = new Arena(HEADERS_AT + SLOTS * MOST_HEADER_BYTES);
+  readonly #msghdr = this.#arena.pointerAt(0);
   readonly #queue = new Int32Array(SLOTS);
   #queueHead = 0;
   #queueSize = 0;
@@ -87,7 +88,7 @@ export class ReplyQueue {
       const { view, address } = this.#arena;
       const iovecs = address + IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
       putMsghdr(view, 0, iovecs, this.#iovecs - this.#firstIovec);
-      const sent = sendMessage(fd, address);
+      const sent = sendMessage(fd, this.#msghdr);
       if (sent < 0) return sent;
       if (!this.#advance(sent)) continue;
       this.#releaseMessage();
