@@ -22,6 +22,8 @@ export interface DiskBackend {
   readonly capacity: number;
   /** The most operations of one `submit`. */
   readonly batch: number;
+  /** A file was opened; operations on it may follow. */
+  register(file: number): void;
   /**
    * Prepares one operation of the next `submit`; its memory is the buffer at `address`, or, with
    * `iovecCount` above 0, the `struct iovec`s there.

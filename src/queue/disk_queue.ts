@@ -103,6 +103,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
       larger.set(this.#open);
       this.#open = larger;
     }
+    this.#backend.register(file);
   }
 
   /**

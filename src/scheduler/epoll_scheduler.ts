@@ -8,6 +8,9 @@ import {
 } from "./scheduler.ts";
 
 const MOST_EVENTS = 64;
+/** Longest time that the loop looks for more events before it lets the processor go. */
+const MOST_SPIN_MS = 0.05;
+const LEAST_SPIN_MS = 0.002;
 /** How long the loop runs at most before the runtime's own loop (signals) has a turn. */
 const RUNTIME_TURN_MS = 500;
 
@@ -21,6 +24,8 @@ export class EpollScheduler implements Scheduler {
   readonly #timers = new TimerQueue();
   #works: TurnWork[] = [];
   #running = false;
+  /** How long to look for events before waiting; adapts to how soon they come. */
+  #spinMs = LEAST_SPIN_MS;
 
   nowMs(): number {
     return performance.now();
@@ -77,7 +82,7 @@ export class EpollScheduler implements Scheduler {
   /** One turn; false when a signal interrupted the wait. */
   #turn(latestMs: number): boolean {
     const untilMs = Math.min(this.#timers.nextDueMs(), latestMs);
-    const count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())));
+    const count = this.#wait(untilMs);
     for (let i = 0; i < count; i++) {
       const handler = this.#handlers[this.#epoll.fdOf(i)];
       if (handler !== undefined) handler.ready(this.#epoll.eventsOf(i));
@@ -85,6 +90,29 @@ export class EpollScheduler implements Scheduler {
     if (this.#timers.nextDueMs() !== Infinity) this.#timers.fire(this.nowMs());
     finishTurn(this.#works);
     return count >= 0;
+  }
+
+  /**
+   * Waits for events. Going to sleep and being woken costs more than the few microseconds in which
+   * a busy client comes back, so the loop looks for a short while first, for longer as long as that
+   * helps and hardly at all when it does not.
+   */
+  #wait(untilMs: number): number {
+    const startMs = this.nowMs();
+    const spinUntilMs = Math.min(untilMs, startMs + this.#spinMs);
+    for (let now = startMs; now < spinUntilMs; now = this.nowMs()) {
+      const count = this.#epoll.wait(0);
+      if (count === 0) continue;
+      this.#spinMs = Math.min(MOST_SPIN_MS, this.#spinMs * 2);
+      return count;
+    }
+    const count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())));
+    // Woken within what a longer look would have found: try that next time.
+    const sleptMs = this.nowMs() - startMs;
+    if (count > 0 && sleptMs < 2 * MOST_SPIN_MS) {
+      this.#spinMs = Math.min(MOST_SPIN_MS, this.#spinMs * 2);
+    } else this.#spinMs = Math.max(LEAST_SPIN_MS, this.#spinMs / 2);
+    return count;
   }
 
   /** Closes the epoll instance; `run` must have ended. */
