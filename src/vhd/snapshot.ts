@@ -160,7 +160,7 @@ export function parentToWrite(
 }
 
 /** Children of an encrypted image are encrypted with the same key. */
-function setKeyhash(storage: Storage, path: string, keyhash: KeyHash): void {
+export function setKeyhash(storage: Storage, path: string, keyhash: KeyHash): void {
   const image = openVhd(path, { storage, readOnly: false });
   try {
     if (image.batmap === null) return;

@@ -130,7 +130,8 @@ export function writeBatEntry(image: VhdImage, block: number): void {
   image.file.writeAt(bytes, image.batOffsetBytes + first * 4);
 }
 
-function markFull(image: VhdImage, block: number): void {
+/** Notes in the batmap, in memory, that all of a block's sectors are here. */
+export function markFull(image: VhdImage, block: number): void {
   const { batmap } = image;
   if (batmap === null || block >= batmap.bits.length * 8) return;
   setBit(batmap.bits, block);

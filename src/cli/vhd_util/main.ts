@@ -19,6 +19,8 @@ export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new M
   ["snapshot", async () => (await import("./snapshot.ts")).snapshotCommand],
   ["query", async () => (await import("./query.ts")).queryCommand],
   ["read", async () => (await import("./read.ts")).readCommand],
+  ["coalesce", async () => (await import("./coalesce.ts")).coalesceCommand],
+  ["copy", async () => (await import("./copy.ts")).copyCommand],
   ["check", async () => (await import("./check.ts")).checkCommand],
 ]);
 

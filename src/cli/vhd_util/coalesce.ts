@@ -1,0 +1,79 @@
+import { coalesce } from "../../offline/coalesce.ts";
+import { openVhd } from "../../vhd/image.ts";
+import { openProgress, percentProgress } from "../progress.ts";
+import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+
+/** `vhd-util coalesce`. */
+export const coalesceCommand: Subcommand = {
+  name: "coalesce",
+  summary: "Write what an image holds into its parent",
+  synopsis: "-n FILE [-a ANCESTOR | -o OUTPUT [-x OLDEST]] [-s] [-p]",
+  usage: "options: <-n name> [-a ancestor] [-o output] [-x oldest] " +
+    "[-s sparse] [-p progress] " +
+    "[-h help]",
+  options: [
+    { name: "n", value: "FILE", text: "the image; it stays as it is" },
+    { name: "a", value: "ANCESTOR", text: "write into this image of its chain, with all between" },
+    { name: "o", value: "OUTPUT", text: "write a new image instead, in place of the merged ones" },
+    { name: "x", value: "OLDEST", text: "with -o: the last image to merge; all without it" },
+    { name: "s", text: "leave zeros out where nothing would show through them" },
+    { name: "p", text: "print how far it has come" },
+  ],
+  example: `
+$ vhd-util coalesce -n today.vhd
+Coalesced 6272 sectors
+$ vhd-util coalesce -n today.vhd -a monday.vhd
+Coalesced 81920 sectors`,
+
+  async run(call: CommandCall): Promise<number> {
+    const path = call.required("n");
+    const ancestor = call.value("a") ?? undefined;
+    const output = call.value("o") ?? undefined;
+    const oldest = call.value("x") ?? undefined;
+    if (ancestor !== undefined && output !== undefined) {
+      throw new UsageError("Give either -a, an image of the chain, or -o, a new one");
+    }
+    if (oldest !== undefined && output === undefined) {
+      throw new UsageError("-x goes with -o: it says where the merged part of the chain ends");
+    }
+    try {
+      if (output === undefined) refuseOther(call, path);
+      const progress = call.has("p")
+        ? percentProgress((text) => call.output.print(text))
+        : await openProgress("coalesce");
+      try {
+        const sectors = await coalesce(path, {
+          ancestor,
+          output,
+          oldest,
+          sparse: call.has("s"),
+          onProgress: progress.update,
+        });
+        call.output.print(`Coalesced ${sectors} sectors\n`);
+      } finally {
+        progress.stop();
+      }
+      return 0;
+    } catch (error) {
+      const errno = errnoOf(error);
+      call.output.print(`error coalescing: ${-errno}\n`);
+      call.output.printError(messageOf(error));
+      return errno;
+    }
+  },
+};
+
+/** Says in the original's words what is no differencing image; what else is wrong comes later. */
+function refuseOther({ output }: CommandCall, path: string): void {
+  let type: string;
+  try {
+    const image = openVhd(path);
+    image.close();
+    type = image.type;
+  } catch (error) {
+    output.print(`error opening ${path}: ${-errnoOf(error)}\n`);
+    throw error;
+  }
+  if (type === "differencing") return;
+  output.print("coalescing of non-differencing disks is not supported\n");
+}
