@@ -11,6 +11,8 @@ const MOST_EVENTS = 64;
 /** Longest time that the loop looks for more events before it lets the processor go. */
 const MOST_SPIN_MS = 0.05;
 const LEAST_SPIN_MS = 0.002;
+/** A turn that took no longer served a request or two. */
+const SHORT_TURN_MS = 0.03;
 /** How long the loop runs at most before the runtime's own loop (signals) has a turn. */
 const RUNTIME_TURN_MS = 500;
 
@@ -26,6 +28,8 @@ export class EpollScheduler implements Scheduler {
   #running = false;
   /** How long to look for events before waiting; adapts to how soon they come. */
   #spinMs = LEAST_SPIN_MS;
+  /** When the last wait ended. */
+  #wokenMs = 0;
 
   nowMs(): number {
     return performance.now();
@@ -93,25 +97,33 @@ export class EpollScheduler implements Scheduler {
   }
 
   /**
-   * Waits for events. Going to sleep and being woken costs more than the few microseconds in which
-   * a busy client comes back, so the loop looks for a short while first, for longer as long as that
-   * helps and hardly at all when it does not.
+   * Waits for events. After a short turn the loop looks for a while first: going to sleep and being
+   * woken costs more than the few microseconds in which a client with one request at a time comes
+   * back. It looks for longer as long as that helps, and hardly at all when it does not. After a
+   * long turn, with many requests, the wake-up is shared by many more and sleeping is cheaper.
    */
   #wait(untilMs: number): number {
     const startMs = this.nowMs();
-    const spinUntilMs = Math.min(untilMs, startMs + this.#spinMs);
-    for (let now = startMs; now < spinUntilMs; now = this.nowMs()) {
-      const count = this.#epoll.wait(0);
-      if (count === 0) continue;
-      this.#spinMs = Math.min(MOST_SPIN_MS, this.#spinMs * 2);
-      return count;
+    const wasShort = startMs - this.#wokenMs < SHORT_TURN_MS;
+    const spinUntilMs = wasShort ? Math.min(untilMs, startMs + this.#spinMs) : 0;
+    let count = 0;
+    let nowMs = startMs;
+    while (count === 0 && nowMs < spinUntilMs) {
+      count = this.#epoll.wait(0);
+      nowMs = this.nowMs();
     }
-    const count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())));
+    if (count === 0) {
+      count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - nowMs)));
+      nowMs = this.nowMs();
+    }
+    this.#wokenMs = nowMs;
     // Woken within what a longer look would have found: try that next time.
-    const sleptMs = this.nowMs() - startMs;
-    if (count > 0 && sleptMs < 2 * MOST_SPIN_MS) {
-      this.#spinMs = Math.min(MOST_SPIN_MS, this.#spinMs * 2);
-    } else this.#spinMs = Math.max(LEAST_SPIN_MS, this.#spinMs / 2);
+    const soon = count > 0 && nowMs - startMs < 2 * MOST_SPIN_MS;
+    if (wasShort) {
+      this.#spinMs = soon
+        ? Math.min(MOST_SPIN_MS, this.#spinMs * 2)
+        : Math.max(LEAST_SPIN_MS, this.#spinMs / 2);
+    }
     return count;
   }
 

@@ -1,9 +1,17 @@
 import { Errno, errnoName } from "../../ffi/errno.ts";
+import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
 import type { ImageDriver, RequestSink } from "../driver/driver.ts";
 import type { AdmissionClient, VbdContext } from "./engine.ts";
 import { isRetryable, RETRY_INTERVAL_MS, type RetryLimits } from "./retry.ts";
-import { RequestKind, type RequestOwner, SlotQueue, SlotTable } from "./slots.ts";
+import {
+  CLIENT_BYTES,
+  MOST_CLIENTS,
+  RequestKind,
+  type RequestOwner,
+  SlotQueue,
+  SlotTable,
+} from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
 
 /** Who waits for free slots. */
@@ -39,6 +47,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   readonly #waiting = new SlotQueue();
   readonly #retrying = new SlotQueue();
   readonly #waiters: SlotWaiter[] = [];
+  readonly #freeClients = Array.from({ length: MOST_CLIENTS }, (_, i) => MOST_CLIENTS - 1 - i);
   #target: RequestTarget | null = null;
   /** Whether requests without a target wait for one, or fail. */
   #holding = false;
@@ -140,9 +149,20 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     return this.#slots.address(slot) - this.#slots.arena.address;
   }
 
-  /** A view of all slots' memory. */
-  get slotMemory(): DataView<ArrayBuffer> {
-    return this.#slots.arena.view;
+  /** The memory of all slots and clients. */
+  get memory(): Arena {
+    return this.#slots.arena;
+  }
+
+  /** Gives a client memory: the offset of its `CLIENT_BYTES` in `memory`; -1 when there is none. */
+  takeClientMemory(): number {
+    const client = this.#freeClients.pop();
+    return client === undefined ? -1 : this.#slots.clientOffset(client);
+  }
+
+  /** Takes a client's memory back. */
+  giveClientMemory(offset: number): void {
+    this.#freeClients.push((offset - this.#slots.clientOffset(0)) / CLIENT_BYTES);
   }
 
   /** Calls once when slots have become free. */

@@ -18,6 +18,11 @@ export const SLOT_BYTES = 256 * 1024;
 /** Slots of a device: the requests that it holds at once. */
 export const SLOTS = 128;
 
+/** The most clients that a device's frontends serve at once. */
+export const MOST_CLIENTS = 32;
+/** Memory that each client has to receive into. */
+export const CLIENT_BYTES = 136 * 1024;
+
 const NONE = -1;
 
 /** A request, as the one who made it sees it. */
@@ -59,7 +64,8 @@ export class SlotTable {
   readonly extents = new Uint32Array(SLOTS);
   /** Whether the flush that ends a forced write is what is under way. */
   readonly flushing = new Uint8Array(SLOTS);
-  readonly arena = new Arena(SLOTS * SLOT_BYTES);
+  /** Memory of the slots, and behind it that of clients: copies between them stay within it. */
+  readonly arena = new Arena(SLOTS * SLOT_BYTES + MOST_CLIENTS * CLIENT_BYTES);
   readonly #next = new Int32Array(SLOTS);
   #free = 0;
   #freeCount = SLOTS;
@@ -88,6 +94,11 @@ export class SlotTable {
     this.#next[slot] = this.#free;
     this.#free = slot;
     this.#freeCount++;
+  }
+
+  /** Where the memory of client `client` begins in the arena, bytes. */
+  clientOffset(client: number): number {
+    return SLOTS * SLOT_BYTES + client * CLIENT_BYTES;
   }
 
   /** Address of a slot's memory. */

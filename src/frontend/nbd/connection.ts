@@ -1,7 +1,7 @@
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import { Arena, copyMemory } from "../../../ffi/memory.ts";
+import type { Arena } from "../../../ffi/memory.ts";
 import {
   enlargeSendBuffer,
   IOVEC_BYTES,
@@ -38,6 +38,7 @@ const RECEIVE_BYTES = 128 * 1024;
 /** Where the buffer begins; what the handshake sends lies before it. */
 const RECEIVE_AT = 2 * 4096;
 const IOVECS_AT = 64;
+const SEND_AT = 128;
 /** Writes of at least this size are received straight into their slots, header by header. */
 const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
@@ -48,7 +49,7 @@ const MOST_RECEIVES = 16;
  * Requests that are taken before they are carried out and answered, though more may have been
  * received: the client works on the first answers while the others are being made.
  */
-const MOST_REQUESTS = 8;
+const MOST_REQUESTS = 16;
 const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
   NBD_CMD_FLAG_REQ_ONE;
 const SECTOR_BYTES = 512;
@@ -75,10 +76,14 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   readonly #host: ConnectionHost;
   readonly #handshake: Handshake;
   readonly #replies: ReplyQueue;
-  readonly #arena = new Arena(RECEIVE_AT + RECEIVE_BYTES);
-  readonly #msghdr = this.#arena.pointerAt(0);
-  #start = RECEIVE_AT;
-  #end = RECEIVE_AT;
+  readonly #memory: Arena;
+  /** Where this client's part of the memory begins, and where it receives to. */
+  readonly #base: number;
+  readonly #receiveAt: number;
+  readonly #msghdr: Deno.PointerObject;
+  /** What was received and not worked through. */
+  #start: number;
+  #end: number;
   /** Part that is being filled, and how far; the head of its request. */
   #part = NONE;
   #partFilled = 0;
@@ -95,9 +100,16 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** Requests taken since answers were last sent. */
   #taken = 0;
 
-  constructor(fd: number, host: ConnectionHost) {
+  /** @param memoryOffset Of this client's memory in the device's. */
+  constructor(fd: number, memoryOffset: number, host: ConnectionHost) {
     this.#fd = fd;
     this.#host = host;
+    this.#memory = host.vbd.requests.memory;
+    this.#base = memoryOffset;
+    this.#receiveAt = memoryOffset + RECEIVE_AT;
+    this.#msghdr = this.#memory.pointerAt(memoryOffset);
+    this.#start = this.#receiveAt;
+    this.#end = this.#receiveAt;
     this.#replies = new ReplyQueue(host.vbd.requests, host.slots);
     this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
     enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
@@ -109,8 +121,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   #sendNow(bytes: Uint8Array): void {
     if (this.#closed) return;
     if (bytes.length > LONGEST_REPLY_BYTES) throw new RangeError("An answer is too long");
-    this.#arena.bytes.set(bytes, 0);
-    const sent = sendAt(this.#fd, this.#arena.address, bytes.length);
+    this.#memory.bytes.set(bytes, this.#base + SEND_AT);
+    const sent = sendAt(this.#fd, this.#memory.address + this.#base + SEND_AT, bytes.length);
     if (sent !== bytes.length) this.close();
   }
 
@@ -135,12 +147,12 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** Receives into the buffer; false when the socket has no more just now. */
   #receiveHeaders(): boolean {
     this.#makeRoom();
-    const room = RECEIVE_AT + RECEIVE_BYTES - this.#end;
+    const room = this.#receiveAt + RECEIVE_BYTES - this.#end;
     const missing = REQUEST_BYTES - (this.#end - this.#start);
     const most = this.#largeWrites && missing > 0 ? missing : room;
-    const { view, address } = this.#arena;
-    putIovec(view, IOVECS_AT, address + this.#end, most);
-    putMsghdr(view, 0, address + IOVECS_AT, 1);
+    const { view, address } = this.#memory;
+    putIovec(view, this.#base + IOVECS_AT, address + this.#end, most);
+    putMsghdr(view, this.#base, address + this.#base + IOVECS_AT, 1);
     const got = receiveMessage(this.#fd, this.#msghdr);
     if (!this.#take(got)) return false;
     this.#end += got;
@@ -153,16 +165,21 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const { vbd, slots } = this.#host;
     const part = this.#part;
     const missing = slots.length[part] - this.#partFilled;
-    const { view, address } = this.#arena;
+    const { view, address } = this.#memory;
     const isLast = slots.next[part] === NONE;
     const behind = isLast ? (this.#largeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
-    putIovec(view, IOVECS_AT, vbd.requests.slotAddress(part) + this.#partFilled, missing);
-    putIovec(view, IOVECS_AT + IOVEC_BYTES, address + RECEIVE_AT, behind);
-    putMsghdr(view, 0, address + IOVECS_AT, isLast ? 2 : 1);
+    putIovec(
+      view,
+      this.#base + IOVECS_AT,
+      vbd.requests.slotAddress(part) + this.#partFilled,
+      missing,
+    );
+    putIovec(view, this.#base + IOVECS_AT + IOVEC_BYTES, address + this.#receiveAt, behind);
+    putMsghdr(view, this.#base, address + this.#base + IOVECS_AT, isLast ? 2 : 1);
     const got = receiveMessage(this.#fd, this.#msghdr);
     if (!this.#take(got)) return false;
-    this.#start = RECEIVE_AT;
-    this.#end = RECEIVE_AT + Math.max(0, got - missing);
+    this.#start = this.#receiveAt;
+    this.#end = this.#receiveAt + Math.max(0, got - missing);
     this.#partFilled += Math.min(got, missing);
     if (this.#partFilled === slots.length[part]) this.#nextPart();
     this.#consume();
@@ -178,12 +195,12 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
 
   #makeRoom(): void {
     if (this.#start === this.#end) {
-      this.#start = RECEIVE_AT;
-      this.#end = RECEIVE_AT;
-    } else if (RECEIVE_AT + RECEIVE_BYTES - this.#end < RECEIVE_BYTES / 2) {
-      this.#arena.bytes.copyWithin(RECEIVE_AT, this.#start, this.#end);
-      this.#end -= this.#start - RECEIVE_AT;
-      this.#start = RECEIVE_AT;
+      this.#start = this.#receiveAt;
+      this.#end = this.#receiveAt;
+    } else if (this.#receiveAt + RECEIVE_BYTES - this.#end < RECEIVE_BYTES / 2) {
+      this.#memory.bytes.copyWithin(this.#receiveAt, this.#start, this.#end);
+      this.#end -= this.#start - this.#receiveAt;
+      this.#start = this.#receiveAt;
     }
   }
 
@@ -200,7 +217,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
 
   #negotiate(): void {
     const view = new DataView(
-      this.#arena.bytes.buffer,
+      this.#memory.bytes.buffer,
       this.#start,
       this.#end - this.#start,
     );
@@ -219,8 +236,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const { vbd, slots } = this.#host;
     const part = this.#part;
     const bytes = Math.min(slots.length[part] - this.#partFilled, this.#end - this.#start);
-    const to = vbd.requests.slotAddress(part) + this.#partFilled;
-    copyMemory(to, this.#arena.address + this.#start, bytes);
+    const to = vbd.requests.slotOffset(part) + this.#partFilled;
+    this.#memory.bytes.copyWithin(to, this.#start, this.#start + bytes);
     this.#start += bytes;
     this.#partFilled += bytes;
     if (this.#partFilled === slots.length[part]) this.#nextPart();
@@ -238,7 +255,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
 
   /** Takes the request whose header is next in the buffer; false when it has to wait. */
   #request(): boolean {
-    const { view } = this.#arena;
+    const { view } = this.#memory;
     const at = this.#start;
     if (view.getUint32(at, false) !== NBD_REQUEST_MAGIC) {
       this.close();
@@ -418,6 +435,6 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** Unmaps its memory. The server calls this when nothing can be looking at it any more. */
   release(): void {
     this.#replies.release();
-    this.#arena.release();
+    this.#host.vbd.requests.giveClientMemory(this.#base);
   }
 }

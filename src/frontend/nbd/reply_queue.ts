@@ -201,7 +201,7 @@ export class ReplyQueue {
 
   #blockStatus(head: number): void {
     const count = this.#requests.extents(head);
-    const view = this.#requests.slotMemory;
+    const { view } = this.#requests.memory;
     const start = this.#requests.slotOffset(head);
     for (let i = 0; i < count; i++) {
       const at = start + i * EXTENT_BYTES;

@@ -63,7 +63,11 @@ export class NbdServer implements FdHandler, TurnWork {
   /** A client wants to connect. */
   ready(_events: number): void {
     const fd = acceptConnection(this.#fd);
-    if (fd >= 0) this.#connections.add(new NbdConnection(fd, this));
+    if (fd < 0) return;
+    const memory = this.vbd.requests.takeClientMemory();
+    // More clients than a device serves: the one that came last is turned away.
+    if (memory < 0) closeFile(fd);
+    else this.#connections.add(new NbdConnection(fd, memory, this));
   }
 
   /** The export, for a client that asks. */
