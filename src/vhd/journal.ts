@@ -1,0 +1,370 @@
+/**
+ * The undo journal of changes that move an image's metadata: a file or block device that holds, until
+ * the change is complete, what the image held before. Its layout is the reference's, so that either
+ * side can revert what the other left behind.
+ *
+ * The order that makes this safe: the journal is on stable storage, header last, before the image is
+ * touched; the image, its footers last, before the journal goes. While the change lasts the footers
+ * say that the image is out of use.
+ *
+ * @module
+ */
+
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { batBytes } from "./bat.ts";
+import { BATMAP_HEADER_SIZE, batmapBytes } from "./batmap.ts";
+import {
+  decodeFooter,
+  encodeFooter,
+  type Footer,
+  footerFault,
+  HD_COOKIE,
+  HD_FOOTER_SIZE,
+  HD_TYPE_FIXED,
+  VHD_POISON_COOKIE,
+} from "./footer.ts";
+import { readFooterBytes } from "./footer_reader.ts";
+import { DD_HEADER_SIZE } from "./header.ts";
+import type { VhdImage } from "./image.ts";
+import {
+  decodeJournalEntry,
+  decodeJournalHeader,
+  encodeJournalEntry,
+  encodeJournalHeader,
+  isJournalEntry,
+  JOURNAL_ENTRY_SIZE,
+  JOURNAL_ENTRY_TYPE,
+  JOURNAL_HEADER_SIZE,
+  journalChecksum,
+  type JournalEntry,
+  type JournalHeader,
+  VHD_JOURNAL_HEADER_COOKIE,
+} from "./journal_format.ts";
+import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
+import { osStorage, type Storage, type StorageFile } from "./storage.ts";
+import { VHD_SECTOR_SIZE } from "./units.ts";
+import { equalUuids } from "./uuid.ts";
+
+/** Bytes of a file that follow each other. */
+export interface ByteRange {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+}
+
+const TYPE = JOURNAL_ENTRY_TYPE;
+/** Most bytes of data in one entry: a block's. */
+const LARGEST_DATA_BYTES = 2 * 1024 * 1024;
+
+interface Recorded extends ByteRange {
+  readonly type: number;
+}
+
+/**
+ * Writes a journal of an image as it is, and brings it to stable storage.
+ *
+ * @param options.overwritten What of the file, besides the metadata, the change is going to
+ * overwrite; whole sectors.
+ * @throws {SystemError} EEXIST when the journal is a file that is there already; what the file system
+ * says. The image has not been touched then, and a file that was begun is gone.
+ */
+export function writeJournal(
+  path: string,
+  image: VhdImage,
+  { overwritten }: { overwritten: readonly ByteRange[] },
+): void {
+  const { storage } = image;
+  const isDevice = storage.exists(path) && storage.status(path).kind === "block";
+  const file = storage.open(path, isDevice ? "write" : "create-new");
+  try {
+    record(file, image, overwritten);
+  } catch (error) {
+    file.close();
+    if (!isDevice && storage.exists(path)) storage.remove(path);
+    throw error;
+  }
+  file.close();
+}
+
+function record(file: StorageFile, image: VhdImage, overwritten: readonly ByteRange[]): void {
+  // A device may hold a journal of before, which must not count for this change.
+  file.writeAt(new Uint8Array(JOURNAL_HEADER_SIZE), 0);
+  file.sync();
+  const metadata = metadataOf(image);
+  const covered = metadata.map((range) => restoredPart(range, image.footer.currentSize));
+  let end = JOURNAL_HEADER_SIZE;
+  const add = ({ type, offsetBytes, lengthBytes }: Recorded): void => {
+    const bytes = new Uint8Array(lengthBytes);
+    image.file.readAt(bytes, offsetBytes);
+    const entry = encodeJournalEntry({ type, offsetBytes }, bytes);
+    file.writeAt(entry, end);
+    end += entry.length;
+  };
+  metadata.forEach(add);
+  const dataOffsetBytes = end;
+  const footerOffsetBytes = footerOffsetOf(image);
+  const data = dataRanges(overwritten, covered, footerOffsetBytes);
+  for (const range of data) add({ ...range, type: TYPE.DATA });
+  file.sync();
+  const header: JournalHeader = {
+    cookie: VHD_JOURNAL_HEADER_COOKIE,
+    uuid: image.footer.uuid,
+    footerOffsetBytes,
+    dataEntries: data.length,
+    metadataEntries: metadata.length,
+    dataOffsetBytes,
+    metadataOffsetBytes: JOURNAL_HEADER_SIZE,
+    endBytes: end,
+  };
+  file.writeAt(encodeJournalHeader(header), 0);
+  file.sync();
+}
+
+/** Where the footer at the end of an image's file is. */
+export function footerOffsetOf({ file }: VhdImage): number {
+  return file.sizeBytes() - HD_FOOTER_SIZE;
+}
+
+/** All metadata of an image, in the order in which the reference wants to find it. */
+function metadataOf(image: VhdImage): Recorded[] {
+  const { header, footer, batmap } = image;
+  const primary = {
+    type: TYPE.FOOTER_P,
+    offsetBytes: footerOffsetOf(image),
+    lengthBytes: HD_FOOTER_SIZE,
+  };
+  if (header === null) return [primary];
+  const ranges: Recorded[] = [
+    primary,
+    { type: TYPE.FOOTER_C, offsetBytes: 0, lengthBytes: HD_FOOTER_SIZE },
+    { type: TYPE.HEADER, offsetBytes: Number(footer.dataOffset), lengthBytes: DD_HEADER_SIZE },
+  ];
+  for (const locator of header.locators) {
+    if (locator.code === PLAT_CODE_NONE) continue;
+    const lengthBytes = locatorSpaceBytes(locator);
+    ranges.push({ type: TYPE.LOCATOR, offsetBytes: Number(locator.dataOffset), lengthBytes });
+  }
+  const lengthBytes = batBytes(image.bat.length);
+  ranges.push({ type: TYPE.BAT, offsetBytes: image.batOffsetBytes, lengthBytes });
+  if (batmap !== null) {
+    const { headerOffsetBytes, offsetBytes, header: { batmapSectors } } = batmap;
+    ranges.push(
+      { type: TYPE.BATMAP_H, offsetBytes: headerOffsetBytes, lengthBytes: BATMAP_HEADER_SIZE },
+      { type: TYPE.BATMAP_M, offsetBytes, lengthBytes: batmapSectors * VHD_SECTOR_SIZE },
+    );
+  }
+  return ranges;
+}
+
+/**
+ * What of an entry is put back. Of a batmap it is the part in use: the reference records whatever its
+ * memory holds behind that.
+ */
+function restoredPart(
+  { type, offsetBytes, lengthBytes }: Recorded,
+  currentSize: bigint,
+): ByteRange {
+  const inUse = type === TYPE.BATMAP_M ? batmapBytes(Number(currentSize)) : lengthBytes;
+  return { offsetBytes, lengthBytes: Math.min(lengthBytes, inUse) };
+}
+
+/** The parts of ranges that are within the image and not in the metadata, in pieces. */
+function dataRanges(
+  ranges: readonly ByteRange[],
+  covered: readonly ByteRange[],
+  endBytes: number,
+): ByteRange[] {
+  const sorted = covered.toSorted((a, b) => a.offsetBytes - b.offsetBytes);
+  const left: ByteRange[] = [];
+  const add = (from: number, to: number): void => {
+    for (let at = from; at < to; at += LARGEST_DATA_BYTES) {
+      left.push({ offsetBytes: at, lengthBytes: Math.min(LARGEST_DATA_BYTES, to - at) });
+    }
+  };
+  for (const { offsetBytes, lengthBytes } of ranges) {
+    const end = Math.min(offsetBytes + lengthBytes, endBytes);
+    let at = offsetBytes;
+    for (const range of sorted) {
+      add(at, Math.min(end, range.offsetBytes));
+      at = Math.max(at, Math.min(end, range.offsetBytes + range.lengthBytes));
+    }
+    add(at, end);
+  }
+  return left;
+}
+
+/** Writes both footers with the cookie of an image that is out of use, so that nobody opens it. */
+export function disableImage(image: VhdImage): void {
+  const bytes = encodeFooter({ ...image.footer, cookie: VHD_POISON_COOKIE });
+  image.file.writeAt(bytes, footerOffsetOf(image));
+  if (image.type !== "fixed") image.file.writeAt(bytes, 0);
+  image.file.sync();
+}
+
+/** Ends a journal: a file is removed, on a device it is marked as complete. */
+export function discardJournal(path: string, { storage }: { storage: Storage }): void {
+  if (storage.status(path).kind !== "block") return storage.remove(path);
+  const file = storage.open(path, "write");
+  try {
+    file.writeAt(new Uint8Array(JOURNAL_HEADER_SIZE), 0);
+    file.sync();
+  } finally {
+    file.close();
+  }
+}
+
+/** How a journal is reverted. */
+export interface RevertOptions {
+  readonly storage?: Storage;
+  readonly journal: string;
+}
+
+/**
+ * Gives an image back what it held before a change that was broken off, and ends the journal. Where
+ * the image had not been touched yet, or the change was complete, it stays as it is. Broken off
+ * itself, it can be called again.
+ *
+ * @throws {SystemError} EINVAL when the journal is damaged or another image's, in which case nothing
+ * was changed; what the file system says.
+ */
+export function revertJournal(path: string, options: RevertOptions): void {
+  const { storage = osStorage, journal } = options;
+  const journalFile = storage.open(journal, "read");
+  try {
+    const imageFile = storage.open(path, "write");
+    try {
+      revertFrom(journalFile, imageFile);
+      imageFile.sync();
+    } finally {
+      imageFile.close();
+    }
+  } finally {
+    journalFile.close();
+  }
+  discardJournal(journal, { storage });
+}
+
+function revertFrom(journal: StorageFile, image: StorageFile): void {
+  const bytes = new Uint8Array(JOURNAL_HEADER_SIZE);
+  const got = journal.readAt(bytes, 0);
+  if (got === 0 || (got === JOURNAL_HEADER_SIZE && bytes.every((byte) => byte === 0))) return;
+  const header = decodeJournalHeader(bytes);
+  if (got < JOURNAL_HEADER_SIZE || header.cookie !== VHD_JOURNAL_HEADER_COOKIE) {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot revert ${image.path}: ${journal.path} is no journal`,
+    );
+  }
+  if (header.metadataEntries === 0) return enableImage(image, header);
+  const entries = readEntries(journal, header);
+  if (entries === null) return;
+  const footer = decodeFooter(readBytes(journal, entries[0].bytesAt, HD_FOOTER_SIZE));
+  verifyOwner(journal, image, { header, isFixed: footer.diskType === HD_TYPE_FIXED });
+  restore(journal, image, { header, entries, footer });
+}
+
+/**
+ * Refuses a journal of another image, as far as the image still says which it is. A fixed image has
+ * its data where others have a footer.
+ */
+function verifyOwner(
+  journal: StorageFile,
+  image: StorageFile,
+  { header, isFixed }: { header: JournalHeader; isFixed: boolean },
+): void {
+  const ends = [header.footerOffsetBytes, image.sizeBytes() - HD_FOOTER_SIZE];
+  const found = (isFixed ? ends : [0, ...ends])
+    .map((offsetBytes) => readFooterBytes(image, offsetBytes))
+    .filter((bytes) => bytes !== null && footerFault(bytes) === null);
+  if (found.length === 0) return;
+  if (found.some((bytes) => bytes !== null && equalUuids(decodeFooter(bytes).uuid, header.uuid))) {
+    return;
+  }
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot revert ${image.path}: ${journal.path} is the journal of another image`,
+  );
+}
+
+/** The change was complete but for the footers: the reference ends its journal before it. */
+function enableImage(image: StorageFile, { uuid }: JournalHeader): void {
+  for (const offsetBytes of [0, image.sizeBytes() - HD_FOOTER_SIZE]) {
+    const bytes = readFooterBytes(image, offsetBytes);
+    if (bytes === null || footerFault(bytes) !== null) continue;
+    const footer = decodeFooter(bytes);
+    if (footer.cookie !== VHD_POISON_COOKIE || !equalUuids(footer.uuid, uuid)) continue;
+    image.writeAt(encodeFooter({ ...footer, cookie: HD_COOKIE }), offsetBytes);
+  }
+}
+
+interface FoundEntry extends JournalEntry {
+  /** Where the entry's bytes are in the journal. */
+  readonly bytesAt: number;
+}
+
+/**
+ * Reads over all entries, so that nothing is changed by a journal that is damaged; null when it was
+ * not complete, and so the image not touched.
+ */
+function readEntries(journal: StorageFile, header: JournalHeader): FoundEntry[] | null {
+  const entries: FoundEntry[] = [];
+  const front = new Uint8Array(JOURNAL_ENTRY_SIZE);
+  const damaged = (at: number, problem: string): SystemError =>
+    new SystemError(Errno.EINVAL, `Cannot revert: ${journal.path} ${problem} at byte ${at}`);
+  let at = JOURNAL_HEADER_SIZE;
+  for (let i = 0; i < header.metadataEntries + header.dataEntries; i++) {
+    if (i === header.metadataEntries) at = header.dataOffsetBytes;
+    if (journal.readAt(front, at) < JOURNAL_ENTRY_SIZE) throw damaged(at, "ends");
+    const entry = decodeJournalEntry(front);
+    if (!isJournalEntry(entry)) throw damaged(at, "has no entry");
+    const bytesAt = at + JOURNAL_ENTRY_SIZE;
+    if (bytesAt + entry.sizeBytes > journal.sizeBytes()) throw damaged(at, "ends in the entry");
+    const bytes = readBytes(journal, bytesAt, entry.sizeBytes);
+    if (journalChecksum(front, bytes) !== entry.checksum) {
+      throw damaged(at, "has an entry with a wrong checksum");
+    }
+    if ((entry.type === TYPE.FOOTER_P) !== (i === 0)) {
+      throw damaged(at, "has an entry out of place");
+    }
+    if (i === 0 && header.dataOffsetBytes === 0) {
+      if (decodeFooter(bytes).diskType !== HD_TYPE_FIXED) return null;
+    }
+    entries.push({ ...entry, bytesAt });
+    at = bytesAt + entry.sizeBytes;
+  }
+  return entries;
+}
+
+function readBytes(
+  file: StorageFile,
+  offsetBytes: number,
+  length: number,
+): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  file.readAt(bytes, offsetBytes);
+  return bytes;
+}
+
+function isFooter({ type }: JournalEntry): boolean {
+  return type === TYPE.FOOTER_P || type === TYPE.FOOTER_C;
+}
+
+/** Puts everything back; the footers, by which the image is opened, last. */
+function restore(
+  journal: StorageFile,
+  image: StorageFile,
+  { header, entries, footer }: {
+    header: JournalHeader;
+    entries: readonly FoundEntry[];
+    footer: Footer;
+  },
+): void {
+  const { currentSize } = footer;
+  const put = ({ type, offsetBytes, sizeBytes, bytesAt }: FoundEntry): void => {
+    const part = restoredPart({ type, offsetBytes, lengthBytes: sizeBytes }, currentSize);
+    image.writeAt(readBytes(journal, bytesAt, part.lengthBytes), offsetBytes);
+  };
+  for (const entry of entries) if (!isFooter(entry)) put(entry);
+  if (!image.isBlockDevice) image.truncate(header.footerOffsetBytes + HD_FOOTER_SIZE);
+  image.sync();
+  for (const entry of entries) if (isFooter(entry)) put(entry);
+}

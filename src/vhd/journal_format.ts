@@ -1,0 +1,130 @@
+import { readText, writeText } from "./text.ts";
+import { VHD_SECTOR_SIZE } from "./units.ts";
+
+/** The cookie of a journal. */
+export const VHD_JOURNAL_HEADER_COOKIE = "vjournal";
+/** The cookie of each entry. */
+export const VHD_JOURNAL_ENTRY_COOKIE = 0xaaaa_1234_4321_aaaan;
+/** Bytes in a journal's header. */
+export const JOURNAL_HEADER_SIZE = 512;
+/** Bytes in front of each entry's data. */
+export const JOURNAL_ENTRY_SIZE = 32;
+
+/** What an entry's bytes are, in the order in which metadata is recorded. */
+export const JOURNAL_ENTRY_TYPE = {
+  FOOTER_P: 1,
+  FOOTER_C: 2,
+  HEADER: 3,
+  LOCATOR: 4,
+  BAT: 5,
+  BATMAP_H: 6,
+  BATMAP_M: 7,
+  DATA: 8,
+} as const;
+
+/** The header of a journal (the reference's `vhd_journal_header_t`). */
+export interface JournalHeader {
+  cookie: string;
+  /** Of the image that it belongs to, 16 bytes. */
+  uuid: Uint8Array;
+  /** Where the image's footer was: where it ends again once reverted. */
+  footerOffsetBytes: number;
+  dataEntries: number;
+  /** 0 once the change is complete: then there is nothing to revert. */
+  metadataEntries: number;
+  /** Where the first data entry is or would be; 0 while metadata is still being recorded. */
+  dataOffsetBytes: number;
+  metadataOffsetBytes: number;
+  /** The first byte behind the last entry. */
+  endBytes: number;
+}
+
+/** What is in front of an entry's bytes (`vhd_journal_entry_t`). */
+export interface JournalEntry {
+  readonly cookie: bigint;
+  readonly type: number;
+  /** Whole sectors. */
+  readonly sizeBytes: number;
+  /** Where in the image the bytes belong. */
+  readonly offsetBytes: number;
+  readonly checksum: number;
+}
+
+/** Reads a journal's header from its first 512 bytes. */
+export function decodeJournalHeader(bytes: Uint8Array<ArrayBuffer>): JournalHeader {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, JOURNAL_HEADER_SIZE);
+  return {
+    cookie: readText(bytes, 0, 8),
+    uuid: bytes.slice(8, 24),
+    footerOffsetBytes: Number(view.getBigUint64(24)),
+    dataEntries: view.getUint32(32),
+    metadataEntries: view.getUint32(36),
+    dataOffsetBytes: Number(view.getBigUint64(40)),
+    metadataOffsetBytes: Number(view.getBigUint64(48)),
+    // The one field that is in the byte order of the machine, and no machine of these is big-endian.
+    endBytes: Number(view.getBigUint64(56, true)),
+  };
+}
+
+/** Writes a journal's header as 512 bytes. */
+export function encodeJournalHeader(header: JournalHeader): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(JOURNAL_HEADER_SIZE);
+  const view = new DataView(bytes.buffer);
+  writeText(bytes, 0, header.cookie);
+  bytes.set(header.uuid, 8);
+  view.setBigUint64(24, BigInt(header.footerOffsetBytes));
+  view.setUint32(32, header.dataEntries);
+  view.setUint32(36, header.metadataEntries);
+  view.setBigUint64(40, BigInt(header.dataOffsetBytes));
+  view.setBigUint64(48, BigInt(header.metadataOffsetBytes));
+  view.setBigUint64(56, BigInt(header.endBytes), true);
+  return bytes;
+}
+
+const CHECKSUM_AT = 24;
+
+/** Reads what is in front of an entry's bytes. */
+export function decodeJournalEntry(bytes: Uint8Array<ArrayBuffer>): JournalEntry {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, JOURNAL_ENTRY_SIZE);
+  return {
+    cookie: view.getBigUint64(0),
+    type: view.getUint32(8),
+    sizeBytes: view.getUint32(12),
+    offsetBytes: Number(view.getBigUint64(16)),
+    checksum: view.getUint32(CHECKSUM_AT),
+  };
+}
+
+/** Writes an entry: what is in front of its bytes, with the checksum, and the bytes. */
+export function encodeJournalEntry(
+  { type, offsetBytes }: { type: number; offsetBytes: number },
+  data: Uint8Array,
+): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(JOURNAL_ENTRY_SIZE + data.length);
+  const view = new DataView(bytes.buffer);
+  view.setBigUint64(0, VHD_JOURNAL_ENTRY_COOKIE);
+  view.setUint32(8, type);
+  view.setUint32(12, data.length);
+  view.setBigUint64(16, BigInt(offsetBytes));
+  bytes.set(data, JOURNAL_ENTRY_SIZE);
+  view.setUint32(CHECKSUM_AT, journalChecksum(bytes.subarray(0, JOURNAL_ENTRY_SIZE), data));
+  return bytes;
+}
+
+/**
+ * The checksum of an entry: over all that is in front of the bytes but the checksum itself (padding
+ * included, which the reference leaves to chance), and the bytes.
+ */
+export function journalChecksum(front: Uint8Array, data: Uint8Array): number {
+  let sum = 0;
+  for (let i = 0; i < JOURNAL_ENTRY_SIZE; i++) {
+    if (i < CHECKSUM_AT || i >= CHECKSUM_AT + 4) sum += front[i];
+  }
+  for (let i = 0; i < data.length; i++) sum = (sum + data[i]) >>> 0;
+  return ~sum >>> 0;
+}
+
+/** Whether an entry can be one: its cookie, a length of whole sectors. */
+export function isJournalEntry({ cookie, sizeBytes }: JournalEntry): boolean {
+  return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes % VHD_SECTOR_SIZE === 0;
+}

@@ -1,0 +1,297 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { DD_BLK_UNUSED, encodeBat } from "./bat.ts";
+import { batmapBytes } from "./batmap.ts";
+import { clearBit } from "./bitmap.ts";
+import { validateSize, writeZeros } from "./create.ts";
+import { createdByTap, encodeFooter, HD_FOOTER_SIZE } from "./footer.ts";
+import { updateFooters } from "./footer_writer.ts";
+import { geometryOfSize, packGeometry } from "./geometry.ts";
+import { encodeHeader } from "./header.ts";
+import { openVhd, type VhdImage } from "./image.ts";
+import {
+  disableImage,
+  discardJournal,
+  footerOffsetOf,
+  revertJournal,
+  writeJournal,
+} from "./journal.ts";
+import { batmapHeaderOffset, blocksOf } from "./layout.ts";
+import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
+import { planResize, type ResizePlan } from "./resize_plan.ts";
+import { osStorage, type Storage } from "./storage.ts";
+import { VHD_SECTOR_SIZE } from "./units.ts";
+import { writeBatmap } from "./write.ts";
+
+/** What an image is resized to. */
+export interface ResizeOptions {
+  readonly storage?: Storage;
+  /** Rounded up to whole blocks; a fixed image takes any number of whole sectors. */
+  readonly sizeBytes: number;
+}
+
+/** How a change is journaled. */
+export interface JournalOptions {
+  /** A file that is not there yet, or a block device. */
+  readonly journal: string;
+}
+
+/** A change failed and could not be undone either: the journal is still there. */
+export class RevertError extends SystemError {
+  constructor(path: string, journal: string, readonly failure: SystemError) {
+    super(
+      failure.errno,
+      `Cannot undo what was begun on ${path}; revert it with ${journal} once this is mended`,
+    );
+  }
+}
+
+/** Only images with our layout can be resized. */
+export class ForeignImageError extends SystemError {
+  constructor(path: string) {
+    super(Errno.EINVAL, `Cannot resize ${path}: it was made by another program`);
+  }
+}
+
+/**
+ * Changes the size of an image's disk while nobody uses it. Growing moves metadata and blocks where
+ * it must. Shrinking is refused when it would cut an allocated block or, in a fixed image, data other
+ * than zeros.
+ *
+ * Broken off at any point, `revertJournal` gives back what was, or all is done and the journal gone.
+ *
+ * @throws {SystemError} EINVAL for a size that is out of range or that cuts data; EEXIST when the
+ * journal is there already; what the file system says. The image is as it was then, unless it is a
+ * {@linkcode RevertError}.
+ */
+export function resizeVhd(path: string, options: ResizeOptions & JournalOptions): void {
+  const { storage = osStorage, journal, sizeBytes } = options;
+  validateNewSize(path, sizeBytes);
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    requireFooter(image);
+    if (image.type === "fixed") resizeFixed(image, { journal, sizeBytes });
+    else resizeSparse(image, { journal, sizeBytes });
+  } finally {
+    image.close();
+  }
+}
+
+/**
+ * Grows the disk within the room that its metadata has already. Only the footers are written, so that
+ * it can be done while a tapdisk has the image.
+ *
+ * @throws {SystemError} EINVAL when the room is too small or the size is less than before.
+ */
+export function growWithinMetadata(path: string, options: ResizeOptions): void {
+  const { storage = osStorage } = options;
+  validateNewSize(path, options.sizeBytes);
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    requireOurs(image);
+    if (image.type === "fixed") {
+      throw new SystemError(Errno.EINVAL, `Cannot resize ${path} without a journal: it is fixed`);
+    }
+    const blocks = blocksOf(options.sizeBytes, image.blockSizeBytes);
+    const sizeBytes = blocks * image.blockSizeBytes;
+    if (sizeBytes === image.sizeBytes) return;
+    if (sizeBytes < image.sizeBytes || blocks > image.bat.length) {
+      const problem = sizeBytes < image.sizeBytes
+        ? `${sizeBytes} bytes is less than its size of ${image.sizeBytes}`
+        : `its metadata has room for ${image.bat.length} blocks, not for ${blocks}`;
+      throw new SystemError(Errno.EINVAL, `Cannot resize ${path} without a journal: ${problem}`);
+    }
+    setSize(image, sizeBytes);
+    updateFooters(image);
+  } finally {
+    image.close();
+  }
+}
+
+function validateNewSize(path: string, sizeBytes: number): void {
+  try {
+    validateSize(path, sizeBytes);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    throw new SystemError(
+      error.errno,
+      `Cannot resize ${path} to ${sizeBytes} bytes: a disk has 1 MiB to 2040 GiB`,
+    );
+  }
+}
+
+function requireOurs(image: VhdImage): void {
+  if (!createdByTap(image.footer)) throw new ForeignImageError(image.path);
+}
+
+function requireFooter(image: VhdImage): void {
+  requireOurs(image);
+  if (image.footerSource === "primary") return;
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot resize ${image.path}: it has no good footer at its end, repair it first`,
+  );
+}
+
+function setSize(image: VhdImage, sizeBytes: number): void {
+  image.footer.currentSize = BigInt(sizeBytes);
+  image.footer.geometry = packGeometry(geometryOfSize(sizeBytes));
+  image.sizeBytes = sizeBytes;
+  if (image.header !== null) image.blocks = blocksOf(sizeBytes, image.blockSizeBytes);
+}
+
+/**
+ * Makes a change under a journal that was just written: undone when it fails, and the journal ended
+ * when it does not.
+ */
+export function changeJournaled(image: VhdImage, journal: string, change: () => void): void {
+  const { path, storage } = image;
+  try {
+    change();
+  } catch (error) {
+    try {
+      revertJournal(path, { storage, journal });
+    } catch (failure) {
+      if (!(failure instanceof SystemError)) throw failure;
+      throw new RevertError(path, journal, failure);
+    }
+    throw error;
+  }
+  discardJournal(journal, { storage });
+}
+
+function resizeSparse(
+  image: VhdImage,
+  { journal, sizeBytes }: { journal: string; sizeBytes: number },
+): void {
+  const blocks = blocksOf(sizeBytes, image.blockSizeBytes);
+  if (blocks * image.blockSizeBytes === image.sizeBytes) return;
+  for (let block = blocks; block < image.blocks; block++) {
+    if (image.bat[block] === DD_BLK_UNUSED) continue;
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot shrink ${image.path} to ${sizeBytes} bytes: block ${block} holds data behind that`,
+    );
+  }
+  const plan = planResize(image, blocks * image.blockSizeBytes);
+  writeJournal(journal, image, plan);
+  changeJournaled(image, journal, () => carryOut(image, plan));
+}
+
+function carryOut(image: VhdImage, plan: ResizePlan): void {
+  const { file, header } = image;
+  if (header === null) throw new RangeError(`${image.path} has no header`);
+  const locators = readLocators(image);
+  disableImage(image);
+  moveBlocks(image, plan);
+  setSize(image, plan.sizeBytes);
+  growBat(image, plan.batEntries);
+  header.maxBatEntries = plan.batEntries;
+  moveBatmap(image, plan);
+  for (const [index, bytes] of locators.entries()) {
+    if (bytes !== null) file.writeAt(bytes, plan.locatorOffsets[index]);
+    header.locators[index].dataOffset = BigInt(plan.locatorOffsets[index]);
+  }
+  file.writeAt(encodeBat(image.bat), image.batOffsetBytes);
+  file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
+  file.sync();
+  const bytes = encodeFooter(image.footer);
+  file.writeAt(bytes, plan.footerOffsetBytes);
+  file.writeAt(bytes, 0);
+  file.sync();
+}
+
+/** The names that the locators point to, with all the room that they have; null for unused ones. */
+function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[] {
+  return (image.header?.locators ?? []).map((locator) => {
+    if (locator.code === PLAT_CODE_NONE) return null;
+    const bytes = new Uint8Array(locatorSpaceBytes(locator));
+    image.file.readAt(bytes, Number(locator.dataOffset));
+    return bytes;
+  });
+}
+
+/** Copies blocks that are in the way behind the end; the BAT learns of it, in memory. */
+function moveBlocks(image: VhdImage, { moves }: ResizePlan): void {
+  if (moves.length === 0) return;
+  const { file, bat } = image;
+  const footerOffset = footerOffsetOf(image);
+  const gapBytes = moves[0].toSector * VHD_SECTOR_SIZE - footerOffset;
+  if (!file.isBlockDevice && gapBytes > 0) file.writeAt(new Uint8Array(gapBytes), footerOffset);
+  const bytes = new Uint8Array((image.bitmapSectors + image.sectorsPerBlock) * VHD_SECTOR_SIZE);
+  for (const { block, toSector } of moves) {
+    bytes.fill(0, file.readAt(bytes, bat[block] * VHD_SECTOR_SIZE));
+    file.writeAt(bytes, toSector * VHD_SECTOR_SIZE);
+    bat[block] = toSector;
+  }
+}
+
+function growBat(image: VhdImage, entries: number): void {
+  if (entries === image.bat.length) return;
+  const bat = new Uint32Array(entries).fill(DD_BLK_UNUSED);
+  bat.set(image.bat);
+  image.bat = bat;
+}
+
+/** Gives the batmap its new place and length. All of its new place is written. */
+function moveBatmap(image: VhdImage, plan: ResizePlan): void {
+  const { batmap, header } = image;
+  if (batmap === null || header === null || plan.batmap === null) return;
+  const bits = new Uint8Array(batmapBytes(plan.sizeBytes));
+  bits.set(batmap.bits.subarray(0, bits.length));
+  for (let block = image.blocks; block < bits.length * 8; block++) clearBit(bits, block);
+  batmap.header.batmapOffset = BigInt(plan.batmap.offsetBytes);
+  batmap.header.batmapSectors = plan.batmap.sectors;
+  const all = new Uint8Array(plan.batmap.sectors * VHD_SECTOR_SIZE);
+  image.file.writeAt(all, plan.batmap.offsetBytes);
+  image.batmap = {
+    ...batmap,
+    bits,
+    headerOffsetBytes: batmapHeaderOffset(header),
+    offsetBytes: plan.batmap.offsetBytes,
+  };
+  writeBatmap(image);
+}
+
+function resizeFixed(
+  image: VhdImage,
+  { journal, sizeBytes }: { journal: string; sizeBytes: number },
+): void {
+  const { file, path } = image;
+  const oldBytes = image.sizeBytes;
+  if (sizeBytes === oldBytes) return;
+  if (sizeBytes < oldBytes) requireZeros(image, sizeBytes);
+  if (file.isBlockDevice && sizeBytes > footerOffsetOf(image)) {
+    throw new SystemError(
+      Errno.ENOSPC,
+      `Cannot resize ${path}: the device must have ${sizeBytes + HD_FOOTER_SIZE} bytes at least`,
+    );
+  }
+  // What lies between data and footer, if anything, and the zeros where the new footer goes.
+  const slack = { offsetBytes: oldBytes, lengthBytes: footerOffsetOf(image) - oldBytes };
+  const place = { offsetBytes: sizeBytes, lengthBytes: HD_FOOTER_SIZE };
+  const overwritten = sizeBytes < oldBytes ? [place, slack] : [slack];
+  writeJournal(journal, image, { overwritten: file.isBlockDevice ? [] : overwritten });
+  changeJournaled(image, journal, () => {
+    disableImage(image);
+    const endBytes = file.isBlockDevice ? footerOffsetOf(image) : sizeBytes;
+    if (sizeBytes > oldBytes) writeZeros(file, oldBytes, sizeBytes - oldBytes);
+    file.sync();
+    setSize(image, sizeBytes);
+    file.writeAt(encodeFooter(image.footer), endBytes);
+    if (!file.isBlockDevice) file.truncate(endBytes + HD_FOOTER_SIZE);
+    file.sync();
+  });
+}
+
+function requireZeros({ file, path, sizeBytes }: VhdImage, fromBytes: number): void {
+  const bytes = new Uint8Array(1 << 20);
+  for (let at = fromBytes; at < sizeBytes; at += bytes.length) {
+    const part = bytes.subarray(0, Math.min(bytes.length, sizeBytes - at));
+    part.fill(0, file.readAt(part, at));
+    if (part.every((byte) => byte === 0)) continue;
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot shrink ${path} to ${fromBytes} bytes: it holds data behind that`,
+    );
+  }
+}

@@ -1,0 +1,249 @@
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { DD_BLK_UNUSED } from "../../src/vhd/bat.ts";
+import { openChain } from "../../src/vhd/chain.ts";
+import { checkImage } from "../../src/vhd/check.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { openVhd } from "../../src/vhd/image.ts";
+import { revertJournal } from "../../src/vhd/journal.ts";
+import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
+import { readRange } from "../../src/vhd/read.ts";
+import { growWithinMetadata, resizeVhd } from "../../src/vhd/resize.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { getFile } from "../support/vhd.ts";
+
+const MIB = 1024 * 1024;
+const IMAGE = "/disk.vhd";
+const JOURNAL = "/journal";
+
+interface Case {
+  readonly name: string;
+  readonly make: (storage: MemoryStorage) => void;
+  readonly toMib: number;
+}
+
+function write(storage: MemoryStorage, path: string, offsets: readonly number[]): void {
+  const image = openVhd(path, { storage, readOnly: false });
+  for (const [index, offsetBytes] of offsets.entries()) {
+    writeRange(image, new Uint8Array(4096).fill(index + 1), offsetBytes);
+  }
+  finishWriting(image);
+  image.close();
+}
+
+/** Blocks in another order than the disk's, one of them full. */
+function makeDynamic(storage: MemoryStorage, sizeMib: number, reserveMib = 0): void {
+  createDynamic(IMAGE, { storage, sizeBytes: sizeMib * MIB, reserveBytes: reserveMib * MIB });
+  write(storage, IMAGE, [6 * MIB, 0, 2 * MIB + 4096]);
+  const image = openVhd(IMAGE, { storage, readOnly: false });
+  writeRange(image, new Uint8Array(2 * MIB).fill(0x77), 4 * MIB);
+  finishWriting(image);
+  image.close();
+}
+
+const CASES: readonly Case[] = [
+  { name: "room in the last sector", make: (s) => makeDynamic(s, 16), toMib: 200 },
+  { name: "a block is in the way", make: (s) => makeDynamic(s, 16), toMib: 100 * 1024 },
+  { name: "all blocks are in the way", make: (s) => makeDynamic(s, 16), toMib: 2088960 },
+  { name: "within the reserve", make: (s) => makeDynamic(s, 128, 400), toMib: 200 },
+  { name: "beyond the reserve", make: (s) => makeDynamic(s, 128, 20480), toMib: 40960 },
+  {
+    name: "nothing is allocated",
+    make: (s) => createDynamic(IMAGE, { storage: s, sizeBytes: MIB }),
+    toMib: 8192,
+  },
+  { name: "dynamic shrinks", make: (s) => makeDynamic(s, 40960), toMib: 8 },
+  {
+    name: "a child with locators",
+    make: (s) => {
+      createDynamic("/base.vhd", { storage: s, sizeBytes: 64 * MIB });
+      write(s, "/base.vhd", [0, 10 * MIB]);
+      snapshot(IMAGE, { storage: s, parent: "/base.vhd" });
+      write(s, IMAGE, [10 * MIB, 4 * MIB]);
+    },
+    toMib: 30000,
+  },
+  {
+    name: "space that belongs to nothing lies in front of the footer",
+    make: (s) => {
+      makeDynamic(s, 16);
+      const file = s.open(IMAGE, "write");
+      const footer = new Uint8Array(512);
+      file.readAt(footer, 0);
+      file.writeAt(new Uint8Array(512).fill(0x99), file.sizeBytes());
+      file.writeAt(footer, file.sizeBytes() + 3 * MIB);
+    },
+    toMib: 100 * 1024,
+  },
+  {
+    name: "fixed grows",
+    make: (s) => {
+      createFixed(IMAGE, { storage: s, sizeBytes: 2 * MIB });
+      write(s, IMAGE, [0, MIB]);
+    },
+    toMib: 5,
+  },
+  {
+    name: "fixed shrinks",
+    make: (s) => {
+      createFixed(IMAGE, { storage: s, sizeBytes: 6 * MIB });
+      write(s, IMAGE, [0, MIB]);
+    },
+    toMib: 3,
+  },
+];
+
+function contentOf(storage: MemoryStorage, lengthBytes: number): Uint8Array<ArrayBuffer> {
+  const chain = openChain(IMAGE, { storage });
+  const bytes = new Uint8Array(Math.min(lengthBytes, chain.images[0].sizeBytes));
+  readRange(chain, bytes, 0);
+  chain.close();
+  return bytes;
+}
+
+function assertResized(storage: MemoryStorage, toMib: number, before: Uint8Array): void {
+  const image = openVhd(IMAGE, { storage });
+  assert.equal(image.sizeBytes, toMib * MIB);
+  assert.equal(image.footerSource, "primary");
+  image.close();
+  const check = checkImage(IMAGE, { storage, checkData: true });
+  assert.deepEqual(check.findings.filter(({ severity }) => severity === "error"), []);
+  const after = contentOf(storage, before.length);
+  assert.deepEqual(after, before.subarray(0, after.length));
+}
+
+/** Every change from the n-th on fails: the process is dead. */
+function dieAt(storage: MemoryStorage, n: number): void {
+  let count = 0;
+  storage.beforeOperation = () => {
+    if (++count > n) throw new SystemError(Errno.EIO, "The process was killed");
+  };
+}
+
+function attempt(body: () => void): boolean {
+  try {
+    body();
+    return true;
+  } catch (error) {
+    if (error instanceof SystemError) return false;
+    throw error;
+  }
+}
+
+for (const { name, make, toMib } of CASES) {
+  Deno.test(`resize, killed at any point: ${name}`, () => {
+    const origin = new MemoryStorage();
+    make(origin);
+    const original = getFile(origin, IMAGE);
+    const content = contentOf(origin, 16 * MIB);
+    for (let n = 0;; n++) {
+      const storage = origin.snapshot();
+      dieAt(storage, n);
+      const done = attempt(() =>
+        resizeVhd(IMAGE, { storage, sizeBytes: toMib * MIB, journal: JOURNAL })
+      );
+      storage.beforeOperation = null;
+      if (done) {
+        assert.ok(n > 5);
+        assert.equal(storage.exists(JOURNAL), false);
+        assertResized(storage, toMib, content);
+        break;
+      }
+      // The revert is killed too, once at each of some points.
+      for (let m = n % 3; storage.exists(JOURNAL); m += 3) {
+        dieAt(storage, m);
+        attempt(() => revertJournal(IMAGE, { storage, journal: JOURNAL }));
+        storage.beforeOperation = null;
+      }
+      assert.ok(Buffer.compare(getFile(storage, IMAGE), original) === 0, `operation ${n}`);
+    }
+  });
+}
+
+Deno.test("a resize that fails by itself leaves the image as it was, and no journal", () => {
+  const storage = new MemoryStorage();
+  makeDynamic(storage, 16);
+  const original = getFile(storage, IMAGE);
+  const resize = (sizeBytes: number): void =>
+    resizeVhd(IMAGE, { storage, sizeBytes, journal: JOURNAL });
+  for (const size of [0, -1, NaN, 2088961 * MIB, 6 * MIB, 2 * MIB]) {
+    assert.throws(() => resize(size), { errno: Errno.EINVAL }, String(size));
+  }
+  let failures = 0;
+  storage.beforeOperation = (_operation, path) => {
+    if (path === IMAGE && ++failures === 4) throw new SystemError(Errno.ENOSPC, "Cannot write");
+  };
+  assert.throws(() => resize(100 * 1024 * MIB), { errno: Errno.ENOSPC });
+  storage.beforeOperation = null;
+  assert.equal(storage.exists(JOURNAL), false);
+  assert.ok(Buffer.compare(getFile(storage, IMAGE), original) === 0);
+  storage.open(JOURNAL, "create").writeAt(new Uint8Array(1), 0);
+  assert.throws(() => resize(32 * MIB), { errno: Errno.EEXIST });
+  assert.equal(getFile(storage, JOURNAL).length, 1);
+  assert.ok(Buffer.compare(getFile(storage, IMAGE), original) === 0);
+});
+
+Deno.test("a journal is reverted only onto its own image, and only when it is sound", () => {
+  const storage = new MemoryStorage();
+  makeDynamic(storage, 16);
+  createDynamic("/other.vhd", { storage, sizeBytes: 16 * MIB });
+  const other = getFile(storage, "/other.vhd");
+  dieAt(storage, 20);
+  attempt(() => resizeVhd(IMAGE, { storage, sizeBytes: 100 * 1024 * MIB, journal: JOURNAL }));
+  storage.beforeOperation = null;
+  const broken = getFile(storage, IMAGE);
+  const revert = (path: string): void => revertJournal(path, { storage, journal: JOURNAL });
+  assert.throws(() => revert("/other.vhd"), /is the journal of another image/);
+  assert.deepEqual(getFile(storage, "/other.vhd"), other);
+  const journal = storage.open(JOURNAL, "write");
+  const byte = new Uint8Array(1);
+  for (let at = 512; at < journal.sizeBytes(); at += 977) {
+    journal.readAt(byte, at);
+    byte[0] ^= 1;
+    journal.writeAt(byte, at);
+    assert.throws(() => revert(IMAGE), { errno: Errno.EINVAL }, `byte ${at}`);
+    byte[0] ^= 1;
+    journal.writeAt(byte, at);
+  }
+  assert.ok(Buffer.compare(getFile(storage, IMAGE), broken) === 0);
+  revert(IMAGE);
+  assert.ok(checkImage(IMAGE, { storage }).valid);
+});
+
+Deno.test("a disk grows within its metadata without a journal", () => {
+  const storage = new MemoryStorage();
+  makeDynamic(storage, 128, 400);
+  const grow = (mib: number): void => growWithinMetadata(IMAGE, { storage, sizeBytes: mib * MIB });
+  const content = contentOf(storage, 16 * MIB);
+  grow(201);
+  assertResized(storage, 202, content);
+  const before = getFile(storage, IMAGE);
+  for (const mib of [0, 100, 401, 2088961]) {
+    assert.throws(() => grow(mib), { errno: Errno.EINVAL }, String(mib));
+  }
+  assert.deepEqual(getFile(storage, IMAGE), before);
+  grow(400);
+  assertResized(storage, 400, content);
+  // Without a footer at the end a tapdisk is at work: what it appends must not be written over.
+  const file = storage.open(IMAGE, "write");
+  file.writeAt(new Uint8Array(512).fill(0x66), file.sizeBytes() - 512);
+  createFixed("/fixed.vhd", { storage, sizeBytes: 2 * MIB });
+  assert.throws(() => growWithinMetadata("/fixed.vhd", { storage, sizeBytes: 4 * MIB }), /fixed/);
+  const end = new Uint8Array(512);
+  file.readAt(end, file.sizeBytes() - 512);
+  assert.ok(end.every((value) => value === 0x66));
+});
+
+Deno.test("new entries of a grown table are unused", () => {
+  const storage = new MemoryStorage();
+  makeDynamic(storage, 16);
+  resizeVhd(IMAGE, { storage, sizeBytes: 100 * 1024 * MIB, journal: JOURNAL });
+  const { bat, blocks } = openVhd(IMAGE, { storage });
+  assert.deepEqual([blocks, bat.length], [51200, 51200]);
+  assert.equal(bat.findLastIndex((entry) => entry !== DD_BLK_UNUSED), 3);
+  resizeVhd(IMAGE, { storage, sizeBytes: 8 * MIB, journal: JOURNAL });
+  const shrunk = openVhd(IMAGE, { storage });
+  assert.deepEqual([shrunk.blocks, shrunk.bat.length], [4, 51200]);
+});
