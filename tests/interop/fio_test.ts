@@ -1,0 +1,148 @@
+import assert from "node:assert/strict";
+import { fio } from "../support/fio.ts";
+import { createVhd, needsServed, snapshotVhd, vhdUtilOk, withTapdisks } from "../support/served.ts";
+import { binaryPath, runOk } from "../support/tools.ts";
+
+const MIB = 1024 * 1024;
+const DISK_MIB = 64;
+
+const { ignore, suffix } = needsServed("fio", "qemu-img");
+
+/** Writes at random places, many at a time, and reads all of it back. */
+const RANDOM_WRITES = [
+  "rw=randwrite",
+  "bs=4k",
+  "iodepth=32",
+  `size=${DISK_MIB}M`,
+  "io_size=24M",
+  "verify=crc32c",
+  "verify_backlog=2000",
+  "verify_fatal=1",
+  "randrepeat=0",
+];
+const SIZES = "bssplit=512/10:4k/40:12k/20:64k/20:300k/8:2m/2";
+
+function fioTest(name: string, fn: () => Promise<void>): void {
+  Deno.test({ name: `fio: ${name}${suffix}`, ignore, fn });
+}
+
+/** Images, from the base up, that end at `path`, each with data of its own from fio. */
+async function makeChain(folder: string, depth: number): Promise<string> {
+  let path = await createVhd(`${folder}/0.vhd`, DISK_MIB);
+  for (let layer = 1; layer < depth; layer++) {
+    await withTapdisks(async (tapdisks) => {
+      const { uri } = await tapdisks.serve(`vhd:${path}`);
+      await fio(uri, [...RANDOM_WRITES.slice(0, 4), "io_size=8M", "do_verify=0", "randrepeat=0"]);
+    });
+    path = await snapshotVhd(`${folder}/${layer}.vhd`, path);
+  }
+  return path;
+}
+
+/** Sees to it that a chain is in order and holds what its export held. */
+async function assertInOrder(path: string, content: string): Promise<void> {
+  await vhdUtilOk("check", "-n", path, "-p");
+  const read = `${content}.vhd-util`;
+  const script = `'${binaryPath("vhd-util")}' read -n '${path}' -r 0 -c ${
+    DISK_MIB * 2048
+  } >'${read}'`;
+  await runOk("/bin/sh", ["-c", script]);
+  await runOk("qemu-img", ["compare", "-f", "raw", "-F", "raw", read, content]);
+  Deno.removeSync(read);
+}
+
+fioTest(
+  "random writes 32 deep are there, on a raw disk",
+  () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const path = `${folder}/a.raw`;
+      Deno.writeFileSync(path, new Uint8Array(0));
+      Deno.truncateSync(path, DISK_MIB * MIB);
+      const disk = await tapdisks.serve(`aio:${path}`);
+      const [job] = await fio(disk.uri, RANDOM_WRITES);
+      assert.equal(job.error, 0);
+      assert.equal(job.write.io_bytes, 24 * MIB);
+      assert.ok(job.read.io_bytes >= 20 * MIB, "it was read back");
+      const compare = ["compare", "-f", "raw", "-F", "raw"];
+      await runOk("qemu-img", [...compare, disk.uri, path]);
+    }),
+);
+
+fioTest(
+  "random writes 32 deep are there, on a dynamic VHD",
+  () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
+      const disk = await tapdisks.serve(`vhd:${path}`);
+      const [job] = await fio(disk.uri, RANDOM_WRITES);
+      assert.equal(job.error, 0);
+      assert.equal(job.write.io_bytes, 24 * MIB);
+      await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
+      await tapdisks.stop(disk);
+      await assertInOrder(path, `${folder}/content`);
+      const vpc = `driver=vpc,force_size_calc=current_size,file.filename=${path}`;
+      const content = `driver=raw,file.filename=${folder}/content`;
+      await runOk("qemu-img", ["compare", "--image-opts", vpc, content]);
+    }),
+);
+
+fioTest(
+  "random writes 32 deep are there, on a chain of three",
+  () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const path = await makeChain(folder, 3);
+      const parents = [`${folder}/0.vhd`, `${folder}/1.vhd`];
+      const before = parents.map((parent) => Deno.statSync(parent).mtime);
+      const disk = await tapdisks.serve(`vhd:${path}`);
+      const [job] = await fio(disk.uri, RANDOM_WRITES);
+      assert.equal(job.error, 0);
+      await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
+      await tapdisks.stop(disk);
+      await assertInOrder(path, `${folder}/content`);
+      assert.deepEqual(parents.map((parent) => Deno.statSync(parent).mtime), before);
+    }),
+);
+
+fioTest(
+  "requests of all sizes from 512 bytes to 2 MiB are there, on a chain of two",
+  () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const path = await makeChain(folder, 2);
+      const disk = await tapdisks.serve(`vhd:${path}`);
+      const options = RANDOM_WRITES.filter((option) => !option.startsWith("bs="));
+      // Verification goes by blocks of one size, so what is written is a multiple of it.
+      const [job] = await fio(disk.uri, [...options, SIZES, "verify_interval=512"]);
+      assert.equal(job.error, 0);
+      await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
+      await tapdisks.stop(disk);
+      await assertInOrder(path, `${folder}/content`);
+    }),
+);
+
+fioTest(
+  "several jobs on one export verify their own parts, with flushes and trims between",
+  () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
+      const disk = await tapdisks.serve(`vhd:${path}`);
+      const verified = ["bs=8k", "iodepth=16", "io_size=6M", "verify=crc32c", "verify_fatal=1"];
+      const part = (index: number) => [`offset=${index * 16}M`, "size=16M"];
+      const jobs = await fio(disk.uri, ["randrepeat=0"], {
+        jobs: [
+          ["name=writer", "rw=randwrite", "fsync=16", ...verified, ...part(0)],
+          ["name=sequential", "rw=write", ...verified, ...part(1)],
+          ["name=trimmer", "rw=randtrimwrite", "bs=64k", "iodepth=8", "io_size=8M", ...part(2)],
+          ["name=reader", "rw=randread", "bs=4k", "iodepth=32", "io_size=16M", "size=100%"],
+        ],
+      });
+      assert.deepEqual(jobs.map(({ jobname, error }) => [jobname, error]), [
+        ["writer", 0],
+        ["sequential", 0],
+        ["trimmer", 0],
+        ["reader", 0],
+      ]);
+      assert.ok(jobs[2].trim.total_ios > 0);
+      await tapdisks.stop(disk);
+      await vhdUtilOk("check", "-n", path);
+    }),
+);

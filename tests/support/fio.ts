@@ -1,0 +1,60 @@
+/**
+ * fio with its NBD engine, and its report.
+ *
+ * @module
+ */
+import { run } from "./tools.ts";
+
+/** What fio says of one direction of a job. */
+export interface FioDirection {
+  readonly io_bytes: number;
+  readonly total_ios: number;
+  readonly iops: number;
+  /** Bytes a second. */
+  readonly bw_bytes: number;
+  readonly runtime: number;
+}
+
+/** What fio says of a job. */
+export interface FioJob {
+  readonly jobname: string;
+  readonly error: number;
+  readonly read: FioDirection;
+  readonly write: FioDirection;
+  readonly trim: FioDirection;
+}
+
+/**
+ * Runs fio against an export. `options` are fio's, without the dashes: `rw=randread`. `jobs` are
+ * further jobs, each a list of options that begins with its name, with `options` in front of them.
+ *
+ * @throws {Error} With what fio printed besides its report, when it finds wrong data or anything else fails.
+ */
+export async function fio(
+  uri: string,
+  options: readonly string[],
+  { jobs = [["name=job"]], timeoutMs }: {
+    jobs?: readonly (readonly string[])[];
+    timeoutMs?: number;
+  } = {},
+): Promise<FioJob[]> {
+  const common = ["ioengine=nbd", `uri=${uri}`, ...options];
+  // fio takes what comes before the first name as the default of all jobs.
+  const args = [...common, ...jobs.flat()].map((option) => `--${option}`);
+  const folder = Deno.makeTempDirSync({ prefix: "fio-" });
+  try {
+    // Where it keeps the state of a verification.
+    const options = { cwd: folder, timeoutMs };
+    const { code, stdout, stderr } = await run("fio", ["--output-format=json", ...args], options);
+    // The engine prints a line before the report.
+    const start = stdout.search(/^\{/m);
+    if (code !== 0 || start < 0) {
+      const before = start < 0 ? stdout : stdout.slice(0, start);
+      throw new Error(`fio ${args.join(" ")} ended with status ${code}\n${before}${stderr}`);
+    }
+    const report: { jobs: FioJob[] } = JSON.parse(stdout.slice(start));
+    return report.jobs;
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
