@@ -261,7 +261,31 @@ export class VhdDisk implements ImageDriver {
       return this.#wait(piece, entry);
     }
     if (entry < NONE) return this.#sink.pieceDone(slot, count, NONE - entry);
+    if (address === this.#context.zeroAddress && !this.#showsParentAt(sector)) {
+      return this.#writeZeros(writer, slot, sector, count, entry);
+    }
     writer.write(slot, sector, count, address, entry);
+  }
+
+  /** Writes zeros from the first to the last sector of a range that hold data; others are zero. */
+  #writeZeros(writer: VhdWriter, slot: number, sector: number, count: number, entry: number): void {
+    const bits = this.#cache.onDisk;
+    const start = this.#cache.bitOf(entry) + this.#inBlock(sector);
+    const end = start + count;
+    const first = testBit(bits, start) ? start : runEnd(bits, start, end);
+    let last = end;
+    while (last > first && !testBit(bits, last - 1)) last--;
+    const skipped = count - (last - first);
+    if (last > first) {
+      const { zeroAddress } = this.#context;
+      writer.write(slot, sector + first - start, last - first, zeroAddress, entry);
+    }
+    if (skipped > 0) this.#sink.pieceDone(slot, skipped, 0);
+  }
+
+  /** Whether something below shows through at a sector that this image does not hold. */
+  #showsParentAt(sector: number): boolean {
+    return this.#below !== null && sector < this.#below.sectors;
   }
 
   /** The entry of a block that is not in the BAT; -1: all are in use; below that: -1 - errno. */
@@ -298,8 +322,7 @@ export class VhdDisk implements ImageDriver {
 
   #zeroInBlock(slot: number, sector: number, count: number, block: number): void {
     const unused = this.#file.locationOf(block) === NONE && this.#cache.find(block) === NONE;
-    const covered = this.#below !== null && sector < this.#below.sectors;
-    if (unused && !covered) return this.#sink.pieceDone(slot, count, 0);
+    if (unused && !this.#showsParentAt(sector)) return this.#sink.pieceDone(slot, count, 0);
     const most = this.#context.zeroBytes / SECTOR_BYTES;
     for (let done = 0; done < count; done += most) {
       this.write(slot, sector + done, Math.min(most, count - done), this.#context.zeroAddress);
