@@ -1,0 +1,242 @@
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { coalesce, type CoalesceOptions } from "../../src/offline/coalesce.ts";
+import { copyImage } from "../../src/offline/copy.ts";
+import { openChain } from "../../src/vhd/chain.ts";
+import { checkImage } from "../../src/vhd/check.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { openVhd } from "../../src/vhd/image.ts";
+import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
+import { readRange } from "../../src/vhd/read.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { setKeyhash } from "../../src/vhd/snapshot.ts";
+import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { memoryEngine, randomFrom } from "../support/memory_engine.ts";
+import { getFile, putFile } from "../support/vhd.ts";
+
+const MIB = 1024 * 1024;
+const SECTOR = 512;
+const DISK = 12 * MIB;
+
+/** Overwrites stretches of an image, some of them whole blocks, with bytes of its own. */
+function scribble(storage: MemoryStorage, path: string, seed: number): void {
+  const random = randomFrom(seed);
+  const image = openVhd(path, { storage, readOnly: false });
+  for (let i = 0; i < 6; i++) {
+    const sectors = 1 + Math.floor(random() * (i === 0 ? 5000 : 300));
+    const at = Math.floor(random() * (DISK / SECTOR - sectors));
+    const bytes = new Uint8Array(sectors * SECTOR).fill(seed * 16 + i);
+    writeRange(image, bytes, at * SECTOR);
+  }
+  finishWriting(image);
+}
+
+function contentOf(storage: MemoryStorage, path: string): Uint8Array {
+  const chain = openChain(path, { storage });
+  const content = new Uint8Array(chain.images[0].sizeBytes);
+  readRange(chain, content, 0);
+  chain.close();
+  return content;
+}
+
+function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return Buffer.compare(a, b) === 0;
+}
+
+/** Three VHDs on each other, the last on a raw image if wanted. */
+function makeChain({ raw }: { raw: boolean }): MemoryStorage {
+  const storage = new MemoryStorage();
+  if (raw) {
+    const bytes = new Uint8Array(DISK).fill(0x77, 3 * MIB, 9 * MIB);
+    putFile(storage, "/raw", bytes);
+    snapshot("/a.vhd", { storage, parent: "/raw", rawParent: true });
+  } else createDynamic("/a.vhd", { storage, sizeBytes: DISK });
+  scribble(storage, "/a.vhd", 1);
+  snapshot("/b.vhd", { storage, parent: "/a.vhd" });
+  scribble(storage, "/b.vhd", 2);
+  snapshot("/c.vhd", { storage, parent: "/b.vhd" });
+  scribble(storage, "/c.vhd", 3);
+  return storage;
+}
+
+class Killed extends Error {}
+
+/** Runs work that dies before its n-th change; true when it came to its end before that. */
+async function killedAt(
+  storage: MemoryStorage,
+  { operation, seed }: { operation: number; seed: number },
+  work: (seed: number) => Promise<unknown>,
+): Promise<boolean> {
+  let left = operation;
+  storage.beforeOperation = () => {
+    if (left-- === 0) throw new Killed();
+  };
+  try {
+    await work(seed);
+    return true;
+  } catch (error) {
+    if (!(error instanceof Killed)) throw error;
+    return false;
+  } finally {
+    storage.beforeOperation = null;
+  }
+}
+
+interface Scenario {
+  readonly name: string;
+  readonly raw: boolean;
+  readonly top: string;
+  readonly options: CoalesceOptions;
+  /** The image that is to read like the top afterwards. */
+  readonly result: string;
+}
+
+const SCENARIOS: readonly Scenario[] = [
+  { name: "into the parent", raw: false, top: "/c.vhd", options: {}, result: "/b.vhd" },
+  { name: "into a parent without one", raw: false, top: "/b.vhd", options: {}, result: "/a.vhd" },
+  {
+    name: "into an ancestor, sparsely",
+    raw: false,
+    top: "/c.vhd",
+    options: { ancestor: "/a.vhd", sparse: true },
+    result: "/a.vhd",
+  },
+  { name: "into a raw parent", raw: true, top: "/a.vhd", options: {}, result: "/raw" },
+  {
+    name: "into a new image on the parent of the oldest",
+    raw: true,
+    top: "/c.vhd",
+    options: { output: "/new.vhd", oldest: "/b.vhd" },
+    result: "/new.vhd",
+  },
+];
+
+for (const { name, raw, top, options, result } of SCENARIOS) {
+  Deno.test(`coalesce ${name}: killed anywhere and run again, all reads the same`, async () => {
+    const start = makeChain({ raw });
+    const wanted = contentOf(start, top);
+    const wantedC = contentOf(start, "/c.vhd");
+    let kills = 0;
+    for (let operation = 0, ended = false; !ended; operation++) {
+      const storage = start.snapshot();
+      const seed = operation + 7;
+      const work = (seed: number): Promise<number> =>
+        coalesce(top, { ...options, engine: memoryEngine(storage, seed) });
+      ended = await killedAt(storage, { operation, seed }, work);
+      if (!ended) {
+        kills++;
+        assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `reads the same, ${operation}`);
+        await work(seed + 1);
+      }
+      assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `chain, killed at ${operation}`);
+      const got = result === "/raw" ? getFile(storage, "/raw") : contentOf(storage, result);
+      assert.ok(sameBytes(got, wanted), `result, killed at ${operation}`);
+      if (result === "/raw") continue;
+      const { valid, findings } = checkImage(result, { storage, checkData: true });
+      assert.ok(valid, JSON.stringify(findings));
+    }
+    assert.ok(kills > 5, `${kills} kills`);
+  });
+}
+
+Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => {
+  const start = makeChain({ raw: true });
+  const wanted = contentOf(start, "/c.vhd");
+  for (let operation = 0, ended = false; !ended; operation++) {
+    const storage = start.snapshot();
+    const work = (seed: number): Promise<number> =>
+      copyImage("/c.vhd", "/copy.vhd", { engine: memoryEngine(storage, seed) });
+    ended = await killedAt(storage, { operation, seed: operation }, work);
+    if (!ended) {
+      assert.equal(storage.exists("/copy.vhd"), false);
+      await work(operation + 1);
+    }
+    assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), wanted));
+    const image = openVhd("/copy.vhd", { storage });
+    assert.equal(image.type, "dynamic");
+    assert.equal(checkImage("/copy.vhd", { storage, checkData: true }).valid, true);
+  }
+});
+
+Deno.test("coalesce counts the sectors of the layers, each once, and moves only those", async () => {
+  const storage = new MemoryStorage();
+  createDynamic("/a.vhd", { storage, sizeBytes: DISK });
+  snapshot("/b.vhd", { storage, parent: "/a.vhd", keepEmptyParent: true });
+  const write = (path: string, sector: number, sectors: number, value: number): void => {
+    const image = openVhd(path, { storage, readOnly: false });
+    writeRange(image, new Uint8Array(sectors * SECTOR).fill(value), sector * SECTOR);
+    finishWriting(image);
+  };
+  write("/b.vhd", 100, 50, 1);
+  snapshot("/c.vhd", { storage, parent: "/b.vhd" });
+  write("/c.vhd", 120, 50, 2);
+  const engine = memoryEngine(storage);
+  assert.equal(await coalesce("/c.vhd", { ancestor: "/a.vhd", engine }), 70);
+  const a = openVhd("/a.vhd", { storage });
+  assert.equal([...a.bat].filter((entry) => entry !== 0xffff_ffff).length, 1);
+  assert.equal(a.footerSource, "primary");
+});
+
+Deno.test("sparse: blocks of zeros are left out where they are zeros anyway, and nowhere else", async () => {
+  const storage = new MemoryStorage();
+  createDynamic("/a.vhd", { storage, sizeBytes: DISK });
+  scribble(storage, "/a.vhd", 1);
+  snapshot("/b.vhd", { storage, parent: "/a.vhd" });
+  snapshot("/c.vhd", { storage, parent: "/b.vhd", keepEmptyParent: true });
+  const image = openVhd("/c.vhd", { storage, readOnly: false });
+  writeRange(image, new Uint8Array(DISK), 0);
+  finishWriting(image);
+  const engine = memoryEngine(storage);
+  await coalesce("/c.vhd", { sparse: true, engine });
+  assert.ok(contentOf(storage, "/b.vhd").every((byte) => byte === 0), "hides what is below");
+  await copyImage("/c.vhd", "/copy.vhd", { engine });
+  assert.ok(openVhd("/copy.vhd", { storage }).bat.every((entry) => entry === 0xffff_ffff));
+});
+
+Deno.test("fixed images: copied as such, and coalesced into", async () => {
+  const storage = new MemoryStorage();
+  createFixed("/a.vhd", { storage, sizeBytes: DISK, sparse: true });
+  scribble(storage, "/a.vhd", 1);
+  snapshot("/b.vhd", { storage, parent: "/a.vhd" });
+  scribble(storage, "/b.vhd", 2);
+  const wanted = contentOf(storage, "/b.vhd");
+  const engine = memoryEngine(storage);
+  await copyImage("/a.vhd", "/copy.vhd", { engine });
+  assert.equal(openVhd("/copy.vhd", { storage }).type, "fixed");
+  assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), contentOf(storage, "/a.vhd")));
+  await coalesce("/b.vhd", { engine });
+  assert.ok(sameBytes(contentOf(storage, "/a.vhd"), wanted));
+  assert.equal(checkImage("/a.vhd", { storage }).valid, true);
+});
+
+Deno.test("what cannot be coalesced is refused before anything is written", async () => {
+  const storage = makeChain({ raw: false });
+  const engine = memoryEngine(storage);
+  createDynamic("/other.vhd", { storage, sizeBytes: DISK });
+  storage.beforeOperation = (operation, path) => assert.fail(`${operation} of ${path}`);
+  await assert.rejects(coalesce("/a.vhd", { engine }), /no differencing image/);
+  await assert.rejects(
+    coalesce("/c.vhd", { ancestor: "/other.vhd", engine }),
+    /other.vhd is no ancestor of it/,
+  );
+  await assert.rejects(coalesce("/c.vhd", { output: "/other.vhd", engine }), /EEXIST/);
+  await assert.rejects(copyImage("/c.vhd", "/other.vhd", { engine }), /EEXIST/);
+  storage.beforeOperation = null;
+  const keyhash = { cookie: 1, nonce: new Uint8Array(32), hash: new Uint8Array(32).fill(1) };
+  setKeyhash(storage, "/c.vhd", keyhash);
+  await assert.rejects(coalesce("/c.vhd", { engine }), /one is encrypted, the other is not/);
+});
+
+Deno.test("a copy of an encrypted image carries the trace of its key, zeros and all", async () => {
+  const storage = new MemoryStorage();
+  createDynamic("/a.vhd", { storage, sizeBytes: DISK });
+  const keyhash = { cookie: 1, nonce: new Uint8Array(32), hash: new Uint8Array(32).fill(1) };
+  setKeyhash(storage, "/a.vhd", keyhash);
+  const image = openVhd("/a.vhd", { storage, readOnly: false });
+  writeRange(image, new Uint8Array(SECTOR), 0);
+  finishWriting(image);
+  await copyImage("/a.vhd", "/copy.vhd", { engine: memoryEngine(storage) });
+  const copy = openVhd("/copy.vhd", { storage });
+  assert.deepEqual(copy.batmap?.header.keyhash, keyhash);
+  assert.notEqual(copy.bat[0], 0xffff_ffff, "zeros of an encrypted image are data");
+});
