@@ -65,8 +65,14 @@ export class Tapdisks {
   } = {}): Promise<Disk> {
     const server = pid ?? await this.spawn();
     const minor = Number((await this.tapCtlOk("allocate")).replace(/^.*-/, ""));
-    await this.tapCtlOk("attach", "-p", `${server}`, "-m", `${minor}`);
-    await this.tapCtlOk("open", "-p", `${server}`, "-m", `${minor}`, "-a", image, ...options);
+    const address = ["-p", `${server}`, "-m", `${minor}`];
+    await this.tapCtlOk("attach", ...address);
+    const opened = await this.tapCtl("open", ...address, "-a", image, ...options);
+    if (opened.code !== 0) {
+      await this.tapCtlOk("detach", ...address);
+      await this.tapCtlOk("free", "-m", `${minor}`);
+      throw new Error(`Cannot serve ${image}: ${opened.stderr}`);
+    }
     const socket = `${this.controlFolder}/nbd${server}.${minor}`;
     const disk = { pid: server, minor, image, socket, uri: `nbd+unix:///?socket=${socket}` };
     this.#disks.add(disk);
