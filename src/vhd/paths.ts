@@ -27,7 +27,7 @@ function doubleDashes(name: string): string {
 }
 
 /** An absolute path without `.`, `..` and doubled slashes; links stay as they are. */
-function normalizePath(storage: Storage, path: string): string {
+export function normalizePath(storage: Storage, path: string): string {
   const parts: string[] = [];
   const from = path.startsWith("/") ? path : `${storage.workingDirectory()}/${path}`;
   for (const part of from.split("/")) {

@@ -28,6 +28,8 @@ export class VhdFile {
   #sizeBytes: number;
   #fullChanged = false;
   #grown = false;
+  /** Whether any block was added since the image was opened. */
+  #allocated = false;
 
   constructor(image: VhdImage, disk: DiskFile) {
     this.image = image;
@@ -95,6 +97,7 @@ export class VhdFile {
     }
     this.#endSector = end;
     this.#grown = true;
+    this.#allocated = true;
     return sector;
   }
 
@@ -125,14 +128,16 @@ export class VhdFile {
 
   #writeEnd(): void {
     const { file, footer } = this.image;
-    const claimed = this.#endSector;
-    this.#endSector = endOfDataSector(this.image);
-    if (claimed > this.#endSector && !this.disk.isBlockDevice) {
-      this.#sizeBytes = (this.#endSector + 1) * SECTOR_BYTES;
-      file.truncate(this.#sizeBytes);
-      this.#grown = true;
+    if (this.#allocated) {
+      this.#endSector = endOfDataSector(this.image);
+      if (!this.disk.isBlockDevice) {
+        this.#sizeBytes = (this.#endSector + 1) * SECTOR_BYTES;
+        file.truncate(this.#sizeBytes);
+      }
+      file.writeAt(encodeFooter(footer), this.footerOffsetBytes);
+    } else if (this.image.footerSource !== "primary") {
+      file.writeAt(encodeFooter(footer), this.footerOffsetBytes);
     }
-    if (this.#grown) file.writeAt(encodeFooter(footer), this.footerOffsetBytes);
   }
 
   /** Closes an image that was only read. */

@@ -1,0 +1,29 @@
+/**
+ * Pseudo-random numbers from a seed (mulberry32), the same on every machine: what a simulation
+ * found once it finds again.
+ */
+export class Random {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = seed >>> 0;
+  }
+
+  /** The next number, from 0 up to but not 1. */
+  next(): number {
+    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(this.#state ^ (this.#state >>> 15), this.#state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 0x1_0000_0000;
+  }
+
+  /** The next whole number from 0 up to but not `end`. */
+  below(end: number): number {
+    return Math.floor(this.next() * end);
+  }
+
+  /** True in a share `probability` of all calls. */
+  chance(probability: number): boolean {
+    return this.next() < probability;
+  }
+}

@@ -1,0 +1,165 @@
+/**
+ * A device on a simulated disk: the engine's own code, its clock and its disk simulated.
+ *
+ * @module
+ */
+import { SimulatedDisk, type SimulatedDiskOptions } from "../../src/queue/simulated_disk.ts";
+import { SimulatedScheduler } from "../../src/scheduler/simulated_scheduler.ts";
+import { createVbdContext, type VbdContext } from "../../src/vbd/engine.ts";
+import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
+import { type OpenOptions, Vbd } from "../../src/vbd/vbd.ts";
+
+export const SECTOR_BYTES = 512;
+
+/** How a request ended; null while it has not. */
+export interface Outcome {
+  errno: number | null;
+  /** What a read brought. */
+  data: Uint8Array | null;
+}
+
+/** The process: one disk, one scheduler, any number of devices. */
+export class Simulation {
+  readonly scheduler: SimulatedScheduler;
+  readonly disk: SimulatedDisk;
+  readonly context: VbdContext;
+  readonly log: string[] = [];
+
+  /** @param before A simulation whose power was cut: its disk is found as it was left. */
+  constructor(options: SimulatedDiskOptions, before?: Simulation) {
+    this.scheduler = new SimulatedScheduler();
+    this.disk = before?.disk.cutPower(this.scheduler, options) ??
+      new SimulatedDisk(this.scheduler, options);
+    this.context = createVbdContext({
+      scheduler: this.scheduler,
+      backend: this.disk,
+      files: this.disk,
+      log: (message) => this.log.push(message),
+    });
+  }
+
+  /** Opens an image as a device. */
+  open(name: string, options: OpenOptions = {}): SimulatedDevice {
+    const device = new SimulatedDevice(this, new Vbd(this.context, 0));
+    device.vbd.open(name, options);
+    return device;
+  }
+
+  /** Lets time pass until `done`; throws when nothing happens any more before it is. */
+  runUntil(done: () => boolean, what: string): void {
+    if (!this.scheduler.runUntil(done)) throw new Error(`${what} never ended`);
+  }
+}
+
+/** A device and its only client. */
+export class SimulatedDevice implements RequestOwner {
+  readonly #outcomes = new Map<number, { outcome: Outcome; readBytes: number }>();
+
+  constructor(readonly simulation: Simulation, readonly vbd: Vbd) {}
+
+  #start(kind: RequestKind, sector: number, count: number, fua = false): Outcome {
+    const slot = this.#takeSlot();
+    const outcome: Outcome = { errno: null, data: null };
+    const readBytes = kind === RequestKind.Read ? count * SECTOR_BYTES : 0;
+    this.#outcomes.set(slot, { outcome, readBytes });
+    this.vbd.requests.start(slot, kind, sector, count, fua, this);
+    return outcome;
+  }
+
+  #takeSlot(): number {
+    let slot = this.vbd.requests.takeSlot();
+    while (slot < 0) {
+      if (!this.simulation.scheduler.turn()) throw new Error("No slot becomes free");
+      slot = this.vbd.requests.takeSlot();
+    }
+    return slot;
+  }
+
+  requestDone(slot: number, errno: number): void {
+    const entry = this.#outcomes.get(slot);
+    if (entry === undefined) throw new Error(`Slot ${slot} ended twice`);
+    this.#outcomes.delete(slot);
+    entry.outcome.errno = errno;
+    if (entry.readBytes > 0 && errno === 0) {
+      const start = this.vbd.requests.slotOffset(slot);
+      entry.outcome.data = this.vbd.requests.memory.bytes.slice(start, start + entry.readBytes);
+    }
+    this.vbd.requests.releaseSlot(slot);
+  }
+
+  /** Starts to write; each sector of `data` where it belongs. */
+  write(sector: number, data: Uint8Array, fua = false): Outcome {
+    const slot = this.#takeSlot();
+    this.vbd.requests.memory.bytes.set(data, this.vbd.requests.slotOffset(slot));
+    const outcome: Outcome = { errno: null, data: null };
+    this.#outcomes.set(slot, { outcome, readBytes: 0 });
+    const count = data.length / SECTOR_BYTES;
+    this.vbd.requests.start(slot, RequestKind.Write, sector, count, fua, this);
+    return outcome;
+  }
+
+  read(sector: number, count: number): Outcome {
+    return this.#start(RequestKind.Read, sector, count);
+  }
+
+  zero(sector: number, count: number): Outcome {
+    return this.#start(RequestKind.Zero, sector, count);
+  }
+
+  discard(sector: number, count: number): Outcome {
+    return this.#start(RequestKind.Discard, sector, count);
+  }
+
+  flush(): Outcome {
+    return this.#start(RequestKind.Flush, 0, 0);
+  }
+
+  /** Runs until nothing that was started is left. */
+  settle(): void {
+    this.simulation.runUntil(() => this.#outcomes.size === 0, "A request");
+  }
+
+  /** Pauses; throws on an error. */
+  pause(): void {
+    this.#whole("Pausing", (done) => this.vbd.pause(done));
+  }
+
+  /** Resumes with the same or another image; throws on an error. */
+  resume(name: string | null = null): void {
+    this.#whole("Resuming", (done) => this.vbd.resume(name, done));
+  }
+
+  /** Closes; throws on an error. */
+  close(): void {
+    this.#whole("Closing", (done) => this.vbd.close(done));
+    this.vbd.destroy();
+  }
+
+  #whole(what: string, start: (done: (errno: number, message: string) => void) => void): void {
+    let result: number | null = null;
+    start((errno) => result = errno);
+    this.simulation.runUntil(() => result !== null, what);
+    if (result !== 0) throw new Error(`${what} ended with error ${result}`);
+  }
+}
+
+/** Sectors that say where they belong and which write they come from. */
+export function stampedSectors(sector: number, count: number, stamp: number): Uint8Array {
+  const words = new Uint32Array(count * SECTOR_BYTES / 4);
+  for (let i = 0; i < count; i++) {
+    words.fill(stamp, i * 128, (i + 1) * 128);
+    words[i * 128] = sector + i;
+  }
+  return new Uint8Array(words.buffer);
+}
+
+/** The stamp of a sector; 0 for one that is zero; throws for one that is torn or misplaced. */
+export function stampOf(data: Uint8Array, index: number, sector: number): number {
+  const words = new Uint32Array(data.buffer, data.byteOffset + index * SECTOR_BYTES, 128);
+  const stamp = words[127];
+  const place = stamp === 0 ? 0 : sector;
+  if (words[0] !== place || words.subarray(1).some((word) => word !== stamp)) {
+    throw new Error(`Sector ${sector} is torn or holds sector ${words[0]} (stamps ${stamp})`);
+  }
+  return stamp;
+}
