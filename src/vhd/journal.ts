@@ -62,12 +62,12 @@ interface Recorded extends ByteRange {
 /**
  * Writes a journal of an image as it is, and brings it to stable storage.
  *
- * @param options.overwritten What of the file, besides the metadata, the change is going to
- * overwrite; whole sectors.
+ * @param options.overwritten What of the file, besides the metadata, is going to be overwritten; whole
+ * sectors.
  * @throws {SystemError} EEXIST when the journal is a file that is there already; what the file system
  * says. The image has not been touched then, and a file that was begun is gone.
  */
-export function writeJournal(
+function writeJournal(
   path: string,
   image: VhdImage,
   { overwritten }: { overwritten: readonly ByteRange[] },
@@ -367,4 +367,54 @@ function restore(
   if (!image.isBlockDevice) image.truncate(header.footerOffsetBytes + HD_FOOTER_SIZE);
   image.sync();
   for (const entry of entries) if (isFooter(entry)) put(entry);
+}
+
+/** How a change is journaled. */
+export interface JournalOptions {
+  /** A file that is not there yet, or a block device. */
+  readonly journal: string;
+}
+
+/** A change failed and could not be undone either: the journal is still there. */
+export class RevertError extends SystemError {
+  constructor(path: string, journal: string, readonly failure: SystemError) {
+    super(
+      failure.errno,
+      `Cannot undo what was begun on ${path}; revert it with ${journal} once this is mended`,
+    );
+  }
+}
+
+/**
+ * Makes a change under a journal: undone when it fails, and the journal ended when it does not.
+ *
+ * @param options.overwritten What of the file, besides the metadata, the change overwrites.
+ * @throws {SystemError} EINVAL when the image has no footer at its end; what {@linkcode writeJournal}
+ * and the change throw; {@linkcode RevertError}.
+ */
+export function changeJournaled(
+  image: VhdImage,
+  { journal, overwritten }: JournalOptions & { overwritten: readonly ByteRange[] },
+  change: () => void,
+): void {
+  const { path, storage } = image;
+  if (image.footerSource !== "primary") {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot change ${path}: it has no good footer at its end, repair it first`,
+    );
+  }
+  writeJournal(journal, image, { overwritten });
+  try {
+    change();
+  } catch (error) {
+    try {
+      revertJournal(path, { storage, journal });
+    } catch (failure) {
+      if (!(failure instanceof SystemError)) throw failure;
+      throw new RevertError(path, journal, failure);
+    }
+    throw error;
+  }
+  discardJournal(journal, { storage });
 }

@@ -8,13 +8,7 @@ import { updateFooters } from "./footer_writer.ts";
 import { geometryOfSize, packGeometry } from "./geometry.ts";
 import { encodeHeader } from "./header.ts";
 import { openVhd, type VhdImage } from "./image.ts";
-import {
-  disableImage,
-  discardJournal,
-  footerOffsetOf,
-  revertJournal,
-  writeJournal,
-} from "./journal.ts";
+import { changeJournaled, disableImage, footerOffsetOf, type JournalOptions } from "./journal.ts";
 import { batmapHeaderOffset, blocksOf } from "./layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
 import { planResize, type ResizePlan } from "./resize_plan.ts";
@@ -27,22 +21,6 @@ export interface ResizeOptions {
   readonly storage?: Storage;
   /** Rounded up to whole blocks; a fixed image takes any number of whole sectors. */
   readonly sizeBytes: number;
-}
-
-/** How a change is journaled. */
-export interface JournalOptions {
-  /** A file that is not there yet, or a block device. */
-  readonly journal: string;
-}
-
-/** A change failed and could not be undone either: the journal is still there. */
-export class RevertError extends SystemError {
-  constructor(path: string, journal: string, readonly failure: SystemError) {
-    super(
-      failure.errno,
-      `Cannot undo what was begun on ${path}; revert it with ${journal} once this is mended`,
-    );
-  }
 }
 
 /** Only images with our layout can be resized. */
@@ -68,7 +46,7 @@ export function resizeVhd(path: string, options: ResizeOptions & JournalOptions)
   validateNewSize(path, sizeBytes);
   const image = openVhd(path, { storage, readOnly: false });
   try {
-    requireFooter(image);
+    requireOurs(image);
     if (image.type === "fixed") resizeFixed(image, { journal, sizeBytes });
     else resizeSparse(image, { journal, sizeBytes });
   } finally {
@@ -123,40 +101,11 @@ function requireOurs(image: VhdImage): void {
   if (!createdByTap(image.footer)) throw new ForeignImageError(image.path);
 }
 
-function requireFooter(image: VhdImage): void {
-  requireOurs(image);
-  if (image.footerSource === "primary") return;
-  throw new SystemError(
-    Errno.EINVAL,
-    `Cannot resize ${image.path}: it has no good footer at its end, repair it first`,
-  );
-}
-
 function setSize(image: VhdImage, sizeBytes: number): void {
   image.footer.currentSize = BigInt(sizeBytes);
   image.footer.geometry = packGeometry(geometryOfSize(sizeBytes));
   image.sizeBytes = sizeBytes;
   if (image.header !== null) image.blocks = blocksOf(sizeBytes, image.blockSizeBytes);
-}
-
-/**
- * Makes a change under a journal that was just written: undone when it fails, and the journal ended
- * when it does not.
- */
-export function changeJournaled(image: VhdImage, journal: string, change: () => void): void {
-  const { path, storage } = image;
-  try {
-    change();
-  } catch (error) {
-    try {
-      revertJournal(path, { storage, journal });
-    } catch (failure) {
-      if (!(failure instanceof SystemError)) throw failure;
-      throw new RevertError(path, journal, failure);
-    }
-    throw error;
-  }
-  discardJournal(journal, { storage });
 }
 
 function resizeSparse(
@@ -172,15 +121,24 @@ function resizeSparse(
       `Cannot shrink ${image.path} to ${sizeBytes} bytes: block ${block} holds data behind that`,
     );
   }
-  const plan = planResize(image, blocks * image.blockSizeBytes);
-  writeJournal(journal, image, plan);
-  changeJournaled(image, journal, () => carryOut(image, plan));
+  const plan = planResize(image, { sizeBytes: blocks * image.blockSizeBytes });
+  const locators = readLocators(image);
+  const { overwritten } = plan;
+  changeJournaled(image, { journal, overwritten }, () => carryOut(image, plan, locators));
 }
 
-function carryOut(image: VhdImage, plan: ResizePlan): void {
+/**
+ * Brings an image to the state that a plan describes, under a journal.
+ *
+ * @param locators What the header's locators are to point to, by index; null for unused ones.
+ */
+export function carryOut(
+  image: VhdImage,
+  plan: ResizePlan,
+  locators: readonly (Uint8Array<ArrayBuffer> | null)[],
+): void {
   const { file, header } = image;
   if (header === null) throw new RangeError(`${image.path} has no header`);
-  const locators = readLocators(image);
   disableImage(image);
   moveBlocks(image, plan);
   setSize(image, plan.sizeBytes);
@@ -201,7 +159,7 @@ function carryOut(image: VhdImage, plan: ResizePlan): void {
 }
 
 /** The names that the locators point to, with all the room that they have; null for unused ones. */
-function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[] {
+export function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[] {
   return (image.header?.locators ?? []).map((locator) => {
     if (locator.code === PLAT_CODE_NONE) return null;
     const bytes = new Uint8Array(locatorSpaceBytes(locator));
@@ -269,9 +227,8 @@ function resizeFixed(
   // What lies between data and footer, if anything, and the zeros where the new footer goes.
   const slack = { offsetBytes: oldBytes, lengthBytes: footerOffsetOf(image) - oldBytes };
   const place = { offsetBytes: sizeBytes, lengthBytes: HD_FOOTER_SIZE };
-  const overwritten = sizeBytes < oldBytes ? [place, slack] : [slack];
-  writeJournal(journal, image, { overwritten: file.isBlockDevice ? [] : overwritten });
-  changeJournaled(image, journal, () => {
+  const overwritten = file.isBlockDevice ? [] : sizeBytes < oldBytes ? [place, slack] : [slack];
+  changeJournaled(image, { journal, overwritten }, () => {
     disableImage(image);
     const endBytes = file.isBlockDevice ? footerOffsetOf(image) : sizeBytes;
     if (sizeBytes > oldBytes) writeZeros(file, oldBytes, sizeBytes - oldBytes);

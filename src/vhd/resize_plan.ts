@@ -5,7 +5,7 @@ import { HD_FOOTER_SIZE } from "./footer.ts";
 import { DD_HEADER_SIZE } from "./header.ts";
 import type { VhdImage } from "./image.ts";
 import { type ByteRange, footerOffsetOf } from "./journal.ts";
-import { nextBlockSector } from "./layout.ts";
+import { blocksOf, nextBlockSector } from "./layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
 import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "./units.ts";
 
@@ -35,13 +35,19 @@ export interface ResizePlan {
  * Works out how an image gets to another size; changes nothing. The BAT stays where it starts: what
  * lies behind it makes room, and so do the blocks behind that, which go to the end.
  *
- * @param sizeBytes Whole blocks.
+ * @param options.sizeBytes Whole blocks, or the size that the image has.
+ * @param options.locatorSpaces Room for the name of each of the header's locators; what they have by
+ * default.
  * @throws {SystemError} EINVAL when the metadata is not in the usual order; ENOSPC on a block device
  * that is too small.
  */
-export function planResize(image: VhdImage, sizeBytes: number): ResizePlan {
-  const batEntries = Math.max(image.bat.length, sizeBytes / image.blockSizeBytes);
-  const layout = layMetadata(image, { sizeBytes, batEntries });
+export function planResize(
+  image: VhdImage,
+  { sizeBytes, locatorSpaces }: { sizeBytes: number; locatorSpaces?: readonly number[] },
+): ResizePlan {
+  const batEntries = Math.max(image.bat.length, blocksOf(sizeBytes, image.blockSizeBytes));
+  const spaces = locatorSpaces ?? image.header?.locators.map(locatorSpaceBytes) ?? [];
+  const layout = layMetadata(image, { sizeBytes, batEntries, spaces });
   const { moves, endSector } = moveBlocks(image, layout.endOfHeadersBytes);
   const { file } = image;
   const endBytes = Math.max(endSector * VHD_SECTOR_SIZE, layout.endOfHeadersBytes);
@@ -65,13 +71,18 @@ type Layout = Pick<ResizePlan, "batmap" | "locatorOffsets" | "endOfHeadersBytes"
 
 function layMetadata(
   image: VhdImage,
-  { sizeBytes, batEntries }: { sizeBytes: number; batEntries: number },
+  { sizeBytes, batEntries, spaces }: {
+    sizeBytes: number;
+    batEntries: number;
+    spaces: readonly number[];
+  },
 ): Layout {
   const { header, batmap, batOffsetBytes } = image;
   const locators = header?.locators ?? [];
   const oldMapBytes = (batmap?.header.batmapSectors ?? 0) * VHD_SECTOR_SIZE;
   const fits = batBytes(batEntries) === batBytes(image.bat.length) &&
-    (batmap === null || batmapBytes(sizeBytes) <= oldMapBytes);
+    (batmap === null || batmapBytes(sizeBytes) <= oldMapBytes) &&
+    locators.every((locator, i) => spaces[i] <= locatorSpaceBytes(locator));
   if (fits) {
     return {
       batmap: batmap && { offsetBytes: batmap.offsetBytes, sectors: oldMapBytes / VHD_SECTOR_SIZE },
@@ -92,11 +103,12 @@ function layMetadata(
     newMap = { offsetBytes: end + BATMAP_HEADER_SIZE, sectors: mapBytes / VHD_SECTOR_SIZE };
     end += BATMAP_HEADER_SIZE + mapBytes;
   }
-  const locatorOffsets = locators.map((locator) => {
+  const locatorOffsets = locators.map((locator, i) => {
     const offsetBytes = Number(locator.dataOffset);
-    if (locator.code === PLAT_CODE_NONE || offsetBytes < batOffsetBytes) return offsetBytes;
+    const stays = offsetBytes < batOffsetBytes && spaces[i] <= locatorSpaceBytes(locator);
+    if (locator.code === PLAT_CODE_NONE || stays) return offsetBytes;
     const place = end;
-    end += locatorSpaceBytes(locator);
+    end += spaces[i];
     return place;
   });
   const endOfHeadersBytes = Math.max(end, image.endOfHeadersBytes);

@@ -95,3 +95,16 @@ export function errnoOf(error: unknown): number {
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
+
+/**
+ * Reports in the original's manner what could not be done: its words and the negative error number
+ * on standard output, the whole story on standard error.
+ *
+ * @returns The exit status.
+ */
+export function failedTo({ output }: CommandCall, words: string, error: unknown): number {
+  const errno = errnoOf(error);
+  output.print(`${words}${-errno}\n`);
+  output.printError(messageOf(error));
+  return errno;
+}

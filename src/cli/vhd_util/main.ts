@@ -19,9 +19,17 @@ export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new M
   ["snapshot", async () => (await import("./snapshot.ts")).snapshotCommand],
   ["query", async () => (await import("./query.ts")).queryCommand],
   ["read", async () => (await import("./read.ts")).readCommand],
+  ["set", async () => (await import("./set.ts")).setCommand],
+  ["repair", async () => (await import("./repair.ts")).repairCommand],
+  ["resize", async () => (await import("./resize.ts")).resizeCommand],
+  ["fill", async () => (await import("./fill.ts")).fillCommand],
   ["coalesce", async () => (await import("./coalesce.ts")).coalesceCommand],
+  ["modify", async () => (await import("./modify.ts")).modifyCommand],
   ["copy", async () => (await import("./copy.ts")).copyCommand],
+  ["scan", async () => (await import("./scan.ts")).scanCommand],
   ["check", async () => (await import("./check.ts")).checkCommand],
+  ["revert", async () => (await import("./revert.ts")).revertCommand],
+  ["key", async () => (await import("./key.ts")).keyCommand],
 ]);
 
 /** The exit status for each call of vhd-util; everything else goes to `output`. */

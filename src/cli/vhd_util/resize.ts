@@ -1,0 +1,89 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { openVhd } from "../../vhd/image.ts";
+import { ForeignImageError, growWithinMetadata, resizeVhd } from "../../vhd/resize.ts";
+import { RevertError } from "../../vhd/journal.ts";
+import { roundToBlocks } from "../../vhd/create.ts";
+import {
+  type CommandCall,
+  errnoOf,
+  failedTo,
+  messageOf,
+  type Subcommand,
+  UsageError,
+} from "./command.ts";
+
+const MIB = 1024 * 1024;
+
+/** `vhd-util resize`. */
+export const resizeCommand: Subcommand = {
+  name: "resize",
+  summary: "Change the size of an image's disk",
+  synopsis: "-n FILE -s MIB {-j JOURNAL | -f}",
+  usage: "options: <-n name> <-s size (in MB)> (<-j journal>|<-f fast>) [-h help]\n\n" +
+    "The resize operation can only be performed offline and must be journaled because " +
+    "resizing the metadata might require moving data blocks. However, if a VHD was created " +
+    "with -S <msize> option (during vhd-util create/snapshot), which preallocates the metadata " +
+    "for growing the VHD up to size <msize>, then resizing such a VHD up to <msize> can be " +
+    "performed online without journaling (-f option).",
+  options: [
+    { name: "n", value: "FILE", text: "the image" },
+    { name: "s", value: "MIB", text: "the new size, rounded up to whole blocks; at most 2088960" },
+    {
+      name: "j",
+      value: "JOURNAL",
+      text: "a new file, or a block device; for 'revert', if need be",
+    },
+    { name: "f", text: "grow within the room that 'create -S' made; a tapdisk may have the image" },
+  ],
+  example: `
+$ vhd-util resize -n disk.vhd -s 20480 -j disk.journal
+$ vhd-util query -n disk.vhd -v
+20480`,
+
+  run(call: CommandCall): number {
+    const path = call.required("n");
+    const size = call.number("s");
+    const journal = call.value("j");
+    const fast = call.has("f");
+    if (size === null || fast === (journal !== null)) throw new UsageError(null);
+    const sizeBytes = size * MIB;
+    try {
+      openVhd(path).close();
+    } catch (error) {
+      return failedTo(call, `error opening ${path}: `, error);
+    }
+    if (journal === null) return growFast(call, path, sizeBytes);
+    try {
+      resizeVhd(path, { sizeBytes, journal });
+      return 0;
+    } catch (error) {
+      return report(call, path, error);
+    }
+  },
+};
+
+function growFast({ output }: CommandCall, path: string, sizeBytes: number): number {
+  const image = openVhd(path);
+  image.close();
+  const rounded = roundToBlocks(sizeBytes);
+  if (rounded > 0 && rounded < image.sizeBytes) {
+    output.print(`${path}: size (${rounded}) < curr size (${image.sizeBytes})\n`);
+    return Errno.EINVAL;
+  }
+  growWithinMetadata(path, { sizeBytes });
+  return 0;
+}
+
+function report({ output }: CommandCall, path: string, error: unknown): number {
+  const errno = errnoOf(error);
+  if (error instanceof ForeignImageError) {
+    output.print(`${path} not created by xen; resize not supported\n`);
+  } else if (error instanceof SystemError && errno === Errno.EEXIST) {
+    output.print(`creating journal failed: ${-errno}\n`);
+  } else {
+    output.print(`resize failed: ${-errno}\n`);
+    if (error instanceof RevertError) output.print(`closing journal failed: ${-errno}\n`);
+  }
+  output.printError(messageOf(error));
+  return errno;
+}

@@ -1,0 +1,33 @@
+import { revertJournal } from "../../vhd/journal.ts";
+import { type CommandCall, failedTo, type Subcommand } from "./command.ts";
+
+/** `vhd-util revert`. */
+export const revertCommand: Subcommand = {
+  name: "revert",
+  summary: "Give an image back what it was before a change that was broken off",
+  synopsis: "-n FILE -j JOURNAL",
+  usage: "options: <-n name> <-j journal> [-h help]",
+  options: [
+    { name: "n", value: "FILE", text: "the image" },
+    {
+      name: "j",
+      value: "JOURNAL",
+      text: "the journal that the change left; it is gone afterwards",
+    },
+  ],
+  example: `
+$ vhd-util revert -n disk.vhd -j disk.journal
+$ vhd-util check -n disk.vhd
+disk.vhd is valid`,
+
+  run(call: CommandCall): number {
+    const path = call.required("n");
+    const journal = call.required("j");
+    try {
+      revertJournal(path, { journal });
+      return 0;
+    } catch (error) {
+      return failedTo(call, "opening journal failed: ", error);
+    }
+  },
+};

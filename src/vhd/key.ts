@@ -1,0 +1,144 @@
+/**
+ * The trace of an encryption key in an image: a hash by which the right key is known again. The key
+ * itself is in a file beside, `<image's name>,aes-xts-plain,<bits>.key`, and never in the image.
+ *
+ * @module
+ */
+
+import { createHash } from "node:crypto";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { allocatedBlocks } from "./bat.ts";
+import type { KeyHash } from "./batmap.ts";
+import { openVhd, type VhdImage } from "./image.ts";
+import { fileNameOf } from "./paths.ts";
+import { setKeyhash } from "./snapshot.ts";
+import { osStorage, type Storage } from "./storage.ts";
+
+/** The lengths that a key may have, in bits; half of each is for AES, half for the tweak. */
+export const CRYPTO_SUPPORTED_KEYSIZE = [512, 256] as const;
+/** Bytes of a nonce and of a hash. */
+export const KEYHASH_BYTES = 32;
+const MAX_KEY_BYTES = 64;
+
+/** Where files are. */
+export interface KeyOptions {
+  readonly storage?: Storage;
+}
+
+/** A file name that is not that of a key for the image. */
+export class KeyNameError extends SystemError {
+  constructor(keyPath: string, imagePath: string) {
+    super(
+      Errno.EPERM,
+      `Cannot use ${keyPath} as a key of ${imagePath}: its name is not ` +
+        `${baseName(imagePath)},aes-xts-plain,512.key or …256.key`,
+    );
+  }
+}
+
+/** The hash of a key: SHA-256 of the nonce and the key. */
+export function hashKey(key: Uint8Array, nonce: Uint8Array): Uint8Array {
+  return new Uint8Array(createHash("sha256").update(nonce).update(key).digest());
+}
+
+/**
+ * Reads a key from its file: the first 64 bytes are the most that count.
+ *
+ * @throws {SystemError} EIO when the file holds more; what the file system says.
+ */
+export function readKey(path: string, { storage = osStorage }: KeyOptions = {}): Uint8Array {
+  const file = storage.open(path, "read");
+  try {
+    const sizeBytes = file.sizeBytes();
+    if (sizeBytes > MAX_KEY_BYTES) {
+      throw new SystemError(Errno.EIO, `Cannot use ${path} as a key: it has ${sizeBytes} bytes`);
+    }
+    const key = new Uint8Array(sizeBytes);
+    file.readAt(key, 0);
+    return key;
+  } finally {
+    file.close();
+  }
+}
+
+/**
+ * Reads the key of an image, which must have its length in the file's name.
+ *
+ * @throws {KeyNameError} for another name; EINVAL when the length is not that of the name.
+ */
+export function readKeyOf(
+  imagePath: string,
+  keyPath: string,
+  options: KeyOptions = {},
+): Uint8Array {
+  const name = fileNameOf(keyPath);
+  const bits = CRYPTO_SUPPORTED_KEYSIZE.find((size) =>
+    name.startsWith(`${baseName(imagePath)},aes-xts-plain,${size}.key`)
+  );
+  if (bits === undefined) throw new KeyNameError(keyPath, imagePath);
+  const key = readKey(keyPath, options);
+  if (key.length * 8 === bits) return key;
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot use ${keyPath} as a key: it has ${key.length * 8} bits, its name says ${bits}`,
+  );
+}
+
+function baseName(path: string): string {
+  const name = fileNameOf(path);
+  const end = name.indexOf(".vhd");
+  return end < 0 ? name : name.slice(0, end);
+}
+
+/** The trace of the key that an image has, or null when it has none. */
+export function readKeyhash(
+  path: string,
+  { storage = osStorage }: KeyOptions = {},
+): KeyHash | null {
+  const image = openVhd(path, { storage });
+  image.close();
+  const keyhash = image.batmap?.header.keyhash;
+  return keyhash?.cookie === 1 ? keyhash : null;
+}
+
+/**
+ * Stores the trace of a key in an image that holds no data yet.
+ *
+ * @throws {SystemError} EINVAL for an image with data or a fixed one; EOPNOTSUPP for one without a
+ * batmap; what the file system says.
+ */
+export function storeKeyhash(
+  path: string,
+  { storage = osStorage, nonce, hash }: KeyOptions & { nonce: Uint8Array; hash: Uint8Array },
+): void {
+  const image = openVhd(path, { storage });
+  image.close();
+  requireKeyable(image);
+  setKeyhash(storage, path, { cookie: 1, nonce, hash });
+}
+
+function requireKeyable({ path, type, bat, batmap }: VhdImage): void {
+  if (type === "fixed") {
+    throw new SystemError(Errno.EINVAL, `Cannot set the key of ${path}: it is a fixed image`);
+  }
+  if (allocatedBlocks(bat) > 0) {
+    throw new SystemError(Errno.EINVAL, `Cannot set the key of ${path}: it holds data already`);
+  }
+  if (batmap !== null) return;
+  throw new SystemError(Errno.EOPNOTSUPP, `Cannot set the key of ${path}: it has no batmap`);
+}
+
+/**
+ * Checks that a key file is the one that an image was made with.
+ *
+ * @throws {SystemError} EINVAL when it is not or the image has none; what {@linkcode readKeyOf} says.
+ */
+export function checkKey(path: string, keyPath: string, options: KeyOptions = {}): void {
+  const keyhash = readKeyhash(path, options);
+  if (keyhash === null) {
+    throw new SystemError(Errno.EINVAL, `Cannot check the key of ${path}: it has none`);
+  }
+  const hash = hashKey(readKeyOf(path, keyPath, options), keyhash.nonce);
+  if (hash.every((byte, i) => byte === keyhash.hash[i])) return;
+  throw new SystemError(Errno.EINVAL, `${keyPath} is not the key of ${path}`);
+}

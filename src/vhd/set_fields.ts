@@ -1,0 +1,58 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { encodeBatmapHeader } from "./batmap.ts";
+import { encodeFooter } from "./footer.ts";
+import { updateFooters } from "./footer_writer.ts";
+import { openVhd, type VhdImage } from "./image.ts";
+import { osStorage, type Storage } from "./storage.ts";
+
+/** A field that the storage manager keeps in an image, a byte. */
+export type SettableField = "hidden" | "marker";
+
+/** What a field is set to. */
+export interface SetFieldOptions {
+  readonly storage?: Storage;
+  readonly field: SettableField;
+  /** 0 to 255. */
+  readonly value: number;
+}
+
+/**
+ * Sets the hidden flag, which is in the footers, or the marker, which is in the batmap's header.
+ *
+ * @throws {SystemError} EOPNOTSUPP for the marker of an image without a batmap; what the file system
+ * says.
+ */
+export function setField(path: string, options: SetFieldOptions): void {
+  const { storage = osStorage, field, value } = options;
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    if (field === "hidden") setHidden(image, value);
+    else setMarker(image, value);
+  } finally {
+    image.close();
+  }
+}
+
+function setHidden(image: VhdImage, value: number): void {
+  image.footer.hidden = value;
+  try {
+    updateFooters(image);
+  } catch (error) {
+    const full = error instanceof SystemError && error.errno === Errno.ENOSPC;
+    if (!full || value === 0 || image.type === "fixed") throw error;
+    // Hiding is how an image starts to be deleted: that must work on a full disk, so that it ends.
+    image.file.writeAt(encodeFooter(image.footer), 0);
+  }
+}
+
+function setMarker({ batmap, file, path }: VhdImage, value: number): void {
+  if (batmap === null) {
+    throw new SystemError(
+      Errno.EOPNOTSUPP,
+      `Cannot set the marker of ${path}, which has no batmap to keep it in`,
+    );
+  }
+  batmap.header.marker = value;
+  file.writeAt(encodeBatmapHeader(batmap.header), batmap.headerOffsetBytes);
+  file.sync();
+}
