@@ -1,0 +1,187 @@
+/**
+ * How fast disks are served, next to others who serve them.
+ *
+ *     deno task bench [--rounds 3] [--seconds 3] [--where tmpfs,disk] [--only vhd,nbdkit-raw]
+ *                     [--workloads randread-32,…] [--size 1024] [--no-memory] [--json FILE]
+ *
+ * Every server serves the same content, 1 GiB of random data: our tapdisk as VHD and raw, qemu-nbd as
+ * VHD, nbdkit's file plugin raw; from tmpfs (/dev/shm) and from disk (/var/tmp). fio's nbd engine
+ * makes the load: 4 KiB at random, 1 and 32 deep; 128 KiB in sequence, 8 deep. The servers take
+ * turns within each workload of each round, so that noise hits all alike; the table has medians.
+ * Other than by IOPS, servers are told apart by the processor time that they take for an I/O
+ * (utime and stime of all their threads): fio takes the rest of the machine.
+ *
+ * At the end: which of the project's targets the run has met, on tmpfs; and what each further disk
+ * in a process takes of memory. `--json` writes all samples to a file. The machine should have
+ * nothing else to do; a single run still scatters by a tenth or more.
+ *
+ * @module
+ */
+import { Command, InvalidArgumentError } from "commander";
+import { fio } from "../support/fio.ts";
+import { needsServed } from "../support/served.ts";
+import { measureMemory } from "./nbd_memory.ts";
+import { printReport } from "./nbd_report.ts";
+import { makeContent, type Served, type ServerName, serverNames, SERVERS } from "./nbd_servers.ts";
+
+/** What fio does. */
+export interface Workload {
+  readonly name: string;
+  readonly direction: "read" | "write";
+  readonly blockBytes: number;
+  readonly options: readonly string[];
+}
+
+/** One run of fio against one server. */
+export interface Sample {
+  readonly where: string;
+  readonly workload: string;
+  readonly server: ServerName;
+  readonly round: number;
+  readonly iops: number;
+  readonly bytesPerSecond: number;
+  /** Of the server. */
+  readonly cpuMicrosecondsPerIo: number;
+}
+
+const KIB = 1024;
+
+function workload(rw: string, blockKib: number, depth: number): Workload {
+  const direction = rw.endsWith("read") ? "read" : "write";
+  const options = [
+    `rw=${rw}`,
+    `bs=${blockKib}k`,
+    `iodepth=${depth}`,
+    "randrepeat=0",
+    "norandommap",
+  ];
+  return { name: `${rw}-${depth}`, direction, blockBytes: blockKib * KIB, options };
+}
+
+/** All workloads, in the order in which they are run. */
+export const WORKLOADS: readonly Workload[] = [
+  workload("randread", 4, 1),
+  workload("randwrite", 4, 1),
+  workload("randread", 4, 32),
+  workload("randwrite", 4, 32),
+  workload("read", 128, 8),
+  workload("write", 128, 8),
+];
+
+/** Folders by kind of storage. */
+const PLACES: Readonly<Record<string, string>> = { tmpfs: "/dev/shm", disk: "/var/tmp" };
+
+interface Options {
+  readonly rounds: number;
+  readonly seconds: number;
+  readonly where: string[];
+  readonly only: ServerName[];
+  readonly workloads: string[];
+  readonly size: number;
+  readonly memory: boolean;
+  readonly json?: string;
+}
+
+function number(text: string): number {
+  const value = Number(text);
+  if (value > 0) return value;
+  throw new InvalidArgumentError("It must be a number above 0.");
+}
+
+function choice<T extends string>(allowed: readonly T[]): (text: string) => T[] {
+  return (text) =>
+    text.split(",").map((word) => {
+      const found = allowed.find((candidate) => candidate === word);
+      if (found === undefined) throw new InvalidArgumentError(`One of ${allowed.join(", ")}.`);
+      return found;
+    });
+}
+
+function parse(): Options {
+  const places = Object.keys(PLACES);
+  const names = WORKLOADS.map(({ name }) => name);
+  return new Command("bench")
+    .option("--rounds <count>", "rounds", number, 3)
+    .option("--seconds <seconds>", "length of each run", number, 3)
+    .option("--where <places>", places.join(","), choice(places), places)
+    .option("--only <servers>", serverNames.join(","), choice(serverNames), [...serverNames])
+    .option("--workloads <names>", names.join(","), choice(names), names)
+    .option("--size <mebibytes>", "size of the disk", number, 1024)
+    .option("--no-memory", "do not measure memory")
+    .option("--json <file>", "write all samples to a file")
+    .parse(Deno.args, { from: "user" })
+    .opts<Options>();
+}
+
+/** Processor time of a process so far, all threads together, seconds. */
+function cpuSeconds(pid: number): number {
+  const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
+  // utime and stime are fields 14 and 15; the second one, a name, may hold spaces.
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return (Number(fields[11]) + Number(fields[12])) / 100;
+}
+
+async function measure(
+  served: Served,
+  { options, direction, blockBytes }: Workload,
+  seconds: number,
+): Promise<Pick<Sample, "iops" | "bytesPerSecond" | "cpuMicrosecondsPerIo">> {
+  const before = cpuSeconds(served.pid);
+  const length = ["time_based", `runtime=${seconds}`, `size=${served.sizeBytes}`];
+  const [job] = await fio(served.uri, [...options, ...length]);
+  const cpu = cpuSeconds(served.pid) - before;
+  const { iops, total_ios } = job[direction];
+  return {
+    iops,
+    bytesPerSecond: iops * blockBytes,
+    cpuMicrosecondsPerIo: (cpu / Math.max(1, total_ios)) * 1e6,
+  };
+}
+
+/** All rounds in one place; what each sample says goes to standard error as it comes. */
+async function runIn(where: string, options: Options, samples: Sample[]): Promise<void> {
+  const folder = Deno.makeTempDirSync({ dir: PLACES[where], prefix: "blktap-bench-" });
+  const served: [ServerName, Served][] = [];
+  try {
+    const content = await makeContent(folder, { sizeMib: options.size, servers: options.only });
+    for (const name of options.only) {
+      served.push([name, await SERVERS[name].start(folder, content)]);
+    }
+    for (let round = 1; round <= options.rounds; round++) {
+      for (const workload of WORKLOADS) {
+        if (!options.workloads.includes(workload.name)) continue;
+        for (const [server, each] of served) {
+          const figures = await measure(each, workload, options.seconds);
+          samples.push({ where, workload: workload.name, server, round, ...figures });
+          console.error(
+            `${where} round ${round} ${workload.name} ${server}: ${
+              Math.round(figures.iops)
+            } IOPS, ` +
+              `${figures.cpuMicrosecondsPerIo.toFixed(1)} µs`,
+          );
+        }
+      }
+    }
+  } finally {
+    for (const [, each] of served) await each.stop();
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
+
+async function main(): Promise<void> {
+  const options = parse();
+  const { ignore, suffix } = needsServed("fio", "qemu-nbd", "qemu-img", "nbdkit");
+  if (ignore) {
+    console.error(`Cannot run the benchmark${suffix}`);
+    Deno.exit(1);
+  }
+  const samples: Sample[] = [];
+  for (const where of options.where) await runIn(where, options, samples);
+  const memoryMib = options.memory ? await measureMemory() : undefined;
+  printReport(samples, { memoryMib });
+  if (options.json !== undefined) {
+    Deno.writeTextFileSync(options.json, JSON.stringify({ samples, memoryMib }, null, 2));
+  }
+}
+
+if (import.meta.main) await main();
