@@ -117,7 +117,8 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
     const wanted = contentOf(start, top);
     const wantedC = contentOf(start, "/c.vhd");
     let kills = 0;
-    for (let operation = 0, ended = false; !ended; operation++) {
+    let ended = false;
+    for (let operation = 0; !ended; operation++) {
       const storage = start.snapshot();
       const seed = operation + 7;
       const work = (seed: number): Promise<number> =>
@@ -142,7 +143,8 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
 Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => {
   const start = makeChain({ raw: true });
   const wanted = contentOf(start, "/c.vhd");
-  for (let operation = 0, ended = false; !ended; operation++) {
+  let ended = false;
+  for (let operation = 0; !ended; operation++) {
     const storage = start.snapshot();
     const work = (seed: number): Promise<number> =>
       copyImage("/c.vhd", "/copy.vhd", { engine: memoryEngine(storage, seed) });

@@ -1,0 +1,113 @@
+/**
+ * File names by pattern, as glob(3) with GLOB_BRACE and fnmatch(3) with FNM_EXTMATCH read them:
+ * `*`, `?`, `[a-z]`, `[!a-z]`, `{a,b}`, `?(a|b)`, `*(a|b)`, `+(a|b)`, `@(a|b)`, and a backslash
+ * before what is meant as it is.
+ *
+ * @module
+ */
+
+const GROUP_SUFFIX: Record<string, string> = { "?": "?", "*": "*", "+": "+", "@": "" };
+
+/** The alternatives that braces stand for: `a{b,c}d` is `abd` and `acd`. */
+export function expandBraces(pattern: string): string[] {
+  let depth = 0;
+  let open = -1;
+  let commas: number[] = [];
+  for (let i = 0; i < pattern.length; i++) {
+    const char = pattern[i];
+    if (char === "\\") i++;
+    else if (char === "{" && depth++ === 0) [open, commas] = [i, []];
+    else if (char === "," && depth === 1) commas.push(i);
+    else if (char === "}" && depth > 0 && --depth === 0) {
+      const edges = [open, ...commas, i];
+      const parts = edges.slice(1).map((edge, index) => pattern.slice(edges[index] + 1, edge));
+      const [before, after] = [pattern.slice(0, open), pattern.slice(i + 1)];
+      if (commas.length === 0) continue;
+      return parts.flatMap((part) => expandBraces(before + part + after));
+    }
+  }
+  return [pattern];
+}
+
+/** The regular expression that matches what a pattern without braces does, in a single name. */
+export function patternToRegExp(pattern: string): RegExp {
+  const closers: string[] = [];
+  let source = "";
+  for (let i = 0; i < pattern.length; i++) {
+    const char = pattern[i];
+    if (char in GROUP_SUFFIX && pattern[i + 1] === "(" && pattern.indexOf(")", i) > 0) {
+      source += "(?:";
+      closers.push(`)${GROUP_SUFFIX[char]}`);
+      i++;
+    } else if (char === ")" && closers.length > 0) source += closers.pop();
+    else if (char === "|" && closers.length > 0) source += "|";
+    else if (char === "*") source += "[^/]*";
+    else if (char === "?") source += "[^/]";
+    else if (char === "[" && pattern.indexOf("]", i + 2) > 0) {
+      const end = pattern.indexOf("]", i + 2);
+      const set = pattern.slice(i + 1, end).replace(/^!/, "^").replaceAll("\\", "\\\\");
+      source += `[${set}]`;
+      i = end;
+    } else if (char === "\\" && i + 1 < pattern.length) source += escapeRegExp(pattern[++i]);
+    else source += escapeRegExp(char);
+  }
+  return new RegExp(`^${source}${closers.reverse().join("")}$`, "s");
+}
+
+function escapeRegExp(char: string): string {
+  return char.replace(/[.*+?^${}()|[\]\\]/, "\\$&");
+}
+
+function hasMagic(part: string): boolean {
+  return /[*?[\\]|[+@]\(/.test(part);
+}
+
+/**
+ * The paths that a pattern matches, each alternative's sorted by the bytes of their names. A leading
+ * dot is matched only by a dot, as is usual.
+ *
+ * @param unreadable Told of folders that cannot be listed.
+ */
+export function expandGlob(
+  pattern: string,
+  unreadable: (folder: string, error: unknown) => void,
+): string[] {
+  return expandBraces(pattern).flatMap((each) => {
+    const parts = each.split("/").filter((part) => part !== "");
+    return expandParts(each.startsWith("/") ? "/" : "", parts, unreadable);
+  });
+}
+
+function expandParts(
+  folder: string,
+  [part, ...rest]: readonly string[],
+  unreadable: (folder: string, error: unknown) => void,
+): string[] {
+  if (part === undefined) return exists(folder) ? [folder.replace(/(.)\/$/, "$1")] : [];
+  if (!hasMagic(part)) {
+    return expandParts(`${folder}${part}${rest.length > 0 ? "/" : ""}`, rest, unreadable);
+  }
+  const expression = patternToRegExp(part);
+  let names: string[];
+  try {
+    names = Array.from(Deno.readDirSync(folder === "" ? "." : folder), ({ name }) => name);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) unreadable(folder, error);
+    return [];
+  }
+  const matching = names
+    .filter((name) => (!name.startsWith(".") || part.startsWith(".")) && expression.test(name))
+    .sort();
+  // What was listed is there.
+  if (rest.length === 0) return matching.map((name) => folder + name);
+  return matching.flatMap((name) => expandParts(`${folder}${name}/`, rest, unreadable));
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,140 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { fileNameOf, folderOf } from "../../vhd/paths.ts";
+import { scanFast, scanFully, type ScannedImage, scanVolume } from "../../vhd/scan.ts";
+import { osStorage } from "../../vhd/storage.ts";
+import { expandGlob, patternToRegExp } from "../glob.ts";
+import { type LogicalVolume, logicalVolumes, volumeOfDevice } from "../lvm.ts";
+
+/** Something to scan: a file, or a logical volume. */
+export interface ScanTarget {
+  /** As it is printed: the path as given, or the volume's name. */
+  readonly name: string;
+  readonly sizeBytes: number;
+  /** A raw image, known only as somebody's parent. */
+  readonly raw: boolean;
+  /** Reads what there is to know. Throws `ScanError`. */
+  scan(): ScannedImage;
+  /** Finds the image that this one calls its parent. Throws `SystemError` where there is none. */
+  parentTarget(scanned: ScannedImage): ScanTarget;
+}
+
+/** How targets are scanned. */
+export interface ScanManner {
+  readonly fast: boolean;
+  readonly markers: boolean;
+}
+
+/** Told of what cannot be scanned, as it is found. */
+export type TargetFault = (name: string, error: unknown) => void;
+
+function rawFacts(sizeBytes: number): ScannedImage {
+  const common = { parent: null, rawParent: false, marker: 0, keyhash: null };
+  return { ...common, capacityBytes: sizeBytes, hidden: 1 };
+}
+
+function fileTarget(
+  path: string,
+  { manner, raw }: { manner: ScanManner; raw: boolean },
+): ScanTarget {
+  const { kind, sizeBytes } = osStorage.status(path);
+  return {
+    name: path,
+    sizeBytes: kind === "block" ? deviceBytes(path) : sizeBytes,
+    raw,
+    scan(): ScannedImage {
+      if (raw) return rawFacts(this.sizeBytes);
+      return manner.fast ? scanFast(osStorage, path, manner) : scanFully(osStorage, path);
+    },
+    parentTarget({ parent, rawParent }: ScannedImage): ScanTarget {
+      const name = parent ?? "";
+      const beside = `${path.includes("/") ? `${folderOf(path)}/` : ""}${name}`;
+      const found = !name.startsWith("/") && osStorage.exists(beside) ? beside : name;
+      return fileTarget(found, { manner, raw: rawParent });
+    },
+  };
+}
+
+function deviceBytes(path: string): number {
+  const file = osStorage.open(path, "read");
+  try {
+    return file.sizeBytes();
+  } finally {
+    file.close();
+  }
+}
+
+/** The files that a pattern and names stand for. */
+export function fileTargets(
+  { pattern, names, manner, fault }: {
+    pattern: string | null;
+    names: readonly string[];
+    manner: ScanManner;
+    fault: TargetFault;
+  },
+): ScanTarget[] {
+  const paths = [...(pattern === null ? [] : expandGlob(pattern, fault)), ...names];
+  const targets: ScanTarget[] = [];
+  for (const path of paths) {
+    try {
+      targets.push(fileTarget(path, { manner, raw: false }));
+    } catch (error) {
+      fault(path, error);
+    }
+  }
+  return targets;
+}
+
+const SMALLEST_VOLUME_BYTES = 4096;
+
+function volumeTarget(
+  volume: LogicalVolume,
+  { all, raw }: { all: readonly LogicalVolume[]; raw: boolean },
+): ScanTarget {
+  if (volume.segmentType !== "linear") {
+    throw new SystemError(
+      Errno.ENOSYS,
+      `Cannot scan ${volume.name}: its segment type is ${volume.segmentType}, not linear`,
+    );
+  }
+  return {
+    name: volume.name,
+    sizeBytes: volume.sizeBytes,
+    raw,
+    scan(): ScannedImage {
+      if (raw) return rawFacts(volume.sizeBytes);
+      if (volume.segmentBytes < SMALLEST_VOLUME_BYTES) {
+        throw new SystemError(Errno.EINVAL, `Cannot scan ${volume.name}: it is too small`);
+      }
+      const scanned = scanVolume(osStorage, volume.device, volume);
+      if (scanned.parent === null) return scanned;
+      return { ...scanned, parent: volumeOfDevice(scanned.parent) ?? fileNameOf(scanned.parent) };
+    },
+    parentTarget({ parent, rawParent }: ScannedImage): ScanTarget {
+      const found = all.find(({ name }) => name === parent);
+      if (found !== undefined) return volumeTarget(found, { all, raw: rawParent });
+      throw new SystemError(Errno.ENOENT, `Cannot find the volume ${parent}`);
+    },
+  };
+}
+
+/** The volumes of a group that patterns stand for. */
+export function volumeTargets(
+  group: string,
+  { patterns, fault }: { patterns: readonly string[]; fault: TargetFault },
+): ScanTarget[] {
+  const all = logicalVolumes(group);
+  const matching = new Set<LogicalVolume>();
+  for (const pattern of patterns) {
+    const expression = patternToRegExp(pattern);
+    for (const volume of all) if (expression.test(volume.name)) matching.add(volume);
+  }
+  const targets: ScanTarget[] = [];
+  for (const volume of matching) {
+    try {
+      targets.push(volumeTarget(volume, { all, raw: false }));
+    } catch (error) {
+      fault(volume.name, error);
+    }
+  }
+  return targets;
+}
