@@ -1,8 +1,10 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import {
+  blockDeviceSectorBytes,
   closeFile,
   fileStatus,
   O_CREAT,
+  O_DIRECT,
   O_EXCL,
   O_RDONLY,
   O_RDWR,
@@ -13,6 +15,7 @@ import {
   truncateFile,
   writeAt,
 } from "../../ffi/files.ts";
+import { type DirectFile, readDirect, writeDirect } from "./direct_io.ts";
 
 /** How a file is opened: `create` empties one that is there, `create-new` refuses it. */
 export type OpenMode = "read" | "write" | "create" | "create-new";
@@ -65,14 +68,29 @@ const OPEN_FLAGS: Record<OpenMode, number> = {
 class OsFile implements StorageFile {
   readonly isBlockDevice: boolean;
   #fd: number;
+  /** Set for block devices, which other hosts may share: there must be no cache in between. */
+  #direct: DirectFile | null = null;
 
-  constructor(readonly path: string, fd: number) {
-    this.#fd = fd;
-    const { kind } = fileStatus(fd);
+  constructor(readonly path: string, flags: number) {
+    this.#fd = openFile(path, flags);
+    const { kind } = fileStatus(this.#fd);
     this.isBlockDevice = kind === "block";
     if (kind === "other") {
-      closeFile(fd);
+      this.close();
       throw new SystemError(Errno.EINVAL, `${path} is not a regular file or block device`);
+    }
+    if (kind === "block") this.#openDirect(flags);
+  }
+
+  #openDirect(flags: number): void {
+    closeFile(this.#fd);
+    this.#fd = -1;
+    try {
+      this.#fd = openFile(this.path, flags | O_DIRECT);
+      this.#direct = { fd: this.#fd, sectorBytes: blockDeviceSectorBytes(this.#fd) };
+    } catch (error) {
+      if (!(error instanceof SystemError) || error.errno !== Errno.EINVAL) throw error;
+      this.#fd = openFile(this.path, flags);
     }
   }
 
@@ -81,10 +99,14 @@ class OsFile implements StorageFile {
   }
 
   readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+    const direct = this.#direct;
+    if (direct !== null) return this.#named("read", () => readDirect(direct, into, offsetBytes));
     return this.#named("read", () => readAt(this.#fd, into, offsetBytes));
   }
 
   writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+    const direct = this.#direct;
+    if (direct !== null) return this.#named("write", () => writeDirect(direct, from, offsetBytes));
     this.#named("write", () => writeAt(this.#fd, from, offsetBytes));
   }
 
@@ -134,7 +156,7 @@ function errnoOfClass(error: unknown): number {
 /** The operating system's files. */
 export const osStorage: Storage = {
   open(path: string, mode: OpenMode): StorageFile {
-    return new OsFile(path, openFile(path, OPEN_FLAGS[mode]));
+    return new OsFile(path, OPEN_FLAGS[mode]);
   },
 
   realPath(path: string): string {
