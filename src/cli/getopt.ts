@@ -1,7 +1,7 @@
 /**
  * Command lines as getopt(3) of glibc reads them: short options that may share a dash
  * (`-vsfp`), values in the same word or the next (`-nfile`, `-n file`), operands anywhere between.
- * Long options without values may be added.
+ * Long options may be added (`--json`, `--output FILE`, `--output=FILE`).
  *
  * @module
  */
@@ -10,7 +10,7 @@
 export interface OptionSpec {
   /** getopt's own notation: letters, with a colon behind those that take a value: `n:vsp`. */
   readonly short: string;
-  /** Names of long options, without dashes; none takes a value. */
+  /** Names of long options, without dashes, with a colon behind those that take a value. */
   readonly long?: readonly string[];
 }
 
@@ -49,11 +49,10 @@ export function parseOptions(spec: OptionSpec, args: readonly string[]): ParsedO
       return { options, operands: [...operands, ...args.slice(i + 1)], fault: null };
     }
     if (arg.startsWith("--")) {
-      const name = arg.slice(2);
-      if (!spec.long?.includes(name)) {
-        return { options, operands, fault: `unrecognized option '${arg}'` };
-      }
-      options.push({ name, value: "" });
+      const { option, fault, usedNext } = parseLong(spec.long ?? [], arg, args[i + 1]);
+      if (option === null) return { options, operands, fault };
+      options.push(option);
+      if (usedNext) i++;
     } else if (arg.startsWith("-") && arg.length > 1) {
       const { found, fault, usedNext } = parseLetters(spec.short, arg.slice(1), args[i + 1]);
       options.push(...found);
@@ -64,6 +63,26 @@ export function parseOptions(spec: OptionSpec, args: readonly string[]): ParsedO
     }
   }
   return { options, operands, fault: null };
+}
+
+interface Long {
+  readonly option: GivenOption | null;
+  readonly fault: string | null;
+  readonly usedNext: boolean;
+}
+
+function parseLong(long: readonly string[], arg: string, next: string | undefined): Long {
+  const equals = arg.indexOf("=");
+  const name = arg.slice(2, equals < 0 ? undefined : equals);
+  const fail = (fault: string): Long => ({ option: null, fault, usedNext: false });
+  if (long.includes(name)) {
+    if (equals >= 0) return fail(`option '--${name}' doesn't allow an argument`);
+    return { option: { name, value: "" }, fault: null, usedNext: false };
+  }
+  if (!long.includes(`${name}:`)) return fail(`unrecognized option '${arg}'`);
+  const value = equals < 0 ? next : arg.slice(equals + 1);
+  if (value === undefined) return fail(`option '--${name}' requires an argument`);
+  return { option: { name, value }, fault: null, usedNext: equals < 0 };
 }
 
 interface Letters {

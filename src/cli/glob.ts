@@ -92,7 +92,9 @@ function expandParts(
   try {
     names = Array.from(Deno.readDirSync(folder === "" ? "." : folder), ({ name }) => name);
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) unreadable(folder, error);
+    const isNone = error instanceof Deno.errors.NotFound ||
+      error instanceof Deno.errors.NotADirectory;
+    if (!isNone) unreadable(folder, error);
     return [];
   }
   const matching = names

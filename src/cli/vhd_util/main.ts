@@ -96,7 +96,7 @@ function specOf(command: Subcommand): { short: string; long: string[] } {
   return {
     short: letters.map(({ name, value }) => (value === undefined ? name : `${name}:`)).join("") +
       "h",
-    long: [...long.map((option) => option.name), "help"],
+    long: [...long.map(({ name, value }) => (value === undefined ? name : `${name}:`)), "help"],
   };
 }
 
