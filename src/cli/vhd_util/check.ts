@@ -6,6 +6,7 @@ import { openVhd, type VhdImage } from "../../vhd/image.ts";
 import { fileNameOf } from "../../vhd/paths.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
+import { jsonText } from "./json.ts";
 import type { Output } from "./output.ts";
 import { decimal } from "./print_headers.ts";
 
@@ -13,7 +14,7 @@ import { decimal } from "./print_headers.ts";
 export const checkCommand: Subcommand = {
   name: "check",
   summary: "Look for damage in an image; nothing is changed",
-  synopsis: "-n FILE [-iItBpbs]",
+  synopsis: "-n FILE [-iItBpbs] [--json]",
   usage: "options: -n <file> [-i ignore missing primary footers] " +
     "[-I ignore parent uuids] [-t ignore timestamps] " +
     "[-B do not check BAT for overlapping (precludes -s, -b)] " +
@@ -27,6 +28,7 @@ export const checkCommand: Subcommand = {
     { name: "p", text: "check the parents too" },
     { name: "b", text: "check bitmaps and the data under them" },
     { name: "s", text: "print how much is allocated and written instead" },
+    { name: "json", text: "all that was found, as JSON" },
   ],
   example: `
 $ vhd-util check -n today.vhd -p
@@ -43,6 +45,7 @@ today.vhd is valid
       checkOverlaps: !call.has("B"),
       checkData: call.has("b"),
     };
+    if (call.has("json")) return checkAsJson(call, path, options);
     const status = checkOne(call, path, options);
     if (status !== 0) return status;
     const parents: string[] = [];
@@ -51,6 +54,37 @@ today.vhd is valid
     return parentStatus;
   },
 };
+
+interface JsonReport {
+  readonly path: string;
+  readonly valid: boolean;
+  readonly findings: readonly Finding[];
+  readonly error?: string;
+}
+
+function checkAsJson(call: CommandCall, path: string, options: CheckOptions): number {
+  const images: JsonReport[] = [];
+  let status = 0;
+  const check = (image: string): void => {
+    const { valid, findings } = checkImage(image, options);
+    images.push({ path: image, valid, findings });
+    if (!valid) status = Errno.EINVAL;
+  };
+  try {
+    check(path);
+    const parents = call.has("p") && status === 0 ? ancestorPaths(path) : [];
+    for (const parent of parents) if (status === 0) check(parent);
+  } catch (error) {
+    status = errnoOf(error);
+    images.push({ path, valid: false, findings: [], error: messageOf(error) });
+  }
+  const valid = status === 0;
+  const statistics = valid && call.has("s")
+    ? { statistics: statisticsOf(images.map((image) => image.path).reverse()) }
+    : {};
+  call.output.print(jsonText({ valid, images, ...statistics }));
+  return status;
+}
 
 function checkOne(call: CommandCall, path: string, options: CheckOptions): number {
   const { output } = call;
@@ -104,6 +138,12 @@ function checkParents(
 
 /** Prints a line for each image of a chain, the last ancestor first. */
 function printStatistics(output: Output, paths: readonly string[]): void {
+  statisticsOf(paths).forEach((entry, index) => {
+    output.print(index === 0 ? `${firstLine(entry)}\n` : `${laterLine(entry)}\n`);
+  });
+}
+
+function statisticsOf(paths: readonly string[]): LayerStatistics[] {
   const images: VhdImage[] = [];
   try {
     for (const path of paths) {
@@ -111,9 +151,7 @@ function printStatistics(output: Output, paths: readonly string[]): void {
       if (image.type === "fixed") image.close();
       else images.push(image);
     }
-    layerStatistics(images).forEach((entry, index) => {
-      output.print(index === 0 ? `${firstLine(entry)}\n` : `${laterLine(entry)}\n`);
-    });
+    return layerStatistics(images);
   } finally {
     images.forEach((image) => image.close());
   }

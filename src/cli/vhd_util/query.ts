@@ -5,6 +5,8 @@ import { HD_FOOTER_SIZE } from "../../vhd/footer.ts";
 import { openVhd, type VhdImage } from "../../vhd/image.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/units.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+import { jsonText } from "./json.ts";
+import { factsOf } from "./query_json.ts";
 
 const MIB = 1024 * 1024;
 
@@ -12,7 +14,7 @@ const MIB = 1024 * 1024;
 export const queryCommand: Subcommand = {
   name: "query",
   summary: "Print facts about an image, each on its line, in the order below",
-  synopsis: "-n FILE [-vspfmdaSu]",
+  synopsis: "-n FILE {[-vspfmdaSu] | --json}",
   usage: "options: <-n name> [-v print virtual size (in MB)] " +
     "[-s print physical utilization (bytes)] [-p print parent] " +
     "[-f print fields] [-m print marker] [-d print chain depth] " +
@@ -31,6 +33,7 @@ export const queryCommand: Subcommand = {
     { name: "a", text: "number of allocated blocks" },
     { name: "S", text: "size in MiB that the disk can grow to without moving data" },
     { name: "u", text: "with -p: the path as it is stored, without looking for the file" },
+    { name: "json", text: "all of it, as JSON" },
   ],
   example: `
 $ vhd-util query -vsp -n today.vhd
@@ -50,7 +53,7 @@ $ vhd-util query -vsp -n today.vhd
       return errno;
     }
     try {
-      return printFacts(call, image);
+      return call.has("json") ? printJson(call, image) : printFacts(call, image);
     } finally {
       image.close();
     }
@@ -79,6 +82,12 @@ function printFacts(call: CommandCall, image: VhdImage): number {
   return status;
 }
 
+function printJson({ output }: CommandCall, image: VhdImage): number {
+  const { facts, status } = factsOf(image, { physicalSizeBytes: physicalSize(image) });
+  output.print(jsonText(facts));
+  return status;
+}
+
 function printVirtualSize({ output }: CommandCall, image: VhdImage): number {
   output.print(`${Math.floor(image.sizeBytes / MIB)}\n`);
   return 0;
@@ -90,11 +99,14 @@ function printPhysicalSize({ output }: CommandCall, image: VhdImage): number {
     output.printError(image.batmapFault.message);
     return Errno.EINVAL;
   }
-  const bytes = image.type === "fixed"
+  output.print(`${physicalSize(image)}\n`);
+  return 0;
+}
+
+function physicalSize(image: VhdImage): number {
+  return image.type === "fixed"
     ? image.file.sizeBytes()
     : image.endOfDataSector * VHD_SECTOR_SIZE + HD_FOOTER_SIZE;
-  output.print(`${bytes}\n`);
-  return 0;
 }
 
 function printParent(call: CommandCall, image: VhdImage): number {

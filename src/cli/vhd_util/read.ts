@@ -3,8 +3,10 @@ import { openChain } from "../../vhd/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image.ts";
 import { readRange } from "../../vhd/read.ts";
 import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/units.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
+import { headersOf } from "./headers_json.ts";
+import { jsonText } from "./json.ts";
 import {
   decimal,
   hexadecimal,
@@ -20,7 +22,7 @@ import { READ_TABLES, type TableRequest } from "./read_tables.ts";
 export const readCommand: Subcommand = {
   name: "read",
   summary: "Print an image's metadata, or data of its disk",
-  synopsis: "-n FILE [-p] [-tbmiejdrR NUMBER [-c COUNT]] [-B] [-a] [-x]",
+  synopsis: "-n FILE [-p [--json]] [-tbmiejdrR NUMBER [-c COUNT]] [-B] [-a] [-x]",
   usage: "options:\n" +
     "-h          help\n" +
     "-n          name\n" +
@@ -58,6 +60,7 @@ export const readCommand: Subcommand = {
     { name: "r", value: "SECTOR", text: "sectors of the disk, parents included, binary" },
     { name: "R", value: "BYTE", text: "bytes of the disk, parents included, binary" },
     { name: "x", text: "numbers in hexadecimal" },
+    { name: "json", text: "with -p: as JSON" },
     { name: "C", text: "accepted for the original's sake" },
   ],
   example: `
@@ -71,6 +74,7 @@ $ vhd-util read -n disk.vhd -r 0 -c 1 | xxd | head -1
     const path = call.required("n");
     const format = call.has("x") ? hexadecimal : decimal;
     const count = call.number("c") ?? 1;
+    if (call.has("json") && !call.has("p")) throw new UsageError("--json goes with -p");
     for (const letter of NUMBERED) call.number(letter);
     let image: VhdImage;
     try {
@@ -99,7 +103,10 @@ interface Manner {
 }
 
 function readAll(call: CommandCall, image: VhdImage, { format, count }: Manner): number {
-  if (call.has("p")) printHeaders(call, image, format);
+  if (call.has("p")) {
+    if (call.has("json")) call.output.print(jsonText(headersOf(image)));
+    else printHeaders(call, image, format);
+  }
   for (const [letter, print] of READ_TABLES) {
     if (!call.has(letter)) continue;
     const first = NUMBERED.includes(letter) ? call.number(letter) ?? 0 : 0;

@@ -1,0 +1,48 @@
+import { allocatedBlocks } from "../../vhd/bat.ts";
+import { openChain, resolveParent, unresolvedParent } from "../../vhd/chain.ts";
+import type { VhdImage } from "../../vhd/image.ts";
+import { formatUuid } from "../../vhd/uuid.ts";
+import { errnoOf, messageOf } from "./command.ts";
+
+/** All facts about an image, for `--json`, and the exit status: that of the first that failed. */
+export function factsOf(
+  image: VhdImage,
+  { physicalSizeBytes }: { physicalSizeBytes: number },
+): { facts: Record<string, unknown>; status: number } {
+  const errors: string[] = [];
+  let status = 0;
+  const attempt = <T>(fact: () => T): T | null => {
+    try {
+      return fact();
+    } catch (error) {
+      if (status === 0) status = errnoOf(error);
+      if (!errors.includes(messageOf(error))) errors.push(messageOf(error));
+      return null;
+    }
+  };
+  const isFixed = image.type === "fixed";
+  const facts = {
+    path: image.path,
+    type: image.type,
+    uuid: formatUuid(image.footer.uuid),
+    virtualSizeBytes: image.sizeBytes,
+    physicalSizeBytes,
+    blockSizeBytes: isFixed ? null : image.blockSizeBytes,
+    allocatedBlocks: isFixed ? null : allocatedBlocks(image.bat.subarray(0, image.blocks)),
+    maxVirtualSizeBytes: isFixed ? image.sizeBytes : image.bat.length * image.blockSizeBytes,
+    parent: image.parent && attempt(() => resolveParent(image)),
+    parentAsStored: image.parent && unresolvedParent(image),
+    chainDepth: attempt(() => depthOf(image)),
+    hidden: image.footer.hidden,
+    marker: image.batmap?.header.marker ?? 0,
+    savedState: image.savedState,
+    encrypted: image.batmap?.header.keyhash.cookie === 1,
+  };
+  return { facts: errors.length === 0 ? facts : { ...facts, errors }, status };
+}
+
+function depthOf({ path }: VhdImage): number {
+  const chain = openChain(path, { lenient: true, ignoreDisabled: true, ignoreParentUuid: true });
+  chain.close();
+  return chain.depth;
+}
