@@ -85,16 +85,21 @@ function checkClearSectors(
   findings: Findings,
   { block, bitmap, data }: { block: number; bitmap: Uint8Array; data: Uint8Array<ArrayBuffer> },
 ): void {
-  readBlockData(image, data, { block, sector: 0 });
   const words = new Int32Array(data.buffer);
   for (let sector = 0; sector < image.sectorsPerBlock;) {
+    const first = sector;
     const end = runEnd(bitmap, sector, image.sectorsPerBlock);
-    for (; sector < end; sector++) {
-      if (testBit(bitmap, sector) || isZeroSector(words, sector)) continue;
+    sector = end;
+    if (testBit(bitmap, first)) continue;
+    const clear = data.subarray(0, (end - first) * VHD_SECTOR_SIZE);
+    readBlockData(image, clear, { block, sector: first });
+    for (let i = 0; i < end - first; i++) {
+      if (isZeroSector(words, i)) continue;
+      const at = first + i;
       findings.error(
-        `sector ${shortHex(sector)} of block ${shortHex(block)} has data where bitmap is clear`,
+        `sector ${shortHex(at)} of block ${shortHex(block)} has data where bitmap is clear`,
         `data[${block}]`,
-        bitmapOffset(image, block) + (image.bitmapSectors + sector) * VHD_SECTOR_SIZE,
+        bitmapOffset(image, block) + (image.bitmapSectors + at) * VHD_SECTOR_SIZE,
       );
     }
   }
