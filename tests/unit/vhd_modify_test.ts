@@ -1,0 +1,309 @@
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { openChain } from "../../src/vhd/chain.ts";
+import { checkImage } from "../../src/vhd/check.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { fillImage, preallocate } from "../../src/vhd/fill.ts";
+import { updateFooters } from "../../src/vhd/footer_writer.ts";
+import { openVhd } from "../../src/vhd/image.ts";
+import { revertJournal } from "../../src/vhd/journal.ts";
+import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
+import { changeParent, killData, setPhysicalSize } from "../../src/vhd/modify.ts";
+import { readRange } from "../../src/vhd/read.ts";
+import { repairImage } from "../../src/vhd/repair.ts";
+import { setField } from "../../src/vhd/set_fields.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { getFile, putFile } from "../support/vhd.ts";
+
+const MIB = 1024 * 1024;
+const SIZE = 16 * MIB;
+
+function write(storage: MemoryStorage, path: string, offsets: readonly number[]): void {
+  const image = openVhd(path, { storage, readOnly: false });
+  for (const offsetBytes of offsets) {
+    writeRange(image, new Uint8Array(4096).fill(path.charCodeAt(1)), offsetBytes);
+  }
+  writeRange(image, new Uint8Array(2 * MIB).fill(0x77), 12 * MIB);
+  finishWriting(image);
+  image.close();
+}
+
+/** Two parents with other data, and `/child.vhd`, whose parent is the first. */
+function makeFamily(): MemoryStorage {
+  const storage = new MemoryStorage();
+  for (const path of ["/a.vhd", "/b.vhd"]) {
+    createDynamic(path, { storage, sizeBytes: SIZE });
+    write(storage, path, [0, 6 * MIB]);
+  }
+  snapshot("/child.vhd", { storage, parent: "/a.vhd" });
+  write(storage, "/child.vhd", [2 * MIB, 8 * MIB]);
+  return storage;
+}
+
+function contentOf(storage: MemoryStorage, path: string): Uint8Array<ArrayBuffer> {
+  const chain = openChain(path, { storage });
+  const bytes = new Uint8Array(SIZE);
+  readRange(chain, bytes, 0);
+  chain.close();
+  return bytes;
+}
+
+function assertValid(storage: MemoryStorage, path: string): void {
+  const { findings } = checkImage(path, { storage, checkData: true });
+  assert.deepEqual(findings, []);
+}
+
+/**
+ * Runs a change with the process killed in front of each of its operations in turn, and lastly not
+ * killed; `look` sees what each leaves.
+ */
+function killEverywhere(
+  origin: MemoryStorage,
+  change: (storage: MemoryStorage) => void,
+  look: (storage: MemoryStorage, finished: boolean) => void,
+): void {
+  for (let n = 0;; n++) {
+    const storage = origin.snapshot();
+    let count = 0;
+    storage.beforeOperation = () => {
+      if (++count > n) throw new SystemError(Errno.EIO, "The process was killed");
+    };
+    let finished = true;
+    try {
+      change(storage);
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+      finished = false;
+    }
+    storage.beforeOperation = null;
+    look(storage, finished);
+    if (finished) return assert.ok(n > 2);
+  }
+}
+
+Deno.test("a new parent: wherever it is broken off, the chain is that of the old or the new one", () => {
+  const origin = makeFamily();
+  const before = contentOf(origin, "/child.vhd");
+  const done = origin.snapshot();
+  changeParent("/child.vhd", { storage: done, parent: "/b.vhd" });
+  const after = contentOf(done, "/child.vhd");
+  assert.notDeepEqual(after, before);
+  killEverywhere(
+    origin,
+    (storage) => changeParent("/child.vhd", { storage, parent: "/b.vhd" }),
+    (storage, finished) => {
+      const content = contentOf(storage, "/child.vhd");
+      const isNew = Buffer.compare(content, after) === 0;
+      assert.ok(isNew || (!finished && Buffer.compare(content, before) === 0));
+      assertValid(storage, "/child.vhd");
+    },
+  );
+});
+
+Deno.test("a raw parent, and back", () => {
+  const storage = makeFamily();
+  putFile(storage, "/raw.img", new Uint8Array(SIZE).fill(0x5a));
+  changeParent("/child.vhd", { storage, parent: "/raw.img", rawParent: true });
+  const content = contentOf(storage, "/child.vhd");
+  assert.deepEqual([content[0], content[2 * MIB], content[12 * MIB]], [0x5a, 0x63, 0x77]);
+  assertValid(storage, "/child.vhd");
+  changeParent("/child.vhd", { storage, parent: "/a.vhd" });
+  assert.equal(contentOf(storage, "/child.vhd")[0], 0x61);
+  assertValid(storage, "/child.vhd");
+});
+
+Deno.test("a parent with a longer name needs a journal, which gives the old one back to the byte", () => {
+  const origin = makeFamily();
+  const long = `/${"folder/".repeat(60)}b.vhd`;
+  putFile(origin, long, getFile(origin, "/b.vhd"));
+  const original = getFile(origin, "/child.vhd");
+  assert.throws(
+    () => changeParent("/child.vhd", { storage: origin, parent: long }),
+    { errno: Errno.ENAMETOOLONG },
+  );
+  assert.deepEqual(getFile(origin, "/child.vhd"), original);
+  killEverywhere(
+    origin,
+    (storage) => changeParent("/child.vhd", { storage, parent: long, journal: "/journal" }),
+    (storage, finished) => {
+      if (storage.exists("/journal")) {
+        assert.ok(!finished);
+        revertJournal("/child.vhd", { storage, journal: "/journal" });
+      }
+      if (finished) assert.equal(contentOf(storage, "/child.vhd")[0], 0x62);
+      else assert.ok(Buffer.compare(getFile(storage, "/child.vhd"), original) === 0);
+      assertValid(storage, "/child.vhd");
+    },
+  );
+});
+
+Deno.test("what cannot be a parent is refused", () => {
+  const storage = makeFamily();
+  const original = getFile(storage, "/child.vhd");
+  const attempt = (child: string, parent: string, errno: number): void =>
+    assert.throws(() => changeParent(child, { storage, parent }), { errno }, parent);
+  attempt("/child.vhd", "/nosuch.vhd", Errno.ENOENT);
+  attempt("/child.vhd", "/child.vhd", Errno.EINVAL);
+  attempt("/a.vhd", "/b.vhd", Errno.EINVAL);
+  putFile(storage, "/junk", new Uint8Array(8192));
+  attempt("/child.vhd", "/junk", Errno.EINVAL);
+  assert.deepEqual(getFile(storage, "/child.vhd"), original);
+});
+
+Deno.test("data is forgotten: wherever it is broken off, the image is valid", () => {
+  const origin = makeFamily();
+  killEverywhere(
+    origin,
+    (storage) => killData("/child.vhd", { storage }),
+    (storage, finished) => {
+      const { valid } = checkImage("/child.vhd", { storage, checkData: true });
+      assert.ok(valid);
+      if (!finished) return;
+      assertValid(storage, "/child.vhd");
+      assert.deepEqual(contentOf(storage, "/child.vhd"), contentOf(storage, "/a.vhd"));
+      assert.equal(getFile(storage, "/child.vhd").length, 5120);
+    },
+  );
+  createFixed("/fixed.vhd", { storage: origin, sizeBytes: 2 * MIB });
+  assert.throws(() => killData("/fixed.vhd", { storage: origin }), { errno: Errno.ENOSYS });
+});
+
+Deno.test("the footer goes to a given end, but never over data", () => {
+  const storage = makeFamily();
+  const end = getFile(storage, "/a.vhd").length;
+  const setEnd = (sizeBytes: number): void => setPhysicalSize("/a.vhd", { storage, sizeBytes });
+  assert.throws(() => setEnd(end - 512), { errno: Errno.EINVAL });
+  assert.throws(() => setEnd(end + 100), { errno: Errno.EINVAL });
+  setEnd(end);
+  assert.equal(getFile(storage, "/a.vhd").length, end);
+  setEnd(end + 8192);
+  assert.equal(getFile(storage, "/a.vhd").length, end + 8192);
+  assert.ok(checkImage("/a.vhd", { storage }).valid);
+});
+
+Deno.test("fill makes a child independent; the disk reads the same all the while", () => {
+  const origin = makeFamily();
+  const before = contentOf(origin, "/child.vhd");
+  killEverywhere(
+    origin,
+    (storage) => fillImage("/child.vhd", { storage }),
+    (storage, finished) => {
+      assert.ok(Buffer.compare(contentOf(storage, "/child.vhd"), before) === 0);
+      assert.ok(checkImage("/child.vhd", { storage, ignoreFooter: true }).valid);
+      if (!finished) return;
+      assertValid(storage, "/child.vhd");
+      const { bat, blocks } = openVhd("/child.vhd", { storage });
+      assert.ok(bat.subarray(0, blocks).every((entry) => entry !== 0xffff_ffff));
+    },
+  );
+});
+
+Deno.test("fill -b makes blocks without their data, and keeps those that are there", () => {
+  for (const path of ["/a.vhd", "/child.vhd"]) {
+    const origin = makeFamily();
+    const before = contentOf(origin, path);
+    killEverywhere(
+      origin,
+      (storage) => preallocate(path, { storage }),
+      (storage, finished) => {
+        assert.ok(Buffer.compare(contentOf(storage, path), before) === 0);
+        assert.ok(checkImage(path, { storage, ignoreFooter: true, checkData: true }).valid);
+        if (finished) assertValid(storage, path);
+      },
+    );
+  }
+  const storage = new MemoryStorage();
+  createDynamic("/d.vhd", { storage, sizeBytes: SIZE });
+  preallocate("/d.vhd", { storage, fromSector: 5000, toSector: 12288 });
+  const { bat, batmap } = openVhd("/d.vhd", { storage });
+  assert.deepEqual([...bat].map((entry) => entry !== 0xffff_ffff), [
+    false,
+    true,
+    true,
+    true,
+    false,
+    false,
+    false,
+    false,
+  ]);
+  assert.equal(batmap?.bits[0], 0x70);
+  assert.throws(
+    () => preallocate("/d.vhd", { storage, toSector: SIZE / 512 }),
+    { errno: Errno.ERANGE },
+  );
+});
+
+Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else", () => {
+  const origin = makeFamily();
+  const sound = getFile(origin, "/a.vhd");
+  const repairOf = (change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer>) => {
+    const storage = origin.snapshot();
+    putFile(storage, "/a.vhd", change(sound.slice()));
+    const content = contentOf(storage, "/a.vhd");
+    const mended = repairImage("/a.vhd", { storage });
+    assertValid(storage, "/a.vhd");
+    assert.deepEqual(contentOf(storage, "/a.vhd"), content);
+    return { mended, bytes: getFile(storage, "/a.vhd") };
+  };
+  const cut = repairOf((bytes) => bytes.slice(0, -512));
+  assert.deepEqual(cut.mended, ["wrote the footer anew, as the backup one has it"]);
+  assert.deepEqual(cut.bytes, sound);
+  const stale = repairOf((bytes) => (bytes.fill(0xee, 85, 86), bytes));
+  assert.match(stale.mended[0], /backup footer/);
+  assert.deepEqual(stale.bytes, sound);
+  const { batmap } = openVhd("/a.vhd", { storage: origin });
+  assert.ok(batmap !== null);
+  const map = repairOf((
+    bytes,
+  ) => (bytes.fill(0xff, batmap.offsetBytes, batmap.offsetBytes + 1), bytes));
+  assert.deepEqual(map.mended, ["made the batmap anew from the blocks' bitmaps"]);
+  assert.deepEqual(map.bytes, sound);
+  assert.deepEqual(repairOf((bytes) => bytes), { mended: [], bytes: sound });
+  const nameless = repairOf((bytes) => {
+    const storage = new MemoryStorage();
+    putFile(storage, "/x.vhd", bytes);
+    const image = openVhd("/x.vhd", { storage, readOnly: false });
+    image.footer.uuid = new Uint8Array(16);
+    updateFooters(image);
+    return getFile(storage, "/x.vhd");
+  });
+  assert.deepEqual(nameless.mended, ["gave the image a UUID"]);
+  const storage = origin.snapshot();
+  putFile(
+    storage,
+    "/a.vhd",
+    (() => {
+      const bytes = sound.slice();
+      new DataView(bytes.buffer).setUint32(1536, 3);
+      return bytes;
+    })(),
+  );
+  const damaged = getFile(storage, "/a.vhd");
+  assert.throws(() => repairImage("/a.vhd", { storage }), /bat\[0\]/);
+  assert.deepEqual(getFile(storage, "/a.vhd"), damaged);
+});
+
+Deno.test("hidden goes into the footers; on a full disk into the backup at least", () => {
+  const storage = makeFamily();
+  setField("/a.vhd", { storage, field: "hidden", value: 1 });
+  assert.equal(openVhd("/a.vhd", { storage }).hidden, true);
+  assertValid(storage, "/a.vhd");
+  setField("/a.vhd", { storage, field: "marker", value: 200 });
+  assert.equal(openVhd("/a.vhd", { storage }).batmap?.header.marker, 200);
+  assertValid(storage, "/a.vhd");
+  let writes = 0;
+  storage.beforeOperation = (operation) => {
+    if (operation === "write" && ++writes === 1) {
+      throw new SystemError(Errno.ENOSPC, "Cannot write");
+    }
+  };
+  setField("/a.vhd", { storage, field: "hidden", value: 3 });
+  assert.equal(openVhd("/a.vhd", { storage, useBackupFooter: true }).footer.hidden, 3);
+  createFixed("/fixed.vhd", { storage, sizeBytes: 2 * MIB });
+  assert.throws(
+    () => setField("/fixed.vhd", { storage, field: "marker", value: 1 }),
+    { errno: Errno.EOPNOTSUPP },
+  );
+});
