@@ -67,14 +67,21 @@ function hasMagic(part: string): boolean {
  * dot is matched only by a dot, as is usual.
  *
  * @param unreadable Told of folders that cannot be listed.
+ * @param from The folder that relative patterns start in; its name is taken as it is.
  */
 export function expandGlob(
   pattern: string,
   unreadable: (folder: string, error: unknown) => void,
+  from = "",
 ): string[] {
   return expandBraces(pattern).flatMap((each) => {
     const parts = each.split("/").filter((part) => part !== "");
-    return expandParts(each.startsWith("/") ? "/" : "", parts, unreadable);
+    const start = each.startsWith("/")
+      ? "/"
+      : from === "" || from.endsWith("/")
+      ? from
+      : `${from}/`;
+    return expandParts(start, parts, unreadable);
   });
 }
 

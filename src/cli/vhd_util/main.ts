@@ -30,6 +30,8 @@ export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new M
   ["check", async () => (await import("./check.ts")).checkCommand],
   ["revert", async () => (await import("./revert.ts")).revertCommand],
   ["key", async () => (await import("./key.ts")).keyCommand],
+  ["tree", async () => (await import("./tree.ts")).treeCommand],
+  ["map", async () => (await import("./map.ts")).mapCommand],
 ]);
 
 /** The exit status for each call of vhd-util; everything else goes to `output`. */

@@ -1,0 +1,139 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { openChain, type VhdChain } from "../../vhd/chain.ts";
+import { openVhd } from "../../vhd/image.ts";
+import { type ChainExtent, chainExtents } from "../../vhd/extents.ts";
+import { fileNameOf } from "../../vhd/paths.ts";
+import { VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+import { formatSize } from "../sizes.ts";
+import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
+import { type CellMap, countCells } from "./map_cells.ts";
+import { layerLetter, pngPicture, svgPicture, terminalColour, textPicture } from "./map_picture.ts";
+
+/** `vhd-util map`. */
+export const mapCommand: Subcommand = {
+  name: "map",
+  summary: "Draw where the data of a disk lies, and in which image of its chain",
+  synopsis: "-n FILE [-1] [--json | --output PICTURE]",
+  usage: "options: <-n name> [-1 the image alone] [--json] [--output file.svg or file.png] " +
+    "[-h help]",
+  options: [
+    { name: "n", value: "FILE", text: "the image" },
+    { name: "1", text: "only what the image itself holds, not its parents" },
+    { name: "json", text: "print JSON: the disk's extents, and the layer that each is read from" },
+    { name: "output", value: "PICTURE", text: "write a picture: a name in .svg or .png" },
+  ],
+  example: `
+$ vhd-util map -n child.vhd | sed 3,16d
+Aa..............................................BBBBBBBBBBBBBBBB
+AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB
+  A  child.vhd  3.1 MiB
+  B  base.vhd   3.0 MiB
+each sign is 64 KiB of 64 MiB; capitals where all of it holds data
+$ vhd-util map -n child.vhd --output chain.svg`,
+
+  run(call: CommandCall): number {
+    const path = call.required("n");
+    const output = call.value("output");
+    if (output !== null && !/\.(svg|png)$/i.test(output)) {
+      throw new UsageError(`Cannot tell what picture ${output} is to be: end it in .svg or .png`);
+    }
+    const chain = call.has("1") ? loneImage(path) : openChain(path, { ignoreDisabled: true });
+    try {
+      if (call.has("json")) printJson(call, chain);
+      else if (output !== null) writePicture(chain, output);
+      else printMap(call, chain);
+    } finally {
+      chain.close();
+    }
+    return 0;
+  },
+};
+
+/** An image as if it had no parent. */
+function loneImage(path: string): VhdChain {
+  const image = openVhd(path, { ignoreDisabled: true });
+  return { images: [image], raw: null, depth: 1, close: () => image.close() };
+}
+
+function layerPaths(chain: VhdChain): string[] {
+  const paths = chain.images.map(({ path }) => path);
+  return chain.raw === null ? paths : [...paths, chain.raw.path];
+}
+
+function cellsOf(chain: VhdChain, size: { columns: number; rows: number }): CellMap {
+  const sizeSectors = chain.images[0].sizeBytes / VHD_SECTOR_SIZE;
+  return countCells(chainExtents(chain), { sizeSectors, layerCount: chain.depth, ...size });
+}
+
+function writePicture(chain: VhdChain, output: string): void {
+  const map = cellsOf(chain, { columns: 128, rows: 64 });
+  const { path, sizeBytes } = chain.images[0];
+  const bytes = /\.png$/i.test(output) ? pngPicture(map) : new TextEncoder().encode(
+    svgPicture(map, {
+      title: `${fileNameOf(path)}: ${formatSize(sizeBytes)}, a square is ` +
+        formatSize(map.cellSectors * VHD_SECTOR_SIZE),
+      layerNames: layerPaths(chain).map(fileNameOf),
+    }),
+  );
+  try {
+    Deno.writeFileSync(output, bytes);
+  } catch (error) {
+    const errno = error instanceof Deno.errors.NotFound ? Errno.ENOENT : Errno.EACCES;
+    throw new SystemError(errno, `Cannot write ${output}`);
+  }
+}
+
+const PLAIN_COLUMNS = 64;
+const MOST_COLUMNS = 128;
+const MOST_ROWS = 24;
+
+/** A power of two, as wide as the terminal allows. */
+function pictureColumns(): number {
+  // Some terminals do not know how wide they are.
+  const width = Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 0;
+  if (width === 0) return PLAIN_COLUMNS;
+  return Math.min(MOST_COLUMNS, Math.max(8, 2 ** Math.floor(Math.log2(width))));
+}
+
+function printMap({ output }: CommandCall, chain: VhdChain): void {
+  const colours = Deno.stdout.isTerminal() && Deno.env.get("NO_COLOR") === undefined;
+  const map = cellsOf(chain, { columns: pictureColumns(), rows: MOST_ROWS });
+  for (const line of textPicture(map, { colours })) output.print(`${line}\n`);
+  const names = layerPaths(chain).map(fileNameOf);
+  const nameWidth = Math.max(...names.map((name) => name.length));
+  for (const [layer, name] of names.entries()) {
+    const sign = colours ? `${terminalColour(layer)}█\x1b[0m` : layerLetter(layer).toUpperCase();
+    const size = formatSize(map.sectorsOfLayer[layer] * VHD_SECTOR_SIZE);
+    output.print(`  ${sign}  ${name.padEnd(nameWidth)}  ${size}\n`);
+  }
+  const cell = formatSize(map.cellSectors * VHD_SECTOR_SIZE);
+  output.print(
+    `each sign is ${cell} of ${formatSize(chain.images[0].sizeBytes)}; ` +
+      `${colours ? "full" : "capitals"} where all of it holds data\n`,
+  );
+}
+
+/** As it goes, as there may be millions of extents. */
+function printJson({ output }: CommandCall, chain: VhdChain): void {
+  const layers = layerPaths(chain);
+  output.print("[");
+  let first = true;
+  for (const extent of chainExtents(chain)) {
+    output.print(`${first ? "\n" : ",\n"}  ${extentJson(extent, layers)}`);
+    first = false;
+  }
+  output.print("\n]\n");
+}
+
+function extentJson(
+  { sector, lengthSectors, layer }: ChainExtent,
+  layers: readonly string[],
+): string {
+  return JSON.stringify({
+    start: sector * VHD_SECTOR_SIZE,
+    length: lengthSectors * VHD_SECTOR_SIZE,
+    data: layer >= 0,
+    depth: layer < 0 ? null : layer,
+    file: layer < 0 ? null : layers[layer],
+  });
+}

@@ -1,0 +1,216 @@
+import { allocatedBlocks } from "../../vhd/bat.ts";
+import { resolveParent, unresolvedParent } from "../../vhd/chain.ts";
+import { openVhd, type VhdImage } from "../../vhd/image.ts";
+import { canonicalPath, fileNameOf, folderOf } from "../../vhd/paths.ts";
+import { osStorage } from "../../vhd/storage.ts";
+import { expandGlob } from "../glob.ts";
+import { formatSize } from "../sizes.ts";
+import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+
+/** `vhd-util tree`. */
+export const treeCommand: Subcommand = {
+  name: "tree",
+  summary: "Draw the chains of the images in a folder",
+  synopsis: "[--json] [FOLDER | FILE…]",
+  usage: "options: [--json] [-h help] [folder or files]",
+  options: [{ name: "json", text: "print JSON: an array of images with their children in them" }],
+  example: `
+$ vhd-util tree /images
+/images
+├─ disk.vhd         10 GiB   45.5 KiB  0% allocated  hidden
+│  ├─ monday.vhd    10 GiB   2.1 MiB   0% allocated
+│  └─ today.vhd     10 GiB   46.5 KiB  0% allocated
+└─ lost.vhd         missing
+   └─ orphan.vhd    10 GiB   46.5 KiB  0% allocated`,
+  operands: true,
+
+  run(call: CommandCall): number {
+    const { paths, title } = imagesIn(call.operands);
+    const roots = growForest(paths);
+    if (call.has("json")) {
+      call.output.print(`${JSON.stringify(roots.map(toJson), null, 2)}\n`);
+    } else {
+      const lines = roots.flatMap((root, index) =>
+        draw(root, { indent: "", last: index === roots.length - 1, folder: title })
+      );
+      const width = Math.max(0, ...lines.map(({ name }) => [...name].length));
+      call.output.print(`${title}\n`);
+      for (const { name, facts } of lines) {
+        call.output.print(`${name}${" ".repeat(width - [...name].length)}  ${facts}`.trimEnd());
+        call.output.print("\n");
+      }
+    }
+    return 0;
+  },
+};
+
+interface TreeNode {
+  readonly path: string;
+  /** Null for a parent that is not there, and for what is no image. */
+  readonly facts: NodeFacts | null;
+  /** Why there are no facts: `missing`, or what is wrong. */
+  readonly problem: string | null;
+  readonly children: TreeNode[];
+}
+
+interface NodeFacts {
+  readonly type: string;
+  readonly sizeBytes: number;
+  readonly fileBytes: number;
+  readonly allocatedBytes: number;
+  readonly hidden: boolean;
+  readonly parent: { readonly path: string; readonly raw: boolean } | null;
+}
+
+function imagesIn(operands: readonly string[]): { paths: string[]; title: string } {
+  const [first = "."] = operands;
+  const isFolder = osStorage.status(first).kind === "directory";
+  const folder = isFolder ? first.replace(/(.)\/+$/, "$1") : ".";
+  if (!isFolder) return { paths: [...operands], title: Deno.cwd() };
+  const paths = expandGlob("*.vhd", () => {}, folder);
+  return { paths, title: osStorage.realPath(folder) };
+}
+
+function factsOf(image: VhdImage): NodeFacts {
+  const { type, sizeBytes } = image;
+  const allocatedBytes = type === "fixed"
+    ? sizeBytes
+    : Math.min(sizeBytes, allocatedBlocks(image.bat) * image.blockSizeBytes);
+  return {
+    type,
+    sizeBytes,
+    fileBytes: image.file.sizeBytes(),
+    allocatedBytes,
+    hidden: image.hidden,
+    parent: image.parent === null ? null : { path: parentPath(image), raw: image.parent.raw },
+  };
+}
+
+/** Where the parent is, or where it should be. */
+function parentPath(image: VhdImage): string {
+  try {
+    return canonicalPath(osStorage, resolveParent(image));
+  } catch (error) {
+    errnoOf(error);
+    const stored = unresolvedParent(image) ?? (image.parent?.name || "unknown");
+    if (stored.startsWith("/")) return stored;
+    return `${folderOf(canonicalPath(osStorage, image.path))}/${stored.replace(/^\.\//, "")}`;
+  }
+}
+
+function examine(path: string): TreeNode {
+  const none = { path, facts: null, children: [] };
+  if (!osStorage.exists(path)) return { ...none, problem: "missing" };
+  try {
+    const image = openVhd(path, { lenient: true, ignoreDisabled: true });
+    try {
+      return { path, facts: factsOf(image), problem: null, children: [] };
+    } finally {
+      image.close();
+    }
+  } catch (error) {
+    errnoOf(error);
+    return { ...none, problem: messageOf(error) };
+  }
+}
+
+function rawNode(path: string): TreeNode {
+  const none = { path, children: [] };
+  if (!osStorage.exists(path)) return { ...none, facts: null, problem: "missing" };
+  const file = osStorage.open(path, "read");
+  const fileBytes = file.sizeBytes();
+  file.close();
+  const facts: NodeFacts = {
+    type: "raw",
+    sizeBytes: fileBytes,
+    fileBytes,
+    allocatedBytes: fileBytes,
+    hidden: false,
+    parent: null,
+  };
+  return { ...none, facts, problem: null };
+}
+
+/** Puts every image under its parent, looking for parents elsewhere too. */
+function growForest(paths: readonly string[]): TreeNode[] {
+  const nodes = new Map<string, TreeNode>();
+  for (const path of paths) {
+    const name = osStorage.exists(path) ? canonicalPath(osStorage, path) : path;
+    nodes.set(name, examine(name));
+  }
+  const roots: TreeNode[] = [];
+  // Parents are added behind the others, and walked over too.
+  for (const node of nodes.values()) {
+    const parent = node.facts?.parent ?? null;
+    if (parent === null) {
+      roots.push(node);
+      continue;
+    }
+    let above = nodes.get(parent.path);
+    if (above === undefined) {
+      above = parent.raw ? rawNode(parent.path) : examine(parent.path);
+      nodes.set(parent.path, above);
+    }
+    if (isBelow(node, above)) roots.push({ ...node, problem: "a parent of itself" });
+    else above.children.push(node);
+  }
+  sortNodes(roots);
+  return roots;
+}
+
+/** Whether a node is among those below another, so that putting it above would close a circle. */
+function isBelow(above: TreeNode, node: TreeNode): boolean {
+  return node === above || above.children.some((child) => isBelow(child, node));
+}
+
+function sortNodes(nodes: TreeNode[]): void {
+  nodes.sort((a, b) => (a.path < b.path ? -1 : 1));
+  for (const node of nodes) sortNodes(node.children);
+}
+
+interface Line {
+  readonly name: string;
+  readonly facts: string;
+}
+
+function draw(
+  node: TreeNode,
+  { indent, last, folder }: { indent: string; last: boolean; folder: string },
+): Line[] {
+  const name = folderOf(node.path) === folder ? fileNameOf(node.path) : node.path;
+  const below = `${indent}${last ? "   " : "│  "}`;
+  return [
+    { name: `${indent}${last ? "└─ " : "├─ "}${name}`, facts: factsText(node) },
+    ...node.children.flatMap((child, index) =>
+      draw(child, { indent: below, last: index === node.children.length - 1, folder })
+    ),
+  ];
+}
+
+function factsText({ facts, problem }: TreeNode): string {
+  if (facts === null) return problem ?? "";
+  const { sizeBytes, fileBytes, allocatedBytes, type, hidden } = facts;
+  const percent = `${Math.floor((allocatedBytes / Math.max(1, sizeBytes)) * 100)}% allocated`;
+  const notes = [type === "raw" || type === "fixed" ? type : "", hidden ? "hidden" : "", problem];
+  return [
+    formatSize(sizeBytes).padEnd(9),
+    formatSize(fileBytes).padEnd(9),
+    percent.padEnd(14),
+    notes.filter(Boolean).join(", "),
+  ].join(" ");
+}
+
+function toJson({ path, facts, problem, children }: TreeNode): Record<string, unknown> {
+  return {
+    vhd: path,
+    ...(facts === null ? {} : {
+      type: facts.type,
+      capacity: facts.sizeBytes,
+      size: facts.fileBytes,
+      allocated: facts.allocatedBytes,
+      hidden: facts.hidden,
+    }),
+    ...(problem === null ? {} : { problem }),
+    children: children.map(toJson),
+  };
+}
