@@ -6,7 +6,7 @@
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibc, pointerTo } from "./libc.ts";
-import { Arena } from "./memory.ts";
+import { Arena, memoryAddress } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 
 const libc = openLibc({
@@ -29,6 +29,7 @@ export const IOCB_CMD_FDSYNC = 3;
 export const IOCB_CMD_PREADV = 7;
 export const IOCB_CMD_PWRITEV = 8;
 
+const SECTOR_BYTES = 512;
 const IOCB_FLAG_RESFD = 1;
 const IOCB_BYTES = 64;
 const POINTER_BYTES = 8;
@@ -91,17 +92,18 @@ export class AioContext {
   /**
    * Prepares one request of the next `submit`.
    *
-   * @param address Of the buffer; of the iovecs for PREADV and PWRITEV.
+   * @param memorySector Of the buffer in I/O memory; of the iovecs for PREADV and PWRITEV.
    * @param length Bytes; the count of iovecs for PREADV and PWRITEV.
+   * @param sectors Where in the file: the sector at index `data`.
    * @param eventFd Signalled at completion; -1 for none.
    * @param data Comes back with the completion.
    */
   prepare(
     opcode: number,
     fd: number,
-    address: number,
+    memorySector: number,
     length: number,
-    offsetBytes: number,
+    sectors: Float64Array,
     eventFd: number,
     data: number,
   ): void {
@@ -114,9 +116,9 @@ export class AioContext {
     view.setUint32(at + 4, 0, true);
     view.setUint16(at + 16, opcode, true);
     view.setInt32(at + 20, fd, true);
-    putNumber64(view, at + 24, address);
+    putNumber64(view, at + 24, memoryAddress(memorySector));
     putNumber64(view, at + 32, length);
-    putNumber64(view, at + 40, offsetBytes);
+    putNumber64(view, at + 40, sectors[data] * SECTOR_BYTES);
     view.setUint32(at + 56, eventFd < 0 ? 0 : IOCB_FLAG_RESFD, true);
     view.setInt32(at + 60, eventFd < 0 ? 0 : eventFd, true);
   }

@@ -4,14 +4,12 @@
  *
  * @module
  */
-import { lastErrno, SystemError } from "./errno.ts";
+import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
 
 const libc = openLibc({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
-  // int munmap(void *addr, size_t length)
-  munmap: { parameters: ["usize", "usize"], result: "i32" },
   // int madvise(void *addr, size_t length, int advice)
   madvise: { parameters: ["usize", "usize", "i32"], result: "i32" },
   // void *memcpy(void *dest, const void *src, size_t n); the result is not wanted
@@ -33,12 +31,77 @@ const MADV_NOHUGEPAGE = 15;
 /** The size of a page of memory, bytes. */
 export const PAGE_BYTES = 4096;
 
+/** Bytes of a sector: I/O memory is named by the sector in which it begins. */
+const SECTOR_BYTES = 512;
+/** Address space for all arenas of a process; pages take room only once touched. */
+const REGION_BYTES = [64, 16, 4, 1].map((gib) => gib * 1024 ** 3);
+
+interface Region {
+  readonly address: number;
+  readonly sizeBytes: number;
+}
+
+function reserveRegion(): Region {
+  const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  for (const sizeBytes of REGION_BYTES) {
+    const pointer = libc.mmap(0, sizeBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    const address = pointerAddress(pointer);
+    if (address === 0 || address > Number.MAX_SAFE_INTEGER) continue;
+    // One touched byte is to cost one page: arenas are large and mostly untouched.
+    libc.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
+    return { address, sizeBytes };
+  }
+  throw new SystemError(lastErrno(), "Cannot reserve address space for I/O");
+}
+
+let region: Region | null = null;
+let usedBytes = 0;
+const releasedBySize = new Map<number, number[]>();
+
+function takeFromRegion(sizeBytes: number): number {
+  const released = releasedBySize.get(sizeBytes)?.pop();
+  if (released !== undefined) return released;
+  region ??= reserveRegion();
+  if (usedBytes + sizeBytes > region.sizeBytes) {
+    throw new SystemError(Errno.ENOMEM, `Cannot take ${sizeBytes} bytes of address space for I/O`);
+  }
+  const address = region.address + usedBytes;
+  usedBytes += sizeBytes;
+  return address;
+}
+
+/** The address of a sector of I/O memory. */
+export function memoryAddress(sector: number): number {
+  return region === null ? 0 : region.address + sector * SECTOR_BYTES;
+}
+
+/** The sector of I/O memory at an address, which is on the edge of one. */
+export function memorySectorOf(address: number): number {
+  return (address - memoryAddress(0)) / SECTOR_BYTES;
+}
+
+/**
+ * The first bytes of all I/O memory in one view, which simulations copy in.
+ *
+ * @param lengthBytes At most 2 GiB.
+ */
+export function memoryWindow(lengthBytes: number): Uint8Array<ArrayBuffer> {
+  region ??= reserveRegion();
+  return new Uint8Array(memoryAt(region.address, lengthBytes));
+}
+
 /**
  * Zeroed, page-aligned memory that lives until `release`. Pages take room only once touched.
+ *
+ * All arenas lie in one region, in which a sector has a number below 2^31. The data path passes
+ * that number on instead of an address: the runtime keeps it in a register, while it would put an
+ * address that it passes to a function on the heap.
  */
 export class Arena {
   /** Address of the first byte. */
   readonly address: number;
+  /** Number of its first sector in I/O memory. */
+  readonly sector: number;
   /** Length, bytes (a multiple of the page size). */
   readonly sizeBytes: number;
   /** The memory as bytes. */
@@ -46,19 +109,12 @@ export class Arena {
   /** The memory as fields of any width. */
   readonly view: DataView<ArrayBuffer>;
 
-  /** Maps `sizeBytes` bytes, rounded up to pages. Throws `SystemError`. */
+  /** Takes `sizeBytes` bytes, rounded up to pages. Throws `SystemError`. */
   constructor(sizeBytes: number) {
     this.sizeBytes = Math.max(1, Math.ceil(sizeBytes / PAGE_BYTES)) * PAGE_BYTES;
-    const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    const pointer = libc.mmap(0, this.sizeBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    const address = pointerAddress(pointer);
-    if (address === 0 || address > Number.MAX_SAFE_INTEGER) {
-      throw new SystemError(lastErrno(), `Cannot map ${this.sizeBytes} bytes of memory`);
-    }
-    this.address = address;
-    // One touched byte is to cost one page: the arenas of devices are large and mostly untouched.
-    libc.madvise(address, this.sizeBytes, MADV_NOHUGEPAGE);
-    const buffer = memoryAt(address, this.sizeBytes);
+    this.address = takeFromRegion(this.sizeBytes);
+    this.sector = memorySectorOf(this.address);
+    const buffer = memoryAt(this.address, this.sizeBytes);
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);
   }
@@ -73,15 +129,23 @@ export class Arena {
     libc.madvise(this.address + offsetBytes, lengthBytes, MADV_DONTNEED);
   }
 
-  /** Unmaps the memory. Nothing may touch the views afterwards. */
+  /** Gives the memory back. Nothing may touch the views afterwards. */
   release(): void {
-    libc.munmap(this.address, this.sizeBytes);
+    this.discard(0, this.sizeBytes);
+    const released = releasedBySize.get(this.sizeBytes) ?? [];
+    released.push(this.address);
+    releasedBySize.set(this.sizeBytes, released);
   }
 }
 
 /** Copies bytes between addresses; the ranges must not overlap. */
 export function copyMemory(to: number, from: number, lengthBytes: number): void {
   libc.memcpy(to, from, lengthBytes);
+}
+
+/** Fills sectors of I/O memory with zeros. */
+export function zeroSectors(sector: number, count: number): void {
+  libc.memset(memoryAddress(sector), 0, count * SECTOR_BYTES);
 }
 
 /** Fills memory at an address with zeros. */

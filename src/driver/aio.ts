@@ -60,7 +60,7 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   get zeroSectors(): number {
-    return this.#canPunch ? ZERO_SECTORS : this.#context.zeroBytes / SECTOR_BYTES;
+    return this.#canPunch ? ZERO_SECTORS : this.#context.zeroSectors;
   }
 
   putBelow(_below: ImageDriver): void {
@@ -68,33 +68,19 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   operationsFor(sectors: number): number {
-    return Math.max(1, Math.ceil(sectors * SECTOR_BYTES / this.#context.zeroBytes));
+    return Math.max(1, Math.ceil(sectors / this.#context.zeroSectors));
   }
 
-  read(slot: number, sector: number, count: number, address: number): void {
+  read(slot: number, sector: number, count: number, memorySector: number): void {
     const { queue } = this.#context;
     this.counts.readSectors += count;
-    queue.read(
-      this.#file.file,
-      sector * SECTOR_BYTES,
-      count * SECTOR_BYTES,
-      address,
-      this,
-      slot,
-    );
+    queue.read(this.#file.file, sector, count, memorySector, this, slot);
   }
 
-  write(slot: number, sector: number, count: number, address: number): void {
+  write(slot: number, sector: number, count: number, memorySector: number): void {
     const { queue } = this.#context;
     this.counts.writtenSectors += count;
-    queue.write(
-      this.#file.file,
-      sector * SECTOR_BYTES,
-      count * SECTOR_BYTES,
-      address,
-      this,
-      slot,
-    );
+    queue.write(this.#file.file, sector, count, memorySector, this, slot);
   }
 
   zero(slot: number, sector: number, count: number): void {
@@ -103,10 +89,10 @@ export class AioImage implements ImageDriver, IoOwner {
       if (errno !== Errno.EOPNOTSUPP) return this.#sink.pieceDone(slot, count, errno);
       this.#canPunch = false;
     }
-    const most = this.#context.zeroBytes / SECTOR_BYTES;
+    const most = this.#context.zeroSectors;
     for (let done = 0; done < count; done += most) {
       const part = Math.min(most, count - done);
-      this.write(slot, sector + done, part, this.#context.zeroAddress);
+      this.write(slot, sector + done, part, this.#context.zerosAt);
     }
   }
 
@@ -133,8 +119,8 @@ export class AioImage implements ImageDriver, IoOwner {
     return run / SECTOR_BYTES;
   }
 
-  ioDone(slot: number, lengthBytes: number, errno: number): void {
-    this.#sink.pieceDone(slot, lengthBytes === 0 ? 1 : lengthBytes / SECTOR_BYTES, errno);
+  ioDone(slot: number, sectors: number, errno: number): void {
+    this.#sink.pieceDone(slot, sectors === 0 ? 1 : sectors, errno);
   }
 
   close(done: (errno: number) => void): void {

@@ -39,9 +39,9 @@ export interface DriverContext {
   readonly pieces: PieceTable;
   /** Work put off to the end of the turn, so that one operation serves many requests. */
   readonly deferral: Deferral;
-  /** Address of zeros, `zeroBytes` of them, to write from. */
-  readonly zeroAddress: number;
-  readonly zeroBytes: number;
+  /** Where in I/O memory there are zeros to write from, and how many sectors of them. */
+  readonly zerosAt: number;
+  readonly zeroSectors: number;
   /** Writes a line to the log. */
   log(message: string): void;
 }
@@ -76,10 +76,10 @@ export interface ImageDriver {
   putBelow(below: ImageDriver): void;
   /** The most disk operations that a request can make at once, here and below. */
   operationsFor(sectors: number): number;
-  /** Reads sectors into memory. */
-  read(slot: number, sector: number, count: number, address: number): void;
-  /** Writes sectors from memory. */
-  write(slot: number, sector: number, count: number, address: number): void;
+  /** Reads sectors into I/O memory. */
+  read(slot: number, sector: number, count: number, memorySector: number): void;
+  /** Writes sectors from I/O memory. */
+  write(slot: number, sector: number, count: number, memorySector: number): void;
   /** Makes sectors read as zeros, at most `zeroSectors` at a time. */
   zero(slot: number, sector: number, count: number): void;
   /** Frees the room of sectors, where that can be done; what they hold then is undefined. */

@@ -14,8 +14,8 @@ export class PieceTable {
   /** First sector of the piece in the image. */
   readonly sector: Float64Array;
   readonly count: Uint32Array;
-  /** Memory of the piece. */
-  readonly address: Float64Array;
+  /** Sector of I/O memory at which the piece's memory begins. */
+  readonly memory: Int32Array;
   /** Whatever the driver wants to remember of it, such as a cache entry. */
   readonly entry: Int32Array;
   readonly #next: Int32Array;
@@ -27,14 +27,14 @@ export class PieceTable {
     this.slot = new Int32Array(capacity);
     this.sector = new Float64Array(capacity);
     this.count = new Uint32Array(capacity);
-    this.address = new Float64Array(capacity);
+    this.memory = new Int32Array(capacity);
     this.entry = new Int32Array(capacity);
     this.#next = new Int32Array(capacity);
     for (let i = 0; i < capacity; i++) this.#next[i] = i + 1 < capacity ? i + 1 : NONE;
   }
 
   /** Takes a record. */
-  take(kind: number, slot: number, sector: number, count: number, address: number): number {
+  take(kind: number, slot: number, sector: number, count: number, memorySector: number): number {
     const piece = this.#free;
     if (piece === NONE) throw new Error("The table of pieces is full: more than was reserved");
     this.#free = this.#next[piece];
@@ -42,7 +42,7 @@ export class PieceTable {
     this.slot[piece] = slot;
     this.sector[piece] = sector;
     this.count[piece] = count;
-    this.address[piece] = address;
+    this.memory[piece] = memorySector;
     this.#next[piece] = NONE;
     return piece;
   }

@@ -30,7 +30,7 @@ export class BatWriter implements IoOwner {
   #errno = 0;
   #busy = false;
   #finished: ((errno: number) => void) | null = null;
-  readonly #syncOwner: IoOwner = { ioDone: (_token, _length, errno) => this.#synced(errno) };
+  readonly #syncOwner: IoOwner = { ioDone: (_token, _sectors, errno) => this.#synced(errno) };
   /** Those of them that the sync under way covers. */
   #syncing = 0;
 
@@ -94,15 +94,15 @@ export class BatWriter implements IoOwner {
     }
     this.#queue.write(
       this.#disk.file,
-      batOffsetBytes + batSector * VHD_SECTOR_SIZE,
-      VHD_SECTOR_SIZE,
-      this.#arena.address + at,
+      batOffsetBytes / VHD_SECTOR_SIZE + batSector,
+      1,
+      this.#arena.sector + at / VHD_SECTOR_SIZE,
       this,
       0,
     );
   }
 
-  ioDone(_token: number, _lengthBytes: number, errno: number): void {
+  ioDone(_token: number, _sectors: number, errno: number): void {
     if (errno !== 0 && this.#errno === 0) this.#errno = errno;
     if (--this.#pending === 0) this.#ended(this.#errno);
   }

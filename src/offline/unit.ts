@@ -1,4 +1,4 @@
-import { Arena, equalMemory, zeroMemory } from "../../ffi/memory.ts";
+import { Arena, equalMemory, memorySectorOf, zeroMemory } from "../../ffi/memory.ts";
 import { errnoOf } from "../queue/disk_files.ts";
 import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
 import { runEnd, setBits, testBit } from "../vhd/bitmap.ts";
@@ -90,7 +90,7 @@ export class Unit implements IoOwner {
     this.ioDone(0, 0, errno);
   }
 
-  ioDone(_token: number, _lengthBytes: number, errno: number): void {
+  ioDone(_token: number, _sectors: number, errno: number): void {
     if (errno !== 0 && this.#errno === 0) this.#errno = errno;
     if (--this.#pending === 0) this.#next(this.#errno);
   }
@@ -98,13 +98,27 @@ export class Unit implements IoOwner {
   /** Reads into memory of this unit, as a part of a phase. */
   read(file: number, offsetBytes: number, lengthBytes: number, address: number): void {
     this.#pending++;
-    this.#queue.read(file, offsetBytes, lengthBytes, address, this, 0);
+    this.#queue.read(
+      file,
+      offsetBytes / VHD_SECTOR_SIZE,
+      lengthBytes / VHD_SECTOR_SIZE,
+      memorySectorOf(address),
+      this,
+      0,
+    );
   }
 
   /** Writes from memory of this unit, as a part of a phase. */
   write(file: number, offsetBytes: number, lengthBytes: number, address: number): void {
     this.#pending++;
-    this.#queue.write(file, offsetBytes, lengthBytes, address, this, 0);
+    this.#queue.write(
+      file,
+      offsetBytes / VHD_SECTOR_SIZE,
+      lengthBytes / VHD_SECTOR_SIZE,
+      memorySectorOf(address),
+      this,
+      0,
+    );
   }
 
   /** Starts to read those bitmaps of the layers that say which sectors of this unit are where. */

@@ -25,15 +25,17 @@ export interface DiskBackend {
   /** A file was opened; operations on it may follow. */
   register(file: number): void;
   /**
-   * Prepares one operation of the next `submit`; its memory is the buffer at `address`, or, with
-   * `iovecCount` above 0, the `struct iovec`s there.
+   * Prepares one operation of the next `submit`: `count` sectors of the file, from the one on that
+   * `sectors` has at `io` (as an argument it would not fit a register of the runtime). The
+   * memory is the one at `memorySector` of I/O memory, or, with `iovecCount` above 0, what the
+   * `struct iovec`s there name.
    */
   prepare(
     kind: IoKind,
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sectors: Float64Array,
+    count: number,
+    memorySector: number,
     iovecCount: number,
     io: number,
   ): void;

@@ -1,12 +1,12 @@
 /**
  * Disk I/O: operations gathered over one turn of the loop, neighbours merged, handed to the
  * backend in one submission, completions reaped in a batch and given back one by one. It knows
- * files as numbers and memory as addresses; of formats, devices and clients it knows nothing.
+ * files as numbers, and places on disk and in memory as sectors; of formats, devices and clients it knows nothing.
  *
  * @module
  */
 import { Errno } from "../../ffi/errno.ts";
-import { Arena } from "../../ffi/memory.ts";
+import { Arena, memoryAddress } from "../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "./backend.ts";
@@ -17,10 +17,10 @@ export interface IoOwner {
    * An operation ended.
    *
    * @param token What the owner gave it at the start.
-   * @param lengthBytes Its whole length, also when it failed.
+   * @param sectors Its whole length, also when it failed.
    * @param errno 0, or a positive error number.
    */
-  ioDone(token: number, lengthBytes: number, errno: number): void;
+  ioDone(token: number, sectors: number, errno: number): void;
 }
 
 /** Counts of a queue since it was made. */
@@ -34,8 +34,11 @@ export interface QueueStatistics {
 }
 
 const NONE = -1;
+const SECTOR_BYTES = 512;
 const MOST_SEGMENTS = 64;
-const MOST_MERGED_BYTES = 1 << 20;
+/** Sectors that the iovecs of one group take. */
+const IOVEC_SECTORS = MOST_SEGMENTS * IOVEC_BYTES / SECTOR_BYTES;
+const MOST_MERGED_SECTORS = 2048;
 
 const nobody: IoOwner = {
   ioDone(): void {
@@ -54,15 +57,15 @@ export class DiskQueue implements CompletionSink, TurnWork {
   readonly #tokens: Int32Array;
   readonly #kinds: Uint8Array;
   readonly #files: Int32Array;
-  readonly #lengths: Uint32Array;
-  readonly #offsets: Float64Array;
-  readonly #addresses: Float64Array;
+  readonly #sectors: Float64Array;
+  readonly #counts: Int32Array;
+  readonly #memory: Int32Array;
   /** Next operation of a list: of the free ones, or of a merged group. */
   readonly #next: Int32Array;
-  /** Of the first of a group: the next group that waits, the group's last, its bytes and count. */
+  /** Of the first of a group: the next group that waits, the group's last, its sectors and count. */
   readonly #nextGroup: Int32Array;
   readonly #groupLast: Int32Array;
-  readonly #groupBytes: Uint32Array;
+  readonly #groupSectors: Int32Array;
   readonly #groupCount: Uint16Array;
   /** Group that waits and may be merged with, by file: reads at 2 × file, writes after them. */
   #open = new Int32Array(128).fill(NONE);
@@ -83,16 +86,16 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#tokens = new Int32Array(capacity);
     this.#kinds = new Uint8Array(capacity);
     this.#files = new Int32Array(capacity);
-    this.#lengths = new Uint32Array(capacity);
-    this.#offsets = new Float64Array(capacity);
-    this.#addresses = new Float64Array(capacity);
+    this.#sectors = new Float64Array(capacity);
+    this.#counts = new Int32Array(capacity);
+    this.#memory = new Int32Array(capacity);
     this.#next = new Int32Array(capacity);
     this.#nextGroup = new Int32Array(capacity);
     this.#groupLast = new Int32Array(capacity);
-    this.#groupBytes = new Uint32Array(capacity);
+    this.#groupSectors = new Int32Array(capacity);
     this.#groupCount = new Uint16Array(capacity);
     for (let i = 0; i < capacity; i++) this.#next[i] = i + 1 < capacity ? i + 1 : NONE;
-    this.#iovecs = new Arena(backend.batch * MOST_SEGMENTS * IOVEC_BYTES);
+    this.#iovecs = new Arena(backend.batch * IOVEC_SECTORS * SECTOR_BYTES);
     scheduler.addTurnWork(this);
   }
 
@@ -121,28 +124,28 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#available += operations;
   }
 
-  /** Reads into memory. */
+  /** Reads `count` sectors from `sector` of a file on into I/O memory. */
   read(
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sector: number,
+    count: number,
+    memorySector: number,
     owner: IoOwner,
     token: number,
   ): void {
-    this.#start(IoKind.Read, file, offsetBytes, lengthBytes, address, owner, token);
+    this.#start(IoKind.Read, file, sector, count, memorySector, owner, token);
   }
 
-  /** Writes from memory, which must not change until the end. */
+  /** Writes from I/O memory, which must not change until the end. */
   write(
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sector: number,
+    count: number,
+    memorySector: number,
     owner: IoOwner,
     token: number,
   ): void {
-    this.#start(IoKind.Write, file, offsetBytes, lengthBytes, address, owner, token);
+    this.#start(IoKind.Write, file, sector, count, memorySector, owner, token);
   }
 
   /** Brings what was written, and has ended, to stable storage. */
@@ -153,9 +156,9 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #start(
     kind: IoKind,
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sector: number,
+    count: number,
+    memorySector: number,
     owner: IoOwner,
     token: number,
   ): void {
@@ -166,9 +169,9 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#tokens[io] = token;
     this.#kinds[io] = kind;
     this.#files[io] = file;
-    this.#lengths[io] = lengthBytes;
-    this.#offsets[io] = offsetBytes;
-    this.#addresses[io] = address;
+    this.#counts[io] = count;
+    this.#sectors[io] = sector;
+    this.#memory[io] = memorySector;
     this.#next[io] = NONE;
     this.statistics.operations++;
     if (kind === IoKind.Sync || !this.#merge(io)) this.#append(io);
@@ -178,21 +181,21 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #merge(io: number): boolean {
     const group = this.#open[2 * this.#files[io] + this.#kinds[io]];
     if (group === NONE) return false;
-    const bytes = this.#groupBytes[group] + this.#lengths[io];
+    const sectors = this.#groupSectors[group] + this.#counts[io];
     if (
-      this.#offsets[group] + this.#groupBytes[group] !== this.#offsets[io] ||
-      bytes > MOST_MERGED_BYTES || this.#groupCount[group] >= MOST_SEGMENTS
+      this.#sectors[group] + this.#groupSectors[group] !== this.#sectors[io] ||
+      sectors > MOST_MERGED_SECTORS || this.#groupCount[group] >= MOST_SEGMENTS
     ) return false;
     this.#next[this.#groupLast[group]] = io;
     this.#groupLast[group] = io;
-    this.#groupBytes[group] = bytes;
+    this.#groupSectors[group] = sectors;
     this.#groupCount[group]++;
     return true;
   }
 
   #append(io: number): void {
     this.#groupLast[io] = io;
-    this.#groupBytes[io] = this.#lengths[io];
+    this.#groupSectors[io] = this.#counts[io];
     this.#groupCount[io] = 1;
     this.#nextGroup[io] = NONE;
     if (this.#lastWaiting === NONE) this.#firstWaiting = io;
@@ -232,58 +235,58 @@ export class DiskQueue implements CompletionSink, TurnWork {
     if (kind !== IoKind.Sync && this.#open[2 * file + kind] === group) {
       this.#open[2 * file + kind] = NONE;
     }
-    const bytes = this.#groupBytes[group];
-    const offset = this.#offsets[group];
     const segments = this.#groupCount[group] === 1 ? 1 : this.#gather(group, position);
-    if (segments === 1) {
-      this.#backend.prepare(
-        kind as IoKind,
-        file,
-        offset,
-        bytes,
-        this.#addresses[group],
-        0,
-        group,
-      );
-    } else {
-      const address = this.#iovecs.address + position * MOST_SEGMENTS * IOVEC_BYTES;
-      this.#backend.prepare(kind as IoKind, file, offset, bytes, address, segments, group);
-    }
+    const memorySector = segments === 1
+      ? this.#memory[group]
+      : this.#iovecs.sector + position * IOVEC_SECTORS;
+    this.#backend.prepare(
+      kind as IoKind,
+      file,
+      this.#sectors,
+      this.#groupSectors[group],
+      memorySector,
+      segments === 1 ? 0 : segments,
+      group,
+    );
   }
 
   /** Lists a group's memory as iovecs, joined where adjacent; returns how many there are. */
   #gather(group: number, position: number): number {
-    const start = position * MOST_SEGMENTS * IOVEC_BYTES;
+    const start = position * IOVEC_SECTORS * SECTOR_BYTES;
     let count = 0;
-    let address = this.#addresses[group];
-    let length = 0;
+    let memory = this.#memory[group];
+    let sectors = 0;
     for (let io = group; io !== NONE; io = this.#next[io]) {
-      if (this.#addresses[io] !== address + length) {
-        putIovec(this.#iovecs.view, start + count++ * IOVEC_BYTES, address, length);
-        address = this.#addresses[io];
-        length = 0;
+      if (this.#memory[io] !== memory + sectors) {
+        this.#putIovec(start + count++ * IOVEC_BYTES, memory, sectors);
+        memory = this.#memory[io];
+        sectors = 0;
       }
-      length += this.#lengths[io];
+      sectors += this.#counts[io];
     }
-    putIovec(this.#iovecs.view, start + count++ * IOVEC_BYTES, address, length);
+    this.#putIovec(start + count++ * IOVEC_BYTES, memory, sectors);
     return count;
+  }
+
+  #putIovec(at: number, memorySector: number, sectors: number): void {
+    putIovec(this.#iovecs.view, at, memoryAddress(memorySector), sectors * SECTOR_BYTES);
   }
 
   /** Splits the result of a group among its operations. */
   completed(group: number, result: number): void {
     this.#underWay--;
-    let left = result;
+    let left = result / SECTOR_BYTES;
     for (let io = group; io !== NONE;) {
       const next = this.#next[io];
-      const length = this.#lengths[io];
+      const count = this.#counts[io];
       // A transfer that ends early: whoever got less than all of it tries again.
-      const errno = result < 0 ? -result : left >= length ? 0 : Errno.EIO;
-      left -= length;
+      const errno = result < 0 ? -result : left >= count ? 0 : Errno.EIO;
+      left -= count;
       const owner = this.#owners[io];
       this.#owners[io] = nobody;
       this.#next[io] = this.#free;
       this.#free = io;
-      owner.ioDone(this.#tokens[io], length, errno);
+      owner.ioDone(this.#tokens[io], count, errno);
       io = next;
     }
   }

@@ -17,6 +17,7 @@ const BATCH = 256;
 /** Batches that a file has to finish within io_submit before it is trusted to go on like that. */
 const TRUST_AFTER_BATCHES = 16;
 const NEVER_TRUST = -1;
+const SECTOR_BYTES = 512;
 const NO_EVENT_FD = -1;
 const POLL_MS = 1;
 
@@ -68,9 +69,9 @@ export class LibaioBackend implements DiskBackend, FdHandler {
   prepare(
     kind: IoKind,
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sectors: Float64Array,
+    count: number,
+    memorySector: number,
     iovecCount: number,
     io: number,
   ): void {
@@ -80,14 +81,14 @@ export class LibaioBackend implements DiskBackend, FdHandler {
       : kind === IoKind.Write
       ? (vectored ? IOCB_CMD_PWRITEV : IOCB_CMD_PWRITE)
       : IOCB_CMD_FDSYNC;
-    const length = vectored ? iovecCount : lengthBytes;
+    const length = vectored ? iovecCount : count * SECTOR_BYTES;
     const trusted = this.#trust[file] === TRUST_AFTER_BATCHES && kind !== IoKind.Sync;
     const eventFd = trusted ? NO_EVENT_FD : this.#eventFd;
     if (kind === IoKind.Sync) this.#preparedSyncs++;
     if (trusted) this.#preparedTrusted++;
     this.#preparedIos[this.#context.prepared] = io;
     this.#preparedFiles[this.#context.prepared] = file;
-    this.#context.prepare(opcode, file, address, length, offsetBytes, eventFd, io);
+    this.#context.prepare(opcode, file, memorySector, length, sectors, eventFd, io);
   }
 
   submit(): void {

@@ -6,20 +6,25 @@ export class Random {
   #state: number;
 
   constructor(seed: number) {
-    this.#state = seed >>> 0;
+    this.#state = seed | 0;
+  }
+
+  /** The next 31 bits, as a whole number. */
+  bits(): number {
+    this.#state = (this.#state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(this.#state ^ (this.#state >>> 15), this.#state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return (mixed ^ (mixed >>> 14)) & 0x7fff_ffff;
   }
 
   /** The next number, from 0 up to but not 1. */
   next(): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(this.#state ^ (this.#state >>> 15), this.#state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 0x1_0000_0000;
+    return this.bits() / 0x8000_0000;
   }
 
   /** The next whole number from 0 up to but not `end`. */
   below(end: number): number {
-    return Math.floor(this.next() * end);
+    return this.bits() % end;
   }
 
   /** True in a share `probability` of all calls. */

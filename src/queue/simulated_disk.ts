@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { addressOf, memoryAt } from "../../ffi/libc.ts";
+import { memoryAddress, memoryWindow } from "../../ffi/memory.ts";
 import { IOVEC_BYTES } from "../../ffi/sockets.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { normalizePath } from "../vhd/paths.ts";
@@ -12,6 +12,10 @@ import { SimulatedFile } from "./simulated_file.ts";
 const CAPACITY = 512;
 const BATCH = 256;
 const NOTHING = -1;
+const SECTOR_BYTES = 512;
+const MOST_IOVECS = 64;
+/** Where the queue's lists of iovecs are: among the first that takes I/O memory. */
+const WINDOW_BYTES = 2 ** 31 - 1;
 
 /** How a simulated disk behaves. */
 export interface SimulatedDiskOptions {
@@ -26,8 +30,8 @@ export interface SimulatedDiskOptions {
 export type FaultInjector = (
   kind: IoKind,
   file: number,
-  offsetBytes: number,
-  lengthBytes: number,
+  sector: number,
+  count: number,
 ) => number;
 
 /**
@@ -50,12 +54,13 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   readonly #open: (SimulatedFile | null)[] = [];
   readonly #kinds = new Uint8Array(CAPACITY);
   readonly #fileNumbers = new Int32Array(CAPACITY);
-  readonly #offsets = new Float64Array(CAPACITY);
-  readonly #lengths = new Uint32Array(CAPACITY);
-  readonly #addresses = new Float64Array(CAPACITY);
+  readonly #sectors = new Int32Array(CAPACITY);
+  readonly #counts = new Int32Array(CAPACITY);
+  readonly #memory = new Int32Array(CAPACITY);
   /** Iovecs are the caller's until `submit` only: they are kept here, by operation. */
   readonly #iovecCounts = new Uint16Array(CAPACITY);
-  readonly #iovecs = new Float64Array(CAPACITY * 2 * 64);
+  readonly #iovecs = new Int32Array(CAPACITY * 2 * MOST_IOVECS);
+  readonly #memoryView = new DataView(memoryWindow(WINDOW_BYTES).buffer);
   readonly #ios = new Int32Array(CAPACITY).fill(NOTHING);
   readonly #dueMs = new Float64Array(CAPACITY);
   #underWay = 0;
@@ -117,9 +122,9 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   prepare(
     kind: IoKind,
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sectors: Float64Array,
+    count: number,
+    memorySector: number,
     iovecCount: number,
     io: number,
   ): void {
@@ -128,22 +133,24 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
     this.#ios[place] = io;
     this.#kinds[place] = kind;
     this.#fileNumbers[place] = file;
-    this.#offsets[place] = offsetBytes;
-    this.#lengths[place] = lengthBytes;
-    this.#addresses[place] = address;
+    this.#sectors[place] = sectors[io];
+    this.#counts[place] = count;
+    this.#memory[place] = memorySector;
     this.#iovecCounts[place] = iovecCount;
-    if (iovecCount > 0) this.#keepIovecs(place, address, iovecCount);
+    if (iovecCount > 0) this.#keepIovecs(place, memorySector, iovecCount);
     this.#dueMs[place] = this.#scheduler.nowMs() + this.#random.next() * this.#latencyMs;
     this.#underWay++;
   }
 
-  #keepIovecs(place: number, address: number, count: number): void {
-    const view = new DataView(memoryAt(address, count * IOVEC_BYTES));
+  #keepIovecs(place: number, memorySector: number, count: number): void {
+    const view = this.#memoryView;
+    const base = memoryAddress(0);
     for (let i = 0; i < count; i++) {
-      const at = i * IOVEC_BYTES;
+      const at = memorySector * SECTOR_BYTES + i * IOVEC_BYTES;
       const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
-      this.#iovecs[(place * 64 + i) * 2] = start;
-      this.#iovecs[(place * 64 + i) * 2 + 1] = view.getUint32(at + 8, true);
+      const kept = (place * MOST_IOVECS + i) * 2;
+      this.#iovecs[kept] = (start - base) / SECTOR_BYTES;
+      this.#iovecs[kept + 1] = view.getUint32(at + 8, true) / SECTOR_BYTES;
     }
   }
 
@@ -167,7 +174,7 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
     const file = this.#fileNumbers[place];
     const errno = this.fault === null
       ? 0
-      : this.fault(kind, file, this.#offsets[place], this.#lengths[place]);
+      : this.fault(kind, file, this.#sectors[place], this.#counts[place]);
     const result = errno !== 0 ? -errno : this.#move(place);
     this.#ios[place] = NOTHING;
     this.#underWay--;
@@ -183,16 +190,16 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
       file.sync();
       return 0;
     }
-    if (this.#iovecCounts[place] === 0) {
-      const address = this.#addresses[place];
-      return moveRange(file, kind, address, this.#offsets[place], this.#lengths[place]);
+    const sector = this.#sectors[place];
+    const segments = this.#iovecCounts[place];
+    if (segments === 0) {
+      return moveRange(file, kind, sector, this.#counts[place], this.#memory[place]);
     }
     let moved = 0;
-    for (let i = 0; i < this.#iovecCounts[place]; i++) {
-      const at = (place * 64 + i) * 2;
-      const length = this.#iovecs[at + 1];
-      const offset = this.#offsets[place] + moved;
-      moved += moveRange(file, kind, this.#iovecs[at], offset, length);
+    for (let i = 0; i < segments; i++) {
+      const at = (place * MOST_IOVECS + i) * 2;
+      const done = moved / SECTOR_BYTES;
+      moved += moveRange(file, kind, sector + done, this.#iovecs[at + 1], this.#iovecs[at]);
     }
     return moved;
   }
@@ -213,15 +220,18 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   }
 }
 
+/** Moves sectors between a file and memory; returns bytes. */
 function moveRange(
   file: SimulatedFile,
   kind: number,
-  address: number,
-  offsetBytes: number,
-  lengthBytes: number,
+  sector: number,
+  count: number,
+  memorySector: number,
 ): number {
-  if (kind === IoKind.Read) return file.read(address, offsetBytes, lengthBytes);
-  file.write(address, offsetBytes, lengthBytes);
+  const offsetBytes = sector * SECTOR_BYTES;
+  const lengthBytes = count * SECTOR_BYTES;
+  if (kind === IoKind.Read) return file.read(memorySector, offsetBytes, lengthBytes);
+  file.write(memorySector, offsetBytes, lengthBytes);
   return lengthBytes;
 }
 
@@ -325,11 +335,11 @@ class OfflineFile implements StorageFile {
   }
 
   readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
-    return this.content.read(addressOf(into), offsetBytes, into.length);
+    return this.content.readInto(into, offsetBytes);
   }
 
   writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
-    this.content.write(addressOf(from), offsetBytes, from.length);
+    this.content.writeFrom(from, offsetBytes);
   }
 
   truncate(lengthBytes: number): void {

@@ -1,10 +1,22 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { Arena, copyMemory, zeroMemory } from "../../ffi/memory.ts";
+import { Arena, memoryWindow } from "../../ffi/memory.ts";
 import type { Random } from "./random.ts";
 
 const SECTOR_BYTES = 512;
+const WINDOW_BYTES = 2 ** 31 - 1;
 /** The longest that a simulated file can be. Memory is taken only for what is written. */
-export const MOST_FILE_BYTES = 512 * 1024 * 1024;
+export const MOST_FILE_BYTES = 128 * 1024 * 1024;
+
+// Copies within one array take numbers only; simulations keep all I/O memory within its reach.
+let window: Uint8Array<ArrayBuffer> | null = null;
+
+function copyWithinWindow(to: number, from: number, lengthBytes: number): void {
+  if (Math.max(to, from) + lengthBytes > WINDOW_BYTES) {
+    throw new RangeError("The simulation took more I/O memory than it can copy in");
+  }
+  window ??= memoryWindow(WINDOW_BYTES);
+  window.copyWithin(to, from, from + lengthBytes);
+}
 
 /** A write that a power cut may undo. */
 interface VolatileWrite {
@@ -34,19 +46,44 @@ export class SimulatedFile {
     return this.#sizeBytes;
   }
 
-  /** Reads into memory; returns bytes, fewer at the end. */
-  read(address: number, offsetBytes: number, lengthBytes: number): number {
+  /** Reads into I/O memory; returns bytes, fewer at the end. */
+  read(memorySector: number, offsetBytes: number, lengthBytes: number): number {
     const length = Math.max(0, Math.min(lengthBytes, this.#sizeBytes - offsetBytes));
-    if (length > 0) copyMemory(address, this.#content.address + offsetBytes, length);
+    const from = this.#content.sector * SECTOR_BYTES + offsetBytes;
+    copyWithinWindow(memorySector * SECTOR_BYTES, from, length);
     return length;
   }
 
-  /** Writes from memory. */
-  write(address: number, offsetBytes: number, lengthBytes: number): void {
-    if (offsetBytes + lengthBytes > MOST_FILE_BYTES) {
-      throw new SystemError(Errno.EFBIG, `Cannot write at ${offsetBytes} of a simulated file`);
+  /** Writes from I/O memory. */
+  write(memorySector: number, offsetBytes: number, lengthBytes: number): void {
+    this.#makeRoom(offsetBytes + lengthBytes);
+    const from = memorySector * SECTOR_BYTES;
+    const to = this.#content.sector * SECTOR_BYTES + offsetBytes;
+    copyWithinWindow(to, from, lengthBytes);
+    this.#noteWrite(offsetBytes, lengthBytes);
+  }
+
+  /** Reads into bytes anywhere; returns how many, fewer at the end. */
+  readInto(into: Uint8Array, offsetBytes: number): number {
+    const length = Math.max(0, Math.min(into.length, this.#sizeBytes - offsetBytes));
+    into.set(this.#content.bytes.subarray(offsetBytes, offsetBytes + length));
+    return length;
+  }
+
+  /** Writes bytes from anywhere. */
+  writeFrom(from: Uint8Array, offsetBytes: number): void {
+    this.#makeRoom(offsetBytes + from.length);
+    this.#content.bytes.set(from, offsetBytes);
+    this.#noteWrite(offsetBytes, from.length);
+  }
+
+  #makeRoom(sizeBytes: number): void {
+    if (sizeBytes > MOST_FILE_BYTES) {
+      throw new SystemError(Errno.EFBIG, `Cannot write at ${sizeBytes} of a simulated file`);
     }
-    copyMemory(this.#content.address + offsetBytes, address, lengthBytes);
+  }
+
+  #noteWrite(offsetBytes: number, lengthBytes: number): void {
     this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + lengthBytes);
     if (this.#durable !== null) {
       const bytes = this.#content.bytes.slice(offsetBytes, offsetBytes + lengthBytes);
@@ -66,7 +103,7 @@ export class SimulatedFile {
   zero(offsetBytes: number, lengthBytes: number): void {
     const end = Math.min(this.#sizeBytes, offsetBytes + lengthBytes);
     if (end <= offsetBytes) return;
-    zeroMemory(this.#content.address + offsetBytes, end - offsetBytes);
+    this.#content.bytes.fill(0, offsetBytes, end);
     if (this.#durable !== null) {
       this.#volatile.push({ offsetBytes, bytes: new Uint8Array(end - offsetBytes) });
     }

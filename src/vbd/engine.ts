@@ -8,7 +8,7 @@
  */
 import { Arena } from "../../ffi/memory.ts";
 import { Deferral } from "../driver/deferral.ts";
-import type { DriverContext } from "../driver/driver.ts";
+import { type DriverContext, SECTOR_BYTES } from "../driver/driver.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import type { DiskBackend } from "../queue/backend.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
@@ -75,8 +75,8 @@ export function createVbdContext(
     pieces: new PieceTable(QUEUE_CAPACITY),
     deferral,
     admission,
-    zeroAddress: zeros.address,
-    zeroBytes: zeros.sizeBytes,
+    zerosAt: zeros.sector,
+    zeroSectors: ZERO_BYTES / SECTOR_BYTES,
     log,
   };
 }

@@ -144,6 +144,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     return this.#slots.address(slot);
   }
 
+  /** Sector of I/O memory at which a slot's memory begins. */
+  slotSector(slot: number): number {
+    return this.#slots.memorySector(slot);
+  }
+
   /** Where a slot's memory begins in `slotMemory`, bytes. */
   slotOffset(slot: number): number {
     return this.#slots.address(slot) - this.#slots.arena.address;
@@ -295,9 +300,9 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     slots.pending[slot] = count;
     switch (slots.kind[slot]) {
       case RequestKind.Read:
-        return image.read(slot, sector, count, slots.address(slot));
+        return image.read(slot, sector, count, slots.memorySector(slot));
       case RequestKind.Write:
-        return image.write(slot, sector, count, slots.address(slot));
+        return image.write(slot, sector, count, slots.memorySector(slot));
       case RequestKind.Discard:
         return image.discard(slot, sector, count);
       case RequestKind.Zero:

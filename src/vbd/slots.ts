@@ -101,6 +101,11 @@ export class SlotTable {
     return SLOTS * SLOT_BYTES + client * CLIENT_BYTES;
   }
 
+  /** Sector of I/O memory at which a slot's memory begins. */
+  memorySector(slot: number): number {
+    return this.arena.sector + slot * (SLOT_BYTES / 512);
+  }
+
   /** Address of a slot's memory. */
   address(slot: number): number {
     return this.arena.address + slot * SLOT_BYTES;

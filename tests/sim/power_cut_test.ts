@@ -3,7 +3,14 @@ import { Random } from "../../src/queue/random.ts";
 import { checkImage } from "../../src/vhd/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
-import { type Outcome, SECTOR_BYTES, Simulation, stampedSectors, stampOf } from "../support/sim.ts";
+import {
+  type Outcome,
+  SECTOR_BYTES,
+  type SimulatedDevice,
+  Simulation,
+  stampedSectors,
+  stampOf,
+} from "../support/sim.ts";
 
 const DISK_MIB = 16;
 const DISK_SECTORS = DISK_MIB * 2048;
@@ -64,8 +71,10 @@ function covers(write: Write, sector: number): boolean {
   return sector >= write.sector && sector < write.sector + write.count;
 }
 
-function runUntilCut(simulation: Simulation, name: string, random: Random): Promises {
-  const device = simulation.open(name);
+function runUntilCut(
+  { simulation, device }: { simulation: Simulation; device: SimulatedDevice },
+  random: Random,
+): Promises {
   const promises = new Promises();
   const turns = random.below(120);
   let flush: { outcome: Outcome; ended: Write[] } | null = null;
@@ -128,8 +137,10 @@ for (const seed of SEEDS) {
       snapshot(path, { storage, parent: "/base.vhd" });
     }
     for (const name of ["/base.vhd", path]) storage.open(name, "write").sync();
-    const promises = runUntilCut(simulation, `vhd:${path}`, random);
+    const device = simulation.open(`vhd:${path}`);
+    const promises = runUntilCut({ simulation, device }, random);
     verify(new Simulation({ seed }, simulation), path, promises);
+    device.vbd.destroy();
     simulation.disk.close();
   });
 }

@@ -1,4 +1,4 @@
-import { Arena, copyMemory, zeroMemory } from "../../../ffi/memory.ts";
+import { Arena } from "../../../ffi/memory.ts";
 import { runEnd, testBit } from "../../vhd/bitmap.ts";
 import { PieceLists } from "../pieces.ts";
 
@@ -47,6 +47,7 @@ export class BitmapCache {
   /** Pieces whose bits are on disk, in a block that the BAT does not point at yet. */
   readonly forPublish: PieceLists;
   readonly #pins: Int32Array;
+  readonly #bitmapSectors: number;
   readonly #arena: Arena;
   readonly #entryOfBlock: Int16Array;
   #hand = 0;
@@ -59,6 +60,7 @@ export class BitmapCache {
     const affordable = Math.floor(BUDGET_BYTES / bitmapBytes);
     this.entries = Math.min(MOST_ENTRIES, Math.max(FEWEST_ENTRIES, affordable));
     this.bitmapBytes = bitmapBytes;
+    this.#bitmapSectors = bitmapBytes / 512;
     const half = this.entries * bitmapBytes;
     this.#arena = new Arena(2 * half);
     this.onDisk = this.#arena.bytes.subarray(0, half);
@@ -90,8 +92,9 @@ export class BitmapCache {
     this.location[entry] = location;
     this.flags[entry] = BlockFlag.Recent;
     this.#entryOfBlock[block] = entry + 1;
-    zeroMemory(this.onDiskAddress(entry), this.bitmapBytes);
-    zeroMemory(this.nextAddress(entry), this.bitmapBytes);
+    const first = entry * this.bitmapBytes;
+    this.onDisk.fill(0, first, first + this.bitmapBytes);
+    this.next.fill(0, first, first + this.bitmapBytes);
     return entry;
   }
 
@@ -142,19 +145,21 @@ export class BitmapCache {
     return runEnd(this.onDisk, first, end) === end;
   }
 
-  /** Address of the bitmap as the disk has it. */
-  onDiskAddress(entry: number): number {
-    return this.#arena.address + entry * this.bitmapBytes;
+  /** Where in I/O memory the bitmap is as the disk has it. */
+  onDiskAt(entry: number): number {
+    return this.#arena.sector + entry * this.#bitmapSectors;
   }
 
-  /** Address of the bitmap as it is to be. */
-  nextAddress(entry: number): number {
-    return this.#arena.address + (this.entries + entry) * this.bitmapBytes;
+  /** Where in I/O memory the bitmap is as it is to be. */
+  nextAt(entry: number): number {
+    return this.#arena.sector + (this.entries + entry) * this.#bitmapSectors;
   }
 
   /** After loading: what is to be is what is. */
   settle(entry: number): void {
-    copyMemory(this.nextAddress(entry), this.onDiskAddress(entry), this.bitmapBytes);
+    const first = entry * this.bitmapBytes;
+    const next = this.entries * this.bitmapBytes + first;
+    this.#arena.bytes.copyWithin(next, first, first + this.bitmapBytes);
   }
 
   /** Unmaps the bitmaps. */

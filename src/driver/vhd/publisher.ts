@@ -109,8 +109,8 @@ export class Publisher {
     }
     this.#writesLeft = sectors + (this.#file.grown ? 1 : 0);
     for (let at = 0; at < sectors; at++) {
-      const offset = this.#file.image.batOffsetBytes + this.#batSectors[at] * SECTOR_BYTES;
-      this.#write(offset, at * SECTOR_BYTES, at);
+      const first = this.#file.image.batOffsetBytes / SECTOR_BYTES;
+      this.#write(first + this.#batSectors[at], at, at);
     }
     if (this.#file.grown) this.#writeFooter();
   }
@@ -134,22 +134,17 @@ export class Publisher {
   }
 
   #writeFooter(): void {
-    const offset = this.#file.footerOffsetBytes;
-    this.#footerSector = offset / SECTOR_BYTES;
+    this.#footerSector = this.#file.footerOffsetBytes / SECTOR_BYTES;
     this.#arena.bytes.set(encodeFooter(this.#file.image.footer), MOST_BAT_SECTORS * SECTOR_BYTES);
     this.#file.noteFooter();
-    this.#write(offset, MOST_BAT_SECTORS * SECTOR_BYTES, FOOTER_TOKEN);
+    this.#write(this.#footerSector, MOST_BAT_SECTORS, FOOTER_TOKEN);
   }
 
-  #write(offsetBytes: number, arenaOffset: number, token: number): void {
-    this.#queue.write(
-      this.#file.disk.file,
-      offsetBytes,
-      SECTOR_BYTES,
-      this.#arena.address + arenaOffset,
-      this.#writeOwner,
-      token,
-    );
+  /** Writes one sector of the arena. */
+  #write(sector: number, arenaSector: number, token: number): void {
+    const memorySector = this.#arena.sector + arenaSector;
+    const { file } = this.#file.disk;
+    this.#queue.write(file, sector, 1, memorySector, this.#writeOwner, token);
   }
 
   #written(token: number, errno: number): void {

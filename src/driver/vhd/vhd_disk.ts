@@ -1,4 +1,4 @@
-import { zeroMemory } from "../../../ffi/memory.ts";
+import { zeroSectors } from "../../../ffi/memory.ts";
 import { describeError, errnoOf } from "../../queue/disk_files.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, testBit } from "../../vhd/bitmap.ts";
@@ -38,8 +38,8 @@ export class VhdDisk implements ImageDriver {
   #below: ImageDriver | null = null;
   #canPunch = true;
   readonly #directOwner: IoOwner = {
-    ioDone: (slot, lengthBytes, errno) =>
-      this.#sink.pieceDone(slot, lengthBytes === 0 ? 1 : lengthBytes / SECTOR_BYTES, errno),
+    ioDone: (slot, sectors, errno) =>
+      this.#sink.pieceDone(slot, sectors === 0 ? 1 : sectors, errno),
   };
   readonly #loadOwner: IoOwner = { ioDone: (entry, _length, errno) => this.#loaded(entry, errno) };
 
@@ -97,26 +97,34 @@ export class VhdDisk implements ImageDriver {
     return Math.min(count, (block + 1) * this.#sectorsPerBlock - sector);
   }
 
-  read(slot: number, sector: number, count: number, address: number): void {
+  read(slot: number, sector: number, count: number, memorySector: number): void {
     while (count > 0) {
       const block = this.#blockOf(sector);
       const part = this.#leftInBlock(sector, block, count);
-      this.#readInBlock(slot, sector, part, address, block);
+      this.#readInBlock(slot, sector, part, memorySector, block);
       sector += part;
       count -= part;
-      address += part * SECTOR_BYTES;
+      memorySector += part;
     }
   }
 
-  #readInBlock(slot: number, sector: number, count: number, address: number, block: number): void {
+  #readInBlock(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    block: number,
+  ): void {
     const location = this.#file.locationOf(block);
-    if (location === NONE) return this.#readBelow(slot, sector, count, address);
-    if (this.#file.isFull(block)) return this.#readData(slot, sector, count, address, location);
+    if (location === NONE) return this.#readBelow(slot, sector, count, memorySector);
+    if (this.#file.isFull(block)) {
+      return this.#readData(slot, sector, count, memorySector, location);
+    }
     const entry = this.#entryFor(block, location);
     if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
-      const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, count, address);
+      const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, count, memorySector);
       this.#wait(piece, entry);
-    } else this.#readRuns(slot, sector, count, address, entry);
+    } else this.#readRuns(slot, sector, count, memorySector, entry);
   }
 
   /** The block's entry in the cache, being loaded if it was not there; -1 when all are in use. */
@@ -129,9 +137,9 @@ export class VhdDisk implements ImageDriver {
     this.#cache.pin(entry);
     this.#context.queue.read(
       this.#file.disk.file,
-      location * SECTOR_BYTES,
-      this.#cache.bitmapBytes,
-      this.#cache.onDiskAddress(entry),
+      location,
+      this.#file.bitmapSectors,
+      this.#cache.onDiskAt(entry),
       this.#loadOwner,
       entry,
     );
@@ -143,42 +151,54 @@ export class VhdDisk implements ImageDriver {
     else this.#context.pieces.append(this.#cache.forLoad, entry, piece);
   }
 
-  #readData(slot: number, sector: number, count: number, address: number, location: number): void {
+  #readData(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    location: number,
+  ): void {
     const inBlock = this.#inBlock(sector);
     this.counts.readSectors += count;
     this.#context.queue.read(
       this.#file.disk.file,
-      (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES,
-      count * SECTOR_BYTES,
-      address,
+      location + this.#file.bitmapSectors + inBlock,
+      count,
+      memorySector,
       this.#directOwner,
       slot,
     );
   }
 
   /** Reads what the bitmap has from the file, and the rest from below. */
-  #readRuns(slot: number, sector: number, count: number, address: number, entry: number): void {
+  #readRuns(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    entry: number,
+  ): void {
     const bits = this.#cache.onDisk;
     let bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
     const end = bit + count;
     while (bit < end) {
       const run = runEnd(bits, bit, end) - bit;
       if (testBit(bits, bit)) {
-        this.#readData(slot, sector, run, address, this.#cache.location[entry]);
-      } else this.#readBelow(slot, sector, run, address);
+        this.#readData(slot, sector, run, memorySector, this.#cache.location[entry]);
+      } else this.#readBelow(slot, sector, run, memorySector);
       bit += run;
       sector += run;
-      address += run * SECTOR_BYTES;
+      memorySector += run;
     }
   }
 
-  #readBelow(slot: number, sector: number, count: number, address: number): void {
+  #readBelow(slot: number, sector: number, count: number, memorySector: number): void {
     const below = this.#below;
     // A parent may be smaller than its child; what lies past its end is zero.
     const there = below === null ? 0 : Math.max(0, Math.min(count, below.sectors - sector));
-    if (below !== null && there > 0) below.read(slot, sector, there, address);
+    if (below !== null && there > 0) below.read(slot, sector, there, memorySector);
     if (there === count) return;
-    zeroMemory(address + there * SECTOR_BYTES, (count - there) * SECTOR_BYTES);
+    zeroSectors(memorySector + there, count - there);
     this.#sink.pieceDone(slot, count - there, 0);
   }
 
@@ -220,10 +240,10 @@ export class VhdDisk implements ImageDriver {
     const slot = pieces.slot[piece];
     const sector = pieces.sector[piece];
     const count = pieces.count[piece];
-    const address = pieces.address[piece];
+    const memorySector = pieces.memory[piece];
     pieces.give(piece);
-    if (kind === PieceKind.Read) this.read(slot, sector, count, address);
-    else if (kind === PieceKind.Write) this.write(slot, sector, count, address);
+    if (kind === PieceKind.Read) this.read(slot, sector, count, memorySector);
+    else if (kind === PieceKind.Write) this.write(slot, sector, count, memorySector);
     else this.#sink.wake(slot);
   }
 
@@ -237,34 +257,40 @@ export class VhdDisk implements ImageDriver {
     }
   }
 
-  write(slot: number, sector: number, count: number, address: number): void {
+  write(slot: number, sector: number, count: number, memorySector: number): void {
     while (count > 0) {
       const block = this.#blockOf(sector);
       const part = this.#leftInBlock(sector, block, count);
-      this.#writeInBlock(slot, sector, part, address, block);
+      this.#writeInBlock(slot, sector, part, memorySector, block);
       sector += part;
       count -= part;
-      address += part * SECTOR_BYTES;
+      memorySector += part;
     }
   }
 
-  #writeInBlock(slot: number, sector: number, count: number, address: number, block: number): void {
+  #writeInBlock(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    block: number,
+  ): void {
     const writer = this.#writableOrThrow();
     this.counts.writtenSectors += count;
     const location = this.#file.locationOf(block);
     if (location !== NONE && this.#file.isFull(block)) {
-      return writer.writeData(slot, sector, count, address, location);
+      return writer.writeData(slot, sector, count, memorySector, location);
     }
     const entry = location !== NONE ? this.#entryFor(block, location) : this.#newEntryFor(block);
     if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
-      const piece = this.#context.pieces.take(PieceKind.Write, slot, sector, count, address);
+      const piece = this.#context.pieces.take(PieceKind.Write, slot, sector, count, memorySector);
       return this.#wait(piece, entry);
     }
     if (entry < NONE) return this.#sink.pieceDone(slot, count, NONE - entry);
-    if (address === this.#context.zeroAddress && !this.#showsParentAt(sector)) {
+    if (memorySector === this.#context.zerosAt && !this.#showsParentAt(sector)) {
       return this.#writeZeros(writer, slot, sector, count, entry);
     }
-    writer.write(slot, sector, count, address, entry);
+    writer.write(slot, sector, count, memorySector, entry);
   }
 
   /** Writes zeros from the first to the last sector of a range that hold data; others are zero. */
@@ -277,8 +303,8 @@ export class VhdDisk implements ImageDriver {
     while (last > first && !testBit(bits, last - 1)) last--;
     const skipped = count - (last - first);
     if (last > first) {
-      const { zeroAddress } = this.#context;
-      writer.write(slot, sector + first - start, last - first, zeroAddress, entry);
+      const { zerosAt } = this.#context;
+      writer.write(slot, sector + first - start, last - first, zerosAt, entry);
     }
     if (skipped > 0) this.#sink.pieceDone(slot, skipped, 0);
   }
@@ -323,9 +349,9 @@ export class VhdDisk implements ImageDriver {
   #zeroInBlock(slot: number, sector: number, count: number, block: number): void {
     const unused = this.#file.locationOf(block) === NONE && this.#cache.find(block) === NONE;
     if (unused && !this.#showsParentAt(sector)) return this.#sink.pieceDone(slot, count, 0);
-    const most = this.#context.zeroBytes / SECTOR_BYTES;
+    const most = this.#context.zeroSectors;
     for (let done = 0; done < count; done += most) {
-      this.write(slot, sector + done, Math.min(most, count - done), this.#context.zeroAddress);
+      this.write(slot, sector + done, Math.min(most, count - done), this.#context.zerosAt);
     }
   }
 

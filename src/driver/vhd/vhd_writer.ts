@@ -2,7 +2,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, setBits, testBit } from "../../vhd/bitmap.ts";
 import type { Deferred } from "../deferral.ts";
-import { type DriverContext, type RequestSink, SECTOR_BYTES } from "../driver.ts";
+import { type DriverContext, type RequestSink } from "../driver.ts";
 import { PieceKind, type PieceLists } from "../pieces.ts";
 import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import { Publisher, PUBLISHER_OPERATIONS, type PublisherOwner } from "./publisher.ts";
@@ -72,8 +72,14 @@ export class VhdWriter implements Deferred, PublisherOwner {
   }
 
   /** Writes data of a block whose bits are all on disk. */
-  writeData(slot: number, sector: number, count: number, address: number, location: number): void {
-    this.#start(sector, count, address, location, this.#directOwner, slot);
+  writeData(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    location: number,
+  ): void {
+    this.#start(sector, count, memorySector, location, this.#directOwner, slot);
   }
 
   #inBlock(sector: number): number {
@@ -83,7 +89,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
   #start(
     sector: number,
     count: number,
-    address: number,
+    memorySector: number,
     location: number,
     owner: IoOwner,
     token: number,
@@ -91,29 +97,29 @@ export class VhdWriter implements Deferred, PublisherOwner {
     const inBlock = this.#inBlock(sector);
     this.#context.queue.write(
       this.#file.disk.file,
-      (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES,
-      count * SECTOR_BYTES,
-      address,
+      location + this.#file.bitmapSectors + inBlock,
+      count,
+      memorySector,
       owner,
       token,
     );
   }
 
   /** Writes sectors of a block whose bitmap is in the cache. */
-  write(slot: number, sector: number, count: number, address: number, entry: number): void {
+  write(slot: number, sector: number, count: number, memorySector: number, entry: number): void {
     const location = this.#cache.location[entry];
     if (!this.#cache.has(entry, BlockFlag.Unpublished)) {
       const bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
       const bits = this.#cache.onDisk;
       if (testBit(bits, bit) && runEnd(bits, bit, bit + count) === bit + count) {
-        return this.writeData(slot, sector, count, address, location);
+        return this.writeData(slot, sector, count, memorySector, location);
       }
     }
     const { pieces } = this.#context;
-    const piece = pieces.take(PieceKind.Write, slot, sector, count, address);
+    const piece = pieces.take(PieceKind.Write, slot, sector, count, memorySector);
     pieces.entry[piece] = entry;
     this.#cache.pin(entry);
-    this.#start(sector, count, address, location, this.#dataOwner, piece);
+    this.#start(sector, count, memorySector, location, this.#dataOwner, piece);
   }
 
   #dataDone(piece: number, errno: number): void {
@@ -175,9 +181,9 @@ export class VhdWriter implements Deferred, PublisherOwner {
     cache.flags[entry] |= BlockFlag.Writing;
     this.#context.queue.write(
       this.#file.disk.file,
-      cache.location[entry] * SECTOR_BYTES,
-      cache.bitmapBytes,
-      cache.nextAddress(entry),
+      cache.location[entry],
+      this.#file.bitmapSectors,
+      cache.nextAt(entry),
       this.#bitmapOwner,
       entry,
     );

@@ -1,5 +1,5 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { Arena } from "../../../ffi/memory.ts";
+import { Arena, memoryAddress } from "../../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec, putMsghdr, sendMessage, UIO_MAXIOV } from "../../../ffi/sockets.ts";
 import { RequestKind, SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
@@ -61,6 +61,7 @@ export class ReplyQueue {
   #firstIovec = 0;
   #headerBytes = 0;
   /** Where the memory of the last iovec ends, to see whether the next continues it. */
+  #lastSector = NONE;
   #lastEnd = 0;
 
   constructor(requests: Requests, slots: NbdSlots) {
@@ -133,7 +134,7 @@ export class ReplyQueue {
     this.#iovecs = 0;
     this.#firstIovec = 0;
     this.#headerBytes = 0;
-    this.#lastEnd = 0;
+    this.#lastSector = NONE;
     // A request's answer takes an iovec for each of its parts, and at most one for its header.
     while (this.#queueSize > 0 && this.#iovecs + SLOTS + 1 < UIO_MAXIOV) {
       const head = this.#queue[this.#queueHead];
@@ -157,7 +158,7 @@ export class ReplyQueue {
     else this.#chunk(head, NBD_REPLY_TYPE_OFFSET_DATA, 8 + slots.totalLength[head]);
     if (command !== NBD_CMD_READ || errno !== 0) return;
     for (let slot = head; slot !== NONE; slot = slots.next[slot]) {
-      this.#addMemory(this.#requests.slotAddress(slot), slots.length[slot]);
+      this.#addMemory(this.#requests.slotSector(slot), 0, slots.length[slot]);
     }
   }
 
@@ -211,21 +212,26 @@ export class ReplyQueue {
       view.setUint32(at + 4, isData ? 0 : NBD_STATE_HOLE | NBD_STATE_ZERO, false);
     }
     this.#chunk(head, NBD_REPLY_TYPE_BLOCK_STATUS, 4 + count * EXTENT_BYTES);
-    this.#addMemory(this.#requests.slotAddress(head), count * EXTENT_BYTES);
+    this.#addMemory(this.#requests.slotSector(head), 0, count * EXTENT_BYTES);
   }
 
   #addHeader(bytes: number): void {
-    this.#addMemory(this.#arena.address + HEADERS_AT + this.#headerBytes, bytes);
+    this.#addMemory(this.#arena.sector, HEADERS_AT + this.#headerBytes, bytes);
     this.#headerBytes += bytes;
   }
 
-  #addMemory(address: number, bytes: number): void {
+  /** Adds bytes of I/O memory, from `offsetBytes` behind the start of a sector on. */
+  #addMemory(memorySector: number, offsetBytes: number, bytes: number): void {
     const { view } = this.#arena;
-    if (address === this.#lastEnd) {
+    if (memorySector === this.#lastSector && offsetBytes === this.#lastEnd) {
       const at = IOVECS_AT + (this.#iovecs - 1) * IOVEC_BYTES + 8;
       view.setUint32(at, view.getUint32(at, true) + bytes, true);
-    } else putIovec(view, IOVECS_AT + this.#iovecs++ * IOVEC_BYTES, address, bytes);
-    this.#lastEnd = address + bytes;
+    } else {
+      const address = memoryAddress(memorySector) + offsetBytes;
+      putIovec(view, IOVECS_AT + this.#iovecs++ * IOVEC_BYTES, address, bytes);
+    }
+    this.#lastSector = memorySector;
+    this.#lastEnd = offsetBytes + bytes;
   }
 
   /** Drops all answers and releases their slots. */

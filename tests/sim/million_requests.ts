@@ -1,0 +1,70 @@
+/**
+ * So many mixed requests on a simulated disk, by a client that allocates nothing either. Prints,
+ * as JSON, how the heap was before and after. Run with `--v8-flags=--expose-gc,--trace-gc`.
+ *
+ * @module
+ */
+import { Random } from "../../src/queue/random.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
+import { Simulation } from "../support/sim.ts";
+
+const DISK_SECTORS = 32 * 2048;
+const WARM_UP = 200_000;
+const REQUESTS = Number(Deno.args[0]);
+const DEPTH = 32;
+
+const simulation = new Simulation({ seed: 1 });
+const { storage } = simulation.disk;
+createDynamic("/base.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
+snapshot("/child.vhd", { storage, parent: "/base.vhd" });
+const device = simulation.open("vhd:/child.vhd");
+const { requests } = device.vbd;
+const random = new Random(2);
+
+class Client implements RequestOwner {
+  ended = 0;
+  failed = 0;
+  underWay = 0;
+
+  requestDone(slot: number, errno: number): void {
+    requests.releaseSlot(slot);
+    this.ended++;
+    this.underWay--;
+    if (errno !== 0) this.failed++;
+  }
+
+  startOne(): void {
+    const slot = requests.takeSlot();
+    const dice = random.below(100);
+    const count = dice < 70 ? 8 : 1 + random.below(64);
+    const sector = random.below(DISK_SECTORS - count);
+    this.underWay++;
+    if (dice % 20 === 0) requests.start(slot, RequestKind.Flush, 0, 0, false, this);
+    else if (dice % 20 === 1) requests.start(slot, RequestKind.Zero, sector, count, false, this);
+    else {
+      const kind = dice % 2 === 0 ? RequestKind.Read : RequestKind.Write;
+      requests.start(slot, kind, sector, count, dice === 3, this);
+    }
+  }
+
+  run(total: number): void {
+    const end = this.ended + total;
+    while (this.ended < end) {
+      while (this.underWay < DEPTH) this.startOne();
+      simulation.scheduler.turn();
+    }
+  }
+}
+
+const collect = (globalThis as unknown as { gc?: () => void }).gc;
+if (collect === undefined) throw new Error("Run with --v8-flags=--expose-gc");
+
+const client = new Client();
+client.run(WARM_UP);
+collect();
+const before = Deno.memoryUsage().heapUsed;
+client.run(REQUESTS);
+const after = Deno.memoryUsage().heapUsed;
+console.log(JSON.stringify({ ended: client.ended, failed: client.failed, before, after }));
