@@ -11,6 +11,7 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { parseOptions } from "../getopt.ts";
 import { CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { helpOf } from "./help.ts";
 import { type Output, StandardOutput } from "./output.ts";
 
 /** The subcommands and how to get at them, in the order in which they are listed. */
@@ -114,22 +115,4 @@ async function printOverview(output: Output): Promise<void> {
     output.print(`  ${name.padEnd(10)} ${(await load()).summary}\n`);
   }
   output.print("\n'vhd-util COMMAND --help' tells of each. --debug is accepted anywhere.\n");
-}
-
-function helpOf(command: Subcommand): string {
-  const options = [...command.options, { name: "h", text: "print the options on one line" }, {
-    name: "help",
-    text: "print this text",
-  }];
-  const lines = options.map((option) => {
-    const dash = option.name.length === 1 ? "-" : "--";
-    const value = "value" in option && option.value !== undefined ? ` ${option.value}` : "";
-    return `  ${`${dash}${option.name}${value}`.padEnd(12)} ${option.text}`;
-  });
-  return `Usage: vhd-util ${command.name} ${command.synopsis}\n\n${command.summary}.\n\n` +
-    `Options:\n${lines.join("\n")}\n\nExample:\n${indent(command.example)}\n`;
-}
-
-function indent(text: string): string {
-  return text.trim().split("\n").map((line) => `  ${line}`.trimEnd()).join("\n");
 }

@@ -1,0 +1,33 @@
+import type { CommandOption, Subcommand } from "./command.ts";
+
+/** All options of a subcommand: its own and those that every one has. */
+export function optionsOf(command: Subcommand): readonly CommandOption[] {
+  return [
+    ...command.options,
+    { name: "h", text: "print the options on one line" },
+    { name: "help", text: "print this text" },
+  ];
+}
+
+/** An option as it is typed: `-n`, `--json`. */
+export function optionWord({ name }: CommandOption): string {
+  return `${name.length === 1 ? "-" : "--"}${name}`;
+}
+
+/** An option with what its value stands for: `-n FILE`. */
+export function optionUse(option: CommandOption): string {
+  return option.value === undefined ? optionWord(option) : `${optionWord(option)} ${option.value}`;
+}
+
+/** What `--help` prints. */
+export function helpOf(command: Subcommand): string {
+  const lines = optionsOf(command).map((option) =>
+    `  ${optionUse(option).padEnd(12)} ${option.text}`
+  );
+  return `Usage: vhd-util ${command.name} ${command.synopsis}\n\n${command.summary}.\n\n` +
+    `Options:\n${lines.join("\n")}\n\nExample:\n${indent(command.example)}\n`;
+}
+
+function indent(text: string): string {
+  return text.trim().split("\n").map((line) => `  ${line}`.trimEnd()).join("\n");
+}

@@ -1,0 +1,71 @@
+import assert from "node:assert/strict";
+import { stripVTControlCharacters } from "node:util";
+import type { Subcommand } from "../../src/cli/vhd_util/command.ts";
+import { bashCompletion, manualPage, overviewPage } from "../../src/cli/vhd_util/documents.ts";
+import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
+import { needs, run, runOk, withTempDir } from "../support/tools.ts";
+import { vhdUtil } from "../support/vhd.ts";
+
+async function loadAll(): Promise<Subcommand[]> {
+  return await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
+}
+
+Deno.test("every subcommand has help with its options and a worked example", async () => {
+  for (const command of await loadAll()) {
+    const { code, stdout } = await vhdUtil(command.name, "--help");
+    assert.equal(code, 0);
+    for (const { text } of command.options) assert.ok(stdout.includes(text), text);
+    assert.ok(command.example.includes(`$ vhd-util ${command.name} `), command.name);
+    const { stdout: usage } = await vhdUtil(command.name, "-h");
+    assert.equal(usage, `${command.usage}\n`);
+  }
+});
+
+const groff = needs("groff");
+Deno.test({
+  name: `manual pages are roff without a warning${groff.suffix}`,
+  ignore: groff.ignore,
+  async fn() {
+    const commands = await loadAll();
+    for (const text of [overviewPage(commands), ...commands.map(manualPage)]) {
+      const { code, stdout, stderr } = await run("groff", ["-K", "utf8", "-man", "-ww", "-Tutf8"], {
+        stdin: text,
+      });
+      assert.equal(code, 0);
+      assert.equal(stderr, "");
+      assert.match(stripVTControlCharacters(stdout), /SYNOPSIS/);
+    }
+  },
+});
+
+const bash = needs("bash");
+
+/** What bash offers for the last of these words, in a folder with `disk.vhd`. */
+async function complete(...words: string[]): Promise<string[]> {
+  const script = bashCompletion(await loadAll());
+  return await withTempDir(async (folder) => {
+    Deno.writeTextFileSync(`${folder}/disk.vhd`, "");
+    const list = words.map((word) => `'${word}'`).join(" ");
+    const ask = `COMP_WORDS=(vhd-util ${list}); COMP_CWORD=${words.length}; _vhd_util; ` +
+      `printf '%s\\n' "\${COMPREPLY[@]}"`;
+    const stdout = await runOk("bash", ["-c", `${script}\n${ask}`], { cwd: folder });
+    return stdout.split("\n").filter(Boolean);
+  });
+}
+
+Deno.test({
+  name: `bash completes subcommands, options and files${bash.suffix}`,
+  ignore: bash.ignore,
+  async fn() {
+    assert.deepEqual(await complete("c"), ["create", "coalesce", "copy", "check"].sort(byOrder));
+    assert.deepEqual(await complete("map", "--"), ["--json", "--output", "--help"]);
+    assert.deepEqual(await complete("coalesce", "-n", ""), ["disk.vhd"]);
+    assert.deepEqual(await complete("create", "-s", ""), []);
+    assert.deepEqual(await complete("scan", "-f", "d"), ["disk.vhd"]);
+  },
+});
+
+function byOrder(a: string, b: string): number {
+  const names = [...SUBCOMMANDS.keys()];
+  return names.indexOf(a) - names.indexOf(b);
+}
