@@ -7,13 +7,16 @@
  */
 
 import { memoryAt } from "../../ffi/libc.ts";
+import { memoryAddress } from "../../ffi/memory.ts";
 import type { EngineMaker, OfflineEngine } from "../../src/offline/engine.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "../../src/queue/backend.ts";
 import type { DiskFile, DiskFileOptions, DiskFiles } from "../../src/queue/disk_files.ts";
 import { DiskQueue } from "../../src/queue/disk_queue.ts";
+import { Random } from "../../src/queue/random.ts";
 import { SimulatedScheduler } from "../../src/scheduler/simulated_scheduler.ts";
 import type { MemoryStorage } from "../../src/vhd/memory_storage.ts";
 import type { StorageFile } from "../../src/vhd/storage.ts";
+import { VHD_SECTOR_SIZE } from "../../src/vhd/units.ts";
 
 interface Operation {
   readonly kind: IoKind;
@@ -25,28 +28,17 @@ interface Operation {
   readonly io: number;
 }
 
-/** Numbers that look random and are the same for the same seed (mulberry32). */
-export function randomFrom(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 0x1_0000_0000;
-  };
-}
-
 class MemoryDisk implements DiskFiles, DiskBackend {
   readonly capacity = 64;
   readonly batch = 32;
-  readonly #random: () => number;
+  readonly #random: Random;
   readonly #open = new Map<number, StorageFile>();
   #lastFile = 0;
   #prepared: Operation[] = [];
   #underWay: Operation[] = [];
 
   constructor(readonly storage: MemoryStorage, seed: number) {
-    this.#random = randomFrom(seed);
+    this.#random = new Random(seed);
   }
 
   open(path: string, { readOnly }: DiskFileOptions): DiskFile {
@@ -71,12 +63,15 @@ class MemoryDisk implements DiskFiles, DiskBackend {
   prepare(
     kind: IoKind,
     file: number,
-    offsetBytes: number,
-    lengthBytes: number,
-    address: number,
+    sectors: Float64Array,
+    count: number,
+    memorySector: number,
     iovecCount: number,
     io: number,
   ): void {
+    const offsetBytes = sectors[io] * VHD_SECTOR_SIZE;
+    const lengthBytes = count * VHD_SECTOR_SIZE;
+    const address = memoryAddress(memorySector);
     this.#prepared.push({ kind, file, offsetBytes, lengthBytes, address, iovecCount, io });
   }
 
@@ -85,9 +80,9 @@ class MemoryDisk implements DiskFiles, DiskBackend {
   }
 
   reap(sink: CompletionSink): number {
-    const count = Math.min(this.#underWay.length, 1 + Math.floor(this.#random() * 4));
+    const count = Math.min(this.#underWay.length, 1 + this.#random.below(4));
     for (let i = 0; i < count; i++) {
-      const at = Math.floor(this.#random() * this.#underWay.length);
+      const at = this.#random.below(this.#underWay.length);
       const [operation] = this.#underWay.splice(at, 1);
       sink.completed(operation.io, this.#carryOut(operation));
     }

@@ -11,7 +11,8 @@ import { readRange } from "../../src/vhd/read.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { setKeyhash } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
-import { memoryEngine, randomFrom } from "../support/memory_engine.ts";
+import { memoryEngine } from "../support/memory_engine.ts";
+import { Random } from "../../src/queue/random.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
@@ -20,11 +21,11 @@ const DISK = 12 * MIB;
 
 /** Overwrites stretches of an image, some of them whole blocks, with bytes of its own. */
 function scribble(storage: MemoryStorage, path: string, seed: number): void {
-  const random = randomFrom(seed);
+  const random = new Random(seed);
   const image = openVhd(path, { storage, readOnly: false });
   for (let i = 0; i < 6; i++) {
-    const sectors = 1 + Math.floor(random() * (i === 0 ? 5000 : 300));
-    const at = Math.floor(random() * (DISK / SECTOR - sectors));
+    const sectors = 1 + random.below(i === 0 ? 5000 : 300);
+    const at = random.below(DISK / SECTOR - sectors);
     const bytes = new Uint8Array(sectors * SECTOR).fill(seed * 16 + i);
     writeRange(image, bytes, at * SECTOR);
   }
