@@ -7,6 +7,7 @@ import { MAX_CHAIN_DEPTH, resolveParent } from "./chain.ts";
 import { VhdChainError, VhdFormatError } from "./errors.ts";
 import { type Finding, Findings } from "./findings.ts";
 import { HD_TYPE_FIXED } from "./footer.ts";
+import { HEADER_OFFSETS } from "./header.ts";
 import { openVhd, type VhdImage } from "./image.ts";
 import { canonicalPath } from "./paths.ts";
 import { osStorage, type Storage, type StorageFile } from "./storage.ts";
@@ -100,7 +101,8 @@ export function ancestorPaths(path: string, { storage = osStorage }: CheckOption
   const paths: string[] = [];
   const seen = new Set([canonicalPath(storage, path)]);
   for (let current = path; paths.length < MAX_CHAIN_DEPTH;) {
-    const image = openVhd(current, { storage, ignoreDisabled: true, lenient: true });
+    const child = current;
+    const image = openVhd(child, { storage, ignoreDisabled: true, lenient: true });
     try {
       if (image.parent === null || image.parent.raw) return paths;
       current = resolveParent(image);
@@ -108,10 +110,25 @@ export function ancestorPaths(path: string, { storage = osStorage }: CheckOption
       image.close();
     }
     if (seen.has(canonicalPath(storage, current))) {
-      throw new VhdChainError(path, Errno.ELOOP, `it leads back to ${current} (ELOOP)`);
+      throw new VhdChainError(child, Errno.ELOOP, `it leads back to ${current} (ELOOP)`);
     }
     seen.add(canonicalPath(storage, current));
     paths.push(current);
   }
   throw new VhdChainError(path, Errno.ELOOP, `it has more than ${MAX_CHAIN_DEPTH} layers (ELOOP)`);
+}
+
+/** A fault of a chain, as what is wrong with the image whose parent is the trouble. */
+export function chainFinding(
+  { path, problem }: VhdChainError,
+  { storage = osStorage }: CheckOptions = {},
+): Finding {
+  const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true });
+  image.close();
+  return {
+    severity: "error",
+    message: `parent of ${path} is invalid: ${problem}`,
+    field: "header.locators",
+    offsetBytes: Number(image.footer.dataOffset) + HEADER_OFFSETS.locators,
+  };
 }

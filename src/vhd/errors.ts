@@ -37,10 +37,13 @@ export class VhdChainError extends Error {
   readonly errno: number;
   /** The image whose parent is the trouble. */
   readonly path: string;
+  /** What is wrong, as the end of a sentence. */
+  readonly problem: string;
 
   constructor(path: string, errno: number, problem: string) {
     super(`Cannot follow the chain from ${path}: ${problem}`);
     this.path = path;
+    this.problem = problem;
     this.errno = errno;
   }
 }

@@ -2,13 +2,13 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED, encodeBat } from "./bat.ts";
 import { allSet, setBits } from "./bitmap.ts";
 import { isAllocated, presentSectors } from "./block.ts";
-import { openChain } from "./chain.ts";
+import { openChain, type VhdChain } from "./chain.ts";
 import { openVhd, type VhdImage } from "./image.ts";
 import { nextBlockSector } from "./layout.ts";
 import { readRange } from "./read.ts";
 import { osStorage, type Storage } from "./storage.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
-import { finishWriting, markFull, writeRange } from "./write.ts";
+import { finishWriting, markFull, requireRoom, writeRange } from "./write.ts";
 
 /** Told how far a long piece of work has come. */
 export type ProgressListener = (done: number, total: number) => void;
@@ -32,17 +32,42 @@ export function fillImage(path: string, options: FillOptions = {}): void {
     const [image] = chain.images;
     refuseFixed(image);
     const buffer = new Uint8Array(image.blockSizeBytes);
-    for (let block = 0; block < image.blocks; block++) {
-      onProgress?.(block, image.blocks);
-      if (allSet(presentSectors(image, block), image.sectorsPerBlock)) continue;
-      const offsetBytes = block * image.blockSizeBytes;
-      const part = buffer.subarray(0, Math.min(buffer.length, image.sizeBytes - offsetBytes));
-      readRange(chain, part, offsetBytes);
-      writeRange(image, part, offsetBytes);
+    try {
+      fillBlocks(chain, { buffer, onProgress });
+    } catch (error) {
+      settle(image);
+      throw error;
     }
     finishWriting(image);
   } finally {
     chain.close();
+  }
+}
+
+function fillBlocks(
+  chain: VhdChain,
+  { buffer, onProgress }: { buffer: Uint8Array<ArrayBuffer>; onProgress?: ProgressListener },
+): void {
+  const [image] = chain.images;
+  for (let block = 0; block < image.blocks; block++) {
+    onProgress?.(block, image.blocks);
+    if (allSet(presentSectors(image, block), image.sectorsPerBlock)) continue;
+    const offsetBytes = block * image.blockSizeBytes;
+    const part = buffer.subarray(0, Math.min(buffer.length, image.sizeBytes - offsetBytes));
+    readRange(chain, part, offsetBytes);
+    writeRange(image, part, offsetBytes);
+  }
+}
+
+/**
+ * Puts the footer back after a failure, a full disk mostly, if that still works; else the backup
+ * counts.
+ */
+function settle(image: VhdImage): void {
+  try {
+    finishWriting(image);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
   }
 }
 
@@ -70,12 +95,18 @@ export function preallocate(path: string, options: PreallocateOptions = {}): voi
     const bitmap = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
     const isFull = image.type === "dynamic";
     if (isFull) setBits(bitmap, 0, image.sectorsPerBlock);
-    makeRoom(image, oldEndSector);
-    for (const [index, { sector }] of blocks.entries()) {
-      onProgress?.(index, blocks.length);
-      image.file.writeAt(bitmap, sector * VHD_SECTOR_SIZE);
+    try {
+      makeRoom(image, oldEndSector);
+      for (const [index, { sector }] of blocks.entries()) {
+        onProgress?.(index, blocks.length);
+        image.file.writeAt(bitmap, sector * VHD_SECTOR_SIZE);
+      }
+      image.file.sync();
+    } catch (error) {
+      image.endOfDataSector = oldEndSector;
+      settle(image);
+      throw error;
     }
-    image.file.sync();
     for (const { block, sector } of blocks) {
       image.bat[block] = sector;
       if (isFull) markFull(image, block);
@@ -120,6 +151,7 @@ function planBlocks(image: VhdImage, options: PreallocateOptions): NewBlock[] {
     }
     blocks.push({ block, sector });
   }
+  requireRoom(image, endSector);
   image.endOfDataSector = endSector;
   return blocks;
 }

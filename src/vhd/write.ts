@@ -99,6 +99,7 @@ function writeNewBlock(
   if (place + bitmapSectors + sectorsPerBlock >= DD_BLK_UNUSED) {
     throw new SystemError(Errno.EFBIG, `Cannot allocate block ${block} of ${image.path}`);
   }
+  requireRoom(image, place + bitmapSectors + sectorsPerBlock);
   clearSpace(image, endSector, place + bitmapSectors + sectorsPerBlock);
   const dataSector = place + bitmapSectors + sector;
   file.writeAt(from, dataSector * VHD_SECTOR_SIZE);
@@ -109,6 +110,20 @@ function writeNewBlock(
   image.endOfDataSector = place + bitmapSectors + sectorsPerBlock;
   writeBatEntry(image, block);
   if (allSet(bitmap, sectorsPerBlock)) markFull(image, block);
+}
+
+/**
+ * Makes sure that new blocks end in front of a block device's footer.
+ *
+ * @throws {SystemError} ENOSPC when they do not.
+ */
+export function requireRoom({ file, path }: VhdImage, endSector: number): void {
+  const neededBytes = endSector * VHD_SECTOR_SIZE + HD_FOOTER_SIZE;
+  if (!file.isBlockDevice || neededBytes <= file.sizeBytes()) return;
+  throw new SystemError(
+    Errno.ENOSPC,
+    `Cannot allocate blocks of ${path}: the device must have ${neededBytes} bytes`,
+  );
 }
 
 /** Makes the file's sectors zero from one to another, where the old footer or old data may be. */

@@ -1,6 +1,7 @@
 import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
-import { ancestorPaths, checkImage, type CheckOptions } from "../../vhd/check.ts";
+import { ancestorPaths, chainFinding, checkImage, type CheckOptions } from "../../vhd/check.ts";
 import { type LayerStatistics, layerStatistics } from "../../vhd/check_stats.ts";
+import { VhdChainError } from "../../vhd/errors.ts";
 import type { Finding } from "../../vhd/findings.ts";
 import { openVhd, type VhdImage } from "../../vhd/image.ts";
 import { fileNameOf } from "../../vhd/paths.ts";
@@ -76,7 +77,8 @@ function checkAsJson(call: CommandCall, path: string, options: CheckOptions): nu
     for (const parent of parents) if (status === 0) check(parent);
   } catch (error) {
     status = errnoOf(error);
-    images.push({ path, valid: false, findings: [], error: messageOf(error) });
+    const findings = error instanceof VhdChainError ? [chainFinding(error)] : [];
+    images.push({ path, valid: false, findings, error: messageOf(error) });
   }
   const valid = status === 0;
   const statistics = valid && call.has("s")
@@ -130,6 +132,7 @@ function checkParents(
     }
   } catch (error) {
     status = errnoOf(error);
+    if (error instanceof VhdChainError) call.output.print(`${lineOf(chainFinding(error))}\n`);
     call.output.printError(messageOf(error));
   }
   if (status !== 0) call.output.print(`error checking parents: ${-status}\n`);
