@@ -1,0 +1,104 @@
+/**
+ * VHD images from TypeScript: create them, read and write their disks, see where the data lies,
+ * make snapshots and merge them again, check and copy. It is the code that vhd-util runs.
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { createDynamic, openDisk } from "blktap";
+ *
+ * const path = `${Deno.makeTempDirSync()}/disk.vhd`;
+ * createDynamic(path, { sizeBytes: 64 * 1024 * 1024 });
+ *
+ * using disk = openDisk(path, { writable: true });
+ * disk.write(new Uint8Array(512).fill(7), 4096);
+ * const sector = new Uint8Array(512);
+ * disk.read(sector, 4096);
+ * assert.ok(sector[0] === 7);
+ * ```
+ *
+ * A snapshot is an image that holds what was written since; coalescing writes that into its parent:
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { checkImage, coalesce, createDynamic, openDisk, snapshot } from "blktap";
+ *
+ * const folder = Deno.makeTempDirSync();
+ * const [base, today] = [`${folder}/base.vhd`, `${folder}/today.vhd`];
+ * createDynamic(base, { sizeBytes: 64 * 1024 * 1024 });
+ * snapshot(today, { parent: base, keepEmptyParent: true });
+ *
+ * const disk = openDisk(today, { writable: true });
+ * assert.ok(disk.layers.length === 2);
+ * disk.write(new Uint8Array(1024).fill(1), 0);
+ * disk.close();
+ *
+ * const sectors = await coalesce(today);
+ * assert.ok(sectors === 2);
+ * assert.ok(checkImage(base).valid);
+ * ```
+ *
+ * Where the data of a disk lies, without reading it:
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { createDynamic, openDisk } from "blktap";
+ *
+ * const path = `${Deno.makeTempDirSync()}/disk.vhd`;
+ * createDynamic(path, { sizeBytes: 64 * 1024 * 1024 });
+ * const disk = openDisk(path, { writable: true });
+ * disk.write(new Uint8Array(8192), 1024 * 1024);
+ * const held = [...disk.extents()].filter((extent) => extent.path !== null);
+ * assert.ok(held.length === 1 && held[0].lengthBytes === 8192);
+ * disk.close();
+ * ```
+ *
+ * One flat image of a whole chain:
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { copyImage, createDynamic, openDisk, snapshot } from "blktap";
+ *
+ * const folder = Deno.makeTempDirSync();
+ * createDynamic(`${folder}/base.vhd`, { sizeBytes: 64 * 1024 * 1024 });
+ * snapshot(`${folder}/child.vhd`, { parent: `${folder}/base.vhd`, keepEmptyParent: true });
+ * await copyImage(`${folder}/child.vhd`, `${folder}/flat.vhd`);
+ * using flat = openDisk(`${folder}/flat.vhd`);
+ * assert.ok(flat.type === "dynamic" && flat.layers.length === 1);
+ * ```
+ *
+ * Errors say what was done, on which file, and why it failed; all have an `errno`:
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { openDisk, VhdFormatError } from "blktap";
+ *
+ * const path = Deno.makeTempFileSync();
+ * Deno.writeTextFileSync(path, "This is no image.".repeat(100));
+ * try {
+ *   openDisk(path);
+ * } catch (error) {
+ *   assert.ok(error instanceof VhdFormatError && error.fault.field === "footer.cookie");
+ * }
+ * ```
+ *
+ * A process needs the permissions `--allow-ffi --allow-read --allow-write`. Linux on x86-64 only.
+ *
+ * @module
+ */
+
+export { SystemError } from "./ffi/errno.ts";
+export { coalesce, type CoalesceOptions } from "./src/offline/coalesce.ts";
+export { copyImage, type CopyOptions } from "./src/offline/copy.ts";
+export { Disk, type DiskExtent, openDisk, type OpenDiskOptions } from "./src/offline/disk.ts";
+export type { Progress } from "./src/offline/mover.ts";
+export { checkImage, type CheckOptions, type CheckResult } from "./src/vhd/check.ts";
+export {
+  createDynamic,
+  type CreateDynamicOptions,
+  createFixed,
+  type CreateFixedOptions,
+} from "./src/vhd/create.ts";
+export { VhdChainError, VhdFormatError } from "./src/vhd/errors.ts";
+export type { Finding } from "./src/vhd/findings.ts";
+export { openVhd, type VhdImage, type VhdType } from "./src/vhd/image.ts";
+export { snapshot, SnapshotDepthError, type SnapshotOptions } from "./src/vhd/snapshot.ts";
