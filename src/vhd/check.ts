@@ -10,6 +10,7 @@ import { HD_TYPE_FIXED } from "./footer.ts";
 import { HEADER_OFFSETS } from "./header.ts";
 import { openVhd, type VhdImage } from "./image.ts";
 import { canonicalPath } from "./paths.ts";
+import type { ProgressListener } from "./progress.ts";
 import { osStorage, type Storage, type StorageFile } from "./storage.ts";
 
 /** What is checked. */
@@ -25,6 +26,8 @@ export interface CheckOptions {
   readonly checkData?: boolean;
   /** Look for blocks that overlap: true by default. */
   readonly checkOverlaps?: boolean;
+  /** Told of blocks while data is being checked. */
+  readonly onProgress?: ProgressListener;
 }
 
 /** What a check found. */
@@ -85,7 +88,7 @@ function checkTables(image: VhdImage, findings: Findings, options: CheckOptions)
   const { ignoreTimestamps = false, checkOverlaps = true, ignoreParentUuid = false } = options;
   checkParentFields(image, findings, { ignoreTimestamps });
   checkBat(image, findings, { checkOverlaps });
-  if (options.checkData && !findings.hasErrors) checkBitmaps(image, findings);
+  if (options.checkData && !findings.hasErrors) checkBitmaps(image, findings, options);
   checkBatmap(image, findings);
   checkSlack(image, findings);
   checkLocators(image, findings, { ignoreParentUuid });

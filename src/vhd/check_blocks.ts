@@ -4,6 +4,7 @@ import { bitmapOffset, isAllocated, isMarkedFull, readBitmap, readBlockData } fr
 import type { Findings } from "./findings.ts";
 import { HD_FOOTER_SIZE } from "./footer.ts";
 import type { VhdImage } from "./image.ts";
+import type { ProgressListener } from "./progress.ts";
 import { batFaults } from "./validate.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
 
@@ -63,9 +64,14 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
  * Reads every bitmap: blocks that the batmap has as full must be, and sectors that a bitmap has as
  * absent must be zero.
  */
-export function checkBitmaps(image: VhdImage, findings: Findings): void {
+export function checkBitmaps(
+  image: VhdImage,
+  findings: Findings,
+  { onProgress }: { onProgress?: ProgressListener } = {},
+): void {
   const data = new Uint8Array(image.blockSizeBytes);
   for (let block = 0; block < image.blocks; block++) {
+    onProgress?.(block, image.blocks);
     if (!isAllocated(image, block)) continue;
     const bitmap = readBitmap(image, block);
     if (allSet(bitmap, image.sectorsPerBlock)) continue;

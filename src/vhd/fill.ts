@@ -5,13 +5,11 @@ import { isAllocated, presentSectors } from "./block.ts";
 import { openChain, type VhdChain } from "./chain.ts";
 import { openVhd, type VhdImage } from "./image.ts";
 import { nextBlockSector } from "./layout.ts";
+import type { ProgressListener } from "./progress.ts";
 import { readRange } from "./read.ts";
 import { osStorage, type Storage } from "./storage.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
 import { finishWriting, markFull, requireRoom, writeRange } from "./write.ts";
-
-/** Told how far a long piece of work has come. */
-export type ProgressListener = (done: number, total: number) => void;
 
 /** How an image is filled. */
 export interface FillOptions {

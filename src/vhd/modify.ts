@@ -165,7 +165,7 @@ function changeUnderJournal(
       const dataSpace = grown ? spaces[i] : locator.dataSpace;
       return { ...locator, dataSpace, dataLength: name.length, reserved: 0 };
     });
-    carryOut(image, plan, bytes);
+    carryOut(image, plan, { locators: bytes });
   });
 }
 

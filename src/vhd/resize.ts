@@ -12,15 +12,21 @@ import { changeJournaled, disableImage, footerOffsetOf, type JournalOptions } fr
 import { batmapHeaderOffset, blocksOf } from "./layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
 import { planResize, type ResizePlan } from "./resize_plan.ts";
+import type { ProgressListener } from "./progress.ts";
 import { osStorage, type Storage } from "./storage.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
 import { writeBatmap } from "./write.ts";
+
+/** Bytes of zeros between two reports of how far it has come. */
+const ZEROS_AT_ONCE = 64 * 1024 * 1024;
 
 /** What an image is resized to. */
 export interface ResizeOptions {
   readonly storage?: Storage;
   /** Rounded up to whole blocks; a fixed image takes any number of whole sectors. */
   readonly sizeBytes: number;
+  /** Told of what is written or looked through: blocks, or bytes of a fixed image. */
+  readonly onProgress?: ProgressListener;
 }
 
 /** Only images with our layout can be resized. */
@@ -42,13 +48,13 @@ export class ForeignImageError extends SystemError {
  * {@linkcode RevertError}.
  */
 export function resizeVhd(path: string, options: ResizeOptions & JournalOptions): void {
-  const { storage = osStorage, journal, sizeBytes } = options;
+  const { storage = osStorage, sizeBytes } = options;
   validateNewSize(path, sizeBytes);
   const image = openVhd(path, { storage, readOnly: false });
   try {
     requireOurs(image);
-    if (image.type === "fixed") resizeFixed(image, { journal, sizeBytes });
-    else resizeSparse(image, { journal, sizeBytes });
+    if (image.type === "fixed") resizeFixed(image, options);
+    else resizeSparse(image, options);
   } finally {
     image.close();
   }
@@ -110,7 +116,7 @@ function setSize(image: VhdImage, sizeBytes: number): void {
 
 function resizeSparse(
   image: VhdImage,
-  { journal, sizeBytes }: { journal: string; sizeBytes: number },
+  { journal, sizeBytes, onProgress }: ResizeOptions & JournalOptions,
 ): void {
   const blocks = blocksOf(sizeBytes, image.blockSizeBytes);
   if (blocks * image.blockSizeBytes === image.sizeBytes) return;
@@ -124,23 +130,30 @@ function resizeSparse(
   const plan = planResize(image, { sizeBytes: blocks * image.blockSizeBytes });
   const locators = readLocators(image);
   const { overwritten } = plan;
-  changeJournaled(image, { journal, overwritten }, () => carryOut(image, plan, locators));
+  changeJournaled(
+    image,
+    { journal, overwritten },
+    () => carryOut(image, plan, { locators, onProgress }),
+  );
 }
 
 /**
  * Brings an image to the state that a plan describes, under a journal.
  *
- * @param locators What the header's locators are to point to, by index; null for unused ones.
+ * @param options.locators What the header's locators are to point to, by index; null for unused ones.
  */
 export function carryOut(
   image: VhdImage,
   plan: ResizePlan,
-  locators: readonly (Uint8Array<ArrayBuffer> | null)[],
+  { locators, onProgress }: {
+    locators: readonly (Uint8Array<ArrayBuffer> | null)[];
+    onProgress?: ProgressListener;
+  },
 ): void {
   const { file, header } = image;
   if (header === null) throw new RangeError(`${image.path} has no header`);
   disableImage(image);
-  moveBlocks(image, plan);
+  moveBlocks(image, plan, onProgress);
   setSize(image, plan.sizeBytes);
   growBat(image, plan.batEntries);
   header.maxBatEntries = plan.batEntries;
@@ -169,14 +182,19 @@ export function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[
 }
 
 /** Copies blocks that are in the way behind the end; the BAT learns of it, in memory. */
-function moveBlocks(image: VhdImage, { moves }: ResizePlan): void {
+function moveBlocks(
+  image: VhdImage,
+  { moves }: ResizePlan,
+  onProgress: ProgressListener | undefined,
+): void {
   if (moves.length === 0) return;
   const { file, bat } = image;
   const footerOffset = footerOffsetOf(image);
   const gapBytes = moves[0].toSector * VHD_SECTOR_SIZE - footerOffset;
   if (!file.isBlockDevice && gapBytes > 0) file.writeAt(new Uint8Array(gapBytes), footerOffset);
   const bytes = new Uint8Array((image.bitmapSectors + image.sectorsPerBlock) * VHD_SECTOR_SIZE);
-  for (const { block, toSector } of moves) {
+  for (const [index, { block, toSector }] of moves.entries()) {
+    onProgress?.(index, moves.length);
     bytes.fill(0, file.readAt(bytes, bat[block] * VHD_SECTOR_SIZE));
     file.writeAt(bytes, toSector * VHD_SECTOR_SIZE);
     bat[block] = toSector;
@@ -212,7 +230,7 @@ function moveBatmap(image: VhdImage, plan: ResizePlan): void {
 
 function resizeFixed(
   image: VhdImage,
-  { journal, sizeBytes }: { journal: string; sizeBytes: number },
+  { journal, sizeBytes, onProgress }: ResizeOptions & JournalOptions,
 ): void {
   const { file, path } = image;
   const oldBytes = image.sizeBytes;
@@ -231,7 +249,10 @@ function resizeFixed(
   changeJournaled(image, { journal, overwritten }, () => {
     disableImage(image);
     const endBytes = file.isBlockDevice ? footerOffsetOf(image) : sizeBytes;
-    if (sizeBytes > oldBytes) writeZeros(file, oldBytes, sizeBytes - oldBytes);
+    for (let at = oldBytes; at < sizeBytes; at += ZEROS_AT_ONCE) {
+      onProgress?.(at - oldBytes, sizeBytes - oldBytes);
+      writeZeros(file, at, Math.min(ZEROS_AT_ONCE, sizeBytes - at));
+    }
     file.sync();
     setSize(image, sizeBytes);
     file.writeAt(encodeFooter(image.footer), endBytes);

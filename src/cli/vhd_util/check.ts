@@ -5,6 +5,7 @@ import { VhdChainError } from "../../vhd/errors.ts";
 import type { Finding } from "../../vhd/findings.ts";
 import { openVhd, type VhdImage } from "../../vhd/image.ts";
 import { fileNameOf } from "../../vhd/paths.ts";
+import { openProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { jsonText } from "./json.ts";
@@ -36,25 +37,35 @@ $ vhd-util check -n today.vhd -p
 today.vhd is valid
 /images/disk.vhd is valid`,
 
-  run(call: CommandCall): number {
+  async run(call: CommandCall): Promise<number> {
     const path = call.required("n");
     if (call.has("B") && (call.has("s") || call.has("b"))) throw new UsageError(null);
+    const progress = call.has("b") ? await openProgress("check") : null;
     const options: CheckOptions = {
       ignoreFooter: call.has("i"),
       ignoreParentUuid: call.has("I"),
       ignoreTimestamps: call.has("t"),
       checkOverlaps: !call.has("B"),
       checkData: call.has("b"),
+      onProgress: progress?.update,
     };
-    if (call.has("json")) return checkAsJson(call, path, options);
-    const status = checkOne(call, path, options);
-    if (status !== 0) return status;
-    const parents: string[] = [];
-    const parentStatus = call.has("p") ? checkParents(call, path, { options, parents }) : 0;
-    if (call.has("s")) printStatistics(call.output, [path, ...parents].reverse());
-    return parentStatus;
+    try {
+      return checkAll(call, path, options);
+    } finally {
+      progress?.stop();
+    }
   },
 };
+
+function checkAll(call: CommandCall, path: string, options: CheckOptions): number {
+  if (call.has("json")) return checkAsJson(call, path, options);
+  const status = checkOne(call, path, options);
+  if (status !== 0) return status;
+  const parents: string[] = [];
+  const parentStatus = call.has("p") ? checkParents(call, path, { options, parents }) : 0;
+  if (call.has("s")) printStatistics(call.output, [path, ...parents].reverse());
+  return parentStatus;
+}
 
 interface JsonReport {
   readonly path: string;
@@ -78,7 +89,8 @@ function checkAsJson(call: CommandCall, path: string, options: CheckOptions): nu
   } catch (error) {
     status = errnoOf(error);
     const findings = error instanceof VhdChainError ? [chainFinding(error)] : [];
-    images.push({ path, valid: false, findings, error: messageOf(error) });
+    const where = error instanceof VhdChainError ? error.path : path;
+    images.push({ path: where, valid: false, findings, error: messageOf(error) });
   }
   const valid = status === 0;
   const statistics = valid && call.has("s")

@@ -3,6 +3,7 @@ import { openVhd } from "../../vhd/image.ts";
 import { ForeignImageError, growWithinMetadata, resizeVhd } from "../../vhd/resize.ts";
 import { RevertError } from "../../vhd/journal.ts";
 import { roundToBlocks } from "../../vhd/create.ts";
+import { openProgress } from "../progress.ts";
 import {
   type CommandCall,
   errnoOf,
@@ -40,7 +41,7 @@ $ vhd-util resize -n disk.vhd -s 20480 -j disk.journal
 $ vhd-util query -n disk.vhd -v
 20480`,
 
-  run(call: CommandCall): number {
+  async run(call: CommandCall): Promise<number> {
     const path = call.required("n");
     const size = call.number("s");
     const journal = call.value("j");
@@ -53,11 +54,14 @@ $ vhd-util query -n disk.vhd -v
       return failedTo(call, `error opening ${path}: `, error);
     }
     if (journal === null) return growFast(call, path, sizeBytes);
+    const progress = await openProgress("resize");
     try {
-      resizeVhd(path, { sizeBytes, journal });
+      resizeVhd(path, { sizeBytes, journal, onProgress: progress.update });
       return 0;
     } catch (error) {
       return report(call, path, error);
+    } finally {
+      progress.stop();
     }
   },
 };
