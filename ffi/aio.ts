@@ -116,7 +116,8 @@ export class AioContext {
     view.setUint32(at + 4, 0, true);
     view.setUint16(at + 16, opcode, true);
     view.setInt32(at + 20, fd, true);
-    putNumber64(view, at + 24, memoryAddress(memorySector));
+    // An fdsync must name no memory, or the kernel refuses it (EINVAL).
+    putNumber64(view, at + 24, length === 0 ? 0 : memoryAddress(memorySector));
     putNumber64(view, at + 32, length);
     putNumber64(view, at + 40, sectors[data] * SECTOR_BYTES);
     view.setUint32(at + 56, eventFd < 0 ? 0 : IOCB_FLAG_RESFD, true);
