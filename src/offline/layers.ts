@@ -14,6 +14,8 @@ export interface Layer {
   readonly sizeSectors: number;
   /** Bytes of the file that there are to read. */
   readonly fileBytes: number;
+  /** What the file has behind its last whole sector: the queue moves only those. */
+  readonly tail: Uint8Array<ArrayBuffer>;
 }
 
 /** Whether the data of an image is encrypted: it carries the trace of a key. */
@@ -57,11 +59,13 @@ export function openForQueue(
 /** The layer of an open VHD. Closing the layer's file is the caller's affair. */
 export function layerOf(engine: OfflineEngine, image: VhdImage): Layer {
   const disk = openForQueue(engine, image.path, { readOnly: true });
+  const fileBytes = image.type === "fixed" ? image.sizeBytes : disk.sizeBytes();
   return {
     disk,
     image: image.type === "fixed" ? null : image,
     sizeSectors: image.sizeBytes / VHD_SECTOR_SIZE,
-    fileBytes: image.type === "fixed" ? image.sizeBytes : disk.sizeBytes(),
+    fileBytes,
+    tail: readTail(engine, image.path, fileBytes),
   };
 }
 
@@ -69,7 +73,29 @@ export function layerOf(engine: OfflineEngine, image: VhdImage): Layer {
 export function rawLayer(engine: OfflineEngine, path: string): Layer {
   const disk = openForQueue(engine, path, { readOnly: true });
   const fileBytes = disk.sizeBytes();
-  return { disk, image: null, sizeSectors: Math.ceil(fileBytes / VHD_SECTOR_SIZE), fileBytes };
+  return {
+    disk,
+    image: null,
+    sizeSectors: Math.ceil(fileBytes / VHD_SECTOR_SIZE),
+    fileBytes,
+    tail: readTail(engine, path, fileBytes),
+  };
+}
+
+function readTail(
+  { files }: OfflineEngine,
+  path: string,
+  fileBytes: number,
+): Uint8Array<ArrayBuffer> {
+  const tail = new Uint8Array(fileBytes % VHD_SECTOR_SIZE);
+  if (tail.length === 0) return tail;
+  const file = files.storage.open(path, "read");
+  try {
+    file.readAt(tail, fileBytes - tail.length);
+  } finally {
+    file.close();
+  }
+  return tail;
 }
 
 /** Whether a layer may hold any of these sectors, by its tables alone or where its file has data. */

@@ -222,7 +222,7 @@ export class Unit implements IoOwner {
 
   /** Reads what no layer above has of a run of sectors that a layer holds. */
   #readHeld(
-    { disk, fileBytes }: Layer,
+    { disk, fileBytes, tail }: Layer,
     sector: number,
     { end, offsetBytes }: { end: number; offsetBytes: number },
   ): void {
@@ -234,9 +234,12 @@ export class Unit implements IoOwner {
         const lengthBytes = (runTo - at) * VHD_SECTOR_SIZE;
         const offset = offsetBytes + (this.sector + at) * VHD_SECTOR_SIZE;
         // After a crash a file may end within its last block, and a raw image within a sector.
-        const thereBytes = Math.max(0, Math.min(lengthBytes, fileBytes - offset));
+        const wholeBytes = fileBytes - tail.length;
+        const thereBytes = Math.max(0, Math.min(lengthBytes, wholeBytes - offset));
         if (thereBytes < lengthBytes) {
           zeroMemory(address + thereBytes, lengthBytes - thereBytes);
+          const ends = offset + thereBytes === wholeBytes;
+          if (ends) this.#arena.bytes.set(tail, address + thereBytes - this.#arena.address);
         }
         if (thereBytes > 0) this.read(disk.file, offset, thereBytes, address);
         setBits(this.covered, at, runTo - at);

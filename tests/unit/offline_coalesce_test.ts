@@ -137,7 +137,7 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
       const { valid, findings } = checkImage(result, { storage, checkData: true });
       assert.ok(valid, JSON.stringify(findings));
     }
-    assert.ok(kills > 5, `${kills} kills`);
+    assert.ok(kills >= 5, `${kills} kills`);
   });
 }
 
@@ -242,4 +242,15 @@ Deno.test("a copy of an encrypted image carries the trace of its key, zeros and 
   const copy = openVhd("/copy.vhd", { storage });
   assert.deepEqual(copy.batmap?.header.keyhash, keyhash);
   assert.notEqual(copy.bat[0], 0xffff_ffff, "zeros of an encrypted image are data");
+});
+
+Deno.test("a raw image that ends within a sector is copied to its last byte", async () => {
+  const storage = new MemoryStorage();
+  putFile(storage, "/raw", new Uint8Array(3 * MIB + 100).fill(5));
+  snapshot("/a.vhd", { storage, parent: "/raw", rawParent: true });
+  const engine = memoryEngine(storage);
+  await copyImage("/a.vhd", "/copy.vhd", { engine });
+  const content = contentOf(storage, "/copy.vhd");
+  assert.equal(content.indexOf(0), 3 * MIB + 100);
+  assert.ok(sameBytes(content, contentOf(storage, "/a.vhd")));
 });
