@@ -307,3 +307,24 @@ Deno.test("hidden goes into the footers; on a full disk into the backup at least
     { errno: Errno.EOPNOTSUPP },
   );
 });
+
+Deno.test("a field is set where the footer that counts is", () => {
+  const origin = makeFamily();
+  const sound = getFile(origin, "/a.vhd");
+  const hide = (bytes: Uint8Array<ArrayBuffer>): MemoryStorage => {
+    const storage = new MemoryStorage();
+    putFile(storage, "/a.vhd", bytes);
+    setField("/a.vhd", { storage, field: "hidden", value: 1 });
+    const image = openVhd("/a.vhd", { storage });
+    assert.equal(image.hidden, true);
+    assert.equal(getFile(storage, "/a.vhd").length, bytes.length);
+    return storage;
+  };
+  assertValid(hide(sound), "/a.vhd");
+  hide(sound.slice(0, -1));
+  // A tapdisk is appending a block that the table does not know of yet.
+  const growing = new Uint8Array(sound.length + MIB).fill(0x66);
+  growing.set(sound.subarray(0, -512));
+  const end = getFile(hide(growing), "/a.vhd").subarray(sound.length - 512);
+  assert.ok(end.every((byte) => byte === 0x66));
+});

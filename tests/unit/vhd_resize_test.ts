@@ -247,3 +247,16 @@ Deno.test("new entries of a grown table are unused", () => {
   const shrunk = openVhd(IMAGE, { storage });
   assert.deepEqual([shrunk.blocks, shrunk.bat.length], [4, 51200]);
 });
+
+Deno.test("a journal fits into the 6 MiB that XenServer gives it", () => {
+  for (const [fromMib, toMib] of [[16, 2088960], [1_900_000, 2088960], [1_000_000, 2_000_000]]) {
+    const storage = new MemoryStorage();
+    makeDynamic(storage, fromMib);
+    let journalBytes = 0;
+    storage.beforeOperation = (_operation, path) => {
+      if (path === IMAGE) journalBytes = getFile(storage, JOURNAL).length;
+    };
+    resizeVhd(IMAGE, { storage, sizeBytes: toMib * MIB, journal: JOURNAL });
+    assert.ok(journalBytes > 0 && journalBytes <= 6 * MIB, `${fromMib}: ${journalBytes}`);
+  }
+});
