@@ -1,3 +1,4 @@
+import { batmapBytes } from "./batmap.ts";
 import { readText, writeText } from "./text.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
 
@@ -127,4 +128,23 @@ export function journalChecksum(front: Uint8Array, data: Uint8Array): number {
 /** Whether an entry can be one: its cookie, a length of whole sectors. */
 export function isJournalEntry({ cookie, sizeBytes }: JournalEntry): boolean {
   return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes % VHD_SECTOR_SIZE === 0;
+}
+
+/** Bytes of a file that follow each other. */
+export interface ByteRange {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+}
+
+/**
+ * What of an entry is put back. Of a batmap it is the part in use: the reference records whatever its
+ * memory holds behind that.
+ */
+export function restoredPart(
+  { type, offsetBytes, lengthBytes }: ByteRange & { readonly type: number },
+  currentSize: bigint,
+): ByteRange {
+  const isMap = type === JOURNAL_ENTRY_TYPE.BATMAP_M;
+  const inUse = isMap ? batmapBytes(Number(currentSize)) : lengthBytes;
+  return { offsetBytes, lengthBytes: Math.min(lengthBytes, inUse) };
 }

@@ -3,7 +3,7 @@ import { Buffer } from "node:buffer";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { encodeFooter, HD_COOKIE, VHD_POISON_COOKIE } from "../../src/vhd/footer.ts";
 import { openVhd } from "../../src/vhd/image.ts";
-import { revertJournal } from "../../src/vhd/journal.ts";
+import { revertJournal } from "../../src/vhd/journal_revert.ts";
 import {
   decodeJournalEntry,
   decodeJournalHeader,

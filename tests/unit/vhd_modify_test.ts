@@ -7,7 +7,7 @@ import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { fillImage, preallocate } from "../../src/vhd/fill.ts";
 import { updateFooters } from "../../src/vhd/footer_writer.ts";
 import { openVhd } from "../../src/vhd/image.ts";
-import { revertJournal } from "../../src/vhd/journal.ts";
+import { revertJournal } from "../../src/vhd/journal_revert.ts";
 import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
 import { changeParent, killData, setPhysicalSize } from "../../src/vhd/modify.ts";
 import { readRange } from "../../src/vhd/read.ts";

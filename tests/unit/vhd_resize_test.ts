@@ -6,7 +6,7 @@ import { openChain } from "../../src/vhd/chain.ts";
 import { checkImage } from "../../src/vhd/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { openVhd } from "../../src/vhd/image.ts";
-import { revertJournal } from "../../src/vhd/journal.ts";
+import { revertJournal } from "../../src/vhd/journal_revert.ts";
 import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
 import { readRange } from "../../src/vhd/read.ts";
 import { growWithinMetadata, resizeVhd } from "../../src/vhd/resize.ts";
