@@ -500,3 +500,39 @@ nbdTest("goodbye comes after the answers to what was asked before", async ({ vhd
   for (let i = 0; i < 20; i++) assertBytes(await reader.read(i * 65536, 65536), noise(65536, i));
   await reader.disconnect();
 });
+
+nbdTest(
+  "long reads and writes go piece by piece between others, in either form",
+  async ({ vhd }) => {
+    const data = noise(24 * MIB, 8);
+    for (const structured of [false, true]) {
+      const { client } = await NbdClient.open(vhd.socket, { structured });
+      const { client: another } = await NbdClient.open(vhd.socket, { structured });
+      const asked = new Map<number, [number, number]>();
+      const writing = client.request({ command: Cmd.Write, payload: data, flags: CmdFlag.Fua });
+      assert.equal((await client.reply()).error, 0);
+      await writing;
+      for (let i = 0; i < 30; i++) {
+        const length = i % 10 === 5 ? 7 * MIB + 512 : 4096;
+        const offset = i * 65536 + 512;
+        const command = Cmd.Read;
+        asked.set(await client.request({ command, offset, length }), [offset, length]);
+      }
+      assertBytes(await another.read(MIB, 12 * MIB), data.subarray(MIB, 13 * MIB));
+      while (asked.size > 0) {
+        const { cookie, data: found } = await client.reply();
+        const [offset, length] = asked.get(cookie) ?? [0, 0];
+        assert.ok(asked.delete(cookie));
+        assertBytes(found, data.subarray(offset, offset + length));
+      }
+      const beyond = { offset: DISK_BYTES - 4 * MIB, length: 8 * MIB };
+      assert.equal((await client.ask({ command: Cmd.Read, ...beyond })).error, WireError.Inval);
+      const payload = new Uint8Array(8 * MIB).fill(1);
+      const write = { command: Cmd.Write, offset: beyond.offset, payload };
+      assert.equal((await client.ask(write)).error, WireError.NoSpace);
+      assertBytes(await client.read(beyond.offset, 4 * MIB), new Uint8Array(4 * MIB));
+      await client.disconnect();
+      await another.disconnect();
+    }
+  },
+);

@@ -230,6 +230,16 @@ export class NbdClient implements Disposable {
     }
   }
 
+  /** Throws away what comes until the server hangs up. */
+  async drain(): Promise<void> {
+    const bytes = new Uint8Array(65536);
+    try {
+      while (await this.#connection.read(bytes) !== null);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
+    }
+  }
+
   /** Takes the server's greeting and answers it; returns the server's flags. */
   async greet(clientFlags = 3): Promise<number> {
     const view = await this.receive(18);

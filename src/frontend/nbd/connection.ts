@@ -10,28 +10,24 @@ import {
   receiveMessage,
   sendAt,
 } from "../../../ffi/sockets.ts";
-import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/requests.ts";
-import { type RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
-import type { Vbd } from "../../vbd/vbd.ts";
-import { type ExportDescription, Handshake, LONGEST_REPLY_BYTES } from "./handshake.ts";
-import type { NbdSlots } from "./nbd_slots.ts";
+import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
+import { KIND_OF_COMMAND, refusalOf } from "./commands.ts";
+import type { ConnectionHost } from "./connection_host.ts";
+import { Handshake, LONGEST_REPLY_BYTES } from "./handshake.ts";
+import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
-  MAXIMUM_BLOCK_BYTES,
-  MINIMUM_BLOCK_BYTES,
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_DISC,
-  NBD_CMD_FLAG_DF,
   NBD_CMD_FLAG_FUA,
-  NBD_CMD_FLAG_NO_HOLE,
   NBD_CMD_FLAG_REQ_ONE,
-  NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_WRITE,
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
 } from "./protocol.ts";
-import { KIND_OF_COMMAND, ReplyQueue } from "./reply_queue.ts";
+import { ReplyQueue } from "./reply_queue.ts";
 
 const NONE = -1;
 const RECEIVE_BYTES = 128 * 1024;
@@ -50,23 +46,7 @@ const MOST_RECEIVES = 16;
  * received: the client works on the first answers while the others are being made.
  */
 const MOST_REQUESTS = 16;
-const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
-  NBD_CMD_FLAG_REQ_ONE;
 const SECTOR_BYTES = 512;
-
-/** What a connection needs of the server that accepted it. */
-export interface ConnectionHost {
-  readonly scheduler: Scheduler;
-  readonly vbd: Vbd;
-  readonly slots: NbdSlots;
-  describe(): ExportDescription;
-  /** The connection has answers to send at the end of the turn. */
-  makeDue(connection: NbdConnection): void;
-  /** The connection has closed its descriptor. */
-  gone(connection: NbdConnection): void;
-  /** The last of its requests has ended, too. */
-  retire(connection: NbdConnection): void;
-}
 
 /** One client of an export. */
 export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
@@ -84,9 +64,13 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** What was received and not worked through. */
   #start: number;
   #end: number;
-  /** Part that is being filled, and how far; the head of its request. */
+  /** Part of a write that is being filled, and how far. */
   #part = NONE;
   #partFilled = 0;
+  /** Head of the write whose data comes in, and its bytes behind the part. */
+  #writeHead = NONE;
+  #writeLeft = 0;
+  readonly #longRead = new LongRead();
   #largeWrites = false;
   /** Bytes of a refused write that are to be thrown away. */
   #skip = 0;
@@ -133,7 +117,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   }
 
   #receive(): void {
-    for (let i = 0; i < MOST_RECEIVES && this.#isTaking; i++) {
+    for (let i = 0; i < MOST_RECEIVES && this.#isTaking && !this.#longRead.isActive; i++) {
       const wanted = this.#part === NONE ? this.#receiveHeaders() : this.#receivePayload();
       if (!wanted) return;
     }
@@ -160,13 +144,13 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     return got === most;
   }
 
-  /** Receives the rest of a part into its slot, and what follows the last part's data. */
+  /** Receives the rest of a part into its slot, and what follows the write's data. */
   #receivePayload(): boolean {
     const { vbd, slots } = this.#host;
     const part = this.#part;
     const missing = slots.length[part] - this.#partFilled;
     const { view, address } = this.#memory;
-    const isLast = slots.next[part] === NONE;
+    const isLast = this.#writeLeft === 0;
     const behind = isLast ? (this.#largeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
     putIovec(
       view,
@@ -181,7 +165,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     this.#start = this.#receiveAt;
     this.#end = this.#receiveAt + Math.max(0, got - missing);
     this.#partFilled += Math.min(got, missing);
-    if (this.#partFilled === slots.length[part]) this.#nextPart();
+    if (this.#partFilled === slots.length[part]) this.#startPart();
     this.#consume();
     return got === missing + behind;
   }
@@ -208,9 +192,12 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   #consume(): void {
     if (this.#handshake.stage !== "transmission") this.#negotiate();
     if (this.#handshake.stage !== "transmission") return;
-    while (this.#isTaking && this.#start < this.#end) {
-      if (this.#skip > 0) this.#skipPayload();
+    while (this.#isTaking && (this.#longRead.isActive || this.#start < this.#end)) {
+      if (this.#longRead.isActive) {
+        if (!this.#continueRead()) return;
+      } else if (this.#skip > 0) this.#skipPayload();
       else if (this.#part !== NONE) this.#fillFromBuffer();
+      else if (this.#writeHead !== NONE) this.#nextPart();
       else if (this.#end - this.#start < REQUEST_BYTES || !this.#request()) return;
     }
   }
@@ -240,17 +227,34 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     this.#memory.bytes.copyWithin(to, this.#start, this.#start + bytes);
     this.#start += bytes;
     this.#partFilled += bytes;
-    if (this.#partFilled === slots.length[part]) this.#nextPart();
+    if (this.#partFilled === slots.length[part]) this.#startPart();
   }
 
-  /** A part has all its data: the next one is filled, or the request starts. */
+  /** A part has all its data and starts; the next one is taken, or the write is complete. */
+  #startPart(): void {
+    const { vbd, slots } = this.#host;
+    const part = this.#part;
+    const head = this.#writeHead;
+    const done = slots.totalLength[head] - this.#writeLeft - slots.length[part];
+    const sector = (slots.offset[head] + done) / SECTOR_BYTES;
+    const count = slots.length[part] / SECTOR_BYTES;
+    const fua = ((slots.command[head] >>> 8) & NBD_CMD_FLAG_FUA) !== 0;
+    this.#part = NONE;
+    slots.partsLeft[head]++;
+    vbd.requests.start(part, RequestKind.Write, sector, count, fua, this);
+    if (this.#writeLeft > 0) return this.#nextPart();
+    this.#writeHead = NONE;
+    this.#partDone(head);
+  }
+
+  /** Takes a slot for the next part of a write; without one, the connection stalls. */
   #nextPart(): void {
-    const { slots } = this.#host;
-    const next = slots.next[this.#part];
-    const head = slots.head[this.#part];
-    this.#part = next;
+    const part = this.#takeSlots(Math.min(this.#writeLeft, SLOT_BYTES));
+    if (part === NONE) return;
+    this.#host.slots.head[part] = this.#writeHead;
+    this.#writeLeft -= this.#host.slots.length[part];
+    this.#part = part;
     this.#partFilled = 0;
-    if (next === NONE) this.#begin(head);
   }
 
   /** Takes the request whose header is next in the buffer; false when it has to wait. */
@@ -269,7 +273,16 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
     const refusal = this.#refusal(command, flags, offset, length);
     const dataBytes = carriesData && refusal === 0 ? length : 0;
-    const head = this.#takeSlots(dataBytes);
+    if (command === NBD_CMD_READ && dataBytes > READ_PIECE_BYTES) {
+      this.#longRead.start(view, at);
+      this.#start += REQUEST_BYTES;
+      this.#updateWatch();
+      return true;
+    }
+    // A write takes slots as its data comes.
+    const head = this.#takeSlots(
+      command === NBD_CMD_WRITE ? Math.min(dataBytes, SLOT_BYTES) : dataBytes,
+    );
     if (head === NONE) return false;
     this.#start += REQUEST_BYTES;
     if (++this.#taken === MOST_REQUESTS) this.#host.makeDue(this);
@@ -279,30 +292,49 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     slots.command[head] = command | (flags << 8);
     slots.offset[head] = offset;
     slots.totalLength[head] = length;
+    slots.announced[head] = length;
     slots.error[head] = 0;
     if (command !== NBD_CMD_READ) this.#largeWrites = false;
     if (refusal !== 0) this.#refuse(head, command, length, refusal);
-    else if (command === NBD_CMD_WRITE && length > 0) {
-      this.#largeWrites = length >= LARGE_WRITE_BYTES;
-      this.#part = head;
-      this.#partFilled = 0;
-    } else this.#begin(head);
+    else if (command === NBD_CMD_WRITE && length > 0) this.#startWrite(head);
+    else this.#begin(head);
     return true;
   }
 
-  /** The error number for a request that cannot be carried out; 0 for one that can. */
+  /** The error number for a request that is refused before it starts; 0 for others. */
   #refusal(command: number, flags: number, offset: number, length: number): number {
-    if (KIND_OF_COMMAND[command] === undefined) return Errno.EINVAL;
-    if ((flags & ~KNOWN_FLAGS) !== 0) return Errno.EINVAL;
-    if (command === NBD_CMD_FLUSH) return offset !== 0 || length !== 0 ? Errno.EINVAL : 0;
-    if (command === NBD_CMD_BLOCK_STATUS) {
-      if (!this.#handshake.baseAllocation || length === 0) return Errno.EINVAL;
+    if (command === NBD_CMD_BLOCK_STATUS && !this.#handshake.baseAllocation) return Errno.EINVAL;
+    const refusal = refusalOf(command, flags, offset, length);
+    if (refusal !== 0 || length <= SLOT_BYTES) return refusal;
+    // What is done in parts is not to fail in the middle: the device looks at each part alone.
+    if (offset + length <= this.#host.vbd.sectors * SECTOR_BYTES) return 0;
+    return command === NBD_CMD_WRITE ? Errno.ENOSPC : Errno.EINVAL;
+  }
+
+  /** Its data comes next. One part that is yet to come holds the answer back. */
+  #startWrite(head: number): void {
+    const { slots } = this.#host;
+    this.#largeWrites = slots.totalLength[head] >= LARGE_WRITE_BYTES;
+    this.#inFlight++;
+    this.#writeHead = head;
+    this.#writeLeft = slots.totalLength[head] - slots.length[head];
+    this.#part = head;
+    this.#partFilled = 0;
+  }
+
+  /** Takes a long read a step further; false when it has to wait for what is under way. */
+  #continueRead(): boolean {
+    if (this.#inFlight > 0) return false;
+    const bytes = this.#longRead.nextBytes();
+    if (bytes === 0) {
+      this.#updateWatch();
+      return true;
     }
-    if (offset % MINIMUM_BLOCK_BYTES !== 0 || length % MINIMUM_BLOCK_BYTES !== 0) {
-      return Errno.EINVAL;
-    }
-    const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
-    return carriesData && length > MAXIMUM_BLOCK_BYTES ? Errno.EOVERFLOW : 0;
+    const head = this.#takeSlots(bytes);
+    if (head === NONE) return false;
+    this.#longRead.putPiece(this.#host.slots, head, bytes);
+    this.#begin(head);
+    return true;
   }
 
   #refuse(head: number, command: number, length: number, errno: number): void {
@@ -317,7 +349,10 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   #takeSlots(dataBytes: number): number {
     const { requests } = this.#host.vbd;
     const parts = Math.max(1, Math.ceil(dataBytes / SLOT_BYTES));
-    if (requests.freeSlots < parts) {
+    // Who holds slots takes more only while it leaves others as many.
+    const held = this.#replies.slotsHeld;
+    const needed = held === 0 ? parts : held + 2 * parts;
+    if (requests.freeSlots < needed) {
       this.#stalled = true;
       requests.waitForSlots(this);
       this.#updateWatch();
@@ -334,6 +369,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
       if (left === 0) break;
     }
     slots.partsLeft[head] = parts;
+    this.#replies.slotsHeld += parts;
     return head;
   }
 
@@ -376,6 +412,14 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const { slots } = this.#host;
     const head = slots.head[slot];
     if (errno !== 0 && slots.error[head] === 0) slots.error[head] = errno;
+    // A write gives its parts back one by one; its head waits for all of them.
+    const isWrite = (slots.command[head] & 0xff) === NBD_CMD_WRITE;
+    if (isWrite && slot !== head) this.#replies.releaseParts(slot);
+    this.#partDone(head);
+  }
+
+  #partDone(head: number): void {
+    const { slots } = this.#host;
     if (--slots.partsLeft[head] > 0) return;
     this.#inFlight--;
     slots.command[head] &= 0xff;
@@ -385,6 +429,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     } else {
       this.#replies.push(head);
       this.#host.makeDue(this);
+      // Part of the answer has left without an error: there is only hanging up.
+      if (slots.error[head] !== 0 && this.#longRead.fail(slots, head)) this.close();
     }
   }
 
@@ -395,12 +441,12 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();
     if (this.#leaving && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
     this.#taken = 0;
-    if (this.#start < this.#end) this.#consume();
+    if (this.#longRead.isActive || this.#start < this.#end) this.#consume();
     this.#updateWatch();
   }
 
   #updateWatch(): void {
-    const receiving = !this.#stalled && !this.#leaving;
+    const receiving = !this.#stalled && !this.#leaving && !this.#longRead.isActive;
     const wanted = (receiving ? EPOLLIN : 0) | (this.#replies.isEmpty ? 0 : EPOLLOUT);
     if (wanted === this.#watched || this.#closed) return;
     this.#watched = wanted;
@@ -421,11 +467,23 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     this.#closed = true;
     this.#host.scheduler.unwatch(this.#fd);
     closeFile(this.#fd);
-    if (this.#part !== NONE) this.#replies.releaseParts(this.#host.slots.head[this.#part]);
-    this.#part = NONE;
+    this.#abandonWrite();
     this.#replies.close();
     this.#host.gone(this);
     this.#retireWhenDone();
+  }
+
+  /** The data of a write will not come any more; parts that have started end by themselves. */
+  #abandonWrite(): void {
+    const { slots } = this.#host;
+    const head = this.#writeHead;
+    if (head === NONE) return;
+    if (this.#part !== NONE && this.#part !== head) this.#replies.releaseParts(this.#part);
+    this.#part = NONE;
+    this.#writeHead = NONE;
+    if (--slots.partsLeft[head] > 0) return;
+    this.#inFlight--;
+    this.#replies.releaseParts(head);
   }
 
   #retireWhenDone(): void {

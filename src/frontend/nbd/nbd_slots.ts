@@ -21,5 +21,7 @@ export class NbdSlots {
   /** Of a head: parts that have not ended, bytes of all, the first error. */
   readonly partsLeft = new Uint32Array(SLOTS);
   readonly totalLength = new Uint32Array(SLOTS);
+  /** Bytes that a read's answer announces; 0 for a piece whose answer continues another. */
+  readonly announced = new Uint32Array(SLOTS);
   readonly error = new Int32Array(SLOTS);
 }

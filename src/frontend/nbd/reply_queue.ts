@@ -1,7 +1,7 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { Arena, memoryAddress } from "../../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec, putMsghdr, sendMessage, UIO_MAXIOV } from "../../../ffi/sockets.ts";
-import { RequestKind, SLOTS } from "../../vbd/slots.ts";
+import { SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
 import {
@@ -47,6 +47,8 @@ const nbdErrors: ReadonlySet<number> = new Set([
 export class ReplyQueue {
   /** Whether reads are answered in structured form. */
   structured = false;
+  /** Slots that the connection has taken and not given back. */
+  slotsHeld = 0;
   readonly #requests: Requests;
   readonly #slots: NbdSlots;
   readonly #arena = new Arena(HEADERS_AT + SLOTS * MOST_HEADER_BYTES);
@@ -124,6 +126,7 @@ export class ReplyQueue {
       const next = this.#slots.next[slot];
       this.#slots.next[slot] = NONE;
       this.#requests.releaseSlot(slot);
+      this.slotsHeld--;
       slot = next;
     }
   }
@@ -151,11 +154,15 @@ export class ReplyQueue {
     const errno = slots.error[head];
     const command = slots.command[head];
     const ranged = command === NBD_CMD_READ || command === NBD_CMD_BLOCK_STATUS;
-    if (!this.structured || !ranged) this.#simple(head, errno);
+    // A further piece of a long read is data only: its header has left with the first.
+    const isContinued = command === NBD_CMD_READ && slots.announced[head] < slots.totalLength[head];
+    if (isContinued) {
+      if (errno !== 0) return;
+    } else if (!this.structured || !ranged) this.#simple(head, errno);
     else if (errno !== 0) this.#chunk(head, NBD_REPLY_TYPE_ERROR, 6);
     else if (command === NBD_CMD_BLOCK_STATUS) return this.#blockStatus(head);
     else if (slots.totalLength[head] === 0) return this.#chunk(head, NBD_REPLY_TYPE_NONE, 0);
-    else this.#chunk(head, NBD_REPLY_TYPE_OFFSET_DATA, 8 + slots.totalLength[head]);
+    else this.#chunk(head, NBD_REPLY_TYPE_OFFSET_DATA, 8 + slots.announced[head]);
     if (command !== NBD_CMD_READ || errno !== 0) return;
     for (let slot = head; slot !== NONE; slot = slots.next[slot]) {
       this.#addMemory(this.#requests.slotSector(slot), 0, slots.length[slot]);
@@ -254,15 +261,3 @@ function wireError(errno: number): number {
   if (errno === 0 || nbdErrors.has(errno)) return errno;
   return errno === Errno.EDQUOT || errno === Errno.EFBIG ? Errno.ENOSPC : Errno.EIO;
 }
-
-/** How a command is carried out by a device. */
-export const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
-  RequestKind.Read,
-  RequestKind.Write,
-  undefined,
-  RequestKind.Flush,
-  RequestKind.Discard,
-  undefined,
-  RequestKind.Zero,
-  RequestKind.Status,
-];

@@ -1,0 +1,19 @@
+import type { Scheduler } from "../../scheduler/scheduler.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import type { NbdConnection } from "./connection.ts";
+import type { ExportDescription } from "./handshake.ts";
+import type { NbdSlots } from "./nbd_slots.ts";
+
+/** What a connection needs of the server that accepted it. */
+export interface ConnectionHost {
+  readonly scheduler: Scheduler;
+  readonly vbd: Vbd;
+  readonly slots: NbdSlots;
+  describe(): ExportDescription;
+  /** The connection has answers to send at the end of the turn. */
+  makeDue(connection: NbdConnection): void;
+  /** The connection has closed its descriptor. */
+  gone(connection: NbdConnection): void;
+  /** The last of its requests has ended, too. */
+  retire(connection: NbdConnection): void;
+}
