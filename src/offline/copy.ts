@@ -6,10 +6,15 @@ import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./eng
 import { type Layer, openForQueue, rawLayer, requireSameEncryption } from "./layers.ts";
 import { addLayer, Closer, mergeIntoNew, openParentOf, writeOutput } from "./merge.ts";
 import { moveData, openMover, type Progress } from "./mover.ts";
+import { planRecoding, type Recoding } from "./recoding.ts";
 import { FlatTarget } from "./target.ts";
 
 /** How an image is copied. */
 export interface CopyOptions {
+  /** Encrypt the copy with this key of 32 or 64 bytes. */
+  readonly key?: Uint8Array<ArrayBuffer>;
+  /** The key of the image, if it is encrypted and the copy is to have another key or none. */
+  readonly sourceKey?: Uint8Array<ArrayBuffer>;
   readonly onProgress?: Progress;
   /** Where the files are: those of the system, unless simulated. */
   readonly engine?: EngineMaker;
@@ -17,8 +22,8 @@ export interface CopyOptions {
 
 /**
  * Copies an image and all that it builds on into one new image without a parent: a dynamic one, or
- * a fixed one of a fixed one. Blocks of zeros are left out. A copy of an encrypted image is
- * encrypted with the same key.
+ * a fixed one of a fixed one. Blocks of zeros are left out. Without keys, a copy of an encrypted
+ * image is encrypted with the same key.
  *
  * @returns How many sectors were moved.
  * @throws {SystemError} EEXIST when there is such a file; what the chain or the file system says.
@@ -32,7 +37,9 @@ export async function copyImage(
   const closer = new Closer();
   try {
     const top = closer.add(openVhd(path, { storage: engine.files.storage }));
-    const copy: Copy = { top, output, closer, onProgress: options.onProgress };
+    const recoding = planRecoding(top, options);
+    closer.add(recoding);
+    const copy: Copy = { top, output, closer, recoding, onProgress: options.onProgress };
     return top.type === "fixed" ? await copyFixed(engine, copy) : await copyChain(engine, copy);
   } finally {
     closer.close();
@@ -44,12 +51,13 @@ interface Copy {
   readonly top: VhdImage;
   readonly output: string;
   readonly closer: Closer;
+  readonly recoding: Recoding;
   readonly onProgress?: Progress;
 }
 
 async function copyChain(
   engine: OfflineEngine,
-  { top, output, closer, onProgress }: Copy,
+  { top, output, closer, recoding, onProgress }: Copy,
 ): Promise<number> {
   const images = [top];
   let raw: string | null = null;
@@ -68,7 +76,9 @@ async function copyChain(
     closer.add(layer.disk);
     layers.push(layer);
   }
-  return await mergeIntoNew(engine, { output, top, parent: null, layers, onProgress });
+  const { keyhash, transform } = recoding;
+  const wanted = { output, top, parent: null, layers, keyhash, transform, onProgress };
+  return await mergeIntoNew(engine, wanted);
 }
 
 async function copyFixed(

@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
+import type { KeyHash } from "../vhd/batmap.ts";
 import { resolveParent, verifyParent } from "../vhd/chain.ts";
 import { writeNewImage, writeSparseImage } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image.ts";
@@ -9,7 +10,7 @@ import type { Storage } from "../vhd/storage.ts";
 import { finishWriting } from "../vhd/write.ts";
 import type { OfflineEngine } from "./engine.ts";
 import { type Layer, layerOf, openForQueue } from "./layers.ts";
-import { moveData, type Progress } from "./mover.ts";
+import { type Move, moveData, type Progress } from "./mover.ts";
 import { VhdTarget } from "./vhd_target.ts";
 
 /** Closes everything that a piece of work opened, last opened first. */
@@ -49,6 +50,9 @@ export interface NewImage {
   /** The parent that it has: that of the lowest layer; null for none. */
   readonly parent: { readonly path: string; readonly uuid: Uint8Array } | null;
   readonly layers: readonly Layer[];
+  /** The trace of the new image's key, null for none; that of the topmost layer by default. */
+  readonly keyhash?: KeyHash | null;
+  readonly transform?: Move["transform"];
   readonly onProgress?: Progress;
 }
 
@@ -72,7 +76,7 @@ export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Pro
       });
       writeSparseImage(file, { sizeBytes: top.sizeBytes, maxBytes: top.sizeBytes, parent });
     });
-    const keyhash = top.batmap?.header.keyhash;
+    const keyhash = wanted.keyhash === undefined ? top.batmap?.header.keyhash : wanted.keyhash;
     if (keyhash?.cookie === 1) setKeyhash(storage, path, keyhash);
     const closer = new Closer();
     try {
@@ -104,16 +108,14 @@ export async function writeOutput(
 /** Merges layers into an open VHD with blocks and puts its footers in order. */
 export async function mergeInto(
   engine: OfflineEngine,
-  { image, disk, sparse, layers, onProgress }: {
+  { image, disk, sparse, layers, transform, onProgress }: Omit<Move, "target"> & {
     image: VhdImage;
     disk: DiskFile;
     sparse: boolean;
-    layers: readonly Layer[];
-    onProgress?: Progress;
   },
 ): Promise<number> {
   const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
-  const sectors = await moveData(engine, { layers, target, onProgress });
+  const sectors = await moveData(engine, { layers, target, transform, onProgress });
   finishWriting(image);
   return sectors;
 }

@@ -20,6 +20,8 @@ export interface Move {
   /** Topmost first; a flat one ends the list. */
   readonly layers: readonly Layer[];
   readonly target: Target;
+  /** Changes data on its way, in place: whole sectors, from this one of the disk on. */
+  readonly transform?: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void;
   readonly onProgress?: Progress;
 }
 
@@ -122,6 +124,7 @@ class Mover {
   #write(unit: Unit): void {
     const sectors = countSet(unit.covered, unit.end - unit.sector);
     if (sectors === 0) return this.#feed(unit);
+    if (this.#move.transform !== undefined) unit.eachData(this.#move.transform);
     this.#move.target.write(unit, (errno) =>
       this.#step(errno, unit, () => {
         this.#moved += sectors;

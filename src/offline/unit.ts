@@ -248,6 +248,16 @@ export class Unit implements IoOwner {
     }
   }
 
+  /** Calls back with the data of each run that was found, and its first sector on the disk. */
+  eachData(call: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void): void {
+    const dataAt = this.address - this.#arena.address;
+    this.eachRun((from, end) => {
+      const start = dataAt + from * VHD_SECTOR_SIZE;
+      const bytes = this.#arena.bytes.subarray(start, dataAt + end * VHD_SECTOR_SIZE);
+      call(bytes, this.sector + from);
+    });
+  }
+
   /** Whether all that was found is zeros. */
   isZero(): boolean {
     let zero = true;

@@ -1,21 +1,32 @@
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { copyImage } from "../../offline/copy.ts";
+import type { CopyKeys } from "../../offline/recoding.ts";
 import { openVhd } from "../../vhd/image.ts";
+import { readKey } from "../../vhd/key.ts";
 import { osStorage } from "../../vhd/storage.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, type Subcommand, UsageError } from "./command.ts";
+
+const MOST_KEY_BYTES = 64;
 
 /** `vhd-util copy`. */
 export const copyCommand: Subcommand = {
   name: "copy",
   summary: "Copy an image and all that it builds on into one new image",
-  synopsis: "-n FILE -N NEW",
+  synopsis: "-n FILE -N NEW [-k KEYFILE | -E] [-K KEYFILE]",
   usage: "options: -n <name> -N <new VHD name> " +
     "[-k <keyfile> | -E (pass encryption key on stdin)] " +
     "[-h help] ",
   options: [
     { name: "n", value: "FILE", text: "the image" },
     { name: "N", value: "NEW", text: "the image to make" },
+    { name: "k", value: "KEYFILE", text: "encrypt it with this key, of 32 or 64 bytes" },
+    { name: "E", text: "encrypt it with the key that is on standard input" },
+    {
+      name: "K",
+      value: "KEYFILE",
+      text: "the image's own key, to encrypt with another or none",
+    },
   ],
   example: `
 $ vhd-util copy -n today.vhd -N whole.vhd
@@ -28,22 +39,60 @@ whole.vhd has no parent`,
     if (path === null || output === null) {
       throw new UsageError("Must supply both existing and new VHD names");
     }
+    if (call.has("k") && call.has("E")) {
+      call.output.printError("Only supply -E or -k once");
+      return Errno.EPERM;
+    }
     try {
       openVhd(path).close();
     } catch (error) {
       call.output.print(`error opening ${path}: ${-errnoOf(error)}\n`);
       throw error;
     }
+    const keys = keysOf(call);
     if (osStorage.exists(output) && osStorage.status(output).kind !== "block") {
       call.output.print(`VHD file ${output} already exists, chose a different name\n`);
       return Errno.EINVAL;
     }
     const progress = await openProgress("copy");
     try {
-      await copyImage(path, output, { onProgress: progress.update });
+      await copyImage(path, output, { ...keys, onProgress: progress.update });
     } finally {
       progress.stop();
     }
     return 0;
   },
 };
+
+function keysOf(call: CommandCall): CopyKeys {
+  const keyPath = call.value("k");
+  const sourcePath = call.value("K");
+  return {
+    key: keyPath !== null ? readKeyFile(keyPath) : call.has("E") ? readStandardInput() : undefined,
+    sourceKey: sourcePath === null ? undefined : readKeyFile(sourcePath),
+  };
+}
+
+function requireLength(key: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+  if (key.length === 32 || key.length === 64) return key;
+  throw new SystemError(
+    Errno.EPERM,
+    "Unsupported keysize, use either 256 bit or 512 bit key",
+  );
+}
+
+function readKeyFile(path: string): Uint8Array<ArrayBuffer> {
+  return requireLength(new Uint8Array(readKey(path)));
+}
+
+/** A key that comes through a pipe, perhaps in pieces. */
+function readStandardInput(): Uint8Array<ArrayBuffer> {
+  const buffer = new Uint8Array(MOST_KEY_BYTES + 1);
+  let length = 0;
+  while (length < buffer.length) {
+    const got = Deno.stdin.readSync(buffer.subarray(length));
+    if (got === null || got === 0) break;
+    length += got;
+  }
+  return requireLength(buffer.slice(0, length));
+}

@@ -1,0 +1,121 @@
+/**
+ * AES-XTS by OpenSSL's libcrypto: the runtime's own cryptography has no such mode. The library is
+ * opened when the first key is.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "./errno.ts";
+
+const SYMBOLS = {
+  // const EVP_CIPHER *EVP_aes_128_xts(void)
+  EVP_aes_128_xts: { parameters: [], result: "pointer" },
+  // const EVP_CIPHER *EVP_aes_256_xts(void)
+  EVP_aes_256_xts: { parameters: [], result: "pointer" },
+  // EVP_CIPHER_CTX *EVP_CIPHER_CTX_new(void)
+  EVP_CIPHER_CTX_new: { parameters: [], result: "pointer" },
+  // void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX *c)
+  EVP_CIPHER_CTX_free: { parameters: ["pointer"], result: "void" },
+  // int EVP_CipherInit_ex(EVP_CIPHER_CTX *ctx, const EVP_CIPHER *type, ENGINE *impl,
+  //   const unsigned char *key, const unsigned char *iv, int enc)
+  EVP_CipherInit_ex: {
+    parameters: ["pointer", "pointer", "pointer", "buffer", "buffer", "i32"],
+    result: "i32",
+  },
+  // int EVP_CipherUpdate(EVP_CIPHER_CTX *ctx, unsigned char *out, int *outl,
+  //   const unsigned char *in, int inl)
+  EVP_CipherUpdate: {
+    parameters: ["pointer", "buffer", "buffer", "buffer", "i32"],
+    result: "i32",
+  },
+} as const;
+
+type Libcrypto = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+
+let opened: Libcrypto | null = null;
+
+function libcrypto(): Libcrypto {
+  if (opened !== null) return opened;
+  for (const name of ["libcrypto.so.3", "libcrypto.so.1.1"]) {
+    try {
+      opened = Deno.dlopen(name, SYMBOLS).symbols;
+      return opened;
+    } catch {
+      // The next name may be there.
+    }
+  }
+  throw new SystemError(
+    Errno.ENOENT,
+    "Cannot use encryption keys: OpenSSL's libcrypto is missing (Debian: install libssl3)",
+  );
+}
+
+/** Bytes that are encrypted as one, under the number of their sector. */
+const SECTOR_BYTES = 512;
+const UNCHANGED = -1;
+
+/**
+ * A key, ready to encrypt and decrypt sectors of a disk, as dm-crypt's `aes-xts-plain` does: the
+ * tweak is the low 32 bits of the sector's number.
+ */
+export class AesXts {
+  readonly #library = libcrypto();
+  readonly #encrypting: Deno.PointerValue;
+  readonly #decrypting: Deno.PointerValue;
+  readonly #tweak = new Uint8Array(16);
+  readonly #tweakView = new DataView(this.#tweak.buffer);
+  readonly #length = new Int32Array(1);
+
+  /**
+   * @param key 32 bytes for AES-128, 64 for AES-256: half for the data, half for the tweak.
+   * @throws {SystemError} EINVAL for another length or two equal halves, ENOENT without libcrypto.
+   */
+  constructor(key: Uint8Array<ArrayBuffer>) {
+    if (key.length !== 32 && key.length !== 64) {
+      throw new SystemError(
+        Errno.EINVAL,
+        `Cannot use a key of ${key.length * 8} bits: it must have 256 or 512`,
+      );
+    }
+    this.#encrypting = this.#context(key, 1);
+    this.#decrypting = this.#context(key, 0);
+  }
+
+  #context(key: Uint8Array<ArrayBuffer>, encrypt: number): Deno.PointerValue {
+    const library = this.#library;
+    const cipher = key.length === 64 ? library.EVP_aes_256_xts() : library.EVP_aes_128_xts();
+    const context = library.EVP_CIPHER_CTX_new();
+    if (library.EVP_CipherInit_ex(context, cipher, null, key, null, encrypt) !== 1) {
+      library.EVP_CIPHER_CTX_free(context);
+      throw new SystemError(Errno.EINVAL, "Cannot use the key: OpenSSL refuses it");
+    }
+    return context;
+  }
+
+  /** Encrypts sectors in place; the first is that of number `sector` of the disk. */
+  encrypt(bytes: Uint8Array<ArrayBuffer>, sector: number): void {
+    this.#crypt(this.#encrypting, bytes, sector);
+  }
+
+  /** Decrypts sectors in place. */
+  decrypt(bytes: Uint8Array<ArrayBuffer>, sector: number): void {
+    this.#crypt(this.#decrypting, bytes, sector);
+  }
+
+  #crypt(context: Deno.PointerValue, bytes: Uint8Array<ArrayBuffer>, sector: number): void {
+    const { EVP_CipherInit_ex, EVP_CipherUpdate } = this.#library;
+    for (let at = 0; at < bytes.length; at += SECTOR_BYTES) {
+      const part = bytes.subarray(at, at + SECTOR_BYTES);
+      this.#tweakView.setUint32(0, (sector + at / SECTOR_BYTES) >>> 0, true);
+      const ready = EVP_CipherInit_ex(context, null, null, null, this.#tweak, UNCHANGED);
+      if (ready !== 1 || EVP_CipherUpdate(context, part, this.#length, part, part.length) !== 1) {
+        throw new SystemError(Errno.EIO, `Cannot encrypt or decrypt sector ${sector}`);
+      }
+    }
+  }
+
+  /** Gives up the key's memory. */
+  close(): void {
+    this.#library.EVP_CIPHER_CTX_free(this.#encrypting);
+    this.#library.EVP_CIPHER_CTX_free(this.#decrypting);
+  }
+}
