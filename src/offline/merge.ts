@@ -100,9 +100,14 @@ export async function writeOutput(
     throw new SystemError(Errno.EEXIST, `Cannot create ${output}: choose another name`);
   }
   const part = `${output}.part`;
-  const sectors = await write(part);
-  storage.rename(part, output);
-  return sectors;
+  try {
+    const sectors = await write(part);
+    storage.rename(part, output);
+    return sectors;
+  } catch (error) {
+    if (storage.exists(part)) storage.remove(part);
+    throw error;
+  }
 }
 
 /** Merges layers into an open VHD with blocks and puts its footers in order. */
@@ -115,7 +120,10 @@ export async function mergeInto(
   },
 ): Promise<number> {
   const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
-  const sectors = await moveData(engine, { layers, target, transform, onProgress });
-  finishWriting(image);
-  return sectors;
+  try {
+    return await moveData(engine, { layers, target, transform, onProgress });
+  } finally {
+    // Also when the disk was full: what was written by then stays, and the footer comes back.
+    finishWriting(image);
+  }
 }

@@ -8,7 +8,7 @@ import { encodeFooter } from "../vhd/footer.ts";
 import type { VhdImage } from "../vhd/image.ts";
 import { nextBlockSector } from "../vhd/layout.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/units.ts";
-import { markFull } from "../vhd/write.ts";
+import { markFull, requireRoom } from "../vhd/write.ts";
 import { BatWriter } from "./bat_writer.ts";
 import { isEncrypted } from "./layers.ts";
 import { type Target, writeRuns } from "./target.ts";
@@ -16,10 +16,7 @@ import type { Unit } from "./unit.ts";
 
 /** How a target is written to. */
 export interface VhdTargetOptions {
-  /**
-   * Leave blocks out that hold only zeros, where the target has no parent that would show through;
-   * on a block device, do not clear the part of a new block that holds nothing.
-   */
+  /** Leave blocks out that hold only zeros, where the target has no parent that would show through. */
   readonly sparse: boolean;
 }
 
@@ -99,7 +96,8 @@ export class VhdTarget implements Target {
     unit.bitmap.fill(0);
     this.#addBits(unit);
     const full = allSet(unit.bitmap, this.unitSectors);
-    const whole = full || (this.#disk.isBlockDevice && !this.#sparse);
+    // A device may hold anything where a file has a hole.
+    const whole = full || this.#disk.isBlockDevice;
     unit.phase(() => {
       const offset = sector * VHD_SECTOR_SIZE;
       if (whole) {
@@ -130,19 +128,10 @@ export class VhdTarget implements Target {
     if (end >= DD_BLK_UNUSED) {
       throw new SystemError(Errno.EFBIG, `Cannot allocate block ${block} of ${image.path}`);
     }
-    if (this.#disk.isBlockDevice) this.#checkRoom(block, end);
-    else this.#lengthen(endSector, end);
+    requireRoom(image, end);
+    if (!this.#disk.isBlockDevice) this.#lengthen(endSector, end);
     image.endOfDataSector = end;
     return sector;
-  }
-
-  #checkRoom(block: number, end: number): void {
-    if ((end + 1) * VHD_SECTOR_SIZE > this.#disk.sizeBytes()) {
-      throw new SystemError(
-        Errno.ENOSPC,
-        `Cannot add block ${block} to ${this.#image.path}: the device is full, make it larger`,
-      );
-    }
   }
 
   #lengthen(endSector: number, end: number): void {

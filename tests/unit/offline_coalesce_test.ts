@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import { coalesce, type CoalesceOptions } from "../../src/offline/coalesce.ts";
 import { copyImage } from "../../src/offline/copy.ts";
 import { openChain } from "../../src/vhd/chain.ts";
@@ -70,7 +71,7 @@ async function killedAt(
 ): Promise<boolean> {
   let left = operation;
   storage.beforeOperation = () => {
-    if (left-- === 0) throw new Killed();
+    if (left-- <= 0) throw new Killed();
   };
   try {
     await work(seed);
@@ -253,4 +254,27 @@ Deno.test("a raw image that ends within a sector is copied to its last byte", as
   const content = contentOf(storage, "/copy.vhd");
   assert.equal(content.indexOf(0), 3 * MIB + 100);
   assert.ok(sameBytes(content, contentOf(storage, "/a.vhd")));
+});
+
+Deno.test("a full disk ends the work; what was written stays, and the footers are in place", async () => {
+  const storage = makeChain({ raw: false });
+  const wanted = contentOf(storage, "/c.vhd");
+  let left = 2;
+  storage.beforeOperation = (operation) => {
+    if (operation === "truncate" && left > 0 && --left === 0) {
+      throw new SystemError(Errno.ENOSPC, "Cannot set the length");
+    }
+  };
+  const options = { ancestor: "/a.vhd", engine: memoryEngine(storage) };
+  await assert.rejects(coalesce("/c.vhd", options), /ENOSPC/);
+  const a = openVhd("/a.vhd", { storage });
+  assert.equal(a.footerSource, "primary");
+  assert.equal(checkImage("/a.vhd", { storage, checkData: true }).valid, true);
+  assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wanted));
+  left = 3;
+  await assert.rejects(copyImage("/c.vhd", "/copy.vhd", options), /ENOSPC/);
+  assert.equal(storage.exists("/copy.vhd.part"), false);
+  storage.beforeOperation = null;
+  await coalesce("/c.vhd", options);
+  assert.ok(sameBytes(contentOf(storage, "/a.vhd"), wanted));
 });
