@@ -145,3 +145,26 @@ Deno.test({
       }
     }),
 });
+
+const terminal = needs("dist/vhd-util", "script");
+Deno.test({
+  name: `a bar shows progress on a terminal, and nothing where there is none${terminal.suffix}`,
+  ignore: terminal.ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      const { child } = makePair(folder);
+      const command = (name: string): string[] => [
+        ...[binaryPath("vhd-util"), "copy", "-n", child],
+        ...["-N", `${folder}/${name}.vhd`],
+      ];
+      const shown = await runOk("script", ["-qec", command("seen").join(" "), "/dev/null"], {
+        env: { TERM: "xterm" },
+      });
+      assert.match(shown, /copy \[[#.]+\] \d+%/);
+      const [program, ...args] = command("unseen");
+      const { stdout, stderr } = await run(program, args);
+      assert.equal(stdout + stderr, "");
+      const percent = await runOk(program, ["coalesce", "-p", "-n", child]);
+      assert.match(percent, /^\r +\d+\.\d\d%\r.*\r100\.00%\nCoalesced \d+ sectors\n$/s);
+    }),
+});

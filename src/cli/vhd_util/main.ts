@@ -26,11 +26,11 @@ export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new M
   ["fill", async () => (await import("./fill.ts")).fillCommand],
   ["coalesce", async () => (await import("./coalesce.ts")).coalesceCommand],
   ["modify", async () => (await import("./modify.ts")).modifyCommand],
-  ["copy", async () => (await import("./copy.ts")).copyCommand],
   ["scan", async () => (await import("./scan.ts")).scanCommand],
   ["check", async () => (await import("./check.ts")).checkCommand],
   ["revert", async () => (await import("./revert.ts")).revertCommand],
   ["key", async () => (await import("./key.ts")).keyCommand],
+  ["copy", async () => (await import("./copy.ts")).copyCommand],
   ["tree", async () => (await import("./tree.ts")).treeCommand],
   ["map", async () => (await import("./map.ts")).mapCommand],
 ]);
