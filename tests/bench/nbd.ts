@@ -163,7 +163,8 @@ async function runIn(where: string, options: Options, samples: Sample[]): Promis
       }
     }
   } finally {
-    for (const [, each] of served) await each.stop();
+    // Whatever one of them says, the others stop, too.
+    await Promise.allSettled(served.map(([, each]) => each.stop()));
     Deno.removeSync(folder, { recursive: true });
   }
 }

@@ -72,6 +72,8 @@ const OPTION_REPLY_MAGIC = 0x0003e889045565a9n;
 const REQUEST_MAGIC = 0x25609513;
 const SIMPLE_REPLY_MAGIC = 0x67446698;
 const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
+/** How long an answer may take. */
+const SILENCE_MS = 15_000;
 
 /** A reply to an option. */
 export interface OptionReply {
@@ -202,21 +204,32 @@ export class NbdClient implements Disposable {
     }
   }
 
-  /** Receives exactly so many bytes. Throws `HungUp` when the server hangs up before. */
+  /**
+   * Receives exactly so many bytes. Throws `HungUp` when the server hangs up before, and another
+   * error when nothing comes for long.
+   */
   async receive(count: number): Promise<DataView> {
     const bytes = new Uint8Array(count);
     for (let got = 0; got < count;) {
-      let more: number | null;
-      try {
-        more = await this.#connection.read(bytes.subarray(got));
-      } catch (error) {
-        if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
-        more = null;
-      }
+      const more = await this.#receiveSome(bytes.subarray(got));
       if (more === null) throw new HungUp(`The server hung up after ${got} of ${count} bytes`);
       got += more;
     }
     return new DataView(bytes.buffer);
+  }
+
+  async #receiveSome(into: Uint8Array): Promise<number | null> {
+    const silence = Promise.withResolvers<never>();
+    const error = new Error(`Nothing came for ${SILENCE_MS} ms`);
+    const timer = setTimeout(() => silence.reject(error), SILENCE_MS);
+    try {
+      return await Promise.race([this.#connection.read(into), silence.promise]);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
+      return null;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** Whether the server has nothing more to say and hung up. */
@@ -233,11 +246,7 @@ export class NbdClient implements Disposable {
   /** Throws away what comes until the server hangs up. */
   async drain(): Promise<void> {
     const bytes = new Uint8Array(65536);
-    try {
-      while (await this.#connection.read(bytes) !== null);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
-    }
+    while (await this.#receiveSome(bytes) !== null);
   }
 
   /** Takes the server's greeting and answers it; returns the server's flags. */
