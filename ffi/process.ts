@@ -18,6 +18,8 @@ const libc = openLibc({
   close: { parameters: ["i32"], result: "i32" },
   // int flock(int fd, int operation)
   flock: { parameters: ["i32", "i32"], result: "i32" },
+  // int prctl(int option, unsigned long arg2)
+  prctl: { parameters: ["i32", "usize"], result: "i32" },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
   // int socket(int domain, int type, int protocol)
@@ -31,6 +33,7 @@ const AF_UNIX = 1;
 const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
+const PR_SET_DUMPABLE = 4;
 
 /** Events of poll(2). */
 export const POLLIN = 0x001;
@@ -50,6 +53,13 @@ export function detachStandardStreams(): void {
     }
   }
   libc.close(nothing);
+}
+
+/** From now on there are no core dumps of this process, and others of its user cannot trace it. */
+export function hideMemory(): void {
+  if (libc.prctl(PR_SET_DUMPABLE, 0) !== 0) {
+    throw new SystemError(lastErrno(), "Cannot keep this process out of core dumps");
+  }
 }
 
 /** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */

@@ -1,13 +1,17 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { hideMemory } from "../../ffi/process.ts";
+import { DiskKey } from "../vhd/key.ts";
 import type { Devices, Done } from "./devices.ts";
 import {
   ALL_MINORS,
   decodeParams,
+  decodeTrailer,
   encodeDiskInfo,
   encodeListEntry,
   encodePid,
   encodePlain,
   encodeStatisticsHead,
+  MESSAGE_BYTES,
   messageCookie,
   MessageFlag,
   MessageType,
@@ -15,7 +19,7 @@ import {
 import { type Command, type CommandTable, errorReply } from "./server.ts";
 import { formatStatistics } from "./statistics_text.ts";
 
-/** Flags of `open` that nothing here carries out, with what they would do. */
+/** Flags of `open` and `resume` that nothing here carries out, with what they would do. */
 const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
   [MessageFlag.ADD_CACHE, "a block cache"],
   [MessageFlag.VHD_INDEX, "a VHD index"],
@@ -24,7 +28,7 @@ const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
   [MessageFlag.REUSE_PRT, "another device's image as the parent"],
   [MessageFlag.SECONDARY, "a secondary image"],
   [MessageFlag.STANDBY, "a standby image"],
-  [MessageFlag.OPEN_ENCRYPTED, "encryption"],
+  [MessageFlag.OPEN_ENCRYPTED, "a new key"],
 ];
 
 function refuseUnsupported(flags: number, what: string): void {
@@ -94,20 +98,40 @@ function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuff
   return concat([encodeStatisticsHead(cookie, text.length), text]);
 }
 
+/** The key that came with a request, in which it is overwritten. */
+function takeKey(request: Uint8Array<ArrayBuffer>): DiskKey | undefined {
+  const { encryptionKey } = decodeTrailer(request);
+  if (encryptionKey === null) return undefined;
+  hideMemory();
+  request.fill(0, MESSAGE_BYTES);
+  try {
+    return new DiskKey(encryptionKey);
+  } finally {
+    encryptionKey.fill(0);
+  }
+}
+
 function openReply(
   devices: Devices,
   request: Uint8Array<ArrayBuffer>,
   minor: number,
 ): Uint8Array<ArrayBuffer> {
   const { flags, path, requestTimeoutSeconds } = decodeParams(request);
-  refuseUnsupported(flags, `Cannot open ${path} on minor ${minor}`);
-  const disk = devices.open(minor, {
-    name: path,
-    readOnly: (flags & MessageFlag.RDONLY) !== 0,
-    direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
-    requestTimeoutSeconds,
-  });
-  return encodeDiskInfo(MessageType.OPEN_RSP, minor, disk);
+  const key = takeKey(request);
+  try {
+    refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, `Cannot open ${path} on minor ${minor}`);
+    const disk = devices.open(minor, {
+      name: path,
+      readOnly: (flags & MessageFlag.RDONLY) !== 0,
+      direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
+      requestTimeoutSeconds,
+      key,
+    });
+    return encodeDiskInfo(MessageType.OPEN_RSP, minor, disk);
+  } catch (error) {
+    key?.wipe();
+    throw error;
+  }
 }
 
 /** What a tapdisk does for each message that it knows. */

@@ -9,6 +9,7 @@ import { closeFile } from "../../ffi/files.ts";
 import type { Log } from "../log/log.ts";
 import type { VbdContext } from "../vbd/engine.ts";
 import type { VbdStatistics } from "../vbd/statistics.ts";
+import type { DiskKey } from "../vhd/key.ts";
 import { Vbd, VbdState } from "../vbd/vbd.ts";
 import type { DiskInfo } from "./message.ts";
 import { holdMinor, MAX_ID } from "./minors.ts";
@@ -34,6 +35,8 @@ export interface OpenRequest {
   readonly direct: boolean;
   /** After how long a request fails; 0 for the default. */
   readonly requestTimeoutSeconds: number;
+  /** The key of an encrypted image; wiped when the device is closed. */
+  readonly key?: DiskKey;
 }
 
 /** What a list tells of a device. */
@@ -154,11 +157,12 @@ export class Devices {
       const what = `Cannot open ${request.name} on minor ${minor} (${hint})`;
       throw new SystemError(Errno.EALREADY, what);
     }
-    const { readOnly, direct, requestTimeoutSeconds } = request;
+    const { readOnly, direct, requestTimeoutSeconds, key } = request;
     const timeoutMs = requestTimeoutSeconds * 1000;
     device.disk = device.vbd.open(request.name, {
       readOnly,
       direct,
+      key,
       retry: timeoutMs === 0 ? {} : { timeoutMs },
     });
     try {

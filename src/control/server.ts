@@ -120,7 +120,10 @@ class Client implements FdHandler {
     this.#received += got;
     if (requestLength(this.#input.subarray(0, this.#received)) > this.#received) return;
     this.#quiet();
-    this.#requested(this, this.#input.slice(0, this.#received));
+    const request = this.#input.slice(0, this.#received);
+    // It may hold a key, which is for the command to keep or to wipe.
+    this.#input.fill(0);
+    this.#requested(this, request);
   }
 
   /** Stops listening to the peer: a command runs, or has been answered. */
@@ -246,7 +249,10 @@ export class ControlServer implements FdHandler {
     }
     if (!command.exclusive) return this.#run(command, request, (reply) => client.answer(reply));
     this.#jobs.add((finished) => {
-      if (!client.open) return finished();
+      if (!client.open) {
+        request.fill(0);
+        return finished();
+      }
       this.#run(command, request, (reply) => {
         client.answer(reply);
         finished();

@@ -12,10 +12,15 @@ import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Deferral } from "./deferral.ts";
+import type { DiskKey } from "../vhd/key.ts";
 import type { PieceTable } from "./pieces.ts";
 
 /** Bytes of a sector, the unit of every request. */
 export const SECTOR_BYTES = 512;
+/** A request's slot is a number below this. */
+export const REQUEST_SLOTS = 128;
+/** The most sectors that one request reads or writes; others move no data of their own. */
+export const REQUEST_SECTORS = 512;
 
 /** Who requests come from. */
 export interface RequestSink {
@@ -54,6 +59,8 @@ export interface ImageSpec {
   readonly readOnly: boolean;
   /** Past the page cache, where possible. */
   readonly direct: boolean;
+  /** The key of those images of the chain that are encrypted. */
+  readonly key?: DiskKey;
 }
 
 /** What an image itself served, not counting the images below it. */
@@ -68,6 +75,8 @@ export interface ImageDriver {
   readonly counts: ImageCounts;
   /** Size, sectors. */
   readonly sectors: number;
+  /** Whether its data is encrypted, with the key of its `spec`. */
+  readonly encrypted?: boolean;
   /** The image that shows through where this one has no data; null when zeros do. */
   readonly parent: ImageSpec | null;
   /** The most sectors of one `zero`. */

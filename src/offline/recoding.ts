@@ -2,7 +2,7 @@ import { AesXts } from "../../ffi/aes_xts.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { KeyHash } from "../vhd/batmap.ts";
 import type { VhdImage } from "../vhd/image.ts";
-import { hashKey, KEYHASH_BYTES } from "../vhd/key.ts";
+import { hashKey, KEYHASH_BYTES, matchesKeyhash } from "../vhd/key.ts";
 import { isEncrypted } from "./layers.ts";
 import type { Move } from "./mover.ts";
 
@@ -22,8 +22,7 @@ export interface CopyKeys {
 
 function isKeyOf(image: VhdImage, key: Uint8Array): boolean {
   const keyhash = image.batmap?.header.keyhash;
-  if (keyhash === undefined) return false;
-  return hashKey(key, keyhash.nonce).every((byte, i) => byte === keyhash.hash[i]);
+  return keyhash !== undefined && matchesKeyhash(key, keyhash);
 }
 
 /**

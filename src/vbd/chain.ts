@@ -6,7 +6,10 @@ import { MAX_CHAIN_DEPTH } from "../vhd/chain.ts";
 /**
  * Opens an image and all that it builds on; the first of the list is the image itself.
  *
- * @throws {SystemError} ELOOP for a chain that leads back to itself or has too many layers.
+ * With a key the image itself must be encrypted; one that it builds on need not be.
+ *
+ * @throws {SystemError} ELOOP for a chain that leads back to itself or has too many layers, EINVAL
+ * for a key that is not wanted; what the images say.
  */
 export function openImages(
   leaf: ImageSpec,
@@ -22,6 +25,10 @@ export function openImages(
       images.at(-1)?.putBelow(image);
       images.push(image);
       spec = image.parent;
+    }
+    if (leaf.key !== undefined && images[0].encrypted !== true) {
+      const what = `Cannot open ${leaf.path} with a key: it is not an encrypted image`;
+      throw new SystemError(Errno.EINVAL, what);
     }
     return images;
   } catch (error) {

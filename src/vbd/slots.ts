@@ -1,4 +1,5 @@
 import { Arena } from "../../ffi/memory.ts";
+import { REQUEST_SECTORS, REQUEST_SLOTS, SECTOR_BYTES } from "../driver/driver.ts";
 
 /** What a request asks for. */
 export const RequestKind = {
@@ -14,9 +15,9 @@ export const RequestKind = {
 export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind];
 
 /** Bytes of memory of each slot: the most that one request reads or writes. */
-export const SLOT_BYTES = 256 * 1024;
+export const SLOT_BYTES = REQUEST_SECTORS * SECTOR_BYTES;
 /** Slots of a device: the requests that it holds at once. */
-export const SLOTS = 128;
+export const SLOTS = REQUEST_SLOTS;
 
 /** The most clients that a device's frontends serve at once. */
 export const MOST_CLIENTS = 32;

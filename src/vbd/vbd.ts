@@ -2,6 +2,7 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type ImageDriver, SECTOR_BYTES } from "../driver/driver.ts";
 import { parseImageName } from "../driver/registry.ts";
 import { errnoOf } from "../queue/disk_files.ts";
+import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
 import type { VbdContext } from "./engine.ts";
 import { Requests } from "./requests.ts";
@@ -25,6 +26,8 @@ export interface OpenOptions {
   /** Past the page cache where the filesystem can (O_DIRECT); the default. */
   readonly direct?: boolean;
   readonly retry?: Partial<RetryLimits>;
+  /** The key of an encrypted image; the device wipes it when it is closed. */
+  readonly key?: DiskKey;
 }
 
 /** What a device looks like to its users. */
@@ -98,8 +101,8 @@ export class Vbd {
   }
 
   #openImages(name: string): void {
-    const { readOnly = false, direct = true, retry } = this.#options;
-    const leaf = { ...parseImageName(name), readOnly, direct };
+    const { readOnly = false, direct = true, retry, key } = this.#options;
+    const leaf = { ...parseImageName(name), readOnly, direct, key };
     this.#images = openImages(leaf, this.#context, this.requests);
     this.#sectors = this.#images[0].sectors;
     this.name = name;
@@ -153,6 +156,7 @@ export class Vbd {
     this.requests.stop(false, () =>
       this.#closeImages((errno, message) => {
         this.name = "";
+        this.#options.key?.wipe();
         this.#sectors = 0;
         this.state = VbdState.Closed;
         done(errno, message);

@@ -6,12 +6,13 @@
  */
 
 import { createHash } from "node:crypto";
+import { AesXts } from "../../ffi/aes_xts.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { allocatedBlocks } from "./bat.ts";
 import type { KeyHash } from "./batmap.ts";
 import { openVhd, type VhdImage } from "./image.ts";
 import { fileNameOf } from "./paths.ts";
-import { setKeyhash } from "./snapshot.ts";
+import { keyhashOf, setKeyhash } from "./snapshot.ts";
 import { osStorage, type Storage } from "./storage.ts";
 
 /** The lengths that a key may have, in bits; half of each is for AES, half for the tweak. */
@@ -39,6 +40,46 @@ export class KeyNameError extends SystemError {
 /** The hash of a key: SHA-256 of the nonce and the key. */
 export function hashKey(key: Uint8Array, nonce: Uint8Array): Uint8Array {
   return new Uint8Array(createHash("sha256").update(nonce).update(key).digest());
+}
+
+/** Whether this is the key whose trace that is. */
+export function matchesKeyhash(key: Uint8Array, { nonce, hash }: KeyHash): boolean {
+  return hashKey(key, nonce).every((byte, i) => byte === hash[i]);
+}
+
+/**
+ * The key of a disk for as long as it is served: what prints or logs this shows none of its bytes.
+ */
+export class DiskKey {
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+
+  /** @throws {SystemError} EINVAL for a key that is not of 32 or 64 bytes. */
+  constructor(bytes: Uint8Array) {
+    const bits = bytes.length * 8;
+    if (!CRYPTO_SUPPORTED_KEYSIZE.some((size) => size === bits)) {
+      const wanted = "it must have 256 or 512";
+      throw new SystemError(
+        Errno.EINVAL,
+        `Cannot use an encryption key of ${bits} bits: ${wanted}`,
+      );
+    }
+    this.#bytes = new Uint8Array(bytes);
+  }
+
+  /** Whether this is the key whose trace that is. */
+  matches(keyhash: KeyHash): boolean {
+    return matchesKeyhash(this.#bytes, keyhash);
+  }
+
+  /** What encrypts and decrypts with it. Throws `SystemError`: ENOENT without libcrypto. */
+  cipher(): AesXts {
+    return new AesXts(this.#bytes);
+  }
+
+  /** Overwrites the key; nothing matches it afterwards. */
+  wipe(): void {
+    this.#bytes.fill(0);
+  }
 }
 
 /**
@@ -97,8 +138,7 @@ export function readKeyhash(
 ): KeyHash | null {
   const image = openVhd(path, { storage });
   image.close();
-  const keyhash = image.batmap?.header.keyhash;
-  return keyhash?.cookie === 1 ? keyhash : null;
+  return keyhashOf(image);
 }
 
 /**
@@ -138,7 +178,6 @@ export function checkKey(path: string, keyPath: string, options: KeyOptions = {}
   if (keyhash === null) {
     throw new SystemError(Errno.EINVAL, `Cannot check the key of ${path}: it has none`);
   }
-  const hash = hashKey(readKeyOf(path, keyPath, options), keyhash.nonce);
-  if (hash.every((byte, i) => byte === keyhash.hash[i])) return;
+  if (matchesKeyhash(readKeyOf(path, keyPath, options), keyhash)) return;
   throw new SystemError(Errno.EINVAL, `${keyPath} is not the key of ${path}`);
 }

@@ -136,7 +136,8 @@ function describeVhd(storage: Storage, path: string): ParentFacts {
   return { uuid, sizeBytes: image.sizeBytes, keyhash: keyhashOf(image) };
 }
 
-function keyhashOf(image: VhdImage): KeyHash | null {
+/** The trace of the key that an open image is encrypted with; null when it is not. */
+export function keyhashOf(image: VhdImage): KeyHash | null {
   const keyhash = image.batmap?.header.keyhash;
   return keyhash?.cookie === 1 ? keyhash : null;
 }

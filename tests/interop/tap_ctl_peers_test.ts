@@ -108,7 +108,7 @@ test("requests that make no sense are refused", async (bench, pid) => {
   assert.equal(decodeResponse(await ask(bench, pid, tooLarge)).error, 22);
 });
 
-test("what is not supported is refused, trailer and all", async (bench, pid) => {
+test("a key may come in parts, and a refusal shows nothing of it", async (bench, pid) => {
   const flags = MessageFlag.OPEN_ENCRYPTED;
   const message = encodeParams(MessageType.OPEN, 0, { ...OPEN, flags });
   const trailer = encodeTrailer({ logPath: null, encryptionKey: new Uint8Array(32).fill(7) });
@@ -117,8 +117,8 @@ test("what is not supported is refused, trailer and all", async (bench, pid) => 
   await send(connection, trailer.subarray(0, 10));
   await send(connection, trailer.subarray(10));
   const refusal = decodeResponse(await receive(connection));
-  assert.equal(refusal.error, 95);
-  assert.match(refusal.message, /aio:\/none.*encryption/);
+  assert.equal(refusal.error, 2);
+  assert.equal(refusal.message, "Cannot open /none: No such file or directory (ENOENT)");
 });
 
 test("a list has an end, and statistics are as long as they say", async (bench, pid) => {

@@ -4,18 +4,9 @@ import { AesXts } from "../../ffi/aes_xts.ts";
 import { copyImage } from "../../src/offline/copy.ts";
 import { openDisk } from "../../src/offline/disk.ts";
 import { openVhd } from "../../src/vhd/image.ts";
+import { hasLibcrypto } from "../support/libcrypto.ts";
 import { withTempDir } from "../support/tools.ts";
 import { goldenImage, vhdUtil } from "../support/vhd.ts";
-
-/** Opens libcrypto here, as a library that is loaded within a test counts as a leak. */
-function hasLibcrypto(): boolean {
-  try {
-    new AesXts(Uint8Array.from({ length: 64 }, (_, i) => i)).close();
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 const ignore = !hasLibcrypto();
 const suffix = ignore ? " (skipped: needs libcrypto.so.3)" : "";

@@ -6,11 +6,13 @@ import {
   type DriverContext,
   type ImageDriver,
   type ImageSpec,
+  REQUEST_SECTORS,
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
 import { PieceKind, PieceLists } from "../pieces.ts";
 import { BitmapCache, BlockFlag } from "./bitmap_cache.ts";
+import type { SectorCipher } from "./sector_cipher.ts";
 import type { VhdFile } from "./vhd_file.ts";
 import { VhdWriter } from "./vhd_writer.ts";
 
@@ -25,13 +27,15 @@ export class VhdDisk implements ImageDriver {
   readonly spec: ImageSpec;
   readonly sectors: number;
   readonly parent: ImageSpec | null;
-  readonly zeroSectors = ZERO_SECTORS;
+  readonly zeroSectors: number;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
   readonly #context: DriverContext;
   readonly #sink: RequestSink;
   readonly #file: VhdFile;
   readonly #cache: BitmapCache;
   readonly #writer: VhdWriter | null;
+  /** Null for an image that is not encrypted. */
+  readonly #cipher: SectorCipher | null;
   readonly #sectorsPerBlock: number;
   /** Pieces that found every entry of the cache in use. */
   readonly #starved = new PieceLists(1);
@@ -41,18 +45,24 @@ export class VhdDisk implements ImageDriver {
     ioDone: (slot, sectors, errno) =>
       this.#sink.pieceDone(slot, sectors === 0 ? 1 : sectors, errno),
   };
+  readonly #cipherOwner: IoOwner = {
+    ioDone: (piece, _length, errno) => this.#readEncrypted(piece, errno),
+  };
   readonly #loadOwner: IoOwner = { ioDone: (entry, _length, errno) => this.#loaded(entry, errno) };
 
   constructor(
-    { spec, context, sink, file, parent }: {
+    { spec, context, sink, file, parent, cipher }: {
       spec: ImageSpec;
       context: DriverContext;
       sink: RequestSink;
       file: VhdFile;
       parent: ImageSpec | null;
+      cipher: SectorCipher | null;
     },
   ) {
     this.spec = spec;
+    this.zeroSectors = cipher === null ? ZERO_SECTORS : REQUEST_SECTORS;
+    this.#cipher = cipher;
     this.parent = parent;
     this.#context = context;
     this.#sink = sink;
@@ -65,6 +75,7 @@ export class VhdDisk implements ImageDriver {
       sink,
       file,
       cache: this.#cache,
+      cipher,
       directOwner: this.#directOwner,
       unpinned: () => this.#feedStarved(),
     });
@@ -72,6 +83,10 @@ export class VhdDisk implements ImageDriver {
     if (file.disk.cachedBecause !== null) {
       context.log(`${spec.path} goes through the page cache: ${file.disk.cachedBecause}`);
     }
+  }
+
+  get encrypted(): boolean {
+    return this.#cipher !== null;
   }
 
   putBelow(below: ImageDriver): void {
@@ -160,14 +175,27 @@ export class VhdDisk implements ImageDriver {
   ): void {
     const inBlock = this.#inBlock(sector);
     this.counts.readSectors += count;
+    const encrypted = this.#cipher !== null;
+    const token = encrypted
+      ? this.#context.pieces.take(PieceKind.Read, slot, sector, count, memorySector)
+      : slot;
     this.#context.queue.read(
       this.#file.disk.file,
       location + this.#file.bitmapSectors + inBlock,
       count,
       memorySector,
-      this.#directOwner,
-      slot,
+      encrypted ? this.#cipherOwner : this.#directOwner,
+      token,
     );
+  }
+
+  #readEncrypted(piece: number, errno: number): void {
+    const { pieces } = this.#context;
+    const slot = pieces.slot[piece];
+    const count = pieces.count[piece];
+    if (errno === 0) this.#cipher?.open(pieces.sector[piece], count, pieces.memory[piece]);
+    pieces.give(piece);
+    this.#sink.pieceDone(slot, count, errno);
   }
 
   /** Reads what the bitmap has from the file, and the rest from below. */
@@ -243,7 +271,7 @@ export class VhdDisk implements ImageDriver {
     const memorySector = pieces.memory[piece];
     pieces.give(piece);
     if (kind === PieceKind.Read) this.read(slot, sector, count, memorySector);
-    else if (kind === PieceKind.Write) this.write(slot, sector, count, memorySector);
+    else if (kind === PieceKind.Write) this.#writeBlocks(slot, sector, count, memorySector);
     else this.#sink.wake(slot);
   }
 
@@ -258,6 +286,11 @@ export class VhdDisk implements ImageDriver {
   }
 
   write(slot: number, sector: number, count: number, memorySector: number): void {
+    this.#cipher?.begin(slot, sector);
+    this.#writeBlocks(slot, sector, count, memorySector);
+  }
+
+  #writeBlocks(slot: number, sector: number, count: number, memorySector: number): void {
     while (count > 0) {
       const block = this.#blockOf(sector);
       const part = this.#leftInBlock(sector, block, count);
@@ -337,6 +370,7 @@ export class VhdDisk implements ImageDriver {
   }
 
   zero(slot: number, sector: number, count: number): void {
+    this.#cipher?.begin(slot, sector);
     while (count > 0) {
       const block = this.#blockOf(sector);
       const part = this.#leftInBlock(sector, block, count);
@@ -351,7 +385,7 @@ export class VhdDisk implements ImageDriver {
     if (unused && !this.#showsParentAt(sector)) return this.#sink.pieceDone(slot, count, 0);
     const most = this.#context.zeroSectors;
     for (let done = 0; done < count; done += most) {
-      this.write(slot, sector + done, Math.min(most, count - done), this.#context.zerosAt);
+      this.#writeBlocks(slot, sector + done, Math.min(most, count - done), this.#context.zerosAt);
     }
   }
 
@@ -418,6 +452,7 @@ export class VhdDisk implements ImageDriver {
     }
     this.#writer?.release();
     this.#cache.release();
+    this.#cipher?.close();
     done(errno);
   }
 }

@@ -13,6 +13,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { cipherFor, type SectorCipher } from "./sector_cipher.ts";
 import { VhdDisk } from "./vhd_disk.ts";
 import { VhdFile } from "./vhd_file.ts";
 
@@ -24,6 +25,7 @@ export const vhdDriver: DriverType = {
     // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
     const file = context.files.open(spec.path, spec);
     let image: VhdImage | null = null;
+    let cipher: SectorCipher | null = null;
     try {
       const { storage } = context.files;
       image = openVhd(spec.path, { storage, readOnly: spec.readOnly });
@@ -33,8 +35,10 @@ export const vhdDriver: DriverType = {
         return new AioImage({ spec, context, sink, file, sectors });
       }
       const parent = parentSpec(image, spec);
-      return new VhdDisk({ spec, context, sink, file: new VhdFile(image, file), parent });
+      cipher = cipherFor(image, spec);
+      return new VhdDisk({ spec, context, sink, file: new VhdFile(image, file), parent, cipher });
     } catch (error) {
+      cipher?.close();
       image?.close();
       file.close();
       throw error;
@@ -48,7 +52,7 @@ function parentSpec(image: VhdImage, child: ImageSpec): ImageSpec | null {
   const path = resolveParent(image);
   const type = image.parent.raw ? "aio" : "vhd";
   if (!image.parent.raw) verifyParentUuid(image, path);
-  return { type, path, readOnly: true, direct: child.direct };
+  return { type, path, readOnly: true, direct: child.direct, key: child.key };
 }
 
 function verifyParentUuid(image: VhdImage, parentPath: string): void {

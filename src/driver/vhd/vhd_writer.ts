@@ -6,6 +6,7 @@ import { type DriverContext, type RequestSink } from "../driver.ts";
 import { PieceKind, type PieceLists } from "../pieces.ts";
 import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import { Publisher, PUBLISHER_OPERATIONS, type PublisherOwner } from "./publisher.ts";
+import type { SectorCipher } from "./sector_cipher.ts";
 import type { VhdFile } from "./vhd_file.ts";
 
 const NONE = -1;
@@ -26,6 +27,8 @@ export class VhdWriter implements Deferred, PublisherOwner {
   readonly #sink: RequestSink;
   readonly #file: VhdFile;
   readonly #cache: BitmapCache;
+  /** Null for an image that is not encrypted. */
+  readonly #cipher: SectorCipher | null;
   readonly #publisher: Publisher;
   readonly #directOwner: IoOwner;
   readonly #unpinned: () => void;
@@ -42,11 +45,12 @@ export class VhdWriter implements Deferred, PublisherOwner {
 
   /** Throws `SystemError` EBUSY when the process serves too many images. */
   constructor(
-    { context, sink, file, cache, directOwner, unpinned }: {
+    { context, sink, file, cache, cipher, directOwner, unpinned }: {
       context: DriverContext;
       sink: RequestSink;
       file: VhdFile;
       cache: BitmapCache;
+      cipher: SectorCipher | null;
       /** Takes the end of data writes that need nothing else. */
       directOwner: IoOwner;
       /** Called when entries of the cache may have become free. */
@@ -63,6 +67,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
     this.#sink = sink;
     this.#file = file;
     this.#cache = cache;
+    this.#cipher = cipher;
     this.#directOwner = directOwner;
     this.#unpinned = unpinned;
     this.#sectorsPerBlock = file.sectorsPerBlock;
@@ -79,7 +84,14 @@ export class VhdWriter implements Deferred, PublisherOwner {
     memorySector: number,
     location: number,
   ): void {
-    this.#start(sector, count, memorySector, location, this.#directOwner, slot);
+    const from = this.#sealed(slot, sector, count, memorySector);
+    this.#start(sector, count, from, location, this.#directOwner, slot);
+  }
+
+  /** Where in I/O memory the data is in the form in which the file is to have it. */
+  #sealed(slot: number, sector: number, count: number, memorySector: number): number {
+    if (this.#cipher === null) return memorySector;
+    return this.#cipher.seal(slot, sector, count, memorySector);
   }
 
   #inBlock(sector: number): number {
@@ -119,7 +131,8 @@ export class VhdWriter implements Deferred, PublisherOwner {
     const piece = pieces.take(PieceKind.Write, slot, sector, count, memorySector);
     pieces.entry[piece] = entry;
     this.#cache.pin(entry);
-    this.#start(sector, count, memorySector, location, this.#dataOwner, piece);
+    const from = this.#sealed(slot, sector, count, memorySector);
+    this.#start(sector, count, from, location, this.#dataOwner, piece);
   }
 
   #dataDone(piece: number, errno: number): void {

@@ -1,0 +1,39 @@
+import type { Command } from "commander";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { CRYPTO_SUPPORTED_KEYSIZE, readKey } from "../../vhd/key.ts";
+
+/** Where the key of an encrypted image comes from, as the options say it. */
+export interface KeyChoices {
+  readonly encrypted?: boolean;
+  readonly keyFile?: string;
+}
+
+/** `-E` and `-k`. The key itself is never an argument: those are there for everyone to see. */
+export function keyOptions(command: Command): Command {
+  return command
+    .option("-E, --encrypted", "read the key of an encrypted image from standard input")
+    .option("-k, --key-file <file>", "read it from a file");
+}
+
+/**
+ * The key that the options ask for; undefined when they ask for none.
+ *
+ * @throws {SystemError} EINVAL when there is not exactly one key of 256 or 512 bits.
+ */
+export async function encryptionKey(
+  { encrypted, keyFile }: KeyChoices,
+): Promise<Uint8Array | undefined> {
+  if (keyFile !== undefined && encrypted) {
+    throw new SystemError(Errno.EINVAL, "Cannot take the key from two places: give -E or -k");
+  }
+  if (keyFile !== undefined) return checked(readKey(keyFile), keyFile);
+  if (!encrypted) return undefined;
+  const bytes = await new Response(Deno.stdin.readable).arrayBuffer();
+  return checked(new Uint8Array(bytes), "standard input");
+}
+
+function checked(key: Uint8Array, source: string): Uint8Array {
+  if (CRYPTO_SUPPORTED_KEYSIZE.some((bits) => bits === key.length * 8)) return key;
+  const lengths = `${source} holds ${key.length} bytes; 32 or 64 are wanted`;
+  throw new SystemError(Errno.EINVAL, `Cannot use the encryption key (${lengths})`);
+}
