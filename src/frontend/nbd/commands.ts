@@ -11,7 +11,7 @@ import {
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_WRITE,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 
 const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
   NBD_CMD_FLAG_REQ_ONE;

@@ -26,7 +26,7 @@ import {
   NBD_CMD_WRITE,
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 import { ReplyQueue } from "./reply_queue.ts";
 
 const NONE = -1;

@@ -30,7 +30,8 @@ import {
   OPTION_REPLY_MAGIC_HIGH,
   OPTION_REPLY_MAGIC_LOW,
   PREFERRED_BLOCK_BYTES,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
+import { Fields } from "../../nbd/fields.ts";
 
 /** The export, as the handshake tells clients of it. */
 export interface ExportDescription {
@@ -50,38 +51,6 @@ const LONGEST_TEXT_BYTES = 4096;
 /** The longest content of an answer: a name and its type. */
 export const LONGEST_REPLY_BYTES = LONGEST_TEXT_BYTES + 2;
 const EXPORT_NAME_PADDING_BYTES = 124;
-
-/** Big-endian fields in a row. */
-class Fields {
-  readonly #bytes: number[] = [];
-
-  u16(value: number): this {
-    this.#bytes.push((value >>> 8) & 0xff, value & 0xff);
-    return this;
-  }
-
-  u32(value: number): this {
-    return this.u16(value >>> 16).u16(value & 0xffff);
-  }
-
-  u64(value: number): this {
-    return this.u32(Math.floor(value / 0x1_0000_0000)).u32(value >>> 0);
-  }
-
-  text(value: string): this {
-    this.#bytes.push(...new TextEncoder().encode(value));
-    return this;
-  }
-
-  zeros(count: number): this {
-    for (let i = 0; i < count; i++) this.#bytes.push(0);
-    return this;
-  }
-
-  done(): Uint8Array {
-    return Uint8Array.from(this.#bytes);
-  }
-}
 
 /** What is left of an option's content; throws `RangeError` past its end. */
 class OptionReader {

@@ -1,6 +1,6 @@
 import { SLOT_BYTES } from "../../vbd/slots.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
-import { NBD_CMD_READ } from "./protocol.ts";
+import { NBD_CMD_READ } from "../../nbd/protocol.ts";
 
 const NONE = -1;
 

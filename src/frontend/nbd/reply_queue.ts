@@ -19,7 +19,7 @@ import {
   NBD_STATE_ZERO,
   NBD_STRUCTURED_REPLY_MAGIC,
   SIMPLE_REPLY_BYTES,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 
 const NONE = -1;
 const SECTOR_BYTES = 512;

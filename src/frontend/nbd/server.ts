@@ -23,7 +23,7 @@ import {
   NBD_FLAG_SEND_FUA,
   NBD_FLAG_SEND_TRIM,
   NBD_FLAG_SEND_WRITE_ZEROES,
-} from "./protocol.ts";
+} from "../../nbd/protocol.ts";
 
 const SECTOR_BYTES = 512;
 

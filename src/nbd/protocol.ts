@@ -1,6 +1,6 @@
 /**
  * Constants of the NBD protocol, with the names of its specification (doc/proto.md of the NBD
- * project).
+ * project): the server in `src/frontend/nbd` and the client in `src/driver/nbd` share them.
  *
  * @module
  */
@@ -14,6 +14,10 @@ export const OPTION_REPLY_MAGIC_LOW = 0x045565a9;
 export const NBD_REQUEST_MAGIC = 0x25609513;
 export const NBD_SIMPLE_REPLY_MAGIC = 0x67446698;
 export const NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef;
+
+/** What servers begin with that only know the first version of the protocol. */
+export const OLDSTYLE_MAGIC_HIGH = 0x00004202;
+export const OLDSTYLE_MAGIC_LOW = 0x81861253;
 
 export const NBD_FLAG_FIXED_NEWSTYLE = 1;
 export const NBD_FLAG_NO_ZEROES = 2;
@@ -41,7 +45,12 @@ export const NBD_REP_SERVER = 2;
 export const NBD_REP_INFO = 3;
 export const NBD_REP_META_CONTEXT = 4;
 export const NBD_REP_ERR_UNSUP = 0x80000001;
+export const NBD_REP_ERR_POLICY = 0x80000002;
 export const NBD_REP_ERR_INVALID = 0x80000003;
+export const NBD_REP_ERR_TLS_REQD = 0x80000005;
+export const NBD_REP_ERR_UNKNOWN = 0x80000006;
+export const NBD_REP_ERR_SHUTDOWN = 0x80000007;
+export const NBD_REP_ERR_BLOCK_SIZE_REQD = 0x80000008;
 export const NBD_REP_ERR_TOO_BIG = 0x80000009;
 
 export const NBD_INFO_EXPORT = 0;
@@ -64,6 +73,7 @@ export const NBD_CMD_FLAG_REQ_ONE = 8;
 export const NBD_REPLY_FLAG_DONE = 1;
 export const NBD_REPLY_TYPE_NONE = 0;
 export const NBD_REPLY_TYPE_OFFSET_DATA = 1;
+export const NBD_REPLY_TYPE_OFFSET_HOLE = 2;
 export const NBD_REPLY_TYPE_BLOCK_STATUS = 5;
 export const NBD_REPLY_TYPE_ERROR = 0x8001;
 
