@@ -74,6 +74,8 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #firstWaiting = NONE;
   #lastWaiting = NONE;
   #underWay = 0;
+  /** Operations at the backend by file. */
+  #underWayOf = new Int32Array(64);
   #available: number;
 
   /** @param capacity How many operations can be held at once, over all files. */
@@ -105,6 +107,9 @@ export class DiskQueue implements CompletionSink, TurnWork {
       const larger = new Int32Array(4 * file + 4).fill(NONE);
       larger.set(this.#open);
       this.#open = larger;
+      const underWayOf = new Int32Array(larger.length / 2);
+      underWayOf.set(this.#underWayOf);
+      this.#underWayOf = underWayOf;
     }
     this.#backend.register(file);
   }
@@ -112,9 +117,13 @@ export class DiskQueue implements CompletionSink, TurnWork {
   /**
    * Sets room for `operations` aside, so that starting them cannot fail; false when there is not
    * enough just now. Whoever starts operations holds at least as much room.
+   *
+   * @param held What the same holder has aside already: together no more than is left for all, so
+   * that however many disks hang, the others have room.
    */
-  reserve(operations: number): boolean {
+  reserve(operations: number, held = 0): boolean {
     if (operations > this.#available) return false;
+    if (held > 0 && held + operations > this.#available) return false;
     this.#available -= operations;
     return true;
   }
@@ -213,16 +222,27 @@ export class DiskQueue implements CompletionSink, TurnWork {
 
   #submit(): boolean {
     if (this.#firstWaiting === NONE) return false;
-    const room = Math.min(this.#backend.batch, this.#backend.capacity - this.#underWay);
+    const { batch, capacity } = this.#backend;
     let prepared = 0;
-    while (this.#firstWaiting !== NONE && prepared < room) {
-      const group = this.#firstWaiting;
-      this.#firstWaiting = this.#nextGroup[group];
-      this.#prepare(group, prepared++);
+    let before = NONE;
+    for (let group = this.#firstWaiting; group !== NONE && prepared < batch;) {
+      const next = this.#nextGroup[group];
+      const file = this.#files[group];
+      const room = capacity - this.#underWay;
+      if (room === 0) break;
+      // A file has no more at the backend than there is room for the others: it may hang.
+      if (this.#underWayOf[file] >= room) before = group;
+      else {
+        if (before === NONE) this.#firstWaiting = next;
+        else this.#nextGroup[before] = next;
+        if (next === NONE) this.#lastWaiting = before;
+        this.#underWay++;
+        this.#underWayOf[file]++;
+        this.#prepare(group, prepared++);
+      }
+      group = next;
     }
-    if (this.#firstWaiting === NONE) this.#lastWaiting = NONE;
     if (prepared === 0) return false;
-    this.#underWay += prepared;
     this.statistics.submitted += prepared;
     this.statistics.batches++;
     this.#backend.submit();
@@ -275,6 +295,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
   /** Splits the result of a group among its operations. */
   completed(group: number, result: number): void {
     this.#underWay--;
+    this.#underWayOf[this.#files[group]]--;
     let left = result / SECTOR_BYTES;
     for (let io = group; io !== NONE;) {
       const next = this.#next[io];

@@ -10,6 +10,7 @@ import {
   RequestKind,
   type RequestOwner,
   SlotQueue,
+  SLOTS,
   SlotTable,
 } from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
@@ -52,6 +53,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   /** Whether requests without a target wait for one, or fail. */
   #holding = false;
   #issued = 0;
+  /** Room of the disk queue that the requests under way hold. */
+  #held = 0;
   #retryTimer = 0;
   #drained: (() => void) | null = null;
 
@@ -64,6 +67,23 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   /** How many requests have not ended. */
   get outstanding(): number {
     return this.#issued + this.#waiting.size + this.#retrying.size;
+  }
+
+  /** How many requests failed and wait to be tried again. */
+  get retrying(): number {
+    return this.#retrying.size;
+  }
+
+  /** For how long the oldest request at the disk has gone unanswered, milliseconds. */
+  get unansweredMs(): number {
+    const slots = this.#slots;
+    const nowMs = this.#context.scheduler.nowMs();
+    let longestMs = 0;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (slots.reserved[slot] === 0) continue;
+      longestMs = Math.max(longestMs, nowMs - slots.issuedMs[slot]);
+    }
+    return longestMs;
   }
 
   /** Runs requests against an image, those first that waited for it. */
@@ -177,6 +197,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** The end-of-turn list calls this. */
   runDeferred(): void {
+    this.#noteDrained();
     for (const waiter of this.#waiters.splice(0)) waiter.slotsFree();
   }
 
@@ -271,8 +292,10 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     const kind = slots.kind[slot];
     const refusal = this.#refusal(kind as RequestKind, slots.sector[slot], slots.count[slot]);
     const operations = this.#image.operationsFor(this.#stepOf(slot));
-    if (!this.#context.queue.reserve(operations)) return false;
+    if (!this.#context.queue.reserve(operations, this.#held)) return false;
     slots.reserved[slot] = operations;
+    slots.issuedMs[slot] = this.#context.scheduler.nowMs();
+    this.#held += operations;
     slots.error[slot] = 0;
     this.#issued++;
     if (refusal !== 0) this.#end(slot, refusal);
@@ -353,9 +376,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   #unissue(slot: number): void {
     this.#context.queue.release(this.#slots.reserved[slot]);
+    this.#held -= this.#slots.reserved[slot];
     this.#slots.reserved[slot] = 0;
     this.#issued--;
-    this.#noteDrained();
+    // The image that told of the last end is in the midst of something: it is closed after that.
+    if (this.#issued === 0 && this.#drained !== null) this.#context.deferral.add(this);
   }
 
   #end(slot: number, errno: number): void {

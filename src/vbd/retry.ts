@@ -11,6 +11,16 @@ export interface RetryLimits {
   readonly timeoutMs: number;
 }
 
+/** Tries of a request after the first, as in the reference (TD_VBD_MAX_RETRIES). */
+const DEFAULT_ATTEMPTS = 100;
+
+/** The limits of a device: those that were asked for, or so many tries when none was. */
+export function retryLimits(asked: Partial<RetryLimits> = {}): RetryLimits {
+  const { timeoutMs = Infinity } = asked;
+  const attempts = timeoutMs === Infinity ? DEFAULT_ATTEMPTS : Infinity;
+  return { attempts: asked.attempts ?? attempts, timeoutMs };
+}
+
 /** Errors of a request that is wrong in itself: trying again cannot help. */
 const final: ReadonlySet<number> = new Set([
   Errno.EINVAL,

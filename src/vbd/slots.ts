@@ -59,6 +59,8 @@ export class SlotTable {
   readonly error = new Int32Array(SLOTS);
   /** Room of the disk queue that the request holds. */
   readonly reserved = new Uint32Array(SLOTS);
+  /** When the request, or its step under way, was handed to the image. */
+  readonly issuedMs = new Float64Array(SLOTS);
   readonly attempts = new Uint32Array(SLOTS);
   readonly firstFailedMs = new Float64Array(SLOTS);
   /** Extents found by a status request. */

@@ -21,6 +21,10 @@ export interface VbdStatistics {
   read_caching: string;
   /** Tries of requests after their first. */
   retries: number;
+  /** Requests that failed and wait to be tried again. */
+  retrying: number;
+  /** For how many whole seconds the disk has owed an answer: more than a few mean that it hangs. */
+  unanswered_seconds: number;
 }
 
 /** Numbers by which the reference knows drivers (tapdisk-disktype.h). */
@@ -47,10 +51,12 @@ export class VbdCounts {
 
   /** The counts, and what the device looks like just now, for people and programs. */
   describe(
-    { name, images, outstanding, direct }: {
+    { name, images, outstanding, retrying, unansweredMs, direct }: {
       name: string;
       images: readonly ImageDriver[];
       outstanding: number;
+      retrying: number;
+      unansweredMs: number;
       direct: boolean;
     },
   ): VbdStatistics {
@@ -68,6 +74,8 @@ export class VbdCounts {
       reqs_outstanding: outstanding,
       read_caching: String(!direct),
       retries: this.retries,
+      retrying,
+      unanswered_seconds: Math.floor(unansweredMs / 1000),
     };
   }
 }

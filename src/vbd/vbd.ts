@@ -6,7 +6,7 @@ import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
 import type { VbdContext } from "./engine.ts";
 import { Requests } from "./requests.ts";
-import type { RetryLimits } from "./retry.ts";
+import { type RetryLimits, retryLimits } from "./retry.ts";
 import type { VbdStatistics } from "./statistics.ts";
 
 /** States of a device, a union of bits, as `tap-ctl list` shows them. */
@@ -43,8 +43,6 @@ export type Done = (errno: number, message: string) => void;
 
 /** VDISK_READONLY of xen/interface/io/blkif.h. */
 export const VDISK_READONLY = 4;
-/** Tries of a request after the first, as in the reference (TD_VBD_MAX_RETRIES). */
-const DEFAULT_ATTEMPTS = 100;
 
 /** One virtual block device: an image, open or paused, and the requests to it. */
 export class Vbd {
@@ -111,7 +109,7 @@ export class Vbd {
       image: this.#images[0],
       name,
       readOnly,
-      retry: { attempts: DEFAULT_ATTEMPTS, timeoutMs: Infinity, ...retry },
+      retry: retryLimits(retry),
     });
   }
 
@@ -190,6 +188,8 @@ export class Vbd {
       name: this.name,
       images: this.#images,
       outstanding: this.requests.outstanding,
+      retrying: this.requests.retrying,
+      unansweredMs: this.requests.unansweredMs,
       direct: this.#options.direct ?? true,
     });
   }
