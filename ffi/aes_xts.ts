@@ -8,7 +8,7 @@
  * @module
  */
 import { Errno, SystemError } from "./errno.ts";
-import { Arena, copyMemory, memoryAddress } from "./memory.ts";
+import { Arena, copyPointed, SectorPointers } from "./memory.ts";
 
 const SYMBOLS = {
   // const EVP_CIPHER *EVP_aes_128_xts(void)
@@ -59,11 +59,16 @@ const UNCHANGED = -1;
 /** Sectors that are copied and worked on at a time; they stay in the processor's first cache. */
 const BENCH_SECTORS = 32;
 
+/** Room for the places in memory that the requests of two busy devices have. */
+const MOST_PLACES = 8192;
+
 /** Where all ciphers of the process work. */
 interface Bench {
   readonly arena: Arena;
   /** A pointer to each sector. */
   readonly pointers: readonly Deno.PointerObject[];
+  /** Pointers to where sectors come from and go to. */
+  readonly places: SectorPointers;
 }
 
 let bench: Bench | null = null;
@@ -74,7 +79,7 @@ function openBench(): Bench {
     { length: BENCH_SECTORS },
     (_, i) => arena.pointerAt(i * SECTOR_BYTES),
   );
-  return { arena, pointers };
+  return { arena, pointers, places: new SectorPointers(MOST_PLACES) };
 }
 
 /**
@@ -160,12 +165,13 @@ export class AesXts {
     count: number,
     sector: number,
   ): void {
-    const { address } = this.#bench.arena;
+    const { places, pointers } = this.#bench;
+    const work = pointers[0];
     for (let done = 0; done < count; done += BENCH_SECTORS) {
       const part = Math.min(BENCH_SECTORS, count - done);
-      copyMemory(address, memoryAddress(from + done), part * SECTOR_BYTES);
+      copyPointed(work, places.at(from + done), part * SECTOR_BYTES);
       this.#cryptBench(context, part, sector + done);
-      copyMemory(memoryAddress(to + done), address, part * SECTOR_BYTES);
+      copyPointed(places.at(to + done), work, part * SECTOR_BYTES);
     }
   }
 

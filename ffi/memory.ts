@@ -14,6 +14,8 @@ const libc = openLibc({
   madvise: { parameters: ["usize", "usize", "i32"], result: "i32" },
   // void *memcpy(void *dest, const void *src, size_t n); the result is not wanted
   memcpy: { parameters: ["usize", "usize", "usize"], result: "void" },
+  // the same for pointers and fewer than 2^31 bytes, which the runtime compiles
+  memcpyPointers: { name: "memcpy", parameters: ["pointer", "pointer", "u32"], result: "void" },
   // void *memset(void *s, int c, size_t n); the result is not wanted
   memset: { parameters: ["usize", "i32", "usize"], result: "void" },
   // int memcmp(const void *s1, const void *s2, size_t n)
@@ -141,6 +143,41 @@ export class Arena {
 /** Copies bytes between addresses; the ranges must not overlap. */
 export function copyMemory(to: number, from: number, lengthBytes: number): void {
   libc.memcpy(to, from, lengthBytes);
+}
+
+/** Copies sectors of I/O memory; the ranges must not overlap. */
+export function copySectors(to: number, from: number, count: number): void {
+  libc.memcpy(memoryAddress(to), memoryAddress(from), count * SECTOR_BYTES);
+}
+
+/** Copies bytes between places that have pointers, which allocates nothing. */
+export function copyPointed(
+  to: Deno.PointerObject,
+  from: Deno.PointerObject,
+  lengthBytes: number,
+): void {
+  libc.memcpyPointers(to, from, lengthBytes);
+}
+
+/** Pointers to sectors of I/O memory, kept for the next time: making one costs an allocation. */
+export class SectorPointers {
+  readonly #known = new Map<number, Deno.PointerObject>();
+  readonly #most: number;
+
+  /** @param most How many are kept; when there would be more, all are made anew. */
+  constructor(most: number) {
+    this.#most = most;
+  }
+
+  /** A pointer to the first byte of a sector. */
+  at(sector: number): Deno.PointerObject {
+    const known = this.#known.get(sector);
+    if (known !== undefined) return known;
+    if (this.#known.size >= this.#most) this.#known.clear();
+    const pointer = pointerTo(memoryAddress(sector));
+    this.#known.set(sector, pointer);
+    return pointer;
+  }
 }
 
 /** Fills sectors of I/O memory with zeros. */

@@ -1,11 +1,13 @@
 /**
  * So many mixed requests on a simulated disk, by a client that allocates nothing either. Prints,
- * as JSON, how the heap was before and after. Run with `--v8-flags=--expose-gc,--trace-gc`.
+ * as JSON, how the heap was before and after. Run with `--v8-flags=--expose-gc,--trace-gc` and how
+ * many; `encrypted` behind that encrypts the images.
  *
  * @module
  */
 import { Random } from "../../src/queue/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { DiskKey, hashKey, storeKeyhash } from "../../src/vhd/key.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { Simulation } from "../support/sim.ts";
@@ -14,12 +16,17 @@ const DISK_SECTORS = 32 * 2048;
 const WARM_UP = 200_000;
 const REQUESTS = Number(Deno.args[0]);
 const DEPTH = 32;
+const KEY = Deno.args[1] === "encrypted" ? Uint8Array.from({ length: 64 }, (_, i) => i) : null;
 
 const simulation = new Simulation({ seed: 1 });
 const { storage } = simulation.disk;
 createDynamic("/base.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
+if (KEY !== null) {
+  const nonce = new Uint8Array(32);
+  storeKeyhash("/base.vhd", { storage, nonce, hash: hashKey(KEY, nonce) });
+}
 snapshot("/child.vhd", { storage, parent: "/base.vhd" });
-const device = simulation.open("vhd:/child.vhd");
+const device = simulation.open("vhd:/child.vhd", KEY === null ? {} : { key: new DiskKey(KEY) });
 const { requests } = device.vbd;
 const random = new Random(2);
 

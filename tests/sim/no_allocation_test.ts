@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
+import { hasLibcrypto } from "../support/libcrypto.ts";
 
 const REQUESTS = 1_000_000;
+const ENCRYPTED_REQUESTS = 200_000;
 /** What the compiler and the loop's own turns may leave behind in all, bytes. */
 const MOST_GROWTH_BYTES = 256 * 1024;
 const MOST_COLLECTIONS = 2;
@@ -12,11 +14,15 @@ interface Run {
   readonly collections: number;
 }
 
+const { ignore, suffix } = hasLibcrypto()
+  ? { ignore: false, suffix: "" }
+  : { ignore: true, suffix: " (skipped: needs libcrypto.so.3)" };
+
 /** Warms up, then makes so many requests. */
-function run(requests: number): Run {
+function run(requests: number, ...options: string[]): Run {
   const program = new URL("./million_requests.ts", import.meta.url).pathname;
   const { stdout, stderr, success } = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--v8-flags=--expose-gc,--trace-gc", program, String(requests)],
+    args: ["run", "-A", "--v8-flags=--expose-gc,--trace-gc", program, String(requests), ...options],
   }).outputSync();
   assert.ok(success, new TextDecoder().decode(stderr));
   const lines = new TextDecoder().decode(stdout).split("\n");
@@ -27,13 +33,21 @@ function run(requests: number): Run {
   return { ended, failed, grownBytes: after - before, collections };
 }
 
-Deno.test("a million requests allocate nothing on the data path", () => {
-  const warmUp = run(0);
-  const whole = run(REQUESTS);
-  assert.ok(whole.ended - warmUp.ended >= REQUESTS);
+function assertNothingAllocated(requests: number, ...options: string[]): void {
+  const warmUp = run(0, ...options);
+  const whole = run(requests, ...options);
+  assert.ok(whole.ended - warmUp.ended >= requests);
   assert.equal(whole.failed, 0);
   assert.ok(whole.grownBytes < MOST_GROWTH_BYTES, `the heap grew by ${whole.grownBytes} bytes`);
   assert.ok(warmUp.collections > 0, "the runtime tells of its collections");
   const collections = whole.collections - warmUp.collections;
   assert.ok(collections <= MOST_COLLECTIONS, `${collections} collections`);
+}
+
+Deno.test("a million requests allocate nothing on the data path", () => {
+  assertNothingAllocated(REQUESTS);
+});
+
+Deno.test(`nor do requests of an encrypted disk${suffix}`, { ignore }, () => {
+  assertNothingAllocated(ENCRYPTED_REQUESTS, "encrypted");
 });
