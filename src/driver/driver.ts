@@ -46,6 +46,8 @@ export interface DriverContext {
   readonly deferral: Deferral;
   /** Where in I/O memory there are zeros to write from, and how many sectors of them. */
   readonly zerosAt: number;
+  /** As many zeros that are to be written as they are, also where a hole would do. */
+  readonly fillAt: number;
   readonly zeroSectors: number;
   /** Writes a line to the log. */
   log(message: string): void;

@@ -76,6 +76,7 @@ export function createVbdContext(
     deferral,
     admission,
     zerosAt: zeros.sector,
+    fillAt: new Arena(ZERO_BYTES).sector,
     zeroSectors: ZERO_BYTES / SECTOR_BYTES,
     log,
   };

@@ -33,6 +33,8 @@ export interface RequestTarget {
 const DISCARD_STEP_SECTORS = 1 << 20;
 const STATUS_STEP_SECTORS = 1 << 22;
 const BYTES_PER_EXTENT = 8;
+/** By kind: whether a request may be longer than what is done at once. */
+const GOES_IN_STEPS: readonly boolean[] = [false, false, false, true, true, false, true];
 
 /**
  * The requests of a device: they wait for an image and for room in the disk queue, are handed to
@@ -310,6 +312,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     const left = slots.count[slot] - slots.progress[slot];
     const kind = slots.kind[slot];
     if (kind === RequestKind.Zero) return Math.min(left, this.#image.zeroSectors);
+    if (kind === RequestKind.Fill) return Math.min(left, this.#context.zeroSectors);
     if (kind === RequestKind.Discard) return Math.min(left, DISCARD_STEP_SECTORS);
     if (kind === RequestKind.Flush || kind === RequestKind.Status) return 1;
     return left;
@@ -328,6 +331,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
         return image.write(slot, sector, count, slots.memorySector(slot));
       case RequestKind.Discard:
         return image.discard(slot, sector, count);
+      case RequestKind.Fill:
+        return image.write(slot, sector, count, this.#context.fillAt);
       case RequestKind.Zero:
         return image.zero(slot, sector, count);
       case RequestKind.Status:
@@ -357,7 +362,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     const errno = slots.error[slot];
     if (errno !== 0) return this.#failed(slot, errno);
     const kind = slots.kind[slot];
-    if (kind === RequestKind.Zero || kind === RequestKind.Discard) {
+    if (GOES_IN_STEPS[kind]) {
       if (slots.flushing[slot] === 0) slots.progress[slot] += this.#stepOf(slot);
       if (slots.progress[slot] < slots.count[slot]) return this.#nextStep(slot);
     }

@@ -10,6 +10,8 @@ export const RequestKind = {
   Zero: 4,
   /** Which sectors hold data; the answer is in the slot's memory, see `Vbd.extents`. */
   Status: 5,
+  /** Zeroes that take room on disk. */
+  Fill: 6,
 } as const;
 /** One of `RequestKind`. */
 export type RequestKind = (typeof RequestKind)[keyof typeof RequestKind];

@@ -92,6 +92,21 @@ nbdTest("WRITE_ZEROES makes zeros, with and without NO_HOLE and FUA", async ({ v
   }
 });
 
+nbdTest("WRITE_ZEROES with NO_HOLE takes the room that it zeroes", async ({ vhd, raw, folder }) => {
+  const images = [[vhd, `${folder}/a.vhd`], [await raw(), `${folder}/a.raw`]] as const;
+  for (const [disk, path] of images) {
+    const { client } = await NbdClient.open(disk.socket);
+    const zeroes = { command: Cmd.WriteZeroes, offset: 0, length: 8 * MIB };
+    await client.do(zeroes);
+    const before = Deno.statSync(path).blocks ?? 0;
+    await client.do({ ...zeroes, flags: CmdFlag.NoHole | CmdFlag.Fua });
+    const blocks = Deno.statSync(path).blocks ?? 0;
+    assert.ok(blocks >= before + 8 * 2048, `${before} blocks became ${blocks}`);
+    assertBytes(await client.read(0, 8 * MIB), new Uint8Array(8 * MIB));
+    await client.disconnect();
+  }
+});
+
 nbdTest("TRIM spares its neighbours and gives room back", async ({ vhd, raw, folder }) => {
   const images = [[vhd, `${folder}/a.vhd`], [await raw(), `${folder}/a.raw`]] as const;
   for (const [disk, path] of images) {

@@ -11,13 +11,13 @@ import {
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_WRITE,
+  NBD_CMD_WRITE_ZEROES,
 } from "../../nbd/protocol.ts";
 
 const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
   NBD_CMD_FLAG_REQ_ONE;
 
-/** How a command is carried out by a device. */
-export const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
+const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
   RequestKind.Read,
   RequestKind.Write,
   undefined,
@@ -28,15 +28,20 @@ export const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
   RequestKind.Status,
 ];
 
+/** How a device carries out a command that was not refused. */
+export function kindOf(command: number, flags: number): RequestKind {
+  const solid = command === NBD_CMD_WRITE_ZEROES && (flags & NBD_CMD_FLAG_NO_HOLE) !== 0;
+  return solid ? RequestKind.Fill : KIND_OF_COMMAND[command] as RequestKind;
+}
+
 /** The error number for a request that no device could carry out; 0 for others. */
 export function refusalOf(command: number, flags: number, offset: number, length: number): number {
   if (KIND_OF_COMMAND[command] === undefined) return Errno.EINVAL;
   if ((flags & ~KNOWN_FLAGS) !== 0) return Errno.EINVAL;
   if (command === NBD_CMD_FLUSH) return offset !== 0 || length !== 0 ? Errno.EINVAL : 0;
   if (command === NBD_CMD_BLOCK_STATUS && length === 0) return Errno.EINVAL;
-  if (offset % MINIMUM_BLOCK_BYTES !== 0 || length % MINIMUM_BLOCK_BYTES !== 0) {
-    return Errno.EINVAL;
-  }
+  // The low 32 bits say it; a remainder of a large number would cost a division.
+  if ((((offset >>> 0) | length) & (MINIMUM_BLOCK_BYTES - 1)) !== 0) return Errno.EINVAL;
   const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
   return carriesData && length > MAXIMUM_BLOCK_BYTES ? Errno.EOVERFLOW : 0;
 }

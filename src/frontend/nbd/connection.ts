@@ -13,7 +13,7 @@ import {
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
-import { KIND_OF_COMMAND, refusalOf } from "./commands.ts";
+import { kindOf, refusalOf } from "./commands.ts";
 import type { ConnectionHost } from "./connection_host.ts";
 import { Handshake, LONGEST_REPLY_BYTES } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
@@ -45,7 +45,7 @@ const MOST_RECEIVES = 16;
  * Requests that are taken before they are carried out and answered, though more may have been
  * received: the client works on the first answers while the others are being made.
  */
-const MOST_REQUESTS = 16;
+const MOST_REQUESTS = 8;
 const SECTOR_BYTES = 512;
 
 /** One client of an export. */
@@ -386,7 +386,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     const command = slots.command[head] & 0xff;
     const flags = slots.command[head] >>> 8;
     slots.command[head] = command;
-    const kind = KIND_OF_COMMAND[command] as RequestKind;
+    const kind = kindOf(command, flags);
     const total = slots.totalLength[head];
     const fua = (flags & NBD_CMD_FLAG_FUA) !== 0 && command !== NBD_CMD_READ;
     let sector = slots.offset[head] / SECTOR_BYTES;

@@ -7,6 +7,7 @@
  * @module
  */
 import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { Errno } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { FdHandler, Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
@@ -26,6 +27,8 @@ import {
 } from "../../nbd/protocol.ts";
 
 const SECTOR_BYTES = 512;
+/** How long a client waits that could not be accepted, before it is tried again. */
+const ACCEPT_AGAIN_MS = 50;
 
 /** Serves one device on one socket. */
 export class NbdServer implements FdHandler, TurnWork {
@@ -39,6 +42,7 @@ export class NbdServer implements FdHandler, TurnWork {
   #sending: NbdConnection[] = [];
   #retired: NbdConnection[] = [];
   #closed = false;
+  #acceptTimer = 0;
 
   /**
    * Listens on `socketPath`; what a dead process left there is replaced.
@@ -62,12 +66,22 @@ export class NbdServer implements FdHandler, TurnWork {
 
   /** A client wants to connect. */
   ready(_events: number): void {
-    const fd = acceptConnection(this.#fd);
-    if (fd < 0) return;
     const memory = this.vbd.requests.takeClientMemory();
-    // More clients than a device serves: the one that came last is turned away.
-    if (memory < 0) closeFile(fd);
-    else this.#connections.add(new NbdConnection(fd, memory, this));
+    // More clients than a device serves: the next waits until one of the others goes.
+    if (memory < 0) return this.#stopAccepting();
+    const fd = acceptConnection(this.#fd);
+    if (fd >= 0) return void this.#connections.add(new NbdConnection(fd, memory, this));
+    this.vbd.requests.giveClientMemory(memory);
+    // Without a free descriptor (EMFILE) the client stays in line, and the loop is not to spin.
+    if (fd !== -Errno.EAGAIN) this.#stopAccepting();
+  }
+
+  /** Leaves those who want to connect waiting for a moment. */
+  #stopAccepting(): void {
+    this.scheduler.rewatch(this.#fd, 0);
+    this.#acceptTimer = this.scheduler.addTimer(ACCEPT_AGAIN_MS, () => {
+      this.scheduler.rewatch(this.#fd, EPOLLIN);
+    });
   }
 
   /** The export, for a client that asks. */
@@ -112,6 +126,7 @@ export class NbdServer implements FdHandler, TurnWork {
 
   /** Drops all clients and takes the socket away. */
   close(): void {
+    this.scheduler.cancelTimer(this.#acceptTimer);
     this.scheduler.unwatch(this.#fd);
     this.scheduler.removeTurnWork(this);
     closeFile(this.#fd);
