@@ -118,12 +118,12 @@ export class DiskQueue implements CompletionSink, TurnWork {
    * Sets room for `operations` aside, so that starting them cannot fail; false when there is not
    * enough just now. Whoever starts operations holds at least as much room.
    *
-   * @param held What the same holder has aside already: together no more than is left for all, so
-   * that however many disks hang, the others have room.
+   * @param held What the same holder has aside already: together no more than a quarter of what is
+   * left for all, so that many disks that hang leave room to the others.
    */
   reserve(operations: number, held = 0): boolean {
     if (operations > this.#available) return false;
-    if (held > 0 && held + operations > this.#available) return false;
+    if (held > 0 && 4 * (held + operations) > this.#available) return false;
     this.#available -= operations;
     return true;
   }
@@ -230,8 +230,8 @@ export class DiskQueue implements CompletionSink, TurnWork {
       const file = this.#files[group];
       const room = capacity - this.#underWay;
       if (room === 0) break;
-      // A file has no more at the backend than there is room for the others: it may hang.
-      if (this.#underWayOf[file] >= room) before = group;
+      // A file has no more at the backend than half of what is left for the others: it may hang.
+      if (2 * this.#underWayOf[file] >= room) before = group;
       else {
         if (before === NONE) this.#firstWaiting = next;
         else this.#nextGroup[before] = next;

@@ -44,6 +44,8 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   readonly storage: Storage;
   /** Asked when an operation ends. */
   fault: FaultInjector | null = null;
+  /** Error number of every attempt to change a file's length; 0: they go well. */
+  lengthFault = 0;
   /** Operations that have ended. */
   ended = 0;
   readonly #scheduler: Scheduler;
@@ -65,6 +67,10 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   readonly #dueMs = new Float64Array(CAPACITY);
   #underWay = 0;
   #timer = 0;
+  #timerMs = 0;
+  readonly #wake = (): void => {
+    this.#timer = 0;
+  };
 
   constructor(
     scheduler: Scheduler,
@@ -84,9 +90,12 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   open(path: string, { readOnly }: DiskFileOptions): DiskFile {
     const file = this.#files.get(normalizePath(this.storage, path));
     if (file === undefined) throw new SystemError(Errno.ENOENT, `Cannot open ${path}`);
-    const opened = new OpenSimulatedFile(path, this.#open.length, file, () => {
-      this.#open[opened.file] = null;
-      if (file.lockedBy === opened) file.lockedBy = null;
+    const opened = new OpenSimulatedFile(path, this.#open.length, file, {
+      lengthFault: () => this.lengthFault,
+      onClose: () => {
+        this.#open[opened.file] = null;
+        if (file.lockedBy === opened) file.lockedBy = null;
+      },
     });
     if (!readOnly) {
       if (file.lockedBy !== null) {
@@ -99,6 +108,17 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   }
 
   register(_file: number): void {}
+
+  /** A file answers nothing for so long, and then all that it was asked. */
+  hang(path: string, forMs: number): void {
+    const file = this.#files.get(normalizePath(this.storage, path));
+    if (file === undefined) throw new SystemError(Errno.ENOENT, `Cannot find ${path}`);
+    file.hangsUntilMs = this.#scheduler.nowMs() + forMs;
+    for (let i = 0; i < CAPACITY; i++) {
+      if (this.#ios[i] === NOTHING || this.#open[this.#fileNumbers[i]] !== file) continue;
+      this.#dueMs[i] = Math.max(this.#dueMs[i], file.hangsUntilMs);
+    }
+  }
 
   /**
    * The power fails: what was not synced is lost in part, and nothing is under way any more.
@@ -138,7 +158,8 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
     this.#memory[place] = memorySector;
     this.#iovecCounts[place] = iovecCount;
     if (iovecCount > 0) this.#keepIovecs(place, memorySector, iovecCount);
-    this.#dueMs[place] = this.#scheduler.nowMs() + this.#random.next() * this.#latencyMs;
+    const startMs = Math.max(this.#scheduler.nowMs(), this.#open[file]?.hangsUntilMs ?? 0);
+    this.#dueMs[place] = startMs + this.#random.next() * this.#latencyMs;
     this.#underWay++;
   }
 
@@ -205,13 +226,16 @@ export class SimulatedDisk implements DiskBackend, DiskFiles {
   }
 
   #wakeAtNext(): void {
-    if (this.#timer !== 0) return;
     let nextMs = Infinity;
     for (let i = 0; i < CAPACITY; i++) {
       if (this.#ios[i] !== NOTHING) nextMs = Math.min(nextMs, this.#dueMs[i]);
     }
+    // The timer for what hangs must not hold up what was asked since.
+    if (this.#timer !== 0 && this.#timerMs <= nextMs) return;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#timerMs = nextMs;
     const delayMs = Math.max(0, nextMs - this.#scheduler.nowMs());
-    this.#timer = this.#scheduler.addTimer(delayMs, () => this.#timer = 0);
+    this.#timer = this.#scheduler.addTimer(delayMs, this.#wake);
   }
 
   close(): void {
@@ -243,7 +267,7 @@ class OpenSimulatedFile implements DiskFile {
     readonly path: string,
     readonly file: number,
     readonly content: SimulatedFile,
-    readonly onClose: () => void,
+    readonly disk: { lengthFault: () => number; onClose: () => void },
   ) {}
 
   sizeBytes(): number {
@@ -251,6 +275,8 @@ class OpenSimulatedFile implements DiskFile {
   }
 
   truncate(lengthBytes: number): void {
+    const errno = this.disk.lengthFault();
+    if (errno !== 0) throw new SystemError(errno, `Cannot change the length of ${this.path}`);
     this.content.truncate(lengthBytes);
   }
 
@@ -264,7 +290,7 @@ class OpenSimulatedFile implements DiskFile {
   }
 
   close(): void {
-    this.onClose();
+    this.disk.onClose();
   }
 }
 

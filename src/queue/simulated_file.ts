@@ -36,6 +36,8 @@ export class SimulatedFile {
   #volatile: VolatileWrite[] = [];
   /** Who has it open for writing. */
   lockedBy: object | null = null;
+  /** It answers nothing before that. */
+  hangsUntilMs = 0;
 
   /** @param powerCuts Whether `cutPower` will be called. */
   constructor(powerCuts: boolean) {

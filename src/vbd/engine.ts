@@ -15,7 +15,7 @@ import type { DiskFiles } from "../queue/disk_files.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 
-const QUEUE_CAPACITY = 16384;
+const QUEUE_CAPACITY = 32768;
 const ZERO_BYTES = 1 << 20;
 
 /** A device whose requests wait for room in the disk queue. */
@@ -53,6 +53,9 @@ export interface VbdContext extends DriverContext {
   readonly admission: Admission;
 }
 
+/** Nobody writes there, so one serves all. */
+let zeros: Arena | null = null;
+
 /** Makes the shared parts of a process. */
 export function createVbdContext(
   { scheduler, backend, files, log }: {
@@ -65,7 +68,7 @@ export function createVbdContext(
   const queue = new DiskQueue(scheduler, backend, QUEUE_CAPACITY);
   const deferral = new Deferral();
   const admission = new Admission();
-  const zeros = new Arena(ZERO_BYTES);
+  zeros ??= new Arena(ZERO_BYTES);
   scheduler.addTurnWork(deferral);
   scheduler.addTurnWork(admission);
   return {

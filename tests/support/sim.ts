@@ -3,6 +3,7 @@
  *
  * @module
  */
+import assert from "node:assert/strict";
 import { SimulatedDisk, type SimulatedDiskOptions } from "../../src/queue/simulated_disk.ts";
 import { SimulatedScheduler } from "../../src/scheduler/simulated_scheduler.ts";
 import { createVbdContext, type VbdContext } from "../../src/vbd/engine.ts";
@@ -43,6 +44,11 @@ export class Simulation {
     const device = new SimulatedDevice(this, new Vbd(this.context, 0));
     device.vbd.open(name, options);
     return device;
+  }
+
+  /** Gives its memory back; no device may have anything under way. */
+  close(): void {
+    this.context.queue.close();
   }
 
   /** Lets time pass until `done`; throws when nothing happens any more before it is. */
@@ -162,4 +168,19 @@ export function stampOf(data: Uint8Array, index: number, sector: number): number
     throw new Error(`Sector ${sector} is torn or holds sector ${words[0]} (stamps ${stamp})`);
   }
   return stamp;
+}
+
+/** Reads sectors and sees to it that each has this stamp; 0: is zero. */
+export function assertHolds(
+  device: SimulatedDevice,
+  sector: number,
+  count: number,
+  stamp: number,
+): void {
+  const outcome = device.read(sector, count);
+  device.settle();
+  const { data, errno } = outcome;
+  assert.equal(errno, 0);
+  assert.ok(data);
+  for (let i = 0; i < count; i++) assert.equal(stampOf(data, i, sector + i), stamp);
 }

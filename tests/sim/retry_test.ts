@@ -1,0 +1,206 @@
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { IoKind } from "../../src/queue/backend.ts";
+import { checkImage } from "../../src/vhd/check.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
+
+const DISK_MIB = 16;
+const RETRIED = ["EIO", "ENOSPC", "EAGAIN", "ESTALE", "ETIMEDOUT", "EDQUOT", "ENOMEM"] as const;
+const FINAL = ["EINVAL", "EPERM", "EACCES", "EBADF", "EFBIG", "EROFS", "EOPNOTSUPP"] as const;
+/** Where the writes of these tests go, and how long they are. */
+const SECTOR = 4096 + 7;
+const COUNT = 40;
+
+function makeDisk(simulation: Simulation, { child }: { child: boolean }): string {
+  const { storage } = simulation.disk;
+  createDynamic("/base.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
+  if (!child) return "/base.vhd";
+  // An empty parent would be left out of the chain.
+  const base = simulation.open("vhd:/base.vhd");
+  base.write(0, stampedSectors(0, 8, 99));
+  base.settle();
+  base.close();
+  snapshot("/child.vhd", { storage, parent: "/base.vhd" });
+  return "/child.vhd";
+}
+
+/** The operations that the first write to a block takes, in the order in which they end. */
+function stepsOfAllocation(child: boolean): IoKind[] {
+  const simulation = new Simulation({ seed: 1 });
+  const device = simulation.open(`vhd:${makeDisk(simulation, { child })}`);
+  const steps: IoKind[] = [];
+  simulation.disk.fault = (kind) => {
+    steps.push(kind);
+    return 0;
+  };
+  device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1), true);
+  device.settle();
+  simulation.disk.fault = null;
+  device.close();
+  simulation.close();
+  return steps;
+}
+
+/** What is to fail: this step and how often. */
+interface Failure {
+  readonly step: number;
+  readonly times: number;
+  readonly errno: number;
+  readonly child: boolean;
+}
+
+/**
+ * The first writes to two blocks, of which one step fails; then the power is cut. False when there
+ * are not as many steps.
+ */
+function writeThrough({ step, times, errno, child }: Failure): boolean {
+  const simulation = new Simulation({ seed: step + 1, powerCuts: true });
+  const path = makeDisk(simulation, { child });
+  const { storage } = simulation.disk;
+  for (const name of new Set(["/base.vhd", path])) storage.open(name, "write").sync();
+  const device = simulation.open(`vhd:${path}`);
+  let ended = 0;
+  let left = times;
+  simulation.disk.fault = () => {
+    if (ended++ < step || left === 0) return 0;
+    left--;
+    return errno;
+  };
+  const startMs = simulation.scheduler.nowMs();
+  const outcome = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1), true);
+  const beside = device.write(SECTOR + 4096, stampedSectors(SECTOR + 4096, COUNT, 2), true);
+  device.settle();
+  assert.equal(outcome.errno, 0);
+  assert.equal(beside.errno, 0);
+  const tookMs = simulation.scheduler.nowMs() - startMs;
+  assert.ok(tookMs <= 1000 * times, `${times} errors cost ${tookMs} ms`);
+  assertHolds(device, SECTOR, COUNT, 1);
+
+  const after = new Simulation({ seed: 1 }, simulation);
+  const found = checkImage(path, { storage: after.disk.storage, ignoreFooter: true });
+  assert.ok(found.valid, JSON.stringify(found.findings));
+  const again = after.open(`vhd:${path}`);
+  assertHolds(again, SECTOR, COUNT, 1);
+  assertHolds(again, SECTOR + 4096, COUNT, 2);
+  if (child) assertHolds(again, 0, 8, 99);
+  again.close();
+  assert.deepEqual(checkImage(path, { storage: after.disk.storage }).findings, []);
+  device.vbd.destroy();
+  after.close();
+  simulation.close();
+  return left < times;
+}
+
+for (const child of [false, true]) {
+  const where = child ? "a differencing image" : "a dynamic image";
+  const steps = stepsOfAllocation(child);
+
+  Deno.test(`a new block in ${where}: data, bitmap, sync, BAT and footer, sync`, () => {
+    const { Write, Sync } = IoKind;
+    assert.deepEqual(steps, [Write, Write, Sync, Write, Write, Sync]);
+  });
+
+  for (const name of RETRIED) {
+    Deno.test(`${name} at any step of allocating a block in ${where} costs time only`, () => {
+      const errno = Errno[name];
+      for (const times of [1, 3]) {
+        let step = 0;
+        while (writeThrough({ step, times, errno, child })) step++;
+        assert.ok(step > steps.length, `${step} steps`);
+      }
+    });
+  }
+}
+
+Deno.test("a file that cannot grow costs time only", () => {
+  for (const name of RETRIED) {
+    const simulation = new Simulation({ seed: 1 });
+    const device = simulation.open(`vhd:${makeDisk(simulation, { child: false })}`);
+    simulation.disk.lengthFault = Errno[name];
+    simulation.scheduler.addTimer(20_500, () => simulation.disk.lengthFault = 0);
+    const startMs = simulation.scheduler.nowMs();
+    const outcome = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1));
+    const read = device.read(0, 8);
+    device.settle();
+    assert.deepEqual([outcome.errno, read.errno], [0, 0]);
+    assert.equal(simulation.scheduler.nowMs() - startMs, 21_000, "it was tried once a second");
+    assert.equal(device.vbd.statistics().retries, 21);
+    assertHolds(device, SECTOR, COUNT, 1);
+    device.close();
+    assert.deepEqual(checkImage("/base.vhd", { storage: simulation.disk.storage }).findings, []);
+    simulation.close();
+  }
+});
+
+/** How long a write that always fails is tried, milliseconds, how often, and how it ends. */
+function failForGood(errno: number, timeoutMs?: number): [number, number, number | null] {
+  const simulation = new Simulation({ seed: 1 });
+  const path = makeDisk(simulation, { child: false });
+  const retry = timeoutMs === undefined ? {} : { timeoutMs };
+  const device = simulation.open(`vhd:${path}`, { retry });
+  simulation.disk.fault = () => errno;
+  const startMs = simulation.scheduler.nowMs();
+  const outcome = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1));
+  device.settle();
+  const tookMs = simulation.scheduler.nowMs() - startMs;
+  const { retries, images: [{ fail }] } = device.vbd.statistics();
+  assert.deepEqual(fail, [0, 1]);
+  // What was given up is not there, and the device goes on.
+  simulation.disk.fault = null;
+  assertHolds(device, SECTOR, COUNT, 0);
+  device.write(SECTOR, stampedSectors(SECTOR, COUNT, 3));
+  device.settle();
+  assertHolds(device, SECTOR, COUNT, 3);
+  device.close();
+  assert.deepEqual(checkImage(path, { storage: simulation.disk.storage }).findings, []);
+  simulation.close();
+  return [tookMs, retries, outcome.errno];
+}
+
+Deno.test("a request that fails for good is tried 100 times, or for as long as -t says", () => {
+  for (const name of RETRIED) {
+    const errno = Errno[name];
+    assert.deepEqual(failForGood(errno), [100_000, 100, errno]);
+    assert.deepEqual(failForGood(errno, 30_000), [30_000, 30, errno]);
+    assert.deepEqual(failForGood(errno, 300_000), [300_000, 300, errno]);
+  }
+});
+
+Deno.test("a request that is wrong in itself fails at once", () => {
+  for (const name of FINAL) {
+    assert.deepEqual(failForGood(Errno[name]), [0, 0, Errno[name]], name);
+    assert.deepEqual(failForGood(Errno[name], 300_000), [0, 0, Errno[name]], name);
+  }
+});
+
+Deno.test("a forced write whose sync fails has not ended; what follows it waits its turn", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const device = simulation.open(`vhd:${makeDisk(simulation, { child: false })}`);
+  device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1));
+  device.settle();
+  const order: string[] = [];
+  let failing = true;
+  simulation.disk.fault = (kind) => {
+    if (failing && kind === IoKind.Sync) return Errno.EIO;
+    order.push(kind === IoKind.Sync ? "sync" : "write");
+    return 0;
+  };
+  const forced = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 2), true);
+  const startMs = simulation.scheduler.nowMs();
+  simulation.runUntil(() => simulation.scheduler.nowMs() >= startMs + 5000, "Five seconds");
+  assert.equal(forced.errno, null);
+  assert.equal(device.vbd.statistics().retrying, 1);
+  const flush = device.flush();
+  simulation.scheduler.turn();
+  assert.deepEqual([forced.errno, flush.errno], [null, null]);
+  failing = false;
+  device.settle();
+  assert.deepEqual([forced.errno, flush.errno], [0, 0]);
+  assert.equal(order.at(0), "write");
+  assert.deepEqual(order.filter((step) => step === "sync").length, 2);
+  assertHolds(device, SECTOR, COUNT, 2);
+  device.close();
+  simulation.close();
+});
