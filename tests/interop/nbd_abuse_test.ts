@@ -293,7 +293,8 @@ abuseTest("who stops in the middle of its payloads keeps nobody waiting", async 
 
 abuseTest("more clients than are served wait until others leave", async ({ victim }) => {
   const served: NbdClient[] = [];
-  for (let i = 0; i < MOST_CLIENTS; i++) {
+  // The bystander is one of them already.
+  for (let i = 1; i < MOST_CLIENTS; i++) {
     const client = await NbdClient.connect(victim.socket);
     await client.greet();
     served.push(client);
