@@ -106,6 +106,19 @@ export class BitmapCache {
       if ((this.flags[entry] & BlockFlag.Recent) === 0) return entry;
       this.flags[entry] &= ~BlockFlag.Recent;
     }
+    return this.#givenUp();
+  }
+
+  /**
+   * A new block that no request works on and the BAT does not point at: whatever was written to it
+   * ended with an error. The room that it took in the file is lost; -1: there is none.
+   */
+  #givenUp(): number {
+    for (let entry = 0; entry < this.entries; entry++) {
+      if (this.#pins[entry] !== 1 || !this.has(entry, BlockFlag.Unpublished)) continue;
+      this.#pins[entry] = 0;
+      return entry;
+    }
     return NONE;
   }
 

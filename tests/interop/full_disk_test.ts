@@ -1,0 +1,134 @@
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { fio } from "../support/fio.ts";
+import { Cmd, NbdClient, noise } from "../support/nbd_client.ts";
+import {
+  createVhd,
+  type Disk,
+  needsServed,
+  type Tapdisks,
+  vhdUtilOk,
+  withTapdisks,
+} from "../support/served.ts";
+import { run, runOk } from "../support/tools.ts";
+
+const MIB = 1024 * 1024;
+const DISK_MIB = 64;
+const FULL_MIB = 24;
+
+/** Whether this process may mount filesystems; root in a container may not. */
+function mayMount(): boolean {
+  const folder = Deno.makeTempDirSync();
+  try {
+    const args = ["-t", "tmpfs", "-o", "size=1m", "none", folder];
+    if (!new Deno.Command("mount", { args, stderr: "null" }).outputSync().success) return false;
+    return new Deno.Command("umount", { args: [folder] }).outputSync().success;
+  } finally {
+    Deno.removeSync(folder);
+  }
+}
+
+const { ignore, suffix } = needsServed("root", "fio", "mount", "umount");
+const refused = !ignore && !mayMount();
+
+function fullDiskTest(
+  name: string,
+  fn: (tapdisks: Tapdisks, folder: string) => Promise<void>,
+): void {
+  Deno.test({
+    name: `full disk: ${name}${suffix}${refused ? " (skipped: may not mount a tmpfs)" : ""}`,
+    ignore: ignore || refused,
+    fn: () =>
+      withTapdisks(async (tapdisks, parent) => {
+        const folder = `${parent}/small`;
+        Deno.mkdirSync(folder);
+        await runOk("mount", ["-t", "tmpfs", "-o", `size=${FULL_MIB}m`, "none", folder]);
+        try {
+          await fn(tapdisks, folder);
+          await tapdisks.finish();
+        } finally {
+          tapdisks.abandon();
+          await runOk("umount", ["-l", folder]);
+        }
+      }),
+  });
+}
+
+interface Seen {
+  readonly retries: number;
+  readonly retrying: number;
+}
+
+async function statistics(tapdisks: Tapdisks, { pid, minor }: Disk): Promise<Seen> {
+  return JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${minor}`));
+}
+
+/** Waits until requests are being retried. */
+async function untilRetrying(tapdisks: Tapdisks, disk: Disk): Promise<Seen> {
+  for (let left = 100; left > 0; left--) {
+    const seen = await statistics(tapdisks, disk);
+    if (seen.retrying > 0) return seen;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error("The disk never became full");
+}
+
+async function grow(folder: string): Promise<void> {
+  await runOk("mount", ["-o", "remount,size=128m", folder]);
+}
+
+for (const type of ["vhd", "aio"]) {
+  fullDiskTest(
+    `fio verifies ${type === "vhd" ? "a dynamic VHD" : "a raw image"} on a filesystem that ` +
+      "becomes full and is given room later",
+    async (tapdisks, folder) => {
+      const path = `${folder}/a.${type}`;
+      if (type === "vhd") await createVhd(path, DISK_MIB);
+      else await runOk("truncate", ["-s", `${DISK_MIB}M`, path]);
+      const disk = await tapdisks.serve(`${type}:${path}`);
+      const load = ["rw=randwrite", "bs=16k", "iodepth=16", `size=${DISK_MIB}M`, "fsync=32"];
+      const running = fio(disk.uri, [...load, "verify=crc32c", "verify_fatal=1"]);
+      const seen = await untilRetrying(tapdisks, disk);
+      // Still full a while later, and still nobody was told.
+      await new Promise((resolve) => setTimeout(resolve, 2500));
+      assert.ok((await statistics(tapdisks, disk)).retries > seen.retries);
+      await grow(folder);
+      const [job] = await running;
+      assert.equal(job.error, 0);
+      assert.equal(job.write.io_bytes, DISK_MIB * MIB);
+      assert.ok(job.read.io_bytes >= DISK_MIB * MIB, "all of it was read back");
+      assert.equal((await statistics(tapdisks, disk)).retrying, 0);
+      await tapdisks.stop(disk);
+      if (type === "vhd") await vhdUtilOk("check", "-n", path);
+    },
+  );
+}
+
+fullDiskTest(
+  "a client is told when the time-out is over, and the disk goes on when there is room",
+  async (tapdisks, folder) => {
+    // More new blocks than the cache of bitmaps holds.
+    const path = await createVhd(`${folder}/a.vhd`, 2048);
+    const disk = await tapdisks.serve(`vhd:${path}`, { options: ["-t", "1"] });
+    await run("dd", ["if=/dev/zero", `of=${folder}/filler`, "bs=1M"]);
+    const { client } = await NbdClient.open(disk.socket);
+    for (let first = 0; first < 800; first += 100) {
+      for (let block = first; block < first + 100; block++) {
+        const payload = noise(65536, block);
+        await client.request({ command: Cmd.Write, offset: block * 2 * MIB, payload, flags: 0 });
+      }
+      for (let i = 0; i < 100; i++) {
+        const { error } = await client.reply();
+        assert.ok(error === Errno.ENOSPC || error === Errno.EIO, `error ${error}`);
+      }
+    }
+    Deno.removeSync(`${folder}/filler`);
+    for (const block of [0, 500, 799, 900]) {
+      await client.write(block * 2 * MIB, noise(65536, block));
+      assert.deepEqual(await client.read(block * 2 * MIB, 65536), noise(65536, block));
+    }
+    await client.disconnect();
+    await tapdisks.stop(disk);
+    await vhdUtilOk("check", "-n", path);
+  },
+);
