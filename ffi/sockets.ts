@@ -1,9 +1,9 @@
 /**
- * UNIX stream sockets that do not block, and transfers between them and memory by address.
+ * Stream sockets that do not block, and transfers between them and memory by address.
  *
  * @module
  */
-import { lastErrno, SystemError } from "./errno.ts";
+import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibc } from "./libc.ts";
 
 const libc = openLibc({
@@ -19,6 +19,12 @@ const libc = openLibc({
   connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen)
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+  // int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen)
+  getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
+  // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
+  poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
+  // int close(int fd)
+  close: { parameters: ["i32"], result: "i32" },
   // ssize_t recv(int sockfd, void *buf, size_t len, int flags); lengths stay below 2 GiB
   recv: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
@@ -34,8 +40,16 @@ const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+const SO_ERROR = 4;
 const SO_SNDBUF = 7;
+const SO_KEEPALIVE = 9;
 const SO_SNDBUFFORCE = 32;
+const IPPROTO_TCP = 6;
+const TCP_NODELAY = 1;
+const TCP_KEEPIDLE = 4;
+const TCP_KEEPINTVL = 5;
+const TCP_KEEPCNT = 6;
+const TCP_USER_TIMEOUT = 18;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SUN_PATH_BYTES = 108;
@@ -83,6 +97,60 @@ export function unixConnect(path: string): number {
     throw new SystemError(lastErrno(), `Cannot connect to ${path}`);
   }
   return fd;
+}
+
+/**
+ * Begins to connect to a `struct sockaddr`, without waiting: once the descriptor can be written to,
+ * `connectionError` says how that ended. Throws `SystemError` for what fails at once.
+ *
+ * @param title What the address is called, for the error.
+ */
+export function beginConnect(address: Uint8Array<ArrayBuffer>, title: string): number {
+  const family = new DataView(address.buffer, address.byteOffset).getUint16(0, true);
+  const fd = libc.socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
+  if (family !== AF_UNIX) watchOverTcp(fd);
+  if (libc.connect(fd, address, address.length) < 0) {
+    const errno = lastErrno();
+    if (errno !== Errno.EINPROGRESS) {
+      libc.close(fd);
+      throw new SystemError(errno, `Cannot connect to ${title}`);
+    }
+  }
+  return fd;
+}
+
+/** Small messages leave at once; a peer that has gone without a word is noticed in half a minute. */
+function watchOverTcp(fd: number): void {
+  const options = [
+    [SOL_SOCKET, SO_KEEPALIVE, 1],
+    [IPPROTO_TCP, TCP_NODELAY, 1],
+    [IPPROTO_TCP, TCP_KEEPIDLE, 10],
+    [IPPROTO_TCP, TCP_KEEPINTVL, 5],
+    [IPPROTO_TCP, TCP_KEEPCNT, 4],
+    [IPPROTO_TCP, TCP_USER_TIMEOUT, 30_000],
+  ];
+  for (const [level, option, value] of options) {
+    libc.setsockopt(fd, level, option, new Int32Array([value]), 4);
+  }
+}
+
+/** How connecting a descriptor ended: 0, or a positive error number. */
+export function connectionError(fd: number): number {
+  const error = new Int32Array(1);
+  const size = new Uint32Array([4]);
+  return libc.getsockopt(fd, SOL_SOCKET, SO_ERROR, error, size) < 0 ? lastErrno() : error[0];
+}
+
+/**
+ * Waits for one descriptor, and holds everything else up meanwhile; false when `timeoutMs` went by.
+ *
+ * @param events POLLIN 1, POLLOUT 4, which are those of epoll.
+ */
+export function waitForDescriptor(fd: number, events: number, timeoutMs: number): boolean {
+  // struct pollfd: i32 fd @0, i16 events @4, i16 revents @6.
+  const entry = new Int32Array([fd, events]);
+  return libc.poll(entry, 1, timeoutMs) > 0;
 }
 
 /** The next waiting connection, not blocking; or a negative error number (-EAGAIN: none). */

@@ -1,9 +1,10 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { aioDriver } from "./aio.ts";
 import type { DriverType } from "./driver.ts";
+import { nbdDrivers } from "./nbd/nbd_driver.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
 
-const drivers: readonly DriverType[] = [aioDriver, vhdDriver];
+const drivers: readonly DriverType[] = [aioDriver, ...nbdDrivers, vhdDriver];
 
 /** The names of all drivers. */
 export function driverNames(): string[] {

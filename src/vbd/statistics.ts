@@ -28,7 +28,7 @@ export interface VbdStatistics {
 }
 
 /** Numbers by which the reference knows drivers (tapdisk-disktype.h). */
-const DISK_TYPES: Record<string, number> = { aio: 0, vhd: 4, ram: 5 };
+const DISK_TYPES: Record<string, number> = { aio: 0, vhd: 4, ram: 5, nbd: 15 };
 
 /** Counts of a device since it was made. */
 export class VbdCounts {

@@ -1,0 +1,62 @@
+/**
+ * Addresses of hosts, as the system's resolver has them.
+ *
+ * @module
+ */
+import { Errno, lastErrno, SystemError } from "./errno.ts";
+import { cString, memoryAt, openLibc } from "./libc.ts";
+
+const libc = openLibc({
+  // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
+  //                 struct addrinfo **res)
+  getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },
+  // void freeaddrinfo(struct addrinfo *res)
+  freeaddrinfo: { parameters: ["usize"], result: "void" },
+  // const char *gai_strerror(int errcode)
+  gai_strerror: { parameters: ["i32"], result: "pointer" },
+});
+
+const SOCK_STREAM = 1;
+const AI_ADDRCONFIG = 0x20;
+const EAI_SYSTEM = -11;
+// struct addrinfo: i32 flags @0, family @4, socktype @8, protocol @12, u32 addrlen @16,
+// sockaddr *addr @24, char *canonname @32, addrinfo *next @40.
+const ADDRINFO_BYTES = 48;
+
+/**
+ * The addresses of a TCP port of a host, best first, each a `struct sockaddr`. Waits for the
+ * resolver, which may ask the network.
+ *
+ * @throws {SystemError} EHOSTUNREACH when the host has none, or what the system says.
+ */
+export function resolveTcp(host: string, port: number): Uint8Array<ArrayBuffer>[] {
+  const hints = new Int32Array(ADDRINFO_BYTES / 4);
+  hints[0] = AI_ADDRCONFIG;
+  hints[2] = SOCK_STREAM;
+  const result = new BigUint64Array(1);
+  const code = libc.getaddrinfo(cString(host), cString(String(port)), hints, result);
+  if (code !== 0) {
+    const errno = code === EAI_SYSTEM ? lastErrno() : Errno.EHOSTUNREACH;
+    const text = libc.gai_strerror(code);
+    const why = text === null ? `error ${code}` : Deno.UnsafePointerView.getCString(text);
+    throw new SystemError(errno, `Cannot find the host ${host} (${why})`);
+  }
+  const first = Number(result[0]);
+  try {
+    return listAddresses(first);
+  } finally {
+    libc.freeaddrinfo(first);
+  }
+}
+
+function listAddresses(first: number): Uint8Array<ArrayBuffer>[] {
+  const addresses: Uint8Array<ArrayBuffer>[] = [];
+  for (let at = first; at !== 0;) {
+    const info = new DataView(memoryAt(at, ADDRINFO_BYTES));
+    const address = Number(info.getBigUint64(24, true));
+    const bytes = new Uint8Array(memoryAt(address, info.getUint32(16, true)));
+    addresses.push(bytes.slice());
+    at = Number(info.getBigUint64(40, true));
+  }
+  return addresses;
+}

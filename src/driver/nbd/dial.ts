@@ -1,0 +1,204 @@
+import { resolveTcp } from "../../../ffi/addresses.ts";
+import { EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { addressOf } from "../../../ffi/libc.ts";
+import {
+  beginConnect,
+  connectionError,
+  receiveAt,
+  sendAt,
+  unixAddress,
+  waitForDescriptor,
+} from "../../../ffi/sockets.ts";
+import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import { type ExportName, parseExportName } from "./export_name.ts";
+import { ClientHandshake, type RemoteExport } from "./handshake.ts";
+
+/** How long a server may take from the first packet to the end of the handshake. */
+const DIAL_TIMEOUT_MS = 5000;
+const RECEIVE_BYTES = 4096;
+
+/** A connection on which requests can be made. */
+export interface Connected {
+  /** The socket, which the receiver closes. */
+  readonly fd: number;
+  readonly remote: RemoteExport;
+  /** The `struct sockaddr` that worked, to dial again without asking the resolver. */
+  readonly address: Uint8Array<ArrayBuffer>;
+}
+
+/** Where to dial. */
+export interface Destination {
+  readonly exportName: string;
+  /** What the export is called in errors. */
+  readonly title: string;
+  readonly address: Uint8Array<ArrayBuffer>;
+}
+
+/** One attempt: a socket on its way to being connected, and the handshake on it. */
+class Attempt {
+  readonly fd: number;
+  readonly #destination: Destination;
+  readonly #handshake: ClientHandshake;
+  readonly #buffer = new Uint8Array(RECEIVE_BYTES);
+  #connecting = true;
+
+  /** Throws `SystemError`. */
+  constructor(destination: Destination) {
+    this.#destination = destination;
+    this.#handshake = new ClientHandshake(destination.exportName, destination.title);
+    this.fd = beginConnect(destination.address, destination.title);
+  }
+
+  /** What the next step waits for: EPOLL* bits, which are those of poll(2). */
+  get events(): number {
+    return this.#connecting || this.#handshake.toSend.length > 0 ? EPOLLOUT : EPOLLIN;
+  }
+
+  /** Goes as far as it can without waiting; null while it is not through. Throws `SystemError`. */
+  step(): Connected | null {
+    if (this.#connecting) {
+      const errno = connectionError(this.fd);
+      if (errno !== 0) throw new SystemError(errno, `Cannot connect to ${this.#destination.title}`);
+      this.#connecting = false;
+    }
+    while (this.#handshake.result === null) {
+      if (!this.#send() || !this.#receive()) return null;
+    }
+    const { address } = this.#destination;
+    return { fd: this.fd, remote: this.#handshake.result, address };
+  }
+
+  /** Sends what there is; false when the socket takes no more now. */
+  #send(): boolean {
+    const { toSend } = this.#handshake;
+    while (toSend.length > 0) {
+      const bytes = Uint8Array.from(toSend[0]);
+      const sent = bytes.length === 0 ? 0 : sendAt(this.fd, addressOf(bytes), bytes.length);
+      if (sent < 0) return this.#mayWait(-sent);
+      if (sent < bytes.length) toSend[0] = bytes.slice(sent);
+      else toSend.shift();
+    }
+    return true;
+  }
+
+  #receive(): boolean {
+    const got = receiveAt(this.fd, addressOf(this.#buffer), RECEIVE_BYTES);
+    if (got < 0) return this.#mayWait(-got);
+    if (got === 0) return this.#mayWait(Errno.ECONNRESET);
+    this.#handshake.receive(this.#buffer.subarray(0, got));
+    return true;
+  }
+
+  #mayWait(errno: number): false {
+    if (errno === Errno.EAGAIN || errno === Errno.EINTR) return false;
+    const { title } = this.#destination;
+    throw new SystemError(errno, `Cannot open ${title} (the server ended the connection)`);
+  }
+}
+
+function timedOut(title: string): SystemError {
+  return new SystemError(
+    Errno.ETIMEDOUT,
+    `Cannot open ${title} (no answer in ${DIAL_TIMEOUT_MS / 1000} s)`,
+  );
+}
+
+function addressesOf({ server }: ExportName): Uint8Array<ArrayBuffer>[] {
+  return server.kind === "unix" ? [unixAddress(server.path)] : resolveTcp(server.host, server.port);
+}
+
+/**
+ * Connects to the export of this name, and waits for it, for five seconds at most for each address
+ * that the server's host has: for the first opening only.
+ *
+ * @throws {SystemError}
+ */
+export function dialAndWait(name: string, title: string): Connected {
+  const parsed = parseExportName(name);
+  let failure: unknown = null;
+  for (const address of addressesOf(parsed)) {
+    try {
+      return waitFor({ exportName: parsed.exportName, title, address });
+    } catch (error) {
+      failure ??= error;
+    }
+  }
+  throw failure ?? new SystemError(Errno.EHOSTUNREACH, `Cannot connect to ${title}`);
+}
+
+function waitFor(destination: Destination): Connected {
+  const attempt = new Attempt(destination);
+  const untilMs = performance.now() + DIAL_TIMEOUT_MS;
+  try {
+    for (;;) {
+      const leftMs = Math.ceil(untilMs - performance.now());
+      if (leftMs <= 0) throw timedOut(destination.title);
+      if (!waitForDescriptor(attempt.fd, attempt.events, leftMs)) continue;
+      const connected = attempt.step();
+      if (connected !== null) return connected;
+    }
+  } catch (error) {
+    closeFile(attempt.fd);
+    throw error;
+  }
+}
+
+/** An attempt that runs on the loop, beside everything else. */
+export class Dial implements FdHandler {
+  readonly #scheduler: Scheduler;
+  readonly #attempt: Attempt;
+  readonly #done: (result: Connected | Error) => void;
+  readonly #timer: number;
+  #events: number;
+
+  /**
+   * @param done Told once how it ended, unless `cancel` comes first.
+   * @throws {SystemError} For what fails at once.
+   */
+  constructor(
+    scheduler: Scheduler,
+    destination: Destination,
+    done: (result: Connected | Error) => void,
+  ) {
+    this.#scheduler = scheduler;
+    this.#done = done;
+    this.#attempt = new Attempt(destination);
+    this.#events = this.#attempt.events;
+    scheduler.watch(this.#attempt.fd, this.#events, this);
+    this.#timer = scheduler.addTimer(DIAL_TIMEOUT_MS, () => {
+      this.cancel();
+      done(timedOut(destination.title));
+    });
+  }
+
+  ready(_events: number): void {
+    let connected: Connected | null;
+    try {
+      connected = this.#attempt.step();
+    } catch (error) {
+      this.cancel();
+      return this.#done(error instanceof Error ? error : new Error(String(error)));
+    }
+    if (connected !== null) {
+      this.#leaveLoop();
+      return this.#done(connected);
+    }
+    const { events } = this.#attempt;
+    if (events === this.#events) return;
+    this.#events = events;
+    this.#scheduler.rewatch(this.#attempt.fd, events);
+  }
+
+  #leaveLoop(): void {
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#scheduler.unwatch(this.#attempt.fd);
+  }
+
+  /** Gives up and closes the socket. */
+  cancel(): void {
+    this.#leaveLoop();
+    closeFile(this.#attempt.fd);
+  }
+}

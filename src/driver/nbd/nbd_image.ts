@@ -1,0 +1,404 @@
+import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { enlargeSendBuffer } from "../../../ffi/sockets.ts";
+import {
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_DISC,
+  NBD_CMD_FLUSH,
+  NBD_CMD_READ,
+  NBD_CMD_TRIM,
+  NBD_CMD_WRITE,
+  NBD_CMD_WRITE_ZEROES,
+  NBD_FLAG_READ_ONLY,
+  NBD_FLAG_SEND_FLUSH,
+  NBD_FLAG_SEND_TRIM,
+  NBD_FLAG_SEND_WRITE_ZEROES,
+  NBD_STATE_ZERO,
+} from "../../nbd/protocol.ts";
+import type { FdHandler } from "../../scheduler/scheduler.ts";
+import type { Deferred } from "../deferral.ts";
+import {
+  type DriverContext,
+  type ImageDriver,
+  type ImageSpec,
+  type RequestSink,
+  SECTOR_BYTES,
+} from "../driver.ts";
+import { PieceLists } from "../pieces.ts";
+import { type Connected, type Destination, Dial } from "./dial.ts";
+import type { RemoteExport } from "./handshake.ts";
+import { Operations } from "./operations.ts";
+import { type AnswerSink, ReplyReceiver } from "./reply_receiver.ts";
+import { RequestSender } from "./request_sender.ts";
+
+const NONE = -1;
+const EXTENT_BYTES = 8;
+const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
+/** Sectors of one request to write zeros, and of one for extents: its length has 32 bits. */
+const ZERO_SECTORS = 1 << 16;
+const STATUS_SECTORS = 1 << 22;
+/** Pause between two attempts to connect again; the first follows the loss at once. */
+const REDIAL_MS = 250;
+
+/** Why an export cannot be this image; null when it can. */
+export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError | null {
+  const title = `${spec.type}:${spec.path}`;
+  if (remote.minimumBlockBytes > SECTOR_BYTES) {
+    const why = `its server takes no less than ${remote.minimumBlockBytes} bytes at a time`;
+    return new SystemError(Errno.EINVAL, `Cannot serve ${title} (${why})`);
+  }
+  if (remote.maximumBlockBytes < SECTOR_BYTES) {
+    const why = `its server takes no more than ${remote.maximumBlockBytes} bytes at a time`;
+    return new SystemError(Errno.EINVAL, `Cannot serve ${title} (${why})`);
+  }
+  if (remote.sizeBytes < SECTOR_BYTES) {
+    return new SystemError(Errno.EINVAL, `Cannot serve ${title}: it holds no whole sector`);
+  }
+  if (!spec.readOnly && (remote.flags & NBD_FLAG_READ_ONLY) !== 0) {
+    return new SystemError(Errno.EROFS, `Cannot open ${title} for writing (its server forbids it)`);
+  }
+  return null;
+}
+
+/**
+ * A disk that an NBD server has. Requests are sent as they come, many at a time, and end in any
+ * order. When the connection is lost, those under way and those that come fail with ENOTCONN, which
+ * the device tries again, while this connects anew.
+ *
+ * What the server answered before it was lost counts as written; a flush after that brings to
+ * stable storage what the server still has.
+ */
+export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
+  readonly spec: ImageSpec;
+  readonly sectors: number;
+  readonly parent = null;
+  readonly zeroSectors: number;
+  readonly counts = { readSectors: 0, writtenSectors: 0 };
+  /** For the end-of-turn list; not for anyone else. */
+  deferred = false;
+  readonly #context: DriverContext;
+  readonly #sink: RequestSink;
+  readonly #destination: Destination;
+  readonly #operations = new Operations();
+  readonly #sender: RequestSender;
+  readonly #receiver: ReplyReceiver;
+  /** Pieces that have not been sent. */
+  readonly #waiting = new PieceLists(1);
+  readonly #mostSectors: number;
+  #flags = 0;
+  #allocationId: number | null = null;
+  /** The socket; -1 while there is none. */
+  #fd = NONE;
+  #watched = EPOLLIN;
+  #dial: Dial | null = null;
+  #redialTimer = 0;
+  #toldWhy = "";
+  #closed = false;
+  /** Extents that an answer has, while those that waited for it are told; null at other times. */
+  #extents: DataView | null = null;
+  #extentsAt = 0;
+  #extentsLeft = 0;
+  #extentsSector = 0;
+
+  constructor(
+    { spec, context, sink, connected, exportName }: {
+      spec: ImageSpec;
+      context: DriverContext;
+      sink: RequestSink;
+      connected: Connected;
+      exportName: string;
+    },
+  ) {
+    this.spec = spec;
+    this.#context = context;
+    this.#sink = sink;
+    const { remote, address } = connected;
+    this.sectors = Math.floor(remote.sizeBytes / SECTOR_BYTES);
+    this.#mostSectors = Math.floor(remote.maximumBlockBytes / SECTOR_BYTES);
+    const canZero = (remote.flags & NBD_FLAG_SEND_WRITE_ZEROES) !== 0;
+    this.zeroSectors = canZero ? ZERO_SECTORS : context.zeroSectors;
+    this.#destination = { exportName, address, title: this.#title };
+    this.#sender = new RequestSender(context.pieces);
+    this.#receiver = new ReplyReceiver(context.pieces, this.#operations, this);
+    this.#use(connected);
+  }
+
+  get #title(): string {
+    return `${this.spec.type}:${this.spec.path}`;
+  }
+
+  #use({ fd, remote }: Connected): void {
+    this.#fd = fd;
+    this.#flags = remote.flags;
+    this.#allocationId = remote.allocationId;
+    this.#receiver.reset(remote.structured, remote.allocationId);
+    this.#sender.clear();
+    this.#watched = EPOLLIN;
+    enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
+    this.#context.scheduler.watch(fd, EPOLLIN, this);
+  }
+
+  putBelow(_below: ImageDriver): void {
+    throw new TypeError(`An export has no parent: ${this.spec.path}`);
+  }
+
+  operationsFor(sectors: number): number {
+    return Math.max(1, Math.ceil(sectors / Math.min(this.#mostSectors, this.#context.zeroSectors)));
+  }
+
+  // ---- requests ---------------------------------------------------------------------------
+
+  read(slot: number, sector: number, count: number, memorySector: number): void {
+    this.counts.readSectors += count;
+    for (let done = 0; done < count;) {
+      const part = Math.min(this.#mostSectors, count - done);
+      this.#start(NBD_CMD_READ, slot, sector + done, part, memorySector + done);
+      done += part;
+    }
+  }
+
+  write(slot: number, sector: number, count: number, memorySector: number): void {
+    this.counts.writtenSectors += count;
+    for (let done = 0; done < count;) {
+      const part = Math.min(this.#mostSectors, count - done);
+      this.#start(NBD_CMD_WRITE, slot, sector + done, part, memorySector + done);
+      done += part;
+    }
+  }
+
+  zero(slot: number, sector: number, count: number): void {
+    if ((this.#flags & NBD_FLAG_SEND_WRITE_ZEROES) !== 0) {
+      return this.#start(NBD_CMD_WRITE_ZEROES, slot, sector, count, 0);
+    }
+    const { zerosAt, zeroSectors } = this.#context;
+    const most = Math.min(this.#mostSectors, zeroSectors);
+    for (let done = 0; done < count; done += most) {
+      const part = Math.min(most, count - done);
+      this.#start(NBD_CMD_WRITE, slot, sector + done, part, zerosAt);
+    }
+  }
+
+  discard(slot: number, sector: number, count: number): void {
+    if ((this.#flags & NBD_FLAG_SEND_TRIM) === 0) return this.#sink.pieceDone(slot, count, 0);
+    this.#start(NBD_CMD_TRIM, slot, sector, count, 0);
+  }
+
+  flush(slot: number): void {
+    if ((this.#flags & NBD_FLAG_SEND_FLUSH) === 0 && this.#fd !== NONE) {
+      return this.#sink.pieceDone(slot, 1, 0);
+    }
+    this.#start(NBD_CMD_FLUSH, slot, 0, 1, 0);
+  }
+
+  allocatedRun(slot: number, sector: number, count: number): number {
+    if (this.#allocationId === null) return count;
+    const known = this.#knownRun(sector, count);
+    if (known !== 0) return known;
+    this.#start(NBD_CMD_BLOCK_STATUS, slot, sector, Math.min(count, STATUS_SECTORS), 0);
+    return 0;
+  }
+
+  #start(command: number, slot: number, sector: number, count: number, memorySector: number): void {
+    if (this.#fd === NONE) return this.#sink.pieceDone(slot, count, Errno.ENOTCONN);
+    const { pieces, deferral } = this.#context;
+    const piece = pieces.take(command, slot, sector, count, memorySector);
+    pieces.append(this.#waiting, 0, piece);
+    deferral.add(this);
+  }
+
+  /** The end-of-turn list calls this. */
+  runDeferred(): void {
+    this.#send();
+  }
+
+  /** Sends what waits, as far as the server and the socket take it. */
+  #send(): void {
+    while (this.#fd !== NONE) {
+      if (this.#sender.isEmpty && !this.#compose()) return this.#watch(EPOLLIN);
+      const result = this.#sender.send(this.#fd);
+      if (result === -Errno.EAGAIN || result === -Errno.EINTR) {
+        return this.#watch(EPOLLIN | EPOLLOUT);
+      }
+      if (result < 0) return this.#lose(-result);
+    }
+  }
+
+  /** Puts what waits into the message; false when there is nothing, or no room at the server. */
+  #compose(): boolean {
+    const { pieces } = this.#context;
+    let any = false;
+    while (!this.#waiting.isEmpty(0)) {
+      const piece = this.#waiting.first[0];
+      const operation = this.#operations.take(piece);
+      if (operation === NONE) break;
+      this.#waiting.first[0] = pieces.next(piece);
+      if (this.#waiting.first[0] === NONE) this.#waiting.last[0] = NONE;
+      if (pieces.kind[piece] === NBD_CMD_READ) this.#operations.reads++;
+      this.#sender.add(operation, piece);
+      any = true;
+    }
+    return any;
+  }
+
+  #watch(events: number): void {
+    if (this.#watched === events) return;
+    this.#watched = events;
+    this.#context.scheduler.rewatch(this.#fd, events);
+  }
+
+  // ---- answers ----------------------------------------------------------------------------
+
+  ready(events: number): void {
+    if ((events & EPOLLOUT) !== 0) this.#send();
+    if (this.#fd === NONE || (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) === 0) return;
+    const result = this.#receiver.receive(this.#fd);
+    if (result < 0) this.#lose(-result);
+    else if (!this.#waiting.isEmpty(0)) this.#context.deferral.add(this);
+  }
+
+  answered(operation: number, errno: number): void {
+    const piece = this.#giveOperation(operation);
+    this.#endPiece(piece, errno);
+  }
+
+  #giveOperation(operation: number): number {
+    const piece = this.#operations.give(operation);
+    if (this.#context.pieces.kind[piece] === NBD_CMD_READ) this.#operations.reads--;
+    return piece;
+  }
+
+  /** Ends a piece; returns the one behind it in its list. */
+  #endPiece(piece: number, errno: number): number {
+    const { pieces } = this.#context;
+    const slot = pieces.slot[piece];
+    // Whoever asks for extents, asks as a request of one sector.
+    const isStatus = pieces.kind[piece] === NBD_CMD_BLOCK_STATUS;
+    const count = isStatus ? 1 : pieces.count[piece];
+    const next = pieces.give(piece);
+    this.#sink.pieceDone(slot, count, errno);
+    return next;
+  }
+
+  answeredExtents(operation: number, view: DataView, at: number, count: number): void {
+    const { pieces } = this.#context;
+    const piece = this.#giveOperation(operation);
+    const slot = pieces.slot[piece];
+    this.#extents = view;
+    this.#extentsAt = at;
+    this.#extentsLeft = count;
+    this.#extentsSector = pieces.sector[piece];
+    pieces.give(piece);
+    this.#sink.wake(slot);
+    this.#extents = null;
+  }
+
+  /** The run at a sector, by the answer that just came; 0 when it does not tell. */
+  #knownRun(sector: number, count: number): number {
+    while (this.#extents !== null && this.#extentsLeft > 0 && sector === this.#extentsSector) {
+      const bytes = this.#extents.getUint32(this.#extentsAt, false);
+      const isZero = (this.#extents.getUint32(this.#extentsAt + 4, false) & NBD_STATE_ZERO) !== 0;
+      const whole = bytes % SECTOR_BYTES === 0;
+      // An extent that ends within a sector: that sector holds data, and what follows is asked for.
+      const sectors = Math.max(1, Math.floor(bytes / SECTOR_BYTES));
+      this.#extentsAt += EXTENT_BYTES;
+      this.#extentsLeft = whole ? this.#extentsLeft - 1 : 0;
+      const run = Math.min(sectors, count);
+      this.#extentsSector += sectors;
+      if (run > 0) return isZero && bytes >= SECTOR_BYTES ? -run : run;
+    }
+    return 0;
+  }
+
+  // ---- the connection ---------------------------------------------------------------------
+
+  /** The connection is of no use any more: all that is under way fails, and another is sought. */
+  #lose(errno: number): void {
+    const { scheduler, log } = this.#context;
+    log(`${this.#title}: lost the connection (${errnoName(errno)}); connecting again`);
+    scheduler.unwatch(this.#fd);
+    closeFile(this.#fd);
+    this.#fd = NONE;
+    this.#toldWhy = "";
+    this.#sender.clear();
+    this.#receiver.reset(false, null);
+    this.#redialIn(0);
+    this.#failAll();
+  }
+
+  #failAll(): void {
+    const { piece } = this.#operations;
+    for (let operation = 0; operation < piece.length; operation++) {
+      if (piece[operation] !== NONE) this.answered(operation, Errno.ENOTCONN);
+    }
+    let waiting = this.#waiting.takeAll(0);
+    while (waiting !== NONE) waiting = this.#endPiece(waiting, Errno.ENOTCONN);
+  }
+
+  #redialIn(delayMs: number): void {
+    this.#redialTimer = this.#context.scheduler.addTimer(delayMs, () => {
+      this.#redialTimer = 0;
+      this.#redial();
+    });
+  }
+
+  #redial(): void {
+    try {
+      this.#dial = new Dial(this.#context.scheduler, this.#destination, (result) => {
+        this.#dial = null;
+        if (result instanceof Error) this.#notConnected(result);
+        else this.#reconnected(result);
+      });
+    } catch (error) {
+      this.#notConnected(error instanceof Error ? error : new Error(String(error)));
+    }
+  }
+
+  /** An attempt failed; why is logged once, and again when it changes. */
+  #notConnected(error: Error): void {
+    if (error.message !== this.#toldWhy) this.#context.log(error.message);
+    this.#toldWhy = error.message;
+    this.#redialIn(REDIAL_MS);
+  }
+
+  #reconnected(connected: Connected): void {
+    const { remote, fd } = connected;
+    const isSame = Math.floor(remote.sizeBytes / SECTOR_BYTES) === this.sectors &&
+      Math.floor(remote.maximumBlockBytes / SECTOR_BYTES) >= this.#mostSectors;
+    const fault = isSame ? exportFault(remote, this.spec) : new SystemError(
+      Errno.ESTALE,
+      `Cannot go on with ${this.#title} (its size has changed to ${remote.sizeBytes} bytes)`,
+    );
+    if (fault !== null) {
+      closeFile(fd);
+      return this.#notConnected(fault);
+    }
+    this.#use(connected);
+    this.#context.log(`${this.#title}: connected again`);
+  }
+
+  close(done: (errno: number) => void): void {
+    if (this.#closed) return done(0);
+    this.#closed = true;
+    const { scheduler } = this.#context;
+    scheduler.cancelTimer(this.#redialTimer);
+    this.#dial?.cancel();
+    if (this.#fd !== NONE) this.#hangUp();
+    this.#receiver.reset(false, null);
+    this.#receiver.release();
+    this.#sender.release();
+    done(0);
+  }
+
+  /** Tells the server that this was all. */
+  #hangUp(): void {
+    const { pieces, scheduler } = this.#context;
+    const piece = pieces.take(NBD_CMD_DISC, 0, 0, 0, 0);
+    this.#sender.add(0, piece);
+    pieces.give(piece);
+    this.#sender.send(this.#fd);
+    scheduler.unwatch(this.#fd);
+    closeFile(this.#fd);
+    this.#fd = NONE;
+  }
+}

@@ -1,0 +1,100 @@
+/**
+ * A device in the process of the test, on the real loop and real descriptors.
+ *
+ * @module
+ */
+import { osDiskFiles } from "../../src/queue/disk_files.ts";
+import { LibaioBackend } from "../../src/queue/libaio.ts";
+import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
+import { createVbdContext, type VbdContext } from "../../src/vbd/engine.ts";
+import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
+import { type OpenOptions, Vbd } from "../../src/vbd/vbd.ts";
+
+const SECTOR_BYTES = 512;
+
+/** A device and its only client. */
+export class RealDevice implements RequestOwner {
+  readonly scheduler = new EpollScheduler();
+  readonly log: string[] = [];
+  readonly vbd: Vbd;
+  readonly context: VbdContext;
+  readonly #ended = new Map<number, (errno: number) => void>();
+
+  /** Opens an image. Throws as the driver does. */
+  constructor(name: string, options: OpenOptions = {}) {
+    this.context = createVbdContext({
+      scheduler: this.scheduler,
+      backend: new LibaioBackend(this.scheduler),
+      files: osDiskFiles,
+      log: (message) => this.log.push(message),
+    });
+    this.vbd = new Vbd(this.context, 0);
+    this.vbd.open(name, options);
+  }
+
+  requestDone(slot: number, errno: number): void {
+    this.#ended.get(slot)?.(errno);
+    this.#ended.delete(slot);
+    if (this.#ended.size === 0) this.scheduler.stop();
+  }
+
+  #start(
+    slot: number,
+    kind: RequestKind,
+    { sector, count }: { sector: number; count: number },
+  ): Promise<number> {
+    const done = new Promise<number>((resolve) => this.#ended.set(slot, resolve));
+    this.vbd.requests.start(slot, kind, sector, count, false, this);
+    return done;
+  }
+
+  /** Runs the loop until every request that was started has ended. */
+  async settle(): Promise<void> {
+    if (this.#ended.size > 0) await this.scheduler.run();
+  }
+
+  /** Starts to read; the promise has what came, or the error's number. */
+  async read(sector: number, count: number): Promise<Uint8Array | number> {
+    const { requests } = this.vbd;
+    const slot = requests.takeSlot();
+    const errno = await this.#start(slot, RequestKind.Read, { sector, count });
+    const at = requests.slotOffset(slot);
+    const data = requests.memory.bytes.slice(at, at + count * SECTOR_BYTES);
+    requests.releaseSlot(slot);
+    return errno === 0 ? data : errno;
+  }
+
+  /** Starts to write; the promise has the error's number. */
+  write(sector: number, data: Uint8Array): Promise<number> {
+    const { requests } = this.vbd;
+    const slot = requests.takeSlot();
+    requests.memory.bytes.set(data, requests.slotOffset(slot));
+    const count = data.length / SECTOR_BYTES;
+    return this.#release(slot, this.#start(slot, RequestKind.Write, { sector, count }));
+  }
+
+  /** Starts what moves no data; the promise has the error's number. */
+  change(kind: RequestKind, sector = 0, count = 0): Promise<number> {
+    const slot = this.vbd.requests.takeSlot();
+    return this.#release(slot, this.#start(slot, kind, { sector, count }));
+  }
+
+  async #release(slot: number, done: Promise<number>): Promise<number> {
+    const errno = await done;
+    this.vbd.requests.releaseSlot(slot);
+    return errno;
+  }
+
+  /** Closes the image; throws on an error. */
+  async close(): Promise<void> {
+    let result = -1;
+    this.vbd.close((errno) => {
+      result = errno;
+      this.scheduler.stop();
+    });
+    if (result < 0) await this.scheduler.run();
+    if (result !== 0) throw new Error(`Closing ended with error ${result}`);
+    this.context.queue.close();
+    this.scheduler.close();
+  }
+}

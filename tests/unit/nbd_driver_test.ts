@@ -1,0 +1,236 @@
+import assert from "node:assert/strict";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { parseExportName } from "../../src/driver/nbd/export_name.ts";
+import { ClientHandshake } from "../../src/driver/nbd/handshake.ts";
+import { Handshake } from "../../src/frontend/nbd/handshake.ts";
+import { RequestKind } from "../../src/vbd/slots.ts";
+import { openDescriptors } from "../support/served.ts";
+import { RealDevice } from "../support/real_device.ts";
+import { type Habit, SCRIPTED_BYTES } from "../support/scripted_nbd_server.ts";
+import { withTempDir } from "../support/tools.ts";
+
+const SECTORS = SCRIPTED_BYTES / 512;
+
+Deno.test("NBD driver: exports by name and by URI", () => {
+  const unix = (path: string, exportName = "") => ({ server: { kind: "unix", path }, exportName });
+  const tcp = (host: string, port: number, exportName = "") => ({
+    server: { kind: "tcp", host, port },
+    exportName,
+  });
+  const names: [string, unknown][] = [
+    ["unix:/run/n.sock", unix("/run/n.sock")],
+    ["unix:/run/n.sock:", unix("/run/n.sock")],
+    ["unix:/run/n.sock:a:b", unix("/run/n.sock", "a:b")],
+    ["host:10809", tcp("host", 10809)],
+    ["10.0.0.1:1:disk", tcp("10.0.0.1", 1, "disk")],
+    ["[fe80::1]:10809:d", tcp("fe80::1", 10809, "d")],
+    ["//host", tcp("host", 10809)],
+    ["//host/a%20b", tcp("host", 10809, "a b")],
+    ["//[::1]:99/x/y", tcp("::1", 99, "x/y")],
+    ["///disk?socket=/run/n.sock", unix("/run/n.sock", "disk")],
+    ["///?socket=/run/n%20.sock", unix("/run/n .sock")],
+  ];
+  for (const [name, expected] of names) assert.deepEqual(parseExportName(name), expected, name);
+  const wrong = ["host", "unix:n.sock", "host:0", "host:65536", "host:x", ":1", "//", "///disk"];
+  wrong.push("//host/%", "//host/d?socket=/run/n.sock", "::1:10809", "");
+  for (const name of wrong) {
+    assert.throws(() => parseExportName(name), { name: "SystemError", code: "EINVAL" }, name);
+  }
+});
+
+/** Lets the client and the project's own server negotiate, `step` bytes at a time. */
+function negotiate(exportName: string, step: number): ClientHandshake {
+  const toClient: number[] = [];
+  const toServer: number[] = [];
+  const server = new Handshake(
+    () => ({ sizeBytes: 5_000_000_512, flags: 0x6d }),
+    (bytes) => toClient.push(...bytes),
+  );
+  const client = new ClientHandshake(exportName, "nbd:test");
+  server.start();
+  while (client.result === null) {
+    assert.ok(toClient.length + toServer.length > 0, "neither waits for the other");
+    client.receive(Uint8Array.from(toClient.splice(0, step)));
+    for (const bytes of client.toSend.splice(0)) toServer.push(...bytes);
+    toServer.splice(0, server.consume(new DataView(Uint8Array.from(toServer).buffer)));
+  }
+  return client;
+}
+
+Deno.test("NBD driver: the handshake with our own server, whole and byte by byte", () => {
+  for (const step of [4096, 1]) {
+    const { result } = negotiate("disk", step);
+    assert.deepEqual(result, {
+      sizeBytes: 5_000_000_512,
+      flags: 0x6d,
+      structured: true,
+      allocationId: 1,
+      minimumBlockBytes: 512,
+      maximumBlockBytes: 32 * 1024 * 1024,
+    });
+  }
+});
+
+function bytesOf(...parts: (string | number[])[]): Uint8Array {
+  return Uint8Array.from(
+    parts.flatMap((part) => typeof part === "string" ? [...new TextEncoder().encode(part)] : part),
+  );
+}
+
+const GREETING = bytesOf("NBDMAGICIHAVEOPT", [0, 3]);
+
+function reply(option: number, type: number[], content: string | number[] = []): Uint8Array {
+  return bytesOf([0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, option], type, [
+    0,
+    0,
+    0,
+    content.length,
+  ], content);
+}
+
+Deno.test("NBD driver: servers that say no, and those that say too little", () => {
+  const unsupported = [0x80, 0, 0, 1];
+  const refusals: [Uint8Array[], string, RegExp][] = [
+    [[bytesOf("HTTP/1.1 400 Bad Request")], "EPROTO", /no NBD server/],
+    [[bytesOf("NBDMAGIC", [0, 0, 0x42, 2, 0x81, 0x86, 0x12, 0x53, 0, 0])], "EPROTONOSUPPORT", /./],
+    [[GREETING, reply(9, [0, 0, 0, 1])], "EPROTO", /breaks the NBD protocol/],
+    [[GREETING, reply(8, [0x80, 0, 0, 5], "no TLS")], "EACCES", /TLS.*"no TLS"/],
+    [[GREETING, reply(8, unsupported), reply(7, [0x80, 0, 0, 6])], "ENOENT", /no such export/],
+    [[GREETING, reply(8, unsupported), reply(7, [0, 0, 0, 1])], "EPROTO", /breaks/],
+  ];
+  for (const [messages, code, pattern] of refusals) {
+    const client = new ClientHandshake("x", "nbd:test");
+    const receive = () => messages.forEach((message) => client.receive(message));
+    assert.throws(receive, (error) => {
+      assert.ok(error instanceof SystemError);
+      assert.equal(error.code, code);
+      assert.match(error.message, pattern);
+      return true;
+    });
+  }
+});
+
+Deno.test("NBD driver: a server that knows the oldest option only", () => {
+  const client = new ClientHandshake("disk", "nbd:test");
+  const unsupported = [0x80, 0, 0, 1];
+  for (const message of [GREETING, reply(8, unsupported), reply(7, unsupported)]) {
+    client.receive(message);
+  }
+  assert.deepEqual(client.toSend.slice(-2), [
+    bytesOf("IHAVEOPT", [0, 0, 0, 1, 0, 0, 0, 4]),
+    bytesOf("disk"),
+  ]);
+  client.receive(bytesOf([0, 0, 0, 0, 0, 16, 0, 0, 0, 5]));
+  assert.equal(client.result?.sizeBytes, 1 << 20);
+  assert.equal(client.result?.structured, false);
+});
+
+/** Calls `body` with a device on an export of the scripted server. */
+async function withScript(
+  habit: Habit,
+  body: (device: RealDevice) => Promise<void>,
+): Promise<void> {
+  await withTempDir(async (folder) => {
+    const url = new URL("../support/scripted_nbd_server.ts", import.meta.url);
+    const worker = new Worker(url, { type: "module" });
+    const listening = new Promise((resolve) => worker.onmessage = resolve);
+    worker.postMessage(`${folder}/n.sock`);
+    await listening;
+    try {
+      const device = new RealDevice(`nbd:unix:${folder}/n.sock:${habit}`, {
+        retry: { attempts: 3 },
+      });
+      await body(device);
+      await device.close();
+    } finally {
+      worker.terminate();
+    }
+  });
+}
+
+/** What the scripted server has at first. */
+function original(sector: number, count: number): Uint8Array {
+  return Uint8Array.from({ length: count * 512 }, (_, i) => (sector + (i >> 9)) * 7 + 1);
+}
+
+async function assertReads(device: RealDevice, reads: [number, number][]): Promise<void> {
+  const results = reads.map(([sector, count]) => device.read(sector, count));
+  await device.settle();
+  for (const [i, [sector, count]] of reads.entries()) {
+    assert.deepEqual(await results[i], original(sector, count), `sector ${sector}`);
+  }
+}
+
+const EIGHT_READS = Array.from({ length: 8 }, (_, i): [number, number] => [i * 100, 1 + i * 30]);
+
+Deno.test("NBD driver: answers in any order", () =>
+  withScript("reverse", async (device) => {
+    assert.equal(device.vbd.sectors, SECTORS);
+    await assertReads(device, EIGHT_READS);
+    const writes = [0, 1, 2, 3].map((i) => device.write(i * 8, new Uint8Array(4096).fill(i + 100)));
+    await device.settle();
+    assert.deepEqual(await Promise.all(writes), [0, 0, 0, 0]);
+    const flushed = device.change(RequestKind.Flush);
+    await device.settle();
+    assert.equal(await flushed, 0);
+    const reads = [0, 1, 2, 3].map((i) => device.read(i * 8, 8));
+    await device.settle();
+    for (const [i, data] of (await Promise.all(reads)).entries()) {
+      assert.deepEqual(data, new Uint8Array(4096).fill(i + 100));
+    }
+    assert.equal(device.vbd.statistics().retries, 0);
+  }));
+
+Deno.test("NBD driver: data and holes in chunks, from the last to the first", () =>
+  withScript("chunks", async (device) => {
+    await assertReads(device, EIGHT_READS);
+    const zeroed = [
+      device.change(RequestKind.Zero, 10, 20),
+      device.change(RequestKind.Discard, 40, 4),
+    ];
+    await device.settle();
+    assert.deepEqual(await Promise.all(zeroed), [0, 0]);
+    const reads = [device.read(0, 64), device.read(200, 3)];
+    await device.settle();
+    const expected = original(0, 64);
+    expected.fill(0, 10 * 512, 30 * 512).fill(0, 40 * 512, 44 * 512);
+    assert.deepEqual(await reads[0], expected);
+    assert.deepEqual(await reads[1], original(200, 3));
+    assert.equal(device.vbd.statistics().retries, 0);
+  }));
+
+const BREACHES: [Habit, string][] = [
+  ["stranger", "EPROTO"],
+  ["cut", "ECONNRESET"],
+  ["overrun", "EPROTO"],
+];
+for (const [habit, code] of BREACHES) {
+  Deno.test(`NBD driver: a connection lost (${habit}) costs time and nothing else`, () =>
+    withScript(habit, async (device) => {
+      const descriptors = openDescriptors(Deno.pid);
+      await assertReads(device, EIGHT_READS);
+      assert.ok(device.vbd.statistics().retries > 0);
+      assert.ok(device.log.some((line) => line.includes(`lost the connection (${code})`)));
+      assert.ok(device.log.some((line) => line.endsWith("connected again")));
+      assert.equal(openDescriptors(Deno.pid), descriptors);
+    }));
+}
+
+Deno.test("NBD driver: what a server forbids is handed up at once", () =>
+  withScript("forbids", async (device) => {
+    const read = device.read(0, 8);
+    await device.settle();
+    assert.equal(await read, Errno.EPERM);
+    assert.equal(device.vbd.statistics().retries, 0);
+  }));
+
+Deno.test("NBD driver: another disk behind the same name is not taken for this one", () =>
+  withScript("shrinks", async (device) => {
+    const reads = EIGHT_READS.map(([sector, count]) => device.read(sector, count));
+    await device.settle();
+    const results = await Promise.all(reads);
+    assert.deepEqual(results[0], original(...EIGHT_READS[0]));
+    assert.deepEqual(results[7], Errno.ENOTCONN);
+    assert.equal(device.vbd.sectors, SECTORS);
+    assert.equal(device.log.filter((line) => line.includes("its size has changed")).length, 1);
+  }));
