@@ -145,9 +145,26 @@ export function copyMemory(to: number, from: number, lengthBytes: number): void 
   libc.memcpy(to, from, lengthBytes);
 }
 
+/** As much of I/O memory as has 8-byte words with numbers below 2^31, which stay in registers. */
+const WINDOW_BYTES = 16 * 1024 ** 3;
+const WORDS_PER_SECTOR = 64;
+let words: Float64Array | null = null;
+
 /** Copies sectors of I/O memory; the ranges must not overlap. */
 export function copySectors(to: number, from: number, count: number): void {
-  libc.memcpy(memoryAddress(to), memoryAddress(from), count * SECTOR_BYTES);
+  words ??= makeWords();
+  const last = Math.max(to, from) + count;
+  if (last * WORDS_PER_SECTOR > words.length) {
+    libc.memcpy(memoryAddress(to), memoryAddress(from), count * SECTOR_BYTES);
+  } else {
+    const start = from * WORDS_PER_SECTOR;
+    words.copyWithin(to * WORDS_PER_SECTOR, start, start + count * WORDS_PER_SECTOR);
+  }
+}
+
+function makeWords(): Float64Array {
+  region ??= reserveRegion();
+  return new Float64Array(memoryAt(region.address, Math.min(WINDOW_BYTES, region.sizeBytes) - 8));
 }
 
 /** Copies bytes between places that have pointers, which allocates nothing. */

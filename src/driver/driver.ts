@@ -13,6 +13,7 @@ import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Deferral } from "./deferral.ts";
 import type { DiskKey } from "../vhd/key.ts";
+import type { Keepsakes } from "./keepsakes.ts";
 import type { PieceTable } from "./pieces.ts";
 
 /** Bytes of a sector, the unit of every request. */
@@ -53,6 +54,12 @@ export interface DriverContext {
   log(message: string): void;
 }
 
+/** What a driver opens an image with. */
+export interface ImageContext extends DriverContext {
+  /** What the images of this device keep in memory over a pause. */
+  readonly keepsakes: Keepsakes;
+}
+
 /** Which image, and how. */
 export interface ImageSpec {
   /** A driver's name, such as `vhd` or `aio`. */
@@ -69,6 +76,8 @@ export interface ImageSpec {
 export interface ImageCounts {
   readSectors: number;
   writtenSectors: number;
+  /** Of a cache, which reads what it has: what was read below instead. */
+  missedSectors?: number;
 }
 
 /** One open image. */
@@ -81,9 +90,11 @@ export interface ImageDriver {
   readonly encrypted?: boolean;
   /** The image that shows through where this one has no data; null when zeros do. */
   readonly parent: ImageSpec | null;
+  /** Whom the image below tells of its pieces; without it, whom this image tells. */
+  readonly sinkBelow?: RequestSink | null;
   /** The most sectors of one `zero`. */
   readonly zeroSectors: number;
-  /** Puts the open parent below this image, before the first request. */
+  /** Puts the open parent, which has its own below it, below this image. */
   putBelow(below: ImageDriver): void;
   /** The most disk operations that a request can make at once, here and below. */
   operationsFor(sectors: number): number;
@@ -113,5 +124,5 @@ export interface ImageDriver {
 export interface DriverType {
   readonly type: string;
   /** Opens an image. Throws an error that names the file and the reason and has an `errno`. */
-  open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver;
+  open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver;
 }

@@ -1,10 +1,20 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { aioDriver } from "./aio.ts";
+import { bcDriver } from "./bc.ts";
 import type { DriverType } from "./driver.ts";
+import { logDriver } from "./log.ts";
 import { nbdDrivers } from "./nbd/nbd_driver.ts";
+import { ramDriver } from "./ram.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
 
-const drivers: readonly DriverType[] = [aioDriver, ...nbdDrivers, vhdDriver];
+const drivers: readonly DriverType[] = [
+  aioDriver,
+  bcDriver,
+  logDriver,
+  ...nbdDrivers,
+  ramDriver,
+  vhdDriver,
+];
 
 /** The names of all drivers. */
 export function driverNames(): string[] {
@@ -21,19 +31,4 @@ export function driverOfType(type: string): DriverType {
     );
   }
   return driver;
-}
-
-/**
- * The parts of an image's name, `type:path`. Throws `SystemError` EINVAL for a name without a type
- * or a path.
- */
-export function parseImageName(name: string): { type: string; path: string } {
-  const colon = name.indexOf(":");
-  if (colon <= 0 || colon === name.length - 1) {
-    throw new SystemError(
-      Errno.EINVAL,
-      `Cannot open ${JSON.stringify(name)}: an image is named TYPE:PATH, such as vhd:/disk.vhd`,
-    );
-  }
-  return { type: name.slice(0, colon), path: name.slice(colon + 1) };
 }

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import type { DriverContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
 import { MAX_CHAIN_DEPTH } from "../vhd/chain.ts";
 
@@ -13,7 +13,7 @@ import { MAX_CHAIN_DEPTH } from "../vhd/chain.ts";
  */
 export function openImages(
   leaf: ImageSpec,
-  context: DriverContext,
+  context: ImageContext,
   sink: RequestSink,
 ): ImageDriver[] {
   const images: ImageDriver[] = [];
@@ -21,11 +21,12 @@ export function openImages(
   try {
     for (let spec: ImageSpec | null = leaf; spec !== null;) {
       refuseLoop(leaf, spec, { seen, context });
+      sink = images.at(-1)?.sinkBelow ?? sink;
       const image: ImageDriver = driverOfType(spec.type).open(spec, context, sink);
-      images.at(-1)?.putBelow(image);
       images.push(image);
       spec = image.parent;
     }
+    for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow(images[i]);
     if (leaf.key !== undefined && images[0].encrypted !== true) {
       const what = `Cannot open ${leaf.path} with a key: it is not an encrypted image`;
       throw new SystemError(Errno.EINVAL, what);
@@ -40,7 +41,7 @@ export function openImages(
 function refuseLoop(
   leaf: ImageSpec,
   spec: ImageSpec,
-  { seen, context }: { seen: Set<string>; context: DriverContext },
+  { seen, context }: { seen: Set<string>; context: ImageContext },
 ): void {
   const { storage } = context.files;
   const path = storage.exists(spec.path) ? storage.realPath(spec.path) : spec.path;

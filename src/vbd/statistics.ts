@@ -13,6 +13,8 @@ export interface VbdStatistics {
     hits: [number, number];
     fail: [number, number];
     driver: { type: number; name: string; status: string | null };
+    /** Of a cache: sectors of reads that it had, and that it had to read below. */
+    cache?: { hits: number; misses: number };
   }[];
   FIXME_enospc_redirect_count: number;
   nbd_mirror_failed: number;
@@ -28,7 +30,13 @@ export interface VbdStatistics {
 }
 
 /** Numbers by which the reference knows drivers (tapdisk-disktype.h). */
-const DISK_TYPES: Record<string, number> = { aio: 0, vhd: 4, ram: 5, nbd: 15 };
+const DISK_TYPES: Record<string, number> = { aio: 0, vhd: 4, ram: 5, bc: 7, log: 9, nbd: 15 };
+
+function cacheCounts(
+  { counts: { readSectors, missedSectors } }: ImageDriver,
+): Pick<VbdStatistics["images"][number], "cache"> {
+  return missedSectors === undefined ? {} : { cache: { hits: readSectors, misses: missedSectors } };
+}
 
 /** Counts of a device since it was made. */
 export class VbdCounts {
@@ -68,6 +76,7 @@ export class VbdCounts {
         hits: [image.counts.readSectors, image.counts.writtenSectors],
         fail: index === 0 ? [this.failedReads, this.failedWrites] : [0, 0],
         driver: { type: DISK_TYPES[image.spec.type] ?? -1, name: image.spec.type, status: null },
+        ...cacheCounts(image),
       })),
       FIXME_enospc_redirect_count: 0,
       nbd_mirror_failed: 0,

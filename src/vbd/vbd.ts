@@ -1,6 +1,8 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { type ImageDriver, SECTOR_BYTES } from "../driver/driver.ts";
-import { parseImageName } from "../driver/registry.ts";
+import { type ImageContext, type ImageDriver, SECTOR_BYTES } from "../driver/driver.ts";
+import { parseImageName } from "../driver/image_name.ts";
+import { Keepsakes } from "../driver/keepsakes.ts";
+import { WriteLog } from "../driver/log.ts";
 import { errnoOf } from "../queue/disk_files.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
@@ -53,14 +55,15 @@ export class Vbd {
   state: number = VbdState.Closed;
   /** Where frontends bring their requests. */
   readonly requests: Requests;
-  readonly #context: VbdContext;
+  readonly #context: ImageContext;
+  readonly #keepsakes = new Keepsakes();
   #images: ImageDriver[] = [];
   #sectors = 0;
   #options: OpenOptions = {};
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
-    this.#context = context;
+    this.#context = { ...context, keepsakes: this.#keepsakes };
     this.minor = minor;
     this.requests = new Requests(context, minor);
   }
@@ -101,7 +104,14 @@ export class Vbd {
   #openImages(name: string): void {
     const { readOnly = false, direct = true, retry, key } = this.#options;
     const leaf = { ...parseImageName(name), readOnly, direct, key };
-    this.#images = openImages(leaf, this.#context, this.requests);
+    this.#keepsakes.opening();
+    try {
+      this.#images = openImages(leaf, this.#context, this.requests);
+    } catch (error) {
+      if (this.name === "") this.#keepsakes.releaseAll();
+      throw error;
+    }
+    this.#keepsakes.opened();
     this.#sectors = this.#images[0].sectors;
     this.name = name;
     this.state = 0;
@@ -156,6 +166,7 @@ export class Vbd {
         this.name = "";
         this.#options.key?.wipe();
         this.#sectors = 0;
+        this.#keepsakes.releaseAll();
         this.state = VbdState.Closed;
         done(errno, message);
       }));
@@ -180,6 +191,11 @@ export class Vbd {
   /** Unmaps the memory of requests. The device must be closed, and every slot released. */
   destroy(): void {
     this.requests.destroy();
+  }
+
+  /** Which sectors changed, of an image that is named `log:…`; undefined for others. */
+  get writeLog(): WriteLog | undefined {
+    return this.#keepsakes.find(WriteLog);
   }
 
   /** What `tap-ctl stats` shows. */

@@ -1,0 +1,76 @@
+import type { ImageCounts, ImageDriver, ImageSpec, RequestSink } from "./driver.ts";
+
+/**
+ * An image that stands in front of another, whose name follows its own: it has no data, and hands
+ * every request on. A filter is on top of a stack, so it gets one call for each step of a request,
+ * and must make at most one of it: the pieces of a slot that end below are then those of the one
+ * call that is under way.
+ */
+export class FilterImage implements ImageDriver {
+  readonly spec: ImageSpec;
+  readonly parent: ImageSpec;
+  readonly counts: ImageCounts = { readSectors: 0, writtenSectors: 0 };
+  /** Whom the image below tells of the pieces that it did; null for whom this image tells. */
+  readonly sinkBelow: RequestSink | null = null;
+  #below: ImageDriver | null = null;
+
+  /** @param below The image in front of which this one stands. */
+  constructor(spec: ImageSpec, below: { type: string; path: string }) {
+    this.spec = spec;
+    this.parent = { ...spec, ...below };
+  }
+
+  putBelow(below: ImageDriver): void {
+    this.#below = below;
+  }
+
+  /** The image below. */
+  protected get below(): ImageDriver {
+    if (this.#below === null) throw new Error(`Nothing is open below ${this.spec.type}`);
+    return this.#below;
+  }
+
+  get sectors(): number {
+    return this.below.sectors;
+  }
+
+  get encrypted(): boolean | undefined {
+    return this.below.encrypted;
+  }
+
+  get zeroSectors(): number {
+    return this.below.zeroSectors;
+  }
+
+  operationsFor(sectors: number): number {
+    return this.below.operationsFor(sectors);
+  }
+
+  read(slot: number, sector: number, count: number, memorySector: number): void {
+    this.below.read(slot, sector, count, memorySector);
+  }
+
+  write(slot: number, sector: number, count: number, memorySector: number): void {
+    this.below.write(slot, sector, count, memorySector);
+  }
+
+  zero(slot: number, sector: number, count: number): void {
+    this.below.zero(slot, sector, count);
+  }
+
+  discard(slot: number, sector: number, count: number): void {
+    this.below.discard(slot, sector, count);
+  }
+
+  flush(slot: number): void {
+    this.below.flush(slot);
+  }
+
+  allocatedRun(slot: number, sector: number, count: number): number {
+    return this.below.allocatedRun(slot, sector, count);
+  }
+
+  close(done: (errno: number) => void): void {
+    done(0);
+  }
+}

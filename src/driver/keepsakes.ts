@@ -1,0 +1,65 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+
+/** Something in memory that outlasts the image that made it. */
+export interface Keepsake {
+  /** Gives its memory back; it is not used again. */
+  release(): void;
+}
+
+/**
+ * What the images of a device keep in memory while they are closed, because the device is paused:
+ * the contents of a RAM disk, the log of writes. It goes with the device's last image.
+ */
+export class Keepsakes {
+  readonly #kept = new Map<string, Keepsake>();
+  readonly #wanted = new Set<string>();
+
+  /** Images are about to be opened: until `opened`, whoever wants his things asks for them. */
+  opening(): void {
+    this.#wanted.clear();
+  }
+
+  /** They are open: what none of them asked for is released. */
+  opened(): void {
+    for (const name of this.#kept.keys()) if (!this.#wanted.has(name)) this.#release(name);
+  }
+
+  /**
+   * What was kept under this name by this kind of image, or a new one, which is kept then.
+   *
+   * @throws {SystemError} EINVAL when another of the images that are being opened has it.
+   */
+  take<Kind extends Keepsake>(
+    name: string,
+    { kind, make }: { kind: new (...args: never[]) => Kind; make: () => Kind },
+  ): Kind {
+    if (this.#wanted.has(name)) {
+      throw new SystemError(
+        Errno.EINVAL,
+        `Cannot open the images: only one of them can be ${name}`,
+      );
+    }
+    const known = this.#kept.get(name);
+    const thing = known instanceof kind ? known : make();
+    if (known !== thing) known?.release();
+    this.#kept.set(name, thing);
+    this.#wanted.add(name);
+    return thing;
+  }
+
+  /** What is kept of this kind; undefined without one. */
+  find<Kind extends Keepsake>(kind: new (...args: never[]) => Kind): Kind | undefined {
+    for (const thing of this.#kept.values()) if (thing instanceof kind) return thing;
+    return undefined;
+  }
+
+  /** Releases all. */
+  releaseAll(): void {
+    for (const name of this.#kept.keys()) this.#release(name);
+  }
+
+  #release(name: string): void {
+    this.#kept.get(name)?.release();
+    this.#kept.delete(name);
+  }
+}
