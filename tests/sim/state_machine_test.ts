@@ -1,0 +1,260 @@
+import assert from "node:assert/strict";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Random } from "../../src/queue/random.ts";
+import { checkImage } from "../../src/vhd/check.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { Vbd, VbdState } from "../../src/vbd/vbd.ts";
+import {
+  type Outcome,
+  SimulatedDevice,
+  Simulation,
+  stampedSectors,
+  stampOf,
+} from "../support/sim.ts";
+
+const DISK_MIB = 16;
+const CLIENTS = 3;
+const SEEDS = Array.from({ length: 60 }, (_, i) => i + 1);
+const STEPS = 120;
+/** Sectors of each place that is written, and places of each client. */
+const COUNT = 24;
+const PLACES = 10;
+const PAUSED = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
+
+/** A range of sectors, and what they may hold. */
+interface Place {
+  readonly sector: number;
+  readonly client: SimulatedDevice;
+  underWay: Outcome | null;
+  allowed: Set<number>;
+}
+
+interface Change {
+  readonly kind: "pause" | "close";
+  /** What it ended with; null while it has not. */
+  errno: number | null;
+}
+
+/** A device, its clients, and what is to be true of them. */
+class Bench {
+  readonly random: Random;
+  readonly simulation: Simulation;
+  readonly clients: SimulatedDevice[];
+  readonly vbd: Vbd;
+  readonly places: Place[] = [];
+  readonly log: string[] = [];
+  #stamp = 0;
+  #leaf = "/0.vhd";
+  #layers = 1;
+  #faultShare = 0;
+  readonly #changes: Change[] = [];
+  readonly #writes: { stamp: number; outcome: Outcome }[] = [];
+
+  constructor(readonly seed: number) {
+    this.random = new Random(seed);
+    this.simulation = new Simulation({ seed, latencyMs: seed % 4 === 0 ? 0 : 40 });
+    createDynamic(this.#leaf, {
+      storage: this.simulation.disk.storage,
+      sizeBytes: DISK_MIB * 1024 * 1024,
+    });
+    this.vbd = new Vbd(this.simulation.context, seed);
+    this.clients = Array.from(
+      { length: CLIENTS },
+      () => new SimulatedDevice(this.simulation, this.vbd),
+    );
+    for (let i = 0; i < CLIENTS * PLACES; i++) {
+      // Several to a block, and some across the edge of two.
+      const sector = Math.floor(i / 4) * 4096 + [100, 1000, 2000, 4084][i % 4];
+      const client = this.clients[i % CLIENTS];
+      this.places.push({ sector, client, underWay: null, allowed: new Set([0]) });
+    }
+    this.simulation.disk.fault = () => this.random.chance(this.#faultShare) ? Errno.EIO : 0;
+  }
+
+  get isChanging(): boolean {
+    return this.#changes.some(({ errno }) => errno === null);
+  }
+
+  /** Does something that the seed picks. */
+  step(): void {
+    const { random } = this;
+    const dice = random.below(100);
+    if (dice < 34) this.write();
+    else if (dice < 46) this.read();
+    else if (dice < 50) this.flush();
+    else if (dice < 58) this.#faultShare = random.chance(0.5) ? 0 : random.next() * 0.6;
+    else if (dice < 60) this.simulation.disk.lengthFault = random.chance(0.5) ? 0 : Errno.ENOSPC;
+    else if (dice < 64 && this.vbd.name !== "") {
+      this.simulation.disk.hang(this.#leaf, random.below(5000));
+    } else if (dice < 72) this.change("pause");
+    else if (dice < 82) this.resume();
+    else if (dice < 84) this.change("close");
+    else if (dice < 90) this.open();
+    else for (let turns = random.below(12); turns > 0; turns--) this.turn();
+    this.see();
+  }
+
+  flush(): void {
+    this.log.push("flush");
+    if (this.vbd.requests.freeSlots > 0) this.clients[this.random.below(CLIENTS)].flush();
+  }
+
+  turn(): void {
+    this.simulation.scheduler.turn();
+    this.see();
+  }
+
+  write(): void {
+    const place = this.places[this.random.below(this.places.length)];
+    if (place.underWay !== null || this.vbd.requests.freeSlots === 0) return;
+    const stamp = ++this.#stamp;
+    const data = stampedSectors(place.sector, COUNT, stamp);
+    const outcome = place.client.write(place.sector, data, this.random.chance(0.2));
+    this.log.push(`write ${stamp}`);
+    place.underWay = outcome;
+    this.#writes.push({ stamp, outcome });
+    place.allowed.add(stamp);
+  }
+
+  read(): void {
+    const place = this.places[this.random.below(this.places.length)];
+    if (place.underWay !== null || this.vbd.requests.freeSlots === 0) return;
+    const outcome = place.client.read(place.sector, COUNT);
+    this.log.push(`read ${place.sector}`);
+    place.underWay = outcome;
+  }
+
+  change(kind: "pause" | "close"): void {
+    const before = this.vbd.state;
+    const had = this.vbd.name;
+    const busy = this.isChanging;
+    const change: Change = { kind, errno: null };
+    this.#changes.push(change);
+    this.log.push(kind);
+    this.vbd[kind]((errno) => {
+      assert.equal(change.errno, null, `${kind} answers once`);
+      change.errno = errno;
+      if (errno === 0) this.assertClosedFiles(kind);
+    });
+    if (busy && kind === "close") assert.equal(change.errno, Errno.EAGAIN);
+    else if (busy) assert.ok(change.errno === Errno.EAGAIN || change.errno === Errno.EINVAL);
+    else if (kind === "pause" && had === "") assert.equal(change.errno, Errno.EINVAL);
+    else if (kind === "pause" && (before & VbdState.Paused) !== 0) assert.equal(change.errno, 0);
+  }
+
+  /** Whoever is told that a device is paused or closed may move its files. */
+  assertClosedFiles(kind: string): void {
+    const file = this.simulation.disk.open(this.#leaf, { readOnly: false, direct: true });
+    file.close();
+    const state = this.vbd.state & ~VbdState.ResumeFailed;
+    assert.equal(state, kind === "pause" ? PAUSED : VbdState.Closed);
+  }
+
+  resume(): void {
+    if (this.vbd.state === 0 || this.isChanging) return;
+    const isPaused = (this.vbd.state & VbdState.Paused) !== 0;
+    let name: string | null = null;
+    if (isPaused && this.random.chance(0.4)) name = this.addLayer();
+    const fails = isPaused && name === null && this.random.chance(0.2);
+    let ended: number | null = null;
+    this.vbd.resume(fails ? "vhd:/nowhere.vhd" : name, (errno) => ended = errno);
+    this.log.push(`resume ${fails ? "nowhere" : name}`);
+    if (!isPaused) assert.notEqual(ended, 0);
+    else if (fails) {
+      assert.equal(ended, Errno.ENOENT);
+      assert.equal(this.vbd.state, PAUSED | VbdState.ResumeFailed);
+    } else {
+      assert.equal(ended, 0);
+      assert.equal(this.vbd.state, 0);
+    }
+  }
+
+  addLayer(): string | null {
+    if (this.#layers === 4) return null;
+    const { storage } = this.simulation.disk;
+    const path = `/${this.#layers}.vhd`;
+    snapshot(path, { storage, parent: this.#leaf });
+    this.#leaf = path;
+    this.#layers++;
+    return `vhd:${path}`;
+  }
+
+  open(): void {
+    const had = this.vbd.name;
+    this.log.push("open");
+    try {
+      this.vbd.open(`vhd:${this.#leaf}`, { retry: { timeoutMs: 3_600_000 } });
+      assert.equal(had, "");
+      assert.equal(this.vbd.state, 0);
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+      assert.equal(error.errno, Errno.EEXIST);
+      assert.notEqual(had, "");
+    }
+  }
+
+  /** What has ended since: writes are there, or the device was closed around them. */
+  see(): void {
+    for (const place of this.places) {
+      const { underWay } = place;
+      if (underWay === null || underWay.errno === null) continue;
+      place.underWay = null;
+      assert.ok([0, Errno.ESHUTDOWN].includes(underWay.errno), `error ${underWay.errno}`);
+      const at = this.#writes.findIndex(({ outcome }) => outcome === underWay);
+      if (at >= 0) {
+        const [{ stamp }] = this.#writes.splice(at, 1);
+        if (underWay.errno === 0) place.allowed = new Set([stamp]);
+      } else if (underWay.data !== null) this.compare(place, underWay.data);
+    }
+  }
+
+  compare(place: Place, data: Uint8Array): void {
+    const found = new Set<number>();
+    for (let i = 0; i < COUNT; i++) {
+      const stamp = stampOf(data, i, place.sector + i);
+      assert.ok(place.allowed.has(stamp), `sector ${place.sector + i} holds ${stamp}`);
+      found.add(stamp);
+    }
+    // Of a write that failed a part may be there; it stays as it was read.
+    if (found.size === 1) place.allowed = found;
+  }
+
+  /** Lets all faults end, brings the device back, and reads everything. */
+  finish(): void {
+    this.#faultShare = 0;
+    this.simulation.disk.lengthFault = 0;
+    this.simulation.runUntil(() => !this.isChanging, "A change of state");
+    if (this.vbd.name === "") this.open();
+    else if (this.vbd.state !== 0) this.vbd.resume(null, (errno) => assert.equal(errno, 0));
+    for (const client of this.clients) client.settle();
+    this.see();
+    for (const place of this.places) {
+      place.underWay = place.client.read(place.sector, COUNT);
+      place.client.settle();
+      assert.equal(place.underWay.errno, 0);
+      this.see();
+    }
+    assert.equal(this.vbd.requests.outstanding, 0);
+    this.clients[0].close();
+    const { storage } = this.simulation.disk;
+    for (let i = 0; i < this.#layers; i++) {
+      assert.deepEqual(checkImage(`/${i}.vhd`, { storage }).findings, []);
+    }
+    this.simulation.close();
+  }
+}
+
+for (const seed of SEEDS) {
+  Deno.test(`a device keeps its promises in any order of changes and faults, seed ${seed}`, () => {
+    const bench = new Bench(seed);
+    try {
+      bench.open();
+      for (let i = 0; i < STEPS; i++) bench.step();
+      bench.finish();
+    } catch (error) {
+      console.error(`Seed ${seed}, after: ${bench.log.slice(-40).join(", ")}`);
+      throw error;
+    }
+  });
+}
