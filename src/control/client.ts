@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { LOG_PAGE_RECORD_BYTES, LOG_PAGE_SECTORS } from "../driver/log.ts";
+import { runEnd, testBit } from "../vhd/bitmap.ts";
 import { Connection } from "./connection.ts";
 import {
   ALL_MINORS,
@@ -11,10 +13,12 @@ import {
   decodeListEntry,
   decodePid,
   decodeStatisticsLength,
+  decodeWriteLogHead,
   type DiskInfo,
   encodeParams,
   encodePlain,
   encodeTrailer,
+  encodeWriteLogRequest,
   type ListEntry,
   MessageFlag,
   MessageType,
@@ -195,5 +199,49 @@ export function askDiskInfo({ pid, minor }: DeviceAddress): DiskInfo {
     connection.send(encodePlain(MessageType.DISK_INFO, minor));
     const what = `Cannot get the size of minor ${minor} of tapdisk ${pid}`;
     return decodeDiskInfo(connection.expect(MessageType.DISK_INFO_RSP, what));
+  });
+}
+
+/** Which sectors of a device changed. */
+export interface DeviceLog {
+  /** Size of the device, sectors. */
+  readonly sectors: number;
+  /** Runs of changed sectors in order: the first, and how many. */
+  readonly runs: readonly (readonly [sector: number, count: number])[];
+}
+
+/** The runs of bits of a log's pages. */
+function runsOf(pages: Uint8Array): [number, number][] {
+  const runs: [number, number][] = [];
+  const view = new DataView(pages.buffer, pages.byteOffset);
+  for (let at = 0; at < pages.length; at += LOG_PAGE_RECORD_BYTES) {
+    const bits = pages.subarray(at + 4, at + LOG_PAGE_RECORD_BYTES);
+    const first = view.getUint32(at, true) * LOG_PAGE_SECTORS;
+    for (let bit = 0; bit < LOG_PAGE_SECTORS;) {
+      const end = runEnd(bits, bit, LOG_PAGE_SECTORS);
+      const last = runs.at(-1);
+      if (testBit(bits, bit)) {
+        if (last !== undefined && last[0] + last[1] === first + bit) last[1] += end - bit;
+        else runs.push([first + bit, end - bit]);
+      }
+      bit = end;
+    }
+  }
+  return runs;
+}
+
+/**
+ * The sectors that changed since a device was opened as `log:…`, or since the log was cleared.
+ * Throws `SystemError`, `TapdiskError`.
+ */
+export function deviceLog(
+  { pid, minor }: DeviceAddress,
+  { clear = false }: { clear?: boolean } = {},
+): DeviceLog {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodeWriteLogRequest(minor, clear));
+    const what = `Cannot get the log of minor ${minor} of tapdisk ${pid}`;
+    const head = decodeWriteLogHead(connection.expect(MessageType.WRITE_LOG_RSP, what));
+    return { sectors: head.sectors, runs: runsOf(connection.receive(head.lengthBytes)) };
   });
 }

@@ -6,11 +6,13 @@ import {
   ALL_MINORS,
   decodeParams,
   decodeTrailer,
+  decodeWriteLogRequest,
   encodeDiskInfo,
   encodeListEntry,
   encodePid,
   encodePlain,
   encodeStatisticsHead,
+  encodeWriteLogHead,
   MESSAGE_BYTES,
   messageCookie,
   MessageFlag,
@@ -98,6 +100,18 @@ function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuff
   return concat([encodeStatisticsHead(cookie, text.length), text]);
 }
 
+function writeLogReply(
+  devices: Devices,
+  request: Uint8Array,
+  minor: number,
+): Uint8Array<ArrayBuffer> {
+  const log = devices.writeLog(minor);
+  const pages = log.pages();
+  if (decodeWriteLogRequest(request)) log.clear();
+  const head = { sectors: log.sectors, lengthBytes: pages.length };
+  return concat([encodeWriteLogHead(minor, head), pages]);
+}
+
 /** The key that came with a request, in which it is overwritten. */
 function takeKey(request: Uint8Array<ArrayBuffer>): DiskKey | undefined {
   const { encryptionKey } = decodeTrailer(request);
@@ -150,6 +164,10 @@ export function controlCommands(devices: Devices): CommandTable {
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
     [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
+    [
+      MessageType.WRITE_LOG,
+      question((request, minor) => writeLogReply(devices, request, minor)),
+    ],
     [
       MessageType.DISK_INFO,
       question((_request, minor) =>

@@ -6,6 +6,7 @@
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
+import type { WriteLog } from "../driver/log.ts";
 import type { Log } from "../log/log.ts";
 import type { VbdContext } from "../vbd/engine.ts";
 import type { VbdStatistics } from "../vbd/statistics.ts";
@@ -231,6 +232,14 @@ export class Devices {
   /** The disk that is open on a device; all zeros without one. Throws `SystemError`: ENODEV. */
   diskInfo(minor: number): DiskInfo {
     return this.#find(minor, "get the size of").disk;
+  }
+
+  /** Which sectors of a device changed. Throws `SystemError`: ENODEV, EINVAL without a log. */
+  writeLog(minor: number): WriteLog {
+    const log = this.#find(minor, "get the log of").vbd.writeLog;
+    if (log !== undefined) return log;
+    const hint = "its image is not named log:TYPE:PATH";
+    throw new SystemError(Errno.EINVAL, `Cannot get a log of minor ${minor} (${hint})`);
   }
 
   /** A device's statistics. Throws `SystemError`: ENODEV. */

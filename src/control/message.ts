@@ -11,6 +11,8 @@
  * - response: i32 error @8, message[256] @12
  * - list: i32 count @8, i32 minor @12, i32 state @16, path[256] @20
  * - statistics: u64 length @16, and that many bytes of text follow the message
+ * - write log, this tapdisk's own: asked with u32 clear @8; u64 sectors @8, u64 length @16, and that
+ *   many bytes follow, pages of 32,768 sectors: u32 number, 4096 bytes of bits
  *
  * An `open` or `resume` with `ADD_LOG` is followed by 256 bytes with a path, and an `open` with
  * `OPEN_ENCRYPTED` after that by one byte with the length of a key, and the key.
@@ -58,6 +60,9 @@ export const MessageType = {
   DISK_INFO: 28,
   DISK_INFO_RSP: 29,
   EXIT: 30,
+  /** From here on: this tapdisk's own. */
+  WRITE_LOG: 64,
+  WRITE_LOG_RSP: 65,
 } as const;
 
 /** Bits of `Params.flags`. */
@@ -296,6 +301,40 @@ export function encodeStatisticsHead(cookie: number, lengthBytes: number): Uint8
 /** How many bytes of text follow the head of the answer to `stats`. */
 export function decodeStatisticsLength(message: Uint8Array): number {
   return Number(viewOf(message).getBigUint64(16, true));
+}
+
+/** A request for the log of writes; with `clear`, the log then begins anew. */
+export function encodeWriteLogRequest(cookie: number, clear: boolean): Uint8Array<ArrayBuffer> {
+  const [message, view] = start(MessageType.WRITE_LOG, cookie);
+  view.setUint32(8, clear ? 1 : 0, true);
+  return message;
+}
+
+/** Whether the log is to begin anew. */
+export function decodeWriteLogRequest(message: Uint8Array): boolean {
+  return (viewOf(message).getUint32(8, true) & 1) !== 0;
+}
+
+/** The head of the answer: the device's sectors @8, the length of the pages that follow @16. */
+export function encodeWriteLogHead(
+  cookie: number,
+  { sectors, lengthBytes }: { sectors: number; lengthBytes: number },
+): Uint8Array<ArrayBuffer> {
+  const [message, view] = start(MessageType.WRITE_LOG_RSP, cookie);
+  view.setBigUint64(8, BigInt(sectors), true);
+  view.setBigUint64(16, BigInt(lengthBytes), true);
+  return message;
+}
+
+/** The device's size, and how many bytes of pages follow. */
+export function decodeWriteLogHead(
+  message: Uint8Array,
+): { sectors: number; lengthBytes: number } {
+  const view = viewOf(message);
+  return {
+    sectors: Number(view.getBigUint64(8, true)),
+    lengthBytes: Number(view.getBigUint64(16, true)),
+  };
 }
 
 /** What follows an `open` or a `resume` on the socket. */

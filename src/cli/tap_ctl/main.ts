@@ -63,6 +63,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Print a device's statistics",
     load: async () => (await import("./stats.ts")).defineStats,
   },
+  log: {
+    summary: "Print which sectors of a device changed, and begin anew",
+    load: async () => (await import("./log.ts")).defineLog,
+  },
   major: {
     summary: "Print the major number of blktap block devices",
     load: async () => (await import("./major.ts")).defineMajor,

@@ -85,18 +85,15 @@ export function imageRequest(choices: ImageChoices): ImageOptions {
   };
 }
 
-/** The types whose path is a file's. */
-const FILE_TYPES = ["aio", "vhd"];
+/** Names of images whose path is a file's, behind those of the filters in front of it. */
+const FILE_IMAGE = /^((?:log:|bc:(?:\d+:)?)*(?:aio|ram|vhd):)([^/].*)$/s;
 
 /**
  * An image as a tapdisk understands it: a relative path is one of this process, but a tapdisk runs
  * in the root folder.
  */
 export function absoluteImage(args: string): string {
-  const colon = args.indexOf(":");
-  const path = args.slice(colon + 1);
-  if (!FILE_TYPES.includes(args.slice(0, colon)) || path === "" || path.startsWith("/")) {
-    return args;
-  }
-  return `${args.slice(0, colon)}:${Deno.cwd()}/${path}`;
+  const [, types, path] = FILE_IMAGE.exec(args) ?? [];
+  if (path === undefined || /(^|:)ram:\d+$/.test(args)) return args;
+  return `${types}${Deno.cwd()}/${path}`;
 }
