@@ -1,3 +1,4 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import {
   attachDevice,
   closeImage,
@@ -9,6 +10,7 @@ import {
 } from "./client.ts";
 import { allocateMinor, freeMinor } from "./minors.ts";
 import { spawnTapdisk } from "./spawn.ts";
+import { removeStaleSockets } from "./stale_sockets.ts";
 
 /** Does what can be done to undo something; the error that made it necessary matters more. */
 function attempt(undo: () => void): void {
@@ -45,10 +47,30 @@ export async function createDevice(path: string, options: ImageOptions): Promise
 
 /**
  * Closes a device's image, takes the device from its tapdisk, which ends if that was its last one,
- * and frees the minor. Throws `SystemError`, `TapdiskError`.
+ * and frees the minor. Of a tapdisk that died it removes what is left. Throws `SystemError`,
+ * `TapdiskError`.
  */
 export function destroyDevice(device: DeviceAddress, limit: TimeLimit): void {
-  closeImage(device, limit);
+  try {
+    closeImage(device, limit);
+  } catch (error) {
+    if (clearUpAfterDead(device, error)) return;
+    throw error;
+  }
   detachDevice(device);
   freeMinor(device.minor);
+}
+
+/** Frees a dead tapdisk's minor; false when it is alive, or another has the minor. */
+function clearUpAfterDead({ minor }: DeviceAddress, error: unknown): boolean {
+  if (!(error instanceof SystemError)) return false;
+  if (error.errno !== Errno.ECONNREFUSED && error.errno !== Errno.ENOENT) return false;
+  try {
+    freeMinor(minor);
+  } catch {
+    // What the tapdisk did not answer says more.
+    return false;
+  }
+  removeStaleSockets();
+  return true;
 }
