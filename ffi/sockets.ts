@@ -5,6 +5,7 @@
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibc } from "./libc.ts";
+import { memoryAddress } from "./memory.ts";
 
 const libc = openLibc({
   // int socket(int domain, int type, int protocol)
@@ -204,6 +205,29 @@ export function putIovec(
 ): void {
   putNumber64(view, offset, address);
   putNumber64(view, offset + 8, lengthBytes);
+}
+
+/**
+ * Writes a `struct iovec` at `offset` for bytes of I/O memory, from `offsetBytes` behind the start
+ * of a sector on: unlike an address, these numbers stay in registers.
+ */
+export function putMemoryIovec(
+  view: DataView,
+  offset: number,
+  memorySector: number,
+  offsetBytes: number,
+  lengthBytes: number,
+): void {
+  const address = memoryAddress(memorySector) + offsetBytes;
+  view.setUint32(offset, address >>> 0, true);
+  view.setUint32(offset + 4, (address / 0x1_0000_0000) >>> 0, true);
+  view.setUint32(offset + 8, lengthBytes, true);
+  view.setUint32(offset + 12, 0, true);
+}
+
+/** Changes how many iovecs the `struct msghdr` at `offset` has. */
+export function putIovecCount(view: DataView, offset: number, iovecCount: number): void {
+  view.setUint32(offset + 24, iovecCount, true);
 }
 
 /** Writes a `struct msghdr` at `offset` that has no name and no control data. */

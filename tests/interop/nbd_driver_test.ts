@@ -225,7 +225,8 @@ driverTest(
     assert.equal(job.write.io_bytes, 64 * MIB);
     assert.ok(await retriesOf(tapdisks, disk) > 0, "requests were tried again");
     await runOk("qemu-img", ["compare", "-f", "raw", "-F", "raw", disk.uri, path]);
-    await waitUntil(() => openDescriptors(disk.pid) === descriptors, "no descriptor is left");
+    // Those of tap-ctl and of the clients may close a little later: before, as well as now.
+    await waitUntil(() => openDescriptors(disk.pid) <= descriptors, "no descriptor is left");
   },
 );
 

@@ -1,6 +1,12 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { Arena, memoryAddress, zeroMemory } from "../../../ffi/memory.ts";
-import { IOVEC_BYTES, putIovec, putMsghdr, receiveMessage } from "../../../ffi/sockets.ts";
+import {
+  IOVEC_BYTES,
+  putIovecCount,
+  putMemoryIovec,
+  putMsghdr,
+  receiveMessage,
+} from "../../../ffi/sockets.ts";
 import {
   CHUNK_HEADER_BYTES,
   NBD_CMD_BLOCK_STATUS,
@@ -71,6 +77,7 @@ export class ReplyReceiver {
     this.#pieces = pieces;
     this.#operations = operations;
     this.#sink = sink;
+    putMsghdr(this.#arena.view, 0, this.#arena.address + IOVECS_AT, 0);
   }
 
   /** Forgets all of a connection before another begins, or after it. */
@@ -111,7 +118,7 @@ export class ReplyReceiver {
 
   /** Writes the message header for the next receive; returns the bytes that it has room for. */
   #prepare(): number {
-    const { view, address, bytes } = this.#arena;
+    const { view, sector, bytes } = this.#arena;
     if (this.#start > BUFFER_AT) {
       bytes.copyWithin(BUFFER_AT, this.#start, this.#end);
       this.#end -= this.#start - BUFFER_AT;
@@ -123,15 +130,12 @@ export class ReplyReceiver {
     const behind = Math.min(most, BUFFER_BYTES - have);
     let iovecs = 0;
     if (this.#missing > 0) {
-      putIovec(
-        view,
-        IOVECS_AT + IOVEC_BYTES * iovecs++,
-        memoryAddress(this.#memorySector) + this.#filled,
-        this.#missing,
-      );
+      const at = IOVECS_AT + IOVEC_BYTES * iovecs++;
+      putMemoryIovec(view, at, this.#memorySector, this.#filled, this.#missing);
     }
-    putIovec(view, IOVECS_AT + IOVEC_BYTES * iovecs++, address + this.#end, behind);
-    putMsghdr(view, 0, address + IOVECS_AT, iovecs);
+    const at = IOVECS_AT + IOVEC_BYTES * iovecs++;
+    putMemoryIovec(view, at, sector, this.#end, behind);
+    putIovecCount(view, 0, iovecs);
     return this.#missing + behind;
   }
 

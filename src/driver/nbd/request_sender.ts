@@ -1,5 +1,11 @@
-import { Arena, memoryAddress } from "../../../ffi/memory.ts";
-import { IOVEC_BYTES, putIovec, putMsghdr, sendMessage } from "../../../ffi/sockets.ts";
+import { Arena } from "../../../ffi/memory.ts";
+import {
+  IOVEC_BYTES,
+  putIovec,
+  putMemoryIovec,
+  putMsghdr,
+  sendMessage,
+} from "../../../ffi/sockets.ts";
 import {
   NBD_CMD_FLUSH,
   NBD_CMD_WRITE,
@@ -51,12 +57,13 @@ export class RequestSender {
     view.setUint32(at + 16, Math.floor(offset / 0x1_0000_0000), false);
     view.setUint32(at + 20, offset >>> 0, false);
     view.setUint32(at + 24, bytes, false);
-    this.#addIovec(this.#arena.address + at, REQUEST_BYTES);
-    if (command === NBD_CMD_WRITE) this.#addIovec(memoryAddress(pieces.memory[piece]), bytes);
+    this.#addIovec(this.#arena.sector, at, REQUEST_BYTES);
+    if (command === NBD_CMD_WRITE) this.#addIovec(pieces.memory[piece], 0, bytes);
   }
 
-  #addIovec(address: number, bytes: number): void {
-    putIovec(this.#arena.view, IOVECS_AT + this.#iovecs++ * IOVEC_BYTES, address, bytes);
+  #addIovec(memorySector: number, offsetBytes: number, bytes: number): void {
+    const at = IOVECS_AT + this.#iovecs++ * IOVEC_BYTES;
+    putMemoryIovec(this.#arena.view, at, memorySector, offsetBytes, bytes);
   }
 
   /**
