@@ -12,20 +12,26 @@ import {
   decodeDiskInfo,
   decodeListEntry,
   decodePid,
+  decodeSnapshotReply,
   decodeStatisticsLength,
   decodeWriteLogHead,
   type DiskInfo,
   encodeParams,
+  encodePause,
   encodePlain,
   encodeTrailer,
   encodeWriteLogRequest,
   type ListEntry,
   MessageFlag,
   MessageType,
+  type SnapshotReply,
 } from "./message.ts";
 
 /** How long questions may take that a tapdisk answers at once. */
 const QUESTION_TIMEOUT_MS = 10_000;
+
+/** How long a tapdisk may take to say that a time limit is over. */
+const GRACE_MS = 1_000;
 
 /** Which device of which tapdisk. */
 export interface DeviceAddress {
@@ -164,10 +170,44 @@ export function closeImage(
   order(device, { verb: "close", request, response: MessageType.CLOSE_RSP, ...limit });
 }
 
-/** Stops a device's requests and closes its image files. Throws `SystemError`, `TapdiskError`. */
-export function pauseDevice(device: DeviceAddress, limit: TimeLimit = {}): void {
-  const { PAUSE, PAUSE_RSP } = MessageType;
-  order(device, { verb: "pause", request: PAUSE, response: PAUSE_RSP, ...limit });
+/**
+ * Stops a device's requests and closes its image files. Throws `SystemError`, `TapdiskError`:
+ * ETIMEDOUT when requests under way do not end in time; the device then runs on.
+ */
+export function pauseDevice(
+  { pid, minor }: DeviceAddress,
+  { timeoutMs = Infinity }: TimeLimit = {},
+): void {
+  withConnection(pid, timeoutMs + GRACE_MS, (connection) => {
+    connection.send(encodePause(minor, timeoutMs));
+    connection.expect(MessageType.PAUSE_RSP, `Cannot pause minor ${minor} of tapdisk ${pid}`);
+  });
+}
+
+/**
+ * Puts a new image on top of a device's image while it runs. Throws `SystemError`, `TapdiskError`;
+ * the device then runs on with the image that it had.
+ *
+ * @param path Of the new image; with `rename`, of the running one from now on: its name goes to the
+ * new one.
+ */
+export function snapshotDevice(
+  { pid, minor }: DeviceAddress,
+  path: string,
+  { rename, timeoutSeconds }: { rename: boolean; timeoutSeconds: number },
+): SnapshotReply {
+  return withConnection(pid, Infinity, (connection) => {
+    connection.send(encodeParams(MessageType.SNAPSHOT, minor, {
+      flags: rename ? MessageFlag.RENAME : 0,
+      minor,
+      path,
+      parentMinor: -1,
+      requestTimeoutSeconds: timeoutSeconds,
+      secondary: "",
+    }));
+    const what = `Cannot make a snapshot of minor ${minor} of tapdisk ${pid}`;
+    return decodeSnapshotReply(connection.expect(MessageType.SNAPSHOT_RSP, what));
+  });
 }
 
 /** Opens a paused device's image again, or another one, and lets its requests go on. */

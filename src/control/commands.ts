@@ -5,12 +5,14 @@ import type { Devices, Done } from "./devices.ts";
 import {
   ALL_MINORS,
   decodeParams,
+  decodePauseTimeoutMs,
   decodeTrailer,
   decodeWriteLogRequest,
   encodeDiskInfo,
   encodeListEntry,
   encodePid,
   encodePlain,
+  encodeSnapshotReply,
   encodeStatisticsHead,
   encodeWriteLogHead,
   MESSAGE_BYTES,
@@ -59,16 +61,16 @@ function change(
 /** A change that is over when it calls back; its answer carries nothing. */
 function longChange(
   response: number,
-  start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void,
+  start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void | (() => void),
 ): Command {
   return {
     exclusive: true,
-    run(request, reply): void {
+    run(request, reply): void | (() => void) {
       const minor = messageCookie(request);
       const done: Done = (error) => {
         reply(error === undefined ? encodePlain(response, minor) : errorReply(request, error));
       };
-      start(minor, done, request);
+      return start(minor, done, request);
     },
   };
 }
@@ -148,6 +150,27 @@ function openReply(
   }
 }
 
+/** Makes a snapshot, and answers with what was made. */
+function snapshotCommand(devices: Devices): Command {
+  return {
+    exclusive: true,
+    run(request, reply): () => void {
+      const minor = messageCookie(request);
+      const { flags, path, requestTimeoutSeconds } = decodeParams(request);
+      const options = {
+        path,
+        rename: (flags & MessageFlag.RENAME) !== 0,
+        timeoutMs: requestTimeoutSeconds === 0 ? Infinity : requestTimeoutSeconds * 1000,
+      };
+      return devices.snapshot(minor, options, (error, made) => {
+        if (made === null) return reply(errorReply(request, error));
+        const { stallMs, parent, name: image } = made;
+        reply(encodeSnapshotReply(minor, { stallMs, parent, image }));
+      });
+    },
+  };
+}
+
 /** What a tapdisk does for each message that it knows. */
 export function controlCommands(devices: Devices): CommandTable {
   const close = (force: boolean) =>
@@ -160,6 +183,11 @@ export function controlCommands(devices: Devices): CommandTable {
     refuseUnsupported(flags, `Cannot unpause minor ${minor}`);
     devices.resume(minor, path === "" ? null : path, done);
   });
+  const pause = longChange(
+    MessageType.PAUSE_RSP,
+    (minor, done, request) =>
+      devices.pause(minor, { timeoutMs: decodePauseTimeoutMs(request) }, done),
+  );
   return new Map<number, Command>([
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
@@ -189,7 +217,8 @@ export function controlCommands(devices: Devices): CommandTable {
       }),
     ],
     [MessageType.OPEN, change((request, minor) => openReply(devices, request, minor))],
-    [MessageType.PAUSE, longChange(MessageType.PAUSE_RSP, (m, done) => devices.pause(m, done))],
+    [MessageType.PAUSE, pause],
+    [MessageType.SNAPSHOT, snapshotCommand(devices)],
     [MessageType.RESUME, resume],
     [MessageType.CLOSE, close(false)],
     [MessageType.FORCE_SHUTDOWN, close(true)],

@@ -11,6 +11,7 @@ import type { Log } from "../log/log.ts";
 import type { VbdContext } from "../vbd/engine.ts";
 import type { VbdStatistics } from "../vbd/statistics.ts";
 import type { DiskKey } from "../vhd/key.ts";
+import { type LiveSnapshot, liveSnapshot } from "../vbd/live_snapshot.ts";
 import { Vbd, VbdState } from "../vbd/vbd.ts";
 import type { DiskInfo } from "./message.ts";
 import { holdMinor, MAX_ID } from "./minors.ts";
@@ -203,28 +204,68 @@ export class Devices {
     });
   }
 
-  /** Holds back a device's requests and closes its image files. Throws `SystemError`: ENODEV. */
-  pause(minor: number, done: Done): void {
+  /**
+   * Holds back a device's requests and closes its image files. When that fails or takes longer than
+   * `timeoutMs`, the device runs on. Throws `SystemError`: ENODEV.
+   *
+   * @returns Gives the pause up, if it has not ended.
+   */
+  pause(minor: number, { timeoutMs }: { timeoutMs: number }, done: Done): () => void {
     const { vbd } = this.#find(minor, "pause");
     vbd.pause((errno, message) => {
       if (errno === 0) this.#log.info(`Paused minor ${minor}`);
+      else this.#log.warn(message);
       done(failure(errno, message));
-    });
+    }, timeoutMs);
+    return () => vbd.giveUpPause();
   }
 
   /**
-   * Opens a paused device's image again, or another of the same size, and lets its requests go on.
-   * Throws `SystemError`: ENODEV.
+   * Puts a new image on top of a device's image while it runs. Throws `SystemError`: ENODEV.
+   *
+   * @returns Gives it up, as long as requests are being drained.
+   */
+  snapshot(
+    minor: number,
+    { path, rename, timeoutMs }: { path: string; rename: boolean; timeoutMs: number },
+    done: (error: Error | undefined, made: LiveSnapshot | null) => void,
+  ): () => void {
+    const device = this.#find(minor, "make a snapshot of");
+    const { vbd } = device;
+    const ended = (errno: number, message: string, made: LiveSnapshot | null): void => {
+      if (made === null) this.#log.warn(message);
+      else {
+        const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
+        this.#log.info(`Minor ${minor} goes on with ${made.name} on ${made.parent}; ${held}`);
+        device.disk = vbd.geometry;
+      }
+      done(failure(errno, message), made);
+    };
+    liveSnapshot(this.#context, vbd, { path, rename, timeoutMs, done: ended });
+    return () => vbd.giveUpPause();
+  }
+
+  /**
+   * Opens a paused device's image again, or another that is no smaller, and lets its requests go
+   * on; users that come from now on see the new size. Throws `SystemError`: ENODEV.
    *
    * @param name `type:/path`, or null for the image that it had.
    */
   resume(minor: number, name: string | null, done: Done): void {
-    const { vbd } = this.#find(minor, "unpause");
+    const device = this.#find(minor, "unpause");
+    const { vbd } = device;
     if ((vbd.state & VbdState.Paused) === 0) {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${minor} (it is not paused)`);
     }
     vbd.resume(name, (errno, message) => {
-      if (errno === 0) this.#log.info(`Unpaused minor ${minor} with ${vbd.name}`);
+      if (errno === 0) {
+        const { sectors } = device.disk;
+        const grown = vbd.sectors === sectors
+          ? ""
+          : `, of ${vbd.sectors} instead of ${sectors} sectors`;
+        device.disk = vbd.geometry;
+        this.#log.info(`Unpaused minor ${minor} with ${vbd.name}${grown}`);
+      }
       done(failure(errno, message));
     });
   }

@@ -10,6 +10,10 @@
  *   number @276, u16 request time-out (seconds) @280, secondary[256] @282; resume uses these too
  * - response: i32 error @8, message[256] @12
  * - list: i32 count @8, i32 minor @12, i32 state @16, path[256] @20
+ * - pause: u32 time limit (milliseconds, 0 for none) @8, which the reference does not look at
+ * - snapshot, not in the reference: params, with flag `RENAME` and the time limit in seconds; its
+ *   answer: u32 time that requests waited (µs) @8, path[256] of the parent @12, path[256] @268 of
+ *   the image that is open now
  * - statistics: u64 length @16, and that many bytes of text follow the message
  * - write log, this tapdisk's own: asked with u32 clear @8; u64 sectors @8, u64 length @16, and that
  *   many bytes follow, pages of 32,768 sectors: u32 number, 4096 bytes of bits
@@ -60,6 +64,9 @@ export const MessageType = {
   DISK_INFO: 28,
   DISK_INFO_RSP: 29,
   EXIT: 30,
+  /** From here on what the reference does not have. */
+  SNAPSHOT: 0x200,
+  SNAPSHOT_RSP: 0x201,
   /** From here on: this tapdisk's own. */
   WRITE_LOG: 64,
   WRITE_LOG_RSP: 65,
@@ -78,6 +85,8 @@ export const MessageFlag = {
   STANDBY: 0x100,
   NO_O_DIRECT: 0x200,
   OPEN_ENCRYPTED: 0x400,
+  /** Of a `snapshot`: the running image is renamed. */
+  RENAME: 0x800,
 } as const;
 
 /** What `open` and `resume` ask for. */
@@ -224,6 +233,47 @@ export function decodeParams(message: Uint8Array): Params {
     requestTimeoutSeconds: view.getUint16(280, true),
     secondary: stringAt(message, 282),
   };
+}
+
+/** A `pause`; without a limit as long as it takes. */
+export function encodePause(cookie: number, timeoutMs: number): Uint8Array<ArrayBuffer> {
+  const [message, view] = start(MessageType.PAUSE, cookie);
+  const limit = timeoutMs === Infinity ? 0 : Math.min(Math.max(1, timeoutMs), 0xffff_ffff);
+  view.setUint32(8, limit, true);
+  return message;
+}
+
+/** The time limit of a `pause`, milliseconds. */
+export function decodePauseTimeoutMs(message: Uint8Array): number {
+  return viewOf(message).getUint32(8, true) || Infinity;
+}
+
+/** What a `snapshot` led to. */
+export interface SnapshotReply {
+  /** How long requests were held back, milliseconds. */
+  readonly stallMs: number;
+  /** Path of the image that keeps the disk of that moment. */
+  readonly parent: string;
+  /** `type:/path` of the image that is open now. */
+  readonly image: string;
+}
+
+/** The answer to `snapshot`. */
+export function encodeSnapshotReply(
+  cookie: number,
+  { stallMs, parent, image }: SnapshotReply,
+): Uint8Array<ArrayBuffer> {
+  const [message, view] = start(MessageType.SNAPSHOT_RSP, cookie);
+  view.setUint32(8, Math.min(stallMs * 1000, 0xffff_ffff), true);
+  message.set(encodePathField(parent), 12);
+  message.set(encodePathField(image), 268);
+  return message;
+}
+
+/** What the answer to `snapshot` tells. */
+export function decodeSnapshotReply(message: Uint8Array): SnapshotReply {
+  const stallMs = viewOf(message).getUint32(8, true) / 1000;
+  return { stallMs, parent: stringAt(message, 12), image: stringAt(message, 268) };
 }
 
 /** The answer to `open` or `disk info`. */

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { EPOLLIN, EPOLLOUT } from "../../ffi/epoll.ts";
+import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../ffi/epoll.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { addressOf } from "../../ffi/libc.ts";
@@ -32,8 +32,8 @@ const ACCEPT_RETRY_MS = 1_000;
 /** Carries out a kind of request. */
 export interface Command {
   /**
-   * Whether it changes something: one of those runs at a time, in the order in which they came.
-   * The others run at once and answer before they return.
+   * Whether it changes something: one of those runs at a time for each minor, in the order in which
+   * they came. The others run at once and answer before they return.
    */
   readonly exclusive: boolean;
   /**
@@ -41,8 +41,12 @@ export interface Command {
    * otherwise.
    *
    * @param request The message with its trailer.
+   * @returns Called when the peer hangs up before the answer, if there is anything to do then.
    */
-  run(request: Uint8Array<ArrayBuffer>, answer: (reply: Uint8Array<ArrayBuffer>) => void): void;
+  run(
+    request: Uint8Array<ArrayBuffer>,
+    answer: (reply: Uint8Array<ArrayBuffer>) => void,
+  ): void | (() => void);
 }
 
 /** The commands by message type. */
@@ -59,20 +63,37 @@ export function errorReply(
 
 type Job = (finished: () => void) => void;
 
-/** Jobs of which one runs at a time. */
-class JobQueue {
-  readonly #waiting: Job[] = [];
-  #busy = false;
+/** The minor of jobs that are about all. */
+const EVERY_MINOR = -1;
 
-  add(job: Job): void {
-    this.#waiting.push(job);
-    if (!this.#busy) this.#next();
+/** Jobs, of which one runs at a time for each minor. */
+class JobQueue {
+  #waiting: { minor: number; job: Job }[] = [];
+  readonly #busy = new Set<number>();
+
+  add(minor: number, job: Job): void {
+    this.#waiting.push({ minor, job });
+    this.#next();
   }
 
+  /** Starts all that nothing before them keeps waiting. */
   #next(): void {
-    const job = this.#waiting.shift();
-    this.#busy = job !== undefined;
-    job?.(() => this.#next());
+    const held = new Set(this.#busy);
+    const mayStart = (minor: number): boolean =>
+      minor === EVERY_MINOR ? held.size === 0 : !held.has(minor) && !held.has(EVERY_MINOR);
+    const ready = this.#waiting.filter(({ minor }) => {
+      const may = mayStart(minor);
+      held.add(minor);
+      return may;
+    });
+    this.#waiting = this.#waiting.filter((entry) => !ready.includes(entry));
+    for (const { minor } of ready) this.#busy.add(minor);
+    for (const { minor, job } of ready) {
+      job(() => {
+        this.#busy.delete(minor);
+        this.#next();
+      });
+    }
   }
 }
 
@@ -86,9 +107,13 @@ class Client implements FdHandler {
   #received = 0;
   #output: Uint8Array<ArrayBuffer> | undefined;
   #sent = 0;
+  #waitsForRoom = false;
   #timer = 0;
-  #watched = true;
+  /** A command runs for it, or waits for its turn. */
+  #running = false;
   open = true;
+  /** Called when the peer hangs up while its command runs. */
+  hungUp: (() => void) | undefined;
 
   constructor(
     fd: number,
@@ -106,8 +131,12 @@ class Client implements FdHandler {
     this.#timer = scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close());
   }
 
-  ready(): void {
-    if (this.#output === undefined) this.#receive();
+  ready(events: number): void {
+    if (this.#running) {
+      if ((events & (EPOLLHUP | EPOLLERR)) === 0) return;
+      this.close();
+      this.hungUp?.();
+    } else if (this.#output === undefined) this.#receive();
     else this.#send(this.#output);
   }
 
@@ -119,24 +148,19 @@ class Client implements FdHandler {
     if (got <= 0) return this.close();
     this.#received += got;
     if (requestLength(this.#input.subarray(0, this.#received)) > this.#received) return;
-    this.#quiet();
+    this.#running = true;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#scheduler.rewatch(this.fd, 0);
     const request = this.#input.slice(0, this.#received);
     // It may hold a key, which is for the command to keep or to wipe.
     this.#input.fill(0);
     this.#requested(this, request);
   }
 
-  /** Stops listening to the peer: a command runs, or has been answered. */
-  #quiet(): void {
-    if (!this.#watched) return;
-    this.#watched = false;
-    this.#scheduler.unwatch(this.fd);
-    this.#scheduler.cancelTimer(this.#timer);
-  }
-
   /** Sends the answer and hangs up. */
   answer(reply: Uint8Array<ArrayBuffer>): void {
     if (!this.open || this.#output !== undefined) return;
+    this.#running = false;
     this.#output = reply;
     this.#send(reply);
   }
@@ -152,23 +176,24 @@ class Client implements FdHandler {
   }
 
   #waitForRoom(): void {
-    if (this.#watched) return;
-    this.#watched = true;
-    this.#scheduler.watch(this.fd, EPOLLOUT, this);
+    if (this.#waitsForRoom) return;
+    this.#waitsForRoom = true;
+    this.#scheduler.rewatch(this.fd, EPOLLOUT);
     this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close());
   }
 
   close(): void {
     if (!this.open) return;
-    this.#quiet();
     this.open = false;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#scheduler.unwatch(this.fd);
     closeFile(this.fd);
     this.#closed(this);
   }
 
   /** Whether the peer is owed an answer: a command runs for it, or the answer is on its way. */
   get isOwed(): boolean {
-    return this.open && (!this.#watched || this.#output !== undefined);
+    return this.open && (this.#running || this.#output !== undefined);
   }
 }
 
@@ -204,7 +229,7 @@ export class ControlServer implements FdHandler {
 
   /** Runs a job when no exclusive command runs, and holds back the others until it calls back. */
   runExclusive(job: (finished: () => void) => void): void {
-    this.#jobs.add(job);
+    this.#jobs.add(EVERY_MINOR, job);
   }
 
   /** Takes the next connections: the listening socket is ready. */
@@ -247,13 +272,16 @@ export class ControlServer implements FdHandler {
       this.#log.warn(what);
       return client.answer(errorReply(request, new SystemError(Errno.EINVAL, what)));
     }
-    if (!command.exclusive) return this.#run(command, request, (reply) => client.answer(reply));
-    this.#jobs.add((finished) => {
+    if (!command.exclusive) {
+      this.#run(command, request, (reply) => client.answer(reply));
+      return;
+    }
+    this.#jobs.add(messageCookie(request), (finished) => {
       if (!client.open) {
         request.fill(0);
         return finished();
       }
-      this.#run(command, request, (reply) => {
+      client.hungUp = this.#run(command, request, (reply) => {
         client.answer(reply);
         finished();
       });
@@ -264,7 +292,7 @@ export class ControlServer implements FdHandler {
     command: Command,
     request: Uint8Array<ArrayBuffer>,
     answer: (reply: Uint8Array<ArrayBuffer>) => void,
-  ): void {
+  ): (() => void) | undefined {
     let answered = false;
     const answerOnce = (reply: Uint8Array<ArrayBuffer>): void => {
       if (answered) return;
@@ -272,10 +300,11 @@ export class ControlServer implements FdHandler {
       answer(reply);
     };
     try {
-      command.run(request, answerOnce);
+      return command.run(request, answerOnce) ?? undefined;
     } catch (error) {
       this.#log.error(describeError(error));
       answerOnce(errorReply(request, error));
+      return undefined;
     }
   }
 

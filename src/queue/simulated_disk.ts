@@ -339,9 +339,16 @@ class SimulatedStorage implements Storage {
     this.files.delete(normalizePath(this, from));
   }
 
+  link(from: string, to: string): void {
+    const file = this.#named(from);
+    if (this.exists(to)) throw new SystemError(Errno.EEXIST, `Cannot link ${from} to ${to}`);
+    this.files.set(normalizePath(this, to), file);
+  }
+
   remove(path: string): void {
-    this.#named(path).release();
+    const file = this.#named(path);
     this.files.delete(normalizePath(this, path));
+    if (![...this.files.values()].includes(file)) file.release();
   }
 
   #named(path: string): SimulatedFile {

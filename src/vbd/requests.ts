@@ -92,6 +92,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   run(target: RequestTarget): void {
     this.#target = target;
     this.#holding = false;
+    // Failures of what was open before, and the time since, do not count against this target.
+    this.#slots.attempts.fill(0);
     if (this.#waiting.size > 0) this.#context.admission.add(this);
   }
 
@@ -113,6 +115,15 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
       drained();
     };
     if (this.#issued === 0) this.#noteDrained();
+  }
+
+  /** Starts requests again after `stop`; false when that is through, and the target gone. */
+  goOn(): boolean {
+    if (this.#drained === null) return false;
+    this.#drained = null;
+    this.#holding = false;
+    if (this.#waiting.size > 0) this.#context.admission.add(this);
+    return true;
   }
 
   get #stopped(): boolean {

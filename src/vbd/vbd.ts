@@ -60,6 +60,9 @@ export class Vbd {
   #images: ImageDriver[] = [];
   #sectors = 0;
   #options: OpenOptions = {};
+  /** Whom the pause under way tells of its end; null when there is none, or it was given up. */
+  #pausing: Done | null = null;
+  #pauseTimer = 0;
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
@@ -107,6 +110,7 @@ export class Vbd {
     this.#keepsakes.opening();
     try {
       this.#images = openImages(leaf, this.#context, this.requests);
+      this.#refuseSmaller(name);
     } catch (error) {
       if (this.name === "") this.#keepsakes.releaseAll();
       throw error;
@@ -123,16 +127,58 @@ export class Vbd {
     });
   }
 
-  /** Drains the device and closes its images; requests wait until `resume`. */
-  pause(done: Done): void {
+  /** Users know a size, and may have data up to there: images may grow, but not shrink. */
+  #refuseSmaller(name: string): void {
+    const [{ sectors }] = this.#images;
+    if (sectors >= this.#sectors) return;
+    for (const image of this.#images.splice(0)) image.close(() => {});
+    const sizes = `it has ${sectors} sectors, the device ${this.#sectors}`;
+    throw new SystemError(Errno.EMEDIUMTYPE, `Cannot go on with ${name} (${sizes})`);
+  }
+
+  /**
+   * Drains the device and closes its images; requests wait until `resume`. When that fails, or
+   * takes longer than `timeoutMs` (ETIMEDOUT), the device runs on.
+   */
+  pause(done: Done, timeoutMs = Infinity): void {
     if ((this.state & VbdState.Paused) !== 0) return done(0, "");
     if (this.state !== 0) return done(...this.#busy());
     this.state = VbdState.PauseRequested | VbdState.QuiesceRequested;
-    this.requests.stop(true, () =>
-      this.#closeImages((errno, message) => {
-        this.state = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
-        done(errno, message);
-      }));
+    this.#pausing = done;
+    if (timeoutMs !== Infinity) {
+      const { scheduler } = this.#context;
+      this.#pauseTimer = scheduler.addTimer(timeoutMs, () => this.giveUpPause());
+    }
+    this.requests.stop(true, () => this.#closeImages((...result) => this.#paused(...result)));
+  }
+
+  /** Ends a pause that is under way, as its time limit does; nothing happens when there is none. */
+  giveUpPause(): void {
+    if (this.#pausing === null) return;
+    const { outstanding } = this.requests;
+    const message = `Cannot pause minor ${this.minor} in time: its disk owes answers, and ` +
+      `${outstanding} requests have not ended; it runs on`;
+    // Without images there is no going back: it goes on when they are closed.
+    if (this.requests.goOn()) this.state = 0;
+    this.#endPause(Errno.ETIMEDOUT, message);
+  }
+
+  #endPause(errno: number, message: string): void {
+    const done = this.#pausing;
+    this.#pausing = null;
+    this.#context.scheduler.cancelTimer(this.#pauseTimer);
+    this.#pauseTimer = 0;
+    if (done !== null) done(errno, message);
+  }
+
+  /** All images are closed. */
+  #paused(errno: number, message: string): void {
+    this.state = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
+    if (errno === 0 && this.#pausing !== null) return this.#endPause(0, "");
+    this.resume(null, (resumeErrno, resumeMessage) => {
+      if (resumeErrno !== 0) this.#context.log(resumeMessage);
+      this.#endPause(errno, message);
+    });
   }
 
   #busy(): [number, string] {
@@ -141,8 +187,9 @@ export class Vbd {
   }
 
   /**
-   * Opens the images again, those of `name` if it is not null, and goes on with what waits. On an
-   * error the device stays paused.
+   * Opens the images again, those of `name` if it is not null, and goes on with what waits. The
+   * disk may have grown. On an error, such as EMEDIUMTYPE for a smaller disk than users know, the
+   * device stays paused.
    */
   resume(name: string | null, done: Done): void {
     if (this.state === 0) return done(0, "");

@@ -4,7 +4,7 @@ import type { OpenMode, PathStatus, Storage, StorageFile } from "./storage.ts";
 const PAGE_SIZE = 65536;
 
 /** Something that changes a file or makes changes last. */
-export type StorageOperation = "write" | "truncate" | "sync" | "rename" | "remove";
+export type StorageOperation = "write" | "truncate" | "sync" | "rename" | "link" | "remove";
 
 /**
  * Files in memory, for tests and simulations. Only what is written takes room, so an image may claim
@@ -56,6 +56,14 @@ export class MemoryStorage implements Storage {
     const file = this.#files.get(this.#absolute(from));
     if (file === undefined) throw new SystemError(Errno.ENOENT, `Cannot rename ${from}`);
     this.#files.delete(this.#absolute(from));
+    this.#files.set(this.#absolute(to), file);
+  }
+
+  link(from: string, to: string): void {
+    this.beforeOperation?.("link", from);
+    const file = this.#files.get(this.#absolute(from));
+    if (file === undefined) throw new SystemError(Errno.ENOENT, `Cannot link ${from}`);
+    if (this.exists(to)) throw new SystemError(Errno.EEXIST, `Cannot link ${from} to ${to}`);
     this.#files.set(this.#absolute(to), file);
   }
 

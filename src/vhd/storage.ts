@@ -54,7 +54,10 @@ export interface Storage {
   exists(path: string): boolean;
   /** The folder that relative paths start from. */
   workingDirectory(): string;
+  /** Puts a file in the place of `to`, at one stroke. */
   rename(from: string, to: string): void;
+  /** Gives a file a second name, which must be free (EEXIST). */
+  link(from: string, to: string): void;
   remove(path: string): void;
 }
 
@@ -147,6 +150,7 @@ function systemCall<T>(what: string, call: () => T): T {
 
 function errnoOfClass(error: unknown): number {
   if (error instanceof Deno.errors.NotFound) return Errno.ENOENT;
+  if (error instanceof Deno.errors.AlreadyExists) return Errno.EEXIST;
   if (error instanceof Deno.errors.PermissionDenied) return Errno.EACCES;
   if (error instanceof Deno.errors.FilesystemLoop) return Errno.ELOOP;
   if (error instanceof Deno.errors.NotADirectory) return Errno.ENOTDIR;
@@ -193,6 +197,10 @@ export const osStorage: Storage = {
 
   rename(from: string, to: string): void {
     systemCall(`Cannot rename ${from} to ${to}`, () => Deno.renameSync(from, to));
+  },
+
+  link(from: string, to: string): void {
+    systemCall(`Cannot link ${from} to ${to}`, () => Deno.linkSync(from, to));
   },
 
   remove(path: string): void {

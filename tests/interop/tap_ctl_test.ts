@@ -262,8 +262,8 @@ test("every command has help", async (bench) => {
   const commands = [...help.matchAll(/^ {2}([a-z]+) {2,}\S/gm)].map((match) => match[1]);
   assert.deepEqual(
     commands,
-    ("list allocate free create destroy spawn attach detach open close pause unpause stats " +
-      "log major check").split(" "),
+    ("list allocate free create destroy spawn attach detach open close pause unpause snapshot " +
+      "stats log major check").split(" "),
   );
   assert.equal(await bench.ok("help"), help);
   for (const command of commands) {

@@ -59,6 +59,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Open the image again, or another, and let the requests go on",
     load: async () => (await import("./unpause.ts")).defineUnpause,
   },
+  snapshot: {
+    summary: "Put a new image on top of a running one, which keeps the disk of that moment",
+    load: async () => (await import("./snapshot.ts")).defineSnapshot,
+  },
   stats: {
     summary: "Print a device's statistics",
     load: async () => (await import("./stats.ts")).defineStats,

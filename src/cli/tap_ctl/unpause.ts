@@ -11,7 +11,7 @@ interface UnpauseOptions extends DeviceAddress {
 /** `tap-ctl unpause`. */
 export function defineUnpause(command: Command): Command {
   return deviceOptions(command)
-    .option("-a, --args <type:/path>", "go on with this image, of the same size")
+    .option("-a, --args <type:/path>", "go on with this image, no smaller than the disk")
     .option("-2, --secondary <type:/path>", "mirror writes to a second image")
     .option("-c, --log <file>", "note in a log which blocks change")
     .action((options: UnpauseOptions) => {

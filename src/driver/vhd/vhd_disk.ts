@@ -96,8 +96,11 @@ export class VhdDisk implements ImageDriver {
   operationsFor(sectors: number): number {
     // At worst each sector is a piece of its own; each block has its bitmap read and written.
     const blocks = Math.floor(sectors / this.#sectorsPerBlock) + 2;
-    const here = Math.min(sectors, 2048) + 2 * blocks;
-    return this.#below === null ? here : here + this.#below.operationsFor(sectors) - 1;
+    const pieces = Math.min(sectors, 2048);
+    const here = pieces + 2 * blocks;
+    // Only reads go below, none of which is longer; a sector is read in one of the layers alone.
+    if (this.#below === null || sectors > REQUEST_SECTORS) return here;
+    return here + Math.max(0, this.#below.operationsFor(sectors) - pieces);
   }
 
   #blockOf(sector: number): number {

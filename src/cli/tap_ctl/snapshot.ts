@@ -1,0 +1,44 @@
+import type { Command } from "commander";
+import { type DeviceAddress, snapshotDevice } from "../../control/client.ts";
+import { deviceOptions, timeLimitOption } from "./options.ts";
+
+interface SnapshotChoices extends DeviceAddress {
+  readonly name: string;
+  readonly rename?: boolean;
+  readonly timeout?: number;
+  readonly json?: boolean;
+}
+
+const NOTES = `
+The running image keeps the disk as it is at this moment, and is not written to any more. What is
+written from now on goes to a new VHD on top of it: to FILE or, with --rename, to one that takes the
+running image's name, while that becomes FILE. Raw images will do, too.
+
+Prints how long requests were held back. Whatever fails, the disk goes on with the image that it had.`;
+
+function makeSnapshot(
+  { name, rename = false, timeout = 0, json, ...device }: SnapshotChoices,
+): void {
+  const path = name.startsWith("/") ? name : `${Deno.cwd()}/${name}`;
+  const made = snapshotDevice(device, path, { rename, timeoutSeconds: timeout });
+  if (json) {
+    const { image, parent, stallMs } = made;
+    console.log(JSON.stringify({ image, parent, stall_ms: stallMs }, null, 2));
+  } else {
+    console.log(`${made.image} is open, on ${made.parent}`);
+    console.log(`requests waited ${made.stallMs.toFixed(1)} ms`);
+  }
+}
+
+/** `tap-ctl snapshot`. */
+export function defineSnapshot(command: Command): Command {
+  return timeLimitOption(deviceOptions(command))
+    .requiredOption(
+      "-n, --name <file>",
+      "the new image or, with --rename, the running one's new name",
+    )
+    .option("--rename", "give the running image's name to the new one")
+    .option("--json", "print JSON")
+    .addHelpText("after", NOTES)
+    .action(makeSnapshot);
+}

@@ -1,0 +1,158 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { describeError, errnoOf } from "../queue/disk_files.ts";
+import { canonicalPath, folderOf, normalizePath } from "../vhd/paths.ts";
+import { snapshot } from "../vhd/snapshot.ts";
+import type { Storage } from "../vhd/storage.ts";
+import type { VbdContext } from "./engine.ts";
+import { type Done, type Vbd, VbdState } from "./vbd.ts";
+
+/** How a snapshot of a running device is made. */
+export interface LiveSnapshotOptions {
+  /** Path of the new image; with `rename`, the one that the running image goes by from now on. */
+  readonly path: string;
+  /** Moves the running image aside and gives its name to the new one. */
+  readonly rename: boolean;
+  /** How long draining may take, milliseconds. */
+  readonly timeoutMs: number;
+}
+
+/** What a snapshot led to. */
+export interface LiveSnapshot {
+  /** Name of the image that is open now, `type:path`. */
+  readonly name: string;
+  /** Path of the image that keeps what the disk held at that moment. */
+  readonly parent: string;
+  /** How long requests were held back, milliseconds. */
+  readonly stallMs: number;
+}
+
+/** Called at the end, with an errno other than 0 and a message, or with what was done. */
+export type SnapshotDone = (errno: number, message: string, made: LiveSnapshot | null) => void;
+
+/** What is to be done to files, and undone. */
+interface Plan {
+  /** Drivers in front of the image's own, each with its colon. */
+  readonly stack: string;
+  /** The running image. */
+  readonly image: string;
+  readonly raw: boolean;
+  /** Where the running image is afterwards. */
+  readonly parent: string;
+  /** Where the new image is afterwards, and where it is made. */
+  readonly child: string;
+  readonly draft: string;
+}
+
+/**
+ * Puts a new, empty image on top of the running one, which keeps the disk as it is at this moment.
+ * Requests wait for as long as it takes. Whatever fails, the device runs on with the image that it
+ * had; at every step there is an image in order under the name that was served.
+ */
+export function liveSnapshot(
+  context: VbdContext,
+  vbd: Vbd,
+  { path, rename, timeoutMs, done }: LiveSnapshotOptions & { readonly done: SnapshotDone },
+): void {
+  const { scheduler, files: { storage } } = context;
+  let plan: Plan;
+  try {
+    plan = planFor(vbd, { storage, path, rename });
+  } catch (error) {
+    return done(errnoOf(error), describeError(error), null);
+  }
+  const before = vbd.name;
+  const startMs = scheduler.nowMs();
+  const goBack = (errno: number, message: string): void =>
+    vbd.resume(before, (resumeErrno, resumeMessage) => {
+      const also = resumeErrno === 0 ? "" : `; ${resumeMessage}; the device stays paused`;
+      done(errno, `${message}${also}`, null);
+    });
+  const paused: Done = (errno, message) => {
+    if (errno !== 0) return done(errno, message, null);
+    try {
+      makeChild(storage, plan);
+    } catch (error) {
+      return goBack(errnoOf(error), describeError(error));
+    }
+    const name = `${plan.stack}vhd:${plan.child}`;
+    vbd.resume(name, (resumeErrno, resumeMessage) => {
+      if (resumeErrno === 0) {
+        const stallMs = scheduler.nowMs() - startMs;
+        return done(0, "", { name, parent: plan.parent, stallMs });
+      }
+      const failure = undo(storage, plan);
+      goBack(resumeErrno, `${resumeMessage}${failure === "" ? "" : `; ${failure}`}`);
+    });
+  };
+  vbd.pause(paused, timeoutMs);
+}
+
+function planFor(
+  vbd: Vbd,
+  { storage, path, rename }: { storage: Storage; path: string; rename: boolean },
+): Plan {
+  const refuse = (errno: number, why: string): never => {
+    throw new SystemError(errno, `Cannot make a snapshot of minor ${vbd.minor} (${why})`);
+  };
+  if (vbd.name === "") refuse(Errno.EINVAL, "it has no image");
+  if (vbd.state !== 0) {
+    const isPaused = (vbd.state & VbdState.Paused) !== 0;
+    refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
+  }
+  if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
+  const parts = /^((?:[a-z0-9]+:)*?)(vhd|aio):(\/.*)$/.exec(vbd.name);
+  if (parts === null) return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor raw`);
+  const image = canonicalPath(storage, parts[3]);
+  const raw = parts[2] === "aio";
+  if (!path.startsWith("/")) refuse(Errno.EINVAL, `${path} is not an absolute path`);
+  const target = normalizePath(storage, path);
+  const isDevice = storage.exists(target) && storage.status(target).kind === "block";
+  if (storage.exists(target) && (rename || !isDevice)) refuse(Errno.EEXIST, `${target} exists`);
+  if (!rename) {
+    return { stack: parts[1], image, raw, parent: image, child: target, draft: target };
+  }
+  if (storage.status(image).kind !== "file") {
+    refuse(Errno.EINVAL, `${image} is a device, which cannot be renamed`);
+  }
+  // An image refers to its parent by a path from its own folder.
+  const folder = folderOf(image);
+  const there = folderOf(target);
+  if (there !== folder && canonicalPath(storage, there) !== folder) {
+    refuse(Errno.EXDEV, `${target} must be in ${folder}, like the image`);
+  }
+  const draft = `${image}.snapshot`;
+  if (storage.exists(draft)) refuse(Errno.EEXIST, `${draft}, of an attempt that ended early`);
+  return { stack: parts[1], image, raw, parent: target, child: image, draft };
+}
+
+/** Makes the new image. When it fails, all is as before. */
+function makeChild(storage: Storage, plan: Plan): void {
+  const moves = plan.parent !== plan.image;
+  if (moves) storage.link(plan.image, plan.parent);
+  const wasThere = storage.exists(plan.draft);
+  try {
+    snapshot(plan.draft, {
+      storage,
+      parent: plan.parent,
+      rawParent: plan.raw,
+      // Each layer keeps its moment, also one in which nothing had been written.
+      keepEmptyParent: true,
+    });
+    if (moves) storage.rename(plan.draft, plan.child);
+  } catch (error) {
+    if (!wasThere && storage.exists(plan.draft)) storage.remove(plan.draft);
+    if (moves) storage.remove(plan.parent);
+    throw error;
+  }
+}
+
+/** Takes a new image away again; says what went wrong, if anything did. */
+function undo(storage: Storage, plan: Plan): string {
+  try {
+    if (plan.parent !== plan.image) storage.rename(plan.parent, plan.image);
+    else if (storage.status(plan.child).kind === "file") storage.remove(plan.child);
+    return "";
+  } catch (error) {
+    return describeError(error);
+  }
+}

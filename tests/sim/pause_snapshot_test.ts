@@ -1,0 +1,194 @@
+/**
+ * Pausing and snapshots of a device on the simulated disk: one that fails, one that does not answer,
+ * and requests all the while.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { type LiveSnapshot, liveSnapshot } from "../../src/vbd/live_snapshot.ts";
+import { VbdState } from "../../src/vbd/vbd.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+
+const MIB = 1 << 20;
+
+function start(): { simulation: Simulation; device: SimulatedDevice } {
+  const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+  createDynamic("/a.vhd", { storage: simulation.disk.storage, sizeBytes: 8 * MIB });
+  return { simulation, device: simulation.open("vhd:/a.vhd") };
+}
+
+function snapshotOf(
+  { simulation, device }: { simulation: Simulation; device: SimulatedDevice },
+  path: string,
+  { rename = false, timeoutMs = Infinity } = {},
+): { errno: number; message: string; made: LiveSnapshot | null } {
+  let result: ReturnType<typeof snapshotOf> | null = null;
+  liveSnapshot(simulation.context, device.vbd, {
+    path,
+    rename,
+    timeoutMs,
+    done: (errno, message, made) => result = { errno, message, made },
+  });
+  simulation.runUntil(() => result !== null, "A snapshot");
+  return result ?? assert.fail();
+}
+
+Deno.test("a pause that cannot drain in time fails, and requests go on", () => {
+  const { simulation, device } = start();
+  device.write(0, stampedSectors(0, 8, 1));
+  device.settle();
+  simulation.disk.hang("/a.vhd", 60_000);
+  const stuck = device.write(0, stampedSectors(0, 8, 2));
+  let result: { errno: number; message: string } | null = null;
+  device.vbd.pause((errno, message) => result = { errno, message }, 5_000);
+  const late = device.write(100, stampedSectors(100, 8, 3));
+  simulation.runUntil(() => result !== null, "The pause");
+  assert.deepEqual(result, {
+    errno: Errno.ETIMEDOUT,
+    message: "Cannot pause minor 0 in time: its disk owes answers, and 2 requests have not " +
+      "ended; it runs on",
+  });
+  assert.equal(device.vbd.state, 0);
+  assert.equal(simulation.scheduler.nowMs() < 10_000, true);
+  device.settle();
+  assert.deepEqual([stuck.errno, late.errno], [0, 0]);
+  device.pause();
+  device.pause();
+  device.resume();
+  assertHolds(device, 0, 8, 2);
+  assertHolds(device, 100, 8, 3);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("a pause during retries holds requests; what failed before does not count afterwards", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+  createDynamic("/a.vhd", { storage: simulation.disk.storage, sizeBytes: 8 * MIB });
+  const device = simulation.open("vhd:/a.vhd", { retry: { timeoutMs: 10_000 } });
+  simulation.disk.fault = () => Errno.EIO;
+  const outcome = device.write(0, stampedSectors(0, 8, 1));
+  simulation.runUntil(() => simulation.scheduler.nowMs() > 8_000, "Eight seconds of retries");
+  assert.ok(device.vbd.requests.retrying + device.vbd.requests.outstanding > 0);
+  device.pause();
+  device.pause();
+  simulation.scheduler.addTimer(60_000, () => {});
+  simulation.runUntil(() => simulation.scheduler.nowMs() > 60_000, "A minute's pause");
+  device.resume();
+  simulation.runUntil(() => simulation.scheduler.nowMs() > 65_000, "Five more seconds");
+  assert.equal(outcome.errno, null);
+  simulation.disk.fault = null;
+  device.settle();
+  assert.equal(outcome.errno, 0);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("unpause takes a larger image, and refuses a smaller one with EMEDIUMTYPE", () => {
+  const { simulation, device } = start();
+  const { storage } = simulation.disk;
+  createDynamic("/large.vhd", { storage, sizeBytes: 16 * MIB });
+  createDynamic("/small.vhd", { storage, sizeBytes: 4 * MIB });
+  device.pause();
+  const beyond = device.write(20_000, stampedSectors(20_000, 8, 7));
+  assert.throws(() => device.resume("vhd:/small.vhd"), /error 124/);
+  assert.equal(device.vbd.state & VbdState.Paused, VbdState.Paused);
+  device.resume("vhd:/large.vhd");
+  assert.equal(device.vbd.geometry.sectors, 16 * 2048);
+  device.settle();
+  assert.equal(beyond.errno, 0);
+  assertHolds(device, 20_000, 8, 7);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("snapshots, with and without renaming, keep each moment", () => {
+  const bench = start();
+  const { simulation, device } = bench;
+  for (let layer = 1; layer <= 6; layer++) {
+    device.write(0, stampedSectors(0, 16, layer));
+    device.write(layer * 100, stampedSectors(layer * 100, 8, layer));
+    device.settle();
+    const rename = layer % 2 === 0;
+    const { errno, made } = snapshotOf(bench, `/${layer}.vhd`, { rename });
+    assert.equal(errno, 0);
+    assert.equal(made?.name, device.vbd.name);
+    const [, kept] = device.vbd.statistics().images;
+    assert.equal(kept.name, made?.parent);
+    if (rename) assert.equal(made?.parent, `/${layer}.vhd`);
+    // The layer below, opened by itself, has this moment.
+    const later = device.write(0, stampedSectors(0, 16, 99));
+    device.settle();
+    assert.equal(later.errno, 0);
+    const old = simulation.open(`vhd:${made?.parent}`, { readOnly: true });
+    assertHolds(old, 0, 16, layer);
+    old.close();
+  }
+  for (let layer = 1; layer <= 6; layer++) assertHolds(device, layer * 100, 8, layer);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("a snapshot that fails at any step leaves the running image", () => {
+  const refusals: [string, { rename?: boolean }, number][] = [
+    ["/a.vhd", {}, Errno.EEXIST],
+    ["/there.vhd", {}, Errno.EEXIST],
+    ["/there.vhd", { rename: true }, Errno.EEXIST],
+    ["relative.vhd", {}, Errno.EINVAL],
+  ];
+  const bench = start();
+  const { simulation, device } = bench;
+  const { storage } = simulation.disk;
+  createDynamic("/there.vhd", { storage, sizeBytes: 8 * MIB });
+  device.write(0, stampedSectors(0, 8, 1));
+  for (const [path, options, wanted] of refusals) {
+    assert.equal(snapshotOf(bench, path, options).errno, wanted, path);
+  }
+  for (const rename of [false, true]) {
+    for (const step of ["open", "rename", "reopen"] as const) {
+      if (step === "rename" && !rename) continue;
+      const restore = failAt(simulation, step);
+      const { errno, made } = snapshotOf(bench, "/new.vhd", { rename });
+      restore();
+      assert.deepEqual([errno, made], [Errno.EIO, null], `${step}, ${rename}`);
+      assert.deepEqual([device.vbd.name, device.vbd.state], ["vhd:/a.vhd", 0]);
+      for (const path of ["/new.vhd", "/a.vhd.snapshot"]) assert.ok(!storage.exists(path), path);
+      assertHolds(device, 0, 8, 1);
+    }
+  }
+  simulation.disk.hang("/a.vhd", 60_000);
+  device.write(0, stampedSectors(0, 8, 2));
+  assert.equal(snapshotOf(bench, "/new.vhd", { timeoutMs: 1_000 }).errno, Errno.ETIMEDOUT);
+  device.settle();
+  assert.equal(snapshotOf(bench, "/new.vhd").errno, 0);
+  assertHolds(device, 0, 8, 2);
+  device.close();
+  simulation.close();
+});
+
+/** Makes one call fail once; returns what takes that back. */
+function failAt(simulation: Simulation, step: "open" | "rename" | "reopen"): () => void {
+  const { disk } = simulation;
+  const error = Object.assign(new Error("Made to fail"), { errno: Errno.EIO });
+  if (step === "reopen") {
+    const open = disk.open.bind(disk);
+    disk.open = () => {
+      disk.open = open;
+      throw error;
+    };
+    return () => disk.open = open;
+  }
+  const { storage } = disk;
+  const original = storage[step];
+  const fail = (from: string, to: string): never => {
+    throw Object.assign(error, { from, to });
+  };
+  // Only what makes the new image.
+  if (step === "rename") storage.rename = fail;
+  else {
+    const open = storage.open.bind(storage);
+    storage.open = (path, mode) => mode === "create" ? fail(path, mode) : open(path, mode);
+  }
+  return () => Object.assign(storage, { [step]: original });
+}
