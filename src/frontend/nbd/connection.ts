@@ -45,7 +45,7 @@ const MOST_RECEIVES = 16;
  * Requests that are taken before they are carried out and answered, though more may have been
  * received: the client works on the first answers while the others are being made.
  */
-const MOST_REQUESTS = 8;
+const MOST_REQUESTS = 12;
 const SECTOR_BYTES = 512;
 
 /** One client of an export. */
