@@ -140,11 +140,6 @@ export class Arena {
   }
 }
 
-/** Copies bytes between addresses; the ranges must not overlap. */
-export function copyMemory(to: number, from: number, lengthBytes: number): void {
-  libc.memcpy(to, from, lengthBytes);
-}
-
 /** As much of I/O memory as has 8-byte words with numbers below 2^31, which stay in registers. */
 const WINDOW_BYTES = 16 * 1024 ** 3;
 const WORDS_PER_SECTOR = 64;
