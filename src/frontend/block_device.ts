@@ -1,0 +1,48 @@
+import type { Log } from "../log/log.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { Vbd } from "../vbd/vbd.ts";
+
+/** Kinds of Linux block devices that a disk can be, the first choice first. */
+export const DEVICE_KINDS = ["blktap2", "ublk", "nbd"] as const;
+/** One of `DEVICE_KINDS`. */
+export type DeviceKind = (typeof DEVICE_KINDS)[number];
+
+/** A Linux block device whose requests a VBD answers. */
+export interface BlockDevice {
+  readonly kind: DeviceKind;
+  /** Its node, such as /dev/ublkb0. */
+  readonly node: string;
+  /** Tells the kernel that the VBD has another size now. */
+  resized(): void;
+  /**
+   * Takes the device away. The VBD answers requests until `done` is called, for the kernel asks for
+   * some still; errno EBUSY, and the device stays, when the kernel says that somebody uses it.
+   */
+  detach(done: (errno: number, message: string) => void): void;
+  /** Lets go of the device at once, whatever is under way: its users get errors. */
+  abandon(): void;
+}
+
+/** What a block device needs of its process. */
+export interface DeviceHost {
+  readonly scheduler: Scheduler;
+  readonly vbd: Vbd;
+  readonly log: Log;
+}
+
+/** How the making of a block device ended: the device, or why there is none. */
+export type Attached = (error: Error | null, device: BlockDevice | null) => void;
+
+/** A kind of block device that the kernel may offer. */
+export interface DeviceMaker {
+  readonly kind: DeviceKind;
+  /** Why devices of this kind cannot be made here; null when they can. Asks, changes nothing. */
+  missing(): string | null;
+  /**
+   * Makes a device for the VBD of `host`, whose image is open. It calls back, in a later turn
+   * perhaps, when the node is there and can be opened.
+   *
+   * @param recover The node that a tapdisk which died left for this VBD, to be taken over; else null.
+   */
+  attach(host: DeviceHost, recover: string | null, done: Attached): void;
+}
