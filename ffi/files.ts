@@ -10,6 +10,13 @@ import { cString, openLibc } from "./libc.ts";
 const libc = openLibc({
   // int open(const char *pathname, int flags, mode_t mode)
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
+  // the same on a thread of its own, where errno is lost
+  openAside: {
+    name: "open",
+    parameters: ["buffer", "i32", "u32"],
+    result: "i32",
+    nonblocking: true,
+  },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
   // ssize_t pread(int fd, void *buf, size_t count, off_t offset); counts stay below 2 GiB here
@@ -93,6 +100,16 @@ export function openFile(path: string, flags: number, mode = 0o644): number {
     const errno = lastErrno();
     if (errno !== Errno.EINTR) throw new SystemError(errno, `Cannot open ${path}`);
   }
+}
+
+/**
+ * Whether nobody holds a block device exclusively, as mounted filesystems and volume groups do. The
+ * kernel may read the device for this, so it is asked by another thread: this one may serve it.
+ */
+export async function canOpenExclusively(path: string): Promise<boolean> {
+  const fd = await libc.openAside(cString(path), O_RDONLY | O_EXCL | O_CLOEXEC, 0);
+  if (fd >= 0) closeFile(fd);
+  return fd >= 0;
 }
 
 /** Closes a descriptor. Throws `SystemError`. */

@@ -11,6 +11,7 @@ import {
   ALL_MINORS,
   decodeDiskInfo,
   decodeListEntry,
+  decodeNode,
   decodePid,
   decodeSnapshotReply,
   decodeStatisticsLength,
@@ -26,6 +27,7 @@ import {
   MessageType,
   type SnapshotReply,
 } from "./message.ts";
+import { type DeviceChoice, encodeChoices, type QueueChoice } from "./open_request.ts";
 
 /** How long questions may take that a tapdisk answers at once. */
 const QUESTION_TIMEOUT_MS = 10_000;
@@ -53,6 +55,9 @@ export interface ImageOptions {
   /** `type:/path` of a second image. */
   readonly secondary?: string;
   readonly requestTimeoutSeconds?: number;
+  /** Which block device the disk becomes; none by default. */
+  readonly device?: DeviceChoice;
+  readonly queue?: QueueChoice;
   /** The log that a log layer writes. */
   readonly logPath?: string;
   readonly encryptionKey?: Uint8Array;
@@ -92,6 +97,7 @@ function imageRequest(
 ): Uint8Array<ArrayBuffer> {
   const { parentMinor, secondary, logPath, encryptionKey } = options;
   let flags = options.flags ?? 0;
+  flags |= encodeChoices(options.device ?? "none", options.queue ?? "auto");
   if (parentMinor !== undefined) flags |= MessageFlag.REUSE_PRT;
   if (secondary !== undefined) flags |= MessageFlag.SECONDARY;
   if (logPath !== undefined) flags |= MessageFlag.ADD_LOG;
@@ -230,6 +236,18 @@ export function deviceStatistics({ pid, minor }: DeviceAddress): string {
     const what = `Cannot get the statistics of minor ${minor} of tapdisk ${pid}`;
     const head = connection.expect(MessageType.STATS_RSP, what);
     return new TextDecoder().decode(connection.receive(decodeStatisticsLength(head)));
+  });
+}
+
+/**
+ * The node of the block device that a minor's disk is; null without one. Throws `SystemError`,
+ * `TapdiskError`.
+ */
+export function askNode({ pid, minor }: DeviceAddress): string | null {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.NODE, minor));
+    const what = `Cannot get the block device of minor ${minor} of tapdisk ${pid}`;
+    return decodeNode(connection.expect(MessageType.NODE_RSP, what));
   });
 }
 

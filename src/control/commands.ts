@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { hideMemory } from "../../ffi/process.ts";
 import { DiskKey } from "../vhd/key.ts";
-import type { Devices, Done } from "./devices.ts";
+import type { Devices } from "./devices.ts";
 import {
   ALL_MINORS,
   decodeParams,
@@ -10,6 +10,7 @@ import {
   decodeWriteLogRequest,
   encodeDiskInfo,
   encodeListEntry,
+  encodeNode,
   encodePid,
   encodePlain,
   encodeSnapshotReply,
@@ -20,8 +21,10 @@ import {
   MessageFlag,
   MessageType,
 } from "./message.ts";
+import { decodeChoices, type OpenRequest } from "./open_request.ts";
 import { type Command, type CommandTable, errorReply } from "./server.ts";
 import { formatStatistics } from "./statistics_text.ts";
+import type { Done } from "./ways_in.ts";
 
 /** Flags of `open` and `resume` that nothing here carries out, with what they would do. */
 const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
@@ -127,27 +130,47 @@ function takeKey(request: Uint8Array<ArrayBuffer>): DiskKey | undefined {
   }
 }
 
-function openReply(
-  devices: Devices,
-  request: Uint8Array<ArrayBuffer>,
-  minor: number,
-): Uint8Array<ArrayBuffer> {
+/** What an `open` asks for, without its key. Throws `SystemError`: EINVAL, EOPNOTSUPP. */
+function openRequest(request: Uint8Array, minor: number): OpenRequest {
   const { flags, path, requestTimeoutSeconds } = decodeParams(request);
-  const key = takeKey(request);
-  try {
-    refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, `Cannot open ${path} on minor ${minor}`);
-    const disk = devices.open(minor, {
-      name: path,
-      readOnly: (flags & MessageFlag.RDONLY) !== 0,
-      direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
-      requestTimeoutSeconds,
-      key,
-    });
-    return encodeDiskInfo(MessageType.OPEN_RSP, minor, disk);
-  } catch (error) {
-    key?.wipe();
-    throw error;
+  const what = `Cannot open ${path} on minor ${minor}`;
+  refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, what);
+  const { device, queue } = decodeChoices(flags);
+  if (device === undefined || queue === undefined) {
+    throw new SystemError(Errno.EINVAL, `${what} (tap-ctl is of another version)`);
   }
+  return {
+    name: path,
+    readOnly: (flags & MessageFlag.RDONLY) !== 0,
+    direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
+    requestTimeoutSeconds,
+    device,
+    queue,
+  };
+}
+
+/** Opens an image, and answers with the disk. */
+function openCommand(devices: Devices): Command {
+  return {
+    exclusive: true,
+    run(request, reply): void {
+      const minor = messageCookie(request);
+      const key = takeKey(request);
+      try {
+        devices.open(minor, { ...openRequest(request, minor), key }, (error, disk) => {
+          if (error !== undefined) key?.wipe();
+          reply(
+            error === undefined
+              ? encodeDiskInfo(MessageType.OPEN_RSP, minor, disk)
+              : errorReply(request, error),
+          );
+        });
+      } catch (error) {
+        key?.wipe();
+        throw error;
+      }
+    },
+  };
 }
 
 /** Makes a snapshot, and answers with what was made. */
@@ -202,6 +225,7 @@ export function controlCommands(devices: Devices): CommandTable {
         encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, devices.diskInfo(minor))
       ),
     ],
+    [MessageType.NODE, question((_request, minor) => encodeNode(minor, devices.node(minor)))],
     [
       MessageType.ATTACH,
       change((_request, minor) => {
@@ -216,7 +240,7 @@ export function controlCommands(devices: Devices): CommandTable {
         return encodePlain(MessageType.DETACH_RSP, minor);
       }),
     ],
-    [MessageType.OPEN, change((request, minor) => openReply(devices, request, minor))],
+    [MessageType.OPEN, openCommand(devices)],
     [MessageType.PAUSE, pause],
     [MessageType.SNAPSHOT, snapshotCommand(devices)],
     [MessageType.RESUME, resume],

@@ -8,37 +8,28 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
 import type { WriteLog } from "../driver/log.ts";
 import type { Log } from "../log/log.ts";
+import type { DeviceMaker } from "../frontend/block_device.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { VbdContext } from "../vbd/engine.ts";
 import type { VbdStatistics } from "../vbd/statistics.ts";
-import type { DiskKey } from "../vhd/key.ts";
 import { type LiveSnapshot, liveSnapshot } from "../vbd/live_snapshot.ts";
 import { Vbd, VbdState } from "../vbd/vbd.ts";
 import type { DiskInfo } from "./message.ts";
+import { readMinorRecord, writeMinorRecord } from "./minor_record.ts";
 import { holdMinor, MAX_ID } from "./minors.ts";
+import type { OpenRequest, QueueChoice } from "./open_request.ts";
+import { type DevicePlan, type Done, type FrontendFactory, makersFor, WaysIn } from "./ways_in.ts";
 
-/** A way in to a device while its image is open: NBD, a block device. */
-export interface Frontend {
-  /** Lets go of its clients and its socket or device. */
-  close(): void;
-}
-
-/** Makes a frontend for a device whose image was opened. Throws `SystemError`. */
-export type FrontendFactory = (vbd: Vbd) => Frontend;
-
-/** How an operation that takes time ended: an error to answer with, or undefined. */
-export type Done = (error?: Error) => void;
-
-/** How an image is opened. */
-export interface OpenRequest {
-  /** `type:/path` */
-  readonly name: string;
-  readonly readOnly: boolean;
-  /** Past the page cache, where possible. */
-  readonly direct: boolean;
-  /** After how long a request fails; 0 for the default. */
-  readonly requestTimeoutSeconds: number;
-  /** The key of an encrypted image; wiped when the device is closed. */
-  readonly key?: DiskKey;
+/** What disks are opened with. */
+export interface DevicesHost {
+  readonly scheduler: Scheduler;
+  /** What the disks on a queue share; the queue is made when it is first asked for. */
+  contextOf(queue: QueueChoice): VbdContext;
+  readonly frontends: readonly FrontendFactory[];
+  readonly makers: readonly DeviceMaker[];
+  readonly log: Log;
+  /** Called when the last device has gone. */
+  emptied(): void;
 }
 
 /** What a list tells of a device. */
@@ -51,11 +42,14 @@ export interface DeviceSummary {
 }
 
 interface Device {
-  readonly vbd: Vbd;
+  vbd: Vbd;
   /** The descriptor that holds the minor. */
   readonly hold: number;
-  frontends: Frontend[];
+  waysIn: WaysIn;
+  queue: QueueChoice;
   disk: DiskInfo;
+  /** What its image was opened with. */
+  request: OpenRequest | null;
 }
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
@@ -77,27 +71,15 @@ function failure(errno: number, message: string): Error | undefined {
 
 /** The devices of this process. */
 export class Devices {
-  readonly #context: VbdContext;
-  readonly #frontends: readonly FrontendFactory[];
+  readonly #host: DevicesHost;
   readonly #log: Log;
   readonly #devices = new Map<number, Device>();
-  readonly #emptied: () => void;
   /** Whether this process is about to end, and takes no more devices. */
   #ending = false;
 
-  /** @param emptied Called when the last device has gone. */
-  constructor(
-    context: VbdContext,
-    { frontends, log, emptied }: {
-      frontends: readonly FrontendFactory[];
-      log: Log;
-      emptied: () => void;
-    },
-  ) {
-    this.#context = context;
-    this.#frontends = frontends;
-    this.#log = log;
-    this.#emptied = emptied;
+  constructor(host: DevicesHost) {
+    this.#host = host;
+    this.#log = host.log;
   }
 
   #find(minor: number, what: string): Device {
@@ -118,13 +100,15 @@ export class Devices {
       throw new SystemError(Errno.EINVAL, `Cannot attach minor ${minor} (${MAX_ID - 1} is last)`);
     }
     const hold = holdMinor(minor);
-    this.#devices.set(minor, {
-      vbd: new Vbd(this.#context, minor),
-      hold,
-      frontends: [],
-      disk: NO_DISK,
-    });
+    const disk = NO_DISK;
+    this.#devices.set(minor, { ...this.#vbdOn("auto", minor), hold, disk, request: null });
     this.#log.info(`Attached minor ${minor}`);
+  }
+
+  #vbdOn(queue: QueueChoice, minor: number): Pick<Device, "vbd" | "waysIn" | "queue"> {
+    const { scheduler, log } = this.#host;
+    const vbd = new Vbd(this.#host.contextOf(queue), minor);
+    return { vbd, waysIn: new WaysIn({ scheduler, log, vbd }), queue };
   }
 
   /** Ends a device without an image. Throws `SystemError`: ENODEV, EBUSY. */
@@ -137,7 +121,7 @@ export class Devices {
     this.#forget(minor, device);
     if (this.#devices.size > 0) return;
     this.#ending = true;
-    this.#emptied();
+    this.#host.emptied();
   }
 
   #forget(minor: number, { vbd, hold }: Device): void {
@@ -147,8 +131,16 @@ export class Devices {
     this.#log.info(`Detached minor ${minor}`);
   }
 
-  /** Opens an image and its ways in. Throws an error with an `errno`. */
-  open(minor: number, request: OpenRequest): DiskInfo {
+  /**
+   * Opens an image and its ways in. Throws an error with an `errno` when it is refused at once.
+   *
+   * @param done Told of the disk, or of an error; then nothing is open.
+   */
+  open(
+    minor: number,
+    request: OpenRequest,
+    done: (error: Error | undefined, disk: DiskInfo) => void,
+  ): void {
     const device = this.#devices.get(minor);
     if (device === undefined) {
       const what = `Cannot open ${request.name} on minor ${minor} (it is not attached here)`;
@@ -159,45 +151,92 @@ export class Devices {
       const what = `Cannot open ${request.name} on minor ${minor} (${hint})`;
       throw new SystemError(Errno.EALREADY, what);
     }
-    const { readOnly, direct, requestTimeoutSeconds, key } = request;
-    const timeoutMs = requestTimeoutSeconds * 1000;
-    device.disk = device.vbd.open(request.name, {
-      readOnly,
-      direct,
-      key,
-      retry: timeoutMs === 0 ? {} : { timeoutMs },
+    const plan = this.#planDevice(minor, request);
+    this.#openImage(minor, device, request, plan);
+    device.waysIn.open(this.#host.frontends, plan, (error) => {
+      if (error !== undefined) return device.vbd.close(() => done(error, NO_DISK));
+      device.request = request;
+      this.#log.info(`Opened ${request.name} on minor ${minor}`);
+      this.#note(minor, device);
+      done(undefined, device.disk);
     });
-    try {
-      for (const factory of this.#frontends) device.frontends.push(factory(device.vbd));
-    } catch (error) {
-      this.#closeFrontends(device);
-      device.vbd.close(() => {});
-      throw error;
-    }
-    this.#log.info(`Opened ${request.name} on minor ${minor}`);
-    return device.disk;
   }
 
-  #closeFrontends(device: Device): void {
-    for (const frontend of device.frontends) frontend.close();
-    device.frontends = [];
+  /** Which block device is made, or taken over from a tapdisk that had the minor and died. */
+  #planDevice(minor: number, { name, device }: OpenRequest): DevicePlan {
+    const left = readMinorRecord(minor);
+    if (left !== null && (left.image !== name || left.device !== device)) {
+      const hint = `${left.node} waits there for ${left.image}; 'tap-ctl recover' takes it over`;
+      throw new SystemError(Errno.EBUSY, `Cannot open ${name} on minor ${minor} (${hint})`);
+    }
+    const makers = makersFor(device, this.#host.makers);
+    return { makers, required: device !== "auto", recover: left?.node ?? null };
+  }
+
+  #openImage(minor: number, device: Device, request: OpenRequest, plan: DevicePlan): void {
+    const { name, readOnly, direct, requestTimeoutSeconds, key } = request;
+    const queue = queueFor(request, plan);
+    if (this.#host.contextOf(queue) !== this.#host.contextOf(device.queue)) {
+      device.vbd.destroy();
+      Object.assign(device, this.#vbdOn(queue, minor));
+    }
+    const timeoutMs = requestTimeoutSeconds * 1000;
+    const retry = timeoutMs === 0 ? {} : { timeoutMs };
+    device.disk = device.vbd.open(name, { readOnly, direct, key, retry });
+  }
+
+  /** Writes down what another tapdisk needs to take the block device over, if there is one. */
+  #note(minor: number, { vbd, waysIn, request }: Device): void {
+    const { node, kind } = waysIn;
+    if (request === null || node === null) return;
+    const { readOnly, direct, requestTimeoutSeconds, queue } = request;
+    writeMinorRecord(minor, {
+      node,
+      device: kind,
+      queue,
+      image: vbd.name,
+      readOnly,
+      direct,
+      requestTimeoutSeconds,
+      encrypted: request.key !== undefined,
+    });
+  }
+
+  /** The block device that a minor's disk is; null without one. Throws `SystemError`: ENODEV. */
+  node(minor: number): string | null {
+    return this.#find(minor, "get the block device of").waysIn.node;
   }
 
   /**
-   * Ends a device's requests, closes its image and takes its ways in away. What is under way is
-   * answered first, unless `force` says to drop the clients. Throws `SystemError`: ENODEV.
+   * Takes a device's ways in away and closes its image. What is under way is answered first, unless
+   * `force` says to drop the clients. Throws `SystemError`: ENODEV. It fails with EBUSY, and the
+   * device runs on, when its block device is in use.
    */
   close(minor: number, { force }: { force: boolean }, done: Done): void {
     const device = this.#find(minor, "close");
-    const { vbd } = device;
+    if (force) device.waysIn.close();
+    device.waysIn.checkUnused((used) => {
+      if (used !== undefined) return done(used);
+      // Nobody answers what taking the block device away asks of a disk that is held back.
+      if (device.vbd.state !== 0) return this.#closeImage(minor, device, done);
+      device.waysIn.detachDevice((error) => {
+        if (error !== undefined) return done(error);
+        this.#closeImage(minor, device, done);
+      });
+    });
+  }
+
+  #closeImage(minor: number, device: Device, done: Done): void {
+    const { vbd, waysIn } = device;
     const { name } = vbd;
-    if (force) this.#closeFrontends(device);
     vbd.close((errno, message) => {
       if (vbd.name !== "") return done(failure(errno, message));
       // Frontends send the last answers at the end of this turn.
-      this.#context.scheduler.addTimer(0, () => {
-        this.#closeFrontends(device);
+      this.#host.scheduler.addTimer(0, () => {
+        waysIn.close();
         device.disk = NO_DISK;
+        device.request = null;
+        if (readMinorRecord(minor) !== null) writeMinorRecord(minor, null);
         this.#log.info(`Closed ${name || "nothing"} on minor ${minor}`);
         done(failure(errno, message));
       });
@@ -238,10 +277,11 @@ export class Devices {
         const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
         this.#log.info(`Minor ${minor} goes on with ${made.name} on ${made.parent}; ${held}`);
         device.disk = vbd.geometry;
+        this.#note(minor, device);
       }
       done(failure(errno, message), made);
     };
-    liveSnapshot(this.#context, vbd, { path, rename, timeoutMs, done: ended });
+    liveSnapshot(this.#host.contextOf("auto"), vbd, { path, rename, timeoutMs, done: ended });
     return () => vbd.giveUpPause();
   }
 
@@ -264,6 +304,8 @@ export class Devices {
           ? ""
           : `, of ${vbd.sectors} instead of ${sectors} sectors`;
         device.disk = vbd.geometry;
+        if (grown !== "") device.waysIn.resized();
+        this.#note(minor, device);
         this.#log.info(`Unpaused minor ${minor} with ${vbd.name}${grown}`);
       }
       done(failure(errno, message));
@@ -296,16 +338,30 @@ export class Devices {
     );
   }
 
-  /** Closes all images and ends all devices, then calls back; errors go to the log. */
-  endAll(done: () => void): void {
+  /**
+   * Closes all images and ends all devices; errors go to the log. Calls back with how many block
+   * devices are in use, and so stay.
+   */
+  endAll(done: (left: number) => void): void {
     this.#ending = true;
-    const [first] = this.#devices;
-    if (first === undefined) return done();
+    this.#endOneOf([...this.#devices], done);
+  }
+
+  #endOneOf([first, ...others]: [number, Device][], done: (left: number) => void): void {
+    if (first === undefined) {
+      this.#ending = this.#devices.size === 0;
+      return done(this.#devices.size);
+    }
     const [minor, device] = first;
     this.close(minor, { force: false }, (error) => {
       if (error !== undefined) this.#log.error(error.message);
-      this.#forget(minor, device);
-      this.endAll(done);
+      if (device.waysIn.node === null) this.#forget(minor, device);
+      this.#endOneOf(others, done);
     });
   }
+}
+
+/** ublk speaks io_uring, and so does the disk below it, in the same calls. */
+function queueFor({ queue }: OpenRequest, { makers }: DevicePlan): QueueChoice {
+  return queue === "auto" && makers[0]?.kind === "ublk" ? "io_uring" : queue;
 }

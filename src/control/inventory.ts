@@ -1,5 +1,6 @@
-import { listDevices } from "./client.ts";
+import { askNode, type DeviceAddress, listDevices } from "./client.ts";
 import type { ListEntry } from "./message.ts";
+import { readMinorRecord } from "./minor_record.ts";
 import { listMinors } from "./minors.ts";
 import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "./paths.ts";
 
@@ -15,7 +16,7 @@ export interface InventoryEntry {
   readonly args: string | null;
   /** The socket on which the disk is served by NBD. */
   readonly nbd: string | null;
-  /** The block device that the disk is. */
+  /** The block device that the disk is; of those with a tapdisk `withNode` finds it out. */
   readonly device: string | null;
 }
 
@@ -53,6 +54,28 @@ function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): Inve
   };
 }
 
+/** An entry with the block device that a tapdisk tells of when it is asked. */
+export function withNode(entry: InventoryEntry): InventoryEntry {
+  const { pid, minor, args } = entry;
+  if (pid === null || minor === null || args === null) return entry;
+  return { ...entry, device: nodeOf({ pid, minor }) };
+}
+
+/** A device's node; null without one, or when its tapdisk is another implementation. */
+function nodeOf(address: DeviceAddress): string | null {
+  try {
+    return askNode(address);
+  } catch {
+    return null;
+  }
+}
+
+/** A minor without a tapdisk, and what one that died has left there. */
+function orphan(minor: number): InventoryEntry {
+  const left = readMinorRecord(minor);
+  return { ...NOTHING, minor, device: left?.node ?? null };
+}
+
 /**
  * The devices of one tapdisk in ascending order of minors; the tapdisk alone when it has none or
  * does not tell; nothing when there is no such tapdisk.
@@ -87,5 +110,5 @@ export function inventory(): InventoryEntry[] {
   const minors = new Set(listMinors());
   const entries = pids.flatMap(inventoryOf);
   for (const { minor } of entries) if (minor !== null) minors.delete(minor);
-  return [...entries, ...Array.from(minors, (minor) => ({ ...NOTHING, minor }))];
+  return [...entries, ...Array.from(minors, orphan)];
 }

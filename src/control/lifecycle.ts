@@ -1,5 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { closeFile } from "../../ffi/files.ts";
 import {
+  askNode,
   attachDevice,
   closeImage,
   detachDevice,
@@ -8,7 +10,9 @@ import {
   openImage,
   type TimeLimit,
 } from "./client.ts";
-import { allocateMinor, freeMinor } from "./minors.ts";
+import { MessageFlag } from "./message.ts";
+import { readMinorRecord } from "./minor_record.ts";
+import { allocateMinor, freeMinor, holdMinor, listMinors } from "./minors.ts";
 import { spawnTapdisk } from "./spawn.ts";
 import { removeStaleSockets } from "./stale_sockets.ts";
 
@@ -21,24 +25,38 @@ function attempt(undo: () => void): void {
   }
 }
 
+/** A device that was made, and the node of its block device, if it has one. */
+export interface CreatedDevice extends DeviceAddress {
+  readonly node: string | null;
+}
+
+/** A new tapdisk with an image on a minor. Throws; then the tapdisk is gone. */
+async function serveMinor(
+  minor: number,
+  path: string,
+  options: ImageOptions,
+): Promise<CreatedDevice> {
+  const device = { pid: await spawnTapdisk(), minor };
+  try {
+    attachDevice(device);
+    openImage(device, path, options);
+    return { ...device, node: askNode(device) };
+  } catch (error) {
+    // The tapdisk ends with its last device; one that never had any has to be told to.
+    attempt(() => detachDevice(device));
+    attempt(() => Deno.kill(device.pid, "SIGTERM"));
+    throw error;
+  }
+}
+
 /**
  * A new tapdisk with one device on which an image, `type:/path`, is open. Throws `SystemError`,
  * `TapdiskError`; then neither the tapdisk nor the minor is left.
  */
-export async function createDevice(path: string, options: ImageOptions): Promise<DeviceAddress> {
+export async function createDevice(path: string, options: ImageOptions): Promise<CreatedDevice> {
   const minor = allocateMinor();
   try {
-    const device = { pid: await spawnTapdisk(), minor };
-    try {
-      attachDevice(device);
-      openImage(device, path, options);
-      return device;
-    } catch (error) {
-      // The tapdisk ends with its last device; one that never had any has to be told to.
-      attempt(() => detachDevice(device));
-      attempt(() => Deno.kill(device.pid, "SIGTERM"));
-      throw error;
-    }
+    return await serveMinor(minor, path, options);
   } catch (error) {
     attempt(() => freeMinor(minor));
     throw error;
@@ -46,25 +64,69 @@ export async function createDevice(path: string, options: ImageOptions): Promise
 }
 
 /**
- * Closes a device's image, takes the device from its tapdisk, which ends if that was its last one,
- * and frees the minor. Of a tapdisk that died it removes what is left. Throws `SystemError`,
- * `TapdiskError`.
+ * A new tapdisk that takes over the block device of one that died; its users notice no more than a
+ * pause. Throws `SystemError`, `TapdiskError`: ENODEV when none is left there, EBUSY when its
+ * tapdisk lives; the block device then stays as it is.
  */
-export function destroyDevice(device: DeviceAddress, limit: TimeLimit): void {
+export async function recoverDevice(
+  minor: number,
+  { encryptionKey }: Pick<ImageOptions, "encryptionKey"> = {},
+): Promise<CreatedDevice> {
+  const record = readMinorRecord(minor);
+  if (record === null) {
+    const what = `Cannot recover minor ${minor} (no tapdisk that died left a block device there)`;
+    throw new SystemError(Errno.ENODEV, what);
+  }
+  closeFile(holdMinor(minor));
+  const { image, readOnly, direct, requestTimeoutSeconds, device, queue } = record;
+  const flags = (readOnly ? MessageFlag.RDONLY : 0) | (direct ? 0 : MessageFlag.NO_O_DIRECT);
+  const options = { flags, requestTimeoutSeconds, device, queue, encryptionKey };
+  const recovered = await serveMinor(minor, image, options);
+  removeStaleSockets();
+  return recovered;
+}
+
+/** The minors whose block devices wait for a tapdisk to take them over. */
+export function orphanedMinors(): number[] {
+  return listMinors().filter((minor) => {
+    if (readMinorRecord(minor) === null) return false;
+    try {
+      closeFile(holdMinor(minor));
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/**
+ * Closes a device's image, takes the device from its tapdisk, which ends if that was its last one,
+ * and frees the minor. Of a tapdisk that died it removes what is left; a block device that it left
+ * is taken over for that, so that it ends in order. Throws `SystemError`, `TapdiskError`.
+ */
+export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Promise<void> {
   try {
     closeImage(device, limit);
   } catch (error) {
-    if (clearUpAfterDead(device, error)) return;
+    if (!isDead(error)) throw error;
+    if (orphanedMinors().includes(device.minor)) {
+      return await destroyDevice(await recoverDevice(device.minor), limit);
+    }
+    if (clearUpAfterDead(device)) return;
     throw error;
   }
   detachDevice(device);
   freeMinor(device.minor);
 }
 
-/** Frees a dead tapdisk's minor; false when it is alive, or another has the minor. */
-function clearUpAfterDead({ minor }: DeviceAddress, error: unknown): boolean {
-  if (!(error instanceof SystemError)) return false;
-  if (error.errno !== Errno.ECONNREFUSED && error.errno !== Errno.ENOENT) return false;
+/** Whether an error says that a tapdisk is not there any more. */
+function isDead(error: unknown): boolean {
+  return error instanceof SystemError &&
+    (error.errno === Errno.ECONNREFUSED || error.errno === Errno.ENOENT);
+}
+
+/** Frees a dead tapdisk's minor; false when another has the minor. */
+function clearUpAfterDead({ minor }: DeviceAddress): boolean {
   try {
     freeMinor(minor);
   } catch {

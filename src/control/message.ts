@@ -17,6 +17,7 @@
  * - statistics: u64 length @16, and that many bytes of text follow the message
  * - write log, this tapdisk's own: asked with u32 clear @8; u64 sectors @8, u64 length @16, and that
  *   many bytes follow, pages of 32,768 sectors: u32 number, 4096 bytes of bits
+ * - node, this tapdisk's own: answered with path[256] @12, the block device's node, empty for none
  *
  * An `open` or `resume` with `ADD_LOG` is followed by 256 bytes with a path, and an `open` with
  * `OPEN_ENCRYPTED` after that by one byte with the length of a key, and the key.
@@ -70,6 +71,8 @@ export const MessageType = {
   /** From here on: this tapdisk's own. */
   WRITE_LOG: 64,
   WRITE_LOG_RSP: 65,
+  NODE: 66,
+  NODE_RSP: 67,
 } as const;
 
 /** Bits of `Params.flags`. */
@@ -87,6 +90,10 @@ export const MessageFlag = {
   OPEN_ENCRYPTED: 0x400,
   /** Of a `snapshot`: the running image is renamed. */
   RENAME: 0x800,
+  /** Of an `open`, not in the reference: a number from 0 to 7, which block device it becomes. */
+  DEVICE_MASK: 0x7_0000,
+  /** Of an `open`, not in the reference: a number from 0 to 3, which disk queue it uses. */
+  QUEUE_MASK: 0x18_0000,
 } as const;
 
 /** What `open` and `resume` ask for. */
@@ -274,6 +281,18 @@ export function encodeSnapshotReply(
 export function decodeSnapshotReply(message: Uint8Array): SnapshotReply {
   const stallMs = viewOf(message).getUint32(8, true) / 1000;
   return { stallMs, parent: stringAt(message, 12), image: stringAt(message, 268) };
+}
+
+/** The answer to `node`: where the device's block device is, or null. */
+export function encodeNode(cookie: number, node: string | null): Uint8Array<ArrayBuffer> {
+  const [message] = start(MessageType.NODE_RSP, cookie);
+  message.set(encodePathField(node ?? ""), 12);
+  return message;
+}
+
+/** The node that the answer to `node` tells of; null without one. Throws `SystemError` (EINVAL). */
+export function decodeNode(message: Uint8Array): string | null {
+  return stringAt(message, 12) || null;
 }
 
 /** The answer to `open` or `disk info`. */

@@ -16,6 +16,7 @@ import {
   tryLockExclusive,
 } from "../../ffi/files.ts";
 import { lockExclusive } from "../../ffi/process.ts";
+import { readMinorRecord } from "./minor_record.ts";
 import { minorPath, minorsFolder, namesIn, numberAfter, prepareFolders } from "./paths.ts";
 
 /** One more than the largest minor. */
@@ -56,7 +57,7 @@ export function allocateMinor(): number {
 
 /**
  * Gives a minor back. Throws `SystemError`: ENOENT when it is not allocated, EAGAIN when a tapdisk
- * has it.
+ * has it, EBUSY when one that died left a block device there.
  */
 export function freeMinor(minor: number): void {
   withFolderLocked(() => {
@@ -66,6 +67,11 @@ export function freeMinor(minor: number): void {
       if (!tryLockExclusive(file)) {
         const hint = "a tapdisk has it; detach it first";
         throw new SystemError(Errno.EAGAIN, `Cannot free minor ${minor} (${hint})`);
+      }
+      const left = readMinorRecord(minor);
+      if (left !== null) {
+        const hint = `its tapdisk died and left ${left.node}; 'tap-ctl recover' or 'destroy' it`;
+        throw new SystemError(Errno.EBUSY, `Cannot free minor ${minor} (${hint})`);
       }
       Deno.removeSync(path);
     } finally {

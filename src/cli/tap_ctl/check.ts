@@ -1,12 +1,26 @@
 import type { Command } from "commander";
 import { allocateMinor, freeMinor } from "../../control/minors.ts";
+import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
+
+/** Whether tapdisk can run here, and which block devices the kernel has, with reasons. */
+function check({ json }: { json?: boolean }): void {
+  freeMinor(allocateMinor());
+  const devices = DEVICE_MAKERS.map((maker) => ({ kind: maker.kind, missing: maker.missing() }));
+  if (json) return console.log(JSON.stringify({ devices }, null, 2));
+  console.log("ok");
+  for (const { kind, missing } of devices) {
+    console.log(missing === null ? `${kind}: ok` : `${kind}: not here (${missing})`);
+  }
+}
 
 /** `tap-ctl check`. */
 export function defineCheck(command: Command): Command {
   return command
-    .addHelpText("after", "\nPrints 'ok', or what is missing. No kernel module is needed for NBD.")
-    .action(() => {
-      freeMinor(allocateMinor());
-      console.log("ok");
-    });
+    .option("--json", "print JSON")
+    .addHelpText(
+      "after",
+      "\nPrints 'ok', or what is missing, and a line for each kind of block device.\n" +
+        "No kernel module is needed for NBD.",
+    )
+    .action(check);
 }

@@ -6,12 +6,16 @@ import { absoluteImage, type ImageChoices, imageOptions, imageRequest } from "./
 
 /** `tap-ctl create`. */
 export function defineCreate(command: Command): Command {
-  return keyOptions(imageOptions(command))
-    .option("-d, --device <name>", "accepted and ignored: the minor's path is the name")
-    .addHelpText("after", "\nPrints the path of the device's minor.")
+  return keyOptions(imageOptions(command, "auto"))
+    .option("-d, --name <name>", "accepted and ignored: the name is the one that is printed")
+    .addHelpText(
+      "after",
+      "\nPrints the block device's node, such as /dev/ublkb0; without one the path of the minor.\n" +
+        "'auto' takes the first kind that the kernel has, if any.",
+    )
     .action(async (choices: ImageChoices & KeyChoices) => {
       const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
       const device = await createDevice(absoluteImage(choices.args), options);
-      console.log(minorPath(device.minor));
+      console.log(device.node ?? minorPath(device.minor));
     });
 }

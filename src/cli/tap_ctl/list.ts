@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { inventory, type InventoryEntry, inventoryOf } from "../../control/inventory.ts";
+import { inventory, type InventoryEntry, inventoryOf, withNode } from "../../control/inventory.ts";
 import { filterOptions } from "./options.ts";
 
 interface ListOptions {
@@ -44,7 +44,7 @@ function list({ pid, minor, type, file, json }: ListOptions): void {
     (file === undefined || entry.path === file)
   );
   if (json) {
-    console.log(JSON.stringify(chosen, null, 2));
+    console.log(JSON.stringify(chosen.map(withNode), null, 2));
     return;
   }
   const format = Deno.stdout.isTerminal() ? row : fields;

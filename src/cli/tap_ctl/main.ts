@@ -31,6 +31,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Stop serving an image: close, detach and free in one go",
     load: async () => (await import("./destroy.ts")).defineDestroy,
   },
+  recover: {
+    summary: "Take over the block devices of tapdisks that died",
+    load: async () => (await import("./recover.ts")).defineRecover,
+  },
   spawn: {
     summary: "Start a tapdisk and print its process number",
     load: async () => (await import("./spawn.ts")).defineSpawn,

@@ -11,7 +11,7 @@ import {
 
 /** `tap-ctl open`. */
 export function defineOpen(command: Command): Command {
-  return keyOptions(imageOptions(deviceOptions(command)))
+  return keyOptions(imageOptions(deviceOptions(command), "none"))
     .action(async (choices: ImageChoices & KeyChoices & DeviceAddress) => {
       const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
       openImage(choices, absoluteImage(choices.args), options);

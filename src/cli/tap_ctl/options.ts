@@ -1,6 +1,12 @@
-import { type Command, InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ImageOptions, TimeLimit } from "../../control/client.ts";
 import { ALL_MINORS, MessageFlag } from "../../control/message.ts";
+import {
+  DEVICE_CHOICES,
+  type DeviceChoice,
+  QUEUE_CHOICES,
+  type QueueChoice,
+} from "../../control/open_request.ts";
 
 function integer(least: number, most: number): (text: string) => number {
   return (text) => {
@@ -10,7 +16,8 @@ function integer(least: number, most: number): (text: string) => number {
   };
 }
 
-const parseMinor = integer(0, ALL_MINORS - 1);
+/** A minor, as an option's value. */
+export const parseMinor = integer(0, ALL_MINORS - 1);
 const parsePid = integer(1, 0x7fff_ffff);
 const parseSeconds = integer(0, 0xffff);
 
@@ -43,6 +50,8 @@ export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
 
 /** How an image is to be opened, as the options say it. */
 export interface ImageChoices {
+  readonly device: DeviceChoice;
+  readonly queue: QueueChoice;
   readonly args: string;
   readonly readOnly?: boolean;
   readonly existingParent?: number;
@@ -56,7 +65,11 @@ export interface ImageChoices {
 }
 
 /** The options of `create` and `open`. */
-export function imageOptions(command: Command): Command {
+export function imageOptions(command: Command, defaultDevice: DeviceChoice): Command {
+  const device = new Option("--device <kind>", "the block device that the disk becomes")
+    .choices(DEVICE_CHOICES).default(defaultDevice);
+  const queue = new Option("--queue <kind>", "the kernel's interface that moves the bytes")
+    .choices(QUEUE_CHOICES).default("auto");
   return command
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
@@ -66,7 +79,9 @@ export function imageOptions(command: Command): Command {
     .option("-s, --standby", "with -2: turn to the second image when the first has no room left")
     .option("-t, --timeout <seconds>", "fail a request after so long", parseSeconds)
     .option("-D, --no-direct", "go through the page cache")
-    .option("-C, --log <file>", "note in a log which blocks change");
+    .option("-C, --log <file>", "note in a log which blocks change")
+    .addOption(device)
+    .addOption(queue);
 }
 
 /** What the options of `create` and `open` ask of a tapdisk. */
@@ -82,6 +97,8 @@ export function imageRequest(choices: ImageChoices): ImageOptions {
     secondary: choices.secondary,
     requestTimeoutSeconds: choices.timeout,
     logPath: choices.log,
+    device: choices.device,
+    queue: choices.queue,
   };
 }
 
