@@ -262,7 +262,7 @@ test("every command has help", async (bench) => {
   const commands = [...help.matchAll(/^ {2}([a-z]+) {2,}\S/gm)].map((match) => match[1]);
   assert.deepEqual(
     commands,
-    ("list allocate free create destroy spawn attach detach open close pause unpause snapshot " +
+    ("list allocate free create destroy recover spawn attach detach open close pause unpause snapshot " +
       "stats log major check").split(" "),
   );
   assert.equal(await bench.ok("help"), help);
@@ -274,7 +274,9 @@ test("every command has help", async (bench) => {
 });
 
 test("check is content here; a folder that cannot be made is told", async (bench) => {
-  assert.equal(await bench.ok("check"), "ok");
+  const [verdict, ...devices] = (await bench.ok("check")).split("\n");
+  assert.equal(verdict, "ok");
+  for (const line of devices) assert.match(line, /^(blktap2|ublk|nbd): (ok|not here \(.+\))$/);
   assert.deepEqual(await bench.list(), []);
   const file = bench.rawImage("file");
   const { code, stderr } = await bench.tapCtl("check", {

@@ -39,7 +39,7 @@ export class ControlBench {
   constructor(folder: string) {
     this.folder = folder;
     this.control = `${folder}/control`;
-    this.env = { BLKTAP_CONTROL_DIR: this.control, BLKTAP_LOG_DIR: "" };
+    this.env = { BLKTAP_CONTROL_DIR: this.control, BLKTAP_LOG_DIR: "", BLKTAP_DEVICE: "none" };
   }
 
   /** Runs tap-ctl. */

@@ -37,7 +37,7 @@ export class Tapdisks {
   }
 
   get #env(): Record<string, string> {
-    return { BLKTAP_CONTROL_DIR: this.controlFolder };
+    return { BLKTAP_CONTROL_DIR: this.controlFolder, BLKTAP_DEVICE: "none" };
   }
 
   /** Runs tap-ctl. */

@@ -2,11 +2,17 @@ import type { Command } from "commander";
 import { createDevice } from "../../control/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
-import { absoluteImage, type ImageChoices, imageOptions, imageRequest } from "./options.ts";
+import {
+  absoluteImage,
+  deviceChoice,
+  type ImageChoices,
+  imageOptions,
+  imageRequest,
+} from "./options.ts";
 
 /** `tap-ctl create`. */
 export function defineCreate(command: Command): Command {
-  return keyOptions(imageOptions(command, "auto"))
+  return keyOptions(imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE")))
     .option("-d, --name <name>", "accepted and ignored: the name is the one that is printed")
     .addHelpText(
       "after",

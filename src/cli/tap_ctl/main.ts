@@ -99,7 +99,7 @@ ${lines.join("\n")}
 
 'tap-ctl COMMAND --help' tells of each. --debug shows the messages that are exchanged. The exit
 status is 0 or an error number (errno). BLKTAP_CONTROL_DIR names the folder of the control sockets,
-/run/blktap-control by default.`;
+/run/blktap-control by default, and BLKTAP_DEVICE the kind of block device that 'create' makes.`;
 }
 
 function errnoOf(error: unknown): number {

@@ -3,6 +3,7 @@ import { type DeviceAddress, openImage } from "../../control/client.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import {
   absoluteImage,
+  deviceChoice,
   deviceOptions,
   type ImageChoices,
   imageOptions,
@@ -11,7 +12,7 @@ import {
 
 /** `tap-ctl open`. */
 export function defineOpen(command: Command): Command {
-  return keyOptions(imageOptions(deviceOptions(command), "none"))
+  return keyOptions(imageOptions(deviceOptions(command), deviceChoice("none")))
     .action(async (choices: ImageChoices & KeyChoices & DeviceAddress) => {
       const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
       openImage(choices, absoluteImage(choices.args), options);

@@ -64,10 +64,14 @@ export interface ImageChoices {
   readonly log?: string;
 }
 
-/** The options of `create` and `open`. */
-export function imageOptions(command: Command, defaultDevice: DeviceChoice): Command {
-  const device = new Option("--device <kind>", "the block device that the disk becomes")
-    .choices(DEVICE_CHOICES).default(defaultDevice);
+/** `--device`. */
+export function deviceChoice(preset: DeviceChoice): Option {
+  return new Option("--device <kind>", "the block device that the disk becomes")
+    .choices(DEVICE_CHOICES).default(preset);
+}
+
+/** The options of `create` and `open`, which differ in `device`. */
+export function imageOptions(command: Command, device: Option): Command {
   const queue = new Option("--queue <kind>", "the kernel's interface that moves the bytes")
     .choices(QUEUE_CHOICES).default("auto");
   return command
