@@ -1,0 +1,160 @@
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { closeFile, O_RDONLY, openFile } from "../../ffi/files.ts";
+import { Uring, uringMissing } from "../../ffi/uring.ts";
+import { sharedUringLoop, UringLoop, type UringUser } from "../../src/queue/uring_loop.ts";
+import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
+
+const missing = uringMissing();
+const named = (what: string): string => missing === null ? what : `${what} (skipped: ${missing})`;
+const ignore = missing !== null;
+
+/** Remembers what it was told. */
+class Listener implements UringUser {
+  readonly told: number[] = [];
+  onDone = (_id: number): void => {};
+
+  uringDone(id: number, result: number): void {
+    this.told.push(id, result);
+    this.onDone(id);
+  }
+}
+
+Deno.test({
+  name: named("uring: completions carry both numbers and the result, over many rounds of the ring"),
+  ignore,
+  fn() {
+    const ring = new Uring(8, 16);
+    for (let round = 0; round < 20; round++) {
+      const count = 1 + round % ring.entries;
+      for (let i = 0; i < count; i++) ring.prepareNothing(1000 * round + i, 0x7fff_fff0 + i);
+      assert.equal(ring.prepared, count);
+      assert.equal(ring.submit(), count);
+      assert.equal(ring.completions(), count);
+      for (let i = 0; i < count; i++) {
+        assert.equal(ring.completionId(i), 1000 * round + i);
+        assert.equal(ring.completionTag(i), 0x7fff_fff0 + i);
+        assert.equal(ring.completionResult(i), 0);
+      }
+      ring.consume(count);
+      assert.equal(ring.completions(), 0);
+    }
+    ring.close();
+  },
+});
+
+Deno.test({
+  name: named("uring: a full ring says so; what finds no room among the completions is not lost"),
+  ignore,
+  fn() {
+    const ring = new Uring(4, 8);
+    for (let i = 0; i < 4; i++) ring.prepareNothing(i, 0);
+    assert.ok(ring.isFull);
+    assert.throws(() => ring.prepareNothing(4, 0), /full/);
+    for (let i = 4; i < 40; i++) {
+      if (ring.isFull) assert.equal(ring.submit(), 4);
+      ring.prepareNothing(i, 0);
+    }
+    assert.equal(ring.submit(), 4);
+    const ids: number[] = [];
+    for (let waiting = ring.completions(); waiting > 0; waiting = ring.completions()) {
+      for (let i = 0; i < waiting; i++) ids.push(ring.completionId(i));
+      ring.consume(waiting);
+    }
+    assert.deepEqual(ids, Array.from({ length: 40 }, (_, i) => i));
+    ring.close();
+  },
+});
+
+Deno.test({
+  name: named("uring: operations that the kernel refuses complete with the error"),
+  ignore,
+  fn() {
+    const ring = new Uring(8, 16);
+    const path = Deno.makeTempFileSync();
+    const fd = openFile(path, O_RDONLY);
+    const sectors = new Float64Array(4);
+    ring.prepareTransfer(99, fd, 0, 512, sectors, 0, 1);
+    ring.prepareSync(1_000_000, 1, 1);
+    const at = ring.prepareCommand(fd, 0x1234, 2, 1);
+    for (let i = 0; i < 16; i++) assert.equal(ring.commands.getUint8(at + i), 0);
+    assert.equal(ring.submit(), 3);
+    const results = new Map<number, number>();
+    while (results.size < 3) {
+      ring.wait();
+      results.set(ring.completionId(0), ring.completionResult(0));
+      ring.consume(1);
+    }
+    assert.equal(results.get(0), -Errno.EINVAL);
+    assert.equal(results.get(1), -Errno.EBADF);
+    assert.equal(results.get(2), -Errno.EOPNOTSUPP);
+    closeFile(fd);
+    Deno.removeSync(path);
+    ring.close();
+  },
+});
+
+Deno.test({
+  name: named("uring loop: users share a ring, each is told of its own, and may prepare more"),
+  ignore,
+  async fn() {
+    const scheduler = new EpollScheduler();
+    const loop = sharedUringLoop(scheduler);
+    assert.equal(sharedUringLoop(scheduler), loop);
+    const [first, second] = [new Listener(), new Listener()];
+    const [tag, otherTag] = [loop.add(first), loop.add(second)];
+    assert.notEqual(tag, otherTag);
+    // Descriptor -1 is refused with EBADF: enough to see who is told.
+    first.onDone = (id) => {
+      if (id < 2000) loop.prepareSync(-1, id + 1, tag);
+      else scheduler.stop();
+    };
+    scheduler.addTimer(0, () => {
+      loop.prepareSync(-1, 0, tag);
+      for (let i = 0; i < 3000; i++) loop.prepareSync(-1, i, otherTag);
+    });
+    await scheduler.run();
+    assert.equal(first.told.length, 2 * 2001);
+    assert.deepEqual(
+      second.told,
+      Array.from({ length: 6000 }, (_, i) => i % 2 === 0 ? i / 2 : -Errno.EBADF),
+    );
+    assert.equal(loop.underWay(tag), 0);
+    assert.equal(loop.underWay(otherTag), 0);
+    loop.remove(tag);
+    assert.equal(loop.isClosed, false);
+    loop.remove(otherTag);
+    assert.equal(loop.isClosed, true);
+    const next = sharedUringLoop(scheduler);
+    assert.notEqual(next, loop);
+    next.remove(next.add(first));
+    scheduler.close();
+  },
+});
+
+Deno.test({
+  name: named("uring loop: the tag of a user that left is given away once nothing is under way"),
+  ignore,
+  async fn() {
+    const scheduler = new EpollScheduler();
+    const loop = new UringLoop(scheduler);
+    const [gone, stays, late] = [new Listener(), new Listener(), new Listener()];
+    const tag = loop.add(gone);
+    const staysTag = loop.add(stays);
+    loop.prepareSync(-1, 1, tag);
+    loop.remove(tag);
+    assert.notEqual(loop.add(late), tag);
+    loop.prepareSync(-1, 2, staysTag);
+    stays.onDone = () => scheduler.stop();
+    scheduler.addTimer(0, () => {});
+    await scheduler.run();
+    assert.deepEqual(gone.told, []);
+    assert.deepEqual(stays.told, [2, -Errno.EBADF]);
+    assert.equal(loop.add(gone), tag);
+    loop.remove(tag);
+    loop.remove(staysTag);
+    loop.remove(2);
+    assert.ok(loop.isClosed);
+    scheduler.close();
+  },
+});
