@@ -182,6 +182,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     return this.#slots.memorySector(slot);
   }
 
+  /** Lets the data of a slot's next request lie elsewhere in I/O memory than in the slot's own. */
+  putDataAt(slot: number, memorySector: number): void {
+    this.#slots.dataSector[slot] = memorySector;
+  }
+
   /** Where a slot's memory begins in `slotMemory`, bytes. */
   slotOffset(slot: number): number {
     return this.#slots.address(slot) - this.#slots.arena.address;
@@ -337,9 +342,9 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     slots.pending[slot] = count;
     switch (slots.kind[slot]) {
       case RequestKind.Read:
-        return image.read(slot, sector, count, slots.memorySector(slot));
+        return image.read(slot, sector, count, slots.dataSector[slot]);
       case RequestKind.Write:
-        return image.write(slot, sector, count, slots.memorySector(slot));
+        return image.write(slot, sector, count, slots.dataSector[slot]);
       case RequestKind.Discard:
         return image.discard(slot, sector, count);
       case RequestKind.Fill:

@@ -67,6 +67,8 @@ export class SlotTable {
   readonly firstFailedMs = new Float64Array(SLOTS);
   /** Extents found by a status request. */
   readonly extents = new Uint32Array(SLOTS);
+  /** Where in I/O memory the data of the request lies: the slot's own memory unless told. */
+  readonly dataSector = new Int32Array(SLOTS);
   /** Whether the flush that ends a forced write is what is under way. */
   readonly flushing = new Uint8Array(SLOTS);
   /** Memory of the slots, and behind it that of clients: copies between them stay within it. */
@@ -76,7 +78,10 @@ export class SlotTable {
   #freeCount = SLOTS;
 
   constructor() {
-    for (let i = 0; i < SLOTS; i++) this.#next[i] = i + 1 < SLOTS ? i + 1 : NONE;
+    for (let i = 0; i < SLOTS; i++) {
+      this.#next[i] = i + 1 < SLOTS ? i + 1 : NONE;
+      this.dataSector[i] = this.memorySector(i);
+    }
   }
 
   /** How many slots are free. */
@@ -96,6 +101,7 @@ export class SlotTable {
   /** Gives a slot back. */
   give(slot: number): void {
     this.owner[slot] = nobody;
+    this.dataSector[slot] = this.memorySector(slot);
     this.#next[slot] = this.#free;
     this.#free = slot;
     this.#freeCount++;
