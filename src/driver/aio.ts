@@ -59,6 +59,10 @@ export class AioImage implements ImageDriver, IoOwner {
     }
   }
 
+  get file(): number {
+    return this.#file.file;
+  }
+
   get zeroSectors(): number {
     return this.#canPunch ? ZERO_SECTORS : this.#context.zeroSectors;
   }

@@ -86,6 +86,8 @@ export interface ImageDriver {
   readonly counts: ImageCounts;
   /** Size, sectors. */
   readonly sectors: number;
+  /** Its file's number at the disk queue; an image without a file has none. */
+  readonly file?: number;
   /** Whether its data is encrypted, with the key of its `spec`. */
   readonly encrypted?: boolean;
   /** The image that shows through where this one has no data; null when zeros do. */

@@ -77,6 +77,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
   /** Operations at the backend by file. */
   #underWayOf = new Int32Array(64);
   #available: number;
+  /** Whether the next completion is the first of a batch. */
+  #isFirst = false;
+  /** By file: operations that went to the backend with another. */
+  #mergesOf = new Float64Array(64);
 
   /** @param capacity How many operations can be held at once, over all files. */
   constructor(scheduler: Scheduler, backend: DiskBackend, capacity = 8192) {
@@ -110,7 +114,11 @@ export class DiskQueue implements CompletionSink, TurnWork {
       const underWayOf = new Int32Array(larger.length / 2);
       underWayOf.set(this.#underWayOf);
       this.#underWayOf = underWayOf;
+      const mergesOf = new Float64Array(larger.length / 2);
+      mergesOf.set(this.#mergesOf);
+      this.#mergesOf = mergesOf;
     }
+    this.#mergesOf[file] = 0;
     this.#backend.register(file);
   }
 
@@ -199,6 +207,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#groupLast[group] = io;
     this.#groupSectors[group] = sectors;
     this.#groupCount[group]++;
+    this.#mergesOf[this.#files[io]]++;
     return true;
   }
 
@@ -217,6 +226,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
   endOfTurn(): boolean {
     const submitted = this.#submit();
     if (this.#underWay === 0) return submitted;
+    this.#isFirst = true;
     return this.#backend.reap(this) > 0 || submitted;
   }
 
@@ -294,6 +304,9 @@ export class DiskQueue implements CompletionSink, TurnWork {
 
   /** Splits the result of a group among its operations. */
   completed(group: number, result: number): void {
+    // All answers of a batch come at the same time, as far as anyone is told.
+    if (this.#isFirst) this.#scheduler.nowMs();
+    this.#isFirst = false;
     this.#underWay--;
     this.#underWayOf[this.#files[group]]--;
     let left = result / SECTOR_BYTES;
@@ -310,6 +323,11 @@ export class DiskQueue implements CompletionSink, TurnWork {
       owner.ioDone(this.#tokens[io], count, errno);
       io = next;
     }
+  }
+
+  /** Operations on a file that went to the backend with another, since it was made known. */
+  mergesOf(file: number): number {
+    return this.#mergesOf[file];
   }
 
   /** Whether nothing waits and nothing is under way. */

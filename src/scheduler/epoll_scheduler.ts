@@ -21,6 +21,7 @@ const RUNTIME_TURN_MS = 500;
  * a second gone by, give the runtime's own event loop a turn, in which signal listeners run.
  */
 export class EpollScheduler implements Scheduler {
+  readonly lastMs = new Float64Array(1);
   readonly #epoll = new Epoll(MOST_EVENTS);
   readonly #handlers: (FdHandler | undefined)[] = [];
   readonly #timers = new TimerQueue();
@@ -32,7 +33,7 @@ export class EpollScheduler implements Scheduler {
   #wokenMs = 0;
 
   nowMs(): number {
-    return performance.now();
+    return this.lastMs[0] = performance.now();
   }
 
   watch(fd: number, events: number, handler: FdHandler): void {

@@ -22,6 +22,8 @@ export interface TurnWork {
 export interface Scheduler {
   /** Milliseconds since an arbitrary start; never goes back. */
   nowMs(): number;
+  /** What `nowMs` said last, at 0; it is asked at the start of each turn. Costs nothing to read. */
+  readonly lastMs: Float64Array;
   /** Tells `handler` when `fd` is ready for `events` (EPOLL* bits). Throws `SystemError`. */
   watch(fd: number, events: number, handler: FdHandler): void;
   /** Changes the events that a watched descriptor is watched for. */

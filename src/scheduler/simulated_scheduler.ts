@@ -13,10 +13,10 @@ import {
 export class SimulatedScheduler implements Scheduler {
   readonly #timers = new TimerQueue();
   #works: TurnWork[] = [];
-  #nowMs = 0;
+  readonly lastMs = new Float64Array(1);
 
   nowMs(): number {
-    return this.#nowMs;
+    return this.lastMs[0];
   }
 
   watch(fd: number, _events: number, _handler: FdHandler): void {
@@ -32,7 +32,7 @@ export class SimulatedScheduler implements Scheduler {
   }
 
   addTimer(delayMs: number, callback: () => void): number {
-    return this.#timers.add(this.#nowMs + delayMs, callback);
+    return this.#timers.add(this.lastMs[0] + delayMs, callback);
   }
 
   cancelTimer(timer: number): void {
@@ -52,8 +52,8 @@ export class SimulatedScheduler implements Scheduler {
     finishTurn(this.#works);
     const dueMs = this.#timers.nextDueMs();
     if (dueMs === Infinity) return false;
-    this.#nowMs = Math.max(this.#nowMs, dueMs);
-    this.#timers.fire(this.#nowMs);
+    this.lastMs[0] = Math.max(this.lastMs[0], dueMs);
+    this.#timers.fire(this.lastMs[0]);
     finishTurn(this.#works);
     return true;
   }

@@ -3,6 +3,9 @@ import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
 import type { ImageDriver, RequestSink } from "../driver/driver.ts";
 import type { AdmissionClient, VbdContext } from "./engine.ts";
+import { addExtent } from "./extents.ts";
+import { reportRequests } from "./request_report.ts";
+import { RequestTimes, Stage } from "./request_times.ts";
 import { isRetryable, RETRY_INTERVAL_MS, type RetryLimits } from "./retry.ts";
 import {
   CLIENT_BYTES,
@@ -32,7 +35,6 @@ export interface RequestTarget {
 /** Longest step of a request to discard, sectors: others get their turn in between. */
 const DISCARD_STEP_SECTORS = 1 << 20;
 const STATUS_STEP_SECTORS = 1 << 22;
-const BYTES_PER_EXTENT = 8;
 /** By kind: whether a request may be longer than what is done at once. */
 const GOES_IN_STEPS: readonly boolean[] = [false, false, false, true, true, false, true];
 
@@ -44,6 +46,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   /** For the end-of-turn list; not for anyone else. */
   deferred = false;
   readonly counts = new VbdCounts();
+  readonly times: RequestTimes;
   readonly #context: VbdContext;
   readonly #minor: number;
   readonly #slots = new SlotTable();
@@ -64,6 +67,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   constructor(context: VbdContext, minor: number) {
     this.#context = context;
     this.#minor = minor;
+    this.times = new RequestTimes(context.scheduler.lastMs);
   }
 
   /** How many requests have not ended. */
@@ -78,12 +82,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** For how long the oldest request at the disk has gone unanswered, milliseconds. */
   get unansweredMs(): number {
-    const slots = this.#slots;
+    const { stage, sinceMs } = this.times;
     const nowMs = this.#context.scheduler.nowMs();
     let longestMs = 0;
     for (let slot = 0; slot < SLOTS; slot++) {
-      if (slots.reserved[slot] === 0) continue;
-      longestMs = Math.max(longestMs, nowMs - slots.issuedMs[slot]);
+      if (stage[slot] === Stage.Disk) longestMs = Math.max(longestMs, nowMs - sinceMs[slot]);
     }
     return longestMs;
   }
@@ -94,6 +97,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     this.#holding = false;
     // Failures of what was open before, and the time since, do not count against this target.
     this.#slots.attempts.fill(0);
+    this.times.moveAll(Stage.Paused, Stage.Room);
     if (this.#waiting.size > 0) this.#context.admission.add(this);
   }
 
@@ -104,7 +108,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   stop(hold: boolean, drained: () => void): void {
     this.#target = this.#issued === 0 ? null : this.#target;
     this.#holding = hold;
-    if (!hold) {
+    if (hold) this.times.moveAll(Stage.Room, Stage.Paused);
+    else {
       this.#context.scheduler.cancelTimer(this.#retryTimer);
       this.#retryTimer = 0;
       this.#endWaiting();
@@ -122,6 +127,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     if (this.#drained === null) return false;
     this.#drained = null;
     this.#holding = false;
+    this.times.moveAll(Stage.Paused, Stage.Room);
     if (this.#waiting.size > 0) this.#context.admission.add(this);
     return true;
   }
@@ -139,6 +145,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     for (const queue of [this.#retrying, this.#waiting]) {
       for (let left = queue.size; left > 0; left--) {
         const slot = queue.shift();
+        this.times.drop(slot);
         this.#slots.owner[slot].requestDone(slot, Errno.ESHUTDOWN);
       }
     }
@@ -154,6 +161,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   /** Unmaps the slots. Nothing may be under way, and every slot released. */
   destroy(): void {
     this.#slots.arena.release();
+  }
+
+  /** A line on each request that has not ended, the oldest first, for the log. */
+  report(): string[] {
+    return reportRequests(this.#slots, this.times, this.#context.scheduler.nowMs());
   }
 
   /** Takes a free slot for a request; -1 when there is none (see `waitForSlots`). */
@@ -242,12 +254,14 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     slots.progress[slot] = 0;
     slots.attempts[slot] = 0;
     slots.error[slot] = 0;
+    slots.lastError[slot] = 0;
     slots.extents[slot] = 0;
     slots.flushing[slot] = 0;
     const refusal = this.#refusal(kind, sector, count);
     if (refusal !== 0) return owner.requestDone(slot, refusal);
     // Images are asked for sectors, of which this has none.
     if (count === 0 && kind !== RequestKind.Flush) return owner.requestDone(slot, 0);
+    this.times.begin(slot);
     if (this.#stopped || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
   }
 
@@ -284,6 +298,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   #wait(slot: number): void {
     this.#waiting.push(slot);
+    this.times.move(slot, this.#stopped ? Stage.Paused : Stage.Room);
     if (!this.#stopped) this.#context.admission.add(this);
   }
 
@@ -312,7 +327,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     const operations = this.#image.operationsFor(this.#stepOf(slot));
     if (!this.#context.queue.reserve(operations, this.#held)) return false;
     slots.reserved[slot] = operations;
-    slots.issuedMs[slot] = this.#context.scheduler.nowMs();
+    this.times.move(slot, Stage.Disk);
     this.#held += operations;
     slots.error[slot] = 0;
     this.#issued++;
@@ -406,7 +421,9 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   #end(slot: number, errno: number): void {
     const slots = this.#slots;
-    this.counts.note(slots.kind[slot] as RequestKind, slots.count[slot], errno);
+    const kind = slots.kind[slot] as RequestKind;
+    this.counts.note(kind, slots.count[slot], errno);
+    this.times.end(slot, kind);
     const owner = slots.owner[slot];
     this.#unissue(slot);
     owner.requestDone(slot, errno);
@@ -423,31 +440,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
       const left = Math.min(slots.count[slot] - slots.progress[slot], STATUS_STEP_SECTORS);
       const run = this.#image.allocatedRun(slot, sector, left);
       if (run === 0) return;
-      if (!this.#addExtent(slot, run, base)) break;
+      if (!addExtent(slots, slot, run, base)) break;
       budget -= Math.abs(run);
       if (budget <= 0) return this.#nextStep(slot);
     }
     this.pieceDone(slot, 1, 0);
-  }
-
-  /** Notes one more run; false when the answer is full. */
-  #addExtent(slot: number, run: number, base: number): boolean {
-    const slots = this.#slots;
-    const { view } = slots.arena;
-    const sectors = Math.abs(run);
-    const data = run > 0 ? 1 : 0;
-    const count = slots.extents[slot];
-    const last = base + (count - 1) * BYTES_PER_EXTENT;
-    if (count > 0 && view.getUint32(last + 4, true) === data) {
-      view.setUint32(last, view.getUint32(last, true) + sectors, true);
-    } else if (count === slots.mostExtents[slot]) return false;
-    else {
-      view.setUint32(last + BYTES_PER_EXTENT, sectors, true);
-      view.setUint32(last + BYTES_PER_EXTENT + 4, data, true);
-      slots.extents[slot] = count + 1;
-    }
-    slots.progress[slot] += sectors;
-    return true;
   }
 
   wake(slot: number): void {
@@ -459,6 +456,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   #failed(slot: number, errno: number): void {
     const slots = this.#slots;
     const nowMs = this.#context.scheduler.nowMs();
+    slots.lastError[slot] = errno;
     if (slots.attempts[slot]++ === 0) {
       slots.firstFailedMs[slot] = nowMs;
       this.#context.log(
@@ -470,6 +468,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     if (!isRetryable(errno) || this.#isExhausted(slot, nowMs)) return this.#end(slot, errno);
     this.counts.retries++;
     this.#retrying.push(slot);
+    this.times.move(slot, Stage.Retry);
     this.#unissue(slot);
     this.#armRetryTimer();
   }

@@ -61,9 +61,9 @@ export class SlotTable {
   readonly error = new Int32Array(SLOTS);
   /** Room of the disk queue that the request holds. */
   readonly reserved = new Uint32Array(SLOTS);
-  /** When the request, or its step under way, was handed to the image. */
-  readonly issuedMs = new Float64Array(SLOTS);
+  /** Failed tries, and how the last of them failed; 0 without one. */
   readonly attempts = new Uint32Array(SLOTS);
+  readonly lastError = new Int32Array(SLOTS);
   readonly firstFailedMs = new Float64Array(SLOTS);
   /** Extents found by a status request. */
   readonly extents = new Uint32Array(SLOTS);

@@ -1,8 +1,10 @@
 import type { ImageDriver } from "../driver/driver.ts";
+import { SECTOR_BYTES } from "../driver/driver.ts";
+import type { TimesSummary } from "./request_times.ts";
 import { RequestKind } from "./slots.ts";
 
-/** What `tap-ctl stats` shows of a device: the reference's fields. */
-export interface VbdStatistics {
+/** What `tap-ctl stats` shows of a device: the reference's fields, and more behind them. */
+export interface VbdStatistics extends TimesSummary {
   /** `type:path` */
   name: string;
   /** Sectors read and written by users of the device. */
@@ -15,6 +17,9 @@ export interface VbdStatistics {
     driver: { type: number; name: string; status: string | null };
     /** Of a cache: sectors of reads that it had, and that it had to read below. */
     cache?: { hits: number; misses: number };
+    /** Bytes of requests that this image itself answered, and took in, since it was opened. */
+    read_bytes: number;
+    written_bytes: number;
   }[];
   FIXME_enospc_redirect_count: number;
   nbd_mirror_failed: number;
@@ -27,6 +32,8 @@ export interface VbdStatistics {
   retrying: number;
   /** For how many whole seconds the disk has owed an answer: more than a few mean that it hangs. */
   unanswered_seconds: number;
+  /** Operations that went to the disk together with a neighbour. */
+  merges: number;
 }
 
 /** Numbers by which the reference knows drivers (tapdisk-disktype.h). */
@@ -59,13 +66,15 @@ export class VbdCounts {
 
   /** The counts, and what the device looks like just now, for people and programs. */
   describe(
-    { name, images, outstanding, retrying, unansweredMs, direct }: {
+    { name, images, outstanding, retrying, unansweredMs, direct, merges, times }: {
       name: string;
       images: readonly ImageDriver[];
       outstanding: number;
       retrying: number;
       unansweredMs: number;
       direct: boolean;
+      merges: number;
+      times: TimesSummary;
     },
   ): VbdStatistics {
     return {
@@ -77,6 +86,8 @@ export class VbdCounts {
         fail: index === 0 ? [this.failedReads, this.failedWrites] : [0, 0],
         driver: { type: DISK_TYPES[image.spec.type] ?? -1, name: image.spec.type, status: null },
         ...cacheCounts(image),
+        read_bytes: image.counts.readSectors * SECTOR_BYTES,
+        written_bytes: image.counts.writtenSectors * SECTOR_BYTES,
       })),
       FIXME_enospc_redirect_count: 0,
       nbd_mirror_failed: 0,
@@ -85,6 +96,8 @@ export class VbdCounts {
       retries: this.retries,
       retrying,
       unanswered_seconds: Math.floor(unansweredMs / 1000),
+      merges,
+      ...times,
     };
   }
 }

@@ -58,6 +58,8 @@ export class Vbd {
   readonly #context: ImageContext;
   readonly #keepsakes = new Keepsakes();
   #images: ImageDriver[] = [];
+  /** Merges on files that have been closed since. */
+  #earlierMerges = 0;
   #sectors = 0;
   #options: OpenOptions = {};
   /** Whom the pause under way tells of its end; null when there is none, or it was given up. */
@@ -221,6 +223,7 @@ export class Vbd {
 
   #closeImages(done: Done): void {
     const images = this.#images;
+    this.#earlierMerges = this.#merges;
     this.#images = [];
     let left = images.length;
     let firstErrno = 0;
@@ -245,6 +248,13 @@ export class Vbd {
     return this.#keepsakes.find(WriteLog);
   }
 
+  /** Operations of this device that went to the disk with a neighbour. */
+  get #merges(): number {
+    const { queue } = this.#context;
+    const mergesOf = (file?: number): number => file === undefined ? 0 : queue.mergesOf(file);
+    return this.#images.reduce((sum, { file }) => sum + mergesOf(file), this.#earlierMerges);
+  }
+
   /** What `tap-ctl stats` shows. */
   statistics(): VbdStatistics {
     return this.requests.counts.describe({
@@ -254,6 +264,8 @@ export class Vbd {
       retrying: this.requests.retrying,
       unansweredMs: this.requests.unansweredMs,
       direct: this.#options.direct ?? true,
+      merges: this.#merges,
+      times: this.requests.times.summary(),
     });
   }
 }

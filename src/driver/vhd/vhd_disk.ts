@@ -85,6 +85,10 @@ export class VhdDisk implements ImageDriver {
     }
   }
 
+  get file(): number {
+    return this.#file.disk.file;
+  }
+
   get encrypted(): boolean {
     return this.#cipher !== null;
   }
@@ -116,10 +120,16 @@ export class VhdDisk implements ImageDriver {
   }
 
   read(slot: number, sector: number, count: number, memorySector: number): void {
+    this.#move(PieceKind.Read, slot, sector, count, memorySector);
+  }
+
+  /** Reads or writes, as `kind` says, block by block. */
+  #move(kind: number, slot: number, sector: number, count: number, memorySector: number): void {
     while (count > 0) {
       const block = this.#blockOf(sector);
       const part = this.#leftInBlock(sector, block, count);
-      this.#readInBlock(slot, sector, part, memorySector, block);
+      if (kind === PieceKind.Read) this.#readInBlock(slot, sector, part, memorySector, block);
+      else this.#writeInBlock(slot, sector, part, memorySector, block);
       sector += part;
       count -= part;
       memorySector += part;
@@ -273,9 +283,8 @@ export class VhdDisk implements ImageDriver {
     const count = pieces.count[piece];
     const memorySector = pieces.memory[piece];
     pieces.give(piece);
-    if (kind === PieceKind.Read) this.read(slot, sector, count, memorySector);
-    else if (kind === PieceKind.Write) this.#writeBlocks(slot, sector, count, memorySector);
-    else this.#sink.wake(slot);
+    if (kind === PieceKind.Wake) this.#sink.wake(slot);
+    else this.#move(kind, slot, sector, count, memorySector);
   }
 
   /** Entries may be free again: tries once more for those who found none. */
@@ -290,18 +299,7 @@ export class VhdDisk implements ImageDriver {
 
   write(slot: number, sector: number, count: number, memorySector: number): void {
     this.#cipher?.begin(slot, sector);
-    this.#writeBlocks(slot, sector, count, memorySector);
-  }
-
-  #writeBlocks(slot: number, sector: number, count: number, memorySector: number): void {
-    while (count > 0) {
-      const block = this.#blockOf(sector);
-      const part = this.#leftInBlock(sector, block, count);
-      this.#writeInBlock(slot, sector, part, memorySector, block);
-      sector += part;
-      count -= part;
-      memorySector += part;
-    }
+    this.#move(PieceKind.Write, slot, sector, count, memorySector);
   }
 
   #writeInBlock(
@@ -312,9 +310,9 @@ export class VhdDisk implements ImageDriver {
     block: number,
   ): void {
     const writer = this.#writableOrThrow();
-    this.counts.writtenSectors += count;
     const location = this.#file.locationOf(block);
     if (location !== NONE && this.#file.isFull(block)) {
+      this.counts.writtenSectors += count;
       return writer.writeData(slot, sector, count, memorySector, location);
     }
     const entry = location !== NONE ? this.#entryFor(block, location) : this.#newEntryFor(block);
@@ -326,6 +324,7 @@ export class VhdDisk implements ImageDriver {
     if (memorySector === this.#context.zerosAt && !this.#showsParentAt(sector)) {
       return this.#writeZeros(writer, slot, sector, count, entry);
     }
+    this.counts.writtenSectors += count;
     writer.write(slot, sector, count, memorySector, entry);
   }
 
@@ -340,6 +339,7 @@ export class VhdDisk implements ImageDriver {
     const skipped = count - (last - first);
     if (last > first) {
       const { zerosAt } = this.#context;
+      this.counts.writtenSectors += last - first;
       writer.write(slot, sector + first - start, last - first, zerosAt, entry);
     }
     if (skipped > 0) this.#sink.pieceDone(slot, skipped, 0);
@@ -388,7 +388,8 @@ export class VhdDisk implements ImageDriver {
     if (unused && !this.#showsParentAt(sector)) return this.#sink.pieceDone(slot, count, 0);
     const most = this.#context.zeroSectors;
     for (let done = 0; done < count; done += most) {
-      this.#writeBlocks(slot, sector + done, Math.min(most, count - done), this.#context.zerosAt);
+      const part = Math.min(most, count - done);
+      this.#move(PieceKind.Write, slot, sector + done, part, this.#context.zerosAt);
     }
   }
 

@@ -1,0 +1,46 @@
+import { errnoName } from "../../ffi/errno.ts";
+import { type RequestTimes, Stage } from "./request_times.ts";
+import { RequestKind, SLOTS, type SlotTable } from "./slots.ts";
+
+/** By `RequestKind`. */
+const KINDS = Object.keys(RequestKind).map((name) => name.toLowerCase());
+
+function stageWords(stage: number): string {
+  switch (stage) {
+    case Stage.Room:
+      return "waits for room";
+    case Stage.Paused:
+      return "held by a pause";
+    case Stage.Retry:
+      return "to be tried again";
+    default:
+      return "at the disk";
+  }
+}
+
+function seconds(milliseconds: number): string {
+  return `${(milliseconds / 1000).toFixed(3)} s`;
+}
+
+/**
+ * A line on each request that has not ended, the oldest first: what it asks for, where it is and
+ * since when, how often it failed.
+ */
+export function reportRequests(
+  slots: SlotTable,
+  { stage, sinceMs, cameMs }: RequestTimes,
+  nowMs: number,
+): string[] {
+  const open = Array.from({ length: SLOTS }, (_, slot) => slot)
+    .filter((slot) => stage[slot] !== Stage.None)
+    .sort((a, b) => cameMs[a] - cameMs[b]);
+  return open.map((slot) => {
+    const what = `slot ${slot}: ${KINDS[slots.kind[slot]]}, sector ${slots.sector[slot]}, ` +
+      `${slots.count[slot]} sectors`;
+    const where = `${stageWords(stage[slot])} for ${seconds(nowMs - sinceMs[slot])}`;
+    const errno = slots.lastError[slot];
+    const last = errno === 0 ? "no error" : `last error ${errnoName(errno)}`;
+    const age = seconds(nowMs - cameMs[slot]);
+    return `${what}, ${where}, age ${age}, failed ${slots.attempts[slot]} times, ${last}`;
+  });
+}
