@@ -1,0 +1,82 @@
+import {
+  IORING_OP_READ,
+  IORING_OP_READV,
+  IORING_OP_WRITE,
+  IORING_OP_WRITEV,
+} from "../../ffi/uring.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import { type CompletionSink, type DiskBackend, IoKind } from "./backend.ts";
+import { sharedUringLoop, type UringLoop, type UringUser } from "./uring_loop.ts";
+
+const CAPACITY = 512;
+const BATCH = 256;
+const SECTOR_BYTES = 512;
+
+/**
+ * Files of the real system, by the io_uring that all on the scheduler share. Files are descriptors.
+ *
+ * It is for disks past the page cache. Writes to the page cache and all I/O of memory filesystems
+ * the kernel gives to threads of its own, which costs twice the processor time of `LibaioBackend`.
+ */
+export class UringBackend implements DiskBackend, UringUser {
+  readonly capacity = CAPACITY;
+  readonly batch = BATCH;
+  readonly #loop: UringLoop;
+  readonly #tag: number;
+  /** Operations that ended, until they are reaped: number and result. */
+  readonly #ended = new Int32Array(2 * CAPACITY);
+  #endedCount = 0;
+
+  /** Throws `SystemError` where there is no io_uring; see `uringMissing`. */
+  constructor(scheduler: Scheduler) {
+    this.#loop = sharedUringLoop(scheduler);
+    this.#tag = this.#loop.add(this);
+  }
+
+  register(_file: number): void {}
+
+  prepare(
+    kind: IoKind,
+    file: number,
+    sectors: Float64Array,
+    count: number,
+    memorySector: number,
+    iovecCount: number,
+    io: number,
+  ): void {
+    if (kind === IoKind.Sync) {
+      this.#loop.prepareSync(file, io, this.#tag);
+      return;
+    }
+    const vectored = iovecCount > 0;
+    const opcode = kind === IoKind.Read
+      ? (vectored ? IORING_OP_READV : IORING_OP_READ)
+      : (vectored ? IORING_OP_WRITEV : IORING_OP_WRITE);
+    const length = vectored ? iovecCount : count * SECTOR_BYTES;
+    this.#loop.prepareTransfer(opcode, file, memorySector, length, sectors, io, this.#tag);
+  }
+
+  submit(): void {
+    this.#loop.submit();
+  }
+
+  /** The ring's others may be told of completions meanwhile, before `reap` asks for ours. */
+  uringDone(io: number, result: number): void {
+    const at = 2 * this.#endedCount++;
+    this.#ended[at] = io;
+    this.#ended[at + 1] = result;
+  }
+
+  /** Above 0 also when only others that share the ring were told of something. */
+  reap(sink: CompletionSink): number {
+    const told = this.#loop.reap();
+    const count = this.#endedCount;
+    for (let i = 0; i < count; i++) sink.completed(this.#ended[2 * i], this.#ended[2 * i + 1]);
+    this.#endedCount = 0;
+    return told > count ? told : count;
+  }
+
+  close(): void {
+    this.#loop.remove(this.#tag);
+  }
+}
