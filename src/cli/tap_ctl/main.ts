@@ -55,6 +55,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Close the image of a minor",
     load: async () => (await import("./close.ts")).defineClose,
   },
+  restore: {
+    summary: "Serve the disks that are listed in /etc/blktap/devices, as at boot, or stop them",
+    load: async () => (await import("./restore.ts")).defineRestore,
+  },
   pause: {
     summary: "Hold a device's requests back and close its image files",
     load: async () => (await import("./pause.ts")).definePause,

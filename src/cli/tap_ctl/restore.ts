@@ -1,0 +1,119 @@
+import type { Command } from "commander";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { DEVICE_LIST_PATH, type ListedDevice, parseDeviceList } from "../../control/device_list.ts";
+import { nbdSocketPath, systemError } from "../../control/paths.ts";
+import {
+  restoreDevice,
+  restoredNames,
+  stopRestored,
+  withNamesLocked,
+} from "../../control/restore.ts";
+import { encryptionKey } from "./encryption.ts";
+import { timeLimit, timeLimitOption } from "./options.ts";
+
+interface RestoreChoices {
+  readonly file: string;
+  readonly stop?: boolean;
+  readonly timeout?: number;
+}
+
+const NOTES = `
+${DEVICE_LIST_PATH} has a disk a line, 'NAME IMAGE [OPTION,OPTION…]', and tells of the options. A disk
+that is served already is left as it is, one whose tapdisk died is taken over, and one that cannot be
+served does not keep the others from it: the exit status is that of the first.
+
+Prints each name and its block device, which is /dev/blktap/NAME, too, or else its NBD socket.`;
+
+/** Does something for each, and goes on when it fails; the first error decides the exit status. */
+class Tries {
+  readonly #what: string;
+  #count = 0;
+  #failed = 0;
+  #errno = 0;
+
+  constructor(what: string) {
+    this.#what = what;
+  }
+
+  async each(what: string, work: () => Promise<void>): Promise<void> {
+    this.#count++;
+    try {
+      await work();
+    } catch (error) {
+      this.fail(what, error);
+    }
+  }
+
+  fail(what: string, error: unknown): void {
+    this.#failed++;
+    if (error instanceof Error && "errno" in error && typeof error.errno === "number") {
+      this.#errno ||= error.errno;
+    }
+    console.error(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+
+  /** Throws `SystemError` when something failed. */
+  end(): void {
+    if (this.#failed === 0) return;
+    const what = `${this.#failed} of ${this.#count} disks are not ${this.#what}`;
+    throw new SystemError(this.#errno || Errno.EIO, what);
+  }
+}
+
+function readList(path: string): ReturnType<typeof parseDeviceList> {
+  try {
+    return parseDeviceList(Deno.readTextFileSync(path));
+  } catch (error) {
+    throw systemError(error, `Cannot read ${path}`);
+  }
+}
+
+function chosenFrom(devices: readonly ListedDevice[], names: readonly string[]): ListedDevice[] {
+  if (names.length === 0) return devices.filter(({ auto }) => auto);
+  return names.map((name) => {
+    const found = devices.find((device) => device.name === name);
+    if (found !== undefined) return found;
+    throw new SystemError(Errno.ENOENT, `Cannot serve ${name}: no such name is in the list`);
+  });
+}
+
+async function restore(names: readonly string[], path: string): Promise<void> {
+  const { devices, faults } = readList(path);
+  const tries = new Tries("served");
+  for (const { line, reason } of names.length === 0 ? faults : []) {
+    await tries.each(`${path}, line ${line}`, () => {
+      throw new SystemError(Errno.EINVAL, `Cannot read it (${reason})`);
+    });
+  }
+  for (const listed of chosenFrom(devices, names)) {
+    await tries.each(`${path}, line ${listed.line}: ${listed.name}`, async () => {
+      const readKey = () => encryptionKey({ keyFile: listed.keyFile });
+      const { node, pid, minor, how } = await restoreDevice(listed, readKey);
+      const where = node ?? nbdSocketPath(pid, minor);
+      console.log(`${listed.name}: ${where}${how === "created" ? "" : ` (${how})`}`);
+    });
+  }
+  tries.end();
+}
+
+async function stop(names: readonly string[], choices: RestoreChoices): Promise<void> {
+  const tries = new Tries("stopped");
+  for (const name of names.length > 0 ? names : restoredNames()) {
+    await tries.each(name, async () => {
+      if (await stopRestored(name, timeLimit(choices))) console.log(`${name}: stopped`);
+    });
+  }
+  tries.end();
+}
+
+/** `tap-ctl restore`. */
+export function defineRestore(command: Command): Command {
+  return timeLimitOption(command)
+    .argument("[name...]", "only these; else all that are not 'noauto'")
+    .option("--file <path>", "the list", DEVICE_LIST_PATH)
+    .option("--stop", "stop serving what was restored, the last one first")
+    .addHelpText("after", NOTES)
+    .action((names: string[], choices: RestoreChoices) =>
+      withNamesLocked(() => choices.stop ? stop(names, choices) : restore(names, choices.file))
+    );
+}

@@ -1,0 +1,85 @@
+import assert from "node:assert/strict";
+import { type ListedDevice, parseDeviceList } from "../../src/control/device_list.ts";
+
+const PLAIN = {
+  device: "auto",
+  readOnly: false,
+  direct: true,
+  requestTimeoutSeconds: 0,
+  auto: true,
+};
+
+function parse(...lines: string[]): { devices: ListedDevice[]; faults: string[] } {
+  const { devices, faults } = parseDeviceList(lines.join("\n"));
+  return { devices, faults: faults.map(({ line, reason }) => `${line}: ${reason}`) };
+}
+
+Deno.test("list of devices: blanks, comments and options", () => {
+  const { devices, faults } = parse(
+    "# a comment",
+    "",
+    "data vhd:/srv/data.vhd",
+    "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,timeout=60,no-direct ",
+    "vault  vhd:/v  defaults,key-file=/etc/a\\054b",
+  );
+  assert.deepEqual(faults, []);
+  assert.deepEqual(devices, [
+    { line: 3, name: "data", image: "vhd:/srv/data.vhd", ...PLAIN },
+    {
+      line: 4,
+      name: "two.2",
+      image: "log:bc:aio:/srv/a b\\",
+      device: "ublk",
+      readOnly: true,
+      direct: false,
+      requestTimeoutSeconds: 60,
+      auto: false,
+    },
+    { line: 5, name: "vault", image: "vhd:/v", ...PLAIN, keyFile: "/etc/a,b" },
+  ]);
+});
+
+Deno.test("list of devices: a line that makes no sense is told of, others are read", () => {
+  const { devices, faults } = parse(
+    "alone",
+    "../up vhd:/a",
+    ".hidden vhd:/a",
+    "control vhd:/a",
+    "a /srv/disk.vhd",
+    "a vhd:/a rw",
+    "a vhd:/a ro=1",
+    "a vhd:/a device",
+    "a vhd:/a device=floppy",
+    "a vhd:/a timeout=65536",
+    "a vhd:/a key-file=key",
+    "a vhd:/a ro 0 0",
+    "a vhd:/a",
+    "a vhd:/b",
+  );
+  assert.deepEqual(devices, [{ line: 13, name: "a", image: "vhd:/a", ...PLAIN }]);
+  assert.deepEqual(faults, [
+    "1: an image, such as vhd:/srv/disk.vhd, must follow the name",
+    "2: '../up' cannot be a name under /dev/blktap",
+    "3: '.hidden' cannot be a name under /dev/blktap",
+    "4: 'control' cannot be a name under /dev/blktap",
+    "5: '/srv/disk.vhd' is no image, such as vhd:/srv/disk.vhd",
+    "6: there is no option 'rw'",
+    "7: option ro takes no value",
+    "8: option device wants a value",
+    "9: device must be one of none, auto, blktap2, ublk, nbd",
+    "10: timeout must be a whole number of seconds up to 65535",
+    "11: key-file must be a whole path",
+    "12: nothing must follow the options, '0 0' does",
+    "14: there is a disk of the name a above",
+  ]);
+});
+
+Deno.test("list of devices: the one that is installed has no disks, and its examples are right", () => {
+  const path = new URL("../../packaging/devices", import.meta.url);
+  const text = Deno.readTextFileSync(path);
+  assert.deepEqual(parseDeviceList(text), { devices: [], faults: [] });
+  const examples = text.slice(text.indexOf("# Examples:\n") + 12).replaceAll(/^#/gm, "");
+  const { devices, faults } = parseDeviceList(examples);
+  assert.deepEqual(faults, []);
+  assert.deepEqual(devices.map(({ name }) => name), ["data", "install", "vault"]);
+});
