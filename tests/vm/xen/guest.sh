@@ -1,0 +1,47 @@
+#!/bin/busybox sh
+# The first process of the paravirtual guest, in an initramfs with busybox: says what its disks are, compares
+# and changes what they hold, and turns the guest off. The kernel's command line names the disks, and
+# the sums of their content before and after.
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+insmod /xen-blkfront.ko
+
+wanted() {
+  for word in $(cat /proc/cmdline); do
+    case $word in "guest.$1="*) echo "${word#*=}" | tr , ' ' ;; esac
+  done
+}
+
+say() { echo "guest: $disk $*"; }
+
+# Usage: compare WHEN; the sum of the whole disk with the one that the command line has.
+compare() {
+  set -- "$1" "$(md5sum <"/dev/$disk" | cut -d ' ' -f 1)"
+  if [ "$2" = "$(wanted "$1")" ]; then say "as it should be $1"; else say "wrong $1: $2"; fi
+}
+
+# Usage: copy FROM COUNT TO BLOCK_SIZE; in blocks.
+copy() {
+  dd "if=/dev/$disk" "of=/dev/$disk" bs="$4" skip="$1" count="$2" seek="$3" conv=notrunc,fsync \
+    2>/dev/null || say "cannot write"
+}
+
+for disk in $(wanted disks); do
+  tries=0
+  until [ -b "/dev/$disk" ] || [ "$tries" -eq 300 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+  done
+  cd "/sys/block/$disk" || continue
+  say "size $(cat size) read-only $(cat ro) sector $(cat queue/logical_block_size)" \
+    "$(cat queue/write_cache), discards up to $(cat queue/discard_max_bytes)"
+  compare before
+  copy 256 768 4480 4096
+  copy 17 1 50001 512
+  sync
+  echo 3 >/proc/sys/vm/drop_caches
+  compare after
+done
+poweroff -f
