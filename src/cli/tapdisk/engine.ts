@@ -7,10 +7,8 @@ import { removeStaleSockets } from "../../control/stale_sockets.ts";
 import { formatStatistics } from "../../control/statistics_text.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
-import { osDiskFiles } from "../../queue/disk_files.ts";
-import { LibaioBackend } from "../../queue/libaio.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
-import { createVbdContext } from "../../vbd/engine.ts";
+import { queueContexts } from "./queues.ts";
 
 const TAKEOVER_HINT = "a second signal ends it at once, and leaves them for 'tap-ctl recover'";
 
@@ -33,18 +31,12 @@ export function startTapdisk(log: Logger): Tapdisk {
   prepareFolders();
   removeStaleSockets();
   const scheduler = new EpollScheduler();
-  const context = createVbdContext({
-    scheduler,
-    backend: new LibaioBackend(scheduler),
-    files: osDiskFiles,
-    log: (message) => log.warn(message),
-  });
   const stop = () => server.shutDown(() => scheduler.stop());
   // The answer to the detach that emptied it goes out before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
   const devices = new Devices({
     scheduler,
-    contextOf: () => context,
+    contextOf: queueContexts(scheduler, log),
     frontends: [(vbd) => new NbdServer(scheduler, vbd, nbdSocketPath(Deno.pid, vbd.minor))],
     makers: DEVICE_MAKERS,
     log,
