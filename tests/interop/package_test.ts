@@ -1,0 +1,253 @@
+/**
+ * What `scripts/package` makes, where it is to run: without a libc, in any folder, on an old kernel.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { isRunning, until } from "../support/control.ts";
+import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
+
+const ROOT = new URL("../../", import.meta.url).pathname;
+const MIB = 1 << 20;
+const KEY_NAME = "disk,aes-xts-plain,512.key";
+/** No test makes block devices of this machine. */
+const NO_DEVICE = { BLKTAP_DEVICE: "none" };
+
+const tools = ["dist/blktap", "dpkg-deb", "qemu-io", "nbdinfo", "ldd", "ldconfig"];
+const plain = needs(...tools);
+const asRoot = needs(...tools, "root", ...await canMount() ? [] : ["mount(2) in a namespace"]);
+const filtered = needs(...tools, "python3");
+
+/** Whether this process may mount something where nobody else sees it. */
+async function canMount(): Promise<boolean> {
+  const options = { stdout: "null", stderr: "null" } as const;
+  const command = new Deno.Command("unshare", { args: ["--mount", "true"], ...options });
+  return Deno.uid() === 0 && (await command.output()).success;
+}
+
+let made: Promise<string> | undefined;
+
+/** The folder with the packages, made once. */
+function packages(): Promise<string> {
+  return made ??= (async () => {
+    const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+    await runOk(`${ROOT}scripts/package`, ["--quick", "--built", folder], { timeoutMs: 120_000 });
+    return folder;
+  })();
+}
+
+Deno.test.afterAll(async () => {
+  if (made !== undefined) Deno.removeSync(await made, { recursive: true });
+});
+
+function packageIn(folder: string, end: string): string {
+  const found = Array.from(Deno.readDirSync(folder), ({ name }) => name)
+    .find((name) => name.endsWith(end));
+  assert.ok(found !== undefined, `scripts/package made no *${end}`);
+  return `${folder}/${found}`;
+}
+
+/** Unpacks the tarball into `folder`; returns the path of its install.sh. */
+async function unpackTarball(folder: string): Promise<string> {
+  const tarball = packageIn(await packages(), ".tar.gz");
+  Deno.mkdirSync(folder);
+  await runOk("tar", ["-xzf", tarball, "-C", folder, "--strip-components=1", "--no-same-owner"]);
+  return `${folder}/install.sh`;
+}
+
+/** All that lies in a folder: paths, and what links point to. */
+async function contents(folder: string): Promise<string> {
+  return await runOk("find", [".", "!", "-type", "d", "-printf", "%p %l\n"], { cwd: folder })
+    .then((text) => text.split("\n").sort().join("\n"));
+}
+
+/** A root folder, or a prefix, with blktap in it, and how its commands are run. */
+interface Place {
+  /** The folder of all that a test of it makes, as commands know it. */
+  readonly folder: string;
+  /** The same folder, seen from here. */
+  readonly outside: string;
+  run(name: string, ...args: string[]): Promise<RunResult>;
+}
+
+async function ok(place: Place, name: string, ...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await place.run(name, ...args);
+  assert.equal(code, 0, `${name} ${args.join(" ")}: ${stdout}${stderr}`);
+  return stdout.trimEnd();
+}
+
+/** The libraries that a process has mapped. */
+function mappedLibraries(pid: number): string[] {
+  const paths = Deno.readTextFileSync(`/proc/${pid}/maps`).matchAll(/ (\/.*\.so(?:\.\d+)*)$/gm);
+  return [...new Set([...paths].map(([, path]) => path))];
+}
+
+/** Makes a VHD, serves it, writes and reads it by NBD, and looks at what the tapdisk has mapped. */
+async function serveDisk(place: Place, libraries: string, key?: Uint8Array): Promise<void> {
+  const { folder, outside } = place;
+  const image = `${folder}/disk.vhd`;
+  const keyOptions = key === undefined ? [] : ["-k", `${folder}/${KEY_NAME}`];
+  await ok(place, "vhd-util", "create", "-n", image, "-s", "16");
+  if (key !== undefined) {
+    Deno.writeFileSync(`${outside}/${KEY_NAME}`, key);
+    await ok(place, "vhd-util", "key", "-s", "-n", image, ...keyOptions);
+  }
+  await ok(place, "tap-ctl", "create", "-a", `vhd:${image}`, ...keyOptions);
+  const [, pid, minor] = /^pid=(\d+) minor=(\d+) /.exec(await ok(place, "tap-ctl", "list")) ?? [];
+  try {
+    const socket = (JSON.parse(await ok(place, "tap-ctl", "list", "--json")) as { nbd: string }[])
+      .map(({ nbd }) => nbd.replace(folder, outside))[0];
+    const uri = `nbd+unix:///?socket=${socket}`;
+    assert.equal((await runOk("nbdinfo", ["--size", uri])).trim(), String(16 * MIB));
+    const write = ["-c", "write -q -P 77 2M 1M", "-c", "flush"];
+    await runOk("qemu-io", ["-f", "raw", ...write, "-c", "read -q -P 77 2M 1M", uri]);
+    const mapped = mappedLibraries(Number(pid));
+    assert.deepEqual(mapped.filter((path) => !path.startsWith(`${libraries}/`)), []);
+    assert.ok(mapped.includes(`${libraries}/libc.so.6`));
+    assert.equal(mapped.some((path) => path.includes("libcrypto")), key !== undefined);
+  } finally {
+    await ok(place, "tap-ctl", "destroy", "-p", pid, "-m", minor);
+  }
+  await until("the tapdisk ends", () => !isRunning(Number(pid)));
+  assert.equal(await ok(place, "vhd-util", "check", "-n", image), `${image} is valid`);
+  const holdsPattern = new TextDecoder("latin1").decode(Deno.readFileSync(`${outside}/disk.vhd`))
+    .includes("\x4d".repeat(512));
+  assert.equal(holdsPattern, key === undefined);
+  Deno.removeSync(`${outside}/disk.vhd`);
+}
+
+/** Commands in a root folder that has nothing but them. */
+function inChroot(root: string): Place {
+  const script = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" &&' +
+    ' mount -t tmpfs tmp "$0/tmp" && exec chroot "$0" "$@"';
+  for (const folder of ["proc", "dev", "tmp", "run", "srv"]) Deno.mkdirSync(`${root}/${folder}`);
+  return {
+    folder: "/run",
+    outside: `${root}/run`,
+    run: (name, ...args) =>
+      run("unshare", ["--mount", "sh", "-c", script, root, `/usr/bin/${name}`, ...args], {
+        env: NO_DEVICE,
+      }),
+  };
+}
+
+Deno.test({
+  name: `package: the .deb serves disks where there is no libc${asRoot.suffix}`,
+  ignore: asRoot.ignore,
+  fn: () =>
+    withTempDir(async (root) => {
+      await runOk("dpkg-deb", ["-x", packageIn(await packages(), ".deb"), root]);
+      const place = inChroot(root);
+      assert.match(await ok(place, "blktap", "--version"), /^blktap /);
+      await serveDisk(place, `${root}/usr/lib/blktap/lib`);
+      const key = Uint8Array.from({ length: 64 }, (_, i) => i);
+      await serveDisk(place, `${root}/usr/lib/blktap/lib`, key);
+      Deno.writeTextFileSync(`${root}/etc/blktap/devices`, "disk ram:8 device=none\n");
+      assert.match(
+        await ok(place, "tap-ctl", "restore"),
+        /^disk: \/run\/blktap-control\/nbd\d+\.0$/,
+      );
+      assert.equal(await ok(place, "tap-ctl", "restore", "--stop"), "disk: stopped");
+    }),
+});
+
+Deno.test({
+  name: `package: the .deb is whole: sums, links, manual pages, scripts${plain.suffix}`,
+  ignore: plain.ignore,
+  fn: () =>
+    withTempDir(async (root) => {
+      await runOk("dpkg-deb", ["-R", packageIn(await packages(), ".deb"), root]);
+      await runOk("md5sum", ["--check", "--quiet", "DEBIAN/md5sums"], { cwd: root });
+      for (const script of ["postinst", "prerm", "postrm"]) {
+        await runOk("sh", ["-n", `${root}/DEBIAN/${script}`]);
+      }
+      const conffiles = Deno.readTextFileSync(`${root}/DEBIAN/conffiles`).trim().split("\n");
+      for (const path of conffiles) assert.ok(Deno.statSync(root + path).isFile);
+      const man = Array.from(Deno.readDirSync(`${root}/usr/share/man/man1`), ({ name }) => name);
+      assert.ok(man.includes("vhd-util.1.gz"));
+      const binary = Deno.realPathSync(`${root}/usr/lib/blktap/bin/blktap`);
+      for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util"]) {
+        assert.equal(Deno.realPathSync(`${root}/usr/bin/${name}`), binary);
+      }
+    }),
+});
+
+Deno.test({
+  name: `package: install.sh installs what the .deb does, and keeps the list${plain.suffix}`,
+  ignore: plain.ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      const [deb, unpacked, root] = ["deb", "unpacked", "root"].map((name) => `${folder}/${name}`);
+      await runOk("dpkg-deb", ["-x", packageIn(await packages(), ".deb"), deb]);
+      Deno.removeSync(`${deb}/usr/share/doc/blktap/changelog.gz`);
+      const install = await unpackTarball(unpacked);
+      await runOk(install, ["--root", root]);
+      assert.equal(await contents(root), await contents(deb));
+      Deno.writeTextFileSync(`${root}/etc/blktap/devices`, "mine ram:8\n");
+      Deno.writeTextFileSync(`${root}/usr/lib/blktap/lib/libc.so.6`, "old");
+      await runOk(install, ["--root", root]);
+      assert.equal(Deno.readTextFileSync(`${root}/etc/blktap/devices`), "mine ram:8\n");
+      assert.ok(Deno.statSync(`${root}/usr/lib/blktap/lib/libc.so.6`).size > MIB);
+      assert.equal((await run(install, ["--root", root, "--prefix", root])).code, 1);
+    }),
+});
+
+/** blktap from the tarball, installed into a folder of its own, whose name is not a simple one. */
+async function withPrefix(
+  before: readonly string[],
+  body: (place: Place, prefix: string) => Promise<void>,
+): Promise<void> {
+  await withTempDir(async (folder) => {
+    const prefix = `${folder}/another place/é`;
+    await runOk(await unpackTarball(`${folder}/unpacked`), ["--prefix", prefix]);
+    Deno.removeSync(`${folder}/unpacked`, { recursive: true });
+    const env = { ...NO_DEVICE, BLKTAP_CONTROL_DIR: `${folder}/control`, LD_LIBRARY_PATH: "/lib" };
+    const place: Place = {
+      folder,
+      outside: folder,
+      run: (name, ...args) => {
+        const [program, ...rest] = [...before, `${prefix}/bin/${name}`, ...args];
+        return run(program, rest, { env });
+      },
+    };
+    await body(place, prefix);
+  });
+}
+
+Deno.test({
+  name: `package: install.sh --prefix puts it anywhere, with its own libraries${plain.suffix}`,
+  ignore: plain.ignore,
+  fn: () => withPrefix([], (place, prefix) => serveDisk(place, `${prefix}/lib`)),
+});
+
+/** The first system call that came after Linux 4.19: pidfd_send_signal, in 5.1. */
+const FIRST_NEW_CALL = 424;
+/** Runs a program to which the kernel answers ENOSYS where one of that age would. */
+const AS_LINUX_4_19 = `
+import ctypes, os, struct, sys
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER, ENOSYS = 22, 38, 2, 38
+code = struct.pack("HBBI" * 4,
+    0x20, 0, 0, 0,                      # load the number of the system call
+    0x35, 0, 1, ${FIRST_NEW_CALL},      # from this one on
+    0x06, 0, 0, 0x00050000 | ENOSYS,    # fail
+    0x06, 0, 0, 0x7fff0000)             # else allow
+code = ctypes.create_string_buffer(code)
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 4, ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) != 0:
+    sys.exit("prctl: " + os.strerror(ctypes.get_errno()))
+os.execv(sys.argv[1], sys.argv[1:])
+`;
+
+Deno.test({
+  name: `package: serves disks with the system calls that Linux 4.19 has${filtered.suffix}`,
+  ignore: filtered.ignore,
+  fn: () =>
+    withPrefix(["python3", "-c", AS_LINUX_4_19], async (place, prefix) => {
+      const newer = "import os; os.pidfd_open(os.getpid())";
+      const python = ["-c", AS_LINUX_4_19, findTool("python3") ?? "", "-c", newer];
+      assert.match((await run("python3", python)).stderr, /Function not implemented/);
+      await serveDisk(place, `${prefix}/lib`);
+    }),
+});
