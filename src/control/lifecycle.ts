@@ -10,8 +10,9 @@ import {
   openImage,
   type TimeLimit,
 } from "./client.ts";
+import { TapdiskError } from "./connection.ts";
 import { MessageFlag } from "./message.ts";
-import { readMinorRecord } from "./minor_record.ts";
+import { readMinorRecord, writeMinorRecord } from "./minor_record.ts";
 import { allocateMinor, freeMinor, holdMinor, listMinors } from "./minors.ts";
 import { spawnTapdisk } from "./spawn.ts";
 import { removeStaleSockets } from "./stale_sockets.ts";
@@ -109,14 +110,26 @@ export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Pr
     closeImage(device, limit);
   } catch (error) {
     if (!isDead(error)) throw error;
-    if (orphanedMinors().includes(device.minor)) {
-      return await destroyDevice(await recoverDevice(device.minor), limit);
-    }
+    const heir = await heirOf(device.minor);
+    if (heir !== null) return await destroyDevice(heir, limit);
     if (clearUpAfterDead(device)) return;
     throw error;
   }
   detachDevice(device);
   freeMinor(device.minor);
+}
+
+/** Who has taken over what a dead tapdisk left of a minor's block device; null: it left nothing. */
+async function heirOf(minor: number): Promise<CreatedDevice | null> {
+  if (!orphanedMinors().includes(minor)) return null;
+  try {
+    return await recoverDevice(minor);
+  } catch (error) {
+    if (!(error instanceof TapdiskError) || error.errno !== Errno.ENODEV) throw error;
+    // The node is there, but the device behind it ended.
+    writeMinorRecord(minor, null);
+    return null;
+  }
 }
 
 /** Whether an error says that a tapdisk is not there any more. */

@@ -48,11 +48,13 @@ function isRecord(value: unknown): value is MinorRecord {
     QUEUE_CHOICES.some((choice) => choice === fields.get("queue"));
 }
 
-/** The block device that is noted for a minor; null when there is none, or no such minor. */
+/** The block device that is noted for a minor, if it is there still; else null. */
 export function readMinorRecord(minor: number): MinorRecord | null {
   try {
     const value: unknown = JSON.parse(Deno.readTextFileSync(minorPath(minor)));
-    return isRecord(value) ? value : null;
+    if (!isRecord(value)) return null;
+    Deno.lstatSync(value.node);
+    return value;
   } catch {
     // Most minors' files are empty, as the reference's all are.
     return null;

@@ -43,6 +43,7 @@ export interface DeviceMaker {
    * perhaps, when the node is there and can be opened.
    *
    * @param recover The node that a tapdisk which died left for this VBD, to be taken over; else null.
+   * An error with errno ENODEV says that there is nothing to be taken over any more.
    */
   attach(host: DeviceHost, recover: string | null, done: Attached): void;
 }

@@ -1,0 +1,123 @@
+import assert from "node:assert/strict";
+import { readMinorRecord } from "../../src/control/minor_record.ts";
+import { type ControlBench, withControlBench } from "../support/control.ts";
+
+function test(name: string, body: (bench: ControlBench) => Promise<void>): void {
+  Deno.test(`tap-ctl devices: ${name}`, () => withControlBench(body));
+}
+
+/** What a tapdisk that was killed leaves in the file of its minor. */
+function leaveDevice(
+  bench: ControlBench,
+  minor: number,
+  image: string,
+  node = "/dev/null",
+): void {
+  const record = {
+    node,
+    device: "ublk",
+    queue: "auto",
+    image,
+    readOnly: false,
+    direct: true,
+    requestTimeoutSeconds: 0,
+    encrypted: false,
+  };
+  Deno.writeTextFileSync(`${bench.control}/tapdisk/tapdisk-${minor}`, JSON.stringify(record));
+}
+
+/** The kinds of devices that the kernel does not have, by `tap-ctl check`. */
+async function missingKinds(bench: ControlBench): Promise<[kind: string, why: string][]> {
+  const { devices } = JSON.parse(await bench.ok("check --json"));
+  return devices
+    .filter(({ missing }: { missing: string | null }) => missing !== null)
+    .map(({ kind, missing }: { kind: string; missing: string }) => [kind, missing]);
+}
+
+test("a kind that the kernel does not have is refused with the reason, and nothing stays", async (bench) => {
+  const image = bench.rawImage("a.raw");
+  for (const [kind, why] of await missingKinds(bench)) {
+    const { code, stderr } = await bench.tapCtl(`create -a aio:${image} --device ${kind}`);
+    assert.equal(code, 95, stderr);
+    assert.ok(stderr.includes(`Cannot make a ${kind} device (${why})`), stderr);
+    assert.deepEqual(await bench.list(), []);
+  }
+});
+
+test("an unknown kind or queue is refused", async (bench) => {
+  for (const option of ["--device floppy", "--queue posix"]) {
+    const { code, stderr } = await bench.tapCtl(`create -a aio:/a ${option}`);
+    assert.equal(code, 22);
+    assert.match(stderr, /Allowed choices are/);
+  }
+});
+
+test("a disk on io_uring is served like any other", async (bench) => {
+  await bench.ok(`create -a aio:${bench.rawImage("a.raw")} --queue io_uring`);
+  await bench.ok(`create -a aio:${bench.rawImage("b.raw")} --queue libaio`);
+  const entries = JSON.parse(await bench.ok("list --json"));
+  assert.deepEqual(entries.map(({ device }: { device: unknown }) => device), [null, null]);
+  for (const { pid, minor } of entries) {
+    const descriptors = Array.from(Deno.readDirSync(`/proc/${pid}/fd`), ({ name }) => {
+      try {
+        return Deno.readLinkSync(`/proc/${pid}/fd/${name}`);
+      } catch {
+        return "";
+      }
+    });
+    assert.equal(descriptors.some((path) => path.includes("io_uring")), minor === 0);
+    await bench.ok(`destroy -p ${pid} -m ${minor}`);
+  }
+});
+
+test("a minor whose tapdisk died and left a device is not lost", async (bench) => {
+  const image = `aio:${bench.rawImage("a.raw")}`;
+  const other = `aio:${bench.rawImage("b.raw")}`;
+  await bench.ok("allocate");
+  leaveDevice(bench, 0, image);
+
+  const [entry] = JSON.parse(await bench.ok("list --json"));
+  assert.equal(entry.device, "/dev/null");
+  assert.equal((await bench.list()).join(), "minor=0");
+
+  const freed = await bench.tapCtl("free -m 0");
+  assert.equal(freed.code, 16);
+  assert.match(freed.stderr, /left \/dev\/null; 'tap-ctl recover' or 'destroy' it/);
+
+  const pid = await bench.spawn();
+  await bench.ok(`attach -p ${pid} -m 0`);
+  for (const args of [`-a ${other} --device ublk`, `-a ${image}`]) {
+    const opened = await bench.tapCtl(`open -p ${pid} -m 0 ${args}`);
+    assert.equal(opened.code, 16);
+    assert.match(opened.stderr, /\/dev\/null waits there for aio:/);
+  }
+  const busy = await bench.tapCtl("recover -m 0");
+  assert.equal(busy.code, 16);
+  assert.match(busy.stderr, /another tapdisk has/);
+});
+
+test("where no device is left, recover says so", async (bench) => {
+  assert.equal(await bench.ok("recover"), "");
+  await bench.ok("allocate");
+  const { code, stderr } = await bench.tapCtl("recover -m 0");
+  assert.equal(code, 19);
+  assert.match(stderr, /no tapdisk that died left a block device there/);
+});
+
+test("a file of a minor that holds something else, or a device that is gone, counts as empty", async (bench) => {
+  await bench.ok("allocate");
+  const path = `${bench.control}/tapdisk/tapdisk-0`;
+  const before = Deno.env.get("BLKTAP_CONTROL_DIR");
+  Deno.env.set("BLKTAP_CONTROL_DIR", bench.control);
+  try {
+    for (const text of ["", "\0\0", "null", "{}", '{"node": "/dev/nbd0", "image": 3}']) {
+      Deno.writeTextFileSync(path, text);
+      assert.equal(readMinorRecord(0), null, text);
+    }
+  } finally {
+    if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
+    else Deno.env.set("BLKTAP_CONTROL_DIR", before);
+  }
+  leaveDevice(bench, 0, "aio:/a", "/dev/gone");
+  await bench.ok("free -m 0");
+});
