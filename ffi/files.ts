@@ -17,6 +17,8 @@ const libc = openLibc({
     result: "i32",
     nonblocking: true,
   },
+  // int close(int fd), by another thread
+  closeAside: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
   // ssize_t pread(int fd, void *buf, size_t count, off_t offset); counts stay below 2 GiB here
@@ -103,12 +105,22 @@ export function openFile(path: string, flags: number, mode = 0o644): number {
 }
 
 /**
- * Whether nobody holds a block device exclusively, as mounted filesystems and volume groups do. The
- * kernel may read the device for this, so it is asked by another thread: this one may serve it.
+ * Opens a file (close-on-exec) by another thread, for a block device that this thread serves: the
+ * kernel may read from it on the way. -1 when that fails.
  */
+export function openAside(path: string, flags: number): Promise<number> {
+  return libc.openAside(cString(path), flags | O_CLOEXEC, 0);
+}
+
+/** Closes a descriptor by another thread: the last to close a block device writes what is left. */
+export async function closeAside(fd: number): Promise<void> {
+  await libc.closeAside(fd);
+}
+
+/** Whether nobody holds a block device exclusively, as mounted filesystems and volume groups do. */
 export async function canOpenExclusively(path: string): Promise<boolean> {
-  const fd = await libc.openAside(cString(path), O_RDONLY | O_EXCL | O_CLOEXEC, 0);
-  if (fd >= 0) closeFile(fd);
+  const fd = await openAside(path, O_RDONLY | O_EXCL);
+  if (fd >= 0) await closeAside(fd);
   return fd >= 0;
 }
 

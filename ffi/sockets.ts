@@ -22,6 +22,8 @@ const libc = openLibc({
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
   // int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen)
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
+  // int socketpair(int domain, int type, int protocol, int sv[2])
+  socketpair: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
   // int close(int fd)
@@ -75,6 +77,15 @@ function unixSocket(flags: number): number {
   const fd = libc.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
   if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
   return fd;
+}
+
+/** Two UNIX sockets that are connected to each other; both block. Throws `SystemError`. */
+export function socketPair(): [number, number] {
+  const fds = new Int32Array(2);
+  if (libc.socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0) {
+    throw new SystemError(lastErrno(), "Cannot create a pair of sockets");
+  }
+  return [fds[0], fds[1]];
 }
 
 /** Binds a UNIX socket to `path`, which must not exist, and listens. Throws `SystemError`. */

@@ -15,6 +15,8 @@ const LEAST_SPIN_MS = 0.002;
 const SHORT_TURN_MS = 0.03;
 /** How long the loop runs at most before the runtime's own loop (signals) has a turn. */
 const RUNTIME_TURN_MS = 500;
+/** The same while somebody waits for the runtime. */
+const AWAITED_TURN_MS = 2;
 
 /**
  * The loop of a real process: epoll on the main thread. A wait that a signal interrupts, and half
@@ -27,6 +29,8 @@ export class EpollScheduler implements Scheduler {
   readonly #timers = new TimerQueue();
   #works: TurnWork[] = [];
   #running = false;
+  /** Promises of the runtime that somebody waits for. */
+  #awaited = 0;
   /** How long to look for events before waiting; adapts to how soon they come. */
   #spinMs = LEAST_SPIN_MS;
   /** When the last wait ended. */
@@ -58,6 +62,15 @@ export class EpollScheduler implements Scheduler {
     this.#timers.cancel(timer);
   }
 
+  settle<T>(promise: Promise<T>, callback: (value: T) => void): void {
+    this.#awaited++;
+    promise.then((value) => {
+      this.#awaited--;
+      // In a turn, so that the work at its end is done.
+      this.addTimer(0, () => callback(value));
+    });
+  }
+
   addTurnWork(work: TurnWork): void {
     this.#works = [...this.#works, work];
   }
@@ -71,12 +84,16 @@ export class EpollScheduler implements Scheduler {
     this.#running = true;
     let runtimeTurnMs = this.nowMs();
     while (this.#running) {
-      const interrupted = !this.#turn(runtimeTurnMs + RUNTIME_TURN_MS);
-      if (interrupted || this.nowMs() >= runtimeTurnMs + RUNTIME_TURN_MS) {
+      const interrupted = !this.#turn(runtimeTurnMs + this.#runtimeTurnMs);
+      if (interrupted || this.nowMs() >= runtimeTurnMs + this.#runtimeTurnMs) {
         await new Promise((resolve) => setTimeout(resolve, 0));
         runtimeTurnMs = this.nowMs();
       }
     }
+  }
+
+  get #runtimeTurnMs(): number {
+    return this.#awaited > 0 ? AWAITED_TURN_MS : RUNTIME_TURN_MS;
   }
 
   /** Ends `run` after the turn under way. */

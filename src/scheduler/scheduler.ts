@@ -34,6 +34,11 @@ export interface Scheduler {
   addTimer(delayMs: number, callback: () => void): number;
   /** Forgets a timer; nothing happens when it has fired. */
   cancelTimer(timer: number): void;
+  /**
+   * Calls back, in a turn, with what a promise of the runtime comes to; it must not fail. The
+   * runtime's own loop has a turn every few milliseconds until then.
+   */
+  settle<T>(promise: Promise<T>, callback: (value: T) => void): void;
   /** Adds work for the end of every turn; what was added before comes before. */
   addTurnWork(work: TurnWork): void;
   /** Takes such work out again. */

@@ -39,6 +39,10 @@ export class SimulatedScheduler implements Scheduler {
     this.#timers.cancel(timer);
   }
 
+  settle<T>(_promise: Promise<T>, _callback: (value: T) => void): void {
+    throw new TypeError("Cannot wait for a promise: a simulated loop knows no other time");
+  }
+
   addTurnWork(work: TurnWork): void {
     this.#works = [...this.#works, work];
   }

@@ -15,7 +15,7 @@ import type { SlotWaiter } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
 import { kindOf, refusalOf } from "./commands.ts";
 import type { ConnectionHost } from "./connection_host.ts";
-import { Handshake, LONGEST_REPLY_BYTES } from "./handshake.ts";
+import { Handshake, type HandshakeStage, LONGEST_REPLY_BYTES } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
@@ -52,6 +52,8 @@ const SECTOR_BYTES = 512;
 export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** Whether it is in its server's list for the end of the turn. */
   isDue = false;
+  /** The client asked to disconnect: answers still leave. */
+  hasLeft = false;
   readonly #fd: number;
   readonly #host: ConnectionHost;
   readonly #handshake: Handshake;
@@ -77,28 +79,28 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   /** Waits for slots: nothing is received meanwhile. */
   #stalled = false;
   #watched = EPOLLIN;
-  /** The client asked to disconnect: answers still leave. */
-  #leaving = false;
   #closed = false;
   #inFlight = 0;
   /** Requests taken since answers were last sent. */
   #taken = 0;
 
-  /** @param memoryOffset Of this client's memory in the device's. */
-  constructor(fd: number, memoryOffset: number, host: ConnectionHost) {
+  /**
+   * @param memoryOffset Of this client's memory in the device's.
+   * @param stage "transmission" for a client that sends requests without a handshake.
+   */
+  constructor(fd: number, memoryOffset: number, host: ConnectionHost, stage: HandshakeStage) {
     this.#fd = fd;
     this.#host = host;
     this.#memory = host.vbd.requests.memory;
     this.#base = memoryOffset;
     this.#receiveAt = memoryOffset + RECEIVE_AT;
     this.#msghdr = this.#memory.pointerAt(memoryOffset);
-    this.#start = this.#receiveAt;
-    this.#end = this.#receiveAt;
+    this.#start = this.#end = this.#receiveAt;
     this.#replies = new ReplyQueue(host.vbd.requests, host.slots);
     this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
     enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
     host.scheduler.watch(fd, EPOLLIN, this);
-    this.#handshake.start();
+    this.#handshake.start(stage);
   }
 
   /** Sends a few bytes of the handshake; a client that does not take them is dropped. */
@@ -112,7 +114,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
 
   ready(events: number): void {
     if ((events & EPOLLOUT) !== 0) this.flush();
-    if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.#leaving) this.#receive();
+    if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.hasLeft) this.#receive();
     else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
   }
 
@@ -125,7 +127,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
 
   /** Whether more requests can be taken just now. */
   get #isTaking(): boolean {
-    return !this.#closed && !this.#stalled && !this.#leaving && this.#taken < MOST_REQUESTS;
+    return !this.#closed && !this.#stalled && !this.hasLeft && this.#taken < MOST_REQUESTS;
   }
 
   /** Receives into the buffer; false when the socket has no more just now. */
@@ -439,14 +441,14 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
     if (this.#closed) return;
     const result = this.#replies.send(this.#fd);
     if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();
-    if (this.#leaving && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
+    if (this.hasLeft && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
     this.#taken = 0;
     if (this.#longRead.isActive || this.#start < this.#end) this.#consume();
     this.#updateWatch();
   }
 
   #updateWatch(): void {
-    const receiving = !this.#stalled && !this.#leaving && !this.#longRead.isActive;
+    const receiving = !this.#stalled && !this.hasLeft && !this.#longRead.isActive;
     const wanted = (receiving ? EPOLLIN : 0) | (this.#replies.isEmpty ? 0 : EPOLLOUT);
     if (wanted === this.#watched || this.#closed) return;
     this.#watched = wanted;
@@ -455,7 +457,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
 
   /** The client is done: what it asked for before is still answered. */
   #leave(): boolean {
-    this.#leaving = true;
+    this.hasLeft = true;
     this.#start = this.#end;
     this.#host.makeDue(this);
     return false;

@@ -105,8 +105,10 @@ export class Handshake {
     this.#send = send;
   }
 
-  /** Sends the greeting. */
-  start(): void {
+  /** Sends the greeting; with "transmission" there is no handshake, and nothing to send. */
+  start(stage: HandshakeStage = "flags"): void {
+    this.stage = stage;
+    if (stage !== "flags") return;
     this.#send(
       new Fields().u32(NBDMAGIC_HIGH).u32(NBDMAGIC_LOW).u32(IHAVEOPT_HIGH).u32(IHAVEOPT_LOW)
         .u16(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES).done(),

@@ -1,0 +1,228 @@
+/**
+ * Generic netlink: requests to a family of commands of the kernel, and its answers. Layouts are those
+ * of linux/netlink.h and linux/genetlink.h.
+ *
+ * @module
+ */
+import { Errno, lastErrno } from "./errno.ts";
+import { openLibc } from "./libc.ts";
+
+const libc = openLibc({
+  // int socket(int domain, int type, int protocol)
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
+  send: { parameters: ["i32", "buffer", "usize", "i32"], result: "i32" },
+  // the same by another thread: the kernel carries a command out before it returns
+  sendAside: {
+    name: "send",
+    parameters: ["i32", "buffer", "usize", "i32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  // ssize_t recv(int sockfd, void *buf, size_t len, int flags)
+  recv: { parameters: ["i32", "buffer", "usize", "i32"], result: "i32" },
+  // int close(int fd)
+  close: { parameters: ["i32"], result: "i32" },
+});
+
+const AF_NETLINK = 16;
+const SOCK_RAW = 3;
+const SOCK_CLOEXEC = 0o2000000;
+const NETLINK_GENERIC = 16;
+const MSG_DONTWAIT = 0x40;
+
+const NLM_F_REQUEST = 1;
+const NLM_F_ACK = 4;
+const NLMSG_ERROR = 2;
+const NLA_TYPE_MASK = 0x3fff;
+const NLA_F_NESTED = 0x8000;
+
+/** The family that knows of the others. */
+const GENL_ID_CTRL = 16;
+const CTRL_VERSION = 2;
+const CTRL_CMD_GETFAMILY = 3;
+const CTRL_ATTR_FAMILY_ID = 1;
+const CTRL_ATTR_FAMILY_NAME = 2;
+
+// struct nlmsghdr: u32 length @0, u16 type @4, u16 flags @6, u32 sequence @8, u32 port @12;
+// struct genlmsghdr: u8 command @16, u8 version @17, u16 reserved @18; attributes from 20 on.
+const NLMSG_HEADER_BYTES = 16;
+const HEADERS_BYTES = 20;
+// struct nlattr: u16 length @0 (with these four bytes), u16 type @2.
+const ATTRIBUTE_HEADER_BYTES = 4;
+const ANSWER_BYTES = 64 * 1024;
+
+/** Attributes of a message, one behind the other, each on a multiple of four bytes. */
+export class AttributeWriter {
+  readonly #bytes: number[] = [];
+
+  /** What was written so far. */
+  done(): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(this.#bytes);
+  }
+
+  #add(type: number, payload: Uint8Array): this {
+    const length = ATTRIBUTE_HEADER_BYTES + payload.length;
+    this.#bytes.push(length & 0xff, length >>> 8, type & 0xff, type >>> 8, ...payload);
+    while (this.#bytes.length % 4 !== 0) this.#bytes.push(0);
+    return this;
+  }
+
+  /** NLA_U32. */
+  u32(type: number, value: number): this {
+    return this.#add(type, new Uint8Array(new Uint32Array([value]).buffer));
+  }
+
+  /** NLA_U64, of a number that is a safe integer. */
+  u64(type: number, value: number): this {
+    return this.#add(type, new Uint8Array(new BigUint64Array([BigInt(value)]).buffer));
+  }
+
+  /** NLA_STRING, with its NUL. */
+  text(type: number, value: string): this {
+    return this.#add(type, new TextEncoder().encode(`${value}\0`));
+  }
+
+  /** NLA_NESTED. */
+  nested(type: number, content: AttributeWriter): this {
+    return this.#add(type | NLA_F_NESTED, content.done());
+  }
+}
+
+/** Attributes of an answer by type; of two of one type the last. Ends at what is not an attribute. */
+export function readAttributes(bytes: Uint8Array<ArrayBuffer>): Map<number, DataView<ArrayBuffer>> {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const found = new Map<number, DataView<ArrayBuffer>>();
+  for (let at = 0; at + ATTRIBUTE_HEADER_BYTES <= bytes.length;) {
+    const length = view.getUint16(at, true);
+    if (length < ATTRIBUTE_HEADER_BYTES || at + length > bytes.length) break;
+    const start = bytes.byteOffset + at + ATTRIBUTE_HEADER_BYTES;
+    const content = new DataView(bytes.buffer, start, length - ATTRIBUTE_HEADER_BYTES);
+    found.set(view.getUint16(at + 2, true) & NLA_TYPE_MASK, content);
+    at += (length + 3) & ~3;
+  }
+  return found;
+}
+
+/** A command of a family. */
+export interface GenericRequest {
+  /** The family's name, such as `nbd`. */
+  readonly family: string;
+  readonly version: number;
+  readonly command: number;
+  readonly attributes: AttributeWriter;
+}
+
+/** How a command ended. */
+export interface GenericAnswer {
+  /** 0, or the positive error number that it failed with. */
+  readonly errno: number;
+  /** Whether the kernel has a family of that name; ENOENT may be the command's answer, too. */
+  readonly known: boolean;
+  /** What the command answered; empty when it answers nothing. */
+  readonly attributes: Map<number, DataView<ArrayBuffer>>;
+}
+
+/** A whole message to a family that goes by a number. */
+export function encodeMessage(
+  family: number,
+  { version, command, attributes }: Omit<GenericRequest, "family">,
+): Uint8Array<ArrayBuffer> {
+  const content = attributes.done();
+  const message = new Uint8Array(HEADERS_BYTES + content.length);
+  const view = new DataView(message.buffer);
+  view.setUint32(0, message.length, true);
+  view.setUint16(4, family, true);
+  view.setUint16(6, NLM_F_REQUEST | NLM_F_ACK, true);
+  view.setUint8(16, command);
+  view.setUint8(17, version);
+  message.set(content, HEADERS_BYTES);
+  return message;
+}
+
+type Attributes = Map<number, DataView<ArrayBuffer>>;
+
+/** Takes the answers that wait, up to the one that says how the command ended. */
+function receiveAnswer(fd: number): { errno: number; attributes: Attributes } {
+  const buffer = new Uint8Array(ANSWER_BYTES);
+  const view = new DataView(buffer.buffer);
+  let attributes: Attributes = new Map();
+  for (;;) {
+    const got = libc.recv(fd, buffer, buffer.length, MSG_DONTWAIT);
+    if (got < NLMSG_HEADER_BYTES) return { errno: got < 0 ? lastErrno() : Errno.EIO, attributes };
+    for (let at = 0; at + NLMSG_HEADER_BYTES <= got;) {
+      const length = view.getUint32(at, true);
+      if (length < NLMSG_HEADER_BYTES || at + length > got) break;
+      if (view.getUint16(at + 4, true) === NLMSG_ERROR) {
+        return { errno: 0 - view.getInt32(at + NLMSG_HEADER_BYTES, true), attributes };
+      }
+      attributes = readAttributes(buffer.slice(at + HEADERS_BYTES, at + length));
+      at += (length + 3) & ~3;
+    }
+  }
+}
+
+/** A command on its way: the family is asked for its number, and then for what is to be done. */
+class Exchange {
+  readonly #fd: number;
+  readonly #request: GenericRequest;
+  #family = -1;
+  #answer: GenericAnswer = { errno: 0, known: false, attributes: new Map() };
+
+  constructor(request: GenericRequest) {
+    this.#request = request;
+    this.#fd = libc.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
+    if (this.#fd < 0) this.#answer = { ...this.#answer, errno: lastErrno() };
+  }
+
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /** What is to be sent first; null when nothing can be. */
+  first(): Uint8Array<ArrayBuffer> | null {
+    if (this.#fd < 0) return null;
+    return encodeMessage(GENL_ID_CTRL, {
+      version: CTRL_VERSION,
+      command: CTRL_CMD_GETFAMILY,
+      attributes: new AttributeWriter().text(CTRL_ATTR_FAMILY_NAME, this.#request.family),
+    });
+  }
+
+  /** What is to be sent after that; null at the end. */
+  next(): Uint8Array<ArrayBuffer> | null {
+    const answer = receiveAnswer(this.#fd);
+    if (this.#family >= 0) {
+      this.#answer = { ...answer, known: true };
+      return null;
+    }
+    this.#family = answer.attributes.get(CTRL_ATTR_FAMILY_ID)?.getUint16(0, true) ?? -1;
+    if (this.#family >= 0) return encodeMessage(this.#family, this.#request);
+    this.#answer = { errno: answer.errno || Errno.ENOENT, known: false, attributes: new Map() };
+    return null;
+  }
+
+  /** Ends it, and tells how it ended. */
+  finish(): GenericAnswer {
+    if (this.#fd >= 0) libc.close(this.#fd);
+    return this.#answer;
+  }
+}
+
+/** Has the kernel carry a command out, and holds everything else up meanwhile. */
+export function requestNow(request: GenericRequest): GenericAnswer {
+  const exchange = new Exchange(request);
+  for (let message = exchange.first(); message !== null; message = exchange.next()) {
+    libc.send(exchange.fd, message, message.length, 0);
+  }
+  return exchange.finish();
+}
+
+/** Has the kernel carry a command out by another thread. It does not fail: the answer tells. */
+export async function requestAside(request: GenericRequest): Promise<GenericAnswer> {
+  const exchange = new Exchange(request);
+  for (let message = exchange.first(); message !== null; message = exchange.next()) {
+    await libc.sendAside(exchange.fd, message, message.length, 0);
+  }
+  return exchange.finish();
+}

@@ -1,0 +1,119 @@
+import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import { NbdConnection } from "./connection.ts";
+import type { ConnectionHost } from "./connection_host.ts";
+import type { ExportDescription } from "./handshake.ts";
+import { NbdSlots } from "./nbd_slots.ts";
+import {
+  NBD_FLAG_CAN_MULTI_CONN,
+  NBD_FLAG_HAS_FLAGS,
+  NBD_FLAG_READ_ONLY,
+  NBD_FLAG_SEND_DF,
+  NBD_FLAG_SEND_FLUSH,
+  NBD_FLAG_SEND_FUA,
+  NBD_FLAG_SEND_TRIM,
+  NBD_FLAG_SEND_WRITE_ZEROES,
+} from "../../nbd/protocol.ts";
+
+const SECTOR_BYTES = 512;
+
+/** Whom the connections to a device tell of their ends. */
+export interface ConnectionsOwner {
+  /** A connection has closed; some of its requests may still be under way. */
+  connectionGone(connection: NbdConnection): void;
+  /** The last of its requests has ended, and its memory is free again. */
+  connectionRetired(connection: NbdConnection): void;
+}
+
+/** The connections to one device, wherever they come from. */
+export class NbdConnections implements ConnectionHost, TurnWork {
+  readonly scheduler: Scheduler;
+  readonly vbd: Vbd;
+  readonly slots = new NbdSlots();
+  readonly #owner: ConnectionsOwner | null;
+  readonly #connections = new Set<NbdConnection>();
+  #due: NbdConnection[] = [];
+  #sending: NbdConnection[] = [];
+  #retired: NbdConnection[] = [];
+  #closed = false;
+
+  constructor(scheduler: Scheduler, vbd: Vbd, owner: ConnectionsOwner | null = null) {
+    this.scheduler = scheduler;
+    this.vbd = vbd;
+    this.#owner = owner;
+    scheduler.addTurnWork(this);
+  }
+
+  /** How many there are. */
+  get size(): number {
+    return this.#connections.size;
+  }
+
+  /**
+   * Serves a client.
+   *
+   * @param memory What `Requests.takeClientMemory` gave for it.
+   * @param negotiated Whether requests follow at once, without a handshake.
+   */
+  add(fd: number, memory: number, { negotiated }: { negotiated: boolean }): void {
+    const stage = negotiated ? "transmission" : "flags";
+    this.#connections.add(new NbdConnection(fd, memory, this, stage));
+  }
+
+  /** The device, for a client that asks. */
+  describe(): ExportDescription {
+    const common = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
+      NBD_FLAG_SEND_DF | NBD_FLAG_CAN_MULTI_CONN;
+    const access = this.vbd.readOnly
+      ? NBD_FLAG_READ_ONLY
+      : NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
+    return { sizeBytes: this.vbd.sectors * SECTOR_BYTES, flags: common | access };
+  }
+
+  makeDue(connection: NbdConnection): void {
+    if (connection.isDue) return;
+    connection.isDue = true;
+    this.#due.push(connection);
+  }
+
+  gone(connection: NbdConnection): void {
+    this.#connections.delete(connection);
+    this.#owner?.connectionGone(connection);
+  }
+
+  retire(connection: NbdConnection): void {
+    // Its handler may be running: its memory goes at the end of the turn.
+    if (this.#closed) connection.release();
+    else this.#retired.push(connection);
+  }
+
+  endOfTurn(): boolean {
+    if (this.#retired.length > 0) this.#releaseRetired();
+    if (this.#due.length === 0) return false;
+    const list = this.#due;
+    this.#due = this.#sending;
+    this.#sending = list;
+    for (let i = 0; i < list.length; i++) {
+      list[i].isDue = false;
+      list[i].flush();
+    }
+    list.length = 0;
+    return true;
+  }
+
+  /** Drops all clients; none comes after that. */
+  close(): void {
+    if (this.#closed) return;
+    this.scheduler.removeTurnWork(this);
+    for (const connection of this.#connections) connection.close();
+    this.#releaseRetired();
+    this.#closed = true;
+  }
+
+  #releaseRetired(): void {
+    for (const connection of this.#retired.splice(0)) {
+      connection.release();
+      this.#owner?.connectionRetired(connection);
+    }
+  }
+}
