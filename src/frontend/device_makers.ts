@@ -1,4 +1,5 @@
 import type { DeviceMaker } from "./block_device.ts";
+import { ublkMaker } from "./ublk/ublk_maker.ts";
 
 /** The kinds of block devices there are, the first choice first. */
-export const DEVICE_MAKERS: readonly DeviceMaker[] = [];
+export const DEVICE_MAKERS: readonly DeviceMaker[] = [ublkMaker];

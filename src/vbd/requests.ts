@@ -62,6 +62,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   #held = 0;
   #retryTimer = 0;
   #drained: (() => void) | null = null;
+  #destroyed = false;
 
   /** @param minor The device's number, for the log. */
   constructor(context: VbdContext, minor: number) {
@@ -158,9 +159,17 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     drained();
   }
 
-  /** Unmaps the slots. Nothing may be under way, and every slot released. */
+  /**
+   * Unmaps the slots as soon as all are released: the kernel may have the memory of some for a
+   * while still. Nothing may be under way.
+   */
   destroy(): void {
-    this.#slots.arena.release();
+    this.#destroyed = true;
+    this.#unmapUnused();
+  }
+
+  #unmapUnused(): void {
+    if (this.#destroyed && this.#slots.freeCount === SLOTS) this.#slots.arena.release();
   }
 
   /** A line on each request that has not ended, the oldest first, for the log. */
@@ -182,6 +191,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   releaseSlot(slot: number): void {
     this.#slots.give(slot);
     if (this.#waiters.length > 0) this.#context.deferral.add(this);
+    if (this.#destroyed) this.#unmapUnused();
   }
 
   /** Address of a slot's memory, `SLOT_BYTES` of it. */

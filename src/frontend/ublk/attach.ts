@@ -1,0 +1,226 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import {
+  type DeviceInfo,
+  UBLK_ANY_DEVICE,
+  UBLK_F_USER_RECOVERY,
+  UBLK_F_USER_RECOVERY_REISSUE,
+  UBLK_S_DEV_DEAD,
+} from "../../../ffi/ublk.ts";
+import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
+import { sharedUringLoop } from "../../queue/uring_loop.ts";
+import type { Attached, DeviceHost } from "../block_device.ts";
+import { UblkControl } from "./control.ts";
+import { diskParameters } from "./disk_parameters.ts";
+import { devicesWithoutDisk, isAlive, numberOfNode, sectorsOfNode, waitForNode } from "./node.ts";
+import { UblkDevice, type UblkHost } from "./ublk_device.ts";
+
+/** Queues of a device, unless the machine has fewer processors, and requests of each at once. */
+const QUEUES = 2;
+const DEPTH = 32;
+const MOST_BYTES = REQUEST_SECTORS * SECTOR_BYTES;
+/**
+ * How long a killed tapdisk may take to be gone. Its memory goes first, and kernels before 6.7 look
+ * for dead servers every five seconds only.
+ */
+const RECOVERY_TIMEOUT_MS = 30_000;
+const RECOVERY_POLL_MS = 50;
+
+/** The steps from a VBD to a block device that can be opened. */
+class Attachment {
+  readonly #host: UblkHost;
+  readonly #done: Attached;
+
+  constructor(host: UblkHost, done: Attached) {
+    this.#host = host;
+    this.#done = done;
+  }
+
+  /** Ends in failure; the kernel knows of no device that this one made. */
+  #fail(errno: number, what: string): void {
+    this.#host.control.close();
+    this.#done(new SystemError(errno, what), null);
+  }
+
+  /** The same for a device that is there: it goes first. */
+  #giveUp(device: UblkDevice, errno: number, what: string): void {
+    device.discard(() => this.#done(new SystemError(errno, what), null));
+  }
+
+  // ---- a new device -----------------------------------------------------------------------
+
+  /** @param number Of the device; `UBLK_ANY_DEVICE` for any. */
+  make(number: number): void {
+    this.#sweep(devicesWithoutDisk(), () => this.#add(number));
+  }
+
+  /** Removes what tapdisks left that ended in the midst of making or ending a device. */
+  #sweep([number, ...others]: number[], next: () => void): void {
+    if (number === undefined) return next();
+    const { control, vbd, log } = this.#host;
+    const goOn = (): void => this.#sweep(others, next);
+    control.info(number, (result, { state, makerPid }) => {
+      if (result < 0 || state !== UBLK_S_DEV_DEAD || makerPid === 0 || isAlive(makerPid)) {
+        return goOn();
+      }
+      // As long as somebody has the disk open still, removing it would take that long.
+      control.setParameters(number, diskParameters(vbd), (unused) => {
+        if (unused < 0) return goOn();
+        log.info(`Removing ublk device ${number}, which process ${makerPid} left`);
+        control.remove(number, goOn);
+      });
+    });
+  }
+
+  #add(number: number): void {
+    const { control, vbd } = this.#host;
+    const wanted = {
+      queues: QUEUES,
+      depth: DEPTH,
+      mostBytes: MOST_BYTES,
+      device: number,
+      flags: UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE,
+      makerPid: Deno.pid,
+    };
+    control.add(wanted, (result, info) => {
+      if (result < 0) return this.#fail(-result, "Cannot add a ublk device");
+      const device = new UblkDevice(this.#host, info.device);
+      control.setParameters(info.device, diskParameters(vbd), (set) => {
+        if (set < 0) this.#giveUp(device, -set, `Cannot say what ${device.node} looks like`);
+        else this.#start(device, info);
+      });
+    });
+  }
+
+  #start(device: UblkDevice, info: DeviceInfo): void {
+    const give = (errno: number): void =>
+      this.#giveUp(device, errno, `Cannot start ${device.node}`);
+    this.#openQueues(device, info, give, () =>
+      this.#host.control.start(device.number, (result) => {
+        if (result < 0) give(-result);
+        else this.#finish(device);
+      }));
+  }
+
+  /** The device's own file may come a little after the device. */
+  #openQueues(
+    device: UblkDevice,
+    info: DeviceInfo,
+    failed: (errno: number) => void,
+    next: () => void,
+  ): void {
+    waitForNode(this.#host.scheduler, `/dev/ublkc${device.number}`, (errno) => {
+      if (errno !== 0) return failed(errno);
+      try {
+        device.openQueues(info);
+      } catch (error) {
+        if (!(error instanceof SystemError)) throw error;
+        return failed(error.errno);
+      }
+      next();
+    });
+  }
+
+  #finish(device: UblkDevice): void {
+    waitForNode(this.#host.scheduler, device.node, (errno) => {
+      if (errno !== 0) this.#giveUp(device, errno, `Cannot find ${device.node}, which was made`);
+      else this.#done(null, device);
+    });
+  }
+
+  // ---- a device that was left --------------------------------------------------------------
+
+  recover(number: number): void {
+    const { scheduler } = this.#host;
+    this.#takeOver(number, scheduler.nowMs() + RECOVERY_TIMEOUT_MS);
+  }
+
+  #takeOver(number: number, latestMs: number): void {
+    const { control, log } = this.#host;
+    const device = new UblkDevice(this.#host, number);
+    control.info(number, (result, info) => {
+      if (result === -Errno.ENODEV) {
+        log.warn(`${device.node} is not there any more; it is made again`);
+        return this.make(number);
+      }
+      if (result < 0) return this.#fail(-result, `Cannot take over ${device.node}`);
+      if (info.state === UBLK_S_DEV_DEAD) return this.#makeAgain(device);
+      const refusal = this.#refusal(info);
+      if (refusal !== "") {
+        return this.#fail(Errno.EINVAL, `Cannot take over ${device.node} (${refusal})`);
+      }
+      control.startRecovery(number, (started) => {
+        if (started === 0) this.#serve(device, info);
+        else this.#tryAgain(device, info, latestMs, started);
+      });
+    });
+  }
+
+  /** Why a device cannot be served here; empty when it can. */
+  #refusal({ mostBytes, queues, depth }: DeviceInfo): string {
+    if (mostBytes > MOST_BYTES) return `its requests have up to ${mostBytes} bytes`;
+    const free = this.#host.vbd.requests.freeSlots;
+    return queues * depth > free ? `it has ${queues * depth} requests at once` : "";
+  }
+
+  /** The kernel stopped it when its tapdisk died, as it could not be recovered. */
+  #makeAgain(device: UblkDevice): void {
+    this.#host.log.warn(`${device.node} was stopped, and its users got errors; it is made again`);
+    const { control, scheduler, vbd } = this.#host;
+    control.setParameters(device.number, diskParameters(vbd), (result) => {
+      if (result === -Errno.EACCES) {
+        scheduler.addTimer(RECOVERY_POLL_MS, () => this.#makeAgain(device));
+      } else control.remove(device.number, () => this.make(device.number));
+    });
+  }
+
+  /** The process that served it is about to end, or the kernel has not noticed that it did. */
+  #tryAgain(device: UblkDevice, info: DeviceInfo, latestMs: number, result: number): void {
+    const { scheduler } = this.#host;
+    if (scheduler.nowMs() < latestMs) {
+      scheduler.addTimer(RECOVERY_POLL_MS, () => this.#takeOver(device.number, latestMs));
+      return;
+    }
+    const hint = isAlive(info.pid) ? ` (process ${info.pid} serves it)` : "";
+    this.#fail(-result, `Cannot take over ${device.node}${hint}`);
+  }
+
+  #serve(device: UblkDevice, info: DeviceInfo): void {
+    const { control, log, vbd } = this.#host;
+    const what = `Cannot take over ${device.node}`;
+    // Without its commands in the kernel the device waits on.
+    this.#openQueues(
+      device,
+      info,
+      (errno) => this.#fail(errno, what),
+      () =>
+        control.endRecovery(device.number, (result) => {
+          if (result < 0) return this.#giveUp(device, -result, what);
+          log.info(`Took ${device.node} over from process ${info.pid}`);
+          if (sectorsOfNode(device.node) !== vbd.sectors) device.resized();
+          this.#finish(device);
+        }),
+    );
+  }
+}
+
+/** Makes a block device of a VBD, or takes one over; see `DeviceMaker.attach`. */
+export function attachUblk(host: DeviceHost, recover: string | null, done: Attached): void {
+  const number = recover === null ? UBLK_ANY_DEVICE : numberOfNode(recover);
+  if (number < 0) {
+    return done(
+      new SystemError(Errno.EINVAL, `Cannot take over ${recover} as a ublk device`),
+      null,
+    );
+  }
+  const uring = sharedUringLoop(host.scheduler);
+  if (!uring.hasLongCommands) {
+    const what = "Cannot make a ublk device (this kernel's io_uring has no long entries)";
+    return done(new SystemError(Errno.EOPNOTSUPP, what), null);
+  }
+  const control = new UblkControl(uring);
+  const attachment = new Attachment({ ...host, uring, control }, done);
+  control.askFeatures(() => {
+    if (recover === null) attachment.make(number);
+    else attachment.recover(number);
+  });
+}

@@ -1,0 +1,219 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
+import { Arena } from "../../../ffi/memory.ts";
+import {
+  DEVICE_INFO_BYTES,
+  type DeviceInfo,
+  type DiskParameters,
+  encodedControlCommand,
+  getDeviceInfo,
+  PARAMETERS_BYTES,
+  putControlCommand,
+  putDeviceInfo,
+  putParameters,
+  UBLK_ANY_DEVICE,
+  UBLK_CMD_ADD_DEV,
+  UBLK_CMD_DEL_DEV,
+  UBLK_CMD_END_USER_RECOVERY,
+  UBLK_CMD_GET_DEV_INFO,
+  UBLK_CMD_GET_FEATURES,
+  UBLK_CMD_SET_PARAMS,
+  UBLK_CMD_START_DEV,
+  UBLK_CMD_START_USER_RECOVERY,
+  UBLK_CMD_STOP_DEV,
+  UBLK_CMD_TRY_STOP_DEV,
+  UBLK_CMD_UPDATE_SIZE,
+  UBLK_CONTROL_PATH,
+  UBLK_F_CMD_IOCTL_ENCODE,
+  UBLK_F_SAFE_STOP_DEV,
+  UBLK_F_UPDATE_SIZE,
+} from "../../../ffi/ublk.ts";
+import type { UringLoop, UringUser } from "../../queue/uring_loop.ts";
+
+const FEATURES_BYTES = 8;
+
+/** How a command ended: zero or above, or a negative errno. */
+export type Answer = (result: number) => void;
+
+interface Command {
+  /** As the kernel wants it. */
+  readonly number: number;
+  readonly device: number;
+  /** Bytes of memory that it reads or writes. */
+  readonly lengthBytes?: number;
+  readonly data?: number;
+  /** Writes what it reads. */
+  readonly fill?: (view: DataView) => void;
+  readonly answer: Answer;
+}
+
+/**
+ * Commands to /dev/ublk-control, one at a time: some take long, as the kernel may read from the
+ * disk meanwhile or wait for its users. They run on threads of the kernel, and the loop goes on.
+ */
+export class UblkControl implements UringUser {
+  readonly #uring: UringLoop;
+  readonly #fd: number;
+  readonly #ringTag: number;
+  /** What commands read and write. */
+  readonly #memory = new Arena(DEVICE_INFO_BYTES);
+  #features = 0;
+  #underWay: Command | null = null;
+  readonly #waiting: Command[] = [];
+
+  /** Throws `SystemError`. */
+  constructor(uring: UringLoop) {
+    this.#uring = uring;
+    this.#fd = openFile(UBLK_CONTROL_PATH, O_RDWR);
+    this.#ringTag = uring.add(this);
+  }
+
+  /** Whether the kernel wants the encoded numbers of commands. */
+  get encoded(): boolean {
+    return (this.#features & UBLK_F_CMD_IOCTL_ENCODE) !== 0;
+  }
+
+  /** Whether a device can get another size while it is in use. */
+  get canResize(): boolean {
+    return (this.#features & UBLK_F_UPDATE_SIZE) !== 0;
+  }
+
+  /** Whether the kernel refuses to stop a device that somebody has open. */
+  get canStopSafely(): boolean {
+    return (this.#features & UBLK_F_SAFE_STOP_DEV) !== 0;
+  }
+
+  #queue(command: Command): void {
+    if (this.#underWay === null) this.#send(command);
+    else this.#waiting.push(command);
+  }
+
+  #send(command: Command): void {
+    const { number, device, lengthBytes = 0, data = 0, fill } = command;
+    this.#underWay = command;
+    fill?.(this.#memory.view);
+    const address = lengthBytes > 0 ? this.#memory.address : 0;
+    const at = this.#uring.prepareCommand(this.#fd, number, 0, this.#ringTag);
+    putControlCommand(this.#uring.commands, at, { device, address, lengthBytes, data });
+  }
+
+  /** Queues a command by the number that old kernels want. */
+  #command(number: number, rest: Omit<Command, "number">): void {
+    this.#queue({ number: this.encoded ? encodedControlCommand(number) : number, ...rest });
+  }
+
+  uringDone(_id: number, result: number): void {
+    const ended = this.#underWay;
+    this.#underWay = null;
+    // The answer reads the memory, and may close this.
+    ended?.answer(result);
+    if (this.#underWay !== null) return;
+    const next = this.#waiting.shift();
+    if (next !== undefined) this.#send(next);
+  }
+
+  /** Finds out what the kernel can do; comes first. Kernels before 6.5 do not tell. */
+  askFeatures(done: () => void): void {
+    this.#queue({
+      number: encodedControlCommand(UBLK_CMD_GET_FEATURES),
+      device: UBLK_ANY_DEVICE,
+      lengthBytes: FEATURES_BYTES,
+      answer: (result) => {
+        this.#features = result < 0 ? 0 : this.#memory.view.getUint32(0, true);
+        done();
+      },
+    });
+  }
+
+  /** Adds a device; the answer comes with what the kernel made of `wanted`. */
+  add(
+    wanted: Omit<DeviceInfo, "state" | "pid">,
+    answer: (result: number, info: DeviceInfo) => void,
+  ): void {
+    this.#command(UBLK_CMD_ADD_DEV, {
+      device: wanted.device,
+      lengthBytes: DEVICE_INFO_BYTES,
+      fill: (view) => putDeviceInfo(view, 0, wanted),
+      answer: (result) => answer(result, getDeviceInfo(this.#memory.view, 0)),
+    });
+  }
+
+  /** What the kernel knows of a device. */
+  info(device: number, answer: (result: number, info: DeviceInfo) => void): void {
+    this.#command(UBLK_CMD_GET_DEV_INFO, {
+      device,
+      lengthBytes: DEVICE_INFO_BYTES,
+      answer: (result) => answer(result, getDeviceInfo(this.#memory.view, 0)),
+    });
+  }
+
+  /**
+   * Says what the disk of a device that has not started looks like; -EACCES as long as somebody
+   * has a disk open that the device was before.
+   */
+  setParameters(device: number, disk: DiskParameters, answer: Answer): void {
+    this.#command(UBLK_CMD_SET_PARAMS, {
+      device,
+      lengthBytes: PARAMETERS_BYTES,
+      fill: (view) => putParameters(view, 0, disk),
+      answer,
+    });
+  }
+
+  /** Makes the disk; the kernel looks for partitions on it. All requests must be asked for. */
+  start(device: number, answer: Answer): void {
+    this.#command(UBLK_CMD_START_DEV, { device, data: Deno.pid, answer });
+  }
+
+  /** Makes a device whose server died ready for this one; -EBUSY as long as that is not gone. */
+  startRecovery(device: number, answer: Answer): void {
+    this.#command(UBLK_CMD_START_USER_RECOVERY, { device, answer });
+  }
+
+  /** Lets requests come again, those first that the dead server had not answered. */
+  endRecovery(device: number, answer: Answer): void {
+    this.#command(UBLK_CMD_END_USER_RECOVERY, { device, data: Deno.pid, answer });
+  }
+
+  /** Says how long the disk is now, sectors. */
+  updateSize(device: number, sectors: number, answer: Answer): void {
+    this.#command(UBLK_CMD_UPDATE_SIZE, { device, data: sectors, answer });
+  }
+
+  /** Takes the disk away, whoever has it open, and ends all commands of its queues. */
+  stop(device: number, answer: Answer): void {
+    this.#command(UBLK_CMD_STOP_DEV, { device, answer });
+  }
+
+  /** The same, but -EBUSY when somebody has it open; only where the kernel can. */
+  tryStop(device: number, answer: Answer): void {
+    this.#command(UBLK_CMD_TRY_STOP_DEV, { device, answer });
+  }
+
+  /** Forgets a device. It waits for all who have its disk or its own file open. */
+  remove(device: number, answer: Answer): void {
+    this.#command(UBLK_CMD_DEL_DEV, { device, answer });
+  }
+
+  /** Closes the control device. No command may be under way. */
+  close(): void {
+    this.#uring.remove(this.#ringTag);
+    closeFile(this.#fd);
+    this.#memory.release();
+  }
+}
+
+/** Why the control device cannot be opened; null when it can. */
+export function controlMissing(): string | null {
+  try {
+    closeFile(openFile(UBLK_CONTROL_PATH, O_RDWR));
+    return null;
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    if (error.errno === Errno.ENOENT) return "the kernel has no ublk_drv; try 'modprobe ublk_drv'";
+    if (error.errno === Errno.ENODEV || error.errno === Errno.ENXIO) {
+      return `${UBLK_CONTROL_PATH} is there, but no ublk_drv; try 'modprobe ublk_drv'`;
+    }
+    return error.message;
+  }
+}

@@ -1,0 +1,93 @@
+import { Errno } from "../../../ffi/errno.ts";
+import type { Scheduler } from "../../scheduler/scheduler.ts";
+
+const POLL_MS = 5;
+/** How long udev or devtmpfs may take to make a node. */
+const NODE_TIMEOUT_MS = 5_000;
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Calls back when a node is there, or with ENOENT when it does not come in time. */
+export function waitForNode(
+  scheduler: Scheduler,
+  path: string,
+  done: (errno: number) => void,
+): void {
+  const latestMs = scheduler.nowMs() + NODE_TIMEOUT_MS;
+  const look = (): void => {
+    if (exists(path)) return done(0);
+    if (scheduler.nowMs() >= latestMs) return done(Errno.ENOENT);
+    scheduler.addTimer(POLL_MS, look);
+  };
+  look();
+}
+
+/** The number of the device that a node such as /dev/ublkb3 stands for; -1 for another's node. */
+export function numberOfNode(node: string): number {
+  const match = /^\/dev\/ublkb(\d+)$/.exec(node);
+  return match === null ? -1 : Number(match[1]);
+}
+
+/** The numbers of the devices that have no disk: not started yet, or stopped. */
+export function devicesWithoutDisk(): number[] {
+  return namesIn("/sys/class/ublk-char")
+    .map((name) => /^ublkc(\d+)$/.exec(name)?.[1])
+    .filter((number) => number !== undefined && !exists(`/sys/block/ublkb${number}`))
+    .map(Number);
+}
+
+/** How long the kernel takes a disk to be, sectors; -1 when it is not there. */
+export function sectorsOfNode(node: string): number {
+  try {
+    return Number(Deno.readTextFileSync(`/sys/block/${node.slice("/dev/".length)}/size`));
+  } catch {
+    return -1;
+  }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(folder), ({ name }) => name);
+  } catch {
+    // It is gone, as folders of processes are that have ended, or not ours to look at.
+    return [];
+  }
+}
+
+function leadsTo(link: string, node: string): boolean {
+  try {
+    const target = Deno.readLinkSync(link);
+    return target.startsWith(node) && /^(p\d+)?$/.test(target.slice(node.length));
+  } catch {
+    return false;
+  }
+}
+
+/** A process other than this one that has a disk, or a partition of it, open; 0 for none. */
+export function processWith(node: string): number {
+  for (const name of namesIn("/proc")) {
+    const pid = Number(name);
+    if (!Number.isInteger(pid) || pid === Deno.pid) continue;
+    const folder = `/proc/${name}/fd`;
+    if (namesIn(folder).some((fd) => leadsTo(`${folder}/${fd}`, node))) return pid;
+  }
+  return 0;
+}
+
+/** Whether a process is there, and has not ended. */
+export function isAlive(pid: number): boolean {
+  try {
+    // The state follows the name, which is in brackets and may hold anything.
+    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
+    return stat.charAt(stat.lastIndexOf(")") + 2) !== "Z";
+  } catch {
+    return false;
+  }
+}

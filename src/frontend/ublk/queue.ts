@@ -1,0 +1,219 @@
+import { Errno, errnoName } from "../../../ffi/errno.ts";
+import { Arena } from "../../../ffi/memory.ts";
+import {
+  encodedIoCommand,
+  putIoCommand,
+  RequestDescriptors,
+  UBLK_IO_COMMIT_AND_FETCH_REQ,
+  UBLK_IO_F_FUA,
+  UBLK_IO_F_NOUNMAP,
+  UBLK_IO_FETCH_REQ,
+  UBLK_IO_OP_DISCARD,
+  UBLK_IO_OP_FLUSH,
+  UBLK_IO_OP_READ,
+  UBLK_IO_OP_WRITE,
+  UBLK_IO_OP_WRITE_ZEROES,
+  UBLK_IO_RES_ABORT,
+  UBLK_IO_RES_OK,
+} from "../../../ffi/ublk.ts";
+import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
+import type { Log } from "../../log/log.ts";
+import type { UringLoop, UringUser } from "../../queue/uring_loop.ts";
+import type { Requests } from "../../vbd/requests.ts";
+import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
+
+/** Where a tag's command is. */
+const Place = {
+  /** The kernel holds it until a request comes. */
+  Kernel: 0,
+  /** A request came with it, which is not answered. */
+  Here: 1,
+  /** The device was stopped: no more requests come. */
+  Gone: 2,
+} as const;
+
+const UNKNOWN_KIND = -1;
+const OPERATION_MASK = 0xff;
+
+/** What a request of the kernel asks for; -1 for what was never offered. */
+export function kindOf(operationAndFlags: number): RequestKind | -1 {
+  switch (operationAndFlags & OPERATION_MASK) {
+    case UBLK_IO_OP_READ:
+      return RequestKind.Read;
+    case UBLK_IO_OP_WRITE:
+      return RequestKind.Write;
+    case UBLK_IO_OP_FLUSH:
+      return RequestKind.Flush;
+    case UBLK_IO_OP_DISCARD:
+      return RequestKind.Discard;
+    case UBLK_IO_OP_WRITE_ZEROES:
+      return (operationAndFlags & UBLK_IO_F_NOUNMAP) === 0 ? RequestKind.Zero : RequestKind.Fill;
+    default:
+      return UNKNOWN_KIND;
+  }
+}
+
+/** Whoever opened the device sees EIO for all but these, which say something to them. */
+function resultOf(errno: number): number {
+  const telling = errno === Errno.ENOSPC || errno === Errno.EOPNOTSUPP || errno === Errno.ETIMEDOUT;
+  return telling ? -errno : -Errno.EIO;
+}
+
+let nowhere: Arena | null = null;
+
+/** Memory for data that nobody is to see. */
+function nowhereSector(): number {
+  nowhere ??= new Arena(REQUEST_SECTORS * SECTOR_BYTES);
+  return nowhere.sector;
+}
+
+/** What a queue works with. */
+export interface QueueHost {
+  readonly requests: Requests;
+  readonly uring: UringLoop;
+  readonly log: Log;
+  /** The device's own file, /dev/ublkcN. */
+  readonly fd: number;
+  /** Whether the kernel wants the encoded numbers of commands. */
+  readonly encoded: boolean;
+  /** The last of a queue's commands has come back; no more requests will. */
+  queueGone(): void;
+}
+
+/**
+ * One queue of a device: the requests of the kernel, each with a tag, and their answers.
+ *
+ * Each tag has a slot of the VBD for as long as the queue lives; the kernel copies the data of its
+ * requests to and from the slot's memory. A tag's command waits in the kernel until a request
+ * comes; the command that answers it waits for the next. All answers of a turn leave in one call.
+ */
+export class UblkQueue implements RequestOwner, UringUser {
+  readonly #host: QueueHost;
+  readonly #index: number;
+  readonly #depth: number;
+  readonly #descriptors: RequestDescriptors;
+  readonly #ringTag: number;
+  readonly #commitCommand: number;
+  /** By tag. */
+  readonly #slots: Int32Array;
+  readonly #memorySectors: Int32Array;
+  readonly #places: Uint8Array;
+  /** What an answer without an error says: the bytes of a read or write. */
+  readonly #bytes: Int32Array;
+  /** By tag: whether the VBD has the slot's request. */
+  readonly #atVbd: Uint8Array;
+  /** By slot. */
+  readonly #tags = new Int32Array(SLOTS);
+  #tagsLeft: number;
+  #abandoned = false;
+
+  /** Throws `SystemError` when the descriptors cannot be mapped. */
+  constructor(host: QueueHost, index: number, depth: number) {
+    this.#host = host;
+    this.#index = index;
+    this.#depth = depth;
+    this.#tagsLeft = depth;
+    this.#commitCommand = commandNumber(UBLK_IO_COMMIT_AND_FETCH_REQ, host.encoded);
+    this.#slots = new Int32Array(depth);
+    this.#memorySectors = new Int32Array(depth);
+    this.#places = new Uint8Array(depth);
+    this.#bytes = new Int32Array(depth);
+    this.#atVbd = new Uint8Array(depth);
+    this.#descriptors = new RequestDescriptors(host.fd, index, depth);
+    this.#ringTag = host.uring.add(this);
+  }
+
+  /**
+   * Takes a slot for every tag, and asks the kernel for requests, as a device wants it before it
+   * starts. There must be as many free slots.
+   */
+  fetch(): void {
+    const { requests, encoded } = this.#host;
+    const command = commandNumber(UBLK_IO_FETCH_REQ, encoded);
+    for (let tag = 0; tag < this.#depth; tag++) {
+      const slot = requests.takeSlot();
+      if (slot < 0) throw new Error("A queue of ublk was made without slots for it");
+      this.#slots[tag] = slot;
+      this.#tags[slot] = tag;
+      this.#memorySectors[tag] = requests.slotSector(slot);
+      this.#send(command, tag, 0);
+    }
+  }
+
+  #send(command: number, tag: number, result: number): void {
+    const { uring, fd } = this.#host;
+    const at = uring.prepareCommand(fd, command, tag, this.#ringTag);
+    this.#places[tag] = Place.Kernel;
+    putIoCommand(uring.commands, at, this.#index, tag, result, this.#memorySectors[tag]);
+  }
+
+  uringDone(tag: number, result: number): void {
+    if (result !== UBLK_IO_RES_OK) this.#tagGone(tag, result);
+    else if (this.#abandoned) this.#send(this.#commitCommand, tag, -Errno.EIO);
+    else this.#begin(tag);
+  }
+
+  #begin(tag: number): void {
+    const descriptors = this.#descriptors;
+    const flags = descriptors.operationAndFlags(tag);
+    const count = descriptors.count(tag);
+    const kind = kindOf(flags);
+    const carriesData = kind === RequestKind.Read || kind === RequestKind.Write;
+    this.#places[tag] = Place.Here;
+    if (kind === UNKNOWN_KIND || (carriesData && count > REQUEST_SECTORS)) {
+      return this.#send(this.#commitCommand, tag, -Errno.EOPNOTSUPP);
+    }
+    this.#bytes[tag] = carriesData ? count * SECTOR_BYTES : 0;
+    this.#atVbd[tag] = 1;
+    const fua = (flags & UBLK_IO_F_FUA) !== 0;
+    const slot = this.#slots[tag];
+    this.#host.requests.start(slot, kind, descriptors.sector(tag), count, fua, this);
+  }
+
+  requestDone(slot: number, errno: number): void {
+    const tag = this.#tags[slot];
+    this.#atVbd[tag] = 0;
+    if (this.#places[tag] === Place.Here) {
+      this.#send(this.#commitCommand, tag, errno === 0 ? this.#bytes[tag] : resultOf(errno));
+    } else if (this.#places[tag] === Place.Gone) this.#host.requests.releaseSlot(slot);
+  }
+
+  #tagGone(tag: number, result: number): void {
+    if (result !== UBLK_IO_RES_ABORT) {
+      const why = errnoName(-result);
+      this.#host.log.error(
+        `ublk: the command of tag ${tag}, queue ${this.#index}, failed (${why})`,
+      );
+    }
+    this.#places[tag] = Place.Gone;
+    if (this.#atVbd[tag] === 0) this.#host.requests.releaseSlot(this.#slots[tag]);
+    if (--this.#tagsLeft === 0) this.#host.queueGone();
+  }
+
+  /**
+   * Answers all requests with an error at once, those under way and all that come. The VBD may go
+   * on with the former; nothing of the latter gets near their memory.
+   */
+  abandon(): void {
+    this.#abandoned = true;
+    this.#memorySectors.fill(nowhereSector());
+    for (let tag = 0; tag < this.#depth; tag++) {
+      if (this.#places[tag] === Place.Here) this.#send(this.#commitCommand, tag, -Errno.EIO);
+    }
+  }
+
+  /** Whether no command is left in the kernel. */
+  get isGone(): boolean {
+    return this.#tagsLeft === 0;
+  }
+
+  /** Lets go of the descriptors. */
+  close(): void {
+    this.#descriptors.close();
+    this.#host.uring.remove(this.#ringTag);
+  }
+}
+
+function commandNumber(number: number, encoded: boolean): number {
+  return encoded ? encodedIoCommand(number) : number;
+}

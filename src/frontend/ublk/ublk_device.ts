@@ -1,0 +1,193 @@
+/**
+ * A disk as a block device of the kernel's ublk driver: /dev/ublkbN, whose requests come and go
+ * over io_uring. `control.ts` has the commands that make and end devices, `queue.ts` the data path,
+ * `attach.ts` the steps from a VBD to a node.
+ *
+ * A device whose tapdisk is killed stays, and holds its users' requests back until another tapdisk
+ * takes it over; the kernel then asks anew for what was not answered.
+ *
+ * @module
+ */
+import { Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
+import type { DeviceInfo } from "../../../ffi/ublk.ts";
+import type { UringLoop } from "../../queue/uring_loop.ts";
+import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import type { UblkControl } from "./control.ts";
+import { diskParameters } from "./disk_parameters.ts";
+import { processWith } from "./node.ts";
+import { UblkQueue } from "./queue.ts";
+
+/** How long somebody who has the disk open only for a moment, as udev does, is waited for. */
+const OPENERS_TIMEOUT_MS = 2_000;
+const OPENERS_POLL_MS = 50;
+/** How often a disk that was taken from its users is looked at, until the last has closed it. */
+const USERS_POLL_MS = 200;
+
+/** Called with an errno, 0 when all is well, and what there is to say about it. */
+type Ended = (errno: number, message: string) => void;
+
+/** What a device works with. */
+export interface UblkHost extends DeviceHost {
+  readonly uring: UringLoop;
+  readonly control: UblkControl;
+}
+
+/** A device of ublk, from the moment on at which the kernel knows it. */
+export class UblkDevice implements BlockDevice {
+  readonly kind = "ublk";
+  readonly node: string;
+  /** Its number, the N of /dev/ublkbN. */
+  readonly number: number;
+  readonly #host: UblkHost;
+  #fd = -1;
+  #queues: UblkQueue[] = [];
+  #stopping = false;
+  #whenQueuesGone: (() => void) | null = null;
+
+  constructor(host: UblkHost, number: number) {
+    this.#host = host;
+    this.number = number;
+    this.node = `/dev/ublkb${number}`;
+  }
+
+  /**
+   * Opens the device's own file, and asks for requests on all its queues. Throws `SystemError`:
+   * ENOBUFS when the VBD has not enough free slots.
+   */
+  openQueues({ queues, depth }: Pick<DeviceInfo, "queues" | "depth">): void {
+    const { uring, control, log, vbd } = this.#host;
+    const { freeSlots } = vbd.requests;
+    if (queues * depth > freeSlots) {
+      const what = `Cannot serve ${this.node} (${
+        queues * depth
+      } requests at once, ${freeSlots} left)`;
+      throw new SystemError(Errno.ENOBUFS, what);
+    }
+    this.#fd = openFile(`/dev/ublkc${this.number}`, O_RDWR);
+    const host = {
+      requests: vbd.requests,
+      uring,
+      log,
+      fd: this.#fd,
+      encoded: control.encoded,
+      queueGone: () => this.#queueGone(),
+    };
+    try {
+      for (let i = 0; i < queues; i++) this.#queues.push(new UblkQueue(host, i, depth));
+    } catch (error) {
+      this.#closeQueues();
+      throw error;
+    }
+    for (const queue of this.#queues) queue.fetch();
+  }
+
+  #queueGone(): void {
+    if (!this.#queues.every((queue) => queue.isGone)) return;
+    if (!this.#stopping) {
+      this.#host.log.error(`${this.node} was taken away by another process; its users get errors`);
+    }
+    // The kernel is in the midst of the last command.
+    this.#host.scheduler.addTimer(0, () => this.#closeQueues());
+  }
+
+  #closeQueues(): void {
+    for (const queue of this.#queues) queue.close();
+    this.#queues = [];
+    if (this.#fd >= 0) closeFile(this.#fd);
+    this.#fd = -1;
+    const done = this.#whenQueuesGone;
+    this.#whenQueuesGone = null;
+    done?.();
+  }
+
+  resized(): void {
+    const { control, log, vbd } = this.#host;
+    const { sectors } = vbd;
+    const size = `${this.node} does not show its new size, ${sectors} sectors`;
+    if (!control.canResize) {
+      log.warn(`${size} (this kernel's ublk cannot; it shows after the device is made again)`);
+    } else {
+      control.updateSize(this.number, sectors, (result) => {
+        if (result < 0) log.warn(`${size}: ${errnoMessage(-result)} (${errnoName(-result)})`);
+      });
+    }
+  }
+
+  detach(done: Ended): void {
+    this.#stopUnused(this.#host.scheduler.nowMs() + OPENERS_TIMEOUT_MS, (errno, message) => {
+      if (errno !== 0) return done(errno, message);
+      const { control } = this.#host;
+      this.#end(() => control.remove(this.number, (result) => this.#removed(result, done)));
+    });
+  }
+
+  /** Stops the device unless somebody has it open; tries for a while. */
+  #stopUnused(latestMs: number, done: Ended): void {
+    const { control, scheduler } = this.#host;
+    const inUse = (by: string): void => {
+      if (scheduler.nowMs() >= latestMs) {
+        return done(Errno.EBUSY, `Cannot take ${this.node} away (${by} has it open)`);
+      }
+      scheduler.addTimer(OPENERS_POLL_MS, () => this.#stopUnused(latestMs, done));
+    };
+    if (this.#stopping) return;
+    if (control.canStopSafely) {
+      return control.tryStop(this.number, (result) => {
+        if (result === -Errno.EBUSY) return inUse("somebody");
+        this.#stopping = true;
+        done(0, "");
+      });
+    }
+    const pid = processWith(this.node);
+    if (pid !== 0) return inUse(`process ${pid}`);
+    this.#stop(done);
+  }
+
+  #stop(done: Ended): void {
+    this.#stopping = true;
+    this.#host.control.stop(this.number, (result) => {
+      // Somebody else may have stopped or removed it: what counts is that it is not there.
+      if (result < 0 && result !== -Errno.ENODEV) {
+        this.#host.log.warn(`Cannot stop ${this.node} (${errnoName(-result)})`);
+      }
+      done(0, "");
+    });
+  }
+
+  /** Waits for the commands of the queues, which come back when the device stops. */
+  #end(done: () => void): void {
+    if (this.#queues.length === 0) return done();
+    this.#whenQueuesGone = done;
+  }
+
+  #removed(result: number, done: Ended): void {
+    this.#host.control.close();
+    if (result === 0 || result === -Errno.ENODEV) return done(0, "");
+    done(-result, `Cannot remove ${this.node}: ${errnoMessage(-result)} (${errnoName(-result)})`);
+  }
+
+  abandon(): void {
+    for (const queue of this.#queues) queue.abandon();
+    if (this.#stopping) return;
+    this.discard((errno, message) => {
+      if (errno !== 0) this.#host.log.warn(message);
+    });
+  }
+
+  /** Stops a device, whoever uses it, and removes it once nobody has it open any more. */
+  discard(done: Ended): void {
+    this.#stop(() => this.#end(() => this.#removeUnused(done)));
+  }
+
+  /** To remove a device holds up all others' commands until its users have gone: that comes last. */
+  #removeUnused(done: Ended): void {
+    const { control, scheduler, vbd } = this.#host;
+    // Nothing else tells: a disk has parameters to set again when its last user has closed it.
+    control.setParameters(this.number, diskParameters(vbd), (result) => {
+      if (result === -Errno.EACCES) {
+        scheduler.addTimer(USERS_POLL_MS, () => this.#removeUnused(done));
+      } else control.remove(this.number, (removed) => this.#removed(removed, done));
+    });
+  }
+}

@@ -1,0 +1,19 @@
+import { SystemError } from "../../../ffi/errno.ts";
+import { uringMissing } from "../../../ffi/uring.ts";
+import type { DeviceMaker } from "../block_device.ts";
+import { attachUblk } from "./attach.ts";
+import { controlMissing } from "./control.ts";
+
+/** Makes block devices with the kernel's ublk driver. */
+export const ublkMaker: DeviceMaker = {
+  kind: "ublk",
+  missing: () => controlMissing() ?? uringMissing(),
+  attach(host, recover, done): void {
+    try {
+      attachUblk(host, recover, done);
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+      done(error, null);
+    }
+  },
+};
