@@ -62,7 +62,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   #held = 0;
   #retryTimer = 0;
   #drained: (() => void) | null = null;
-  #destroyed = false;
 
   /** @param minor The device's number, for the log. */
   constructor(context: VbdContext, minor: number) {
@@ -164,12 +163,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
    * while still. Nothing may be under way.
    */
   destroy(): void {
-    this.#destroyed = true;
-    this.#unmapUnused();
-  }
-
-  #unmapUnused(): void {
-    if (this.#destroyed && this.#slots.freeCount === SLOTS) this.#slots.arena.release();
+    this.#slots.destroy();
   }
 
   /** A line on each request that has not ended, the oldest first, for the log. */
@@ -191,7 +185,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   releaseSlot(slot: number): void {
     this.#slots.give(slot);
     if (this.#waiters.length > 0) this.#context.deferral.add(this);
-    if (this.#destroyed) this.#unmapUnused();
   }
 
   /** Address of a slot's memory, `SLOT_BYTES` of it. */

@@ -76,6 +76,7 @@ export class SlotTable {
   readonly #next = new Int32Array(SLOTS);
   #free = 0;
   #freeCount = SLOTS;
+  #destroyed = false;
 
   constructor() {
     for (let i = 0; i < SLOTS; i++) {
@@ -105,6 +106,17 @@ export class SlotTable {
     this.#next[slot] = this.#free;
     this.#free = slot;
     this.#freeCount++;
+    if (this.#destroyed) this.#unmapUnused();
+  }
+
+  /** Unmaps the memory as soon as all slots are free. */
+  destroy(): void {
+    this.#destroyed = true;
+    this.#unmapUnused();
+  }
+
+  #unmapUnused(): void {
+    if (this.#freeCount === SLOTS) this.arena.release();
   }
 
   /** Where the memory of client `client` begins in the arena, bytes. */
