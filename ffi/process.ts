@@ -20,6 +20,12 @@ const libc = openLibc({
   flock: { parameters: ["i32", "i32"], result: "i32" },
   // int prctl(int option, unsigned long arg2)
   prctl: { parameters: ["i32", "usize"], result: "i32" },
+  // int prctl(int option, unsigned long arg2, ...), whose other arguments must be 0
+  prctlAll: {
+    name: "prctl",
+    parameters: ["i32", "usize", "usize", "usize", "usize"],
+    result: "i32",
+  },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
   // int socket(int domain, int type, int protocol)
@@ -34,6 +40,7 @@ const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const PR_SET_DUMPABLE = 4;
+const PR_SET_IO_FLUSHER = 57;
 
 /** Events of poll(2). */
 export const POLLIN = 0x001;
@@ -60,6 +67,15 @@ export function hideMemory(): void {
   if (libc.prctl(PR_SET_DUMPABLE, 0) !== 0) {
     throw new SystemError(lastErrno(), "Cannot keep this process out of core dumps");
   }
+}
+
+/**
+ * Tells the kernel that this thread serves a block device: when it wants memory, the kernel is not
+ * to write to that device to get some, which would wait for this thread. False without the right
+ * to (CAP_SYS_RESOURCE), or before Linux 5.6.
+ */
+export function becomeIoFlusher(): boolean {
+  return libc.prctlAll(PR_SET_IO_FLUSHER, 1, 0, 0, 0) === 0;
 }
 
 /** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */

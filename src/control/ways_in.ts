@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { canOpenExclusively } from "../../ffi/files.ts";
+import { becomeIoFlusher } from "../../ffi/process.ts";
 import type { BlockDevice, DeviceHost, DeviceMaker } from "../frontend/block_device.ts";
 import type { Vbd } from "../vbd/vbd.ts";
 import type { DeviceChoice } from "./open_request.ts";
@@ -80,6 +81,9 @@ export class WaysIn {
   #attach({ makers, required, recover }: DevicePlan, index: number, done: Done): void {
     const { log, vbd } = this.#host;
     if (index === makers.length) return done();
+    if (!becomeIoFlusher()) {
+      log.warn(`Minor ${vbd.minor} may hang when memory is short (no right to PR_SET_IO_FLUSHER)`);
+    }
     makers[index].attach(this.#host, recover, (error, device) => {
       if (device !== null) {
         this.#device = device;
