@@ -65,9 +65,11 @@ function change(
 function longChange(
   response: number,
   start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void | (() => void),
+  manners: Pick<Command, "insists" | "yields"> = {},
 ): Command {
   return {
     exclusive: true,
+    ...manners,
     run(request, reply): void | (() => void) {
       const minor = messageCookie(request);
       const done: Done = (error) => {
@@ -177,6 +179,7 @@ function openCommand(devices: Devices): Command {
 function snapshotCommand(devices: Devices): Command {
   return {
     exclusive: true,
+    yields: true,
     run(request, reply): () => void {
       const minor = messageCookie(request);
       const { flags, path, requestTimeoutSeconds } = decodeParams(request);
@@ -200,6 +203,7 @@ export function controlCommands(devices: Devices): CommandTable {
     longChange(
       MessageType.CLOSE_RSP,
       (minor, done) => devices.close(minor, { force }, done),
+      { insists: true },
     );
   const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
     const { flags, path } = decodeParams(request);
@@ -210,6 +214,7 @@ export function controlCommands(devices: Devices): CommandTable {
     MessageType.PAUSE_RSP,
     (minor, done, request) =>
       devices.pause(minor, { timeoutMs: decodePauseTimeoutMs(request) }, done),
+    { yields: true },
   );
   return new Map<number, Command>([
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],

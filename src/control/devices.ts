@@ -325,6 +325,11 @@ export class Devices {
     throw new SystemError(Errno.EINVAL, `Cannot get a log of minor ${minor} (${hint})`);
   }
 
+  /** A line on how a device is, and one on each of its requests. Throws `SystemError`: ENODEV. */
+  report(minor: number): string[] {
+    return this.#find(minor, "report on").vbd.report();
+  }
+
   /** A device's statistics. Throws `SystemError`: ENODEV. */
   statistics(minor: number): VbdStatistics {
     return this.#find(minor, "get the statistics of").vbd.statistics();
@@ -339,24 +344,37 @@ export class Devices {
   }
 
   /**
-   * Closes all images and ends all devices; errors go to the log. Calls back with how many block
-   * devices are in use, and so stay.
+   * Closes all images and ends all devices, none of which waits for another: its disk may hang.
+   * Errors go to the log. Calls back with how many block devices are in use, and so stay.
+   *
+   * @param insist Runs a job with a minor when nothing else runs that changes it.
    */
-  endAll(done: (left: number) => void): void {
+  endAll(
+    insist: (minor: number, job: (finished: () => void) => void) => void,
+    done: (left: number) => void,
+  ): void {
     this.#ending = true;
-    this.#endOneOf([...this.#devices], done);
+    let running = this.#devices.size;
+    if (running === 0) return done(0);
+    for (const minor of [...this.#devices.keys()]) {
+      insist(minor, (finished) =>
+        this.#end(minor, () => {
+          // Whoever still waits is told that there is no such device.
+          finished();
+          if (--running > 0) return;
+          this.#ending = this.#devices.size === 0;
+          done(this.#devices.size);
+        }));
+    }
   }
 
-  #endOneOf([first, ...others]: [number, Device][], done: (left: number) => void): void {
-    if (first === undefined) {
-      this.#ending = this.#devices.size === 0;
-      return done(this.#devices.size);
-    }
-    const [minor, device] = first;
+  #end(minor: number, done: () => void): void {
+    const device = this.#devices.get(minor);
+    if (device === undefined) return done();
     this.close(minor, { force: false }, (error) => {
       if (error !== undefined) this.#log.error(error.message);
-      if (device.waysIn.node === null) this.#forget(minor, device);
-      this.#endOneOf(others, done);
+      if (device.vbd.name === "") this.#forget(minor, device);
+      done();
     });
   }
 }

@@ -36,12 +36,17 @@ export interface Command {
    * they came. The others run at once and answer before they return.
    */
   readonly exclusive: boolean;
+  /** Of an exclusive one: whether it makes those before it that can be given up do so. */
+  readonly insists?: boolean;
+  /** Of an exclusive one: whether it can be given up, while it waits or runs. */
+  readonly yields?: boolean;
   /**
    * Does what the request asks, and answers once, now or later. What it throws is the answer
    * otherwise.
    *
    * @param request The message with its trailer.
-   * @returns Called when the peer hangs up before the answer, if there is anything to do then.
+   * @returns Gives it up, if that can be done, when the peer hangs up before the answer, or for a
+   * command that insists; then its answer follows soon.
    */
   run(
     request: Uint8Array<ArrayBuffer>,
@@ -61,36 +66,47 @@ export function errorReply(
   return encodeError(messageCookie(request), reason);
 }
 
-type Job = (finished: () => void) => void;
-
-/** The minor of jobs that are about all. */
-const EVERY_MINOR = -1;
+/** Something that is done with a minor. */
+interface Job {
+  readonly minor: number;
+  run(finished: () => void): void;
+  /** Gives it up, while it waits or runs; it finishes soon then. */
+  giveUp?(): void;
+}
 
 /** Jobs, of which one runs at a time for each minor. */
 class JobQueue {
-  #waiting: { minor: number; job: Job }[] = [];
-  readonly #busy = new Set<number>();
+  #waiting: Job[] = [];
+  readonly #running = new Map<number, Job>();
 
-  add(minor: number, job: Job): void {
-    this.#waiting.push({ minor, job });
+  add(job: Job): void {
+    this.#waiting.push(job);
     this.#next();
+  }
+
+  /** Adds a job for which those of its minor that can be given up are. */
+  insist(job: Job): void {
+    const before = this.#waiting.filter(({ minor }) => minor === job.minor);
+    const running = this.#running.get(job.minor);
+    this.#waiting.push(job);
+    for (const waiting of before) waiting.giveUp?.();
+    if (running === undefined) this.#next();
+    else running.giveUp?.();
   }
 
   /** Starts all that nothing before them keeps waiting. */
   #next(): void {
-    const held = new Set(this.#busy);
-    const mayStart = (minor: number): boolean =>
-      minor === EVERY_MINOR ? held.size === 0 : !held.has(minor) && !held.has(EVERY_MINOR);
+    const held = new Set(this.#running.keys());
     const ready = this.#waiting.filter(({ minor }) => {
-      const may = mayStart(minor);
+      const mayStart = !held.has(minor);
       held.add(minor);
-      return may;
+      return mayStart;
     });
-    this.#waiting = this.#waiting.filter((entry) => !ready.includes(entry));
-    for (const { minor } of ready) this.#busy.add(minor);
-    for (const { minor, job } of ready) {
-      job(() => {
-        this.#busy.delete(minor);
+    this.#waiting = this.#waiting.filter((job) => !ready.includes(job));
+    for (const job of ready) this.#running.set(job.minor, job);
+    for (const job of ready) {
+      job.run(() => {
+        this.#running.delete(job.minor);
         this.#next();
       });
     }
@@ -227,9 +243,9 @@ export class ControlServer implements FdHandler {
     scheduler.watch(this.#listener, EPOLLIN, this);
   }
 
-  /** Runs a job when no exclusive command runs, and holds back the others until it calls back. */
-  runExclusive(job: (finished: () => void) => void): void {
-    this.#jobs.add(EVERY_MINOR, job);
+  /** Runs a job as a command that is exclusive and insists. */
+  insist(minor: number, run: (finished: () => void) => void): void {
+    this.#jobs.insist({ minor, run });
   }
 
   /** Takes the next connections: the listening socket is ready. */
@@ -276,16 +292,35 @@ export class ControlServer implements FdHandler {
       this.#run(command, request, (reply) => client.answer(reply));
       return;
     }
-    this.#jobs.add(messageCookie(request), (finished) => {
-      if (!client.open) {
-        request.fill(0);
-        return finished();
-      }
-      client.hungUp = this.#run(command, request, (reply) => {
-        client.answer(reply);
-        finished();
-      });
-    });
+    const job = this.#jobOf(command, client, request);
+    if (command.insists === true) this.#jobs.insist(job);
+    else this.#jobs.add(job);
+  }
+
+  #jobOf(command: Command, client: Client, request: Uint8Array<ArrayBuffer>): Job {
+    let givenUp = false;
+    const job: Job = {
+      minor: messageCookie(request),
+      run: (finished) => {
+        if (givenUp || !client.open) {
+          request.fill(0);
+          return finished();
+        }
+        job.giveUp = client.hungUp = this.#run(command, request, (reply) => {
+          client.answer(reply);
+          finished();
+        });
+      },
+    };
+    if (command.yields === true) {
+      job.giveUp = (): void => {
+        givenUp = true;
+        const what = `Cannot carry out '${messageName(messageType(request))}'`;
+        const why = `minor ${messageCookie(request)} is to be closed`;
+        client.answer(errorReply(request, new SystemError(Errno.ECANCELED, `${what} (${why})`)));
+      };
+    }
+    return job;
   }
 
   #run(

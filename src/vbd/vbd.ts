@@ -65,6 +65,8 @@ export class Vbd {
   /** Whom the pause under way tells of its end; null when there is none, or it was given up. */
   #pausing: Done | null = null;
   #pauseTimer = 0;
+  /** Who waits for the images to be closed, which a pause has begun; null when nobody does. */
+  #closing: Done | null = null;
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
@@ -149,20 +151,29 @@ export class Vbd {
     this.#pausing = done;
     if (timeoutMs !== Infinity) {
       const { scheduler } = this.#context;
-      this.#pauseTimer = scheduler.addTimer(timeoutMs, () => this.giveUpPause());
+      this.#pauseTimer = scheduler.addTimer(timeoutMs, () => this.#pauseTimedOut());
     }
     this.requests.stop(true, () => this.#closeImages((...result) => this.#paused(...result)));
   }
 
-  /** Ends a pause that is under way, as its time limit does; nothing happens when there is none. */
+  /** Ends a pause that is under way (ECANCELED); nothing happens when there is none. */
   giveUpPause(): void {
-    if (this.#pausing === null) return;
+    const why = "nobody waits for it any more, or the disk is to be closed";
+    this.#breakPause(Errno.ECANCELED, `Cannot pause minor ${this.minor}: ${why}`);
+  }
+
+  #pauseTimedOut(): void {
     const { outstanding } = this.requests;
     const message = `Cannot pause minor ${this.minor} in time: its disk owes answers, and ` +
       `${outstanding} requests have not ended; it runs on`;
+    this.#breakPause(Errno.ETIMEDOUT, message);
+  }
+
+  #breakPause(errno: number, message: string): void {
+    if (this.#pausing === null) return;
     // Without images there is no going back: it goes on when they are closed.
     if (this.requests.goOn()) this.state = 0;
-    this.#endPause(Errno.ETIMEDOUT, message);
+    this.#endPause(errno, message);
   }
 
   #endPause(errno: number, message: string): void {
@@ -176,6 +187,7 @@ export class Vbd {
   /** All images are closed. */
   #paused(errno: number, message: string): void {
     this.state = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
+    if (this.#closing !== null) return this.close(this.#closing);
     if (errno === 0 && this.#pausing !== null) return this.#endPause(0, "");
     this.resume(null, (resumeErrno, resumeMessage) => {
       if (resumeErrno !== 0) this.#context.log(resumeMessage);
@@ -205,11 +217,17 @@ export class Vbd {
     done(0, "");
   }
 
-  /** Ends what waits, drains what is under way, closes the images. The device may open others. */
+  /**
+   * Ends what waits, drains what is under way, closes the images. The device may open others. A
+   * pause that is under way is given up (ECANCELED).
+   */
   close(done: Done): void {
-    const transition = VbdState.ShutdownRequested | VbdState.PauseRequested;
-    if ((this.state & transition) !== 0) return done(...this.#busy());
+    if ((this.state & VbdState.ShutdownRequested) !== 0) return done(...this.#busy());
+    this.giveUpPause();
     this.state |= VbdState.ShutdownRequested;
+    // The images are being closed already, for the pause.
+    this.#closing = (this.state & VbdState.PauseRequested) !== 0 ? done : null;
+    if (this.#closing !== null) return;
     this.requests.stop(false, () =>
       this.#closeImages((errno, message) => {
         this.name = "";
@@ -253,6 +271,14 @@ export class Vbd {
     const { queue } = this.#context;
     const mergesOf = (file?: number): number => file === undefined ? 0 : queue.mergesOf(file);
     return this.#images.reduce((sum, { file }) => sum + mergesOf(file), this.#earlierMerges);
+  }
+
+  /** How the device is, and where each of its requests is, a line each, for the log. */
+  report(): string[] {
+    const { outstanding } = this.requests;
+    const state = this.state === 0 ? "runs" : `state 0x${this.state.toString(16)}`;
+    const requests = `${outstanding} request${outstanding === 1 ? " has" : "s have"} not ended`;
+    return [`${this.name || "no image"}, ${state}, ${requests}`, ...this.requests.report()];
   }
 
   /** What `tap-ctl stats` shows. */

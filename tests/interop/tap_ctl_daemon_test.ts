@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import {
   commandLine,
   type ControlBench,
+  foreground,
   isRunning,
   until,
   withControlBench,
@@ -10,33 +11,6 @@ import { needs, run } from "../support/tools.ts";
 
 function test(name: string, body: (bench: ControlBench) => Promise<void>): void {
   Deno.test(`tapdisk: ${name}`, () => withControlBench(body));
-}
-
-/** A tapdisk in the foreground. */
-async function foreground(
-  bench: ControlBench,
-): Promise<{ pid: number; kill: (signal: Deno.Signal) => void; ended: Promise<string> }> {
-  const [program, ...args] = commandLine("tapdisk", "-D");
-  const child = new Deno.Command(program, {
-    args,
-    env: bench.env,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
-  const ended = child.output().then(({ code, signal, stdout, stderr }) => {
-    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-    return `${signal ?? code}\n${text(stdout)}${text(stderr)}`;
-  });
-  const socket = `${bench.control}/ctl${child.pid}`;
-  await until("tapdisk listens", () => {
-    try {
-      return bench.log().includes(`Ready on ${socket}`);
-    } catch {
-      return false;
-    }
-  });
-  return { pid: child.pid, kill: (signal) => child.kill(signal), ended };
 }
 
 test("by hand it goes to the background and names its socket", async (bench) => {
@@ -83,7 +57,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
   });
 }
 
-test("SIGHUP opens the log anew; SIGUSR1 logs statistics; SIGUSR2 does no harm", async (bench) => {
+test("SIGHUP opens the log anew; SIGUSR1 logs the disks; SIGUSR2 does no harm", async (bench) => {
   const { pid, kill, ended } = await foreground(bench);
   await bench.ok("allocate");
   await bench.ok(`attach -p ${pid} -m 0`);
@@ -101,6 +75,7 @@ test("SIGHUP opens the log anew; SIGUSR1 logs statistics; SIGUSR2 does no harm",
   assert.doesNotMatch(bench.log(), /Attached minor 0/);
   kill("SIGUSR1");
   await until("statistics are logged", () => /minor 0: \{ "name"/.test(bench.log()));
+  assert.match(bench.log(), /Minor 0: no image, state 0x2, 0 requests have not ended/);
   kill("SIGUSR2");
   await until("the signal is noted", () => bench.log().includes("SIGUSR2"));
   await bench.ok(`detach -p ${pid} -m 0`);

@@ -3,6 +3,7 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Random } from "../../src/queue/random.ts";
 import { checkImage } from "../../src/vhd/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { liveSnapshot } from "../../src/vbd/live_snapshot.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { Vbd, VbdState } from "../../src/vbd/vbd.ts";
 import {
@@ -20,6 +21,7 @@ const STEPS = 120;
 /** Sectors of each place that is written, and places of each client. */
 const COUNT = 24;
 const PLACES = 10;
+const MOST_LAYERS = 5;
 const PAUSED = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
 
 /** A range of sectors, and what they may hold. */
@@ -31,7 +33,7 @@ interface Place {
 }
 
 interface Change {
-  readonly kind: "pause" | "close";
+  readonly kind: "pause" | "close" | "snapshot";
   /** What it ended with; null while it has not. */
   errno: number | null;
 }
@@ -49,6 +51,8 @@ class Bench {
   #layers = 1;
   #faultShare = 0;
   readonly #changes: Change[] = [];
+  /** How many pauses ran out of time, were given up for a close, and snapshots were made. */
+  readonly seen = { timedOut: 0, givenUp: 0, snapshots: 0 };
   readonly #writes: { stamp: number; outcome: Outcome }[] = [];
 
   constructor(readonly seed: number) {
@@ -87,7 +91,8 @@ class Bench {
     else if (dice < 60) this.simulation.disk.lengthFault = random.chance(0.5) ? 0 : Errno.ENOSPC;
     else if (dice < 64 && this.vbd.name !== "") {
       this.simulation.disk.hang(this.#leaf, random.below(5000));
-    } else if (dice < 72) this.change("pause");
+    } else if (dice < 70) this.change("pause", random.chance(0.5) ? Infinity : random.below(200));
+    else if (dice < 74) this.snapshot();
     else if (dice < 82) this.resume();
     else if (dice < 84) this.change("close");
     else if (dice < 90) this.open();
@@ -125,22 +130,64 @@ class Bench {
     place.underWay = outcome;
   }
 
-  change(kind: "pause" | "close"): void {
+  change(kind: "pause" | "close", timeoutMs = Infinity): void {
     const before = this.vbd.state;
     const had = this.vbd.name;
-    const busy = this.isChanging;
+    const busy = this.#changes.filter(({ errno }) => errno === null);
     const change: Change = { kind, errno: null };
     this.#changes.push(change);
     this.log.push(kind);
-    this.vbd[kind]((errno) => {
+    const untilMs = this.simulation.scheduler.nowMs() + timeoutMs;
+    const done = (errno: number): void => {
       assert.equal(change.errno, null, `${kind} answers once`);
       change.errno = errno;
       if (errno === 0) this.assertClosedFiles(kind);
+      if (errno === Errno.ETIMEDOUT) {
+        this.seen.timedOut++;
+        assert.equal(this.simulation.scheduler.nowMs(), untilMs);
+      }
+      if (errno === Errno.ECANCELED) this.seen.givenUp++;
+    };
+    if (kind === "close") this.vbd.close(done);
+    else this.vbd.pause(done, timeoutMs);
+    if (kind === "close") {
+      // It waits for nothing but the disk: what pauses is told at once that nothing comes of it.
+      const closing = busy.filter((other) => other.kind === "close");
+      if (closing.length > 0) assert.equal(change.errno, Errno.EAGAIN);
+      else for (const { errno } of busy) assert.notEqual(errno, null);
+    } else if (busy.length > 0) {
+      assert.ok(change.errno === Errno.EAGAIN || change.errno === Errno.EINVAL);
+    } else if (had === "") assert.equal(change.errno, Errno.EINVAL);
+    else if ((before & VbdState.Paused) !== 0) assert.equal(change.errno, 0);
+  }
+
+  /** A snapshot of the running device; whatever comes of it, the device has an image in order. */
+  snapshot(): void {
+    if (this.#layers === MOST_LAYERS) return;
+    const path = `/${this.#layers}.vhd`;
+    const before = this.vbd.name;
+    const canStart = this.vbd.state === 0 && !this.isChanging;
+    const change: Change = { kind: "snapshot", errno: null };
+    this.#changes.push(change);
+    this.log.push("snapshot");
+    liveSnapshot(this.simulation.context, this.vbd, {
+      path,
+      rename: false,
+      timeoutMs: this.random.chance(0.5) ? Infinity : this.random.below(200),
+      done: (errno, message, made) => {
+        assert.equal(change.errno, null, "a snapshot answers once");
+        change.errno = errno;
+        assert.equal(made === null, errno !== 0, message);
+        if (made === null) return assert.ok(!this.simulation.disk.storage.exists(path), message);
+        assert.ok(canStart);
+        assert.deepEqual([before, made.name], [`vhd:${this.#leaf}`, `vhd:${path}`]);
+        assert.deepEqual([this.vbd.name, this.vbd.state], [made.name, 0]);
+        this.#leaf = path;
+        this.#layers++;
+        this.seen.snapshots++;
+      },
     });
-    if (busy && kind === "close") assert.equal(change.errno, Errno.EAGAIN);
-    else if (busy) assert.ok(change.errno === Errno.EAGAIN || change.errno === Errno.EINVAL);
-    else if (kind === "pause" && had === "") assert.equal(change.errno, Errno.EINVAL);
-    else if (kind === "pause" && (before & VbdState.Paused) !== 0) assert.equal(change.errno, 0);
+    if (!canStart) assert.ok(change.errno !== null && change.errno !== 0);
   }
 
   /** Whoever is told that a device is paused or closed may move its files. */
@@ -171,7 +218,7 @@ class Bench {
   }
 
   addLayer(): string | null {
-    if (this.#layers === 4) return null;
+    if (this.#layers === MOST_LAYERS) return null;
     const { storage } = this.simulation.disk;
     const path = `/${this.#layers}.vhd`;
     snapshot(path, { storage, parent: this.#leaf });
@@ -245,6 +292,8 @@ class Bench {
   }
 }
 
+const seen = { timedOut: 0, givenUp: 0, snapshots: 0 };
+
 for (const seed of SEEDS) {
   Deno.test(`a device keeps its promises in any order of changes and faults, seed ${seed}`, () => {
     const bench = new Bench(seed);
@@ -252,9 +301,16 @@ for (const seed of SEEDS) {
       bench.open();
       for (let i = 0; i < STEPS; i++) bench.step();
       bench.finish();
+      seen.timedOut += bench.seen.timedOut;
+      seen.givenUp += bench.seen.givenUp;
+      seen.snapshots += bench.seen.snapshots;
     } catch (error) {
       console.error(`Seed ${seed}, after: ${bench.log.slice(-40).join(", ")}`);
       throw error;
     }
   });
 }
+
+Deno.test("those seeds met pauses that ran out of time or were given up, and snapshots", () => {
+  assert.ok(Object.values(seen).every((times) => times >= 5), JSON.stringify(seen));
+});

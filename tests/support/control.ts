@@ -102,6 +102,33 @@ export class ControlBench {
   }
 }
 
+/** A tapdisk in the foreground; `ended` has how it ended, and what it printed. */
+export async function foreground(
+  bench: ControlBench,
+): Promise<{ pid: number; kill: (signal: Deno.Signal) => void; ended: Promise<string> }> {
+  const [program, ...args] = commandLine("tapdisk", "-D");
+  const child = new Deno.Command(program, {
+    args,
+    env: bench.env,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const ended = child.output().then(({ code, signal, stdout, stderr }) => {
+    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+    return `${signal ?? code}\n${text(stdout)}${text(stderr)}`;
+  });
+  const socket = `${bench.control}/ctl${child.pid}`;
+  await until("tapdisk listens", () => {
+    try {
+      return bench.log().includes(`Ready on ${socket}`);
+    } catch {
+      return false;
+    }
+  });
+  return { pid: child.pid, kill: (signal) => child.kill(signal), ended };
+}
+
 /** Calls `body` with a bench, and clears away what it leaves. */
 export async function withControlBench(
   body: (bench: ControlBench) => Promise<void>,

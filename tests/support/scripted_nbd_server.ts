@@ -24,7 +24,9 @@ export type Habit =
   /** Answers the third request of the first connection with a chunk that passes the request's end. */
   | "overrun"
   /** Says that reads are forbidden (EPERM), in a chunk with a text. */
-  | "forbids";
+  | "forbids"
+  /** Takes requests and answers none. */
+  | "hangs";
 
 const FLAGS = 1 | 4 | 8 | 32 | 64 | 128;
 const content = Uint8Array.from({ length: SCRIPTED_BYTES }, (_, i) => (i >> 9) * 7 + 1);
@@ -184,6 +186,7 @@ async function serve(client: Client): Promise<void> {
   for (let count = 1;; count++) {
     const request = await client.request();
     if (request.command === 2) return;
+    if (name === "hangs") continue;
     const bad = nth === 0 && count === 3 ? broken(request, name) : null;
     if (bad !== null) await client.send(bad);
     if (bad !== null && (name === "cut" || name === "shrinks")) return;
@@ -199,6 +202,15 @@ async function listen(path: string): Promise<void> {
   for await (const socket of listener) {
     serve(new Client(socket)).catch(() => {}).finally(() => socket.close());
   }
+}
+
+/** Starts the server in a thread of its own; returns what ends it, and its connections. */
+export async function startScriptedServer(path: string): Promise<() => void> {
+  const worker = new Worker(import.meta.url, { type: "module" });
+  const listening = new Promise((resolve) => worker.onmessage = resolve);
+  worker.postMessage(path);
+  await listening;
+  return () => worker.terminate();
 }
 
 declare const self: {

@@ -6,7 +6,7 @@ import { Handshake } from "../../src/frontend/nbd/handshake.ts";
 import { RequestKind } from "../../src/vbd/slots.ts";
 import { openDescriptors } from "../support/served.ts";
 import { RealDevice } from "../support/real_device.ts";
-import { type Habit, SCRIPTED_BYTES } from "../support/scripted_nbd_server.ts";
+import { type Habit, SCRIPTED_BYTES, startScriptedServer } from "../support/scripted_nbd_server.ts";
 import { withTempDir } from "../support/tools.ts";
 
 const SECTORS = SCRIPTED_BYTES / 512;
@@ -131,11 +131,7 @@ async function withScript(
   body: (device: RealDevice) => Promise<void>,
 ): Promise<void> {
   await withTempDir(async (folder) => {
-    const url = new URL("../support/scripted_nbd_server.ts", import.meta.url);
-    const worker = new Worker(url, { type: "module" });
-    const listening = new Promise((resolve) => worker.onmessage = resolve);
-    worker.postMessage(`${folder}/n.sock`);
-    await listening;
+    const end = await startScriptedServer(`${folder}/n.sock`);
     try {
       const device = new RealDevice(`nbd:unix:${folder}/n.sock:${habit}`, {
         retry: { attempts: 3 },
@@ -143,7 +139,7 @@ async function withScript(
       await body(device);
       await device.close();
     } finally {
-      worker.terminate();
+      end();
     }
   });
 }

@@ -12,6 +12,9 @@ import { queueContexts } from "./queues.ts";
 
 const TAKEOVER_HINT = "a second signal ends it at once, and leaves them for 'tap-ctl recover'";
 
+/** After how long the log tells of disks that cannot be closed yet. */
+const SLOW_END_MS = 5_000;
+
 /** A tapdisk that takes orders. */
 export interface Tapdisk {
   readonly socketPath: string;
@@ -22,8 +25,8 @@ export interface Tapdisk {
    * in use, which go on.
    */
   end(): void;
-  /** Writes what every device has done so far to the log. */
-  logStatistics(): void;
+  /** Writes how every device and each of its requests is, and what it has done, to the log. */
+  logState(): void;
 }
 
 /** Puts the engine of this process together. Throws `SystemError`. */
@@ -51,17 +54,22 @@ export function startTapdisk(log: Logger): Tapdisk {
     socketPath,
     run: () => scheduler.run(),
     end(): void {
-      server.runExclusive((finished) =>
-        devices.endAll((left) => {
-          // Whoever still waits is told that there is no such device.
-          finished();
-          if (left === 0) return stop();
-          log.error(`Not ended: ${left} block devices are in use; ${TAKEOVER_HINT}`);
-        })
-      );
+      const late = scheduler.addTimer(SLOW_END_MS, () => {
+        for (const { minor, name } of devices.list()) {
+          log.warn(
+            `Minor ${minor}, ${name}, is still being closed; a second signal ends all at once`,
+          );
+        }
+      });
+      devices.endAll((minor, job) => server.insist(minor, job), (left) => {
+        scheduler.cancelTimer(late);
+        if (left === 0) return stop();
+        log.error(`Not ended: ${left} block devices are in use; ${TAKEOVER_HINT}`);
+      });
     },
-    logStatistics(): void {
+    logState(): void {
       for (const { minor } of devices.list()) {
+        for (const line of devices.report(minor)) log.info(`Minor ${minor}: ${line}`);
         log.info(`Statistics of minor ${minor}: ${formatStatistics(devices.statistics(minor))}`);
       }
     },

@@ -27,7 +27,8 @@ its control socket once that takes connections; tap-ctl gives it devices and ima
 when its last device is detached.
 
 Signals: SIGTERM and SIGINT close all disks in order and end it, at once when they come a second
-time; SIGHUP opens the log anew; SIGUSR1 logs the statistics of all disks.
+time; SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has not ended, and the
+statistics.
 
 Environment: BLKTAP_CONTROL_DIR is the folder of the sockets (/run/blktap-control), BLKTAP_LOG_DIR
 that of the log (/var/log/blktap, or log in BLKTAP_CONTROL_DIR).`;

@@ -21,7 +21,7 @@ export function handleSignals(tapdisk: Tapdisk, log: Logger): void {
     log.reopen();
     log.info("Opened the log anew, by SIGHUP");
   });
-  Deno.addSignalListener("SIGUSR1", () => tapdisk.logStatistics());
+  Deno.addSignalListener("SIGUSR1", () => tapdisk.logState());
   // XenServer's tools send it to every tapdisk; without a listener it would end this one.
   Deno.addSignalListener("SIGUSR2", () => log.info("Nothing to do for SIGUSR2"));
   // The write that went past a file size limit then ends with EFBIG, instead of the process.
