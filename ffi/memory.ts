@@ -24,9 +24,12 @@ const libc = openLibc({
 
 const PROT_READ = 1;
 const PROT_WRITE = 2;
+const MAP_SHARED = 0x01;
 const MAP_PRIVATE = 0x02;
+const MAP_FIXED = 0x10;
 const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
+const PRIVATE_FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 const MADV_DONTNEED = 4;
 const MADV_NOHUGEPAGE = 15;
 
@@ -38,15 +41,24 @@ const SECTOR_BYTES = 512;
 /** Address space for all arenas of a process; pages take room only once touched. */
 const REGION_BYTES = [64, 16, 4, 1].map((gib) => gib * 1024 ** 3);
 
+/**
+ * Where the region is asked for, in steps by chance: far below all else. The blktap2 driver maps
+ * pages into it and takes them out again, and the system fills the highest gap of a process first,
+ * so that the gaps in the region stay what they are.
+ */
+const REGION_LOWEST_ADDRESS = 2 ** 44;
+const REGION_STEPS = 256;
+
 interface Region {
   readonly address: number;
   readonly sizeBytes: number;
 }
 
 function reserveRegion(): Region {
-  const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const step = crypto.getRandomValues(new Uint32Array(1))[0] % REGION_STEPS;
+  const wanted = REGION_LOWEST_ADDRESS + step * REGION_BYTES[0];
   for (const sizeBytes of REGION_BYTES) {
-    const pointer = libc.mmap(0, sizeBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    const pointer = libc.mmap(wanted, sizeBytes, PROT_READ | PROT_WRITE, PRIVATE_FLAGS, -1, 0);
     const address = pointerAddress(pointer);
     if (address === 0 || address > Number.MAX_SAFE_INTEGER) continue;
     // One touched byte is to cost one page: arenas are large and mostly untouched.
@@ -129,6 +141,27 @@ export class Arena {
   /** Gives the pages of a range back to the system; they read as zeros when touched again. */
   discard(offsetBytes: number, lengthBytes: number): void {
     libc.madvise(this.address + offsetBytes, lengthBytes, MADV_DONTNEED);
+  }
+
+  /**
+   * Puts memory of a device, or of a file, in the place of this: `fd` is mapped from its start on,
+   * shared with whoever has it mapped, too. Throws `SystemError`; the memory is the old one then.
+   */
+  mapDescriptor(fd: number): void {
+    this.#map(MAP_SHARED | MAP_FIXED, fd);
+  }
+
+  /** Undoes `mapDescriptor`: the memory is zeroed and private again. Throws `SystemError`. */
+  unmapDescriptor(): void {
+    this.#map(PRIVATE_FLAGS | MAP_FIXED, -1);
+    libc.madvise(this.address, this.sizeBytes, MADV_NOHUGEPAGE);
+  }
+
+  #map(flags: number, fd: number): void {
+    const protection = PROT_READ | PROT_WRITE;
+    const pointer = libc.mmap(this.address, this.sizeBytes, protection, flags, fd, 0);
+    if (pointerAddress(pointer) === this.address) return;
+    throw new SystemError(lastErrno(), `Cannot map ${this.sizeBytes} bytes of descriptor ${fd}`);
   }
 
   /** Gives the memory back. Nothing may touch the views afterwards. */

@@ -1,0 +1,454 @@
+/**
+ * The blktap2 driver of XenServer's kernels and of the package blktap-dkms: its devices, its ioctls
+ * and the ring that it shares with a tapdisk. Nothing else in the project knows their numbers, paths
+ * and layouts, which are those of the driver's linux-blktap.h and of Xen's io/ring.h on x86-64.
+ *
+ * @module
+ */
+import { Errno, lastErrno, SystemError } from "./errno.ts";
+import { closeFile, O_RDONLY, O_RDWR, openFile } from "./files.ts";
+import { cString, openLibc } from "./libc.ts";
+import { type Arena, PAGE_BYTES } from "./memory.ts";
+
+const libc = openLibc({
+  // int ioctl(int fd, unsigned long request, void *argp)
+  ioctl: { parameters: ["i32", "u32", "buffer"], result: "i32" },
+  // the same with a number, of which the driver takes 32 bits
+  ioctlNumber: { name: "ioctl", parameters: ["i32", "u32", "i32"], result: "i32" },
+  // long syscall(SYS_mknod, const char *pathname, mode_t mode, dev_t dev), in any glibc
+  mknod: { name: "syscall", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },
+  // int close(int fd), which waits while somebody uses the block device
+  closeAside: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
+});
+
+/** Answers to requests are in the ring. */
+export const BLKTAP_IOCTL_RESPOND = 1;
+/** Makes a tap; `struct blktap_info` comes back. On the control device. */
+export const BLKTAP_IOCTL_ALLOC_TAP = 200;
+/** Takes a tap away, by its minor. On the control device. */
+export const BLKTAP_IOCTL_FREE_TAP = 201;
+/** Makes the block device, by a `struct blktap2_params`: what the first drivers have. */
+export const BLKTAP_IOCTL_CREATE_DEVICE_COMPAT = 202;
+/** Tells the first drivers, which pause by themselves, of another image. */
+export const BLKTAP2_IOCTL_SET_PARAMS = 203;
+/** Says to them that all is held back, */
+export const BLKTAP2_IOCTL_PAUSE = 204;
+/** asks them for the name of the image to go on with, */
+export const BLKTAP2_IOCTL_REOPEN = 205;
+/** and says that it goes on, or why not. */
+export const BLKTAP2_IOCTL_RESUME = 206;
+/** Takes the block device away; EBUSY while somebody uses it. */
+export const BLKTAP_IOCTL_REMOVE_DEVICE = 207;
+/** Makes the block device, by a `struct blktap_device_info`. */
+export const BLKTAP_IOCTL_CREATE_DEVICE = 208;
+
+/** Flags of `struct blktap_device_info`. */
+export const BLKTAP_DEVICE_FLAG_RO = 0x01;
+export const BLKTAP_DEVICE_FLAG_PSZ = 0x02;
+export const BLKTAP_DEVICE_FLAG_FLUSH = 0x04;
+export const BLKTAP_DEVICE_FLAG_TRIM = 0x08;
+
+/** Operations of a request. */
+export const BLKTAP_OP_READ = 0;
+export const BLKTAP_OP_WRITE = 1;
+export const BLKTAP_OP_FLUSH = 2;
+export const BLKTAP_OP_TRIM = 3;
+
+/** How a request ended. */
+export const BLKTAP_RSP_OKAY = 0;
+export const BLKTAP_RSP_ERROR = -1;
+export const BLKTAP_RSP_EOPNOTSUPP = -2;
+
+/** What the driver may ask for besides requests; the first two come from the first drivers only. */
+export const BLKTAP_RING_MESSAGE_PAUSE = 1;
+export const BLKTAP_RING_MESSAGE_RESUME = 2;
+export const BLKTAP_RING_MESSAGE_CLOSE = 3;
+
+/** Requests that the ring holds, and numbers that requests have: below this. */
+export const BLKTAP_RING_SIZE = 32;
+/** The most segments of a request, each in a page of its own. */
+export const BLKTAP_SEGMENT_MAX = 11;
+/** Bytes that are mapped: a page for the ring, and the pages of each request. */
+export const BLKTAP_MAPPED_BYTES = (1 + BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX) * PAGE_BYTES;
+/** Sectors of a page. */
+export const BLKTAP_PAGE_SECTORS = PAGE_BYTES / 512;
+
+const BLKTAP_NAME_MAX = 256;
+const DIRECTORY = "/dev/xen/blktap-2";
+const CONTROL_DEVICES = [`${DIRECTORY}/control`, "/dev/blktap/control", "/dev/blktap-control"];
+/** Names of the control device in /proc/misc. */
+const CONTROL_NAMES = ["blktap-control", "blktap/control"];
+const MISC_MAJOR = 10;
+const SYS_mknod = 133;
+const S_IFCHR = 0o020000;
+const S_IFBLK = 0o060000;
+/** Errno inside of the kernel for an ioctl that it does not know; old ones let it out. */
+const ENOIOCTLCMD = 515;
+
+// struct blktap_sring: u32 req_prod @0, req_event @4, rsp_prod @8, rsp_event @12, u8 message @16,
+// entries from @64, of 112 bytes each.
+const REQ_PROD_WORD = 0;
+const RSP_PROD_WORD = 2;
+const MESSAGE_BYTE = 16;
+const ENTRIES_WORD = 16;
+const ENTRY_WORDS = 28;
+// struct blktap_ring_request: u8 operation @0, u8 nr_segments @1, u64 id @8, u64 sector_number @16;
+// then struct blktap_segment { u32; u8 first_sect @4, last_sect @5 }[11] @24, or u64 nr_sectors @24.
+const ID_WORD = 2;
+const SECTOR_WORD = 4;
+const NR_SECTORS_WORD = 6;
+const SEGMENTS_WORD = 6;
+/** The high half of the first number that is not exact any more. */
+const HIGH_END = 1 << 21;
+
+/** A tap: its minor, and the majors of its two devices (`struct blktap_info`). */
+export interface BlktapInfo {
+  readonly ringMajor: number;
+  readonly blockMajor: number;
+  readonly minor: number;
+}
+
+/** A block device to be made. */
+export interface BlktapDeviceInfo {
+  /** `type:path`, which the driver shows in sysfs. */
+  readonly name: string;
+  readonly sectors: number;
+  readonly sectorSizeBytes: number;
+  readonly physicalBlockBytes: number;
+  readonly trimBlockBytes: number;
+  /** A union of BLKTAP_DEVICE_FLAG_* bits. */
+  readonly flags: number;
+}
+
+/** The driver, or what plays it in tests. Calls return 0, or a negative error number. */
+export interface BlktapDriver {
+  /** Why there is none; null when there is one. */
+  missing(): string | null;
+  /** An ioctl on the control device. */
+  control(request: number, argument: Uint8Array<ArrayBuffer> | number): number;
+  /** Opens the ring of a tap. Throws `SystemError`. */
+  openRing(tap: BlktapInfo): BlktapRingDevice;
+  /** Sees to it that a tap's block device has a node, and returns that. Throws `SystemError`. */
+  makeNode(tap: BlktapInfo): string;
+  /** Takes away the nodes that were made for a tap. */
+  removeNodes(tap: BlktapInfo): void;
+}
+
+/** The ring of a tap, which its tapdisk alone has open. */
+export interface BlktapRingDevice {
+  /** Can be read when the ring has something new. */
+  readonly fd: number;
+  /** Maps the ring, and behind it the pages of its requests, over an arena. Throws `SystemError`. */
+  map(arena: Arena): void;
+  /** An ioctl. */
+  call(request: number, argument: Uint8Array<ArrayBuffer> | number): number;
+  /** BLKTAP_IOCTL_RESPOND, which allocates nothing. */
+  respond(): void;
+  /** `fd` could be read; what has to be done about that, before the ring is looked at. */
+  woken(): void;
+  /** Closes it; the promise ends when the driver has let go, which may take its users some time. */
+  close(options: { wait: boolean }): Promise<void>;
+}
+
+/** Makes a tap. Throws `SystemError`. */
+export function allocateTap(driver: BlktapDriver): BlktapInfo {
+  // struct blktap_info: u32 ring_major @0, bdev_major @4, ring_minor @8.
+  const info = new Uint8Array(12);
+  const result = driver.control(BLKTAP_IOCTL_ALLOC_TAP, info);
+  if (result < 0) throw new SystemError(-result, "Cannot make a device of the blktap2 driver");
+  const [ringMajor, blockMajor, minor] = new Uint32Array(info.buffer);
+  return { ringMajor, blockMajor, minor };
+}
+
+function nameBytes(name: string): Uint8Array {
+  const bytes = new TextEncoder().encode(name);
+  return bytes.subarray(0, BLKTAP_NAME_MAX - 1);
+}
+
+/** A `struct blktap2_params`: name[256] @0, u64 capacity @256, unsigned long sector_size @264. */
+export function blktapParams(
+  { name, sectors, sectorSizeBytes }: BlktapDeviceInfo,
+): Uint8Array<ArrayBuffer> {
+  const params = new Uint8Array(BLKTAP_NAME_MAX + 16);
+  params.set(nameBytes(name));
+  const view = new DataView(params.buffer);
+  view.setBigUint64(BLKTAP_NAME_MAX, BigInt(sectors), true);
+  view.setUint32(BLKTAP_NAME_MAX + 8, sectorSizeBytes, true);
+  return params;
+}
+
+/**
+ * Makes the block device of a tap, in the old way where the driver does not know the new one.
+ * Throws `SystemError`.
+ *
+ * @returns The flags that the driver heeds; none in the old way.
+ */
+export function createBlktapDevice(ring: BlktapRingDevice, info: BlktapDeviceInfo): number {
+  // struct blktap_device_info: u64 capacity @0, u32 sector_size @8, unsigned long flags @16, u32
+  // phys_block_size @24, phys_block_offset @28, trim_block_size @32, trim_block_offset @36.
+  const device = new Uint8Array(40);
+  const view = new DataView(device.buffer);
+  view.setBigUint64(0, BigInt(info.sectors), true);
+  view.setUint32(8, info.sectorSizeBytes, true);
+  view.setUint32(16, info.flags, true);
+  view.setUint32(24, info.physicalBlockBytes, true);
+  view.setUint32(32, info.trimBlockBytes, true);
+  let result = ring.call(BLKTAP_IOCTL_CREATE_DEVICE, device);
+  if (result === 0) return view.getUint32(16, true);
+  if (result === -Errno.ENOTTY || result === -ENOIOCTLCMD) {
+    result = ring.call(BLKTAP_IOCTL_CREATE_DEVICE_COMPAT, blktapParams(info));
+    if (result === 0) return 0;
+  }
+  throw new SystemError(-result, `Cannot make a block device of ${info.sectors} sectors`);
+}
+
+/** The name of the image that a driver wants to go on with; null where it has none. */
+export function nameToReopen(ring: BlktapRingDevice): string | null {
+  const bytes = new Uint8Array(BLKTAP_NAME_MAX);
+  if (ring.call(BLKTAP2_IOCTL_REOPEN, bytes) < 0) return null;
+  const end = bytes.indexOf(0);
+  return end === 0 ? null : new TextDecoder().decode(bytes.subarray(0, end < 0 ? undefined : end));
+}
+
+/**
+ * The ring in memory. The driver writes to it at any time, so a request is copied before anything
+ * is looked at, and every question after `take` is one to the copy.
+ */
+export class BlktapRing {
+  readonly #words: Int32Array<ArrayBuffer>;
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+  readonly #entry = new Int32Array(ENTRY_WORDS);
+
+  /** @param arena Where it is mapped, from the start on. */
+  constructor(arena: Arena) {
+    this.#bytes = arena.bytes.subarray(0, PAGE_BYTES);
+    this.#words = new Int32Array(arena.bytes.buffer, arena.bytes.byteOffset, PAGE_BYTES / 4);
+  }
+
+  /** How many requests the driver has put in since the beginning, modulo 2^32. */
+  produced(): number {
+    return Atomics.load(this.#words, REQ_PROD_WORD);
+  }
+
+  /** BLKTAP_RING_MESSAGE_*; 0 for none. */
+  message(): number {
+    return Atomics.load(this.#bytes, MESSAGE_BYTE);
+  }
+
+  /** Takes the message out, as drivers do themselves when they have their answer. */
+  clearMessage(): void {
+    Atomics.store(this.#bytes, MESSAGE_BYTE, 0);
+  }
+
+  /** Copies request `index`, counted as `produced` does. */
+  take(index: number): void {
+    const start = ENTRIES_WORD + (index & (BLKTAP_RING_SIZE - 1)) * ENTRY_WORDS;
+    for (let i = 0; i < ENTRY_WORDS; i++) this.#entry[i] = this.#words[start + i];
+  }
+
+  /** What the request asks for; may be no BLKTAP_OP_* at all. */
+  operation(): number {
+    return this.#entry[0] & 0xff;
+  }
+
+  /** How many segments it says it has: up to 255. */
+  segments(): number {
+    return this.#entry[0] >>> 8 & 0xff;
+  }
+
+  /** Its number; -1 when it has one that no request may have. */
+  id(): number {
+    const low = this.#entry[ID_WORD];
+    const inRange = low >= 0 && low < BLKTAP_RING_SIZE && this.#entry[ID_WORD + 1] === 0;
+    return inRange ? low : -1;
+  }
+
+  /** Its first sector; -1 when that is no exact number. */
+  sector(): number {
+    return this.#number(SECTOR_WORD);
+  }
+
+  /** Of a trim: how many sectors; -1 when that is no exact number. */
+  trimSectors(): number {
+    return this.#number(NR_SECTORS_WORD);
+  }
+
+  #number(word: number): number {
+    const high = this.#entry[word + 1];
+    if (high < 0 || high >= HIGH_END) return -1;
+    return high * 2 ** 32 + (this.#entry[word] >>> 0);
+  }
+
+  /** First sector of segment `index` in its page: up to 255. */
+  firstSector(index: number): number {
+    return this.#entry[SEGMENTS_WORD + 2 * index + 1] & 0xff;
+  }
+
+  /** Last sector of segment `index` in its page: up to 255. */
+  lastSector(index: number): number {
+    return this.#entry[SEGMENTS_WORD + 2 * index + 1] >>> 8 & 0xff;
+  }
+
+  /** Puts in answer `index` to a request with that number. `publish` shows it to the driver. */
+  answer(index: number, id: number, operation: number, status: number): void {
+    // struct blktap_ring_response: u64 id @0, u8 operation @8, i16 status @10.
+    const start = ENTRIES_WORD + (index & (BLKTAP_RING_SIZE - 1)) * ENTRY_WORDS;
+    this.#words[start] = id;
+    this.#words[start + 1] = 0;
+    this.#words[start + 2] = operation | (status & 0xffff) << 16;
+  }
+
+  /** Puts in answer `index` to the request that was taken last, whatever number it has. */
+  answerTaken(index: number, status: number): void {
+    const start = ENTRIES_WORD + (index & (BLKTAP_RING_SIZE - 1)) * ENTRY_WORDS;
+    this.answer(index, this.#entry[ID_WORD], this.operation(), status);
+    this.#words[start + 1] = this.#entry[ID_WORD + 1];
+  }
+
+  /** Says that all answers before `index` are there. */
+  publish(index: number): void {
+    Atomics.store(this.#words, RSP_PROD_WORD, index);
+  }
+}
+
+function kernelResult(result: number): number {
+  return result < 0 ? -lastErrno() : 0;
+}
+
+function callOn(fd: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+  const result = typeof argument === "number"
+    ? libc.ioctlNumber(fd, request, argument)
+    : libc.ioctl(fd, request, argument);
+  return kernelResult(result);
+}
+
+/** A device's node as the file system has it; null without one. */
+function nodeAt(path: string): Deno.FileInfo | null {
+  try {
+    return Deno.lstatSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return null;
+    throw new SystemError(Errno.EACCES, `Cannot look at ${path}`);
+  }
+}
+
+function deviceNumber(major: number, minor: number): number {
+  return (minor & 0xff | major << 8 | (minor & ~0xff) << 12) >>> 0;
+}
+
+/** Whether a node had to be made. Throws `SystemError`. */
+function ensureNode(path: string, format: number, major: number, minor: number): boolean {
+  const device = deviceNumber(major, minor);
+  const node = nodeAt(path);
+  const rightKind = format === S_IFBLK ? node?.isBlockDevice : node?.isCharDevice;
+  if (rightKind && node?.rdev === device) return false;
+  Deno.mkdirSync(DIRECTORY, { recursive: true, mode: 0o755 });
+  if (node !== null) Deno.removeSync(path);
+  if (libc.mknod(SYS_mknod, cString(path), format | 0o600, device) === 0) return true;
+  // udev may have been quicker.
+  if (lastErrno() === Errno.EEXIST) return false;
+  throw new SystemError(lastErrno(), `Cannot make the node ${path}`);
+}
+
+/** The minor of the control device, for which udev has made no node; -1 when there is none. */
+function controlMinor(): number {
+  for (const line of Deno.readTextFileSync("/proc/misc").split("\n")) {
+    const [minor, name] = line.trim().split(/\s+/);
+    if (CONTROL_NAMES.includes(name)) return Number(minor);
+  }
+  return -1;
+}
+
+function ringPath(minor: number): string {
+  return `${DIRECTORY}/blktap${minor}`;
+}
+
+/** The node of the block device of a tap. */
+export function blktapNode(minor: number): string {
+  return `${DIRECTORY}/tapdev${minor}`;
+}
+
+/** The minor of a tap by the node of its block device; -1 for another device's. */
+export function blktapMinorOf(node: string): number {
+  const prefix = `${DIRECTORY}/tapdev`;
+  const digits = node.startsWith(prefix) ? node.slice(prefix.length) : "";
+  return /^\d+$/.test(digits) ? Number(digits) : -1;
+}
+
+class KernelRing implements BlktapRingDevice {
+  constructor(readonly fd: number) {}
+
+  map(arena: Arena): void {
+    arena.mapDescriptor(this.fd);
+  }
+
+  call(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+    return callOn(this.fd, request, argument);
+  }
+
+  respond(): void {
+    libc.ioctlNumber(this.fd, BLKTAP_IOCTL_RESPOND, 0);
+  }
+
+  // The driver looks for itself, whenever it is polled.
+  woken(): void {}
+
+  async close({ wait }: { wait: boolean }): Promise<void> {
+    if (wait) await libc.closeAside(this.fd);
+    else closeFile(this.fd);
+  }
+}
+
+/** The driver of the running kernel. */
+export class KernelBlktap implements BlktapDriver {
+  readonly #made = new Set<string>();
+
+  missing(): string | null {
+    const control = CONTROL_DEVICES.find((path) => nodeAt(path) !== null);
+    if (control === undefined) {
+      return controlMinor() >= 0 ? null : "the kernel has no blktap2 driver loaded";
+    }
+    try {
+      closeFile(openFile(control, O_RDONLY));
+      return null;
+    } catch (error) {
+      return error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  control(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+    const fd = openFile(this.#controlPath(), O_RDONLY);
+    try {
+      return callOn(fd, request, argument);
+    } finally {
+      closeFile(fd);
+    }
+  }
+
+  #controlPath(): string {
+    const found = CONTROL_DEVICES.find((path) => nodeAt(path) !== null);
+    if (found !== undefined) return found;
+    const minor = controlMinor();
+    if (minor < 0) throw new SystemError(Errno.ENODEV, "Cannot find the blktap2 driver");
+    ensureNode(CONTROL_DEVICES[0], S_IFCHR, MISC_MAJOR, minor);
+    return CONTROL_DEVICES[0];
+  }
+
+  openRing({ ringMajor, minor }: BlktapInfo): BlktapRingDevice {
+    const path = ringPath(minor);
+    if (ensureNode(path, S_IFCHR, ringMajor, minor)) this.#made.add(path);
+    return new KernelRing(openFile(path, O_RDWR));
+  }
+
+  makeNode({ blockMajor, minor }: BlktapInfo): string {
+    const path = blktapNode(minor);
+    if (ensureNode(path, S_IFBLK, blockMajor, minor)) this.#made.add(path);
+    return path;
+  }
+
+  removeNodes({ minor }: BlktapInfo): void {
+    for (const path of [ringPath(minor), blktapNode(minor)]) {
+      if (this.#made.delete(path) && nodeAt(path) !== null) Deno.removeSync(path);
+    }
+  }
+}

@@ -1,0 +1,243 @@
+/**
+ * The blktap2 driver's ring as a way in: a block device of the kernel, whose requests and their
+ * data are in memory that this process shares with it.
+ *
+ * @module
+ */
+import {
+  BLKTAP2_IOCTL_PAUSE,
+  BLKTAP2_IOCTL_RESUME,
+  BLKTAP2_IOCTL_SET_PARAMS,
+  BLKTAP_DEVICE_FLAG_FLUSH,
+  BLKTAP_DEVICE_FLAG_PSZ,
+  BLKTAP_DEVICE_FLAG_RO,
+  BLKTAP_DEVICE_FLAG_TRIM,
+  BLKTAP_IOCTL_FREE_TAP,
+  BLKTAP_RING_MESSAGE_CLOSE,
+  BLKTAP_RING_MESSAGE_PAUSE,
+  BLKTAP_RING_MESSAGE_RESUME,
+  type BlktapDeviceInfo,
+  type BlktapDriver,
+  blktapMinorOf,
+  blktapParams,
+  KernelBlktap,
+  nameToReopen,
+} from "../../../ffi/blktap.ts";
+import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { Errno, errnoName } from "../../../ffi/errno.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import type { Attached, BlockDevice, DeviceHost, DeviceMaker } from "../block_device.ts";
+import { type RingOwner, RingRequests } from "./ring_requests.ts";
+import { Tap } from "./tap.ts";
+
+/** Blocks of most file systems, and of VHDs. */
+const PHYSICAL_BLOCK_BYTES = 4096;
+/** For how long a device is found to be in use, as udev does for a moment, until that is said. */
+const BUSY_MS = 1000;
+const BUSY_AGAIN_MS = 20;
+/** How long a disk that is changing its state is left alone. */
+const PAUSE_AGAIN_MS = 50;
+
+function deviceInfo(vbd: Vbd): BlktapDeviceInfo {
+  const access = vbd.readOnly ? BLKTAP_DEVICE_FLAG_RO : BLKTAP_DEVICE_FLAG_TRIM;
+  return {
+    name: vbd.name,
+    sectors: vbd.sectors,
+    sectorSizeBytes: SECTOR_BYTES,
+    physicalBlockBytes: PHYSICAL_BLOCK_BYTES,
+    trimBlockBytes: PHYSICAL_BLOCK_BYTES,
+    flags: access | BLKTAP_DEVICE_FLAG_PSZ | BLKTAP_DEVICE_FLAG_FLUSH,
+  };
+}
+
+/** One device of the driver, and the requests that come from it. */
+class Blktap2Device implements BlockDevice, RingOwner {
+  readonly kind = "blktap2";
+  readonly node: string;
+  readonly #host: DeviceHost;
+  readonly #tap: Tap;
+  readonly #requests: RingRequests;
+  /** No more requests are served, and it goes as soon as none is under way. */
+  #ending = false;
+  #gone = false;
+  #broken = false;
+  /** The driver was told to take it away, and will. */
+  #closedByDriver = false;
+
+  /** Throws `SystemError`; then no device is left. */
+  constructor(host: DeviceHost, driver: BlktapDriver) {
+    this.#host = host;
+    this.#tap = new Tap(driver);
+    this.node = this.#tap.node;
+    this.#requests = new RingRequests(host.vbd, this.#tap, this);
+    try {
+      const info = deviceInfo(host.vbd);
+      this.#warnOf(info.flags, this.#tap.create(info));
+      host.scheduler.watch(this.#tap.device.fd, EPOLLIN, this.#requests);
+    } catch (error) {
+      this.#tap.release({ inUse: false, freed: false });
+      throw error;
+    }
+    host.scheduler.addTurnWork(this.#requests);
+  }
+
+  #warnOf(wanted: number, heeded: number): void {
+    const missing = [
+      [BLKTAP_DEVICE_FLAG_RO, "that the disk is read-only"],
+      [BLKTAP_DEVICE_FLAG_FLUSH, "flushes"],
+      [BLKTAP_DEVICE_FLAG_TRIM, "trimming"],
+    ] as const;
+    const names = missing.filter(([flag]) => (wanted & ~heeded & flag) !== 0).map(([, name]) =>
+      name
+    );
+    if (names.length === 0) return;
+    this.#host.log.warn(`${this.node}: this blktap2 driver does not know of ${names.join(", ")}`);
+  }
+
+  resized(): void {
+    const { log, vbd } = this.#host;
+    const hint =
+      "the blktap2 driver cannot change a device's size: close the disk, and open it again";
+    log.warn(`${this.node} does not show that it has ${vbd.sectors} sectors now (${hint})`);
+  }
+
+  detach(done: (errno: number, message: string) => void): void {
+    this.#tryDetach(this.#host.scheduler.nowMs() + BUSY_MS, done);
+  }
+
+  #tryDetach(untilMs: number, done: (errno: number, message: string) => void): void {
+    if (this.#gone || this.#ending) return done(0, "");
+    const { scheduler } = this.#host;
+    // The driver waits for answers to what is under way, which this process owes it.
+    const result = this.#requests.unanswered > 0 ? -Errno.EBUSY : this.#tap.remove();
+    if (result === -Errno.EBUSY && scheduler.nowMs() < untilMs) {
+      return void scheduler.addTimer(BUSY_AGAIN_MS, () => this.#tryDetach(untilMs, done));
+    }
+    if (result !== 0) {
+      const why = result === -Errno.EBUSY ? "somebody uses it" : errnoName(-result);
+      return done(-result, `Cannot take ${this.node} away (${why})`);
+    }
+    this.#letGo({ inUse: false });
+    done(0, "");
+  }
+
+  abandon(): void {
+    if (this.#gone || this.#ending) return;
+    this.#ending = true;
+    this.#requests.refuse();
+    this.answered();
+  }
+
+  /** The ring does not need anybody any more, if it is to go. */
+  answered(): void {
+    if (!this.#ending || this.#gone || this.#requests.unanswered > 0) return;
+    this.#letGo({ inUse: this.#broken || this.#tap.remove() !== 0 });
+  }
+
+  #letGo({ inUse }: { inUse: boolean }): void {
+    this.#gone = true;
+    const { scheduler } = this.#host;
+    scheduler.unwatch(this.#tap.device.fd);
+    scheduler.removeTurnWork(this.#requests);
+    // The driver must not find requests without an answer when the ring goes.
+    this.#requests.refuse();
+    this.#requests.takeRequests();
+    this.#requests.endOfTurn();
+    this.#tap.release({ inUse, freed: this.#closedByDriver });
+  }
+
+  broken(reason: string): void {
+    const { log, scheduler } = this.#host;
+    log.error(`Closing ${this.node}: its ring makes no sense (${reason})`);
+    this.#broken = true;
+    scheduler.rewatch(this.#tap.device.fd, 0);
+    this.#ending = true;
+    // Not in the midst of it.
+    scheduler.addTimer(0, () => this.answered());
+  }
+
+  message(message: number): void {
+    switch (message) {
+      case BLKTAP_RING_MESSAGE_PAUSE:
+        return this.#pause();
+      case BLKTAP_RING_MESSAGE_RESUME:
+        return this.#resume();
+      case BLKTAP_RING_MESSAGE_CLOSE:
+        this.#tap.ring.clearMessage();
+        this.#host.log.warn(`Closing ${this.node}: the driver was told to remove it`);
+        this.#closedByDriver = true;
+        return this.abandon();
+      default:
+        this.#tap.ring.clearMessage();
+        this.#host.log.warn(
+          `${this.node}: a message ${message} of the driver, which has no meaning`,
+        );
+    }
+  }
+
+  /** Looks for nothing while the driver waits for an answer, whose question wakes the loop. */
+  #holdMessages(): () => void {
+    const { scheduler } = this.#host;
+    scheduler.rewatch(this.#tap.device.fd, 0);
+    return () => {
+      if (this.#gone) return;
+      // Drivers take the message out when they hear; this is for one that does not.
+      this.#tap.ring.clearMessage();
+      scheduler.rewatch(this.#tap.device.fd, EPOLLIN);
+    };
+  }
+
+  #pause(): void {
+    const { log, scheduler, vbd } = this.#host;
+    const goOn = this.#holdMessages();
+    vbd.pause((errno, message) => {
+      if (errno === Errno.EAGAIN) {
+        return void scheduler.addTimer(PAUSE_AGAIN_MS, () => this.#gone || this.#pause());
+      }
+      if (errno !== 0) log.warn(message);
+      else if (!this.#gone) this.#tap.device.call(BLKTAP2_IOCTL_PAUSE, 0);
+      goOn();
+    });
+  }
+
+  #resume(): void {
+    const { log, vbd } = this.#host;
+    const goOn = this.#holdMessages();
+    vbd.resume(nameToReopen(this.#tap.device), (errno, message) => {
+      if (errno !== 0) log.warn(message);
+      if (!this.#gone) {
+        const { device } = this.#tap;
+        if (errno === 0) device.call(BLKTAP2_IOCTL_SET_PARAMS, blktapParams(deviceInfo(vbd)));
+        device.call(BLKTAP2_IOCTL_RESUME, -errno);
+      }
+      goOn();
+    });
+  }
+}
+
+/** Makes devices of a blktap2 driver, the kernel's or one that tests play. */
+export function blktap2MakerOn(driver: BlktapDriver): DeviceMaker {
+  return {
+    kind: "blktap2",
+    missing: () => driver.missing(),
+    attach(host: DeviceHost, recover: string | null, done: Attached): void {
+      let device: Blktap2Device;
+      try {
+        // A device of this kind goes with its tapdisk; only the number may be left.
+        const left = recover === null ? -1 : blktapMinorOf(recover);
+        if (left >= 0) driver.control(BLKTAP_IOCTL_FREE_TAP, left);
+        device = new Blktap2Device(host, driver);
+      } catch (error) {
+        return done(error instanceof Error ? error : new Error(String(error)), null);
+      }
+      if (recover !== null) {
+        host.log.warn(`${recover} went with its tapdisk; ${device.node} is a new device`);
+      }
+      done(null, device);
+    },
+  };
+}
+
+/** Devices of the running kernel's blktap2 driver. */
+export const blktap2Maker: DeviceMaker = blktap2MakerOn(new KernelBlktap());

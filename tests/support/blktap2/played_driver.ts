@@ -1,0 +1,152 @@
+/**
+ * The blktap2 driver as a tapdisk sees it, played by another process: ioctls are messages on a
+ * socket, the ring and its pages are a file that both have mapped, and a second socket wakes either
+ * side by a byte.
+ *
+ * @module
+ */
+import type { BlktapDriver, BlktapInfo, BlktapRingDevice } from "../../../ffi/blktap.ts";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
+import { Arena } from "../../../ffi/memory.ts";
+import {
+  IOVEC_BYTES,
+  MSGHDR_BYTES,
+  putIovec,
+  putMsghdr,
+  receiveAt,
+  receiveMessage,
+  sendAt,
+  sendMessage,
+  unixConnect,
+  waitForDescriptor,
+} from "../../../ffi/sockets.ts";
+
+/** Where ioctls go. */
+export const CONTROL_FILE = 0;
+/** The ring device, and what happens to it besides ioctls. */
+export const RING_FILE = 1;
+export const OPEN_RING = 10_000;
+export const MAP_RING = 10_001;
+export const CLOSE_RING = 10_002;
+/** Bytes of a message before its argument: u32 file, request, i32 number, u32 argument bytes. */
+export const MESSAGE_BYTES = 16;
+
+const POLLIN = 1;
+const TIMEOUT_MS = 30_000;
+const BELL_BYTES = 4096;
+
+function receiveAll(fd: number, arena: Arena, lengthBytes: number): void {
+  for (let done = 0; done < lengthBytes;) {
+    if (!waitForDescriptor(fd, POLLIN, TIMEOUT_MS)) throw new Error("The played kernel hangs");
+    const got = receiveAt(fd, arena.address + done, lengthBytes - done);
+    if (got <= 0) throw new Error("The played kernel has gone");
+    done += got;
+  }
+}
+
+/** One byte for the other side, or all that came; in either case nothing is allocated. */
+export class Bell {
+  readonly #arena = new Arena(BELL_BYTES);
+  readonly #message = this.#arena.pointerAt(0);
+
+  /** @param bytes How many are sent, or received at most. */
+  constructor(readonly fd: number, bytes: number) {
+    const iovecAt = MSGHDR_BYTES;
+    const dataAt = iovecAt + IOVEC_BYTES;
+    putIovec(this.#arena.view, iovecAt, this.#arena.address + dataAt, bytes);
+    putMsghdr(this.#arena.view, 0, this.#arena.address + iovecAt, 1);
+  }
+
+  /** Wakes the other side; one byte in a full socket is as good as two. */
+  ring(): void {
+    sendMessage(this.fd, this.#message);
+  }
+
+  /** Takes what came; returns bytes, 0 when the other side has gone, or a negative errno. */
+  hear(): number {
+    return receiveMessage(this.fd, this.#message);
+  }
+}
+
+class PlayedRing implements BlktapRingDevice {
+  readonly #driver: PlayedDriver;
+  readonly #outward: Bell;
+  readonly #inward: Bell;
+
+  constructor(readonly fd: number, driver: PlayedDriver) {
+    this.#driver = driver;
+    this.#outward = new Bell(fd, 1);
+    this.#inward = new Bell(fd, BELL_BYTES / 2);
+  }
+
+  map(arena: Arena): void {
+    const file = openFile(`${this.#driver.folder}/ring`, O_RDWR);
+    arena.mapDescriptor(file);
+    closeFile(file);
+    this.call(MAP_RING, 0);
+  }
+
+  call(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+    return this.#driver.call(RING_FILE, request, argument);
+  }
+
+  respond(): void {
+    this.#outward.ring();
+  }
+
+  woken(): void {
+    this.#inward.hear();
+  }
+
+  close(): Promise<void> {
+    this.call(CLOSE_RING, 0);
+    closeFile(this.fd);
+    return Promise.resolve();
+  }
+}
+
+/** A driver that the process behind the socket `kernel` of a folder plays. */
+export class PlayedDriver implements BlktapDriver {
+  readonly #fd: number;
+  readonly #arena = new Arena(4096);
+
+  constructor(readonly folder: string) {
+    this.#fd = unixConnect(`${folder}/kernel`);
+  }
+
+  missing(): string | null {
+    return null;
+  }
+
+  control(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+    return this.call(CONTROL_FILE, request, argument);
+  }
+
+  /** An ioctl, or what else happens to a file. */
+  call(file: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+    const { bytes, view } = this.#arena;
+    const length = typeof argument === "number" ? 0 : argument.length;
+    view.setUint32(0, file, true);
+    view.setUint32(4, request, true);
+    view.setInt32(8, typeof argument === "number" ? argument : 0, true);
+    view.setUint32(12, length, true);
+    if (typeof argument !== "number") bytes.set(argument, MESSAGE_BYTES);
+    if (sendAt(this.#fd, this.#arena.address, MESSAGE_BYTES + length) < 0) return -Errno.EIO;
+    receiveAll(this.#fd, this.#arena, 4 + length);
+    if (typeof argument !== "number") argument.set(bytes.subarray(4, 4 + length));
+    return view.getInt32(0, true);
+  }
+
+  openRing(tap: BlktapInfo): BlktapRingDevice {
+    const result = this.call(RING_FILE, OPEN_RING, tap.minor);
+    if (result < 0) throw new SystemError(-result, `Cannot open the ring of tap ${tap.minor}`);
+    return new PlayedRing(unixConnect(`${this.folder}/kernel`), this);
+  }
+
+  makeNode({ minor }: BlktapInfo): string {
+    return `/dev/xen/blktap-2/tapdev${minor}`;
+  }
+
+  removeNodes(_tap: BlktapInfo): void {}
+}
