@@ -375,10 +375,19 @@ export class Uring {
 
   /**
    * How many completions wait; makes a call only when the kernel says that it holds some back. They
-   * are looked at by their distance from the first.
+   * are looked at by their distance from the first. Before waiting for `eventFd`, look until this
+   * is 0: what ended during a call has not rung it.
    */
   completions(): number {
-    if (this.#wantsKernel) this.#enter(0, 0, IORING_ENTER_GETEVENTS);
+    while (this.#wantsKernel) {
+      this.#enter(0, 0, IORING_ENTER_GETEVENTS);
+      // More may have ended during this call, too; but a full ring is to be read first.
+      if (this.#waiting > 0) break;
+    }
+    return this.#waiting;
+  }
+
+  get #waiting(): number {
     return (Atomics.load(this.#ring, this.#cqTailAt) - this.#cqHead) | 0;
   }
 

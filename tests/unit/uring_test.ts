@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Epoll, EPOLLET, EPOLLIN } from "../../ffi/epoll.ts";
 import { Errno } from "../../ffi/errno.ts";
 import { closeFile, O_RDONLY, openFile } from "../../ffi/files.ts";
 import { Uring, uringMissing } from "../../ffi/uring.ts";
@@ -90,6 +91,30 @@ Deno.test({
     assert.equal(results.get(2), -Errno.EOPNOTSUPP);
     closeFile(fd);
     Deno.removeSync(path);
+    ring.close();
+  },
+});
+
+Deno.test({
+  name: named("uring: whoever looks until nothing is left can wait for the eventfd, none is lost"),
+  ignore,
+  fn() {
+    const ring = new Uring(64, 256);
+    const epoll = new Epoll(1);
+    epoll.add(ring.eventFd, EPOLLIN | EPOLLET);
+    for (let round = 0; round < 3000; round++) {
+      // The kernel gives these to threads of its own, so that they end at any time.
+      for (let i = 0; i < ring.entries; i++) ring.prepareSync(-1, i, 0);
+      let left = ring.submit();
+      while (left > 0) {
+        for (let count = ring.completions(); count > 0; count = ring.completions()) {
+          ring.consume(count);
+          left -= count;
+        }
+        if (left > 0) assert.equal(epoll.wait(5000), 1, `round ${round}: ${left} do not end`);
+      }
+    }
+    epoll.close();
     ring.close();
   },
 });
