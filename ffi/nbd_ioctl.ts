@@ -46,20 +46,25 @@ export interface NbdIoctlOptions {
 }
 
 /**
- * Sets an open device up that nobody serves; `nbdDoIt` starts it. Returns 0 or a positive error
- * number: EBUSY when another process is setting it up. What was done then goes with the descriptor,
- * after `nbdClearSock`.
+ * Sets an open device up that nobody serves; `nbdDoIt` starts it. Returns 0, or a positive error
+ * number, with nothing changed: EBUSY when another process is setting it up, EINVAL when it is one
+ * that netlink made.
  */
 export function nbdSetUp(fd: number, options: NbdIoctlOptions): number {
   const { blockSizeBytes, blocks, serverFlags, timeoutSeconds, sockets } = options;
+  let added = 0;
+  let errno = 0;
   for (const socket of sockets) {
-    const errno = control(fd, NBD_SET_SOCK, socket);
-    if (errno !== 0) return errno;
+    errno ||= control(fd, NBD_SET_SOCK, socket);
+    if (errno === 0) added++;
   }
-  return control(fd, NBD_SET_BLKSIZE, blockSizeBytes) ||
+  errno ||= control(fd, NBD_SET_BLKSIZE, blockSizeBytes) ||
     control(fd, NBD_SET_SIZE_BLOCKS, blocks) ||
     control(fd, NBD_SET_TIMEOUT, timeoutSeconds) ||
     control(fd, NBD_SET_FLAGS, serverFlags);
+  // Without one of ours in it, the device is somebody else's.
+  if (errno !== 0 && added > 0) nbdClearSock(fd);
+  return errno;
 }
 
 /** Runs the device by another thread, until it is disconnected or its connections are closed. */

@@ -1,5 +1,6 @@
 import type { DeviceMaker } from "./block_device.ts";
+import { nbdDeviceMaker } from "./nbd_device/nbd_device.ts";
 import { ublkMaker } from "./ublk/ublk_maker.ts";
 
 /** The kinds of block devices there are, the first choice first. */
-export const DEVICE_MAKERS: readonly DeviceMaker[] = [ublkMaker];
+export const DEVICE_MAKERS: readonly DeviceMaker[] = [ublkMaker, nbdDeviceMaker];

@@ -17,6 +17,16 @@ import {
 
 const SECTOR_BYTES = 512;
 
+/** A device, for a client that asks. */
+export function describeExport(vbd: Vbd): ExportDescription {
+  const common = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
+    NBD_FLAG_SEND_DF | NBD_FLAG_CAN_MULTI_CONN;
+  const access = vbd.readOnly
+    ? NBD_FLAG_READ_ONLY
+    : NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
+  return { sizeBytes: vbd.sectors * SECTOR_BYTES, flags: common | access };
+}
+
 /** Whom the connections to a device tell of their ends. */
 export interface ConnectionsOwner {
   /** A connection has closed; some of its requests may still be under way. */
@@ -60,14 +70,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     this.#connections.add(new NbdConnection(fd, memory, this, stage));
   }
 
-  /** The device, for a client that asks. */
   describe(): ExportDescription {
-    const common = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
-      NBD_FLAG_SEND_DF | NBD_FLAG_CAN_MULTI_CONN;
-    const access = this.vbd.readOnly
-      ? NBD_FLAG_READ_ONLY
-      : NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
-    return { sizeBytes: this.vbd.sectors * SECTOR_BYTES, flags: common | access };
+    return describeExport(this.vbd);
   }
 
   makeDue(connection: NbdConnection): void {

@@ -1,0 +1,152 @@
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { closeAside, O_RDONLY, openFile } from "../../../ffi/files.ts";
+import {
+  nbdClearSock,
+  nbdDoIt,
+  nbdSayDisconnect,
+  nbdSetBlocks,
+  nbdSetUp,
+} from "../../../ffi/nbd_ioctl.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
+import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import { describeExport, NbdConnections } from "../nbd/connections.ts";
+import { nbdFacts, nbdIndexes, nodeOf } from "./kernel_facts.ts";
+import { BLOCK_BYTES, KERNEL_FLAGS, LONG_ANSWER_SECONDS } from "./settings.ts";
+import type { SocketPairs } from "./socket_pairs.ts";
+
+/** Each device takes a thread of the runtime, which has 32, and some are for others. */
+const MOST_DEVICES = 24;
+const START_POLL_MS = 5;
+const START_TIMEOUT_MS = 5000;
+
+let devices = 0;
+
+/** A device that was made by ioctl: it goes with its tapdisk, and its users get errors then. */
+export class IoctlDevice implements BlockDevice {
+  readonly kind = "nbd";
+  readonly node: string;
+  readonly #host: DeviceHost;
+  readonly #index: number;
+  /** The device, open; -1 when it has ended. */
+  #fd: number;
+  readonly #connections: NbdConnections;
+  #ended: (() => void) | null = null;
+
+  /** @param fd The device, open and set up. */
+  constructor(host: DeviceHost, { index, fd }: { index: number; fd: number }) {
+    this.#host = host;
+    this.#index = index;
+    this.#fd = fd;
+    this.node = nodeOf(index);
+    this.#connections = new NbdConnections(host.scheduler, host.vbd);
+  }
+
+  /** Starts the device; calls back when it has its size. */
+  start(pairs: SocketPairs, done: (error: Error | null) => void): void {
+    const { scheduler } = this.#host;
+    devices++;
+    pairs.serve(this.#connections);
+    nbdDoIt(this.#fd).then(() => scheduler.addTimer(0, () => this.#end()));
+    this.#awaitSize(scheduler.nowMs() + START_TIMEOUT_MS, done);
+  }
+
+  #awaitSize(untilMs: number, done: (error: Error | null) => void): void {
+    const { scheduler } = this.#host;
+    const facts = nbdFacts(this.#index);
+    if (facts?.isConnected === true && facts.sizeBytes > 0) return done(null);
+    if (this.#fd >= 0 && scheduler.nowMs() < untilMs) {
+      return void scheduler.addTimer(START_POLL_MS, () => this.#awaitSize(untilMs, done));
+    }
+    this.abandon();
+    done(new SystemError(Errno.EIO, `Cannot start ${this.node} (the kernel's log says why)`));
+  }
+
+  /** The kernel is through with the device. */
+  #end(): void {
+    if (this.#fd < 0) return;
+    devices--;
+    this.#connections.close();
+    nbdClearSock(this.#fd);
+    const { scheduler, log } = this.#host;
+    scheduler.settle(closeAside(this.#fd), () => {
+      if (this.#ended === null) log.warn(`${this.node} was disconnected`);
+      else this.#ended();
+    });
+    this.#fd = -1;
+  }
+
+  resized(): void {
+    if (this.#fd < 0) return;
+    const { scheduler, vbd, log } = this.#host;
+    const blocks = vbd.sectors * SECTOR_BYTES / BLOCK_BYTES;
+    scheduler.settle(nbdSetBlocks(this.#fd, blocks), (changed) => {
+      if (!changed) log.error(`Cannot change the size of ${this.node}`);
+    });
+  }
+
+  detach(done: (errno: number, message: string) => void): void {
+    if (this.#fd < 0) return done(0, "");
+    const user = processWith(this.node);
+    if (user !== null) {
+      const message = `Cannot take ${this.node} away: process ${user} has it open (EBUSY)`;
+      return done(Errno.EBUSY, message);
+    }
+    this.#ended = () => done(0, "");
+    this.#host.scheduler.settle(nbdSayDisconnect(this.#fd), () => this.#connections.close());
+  }
+
+  abandon(): void {
+    this.#ended ??= () => {};
+    this.#connections.close();
+  }
+}
+
+/**
+ * A process other than this one that has a file open; null without one. What the kernel itself has
+ * open, and who may not be looked at, stay unknown.
+ */
+function processWith(path: string): number | null {
+  for (const { name } of Deno.readDirSync("/proc")) {
+    if (!/^\d+$/.test(name) || Number(name) === Deno.pid) continue;
+    try {
+      for (const fd of Deno.readDirSync(`/proc/${name}/fd`)) {
+        if (Deno.readLinkSync(`/proc/${name}/fd/${fd.name}`) === path) return Number(name);
+      }
+    } catch {
+      // It ended, or closed the file.
+    }
+  }
+  return null;
+}
+
+/** Makes a device of the first that is free. Throws `SystemError`. */
+export function setUpIoctlDevice(
+  host: DeviceHost,
+  pairs: SocketPairs,
+): IoctlDevice {
+  if (devices >= MOST_DEVICES) {
+    const what = `Cannot make more than ${MOST_DEVICES} nbd devices in one process by ioctl`;
+    throw new SystemError(Errno.EUSERS, what);
+  }
+  let errno: number = Errno.ENODEV;
+  for (const index of nbdIndexes()) {
+    const facts = nbdFacts(index);
+    if (facts === null || facts.isConnected || facts.sizeBytes > 0) continue;
+    const fd = openFile(nodeOf(index), O_RDONLY);
+    errno = setUp(fd, host, pairs);
+    if (errno === 0) return new IoctlDevice(host, { index, fd });
+    void closeAside(fd);
+  }
+  const why = errno === Errno.ENODEV ? "all are in use" : errnoName(errno);
+  throw new SystemError(errno, `Cannot set an nbd device up (${why})`);
+}
+
+function setUp(fd: number, { vbd }: DeviceHost, pairs: SocketPairs): number {
+  return nbdSetUp(fd, {
+    blockSizeBytes: BLOCK_BYTES,
+    blocks: vbd.sectors * SECTOR_BYTES / BLOCK_BYTES,
+    serverFlags: describeExport(vbd).flags & KERNEL_FLAGS,
+    timeoutSeconds: LONG_ANSWER_SECONDS,
+    sockets: pairs.kernelEnds,
+  });
+}

@@ -1,0 +1,192 @@
+/**
+ * The kernel's own NBD client as a block device: it is attached to one end of a pair of sockets
+ * whose other end is served here, by netlink, or by ioctl on kernels before 4.12.
+ *
+ * The kernel answers none of this thread's own requests to a device that the thread serves. So what
+ * opens or closes a node, or waits in the driver, goes by other threads.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { nbdConnect, type NbdConnected, nbdDisconnect } from "../../../ffi/nbd_netlink.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
+import type { Attached, DeviceHost, DeviceMaker } from "../block_device.ts";
+import { describeExport } from "../nbd/connections.ts";
+import { setUpIoctlDevice } from "./ioctl_device.ts";
+import {
+  indexOf,
+  missingDriver,
+  type NbdFacts,
+  nbdFacts,
+  nodeOf,
+  setIoTimeout,
+} from "./kernel_facts.ts";
+import { backendOf, NetlinkDevice } from "./netlink_device.ts";
+import {
+  BLOCK_BYTES,
+  canBeTakenOver,
+  DEAD_CONNECTION_SECONDS,
+  IO_TIMEOUT_MS,
+  KERNEL_FLAGS,
+  LONG_ANSWER_SECONDS,
+  type NbdDeviceSettings,
+  NO_ANSWER_SECONDS,
+} from "./settings.ts";
+import { SocketPairs } from "./socket_pairs.ts";
+
+const NODE_POLL_MS = 20;
+const NODE_TIMEOUT_MS = 5000;
+
+function toError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+/** Makes devices of the kernel's nbd driver. */
+export class NbdDeviceMaker implements DeviceMaker {
+  readonly kind = "nbd";
+  readonly #settings: () => NbdDeviceSettings;
+
+  /** @param settings Asked for each device. */
+  constructor(settings: () => NbdDeviceSettings) {
+    this.#settings = settings;
+  }
+
+  missing(): string | null {
+    return missingDriver();
+  }
+
+  attach(host: DeviceHost, recover: string | null, done: Attached): void {
+    try {
+      if (recover === null) this.#make(host, done);
+      else this.#takeOver(host, recover, done);
+    } catch (error) {
+      done(toError(error), null);
+    }
+  }
+
+  #make(host: DeviceHost, done: Attached): void {
+    const settings = this.#settings();
+    const { scheduler, vbd } = host;
+    const pairs = new SocketPairs(vbd.requests, settings.connections);
+    if (settings.interface === "ioctl") return makeByIoctl(host, pairs, done);
+    scheduler.settle(connect(host, pairs, settings), (answer) => {
+      if (!answer.known && settings.interface === "auto") return makeByIoctl(host, pairs, done);
+      if (answer.errno !== 0) {
+        pairs.discard();
+        const what = `Cannot connect an nbd device for minor ${vbd.minor}`;
+        return done(new SystemError(answer.errno, what), null);
+      }
+      const device = new NetlinkDevice(host, answer.index);
+      device.serve(pairs);
+      if (canBeTakenOver(settings.connections)) lookOften(host, answer.index);
+      awaitNode(host, device, done);
+    });
+  }
+
+  #takeOver(host: DeviceHost, node: string, done: Attached): void {
+    const { scheduler, vbd } = host;
+    const index = indexOf(node);
+    const facts = index === null ? null : nbdFacts(index);
+    if (index === null || facts === null || !facts.isConnected) throw nothingLeft(node);
+    refuseOthers(node, facts, host);
+    if (!canBeTakenOver(facts.connections)) {
+      // Nobody could answer what was under way: its users are told, and it is free.
+      return scheduler.settle(nbdDisconnect(index), () => done(nothingLeft(node), null));
+    }
+    const device = new NetlinkDevice(host, index);
+    device.join((error) => {
+      if (error !== null) return done(error, null);
+      if (facts.sizeBytes !== vbd.sectors * SECTOR_BYTES) device.resized();
+      done(null, device);
+    });
+  }
+}
+
+function nothingLeft(node: string): SystemError {
+  return new SystemError(Errno.ENODEV, `Cannot take ${node} over (it has ended)`);
+}
+
+/** A device that another made, or whose users know a larger disk, is not to be touched. */
+function refuseOthers(node: string, facts: NbdFacts, { vbd }: DeviceHost): void {
+  const backend = backendOf(vbd.minor);
+  if (facts.backend !== null && facts.backend !== backend) {
+    const hint = `what is behind it is called '${facts.backend}', not '${backend}'`;
+    throw new SystemError(Errno.ENODEV, `Cannot take ${node} over (${hint})`);
+  }
+  const sizeBytes = vbd.sectors * SECTOR_BYTES;
+  if (facts.sizeBytes <= sizeBytes) return;
+  const hint = `it has ${facts.sizeBytes} bytes, the disk ${sizeBytes}`;
+  throw new SystemError(Errno.EINVAL, `Cannot take ${node} over (${hint})`);
+}
+
+function connect(
+  { vbd }: DeviceHost,
+  { kernelEnds }: SocketPairs,
+  { connections }: NbdDeviceSettings,
+): Promise<NbdConnected> {
+  const outlives = canBeTakenOver(connections);
+  const { sizeBytes, flags } = describeExport(vbd);
+  return nbdConnect({
+    sizeBytes,
+    blockSizeBytes: BLOCK_BYTES,
+    serverFlags: flags & KERNEL_FLAGS,
+    timeoutSeconds: outlives ? NO_ANSWER_SECONDS : LONG_ANSWER_SECONDS,
+    deadConnectionSeconds: outlives ? DEAD_CONNECTION_SECONDS : 0,
+    sockets: [...kernelEnds],
+    backend: backendOf(vbd.minor),
+  });
+}
+
+function lookOften({ log }: DeviceHost, index: number): void {
+  setIoTimeout(index, IO_TIMEOUT_MS).catch((error) => {
+    log.warn(`A takeover of ${nodeOf(index)} takes half a minute: ${toError(error).message}`);
+  });
+}
+
+function makeByIoctl(host: DeviceHost, pairs: SocketPairs, done: Attached): void {
+  try {
+    const device = setUpIoctlDevice(host, pairs);
+    device.start(pairs, (error) => done(error, error === null ? device : null));
+  } catch (error) {
+    pairs.discard();
+    done(toError(error), null);
+  }
+}
+
+/** Calls back when somebody, devtmpfs mostly, has made the node. */
+function awaitNode(host: DeviceHost, device: NetlinkDevice, done: Attached): void {
+  const { scheduler } = host;
+  const untilMs = scheduler.nowMs() + NODE_TIMEOUT_MS;
+  const look = (): void => {
+    if (nodeExists(device.node)) return done(null, device);
+    if (scheduler.nowMs() < untilMs) return void scheduler.addTimer(NODE_POLL_MS, look);
+    device.abandon();
+    const hint = "is devtmpfs mounted on /dev?";
+    done(
+      new SystemError(Errno.ENOENT, `The kernel made ${device.node}, but no node (${hint})`),
+      null,
+    );
+  };
+  look();
+}
+
+function nodeExists(node: string): boolean {
+  try {
+    return Deno.statSync(node).isBlockDevice === true;
+  } catch {
+    return false;
+  }
+}
+
+/** What the environment says, for tests of what newer kernels would not choose. */
+function settingsOfEnvironment(): NbdDeviceSettings {
+  const chosen = Deno.env.get("BLKTAP_NBD_INTERFACE");
+  const connections = Number(Deno.env.get("BLKTAP_NBD_CONNECTIONS") ?? 1);
+  return {
+    interface: chosen === "netlink" || chosen === "ioctl" ? chosen : "auto",
+    connections: Number.isInteger(connections) && connections > 0 ? connections : 1,
+  };
+}
+
+/** Devices of the kernel's nbd driver. */
+export const nbdDeviceMaker: DeviceMaker = new NbdDeviceMaker(settingsOfEnvironment);

@@ -1,0 +1,172 @@
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { closeAside, O_RDONLY, openAside } from "../../../ffi/files.ts";
+import {
+  NBD_CFLAG_DISCONNECT_ON_CLOSE,
+  nbdDisconnect,
+  nbdDrop,
+  nbdReconfigure,
+} from "../../../ffi/nbd_netlink.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
+import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import type { NbdConnection } from "../nbd/connection.ts";
+import { type ConnectionsOwner, NbdConnections } from "../nbd/connections.ts";
+import { kernelAtLeast, nbdFacts, nodeOf } from "./kernel_facts.ts";
+import { SocketPairs } from "./socket_pairs.ts";
+
+/** How often, and how long apart, somebody who has the device open for a moment is waited for. */
+const LEAVE_TRIES = 10;
+const LEAVE_AGAIN_MS = 100;
+/** How often, and how long apart, the kernel is asked to take a connection in place of a dead one. */
+const JOIN_TRIES = 50;
+const JOIN_AGAIN_MS = 100;
+
+type Detached = (errno: number, message: string) => void;
+
+/** The name that a device's kernel side has for what is behind it. */
+export function backendOf(minor: number): string {
+  return `tapdisk-${minor}`;
+}
+
+/** A device that was made by netlink: it stays when its tapdisk dies. */
+export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
+  readonly kind = "nbd";
+  readonly node: string;
+  readonly #host: DeviceHost;
+  readonly #index: number;
+  readonly #connections: NbdConnections;
+  #state: "serving" | "detaching" | "gone" = "serving";
+
+  constructor(host: DeviceHost, index: number) {
+    this.#host = host;
+    this.#index = index;
+    this.node = nodeOf(index);
+    this.#connections = new NbdConnections(host.scheduler, host.vbd, this);
+  }
+
+  get #backend(): string {
+    return backendOf(this.#host.vbd.minor);
+  }
+
+  /** Answers what comes from the kernel. */
+  serve(pairs: SocketPairs): void {
+    pairs.serve(this.#connections);
+  }
+
+  /**
+   * Has the kernel take a connection in place of one that died, and serves it. The kernel may not
+   * have noticed yet that it died, and then drops the new one without a word.
+   */
+  join(done: (error: Error | null) => void, tries = JOIN_TRIES): void {
+    const { scheduler, vbd } = this.#host;
+    let pairs: SocketPairs;
+    try {
+      pairs = new SocketPairs(vbd.requests, 1);
+    } catch (error) {
+      return done(error instanceof Error ? error : new Error(String(error)));
+    }
+    const change = { index: this.#index, backend: this.#backend, sockets: [...pairs.kernelEnds] };
+    scheduler.settle(nbdReconfigure(change), (errno) => {
+      pairs.closeKernelEnds();
+      if (errno === 0 && this.#state !== "gone" && !pairs.isRefused) {
+        this.serve(pairs);
+        return done(null);
+      }
+      pairs.discard();
+      const what = `Cannot take ${this.node} over`;
+      if (errno !== 0) return done(new SystemError(errno, what));
+      if (this.#state === "gone" || tries === 0) {
+        return done(new SystemError(Errno.EBUSY, `${what} (it is served already)`));
+      }
+      scheduler.addTimer(JOIN_AGAIN_MS, () => this.join(done, tries - 1));
+    });
+  }
+
+  connectionGone(connection: NbdConnection): void {
+    if (this.#state !== "serving" || !connection.hasLeft) return;
+    this.#state = "gone";
+    this.#host.log.warn(`${this.node} was disconnected, and not by this tapdisk`);
+  }
+
+  /** A connection that broke is replaced, when nothing of it is under way any more. */
+  connectionRetired(_connection: NbdConnection): void {
+    if (this.#state !== "serving" || this.#connections.size > 0) return;
+    const { log } = this.#host;
+    log.warn(`The connection of ${this.node} broke; it gets another`);
+    this.join((error) => {
+      if (error !== null) log.error(error.message);
+    });
+  }
+
+  resized(): void {
+    const { scheduler, vbd, log } = this.#host;
+    const change = {
+      index: this.#index,
+      backend: this.#backend,
+      sizeBytes: vbd.sectors * SECTOR_BYTES,
+    };
+    scheduler.settle(nbdReconfigure(change), (errno) => {
+      if (errno !== 0) log.error(`Cannot change the size of ${this.node} (${errnoName(errno)})`);
+    });
+  }
+
+  /** Whether the kernel has let go of the device. */
+  get #isDisconnected(): boolean {
+    return this.#state === "gone" || nbdFacts(this.#index)?.isConnected !== true;
+  }
+
+  detach(done: Detached): void {
+    if (this.#isDisconnected) return this.#left(done);
+    const { scheduler } = this.#host;
+    this.#state = "detaching";
+    if (!kernelAtLeast(4, 19)) {
+      return scheduler.settle(nbdDisconnect(this.#index), () => this.#left(done));
+    }
+    const change = {
+      index: this.#index,
+      backend: this.#backend,
+      clientFlags: NBD_CFLAG_DISCONNECT_ON_CLOSE,
+    };
+    scheduler.settle(nbdReconfigure(change), () => this.#tryToLeave(LEAVE_TRIES, done));
+  }
+
+  /**
+   * The kernel disconnects a device by itself when nobody has it open any more: nobody can come in
+   * between. So it is opened and closed here.
+   */
+  #tryToLeave(tries: number, done: Detached): void {
+    const { scheduler } = this.#host;
+    scheduler.settle(openAndClose(this.node), () => {
+      if (this.#isDisconnected) return this.#left(done);
+      if (tries === 0) return this.#stay(done);
+      scheduler.addTimer(LEAVE_AGAIN_MS, () => this.#tryToLeave(tries - 1, done));
+    });
+  }
+
+  #stay(done: Detached): void {
+    const change = { index: this.#index, backend: this.#backend, clientFlags: 0 };
+    this.#host.scheduler.settle(nbdReconfigure(change), () => {
+      if (this.#isDisconnected) return this.#left(done);
+      this.#state = "serving";
+      const message = `Cannot take ${this.node} away: somebody has it open (EBUSY)`;
+      done(Errno.EBUSY, message);
+    });
+  }
+
+  #left(done: Detached): void {
+    this.#state = "gone";
+    this.#connections.close();
+    done(0, "");
+  }
+
+  abandon(): void {
+    if (this.#state === "gone") return this.#connections.close();
+    this.#state = "gone";
+    this.#connections.close();
+    nbdDrop(this.#index);
+  }
+}
+
+async function openAndClose(node: string): Promise<void> {
+  const fd = await openAside(node, O_RDONLY);
+  if (fd >= 0) await closeAside(fd);
+}
