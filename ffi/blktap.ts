@@ -406,7 +406,7 @@ export class KernelBlktap implements BlktapDriver {
   missing(): string | null {
     const control = CONTROL_DEVICES.find((path) => nodeAt(path) !== null);
     if (control === undefined) {
-      return controlMinor() >= 0 ? null : "the kernel has no blktap2 driver loaded";
+      return controlMinor() >= 0 ? null : "the kernel has no blktap2 driver; try 'modprobe blktap'";
     }
     try {
       closeFile(openFile(control, O_RDONLY));

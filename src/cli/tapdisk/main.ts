@@ -7,9 +7,12 @@
 import { Command, CommanderError, Option } from "commander";
 import { Errno } from "../../../ffi/errno.ts";
 import { detachStandardStreams } from "../../../ffi/process.ts";
+import { createDevice } from "../../control/lifecycle.ts";
+import type { DeviceChoice } from "../../control/open_request.ts";
+import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/spawn.ts";
-import { controlSocketPath } from "../../control/paths.ts";
 import { errnoOf } from "../../queue/disk_files.ts";
+import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
 import { handleSignals } from "./signals.ts";
@@ -19,12 +22,19 @@ interface TapdiskOptions {
   readonly daemon: boolean;
   /** True in the process that a daemon becomes. */
   readonly daemonChild?: boolean;
+  /** The image to serve, for `-n`. */
+  readonly new?: string;
+  readonly device: DeviceChoice;
 }
 
 const NOTES = `
 Without -D it goes on in the background, in a session of its own. Either way it prints the path of
 its control socket once that takes connections; tap-ctl gives it devices and images, and it ends
 when its last device is detached.
+
+-n serves one image in the background and prints the block device's node, such as
+/dev/xen/blktap-2/tapdev0; where no kind of block device can be made, it prints the path of the NBD
+socket. 'tap-ctl list' shows it, 'tap-ctl destroy' ends it.
 
 Signals: SIGTERM and SIGINT close all disks in order and end it, at once when they come a second
 time; SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has not ended, and the
@@ -37,6 +47,11 @@ function parse(args: string[]): TapdiskOptions {
   return new Command("tapdisk")
     .description("Serve virtual disks.")
     .option("-D, --no-daemon", "stay in the foreground, with the log on standard error")
+    .addOption(
+      new Option("-n, --new <type:/path>", "serve this image, such as vhd:/srv/disk.vhd")
+        .conflicts("daemon"),
+    )
+    .addOption(deviceChoice("auto").env("BLKTAP_DEVICE"))
     .addOption(new Option(DAEMON_ARGUMENT).hideHelp())
     .helpOption("-h, --help", "show this help")
     .addHelpText("after", NOTES)
@@ -67,6 +82,17 @@ async function serve({ inForeground }: { inForeground: boolean }): Promise<numbe
   }
 }
 
+/** An image as `-n` has always named it: drivers on top of each other may be parted by bars. */
+function imageName(text: string): string {
+  return absoluteImage(text.replace(/^(?:[a-z]+:\|)+/, (drivers) => drivers.replaceAll("|", "")));
+}
+
+/** Serves one image in another process, and prints where it can be used. */
+async function serveImage(image: string, device: DeviceChoice): Promise<void> {
+  const { node, pid, minor } = await createDevice(imageName(image), { device });
+  console.log(node ?? nbdSocketPath(pid, minor));
+}
+
 /**
  * Runs tapdisk.
  *
@@ -75,7 +101,11 @@ async function serve({ inForeground }: { inForeground: boolean }): Promise<numbe
  */
 export async function tapdiskMain(args: string[]): Promise<number> {
   try {
-    const { daemon, daemonChild = false } = parse(args);
+    const { daemon, daemonChild = false, new: image, device } = parse(args);
+    if (image !== undefined) {
+      await serveImage(image, device);
+      return 0;
+    }
     if (!daemon || daemonChild) return await serve({ inForeground: !daemonChild });
     console.log(controlSocketPath(await spawnTapdisk()));
     return 0;
