@@ -2,14 +2,16 @@
  * How fast disks are served, next to others who serve them.
  *
  *     deno task bench [--rounds 3] [--seconds 3] [--where tmpfs,disk] [--only vhd,nbdkit-raw]
- *                     [--workloads randread-32,…] [--size 1024] [--no-memory] [--json FILE]
+ *                     [--queue auto,libaio,io_uring] [--workloads randread-32,…] [--size 1024]
+ *                     [--no-memory] [--json FILE]
  *
  * Every server serves the same content, 1 GiB of random data: our tapdisk as VHD and raw, qemu-nbd as
  * VHD, nbdkit's file plugin raw; from tmpfs (/dev/shm) and from disk (/var/tmp). fio's nbd engine
  * makes the load: 4 KiB at random, 1 and 32 deep; 128 KiB in sequence, 8 deep. The servers take
  * turns within each workload of each round, so that noise hits all alike; the table has medians.
  * Other than by IOPS, servers are told apart by the processor time that they take for an I/O
- * (utime and stime of all their threads): fio takes the rest of the machine.
+ * (utime and stime of all their threads): fio takes the rest of the machine. `--queue` serves ours
+ * once on each of the queues that it names.
  *
  * At the end: which of the project's targets the run has met, on tmpfs; and what each further disk
  * in a process takes of memory. `--json` writes all samples to a file. The machine should have
@@ -22,7 +24,16 @@ import { fio } from "../support/fio.ts";
 import { needsServed } from "../support/served.ts";
 import { measureMemory } from "./nbd_memory.ts";
 import { printReport } from "./nbd_report.ts";
-import { makeContent, type Served, type ServerName, serverNames, SERVERS } from "./nbd_servers.ts";
+import {
+  makeContent,
+  type QueueName,
+  queueNames,
+  type Served,
+  type ServerName,
+  serverNames,
+  SERVERS,
+  serversOn,
+} from "./nbd_servers.ts";
 
 /** What fio does. */
 export interface Workload {
@@ -75,7 +86,8 @@ interface Options {
   readonly rounds: number;
   readonly seconds: number;
   readonly where: string[];
-  readonly only: ServerName[];
+  readonly only: (typeof serverNames)[number][];
+  readonly queue: QueueName[];
   readonly workloads: string[];
   readonly size: number;
   readonly memory: boolean;
@@ -105,6 +117,7 @@ function parse(): Options {
     .option("--seconds <seconds>", "length of each run", number, 3)
     .option("--where <places>", places.join(","), choice(places), places)
     .option("--only <servers>", serverNames.join(","), choice(serverNames), [...serverNames])
+    .option("--queue <queues>", queueNames.join(","), choice(queueNames), ["auto"])
     .option("--workloads <names>", names.join(","), choice(names), names)
     .option("--size <mebibytes>", "size of the disk", number, 1024)
     .option("--no-memory", "do not measure memory")
@@ -142,9 +155,10 @@ async function measure(
 async function runIn(where: string, options: Options, samples: Sample[]): Promise<void> {
   const folder = Deno.makeTempDirSync({ dir: PLACES[where], prefix: "blktap-bench-" });
   const served: [ServerName, Served][] = [];
+  const servers = options.only.flatMap((name) => serversOn(options.queue, name));
   try {
-    const content = await makeContent(folder, { sizeMib: options.size, servers: options.only });
-    for (const name of options.only) {
+    const content = await makeContent(folder, { sizeMib: options.size, servers });
+    for (const name of servers) {
       served.push([name, await SERVERS[name].start(folder, content)]);
     }
     for (let round = 1; round <= options.rounds; round++) {

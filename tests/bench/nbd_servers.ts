@@ -1,10 +1,27 @@
 import { Tapdisks, waitUntil } from "../support/served.ts";
 import { findTool, runOk } from "../support/tools.ts";
 
-/** The servers that are compared. */
+/** The servers that are compared; the first two are ours. */
 export const serverNames = ["vhd", "raw", "qemu-vhd", "nbdkit-raw"] as const;
-/** One of them. */
-export type ServerName = (typeof serverNames)[number];
+/** What moves the bytes under our own; "auto" is what they take when nobody says. */
+export const queueNames = ["auto", "libaio", "io_uring"] as const;
+/** One of `queueNames`. */
+export type QueueName = (typeof queueNames)[number];
+
+type OwnName = "vhd" | "raw";
+/** One of the servers; ours also with the queue that they were told to take. */
+export type ServerName =
+  | (typeof serverNames)[number]
+  | `${OwnName}-${Exclude<QueueName, "auto">}`;
+
+/** The servers that are called so: ours once on each of the queues. */
+export function serversOn(
+  queues: readonly QueueName[],
+  name: (typeof serverNames)[number],
+): ServerName[] {
+  if (name !== "vhd" && name !== "raw") return [name];
+  return queues.map((queue) => queue === "auto" ? name : `${name}-${queue}` as const);
+}
 
 /** A server at work. */
 export interface Served {
@@ -82,10 +99,18 @@ async function fillVhd(
   await tapdisks.finish();
 }
 
-async function startTapdisk(folder: string, image: string, sizeBytes: number): Promise<Served> {
-  const tapdisks = new Tapdisks(folder);
-  const { pid, uri } = await tapdisks.serve(image);
-  return { pid, uri, sizeBytes, stop: () => tapdisks.finish() };
+function tapdiskServer(name: OwnName, queue: QueueName): Server {
+  const format = name === "vhd" ? "VHD" : "raw";
+  const server = serversOn([queue], name)[0];
+  return {
+    title: queue === "auto" ? `tapdisk, ${format}` : `tapdisk, ${format}, ${queue}`,
+    async start(folder, { sizeBytes, pathOf }): Promise<Served> {
+      const tapdisks = new Tapdisks(folder);
+      const image = `${name === "vhd" ? "vhd" : "aio"}:${pathOf(server)}`;
+      const { pid, uri } = await tapdisks.serve(image, { options: ["--queue", queue] });
+      return { pid, uri, sizeBytes, stop: () => tapdisks.finish() };
+    },
+  };
 }
 
 /** Starts a server that stays in the foreground and has a socket at the end. */
@@ -123,16 +148,12 @@ function exists(path: string): boolean {
 
 /** How each is started. qemu and tapdisk go past the page cache where the filesystem can. */
 export const SERVERS: Readonly<Record<ServerName, Server>> = {
-  "vhd": {
-    title: "tapdisk, VHD",
-    start: (folder, { sizeBytes, pathOf }) =>
-      startTapdisk(folder, `vhd:${pathOf("vhd")}`, sizeBytes),
-  },
-  "raw": {
-    title: "tapdisk, raw",
-    start: (folder, { sizeBytes, pathOf }) =>
-      startTapdisk(folder, `aio:${pathOf("raw")}`, sizeBytes),
-  },
+  "vhd": tapdiskServer("vhd", "auto"),
+  "raw": tapdiskServer("raw", "auto"),
+  "vhd-libaio": tapdiskServer("vhd", "libaio"),
+  "raw-libaio": tapdiskServer("raw", "libaio"),
+  "vhd-io_uring": tapdiskServer("vhd", "io_uring"),
+  "raw-io_uring": tapdiskServer("raw", "io_uring"),
   "qemu-vhd": {
     title: "qemu-nbd, VHD",
     start: (folder, { sizeBytes, pathOf }) => {
