@@ -88,7 +88,7 @@ export class IoctlDevice implements BlockDevice {
     if (this.#fd < 0) return done(0, "");
     const user = processWith(this.node);
     if (user !== null) {
-      const message = `Cannot take ${this.node} away: process ${user} has it open (EBUSY)`;
+      const message = `Cannot take ${this.node} away: process ${user} has it open`;
       return done(Errno.EBUSY, message);
     }
     this.#ended = () => done(0, "");

@@ -147,7 +147,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     this.#host.scheduler.settle(nbdReconfigure(change), () => {
       if (this.#isDisconnected) return this.#left(done);
       this.#state = "serving";
-      const message = `Cannot take ${this.node} away: somebody has it open (EBUSY)`;
+      const message = `Cannot take ${this.node} away: somebody has it open`;
       done(Errno.EBUSY, message);
     });
   }
