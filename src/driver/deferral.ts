@@ -8,10 +8,32 @@ export interface Deferred {
   runDeferred(): void;
 }
 
+/** A list that keeps its room when it is emptied. */
+class DeferredList {
+  readonly #members: (Deferred | null)[] = [];
+  size = 0;
+
+  push(who: Deferred): void {
+    this.#members[this.size++] = who;
+  }
+
+  /** Lets each do its work. */
+  run(): void {
+    for (let i = 0; i < this.size; i++) {
+      const who = this.#members[i];
+      if (who === null) continue;
+      this.#members[i] = null;
+      who.deferred = false;
+      who.runDeferred();
+    }
+    this.size = 0;
+  }
+}
+
 /** Those who have something to do at the end of the turn, each once, however often it asked. */
 export class Deferral implements TurnWork {
-  #waiting: Deferred[] = [];
-  #running: Deferred[] = [];
+  #waiting = new DeferredList();
+  #running = new DeferredList();
 
   /** Puts someone in the list. */
   add(who: Deferred): void {
@@ -21,15 +43,11 @@ export class Deferral implements TurnWork {
   }
 
   endOfTurn(): boolean {
-    if (this.#waiting.length === 0) return false;
+    if (this.#waiting.size === 0) return false;
     const list = this.#waiting;
     this.#waiting = this.#running;
     this.#running = list;
-    for (let i = 0; i < list.length; i++) {
-      list[i].deferred = false;
-      list[i].runDeferred();
-    }
-    list.length = 0;
+    list.run();
     return true;
   }
 }

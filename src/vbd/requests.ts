@@ -12,6 +12,7 @@ import {
   MOST_CLIENTS,
   RequestKind,
   type RequestOwner,
+  SLOT_BYTES,
   SlotQueue,
   SLOTS,
   SlotTable,
@@ -204,7 +205,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** Where a slot's memory begins in `slotMemory`, bytes. */
   slotOffset(slot: number): number {
-    return this.#slots.address(slot) - this.#slots.arena.address;
+    return slot * SLOT_BYTES;
   }
 
   /** The memory of all slots and clients. */

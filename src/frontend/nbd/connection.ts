@@ -10,6 +10,7 @@ import {
   receiveMessage,
   sendAt,
 } from "../../../ffi/sockets.ts";
+import type { Deferred } from "../../driver/deferral.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
@@ -49,9 +50,9 @@ const MOST_REQUESTS = 12;
 const SECTOR_BYTES = 512;
 
 /** One client of an export. */
-export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
+export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Deferred {
   /** Whether it is in its server's list for the end of the turn. */
-  isDue = false;
+  deferred = false;
   /** The client asked to disconnect: answers still leave. */
   hasLeft = false;
   readonly #fd: number;
@@ -113,7 +114,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   }
 
   ready(events: number): void {
-    if ((events & EPOLLOUT) !== 0) this.flush();
+    if ((events & EPOLLOUT) !== 0) this.runDeferred();
     if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.hasLeft) this.#receive();
     else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
   }
@@ -437,7 +438,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter {
   }
 
   /** Sends the answers that wait. */
-  flush(): void {
+  runDeferred(): void {
     if (this.#closed) return;
     const result = this.#replies.send(this.#fd);
     if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();

@@ -1,3 +1,4 @@
+import { Deferral } from "../../driver/deferral.ts";
 import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { NbdConnection } from "./connection.ts";
@@ -42,8 +43,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly slots = new NbdSlots();
   readonly #owner: ConnectionsOwner | null;
   readonly #connections = new Set<NbdConnection>();
-  #due: NbdConnection[] = [];
-  #sending: NbdConnection[] = [];
+  /** Those with answers to send. */
+  readonly #due = new Deferral();
   #retired: NbdConnection[] = [];
   #closed = false;
 
@@ -75,9 +76,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   }
 
   makeDue(connection: NbdConnection): void {
-    if (connection.isDue) return;
-    connection.isDue = true;
-    this.#due.push(connection);
+    this.#due.add(connection);
   }
 
   gone(connection: NbdConnection): void {
@@ -93,16 +92,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   endOfTurn(): boolean {
     if (this.#retired.length > 0) this.#releaseRetired();
-    if (this.#due.length === 0) return false;
-    const list = this.#due;
-    this.#due = this.#sending;
-    this.#sending = list;
-    for (let i = 0; i < list.length; i++) {
-      list[i].isDue = false;
-      list[i].flush();
-    }
-    list.length = 0;
-    return true;
+    return this.#due.endOfTurn();
   }
 
   /** Drops all clients; none comes after that. */
