@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { TextLineStream } from "./text_lines.ts";
+import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { BlockDevice, DeviceHost } from "../../../src/frontend/block_device.ts";
 import { blktap2MakerOn } from "../../../src/frontend/blktap2/blktap2_device.ts";
@@ -51,45 +51,52 @@ const behind = new Arena(GUARD_BYTES);
 before.bytes.fill(GUARD);
 behind.bytes.fill(GUARD);
 
-function whole(
-  start: (done: (errno: number, message: string) => void) => void,
-): Promise<[number, string]> {
-  return new Promise((resolve) => start((errno, message) => resolve([errno, message])));
+function answer(value: unknown): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(`${JSON.stringify(value)}\n`));
 }
 
-async function obey(order: string): Promise<unknown> {
+const answerDone = (errno: number, message: string): void => answer([errno, message]);
+
+function obey(order: string): void {
   switch (order) {
     case "log":
-      return log;
+      return answer(log);
     case "guards":
-      return [before, behind].every(({ bytes }) => bytes.every((byte) => byte === GUARD));
+      return answer(
+        [before, behind].every(({ bytes }) => bytes.every((byte) => byte === GUARD)),
+      );
     case "heap":
       (globalThis as unknown as { gc?: () => void }).gc?.();
-      return Deno.memoryUsage().heapUsed;
+      return answer(Deno.memoryUsage().heapUsed);
     case "pause":
-      return await whole((done) => vbd.pause(done));
+      return vbd.pause(answerDone);
     case "resume":
-      return await whole((done) => vbd.resume(null, done));
+      return vbd.resume(null, answerDone);
     case "close":
-      return await whole((done) => vbd.close(done));
+      return vbd.close(answerDone);
     case "detach":
-      return await whole((done) => device?.detach(done));
+      return device?.detach(answerDone);
     case "abandon":
-      return device?.abandon() ?? null;
+      device?.abandon();
+      return answer(null);
     case "state":
-      return [vbd.state, vbd.requests.freeSlots];
+      return answer([vbd.state, vbd.requests.freeSlots]);
     default:
       throw new Error(`Nobody knows what to do for ${order}`);
   }
 }
 
-async function takeOrders(): Promise<void> {
-  const lines = Deno.stdin.readable.pipeThrough(new TextDecoderStream())
-    .pipeThrough(new TextLineStream());
-  for await (const line of lines) console.log(JSON.stringify(await obey(line)));
-  Deno.exit(0);
-}
-
-console.log(JSON.stringify("ready"));
-takeOrders();
+// In the loop itself: the runtime's own has a turn only now and then.
+const input = new Uint8Array(1024);
+let text = "";
+scheduler.watch(0, EPOLLIN, {
+  ready(): void {
+    const got = Deno.stdin.readSync(input);
+    if (got === null) Deno.exit(0);
+    const lines = (text + new TextDecoder().decode(input.subarray(0, got))).split("\n");
+    text = lines.pop() ?? "";
+    for (const line of lines) obey(line);
+  },
+});
+answer("ready");
 await scheduler.run();
