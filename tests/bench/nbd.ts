@@ -96,8 +96,8 @@ interface Options {
 
 function number(text: string): number {
   const value = Number(text);
-  if (value > 0) return value;
-  throw new InvalidArgumentError("It must be a number above 0.");
+  if (Number.isInteger(value) && value > 0) return value;
+  throw new InvalidArgumentError("It must be a whole number above 0.");
 }
 
 function choice<T extends string>(allowed: readonly T[]): (text: string) => T[] {

@@ -105,9 +105,9 @@ function tapdiskServer(name: OwnName, queue: QueueName): Server {
   return {
     title: queue === "auto" ? `tapdisk, ${format}` : `tapdisk, ${format}, ${queue}`,
     async start(folder, { sizeBytes, pathOf }): Promise<Served> {
-      const tapdisks = new Tapdisks(folder);
+      const tapdisks = new Tapdisks(folder, queue);
       const image = `${name === "vhd" ? "vhd" : "aio"}:${pathOf(server)}`;
-      const { pid, uri } = await tapdisks.serve(image, { options: ["--queue", queue] });
+      const { pid, uri } = await tapdisks.serve(image);
       return { pid, uri, sizeBytes, stop: () => tapdisks.finish() };
     },
   };

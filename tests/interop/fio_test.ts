@@ -1,6 +1,14 @@
 import assert from "node:assert/strict";
+import { uringMissing } from "../../ffi/uring.ts";
 import { fio } from "../support/fio.ts";
-import { createVhd, needsServed, snapshotVhd, vhdUtilOk, withTapdisks } from "../support/served.ts";
+import {
+  createVhd,
+  needsServed,
+  snapshotVhd,
+  type Tapdisks,
+  vhdUtilOk,
+  withTapdisks,
+} from "../support/served.ts";
 import { binaryPath, runOk } from "../support/tools.ts";
 
 const MIB = 1024 * 1024;
@@ -22,8 +30,23 @@ const RANDOM_WRITES = [
 ];
 const SIZES = "bssplit=512/10:4k/40:12k/20:64k/20:300k/8:2m/2";
 
-function fioTest(name: string, fn: () => Promise<void>): void {
-  Deno.test({ name: `fio: ${name}${suffix}`, ignore, fn });
+const uring = uringMissing();
+/** What moves the bytes, and why it cannot here. */
+const QUEUES: readonly [string, string | null][] = [["libaio", null], ["io_uring", uring]];
+
+/** A test of each queue. */
+function fioTest(
+  name: string,
+  body: (tapdisks: Tapdisks, folder: string) => Promise<void>,
+): void {
+  for (const [queue, missing] of QUEUES) {
+    const reason = missing === null ? suffix : ` (skipped: ${missing})`;
+    Deno.test({
+      name: `fio on ${queue}: ${name}${reason}`,
+      ignore: ignore || missing !== null,
+      fn: () => withTapdisks(body, { queue }),
+    });
+  }
 }
 
 /** Images, from the base up, that end at `path`, each with data of its own from fio. */
@@ -53,96 +76,91 @@ async function assertInOrder(path: string, content: string): Promise<void> {
 
 fioTest(
   "random writes 32 deep are there, on a raw disk",
-  () =>
-    withTapdisks(async (tapdisks, folder) => {
-      const path = `${folder}/a.raw`;
-      Deno.writeFileSync(path, new Uint8Array(0));
-      Deno.truncateSync(path, DISK_MIB * MIB);
-      const disk = await tapdisks.serve(`aio:${path}`);
-      const [job] = await fio(disk.uri, RANDOM_WRITES);
-      assert.equal(job.error, 0);
-      assert.equal(job.write.io_bytes, 24 * MIB);
-      assert.ok(job.read.io_bytes >= 20 * MIB, "it was read back");
-      const compare = ["compare", "-f", "raw", "-F", "raw"];
-      await runOk("qemu-img", [...compare, disk.uri, path]);
-    }),
+  async (tapdisks, folder) => {
+    const path = `${folder}/a.raw`;
+    Deno.writeFileSync(path, new Uint8Array(0));
+    Deno.truncateSync(path, DISK_MIB * MIB);
+    const disk = await tapdisks.serve(`aio:${path}`);
+    const [job] = await fio(disk.uri, RANDOM_WRITES);
+    assert.equal(job.error, 0);
+    assert.equal(job.write.io_bytes, 24 * MIB);
+    assert.ok(job.read.io_bytes >= 20 * MIB, "it was read back");
+    const compare = ["compare", "-f", "raw", "-F", "raw"];
+    await runOk("qemu-img", [...compare, disk.uri, path]);
+  },
 );
 
 fioTest(
   "random writes 32 deep are there, on a dynamic VHD",
-  () =>
-    withTapdisks(async (tapdisks, folder) => {
-      const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
-      const disk = await tapdisks.serve(`vhd:${path}`);
-      const [job] = await fio(disk.uri, RANDOM_WRITES);
-      assert.equal(job.error, 0);
-      assert.equal(job.write.io_bytes, 24 * MIB);
-      await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
-      await tapdisks.stop(disk);
-      await assertInOrder(path, `${folder}/content`);
-      const vpc = `driver=vpc,force_size_calc=current_size,file.filename=${path}`;
-      const content = `driver=raw,file.filename=${folder}/content`;
-      await runOk("qemu-img", ["compare", "--image-opts", vpc, content]);
-    }),
+  async (tapdisks, folder) => {
+    const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
+    const disk = await tapdisks.serve(`vhd:${path}`);
+    const [job] = await fio(disk.uri, RANDOM_WRITES);
+    assert.equal(job.error, 0);
+    assert.equal(job.write.io_bytes, 24 * MIB);
+    await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
+    await tapdisks.stop(disk);
+    await assertInOrder(path, `${folder}/content`);
+    const vpc = `driver=vpc,force_size_calc=current_size,file.filename=${path}`;
+    const content = `driver=raw,file.filename=${folder}/content`;
+    await runOk("qemu-img", ["compare", "--image-opts", vpc, content]);
+  },
 );
 
 fioTest(
   "random writes 32 deep are there, on a chain of three",
-  () =>
-    withTapdisks(async (tapdisks, folder) => {
-      const path = await makeChain(folder, 3);
-      const parents = [`${folder}/0.vhd`, `${folder}/1.vhd`];
-      const before = parents.map((parent) => Deno.statSync(parent).mtime);
-      const disk = await tapdisks.serve(`vhd:${path}`);
-      const [job] = await fio(disk.uri, RANDOM_WRITES);
-      assert.equal(job.error, 0);
-      await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
-      await tapdisks.stop(disk);
-      await assertInOrder(path, `${folder}/content`);
-      assert.deepEqual(parents.map((parent) => Deno.statSync(parent).mtime), before);
-    }),
+  async (tapdisks, folder) => {
+    const path = await makeChain(folder, 3);
+    const parents = [`${folder}/0.vhd`, `${folder}/1.vhd`];
+    const before = parents.map((parent) => Deno.statSync(parent).mtime);
+    const disk = await tapdisks.serve(`vhd:${path}`);
+    const [job] = await fio(disk.uri, RANDOM_WRITES);
+    assert.equal(job.error, 0);
+    await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
+    await tapdisks.stop(disk);
+    await assertInOrder(path, `${folder}/content`);
+    assert.deepEqual(parents.map((parent) => Deno.statSync(parent).mtime), before);
+  },
 );
 
 fioTest(
   "requests of all sizes from 512 bytes to 2 MiB are there, on a chain of two",
-  () =>
-    withTapdisks(async (tapdisks, folder) => {
-      const path = await makeChain(folder, 2);
-      const disk = await tapdisks.serve(`vhd:${path}`);
-      const options = RANDOM_WRITES.filter((option) => !option.startsWith("bs="));
-      // Verification goes by blocks of one size, so what is written is a multiple of it.
-      const [job] = await fio(disk.uri, [...options, SIZES, "verify_interval=512"]);
-      assert.equal(job.error, 0);
-      await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
-      await tapdisks.stop(disk);
-      await assertInOrder(path, `${folder}/content`);
-    }),
+  async (tapdisks, folder) => {
+    const path = await makeChain(folder, 2);
+    const disk = await tapdisks.serve(`vhd:${path}`);
+    const options = RANDOM_WRITES.filter((option) => !option.startsWith("bs="));
+    // Verification goes by blocks of one size, so what is written is a multiple of it.
+    const [job] = await fio(disk.uri, [...options, SIZES, "verify_interval=512"]);
+    assert.equal(job.error, 0);
+    await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);
+    await tapdisks.stop(disk);
+    await assertInOrder(path, `${folder}/content`);
+  },
 );
 
 fioTest(
   "several jobs on one export verify their own parts, with flushes and trims between",
-  () =>
-    withTapdisks(async (tapdisks, folder) => {
-      const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
-      const disk = await tapdisks.serve(`vhd:${path}`);
-      const verified = ["bs=8k", "iodepth=16", "io_size=6M", "verify=crc32c", "verify_fatal=1"];
-      const part = (index: number) => [`offset=${index * 16}M`, "size=16M"];
-      const jobs = await fio(disk.uri, ["randrepeat=0"], {
-        jobs: [
-          ["name=writer", "rw=randwrite", "fsync=16", ...verified, ...part(0)],
-          ["name=sequential", "rw=write", ...verified, ...part(1)],
-          ["name=trimmer", "rw=randtrimwrite", "bs=64k", "iodepth=8", "io_size=8M", ...part(2)],
-          ["name=reader", "rw=randread", "bs=4k", "iodepth=32", "io_size=16M", "size=100%"],
-        ],
-      });
-      assert.deepEqual(jobs.map(({ jobname, error }) => [jobname, error]), [
-        ["writer", 0],
-        ["sequential", 0],
-        ["trimmer", 0],
-        ["reader", 0],
-      ]);
-      assert.ok(jobs[2].trim.total_ios > 0);
-      await tapdisks.stop(disk);
-      await vhdUtilOk("check", "-n", path);
-    }),
+  async (tapdisks, folder) => {
+    const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
+    const disk = await tapdisks.serve(`vhd:${path}`);
+    const verified = ["bs=8k", "iodepth=16", "io_size=6M", "verify=crc32c", "verify_fatal=1"];
+    const part = (index: number) => [`offset=${index * 16}M`, "size=16M"];
+    const jobs = await fio(disk.uri, ["randrepeat=0"], {
+      jobs: [
+        ["name=writer", "rw=randwrite", "fsync=16", ...verified, ...part(0)],
+        ["name=sequential", "rw=write", ...verified, ...part(1)],
+        ["name=trimmer", "rw=randtrimwrite", "bs=64k", "iodepth=8", "io_size=8M", ...part(2)],
+        ["name=reader", "rw=randread", "bs=4k", "iodepth=32", "io_size=16M", "size=100%"],
+      ],
+    });
+    assert.deepEqual(jobs.map(({ jobname, error }) => [jobname, error]), [
+      ["writer", 0],
+      ["sequential", 0],
+      ["trimmer", 0],
+      ["reader", 0],
+    ]);
+    assert.ok(jobs[2].trim.total_ios > 0);
+    await tapdisks.stop(disk);
+    await vhdUtilOk("check", "-n", path);
+  },
 );

@@ -24,16 +24,24 @@ export function needsServed(...tools: string[]): Needs {
   return needs("dist/tapdisk", "dist/tap-ctl", "dist/vhd-util", ...tools);
 }
 
+/** What moves the bytes in tests that do not choose: BLKTAP_TEST_QUEUE lets it be another. */
+const TEST_QUEUE = Deno.env.get("BLKTAP_TEST_QUEUE") ?? "auto";
+
 /** The tapdisks of one test. */
 export class Tapdisks {
   /** BLKTAP_CONTROL_DIR of them all. */
   readonly controlFolder: string;
   readonly #disks = new Set<Disk>();
   readonly #pids = new Set<number>();
+  readonly #queue: string;
 
-  /** @param folder Where the control folder is made. */
-  constructor(folder: string) {
+  /**
+   * @param folder Where the control folder is made.
+   * @param queue What moves the bytes of disks, for `--queue`.
+   */
+  constructor(folder: string, queue: string = TEST_QUEUE) {
     this.controlFolder = `${folder}/ctl`;
+    this.#queue = queue;
   }
 
   get #env(): Record<string, string> {
@@ -67,7 +75,8 @@ export class Tapdisks {
     const minor = Number((await this.tapCtlOk("allocate")).replace(/^.*-/, ""));
     const address = ["-p", `${server}`, "-m", `${minor}`];
     await this.tapCtlOk("attach", ...address);
-    const opened = await this.tapCtl("open", ...address, "-a", image, ...options);
+    const queue = this.#queue === "auto" ? [] : ["--queue", this.#queue];
+    const opened = await this.tapCtl("open", ...address, "-a", image, ...queue, ...options);
     if (opened.code !== 0) {
       await this.tapCtlOk("detach", ...address);
       await this.tapCtlOk("free", "-m", `${minor}`);
@@ -113,10 +122,10 @@ export class Tapdisks {
 /** Calls `body` with a new folder and tapdisks in it; afterwards none of it is left. */
 export async function withTapdisks(
   body: (tapdisks: Tapdisks, folder: string) => Promise<void>,
-  { parent }: { parent?: string } = {},
+  { parent, queue }: { parent?: string; queue?: string } = {},
 ): Promise<void> {
   const folder = Deno.makeTempDirSync({ prefix: "blktap-test-", dir: parent });
-  const tapdisks = new Tapdisks(folder);
+  const tapdisks = new Tapdisks(folder, queue);
   try {
     await body(tapdisks, folder);
     await tapdisks.finish();
