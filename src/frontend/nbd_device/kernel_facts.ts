@@ -12,8 +12,8 @@ export interface NbdFacts {
   /** Whether it has connections, be they dead. */
   readonly isConnected: boolean;
   readonly sizeBytes: number;
-  /** How many connections it was made with. */
-  readonly connections: number;
+  /** How often the kernel looks at requests without an answer; null on kernels before 5.0. */
+  readonly ioTimeoutMs: number | null;
   /** The name that who made it gave to what is behind it; null on kernels before 5.14. */
   readonly backend: string | null;
 }
@@ -54,10 +54,11 @@ export function nbdFacts(index: number): NbdFacts | null {
   const folder = folderOf(index);
   const sectors = read(`${folder}/size`);
   if (sectors === null) return null;
+  const ioTimeout = read(`${folder}/queue/io_timeout`);
   return {
     isConnected: read(`${folder}/pid`) !== null,
     sizeBytes: Number(sectors) * SECTOR_BYTES,
-    connections: namesIn(`${folder}/mq`).length,
+    ioTimeoutMs: ioTimeout === null ? null : Number(ioTimeout),
     backend: read(`${folder}/backend`),
   };
 }

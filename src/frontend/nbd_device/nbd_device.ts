@@ -27,6 +27,7 @@ import {
   canBeTakenOver,
   DEAD_CONNECTION_SECONDS,
   IO_TIMEOUT_MS,
+  isHeldForTakeover,
   KERNEL_FLAGS,
   LONG_ANSWER_SECONDS,
   type NbdDeviceSettings,
@@ -89,7 +90,7 @@ export class NbdDeviceMaker implements DeviceMaker {
     const facts = index === null ? null : nbdFacts(index);
     if (index === null || facts === null || !facts.isConnected) throw nothingLeft(node);
     refuseOthers(node, facts, host);
-    if (!canBeTakenOver(facts.connections)) {
+    if (!isHeldForTakeover(facts)) {
       // Nobody could answer what was under way: its users are told, and it is free.
       return scheduler.settle(nbdDisconnect(index), () => done(nothingLeft(node), null));
     }

@@ -7,7 +7,7 @@ import {
   NBD_FLAG_SEND_TRIM,
   NBD_FLAG_SEND_WRITE_ZEROES,
 } from "../../nbd/protocol.ts";
-import { kernelAtLeast } from "./kernel_facts.ts";
+import { kernelAtLeast, type NbdFacts } from "./kernel_facts.ts";
 
 /**
  * Bytes of a device's blocks. nbd tells no physical block size apart from the logical one: devices
@@ -46,4 +46,9 @@ export const IO_TIMEOUT_MS = 5000;
 /** Whether a device with so many connections outlives its tapdisk on this kernel. */
 export function canBeTakenOver(connections: number): boolean {
   return connections === 1 && kernelAtLeast(5, 10);
+}
+
+/** Whether a device that was made outlives its tapdisk: what that took along is sent again soon. */
+export function isHeldForTakeover({ ioTimeoutMs }: NbdFacts): boolean {
+  return kernelAtLeast(5, 10) && ioTimeoutMs !== null && ioTimeoutMs < LONG_ANSWER_SECONDS * 1000;
 }
