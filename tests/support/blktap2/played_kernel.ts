@@ -155,6 +155,11 @@ export class PlayedKernel {
     }
   }
 
+  /** The tapdisk's process. */
+  get pid(): number {
+    return this.#child.pid;
+  }
+
   /** What the tapdisk's runtime said of itself. */
   readonly runtimeLines: string[] = [];
 
