@@ -227,7 +227,11 @@ export class SectorPointers {
 
 /** Fills sectors of I/O memory with zeros. */
 export function zeroSectors(sector: number, count: number): void {
-  libc.memset(memoryAddress(sector), 0, count * SECTOR_BYTES);
+  words ??= makeWords();
+  const last = sector + count;
+  if (last * WORDS_PER_SECTOR > words.length) {
+    libc.memset(memoryAddress(sector), 0, count * SECTOR_BYTES);
+  } else words.fill(0, sector * WORDS_PER_SECTOR, last * WORDS_PER_SECTOR);
 }
 
 /** Fills memory at an address with zeros. */

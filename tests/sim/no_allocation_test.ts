@@ -19,10 +19,16 @@ const { ignore, suffix } = hasLibcrypto()
   : { ignore: true, suffix: " (skipped: needs libcrypto.so.3)" };
 
 /** Warms up, then makes so many requests. */
-function run(requests: number, ...options: string[]): Run {
-  const program = new URL("./million_requests.ts", import.meta.url).pathname;
+function run(program: string, requests: number, ...options: string[]): Run {
   const { stdout, stderr, success } = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--v8-flags=--expose-gc,--trace-gc", program, String(requests), ...options],
+    args: [
+      "run",
+      "-A",
+      "--v8-flags=--expose-gc,--trace-gc",
+      new URL(program, import.meta.url).pathname,
+      String(requests),
+      ...options,
+    ],
   }).outputSync();
   assert.ok(success, new TextDecoder().decode(stderr));
   const lines = new TextDecoder().decode(stdout).split("\n");
@@ -33,9 +39,9 @@ function run(requests: number, ...options: string[]): Run {
   return { ended, failed, grownBytes: after - before, collections };
 }
 
-function assertNothingAllocated(requests: number, ...options: string[]): void {
-  const warmUp = run(0, ...options);
-  const whole = run(requests, ...options);
+function assertNothingAllocated(program: string, requests: number, ...options: string[]): void {
+  const warmUp = run(program, 0, ...options);
+  const whole = run(program, requests, ...options);
   assert.ok(whole.ended - warmUp.ended >= requests);
   assert.equal(whole.failed, 0);
   assert.ok(whole.grownBytes < MOST_GROWTH_BYTES, `the heap grew by ${whole.grownBytes} bytes`);
@@ -45,9 +51,13 @@ function assertNothingAllocated(requests: number, ...options: string[]): void {
 }
 
 Deno.test("a million requests allocate nothing on the data path", () => {
-  assertNothingAllocated(REQUESTS);
+  assertNothingAllocated("./million_requests.ts", REQUESTS);
 });
 
 Deno.test(`nor do requests of an encrypted disk${suffix}`, { ignore }, () => {
-  assertNothingAllocated(ENCRYPTED_REQUESTS, "encrypted");
+  assertNothingAllocated("./million_requests.ts", ENCRYPTED_REQUESTS, "encrypted");
+});
+
+Deno.test("nor do requests that come through ublk", () => {
+  assertNothingAllocated("./million_ublk_requests.ts", REQUESTS);
 });

@@ -36,10 +36,16 @@ function somePlace(random: Random): { sector: number; count: number } {
   return { sector: Math.max(0, Math.min(DISK_SECTORS - count, sector)), count };
 }
 
+/** Whoever makes requests of a device and waits for them. */
+export type DiskClient = Pick<
+  SimulatedDevice,
+  "write" | "read" | "zero" | "discard" | "flush" | "settle"
+>;
+
 /** A burst of requests that do not overlap, all under way at once. */
-export function burst(device: SimulatedDevice, model: Model, random: Random, stamp: number): void {
+export function burst(device: DiskClient, model: Model, random: Random, stamp: number): void {
   const taken: { sector: number; count: number }[] = [];
-  const reads: { sector: number; outcome: ReturnType<SimulatedDevice["read"]> }[] = [];
+  const reads: { sector: number; outcome: ReturnType<DiskClient["read"]> }[] = [];
   for (let i = 0; i < 40; i++) {
     const place = somePlace(random);
     const overlaps = taken.some((other) =>
@@ -70,7 +76,7 @@ export function burst(device: SimulatedDevice, model: Model, random: Random, sta
 }
 
 /** Reads the whole disk and holds it against the model. */
-export function readAll(device: SimulatedDevice, model: Model): void {
+export function readAll(device: DiskClient, model: Model): void {
   for (let sector = 0; sector < DISK_SECTORS; sector += 512) {
     const outcome = device.read(sector, 512);
     device.settle();

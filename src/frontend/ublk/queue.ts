@@ -67,10 +67,13 @@ function nowhereSector(): number {
   return nowhere.sector;
 }
 
+/** What a queue needs of the io_uring. */
+export type CommandRing = Pick<UringLoop, "add" | "remove" | "prepareCommand" | "commands">;
+
 /** What a queue works with. */
 export interface QueueHost {
   readonly requests: Requests;
-  readonly uring: UringLoop;
+  readonly uring: CommandRing;
   readonly log: Log;
   /** The device's own file, /dev/ublkcN. */
   readonly fd: number;

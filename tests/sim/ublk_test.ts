@@ -1,0 +1,130 @@
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { Random } from "../../src/queue/random.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { SLOT_BYTES, SLOTS } from "../../src/vbd/slots.ts";
+import { burst, DISK_MIB, Model, readAll } from "../support/disk_model.ts";
+import { DEPTH, PlayedUblk, QUEUES } from "../support/played_ublk.ts";
+import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+
+const TAGS = QUEUES * DEPTH;
+
+function open(seed: number, latencyMs: number): SimulatedDevice {
+  const simulation = new Simulation({ seed, latencyMs });
+  const { storage } = simulation.disk;
+  createDynamic("/disk.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
+  return simulation.open("vhd:/disk.vhd");
+}
+
+function end(device: SimulatedDevice, kernel: PlayedUblk): void {
+  kernel.stop();
+  assert.equal(kernel.gone, QUEUES);
+  assert.equal(device.vbd.requests.freeSlots, SLOTS);
+  kernel.close();
+  device.close();
+}
+
+for (let seed = 1; seed <= 6; seed++) {
+  Deno.test(`requests of a ublk device read back as a model says, seed ${seed}`, () => {
+    const random = new Random(seed);
+    const device = open(seed, seed % 3 === 0 ? 0 : 5);
+    const kernel = new PlayedUblk(device);
+    const model = new Model();
+    for (let round = 1; round <= 12; round++) {
+      burst(kernel, model, random, round);
+      if (!random.chance(0.3)) continue;
+      device.pause();
+      device.resume();
+    }
+    readAll(kernel, model);
+    assert.equal(kernel.failed, 0);
+    end(device, kernel);
+  });
+}
+
+Deno.test("every tag has memory of its own, and other clients have slots left", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  const places = [...kernel.addresses].sort((a, b) => a - b);
+  assert.equal(new Set(places).size, TAGS);
+  for (let i = 1; i < TAGS; i++) assert.ok(places[i] - places[i - 1] >= SLOT_BYTES);
+  assert.equal(device.vbd.requests.freeSlots, SLOTS - TAGS);
+  end(device, kernel);
+});
+
+Deno.test("requests to a paused disk wait, and are answered when it goes on", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  device.pause();
+  const write = kernel.write(0, stampedSectors(0, 8, 1));
+  for (let i = 0; i < 10; i++) device.simulation.scheduler.turn();
+  kernel.take();
+  assert.equal(write.errno, null);
+  device.resume();
+  kernel.settle();
+  assert.equal(write.errno, 0);
+  end(device, kernel);
+});
+
+Deno.test("what was never offered, is too long or beyond the end gets an error", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  const pastEnd = DISK_MIB * 2048;
+  const answers: [operation: number, sector: number, count: number][] = [
+    [4, 0, 8],
+    [0, 0, 513],
+    [1, 0, 1024],
+    [0, pastEnd, 1],
+    [1, pastEnd - 1, 2],
+    [5, pastEnd, 8],
+    [0, 2 ** 50, 8],
+  ];
+  answers.forEach(([operation, sector, count], tag) => {
+    kernel.describe(tag, operation, sector, count);
+    kernel.deliver(tag);
+  });
+  kernel.take();
+  assert.equal(kernel.answered, answers.length);
+  assert.equal(kernel.failed, answers.length);
+  end(device, kernel);
+});
+
+Deno.test("a device that is let go of answers at once, and gives slots back when they are done", () => {
+  const device = open(1, 50);
+  const kernel = new PlayedUblk(device);
+  const writes = Array.from(
+    { length: 20 },
+    (_, i) => kernel.write(i * 8, stampedSectors(i * 8, 8, 1)),
+  );
+  const before = kernel.addresses.slice();
+  for (const queue of kernel.queues) queue.abandon();
+  kernel.take();
+  for (const { errno } of writes) assert.equal(errno, Errno.EIO);
+  // What comes now must not get near the memory of requests that the disk still works on.
+  const moved = kernel.addresses.filter((address, tag) => address !== before[tag]);
+  assert.equal(moved.length, writes.length);
+  const late = kernel.write(4096, stampedSectors(4096, 8, 2));
+  kernel.take();
+  assert.equal(late.errno, Errno.EIO);
+  kernel.stop();
+  assert.equal(kernel.gone, QUEUES);
+  assert.equal(device.vbd.requests.freeSlots, SLOTS - writes.length);
+  device.simulation.runUntil(() => device.vbd.requests.freeSlots === SLOTS, "A request");
+  kernel.close();
+  device.close();
+});
+
+Deno.test("a disk can end before the kernel has let go of the memory of its slots", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  for (const queue of kernel.queues) queue.abandon();
+  device.close();
+  const { memory } = device.vbd.requests;
+  memory.bytes[0] = 1;
+  assert.equal(memory.bytes[0], 1);
+  kernel.stop();
+  assert.equal(kernel.gone, QUEUES);
+  // The last slot took the pages with it.
+  assert.equal(memory.bytes[0], 0);
+  kernel.close();
+});

@@ -1,0 +1,209 @@
+/**
+ * The kernel's half of a ublk device, played: it holds the commands of a device's queues, lets
+ * requests come with them, and takes the answers. What the kernel's driver would refuse throws.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { closeFile, O_CREAT, O_RDWR, openFile, truncateFile, writeAt } from "../../ffi/files.ts";
+import { memoryAt } from "../../ffi/libc.ts";
+import {
+  UBLK_IO_COMMIT_AND_FETCH_REQ,
+  UBLK_IO_F_FUA,
+  UBLK_IO_FETCH_REQ,
+  UBLK_IO_OP_DISCARD,
+  UBLK_IO_OP_FLUSH,
+  UBLK_IO_OP_READ,
+  UBLK_IO_OP_WRITE,
+  UBLK_IO_OP_WRITE_ZEROES,
+  UBLK_IO_RES_ABORT,
+} from "../../ffi/ublk.ts";
+import { type CommandRing, UblkQueue } from "../../src/frontend/ublk/queue.ts";
+import type { Log } from "../../src/log/log.ts";
+import type { UringUser } from "../../src/queue/uring_loop.ts";
+import type { DiskClient } from "./disk_model.ts";
+import { type Outcome, SECTOR_BYTES, type SimulatedDevice } from "./sim.ts";
+
+export const QUEUES = 2;
+export const DEPTH = 32;
+const TAGS = QUEUES * DEPTH;
+const ENTRY_BYTES = 128;
+const COMMAND_AT = 48;
+/** Bytes of the descriptors of a queue of any depth. */
+const QUEUE_BYTES = 4096 * 24;
+
+const Place = { Nowhere: 0, Kernel: 1, Server: 2 } as const;
+
+const silent: Log = { info() {}, warn() {}, error() {} };
+
+/** A played device. Its tags are counted through all queues. */
+export class PlayedUblk implements CommandRing, DiskClient {
+  readonly commands = new DataView(new ArrayBuffer(2 * TAGS * ENTRY_BYTES));
+  readonly queues: UblkQueue[] = [];
+  /** Queues that have said that no more requests come. */
+  gone = 0;
+  /** Answers that were taken, and those of them that were errors. */
+  answered = 0;
+  failed = 0;
+  readonly #device: SimulatedDevice;
+  readonly #folder = Deno.makeTempDirSync();
+  readonly #fd = openFile(`${this.#folder}/ublkc`, O_RDWR | O_CREAT);
+  readonly #users: UringUser[] = [];
+  readonly #numbers = new Int32Array(2 * TAGS);
+  #prepared = 0;
+  /** By tag. */
+  readonly #places = new Uint8Array(TAGS);
+  readonly addresses = new Float64Array(TAGS);
+  readonly #outcomes = new Map<number, { outcome: Outcome; readBytes: number }>();
+
+  constructor(device: SimulatedDevice) {
+    this.#device = device;
+    truncateFile(this.#fd, QUEUES * QUEUE_BYTES);
+    const host = {
+      requests: device.vbd.requests,
+      uring: this,
+      log: silent,
+      fd: this.#fd,
+      encoded: false,
+      queueGone: () => void this.gone++,
+    };
+    for (let i = 0; i < QUEUES; i++) this.queues.push(new UblkQueue(host, i, DEPTH));
+    for (const queue of this.queues) queue.fetch();
+    this.take();
+  }
+
+  // ---- the ring ---------------------------------------------------------------------------
+
+  add(user: UringUser): number {
+    return this.#users.push(user) - 1;
+  }
+
+  remove(_tag: number): void {}
+
+  prepareCommand(fd: number, command: number, _id: number, _tag: number): number {
+    if (fd !== this.#fd) throw new Error("A command went to another file");
+    this.#numbers[this.#prepared] = command;
+    return this.#prepared++ * ENTRY_BYTES + COMMAND_AT;
+  }
+
+  /** Takes the commands that were prepared. */
+  take(): void {
+    for (let i = 0; i < this.#prepared; i++) this.#takeOne(i);
+    this.#prepared = 0;
+  }
+
+  #takeOne(entry: number): void {
+    const at = entry * ENTRY_BYTES + COMMAND_AT;
+    const tag = this.commands.getUint16(at, true) * DEPTH + this.commands.getUint16(at + 2, true);
+    const number = this.#numbers[entry];
+    const expected = number === UBLK_IO_FETCH_REQ ? Place.Nowhere : Place.Server;
+    if (this.#places[tag] !== expected) throw new Error(`Tag ${tag} came at the wrong time`);
+    if (number === UBLK_IO_COMMIT_AND_FETCH_REQ) {
+      this.#answer(tag, this.commands.getInt32(at + 4, true));
+    }
+    this.#places[tag] = Place.Kernel;
+    this.addresses[tag] = this.commands.getUint32(at + 8, true) +
+      this.commands.getUint32(at + 12, true) * 2 ** 32;
+  }
+
+  #answer(tag: number, result: number): void {
+    this.answered++;
+    if (result < 0) this.failed++;
+    const entry = this.#outcomes.get(tag);
+    if (entry === undefined) return;
+    this.#outcomes.delete(tag);
+    entry.outcome.errno = result < 0 ? -result : 0;
+    if (entry.readBytes === 0 || result < 0) return;
+    assert.equal(result, entry.readBytes);
+    // The kernel copies from where it was told when it handed the request out.
+    entry.outcome.data = new Uint8Array(memoryAt(this.addresses[tag], result)).slice();
+  }
+
+  // ---- requests ---------------------------------------------------------------------------
+
+  /** Describes the request that comes with a tag. */
+  describe(tag: number, operationAndFlags: number, sector: number, count: number): void {
+    const descriptor = new DataView(new ArrayBuffer(24));
+    descriptor.setUint32(0, operationAndFlags, true);
+    descriptor.setUint32(4, count, true);
+    descriptor.setBigUint64(8, BigInt(sector), true);
+    const at = Math.floor(tag / DEPTH) * QUEUE_BYTES + tag % DEPTH * 24;
+    writeAt(this.#fd, new Uint8Array(descriptor.buffer), at);
+  }
+
+  /** Whether the kernel has a tag's command. */
+  holds(tag: number): boolean {
+    return this.#places[tag] === Place.Kernel;
+  }
+
+  /** Hands the request out that was described. */
+  deliver(tag: number): void {
+    this.#places[tag] = Place.Server;
+    this.#users[tag < DEPTH ? 0 : 1].uringDone(tag < DEPTH ? tag : tag - DEPTH, 0);
+  }
+
+  #start(operation: number, sector: number, count: number, data?: Uint8Array): Outcome {
+    const free = Array.from({ length: TAGS }, (_, tag) => tag).filter((tag) => this.holds(tag));
+    assert.notEqual(free.length, 0, "a tag is free");
+    // Tags of both queues, in no order.
+    const tag = free[sector % free.length];
+    const outcome: Outcome = { errno: null, data: null };
+    const readBytes = operation === UBLK_IO_OP_READ ? count * SECTOR_BYTES : 0;
+    this.#outcomes.set(tag, { outcome, readBytes });
+    this.describe(tag, operation, sector, count);
+    if (data !== undefined) {
+      new Uint8Array(memoryAt(this.addresses[tag], data.length)).set(data);
+    }
+    this.deliver(tag);
+    return outcome;
+  }
+
+  write(sector: number, data: Uint8Array, fua = false): Outcome {
+    const operation = fua ? UBLK_IO_OP_WRITE | UBLK_IO_F_FUA : UBLK_IO_OP_WRITE;
+    return this.#start(operation, sector, data.length / SECTOR_BYTES, data);
+  }
+
+  read(sector: number, count: number): Outcome {
+    return this.#start(UBLK_IO_OP_READ, sector, count);
+  }
+
+  zero(sector: number, count: number): Outcome {
+    return this.#start(UBLK_IO_OP_WRITE_ZEROES, sector, count);
+  }
+
+  discard(sector: number, count: number): Outcome {
+    return this.#start(UBLK_IO_OP_DISCARD, sector, count);
+  }
+
+  flush(): Outcome {
+    return this.#start(UBLK_IO_OP_FLUSH, 0, 0);
+  }
+
+  settle(): void {
+    this.take();
+    while (this.#outcomes.size > 0) {
+      const before = this.answered;
+      const goesOn = this.#device.simulation.scheduler.turn();
+      this.take();
+      assert.ok(goesOn || this.answered > before, "a request never ended");
+    }
+  }
+
+  // ---- the end ----------------------------------------------------------------------------
+
+  /** Ends all commands that the kernel has, as it does when a device is stopped. */
+  stop(): void {
+    this.take();
+    for (let tag = 0; tag < TAGS; tag++) {
+      if (!this.holds(tag)) continue;
+      this.#places[tag] = Place.Nowhere;
+      this.#users[tag < DEPTH ? 0 : 1].uringDone(tag % DEPTH, UBLK_IO_RES_ABORT);
+    }
+  }
+
+  close(): void {
+    for (const queue of this.queues) queue.close();
+    closeFile(this.#fd);
+    Deno.removeSync(this.#folder, { recursive: true });
+  }
+}
