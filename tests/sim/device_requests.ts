@@ -1,0 +1,111 @@
+/**
+ * Requests on the real loop: `ask IMAGE` makes them, of any image; `serve SOCKET` answers those
+ * that come by NBD from a disk in memory. Each prints, as JSON, what its own code put on the heap,
+ * by function, once it was warm, and how many requests there were meanwhile.
+ *
+ * @module
+ */
+import { NbdServer } from "../../src/frontend/nbd/server.ts";
+import { Random } from "../../src/queue/random.ts";
+import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
+import { watchAllocations } from "../support/allocations.ts";
+import { RealDevice } from "../support/real_device.ts";
+
+const WARM_UP = 100_000;
+const REQUESTS = 120_000;
+const DEPTH = 32;
+const LOOK_MS = 20;
+
+function print(requests: number, bytes: Map<string, number>): void {
+  console.log(JSON.stringify({ requests, bytes: Object.fromEntries(bytes) }));
+}
+
+/** Serves until its client has gone. */
+async function serve(socket: string): Promise<void> {
+  const device = new RealDevice("ram:64");
+  const { scheduler, vbd } = device;
+  const server = new NbdServer(scheduler, vbd, socket);
+  const count = (): number => {
+    const { read, write, flush } = vbd.statistics().latency_us;
+    return read.requests + write.requests + flush.requests;
+  };
+  let finish: ReturnType<typeof watchAllocations> | null = null;
+  let before = 0;
+  const look = (): void => {
+    if (finish === null && count() >= WARM_UP) {
+      before = count();
+      finish = watchAllocations();
+    }
+    if (finish !== null && server.clients === 0) {
+      return scheduler.stop();
+    }
+    scheduler.addTimer(LOOK_MS, look);
+  };
+  scheduler.addTimer(LOOK_MS, look);
+  console.log("ready");
+  await scheduler.run();
+  print(count() - before, await (finish ?? watchAllocations())());
+}
+
+/** A client that allocates nothing itself. */
+class Client implements RequestOwner {
+  readonly #device: RealDevice;
+  readonly #random = new Random(2);
+  ended = 0;
+  failed = 0;
+  #underWay = 0;
+  #goal = 0;
+
+  constructor(device: RealDevice) {
+    this.#device = device;
+    device.scheduler.addTurnWork(this);
+  }
+
+  requestDone(slot: number, errno: number): void {
+    this.#device.vbd.requests.releaseSlot(slot);
+    this.#underWay--;
+    if (errno !== 0) this.failed++;
+    if (++this.ended >= this.#goal && this.#underWay === 0) this.#device.scheduler.stop();
+  }
+
+  endOfTurn(): boolean {
+    if (this.#underWay > DEPTH / 2 || this.ended + this.#underWay >= this.#goal) return false;
+    while (this.#underWay < DEPTH && this.ended + this.#underWay < this.#goal) this.#startOne();
+    return true;
+  }
+
+  #startOne(): void {
+    const { requests, sectors } = this.#device.vbd;
+    const slot = requests.takeSlot();
+    const dice = this.#random.below(100);
+    const count = dice < 70 ? 8 : 1 + this.#random.below(64);
+    const sector = this.#random.below(sectors - count);
+    this.#underWay++;
+    if (dice === 0) requests.start(slot, RequestKind.Flush, 0, 0, false, this);
+    else if (dice < 5) requests.start(slot, RequestKind.Zero, sector, count, false, this);
+    else {
+      const kind = dice % 2 === 0 ? RequestKind.Read : RequestKind.Write;
+      requests.start(slot, kind, sector, count, dice === 7, this);
+    }
+  }
+
+  async run(total: number): Promise<void> {
+    this.#goal = this.ended + total;
+    await this.#device.scheduler.run();
+  }
+}
+
+async function ask(image: string): Promise<void> {
+  const device = new RealDevice(image);
+  const client = new Client(device);
+  await client.run(WARM_UP);
+  const before = client.ended;
+  const finish = watchAllocations();
+  await client.run(REQUESTS);
+  if (client.failed > 0) throw new Error(`${client.failed} requests failed`);
+  print(client.ended - before, await finish());
+  await device.close();
+}
+
+const [role, what] = Deno.args;
+await (role === "serve" ? serve : ask)(what);

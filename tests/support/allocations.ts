@@ -1,0 +1,53 @@
+/**
+ * What the project's own code puts on the heap, by V8's sampling profiler, which also counts what
+ * has been collected since.
+ *
+ * @module
+ */
+import { Session } from "node:inspector";
+
+interface ProfileNode {
+  readonly callFrame: { readonly functionName: string; readonly url: string };
+  readonly selfSize: number;
+  readonly children: readonly ProfileNode[];
+}
+
+/** Bytes between two samples. */
+const SAMPLING_BYTES = 1024;
+
+type Answer = { readonly profile?: { readonly head: ProfileNode } };
+
+function ask(session: Session, method: string, params: object = {}): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    session.post(method, params, (error: Error | null, answer: object = {}) => {
+      if (error === null) resolve(answer);
+      else reject(error);
+    });
+  });
+}
+
+/** Begins to look; what it returns ends that, and tells of bytes by function and file. */
+export function watchAllocations(): () => Promise<Map<string, number>> {
+  const session = new Session();
+  session.connect();
+  const started = ask(session, "HeapProfiler.startSampling", {
+    samplingInterval: SAMPLING_BYTES,
+    includeObjectsCollectedByMajorGC: true,
+    includeObjectsCollectedByMinorGC: true,
+  });
+  return async () => {
+    await started;
+    const { profile } = await ask(session, "HeapProfiler.stopSampling");
+    session.disconnect();
+    if (profile === undefined) throw new Error("There is no profile");
+    const bytes = new Map<string, number>();
+    const visit = ({ callFrame: { functionName, url }, selfSize, children }: ProfileNode): void => {
+      const file = /\/((?:src|ffi)\/.*)$/.exec(url)?.[1];
+      const name = `${functionName} of ${file}`;
+      if (file !== undefined) bytes.set(name, (bytes.get(name) ?? 0) + selfSize);
+      for (const child of children) visit(child);
+    };
+    visit(profile.head);
+    return bytes;
+  };
+}
