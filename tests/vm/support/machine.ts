@@ -114,7 +114,7 @@ async function made(args: readonly string[]): Promise<string> {
   const timeoutMs = 10 * 60_000;
   const { code, stdout, stderr } = await run(`${ROOT}scripts/machine`, args, { timeoutMs });
   if (code !== 0) {
-    throw new Error(stderr.trimEnd().split("\n").at(-1));
+    throw new Error(stderr.trimEnd().split("\n").slice(-2).join(": "));
   }
   return stdout.trim();
 }

@@ -1,0 +1,61 @@
+# What the scripts in the machine share: facts, each a test by name to whoever started the machine. They go
+# to the file $FACTS and, for the reader of a failure, to the console. To be sourced by bash.
+
+set -u
+
+# Usage: fact OUTCOME NAME; what stands on standard input tells more.
+fact() {
+  local line text="$1 $2"
+  while IFS= read -r line; do text+=$'\n'"  | $line"; done
+  printf '%s\n' "$text" >>"$FACTS"
+  printf '[%3d s] %s: %s\n' "$SECONDS" "$(basename "$FACTS" .facts)" "$text"
+}
+
+# Usage: check NAME COMMAND…; the fact is that the command succeeds. It runs in this shell.
+check() {
+  local status=0
+  "${@:2}" >"$FACTS.output" 2>&1 || status=$?
+  if [ "$status" -eq 0 ]; then
+    fact ok "$1" </dev/null
+    return
+  fi
+  {
+    printf 'Status %s of: %s\n' "$status" "${*:2}"
+    tail -n 30 "$FACTS.output"
+  } | fact failed "$1"
+  return 1
+}
+
+# Usage: skip NAME REASON
+skip() {
+  printf '%s\n' "$2" | fact skipped "$1"
+}
+
+# Usage: is EXPECTED COMMAND…; whether that is what the command prints.
+is() {
+  local printed
+  printed=$("${@:2}") || return
+  [ "$printed" = "$1" ] || {
+    printf 'Not "%s" but "%s"\n' "$1" "$printed"
+    return 1
+  }
+}
+
+# Usage: fails_with STATUS COMMAND…; whether the command ends like that.
+fails_with() {
+  local status=0
+  "${@:2}" || status=$?
+  [ "$status" -eq "$1" ] || {
+    printf 'Not status %s but %s\n' "$1" "$status"
+    return 1
+  }
+}
+
+# Usage: within SECONDS COMMAND…; tries again until it succeeds.
+within() {
+  local deadline=$((SECONDS + $1))
+  until "${@:2}"; do
+    [ "$SECONDS" -lt "$deadline" ] || return 1
+    sleep 0.2
+  done
+}

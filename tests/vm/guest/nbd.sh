@@ -1,0 +1,155 @@
+#!/bin/bash
+# What only nbd devices have: two interfaces, several connections, users that hold nothing exclusively, and
+# what a tapdisk that died leaves behind.
+#
+#   nbd.sh
+#
+# Wants FACTS.
+
+here=$(dirname "$0")
+# shellcheck source=tests/vm/guest/facts.sh
+. "$here/facts.sh"
+
+MIB=$((1024 * 1024))
+folder=$SCRATCH/nbd_ways
+project=$(realpath "$here/../../..")
+mkdir -p "$folder"
+cd "$folder" || exit
+
+# Usage: create [OPTION…]; makes a device of a new image; sets node, sysfs, pid and minor.
+create() {
+  rm -f disk.vhd
+  vhd-util create -n "$folder/disk.vhd" -s 64 -S 1024 || return
+  node=$(tap-ctl create -a "vhd:$folder/disk.vhd" --device nbd "$@") || return
+  sysfs=/sys/block/${node##*/}
+  find_device
+}
+
+find_device() {
+  [[ $(tap-ctl list -f "$folder/disk.vhd") =~ ^pid=([0-9]+)\ minor=([0-9]+)\  ]] || return
+  pid=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
+}
+
+destroy() {
+  tap-ctl destroy -p "$pid" -m "$minor"
+}
+
+# Usage: load [OPTION…]; writes at random places past the page cache, 32 requests at a time, and reads back.
+load() {
+  fio --name=load --filename="$node" --size=4m --rw=randwrite --bs=4k --ioengine=libaio --iodepth=32 \
+    --direct=1 --verify=crc32c --verify_fatal=1 --aux-path="$folder" "$@"
+}
+
+# Usage: begin_load SECONDS; end_load waits for it, and fails if it did.
+begin_load() {
+  load --time_based --runtime="$1" >load.log 2>&1 &
+  loader=$!
+  within 10 loaded
+}
+
+end_load() {
+  wait "$loader" || {
+    tail -n 30 load.log
+    return 1
+  }
+}
+
+loaded() {
+  local before
+  before=$(awk '{ print $5 }' "$sysfs/stat")
+  sleep 0.3
+  [ "$(awk '{ print $5 }' "$sysfs/stat")" -gt "$before" ]
+}
+
+free() {
+  ! [ -e "$sysfs/pid" ] && is 0 cat "$sysfs/size"
+}
+
+hold_open() {
+  exec {held}<"$node"
+}
+
+let_go() {
+  exec {held}<&-
+}
+
+grow() {
+  tap-ctl pause -p "$pid" -m "$minor" && vhd-util resize -n "$folder/disk.vhd" -s 96 -f &&
+    tap-ctl unpause -p "$pid" -m "$minor" && within 5 is $((96 * MIB)) blockdev --getsize64 "$node"
+}
+
+by_netlink() {
+  check "by netlink: a device is made" create || return
+  check "by netlink: fio verifies at depth 32" load
+  hold_open
+  check "by netlink: destroy is refused while somebody only reads: EBUSY" fails_with 16 destroy
+  check "by netlink: and the device goes on" load
+  let_go
+  begin_load 30
+  check "by netlink: a pause begins" tap-ctl pause -p "$pid" -m "$minor"
+  # Twice the time after which the kernel looks for requests without an answer.
+  sleep 11
+  check "by netlink: and ends" tap-ctl unpause -p "$pid" -m "$minor"
+  check "by netlink: fio notices nothing of a pause longer than the kernel likes" end_load
+  begin_load 30
+  kill -9 "$pid"
+  sleep 6
+  check "by netlink: a tapdisk that has been dead for a while is replaced" \
+    is "$node" tap-ctl recover -m "$minor"
+  check "by netlink: fio notices nothing of that" end_load
+  find_device
+  check "by netlink: nbd-client disconnects it" nbd-client -d "$node"
+  check "by netlink: destroy after that is in order" destroy
+  check "by netlink: the device is free" free
+  create
+  kill -9 "$pid"
+  check "by netlink: destroy ends what a killed tapdisk left" destroy
+  check "by netlink: that is free, too" free
+}
+
+by_ioctl() {
+  export BLKTAP_NBD_INTERFACE=ioctl
+  check "by ioctl: a device is made" create || return
+  check "by ioctl: it has a write cache, so that flushes arrive" \
+    is "write back" cat "$sysfs/queue/write_cache"
+  check "by ioctl: fio verifies at depth 32" load
+  hold_open
+  check "by ioctl: destroy is refused while somebody only reads: EBUSY" fails_with 16 destroy
+  let_go
+  check "by ioctl: it grows" grow
+  check "by ioctl: destroy" destroy
+  check "by ioctl: the device is free" free
+  create
+  kill -9 "$pid"
+  check "by ioctl: the kernel frees what a killed tapdisk had" within 5 free
+  check "by ioctl: there is nothing to recover: ENODEV" fails_with 19 tap-ctl recover -m "$minor"
+  check "by ioctl: destroy clears up" destroy
+  unset BLKTAP_NBD_INTERFACE
+}
+
+several_connections() {
+  export BLKTAP_NBD_CONNECTIONS=4
+  check "4 connections: a device is made" create || return
+  check "4 connections: fio verifies at depth 32" load
+  kill -9 "$pid"
+  check "4 connections: destroy ends what a killed tapdisk left" destroy
+  check "4 connections: the device is free" free
+  unset BLKTAP_NBD_CONNECTIONS
+}
+
+# Usage: cycles netlink|ioctl CONNECTIONS; makes 100 devices and takes them away, and looks what is left.
+cycles() {
+  "$("$project/scripts/toolchain")" run -A --no-lock "$here/nbd_cycles.ts" "$1" "$2" 100 |
+    awk '{
+      print
+      # The runtime keeps memory as it likes: 16 MiB are not a leak of a device each, which has 36.
+      if ($3 - $2 > ($1 == "residentPages" ? 4096 : $1 == "mappings" ? 10 : 0)) bad = 1
+    } END { exit bad || NR != 3 }'
+}
+
+by_netlink
+by_ioctl
+several_connections
+check "100 devices by netlink leave nothing behind" cycles netlink 1
+check "100 devices by ioctl leave nothing behind" cycles ioctl 1
+check "the kernel has no complaint" eval '! dmesg | grep -E "WARNING:|BUG:|blocked for more"'

@@ -1,0 +1,93 @@
+/**
+ * Makes and takes away block devices of the kernel's nbd driver in one process, and prints what is
+ * left over, as `NAME BEFORE AFTER` in lines; to be run in the machine.
+ *
+ *     nbd_cycles.ts netlink|ioctl CONNECTIONS CYCLES
+ *
+ * Each device is written to through the kernel before it goes.
+ *
+ * @module
+ */
+
+import { NbdDeviceMaker } from "../../../src/frontend/nbd_device/nbd_device.ts";
+import type { BlockDevice } from "../../../src/frontend/block_device.ts";
+import { osDiskFiles } from "../../../src/queue/disk_files.ts";
+import { LibaioBackend } from "../../../src/queue/libaio.ts";
+import { EpollScheduler } from "../../../src/scheduler/epoll_scheduler.ts";
+import { createVbdContext } from "../../../src/vbd/engine.ts";
+import { Vbd } from "../../../src/vbd/vbd.ts";
+
+const [way, connections, cycles] = Deno.args;
+const scheduler = new EpollScheduler();
+const log = (message: string): void => console.error(message);
+const context = createVbdContext({
+  scheduler,
+  backend: new LibaioBackend(scheduler),
+  files: osDiskFiles,
+  log,
+});
+const maker = new NbdDeviceMaker(() => ({
+  interface: way === "ioctl" ? "ioctl" : "netlink",
+  connections: Number(connections),
+}));
+
+function attach(vbd: Vbd): Promise<BlockDevice> {
+  const host = { scheduler, vbd, log: { info: log, warn: log, error: log } };
+  return new Promise((resolve, reject) =>
+    maker.attach(host, null, (error, device) => {
+      if (device !== null) resolve(device);
+      else reject(error);
+    })
+  );
+}
+
+function detach(device: BlockDevice): Promise<void> {
+  return new Promise((resolve, reject) =>
+    device.detach((errno, message) => errno === 0 ? resolve() : reject(new Error(message)))
+  );
+}
+
+/** Another process writes to the device: this one serves it. */
+async function use(node: string): Promise<void> {
+  const args = ["if=/dev/urandom", `of=${node}`, "bs=4k", "count=8", "oflag=direct"];
+  const { success } = await new Deno.Command("dd", { args, stderr: "inherit" }).output();
+  if (!success) throw new Error(`Cannot write to ${node}`);
+}
+
+async function cycle(): Promise<void> {
+  const vbd = new Vbd(context, 0);
+  vbd.open("ram:64");
+  const device = await attach(vbd);
+  await use(device.node);
+  await detach(device);
+  await new Promise<void>((resolve) => vbd.close(() => resolve()));
+  vbd.destroy();
+}
+
+/** What a process has of the kernel: descriptors, mappings, resident memory in pages. */
+function possessions(): [descriptors: number, mappings: number, residentPages: number] {
+  const descriptors = Array.from(Deno.readDirSync("/proc/self/fd")).length;
+  const mappings = Deno.readTextFileSync("/proc/self/maps").split("\n").length;
+  const pages = Number(Deno.readTextFileSync("/proc/self/statm").split(" ")[1]);
+  return [descriptors, mappings, pages];
+}
+
+async function main(): Promise<void> {
+  for (let i = 0; i < 10; i++) await cycle();
+  const before = possessions();
+  for (let i = 0; i < Number(cycles); i++) await cycle();
+  const after = possessions();
+  ["descriptors", "mappings", "residentPages"].forEach((name, i) => {
+    console.log(name, before[i], after[i]);
+  });
+}
+
+// As long as it is waited for, what it waits for itself has turns often.
+scheduler.settle(
+  main().then(() => 0, (error) => {
+    console.error(error);
+    return 1;
+  }),
+  (status) => Deno.exit(status),
+);
+await scheduler.run();
