@@ -6,9 +6,9 @@
  */
 import { createEventFd } from "./epoll.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { closeFile } from "./files.ts";
+import { closeFile, O_DIRECT } from "./files.ts";
 import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
-import { memoryAddress } from "./memory.ts";
+import { Arena, memoryAddress, PAGE_BYTES } from "./memory.ts";
 
 const libc = openLibc({
   // long syscall(SYS_io_uring_setup, u32 entries, struct io_uring_params *p)
@@ -26,6 +26,10 @@ const libc = openLibc({
     parameters: ["i32", "i32", "u32", "buffer", "u32"],
     result: "i32",
   },
+  // ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags)
+  preadv2: { parameters: ["i32", "buffer", "i32", "i64", "i32"], result: "isize" },
+  // int fcntl(int fd, int op)
+  fcntl: { parameters: ["i32", "i32"], result: "i32" },
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)
@@ -67,6 +71,8 @@ const IORING_OFF_SQ_RING = 0;
 const IORING_OFF_SQES = 0x10000000;
 const NEEDED_FEATURES = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE;
 
+const F_GETFL = 3;
+const RWF_NOWAIT = 8;
 const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_SHARED = 0x01;
@@ -156,6 +162,22 @@ export function uringMissing(): string | null {
     }
     return error.message;
   }
+}
+
+/**
+ * Whether io_uring would give operations on an open file to threads of the kernel's: whatever goes
+ * through the page cache (writes of most filesystems always do then), and files whose reads cannot
+ * be asked not to wait.
+ */
+export function uringNeedsThreads(fd: number): boolean {
+  const flags = libc.fcntl(fd, F_GETFL);
+  if (flags < 0 || (flags & O_DIRECT) === 0) return true;
+  const probe = new Arena(PAGE_BYTES);
+  const iovec = new BigUint64Array([BigInt(probe.address), BigInt(SECTOR_BYTES)]);
+  const result = Number(libc.preadv2(fd, iovec, 1, 0, RWF_NOWAIT));
+  const refused = result < 0 && lastErrno() === Errno.EOPNOTSUPP;
+  probe.release();
+  return refused;
 }
 
 /**

@@ -7,6 +7,7 @@ import type { DiskBackend } from "../../src/queue/backend.ts";
 import { type DiskFile, osDiskFiles } from "../../src/queue/disk_files.ts";
 import { DiskQueue, type IoOwner } from "../../src/queue/disk_queue.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
+import { MixedBackend } from "../../src/queue/mixed.ts";
 import { UringBackend } from "../../src/queue/uring.ts";
 import { sharedUringLoop } from "../../src/queue/uring_loop.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
@@ -24,6 +25,7 @@ interface Kind {
 const KINDS: readonly Kind[] = [
   { name: "libaio", missing: null, make: (scheduler) => new LibaioBackend(scheduler) },
   { name: "io_uring", missing: uringIsMissing, make: (scheduler) => new UringBackend(scheduler) },
+  { name: "both", missing: uringIsMissing, make: (scheduler) => new MixedBackend(scheduler) },
 ];
 
 /** Folders to test in: of a disk, as a rule, and of memory. */
@@ -208,6 +210,37 @@ backendTest("places in the file and in memory beyond 4 GiB", async (kind) => {
   assert.deepEqual(rig.bytesAt(0, 1), new Uint8Array(SECTOR_BYTES).fill(9));
   assert.equal(rig.file.sizeBytes(), (far + 1) * SECTOR_BYTES);
   for (const arena of high) arena.release();
+  rig.close();
+});
+
+/** How often each of io_uring's threads of this process was given a processor so far. */
+function uringThreadRuns(): Map<string, number> {
+  const runs = new Map<string, number>();
+  for (const { name } of Deno.readDirSync("/proc/self/task")) {
+    try {
+      const folder = `/proc/self/task/${name}`;
+      if (!Deno.readTextFileSync(`${folder}/comm`).startsWith("iou-")) continue;
+      runs.set(name, Number(Deno.readTextFileSync(`${folder}/schedstat`).split(" ")[2]));
+    } catch {
+      // It has ended meanwhile.
+    }
+  }
+  return runs;
+}
+
+backendTest("only io_uring gives cached files to threads", async (kind) => {
+  // Threads of the test before may be there still, and wake up now and then to see that they idle.
+  const before = uringThreadRuns();
+  const rig = new Rig(kind, { direct: false });
+  for (let round = 0; round < 50; round++) {
+    const errors = await rig.batch(64, (token) => {
+      rig.queue.write(rig.file.file, token * 16, 8, rig.memory.sector, rig, token);
+    });
+    assert.ok(errors.every((errno) => errno === 0));
+  }
+  let gained = 0;
+  for (const [thread, runs] of uringThreadRuns()) gained += runs - (before.get(thread) ?? 0);
+  assert.equal(gained > 20, kind.name === "io_uring", `${gained} runs`);
   rig.close();
 });
 
