@@ -20,11 +20,14 @@ import { holdMinor, MAX_ID } from "./minors.ts";
 import type { OpenRequest, QueueChoice } from "./open_request.ts";
 import { type DevicePlan, type Done, type FrontendFactory, makersFor, WaysIn } from "./ways_in.ts";
 
+/** What moves a disk's bytes: as chosen, or each file by the interface that serves it better. */
+export type QueueKind = QueueChoice | "mixed";
+
 /** What disks are opened with. */
 export interface DevicesHost {
   readonly scheduler: Scheduler;
   /** What the disks on a queue share; the queue is made when it is first asked for. */
-  contextOf(queue: QueueChoice): VbdContext;
+  contextOf(queue: QueueKind): VbdContext;
   readonly frontends: readonly FrontendFactory[];
   readonly makers: readonly DeviceMaker[];
   readonly log: Log;
@@ -46,7 +49,7 @@ interface Device {
   /** The descriptor that holds the minor. */
   readonly hold: number;
   waysIn: WaysIn;
-  queue: QueueChoice;
+  queue: QueueKind;
   disk: DiskInfo;
   /** What its image was opened with. */
   request: OpenRequest | null;
@@ -105,7 +108,7 @@ export class Devices {
     this.#log.info(`Attached minor ${minor}`);
   }
 
-  #vbdOn(queue: QueueChoice, minor: number): Pick<Device, "vbd" | "waysIn" | "queue"> {
+  #vbdOn(queue: QueueKind, minor: number): Pick<Device, "vbd" | "waysIn" | "queue"> {
     const { scheduler, log } = this.#host;
     const vbd = new Vbd(this.#host.contextOf(queue), minor);
     return { vbd, waysIn: new WaysIn({ scheduler, log, vbd }), queue };
@@ -379,7 +382,7 @@ export class Devices {
   }
 }
 
-/** ublk speaks io_uring, and so does the disk below it, in the same calls. */
-function queueFor({ queue }: OpenRequest, { makers }: DevicePlan): QueueChoice {
-  return queue === "auto" && makers[0]?.kind === "ublk" ? "io_uring" : queue;
+/** ublk speaks io_uring, and so does the disk below it, in the same calls, where that pays. */
+function queueFor({ queue }: OpenRequest, { makers }: DevicePlan): QueueKind {
+  return queue === "auto" && makers[0]?.kind === "ublk" ? "mixed" : queue;
 }

@@ -1,7 +1,9 @@
-import type { QueueChoice } from "../../control/open_request.ts";
+import type { QueueKind } from "../../control/devices.ts";
 import type { Log } from "../../log/log.ts";
+import type { DiskBackend } from "../../queue/backend.ts";
 import { osDiskFiles } from "../../queue/disk_files.ts";
 import { LibaioBackend } from "../../queue/libaio.ts";
+import { MixedBackend } from "../../queue/mixed.ts";
 import { UringBackend } from "../../queue/uring.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import { createVbdContext, type VbdContext } from "../../vbd/engine.ts";
@@ -10,8 +12,8 @@ import { createVbdContext, type VbdContext } from "../../vbd/engine.ts";
  * What the disks on a queue share, by the queue, which is made when it is first asked for; that
  * throws `SystemError` where the kernel does not have it.
  */
-export function queueContexts(scheduler: Scheduler, log: Log): (queue: QueueChoice) => VbdContext {
-  const make = (backend: LibaioBackend | UringBackend): VbdContext =>
+export function queueContexts(scheduler: Scheduler, log: Log): (queue: QueueKind) => VbdContext {
+  const make = (backend: DiskBackend): VbdContext =>
     createVbdContext({
       scheduler,
       backend,
@@ -20,5 +22,10 @@ export function queueContexts(scheduler: Scheduler, log: Log): (queue: QueueChoi
     });
   const libaio = make(new LibaioBackend(scheduler));
   let uring: VbdContext | null = null;
-  return (queue) => queue === "io_uring" ? uring ??= make(new UringBackend(scheduler)) : libaio;
+  let mixed: VbdContext | null = null;
+  return (queue) => {
+    if (queue === "io_uring") return uring ??= make(new UringBackend(scheduler));
+    if (queue === "mixed") return mixed ??= make(new MixedBackend(scheduler));
+    return libaio;
+  };
 }
