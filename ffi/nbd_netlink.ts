@@ -50,8 +50,9 @@ export interface NbdConnectOptions {
 export interface NbdChange {
   readonly index: number;
   readonly backend: string;
-  /** Since 5.8. */
+  /** Since 5.3. */
   readonly sizeBytes?: number;
+  readonly deadConnectionSeconds?: number;
   /** NBD_CFLAG_*; all others are cleared. */
   readonly clientFlags?: number;
   /** Take the places of connections that have died; a socket too many is dropped silently. */
@@ -87,9 +88,12 @@ export function connectRequest(options: NbdConnectOptions): GenericRequest {
 
 /** The command that changes a device. */
 export function reconfigureRequest(change: NbdChange): GenericRequest {
-  const { index, backend, sizeBytes, clientFlags, sockets } = change;
+  const { index, backend, sizeBytes, deadConnectionSeconds, clientFlags, sockets } = change;
   const attributes = new AttributeWriter().u32(NBD_ATTR_INDEX, index);
   if (sizeBytes !== undefined) attributes.u64(NBD_ATTR_SIZE_BYTES, sizeBytes);
+  if (deadConnectionSeconds !== undefined) {
+    attributes.u64(NBD_ATTR_DEAD_CONN_TIMEOUT, deadConnectionSeconds);
+  }
   if (clientFlags !== undefined) attributes.u64(NBD_ATTR_CLIENT_FLAGS, clientFlags);
   if (sockets !== undefined) attributes.nested(NBD_ATTR_SOCKETS, socketItems(sockets));
   attributes.text(NBD_ATTR_BACKEND_IDENTIFIER, backend);
@@ -139,10 +143,19 @@ export async function nbdDisconnect(index: number): Promise<number> {
 }
 
 /**
- * Disconnects a device whose connections are closed: at once, so that it is done when this process
- * ends now. While another command is under way, which may wait for this thread, it follows that.
+ * Disconnects a device whose requests are not answered any more; `close` closes its connections,
+ * before this returns. All is done then, too, so that this process may end; only while another
+ * command is under way, which may wait for this thread, the commands follow that.
  */
-export function nbdDrop(index: number): void {
-  if (underWay > 0) void nbdDisconnect(index);
-  else requestNow(disconnectRequest(index));
+export function nbdDrop(index: number, backend: string, close: () => void): void {
+  // Kernels before 5.19 disconnect no device while requests wait for another connection.
+  const impatient = reconfigureRequest({ index, backend, deadConnectionSeconds: 0 });
+  if (underWay > 0) {
+    close();
+    void aside(impatient).then(() => nbdDisconnect(index));
+    return;
+  }
+  requestNow(impatient);
+  close();
+  requestNow(disconnectRequest(index));
 }

@@ -161,8 +161,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   abandon(): void {
     if (this.#state === "gone") return this.#connections.close();
     this.#state = "gone";
-    this.#connections.close();
-    nbdDrop(this.#index);
+    nbdDrop(this.#index, this.#backend, () => this.#connections.close());
   }
 }
 
