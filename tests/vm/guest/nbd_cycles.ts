@@ -78,7 +78,7 @@ async function main(): Promise<void> {
   for (let i = 0; i < Number(cycles); i++) await cycle();
   const after = possessions();
   ["descriptors", "mappings", "residentPages"].forEach((name, i) => {
-    console.log(name, before[i], after[i]);
+    console.log(`${name} ${before[i]} ${after[i]}`);
   });
 }
 
