@@ -111,6 +111,17 @@ async function mapOf(disk: Disk): Promise<string[]> {
   return map.trim().split("\n").map((line) => line.trim().split(/\s+/).join(" "));
 }
 
+/** Descriptors of a process, once those of clients that have gone are closed. */
+async function settledDescriptors(pid: number): Promise<number> {
+  for (let known = -1, same = 0;; same++) {
+    const now = openDescriptors(pid);
+    if (now !== known) same = 0;
+    if (same === 30) return now;
+    known = now;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
 async function retriesOf(tapdisks: Tapdisks, { pid, minor }: Disk): Promise<number> {
   const text = await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${minor}`);
   const statistics: { retries: number } = JSON.parse(text);
@@ -206,7 +217,7 @@ driverTest(
     };
     let peer = await start();
     const disk = await tapdisks.serve(`nbd:unix:${socket}`);
-    const descriptors = openDescriptors(disk.pid);
+    const descriptors = await settledDescriptors(disk.pid);
     const load = fio(disk.uri, [
       ...VERIFIED.filter((o) => !/^(bs|io_size)=/.test(o)),
       "bs=8k",
@@ -225,8 +236,7 @@ driverTest(
     assert.equal(job.write.io_bytes, 64 * MIB);
     assert.ok(await retriesOf(tapdisks, disk) > 0, "requests were tried again");
     await runOk("qemu-img", ["compare", "-f", "raw", "-F", "raw", disk.uri, path]);
-    // Those of tap-ctl and of the clients may close a little later: before, as well as now.
-    await waitUntil(() => openDescriptors(disk.pid) <= descriptors, "no descriptor is left");
+    assert.equal(await settledDescriptors(disk.pid), descriptors);
   },
 );
 

@@ -130,6 +130,56 @@ Deno.test("snapshots, with and without renaming, keep each moment", () => {
   simulation.close();
 });
 
+Deno.test("snapshots of images behind filters keep the filters, and the log of writes", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+  const { storage } = simulation.disk;
+  createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
+  const device = simulation.open("log:bc:1:vhd:/a.vhd");
+  const bench = { simulation, device };
+  const changed = (): number => {
+    const pages = device.vbd.writeLog?.pages() ?? assert.fail();
+    let bits = 0;
+    for (let at = 4; at < pages.length; at++) {
+      for (let byte = pages[at]; byte > 0; byte >>= 1) bits += byte & 1;
+    }
+    return bits;
+  };
+  for (let layer = 1; layer <= 4; layer++) {
+    device.write(layer * 100, stampedSectors(layer * 100, 8, layer));
+    device.settle();
+    assertHolds(device, layer * 100, 8, layer);
+    const rename = layer % 2 === 0;
+    const { errno, message, made } = snapshotOf(bench, `/${layer}.vhd`, { rename });
+    assert.equal(errno, 0, message);
+    assert.equal(made?.name, `log:bc:1:vhd:${rename ? "/" + (layer - 1) : "/" + layer}.vhd`);
+    assert.equal(device.vbd.name, made?.name);
+    const kinds = device.vbd.statistics().images.map(({ driver }) => driver.name);
+    assert.deepEqual(kinds, ["log", "bc", ...new Array(layer + 1).fill("vhd")]);
+    assert.equal(changed(), 8 * layer);
+    for (let i = 1; i <= layer; i++) assertHolds(device, i * 100, 8, i);
+  }
+  device.close();
+  simulation.close();
+});
+
+Deno.test("snapshots of what can have no layer on top are refused, and it runs on", () => {
+  const refusals: [string, RegExp][] = [
+    ["ram:8", /Cannot make a snapshot of minor 0 \(ram:8 is neither VHD nor raw\).*EOPNOTSUPP/],
+    ["log:bc:ram:8", /\(log:bc:ram:8 is neither VHD nor raw\).*EOPNOTSUPP/],
+  ];
+  for (const [name, expected] of refusals) {
+    const simulation = new Simulation({ seed: 1 });
+    const device = simulation.open(name);
+    const { errno, message } = snapshotOf({ simulation, device }, "/new.vhd");
+    assert.equal(errno, Errno.EOPNOTSUPP);
+    assert.match(message, expected);
+    assert.equal(device.vbd.state, 0);
+    assertHolds(device, 0, 8, 0);
+    device.close();
+    simulation.close();
+  }
+});
+
 Deno.test("a snapshot that fails at any step leaves the running image", () => {
   const refusals: [string, { rename?: boolean }, number][] = [
     ["/a.vhd", {}, Errno.EEXIST],
