@@ -1,27 +1,39 @@
 /**
- * Writes the manual pages and bash's completion of vhd-util into `dist/share`, or the folder named:
+ * Writes the manual pages and bash's completions into `dist/share`, or the folder named:
  *
  *     deno run -A scripts/documents.ts [FOLDER]
  *
  * @module
  */
 
-import { bashCompletion, manualPage, overviewPage } from "../src/cli/vhd_util/documents.ts";
+import { tapCtlCompletion, tapCtlPage, tapdiskPage } from "../src/cli/tap_ctl/documents.ts";
+import { loadCommands } from "../src/cli/tap_ctl/main.ts";
+import { tapdiskCommand } from "../src/cli/tapdisk/main.ts";
+import { manualPage, overviewPage, vhdUtilCompletion } from "../src/cli/vhd_util/documents.ts";
 import { SUBCOMMANDS } from "../src/cli/vhd_util/main.ts";
 
 async function main(): Promise<void> {
   const folder = Deno.args[0] ?? new URL("../dist/share", import.meta.url).pathname;
-  const commands = await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
-  const manuals = `${folder}/man/man1`;
-  const completions = `${folder}/bash-completion/completions`;
-  Deno.mkdirSync(manuals, { recursive: true });
-  Deno.mkdirSync(completions, { recursive: true });
-  Deno.writeTextFileSync(`${manuals}/vhd-util.1`, overviewPage(commands));
-  for (const command of commands) {
-    Deno.writeTextFileSync(`${manuals}/vhd-util-${command.name}.1`, manualPage(command));
+  const subcommands = await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
+  const tapCtl = await loadCommands();
+  const completions = "bash-completion/completions";
+  const files: Record<string, string> = {
+    "man/man1/vhd-util.1": overviewPage(subcommands),
+    "man/man8/blktap.8": ".so man8/tapdisk.8\n",
+    "man/man8/tap-ctl.8": tapCtlPage(tapCtl),
+    "man/man8/tapdisk.8": tapdiskPage(tapdiskCommand()),
+    [`${completions}/vhd-util`]: vhdUtilCompletion(subcommands),
+    [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),
+  };
+  for (const command of subcommands) {
+    files[`man/man1/vhd-util-${command.name}.1`] = manualPage(command);
   }
-  Deno.writeTextFileSync(`${completions}/vhd-util`, bashCompletion(commands));
-  console.log(`Wrote ${commands.length + 1} manual pages and the completion into ${folder}`);
+  for (const [name, text] of Object.entries(files)) {
+    const path = `${folder}/${name}`;
+    Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")), { recursive: true });
+    Deno.writeTextFileSync(path, text);
+  }
+  console.log(`Wrote ${Object.keys(files).length} manual pages and completions into ${folder}`);
 }
 
 await main();

@@ -163,8 +163,13 @@ Deno.test({
       }
       const conffiles = Deno.readTextFileSync(`${root}/DEBIAN/conffiles`).trim().split("\n");
       for (const path of conffiles) assert.ok(Deno.statSync(root + path).isFile);
-      const man = Array.from(Deno.readDirSync(`${root}/usr/share/man/man1`), ({ name }) => name);
-      assert.ok(man.includes("vhd-util.1.gz"));
+      const documents = [
+        ...["man1/vhd-util", "man8/tap-ctl", "man8/tapdisk"].map((name) =>
+          `man/${name}.${name[3]}.gz`
+        ),
+        ...["tap-ctl", "vhd-util"].map((name) => `bash-completion/completions/${name}`),
+      ];
+      for (const path of documents) assert.ok(Deno.statSync(`${root}/usr/share/${path}`).isFile);
       const binary = Deno.realPathSync(`${root}/usr/lib/blktap/bin/blktap`);
       for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util"]) {
         assert.equal(Deno.realPathSync(`${root}/usr/bin/${name}`), binary);
@@ -180,6 +185,7 @@ Deno.test({
       const [deb, unpacked, root] = ["deb", "unpacked", "root"].map((name) => `${folder}/${name}`);
       await runOk("dpkg-deb", ["-x", packageIn(await packages(), ".deb"), deb]);
       Deno.removeSync(`${deb}/usr/share/doc/blktap/changelog.gz`);
+      Deno.removeSync(`${deb}/usr/share/lintian/overrides/blktap`);
       const install = await unpackTarball(unpacked);
       await runOk(install, ["--root", root]);
       assert.equal(await contents(root), await contents(deb));

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { Subcommand } from "../../src/cli/vhd_util/command.ts";
-import { bashCompletion, manualPage, overviewPage } from "../../src/cli/vhd_util/documents.ts";
+import { manualPage, overviewPage, vhdUtilCompletion } from "../../src/cli/vhd_util/documents.ts";
 import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
 import { needs, run, runOk, withTempDir } from "../support/tools.ts";
 import { vhdUtil } from "../support/vhd.ts";
@@ -48,7 +48,7 @@ const bash = needs("bash");
 
 /** What bash offers for the last of these words, in a folder with `disk.vhd`. */
 async function complete(...words: string[]): Promise<string[]> {
-  const script = bashCompletion(await loadAll());
+  const script = vhdUtilCompletion(await loadAll());
   return await withTempDir(async (folder) => {
     Deno.writeTextFileSync(`${folder}/disk.vhd`, "");
     const list = words.map((word) => `'${word}'`).join(" ");

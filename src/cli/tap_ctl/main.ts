@@ -120,16 +120,27 @@ async function trace(): Promise<void> {
   });
 }
 
-async function runCommand(name: string, define: Define, args: string[]): Promise<number> {
-  const { Command, CommanderError } = await import("commander");
-  const command = define(
+async function loadCommand(name: string): Promise<Command> {
+  const { Command } = await import("commander");
+  const { summary, load } = COMMANDS[name];
+  return (await load())(
     new Command(`tap-ctl ${name}`)
-      .description(COMMANDS[name].summary)
+      .description(summary)
       .helpOption("-h, --help", "show this help")
       .allowExcessArguments(false)
       .showHelpAfterError()
       .exitOverride(),
   );
+}
+
+/** All commands, for those who describe them. */
+export function loadCommands(): Promise<Command[]> {
+  return Promise.all(Object.keys(COMMANDS).map(loadCommand));
+}
+
+async function runCommand(name: string, args: string[]): Promise<number> {
+  const { CommanderError } = await import("commander");
+  const command = await loadCommand(name);
   try {
     await command.parseAsync(args, { from: "user" });
     return 0;
@@ -158,5 +169,5 @@ export async function tapCtlMain(args: string[]): Promise<number> {
     return Errno.EINVAL;
   }
   if (args.includes("--debug")) await trace();
-  return await runCommand(name, await COMMANDS[name].load(), rest);
+  return await runCommand(name, rest);
 }

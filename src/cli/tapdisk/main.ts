@@ -43,7 +43,8 @@ statistics.
 Environment: BLKTAP_CONTROL_DIR is the folder of the sockets (/run/blktap-control), BLKTAP_LOG_DIR
 that of the log (/var/log/blktap, or log in BLKTAP_CONTROL_DIR).`;
 
-function parse(args: string[]): TapdiskOptions {
+/** The command line of tapdisk. */
+export function tapdiskCommand(): Command {
   return new Command("tapdisk")
     .description("Serve virtual disks.")
     .option("-D, --no-daemon", "stay in the foreground, with the log on standard error")
@@ -57,9 +58,11 @@ function parse(args: string[]): TapdiskOptions {
     .addHelpText("after", NOTES)
     .allowExcessArguments(false)
     .showHelpAfterError()
-    .exitOverride()
-    .parse(args, { from: "user" })
-    .opts<TapdiskOptions>();
+    .exitOverride();
+}
+
+function parse(args: string[]): TapdiskOptions {
+  return tapdiskCommand().parse(args, { from: "user" }).opts<TapdiskOptions>();
 }
 
 /** Serves in this process until it is told to end; returns the exit status. */

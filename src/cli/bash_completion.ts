@@ -1,0 +1,61 @@
+/** An option as bash completes it. */
+export interface CompletedOption {
+  /** `-n` or `--json`. */
+  readonly word: string;
+  /** What follows it: nothing, a path, or something that bash cannot know. */
+  readonly value: "none" | "path" | "other";
+}
+
+/** A subcommand as bash completes it. */
+export interface CompletedCommand {
+  readonly name: string;
+  readonly options: readonly CompletedOption[];
+  /** Whether paths follow that belong to no option. */
+  readonly operands: boolean;
+}
+
+function branch({ name, options, operands }: CompletedCommand): string {
+  const words = (value: CompletedOption["value"]): string =>
+    options.filter((option) => option.value === value).map(({ word }) => word).join("|");
+  const [paths, others] = [words("path"), words("other")];
+  const values = [
+    ...(paths === "" ? [] : [`        ${paths}) kind=file ;;`]),
+    ...(others === "" ? [] : [`        ${others}) kind=none ;;`]),
+  ];
+  return [
+    `    ${name})`,
+    `      words="${options.map(({ word }) => word).join(" ")}"`,
+    ...(operands ? ["      kind=file"] : []),
+    ...(values.length === 0 ? [] : ['      case "$previous" in', ...values, "      esac"]),
+    "      ;;",
+  ].join("\n");
+}
+
+/** The script that bash completes a program's command line by. */
+export function bashCompletion(program: string, commands: readonly CompletedCommand[]): string {
+  const name = `_${program.replaceAll("-", "_")}`;
+  return `# bash completion for ${program}
+
+${name}() {
+  local current="\${COMP_WORDS[COMP_CWORD]}" previous="\${COMP_WORDS[COMP_CWORD-1]}"
+  local words="" kind="none"
+  COMPREPLY=()
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    words="${commands.map((command) => command.name).join(" ")} --help"
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+    return
+  fi
+  case "\${COMP_WORDS[1]}" in
+${commands.map(branch).join("\n")}
+  esac
+  if [[ "$current" == -* ]]; then
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+  elif [ "$kind" = file ]; then
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen -f -- "$current")
+  fi
+}
+
+complete -F ${name} ${program}
+`;
+}
