@@ -39,6 +39,11 @@ export interface MachineOptions {
   /** The path of the script, which bash runs. */
   readonly script: string;
   readonly args?: readonly string[];
+  /**
+   * The script takes the place of the first process, as systemd's may not be any other; it or what
+   * it becomes writes the exit status to $OUT/.vm/exit and powers the machine off.
+   */
+  readonly asInit?: boolean;
   /** Added to the environment of the script. */
   readonly env?: Readonly<Record<string, string>>;
   /** The folder of tapdisk, tap-ctl and vhd-util; `dist` unless told. */
@@ -166,10 +171,12 @@ function writeOrders(options: MachineOptions, accelerator: Accelerator): void {
       "mkdir -p /scratch",
       "mount -t ext4 -o noatime /dev/vda /scratch",
       "cd /root",
-      `${command} </dev/null`,
-      "echo $? >/vm/out/.vm/exit",
-      "sync",
-      "exec /vm/busybox poweroff -f",
+      ...options.asInit === true ? [`exec ${command}`] : [
+        `${command} </dev/null`,
+        "echo $? >/vm/out/.vm/exit",
+        "sync",
+        "exec /vm/busybox poweroff -f",
+      ],
     ]),
   );
 }
@@ -182,7 +189,7 @@ async function qemuArguments(
   const { kernel } = options.files;
   const commandLine = [
     "console=" + (options.hypervisor === undefined ? "ttyS0" : "hvc0"),
-    `quiet panic=-1 mitigations=off random.trust_cpu=on vm.stage=${STAGE}`,
+    `quiet panic=-1 mitigations=off no_timer_check random.trust_cpu=on vm.stage=${STAGE}`,
     options.kernelCommandLine ?? "",
   ].join(" ").trim();
   // AVX, which newer models have, is slow by software; "host" does not start on every host.
