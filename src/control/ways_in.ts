@@ -121,8 +121,9 @@ export class WaysIn {
       answer(Errno.ETIMEDOUT, `${why}; 'tap-ctl close --force' drops its users`);
     });
     // Nothing else tells of a mounted filesystem, a volume group and swap alike.
-    canOpenExclusively(node).then((unused) =>
-      answer(unused ? 0 : Errno.EBUSY, "it is mounted, or another device is on it")
+    scheduler.settle(
+      canOpenExclusively(node),
+      (unused) => answer(unused ? 0 : Errno.EBUSY, "it is mounted, or another device is on it"),
     );
   }
 
