@@ -113,13 +113,14 @@ async function mapOf(disk: Disk): Promise<string[]> {
 
 /** Descriptors of a process, once those of clients that have gone are closed. */
 async function settledDescriptors(pid: number): Promise<number> {
-  for (let known = -1, same = 0;; same++) {
+  let known = -1;
+  for (let same = 0; same < 30; same++) {
     const now = openDescriptors(pid);
     if (now !== known) same = 0;
-    if (same === 30) return now;
     known = now;
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
+  return known;
 }
 
 async function retriesOf(tapdisks: Tapdisks, { pid, minor }: Disk): Promise<number> {
