@@ -125,11 +125,37 @@ async function heirOf(minor: number): Promise<CreatedDevice | null> {
   try {
     return await recoverDevice(minor);
   } catch (error) {
-    if (!(error instanceof TapdiskError) || error.errno !== Errno.ENODEV) throw error;
-    // The node is there, but the device behind it ended.
+    if (!(error instanceof TapdiskError)) throw error;
+    // The node is there, but the device behind it ended; or it stays, but its image cannot be opened.
+    if (error.errno !== Errno.ENODEV && !await removeLeft(minor)) throw error;
     writeMinorRecord(minor, null);
     return null;
   }
+}
+
+/**
+ * Takes away a block device that nobody can take over; false for a kind that cannot be taken away
+ * like that. Throws `SystemError`: EBUSY when it is in use.
+ */
+async function removeLeft(minor: number): Promise<boolean> {
+  // Hardly any command comes to this: it is not to cost the others their time.
+  const { DEVICE_MAKERS } = await import("../frontend/device_makers.ts");
+  const { EpollScheduler } = await import("../scheduler/epoll_scheduler.ts");
+  const record = readMinorRecord(minor);
+  const maker = DEVICE_MAKERS.find(({ kind }) => kind === record?.device);
+  if (record === null || maker?.remove === undefined) return false;
+  const scheduler = new EpollScheduler();
+  const failures: Error[] = [];
+  // A timer has it begin, and perhaps end at once, in the loop's time.
+  scheduler.addTimer(0, () =>
+    maker.remove?.(scheduler, record.node, (errno, message) => {
+      if (errno !== 0) failures.push(new SystemError(errno, message));
+      scheduler.stop();
+    }));
+  await scheduler.run();
+  scheduler.close();
+  if (failures.length > 0) throw failures[0];
+  return true;
 }
 
 /** Whether an error says that a tapdisk is not there any more. */

@@ -46,4 +46,15 @@ export interface DeviceMaker {
    * An error with errno ENODEV says that there is nothing to be taken over any more.
    */
   attach(host: DeviceHost, recover: string | null, done: Attached): void;
+  /**
+   * Takes away the device that a tapdisk which died left and that nobody can take over, because its
+   * image is not there any more. Throws `SystemError`. Only kinds have it whose devices stay.
+   *
+   * @param done Told of errno EBUSY when somebody has the device open, or serves it.
+   */
+  remove?(
+    scheduler: Scheduler,
+    node: string,
+    done: (errno: number, message: string) => void,
+  ): void;
 }

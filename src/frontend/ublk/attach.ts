@@ -12,6 +12,7 @@ import type { Attached, DeviceHost } from "../block_device.ts";
 import { UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
 import { devicesWithoutDisk, isAlive, numberOfNode, sectorsOfNode, waitForNode } from "./node.ts";
+import { askUnused } from "./removal.ts";
 import { UblkDevice, type UblkHost } from "./ublk_device.ts";
 
 /** Queues of a device, unless the machine has fewer processors, and requests of each at once. */
@@ -56,14 +57,13 @@ class Attachment {
   /** Removes what tapdisks left that ended in the midst of making or ending a device. */
   #sweep([number, ...others]: number[], next: () => void): void {
     if (number === undefined) return next();
-    const { control, vbd, log } = this.#host;
+    const { control, log } = this.#host;
     const goOn = (): void => this.#sweep(others, next);
     control.info(number, (result, { state, makerPid }) => {
       if (result < 0 || state !== UBLK_S_DEV_DEAD || makerPid === 0 || isAlive(makerPid)) {
         return goOn();
       }
-      // As long as somebody has the disk open still, removing it would take that long.
-      control.setParameters(number, diskParameters(vbd), (unused) => {
+      askUnused(control, number, (unused) => {
         if (unused < 0) return goOn();
         log.info(`Removing ublk device ${number}, which process ${makerPid} left`);
         control.remove(number, goOn);
@@ -135,15 +135,14 @@ class Attachment {
   }
 
   #takeOver(number: number, latestMs: number): void {
-    const { control, log } = this.#host;
+    const { control } = this.#host;
     const device = new UblkDevice(this.#host, number);
     control.info(number, (result, info) => {
-      if (result === -Errno.ENODEV) {
-        log.warn(`${device.node} is not there any more; it is made again`);
-        return this.make(number);
-      }
       if (result < 0) return this.#fail(-result, `Cannot take over ${device.node}`);
-      if (info.state === UBLK_S_DEV_DEAD) return this.#makeAgain(device);
+      if (info.state === UBLK_S_DEV_DEAD) {
+        const hint = "the kernel stopped it when its tapdisk died";
+        return this.#fail(Errno.ENODEV, `Cannot take over ${device.node} (${hint})`);
+      }
       const refusal = this.#refusal(info);
       if (refusal !== "") {
         return this.#fail(Errno.EINVAL, `Cannot take over ${device.node} (${refusal})`);
@@ -160,17 +159,6 @@ class Attachment {
     if (mostBytes > MOST_BYTES) return `its requests have up to ${mostBytes} bytes`;
     const free = this.#host.vbd.requests.freeSlots;
     return queues * depth > free ? `it has ${queues * depth} requests at once` : "";
-  }
-
-  /** The kernel stopped it when its tapdisk died, as it could not be recovered. */
-  #makeAgain(device: UblkDevice): void {
-    this.#host.log.warn(`${device.node} was stopped, and its users got errors; it is made again`);
-    const { control, scheduler, vbd } = this.#host;
-    control.setParameters(device.number, diskParameters(vbd), (result) => {
-      if (result === -Errno.EACCES) {
-        scheduler.addTimer(RECOVERY_POLL_MS, () => this.#makeAgain(device));
-      } else control.remove(device.number, () => this.make(device.number));
-    });
   }
 
   /** The process that served it is about to end, or the kernel has not noticed that it did. */

@@ -1,7 +1,7 @@
 /**
  * A disk as a block device of the kernel's ublk driver: /dev/ublkbN, whose requests come and go
  * over io_uring. `control.ts` has the commands that make and end devices, `queue.ts` the data path,
- * `attach.ts` the steps from a VBD to a node.
+ * `attach.ts` the steps from a VBD to a node, `removal.ts` those at the end.
  *
  * A device whose tapdisk is killed stays, and holds its users' requests back until another tapdisk
  * takes it over; the kernel then asks anew for what was not answered.
@@ -14,18 +14,13 @@ import type { DeviceInfo } from "../../../ffi/ublk.ts";
 import type { UringLoop } from "../../queue/uring_loop.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
 import type { UblkControl } from "./control.ts";
-import { diskParameters } from "./disk_parameters.ts";
 import { processWith } from "./node.ts";
 import { UblkQueue } from "./queue.ts";
+import { type Ended, removalEnded, removeUnused } from "./removal.ts";
 
 /** How long somebody who has the disk open only for a moment, as udev does, is waited for. */
 const OPENERS_TIMEOUT_MS = 2_000;
 const OPENERS_POLL_MS = 50;
-/** How often a disk that was taken from its users is looked at, until the last has closed it. */
-const USERS_POLL_MS = 200;
-
-/** Called with an errno, 0 when all is well, and what there is to say about it. */
-type Ended = (errno: number, message: string) => void;
 
 /** What a device works with. */
 export interface UblkHost extends DeviceHost {
@@ -163,8 +158,7 @@ export class UblkDevice implements BlockDevice {
 
   #removed(result: number, done: Ended): void {
     this.#host.control.close();
-    if (result === 0 || result === -Errno.ENODEV) return done(0, "");
-    done(-result, `Cannot remove ${this.node}: ${errnoMessage(-result)} (${errnoName(-result)})`);
+    removalEnded(this.node, result, done);
   }
 
   abandon(): void {
@@ -175,19 +169,10 @@ export class UblkDevice implements BlockDevice {
     });
   }
 
-  /** Stops a device, whoever uses it, and removes it once nobody has it open any more. */
+  /** Stops the device, whoever uses it, and removes it once nobody has it open any more. */
   discard(done: Ended): void {
-    this.#stop(() => this.#end(() => this.#removeUnused(done)));
-  }
-
-  /** To remove a device holds up all others' commands until its users have gone: that comes last. */
-  #removeUnused(done: Ended): void {
-    const { control, scheduler, vbd } = this.#host;
-    // Nothing else tells: a disk has parameters to set again when its last user has closed it.
-    control.setParameters(this.number, diskParameters(vbd), (result) => {
-      if (result === -Errno.EACCES) {
-        scheduler.addTimer(USERS_POLL_MS, () => this.#removeUnused(done));
-      } else control.remove(this.number, (removed) => this.#removed(removed, done));
-    });
+    const { control, scheduler } = this.#host;
+    const removed = (result: number): void => this.#removed(result, done);
+    this.#stop(() => this.#end(() => removeUnused(scheduler, control, this.number, removed)));
   }
 }

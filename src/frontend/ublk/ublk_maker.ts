@@ -3,6 +3,7 @@ import { uringMissing } from "../../../ffi/uring.ts";
 import type { DeviceMaker } from "../block_device.ts";
 import { attachUblk } from "./attach.ts";
 import { controlMissing } from "./control.ts";
+import { removeLeft } from "./removal.ts";
 
 /** Makes block devices with the kernel's ublk driver. */
 export const ublkMaker: DeviceMaker = {
@@ -16,4 +17,5 @@ export const ublkMaker: DeviceMaker = {
       done(error, null);
     }
   },
+  remove: removeLeft,
 };

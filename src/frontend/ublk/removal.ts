@@ -1,0 +1,66 @@
+import { Errno, errnoMessage, errnoName } from "../../../ffi/errno.ts";
+import { UBLK_S_DEV_LIVE } from "../../../ffi/ublk.ts";
+import { sharedUringLoop } from "../../queue/uring_loop.ts";
+import type { Scheduler } from "../../scheduler/scheduler.ts";
+import { type Answer, UblkControl } from "./control.ts";
+import { diskParameters } from "./disk_parameters.ts";
+import { isAlive, numberOfNode, userOf } from "./node.ts";
+
+/** How often a disk that was taken from its users is looked at, until the last has closed it. */
+const USERS_POLL_MS = 200;
+const SOME_DISK = diskParameters({ sectors: 8, readOnly: true });
+
+/** Called with an errno, 0 when all is well, and what there is to say about it. */
+export type Ended = (errno: number, message: string) => void;
+
+/** Asks whether somebody has a stopped device's disk open still: -EACCES then, else 0. */
+export function askUnused(control: UblkControl, number: number, answer: Answer): void {
+  // Nothing else tells: a disk has parameters to set again when its last user has closed it.
+  control.setParameters(number, SOME_DISK, answer);
+}
+
+/**
+ * Removes a stopped device once nobody has its disk open any more. Before that, its removal would
+ * hold up everybody else's commands.
+ */
+export function removeUnused(
+  scheduler: Scheduler,
+  control: UblkControl,
+  number: number,
+  answer: Answer,
+): void {
+  askUnused(control, number, (result) => {
+    if (result !== -Errno.EACCES) return control.remove(number, answer);
+    scheduler.addTimer(USERS_POLL_MS, () => removeUnused(scheduler, control, number, answer));
+  });
+}
+
+/** How the removal of a device ended. */
+export function removalEnded(node: string, result: number, done: Ended): void {
+  if (result === 0 || result === -Errno.ENODEV) return done(0, "");
+  done(-result, `Cannot remove ${node}: ${errnoMessage(-result)} (${errnoName(-result)})`);
+}
+
+/** Takes away a device that a tapdisk left; see `DeviceMaker.remove`. */
+export function removeLeft(scheduler: Scheduler, node: string, done: Ended): void {
+  const number = numberOfNode(node);
+  const refuse = (why: string): void => done(Errno.EBUSY, `Cannot take ${node} away (${why})`);
+  if (number < 0) return done(Errno.EINVAL, `Cannot take ${node} away (no ublk device)`);
+  const user = userOf(node);
+  if (user !== "") return refuse(user);
+  const control = new UblkControl(sharedUringLoop(scheduler));
+  const ended: Answer = (result) => {
+    control.close();
+    removalEnded(node, result, done);
+  };
+  control.askFeatures(() =>
+    control.info(number, (result, { state, pid }) => {
+      if (result < 0) return ended(result);
+      if (state === UBLK_S_DEV_LIVE && isAlive(pid)) {
+        control.close();
+        return refuse(`process ${pid} serves it`);
+      }
+      control.stop(number, () => removeUnused(scheduler, control, number, ended));
+    })
+  );
+}
