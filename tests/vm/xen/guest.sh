@@ -3,6 +3,7 @@
 # and changes what they hold, and turns the guest off. The kernel's command line names the disks, and
 # the sums of their content before and after.
 
+/bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -35,8 +36,7 @@ for disk in $(wanted disks); do
     tries=$((tries + 1))
   done
   cd "/sys/block/$disk" || continue
-  say "size $(cat size) read-only $(cat ro) sector $(cat queue/logical_block_size)" \
-    "$(cat queue/write_cache), discards up to $(cat queue/discard_max_bytes)"
+  say "has $(cat size) sectors of $(cat queue/logical_block_size), $(cat queue/write_cache)"
   compare before
   copy 256 768 4480 4096
   copy 17 1 50001 512

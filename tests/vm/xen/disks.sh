@@ -1,0 +1,150 @@
+#!/bin/bash
+# A guest of Xen with two disks that are block devices of tapdisk: xvda, which tap-ctl makes, and xvdb,
+# which Xen's own script block-tap makes by tap-ctl.
+#
+#   disks.sh ublk|nbd
+#
+# Wants FACTS and XEN_LOGS; in $OUT base.vhd, disk.vhd on top of it, vmlinux and initramfs of the guest,
+# and the sums of what its disks hold, before and after. Leaves the images in $OUT/KIND, created and attached.
+
+kind=$1
+here=$(dirname "$0")
+# shellcheck source=tests/vm/guest/facts.sh
+. "$here/../guest/facts.sh"
+
+SECTORS=65552
+# The disks' numbers in Xen's store.
+XVDA=51712
+XVDB=51728
+folder=$SCRATCH/$kind
+image=$folder/attached/disk.vhd
+said=$folder/xl
+
+# Usage: vbd NUMBER KEY; what Xen's store has of that disk of the guest.
+vbd() {
+  xenstore-read "backend/vbd/$domain/$1/$2"
+}
+
+# Usage: connected; whether there is a guest, which becomes $domain, that has both disks.
+connected() {
+  domain=$(xenstore-list backend/vbd) &&
+    [ "$(vbd "$XVDA" hotplug-status)" = connected ] &&
+    [ "$(vbd "$XVDB" hotplug-status)" = connected ]
+} 2>/dev/null
+
+# Usage: numbers NODE; the device's, as Xen's store has them.
+numbers() {
+  stat -L -c %t:%T "$1"
+}
+
+# Usage: node_of IMAGE; of the block device that a tapdisk makes of it.
+node_of() {
+  tap-ctl list -t vhd -f "$1" --json | sed -n 's/.*"device": "\(.*\)".*/\1/p'
+}
+
+# Usage: destroy IMAGE
+destroy() {
+  local word pid minor
+  for word in $(tap-ctl list -t vhd -f "$1"); do
+    case $word in
+      pid=*) pid=${word#*=} ;;
+      minor=*) minor=${word#*=} ;;
+    esac
+  done
+  tap-ctl destroy -p "$pid" -m "$minor"
+}
+
+# Usage: config DISK_LINE; of the guest, the line being that of its second disk.
+config() {
+  cat <<CONFIG
+name = "$kind"
+kernel = "$OUT/vmlinux"
+ramdisk = "$OUT/initramfs"
+memory = 256
+on_poweroff = "destroy"
+on_crash = "destroy"
+extra = "console=hvc0 quiet panic=1 rdinit=/guest guest.disks=xvda,xvdb $(cat "$OUT/sums")"
+disk = [
+  "phy:$node,xvda,w",
+  "$1",
+]
+CONFIG
+}
+
+# Usage: start_guest DISK_LINE; leaves $xl, the process that sees to the guest, when that has its disks.
+start_guest() {
+  config "$1" >"$folder/config"
+  # Xen's script calls tap-ctl without saying which kind.
+  BLKTAP_DEVICE=$kind xl create -F "$folder/config" >"$said" 2>&1 &
+  xl=$!
+  # Not too often: each look is work for the emulated machine.
+  until connected || ! kill -0 "$xl"; do sleep 2; done 2>/dev/null
+}
+
+# Usage: by_hand COMMAND; runs Xen's script as xl does, at a place of its own in Xen's store.
+by_hand() {
+  export XENBUS_PATH=backend/by-hand/0/$XVDB
+  xenstore-write "$XENBUS_PATH/params" "vhd:$image"
+  BLKTAP_DEVICE=$kind /etc/xen/scripts/block-tap "$1"
+}
+
+too_slow() {
+  ! connected && grep 'block.*because of timeout' "$said"
+}
+
+# Usage: fact_of_guest TEXT; whether that stands on the guest's console.
+guest_says() {
+  grep -F "guest: $1" "$XEN_LOGS/console/guest-$kind.log"
+}
+
+nothing_serves() {
+  is "" tap-ctl list -t vhd -f "$image"
+}
+
+mkdir -p "$folder/created" "$folder/attached"
+cp "$OUT/base.vhd" "$OUT/disk.vhd" "$folder/created/"
+cp "$OUT/base.vhd" "$OUT/disk.vhd" "$folder/attached/"
+
+node=$(tap-ctl create -a "vhd:$folder/created/disk.vhd" --device "$kind")
+check "tap-ctl create makes a block device in the first domain" test -b "$node" || exit
+
+in_time=yes
+start_guest "format=raw,vdev=xvdb,access=rw,script=block-tap,target=vhd:$image"
+if too_slow; then
+  in_time=no
+  wait "$xl"
+  skip "xl runs its script block-tap" "too slow an emulated machine: xl gives its scripts 40 s"
+  # What the script did not wait for may have come to be.
+  nothing_serves || destroy "$image"
+  by_hand add
+  made=$(xenstore-read "$XENBUS_PATH/physical-device-path")
+  start_guest "phy:$made,xvdb,w"
+else
+  check "xl runs its script block-tap" connected
+fi
+check "the guest gets both disks" connected
+attached=$(vbd "$XVDB" physical-device-path)
+check "xvda is the device that tap-ctl printed" \
+  is "$(numbers "$node")" vbd "$XVDA" physical-device
+check "xvdb is a block device that Xen's script block-tap made" test -b "$attached"
+check "its numbers are in Xen's store" is "$(numbers "$attached")" vbd "$XVDB" physical-device
+check "tap-ctl list knows it as the image's" is "$attached" node_of "$image"
+check "the guest ends, and xl clears it away" wait "$xl"
+[ "$in_time" = yes ] || by_hand remove
+check "Xen's script block-tap destroyed the device that it had made" nothing_serves
+check "tap-ctl destroy takes away the other" destroy "$folder/created/disk.vhd"
+check "no tapdisk is left" is "" tap-ctl list
+
+cat "$said" "$XEN_LOGS/console/guest-$kind.log"
+check "xvda has the image's size, and a write cache" \
+  guest_says "xvda has $SECTORS sectors of 512, write back"
+check "xvda holds what its image held" guest_says "xvda as it should be before"
+check "xvda holds what the guest wrote" guest_says "xvda as it should be after"
+check "vhd-util check -p finds nothing in its image" \
+  vhd-util check -p -n "$folder/created/disk.vhd"
+check "xvdb has the image's size, and a write cache" \
+  guest_says "xvdb has $SECTORS sectors of 512, write back"
+check "xvdb holds what its image held" guest_says "xvdb as it should be before"
+check "xvdb holds what the guest wrote" guest_says "xvdb as it should be after"
+check "vhd-util check -p finds nothing in the image of xvdb" vhd-util check -p -n "$image"
+cp -r "$folder" "$OUT/"

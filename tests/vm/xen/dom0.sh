@@ -1,0 +1,49 @@
+#!/bin/bash
+# In the first domain of Xen: starts its services, and a guest for each kind of block device.
+#
+#   dom0.sh KIND…
+#
+# Writes facts to $OUT/xen.facts, and for each kind to $OUT/KIND.facts; see disks.sh, which wants more.
+
+here=$(dirname "$0")
+export FACTS=$OUT/xen.facts
+# shellcheck source=tests/vm/guest/facts.sh
+. "$here/../guest/facts.sh"
+
+export XEN_LOGS=/var/log/xen
+PATH=/usr/lib/xen-4.17/bin:$PATH
+
+start_xen() {
+  modprobe -a xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback || return
+  # Xen's scripts wait for ever for a lock without /dev/stdin, which udev makes elsewhere.
+  ln -sfn /proc/self/fd /dev/fd
+  ln -sfn fd/0 /dev/stdin
+  mkdir -p /run/xen /run/xenstored /var/lib/xen /var/lib/xenstored "$XEN_LOGS/console"
+  mount -t xenfs xenfs /proc/xen &&
+    xenstored &&
+    xen-init-dom0 &&
+    xenconsoled --log=guest "--log-dir=$XEN_LOGS/console"
+}
+
+version() {
+  xl info | sed -n 's/^xen_version *: \([0-9]*\.[0-9]*\).*/\1/p'
+}
+
+# Usage: fails_like_tap_ctl TARGET; whether Xen's script does (ENOENT), and says of no disk that it is there.
+fails_like_tap_ctl() {
+  export XENBUS_PATH=backend/by-hand/0/0
+  xenstore-write "$XENBUS_PATH/params" "$1"
+  fails_with 2 /etc/xen/scripts/block-tap add &&
+    fails_with 1 xenstore-read "$XENBUS_PATH/hotplug-status" &&
+    xenstore-rm backend/by-hand
+}
+
+check "Xen's services start with Debian's kernel as the first domain" start_xen || exit
+check "xl finds the hypervisor" is 4.17 version
+check "Xen's script block-tap fails as tap-ctl does when there is no such image" \
+  fails_like_tap_ctl "vhd:$SCRATCH/gone.vhd"
+modprobe -a nbd ublk_drv
+for kind in "$@"; do
+  FACTS=$OUT/$kind.facts bash "$here/disks.sh" "$kind"
+done
+tail -n 20 "$XEN_LOGS"/*.log
