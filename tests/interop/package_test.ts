@@ -5,6 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { isRunning, until } from "../support/control.ts";
+import { hasLibcrypto } from "../support/libcrypto.ts";
 import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -13,7 +14,8 @@ const KEY_NAME = "disk,aes-xts-plain,512.key";
 /** No test makes block devices of this machine. */
 const NO_DEVICE = { BLKTAP_DEVICE: "none" };
 
-const tools = ["dist/blktap", "dpkg-deb", "qemu-io", "nbdinfo", "ldd", "ldconfig"];
+const libcrypto = hasLibcrypto() ? [] : ["libcrypto.so.3"];
+const tools = ["dist/blktap", "dpkg-deb", "qemu-io", "nbdinfo", "ldd", "ldconfig", ...libcrypto];
 const plain = needs(...tools);
 const asRoot = needs(...tools, "root", ...await canMount() ? [] : ["mount(2) in a namespace"]);
 const filtered = needs(...tools, "python3");

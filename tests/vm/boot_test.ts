@@ -5,13 +5,17 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { hasLibcrypto } from "../support/libcrypto.ts";
 import { binaryPath, needs, run, runOk } from "../support/tools.ts";
 import { type MachineFiles, prepareLayer, prepareMachine, runMachine } from "./support/machine.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 const SCRIPT = new URL("guest/boot.sh", import.meta.url).pathname;
 
-const tools = needs("root", "dist/blktap", "qemu-img", "mkfs.ext4", "dpkg-deb", "ldd");
+const libcrypto = hasLibcrypto() ? [] : ["libcrypto.so.3"];
+const tools = needs(
+  ...["root", "dist/blktap", "qemu-img", "mkfs.ext4", "dpkg-deb", "ldd", ...libcrypto],
+);
 const folder = Deno.makeTempDirSync({ prefix: "blktap-boot-" });
 Deno.test.afterAll(() => Deno.removeSync(folder, { recursive: true }));
 const out = `${folder}/out`;
