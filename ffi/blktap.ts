@@ -132,6 +132,8 @@ export interface BlktapDriver {
   makeNode(tap: BlktapInfo): string;
   /** Takes away the nodes that were made for a tap. */
   removeNodes(tap: BlktapInfo): void;
+  /** Takes away a tap that a tapdisk left which died, and its nodes, unless another has it now. */
+  clearUp(minor: number): void;
 }
 
 /** The ring of a tap, which its tapdisk alone has open. */
@@ -449,6 +451,14 @@ export class KernelBlktap implements BlktapDriver {
   removeNodes({ minor }: BlktapInfo): void {
     for (const path of [ringPath(minor), blktapNode(minor)]) {
       if (this.#made.delete(path) && nodeAt(path) !== null) Deno.removeSync(path);
+    }
+  }
+
+  clearUp(minor: number): void {
+    const result = this.control(BLKTAP_IOCTL_FREE_TAP, minor);
+    if (result !== 0 && result !== -Errno.ENODEV) return;
+    for (const path of [ringPath(minor), blktapNode(minor)]) {
+      if (nodeAt(path) !== null) Deno.removeSync(path);
     }
   }
 }

@@ -56,7 +56,7 @@ export class WaysIn {
 
   /** The block device's node; null without one. */
   get node(): string | null {
-    return this.#device?.node ?? null;
+    return this.#device?.gone ? null : this.#device?.node ?? null;
   }
 
   /** The block device's kind; "none" without one. */

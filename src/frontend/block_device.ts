@@ -12,6 +12,8 @@ export interface BlockDevice {
   readonly kind: DeviceKind;
   /** Its node, such as /dev/ublkb0. */
   readonly node: string;
+  /** Whether the kernel took it away by itself; it has no node any more then. */
+  readonly gone?: boolean;
   /** Tells the kernel that the VBD has another size now. */
   resized(): void;
   /**

@@ -315,9 +315,20 @@ Deno.test("the driver can have its device removed", async () => {
     kernel.sendMessage(3);
     await kernel.until("the ring is closed", () => kernel.calls.includes("ring 10002 0"));
     assert.match(await logOf(kernel), /the driver was told to remove it/);
+    assert.equal(await kernel.order("gone"), true);
     // Such a driver frees the tap itself; by now it may be another's.
     assert.ok(!kernel.calls.includes(FREE));
     assert.deepEqual(await kernel.order("detach"), [0, ""]);
+  });
+});
+
+Deno.test("a device whose tapdisk died cannot be taken over, and leaves nothing", async () => {
+  await withKernel({}, async (kernel) => {
+    const [errno, message, made] = await kernel.order("take over") as [number, string, unknown];
+    assert.deepEqual([errno, made], [19, null]);
+    assert.match(message, /^Cannot take over \/dev\/xen\/blktap-2\/tapdev9 \(the blktap2 driver/);
+    assert.equal(kernel.calls.at(-1), "control 201 9");
+    assert.equal(await kernel.order("gone"), false);
   });
 });
 

@@ -12,7 +12,6 @@ import {
   BLKTAP_DEVICE_FLAG_PSZ,
   BLKTAP_DEVICE_FLAG_RO,
   BLKTAP_DEVICE_FLAG_TRIM,
-  BLKTAP_IOCTL_FREE_TAP,
   BLKTAP_RING_MESSAGE_CLOSE,
   BLKTAP_RING_MESSAGE_PAUSE,
   BLKTAP_RING_MESSAGE_RESUME,
@@ -24,7 +23,7 @@ import {
   nameToReopen,
 } from "../../../ffi/blktap.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { Errno, errnoName } from "../../../ffi/errno.ts";
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { Attached, BlockDevice, DeviceHost, DeviceMaker } from "../block_device.ts";
@@ -64,6 +63,10 @@ class Blktap2Device implements BlockDevice, RingOwner {
   #broken = false;
   /** The driver was told to take it away, and will. */
   #closedByDriver = false;
+
+  get gone(): boolean {
+    return this.#ending || this.#gone;
+  }
 
   /** Throws `SystemError`; then no device is left. */
   constructor(host: DeviceHost, driver: BlktapDriver) {
@@ -107,7 +110,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
   }
 
   #tryDetach(untilMs: number, done: (errno: number, message: string) => void): void {
-    if (this.#gone || this.#ending) return done(0, "");
+    if (this.gone) return done(0, "");
     const { scheduler } = this.#host;
     // The driver waits for answers to what is under way, which this process owes it.
     const result = this.#requests.unanswered > 0 ? -Errno.EBUSY : this.#tap.remove();
@@ -123,7 +126,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
   }
 
   abandon(): void {
-    if (this.#gone || this.#ending) return;
+    if (this.gone) return;
     this.#ending = true;
     this.#requests.refuse();
     this.answered();
@@ -216,6 +219,14 @@ class Blktap2Device implements BlockDevice, RingOwner {
   }
 }
 
+/** A device of this kind goes with its tapdisk; what is left of it goes now. Always throws. */
+function refuseTakeover(driver: BlktapDriver, node: string): never {
+  const minor = blktapMinorOf(node);
+  if (minor >= 0) driver.clearUp(minor);
+  const hint = "the blktap2 driver took it away when its tapdisk died; 'tap-ctl free' the minor";
+  throw new SystemError(Errno.ENODEV, `Cannot take over ${node} (${hint})`);
+}
+
 /** Makes devices of a blktap2 driver, the kernel's or one that tests play. */
 export function blktap2MakerOn(driver: BlktapDriver): DeviceMaker {
   return {
@@ -224,15 +235,10 @@ export function blktap2MakerOn(driver: BlktapDriver): DeviceMaker {
     attach(host: DeviceHost, recover: string | null, done: Attached): void {
       let device: Blktap2Device;
       try {
-        // A device of this kind goes with its tapdisk; only the number may be left.
-        const left = recover === null ? -1 : blktapMinorOf(recover);
-        if (left >= 0) driver.control(BLKTAP_IOCTL_FREE_TAP, left);
+        if (recover !== null) refuseTakeover(driver, recover);
         device = new Blktap2Device(host, driver);
       } catch (error) {
         return done(error instanceof Error ? error : new Error(String(error)), null);
-      }
-      if (recover !== null) {
-        host.log.warn(`${recover} went with its tapdisk; ${device.node} is a new device`);
       }
       done(null, device);
     },

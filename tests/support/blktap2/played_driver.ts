@@ -149,4 +149,8 @@ export class PlayedDriver implements BlktapDriver {
   }
 
   removeNodes(_tap: BlktapInfo): void {}
+
+  clearUp(minor: number): void {
+    this.control(201, minor);
+  }
 }

@@ -8,6 +8,7 @@
  * @module
  */
 import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { SystemError } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { BlockDevice, DeviceHost } from "../../../src/frontend/block_device.ts";
 import { blktap2MakerOn } from "../../../src/frontend/blktap2/blktap2_device.ts";
@@ -43,7 +44,8 @@ const host: DeviceHost = {
 const before = new Arena(GUARD_BYTES);
 const driver = new PlayedDriver(folder);
 let device: BlockDevice | null = null;
-blktap2MakerOn(driver).attach(host, null, (error, made) => {
+const maker = blktap2MakerOn(driver);
+maker.attach(host, null, (error, made) => {
   if (error !== null) throw error;
   device = made;
 });
@@ -79,6 +81,15 @@ function obey(order: string): void {
     case "abandon":
       device?.abandon();
       return answer(null);
+    case "gone":
+      return answer(device?.gone);
+    case "take over":
+      return maker.attach(
+        host,
+        "/dev/xen/blktap-2/tapdev9",
+        (error, made) =>
+          answer([error instanceof SystemError ? error.errno : 0, error?.message ?? "", made]),
+      );
     case "state":
       return answer([vbd.state, vbd.requests.freeSlots]);
     default:
