@@ -26,13 +26,14 @@ import { type Command, type CommandTable, errorReply } from "./server.ts";
 import { formatStatistics } from "./statistics_text.ts";
 import type { Done } from "./ways_in.ts";
 
-/** Flags of `open` and `resume` that nothing here carries out, with what they would do. */
+/**
+ * Flags of `open` and `resume` that nothing here carries out, with what they would do. REUSE_PRT is
+ * not among them: the parent that it would read through another device is opened by its own path.
+ */
 const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
   [MessageFlag.ADD_CACHE, "a block cache"],
   [MessageFlag.VHD_INDEX, "a VHD index"],
   [MessageFlag.ADD_LOG, "a log of changed blocks"],
-  [MessageFlag.ADD_LCACHE, "a local cache"],
-  [MessageFlag.REUSE_PRT, "another device's image as the parent"],
   [MessageFlag.SECONDARY, "a secondary image"],
   [MessageFlag.STANDBY, "a standby image"],
   [MessageFlag.OPEN_ENCRYPTED, "a new key"],
@@ -145,6 +146,7 @@ function openRequest(request: Uint8Array, minor: number): OpenRequest {
     name: path,
     readOnly: (flags & MessageFlag.RDONLY) !== 0,
     direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
+    readCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
     requestTimeoutSeconds,
     device,
     queue,

@@ -177,7 +177,7 @@ export class Devices {
   }
 
   #openImage(minor: number, device: Device, request: OpenRequest, plan: DevicePlan): void {
-    const { name, readOnly, direct, requestTimeoutSeconds, key } = request;
+    const { name, readOnly, direct, readCache, requestTimeoutSeconds, key } = request;
     const queue = queueFor(request, plan);
     if (this.#host.contextOf(queue) !== this.#host.contextOf(device.queue)) {
       device.vbd.destroy();
@@ -185,7 +185,7 @@ export class Devices {
     }
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };
-    device.disk = device.vbd.open(name, { readOnly, direct, key, retry });
+    device.disk = device.vbd.open(name, { readOnly, direct, readCache, key, retry });
   }
 
   /** Writes down what another tapdisk needs to take the block device over, if there is one. */

@@ -22,6 +22,8 @@ export interface OpenRequest {
   readonly readOnly: boolean;
   /** Past the page cache, where possible. */
   readonly direct: boolean;
+  /** Keep what is read in memory, as `bc:` does. */
+  readonly readCache?: boolean;
   /** After how long a request fails; 0 for the default. */
   readonly requestTimeoutSeconds: number;
   readonly device: DeviceChoice;

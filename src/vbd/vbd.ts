@@ -28,6 +28,8 @@ export interface OpenOptions {
   /** Past the page cache where the filesystem can (O_DIRECT); the default. */
   readonly direct?: boolean;
   readonly retry?: Partial<RetryLimits>;
+  /** Keep what is read in memory, as if the name began with `bc:`; also over changes of the image. */
+  readonly readCache?: boolean;
   /** The key of an encrypted image; the device wipes it when it is closed. */
   readonly key?: DiskKey;
 }
@@ -109,8 +111,9 @@ export class Vbd {
   }
 
   #openImages(name: string): void {
-    const { readOnly = false, direct = true, retry, key } = this.#options;
-    const leaf = { ...parseImageName(name), readOnly, direct, key };
+    const { readOnly = false, direct = true, readCache, retry, key } = this.#options;
+    const top = readCache === true ? `bc:${name}` : name;
+    const leaf = { ...parseImageName(top), readOnly, direct, key };
     this.#keepsakes.opening();
     try {
       this.#images = openImages(leaf, this.#context, this.requests);

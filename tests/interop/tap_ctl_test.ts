@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { type ControlBench, isRunning, until, withControlBench } from "../support/control.ts";
@@ -300,4 +301,36 @@ Deno.test({
       assert.equal(served["export-size"], 3 << 20);
       assert.equal(served.is_read_only, true);
     }),
+});
+
+test("XenServer's options: a read cache, a parent in use; others are refused", async (bench) => {
+  const base = `${bench.folder}/base.vhd`;
+  const child = `${bench.folder}/child.vhd`;
+  createDynamic(base, { sizeBytes: 64 << 20 });
+  snapshot(child, { parent: base });
+  const pid = await bench.spawn();
+  const device = `-p ${pid} -m 0`;
+  await bench.ok("allocate");
+  await bench.ok(`attach ${device}`);
+  const refusals: [string, RegExp][] = [
+    [`-C ${bench.folder}/log`, /no support for a log of changed blocks.*EOPNOTSUPP/],
+    [`-2 vhd:${base}`, /no support for a secondary image.*EOPNOTSUPP/],
+    [`-2 vhd:${base} -s`, /no support for a secondary image.*EOPNOTSUPP/],
+  ];
+  for (const [options, reason] of refusals) {
+    await refused(bench, `open ${device} -a vhd:${child} ${options}`, Errno.EOPNOTSUPP, reason);
+  }
+  await bench.ok(`open ${device} -a vhd:${child} -r -e 5`);
+  for (let round = 0; round < 2; round++) {
+    assert.deepEqual(await bench.list(), [`pid=${pid} minor=0 state=0 args=vhd:${child}`]);
+    const { images } = JSON.parse(await bench.ok(`stats ${device}`));
+    assert.deepEqual(
+      images.map(({ driver }: { driver: { name: string } }) => driver.name),
+      ["bc", "vhd", "vhd"],
+    );
+    await bench.ok(`pause ${device}`);
+    await bench.ok(`unpause ${device}`);
+  }
+  await bench.ok(`close ${device}`);
+  await bench.ok(`detach ${device}`);
 });

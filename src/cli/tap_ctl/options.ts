@@ -77,8 +77,12 @@ export function imageOptions(command: Command, device: Option): Command {
   return command
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
-    .option("-e, --existing-parent <minor>", "use that device's image as the parent", parseMinor)
-    .option("-r, --leaf-cache", "keep what is read from parents in a local cache")
+    .option(
+      "-e, --existing-parent <minor>",
+      "accepted: the parent is opened by its own path",
+      parseMinor,
+    )
+    .option("-r, --leaf-cache", "keep what is read in a cache in memory, as bc: does")
     .option("-2, --secondary <type:/path>", "mirror writes to a second image")
     .option("-s, --standby", "with -2: turn to the second image when the first has no room left")
     .option("-t, --timeout <seconds>", "fail a request after so long", parseSeconds)
