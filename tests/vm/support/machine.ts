@@ -264,8 +264,11 @@ async function watch(
   const read = async (stream: ReadableStream<Uint8Array>): Promise<void> => {
     const decoder = new TextDecoder();
     for await (const bytes of stream) {
-      chunks.push(decoder.decode(bytes, { stream: true }));
+      const text = decoder.decode(bytes, { stream: true });
+      chunks.push(text);
       options.onConsole?.(bytes);
+      // QEMU would wait for ever, with the machine stopped.
+      if (text.includes("KVM internal error")) child.kill("SIGKILL");
     }
   };
   await Promise.all([read(child.stdout), read(child.stderr), child.status]);
