@@ -17,7 +17,12 @@ const NO_DEVICE = { BLKTAP_DEVICE: "none" };
 const libcrypto = hasLibcrypto() ? [] : ["libcrypto.so.3"];
 const tools = ["dist/blktap", "dpkg-deb", "qemu-io", "nbdinfo", "ldd", "ldconfig", ...libcrypto];
 const plain = needs(...tools);
-const asRoot = needs(...tools, "root", ...await canMount() ? [] : ["mount(2) in a namespace"]);
+const asRoot = needs(
+  ...tools,
+  "root",
+  "deb-systemd-helper",
+  ...await canMount() ? [] : ["mount(2) in a namespace"],
+);
 const filtered = needs(...tools, "python3");
 
 /** Whether this process may mount something where nobody else sees it. */
@@ -176,6 +181,46 @@ Deno.test({
       for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util"]) {
         assert.equal(Deno.realPathSync(`${root}/usr/bin/${name}`), binary);
       }
+    }),
+});
+
+/** dpkg with a database of its own, whose scripts know that the root is another. */
+async function dpkg(root: string, ...args: string[]): Promise<void> {
+  await runOk("dpkg", [`--root=${root}`, "--force-script-chrootless", ...args]);
+}
+
+Deno.test({
+  name: `package: dpkg installs, updates and purges it under a disk in use${asRoot.suffix}`,
+  ignore: asRoot.ignore,
+  fn: () =>
+    withTempDir(async (root) => {
+      const deb = packageIn(await packages(), ".deb");
+      for (const folder of ["info", "updates", "triggers"]) {
+        Deno.mkdirSync(`${root}/var/lib/dpkg/${folder}`, { recursive: true });
+      }
+      for (const file of ["status", "available"]) {
+        Deno.writeTextFileSync(`${root}/var/lib/dpkg/${file}`, "");
+      }
+      await dpkg(root, "--install", deb);
+      const wanted = `${root}/etc/systemd/system/multi-user.target.wants/blktap.service`;
+      assert.equal(Deno.readLinkSync(wanted), "/lib/systemd/system/blktap.service");
+
+      const list = "disk ram:8 device=none\n";
+      Deno.writeTextFileSync(`${root}/etc/blktap/devices`, list);
+      const place = inChroot(root);
+      const [, nbd, pid] =
+        /^disk: \/run(.*\/nbd(\d+)\.0)$/.exec(await ok(place, "tap-ctl", "restore")) ??
+          [];
+      await dpkg(root, "--install", deb);
+      assert.equal(Deno.readTextFileSync(`${root}/etc/blktap/devices`), list);
+      const uri = `nbd+unix:///?socket=${root}/run${nbd}`;
+      await runOk("qemu-io", ["-f", "raw", "-c", "write -q 0 64k", "-c", "read -q 0 64k", uri]);
+      assert.equal(await ok(place, "tap-ctl", "restore", "--stop"), "disk: stopped");
+      await until("the tapdisk ends", () => !isRunning(Number(pid)));
+
+      await dpkg(root, "--purge", "blktap");
+      const left = (await contents(root)).split("\n");
+      assert.deepEqual(left.filter((path) => /^\.\/(usr|lib|etc)\//.test(path)), []);
     }),
 });
 
