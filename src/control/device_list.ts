@@ -4,7 +4,12 @@
  *
  * @module
  */
-import { DEVICE_CHOICES, type DeviceChoice } from "./open_request.ts";
+import {
+  DEVICE_CHOICES,
+  type DeviceChoice,
+  QUEUE_CHOICES,
+  type QueueChoice,
+} from "./open_request.ts";
 
 /** Where the list is. */
 export const DEVICE_LIST_PATH = "/etc/blktap/devices";
@@ -18,6 +23,7 @@ export interface ListedDevice {
   /** `type:/path` */
   readonly image: string;
   readonly device: DeviceChoice;
+  readonly queue: QueueChoice;
   readonly readOnly: boolean;
   /** False: through the page cache. */
   readonly direct: boolean;
@@ -56,6 +62,13 @@ function setDevice(options: Options, value: string): string | null {
   return null;
 }
 
+function setQueue(options: Options, value: string): string | null {
+  const choice = QUEUE_CHOICES.find((known) => known === value);
+  if (choice === undefined) return `queue must be one of ${QUEUE_CHOICES.join(", ")}`;
+  options.queue = choice;
+  return null;
+}
+
 function setTimeLimit(options: Options, value: string): string | null {
   if (!/^\d{1,5}$/.test(value) || Number(value) > 0xffff) {
     return "timeout must be a whole number of seconds up to 65535";
@@ -76,10 +89,11 @@ const OPTIONS: Record<string, Apply> = {
   noauto: set({ auto: false }),
   "no-direct": set({ direct: false }),
   device: setDevice,
+  queue: setQueue,
   timeout: setTimeLimit,
   "key-file": setKeyFile,
 };
-const WITH_VALUE = new Set(["device", "timeout", "key-file"]);
+const WITH_VALUE = new Set(["device", "queue", "timeout", "key-file"]);
 
 /** A name that is one of a file, and of nothing that drivers of blktap put beside it. */
 function isName(name: string): boolean {
@@ -94,6 +108,7 @@ function unescape(field: string): string {
 function parseOptions(text: string): Options | string {
   const options: Options = {
     device: "auto",
+    queue: "auto",
     readOnly: false,
     direct: true,
     requestTimeoutSeconds: 0,

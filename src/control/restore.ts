@@ -120,9 +120,9 @@ async function serve(
     return { ...await recoverDevice(record.minor, { encryptionKey }), how: "recovered" };
   }
   if (record !== null) await clearAway(record);
-  const { image, readOnly, direct, requestTimeoutSeconds, device } = listed;
+  const { image, readOnly, direct, requestTimeoutSeconds, device, queue } = listed;
   const flags = (readOnly ? MessageFlag.RDONLY : 0) | (direct ? 0 : MessageFlag.NO_O_DIRECT);
-  const options = { flags, requestTimeoutSeconds, device, encryptionKey };
+  const options = { flags, requestTimeoutSeconds, device, queue, encryptionKey };
   return { ...await createDevice(image, options), how: "created" };
 }
 

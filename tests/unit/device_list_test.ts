@@ -3,6 +3,7 @@ import { type ListedDevice, parseDeviceList } from "../../src/control/device_lis
 
 const PLAIN = {
   device: "auto",
+  queue: "auto",
   readOnly: false,
   direct: true,
   requestTimeoutSeconds: 0,
@@ -19,7 +20,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
     "# a comment",
     "",
     "data vhd:/srv/data.vhd",
-    "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,timeout=60,no-direct ",
+    "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,queue=libaio,timeout=60,no-direct ",
     "vault  vhd:/v  defaults,key-file=/etc/a\\054b",
   );
   assert.deepEqual(faults, []);
@@ -30,6 +31,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
       name: "two.2",
       image: "log:bc:aio:/srv/a b\\",
       device: "ublk",
+      queue: "libaio",
       readOnly: true,
       direct: false,
       requestTimeoutSeconds: 60,
@@ -50,13 +52,14 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "a vhd:/a ro=1",
     "a vhd:/a device",
     "a vhd:/a device=floppy",
+    "a vhd:/a queue=fifo",
     "a vhd:/a timeout=65536",
     "a vhd:/a key-file=key",
     "a vhd:/a ro 0 0",
     "a vhd:/a",
     "a vhd:/b",
   );
-  assert.deepEqual(devices, [{ line: 13, name: "a", image: "vhd:/a", ...PLAIN }]);
+  assert.deepEqual(devices, [{ line: 14, name: "a", image: "vhd:/a", ...PLAIN }]);
   assert.deepEqual(faults, [
     "1: an image, such as vhd:/srv/disk.vhd, must follow the name",
     "2: '../up' cannot be a name under /dev/blktap",
@@ -67,10 +70,11 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "7: option ro takes no value",
     "8: option device wants a value",
     "9: device must be one of none, auto, blktap2, ublk, nbd",
-    "10: timeout must be a whole number of seconds up to 65535",
-    "11: key-file must be a whole path",
-    "12: nothing must follow the options, '0 0' does",
-    "14: there is a disk of the name a above",
+    "10: queue must be one of auto, libaio, io_uring",
+    "11: timeout must be a whole number of seconds up to 65535",
+    "12: key-file must be a whole path",
+    "13: nothing must follow the options, '0 0' does",
+    "15: there is a disk of the name a above",
   ]);
 });
 
