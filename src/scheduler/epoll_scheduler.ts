@@ -6,13 +6,9 @@ import {
   TimerQueue,
   type TurnWork,
 } from "./scheduler.ts";
+import { Spin } from "./spin.ts";
 
 const MOST_EVENTS = 64;
-/** Longest time that the loop looks for more events before it lets the processor go. */
-const MOST_SPIN_MS = 0.05;
-const LEAST_SPIN_MS = 0.002;
-/** A turn that took no longer served a request or two. */
-const SHORT_TURN_MS = 0.03;
 /** How long the loop runs at most before the runtime's own loop (signals) has a turn. */
 const RUNTIME_TURN_MS = 500;
 /** The same while somebody waits for the runtime. */
@@ -31,8 +27,7 @@ export class EpollScheduler implements Scheduler {
   #running = false;
   /** Promises of the runtime that somebody waits for. */
   #awaited = 0;
-  /** How long to look for events before waiting; adapts to how soon they come. */
-  #spinMs = LEAST_SPIN_MS;
+  readonly #spin = new Spin();
   /** When the last wait ended. */
   #wokenMs = 0;
 
@@ -114,34 +109,24 @@ export class EpollScheduler implements Scheduler {
     return count >= 0;
   }
 
-  /**
-   * Waits for events. After a short turn the loop looks for a while first: going to sleep and being
-   * woken costs more than the few microseconds in which a client with one request at a time comes
-   * back. It looks for longer as long as that helps, and hardly at all when it does not. After a
-   * long turn, with many requests, the wake-up is shared by many more and sleeping is cheaper.
-   */
+  /** Waits for events, of which it takes a quick look for some before it sleeps. */
   #wait(untilMs: number): number {
     const startMs = this.nowMs();
-    const wasShort = startMs - this.#wokenMs < SHORT_TURN_MS;
-    const spinUntilMs = wasShort ? Math.min(untilMs, startMs + this.#spinMs) : 0;
+    const lookUs = this.#spin.after(wholeMicroseconds(startMs - this.#wokenMs));
+    const lookUntilMs = Math.min(untilMs, startMs + lookUs / 1000);
     let count = 0;
     let nowMs = startMs;
-    while (count === 0 && nowMs < spinUntilMs) {
+    while (count === 0 && nowMs < lookUntilMs) {
       count = this.#epoll.wait(0);
       nowMs = this.nowMs();
     }
+    const found = count > 0;
     if (count === 0) {
       count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - nowMs)));
       nowMs = this.nowMs();
     }
     this.#wokenMs = nowMs;
-    // Woken within what a longer look would have found: try that next time.
-    const soon = count > 0 && nowMs - startMs < 2 * MOST_SPIN_MS;
-    if (wasShort) {
-      this.#spinMs = soon
-        ? Math.min(MOST_SPIN_MS, this.#spinMs * 2)
-        : Math.max(LEAST_SPIN_MS, this.#spinMs / 2);
-    }
+    if (lookUs > 0) this.#spin.note(found, lookUs, wholeMicroseconds(nowMs - startMs));
     return count;
   }
 
@@ -149,4 +134,9 @@ export class EpollScheduler implements Scheduler {
   close(): void {
     this.#epoll.close();
   }
+}
+
+/** A time as a whole number, at most a second: longer ones are all alike here. */
+function wholeMicroseconds(ms: number): number {
+  return ms < 1000 ? (ms * 1000) | 0 : 1_000_000;
 }
