@@ -97,6 +97,8 @@ export class UblkDevice implements BlockDevice {
   }
 
   resized(): void {
+    // Kernels up to 6.19 do not look whether there is a disk that could have a size.
+    if (this.#stopping || this.#queues.length === 0) return;
     const { control, log, vbd } = this.#host;
     const { sectors } = vbd;
     const size = `${this.node} does not show its new size, ${sectors} sectors`;
