@@ -37,21 +37,10 @@ numbers() {
   stat -L -c %t:%T "$1"
 }
 
-# Usage: node_of IMAGE; of the block device that a tapdisk makes of it.
-node_of() {
-  tap-ctl list -t vhd -f "$1" --json | sed -n 's/.*"device": "\(.*\)".*/\1/p'
-}
-
-# Usage: destroy IMAGE
-destroy() {
-  local word pid minor
-  for word in $(tap-ctl list -t vhd -f "$1"); do
-    case $word in
-      pid=*) pid=${word#*=} ;;
-      minor=*) minor=${word#*=} ;;
-    esac
-  done
-  tap-ctl destroy -p "$pid" -m "$minor"
+# Usage: listed IMAGE FIELD; of the device of that image in what `tap-ctl list --json` printed to $folder/list.
+listed() {
+  awk -v RS='}' -v image="\"vhd:$1\"" 'index($0, image)' "$folder/list" |
+    sed -n "s/^ *\"$2\": \"\\{0,1\\}\\([^\",]*\\).*/\\1/p"
 }
 
 # Usage: config DISK_LINE; of the guest, the line being that of its second disk.
@@ -81,6 +70,11 @@ start_guest() {
   until connected || ! kill -0 "$xl"; do sleep 2; done 2>/dev/null
 }
 
+# Usage: destroy IMAGE; of the list.
+destroy() {
+  tap-ctl destroy -p "$(listed "$1" pid)" -m "$(listed "$1" minor)"
+}
+
 # Usage: by_hand COMMAND; runs Xen's script as xl does, at a place of its own in Xen's store.
 by_hand() {
   export XENBUS_PATH=backend/by-hand/0/$XVDB
@@ -88,17 +82,19 @@ by_hand() {
   BLKTAP_DEVICE=$kind /etc/xen/scripts/block-tap "$1"
 }
 
+# Usage: too_slow; whether xl gave up.
 too_slow() {
   ! connected && grep 'block.*because of timeout' "$said"
 }
 
-# Usage: fact_of_guest TEXT; whether that stands on the guest's console.
+# Usage: guest_says TEXT; whether that stands on the guest's console.
 guest_says() {
   grep -F "guest: $1" "$XEN_LOGS/console/guest-$kind.log"
 }
 
-nothing_serves() {
-  is "" tap-ctl list -t vhd -f "$image"
+# Usage: tapdisks; how many there are.
+tapdisks() {
+  find /run/blktap-control -name 'ctl*' | wc -l
 }
 
 mkdir -p "$folder/created" "$folder/attached"
@@ -115,7 +111,8 @@ if too_slow; then
   wait "$xl"
   skip "xl runs its script block-tap" "too slow an emulated machine: xl gives its scripts 40 s"
   # What the script did not wait for may have come to be.
-  nothing_serves || destroy "$image"
+  tap-ctl list --json >"$folder/list"
+  [ -z "$(listed "$image" pid)" ] || destroy "$image"
   by_hand add
   made=$(xenstore-read "$XENBUS_PATH/physical-device-path")
   start_guest "phy:$made,xvdb,w"
@@ -124,14 +121,15 @@ else
 fi
 check "the guest gets both disks" connected
 attached=$(vbd "$XVDB" physical-device-path)
+tap-ctl list --json >"$folder/list"
 check "xvda is the device that tap-ctl printed" \
   is "$(numbers "$node")" vbd "$XVDA" physical-device
 check "xvdb is a block device that Xen's script block-tap made" test -b "$attached"
 check "its numbers are in Xen's store" is "$(numbers "$attached")" vbd "$XVDB" physical-device
-check "tap-ctl list knows it as the image's" is "$attached" node_of "$image"
+check "tap-ctl list knows it as the image's" is "$attached" listed "$image" device
 check "the guest ends, and xl clears it away" wait "$xl"
 [ "$in_time" = yes ] || by_hand remove
-check "Xen's script block-tap destroyed the device that it had made" nothing_serves
+check "Xen's script block-tap destroyed the device that it had made" is 1 tapdisks
 check "tap-ctl destroy takes away the other" destroy "$folder/created/disk.vhd"
 check "no tapdisk is left" is "" tap-ctl list
 

@@ -29,19 +29,8 @@ version() {
   xl info | sed -n 's/^xen_version *: \([0-9]*\.[0-9]*\).*/\1/p'
 }
 
-# Usage: fails_like_tap_ctl TARGET; whether Xen's script does (ENOENT), and says of no disk that it is there.
-fails_like_tap_ctl() {
-  export XENBUS_PATH=backend/by-hand/0/0
-  xenstore-write "$XENBUS_PATH/params" "$1"
-  fails_with 2 /etc/xen/scripts/block-tap add &&
-    fails_with 1 xenstore-read "$XENBUS_PATH/hotplug-status" &&
-    xenstore-rm backend/by-hand
-}
-
 check "Xen's services start with Debian's kernel as the first domain" start_xen || exit
 check "xl finds the hypervisor" is 4.17 version
-check "Xen's script block-tap fails as tap-ctl does when there is no such image" \
-  fails_like_tap_ctl "vhd:$SCRATCH/gone.vhd"
 modprobe -a nbd ublk_drv
 for kind in "$@"; do
   FACTS=$OUT/$kind.facts bash "$here/disks.sh" "$kind"
