@@ -101,8 +101,8 @@ function summarise(results: readonly TestResult[]): boolean {
   const skipped = of("skipped");
   list("Skipped", skipped);
   list("Failed", failed);
-  const skippedPart = skipped.length > 0 ? `, ${skipped.length} skipped` : "";
-  console.log(`\n${of("passed").length} passed, ${failed.length} failed${skippedPart}`);
+  if (skipped.length > 0) console.log(`\n${skipped.length} skipped`);
+  console.log(`\n${of("passed").length} passed, ${failed.length} failed`);
   return failed.length === 0;
 }
 
