@@ -5,60 +5,17 @@
 
 import assert from "node:assert/strict";
 import { needs, run, runOk, withTempDir } from "../support/tools.ts";
-import { type FactScript, testFacts } from "./support/facts.ts";
-import { prepareMachine, runMachine } from "./support/machine.ts";
-
-const GUEST = new URL("guest", import.meta.url).pathname;
+import { testInMachine } from "./support/suite.ts";
 
 const PARTS = [
-  { name: "ublk", script: "device.sh", args: ["ublk"] },
-  { name: "nbd", script: "device.sh", args: ["nbd"] },
-  { name: "lvm", script: "lvm.sh", args: ["/dev/vdb"] },
+  { name: "ublk", command: ["device.sh", "ublk"] },
+  { name: "nbd", command: ["device.sh", "nbd"] },
+  { name: "lvm", command: ["lvm.sh", "/dev/vdb"] },
 ];
 
-await testDevices();
-
-async function testDevices(): Promise<void> {
-  const { ignore, suffix } = needs("dist/tap-ctl", "mkfs.ext4", "fio");
-  if (ignore) {
-    skipAll(suffix);
-    return;
-  }
-  let files;
-  try {
-    files = await prepareMachine();
-  } catch (error) {
-    skipAll(` (skipped: ${error instanceof Error ? error.message : error})`);
-    return;
-  }
-  const outFolder = Deno.makeTempDirSync({ prefix: "blktap-vm-out-" });
-  const result = await runMachine({
-    files,
-    script: `${GUEST}/suite.sh`,
-    args: PARTS.flatMap(({ name, script, args }, index) => [
-      ...index > 0 ? ["--"] : [],
-      `${name}=${script}`,
-      ...args,
-    ]),
-    outFolder,
-    disksMib: [1024],
-    timeoutMs: 12 * 60_000,
-  });
-  const scripts: FactScript[] = PARTS.map(({ name, script }) => ({
-    name,
-    path: `${GUEST}/${script}`,
-  }));
-  testFacts(scripts, outFolder, result);
-  for (const { name } of PARTS) {
-    testImage(name, `${outFolder}/${name}`);
-  }
-  Deno.test.afterAll(() => Deno.removeSync(outFolder, { recursive: true }));
-}
-
-function skipAll(suffix: string): void {
-  for (const { name } of PARTS) {
-    Deno.test({ name: `${name}: in a virtual machine${suffix}`, ignore: true, fn() {} });
-  }
+const outFolder = await testInMachine(PARTS);
+if (outFolder !== null) {
+  for (const { name } of PARTS) testImage(name, `${outFolder}/${name}`);
 }
 
 /** What a device's image has, seen from outside of the machine. */

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The whole suite in one machine: a device of each kind and volumes, side by side.
+# Scripts of this folder, side by side in one machine.
 #
 #   suite.sh NAME=SCRIPT [ARGUMENT…] -- NAME=SCRIPT …
 #

@@ -1,0 +1,8 @@
+/** What only one kind of block device has, on a real kernel: several queues or connections, leftovers. */
+
+import { testInMachine } from "./support/suite.ts";
+
+await testInMachine([
+  { name: "ublk alone", command: ["ublk.sh", Deno.execPath()] },
+  { name: "nbd alone", command: ["nbd.sh", Deno.execPath()] },
+]);

@@ -1,0 +1,68 @@
+/**
+ * Scripts of tests/vm/guest in one machine, and their facts as tests.
+ *
+ * @module
+ */
+
+import { needs } from "../../support/tools.ts";
+import { testFacts } from "./facts.ts";
+import { type MachineFiles, prepareMachine, runMachine } from "./machine.ts";
+
+const GUEST = new URL("../guest", import.meta.url).pathname;
+
+/** Less than a file of tests may take, so that the console is there to see. */
+const TIMEOUT_MS = 14 * 60_000;
+
+/** A script in the machine. */
+export interface Part {
+  /** Goes before the names of its facts. */
+  readonly name: string;
+  /** Its name in tests/vm/guest, and its arguments. */
+  readonly command: readonly string[];
+}
+
+/**
+ * Runs scripts side by side, with an empty disk of 1 GiB, /dev/vdb, and registers their facts as
+ * tests; one test a script that says why it is skipped, where there can be no machine.
+ *
+ * @returns The folder that was `$OUT`, removed after the tests; null where there was no machine.
+ */
+export async function testInMachine(parts: readonly Part[]): Promise<string | null> {
+  const files = await prepare();
+  if (typeof files === "string") {
+    for (const { name } of parts) {
+      Deno.test({ name: `${name}: in a virtual machine${files}`, ignore: true, fn() {} });
+    }
+    return null;
+  }
+  const outFolder = Deno.makeTempDirSync({ prefix: "blktap-vm-out-" });
+  Deno.test.afterAll(() => Deno.removeSync(outFolder, { recursive: true }));
+  const result = await runMachine({
+    files,
+    script: `${GUEST}/suite.sh`,
+    args: parts.flatMap(({ name, command }, index) => [
+      ...index > 0 ? ["--"] : [],
+      `${name}=${command[0]}`,
+      ...command.slice(1),
+    ]),
+    outFolder,
+    disksMib: [1024],
+    timeoutMs: TIMEOUT_MS,
+  });
+  const scripts = parts.map(({ name, command }) => ({ name, path: `${GUEST}/${command[0]}` }));
+  testFacts(scripts, outFolder, result);
+  return outFolder;
+}
+
+/** The machine's files, or why there are none, as the end of a test's name. */
+async function prepare(): Promise<MachineFiles | string> {
+  const { ignore, suffix } = needs("dist/tap-ctl", "mkfs.ext4", "fio");
+  if (ignore) {
+    return suffix;
+  }
+  try {
+    return await prepareMachine();
+  } catch (error) {
+    return ` (skipped: ${error instanceof Error ? error.message : error})`;
+  }
+}
