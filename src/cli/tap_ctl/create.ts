@@ -17,7 +17,10 @@ export function defineCreate(command: Command): Command {
     .addHelpText(
       "after",
       "\nPrints the block device's node, such as /dev/ublkb0; without one the path of the minor.\n" +
-        "'auto' takes the first kind that the kernel has, if any.",
+        "'auto' takes the first kind that the kernel has, if any.\n\n" +
+        "BLKTAP_NBD_CONNECTIONS=N gives an nbd device several connections; only with one, the default,\n" +
+        "can it be taken over when its tapdisk dies. BLKTAP_NBD_INTERFACE=netlink or ioctl chooses how\n" +
+        "it is made.",
     )
     .action(async (choices: ImageChoices & KeyChoices) => {
       const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };

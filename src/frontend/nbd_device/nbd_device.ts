@@ -179,7 +179,7 @@ function nodeExists(node: string): boolean {
   }
 }
 
-/** What the environment says, for tests of what newer kernels would not choose. */
+/** What the environment says; `tap-ctl create --help` tells of it. */
 function settingsOfEnvironment(): NbdDeviceSettings {
   const chosen = Deno.env.get("BLKTAP_NBD_INTERFACE");
   const connections = Number(Deno.env.get("BLKTAP_NBD_CONNECTIONS") ?? 1);
