@@ -182,8 +182,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
 
   #makeRoom(): void {
     if (this.#start === this.#end) {
-      this.#start = this.#receiveAt;
-      this.#end = this.#receiveAt;
+      this.#start = this.#end = this.#receiveAt;
     } else if (this.#receiveAt + RECEIVE_BYTES - this.#end < RECEIVE_BYTES / 2) {
       this.#memory.bytes.copyWithin(this.#receiveAt, this.#start, this.#end);
       this.#end -= this.#start - this.#receiveAt;
