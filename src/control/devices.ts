@@ -301,17 +301,18 @@ export class Devices {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${minor} (it is not paused)`);
     }
     vbd.resume(name, (errno, message) => {
-      if (errno === 0) {
-        const { sectors } = device.disk;
-        const grown = vbd.sectors === sectors
-          ? ""
-          : `, of ${vbd.sectors} instead of ${sectors} sectors`;
-        device.disk = vbd.geometry;
-        if (grown !== "") device.waysIn.resized();
+      if (errno !== 0) return done(failure(errno, message));
+      const { sectors } = device.disk;
+      const isGrown = vbd.sectors !== sectors;
+      const grown = isGrown ? `, of ${vbd.sectors} instead of ${sectors} sectors` : "";
+      device.disk = vbd.geometry;
+      this.#log.info(`Unpaused minor ${minor} with ${vbd.name}${grown}`);
+      const goOn = (): void => {
         this.#note(minor, device);
-        this.#log.info(`Unpaused minor ${minor} with ${vbd.name}${grown}`);
-      }
-      done(failure(errno, message));
+        done();
+      };
+      if (isGrown) device.waysIn.resized(goOn);
+      else goOn();
     });
   }
 

@@ -49,6 +49,8 @@ export class WaysIn {
   readonly #host: DeviceHost;
   #frontends: Frontend[] = [];
   #device: BlockDevice | null = null;
+  /** Who made it. */
+  #maker: DeviceMaker | null = null;
 
   constructor(host: DeviceHost) {
     this.#host = host;
@@ -87,6 +89,7 @@ export class WaysIn {
     makers[index].attach(this.#host, recover, (error, device) => {
       if (device !== null) {
         this.#device = device;
+        this.#maker = makers[index];
         log.info(`Minor ${vbd.minor} is ${device.node}`);
         return done();
       }
@@ -97,9 +100,30 @@ export class WaysIn {
     });
   }
 
-  /** The disk has another size. */
-  resized(): void {
-    this.#device?.resized();
+  /**
+   * The disk has another size. A block device whose size the kernel cannot change is made again, if
+   * nobody uses it; else the log says that it keeps its size.
+   */
+  resized(done: () => void): void {
+    const device = this.#device;
+    const maker = this.#maker;
+    if (device === null || maker === null || device.resized()) return done();
+    const { log, vbd } = this.#host;
+    const keep = (error: Error): void => {
+      const size = `${device.node} shows its new size, ${vbd.sectors} sectors`;
+      log.warn(`${size}, only after it is made again: ${error.message}`);
+      done();
+    };
+    this.checkUnused((used) => {
+      if (used !== undefined) return keep(used);
+      this.detachDevice((error) => {
+        if (error !== undefined) return keep(error);
+        this.#attach({ makers: [maker], required: true, recover: null }, 0, (failure) => {
+          if (failure !== undefined) log.error(failure.message);
+          done();
+        });
+      });
+    });
   }
 
   /** Calls back with EBUSY when the block device is mounted, or otherwise in use. */

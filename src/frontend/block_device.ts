@@ -14,8 +14,8 @@ export interface BlockDevice {
   readonly node: string;
   /** Whether the kernel took it away by itself; it has no node any more then. */
   readonly gone?: boolean;
-  /** Tells the kernel that the VBD has another size now. */
-  resized(): void;
+  /** Tells the kernel that the VBD has another size now; false if it cannot change a device's. */
+  resized(): boolean;
   /**
    * Takes the device away. The VBD answers requests until `done` is called, for the kernel asks for
    * some still; errno EBUSY, and the device stays, when the kernel says that somebody uses it.

@@ -98,11 +98,8 @@ class Blktap2Device implements BlockDevice, RingOwner {
     this.#host.log.warn(`${this.node}: this blktap2 driver does not know of ${names.join(", ")}`);
   }
 
-  resized(): void {
-    const { log, vbd } = this.#host;
-    const hint =
-      "the blktap2 driver cannot change a device's size: close the disk, and open it again";
-    log.warn(`${this.node} does not show that it has ${vbd.sectors} sectors now (${hint})`);
+  resized(): boolean {
+    return false;
   }
 
   detach(done: (errno: number, message: string) => void): void {

@@ -75,13 +75,14 @@ export class IoctlDevice implements BlockDevice {
     this.#fd = -1;
   }
 
-  resized(): void {
-    if (this.#fd < 0) return;
+  resized(): boolean {
+    if (this.#fd < 0) return true;
     const { scheduler, vbd, log } = this.#host;
     const blocks = vbd.sectors * SECTOR_BYTES / BLOCK_BYTES;
     scheduler.settle(nbdSetBlocks(this.#fd, blocks), (changed) => {
       if (!changed) log.error(`Cannot change the size of ${this.node}`);
     });
+    return true;
   }
 
   detach(done: (errno: number, message: string) => void): void {

@@ -97,7 +97,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     });
   }
 
-  resized(): void {
+  resized(): boolean {
     const { scheduler, vbd, log } = this.#host;
     const change = {
       index: this.#index,
@@ -107,6 +107,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     scheduler.settle(nbdReconfigure(change), (errno) => {
       if (errno !== 0) log.error(`Cannot change the size of ${this.node} (${errnoName(errno)})`);
     });
+    return true;
   }
 
   /** Whether the kernel has let go of the device. */

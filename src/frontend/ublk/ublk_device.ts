@@ -96,19 +96,17 @@ export class UblkDevice implements BlockDevice {
     done?.();
   }
 
-  resized(): void {
-    // Kernels up to 6.19 do not look whether there is a disk that could have a size.
-    if (this.#stopping || this.#queues.length === 0) return;
+  resized(): boolean {
     const { control, log, vbd } = this.#host;
     const { sectors } = vbd;
+    if (!control.canResize) return false;
+    // Kernels up to 6.19 do not look whether there is a disk that could have a size.
+    if (this.#stopping || this.#queues.length === 0) return true;
     const size = `${this.node} does not show its new size, ${sectors} sectors`;
-    if (!control.canResize) {
-      log.warn(`${size} (this kernel's ublk cannot; it shows after the device is made again)`);
-    } else {
-      control.updateSize(this.number, sectors, (result) => {
-        if (result < 0) log.warn(`${size}: ${errnoMessage(-result)} (${errnoName(-result)})`);
-      });
-    }
+    control.updateSize(this.number, sectors, (result) => {
+      if (result < 0) log.warn(`${size}: ${errnoMessage(-result)} (${errnoName(-result)})`);
+    });
+    return true;
   }
 
   detach(done: Ended): void {

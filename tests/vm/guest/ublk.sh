@@ -69,6 +69,14 @@ several_queues() {
   let_go
 }
 
+grows() {
+  tap-ctl pause -p "$pid" -m "$minor"
+  vhd-util resize -n disk.vhd -s 128 -j journal
+  check "its image grows while it is paused" tap-ctl unpause -p "$pid" -m "$minor"
+  check "a device that nobody uses has the new size" \
+    is $((128 * 1024 * 1024)) blockdev --getsize64 "$node"
+}
+
 image_gone() {
   kill -9 "$pid"
   mv disk.vhd kept.vhd
@@ -103,6 +111,7 @@ cycles() {
 
 modprobe ublk_drv
 several_queues
+grows
 image_gone
 users_dropped
 check "devices that come and go leave nothing behind" cycles 30
