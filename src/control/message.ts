@@ -68,7 +68,6 @@ export const MessageType = {
   /** From here on what the reference does not have. */
   SNAPSHOT: 0x200,
   SNAPSHOT_RSP: 0x201,
-  /** From here on: this tapdisk's own. */
   WRITE_LOG: 64,
   WRITE_LOG_RSP: 65,
   NODE: 66,
