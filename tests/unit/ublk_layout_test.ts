@@ -29,7 +29,8 @@ import {
 } from "../../ffi/ublk.ts";
 import { memoryAddress } from "../../ffi/memory.ts";
 import { diskParameters } from "../../src/frontend/ublk/disk_parameters.ts";
-import { isAlive, numberOfNode, processWith } from "../../src/frontend/ublk/node.ts";
+import { processWith } from "../../src/frontend/device_users.ts";
+import { isAlive, numberOfNode } from "../../src/frontend/ublk/node.ts";
 import { kindOf } from "../../src/frontend/ublk/queue.ts";
 import { RequestKind } from "../../src/vbd/slots.ts";
 

@@ -9,6 +9,7 @@ import {
 } from "../../../ffi/nbd_ioctl.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import { processWith } from "../device_users.ts";
 import { describeExport, NbdConnections } from "../nbd/connections.ts";
 import { nbdFacts, nbdIndexes, nodeOf } from "./kernel_facts.ts";
 import { BLOCK_BYTES, KERNEL_FLAGS, LONG_ANSWER_SECONDS } from "./settings.ts";
@@ -88,7 +89,7 @@ export class IoctlDevice implements BlockDevice {
   detach(done: (errno: number, message: string) => void): void {
     if (this.#fd < 0) return done(0, "");
     const user = processWith(this.node);
-    if (user !== null) {
+    if (user !== 0) {
       const message = `Cannot take ${this.node} away: process ${user} has it open`;
       return done(Errno.EBUSY, message);
     }
@@ -100,24 +101,6 @@ export class IoctlDevice implements BlockDevice {
     this.#ended ??= () => {};
     this.#connections.close();
   }
-}
-
-/**
- * A process other than this one that has a file open; null without one. What the kernel itself has
- * open, and who may not be looked at, stay unknown.
- */
-function processWith(path: string): number | null {
-  for (const { name } of Deno.readDirSync("/proc")) {
-    if (!/^\d+$/.test(name) || Number(name) === Deno.pid) continue;
-    try {
-      for (const fd of Deno.readDirSync(`/proc/${name}/fd`)) {
-        if (Deno.readLinkSync(`/proc/${name}/fd/${fd.name}`) === path) return Number(name);
-      }
-    } catch {
-      // It ended, or closed the file.
-    }
-  }
-  return null;
 }
 
 /** Makes a device of the first that is free. Throws `SystemError`. */

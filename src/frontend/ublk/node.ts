@@ -1,5 +1,6 @@
 import { Errno } from "../../../ffi/errno.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
+import { namesIn, processWith } from "../device_users.ts";
 
 const POLL_MS = 5;
 /** How long udev or devtmpfs may take to make a node. */
@@ -50,35 +51,6 @@ export function sectorsOfNode(node: string): number {
   } catch {
     return -1;
   }
-}
-
-function namesIn(folder: string): string[] {
-  try {
-    return Array.from(Deno.readDirSync(folder), ({ name }) => name);
-  } catch {
-    // It is gone, as folders of processes are that have ended, or not ours to look at.
-    return [];
-  }
-}
-
-function leadsTo(link: string, node: string): boolean {
-  try {
-    const target = Deno.readLinkSync(link);
-    return target.startsWith(node) && /^(p\d+)?$/.test(target.slice(node.length));
-  } catch {
-    return false;
-  }
-}
-
-/** A process other than this one that has a disk, or a partition of it, open; 0 for none. */
-export function processWith(node: string): number {
-  for (const name of namesIn("/proc")) {
-    const pid = Number(name);
-    if (!Number.isInteger(pid) || pid === Deno.pid) continue;
-    const folder = `/proc/${name}/fd`;
-    if (namesIn(folder).some((fd) => leadsTo(`${folder}/${fd}`, node))) return pid;
-  }
-  return 0;
 }
 
 /** Who uses a disk or a partition of it, in words; empty when nobody does. Opens nothing. */

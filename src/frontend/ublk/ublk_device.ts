@@ -13,8 +13,8 @@ import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
 import type { DeviceInfo } from "../../../ffi/ublk.ts";
 import type { UringLoop } from "../../queue/uring_loop.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import { processWith } from "../device_users.ts";
 import type { UblkControl } from "./control.ts";
-import { processWith } from "./node.ts";
 import { UblkQueue } from "./queue.ts";
 import { type Ended, removalEnded, removeUnused } from "./removal.ts";
 
