@@ -36,7 +36,8 @@ export interface Command {
    * they came. The others run at once and answer before they return.
    */
   readonly exclusive: boolean;
-  /** Of an exclusive one: whether it makes those before it that can be given up do so. */
+  /** Of an exclusive one: whether those that can be given up are, of those before it, and of those
+   * that come while it waits or runs. */
   readonly insists?: boolean;
   /** Of an exclusive one: whether it can be given up, while it waits or runs. */
   readonly yields?: boolean;
@@ -69,6 +70,8 @@ export function errorReply(
 /** Something that is done with a minor. */
 interface Job {
   readonly minor: number;
+  /** Those of its minor that can be given up are. */
+  readonly insists: boolean;
   run(finished: () => void): void;
   /** Gives it up, while it waits or runs; it finishes soon then. */
   giveUp?(): void;
@@ -80,18 +83,14 @@ class JobQueue {
   readonly #running = new Map<number, Job>();
 
   add(job: Job): void {
-    this.#waiting.push(job);
-    this.#next();
-  }
-
-  /** Adds a job for which those of its minor that can be given up are. */
-  insist(job: Job): void {
-    const before = this.#waiting.filter(({ minor }) => minor === job.minor);
     const running = this.#running.get(job.minor);
+    const waiting = this.#waiting.filter(({ minor }) => minor === job.minor);
+    const last = waiting.at(-1) ?? running;
+    if (last?.insists === true && job.giveUp !== undefined) return job.giveUp();
     this.#waiting.push(job);
-    for (const waiting of before) waiting.giveUp?.();
+    if (job.insists) { for (const earlier of waiting) earlier.giveUp?.(); }
     if (running === undefined) this.#next();
-    else running.giveUp?.();
+    else if (job.insists) running.giveUp?.();
   }
 
   /** Starts all that nothing before them keeps waiting. */
@@ -245,7 +244,7 @@ export class ControlServer implements FdHandler {
 
   /** Runs a job as a command that is exclusive and insists. */
   insist(minor: number, run: (finished: () => void) => void): void {
-    this.#jobs.insist({ minor, run });
+    this.#jobs.add({ minor, insists: true, run });
   }
 
   /** Takes the next connections: the listening socket is ready. */
@@ -292,15 +291,14 @@ export class ControlServer implements FdHandler {
       this.#run(command, request, (reply) => client.answer(reply));
       return;
     }
-    const job = this.#jobOf(command, client, request);
-    if (command.insists === true) this.#jobs.insist(job);
-    else this.#jobs.add(job);
+    this.#jobs.add(this.#jobOf(command, client, request));
   }
 
   #jobOf(command: Command, client: Client, request: Uint8Array<ArrayBuffer>): Job {
     let givenUp = false;
     const job: Job = {
       minor: messageCookie(request),
+      insists: command.insists === true,
       run: (finished) => {
         if (givenUp || !client.open) {
           request.fill(0);

@@ -90,6 +90,8 @@ test("a close ends pauses, those that wait too, and waits for the disk", async (
     assert.match(stderr, /closed/);
   }
   assert.match((await bench.list("-m 1"))[0], /state=0x40 /);
+  // Nor does one that comes now begin.
+  assert.equal((await bench.tapCtl(`pause ${address}`)).code, Errno.ECANCELED);
   // Nobody but the one who asks waits.
   assert.equal((await bench.tapCtl(`close ${address} -t 1`)).code, Errno.ETIMEDOUT);
   await bench.ok(`pause -p ${pid} -m 0 -t 5`);
