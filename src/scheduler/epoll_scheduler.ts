@@ -1,4 +1,6 @@
 import { Epoll } from "../../ffi/epoll.ts";
+import { ShortSleep } from "../../ffi/short_sleep.ts";
+import { Gathering } from "./gathering.ts";
 import {
   type FdHandler,
   finishTurn,
@@ -28,7 +30,12 @@ export class EpollScheduler implements Scheduler {
   /** Promises of the runtime that somebody waits for. */
   #awaited = 0;
   readonly #spin = new Spin();
-  /** When the last wait ended. */
+  readonly #gathering = new Gathering();
+  readonly #sleep = new ShortSleep();
+  /** Requests that the turn took from clients. */
+  #requests = 0;
+  /** When the last turn ended, and the wait after it. */
+  #endedMs = 0;
   #wokenMs = 0;
 
   nowMs(): number {
@@ -64,6 +71,10 @@ export class EpollScheduler implements Scheduler {
       // In a turn, so that the work at its end is done.
       this.addTimer(0, () => callback(value));
     });
+  }
+
+  noteRequest(): void {
+    this.#requests++;
   }
 
   addTurnWork(work: TurnWork): void {
@@ -109,10 +120,25 @@ export class EpollScheduler implements Scheduler {
     return count >= 0;
   }
 
-  /** Waits for events, of which it takes a quick look for some before it sleeps. */
+  /** Waits for events: asleep for a moment if requests gather then, or with a look at first. */
   #wait(untilMs: number): number {
-    const startMs = this.nowMs();
-    const lookUs = this.#spin.after(wholeMicroseconds(startMs - this.#wokenMs));
+    const nowMs = this.nowMs();
+    const lookUs = this.#spin.after(wholeMicroseconds(nowMs - this.#wokenMs));
+    const sinceLastUs = wholeMicroseconds(nowMs - this.#endedMs);
+    const gatherUs = this.#gathering.after(this.#requests, sinceLastUs);
+    this.#endedMs = nowMs;
+    this.#requests = 0;
+    if (gatherUs > 0) this.#sleep.sleep(gatherUs);
+    const count = gatherUs > 0 || lookUs === 0
+      ? this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())))
+      : this.#look(untilMs, lookUs);
+    this.#wokenMs = this.nowMs();
+    return count;
+  }
+
+  /** Takes a quick look for events before it sleeps. */
+  #look(untilMs: number, lookUs: number): number {
+    const startMs = this.lastMs[0];
     const lookUntilMs = Math.min(untilMs, startMs + lookUs / 1000);
     let count = 0;
     let nowMs = startMs;
@@ -125,8 +151,7 @@ export class EpollScheduler implements Scheduler {
       count = this.#epoll.wait(Math.max(0, Math.ceil(untilMs - nowMs)));
       nowMs = this.nowMs();
     }
-    this.#wokenMs = nowMs;
-    if (lookUs > 0) this.#spin.note(found, lookUs, wholeMicroseconds(nowMs - startMs));
+    this.#spin.note(found, lookUs, wholeMicroseconds(nowMs - startMs));
     return count;
   }
 
@@ -138,5 +163,5 @@ export class EpollScheduler implements Scheduler {
 
 /** A time as a whole number, at most a second: longer ones are all alike here. */
 function wholeMicroseconds(ms: number): number {
-  return ms < 1000 ? (ms * 1000) | 0 : 1_000_000;
+  return ms < 1000 ? (ms * 1000 + 0.5) | 0 : 1_000_000;
 }

@@ -39,6 +39,8 @@ export interface Scheduler {
    * runtime's own loop has a turn every few milliseconds until then.
    */
   settle<T>(promise: Promise<T>, callback: (value: T) => void): void;
+  /** Counts a request that a client sent: how a loop waits for more goes by how many there are. */
+  noteRequest(): void;
   /** Adds work for the end of every turn; what was added before comes before. */
   addTurnWork(work: TurnWork): void;
   /** Takes such work out again. */

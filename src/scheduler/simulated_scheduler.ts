@@ -43,6 +43,8 @@ export class SimulatedScheduler implements Scheduler {
     throw new TypeError("Cannot wait for a promise: a simulated loop knows no other time");
   }
 
+  noteRequest(): void {}
+
   addTurnWork(work: TurnWork): void {
     this.#works = [...this.#works, work];
   }

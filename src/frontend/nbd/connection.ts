@@ -155,12 +155,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     const { view, address } = this.#memory;
     const isLast = this.#writeLeft === 0;
     const behind = isLast ? (this.#largeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
-    putIovec(
-      view,
-      this.#base + IOVECS_AT,
-      vbd.requests.slotAddress(part) + this.#partFilled,
-      missing,
-    );
+    const to = vbd.requests.slotAddress(part) + this.#partFilled;
+    putIovec(view, this.#base + IOVECS_AT, to, missing);
     putIovec(view, this.#base + IOVECS_AT + IOVEC_BYTES, address + this.#receiveAt, behind);
     putMsghdr(view, this.#base, address + this.#base + IOVECS_AT, isLast ? 2 : 1);
     const got = receiveMessage(this.#fd, this.#msghdr);
@@ -287,6 +283,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     );
     if (head === NONE) return false;
     this.#start += REQUEST_BYTES;
+    this.#host.scheduler.noteRequest();
     if (++this.#taken === MOST_REQUESTS) this.#host.makeDue(this);
     const { slots } = this.#host;
     slots.cookieHigh[head] = view.getUint32(at + 8, false);
