@@ -24,9 +24,9 @@ export class ShortSleep {
     libc.prctl(PR_SET_TIMERSLACK, 1);
   }
 
-  /** Sleeps for `durationUs`, less than a second; a signal ends it early. */
-  sleep(durationUs: number): void {
+  /** Sleeps for `durationUs`, less than a second; false when a signal ended it early. */
+  sleep(durationUs: number): boolean {
     this.#duration[2] = durationUs * 1000;
-    libc.nanosleep(this.#duration, null);
+    return libc.nanosleep(this.#duration, null) === 0;
   }
 }

@@ -1,4 +1,5 @@
 import { Epoll } from "../../ffi/epoll.ts";
+import { Errno } from "../../ffi/errno.ts";
 import { ShortSleep } from "../../ffi/short_sleep.ts";
 import { Gathering } from "./gathering.ts";
 import {
@@ -128,7 +129,7 @@ export class EpollScheduler implements Scheduler {
     const gatherUs = this.#gathering.after(this.#requests, sinceLastUs);
     this.#endedMs = nowMs;
     this.#requests = 0;
-    if (gatherUs > 0) this.#sleep.sleep(gatherUs);
+    if (gatherUs > 0 && !this.#sleep.sleep(gatherUs)) return -Errno.EINTR;
     const count = gatherUs > 0 || lookUs === 0
       ? this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())))
       : this.#look(untilMs, lookUs);
