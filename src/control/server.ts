@@ -82,6 +82,7 @@ class JobQueue {
   #waiting: Job[] = [];
   readonly #running = new Map<number, Job>();
 
+  /** Adds a job; one that can be given up is, at once, behind one that insists. */
   add(job: Job): void {
     const running = this.#running.get(job.minor);
     const waiting = this.#waiting.filter(({ minor }) => minor === job.minor);

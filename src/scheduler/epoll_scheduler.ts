@@ -35,8 +35,9 @@ export class EpollScheduler implements Scheduler {
   readonly #sleep = new ShortSleep();
   /** Requests that the turn took from clients. */
   #requests = 0;
-  /** When the last turn ended, and the wait after it. */
+  /** When the last turn ended. */
   #endedMs = 0;
+  /** When the wait after it ended. */
   #wokenMs = 0;
 
   nowMs(): number {

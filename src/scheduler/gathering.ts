@@ -19,7 +19,7 @@ const MOST_REST_TRIALS = 128;
  * hold back interrupts for the same reason.
  *
  * A client with few requests under way has to wait meanwhile. So it is tried for a while now and
- * then, and kept up only where no fewer requests came in that time than without it.
+ * then, and kept up only where as good as no fewer requests came in that time than without it.
  *
  * Whole numbers all: the runtime passes those on without allocating.
  */
