@@ -184,17 +184,10 @@ export class PlayedKernel {
 
   // ---- the driver's files -----------------------------------------------------------------
 
-  /** Takes connections, and carries out what has come of ioctls. */
+  /** Takes the connection for ioctls, and carries out what has come of them. */
   serveCalls(): void {
     if (this.#calls < 0) this.#calls = Math.max(-1, acceptConnection(this.#listener));
     if (this.#calls < 0) return;
-    if (this.#ringOpen && this.#bellFd < 0) {
-      this.#bellFd = Math.max(-1, acceptConnection(this.#listener));
-      if (this.#bellFd >= 0) {
-        this.#outward = new Bell(this.#bellFd, 1);
-        this.#inward = new Bell(this.#bellFd, PAGE / 2);
-      }
-    }
     while (receiveAt(this.#calls, this.#message.address, MESSAGE_BYTES) === MESSAGE_BYTES) {
       this.#answerCall();
     }
@@ -252,8 +245,12 @@ export class PlayedKernel {
     return 0;
   }
 
-  /** SHARED_RING_INIT. */
+  /** SHARED_RING_INIT; by now the opener has connected its bell. */
   #mapRing(): number {
+    this.#bellFd = acceptConnection(this.#listener);
+    if (this.#bellFd < 0) return this.#bellFd;
+    this.#outward = new Bell(this.#bellFd, 1);
+    this.#inward = new Bell(this.#bellFd, PAGE / 2);
     this.#mapped = true;
     this.arena.bytes.fill(0, 0, PAGE);
     this.words[1] = 1;
