@@ -10,6 +10,8 @@ export interface TestResult {
   readonly file: string;
   readonly name: string;
   readonly outcome: "passed" | "failed" | "skipped";
+  /** Why a test failed, in one line or several; empty when nobody said. */
+  readonly reason?: string;
 }
 
 /** The results in a JUnit report as Deno writes it, in its order. */
@@ -18,17 +20,20 @@ export function readJunit(xml: string): TestResult[] {
   for (const suite of xml.matchAll(/<testsuite ([^>]*)>(.*?)<\/testsuite>/gs)) {
     const file = attribute(suite[1], "name");
     for (const test of suite[2].matchAll(/<testcase ([^>]*?)(?:\/>|>(.*?)<\/testcase>)/gs)) {
-      results.push({ file, name: attribute(test[1], "name"), outcome: outcomeOf(test[2] ?? "") });
+      const body = test[2] ?? "";
+      results.push({ file, name: attribute(test[1], "name"), ...outcomeOf(body) });
     }
   }
   return results;
 }
 
-function outcomeOf(body: string): TestResult["outcome"] {
-  if (/<(failure|error)\b/.test(body)) {
-    return "failed";
+function outcomeOf(body: string): Pick<TestResult, "outcome" | "reason"> {
+  const failure = /<(?:failure|error)\b([^>]*?)(?:\/>|>(.*?)<\/(?:failure|error)>)/s.exec(body);
+  if (failure !== null) {
+    const text = unescaped(failure[2] ?? "").trim();
+    return { outcome: "failed", reason: text || attribute(failure[1], "message") };
   }
-  return /<skipped\b/.test(body) ? "skipped" : "passed";
+  return { outcome: /<skipped\b/.test(body) ? "skipped" : "passed" };
 }
 
 const ENTITIES: Readonly<Record<string, string>> = {
@@ -41,7 +46,11 @@ const ENTITIES: Readonly<Record<string, string>> = {
 
 function attribute(attributes: string, name: string): string {
   const value = new RegExp(`(?:^|\\s)${name}="([^"]*)"`).exec(attributes)?.[1] ?? "";
-  return value.replace(/&(#x[0-9a-f]+|#\d+|\w+);/gi, (whole, entity: string) => {
+  return unescaped(value);
+}
+
+function unescaped(text: string): string {
+  return text.replace(/&(#x[0-9a-f]+|#\d+|\w+);/gi, (whole, entity: string) => {
     if (!entity.startsWith("#")) {
       return ENTITIES[entity] ?? whole;
     }

@@ -14,6 +14,9 @@ import { readJunit, type TestResult } from "./junit.ts";
 /** No file of tests may take longer; the slowest boot an emulated machine. */
 const FILE_TIMEOUT_MS = 15 * 60_000;
 
+/** Of a failure that is told again at the end; all of it stands where the test ran. */
+const REASON_LINES = 12;
+
 const ROOT = new URL("..", import.meta.url).pathname;
 
 interface Plan {
@@ -87,13 +90,21 @@ async function runFile(file: string, options: string[]): Promise<TestResult[]> {
   }
 }
 
+/** The beginning of a reason, below what it is one for. */
+function indented(reason: string): string {
+  const lines = reason === "" ? [] : reason.split("\n").slice(0, REASON_LINES);
+  return lines.map((line) => `\n      ${line}`).join("");
+}
+
 /** Prints those that did not run and those that failed, and the closing line. */
 function summarise(results: readonly TestResult[]): boolean {
   const of = (outcome: TestResult["outcome"]): TestResult[] =>
     results.filter((result) => result.outcome === outcome);
   const list = (title: string, some: readonly TestResult[]): void => {
     if (some.length > 0) {
-      const lines = some.map(({ file, name }) => `  ${file.replace(/^\.\//, "")}: ${name}`);
+      const lines = some.map(({ file, name, reason = "" }) =>
+        `  ${file.replace(/^\.\//, "")}: ${name}${indented(reason)}`
+      );
       console.log(`\n${title}:\n${lines.join("\n")}`);
     }
   };

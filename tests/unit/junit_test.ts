@@ -25,8 +25,13 @@ Deno.test("junit: each test with its file, its name as it was written, and what 
   assert.deepEqual(readJunit(REPORT), [
     { file: "./a_test.ts", name: '1 < 2 && "x" éé', outcome: "passed" },
     { file: "./a_test.ts", name: "later", outcome: "skipped" },
-    { file: "./a_test.ts", name: "wrong", outcome: "failed" },
-    { file: "./b_test.ts", name: "broken off", outcome: "failed" },
+    {
+      file: "./a_test.ts",
+      name: "wrong",
+      outcome: "failed",
+      reason: "Error: </testcase> <skipped/>",
+    },
+    { file: "./b_test.ts", name: "broken off", outcome: "failed", reason: "Cancelled" },
   ]);
 });
 
