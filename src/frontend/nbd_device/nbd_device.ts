@@ -11,6 +11,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { nbdConnect, type NbdConnected, nbdDisconnect } from "../../../ffi/nbd_netlink.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Attached, DeviceHost, DeviceMaker } from "../block_device.ts";
+import { waitForNode } from "../device_nodes.ts";
 import { describeExport } from "../nbd/connections.ts";
 import { setUpIoctlDevice } from "./ioctl_device.ts";
 import {
@@ -34,9 +35,6 @@ import {
   NO_ANSWER_SECONDS,
 } from "./settings.ts";
 import { SocketPairs } from "./socket_pairs.ts";
-
-const NODE_POLL_MS = 20;
-const NODE_TIMEOUT_MS = 5000;
 
 function toError(error: unknown): Error {
   return error instanceof Error ? error : new Error(String(error));
@@ -156,27 +154,12 @@ function makeByIoctl(host: DeviceHost, pairs: SocketPairs, done: Attached): void
 
 /** Calls back when somebody, devtmpfs mostly, has made the node. */
 function awaitNode(host: DeviceHost, device: NetlinkDevice, done: Attached): void {
-  const { scheduler } = host;
-  const untilMs = scheduler.nowMs() + NODE_TIMEOUT_MS;
-  const look = (): void => {
-    if (nodeExists(device.node)) return done(null, device);
-    if (scheduler.nowMs() < untilMs) return void scheduler.addTimer(NODE_POLL_MS, look);
+  waitForNode(host.scheduler, device.node, (errno) => {
+    if (errno === 0) return done(null, device);
     device.abandon();
     const hint = "is devtmpfs mounted on /dev?";
-    done(
-      new SystemError(Errno.ENOENT, `The kernel made ${device.node}, but no node (${hint})`),
-      null,
-    );
-  };
-  look();
-}
-
-function nodeExists(node: string): boolean {
-  try {
-    return Deno.statSync(node).isBlockDevice === true;
-  } catch {
-    return false;
-  }
+    done(new SystemError(errno, `The kernel made ${device.node}, but no node (${hint})`), null);
+  });
 }
 
 /** What the environment says; `tap-ctl create --help` tells of it. */

@@ -9,9 +9,10 @@ import {
 import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
 import { sharedUringLoop } from "../../queue/uring_loop.ts";
 import type { Attached, DeviceHost } from "../block_device.ts";
+import { waitForNode } from "../device_nodes.ts";
 import { UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
-import { devicesWithoutDisk, isAlive, numberOfNode, sectorsOfNode, waitForNode } from "./node.ts";
+import { devicesWithoutDisk, isAlive, numberOfNode, sectorsOfNode } from "./node.ts";
 import { askUnused } from "./removal.ts";
 import { UblkDevice, type UblkHost } from "./ublk_device.ts";
 

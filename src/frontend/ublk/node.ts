@@ -1,34 +1,4 @@
-import { Errno } from "../../../ffi/errno.ts";
-import type { Scheduler } from "../../scheduler/scheduler.ts";
 import { namesIn, processWith } from "../device_users.ts";
-
-const POLL_MS = 5;
-/** How long udev or devtmpfs may take to make a node. */
-const NODE_TIMEOUT_MS = 5_000;
-
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-/** Calls back when a node is there, or with ENOENT when it does not come in time. */
-export function waitForNode(
-  scheduler: Scheduler,
-  path: string,
-  done: (errno: number) => void,
-): void {
-  const latestMs = scheduler.nowMs() + NODE_TIMEOUT_MS;
-  const look = (): void => {
-    if (exists(path)) return done(0);
-    if (scheduler.nowMs() >= latestMs) return done(Errno.ENOENT);
-    scheduler.addTimer(POLL_MS, look);
-  };
-  look();
-}
 
 /** The number of the device that a node such as /dev/ublkb3 stands for; -1 for another's node. */
 export function numberOfNode(node: string): number {
@@ -38,9 +8,11 @@ export function numberOfNode(node: string): number {
 
 /** The numbers of the devices that have no disk: not started yet, or stopped. */
 export function devicesWithoutDisk(): number[] {
-  return namesIn("/sys/class/ublk-char")
+  const devices = namesIn("/sys/class/ublk-char");
+  const disks = namesIn("/sys/block");
+  return devices
     .map((name) => /^ublkc(\d+)$/.exec(name)?.[1])
-    .filter((number) => number !== undefined && !exists(`/sys/block/ublkb${number}`))
+    .filter((number) => number !== undefined && !disks.includes(`ublkb${number}`))
     .map(Number);
 }
 
