@@ -93,7 +93,7 @@ export class EpollScheduler implements Scheduler {
     let runtimeTurnMs = this.nowMs();
     while (this.#running) {
       const interrupted = !this.#turn(runtimeTurnMs + this.#runtimeTurnMs);
-      if (interrupted || this.nowMs() >= runtimeTurnMs + this.#runtimeTurnMs) {
+      if (interrupted || this.lastMs[0] >= runtimeTurnMs + this.#runtimeTurnMs) {
         await new Promise((resolve) => setTimeout(resolve, 0));
         runtimeTurnMs = this.nowMs();
       }
@@ -132,7 +132,7 @@ export class EpollScheduler implements Scheduler {
     this.#requests = 0;
     if (gatherUs > 0 && !this.#sleep.sleep(gatherUs)) return -Errno.EINTR;
     const count = gatherUs > 0 || lookUs === 0
-      ? this.#epoll.wait(Math.max(0, Math.ceil(untilMs - this.nowMs())))
+      ? this.#epoll.wait(Math.max(0, Math.ceil(untilMs - nowMs)))
       : this.#look(untilMs, lookUs);
     this.#wokenMs = this.nowMs();
     return count;
