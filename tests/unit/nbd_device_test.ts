@@ -214,6 +214,15 @@ Deno.test("nbd device: a socket pair is served without a handshake, until the ke
   assert.equal(openDescriptors(Deno.pid), before);
 });
 
+Deno.test("nbd: the object of the client that left last stays, and with it what the runtime learnt", () => {
+  const program = new URL("../support/clients_that_leave.ts", import.meta.url).pathname;
+  const { stdout, stderr } = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-check", "--v8-flags=--expose-gc", program],
+  }).outputSync();
+  const decoder = new TextDecoder();
+  assert.equal(decoder.decode(stdout).trim(), "[false,false,true]", decoder.decode(stderr));
+});
+
 function words32(...numbers: number[]): Uint8Array {
   const view = new DataView(new ArrayBuffer(4 * numbers.length));
   numbers.forEach((number, i) => view.setUint32(4 * i, number));
