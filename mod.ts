@@ -87,18 +87,18 @@
  */
 
 export { SystemError } from "./ffi/errno.ts";
-export { coalesce, type CoalesceOptions } from "./src/offline/coalesce.ts";
-export { copyImage, type CopyOptions } from "./src/offline/copy.ts";
-export { Disk, type DiskExtent, openDisk, type OpenDiskOptions } from "./src/offline/disk.ts";
-export type { Progress } from "./src/offline/mover.ts";
-export { checkImage, type CheckOptions, type CheckResult } from "./src/vhd/check.ts";
+export { coalesce, type CoalesceOptions } from "./src/bulk/coalesce.ts";
+export { copyImage, type CopyOptions } from "./src/bulk/copy.ts";
+export { Disk, type DiskExtent, openDisk, type OpenDiskOptions } from "./src/bulk/disk.ts";
+export type { Progress } from "./src/bulk/mover.ts";
+export { checkImage, type CheckOptions, type CheckResult } from "./src/vhd/check/check.ts";
 export {
   createDynamic,
   type CreateDynamicOptions,
   createFixed,
   type CreateFixedOptions,
 } from "./src/vhd/create.ts";
-export { VhdChainError, VhdFormatError } from "./src/vhd/errors.ts";
-export type { Finding } from "./src/vhd/findings.ts";
-export { openVhd, type VhdImage, type VhdType } from "./src/vhd/image.ts";
+export { VhdChainError, VhdFormatError } from "./src/vhd/image/errors.ts";
+export type { Finding } from "./src/vhd/check/findings.ts";
+export { openVhd, type VhdImage, type VhdType } from "./src/vhd/image/image.ts";
 export { snapshot, SnapshotDepthError, type SnapshotOptions } from "./src/vhd/snapshot.ts";

@@ -1,5 +1,5 @@
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
-import { setBits } from "../vhd/bitmap.ts";
+import { setBits } from "../vhd/format/bitmap.ts";
 import {
   type DriverType,
   type ImageContext,

@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, copySectors, zeroSectors } from "../../ffi/memory.ts";
-import type { Storage, StorageFile } from "../vhd/storage.ts";
+import type { Storage, StorageFile } from "../files/storage.ts";
 import {
   type DriverType,
   type ImageContext,

@@ -22,7 +22,7 @@ import {
   tryLockExclusive,
 } from "../../ffi/files.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
-import { osStorage, type Storage } from "../vhd/storage.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
 
 /** One file, open for the queue. Calls throw `SystemError` unless they say otherwise. */
 export interface DiskFile {

@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
-import { MAX_CHAIN_DEPTH } from "../vhd/chain.ts";
+import { MAX_CHAIN_DEPTH } from "../vhd/image/chain.ts";
 
 /**
  * Opens an image and all that it builds on; the first of the list is the image itself.

@@ -1,8 +1,8 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { describeError, errnoOf } from "../queue/disk_files.ts";
-import { canonicalPath, folderOf, normalizePath } from "../vhd/paths.ts";
+import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { snapshot } from "../vhd/snapshot.ts";
-import type { Storage } from "../vhd/storage.ts";
+import type { Storage } from "../files/storage.ts";
 import type { VbdContext } from "./engine.ts";
 import { type Done, type Vbd, VbdState } from "./vbd.ts";
 

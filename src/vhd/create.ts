@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED, encodeBat } from "./bat.ts";
+import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
 import {
   BATMAP_HEADER_SIZE,
   batmapChecksum,
@@ -7,7 +7,7 @@ import {
   encodeBatmapHeader,
   VHD_BATMAP_COOKIE,
   VHD_BATMAP_CURRENT_VERSION,
-} from "./batmap.ts";
+} from "./format/batmap.ts";
 import {
   encodeFooter,
   type Footer,
@@ -21,15 +21,15 @@ import {
   VHD_CREATOR_TAP,
   VHD_CURRENT_VERSION,
   VHD_NO_OFFSET,
-} from "./footer.ts";
-import { geometryOfSize, packGeometry } from "./geometry.ts";
-import { type DynamicHeader, emptyHeader, encodeHeader } from "./header.ts";
-import { batmapHeaderOffset, blocksOf } from "./layout.ts";
-import type { ParentLocator } from "./locator.ts";
-import { osStorage, type Storage, type StorageFile } from "./storage.ts";
-import { vhdTimeNow } from "./time.ts";
-import { paddedBytes, VHD_BLOCK_SIZE, VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "./units.ts";
-import { generateUuid } from "./uuid.ts";
+} from "./format/footer.ts";
+import { geometryOfSize, packGeometry } from "./format/geometry.ts";
+import { type DynamicHeader, emptyHeader, encodeHeader } from "./format/header.ts";
+import { batmapHeaderOffset, blocksOf } from "./format/layout.ts";
+import type { ParentLocator } from "./format/locator.ts";
+import { osStorage, type Storage, type StorageFile } from "../files/storage.ts";
+import { vhdTimeNow } from "./format/time.ts";
+import { paddedBytes, VHD_BLOCK_SIZE, VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "./format/units.ts";
+import { generateUuid } from "./format/uuid.ts";
 
 /** What every image is created with. */
 export interface CreateOptions {

@@ -1,14 +1,14 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED, encodeBat } from "./bat.ts";
-import { allSet, setBits } from "./bitmap.ts";
-import { isAllocated, presentSectors } from "./block.ts";
-import { openChain, type VhdChain } from "./chain.ts";
-import { openVhd, type VhdImage } from "./image.ts";
-import { nextBlockSector } from "./layout.ts";
-import type { ProgressListener } from "./progress.ts";
-import { readRange } from "./read.ts";
-import { osStorage, type Storage } from "./storage.ts";
-import { VHD_SECTOR_SIZE } from "./units.ts";
+import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
+import { allSet, setBits } from "./format/bitmap.ts";
+import { isAllocated, presentSectors } from "./image/block.ts";
+import { openChain, type VhdChain } from "./image/chain.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
+import { nextBlockSector } from "./format/layout.ts";
+import type { ProgressListener } from "../files/progress.ts";
+import { readRange } from "./image/read.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
+import { VHD_SECTOR_SIZE } from "./format/units.ts";
 import { finishWriting, markFull, requireRoom, writeRange } from "./write.ts";
 
 /** How an image is filled. */

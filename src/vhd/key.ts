@@ -8,12 +8,12 @@
 import { createHash } from "node:crypto";
 import { AesXts } from "../../ffi/aes_xts.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { allocatedBlocks } from "./bat.ts";
-import type { KeyHash } from "./batmap.ts";
-import { openVhd, type VhdImage } from "./image.ts";
-import { fileNameOf } from "./paths.ts";
+import { allocatedBlocks } from "./format/bat.ts";
+import type { KeyHash } from "./format/batmap.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
+import { fileNameOf } from "../files/paths.ts";
 import { keyhashOf, setKeyhash } from "./snapshot.ts";
-import { osStorage, type Storage } from "./storage.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
 
 /** The lengths that a key may have, in bits; half of each is for AES, half for the tweak. */
 export const CRYPTO_SUPPORTED_KEYSIZE = [512, 256] as const;

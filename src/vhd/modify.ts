@@ -6,20 +6,20 @@
  */
 
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED, encodeBat } from "./bat.ts";
+import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
 import type { ParentToWrite } from "./create.ts";
-import { encodeFooter, HD_FOOTER_SIZE } from "./footer.ts";
-import { type DynamicHeader, encodeHeader } from "./header.ts";
-import { openVhd, type VhdImage } from "./image.ts";
-import { changeJournaled } from "./journal.ts";
-import { endOfDataSector } from "./layout.ts";
-import { locatorSpaceBytes, type ParentLocator, PLAT_CODE_NONE } from "./locator.ts";
-import { canonicalPath } from "./paths.ts";
-import { carryOut, readLocators } from "./resize.ts";
-import { planResize } from "./resize_plan.ts";
+import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
+import { type DynamicHeader, encodeHeader } from "./format/header.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
+import { changeJournaled } from "./resize/journal.ts";
+import { endOfDataSector } from "./format/layout.ts";
+import { locatorSpaceBytes, type ParentLocator, PLAT_CODE_NONE } from "./format/locator.ts";
+import { canonicalPath } from "../files/paths.ts";
+import { carryOut, readLocators } from "./resize/resize.ts";
+import { planResize } from "./resize/resize_plan.ts";
 import { parentToWrite } from "./snapshot.ts";
-import { osStorage, type Storage } from "./storage.ts";
-import { paddedBytes, VHD_SECTOR_SIZE } from "./units.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
+import { paddedBytes, VHD_SECTOR_SIZE } from "./format/units.ts";
 import { writeBatmap, writeFooters } from "./write.ts";
 
 /** What becomes the parent. */

@@ -1,12 +1,12 @@
-import { DD_BLK_UNUSED } from "./bat.ts";
-import { allSet, clearBit, setBit, testBit } from "./bitmap.ts";
-import { isAllocated, readBitmap } from "./block.ts";
-import { updateFooters } from "./footer_writer.ts";
-import { HD_FOOTER_SIZE } from "./footer.ts";
-import { readFooterBytes } from "./footer_reader.ts";
-import { openVhd, type VhdImage } from "./image.ts";
-import { osStorage, type Storage } from "./storage.ts";
-import { generateUuid, isNullUuid } from "./uuid.ts";
+import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { allSet, clearBit, setBit, testBit } from "./format/bitmap.ts";
+import { isAllocated, readBitmap } from "./image/block.ts";
+import { updateFooters } from "./image/footer_writer.ts";
+import { HD_FOOTER_SIZE } from "./format/footer.ts";
+import { readFooterBytes } from "./image/footer_reader.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
+import { generateUuid, isNullUuid } from "./format/uuid.ts";
 import { writeBatmap, writeFooters } from "./write.ts";
 
 /** How an image is repaired. */

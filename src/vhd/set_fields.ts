@@ -1,9 +1,9 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { encodeBatmapHeader } from "./batmap.ts";
-import { encodeFooter } from "./footer.ts";
-import { updateFooters } from "./footer_writer.ts";
-import { openVhd, type VhdImage } from "./image.ts";
-import { osStorage, type Storage } from "./storage.ts";
+import { encodeBatmapHeader } from "./format/batmap.ts";
+import { encodeFooter } from "./format/footer.ts";
+import { updateFooters } from "./image/footer_writer.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
 
 /** A field that the storage manager keeps in an image, a byte. */
 export type SettableField = "hidden" | "marker";

@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED } from "./bat.ts";
-import { encodeBatmapHeader, type KeyHash } from "./batmap.ts";
-import { MAX_CHAIN_DEPTH, openChain, openRawParent, resolveParent } from "./chain.ts";
+import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { encodeBatmapHeader, type KeyHash } from "./format/batmap.ts";
+import { MAX_CHAIN_DEPTH, openChain, openRawParent, resolveParent } from "./image/chain.ts";
 import {
   type ParentToWrite,
   reserveSize,
@@ -10,19 +10,19 @@ import {
   writeNewImage,
   writeSparseImage,
 } from "./create.ts";
-import { VhdChainError } from "./errors.ts";
-import { openVhd, type VhdImage } from "./image.ts";
+import { VhdChainError } from "./image/errors.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
 import {
   encodeLocation,
   encodeParentName,
   PLAT_CODE_MACX,
   PLAT_CODE_W2KU,
   PLAT_CODE_W2RU,
-} from "./locator.ts";
-import { canonicalPath, fileNameOf, relativePath } from "./paths.ts";
-import { osStorage, type Storage } from "./storage.ts";
-import { vhdTime } from "./time.ts";
-import { isNullUuid } from "./uuid.ts";
+} from "./format/locator.ts";
+import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
+import { osStorage, type Storage } from "../files/storage.ts";
+import { vhdTime } from "./format/time.ts";
+import { isNullUuid } from "./format/uuid.ts";
 
 /** The locators that a child gets, all with the relative path, in the order of the header. */
 const LOCATOR_CODES = [PLAT_CODE_MACX, PLAT_CODE_W2KU, PLAT_CODE_W2RU];

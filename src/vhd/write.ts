@@ -1,13 +1,13 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED } from "./bat.ts";
-import { batmapChecksum, encodeBatmapHeader } from "./batmap.ts";
-import { allSet, setBit, setBits } from "./bitmap.ts";
-import { bitmapOffset, dataOffset, isAllocated, isMarkedFull, readBitmap } from "./block.ts";
+import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { batmapChecksum, encodeBatmapHeader } from "./format/batmap.ts";
+import { allSet, setBit, setBits } from "./format/bitmap.ts";
+import { bitmapOffset, dataOffset, isAllocated, isMarkedFull, readBitmap } from "./image/block.ts";
 import { writeZeros } from "./create.ts";
-import { encodeFooter, HD_FOOTER_SIZE } from "./footer.ts";
-import type { VhdImage } from "./image.ts";
-import { nextBlockSector } from "./layout.ts";
-import { VHD_SECTOR_SIZE } from "./units.ts";
+import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
+import type { VhdImage } from "./image/image.ts";
+import { nextBlockSector } from "./format/layout.ts";
+import { VHD_SECTOR_SIZE } from "./format/units.ts";
 
 /**
  * Writes to a virtual disk while no tapdisk has it.

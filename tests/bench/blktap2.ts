@@ -7,7 +7,7 @@
  * @module
  */
 import { createDynamic } from "../../src/vhd/create.ts";
-import { osStorage } from "../../src/vhd/storage.ts";
+import { osStorage } from "../../src/files/storage.ts";
 import { PlayedKernel } from "../support/blktap2/played_kernel.ts";
 import { RingLoad } from "../support/blktap2/ring_disk.ts";
 

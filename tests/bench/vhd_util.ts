@@ -7,9 +7,9 @@
  */
 
 import { createDynamic } from "../../src/vhd/create.ts";
-import { openVhd } from "../../src/vhd/image.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
-import { VHD_BLOCK_SIZE } from "../../src/vhd/units.ts";
+import { VHD_BLOCK_SIZE } from "../../src/vhd/format/units.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { binaryPath, findTool } from "../support/tools.ts";
 

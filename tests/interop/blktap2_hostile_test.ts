@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { Random } from "../../src/queue/random.ts";
+import { Random } from "../../src/testing/random.ts";
 import { PlayedKernel } from "../support/blktap2/played_kernel.ts";
 import {
   READ,

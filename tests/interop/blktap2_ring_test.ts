@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { createDynamic } from "../../src/vhd/create.ts";
-import { osStorage } from "../../src/vhd/storage.ts";
+import { osStorage } from "../../src/files/storage.ts";
 import { type KernelOptions, PlayedKernel } from "../support/blktap2/played_kernel.ts";
 import {
   FLUSH,

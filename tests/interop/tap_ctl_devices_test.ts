@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { readMinorRecord } from "../../src/control/minor_record.ts";
+import { readMinorRecord } from "../../src/control/minors/minor_record.ts";
 import { type ControlBench, withControlBench } from "../support/control.ts";
 
 function test(name: string, body: (bench: ControlBench) => Promise<void>): void {

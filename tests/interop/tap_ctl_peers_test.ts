@@ -11,7 +11,7 @@ import {
   MessageFlag,
   MessageType,
   messageType,
-} from "../../src/control/message.ts";
+} from "../../src/control/protocol/message.ts";
 import { type ControlBench, withControlBench } from "../support/control.ts";
 
 function test(name: string, body: (bench: ControlBench, pid: number) => Promise<void>): void {

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { openChain } from "../../src/vhd/chain.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { readRange } from "../../src/vhd/read.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { readRange } from "../../src/vhd/image/read.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { needs, run, runOk, withTempDir } from "../support/tools.ts";

@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import { encodeBat } from "../../src/vhd/bat.ts";
+import { encodeBat } from "../../src/vhd/format/bat.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { endOfDataSector } from "../../src/vhd/layout.ts";
-import { VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "../../src/vhd/units.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { endOfDataSector } from "../../src/vhd/format/layout.ts";
+import { VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "../../src/vhd/format/units.ts";
 import { writeFooters } from "../../src/vhd/write.ts";
 import { binaryPath, needs, withTempDir } from "../support/tools.ts";
 

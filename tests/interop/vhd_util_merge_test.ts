@@ -5,9 +5,9 @@
 
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { openDisk } from "../../src/offline/disk.ts";
+import { openDisk } from "../../src/bulk/disk.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { binaryPath, needs, run, runOk, withTempDir } from "../support/tools.ts";
 import { vhdUtil } from "../support/vhd.ts";

@@ -6,7 +6,7 @@
  * @module
  */
 import { NbdServer } from "../../src/frontend/nbd/server.ts";
-import { Random } from "../../src/queue/random.ts";
+import { Random } from "../../src/testing/random.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { watchAllocations } from "../support/allocations.ts";
 import { RealDevice } from "../support/real_device.ts";

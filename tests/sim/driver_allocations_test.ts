@@ -5,7 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { osStorage } from "../../src/vhd/storage.ts";
+import { osStorage } from "../../src/files/storage.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { withTempDir } from "../support/tools.ts";
 

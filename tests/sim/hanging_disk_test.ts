@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { checkImage } from "../../src/vhd/check.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
 

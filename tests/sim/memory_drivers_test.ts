@@ -8,8 +8,8 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Errno } from "../../ffi/errno.ts";
 import { LOG_PAGE_RECORD_BYTES } from "../../src/driver/log.ts";
-import { Random } from "../../src/queue/random.ts";
-import { testBit } from "../../src/vhd/bitmap.ts";
+import { Random } from "../../src/testing/random.ts";
+import { testBit } from "../../src/vhd/format/bitmap.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import {

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { Random } from "../../src/queue/random.ts";
+import { Random } from "../../src/testing/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { DiskKey, hashKey, storeKeyhash } from "../../src/vhd/key.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";

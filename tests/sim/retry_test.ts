@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import { IoKind } from "../../src/queue/backend.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";

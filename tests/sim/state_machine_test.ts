@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { Random } from "../../src/queue/random.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { Random } from "../../src/testing/random.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { liveSnapshot } from "../../src/vbd/live_snapshot.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";

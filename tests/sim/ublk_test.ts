@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
-import { Random } from "../../src/queue/random.ts";
+import { Random } from "../../src/testing/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { SLOT_BYTES, SLOTS } from "../../src/vbd/slots.ts";
 import { burst, DISK_MIB, Model, readAll } from "../support/disk_model.ts";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
-import { Random } from "../../src/queue/random.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { Random } from "../../src/testing/random.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { burst, DISK_MIB, Model, readAll } from "../support/disk_model.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import type { Random } from "../../src/queue/random.ts";
+import type { Random } from "../../src/testing/random.ts";
 import { SECTOR_BYTES, type SimulatedDevice, stampedSectors, stampOf } from "./sim.ts";
 
 /** Size of the disk. */

@@ -8,15 +8,15 @@
 
 import { memoryAt } from "../../ffi/libc.ts";
 import { memoryAddress } from "../../ffi/memory.ts";
-import type { EngineMaker, OfflineEngine } from "../../src/offline/engine.ts";
+import type { EngineMaker, OfflineEngine } from "../../src/bulk/engine.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "../../src/queue/backend.ts";
 import type { DiskFile, DiskFileOptions, DiskFiles } from "../../src/queue/disk_files.ts";
 import { DiskQueue } from "../../src/queue/disk_queue.ts";
-import { Random } from "../../src/queue/random.ts";
-import { SimulatedScheduler } from "../../src/scheduler/simulated_scheduler.ts";
-import type { MemoryStorage } from "../../src/vhd/memory_storage.ts";
-import type { StorageFile } from "../../src/vhd/storage.ts";
-import { VHD_SECTOR_SIZE } from "../../src/vhd/units.ts";
+import { Random } from "../../src/testing/random.ts";
+import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
+import type { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import type { StorageFile } from "../../src/files/storage.ts";
+import { VHD_SECTOR_SIZE } from "../../src/vhd/format/units.ts";
 
 interface Operation {
   readonly kind: IoKind;

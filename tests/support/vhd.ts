@@ -7,11 +7,11 @@
 import { vhdUtilMain } from "../../src/cli/vhd_util/main.ts";
 import type { Output } from "../../src/cli/vhd_util/output.ts";
 // Loaded here, as a library that is loaded within a test counts as a leak.
-import "../../src/vhd/storage.ts";
-import "../../src/offline/engine.ts";
-import type { Storage } from "../../src/vhd/storage.ts";
+import "../../src/files/storage.ts";
+import "../../src/bulk/engine.ts";
+import type { Storage } from "../../src/files/storage.ts";
 
-const GOLDEN = new URL("../data/golden/", import.meta.url).pathname;
+const GOLDEN = new URL("../data/golden", import.meta.url).pathname;
 
 /** The text of a file of the golden data. */
 export function goldenText(name: string): string {

@@ -25,7 +25,7 @@ import {
   messageType,
   type Params,
   requestLength,
-} from "../../src/control/message.ts";
+} from "../../src/control/protocol/message.ts";
 
 /** Zeros, with the given bytes (hexadecimal) or text at the given offsets. */
 function bytes(

@@ -1,14 +1,19 @@
 import assert from "node:assert/strict";
 import { closeFile } from "../../ffi/files.ts";
-import { allocateMinor, freeMinor, holdMinor, listMinors } from "../../src/control/minors.ts";
+import {
+  allocateMinor,
+  freeMinor,
+  holdMinor,
+  listMinors,
+} from "../../src/control/minors/minors.ts";
 import {
   controlFolder,
   controlSocketPath,
   minorPath,
   nbdSocketPath,
 } from "../../src/control/paths.ts";
-import { ownerOfSocket, removeStaleSockets } from "../../src/control/stale_sockets.ts";
-import { formatStatistics } from "../../src/control/statistics_text.ts";
+import { ownerOfSocket, removeStaleSockets } from "../../src/control/client/stale_sockets.ts";
+import { formatStatistics } from "../../src/control/protocol/statistics_text.ts";
 
 /** Calls `body` with a control folder of its own, which does not exist yet. */
 function withControlFolder(body: (folder: string) => void): void {

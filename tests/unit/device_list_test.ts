@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { type ListedDevice, parseDeviceList } from "../../src/control/device_list.ts";
+import { type ListedDevice, parseDeviceList } from "../../src/control/client/device_list.ts";
 
 const PLAIN = {
   device: "auto",

@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { AesXts } from "../../ffi/aes_xts.ts";
-import { copyImage } from "../../src/offline/copy.ts";
-import { openDisk } from "../../src/offline/disk.ts";
-import { openVhd } from "../../src/vhd/image.ts";
+import { copyImage } from "../../src/bulk/copy.ts";
+import { openDisk } from "../../src/bulk/disk.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
 import { withTempDir } from "../support/tools.ts";
 import { goldenImage, vhdUtil } from "../support/vhd.ts";

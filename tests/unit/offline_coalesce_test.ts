@@ -1,19 +1,19 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { coalesce, type CoalesceOptions } from "../../src/offline/coalesce.ts";
-import { copyImage } from "../../src/offline/copy.ts";
-import { openChain } from "../../src/vhd/chain.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { coalesce, type CoalesceOptions } from "../../src/bulk/coalesce.ts";
+import { copyImage } from "../../src/bulk/copy.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
-import { readRange } from "../../src/vhd/read.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { readRange } from "../../src/vhd/image/read.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { setKeyhash } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { memoryEngine } from "../support/memory_engine.ts";
-import { Random } from "../../src/queue/random.ts";
+import { Random } from "../../src/testing/random.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;

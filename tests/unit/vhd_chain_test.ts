@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { openChain, resolveParent } from "../../src/vhd/chain.ts";
-import { ancestorPaths, checkImage } from "../../src/vhd/check.ts";
+import { openChain, resolveParent } from "../../src/vhd/image/chain.ts";
+import { ancestorPaths, checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
-import { VhdChainError } from "../../src/vhd/errors.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
-import { heldExtents, readRange } from "../../src/vhd/read.ts";
+import { VhdChainError } from "../../src/vhd/image/errors.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { heldExtents, readRange } from "../../src/vhd/image/read.ts";
 import { snapshot, SnapshotDepthError } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { getFile, putFile } from "../support/vhd.ts";

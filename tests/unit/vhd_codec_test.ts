@@ -1,19 +1,24 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { decodeBat, encodeBat } from "../../src/vhd/bat.ts";
+import { decodeBat, encodeBat } from "../../src/vhd/format/bat.ts";
 import {
   batmapBytes,
   batmapChecksum,
   decodeBatmapHeader,
   encodeBatmapHeader,
-} from "../../src/vhd/batmap.ts";
-import { allSet, countSet, runEnd, setBit, setBits, testBit } from "../../src/vhd/bitmap.ts";
-import { onesComplementChecksum } from "../../src/vhd/checksum.ts";
+} from "../../src/vhd/format/batmap.ts";
+import { allSet, countSet, runEnd, setBit, setBits, testBit } from "../../src/vhd/format/bitmap.ts";
+import { onesComplementChecksum } from "../../src/vhd/format/checksum.ts";
 import { newFooter } from "../../src/vhd/create.ts";
-import { decodeFooter, encodeFooter, footerFault, HD_TYPE_DYNAMIC } from "../../src/vhd/footer.ts";
-import { geometryOfSize, packGeometry, unpackGeometry } from "../../src/vhd/geometry.ts";
-import { decodeHeader, emptyHeader, encodeHeader } from "../../src/vhd/header.ts";
-import { bitmapSectors, endOfDataSector, nextBlockSector } from "../../src/vhd/layout.ts";
+import {
+  decodeFooter,
+  encodeFooter,
+  footerFault,
+  HD_TYPE_DYNAMIC,
+} from "../../src/vhd/format/footer.ts";
+import { geometryOfSize, packGeometry, unpackGeometry } from "../../src/vhd/format/geometry.ts";
+import { decodeHeader, emptyHeader, encodeHeader } from "../../src/vhd/format/header.ts";
+import { bitmapSectors, endOfDataSector, nextBlockSector } from "../../src/vhd/format/layout.ts";
 import {
   decodeLocation,
   decodeParentName,
@@ -23,10 +28,10 @@ import {
   PLAT_CODE_MACX,
   PLAT_CODE_W2KU,
   PLAT_CODE_W2RU,
-} from "../../src/vhd/locator.ts";
-import { relativePath } from "../../src/vhd/paths.ts";
-import { formatVhdTime, VHD_EPOCH_START, vhdTime } from "../../src/vhd/time.ts";
-import { formatUuid, generateUuid } from "../../src/vhd/uuid.ts";
+} from "../../src/vhd/format/locator.ts";
+import { relativePath } from "../../src/files/paths.ts";
+import { formatVhdTime, VHD_EPOCH_START, vhdTime } from "../../src/vhd/format/time.ts";
+import { formatUuid, generateUuid } from "../../src/vhd/format/uuid.ts";
 import { goldenImage } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile, O_CREAT, O_DIRECT, O_RDWR, openFile, truncateFile } from "../../ffi/files.ts";
-import { readDirect, writeDirect } from "../../src/vhd/direct_io.ts";
+import { readDirect, writeDirect } from "../../src/files/direct_io.ts";
 
 const LENGTH = 3 << 20;
 

@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
-import { DD_BLK_UNUSED } from "../../src/vhd/bat.ts";
-import { checkImage } from "../../src/vhd/check.ts";
+import { DD_BLK_UNUSED } from "../../src/vhd/format/bat.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
-import { VhdFormatError } from "../../src/vhd/errors.ts";
-import { FOOTER_OFFSETS, footerChecksum, HD_FOOTER_SIZE } from "../../src/vhd/footer.ts";
-import { HEADER_OFFSETS, headerChecksum } from "../../src/vhd/header.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
+import { VhdFormatError } from "../../src/vhd/image/errors.ts";
+import { FOOTER_OFFSETS, footerChecksum, HD_FOOTER_SIZE } from "../../src/vhd/format/footer.ts";
+import { HEADER_OFFSETS, headerChecksum } from "../../src/vhd/format/header.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { MemoryStorage } from "../../src/testing/memory_storage.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { getFile, goldenImage, putFile } from "../support/vhd.ts";
 

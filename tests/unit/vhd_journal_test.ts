@@ -1,21 +1,21 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { encodeFooter, HD_COOKIE, VHD_POISON_COOKIE } from "../../src/vhd/footer.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { revertJournal } from "../../src/vhd/journal_revert.ts";
+import { encodeFooter, HD_COOKIE, VHD_POISON_COOKIE } from "../../src/vhd/format/footer.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
 import {
   decodeJournalEntry,
   decodeJournalHeader,
   encodeJournalHeader,
   JOURNAL_ENTRY_SIZE,
   journalChecksum,
-} from "../../src/vhd/journal_format.ts";
-import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
-import { resizeVhd } from "../../src/vhd/resize.ts";
+} from "../../src/vhd/format/journal_format.ts";
+import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
-const FOLDER = new URL("../data/journal/", import.meta.url).pathname;
+const FOLDER = new URL("../data/journal", import.meta.url).pathname;
 
 /** A file that the reference left when it was killed while it resized a child to 100 GiB. */
 async function fixture(name: string): Promise<Uint8Array<ArrayBuffer>> {

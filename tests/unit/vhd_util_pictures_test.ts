@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
 import { inflateSync } from "node:zlib";
 import fc from "fast-check";
-import { openChain } from "../../src/vhd/chain.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
-import { chainExtents } from "../../src/vhd/extents.ts";
-import { openVhd } from "../../src/vhd/image.ts";
-import { MemoryStorage } from "../../src/vhd/memory_storage.ts";
-import { readRange } from "../../src/vhd/read.ts";
+import { chainExtents } from "../../src/vhd/image/extents.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { readRange } from "../../src/vhd/image/read.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { withTempDir } from "../support/tools.ts";

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { allocateMinor } from "../../control/minors.ts";
+import { allocateMinor } from "../../control/minors/minors.ts";
 import { minorPath } from "../../control/paths.ts";
 
 /** `tap-ctl allocate`. */

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { attachDevice, type DeviceAddress } from "../../control/client.ts";
+import { attachDevice, type DeviceAddress } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
 
 /** `tap-ctl attach`. */

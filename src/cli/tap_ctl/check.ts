@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { allocateMinor, freeMinor } from "../../control/minors.ts";
+import { allocateMinor, freeMinor } from "../../control/minors/minors.ts";
 import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
 
 /** Whether tapdisk can run here, and which block devices the kernel has, with reasons. */

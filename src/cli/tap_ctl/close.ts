@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { closeImage, type DeviceAddress } from "../../control/client.ts";
+import { closeImage, type DeviceAddress } from "../../control/client/client.ts";
 import { deviceOptions, timeLimit, timeLimitOption } from "./options.ts";
 
 /** `tap-ctl close`. */

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { createDevice } from "../../control/lifecycle.ts";
+import { createDevice } from "../../control/client/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import {

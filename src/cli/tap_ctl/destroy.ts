@@ -1,6 +1,6 @@
 import type { Command } from "commander";
-import type { DeviceAddress } from "../../control/client.ts";
-import { destroyDevice } from "../../control/lifecycle.ts";
+import type { DeviceAddress } from "../../control/client/client.ts";
+import { destroyDevice } from "../../control/client/lifecycle.ts";
 import { deviceOptions, timeLimit, timeLimitOption } from "./options.ts";
 
 /** `tap-ctl destroy`. */

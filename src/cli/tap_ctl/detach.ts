@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { detachDevice, type DeviceAddress } from "../../control/client.ts";
+import { detachDevice, type DeviceAddress } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
 
 /** `tap-ctl detach`. */

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { freeMinor } from "../../control/minors.ts";
+import { freeMinor } from "../../control/minors/minors.ts";
 import { minorOption } from "./options.ts";
 
 /** `tap-ctl free`. */

@@ -1,5 +1,10 @@
 import type { Command } from "commander";
-import { inventory, type InventoryEntry, inventoryOf, withNode } from "../../control/inventory.ts";
+import {
+  inventory,
+  type InventoryEntry,
+  inventoryOf,
+  withNode,
+} from "../../control/client/inventory.ts";
 import { filterOptions } from "./options.ts";
 
 interface ListOptions {

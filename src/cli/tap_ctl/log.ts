@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, deviceLog } from "../../control/client.ts";
+import { type DeviceAddress, deviceLog } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
 
 interface LogOptions extends DeviceAddress {

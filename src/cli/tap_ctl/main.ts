@@ -112,8 +112,10 @@ function errnoOf(error: unknown): number {
 }
 
 async function trace(): Promise<void> {
-  const { traceMessages } = await import("../../control/connection.ts");
-  const { messageCookie, messageName, messageType } = await import("../../control/message.ts");
+  const { traceMessages } = await import("../../control/client/connection.ts");
+  const { messageCookie, messageName, messageType } = await import(
+    "../../control/protocol/message.ts"
+  );
   traceMessages((direction, message) => {
     const name = messageName(messageType(message));
     console.error(`${direction} '${name}' message (minor ${messageCookie(message)})`);

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, openImage } from "../../control/client.ts";
+import { type DeviceAddress, openImage } from "../../control/client/client.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import {
   absoluteImage,

@@ -1,12 +1,12 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
-import type { ImageOptions, TimeLimit } from "../../control/client.ts";
-import { ALL_MINORS, MessageFlag } from "../../control/message.ts";
+import type { ImageOptions, TimeLimit } from "../../control/client/client.ts";
+import { ALL_MINORS, MessageFlag } from "../../control/protocol/message.ts";
 import {
   DEVICE_CHOICES,
   type DeviceChoice,
   QUEUE_CHOICES,
   type QueueChoice,
-} from "../../control/open_request.ts";
+} from "../../control/protocol/open_request.ts";
 
 function integer(least: number, most: number): (text: string) => number {
   return (text) => {

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, pauseDevice } from "../../control/client.ts";
+import { type DeviceAddress, pauseDevice } from "../../control/client/client.ts";
 import { deviceOptions, timeLimit, timeLimitOption } from "./options.ts";
 
 /** `tap-ctl pause`. */

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { orphanedMinors, recoverDevice } from "../../control/lifecycle.ts";
+import { orphanedMinors, recoverDevice } from "../../control/client/lifecycle.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import { parseMinor } from "./options.ts";
 

@@ -1,13 +1,17 @@
 import type { Command } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { DEVICE_LIST_PATH, type ListedDevice, parseDeviceList } from "../../control/device_list.ts";
+import {
+  DEVICE_LIST_PATH,
+  type ListedDevice,
+  parseDeviceList,
+} from "../../control/client/device_list.ts";
 import { nbdSocketPath, systemError } from "../../control/paths.ts";
 import {
   restoreDevice,
   restoredNames,
   stopRestored,
   withNamesLocked,
-} from "../../control/restore.ts";
+} from "../../control/client/restore.ts";
 import { encryptionKey } from "./encryption.ts";
 import { timeLimit, timeLimitOption } from "./options.ts";
 

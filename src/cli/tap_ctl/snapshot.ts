@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, snapshotDevice } from "../../control/client.ts";
+import { type DeviceAddress, snapshotDevice } from "../../control/client/client.ts";
 import { deviceOptions, timeLimitOption } from "./options.ts";
 
 interface SnapshotChoices extends DeviceAddress {

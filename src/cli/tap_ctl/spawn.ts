@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { spawnTapdisk } from "../../control/spawn.ts";
+import { spawnTapdisk } from "../../control/client/spawn.ts";
 
 /** `tap-ctl spawn`. */
 export function defineSpawn(command: Command): Command {

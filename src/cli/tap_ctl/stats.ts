@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, deviceStatistics } from "../../control/client.ts";
+import { type DeviceAddress, deviceStatistics } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
 
 /** `tap-ctl stats`. */

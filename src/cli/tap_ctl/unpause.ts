@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, resumeDevice } from "../../control/client.ts";
+import { type DeviceAddress, resumeDevice } from "../../control/client/client.ts";
 import { absoluteImage, deviceOptions } from "./options.ts";
 
 interface UnpauseOptions extends DeviceAddress {

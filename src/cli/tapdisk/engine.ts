@@ -1,10 +1,10 @@
-import { controlCommands } from "../../control/commands.ts";
-import { Devices } from "../../control/devices.ts";
+import { controlCommands } from "../../control/daemon/commands.ts";
+import { Devices } from "../../control/daemon/devices.ts";
 import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
 import { controlSocketPath, nbdSocketPath, prepareFolders } from "../../control/paths.ts";
-import { ControlServer } from "../../control/server.ts";
-import { removeStaleSockets } from "../../control/stale_sockets.ts";
-import { formatStatistics } from "../../control/statistics_text.ts";
+import { ControlServer } from "../../control/daemon/server.ts";
+import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
+import { formatStatistics } from "../../control/protocol/statistics_text.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";

@@ -7,10 +7,10 @@
 import { Command, CommanderError, Option } from "commander";
 import { Errno } from "../../../ffi/errno.ts";
 import { detachStandardStreams } from "../../../ffi/process.ts";
-import { createDevice } from "../../control/lifecycle.ts";
-import type { DeviceChoice } from "../../control/open_request.ts";
+import { createDevice } from "../../control/client/lifecycle.ts";
+import type { DeviceChoice } from "../../control/protocol/open_request.ts";
 import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
-import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/spawn.ts";
+import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import { errnoOf } from "../../queue/disk_files.ts";
 import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { openLog } from "./logging.ts";

@@ -1,10 +1,15 @@
 import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
-import { ancestorPaths, chainFinding, checkImage, type CheckOptions } from "../../vhd/check.ts";
-import { type LayerStatistics, layerStatistics } from "../../vhd/check_stats.ts";
-import { VhdChainError } from "../../vhd/errors.ts";
-import type { Finding } from "../../vhd/findings.ts";
-import { openVhd, type VhdImage } from "../../vhd/image.ts";
-import { fileNameOf } from "../../vhd/paths.ts";
+import {
+  ancestorPaths,
+  chainFinding,
+  checkImage,
+  type CheckOptions,
+} from "../../vhd/check/check.ts";
+import { type LayerStatistics, layerStatistics } from "../../vhd/check/check_stats.ts";
+import { VhdChainError } from "../../vhd/image/errors.ts";
+import type { Finding } from "../../vhd/check/findings.ts";
+import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
+import { fileNameOf } from "../../files/paths.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";

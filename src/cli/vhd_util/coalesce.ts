@@ -1,5 +1,5 @@
-import { coalesce } from "../../offline/coalesce.ts";
-import { openVhd } from "../../vhd/image.ts";
+import { coalesce } from "../../bulk/coalesce.ts";
+import { openVhd } from "../../vhd/image/image.ts";
 import { openProgress, percentProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { VhdChainError, VhdFormatError } from "../../vhd/errors.ts";
+import { VhdChainError, VhdFormatError } from "../../vhd/image/errors.ts";
 import type { GivenOption } from "../getopt.ts";
 import type { Output } from "./output.ts";
 

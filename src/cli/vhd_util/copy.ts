@@ -1,9 +1,9 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { copyImage } from "../../offline/copy.ts";
-import type { CopyKeys } from "../../offline/recoding.ts";
-import { openVhd } from "../../vhd/image.ts";
+import { copyImage } from "../../bulk/copy.ts";
+import type { CopyKeys } from "../../bulk/recoding.ts";
+import { openVhd } from "../../vhd/image/image.ts";
 import { readKey } from "../../vhd/key.ts";
-import { osStorage } from "../../vhd/storage.ts";
+import { osStorage } from "../../files/storage.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, type Subcommand, UsageError } from "./command.ts";
 

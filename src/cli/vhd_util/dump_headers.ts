@@ -1,6 +1,6 @@
-import { DD_HEADER_SIZE, decodeHeader } from "../../vhd/header.ts";
-import { decodeFooter, HD_FOOTER_SIZE, HD_TYPE_FIXED } from "../../vhd/footer.ts";
-import { osStorage } from "../../vhd/storage.ts";
+import { DD_HEADER_SIZE, decodeHeader } from "../../vhd/format/header.ts";
+import { decodeFooter, HD_FOOTER_SIZE, HD_TYPE_FIXED } from "../../vhd/format/footer.ts";
+import { osStorage } from "../../files/storage.ts";
 import type { Output } from "./output.ts";
 import { type NumberFormat, printFooter, printHeader } from "./print_headers.ts";
 

@@ -1,5 +1,5 @@
 import { fillImage, preallocate } from "../../vhd/fill.ts";
-import { openVhd } from "../../vhd/image.ts";
+import { openVhd } from "../../vhd/image/image.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
 

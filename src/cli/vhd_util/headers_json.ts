@@ -1,11 +1,11 @@
-import { readLocator } from "../../vhd/chain.ts";
-import type { Footer } from "../../vhd/footer.ts";
-import { unpackGeometry } from "../../vhd/geometry.ts";
-import type { DynamicHeader } from "../../vhd/header.ts";
-import type { Batmap, VhdImage } from "../../vhd/image.ts";
-import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd/locator.ts";
-import { VHD_EPOCH_START } from "../../vhd/time.ts";
-import { formatUuid } from "../../vhd/uuid.ts";
+import { readLocator } from "../../vhd/image/chain.ts";
+import type { Footer } from "../../vhd/format/footer.ts";
+import { unpackGeometry } from "../../vhd/format/geometry.ts";
+import type { DynamicHeader } from "../../vhd/format/header.ts";
+import type { Batmap, VhdImage } from "../../vhd/image/image.ts";
+import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd/format/locator.ts";
+import { VHD_EPOCH_START } from "../../vhd/format/time.ts";
+import { formatUuid } from "../../vhd/format/uuid.ts";
 
 /** All metadata of an image but its tables, for `--json`; names are those of the specification. */
 export function headersOf(image: VhdImage): Record<string, unknown> {

@@ -8,7 +8,7 @@ import {
   readKeyOf,
   storeKeyhash,
 } from "../../vhd/key.ts";
-import { openVhd } from "../../vhd/image.ts";
+import { openVhd } from "../../vhd/image/image.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 
 /** `vhd-util key`. */

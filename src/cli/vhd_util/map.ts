@@ -1,9 +1,9 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { openChain, type VhdChain } from "../../vhd/chain.ts";
-import { openVhd } from "../../vhd/image.ts";
-import { type ChainExtent, chainExtents } from "../../vhd/extents.ts";
-import { fileNameOf } from "../../vhd/paths.ts";
-import { VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+import { openChain, type VhdChain } from "../../vhd/image/chain.ts";
+import { openVhd } from "../../vhd/image/image.ts";
+import { type ChainExtent, chainExtents } from "../../vhd/image/extents.ts";
+import { fileNameOf } from "../../files/paths.ts";
+import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { formatSize } from "../sizes.ts";
 import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
 import { type CellMap, countCells } from "./map_cells.ts";

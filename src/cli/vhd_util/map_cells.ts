@@ -1,4 +1,4 @@
-import type { ChainExtent } from "../../vhd/extents.ts";
+import type { ChainExtent } from "../../vhd/image/extents.ts";
 
 /** A disk cut into equal cells, and what each of them holds. */
 export interface CellMap {

@@ -1,5 +1,5 @@
 import { changeParent, killData, setPhysicalSize } from "../../vhd/modify.ts";
-import { openVhd } from "../../vhd/image.ts";
+import { openVhd } from "../../vhd/image/image.ts";
 import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
 
 /** `vhd-util modify`. */

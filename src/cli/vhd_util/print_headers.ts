@@ -1,5 +1,5 @@
-import { batmapChecksum, type BatmapHeader, type KeyHash } from "../../vhd/batmap.ts";
-import { readLocator } from "../../vhd/chain.ts";
+import { batmapChecksum, type BatmapHeader, type KeyHash } from "../../vhd/format/batmap.ts";
+import { readLocator } from "../../vhd/image/chain.ts";
 import {
   encodeFooter,
   type Footer,
@@ -9,13 +9,13 @@ import {
   HD_RESERVED,
   HD_TEMPORARY,
   HD_TYPE_FIXED,
-} from "../../vhd/footer.ts";
-import { unpackGeometry } from "../../vhd/geometry.ts";
-import { type DynamicHeader, encodeHeader, headerChecksum } from "../../vhd/header.ts";
-import type { VhdImage } from "../../vhd/image.ts";
-import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd/locator.ts";
-import { formatVhdTime } from "../../vhd/time.ts";
-import { formatUuid } from "../../vhd/uuid.ts";
+} from "../../vhd/format/footer.ts";
+import { unpackGeometry } from "../../vhd/format/geometry.ts";
+import { type DynamicHeader, encodeHeader, headerChecksum } from "../../vhd/format/header.ts";
+import type { VhdImage } from "../../vhd/image/image.ts";
+import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd/format/locator.ts";
+import { formatVhdTime } from "../../vhd/format/time.ts";
+import { formatUuid } from "../../vhd/format/uuid.ts";
 import type { Output } from "./output.ts";
 
 /** How numbers are written: decimal, or hexadecimal with `-x`. */

@@ -1,9 +1,9 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { DD_BLK_UNUSED } from "../../vhd/bat.ts";
-import { openChain, resolveParent, unresolvedParent } from "../../vhd/chain.ts";
-import { HD_FOOTER_SIZE } from "../../vhd/footer.ts";
-import { openVhd, type VhdImage } from "../../vhd/image.ts";
-import { VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
+import { openChain, resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
+import { HD_FOOTER_SIZE } from "../../vhd/format/footer.ts";
+import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
+import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
 import { jsonText } from "./json.ts";
 import { factsOf } from "./query_json.ts";

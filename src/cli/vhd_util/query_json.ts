@@ -1,7 +1,7 @@
-import { allocatedBlocks } from "../../vhd/bat.ts";
-import { openChain, resolveParent, unresolvedParent } from "../../vhd/chain.ts";
-import type { VhdImage } from "../../vhd/image.ts";
-import { formatUuid } from "../../vhd/uuid.ts";
+import { allocatedBlocks } from "../../vhd/format/bat.ts";
+import { openChain, resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
+import type { VhdImage } from "../../vhd/image/image.ts";
+import { formatUuid } from "../../vhd/format/uuid.ts";
 import { errnoOf, messageOf } from "./command.ts";
 
 /** All facts about an image, for `--json`, and the exit status: that of the first that failed. */

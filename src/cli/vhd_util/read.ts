@@ -1,8 +1,8 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { openChain } from "../../vhd/chain.ts";
-import { openVhd, type VhdImage } from "../../vhd/image.ts";
-import { readRange } from "../../vhd/read.ts";
-import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+import { openChain } from "../../vhd/image/chain.ts";
+import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
+import { readRange } from "../../vhd/image/read.ts";
+import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { headersOf } from "./headers_json.ts";

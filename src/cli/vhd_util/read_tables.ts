@@ -1,5 +1,5 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { setBit, testBit } from "../../vhd/bitmap.ts";
+import { setBit, testBit } from "../../vhd/format/bitmap.ts";
 import {
   bitmapOffset,
   dataOffset,
@@ -7,10 +7,10 @@ import {
   isMarkedFull,
   readBitmap,
   readBlockData,
-} from "../../vhd/block.ts";
-import type { VhdImage } from "../../vhd/image.ts";
-import { heldExtents } from "../../vhd/read.ts";
-import { VHD_SECTOR_SIZE } from "../../vhd/units.ts";
+} from "../../vhd/image/block.ts";
+import type { VhdImage } from "../../vhd/image/image.ts";
+import { heldExtents } from "../../vhd/image/read.ts";
+import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import type { Output } from "./output.ts";
 import type { NumberFormat } from "./print_headers.ts";
 

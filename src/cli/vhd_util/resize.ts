@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { openVhd } from "../../vhd/image.ts";
-import { ForeignImageError, growWithinMetadata, resizeVhd } from "../../vhd/resize.ts";
-import { RevertError } from "../../vhd/journal.ts";
+import { openVhd } from "../../vhd/image/image.ts";
+import { ForeignImageError, growWithinMetadata, resizeVhd } from "../../vhd/resize/resize.ts";
+import { RevertError } from "../../vhd/resize/journal.ts";
 import { roundToBlocks } from "../../vhd/create.ts";
 import { openProgress } from "../progress.ts";
 import {

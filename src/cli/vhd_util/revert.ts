@@ -1,4 +1,4 @@
-import { revertJournal } from "../../vhd/journal_revert.ts";
+import { revertJournal } from "../../vhd/resize/journal_revert.ts";
 import { type CommandCall, failedTo, type Subcommand } from "./command.ts";
 
 /** `vhd-util revert`. */

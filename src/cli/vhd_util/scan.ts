@@ -1,7 +1,7 @@
 import { errnoName } from "../../../ffi/errno.ts";
-import { canonicalPath, fileNameOf } from "../../vhd/paths.ts";
-import { ScanError, type ScannedImage } from "../../vhd/scan.ts";
-import { osStorage } from "../../vhd/storage.ts";
+import { canonicalPath, fileNameOf } from "../../files/paths.ts";
+import { ScanError, type ScannedImage } from "../../vhd/check/scan.ts";
+import { osStorage } from "../../files/storage.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { arrangeImages } from "./scan_order.ts";
 import { fileTargets, type ScanTarget, volumeTargets } from "./scan_targets.ts";

@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { fileNameOf, folderOf } from "../../vhd/paths.ts";
-import { scanFast, scanFully, type ScannedImage, scanVolume } from "../../vhd/scan.ts";
-import { osStorage } from "../../vhd/storage.ts";
+import { fileNameOf, folderOf } from "../../files/paths.ts";
+import { scanFast, scanFully, type ScannedImage, scanVolume } from "../../vhd/check/scan.ts";
+import { osStorage } from "../../files/storage.ts";
 import { expandGlob, patternToRegExp } from "../glob.ts";
 import { type LogicalVolume, logicalVolumes, volumeOfDevice } from "../lvm.ts";
 

@@ -1,8 +1,8 @@
-import { allocatedBlocks } from "../../vhd/bat.ts";
-import { resolveParent, unresolvedParent } from "../../vhd/chain.ts";
-import { openVhd, type VhdImage } from "../../vhd/image.ts";
-import { canonicalPath, fileNameOf, folderOf } from "../../vhd/paths.ts";
-import { osStorage } from "../../vhd/storage.ts";
+import { allocatedBlocks } from "../../vhd/format/bat.ts";
+import { resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
+import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
+import { canonicalPath, fileNameOf, folderOf } from "../../files/paths.ts";
+import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
 import { formatSize } from "../sizes.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";

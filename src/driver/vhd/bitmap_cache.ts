@@ -1,5 +1,5 @@
 import { Arena } from "../../../ffi/memory.ts";
-import { runEnd, testBit } from "../../vhd/bitmap.ts";
+import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import { PieceLists } from "../pieces.ts";
 
 /** What is going on with a block whose bitmap is in the cache. */

@@ -1,6 +1,6 @@
 import { Arena } from "../../../ffi/memory.ts";
 import type { DiskQueue, IoOwner } from "../../queue/disk_queue.ts";
-import { encodeFooter } from "../../vhd/footer.ts";
+import { encodeFooter } from "../../vhd/format/footer.ts";
 import { SECTOR_BYTES } from "../driver.ts";
 import type { BitmapCache } from "./bitmap_cache.ts";
 import type { VhdFile } from "./vhd_file.ts";

@@ -1,7 +1,7 @@
 import type { AesXts } from "../../../ffi/aes_xts.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
-import type { VhdImage } from "../../vhd/image.ts";
+import type { VhdImage } from "../../vhd/image/image.ts";
 import { keyhashOf } from "../../vhd/snapshot.ts";
 import { type ImageSpec, REQUEST_SECTORS, REQUEST_SLOTS, SECTOR_BYTES } from "../driver.ts";
 

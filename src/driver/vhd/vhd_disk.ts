@@ -1,7 +1,7 @@
 import { zeroSectors } from "../../../ffi/memory.ts";
 import { describeError, errnoOf } from "../../queue/disk_files.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
-import { runEnd, testBit } from "../../vhd/bitmap.ts";
+import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import {
   type DriverContext,
   type ImageDriver,

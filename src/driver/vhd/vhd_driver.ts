@@ -1,9 +1,9 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { equalUuids, formatUuid } from "../../vhd/uuid.ts";
-import { resolveParent } from "../../vhd/chain.ts";
-import { VhdChainError } from "../../vhd/errors.ts";
-import { readFooter } from "../../vhd/footer_reader.ts";
-import { openVhd, type VhdImage } from "../../vhd/image.ts";
+import { equalUuids, formatUuid } from "../../vhd/format/uuid.ts";
+import { resolveParent } from "../../vhd/image/chain.ts";
+import { VhdChainError } from "../../vhd/image/errors.ts";
+import { readFooter } from "../../vhd/image/footer_reader.ts";
+import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { AioImage } from "../aio.ts";
 import {
   type DriverContext,

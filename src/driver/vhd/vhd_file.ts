@@ -1,11 +1,11 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
-import { DD_BLK_UNUSED } from "../../vhd/bat.ts";
-import { setBit, testBit } from "../../vhd/bitmap.ts";
-import { batmapChecksum, encodeBatmapHeader } from "../../vhd/batmap.ts";
-import { encodeFooter } from "../../vhd/footer.ts";
-import type { VhdImage } from "../../vhd/image.ts";
-import { endOfDataSector, nextBlockSector } from "../../vhd/layout.ts";
+import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
+import { setBit, testBit } from "../../vhd/format/bitmap.ts";
+import { batmapChecksum, encodeBatmapHeader } from "../../vhd/format/batmap.ts";
+import { encodeFooter } from "../../vhd/format/footer.ts";
+import type { VhdImage } from "../../vhd/image/image.ts";
+import { endOfDataSector, nextBlockSector } from "../../vhd/format/layout.ts";
 import { SECTOR_BYTES } from "../driver.ts";
 
 /**

@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
-import { runEnd, setBits, testBit } from "../../vhd/bitmap.ts";
+import { runEnd, setBits, testBit } from "../../vhd/format/bitmap.ts";
 import type { Deferred } from "../deferral.ts";
 import { type DriverContext, type RequestSink } from "../driver.ts";
 import { PieceKind, type PieceLists } from "../pieces.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { Random } from "../../../src/queue/random.ts";
+import { Random } from "../../../src/testing/random.ts";
 import type { PlayedKernel, RingAnswer } from "./played_kernel.ts";
 
 export const READ = 0;

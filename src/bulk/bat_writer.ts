@@ -1,0 +1,121 @@
+import { Arena } from "../../ffi/memory.ts";
+import type { DiskFile } from "../queue/disk_files.ts";
+import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
+import type { VhdImage } from "../vhd/image/image.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+
+const ENTRIES_PER_SECTOR = VHD_SECTOR_SIZE / 4;
+/** How many blocks are gathered before the BAT is told of them. */
+const BLOCKS_AT_ONCE = 64;
+const MOST_SECTORS = 64;
+const NO_ENTRY = 0xffff_ffff;
+
+interface NewBlock {
+  readonly block: number;
+  readonly sector: number;
+}
+
+/**
+ * Makes the BAT point at new blocks, many at once: syncs the file, so that their data and bitmaps
+ * are on stable storage, then writes the sectors of the BAT that name them.
+ */
+export class BatWriter implements IoOwner {
+  readonly #image: VhdImage;
+  readonly #disk: DiskFile;
+  readonly #queue: DiskQueue;
+  readonly #arena = new Arena(MOST_SECTORS * VHD_SECTOR_SIZE);
+  /** Blocks whose data has been written. */
+  #waiting: NewBlock[] = [];
+  #pending = 0;
+  #errno = 0;
+  #busy = false;
+  #finished: ((errno: number) => void) | null = null;
+  readonly #syncOwner: IoOwner = { ioDone: (_token, _sectors, errno) => this.#synced(errno) };
+  /** Those of them that the sync under way covers. */
+  #syncing = 0;
+
+  constructor(image: VhdImage, { disk, queue }: { disk: DiskFile; queue: DiskQueue }) {
+    this.#image = image;
+    this.#disk = disk;
+    this.#queue = queue;
+  }
+
+  /** A block's data and bitmap have been written at this sector. */
+  add(block: number, sector: number): void {
+    this.#waiting.push({ block, sector });
+    if (this.#waiting.length >= BLOCKS_AT_ONCE && this.#errno === 0) this.#start();
+  }
+
+  /** Writes what is left; calls back when the BAT has all blocks. */
+  finish(done: (errno: number) => void): void {
+    this.#finished = done;
+    if (!this.#busy) this.#goOn();
+  }
+
+  #start(): void {
+    if (this.#busy) return;
+    this.#busy = true;
+    this.#syncing = this.#waiting.length;
+    this.#queue.sync(this.#disk.file, this.#syncOwner, 0);
+  }
+
+  #goOn(): void {
+    if (this.#errno === 0 && this.#waiting.length > 0) return this.#start();
+    const finished = this.#finished;
+    this.#finished = null;
+    finished?.(this.#errno);
+  }
+
+  #synced(errno: number): void {
+    if (errno !== 0) return this.#ended(errno);
+    const sectors: number[] = [];
+    let taken = 0;
+    for (; taken < this.#syncing; taken++) {
+      const { block, sector } = this.#waiting[taken];
+      const batSector = Math.floor(block / ENTRIES_PER_SECTOR);
+      if (!sectors.includes(batSector)) {
+        if (sectors.length === MOST_SECTORS) break;
+        sectors.push(batSector);
+      }
+      this.#image.bat[block] = sector;
+    }
+    this.#waiting.splice(0, taken);
+    this.#pending = sectors.length;
+    for (const [index, batSector] of sectors.entries()) this.#writeSector(index, batSector);
+  }
+
+  #writeSector(index: number, batSector: number): void {
+    const { bat, batOffsetBytes } = this.#image;
+    const at = index * VHD_SECTOR_SIZE;
+    const first = batSector * ENTRIES_PER_SECTOR;
+    for (let i = 0; i < ENTRIES_PER_SECTOR; i++) {
+      const entry = first + i < bat.length ? bat[first + i] : NO_ENTRY;
+      this.#arena.view.setUint32(at + i * 4, entry);
+    }
+    this.#queue.write(
+      this.#disk.file,
+      batOffsetBytes / VHD_SECTOR_SIZE + batSector,
+      1,
+      this.#arena.sector + at / VHD_SECTOR_SIZE,
+      this,
+      0,
+    );
+  }
+
+  ioDone(_token: number, _sectors: number, errno: number): void {
+    if (errno !== 0 && this.#errno === 0) this.#errno = errno;
+    if (--this.#pending === 0) this.#ended(this.#errno);
+  }
+
+  #ended(errno: number): void {
+    this.#errno = errno;
+    this.#busy = false;
+    if (this.#finished !== null) this.#goOn();
+    else if (this.#waiting.length >= BLOCKS_AT_ONCE && errno === 0) this.#start();
+  }
+
+  /** Unmaps its memory; nothing may be under way. */
+  release(): void {
+    this.#arena.release();
+  }
+}

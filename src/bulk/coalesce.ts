@@ -1,0 +1,179 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { resolveParent, verifyParent } from "../vhd/image/chain.ts";
+import { VhdChainError } from "../vhd/image/errors.ts";
+import { openVhd, type VhdImage } from "../vhd/image/image.ts";
+import { canonicalPath } from "../files/paths.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
+import { type Layer, mayHold, openForQueue, requireSameEncryption } from "./layers.ts";
+import { addLayer, Closer, mergeInto, mergeIntoNew, openParentOf } from "./merge.ts";
+import { moveData, openMover, type Progress } from "./mover.ts";
+import { FlatTarget } from "./target.ts";
+
+/** How a chain is made shorter. */
+export interface CoalesceOptions {
+  /** Write into this image of the chain, with all layers above it, instead of into the parent. */
+  readonly ancestor?: string;
+  /** Write a new image instead: the layers from the given one down to `oldest`. */
+  readonly output?: string;
+  /** With `output`: the last layer that is merged; the whole chain without it. */
+  readonly oldest?: string;
+  /** Leave zeros out where nothing would show through them. */
+  readonly sparse?: boolean;
+  readonly onProgress?: Progress;
+  /** Where the files are: those of the system, unless simulated. */
+  readonly engine?: EngineMaker;
+}
+
+/**
+ * Writes what an image holds into its parent, an ancestor or a new image. The image itself and the
+ * layers between stay as they are: they hide what is written below them, so the chain reads the
+ * same at every moment, and the work may be killed and done again.
+ *
+ * @returns How many sectors the merged layers held.
+ * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the chain does not hold together
+ * down to there, an image is no differencing one, the target is too small, or writing fails.
+ */
+export async function coalesce(path: string, options: CoalesceOptions = {}): Promise<number> {
+  const engine = openMover(options.engine ?? createOfflineEngine);
+  const closer = new Closer();
+  try {
+    const { storage } = engine.files;
+    const top = closer.add(openVhd(path, { storage }));
+    if (options.output !== undefined) {
+      return await coalesceIntoNew(engine, top, { ...options, output: options.output, closer });
+    }
+    return await coalesceDown(engine, top, { ...options, closer });
+  } finally {
+    closer.close();
+    engine.close();
+  }
+}
+
+function requireParent(image: VhdImage): void {
+  if (image.parent !== null) return;
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot coalesce ${image.path}: it is no differencing image and has no parent`,
+  );
+}
+
+/** The images from the top down to the one above the target, and where the target is. */
+function walkDown(
+  top: VhdImage,
+  { ancestor, closer }: { ancestor?: string; closer: Closer },
+): { images: VhdImage[]; targetPath: string } {
+  const { storage } = top;
+  const wanted = ancestor === undefined ? null : canonicalPath(storage, ancestor);
+  const images = [top];
+  const seen = new Set([canonicalPath(storage, top.path)]);
+  for (let image = top;;) {
+    if (wanted !== null && image.parent === null) {
+      throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
+    }
+    requireParent(image);
+    const targetPath = resolveParent(image);
+    const canonical = canonicalPath(storage, targetPath);
+    if (seen.has(canonical)) {
+      throw new VhdChainError(top.path, Errno.ELOOP, `${image.path} leads back to ${canonical}`);
+    }
+    seen.add(canonical);
+    if (wanted === null || canonical === wanted) return { images, targetPath };
+    if (image.parent?.raw) {
+      throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
+    }
+    image = openParentOf(image, closer);
+    images.push(image);
+  }
+}
+
+type Coalescing = CoalesceOptions & { readonly closer: Closer };
+
+async function coalesceDown(
+  engine: OfflineEngine,
+  top: VhdImage,
+  { closer, ancestor, sparse = false, onProgress }: Coalescing,
+): Promise<number> {
+  const { images, targetPath } = walkDown(top, { ancestor, closer });
+  const lowest = images[images.length - 1];
+  // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
+  const disk = closer.add(openForQueue(engine, targetPath, { readOnly: false }));
+  const layers = images.map((image) => addLayer(engine, image, closer));
+  if (lowest.parent?.raw) {
+    requireSameEncryption(images, { raw: targetPath });
+    const fileSectors = Math.ceil(disk.sizeBytes() / VHD_SECTOR_SIZE);
+    const childSectors = top.sizeBytes / VHD_SECTOR_SIZE;
+    const sizeSectors = disk.isBlockDevice ? fileSectors : Math.max(fileSectors, childSectors);
+    requireRoom(layers, { path: targetPath, sizeSectors });
+    const target = new FlatTarget(disk, engine.queue, sizeSectors);
+    return await moveData(engine, { layers, target, onProgress });
+  }
+  const image = closer.add(
+    openVhd(targetPath, { storage: top.storage, readOnly: false }),
+  );
+  verifyParent(lowest, image);
+  requireSameEncryption([...images, image], { raw: null });
+  const sizeSectors = image.sizeBytes / VHD_SECTOR_SIZE;
+  requireRoom(layers, { path: targetPath, sizeSectors });
+  if (image.type === "fixed") {
+    const target = new FlatTarget(disk, engine.queue, sizeSectors);
+    return await moveData(engine, { layers, target, onProgress });
+  }
+  return await mergeInto(engine, { image, disk, sparse, layers, onProgress });
+}
+
+/** A child may be larger than its parent, but not what it holds. */
+function requireRoom(
+  layers: readonly Layer[],
+  { path, sizeSectors }: { path: string; sizeSectors: number },
+): void {
+  for (const layer of layers) {
+    if (layer.sizeSectors <= sizeSectors) continue;
+    if (!mayHold(layer, sizeSectors, layer.sizeSectors)) continue;
+    throw new SystemError(
+      Errno.ERANGE,
+      `Cannot coalesce into ${path}: ${layer.disk.path} holds data behind the end of its disk ` +
+        `of ${sizeSectors} sectors; resize it first`,
+    );
+  }
+}
+
+async function coalesceIntoNew(
+  engine: OfflineEngine,
+  top: VhdImage,
+  { closer, output, oldest, onProgress }: Coalescing & { output: string },
+): Promise<number> {
+  const images = walkToOldest(top, { oldest, closer });
+  const lowest = images[images.length - 1];
+  const layers = images.map((image) => addLayer(engine, image, closer));
+  requireSameEncryption(images, { raw: null });
+  const parent = lowest.parent === null
+    ? null
+    : { path: resolveParent(lowest), uuid: lowest.parent.uuid };
+  return await mergeIntoNew(engine, { output, top, parent, layers, onProgress });
+}
+
+function walkToOldest(
+  top: VhdImage,
+  { oldest, closer }: { oldest?: string; closer: Closer },
+): VhdImage[] {
+  const { storage } = top;
+  if (oldest !== undefined && canonicalPath(storage, oldest) === canonicalPath(storage, top.path)) {
+    return [top];
+  }
+  if (top.parent === null || top.parent.raw) {
+    if (oldest === undefined) return [top];
+    throw new VhdChainError(top.path, Errno.ENOENT, `${oldest} is no ancestor of it`);
+  }
+  if (oldest !== undefined) {
+    const { images, targetPath } = walkDown(top, { ancestor: oldest, closer });
+    const last = closer.add(openVhd(targetPath, { storage }));
+    return [...images, last];
+  }
+  const images = [top];
+  for (let image = top; image.parent !== null && !image.parent.raw;) {
+    image = openParentOf(image, closer);
+    images.push(image);
+  }
+  return images;
+}

@@ -1,0 +1,96 @@
+import { createFixed } from "../vhd/create.ts";
+import { resolveParent } from "../vhd/image/chain.ts";
+import { openVhd, type VhdImage } from "../vhd/image/image.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
+import { type Layer, openForQueue, rawLayer, requireSameEncryption } from "./layers.ts";
+import { addLayer, Closer, mergeIntoNew, openParentOf, writeOutput } from "./merge.ts";
+import { moveData, openMover, type Progress } from "./mover.ts";
+import { planRecoding, type Recoding } from "./recoding.ts";
+import { FlatTarget } from "./target.ts";
+
+/** How an image is copied. */
+export interface CopyOptions {
+  /** Encrypt the copy with this key of 32 or 64 bytes. */
+  readonly key?: Uint8Array<ArrayBuffer>;
+  /** The key of the image, if it is encrypted and the copy is to have another key or none. */
+  readonly sourceKey?: Uint8Array<ArrayBuffer>;
+  readonly onProgress?: Progress;
+  /** Where the files are: those of the system, unless simulated. */
+  readonly engine?: EngineMaker;
+}
+
+/**
+ * Copies an image and all that it builds on into one new image without a parent: a dynamic one, or
+ * a fixed one of a fixed one. Blocks of zeros are left out. Without keys, a copy of an encrypted
+ * image is encrypted with the same key.
+ *
+ * @returns How many sectors were moved.
+ * @throws {SystemError} EEXIST when there is such a file; what the chain or the file system says.
+ */
+export async function copyImage(
+  path: string,
+  output: string,
+  options: CopyOptions = {},
+): Promise<number> {
+  const engine = openMover(options.engine ?? createOfflineEngine);
+  const closer = new Closer();
+  try {
+    const top = closer.add(openVhd(path, { storage: engine.files.storage }));
+    const recoding = planRecoding(top, options);
+    closer.add(recoding);
+    const copy: Copy = { top, output, closer, recoding, onProgress: options.onProgress };
+    return top.type === "fixed" ? await copyFixed(engine, copy) : await copyChain(engine, copy);
+  } finally {
+    closer.close();
+    engine.close();
+  }
+}
+
+interface Copy {
+  readonly top: VhdImage;
+  readonly output: string;
+  readonly closer: Closer;
+  readonly recoding: Recoding;
+  readonly onProgress?: Progress;
+}
+
+async function copyChain(
+  engine: OfflineEngine,
+  { top, output, closer, recoding, onProgress }: Copy,
+): Promise<number> {
+  const images = [top];
+  let raw: string | null = null;
+  for (let image = top; image.parent !== null;) {
+    if (image.parent.raw) {
+      raw = resolveParent(image);
+      break;
+    }
+    image = openParentOf(image, closer);
+    images.push(image);
+  }
+  requireSameEncryption(images, { raw });
+  const layers: Layer[] = images.map((image) => addLayer(engine, image, closer));
+  if (raw !== null) {
+    const layer = rawLayer(engine, raw);
+    closer.add(layer.disk);
+    layers.push(layer);
+  }
+  const { keyhash, transform } = recoding;
+  const wanted = { output, top, parent: null, layers, keyhash, transform, onProgress };
+  return await mergeIntoNew(engine, wanted);
+}
+
+async function copyFixed(
+  engine: OfflineEngine,
+  { top, output, closer, onProgress }: Copy,
+): Promise<number> {
+  const { storage } = engine.files;
+  const layers = [addLayer(engine, top, closer)];
+  return await writeOutput(storage, output, async (path) => {
+    createFixed(path, { storage, sizeBytes: top.sizeBytes, sparse: true });
+    const disk = closer.add(openForQueue(engine, path, { readOnly: false }));
+    const target = new FlatTarget(disk, engine.queue, top.sizeBytes / VHD_SECTOR_SIZE);
+    return await moveData(engine, { layers, target, onProgress });
+  });
+}

@@ -1,0 +1,124 @@
+import { type DiskFile, osDiskFiles } from "../queue/disk_files.ts";
+import { openChain, type VhdChain } from "../vhd/image/chain.ts";
+import { type ChainExtent, chainExtents } from "../vhd/image/extents.ts";
+import type { VhdType } from "../vhd/image/image.ts";
+import { readRange } from "../vhd/image/read.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import { finishWriting, writeRange } from "../vhd/write.ts";
+
+/** How a disk is opened. */
+export interface OpenDiskOptions {
+  /** False by default. Only one process at a time can have an image open for writing. */
+  readonly writable?: boolean;
+}
+
+/** A stretch of a disk, in bytes, and where it is read from. */
+export interface DiskExtent {
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+  /** The image that holds it; null where none does and zeros are read. */
+  readonly path: string | null;
+}
+
+/**
+ * The virtual disk of an image and all that it builds on, in a process that serves nobody: reads
+ * and writes are carried out at once, one at a time.
+ */
+export class Disk {
+  readonly #chain: VhdChain;
+  readonly #lock: DiskFile | null;
+  #open = true;
+
+  /** Use {@linkcode openDisk}. */
+  constructor(chain: VhdChain, lock: DiskFile | null) {
+    this.#chain = chain;
+    this.#lock = lock;
+  }
+
+  /** Size of the virtual disk. */
+  get sizeBytes(): number {
+    return this.#chain.images[0].sizeBytes;
+  }
+
+  /** What kind of image it is. */
+  get type(): VhdType {
+    return this.#chain.images[0].type;
+  }
+
+  /** The paths of the images, the disk's own first, then its parent, and so on. */
+  get layers(): readonly string[] {
+    const paths = this.#chain.images.map(({ path }) => path);
+    return this.#chain.raw === null ? paths : [...paths, this.#chain.raw.path];
+  }
+
+  /**
+   * Reads as many bytes as `into` has room for.
+   *
+   * @throws {SystemError} ERANGE beyond the end of the disk; what the file system says.
+   */
+  read(into: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+    readRange(this.#chain, into, offsetBytes);
+  }
+
+  /**
+   * Writes whole sectors of 512 bytes to the disk's own image.
+   *
+   * @throws {SystemError} EBADF for a disk that is open for reading, ERANGE beyond its end; what
+   * the file system says.
+   */
+  write(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+    writeRange(this.#chain.images[0], from, offsetBytes);
+  }
+
+  /** Walks over the disk from start to end: where each stretch of it is read from. */
+  *extents(): Generator<DiskExtent> {
+    const { layers } = this;
+    for (const extent of chainExtents(this.#chain)) yield inBytes(extent, layers);
+  }
+
+  /** Puts the image in order after writes, syncs it, and closes all files. */
+  close(): void {
+    if (!this.#open) return;
+    this.#open = false;
+    try {
+      if (this.#lock !== null) finishWriting(this.#chain.images[0]);
+    } finally {
+      this.#chain.close();
+      this.#lock?.close();
+    }
+  }
+
+  /** Closes it at the end of a block that began with `using`. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+function inBytes(
+  { sector, lengthSectors, layer }: ChainExtent,
+  layers: readonly string[],
+): DiskExtent {
+  return {
+    offsetBytes: sector * VHD_SECTOR_SIZE,
+    lengthBytes: lengthSectors * VHD_SECTOR_SIZE,
+    path: layer < 0 ? null : layers[layer],
+  };
+}
+
+/**
+ * Opens the virtual disk of a VHD image.
+ *
+ * @throws {VhdFormatError} for what is no VHD or contradicts itself.
+ * @throws {VhdChainError} for a parent that is missing or another one.
+ * @throws {SystemError} for files that cannot be read; EBUSY when another process writes to it.
+ */
+export function openDisk(path: string, { writable = false }: OpenDiskOptions = {}): Disk {
+  // Taken first, so that the metadata read next is nobody else's to change.
+  const lock = writable ? osDiskFiles.open(path, { readOnly: false, direct: false }) : null;
+  try {
+    return new Disk(openChain(path, { readOnly: !writable }), lock);
+  } catch (error) {
+    lock?.close();
+    throw error;
+  }
+}

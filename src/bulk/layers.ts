@@ -1,0 +1,120 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { DiskFile } from "../queue/disk_files.ts";
+import { isAllocated, isMarkedFull } from "../vhd/image/block.ts";
+import type { VhdImage } from "../vhd/image/image.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import type { OfflineEngine } from "./engine.ts";
+
+/** One image that data is taken from: a VHD with blocks, or the flat bytes of a disk. */
+export interface Layer {
+  readonly disk: DiskFile;
+  /** Null for a flat one: a fixed VHD or a raw image. */
+  readonly image: VhdImage | null;
+  /** Size of its virtual disk; a raw image may end within its last sector. */
+  readonly sizeSectors: number;
+  /** Bytes of the file that there are to read. */
+  readonly fileBytes: number;
+  /** What the file has behind its last whole sector: the queue moves only those. */
+  readonly tail: Uint8Array<ArrayBuffer>;
+}
+
+/** Whether the data of an image is encrypted: it carries the trace of a key. */
+export function isEncrypted(image: VhdImage): boolean {
+  return image.batmap?.header.keyhash.cookie === 1;
+}
+
+/**
+ * Sees that all images are encrypted, or none is: data is moved as it is in the files, and would
+ * make no sense in an image of the other kind.
+ *
+ * @param raw The raw image below them, if there is one: it is never encrypted.
+ * @throws {SystemError} EINVAL when some are and some are not.
+ */
+export function requireSameEncryption(
+  images: readonly VhdImage[],
+  { raw }: { raw: string | null },
+): void {
+  const [first] = images;
+  const other = images.find((image) => isEncrypted(image) !== isEncrypted(first))?.path ??
+    (isEncrypted(first) ? raw : null);
+  if (other === null) return;
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot merge ${first.path} and ${other}: one is encrypted, the other is not`,
+  );
+}
+
+/** Block devices past the page cache, as other hosts may see them; files through it. */
+export function openForQueue(
+  { files, queue }: OfflineEngine,
+  path: string,
+  { readOnly }: { readOnly: boolean },
+): DiskFile {
+  const direct = files.storage.status(path).kind === "block";
+  const disk = files.open(path, { readOnly, direct });
+  queue.register(disk.file);
+  return disk;
+}
+
+/** The layer of an open VHD. Closing the layer's file is the caller's affair. */
+export function layerOf(engine: OfflineEngine, image: VhdImage): Layer {
+  const disk = openForQueue(engine, image.path, { readOnly: true });
+  const fileBytes = image.type === "fixed" ? image.sizeBytes : disk.sizeBytes();
+  return {
+    disk,
+    image: image.type === "fixed" ? null : image,
+    sizeSectors: image.sizeBytes / VHD_SECTOR_SIZE,
+    fileBytes,
+    tail: readTail(engine, image.path, fileBytes),
+  };
+}
+
+/** The layer of a raw image. */
+export function rawLayer(engine: OfflineEngine, path: string): Layer {
+  const disk = openForQueue(engine, path, { readOnly: true });
+  const fileBytes = disk.sizeBytes();
+  return {
+    disk,
+    image: null,
+    sizeSectors: Math.ceil(fileBytes / VHD_SECTOR_SIZE),
+    fileBytes,
+    tail: readTail(engine, path, fileBytes),
+  };
+}
+
+function readTail(
+  { files }: OfflineEngine,
+  path: string,
+  fileBytes: number,
+): Uint8Array<ArrayBuffer> {
+  const tail = new Uint8Array(fileBytes % VHD_SECTOR_SIZE);
+  if (tail.length === 0) return tail;
+  const file = files.storage.open(path, "read");
+  try {
+    file.readAt(tail, fileBytes - tail.length);
+  } finally {
+    file.close();
+  }
+  return tail;
+}
+
+/** Whether a layer may hold any of these sectors, by its tables alone or where its file has data. */
+export function mayHold({ image, disk, sizeSectors }: Layer, sector: number, end: number): boolean {
+  const last = Math.min(end, sizeSectors);
+  if (image === null) {
+    const lengthBytes = (last - sector) * VHD_SECTOR_SIZE;
+    return lengthBytes > 0 &&
+      disk.allocatedRun(sector * VHD_SECTOR_SIZE, lengthBytes) !== -lengthBytes;
+  }
+  for (let at = sector; at < last;) {
+    const block = Math.floor(at / image.sectorsPerBlock);
+    if (isAllocated(image, block)) return true;
+    at = (block + 1) * image.sectorsPerBlock;
+  }
+  return false;
+}
+
+/** Whether only a block's bitmap tells which of its sectors are here. */
+export function needsBitmap(image: VhdImage, block: number): boolean {
+  return isAllocated(image, block) && !isMarkedFull(image, block);
+}

@@ -1,0 +1,129 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { DiskFile } from "../queue/disk_files.ts";
+import type { KeyHash } from "../vhd/format/batmap.ts";
+import { resolveParent, verifyParent } from "../vhd/image/chain.ts";
+import { writeNewImage, writeSparseImage } from "../vhd/create.ts";
+import { openVhd, type VhdImage } from "../vhd/image/image.ts";
+import { canonicalPath } from "../files/paths.ts";
+import { parentToWrite, setKeyhash } from "../vhd/snapshot.ts";
+import type { Storage } from "../files/storage.ts";
+import { finishWriting } from "../vhd/write.ts";
+import type { OfflineEngine } from "./engine.ts";
+import { type Layer, layerOf, openForQueue } from "./layers.ts";
+import { type Move, moveData, type Progress } from "./mover.ts";
+import { VhdTarget } from "./vhd_target.ts";
+
+/** Closes everything that a piece of work opened, last opened first. */
+export class Closer {
+  readonly #closing: (() => void)[] = [];
+
+  /** Has something closed at the end; returns it. */
+  add<T extends { close(): void }>(opened: T): T {
+    this.#closing.push(() => opened.close());
+    return opened;
+  }
+
+  close(): void {
+    for (const close of this.#closing.splice(0).reverse()) close();
+  }
+}
+
+/** Opens the layer of an image and has both closed at the end. */
+export function addLayer(engine: OfflineEngine, image: VhdImage, closer: Closer): Layer {
+  const layer = layerOf(engine, image);
+  closer.add(layer.disk);
+  return layer;
+}
+
+/** Opens the parent of a child and sees that it is the one that the child was made from. */
+export function openParentOf(child: VhdImage, closer: Closer): VhdImage {
+  const parent = closer.add(openVhd(resolveParent(child), { storage: child.storage }));
+  verifyParent(child, parent);
+  return parent;
+}
+
+/** A new image for merged layers. */
+export interface NewImage {
+  readonly output: string;
+  /** The topmost layer, whose size and key trace the new image has. */
+  readonly top: VhdImage;
+  /** The parent that it has: that of the lowest layer; null for none. */
+  readonly parent: { readonly path: string; readonly uuid: Uint8Array } | null;
+  readonly layers: readonly Layer[];
+  /** The trace of the new image's key, null for none; that of the topmost layer by default. */
+  readonly keyhash?: KeyHash | null;
+  readonly transform?: Move["transform"];
+  readonly onProgress?: Progress;
+}
+
+/**
+ * Merges layers into a new image. It has its name only once it is complete: killed before, the work
+ * leaves `OUTPUT.part`, which the next attempt overwrites. A block device is written in place.
+ *
+ * @returns How many sectors were moved.
+ * @throws {SystemError} EEXIST when there is such a file.
+ */
+export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Promise<number> {
+  const { storage } = engine.files;
+  const { output, top } = wanted;
+  return await writeOutput(storage, output, async (path) => {
+    writeNewImage(storage, path, (file) => {
+      const childPath = canonicalPath(storage, path);
+      const parent = wanted.parent === null ? undefined : parentToWrite(storage, {
+        childPath,
+        parentPath: wanted.parent.path,
+        parent: wanted.parent,
+      });
+      writeSparseImage(file, { sizeBytes: top.sizeBytes, maxBytes: top.sizeBytes, parent });
+    });
+    const keyhash = wanted.keyhash === undefined ? top.batmap?.header.keyhash : wanted.keyhash;
+    if (keyhash?.cookie === 1) setKeyhash(storage, path, keyhash);
+    const closer = new Closer();
+    try {
+      const image = closer.add(openVhd(path, { storage, readOnly: false }));
+      const disk = closer.add(openForQueue(engine, path, { readOnly: false }));
+      return await mergeInto(engine, { image, disk, sparse: true, ...wanted });
+    } finally {
+      closer.close();
+    }
+  });
+}
+
+/** Lets `write` make a file under a name of its own, which then becomes `output`. */
+export async function writeOutput(
+  storage: Storage,
+  output: string,
+  write: (path: string) => Promise<number>,
+): Promise<number> {
+  if (storage.exists(output)) {
+    if (storage.status(output).kind === "block") return await write(output);
+    throw new SystemError(Errno.EEXIST, `Cannot create ${output}: choose another name`);
+  }
+  const part = `${output}.part`;
+  try {
+    const sectors = await write(part);
+    storage.rename(part, output);
+    return sectors;
+  } catch (error) {
+    if (storage.exists(part)) storage.remove(part);
+    throw error;
+  }
+}
+
+/** Merges layers into an open VHD with blocks and puts its footers in order. */
+export async function mergeInto(
+  engine: OfflineEngine,
+  { image, disk, sparse, layers, transform, onProgress }: Omit<Move, "target"> & {
+    image: VhdImage;
+    disk: DiskFile;
+    sparse: boolean;
+  },
+): Promise<number> {
+  const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
+  try {
+    return await moveData(engine, { layers, target, transform, onProgress });
+  } finally {
+    // Also when the disk was full: what was written by then stays, and the footer comes back.
+    finishWriting(image);
+  }
+}

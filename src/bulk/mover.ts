@@ -1,0 +1,167 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { countSet } from "../vhd/format/bitmap.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import type { EngineMaker, OfflineEngine } from "./engine.ts";
+import { type Layer, mayHold } from "./layers.ts";
+import type { Target } from "./target.ts";
+import { Unit } from "./unit.ts";
+
+/** Data that is under way at once, unless a single block is larger. */
+const BYTES_AT_ONCE = 8 * 1024 * 1024;
+const MOST_UNITS = 64;
+/** Operations besides those that data takes: bitmaps, BAT, syncs. */
+const SPARE_OPERATIONS = 8192;
+
+/** Told how far a work has come: units done, and how many there are. */
+export type Progress = (done: number, total: number) => void;
+
+/** What is moved where. */
+export interface Move {
+  /** Topmost first; a flat one ends the list. */
+  readonly layers: readonly Layer[];
+  readonly target: Target;
+  /** Changes data on its way, in place: whole sectors, from this one of the disk on. */
+  readonly transform?: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void;
+  readonly onProgress?: Progress;
+}
+
+/** How many operations moving data in units of so many sectors can have under way. */
+function operationsFor(): number {
+  // At worst every sector is a piece of its own, to be read or to be written.
+  const unitBytes = 64 * 1024 * 1024;
+  return Math.max(BYTES_AT_ONCE, unitBytes) / VHD_SECTOR_SIZE + SPARE_OPERATIONS;
+}
+
+/** Opens an engine with room for any {@linkcode moveData}. */
+export function openMover(make: EngineMaker): OfflineEngine {
+  return make(operationsFor());
+}
+
+/**
+ * Writes to the target every sector that one of the layers holds, as the topmost of those has it.
+ * What no layer holds is left as it is.
+ *
+ * @returns How many sectors that are.
+ * @throws {SystemError} when reading or writing fails; what was written by then stays.
+ */
+export async function moveData(engine: OfflineEngine, move: Move): Promise<number> {
+  const mover = new Mover(engine, move);
+  try {
+    await engine.run((finished) => mover.start(finished));
+  } finally {
+    mover.release();
+  }
+  return mover.result();
+}
+
+class Mover {
+  readonly #move: Move;
+  readonly #units: Unit[] = [];
+  /** The next stretch to look at. */
+  #next = 0;
+  readonly #total: number;
+  #underWay = 0;
+  #moved = 0;
+  #error: unknown = null;
+  #finished: () => void = () => {};
+
+  constructor(engine: OfflineEngine, move: Move) {
+    this.#move = move;
+    const { layers, target } = move;
+    const { unitSectors, bitmapBytes } = target;
+    this.#total = Math.ceil(target.sizeSectors / unitSectors);
+    const most = Math.floor(BYTES_AT_ONCE / (unitSectors * VHD_SECTOR_SIZE));
+    const count = Math.min(MOST_UNITS, Math.max(1, most), Math.max(1, this.#total));
+    for (let i = 0; i < count; i++) {
+      this.#units.push(new Unit(engine.queue, { layers, sectors: unitSectors, bitmapBytes }));
+    }
+  }
+
+  start(finished: () => void): void {
+    this.#finished = finished;
+    // One more than there are, so that the end is not seen before all have started.
+    this.#underWay = this.#units.length + 1;
+    for (const unit of this.#units) this.#feed(unit);
+    this.#unitIdle();
+  }
+
+  /** How many sectors were moved. Throws what went wrong. */
+  result(): number {
+    if (this.#error !== null) throw this.#error;
+    return this.#moved;
+  }
+
+  /** Gives a unit its next stretch, or lets it rest when there is none. */
+  #feed(unit: Unit): void {
+    const { layers, target, onProgress } = this.#move;
+    while (this.#error === null && this.#next < this.#total) {
+      const sector = this.#next++ * target.unitSectors;
+      const end = Math.min(sector + target.unitSectors, target.sizeSectors);
+      if (layers.some((layer) => mayHold(layer, sector, end))) {
+        unit.assign(sector, end);
+        onProgress?.(this.#next - 1, this.#total);
+        return this.#readBitmaps(unit);
+      }
+    }
+    this.#unitIdle();
+  }
+
+  #readBitmaps(unit: Unit): void {
+    const { target } = this.#move;
+    unit.phase(() => {
+      unit.readBitmaps();
+      target.prepare(unit);
+    }, (errno) => this.#step(errno, unit, () => this.#readData(unit)));
+  }
+
+  #readData(unit: Unit): void {
+    unit.phase(
+      () => unit.readData(),
+      (errno) => this.#step(errno, unit, () => this.#write(unit)),
+    );
+  }
+
+  #write(unit: Unit): void {
+    const sectors = countSet(unit.covered, unit.end - unit.sector);
+    if (sectors === 0) return this.#feed(unit);
+    if (this.#move.transform !== undefined) unit.eachData(this.#move.transform);
+    this.#move.target.write(unit, (errno) =>
+      this.#step(errno, unit, () => {
+        this.#moved += sectors;
+        this.#feed(unit);
+      }));
+  }
+
+  /** Goes on unless something went wrong, in `then` too. */
+  #step(errno: number, unit: Unit, then: () => void): void {
+    if (errno !== 0) {
+      const at = unit.sector * VHD_SECTOR_SIZE;
+      this.#fail(new SystemError(errno, `Cannot move the data at byte ${at} of the disk`));
+      return this.#unitIdle();
+    }
+    try {
+      then();
+    } catch (error) {
+      this.#fail(error);
+      this.#unitIdle();
+    }
+  }
+
+  #fail(error: unknown): void {
+    this.#error ??= error ?? new SystemError(Errno.EIO, "Cannot move the data");
+  }
+
+  #unitIdle(): void {
+    if (--this.#underWay > 0) return;
+    this.#move.target.finish((errno) => {
+      if (errno !== 0) this.#fail(new SystemError(errno, "Cannot write the block table"));
+      this.#move.onProgress?.(this.#total, this.#total);
+      this.#finished();
+    });
+  }
+
+  release(): void {
+    for (const unit of this.#units) unit.release();
+    this.#move.target.release();
+  }
+}

@@ -1,0 +1,58 @@
+import type { DiskFile } from "../queue/disk_files.ts";
+import type { DiskQueue } from "../queue/disk_queue.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import type { Unit } from "./unit.ts";
+
+/** Where the data goes. */
+export interface Target {
+  /** Sectors of a unit, and of the disk. */
+  readonly unitSectors: number;
+  readonly sizeSectors: number;
+  /** Bytes of a block's bitmap; 0 for a target without. */
+  readonly bitmapBytes: number;
+  /** Starts to read what it must know of a unit before it can be written, as a part of a phase. */
+  prepare(unit: Unit): void;
+  /** Writes what the unit found, and calls back with an error number. */
+  write(unit: Unit, done: (errno: number) => void): void;
+  /** Makes known what was written; calls back once all of it can be read from the target. */
+  finish(done: (errno: number) => void): void;
+  /** Unmaps its memory. */
+  release(): void;
+}
+
+const FLAT_UNIT_BYTES = 2 * 1024 * 1024;
+
+/** The flat bytes of a disk: a raw image, or a fixed VHD. */
+export class FlatTarget implements Target {
+  readonly unitSectors = FLAT_UNIT_BYTES / VHD_SECTOR_SIZE;
+  readonly bitmapBytes = 0;
+  readonly #disk: DiskFile;
+  readonly #queue: DiskQueue;
+
+  /** @param sizeSectors Where the disk ends; a raw file grows, so far as its child is larger. */
+  constructor(disk: DiskFile, queue: DiskQueue, readonly sizeSectors: number) {
+    this.#disk = disk;
+    this.#queue = queue;
+  }
+
+  prepare(_unit: Unit): void {}
+
+  write(unit: Unit, done: (errno: number) => void): void {
+    unit.phase(() => writeRuns(unit, this.#disk.file, unit.sector * VHD_SECTOR_SIZE), done);
+  }
+
+  finish(done: (errno: number) => void): void {
+    this.#queue.sync(this.#disk.file, { ioDone: (_token, _length, errno) => done(errno) }, 0);
+  }
+
+  release(): void {}
+}
+
+/** Starts to write all runs that a unit found; its first sector belongs at `offsetBytes`. */
+export function writeRuns(unit: Unit, file: number, offsetBytes: number): void {
+  unit.eachRun((from, end) => {
+    const at = from * VHD_SECTOR_SIZE;
+    const lengthBytes = (end - from) * VHD_SECTOR_SIZE;
+    unit.write(file, offsetBytes + at, lengthBytes, unit.address + at);
+  });
+}

@@ -1,0 +1,156 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { DiskFile } from "../queue/disk_files.ts";
+import type { DiskQueue } from "../queue/disk_queue.ts";
+import { DD_BLK_UNUSED } from "../vhd/format/bat.ts";
+import { allSet, setBits } from "../vhd/format/bitmap.ts";
+import { bitmapOffset, dataOffset, isAllocated, isMarkedFull } from "../vhd/image/block.ts";
+import { encodeFooter } from "../vhd/format/footer.ts";
+import type { VhdImage } from "../vhd/image/image.ts";
+import { nextBlockSector } from "../vhd/format/layout.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import { markFull, requireRoom } from "../vhd/write.ts";
+import { BatWriter } from "./bat_writer.ts";
+import { isEncrypted } from "./layers.ts";
+import { type Target, writeRuns } from "./target.ts";
+import type { Unit } from "./unit.ts";
+
+/** How a target is written to. */
+export interface VhdTargetOptions {
+  /** Leave blocks out that hold only zeros, where the target has no parent that would show through. */
+  readonly sparse: boolean;
+}
+
+/**
+ * A dynamic or differencing VHD.
+ *
+ * Order on disk: a new block's data and bitmap are on stable storage before the BAT points at it; in
+ * a block that is there, data comes before the bits that say so. A new block lies where the footer
+ * was: from the first one on, until the work is finished, the backup at the start of the file
+ * counts. The file always ends in room for a footer that no data is written to, so that no data can
+ * be taken for one.
+ */
+export class VhdTarget implements Target {
+  readonly unitSectors: number;
+  readonly sizeSectors: number;
+  readonly bitmapBytes: number;
+  readonly #image: VhdImage;
+  readonly #disk: DiskFile;
+  readonly #sparse: boolean;
+  /** Whether a block that is not there reads as the zeros that were not written to it. */
+  readonly #zerosShow: boolean;
+  readonly #batWriter: BatWriter;
+  #grown = false;
+
+  constructor(
+    image: VhdImage,
+    { disk, queue, options }: { disk: DiskFile; queue: DiskQueue; options: VhdTargetOptions },
+  ) {
+    this.#image = image;
+    this.#disk = disk;
+    this.#sparse = options.sparse;
+    this.#zerosShow = image.parent === null && !isEncrypted(image);
+    this.unitSectors = image.sectorsPerBlock;
+    this.sizeSectors = image.sizeBytes / VHD_SECTOR_SIZE;
+    this.bitmapBytes = image.bitmapSectors * VHD_SECTOR_SIZE;
+    this.#batWriter = new BatWriter(image, { disk, queue });
+  }
+
+  #blockOf(unit: Unit): number {
+    return unit.sector / this.unitSectors;
+  }
+
+  prepare(unit: Unit): void {
+    const block = this.#blockOf(unit);
+    const image = this.#image;
+    if (!isAllocated(image, block) || isMarkedFull(image, block)) return;
+    unit.read(this.#disk.file, bitmapOffset(image, block), this.bitmapBytes, unit.bitmapAddress);
+  }
+
+  write(unit: Unit, done: (errno: number) => void): void {
+    const block = this.#blockOf(unit);
+    if (isAllocated(this.#image, block)) return this.#overwrite(unit, block, done);
+    if (this.#sparse && this.#zerosShow && unit.isZero()) return done(0);
+    this.#writeNew(unit, block, done);
+  }
+
+  #overwrite(unit: Unit, block: number, done: (errno: number) => void): void {
+    const image = this.#image;
+    unit.phase(() => writeRuns(unit, this.#disk.file, dataOffset(image, block)), (errno) => {
+      if (errno !== 0 || isMarkedFull(image, block)) return done(errno);
+      this.#addBits(unit);
+      if (allSet(unit.bitmap, this.unitSectors)) markFull(image, block);
+      const offset = bitmapOffset(image, block);
+      unit.phase(
+        () => unit.write(this.#disk.file, offset, this.bitmapBytes, unit.bitmapAddress),
+        done,
+      );
+    });
+  }
+
+  #addBits(unit: Unit): void {
+    unit.eachRun((from, end) => setBits(unit.bitmap, from, end - from));
+  }
+
+  #writeNew(unit: Unit, block: number, done: (errno: number) => void): void {
+    const sector = this.#grow(block);
+    unit.bitmap.fill(0);
+    this.#addBits(unit);
+    const full = allSet(unit.bitmap, this.unitSectors);
+    // A device may hold anything where a file has a hole.
+    const whole = full || this.#disk.isBlockDevice;
+    unit.phase(() => {
+      const offset = sector * VHD_SECTOR_SIZE;
+      if (whole) {
+        // The disk may end within its last block.
+        if (!full) unit.zeroRest();
+        const lengthBytes = this.bitmapBytes + (unit.end - unit.sector) * VHD_SECTOR_SIZE;
+        unit.write(this.#disk.file, offset, lengthBytes, unit.bitmapAddress);
+      } else {
+        unit.write(this.#disk.file, offset, this.bitmapBytes, unit.bitmapAddress);
+        writeRuns(unit, this.#disk.file, offset + this.bitmapBytes);
+      }
+    }, (errno) => {
+      if (errno === 0) {
+        if (full) markFull(this.#image, block);
+        this.#batWriter.add(block, sector);
+      }
+      done(errno);
+    });
+  }
+
+  /** Finds room for a block behind the last one, and makes the file as long as that takes. */
+  #grow(block: number): number {
+    const image = this.#image;
+    const { bitmapSectors, sectorsPerBlock } = image;
+    const endSector = image.endOfDataSector;
+    const sector = nextBlockSector({ endSector, bitmapSectors });
+    const end = sector + bitmapSectors + sectorsPerBlock;
+    if (end >= DD_BLK_UNUSED) {
+      throw new SystemError(Errno.EFBIG, `Cannot allocate block ${block} of ${image.path}`);
+    }
+    requireRoom(image, end);
+    if (!this.#disk.isBlockDevice) this.#lengthen(endSector, end);
+    image.endOfDataSector = end;
+    return sector;
+  }
+
+  #lengthen(endSector: number, end: number): void {
+    const { file, footer } = this.#image;
+    if (!this.#grown) {
+      // The backup footer takes over; and what a crash left behind the last block goes away.
+      file.writeAt(encodeFooter(footer), 0);
+      file.sync();
+      file.truncate(endSector * VHD_SECTOR_SIZE);
+      this.#grown = true;
+    }
+    file.truncate((end + 1) * VHD_SECTOR_SIZE);
+  }
+
+  finish(done: (errno: number) => void): void {
+    this.#batWriter.finish(done);
+  }
+
+  release(): void {
+    this.#batWriter.release();
+  }
+}

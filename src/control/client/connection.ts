@@ -1,0 +1,110 @@
+import { Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { addressOf } from "../../../ffi/libc.ts";
+import { POLLIN, POLLOUT, waitForDescriptor } from "../../../ffi/process.ts";
+import { receiveAt, sendAt, unixConnect } from "../../../ffi/sockets.ts";
+import {
+  decodeResponse,
+  MESSAGE_BYTES,
+  messageName,
+  MessageType,
+  messageType,
+} from "../protocol/message.ts";
+import { controlSocketPath } from "../paths.ts";
+
+/** A tapdisk's refusal, in its own words where it has any. */
+export class TapdiskError extends Error {
+  override readonly name = "TapdiskError";
+  /** The positive error number. */
+  readonly errno: number;
+
+  constructor(errno: number, message: string) {
+    super(message);
+    this.errno = errno;
+  }
+}
+
+/** Who hears of the messages that go by, for `--debug`. */
+export type Tracer = (direction: "sending" | "received", message: Uint8Array) => void;
+
+let tracer: Tracer | undefined;
+
+/** Sets who hears of every message of this process's connections. */
+export function traceMessages(by: Tracer): void {
+  tracer = by;
+}
+
+/** A control connection to one tapdisk, blocking, with one time limit for all that it does. */
+export class Connection {
+  readonly #pid: number;
+  readonly #fd: number;
+  readonly #untilMs: number;
+
+  /** Connects. `timeoutMs` is Infinity for no limit. Throws `SystemError`: ENOENT for no tapdisk. */
+  constructor(pid: number, timeoutMs: number) {
+    this.#pid = pid;
+    this.#fd = unixConnect(controlSocketPath(pid));
+    this.#untilMs = performance.now() + timeoutMs;
+  }
+
+  #wait(events: number): void {
+    if (waitForDescriptor(this.#fd, events, this.#untilMs - performance.now())) return;
+    throw new SystemError(Errno.ETIMEDOUT, `Cannot get an answer from tapdisk ${this.#pid}`);
+  }
+
+  /** Sends a whole request. Throws `SystemError`. */
+  send(request: Uint8Array<ArrayBuffer>): void {
+    tracer?.("sending", request);
+    for (let done = 0; done < request.length;) {
+      this.#wait(POLLOUT);
+      const put = sendAt(this.#fd, addressOf(request) + done, request.length - done);
+      if (put >= 0) done += put;
+      else if (put !== -Errno.EAGAIN && put !== -Errno.EINTR) {
+        throw new SystemError(-put, `Cannot send to tapdisk ${this.#pid}`);
+      }
+    }
+  }
+
+  /** Receives exactly `lengthBytes` bytes. Throws `SystemError` (EPROTO when they end early). */
+  receive(lengthBytes: number): Uint8Array<ArrayBuffer> {
+    const bytes = new Uint8Array(lengthBytes);
+    for (let done = 0; done < lengthBytes;) {
+      this.#wait(POLLIN);
+      const got = receiveAt(this.#fd, addressOf(bytes) + done, lengthBytes - done);
+      if (got > 0) done += got;
+      else if (got === 0) {
+        const what = `Cannot get an answer from tapdisk ${this.#pid} (it closed the connection)`;
+        throw new SystemError(Errno.EPROTO, what);
+      } else if (got !== -Errno.EAGAIN && got !== -Errno.EINTR) {
+        throw new SystemError(-got, `Cannot get an answer from tapdisk ${this.#pid}`);
+      }
+    }
+    return bytes;
+  }
+
+  /**
+   * Receives one message, which must be of the type that is expected. Throws `TapdiskError` when
+   * it is an error, `SystemError` (EPROTO) when it is anything else.
+   *
+   * @param what What was asked for, as the start of an error's message: `Cannot …`.
+   */
+  expect(type: number, what: string): Uint8Array<ArrayBuffer> {
+    const message = this.receive(MESSAGE_BYTES);
+    tracer?.("received", message);
+    const got = messageType(message);
+    if (got === type) return message;
+    if (got !== MessageType.ERROR) {
+      const unexpected = `tapdisk ${this.#pid} answered '${messageName(got)}'`;
+      throw new SystemError(Errno.EPROTO, `${what} (${unexpected})`);
+    }
+    const response = decodeResponse(message);
+    const errno = Math.abs(response.error);
+    const reason = response.message || `${what}: ${errnoMessage(errno)} (${errnoName(errno)})`;
+    throw new TapdiskError(errno, reason);
+  }
+
+  /** Hangs up. */
+  close(): void {
+    closeFile(this.#fd);
+  }
+}

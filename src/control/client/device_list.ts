@@ -1,0 +1,157 @@
+/**
+ * The list of disks that are served from boot on, `/etc/blktap/devices`: a disk a line, with a name,
+ * an image and options, in the manner of fstab(5). Reads the text only; `restore.ts` does the rest.
+ *
+ * @module
+ */
+import {
+  DEVICE_CHOICES,
+  type DeviceChoice,
+  QUEUE_CHOICES,
+  type QueueChoice,
+} from "../protocol/open_request.ts";
+
+/** Where the list is. */
+export const DEVICE_LIST_PATH = "/etc/blktap/devices";
+
+/** A disk of the list. */
+export interface ListedDevice {
+  /** Number of its line; the first is 1. */
+  readonly line: number;
+  /** The block device is /dev/blktap/NAME. */
+  readonly name: string;
+  /** `type:/path` */
+  readonly image: string;
+  readonly device: DeviceChoice;
+  readonly queue: QueueChoice;
+  readonly readOnly: boolean;
+  /** False: through the page cache. */
+  readonly direct: boolean;
+  readonly requestTimeoutSeconds: number;
+  /** File with the key of an encrypted image. */
+  readonly keyFile?: string;
+  /** Whether it is served without being asked for by name. */
+  readonly auto: boolean;
+}
+
+/** A line that makes no sense. */
+export interface ListFault {
+  readonly line: number;
+  readonly reason: string;
+}
+
+type Options = {
+  -readonly [Name in keyof Omit<ListedDevice, "line" | "name" | "image">]: ListedDevice[Name];
+};
+
+/** What an option does with the value behind it; returns what is wrong with that, or null. */
+type Apply = (options: Options, value: string) => string | null;
+
+/** An option without a value. */
+function set(settings: Partial<Options>): Apply {
+  return (options) => {
+    Object.assign(options, settings);
+    return null;
+  };
+}
+
+function setDevice(options: Options, value: string): string | null {
+  const choice = DEVICE_CHOICES.find((known) => known === value);
+  if (choice === undefined) return `device must be one of ${DEVICE_CHOICES.join(", ")}`;
+  options.device = choice;
+  return null;
+}
+
+function setQueue(options: Options, value: string): string | null {
+  const choice = QUEUE_CHOICES.find((known) => known === value);
+  if (choice === undefined) return `queue must be one of ${QUEUE_CHOICES.join(", ")}`;
+  options.queue = choice;
+  return null;
+}
+
+function setTimeLimit(options: Options, value: string): string | null {
+  if (!/^\d{1,5}$/.test(value) || Number(value) > 0xffff) {
+    return "timeout must be a whole number of seconds up to 65535";
+  }
+  options.requestTimeoutSeconds = Number(value);
+  return null;
+}
+
+function setKeyFile(options: Options, value: string): string | null {
+  if (!value.startsWith("/")) return "key-file must be a whole path";
+  options.keyFile = value;
+  return null;
+}
+
+const OPTIONS: Record<string, Apply> = {
+  defaults: set({}),
+  ro: set({ readOnly: true }),
+  noauto: set({ auto: false }),
+  "no-direct": set({ direct: false }),
+  device: setDevice,
+  queue: setQueue,
+  timeout: setTimeLimit,
+  "key-file": setKeyFile,
+};
+const WITH_VALUE = new Set(["device", "queue", "timeout", "key-file"]);
+
+/** A name that is one of a file, and of nothing that drivers of blktap put beside it. */
+function isName(name: string): boolean {
+  return /^[A-Za-z0-9][A-Za-z0-9._+-]*$/.test(name) && !/^(control|blktap\d+)$/.test(name);
+}
+
+/** What a field means: `\040` and the like are characters by their octal numbers. */
+function unescape(field: string): string {
+  return field.replace(/\\([0-3][0-7]{2})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
+}
+
+function parseOptions(text: string): Options | string {
+  const options: Options = {
+    device: "auto",
+    queue: "auto",
+    readOnly: false,
+    direct: true,
+    requestTimeoutSeconds: 0,
+    auto: true,
+  };
+  for (const word of text.split(",")) {
+    const [, name, equals, value] = /^([^=]*)(=?)(.*)$/s.exec(word) ?? [];
+    if (!Object.hasOwn(OPTIONS, name)) return `there is no option '${name}'`;
+    if (WITH_VALUE.has(name) !== (equals === "=")) {
+      return `option ${name} ${equals === "=" ? "takes no" : "wants a"} value`;
+    }
+    const fault = OPTIONS[name](options, unescape(value));
+    if (fault !== null) return fault;
+  }
+  return options;
+}
+
+function parseLine(text: string, line: number): ListedDevice | string {
+  const [name, image, options = "defaults", ...rest] = text.split(/\s+/);
+  if (!isName(name)) return `'${name}' cannot be a name under /dev/blktap`;
+  if (image === undefined) return "an image, such as vhd:/srv/disk.vhd, must follow the name";
+  if (!/^[a-z0-9]+:./.test(image)) return `'${image}' is no image, such as vhd:/srv/disk.vhd`;
+  if (rest.length > 0) return `nothing must follow the options, '${rest.join(" ")}' does`;
+  const parsed = parseOptions(options);
+  return typeof parsed === "string" ? parsed : { line, name, image: unescape(image), ...parsed };
+}
+
+/** Reads a list. Lines that make no sense do not keep others from being read. */
+export function parseDeviceList(text: string): { devices: ListedDevice[]; faults: ListFault[] } {
+  const devices: ListedDevice[] = [];
+  const faults: ListFault[] = [];
+  for (const [index, raw] of text.split("\n").entries()) {
+    const content = raw.trim();
+    if (content === "" || content.startsWith("#")) continue;
+    const line = index + 1;
+    const parsed = parseLine(content, line);
+    if (typeof parsed === "string") {
+      faults.push({ line, reason: parsed });
+    } else if (devices.some(({ name }) => name === parsed.name)) {
+      faults.push({ line, reason: `there is a disk of the name ${parsed.name} above` });
+    } else {
+      devices.push(parsed);
+    }
+  }
+  return { devices, faults };
+}

@@ -1,0 +1,172 @@
+/**
+ * Serves the disks of a list, and stops serving them: what is done at boot and at shutdown. A file
+ * for each name notes which minor it is, so that doing it again changes nothing.
+ *
+ * @module
+ */
+import { closeFile, O_RDONLY, openFile } from "../../../ffi/files.ts";
+import { lockExclusive } from "../../../ffi/process.ts";
+import type { DeviceAddress, TimeLimit } from "./client.ts";
+import type { ListedDevice } from "./device_list.ts";
+import { nameDevice, unnameDevice } from "../minors/device_name.ts";
+import { inventory, withNode } from "./inventory.ts";
+import {
+  type CreatedDevice,
+  createDevice,
+  destroyDevice,
+  orphanedMinors,
+  recoverDevice,
+} from "./lifecycle.ts";
+import { MessageFlag } from "../protocol/message.ts";
+import { readMinorRecord } from "../minors/minor_record.ts";
+import { controlFolder, namesIn, prepareFolders, systemError } from "../paths.ts";
+
+/** What is noted of a name. */
+interface NameRecord extends CreatedDevice {
+  readonly image: string;
+}
+
+/** A disk that is served under a name, and whether that is news. */
+export interface Restored extends CreatedDevice {
+  readonly how: "created" | "recovered" | "served already";
+}
+
+function recordsFolder(): string {
+  return `${controlFolder()}/names`;
+}
+
+function isRecord(value: unknown): value is NameRecord {
+  if (typeof value !== "object" || value === null) return false;
+  const fields = new Map(Object.entries(value));
+  const node = fields.get("node");
+  return ["pid", "minor"].every((field) => typeof fields.get(field) === "number") &&
+    typeof fields.get("image") === "string" && (node === null || typeof node === "string");
+}
+
+function readRecord(name: string): NameRecord | null {
+  try {
+    const value: unknown = JSON.parse(Deno.readTextFileSync(`${recordsFolder()}/${name}`));
+    return isRecord(value) ? value : null;
+  } catch {
+    return null;
+  }
+}
+
+function writeRecord(name: string, { pid, minor, node, image }: NameRecord): void {
+  const path = `${recordsFolder()}/${name}`;
+  try {
+    Deno.writeTextFileSync(`${path}.new`, `${JSON.stringify({ pid, minor, node, image })}\n`);
+    Deno.renameSync(`${path}.new`, path);
+  } catch (error) {
+    throw systemError(error, `Cannot write ${path}`);
+  }
+}
+
+/**
+ * Calls `work` while no other process restores or stops disks. Throws `SystemError` when the folder
+ * of the names cannot be made.
+ */
+export async function withNamesLocked<Result>(work: () => Promise<Result>): Promise<Result> {
+  const folder = recordsFolder();
+  prepareFolders();
+  try {
+    Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw systemError(error, `Cannot create the folder ${folder}`);
+  }
+  const lock = openFile(folder, O_RDONLY);
+  try {
+    lockExclusive(lock);
+    return await work();
+  } finally {
+    closeFile(lock);
+  }
+}
+
+/** The disk that a record tells of, if it is served still: another may have its minor by now. */
+function servedBy(record: NameRecord): CreatedDevice | null {
+  const found = inventory().find(({ minor, pid, args }) =>
+    minor === record.minor && (pid === record.pid || args === record.image)
+  );
+  if (found === undefined || found.pid === null || found.args === null) return null;
+  return { pid: found.pid, minor: record.minor, node: withNode(found).device };
+}
+
+/** Whether a tapdisk that died has left the block device of a record. */
+function isOrphan({ minor, image }: NameRecord): boolean {
+  return orphanedMinors().includes(minor) && readMinorRecord(minor)?.image === image;
+}
+
+/** A disk with this image that somebody serves, and that has no name yet. */
+function servedImage(image: string): CreatedDevice | null {
+  const named = new Set(restoredNames().map((name) => readRecord(name)?.minor ?? null));
+  const found = inventory().find(({ args, minor }) => args === image && !named.has(minor));
+  if (found === undefined || found.pid === null || found.minor === null) return null;
+  return { pid: found.pid, minor: found.minor, node: withNode(found).device };
+}
+
+/** Removes what a tapdisk that died has left of a disk without a block device. */
+async function clearAway(record: NameRecord): Promise<void> {
+  const left = inventory().some(({ minor, pid }) => minor === record.minor && pid === null);
+  if (left) await destroyDevice(record, {});
+}
+
+async function serve(
+  listed: ListedDevice,
+  record: NameRecord | null,
+  encryptionKey: Uint8Array | undefined,
+): Promise<Restored> {
+  if (record !== null && isOrphan(record)) {
+    return { ...await recoverDevice(record.minor, { encryptionKey }), how: "recovered" };
+  }
+  if (record !== null) await clearAway(record);
+  const { image, readOnly, direct, requestTimeoutSeconds, device, queue } = listed;
+  const flags = (readOnly ? MessageFlag.RDONLY : 0) | (direct ? 0 : MessageFlag.NO_O_DIRECT);
+  const options = { flags, requestTimeoutSeconds, device, queue, encryptionKey };
+  return { ...await createDevice(image, options), how: "created" };
+}
+
+/**
+ * Serves a disk of a list and gives it its name. One that is served is left as it is; one whose
+ * tapdisk died is taken over. Throws `SystemError`, `TapdiskError`.
+ *
+ * @param readKey Gets the key of an encrypted image; called only when it is needed.
+ */
+export async function restoreDevice(
+  listed: ListedDevice,
+  readKey: () => Promise<Uint8Array | undefined>,
+): Promise<Restored> {
+  const record = readRecord(listed.name);
+  const served = (record === null ? null : servedBy(record)) ?? servedImage(listed.image);
+  const restored: Restored = served === null
+    ? await serve(listed, record, await readKey())
+    : { ...served, how: "served already" };
+  writeRecord(listed.name, { ...restored, image: listed.image });
+  if (restored.node !== null) nameDevice(listed.name, restored.node);
+  return restored;
+}
+
+/** The names of what was restored, the last one first. */
+export function restoredNames(): string[] {
+  return namesIn(recordsFolder())
+    .map((name) => ({ name, minor: readRecord(name)?.minor }))
+    .filter((entry): entry is { name: string; minor: number } => entry.minor !== undefined)
+    .sort((a, b) => b.minor - a.minor)
+    .map(({ name }) => name);
+}
+
+/**
+ * Stops serving what was restored under a name. Throws `SystemError`, `TapdiskError`: EBUSY when the
+ * block device is in use; it then stays as it is.
+ *
+ * @returns False when nothing of that name is served.
+ */
+export async function stopRestored(name: string, limit: TimeLimit): Promise<boolean> {
+  const record = readRecord(name);
+  if (record === null) return false;
+  const served: DeviceAddress | null = servedBy(record) ?? (isOrphan(record) ? record : null);
+  if (served !== null) await destroyDevice(served, limit);
+  if (record.node !== null) unnameDevice(name, record.node);
+  Deno.removeSync(`${recordsFolder()}/${name}`);
+  return served !== null;
+}

@@ -1,0 +1,95 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { TapdiskError } from "./connection.ts";
+import { controlFolder, numberAfter, systemError } from "../paths.ts";
+
+/** How long a new tapdisk may take until it answers. */
+const START_TIMEOUT_MS = 30_000;
+
+/**
+ * The argument that tells tapdisk it runs in a session of its own already: it names its control
+ * socket on standard output and then lets go of the standard streams.
+ */
+export const DAEMON_ARGUMENT = "--daemon-child";
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** How to start tapdisk: this very binary, by its link of that name where there is one. */
+function tapdiskCommand(): { program: string; args: string[] } {
+  const program = Deno.execPath();
+  if (!Deno.build.standalone) {
+    const main = decodeURIComponent(new URL("../../main.ts", import.meta.url).pathname);
+    return { program, args: ["run", "--allow-all", "--quiet", main, "tapdisk"] };
+  }
+  const link = program.replace(/[^/]*$/, "tapdisk");
+  return exists(link) ? { program: link, args: [] } : { program, args: ["tapdisk"] };
+}
+
+async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string> {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (value !== undefined) text += value;
+    const end = text.indexOf("\n");
+    if (end >= 0 || done) {
+      reader.cancel().catch(() => {});
+      return end >= 0 ? text.slice(0, end) : text;
+    }
+  }
+}
+
+function pidOfSocket(path: string): number | undefined {
+  const prefix = `${controlFolder()}/`;
+  return path.startsWith(prefix) ? numberAfter(path.slice(prefix.length), "ctl") : undefined;
+}
+
+async function failure(child: Deno.ChildProcess): Promise<Error> {
+  const [reason, status] = await Promise.all([firstLine(child.stderr), child.status]);
+  const errno = status.signal !== null ? Errno.EINTR : status.code || Errno.EPROTO;
+  const how = status.signal !== null ? `signal ${status.signal} ended it` : "it exited";
+  return reason === ""
+    ? new SystemError(errno, `Cannot start tapdisk (${how})`)
+    : new TapdiskError(errno, reason.replace(/^tapdisk: /, ""));
+}
+
+/**
+ * Starts a tapdisk in a session of its own and waits until its control socket takes connections.
+ * Throws `SystemError`, `TapdiskError`: whatever kept it from starting; ETIMEDOUT.
+ *
+ * @returns Its process number.
+ */
+export async function spawnTapdisk(): Promise<number> {
+  const { program, args } = tapdiskCommand();
+  let child: Deno.ChildProcess;
+  try {
+    child = new Deno.Command(program, {
+      args: [...args, DAEMON_ARGUMENT],
+      detached: true,
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+  } catch (error) {
+    throw systemError(error, `Cannot start ${program}`);
+  }
+  const tooLate = Promise.withResolvers<undefined>();
+  const timer = setTimeout(() => tooLate.resolve(undefined), START_TIMEOUT_MS);
+  const line = await Promise.race([firstLine(child.stdout), tooLate.promise]);
+  clearTimeout(timer);
+  if (line === undefined) {
+    child.kill("SIGKILL");
+    throw new SystemError(Errno.ETIMEDOUT, "Cannot start tapdisk (it does not get ready)");
+  }
+  const pid = pidOfSocket(line);
+  if (pid === undefined) throw await failure(child);
+  child.stderr.cancel().catch(() => {});
+  child.unref();
+  return pid;
+}

@@ -1,0 +1,38 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { processExists } from "../../../ffi/process.ts";
+import { unixConnect } from "../../../ffi/sockets.ts";
+import { controlFolder, namesIn, numberAfter } from "../paths.ts";
+
+/** The process that a socket in the control folder belongs to: `ctl12` and `nbd12.0` to 12. */
+export function ownerOfSocket(name: string): number | undefined {
+  return numberAfter(name, "ctl") ?? numberAfter(name.replace(/\.\d+$/, ""), "nbd");
+}
+
+/** Whether nobody listens at a socket. */
+function isDead(path: string): boolean {
+  try {
+    closeFile(unixConnect(path));
+    return false;
+  } catch (error) {
+    return error instanceof SystemError && error.errno === Errno.ECONNREFUSED;
+  }
+}
+
+/**
+ * Removes the sockets of tapdisks that were killed: those of processes that are not there, and at
+ * which nobody listens. The second keeps what belongs to a process of another container.
+ */
+export function removeStaleSockets(): void {
+  const folder = controlFolder();
+  for (const name of namesIn(folder)) {
+    const pid = ownerOfSocket(name);
+    const path = `${folder}/${name}`;
+    if (pid === undefined || processExists(pid) || !isDead(path)) continue;
+    try {
+      Deno.removeSync(path);
+    } catch {
+      // Another new tapdisk was quicker.
+    }
+  }
+}

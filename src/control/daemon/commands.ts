@@ -1,0 +1,257 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { hideMemory } from "../../../ffi/process.ts";
+import { DiskKey } from "../../vhd/key.ts";
+import type { Devices } from "./devices.ts";
+import {
+  ALL_MINORS,
+  decodeParams,
+  decodePauseTimeoutMs,
+  decodeTrailer,
+  decodeWriteLogRequest,
+  encodeDiskInfo,
+  encodeListEntry,
+  encodeNode,
+  encodePid,
+  encodePlain,
+  encodeSnapshotReply,
+  encodeStatisticsHead,
+  encodeWriteLogHead,
+  MESSAGE_BYTES,
+  messageCookie,
+  MessageFlag,
+  MessageType,
+} from "../protocol/message.ts";
+import { decodeChoices, type OpenRequest } from "../protocol/open_request.ts";
+import { type Command, type CommandTable, errorReply } from "./server.ts";
+import { formatStatistics } from "../protocol/statistics_text.ts";
+import type { Done } from "./ways_in.ts";
+
+/**
+ * Flags of `open` and `resume` that nothing here carries out, with what they would do. REUSE_PRT is
+ * not among them: the parent that it would read through another device is opened by its own path.
+ */
+const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
+  [MessageFlag.ADD_CACHE, "a block cache"],
+  [MessageFlag.VHD_INDEX, "a VHD index"],
+  [MessageFlag.ADD_LOG, "a log of changed blocks"],
+  [MessageFlag.SECONDARY, "a secondary image"],
+  [MessageFlag.STANDBY, "a standby image"],
+  [MessageFlag.OPEN_ENCRYPTED, "a new key"],
+];
+
+function refuseUnsupported(flags: number, what: string): void {
+  const wanted = UNSUPPORTED_FLAGS.find(([flag]) => (flags & flag) !== 0);
+  if (wanted === undefined) return;
+  throw new SystemError(Errno.EOPNOTSUPP, `${what} (this tapdisk has no support for ${wanted[1]})`);
+}
+
+/** A question, answered at once. */
+function question(
+  answer: (request: Uint8Array<ArrayBuffer>, minor: number) => Uint8Array<ArrayBuffer>,
+): Command {
+  return {
+    exclusive: false,
+    run: (request, reply) => reply(answer(request, messageCookie(request))),
+  };
+}
+
+/** A change that is over when `change` returns. */
+function change(
+  change: (request: Uint8Array<ArrayBuffer>, minor: number) => Uint8Array<ArrayBuffer>,
+): Command {
+  return { ...question(change), exclusive: true };
+}
+
+/** A change that is over when it calls back; its answer carries nothing. */
+function longChange(
+  response: number,
+  start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void | (() => void),
+  manners: Pick<Command, "insists" | "yields"> = {},
+): Command {
+  return {
+    exclusive: true,
+    ...manners,
+    run(request, reply): void | (() => void) {
+      const minor = messageCookie(request);
+      const done: Done = (error) => {
+        reply(error === undefined ? encodePlain(response, minor) : errorReply(request, error));
+      };
+      return start(minor, done, request);
+    },
+  };
+}
+
+function concat(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
+function listReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
+  const all = devices.list();
+  const entries = all.map(({ minor, state, name }, index) =>
+    encodeListEntry(cookie, { count: all.length - index, minor, state, path: name })
+  );
+  const end = encodeListEntry(cookie, { count: 0, minor: -1, state: 0, path: "" });
+  return concat([...entries, end]);
+}
+
+function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
+  const value = cookie === ALL_MINORS
+    ? devices.list().map(({ minor }) => devices.statistics(minor))
+    : devices.statistics(cookie);
+  const text = new TextEncoder().encode(formatStatistics(value));
+  return concat([encodeStatisticsHead(cookie, text.length), text]);
+}
+
+function writeLogReply(
+  devices: Devices,
+  request: Uint8Array,
+  minor: number,
+): Uint8Array<ArrayBuffer> {
+  const log = devices.writeLog(minor);
+  const pages = log.pages();
+  if (decodeWriteLogRequest(request)) log.clear();
+  const head = { sectors: log.sectors, lengthBytes: pages.length };
+  return concat([encodeWriteLogHead(minor, head), pages]);
+}
+
+/** The key that came with a request, in which it is overwritten. */
+function takeKey(request: Uint8Array<ArrayBuffer>): DiskKey | undefined {
+  const { encryptionKey } = decodeTrailer(request);
+  if (encryptionKey === null) return undefined;
+  hideMemory();
+  request.fill(0, MESSAGE_BYTES);
+  try {
+    return new DiskKey(encryptionKey);
+  } finally {
+    encryptionKey.fill(0);
+  }
+}
+
+/** What an `open` asks for, without its key. Throws `SystemError`: EINVAL, EOPNOTSUPP. */
+function openRequest(request: Uint8Array, minor: number): OpenRequest {
+  const { flags, path, requestTimeoutSeconds } = decodeParams(request);
+  const what = `Cannot open ${path} on minor ${minor}`;
+  refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, what);
+  const { device, queue } = decodeChoices(flags);
+  if (device === undefined || queue === undefined) {
+    throw new SystemError(Errno.EINVAL, `${what} (tap-ctl is of another version)`);
+  }
+  return {
+    name: path,
+    readOnly: (flags & MessageFlag.RDONLY) !== 0,
+    direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
+    readCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
+    requestTimeoutSeconds,
+    device,
+    queue,
+  };
+}
+
+/** Opens an image, and answers with the disk. */
+function openCommand(devices: Devices): Command {
+  return {
+    exclusive: true,
+    run(request, reply): void {
+      const minor = messageCookie(request);
+      const key = takeKey(request);
+      try {
+        devices.open(minor, { ...openRequest(request, minor), key }, (error, disk) => {
+          if (error !== undefined) key?.wipe();
+          reply(
+            error === undefined
+              ? encodeDiskInfo(MessageType.OPEN_RSP, minor, disk)
+              : errorReply(request, error),
+          );
+        });
+      } catch (error) {
+        key?.wipe();
+        throw error;
+      }
+    },
+  };
+}
+
+/** Makes a snapshot, and answers with what was made. */
+function snapshotCommand(devices: Devices): Command {
+  return {
+    exclusive: true,
+    yields: true,
+    run(request, reply): () => void {
+      const minor = messageCookie(request);
+      const { flags, path, requestTimeoutSeconds } = decodeParams(request);
+      const options = {
+        path,
+        rename: (flags & MessageFlag.RENAME) !== 0,
+        timeoutMs: requestTimeoutSeconds === 0 ? Infinity : requestTimeoutSeconds * 1000,
+      };
+      return devices.snapshot(minor, options, (error, made) => {
+        if (made === null) return reply(errorReply(request, error));
+        const { stallMs, parent, name: image } = made;
+        reply(encodeSnapshotReply(minor, { stallMs, parent, image }));
+      });
+    },
+  };
+}
+
+/** What a tapdisk does for each message that it knows. */
+export function controlCommands(devices: Devices): CommandTable {
+  const close = (force: boolean) =>
+    longChange(
+      MessageType.CLOSE_RSP,
+      (minor, done) => devices.close(minor, { force }, done),
+      { insists: true },
+    );
+  const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
+    const { flags, path } = decodeParams(request);
+    refuseUnsupported(flags, `Cannot unpause minor ${minor}`);
+    devices.resume(minor, path === "" ? null : path, done);
+  });
+  const pause = longChange(
+    MessageType.PAUSE_RSP,
+    (minor, done, request) =>
+      devices.pause(minor, { timeoutMs: decodePauseTimeoutMs(request) }, done),
+    { yields: true },
+  );
+  return new Map<number, Command>([
+    [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
+    [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
+    [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
+    [
+      MessageType.WRITE_LOG,
+      question((request, minor) => writeLogReply(devices, request, minor)),
+    ],
+    [
+      MessageType.DISK_INFO,
+      question((_request, minor) =>
+        encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, devices.diskInfo(minor))
+      ),
+    ],
+    [MessageType.NODE, question((_request, minor) => encodeNode(minor, devices.node(minor)))],
+    [
+      MessageType.ATTACH,
+      change((_request, minor) => {
+        devices.attach(minor);
+        return encodePlain(MessageType.ATTACH_RSP, minor);
+      }),
+    ],
+    [
+      MessageType.DETACH,
+      change((_request, minor) => {
+        devices.detach(minor);
+        return encodePlain(MessageType.DETACH_RSP, minor);
+      }),
+    ],
+    [MessageType.OPEN, openCommand(devices)],
+    [MessageType.PAUSE, pause],
+    [MessageType.SNAPSHOT, snapshotCommand(devices)],
+    [MessageType.RESUME, resume],
+    [MessageType.CLOSE, close(false)],
+    [MessageType.FORCE_SHUTDOWN, close(true)],
+  ]);
+}

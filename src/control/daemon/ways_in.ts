@@ -1,0 +1,181 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { canOpenExclusively } from "../../../ffi/files.ts";
+import { becomeIoFlusher } from "../../../ffi/process.ts";
+import type { BlockDevice, DeviceHost, DeviceMaker } from "../../frontend/block_device.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import type { DeviceChoice } from "../protocol/open_request.ts";
+
+/** A way in to a device while its image is open that needs no kernel: NBD. */
+export interface Frontend {
+  /** Lets go of its clients and its socket. */
+  close(): void;
+}
+
+/** Makes a frontend for a device whose image was opened. Throws `SystemError`. */
+export type FrontendFactory = (vbd: Vbd) => Frontend;
+
+/** How long the kernel may take to open a device, for which it may read from it. */
+const OPEN_TIMEOUT_MS = 5_000;
+
+/** How an operation that takes time ended: an error to answer with, or undefined. */
+export type Done = (error?: Error) => void;
+
+/** Which block device to make, the first choice first. */
+export interface DevicePlan {
+  readonly makers: readonly DeviceMaker[];
+  /** Whether the disk is not to be open without one. */
+  readonly required: boolean;
+  /** The node that is to be taken over from a tapdisk that died; null for a new device. */
+  readonly recover: string | null;
+}
+
+/**
+ * The kinds of block devices that a choice allows here. Throws `SystemError`: EOPNOTSUPP when the
+ * kernel does not have the one that was asked for.
+ */
+export function makersFor(choice: DeviceChoice, all: readonly DeviceMaker[]): DeviceMaker[] {
+  if (choice === "auto") return all.filter((maker) => maker.missing() === null);
+  const makers = all.filter(({ kind }) => kind === choice);
+  for (const maker of makers) {
+    const why = maker.missing();
+    if (why === null) continue;
+    throw new SystemError(Errno.EOPNOTSUPP, `Cannot make a ${choice} device (${why})`);
+  }
+  return makers;
+}
+
+/** The ways in to one open disk: its frontends, and the block device that it is. */
+export class WaysIn {
+  readonly #host: DeviceHost;
+  #frontends: Frontend[] = [];
+  #device: BlockDevice | null = null;
+  /** Who made it. */
+  #maker: DeviceMaker | null = null;
+
+  constructor(host: DeviceHost) {
+    this.#host = host;
+  }
+
+  /** The block device's node; null without one. */
+  get node(): string | null {
+    return this.#device?.gone ? null : this.#device?.node ?? null;
+  }
+
+  /** The block device's kind; "none" without one. */
+  get kind(): DeviceChoice {
+    return this.#device?.kind ?? "none";
+  }
+
+  /** Opens all; on an error none stays open. */
+  open(factories: readonly FrontendFactory[], plan: DevicePlan, done: Done): void {
+    try {
+      for (const factory of factories) this.#frontends.push(factory(this.#host.vbd));
+    } catch (error) {
+      this.#closeFrontends();
+      return done(error instanceof Error ? error : new Error(String(error)));
+    }
+    this.#attach(plan, 0, (error) => {
+      if (error !== undefined) this.#closeFrontends();
+      done(error);
+    });
+  }
+
+  #attach({ makers, required, recover }: DevicePlan, index: number, done: Done): void {
+    const { log, vbd } = this.#host;
+    if (index === makers.length) return done();
+    if (!becomeIoFlusher()) {
+      log.warn(`Minor ${vbd.minor} may hang when memory is short (no right to PR_SET_IO_FLUSHER)`);
+    }
+    makers[index].attach(this.#host, recover, (error, device) => {
+      if (device !== null) {
+        this.#device = device;
+        this.#maker = makers[index];
+        log.info(`Minor ${vbd.minor} is ${device.node}`);
+        return done();
+      }
+      const reason = error ?? new Error(`Cannot make a ${makers[index].kind} device`);
+      if (required) return done(reason);
+      log.warn(reason.message);
+      this.#attach({ makers, required, recover }, index + 1, done);
+    });
+  }
+
+  /**
+   * The disk has another size. A block device whose size the kernel cannot change is made again, if
+   * nobody uses it; else the log says that it keeps its size.
+   */
+  resized(done: () => void): void {
+    const device = this.#device;
+    const maker = this.#maker;
+    if (device === null || maker === null || device.resized()) return done();
+    const { log, vbd } = this.#host;
+    const keep = (error: Error): void => {
+      const size = `${device.node} shows its new size, ${vbd.sectors} sectors`;
+      log.warn(`${size}, only after it is made again: ${error.message}`);
+      done();
+    };
+    this.checkUnused((used) => {
+      if (used !== undefined) return keep(used);
+      this.detachDevice((error) => {
+        if (error !== undefined) return keep(error);
+        this.#attach({ makers: [maker], required: true, recover: null }, 0, (failure) => {
+          if (failure !== undefined) log.error(failure.message);
+          done();
+        });
+      });
+    });
+  }
+
+  /** Calls back with EBUSY when the block device is mounted, or otherwise in use. */
+  checkUnused(done: Done): void {
+    const { node } = this;
+    if (node === null) return done();
+    const { scheduler, vbd } = this.#host;
+    let answered = false;
+    const answer = (errno: number, hint: string): void => {
+      if (answered) return;
+      answered = true;
+      scheduler.cancelTimer(timer);
+      done(
+        errno === 0 ? undefined : new SystemError(errno, `Cannot take ${node} away (${hint})`),
+      );
+    };
+    const timer = scheduler.addTimer(OPEN_TIMEOUT_MS, () => {
+      const why = vbd.state === 0 ? "its disk does not answer" : "its requests are held back";
+      answer(Errno.ETIMEDOUT, `${why}; 'tap-ctl close --force' drops its users`);
+    });
+    // Nothing else tells of a mounted filesystem, a volume group and swap alike.
+    scheduler.settle(
+      canOpenExclusively(node),
+      (unused) => answer(unused ? 0 : Errno.EBUSY, "it is mounted, or another device is on it"),
+    );
+  }
+
+  /** Takes the block device away, while requests are answered. */
+  detachDevice(done: Done): void {
+    const device = this.#device;
+    if (device === null) return done();
+    device.detach((errno, message) => {
+      if (errno !== 0) return done(new SystemError(errno, message));
+      this.#device = null;
+      done();
+    });
+  }
+
+  /** Takes the block device away without asking, while requests are not answered any more. */
+  abandonDevice(): void {
+    this.#device?.abandon();
+    this.#device = null;
+  }
+
+  /** Closes what is open still. */
+  close(): void {
+    this.abandonDevice();
+    this.#closeFrontends();
+  }
+
+  #closeFrontends(): void {
+    for (const frontend of this.#frontends) frontend.close();
+    this.#frontends = [];
+  }
+}

@@ -1,0 +1,102 @@
+/**
+ * Minors: the small numbers that name devices. Each is an empty file; who chooses or frees one
+ * holds the folder's lock, and a tapdisk that has one holds the file's lock, which goes with it.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import {
+  closeFile,
+  fileStatus,
+  O_CREAT,
+  O_EXCL,
+  O_RDONLY,
+  O_WRONLY,
+  openFile,
+  tryLockExclusive,
+} from "../../../ffi/files.ts";
+import { lockExclusive } from "../../../ffi/process.ts";
+import { readMinorRecord } from "./minor_record.ts";
+import { minorPath, minorsFolder, namesIn, numberAfter, prepareFolders } from "../paths.ts";
+
+/** One more than the largest minor. */
+export const MAX_ID = 16384;
+
+function withFolderLocked<Result>(work: () => Result): Result {
+  const folder = openFile(minorsFolder(), O_RDONLY);
+  try {
+    lockExclusive(folder);
+    return work();
+  } finally {
+    closeFile(folder);
+  }
+}
+
+/** The minors that are allocated, in ascending order. Throws `SystemError`. */
+export function listMinors(): number[] {
+  return namesIn(minorsFolder())
+    .map((name) => numberAfter(name, "tapdisk-"))
+    .filter((minor) => minor !== undefined)
+    .sort((a, b) => a - b);
+}
+
+/** Takes the lowest free minor. Throws `SystemError` (EUSERS when all are taken). */
+export function allocateMinor(): number {
+  prepareFolders();
+  return withFolderLocked(() => {
+    const taken = new Set(listMinors());
+    let minor = 0;
+    while (taken.has(minor)) minor++;
+    if (minor >= MAX_ID) {
+      throw new SystemError(Errno.EUSERS, `Cannot allocate a minor: all ${MAX_ID} are taken`);
+    }
+    closeFile(openFile(minorPath(minor), O_CREAT | O_EXCL | O_WRONLY, 0o600));
+    return minor;
+  });
+}
+
+/**
+ * Gives a minor back. Throws `SystemError`: ENOENT when it is not allocated, EAGAIN when a tapdisk
+ * has it, EBUSY when one that died left a block device there.
+ */
+export function freeMinor(minor: number): void {
+  withFolderLocked(() => {
+    const path = minorPath(minor);
+    const file = openFile(path, O_RDONLY);
+    try {
+      if (!tryLockExclusive(file)) {
+        const hint = "a tapdisk has it; detach it first";
+        throw new SystemError(Errno.EAGAIN, `Cannot free minor ${minor} (${hint})`);
+      }
+      const left = readMinorRecord(minor);
+      if (left !== null) {
+        const hint = `its tapdisk died and left ${left.node}; 'tap-ctl recover' or 'destroy' it`;
+        throw new SystemError(Errno.EBUSY, `Cannot free minor ${minor} (${hint})`);
+      }
+      Deno.removeSync(path);
+    } finally {
+      closeFile(file);
+    }
+  });
+}
+
+function isStillAt(path: string, fd: number): boolean {
+  try {
+    const now = Deno.statSync(path);
+    return now.ino === fileStatus(fd).inode;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Takes hold of a minor for this process and returns the descriptor whose closing lets go of it.
+ * Throws `SystemError`: ENOENT when it is not allocated, EBUSY when another tapdisk has it.
+ */
+export function holdMinor(minor: number): number {
+  const path = minorPath(minor);
+  const file = openFile(path, O_RDONLY);
+  if (tryLockExclusive(file) && isStillAt(path, file)) return file;
+  closeFile(file);
+  throw new SystemError(Errno.EBUSY, `Cannot take minor ${minor} (another tapdisk has ${path})`);
+}

@@ -1,0 +1,137 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { checkBat, checkBatmap, checkBitmaps, checkSlack } from "./check_blocks.ts";
+import { checkFooters } from "./check_footer.ts";
+import { checkHeader, checkParentFields } from "./check_header.ts";
+import { checkLocators } from "./check_parents.ts";
+import { MAX_CHAIN_DEPTH, resolveParent } from "../image/chain.ts";
+import { VhdChainError, VhdFormatError } from "../image/errors.ts";
+import { type Finding, Findings } from "./findings.ts";
+import { HD_TYPE_FIXED } from "../format/footer.ts";
+import { HEADER_OFFSETS } from "../format/header.ts";
+import { openVhd, type VhdImage } from "../image/image.ts";
+import { canonicalPath } from "../../files/paths.ts";
+import type { ProgressListener } from "../../files/progress.ts";
+import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
+
+/** What is checked. */
+export interface CheckOptions {
+  readonly storage?: Storage;
+  /** Accept an image whose footer at the end is missing, going by the backup. */
+  readonly ignoreFooter?: boolean;
+  /** Do not compare UUIDs with the parent's. */
+  readonly ignoreParentUuid?: boolean;
+  /** Accept time stamps in the future. */
+  readonly ignoreTimestamps?: boolean;
+  /** Read bitmaps and the data that they say is not there. */
+  readonly checkData?: boolean;
+  /** Look for blocks that overlap: true by default. */
+  readonly checkOverlaps?: boolean;
+  /** Told of blocks while data is being checked. */
+  readonly onProgress?: ProgressListener;
+}
+
+/** What a check found. */
+export interface CheckResult {
+  readonly path: string;
+  /** Whether there is no error among the findings. */
+  readonly valid: boolean;
+  readonly findings: readonly Finding[];
+}
+
+/**
+ * Checks one image. Nothing is changed, and a damaged image is no error of this function.
+ *
+ * @throws {SystemError} when the file cannot be read.
+ */
+export function checkImage(path: string, options: CheckOptions = {}): CheckResult {
+  const { storage = osStorage } = options;
+  const { kind } = storage.status(path);
+  if (kind !== "file" && kind !== "block") {
+    throw new SystemError(Errno.EINVAL, `${path} is not a regular file or block device`);
+  }
+  const findings = new Findings();
+  const file = storage.open(path, "read");
+  try {
+    if (checkFrame(file, findings, options)) checkInside(path, findings, options);
+  } finally {
+    file.close();
+  }
+  return { path, valid: !findings.hasErrors, findings: findings.list() };
+}
+
+/** Checks footers and header. Returns whether the image is worth opening. */
+function checkFrame(file: StorageFile, findings: Findings, options: CheckOptions): boolean {
+  const { ignoreFooter = false, ignoreTimestamps = false } = options;
+  const footer = checkFooters(file, findings, { ignoreFooter, ignoreTimestamps });
+  if (footer === null) return false;
+  return footer.diskType === HD_TYPE_FIXED || checkHeader(file, footer, findings);
+}
+
+function checkInside(path: string, findings: Findings, options: CheckOptions): void {
+  let image: VhdImage;
+  try {
+    image = openVhd(path, { storage: options.storage, ignoreDisabled: true, lenient: true });
+  } catch (error) {
+    if (!(error instanceof VhdFormatError)) throw error;
+    const { field, offsetBytes, value, problem } = error.fault;
+    findings.error(`${field} is invalid: ${value} ${problem}`, field, offsetBytes);
+    return;
+  }
+  try {
+    if (image.type !== "fixed") checkTables(image, findings, options);
+  } finally {
+    image.close();
+  }
+}
+
+function checkTables(image: VhdImage, findings: Findings, options: CheckOptions): void {
+  const { ignoreTimestamps = false, checkOverlaps = true, ignoreParentUuid = false } = options;
+  checkParentFields(image, findings, { ignoreTimestamps });
+  checkBat(image, findings, { checkOverlaps });
+  if (options.checkData && !findings.hasErrors) checkBitmaps(image, findings, options);
+  checkBatmap(image, findings);
+  checkSlack(image, findings);
+  checkLocators(image, findings, { ignoreParentUuid });
+}
+
+/**
+ * The paths of an image's ancestors that are VHDs, the parent first.
+ *
+ * @throws {VhdChainError} for a missing parent or a loop.
+ * @throws {VhdFormatError} | {SystemError} when an image on the way cannot be read.
+ */
+export function ancestorPaths(path: string, { storage = osStorage }: CheckOptions = {}): string[] {
+  const paths: string[] = [];
+  const seen = new Set([canonicalPath(storage, path)]);
+  for (let current = path; paths.length < MAX_CHAIN_DEPTH;) {
+    const child = current;
+    const image = openVhd(child, { storage, ignoreDisabled: true, lenient: true });
+    try {
+      if (image.parent === null || image.parent.raw) return paths;
+      current = resolveParent(image);
+    } finally {
+      image.close();
+    }
+    if (seen.has(canonicalPath(storage, current))) {
+      throw new VhdChainError(child, Errno.ELOOP, `it leads back to ${current} (ELOOP)`);
+    }
+    seen.add(canonicalPath(storage, current));
+    paths.push(current);
+  }
+  throw new VhdChainError(path, Errno.ELOOP, `it has more than ${MAX_CHAIN_DEPTH} layers (ELOOP)`);
+}
+
+/** A fault of a chain, as what is wrong with the image whose parent is the trouble. */
+export function chainFinding(
+  { path, problem }: VhdChainError,
+  { storage = osStorage }: CheckOptions = {},
+): Finding {
+  const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true });
+  image.close();
+  return {
+    severity: "error",
+    message: `parent of ${path} is invalid: ${problem}`,
+    field: "header.locators",
+    offsetBytes: Number(image.footer.dataOffset) + HEADER_OFFSETS.locators,
+  };
+}

@@ -1,0 +1,128 @@
+import { BATMAP_OFFSETS } from "../format/batmap.ts";
+import { allSet, runEnd, testBit } from "../format/bitmap.ts";
+import {
+  bitmapOffset,
+  isAllocated,
+  isMarkedFull,
+  readBitmap,
+  readBlockData,
+} from "../image/block.ts";
+import type { Findings } from "./findings.ts";
+import { HD_FOOTER_SIZE } from "../format/footer.ts";
+import type { VhdImage } from "../image/image.ts";
+import type { ProgressListener } from "../../files/progress.ts";
+import { batFaults } from "../image/validate.ts";
+import { VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** Checks the BAT: no block in the metadata, past the end or over another. */
+export function checkBat(
+  image: VhdImage,
+  findings: Findings,
+  { checkOverlaps }: { checkOverlaps: boolean },
+): void {
+  for (const fault of batFaults(image, { checkOverlaps })) {
+    const what = fault.kind === "clobbers block" && fault.other !== undefined
+      ? `clobbers block ${fault.other} (offset 0x${image.bat[fault.other].toString(16)})`
+      : fault.kind;
+    findings.error(
+      `block ${fault.block} (offset 0x${fault.sector.toString(16)}) ${what}`,
+      `bat[${fault.block}]`,
+      image.batOffsetBytes + fault.block * 4,
+    );
+  }
+}
+
+/** Notes what lies between the last block and the footer of a file, and belongs to nothing. */
+export function checkSlack(image: VhdImage, findings: Findings): void {
+  if (image.file.isBlockDevice || image.footerSource !== "primary") return;
+  const endBytes = image.endOfDataSector * VHD_SECTOR_SIZE;
+  const slackBytes = image.file.sizeBytes() - HD_FOOTER_SIZE - endBytes;
+  if (slackBytes <= 0) return;
+  findings.warning(`${slackBytes} bytes past the end of data belong to nothing`, "data", endBytes);
+}
+
+/** Checks the batmap against the BAT. */
+export function checkBatmap(image: VhdImage, findings: Findings): void {
+  const { batmap, batmapFault } = image;
+  if (batmapFault !== null) {
+    const { field, offsetBytes, value, problem } = batmapFault.fault;
+    findings.error(`batmap is invalid: ${value} ${problem}`, field, offsetBytes);
+  }
+  if (batmap === null) return;
+  if (batmap.header.batmapSectors * VHD_SECTOR_SIZE * 8 < image.bat.length) {
+    findings.error(
+      "batmap is invalid: batmap-BAT size mismatch",
+      "batmap.batmapSectors",
+      batmap.headerOffsetBytes + BATMAP_OFFSETS.batmapSectors,
+    );
+  }
+  for (let block = 0; block < image.blocks; block++) {
+    if (!isMarkedFull(image, block) || isAllocated(image, block)) continue;
+    findings.error(
+      `batmap shows unallocated block ${block} full`,
+      `batmap.bits[${block}]`,
+      batmap.offsetBytes + (block >>> 3),
+    );
+  }
+}
+
+/**
+ * Reads every bitmap: blocks that the batmap has as full must be, and sectors that a bitmap has as
+ * absent must be zero.
+ */
+export function checkBitmaps(
+  image: VhdImage,
+  findings: Findings,
+  { onProgress }: { onProgress?: ProgressListener } = {},
+): void {
+  const data = new Uint8Array(image.blockSizeBytes);
+  for (let block = 0; block < image.blocks; block++) {
+    onProgress?.(block, image.blocks);
+    if (!isAllocated(image, block)) continue;
+    const bitmap = readBitmap(image, block);
+    if (allSet(bitmap, image.sectorsPerBlock)) continue;
+    if (isMarkedFull(image, block)) {
+      findings.error(
+        `batmap shows block ${block} full, its bitmap does not`,
+        `bitmap[${block}]`,
+        bitmapOffset(image, block),
+      );
+    }
+    checkClearSectors(image, findings, { block, bitmap, data });
+  }
+}
+
+function checkClearSectors(
+  image: VhdImage,
+  findings: Findings,
+  { block, bitmap, data }: { block: number; bitmap: Uint8Array; data: Uint8Array<ArrayBuffer> },
+): void {
+  const words = new Int32Array(data.buffer);
+  for (let sector = 0; sector < image.sectorsPerBlock;) {
+    const first = sector;
+    const end = runEnd(bitmap, sector, image.sectorsPerBlock);
+    sector = end;
+    if (testBit(bitmap, first)) continue;
+    const clear = data.subarray(0, (end - first) * VHD_SECTOR_SIZE);
+    readBlockData(image, clear, { block, sector: first });
+    for (let i = 0; i < end - first; i++) {
+      if (isZeroSector(words, i)) continue;
+      const at = first + i;
+      findings.error(
+        `sector ${shortHex(at)} of block ${shortHex(block)} has data where bitmap is clear`,
+        `data[${block}]`,
+        bitmapOffset(image, block) + (image.bitmapSectors + at) * VHD_SECTOR_SIZE,
+      );
+    }
+  }
+}
+
+function isZeroSector(words: Int32Array, sector: number): boolean {
+  const end = (sector + 1) * 128;
+  for (let i = sector * 128; i < end; i++) if (words[i] !== 0) return false;
+  return true;
+}
+
+function shortHex(value: number): string {
+  return `0x${value.toString(16)}`;
+}

@@ -1,0 +1,53 @@
+import { DD_BLK_UNUSED } from "../format/bat.ts";
+import { setBits, testBit } from "../format/bitmap.ts";
+import type { VhdImage } from "./image.ts";
+import { VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** Whether a block has a place in the file. */
+export function isAllocated(image: VhdImage, block: number): boolean {
+  return image.bat[block] !== DD_BLK_UNUSED;
+}
+
+/** Whether the batmap says that every sector of the block is here. */
+export function isMarkedFull(image: VhdImage, block: number): boolean {
+  const { batmap } = image;
+  return batmap !== null && block < batmap.bits.length * 8 && testBit(batmap.bits, block);
+}
+
+/** Byte offset of an allocated block's bitmap. */
+export function bitmapOffset(image: VhdImage, block: number): number {
+  return image.bat[block] * VHD_SECTOR_SIZE;
+}
+
+/** Byte offset of an allocated block's data. */
+export function dataOffset(image: VhdImage, block: number): number {
+  return (image.bat[block] + image.bitmapSectors) * VHD_SECTOR_SIZE;
+}
+
+/** The bitmap of an allocated block as it is on disk, one bit a sector, whole sectors of it. */
+export function readBitmap(image: VhdImage, block: number): Uint8Array<ArrayBuffer> {
+  const bitmap = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
+  image.file.readAt(bitmap, bitmapOffset(image, block));
+  return bitmap;
+}
+
+/**
+ * Which sectors of a block this image itself holds: none when it is not allocated, all when the
+ * batmap says so, else what its bitmap says.
+ */
+export function presentSectors(image: VhdImage, block: number): Uint8Array<ArrayBuffer> {
+  if (isAllocated(image, block) && !isMarkedFull(image, block)) return readBitmap(image, block);
+  const bits = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
+  if (isAllocated(image, block)) setBits(bits, 0, image.sectorsPerBlock);
+  return bits;
+}
+
+/** Reads sectors of an allocated block; what lies past the end of the file is zero. */
+export function readBlockData(
+  image: VhdImage,
+  into: Uint8Array<ArrayBuffer>,
+  { block, sector }: { block: number; sector: number },
+): void {
+  const got = image.file.readAt(into, dataOffset(image, block) + sector * VHD_SECTOR_SIZE);
+  into.fill(0, got);
+}

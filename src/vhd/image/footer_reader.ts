@@ -1,0 +1,120 @@
+import { VhdFormatError } from "./errors.ts";
+import {
+  createdByTap,
+  decodeFooter,
+  type Footer,
+  FOOTER_OFFSETS,
+  footerFault,
+  HD_FOOTER_SIZE,
+  HD_TYPE_DIFF,
+  HD_TYPE_DYNAMIC,
+  HD_TYPE_FIXED,
+} from "../format/footer.ts";
+import type { StorageFile } from "../../files/storage.ts";
+import { VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** Which copy of the footer was used; `short` is one of 511 bytes, as early tools wrote them. */
+export type FooterSource = "primary" | "short" | "backup";
+
+/** A footer and where it was found. */
+export interface FoundFooter {
+  readonly footer: Footer;
+  readonly source: FooterSource;
+}
+
+/** The 512 bytes at an offset; null when the file has fewer there. */
+export function readFooterBytes(
+  file: StorageFile,
+  offsetBytes: number,
+  lengthBytes = HD_FOOTER_SIZE,
+): Uint8Array<ArrayBuffer> | null {
+  if (offsetBytes < 0) return null;
+  const bytes = new Uint8Array(HD_FOOTER_SIZE);
+  return file.readAt(bytes, offsetBytes) < lengthBytes ? null : bytes;
+}
+
+/**
+ * Finds the footer: at the end of the file, there as 511 bytes, or the backup at the start.
+ *
+ * @throws {VhdFormatError} when there is none, or when the one found contradicts the file.
+ */
+export function readFooter(
+  file: StorageFile,
+  { useBackupFooter = false }: { useBackupFooter?: boolean },
+): FoundFooter {
+  const sizeBytes = file.sizeBytes();
+  const found = findFooter(file, sizeBytes, useBackupFooter);
+  const offset = found.source === "backup" ? 0 : sizeBytes - HD_FOOTER_SIZE;
+  validateFooter(file, found, offset);
+  return found;
+}
+
+function findFooter(file: StorageFile, sizeBytes: number, useBackup: boolean): FoundFooter {
+  const end = sizeBytes - HD_FOOTER_SIZE;
+  const primary = readFooterBytes(file, end);
+  if (primary !== null && !useBackup) {
+    if (footerFault(primary) === null) return { footer: decodeFooter(primary), source: "primary" };
+    if ((sizeBytes - 511) % VHD_SECTOR_SIZE === 0) {
+      const short = readFooterBytes(file, sizeBytes - 511, 511);
+      if (short !== null && footerFault(short) === null) {
+        return { footer: decodeFooter(short), source: "short" };
+      }
+    }
+  }
+  const backup = readFooterBytes(file, 0);
+  if (backup !== null && footerFault(backup) === null) {
+    return { footer: decodeFooter(backup), source: "backup" };
+  }
+  throw noFooter(file.path, sizeBytes, primary);
+}
+
+function noFooter(path: string, sizeBytes: number, primary: Uint8Array | null): VhdFormatError {
+  if (primary === null) {
+    return new VhdFormatError(path, {
+      field: "the file",
+      offsetBytes: 0,
+      value: `${sizeBytes} bytes`,
+      problem: "is too short for a footer",
+    });
+  }
+  const fault = footerFault(primary) ?? { field: "cookie", expected: "" };
+  const { cookie, checksum } = decodeFooter(primary);
+  return new VhdFormatError(path, {
+    field: `footer.${fault.field}`,
+    offsetBytes: sizeBytes - HD_FOOTER_SIZE + FOOTER_OFFSETS[fault.field],
+    value: fault.field === "cookie" ? JSON.stringify(cookie) : String(checksum),
+    problem: `is not ${fault.expected}, and there is no backup footer at byte 0 either`,
+  });
+}
+
+function validateFooter(file: StorageFile, { footer }: FoundFooter, offsetBytes: number): void {
+  const wrong = (field: keyof typeof FOOTER_OFFSETS, problem: string): VhdFormatError =>
+    new VhdFormatError(file.path, {
+      field: `footer.${field}`,
+      offsetBytes: offsetBytes + FOOTER_OFFSETS[field],
+      value: String(footer[field]),
+      problem,
+    });
+  const { diskType, currentSize } = footer;
+  if (diskType !== HD_TYPE_FIXED && diskType !== HD_TYPE_DYNAMIC && diskType !== HD_TYPE_DIFF) {
+    throw wrong("diskType", "is not fixed (2), dynamic (3) or differencing (4)");
+  }
+  if (createdByTap(footer) && footer.creatorVersion === 0x0000_0001) {
+    throw wrong(
+      "creatorVersion",
+      "means bitmaps in another bit order, which nobody reads any more",
+    );
+  }
+  if (currentSize === 0n || currentSize % BigInt(VHD_SECTOR_SIZE) !== 0n) {
+    throw wrong("currentSize", "is not a number of whole sectors of 512 bytes, at least one");
+  }
+  if (diskType !== HD_TYPE_FIXED) {
+    if (currentSize > BigInt(2 * VHD_MAX_SIZE)) {
+      throw wrong("currentSize", "is beyond what the format can hold");
+    }
+    return;
+  }
+  if (currentSize > BigInt(file.sizeBytes() - 511)) {
+    throw wrong("currentSize", `is more than the ${file.sizeBytes()} bytes of the file hold`);
+  }
+}

@@ -1,0 +1,150 @@
+import { VhdFormatError } from "./errors.ts";
+import { type Footer, FOOTER_OFFSETS, HD_FOOTER_SIZE, VHD_NO_OFFSET } from "../format/footer.ts";
+import {
+  DD_COOKIE,
+  DD_HEADER_SIZE,
+  DD_VERSION,
+  decodeHeader,
+  type DynamicHeader,
+  HEADER_OFFSETS,
+  headerChecksum,
+} from "../format/header.ts";
+import { blocksOf } from "../format/layout.ts";
+import {
+  LOCATOR_SIZE,
+  locatorSpaceBytes,
+  type ParentLocator,
+  PLAT_CODE_NONE,
+  PLATFORM_CODE_NAMES,
+} from "../format/locator.ts";
+import type { StorageFile } from "../../files/storage.ts";
+import { VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** Smallest block size that we read: a bitmap of whole bytes. */
+const MIN_BLOCK_SIZE = 4096;
+/** Largest block size that we read: it bounds the buffers for a block and its bitmap. */
+const MAX_BLOCK_SIZE = 64 * 1024 * 1024;
+/** Longest name of a parent that we read, in bytes. */
+const MAX_LOCATOR_LENGTH = 65536;
+/** Most BAT entries that we read: 64 MiB of table, 16 times what the largest disk needs. */
+const MAX_BAT_ENTRIES = 16 * 1024 * 1024;
+
+/**
+ * Reads the header that the footer points to and holds every field against the file.
+ *
+ * @throws {VhdFormatError} naming the first field that is wrong.
+ */
+export function readHeader(file: StorageFile, footer: Footer): DynamicHeader {
+  const sizeBytes = file.sizeBytes();
+  const { dataOffset } = footer;
+  const fits = dataOffset + BigInt(DD_HEADER_SIZE) <= BigInt(sizeBytes);
+  if (dataOffset < BigInt(HD_FOOTER_SIZE) || dataOffset % BigInt(VHD_SECTOR_SIZE) !== 0n || !fits) {
+    throw new VhdFormatError(file.path, {
+      field: "footer.dataOffset",
+      offsetBytes: FOOTER_OFFSETS.dataOffset,
+      value: String(dataOffset),
+      problem: `does not point to a header within the ${sizeBytes} bytes of the file`,
+    });
+  }
+  const bytes = new Uint8Array(DD_HEADER_SIZE);
+  file.readAt(bytes, Number(dataOffset));
+  const header = decodeHeader(bytes);
+  const fault = headerFault(header, bytes) ?? tableFault(header, footer, sizeBytes);
+  if (fault !== null) {
+    throw new VhdFormatError(file.path, {
+      field: `header.${fault.field}`,
+      offsetBytes: Number(dataOffset) + HEADER_OFFSETS[fault.field],
+      value: String(header[fault.field]),
+      problem: fault.problem,
+    });
+  }
+  header.locators.forEach((locator, index) =>
+    validateLocator(file, locator, { index, headerOffsetBytes: Number(dataOffset), sizeBytes })
+  );
+  return header;
+}
+
+interface HeaderFault {
+  readonly field: Exclude<keyof typeof HEADER_OFFSETS, "locators">;
+  readonly problem: string;
+}
+
+function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFault | null {
+  if (header.cookie !== DD_COOKIE) return { field: "cookie", problem: `is not "${DD_COOKIE}"` };
+  const checksum = headerChecksum(bytes);
+  if (header.checksum !== checksum) {
+    return { field: "checksum", problem: `should be ${checksum}` };
+  }
+  if (header.headerVersion !== DD_VERSION) {
+    return { field: "headerVersion", problem: `is not version 1.0 (${DD_VERSION})` };
+  }
+  if (header.dataOffset !== VHD_NO_OFFSET) {
+    return { field: "dataOffset", problem: `should be ${VHD_NO_OFFSET}` };
+  }
+  const { blockSize } = header;
+  if (blockSize < MIN_BLOCK_SIZE || blockSize > MAX_BLOCK_SIZE || (blockSize & (blockSize - 1))) {
+    return { field: "blockSize", problem: "is not a power of two from 4 KiB to 64 MiB" };
+  }
+  return null;
+}
+
+function tableFault(header: DynamicHeader, footer: Footer, sizeBytes: number): HeaderFault | null {
+  const { tableOffset, maxBatEntries } = header;
+  const behind = tableOffset >= footer.dataOffset + BigInt(DD_HEADER_SIZE);
+  const before = tableOffset + BigInt(maxBatEntries) * 4n <= footer.dataOffset;
+  if (
+    tableOffset < BigInt(HD_FOOTER_SIZE) || tableOffset % BigInt(VHD_SECTOR_SIZE) !== 0n ||
+    tableOffset >= BigInt(sizeBytes) || !(behind || before)
+  ) {
+    return { field: "tableOffset", problem: "is no place for the BAT" };
+  }
+  if (
+    maxBatEntries > MAX_BAT_ENTRIES || tableOffset + BigInt(maxBatEntries) * 4n > BigInt(sizeBytes)
+  ) {
+    return { field: "maxBatEntries", problem: "makes a BAT that reaches past the end of the file" };
+  }
+  const needed = blocksOf(Number(footer.currentSize), header.blockSize);
+  if (maxBatEntries < needed) {
+    return {
+      field: "maxBatEntries",
+      problem: `is less than the ${needed} blocks of a disk of ${footer.currentSize} bytes`,
+    };
+  }
+  return null;
+}
+
+function validateLocator(
+  file: StorageFile,
+  locator: ParentLocator,
+  { index, headerOffsetBytes, sizeBytes }: {
+    index: number;
+    headerOffsetBytes: number;
+    sizeBytes: number;
+  },
+): void {
+  if (locator.code === PLAT_CODE_NONE) return;
+  const space = locatorSpaceBytes(locator);
+  const end = locator.dataOffset + BigInt(Math.max(space, locator.dataLength));
+  const fault = !PLATFORM_CODE_NAMES.has(locator.code)
+    ? { field: "code" as const, at: 0, problem: "is not a platform code" }
+    : space === 0
+    ? { field: "dataSpace" as const, at: 4, problem: "is no number of sectors" }
+    : locator.dataLength > space
+    ? {
+      field: "dataLength" as const,
+      at: 8,
+      problem: `is more than the ${space} bytes of its room`,
+    }
+    : locator.dataLength > MAX_LOCATOR_LENGTH
+    ? { field: "dataLength" as const, at: 8, problem: "is longer than any path" }
+    : locator.dataOffset < BigInt(HD_FOOTER_SIZE) || end > BigInt(sizeBytes)
+    ? { field: "dataOffset" as const, at: 16, problem: "makes a name that is not in the file" }
+    : null;
+  if (fault === null) return;
+  throw new VhdFormatError(file.path, {
+    field: `header.locators[${index}].${fault.field}`,
+    offsetBytes: headerOffsetBytes + HEADER_OFFSETS.locators + index * LOCATOR_SIZE + fault.at,
+    value: String(locator[fault.field]),
+    problem: fault.problem,
+  });
+}

@@ -1,0 +1,246 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { decodeBat } from "../format/bat.ts";
+import { batmapBytes, type BatmapHeader } from "../format/batmap.ts";
+import { readBatmap } from "./batmap_reader.ts";
+import { VhdFormatError } from "./errors.ts";
+import { type Footer, HD_TYPE_DIFF, HD_TYPE_FIXED, VHD_POISON_COOKIE } from "../format/footer.ts";
+import { type FooterSource, readFooter } from "./footer_reader.ts";
+import { decodeParentName, type ParentLocator, PLAT_CODE_NONE } from "../format/locator.ts";
+import type { DynamicHeader } from "../format/header.ts";
+import { readHeader } from "./header_reader.ts";
+import {
+  batmapHeaderOffset,
+  bitmapSectors,
+  blocksOf,
+  endOfDataSector,
+  endOfHeaders,
+  sectorsPerBlock,
+} from "../format/layout.ts";
+import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
+import { validateBat } from "./validate.ts";
+import { VHD_SECTOR_SIZE } from "../format/units.ts";
+import { isNullUuid } from "../format/uuid.ts";
+
+/** The kinds of image. */
+export type VhdType = "fixed" | "dynamic" | "differencing";
+
+/** A batmap: which blocks are full, so that their bitmaps need not be read. */
+export interface Batmap {
+  header: BatmapHeader;
+  /** Whether `bits` differ from those in the file. Bits may be set late, never too early. */
+  dirty: boolean;
+  /** One bit a block, most significant first. Blocks past its end are not in it. */
+  bits: Uint8Array<ArrayBuffer>;
+  /** Byte offset of the batmap's header. */
+  readonly headerOffsetBytes: number;
+  /** Byte offset of the bits. */
+  readonly offsetBytes: number;
+}
+
+/** What a differencing image says of its parent. */
+export interface ParentReference {
+  /** 16 bytes, zero for a raw parent. */
+  readonly uuid: Uint8Array;
+  /** Whether the parent is a raw image. */
+  readonly raw: boolean;
+  /** The file name in the header. */
+  readonly name: string;
+  /** The locators in use, in their order. */
+  readonly locators: readonly ParentLocator[];
+}
+
+/** An open image whose metadata was read and found to make sense. */
+export interface VhdImage {
+  readonly path: string;
+  readonly file: StorageFile;
+  readonly storage: Storage;
+  footer: Footer;
+  /** Where the footer was read: `backup` when the one at the end is missing or broken. */
+  readonly footerSource: FooterSource;
+  /** Null in a fixed image. */
+  header: DynamicHeader | null;
+  readonly type: VhdType;
+  /** Size of the virtual disk. */
+  sizeBytes: number;
+  /** 0 in a fixed image, as are the next two. */
+  readonly blockSizeBytes: number;
+  readonly sectorsPerBlock: number;
+  readonly bitmapSectors: number;
+  /** Blocks that the virtual disk has; the BAT may have room for more. */
+  blocks: number;
+  /** Sector of each block's bitmap, 0xffffffff for none; all entries that the header declares. */
+  bat: Uint32Array;
+  readonly batOffsetBytes: number;
+  batmap: Batmap | null;
+  /**
+   * What is wrong with the batmap; null when all is well. With a wrong checksum there is a batmap all
+   * the same, empty; one with a damaged header is left out, and only when opened as `lenient`.
+   */
+  readonly batmapFault: VhdFormatError | null;
+  /** First byte behind the metadata at the front. */
+  endOfHeadersBytes: number;
+  /** First sector behind all metadata and blocks: where the next block may start. */
+  endOfDataSector: number;
+  hidden: boolean;
+  savedState: boolean;
+  /** Null in all but differencing images. */
+  readonly parent: ParentReference | null;
+  close(): void;
+}
+
+/** How an image is opened. */
+export interface OpenOptions {
+  /** Where the file is. */
+  readonly storage?: Storage;
+  /** True by default. */
+  readonly readOnly?: boolean;
+  /** Also accept images that were put out of use (cookie `v_poison`). */
+  readonly ignoreDisabled?: boolean;
+  /**
+   * Do not stop at BAT entries or batmaps that make no sense: for looking at damaged images, never
+   * for writing.
+   */
+  readonly lenient?: boolean;
+  /** Use the backup footer even if the one at the end is good. */
+  readonly useBackupFooter?: boolean;
+}
+
+/**
+ * Opens an image and reads its metadata. A broken footer at the end of the file is replaced by the
+ * backup at its start, as after a crash.
+ *
+ * @throws {VhdFormatError} for content that is no VHD or contradicts itself or the file's size.
+ * @throws {SystemError} when the file cannot be read.
+ */
+export function openVhd(path: string, options: OpenOptions = {}): VhdImage {
+  const { storage = osStorage, readOnly = true } = options;
+  const file = storage.open(path, readOnly ? "read" : "write");
+  try {
+    return readSettledImage(file, storage, options);
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+/**
+ * A tapdisk may be writing the image meanwhile: one that grows between our reading its footer and
+ * its BAT contradicts itself, but not twice.
+ */
+function readSettledImage(file: StorageFile, storage: Storage, options: OpenOptions): VhdImage {
+  try {
+    return readImage(file, storage, options);
+  } catch (error) {
+    if (!(error instanceof VhdFormatError)) throw error;
+    return readImage(file, storage, options);
+  }
+}
+
+function readImage(file: StorageFile, storage: Storage, options: OpenOptions): VhdImage {
+  const { path } = file;
+  const { footer, source } = readFooter(file, options);
+  if (footer.cookie === VHD_POISON_COOKIE && options.ignoreDisabled !== true) {
+    throw new SystemError(Errno.EINVAL, `Cannot open ${path}: the image was put out of use`);
+  }
+  const common = {
+    path,
+    file,
+    storage,
+    footer,
+    footerSource: source,
+    sizeBytes: Number(footer.currentSize),
+    hidden: footer.hidden !== 0,
+    savedState: footer.savedState !== 0,
+    close: (): void => file.close(),
+  };
+  if (footer.diskType === HD_TYPE_FIXED) {
+    const endOfDataSector = Number(footer.currentSize) / VHD_SECTOR_SIZE;
+    return { ...common, ...FIXED_PARTS, endOfDataSector, bat: new Uint32Array(0) };
+  }
+  const header = readHeader(file, footer);
+  const sectors = sectorsPerBlock(header.blockSize);
+  const { batmap, fault } = readBatmapOf(file, footer, header, options);
+  const bat = readBat(file, header);
+  const layout = {
+    endOfHeadersBytes: endOfHeaders({ footer, header, batmap: batmap?.header ?? null }),
+    sectorsPerBlock: sectors,
+    bitmapSectors: bitmapSectors(sectors),
+  };
+  const image: VhdImage = {
+    ...common,
+    header,
+    type: footer.diskType === HD_TYPE_DIFF ? "differencing" : "dynamic",
+    blockSizeBytes: header.blockSize,
+    ...layout,
+    blocks: blocksOf(Number(footer.currentSize), header.blockSize),
+    bat,
+    batOffsetBytes: Number(header.tableOffset),
+    batmap,
+    batmapFault: fault,
+    endOfDataSector: endOfDataSector({ ...layout, bat }),
+    parent: footer.diskType === HD_TYPE_DIFF ? parentOf(header) : null,
+  };
+  if (options.lenient !== true) validateBat(image);
+  return image;
+}
+
+const FIXED_PARTS = {
+  header: null,
+  type: "fixed",
+  blockSizeBytes: 0,
+  sectorsPerBlock: 0,
+  bitmapSectors: 0,
+  blocks: 0,
+  batOffsetBytes: 0,
+  batmap: null,
+  batmapFault: null,
+  endOfHeadersBytes: 0,
+  parent: null,
+} as const;
+
+function readBat(file: StorageFile, header: DynamicHeader): Uint32Array {
+  const bytes = new Uint8Array(header.maxBatEntries * 4);
+  const offsetBytes = Number(header.tableOffset);
+  if (file.readAt(bytes, offsetBytes) < bytes.length) {
+    throw new VhdFormatError(file.path, {
+      field: "header.maxBatEntries",
+      offsetBytes: Number(header.tableOffset),
+      value: String(header.maxBatEntries),
+      problem: "reaches past the end of the file",
+    });
+  }
+  return decodeBat(bytes, header.maxBatEntries);
+}
+
+function readBatmapOf(
+  file: StorageFile,
+  footer: Footer,
+  header: DynamicHeader,
+  { lenient = false }: OpenOptions,
+): { batmap: Batmap | null; fault: VhdFormatError | null } {
+  try {
+    const found = readBatmap(file, footer, header);
+    if (found === null) return { batmap: null, fault: null };
+    const inUse = Math.min(found.bits.length, batmapBytes(Number(footer.currentSize)));
+    const batmap = {
+      header: found.header,
+      dirty: found.fault !== null,
+      bits: found.bits.subarray(0, inUse),
+      headerOffsetBytes: batmapHeaderOffset(header),
+      offsetBytes: Number(found.header.batmapOffset),
+    };
+    return { batmap, fault: found.fault };
+  } catch (error) {
+    if (!lenient || !(error instanceof VhdFormatError)) throw error;
+    return { batmap: null, fault: error };
+  }
+}
+
+function parentOf(header: DynamicHeader): ParentReference {
+  return {
+    uuid: header.parentUuid,
+    raw: isNullUuid(header.parentUuid),
+    name: decodeParentName(header.parentName),
+    locators: header.locators.filter((locator) => locator.code !== PLAT_CODE_NONE),
+  };
+}

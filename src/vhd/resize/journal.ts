@@ -1,0 +1,219 @@
+/**
+ * The undo journal of changes that move an image's metadata: a file or block device that holds, until
+ * the change is complete, what the image held before. Its layout is the reference's, so that either
+ * side can revert what the other left behind.
+ *
+ * The order that makes this safe: the journal is on stable storage, header last, before the image is
+ * touched; the image, its footers last, before the journal goes. While the change lasts the footers
+ * say that the image is out of use.
+ *
+ * @module
+ */
+
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { batBytes } from "../format/bat.ts";
+import { BATMAP_HEADER_SIZE } from "../format/batmap.ts";
+import { encodeFooter, HD_FOOTER_SIZE, VHD_POISON_COOKIE } from "../format/footer.ts";
+import { DD_HEADER_SIZE } from "../format/header.ts";
+import type { VhdImage } from "../image/image.ts";
+import {
+  type ByteRange,
+  encodeJournalEntry,
+  encodeJournalHeader,
+  JOURNAL_ENTRY_TYPE,
+  JOURNAL_HEADER_SIZE,
+  type JournalHeader,
+  restoredPart,
+  VHD_JOURNAL_HEADER_COOKIE,
+} from "../format/journal_format.ts";
+import { discardJournal, revertJournal } from "./journal_revert.ts";
+import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
+import type { StorageFile } from "../../files/storage.ts";
+import { VHD_SECTOR_SIZE } from "../format/units.ts";
+
+const TYPE = JOURNAL_ENTRY_TYPE;
+/** Most bytes of data in one entry: a block's. */
+const LARGEST_DATA_BYTES = 2 * 1024 * 1024;
+
+interface Recorded extends ByteRange {
+  readonly type: number;
+}
+
+/**
+ * Writes a journal of an image as it is, and brings it to stable storage.
+ *
+ * @param options.overwritten What of the file, besides the metadata, is going to be overwritten; whole
+ * sectors.
+ * @throws {SystemError} EEXIST when the journal is a file that is there already; what the file system
+ * says. The image has not been touched then, and a file that was begun is gone.
+ */
+function writeJournal(
+  path: string,
+  image: VhdImage,
+  { overwritten }: { overwritten: readonly ByteRange[] },
+): void {
+  const { storage } = image;
+  const isDevice = storage.exists(path) && storage.status(path).kind === "block";
+  const file = storage.open(path, isDevice ? "write" : "create-new");
+  try {
+    record(file, image, overwritten);
+  } catch (error) {
+    file.close();
+    if (!isDevice && storage.exists(path)) storage.remove(path);
+    throw error;
+  }
+  file.close();
+}
+
+function record(file: StorageFile, image: VhdImage, overwritten: readonly ByteRange[]): void {
+  // A device may hold a journal of before, which must not count for this change.
+  file.writeAt(new Uint8Array(JOURNAL_HEADER_SIZE), 0);
+  file.sync();
+  const metadata = metadataOf(image);
+  const covered = metadata.map((range) => restoredPart(range, image.footer.currentSize));
+  let end = JOURNAL_HEADER_SIZE;
+  const add = ({ type, offsetBytes, lengthBytes }: Recorded): void => {
+    const bytes = new Uint8Array(lengthBytes);
+    image.file.readAt(bytes, offsetBytes);
+    const entry = encodeJournalEntry({ type, offsetBytes }, bytes);
+    file.writeAt(entry, end);
+    end += entry.length;
+  };
+  metadata.forEach(add);
+  const dataOffsetBytes = end;
+  const footerOffsetBytes = footerOffsetOf(image);
+  const data = dataRanges(overwritten, covered, footerOffsetBytes);
+  for (const range of data) add({ ...range, type: TYPE.DATA });
+  file.sync();
+  const header: JournalHeader = {
+    cookie: VHD_JOURNAL_HEADER_COOKIE,
+    uuid: image.footer.uuid,
+    footerOffsetBytes,
+    dataEntries: data.length,
+    metadataEntries: metadata.length,
+    dataOffsetBytes,
+    metadataOffsetBytes: JOURNAL_HEADER_SIZE,
+    endBytes: end,
+  };
+  file.writeAt(encodeJournalHeader(header), 0);
+  file.sync();
+}
+
+/** Where the footer at the end of an image's file is. */
+export function footerOffsetOf({ file }: VhdImage): number {
+  return file.sizeBytes() - HD_FOOTER_SIZE;
+}
+
+/** All metadata of an image, in the order in which the reference wants to find it. */
+function metadataOf(image: VhdImage): Recorded[] {
+  const { header, footer, batmap } = image;
+  const primary = {
+    type: TYPE.FOOTER_P,
+    offsetBytes: footerOffsetOf(image),
+    lengthBytes: HD_FOOTER_SIZE,
+  };
+  if (header === null) return [primary];
+  const ranges: Recorded[] = [
+    primary,
+    { type: TYPE.FOOTER_C, offsetBytes: 0, lengthBytes: HD_FOOTER_SIZE },
+    { type: TYPE.HEADER, offsetBytes: Number(footer.dataOffset), lengthBytes: DD_HEADER_SIZE },
+  ];
+  for (const locator of header.locators) {
+    if (locator.code === PLAT_CODE_NONE) continue;
+    const lengthBytes = locatorSpaceBytes(locator);
+    ranges.push({ type: TYPE.LOCATOR, offsetBytes: Number(locator.dataOffset), lengthBytes });
+  }
+  const lengthBytes = batBytes(image.bat.length);
+  ranges.push({ type: TYPE.BAT, offsetBytes: image.batOffsetBytes, lengthBytes });
+  if (batmap !== null) {
+    const { headerOffsetBytes, offsetBytes, header: { batmapSectors } } = batmap;
+    ranges.push(
+      { type: TYPE.BATMAP_H, offsetBytes: headerOffsetBytes, lengthBytes: BATMAP_HEADER_SIZE },
+      { type: TYPE.BATMAP_M, offsetBytes, lengthBytes: batmapSectors * VHD_SECTOR_SIZE },
+    );
+  }
+  return ranges;
+}
+
+/** The parts of ranges that are within the image and not in the metadata, in pieces. */
+function dataRanges(
+  ranges: readonly ByteRange[],
+  covered: readonly ByteRange[],
+  endBytes: number,
+): ByteRange[] {
+  const sorted = covered.toSorted((a, b) => a.offsetBytes - b.offsetBytes);
+  const left: ByteRange[] = [];
+  const add = (from: number, to: number): void => {
+    for (let at = from; at < to; at += LARGEST_DATA_BYTES) {
+      left.push({ offsetBytes: at, lengthBytes: Math.min(LARGEST_DATA_BYTES, to - at) });
+    }
+  };
+  for (const { offsetBytes, lengthBytes } of ranges) {
+    const end = Math.min(offsetBytes + lengthBytes, endBytes);
+    let at = offsetBytes;
+    for (const range of sorted) {
+      add(at, Math.min(end, range.offsetBytes));
+      at = Math.max(at, Math.min(end, range.offsetBytes + range.lengthBytes));
+    }
+    add(at, end);
+  }
+  return left;
+}
+
+/** Writes both footers with the cookie of an image that is out of use, so that nobody opens it. */
+export function disableImage(image: VhdImage): void {
+  const bytes = encodeFooter({ ...image.footer, cookie: VHD_POISON_COOKIE });
+  image.file.writeAt(bytes, footerOffsetOf(image));
+  if (image.type !== "fixed") image.file.writeAt(bytes, 0);
+  image.file.sync();
+}
+
+/** How a change is journaled. */
+export interface JournalOptions {
+  /** A file that is not there yet, or a block device. */
+  readonly journal: string;
+}
+
+/** A change failed and could not be undone either: the journal is still there. */
+export class RevertError extends SystemError {
+  constructor(path: string, journal: string, readonly failure: SystemError) {
+    super(
+      failure.errno,
+      `Cannot undo what was begun on ${path}; revert it with ${journal} once this is mended`,
+    );
+  }
+}
+
+/**
+ * Makes a change under a journal: undone when it fails, and the journal ended when it does not.
+ *
+ * @param options.overwritten What of the file, besides the metadata, the change overwrites.
+ * @throws {SystemError} EINVAL when the image has no footer at its end; what {@linkcode writeJournal}
+ * and the change throw; {@linkcode RevertError}.
+ */
+export function changeJournaled(
+  image: VhdImage,
+  { journal, overwritten }: JournalOptions & { overwritten: readonly ByteRange[] },
+  change: () => void,
+): void {
+  const { path, storage } = image;
+  if (image.footerSource !== "primary") {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot change ${path}: it has no good footer at its end, repair it first`,
+    );
+  }
+  writeJournal(journal, image, { overwritten });
+  try {
+    change();
+  } catch (error) {
+    try {
+      revertJournal(path, { storage, journal });
+    } catch (failure) {
+      if (!(failure instanceof SystemError)) throw failure;
+      throw new RevertError(path, journal, failure);
+    }
+    throw error;
+  }
+  discardJournal(journal, { storage });
+}

@@ -1,0 +1,198 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import {
+  decodeFooter,
+  encodeFooter,
+  type Footer,
+  footerFault,
+  HD_COOKIE,
+  HD_FOOTER_SIZE,
+  HD_TYPE_FIXED,
+  VHD_POISON_COOKIE,
+} from "../format/footer.ts";
+import { readFooterBytes } from "../image/footer_reader.ts";
+import {
+  decodeJournalEntry,
+  decodeJournalHeader,
+  isJournalEntry,
+  JOURNAL_ENTRY_SIZE,
+  JOURNAL_ENTRY_TYPE,
+  JOURNAL_HEADER_SIZE,
+  journalChecksum,
+  type JournalEntry,
+  type JournalHeader,
+  restoredPart,
+  VHD_JOURNAL_HEADER_COOKIE,
+} from "../format/journal_format.ts";
+import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
+import { equalUuids } from "../format/uuid.ts";
+
+const TYPE = JOURNAL_ENTRY_TYPE;
+
+/** Ends a journal: a file is removed, on a device it is marked as complete. */
+export function discardJournal(path: string, { storage }: { storage: Storage }): void {
+  if (storage.status(path).kind !== "block") return storage.remove(path);
+  const file = storage.open(path, "write");
+  try {
+    file.writeAt(new Uint8Array(JOURNAL_HEADER_SIZE), 0);
+    file.sync();
+  } finally {
+    file.close();
+  }
+}
+
+/** How a journal is reverted. */
+export interface RevertOptions {
+  readonly storage?: Storage;
+  readonly journal: string;
+}
+
+/**
+ * Gives an image back what it held before a change that was broken off, and ends the journal. Where
+ * the image had not been touched yet, or the change was complete, it stays as it is. Broken off
+ * itself, it can be called again.
+ *
+ * @throws {SystemError} EINVAL when the journal is damaged or another image's, in which case nothing
+ * was changed; what the file system says.
+ */
+export function revertJournal(path: string, options: RevertOptions): void {
+  const { storage = osStorage, journal } = options;
+  const journalFile = storage.open(journal, "read");
+  try {
+    const imageFile = storage.open(path, "write");
+    try {
+      revertFrom(journalFile, imageFile);
+      imageFile.sync();
+    } finally {
+      imageFile.close();
+    }
+  } finally {
+    journalFile.close();
+  }
+  discardJournal(journal, { storage });
+}
+
+function revertFrom(journal: StorageFile, image: StorageFile): void {
+  const bytes = new Uint8Array(JOURNAL_HEADER_SIZE);
+  const got = journal.readAt(bytes, 0);
+  if (got === 0 || (got === JOURNAL_HEADER_SIZE && bytes.every((byte) => byte === 0))) return;
+  const header = decodeJournalHeader(bytes);
+  if (got < JOURNAL_HEADER_SIZE || header.cookie !== VHD_JOURNAL_HEADER_COOKIE) {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot revert ${image.path}: ${journal.path} is no journal`,
+    );
+  }
+  if (header.metadataEntries === 0) return enableImage(image, header);
+  const entries = readEntries(journal, header);
+  if (entries === null) return;
+  const footer = decodeFooter(readBytes(journal, entries[0].bytesAt, HD_FOOTER_SIZE));
+  verifyOwner(journal, image, { header, isFixed: footer.diskType === HD_TYPE_FIXED });
+  restore(journal, image, { header, entries, footer });
+}
+
+/**
+ * Refuses a journal of another image, as far as the image still says which it is. A fixed image has
+ * its data where others have a footer.
+ */
+function verifyOwner(
+  journal: StorageFile,
+  image: StorageFile,
+  { header, isFixed }: { header: JournalHeader; isFixed: boolean },
+): void {
+  const ends = [header.footerOffsetBytes, image.sizeBytes() - HD_FOOTER_SIZE];
+  const found = (isFixed ? ends : [0, ...ends])
+    .map((offsetBytes) => readFooterBytes(image, offsetBytes))
+    .filter((bytes) => bytes !== null && footerFault(bytes) === null);
+  if (found.length === 0) return;
+  if (found.some((bytes) => bytes !== null && equalUuids(decodeFooter(bytes).uuid, header.uuid))) {
+    return;
+  }
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot revert ${image.path}: ${journal.path} is the journal of another image`,
+  );
+}
+
+/** The change was complete but for the footers: the reference ends its journal before it. */
+function enableImage(image: StorageFile, { uuid }: JournalHeader): void {
+  for (const offsetBytes of [0, image.sizeBytes() - HD_FOOTER_SIZE]) {
+    const bytes = readFooterBytes(image, offsetBytes);
+    if (bytes === null || footerFault(bytes) !== null) continue;
+    const footer = decodeFooter(bytes);
+    if (footer.cookie !== VHD_POISON_COOKIE || !equalUuids(footer.uuid, uuid)) continue;
+    image.writeAt(encodeFooter({ ...footer, cookie: HD_COOKIE }), offsetBytes);
+  }
+}
+
+interface FoundEntry extends JournalEntry {
+  /** Where the entry's bytes are in the journal. */
+  readonly bytesAt: number;
+}
+
+/**
+ * Reads over all entries, so that nothing is changed by a journal that is damaged; null when it was
+ * not complete, and so the image not touched.
+ */
+function readEntries(journal: StorageFile, header: JournalHeader): FoundEntry[] | null {
+  const entries: FoundEntry[] = [];
+  const front = new Uint8Array(JOURNAL_ENTRY_SIZE);
+  const damaged = (at: number, problem: string): SystemError =>
+    new SystemError(Errno.EINVAL, `Cannot revert: ${journal.path} ${problem} at byte ${at}`);
+  let at = JOURNAL_HEADER_SIZE;
+  for (let i = 0; i < header.metadataEntries + header.dataEntries; i++) {
+    if (i === header.metadataEntries) at = header.dataOffsetBytes;
+    if (journal.readAt(front, at) < JOURNAL_ENTRY_SIZE) throw damaged(at, "ends");
+    const entry = decodeJournalEntry(front);
+    if (!isJournalEntry(entry)) throw damaged(at, "has no entry");
+    const bytesAt = at + JOURNAL_ENTRY_SIZE;
+    if (bytesAt + entry.sizeBytes > journal.sizeBytes()) throw damaged(at, "ends in the entry");
+    const bytes = readBytes(journal, bytesAt, entry.sizeBytes);
+    if (journalChecksum(front, bytes) !== entry.checksum) {
+      throw damaged(at, "has an entry with a wrong checksum");
+    }
+    if ((entry.type === TYPE.FOOTER_P) !== (i === 0)) {
+      throw damaged(at, "has an entry out of place");
+    }
+    if (i === 0 && header.dataOffsetBytes === 0) {
+      if (decodeFooter(bytes).diskType !== HD_TYPE_FIXED) return null;
+    }
+    entries.push({ ...entry, bytesAt });
+    at = bytesAt + entry.sizeBytes;
+  }
+  return entries;
+}
+
+function readBytes(
+  file: StorageFile,
+  offsetBytes: number,
+  length: number,
+): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  file.readAt(bytes, offsetBytes);
+  return bytes;
+}
+
+function isFooter({ type }: JournalEntry): boolean {
+  return type === TYPE.FOOTER_P || type === TYPE.FOOTER_C;
+}
+
+/** Puts everything back; the footers, by which the image is opened, last. */
+function restore(
+  journal: StorageFile,
+  image: StorageFile,
+  { header, entries, footer }: {
+    header: JournalHeader;
+    entries: readonly FoundEntry[];
+    footer: Footer;
+  },
+): void {
+  const { currentSize } = footer;
+  const put = ({ type, offsetBytes, sizeBytes, bytesAt }: FoundEntry): void => {
+    const part = restoredPart({ type, offsetBytes, lengthBytes: sizeBytes }, currentSize);
+    image.writeAt(readBytes(journal, bytesAt, part.lengthBytes), offsetBytes);
+  };
+  for (const entry of entries) if (!isFooter(entry)) put(entry);
+  if (!image.isBlockDevice) image.truncate(header.footerOffsetBytes + HD_FOOTER_SIZE);
+  image.sync();
+  for (const entry of entries) if (isFooter(entry)) put(entry);
+}

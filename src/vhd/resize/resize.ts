@@ -1,0 +1,275 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { DD_BLK_UNUSED, encodeBat } from "../format/bat.ts";
+import { batmapBytes } from "../format/batmap.ts";
+import { clearBit } from "../format/bitmap.ts";
+import { validateSize, writeZeros } from "../create.ts";
+import { createdByTap, encodeFooter, HD_FOOTER_SIZE } from "../format/footer.ts";
+import { updateFooters } from "../image/footer_writer.ts";
+import { geometryOfSize, packGeometry } from "../format/geometry.ts";
+import { encodeHeader } from "../format/header.ts";
+import { openVhd, type VhdImage } from "../image/image.ts";
+import { changeJournaled, disableImage, footerOffsetOf, type JournalOptions } from "./journal.ts";
+import { batmapHeaderOffset, blocksOf } from "../format/layout.ts";
+import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
+import { planResize, type ResizePlan } from "./resize_plan.ts";
+import type { ProgressListener } from "../../files/progress.ts";
+import { osStorage, type Storage } from "../../files/storage.ts";
+import { VHD_SECTOR_SIZE } from "../format/units.ts";
+import { writeBatmap } from "../write.ts";
+
+/** Bytes of zeros between two reports of how far it has come. */
+const ZEROS_AT_ONCE = 64 * 1024 * 1024;
+
+/** What an image is resized to. */
+export interface ResizeOptions {
+  readonly storage?: Storage;
+  /** Rounded up to whole blocks; a fixed image takes any number of whole sectors. */
+  readonly sizeBytes: number;
+  /** Told of what is written or looked through: blocks, or bytes of a fixed image. */
+  readonly onProgress?: ProgressListener;
+}
+
+/** Only images with our layout can be resized. */
+export class ForeignImageError extends SystemError {
+  constructor(path: string) {
+    super(Errno.EINVAL, `Cannot resize ${path}: it was made by another program`);
+  }
+}
+
+/**
+ * Changes the size of an image's disk while nobody uses it. Growing moves metadata and blocks where
+ * it must. Shrinking is refused when it would cut an allocated block or, in a fixed image, data other
+ * than zeros.
+ *
+ * Broken off at any point, `revertJournal` gives back what was, or all is done and the journal gone.
+ *
+ * @throws {SystemError} EINVAL for a size that is out of range or that cuts data; EEXIST when the
+ * journal is there already; what the file system says. The image is as it was then, unless it is a
+ * {@linkcode RevertError}.
+ */
+export function resizeVhd(path: string, options: ResizeOptions & JournalOptions): void {
+  const { storage = osStorage, sizeBytes } = options;
+  validateNewSize(path, sizeBytes);
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    requireOurs(image);
+    if (image.type === "fixed") resizeFixed(image, options);
+    else resizeSparse(image, options);
+  } finally {
+    image.close();
+  }
+}
+
+/**
+ * Grows the disk within the room that its metadata has already. Only the footers are written, so that
+ * it can be done while a tapdisk has the image.
+ *
+ * @throws {SystemError} EINVAL when the room is too small or the size is less than before.
+ */
+export function growWithinMetadata(path: string, options: ResizeOptions): void {
+  const { storage = osStorage } = options;
+  validateNewSize(path, options.sizeBytes);
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    requireOurs(image);
+    if (image.type === "fixed") {
+      throw new SystemError(Errno.EINVAL, `Cannot resize ${path} without a journal: it is fixed`);
+    }
+    const blocks = blocksOf(options.sizeBytes, image.blockSizeBytes);
+    const sizeBytes = blocks * image.blockSizeBytes;
+    if (sizeBytes === image.sizeBytes) return;
+    if (sizeBytes < image.sizeBytes || blocks > image.bat.length) {
+      const problem = sizeBytes < image.sizeBytes
+        ? `${sizeBytes} bytes is less than its size of ${image.sizeBytes}`
+        : `its metadata has room for ${image.bat.length} blocks, not for ${blocks}`;
+      throw new SystemError(Errno.EINVAL, `Cannot resize ${path} without a journal: ${problem}`);
+    }
+    setSize(image, sizeBytes);
+    updateFooters(image);
+  } finally {
+    image.close();
+  }
+}
+
+function validateNewSize(path: string, sizeBytes: number): void {
+  try {
+    validateSize(path, sizeBytes);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    throw new SystemError(
+      error.errno,
+      `Cannot resize ${path} to ${sizeBytes} bytes: a disk has 1 MiB to 2040 GiB`,
+    );
+  }
+}
+
+function requireOurs(image: VhdImage): void {
+  if (!createdByTap(image.footer)) throw new ForeignImageError(image.path);
+}
+
+function setSize(image: VhdImage, sizeBytes: number): void {
+  image.footer.currentSize = BigInt(sizeBytes);
+  image.footer.geometry = packGeometry(geometryOfSize(sizeBytes));
+  image.sizeBytes = sizeBytes;
+  if (image.header !== null) image.blocks = blocksOf(sizeBytes, image.blockSizeBytes);
+}
+
+function resizeSparse(
+  image: VhdImage,
+  { journal, sizeBytes, onProgress }: ResizeOptions & JournalOptions,
+): void {
+  const blocks = blocksOf(sizeBytes, image.blockSizeBytes);
+  if (blocks * image.blockSizeBytes === image.sizeBytes) return;
+  for (let block = blocks; block < image.blocks; block++) {
+    if (image.bat[block] === DD_BLK_UNUSED) continue;
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot shrink ${image.path} to ${sizeBytes} bytes: block ${block} holds data behind that`,
+    );
+  }
+  const plan = planResize(image, { sizeBytes: blocks * image.blockSizeBytes });
+  const locators = readLocators(image);
+  const { overwritten } = plan;
+  changeJournaled(
+    image,
+    { journal, overwritten },
+    () => carryOut(image, plan, { locators, onProgress }),
+  );
+}
+
+/**
+ * Brings an image to the state that a plan describes, under a journal.
+ *
+ * @param options.locators What the header's locators are to point to, by index; null for unused ones.
+ */
+export function carryOut(
+  image: VhdImage,
+  plan: ResizePlan,
+  { locators, onProgress }: {
+    locators: readonly (Uint8Array<ArrayBuffer> | null)[];
+    onProgress?: ProgressListener;
+  },
+): void {
+  const { file, header } = image;
+  if (header === null) throw new RangeError(`${image.path} has no header`);
+  disableImage(image);
+  moveBlocks(image, plan, onProgress);
+  setSize(image, plan.sizeBytes);
+  growBat(image, plan.batEntries);
+  header.maxBatEntries = plan.batEntries;
+  moveBatmap(image, plan);
+  for (const [index, bytes] of locators.entries()) {
+    if (bytes !== null) file.writeAt(bytes, plan.locatorOffsets[index]);
+    header.locators[index].dataOffset = BigInt(plan.locatorOffsets[index]);
+  }
+  file.writeAt(encodeBat(image.bat), image.batOffsetBytes);
+  file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
+  file.sync();
+  const bytes = encodeFooter(image.footer);
+  file.writeAt(bytes, plan.footerOffsetBytes);
+  file.writeAt(bytes, 0);
+  file.sync();
+}
+
+/** The names that the locators point to, with all the room that they have; null for unused ones. */
+export function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[] {
+  return (image.header?.locators ?? []).map((locator) => {
+    if (locator.code === PLAT_CODE_NONE) return null;
+    const bytes = new Uint8Array(locatorSpaceBytes(locator));
+    image.file.readAt(bytes, Number(locator.dataOffset));
+    return bytes;
+  });
+}
+
+/** Copies blocks that are in the way behind the end; the BAT learns of it, in memory. */
+function moveBlocks(
+  image: VhdImage,
+  { moves }: ResizePlan,
+  onProgress: ProgressListener | undefined,
+): void {
+  if (moves.length === 0) return;
+  const { file, bat } = image;
+  const footerOffset = footerOffsetOf(image);
+  const gapBytes = moves[0].toSector * VHD_SECTOR_SIZE - footerOffset;
+  if (!file.isBlockDevice && gapBytes > 0) file.writeAt(new Uint8Array(gapBytes), footerOffset);
+  const bytes = new Uint8Array((image.bitmapSectors + image.sectorsPerBlock) * VHD_SECTOR_SIZE);
+  for (const [index, { block, toSector }] of moves.entries()) {
+    onProgress?.(index, moves.length);
+    bytes.fill(0, file.readAt(bytes, bat[block] * VHD_SECTOR_SIZE));
+    file.writeAt(bytes, toSector * VHD_SECTOR_SIZE);
+    bat[block] = toSector;
+  }
+}
+
+function growBat(image: VhdImage, entries: number): void {
+  if (entries === image.bat.length) return;
+  const bat = new Uint32Array(entries).fill(DD_BLK_UNUSED);
+  bat.set(image.bat);
+  image.bat = bat;
+}
+
+/** Gives the batmap its new place and length. All of its new place is written. */
+function moveBatmap(image: VhdImage, plan: ResizePlan): void {
+  const { batmap, header } = image;
+  if (batmap === null || header === null || plan.batmap === null) return;
+  const bits = new Uint8Array(batmapBytes(plan.sizeBytes));
+  bits.set(batmap.bits.subarray(0, bits.length));
+  for (let block = image.blocks; block < bits.length * 8; block++) clearBit(bits, block);
+  batmap.header.batmapOffset = BigInt(plan.batmap.offsetBytes);
+  batmap.header.batmapSectors = plan.batmap.sectors;
+  const all = new Uint8Array(plan.batmap.sectors * VHD_SECTOR_SIZE);
+  image.file.writeAt(all, plan.batmap.offsetBytes);
+  image.batmap = {
+    ...batmap,
+    bits,
+    headerOffsetBytes: batmapHeaderOffset(header),
+    offsetBytes: plan.batmap.offsetBytes,
+  };
+  writeBatmap(image);
+}
+
+function resizeFixed(
+  image: VhdImage,
+  { journal, sizeBytes, onProgress }: ResizeOptions & JournalOptions,
+): void {
+  const { file, path } = image;
+  const oldBytes = image.sizeBytes;
+  if (sizeBytes === oldBytes) return;
+  if (sizeBytes < oldBytes) requireZeros(image, sizeBytes);
+  if (file.isBlockDevice && sizeBytes > footerOffsetOf(image)) {
+    throw new SystemError(
+      Errno.ENOSPC,
+      `Cannot resize ${path}: the device must have ${sizeBytes + HD_FOOTER_SIZE} bytes at least`,
+    );
+  }
+  // What lies between data and footer, if anything, and the zeros where the new footer goes.
+  const slack = { offsetBytes: oldBytes, lengthBytes: footerOffsetOf(image) - oldBytes };
+  const place = { offsetBytes: sizeBytes, lengthBytes: HD_FOOTER_SIZE };
+  const overwritten = file.isBlockDevice ? [] : sizeBytes < oldBytes ? [place, slack] : [slack];
+  changeJournaled(image, { journal, overwritten }, () => {
+    disableImage(image);
+    const endBytes = file.isBlockDevice ? footerOffsetOf(image) : sizeBytes;
+    for (let at = oldBytes; at < sizeBytes; at += ZEROS_AT_ONCE) {
+      onProgress?.(at - oldBytes, sizeBytes - oldBytes);
+      writeZeros(file, at, Math.min(ZEROS_AT_ONCE, sizeBytes - at));
+    }
+    file.sync();
+    setSize(image, sizeBytes);
+    file.writeAt(encodeFooter(image.footer), endBytes);
+    if (!file.isBlockDevice) file.truncate(endBytes + HD_FOOTER_SIZE);
+    file.sync();
+  });
+}
+
+function requireZeros({ file, path, sizeBytes }: VhdImage, fromBytes: number): void {
+  const bytes = new Uint8Array(1 << 20);
+  for (let at = fromBytes; at < sizeBytes; at += bytes.length) {
+    const part = bytes.subarray(0, Math.min(bytes.length, sizeBytes - at));
+    part.fill(0, file.readAt(part, at));
+    if (part.every((byte) => byte === 0)) continue;
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot shrink ${path} to ${fromBytes} bytes: it holds data behind that`,
+    );
+  }
+}

@@ -1,0 +1,141 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { batBytes, DD_BLK_UNUSED } from "../format/bat.ts";
+import { BATMAP_HEADER_SIZE, batmapBytes } from "../format/batmap.ts";
+import { HD_FOOTER_SIZE } from "../format/footer.ts";
+import { DD_HEADER_SIZE } from "../format/header.ts";
+import type { VhdImage } from "../image/image.ts";
+import { footerOffsetOf } from "./journal.ts";
+import type { ByteRange } from "../format/journal_format.ts";
+import { blocksOf, nextBlockSector } from "../format/layout.ts";
+import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
+import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** A block that must give way, and where it goes. */
+export interface BlockMove {
+  readonly block: number;
+  readonly toSector: number;
+}
+
+/** Where everything is once a dynamic or differencing image has its new size. */
+export interface ResizePlan {
+  readonly sizeBytes: number;
+  readonly batEntries: number;
+  /** Null in an image without a batmap. */
+  readonly batmap: { readonly offsetBytes: number; readonly sectors: number } | null;
+  /** Byte offset of each of the header's locators, unused ones included. */
+  readonly locatorOffsets: readonly number[];
+  /** First byte behind the metadata at the front. */
+  readonly endOfHeadersBytes: number;
+  readonly moves: readonly BlockMove[];
+  readonly footerOffsetBytes: number;
+  /** What is written over, besides blocks' new places and all behind the footer. */
+  readonly overwritten: readonly ByteRange[];
+}
+
+/**
+ * Works out how an image gets to another size; changes nothing. The BAT stays where it starts: what
+ * lies behind it makes room, and so do the blocks behind that, which go to the end.
+ *
+ * @param options.sizeBytes Whole blocks, or the size that the image has.
+ * @param options.locatorSpaces Room for the name of each of the header's locators; what they have by
+ * default.
+ * @throws {SystemError} EINVAL when the metadata is not in the usual order; ENOSPC on a block device
+ * that is too small.
+ */
+export function planResize(
+  image: VhdImage,
+  { sizeBytes, locatorSpaces }: { sizeBytes: number; locatorSpaces?: readonly number[] },
+): ResizePlan {
+  const batEntries = Math.max(image.bat.length, blocksOf(sizeBytes, image.blockSizeBytes));
+  const spaces = locatorSpaces ?? image.header?.locators.map(locatorSpaceBytes) ?? [];
+  const layout = layMetadata(image, { sizeBytes, batEntries, spaces });
+  const { moves, endSector } = moveBlocks(image, layout.endOfHeadersBytes);
+  const { file } = image;
+  const endBytes = Math.max(endSector * VHD_SECTOR_SIZE, layout.endOfHeadersBytes);
+  const footerOffsetBytes = file.isBlockDevice
+    ? footerOffsetOf(image)
+    : Math.max(footerOffsetOf(image), endBytes);
+  if (footerOffsetBytes < endBytes) {
+    throw new SystemError(
+      Errno.ENOSPC,
+      `Cannot resize ${image.path}: the device must have ${
+        endBytes + HD_FOOTER_SIZE
+      } bytes at least`,
+    );
+  }
+  const lengthBytes = layout.endOfHeadersBytes - image.batOffsetBytes;
+  const overwritten = [{ offsetBytes: image.batOffsetBytes, lengthBytes }];
+  return { sizeBytes, batEntries, ...layout, moves, footerOffsetBytes, overwritten };
+}
+
+type Layout = Pick<ResizePlan, "batmap" | "locatorOffsets" | "endOfHeadersBytes">;
+
+function layMetadata(
+  image: VhdImage,
+  { sizeBytes, batEntries, spaces }: {
+    sizeBytes: number;
+    batEntries: number;
+    spaces: readonly number[];
+  },
+): Layout {
+  const { header, batmap, batOffsetBytes } = image;
+  const locators = header?.locators ?? [];
+  const oldMapBytes = (batmap?.header.batmapSectors ?? 0) * VHD_SECTOR_SIZE;
+  const fits = batBytes(batEntries) === batBytes(image.bat.length) &&
+    (batmap === null || batmapBytes(sizeBytes) <= oldMapBytes) &&
+    locators.every((locator, i) => spaces[i] <= locatorSpaceBytes(locator));
+  if (fits) {
+    return {
+      batmap: batmap && { offsetBytes: batmap.offsetBytes, sectors: oldMapBytes / VHD_SECTOR_SIZE },
+      locatorOffsets: locators.map(({ dataOffset }) => Number(dataOffset)),
+      endOfHeadersBytes: image.endOfHeadersBytes,
+    };
+  }
+  if (Number(image.footer.dataOffset) + DD_HEADER_SIZE > batOffsetBytes) {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot resize ${image.path}: its header lies behind its block table, which must grow`,
+    );
+  }
+  let end = batOffsetBytes + batBytes(batEntries);
+  let newMap: Layout["batmap"] = null;
+  if (batmap !== null) {
+    const mapBytes = Math.max(oldMapBytes, paddedBytes(Math.ceil(batEntries / 8)));
+    newMap = { offsetBytes: end + BATMAP_HEADER_SIZE, sectors: mapBytes / VHD_SECTOR_SIZE };
+    end += BATMAP_HEADER_SIZE + mapBytes;
+  }
+  const locatorOffsets = locators.map((locator, i) => {
+    const offsetBytes = Number(locator.dataOffset);
+    const stays = offsetBytes < batOffsetBytes && spaces[i] <= locatorSpaceBytes(locator);
+    if (locator.code === PLAT_CODE_NONE || stays) return offsetBytes;
+    const place = end;
+    end += spaces[i];
+    return place;
+  });
+  const endOfHeadersBytes = Math.max(end, image.endOfHeadersBytes);
+  return { batmap: newMap, locatorOffsets, endOfHeadersBytes };
+}
+
+/** Blocks that begin in front of `freeBytes` get places at the end, in the order they lie in. */
+function moveBlocks(
+  image: VhdImage,
+  freeBytes: number,
+): { moves: BlockMove[]; endSector: number } {
+  const { bat, bitmapSectors, file } = image;
+  const freeSector = sectorsOf(freeBytes);
+  const inTheWay: number[] = [];
+  for (let block = 0; block < bat.length; block++) {
+    if (bat[block] !== DD_BLK_UNUSED && bat[block] < freeSector) inTheWay.push(block);
+  }
+  inTheWay.sort((a, b) => bat[a] - bat[b]);
+  // What a file may hold between its last block and its footer is left alone.
+  const footerSector = Math.floor(footerOffsetOf(image) / VHD_SECTOR_SIZE);
+  let endSector = file.isBlockDevice ? image.endOfDataSector : footerSector;
+  endSector = Math.max(endSector, freeSector);
+  const moves = inTheWay.map((block): BlockMove => {
+    const toSector = nextBlockSector({ endSector, bitmapSectors });
+    endSector = toSector + bitmapSectors + image.sectorsPerBlock;
+    return { block, toSector };
+  });
+  return { moves, endSector: moves.length > 0 ? endSector : 0 };
+}
