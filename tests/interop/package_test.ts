@@ -8,7 +8,7 @@ import { isRunning, until } from "../support/control.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
 import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
 
-const ROOT = new URL("../..", import.meta.url).pathname;
+const ROOT = new URL("../../", import.meta.url).pathname;
 const MIB = 1 << 20;
 const KEY_NAME = "disk,aes-xts-plain,512.key";
 /** No test makes block devices of this machine. */

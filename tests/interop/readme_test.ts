@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 import { ControlBench } from "../support/control.ts";
 import { needs, run, withTempDir } from "../support/tools.ts";
 
-const ROOT = new URL("../..", import.meta.url).pathname;
+const ROOT = new URL("../../", import.meta.url).pathname;
 
 /** The folder that the tour works in, as the README has it. */
 const TOUR = "/tmp/tour";

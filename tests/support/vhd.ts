@@ -11,7 +11,7 @@ import "../../src/files/storage.ts";
 import "../../src/bulk/engine.ts";
 import type { Storage } from "../../src/files/storage.ts";
 
-const GOLDEN = new URL("../data/golden", import.meta.url).pathname;
+const GOLDEN = new URL("../data/golden/", import.meta.url).pathname;
 
 /** The text of a file of the golden data. */
 export function goldenText(name: string): string {

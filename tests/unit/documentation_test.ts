@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { run, withTempDir } from "../support/tools.ts";
 
-const ROOT = new URL("../..", import.meta.url).pathname;
+const ROOT = new URL("../../", import.meta.url).pathname;
 const FILES = ["mod.ts", "src/cli/dispatch.ts", "src/cli/getopt.ts", "src/cli/progress.ts"];
 
 Deno.test("the examples in the documentation run", () =>

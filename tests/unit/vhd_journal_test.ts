@@ -15,7 +15,7 @@ import { MemoryStorage } from "../../src/testing/memory_storage.ts";
 import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
-const FOLDER = new URL("../data/journal", import.meta.url).pathname;
+const FOLDER = new URL("../data/journal/", import.meta.url).pathname;
 
 /** A file that the reference left when it was killed while it resized a child to 100 GiB. */
 async function fixture(name: string): Promise<Uint8Array<ArrayBuffer>> {

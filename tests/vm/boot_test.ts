@@ -9,7 +9,7 @@ import { hasLibcrypto } from "../support/libcrypto.ts";
 import { binaryPath, needs, run, runOk } from "../support/tools.ts";
 import { type MachineFiles, prepareLayer, prepareMachine, runMachine } from "./support/machine.ts";
 
-const ROOT = new URL("../..", import.meta.url).pathname;
+const ROOT = new URL("../../", import.meta.url).pathname;
 const SCRIPT = new URL("guest/boot.sh", import.meta.url).pathname;
 
 const libcrypto = hasLibcrypto() ? [] : ["libcrypto.so.3"];

@@ -13,7 +13,7 @@
 
 import { findTool, run, runOk } from "../../support/tools.ts";
 
-const ROOT = new URL("../../..", import.meta.url).pathname;
+const ROOT = new URL("../../../", import.meta.url).pathname;
 const STAGE = new URL("stage.sh", import.meta.url).pathname;
 
 /** Packages whose tools every machine has. */
