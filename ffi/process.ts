@@ -90,18 +90,32 @@ export function lockExclusive(fd: number): void {
  * when `timeoutMs` has gone by first. Infinity waits for as long as it takes. Throws `SystemError`.
  */
 export function waitForDescriptor(fd: number, events: number, timeoutMs: number): boolean {
+  return waitForDescriptors([fd], events, timeoutMs).length > 0;
+}
+
+/**
+ * Waits until at least one of several descriptors is ready, as `waitForDescriptor` does for one.
+ * Returns those that are; none when `timeoutMs` has gone by. Throws `SystemError`.
+ */
+export function waitForDescriptors(
+  fds: readonly number[],
+  events: number,
+  timeoutMs: number,
+): number[] {
   // struct pollfd: int fd @0, short events @4, short revents @6.
-  const poll = new Uint8Array(8);
-  const view = new DataView(poll.buffer);
-  view.setInt32(0, fd, true);
-  view.setInt16(4, events, true);
+  const polled = new Uint8Array(8 * fds.length);
+  const view = new DataView(polled.buffer);
+  fds.forEach((fd, index) => {
+    view.setInt32(8 * index, fd, true);
+    view.setInt16(8 * index + 4, events, true);
+  });
   const untilMs = performance.now() + timeoutMs;
   for (;;) {
     const leftMs = Math.max(0, untilMs - performance.now());
-    const ready = libc.poll(poll, 1, leftMs === Infinity ? -1 : Math.ceil(leftMs));
-    if (ready >= 0) return ready > 0;
+    const ready = libc.poll(polled, fds.length, leftMs === Infinity ? -1 : Math.ceil(leftMs));
+    if (ready >= 0) return fds.filter((_, index) => view.getInt16(8 * index + 6, true) !== 0);
     if (lastErrno() !== Errno.EINTR) {
-      throw new SystemError(lastErrno(), `Cannot wait for descriptor ${fd}`);
+      throw new SystemError(lastErrno(), `Cannot wait for descriptors ${fds.join(", ")}`);
     }
   }
 }

@@ -46,6 +46,7 @@ const SOL_SOCKET = 1;
 const SO_ERROR = 4;
 const SO_SNDBUF = 7;
 const SO_KEEPALIVE = 9;
+const SO_SNDTIMEO = 21;
 const SO_SNDBUFFORCE = 32;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
@@ -101,14 +102,39 @@ export function unixListen(path: string, backlog = 128): number {
   return fd;
 }
 
-/** Connects to the UNIX socket at `path`; the descriptor blocks. Throws `SystemError`. */
-export function unixConnect(path: string): number {
+/**
+ * Connects to the UNIX socket at `path`; the descriptor blocks. A listener that does not accept and
+ * whose queue is full is waited for. Throws `SystemError`: EAGAIN when `timeoutMs` has gone by.
+ */
+export function unixConnect(path: string, timeoutMs = Infinity): number {
   const address = unixAddress(path);
   const fd = unixSocket(0);
+  if (timeoutMs !== Infinity) limitSending(fd, timeoutMs);
   if (libc.connect(fd, address, address.length) < 0) {
-    throw new SystemError(lastErrno(), `Cannot connect to ${path}`);
+    const errno = lastErrno();
+    libc.close(fd);
+    throw new SystemError(errno, `Cannot connect to ${path}`);
   }
   return fd;
+}
+
+/** Sets how long connect(2) and send(2) wait on a UNIX socket: at least a millisecond. */
+function limitSending(fd: number, timeoutMs: number): void {
+  // struct timeval: i64 seconds @0, i64 microseconds @8. Zeros would mean no limit.
+  const wholeMs = Math.max(1, Math.ceil(timeoutMs));
+  const time = new BigInt64Array([
+    BigInt(Math.floor(wholeMs / 1000)),
+    BigInt((wholeMs % 1000) * 1000),
+  ]);
+  libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, time, 16);
+}
+
+/**
+ * Connects to the UNIX socket at `path` without waiting; the descriptor does not block. Throws
+ * `SystemError`: EAGAIN when the listener's queue is full, ECONNREFUSED when nobody listens.
+ */
+export function unixConnectAtOnce(path: string): number {
+  return beginConnect(unixAddress(path), path);
 }
 
 /**

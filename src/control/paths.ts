@@ -37,6 +37,16 @@ export function numberAfter(name: string, prefix: string): number | undefined {
   return /^\d+$/.test(digits) ? Number(digits) : undefined;
 }
 
+/** Whether there is such a file; a link that leads nowhere is none. */
+export function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** The names in a folder; none when there is no such folder. Throws `SystemError`. */
 export function namesIn(folder: string): string[] {
   try {

@@ -1,11 +1,7 @@
 import type { Command } from "commander";
-import {
-  inventory,
-  type InventoryEntry,
-  inventoryOf,
-  withNode,
-} from "../../control/client/inventory.ts";
+import { inventory, type InventoryEntry, withNodes } from "../../control/client/inventory.ts";
 import { filterOptions } from "./options.ts";
+import { warnOfSilent } from "./silent.ts";
 
 interface ListOptions {
   readonly pid?: number;
@@ -42,14 +38,15 @@ function fields({ pid, minor, state, args }: InventoryEntry): string {
 }
 
 function list({ pid, minor, type, file, json }: ListOptions): void {
-  const all = pid === undefined ? inventory() : inventoryOf(pid);
+  const all = inventory({ pid, minor });
+  warnOfSilent("list", all);
   const chosen = all.filter((entry) =>
     (minor === undefined || entry.minor === minor) &&
     (type === undefined || entry.type === type) &&
     (file === undefined || entry.path === file)
   );
   if (json) {
-    console.log(JSON.stringify(chosen.map(withNode), null, 2));
+    console.log(JSON.stringify(withNodes(chosen), null, 2));
     return;
   }
   const format = Deno.stdout.isTerminal() ? row : fields;
@@ -65,7 +62,9 @@ export function defineList(command: Command): Command {
     .addHelpText(
       "after",
       "\nA terminal gets the columns process, minor, state, type and path; a program gets\n" +
-        "'pid=17908 minor=0 state=0 args=vhd:/path', without the fields that do not apply.",
+        "'pid=17908 minor=0 state=0 args=vhd:/path', without the fields that do not apply.\n\n" +
+        "All tapdisks are asked at once. One that does not answer within 3 s is named on standard error,\n" +
+        "and listed with its minors only.",
     )
     .action(list);
 }

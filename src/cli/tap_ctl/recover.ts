@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { orphanedMinors, recoverDevice } from "../../control/client/lifecycle.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import { parseMinor } from "./options.ts";
+import { Tries } from "./tries.ts";
 
 /** `tap-ctl recover`. */
 export function defineRecover(command: Command): Command {
@@ -10,12 +11,18 @@ export function defineRecover(command: Command): Command {
     .addHelpText(
       "after",
       "\nTakes over the block devices of tapdisks that died, and prints their nodes. Whoever uses a\n" +
-        "device notices no more than a pause.",
+        "device notices no more than a pause. One that cannot be taken over does not keep the others from\n" +
+        "it: the exit status is that of the first.",
     )
     .action(async ({ minor, ...keys }: KeyChoices & { minor?: number }) => {
       const key = await encryptionKey(keys);
-      for (const orphan of minor === undefined ? orphanedMinors() : [minor]) {
+      const recover = async (orphan: number): Promise<void> =>
         console.log((await recoverDevice(orphan, { encryptionKey: key })).node);
+      if (minor !== undefined) return await recover(minor);
+      const tries = new Tries("taken over");
+      for (const orphan of orphanedMinors()) {
+        await tries.each(`tap-ctl recover: minor ${orphan}`, () => recover(orphan));
       }
+      tries.end();
     });
 }

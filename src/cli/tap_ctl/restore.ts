@@ -12,8 +12,11 @@ import {
   stopRestored,
   withNamesLocked,
 } from "../../control/client/restore.ts";
+import { inventory } from "../../control/client/inventory.ts";
 import { encryptionKey } from "./encryption.ts";
 import { timeLimit, timeLimitOption } from "./options.ts";
+import { warnOfSilent } from "./silent.ts";
+import { Tries } from "./tries.ts";
 
 interface RestoreChoices {
   readonly file: string;
@@ -27,42 +30,6 @@ that is served already is left as it is, one whose tapdisk died is taken over, a
 served does not keep the others from it: the exit status is that of the first.
 
 Prints each name and its block device, which is /dev/blktap/NAME, too, or else its NBD socket.`;
-
-/** Does something for each, and goes on when it fails; the first error decides the exit status. */
-class Tries {
-  readonly #what: string;
-  #count = 0;
-  #failed = 0;
-  #errno = 0;
-
-  constructor(what: string) {
-    this.#what = what;
-  }
-
-  async each(what: string, work: () => Promise<void>): Promise<void> {
-    this.#count++;
-    try {
-      await work();
-    } catch (error) {
-      this.fail(what, error);
-    }
-  }
-
-  fail(what: string, error: unknown): void {
-    this.#failed++;
-    if (error instanceof Error && "errno" in error && typeof error.errno === "number") {
-      this.#errno ||= error.errno;
-    }
-    console.error(`${what}: ${error instanceof Error ? error.message : String(error)}`);
-  }
-
-  /** Throws `SystemError` when something failed. */
-  end(): void {
-    if (this.#failed === 0) return;
-    const what = `${this.#failed} of ${this.#count} disks are not ${this.#what}`;
-    throw new SystemError(this.#errno || Errno.EIO, what);
-  }
-}
 
 function readList(path: string): ReturnType<typeof parseDeviceList> {
   try {
@@ -84,6 +51,8 @@ function chosenFrom(devices: readonly ListedDevice[], names: readonly string[]):
 async function restore(names: readonly string[], path: string): Promise<void> {
   const { devices, faults } = readList(path);
   const tries = new Tries("served");
+  const present = inventory();
+  warnOfSilent("restore", present);
   for (const { line, reason } of names.length === 0 ? faults : []) {
     await tries.each(`${path}, line ${line}`, () => {
       throw new SystemError(Errno.EINVAL, `Cannot read it (${reason})`);
@@ -92,7 +61,7 @@ async function restore(names: readonly string[], path: string): Promise<void> {
   for (const listed of chosenFrom(devices, names)) {
     await tries.each(`${path}, line ${listed.line}: ${listed.name}`, async () => {
       const readKey = () => encryptionKey({ keyFile: listed.keyFile });
-      const { node, pid, minor, how } = await restoreDevice(listed, readKey);
+      const { node, pid, minor, how } = await restoreDevice(listed, { present, readKey });
       const where = node ?? nbdSocketPath(pid, minor);
       console.log(`${listed.name}: ${where}${how === "created" ? "" : ` (${how})`}`);
     });

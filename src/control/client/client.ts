@@ -8,9 +8,7 @@ import { LOG_PAGE_RECORD_BYTES, LOG_PAGE_SECTORS } from "../../driver/log.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import { Connection } from "./connection.ts";
 import {
-  ALL_MINORS,
   decodeDiskInfo,
-  decodeListEntry,
   decodeNode,
   decodePid,
   decodeSnapshotReply,
@@ -22,7 +20,6 @@ import {
   encodePlain,
   encodeTrailer,
   encodeWriteLogRequest,
-  type ListEntry,
   MessageFlag,
   MessageType,
   type SnapshotReply,
@@ -30,7 +27,7 @@ import {
 import { type DeviceChoice, encodeChoices, type QueueChoice } from "../protocol/open_request.ts";
 
 /** How long questions may take that a tapdisk answers at once. */
-const QUESTION_TIMEOUT_MS = 10_000;
+export const QUESTION_TIMEOUT_MS = 10_000;
 
 /** How long a tapdisk may take to say that a time limit is over. */
 const GRACE_MS = 1_000;
@@ -128,20 +125,6 @@ export function askPid(pid: number): number {
   });
 }
 
-/** The devices of a tapdisk. Throws `SystemError`, `TapdiskError`. */
-export function listDevices(pid: number): ListEntry[] {
-  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
-    connection.send(encodePlain(MessageType.LIST, ALL_MINORS));
-    const entries: ListEntry[] = [];
-    for (;;) {
-      const what = `Cannot list the devices of tapdisk ${pid}`;
-      const entry = decodeListEntry(connection.expect(MessageType.LIST_RSP, what));
-      if (entry.count <= 0) return entries;
-      entries.push(entry);
-    }
-  });
-}
-
 /** Gives a tapdisk a minor. Throws `SystemError`, `TapdiskError`. */
 export function attachDevice(device: DeviceAddress): void {
   const { ATTACH, ATTACH_RSP } = MessageType;
@@ -149,9 +132,9 @@ export function attachDevice(device: DeviceAddress): void {
 }
 
 /** Takes a minor without an image from a tapdisk. Throws `SystemError`, `TapdiskError`. */
-export function detachDevice(device: DeviceAddress): void {
+export function detachDevice(device: DeviceAddress, limit: TimeLimit = {}): void {
   const { DETACH, DETACH_RSP } = MessageType;
-  order(device, { verb: "detach", request: DETACH, response: DETACH_RSP });
+  order(device, { verb: "detach", request: DETACH, response: DETACH_RSP, ...limit });
 }
 
 /** Opens an image, `type:/path`, on a minor. Throws `SystemError`, `TapdiskError`. */

@@ -34,6 +34,11 @@ export function traceMessages(by: Tracer): void {
   tracer = by;
 }
 
+/** What is thrown when a tapdisk did not answer in time. */
+export function noAnswer(pid: number): SystemError {
+  return new SystemError(Errno.ETIMEDOUT, `Cannot get an answer from tapdisk ${pid}`);
+}
+
 /** A control connection to one tapdisk, blocking, with one time limit for all that it does. */
 export class Connection {
   readonly #pid: number;
@@ -43,18 +48,23 @@ export class Connection {
   /** Connects. `timeoutMs` is Infinity for no limit. Throws `SystemError`: ENOENT for no tapdisk. */
   constructor(pid: number, timeoutMs: number) {
     this.#pid = pid;
-    this.#fd = unixConnect(controlSocketPath(pid));
     this.#untilMs = performance.now() + timeoutMs;
+    try {
+      this.#fd = unixConnect(controlSocketPath(pid), timeoutMs);
+    } catch (error) {
+      if (!(error instanceof SystemError) || error.errno !== Errno.EAGAIN) throw error;
+      throw noAnswer(pid);
+    }
   }
 
   #wait(events: number): void {
     if (waitForDescriptor(this.#fd, events, this.#untilMs - performance.now())) return;
-    throw new SystemError(Errno.ETIMEDOUT, `Cannot get an answer from tapdisk ${this.#pid}`);
+    throw noAnswer(this.#pid);
   }
 
   /** Sends a whole request. Throws `SystemError`. */
   send(request: Uint8Array<ArrayBuffer>): void {
-    tracer?.("sending", request);
+    traceMessage("sending", request);
     for (let done = 0; done < request.length;) {
       this.#wait(POLLOUT);
       const put = sendAt(this.#fd, addressOf(request) + done, request.length - done);
@@ -90,21 +100,37 @@ export class Connection {
    */
   expect(type: number, what: string): Uint8Array<ArrayBuffer> {
     const message = this.receive(MESSAGE_BYTES);
-    tracer?.("received", message);
-    const got = messageType(message);
-    if (got === type) return message;
-    if (got !== MessageType.ERROR) {
-      const unexpected = `tapdisk ${this.#pid} answered '${messageName(got)}'`;
-      throw new SystemError(Errno.EPROTO, `${what} (${unexpected})`);
-    }
-    const response = decodeResponse(message);
-    const errno = Math.abs(response.error);
-    const reason = response.message || `${what}: ${errnoMessage(errno)} (${errnoName(errno)})`;
-    throw new TapdiskError(errno, reason);
+    traceMessage("received", message);
+    checkAnswer(message, { pid: this.#pid, type, what });
+    return message;
   }
 
   /** Hangs up. */
   close(): void {
     closeFile(this.#fd);
   }
+}
+
+/**
+ * Makes sure that a message is of the type that is expected. Throws as `Connection.expect` does.
+ */
+export function checkAnswer(
+  message: Uint8Array,
+  { pid, type, what }: { pid: number; type: number; what: string },
+): void {
+  const got = messageType(message);
+  if (got === type) return;
+  if (got !== MessageType.ERROR) {
+    const unexpected = `tapdisk ${pid} answered '${messageName(got)}'`;
+    throw new SystemError(Errno.EPROTO, `${what} (${unexpected})`);
+  }
+  const response = decodeResponse(message);
+  const errno = Math.abs(response.error);
+  const reason = response.message || `${what}: ${errnoMessage(errno)} (${errnoName(errno)})`;
+  throw new TapdiskError(errno, reason);
+}
+
+/** Hands a message to the tracer, if there is one. */
+export function traceMessage(...traced: Parameters<Tracer>): void {
+  tracer?.(...traced);
 }

@@ -1,8 +1,26 @@
-import { askNode, type DeviceAddress, listDevices } from "./client.ts";
-import type { ListEntry } from "../protocol/message.ts";
+/**
+ * What tapdisks, devices and minors there are. A tapdisk that does not answer is listed with what its
+ * sockets and the locks of the minors tell of it.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { minorHolders, UNKNOWN_HOLDER } from "../minors/holders.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { listMinors } from "../minors/minors.ts";
-import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
+import { controlFolder, exists, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
+import {
+  ALL_MINORS,
+  decodeListEntry,
+  decodeNode,
+  encodePlain,
+  type ListEntry,
+  MessageType,
+} from "../protocol/message.ts";
+import { askAll, type Question } from "./survey.ts";
+
+/** How long all tapdisks together may take to answer. */
+export const ANSWER_TIMEOUT_MS = 3_000;
 
 /** A tapdisk, a device of one, or an allocated minor; what does not apply is null. */
 export interface InventoryEntry {
@@ -16,8 +34,18 @@ export interface InventoryEntry {
   readonly args: string | null;
   /** The socket on which the disk is served by NBD. */
   readonly nbd: string | null;
-  /** The block device that the disk is; of those with a tapdisk `withNode` finds it out. */
+  /** The block device that the disk is; of those with a tapdisk `withNodes` finds it out. */
   readonly device: string | null;
+  /** Set when the tapdisk does not answer: what it alone knows is null. */
+  readonly silent?: true;
+}
+
+/** Which part of everything is asked for. */
+export interface InventoryFilter {
+  /** Only of this tapdisk. */
+  readonly pid?: number;
+  /** Only this minor. */
+  readonly minor?: number;
 }
 
 const NOTHING: InventoryEntry = {
@@ -30,15 +58,6 @@ const NOTHING: InventoryEntry = {
   nbd: null,
   device: null,
 };
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): InventoryEntry {
   const entry = { ...NOTHING, pid, minor, state };
@@ -54,20 +73,41 @@ function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): Inve
   };
 }
 
-/** An entry with the block device that a tapdisk tells of when it is asked. */
-export function withNode(entry: InventoryEntry): InventoryEntry {
-  const { pid, minor, args } = entry;
-  if (pid === null || minor === null || args === null) return entry;
-  return { ...entry, device: nodeOf({ pid, minor }) };
+/** The entries with the block devices that tapdisks tell of when they are asked. */
+export function withNodes(entries: readonly InventoryEntry[]): InventoryEntry[] {
+  const asked = entries.filter(({ args }) => args !== null);
+  const nodes = new Map<InventoryEntry, string | null>();
+  askAll(asked.map(nodeQuestion), ANSWER_TIMEOUT_MS).forEach((outcome, index) => {
+    // Another implementation of tapdisk does not know the question.
+    nodes.set(asked[index], "answer" in outcome ? outcome.answer.node : null);
+  });
+  return entries.map((entry) => ({ ...entry, device: nodes.get(entry) ?? entry.device }));
 }
 
-/** A device's node; null without one, or when its tapdisk is another implementation. */
-function nodeOf(address: DeviceAddress): string | null {
-  try {
-    return askNode(address);
-  } catch {
-    return null;
-  }
+function nodeQuestion({ pid, minor }: InventoryEntry): Question<{ node: string | null }> {
+  return {
+    pid: pid ?? 0,
+    request: encodePlain(MessageType.NODE, minor ?? 0),
+    response: MessageType.NODE_RSP,
+    what: `Cannot get the block device of minor ${minor} of tapdisk ${pid}`,
+    take: (message) => ({ node: decodeNode(message) }),
+  };
+}
+
+function listQuestion(pid: number): Question<ListEntry[]> {
+  const entries: ListEntry[] = [];
+  return {
+    pid,
+    request: encodePlain(MessageType.LIST, ALL_MINORS),
+    response: MessageType.LIST_RSP,
+    what: `Cannot list the devices of tapdisk ${pid}`,
+    take(message): ListEntry[] | null {
+      const entry = decodeListEntry(message);
+      if (entry.count <= 0) return entries;
+      entries.push(entry);
+      return null;
+    },
+  };
 }
 
 /** A minor without a tapdisk, and what one that died has left there. */
@@ -76,39 +116,99 @@ function orphan(minor: number): InventoryEntry {
   return { ...NOTHING, minor, device: left?.node ?? null };
 }
 
-/**
- * The devices of one tapdisk in ascending order of minors; the tapdisk alone when it has none or
- * does not tell; nothing when there is no such tapdisk.
- */
-export function inventoryOf(pid: number): InventoryEntry[] {
-  let devices: ListEntry[] = [];
-  try {
-    devices = listDevices(pid);
-  } catch (error) {
-    if (!isBusy(error)) return [];
+/** What the control folder tells without asking any tapdisk. */
+class Folder {
+  /** The tapdisks that have a control socket, in ascending order. */
+  readonly pids: number[] = [];
+  /** The minors that are allocated. */
+  readonly minors: readonly number[];
+  /** Processes by the minors whose disks they serve by NBD. */
+  readonly #serving: { readonly pid: number; readonly minor: number }[] = [];
+  readonly #holders: Map<number, number> | null;
+
+  constructor() {
+    for (const name of namesIn(controlFolder())) {
+      const pid = numberAfter(name, "ctl");
+      if (pid !== undefined) this.pids.push(pid);
+      const served = /^nbd(\d+)\.(\d+)$/.exec(name);
+      if (served !== null) this.#serving.push({ pid: +served[1], minor: +served[2] });
+    }
+    this.pids.sort((a, b) => a - b);
+    this.minors = listMinors();
+    this.#holders = minorHolders(this.minors);
   }
-  if (devices.length === 0) return [{ ...NOTHING, pid }];
-  return devices
-    .sort((a, b) => a.minor - b.minor)
-    .map((device) => deviceEntry(pid, device));
+
+  /** The minors that a tapdisk has, as far as can be told from outside. */
+  minorsOf(pid: number): number[] {
+    const found = new Set<number>();
+    for (const served of this.#serving) if (served.pid === pid) found.add(served.minor);
+    for (const [minor, holder] of this.#holders ?? []) if (holder === pid) found.add(minor);
+    return [...found].sort((a, b) => a - b);
+  }
+
+  /** The tapdisks that can have a minor: those that must be asked. */
+  candidates(minor: number): number[] {
+    const holder = this.#holders?.get(minor);
+    const unclear = this.#holders === null || holder === UNKNOWN_HOLDER;
+    if (unclear && this.minors.includes(minor)) return this.pids;
+    return this.pids.filter((pid) => pid === holder || this.#serves(pid, minor));
+  }
+
+  #serves(pid: number, minor: number): boolean {
+    return this.#serving.some((served) => served.pid === pid && served.minor === minor);
+  }
+}
+
+/** What is listed of one tapdisk: it alone when it has no device; nothing when it is not there. */
+function entriesOf(
+  pid: number,
+  outcome: { answer: ListEntry[] } | { error: Error },
+  folder: Folder,
+): InventoryEntry[] {
+  if ("answer" in outcome) {
+    const devices = outcome.answer.sort((a, b) => a.minor - b.minor);
+    return devices.length === 0
+      ? [{ ...NOTHING, pid }]
+      : devices.map((device) => deviceEntry(pid, device));
+  }
+  if (!isSilence(outcome.error)) return [];
+  const silent = { ...NOTHING, pid, silent: true as const };
+  const minors = folder.minorsOf(pid);
+  return minors.length === 0 ? [silent] : minors.map((minor) => {
+    const nbd = nbdSocketPath(pid, minor);
+    return { ...silent, minor, nbd: exists(nbd) ? nbd : null };
+  });
 }
 
 /** Whether a tapdisk is there that does not answer, rather than none at all. */
-function isBusy(error: unknown): boolean {
-  return error instanceof Error && "code" in error && error.code === "ETIMEDOUT";
+function isSilence(error: Error): boolean {
+  return error instanceof SystemError && error.errno === Errno.ETIMEDOUT;
 }
 
 /**
- * Everything there is: each tapdisk's devices, tapdisks without any, and minors that no tapdisk
- * has. Throws `SystemError` when the folders cannot be read.
+ * Everything there is, or the part that is asked for: each tapdisk's devices in ascending order of
+ * minors, tapdisks without any, and minors that no tapdisk has. Only tapdisks that can have what is
+ * asked for are asked, all at once; after {@linkcode ANSWER_TIMEOUT_MS} those that have not answered
+ * are `silent`. Throws `SystemError` when the folders cannot be read.
  */
-export function inventory(): InventoryEntry[] {
-  const pids = namesIn(controlFolder())
-    .map((name) => numberAfter(name, "ctl"))
-    .filter((pid) => pid !== undefined)
-    .sort((a, b) => a - b);
-  const minors = new Set(listMinors());
-  const entries = pids.flatMap(inventoryOf);
-  for (const { minor } of entries) if (minor !== null) minors.delete(minor);
-  return [...entries, ...Array.from(minors, orphan)];
+export function inventory({ pid, minor }: InventoryFilter = {}): InventoryEntry[] {
+  const folder = new Folder();
+  const possible = minor === undefined ? folder.pids : folder.candidates(minor);
+  const asked = pid === undefined ? possible : possible.filter((each) => each === pid);
+  const outcomes = askAll(asked.map(listQuestion), ANSWER_TIMEOUT_MS);
+  const entries = asked.flatMap((each, index) => entriesOf(each, outcomes[index], folder));
+  const taken = new Set(entries.map((entry) => entry.minor));
+  const left = pid === undefined ? folder.minors.filter((each) => !taken.has(each)) : [];
+  return [...entries, ...left.map(orphan)]
+    .filter((entry) => minor === undefined || entry.minor === minor || mayHave(entry));
+}
+
+/** Whether an entry is a tapdisk that may have any minor: it is silent, and nothing else tells. */
+function mayHave({ silent, minor }: InventoryEntry): boolean {
+  return silent === true && minor === null;
+}
+
+/** The tapdisks among these entries that did not answer. */
+export function silentTapdisks(entries: readonly InventoryEntry[]): number[] {
+  return [...new Set(entries.filter(({ silent }) => silent).map(({ pid }) => pid ?? 0))];
 }

@@ -2,12 +2,14 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import {
   askNode,
+  askPid,
   attachDevice,
   closeImage,
   detachDevice,
   type DeviceAddress,
   type ImageOptions,
   openImage,
+  QUESTION_TIMEOUT_MS,
   type TimeLimit,
 } from "./client.ts";
 import { TapdiskError } from "./connection.ts";
@@ -103,10 +105,13 @@ export function orphanedMinors(): number[] {
 /**
  * Closes a device's image, takes the device from its tapdisk, which ends if that was its last one,
  * and frees the minor. Of a tapdisk that died it removes what is left; a block device that it left
- * is taken over for that, so that it ends in order. Throws `SystemError`, `TapdiskError`.
+ * is taken over for that, so that it ends in order. Throws `SystemError`, `TapdiskError`: ETIMEDOUT
+ * when the tapdisk does not answer; nothing is asked of it then.
  */
 export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Promise<void> {
   try {
+    // A tapdisk that hangs would keep the caller waiting, and close the image when it wakes up.
+    askPid(device.pid);
     closeImage(device, limit);
   } catch (error) {
     if (!isDead(error)) throw error;
@@ -115,7 +120,7 @@ export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Pr
     if (clearUpAfterDead(device)) return;
     throw error;
   }
-  detachDevice(device);
+  detachDevice(device, { timeoutMs: QUESTION_TIMEOUT_MS });
   freeMinor(device.minor);
 }
 

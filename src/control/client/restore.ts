@@ -5,11 +5,12 @@
  * @module
  */
 import { closeFile, O_RDONLY, openFile } from "../../../ffi/files.ts";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { lockExclusive } from "../../../ffi/process.ts";
 import type { DeviceAddress, TimeLimit } from "./client.ts";
 import type { ListedDevice } from "./device_list.ts";
 import { nameDevice, unnameDevice } from "../minors/device_name.ts";
-import { inventory, withNode } from "./inventory.ts";
+import { inventory, type InventoryEntry, silentTapdisks, withNodes } from "./inventory.ts";
 import {
   type CreatedDevice,
   createDevice,
@@ -85,11 +86,21 @@ export async function withNamesLocked<Result>(work: () => Promise<Result>): Prom
 
 /** The disk that a record tells of, if it is served still: another may have its minor by now. */
 function servedBy(record: NameRecord): CreatedDevice | null {
-  const found = inventory().find(({ minor, pid, args }) =>
-    minor === record.minor && (pid === record.pid || args === record.image)
-  );
-  if (found === undefined || found.pid === null || found.args === null) return null;
-  return { pid: found.pid, minor: record.minor, node: withNode(found).device };
+  const entries = inventory({ minor: record.minor });
+  const found = entries.find(({ pid, args }) => pid === record.pid || args === record.image);
+  if (found?.silent || (found === undefined && silentTapdisks(entries).length > 0)) {
+    const pids = silentTapdisks(entries).join(", ");
+    const what = `Cannot tell whether ${record.image} is served (tapdisk ${pids} does not answer)`;
+    throw new SystemError(Errno.ETIMEDOUT, what);
+  }
+  return found === undefined ? null : asCreated(found);
+}
+
+/** A disk that is served, with its block device; null for what is no disk. */
+function asCreated(entry: InventoryEntry): CreatedDevice | null {
+  const { pid, minor, args } = entry;
+  if (pid === null || minor === null || args === null) return null;
+  return { pid, minor, node: withNodes([entry])[0].device };
 }
 
 /** Whether a tapdisk that died has left the block device of a record. */
@@ -98,16 +109,15 @@ function isOrphan({ minor, image }: NameRecord): boolean {
 }
 
 /** A disk with this image that somebody serves, and that has no name yet. */
-function servedImage(image: string): CreatedDevice | null {
+function servedImage(image: string, present: readonly InventoryEntry[]): CreatedDevice | null {
   const named = new Set(restoredNames().map((name) => readRecord(name)?.minor ?? null));
-  const found = inventory().find(({ args, minor }) => args === image && !named.has(minor));
-  if (found === undefined || found.pid === null || found.minor === null) return null;
-  return { pid: found.pid, minor: found.minor, node: withNode(found).device };
+  const found = present.find(({ args, minor }) => args === image && !named.has(minor));
+  return found === undefined ? null : asCreated(found);
 }
 
 /** Removes what a tapdisk that died has left of a disk without a block device. */
 async function clearAway(record: NameRecord): Promise<void> {
-  const left = inventory().some(({ minor, pid }) => minor === record.minor && pid === null);
+  const left = inventory({ minor: record.minor }).some(({ pid }) => pid === null);
   if (left) await destroyDevice(record, {});
 }
 
@@ -130,14 +140,19 @@ async function serve(
  * Serves a disk of a list and gives it its name. One that is served is left as it is; one whose
  * tapdisk died is taken over. Throws `SystemError`, `TapdiskError`.
  *
+ * @param present What was served before the first disk of the list: it is found out once for all.
  * @param readKey Gets the key of an encrypted image; called only when it is needed.
  */
 export async function restoreDevice(
   listed: ListedDevice,
-  readKey: () => Promise<Uint8Array | undefined>,
+  { present, readKey }: {
+    present: readonly InventoryEntry[];
+    readKey: () => Promise<Uint8Array | undefined>;
+  },
 ): Promise<Restored> {
   const record = readRecord(listed.name);
-  const served = (record === null ? null : servedBy(record)) ?? servedImage(listed.image);
+  const served = (record === null ? null : servedBy(record)) ??
+    servedImage(listed.image, present);
   const restored: Restored = served === null
     ? await serve(listed, record, await readKey())
     : { ...served, how: "served already" };

@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { TapdiskError } from "./connection.ts";
-import { controlFolder, numberAfter, systemError } from "../paths.ts";
+import { controlFolder, exists, numberAfter, systemError } from "../paths.ts";
 
 /** How long a new tapdisk may take until it answers. */
 const START_TIMEOUT_MS = 30_000;
@@ -10,15 +10,6 @@ const START_TIMEOUT_MS = 30_000;
  * socket on standard output and then lets go of the standard streams.
  */
 export const DAEMON_ARGUMENT = "--daemon-child";
-
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 /** How to start tapdisk: this very binary, by its link of that name where there is one. */
 function tapdiskCommand(): { program: string; args: string[] } {

@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { processExists } from "../../../ffi/process.ts";
-import { unixConnect } from "../../../ffi/sockets.ts";
+import { unixConnectAtOnce } from "../../../ffi/sockets.ts";
 import { controlFolder, namesIn, numberAfter } from "../paths.ts";
 
 /** The process that a socket in the control folder belongs to: `ctl12` and `nbd12.0` to 12. */
@@ -9,10 +9,10 @@ export function ownerOfSocket(name: string): number | undefined {
   return numberAfter(name, "ctl") ?? numberAfter(name.replace(/\.\d+$/, ""), "nbd");
 }
 
-/** Whether nobody listens at a socket. */
+/** Whether nobody listens at a socket; one who listens need not take the connection. */
 function isDead(path: string): boolean {
   try {
-    closeFile(unixConnect(path));
+    closeFile(unixConnectAtOnce(path));
     return false;
   } catch (error) {
     return error instanceof SystemError && error.errno === Errno.ECONNREFUSED;

@@ -1,0 +1,15 @@
+import {
+  ANSWER_TIMEOUT_MS,
+  type InventoryEntry,
+  silentTapdisks,
+} from "../../control/client/inventory.ts";
+
+/** Says on standard error which tapdisks did not answer, and what follows from it. */
+export function warnOfSilent(command: string, entries: readonly InventoryEntry[]): void {
+  for (const pid of silentTapdisks(entries)) {
+    console.error(
+      `tap-ctl ${command}: tapdisk ${pid} did not answer within ${ANSWER_TIMEOUT_MS / 1000} s: ` +
+        "its images are not known, only its minors",
+    );
+  }
+}

@@ -1,0 +1,37 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+
+/** Does something for each, and goes on when it fails; the first error decides the exit status. */
+export class Tries {
+  readonly #what: string;
+  #count = 0;
+  #failed = 0;
+  #errno = 0;
+
+  constructor(what: string) {
+    this.#what = what;
+  }
+
+  async each(what: string, work: () => Promise<void>): Promise<void> {
+    this.#count++;
+    try {
+      await work();
+    } catch (error) {
+      this.fail(what, error);
+    }
+  }
+
+  fail(what: string, error: unknown): void {
+    this.#failed++;
+    if (error instanceof Error && "errno" in error && typeof error.errno === "number") {
+      this.#errno ||= error.errno;
+    }
+    console.error(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+
+  /** Throws `SystemError` when something failed. */
+  end(): void {
+    if (this.#failed === 0) return;
+    const what = `${this.#failed} of ${this.#count} disks are not ${this.#what}`;
+    throw new SystemError(this.#errno || Errno.EIO, what);
+  }
+}

@@ -1,0 +1,123 @@
+/**
+ * One question to many tapdisks at once. All are asked before any answer is waited for, and there is
+ * one time limit for all, so that a tapdisk that hangs costs the others nothing.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { addressOf } from "../../../ffi/libc.ts";
+import { POLLIN, waitForDescriptors } from "../../../ffi/process.ts";
+import { receiveAt, sendAt, unixConnectAtOnce } from "../../../ffi/sockets.ts";
+import { controlSocketPath } from "../paths.ts";
+import { MESSAGE_BYTES } from "../protocol/message.ts";
+import { checkAnswer, noAnswer, traceMessage } from "./connection.ts";
+
+/** How soon a tapdisk is tried again whose queue of connections is full. */
+const CONNECT_AGAIN_MS = 20;
+
+/** A question to one tapdisk. */
+export interface Question<Answer> {
+  readonly pid: number;
+  readonly request: Uint8Array<ArrayBuffer>;
+  /** The type of the messages that answer it. */
+  readonly response: number;
+  /** What was asked for, as the start of an error's message: `Cannot …`. */
+  readonly what: string;
+  /** Takes a message; returns the answer when it was the last one, else null. May throw. */
+  readonly take: (message: Uint8Array<ArrayBuffer>) => Answer | null;
+}
+
+/** What came of a question: `SystemError` with ETIMEDOUT when the tapdisk did not answer. */
+export type Outcome<Answer> = { readonly answer: Answer } | { readonly error: Error };
+
+/** A question that was not answered yet. */
+class Pending<Answer> {
+  readonly question: Question<Answer>;
+  outcome: Outcome<Answer> | null = null;
+  /** -1 while the tapdisk takes no connection. */
+  fd = -1;
+  readonly #message = new Uint8Array(MESSAGE_BYTES);
+  #received = 0;
+
+  constructor(question: Question<Answer>) {
+    this.question = question;
+  }
+
+  /** Connects and sends the request, if the tapdisk takes connections. */
+  begin(): void {
+    const { pid, request } = this.question;
+    try {
+      this.fd = unixConnectAtOnce(controlSocketPath(pid));
+      traceMessage("sending", request);
+      // A fresh socket has room for far more than one request.
+      const sent = sendAt(this.fd, addressOf(request), request.length);
+      if (sent < 0) throw new SystemError(-sent, `Cannot send to tapdisk ${pid}`);
+    } catch (error) {
+      if (error instanceof SystemError && error.errno === Errno.EAGAIN && this.fd < 0) return;
+      this.end({ error: asError(error) });
+    }
+  }
+
+  /** Takes what has arrived. */
+  ready(): void {
+    try {
+      const answer = this.#receive();
+      if (answer !== null) this.end({ answer });
+    } catch (error) {
+      this.end({ error: asError(error) });
+    }
+  }
+
+  #receive(): Answer | null {
+    const { pid, response: type, what, take } = this.question;
+    const into = addressOf(this.#message) + this.#received;
+    const got = receiveAt(this.fd, into, MESSAGE_BYTES - this.#received);
+    if (got === -Errno.EAGAIN || got === -Errno.EINTR) return null;
+    if (got <= 0) {
+      throw new SystemError(got === 0 ? Errno.EPROTO : -got, `${what} (it closed the connection)`);
+    }
+    this.#received += got;
+    if (this.#received < MESSAGE_BYTES) return null;
+    this.#received = 0;
+    traceMessage("received", this.#message);
+    checkAnswer(this.#message, { pid, type, what });
+    return take(this.#message);
+  }
+
+  end(outcome: Outcome<Answer>): void {
+    this.outcome = outcome;
+    if (this.fd >= 0) closeFile(this.fd);
+    this.fd = -1;
+  }
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+/**
+ * Asks all questions at once and returns what came of each, in their order, after `timeoutMs` at
+ * the latest. Throws nothing that a single tapdisk causes.
+ */
+export function askAll<Answer>(
+  questions: readonly Question<Answer>[],
+  timeoutMs: number,
+): Outcome<Answer>[] {
+  const all = questions.map((question) => new Pending(question));
+  const untilMs = performance.now() + timeoutMs;
+  for (;;) {
+    for (const pending of all) if (pending.outcome === null && pending.fd < 0) pending.begin();
+    const open = all.filter(({ outcome }) => outcome === null);
+    const leftMs = untilMs - performance.now();
+    if (open.length === 0 || leftMs <= 0) break;
+    const connected = open.filter(({ fd }) => fd >= 0);
+    const waitMs = connected.length < open.length ? Math.min(leftMs, CONNECT_AGAIN_MS) : leftMs;
+    const ready = waitForDescriptors(connected.map(({ fd }) => fd), POLLIN, waitMs);
+    for (const pending of connected) if (ready.includes(pending.fd)) pending.ready();
+  }
+  return all.map((pending) => {
+    if (pending.outcome === null) pending.end({ error: noAnswer(pending.question.pid) });
+    return pending.outcome ?? { error: noAnswer(pending.question.pid) };
+  });
+}
