@@ -8,6 +8,7 @@
  * @module
  */
 import { Errno, SystemError } from "./errno.ts";
+import { type Calls, openLibrary } from "./libc.ts";
 import { Arena, copyPointed, SectorPointers } from "./memory.ts";
 
 const SYMBOLS = {
@@ -33,7 +34,7 @@ const SYMBOLS = {
   },
 } as const;
 
-type Libcrypto = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+type Libcrypto = Calls<typeof SYMBOLS>;
 
 let opened: Libcrypto | null = null;
 
@@ -41,7 +42,7 @@ function libcrypto(): Libcrypto {
   if (opened !== null) return opened;
   for (const name of ["libcrypto.so.3", "libcrypto.so.1.1"]) {
     try {
-      opened = Deno.dlopen(name, SYMBOLS).symbols;
+      opened = openLibrary(name, SYMBOLS);
       return opened;
     } catch {
       // The next name may be there.

@@ -13,9 +13,10 @@ import { type Arena, PAGE_BYTES } from "./memory.ts";
 const libc = openLibc({
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "u32", "buffer"], result: "i32" },
-  // the same with a number, of which the driver takes 32 bits
+  // int ioctl(int fd, unsigned long request, unsigned long arg), of which the driver takes 32 bits
   ioctlNumber: { name: "ioctl", parameters: ["i32", "u32", "i32"], result: "i32" },
-  // long syscall(SYS_mknod, const char *pathname, mode_t mode, dev_t dev), in any glibc
+  // long syscall(SYS_mknod, const char *pathname, mode_t mode, dev_t dev), in any glibc; the
+  // kernel takes 32 bits of dev
   mknod: { name: "syscall", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },
   // int close(int fd), which waits while somebody uses the block device
   closeAside: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
@@ -317,11 +318,24 @@ function kernelResult(result: number): number {
   return result < 0 ? -lastErrno() : 0;
 }
 
-function callOn(fd: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+/**
+ * An ioctl of the driver on one of its open files: 0, or a negative error number. What plays the
+ * driver in tests makes this call too, so that no argument goes unchecked there.
+ */
+export function blktapIoctl(
+  fd: number,
+  request: number,
+  argument: Uint8Array<ArrayBuffer> | number,
+): number {
   const result = typeof argument === "number"
     ? libc.ioctlNumber(fd, request, argument)
     : libc.ioctl(fd, request, argument);
   return kernelResult(result);
+}
+
+/** BLKTAP_IOCTL_RESPOND on the ring's file, which allocates nothing. */
+export function blktapRespond(fd: number): void {
+  libc.ioctlNumber(fd, BLKTAP_IOCTL_RESPOND, 0);
 }
 
 /** A device's node as the file system has it; null without one. */
@@ -374,7 +388,7 @@ export function blktapNode(minor: number): string {
 export function blktapMinorOf(node: string): number {
   const prefix = `${DIRECTORY}/tapdev`;
   const digits = node.startsWith(prefix) ? node.slice(prefix.length) : "";
-  return /^\d+$/.test(digits) ? Number(digits) : -1;
+  return /^\d{1,6}$/.test(digits) ? Number(digits) : -1;
 }
 
 class KernelRing implements BlktapRingDevice {
@@ -385,11 +399,11 @@ class KernelRing implements BlktapRingDevice {
   }
 
   call(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
-    return callOn(this.fd, request, argument);
+    return blktapIoctl(this.fd, request, argument);
   }
 
   respond(): void {
-    libc.ioctlNumber(this.fd, BLKTAP_IOCTL_RESPOND, 0);
+    blktapRespond(this.fd);
   }
 
   // The driver looks for itself, whenever it is polled.
@@ -421,7 +435,7 @@ export class KernelBlktap implements BlktapDriver {
   control(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
     const fd = openFile(this.#controlPath(), O_RDONLY);
     try {
-      return callOn(fd, request, argument);
+      return blktapIoctl(fd, request, argument);
     } finally {
       closeFile(fd);
     }

@@ -129,8 +129,18 @@ export function closeFile(fd: number): void {
   check(libc.close(fd), () => `Cannot close descriptor ${fd}`);
 }
 
+/** No file has bytes from here on: an offset is 63 bits long. */
+const OFFSETS_END = 2 ** 63;
+
+/** Refuses an offset that an image made up and that no file can have, as the kernel would. */
+function checkOffset(what: string, offsetBytes: number): void {
+  if (offsetBytes >= 0 && offsetBytes < OFFSETS_END) return;
+  throw new SystemError(Errno.EINVAL, `Cannot ${what} at ${offsetBytes}`);
+}
+
 /** Reads until `into` is full or the file ends; returns the bytes read. Throws `SystemError`. */
 export function readAt(fd: number, into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+  checkOffset("read", offsetBytes);
   let done = 0;
   while (done < into.length) {
     const wanted = Math.min(into.length - done, LARGEST_TRANSFER_BYTES);
@@ -146,6 +156,7 @@ export function readAt(fd: number, into: Uint8Array<ArrayBuffer>, offsetBytes: n
 
 /** Writes all of `from`. Throws `SystemError`, with some of it written perhaps. */
 export function writeAt(fd: number, from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+  checkOffset("write", offsetBytes);
   let done = 0;
   while (done < from.length) {
     const wanted = Math.min(from.length - done, LARGEST_TRANSFER_BYTES);
@@ -159,6 +170,7 @@ export function writeAt(fd: number, from: Uint8Array<ArrayBuffer>, offsetBytes: 
 
 /** Sets the length of a file. Throws `SystemError`. */
 export function truncateFile(fd: number, lengthBytes: number): void {
+  checkOffset("set the length to end", lengthBytes);
   check(libc.ftruncate(fd, lengthBytes), () => `Cannot set the length to ${lengthBytes} bytes`);
 }
 
@@ -174,6 +186,7 @@ export function syncData(fd: number): void {
 
 /** Frees a range of a file, which then reads as zeros; false where that is not supported. */
 export function punchHole(fd: number, offsetBytes: number, lengthBytes: number): boolean {
+  checkOffset("free bytes", offsetBytes);
   const mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   if (libc.fallocate(fd, mode, offsetBytes, lengthBytes) === 0) return true;
   const errno = lastErrno();
@@ -182,6 +195,7 @@ export function punchHole(fd: number, offsetBytes: number, lengthBytes: number):
 }
 
 function seek(fd: number, offsetBytes: number, whence: number): number {
+  checkOffset("look for data", offsetBytes);
   const found = Number(libc.lseek(fd, offsetBytes, whence));
   if (found >= 0) return found;
   const errno = lastErrno();

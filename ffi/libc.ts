@@ -5,26 +5,42 @@
  * @module
  */
 
+import { checkedCalls } from "./checked_calls.ts";
+
 /** The runtime takes a number for any 64-bit integer parameter; Deno's types ask for a BigInt. */
 type WithNumbers<Call> = Call extends (...args: infer Args) => infer Result ? (
     ...args: { [Index in keyof Args]: Args[Index] extends bigint ? number : Args[Index] }
   ) => Result
   : never;
 
-type Calls<Symbols extends Deno.ForeignLibraryInterface> = {
+/** Calls to a library's symbols, which take numbers only. */
+export type Calls<Symbols extends Deno.ForeignLibraryInterface> = {
   [Name in keyof Deno.DynamicLibrary<Symbols>["symbols"]]: WithNumbers<
     Deno.DynamicLibrary<Symbols>["symbols"][Name]
   >;
 };
 
 /**
- * Opens libc for the named symbols; each file of this folder asks for what it calls. 64-bit
- * parameters take numbers, so that no BigInt is made on the way.
+ * Opens a library for the named symbols; each file of this folder asks for what it calls. 64-bit
+ * parameters take numbers, so that no BigInt is made on the way, and every number is checked on its
+ * way (see `checked_calls.ts`). Throws when the library or a symbol is missing.
+ *
+ * @param soname Such as `libc.so.6`.
  */
+export function openLibrary<const Symbols extends Deno.ForeignLibraryInterface>(
+  soname: string,
+  symbols: Symbols,
+): Calls<Symbols> {
+  const raw = Deno.dlopen(soname, symbols).symbols;
+  const signatures = symbols as Record<string, Deno.ForeignFunction>;
+  return checkedCalls(signatures, raw as Parameters<typeof checkedCalls>[1]) as Calls<Symbols>;
+}
+
+/** Opens libc for the named symbols. */
 export function openLibc<const Symbols extends Deno.ForeignLibraryInterface>(
   symbols: Symbols,
 ): Calls<Symbols> {
-  return Deno.dlopen("libc.so.6", symbols).symbols as unknown as Calls<Symbols>;
+  return openLibrary("libc.so.6", symbols);
 }
 
 /** The address that a non-null pointer object stands for, as a number (addresses fit 53 bits). */

@@ -46,8 +46,14 @@ const PR_SET_IO_FLUSHER = 57;
 export const POLLIN = 0x001;
 export const POLLOUT = 0x004;
 
+/** The largest number that a pid_t holds. */
+const PID_T_MAX = 0x7fff_ffff;
+/** The longest time that poll(2) is asked to wait, milliseconds; a longer one is waited in parts. */
+const LONGEST_POLL_MS = 0x7fff_ffff;
+
 /** Whether a process of this number exists, whoever owns it. */
 export function processExists(pid: number): boolean {
+  if (!(pid >= 1 && pid <= PID_T_MAX)) return false;
   return libc.kill(pid, 0) === 0 || lastErrno() !== Errno.ESRCH;
 }
 
@@ -112,9 +118,12 @@ export function waitForDescriptors(
   const untilMs = performance.now() + timeoutMs;
   for (;;) {
     const leftMs = Math.max(0, untilMs - performance.now());
-    const ready = libc.poll(polled, fds.length, leftMs === Infinity ? -1 : Math.ceil(leftMs));
-    if (ready >= 0) return fds.filter((_, index) => view.getInt16(8 * index + 6, true) !== 0);
-    if (lastErrno() !== Errno.EINTR) {
+    const waitMs = Math.min(Math.ceil(leftMs), LONGEST_POLL_MS);
+    const ready = libc.poll(polled, fds.length, leftMs === Infinity ? -1 : waitMs);
+    if (ready > 0 || (ready === 0 && leftMs <= LONGEST_POLL_MS)) {
+      return fds.filter((_, index) => view.getInt16(8 * index + 6, true) !== 0);
+    }
+    if (ready < 0 && lastErrno() !== Errno.EINTR) {
       throw new SystemError(lastErrno(), `Cannot wait for descriptors ${fds.join(", ")}`);
     }
   }

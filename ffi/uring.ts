@@ -180,6 +180,54 @@ export function uringNeedsThreads(fd: number): boolean {
   return refused;
 }
 
+/** Writes what all entries have into the one that begins at word `at`, with no flags. */
+function putEntry(
+  sqes: Int32Array,
+  at: number,
+  opcode: number,
+  fd: number,
+  id: number,
+  tag: number,
+): void {
+  // struct io_uring_sqe in words: opcode u8, flags u8 and ioprio u16 0, fd 1, off 2 and 3, addr 4
+  // and 5, len 6, operation's flags 7, user_data 8 and 9, buf_index and personality 10,
+  // splice_fd_in 11, addr3 12 and 13, padding 14 and 15.
+  sqes[at] = opcode;
+  sqes[at + 1] = fd;
+  sqes[at + 7] = 0;
+  sqes[at + 8] = id;
+  sqes[at + 9] = tag;
+  sqes[at + 10] = 0;
+  sqes[at + 11] = 0;
+  sqes[at + 12] = 0;
+  sqes[at + 13] = 0;
+}
+
+/**
+ * Writes a command to a driver (IORING_OP_URING_CMD) into the entry of `entryBytes` bytes that
+ * begins at word `at`; what plays the kernel in tests takes its commands from such entries.
+ *
+ * @returns Where in the entries, bytes, the command's own bytes go, which are all zero.
+ */
+export function putCommandEntry(
+  sqes: Int32Array,
+  at: number,
+  entryBytes: number,
+  fd: number,
+  command: number,
+  id: number,
+  tag: number,
+): number {
+  putEntry(sqes, at, IORING_OP_URING_CMD, fd, id, tag);
+  sqes[at + 2] = command;
+  sqes[at + 3] = 0;
+  sqes[at + 4] = 0;
+  sqes[at + 5] = 0;
+  sqes[at + 6] = 0;
+  sqes.fill(0, at + 12, at + entryBytes / WORD_BYTES);
+  return at * WORD_BYTES + COMMAND_AT;
+}
+
 /**
  * One io_uring. Entries are written in place by the `prepare…` functions, which never make a call;
  * `submit` hands over all of them. Every entry carries two 32-bit numbers, `id` and `tag`, which
@@ -286,24 +334,18 @@ export class Uring {
     return this.prepared === this.entries;
   }
 
-  /** Writes what all entries have; returns the word at which the entry begins. */
-  #entry(opcode: number, fd: number, id: number, tag: number): number {
+  /** Takes the next entry; returns the word at which it begins. */
+  #takeEntry(): number {
     if (this.isFull) throw new Error("An io_uring is full: more was prepared than it has entries");
-    // struct io_uring_sqe in words: opcode u8, flags u8 and ioprio u16 0, fd 1, off 2 and 3, addr 4
-    // and 5, len 6, operation's flags 7, user_data 8 and 9, buf_index and personality 10,
-    // splice_fd_in 11, addr3 12 and 13, padding 14 and 15.
-    const sqes = this.#sqes;
     const at = (this.#sqTail & (this.entries - 1)) << this.#sqeShift;
     this.#sqTail = (this.#sqTail + 1) | 0;
-    sqes[at] = opcode;
-    sqes[at + 1] = fd;
-    sqes[at + 7] = 0;
-    sqes[at + 8] = id;
-    sqes[at + 9] = tag;
-    sqes[at + 10] = 0;
-    sqes[at + 11] = 0;
-    sqes[at + 12] = 0;
-    sqes[at + 13] = 0;
+    return at;
+  }
+
+  /** Takes the next entry and writes what all entries have. */
+  #entry(opcode: number, fd: number, id: number, tag: number): number {
+    const at = this.#takeEntry();
+    putEntry(this.#sqes, at, opcode, fd, id, tag);
     return at;
   }
 
@@ -356,15 +398,9 @@ export class Uring {
    * them: 80, or 16 without `hasLongCommands`.
    */
   prepareCommand(fd: number, command: number, id: number, tag: number): number {
-    const at = this.#entry(IORING_OP_URING_CMD, fd, id, tag);
-    const sqes = this.#sqes;
-    sqes[at + 2] = command;
-    sqes[at + 3] = 0;
-    sqes[at + 4] = 0;
-    sqes[at + 5] = 0;
-    sqes[at + 6] = 0;
-    sqes.fill(0, at + 12, at + (1 << this.#sqeShift));
-    return at * WORD_BYTES + COMMAND_AT;
+    const entryBytes = this.hasLongCommands ? SQE128_BYTES : SQE_BYTES;
+    const at = this.#takeEntry();
+    return putCommandEntry(this.#sqes, at, entryBytes, fd, command, id, tag);
   }
 
   /**

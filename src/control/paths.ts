@@ -31,10 +31,17 @@ export function nbdSocketPath(pid: number, minor: number): string {
   return `${controlFolder()}/nbd${pid}.${minor}`;
 }
 
-/** The number in a file's name after a prefix, or undefined: `ctl12` after `ctl` is 12. */
+/** The largest number of a process or a minor (pid_t). */
+const LARGEST_NUMBER = 0x7fff_ffff;
+
+/**
+ * The number in a file's name after a prefix: `ctl12` after `ctl` is 12. Undefined where there is
+ * none, or one that no process can have.
+ */
 export function numberAfter(name: string, prefix: string): number | undefined {
   const digits = name.startsWith(prefix) ? name.slice(prefix.length) : "";
-  return /^\d+$/.test(digits) ? Number(digits) : undefined;
+  const number = /^\d+$/.test(digits) ? Number(digits) : Infinity;
+  return number <= LARGEST_NUMBER ? number : undefined;
 }
 
 /** Whether there is such a file; a link that leads nowhere is none. */

@@ -1,12 +1,14 @@
 /**
  * The kernel's half of a ublk device, played: it holds the commands of a device's queues, lets
  * requests come with them, and takes the answers. What the kernel's driver would refuse throws.
+ * Commands are written into entries of an io_uring by the code that writes those for the kernel.
  *
  * @module
  */
 import assert from "node:assert/strict";
 import { closeFile, O_CREAT, O_RDWR, openFile, truncateFile, writeAt } from "../../ffi/files.ts";
 import { memoryAt } from "../../ffi/libc.ts";
+import { putCommandEntry } from "../../ffi/uring.ts";
 import {
   UBLK_IO_COMMIT_AND_FETCH_REQ,
   UBLK_IO_F_FUA,
@@ -27,8 +29,13 @@ import { type Outcome, SECTOR_BYTES, type SimulatedDevice } from "./sim.ts";
 export const QUEUES = 2;
 export const DEPTH = 32;
 const TAGS = QUEUES * DEPTH;
+// struct io_uring_sqe: u8 opcode @0, s32 fd @4, u32 cmd_op @8, u64 user_data @32, u8 cmd[80] @48.
 const ENTRY_BYTES = 128;
+const FD_AT = 4;
+const CMD_OP_AT = 8;
+const USER_DATA_AT = 32;
 const COMMAND_AT = 48;
+const IORING_OP_URING_CMD = 46;
 /** Bytes of the descriptors of a queue of any depth. */
 const QUEUE_BYTES = 4096 * 24;
 
@@ -38,7 +45,8 @@ const silent: Log = { info() {}, warn() {}, error() {} };
 
 /** A played device. Its tags are counted through all queues. */
 export class PlayedUblk implements CommandRing, DiskClient {
-  readonly commands = new DataView(new ArrayBuffer(2 * TAGS * ENTRY_BYTES));
+  readonly #entries = new Int32Array(2 * TAGS * ENTRY_BYTES / 4);
+  readonly commands = new DataView(this.#entries.buffer);
   readonly queues: UblkQueue[] = [];
   /** Queues that have said that no more requests come. */
   gone = 0;
@@ -49,7 +57,6 @@ export class PlayedUblk implements CommandRing, DiskClient {
   readonly #folder = Deno.makeTempDirSync();
   readonly #fd = openFile(`${this.#folder}/ublkc`, O_RDWR | O_CREAT);
   readonly #users: UringUser[] = [];
-  readonly #numbers = new Int32Array(2 * TAGS);
   #prepared = 0;
   /** By tag. */
   readonly #places = new Uint8Array(TAGS);
@@ -80,10 +87,9 @@ export class PlayedUblk implements CommandRing, DiskClient {
 
   remove(_tag: number): void {}
 
-  prepareCommand(fd: number, command: number, _id: number, _tag: number): number {
-    if (fd !== this.#fd) throw new Error("A command went to another file");
-    this.#numbers[this.#prepared] = command;
-    return this.#prepared++ * ENTRY_BYTES + COMMAND_AT;
+  prepareCommand(fd: number, command: number, id: number, tag: number): number {
+    const at = this.#prepared++ * ENTRY_BYTES;
+    return putCommandEntry(this.#entries, at / 4, ENTRY_BYTES, fd, command, id, tag);
   }
 
   /** Takes the commands that were prepared. */
@@ -93,9 +99,17 @@ export class PlayedUblk implements CommandRing, DiskClient {
   }
 
   #takeOne(entry: number): void {
-    const at = entry * ENTRY_BYTES + COMMAND_AT;
-    const tag = this.commands.getUint16(at, true) * DEPTH + this.commands.getUint16(at + 2, true);
-    const number = this.#numbers[entry];
+    const start = entry * ENTRY_BYTES;
+    const at = start + COMMAND_AT;
+    const queue = this.commands.getUint16(at, true);
+    const ownTag = this.commands.getUint16(at + 2, true);
+    const tag = queue * DEPTH + ownTag;
+    const number = this.commands.getUint32(start + CMD_OP_AT, true);
+    const fits = this.commands.getUint8(start) === IORING_OP_URING_CMD &&
+      this.commands.getInt32(start + FD_AT, true) === this.#fd &&
+      this.commands.getInt32(start + USER_DATA_AT, true) === ownTag &&
+      this.commands.getInt32(start + USER_DATA_AT + 4, true) === queue;
+    if (!fits) throw new Error(`The entry of the command for tag ${tag} is wrong`);
     const expected = number === UBLK_IO_FETCH_REQ ? Place.Nowhere : Place.Server;
     if (this.#places[tag] !== expected) throw new Error(`Tag ${tag} came at the wrong time`);
     if (number === UBLK_IO_COMMIT_AND_FETCH_REQ) {

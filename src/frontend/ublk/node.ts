@@ -2,7 +2,7 @@ import { namesIn, processWith } from "../device_users.ts";
 
 /** The number of the device that a node such as /dev/ublkb3 stands for; -1 for another's node. */
 export function numberOfNode(node: string): number {
-  const match = /^\/dev\/ublkb(\d+)$/.exec(node);
+  const match = /^\/dev\/ublkb(\d{1,6})$/.exec(node);
   return match === null ? -1 : Number(match[1]);
 }
 

@@ -3,9 +3,19 @@
  * socket, the ring and its pages are a file that both have mapped, and a second socket wakes either
  * side by a byte.
  *
+ * Every ioctl is first made as the running kernel's driver would get it, by the same call with the
+ * same arguments, on /dev/null, which knows none. So an argument that this call refuses fails here.
+ *
  * @module
  */
-import type { BlktapDriver, BlktapInfo, BlktapRingDevice } from "../../../ffi/blktap.ts";
+import assert from "node:assert/strict";
+import {
+  type BlktapDriver,
+  type BlktapInfo,
+  blktapIoctl,
+  blktapRespond,
+  type BlktapRingDevice,
+} from "../../../ffi/blktap.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
 import { Arena } from "../../../ffi/memory.ts";
@@ -84,7 +94,7 @@ class PlayedRing implements BlktapRingDevice {
     const file = openFile(`${this.#driver.folder}/ring`, O_RDWR);
     arena.mapDescriptor(file);
     closeFile(file);
-    this.call(MAP_RING, 0);
+    this.#driver.play(RING_FILE, MAP_RING, 0);
   }
 
   call(request: number, argument: Uint8Array<ArrayBuffer> | number): number {
@@ -92,6 +102,7 @@ class PlayedRing implements BlktapRingDevice {
   }
 
   respond(): void {
+    blktapRespond(this.#driver.nothing);
     this.#outward.ring();
   }
 
@@ -100,7 +111,7 @@ class PlayedRing implements BlktapRingDevice {
   }
 
   close(): Promise<void> {
-    this.call(CLOSE_RING, 0);
+    this.#driver.play(RING_FILE, CLOSE_RING, 0);
     closeFile(this.fd);
     return Promise.resolve();
   }
@@ -108,6 +119,8 @@ class PlayedRing implements BlktapRingDevice {
 
 /** A driver that the process behind the socket `kernel` of a folder plays. */
 export class PlayedDriver implements BlktapDriver {
+  /** /dev/null, which refuses the ioctls of every driver. */
+  readonly nothing = openFile("/dev/null", O_RDWR);
   readonly #fd: number;
   readonly #arena = new Arena(4096);
 
@@ -123,8 +136,14 @@ export class PlayedDriver implements BlktapDriver {
     return this.call(CONTROL_FILE, request, argument);
   }
 
-  /** An ioctl, or what else happens to a file. */
+  /** An ioctl on a file. */
   call(file: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
+    assert.equal(blktapIoctl(this.nothing, request, argument), -Errno.ENOTTY);
+    return this.play(file, request, argument);
+  }
+
+  /** Has the other process play an ioctl, or what else happens to a file. */
+  play(file: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
     const { bytes, view } = this.#arena;
     const length = typeof argument === "number" ? 0 : argument.length;
     view.setUint32(0, file, true);
@@ -139,7 +158,7 @@ export class PlayedDriver implements BlktapDriver {
   }
 
   openRing(tap: BlktapInfo): BlktapRingDevice {
-    const result = this.call(RING_FILE, OPEN_RING, tap.minor);
+    const result = this.play(RING_FILE, OPEN_RING, tap.minor);
     if (result < 0) throw new SystemError(-result, `Cannot open the ring of tap ${tap.minor}`);
     return new PlayedRing(unixConnect(`${this.folder}/kernel`), this);
   }
