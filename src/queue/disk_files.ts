@@ -37,7 +37,10 @@ export interface DiskFile {
   truncate(lengthBytes: number): void;
   /** Frees a range, which then reads as zeros; false where that cannot be done. */
   punchHole(offsetBytes: number, lengthBytes: number): boolean;
-  /** Length of the run of data (positive) or hole (negative) at an offset, up to `lengthBytes`. */
+  /**
+   * Length of the run of data (positive) or hole (negative) at an offset, up to `lengthBytes`, and
+   * never 0. Does not throw: what cannot be found out counts as data, which is always safe to read.
+   */
   allocatedRun(offsetBytes: number, lengthBytes: number): number;
   close(): void;
 }
@@ -89,19 +92,41 @@ class OsDiskFile implements DiskFile {
 
   allocatedRun(offsetBytes: number, lengthBytes: number): number {
     if (this.isBlockDevice) return lengthBytes;
-    const data = seekData(this.file, offsetBytes);
-    if (data < 0 || data >= offsetBytes + lengthBytes) return -lengthBytes;
-    // A hole ends, and data starts, on a sector, wherever the filesystem says it does.
-    const firstSector = Math.floor(data / SECTOR_BYTES) * SECTOR_BYTES;
-    if (firstSector > offsetBytes) return offsetBytes - firstSector;
-    const hole = seekHole(this.file, offsetBytes);
-    const end = hole < 0 ? Infinity : Math.ceil(hole / SECTOR_BYTES) * SECTOR_BYTES;
-    return Math.min(lengthBytes, end - offsetBytes);
+    try {
+      return runBetween(
+        { data: seekData(this.file, offsetBytes), hole: () => seekHole(this.file, offsetBytes) },
+        offsetBytes,
+        lengthBytes,
+      );
+    } catch (error) {
+      // EIO, ESTALE, or EINVAL from a filesystem without SEEK_DATA.
+      if (!(error instanceof SystemError)) throw error;
+      return lengthBytes;
+    }
   }
 
   close(): void {
     closeFile(this.file);
   }
+}
+
+/**
+ * The run at an offset, from what lseek(2) says: where the next data starts (-1: nowhere), and
+ * where the next hole does (-1: past the end). The file may change between the two calls, and odd
+ * filesystems answer with offsets that lie before the one they were asked about.
+ */
+export function runBetween(
+  { data, hole }: { data: number; hole: () => number },
+  offsetBytes: number,
+  lengthBytes: number,
+): number {
+  if (data < 0 || data >= offsetBytes + lengthBytes) return -lengthBytes;
+  // A hole ends, and data starts, on a sector, wherever the filesystem says it does.
+  const firstSector = Math.floor(data / SECTOR_BYTES) * SECTOR_BYTES;
+  if (firstSector > offsetBytes) return offsetBytes - firstSector;
+  const start = hole();
+  const end = start < 0 ? Infinity : Math.ceil(start / SECTOR_BYTES) * SECTOR_BYTES;
+  return end > offsetBytes ? Math.min(lengthBytes, end - offsetBytes) : lengthBytes;
 }
 
 /** Why direct I/O in sectors of 512 bytes does not work on an open file; null when it does. */
