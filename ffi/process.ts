@@ -26,6 +26,10 @@ const libc = openLibc({
     parameters: ["i32", "usize", "usize", "usize", "usize"],
     result: "i32",
   },
+  // int getrlimit(int resource, struct rlimit *rlim)
+  getrlimit: { parameters: ["i32", "buffer"], result: "i32" },
+  // int setrlimit(int resource, const struct rlimit *rlim)
+  setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
   // int socket(int domain, int type, int protocol)
@@ -39,6 +43,7 @@ const AF_UNIX = 1;
 const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
+const RLIMIT_NOFILE = 7;
 const PR_SET_DUMPABLE = 4;
 const PR_SET_IO_FLUSHER = 57;
 
@@ -82,6 +87,28 @@ export function hideMemory(): void {
  */
 export function becomeIoFlusher(): boolean {
   return libc.prctlAll(PR_SET_IO_FLUSHER, 1, 0, 0, 0) === 0;
+}
+
+/**
+ * Raises the soft limit of open descriptors to the hard one: each layer of a chain and each client
+ * takes one. Returns the limit that holds now. Throws `SystemError`.
+ */
+export function raiseDescriptorLimit(): number {
+  // struct rlimit: rlim_t rlim_cur @0, rlim_t rlim_max @8; both have 64 bits.
+  const limit = new BigUint64Array(2);
+  if (libc.getrlimit(RLIMIT_NOFILE, limit) < 0) {
+    throw new SystemError(lastErrno(), "Cannot get the limit of open descriptors");
+  }
+  if (limit[0] < limit[1]) {
+    limit[0] = limit[1];
+    if (libc.setrlimit(RLIMIT_NOFILE, limit) < 0) {
+      throw new SystemError(
+        lastErrno(),
+        `Cannot raise the limit of open descriptors to ${limit[1]}`,
+      );
+    }
+  }
+  return Number(limit[0]);
 }
 
 /** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */

@@ -6,12 +6,13 @@
  */
 import { Command, CommanderError, Option } from "commander";
 import { Errno } from "../../../ffi/errno.ts";
-import { detachStandardStreams } from "../../../ffi/process.ts";
+import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { createDevice } from "../../control/client/lifecycle.ts";
 import type { DeviceChoice } from "../../control/protocol/open_request.ts";
 import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
-import { errnoOf } from "../../queue/disk_files.ts";
+import type { Logger } from "../../log/log.ts";
+import { describeError, errnoOf } from "../../queue/disk_files.ts";
 import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
@@ -65,10 +66,20 @@ function parse(args: string[]): TapdiskOptions {
   return tapdiskCommand().parse(args, { from: "user" }).opts<TapdiskOptions>();
 }
 
+/** A low limit of descriptors is no reason not to start: it fails what needs more of them. */
+function raiseLimits(log: Logger): void {
+  try {
+    raiseDescriptorLimit();
+  } catch (error) {
+    log.warn(describeError(error));
+  }
+}
+
 /** Serves in this process until it is told to end; returns the exit status. */
 async function serve({ inForeground }: { inForeground: boolean }): Promise<number> {
   const log = openLog({ onStandardError: inForeground });
   try {
+    raiseLimits(log);
     const tapdisk = startTapdisk(log);
     handleSignals(tapdisk, log);
     log.info(`Ready on ${tapdisk.socketPath}`);

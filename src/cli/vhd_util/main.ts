@@ -8,6 +8,7 @@
  * @module
  */
 
+import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { parseOptions } from "../getopt.ts";
 import { CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
@@ -41,6 +42,8 @@ export async function vhdUtilMain(
   { output }: { output?: Output } = {},
 ): Promise<number> {
   if (output !== undefined) return await runCommand(args, output);
+  // Each layer of a chain takes a descriptor.
+  raiseDescriptorLimit();
   const standard = new StandardOutput();
   const status = await runCommand(args, standard);
   standard.flush();
