@@ -89,16 +89,20 @@ export function socketPair(): [number, number] {
   return [fds[0], fds[1]];
 }
 
+/** Checks the result of a call on a new socket, which is closed when the call failed. */
+function checkSocket(fd: number, result: number, what: string): void {
+  if (result >= 0) return;
+  const errno = lastErrno();
+  libc.close(fd);
+  throw new SystemError(errno, what);
+}
+
 /** Binds a UNIX socket to `path`, which must not exist, and listens. Throws `SystemError`. */
 export function unixListen(path: string, backlog = 128): number {
   const address = unixAddress(path);
   const fd = unixSocket(SOCK_NONBLOCK);
-  if (libc.bind(fd, address, address.length) < 0) {
-    throw new SystemError(lastErrno(), `Cannot bind the socket ${path}`);
-  }
-  if (libc.listen(fd, backlog) < 0) {
-    throw new SystemError(lastErrno(), `Cannot listen on the socket ${path}`);
-  }
+  checkSocket(fd, libc.bind(fd, address, address.length), `Cannot bind the socket ${path}`);
+  checkSocket(fd, libc.listen(fd, backlog), `Cannot listen on the socket ${path}`);
   return fd;
 }
 
@@ -110,11 +114,7 @@ export function unixConnect(path: string, timeoutMs = Infinity): number {
   const address = unixAddress(path);
   const fd = unixSocket(0);
   if (timeoutMs !== Infinity) limitSending(fd, timeoutMs);
-  if (libc.connect(fd, address, address.length) < 0) {
-    const errno = lastErrno();
-    libc.close(fd);
-    throw new SystemError(errno, `Cannot connect to ${path}`);
-  }
+  checkSocket(fd, libc.connect(fd, address, address.length), `Cannot connect to ${path}`);
   return fd;
 }
 

@@ -103,8 +103,13 @@ export class Devices {
       throw new SystemError(Errno.EINVAL, `Cannot attach minor ${minor} (${MAX_ID - 1} is last)`);
     }
     const hold = holdMinor(minor);
-    const disk = NO_DISK;
-    this.#devices.set(minor, { ...this.#vbdOn("auto", minor), hold, disk, request: null });
+    try {
+      const disk = NO_DISK;
+      this.#devices.set(minor, { ...this.#vbdOn("auto", minor), hold, disk, request: null });
+    } catch (error) {
+      closeFile(hold);
+      throw error;
+    }
     this.#log.info(`Attached minor ${minor}`);
   }
 
@@ -180,8 +185,9 @@ export class Devices {
     const { name, readOnly, direct, readCache, requestTimeoutSeconds, key } = request;
     const queue = queueFor(request, plan);
     if (this.#host.contextOf(queue) !== this.#host.contextOf(device.queue)) {
-      device.vbd.destroy();
+      const { vbd } = device;
       Object.assign(device, this.#vbdOn(queue, minor));
+      vbd.destroy();
     }
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };

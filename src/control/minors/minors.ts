@@ -96,7 +96,11 @@ function isStillAt(path: string, fd: number): boolean {
 export function holdMinor(minor: number): number {
   const path = minorPath(minor);
   const file = openFile(path, O_RDONLY);
-  if (tryLockExclusive(file) && isStillAt(path, file)) return file;
-  closeFile(file);
-  throw new SystemError(Errno.EBUSY, `Cannot take minor ${minor} (another tapdisk has ${path})`);
+  try {
+    if (tryLockExclusive(file) && isStillAt(path, file)) return file;
+    throw new SystemError(Errno.EBUSY, `Cannot take minor ${minor} (another tapdisk has ${path})`);
+  } catch (error) {
+    closeFile(file);
+    throw error;
+  }
 }
