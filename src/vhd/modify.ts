@@ -13,7 +13,7 @@ import { type DynamicHeader, encodeHeader } from "./format/header.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { changeJournaled } from "./resize/journal.ts";
 import { endOfDataSector } from "./format/layout.ts";
-import { locatorSpaceBytes, type ParentLocator, PLAT_CODE_NONE } from "./format/locator.ts";
+import { locatorSpaceBytes, NO_LOCATOR, type ParentLocator } from "./format/locator.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { carryOut, readLocators } from "./resize/resize.ts";
 import { planResize } from "./resize/resize_plan.ts";
@@ -82,14 +82,6 @@ function setParent(header: DynamicHeader, { uuid, timestamp, name }: ParentToWri
   header.parentTimestamp = timestamp;
   header.parentName = name;
 }
-
-const NO_LOCATOR: ParentLocator = {
-  code: PLAT_CODE_NONE,
-  dataSpace: 0,
-  dataLength: 0,
-  reserved: 0,
-  dataOffset: 0n,
-};
 
 /**
  * Writes the names where the old ones are. A locator is not in the header while its name is being

@@ -1,4 +1,4 @@
-import { readLocator } from "../../vhd/image/chain.ts";
+import { declaredLocators, readLocatorName } from "../../vhd/image/locator_reader.ts";
 import type { Footer } from "../../vhd/format/footer.ts";
 import { unpackGeometry } from "../../vhd/format/geometry.ts";
 import type { DynamicHeader } from "../../vhd/format/header.ts";
@@ -49,12 +49,14 @@ function headerOf(image: VhdImage, header: DynamicHeader): Record<string, unknow
     parentName: decodeParentName(header.parentName),
     parentUuid: formatUuid(header.parentUuid),
     parentTime: isoTime(header.parentTimestamp),
-    locators: header.locators.filter(({ code }) => code !== PLAT_CODE_NONE).map((locator) => ({
+    locators: declaredLocators(image).filter(({ code }) => code !== PLAT_CODE_NONE).map((
+      locator,
+    ) => ({
       code: PLATFORM_CODE_NAMES.get(locator.code) ?? locator.code,
       dataSpace: locator.dataSpace,
       dataLength: locator.dataLength,
       dataOffset: locator.dataOffset,
-      name: readLocator(image, locator),
+      name: readLocatorName(image.file, locator),
     })),
   };
 }

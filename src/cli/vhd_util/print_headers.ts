@@ -1,5 +1,5 @@
 import { batmapChecksum, type BatmapHeader, type KeyHash } from "../../vhd/format/batmap.ts";
-import { readLocator } from "../../vhd/image/chain.ts";
+import { declaredLocators, readLocatorName } from "../../vhd/image/locator_reader.ts";
 import {
   encodeFooter,
   type Footer,
@@ -130,9 +130,9 @@ export function printHeader(output: Output, header: DynamicHeader, format: Numbe
 /** Prints the parent locators in use and the paths in them. */
 export function printLocators(output: Output, image: VhdImage, format: NumberFormat): void {
   output.print("VHD Parent Locators:\n--------------------\n");
-  for (const [index, locator] of (image.header?.locators ?? []).entries()) {
+  for (const [index, locator] of declaredLocators(image).entries()) {
     if (locator.code === PLAT_CODE_NONE) continue;
-    const name = readLocator(image, locator);
+    const name = readLocatorName(image.file, locator);
     output.print(
       `locator:            : ${index}\n` +
         `       code         : ${PLATFORM_CODE_NAMES.get(locator.code) ?? "UNKOWN"}\n` +

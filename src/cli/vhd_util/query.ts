@@ -117,7 +117,7 @@ function printParent(call: CommandCall, image: VhdImage): number {
   }
   try {
     const stored = call.has("u") ? unresolvedParent(image) : null;
-    output.print(`${stored ?? resolveParent(image)}\n`);
+    output.print(`${stored ?? resolveParent(image, { anyUuid: true })}\n`);
     return 0;
   } catch (error) {
     const errno = errnoOf(error);

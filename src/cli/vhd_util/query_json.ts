@@ -30,7 +30,7 @@ export function factsOf(
     blockSizeBytes: isFixed ? null : image.blockSizeBytes,
     allocatedBlocks: isFixed ? null : allocatedBlocks(image.bat.subarray(0, image.blocks)),
     maxVirtualSizeBytes: isFixed ? image.sizeBytes : image.bat.length * image.blockSizeBytes,
-    parent: image.parent && attempt(() => resolveParent(image)),
+    parent: image.parent && attempt(() => resolveParent(image, { anyUuid: true })),
     parentAsStored: image.parent && unresolvedParent(image),
     chainDepth: attempt(() => depthOf(image)),
     hidden: image.footer.hidden,

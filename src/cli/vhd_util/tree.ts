@@ -89,10 +89,10 @@ function factsOf(image: VhdImage): NodeFacts {
 /** Where the parent is, or where it should be. */
 function parentPath(image: VhdImage): string {
   try {
-    return canonicalPath(osStorage, resolveParent(image));
+    return canonicalPath(osStorage, resolveParent(image, { anyUuid: true }));
   } catch (error) {
     errnoOf(error);
-    const stored = unresolvedParent(image) ?? (image.parent?.name || "unknown");
+    const stored = unresolvedParent(image) ?? "unknown";
     if (stored.startsWith("/")) return stored;
     return `${folderOf(canonicalPath(osStorage, image.path))}/${stored.replace(/^\.\//, "")}`;
   }

@@ -108,7 +108,7 @@ export function ancestorPaths(path: string, { storage = osStorage }: CheckOption
     const image = openVhd(child, { storage, ignoreDisabled: true, lenient: true });
     try {
       if (image.parent === null || image.parent.raw) return paths;
-      current = resolveParent(image);
+      current = resolveParent(image, { anyUuid: true });
     } finally {
       image.close();
     }

@@ -11,6 +11,7 @@ import {
   headerChecksum,
 } from "../format/header.ts";
 import type { VhdImage } from "../image/image.ts";
+import { declaredLocators } from "../image/locator_reader.ts";
 import { decodeParentName, type ParentLocator, PLAT_CODE_NONE } from "../format/locator.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { vhdTimeNow } from "../format/time.ts";
@@ -95,7 +96,7 @@ function parentFault(
   if (header.parentName.some((byte) => byte !== 0)) {
     return ["parentName", "invalid non-null parent name"];
   }
-  if (header.locators.some((locator) => !isEmpty(locator))) {
+  if (declaredLocators(image).some((locator) => !isEmpty(locator))) {
     return ["locators", "invalid non-null parent locators"];
   }
   if (!isNullUuid(header.parentUuid)) return ["parentUuid", "invalid non-null parent uuid"];

@@ -1,11 +1,11 @@
 import { errnoName, SystemError } from "../../../ffi/errno.ts";
-import { findParent, readLocator } from "../image/chain.ts";
+import { findNamedParent, findParent } from "../image/chain.ts";
 import { VhdFormatError } from "../image/errors.ts";
 import type { Findings } from "./findings.ts";
 import { HEADER_OFFSETS } from "../format/header.ts";
 import { openVhd, type VhdImage } from "../image/image.ts";
+import { declaredLocators, readLocatorName } from "../image/locator_reader.ts";
 import {
-  decodeParentName,
   isReadableLocator,
   LOCATOR_SIZE,
   type ParentLocator,
@@ -14,7 +14,10 @@ import {
 import { fileNameOf } from "../../files/paths.ts";
 import { equalUuids } from "../format/uuid.ts";
 
-/** Checks the locators of a differencing image and the parent that they lead to. */
+/**
+ * Checks the locators of a differencing image and the parent that they lead to. What is wrong with
+ * one locator is a warning as long as the parent is found by another, or by the name in the header.
+ */
 export function checkLocators(
   image: VhdImage,
   findings: Findings,
@@ -22,61 +25,94 @@ export function checkLocators(
 ): void {
   const { header, parent } = image;
   if (header === null || parent === null) return;
+  const problems: { readonly index: number; readonly message: string }[] = [];
   const seen = new Set<number>();
-  let found = 0;
-  for (const [index, locator] of header.locators.entries()) {
-    const report = (message: string): void =>
-      findings.error(message, `header.locators[${index}]`, locatorOffset(image, index));
-    const text = locatorFault(locator);
-    if (text !== null) {
-      report(`invalid parent locator ${index}: ${text}`);
-    } else if (locator.code !== PLAT_CODE_NONE) {
-      if (seen.has(locator.code)) {
-        report(`duplicate platform code in locator ${index}: 0x${locator.code.toString(16)}`);
-      }
-      seen.add(locator.code);
-      if (!isReadableLocator(locator.code)) continue;
-      const problem = targetFault(image, locator, { index, ignoreParentUuid });
-      if (problem === null) found++;
-      else report(problem);
+  let found = false;
+  for (const [index, locator] of declaredLocators(image).entries()) {
+    const report = (message: string): unknown => problems.push({ index, message });
+    const text = locatorFault(image, locator, index);
+    if (text !== null) report(`invalid parent locator ${index}: ${text}`);
+    if (locator.code === PLAT_CODE_NONE) continue;
+    if (seen.has(locator.code)) {
+      report(`duplicate platform code in locator ${index}: 0x${locator.code.toString(16)}`);
     }
+    seen.add(locator.code);
+    if (!isReadableLocator(locator.code)) continue;
+    const target = checkTarget(image, locator, { index, ignoreParentUuid });
+    if (target.problem !== null) report(target.problem);
+    if (target.isParent) found = true;
   }
-  if (found > 0 || findings.hasErrors) return;
-  const name = decodeParentName(header.parentName);
-  findings.error(`could not find parent ${name}`, "header.locators", locatorOffset(image, 0));
+  const named = found || parent.raw ? null : findNamedParent(image);
+  if (named !== null && targetFault(image, named, { ignoreParentUuid: false }) === null) {
+    found = true;
+    problems.push({ index: 0, message: `no parent locator leads to the parent ${named}` });
+  }
+  for (const { index, message } of problems) {
+    const where = [`header.locators[${index}]`, locatorOffset(image, index)] as const;
+    if (found) findings.warning(message, ...where);
+    else findings.error(message, ...where);
+  }
+  if (found || findings.hasErrors) return;
+  findings.error(
+    `could not find parent ${parent.name}`,
+    "header.locators",
+    locatorOffset(image, 0),
+  );
 }
 
 function locatorOffset(image: VhdImage, index: number): number {
   return Number(image.footer.dataOffset) + HEADER_OFFSETS.locators + index * LOCATOR_SIZE;
 }
 
-function locatorFault(locator: ParentLocator): string | null {
+function locatorFault(image: VhdImage, locator: ParentLocator, index: number): string | null {
   const { code, dataSpace, dataLength, reserved, dataOffset } = locator;
   if (code === PLAT_CODE_NONE) {
     const empty = dataSpace === 0 && dataLength === 0 && reserved === 0 && dataOffset === 0n;
     return empty ? null : "non-zero locator";
   }
   if (dataLength === 0) return "invalid data length";
+  const fault = image.locatorFaults.find((fault) => fault.index === index)?.error.fault;
+  if (fault !== undefined) {
+    return `${fault.field.replace(/.*\./, "")} ${fault.value} ${fault.problem}`;
+  }
   return reserved === 0 ? null : "invalid reserved bits";
 }
 
-/** What is wrong with the file that a locator leads to. */
-function targetFault(
+interface Target {
+  /** Whether this is the parent that the child was made from. */
+  readonly isParent: boolean;
+  /** What is wrong with the locator or with the file that it leads to. */
+  readonly problem: string | null;
+}
+
+/** Checks the file that a locator leads to. */
+function checkTarget(
   image: VhdImage,
   locator: ParentLocator,
   { index, ignoreParentUuid }: { index: number; ignoreParentUuid: boolean },
+): Target {
+  const refuse = (problem: string): Target => ({ isParent: false, problem });
+  const path = readLocatorName(image.file, locator);
+  if (path === null) return refuse(`error reading parent locator ${index}`);
+  const name = image.parent?.name ?? "";
+  const otherName = fileNameOf(path) === name
+    ? null
+    : `parent locator ${index} name (${fileNameOf(path)}) does not match header name (${name})`;
+  const isIdentified = image.parent?.raw === false && !ignoreParentUuid;
+  if (otherName !== null && !isIdentified) return refuse(otherName);
+  const location = findParent(image.storage, image.path, path);
+  if (location === null) return refuse(otherName ?? `error resolving ${path}: no such file`);
+  const fault = targetFault(image, location, { ignoreParentUuid });
+  if (fault !== null) return refuse(otherName ?? fault);
+  return { isParent: true, problem: otherName };
+}
+
+/** What is wrong with a file as the parent of an image. */
+function targetFault(
+  { parent, storage }: VhdImage,
+  location: string,
+  { ignoreParentUuid }: { ignoreParentUuid: boolean },
 ): string | null {
-  const { header, parent, storage } = image;
-  const path = readLocator(image, locator);
-  if (path === null) return `error reading parent locator ${index}`;
-  const name = decodeParentName(header?.parentName ?? new Uint8Array(0));
-  if (fileNameOf(path) !== name) {
-    return `parent locator ${index} name (${
-      fileNameOf(path)
-    }) does not match header name (${name})`;
-  }
-  const location = findParent(storage, image.path, path);
-  if (location === null) return `error resolving ${path}: no such file`;
   if (parent?.raw !== false || ignoreParentUuid) return null;
   try {
     const target = openVhd(location, { storage, ignoreDisabled: true, lenient: true });

@@ -15,8 +15,8 @@ import { readFooter } from "../image/footer_reader.ts";
 import { DD_HEADER_SIZE, decodeHeader, type DynamicHeader } from "../format/header.ts";
 import { readHeader } from "../image/header_reader.ts";
 import { openVhd, type VhdImage } from "../image/image.ts";
+import { readLocatorName } from "../image/locator_reader.ts";
 import {
-  decodeLocation,
   decodeParentName,
   type ParentLocator,
   PLAT_CODE_MACX,
@@ -72,7 +72,7 @@ export function scanFast(
       const { footer } = readFooter(file, {});
       return {
         footer,
-        header: footer.diskType === HD_TYPE_FIXED ? null : readHeader(file, footer),
+        header: footer.diskType === HD_TYPE_FIXED ? null : readHeader(file, footer).header,
       };
     });
     const batmap = markers && header !== null
@@ -112,7 +112,7 @@ export function scanFully(storage: Storage, path: string): ScannedImage {
 
 function parentOf(image: VhdImage): string {
   try {
-    return resolveParent(image);
+    return resolveParent(image, { anyUuid: true });
   } catch (error) {
     if (!(error instanceof VhdChainError) || image.header === null) throw error;
     return storedParent(image.file, image.header);
@@ -227,9 +227,7 @@ function storedParent(file: StorageFile, header: DynamicHeader): string {
   const locator: ParentLocator | undefined = used.find(({ code }) => code === PLAT_CODE_MACX) ??
     used.findLast(({ code }) => code === PLAT_CODE_W2RU) ?? used[0];
   if (locator !== undefined) {
-    const bytes = new Uint8Array(locator.dataLength);
-    file.readAt(bytes, Number(locator.dataOffset));
-    const name = decodeLocation(locator.code, bytes);
+    const name = readLocatorName(file, locator);
     if (name !== null) return name;
   }
   throw invalid(file.path, "it names no parent that can be read");

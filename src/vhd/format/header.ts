@@ -5,6 +5,7 @@ import {
   encodeLocator,
   LOCATOR_COUNT,
   LOCATOR_SIZE,
+  NO_LOCATOR,
   type ParentLocator,
 } from "./locator.ts";
 import { readText, writeText } from "./text.ts";
@@ -115,7 +116,6 @@ export function headerChecksum(bytes: Uint8Array): number {
 
 /** A header with every field at its default and no parent. */
 export function emptyHeader(): DynamicHeader {
-  const locator = { code: 0, dataSpace: 0, dataLength: 0, reserved: 0, dataOffset: 0n };
   return {
     cookie: DD_COOKIE,
     dataOffset: VHD_NO_OFFSET,
@@ -128,7 +128,7 @@ export function emptyHeader(): DynamicHeader {
     parentTimestamp: 0,
     reserved1: 0,
     parentName: new Uint8Array(512),
-    locators: Array.from({ length: LOCATOR_COUNT }, () => ({ ...locator })),
+    locators: Array.from({ length: LOCATOR_COUNT }, () => NO_LOCATOR),
     reserved2: new Uint8Array(256),
   };
 }

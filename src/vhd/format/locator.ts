@@ -6,6 +6,11 @@ export const LOCATOR_COUNT = 8;
 /** Bytes in one locator entry of the header. */
 export const LOCATOR_SIZE = 24;
 
+/** The longest name that is read, in bytes: no path is longer. */
+export const MAX_LOCATOR_NAME_BYTES = 65536;
+/** The most room that a name is taken to have, in bytes: 511 sectors. */
+export const MAX_LOCATOR_SPACE_BYTES = 511 * VHD_SECTOR_SIZE;
+
 /** Platform code: no locator. */
 export const PLAT_CODE_NONE = 0x0;
 /** Platform code, deprecated. */
@@ -35,15 +40,24 @@ export const PLATFORM_CODE_NAMES: ReadonlyMap<number, string> = new Map([
 /** One of the header's pointers to the name of the parent. */
 export interface ParentLocator {
   /** One of the `PLAT_CODE_` constants. */
-  code: number;
+  readonly code: number;
   /** Room for the name: sectors by the specification, bytes by everybody; see `locatorSpaceBytes`. */
-  dataSpace: number;
+  readonly dataSpace: number;
   /** Bytes of the name. */
-  dataLength: number;
-  reserved: number;
+  readonly dataLength: number;
+  readonly reserved: number;
   /** Byte offset of the name in the file. */
-  dataOffset: bigint;
+  readonly dataOffset: bigint;
 }
+
+/** An entry of the header that is not in use. */
+export const NO_LOCATOR: ParentLocator = {
+  code: PLAT_CODE_NONE,
+  dataSpace: 0,
+  dataLength: 0,
+  reserved: 0,
+  dataOffset: 0n,
+};
 
 /** Reads the locator entry at `offsetBytes`. */
 export function decodeLocator(view: DataView, offsetBytes: number): ParentLocator {

@@ -1,8 +1,9 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { VhdChainError } from "./errors.ts";
 import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
-import { decodeLocation, isReadableLocator, type ParentLocator } from "../format/locator.ts";
-import { canonicalPath, folderOf } from "../../files/paths.ts";
+import { readFooter } from "./footer_reader.ts";
+import { readLocatorName } from "./locator_reader.ts";
+import { canonicalPath, fileNameOf, folderOf } from "../../files/paths.ts";
 import type { Storage, StorageFile } from "../../files/storage.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 import { equalUuids, formatUuid } from "../format/uuid.ts";
@@ -36,21 +37,13 @@ export interface ChainOptions extends OpenOptions {
   readonly ignoreParentUuid?: boolean;
 }
 
-/** The path in one of an image's locators, as it is stored; null when it cannot be read. */
-export function readLocator(image: VhdImage, locator: ParentLocator): string | null {
-  if (!isReadableLocator(locator.code)) return null;
-  const bytes = new Uint8Array(locator.dataLength);
-  if (image.file.readAt(bytes, Number(locator.dataOffset)) < bytes.length) return null;
-  return decodeLocation(locator.code, bytes);
-}
-
-/** The parent's path as the first locator that makes sense has it, without looking for the file. */
+/** The parent's path as the child has it, without looking for the file; null when it has none. */
 export function unresolvedParent(image: VhdImage): string | null {
   for (const locator of image.parent?.locators ?? []) {
-    const path = readLocator(image, locator);
+    const path = readLocatorName(image.file, locator);
     if (path !== null) return path;
   }
-  return null;
+  return image.parent?.name || null;
 }
 
 /**
@@ -66,27 +59,100 @@ export function findParent(storage: Storage, childPath: string, name: string): s
   return storage.exists(beside) ? canonicalPath(storage, beside) : null;
 }
 
+/** The file beside the child that has the name in the child's header, or null. */
+export function findNamedParent(image: VhdImage): string | null {
+  const name = fileNameOf(image.parent?.name ?? "");
+  return name === "" ? null : findParent(image.storage, image.path, name);
+}
+
+/** Which file is taken for an image's parent. */
+export interface ResolveOptions {
+  /**
+   * When no file has the UUID in the child's header, take the first that a locator leads to. For
+   * those who describe a chain rather than read through it.
+   */
+  readonly anyUuid?: boolean;
+}
+
 /**
- * The path of an image's parent: the first of its locators that leads to a file.
+ * The path of an image's parent: the first file that has the UUID in the image's header. The
+ * locators are followed in their order; then the file beside the image is tried that has the name
+ * in the header, as some programs write no locators, or change a chain by the header alone. A raw
+ * parent has no UUID: it is the first file that a locator leads to.
  *
- * @throws {VhdChainError} when none does.
+ * @throws {VhdChainError} when there is none.
+ * @throws {VhdFormatError} | {SystemError} when the only file there is cannot be read.
  */
-export function resolveParent(image: VhdImage): string {
-  const tried: string[] = [];
+export function resolveParent(image: VhdImage, options: ResolveOptions = {}): string {
+  const { parent } = image;
+  const { stated, missing } = statedParents(image);
+  const [first] = stated;
+  if (parent === null || parent.raw) return first ?? noParent(image, missing);
+  const candidates = new Set(stated);
+  const named = findNamedParent(image);
+  if (named !== null) candidates.add(named);
+  if (options.anyUuid && candidates.size === 1 && first !== undefined) return first;
+  let failure: unknown = null;
+  for (const path of candidates) {
+    try {
+      requireUuid(image, { path, uuid: uuidOf(image.storage, path) });
+      return path;
+    } catch (error) {
+      failure ??= error;
+    }
+  }
+  if (failure === null) return noParent(image, missing);
+  if (options.anyUuid && first !== undefined) return first;
+  throw failure;
+}
+
+/** The files that the locators lead to, each once, and the names that lead nowhere. */
+function statedParents(image: VhdImage): { stated: string[]; missing: string[] } {
+  const stated = new Set<string>();
+  const missing = new Set<string>();
   for (const locator of image.parent?.locators ?? []) {
-    const name = readLocator(image, locator);
+    const name = readLocatorName(image.file, locator);
     if (name === null) continue;
     const found = findParent(image.storage, image.path, name);
-    if (found !== null) return found;
-    if (!tried.includes(name)) tried.push(name);
+    if (found === null) missing.add(name);
+    else stated.add(found);
   }
-  if (tried.length === 0) {
-    throw new VhdChainError(image.path, Errno.EINVAL, "it names no parent that can be read");
+  return { stated: [...stated], missing: [...missing] };
+}
+
+function noParent(image: VhdImage, missing: readonly string[]): never {
+  const { parent, path } = image;
+  const names = missing.length > 0 || parent?.raw !== false ? missing : [parent.name];
+  if (names.join("") === "") {
+    throw new VhdChainError(path, Errno.EINVAL, "it names no parent that can be read");
   }
   throw new VhdChainError(
-    image.path,
+    path,
     Errno.ENOENT,
-    `its parent is missing (ENOENT); looked for ${tried.join(", ")} beside it`,
+    `its parent is missing (ENOENT); looked for ${names.join(", ")} beside it`,
+  );
+}
+
+/** Opens a file that may be a parent and reads its UUID: the one place where that is done. */
+function uuidOf(storage: Storage, path: string): Uint8Array {
+  const file = storage.open(path, "read");
+  try {
+    return readFooter(file, {}).footer.uuid;
+  } finally {
+    file.close();
+  }
+}
+
+function requireUuid(
+  child: VhdImage,
+  { path, uuid }: { path: string; uuid: Uint8Array },
+): void {
+  const wanted = child.parent?.uuid ?? new Uint8Array(0);
+  if (equalUuids(wanted, uuid)) return;
+  throw new VhdChainError(
+    child.path,
+    Errno.EINVAL,
+    `${path} has UUID ${formatUuid(uuid)}, but the child was made from ${formatUuid(wanted)}`,
   );
 }
 
@@ -118,7 +184,7 @@ function openParents(images: VhdImage[], options: ChainOptions): RawParent | nul
   const { maxDepth = MAX_CHAIN_DEPTH, ignoreParentUuid = false } = options;
   const seen = new Set([canonicalPath(images[0].storage, images[0].path)]);
   for (let child = images[0]; child.parent !== null;) {
-    const parentPath = resolveParent(child);
+    const parentPath = resolveParent(child, { anyUuid: ignoreParentUuid });
     const canonical = canonicalPath(child.storage, parentPath);
     if (seen.has(canonical)) {
       throw new VhdChainError(
@@ -148,17 +214,10 @@ export function openRawParent(storage: Storage, path: string): RawParent {
 }
 
 /**
- * Whether this is the parent that the child was made from.
+ * Sees that an open image is the parent that the child was made from.
  *
  * @throws {VhdChainError} when it is another image.
  */
 export function verifyParent(child: VhdImage, parent: VhdImage): void {
-  const wanted = child.parent?.uuid ?? new Uint8Array(0);
-  if (equalUuids(wanted, parent.footer.uuid)) return;
-  throw new VhdChainError(
-    child.path,
-    Errno.EINVAL,
-    `${parent.path} has UUID ${formatUuid(parent.footer.uuid)}, but the child was made from ` +
-      formatUuid(wanted),
-  );
+  requireUuid(child, { path: parent.path, uuid: parent.footer.uuid });
 }

@@ -10,13 +10,7 @@ import {
   headerChecksum,
 } from "../format/header.ts";
 import { blocksOf } from "../format/layout.ts";
-import {
-  LOCATOR_SIZE,
-  locatorSpaceBytes,
-  type ParentLocator,
-  PLAT_CODE_NONE,
-  PLATFORM_CODE_NAMES,
-} from "../format/locator.ts";
+import { type LocatorFault, settleLocators } from "./locator_reader.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
@@ -24,17 +18,22 @@ import { VHD_SECTOR_SIZE } from "../format/units.ts";
 const MIN_BLOCK_SIZE = 4096;
 /** Largest block size that we read: it bounds the buffers for a block and its bitmap. */
 const MAX_BLOCK_SIZE = 64 * 1024 * 1024;
-/** Longest name of a parent that we read, in bytes. */
-const MAX_LOCATOR_LENGTH = 65536;
 /** Most BAT entries that we read: 64 MiB of table, 16 times what the largest disk needs. */
 const MAX_BAT_ENTRIES = 16 * 1024 * 1024;
+
+/** A header, and what was wrong with its locators. */
+export interface FoundHeader {
+  /** Its locators are those that can be used; see `settleLocators`. */
+  readonly header: DynamicHeader;
+  readonly locatorFaults: readonly LocatorFault[];
+}
 
 /**
  * Reads the header that the footer points to and holds every field against the file.
  *
  * @throws {VhdFormatError} naming the first field that is wrong.
  */
-export function readHeader(file: StorageFile, footer: Footer): DynamicHeader {
+export function readHeader(file: StorageFile, footer: Footer): FoundHeader {
   const sizeBytes = file.sizeBytes();
   const { dataOffset } = footer;
   const fits = dataOffset + BigInt(DD_HEADER_SIZE) <= BigInt(sizeBytes);
@@ -58,10 +57,8 @@ export function readHeader(file: StorageFile, footer: Footer): DynamicHeader {
       problem: fault.problem,
     });
   }
-  header.locators.forEach((locator, index) =>
-    validateLocator(file, locator, { index, headerOffsetBytes: Number(dataOffset), sizeBytes })
-  );
-  return header;
+  const locatorFaults = settleLocators(file, header, { headerOffsetBytes: Number(dataOffset) });
+  return { header, locatorFaults };
 }
 
 interface HeaderFault {
@@ -111,40 +108,4 @@ function tableFault(header: DynamicHeader, footer: Footer, sizeBytes: number): H
     };
   }
   return null;
-}
-
-function validateLocator(
-  file: StorageFile,
-  locator: ParentLocator,
-  { index, headerOffsetBytes, sizeBytes }: {
-    index: number;
-    headerOffsetBytes: number;
-    sizeBytes: number;
-  },
-): void {
-  if (locator.code === PLAT_CODE_NONE) return;
-  const space = locatorSpaceBytes(locator);
-  const end = locator.dataOffset + BigInt(Math.max(space, locator.dataLength));
-  const fault = !PLATFORM_CODE_NAMES.has(locator.code)
-    ? { field: "code" as const, at: 0, problem: "is not a platform code" }
-    : space === 0
-    ? { field: "dataSpace" as const, at: 4, problem: "is no number of sectors" }
-    : locator.dataLength > space
-    ? {
-      field: "dataLength" as const,
-      at: 8,
-      problem: `is more than the ${space} bytes of its room`,
-    }
-    : locator.dataLength > MAX_LOCATOR_LENGTH
-    ? { field: "dataLength" as const, at: 8, problem: "is longer than any path" }
-    : locator.dataOffset < BigInt(HD_FOOTER_SIZE) || end > BigInt(sizeBytes)
-    ? { field: "dataOffset" as const, at: 16, problem: "makes a name that is not in the file" }
-    : null;
-  if (fault === null) return;
-  throw new VhdFormatError(file.path, {
-    field: `header.locators[${index}].${fault.field}`,
-    offsetBytes: headerOffsetBytes + HEADER_OFFSETS.locators + index * LOCATOR_SIZE + fault.at,
-    value: String(locator[fault.field]),
-    problem: fault.problem,
-  });
 }

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { decodeBat } from "../format/bat.ts";
+import { DD_BLK_UNUSED, decodeBat } from "../format/bat.ts";
 import { batmapBytes, type BatmapHeader } from "../format/batmap.ts";
 import { readBatmap } from "./batmap_reader.ts";
 import { VhdFormatError } from "./errors.ts";
@@ -8,6 +8,7 @@ import { type FooterSource, readFooter } from "./footer_reader.ts";
 import { decodeParentName, type ParentLocator, PLAT_CODE_NONE } from "../format/locator.ts";
 import type { DynamicHeader } from "../format/header.ts";
 import { readHeader } from "./header_reader.ts";
+import { dropBuriedLocators, type LocatorFault } from "./locator_reader.ts";
 import {
   batmapHeaderOffset,
   bitmapSectors,
@@ -59,6 +60,8 @@ export interface VhdImage {
   readonly footerSource: FooterSource;
   /** Null in a fixed image. */
   header: DynamicHeader | null;
+  /** The header's locators that are not used as they stand in the file, and why. */
+  readonly locatorFaults: readonly LocatorFault[];
   readonly type: VhdType;
   /** Size of the virtual disk. */
   sizeBytes: number;
@@ -157,10 +160,15 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
     const endOfDataSector = Number(footer.currentSize) / VHD_SECTOR_SIZE;
     return { ...common, ...FIXED_PARTS, endOfDataSector, bat: new Uint32Array(0) };
   }
-  const header = readHeader(file, footer);
+  const { header, locatorFaults } = readHeader(file, footer);
   const sectors = sectorsPerBlock(header.blockSize);
   const { batmap, fault } = readBatmapOf(file, footer, header, options);
   const bat = readBat(file, header);
+  const blockSectors = sectors + bitmapSectors(sectors);
+  const buried = dropBuriedLocators(file, header, {
+    headerOffsetBytes: Number(footer.dataOffset),
+    isInBlock: (from, to) => blockBetween(bat, { from, to, blockSectors }),
+  });
   const layout = {
     endOfHeadersBytes: endOfHeaders({ footer, header, batmap: batmap?.header ?? null }),
     sectorsPerBlock: sectors,
@@ -169,6 +177,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   const image: VhdImage = {
     ...common,
     header,
+    locatorFaults: [...locatorFaults, ...buried],
     type: footer.diskType === HD_TYPE_DIFF ? "differencing" : "dynamic",
     blockSizeBytes: header.blockSize,
     ...layout,
@@ -186,6 +195,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
 
 const FIXED_PARTS = {
   header: null,
+  locatorFaults: [],
   type: "fixed",
   blockSizeBytes: 0,
   sectorsPerBlock: 0,
@@ -210,6 +220,18 @@ function readBat(file: StorageFile, header: DynamicHeader): Uint32Array {
     });
   }
   return decodeBat(bytes, header.maxBatEntries);
+}
+
+/** Whether any block lies between two bytes of the file. */
+function blockBetween(
+  bat: Uint32Array,
+  { from, to, blockSectors }: { from: number; to: number; blockSectors: number },
+): boolean {
+  const firstSector = Math.floor(from / VHD_SECTOR_SIZE) - blockSectors;
+  const lastSector = Math.ceil(to / VHD_SECTOR_SIZE);
+  return bat.some((sector) =>
+    sector !== DD_BLK_UNUSED && sector > firstSector && sector < lastSector
+  );
 }
 
 function readBatmapOf(

@@ -160,7 +160,8 @@ export function carryOut(
   moveBatmap(image, plan);
   for (const [index, bytes] of locators.entries()) {
     if (bytes !== null) file.writeAt(bytes, plan.locatorOffsets[index]);
-    header.locators[index].dataOffset = BigInt(plan.locatorOffsets[index]);
+    const dataOffset = BigInt(plan.locatorOffsets[index]);
+    header.locators[index] = { ...header.locators[index], dataOffset };
   }
   file.writeAt(encodeBat(image.bat), image.batOffsetBytes);
   file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));

@@ -1,0 +1,113 @@
+/**
+ * Images as other programs lay them out: no batmap, no gaps between the structures, blocks of any
+ * size, locators at will.
+ *
+ * @module
+ */
+
+import { newFooter } from "../../src/vhd/create.ts";
+import {
+  encodeFooter,
+  type Footer,
+  HD_TYPE_DIFF,
+  HD_TYPE_DYNAMIC,
+} from "../../src/vhd/format/footer.ts";
+import { type DynamicHeader, emptyHeader, encodeHeader } from "../../src/vhd/format/header.ts";
+import { encodeLocation, encodeParentName, NO_LOCATOR } from "../../src/vhd/format/locator.ts";
+import { paddedBytes } from "../../src/vhd/format/units.ts";
+import type { Storage } from "../../src/files/storage.ts";
+import { putFile } from "./vhd.ts";
+
+const SECTOR = 512;
+const BAT_OFFSET = 1536;
+
+/** A locator of a foreign image. */
+export interface ForeignLocator {
+  readonly code: number;
+  /** A path with slashes; `bytes` for names that no path gives. */
+  readonly path?: string;
+  readonly bytes?: Uint8Array;
+  /** What the entry says, where that is not the truth. */
+  readonly dataSpace?: number;
+  readonly dataLength?: number;
+  readonly dataOffset?: bigint;
+}
+
+/** What a foreign image is made of. */
+export interface ForeignImage {
+  readonly sizeBytes?: number;
+  readonly blockSizeBytes?: number;
+  /** The letter that each allocated block is full of. */
+  readonly blocks?: Readonly<Record<number, string>>;
+  readonly parent?: { readonly uuid: Uint8Array; readonly name: string };
+  readonly locators?: readonly ForeignLocator[];
+  /** Changes of the header before it is summed. */
+  readonly header?: (header: DynamicHeader) => void;
+  readonly footer?: (footer: Footer) => void;
+  readonly batEntries?: number;
+}
+
+/** Writes a foreign image; returns its UUID. */
+export function putForeignImage(storage: Storage, path: string, wanted: ForeignImage): Uint8Array {
+  const { sizeBytes = 4 << 20, blockSizeBytes = 65536, blocks = {}, parent } = wanted;
+  const footer = newFooter(parent === undefined ? HD_TYPE_DYNAMIC : HD_TYPE_DIFF, sizeBytes);
+  footer.creatorApplication = "win ";
+  footer.creatorVersion = 0x000a_0000;
+  wanted.footer?.(footer);
+  const header = emptyHeader();
+  header.tableOffset = BigInt(BAT_OFFSET);
+  header.maxBatEntries = wanted.batEntries ?? sizeBytes / blockSizeBytes;
+  header.blockSize = blockSizeBytes;
+  if (parent !== undefined) {
+    header.parentUuid = parent.uuid;
+    header.parentName = encodeParentName(parent.name);
+  }
+  const parts: [number, Uint8Array][] = [];
+  let end = BAT_OFFSET + paddedBytes(header.maxBatEntries * 4);
+  header.locators = Array.from({ length: 8 }, (_, i) => {
+    const locator = wanted.locators?.[i];
+    if (locator === undefined) return NO_LOCATOR;
+    const bytes = locator.bytes ?? encodeLocation(locator.code, locator.path ?? "./none");
+    const dataOffset = BigInt(end);
+    parts.push([end, bytes]);
+    end += paddedBytes(bytes.length);
+    const space = paddedBytes(bytes.length);
+    return {
+      dataSpace: space,
+      dataLength: bytes.length,
+      reserved: 0,
+      dataOffset,
+      ...pick(locator),
+      code: locator.code,
+    };
+  });
+  wanted.header?.(header);
+  const bat = new Uint8Array(paddedBytes(header.maxBatEntries * 4)).fill(0xff);
+  const view = new DataView(bat.buffer);
+  const bitmapBytes = paddedBytes(blockSizeBytes / SECTOR / 8);
+  for (const [block, letter] of Object.entries(blocks)) {
+    view.setUint32(Number(block) * 4, end / SECTOR);
+    const bytes = new Uint8Array(bitmapBytes + blockSizeBytes).fill(letter.charCodeAt(0));
+    bytes.fill(0, 0, bitmapBytes);
+    bytes.fill(0xff, 0, blockSizeBytes / SECTOR / 8);
+    parts.push([end, bytes]);
+    end += bytes.length;
+  }
+  const file = new Uint8Array(end + SECTOR);
+  file.set(encodeFooter(footer));
+  file.set(encodeHeader(header), SECTOR);
+  file.set(bat, BAT_OFFSET);
+  for (const [at, bytes] of parts) file.set(bytes, at);
+  file.set(encodeFooter(footer), end);
+  putFile(storage, path, file);
+  return footer.uuid;
+}
+
+function pick(locator: ForeignLocator): Partial<ForeignLocator> {
+  const { dataSpace, dataLength, dataOffset } = locator;
+  return {
+    ...(dataSpace === undefined ? {} : { dataSpace }),
+    ...(dataLength === undefined ? {} : { dataLength }),
+    ...(dataOffset === undefined ? {} : { dataOffset }),
+  };
+}
