@@ -1,10 +1,11 @@
 /**
  * Runs the tests, each file in a process of its own, so that a crash or a hang costs that file
- * only, and ends with one line that says what came of them.
+ * only, and prints the result in one last line.
  *
- *     deno run -A scripts/run_tests.ts [--build] [--check] [FILE…] [--OPTION=OF-DENO-TEST…]
+ *     deno run -A scripts/run_tests.ts [--build] [--check] [--quick] [FILE…] [--OPTION=OF-DENO-TEST…]
  *
- * `--build` and `--check` do those tasks first and count each as a test.
+ * `--build` and `--check` do those tasks first and count each as a test. `--quick` leaves out what
+ * needs a virtual machine, minutes, or a quiet machine.
  *
  * @module
  */
@@ -14,26 +15,51 @@ import { readJunit, type TestResult } from "./junit.ts";
 /** No file of tests may take longer; the slowest boot an emulated machine. */
 const FILE_TIMEOUT_MS = 15 * 60_000;
 
-/** Of a failure that is told again at the end; all of it stands where the test ran. */
+/** Lines of a failure's reason that the summary repeats; the whole is where the test ran. */
 const REASON_LINES = 12;
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
+/** Files that measure time or memory, or compare with peers: nothing else may run beside them. */
+const MEASURES = /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$/;
+
+/** Virtual machines, one at a time: each takes a processor for minutes. */
+const MACHINES = /^tests\/vm\//;
+
+/** Files of tests/interop that `--quick` runs: the commands, a disk's life, NBD. */
+const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
+
+/** Files that `--quick` leaves out although they need nothing special: they take long. */
+const SLOW = /\/(?:retry|power_cut)_test\.ts$/;
+
 interface Plan {
   readonly tasks: string[];
-  readonly files: string[];
+  /** Lists of files that run side by side, each in its order. */
+  readonly lanes: string[][];
+  /** Files that run after those, one at a time. */
+  readonly alone: string[];
   readonly testOptions: string[];
 }
 
 function plan(args: readonly string[]): Plan {
   const tasks = ["build", "check"].filter((task) => args.includes(`--${task}`));
-  const rest = args.filter((arg) => !tasks.includes(arg.slice(2)));
+  const quick = args.includes("--quick");
+  const rest = args.filter((arg) => !["--build", "--check", "--quick"].includes(arg));
+  const testOptions = rest.filter((arg) => arg.startsWith("-"));
   const named = rest.filter((arg) => !arg.startsWith("-"));
-  return {
-    tasks,
-    files: named.length > 0 ? named : testFilesIn("tests"),
-    testOptions: rest.filter((arg) => arg.startsWith("-")),
-  };
+  if (named.length > 0) return { tasks, lanes: [], alone: named, testOptions };
+  const files = testFilesIn("tests").filter((file) => !quick || isQuick(file));
+  const shared = files.filter((file) => !MEASURES.test(file) && !MACHINES.test(file));
+  const machines = files.filter((file) => MACHINES.test(file));
+  const simulated = shared.filter((file) => file.startsWith("tests/sim/"));
+  const others = shared.filter((file) => !file.startsWith("tests/sim/"));
+  const lanes = machines.length > 0 ? [machines, shared] : [simulated, others];
+  return { tasks, lanes, alone: files.filter((file) => MEASURES.test(file)), testOptions };
+}
+
+function isQuick(file: string): boolean {
+  if (MACHINES.test(file) || SLOW.test(file)) return false;
+  return !file.startsWith("tests/interop/") || QUICK_INTEROP.test(file);
 }
 
 function testFilesIn(folder: string): string[] {
@@ -49,16 +75,26 @@ function testFilesIn(folder: string): string[] {
   return found.sort();
 }
 
-/** Runs Deno on the terminal of this process; returns what went wrong, or nothing. */
-async function deno(args: string[], timeoutMs: number): Promise<string | undefined> {
-  const child = new Deno.Command(Deno.execPath(), { args, stdin: "null" }).spawn();
+/** Where the output of a test goes: to the terminal as it comes, or whole when the test ends. */
+type Output = "live" | "whole";
+
+/** Runs Deno; returns what went wrong, or nothing. */
+async function deno(
+  args: string[],
+  { timeoutMs, output }: { timeoutMs: number; output: Output },
+): Promise<string | undefined> {
+  const stdout = output === "live" ? "inherit" : "piped";
+  const command = { args, stdin: "null", stdout, stderr: stdout } as const;
+  const child = new Deno.Command(Deno.execPath(), command).spawn();
   let timedOut = false;
   const timer = setTimeout(() => {
     timedOut = true;
     child.kill("SIGKILL");
   }, timeoutMs);
+  const texts = output === "live" ? [] : [child.stdout, child.stderr].map(readAll);
   const status = await child.status;
   clearTimeout(timer);
+  for (const text of await Promise.all(texts)) console.log(text);
   if (timedOut) {
     return `still ran after ${timeoutMs / 1000} s`;
   }
@@ -68,18 +104,28 @@ async function deno(args: string[], timeoutMs: number): Promise<string | undefin
   return status.success ? undefined : `exit status ${status.code}`;
 }
 
+function readAll(stream: ReadableStream<Uint8Array>): Promise<string> {
+  return new Response(stream).text();
+}
+
 async function runTask(task: string): Promise<TestResult> {
   console.log(`\n# deno task ${task}`);
-  const failure = await deno(["task", "--quiet", task], FILE_TIMEOUT_MS);
+  const failure = await deno(["task", "--quiet", task], {
+    timeoutMs: FILE_TIMEOUT_MS,
+    output: "live",
+  });
   return { file: `deno task ${task}`, name: failure ?? "", outcome: failure ? "failed" : "passed" };
 }
 
-async function runFile(file: string, options: string[]): Promise<TestResult[]> {
+async function runFile(
+  file: string,
+  { options, output }: { options: string[]; output: Output },
+): Promise<TestResult[]> {
   const report = Deno.makeTempFileSync({ prefix: "junit-" });
   try {
     // The types are looked at by the task `check`, all at once.
     const args = ["test", "-A", "--no-check", `--junit-path=${report}`, ...options, file];
-    const failure = await deno(args, FILE_TIMEOUT_MS);
+    const failure = await deno(args, { timeoutMs: FILE_TIMEOUT_MS, output });
     const results = readJunit(Deno.readTextFileSync(report));
     if (failure !== undefined && !results.some((result) => result.outcome === "failed")) {
       results.push({ file, name: failure, outcome: "failed" });
@@ -96,7 +142,7 @@ function indented(reason: string): string {
   return lines.map((line) => `\n      ${line}`).join("");
 }
 
-/** Prints those that did not run and those that failed, and the closing line. */
+/** Prints the skipped and the failed tests, and the closing line. */
 function summarise(results: readonly TestResult[]): boolean {
   const of = (outcome: TestResult["outcome"]): TestResult[] =>
     results.filter((result) => result.outcome === outcome);
@@ -117,16 +163,27 @@ function summarise(results: readonly TestResult[]): boolean {
   return failed.length === 0;
 }
 
+async function runFiles(
+  files: readonly string[],
+  how: { options: string[]; output: Output },
+): Promise<TestResult[]> {
+  const results: TestResult[] = [];
+  for (const file of files) {
+    results.push(...await runFile(file, how));
+  }
+  return results;
+}
+
 async function main(): Promise<number> {
   Deno.chdir(ROOT);
-  const { tasks, files, testOptions } = plan(Deno.args);
+  const { tasks, lanes, alone, testOptions: options } = plan(Deno.args);
   const results: TestResult[] = [];
   for (const task of tasks) {
     results.push(await runTask(task));
   }
-  for (const file of files) {
-    results.push(...await runFile(file, testOptions));
-  }
+  const sideBySide = lanes.map((files) => runFiles(files, { options, output: "whole" }));
+  results.push(...(await Promise.all(sideBySide)).flat());
+  results.push(...await runFiles(alone, { options, output: "live" }));
   return summarise(results) ? 0 : 1;
 }
 
