@@ -118,9 +118,22 @@ export class AioImage implements ImageDriver, IoOwner {
     this.#context.queue.sync(this.#file.file, this, slot);
   }
 
-  allocatedRun(_slot: number, sector: number, count: number): number {
-    const run = this.#file.allocatedRun(sector * SECTOR_BYTES, count * SECTOR_BYTES);
-    return run / SECTOR_BYTES;
+  status(slot: number, sector: number, count: number): void {
+    let errno = 0;
+    for (let wanted = true; wanted && count > 0 && errno === 0;) {
+      let run = 0;
+      try {
+        run = this.#file.allocatedRun(sector * SECTOR_BYTES, count * SECTOR_BYTES) / SECTOR_BYTES;
+      } catch (error) {
+        errno = errnoOf(error);
+        break;
+      }
+      const sectors = Math.abs(run);
+      wanted = this.#sink.extent(slot, sectors, run > 0);
+      sector += sectors;
+      count -= sectors;
+    }
+    this.#sink.statusDone(slot, errno);
   }
 
   ioDone(slot: number, sectors: number, errno: number): void {

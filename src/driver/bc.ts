@@ -235,8 +235,12 @@ class CacheImage extends FilterImage implements RequestSink {
     }
   }
 
-  wake(slot: number): void {
-    this.#sink.wake(slot);
+  extent(slot: number, sectors: number, isData: boolean): boolean {
+    return this.#sink.extent(slot, sectors, isData);
+  }
+
+  statusDone(slot: number, errno: number): void {
+    this.#sink.statusDone(slot, errno);
   }
 
   override close(done: (errno: number) => void): void {

@@ -4,7 +4,8 @@
  * one, write a file that exports a `DriverType` and add it to `registry.ts`.
  *
  * Requests are slots of a device, named by number. A driver may cut a request to pieces, in any
- * order and at any time, as long as the sectors that it tells `RequestSink.pieceDone` add up.
+ * order and at any time, as long as the sectors that it tells `RequestSink.pieceDone` add up. A
+ * status request is the exception: it tells `RequestSink.extent` and ends with `statusDone`.
  *
  * @module
  */
@@ -32,8 +33,22 @@ export interface RequestSink {
    * @param errno 0, or a positive error number.
    */
   pieceDone(slot: number, sectors: number, errno: number): void;
-  /** `allocatedRun` said 0 for this slot; it knows more now. */
-  wake(slot: number): void;
+  /**
+   * The next sectors of a status request are alike: the first call tells of those from the start of
+   * the request on, and each further call of those that follow.
+   *
+   * @param sectors More than 0, and no more than are left of the request.
+   * @param isData Whether they hold data; false for a hole through the whole chain.
+   * @returns False when no more extents are wanted.
+   */
+  extent(slot: number, sectors: number, isData: boolean): boolean;
+  /**
+   * A status request ended. Without an error, `extent` was called at least once; whoever wants to
+   * know of sectors that it did not tell of asks again.
+   *
+   * @param errno 0, or a positive error number.
+   */
+  statusDone(slot: number, errno: number): void;
 }
 
 /** What all drivers of a process share. */
@@ -111,10 +126,10 @@ export interface ImageDriver {
   /** Brings all writes that ended to stable storage. */
   flush(slot: number): void;
   /**
-   * How many sectors from `sector` on, at most `count`, are alike: positive when they hold data,
-   * negative when they are a hole through the whole chain. 0: not known yet; `wake` follows.
+   * Finds out which sectors hold data. Tells the sink of extents in order, from `sector` on, as many
+   * as it likes to find at once, and then of the end of the request (`statusDone`).
    */
-  allocatedRun(slot: number, sector: number, count: number): number;
+  status(slot: number, sector: number, count: number): void;
   /**
    * Puts the image in order and closes it; no request may be under way. Calls back with an error
    * number, 0 when all is well.

@@ -66,8 +66,8 @@ export class FilterImage implements ImageDriver {
     this.below.flush(slot);
   }
 
-  allocatedRun(slot: number, sector: number, count: number): number {
-    return this.below.allocatedRun(slot, sector, count);
+  status(slot: number, sector: number, count: number): void {
+    this.below.status(slot, sector, count);
   }
 
   close(done: (errno: number) => void): void {

@@ -85,8 +85,12 @@ export class WriteLog implements Keepsake, RequestSink {
     this.#sink?.pieceDone(slot, sectors, errno);
   }
 
-  wake(slot: number): void {
-    this.#sink?.wake(slot);
+  extent(slot: number, sectors: number, isData: boolean): boolean {
+    return this.#sink?.extent(slot, sectors, isData) ?? false;
+  }
+
+  statusDone(slot: number, errno: number): void {
+    this.#sink?.statusDone(slot, errno);
   }
 
   /** The pages that have bits, each a record: its number (u32, little-endian), then its bits. */

@@ -1,5 +1,5 @@
 /** What a piece of a request is waiting to do. */
-export const PieceKind = { Read: 0, Write: 1, Wake: 2 } as const;
+export const PieceKind = { Read: 0, Write: 1, Status: 2 } as const;
 
 const NONE = -1;
 

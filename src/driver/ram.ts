@@ -106,7 +106,10 @@ class RamContents implements Keepsake {
     this.#used.fill(0, first, last);
   }
 
-  /** As `ImageDriver.allocatedRun`. */
+  /**
+   * How many sectors from `sector` on, at most `count`, are alike: positive when they hold data,
+   * negative when they are a hole.
+   */
   run(sector: number, count: number): number {
     let chunk = Math.floor(sector / CHUNK_SECTORS);
     const used = this.#used[chunk];
@@ -171,8 +174,15 @@ class RamImage implements ImageDriver {
     this.#sink.pieceDone(slot, 1, 0);
   }
 
-  allocatedRun(_slot: number, sector: number, count: number): number {
-    return this.#contents.run(sector, count);
+  status(slot: number, sector: number, count: number): void {
+    for (let wanted = true; wanted && count > 0;) {
+      const run = this.#contents.run(sector, count);
+      const sectors = Math.abs(run);
+      wanted = this.#sink.extent(slot, sectors, run > 0);
+      sector += sectors;
+      count -= sectors;
+    }
+    this.#sink.statusDone(slot, 0);
   }
 
   close(done: (errno: number) => void): void {

@@ -6,13 +6,17 @@ const BYTES_PER_EXTENT = 8;
  * Notes one more run in the answer of a status request, which joins the last one if it is alike;
  * false when the answer is full.
  *
- * @param run Sectors: positive when they hold data, negative when they are a hole.
  * @param base Where the slot's memory begins, bytes.
  */
-export function addExtent(slots: SlotTable, slot: number, run: number, base: number): boolean {
+export function addExtent(
+  slots: SlotTable,
+  slot: number,
+  sectors: number,
+  isData: boolean,
+  base: number,
+): boolean {
   const { view } = slots.arena;
-  const sectors = Math.abs(run);
-  const data = run > 0 ? 1 : 0;
+  const data = isData ? 1 : 0;
   const count = slots.extents[slot];
   const last = base + (count - 1) * BYTES_PER_EXTENT;
   if (count > 0 && view.getUint32(last + 4, true) === data) {

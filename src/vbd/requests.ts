@@ -16,6 +16,7 @@ import {
   SlotQueue,
   SLOTS,
   SlotTable,
+  StatusFlag,
 } from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
 
@@ -260,6 +261,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     slots.error[slot] = 0;
     slots.lastError[slot] = 0;
     slots.extents[slot] = 0;
+    slots.statusFlags[slot] = StatusFlag.Ended;
     slots.flushing[slot] = 0;
     const refusal = this.#refusal(kind, sector, count);
     if (refusal !== 0) return owner.requestDone(slot, refusal);
@@ -435,24 +437,50 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   // ---- status -----------------------------------------------------------------------------
 
+  /** Asks the image for what the answer lacks, until it makes the request wait, or a step is over. */
   #findExtents(slot: number): void {
     const slots = this.#slots;
-    const base = this.slotOffset(slot);
-    let budget = STATUS_STEP_SECTORS;
-    while (slots.progress[slot] < slots.count[slot]) {
+    const end = Math.min(slots.count[slot], slots.progress[slot] + STATUS_STEP_SECTORS);
+    do {
       const sector = slots.sector[slot] + slots.progress[slot];
-      const left = Math.min(slots.count[slot] - slots.progress[slot], STATUS_STEP_SECTORS);
-      const run = this.#image.allocatedRun(slot, sector, left);
-      if (run === 0) return;
-      if (!addExtent(slots, slot, run, base)) break;
-      budget -= Math.abs(run);
-      if (budget <= 0) return this.#nextStep(slot);
-    }
-    this.pieceDone(slot, 1, 0);
+      slots.statusFlags[slot] = StatusFlag.Asking;
+      this.#image.status(slot, sector, end - slots.progress[slot]);
+      slots.statusFlags[slot] &= ~StatusFlag.Asking;
+      if ((slots.statusFlags[slot] & StatusFlag.Ended) === 0) return;
+    } while (this.#wantsExtents(slot) && slots.progress[slot] < end);
+    this.#statusEnded(slot);
   }
 
-  wake(slot: number): void {
-    this.#findExtents(slot);
+  extent(slot: number, sectors: number, isData: boolean): boolean {
+    const slots = this.#slots;
+    const left = slots.count[slot] - slots.progress[slot];
+    if (sectors <= 0 || sectors > left) throw new Error(`Slot ${slot} got an extent out of range`);
+    const hasRoom = addExtent(slots, slot, sectors, isData, this.slotOffset(slot));
+    slots.statusFlags[slot] |= hasRoom ? StatusFlag.Told : StatusFlag.Told | StatusFlag.Full;
+    return hasRoom;
+  }
+
+  statusDone(slot: number, errno: number): void {
+    const slots = this.#slots;
+    const flags = slots.statusFlags[slot];
+    if ((flags & StatusFlag.Ended) !== 0) throw new Error(`Slot ${slot} ended twice`);
+    slots.statusFlags[slot] = flags | StatusFlag.Ended;
+    // An image that tells nothing would be asked for ever.
+    const found = errno === 0 && (flags & StatusFlag.Told) === 0 ? Errno.EIO : errno;
+    if (found !== 0 && slots.error[slot] === 0) slots.error[slot] = found;
+    if ((flags & StatusFlag.Asking) === 0) this.#statusEnded(slot);
+  }
+
+  /** Whether a status request lacks extents, and may ask for them. */
+  #wantsExtents(slot: number): boolean {
+    const slots = this.#slots;
+    return slots.error[slot] === 0 && (slots.statusFlags[slot] & StatusFlag.Full) === 0 &&
+      slots.progress[slot] < slots.count[slot];
+  }
+
+  #statusEnded(slot: number): void {
+    if (this.#wantsExtents(slot)) this.#nextStep(slot);
+    else this.#stepDone(slot);
   }
 
   // ---- retries ----------------------------------------------------------------------------

@@ -26,6 +26,18 @@ export const MOST_CLIENTS = 32;
 /** Memory that each client has to receive into. */
 export const CLIENT_BYTES = 136 * 1024;
 
+/** How it goes with a status request that an image was asked. */
+export const StatusFlag = {
+  /** The call that asks has not returned. */
+  Asking: 1,
+  /** The image has told the end. */
+  Ended: 2,
+  /** The image has told of an extent. */
+  Told: 4,
+  /** The answer has no room for another extent. */
+  Full: 8,
+} as const;
+
 const NONE = -1;
 
 /** A request, as the one who made it sees it. */
@@ -67,6 +79,8 @@ export class SlotTable {
   readonly firstFailedMs = new Float64Array(SLOTS);
   /** Extents found by a status request. */
   readonly extents = new Uint32Array(SLOTS);
+  /** A union of `StatusFlag` bits: how a status request that the image was asked goes. */
+  readonly statusFlags = new Uint8Array(SLOTS);
   /** Where in I/O memory the data of the request lies: the slot's own memory unless told. */
   readonly dataSector = new Int32Array(SLOTS);
   /** Whether the flush that ends a forced write is what is under way. */

@@ -64,6 +64,25 @@ export class RealDevice implements RequestOwner {
     return errno === 0 ? data : errno;
   }
 
+  /** Starts to ask for extents; the promise has their sectors, negative for holes, or the error. */
+  async status(sector: number, count: number, most = 8192): Promise<number[] | number> {
+    const { requests } = this.vbd;
+    const slot = requests.takeSlot();
+    const errno = await new Promise<number>((resolve) => {
+      this.#ended.set(slot, resolve);
+      requests.startStatus(slot, sector, count, most, this);
+    });
+    const extents = Array.from({ length: requests.extents(slot) }, (_, i) => {
+      const at = requests.slotOffset(slot) + 8 * i;
+      const { view } = requests.memory;
+      return view.getUint32(at + 4, true) === 1
+        ? view.getUint32(at, true)
+        : -view.getUint32(at, true);
+    });
+    requests.releaseSlot(slot);
+    return errno === 0 ? extents : errno;
+  }
+
   /** Starts to write; the promise has the error's number. */
   write(sector: number, data: Uint8Array): Promise<number> {
     const { requests } = this.vbd;

@@ -17,8 +17,14 @@ export type Habit =
   | "chunks"
   /** Answers the third request of the first connection with a cookie that nobody sent. */
   | "stranger"
-  /** Hangs up in the middle of the data of the third read of the first connection. */
+  /** Hangs up in the middle of the data, or extents, of the first connection's third request. */
   | "cut"
+  /** Hangs up at the third request of the first connection. */
+  | "leaves"
+  /** Answers the first connection's third request with an error. */
+  | "fails"
+  /** Tells of extents that end within sectors, of ones without a byte, and too many of them. */
+  | "odd"
   /** The same, and has another size from the second connection on. */
   | "shrinks"
   /** Answers the third request of the first connection with a chunk that passes the request's end. */
@@ -127,11 +133,29 @@ function chunksOf({ cookie, offset, length }: Request): Uint8Array[] {
   return [...parts, chunk(cookie, 0, { payload: [], isLast: true })];
 }
 
+/** Runs of eight sectors each, of data and zeros in turn; the first holds data. */
+function extentsOf({ offset, length }: Request, habit: string): number[] {
+  const odd = [...u32(700), ...u32(3), ...u32(9999), ...u32(0)];
+  const empty = [...u32(0), ...u32(3)];
+  const extents: number[] = [];
+  for (let at = offset; at < offset + length;) {
+    const end = Math.min(offset + length, (Math.floor(at / 4096) + 1) * 4096);
+    extents.push(...u32(end - at), ...u32(Math.floor(at / 4096) % 2 === 0 ? 0 : 3));
+    at = end;
+  }
+  if (habit === "odd") extents.unshift(...offset === 0 ? odd : empty);
+  if (habit === "odd") extents.push(...extents);
+  return [...u32(1), ...extents];
+}
+
 function answer(request: Request, habit: string): Uint8Array[] {
   const { command, cookie, offset, length, data } = request;
   const end = offset + length;
   if (command === 1) content.set(data, offset);
   if (command === 4 || command === 6) content.fill(0, offset, end);
+  if (command === 7) {
+    return [chunk(cookie, 5, { payload: extentsOf(request, habit), isLast: true })];
+  }
   if (command !== 0) return [simple(cookie)];
   if (habit === "forbids") {
     const text = new TextEncoder().encode("not for you");
@@ -142,8 +166,12 @@ function answer(request: Request, habit: string): Uint8Array[] {
   return [dataChunk(cookie, offset, content.subarray(offset, end), true)];
 }
 
-function broken({ cookie, offset, length }: Request, habit: string): Uint8Array | null {
+function broken(request: Request, habit: string): Uint8Array | null {
+  const { command, cookie, offset, length } = request;
   if (habit === "stranger") return simple(cookie + 77n);
+  if (habit === "leaves") return new Uint8Array(0);
+  if (habit === "fails") return chunk(cookie, 0x8001, { payload: [...u32(5), 0, 0], isLast: true });
+  if (habit === "cut" && command === 7) return answer(request, habit)[0].subarray(0, 30);
   const bytes = content.subarray(offset, offset + length);
   if (habit === "cut" || habit === "shrinks") {
     return dataChunk(cookie, offset, bytes, true).subarray(0, 28 + length / 2);
@@ -189,7 +217,8 @@ async function serve(client: Client): Promise<void> {
     if (name === "hangs") continue;
     const bad = nth === 0 && count === 3 ? broken(request, name) : null;
     if (bad !== null) await client.send(bad);
-    if (bad !== null && (name === "cut" || name === "shrinks")) return;
+    if (bad !== null && ["cut", "shrinks", "leaves"].includes(name)) return;
+    if (bad !== null && name === "fails") continue;
     held.unshift(answer(request, name));
     if (name === "reverse" && held.length < 4 && request.command !== 3) continue;
     for (const parts of held.splice(0)) await client.send(...parts);

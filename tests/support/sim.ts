@@ -17,6 +17,8 @@ export interface Outcome {
   errno: number | null;
   /** What a read brought. */
   data: Uint8Array | null;
+  /** What a request for extents found. */
+  extents?: number[];
 }
 
 /** The process: one disk, one scheduler, any number of devices. */
@@ -90,7 +92,18 @@ export class SimulatedDevice implements RequestOwner {
       const start = this.vbd.requests.slotOffset(slot);
       entry.outcome.data = this.vbd.requests.memory.bytes.slice(start, start + entry.readBytes);
     }
+    entry.outcome.extents?.push(...this.#extents(slot));
     this.vbd.requests.releaseSlot(slot);
+  }
+
+  #extents(slot: number): number[] {
+    const { requests } = this.vbd;
+    const { view } = requests.memory;
+    return Array.from({ length: requests.extents(slot) }, (_, i) => {
+      const at = requests.slotOffset(slot) + 8 * i;
+      const sectors = view.getUint32(at, true);
+      return view.getUint32(at + 4, true) === 1 ? sectors : -sectors;
+    });
   }
 
   /** Starts to write; each sector of `data` where it belongs. */
@@ -114,6 +127,15 @@ export class SimulatedDevice implements RequestOwner {
 
   discard(sector: number, count: number): Outcome {
     return this.#start(RequestKind.Discard, sector, count);
+  }
+
+  /** Asks for extents; `extents` of the outcome has their sectors, negative for holes. */
+  status(sector: number, count: number, most = 8192): Outcome {
+    const slot = this.#takeSlot();
+    const outcome: Outcome = { errno: null, data: null, extents: [] };
+    this.#outcomes.set(slot, { outcome, readBytes: 0 });
+    this.vbd.requests.startStatus(slot, sector, count, most, this);
+    return outcome;
   }
 
   flush(): Outcome {

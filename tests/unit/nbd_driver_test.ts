@@ -212,6 +212,55 @@ for (const [habit, code] of BREACHES) {
     }));
 }
 
+/** What the scripted server tells of extents. */
+function runs(sector: number, count: number): number[] {
+  const found: number[] = [];
+  for (let at = sector; at < sector + count;) {
+    const end = Math.min(sector + count, (Math.floor(at / 8) + 1) * 8);
+    found.push(Math.floor(at / 8) % 2 === 0 ? end - at : at - end);
+    at = end;
+  }
+  return found;
+}
+
+for (const habit of ["leaves", "cut", "stranger", "fails"] as const) {
+  Deno.test(`NBD driver: extents asked of a server that misbehaves (${habit}) come in the end`, () =>
+    withScript(habit, async (device) => {
+      const asked = [0, 3, 100, 1000].map((sector) => device.status(sector, 500));
+      const reads = [device.read(7, 9), device.read(900, 30)];
+      await device.settle();
+      for (const [i, sector] of [0, 3, 100, 1000].entries()) {
+        assert.deepEqual(await asked[i], runs(sector, 500));
+      }
+      assert.deepEqual(await reads[0], original(7, 9));
+      assert.deepEqual(await reads[1], original(900, 30));
+      assert.ok(device.vbd.statistics().retries > 0);
+    }));
+}
+
+Deno.test("NBD driver: extents asked for while there is no connection are an error in the end", () =>
+  withScript("shrinks", async (device) => {
+    const first = [device.read(0, 8), device.read(8, 8), device.read(16, 8)];
+    await device.settle();
+    await Promise.all(first);
+    const asked = [device.status(0, 8), device.status(100, SECTORS - 100)];
+    const read = device.read(0, 8);
+    await device.settle();
+    assert.deepEqual(await Promise.all(asked), [Errno.ENOTCONN, Errno.ENOTCONN]);
+    assert.equal(await read, Errno.ENOTCONN);
+  }));
+
+Deno.test("NBD driver: extents that end within sectors, empty ones and ones past the end", () =>
+  withScript("odd", async (device) => {
+    const asked = [device.status(0, 32), device.status(8, 8), device.status(0, SECTORS, 1)];
+    await device.settle();
+    // What ends within a sector and what has no byte counts as data, and the rest is asked for.
+    assert.deepEqual(await asked[0], [-1, 8, -8, 8, -7]);
+    assert.deepEqual(await asked[1], [1, -7]);
+    assert.deepEqual(await asked[2], [-1]);
+    assert.equal(device.vbd.statistics().retries, 0);
+  }));
+
 Deno.test("NBD driver: what a server forbids is handed up at once", () =>
   withScript("forbids", async (device) => {
     const read = device.read(0, 8);

@@ -95,11 +95,6 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   #redialTimer = 0;
   #toldWhy = "";
   #closed = false;
-  /** Extents that an answer has, while those that waited for it are told; null at other times. */
-  #extents: DataView | null = null;
-  #extentsAt = 0;
-  #extentsLeft = 0;
-  #extentsSector = 0;
 
   constructor(
     { spec, context, sink, connected, exportName }: {
@@ -191,16 +186,16 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     this.#start(NBD_CMD_FLUSH, slot, 0, 1, 0);
   }
 
-  allocatedRun(slot: number, sector: number, count: number): number {
-    if (this.#allocationId === null) return count;
-    const known = this.#knownRun(sector, count);
-    if (known !== 0) return known;
+  status(slot: number, sector: number, count: number): void {
+    if (this.#allocationId === null && this.#fd !== NONE) {
+      this.#sink.extent(slot, count, true);
+      return this.#sink.statusDone(slot, 0);
+    }
     this.#start(NBD_CMD_BLOCK_STATUS, slot, sector, Math.min(count, STATUS_SECTORS), 0);
-    return 0;
   }
 
   #start(command: number, slot: number, sector: number, count: number, memorySector: number): void {
-    if (this.#fd === NONE) return this.#sink.pieceDone(slot, count, Errno.ENOTCONN);
+    if (this.#fd === NONE) return this.#end(command, slot, count, Errno.ENOTCONN);
     const { pieces, deferral } = this.#context;
     const piece = pieces.take(command, slot, sector, count, memorySector);
     pieces.append(this.#waiting, 0, piece);
@@ -271,43 +266,37 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   /** Ends a piece; returns the one behind it in its list. */
   #endPiece(piece: number, errno: number): number {
     const { pieces } = this.#context;
+    const command = pieces.kind[piece];
     const slot = pieces.slot[piece];
-    // Whoever asks for extents, asks as a request of one sector.
-    const isStatus = pieces.kind[piece] === NBD_CMD_BLOCK_STATUS;
-    const count = isStatus ? 1 : pieces.count[piece];
+    const count = pieces.count[piece];
     const next = pieces.give(piece);
-    this.#sink.pieceDone(slot, count, errno);
+    this.#end(command, slot, count, errno);
     return next;
+  }
+
+  /** Tells the end of a piece. The one place that does: a status request ends in its own way. */
+  #end(command: number, slot: number, count: number, errno: number): void {
+    if (command === NBD_CMD_BLOCK_STATUS) this.#sink.statusDone(slot, errno);
+    else this.#sink.pieceDone(slot, count, errno);
   }
 
   answeredExtents(operation: number, view: DataView, at: number, count: number): void {
     const { pieces } = this.#context;
     const piece = this.#giveOperation(operation);
     const slot = pieces.slot[piece];
-    this.#extents = view;
-    this.#extentsAt = at;
-    this.#extentsLeft = count;
-    this.#extentsSector = pieces.sector[piece];
+    let left = pieces.count[piece];
     pieces.give(piece);
-    this.#sink.wake(slot);
-    this.#extents = null;
-  }
-
-  /** The run at a sector, by the answer that just came; 0 when it does not tell. */
-  #knownRun(sector: number, count: number): number {
-    while (this.#extents !== null && this.#extentsLeft > 0 && sector === this.#extentsSector) {
-      const bytes = this.#extents.getUint32(this.#extentsAt, false);
-      const isZero = (this.#extents.getUint32(this.#extentsAt + 4, false) & NBD_STATE_ZERO) !== 0;
-      const whole = bytes % SECTOR_BYTES === 0;
-      // An extent that ends within a sector: that sector holds data, and what follows is asked for.
-      const sectors = Math.max(1, Math.floor(bytes / SECTOR_BYTES));
-      this.#extentsAt += EXTENT_BYTES;
-      this.#extentsLeft = whole ? this.#extentsLeft - 1 : 0;
-      const run = Math.min(sectors, count);
-      this.#extentsSector += sectors;
-      if (run > 0) return isZero && bytes >= SECTOR_BYTES ? -run : run;
+    for (let i = 0; i < count && left > 0; i++) {
+      const bytes = view.getUint32(at + EXTENT_BYTES * i, false);
+      const isZero = (view.getUint32(at + EXTENT_BYTES * i + 4, false) & NBD_STATE_ZERO) !== 0;
+      // An extent that ends within its first sector: that sector is taken to hold data.
+      const sectors = Math.min(left, Math.max(1, Math.floor(bytes / SECTOR_BYTES)));
+      left -= sectors;
+      const wanted = this.#sink.extent(slot, sectors, !isZero || bytes < SECTOR_BYTES);
+      // One that ends within a sector: what follows is asked for again.
+      if (!wanted || bytes % SECTOR_BYTES !== 0) break;
     }
-    return 0;
+    this.#sink.statusDone(slot, 0);
   }
 
   // ---- the connection ---------------------------------------------------------------------

@@ -41,7 +41,7 @@ const MOST_RECEIVES = 64;
 export interface AnswerSink {
   /** An operation was answered, and is not in use by the server any more. */
   answered(operation: number, errno: number): void;
-  /** So were the extents from where it starts: pairs of 32 bits in `view`, bytes and state. */
+  /** So was one for extents, with one at least: pairs of 32 bits in `view`, bytes and state. */
   answeredExtents(operation: number, view: DataView, at: number, count: number): void;
 }
 

@@ -270,8 +270,10 @@ export class VhdDisk implements ImageDriver {
     const { pieces } = this.#context;
     const slot = pieces.slot[piece];
     const count = pieces.count[piece];
+    const isStatus = pieces.kind[piece] === PieceKind.Status;
     pieces.give(piece);
-    this.#sink.pieceDone(slot, count, errno);
+    if (isStatus) this.#sink.statusDone(slot, errno);
+    else this.#sink.pieceDone(slot, count, errno);
   }
 
   /** Does again, from the start, what a piece had to wait for. */
@@ -283,7 +285,7 @@ export class VhdDisk implements ImageDriver {
     const count = pieces.count[piece];
     const memorySector = pieces.memory[piece];
     pieces.give(piece);
-    if (kind === PieceKind.Wake) this.#sink.wake(slot);
+    if (kind === PieceKind.Status) this.status(slot, sector, count);
     else this.#move(kind, slot, sector, count, memorySector);
   }
 
@@ -419,26 +421,46 @@ export class VhdDisk implements ImageDriver {
     this.#context.queue.sync(this.#file.disk.file, this.#directOwner, slot);
   }
 
-  allocatedRun(slot: number, sector: number, count: number): number {
+  /** Tells of what this image and its end know; the rest of the request is the image's below. */
+  status(slot: number, sector: number, count: number): void {
+    for (let wanted = true; wanted && count > 0;) {
+      const run = this.#runHere(sector, count);
+      if (run === 0) return this.#waitForStatus(slot, sector, count);
+      const sectors = Math.abs(run);
+      if (run < 0 && this.#showsParentAt(sector)) return this.#statusBelow(slot, sector, sectors);
+      wanted = this.#sink.extent(slot, sectors, run > 0);
+      sector += sectors;
+      count -= sectors;
+    }
+    this.#sink.statusDone(slot, 0);
+  }
+
+  /**
+   * How many sectors from `sector` on, at most `count` and within a block, are alike: positive when
+   * this image holds them, negative when it does not. 0: the block's bitmap is not loaded.
+   */
+  #runHere(sector: number, count: number): number {
     const block = this.#blockOf(sector);
     const part = this.#leftInBlock(sector, block, count);
     const location = this.#file.locationOf(block);
-    if (location === NONE) return this.#runBelow(slot, sector, part);
+    if (location === NONE) return -part;
     if (this.#file.isFull(block)) return part;
-    const entry = this.#entryFor(block, location);
-    if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
-      this.#wait(this.#context.pieces.take(PieceKind.Wake, slot, sector, 1, 0), entry);
-      return 0;
-    }
+    const entry = this.#cache.find(block);
+    if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) return 0;
     const bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
     const run = runEnd(this.#cache.onDisk, bit, bit + part) - bit;
-    return testBit(this.#cache.onDisk, bit) ? run : this.#runBelow(slot, sector, run);
+    return testBit(this.#cache.onDisk, bit) ? run : -run;
   }
 
-  #runBelow(slot: number, sector: number, count: number): number {
-    if (this.#below === null || sector >= this.#below.sectors) return -count;
-    const there = Math.min(count, this.#below.sectors - sector);
-    return this.#below.allocatedRun(slot, sector, there);
+  #waitForStatus(slot: number, sector: number, count: number): void {
+    const block = this.#blockOf(sector);
+    const entry = this.#entryFor(block, this.#file.locationOf(block));
+    this.#wait(this.#context.pieces.take(PieceKind.Status, slot, sector, count, 0), entry);
+  }
+
+  #statusBelow(slot: number, sector: number, count: number): void {
+    const below = this.#below;
+    if (below !== null) below.status(slot, sector, Math.min(count, below.sectors - sector));
   }
 
   close(done: (errno: number) => void): void {
