@@ -1,6 +1,6 @@
 /**
- * The README's tour, typed in by a test: each `console` block has commands after `$ ` and, below
- * each, what it prints. Process numbers, times and the like may differ.
+ * The console sessions of the README and of `docs/`, run by a test: each `console` block has commands
+ * after `$ ` and, below each, what it prints. Process numbers, times and the like may differ.
  *
  * @module
  */
@@ -51,22 +51,27 @@ const { ignore, suffix } = needs(
   "qemu-io",
 );
 
-Deno.test({
-  name: `The README's tour does what the README says${suffix}`,
-  ignore,
-  async fn() {
-    const steps = stepsOf(Deno.readTextFileSync(`${ROOT}README.md`));
-    assert.ok(steps.length > 20, `The README has a tour, of ${steps.length} commands`);
-    await withTempDir(async (folder) => {
-      const tour = `${folder}/tour`;
-      try {
-        await take(steps, tour);
-      } finally {
-        await new ControlBench(tour).end();
-      }
-    });
-  },
-});
+/** Documents with `console` blocks. */
+const DOCUMENTS = ["README.md", "docs/images.md"];
+
+for (const document of DOCUMENTS) {
+  Deno.test({
+    name: `The sessions in ${document} do what it says${suffix}`,
+    ignore,
+    async fn() {
+      const steps = stepsOf(Deno.readTextFileSync(`${ROOT}${document}`));
+      assert.ok(steps.length > 5, `${document} has ${steps.length} commands`);
+      await withTempDir(async (folder) => {
+        const tour = `${folder}/tour`;
+        try {
+          await take(steps, tour);
+        } finally {
+          await new ControlBench(tour).end();
+        }
+      });
+    },
+  });
+}
 
 async function take(steps: readonly Step[], tour: string): Promise<void> {
   const mark = "___next_command___";
