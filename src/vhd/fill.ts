@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
+import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { allSet, setBits } from "./format/bitmap.ts";
 import { isAllocated, presentSectors } from "./image/block.ts";
 import { openChain, type VhdChain } from "./image/chain.ts";
@@ -9,7 +9,7 @@ import type { ProgressListener } from "../files/progress.ts";
 import { readRange } from "./image/read.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "./format/units.ts";
-import { finishWriting, markFull, requireRoom, writeRange } from "./write.ts";
+import { finishWriting, markFull, requireRoom, writeBat, writeRange } from "./write.ts";
 
 /** How an image is filled. */
 export interface FillOptions {
@@ -109,7 +109,7 @@ export function preallocate(path: string, options: PreallocateOptions = {}): voi
       image.bat[block] = sector;
       if (isFull) markFull(image, block);
     }
-    image.file.writeAt(encodeBat(image.bat), image.batOffsetBytes);
+    writeBat(image);
     finishWriting(image);
   } finally {
     image.close();

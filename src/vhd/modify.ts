@@ -6,7 +6,7 @@
  */
 
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
+import { DD_BLK_UNUSED } from "./format/bat.ts";
 import type { ParentToWrite } from "./create.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
 import { type DynamicHeader, encodeHeader } from "./format/header.ts";
@@ -20,7 +20,7 @@ import { planResize } from "./resize/resize_plan.ts";
 import { parentToWrite } from "./snapshot.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { paddedBytes, VHD_SECTOR_SIZE } from "./format/units.ts";
-import { writeBatmap, writeFooters } from "./write.ts";
+import { writeBat, writeBatmap, writeFooters } from "./write.ts";
 
 /** What becomes the parent. */
 export interface ReparentOptions {
@@ -178,7 +178,7 @@ export function killData(path: string, { storage = osStorage }: { storage?: Stor
     writeBatmap(image);
     image.file.sync();
     image.bat.fill(DD_BLK_UNUSED);
-    image.file.writeAt(encodeBat(image.bat), image.batOffsetBytes);
+    writeBat(image);
     image.file.sync();
     image.endOfDataSector = endOfDataSector(image);
     writeFooters(image);

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat, encodeBatSector } from "./format/bat.ts";
 import { batmapChecksum, encodeBatmapHeader } from "./format/batmap.ts";
 import { allSet, setBit, setBits } from "./format/bitmap.ts";
 import { bitmapOffset, dataOffset, isAllocated, isMarkedFull, readBitmap } from "./image/block.ts";
@@ -134,15 +134,17 @@ function clearSpace({ file }: VhdImage, fromSector: number, toSector: number): v
   file.truncate(toBytes);
 }
 
+/** Writes the sectors of the BAT that hold the entries of the disk's blocks. */
+export function writeBat({ bat, batOffsetBytes, file, header }: VhdImage): void {
+  const entries = Math.ceil(bat.length / BAT_ENTRIES_PER_SECTOR) * BAT_ENTRIES_PER_SECTOR;
+  const declared = header?.maxBatEntries ?? 0;
+  file.writeAt(encodeBat(bat, Math.min(entries, declared)), batOffsetBytes);
+}
+
 /** Writes the sector of the BAT that an entry is in. */
 export function writeBatEntry(image: VhdImage, block: number): void {
-  const perSector = VHD_SECTOR_SIZE / 4;
-  const first = Math.floor(block / perSector) * perSector;
-  const bytes = new Uint8Array(VHD_SECTOR_SIZE);
-  const view = new DataView(bytes.buffer);
-  const count = Math.min(perSector, image.bat.length - first);
-  for (let i = 0; i < count; i++) view.setUint32(i * 4, image.bat[first + i]);
-  image.file.writeAt(bytes, image.batOffsetBytes + first * 4);
+  const first = block - block % BAT_ENTRIES_PER_SECTOR;
+  image.file.writeAt(encodeBatSector(image.bat, first), image.batOffsetBytes + first * 4);
 }
 
 /** Notes in the batmap, in memory, that all of a block's sectors are here. */

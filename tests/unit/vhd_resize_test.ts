@@ -245,7 +245,7 @@ Deno.test("new entries of a grown table are unused", () => {
   assert.equal(bat.findLastIndex((entry) => entry !== DD_BLK_UNUSED), 3);
   resizeVhd(IMAGE, { storage, sizeBytes: 8 * MIB, journal: JOURNAL });
   const shrunk = openVhd(IMAGE, { storage });
-  assert.deepEqual([shrunk.blocks, shrunk.bat.length], [4, 51200]);
+  assert.deepEqual([shrunk.blocks, shrunk.header?.maxBatEntries], [4, 51200]);
 });
 
 Deno.test("a journal fits into the 6 MiB that XenServer gives it", () => {

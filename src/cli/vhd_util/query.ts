@@ -169,7 +169,7 @@ function printAllocated({ output }: CommandCall, image: VhdImage): number {
 }
 
 function printMaxSize({ output }: CommandCall, image: VhdImage): number {
-  const bytes = image.bat.length * image.blockSizeBytes;
+  const bytes = (image.header?.maxBatEntries ?? 0) * image.blockSizeBytes;
   output.print(`${Math.floor(bytes / MIB)}\n`);
   return 0;
 }

@@ -28,8 +28,10 @@ export function factsOf(
     virtualSizeBytes: image.sizeBytes,
     physicalSizeBytes,
     blockSizeBytes: isFixed ? null : image.blockSizeBytes,
-    allocatedBlocks: isFixed ? null : allocatedBlocks(image.bat.subarray(0, image.blocks)),
-    maxVirtualSizeBytes: isFixed ? image.sizeBytes : image.bat.length * image.blockSizeBytes,
+    allocatedBlocks: isFixed ? null : allocatedBlocks(image.bat),
+    maxVirtualSizeBytes: image.header === null
+      ? image.sizeBytes
+      : image.header.maxBatEntries * image.blockSizeBytes,
     parent: image.parent && attempt(() => resolveParent(image, { anyUuid: true })),
     parentAsStored: image.parent && unresolvedParent(image),
     chainDepth: attempt(() => depthOf(image)),

@@ -21,6 +21,10 @@ export function checkBat(
   { checkOverlaps }: { checkOverlaps: boolean },
 ): void {
   for (const fault of batFaults(image, { checkOverlaps })) {
+    if (!findings.hasRoom("bat")) {
+      findings.countError("bat");
+      continue;
+    }
     const what = fault.kind === "clobbers block" && fault.other !== undefined
       ? `clobbers block ${fault.other} (offset 0x${image.bat[fault.other].toString(16)})`
       : fault.kind;
@@ -49,7 +53,7 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
     findings.error(`batmap is invalid: ${value} ${problem}`, field, offsetBytes);
   }
   if (batmap === null) return;
-  if (batmap.header.batmapSectors * VHD_SECTOR_SIZE * 8 < image.bat.length) {
+  if (batmap.header.batmapSectors * VHD_SECTOR_SIZE * 8 < (image.header?.maxBatEntries ?? 0)) {
     findings.error(
       "batmap is invalid: batmap-BAT size mismatch",
       "batmap.batmapSectors",
@@ -58,6 +62,10 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
   }
   for (let block = 0; block < image.blocks; block++) {
     if (!isMarkedFull(image, block) || isAllocated(image, block)) continue;
+    if (!findings.hasRoom("batmap.bits")) {
+      findings.countError("batmap.bits");
+      continue;
+    }
     findings.error(
       `batmap shows unallocated block ${block} full`,
       `batmap.bits[${block}]`,
@@ -107,6 +115,10 @@ function checkClearSectors(
     readBlockData(image, clear, { block, sector: first });
     for (let i = 0; i < end - first; i++) {
       if (isZeroSector(words, i)) continue;
+      if (!findings.hasRoom("data")) {
+        findings.countError("data");
+        continue;
+      }
       const at = first + i;
       findings.error(
         `sector ${shortHex(at)} of block ${shortHex(block)} has data where bitmap is clear`,

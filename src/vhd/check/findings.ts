@@ -13,13 +13,19 @@ export interface Finding {
 /** Most findings of one kind that are worth listing. */
 const LIMIT = 100;
 
-/** Gathers findings; of many of one kind only the first hundred, and how many more there are. */
+/**
+ * Gathers findings; of many of one kind only the first hundred, and how many more there are. A
+ * damaged image may have millions: whoever looks through a table asks `hasRoom` first and only counts
+ * what is not listed, so that time and memory stay bounded.
+ */
 export class Findings {
   readonly #found: Finding[] = [];
   readonly #counts = new Map<string, number>();
+  #hasErrors = false;
 
   /** Adds an error. */
   error(message: string, field: string, offsetBytes: number): void {
+    this.#hasErrors = true;
     this.#add({ severity: "error", message, field, offsetBytes });
   }
 
@@ -28,9 +34,20 @@ export class Findings {
     this.#add({ severity: "warning", message, field, offsetBytes });
   }
 
+  /** Whether one more finding of a kind, such as `bat` for the field `bat[7]`, would be listed. */
+  hasRoom(kind: string): boolean {
+    return (this.#counts.get(kind) ?? 0) < LIMIT;
+  }
+
+  /** Counts an error of a kind for which there is no room. */
+  countError(kind: string): void {
+    this.#hasErrors = true;
+    this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + 1);
+  }
+
   /** Whether there is an error among them. */
   get hasErrors(): boolean {
-    return this.#found.some(({ severity }) => severity === "error");
+    return this.#hasErrors;
   }
 
   /** All of them, in the order in which they were found. */

@@ -1,7 +1,10 @@
-import { paddedBytes } from "./units.ts";
+import { paddedBytes, VHD_SECTOR_SIZE } from "./units.ts";
 
 /** What a BAT entry holds for a block that is not allocated. */
 export const DD_BLK_UNUSED = 0xffff_ffff;
+
+/** Entries in a sector of the BAT. */
+export const BAT_ENTRIES_PER_SECTOR = VHD_SECTOR_SIZE / 4;
 
 /** Bytes that a BAT of `entries` takes up in the file. */
 export function batBytes(entries: number): number {
@@ -16,11 +19,23 @@ export function decodeBat(bytes: Uint8Array, entries: number): Uint32Array {
   return bat;
 }
 
-/** Writes a BAT as whole sectors; what is left of the last one is zero. */
-export function encodeBat(bat: Uint32Array): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(batBytes(bat.length));
+/**
+ * Writes a BAT of `entries` entries as whole sectors. Entries behind the end of `bat` are unused;
+ * what is left of the last sector is zero.
+ */
+export function encodeBat(bat: Uint32Array, entries = bat.length): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(batBytes(entries));
   const view = new DataView(bytes.buffer);
-  for (let i = 0; i < bat.length; i++) view.setUint32(i * 4, bat[i]);
+  for (let i = 0; i < entries; i++) view.setUint32(i * 4, i < bat.length ? bat[i] : DD_BLK_UNUSED);
+  return bytes;
+}
+
+/** Writes the sector of a BAT that begins with the entry `first`; missing entries are unused. */
+export function encodeBatSector(bat: Uint32Array, first: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(VHD_SECTOR_SIZE).fill(0xff);
+  const view = new DataView(bytes.buffer);
+  const count = Math.min(BAT_ENTRIES_PER_SECTOR, bat.length - first);
+  for (let i = 0; i < count; i++) view.setUint32(i * 4, bat[first + i]);
   return bytes;
 }
 

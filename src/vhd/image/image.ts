@@ -71,7 +71,10 @@ export interface VhdImage {
   readonly bitmapSectors: number;
   /** Blocks that the virtual disk has; the BAT may have room for more. */
   blocks: number;
-  /** Sector of each block's bitmap, 0xffffffff for none; all entries that the header declares. */
+  /**
+   * Sector of each block's bitmap, 0xffffffff for none; an entry for each of `blocks`. The header may
+   * declare more entries. Those belong to no block and are never read.
+   */
   bat: Uint32Array;
   readonly batOffsetBytes: number;
   batmap: Batmap | null;
@@ -163,11 +166,19 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   const { header, locatorFaults } = readHeader(file, footer);
   const sectors = sectorsPerBlock(header.blockSize);
   const { batmap, fault } = readBatmapOf(file, footer, header, options);
-  const bat = readBat(file, header);
-  const blockSectors = sectors + bitmapSectors(sectors);
+  const blocks = blocksOf(Number(footer.currentSize), header.blockSize);
+  const bat = readBat(file, header, blocks);
+  const blockBytes = (sectors + bitmapSectors(sectors)) * VHD_SECTOR_SIZE;
+  const batEnd = batmapHeaderOffset(header);
   const buried = dropBuriedLocators(file, header, {
     headerOffsetBytes: Number(footer.dataOffset),
-    isInBlock: (from, to) => blockBetween(bat, { from, to, blockSectors }),
+    // An entry that points into the BAT itself is wrong, and tells nothing of the locators.
+    isInBlock: (from, to) =>
+      bat.some((sector) => {
+        const start = sector * VHD_SECTOR_SIZE;
+        return sector !== DD_BLK_UNUSED && start < to && start + blockBytes > from &&
+          (start >= batEnd || start + blockBytes <= Number(header.tableOffset));
+      }),
   });
   const layout = {
     endOfHeadersBytes: endOfHeaders({ footer, header, batmap: batmap?.header ?? null }),
@@ -181,7 +192,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
     type: footer.diskType === HD_TYPE_DIFF ? "differencing" : "dynamic",
     blockSizeBytes: header.blockSize,
     ...layout,
-    blocks: blocksOf(Number(footer.currentSize), header.blockSize),
+    blocks,
     bat,
     batOffsetBytes: Number(header.tableOffset),
     batmap,
@@ -208,30 +219,27 @@ const FIXED_PARTS = {
   parent: null,
 } as const;
 
-function readBat(file: StorageFile, header: DynamicHeader): Uint32Array {
-  const bytes = new Uint8Array(header.maxBatEntries * 4);
-  const offsetBytes = Number(header.tableOffset);
-  if (file.readAt(bytes, offsetBytes) < bytes.length) {
-    throw new VhdFormatError(file.path, {
-      field: "header.maxBatEntries",
-      offsetBytes: Number(header.tableOffset),
-      value: String(header.maxBatEntries),
-      problem: "reaches past the end of the file",
-    });
-  }
-  return decodeBat(bytes, header.maxBatEntries);
-}
+/** Entries of a BAT that are read at once. */
+const BAT_ENTRIES_AT_ONCE = 256 * 1024;
 
-/** Whether any block lies between two bytes of the file. */
-function blockBetween(
-  bat: Uint32Array,
-  { from, to, blockSectors }: { from: number; to: number; blockSectors: number },
-): boolean {
-  const firstSector = Math.floor(from / VHD_SECTOR_SIZE) - blockSectors;
-  const lastSector = Math.ceil(to / VHD_SECTOR_SIZE);
-  return bat.some((sector) =>
-    sector !== DD_BLK_UNUSED && sector > firstSector && sector < lastSector
-  );
+/** Reads the first `entries` entries of the BAT: those that the blocks of the disk have. */
+export function readBat(file: StorageFile, header: DynamicHeader, entries: number): Uint32Array {
+  const bat = new Uint32Array(entries);
+  const buffer = new Uint8Array(4 * Math.min(entries, BAT_ENTRIES_AT_ONCE));
+  for (let first = 0; first < entries; first += BAT_ENTRIES_AT_ONCE) {
+    const count = Math.min(entries - first, BAT_ENTRIES_AT_ONCE);
+    const bytes = buffer.subarray(0, count * 4);
+    if (file.readAt(bytes, Number(header.tableOffset) + first * 4) < bytes.length) {
+      throw new VhdFormatError(file.path, {
+        field: "header.maxBatEntries",
+        offsetBytes: Number(header.tableOffset),
+        value: String(header.maxBatEntries),
+        problem: "reaches past the end of the file",
+      });
+    }
+    bat.set(decodeBat(bytes, count), first);
+  }
+  return bat;
 }
 
 function readBatmapOf(

@@ -1,4 +1,4 @@
-import { DD_BLK_UNUSED } from "../format/bat.ts";
+import { allocatedBlocks, DD_BLK_UNUSED } from "../format/bat.ts";
 import { VhdFormatError } from "./errors.ts";
 import type { VhdImage } from "./image.ts";
 import { HD_FOOTER_SIZE } from "../format/footer.ts";
@@ -16,15 +16,14 @@ export interface BatFault {
 
 /**
  * Everything that is wrong with a BAT: entries that point into the metadata, past the end, or to
- * where another block lies. Blocks behind the end of the virtual disk count too.
+ * where another block lies. One at a time, as each of millions of entries may be wrong.
  *
  * @param options.checkOverlaps Off saves sorting the table.
  */
-export function batFaults(
+export function* batFaults(
   image: VhdImage,
   { checkOverlaps = true }: { checkOverlaps?: boolean } = {},
-): BatFault[] {
-  const faults: BatFault[] = [];
+): Generator<BatFault> {
   const firstSector = sectorsOf(image.endOfHeadersBytes);
   const endSector = lastUsableSector(image);
   const lengthSectors = image.footerSource === "backup"
@@ -34,13 +33,10 @@ export function batFaults(
   for (let block = 0; block < bat.length; block++) {
     const sector = bat[block];
     if (sector === DD_BLK_UNUSED) continue;
-    if (sector < firstSector) faults.push({ block, sector, kind: "clobbers headers" });
-    else if (sector + lengthSectors > endSector) {
-      faults.push({ block, sector, kind: "clobbers footer" });
-    }
+    if (sector < firstSector) yield { block, sector, kind: "clobbers headers" };
+    else if (sector + lengthSectors > endSector) yield { block, sector, kind: "clobbers footer" };
   }
-  if (checkOverlaps) addOverlaps(image, faults);
-  return faults;
+  if (checkOverlaps) yield* overlaps(image);
 }
 
 /**
@@ -56,28 +52,30 @@ function lastUsableSector(image: VhdImage): number {
   );
 }
 
-function addOverlaps(image: VhdImage, faults: BatFault[]): void {
-  const { bat } = image;
-  const lengthSectors = image.bitmapSectors + image.sectorsPerBlock;
-  if (!anyOverlap(bat, lengthSectors)) return;
-  const blocks: number[] = [];
-  for (let block = 0; block < bat.length; block++) {
-    if (bat[block] !== DD_BLK_UNUSED) blocks.push(block);
-  }
-  blocks.sort((a, b) => bat[a] - bat[b] || a - b);
-  for (let i = 1; i < blocks.length; i++) {
-    const [other, block] = [blocks[i - 1], blocks[i]];
-    if (bat[block] - bat[other] >= lengthSectors) continue;
-    faults.push({ block, sector: bat[block], kind: "clobbers block", other });
+/** Blocks that begin before the block in front of them in the file ends, in the file's order. */
+function* overlaps({ bat, bitmapSectors, sectorsPerBlock }: VhdImage): Generator<BatFault> {
+  const lengthSectors = bitmapSectors + sectorsPerBlock;
+  const places = sortedPlaces(bat);
+  for (let i = 3; i < places.length; i += 2) {
+    const sector = places[i];
+    if (sector - places[i - 2] >= lengthSectors) continue;
+    yield { block: places[i - 1], sector, kind: "clobbers block", other: places[i - 3] };
   }
 }
 
-function anyOverlap(bat: Uint32Array, lengthSectors: number): boolean {
-  const sorted = bat.slice().sort();
-  for (let i = 1; i < sorted.length && sorted[i] !== DD_BLK_UNUSED; i++) {
-    if (sorted[i] - sorted[i - 1] < lengthSectors) return true;
+/** Pairs of block and sector for all allocated blocks, in the order of the sectors. */
+function sortedPlaces(bat: Uint32Array): Uint32Array {
+  const keys = new BigUint64Array(allocatedBlocks(bat));
+  // The machine is little-endian: the upper half of a key, by which it is sorted first, is second.
+  const pairs = new Uint32Array(keys.buffer);
+  let end = 0;
+  for (let block = 0; block < bat.length; block++) {
+    if (bat[block] === DD_BLK_UNUSED) continue;
+    pairs[end++] = block;
+    pairs[end++] = bat[block];
   }
-  return false;
+  keys.sort();
+  return pairs;
 }
 
 /**
@@ -86,8 +84,8 @@ function anyOverlap(bat: Uint32Array, lengthSectors: number): boolean {
  * @throws {VhdFormatError} for the first fault.
  */
 export function validateBat(image: VhdImage): void {
-  const [fault] = batFaults(image);
-  if (fault === undefined) return;
+  const fault = batFaults(image).next().value;
+  if (!fault) return;
   const { block, sector, kind, other } = fault;
   const problem = kind === "clobbers headers"
     ? "points into the metadata at the start of the file"

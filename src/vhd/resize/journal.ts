@@ -123,7 +123,7 @@ function metadataOf(image: VhdImage): Recorded[] {
     const lengthBytes = locatorSpaceBytes(locator);
     ranges.push({ type: TYPE.LOCATOR, offsetBytes: Number(locator.dataOffset), lengthBytes });
   }
-  const lengthBytes = batBytes(image.bat.length);
+  const lengthBytes = batBytes(header.maxBatEntries);
   ranges.push({ type: TYPE.BAT, offsetBytes: image.batOffsetBytes, lengthBytes });
   if (batmap !== null) {
     const { headerOffsetBytes, offsetBytes, header: { batmapSectors } } = batmap;

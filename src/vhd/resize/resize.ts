@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { DD_BLK_UNUSED, encodeBat } from "../format/bat.ts";
+import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat } from "../format/bat.ts";
 import { batmapBytes } from "../format/batmap.ts";
 import { clearBit } from "../format/bitmap.ts";
 import { validateSize, writeZeros } from "../create.ts";
@@ -7,7 +7,7 @@ import { createdByTap, encodeFooter, HD_FOOTER_SIZE } from "../format/footer.ts"
 import { updateFooters } from "../image/footer_writer.ts";
 import { geometryOfSize, packGeometry } from "../format/geometry.ts";
 import { encodeHeader } from "../format/header.ts";
-import { openVhd, type VhdImage } from "../image/image.ts";
+import { openVhd, readBat, type VhdImage } from "../image/image.ts";
 import { changeJournaled, disableImage, footerOffsetOf, type JournalOptions } from "./journal.ts";
 import { batmapHeaderOffset, blocksOf } from "../format/layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
@@ -15,7 +15,7 @@ import { planResize, type ResizePlan } from "./resize_plan.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
-import { writeBatmap } from "../write.ts";
+import { writeBatEntry, writeBatmap } from "../write.ts";
 
 /** Bytes of zeros between two reports of how far it has come. */
 const ZEROS_AT_ONCE = 64 * 1024 * 1024;
@@ -78,13 +78,16 @@ export function growWithinMetadata(path: string, options: ResizeOptions): void {
     const blocks = blocksOf(options.sizeBytes, image.blockSizeBytes);
     const sizeBytes = blocks * image.blockSizeBytes;
     if (sizeBytes === image.sizeBytes) return;
-    if (sizeBytes < image.sizeBytes || blocks > image.bat.length) {
+    const room = image.header?.maxBatEntries ?? 0;
+    if (sizeBytes < image.sizeBytes || blocks > room) {
       const problem = sizeBytes < image.sizeBytes
         ? `${sizeBytes} bytes is less than its size of ${image.sizeBytes}`
-        : `its metadata has room for ${image.bat.length} blocks, not for ${blocks}`;
+        : `its metadata has room for ${room} blocks, not for ${blocks}`;
       throw new SystemError(Errno.EINVAL, `Cannot resize ${path} without a journal: ${problem}`);
     }
     setSize(image, sizeBytes);
+    growBat(image);
+    writeNewEntries(image);
     updateFooters(image);
   } finally {
     image.close();
@@ -155,7 +158,7 @@ export function carryOut(
   disableImage(image);
   moveBlocks(image, plan, onProgress);
   setSize(image, plan.sizeBytes);
-  growBat(image, plan.batEntries);
+  growBat(image);
   header.maxBatEntries = plan.batEntries;
   moveBatmap(image, plan);
   for (const [index, bytes] of locators.entries()) {
@@ -163,7 +166,7 @@ export function carryOut(
     const dataOffset = BigInt(plan.locatorOffsets[index]);
     header.locators[index] = { ...header.locators[index], dataOffset };
   }
-  file.writeAt(encodeBat(image.bat), image.batOffsetBytes);
+  file.writeAt(encodeBat(image.bat, plan.batEntries), image.batOffsetBytes);
   file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
   file.sync();
   const bytes = encodeFooter(image.footer);
@@ -202,10 +205,27 @@ function moveBlocks(
   }
 }
 
-function growBat(image: VhdImage, entries: number): void {
-  if (entries === image.bat.length) return;
-  const bat = new Uint32Array(entries).fill(DD_BLK_UNUSED);
-  bat.set(image.bat);
+/**
+ * Makes the entries on disk unused that get a block now. Nobody has read them before, so they may
+ * hold anything; those of our own images are unused already.
+ */
+function writeNewEntries(image: VhdImage): void {
+  if (image.header === null) return;
+  const stored = readBat(image.file, image.header, image.blocks);
+  let written = -1;
+  for (let block = 0; block < image.blocks; block++) {
+    const sector = Math.floor(block / BAT_ENTRIES_PER_SECTOR);
+    if (stored[block] === image.bat[block] || sector === written) continue;
+    writeBatEntry(image, block);
+    written = sector;
+  }
+  if (written >= 0) image.file.sync();
+}
+
+/** Gives the BAT in memory an entry for each block that the disk has now. */
+function growBat(image: VhdImage): void {
+  const bat = new Uint32Array(image.blocks).fill(DD_BLK_UNUSED);
+  bat.set(image.bat.subarray(0, image.blocks));
   image.bat = bat;
 }
 

@@ -46,7 +46,7 @@ export function planResize(
   image: VhdImage,
   { sizeBytes, locatorSpaces }: { sizeBytes: number; locatorSpaces?: readonly number[] },
 ): ResizePlan {
-  const batEntries = Math.max(image.bat.length, blocksOf(sizeBytes, image.blockSizeBytes));
+  const batEntries = Math.max(declaredEntries(image), blocksOf(sizeBytes, image.blockSizeBytes));
   const spaces = locatorSpaces ?? image.header?.locators.map(locatorSpaceBytes) ?? [];
   const layout = layMetadata(image, { sizeBytes, batEntries, spaces });
   const { moves, endSector } = moveBlocks(image, layout.endOfHeadersBytes);
@@ -68,6 +68,10 @@ export function planResize(
   return { sizeBytes, batEntries, ...layout, moves, footerOffsetBytes, overwritten };
 }
 
+function declaredEntries({ header }: VhdImage): number {
+  return header?.maxBatEntries ?? 0;
+}
+
 type Layout = Pick<ResizePlan, "batmap" | "locatorOffsets" | "endOfHeadersBytes">;
 
 function layMetadata(
@@ -81,7 +85,7 @@ function layMetadata(
   const { header, batmap, batOffsetBytes } = image;
   const locators = header?.locators ?? [];
   const oldMapBytes = (batmap?.header.batmapSectors ?? 0) * VHD_SECTOR_SIZE;
-  const fits = batBytes(batEntries) === batBytes(image.bat.length) &&
+  const fits = batBytes(batEntries) === batBytes(declaredEntries(image)) &&
     (batmap === null || batmapBytes(sizeBytes) <= oldMapBytes) &&
     locators.every((locator, i) => spaces[i] <= locatorSpaceBytes(locator));
   if (fits) {
