@@ -53,6 +53,7 @@ export const O_TRUNC = 0o1000;
 export const O_NONBLOCK = 0o4000;
 export const O_DSYNC = 0o10000;
 export const O_DIRECT = 0o40000;
+export const O_DIRECTORY = 0o200000;
 export const O_CLOEXEC = 0o2000000;
 
 const SYS_fstat = 5;
@@ -66,6 +67,9 @@ const FALLOC_FL_PUNCH_HOLE = 2;
 const BLKGETSIZE64 = 0x80081272;
 const BLKSSZGET = 0x1268;
 const S_IFMT = 0o170000;
+/** Bytes of a `struct stat`. */
+export const STAT_BYTES = 144;
+const S_IFDIR = 0o040000;
 const S_IFBLK = 0o060000;
 const S_IFREG = 0o100000;
 const LARGEST_TRANSFER_BYTES = 1 << 30;
@@ -77,6 +81,7 @@ export type FileKind = "file" | "block" | "other";
 export interface FileStatus {
   sizeBytes: number;
   kind: FileKind;
+  isFolder: boolean;
   device: number;
   inode: number;
   /** Room taken on disk, bytes. */
@@ -231,17 +236,24 @@ function fieldOf(view: DataView, offset: number): number {
 
 /** The state of an open file. Throws `SystemError`. */
 export function fileStatus(fd: number): FileStatus {
+  const stat = new Uint8Array(STAT_BYTES);
+  check(libc.syscall(SYS_fstat, fd, stat), () => "Cannot get the state of the file");
+  const status = decodeStatus(stat);
+  return status.kind === "block" ? { ...status, sizeBytes: blockDeviceSize(fd) } : status;
+}
+
+/** What a `struct stat` tells; the size of a block device is not in it. */
+export function decodeStatus(stat: Uint8Array): FileStatus {
   // struct stat of x86-64: st_dev @0, st_ino @8, st_mode @24, st_rdev @40, st_size @48,
   // st_blocks @64, st_mtime @88.
-  const stat = new Uint8Array(144);
-  check(libc.syscall(SYS_fstat, fd, stat), () => "Cannot get the state of the file");
-  const view = new DataView(stat.buffer);
+  const view = new DataView(stat.buffer, stat.byteOffset, stat.byteLength);
   const mode = view.getUint32(24, true);
   const format = mode & S_IFMT;
   const kind: FileKind = format === S_IFREG ? "file" : format === S_IFBLK ? "block" : "other";
   return {
-    sizeBytes: kind === "block" ? blockDeviceSize(fd) : fieldOf(view, 48),
+    sizeBytes: fieldOf(view, 48),
     kind,
+    isFolder: format === S_IFDIR,
     device: fieldOf(view, 0),
     inode: fieldOf(view, 8),
     blocksBytes: fieldOf(view, 64) * 512,

@@ -6,6 +6,7 @@
  */
 
 import { checkedCalls } from "./checked_calls.ts";
+import { encodeName } from "./names.ts";
 
 /** The runtime takes a number for any 64-bit integer parameter; Deno's types ask for a BigInt. */
 type WithNumbers<Call> = Call extends (...args: infer Args) => infer Result ? (
@@ -63,12 +64,12 @@ export function memoryAt(address: number, sizeBytes: number): ArrayBuffer {
   return Deno.UnsafePointerView.getArrayBuffer(pointerTo(address), sizeBytes);
 }
 
-/** A path as libc wants it: UTF-8 with a NUL at the end. Throws when it holds a NUL itself. */
+/** A name as libc wants it: its bytes and a NUL. Throws when it holds a NUL itself. */
 export function cString(text: string): Uint8Array<ArrayBuffer> {
   if (text.includes("\0")) {
     throw new TypeError(`Cannot use ${JSON.stringify(text)} as a path: it holds a NUL`);
   }
-  const bytes = new TextEncoder().encode(text);
+  const bytes = encodeName(text);
   const terminated = new Uint8Array(bytes.length + 1);
   terminated.set(bytes);
   return terminated;

@@ -6,6 +6,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibc } from "./libc.ts";
 import { memoryAddress } from "./memory.ts";
+import { encodeName } from "./names.ts";
 
 const libc = openLibc({
   // int socket(int domain, int type, int protocol)
@@ -61,7 +62,7 @@ const SUN_PATH_BYTES = 108;
 /** A `struct sockaddr_un` for a path. Throws `RangeError` when the path is too long for one. */
 export function unixAddress(path: string): Uint8Array<ArrayBuffer> {
   // struct sockaddr_un: u16 family @0, char path[108] @2.
-  const bytes = new TextEncoder().encode(path);
+  const bytes = encodeName(path);
   if (bytes.length >= SUN_PATH_BYTES) {
     throw new RangeError(
       `Cannot use ${path} as a socket: the path has ${bytes.length} bytes, ` +

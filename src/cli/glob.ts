@@ -5,6 +5,9 @@
  *
  * @module
  */
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { compareNames } from "../../ffi/names.ts";
+import { namesInFolder, pathExists } from "../../ffi/paths.ts";
 
 const GROUP_SUFFIX: Record<string, string> = { "?": "?", "*": "*", "+": "+", "@": "" };
 
@@ -90,33 +93,26 @@ function expandParts(
   [part, ...rest]: readonly string[],
   unreadable: (folder: string, error: unknown) => void,
 ): string[] {
-  if (part === undefined) return exists(folder) ? [folder.replace(/(.)\/$/, "$1")] : [];
+  if (part === undefined) {
+    return pathExists(folder, { link: true }) ? [folder.replace(/(.)\/$/, "$1")] : [];
+  }
   if (!hasMagic(part)) {
     return expandParts(`${folder}${part}${rest.length > 0 ? "/" : ""}`, rest, unreadable);
   }
   const expression = patternToRegExp(part);
   let names: string[];
   try {
-    names = Array.from(Deno.readDirSync(folder === "" ? "." : folder), ({ name }) => name);
+    names = namesInFolder(folder === "" ? "." : folder);
   } catch (error) {
-    const isNone = error instanceof Deno.errors.NotFound ||
-      error instanceof Deno.errors.NotADirectory;
+    const isNone = error instanceof SystemError &&
+      (error.errno === Errno.ENOENT || error.errno === Errno.ENOTDIR);
     if (!isNone) unreadable(folder, error);
     return [];
   }
   const matching = names
     .filter((name) => (!name.startsWith(".") || part.startsWith(".")) && expression.test(name))
-    .sort();
+    .sort(compareNames);
   // What was listed is there.
   if (rest.length === 0) return matching.map((name) => folder + name);
   return matching.flatMap((name) => expandParts(`${folder}${name}/`, rest, unreadable));
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch {
-    return false;
-  }
 }

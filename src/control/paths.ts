@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { namesInFolder, workingFolder } from "../../ffi/paths.ts";
 
 /** Where the state of all tapdisks lives unless `BLKTAP_CONTROL_DIR` names another folder. */
 export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
@@ -7,7 +8,7 @@ export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
 export function controlFolder(): string {
   const chosen = Deno.env.get("BLKTAP_CONTROL_DIR") ?? "";
   if (chosen === "") return BLKTAP2_CONTROL_DIR;
-  const folder = chosen.startsWith("/") ? chosen : `${Deno.cwd()}/${chosen}`;
+  const folder = chosen.startsWith("/") ? chosen : `${workingFolder()}/${chosen}`;
   return folder.length > 1 ? folder.replace(/\/+$/, "") : folder;
 }
 
@@ -44,23 +45,13 @@ export function numberAfter(name: string, prefix: string): number | undefined {
   return number <= LARGEST_NUMBER ? number : undefined;
 }
 
-/** Whether there is such a file; a link that leads nowhere is none. */
-export function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 /** The names in a folder; none when there is no such folder. Throws `SystemError`. */
 export function namesIn(folder: string): string[] {
   try {
-    return Array.from(Deno.readDirSync(folder), (entry) => entry.name);
+    return namesInFolder(folder);
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
-    throw systemError(error, `Cannot list ${folder}`);
+    if (error instanceof SystemError && error.errno === Errno.ENOENT) return [];
+    throw error;
   }
 }
 

@@ -15,6 +15,15 @@ import {
   truncateFile,
   writeAt,
 } from "../../ffi/files.ts";
+import {
+  linkPath,
+  pathExists,
+  pathStatus,
+  realPath,
+  removePath,
+  renamePath,
+  workingFolder,
+} from "../../ffi/paths.ts";
 import { type DirectFile, readDirect, writeDirect } from "./direct_io.ts";
 
 /** How a file is opened: `create` empties one that is there, `create-new` refuses it. */
@@ -138,72 +147,29 @@ class OsFile implements StorageFile {
   }
 }
 
-function systemCall<T>(what: string, call: () => T): T {
-  try {
-    return call();
-  } catch (error) {
-    const code = error instanceof Error && "code" in error ? String(error.code) : "";
-    const errno = (Errno as Record<string, number>)[code] ?? errnoOfClass(error);
-    throw new SystemError(errno, what);
-  }
-}
-
-function errnoOfClass(error: unknown): number {
-  if (error instanceof Deno.errors.NotFound) return Errno.ENOENT;
-  if (error instanceof Deno.errors.AlreadyExists) return Errno.EEXIST;
-  if (error instanceof Deno.errors.PermissionDenied) return Errno.EACCES;
-  if (error instanceof Deno.errors.FilesystemLoop) return Errno.ELOOP;
-  if (error instanceof Deno.errors.NotADirectory) return Errno.ENOTDIR;
-  return Errno.EIO;
-}
-
 /** The operating system's files. */
 export const osStorage: Storage = {
   open(path: string, mode: OpenMode): StorageFile {
     return new OsFile(path, OPEN_FLAGS[mode]);
   },
 
-  realPath(path: string): string {
-    return systemCall(`Cannot resolve ${path}`, () => Deno.realPathSync(path));
-  },
+  realPath,
 
   status(path: string): PathStatus {
-    const info = systemCall(`Cannot stat ${path}`, () => Deno.statSync(path));
+    const { kind, isFolder, sizeBytes, mtimeSeconds } = pathStatus(path);
     return {
-      kind: info.isFile
-        ? "file"
-        : info.isBlockDevice
-        ? "block"
-        : info.isDirectory
-        ? "directory"
-        : "other",
-      sizeBytes: info.isFile ? info.size : 0,
-      mtimeSeconds: Math.floor((info.mtime?.getTime() ?? 0) / 1000),
+      kind: isFolder ? "directory" : kind,
+      sizeBytes: kind === "file" ? sizeBytes : 0,
+      mtimeSeconds,
     };
   },
 
   exists(path: string): boolean {
-    try {
-      Deno.statSync(path);
-      return true;
-    } catch {
-      return false;
-    }
+    return pathExists(path);
   },
 
-  workingDirectory(): string {
-    return Deno.cwd();
-  },
-
-  rename(from: string, to: string): void {
-    systemCall(`Cannot rename ${from} to ${to}`, () => Deno.renameSync(from, to));
-  },
-
-  link(from: string, to: string): void {
-    systemCall(`Cannot link ${from} to ${to}`, () => Deno.linkSync(from, to));
-  },
-
-  remove(path: string): void {
-    systemCall(`Cannot remove ${path}`, () => Deno.removeSync(path));
-  },
+  workingDirectory: workingFolder,
+  rename: renamePath,
+  link: linkPath,
+  remove: removePath,
 };

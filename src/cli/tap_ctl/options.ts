@@ -1,3 +1,4 @@
+import { workingFolder } from "../../../ffi/paths.ts";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ImageOptions, TimeLimit } from "../../control/client/client.ts";
 import { ALL_MINORS, MessageFlag } from "../../control/protocol/message.ts";
@@ -120,5 +121,5 @@ const FILE_IMAGE = /^((?:log:|bc:(?:\d+:)?)*(?:aio|ram|vhd):)([^/].*)$/s;
 export function absoluteImage(args: string): string {
   const [, types, path] = FILE_IMAGE.exec(args) ?? [];
   if (path === undefined || /(^|:)ram:\d+$/.test(args)) return args;
-  return `${types}${Deno.cwd()}/${path}`;
+  return `${types}${workingFolder()}/${path}`;
 }

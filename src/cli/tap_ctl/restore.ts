@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { decodeName } from "../../../ffi/names.ts";
 import {
   DEVICE_LIST_PATH,
   type ListedDevice,
@@ -33,7 +34,7 @@ Prints each name and its block device, which is /dev/blktap/NAME, too, or else i
 
 function readList(path: string): ReturnType<typeof parseDeviceList> {
   try {
-    return parseDeviceList(Deno.readTextFileSync(path));
+    return parseDeviceList(decodeName(Deno.readFileSync(path)));
   } catch (error) {
     throw systemError(error, `Cannot read ${path}`);
   }

@@ -1,3 +1,4 @@
+import { workingFolder } from "../../../ffi/paths.ts";
 import type { Command } from "commander";
 import { type DeviceAddress, snapshotDevice } from "../../control/client/client.ts";
 import { deviceOptions, timeLimitOption } from "./options.ts";
@@ -19,7 +20,7 @@ Prints how long requests were held back. Whatever fails, the disk goes on with t
 function makeSnapshot(
   { name, rename = false, timeout = 0, json, ...device }: SnapshotChoices,
 ): void {
-  const path = name.startsWith("/") ? name : `${Deno.cwd()}/${name}`;
+  const path = name.startsWith("/") ? name : `${workingFolder()}/${name}`;
   const made = snapshotDevice(device, path, { rename, timeoutSeconds: timeout });
   if (json) {
     const { image, parent, stallMs } = made;

@@ -1,3 +1,4 @@
+import { workingFolder } from "../../../ffi/paths.ts";
 import { BLKTAP2_CONTROL_DIR, controlFolder } from "../../control/paths.ts";
 import { FileSink } from "../../log/file_sink.ts";
 import { Logger, type LogLevel, type LogSink } from "../../log/log.ts";
@@ -9,7 +10,7 @@ const DEFAULT_LOG_FOLDER = "/var/log/blktap";
 /** Where the log file of this machine's tapdisks is. */
 function logFolder(): string {
   const chosen = Deno.env.get("BLKTAP_LOG_DIR") ?? "";
-  if (chosen !== "") return chosen.startsWith("/") ? chosen : `${Deno.cwd()}/${chosen}`;
+  if (chosen !== "") return chosen.startsWith("/") ? chosen : `${workingFolder()}/${chosen}`;
   const folder = controlFolder();
   return folder === BLKTAP2_CONTROL_DIR ? DEFAULT_LOG_FOLDER : `${folder}/log`;
 }

@@ -1,3 +1,4 @@
+import { workingFolder } from "../../../ffi/paths.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
 import { resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
@@ -66,7 +67,7 @@ function imagesIn(operands: readonly string[]): { paths: string[]; title: string
   const [first = "."] = operands;
   const isFolder = osStorage.status(first).kind === "directory";
   const folder = isFolder ? first.replace(/(.)\/+$/, "$1") : ".";
-  if (!isFolder) return { paths: [...operands], title: Deno.cwd() };
+  if (!isFolder) return { paths: [...operands], title: workingFolder() };
   const paths = expandGlob("*.vhd", () => {}, folder);
   return { paths, title: osStorage.realPath(folder) };
 }

@@ -5,10 +5,11 @@
  * @module
  */
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { pathExists } from "../../../ffi/paths.ts";
 import { minorHolders, UNKNOWN_HOLDER } from "../minors/holders.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { listMinors } from "../minors/minors.ts";
-import { controlFolder, exists, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
+import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
 import {
   ALL_MINORS,
   decodeListEntry,
@@ -69,7 +70,7 @@ function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): Inve
     type: args.slice(0, colon),
     path: args.slice(colon + 1),
     args,
-    nbd: exists(nbd) ? nbd : null,
+    nbd: pathExists(nbd) ? nbd : null,
   };
 }
 
@@ -176,7 +177,7 @@ function entriesOf(
   const minors = folder.minorsOf(pid);
   return minors.length === 0 ? [silent] : minors.map((minor) => {
     const nbd = nbdSocketPath(pid, minor);
-    return { ...silent, minor, nbd: exists(nbd) ? nbd : null };
+    return { ...silent, minor, nbd: pathExists(nbd) ? nbd : null };
   });
 }
 

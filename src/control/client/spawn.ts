@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { pathExists } from "../../../ffi/paths.ts";
 import { TapdiskError } from "./connection.ts";
-import { controlFolder, exists, numberAfter, systemError } from "../paths.ts";
+import { controlFolder, numberAfter, systemError } from "../paths.ts";
 
 /** How long a new tapdisk may take until it answers. */
 const START_TIMEOUT_MS = 30_000;
@@ -19,7 +20,7 @@ function tapdiskCommand(): { program: string; args: string[] } {
     return { program, args: ["run", "--allow-all", "--quiet", main, "tapdisk"] };
   }
   const link = program.replace(/[^/]*$/, "tapdisk");
-  return exists(link) ? { program: link, args: [] } : { program, args: ["tapdisk"] };
+  return pathExists(link) ? { program: link, args: [] } : { program, args: ["tapdisk"] };
 }
 
 async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string> {

@@ -25,6 +25,7 @@
  * @module
  */
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { decodeName, encodeName } from "../../../ffi/names.ts";
 
 /** The size of every message, bytes. */
 export const MESSAGE_BYTES = 544;
@@ -162,7 +163,7 @@ function start(type: number, cookie: number): [Uint8Array<ArrayBuffer>, DataView
 
 /** A path in the field that holds one. Throws `SystemError` (ENAMETOOLONG). */
 export function encodePathField(path: string): Uint8Array<ArrayBuffer> {
-  const bytes = new TextEncoder().encode(path);
+  const bytes = encodeName(path);
   if (bytes.length >= MESSAGE_STRING_BYTES) {
     const most = `the control protocol carries at most ${MESSAGE_STRING_BYTES - 1} bytes`;
     throw new SystemError(Errno.ENAMETOOLONG, `Cannot pass ${path} to a tapdisk (${most})`);
@@ -178,7 +179,7 @@ export function decodePathField(field: Uint8Array): string {
   if (end < 0) {
     throw new SystemError(Errno.EINVAL, "Cannot read a path of the message: it has no end");
   }
-  return new TextDecoder().decode(field.subarray(0, end));
+  return decodeName(field.subarray(0, end));
 }
 
 function stringAt(message: Uint8Array, offsetBytes: number): string {
@@ -324,13 +325,23 @@ export function decodeDiskInfo(message: Uint8Array): DiskInfo {
 export function encodeError(cookie: number, response: Response): Uint8Array<ArrayBuffer> {
   const [message, view] = start(MessageType.ERROR, cookie);
   view.setInt32(8, response.error, true);
-  let text = response.message;
-  const room = MESSAGE_STRING_BYTES - 1;
-  for (let kept = room; new TextEncoder().encode(text).length > room; kept--) {
-    text = `${response.message.slice(0, kept >> 1)}…${response.message.slice(-(kept >> 1))}`;
-  }
-  message.set(new TextEncoder().encode(text), 12);
+  message.set(shortened(encodeName(response.message), MESSAGE_STRING_BYTES - 1), 12);
   return message;
+}
+
+/** A text of UTF-8, without its middle when it is longer than `room` bytes. */
+function shortened(text: Uint8Array, room: number): Uint8Array {
+  if (text.length <= room) return text;
+  const gap = encodeName("…");
+  const half = (room - gap.length) >> 1;
+  const [head, tail] = [text.subarray(0, half), text.subarray(text.length - half)];
+  // No character is cut in two: continuation bytes go with the rest of theirs.
+  const cut = (byte: number): boolean => (byte & 0xc0) === 0x80;
+  let end = half;
+  while (end > 0 && cut(text[end])) end--;
+  let start = 0;
+  while (start < tail.length && cut(tail[start])) start++;
+  return Uint8Array.of(...head.subarray(0, end), ...gap, ...tail.subarray(start));
 }
 
 /** How something ended: for errors and for responses that carry nothing else. */

@@ -1,4 +1,5 @@
-import { decodeUtf16, decodeUtf8, encodeUtf16 } from "./text.ts";
+import { encodeName, nameAt } from "../../../ffi/names.ts";
+import { decodeUtf16, encodeUtf16 } from "./text.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
 
 /** How many locators a header has room for. */
@@ -95,10 +96,11 @@ export function isReadableLocator(code: number): boolean {
 
 /**
  * A path as the platform writes it. Relative ones start with `./` or `../`; Windows wants `.\` in
- * front of them.
+ * front of them. Bytes that are no UTF-8 stay themselves in a file URL, and are lone surrogates in
+ * UTF-16, see `ffi/names.ts`.
  */
 export function encodeLocation(code: number, path: string): Uint8Array {
-  if (code === PLAT_CODE_MACX) return new TextEncoder().encode(`file://${path}`);
+  if (code === PLAT_CODE_MACX) return encodeName(`file://${path}`);
   if (code !== PLAT_CODE_W2KU && code !== PLAT_CODE_W2RU) {
     throw new RangeError(`Cannot write a parent locator of platform 0x${code.toString(16)}`);
   }
@@ -110,7 +112,7 @@ export function encodeLocation(code: number, path: string): Uint8Array {
 /** The path in a locator's name, with slashes, or null when there is none that makes sense. */
 export function decodeLocation(code: number, bytes: Uint8Array): string | null {
   if (code === PLAT_CODE_MACX) {
-    const url = decodeUtf8(bytes);
+    const url = nameAt(bytes, 0);
     return url.startsWith("file://") && url.length > 7 ? url.slice(7) : null;
   }
   if (code !== PLAT_CODE_W2KU && code !== PLAT_CODE_W2RU) return null;

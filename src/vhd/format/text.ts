@@ -30,9 +30,3 @@ export function decodeUtf16(
   }
   return text;
 }
-
-/** Bytes up to the first NUL as UTF-8, with U+FFFD for what is not. */
-export function decodeUtf8(bytes: Uint8Array): string {
-  const end = bytes.indexOf(0);
-  return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
-}

@@ -1,0 +1,122 @@
+/**
+ * Files by path, synchronously: what is known of them, and what changes a folder. Unlike the runtime's
+ * own calls these take and give every name, see `names.ts`. All throw `SystemError`.
+ *
+ * @module
+ */
+import { Errno, lastErrno, SystemError } from "./errno.ts";
+import {
+  closeFile,
+  decodeStatus,
+  type FileStatus,
+  O_DIRECTORY,
+  O_RDONLY,
+  openFile,
+  STAT_BYTES,
+} from "./files.ts";
+import { cString, openLibc } from "./libc.ts";
+import { nameAt } from "./names.ts";
+
+const libc = openLibc({
+  // char *realpath(const char *path, char *resolved_path)
+  realpath: { parameters: ["buffer", "buffer"], result: "pointer" },
+  // int rename(const char *oldpath, const char *newpath)
+  rename: { parameters: ["buffer", "buffer"], result: "i32" },
+  // int link(const char *oldpath, const char *newpath)
+  link: { parameters: ["buffer", "buffer"], result: "i32" },
+  // int unlink(const char *pathname)
+  unlink: { parameters: ["buffer"], result: "i32" },
+  // char *getcwd(char *buf, size_t size)
+  getcwd: { parameters: ["buffer", "usize"], result: "pointer" },
+  // long syscall(long number, const char *path, struct stat *buf): stat and lstat, in any glibc
+  statSyscall: { name: "syscall", parameters: ["i64", "buffer", "buffer"], result: "i32" },
+  // long syscall(long number, int fd, void *dirp, size_t count): getdents64
+  listSyscall: { name: "syscall", parameters: ["i64", "i32", "buffer", "usize"], result: "i32" },
+});
+
+const SYS_stat = 4;
+const SYS_lstat = 6;
+const SYS_getdents64 = 217;
+const PATH_MAX = 4096;
+const LIST_BYTES = 65536;
+
+/** What stat(2), or lstat(2) for a link itself, tells of a path; without a block device's size. */
+export function pathStatus(path: string, { link = false } = {}): FileStatus {
+  const stat = new Uint8Array(STAT_BYTES);
+  if (libc.statSyscall(link ? SYS_lstat : SYS_stat, cString(path), stat) < 0) {
+    throw new SystemError(lastErrno(), `Cannot stat ${path}`);
+  }
+  return decodeStatus(stat);
+}
+
+/** Whether there is a file of this name. A link that leads nowhere is one with `link` only. */
+export function pathExists(path: string, { link = false } = {}): boolean {
+  if (path.includes("\0")) return false;
+  const stat = new Uint8Array(STAT_BYTES);
+  return libc.statSyscall(link ? SYS_lstat : SYS_stat, cString(path), stat) >= 0;
+}
+
+/** The absolute path with all links followed. The file must exist. */
+export function realPath(path: string): string {
+  const resolved = new Uint8Array(PATH_MAX);
+  if (libc.realpath(cString(path), resolved) === null) {
+    throw new SystemError(lastErrno(), `Cannot resolve ${path}`);
+  }
+  return nameAt(resolved, 0);
+}
+
+/** The folder that relative paths start from. */
+export function workingFolder(): string {
+  const folder = new Uint8Array(PATH_MAX);
+  if (libc.getcwd(folder, PATH_MAX) === null) {
+    throw new SystemError(lastErrno(), "Cannot find out the working folder");
+  }
+  return nameAt(folder, 0);
+}
+
+/** The names in a folder, all of them, without `.` and `..`; in no order. */
+export function namesInFolder(folder: string): string[] {
+  const fd = openFile(folder, O_RDONLY | O_DIRECTORY);
+  try {
+    const names: string[] = [];
+    const entries = new Uint8Array(LIST_BYTES);
+    for (;;) {
+      const length = libc.listSyscall(SYS_getdents64, fd, entries, LIST_BYTES);
+      if (length === 0) return names;
+      if (length < 0) {
+        if (lastErrno() === Errno.EINTR) continue;
+        throw new SystemError(lastErrno(), `Cannot list ${folder}`);
+      }
+      addNames(names, entries.subarray(0, length));
+    }
+  } finally {
+    closeFile(fd);
+  }
+}
+
+/** Adds the names of a run of `struct linux_dirent64`: u16 d_reclen @16, char d_name[] @19. */
+function addNames(names: string[], entries: Uint8Array): void {
+  for (let at = 0; at < entries.length;) {
+    const name = nameAt(entries, at + 19);
+    if (name !== "." && name !== "..") names.push(name);
+    at += entries[at + 16] | (entries[at + 17] << 8);
+  }
+}
+
+/** Puts a file in the place of `to`, at one stroke. */
+export function renamePath(from: string, to: string): void {
+  if (libc.rename(cString(from), cString(to)) === 0) return;
+  throw new SystemError(lastErrno(), `Cannot rename ${from} to ${to}`);
+}
+
+/** Gives a file a second name, which must be free (EEXIST). */
+export function linkPath(from: string, to: string): void {
+  if (libc.link(cString(from), cString(to)) === 0) return;
+  throw new SystemError(lastErrno(), `Cannot link ${from} to ${to}`);
+}
+
+/** Removes a name that is not a folder's. */
+export function removePath(path: string): void {
+  if (libc.unlink(cString(path)) === 0) return;
+  throw new SystemError(lastErrno(), `Cannot remove ${path}`);
+}
