@@ -14,6 +14,8 @@ export interface BlockDevice {
   readonly node: string;
   /** Whether the kernel took it away by itself; it has no node any more then. */
   readonly gone?: boolean;
+  /** Whether it stays when its tapdisk is killed, and its users wait until another takes it over. */
+  readonly outlives: boolean;
   /** Tells the kernel that the VBD has another size now; false if it cannot change a device's. */
   resized(): boolean;
   /**
@@ -46,8 +48,10 @@ export interface DeviceMaker {
    *
    * @param recover The node that a tapdisk which died left for this VBD, to be taken over; else null.
    * An error with errno ENODEV says that there is nothing to be taken over any more.
+   * @param wanted The node that a new device is to have if it is free, where the kernel lets one
+   * choose: the device is made again, and its users know it by that.
    */
-  attach(host: DeviceHost, recover: string | null, done: Attached): void;
+  attach(host: DeviceHost, recover: string | null, done: Attached, wanted?: string): void;
   /**
    * Takes away the device that a tapdisk which died left and that nobody can take over, because its
    * image is not there any more. Throws `SystemError`. Only kinds have it whose devices stay.

@@ -14,6 +14,13 @@ export function defineUnpause(command: Command): Command {
     .option("-a, --args <type:/path>", "go on with this image, no smaller than the disk")
     .option("-2, --secondary <type:/path>", "mirror writes to a second image")
     .option("-c, --log <file>", "note in a log which blocks change")
+    .addHelpText(
+      "after",
+      "\nA larger image makes the disk larger. NBD clients that connect from now on see the new size,\n" +
+        "and so do users of an nbd device, or of a ublk device from Linux 6.16. Another block device is\n" +
+        "made again with the new size as soon as nobody has it open: at once, or within a second or so\n" +
+        "after its last user closed or unmounted it.",
+    )
     .action((options: UnpauseOptions) => {
       const image = options.args === undefined ? "" : absoluteImage(options.args);
       resumeDevice(options, image, { secondary: options.secondary, logPath: options.log });

@@ -1,5 +1,6 @@
 import { controlCommands } from "../../control/daemon/commands.ts";
 import { Devices } from "../../control/daemon/devices.ts";
+import { adviceOn } from "../../control/daemon/remaining.ts";
 import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
 import { controlSocketPath, nbdSocketPath, prepareFolders } from "../../control/paths.ts";
 import { ControlServer } from "../../control/daemon/server.ts";
@@ -9,8 +10,6 @@ import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { queueContexts } from "./queues.ts";
-
-const TAKEOVER_HINT = "a second signal ends it at once, and leaves them for 'tap-ctl recover'";
 
 /** After how long the log tells of disks that cannot be closed yet. */
 const SLOW_END_MS = 5_000;
@@ -43,6 +42,7 @@ export function startTapdisk(log: Logger): Tapdisk {
     frontends: [(vbd) => new NbdServer(scheduler, vbd, nbdSocketPath(Deno.pid, vbd.minor))],
     makers: DEVICE_MAKERS,
     log,
+    inTurn: (minor, job) => server.takeTurn(minor, job),
     emptied,
   });
   const socketPath = controlSocketPath(Deno.pid);
@@ -63,8 +63,8 @@ export function startTapdisk(log: Logger): Tapdisk {
       });
       devices.endAll((minor, job) => server.insist(minor, job), (left) => {
         scheduler.cancelTimer(late);
-        if (left === 0) return stop();
-        log.error(`Not ended: ${left} block devices are in use; ${TAKEOVER_HINT}`);
+        if (left.length === 0) return stop();
+        for (const device of left) log.error(adviceOn(device));
       });
     },
     logState(): void {

@@ -15,9 +15,10 @@ import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
 import { Vbd, VbdState } from "../../vbd/vbd.ts";
 import type { DiskInfo } from "../protocol/message.ts";
-import { readMinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
+import { readMinorRecord, waysOut, writeMinorRecord } from "../minors/minor_record.ts";
 import { holdMinor, MAX_ID } from "../minors/minors.ts";
 import type { OpenRequest, QueueChoice } from "../protocol/open_request.ts";
+import type { RemainingDevice } from "./remaining.ts";
 import { type DevicePlan, type Done, type FrontendFactory, makersFor, WaysIn } from "./ways_in.ts";
 
 /** What moves a disk's bytes: as chosen, or each file by the interface that serves it better. */
@@ -31,6 +32,8 @@ export interface DevicesHost {
   readonly frontends: readonly FrontendFactory[];
   readonly makers: readonly DeviceMaker[];
   readonly log: Log;
+  /** Runs a job with a minor when nothing else runs that changes it. */
+  inTurn(minor: number, job: (finished: () => void) => void): void;
   /** Called when the last device has gone. */
   emptied(): void;
 }
@@ -116,7 +119,14 @@ export class Devices {
   #vbdOn(queue: QueueKind, minor: number): Pick<Device, "vbd" | "waysIn" | "queue"> {
     const { scheduler, log } = this.#host;
     const vbd = new Vbd(this.#host.contextOf(queue), minor);
-    return { vbd, waysIn: new WaysIn({ scheduler, log, vbd }), queue };
+    const waysIn = new WaysIn({
+      scheduler,
+      log,
+      vbd,
+      inTurn: (job) => this.#host.inTurn(minor, job),
+      remade: () => this.#note(minor, this.#find(minor, "note the block device of")),
+    });
+    return { vbd, waysIn, queue };
   }
 
   /** Ends a device without an image. Throws `SystemError`: ENODEV, EBUSY. */
@@ -174,7 +184,7 @@ export class Devices {
   #planDevice(minor: number, { name, device }: OpenRequest): DevicePlan {
     const left = readMinorRecord(minor);
     if (left !== null && (left.image !== name || left.device !== device)) {
-      const hint = `${left.node} waits there for ${left.image}; 'tap-ctl recover' takes it over`;
+      const hint = `${left.node} was left there with ${left.image}; ${waysOut(minor, left.device)}`;
       throw new SystemError(Errno.EBUSY, `Cannot open ${name} on minor ${minor} (${hint})`);
     }
     const makers = makersFor(device, this.#host.makers);
@@ -355,17 +365,17 @@ export class Devices {
 
   /**
    * Closes all images and ends all devices, none of which waits for another: its disk may hang.
-   * Errors go to the log. Calls back with how many block devices are in use, and so stay.
+   * Errors go to the log. Calls back with those that stay, mostly because they are in use.
    *
    * @param insist Runs a job with a minor when nothing else runs that changes it.
    */
   endAll(
     insist: (minor: number, job: (finished: () => void) => void) => void,
-    done: (left: number) => void,
+    done: (left: readonly RemainingDevice[]) => void,
   ): void {
     this.#ending = true;
     let running = this.#devices.size;
-    if (running === 0) return done(0);
+    if (running === 0) return done([]);
     for (const minor of [...this.#devices.keys()]) {
       insist(minor, (finished) =>
         this.#end(minor, () => {
@@ -373,9 +383,16 @@ export class Devices {
           finished();
           if (--running > 0) return;
           this.#ending = this.#devices.size === 0;
-          done(this.#devices.size);
+          done(this.#remaining());
         }));
     }
+  }
+
+  #remaining(): RemainingDevice[] {
+    return Array.from(this.#devices, ([minor, { vbd, waysIn }]) => {
+      const { node, outlives } = waysIn;
+      return { minor, name: vbd.name, node, outlives };
+    });
   }
 
   #end(minor: number, done: () => void): void {

@@ -243,6 +243,11 @@ export class ControlServer implements FdHandler {
     scheduler.watch(this.#listener, EPOLLIN, this);
   }
 
+  /** Runs a job as a command that is exclusive, when those before it are through. */
+  takeTurn(minor: number, run: (finished: () => void) => void): void {
+    this.#jobs.add({ minor, insists: false, run });
+  }
+
   /** Runs a job as a command that is exclusive and insists. */
   insist(minor: number, run: (finished: () => void) => void): void {
     this.#jobs.add({ minor, insists: true, run });

@@ -2,6 +2,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { canOpenExclusively } from "../../../ffi/files.ts";
 import { becomeIoFlusher } from "../../../ffi/process.ts";
 import type { BlockDevice, DeviceHost, DeviceMaker } from "../../frontend/block_device.ts";
+import { userOf } from "../../frontend/device_users.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
 
@@ -27,6 +28,8 @@ export interface DevicePlan {
   readonly required: boolean;
   /** The node that is to be taken over from a tapdisk that died; null for a new device. */
   readonly recover: string | null;
+  /** The node that a new device is to have if it is free. */
+  readonly wanted?: string;
 }
 
 /**
@@ -44,15 +47,29 @@ export function makersFor(choice: DeviceChoice, all: readonly DeviceMaker[]): De
   return makers;
 }
 
+/** How often, at the most, who uses a device is looked at while a new size waits for them. */
+const LOOK_MS = 1000;
+/** The looks take this part of the time: they read all of /proc on a machine of many processes. */
+const LOOKS_APART = 100;
+
+/** What the ways in need of their process. */
+export interface WaysInHost extends DeviceHost {
+  /** Runs a job when nothing else runs that changes the device. */
+  inTurn(job: (finished: () => void) => void): void;
+  /** Told that the block device was made again on its own; it may have another node. */
+  remade(): void;
+}
+
 /** The ways in to one open disk: its frontends, and the block device that it is. */
 export class WaysIn {
-  readonly #host: DeviceHost;
+  readonly #host: WaysInHost;
+  #lookTimer = 0;
   #frontends: Frontend[] = [];
   #device: BlockDevice | null = null;
   /** Who made it. */
   #maker: DeviceMaker | null = null;
 
-  constructor(host: DeviceHost) {
+  constructor(host: WaysInHost) {
     this.#host = host;
   }
 
@@ -64,6 +81,11 @@ export class WaysIn {
   /** The block device's kind; "none" without one. */
   get kind(): DeviceChoice {
     return this.#device?.kind ?? "none";
+  }
+
+  /** Whether the block device waits for another tapdisk when this one is killed. */
+  get outlives(): boolean {
+    return this.#device?.outlives ?? false;
   }
 
   /** Opens all; on an error none stays open. */
@@ -80,7 +102,8 @@ export class WaysIn {
     });
   }
 
-  #attach({ makers, required, recover }: DevicePlan, index: number, done: Done): void {
+  #attach(plan: DevicePlan, index: number, done: Done): void {
+    const { makers, required, recover, wanted } = plan;
     const { log, vbd } = this.#host;
     if (index === makers.length) return done();
     if (!becomeIoFlusher()) {
@@ -96,30 +119,72 @@ export class WaysIn {
       const reason = error ?? new Error(`Cannot make a ${makers[index].kind} device`);
       if (required) return done(reason);
       log.warn(reason.message);
-      this.#attach({ makers, required, recover }, index + 1, done);
-    });
+      this.#attach(plan, index + 1, done);
+    }, wanted);
   }
 
   /**
-   * The disk has another size. A block device whose size the kernel cannot change is made again, if
-   * nobody uses it; else the log says that it keeps its size.
+   * The disk has another size. A block device whose size the kernel cannot change is made again: at
+   * once if nobody uses it, else as soon as nobody does any more.
    */
   resized(done: () => void): void {
     const device = this.#device;
-    const maker = this.#maker;
-    if (device === null || maker === null || device.resized()) return done();
-    const { log, vbd } = this.#host;
-    const keep = (error: Error): void => {
-      const size = `${device.node} shows its new size, ${vbd.sectors} sectors`;
-      log.warn(`${size}, only after it is made again: ${error.message}`);
+    if (device === null || device.resized()) return done();
+    this.#remake(device, (used) => {
+      if (used !== undefined) {
+        const { log, vbd } = this.#host;
+        const size = `${device.node} keeps its size as long as it is in use`;
+        const then = `it is made again with ${vbd.sectors} sectors when nobody uses it any more`;
+        log.warn(`${size}; ${then}: ${used.message}`);
+        this.#lookAgain(device, LOOK_MS);
+      }
       done();
-    };
+    });
+  }
+
+  /** Waits for the last user of a device whose new size nobody sees yet. */
+  #lookAgain(device: BlockDevice, delayMs: number): void {
+    const { scheduler } = this.#host;
+    scheduler.cancelTimer(this.#lookTimer);
+    this.#lookTimer = scheduler.addTimer(delayMs, () => {
+      if (this.#device !== device || device.gone) return;
+      const startMs = scheduler.nowMs();
+      const user = userOf(device.node);
+      const nextMs = Math.max(LOOK_MS, LOOKS_APART * (scheduler.nowMs() - startMs));
+      if (user !== "") return this.#lookAgain(device, nextMs);
+      this.#host.inTurn((finished) => this.#remakeInTurn(device, nextMs, finished));
+    });
+  }
+
+  #remakeInTurn(device: BlockDevice, nextMs: number, finished: () => void): void {
+    // It may have been closed, or paused, while this waited.
+    if (this.#device !== device || device.gone) return finished();
+    if (this.#host.vbd.state !== 0) {
+      this.#lookAgain(device, nextMs);
+      return finished();
+    }
+    this.#remake(device, (used) => {
+      if (used !== undefined) this.#lookAgain(device, nextMs);
+      else this.#host.remade();
+      finished();
+    });
+  }
+
+  /** Makes a device again; calls back with an error, and the device stays, while it is in use. */
+  #remake(device: BlockDevice, done: Done): void {
+    const maker = this.#maker;
+    if (maker === null) return done();
     this.checkUnused((used) => {
-      if (used !== undefined) return keep(used);
+      if (used !== undefined) return done(used);
       this.detachDevice((error) => {
-        if (error !== undefined) return keep(error);
-        this.#attach({ makers: [maker], required: true, recover: null }, 0, (failure) => {
-          if (failure !== undefined) log.error(failure.message);
+        if (error !== undefined) return done(error);
+        const plan = { makers: [maker], required: true, recover: null, wanted: device.node };
+        this.#attach(plan, 0, (failure) => {
+          const { log, vbd } = this.#host;
+          if (failure !== undefined) {
+            const hint = "close it and open it again with tap-ctl to get one";
+            log.error(`Minor ${vbd.minor} has no block device (${hint}): ${failure.message}`);
+          }
           done();
         });
       });

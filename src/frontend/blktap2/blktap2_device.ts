@@ -53,6 +53,7 @@ function deviceInfo(vbd: Vbd): BlktapDeviceInfo {
 /** One device of the driver, and the requests that come from it. */
 class Blktap2Device implements BlockDevice, RingOwner {
   readonly kind = "blktap2";
+  readonly outlives = false;
   readonly node: string;
   readonly #host: DeviceHost;
   readonly #tap: Tap;
@@ -220,7 +221,8 @@ class Blktap2Device implements BlockDevice, RingOwner {
 function refuseTakeover(driver: BlktapDriver, node: string): never {
   const minor = blktapMinorOf(node);
   if (minor >= 0) driver.clearUp(minor);
-  const hint = "the blktap2 driver took it away when its tapdisk died; 'tap-ctl free' the minor";
+  const hint = "the blktap2 driver took it away when its tapdisk died, and its users got errors; " +
+    "free the minor with 'tap-ctl free'";
   throw new SystemError(Errno.ENODEV, `Cannot take over ${node} (${hint})`);
 }
 

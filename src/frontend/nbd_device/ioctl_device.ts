@@ -9,7 +9,7 @@ import {
 } from "../../../ffi/nbd_ioctl.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
-import { processWith } from "../device_users.ts";
+import { userOf } from "../device_users.ts";
 import { describeExport, NbdConnections } from "../nbd/connections.ts";
 import { nbdFacts, nbdIndexes, nodeOf } from "./kernel_facts.ts";
 import { BLOCK_BYTES, KERNEL_FLAGS, LONG_ANSWER_SECONDS } from "./settings.ts";
@@ -25,6 +25,7 @@ let devices = 0;
 /** A device that was made by ioctl: it goes with its tapdisk, and its users get errors then. */
 export class IoctlDevice implements BlockDevice {
   readonly kind = "nbd";
+  readonly outlives = false;
   readonly node: string;
   readonly #host: DeviceHost;
   readonly #index: number;
@@ -88,11 +89,8 @@ export class IoctlDevice implements BlockDevice {
 
   detach(done: (errno: number, message: string) => void): void {
     if (this.#fd < 0) return done(0, "");
-    const user = processWith(this.node);
-    if (user !== 0) {
-      const message = `Cannot take ${this.node} away: process ${user} has it open`;
-      return done(Errno.EBUSY, message);
-    }
+    const user = userOf(this.node);
+    if (user !== "") return done(Errno.EBUSY, `Cannot take ${this.node} away (${user})`);
     this.#ended = () => done(0, "");
     this.#host.scheduler.settle(nbdSayDisconnect(this.#fd), () => this.#connections.close());
   }

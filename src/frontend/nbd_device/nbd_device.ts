@@ -75,9 +75,10 @@ export class NbdDeviceMaker implements DeviceMaker {
         const what = `Cannot connect an nbd device for minor ${vbd.minor}`;
         return done(new SystemError(answer.errno, what), null);
       }
-      const device = new NetlinkDevice(host, answer.index);
+      const outlives = canBeTakenOver(settings.connections);
+      const device = new NetlinkDevice(host, answer.index, { outlives });
       device.serve(pairs);
-      if (canBeTakenOver(settings.connections)) lookOften(host, answer.index);
+      if (outlives) lookOften(host, answer.index);
       awaitNode(host, device, done);
     });
   }
@@ -92,7 +93,7 @@ export class NbdDeviceMaker implements DeviceMaker {
       // Nobody could answer what was under way: its users are told, and it is free.
       return scheduler.settle(nbdDisconnect(index), () => done(nothingLeft(node), null));
     }
-    const device = new NetlinkDevice(host, index);
+    const device = new NetlinkDevice(host, index, { outlives: true });
     device.join((error) => {
       if (error !== null) return done(error, null);
       if (facts.sizeBytes !== vbd.sectors * SECTOR_BYTES) device.resized();

@@ -30,14 +30,17 @@ export function backendOf(minor: number): string {
 /** A device that was made by netlink: it stays when its tapdisk dies. */
 export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   readonly kind = "nbd";
+  readonly outlives: boolean;
   readonly node: string;
   readonly #host: DeviceHost;
   readonly #index: number;
   readonly #connections: NbdConnections;
   #state: "serving" | "detaching" | "gone" = "serving";
 
-  constructor(host: DeviceHost, index: number) {
+  /** @param outlives Whether it was made, or left, so that it can be taken over. */
+  constructor(host: DeviceHost, index: number, { outlives }: { outlives: boolean }) {
     this.#host = host;
+    this.outlives = outlives;
     this.#index = index;
     this.node = nodeOf(index);
     this.#connections = new NbdConnections(host.scheduler, host.vbd, this);

@@ -83,8 +83,10 @@ class Attachment {
       makerPid: Deno.pid,
     };
     control.add(wanted, (result, info) => {
+      // Another tapdisk has taken the number meanwhile.
+      if (result === -Errno.EEXIST && number !== UBLK_ANY_DEVICE) return this.#add(UBLK_ANY_DEVICE);
       if (result < 0) return this.#fail(-result, "Cannot add a ublk device");
-      const device = new UblkDevice(this.#host, info.device);
+      const device = new UblkDevice(this.#host, info);
       control.setParameters(info.device, diskParameters(vbd), (set) => {
         if (set < 0) this.#giveUp(device, -set, `Cannot say what ${device.node} looks like`);
         else this.#start(device, info);
@@ -137,7 +139,7 @@ class Attachment {
 
   #takeOver(number: number, latestMs: number): void {
     const { control } = this.#host;
-    const device = new UblkDevice(this.#host, number);
+    const device = new UblkDevice(this.#host, { device: number, flags: UBLK_F_USER_RECOVERY });
     control.info(number, (result, info) => {
       if (result < 0) return this.#fail(-result, `Cannot take over ${device.node}`);
       if (info.state === UBLK_S_DEV_DEAD) {
@@ -193,13 +195,15 @@ class Attachment {
 }
 
 /** Makes a block device of a VBD, or takes one over; see `DeviceMaker.attach`. */
-export function attachUblk(host: DeviceHost, recover: string | null, done: Attached): void {
-  const number = recover === null ? UBLK_ANY_DEVICE : numberOfNode(recover);
-  if (number < 0) {
-    return done(
-      new SystemError(Errno.EINVAL, `Cannot take over ${recover} as a ublk device`),
-      null,
-    );
+export function attachUblk(
+  host: DeviceHost,
+  { recover, wanted }: { recover: string | null; wanted: string | undefined },
+  done: Attached,
+): void {
+  const left = recover === null ? UBLK_ANY_DEVICE : numberOfNode(recover);
+  if (left < 0) {
+    const what = `Cannot take over ${recover} as a ublk device`;
+    return done(new SystemError(Errno.EINVAL, what), null);
   }
   const uring = sharedUringLoop(host.scheduler);
   if (!uring.hasLongCommands) {
@@ -208,8 +212,9 @@ export function attachUblk(host: DeviceHost, recover: string | null, done: Attac
   }
   const control = new UblkControl(uring);
   const attachment = new Attachment({ ...host, uring, control }, done);
+  const number = wanted === undefined ? -1 : numberOfNode(wanted);
   control.askFeatures(() => {
-    if (recover === null) attachment.make(number);
-    else attachment.recover(number);
+    if (recover !== null) attachment.recover(left);
+    else attachment.make(number < 0 ? UBLK_ANY_DEVICE : number);
   });
 }

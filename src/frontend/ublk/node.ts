@@ -1,4 +1,4 @@
-import { namesIn, processWith } from "../device_users.ts";
+import { namesIn } from "../device_users.ts";
 
 /** The number of the device that a node such as /dev/ublkb3 stands for; -1 for another's node. */
 export function numberOfNode(node: string): number {
@@ -22,30 +22,6 @@ export function sectorsOfNode(node: string): number {
     return Number(Deno.readTextFileSync(`/sys/block/${node.slice("/dev/".length)}/size`));
   } catch {
     return -1;
-  }
-}
-
-/** Who uses a disk or a partition of it, in words; empty when nobody does. Opens nothing. */
-export function userOf(node: string): string {
-  const pid = processWith(node);
-  if (pid !== 0) return `process ${pid} has it open`;
-  const disk = node.slice("/dev/".length);
-  const folder = `/sys/block/${disk}`;
-  const partitions = namesIn(folder).filter((name) => name.startsWith(`${disk}p`));
-  const parts = [folder, ...partitions.map((name) => `${folder}/${name}`)];
-  if (parts.some((part) => namesIn(`${part}/holders`).length > 0)) return "another device is on it";
-  const numbers = parts.map((part) => textOf(`${part}/dev`).trim());
-  // The third field of a line has the device's numbers.
-  const mounts = textOf("/proc/self/mountinfo").split("\n").map((line) => line.split(" ")[2]);
-  if (mounts.some((mount) => numbers.includes(mount))) return "it is mounted";
-  return textOf("/proc/swaps").includes(`${node} `) ? "it is swap" : "";
-}
-
-function textOf(path: string): string {
-  try {
-    return Deno.readTextFileSync(path);
-  } catch {
-    return "";
   }
 }
 

@@ -4,7 +4,8 @@ import { sharedUringLoop } from "../../queue/uring_loop.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import { type Answer, UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
-import { isAlive, numberOfNode, userOf } from "./node.ts";
+import { userOf } from "../device_users.ts";
+import { isAlive, numberOfNode } from "./node.ts";
 
 /** How often a disk that was taken from its users is looked at, until the last has closed it. */
 const USERS_POLL_MS = 200;

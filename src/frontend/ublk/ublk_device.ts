@@ -10,10 +10,10 @@
  */
 import { Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
-import type { DeviceInfo } from "../../../ffi/ublk.ts";
+import { type DeviceInfo, UBLK_F_USER_RECOVERY } from "../../../ffi/ublk.ts";
 import type { UringLoop } from "../../queue/uring_loop.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
-import { processWith } from "../device_users.ts";
+import { userOf } from "../device_users.ts";
 import type { UblkControl } from "./control.ts";
 import { UblkQueue } from "./queue.ts";
 import { type Ended, removalEnded, removeUnused } from "./removal.ts";
@@ -34,14 +34,17 @@ export class UblkDevice implements BlockDevice {
   readonly node: string;
   /** Its number, the N of /dev/ublkbN. */
   readonly number: number;
+  readonly outlives: boolean;
   readonly #host: UblkHost;
   #fd = -1;
   #queues: UblkQueue[] = [];
   #stopping = false;
   #whenQueuesGone: (() => void) | null = null;
 
-  constructor(host: UblkHost, number: number) {
+  constructor(host: UblkHost, { device: number, flags }: Pick<DeviceInfo, "device" | "flags">) {
     this.#host = host;
+    // Kernels before 6.1 do not take the flag, and stop the device.
+    this.outlives = (flags & UBLK_F_USER_RECOVERY) !== 0;
     this.number = number;
     this.node = `/dev/ublkb${number}`;
   }
@@ -120,22 +123,22 @@ export class UblkDevice implements BlockDevice {
   /** Stops the device unless somebody has it open; tries for a while. */
   #stopUnused(latestMs: number, done: Ended): void {
     const { control, scheduler } = this.#host;
-    const inUse = (by: string): void => {
+    const inUse = (why: string): void => {
       if (scheduler.nowMs() >= latestMs) {
-        return done(Errno.EBUSY, `Cannot take ${this.node} away (${by} has it open)`);
+        return done(Errno.EBUSY, `Cannot take ${this.node} away (${why})`);
       }
       scheduler.addTimer(OPENERS_POLL_MS, () => this.#stopUnused(latestMs, done));
     };
     if (this.#stopping) return;
     if (control.canStopSafely) {
       return control.tryStop(this.number, (result) => {
-        if (result === -Errno.EBUSY) return inUse("somebody");
+        if (result === -Errno.EBUSY) return inUse("somebody has it open");
         this.#stopping = true;
         done(0, "");
       });
     }
-    const pid = processWith(this.node);
-    if (pid !== 0) return inUse(`process ${pid}`);
+    const user = userOf(this.node);
+    if (user !== "") return inUse(user);
     this.#stop(done);
   }
 

@@ -9,9 +9,9 @@ import { removeLeft } from "./removal.ts";
 export const ublkMaker: DeviceMaker = {
   kind: "ublk",
   missing: () => controlMissing() ?? uringMissing(),
-  attach(host, recover, done): void {
+  attach(host, recover, done, wanted): void {
     try {
-      attachUblk(host, recover, done);
+      attachUblk(host, { recover, wanted }, done);
     } catch (error) {
       if (!(error instanceof SystemError)) throw error;
       done(error, null);

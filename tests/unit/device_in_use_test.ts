@@ -1,0 +1,284 @@
+/**
+ * Block devices that are in use when their disk has grown or their tapdisk is to end: a new size
+ * shows when the last user has gone, and the log says what can be done for each kind of device.
+ */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { Devices } from "../../src/control/daemon/devices.ts";
+import { adviceOn, type RemainingDevice } from "../../src/control/daemon/remaining.ts";
+import { allocateMinor } from "../../src/control/minors/minors.ts";
+import { readMinorRecord, waysOut } from "../../src/control/minors/minor_record.ts";
+import type { BlockDevice, DeviceMaker } from "../../src/frontend/block_device.ts";
+import { processWith, userOf } from "../../src/frontend/device_users.ts";
+import { osDiskFiles } from "../../src/queue/disk_files.ts";
+import { LibaioBackend } from "../../src/queue/libaio.ts";
+import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
+import { createVbdContext } from "../../src/vbd/engine.ts";
+
+const MINOR = 0;
+const SECTORS = 2048;
+
+/** A kernel's driver whose devices are files, and cannot change their size. */
+class PlayedMaker implements DeviceMaker {
+  readonly kind = "ublk";
+  /** The sizes with which devices were made, and the nodes that were wanted. */
+  readonly made: number[] = [];
+  readonly wanted: (string | undefined)[] = [];
+  failing = false;
+
+  constructor(readonly folder: string, readonly outlives: boolean) {}
+
+  missing(): null {
+    return null;
+  }
+
+  attach(
+    ...[{ vbd }, , done, wanted]: Parameters<DeviceMaker["attach"]>
+  ): void {
+    if (this.failing) return done(new Error("No more devices"), null);
+    const node = `${this.folder}/node${this.made.length}`;
+    Deno.writeTextFileSync(node, "");
+    this.made.push(vbd.sectors);
+    this.wanted.push(wanted);
+    const device: BlockDevice = {
+      kind: this.kind,
+      node,
+      outlives: this.outlives,
+      resized: () => false,
+      detach(detached): void {
+        if (userOf(node) !== "") return detached(Errno.EBUSY, "The played driver says it is busy");
+        Deno.removeSync(node);
+        detached(0, "");
+      },
+      abandon(): void {},
+    };
+    done(null, device);
+  }
+}
+
+interface Bench {
+  readonly devices: Devices;
+  readonly maker: PlayedMaker;
+  readonly folder: string;
+  readonly log: string[];
+  /** Jobs wait while this is true. */
+  busy: boolean;
+  /** Runs the loop until something is so. */
+  until(what: string, holds: () => boolean, timeoutMs?: number): Promise<void>;
+  /** Makes the disk larger, as `pause` and `unpause` do. */
+  grow(): Promise<void>;
+}
+
+async function withDevice(
+  { outlives = true }: { outlives?: boolean },
+  body: (bench: Bench) => Promise<void>,
+): Promise<void> {
+  const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+  const before = Deno.env.get("BLKTAP_CONTROL_DIR");
+  Deno.env.set("BLKTAP_CONTROL_DIR", `${folder}/control`);
+  const scheduler = new EpollScheduler();
+  const log: string[] = [];
+  const write = (message: string) => void log.push(message);
+  const context = createVbdContext({
+    scheduler,
+    backend: new LibaioBackend(scheduler),
+    files: osDiskFiles,
+    log: write,
+  });
+  const maker = new PlayedMaker(folder, outlives);
+  const waiting: (() => void)[] = [];
+  const devices = new Devices({
+    scheduler,
+    contextOf: () => context,
+    frontends: [],
+    makers: [maker],
+    log: { info: write, warn: write, error: write },
+    inTurn: (_minor, job) => bench.busy ? void waiting.push(() => job(() => {})) : job(() => {}),
+    emptied() {},
+  });
+  const image = `${folder}/disk.raw`;
+  let sectors = SECTORS;
+  const bench: Bench = {
+    devices,
+    maker,
+    folder,
+    log,
+    busy: false,
+    async until(what, holds, timeoutMs = 20_000) {
+      const untilMs = performance.now() + timeoutMs;
+      const look = (): void => {
+        if (!bench.busy) { for (const run of waiting.splice(0)) run(); }
+        if (holds() || performance.now() > untilMs) scheduler.stop();
+        else scheduler.addTimer(5, look);
+      };
+      scheduler.addTimer(0, look);
+      await scheduler.run();
+      assert.ok(holds(), `${what}: ${log.join("\n")}`);
+    },
+    async grow() {
+      let paused = false;
+      let resumed = false;
+      devices.pause(MINOR, { timeoutMs: Infinity }, () => (paused = true));
+      await bench.until("it pauses", () => paused);
+      sectors *= 2;
+      Deno.truncateSync(image, sectors * 512);
+      devices.resume(MINOR, null, (error) => resumed = error === undefined);
+      await bench.until("it goes on", () => resumed);
+    },
+  };
+  try {
+    Deno.writeFileSync(image, new Uint8Array(SECTORS * 512));
+    assert.equal(allocateMinor(), MINOR);
+    devices.attach(MINOR);
+    let opened = false;
+    const request = {
+      name: `aio:${image}`,
+      readOnly: false,
+      direct: false,
+      readCache: false,
+      requestTimeoutSeconds: 0,
+      device: "ublk" as const,
+      queue: "libaio" as const,
+    };
+    devices.open(MINOR, request, (error) => opened = error === undefined);
+    await bench.until("it opens", () => opened);
+    await body(bench);
+  } finally {
+    if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
+    else Deno.env.set("BLKTAP_CONTROL_DIR", before);
+    Deno.removeSync(folder, { recursive: true });
+  }
+}
+
+/** A process that has a node open, until it is ended. */
+async function openedBy(node: string): Promise<() => Promise<void>> {
+  const child = new Deno.Command("sh", {
+    args: ["-c", 'exec 7<"$1"; echo open; exec sleep 1000', "sh", node],
+    stdout: "piped",
+  }).spawn();
+  const reader = child.stdout.getReader();
+  await reader.read();
+  return async () => {
+    child.kill("SIGKILL");
+    await reader.cancel();
+    await child.status;
+  };
+}
+
+// Descriptors of the engine stay open for the life of the process.
+const options = { sanitizeResources: false, sanitizeOps: false };
+
+Deno.test("a new size shows at once when nobody uses the device", options, async () => {
+  await withDevice({}, async ({ maker, grow, folder }) => {
+    await grow();
+    assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
+    assert.deepEqual(maker.wanted, [undefined, `${folder}/node0`]);
+  });
+});
+
+Deno.test("a new size shows when the last user of the device has gone", options, async () => {
+  await withDevice({}, async ({ maker, grow, until, log, folder }) => {
+    const first = await openedBy(`${folder}/node0`);
+    const second = await openedBy(`${folder}/node0`);
+    await grow();
+    assert.ok(log.some((line) => /node0 keeps its size.*4096 sectors when nobody uses/.test(line)));
+    // The disk grows once more meanwhile.
+    await grow();
+    await first();
+    await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
+    await second();
+    await until("it is made again", () => maker.made.length > 1);
+    assert.deepEqual(maker.made, [SECTORS, 4 * SECTORS]);
+    assert.equal(readMinorRecord(MINOR)?.node, `${folder}/node1`);
+    // And that was all.
+    await assert.rejects(until("it is made once more", () => maker.made.length > 2, 2500));
+  });
+});
+
+Deno.test("a device is not made again while something else is done to it", options, async () => {
+  await withDevice({}, async (bench) => {
+    const { maker, grow, until, devices, folder } = bench;
+    const leave = await openedBy(`${folder}/node0`);
+    await grow();
+    bench.busy = true;
+    await leave();
+    await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
+    let closed = false;
+    devices.close(MINOR, { force: false }, (error) => closed = error === undefined);
+    await until("it is closed", () => closed);
+    bench.busy = false;
+    await assert.rejects(until("it is made again", () => maker.made.length > 1, 1500));
+  });
+});
+
+Deno.test("a paused device is made again after its pause", options, async () => {
+  await withDevice({}, async ({ maker, grow, until, devices, folder }) => {
+    const leave = await openedBy(`${folder}/node0`);
+    await grow();
+    let paused = false;
+    devices.pause(MINOR, { timeoutMs: Infinity }, () => (paused = true));
+    await until("it pauses", () => paused);
+    await leave();
+    await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
+    devices.resume(MINOR, null, () => {});
+    await until("it is made again", () => maker.made.length > 1);
+    assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
+  });
+});
+
+Deno.test("a device that cannot be made again says how to get one", options, async () => {
+  await withDevice({}, async ({ maker, grow, log }) => {
+    maker.failing = true;
+    await grow();
+    assert.ok(log.some((line) => /Minor 0 has no block device .*open it again/.test(line)));
+  });
+});
+
+for (const outlives of [true, false]) {
+  const title = outlives ? "waits for a takeover" : "goes with its tapdisk";
+  Deno.test(`a device in use that ${title} stays, and is told of`, options, async () => {
+    await withDevice({ outlives }, async ({ devices, until, folder }) => {
+      const leave = await openedBy(`${folder}/node0`);
+      const left: RemainingDevice[][] = [];
+      devices.endAll((_minor, job) => job(() => {}), (those) => void left.push([...those]));
+      await until("it stays", () => left.length > 0);
+      const node = `${folder}/node0`;
+      assert.deepEqual(left, [[{ minor: 0, name: `aio:${folder}/disk.raw`, node, outlives }]]);
+      await leave();
+    });
+  });
+}
+
+Deno.test("advice on a device in use fits what becomes of it when its tapdisk is killed", () => {
+  const device = { minor: 3, name: "vhd:/a", node: "/dev/ublkb0", outlives: true };
+  const stays = adviceOn(device);
+  assert.match(
+    stays,
+    /^Minor 3, vhd:\/a, goes on: \/dev\/ublkb0 is in use\. .*send the signal again/,
+  );
+  assert.match(stays, /device stays and its users wait; 'tap-ctl recover -m 3'/);
+  const goes = adviceOn({ ...device, outlives: false });
+  assert.match(goes, /users get errors; 'tap-ctl destroy -p \d+ -m 3'/);
+  assert.doesNotMatch(goes, /recover/);
+  assert.match(adviceOn({ ...device, node: null }), /could not be closed/);
+});
+
+Deno.test("what a dead tapdisk left is taken over, but not by a driver that took it away", () => {
+  for (const kind of ["ublk", "nbd"] as const) {
+    assert.match(waysOut(3, kind), /recover -m 3.*destroy/);
+  }
+  assert.doesNotMatch(waysOut(3, "blktap2"), /recover/);
+  assert.match(waysOut(3, "blktap2"), /'tap-ctl destroy -p PID -m 3'/);
+});
+
+Deno.test("a process that had a file open and closed it is not its user any more", async () => {
+  const path = Deno.makeTempFileSync();
+  const first = await openedBy(path);
+  const second = await openedBy(path);
+  assert.notEqual(processWith(path), 0);
+  await first();
+  assert.notEqual(processWith(path), 0);
+  await second();
+  assert.equal(processWith(path), 0);
+  Deno.removeSync(path);
+});
