@@ -6,14 +6,21 @@
  */
 
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { batBytes, DD_BLK_UNUSED } from "./format/bat.ts";
+import { BATMAP_HEADER_SIZE } from "./format/batmap.ts";
 import type { ParentToWrite } from "./create.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
-import { type DynamicHeader, encodeHeader } from "./format/header.ts";
+import { DD_HEADER_SIZE, type DynamicHeader, encodeHeader } from "./format/header.ts";
+import { makeFrontRoom } from "./front_room.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { changeJournaled } from "./resize/journal.ts";
 import { endOfDataSector } from "./format/layout.ts";
-import { locatorSpaceBytes, NO_LOCATOR, type ParentLocator } from "./format/locator.ts";
+import {
+  locatorSpaceBytes,
+  NO_LOCATOR,
+  type ParentLocator,
+  PLAT_CODE_NONE,
+} from "./format/locator.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { carryOut, readLocators } from "./resize/resize.ts";
 import { planResize } from "./resize/resize_plan.ts";
@@ -32,7 +39,8 @@ export interface ReparentOptions {
 }
 
 /**
- * Makes a differencing image refer to another parent. What the image holds stays as it is.
+ * Makes a differencing image refer to another parent. What the image holds stays as it is. An image
+ * without locators that we write gets some; blocks that are in their way move to the end.
  *
  * @throws {SystemError} EINVAL when the image is not a differencing one or its own parent;
  * ENAMETOOLONG when the parent's name needs more room than the old one has and there is no journal;
@@ -53,7 +61,7 @@ export function changeParent(path: string, options: ReparentOptions): void {
     const uuid = parentUuid(storage, parentPath, rawParent);
     const parent = parentToWrite(storage, { childPath, parentPath, parent: { uuid } });
     if (journal === undefined) changeInPlace(image, image.header, parent);
-    else changeUnderJournal(image, { parent, journal });
+    else changeUnderJournal(image, image.header, { parent, journal });
   } finally {
     image.close();
   }
@@ -70,17 +78,120 @@ function parentUuid(storage: Storage, path: string, raw: boolean): Uint8Array {
   return image.footer.uuid;
 }
 
-/** The new name as each locator has it, by the locator's index; null for those that stay. */
-function newNames(header: DynamicHeader, parent: ParentToWrite): (Uint8Array | null)[] {
-  return header.locators.map(({ code }) =>
-    parent.locators.find((locator) => locator.code === code)?.bytes ?? null
-  );
-}
-
 function setParent(header: DynamicHeader, { uuid, timestamp, name }: ParentToWrite): void {
   header.parentUuid = uuid;
   header.parentTimestamp = timestamp;
   header.parentName = name;
+}
+
+/** A locator of the new parent. */
+interface NewLocator {
+  /** Which of the header's locators. */
+  readonly index: number;
+  readonly code: number;
+  /** Its name. */
+  readonly bytes: Uint8Array;
+}
+
+/**
+ * Which of the header's locators the new names go to: those of a platform that we write whose room
+ * is theirs alone. Others of these platforms leave the header in memory, as they would lead to the
+ * old parent. Without any, entries of the header that are free or of no use get new locators, which
+ * have no room yet.
+ */
+function chooseLocators(
+  image: VhdImage,
+  header: DynamicHeader,
+  { locators }: ParentToWrite,
+): NewLocator[] {
+  const kept: NewLocator[] = [];
+  header.locators = header.locators.map((locator, index) => {
+    const named = locators.find(({ code }) => code === locator.code);
+    if (named === undefined) return locator;
+    if (!ownsItsRoom(image, index)) return NO_LOCATOR;
+    kept.push({ index, code: locator.code, bytes: named.bytes });
+    return locator;
+  });
+  if (kept.length > 0) return kept;
+  const free = header.locators.flatMap(({ code }, i) => (code === PLAT_CODE_NONE ? [i] : []));
+  const unread = header.locators.flatMap(({ code }, i) => (code === PLAT_CODE_NONE ? [] : [i]));
+  const places = [...free, ...unread.reverse()];
+  return locators.map(({ code, bytes }, i): NewLocator => {
+    header.locators[places[i]] = { ...NO_LOCATOR, code };
+    return { index: places[i], code, bytes };
+  });
+}
+
+/** Whether nothing else of the image lies in the room of a locator, so that it can be written. */
+function ownsItsRoom({ footer, header, batmap, locatorFaults }: VhdImage, index: number): boolean {
+  if (header === null || locatorFaults.some((fault) => fault.index === index)) return false;
+  const start = Number(header.locators[index].dataOffset);
+  const end = start + locatorSpaceBytes(header.locators[index]);
+  const others: [number, number][] = [
+    [0, HD_FOOTER_SIZE],
+    [Number(footer.dataOffset), DD_HEADER_SIZE],
+    [Number(header.tableOffset), batBytes(header.maxBatEntries)],
+  ];
+  if (batmap !== null) {
+    others.push([batmap.headerOffsetBytes, BATMAP_HEADER_SIZE]);
+    others.push([batmap.offsetBytes, batmap.header.batmapSectors * VHD_SECTOR_SIZE]);
+  }
+  header.locators.forEach((locator, i) => {
+    if (locator.code === PLAT_CODE_NONE || i === index) return;
+    others.push([Number(locator.dataOffset), locatorSpaceBytes(locator)]);
+  });
+  return others.every(([at, lengthBytes]) => at >= end || at + lengthBytes <= start);
+}
+
+/** Without a journal: the names go where the old ones are, or to room of their own. */
+function changeInPlace(image: VhdImage, header: DynamicHeader, parent: ParentToWrite): void {
+  const chosen = chooseLocators(image, header, parent);
+  const isNew = chosen.every(({ index }) => locatorSpaceBytes(header.locators[index]) === 0);
+  if (isNew) return addLocators(image, header, { parent, chosen });
+  for (const { index, bytes } of chosen) {
+    if (bytes.length <= locatorSpaceBytes(header.locators[index])) continue;
+    throw new SystemError(
+      Errno.ENAMETOOLONG,
+      `Cannot change the parent of ${image.path}: the new name needs more room than there is; ` +
+        `give a journal, so that it can be made`,
+    );
+  }
+  replaceNames(image, header, { parent, chosen });
+}
+
+interface Change {
+  readonly parent: ParentToWrite;
+  readonly chosen: readonly NewLocator[];
+}
+
+function writeHeader(image: VhdImage, header: DynamicHeader): void {
+  image.file.sync();
+  image.file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
+  image.file.sync();
+}
+
+function writeName({ file }: VhdImage, bytes: Uint8Array, locator: ParentLocator): void {
+  const room = new Uint8Array(locatorSpaceBytes(locator));
+  room.set(bytes);
+  file.writeAt(room, Number(locator.dataOffset));
+}
+
+/** Writes new locators to room that nothing uses; the header takes them up in one write. */
+function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
+  let at = makeFrontRoom(
+    image,
+    chosen.reduce((sum, { bytes }) => sum + paddedBytes(bytes.length), 0),
+  );
+  for (const { index, code, bytes } of chosen) {
+    const dataSpace = paddedBytes(bytes.length);
+    const dataOffset = BigInt(at);
+    const locator = { code, dataSpace, dataLength: bytes.length, reserved: 0, dataOffset };
+    writeName(image, bytes, locator);
+    header.locators[index] = locator;
+    at += dataSpace;
+  }
+  setParent(header, parent);
+  writeHeader(image, header);
 }
 
 /**
@@ -88,76 +199,53 @@ function setParent(header: DynamicHeader, { uuid, timestamp, name }: ParentToWri
  * written, and there is another then that is whole: that of the old parent until the header has the
  * new one, that of the new parent from then on.
  */
-function changeInPlace(image: VhdImage, header: DynamicHeader, parent: ParentToWrite): void {
-  const { file, path } = image;
-  const names = newNames(header, parent);
-  const ours = names.flatMap((name, index) => (name === null ? [] : [index]));
-  for (const index of ours) {
-    if ((names[index]?.length ?? 0) <= locatorSpaceBytes(header.locators[index])) continue;
-    throw new SystemError(
-      Errno.ENAMETOOLONG,
-      `Cannot change the parent of ${path}: the new name needs more room than there is; ` +
-        `give a journal, so that it can be made`,
-    );
-  }
-  if (ours.length === 0) {
-    throw new SystemError(Errno.EINVAL, `Cannot change the parent of ${path}: it has no locator`);
-  }
+function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
   const old = header.locators;
-  const renewed = old.map((locator, i): ParentLocator => {
-    const name = names[i];
-    return name === null ? locator : { ...locator, dataLength: name.length, reserved: 0 };
-  });
-  const without = (locators: ParentLocator[], indices: readonly number[]): ParentLocator[] =>
-    locators.map((locator, i) => (indices.includes(i) ? NO_LOCATOR : locator));
-  const writeHeader = (locators: ParentLocator[]): void => {
+  const renewed = [...old];
+  for (const { index, bytes } of chosen) {
+    renewed[index] = { ...old[index], dataLength: bytes.length, reserved: 0 };
+  }
+  const without = (locators: ParentLocator[], left: readonly NewLocator[]): ParentLocator[] =>
+    locators.map((locator, i) => (left.some(({ index }) => index === i) ? NO_LOCATOR : locator));
+  const putHeader = (locators: ParentLocator[]): void => {
     header.locators = locators;
-    file.sync();
-    file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
-    file.sync();
+    writeHeader(image, header);
   };
-  const writeName = (index: number): void => {
-    const bytes = new Uint8Array(locatorSpaceBytes(old[index]));
-    bytes.set(names[index] ?? bytes);
-    file.writeAt(bytes, Number(old[index].dataOffset));
-  };
-  const [first, ...others] = ours;
-  if (others.length > 0) writeHeader(without(old, [first]));
-  writeName(first);
+  const [first, ...others] = chosen;
+  if (others.length > 0) putHeader(without(old, [first]));
+  writeName(image, first.bytes, old[first.index]);
   setParent(header, parent);
-  if (others.length > 0) writeHeader(without(renewed, others));
-  for (const index of others) writeName(index);
-  writeHeader(renewed);
+  if (others.length > 0) putHeader(without(renewed, others));
+  for (const { index, bytes } of others) writeName(image, bytes, old[index]);
+  putHeader(renewed);
 }
 
 function changeUnderJournal(
   image: VhdImage,
+  header: DynamicHeader,
   { parent, journal }: { parent: ParentToWrite; journal: string },
 ): void {
-  const { header } = image;
-  if (header === null) return;
-  const names = newNames(header, parent);
-  const spaces = header.locators.map((locator, i) =>
-    Math.max(locatorSpaceBytes(locator), paddedBytes(names[i]?.length ?? 0))
-  );
+  const chosen = chooseLocators(image, header, parent);
+  const spaces = header.locators.map(locatorSpaceBytes);
+  for (const { index, bytes } of chosen) {
+    spaces[index] = Math.max(spaces[index], paddedBytes(bytes.length));
+  }
   const plan = planResize(image, { sizeBytes: image.sizeBytes, locatorSpaces: spaces });
-  const stored = readLocators(image);
-  const bytes = names.map((name, i) => {
-    if (name === null) return stored[i];
-    const padded = new Uint8Array(spaces[i]);
-    padded.set(name);
-    return padded;
-  });
+  const names = readLocators(image);
+  for (const { index, bytes } of chosen) {
+    const padded = new Uint8Array(spaces[index]);
+    padded.set(bytes);
+    names[index] = padded;
+  }
   changeJournaled(image, { journal, overwritten: plan.overwritten }, () => {
     setParent(header, parent);
-    header.locators = header.locators.map((locator, i) => {
-      const name = names[i];
-      if (name === null) return locator;
-      const grown = spaces[i] > locatorSpaceBytes(locator);
-      const dataSpace = grown ? spaces[i] : locator.dataSpace;
-      return { ...locator, dataSpace, dataLength: name.length, reserved: 0 };
-    });
-    carryOut(image, plan, { locators: bytes });
+    for (const { index, bytes } of chosen) {
+      const locator = header.locators[index];
+      const grown = spaces[index] > locatorSpaceBytes(locator);
+      const dataSpace = grown ? spaces[index] : locator.dataSpace;
+      header.locators[index] = { ...locator, dataSpace, dataLength: bytes.length, reserved: 0 };
+    }
+    carryOut(image, plan, { locators: names });
   });
 }
 

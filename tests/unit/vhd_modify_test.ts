@@ -15,6 +15,7 @@ import { repairImage } from "../../src/vhd/repair.ts";
 import { setField } from "../../src/vhd/set_fields.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { killEverywhere } from "../support/kill_everywhere.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
@@ -53,34 +54,6 @@ function contentOf(storage: MemoryStorage, path: string): Uint8Array<ArrayBuffer
 function assertValid(storage: MemoryStorage, path: string): void {
   const { findings } = checkImage(path, { storage, checkData: true });
   assert.deepEqual(findings, []);
-}
-
-/**
- * Runs a change with the process killed in front of each of its operations in turn, and lastly not
- * killed; `look` sees what each leaves.
- */
-function killEverywhere(
-  origin: MemoryStorage,
-  change: (storage: MemoryStorage) => void,
-  look: (storage: MemoryStorage, finished: boolean) => void,
-): void {
-  for (let n = 0;; n++) {
-    const storage = origin.snapshot();
-    let count = 0;
-    storage.beforeOperation = () => {
-      if (++count > n) throw new SystemError(Errno.EIO, "The process was killed");
-    };
-    let finished = true;
-    try {
-      change(storage);
-    } catch (error) {
-      if (!(error instanceof SystemError)) throw error;
-      finished = false;
-    }
-    storage.beforeOperation = null;
-    look(storage, finished);
-    if (finished) return assert.ok(n > 2);
-  }
 }
 
 Deno.test("a new parent: wherever it is broken off, the chain is that of the old or the new one", () => {

@@ -119,8 +119,9 @@ function metadataOf(image: VhdImage): Recorded[] {
     { type: TYPE.HEADER, offsetBytes: Number(footer.dataOffset), lengthBytes: DD_HEADER_SIZE },
   ];
   for (const locator of header.locators) {
-    if (locator.code === PLAT_CODE_NONE) continue;
     const lengthBytes = locatorSpaceBytes(locator);
+    // An entry without room is one that the change is about to fill.
+    if (locator.code === PLAT_CODE_NONE || lengthBytes === 0) continue;
     ranges.push({ type: TYPE.LOCATOR, offsetBytes: Number(locator.dataOffset), lengthBytes });
   }
   const lengthBytes = batBytes(header.maxBatEntries);

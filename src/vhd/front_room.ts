@@ -1,0 +1,80 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
+import { nextBlockSector } from "./format/layout.ts";
+import { sectorsOf, VHD_SECTOR_SIZE } from "./format/units.ts";
+import type { VhdImage } from "./image/image.ts";
+import { requireRoom, writeBatEntry } from "./write.ts";
+
+interface Move {
+  readonly block: number;
+  readonly toSector: number;
+}
+
+/**
+ * Frees room behind the metadata of an image, for more metadata. Blocks that lie there are copied
+ * behind the end of the file first, with a new footer behind them. The old footer stays in its place
+ * until then, so the image opens whenever this is broken off, and a full disk changes nothing.
+ *
+ * @returns Byte offset of the room.
+ * @throws {SystemError} ENOSPC, EFBIG, or what the file system says; the image is as it was then.
+ */
+export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
+  const { file, path } = image;
+  const start = sectorsOf(image.endOfHeadersBytes);
+  const end = start + sectorsOf(lengthBytes);
+  const oldBytes = file.sizeBytes();
+  const isDevice = file.isBlockDevice;
+  const behind = Math.max(end, image.endOfDataSector, isDevice ? 0 : sectorsOf(oldBytes));
+  const { moves, endSector } = planMoves(image, { start, end, behind });
+  if (endSector >= DD_BLK_UNUSED) {
+    throw new SystemError(Errno.EFBIG, `Cannot make room for metadata in ${path}`);
+  }
+  requireRoom(image, endSector);
+  const footerSector = sectorsOf(oldBytes - HD_FOOTER_SIZE);
+  try {
+    copyBlocks(image, moves);
+    if (!isDevice && (moves.length > 0 || end > footerSector)) {
+      file.writeAt(encodeFooter(image.footer), endSector * VHD_SECTOR_SIZE);
+    }
+    file.sync();
+  } catch (error) {
+    if (!isDevice && file.sizeBytes() > oldBytes) file.truncate(oldBytes);
+    throw error;
+  }
+  for (const { block, toSector } of moves) {
+    image.bat[block] = toSector;
+    writeBatEntry(image, block);
+  }
+  file.sync();
+  image.endOfHeadersBytes = end * VHD_SECTOR_SIZE;
+  image.endOfDataSector = Math.max(image.endOfDataSector, endSector);
+  return start * VHD_SECTOR_SIZE;
+}
+
+/** Which blocks lie between two sectors, and where behind the end of the file they go. */
+function planMoves(
+  { bat, bitmapSectors, sectorsPerBlock }: VhdImage,
+  { start, end, behind }: { start: number; end: number; behind: number },
+): { moves: Move[]; endSector: number } {
+  const blockSectors = bitmapSectors + sectorsPerBlock;
+  const moves: Move[] = [];
+  let endSector = behind;
+  for (let block = 0; block < bat.length; block++) {
+    const sector = bat[block];
+    if (sector === DD_BLK_UNUSED || sector >= end || sector + blockSectors <= start) continue;
+    const toSector = nextBlockSector({ endSector, bitmapSectors });
+    endSector = toSector + blockSectors;
+    moves.push({ block, toSector });
+  }
+  return { moves, endSector };
+}
+
+function copyBlocks(image: VhdImage, moves: readonly Move[]): void {
+  const { bat, bitmapSectors, file, sectorsPerBlock } = image;
+  const bytes = new Uint8Array((bitmapSectors + sectorsPerBlock) * VHD_SECTOR_SIZE);
+  for (const { block, toSector } of moves) {
+    bytes.fill(0, file.readAt(bytes, bat[block] * VHD_SECTOR_SIZE));
+    file.writeAt(bytes, toSector * VHD_SECTOR_SIZE);
+  }
+}
