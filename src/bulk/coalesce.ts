@@ -1,12 +1,12 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { resolveParent, verifyParent } from "../vhd/image/chain.ts";
+import { leadsBack, resolveParent, verifyParent } from "../vhd/image/chain.ts";
 import { VhdChainError } from "../vhd/image/errors.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
 import { type Layer, mayHold, openForQueue, requireSameEncryption } from "./layers.ts";
-import { addLayer, Closer, mergeInto, mergeIntoNew, openParentOf } from "./merge.ts";
+import { addLayer, Closer, mergeInto, mergeIntoNew, openAllBelow, openParentOf } from "./merge.ts";
 import { moveData, openMover, type Progress } from "./mover.ts";
 import { FlatTarget } from "./target.ts";
 
@@ -75,7 +75,7 @@ function walkDown(
     const targetPath = resolveParent(image);
     const canonical = canonicalPath(storage, targetPath);
     if (seen.has(canonical)) {
-      throw new VhdChainError(top.path, Errno.ELOOP, `${image.path} leads back to ${canonical}`);
+      throw leadsBack(top.path, canonical);
     }
     seen.add(canonical);
     if (wanted === null || canonical === wanted) return { images, targetPath };
@@ -170,10 +170,5 @@ function walkToOldest(
     const last = closer.add(openVhd(targetPath, { storage }));
     return [...images, last];
   }
-  const images = [top];
-  for (let image = top; image.parent !== null && !image.parent.raw;) {
-    image = openParentOf(image, closer);
-    images.push(image);
-  }
-  return images;
+  return openAllBelow(top, closer).images;
 }

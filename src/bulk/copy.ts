@@ -1,10 +1,9 @@
 import { createFixed } from "../vhd/create.ts";
-import { resolveParent } from "../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
 import { type Layer, openForQueue, rawLayer, requireSameEncryption } from "./layers.ts";
-import { addLayer, Closer, mergeIntoNew, openParentOf, writeOutput } from "./merge.ts";
+import { addLayer, Closer, mergeIntoNew, openAllBelow, writeOutput } from "./merge.ts";
 import { moveData, openMover, type Progress } from "./mover.ts";
 import { planRecoding, type Recoding } from "./recoding.ts";
 import { FlatTarget } from "./target.ts";
@@ -59,16 +58,7 @@ async function copyChain(
   engine: OfflineEngine,
   { top, output, closer, recoding, onProgress }: Copy,
 ): Promise<number> {
-  const images = [top];
-  let raw: string | null = null;
-  for (let image = top; image.parent !== null;) {
-    if (image.parent.raw) {
-      raw = resolveParent(image);
-      break;
-    }
-    image = openParentOf(image, closer);
-    images.push(image);
-  }
+  const { images, raw } = openAllBelow(top, closer);
   requireSameEncryption(images, { raw });
   const layers: Layer[] = images.map((image) => addLayer(engine, image, closer));
   if (raw !== null) {

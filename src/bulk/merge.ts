@@ -1,7 +1,13 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { KeyHash } from "../vhd/format/batmap.ts";
-import { resolveParent, verifyParent } from "../vhd/image/chain.ts";
+import {
+  leadsBack,
+  MAX_CHAIN_DEPTH,
+  resolveParent,
+  tooManyLayers,
+  verifyParent,
+} from "../vhd/image/chain.ts";
 import { writeNewImage, writeSparseImage } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
@@ -40,6 +46,30 @@ export function openParentOf(child: VhdImage, closer: Closer): VhdImage {
   const parent = closer.add(openVhd(resolveParent(child), { storage: child.storage }));
   verifyParent(child, parent);
   return parent;
+}
+
+/**
+ * Opens all VHDs below an image.
+ *
+ * @returns The images, the given one first, and the path of the raw image below them, if there is one.
+ * @throws {VhdChainError} for a chain that leads back to itself, has too many layers or a wrong parent.
+ */
+export function openAllBelow(
+  top: VhdImage,
+  closer: Closer,
+): { images: VhdImage[]; raw: string | null } {
+  const images = [top];
+  const seen = new Set([canonicalPath(top.storage, top.path)]);
+  for (let image = top; image.parent !== null;) {
+    if (images.length >= MAX_CHAIN_DEPTH) throw tooManyLayers(top.path);
+    if (image.parent.raw) return { images, raw: resolveParent(image) };
+    image = openParentOf(image, closer);
+    const path = canonicalPath(image.storage, image.path);
+    if (seen.has(path)) throw leadsBack(top.path, path);
+    seen.add(path);
+    images.push(image);
+  }
+  return { images, raw: null };
 }
 
 /** A new image for merged layers. */

@@ -1,15 +1,15 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
-import { MAX_CHAIN_DEPTH } from "../vhd/image/chain.ts";
+import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts";
 
 /**
  * Opens an image and all that it builds on; the first of the list is the image itself.
  *
  * With a key the image itself must be encrypted; one that it builds on need not be.
  *
- * @throws {SystemError} ELOOP for a chain that leads back to itself or has too many layers, EINVAL
- * for a key that is not wanted; what the images say.
+ * @throws {VhdChainError} ELOOP for a chain that leads back to itself or has too many layers.
+ * @throws {SystemError} EINVAL for a key that is not wanted; what the images say.
  */
 export function openImages(
   leaf: ImageSpec,
@@ -45,9 +45,7 @@ function refuseLoop(
 ): void {
   const { storage } = context.files;
   const path = storage.exists(spec.path) ? storage.realPath(spec.path) : spec.path;
-  if (seen.has(path) || seen.size >= MAX_CHAIN_DEPTH) {
-    const why = seen.has(path) ? `it leads back to ${path}` : `over ${MAX_CHAIN_DEPTH} layers`;
-    throw new SystemError(Errno.ELOOP, `Cannot open the chain of ${leaf.path} (${why})`);
-  }
+  if (seen.has(path)) throw leadsBack(leaf.path, path);
+  if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(leaf.path);
   seen.add(path);
 }

@@ -11,6 +11,7 @@ import { BATMAP_HEADER_SIZE } from "./format/batmap.ts";
 import type { ParentToWrite } from "./create.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
 import { DD_HEADER_SIZE, type DynamicHeader, encodeHeader } from "./format/header.ts";
+import { requireFitsBelow } from "./image/chain.ts";
 import { makeFrontRoom } from "./front_room.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { changeJournaled } from "./resize/journal.ts";
@@ -59,6 +60,7 @@ export function changeParent(path: string, options: ReparentOptions): void {
       throw new SystemError(Errno.EINVAL, `Cannot make ${path} its own parent`);
     }
     const uuid = parentUuid(storage, parentPath, rawParent);
+    requireFitsBelow(storage, { parentPath, rawParent, childPath });
     const parent = parentToWrite(storage, { childPath, parentPath, parent: { uuid } });
     if (journal === undefined) changeInPlace(image, image.header, parent);
     else changeUnderJournal(image, image.header, { parent, journal });

@@ -1,7 +1,14 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { encodeBatmapHeader, type KeyHash } from "./format/batmap.ts";
-import { MAX_CHAIN_DEPTH, openChain, openRawParent, resolveParent } from "./image/chain.ts";
+import {
+  MAX_CHAIN_DEPTH,
+  openChain,
+  openRawParent,
+  requireFitsBelow,
+  resolveParent,
+  tooManyLayers,
+} from "./image/chain.ts";
 import {
   type ParentToWrite,
   reserveSize,
@@ -70,6 +77,7 @@ export function snapshot(path: string, options: SnapshotOptions): void {
   ) {
     throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as it would be its own parent`);
   }
+  requireFitsBelow(storage, { parentPath: target.path, rawParent: target.raw, childPath: path });
   if (options.depthLimit && !target.raw) limitDepth(storage, target.path, options.depthLimit);
   const parent = target.raw ? describeRaw(storage, target.path) : describeVhd(storage, target.path);
   const { reserveBytes = 0 } = options;
@@ -105,7 +113,7 @@ function findTarget(storage: Storage, options: SnapshotOptions): Target {
       image.close();
     }
   }
-  throw new VhdChainError(given, Errno.ELOOP, `it has more than ${MAX_CHAIN_DEPTH} layers`);
+  throw tooManyLayers(given);
 }
 
 function limitDepth(storage: Storage, path: string, limit: number): void {

@@ -48,7 +48,11 @@ export interface ForeignImage {
 }
 
 /** Writes a foreign image; returns its UUID. */
-export function putForeignImage(storage: Storage, path: string, wanted: ForeignImage): Uint8Array {
+export function putForeignImage(
+  storage: Storage,
+  path: string,
+  wanted: ForeignImage,
+): Uint8Array<ArrayBuffer> {
   const { sizeBytes = 4 << 20, blockSizeBytes = 65536, blocks = {}, parent } = wanted;
   const footer = newFooter(parent === undefined ? HD_TYPE_DYNAMIC : HD_TYPE_DIFF, sizeBytes);
   footer.creatorApplication = "win ";
@@ -100,7 +104,7 @@ export function putForeignImage(storage: Storage, path: string, wanted: ForeignI
   for (const [at, bytes] of parts) file.set(bytes, at);
   file.set(encodeFooter(footer), end);
   putFile(storage, path, file);
-  return footer.uuid;
+  return new Uint8Array(footer.uuid);
 }
 
 function pick(locator: ForeignLocator): Partial<ForeignLocator> {

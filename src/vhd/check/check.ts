@@ -3,7 +3,7 @@ import { checkBat, checkBatmap, checkBitmaps, checkSlack } from "./check_blocks.
 import { checkFooters } from "./check_footer.ts";
 import { checkHeader, checkParentFields } from "./check_header.ts";
 import { checkLocators } from "./check_parents.ts";
-import { MAX_CHAIN_DEPTH, resolveParent } from "../image/chain.ts";
+import { leadsBack, MAX_CHAIN_DEPTH, resolveParent, tooManyLayers } from "../image/chain.ts";
 import { VhdChainError, VhdFormatError } from "../image/errors.ts";
 import { type Finding, Findings } from "./findings.ts";
 import { HD_TYPE_FIXED } from "../format/footer.ts";
@@ -113,12 +113,12 @@ export function ancestorPaths(path: string, { storage = osStorage }: CheckOption
       image.close();
     }
     if (seen.has(canonicalPath(storage, current))) {
-      throw new VhdChainError(child, Errno.ELOOP, `it leads back to ${current} (ELOOP)`);
+      throw leadsBack(child, current);
     }
     seen.add(canonicalPath(storage, current));
     paths.push(current);
   }
-  throw new VhdChainError(path, Errno.ELOOP, `it has more than ${MAX_CHAIN_DEPTH} layers (ELOOP)`);
+  throw tooManyLayers(path);
 }
 
 /** A fault of a chain, as what is wrong with the image whose parent is the trouble. */

@@ -1,5 +1,5 @@
-import { Errno } from "../../../ffi/errno.ts";
-import { VhdChainError } from "./errors.ts";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { VhdChainError, VhdFormatError } from "./errors.ts";
 import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
 import { readFooter } from "./footer_reader.ts";
 import { readLocatorName } from "./locator_reader.ts";
@@ -10,6 +10,20 @@ import { equalUuids, formatUuid } from "../format/uuid.ts";
 
 /** How many images a chain may have. */
 export const MAX_CHAIN_DEPTH = 256;
+
+/** That a chain has more layers than anything opens. */
+export function tooManyLayers(path: string, limit = MAX_CHAIN_DEPTH): VhdChainError {
+  return new VhdChainError(
+    path,
+    Errno.ELOOP,
+    `it has more than ${limit} layers, the most that a chain may have (ELOOP)`,
+  );
+}
+
+/** That a chain leads back to an image that is in it already. */
+export function leadsBack(path: string, to: string): VhdChainError {
+  return new VhdChainError(path, Errno.ELOOP, `it leads back to ${to} (ELOOP)`);
+}
 
 /** The raw image at the bottom of a chain. */
 export interface RawParent {
@@ -187,15 +201,11 @@ function openParents(images: VhdImage[], options: ChainOptions): RawParent | nul
     const parentPath = resolveParent(child, { anyUuid: ignoreParentUuid });
     const canonical = canonicalPath(child.storage, parentPath);
     if (seen.has(canonical)) {
-      throw new VhdChainError(
-        images[0].path,
-        Errno.ELOOP,
-        `${child.path} leads back to ${canonical}`,
-      );
+      throw leadsBack(images[0].path, canonical);
     }
     seen.add(canonical);
     if (images.length >= maxDepth) {
-      throw new VhdChainError(images[0].path, Errno.ELOOP, `it has more than ${maxDepth} layers`);
+      throw tooManyLayers(images[0].path, maxDepth);
     }
     if (child.parent.raw) return openRawParent(child.storage, parentPath);
     const parent = openVhd(parentPath, { ...options, readOnly: true });
@@ -204,6 +214,51 @@ function openParents(images: VhdImage[], options: ChainOptions): RawParent | nul
     child = parent;
   }
   return null;
+}
+
+/**
+ * Refuses a parent below which a child could not be opened: it has as many layers as a chain may
+ * have, or the child is one of them. A chain that breaks off below is followed as far as it goes.
+ *
+ * @param options.parentPath The parent, which must exist.
+ * @param options.childPath The child; it need not exist.
+ * @throws {VhdChainError} ELOOP.
+ */
+export function requireFitsBelow(
+  storage: Storage,
+  { parentPath, rawParent, childPath }: {
+    parentPath: string;
+    rawParent: boolean;
+    childPath: string;
+  },
+): void {
+  const isChild = storage.exists(childPath) ? canonicalPath(storage, childPath) : null;
+  const seen = new Set<string>();
+  for (let path: string | null = parentPath, raw = rawParent; path !== null;) {
+    const canonical = canonicalPath(storage, path);
+    if (canonical === isChild || seen.has(canonical)) throw leadsBack(childPath, canonical);
+    seen.add(canonical);
+    if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(childPath);
+    if (raw) return;
+    [path, raw] = parentBelow(storage, path);
+  }
+}
+
+/** The path of an image's parent and whether it is raw; null for none that can be found. */
+function parentBelow(storage: Storage, path: string): [string | null, boolean] {
+  try {
+    const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true });
+    try {
+      if (image.parent === null) return [null, false];
+      return [resolveParent(image, { anyUuid: true }), image.parent.raw];
+    } finally {
+      image.close();
+    }
+  } catch (error) {
+    if (error instanceof VhdChainError || error instanceof VhdFormatError) return [null, false];
+    if (error instanceof SystemError) return [null, false];
+    throw error;
+  }
 }
 
 /** Opens the raw image that a chain ends with, for reading. */
