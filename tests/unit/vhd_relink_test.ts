@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import {

@@ -234,7 +234,8 @@ export function requireFitsBelow(
 ): void {
   const isChild = storage.exists(childPath) ? canonicalPath(storage, childPath) : null;
   const seen = new Set<string>();
-  for (let path: string | null = parentPath, raw = rawParent; path !== null;) {
+  let raw = rawParent;
+  for (let path: string | null = parentPath; path !== null;) {
     const canonical = canonicalPath(storage, path);
     if (canonical === isChild || seen.has(canonical)) throw leadsBack(childPath, canonical);
     seen.add(canonical);
