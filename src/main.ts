@@ -26,6 +26,9 @@ async function run(call: Call): Promise<number> {
 /** What a shell reports for a program that SIGPIPE ended, which Deno ignores. */
 const STATUS_OF_SIGPIPE = 128 + 13;
 
+/** What the runtime reports for an error that nobody caught. */
+const STATUS_OF_FAULT = 1;
+
 async function main(): Promise<number> {
   const argv0 = calledName(Deno.readFileSync("/proc/self/cmdline"));
   try {
@@ -34,7 +37,10 @@ async function main(): Promise<number> {
     if (error instanceof Deno.errors.BrokenPipe) {
       return STATUS_OF_SIGPIPE;
     }
-    throw error;
+    // A fault of the program itself. Its text may hold names of files.
+    const { printErrorText } = await import("./cli/print.ts");
+    printErrorText(error instanceof Error ? error.stack ?? error.message : String(error));
+    return STATUS_OF_FAULT;
   }
 }
 

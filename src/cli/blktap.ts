@@ -7,6 +7,7 @@
 import config from "../../deno.json" with { type: "json" };
 import { Errno } from "../../ffi/errno.ts";
 import { type Call, COMMAND_NAMES } from "./dispatch.ts";
+import { printErrorLine, printErrorText, printLine, printText } from "./print.ts";
 
 const HELP = `Usage: blktap COMMAND [ARGUMENT…]
        blktap --help | --version
@@ -28,16 +29,16 @@ Commands, each also by its own name where a link of that name leads here:
 export function blktapMain(call: Exclude<Call, { kind: "command" }>): number {
   switch (call.kind) {
     case "help":
-      console.log(HELP);
+      printText(HELP);
       return 0;
     case "version":
-      console.log(`blktap ${config.version} (Deno ${Deno.version.deno}, V8 ${Deno.version.v8})`);
+      printLine(`blktap ${config.version} (Deno ${Deno.version.deno}, V8 ${Deno.version.v8})`);
       return 0;
     case "missing":
-      console.error(`blktap: No command was given\n\n${HELP}`);
+      printErrorText(`blktap: No command was given\n\n${HELP}`);
       return Errno.EINVAL;
     case "unknown":
-      console.error(
+      printErrorLine(
         `blktap: Unknown command '${call.name}': use ${COMMAND_NAMES.join(", ")}, or --help`,
       );
       return Errno.EINVAL;

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { plainText } from "./plain_text.ts";
 
 /** How much an entry matters. */
 export type LogLevel = "info" | "warning" | "error";
@@ -64,7 +65,7 @@ export class Logger implements Log {
   }
 
   #write(level: LogLevel, message: string): void {
-    const line = message.replaceAll(/[\r\n]+/g, " ");
+    const line = plainText(message.replaceAll(/[\r\n]+/g, " "));
     for (const sink of this.#sinks) sink.write(level, line);
   }
 }

@@ -5,7 +5,7 @@
  */
 
 import { vhdUtilMain } from "../../src/cli/vhd_util/main.ts";
-import type { Output } from "../../src/cli/vhd_util/output.ts";
+import { PlainOutput } from "../../src/cli/vhd_util/output.ts";
 // Loaded here, as a library that is loaded within a test counts as a leak.
 import "../../src/files/storage.ts";
 import "../../src/bulk/engine.ts";
@@ -51,20 +51,16 @@ export interface VhdUtilResult {
   readonly stderr: string;
 }
 
-class CapturedOutput implements Output {
+class CapturedOutput extends PlainOutput {
   readonly parts: Uint8Array<ArrayBuffer>[] = [];
   stderr = "";
 
-  print(text: string): void {
-    this.parts.push(new TextEncoder().encode(text));
+  protected add(bytes: Uint8Array<ArrayBuffer>): void {
+    this.parts.push(bytes);
   }
 
-  printBytes(bytes: Uint8Array): void {
-    this.parts.push(new Uint8Array(bytes));
-  }
-
-  printError(line: string): void {
-    this.stderr += `${line}\n`;
+  protected addError(bytes: Uint8Array<ArrayBuffer>): void {
+    this.stderr += new TextDecoder().decode(bytes);
   }
 }
 

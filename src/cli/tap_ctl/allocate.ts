@@ -1,8 +1,9 @@
 import type { Command } from "commander";
 import { allocateMinor } from "../../control/minors/minors.ts";
 import { minorPath } from "../../control/paths.ts";
+import { printLine } from "../print.ts";
 
 /** `tap-ctl allocate`. */
 export function defineAllocate(command: Command): Command {
-  return command.action(() => console.log(minorPath(allocateMinor())));
+  return command.action(() => printLine(minorPath(allocateMinor())));
 }

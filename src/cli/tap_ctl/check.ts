@@ -1,15 +1,16 @@
 import type { Command } from "commander";
 import { allocateMinor, freeMinor } from "../../control/minors/minors.ts";
 import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
+import { printJson, printLine } from "../print.ts";
 
 /** Whether tapdisk can run here, and which block devices the kernel has, with reasons. */
 function check({ json }: { json?: boolean }): void {
   freeMinor(allocateMinor());
   const devices = DEVICE_MAKERS.map((maker) => ({ kind: maker.kind, missing: maker.missing() }));
-  if (json) return console.log(JSON.stringify({ devices }, null, 2));
-  console.log("ok");
+  if (json) return printJson({ devices });
+  printLine("ok");
   for (const { kind, missing } of devices) {
-    console.log(missing === null ? `${kind}: ok` : `${kind}: not here (${missing})`);
+    printLine(missing === null ? `${kind}: ok` : `${kind}: not here (${missing})`);
   }
 }
 

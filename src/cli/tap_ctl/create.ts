@@ -9,6 +9,7 @@ import {
   imageOptions,
   imageRequest,
 } from "./options.ts";
+import { printLine } from "../print.ts";
 
 /** `tap-ctl create`. */
 export function defineCreate(command: Command): Command {
@@ -25,6 +26,6 @@ export function defineCreate(command: Command): Command {
     .action(async (choices: ImageChoices & KeyChoices) => {
       const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
       const device = await createDevice(absoluteImage(choices.args), options);
-      console.log(device.node ?? minorPath(device.minor));
+      printLine(device.node ?? minorPath(device.minor));
     });
 }

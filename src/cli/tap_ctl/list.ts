@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { inventory, type InventoryEntry, withNodes } from "../../control/client/inventory.ts";
 import { filterOptions } from "./options.ts";
 import { warnOfSilent } from "./silent.ts";
+import { printJson, printLine } from "../print.ts";
 
 interface ListOptions {
   readonly pid?: number;
@@ -46,11 +47,11 @@ function list({ pid, minor, type, file, json }: ListOptions): void {
     (file === undefined || entry.path === file)
   );
   if (json) {
-    console.log(JSON.stringify(withNodes(chosen), null, 2));
+    printJson(withNodes(chosen));
     return;
   }
   const format = Deno.stdout.isTerminal() ? row : fields;
-  for (const entry of chosen) console.log(format(entry));
+  for (const entry of chosen) printLine(format(entry));
 }
 
 /** `tap-ctl list`. */

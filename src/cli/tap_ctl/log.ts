@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { type DeviceAddress, deviceLog } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
+import { printJson, printLine } from "../print.ts";
 
 interface LogOptions extends DeviceAddress {
   readonly clear?: boolean;
@@ -19,7 +20,7 @@ export function defineLog(command: Command): Command {
     )
     .action(({ json, clear, ...device }: LogOptions) => {
       const { sectors, runs } = deviceLog(device, { clear });
-      if (json) console.log(JSON.stringify({ sectors, runs }));
-      else for (const [sector, count] of runs) console.log(`${sector} ${count}`);
+      if (json) printJson({ sectors, runs }, { indent: 0 });
+      else for (const [sector, count] of runs) printLine(`${sector} ${count}`);
     });
 }

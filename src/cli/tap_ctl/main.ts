@@ -6,6 +6,7 @@
  */
 import type { Command } from "commander";
 import { Errno } from "../../../ffi/errno.ts";
+import { printErrorLine, printText, reasonOf, writeError } from "../print.ts";
 
 /** Describes a command's options, and what it does. */
 type Define = (command: Command) => Command;
@@ -118,7 +119,7 @@ async function trace(): Promise<void> {
   );
   traceMessages((direction, message) => {
     const name = messageName(messageType(message));
-    console.error(`${direction} '${name}' message (minor ${messageCookie(message)})`);
+    printErrorLine(`${direction} '${name}' message (minor ${messageCookie(message)})`);
   });
 }
 
@@ -131,6 +132,7 @@ async function loadCommand(name: string): Promise<Command> {
       .helpOption("-h, --help", "show this help")
       .allowExcessArguments(false)
       .showHelpAfterError()
+      .configureOutput({ outputError: writeError })
       .exitOverride(),
   );
 }
@@ -149,7 +151,7 @@ async function runCommand(name: string, args: string[]): Promise<number> {
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : Errno.EINVAL;
     if (error instanceof Deno.errors.BrokenPipe) throw error;
-    console.error(`tap-ctl ${name}: ${error instanceof Error ? error.message : String(error)}`);
+    printErrorLine(`tap-ctl ${name}: ${reasonOf(error)}`);
     return errnoOf(error);
   }
 }
@@ -163,11 +165,11 @@ async function runCommand(name: string, args: string[]): Promise<number> {
 export async function tapCtlMain(args: string[]): Promise<number> {
   const [name, ...rest] = args.filter((arg) => arg !== "--debug");
   if (name === undefined || ["help", "-h", "--help"].includes(name)) {
-    console.log(help());
+    printText(help());
     return 0;
   }
   if (!Object.hasOwn(COMMANDS, name)) {
-    console.error(`tap-ctl: Unknown command '${name}': 'tap-ctl --help' lists them`);
+    printErrorLine(`tap-ctl: Unknown command '${name}': 'tap-ctl --help' lists them`);
     return Errno.EINVAL;
   }
   if (args.includes("--debug")) await trace();

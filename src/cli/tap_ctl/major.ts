@@ -1,6 +1,7 @@
 import { type Command, Option } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { systemError } from "../../control/paths.ts";
+import { printLine } from "../print.ts";
 
 const DEVICES_FILE = "/proc/devices";
 
@@ -24,6 +25,6 @@ export function defineMajor(command: Command): Command {
     .option("-c, --character", "of character devices, which have none")
     .action(({ character }: { character?: boolean }) => {
       if (character) throw new SystemError(Errno.EINVAL, "Cannot tell a character device's major");
-      console.log(blockMajor());
+      printLine(blockMajor());
     });
 }

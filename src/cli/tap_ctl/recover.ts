@@ -1,8 +1,10 @@
 import type { Command } from "commander";
 import { orphanedMinors, recoverDevice } from "../../control/client/lifecycle.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
+import { minorPath } from "../../control/paths.ts";
 import { parseMinor } from "./options.ts";
 import { Tries } from "./tries.ts";
+import { printLine } from "../print.ts";
 
 /** `tap-ctl recover`. */
 export function defineRecover(command: Command): Command {
@@ -17,7 +19,7 @@ export function defineRecover(command: Command): Command {
     .action(async ({ minor, ...keys }: KeyChoices & { minor?: number }) => {
       const key = await encryptionKey(keys);
       const recover = async (orphan: number): Promise<void> =>
-        console.log((await recoverDevice(orphan, { encryptionKey: key })).node);
+        printLine((await recoverDevice(orphan, { encryptionKey: key })).node ?? minorPath(orphan));
       if (minor !== undefined) return await recover(minor);
       const tries = new Tries("taken over");
       for (const orphan of orphanedMinors()) {

@@ -18,6 +18,7 @@ import { encryptionKey } from "./encryption.ts";
 import { timeLimit, timeLimitOption } from "./options.ts";
 import { warnOfSilent } from "./silent.ts";
 import { Tries } from "./tries.ts";
+import { printLine } from "../print.ts";
 
 interface RestoreChoices {
   readonly file: string;
@@ -64,7 +65,7 @@ async function restore(names: readonly string[], path: string): Promise<void> {
       const readKey = () => encryptionKey({ keyFile: listed.keyFile });
       const { node, pid, minor, how } = await restoreDevice(listed, { present, readKey });
       const where = node ?? nbdSocketPath(pid, minor);
-      console.log(`${listed.name}: ${where}${how === "created" ? "" : ` (${how})`}`);
+      printLine(`${listed.name}: ${where}${how === "created" ? "" : ` (${how})`}`);
     });
   }
   tries.end();
@@ -74,7 +75,7 @@ async function stop(names: readonly string[], choices: RestoreChoices): Promise<
   const tries = new Tries("stopped");
   for (const name of names.length > 0 ? names : restoredNames()) {
     await tries.each(name, async () => {
-      if (await stopRestored(name, timeLimit(choices))) console.log(`${name}: stopped`);
+      if (await stopRestored(name, timeLimit(choices))) printLine(`${name}: stopped`);
     });
   }
   tries.end();

@@ -3,11 +3,12 @@ import {
   type InventoryEntry,
   silentTapdisks,
 } from "../../control/client/inventory.ts";
+import { printErrorLine } from "../print.ts";
 
 /** Says on standard error which tapdisks did not answer, and what follows from it. */
 export function warnOfSilent(command: string, entries: readonly InventoryEntry[]): void {
   for (const pid of silentTapdisks(entries)) {
-    console.error(
+    printErrorLine(
       `tap-ctl ${command}: tapdisk ${pid} did not answer within ${ANSWER_TIMEOUT_MS / 1000} s: ` +
         "its images are not known, only its minors",
     );

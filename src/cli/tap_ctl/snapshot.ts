@@ -2,6 +2,7 @@ import { workingFolder } from "../../../ffi/paths.ts";
 import type { Command } from "commander";
 import { type DeviceAddress, snapshotDevice } from "../../control/client/client.ts";
 import { deviceOptions, timeLimitOption } from "./options.ts";
+import { printJson, printLine } from "../print.ts";
 
 interface SnapshotChoices extends DeviceAddress {
   readonly name: string;
@@ -24,10 +25,10 @@ function makeSnapshot(
   const made = snapshotDevice(device, path, { rename, timeoutSeconds: timeout });
   if (json) {
     const { image, parent, stallMs } = made;
-    console.log(JSON.stringify({ image, parent, stall_ms: stallMs }, null, 2));
+    printJson({ image, parent, stall_ms: stallMs });
   } else {
-    console.log(`${made.image} is open, on ${made.parent}`);
-    console.log(`requests waited ${made.stallMs.toFixed(1)} ms`);
+    printLine(`${made.image} is open, on ${made.parent}`);
+    printLine(`requests waited ${made.stallMs.toFixed(1)} ms`);
   }
 }
 

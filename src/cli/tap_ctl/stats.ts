@@ -1,10 +1,12 @@
 import type { Command } from "commander";
 import { type DeviceAddress, deviceStatistics } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
+import { printText } from "../print.ts";
+import { plainJson } from "../../log/plain_text.ts";
 
 /** `tap-ctl stats`. */
 export function defineStats(command: Command): Command {
   return deviceOptions(command)
     .addHelpText("after", "\nPrints JSON on one line; images come from leaf to root.")
-    .action((device: DeviceAddress) => console.log(`${deviceStatistics(device)}\n`));
+    .action((device: DeviceAddress) => printText(`${plainJson(deviceStatistics(device))}\n`));
 }

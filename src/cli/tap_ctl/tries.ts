@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { printErrorLine, reasonOf } from "../print.ts";
 
 /** Does something for each, and goes on when it fails; the first error decides the exit status. */
 export class Tries {
@@ -25,7 +26,7 @@ export class Tries {
     if (error instanceof Error && "errno" in error && typeof error.errno === "number") {
       this.#errno ||= error.errno;
     }
-    console.error(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+    printErrorLine(`${what}: ${reasonOf(error)}`);
   }
 
   /** Throws `SystemError` when something failed. */

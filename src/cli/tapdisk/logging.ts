@@ -3,6 +3,7 @@ import { BLKTAP2_CONTROL_DIR, controlFolder } from "../../control/paths.ts";
 import { FileSink } from "../../log/file_sink.ts";
 import { Logger, type LogLevel, type LogSink } from "../../log/log.ts";
 import { SyslogSink } from "../../log/syslog_sink.ts";
+import { printErrorLine, reasonOf } from "../print.ts";
 
 const IDENT = "tapdisk";
 const DEFAULT_LOG_FOLDER = "/var/log/blktap";
@@ -18,7 +19,7 @@ function logFolder(): string {
 /** Entries on standard error, for someone who watches. */
 const standardError: LogSink = {
   write(level: LogLevel, message: string): void {
-    console.error(`${IDENT}: ${level}: ${message}`);
+    printErrorLine(`${IDENT}: ${level}: ${message}`);
   },
   reopen(): void {},
   close(): void {},
@@ -40,7 +41,7 @@ export function openLog({ onStandardError }: { onStandardError: boolean }): Logg
     Deno.mkdirSync(logFolder(), { recursive: true, mode: 0o700 });
     log.addSink(new FileSink(path, IDENT));
   } catch (error) {
-    log.warn(`Cannot log to ${path}: ${error instanceof Error ? error.message : String(error)}`);
+    log.warn(`Cannot log to ${path}: ${reasonOf(error)}`);
   }
   return log;
 }

@@ -17,6 +17,7 @@ import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
 import { handleSignals } from "./signals.ts";
+import { printErrorLine, printLine, reasonOf, writeError } from "../print.ts";
 
 interface TapdiskOptions {
   /** False for `-D`. */
@@ -59,6 +60,7 @@ export function tapdiskCommand(): Command {
     .addHelpText("after", NOTES)
     .allowExcessArguments(false)
     .showHelpAfterError()
+    .configureOutput({ outputError: writeError })
     .exitOverride();
 }
 
@@ -83,7 +85,7 @@ async function serve({ inForeground }: { inForeground: boolean }): Promise<numbe
     const tapdisk = startTapdisk(log);
     handleSignals(tapdisk, log);
     log.info(`Ready on ${tapdisk.socketPath}`);
-    console.log(tapdisk.socketPath);
+    printLine(tapdisk.socketPath);
     if (!inForeground) {
       detachStandardStreams();
       Deno.chdir("/");
@@ -104,7 +106,7 @@ function imageName(text: string): string {
 /** Serves one image in another process, and prints where it can be used. */
 async function serveImage(image: string, device: DeviceChoice): Promise<void> {
   const { node, pid, minor } = await createDevice(imageName(image), { device });
-  console.log(node ?? nbdSocketPath(pid, minor));
+  printLine(node ?? nbdSocketPath(pid, minor));
 }
 
 /**
@@ -121,11 +123,11 @@ export async function tapdiskMain(args: string[]): Promise<number> {
       return 0;
     }
     if (!daemon || daemonChild) return await serve({ inForeground: !daemonChild });
-    console.log(controlSocketPath(await spawnTapdisk()));
+    printLine(controlSocketPath(await spawnTapdisk()));
     return 0;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : Errno.EINVAL;
-    console.error(`tapdisk: ${error instanceof Error ? error.message : String(error)}`);
+    printErrorLine(`tapdisk: ${reasonOf(error)}`);
     return errnoOf(error);
   }
 }

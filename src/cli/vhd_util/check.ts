@@ -13,7 +13,7 @@ import { fileNameOf } from "../../files/paths.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
-import { jsonText } from "./json.ts";
+import { jsonText } from "../json.ts";
 import type { Output } from "./output.ts";
 import { decimal } from "./print_headers.ts";
 
@@ -109,23 +109,23 @@ function checkOne(call: CommandCall, path: string, options: CheckOptions): numbe
   const { output } = call;
   try {
     const { valid, findings } = checkImage(path, options);
-    for (const finding of findings) output.print(`${lineOf(finding)}\n`);
+    for (const finding of findings) output.printLine(`${lineOf(finding)}`);
     if (!valid) {
-      output.print(`${path} appears invalid; dumping metadata\n`);
+      output.printLine(`${path} appears invalid; dumping metadata`);
       dumpHeaders(output, path, decimal);
       return Errno.EINVAL;
     }
   } catch (error) {
     const errno = errnoOf(error);
-    output.print(
+    output.printLine(
       error instanceof SystemError && errno === Errno.ENOENT
-        ? `cannot stat ${path}: ${errno}\n`
-        : `error opening ${path}: ${errnoName(errno)}\n`,
+        ? `cannot stat ${path}: ${errno}`
+        : `error opening ${path}: ${errnoName(errno)}`,
     );
     output.printError(messageOf(error));
     return errno;
   }
-  if (!call.has("s")) output.print(`${path} is valid\n`);
+  if (!call.has("s")) output.printLine(`${path} is valid`);
   return 0;
 }
 
@@ -149,17 +149,17 @@ function checkParents(
     }
   } catch (error) {
     status = errnoOf(error);
-    if (error instanceof VhdChainError) call.output.print(`${lineOf(chainFinding(error))}\n`);
+    if (error instanceof VhdChainError) call.output.printLine(`${lineOf(chainFinding(error))}`);
     call.output.printError(messageOf(error));
   }
-  if (status !== 0) call.output.print(`error checking parents: ${-status}\n`);
+  if (status !== 0) call.output.printLine(`error checking parents: ${-status}`);
   return status;
 }
 
 /** Prints a line for each image of a chain, the last ancestor first. */
 function printStatistics(output: Output, paths: readonly string[]): void {
   statisticsOf(paths).forEach((entry, index) => {
-    output.print(index === 0 ? `${firstLine(entry)}\n` : `${laterLine(entry)}\n`);
+    output.printLine(index === 0 ? firstLine(entry) : laterLine(entry));
   });
 }
 

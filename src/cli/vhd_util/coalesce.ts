@@ -39,7 +39,7 @@ Coalesced 81920 sectors`,
     try {
       if (output === undefined) refuseOther(call, path);
       const progress = call.has("p")
-        ? percentProgress((text) => call.output.print(text))
+        ? percentProgress((text) => call.output.printRaw(text))
         : await openProgress("coalesce");
       try {
         const sectors = await coalesce(path, {
@@ -49,14 +49,14 @@ Coalesced 81920 sectors`,
           sparse: call.has("s"),
           onProgress: progress.update,
         });
-        call.output.print(`Coalesced ${sectors} sectors\n`);
+        call.output.printLine(`Coalesced ${sectors} sectors`);
       } finally {
         progress.stop();
       }
       return 0;
     } catch (error) {
       const errno = errnoOf(error);
-      call.output.print(`error coalescing: ${-errno}\n`);
+      call.output.printLine(`error coalescing: ${-errno}`);
       call.output.printError(messageOf(error));
       return errno;
     }
@@ -71,9 +71,9 @@ function refuseOther({ output }: CommandCall, path: string): void {
     image.close();
     type = image.type;
   } catch (error) {
-    output.print(`error opening ${path}: ${-errnoOf(error)}\n`);
+    output.printLine(`error opening ${path}: ${-errnoOf(error)}`);
     throw error;
   }
   if (type === "differencing") return;
-  output.print("coalescing of non-differencing disks is not supported\n");
+  output.printLine("coalescing of non-differencing disks is not supported");
 }

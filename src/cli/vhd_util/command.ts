@@ -104,7 +104,7 @@ export function messageOf(error: unknown): string {
  */
 export function failedTo({ output }: CommandCall, words: string, error: unknown): number {
   const errno = errnoOf(error);
-  output.print(`${words}${-errno}\n`);
+  output.printLine(`${words}${-errno}`);
   output.printError(messageOf(error));
   return errno;
 }

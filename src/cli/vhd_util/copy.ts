@@ -46,12 +46,12 @@ whole.vhd has no parent`,
     try {
       openVhd(path).close();
     } catch (error) {
-      call.output.print(`error opening ${path}: ${-errnoOf(error)}\n`);
+      call.output.printLine(`error opening ${path}: ${-errnoOf(error)}`);
       throw error;
     }
     const keys = keysOf(call);
     if (osStorage.exists(output) && osStorage.status(output).kind !== "block") {
-      call.output.print(`VHD file ${output} already exists, chose a different name\n`);
+      call.output.printLine(`VHD file ${output} already exists, chose a different name`);
       return Errno.EINVAL;
     }
     const progress = await openProgress("copy");

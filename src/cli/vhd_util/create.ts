@@ -29,7 +29,7 @@ $ vhd-util query -n disk.vhd -v
     if (path === null || (size === null && reserve === 0)) throw new UsageError(null);
     const sizeBytes = (size ?? 0) * MIB;
     if (reserve !== 0 && reserve * MIB < sizeBytes) {
-      call.output.print("Error: <-S size> must be greater than <-s size>\n");
+      call.output.printLine("Error: <-S size> must be greater than <-s size>");
       return Errno.EINVAL;
     }
     if (call.has("r")) createFixed(path, { sizeBytes });

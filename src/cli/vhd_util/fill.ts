@@ -30,7 +30,7 @@ $ vhd-util query -n disk.vhd -a
     const fromSector = call.number("f") ?? undefined;
     const toSector = call.number("t") ?? undefined;
     const refuse = (problem: string): UsageError => {
-      call.output.print(`${problem}\n`);
+      call.output.printLine(`${problem}`);
       return new UsageError(null);
     };
     if ((fromSector !== undefined || toSector !== undefined) && !call.has("b")) {

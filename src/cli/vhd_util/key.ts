@@ -93,7 +93,7 @@ function attempt(call: CommandCall, failure: string, body: () => void): number {
 function calculate(call: CommandCall, keyPath: string | null): number {
   if (keyPath === null) throw new UsageError(null);
   return attempt(call, "calculating keyhash failed", () => {
-    call.output.print(`${hashKey(readKey(keyPath), nonceOf(call)).toHex()}\n`);
+    call.output.printLine(`${hashKey(readKey(keyPath), nonceOf(call)).toHex()}`);
   });
 }
 
@@ -108,8 +108,8 @@ function store(call: CommandCall, path: string): void {
 
 function print({ output }: CommandCall, path: string): void {
   const keyhash = readKeyhash(path);
-  output.print(
-    keyhash === null ? "none\n" : `${keyhash.nonce.toHex()} ${keyhash.hash.toHex()}\n`,
+  output.printLine(
+    keyhash === null ? "none" : `${keyhash.nonce.toHex()} ${keyhash.hash.toHex()}`,
   );
 }
 

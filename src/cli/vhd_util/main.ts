@@ -107,15 +107,15 @@ function specOf(command: Subcommand): { short: string; long: string[] } {
 }
 
 function printNames(output: Output): void {
-  output.print("usage: vhd-util COMMAND [OPTIONS]\n");
-  output.print(`COMMAND := { ${[...SUBCOMMANDS.keys()].join(" | ")} }\n`);
+  output.printLine("usage: vhd-util COMMAND [OPTIONS]");
+  output.printLine(`COMMAND := { ${[...SUBCOMMANDS.keys()].join(" | ")} }`);
 }
 
 async function printOverview(output: Output): Promise<void> {
   printNames(output);
-  output.print("\n");
+  output.printLine("");
   for (const [name, load] of SUBCOMMANDS) {
-    output.print(`  ${name.padEnd(10)} ${(await load()).summary}\n`);
+    output.printLine(`  ${name.padEnd(10)} ${(await load()).summary}`);
   }
   output.print("\n'vhd-util COMMAND --help' tells of each. --debug is accepted anywhere.\n");
 }

@@ -2,8 +2,10 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { openChain, type VhdChain } from "../../vhd/image/chain.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { type ChainExtent, chainExtents } from "../../vhd/image/extents.ts";
+import { plainText } from "../../log/plain_text.ts";
 import { fileNameOf } from "../../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
+import { jsonText } from "../json.ts";
 import { formatSize } from "../sizes.ts";
 import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
 import { type CellMap, countCells } from "./map_cells.ts";
@@ -60,6 +62,11 @@ function layerPaths(chain: VhdChain): string[] {
   return chain.raw === null ? paths : [...paths, chain.raw.path];
 }
 
+/** The layers' names as they are shown. */
+function layerNames(chain: VhdChain): string[] {
+  return layerPaths(chain).map((path) => plainText(fileNameOf(path)));
+}
+
 function cellsOf(chain: VhdChain, size: { columns: number; rows: number }): CellMap {
   const sizeSectors = chain.images[0].sizeBytes / VHD_SECTOR_SIZE;
   return countCells(chainExtents(chain), { sizeSectors, layerCount: chain.depth, ...size });
@@ -70,9 +77,9 @@ function writePicture(chain: VhdChain, output: string): void {
   const { path, sizeBytes } = chain.images[0];
   const bytes = /\.png$/i.test(output) ? pngPicture(map) : new TextEncoder().encode(
     svgPicture(map, {
-      title: `${fileNameOf(path)}: ${formatSize(sizeBytes)}, a square is ` +
+      title: `${plainText(fileNameOf(path))}: ${formatSize(sizeBytes)}, a square is ` +
         formatSize(map.cellSectors * VHD_SECTOR_SIZE),
-      layerNames: layerPaths(chain).map(fileNameOf),
+      layerNames: layerNames(chain),
     }),
   );
   try {
@@ -98,18 +105,18 @@ function pictureColumns(): number {
 function printMap({ output }: CommandCall, chain: VhdChain): void {
   const colours = Deno.stdout.isTerminal() && Deno.env.get("NO_COLOR") === undefined;
   const map = cellsOf(chain, { columns: pictureColumns(), rows: MOST_ROWS });
-  for (const line of textPicture(map, { colours })) output.print(`${line}\n`);
-  const names = layerPaths(chain).map(fileNameOf);
+  for (const line of textPicture(map, { colours })) output.printRaw(`${line}\n`);
+  const names = layerNames(chain);
   const nameWidth = Math.max(...names.map((name) => name.length));
   for (const [layer, name] of names.entries()) {
     const sign = colours ? `${terminalColour(layer)}█\x1b[0m` : layerLetter(layer).toUpperCase();
     const size = formatSize(map.sectorsOfLayer[layer] * VHD_SECTOR_SIZE);
-    output.print(`  ${sign}  ${name.padEnd(nameWidth)}  ${size}\n`);
+    output.printRaw(`  ${sign}  ${name.padEnd(nameWidth)}  ${size}\n`);
   }
   const cell = formatSize(map.cellSectors * VHD_SECTOR_SIZE);
-  output.print(
+  output.printLine(
     `each sign is ${cell} of ${formatSize(chain.images[0].sizeBytes)}; ` +
-      `${colours ? "full" : "capitals"} where all of it holds data\n`,
+      `${colours ? "full" : "capitals"} where all of it holds data`,
   );
 }
 
@@ -129,11 +136,11 @@ function extentJson(
   { sector, lengthSectors, layer }: ChainExtent,
   layers: readonly string[],
 ): string {
-  return JSON.stringify({
+  return jsonText({
     start: sector * VHD_SECTOR_SIZE,
     length: lengthSectors * VHD_SECTOR_SIZE,
     data: layer >= 0,
     depth: layer < 0 ? null : layer,
     file: layer < 0 ? null : layers[layer],
-  });
+  }, { indent: 0 }).trimEnd();
 }

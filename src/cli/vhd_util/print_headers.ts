@@ -14,6 +14,7 @@ import { unpackGeometry } from "../../vhd/format/geometry.ts";
 import { type DynamicHeader, encodeHeader, headerChecksum } from "../../vhd/format/header.ts";
 import type { VhdImage } from "../../vhd/image/image.ts";
 import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd/format/locator.ts";
+import { plainText } from "../../log/plain_text.ts";
 import { formatVhdTime } from "../../vhd/format/time.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
 import type { Output } from "./output.ts";
@@ -53,7 +54,7 @@ function checksumLine(stored: number, right: number): string {
 
 function text(bytes: string): string {
   const end = bytes.indexOf("\0");
-  return end < 0 ? bytes : bytes.slice(0, end);
+  return plainText(end < 0 ? bytes : bytes.slice(0, end));
 }
 
 function version(value: number): string {
@@ -120,7 +121,7 @@ export function printHeader(output: Output, header: DynamicHeader, format: Numbe
       `Block size          : ${format(header.blockSize)} (${
         format(header.blockSize >>> 20)
       } MB)\n` +
-      `Parent name         : ${decodeParentName(header.parentName)}\n` +
+      `Parent name         : ${plainText(decodeParentName(header.parentName))}\n` +
       `Parent UUID         : ${formatUuid(header.parentUuid)}\n` +
       `Parent timestamp    : ${formatVhdTime(header.parentTimestamp)}\n` +
       checksumLine(header.checksum, headerChecksum(encodeHeader(header))) + "\n",
@@ -139,7 +140,10 @@ export function printLocators(output: Output, image: VhdImage, format: NumberFor
         `       data_space   : ${format(locator.dataSpace)}\n` +
         `       data_length  : ${format(locator.dataLength)}\n` +
         `       data_offset  : ${format(locator.dataOffset)}\n` +
-        (name === null ? "failed to read parent name\n" : `       decoded name : ${name}\n`) + "\n",
+        (name === null
+          ? "failed to read parent name\n"
+          : `       decoded name : ${plainText(name)}\n`) +
+        "\n",
     );
   }
 }

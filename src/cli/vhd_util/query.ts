@@ -5,7 +5,7 @@ import { HD_FOOTER_SIZE } from "../../vhd/format/footer.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
-import { jsonText } from "./json.ts";
+import { jsonText } from "../json.ts";
 import { factsOf } from "./query_json.ts";
 
 const MIB = 1024 * 1024;
@@ -48,7 +48,7 @@ $ vhd-util query -vsp -n today.vhd
       image = openVhd(path, { lenient: true, ignoreDisabled: true });
     } catch (error) {
       const errno = errnoOf(error);
-      call.output.print(`error opening ${path}: ${-errno}\n`);
+      call.output.printLine(`error opening ${path}: ${-errno}`);
       call.output.printError(messageOf(error));
       return errno;
     }
@@ -89,17 +89,17 @@ function printJson({ output }: CommandCall, image: VhdImage): number {
 }
 
 function printVirtualSize({ output }: CommandCall, image: VhdImage): number {
-  output.print(`${Math.floor(image.sizeBytes / MIB)}\n`);
+  output.printLine(`${Math.floor(image.sizeBytes / MIB)}`);
   return 0;
 }
 
 function printPhysicalSize({ output }: CommandCall, image: VhdImage): number {
   if (image.batmap === null && image.batmapFault !== null) {
-    output.print(`failed to get physical size: ${-Errno.EINVAL}\n`);
+    output.printLine(`failed to get physical size: ${-Errno.EINVAL}`);
     output.printError(image.batmapFault.message);
     return Errno.EINVAL;
   }
-  output.print(`${physicalSize(image)}\n`);
+  output.printLine(`${physicalSize(image)}`);
   return 0;
 }
 
@@ -112,28 +112,28 @@ function physicalSize(image: VhdImage): number {
 function printParent(call: CommandCall, image: VhdImage): number {
   const { output } = call;
   if (image.parent === null) {
-    output.print(`${image.path} has no parent\n`);
+    output.printLine(`${image.path} has no parent`);
     return 0;
   }
   try {
     const stored = call.has("u") ? unresolvedParent(image) : null;
-    output.print(`${stored ?? resolveParent(image, { anyUuid: true })}\n`);
+    output.printLine(`${stored ?? resolveParent(image, { anyUuid: true })}`);
     return 0;
   } catch (error) {
     const errno = errnoOf(error);
-    output.print("query failed\n");
+    output.printLine("query failed");
     output.printError(messageOf(error));
     return errno;
   }
 }
 
 function printHidden({ output }: CommandCall, image: VhdImage): number {
-  output.print(`hidden: ${image.footer.hidden}\n`);
+  output.printLine(`hidden: ${image.footer.hidden}`);
   return 0;
 }
 
 function printMarker({ output }: CommandCall, image: VhdImage): number {
-  output.print(`marker: ${image.batmap?.header.marker ?? 0}\n`);
+  output.printLine(`marker: ${image.batmap?.header.marker ?? 0}`);
   return 0;
 }
 
@@ -145,11 +145,11 @@ function printDepth({ output }: CommandCall, image: VhdImage): number {
       ignoreParentUuid: true,
     });
     chain.close();
-    output.print(`chain depth: ${chain.depth}\n`);
+    output.printLine(`chain depth: ${chain.depth}`);
     return 0;
   } catch (error) {
     const errno = errnoOf(error);
-    output.print(`error checking chain depth: ${-errno}\n`);
+    output.printLine(`error checking chain depth: ${-errno}`);
     output.printError(messageOf(error));
     return errno;
   }
@@ -157,19 +157,19 @@ function printDepth({ output }: CommandCall, image: VhdImage): number {
 
 function printAllocated({ output }: CommandCall, image: VhdImage): number {
   if (image.type === "fixed") {
-    output.print(`error reading bat: ${-Errno.EINVAL}\n`);
+    output.printLine(`error reading bat: ${-Errno.EINVAL}`);
     return Errno.EINVAL;
   }
   let used = 0;
   for (let block = 0; block < image.blocks; block++) {
     if (image.bat[block] !== DD_BLK_UNUSED) used++;
   }
-  output.print(`${used}\n`);
+  output.printLine(`${used}`);
   return 0;
 }
 
 function printMaxSize({ output }: CommandCall, image: VhdImage): number {
   const bytes = (image.header?.maxBatEntries ?? 0) * image.blockSizeBytes;
-  output.print(`${Math.floor(bytes / MIB)}\n`);
+  output.printLine(`${Math.floor(bytes / MIB)}`);
   return 0;
 }

@@ -6,7 +6,7 @@ import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { headersOf } from "./headers_json.ts";
-import { jsonText } from "./json.ts";
+import { jsonText } from "../json.ts";
 import {
   decimal,
   hexadecimal,
@@ -81,8 +81,10 @@ $ vhd-util read -n disk.vhd -r 0 -c 1 | xxd | head -1
       image = openVhd(path, { lenient: true, ignoreDisabled: true });
     } catch (error) {
       const errno = errnoOf(error);
-      call.output.print(`Failed to open ${path}: ${-errno}\n`);
-      call.output.print(`\n${path} appears invalid; dumping headers\n\n`);
+      call.output.printLine(`Failed to open ${path}: ${-errno}`);
+      call.output.printLine("");
+      call.output.printLine(`${path} appears invalid; dumping headers`);
+      call.output.printLine("");
       call.output.printError(messageOf(error));
       dumpHeaders(call.output, path, format);
       return errno;
@@ -139,7 +141,7 @@ export function printHeaders(
   if (image.parent !== null) printLocators(output, image, format);
   if (image.batmap !== null) printBatmap(output, image.batmap, format);
   if (image.batmapFault !== null) {
-    output.print("failed to get batmap header\n");
+    output.printLine("failed to get batmap header");
     output.printError(image.batmapFault.message);
   }
 }

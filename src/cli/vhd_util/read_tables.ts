@@ -70,9 +70,9 @@ function printLocations(request: TableRequest): number {
     const place = isAllocated(image, block)
       ? format(dataOffset(image, block) + inBlock * VHD_SECTOR_SIZE)
       : "not allocated";
-    output.print(
+    output.printLine(
       `logical sector ${format(sector)}: block number: ${format(block)}, ` +
-        `sector offset: ${format(inBlock)}, file offset: ${place}\n`,
+        `sector offset: ${format(inBlock)}, file offset: ${place}`,
     );
   }
   return 0;
@@ -83,7 +83,7 @@ function printBat(request: TableRequest): number {
   if (!blocksInRange(request)) return Errno.ERANGE;
   for (let block = first; block < first + count; block++) {
     const place = isAllocated(image, block) ? format(bitmapOffset(image, block)) : "not allocated";
-    output.print(`block: ${format(block)}: offset: ${place}\n`);
+    output.printLine(`block: ${format(block)}: offset: ${place}`);
   }
   return 0;
 }
@@ -101,7 +101,7 @@ function printBitmaps(request: TableRequest): number {
   if (!blocksInRange(request)) return Errno.ERANGE;
   for (let block = first; block < first + count; block++) {
     if (isAllocated(image, block)) output.printBytes(readBitmap(image, block));
-    else output.print(`block ${format(block)} not allocated\n`);
+    else output.printLine(`block ${format(block)} not allocated`);
   }
   return 0;
 }
@@ -109,7 +109,7 @@ function printBitmaps(request: TableRequest): number {
 function printSectorBits(request: TableRequest): number {
   const { image, output, first, count, format } = request;
   if (!sectorsInRange(request)) {
-    output.print(`sector ${format(first)} past end of file\n`);
+    output.printLine(`sector ${format(first)} past end of file`);
     return Errno.ERANGE;
   }
   let bitmap: Uint8Array | null = null;
@@ -122,7 +122,7 @@ function printSectorBits(request: TableRequest): number {
       bitmapBlock = block;
     }
     const bit = bitmap !== null && testBit(bitmap, inBlock) ? 1 : 0;
-    output.print(`block ${format(block)}: sec: ${format(inBlock)}: ${bit}\n`);
+    output.printLine(`block ${format(block)}: sec: ${format(inBlock)}: ${bit}`);
   }
   return 0;
 }
@@ -130,18 +130,18 @@ function printSectorBits(request: TableRequest): number {
 function printExtents(request: TableRequest): number {
   const { image, output, first, count, format } = request;
   if (!sectorsInRange(request)) {
-    output.print(`sector ${format(first)} past end of file\n`);
+    output.printLine(`sector ${format(first)} past end of file`);
     return Errno.ERANGE;
   }
   for (const extent of heldExtents(image, { sector: first, lengthSectors: count })) {
-    output.print(`${format(extent.sector)} ${format(extent.lengthSectors)}\n`);
+    output.printLine(`${format(extent.sector)} ${format(extent.lengthSectors)}`);
   }
   return 0;
 }
 
 function printBatmapBits({ image, output }: TableRequest): number {
   if (image.batmap === null) {
-    output.print(`failed to read batmap: ${-Errno.EINVAL}\n`);
+    output.printLine(`failed to read batmap: ${-Errno.EINVAL}`);
     return Errno.EINVAL;
   }
   const { header, offsetBytes } = image.batmap;
@@ -175,7 +175,7 @@ function printBlocks(request: TableRequest): number {
   const data = new Uint8Array(image.blockSizeBytes);
   for (let block = first; block < first + count; block++) {
     if (!isAllocated(image, block)) {
-      output.print(`block ${format(block)} not allocated\n`);
+      output.printLine(`block ${format(block)} not allocated`);
       continue;
     }
     readBlockData(image, data, { block, sector: 0 });

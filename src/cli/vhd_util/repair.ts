@@ -21,7 +21,7 @@ disk.vhd is valid`,
     const path = call.required("n");
     try {
       for (const line of repairImage(path, { useBackupFooter: call.has("b") })) {
-        call.output.print(`${line}\n`);
+        call.output.printLine(`${line}`);
       }
       return 0;
     } catch (error) {

@@ -71,7 +71,7 @@ function growFast({ output }: CommandCall, path: string, sizeBytes: number): num
   image.close();
   const rounded = roundToBlocks(sizeBytes);
   if (rounded > 0 && rounded < image.sizeBytes) {
-    output.print(`${path}: size (${rounded}) < curr size (${image.sizeBytes})\n`);
+    output.printLine(`${path}: size (${rounded}) < curr size (${image.sizeBytes})`);
     return Errno.EINVAL;
   }
   growWithinMetadata(path, { sizeBytes });
@@ -81,12 +81,12 @@ function growFast({ output }: CommandCall, path: string, sizeBytes: number): num
 function report({ output }: CommandCall, path: string, error: unknown): number {
   const errno = errnoOf(error);
   if (error instanceof ForeignImageError) {
-    output.print(`${path} not created by xen; resize not supported\n`);
+    output.printLine(`${path} not created by xen; resize not supported`);
   } else if (error instanceof SystemError && errno === Errno.EEXIST) {
-    output.print(`creating journal failed: ${-errno}\n`);
+    output.printLine(`creating journal failed: ${-errno}`);
   } else {
-    output.print(`resize failed: ${-errno}\n`);
-    if (error instanceof RevertError) output.print(`closing journal failed: ${-errno}\n`);
+    output.printLine(`resize failed: ${-errno}`);
+    if (error instanceof RevertError) output.printLine(`closing journal failed: ${-errno}`);
   }
   output.printError(messageOf(error));
   return errno;

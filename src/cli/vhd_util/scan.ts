@@ -2,6 +2,7 @@ import { errnoName } from "../../../ffi/errno.ts";
 import { canonicalPath, fileNameOf } from "../../files/paths.ts";
 import { ScanError, type ScannedImage } from "../../vhd/check/scan.ts";
 import { osStorage } from "../../files/storage.ts";
+import { jsonText } from "../json.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { arrangeImages } from "./scan_order.ts";
 import { fileTargets, type ScanTarget, volumeTargets } from "./scan_targets.ts";
@@ -164,7 +165,7 @@ class Scan {
     if (this.#json) this.#failed.push({ name, errno, doing, detail });
     else {
       const { output } = this.#call;
-      output.print(`vhd=${name} scan-error=${-errno} error-message='${doing}'\n`);
+      output.printLine(`vhd=${name} scan-error=${-errno} error-message='${doing}'`);
       if (this.#call.has("v")) output.printError(detail);
     }
   }
@@ -187,10 +188,10 @@ class Scan {
     const markers = this.#call.has("M")
       ? `marker=${facts.marker} keyhash=${keyhashText(facts)} `
       : "";
-    this.#call.output.print(
+    this.#call.output.printLine(
       `${" ".repeat(depth * 3)}vhd=${shown(name)} capacity=${facts.capacityBytes} ` +
         `size=${sizeBytes} hidden=${facts.hidden} ${markers}parent=${parent}` +
-        `${facts.parent !== null && !found ? " (not found in scan)" : ""}\n`,
+        `${facts.parent !== null && !found ? " (not found in scan)" : ""}`,
     );
   }
 
@@ -207,7 +208,7 @@ class Scan {
       vhd: name,
       error: { errno, code: errnoName(errno), doing, message: detail },
     }));
-    this.#call.output.print(`${JSON.stringify([...images, ...failed], null, 2)}\n`);
+    this.#call.output.print(jsonText([...images, ...failed]));
   }
 }
 

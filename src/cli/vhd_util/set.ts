@@ -24,7 +24,7 @@ hidden: 1`,
     const field = call.required("f");
     const text = call.required("v");
     const refuse = (problem: string): UsageError => {
-      call.output.print(`${problem}\n`);
+      call.output.printLine(`${problem}`);
       return new UsageError(null);
     };
     if (field !== "hidden" && field !== "marker") {

@@ -43,8 +43,8 @@ $ vhd-util query -n today.vhd -p
       });
     } catch (error) {
       if (!(error instanceof SnapshotDepthError)) throw error;
-      call.output.print(
-        `snapshot depth exceeded: current depth: ${error.depth}, limit: ${error.limit}\n`,
+      call.output.printLine(
+        `snapshot depth exceeded: current depth: ${error.depth}, limit: ${error.limit}`,
       );
       return Errno.ENOSPC;
     }

@@ -2,9 +2,11 @@ import { workingFolder } from "../../../ffi/paths.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
 import { resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
+import { plainText } from "../../log/plain_text.ts";
 import { canonicalPath, fileNameOf, folderOf } from "../../files/paths.ts";
 import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
+import { jsonText } from "../json.ts";
 import { formatSize } from "../sizes.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
 
@@ -29,16 +31,16 @@ $ vhd-util tree /images
     const { paths, title } = imagesIn(call.operands);
     const roots = growForest(paths);
     if (call.has("json")) {
-      call.output.print(`${JSON.stringify(roots.map(toJson), null, 2)}\n`);
+      call.output.print(jsonText(roots.map(toJson)));
     } else {
       const lines = roots.flatMap((root, index) =>
         draw(root, { indent: "", last: index === roots.length - 1, folder: title })
       );
       const width = Math.max(0, ...lines.map(({ name }) => [...name].length));
-      call.output.print(`${title}\n`);
+      call.output.printLine(`${title}`);
       for (const { name, facts } of lines) {
-        call.output.print(`${name}${" ".repeat(width - [...name].length)}  ${facts}`.trimEnd());
-        call.output.print("\n");
+        const padding = " ".repeat(width - [...name].length);
+        call.output.printLine(`${name}${padding}  ${facts}`.trimEnd());
       }
     }
     return 0;
@@ -178,7 +180,7 @@ function draw(
   node: TreeNode,
   { indent, last, folder }: { indent: string; last: boolean; folder: string },
 ): Line[] {
-  const name = folderOf(node.path) === folder ? fileNameOf(node.path) : node.path;
+  const name = plainText(folderOf(node.path) === folder ? fileNameOf(node.path) : node.path);
   const below = `${indent}${last ? "   " : "│  "}`;
   return [
     { name: `${indent}${last ? "└─ " : "├─ "}${name}`, facts: factsText(node) },

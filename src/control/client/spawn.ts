@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
 import { TapdiskError } from "./connection.ts";
-import { controlFolder, numberAfter, systemError } from "../paths.ts";
+import { numberAfter, systemError } from "../paths.ts";
 
 /** How long a new tapdisk may take until it answers. */
 const START_TIMEOUT_MS = 30_000;
@@ -37,9 +37,11 @@ async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string> {
   }
 }
 
-function pidOfSocket(path: string): number | undefined {
-  const prefix = `${controlFolder()}/`;
-  return path.startsWith(prefix) ? numberAfter(path.slice(prefix.length), "ctl") : undefined;
+/** The process that printed the path of its control socket; the folder in it need not be readable. */
+function pidOfSocket(line: string): number | undefined {
+  return line.startsWith("/")
+    ? numberAfter(line.slice(line.lastIndexOf("/") + 1), "ctl")
+    : undefined;
 }
 
 async function failure(child: Deno.ChildProcess): Promise<Error> {
