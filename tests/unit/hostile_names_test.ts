@@ -94,18 +94,21 @@ function renameStoredParent(path: string, name: string): void {
   const { header, footer, file } = image;
   assert.ok(header !== null && image.parent !== null);
   const stored = encodeLocation(PLAT_CODE_MACX, name);
-  for (const locator of header.locators) {
-    if (locator.code !== PLAT_CODE_MACX) locator.code = 0;
-    else locator.dataLength = stored.length;
-    if (locator.code === 0) continue;
-    file.writeAt(new Uint8Array(stored), Number(locator.dataOffset));
-  }
+  const locator = header.locators.find(({ code }) => code === PLAT_CODE_MACX);
+  assert.ok(locator !== undefined);
+  file.writeAt(new Uint8Array(stored), Number(locator.dataOffset));
   header.parentName = encodeParentName(name.slice(0, 250));
-  header.checksum = headerChecksum(encodeHeader(header));
   footer.creatorApplication = "\x1b[m\n";
   footer.checksum = footerChecksum(encodeFooter(footer));
   const footerBytes = new Uint8Array(encodeFooter(footer));
-  file.writeAt(new Uint8Array(encodeHeader(header)), Number(footer.dataOffset));
+  const renamed = {
+    ...header,
+    locators: header.locators.map((each) =>
+      each === locator ? { ...each, dataLength: stored.length } : { ...each, code: 0 }
+    ),
+  };
+  renamed.checksum = headerChecksum(encodeHeader(renamed));
+  file.writeAt(new Uint8Array(encodeHeader(renamed)), Number(footer.dataOffset));
   file.writeAt(footerBytes, 0);
   file.writeAt(footerBytes, file.sizeBytes() - 512);
   image.close();
