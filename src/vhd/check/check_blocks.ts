@@ -11,7 +11,7 @@ import type { Findings } from "./findings.ts";
 import { HD_FOOTER_SIZE } from "../format/footer.ts";
 import type { VhdImage } from "../image/image.ts";
 import type { ProgressListener } from "../../files/progress.ts";
-import { batFaults } from "../image/validate.ts";
+import { eachBatFault } from "../image/validate.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
 /** Checks the BAT: no block in the metadata, past the end or over another. */
@@ -20,20 +20,27 @@ export function checkBat(
   findings: Findings,
   { checkOverlaps }: { checkOverlaps: boolean },
 ): void {
-  for (const fault of batFaults(image, { checkOverlaps })) {
-    if (!findings.hasRoom("bat")) {
-      findings.countError("bat");
-      continue;
+  let unlisted = 0;
+  let hasRoom = true;
+  eachBatFault(image, (block, kind, other) => {
+    hasRoom &&= findings.hasRoom("bat");
+    if (!hasRoom) {
+      unlisted++;
+      return true;
     }
-    const what = fault.kind === "clobbers block" && fault.other !== undefined
-      ? `clobbers block ${fault.other} (offset 0x${image.bat[fault.other].toString(16)})`
-      : fault.kind;
+    const what = kind === "clobbers block" ? `${kind} ${other} (offset ${at(image, other)})` : kind;
     findings.error(
-      `block ${fault.block} (offset 0x${fault.sector.toString(16)}) ${what}`,
-      `bat[${fault.block}]`,
-      image.batOffsetBytes + fault.block * 4,
+      `block ${block} (offset ${at(image, block)}) ${what}`,
+      `bat[${block}]`,
+      image.batOffsetBytes + block * 4,
     );
-  }
+    return true;
+  }, { checkOverlaps });
+  findings.countErrors("bat", unlisted);
+}
+
+function at(image: VhdImage, block: number): string {
+  return shortHex(image.bat[block]);
 }
 
 /** Notes what lies between the last block and the footer of a file, and belongs to nothing. */
@@ -63,7 +70,7 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
   for (let block = 0; block < image.blocks; block++) {
     if (!isMarkedFull(image, block) || isAllocated(image, block)) continue;
     if (!findings.hasRoom("batmap.bits")) {
-      findings.countError("batmap.bits");
+      findings.countErrors("batmap.bits", 1);
       continue;
     }
     findings.error(
@@ -116,7 +123,7 @@ function checkClearSectors(
     for (let i = 0; i < end - first; i++) {
       if (isZeroSector(words, i)) continue;
       if (!findings.hasRoom("data")) {
-        findings.countError("data");
+        findings.countErrors("data", 1);
         continue;
       }
       const at = first + i;

@@ -39,10 +39,11 @@ export class Findings {
     return (this.#counts.get(kind) ?? 0) < LIMIT;
   }
 
-  /** Counts an error of a kind for which there is no room. */
-  countError(kind: string): void {
+  /** Counts errors of a kind for which there is no room. */
+  countErrors(kind: string, count: number): void {
+    if (count === 0) return;
     this.#hasErrors = true;
-    this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + 1);
+    this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + count);
   }
 
   /** Whether there is an error among them. */

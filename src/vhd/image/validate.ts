@@ -4,26 +4,28 @@ import type { VhdImage } from "./image.ts";
 import { HD_FOOTER_SIZE } from "../format/footer.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** What is wrong with one entry of the BAT. */
-export interface BatFault {
-  readonly block: number;
-  /** The sector that the entry holds. */
-  readonly sector: number;
-  readonly kind: "clobbers headers" | "clobbers footer" | "clobbers block";
-  /** The block that it overlaps, for `clobbers block`. */
-  readonly other?: number;
-}
+/** What can be wrong with one entry of the BAT. */
+export type BatFaultKind = "clobbers headers" | "clobbers footer" | "clobbers block";
 
 /**
- * Everything that is wrong with a BAT: entries that point into the metadata, past the end, or to
- * where another block lies. One at a time, as each of millions of entries may be wrong.
+ * Told of one entry of the BAT that is wrong; returns whether to go on.
+ *
+ * @param other The block that it overlaps, for `clobbers block`; else -1.
+ */
+export type BatFaultListener = (block: number, kind: BatFaultKind, other: number) => boolean;
+
+/**
+ * Tells of everything that is wrong with a BAT: entries that point into the metadata, past the end,
+ * or to where another block lies. Each of millions of entries may be wrong, so nothing is made for
+ * one but the call.
  *
  * @param options.checkOverlaps Off saves sorting the table.
  */
-export function* batFaults(
+export function eachBatFault(
   image: VhdImage,
+  listener: BatFaultListener,
   { checkOverlaps = true }: { checkOverlaps?: boolean } = {},
-): Generator<BatFault> {
+): void {
   const firstSector = sectorsOf(image.endOfHeadersBytes);
   const endSector = lastUsableSector(image);
   const lengthSectors = image.footerSource === "backup"
@@ -33,10 +35,11 @@ export function* batFaults(
   for (let block = 0; block < bat.length; block++) {
     const sector = bat[block];
     if (sector === DD_BLK_UNUSED) continue;
-    if (sector < firstSector) yield { block, sector, kind: "clobbers headers" };
-    else if (sector + lengthSectors > endSector) yield { block, sector, kind: "clobbers footer" };
+    const isLow = sector < firstSector;
+    if (!isLow && sector + lengthSectors <= endSector) continue;
+    if (!listener(block, isLow ? "clobbers headers" : "clobbers footer", -1)) return;
   }
-  if (checkOverlaps) yield* overlaps(image);
+  if (checkOverlaps) eachOverlap(image, listener);
 }
 
 /**
@@ -52,14 +55,16 @@ function lastUsableSector(image: VhdImage): number {
   );
 }
 
-/** Blocks that begin before the block in front of them in the file ends, in the file's order. */
-function* overlaps({ bat, bitmapSectors, sectorsPerBlock }: VhdImage): Generator<BatFault> {
+/** Tells of blocks that begin before the one in front of them in the file ends, in that order. */
+function eachOverlap(
+  { bat, bitmapSectors, sectorsPerBlock }: VhdImage,
+  listener: BatFaultListener,
+): void {
   const lengthSectors = bitmapSectors + sectorsPerBlock;
   const places = sortedPlaces(bat);
   for (let i = 3; i < places.length; i += 2) {
-    const sector = places[i];
-    if (sector - places[i - 2] >= lengthSectors) continue;
-    yield { block: places[i - 1], sector, kind: "clobbers block", other: places[i - 3] };
+    if (places[i] - places[i - 2] >= lengthSectors) continue;
+    if (!listener(places[i - 1], "clobbers block", places[i - 3])) return;
   }
 }
 
@@ -84,18 +89,17 @@ function sortedPlaces(bat: Uint32Array): Uint32Array {
  * @throws {VhdFormatError} for the first fault.
  */
 export function validateBat(image: VhdImage): void {
-  const fault = batFaults(image).next().value;
-  if (!fault) return;
-  const { block, sector, kind, other } = fault;
-  const problem = kind === "clobbers headers"
-    ? "points into the metadata at the start of the file"
-    : kind === "clobbers footer"
-    ? "makes a block that reaches past the end of the file"
-    : `makes a block that overlaps block ${other}`;
-  throw new VhdFormatError(image.path, {
-    field: `bat[${block}]`,
-    offsetBytes: image.batOffsetBytes + block * 4,
-    value: `sector ${sector}`,
-    problem,
+  eachBatFault(image, (block, kind, other) => {
+    const problem = kind === "clobbers headers"
+      ? "points into the metadata at the start of the file"
+      : kind === "clobbers footer"
+      ? "makes a block that reaches past the end of the file"
+      : `makes a block that overlaps block ${other}`;
+    throw new VhdFormatError(image.path, {
+      field: `bat[${block}]`,
+      offsetBytes: image.batOffsetBytes + block * 4,
+      value: `sector ${image.bat[block]}`,
+      problem,
+    });
   });
 }
