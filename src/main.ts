@@ -7,19 +7,34 @@
  * @module
  */
 
+import { Errno } from "../ffi/errno.ts";
 import { type Call, calledName, chooseCall } from "./cli/dispatch.ts";
+import { readStandardInput, withStdinArguments } from "./cli/stdin_arguments.ts";
+
+/** The arguments of a call, those on standard input among them; null when they make no sense. */
+async function argumentsOf({ name, args }: Extract<Call, { kind: "command" }>) {
+  try {
+    return withStdinArguments(args, readStandardInput);
+  } catch (error) {
+    const { printErrorLine, reasonOf } = await import("./cli/print.ts");
+    printErrorLine(`${name}: ${reasonOf(error)}`);
+    return null;
+  }
+}
 
 async function run(call: Call): Promise<number> {
   if (call.kind !== "command") {
     return (await import("./cli/blktap.ts")).blktapMain(call);
   }
+  const args = await argumentsOf(call);
+  if (args === null) return Errno.EINVAL;
   switch (call.name) {
     case "tapdisk":
-      return await (await import("./cli/tapdisk/main.ts")).tapdiskMain(call.args);
+      return await (await import("./cli/tapdisk/main.ts")).tapdiskMain(args);
     case "tap-ctl":
-      return await (await import("./cli/tap_ctl/main.ts")).tapCtlMain(call.args);
+      return await (await import("./cli/tap_ctl/main.ts")).tapCtlMain(args);
     case "vhd-util":
-      return await (await import("./cli/vhd_util/main.ts")).vhdUtilMain(call.args);
+      return await (await import("./cli/vhd_util/main.ts")).vhdUtilMain(args);
   }
 }
 

@@ -6,7 +6,8 @@
  */
 import type { Command, Help, Option } from "commander";
 import { bashCompletion } from "../bash_completion.ts";
-import { EXIT_STATUS, manual, roff } from "../roff.ts";
+import { EXIT_STATUS, manual, roff, stdinArgumentsEntry } from "../roff.ts";
+import { STDIN_ARGUMENTS } from "../stdin_arguments.ts";
 
 /** What `--help` prints behind the options. */
 function notesOf(command: Command): string {
@@ -57,6 +58,11 @@ export function tapCtlPage(commands: readonly Command[]): string {
       "and, when it is open, an image.",
       ".SH COMMANDS",
       ...commands.flatMap(sectionOf),
+      ".SH OPTIONS",
+      ".TP",
+      ".B \\-\\-debug",
+      "Anywhere: shows the messages that are exchanged.",
+      ...stdinArgumentsEntry(`tap-ctl create -a ${STDIN_ARGUMENTS}`),
       ".SH ENVIRONMENT",
       ".TP",
       ".B BLKTAP_CONTROL_DIR",
@@ -78,6 +84,7 @@ export function tapdiskPage(command: Command): string {
       roff(command.createHelp().commandUsage(command)),
       ".SH OPTIONS",
       ...optionsOf(command),
+      ...stdinArgumentsEntry(`tapdisk -n ${STDIN_ARGUMENTS}`),
       ".SH DESCRIPTION",
       ...paragraphs(notesOf(command)),
       ...EXIT_STATUS,

@@ -6,6 +6,7 @@
  */
 import type { Command } from "commander";
 import { Errno } from "../../../ffi/errno.ts";
+import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printText, reasonOf, writeError } from "../print.ts";
 
 /** Describes a command's options, and what it does. */
@@ -102,9 +103,13 @@ of its disks is a device with a minor number and, when it is open, an image (typ
 Commands:
 ${lines.join("\n")}
 
-'tap-ctl COMMAND --help' tells of each. --debug shows the messages that are exchanged. The exit
+'tap-ctl COMMAND --help' explains each. --debug shows the messages that are exchanged. The exit
 status is 0 or an error number (errno). BLKTAP_CONTROL_DIR names the folder of the control sockets,
-/run/blktap-control by default, and BLKTAP_DEVICE the kind of block device that 'create' makes.`;
+/run/blktap-control by default, and BLKTAP_DEVICE the kind of block device that 'create' makes.
+
+${STDIN_ARGUMENTS_NOTE}:
+
+  printf 'vhd:%s\\0' "$name" | tap-ctl create -a ${STDIN_ARGUMENTS}`;
 }
 
 function errnoOf(error: unknown): number {

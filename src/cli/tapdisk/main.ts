@@ -17,6 +17,7 @@ import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
 import { handleSignals } from "./signals.ts";
+import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printLine, reasonOf, writeError } from "../print.ts";
 
 interface TapdiskOptions {
@@ -37,6 +38,10 @@ when its last device is detached.
 -n serves one image in the background and prints the block device's node, such as
 /dev/xen/blktap-2/tapdev0; where no kind of block device can be made, it prints the path of the NBD
 socket. 'tap-ctl list' shows it, 'tap-ctl destroy' ends it.
+
+${STDIN_ARGUMENTS_NOTE}:
+
+  printf '%s\\0' "vhd:$name" | tapdisk -n ${STDIN_ARGUMENTS}
 
 Signals: SIGTERM and SIGINT close all disks in order and end it, at once when they come a second
 time; SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has not ended, and the

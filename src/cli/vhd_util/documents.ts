@@ -5,7 +5,8 @@
  * @module
  */
 import { bashCompletion } from "../bash_completion.ts";
-import { EXIT_STATUS, manual, roff } from "../roff.ts";
+import { EXIT_STATUS, manual, roff, stdinArgumentsEntry } from "../roff.ts";
+import { STDIN_ARGUMENTS } from "../stdin_arguments.ts";
 import type { CommandOption, Subcommand } from "./command.ts";
 import { optionsOf, optionWord } from "./help.ts";
 
@@ -57,6 +58,7 @@ export function overviewPage(commands: readonly Subcommand[]): string {
       ".TP",
       ".B \\-\\-debug",
       "Accepted anywhere, for callers of the original.",
+      ...stdinArgumentsEntry(`vhd-util query -v -n ${STDIN_ARGUMENTS}`),
       ...EXIT_STATUS,
     ],
   });
@@ -79,7 +81,8 @@ export function vhdUtilCompletion(commands: readonly Subcommand[]): string {
     commands.map((command) => ({
       name: command.name,
       operands: command.operands === true,
-      options: optionsOf(command)
+      // The arguments on standard input are nothing for someone who types.
+      options: optionsOf(command).filter((option) => optionWord(option) !== STDIN_ARGUMENTS)
         .map((option) => ({ word: optionWord(option), value: valueOf(option) })),
     })),
   );

@@ -1,3 +1,4 @@
+import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_SUMMARY } from "../stdin_arguments.ts";
 import type { CommandOption, Subcommand } from "./command.ts";
 
 /** All options of a subcommand: its own and those that every one has. */
@@ -6,6 +7,7 @@ export function optionsOf(command: Subcommand): readonly CommandOption[] {
     ...command.options,
     { name: "h", text: "print the options on one line" },
     { name: "help", text: "print this text" },
+    { name: STDIN_ARGUMENTS.slice(2), text: STDIN_ARGUMENTS_SUMMARY },
   ];
 }
 

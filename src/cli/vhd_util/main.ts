@@ -11,6 +11,7 @@
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { parseOptions } from "../getopt.ts";
+import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { helpOf } from "./help.ts";
 import { type Output, StandardOutput } from "./output.ts";
@@ -117,5 +118,10 @@ async function printOverview(output: Output): Promise<void> {
   for (const [name, load] of SUBCOMMANDS) {
     output.printLine(`  ${name.padEnd(10)} ${(await load()).summary}`);
   }
-  output.print("\n'vhd-util COMMAND --help' tells of each. --debug is accepted anywhere.\n");
+  output.print(
+    "\n'vhd-util COMMAND --help' explains each. --debug is accepted anywhere.\n" +
+      `\n${STDIN_ARGUMENTS_NOTE}:\n\n` +
+      `  find . -name '*.vhd' -print0 | vhd-util scan -f ${STDIN_ARGUMENTS}\n` +
+      `  printf '%s\\0' "$name" | vhd-util query -v -n ${STDIN_ARGUMENTS}\n`,
+  );
 }
