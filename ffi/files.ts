@@ -37,6 +37,8 @@ const libc = openLibc({
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   // int flock(int fd, int operation)
   flock: { parameters: ["i32", "i32"], result: "i32" },
+  // int fcntl(int fd, int op, int arg), for the operations whose argument is an int
+  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // long syscall(long number, int fd, void *buf): fstat and fstatfs, in any glibc
@@ -49,15 +51,21 @@ export const O_WRONLY = 1;
 export const O_RDWR = 2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
+export const O_NOCTTY = 0o400;
 export const O_TRUNC = 0o1000;
+export const O_APPEND = 0o2000;
 export const O_NONBLOCK = 0o4000;
 export const O_DSYNC = 0o10000;
 export const O_DIRECT = 0o40000;
 export const O_DIRECTORY = 0o200000;
+export const O_NOFOLLOW = 0o400000;
 export const O_CLOEXEC = 0o2000000;
+export const O_PATH = 0o10000000;
 
 const SYS_fstat = 5;
 const SYS_fstatfs = 138;
+const F_GETFL = 3;
+const F_SETFL = 4;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const LOCK_EX = 2;
@@ -69,21 +77,36 @@ const BLKSSZGET = 0x1268;
 const S_IFMT = 0o170000;
 /** Bytes of a `struct stat`. */
 export const STAT_BYTES = 144;
-const S_IFDIR = 0o040000;
-const S_IFBLK = 0o060000;
-const S_IFREG = 0o100000;
+const KINDS: ReadonlyMap<number, FileKind> = new Map([
+  [0o100000, "file"],
+  [0o060000, "block"],
+  [0o040000, "directory"],
+  [0o020000, "character"],
+  [0o010000, "fifo"],
+  [0o140000, "socket"],
+]);
 const LARGEST_TRANSFER_BYTES = 1 << 30;
 
-/** What a descriptor stands for. */
-export type FileKind = "file" | "block" | "other";
+/** What a descriptor or a name stands for. */
+export type FileKind =
+  | "file"
+  | "block"
+  | "directory"
+  | "character"
+  | "fifo"
+  | "socket"
+  | "other";
+
+/** Which file it is, whatever its name: no two files that exist at once share both numbers. */
+export interface FileIdentity {
+  readonly device: number;
+  readonly inode: number;
+}
 
 /** What fstat(2) tells of a file; the size is also true for block devices. */
-export interface FileStatus {
+export interface FileStatus extends FileIdentity {
   sizeBytes: number;
   kind: FileKind;
-  isFolder: boolean;
-  device: number;
-  inode: number;
   /** Room taken on disk, bytes. */
   blocksBytes: number;
   /** Last change of the content, seconds since 1970. */
@@ -99,7 +122,7 @@ function check(result: number, what: () => string): number {
 }
 
 /** Opens a file (close-on-exec) and returns its descriptor. Throws `SystemError`. */
-export function openFile(path: string, flags: number, mode = 0o644): number {
+export function openFile(path: string, flags: number, mode = 0o640): number {
   const name = cString(path);
   for (;;) {
     const fd = libc.open(name, flags | O_CLOEXEC, mode);
@@ -234,6 +257,13 @@ function fieldOf(view: DataView, offset: number): number {
   return Number(view.getBigInt64(offset, true));
 }
 
+/** Takes O_NONBLOCK off an open file. Throws `SystemError`. */
+export function makeBlocking(fd: number): void {
+  const what = (): string => "Cannot change the flags of the file";
+  const flags = check(libc.fcntl(fd, F_GETFL, 0), what);
+  check(libc.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK), what);
+}
+
 /** The state of an open file. Throws `SystemError`. */
 export function fileStatus(fd: number): FileStatus {
   const stat = new Uint8Array(STAT_BYTES);
@@ -248,12 +278,9 @@ export function decodeStatus(stat: Uint8Array): FileStatus {
   // st_blocks @64, st_mtime @88.
   const view = new DataView(stat.buffer, stat.byteOffset, stat.byteLength);
   const mode = view.getUint32(24, true);
-  const format = mode & S_IFMT;
-  const kind: FileKind = format === S_IFREG ? "file" : format === S_IFBLK ? "block" : "other";
   return {
     sizeBytes: fieldOf(view, 48),
-    kind,
-    isFolder: format === S_IFDIR,
+    kind: KINDS.get(mode & S_IFMT) ?? "other",
     device: fieldOf(view, 0),
     inode: fieldOf(view, 8),
     blocksBytes: fieldOf(view, 64) * 512,

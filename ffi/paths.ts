@@ -26,6 +26,15 @@ const libc = openLibc({
   link: { parameters: ["buffer", "buffer"], result: "i32" },
   // int unlink(const char *pathname)
   unlink: { parameters: ["buffer"], result: "i32" },
+  // ssize_t readlink(const char *path, char *buf, size_t bufsiz)
+  readlink: { parameters: ["buffer", "buffer", "usize"], result: "i32" },
+  // long syscall(long number, int olddirfd, const char *oldpath, int newdirfd, const char *newpath,
+  // unsigned int flags): renameat2, whose wrapper is younger than some glibc that this runs on
+  renameat2Syscall: {
+    name: "syscall",
+    parameters: ["i64", "i32", "buffer", "i32", "buffer", "u32"],
+    result: "i32",
+  },
   // char *getcwd(char *buf, size_t size)
   getcwd: { parameters: ["buffer", "usize"], result: "pointer" },
   // long syscall(long number, const char *path, struct stat *buf): stat and lstat, in any glibc
@@ -37,6 +46,9 @@ const libc = openLibc({
 const SYS_stat = 4;
 const SYS_lstat = 6;
 const SYS_getdents64 = 217;
+const SYS_renameat2 = 316;
+const AT_FDCWD = -100;
+const RENAME_NOREPLACE = 1;
 const PATH_MAX = 4096;
 const LIST_BYTES = 65536;
 
@@ -63,6 +75,16 @@ export function realPath(path: string): string {
     throw new SystemError(lastErrno(), `Cannot resolve ${path}`);
   }
   return nameAt(resolved, 0);
+}
+
+/** What a symbolic link holds. */
+export function linkTarget(path: string): string {
+  // One more than the kernel gives, so that the name ends in a NUL.
+  const target = new Uint8Array(PATH_MAX + 1);
+  if (libc.readlink(cString(path), target, PATH_MAX) < 0) {
+    throw new SystemError(lastErrno(), `Cannot read the link ${path}`);
+  }
+  return nameAt(target, 0);
 }
 
 /** The folder that relative paths start from. */
@@ -107,6 +129,22 @@ function addNames(names: string[], entries: Uint8Array): void {
 export function renamePath(from: string, to: string): void {
   if (libc.rename(cString(from), cString(to)) === 0) return;
   throw new SystemError(lastErrno(), `Cannot rename ${from} to ${to}`);
+}
+
+/** Gives a file another name in the same filesystem, which must be free (EEXIST). */
+export function renamePathToNew(from: string, to: string): void {
+  const [oldName, newName] = [cString(from), cString(to)];
+  const at = AT_FDCWD;
+  if (libc.renameat2Syscall(SYS_renameat2, at, oldName, at, newName, RENAME_NOREPLACE) === 0) {
+    return;
+  }
+  const errno = lastErrno();
+  if (errno !== Errno.EINVAL && errno !== Errno.ENOSYS) {
+    throw new SystemError(errno, `Cannot rename ${from} to ${to}`);
+  }
+  // NFS and old kernels do not know the flag; there a hard link does the same.
+  linkPath(from, to);
+  removePath(from);
 }
 
 /** Gives a file a second name, which must be free (EEXIST). */

@@ -21,6 +21,8 @@ export interface CoalesceOptions {
   /** Leave zeros out where nothing would show through them. */
   readonly sparse?: boolean;
   readonly onProgress?: Progress;
+  /** Calls the work off, which fails with ECANCELED then; the images are in order. */
+  readonly signal?: AbortSignal;
   /** Where the files are: those of the system, unless simulated. */
   readonly engine?: EngineMaker;
 }
@@ -92,7 +94,7 @@ type Coalescing = CoalesceOptions & { readonly closer: Closer };
 async function coalesceDown(
   engine: OfflineEngine,
   top: VhdImage,
-  { closer, ancestor, sparse = false, onProgress }: Coalescing,
+  { closer, ancestor, sparse = false, onProgress, signal }: Coalescing,
 ): Promise<number> {
   const { images, targetPath } = walkDown(top, { ancestor, closer });
   const lowest = images[images.length - 1];
@@ -106,10 +108,10 @@ async function coalesceDown(
     const sizeSectors = disk.isBlockDevice ? fileSectors : Math.max(fileSectors, childSectors);
     requireRoom(layers, { path: targetPath, sizeSectors });
     const target = new FlatTarget(disk, engine.queue, sizeSectors);
-    return await moveData(engine, { layers, target, onProgress });
+    return await moveData(engine, { layers, target, onProgress, signal });
   }
   const image = closer.add(
-    openVhd(targetPath, { storage: top.storage, readOnly: false }),
+    openVhd(targetPath, { storage: top.storage, readOnly: false, lockedBy: disk.identity }),
   );
   verifyParent(lowest, image);
   requireSameEncryption([...images, image], { raw: null });
@@ -117,9 +119,9 @@ async function coalesceDown(
   requireRoom(layers, { path: targetPath, sizeSectors });
   if (image.type === "fixed") {
     const target = new FlatTarget(disk, engine.queue, sizeSectors);
-    return await moveData(engine, { layers, target, onProgress });
+    return await moveData(engine, { layers, target, onProgress, signal });
   }
-  return await mergeInto(engine, { image, disk, sparse, layers, onProgress });
+  return await mergeInto(engine, { image, disk, sparse, layers, onProgress, signal });
 }
 
 /** A child may be larger than its parent, but not what it holds. */
@@ -141,7 +143,7 @@ function requireRoom(
 async function coalesceIntoNew(
   engine: OfflineEngine,
   top: VhdImage,
-  { closer, output, oldest, onProgress }: Coalescing & { output: string },
+  { closer, output, oldest, onProgress, signal }: Coalescing & { output: string },
 ): Promise<number> {
   const images = walkToOldest(top, { oldest, closer });
   const lowest = images[images.length - 1];
@@ -150,7 +152,7 @@ async function coalesceIntoNew(
   const parent = lowest.parent === null
     ? null
     : { path: resolveParent(lowest), uuid: lowest.parent.uuid };
-  return await mergeIntoNew(engine, { output, top, parent, layers, onProgress });
+  return await mergeIntoNew(engine, { output, top, parent, layers, onProgress, signal });
 }
 
 function walkToOldest(

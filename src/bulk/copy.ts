@@ -15,6 +15,8 @@ export interface CopyOptions {
   /** The key of the image, if it is encrypted and the copy is to have another key or none. */
   readonly sourceKey?: Uint8Array<ArrayBuffer>;
   readonly onProgress?: Progress;
+  /** Calls the copy off, which fails with ECANCELED then and leaves nothing. */
+  readonly signal?: AbortSignal;
   /** Where the files are: those of the system, unless simulated. */
   readonly engine?: EngineMaker;
 }
@@ -38,7 +40,14 @@ export async function copyImage(
     const top = closer.add(openVhd(path, { storage: engine.files.storage }));
     const recoding = planRecoding(top, options);
     closer.add(recoding);
-    const copy: Copy = { top, output, closer, recoding, onProgress: options.onProgress };
+    const copy: Copy = {
+      top,
+      output,
+      closer,
+      recoding,
+      onProgress: options.onProgress,
+      signal: options.signal,
+    };
     return top.type === "fixed" ? await copyFixed(engine, copy) : await copyChain(engine, copy);
   } finally {
     closer.close();
@@ -52,11 +61,12 @@ interface Copy {
   readonly closer: Closer;
   readonly recoding: Recoding;
   readonly onProgress?: Progress;
+  readonly signal?: AbortSignal;
 }
 
 async function copyChain(
   engine: OfflineEngine,
-  { top, output, closer, recoding, onProgress }: Copy,
+  { top, output, closer, recoding, onProgress, signal }: Copy,
 ): Promise<number> {
   const { images, raw } = openAllBelow(top, closer);
   requireSameEncryption(images, { raw });
@@ -67,20 +77,20 @@ async function copyChain(
     layers.push(layer);
   }
   const { keyhash, transform } = recoding;
-  const wanted = { output, top, parent: null, layers, keyhash, transform, onProgress };
+  const wanted = { output, top, parent: null, layers, keyhash, transform, onProgress, signal };
   return await mergeIntoNew(engine, wanted);
 }
 
 async function copyFixed(
   engine: OfflineEngine,
-  { top, output, closer, onProgress }: Copy,
+  { top, output, closer, onProgress, signal }: Copy,
 ): Promise<number> {
   const { storage } = engine.files;
   const layers = [addLayer(engine, top, closer)];
-  return await writeOutput(storage, output, async (path) => {
-    createFixed(path, { storage, sizeBytes: top.sizeBytes, sparse: true });
-    const disk = closer.add(openForQueue(engine, path, { readOnly: false }));
+  return await writeOutput(engine, { output, signal }, async ({ path, same }) => {
+    createFixed(path, { storage, sizeBytes: top.sizeBytes, sparse: true, same });
+    const disk = closer.add(openForQueue(engine, path, { readOnly: false, same }));
     const target = new FlatTarget(disk, engine.queue, top.sizeBytes / VHD_SECTOR_SIZE);
-    return await moveData(engine, { layers, target, onProgress });
+    return await moveData(engine, { layers, target, onProgress, signal });
   });
 }

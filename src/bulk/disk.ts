@@ -1,4 +1,3 @@
-import { type DiskFile, osDiskFiles } from "../queue/disk_files.ts";
 import { openChain, type VhdChain } from "../vhd/image/chain.ts";
 import { type ChainExtent, chainExtents } from "../vhd/image/extents.ts";
 import type { VhdType } from "../vhd/image/image.ts";
@@ -26,13 +25,13 @@ export interface DiskExtent {
  */
 export class Disk {
   readonly #chain: VhdChain;
-  readonly #lock: DiskFile | null;
+  readonly #writable: boolean;
   #open = true;
 
   /** Use {@linkcode openDisk}. */
-  constructor(chain: VhdChain, lock: DiskFile | null) {
+  constructor(chain: VhdChain, writable: boolean) {
     this.#chain = chain;
-    this.#lock = lock;
+    this.#writable = writable;
   }
 
   /** Size of the virtual disk. */
@@ -81,10 +80,9 @@ export class Disk {
     if (!this.#open) return;
     this.#open = false;
     try {
-      if (this.#lock !== null) finishWriting(this.#chain.images[0]);
+      if (this.#writable) finishWriting(this.#chain.images[0]);
     } finally {
       this.#chain.close();
-      this.#lock?.close();
     }
   }
 
@@ -113,12 +111,5 @@ function inBytes(
  * @throws {SystemError} for files that cannot be read; EBUSY when another process writes to it.
  */
 export function openDisk(path: string, { writable = false }: OpenDiskOptions = {}): Disk {
-  // Taken first, so that the metadata read next is nobody else's to change.
-  const lock = writable ? osDiskFiles.open(path, { readOnly: false, direct: false }) : null;
-  try {
-    return new Disk(openChain(path, { readOnly: !writable }), lock);
-  } catch (error) {
-    lock?.close();
-    throw error;
-  }
+  return new Disk(openChain(path, { readOnly: !writable }), writable);
 }

@@ -15,6 +15,9 @@ import { DiskQueue } from "../queue/disk_queue.ts";
 import { LibaioBackend } from "../queue/libaio.ts";
 import { EpollScheduler } from "../scheduler/epoll_scheduler.ts";
 
+/** After how long at most a signal calls the work off. */
+const RUNTIME_TURN_MS = 20;
+
 /** A disk queue, the files it moves bytes of, and the loop that runs it. */
 export interface OfflineEngine {
   readonly queue: DiskQueue;
@@ -30,7 +33,7 @@ export interface OfflineEngine {
  * @throws {SystemError} when the kernel has no room for asynchronous I/O.
  */
 export function createOfflineEngine(operations: number): OfflineEngine {
-  const scheduler = new EpollScheduler();
+  const scheduler = new EpollScheduler({ runtimeTurnMs: RUNTIME_TURN_MS });
   const queue = new DiskQueue(scheduler, new LibaioBackend(scheduler), operations);
   return {
     queue,

@@ -3,6 +3,7 @@ import type { DiskFile } from "../queue/disk_files.ts";
 import { isAllocated, isMarkedFull } from "../vhd/image/block.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
+import type { FileIdentity } from "../files/storage.ts";
 import type { OfflineEngine } from "./engine.ts";
 
 /** One image that data is taken from: a VHD with blocks, or the flat bytes of a disk. */
@@ -44,28 +45,34 @@ export function requireSameEncryption(
   );
 }
 
-/** Block devices past the page cache, as other hosts may see them; files through it. */
+/**
+ * Opens a file for the queue: block devices past the page cache, as other hosts may see them; files
+ * through it. Opening for writing takes the file's lock.
+ *
+ * @param options.same The file that it must be (ESTALE).
+ */
 export function openForQueue(
   { files, queue }: OfflineEngine,
   path: string,
-  { readOnly }: { readOnly: boolean },
+  { readOnly, same }: { readOnly: boolean; same?: FileIdentity },
 ): DiskFile {
   const direct = files.storage.status(path).kind === "block";
-  const disk = files.open(path, { readOnly, direct });
+  const disk = files.open(path, { readOnly, direct, same });
   queue.register(disk.file);
   return disk;
 }
 
 /** The layer of an open VHD. Closing the layer's file is the caller's affair. */
 export function layerOf(engine: OfflineEngine, image: VhdImage): Layer {
-  const disk = openForQueue(engine, image.path, { readOnly: true });
+  const same = image.file.identity;
+  const disk = openForQueue(engine, image.path, { readOnly: true, same });
   const fileBytes = image.type === "fixed" ? image.sizeBytes : disk.sizeBytes();
   return {
     disk,
     image: image.type === "fixed" ? null : image,
     sizeSectors: image.sizeBytes / VHD_SECTOR_SIZE,
     fileBytes,
-    tail: readTail(engine, image.path, fileBytes),
+    tail: readTail(engine, disk, fileBytes),
   };
 }
 
@@ -78,18 +85,18 @@ export function rawLayer(engine: OfflineEngine, path: string): Layer {
     image: null,
     sizeSectors: Math.ceil(fileBytes / VHD_SECTOR_SIZE),
     fileBytes,
-    tail: readTail(engine, path, fileBytes),
+    tail: readTail(engine, disk, fileBytes),
   };
 }
 
 function readTail(
   { files }: OfflineEngine,
-  path: string,
+  { path, identity }: DiskFile,
   fileBytes: number,
 ): Uint8Array<ArrayBuffer> {
   const tail = new Uint8Array(fileBytes % VHD_SECTOR_SIZE);
   if (tail.length === 0) return tail;
-  const file = files.storage.open(path, "read");
+  const file = files.storage.open(path, "read", { same: identity });
   try {
     file.readAt(tail, fileBytes - tail.length);
   } finally {

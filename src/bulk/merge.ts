@@ -8,15 +8,15 @@ import {
   tooManyLayers,
   verifyParent,
 } from "../vhd/image/chain.ts";
-import { writeNewImage, writeSparseImage } from "../vhd/create.ts";
+import { type NewFile, writeNewImage, writeSparseImage } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { parentToWrite, setKeyhash } from "../vhd/snapshot.ts";
-import type { Storage } from "../files/storage.ts";
+import { removeOwn } from "../files/storage.ts";
 import { finishWriting } from "../vhd/write.ts";
 import type { OfflineEngine } from "./engine.ts";
 import { type Layer, layerOf, openForQueue } from "./layers.ts";
-import { type Move, moveData, type Progress } from "./mover.ts";
+import { type Move, moveData, type Progress, refuseAborted } from "./mover.ts";
 import { VhdTarget } from "./vhd_target.ts";
 
 /** Closes everything that a piece of work opened, last opened first. */
@@ -84,20 +84,20 @@ export interface NewImage {
   readonly keyhash?: KeyHash | null;
   readonly transform?: Move["transform"];
   readonly onProgress?: Progress;
+  readonly signal?: AbortSignal;
 }
 
 /**
- * Merges layers into a new image. It has its name only once it is complete: killed before, the work
- * leaves `OUTPUT.part`, which the next attempt overwrites. A block device is written in place.
+ * Merges layers into a new image; see {@linkcode writeOutput}.
  *
  * @returns How many sectors were moved.
  * @throws {SystemError} EEXIST when there is such a file.
  */
 export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Promise<number> {
   const { storage } = engine.files;
-  const { output, top } = wanted;
-  return await writeOutput(storage, output, async (path) => {
-    writeNewImage(storage, path, (file) => {
+  const { top } = wanted;
+  return await writeOutput(engine, wanted, async ({ path, same }) => {
+    writeNewImage(storage, { path, same }, (file) => {
       const childPath = canonicalPath(storage, path);
       const parent = wanted.parent === null ? undefined : parentToWrite(storage, {
         childPath,
@@ -107,11 +107,12 @@ export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Pro
       writeSparseImage(file, { sizeBytes: top.sizeBytes, maxBytes: top.sizeBytes, parent });
     });
     const keyhash = wanted.keyhash === undefined ? top.batmap?.header.keyhash : wanted.keyhash;
-    if (keyhash?.cookie === 1) setKeyhash(storage, path, keyhash);
+    if (keyhash?.cookie === 1) setKeyhash(storage, { path, same }, keyhash);
     const closer = new Closer();
     try {
-      const image = closer.add(openVhd(path, { storage, readOnly: false }));
-      const disk = closer.add(openForQueue(engine, path, { readOnly: false }));
+      const disk = closer.add(openForQueue(engine, path, { readOnly: false, same }));
+      const lockedBy = disk.identity;
+      const image = closer.add(openVhd(path, { storage, readOnly: false, lockedBy }));
       return await mergeInto(engine, { image, disk, sparse: true, ...wanted });
     } finally {
       closer.close();
@@ -119,23 +120,38 @@ export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Pro
   });
 }
 
-/** Lets `write` make a file under a name of its own, which then becomes `output`. */
+/**
+ * Lets `write` make a file under a name of its own, `OUTPUT.<16 digits>.part`, which becomes `output`
+ * when it is complete. Of several that make the same output, one wins. What fails or is called off
+ * leaves nothing, a process that is killed its own `.part`. A block device is written in place.
+ *
+ * @param write Told the name and the file that it stands for.
+ * @throws {SystemError} EEXIST when there is such a file, also when one has come meanwhile; ECANCELED
+ * when it was called off.
+ */
 export async function writeOutput(
-  storage: Storage,
-  output: string,
-  write: (path: string) => Promise<number>,
+  { files: { storage } }: OfflineEngine,
+  { output, signal }: { readonly output: string; readonly signal?: AbortSignal },
+  write: (file: Required<NewFile>) => Promise<number>,
 ): Promise<number> {
   if (storage.exists(output)) {
-    if (storage.status(output).kind === "block") return await write(output);
+    const { kind, device, inode } = storage.locate(output);
+    if (kind === "block") return await write({ path: output, same: { device, inode } });
     throw new SystemError(Errno.EEXIST, `Cannot create ${output}: choose another name`);
   }
-  const part = `${output}.part`;
+  const part = `${output}.${crypto.getRandomValues(new Uint8Array(8)).toHex()}.part`;
+  const file = storage.open(part, "create-new");
+  const own = file.identity;
+  file.close();
   try {
-    const sectors = await write(part);
-    storage.rename(part, output);
+    const sectors = await write({ path: part, same: own });
+    // A signal that came by now gets its listener called.
+    if (signal !== undefined) await new Promise((resolve) => setTimeout(resolve, 0));
+    refuseAborted(signal);
+    storage.renameToNew(part, output);
     return sectors;
   } catch (error) {
-    if (storage.exists(part)) storage.remove(part);
+    removeOwn(storage, part, own);
     throw error;
   }
 }
@@ -143,7 +159,7 @@ export async function writeOutput(
 /** Merges layers into an open VHD with blocks and puts its footers in order. */
 export async function mergeInto(
   engine: OfflineEngine,
-  { image, disk, sparse, layers, transform, onProgress }: Omit<Move, "target"> & {
+  { image, disk, sparse, layers, transform, onProgress, signal }: Omit<Move, "target"> & {
     image: VhdImage;
     disk: DiskFile;
     sparse: boolean;
@@ -151,7 +167,7 @@ export async function mergeInto(
 ): Promise<number> {
   const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
   try {
-    return await moveData(engine, { layers, target, transform, onProgress });
+    return await moveData(engine, { layers, target, transform, onProgress, signal });
   } finally {
     // Also when the disk was full: what was written by then stays, and the footer comes back.
     finishWriting(image);

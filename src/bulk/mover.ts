@@ -23,6 +23,18 @@ export interface Move {
   /** Changes data on its way, in place: whole sectors, from this one of the disk on. */
   readonly transform?: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void;
   readonly onProgress?: Progress;
+  /** Calls the work off: nothing more is begun, and it fails with ECANCELED. */
+  readonly signal?: AbortSignal;
+}
+
+/** Throws `SystemError` ECANCELED when the work was called off. */
+export function refuseAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted !== true) return;
+  throw stopped();
+}
+
+function stopped(): SystemError {
+  return new SystemError(Errno.ECANCELED, "Stopped before the end");
 }
 
 /** How many operations moving data in units of so many sectors can have under way. */
@@ -42,7 +54,8 @@ export function openMover(make: EngineMaker): OfflineEngine {
  * What no layer holds is left as it is.
  *
  * @returns How many sectors that are.
- * @throws {SystemError} when reading or writing fails; what was written by then stays.
+ * @throws {SystemError} when reading or writing fails, ECANCELED when it is called off; what was
+ * written by then stays.
  */
 export async function moveData(engine: OfflineEngine, move: Move): Promise<number> {
   const mover = new Mover(engine, move);
@@ -93,7 +106,8 @@ class Mover {
 
   /** Gives a unit its next stretch, or lets it rest when there is none. */
   #feed(unit: Unit): void {
-    const { layers, target, onProgress } = this.#move;
+    const { layers, target, onProgress, signal } = this.#move;
+    if (signal?.aborted === true) this.#fail(stopped());
     while (this.#error === null && this.#next < this.#total) {
       const sector = this.#next++ * target.unitSectors;
       const end = Math.min(sector + target.unitSectors, target.sizeSectors);

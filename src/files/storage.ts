@@ -1,14 +1,11 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { SystemError } from "../../ffi/errno.ts";
 import {
   blockDeviceSectorBytes,
   closeFile,
+  type FileIdentity,
+  type FileKind,
   fileStatus,
-  O_CREAT,
-  O_DIRECT,
-  O_EXCL,
-  O_RDONLY,
-  O_RDWR,
-  O_TRUNC,
+  O_PATH,
   openFile,
   readAt,
   syncFile,
@@ -17,23 +14,48 @@ import {
 } from "../../ffi/files.ts";
 import {
   linkPath,
+  linkTarget,
   pathExists,
   pathStatus,
   realPath,
   removePath,
   renamePath,
+  renamePathToNew,
   workingFolder,
 } from "../../ffi/paths.ts";
 import { type DirectFile, readDirect, writeDirect } from "./direct_io.ts";
+import {
+  isBlockDevice,
+  isSameFile,
+  type OpenedFile,
+  openNew,
+  openToRead,
+  openToReplace,
+  openToWrite,
+} from "./open_file.ts";
 
-/** How a file is opened: `create` empties one that is there, `create-new` refuses it. */
+export type { FileIdentity } from "../../ffi/files.ts";
+
+/**
+ * How a file is opened. All but `read` take the lock that whoever writes holds (EBUSY). `create`
+ * empties a file that is there, once it has the lock; `create-new` refuses it.
+ */
 export type OpenMode = "read" | "write" | "create" | "create-new";
+
+/** What else is asked of a file that is opened. */
+export interface StorageOpenOptions {
+  /** It must be this file, which was looked at before (ESTALE). */
+  readonly same?: FileIdentity;
+  /** For `write`: the caller holds the lock of this file already, which the name must lead to. */
+  readonly lockedBy?: FileIdentity;
+}
 
 /** An open file, as the format code sees one. Every call throws `SystemError`. */
 export interface StorageFile {
   readonly path: string;
   /** Block devices have a fixed size: they cannot be truncated, and their footer is at their end. */
   readonly isBlockDevice: boolean;
+  readonly identity: FileIdentity;
   sizeBytes(): number;
   /** Reads until `into` is full or the file ends; returns the bytes read. */
   readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number;
@@ -47,63 +69,59 @@ export interface StorageFile {
 
 /** What is known of a path without opening it. */
 export interface PathStatus {
-  readonly kind: "file" | "block" | "directory" | "other";
+  readonly kind: FileKind;
   /** 0 for anything but a file. */
   readonly sizeBytes: number;
   /** Last change of the content, in seconds since 1970. */
   readonly mtimeSeconds: number;
 }
 
+/** Where a name leads, and to which file: both are true of one moment. */
+export interface FileLocation extends FileIdentity {
+  /** The absolute path with all links followed. */
+  readonly realPath: string;
+  readonly kind: FileKind;
+}
+
 /** Where files are: the operating system's, or a simulation of it. Every call throws `SystemError`. */
 export interface Storage {
-  open(path: string, mode: OpenMode): StorageFile;
+  open(path: string, mode: OpenMode, options?: StorageOpenOptions): StorageFile;
   /** The absolute path with all links followed. The file must exist. */
   realPath(path: string): string;
+  /** Finds out where a name leads, without opening what is there. */
+  locate(path: string): FileLocation;
   status(path: string): PathStatus;
   exists(path: string): boolean;
   /** The folder that relative paths start from. */
   workingDirectory(): string;
   /** Puts a file in the place of `to`, at one stroke. */
   rename(from: string, to: string): void;
+  /** Gives a file another name, which must be free (EEXIST). */
+  renameToNew(from: string, to: string): void;
   /** Gives a file a second name, which must be free (EEXIST). */
   link(from: string, to: string): void;
   remove(path: string): void;
 }
 
-const OPEN_FLAGS: Record<OpenMode, number> = {
-  "read": O_RDONLY,
-  "write": O_RDWR,
-  "create": O_RDWR | O_CREAT | O_TRUNC,
-  "create-new": O_RDWR | O_CREAT | O_EXCL,
-};
+/** Removes a file that the caller made, unless the name leads to another one by now. */
+export function removeOwn(storage: Storage, path: string, own: FileIdentity): void {
+  if (storage.exists(path) && isSameFile(storage.locate(path), own)) storage.remove(path);
+}
 
 class OsFile implements StorageFile {
   readonly isBlockDevice: boolean;
+  readonly identity: FileIdentity;
   #fd: number;
   /** Set for block devices, which other hosts may share: there must be no cache in between. */
-  #direct: DirectFile | null = null;
+  readonly #direct: DirectFile | null;
 
-  constructor(readonly path: string, flags: number) {
-    this.#fd = openFile(path, flags);
-    const { kind } = fileStatus(this.#fd);
-    this.isBlockDevice = kind === "block";
-    if (kind === "other") {
-      this.close();
-      throw new SystemError(Errno.EINVAL, `${path} is not a regular file or block device`);
-    }
-    if (kind === "block") this.#openDirect(flags);
-  }
-
-  #openDirect(flags: number): void {
-    closeFile(this.#fd);
-    this.#fd = -1;
-    try {
-      this.#fd = openFile(this.path, flags | O_DIRECT);
-      this.#direct = { fd: this.#fd, sectorBytes: blockDeviceSectorBytes(this.#fd) };
-    } catch (error) {
-      if (!(error instanceof SystemError) || error.errno !== Errno.EINVAL) throw error;
-      this.#fd = openFile(this.path, flags);
-    }
+  constructor(readonly path: string, { fd, status, notDirect }: OpenedFile) {
+    this.#fd = fd;
+    this.isBlockDevice = status.kind === "block";
+    this.identity = { device: status.device, inode: status.inode };
+    this.#direct = this.isBlockDevice && notDirect === null
+      ? { fd, sectorBytes: blockDeviceSectorBytes(fd) }
+      : null;
   }
 
   sizeBytes(): number {
@@ -147,18 +165,43 @@ class OsFile implements StorageFile {
   }
 }
 
+function openDescriptor(path: string, mode: OpenMode, options: StorageOpenOptions): OpenedFile {
+  if (mode === "create-new") return openNew(path);
+  if (mode === "create") return openToReplace(path, options);
+  const wanted = { ...options, direct: isBlockDevice(path) };
+  return mode === "read" ? openToRead(path, wanted) : openToWrite(path, wanted);
+}
+
 /** The operating system's files. */
 export const osStorage: Storage = {
-  open(path: string, mode: OpenMode): StorageFile {
-    return new OsFile(path, OPEN_FLAGS[mode]);
+  open(path: string, mode: OpenMode, options: StorageOpenOptions = {}): StorageFile {
+    const opened = openDescriptor(path, mode, options);
+    try {
+      const file = new OsFile(path, opened);
+      if (mode === "create" && !file.isBlockDevice) file.truncate(0);
+      return file;
+    } catch (error) {
+      closeFile(opened.fd);
+      throw error;
+    }
+  },
+
+  locate(path: string): FileLocation {
+    const fd = openFile(path, O_PATH);
+    try {
+      const { kind, device, inode } = pathStatus(`/proc/self/fd/${fd}`);
+      return { kind, device, inode, realPath: linkTarget(`/proc/self/fd/${fd}`) };
+    } finally {
+      closeFile(fd);
+    }
   },
 
   realPath,
 
   status(path: string): PathStatus {
-    const { kind, isFolder, sizeBytes, mtimeSeconds } = pathStatus(path);
+    const { kind, sizeBytes, mtimeSeconds } = pathStatus(path);
     return {
-      kind: isFolder ? "directory" : kind,
+      kind,
       sizeBytes: kind === "file" ? sizeBytes : 0,
       mtimeSeconds,
     };
@@ -170,6 +213,7 @@ export const osStorage: Storage = {
 
   workingDirectory: workingFolder,
   rename: renamePath,
+  renameToNew: renamePathToNew,
   link: linkPath,
   remove: removePath,
 };

@@ -8,20 +8,17 @@ import { Errno, errnoName, SystemError } from "../../ffi/errno.ts";
 import {
   blockDeviceSectorBytes,
   closeFile,
+  type FileIdentity,
   type FileStatus,
   fileStatus,
-  O_DIRECT,
-  O_RDONLY,
-  O_RDWR,
-  openFile,
   punchHole,
   readAt,
   seekData,
   seekHole,
   truncateFile,
-  tryLockExclusive,
 } from "../../ffi/files.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
+import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 
 /** One file, open for the queue. Calls throw `SystemError` unless they say otherwise. */
@@ -31,6 +28,7 @@ export interface DiskFile {
   readonly path: string;
   /** Block devices keep their size. */
   readonly isBlockDevice: boolean;
+  readonly identity: FileIdentity;
   /** Why the page cache is in between, although it should not be; null when all is as asked. */
   readonly cachedBecause: string | null;
   sizeBytes(): number;
@@ -50,6 +48,8 @@ export interface DiskFileOptions {
   readonly readOnly: boolean;
   /** Past the page cache (O_DIRECT), where the filesystem can. */
   readonly direct: boolean;
+  /** It must be this file, which was looked at before (ESTALE). */
+  readonly same?: FileIdentity;
 }
 
 /** Where the queue's files come from. */
@@ -59,7 +59,8 @@ export interface DiskFiles {
   /**
    * Opens a file; for writing also takes its lock, which the system drops with the process.
    *
-   * @throws {SystemError} EBUSY when another process has the file open for writing.
+   * @throws {SystemError} EBUSY when somebody else has the file open for writing; EINVAL for what is
+   * neither a regular file nor a block device.
    */
   open(path: string, options: DiskFileOptions): DiskFile;
 }
@@ -68,6 +69,7 @@ const SECTOR_BYTES = 512;
 
 class OsDiskFile implements DiskFile {
   readonly isBlockDevice: boolean;
+  readonly identity: FileIdentity;
 
   constructor(
     readonly path: string,
@@ -76,6 +78,7 @@ class OsDiskFile implements DiskFile {
     status: FileStatus,
   ) {
     this.isBlockDevice = status.kind === "block";
+    this.identity = { device: status.device, inode: status.inode };
   }
 
   sizeBytes(): number {
@@ -148,44 +151,24 @@ function directIoFault(fd: number, status: FileStatus): string | null {
   }
 }
 
-function openDescriptor(
-  path: string,
-  { readOnly, direct }: DiskFileOptions,
-): { fd: number; cachedBecause: string | null } {
-  const flags = readOnly ? O_RDONLY : O_RDWR;
-  if (!direct) return { fd: openFile(path, flags), cachedBecause: null };
-  let fault: string | null;
-  try {
-    const fd = openFile(path, flags | O_DIRECT);
-    fault = directIoFault(fd, fileStatus(fd));
-    if (fault === null) return { fd, cachedBecause: null };
-    closeFile(fd);
-  } catch (error) {
-    if (!(error instanceof SystemError) || error.errno !== Errno.EINVAL) throw error;
-    fault = "the filesystem refuses O_DIRECT (EINVAL)";
-  }
-  return { fd: openFile(path, flags), cachedBecause: fault };
+function openOnce(path: string, { readOnly, direct, same }: DiskFileOptions): OpenedFile {
+  return readOnly ? openToRead(path, { direct, same }) : openToWrite(path, { direct, same });
 }
 
-function takeLock(fd: number, path: string): void {
-  let locked: boolean;
+/** Opens a file past the page cache if asked for, or through it where that does not work. */
+function openDescriptor(path: string, options: DiskFileOptions): OpenedFile {
+  const opened = openOnce(path, options);
+  if (!options.direct || opened.notDirect !== null) return opened;
+  let fault: string | null;
   try {
-    locked = tryLockExclusive(fd);
+    fault = directIoFault(opened.fd, opened.status);
   } catch (error) {
-    // A filesystem without locks: nothing to hold on to, and nothing to refuse.
-    if (
-      error instanceof SystemError && [Errno.ENOLCK, Errno.EOPNOTSUPP].some(
-        (errno) => errno === error.errno,
-      )
-    ) return;
+    closeFile(opened.fd);
     throw error;
   }
-  if (!locked) {
-    throw new SystemError(
-      Errno.EBUSY,
-      `Cannot open ${path} for writing: another process serves it (see tap-ctl list)`,
-    );
-  }
+  if (fault === null) return opened;
+  closeFile(opened.fd);
+  return { ...openOnce(path, { ...options, direct: false }), notDirect: fault };
 }
 
 /** The operating system's files. */
@@ -193,21 +176,8 @@ export const osDiskFiles: DiskFiles = {
   storage: osStorage,
 
   open(path: string, options: DiskFileOptions): DiskFile {
-    const { fd, cachedBecause } = openDescriptor(path, options);
-    try {
-      const status = fileStatus(fd);
-      if (status.kind === "other") {
-        throw new SystemError(
-          Errno.EINVAL,
-          `Cannot serve ${path}: it is neither a file nor a block device`,
-        );
-      }
-      if (!options.readOnly) takeLock(fd, path);
-      return new OsDiskFile(path, fd, cachedBecause, status);
-    } catch (error) {
-      closeFile(fd);
-      throw error;
-    }
+    const { fd, status, notDirect } = openDescriptor(path, options);
+    return new OsDiskFile(path, fd, notDirect, status);
   },
 };
 

@@ -12,7 +12,7 @@ import {
 import { Spin } from "./spin.ts";
 
 const MOST_EVENTS = 64;
-/** How long the loop runs at most before the runtime's own loop (signals) has a turn. */
+/** How long the loop runs at most before the runtime's own loop (signals) has a turn, by default. */
 const RUNTIME_TURN_MS = 500;
 /** The same while somebody waits for the runtime. */
 const AWAITED_TURN_MS = 2;
@@ -39,6 +39,12 @@ export class EpollScheduler implements Scheduler {
   #endedMs = 0;
   /** When the wait after it ended. */
   #wokenMs = 0;
+  readonly #idleTurnMs: number;
+
+  /** @param options.runtimeTurnMs After how long at most signal listeners get to run. */
+  constructor({ runtimeTurnMs = RUNTIME_TURN_MS }: { runtimeTurnMs?: number } = {}) {
+    this.#idleTurnMs = runtimeTurnMs;
+  }
 
   nowMs(): number {
     return this.lastMs[0] = performance.now();
@@ -101,7 +107,7 @@ export class EpollScheduler implements Scheduler {
   }
 
   get #runtimeTurnMs(): number {
-    return this.#awaited > 0 ? AWAITED_TURN_MS : RUNTIME_TURN_MS;
+    return this.#awaited > 0 ? AWAITED_TURN_MS : this.#idleTurnMs;
   }
 
   /** Ends `run` after the turn under way. */

@@ -1,5 +1,12 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import type { OpenMode, PathStatus, Storage, StorageFile } from "../files/storage.ts";
+import type {
+  FileIdentity,
+  FileLocation,
+  OpenMode,
+  PathStatus,
+  Storage,
+  StorageFile,
+} from "../files/storage.ts";
 
 const PAGE_SIZE = 65536;
 
@@ -37,6 +44,13 @@ export class MemoryStorage implements Storage {
     return name;
   }
 
+  locate(path: string): FileLocation {
+    const realPath = this.realPath(path);
+    const identity = this.#files.get(realPath)?.identity;
+    if (identity === undefined) throw new SystemError(Errno.ENOENT, `Cannot find ${path}`);
+    return { ...identity, realPath, kind: "file" };
+  }
+
   status(path: string): PathStatus {
     const file = this.#files.get(this.#absolute(path));
     if (file === undefined) throw new SystemError(Errno.ENOENT, `Cannot stat ${path}`);
@@ -59,6 +73,11 @@ export class MemoryStorage implements Storage {
     this.#files.set(this.#absolute(to), file);
   }
 
+  renameToNew(from: string, to: string): void {
+    if (this.exists(to)) throw new SystemError(Errno.EEXIST, `Cannot rename ${from} to ${to}`);
+    this.rename(from, to);
+  }
+
   link(from: string, to: string): void {
     this.beforeOperation?.("link", from);
     const file = this.#files.get(this.#absolute(from));
@@ -72,6 +91,11 @@ export class MemoryStorage implements Storage {
     if (!this.#files.delete(this.#absolute(path))) {
       throw new SystemError(Errno.ENOENT, `Cannot remove ${path}`);
     }
+  }
+
+  /** The paths of all files. */
+  paths(): string[] {
+    return [...this.#files.keys()];
   }
 
   /** A copy of everything as it is now: what a crash at this moment would leave. */
@@ -91,7 +115,10 @@ export class MemoryStorage implements Storage {
   }
 }
 
+let lastInode = 0;
+
 class MemoryFile {
+  readonly identity: FileIdentity = { device: 1, inode: ++lastInode };
   readonly #pages = new Map<number, Uint8Array<ArrayBuffer>>();
   sizeBytes = 0;
 
@@ -154,6 +181,10 @@ class OpenMemoryFile implements StorageFile {
     this.#file = file;
     this.#readOnly = readOnly;
     this.#storage = storage;
+  }
+
+  get identity(): FileIdentity {
+    return this.#file.identity;
   }
 
   sizeBytes(): number {

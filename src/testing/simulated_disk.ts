@@ -3,7 +3,14 @@ import { memoryAddress, memoryWindow } from "../../ffi/memory.ts";
 import { IOVEC_BYTES } from "../../ffi/sockets.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { normalizePath } from "../files/paths.ts";
-import type { OpenMode, PathStatus, Storage, StorageFile } from "../files/storage.ts";
+import type {
+  FileIdentity,
+  FileLocation,
+  OpenMode,
+  PathStatus,
+  Storage,
+  StorageFile,
+} from "../files/storage.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "../queue/backend.ts";
 import type { DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
 import { Random } from "./random.ts";
@@ -270,6 +277,10 @@ class OpenSimulatedFile implements DiskFile {
     readonly disk: { lengthFault: () => number; onClose: () => void },
   ) {}
 
+  get identity(): FileIdentity {
+    return this.content.identity;
+  }
+
   sizeBytes(): number {
     return this.content.sizeBytes;
   }
@@ -322,6 +333,10 @@ class SimulatedStorage implements Storage {
     return normalizePath(this, path);
   }
 
+  locate(path: string): FileLocation {
+    return { ...this.#named(path).identity, realPath: normalizePath(this, path), kind: "file" };
+  }
+
   status(path: string): PathStatus {
     return { kind: "file", sizeBytes: this.#named(path).sizeBytes, mtimeSeconds: 1_700_000_000 };
   }
@@ -337,6 +352,11 @@ class SimulatedStorage implements Storage {
   rename(from: string, to: string): void {
     this.files.set(normalizePath(this, to), this.#named(from));
     this.files.delete(normalizePath(this, from));
+  }
+
+  renameToNew(from: string, to: string): void {
+    if (this.exists(to)) throw new SystemError(Errno.EEXIST, `Cannot rename ${from} to ${to}`);
+    this.rename(from, to);
   }
 
   link(from: string, to: string): void {
@@ -362,6 +382,10 @@ class OfflineFile implements StorageFile {
   readonly isBlockDevice = false;
 
   constructor(readonly path: string, readonly content: SimulatedFile) {}
+
+  get identity(): FileIdentity {
+    return this.content.identity;
+  }
 
   sizeBytes(): number {
     return this.content.sizeBytes;

@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { FileIdentity } from "../../ffi/files.ts";
 import { Arena, memoryWindow } from "../../ffi/memory.ts";
 import type { Random } from "./random.ts";
 
@@ -18,6 +19,8 @@ function copyWithinWindow(to: number, from: number, lengthBytes: number): void {
   window.copyWithin(to, from, from + lengthBytes);
 }
 
+let lastInode = 0;
+
 /** A write that a power cut may undo. */
 interface VolatileWrite {
   offsetBytes: number;
@@ -34,6 +37,7 @@ export class SimulatedFile {
   #sizeBytes = 0;
   #durableSizeBytes = 0;
   #volatile: VolatileWrite[] = [];
+  readonly identity: FileIdentity = { device: 1, inode: ++lastInode };
   /** Who has it open for writing. */
   lockedBy: object | null = null;
   /** It answers nothing before that. */

@@ -26,7 +26,13 @@ import { geometryOfSize, packGeometry } from "./format/geometry.ts";
 import { type DynamicHeader, emptyHeader, encodeHeader } from "./format/header.ts";
 import { batmapHeaderOffset, blocksOf } from "./format/layout.ts";
 import type { ParentLocator } from "./format/locator.ts";
-import { osStorage, type Storage, type StorageFile } from "../files/storage.ts";
+import {
+  type FileIdentity,
+  osStorage,
+  removeOwn,
+  type Storage,
+  type StorageFile,
+} from "../files/storage.ts";
 import { vhdTimeNow } from "./format/time.ts";
 import { paddedBytes, VHD_BLOCK_SIZE, VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "./format/units.ts";
 import { generateUuid } from "./format/uuid.ts";
@@ -34,6 +40,8 @@ import { generateUuid } from "./format/uuid.ts";
 /** What every image is created with. */
 export interface CreateOptions {
   readonly storage?: Storage;
+  /** Write into this file, which the caller made under the name (ESTALE for another). */
+  readonly same?: FileIdentity;
   /** Size of the virtual disk. Rounded up to whole blocks of 2 MiB. */
   readonly sizeBytes: number;
 }
@@ -86,10 +94,10 @@ export function validateSize(path: string, sizeBytes: number): void {
  * that was not finished is removed.
  */
 export function createFixed(path: string, options: CreateFixedOptions): void {
-  const { storage = osStorage, sparse = false } = options;
+  const { storage = osStorage, sparse = false, same } = options;
   validateSize(path, options.sizeBytes);
   const sizeBytes = roundToBlocks(options.sizeBytes);
-  writeNewImage(storage, path, (file) => {
+  writeNewImage(storage, { path, same }, (file) => {
     if (sparse && !file.isBlockDevice) file.truncate(sizeBytes);
     else writeZeros(file, 0, sizeBytes);
     const footer = encodeFooter(newFooter(HD_TYPE_FIXED, sizeBytes));
@@ -104,11 +112,15 @@ export function createFixed(path: string, options: CreateFixedOptions): void {
  * the file system says. A file that was not finished is removed.
  */
 export function createDynamic(path: string, options: CreateDynamicOptions): void {
-  const { storage = osStorage, reserveBytes = 0 } = options;
+  const { storage = osStorage, reserveBytes = 0, same } = options;
   validateSize(path, options.sizeBytes);
   const sizeBytes = roundToBlocks(options.sizeBytes);
   const maxBytes = reserveSize(path, sizeBytes, reserveBytes);
-  writeNewImage(storage, path, (file) => writeSparseImage(file, { sizeBytes, maxBytes }));
+  writeNewImage(
+    storage,
+    { path, same },
+    (file) => writeSparseImage(file, { sizeBytes, maxBytes }),
+  );
 }
 
 /** The size that the metadata is made for. */
@@ -121,19 +133,31 @@ export function reserveSize(path: string, sizeBytes: number, reserveBytes: numbe
   throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as ${problem}`);
 }
 
-/** Opens a new file, lets `write` fill it, syncs it; removes it when that fails. */
+/** Where a new image goes. */
+export interface NewFile {
+  readonly path: string;
+  /** The file that the caller made under this name; without it, it is made or emptied. */
+  readonly same?: FileIdentity;
+}
+
+/**
+ * Opens a new file, or empties one that is there, once it has the lock; lets `write` fill it, syncs
+ * it; removes it when that fails.
+ *
+ * @throws {SystemError} EBUSY when somebody may write to a file that is there; it is as it was then.
+ */
 export function writeNewImage(
   storage: Storage,
-  path: string,
+  { path, same }: NewFile,
   write: (file: StorageFile) => void,
 ): void {
-  const file = storage.open(path, "create");
+  const file = storage.open(path, "create", { same });
   try {
     write(file);
     file.sync();
   } catch (error) {
+    if (!file.isBlockDevice) removeOwn(storage, path, file.identity);
     file.close();
-    if (!file.isBlockDevice && storage.exists(path)) storage.remove(path);
     throw error;
   }
   file.close();

@@ -12,7 +12,7 @@ import { allocatedBlocks } from "./format/bat.ts";
 import type { KeyHash } from "./format/batmap.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { fileNameOf } from "../files/paths.ts";
-import { keyhashOf, setKeyhash } from "./snapshot.ts";
+import { keyhashOf, writeKeyhash } from "./snapshot.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 
 /** The lengths that a key may have, in bits; half of each is for AES, half for the tweak. */
@@ -151,10 +151,13 @@ export function storeKeyhash(
   path: string,
   { storage = osStorage, nonce, hash }: KeyOptions & { nonce: Uint8Array; hash: Uint8Array },
 ): void {
-  const image = openVhd(path, { storage });
-  image.close();
-  requireKeyable(image);
-  setKeyhash(storage, path, { cookie: 1, nonce, hash });
+  const image = openVhd(path, { storage, readOnly: false });
+  try {
+    requireKeyable(image);
+    writeKeyhash(image, { cookie: 1, nonce, hash });
+  } finally {
+    image.close();
+  }
 }
 
 function requireKeyable({ path, type, bat, batmap }: VhdImage): void {

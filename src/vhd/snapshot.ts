@@ -10,6 +10,7 @@ import {
   tooManyLayers,
 } from "./image/chain.ts";
 import {
+  type NewFile,
   type ParentToWrite,
   reserveSize,
   roundToBlocks,
@@ -84,12 +85,12 @@ export function snapshot(path: string, options: SnapshotOptions): void {
   const sizeBytes = Math.max(roundToBlocks(target.sizeBytes), parent.sizeBytes);
   validateSize(path, sizeBytes);
   const maxBytes = reserveSize(path, sizeBytes, reserveBytes);
-  writeNewImage(storage, path, (file) => {
+  writeNewImage(storage, { path }, (file) => {
     const childPath = canonicalPath(storage, path);
     const toWrite = parentToWrite(storage, { childPath, parentPath: target.path, parent });
     writeSparseImage(file, { sizeBytes, maxBytes, parent: toWrite });
   });
-  if (parent.keyhash !== null) setKeyhash(storage, path, parent.keyhash);
+  if (parent.keyhash !== null) setKeyhash(storage, { path }, parent.keyhash);
 }
 
 /** The image to refer to: that given or, while images are empty, the one below. */
@@ -169,17 +170,19 @@ export function parentToWrite(
 }
 
 /** Children of an encrypted image are encrypted with the same key. */
-export function setKeyhash(storage: Storage, path: string, keyhash: KeyHash): void {
-  const image = openVhd(path, { storage, readOnly: false });
+export function setKeyhash(storage: Storage, { path, same }: NewFile, keyhash: KeyHash): void {
+  const image = openVhd(path, { storage, readOnly: false, same });
   try {
-    if (image.batmap === null) return;
-    image.batmap.header.keyhash = keyhash;
-    image.file.writeAt(
-      encodeBatmapHeader(image.batmap.header),
-      image.batmap.headerOffsetBytes,
-    );
-    image.file.sync();
+    writeKeyhash(image, keyhash);
   } finally {
     image.close();
   }
+}
+
+/** Stores the trace of a key in an image that is open for writing; one without a batmap has no room. */
+export function writeKeyhash({ batmap, file }: VhdImage, keyhash: KeyHash): void {
+  if (batmap === null) return;
+  batmap.header.keyhash = keyhash;
+  file.writeAt(encodeBatmapHeader(batmap.header), batmap.headerOffsetBytes);
+  file.sync();
 }

@@ -49,6 +49,7 @@ class MemoryDisk implements DiskFiles, DiskBackend {
       file,
       path,
       isBlockDevice: false,
+      identity: opened.identity,
       cachedBecause: null,
       sizeBytes: () => opened.sizeBytes(),
       truncate: (lengthBytes) => opened.truncate(lengthBytes),

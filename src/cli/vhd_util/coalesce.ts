@@ -1,5 +1,6 @@
 import { coalesce } from "../../bulk/coalesce.ts";
 import { openVhd } from "../../vhd/image/image.ts";
+import { Interrupted, interruptible } from "../interruption.ts";
 import { openProgress, percentProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 
@@ -42,19 +43,18 @@ Coalesced 81920 sectors`,
         ? percentProgress((text) => call.output.printRaw(text))
         : await openProgress("coalesce");
       try {
-        const sectors = await coalesce(path, {
-          ancestor,
-          output,
-          oldest,
-          sparse: call.has("s"),
-          onProgress: progress.update,
-        });
+        const sparse = call.has("s");
+        const onProgress = progress.update;
+        const sectors = await interruptible((signal) =>
+          coalesce(path, { ancestor, output, oldest, sparse, onProgress, signal })
+        );
         call.output.printLine(`Coalesced ${sectors} sectors`);
       } finally {
         progress.stop();
       }
       return 0;
     } catch (error) {
+      if (error instanceof Interrupted) throw error;
       const errno = errnoOf(error);
       call.output.printLine(`error coalescing: ${-errno}`);
       call.output.printError(messageOf(error));

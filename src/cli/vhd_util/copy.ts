@@ -4,6 +4,7 @@ import type { CopyKeys } from "../../bulk/recoding.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { readKey } from "../../vhd/key.ts";
 import { osStorage } from "../../files/storage.ts";
+import { interruptible } from "../interruption.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, errnoOf, type Subcommand, UsageError } from "./command.ts";
 
@@ -56,7 +57,8 @@ whole.vhd has no parent`,
     }
     const progress = await openProgress("copy");
     try {
-      await copyImage(path, output, { ...keys, onProgress: progress.update });
+      const onProgress = progress.update;
+      await interruptible((signal) => copyImage(path, output, { ...keys, onProgress, signal }));
     } finally {
       progress.stop();
     }

@@ -11,6 +11,8 @@
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { parseOptions } from "../getopt.ts";
+
+import { Interrupted } from "../interruption.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
 import { helpOf } from "./help.ts";
@@ -90,6 +92,10 @@ async function runSubcommand(
       if (error.detail !== null) output.printError(error.detail);
       output.print(`${command.usage}\n`);
       return Errno.EINVAL;
+    }
+    if (error instanceof Interrupted) {
+      output.printError(error.message);
+      return error.status;
     }
     const errno = errnoOf(error);
     output.printError(messageOf(error));

@@ -34,7 +34,11 @@ export const resizeCommand: Subcommand = {
       value: "JOURNAL",
       text: "a new file, or a block device; for 'revert', if need be",
     },
-    { name: "f", text: "grow within the room that 'create -S' made; a tapdisk may have the image" },
+    {
+      name: "f",
+      text:
+        "grow within the room that 'create -S' made; a tapdisk that has the image must be paused",
+    },
   ],
   example: `
 $ vhd-util resize -n disk.vhd -s 20480 -j disk.journal

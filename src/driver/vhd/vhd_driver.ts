@@ -24,7 +24,13 @@ export const vhdDriver: DriverType = {
     let cipher: SectorCipher | null = null;
     try {
       const { storage } = context.files;
-      image = openVhd(spec.path, { storage, readOnly: spec.readOnly });
+      const { identity } = file;
+      image = openVhd(spec.path, {
+        storage,
+        readOnly: spec.readOnly,
+        same: identity,
+        lockedBy: identity,
+      });
       const sectors = image.sizeBytes / SECTOR_BYTES;
       if (image.header === null) {
         image.close();

@@ -23,7 +23,7 @@ import {
   PLAT_CODE_NONE,
   PLAT_CODE_W2RU,
 } from "../format/locator.ts";
-import type { Storage, StorageFile } from "../../files/storage.ts";
+import type { FileIdentity, Storage, StorageFile } from "../../files/storage.ts";
 import { isNullUuid } from "../format/uuid.ts";
 
 /** What a scan tells of an image. */
@@ -176,11 +176,13 @@ function invalid(path: string, problem: string): SystemError {
 class VolumeFile implements StorageFile {
   readonly isBlockDevice = true;
   readonly path: string;
+  readonly identity: FileIdentity;
   readonly #file: StorageFile;
   readonly #startBytes: number;
 
   constructor(file: StorageFile, startBytes: number) {
     this.path = file.path;
+    this.identity = file.identity;
     this.#file = file;
     this.#startBytes = startBytes;
   }

@@ -6,8 +6,8 @@ const SHORT_FOOTER_SIZE = 511;
 
 /**
  * Writes changed fields of an image's footer where its footers are, and syncs the file. Nothing else
- * moves, so a tapdisk may be at work on the image. A file without a footer at its end is one that a
- * tapdisk lets grow: then it is the backup alone that counts.
+ * moves. A file without a footer at its end is one that a tapdisk let grow before it died: then it is
+ * the backup alone that counts.
  */
 export function updateFooters(image: VhdImage): void {
   const { file, footerSource, type } = image;

@@ -17,7 +17,12 @@ import {
   endOfHeaders,
   sectorsPerBlock,
 } from "../format/layout.ts";
-import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
+import {
+  type FileIdentity,
+  osStorage,
+  type Storage,
+  type StorageFile,
+} from "../../files/storage.ts";
 import { validateBat } from "./validate.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 import { isNullUuid } from "../format/uuid.ts";
@@ -109,18 +114,23 @@ export interface OpenOptions {
   readonly lenient?: boolean;
   /** Use the backup footer even if the one at the end is good. */
   readonly useBackupFooter?: boolean;
+  /** The file must be this one, which was looked at before (ESTALE). */
+  readonly same?: FileIdentity;
+  /** For writing: the caller holds the lock of this file already, which the name must lead to. */
+  readonly lockedBy?: FileIdentity;
 }
 
 /**
  * Opens an image and reads its metadata. A broken footer at the end of the file is replaced by the
- * backup at its start, as after a crash.
+ * backup at its start, as after a crash. Opening it for writing takes the lock that a tapdisk holds too.
  *
  * @throws {VhdFormatError} for content that is no VHD or contradicts itself or the file's size.
- * @throws {SystemError} when the file cannot be read.
+ * @throws {SystemError} when the file cannot be read; EBUSY when somebody else may write to it.
  */
 export function openVhd(path: string, options: OpenOptions = {}): VhdImage {
   const { storage = osStorage, readOnly = true } = options;
-  const file = storage.open(path, readOnly ? "read" : "write");
+  const { same, lockedBy } = options;
+  const file = storage.open(path, readOnly ? "read" : "write", { same, lockedBy });
   try {
     return readSettledImage(file, storage, options);
   } catch (error) {

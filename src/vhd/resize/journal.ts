@@ -28,7 +28,7 @@ import {
 } from "../format/journal_format.ts";
 import { discardJournal, revertJournal } from "./journal_revert.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
-import type { StorageFile } from "../../files/storage.ts";
+import { removeOwn, type StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
 const TYPE = JOURNAL_ENTRY_TYPE;
@@ -58,8 +58,8 @@ function writeJournal(
   try {
     record(file, image, overwritten);
   } catch (error) {
+    if (!isDevice) removeOwn(storage, path, file.identity);
     file.close();
-    if (!isDevice && storage.exists(path)) storage.remove(path);
     throw error;
   }
   file.close();
@@ -209,7 +209,7 @@ export function changeJournaled(
     change();
   } catch (error) {
     try {
-      revertJournal(path, { storage, journal });
+      revertJournal(path, { storage, journal, lockedBy: image.file.identity });
     } catch (failure) {
       if (!(failure instanceof SystemError)) throw failure;
       throw new RevertError(path, journal, failure);

@@ -23,7 +23,12 @@ import {
   restoredPart,
   VHD_JOURNAL_HEADER_COOKIE,
 } from "../format/journal_format.ts";
-import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
+import {
+  type FileIdentity,
+  osStorage,
+  type Storage,
+  type StorageFile,
+} from "../../files/storage.ts";
 import { equalUuids } from "../format/uuid.ts";
 
 const TYPE = JOURNAL_ENTRY_TYPE;
@@ -44,6 +49,8 @@ export function discardJournal(path: string, { storage }: { storage: Storage }):
 export interface RevertOptions {
   readonly storage?: Storage;
   readonly journal: string;
+  /** The caller holds the image's lock already: this is the image. */
+  readonly lockedBy?: FileIdentity;
 }
 
 /**
@@ -52,13 +59,13 @@ export interface RevertOptions {
  * itself, it can be called again.
  *
  * @throws {SystemError} EINVAL when the journal is damaged or another image's, in which case nothing
- * was changed; what the file system says.
+ * was changed; EBUSY when somebody else may write to the image; what the file system says.
  */
 export function revertJournal(path: string, options: RevertOptions): void {
-  const { storage = osStorage, journal } = options;
+  const { storage = osStorage, journal, lockedBy } = options;
   const journalFile = storage.open(journal, "read");
   try {
-    const imageFile = storage.open(path, "write");
+    const imageFile = storage.open(path, "write", { lockedBy });
     try {
       revertFrom(journalFile, imageFile);
       imageFile.sync();

@@ -61,10 +61,11 @@ export function resizeVhd(path: string, options: ResizeOptions & JournalOptions)
 }
 
 /**
- * Grows the disk within the room that its metadata has already. Only the footers are written, so that
- * it can be done while a tapdisk has the image.
+ * Grows the disk within the room that its metadata has already: only the footers are written. A
+ * tapdisk that serves the image must be paused meanwhile.
  *
- * @throws {SystemError} EINVAL when the room is too small or the size is less than before.
+ * @throws {SystemError} EINVAL when the room is too small or the size is less than before; EBUSY when
+ * a tapdisk serves the image.
  */
 export function growWithinMetadata(path: string, options: ResizeOptions): void {
   const { storage = osStorage } = options;

@@ -1,0 +1,106 @@
+/**
+ * The lock that whoever writes to an image holds: flock(2) on the file, exclusive. A tapdisk holds it
+ * for as long as it has an image open for writing, vhd-util while it changes one. Readers take none.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type FileIdentity, tryLockExclusive } from "../../ffi/files.ts";
+import { pathStatus } from "../../ffi/paths.ts";
+
+/**
+ * Takes the lock of an open file without waiting. It goes with the descriptor.
+ *
+ * @throws {SystemError} EBUSY, naming the holder, when somebody else has it.
+ */
+export function takeLock(fd: number, path: string, file: FileIdentity): void {
+  let locked: boolean;
+  try {
+    locked = tryLockExclusive(fd);
+  } catch (error) {
+    // A filesystem without locks: there is nothing to hold, and nothing to refuse.
+    const none = error instanceof SystemError &&
+      (error.errno === Errno.ENOLCK || error.errno === Errno.EOPNOTSUPP);
+    if (none) return;
+    throw error;
+  }
+  if (locked) return;
+  throw new SystemError(
+    Errno.EBUSY,
+    `Cannot open ${path} for writing: ${describeHolder(file)} has it open for writing; ` +
+      "pause or close a disk that uses it (see tap-ctl list), or wait",
+  );
+}
+
+function describeHolder(file: FileIdentity): string {
+  const pid = lockHolder(readText("/proc/locks"), file, hasOpen);
+  if (pid === null) return "another process, perhaps on another host,";
+  if (pid === Deno.pid) return "this process";
+  const name = readText(`/proc/${pid}/comm`).trim();
+  return name === "" ? `process ${pid}` : `${name} (process ${pid})`;
+}
+
+/**
+ * Finds who holds the exclusive lock of a whole file.
+ *
+ * @param locks What /proc/locks says: `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
+ * @param hasOpen Whether a process has the file open; null where that cannot be seen.
+ * @returns The process, or null when it is not known.
+ */
+export function lockHolder(
+  locks: string,
+  file: FileIdentity,
+  hasOpen: (pid: number, file: FileIdentity) => boolean | null,
+): number | null {
+  let likely: number | null = null;
+  for (const line of locks.split("\n")) {
+    const found = /^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(\d+) +(\S+):(\d+) /.exec(line);
+    if (found === null || Number(found[3]) !== file.inode) continue;
+    const pid = Number(found[1]);
+    if (pid === 0) continue;
+    const open = hasOpen(pid, file);
+    if (open === true) return pid;
+    // Some filesystems give the files another device number than their locks have.
+    if (open === null && found[2] === deviceText(file.device)) likely ??= pid;
+  }
+  return likely;
+}
+
+/** A device number as /proc/locks has it: major and minor in hexadecimal, `08:01`. */
+function deviceText(device: number): string {
+  // As the kernel packs them into st_dev: the minor's low 8 bits, the major's 12, the minor's rest.
+  const major = (device >>> 8) & 0xfff;
+  const minor = (device & 0xff) | ((device >>> 12) & 0xf_ff00);
+  const hex = (value: number): string => value.toString(16).padStart(2, "0");
+  return `${hex(major)}:${hex(minor)}`;
+}
+
+function hasOpen(pid: number, file: FileIdentity): boolean | null {
+  const folder = `/proc/${pid}/fd`;
+  try {
+    for (const { name } of Deno.readDirSync(folder)) {
+      if (leadsTo(`${folder}/${name}`, file)) return true;
+    }
+    return false;
+  } catch {
+    return null;
+  }
+}
+
+function leadsTo(path: string, { device, inode }: FileIdentity): boolean {
+  try {
+    const status = pathStatus(path);
+    return status.device === device && status.inode === inode;
+  } catch {
+    // It was closed meanwhile.
+    return false;
+  }
+}
+
+function readText(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return "";
+  }
+}

@@ -1,0 +1,208 @@
+/**
+ * How every image, parent, journal and scanned file is opened: what is neither a regular file nor a
+ * block device is refused, and nothing waits. Opening a FIFO would wait for its other end, opening a
+ * character device may start something, so the type is looked at before the file is opened.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import {
+  closeFile,
+  type FileIdentity,
+  type FileKind,
+  type FileStatus,
+  fileStatus,
+  makeBlocking,
+  O_CREAT,
+  O_DIRECT,
+  O_EXCL,
+  O_NOCTTY,
+  O_NOFOLLOW,
+  O_NONBLOCK,
+  O_RDONLY,
+  O_RDWR,
+  openFile,
+} from "../../ffi/files.ts";
+import { pathStatus } from "../../ffi/paths.ts";
+import { takeLock } from "./lock.ts";
+
+/** Mode of new images: their content is nobody's but the owner's and the group's; umask applies. */
+const IMAGE_MODE = 0o640;
+/** How often a file is opened again whose name leads elsewhere by the time that it is locked. */
+const MOST_ATTEMPTS = 10;
+
+const KIND_NAMES: Readonly<Record<FileKind, string>> = {
+  file: "a regular file",
+  block: "a block device",
+  directory: "a directory",
+  character: "a character device",
+  fifo: "a FIFO",
+  socket: "a socket",
+  other: "of an unknown type",
+};
+
+/** How a file is opened. */
+export interface OpenFileOptions {
+  /** The file must be this one, which was looked at before (ESTALE). */
+  readonly same?: FileIdentity;
+}
+
+/** A file that was opened. */
+export interface OpenedFile {
+  readonly fd: number;
+  readonly status: FileStatus;
+  /** Why O_DIRECT, which was asked for, does not work; null where it does or was not asked for. */
+  readonly notDirect: string | null;
+}
+
+/** Whether two descriptors or names stand for the same file. */
+export function isSameFile(a: FileIdentity, b: FileIdentity): boolean {
+  return a.device === b.device && a.inode === b.inode;
+}
+
+/**
+ * Refuses what no image can be.
+ *
+ * @throws {SystemError} EISDIR for a directory that is to be written to, EINVAL for all else that is
+ * neither a regular file nor a block device.
+ */
+export function refuseSpecialFile(path: string, kind: FileKind, writable: boolean): void {
+  if (kind === "file" || kind === "block") return;
+  throw new SystemError(
+    kind === "directory" && writable ? Errno.EISDIR : Errno.EINVAL,
+    `Cannot open ${path}: it is ${KIND_NAMES[kind]}, not a regular file or block device`,
+  );
+}
+
+/**
+ * Opens a regular file or block device for reading, without a lock.
+ *
+ * @throws {SystemError} what {@linkcode refuseSpecialFile} and open(2) say; ESTALE for another file.
+ */
+export function openToRead(
+  path: string,
+  { same, direct = false }: OpenFileOptions & { direct?: boolean } = {},
+): OpenedFile {
+  return openExisting(path, { flags: O_RDONLY, direct, same });
+}
+
+/**
+ * Opens a regular file or block device for writing and takes its lock, which goes with the
+ * descriptor.
+ *
+ * @param options.lockedBy The caller holds the lock of this file by another descriptor: none is
+ * taken, and the file must be that one.
+ * @throws {SystemError} EBUSY when somebody else has the lock; else as {@linkcode openToRead}.
+ */
+export function openToWrite(
+  path: string,
+  { same, direct = false, lockedBy }: OpenFileOptions & {
+    direct?: boolean;
+    lockedBy?: FileIdentity;
+  } = {},
+): OpenedFile {
+  if (lockedBy !== undefined) return openExisting(path, { flags: O_RDWR, direct, same: lockedBy });
+  for (let attempt = 1;; attempt++) {
+    const opened = openExisting(path, { flags: O_RDWR, direct, same });
+    if (lockOf(path, opened) || attempt >= MOST_ATTEMPTS) return opened;
+    closeFile(opened.fd);
+  }
+}
+
+/**
+ * Opens a file that is to get new content, and takes its lock: one that is there as
+ * {@linkcode openToWrite} does, with the content that it has; otherwise a new one.
+ *
+ * @throws {SystemError} ENOENT for a symbolic link that leads nowhere; else as
+ * {@linkcode openToWrite}.
+ */
+export function openToReplace(path: string, { same }: OpenFileOptions = {}): OpenedFile {
+  for (let attempt = 1;; attempt++) {
+    try {
+      return openToWrite(path, { direct: isBlockDevice(path), same });
+    } catch (error) {
+      const isFree = same === undefined && isErrno(error, Errno.ENOENT);
+      if (!isFree || attempt >= MOST_ATTEMPTS) throw error;
+    }
+    try {
+      return openNew(path);
+    } catch (error) {
+      if (!isErrno(error, Errno.EEXIST)) throw error;
+    }
+  }
+}
+
+/**
+ * Makes a file and takes its lock. Links are not followed.
+ *
+ * @throws {SystemError} EEXIST when the name is taken, also by a link that leads nowhere.
+ */
+export function openNew(path: string): OpenedFile {
+  const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, IMAGE_MODE);
+  try {
+    takeLock(fd, path, fileStatus(fd));
+    return { fd, status: fileStatus(fd), notDirect: null };
+  } catch (error) {
+    closeFile(fd);
+    throw error;
+  }
+}
+
+function isErrno(error: unknown, errno: number): boolean {
+  return error instanceof SystemError && error.errno === errno;
+}
+
+/** Whether a name leads to a block device; false when it leads nowhere. */
+export function isBlockDevice(path: string): boolean {
+  try {
+    return pathStatus(path).kind === "block";
+  } catch (error) {
+    if (isErrno(error, Errno.ENOENT)) return false;
+    throw error;
+  }
+}
+
+/** Takes the lock; false when the name leads to another file by now. Closes the file if it throws. */
+function lockOf(path: string, { fd, status }: OpenedFile): boolean {
+  try {
+    takeLock(fd, path, status);
+    return isSameFile(status, pathStatus(path));
+  } catch (error) {
+    closeFile(fd);
+    if (isErrno(error, Errno.ENOENT)) {
+      throw new SystemError(Errno.ENOENT, `Cannot open ${path} for writing`);
+    }
+    throw error;
+  }
+}
+
+function openExisting(
+  path: string,
+  { flags, direct, same }: { flags: number; direct: boolean; same?: FileIdentity },
+): OpenedFile {
+  refuseSpecialFile(path, pathStatus(path).kind, flags !== O_RDONLY);
+  let notDirect: string | null = null;
+  let fd: number;
+  // Not to wait, should the name lead to a FIFO by now.
+  const quiet = flags | O_NONBLOCK | O_NOCTTY;
+  try {
+    fd = openFile(path, direct ? quiet | O_DIRECT : quiet);
+  } catch (error) {
+    if (!direct || !isErrno(error, Errno.EINVAL)) throw error;
+    notDirect = "the filesystem refuses O_DIRECT (EINVAL)";
+    fd = openFile(path, quiet);
+  }
+  try {
+    const status = fileStatus(fd);
+    refuseSpecialFile(path, status.kind, flags !== O_RDONLY);
+    if (same !== undefined && !isSameFile(status, same)) {
+      const why = "it was replaced by another file while it was being opened";
+      throw new SystemError(Errno.ESTALE, `Cannot open ${path}: ${why}; try again`);
+    }
+    makeBlocking(fd);
+    return { fd, status, notDirect };
+  } catch (error) {
+    closeFile(fd);
+    throw error;
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * Whoever writes to an image holds one lock: a tapdisk for as long as it serves the image, vhd-util
+ * while it changes it. Nobody else changes the file meanwhile, and nobody has to guess who it is.
+ */
+import assert from "node:assert/strict";
+import { coalesce, createDynamic, createFixed, openDisk, snapshot } from "../../mod.ts";
+import { Errno } from "../../ffi/errno.ts";
+import { lockHolder } from "../../src/files/lock.ts";
+import { binaryPath, run, withTempDir } from "../support/tools.ts";
+import { needsServed, withTapdisks } from "../support/served.ts";
+import { vhdUtil } from "../support/vhd.ts";
+
+const MIB = 1024 * 1024;
+const served = needsServed();
+
+/** Every way in which vhd-util changes an image, by the arguments behind `-n FILE`. */
+function writers(folder: string): [string, ...string[]][] {
+  return [
+    ["create", "-s", "10"],
+    ["create", "-s", "2", "-r"],
+    ["snapshot", "-p", `${folder}/other.vhd`, "-e"],
+    ["modify", "-z"],
+    ["modify", "-s", String(64 * MIB)],
+    ["modify", "-p", `${folder}/other.vhd`],
+    ["modify", "-p", `${folder}/other.vhd`, "-j", `${folder}/j`],
+    ["fill"],
+    ["fill", "-b"],
+    ["resize", "-s", "128", "-j", `${folder}/j`],
+    ["resize", "-s", "80", "-f"],
+    ["repair"],
+    ["repair", "-b"],
+    ["set", "-f", "hidden", "-v", "1"],
+    ["set", "-f", "marker", "-v", "1"],
+    ["key", "-s", "-H", "0".repeat(64)],
+    ["revert", "-j", `${folder}/old.journal`],
+  ];
+}
+
+Deno.test({
+  name: `no writer changes an image that a tapdisk serves${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const image = `${folder}/a.vhd`;
+      createDynamic(`${folder}/other.vhd`, { sizeBytes: 64 * MIB });
+      const parent = `${folder}/other.vhd`;
+      createDynamic(`${folder}/base.vhd`, { sizeBytes: 64 * MIB });
+      snapshot(image, { parent, keepEmptyParent: true, reserveBytes: 128 * MIB });
+      // A journal as a device has it that holds none: reverting with it is a change all the same.
+      Deno.writeFileSync(`${folder}/old.journal`, new Uint8Array(512));
+      const disk = await tapdisks.serve(`vhd:${image}`);
+      const before = Deno.readFileSync(image);
+      for (const [command, ...options] of writers(folder)) {
+        const { code, stderr } = await vhdUtil(command, "-n", image, ...options);
+        const call = `${command} ${options.join(" ")}: ${stderr}`;
+        assert.equal(code, Errno.EBUSY, call);
+        assert.match(stderr, /a\.vhd.*\(EBUSY\)/, call);
+        assert.match(stderr, new RegExp(`\\(process ${disk.pid}\\)`), call);
+        assert.deepEqual(Deno.readFileSync(image), before, call);
+      }
+      const busy = { code: "EBUSY" };
+      assert.throws(() => createFixed(image, { sizeBytes: MIB }), busy);
+      assert.throws(() => openDisk(image, { writable: true }), busy);
+      assert.throws(() => openDisk(`${folder}/x/../a.vhd`, { writable: true }), { code: "ENOENT" });
+      snapshot(`${folder}/child.vhd`, { parent: image, keepEmptyParent: true });
+      await assert.rejects(coalesce(`${folder}/child.vhd`), busy);
+      assert.deepEqual(Deno.readFileSync(image), before);
+      // Readers are not kept out.
+      assert.equal((await vhdUtil("query", "-n", image, "-vspfd")).code, 0);
+      openDisk(image).close();
+    }),
+});
+
+Deno.test({
+  name: `a paused tapdisk lets others change its image${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const image = `${folder}/a.vhd`;
+      createDynamic(image, { sizeBytes: 64 * MIB, reserveBytes: 128 * MIB });
+      const disk = await tapdisks.serve(`vhd:${image}`);
+      const address = ["-p", `${disk.pid}`, "-m", `${disk.minor}`];
+      await tapdisks.tapCtlOk("pause", ...address);
+      assert.equal((await vhdUtil("resize", "-n", image, "-s", "80", "-f")).code, 0);
+      assert.equal((await vhdUtil("set", "-n", image, "-f", "hidden", "-v", "1")).code, 0);
+      assert.equal((await vhdUtil("modify", "-n", image, "-z")).code, 0);
+      await tapdisks.tapCtlOk("unpause", ...address);
+      const { code } = await vhdUtil("set", "-n", image, "-f", "hidden", "-v", "0");
+      assert.equal(code, Errno.EBUSY);
+    }),
+});
+
+Deno.test({
+  name: `a tapdisk does not serve an image that is being changed${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const image = `${folder}/a.vhd`;
+      createDynamic(image, { sizeBytes: 64 * MIB });
+      using _disk = openDisk(image, { writable: true });
+      await assert.rejects(tapdisks.serve(`vhd:${image}`), new RegExp(`process ${Deno.pid}\\)`));
+      assert.throws(() => openDisk(image, { writable: true }), /this process has it open/);
+      const other = await run(binaryPath("vhd-util"), ["create", "-n", image, "-s", "2"]);
+      assert.equal(other.code, Errno.EBUSY, other.stderr);
+      // Under another name it is the same image.
+      Deno.symlinkSync(image, `${folder}/link.vhd`);
+      Deno.linkSync(image, `${folder}/hard.vhd`);
+      for (const name of ["link.vhd", "hard.vhd"]) {
+        assert.equal((await vhdUtil("modify", "-n", `${folder}/${name}`, "-z")).code, 16);
+      }
+    }),
+});
+
+Deno.test("create leaves a file alone whose lock another has, and removes none that it did not make", () =>
+  withTempDir(async (folder) => {
+    const image = `${folder}/a.vhd`;
+    createDynamic(image, { sizeBytes: 8 * MIB });
+    const before = Deno.readFileSync(image);
+    {
+      using _disk = openDisk(image, { writable: true });
+      assert.throws(() => createDynamic(image, { sizeBytes: 4 * MIB }), { code: "EBUSY" });
+      assert.deepEqual(Deno.readFileSync(image), before);
+    }
+    createDynamic(image, { sizeBytes: 4 * MIB });
+    assert.equal((await vhdUtil("query", "-n", image, "-v")).stdout, "4\n");
+    Deno.symlinkSync(`${folder}/nowhere.vhd`, `${folder}/link.vhd`);
+    assert.throws(() => createDynamic(`${folder}/link.vhd`, { sizeBytes: MIB }), {
+      code: "ENOENT",
+    });
+    assert.throws(() => Deno.statSync(`${folder}/nowhere.vhd`), Deno.errors.NotFound);
+  }));
+
+Deno.test("the holder of a lock is read off /proc/locks", () => {
+  const locks = [
+    "1: POSIX  ADVISORY  READ 100 08:01:77 0 EOF",
+    "2: FLOCK  ADVISORY  WRITE 200 08:02:77 0 EOF",
+    "2: -> FLOCK  ADVISORY  WRITE 250 08:01:77 0 EOF",
+    "3: FLOCK  ADVISORY  WRITE 300 08:01:77 0 EOF",
+    "4: FLOCK  ADVISORY  WRITE 400 00:31:78 0 EOF",
+    "5: FLOCK  ADVISORY  WRITE 0 08:01:79 0 EOF",
+    "6: FLOCK  ADVISORY  WRITE 600 fd:104:80 0 EOF",
+    "",
+  ].join("\n");
+  const device = 0x801;
+  const unseen = (): null => null;
+  assert.equal(lockHolder(locks, { device, inode: 77 }, unseen), 300);
+  assert.equal(lockHolder(locks, { device, inode: 77 }, (pid) => pid === 200), 200);
+  assert.equal(lockHolder(locks, { device, inode: 77 }, () => false), null);
+  assert.equal(lockHolder(locks, { device, inode: 78 }, unseen), null);
+  assert.equal(lockHolder(locks, { device, inode: 78 }, (pid) => pid === 400), 400);
+  assert.equal(lockHolder(locks, { device, inode: 79 }, unseen), null);
+  assert.equal(lockHolder(locks, { device: 0x10fd04, inode: 80 }, unseen), 600);
+  assert.equal(lockHolder("", { device, inode: 77 }, unseen), null);
+});
