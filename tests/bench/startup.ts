@@ -21,12 +21,12 @@ async function compileEmpty(folder: string): Promise<string> {
   const source = `${folder}/empty.js`;
   const program = `${folder}/empty`;
   Deno.writeTextFileSync(source, "export {};\n");
-  const fallback = new URL(`../../.toolchain/denort-${Deno.version.deno}`, import.meta.url);
-  const there = await Deno.stat(fallback).then(() => true, () => false);
+  const toolchain = new URL("../../scripts/toolchain", import.meta.url).pathname;
+  const denort = (await runOk(toolchain, ["denort"])).trim();
   await runOk(Deno.execPath(), [
     ...["compile", "--quiet", "--no-config", "--no-code-cache", "--allow-all"],
     ...["--output", program, source],
-  ], { env: there ? { DENORT_BIN: fallback.pathname } : {} });
+  ], { env: { DENORT_BIN: denort } });
   return program;
 }
 
