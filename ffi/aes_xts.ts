@@ -36,11 +36,31 @@ const SYMBOLS = {
 
 type Libcrypto = Calls<typeof SYMBOLS>;
 
+const SONAMES = ["libcrypto.so.3", "libcrypto.so.1.1"];
+/** Where distributions have their 64-bit libraries. */
+const SYSTEM_FOLDERS = [
+  "/usr/lib/x86_64-linux-gnu",
+  "/lib/x86_64-linux-gnu",
+  "/usr/lib64",
+  "/lib64",
+  "/usr/lib",
+];
+
+/**
+ * What is tried, in order. The distribution keeps the system's library up to date, so that comes
+ * before what the loader finds, which for a packaged binary is the copy beside it: that serves where
+ * there is no other, or where the system's is made for a newer libc than the binary brings.
+ */
+export const LIBCRYPTO_CHOICES: readonly string[] = [
+  ...SONAMES.flatMap((name) => SYSTEM_FOLDERS.map((folder) => `${folder}/${name}`)),
+  ...SONAMES,
+];
+
 let opened: Libcrypto | null = null;
 
 function libcrypto(): Libcrypto {
   if (opened !== null) return opened;
-  for (const name of ["libcrypto.so.3", "libcrypto.so.1.1"]) {
+  for (const name of LIBCRYPTO_CHOICES) {
     try {
       opened = openLibrary(name, SYMBOLS);
       return opened;

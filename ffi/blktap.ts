@@ -358,7 +358,9 @@ function ensureNode(path: string, format: number, major: number, minor: number):
   const node = nodeAt(path);
   const rightKind = format === S_IFBLK ? node?.isBlockDevice : node?.isCharDevice;
   if (rightKind && node?.rdev === device) return false;
-  Deno.mkdirSync(DIRECTORY, { recursive: true, mode: 0o755 });
+  Deno.mkdirSync(DIRECTORY, { recursive: true });
+  // Whatever the umask: others may have been given the nodes in it.
+  Deno.chmodSync(DIRECTORY, 0o755);
   if (node !== null) Deno.removeSync(path);
   if (libc.mknod(SYS_mknod, cString(path), format | 0o600, device) === 0) return true;
   // udev may have been quicker.

@@ -10,7 +10,7 @@ import { cString, openLibc } from "./libc.ts";
 const libc = openLibc({
   // int open(const char *pathname, int flags, mode_t mode)
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
-  // the same on a thread of its own, where errno is lost
+  // int open(const char *pathname, int flags, mode_t mode), by another thread, whose errno is lost
   openAside: {
     name: "open",
     parameters: ["buffer", "i32", "u32"],

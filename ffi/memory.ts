@@ -14,7 +14,8 @@ const libc = openLibc({
   madvise: { parameters: ["usize", "usize", "i32"], result: "i32" },
   // void *memcpy(void *dest, const void *src, size_t n); the result is not wanted
   memcpy: { parameters: ["usize", "usize", "usize"], result: "void" },
-  // the same for pointers and fewer than 2^31 bytes, which the runtime compiles
+  // void *memcpy(void *dest, const void *src, size_t n), of fewer than 2^32 bytes: the runtime
+  // compiles a call with pointers and 32-bit numbers
   memcpyPointers: { name: "memcpy", parameters: ["pointer", "pointer", "u32"], result: "void" },
   // void *memset(void *s, int c, size_t n); the result is not wanted
   memset: { parameters: ["usize", "i32", "usize"], result: "void" },

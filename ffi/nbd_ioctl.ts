@@ -10,7 +10,7 @@ import { openLibc } from "./libc.ts";
 const libc = openLibc({
   // int ioctl(int fd, unsigned long request, unsigned long arg)
   ioctl: { parameters: ["i32", "usize", "usize"], result: "i32" },
-  // the same by another thread
+  // int ioctl(int fd, unsigned long request, unsigned long arg), by another thread
   ioctlAside: {
     name: "ioctl",
     parameters: ["i32", "usize", "usize"],

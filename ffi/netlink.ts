@@ -12,7 +12,8 @@ const libc = openLibc({
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
   send: { parameters: ["i32", "buffer", "usize", "i32"], result: "i32" },
-  // the same by another thread: the kernel carries a command out before it returns
+  // ssize_t send(int sockfd, const void *buf, size_t len, int flags), by another thread: the kernel
+  // carries a command out before it returns
   sendAside: {
     name: "send",
     parameters: ["i32", "buffer", "usize", "i32"],

@@ -5,6 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { isRunning, until } from "../support/control.ts";
+import { LIBCRYPTO_CHOICES } from "../../ffi/aes_xts.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
 import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
 
@@ -90,7 +91,11 @@ function mappedLibraries(pid: number): string[] {
 }
 
 /** Makes a VHD, serves it, writes and reads it by NBD, and looks at what the tapdisk has mapped. */
-async function serveDisk(place: Place, libraries: string, key?: Uint8Array): Promise<void> {
+async function serveDisk(
+  place: Place,
+  libraries: string,
+  { key, systemCrypto = false }: { key?: Uint8Array; systemCrypto?: boolean } = {},
+): Promise<void> {
   const { folder, outside } = place;
   const image = `${folder}/disk.vhd`;
   const keyOptions = key === undefined ? [] : ["-k", `${folder}/${KEY_NAME}`];
@@ -109,9 +114,15 @@ async function serveDisk(place: Place, libraries: string, key?: Uint8Array): Pro
     const write = ["-c", "write -q -P 77 2M 1M", "-c", "flush"];
     await runOk("qemu-io", ["-f", "raw", ...write, "-c", "read -q -P 77 2M 1M", uri]);
     const mapped = mappedLibraries(Number(pid));
-    assert.deepEqual(mapped.filter((path) => !path.startsWith(`${libraries}/`)), []);
+    const isLibcrypto = (path: string): boolean => path.includes("libcrypto");
+    const foreign = mapped.filter((path) => !path.startsWith(`${libraries}/`));
+    // A libcrypto may bring those for compression along.
+    const brought = systemCrypto ? /\/lib(crypto|z|zstd|brotli\w*)\.so/ : /$^/;
+    assert.deepEqual(foreign.filter((path) => !brought.test(path)), []);
     assert.ok(mapped.includes(`${libraries}/libc.so.6`));
-    assert.equal(mapped.some((path) => path.includes("libcrypto")), key !== undefined);
+    assert.equal(mapped.some(isLibcrypto), key !== undefined);
+    // The system's, which its distribution updates, comes before the one in the package.
+    if (key !== undefined) assert.equal(foreign.some(isLibcrypto), systemCrypto);
   } finally {
     await ok(place, "tap-ctl", "destroy", "-p", pid, "-m", minor);
   }
@@ -148,7 +159,7 @@ Deno.test({
       assert.match(await ok(place, "blktap", "--version"), /^blktap /);
       await serveDisk(place, `${root}/usr/lib/blktap/lib`);
       const key = Uint8Array.from({ length: 64 }, (_, i) => i);
-      await serveDisk(place, `${root}/usr/lib/blktap/lib`, key);
+      await serveDisk(place, `${root}/usr/lib/blktap/lib`, { key });
       Deno.writeTextFileSync(`${root}/etc/blktap/devices`, "disk ram:8 device=none\n");
       assert.match(
         await ok(place, "tap-ctl", "restore"),
@@ -271,6 +282,30 @@ Deno.test({
   name: `package: install.sh --prefix puts it anywhere, with its own libraries${plain.suffix}`,
   ignore: plain.ignore,
   fn: () => withPrefix([], (place, prefix) => serveDisk(place, `${prefix}/lib`)),
+});
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether this machine has a libcrypto where distributions have it. */
+function hasSystemCrypto(): boolean {
+  return LIBCRYPTO_CHOICES.some((path) => path.startsWith("/") && exists(path));
+}
+
+Deno.test({
+  name: `package: keys are used by the system's libcrypto where there is one${plain.suffix}`,
+  ignore: plain.ignore,
+  fn: () =>
+    withPrefix([], async (place, prefix) => {
+      const key = Uint8Array.from({ length: 64 }, (_, i) => i);
+      await serveDisk(place, `${prefix}/lib`, { key, systemCrypto: hasSystemCrypto() });
+    }),
 });
 
 /** The first system call that came after Linux 4.19: pidfd_send_signal, in 5.1. */
