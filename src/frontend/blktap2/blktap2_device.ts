@@ -72,7 +72,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
   /** Throws `SystemError`; then no device is left. */
   constructor(host: DeviceHost, driver: BlktapDriver) {
     this.#host = host;
-    this.#tap = new Tap(driver);
+    this.#tap = new Tap(driver, host.log);
     this.node = this.#tap.node;
     this.#requests = new RingRequests(host.vbd, this.#tap, this);
     try {

@@ -11,7 +11,9 @@ import {
   type BlktapRingDevice,
   createBlktapDevice,
 } from "../../../ffi/blktap.ts";
+import { SystemError } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
+import type { Log } from "../../log/log.ts";
 
 /** How a tap is let go of. */
 export interface ReleaseOptions {
@@ -33,10 +35,12 @@ export class Tap {
   readonly #driver: BlktapDriver;
   readonly #info: BlktapInfo;
   readonly #arena: Arena;
+  readonly #log: Log;
 
   /** Makes a tap without a block device. Throws `SystemError`; then none is left. */
-  constructor(driver: BlktapDriver) {
+  constructor(driver: BlktapDriver, log: Log) {
     this.#driver = driver;
+    this.#log = log;
     this.#info = allocateTap(driver);
     this.minor = this.#info.minor;
     let device: BlktapRingDevice | null = null;
@@ -69,9 +73,16 @@ export class Tap {
     return this.device.call(BLKTAP_IOCTL_REMOVE_DEVICE, 0);
   }
 
-  #free(): void {
-    this.#driver.control(BLKTAP_IOCTL_FREE_TAP, this.minor);
-    this.#driver.removeNodes(this.#info);
+  /** Gives the tap back. The device has ended in any case: what goes wrong is for the log only. */
+  #free({ freed = false } = {}): void {
+    try {
+      const result = freed ? 0 : this.#driver.control(BLKTAP_IOCTL_FREE_TAP, this.minor);
+      if (result < 0) throw new SystemError(-result, `Cannot free tap ${this.minor}`);
+      this.#driver.removeNodes(this.#info);
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      this.#log.warn(`The blktap2 driver keeps something of tap ${this.minor}: ${why}`);
+    }
   }
 
   /**
@@ -82,7 +93,7 @@ export class Tap {
     this.#arena.unmapDescriptor();
     this.#arena.release();
     const closed = this.device.close({ wait: inUse });
-    const end = () => freed ? this.#driver.removeNodes(this.#info) : this.#free();
+    const end = () => this.#free({ freed });
     if (inUse) closed.then(end);
     else end();
   }

@@ -1,0 +1,64 @@
+/** Taps of the blktap2 driver at their end, when the driver does not do as it should. */
+import assert from "node:assert/strict";
+import {
+  BLKTAP_IOCTL_ALLOC_TAP,
+  type BlktapDriver,
+  type BlktapRingDevice,
+} from "../../ffi/blktap.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Tap } from "../../src/frontend/blktap2/tap.ts";
+
+/** What freeing a tap comes to, and what removing its nodes does. */
+interface Ending {
+  readonly free: () => number;
+  readonly removeNodes: () => void;
+}
+
+function driverWith({ free, removeNodes }: Ending): BlktapDriver {
+  const ring: BlktapRingDevice = {
+    fd: -1,
+    map() {},
+    call: () => 0,
+    respond() {},
+    woken() {},
+    close: () => Promise.resolve(),
+  };
+  return {
+    missing: () => null,
+    control(request, argument): number {
+      if (request !== BLKTAP_IOCTL_ALLOC_TAP || typeof argument === "number") return free();
+      new Uint32Array(argument.buffer).set([240, 253, 7]);
+      return 0;
+    },
+    openRing: () => ring,
+    makeNode: () => "/dev/xen/blktap-2/tapdev7",
+    removeNodes,
+    clearUp() {},
+  };
+}
+
+function fail(): never {
+  throw new SystemError(Errno.ENOENT, "Cannot open /dev/xen/blktap-2/control");
+}
+
+const cases: readonly (readonly [string, Ending, RegExp])[] = [
+  ["the driver has gone", { free: fail, removeNodes() {} }, /tap 7: Cannot open.*ENOENT/],
+  ["the tap is busy", { free: () => -Errno.EBUSY, removeNodes() {} }, /Cannot free tap 7.*EBUSY/],
+  ["its nodes stay", { free: () => 0, removeNodes: fail }, /tap 7: Cannot open.*ENOENT/],
+];
+
+for (const [what, ending, expected] of cases) {
+  for (const inUse of [false, true]) {
+    const when = inUse ? "once its users have left" : "at once";
+    Deno.test(`a tap that ends ${when} is told of in the log when ${what}`, async () => {
+      const warnings: string[] = [];
+      const log = { info() {}, warn: (text: string) => void warnings.push(text), error() {} };
+      const tap = new Tap(driverWith(ending), log);
+      tap.release({ inUse, freed: false });
+      // Promises that nobody waits for end a process when they fail.
+      await new Promise((resolve) => setTimeout(resolve, 0));
+      assert.equal(warnings.length, 1);
+      assert.match(warnings[0], expected);
+    });
+  }
+}
