@@ -18,7 +18,7 @@ export function defineUnpause(command: Command): Command {
       "after",
       "\nA larger image makes the disk larger. NBD clients that connect from now on see the new size,\n" +
         "and so do users of an nbd device, or of a ublk device from Linux 6.16. Another block device is\n" +
-        "made again with the new size as soon as nobody has it open: at once, or within a second or so\n" +
+        "made again with the new size as soon as nobody has it open: at once, or within a few seconds\n" +
         "after its last user closed or unmounted it.",
     )
     .action((options: UnpauseOptions) => {

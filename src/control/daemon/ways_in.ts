@@ -50,7 +50,7 @@ export function makersFor(choice: DeviceChoice, all: readonly DeviceMaker[]): De
 /** How often, at the most, who uses a device is looked at while a new size waits for them. */
 const LOOK_MS = 1000;
 /** The looks take this part of the time: they read all of /proc on a machine of many processes. */
-const LOOKS_APART = 100;
+const LOOKS_APART = 20;
 
 /** What the ways in need of their process. */
 export interface WaysInHost extends DeviceHost {
