@@ -48,6 +48,8 @@ export function nameDevice(name: string, node: string): void {
     Deno.mkdirSync(file.slice(0, file.lastIndexOf("/")), { recursive: true, mode: 0o700 });
     Deno.writeTextFileSync(file, `BLKTAP_NAME=${name}\n`);
     Deno.mkdirSync(NAMES_FOLDER, { recursive: true });
+    // Whatever the umask: the nodes that the names lead to have modes of their own.
+    Deno.chmodSync(NAMES_FOLDER, 0o755);
     // At once, also over one that an earlier device left.
     Deno.symlinkSync(linkTarget(node), `${NAMES_FOLDER}/.${name}`);
     Deno.renameSync(`${NAMES_FOLDER}/.${name}`, link);

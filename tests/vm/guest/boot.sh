@@ -93,6 +93,28 @@ tapdisk_of() {
   sed 's/.*"pid":\([0-9]*\).*/\1/' "/run/blktap-control/names/$1"
 }
 
+# Usage: is_confined PID; it has what the unit says, and sees who else uses a device all the same.
+is_confined() {
+  grep -q '^NoNewPrivs:[[:space:]]*1$' "/proc/$1/status" &&
+    grep -q '^Seccomp:[[:space:]]*2$' "/proc/$1/status" &&
+    ! nsenter --target "$1" --mount touch /usr/confined /etc/confined 2>/dev/null
+}
+
+# Usage: heeds_a_stranger NAME; its disk, not mounted, is not taken from another user's process.
+heeds_a_stranger() {
+  local stranger status=0
+  umount "/srv/$1"
+  setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all sleep 600 \
+    <"/dev/blktap/$1" >/dev/null 2>&1 &
+  stranger=$!
+  sleep 1
+  if tap-ctl restore --stop "$1"; then status=1; fi
+  kill "$stranger"
+  wait "$stranger" || true
+  mount "/srv/$1"
+  return "$status"
+}
+
 # Usage: lose_a_tapdisk; in the first boot, with files on both disks.
 lose_a_tapdisk() {
   local disk first second
@@ -110,9 +132,14 @@ lose_a_tapdisk() {
 }
 
 check_disks() {
+  local disk
   holds "the unit is up, whatever a line may lack" is "$(systemctl is-active blktap)" active
   holds "the first disk is mounted by its name" has_name first /dev/ublkb
   holds "the second disk is mounted by its name" has_name second /dev/nbd
+  for disk in first second; do
+    holds "the tapdisk of the $disk disk is confined" is_confined "$(tapdisk_of "$disk")"
+    holds "a stranger keeps the $disk disk" heeds_a_stranger "$disk"
+  done
   [ -e "$OUT/sums" ] || lose_a_tapdisk
   sync
   echo 3 >/proc/sys/vm/drop_caches

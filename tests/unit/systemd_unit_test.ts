@@ -1,0 +1,69 @@
+/** The unit of the package: how far systemd takes what it starts to be exposed. */
+import assert from "node:assert/strict";
+import { needs, run } from "../support/tools.ts";
+
+const UNIT = new URL("../../packaging/blktap.service", import.meta.url).pathname;
+/** Of 10; what has more is "exposed" or worse. */
+const MOST_EXPOSURE = 5;
+
+const tools = needs("systemd-analyze");
+
+/** Whether this systemd-analyze can look at a file of no running system (since version 250). */
+async function canAnalyze(): Promise<boolean> {
+  if (tools.ignore) return false;
+  const { stdout } = await run("systemd-analyze", ["--version"]);
+  return Number(/^systemd (\d+)/.exec(stdout)?.[1] ?? 0) >= 250;
+}
+
+Deno.test({
+  name: `systemd takes the unit to be confined${tools.suffix}`,
+  ignore: !await canAnalyze(),
+  async fn() {
+    const { stdout } = await run("systemd-analyze", [
+      "security",
+      "--offline=true",
+      "--no-pager",
+      UNIT,
+    ]);
+    const exposure = Number(/exposure level for blktap\.service: (\d+\.\d)/.exec(stdout)?.[1]);
+    assert.ok(exposure < MOST_EXPOSURE, stdout);
+  },
+});
+
+Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot do without", () => {
+  const text = Deno.readTextFileSync(UNIT);
+  const settings = text.split("\n").filter((line) => /^[A-Z]\w+=/.test(line));
+  const valuesOf = (name: string): string[] =>
+    settings.filter((line) => line.startsWith(`${name}=`))
+      .flatMap((line) => line.slice(name.length + 1).split(" "));
+  assert.deepEqual(valuesOf("NoNewPrivileges"), ["yes"]);
+  assert.deepEqual(valuesOf("ProtectSystem"), ["full"]);
+  assert.deepEqual(valuesOf("UMask"), ["0027"]);
+  // What is refused must fail, not kill.
+  assert.deepEqual(valuesOf("SystemCallErrorNumber"), ["EPERM"]);
+  for (const call of ["@system-service", "io_uring_setup", "io_uring_enter", "~@privileged"]) {
+    assert.ok(valuesOf("SystemCallFilter").includes(call), call);
+  }
+  const families = ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"];
+  assert.deepEqual(valuesOf("RestrictAddressFamilies"), families);
+  const capabilities = valuesOf("CapabilityBoundingSet");
+  // Without the second, a device that another user's process has open would seem to be free.
+  for (const name of ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE"]) {
+    assert.ok(capabilities.includes(name), name);
+  }
+  for (const name of ["CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SETUID", "CAP_SYS_BOOT"]) {
+    assert.ok(!capabilities.includes(name), name);
+  }
+  // These keep compiled code, block devices, or images in home folders and /tmp from tapdisk.
+  for (
+    const name of [
+      "MemoryDenyWriteExecute",
+      "PrivateDevices",
+      "ProtectClock",
+      "DeviceAllow",
+      "ProtectHome",
+      "PrivateTmp",
+      "ProtectProc",
+    ]
+  ) assert.deepEqual(valuesOf(name), [], name);
+});
