@@ -77,6 +77,7 @@ function checkPrimary(
     return null;
   }
   const problem = footerProblem(bytes, options);
+  warnOfGeometry(decodeFooter(bytes), findings, offsetBytes);
   if (problem === null) return { footer: decodeFooter(bytes), bytes };
   if (!options.ignoreFooter) {
     findings.error(
@@ -86,6 +87,20 @@ function checkPrimary(
     );
   }
   return footerFault(bytes) === null ? { footer: decodeFooter(bytes), bytes } : null;
+}
+
+/**
+ * A geometry is only for the BIOS: the size counts. Programs that give a disk a size that no geometry
+ * has, as Azure wants it, may write the largest one there is.
+ */
+function warnOfGeometry(footer: Footer, findings: Findings, offsetBytes: number): void {
+  if (footer.cookie !== HD_COOKIE) return;
+  if (packGeometry(geometryOfSize(Number(footer.currentSize))) >= footer.geometry) return;
+  findings.warning(
+    "geometry describes more than the size of the disk; the size counts",
+    "footer.geometry",
+    offsetBytes + FOOTER_OFFSETS.geometry,
+  );
 }
 
 function compareFooters(primary: Uint8Array, backup: Uint8Array, findings: Findings): void {
@@ -131,9 +146,6 @@ function fault(footer: Footer, bytes: Uint8Array, options: FooterCheckOptions): 
   }
   if (createdByTap(footer) && footer.creatorVersion > VHD_CURRENT_VERSION) {
     return ["creatorVersion", "unsupported tap creator version"];
-  }
-  if (packGeometry(geometryOfSize(Number(footer.currentSize))) < footer.geometry) {
-    return ["geometry", "geometry too large"];
   }
   if (footer.savedState > 1) return ["savedState", "invalid 'saved' state"];
   if (footer.hidden > 1) return ["hidden", "invalid 'hidden' state"];
