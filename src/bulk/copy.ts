@@ -1,4 +1,4 @@
-import { createFixed } from "../vhd/create.ts";
+import { writeFixed } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
@@ -88,7 +88,7 @@ async function copyFixed(
   const { storage } = engine.files;
   const layers = [addLayer(engine, top, closer)];
   return await writeOutput(engine, { output, signal }, async ({ path, same }) => {
-    createFixed(path, { storage, sizeBytes: top.sizeBytes, sparse: true, same });
+    writeFixed(path, { storage, sizeBytes: top.sizeBytes, sparse: true, same });
     const disk = closer.add(openForQueue(engine, path, { readOnly: false, same }));
     const target = new FlatTarget(disk, engine.queue, top.sizeBytes / VHD_SECTOR_SIZE);
     return await moveData(engine, { layers, target, onProgress, signal });

@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Arena, copySectors } from "../../ffi/memory.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import { describeError, errnoOf } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
@@ -19,14 +20,43 @@ export const aioDriver: DriverType = {
 
   open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
     const file = context.files.open(spec.path, spec);
-    const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);
-    if (sectors === 0) {
+    try {
+      const sizeBytes = file.sizeBytes();
+      const sectors = Math.floor(sizeBytes / SECTOR_BYTES);
+      const tail = spec.readOnly ? readTail(spec, context, sizeBytes) : null;
+      if (sectors === 0 && tail === null) {
+        throw new SystemError(Errno.EINVAL, `Cannot serve ${spec.path}: it holds no whole sector`);
+      }
+      return new AioImage({ spec, context, sink, file, sectors, tail });
+    } catch (error) {
       file.close();
-      throw new SystemError(Errno.EINVAL, `Cannot serve ${spec.path}: it holds no whole sector`);
+      throw error;
     }
-    return new AioImage({ spec, context, sink, file, sectors });
   },
 };
+
+/**
+ * What a file holds behind its last whole sector, filled up with zeros: a sector of the disk like the
+ * others, but one that direct I/O cannot read. Null when there is nothing. A disk that is written has
+ * only whole sectors.
+ */
+function readTail(spec: ImageSpec, { files }: DriverContext, sizeBytes: number): Arena | null {
+  const lengthBytes = sizeBytes % SECTOR_BYTES;
+  if (lengthBytes === 0) return null;
+  const tail = new Arena(SECTOR_BYTES);
+  try {
+    const file = files.storage.open(spec.path, "read");
+    try {
+      file.readAt(tail.bytes.subarray(0, lengthBytes), sizeBytes - lengthBytes);
+    } finally {
+      file.close();
+    }
+    return tail;
+  } catch (error) {
+    tail.release();
+    throw error;
+  }
+}
 
 /** A disk that lies at the start of a file in one piece: a raw image, or a fixed VHD. */
 export class AioImage implements ImageDriver, IoOwner {
@@ -37,19 +67,28 @@ export class AioImage implements ImageDriver, IoOwner {
   readonly #context: DriverContext;
   readonly #sink: RequestSink;
   readonly #file: DiskFile;
+  /** Sectors that are whole in the file. */
+  readonly #wholeSectors: number;
+  /** The sector behind them, if there is one. */
+  readonly #tail: Arena | null;
   #canPunch = true;
 
   constructor(
-    { spec, context, sink, file, sectors }: {
+    { spec, context, sink, file, sectors, tail = null }: {
       spec: ImageSpec;
       context: DriverContext;
       sink: RequestSink;
       file: DiskFile;
+      /** Sectors that are whole in the file. */
       sectors: number;
+      /** One more sector, which the file has in part. Only for an image that is read. */
+      tail?: Arena | null;
     },
   ) {
     this.spec = spec;
-    this.sectors = sectors;
+    this.sectors = sectors + (tail === null ? 0 : 1);
+    this.#wholeSectors = sectors;
+    this.#tail = tail;
     this.#context = context;
     this.#sink = sink;
     this.#file = file;
@@ -78,7 +117,13 @@ export class AioImage implements ImageDriver, IoOwner {
   read(slot: number, sector: number, count: number, memorySector: number): void {
     const { queue } = this.#context;
     this.counts.readSectors += count;
-    queue.read(this.#file.file, sector, count, memorySector, this, slot);
+    if (this.#tail === null || sector + count <= this.#wholeSectors) {
+      return queue.read(this.#file.file, sector, count, memorySector, this, slot);
+    }
+    const whole = count - 1;
+    if (whole > 0) queue.read(this.#file.file, sector, whole, memorySector, this, slot);
+    copySectors(memorySector + whole, this.#tail.sector, 1);
+    this.#sink.pieceDone(slot, 1, 0);
   }
 
   write(slot: number, sector: number, count: number, memorySector: number): void {
@@ -141,6 +186,7 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   close(done: (errno: number) => void): void {
+    this.#tail?.release();
     try {
       this.#file.close();
       done(0);

@@ -96,7 +96,20 @@ export function validateSize(path: string, sizeBytes: number): void {
 export function createFixed(path: string, options: CreateFixedOptions): void {
   const { storage = osStorage, sparse = false, same } = options;
   validateSize(path, options.sizeBytes);
-  const sizeBytes = roundToBlocks(options.sizeBytes);
+  writeFixed(path, { storage, sparse, same, sizeBytes: roundToBlocks(options.sizeBytes) });
+}
+
+/**
+ * Writes a fixed image of a disk of exactly this size, whole sectors.
+ *
+ * @throws {SystemError} What the file system says. A file that was not finished is removed.
+ */
+export function writeFixed(
+  path: string,
+  { storage, sparse, same, sizeBytes }:
+    & Required<Pick<CreateFixedOptions, "storage" | "sparse">>
+    & Pick<CreateFixedOptions, "sizeBytes" | "same">,
+): void {
   writeNewImage(storage, { path, same }, (file) => {
     if (sparse && !file.isBlockDevice) file.truncate(sizeBytes);
     else writeZeros(file, 0, sizeBytes);

@@ -12,18 +12,25 @@ export type SettableField = "hidden" | "marker";
 export interface SetFieldOptions {
   readonly storage?: Storage;
   readonly field: SettableField;
-  /** 0 to 255. */
+  /** 0 or 1 for `hidden`, 0 to 255 for `marker`. */
   readonly value: number;
 }
 
 /**
  * Sets the hidden flag, which is in the footers, or the marker, which is in the batmap's header.
  *
- * @throws {SystemError} EOPNOTSUPP for the marker of an image without a batmap; what the file system
- * says.
+ * @throws {SystemError} EINVAL for a value that the field cannot have; EOPNOTSUPP for the marker of an
+ * image without a batmap; what the file system says.
  */
 export function setField(path: string, options: SetFieldOptions): void {
   const { storage = osStorage, field, value } = options;
+  if (!isFieldValue(field, value)) {
+    const range = `0 to ${LARGEST_VALUES[field]}`;
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot set ${field} of ${path} to ${value}, as it is ${range}`,
+    );
+  }
   const image = openVhd(path, { storage, readOnly: false });
   try {
     if (field === "hidden") setHidden(image, value);
@@ -31,6 +38,13 @@ export function setField(path: string, options: SetFieldOptions): void {
   } finally {
     image.close();
   }
+}
+
+const LARGEST_VALUES: Readonly<Record<SettableField, number>> = { hidden: 1, marker: 255 };
+
+/** Whether a field can have a value: check accepts no other. */
+export function isFieldValue(field: SettableField, value: number): boolean {
+  return Number.isInteger(value) && value >= 0 && value <= LARGEST_VALUES[field];
 }
 
 function setHidden(image: VhdImage, value: number): void {

@@ -5,7 +5,7 @@ import { coalesce, type CoalesceOptions } from "../../src/bulk/coalesce.ts";
 import { copyImage } from "../../src/bulk/copy.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
-import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { createDynamic, createFixed, writeFixed } from "../../src/vhd/create.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { MemoryStorage } from "../../src/testing/memory_storage.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
@@ -14,6 +14,7 @@ import { setKeyhash } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { memoryEngine } from "../support/memory_engine.ts";
 import { Random } from "../../src/testing/random.ts";
+import { putForeignImage } from "../support/foreign_vhd.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
@@ -254,6 +255,31 @@ Deno.test("a raw image that ends within a sector is copied to its last byte", as
   const content = contentOf(storage, "/copy.vhd");
   assert.equal(content.indexOf(0), 3 * MIB + 100);
   assert.ok(sameBytes(content, contentOf(storage, "/a.vhd")));
+});
+
+Deno.test("a copy has a disk of the same size, also where that is no whole number of blocks", async () => {
+  const sizeBytes = 3 * MIB + 512;
+  const content = new Uint8Array(sizeBytes).map((_, i) => i >> 9);
+  for (const type of ["fixed", "dynamic"] as const) {
+    const storage = new MemoryStorage();
+    if (type === "fixed") {
+      writeFixed("/a.vhd", { storage, sparse: true, sizeBytes });
+      const image = openVhd("/a.vhd", { storage, readOnly: false });
+      writeRange(image, content, 0);
+      image.close();
+    } else {
+      putForeignImage(storage, "/a.vhd", {
+        sizeBytes,
+        batEntries: 49,
+        blocks: { 0: "a", 48: "z" },
+      });
+    }
+    await copyImage("/a.vhd", "/copy.vhd", { engine: memoryEngine(storage) });
+    const copy = openVhd("/copy.vhd", { storage });
+    assert.deepEqual([copy.type, copy.sizeBytes], [type, sizeBytes]);
+    assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), contentOf(storage, "/a.vhd")));
+    assert.deepEqual(checkImage("/copy.vhd", { storage, checkData: true }).findings, []);
+  }
 });
 
 Deno.test("a full disk ends the work; what was written stays, and the footers are in place", async () => {

@@ -266,19 +266,34 @@ Deno.test("hidden goes into the footers; on a full disk into the backup at least
   setField("/a.vhd", { storage, field: "marker", value: 200 });
   assert.equal(openVhd("/a.vhd", { storage }).batmap?.header.marker, 200);
   assertValid(storage, "/a.vhd");
+  setField("/a.vhd", { storage, field: "hidden", value: 0 });
   let writes = 0;
   storage.beforeOperation = (operation) => {
     if (operation === "write" && ++writes === 1) {
       throw new SystemError(Errno.ENOSPC, "Cannot write");
     }
   };
-  setField("/a.vhd", { storage, field: "hidden", value: 3 });
-  assert.equal(openVhd("/a.vhd", { storage, useBackupFooter: true }).footer.hidden, 3);
+  setField("/a.vhd", { storage, field: "hidden", value: 1 });
+  assert.equal(openVhd("/a.vhd", { storage, useBackupFooter: true }).footer.hidden, 1);
   createFixed("/fixed.vhd", { storage, sizeBytes: 2 * MIB });
   assert.throws(
     () => setField("/fixed.vhd", { storage, field: "marker", value: 1 }),
     { errno: Errno.EOPNOTSUPP },
   );
+});
+
+Deno.test("a field is never set to what check would reject", () => {
+  const storage = makeFamily();
+  const before = getFile(storage, "/a.vhd");
+  for (const value of [2, 3, 255, 256, -1, 0.5, NaN]) {
+    const attempt = (): void => setField("/a.vhd", { storage, field: "hidden", value });
+    assert.throws(attempt, { errno: Errno.EINVAL }, String(value));
+  }
+  for (const value of [256, -1, 0.5, NaN]) {
+    const attempt = (): void => setField("/a.vhd", { storage, field: "marker", value });
+    assert.throws(attempt, { errno: Errno.EINVAL }, String(value));
+  }
+  assert.deepEqual(getFile(storage, "/a.vhd"), before);
 });
 
 Deno.test("a field is set where the footer that counts is", () => {

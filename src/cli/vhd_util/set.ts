@@ -1,4 +1,4 @@
-import { setField } from "../../vhd/set_fields.ts";
+import { isFieldValue, setField } from "../../vhd/set_fields.ts";
 import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
 
 const INTEGER = /^[-+]?[0-9]+$/;
@@ -12,7 +12,7 @@ export const setCommand: Subcommand = {
   options: [
     { name: "n", value: "FILE", text: "the image" },
     { name: "f", value: "FIELD", text: "hidden: not for users to see; marker: a byte at will" },
-    { name: "v", value: "VALUE", text: "0 to 255" },
+    { name: "v", value: "VALUE", text: "hidden: 0 or 1; marker: 0 to 255" },
   ],
   example: `
 $ vhd-util set -n disk.vhd -f hidden -v 1
@@ -31,7 +31,7 @@ hidden: 1`,
       throw refuse(field.length >= 25 ? "invalid field" : `invalid field ${field}`);
     }
     const value = Number(text);
-    if (!INTEGER.test(text) || value < 0 || value > 255) throw refuse(`invalid value ${text}`);
+    if (!INTEGER.test(text) || !isFieldValue(field, value)) throw refuse(`invalid value ${text}`);
     try {
       setField(path, { field, value });
       return 0;

@@ -59,7 +59,9 @@ export class VhdFile {
 
   /** Byte offset at which the footer belongs just now. */
   get footerOffsetBytes(): number {
-    return Math.max(this.#endSector * SECTOR_BYTES, this.#sizeBytes - SECTOR_BYTES);
+    // A footer of 511 bytes begins on a sector too: the one that takes its place is a byte longer.
+    const lastSector = Math.ceil(this.#sizeBytes / SECTOR_BYTES) - 1;
+    return Math.max(this.#endSector, lastSector) * SECTOR_BYTES;
   }
 
   /** Whether the file has grown since the footer was last written at its end. */
