@@ -21,9 +21,8 @@ export const aioDriver: DriverType = {
   open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
     const file = context.files.open(spec.path, spec);
     try {
-      const sizeBytes = file.sizeBytes();
-      const sectors = Math.floor(sizeBytes / SECTOR_BYTES);
-      const tail = spec.readOnly ? readTail(spec, context, sizeBytes) : null;
+      const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);
+      const tail = spec.readOnly ? readTail(spec, context, file) : null;
       if (sectors === 0 && tail === null) {
         throw new SystemError(Errno.EINVAL, `Cannot serve ${spec.path}: it holds no whole sector`);
       }
@@ -40,12 +39,13 @@ export const aioDriver: DriverType = {
  * others, but one that direct I/O cannot read. Null when there is nothing. A disk that is written has
  * only whole sectors.
  */
-function readTail(spec: ImageSpec, { files }: DriverContext, sizeBytes: number): Arena | null {
+function readTail(spec: ImageSpec, { files }: DriverContext, disk: DiskFile): Arena | null {
+  const sizeBytes = disk.sizeBytes();
   const lengthBytes = sizeBytes % SECTOR_BYTES;
   if (lengthBytes === 0) return null;
   const tail = new Arena(SECTOR_BYTES);
   try {
-    const file = files.storage.open(spec.path, "read");
+    const file = files.storage.open(spec.path, "read", { same: disk.identity });
     try {
       file.readAt(tail.bytes.subarray(0, lengthBytes), sizeBytes - lengthBytes);
     } finally {

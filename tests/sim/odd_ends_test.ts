@@ -41,6 +41,9 @@ for (const rawBytes of [100, 3 * MIB + 1, 3 * MIB + 511, 2 * MIB + 512 + 300]) {
       const from = Math.max(0, last - before);
       for (let count = 1; from + count <= last + 1; count++) read(from, count);
     }
+    const extents = ended(device, device.status(0, last + 1)).extents ?? [];
+    assert.equal(extents.reduce((sum, run) => sum + Math.abs(run), 0), last + 1);
+    assert.ok((extents.at(-1) ?? 0) > 0);
     assert.equal(ended(device, device.write(last, new Uint8Array(SECTOR))).errno, 0);
     assert.equal(ended(device, device.read(last, 1)).errno, 0);
     device.close();

@@ -12,21 +12,34 @@ import { VhdChainError } from "../../src/vhd/image/errors.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { type ForeignLocator, putForeignImage } from "../support/foreign_vhd.ts";
-import { putFile } from "../support/vhd.ts";
+import { Simulation } from "../support/sim.ts";
+import { getFile, putFile } from "../support/vhd.ts";
 
 const RELATIVE: ForeignLocator = { code: PLAT_CODE_W2RU, path: "./p.vhd" };
 
 /** A parent and a child of it with the locators given. */
 function family(
   locators: readonly ForeignLocator[],
-  { name = "p.vhd" }: { name?: string } = {},
+  { name = "p.vhd", creatorApplication = "win " }: {
+    name?: string;
+    creatorApplication?: string;
+  } = {},
 ): MemoryStorage {
   const storage = new MemoryStorage();
   const uuid = putForeignImage(storage, "/v/p.vhd", { blocks: { 0: "p" } });
   putForeignImage(storage, "/v/other.vhd", { blocks: { 0: "o" } });
-  putForeignImage(storage, "/v/c.vhd", { blocks: { 1: "c" }, parent: { uuid, name }, locators });
+  putForeignImage(storage, "/v/c.vhd", {
+    blocks: { 1: "c" },
+    parent: { uuid, name },
+    locators,
+    footer: (footer) => {
+      footer.creatorApplication = creatorApplication;
+      footer.creatorVersion = 0x0001_0001;
+    },
+  });
   return storage;
 }
 
@@ -79,6 +92,37 @@ Deno.test("one odd locator does not make an image unusable, wherever it stands",
       assertFound(storage);
       assert.equal(scanFast(storage, "/v/c.vhd", { markers: true }).parent, "p.vhd", what);
     }
+  }
+});
+
+Deno.test("a resize carries the names along and leaves out what makes no sense", () => {
+  for (const [what, odd] of ODD_LOCATORS) {
+    for (const locators of [[odd, RELATIVE], [odd]]) {
+      const storage = family(locators, { creatorApplication: "tap\0" });
+      resizeVhd("/v/c.vhd", { storage, sizeBytes: 64 << 20, journal: "/j" });
+      assertFound(storage);
+      const image = openVhd("/v/c.vhd", { storage });
+      const faults = image.locatorFaults.filter(({ locator }) => locator.dataSpace > 0);
+      assert.deepEqual(faults, [], what);
+      assert.ok(getFile(storage, "/v/c.vhd").length < 2 << 20, what);
+    }
+  }
+});
+
+Deno.test("the live driver takes the same parent", () => {
+  const stale: ForeignLocator = { code: PLAT_CODE_W2KU, path: "/v/other.vhd" };
+  for (const locators of [[stale, RELATIVE], [stale], [], [ODD_LOCATORS[2][1]]]) {
+    const simulation = new Simulation({ seed: 1, latencyMs: 1 });
+    const files = family(locators);
+    for (const path of ["/v/p.vhd", "/v/other.vhd", "/v/c.vhd"]) {
+      putFile(simulation.disk.storage, path, getFile(files, path));
+    }
+    const device = simulation.open("vhd:/v/c.vhd");
+    const outcome = device.read(0, 1);
+    device.settle();
+    assert.equal(outcome.data?.[0], "p".charCodeAt(0));
+    device.close();
+    simulation.disk.close();
   }
 });
 

@@ -125,9 +125,13 @@ export function journalChecksum(front: Uint8Array, data: Uint8Array): number {
   return ~sum >>> 0;
 }
 
-/** Whether an entry can be one: its cookie, a length of whole sectors. */
+/** The longest entry: a BAT of 16 million entries. */
+const MOST_ENTRY_BYTES = 64 * 1024 * 1024;
+
+/** Whether an entry can be one: its cookie, a length of whole sectors that an image can have. */
 export function isJournalEntry({ cookie, sizeBytes }: JournalEntry): boolean {
-  return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes % VHD_SECTOR_SIZE === 0;
+  return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes <= MOST_ENTRY_BYTES &&
+    sizeBytes % VHD_SECTOR_SIZE === 0;
 }
 
 /** Bytes of a file that follow each other. */

@@ -11,11 +11,15 @@ import {
   VHD_BATMAP_CURRENT_VERSION,
 } from "../format/batmap.ts";
 import { VhdFormatError } from "./errors.ts";
+import { MAX_BAT_ENTRIES } from "./header_reader.ts";
 import type { Footer } from "../format/footer.ts";
 import type { DynamicHeader } from "../format/header.ts";
 import { batmapHeaderOffset } from "../format/layout.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** The most sectors that a map may have: a bit for each of the most blocks that are read. */
+const MOST_MAP_SECTORS = MAX_BAT_ENTRIES / 8 / VHD_SECTOR_SIZE;
 
 /** A batmap as it was read. */
 export interface FoundBatmap {
@@ -69,6 +73,9 @@ export function readBatmap(
   const bytes = batmapBytes(Number(footer.currentSize));
   if (found.batmapSectors * VHD_SECTOR_SIZE < bytes) {
     throw wrong("batmapSectors")(`is too few for a disk of ${footer.currentSize} bytes`);
+  }
+  if (found.batmapSectors > MOST_MAP_SECTORS) {
+    throw wrong("batmapSectors")("is more than the largest disk needs");
   }
   const end = found.batmapOffset + BigInt(found.batmapSectors) * BigInt(VHD_SECTOR_SIZE);
   const aligned = found.batmapOffset % BigInt(VHD_SECTOR_SIZE) === 0n;

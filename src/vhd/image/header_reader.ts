@@ -19,7 +19,7 @@ const MIN_BLOCK_SIZE = 4096;
 /** Largest block size that we read: it bounds the buffers for a block and its bitmap. */
 const MAX_BLOCK_SIZE = 64 * 1024 * 1024;
 /** Most BAT entries that we read: 64 MiB of table, 16 times what the largest disk needs. */
-const MAX_BAT_ENTRIES = 16 * 1024 * 1024;
+export const MAX_BAT_ENTRIES = 16 * 1024 * 1024;
 
 /** A header, and what was wrong with its locators. */
 export interface FoundHeader {
