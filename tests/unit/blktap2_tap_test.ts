@@ -12,16 +12,17 @@ import { Tap } from "../../src/frontend/blktap2/tap.ts";
 interface Ending {
   readonly free: () => number;
   readonly removeNodes: () => void;
+  readonly close?: () => Promise<void>;
 }
 
-function driverWith({ free, removeNodes }: Ending): BlktapDriver {
+function driverWith({ free, removeNodes, close = () => Promise.resolve() }: Ending): BlktapDriver {
   const ring: BlktapRingDevice = {
     fd: -1,
     map() {},
     call: () => 0,
     respond() {},
     woken() {},
-    close: () => Promise.resolve(),
+    close,
   };
   return {
     missing: () => null,
@@ -44,6 +45,11 @@ function fail(): never {
 const cases: readonly (readonly [string, Ending, RegExp])[] = [
   ["the driver has gone", { free: fail, removeNodes() {} }, /tap 7: Cannot open.*ENOENT/],
   ["the tap is busy", { free: () => -Errno.EBUSY, removeNodes() {} }, /Cannot free tap 7.*EBUSY/],
+  ["the ring does not close", {
+    free: () => 0,
+    removeNodes() {},
+    close: () => Promise.reject(new SystemError(Errno.EIO, "Cannot close descriptor 9")),
+  }, /tap 7: Cannot close.*EIO/],
   ["its nodes stay", { free: () => 0, removeNodes: fail }, /tap 7: Cannot open.*ENOENT/],
 ];
 

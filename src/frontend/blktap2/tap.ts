@@ -53,7 +53,7 @@ export class Tap {
     } catch (error) {
       arena?.unmapDescriptor();
       arena?.release();
-      device?.close({ wait: false });
+      if (device !== null) void this.#close(device, { wait: false });
       this.#free();
       throw error;
     }
@@ -80,8 +80,20 @@ export class Tap {
       if (result < 0) throw new SystemError(-result, `Cannot free tap ${this.minor}`);
       this.#driver.removeNodes(this.#info);
     } catch (error) {
-      const why = error instanceof Error ? error.message : String(error);
-      this.#log.warn(`The blktap2 driver keeps something of tap ${this.minor}: ${why}`);
+      this.#warn(error);
+    }
+  }
+
+  #warn(error: unknown): void {
+    const why = error instanceof Error ? error.message : String(error);
+    this.#log.warn(`The blktap2 driver keeps something of tap ${this.minor}: ${why}`);
+  }
+
+  async #close(device: BlktapRingDevice, options: { wait: boolean }): Promise<void> {
+    try {
+      await device.close(options);
+    } catch (error) {
+      this.#warn(error);
     }
   }
 
@@ -92,7 +104,7 @@ export class Tap {
   release({ inUse, freed }: ReleaseOptions): void {
     this.#arena.unmapDescriptor();
     this.#arena.release();
-    const closed = this.device.close({ wait: inUse });
+    const closed = this.#close(this.device, { wait: inUse });
     const end = () => this.#free({ freed });
     if (inUse) closed.then(end);
     else end();
