@@ -14,24 +14,23 @@ interface Signature {
 /** Calls by the names of their symbols. */
 type Calls = Record<string, (...args: never[]) => unknown>;
 
-/** Texts of expressions in which `$` stands for the argument. */
-interface Conversion {
-  readonly holds: string;
-  readonly value: string;
-}
+/** The text of what must hold of an argument, by the name of its variable. */
+type Condition = (argument: string) => string;
+
+const isWhole = (least: number, end: number): Condition => (argument) =>
+  `Math.floor(${argument}) === ${argument} && ${argument} >= ${least} && ${argument} < ${end}`;
 
 /**
- * What passes for a number of each type, and what the call is given. A 32-bit number is
- * converted, so that `-0` arrives as 0. The runtime takes `-0` for 0 where C wants 64 bits, and
- * such a number goes on as it is: a conversion could allocate.
+ * What is converted to 32 bits, so that `-0` arrives as 0, and holds if that changes nothing else.
+ * The runtime takes `-0` for 0 where C wants 64 bits, and such a number goes on as it is: a
+ * conversion could allocate.
  */
-const CONVERSIONS: Readonly<Record<string, Conversion>> = {
-  i32: { holds: "($ | 0) === $", value: "$ | 0" },
-  u32: { holds: "($ >>> 0) === $", value: "$ >>> 0" },
-  i64: { holds: `Math.floor($) === $ && $ >= ${-(2 ** 63)} && $ < ${2 ** 63}`, value: "$" },
-  isize: { holds: `Math.floor($) === $ && $ >= ${-(2 ** 63)} && $ < ${2 ** 63}`, value: "$" },
-  u64: { holds: `Math.floor($) === $ && $ >= 0 && $ < ${2 ** 64}`, value: "$" },
-  usize: { holds: `Math.floor($) === $ && $ >= 0 && $ < ${2 ** 64}`, value: "$" },
+const CONVERSIONS: Readonly<Record<string, string>> = { i32: "| 0", u32: ">>> 0" };
+const CONDITIONS: Readonly<Record<string, Condition>> = {
+  i64: isWhole(-(2 ** 63), 2 ** 63),
+  isize: isWhole(-(2 ** 63), 2 ** 63),
+  u64: isWhole(0, 2 ** 64),
+  usize: isWhole(0, 2 ** 64),
 };
 
 /** Types that are no numbers, which the runtime checks itself. */
@@ -45,11 +44,15 @@ function refuse(name: string, parameter: number, type: string, value: unknown): 
 function argument(name: string, index: number, type: unknown): string {
   const variable = `a${index}`;
   if (REFERENCES.has(type)) return variable;
+  const refusal = `refuse("${name}", ${index + 1}, "${type}", ${variable})`;
   const conversion = CONVERSIONS[String(type)];
-  if (conversion === undefined) throw new TypeError(`Cannot check the type ${type} of ${name}`);
-  const holds = conversion.holds.replaceAll("$", variable);
-  const value = conversion.value.replaceAll("$", variable);
-  return `${holds} ? ${value} : refuse("${name}", ${index + 1}, "${type}", ${variable})`;
+  if (conversion !== undefined) {
+    const converted = `${variable} ${conversion}`;
+    return `(${converted}) === ${variable} ? ${converted} : ${refusal}`;
+  }
+  const condition = CONDITIONS[String(type)];
+  if (condition === undefined) throw new TypeError(`Cannot check the type ${type} of ${name}`);
+  return `${condition(variable)} ? ${variable} : ${refusal}`;
 }
 
 function checkedSource(name: string, { parameters }: Signature): string {
