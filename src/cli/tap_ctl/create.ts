@@ -5,6 +5,7 @@ import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import {
   absoluteImage,
   deviceChoice,
+  hiddenOption,
   type ImageChoices,
   imageOptions,
   imageRequest,
@@ -14,7 +15,7 @@ import { printLine } from "../print.ts";
 /** `tap-ctl create`. */
 export function defineCreate(command: Command): Command {
   return keyOptions(imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE")))
-    .option("-d, --name <name>", "accepted and ignored: the name is the one that is printed")
+    .addOption(hiddenOption("-d, --name <name>", "changes nothing: the name is the one printed"))
     .addHelpText(
       "after",
       "\nPrints the block device's node, such as /dev/ublkb0; without one the path of the minor.\n" +

@@ -1,5 +1,6 @@
-import { type Command, Option } from "commander";
+import type { Command } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { hiddenOption } from "./options.ts";
 import { systemError } from "../../control/paths.ts";
 import { printLine } from "../print.ts";
 
@@ -21,8 +22,8 @@ function blockMajor(): string {
 /** `tap-ctl major`. */
 export function defineMajor(command: Command): Command {
   return command
-    .addOption(new Option("-b, --block", "of block devices (the default)").conflicts("character"))
-    .option("-c, --character", "of character devices, which have none")
+    .addOption(hiddenOption("-b, --block", "changes nothing").conflicts("character"))
+    .addOption(hiddenOption("-c, --character", "refused: character devices have no major number"))
     .action(({ character }: { character?: boolean }) => {
       if (character) throw new SystemError(Errno.EINVAL, "Cannot tell a character device's major");
       printLine(blockMajor());

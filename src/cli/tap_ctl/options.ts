@@ -66,29 +66,43 @@ export interface ImageChoices {
 }
 
 /** `--device`. */
-export function deviceChoice(preset: DeviceChoice): Option {
-  return new Option("--device <kind>", "the block device that the disk becomes")
+export function deviceChoice(
+  preset: DeviceChoice,
+  text = "the block device that the disk becomes",
+): Option {
+  return new Option("--device <kind>", text)
     .choices(DEVICE_CHOICES).default(preset);
+}
+
+/** An option that help does not show. */
+export function hiddenOption(flags: string, why: string): Option {
+  return new Option(flags, why).hideHelp();
+}
+
+/**
+ * Options of the original's that callers may give and that help does not show. The parent is opened by
+ * its own path, whichever minor has it; the others tapdisk refuses, and says why.
+ */
+function hiddenImageOptions(command: Command): Command {
+  return command
+    .addOption(
+      hiddenOption("-e, --existing-parent <minor>", "changes nothing").argParser(parseMinor),
+    )
+    .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
+    .addOption(hiddenOption("-s, --standby", "refused"))
+    .addOption(hiddenOption("-C, --log <file>", "refused"));
 }
 
 /** The options of `create` and `open`, which differ in `device`. */
 export function imageOptions(command: Command, device: Option): Command {
   const queue = new Option("--queue <kind>", "the kernel's interface that moves the bytes")
     .choices(QUEUE_CHOICES).default("auto");
-  return command
+  return hiddenImageOptions(command)
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
-    .option(
-      "-e, --existing-parent <minor>",
-      "accepted: the parent is opened by its own path",
-      parseMinor,
-    )
     .option("-r, --leaf-cache", "keep what is read in a cache in memory, as bc: does")
-    .option("-2, --secondary <type:/path>", "mirror writes to a second image")
-    .option("-s, --standby", "with -2: turn to the second image when the first has no room left")
     .option("-t, --timeout <seconds>", "fail a request after so long", parseSeconds)
     .option("-D, --no-direct", "go through the page cache")
-    .option("-C, --log <file>", "note in a log which blocks change")
     .addOption(device)
     .addOption(queue);
 }

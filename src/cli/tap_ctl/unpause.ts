@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { type DeviceAddress, resumeDevice } from "../../control/client/client.ts";
-import { absoluteImage, deviceOptions } from "./options.ts";
+import { absoluteImage, deviceOptions, hiddenOption } from "./options.ts";
 
 interface UnpauseOptions extends DeviceAddress {
   readonly args?: string;
@@ -12,8 +12,8 @@ interface UnpauseOptions extends DeviceAddress {
 export function defineUnpause(command: Command): Command {
   return deviceOptions(command)
     .option("-a, --args <type:/path>", "go on with this image, no smaller than the disk")
-    .option("-2, --secondary <type:/path>", "mirror writes to a second image")
-    .option("-c, --log <file>", "note in a log which blocks change")
+    .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
+    .addOption(hiddenOption("-c, --log <file>", "refused"))
     .addHelpText(
       "after",
       "\nA larger image makes the disk larger. NBD clients that connect from now on see the new size,\n" +

@@ -59,7 +59,9 @@ export function tapdiskCommand(): Command {
       new Option("-n, --new <type:/path>", "serve this image, such as vhd:/srv/disk.vhd")
         .conflicts("daemon"),
     )
-    .addOption(deviceChoice("auto").env("BLKTAP_DEVICE"))
+    .addOption(
+      deviceChoice("auto", "with -n: the block device that the disk becomes").env("BLKTAP_DEVICE"),
+    )
     .addOption(new Option(DAEMON_ARGUMENT).hideHelp())
     .helpOption("-h, --help", "show this help")
     .addHelpText("after", NOTES)
@@ -70,7 +72,12 @@ export function tapdiskCommand(): Command {
 }
 
 function parse(args: string[]): TapdiskOptions {
-  return tapdiskCommand().parse(args, { from: "user" }).opts<TapdiskOptions>();
+  const command = tapdiskCommand().parse(args, { from: "user" });
+  const options = command.opts<TapdiskOptions>();
+  if (options.new === undefined && command.getOptionValueSource("device") === "cli") {
+    command.error("error: option '--device <kind>' goes with -n");
+  }
+  return options;
 }
 
 /** A low limit of descriptors is no reason not to start: it fails what needs more of them. */

@@ -22,6 +22,8 @@ export interface Subcommand {
   /** What the original prints for a wrong command line, which callers may look for. */
   readonly usage: string;
   readonly options: readonly CommandOption[];
+  /** What callers of the original may give and what changes nothing here: help leaves it out. */
+  readonly ignoredOptions?: readonly CommandOption[];
   /** A worked example: shell lines and what they print. */
   readonly example: string;
   /** Whether words that are no options are allowed. */

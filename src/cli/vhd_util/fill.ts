@@ -7,7 +7,7 @@ import { type CommandCall, failedTo, type Subcommand, UsageError } from "./comma
 export const fillCommand: Subcommand = {
   name: "fill",
   summary: "Allocate all of an image's blocks",
-  synopsis: "-n FILE [-b [-f SECTOR] [-t SECTOR] [-B]]",
+  synopsis: "-n FILE [-b [-f SECTOR] [-t SECTOR]]",
   usage: "options: <-n name> [-h help] [-b initialise the BAT and bitmaps, " +
     "don't write to the data blocks (much faster)] [-f start " +
     "intialisation from this sector, only usable with -b] [-t " +
@@ -18,8 +18,8 @@ export const fillCommand: Subcommand = {
     { name: "b", text: "only make room for the data, without writing any" },
     { name: "f", value: "SECTOR", text: "with -b: from the block of this sector on" },
     { name: "t", value: "SECTOR", text: "with -b: up to the block of this sector" },
-    { name: "B", text: "accepted with -b for the original's sake: no VHD reaches the limit" },
   ],
+  ignoredOptions: [{ name: "B", text: "no VHD reaches the limit that it would ignore" }],
   example: `
 $ vhd-util fill -n disk.vhd -b
 $ vhd-util query -n disk.vhd -a

@@ -1,7 +1,7 @@
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_SUMMARY } from "../stdin_arguments.ts";
 import type { CommandOption, Subcommand } from "./command.ts";
 
-/** All options of a subcommand: its own and those that every one has. */
+/** All options of a subcommand that do something: its own and those that every one has. */
 export function optionsOf(command: Subcommand): readonly CommandOption[] {
   return [
     ...command.options,

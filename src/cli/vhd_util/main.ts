@@ -14,7 +14,14 @@ import { parseOptions } from "../getopt.ts";
 
 import { Interrupted } from "../interruption.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
-import { CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import {
+  CommandCall,
+  type CommandOption,
+  errnoOf,
+  messageOf,
+  type Subcommand,
+  UsageError,
+} from "./command.ts";
 import { helpOf } from "./help.ts";
 import { type Output, StandardOutput } from "./output.ts";
 
@@ -104,13 +111,12 @@ async function runSubcommand(
 }
 
 function specOf(command: Subcommand): { short: string; long: string[] } {
-  const letters = command.options.filter((option) => option.name.length === 1);
-  const long = command.options.filter((option) => option.name.length > 1);
-  return {
-    short: letters.map(({ name, value }) => (value === undefined ? name : `${name}:`)).join("") +
-      "h",
-    long: [...long.map(({ name, value }) => (value === undefined ? name : `${name}:`)), "help"],
-  };
+  const options = [...command.options, ...command.ignoredOptions ?? []];
+  const notation = ({ name, value }: CommandOption): string =>
+    value === undefined ? name : `${name}:`;
+  const letters = options.filter((option) => option.name.length === 1);
+  const long = options.filter((option) => option.name.length > 1);
+  return { short: `${letters.map(notation).join("")}h`, long: [...long.map(notation), "help"] };
 }
 
 function printNames(output: Output): void {
@@ -125,7 +131,7 @@ async function printOverview(output: Output): Promise<void> {
     output.printLine(`  ${name.padEnd(10)} ${(await load()).summary}`);
   }
   output.print(
-    "\n'vhd-util COMMAND --help' explains each. --debug is accepted anywhere.\n" +
+    "\n'vhd-util COMMAND --help' explains each.\n" +
       `\n${STDIN_ARGUMENTS_NOTE}:\n\n` +
       `  find . -name '*.vhd' -print0 | vhd-util scan -f ${STDIN_ARGUMENTS}\n` +
       `  printf '%s\\0' "$name" | vhd-util query -v -n ${STDIN_ARGUMENTS}\n`,

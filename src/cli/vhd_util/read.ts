@@ -61,8 +61,8 @@ export const readCommand: Subcommand = {
     { name: "R", value: "BYTE", text: "bytes of the disk, parents included, binary" },
     { name: "x", text: "numbers in hexadecimal" },
     { name: "json", text: "with -p: as JSON" },
-    { name: "C", text: "accepted for the original's sake" },
   ],
+  ignoredOptions: [{ name: "C", text: "nothing is cached here" }],
   example: `
 $ vhd-util read -n disk.vhd -b 0 -c 2
 block: 0: offset: 3584
