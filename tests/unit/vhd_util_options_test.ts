@@ -72,7 +72,8 @@ function fillFolder(folder: string): void {
   createDynamic(at("other.vhd"), { sizeBytes: 8 * MIB });
   Deno.mkdirSync(at(LONG), { recursive: true });
   createDynamic(at(`${LONG}/far.vhd`), { sizeBytes: 8 * MIB });
-  Deno.writeFileSync(at("raw.img"), new Uint8Array(8 * MIB).fill(7));
+  Deno.writeFileSync(at("raw.img"), new Uint8Array(4096).fill(7));
+  Deno.truncateSync(at("raw.img"), 8 * MIB);
   Deno.writeFileSync(at(KEY), Uint8Array.from({ length: 64 }, (_, index) => index));
   createDynamic(at("keyed.vhd"), { sizeBytes: 8 * MIB });
   storeKeyhash(at("keyed.vhd"), { nonce: new Uint8Array(32), hash: new Uint8Array(32).fill(5) });
@@ -235,10 +236,25 @@ const ELSEWHERE: Record<string, readonly string[]> = {
   revert: ["j"],
 };
 
-/** What a command printed and left behind. */
-async function outcome(command: string, probe?: string): Promise<{ code: number; text: string }> {
+/** Copies what is in a folder. */
+function copyFolder(from: string, to: string): void {
+  for (const { name, isDirectory } of Deno.readDirSync(from)) {
+    if (!isDirectory) Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
+    else {
+      Deno.mkdirSync(`${to}/${name}`);
+      copyFolder(`${from}/${name}`, `${to}/${name}`);
+    }
+  }
+}
+
+/** What a command printed and left behind, in a copy of a folder. */
+async function outcome(
+  template: string,
+  command: string,
+  probe?: string,
+): Promise<{ code: number; text: string }> {
   return await withTempDir(async (folder) => {
-    fillFolder(folder);
+    copyFolder(template, folder);
     const run = async (line: string) => await vhdUtil(...line.replaceAll("@", folder).split(" "));
     const { code, stdout, stderr } = await run(command);
     const after = probe === undefined ? null : await run(probe);
@@ -255,14 +271,15 @@ for (const [name, load] of SUBCOMMANDS) {
     const listed = options.map((option) => option.name).filter((option) => option !== "n");
     const tried = [...Object.keys(trials), ...(ELSEWHERE[name] ?? [])];
     assert.deepEqual(listed.sort(), tried.sort());
-    for (const [option, { commands, probe, refuses }] of Object.entries(trials)) {
-      const [without, withIt] = [
-        await outcome(commands[0], probe),
-        await outcome(commands[1], probe),
-      ];
-      assert.notEqual(withIt.text, without.text, `-${option}: ${withIt.text}`);
-      assert.equal(withIt.code === 0, refuses !== true, `-${option}: ${withIt.text}`);
-    }
+    await withTempDir(async (template) => {
+      fillFolder(template);
+      for (const [option, { commands, probe, refuses }] of Object.entries(trials)) {
+        const without = await outcome(template, commands[0], probe);
+        const withIt = await outcome(template, commands[1], probe);
+        assert.notEqual(withIt.text, without.text, `-${option}: ${withIt.text}`);
+        assert.equal(withIt.code === 0, refuses !== true, `-${option}: ${withIt.text}`);
+      }
+    });
   });
 }
 
@@ -277,6 +294,9 @@ Deno.test("options: those that change nothing are taken, and not in the help", a
     }
   }
   assert.deepEqual(ignored, ["read -C", "fill -B"]);
-  assert.equal((await outcome("fill -n @/empty.vhd -b -B")).code, 0);
-  assert.equal((await outcome("read -n @/base.vhd -p -C")).code, 0);
+  await withTempDir(async (template) => {
+    fillFolder(template);
+    assert.equal((await outcome(template, "fill -n @/empty.vhd -b -B")).code, 0);
+    assert.equal((await outcome(template, "read -n @/base.vhd -p -C")).code, 0);
+  });
 });
