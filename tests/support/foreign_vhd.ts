@@ -42,7 +42,7 @@ export interface ForeignImage {
   readonly parent?: { readonly uuid: Uint8Array; readonly name: string };
   readonly locators?: readonly ForeignLocator[];
   /** Changes of the header before it is summed. */
-  readonly header?: (header: DynamicHeader) => void;
+  readonly header?: (header: DynamicHeader) => unknown;
   readonly footer?: (footer: Footer) => void;
   readonly batEntries?: number;
 }

@@ -155,6 +155,24 @@ Deno.test("without locators that can be read, the header's name beside the child
   assertFound(family([], { name: "../../etc/p.vhd" }));
 });
 
+Deno.test("a header without a name is a warning while a locator leads to the parent", () => {
+  for (const locators of [[RELATIVE], []]) {
+    const storage = family(locators);
+    const { uuid } = openVhd("/v/p.vhd", { storage }).footer;
+    putForeignImage(storage, "/v/c.vhd", {
+      blocks: { 1: "c" },
+      parent: { uuid, name: "p.vhd" },
+      locators,
+      header: (header) => header.parentName = new Uint8Array(512),
+    });
+    const { valid, findings } = checkImage("/v/c.vhd", { storage });
+    assert.equal(valid, locators.length > 0);
+    assert.ok(findings.some(({ field }) => field === "header.parentName"));
+    if (valid) assertFound(storage);
+    else assert.throws(() => openChain("/v/c.vhd", { storage }), /names no parent/);
+  }
+});
+
 Deno.test("the header's name counts only with the right UUID", () => {
   const storage = family([], { name: "other.vhd" });
   const refused = (options: { ignoreParentUuid?: boolean }): void =>

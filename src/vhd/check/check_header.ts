@@ -12,7 +12,7 @@ import {
 } from "../format/header.ts";
 import type { VhdImage } from "../image/image.ts";
 import { declaredLocators } from "../image/locator_reader.ts";
-import { decodeParentName, type ParentLocator, PLAT_CODE_NONE } from "../format/locator.ts";
+import { type ParentLocator, PLAT_CODE_NONE } from "../format/locator.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { vhdTimeNow } from "../format/time.ts";
 import { isNullUuid } from "../format/uuid.ts";
@@ -89,9 +89,7 @@ function parentFault(
     if (!ignoreTimestamps && header.parentTimestamp > limit) {
       return ["parentTimestamp", "parent creation time in future"];
     }
-    return decodeParentName(header.parentName) === ""
-      ? ["parentName", "invalid parent name"]
-      : null;
+    return null;
   }
   if (header.parentName.some((byte) => byte !== 0)) {
     return ["parentName", "invalid non-null parent name"];

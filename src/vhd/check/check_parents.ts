@@ -47,6 +47,13 @@ export function checkLocators(
     found = true;
     problems.push({ index: 0, message: `no parent locator leads to the parent ${named}` });
   }
+  if (parent.name === "") {
+    // The name only repeats what a locator says, if one leads to the parent.
+    const offsetBytes = Number(image.footer.dataOffset) + HEADER_OFFSETS.parentName;
+    const where = ["header.parentName", offsetBytes] as const;
+    if (found) findings.warning("the header has no name of the parent", ...where);
+    else findings.error("differencing header is invalid: invalid parent name", ...where);
+  }
   for (const { index, message } of problems) {
     const where = [`header.locators[${index}]`, locatorOffset(image, index)] as const;
     if (found) findings.warning(message, ...where);
@@ -95,7 +102,7 @@ function checkTarget(
   const path = readLocatorName(image.file, locator);
   if (path === null) return refuse(`error reading parent locator ${index}`);
   const name = image.parent?.name ?? "";
-  const otherName = fileNameOf(path) === name
+  const otherName = name === "" || fileNameOf(path) === name
     ? null
     : `parent locator ${index} name (${fileNameOf(path)}) does not match header name (${name})`;
   const isIdentified = image.parent?.raw === false && !ignoreParentUuid;
