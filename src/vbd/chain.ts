@@ -44,7 +44,9 @@ function refuseLoop(
   { seen, context }: { seen: Set<string>; context: ImageContext },
 ): void {
   const { storage } = context.files;
-  const path = storage.exists(spec.path) ? storage.realPath(spec.path) : spec.path;
+  // A filter is no layer: what follows its name is the name of another image.
+  if (!storage.exists(spec.path)) return;
+  const path = storage.realPath(spec.path);
   if (seen.has(path)) throw leadsBack(leaf.path, path);
   if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(leaf.path);
   seen.add(path);
