@@ -176,11 +176,21 @@ function lockOf(path: string, { fd, status }: OpenedFile): boolean {
   }
 }
 
+/** What a name leads to; the error of one that leads nowhere says that the file cannot be opened. */
+function kindOf(path: string): FileKind {
+  try {
+    return pathStatus(path).kind;
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    throw new SystemError(error.errno, `Cannot open ${path}`);
+  }
+}
+
 function openExisting(
   path: string,
   { flags, direct, same }: { flags: number; direct: boolean; same?: FileIdentity },
 ): OpenedFile {
-  refuseSpecialFile(path, pathStatus(path).kind, flags !== O_RDONLY);
+  refuseSpecialFile(path, kindOf(path), flags !== O_RDONLY);
   let notDirect: string | null = null;
   let fd: number;
   // Not to wait, should the name lead to a FIFO by now.
