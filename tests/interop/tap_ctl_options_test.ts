@@ -1,0 +1,191 @@
+/**
+ * Every option that the help of tap-ctl and tapdisk lists works: each is used once, with the effect
+ * that the help promises. Options that are not listed are refused, or change nothing.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import type { Command } from "commander";
+import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
+import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import {
+  type ControlBench,
+  foreground,
+  isRunning,
+  until,
+  withControlBench,
+} from "../support/control.ts";
+import { commandLine } from "../support/control.ts";
+import { needs, run, runOk } from "../support/tools.ts";
+
+/** The long names of the options that a command's help lists. */
+function listed(command: Command): string[] {
+  return command.createHelp().visibleOptions(command)
+    .map(({ long }) => long ?? "")
+    .filter((long) => long !== "--help");
+}
+
+/** Options that want what is not here, and the test that uses them. */
+const ELSEWHERE: readonly string[] = [
+  // A key: encrypted_test.ts.
+  ...["create", "open", "recover"].flatMap((name) => [`${name} --encrypted`, `${name} --key-file`]),
+  // A block device whose tapdisk died: tests/vm.
+  "recover --minor",
+];
+
+/** Runs tap-ctl and keeps which options were used, by their long names. */
+class OptionBench {
+  readonly used = new Set<string>();
+  readonly #bench: ControlBench;
+  readonly #commands: Map<string, Command>;
+
+  constructor(bench: ControlBench, commands: readonly Command[]) {
+    this.#bench = bench;
+    this.#commands = new Map(commands.map((each) => [each.name().replace("tap-ctl ", ""), each]));
+  }
+
+  async ok(line: string): Promise<string> {
+    const [name, ...words] = line.split(" ");
+    const options = this.#commands.get(name)?.options ?? [];
+    for (const word of words) {
+      const option = options.find(({ short, long }) => word === short || word === long);
+      if (option !== undefined) this.used.add(`${name} ${option.long}`);
+    }
+    return await this.#bench.ok(line);
+  }
+
+  /** What was not used of what the help lists. */
+  unused(): string[] {
+    return [...this.#commands].flatMap(([name, command]) =>
+      listed(command).map((long) => `${name} ${long}`)
+    ).filter((option) => !this.used.has(option) && !ELSEWHERE.includes(option));
+  }
+}
+
+async function pidOf(bench: OptionBench, minor: number): Promise<number> {
+  return JSON.parse(await bench.ok(`list --json -m ${minor}`))[0].pid;
+}
+
+/** Opens and closes by hand, with each way to open an image. */
+async function stepByStep(bench: OptionBench, image: string): Promise<void> {
+  const pid = await bench.ok("spawn");
+  await bench.ok("allocate");
+  const device = `-p ${pid} -m 0`;
+  await bench.ok(`attach ${device}`);
+  await bench.ok(`open ${device} -a vhd:${image} -R -D -r -t 7 --device none --queue libaio`);
+  assert.match(await bench.ok(`list -p ${pid} -m 0`), /args=vhd:/);
+  const stats = JSON.parse(await bench.ok(`stats ${device}`));
+  assert.match(JSON.stringify(stats), /"bc"/, "-r puts a cache in front");
+  await bench.ok(`pause ${device} -t 5`);
+  assert.match(await bench.ok("list -t vhd"), /state=0x2a/);
+  await bench.ok(`unpause ${device} -a vhd:${image}`);
+  await bench.ok(`close ${device} -t 5`);
+  assert.match(await bench.ok(`list -p ${pid}`), /state=0x2$/);
+  await bench.ok(`open ${device} -a vhd:${image}`);
+  await bench.ok(`close ${device} -f`);
+  await bench.ok(`detach ${device}`);
+  await bench.ok("free -m 0");
+}
+
+/** Creates disks, and what is done with them while they run. */
+async function created(bench: OptionBench, folder: string): Promise<void> {
+  const image = `${folder}/a.vhd`;
+  await bench.ok(`create -a log:vhd:${image} -D -r -t 9 --device none --queue libaio`);
+  const pid = await pidOf(bench, 0);
+  assert.match(await bench.ok(`list -f ${image} -t vhd`) + await bench.ok("list"), /log:vhd/);
+  await bench.ok(`log -p ${pid} -m 0 --clear`);
+  assert.equal(JSON.parse(await bench.ok(`log -p ${pid} -m 0 --json`)).runs.length, 0);
+  await bench.ok(`destroy -p ${pid} -m 0 -t 9`);
+  await bench.ok(`create -a vhd:${image}`);
+  const second = await pidOf(bench, 0);
+  const made = await bench.ok(`snapshot -p ${second} -m 0 -n ${folder}/b.vhd -t 9`);
+  assert.match(made, /b\.vhd is open, on .*a\.vhd/);
+  const renamed = JSON.parse(
+    await bench.ok(`snapshot -p ${second} -m 0 -n ${folder}/c.vhd --rename --json`),
+  );
+  assert.equal(renamed.parent, `${folder}/c.vhd`);
+  await bench.ok(`destroy -p ${second} -m 0`);
+  await bench.ok(`create -a vhd:${image} -R`);
+  const reader = await pidOf(bench, 0);
+  const nbd = JSON.parse(await bench.ok("list --json"))[0].nbd;
+  assert.match(await runOk("nbdinfo", [`nbd+unix:///?socket=${nbd}`]), /is_read_only: true/);
+  await bench.ok(`destroy -p ${reader} -m 0`);
+}
+
+async function restored(bench: OptionBench, folder: string): Promise<void> {
+  Deno.writeTextFileSync(`${folder}/list`, `one vhd:${folder}/a.vhd device=none\n`);
+  assert.match(await bench.ok(`restore --file ${folder}/list`), /^one: /);
+  assert.equal(await bench.ok(`restore --file ${folder}/list --stop -t 9`), "one: stopped");
+}
+
+const { ignore, suffix } = needs("nbdinfo");
+
+Deno.test({
+  name: `options: each that tap-ctl's help lists works${suffix}`,
+  ignore,
+  fn: () =>
+    withControlBench(async (control) => {
+      const bench = new OptionBench(control, await loadCommands());
+      createDynamic(`${control.folder}/a.vhd`, { sizeBytes: 4 << 20 });
+      await stepByStep(bench, `${control.folder}/a.vhd`);
+      await created(bench, control.folder);
+      await restored(bench, control.folder);
+      assert.ok("devices" in JSON.parse(await bench.ok("check --json")));
+      assert.deepEqual(bench.unused(), []);
+      const traced = await control.tapCtl(`list -m 0 --debug`);
+      assert.equal(traced.code, 0);
+    }),
+});
+
+Deno.test("options: those that tapdisk has no support for are refused, and not in the help", () =>
+  withControlBench(async (control) => {
+    const image = control.rawImage("a.raw");
+    const refused = [
+      `create -a aio:${image} -2 aio:/b`,
+      `create -a aio:${image} -s`,
+      `create -a aio:${image} -C /log`,
+      "major -c",
+    ];
+    for (const line of refused) {
+      const { code, stderr } = await control.tapCtl(line);
+      assert.ok(code === 95 || code === 22, `${line}: ${code} ${stderr}`);
+      assert.match(stderr, /^tap-ctl [^\n]*(no support for|Cannot)[^\n]*\n$/, line);
+    }
+    const help = (await loadCommands()).flatMap(listed);
+    for (const long of ["--secondary", "--standby", "--existing-parent", "--character"]) {
+      assert.ok(!help.includes(long), long);
+    }
+    await control.ok(`create -a aio:${image} -e 5 -d /dev/name`);
+    const pid = Number(/^pid=(\d+)/.exec((await control.list())[0])?.[1]);
+    await control.ok(`pause -p ${pid} -m 0`);
+    for (const option of ["-2 null", "-c /log"]) {
+      const { code, stderr } = await control.tapCtl(`unpause -p ${pid} -m 0 ${option}`);
+      assert.deepEqual([code, /no support for/.test(stderr)], [95, true], stderr);
+    }
+    await control.ok(`unpause -p ${pid} -m 0`);
+    await control.ok(`destroy -p ${pid} -m 0`);
+  }));
+
+Deno.test("options: each that tapdisk's help lists works", () =>
+  withControlBench(async (control) => {
+    assert.deepEqual(listed(tapdiskCommand()), ["--no-daemon", "--new", "--device"]);
+    const { pid, kill, ended } = await foreground(control);
+    assert.ok(isRunning(pid));
+    kill("SIGTERM");
+    assert.match(await ended, /^0\n/);
+    const tapdisk = async (...args: string[]) => {
+      const [program, ...rest] = commandLine("tapdisk", ...args);
+      return await run(program, rest, { env: control.env });
+    };
+    const served = await tapdisk("-n", `aio:${control.rawImage("a.raw")}`, "--device", "none");
+    assert.match(served.stdout, /nbd\d+\.0\n$/);
+    const alone = await tapdisk("--device", "none");
+    assert.equal(alone.code, 22);
+    assert.match(alone.stderr, /'--device <kind>' goes with -n/);
+    const daemon = await tapdisk();
+    assert.match(daemon.stdout, /ctl\d+\n$/);
+    const other = Number(/ctl(\d+)/.exec(daemon.stdout)?.[1]);
+    Deno.kill(other, "SIGTERM");
+    await until("it has ended", () => !isRunning(other));
+  }));
