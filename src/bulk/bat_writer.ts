@@ -2,17 +2,18 @@ import { Arena } from "../../ffi/memory.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
+import { batSectorOf, putBatSector } from "../vhd/format/bat.ts";
+import { PublishOrder } from "../vhd/format/publish_order.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 
-const ENTRIES_PER_SECTOR = VHD_SECTOR_SIZE / 4;
 /** How many blocks are gathered before the BAT is told of them. */
 const BLOCKS_AT_ONCE = 64;
 const MOST_SECTORS = 64;
-const NO_ENTRY = 0xffff_ffff;
 
 interface NewBlock {
   readonly block: number;
   readonly sector: number;
+  readonly stamp: number;
 }
 
 /**
@@ -25,7 +26,8 @@ export class BatWriter implements IoOwner {
   readonly #queue: DiskQueue;
   readonly #arena = new Arena(MOST_SECTORS * VHD_SECTOR_SIZE);
   /** Blocks whose data has been written. */
-  #waiting: NewBlock[] = [];
+  readonly #waiting: NewBlock[] = [];
+  readonly #order = new PublishOrder();
   #pending = 0;
   #errno = 0;
   #busy = false;
@@ -42,7 +44,7 @@ export class BatWriter implements IoOwner {
 
   /** A block's data and bitmap have been written at this sector. */
   add(block: number, sector: number): void {
-    this.#waiting.push({ block, sector });
+    this.#waiting.push({ block, sector, stamp: this.#order.written() });
     if (this.#waiting.length >= BLOCKS_AT_ONCE && this.#errno === 0) this.#start();
   }
 
@@ -56,6 +58,7 @@ export class BatWriter implements IoOwner {
     if (this.#busy) return;
     this.#busy = true;
     this.#syncing = this.#waiting.length;
+    this.#order.syncStarts();
     this.#queue.sync(this.#disk.file, this.#syncOwner, 0);
   }
 
@@ -67,12 +70,14 @@ export class BatWriter implements IoOwner {
   }
 
   #synced(errno: number): void {
+    this.#order.syncEnded(errno === 0);
     if (errno !== 0) return this.#ended(errno);
     const sectors: number[] = [];
     let taken = 0;
     for (; taken < this.#syncing; taken++) {
-      const { block, sector } = this.#waiting[taken];
-      const batSector = Math.floor(block / ENTRIES_PER_SECTOR);
+      const { block, sector, stamp } = this.#waiting[taken];
+      this.#order.requireDurable(stamp);
+      const batSector = batSectorOf(block);
       if (!sectors.includes(batSector)) {
         if (sectors.length === MOST_SECTORS) break;
         sectors.push(batSector);
@@ -85,13 +90,9 @@ export class BatWriter implements IoOwner {
   }
 
   #writeSector(index: number, batSector: number): void {
-    const { bat, batOffsetBytes } = this.#image;
+    const { batOffsetBytes } = this.#image;
     const at = index * VHD_SECTOR_SIZE;
-    const first = batSector * ENTRIES_PER_SECTOR;
-    for (let i = 0; i < ENTRIES_PER_SECTOR; i++) {
-      const entry = first + i < bat.length ? bat[first + i] : NO_ENTRY;
-      this.#arena.view.setUint32(at + i * 4, entry);
-    }
+    putBatSector(this.#image, batSector, this.#arena.view, at);
     this.#queue.write(
       this.#disk.file,
       batOffsetBytes / VHD_SECTOR_SIZE + batSector,

@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
-import { isAllocated, isMarkedFull } from "../vhd/image/block.ts";
+import { isAllocated } from "../vhd/image/block.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { FileIdentity } from "../files/storage.ts";
@@ -119,9 +119,4 @@ export function mayHold({ image, disk, sizeSectors }: Layer, sector: number, end
     at = (block + 1) * image.sectorsPerBlock;
   }
   return false;
-}
-
-/** Whether only a block's bitmap tells which of its sectors are here. */
-export function needsBitmap(image: VhdImage, block: number): boolean {
-  return isAllocated(image, block) && !isMarkedFull(image, block);
 }

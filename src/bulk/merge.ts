@@ -166,10 +166,22 @@ export async function mergeInto(
   },
 ): Promise<number> {
   const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
+  let sectors: number;
   try {
-    return await moveData(engine, { layers, target, transform, onProgress, signal });
-  } finally {
-    // Also when the disk was full: what was written by then stays, and the footer comes back.
+    sectors = await moveData(engine, { layers, target, transform, onProgress, signal });
+  } catch (error) {
+    settle(image);
+    throw error;
+  }
+  finishWriting(image);
+  return sectors;
+}
+
+/** Puts an image in order after a failure: what was written by then stays. The failure counts. */
+function settle(image: VhdImage): void {
+  try {
     finishWriting(image);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
   }
 }

@@ -2,10 +2,10 @@ import { Arena, equalMemory, memorySectorOf, zeroMemory } from "../../ffi/memory
 import { errnoOf } from "../queue/disk_files.ts";
 import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
 import { runEnd, setBits, testBit } from "../vhd/format/bitmap.ts";
-import { bitmapOffset, dataOffset, isAllocated, isMarkedFull } from "../vhd/image/block.ts";
+import { bitmapOffset, dataOffset, isAllocated } from "../vhd/image/block.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import { type Layer, needsBitmap } from "./layers.ts";
+import type { Layer } from "./layers.ts";
 
 /** How far a stretch of memory is looked at byte by byte before all of it is compared. */
 const PROBE_BYTES = 64;
@@ -129,24 +129,12 @@ export class Unit implements IoOwner {
       const first = Math.floor(this.sector / image.sectorsPerBlock);
       const end = Math.min(this.end, sizeSectors);
       for (let block = first; block * image.sectorsPerBlock < end; block++) {
-        if (needsBitmap(image, block)) {
+        if (isAllocated(image, block)) {
           const at = this.#bitmapsAt[index] + (block - first) * bytes;
           this.read(disk.file, bitmapOffset(image, block), bytes, this.#arena.address + at);
         }
       }
-      if (this.#isFullIn(image, sizeSectors)) return;
     }
-  }
-
-  /** Whether nothing of the unit can come from the layers below this one. */
-  #isFullIn(image: VhdImage, sizeSectors: number): boolean {
-    if (this.end > sizeSectors) return false;
-    for (let at = this.sector; at < this.end;) {
-      const block = Math.floor(at / image.sectorsPerBlock);
-      if (!isAllocated(image, block) || !isMarkedFull(image, block)) return false;
-      at = (block + 1) * image.sectorsPerBlock;
-    }
-    return true;
   }
 
   /** Starts to read the data of each sector from the first layer that holds it. */
@@ -204,10 +192,6 @@ export class Unit implements IoOwner {
       const to = Math.min(start + perBlock, end);
       // A sector's place in the file, less the sector itself times its size.
       const offsetBytes = dataOffset(image, block) - start * VHD_SECTOR_SIZE;
-      if (isMarkedFull(image, block)) {
-        this.#readHeld(layer, from, { end: to, offsetBytes });
-        continue;
-      }
       const at = this.#bitmapsAt[index] + (block - first) * bytes;
       const bits = this.#arena.bytes.subarray(at, at + bytes);
       for (let sector = from; sector < to;) {

@@ -1,14 +1,12 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
-import { DD_BLK_UNUSED } from "../vhd/format/bat.ts";
 import { allSet, setBits } from "../vhd/format/bitmap.ts";
-import { bitmapOffset, dataOffset, isAllocated, isMarkedFull } from "../vhd/image/block.ts";
-import { encodeFooter } from "../vhd/format/footer.ts";
-import type { VhdImage } from "../vhd/image/image.ts";
-import { nextBlockSector } from "../vhd/format/layout.ts";
+import { blockEnd } from "../vhd/format/layout.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import { markFull, requireRoom } from "../vhd/write.ts";
+import { growTo, placeOfNewBlock, startGrowth } from "../vhd/image/allocation.ts";
+import { noteFull } from "../vhd/image/batmap_writer.ts";
+import { bitmapOffset, dataOffset, isAllocated } from "../vhd/image/block.ts";
+import type { VhdImage } from "../vhd/image/image.ts";
 import { BatWriter } from "./bat_writer.ts";
 import { isEncrypted } from "./layers.ts";
 import { type Target, writeRuns } from "./target.ts";
@@ -25,9 +23,7 @@ export interface VhdTargetOptions {
  *
  * Order on disk: a new block's data and bitmap are on stable storage before the BAT points at it; in
  * a block that is there, data comes before the bits that say so. A new block lies where the footer
- * was: from the first one on, until the work is finished, the backup at the start of the file
- * counts. The file always ends in room for a footer that no data is written to, so that no data can
- * be taken for one.
+ * was: the file is given its new end, with a footer, before (see `growTo`).
  */
 export class VhdTarget implements Target {
   readonly unitSectors: number;
@@ -62,7 +58,7 @@ export class VhdTarget implements Target {
   prepare(unit: Unit): void {
     const block = this.#blockOf(unit);
     const image = this.#image;
-    if (!isAllocated(image, block) || isMarkedFull(image, block)) return;
+    if (!isAllocated(image, block)) return;
     unit.read(this.#disk.file, bitmapOffset(image, block), this.bitmapBytes, unit.bitmapAddress);
   }
 
@@ -76,9 +72,11 @@ export class VhdTarget implements Target {
   #overwrite(unit: Unit, block: number, done: (errno: number) => void): void {
     const image = this.#image;
     unit.phase(() => writeRuns(unit, this.#disk.file, dataOffset(image, block)), (errno) => {
-      if (errno !== 0 || isMarkedFull(image, block)) return done(errno);
+      if (errno !== 0) return done(errno);
+      const wasFull = allSet(unit.bitmap, this.unitSectors);
       this.#addBits(unit);
-      if (allSet(unit.bitmap, this.unitSectors)) markFull(image, block);
+      noteFull(image, block, allSet(unit.bitmap, this.unitSectors));
+      if (wasFull) return done(0);
       const offset = bitmapOffset(image, block);
       unit.phase(
         () => unit.write(this.#disk.file, offset, this.bitmapBytes, unit.bitmapAddress),
@@ -111,7 +109,7 @@ export class VhdTarget implements Target {
       }
     }, (errno) => {
       if (errno === 0) {
-        if (full) markFull(this.#image, block);
+        noteFull(this.#image, block, full);
         this.#batWriter.add(block, sector);
       }
       done(errno);
@@ -121,29 +119,11 @@ export class VhdTarget implements Target {
   /** Finds room for a block behind the last one, and makes the file as long as that takes. */
   #grow(block: number): number {
     const image = this.#image;
-    const { bitmapSectors, sectorsPerBlock } = image;
-    const endSector = image.endOfDataSector;
-    const sector = nextBlockSector({ endSector, bitmapSectors });
-    const end = sector + bitmapSectors + sectorsPerBlock;
-    if (end >= DD_BLK_UNUSED) {
-      throw new SystemError(Errno.EFBIG, `Cannot allocate block ${block} of ${image.path}`);
-    }
-    requireRoom(image, end);
-    if (!this.#disk.isBlockDevice) this.#lengthen(endSector, end);
-    image.endOfDataSector = end;
+    if (!this.#grown) startGrowth(image);
+    this.#grown = true;
+    const sector = placeOfNewBlock(image, block);
+    growTo(image, blockEnd(image, sector));
     return sector;
-  }
-
-  #lengthen(endSector: number, end: number): void {
-    const { file, footer } = this.#image;
-    if (!this.#grown) {
-      // The backup footer takes over; and what a crash left behind the last block goes away.
-      file.writeAt(encodeFooter(footer), 0);
-      file.sync();
-      file.truncate(endSector * VHD_SECTOR_SIZE);
-      this.#grown = true;
-    }
-    file.truncate((end + 1) * VHD_SECTOR_SIZE);
   }
 
   finish(done: (errno: number) => void): void {

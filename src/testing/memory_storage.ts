@@ -8,7 +8,13 @@ import type {
   StorageFile,
 } from "../files/storage.ts";
 
-const PAGE_SIZE = 65536;
+const PAGE_SIZE = 4096;
+
+/** The room of a simulated disk, in pages of 4 KiB. */
+interface Room {
+  used: number;
+  most: number;
+}
 
 /** Something that changes a file or makes changes last. */
 export type StorageOperation = "write" | "truncate" | "sync" | "rename" | "link" | "remove";
@@ -19,6 +25,8 @@ export type StorageOperation = "write" | "truncate" | "sync" | "rename" | "link"
  */
 export class MemoryStorage implements Storage {
   readonly #files = new Map<string, MemoryFile>();
+  /** How much of the disk's room is taken, and how much there is: writes end with ENOSPC there. */
+  readonly room: Room = { used: 0, most: Infinity };
   /** Called before every change. What it throws stops the operation, as a crash would. */
   beforeOperation: ((operation: StorageOperation, path: string) => void) | null = null;
 
@@ -30,7 +38,7 @@ export class MemoryStorage implements Storage {
       if (mode === "read" || mode === "write") {
         throw new SystemError(Errno.ENOENT, `Cannot open ${path}`);
       }
-      file = new MemoryFile();
+      file = new MemoryFile(this.room);
       this.#files.set(name, file);
     } else if (mode === "create") {
       file.truncate(0);
@@ -88,9 +96,10 @@ export class MemoryStorage implements Storage {
 
   remove(path: string): void {
     this.beforeOperation?.("remove", path);
-    if (!this.#files.delete(this.#absolute(path))) {
-      throw new SystemError(Errno.ENOENT, `Cannot remove ${path}`);
-    }
+    const file = this.#files.get(this.#absolute(path));
+    if (file === undefined) throw new SystemError(Errno.ENOENT, `Cannot remove ${path}`);
+    file.truncate(0);
+    this.#files.delete(this.#absolute(path));
   }
 
   /** The paths of all files. */
@@ -101,8 +110,15 @@ export class MemoryStorage implements Storage {
   /** A copy of everything as it is now: what a crash at this moment would leave. */
   snapshot(): MemoryStorage {
     const copy = new MemoryStorage();
-    for (const [path, file] of this.#files) copy.#files.set(path, file.copy());
+    for (const [path, file] of this.#files) copy.#files.set(path, file.copy(copy.room));
     return copy;
+  }
+
+  /** Makes everything what it was when a snapshot was taken. */
+  restore(snapshot: MemoryStorage): void {
+    this.#files.clear();
+    this.room.used = 0;
+    for (const [path, file] of snapshot.#files) this.#files.set(path, file.copy(this.room));
   }
 
   #absolute(path: string): string {
@@ -120,11 +136,17 @@ let lastInode = 0;
 class MemoryFile {
   readonly identity: FileIdentity = { device: 1, inode: ++lastInode };
   readonly #pages = new Map<number, Uint8Array<ArrayBuffer>>();
+  readonly #room: Room;
   sizeBytes = 0;
 
-  copy(): MemoryFile {
-    const copy = new MemoryFile();
+  constructor(room: Room) {
+    this.#room = room;
+  }
+
+  copy(room: Room): MemoryFile {
+    const copy = new MemoryFile(room);
     for (const [number, page] of this.#pages) copy.#pages.set(number, page.slice());
+    room.used += copy.#pages.size;
     copy.sizeBytes = this.sizeBytes;
     return copy;
   }
@@ -149,22 +171,31 @@ class MemoryFile {
       const start = (offsetBytes + done) % PAGE_SIZE;
       const count = Math.min(PAGE_SIZE - start, from.length - done);
       let page = this.#pages.get(number);
-      if (page === undefined) {
-        page = new Uint8Array(PAGE_SIZE);
-        this.#pages.set(number, page);
-      }
+      if (page === undefined) page = this.#takePage(number);
       page.set(from.subarray(done, done + count), start);
       done += count;
+      this.sizeBytes = Math.max(this.sizeBytes, offsetBytes + done);
     }
-    this.sizeBytes = Math.max(this.sizeBytes, offsetBytes + from.length);
+  }
+
+  #takePage(number: number): Uint8Array<ArrayBuffer> {
+    if (this.#room.used >= this.#room.most) {
+      throw new SystemError(Errno.ENOSPC, "Cannot write to the simulated disk: it is full");
+    }
+    const page = new Uint8Array(PAGE_SIZE);
+    this.#pages.set(number, page);
+    this.#room.used++;
+    return page;
   }
 
   truncate(lengthBytes: number): void {
     if (lengthBytes < this.sizeBytes) {
       const last = Math.floor(lengthBytes / PAGE_SIZE);
       for (const [number, page] of this.#pages) {
-        if (number > last) this.#pages.delete(number);
-        else if (number === last) page.fill(0, lengthBytes % PAGE_SIZE);
+        if (number * PAGE_SIZE >= lengthBytes) {
+          this.#pages.delete(number);
+          this.#room.used--;
+        } else if (number === last) page.fill(0, lengthBytes % PAGE_SIZE);
       }
     }
     this.sizeBytes = lengthBytes;

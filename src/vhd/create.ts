@@ -1,13 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
-import {
-  BATMAP_HEADER_SIZE,
-  batmapChecksum,
-  type BatmapHeader,
-  encodeBatmapHeader,
-  VHD_BATMAP_COOKIE,
-  VHD_BATMAP_CURRENT_VERSION,
-} from "./format/batmap.ts";
+import { batmapChecksum, encodeBatmapHeader } from "./format/batmap.ts";
 import {
   encodeFooter,
   type Footer,
@@ -24,7 +17,7 @@ import {
 } from "./format/footer.ts";
 import { geometryOfSize, packGeometry } from "./format/geometry.ts";
 import { type DynamicHeader, emptyHeader, encodeHeader } from "./format/header.ts";
-import { batmapHeaderOffset, blocksOf } from "./format/layout.ts";
+import { batmapHeaderOffset, blocksOf, newBatmapHeader } from "./format/layout.ts";
 import type { ParentLocator } from "./format/locator.ts";
 import {
   type FileIdentity,
@@ -221,7 +214,7 @@ export function writeSparseImage(
   file.writeAt(map, Number(batmap.batmapOffset));
   file.writeAt(encodeBatmapHeader(batmap), batmapHeaderOffset(header));
   const bat = new Uint32Array(header.maxBatEntries).fill(DD_BLK_UNUSED);
-  file.writeAt(encodeBat(bat), Number(header.tableOffset));
+  file.writeAt(encodeBat({ bat, batPadding: new Uint32Array(0) }), Number(header.tableOffset));
   file.writeAt(encodeHeader(header), Number(footer.dataOffset));
   const footerBytes = encodeFooter(footer);
   file.writeAt(footerBytes, 0);
@@ -234,19 +227,6 @@ function newHeader(maxBytes: number): DynamicHeader {
   header.maxBatEntries = blocksOf(maxBytes, VHD_BLOCK_SIZE);
   header.blockSize = VHD_BLOCK_SIZE;
   return header;
-}
-
-function newBatmapHeader(header: DynamicHeader): BatmapHeader {
-  const mapBytes = paddedBytes(Math.ceil(header.maxBatEntries / 8));
-  return {
-    cookie: VHD_BATMAP_COOKIE,
-    batmapOffset: BigInt(batmapHeaderOffset(header) + BATMAP_HEADER_SIZE),
-    batmapSectors: mapBytes / VHD_SECTOR_SIZE,
-    batmapVersion: VHD_BATMAP_CURRENT_VERSION,
-    checksum: 0,
-    marker: 0,
-    keyhash: { cookie: 0, nonce: new Uint8Array(32), hash: new Uint8Array(32) },
-  };
 }
 
 /** Writes the locators' names one behind the other and enters all into the header. */

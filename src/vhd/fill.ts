@@ -1,15 +1,17 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { allSet, setBits } from "./format/bitmap.ts";
+import { blockEnd } from "./format/layout.ts";
+import { PublishOrder } from "./format/publish_order.ts";
+import { VHD_SECTOR_SIZE } from "./format/units.ts";
+import { growTo, placeOfNewBlock, startGrowth } from "./image/allocation.ts";
+import { noteFull } from "./image/batmap_writer.ts";
 import { isAllocated, presentSectors } from "./image/block.ts";
 import { openChain, type VhdChain } from "./image/chain.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
-import { nextBlockSector } from "./format/layout.ts";
 import type { ProgressListener } from "../files/progress.ts";
 import { readRange } from "./image/read.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
-import { VHD_SECTOR_SIZE } from "./format/units.ts";
-import { finishWriting, markFull, requireRoom, writeBat, writeRange } from "./write.ts";
+import { finishWriting, syncBlocks, writeBatOf, writeRange } from "./write.ts";
 
 /** How an image is filled. */
 export interface FillOptions {
@@ -57,10 +59,7 @@ function fillBlocks(
   }
 }
 
-/**
- * Puts the footer back after a failure, a full disk mostly, if that still works; else the backup
- * counts.
- */
+/** Puts the image in order after a failure, a full disk mostly; the failure is what counts. */
 function settle(image: VhdImage): void {
   try {
     finishWriting(image);
@@ -81,39 +80,56 @@ export interface PreallocateOptions extends FillOptions {
  * does, so that the parent still shows. Blocks that are there already stay as they are.
  *
  * @throws {SystemError} EINVAL for a fixed image; ERANGE for a part that is not in the disk;
- * EOVERFLOW when the file would be too long; what the file system says.
+ * EFBIG when the file would be too long; what the file system says.
  */
 export function preallocate(path: string, options: PreallocateOptions = {}): void {
   const { storage = osStorage, onProgress } = options;
   const image = openVhd(path, { storage, readOnly: false });
   try {
     refuseFixed(image);
-    const oldEndSector = image.endOfDataSector;
     const blocks = planBlocks(image, options);
-    const bitmap = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
-    const isFull = image.type === "dynamic";
-    if (isFull) setBits(bitmap, 0, image.sectorsPerBlock);
+    if (blocks.length === 0) return finishWriting(image);
+    const order = new PublishOrder();
+    let stamp = 0;
     try {
-      makeRoom(image, oldEndSector);
-      for (const [index, { sector }] of blocks.entries()) {
-        onProgress?.(index, blocks.length);
-        image.file.writeAt(bitmap, sector * VHD_SECTOR_SIZE);
-      }
-      image.file.sync();
+      startGrowth(image);
+      growTo(image, blockEnd(image, blocks[blocks.length - 1].sector));
+      stamp = writeBitmaps(image, blocks, { order, onProgress });
+      syncBlocks(image, order);
     } catch (error) {
-      image.endOfDataSector = oldEndSector;
       settle(image);
       throw error;
     }
+    order.requireDurable(stamp);
     for (const { block, sector } of blocks) {
       image.bat[block] = sector;
-      if (isFull) markFull(image, block);
+      noteFull(image, block, isFilled(image));
     }
-    writeBat(image);
+    writeBatOf(image, blocks.map(({ block }) => block));
     finishWriting(image);
   } finally {
     image.close();
   }
+}
+
+/** All sectors of a new block count as written, unless a parent is to show through. */
+function isFilled({ type }: VhdImage): boolean {
+  return type === "dynamic";
+}
+
+/** Writes the bitmaps of new blocks; returns the stamp of the last. */
+function writeBitmaps(
+  image: VhdImage,
+  blocks: readonly NewBlock[],
+  { order, onProgress }: { order: PublishOrder; onProgress?: ProgressListener },
+): number {
+  const bitmap = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
+  if (isFilled(image)) setBits(bitmap, 0, image.sectorsPerBlock);
+  for (const [index, { sector }] of blocks.entries()) {
+    onProgress?.(index, blocks.length);
+    image.file.writeAt(bitmap, sector * VHD_SECTOR_SIZE);
+  }
+  return order.written();
 }
 
 function refuseFixed({ path, type }: VhdImage): void {
@@ -126,9 +142,9 @@ interface NewBlock {
   readonly sector: number;
 }
 
-/** Where blocks that are missing go; also moves the end of the image's data behind them. */
+/** Where blocks that are missing go. */
 function planBlocks(image: VhdImage, options: PreallocateOptions): NewBlock[] {
-  const { bitmapSectors, sectorsPerBlock, path } = image;
+  const { sectorsPerBlock, path } = image;
   const lastSector = image.sizeBytes / VHD_SECTOR_SIZE - 1;
   const { fromSector = 0, toSector = lastSector } = options;
   if (fromSector > toSector || toSector > lastSector) {
@@ -142,24 +158,9 @@ function planBlocks(image: VhdImage, options: PreallocateOptions): NewBlock[] {
   const lastBlock = Math.floor(toSector / sectorsPerBlock);
   for (let block = Math.floor(fromSector / sectorsPerBlock); block <= lastBlock; block++) {
     if (isAllocated(image, block)) continue;
-    const sector = nextBlockSector({ endSector, bitmapSectors });
-    endSector = sector + bitmapSectors + sectorsPerBlock;
-    if (endSector >= DD_BLK_UNUSED) {
-      throw new SystemError(Errno.EOVERFLOW, `Cannot fill ${path}: block ${block} is beyond 2 TiB`);
-    }
+    const sector = placeOfNewBlock(image, block, endSector);
+    endSector = blockEnd(image, sector);
     blocks.push({ block, sector });
   }
-  requireRoom(image, endSector);
-  image.endOfDataSector = endSector;
   return blocks;
-}
-
-/**
- * Takes the old footer out of the way, so that new blocks read as zeros; the backup counts until the
- * footer is written behind them.
- */
-function makeRoom({ file, endOfDataSector }: VhdImage, oldEndSector: number): void {
-  if (file.isBlockDevice || endOfDataSector === oldEndSector) return;
-  file.truncate(oldEndSector * VHD_SECTOR_SIZE);
-  file.truncate(endOfDataSector * VHD_SECTOR_SIZE);
 }

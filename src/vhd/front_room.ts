@@ -1,10 +1,10 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
-import { nextBlockSector } from "./format/layout.ts";
+import { blockEnd } from "./format/layout.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "./format/units.ts";
 import type { VhdImage } from "./image/image.ts";
-import { requireRoom, writeBatEntry } from "./write.ts";
+import { placeOfNewBlock, requireRoom } from "./image/allocation.ts";
+import { writeBatOf } from "./write.ts";
 
 interface Move {
   readonly block: number;
@@ -20,16 +20,13 @@ interface Move {
  * @throws {SystemError} ENOSPC, EFBIG, or what the file system says; the image is as it was then.
  */
 export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
-  const { file, path } = image;
+  const { file } = image;
   const start = sectorsOf(image.endOfHeadersBytes);
   const end = start + sectorsOf(lengthBytes);
   const oldBytes = file.sizeBytes();
   const isDevice = file.isBlockDevice;
   const behind = Math.max(end, image.endOfDataSector, isDevice ? 0 : sectorsOf(oldBytes));
   const { moves, endSector } = planMoves(image, { start, end, behind });
-  if (endSector >= DD_BLK_UNUSED) {
-    throw new SystemError(Errno.EFBIG, `Cannot make room for metadata in ${path}`);
-  }
   requireRoom(image, endSector);
   const footerSector = sectorsOf(oldBytes - HD_FOOTER_SIZE);
   try {
@@ -42,10 +39,9 @@ export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
     if (!isDevice && file.sizeBytes() > oldBytes) file.truncate(oldBytes);
     throw error;
   }
-  for (const { block, toSector } of moves) {
-    image.bat[block] = toSector;
-    writeBatEntry(image, block);
-  }
+  for (const { block, toSector } of moves) image.bat[block] = toSector;
+  // The sync above has made their copies durable.
+  writeBatOf(image, moves.map(({ block }) => block));
   file.sync();
   image.endOfHeadersBytes = end * VHD_SECTOR_SIZE;
   image.endOfDataSector = Math.max(image.endOfDataSector, endSector);
@@ -54,17 +50,17 @@ export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
 
 /** Which blocks lie between two sectors, and where behind the end of the file they go. */
 function planMoves(
-  { bat, bitmapSectors, sectorsPerBlock }: VhdImage,
+  image: VhdImage,
   { start, end, behind }: { start: number; end: number; behind: number },
 ): { moves: Move[]; endSector: number } {
-  const blockSectors = bitmapSectors + sectorsPerBlock;
+  const { bat } = image;
   const moves: Move[] = [];
   let endSector = behind;
   for (let block = 0; block < bat.length; block++) {
     const sector = bat[block];
-    if (sector === DD_BLK_UNUSED || sector >= end || sector + blockSectors <= start) continue;
-    const toSector = nextBlockSector({ endSector, bitmapSectors });
-    endSector = toSector + blockSectors;
+    if (sector === DD_BLK_UNUSED || sector >= end || blockEnd(image, sector) <= start) continue;
+    const toSector = placeOfNewBlock(image, block, endSector);
+    endSector = blockEnd(image, toSector);
     moves.push({ block, toSector });
   }
   return { moves, endSector };

@@ -28,7 +28,8 @@ import { planResize } from "./resize/resize_plan.ts";
 import { parentToWrite } from "./snapshot.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { paddedBytes, VHD_SECTOR_SIZE } from "./format/units.ts";
-import { writeBat, writeBatmap, writeFooters } from "./write.ts";
+import { writeBatmap } from "./image/batmap_writer.ts";
+import { writeBat, writeFooters } from "./write.ts";
 
 /** What becomes the parent. */
 export interface ReparentOptions {

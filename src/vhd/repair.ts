@@ -1,13 +1,15 @@
-import { DD_BLK_UNUSED } from "./format/bat.ts";
-import { allSet, clearBit, setBit, testBit } from "./format/bitmap.ts";
-import { isAllocated, readBitmap } from "./image/block.ts";
-import { updateFooters } from "./image/footer_writer.ts";
-import { HD_FOOTER_SIZE } from "./format/footer.ts";
-import { readFooterBytes } from "./image/footer_reader.ts";
-import { openVhd, type VhdImage } from "./image/image.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
+import { batmapBytes } from "./format/batmap.ts";
+import { allSet } from "./format/bitmap.ts";
+import { HD_FOOTER_SIZE } from "./format/footer.ts";
+import { batmapHeaderOffset, newBatmapHeader } from "./format/layout.ts";
 import { generateUuid, isNullUuid } from "./format/uuid.ts";
-import { writeBatmap, writeFooters } from "./write.ts";
+import { clearImpossible, noteFull, writeBatmap } from "./image/batmap_writer.ts";
+import { isAllocated, readBitmap } from "./image/block.ts";
+import { readFooterBytes } from "./image/footer_reader.ts";
+import { updateFooters } from "./image/footer_writer.ts";
+import { openVhd, type VhdImage } from "./image/image.ts";
+import { writeFooters } from "./write.ts";
 
 /** How an image is repaired. */
 export interface RepairOptions {
@@ -33,10 +35,12 @@ export function repairImage(path: string, options: RepairOptions = {}): string[]
       image.footer.uuid = generateUuid();
       mended.push("gave the image a UUID");
     }
-    if (image.batmap?.dirty) writeBatmap(image);
-    image.file.sync();
-    if (image.footerSource === "primary") updateFooters(image);
+    // The batmap may be given room behind the old footer: that moves first.
+    const grows = image.batmapFault !== null;
+    if (image.footerSource === "primary" && !grows) updateFooters(image);
     else writeFooters(image);
+    image.file.sync();
+    if (image.batmap?.dirty) writeBatmap(image);
     image.file.sync();
     return mended;
   } finally {
@@ -58,24 +62,32 @@ function describeFooters(image: VhdImage): string[] {
 }
 
 function repairBatmap(image: VhdImage): string[] {
-  const { batmap } = image;
-  if (batmap === null) return [];
-  if (image.batmapFault !== null) {
-    for (let block = 0; block < image.blocks && block < batmap.bits.length * 8; block++) {
-      if (!isAllocated(image, block)) continue;
-      if (allSet(readBitmap(image, block), image.sectorsPerBlock)) setBit(batmap.bits, block);
-    }
-    batmap.dirty = true;
-    return ["made the batmap anew from the blocks' bitmaps"];
+  if (image.batmapFault !== null) return remakeBatmap(image);
+  const cleared = clearImpossible(image);
+  return cleared === 0
+    ? []
+    : [`cleared ${cleared} bits of the batmap, of blocks that are not there`];
+}
+
+/** Makes the map anew, and where there is no usable header, that too: behind the BAT. */
+function remakeBatmap(image: VhdImage): string[] {
+  if (image.header === null) return [];
+  const old = image.batmap;
+  if (old === null || old.bits.length === 0) {
+    const fresh = newBatmapHeader(image.header);
+    const { marker, keyhash } = old?.header ?? fresh;
+    image.batmap = {
+      header: { ...fresh, marker, keyhash },
+      dirty: true,
+      bits: new Uint8Array(batmapBytes(image.sizeBytes)),
+      headerOffsetBytes: batmapHeaderOffset(image.header),
+      offsetBytes: Number(fresh.batmapOffset),
+    };
   }
-  let cleared = 0;
-  for (let block = 0; block < batmap.bits.length * 8; block++) {
-    if (!testBit(batmap.bits, block)) continue;
-    if (block < image.blocks && image.bat[block] !== DD_BLK_UNUSED) continue;
-    clearBit(batmap.bits, block);
-    cleared++;
+  for (let block = 0; block < image.blocks; block++) {
+    const full = isAllocated(image, block) &&
+      allSet(readBitmap(image, block), image.sectorsPerBlock);
+    noteFull(image, block, full);
   }
-  if (cleared === 0) return [];
-  batmap.dirty = true;
-  return [`cleared ${cleared} bits of the batmap, of blocks that are not there`];
+  return ["made the batmap anew from the blocks' bitmaps"];
 }

@@ -1,21 +1,35 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat, encodeBatSector } from "./format/bat.ts";
-import { batmapChecksum, encodeBatmapHeader } from "./format/batmap.ts";
-import { allSet, setBit, setBits } from "./format/bitmap.ts";
-import { bitmapOffset, dataOffset, isAllocated, isMarkedFull, readBitmap } from "./image/block.ts";
-import { writeZeros } from "./create.ts";
-import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
-import type { VhdImage } from "./image/image.ts";
-import { nextBlockSector } from "./format/layout.ts";
+import { batSectorOf, encodeBat, putBatSector } from "./format/bat.ts";
+import { allSet, setBits } from "./format/bitmap.ts";
+import { blockEnd } from "./format/layout.ts";
+import { PublishOrder } from "./format/publish_order.ts";
+import { encodeFooter } from "./format/footer.ts";
 import { VHD_SECTOR_SIZE } from "./format/units.ts";
+import { growTo, placeFooter, placeOfNewBlock, startGrowth } from "./image/allocation.ts";
+import { noteFull, writeBatmap } from "./image/batmap_writer.ts";
+import { bitmapOffset, dataOffset, isAllocated, readBitmap } from "./image/block.ts";
+import type { VhdImage } from "./image/image.ts";
+import { writeZeros } from "./create.ts";
+
+/** Blocks that are gathered before the BAT on disk is told of them. */
+const BLOCKS_AT_ONCE = 64;
+
+/** What is under way with an image that is being written to. */
+interface Growth {
+  readonly order: PublishOrder;
+  /** Blocks that are in the file and not in the BAT on disk, and their stamps. */
+  readonly unpublished: Map<number, number>;
+}
+
+const growths = new WeakMap<VhdImage, Growth>();
 
 /**
  * Writes to a virtual disk while no tapdisk has it.
  *
  * What must hold at every moment, so that a crash leaves an image that opens: a block's data and
- * bitmap are in the file before the BAT points at them, and a sector's data before the bit that says
- * so. A new block lies over the footer at the end of the file; until {@linkcode finishWriting} puts
- * it back behind the last block, the backup at the start counts.
+ * bitmap are on stable storage before the BAT on disk points at them (see {@linkcode PublishOrder}),
+ * and a sector's data is in the file before the bit that says so. The file always ends in a footer.
+ * New blocks are gathered; {@linkcode finishWriting} makes the BAT point at the last of them.
  *
  * @param from Whole sectors.
  * @param offsetBytes A multiple of 512.
@@ -50,8 +64,9 @@ export function writeRange(
   }
 }
 
-/** Puts the footers where they belong after {@linkcode writeRange} and syncs the file. */
+/** Puts the image in order after {@linkcode writeRange} and brings it to stable storage. */
 export function finishWriting(image: VhdImage): void {
+  publish(image);
   image.file.sync();
   if (image.batmap?.dirty) writeBatmap(image);
   writeFooters(image);
@@ -61,12 +76,8 @@ export function finishWriting(image: VhdImage): void {
 /** Writes both footers: behind the data, or at the end of a block device, and at the start. */
 export function writeFooters(image: VhdImage): void {
   const { file } = image;
-  const bytes = encodeFooter(image.footer);
-  if (image.type !== "fixed") file.writeAt(bytes, 0);
-  if (file.isBlockDevice) return file.writeAt(bytes, file.sizeBytes() - HD_FOOTER_SIZE);
-  const endBytes = image.endOfDataSector * VHD_SECTOR_SIZE;
-  file.writeAt(bytes, endBytes);
-  file.truncate(endBytes + HD_FOOTER_SIZE);
+  if (image.type !== "fixed") file.writeAt(encodeFooter(image.footer), 0);
+  placeFooter(image);
 }
 
 interface BlockPlace {
@@ -81,11 +92,12 @@ function writeInBlock(
 ): void {
   if (!isAllocated(image, block)) return writeNewBlock(image, from, { block, sector });
   image.file.writeAt(from, dataOffset(image, block) + sector * VHD_SECTOR_SIZE);
-  if (isMarkedFull(image, block)) return;
   const bitmap = readBitmap(image, block);
-  setBits(bitmap, sector, from.length / VHD_SECTOR_SIZE);
-  image.file.writeAt(bitmap, bitmapOffset(image, block));
-  if (allSet(bitmap, image.sectorsPerBlock)) markFull(image, block);
+  if (!allSet(bitmap, image.sectorsPerBlock)) {
+    setBits(bitmap, sector, from.length / VHD_SECTOR_SIZE);
+    image.file.writeAt(bitmap, bitmapOffset(image, block));
+  }
+  noteFull(image, block, allSet(bitmap, image.sectorsPerBlock));
 }
 
 function writeNewBlock(
@@ -94,84 +106,81 @@ function writeNewBlock(
   { block, sector }: BlockPlace,
 ): void {
   const { file, bitmapSectors, sectorsPerBlock } = image;
-  const endSector = image.endOfDataSector;
-  const place = nextBlockSector({ endSector, bitmapSectors });
-  if (place + bitmapSectors + sectorsPerBlock >= DD_BLK_UNUSED) {
-    throw new SystemError(Errno.EFBIG, `Cannot allocate block ${block} of ${image.path}`);
-  }
-  requireRoom(image, place + bitmapSectors + sectorsPerBlock);
-  clearSpace(image, endSector, place + bitmapSectors + sectorsPerBlock);
-  const dataSector = place + bitmapSectors + sector;
-  file.writeAt(from, dataSector * VHD_SECTOR_SIZE);
+  const growth = growthOf(image);
+  const place = placeOfNewBlock(image, block);
+  growTo(image, blockEnd(image, place));
+  const data = { sector, count: from.length / VHD_SECTOR_SIZE };
+  if (file.isBlockDevice) clearAround(image, place + bitmapSectors, data);
+  file.writeAt(from, (place + bitmapSectors + sector) * VHD_SECTOR_SIZE);
   const bitmap = new Uint8Array(bitmapSectors * VHD_SECTOR_SIZE);
-  setBits(bitmap, sector, from.length / VHD_SECTOR_SIZE);
+  setBits(bitmap, sector, data.count);
   file.writeAt(bitmap, place * VHD_SECTOR_SIZE);
   image.bat[block] = place;
-  image.endOfDataSector = place + bitmapSectors + sectorsPerBlock;
-  writeBatEntry(image, block);
-  if (allSet(bitmap, sectorsPerBlock)) markFull(image, block);
+  noteFull(image, block, allSet(bitmap, sectorsPerBlock));
+  growth.unpublished.set(block, growth.order.written());
+  if (growth.unpublished.size >= BLOCKS_AT_ONCE) publish(image);
 }
 
-/**
- * Makes sure that new blocks end in front of a block device's footer.
- *
- * @throws {SystemError} ENOSPC when they do not.
- */
-export function requireRoom({ file, path }: VhdImage, endSector: number): void {
-  const neededBytes = endSector * VHD_SECTOR_SIZE + HD_FOOTER_SIZE;
-  if (!file.isBlockDevice || neededBytes <= file.sizeBytes()) return;
-  throw new SystemError(
-    Errno.ENOSPC,
-    `Cannot allocate blocks of ${path}: the device must have ${neededBytes} bytes`,
+function growthOf(image: VhdImage): Growth {
+  const known = growths.get(image);
+  if (known !== undefined) return known;
+  startGrowth(image);
+  const growth = { order: new PublishOrder(), unpublished: new Map<number, number>() };
+  growths.set(image, growth);
+  return growth;
+}
+
+/** Makes the rest of a new block zero, where a device may hold anything. */
+function clearAround(
+  { file, sectorsPerBlock }: VhdImage,
+  dataSector: number,
+  { sector, count }: { sector: number; count: number },
+): void {
+  const end = sector + count;
+  writeZeros(file, dataSector * VHD_SECTOR_SIZE, sector * VHD_SECTOR_SIZE);
+  writeZeros(
+    file,
+    (dataSector + end) * VHD_SECTOR_SIZE,
+    (sectorsPerBlock - end) * VHD_SECTOR_SIZE,
   );
 }
 
-/** Makes the file's sectors zero from one to another, where the old footer or old data may be. */
-function clearSpace({ file }: VhdImage, fromSector: number, toSector: number): void {
-  const [fromBytes, toBytes] = [fromSector * VHD_SECTOR_SIZE, toSector * VHD_SECTOR_SIZE];
-  if (file.isBlockDevice) return writeZeros(file, fromBytes, toBytes - fromBytes);
-  file.truncate(fromBytes);
-  file.truncate(toBytes);
+/** Makes the BAT on disk point at the blocks that were added. */
+function publish(image: VhdImage): void {
+  const growth = growths.get(image);
+  if (growth === undefined || growth.unpublished.size === 0) return;
+  const { order, unpublished } = growth;
+  syncBlocks(image, order);
+  for (const stamp of unpublished.values()) order.requireDurable(stamp);
+  writeBatOf(image, unpublished.keys());
+  unpublished.clear();
+}
+
+/** Brings new blocks to stable storage, as the BAT may name them only then. */
+export function syncBlocks(image: VhdImage, order: PublishOrder): void {
+  let succeeded = false;
+  order.syncStarts();
+  try {
+    image.file.sync();
+    succeeded = true;
+  } finally {
+    order.syncEnded(succeeded);
+  }
 }
 
 /** Writes the sectors of the BAT that hold the entries of the disk's blocks. */
-export function writeBat({ bat, batOffsetBytes, file, header }: VhdImage): void {
-  const entries = Math.ceil(bat.length / BAT_ENTRIES_PER_SECTOR) * BAT_ENTRIES_PER_SECTOR;
-  const declared = header?.maxBatEntries ?? 0;
-  file.writeAt(encodeBat(bat, Math.min(entries, declared)), batOffsetBytes);
+export function writeBat(image: VhdImage): void {
+  image.file.writeAt(encodeBat(image), image.batOffsetBytes);
 }
 
-/** Writes the sector of the BAT that an entry is in. */
-export function writeBatEntry(image: VhdImage, block: number): void {
-  const first = block - block % BAT_ENTRIES_PER_SECTOR;
-  image.file.writeAt(encodeBatSector(image.bat, first), image.batOffsetBytes + first * 4);
-}
-
-/** Notes in the batmap, in memory, that all of a block's sectors are here. */
-export function markFull(image: VhdImage, block: number): void {
-  const { batmap } = image;
-  if (batmap === null || block >= batmap.bits.length * 8) return;
-  setBit(batmap.bits, block);
-  batmap.dirty = true;
-}
-
-/**
- * Writes the map and its header with the new checksum: in one piece where they lie together, as in
- * all images that we make, so that a crash is unlikely to come between them.
- */
-export function writeBatmap({ batmap, file }: VhdImage): void {
-  if (batmap === null) return;
-  const { header, bits, headerOffsetBytes, offsetBytes } = batmap;
-  header.checksum = batmapChecksum(bits, header.batmapVersion);
-  const headerBytes = encodeBatmapHeader(header);
-  if (headerOffsetBytes + headerBytes.length === offsetBytes) {
-    const both = new Uint8Array(headerBytes.length + bits.length);
-    both.set(headerBytes);
-    both.set(bits, headerBytes.length);
-    file.writeAt(both, headerOffsetBytes);
-  } else {
-    file.writeAt(bits, offsetBytes);
-    file.writeAt(headerBytes, headerOffsetBytes);
+/** Writes those sectors of the BAT that have the entries of these blocks. */
+export function writeBatOf(image: VhdImage, blocks: Iterable<number>): void {
+  const sectors = new Set<number>();
+  for (const block of blocks) sectors.add(batSectorOf(block));
+  const bytes = new Uint8Array(VHD_SECTOR_SIZE);
+  const view = new DataView(bytes.buffer);
+  for (const sector of sectors) {
+    putBatSector(image, sector, view, 0);
+    image.file.writeAt(bytes, image.batOffsetBytes + sector * VHD_SECTOR_SIZE);
   }
-  batmap.dirty = false;
 }

@@ -14,7 +14,7 @@ function makeLargest(path: string): void {
   const first = Math.ceil(image.endOfHeadersBytes / 4096) * 8 + 7;
   const { bat } = image;
   for (let i = 0; i < bat.length; i++) bat[(i * 7919) % bat.length] = first + i * 4104;
-  image.file.writeAt(encodeBat(bat), image.batOffsetBytes);
+  image.file.writeAt(encodeBat(image), image.batOffsetBytes);
   image.endOfDataSector = endOfDataSector(image);
   image.file.truncate(image.endOfDataSector * VHD_SECTOR_SIZE);
   writeFooters(image);

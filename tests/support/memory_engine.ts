@@ -6,6 +6,7 @@
  * @module
  */
 
+import { SystemError } from "../../ffi/errno.ts";
 import { memoryAt } from "../../ffi/libc.ts";
 import { memoryAddress } from "../../ffi/memory.ts";
 import type { EngineMaker, OfflineEngine } from "../../src/bulk/engine.ts";
@@ -85,9 +86,19 @@ class MemoryDisk implements DiskFiles, DiskBackend {
     for (let i = 0; i < count; i++) {
       const at = this.#random.below(this.#underWay.length);
       const [operation] = this.#underWay.splice(at, 1);
-      sink.completed(operation.io, this.#carryOut(operation));
+      sink.completed(operation.io, this.#resultOf(operation));
     }
     return count;
+  }
+
+  /** Errors of the system are results; anything else that is thrown stops the work. */
+  #resultOf(operation: Operation): number {
+    try {
+      return this.#carryOut(operation);
+    } catch (error) {
+      if (error instanceof SystemError) return -error.errno;
+      throw error;
+    }
   }
 
   #carryOut(operation: Operation): number {

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { Errno, SystemError } from "../../ffi/errno.ts";
 import { coalesce, type CoalesceOptions } from "../../src/bulk/coalesce.ts";
 import { copyImage } from "../../src/bulk/copy.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed, writeFixed } from "../../src/vhd/create.ts";
+import { fillImage, preallocate } from "../../src/vhd/fill.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { MemoryStorage } from "../../src/testing/memory_storage.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
@@ -282,25 +282,71 @@ Deno.test("a copy has a disk of the same size, also where that is no whole numbe
   }
 });
 
-Deno.test("a full disk ends the work; what was written stays, and the footers are in place", async () => {
-  const storage = makeChain({ raw: false });
-  const wanted = contentOf(storage, "/c.vhd");
-  let left = 2;
-  storage.beforeOperation = (operation) => {
-    if (operation === "truncate" && left > 0 && --left === 0) {
-      throw new SystemError(Errno.ENOSPC, "Cannot set the length");
+/** Runs work with ever more room, from none at all until it succeeds; calls back after each try. */
+async function withEverMoreRoom(
+  storage: MemoryStorage,
+  work: () => Promise<unknown>,
+  check: (pages: number) => void,
+): Promise<number> {
+  const { room } = storage;
+  let failed = 0;
+  for (let pages = 0;; pages += 1 + (pages >> 3)) {
+    const before = storage.snapshot();
+    room.most = room.used + pages;
+    try {
+      await work();
+      return failed;
+    } catch (error) {
+      assert.match(String(error), /ENOSPC/);
+      failed++;
+    } finally {
+      room.most = Infinity;
     }
-  };
-  const options = { ancestor: "/a.vhd", engine: memoryEngine(storage) };
-  await assert.rejects(coalesce("/c.vhd", options), /ENOSPC/);
-  const a = openVhd("/a.vhd", { storage });
-  assert.equal(a.footerSource, "primary");
-  assert.equal(checkImage("/a.vhd", { storage, checkData: true }).valid, true);
-  assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wanted));
-  left = 3;
-  await assert.rejects(copyImage("/c.vhd", "/copy.vhd", options), /ENOSPC/);
-  assert.deepEqual(storage.paths().filter((path) => path.startsWith("/copy.vhd")), []);
-  storage.beforeOperation = null;
-  await coalesce("/c.vhd", options);
-  assert.ok(sameBytes(contentOf(storage, "/a.vhd"), wanted));
+    check(pages);
+    storage.restore(before);
+  }
+}
+
+for (const ancestor of ["/a.vhd", "/b.vhd"]) {
+  Deno.test(`a full disk ends a coalesce into ${ancestor}; the image is valid all the same`, async () => {
+    const storage = makeChain({ raw: false });
+    const wanted = contentOf(storage, "/c.vhd");
+    const options = { ancestor, engine: memoryEngine(storage) };
+    const failed = await withEverMoreRoom(storage, () => coalesce("/c.vhd", options), (pages) => {
+      const { valid, findings } = checkImage(ancestor, { storage });
+      assert.ok(valid, `${pages} pages: ${JSON.stringify(findings)}`);
+      assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wanted), `${pages} pages`);
+    });
+    assert.ok(failed > 10, `${failed} tries failed`);
+    assert.ok(sameBytes(contentOf(storage, ancestor), wanted));
+    assert.deepEqual(checkImage(ancestor, { storage, checkData: true }).findings, []);
+  });
+}
+
+Deno.test("a full disk ends a copy, which leaves nothing", async () => {
+  const storage = makeChain({ raw: false });
+  const options = { engine: memoryEngine(storage) };
+  const { used } = storage.room;
+  await withEverMoreRoom(storage, () => copyImage("/c.vhd", "/copy.vhd", options), () => {
+    assert.deepEqual(storage.paths().filter((path) => path.startsWith("/copy.vhd")), []);
+    assert.equal(storage.room.used, used);
+  });
+});
+
+Deno.test("a full disk ends a fill; the image is valid, reads the same, and is filled later", async () => {
+  for (const fill of [fillImage, preallocate]) {
+    for (const path of ["/a.vhd", "/c.vhd"]) {
+      const storage = makeChain({ raw: false });
+      const wanted = contentOf(storage, path);
+      const work = (): Promise<void> => Promise.resolve(fill(path, { storage }));
+      const failed = await withEverMoreRoom(storage, async () => await work(), (pages) => {
+        const { valid, findings } = checkImage(path, { storage });
+        assert.ok(valid, `${pages} pages: ${JSON.stringify(findings)}`);
+        assert.ok(sameBytes(contentOf(storage, path), wanted), `${pages} pages`);
+      });
+      assert.ok(failed > 0, path);
+      assert.ok(sameBytes(contentOf(storage, path), wanted), path);
+      assert.deepEqual(checkImage(path, { storage, checkData: true }).findings, []);
+    }
+  }
 });

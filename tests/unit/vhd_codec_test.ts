@@ -18,7 +18,13 @@ import {
 } from "../../src/vhd/format/footer.ts";
 import { geometryOfSize, packGeometry, unpackGeometry } from "../../src/vhd/format/geometry.ts";
 import { decodeHeader, emptyHeader, encodeHeader } from "../../src/vhd/format/header.ts";
-import { bitmapSectors, endOfDataSector, nextBlockSector } from "../../src/vhd/format/layout.ts";
+import {
+  bitmapSectors,
+  blockEnd,
+  blocksThatFit,
+  endOfDataSector,
+  nextBlockSector,
+} from "../../src/vhd/format/layout.ts";
 import {
   decodeLocation,
   decodeParentName,
@@ -123,12 +129,15 @@ Deno.test("UUIDs are random, of version 4, and print in groups", () => {
   assert.notDeepEqual(generateUuid(), uuid);
 });
 
-Deno.test("a BAT is whole sectors, big-endian, zero behind its end", () => {
-  const bytes = encodeBat(new Uint32Array([7, 0xffffffff]));
+Deno.test("a BAT is whole sectors, big-endian, behind its end what was there or zeros", () => {
+  const batPadding = new Uint32Array(0);
+  const bytes = encodeBat({ bat: new Uint32Array([7, 0xffffffff]), batPadding });
   assert.equal(bytes.length, 512);
   assert.deepEqual([...bytes.subarray(0, 9)], [0, 0, 0, 7, 255, 255, 255, 255, 0]);
   assert.deepEqual(decodeBat(bytes, 2), new Uint32Array([7, 0xffffffff]));
-  assert.equal(encodeBat(new Uint32Array(129)).length, 1024);
+  assert.equal(encodeBat({ bat: new Uint32Array(129), batPadding }).length, 1024);
+  const padded = encodeBat({ bat: new Uint32Array([1]), batPadding: new Uint32Array([2, 3]) });
+  assert.deepEqual(decodeBat(padded, 4), new Uint32Array([1, 2, 3, 0]));
 });
 
 Deno.test("bitmap functions agree with an array of booleans", () => {
@@ -207,14 +216,33 @@ Deno.test("relative paths lead from the child's folder to the parent", () => {
 });
 
 Deno.test("new blocks leave a gap so that their data starts on 4 KiB", () => {
-  assert.equal(nextBlockSector({ endSector: 6, bitmapSectors: 1 }), 7);
-  assert.equal(nextBlockSector({ endSector: 7, bitmapSectors: 1 }), 7);
-  assert.equal(nextBlockSector({ endSector: 8, bitmapSectors: 1 }), 15);
-  assert.equal(nextBlockSector({ endSector: 4, bitmapSectors: 4 }), 4);
+  const shape = { bitmapSectors: 1, sectorsPerBlock: 4096 };
+  assert.equal(nextBlockSector(shape, 6), 7);
+  assert.equal(nextBlockSector(shape, 7), 7);
+  assert.equal(nextBlockSector(shape, 8), 15);
+  assert.equal(nextBlockSector({ ...shape, bitmapSectors: 4 }, 4), 4);
   fc.assert(fc.property(fc.nat(1 << 30), fc.integer({ min: 1, max: 32 }), (endSector, sectors) => {
-    const sector = nextBlockSector({ endSector, bitmapSectors: sectors });
+    const sector = nextBlockSector({ ...shape, bitmapSectors: sectors }, endSector);
     assert.ok(sector >= endSector && sector < endSector + 8);
     assert.equal((sector + sectors) % 8, 0);
+  }));
+});
+
+Deno.test("no block is placed where a BAT entry cannot point, and the count of those left agrees", () => {
+  const bitmaps = fc.integer({ min: 1, max: 32 });
+  const blocks = fc.integer({ min: 3, max: 17 });
+  const ends = fc.integer({ min: 2 ** 32 - 600_000, max: 2 ** 32 + 20 });
+  fc.assert(fc.property(bitmaps, blocks, ends, (bitmapSectors, log, from) => {
+    const shape = { bitmapSectors, sectorsPerBlock: 2 ** log };
+    let count = 0;
+    for (let end = from;;) {
+      const sector = nextBlockSector(shape, end);
+      if (sector < 0) break;
+      end = blockEnd(shape, sector);
+      assert.ok(end < 0xffff_ffff);
+      count++;
+    }
+    assert.equal(blocksThatFit(shape, from), count);
   }));
 });
 

@@ -1,11 +1,12 @@
 import { Arena } from "../../../ffi/memory.ts";
 import type { DiskQueue, IoOwner } from "../../queue/disk_queue.ts";
+import { BAT_ENTRIES_PER_SECTOR, batSectorOf, putBatSector } from "../../vhd/format/bat.ts";
 import { encodeFooter } from "../../vhd/format/footer.ts";
+import { PublishOrder } from "../../vhd/format/publish_order.ts";
 import { SECTOR_BYTES } from "../driver.ts";
 import type { BitmapCache } from "./bitmap_cache.ts";
 import type { VhdFile } from "./vhd_file.ts";
 
-const BAT_ENTRIES_PER_SECTOR = SECTOR_BYTES / 4;
 const MOST_BAT_SECTORS = 8;
 const MOST_BLOCKS = 64;
 const FOOTER_TOKEN = -1;
@@ -34,6 +35,9 @@ export class Publisher {
   readonly #arena = new Arena((MOST_BAT_SECTORS + 1) * SECTOR_BYTES);
   /** Entries of the cache whose blocks are being published. */
   readonly #batch = new Int32Array(MOST_BLOCKS);
+  /** Their stamps: the sync that each needs before the BAT may name it. */
+  readonly #stamps = new Int32Array(MOST_BLOCKS);
+  readonly #order = new PublishOrder();
   #batchSize = 0;
   /** BAT sectors being written, by their number in the BAT. */
   readonly #batSectors = new Int32Array(MOST_BAT_SECTORS);
@@ -65,15 +69,19 @@ export class Publisher {
     return this.#footerSector >= location && this.#footerSector < end;
   }
 
-  /** Adds an entry to the next publication; false when that is full. */
+  /**
+   * Adds an entry, whose data and bitmap have been written, to the next publication; false when that
+   * is full.
+   */
   add(entry: number): boolean {
     if (this.#batchSize === MOST_BLOCKS || !this.#fits(entry)) return false;
+    this.#stamps[this.#batchSize] = this.#order.written();
     this.#batch[this.#batchSize++] = entry;
     return true;
   }
 
   #batSectorOf(entry: number): number {
-    return Math.floor(this.#cache.block[entry] / BAT_ENTRIES_PER_SECTOR);
+    return batSectorOf(this.#cache.block[entry]);
   }
 
   #fits(entry: number): boolean {
@@ -91,10 +99,12 @@ export class Publisher {
   start(): void {
     if (this.#batchSize === 0) return;
     this.#busy = true;
+    this.#order.syncStarts();
     this.#queue.sync(this.#file.disk.file, this.#syncOwner, 0);
   }
 
   #synced(errno: number): void {
+    this.#order.syncEnded(errno === 0);
     if (errno !== 0) {
       for (let i = 0; i < this.#batchSize; i++) this.#owner.published(this.#batch[i], errno);
       return this.#finish();
@@ -105,6 +115,7 @@ export class Publisher {
       let at = 0;
       while (at < sectors && this.#batSectors[at] !== sector) at++;
       if (at === sectors) this.#fillBatSector(sectors++, sector);
+      this.#order.requireDurable(this.#stamps[i]);
       this.#putEntry(at, this.#batch[i]);
     }
     this.#writesLeft = sectors + (this.#file.grown ? 1 : 0);
@@ -117,11 +128,7 @@ export class Publisher {
 
   #fillBatSector(at: number, sector: number): void {
     this.#batSectors[at] = sector;
-    const first = sector * BAT_ENTRIES_PER_SECTOR;
-    for (let i = 0; i < BAT_ENTRIES_PER_SECTOR; i++) {
-      const entry = first + i < this.#file.bat.length ? this.#file.bat[first + i] : 0xffff_ffff;
-      this.#arena.view.setUint32(at * SECTOR_BYTES + 4 * i, entry, false);
-    }
+    putBatSector(this.#file.image, sector, this.#arena.view, at * SECTOR_BYTES);
   }
 
   #putEntry(at: number, entry: number): void {

@@ -83,6 +83,16 @@ export class VhdDisk implements ImageDriver {
     if (file.disk.cachedBecause !== null) {
       context.log(`${spec.path} goes through the page cache: ${file.disk.cachedBecause}`);
     }
+    this.#warnOfLimit(spec);
+  }
+
+  #warnOfLimit(spec: ImageSpec): void {
+    const without = spec.readOnly ? 0 : this.#file.blocksWithoutRoom;
+    if (without === 0) return;
+    this.#context.log(
+      `${spec.path} cannot be written in full: its file is near the 2 TiB that its block table can ` +
+        `point into, and ${without} blocks will find no room (EFBIG); copy it to another image`,
+    );
   }
 
   get file(): number {
@@ -253,6 +263,7 @@ export class VhdDisk implements ImageDriver {
     else {
       cache.settle(entry);
       if (cache.isFull(entry, this.#sectorsPerBlock)) this.#file.noteFull(cache.block[entry]);
+      else this.#file.notePartial(cache.block[entry]);
       // The pieces may start other loads; this entry must outlast them.
       cache.pin(entry);
     }
@@ -359,7 +370,7 @@ export class VhdDisk implements ImageDriver {
     const entry = this.#cache.claim(block, NONE);
     if (entry === NONE) return NONE;
     try {
-      this.#cache.location[entry] = this.#file.growByBlock();
+      this.#cache.location[entry] = this.#file.growByBlock(block);
     } catch (error) {
       this.#cache.drop(entry);
       return NONE - errnoOf(error);

@@ -38,7 +38,14 @@ export const vhdDriver: DriverType = {
       }
       const parent = parentSpec(image, spec);
       cipher = cipherFor(image, spec);
-      return new VhdDisk({ spec, context, sink, file: new VhdFile(image, file), parent, cipher });
+      return new VhdDisk({
+        spec,
+        context,
+        sink,
+        file: new VhdFile(image, file, spec),
+        parent,
+        cipher,
+      });
     } catch (error) {
       cipher?.close();
       image?.close();

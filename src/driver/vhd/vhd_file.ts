@@ -1,11 +1,16 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { assert } from "../../../ffi/assert.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
 import { setBit, testBit } from "../../vhd/format/bitmap.ts";
-import { batmapChecksum, encodeBatmapHeader } from "../../vhd/format/batmap.ts";
-import { encodeFooter } from "../../vhd/format/footer.ts";
+import { blockEnd } from "../../vhd/format/layout.ts";
+import {
+  blocksWithoutRoom,
+  placeFooter,
+  placeOfNewBlock,
+  requireHoldable,
+} from "../../vhd/image/allocation.ts";
+import { clearImpossible, noteFull, writeBatmap } from "../../vhd/image/batmap_writer.ts";
 import type { VhdImage } from "../../vhd/image/image.ts";
-import { endOfDataSector, nextBlockSector } from "../../vhd/format/layout.ts";
 import { SECTOR_BYTES } from "../driver.ts";
 
 /**
@@ -19,49 +24,60 @@ export class VhdFile {
   readonly image: VhdImage;
   readonly disk: DiskFile;
   readonly bat: Uint32Array;
-  /** Blocks known to be full, one bit each: the batmap, and what was learnt since. */
-  readonly full: Uint8Array<ArrayBuffer>;
+  /**
+   * Blocks whose bitmap is full, as this process has seen it, one bit each. The image's batmap is
+   * not believed: where it is wrong, data of a parent would be hidden.
+   */
+  readonly #full: Uint8Array<ArrayBuffer>;
   readonly sectorsPerBlock: number;
   readonly bitmapSectors: number;
-  /** The first sector behind all blocks, those that are not published included. */
-  #endSector: number;
   #sizeBytes: number;
-  #fullChanged = false;
   #grown = false;
   /** Whether any block was added since the image was opened. */
   #allocated = false;
 
-  constructor(image: VhdImage, disk: DiskFile) {
+  /** Throws `SystemError` EFBIG for an image that is open for writing and cannot hold its disk. */
+  constructor(image: VhdImage, disk: DiskFile, { readOnly }: { readOnly: boolean }) {
+    if (!readOnly) requireHoldable(image);
     this.image = image;
     this.disk = disk;
     this.bat = image.bat;
-    this.full = new Uint8Array(Math.ceil(image.bat.length / 8));
-    if (image.batmap !== null) {
-      this.full.set(image.batmap.bits.subarray(0, this.full.length));
-    }
+    this.#full = new Uint8Array(Math.ceil(image.bat.length / 8));
     this.sectorsPerBlock = image.sectorsPerBlock;
     this.bitmapSectors = image.bitmapSectors;
     this.#sizeBytes = disk.sizeBytes();
-    this.#endSector = endOfDataSector(image);
+    // A bit of a block that is not there would be a lie as soon as the block is.
+    if (!readOnly && clearImpossible(image) > 0) writeBatmap(image);
+  }
+
+  /** How many blocks of the disk will find no room in the file, whatever becomes of it. */
+  get blocksWithoutRoom(): number {
+    return blocksWithoutRoom(this.image);
   }
 
   /** Whether all of an allocated block's sectors hold data. */
   isFull(block: number): boolean {
-    return testBit(this.full, block);
+    return testBit(this.#full, block);
   }
 
-  /** A block's bitmap has become full. */
+  /** A block's bitmap is on disk and full. */
   noteFull(block: number): void {
     if (this.isFull(block)) return;
-    setBit(this.full, block);
-    this.#fullChanged = true;
+    setBit(this.#full, block);
+    noteFull(this.image, block, true);
+  }
+
+  /** A block's bitmap is not full, whatever the batmap says. */
+  notePartial(block: number): void {
+    assert(!this.isFull(block), "A full block of a VHD has become partial");
+    noteFull(this.image, block, false);
   }
 
   /** Byte offset at which the footer belongs just now. */
   get footerOffsetBytes(): number {
     // A footer of 511 bytes begins on a sector too: the one that takes its place is a byte longer.
     const lastSector = Math.ceil(this.#sizeBytes / SECTOR_BYTES) - 1;
-    return Math.max(this.#endSector, lastSector) * SECTOR_BYTES;
+    return Math.max(this.image.endOfDataSector, lastSector) * SECTOR_BYTES;
   }
 
   /** Whether the file has grown since the footer was last written at its end. */
@@ -83,21 +99,18 @@ export class VhdFile {
    * Finds room for a new block at the end of the file and makes the file as long as that takes.
    * Returns the sector at which the block begins.
    *
-   * @throws {SystemError} ENOSPC on a full block device, or whatever the file says.
+   * @throws {SystemError} EFBIG, ENOSPC, or whatever the file says: nothing has changed then.
    */
-  growByBlock(): number {
-    const { bitmapSectors, sectorsPerBlock } = this;
-    const sector = nextBlockSector({ endSector: this.#endSector, bitmapSectors });
-    const end = sector + bitmapSectors + sectorsPerBlock;
-    const neededBytes = (end + 1) * SECTOR_BYTES;
+  growByBlock(block: number): number {
+    const sector = placeOfNewBlock(this.image, block);
+    const endSector = blockEnd(this.image, sector);
+    const neededBytes = (endSector + 1) * SECTOR_BYTES;
     if (neededBytes > this.#sizeBytes) {
-      if (this.disk.isBlockDevice) {
-        throw new SystemError(Errno.ENOSPC, `Cannot add a block to ${this.image.path}`);
-      }
       this.disk.truncate(neededBytes);
       this.#sizeBytes = neededBytes;
     }
-    this.#endSector = end;
+    this.image.endOfDataSector = endSector;
+    this.notePartial(block);
     this.#grown = true;
     this.#allocated = true;
     return sector;
@@ -108,37 +121,16 @@ export class VhdFile {
    * not taken in the end. Then closes it. Throws `SystemError`.
    */
   finish(): void {
-    const { file } = this.image;
+    const { file, batmap } = this.image;
     try {
-      if (this.#fullChanged) this.#writeBatmap();
-      this.#writeEnd();
+      // The batmap speaks of bitmaps: those first.
+      file.sync();
+      if (this.#allocated || this.image.footerSource !== "primary") placeFooter(this.image);
+      if (batmap?.dirty) writeBatmap(this.image);
       file.sync();
     } finally {
       this.image.close();
       this.disk.close();
-    }
-  }
-
-  #writeBatmap(): void {
-    const { batmap, file } = this.image;
-    if (batmap === null) return;
-    batmap.bits.set(this.full.subarray(0, batmap.bits.length));
-    const checksum = batmapChecksum(batmap.bits, batmap.header.batmapVersion);
-    file.writeAt(batmap.bits, batmap.offsetBytes);
-    file.writeAt(encodeBatmapHeader({ ...batmap.header, checksum }), batmap.headerOffsetBytes);
-  }
-
-  #writeEnd(): void {
-    const { file, footer } = this.image;
-    if (this.#allocated) {
-      this.#endSector = endOfDataSector(this.image);
-      if (!this.disk.isBlockDevice) {
-        this.#sizeBytes = (this.#endSector + 1) * SECTOR_BYTES;
-        file.truncate(this.#sizeBytes);
-      }
-      file.writeAt(encodeFooter(footer), this.footerOffsetBytes);
-    } else if (this.image.footerSource !== "primary") {
-      file.writeAt(encodeFooter(footer), this.footerOffsetBytes);
     }
   }
 

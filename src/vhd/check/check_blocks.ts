@@ -57,7 +57,10 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
   const { batmap, batmapFault } = image;
   if (batmapFault !== null) {
     const { field, offsetBytes, value, problem } = batmapFault.fault;
-    findings.error(`batmap is invalid: ${value} ${problem}`, field, offsetBytes);
+    // Without a header, nothing contradicts anything: there is just no map.
+    if (batmap === null) {
+      findings.warning("there is no batmap; repair makes one", field, offsetBytes);
+    } else findings.error(`batmap is invalid: ${value} ${problem}`, field, offsetBytes);
   }
   if (batmap === null) return;
   if (batmap.header.batmapSectors * VHD_SECTOR_SIZE * 8 < (image.header?.maxBatEntries ?? 0)) {

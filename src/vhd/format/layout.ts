@@ -1,9 +1,14 @@
 import { batBytes, DD_BLK_UNUSED } from "./bat.ts";
-import { BATMAP_HEADER_SIZE, type BatmapHeader } from "./batmap.ts";
-import type { Footer } from "./footer.ts";
+import {
+  BATMAP_HEADER_SIZE,
+  type BatmapHeader,
+  VHD_BATMAP_COOKIE,
+  VHD_BATMAP_CURRENT_VERSION,
+} from "./batmap.ts";
+import { type Footer, HD_FOOTER_SIZE } from "./footer.ts";
 import { DD_HEADER_SIZE, type DynamicHeader } from "./header.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
-import { sectorsOf, VHD_SECTOR_SIZE } from "./units.ts";
+import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "./units.ts";
 
 /** Data of a block starts on a multiple of this many sectors: 4 KiB, a page. */
 export const DATA_ALIGNMENT_SECTORS = 8;
@@ -28,43 +33,157 @@ export function batmapHeaderOffset(header: DynamicHeader): number {
   return Number(header.tableOffset) + batBytes(header.maxBatEntries);
 }
 
-/**
- * The sector at which the next block that is allocated begins, with its bitmap. There is as much of
- * a gap before it as it takes for its data to start on a 4 KiB boundary, whatever the alignment of
- * the blocks before.
- *
- * @param endSector The first sector behind all metadata and blocks; see {@linkcode endOfData}.
- */
-export function nextBlockSector(
-  { endSector, bitmapSectors }: { endSector: number; bitmapSectors: number },
-): number {
-  const dataSector = endSector + bitmapSectors;
-  const past = dataSector % DATA_ALIGNMENT_SECTORS;
-  return endSector + (past === 0 ? 0 : DATA_ALIGNMENT_SECTORS - past);
+/** The header of an empty batmap in the place where we put it: behind the BAT, the map behind it. */
+export function newBatmapHeader(header: DynamicHeader): BatmapHeader {
+  const mapBytes = paddedBytes(Math.ceil(header.maxBatEntries / 8));
+  return {
+    cookie: VHD_BATMAP_COOKIE,
+    batmapOffset: BigInt(batmapHeaderOffset(header) + BATMAP_HEADER_SIZE),
+    batmapSectors: mapBytes / VHD_SECTOR_SIZE,
+    batmapVersion: VHD_BATMAP_CURRENT_VERSION,
+    checksum: 0,
+    marker: 0,
+    keyhash: { cookie: 0, nonce: new Uint8Array(32), hash: new Uint8Array(32) },
+  };
+}
+
+/** The shape of a block in the file: its bitmap, then its data. */
+export interface BlockShape {
+  readonly bitmapSectors: number;
+  readonly sectorsPerBlock: number;
+}
+
+/** The first sector behind a block that begins at `sector`. */
+export function blockEnd({ bitmapSectors, sectorsPerBlock }: BlockShape, sector: number): number {
+  return sector + bitmapSectors + sectorsPerBlock;
 }
 
 /**
- * The first byte behind all metadata at the front of a dynamic or differencing image: backup footer,
- * header, BAT, batmap and parent locators.
+ * The sector at which the next block that is allocated begins, with its bitmap. There is as much of
+ * a gap before it as it takes for its data to start on a 4 KiB boundary, whatever the alignment of
+ * the blocks before. -1 when the block would end where a BAT entry cannot point to any more.
+ *
+ * This is the only place that decides where a new block goes, for all writers.
+ *
+ * @param endSector The first sector behind all metadata and blocks; see {@linkcode endOfDataSector}.
  */
-export function endOfHeaders(
-  { footer, header, batmap }: {
-    footer: Footer;
-    header: DynamicHeader;
-    batmap: BatmapHeader | null;
-  },
-): number {
-  let end = Number(footer.dataOffset) + DD_HEADER_SIZE;
-  end = Math.max(end, batmapHeaderOffset(header));
+export function nextBlockSector(shape: BlockShape, endSector: number): number {
+  const past = (endSector + shape.bitmapSectors) % DATA_ALIGNMENT_SECTORS;
+  const sector = endSector + (past === 0 ? 0 : DATA_ALIGNMENT_SECTORS - past);
+  return blockEnd(shape, sector) < DD_BLK_UNUSED ? sector : -1;
+}
+
+/** How many blocks can be added behind `endSector` before sector numbers end. */
+export function blocksThatFit(shape: BlockShape, endSector: number): number {
+  const first = nextBlockSector(shape, endSector);
+  if (first < 0) return 0;
+  const length = shape.bitmapSectors + shape.sectorsPerBlock;
+  const stride = Math.ceil(length / DATA_ALIGNMENT_SECTORS) * DATA_ALIGNMENT_SECTORS;
+  return 1 + Math.floor((DD_BLK_UNUSED - 1 - first - length) / stride);
+}
+
+/** Sectors of the file that a piece of metadata takes up. */
+export interface Region {
+  readonly name: "backup footer" | "header" | "BAT" | "batmap" | "parent locator";
+  readonly startSector: number;
+  /** The first sector behind it. */
+  readonly endSector: number;
+  /** Whether the image means nothing without it; what is not essential may be missing or wrong. */
+  readonly essential: boolean;
+}
+
+function region(name: Region["name"], startBytes: number, lengthBytes: number): Region {
+  return {
+    name,
+    startSector: Math.floor(startBytes / VHD_SECTOR_SIZE),
+    endSector: sectorsOf(startBytes + lengthBytes),
+    essential: name !== "batmap" && name !== "parent locator",
+  };
+}
+
+/** What a dynamic or differencing image has besides blocks and the footer at its end. */
+export interface Metadata {
+  readonly footer: Footer;
+  readonly header: DynamicHeader;
+  readonly batmap: BatmapHeader | null;
+}
+
+/**
+ * Where all metadata lies, in whole sectors. The format lets each piece be anywhere in the file,
+ * behind the blocks too.
+ */
+export function metadataRegions({ footer, header, batmap }: Metadata): Region[] {
+  const regions = [
+    region("backup footer", 0, HD_FOOTER_SIZE),
+    region("header", Number(footer.dataOffset), DD_HEADER_SIZE),
+    region("BAT", Number(header.tableOffset), batBytes(header.maxBatEntries)),
+  ];
   if (batmap !== null) {
-    end = Math.max(end, batmapHeaderOffset(header) + BATMAP_HEADER_SIZE);
-    end = Math.max(end, Number(batmap.batmapOffset) + batmap.batmapSectors * VHD_SECTOR_SIZE);
+    regions.push(
+      region("batmap", batmapHeaderOffset(header), BATMAP_HEADER_SIZE),
+      region("batmap", Number(batmap.batmapOffset), batmap.batmapSectors * VHD_SECTOR_SIZE),
+    );
   }
   for (const locator of header.locators) {
     if (locator.code === PLAT_CODE_NONE) continue;
-    end = Math.max(end, Number(locator.dataOffset) + locatorSpaceBytes(locator));
+    const lengthBytes = Math.max(locatorSpaceBytes(locator), locator.dataLength);
+    regions.push(region("parent locator", Number(locator.dataOffset), lengthBytes));
   }
-  return end;
+  return regions;
+}
+
+/** Whether two stretches have a sector in common. */
+function overlap(a: Omit<Region, "name" | "essential">, startSector: number, end: number): boolean {
+  return a.startSector < end && startSector < a.endSector;
+}
+
+/**
+ * Whether nothing else lies where a batmap and its header are, or would be.
+ *
+ * @param spareLocators Whether parent locators count. They are often odd: one that points into a
+ * batmap that is there does not put it out of use.
+ */
+export function isBatmapPlaceFree(
+  metadata: Metadata & { readonly batmap: BatmapHeader },
+  { shape, bat, spareLocators }: {
+    shape: BlockShape;
+    bat: Uint32Array;
+    spareLocators: boolean;
+  },
+): boolean {
+  const regions = metadataRegions(metadata);
+  const own = regions.filter(({ name }) => name === "batmap");
+  const others = regions.filter(({ name, essential }) =>
+    essential || (spareLocators && name === "parent locator")
+  );
+  const inTheWay = (start: number, end: number): boolean =>
+    own.some((region) => overlap(region, start, end));
+  if (others.some(({ startSector, endSector }) => inTheWay(startSector, endSector))) return false;
+  const last = Math.max(...own.map(({ endSector }) => endSector));
+  for (let block = 0; block < bat.length; block++) {
+    const sector = bat[block];
+    if (sector < last && inTheWay(sector, blockEnd(shape, sector))) return false;
+  }
+  return true;
+}
+
+/** The essential piece of metadata that a block at `sector` would lie over; null when none is. */
+export function clobberedMetadata(
+  regions: readonly Region[],
+  shape: BlockShape,
+  sector: number,
+): Region | null {
+  const end = blockEnd(shape, sector);
+  for (const region of regions) {
+    if (region.essential && overlap(region, sector, end)) return region;
+  }
+  return null;
+}
+
+/** The first byte behind all metadata but the footer at the end, on the edge of a sector. */
+export function endOfHeaders(metadata: Metadata): number {
+  const ends = metadataRegions(metadata).map(({ endSector }) => endSector);
+  return Math.max(...ends) * VHD_SECTOR_SIZE;
 }
 
 /**
@@ -72,18 +191,14 @@ export function endOfHeaders(
  * belongs, and from where the next block is allocated.
  */
 export function endOfDataSector(
-  { endOfHeadersBytes, bat, sectorsPerBlock, bitmapSectors }: {
-    endOfHeadersBytes: number;
-    bat: Uint32Array;
-    sectorsPerBlock: number;
-    bitmapSectors: number;
-  },
+  data: BlockShape & { readonly endOfHeadersBytes: number; readonly bat: Uint32Array },
 ): number {
+  const { bat, endOfHeadersBytes } = data;
   let lastBlock = -1;
   for (let i = 0; i < bat.length; i++) {
     if (bat[i] !== DD_BLK_UNUSED && bat[i] > lastBlock) lastBlock = bat[i];
   }
-  const endOfHeadersSector = Math.floor(endOfHeadersBytes / VHD_SECTOR_SIZE);
+  const endOfHeadersSector = sectorsOf(endOfHeadersBytes);
   if (lastBlock < 0) return endOfHeadersSector;
-  return Math.max(endOfHeadersSector, lastBlock + sectorsPerBlock + bitmapSectors);
+  return Math.max(endOfHeadersSector, blockEnd(data, lastBlock));
 }

@@ -12,7 +12,7 @@ import {
 } from "../format/batmap.ts";
 import { VhdFormatError } from "./errors.ts";
 import { MAX_BAT_ENTRIES } from "./header_reader.ts";
-import type { Footer } from "../format/footer.ts";
+import { type Footer, HD_FOOTER_SIZE } from "../format/footer.ts";
 import type { DynamicHeader } from "../format/header.ts";
 import { batmapHeaderOffset } from "../format/layout.ts";
 import type { StorageFile } from "../../files/storage.ts";
@@ -23,10 +23,11 @@ const MOST_MAP_SECTORS = MAX_BAT_ENTRIES / 8 / VHD_SECTOR_SIZE;
 
 /** A batmap as it was read. */
 export interface FoundBatmap {
-  readonly header: BatmapHeader;
-  /** The part of the map that its checksum covers; all clear when that is wrong. */
+  /** Null where there is none. */
+  readonly header: BatmapHeader | null;
+  /** The part of the map that its checksum covers. Empty without a place for it. */
   readonly bits: Uint8Array<ArrayBuffer>;
-  /** What is wrong with the checksum, as after a crash between the writes of map and header. */
+  /** What is wrong with it: then no bit is set. */
   readonly fault: VhdFormatError | null;
 }
 
@@ -40,54 +41,59 @@ export function readBatmapHeader(
   const bytes = new Uint8Array(BATMAP_HEADER_SIZE);
   file.readAt(bytes, batmapHeaderOffset(header));
   const found = decodeBatmapHeader(bytes);
-  const isOne = found.cookie === VHD_BATMAP_COOKIE;
-  return isOne || mustHaveBatmap(footer) ? found : null;
+  return found.cookie === VHD_BATMAP_COOKIE ? found : null;
 }
 
+type BatmapField = "cookie" | "batmapOffset" | "batmapSectors" | "batmapVersion" | "checksum";
+
 /**
- * Reads the batmap of an image that has one, or returns null. A map whose checksum is wrong counts
- * as empty: it only repeats what the blocks' bitmaps say.
- *
- * @throws {VhdFormatError} when its header is damaged.
+ * Reads the batmap. It only repeats what the blocks' bitmaps say, so it is never a reason to refuse
+ * an image: what is wrong with it comes back as its fault, and the image is served without it. The
+ * header stays in use even without a map, for the trace of the key that it carries.
  */
-export function readBatmap(
-  file: StorageFile,
-  footer: Footer,
-  header: DynamicHeader,
-): FoundBatmap | null {
+export function readBatmap(file: StorageFile, footer: Footer, header: DynamicHeader): FoundBatmap {
   const found = readBatmapHeader(file, footer, header);
-  if (found === null) return null;
-  const wrong =
-    (field: "cookie" | "batmapOffset" | "batmapSectors" | "batmapVersion" | "checksum") =>
-    (problem: string): VhdFormatError =>
-      new VhdFormatError(file.path, {
-        field: `batmap.${field}`,
-        offsetBytes: batmapHeaderOffset(header) + BATMAP_OFFSETS[field],
-        value: field === "cookie" ? JSON.stringify(found.cookie) : String(found[field]),
-        problem,
-      });
-  if (found.cookie !== VHD_BATMAP_COOKIE) throw wrong("cookie")(`is not "${VHD_BATMAP_COOKIE}"`);
-  if (found.batmapVersion > VHD_BATMAP_CURRENT_VERSION) {
-    throw wrong("batmapVersion")("is later than 1.2");
+  const at = batmapHeaderOffset(header);
+  const wrong = (field: BatmapField, problem: string): VhdFormatError =>
+    new VhdFormatError(file.path, {
+      field: `batmap.${field}`,
+      offsetBytes: at + BATMAP_OFFSETS[field],
+      value: field === "cookie" ? "something else" : String(found?.[field]),
+      problem,
+    });
+  const none = new Uint8Array(0);
+  if (found === null) {
+    const fault = mustHaveBatmap(footer) ? wrong("cookie", `is not "${VHD_BATMAP_COOKIE}"`) : null;
+    return { header: null, bits: none, fault };
   }
   const bytes = batmapBytes(Number(footer.currentSize));
-  if (found.batmapSectors * VHD_SECTOR_SIZE < bytes) {
-    throw wrong("batmapSectors")(`is too few for a disk of ${footer.currentSize} bytes`);
-  }
-  if (found.batmapSectors > MOST_MAP_SECTORS) {
-    throw wrong("batmapSectors")("is more than the largest disk needs");
-  }
-  const end = found.batmapOffset + BigInt(found.batmapSectors) * BigInt(VHD_SECTOR_SIZE);
-  const aligned = found.batmapOffset % BigInt(VHD_SECTOR_SIZE) === 0n;
-  const behind = found.batmapOffset >= BigInt(batmapHeaderOffset(header) + BATMAP_HEADER_SIZE);
-  if (!aligned || !behind) throw wrong("batmapOffset")("is no place for the map");
-  if (end > BigInt(file.sizeBytes())) {
-    throw wrong("batmapSectors")("makes a map that reaches past the end of the file");
-  }
+  const [field, problem] = placeFault(found, { at, bytes, sizeBytes: file.sizeBytes() }) ?? [];
+  if (field !== undefined) return { header: found, bits: none, fault: wrong(field, problem ?? "") };
   const bits = new Uint8Array(bytes);
   file.readAt(bits, Number(found.batmapOffset));
   const checksum = batmapChecksum(bits, found.batmapVersion);
   if (checksum === found.checksum) return { header: found, bits, fault: null };
   bits.fill(0);
-  return { header: found, bits, fault: wrong("checksum")(`should be ${checksum}`) };
+  return { header: found, bits, fault: wrong("checksum", `should be ${checksum}`) };
+}
+
+/** Why the map cannot be where its header says. */
+function placeFault(
+  { batmapOffset, batmapSectors, batmapVersion }: BatmapHeader,
+  { at, bytes, sizeBytes }: { at: number; bytes: number; sizeBytes: number },
+): [BatmapField, string] | null {
+  if (batmapVersion > VHD_BATMAP_CURRENT_VERSION) return ["batmapVersion", "is later than 1.2"];
+  if (batmapSectors * VHD_SECTOR_SIZE < bytes) {
+    return ["batmapSectors", `is too few for a map of ${bytes} bytes`];
+  }
+  if (batmapSectors > MOST_MAP_SECTORS) {
+    return ["batmapSectors", "is more than the largest disk needs"];
+  }
+  const aligned = batmapOffset % BigInt(VHD_SECTOR_SIZE) === 0n;
+  if (!aligned || batmapOffset < BigInt(at + BATMAP_HEADER_SIZE)) {
+    return ["batmapOffset", "is no place for the map"];
+  }
+  const end = batmapOffset + BigInt(batmapSectors) * BigInt(VHD_SECTOR_SIZE);
+  if (end <= BigInt(sizeBytes - HD_FOOTER_SIZE)) return null;
+  return ["batmapSectors", "makes a map that reaches past the end of the file"];
 }

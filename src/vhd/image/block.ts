@@ -1,5 +1,5 @@
 import { DD_BLK_UNUSED } from "../format/bat.ts";
-import { setBits, testBit } from "../format/bitmap.ts";
+import { testBit } from "../format/bitmap.ts";
 import type { VhdImage } from "./image.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
@@ -8,7 +8,10 @@ export function isAllocated(image: VhdImage, block: number): boolean {
   return image.bat[block] !== DD_BLK_UNUSED;
 }
 
-/** Whether the batmap says that every sector of the block is here. */
+/**
+ * Whether the batmap says that every sector of the block is here. That is a hint, for those who show
+ * or check the map; what is read and written goes by the blocks' bitmaps.
+ */
 export function isMarkedFull(image: VhdImage, block: number): boolean {
   const { batmap } = image;
   return batmap !== null && block < batmap.bits.length * 8 && testBit(batmap.bits, block);
@@ -32,14 +35,12 @@ export function readBitmap(image: VhdImage, block: number): Uint8Array<ArrayBuff
 }
 
 /**
- * Which sectors of a block this image itself holds: none when it is not allocated, all when the
- * batmap says so, else what its bitmap says.
+ * Which sectors of a block this image itself holds: none when it is not allocated, else what its
+ * bitmap says. The batmap is not asked: it may be wrong.
  */
 export function presentSectors(image: VhdImage, block: number): Uint8Array<ArrayBuffer> {
-  if (isAllocated(image, block) && !isMarkedFull(image, block)) return readBitmap(image, block);
-  const bits = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
-  if (isAllocated(image, block)) setBits(bits, 0, image.sectorsPerBlock);
-  return bits;
+  if (isAllocated(image, block)) return readBitmap(image, block);
+  return new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
 }
 
 /** Reads sectors of an allocated block; what lies past the end of the file is zero. */

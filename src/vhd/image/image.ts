@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { DD_BLK_UNUSED, decodeBat } from "../format/bat.ts";
+import { batBytes, DD_BLK_UNUSED, decodeBat } from "../format/bat.ts";
 import { batmapBytes, type BatmapHeader } from "../format/batmap.ts";
 import { readBatmap } from "./batmap_reader.ts";
 import { VhdFormatError } from "./errors.ts";
@@ -12,9 +12,12 @@ import { dropBuriedLocators, type LocatorFault } from "./locator_reader.ts";
 import {
   batmapHeaderOffset,
   bitmapSectors,
+  type BlockShape,
   blocksOf,
   endOfDataSector,
   endOfHeaders,
+  isBatmapPlaceFree,
+  newBatmapHeader,
   sectorsPerBlock,
 } from "../format/layout.ts";
 import {
@@ -30,7 +33,10 @@ import { isNullUuid } from "../format/uuid.ts";
 /** The kinds of image. */
 export type VhdType = "fixed" | "dynamic" | "differencing";
 
-/** A batmap: which blocks are full, so that their bitmaps need not be read. */
+/**
+ * A batmap: which blocks are full. It is a hint that other programs may go by. Here the blocks' own
+ * bitmaps count, and what contradicts them is cleared when the map is written.
+ */
 export interface Batmap {
   header: BatmapHeader;
   /** Whether `bits` differ from those in the file. Bits may be set late, never too early. */
@@ -81,11 +87,14 @@ export interface VhdImage {
    * declare more entries. Those belong to no block and are never read.
    */
   bat: Uint32Array;
+  /** What the file has behind the BAT's last entry, up to the end of the sector. */
+  batPadding: Uint32Array;
   readonly batOffsetBytes: number;
   batmap: Batmap | null;
   /**
    * What is wrong with the batmap; null when all is well. With a wrong checksum there is a batmap all
-   * the same, empty; one with a damaged header is left out, and only when opened as `lenient`.
+   * the same, with no bit set; one without a usable place for the map has no bits; null is one whose
+   * header is not there.
    */
   readonly batmapFault: VhdFormatError | null;
   /** First byte behind the metadata at the front. */
@@ -108,7 +117,7 @@ export interface OpenOptions {
   /** Also accept images that were put out of use (cookie `v_poison`). */
   readonly ignoreDisabled?: boolean;
   /**
-   * Do not stop at BAT entries or batmaps that make no sense: for looking at damaged images, never
+   * Do not stop at BAT entries that make no sense: for looking at damaged images, never
    * for writing.
    */
   readonly lenient?: boolean;
@@ -171,14 +180,15 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   };
   if (footer.diskType === HD_TYPE_FIXED) {
     const endOfDataSector = Number(footer.currentSize) / VHD_SECTOR_SIZE;
-    return { ...common, ...FIXED_PARTS, endOfDataSector, bat: new Uint32Array(0) };
+    const none = new Uint32Array(0);
+    return { ...common, ...FIXED_PARTS, endOfDataSector, bat: none, batPadding: none };
   }
   const { header, locatorFaults } = readHeader(file, footer);
   const sectors = sectorsPerBlock(header.blockSize);
-  const { batmap, fault } = readBatmapOf(file, footer, header, options);
+  const shape = { sectorsPerBlock: sectors, bitmapSectors: bitmapSectors(sectors) };
   const blocks = blocksOf(Number(footer.currentSize), header.blockSize);
   const bat = readBat(file, header, blocks);
-  const blockBytes = (sectors + bitmapSectors(sectors)) * VHD_SECTOR_SIZE;
+  const blockBytes = (sectors + shape.bitmapSectors) * VHD_SECTOR_SIZE;
   const batEnd = batmapHeaderOffset(header);
   const buried = dropBuriedLocators(file, header, {
     headerOffsetBytes: Number(footer.dataOffset),
@@ -190,10 +200,10 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
           (start >= batEnd || start + blockBytes <= Number(header.tableOffset));
       }),
   });
+  const { batmap, fault, reserved } = readBatmapOf({ file, footer, header, shape, bat });
   const layout = {
-    endOfHeadersBytes: endOfHeaders({ footer, header, batmap: batmap?.header ?? null }),
-    sectorsPerBlock: sectors,
-    bitmapSectors: bitmapSectors(sectors),
+    ...shape,
+    endOfHeadersBytes: endOfHeaders({ footer, header, batmap: reserved }),
   };
   const image: VhdImage = {
     ...common,
@@ -204,6 +214,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
     ...layout,
     blocks,
     bat,
+    batPadding: readBatPadding(file, header, blocks),
     batOffsetBytes: Number(header.tableOffset),
     batmap,
     batmapFault: fault,
@@ -252,28 +263,54 @@ export function readBat(file: StorageFile, header: DynamicHeader, entries: numbe
   return bat;
 }
 
+/** Reads what is behind those entries in their last sector. */
+function readBatPadding(file: StorageFile, header: DynamicHeader, entries: number): Uint32Array {
+  const bytes = new Uint8Array(batBytes(entries) - entries * 4);
+  file.readAt(bytes, Number(header.tableOffset) + entries * 4);
+  return decodeBat(bytes, bytes.length / 4);
+}
+
+interface UsableBatmap {
+  readonly batmap: Batmap | null;
+  readonly fault: VhdFormatError | null;
+  /** The batmap's room: no block may go there, also while a map is missing and could be remade. */
+  readonly reserved: BatmapHeader | null;
+}
+
+/** The batmap as far as it can be used. One that lies where other things are is none. */
 function readBatmapOf(
-  file: StorageFile,
-  footer: Footer,
-  header: DynamicHeader,
-  { lenient = false }: OpenOptions,
-): { batmap: Batmap | null; fault: VhdFormatError | null } {
-  try {
-    const found = readBatmap(file, footer, header);
-    if (found === null) return { batmap: null, fault: null };
-    const inUse = Math.min(found.bits.length, batmapBytes(Number(footer.currentSize)));
-    const batmap = {
-      header: found.header,
-      dirty: found.fault !== null,
-      bits: found.bits.subarray(0, inUse),
-      headerOffsetBytes: batmapHeaderOffset(header),
-      offsetBytes: Number(found.header.batmapOffset),
-    };
-    return { batmap, fault: found.fault };
-  } catch (error) {
-    if (!lenient || !(error instanceof VhdFormatError)) throw error;
-    return { batmap: null, fault: error };
+  { file, footer, header, shape, bat }: {
+    file: StorageFile;
+    footer: Footer;
+    header: DynamicHeader;
+    shape: BlockShape;
+    bat: Uint32Array;
+  },
+): UsableBatmap {
+  const { header: found, bits, fault } = readBatmap(file, footer, header);
+  const isPlaceFree = (place: BatmapHeader): boolean =>
+    isBatmapPlaceFree({ footer, header, batmap: place }, {
+      shape,
+      bat,
+      spareLocators: place !== found,
+    });
+  const fresh = newBatmapHeader(header);
+  if (found === null) {
+    const missing = fault !== null && isPlaceFree(fresh);
+    return { batmap: null, fault: missing ? fault : null, reserved: missing ? fresh : null };
   }
+  const placed = bits.length > 0;
+  // A header by chance: blocks lie there.
+  if (placed && !isPlaceFree(found)) return { batmap: null, fault: null, reserved: null };
+  const inUse = Math.min(bits.length, batmapBytes(Number(footer.currentSize)));
+  const batmap = {
+    header: found,
+    dirty: placed && fault !== null,
+    bits: bits.subarray(0, inUse),
+    headerOffsetBytes: batmapHeaderOffset(header),
+    offsetBytes: Number(found.batmapOffset),
+  };
+  return { batmap, fault, reserved: placed ? found : isPlaceFree(fresh) ? fresh : null };
 }
 
 function parentOf(header: DynamicHeader): ParentReference {

@@ -1,6 +1,7 @@
 import { allocatedBlocks, DD_BLK_UNUSED } from "../format/bat.ts";
 import { VhdFormatError } from "./errors.ts";
 import type { VhdImage } from "./image.ts";
+import { clobberedMetadata, metadataRegions } from "../format/layout.ts";
 import { HD_FOOTER_SIZE } from "../format/footer.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 
@@ -26,7 +27,9 @@ export function eachBatFault(
   listener: BatFaultListener,
   { checkOverlaps = true }: { checkOverlaps?: boolean } = {},
 ): void {
-  const firstSector = sectorsOf(image.endOfHeadersBytes);
+  const { header, footer } = image;
+  const regions = header === null ? [] : metadataRegions({ footer, header, batmap: null });
+  const endOfHeadersSector = sectorsOf(image.endOfHeadersBytes);
   const endSector = lastUsableSector(image);
   const lengthSectors = image.footerSource === "backup"
     ? image.bitmapSectors
@@ -35,7 +38,8 @@ export function eachBatFault(
   for (let block = 0; block < bat.length; block++) {
     const sector = bat[block];
     if (sector === DD_BLK_UNUSED) continue;
-    const isLow = sector < firstSector;
+    const isLow = sector < endOfHeadersSector &&
+      clobberedMetadata(regions, image, sector) !== null;
     if (!isLow && sector + lengthSectors <= endSector) continue;
     if (!listener(block, isLow ? "clobbers headers" : "clobbers footer", -1)) return;
   }
@@ -91,7 +95,7 @@ function sortedPlaces(bat: Uint32Array): Uint32Array {
 export function validateBat(image: VhdImage): void {
   eachBatFault(image, (block, kind, other) => {
     const problem = kind === "clobbers headers"
-      ? "points into the metadata at the start of the file"
+      ? "makes a block that lies over the header, the block table or the backup footer"
       : kind === "clobbers footer"
       ? "makes a block that reaches past the end of the file"
       : `makes a block that overlaps block ${other}`;

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat } from "../format/bat.ts";
+import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat, unusedPadding } from "../format/bat.ts";
 import { batmapBytes } from "../format/batmap.ts";
 import { clearBit } from "../format/bitmap.ts";
 import { validateSize, writeZeros } from "../create.ts";
@@ -15,7 +15,8 @@ import { planResize, type ResizePlan } from "./resize_plan.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
-import { writeBatEntry, writeBatmap } from "../write.ts";
+import { writeBatmap } from "../image/batmap_writer.ts";
+import { writeBatOf } from "../write.ts";
 
 /** Bytes of zeros between two reports of how far it has come. */
 const ZEROS_AT_ONCE = 64 * 1024 * 1024;
@@ -167,7 +168,10 @@ export function carryOut(
     const dataOffset = BigInt(plan.locatorOffsets[index]);
     header.locators[index] = { ...header.locators[index], dataOffset };
   }
-  file.writeAt(encodeBat(image.bat, plan.batEntries), image.batOffsetBytes);
+  const bat = new Uint32Array(plan.batEntries).fill(DD_BLK_UNUSED);
+  bat.set(image.bat);
+  const batPadding = new Uint32Array(0);
+  file.writeAt(encodeBat({ bat, batPadding }), image.batOffsetBytes);
   file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
   file.sync();
   const bytes = encodeFooter(image.footer);
@@ -217,7 +221,7 @@ function writeNewEntries(image: VhdImage): void {
   for (let block = 0; block < image.blocks; block++) {
     const sector = Math.floor(block / BAT_ENTRIES_PER_SECTOR);
     if (stored[block] === image.bat[block] || sector === written) continue;
-    writeBatEntry(image, block);
+    writeBatOf(image, [block]);
     written = sector;
   }
   if (written >= 0) image.file.sync();
@@ -228,6 +232,7 @@ function growBat(image: VhdImage): void {
   const bat = new Uint32Array(image.blocks).fill(DD_BLK_UNUSED);
   bat.set(image.bat.subarray(0, image.blocks));
   image.bat = bat;
+  image.batPadding = unusedPadding(bat.length, image.header?.maxBatEntries ?? 0);
 }
 
 /** Gives the batmap its new place and length. All of its new place is written. */

@@ -6,7 +6,8 @@ import { DD_HEADER_SIZE } from "../format/header.ts";
 import type { VhdImage } from "../image/image.ts";
 import { footerOffsetOf } from "./journal.ts";
 import type { ByteRange } from "../format/journal_format.ts";
-import { blocksOf, nextBlockSector } from "../format/layout.ts";
+import { placeOfNewBlock } from "../image/allocation.ts";
+import { blockEnd, blocksOf } from "../format/layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
 import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 
@@ -46,6 +47,12 @@ export function planResize(
   image: VhdImage,
   { sizeBytes, locatorSpaces }: { sizeBytes: number; locatorSpaces?: readonly number[] },
 ): ResizePlan {
+  if (image.batmap !== null && image.batmap.bits.length === 0) {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot resize ${image.path}: its batmap is damaged; run vhd-util repair first`,
+    );
+  }
   const batEntries = Math.max(declaredEntries(image), blocksOf(sizeBytes, image.blockSizeBytes));
   const spaces = locatorSpaces ?? image.header?.locators.map(locatorSpaceBytes) ?? [];
   const layout = layMetadata(image, { sizeBytes, batEntries, spaces });
@@ -125,7 +132,7 @@ function moveBlocks(
   image: VhdImage,
   freeBytes: number,
 ): { moves: BlockMove[]; endSector: number } {
-  const { bat, bitmapSectors, file } = image;
+  const { bat, file } = image;
   const freeSector = sectorsOf(freeBytes);
   const inTheWay: number[] = [];
   for (let block = 0; block < bat.length; block++) {
@@ -137,8 +144,8 @@ function moveBlocks(
   let endSector = file.isBlockDevice ? image.endOfDataSector : footerSector;
   endSector = Math.max(endSector, freeSector);
   const moves = inTheWay.map((block): BlockMove => {
-    const toSector = nextBlockSector({ endSector, bitmapSectors });
-    endSector = toSector + bitmapSectors + image.sectorsPerBlock;
+    const toSector = placeOfNewBlock(image, block, endSector);
+    endSector = blockEnd(image, toSector);
     return { block, toSector };
   });
   return { moves, endSector: moves.length > 0 ? endSector : 0 };

@@ -1,0 +1,50 @@
+import { DD_BLK_UNUSED } from "../format/bat.ts";
+import { batmapChecksum, encodeBatmapHeader } from "../format/batmap.ts";
+import { clearBit, setBit, testBit } from "../format/bitmap.ts";
+import type { VhdImage } from "./image.ts";
+
+/** Notes in the batmap, in memory, whether all of a block's sectors are here. */
+export function noteFull({ batmap }: VhdImage, block: number, full: boolean): void {
+  if (batmap === null || block >= batmap.bits.length * 8) return;
+  if (testBit(batmap.bits, block) === full) return;
+  if (full) setBit(batmap.bits, block);
+  else clearBit(batmap.bits, block);
+  batmap.dirty = true;
+}
+
+/** Clears the batmap's bits, in memory, of blocks that are not allocated; returns how many. */
+export function clearImpossible({ batmap, bat }: VhdImage): number {
+  if (batmap === null) return 0;
+  let cleared = 0;
+  for (let block = 0; block < batmap.bits.length * 8; block++) {
+    const allocated = block < bat.length && bat[block] !== DD_BLK_UNUSED;
+    if (allocated || !testBit(batmap.bits, block)) continue;
+    clearBit(batmap.bits, block);
+    cleared++;
+  }
+  if (cleared > 0) batmap.dirty = true;
+  return cleared;
+}
+
+/**
+ * Writes the map and its header with the new checksum: in one piece where they lie together, as in
+ * all images that we make, so that a crash is unlikely to come between them. A map that is torn all
+ * the same has a wrong checksum and counts as empty. The bitmaps that it tells of must be on stable
+ * storage.
+ */
+export function writeBatmap({ batmap, file }: VhdImage): void {
+  if (batmap === null || batmap.bits.length === 0) return;
+  const { header, bits, headerOffsetBytes, offsetBytes } = batmap;
+  header.checksum = batmapChecksum(bits, header.batmapVersion);
+  const headerBytes = encodeBatmapHeader(header);
+  if (headerOffsetBytes + headerBytes.length === offsetBytes) {
+    const both = new Uint8Array(headerBytes.length + bits.length);
+    both.set(headerBytes);
+    both.set(bits, headerBytes.length);
+    file.writeAt(both, headerOffsetBytes);
+  } else {
+    file.writeAt(bits, offsetBytes);
+    file.writeAt(headerBytes, headerOffsetBytes);
+  }
+  batmap.dirty = false;
+}
