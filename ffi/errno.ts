@@ -108,18 +108,71 @@ export function errnoMessage(errno: number): string {
   return text === null ? "Unknown error" : Deno.UnsafePointerView.getCString(text);
 }
 
-/** An error of the operating system: what was done, and the error number that it ended with. */
+/** What else is known of an error. */
+export interface ErrorDetails {
+  /** The file, device or address that it is about. */
+  readonly file?: string;
+  /** What to do about it, without a full stop. */
+  readonly hint?: string;
+  /** The error that it came from. */
+  readonly cause?: unknown;
+  /** The whole message, where libc's text for the number would not add to it. */
+  readonly message?: string;
+}
+
+/**
+ * The error that everything here fails with: what was being done, and the error number that it ended
+ * with.
+ */
 export class SystemError extends Error {
-  override readonly name = "SystemError";
+  override readonly name: string = "SystemError";
   /** The positive error number. */
   readonly errno: number;
   /** Its symbolic name, such as `ENOENT`. */
   readonly code: string;
+  /** The file, device or address that the error is about; null when it is about none. */
+  readonly file: string | null;
+  /** What to do about it; null when nothing is known. */
+  readonly hint: string | null;
 
   /** @param what What was being done and on which file, without a full stop. */
-  constructor(errno: number, what: string) {
-    super(`${what}: ${errnoMessage(errno)} (${errnoName(errno)})`);
+  constructor(errno: number, what: string, details: ErrorDetails = {}) {
+    const { file = null, hint = null, cause } = details;
+    const text = details.message ?? `${what}: ${errnoMessage(errno)} (${errnoName(errno)})`;
+    super(hint === null ? text : `${text}; ${hint}`, { cause });
     this.errno = errno;
     this.code = errnoName(errno);
+    this.file = file;
+    this.hint = hint;
   }
+}
+
+/** An error's number: its own, the one that the runtime's error stands for, or EIO. */
+export function errnoOf(error: unknown): number {
+  return error instanceof Error ? numberIn(error) ?? Errno.EIO : Errno.EIO;
+}
+
+/** An error in one line. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** An error of the runtime as a `SystemError`; one that is a `SystemError` stays what it is. */
+export function systemError(error: unknown, what: string): SystemError {
+  if (error instanceof SystemError) return error;
+  const errno = error instanceof Error ? numberIn(error) : undefined;
+  if (errno !== undefined) return new SystemError(errno, what, { cause: error });
+  const message = `${what}: ${messageOf(error)}`;
+  return new SystemError(Errno.EIO, what, { cause: error, message });
+}
+
+function numberIn(error: Error): number | undefined {
+  if ("errno" in error && typeof error.errno === "number" && error.errno > 0) return error.errno;
+  if (error instanceof Deno.errors.NotFound) return Errno.ENOENT;
+  if (error instanceof Deno.errors.PermissionDenied) return Errno.EACCES;
+  if (error instanceof Deno.errors.AlreadyExists) return Errno.EEXIST;
+  if (error instanceof Deno.errors.NotADirectory) return Errno.ENOTDIR;
+  if (error instanceof Deno.errors.IsADirectory) return Errno.EISDIR;
+  const number = /\(os error (\d+)\)/.exec(error.message)?.[1];
+  return number === undefined ? undefined : Number(number);
 }

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { Errno } from "../ffi/errno.ts";
+import { Errno, messageOf } from "../ffi/errno.ts";
 import { type Call, calledName, chooseCall } from "./cli/dispatch.ts";
 import { readStandardInput, withStdinArguments } from "./cli/stdin_arguments.ts";
 
@@ -16,8 +16,8 @@ async function argumentsOf({ name, args }: Extract<Call, { kind: "command" }>) {
   try {
     return withStdinArguments(args, readStandardInput);
   } catch (error) {
-    const { printErrorLine, reasonOf } = await import("./cli/print.ts");
-    printErrorLine(`${name}: ${reasonOf(error)}`);
+    const { printErrorLine } = await import("./cli/print.ts");
+    printErrorLine(`${name}: ${messageOf(error)}`);
     return null;
   }
 }

@@ -1,5 +1,5 @@
+import { errnoOf } from "../../ffi/errno.ts";
 import { Arena, equalMemory, memorySectorOf, zeroMemory } from "../../ffi/memory.ts";
-import { errnoOf } from "../queue/disk_files.ts";
 import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
 import { runEnd, setBits, testBit } from "../vhd/format/bitmap.ts";
 import { bitmapOffset, dataOffset, isAllocated } from "../vhd/image/block.ts";

@@ -32,11 +32,6 @@ export function printErrorText(text: string): void {
   console.error(plainLines(text));
 }
 
-/** What went wrong, as text. */
-export function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
-
 /** Writes an error that commander found, for its `outputError`: the words in it are the caller's. */
 export function writeError(text: string, write: (text: string) => void): void {
   write(`${plainText(text.replace(/\n$/, ""))}\n`);

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { namesInFolder, workingFolder } from "../../ffi/paths.ts";
 
 /** Where the state of all tapdisks lives unless `BLKTAP_CONTROL_DIR` names another folder. */
@@ -66,15 +66,4 @@ export function prepareFolders(): void {
     const hint = "run as root, or name a folder of your own in BLKTAP_CONTROL_DIR";
     throw systemError(error, `Cannot create the folder ${folder} (${hint})`);
   }
-}
-
-/** An error of the runtime as one that carries an error number. */
-export function systemError(error: unknown, what: string): Error {
-  if (error instanceof Deno.errors.NotFound) return new SystemError(Errno.ENOENT, what);
-  if (error instanceof Deno.errors.PermissionDenied) return new SystemError(Errno.EACCES, what);
-  if (error instanceof Deno.errors.AlreadyExists) return new SystemError(Errno.EEXIST, what);
-  if (error instanceof Deno.errors.NotADirectory) return new SystemError(Errno.ENOTDIR, what);
-  const reason = error instanceof Error ? error.message : String(error);
-  const errno = /\(os error (\d+)\)/.exec(reason)?.[1];
-  return errno === undefined ? new Error(`${what}: ${reason}`) : new SystemError(+errno, what);
 }

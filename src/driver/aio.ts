@@ -1,7 +1,6 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Errno, errnoOf, messageOf, SystemError } from "../../ffi/errno.ts";
 import { Arena, copySectors } from "../../ffi/memory.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
-import { describeError, errnoOf } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
 import {
   type DriverContext,
@@ -191,7 +190,7 @@ export class AioImage implements ImageDriver, IoOwner {
       this.#file.close();
       done(0);
     } catch (error) {
-      this.#context.log(`${this.spec.path}: ${describeError(error)}`);
+      this.#context.log(`${this.spec.path}: ${messageOf(error)}`);
       done(errnoOf(error));
     }
   }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Errno, errnoName, SystemError } from "../../ffi/errno.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import {
   blockDeviceSectorBytes,
   closeFile,
@@ -180,16 +180,3 @@ export const osDiskFiles: DiskFiles = {
     return new OsDiskFile(path, fd, notDirect, status);
   },
 };
-
-/** An error's number, EIO for an error that has none. */
-export function errnoOf(error: unknown): number {
-  if (error instanceof Error && "errno" in error && typeof error.errno === "number") {
-    return error.errno;
-  }
-  return Errno.EIO;
-}
-
-/** An error in one line, for a log. */
-export function describeError(error: unknown): string {
-  return error instanceof Error ? error.message : `${error} (${errnoName(errnoOf(error))})`;
-}

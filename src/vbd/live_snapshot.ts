@@ -1,5 +1,4 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
-import { describeError, errnoOf } from "../queue/disk_files.ts";
+import { Errno, errnoOf, messageOf, SystemError } from "../../ffi/errno.ts";
 import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import type { Storage } from "../files/storage.ts";
@@ -58,7 +57,7 @@ export function liveSnapshot(
   try {
     plan = planFor(vbd, { storage, path, rename });
   } catch (error) {
-    return done(errnoOf(error), describeError(error), null);
+    return done(errnoOf(error), messageOf(error), null);
   }
   const before = vbd.name;
   const startMs = scheduler.nowMs();
@@ -72,7 +71,7 @@ export function liveSnapshot(
     try {
       makeChild(storage, plan);
     } catch (error) {
-      return goBack(errnoOf(error), describeError(error));
+      return goBack(errnoOf(error), messageOf(error));
     }
     const name = `${plan.stack}vhd:${plan.child}`;
     vbd.resume(name, (resumeErrno, resumeMessage) => {
@@ -153,6 +152,6 @@ function undo(storage: Storage, plan: Plan): string {
     else if (storage.status(plan.child).kind === "file") storage.remove(plan.child);
     return "";
   } catch (error) {
-    return describeError(error);
+    return messageOf(error);
   }
 }

@@ -1,9 +1,8 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Errno, errnoOf, SystemError } from "../../ffi/errno.ts";
 import { type ImageContext, type ImageDriver, SECTOR_BYTES } from "../driver/driver.ts";
 import { parseImageName } from "../driver/image_name.ts";
 import { Keepsakes } from "../driver/keepsakes.ts";
 import { WriteLog } from "../driver/log.ts";
-import { errnoOf } from "../queue/disk_files.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
 import type { VbdContext } from "./engine.ts";

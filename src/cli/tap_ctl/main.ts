@@ -5,9 +5,9 @@
  * @module
  */
 import type { Command } from "commander";
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
-import { printErrorLine, printText, reasonOf, writeError } from "../print.ts";
+import { printErrorLine, printText, writeError } from "../print.ts";
 
 /** Describes a command's options, and what it does. */
 type Define = (command: Command) => Command;
@@ -112,11 +112,6 @@ ${STDIN_ARGUMENTS_NOTE}:
   printf 'vhd:%s\\0' "$name" | tap-ctl create -a ${STDIN_ARGUMENTS}`;
 }
 
-function errnoOf(error: unknown): number {
-  const carrier = error instanceof Error && "errno" in error ? error.errno : undefined;
-  return typeof carrier === "number" && carrier > 0 && carrier < 256 ? carrier : Errno.EIO;
-}
-
 async function trace(): Promise<void> {
   const { traceMessages } = await import("../../control/client/connection.ts");
   const { messageCookie, messageName, messageType } = await import(
@@ -156,7 +151,7 @@ async function runCommand(name: string, args: string[]): Promise<number> {
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : Errno.EINVAL;
     if (error instanceof Deno.errors.BrokenPipe) throw error;
-    printErrorLine(`tap-ctl ${name}: ${reasonOf(error)}`);
+    printErrorLine(`tap-ctl ${name}: ${messageOf(error)}`);
     return errnoOf(error);
   }
 }

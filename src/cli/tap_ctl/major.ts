@@ -1,7 +1,6 @@
 import type { Command } from "commander";
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { hiddenOption } from "./options.ts";
-import { systemError } from "../../control/paths.ts";
 import { printLine } from "../print.ts";
 
 const DEVICES_FILE = "/proc/devices";

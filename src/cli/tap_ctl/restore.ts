@@ -1,12 +1,12 @@
 import type { Command } from "commander";
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { decodeName } from "../../../ffi/names.ts";
 import {
   DEVICE_LIST_PATH,
   type ListedDevice,
   parseDeviceList,
 } from "../../control/client/device_list.ts";
-import { nbdSocketPath, systemError } from "../../control/paths.ts";
+import { nbdSocketPath } from "../../control/paths.ts";
 import {
   restoreDevice,
   restoredNames,

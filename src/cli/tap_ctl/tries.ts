@@ -1,5 +1,5 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { printErrorLine, reasonOf } from "../print.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
+import { printErrorLine } from "../print.ts";
 
 /** Does something for each, and goes on when it fails; the first error decides the exit status. */
 export class Tries {
@@ -26,7 +26,7 @@ export class Tries {
     if (error instanceof Error && "errno" in error && typeof error.errno === "number") {
       this.#errno ||= error.errno;
     }
-    printErrorLine(`${what}: ${reasonOf(error)}`);
+    printErrorLine(`${what}: ${messageOf(error)}`);
   }
 
   /** Throws `SystemError` when something failed. */

@@ -1,9 +1,10 @@
+import { messageOf } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
 import { BLKTAP2_CONTROL_DIR, controlFolder } from "../../control/paths.ts";
 import { FileSink } from "../../log/file_sink.ts";
 import { Logger, type LogLevel, type LogSink } from "../../log/log.ts";
 import { SyslogSink } from "../../log/syslog_sink.ts";
-import { printErrorLine, reasonOf } from "../print.ts";
+import { printErrorLine } from "../print.ts";
 
 const IDENT = "tapdisk";
 const DEFAULT_LOG_FOLDER = "/var/log/blktap";
@@ -41,7 +42,7 @@ export function openLog({ onStandardError }: { onStandardError: boolean }): Logg
     Deno.mkdirSync(logFolder(), { recursive: true, mode: 0o700 });
     log.addSink(new FileSink(path, IDENT));
   } catch (error) {
-    log.warn(`Cannot log to ${path}: ${reasonOf(error)}`);
+    log.warn(`Cannot log to ${path}: ${messageOf(error)}`);
   }
   return log;
 }

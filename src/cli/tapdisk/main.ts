@@ -5,20 +5,19 @@
  * @module
  */
 import { Command, CommanderError, Option } from "commander";
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
 import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { createDevice } from "../../control/client/lifecycle.ts";
 import type { DeviceChoice } from "../../control/protocol/open_request.ts";
 import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
-import { describeError, errnoOf } from "../../queue/disk_files.ts";
 import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
 import { handleSignals } from "./signals.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
-import { printErrorLine, printLine, reasonOf, writeError } from "../print.ts";
+import { printErrorLine, printLine, writeError } from "../print.ts";
 
 interface TapdiskOptions {
   /** False for `-D`. */
@@ -85,7 +84,7 @@ function raiseLimits(log: Logger): void {
   try {
     raiseDescriptorLimit();
   } catch (error) {
-    log.warn(describeError(error));
+    log.warn(messageOf(error));
   }
 }
 
@@ -139,7 +138,7 @@ export async function tapdiskMain(args: string[]): Promise<number> {
     return 0;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : Errno.EINVAL;
-    printErrorLine(`tapdisk: ${reasonOf(error)}`);
+    printErrorLine(`tapdisk: ${messageOf(error)}`);
     return errnoOf(error);
   }
 }

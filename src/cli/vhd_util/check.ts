@@ -1,4 +1,4 @@
-import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { Errno, errnoName, messageOf, SystemError } from "../../../ffi/errno.ts";
 import {
   ancestorPaths,
   chainFinding,
@@ -11,7 +11,7 @@ import type { Finding } from "../../vhd/check/findings.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { fileNameOf } from "../../files/paths.ts";
 import { openProgress } from "../progress.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { jsonText } from "../json.ts";
 import type { Output } from "./output.ts";
@@ -92,7 +92,7 @@ function checkAsJson(call: CommandCall, path: string, options: CheckOptions): nu
     const parents = call.has("p") && status === 0 ? ancestorPaths(path) : [];
     for (const parent of parents) if (status === 0) check(parent);
   } catch (error) {
-    status = errnoOf(error);
+    status = expectedErrno(error);
     const findings = error instanceof VhdChainError ? [chainFinding(error)] : [];
     const where = error instanceof VhdChainError ? error.path : path;
     images.push({ path: where, valid: false, findings, error: messageOf(error) });
@@ -116,7 +116,7 @@ function checkOne(call: CommandCall, path: string, options: CheckOptions): numbe
       return Errno.EINVAL;
     }
   } catch (error) {
-    const errno = errnoOf(error);
+    const errno = expectedErrno(error);
     output.printLine(
       error instanceof SystemError && errno === Errno.ENOENT
         ? `cannot stat ${path}: ${errno}`
@@ -148,7 +148,7 @@ function checkParents(
       parents.push(ancestor);
     }
   } catch (error) {
-    status = errnoOf(error);
+    status = expectedErrno(error);
     if (error instanceof VhdChainError) call.output.printLine(`${lineOf(chainFinding(error))}`);
     call.output.printError(messageOf(error));
   }

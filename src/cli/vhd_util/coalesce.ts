@@ -1,8 +1,9 @@
+import { messageOf } from "../../../ffi/errno.ts";
 import { coalesce } from "../../bulk/coalesce.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { Interrupted, interruptible } from "../interruption.ts";
 import { openProgress, percentProgress } from "../progress.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 
 /** `vhd-util coalesce`. */
 export const coalesceCommand: Subcommand = {
@@ -55,7 +56,7 @@ Coalesced 81920 sectors`,
       return 0;
     } catch (error) {
       if (error instanceof Interrupted) throw error;
-      const errno = errnoOf(error);
+      const errno = expectedErrno(error);
       call.output.printLine(`error coalescing: ${-errno}`);
       call.output.printError(messageOf(error));
       return errno;
@@ -71,7 +72,7 @@ function refuseOther({ output }: CommandCall, path: string): void {
     image.close();
     type = image.type;
   } catch (error) {
-    output.printLine(`error opening ${path}: ${-errnoOf(error)}`);
+    output.printLine(`error opening ${path}: ${-expectedErrno(error)}`);
     throw error;
   }
   if (type === "differencing") return;

@@ -1,5 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { VhdChainError, VhdFormatError } from "../../vhd/image/errors.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import type { GivenOption } from "../getopt.ts";
 import type { Output } from "./output.ts";
 
@@ -85,17 +84,10 @@ export class UsageError extends Error {
   }
 }
 
-/** The error number of an error that a command can end with; others are ours, and thrown again. */
-export function errnoOf(error: unknown): number {
-  const known = error instanceof SystemError || error instanceof VhdFormatError ||
-    error instanceof VhdChainError;
-  if (!known) throw error;
+/** The number of an error that a command can end with; another is a fault of ours, and thrown again. */
+export function expectedErrno(error: unknown): number {
+  if (!(error instanceof SystemError)) throw error;
   return error.errno > 0 ? error.errno : Errno.EIO;
-}
-
-/** The text of such an error, as a line of its own. */
-export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 /**
@@ -105,7 +97,7 @@ export function messageOf(error: unknown): string {
  * @returns The exit status.
  */
 export function failedTo({ output }: CommandCall, words: string, error: unknown): number {
-  const errno = errnoOf(error);
+  const errno = expectedErrno(error);
   output.printLine(`${words}${-errno}`);
   output.printError(messageOf(error));
   return errno;

@@ -6,7 +6,7 @@ import { readKey } from "../../vhd/key.ts";
 import { osStorage } from "../../files/storage.ts";
 import { interruptible } from "../interruption.ts";
 import { openProgress } from "../progress.ts";
-import { type CommandCall, errnoOf, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 
 const MOST_KEY_BYTES = 64;
 
@@ -47,7 +47,7 @@ whole.vhd has no parent`,
     try {
       openVhd(path).close();
     } catch (error) {
-      call.output.printLine(`error opening ${path}: ${-errnoOf(error)}`);
+      call.output.printLine(`error opening ${path}: ${-expectedErrno(error)}`);
       throw error;
     }
     const keys = keysOf(call);

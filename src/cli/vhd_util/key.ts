@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import {
   checkKey,
   hashKey,
@@ -9,7 +9,7 @@ import {
   storeKeyhash,
 } from "../../vhd/key.ts";
 import { openVhd } from "../../vhd/image/image.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 
 /** `vhd-util key`. */
 export const keyCommand: Subcommand = {
@@ -75,7 +75,7 @@ function checkUsage(call: CommandCall): void {
 }
 
 function fail({ output }: CommandCall, what: string, error: unknown): number {
-  const errno = errnoOf(error);
+  const errno = expectedErrno(error);
   output.printError(messageOf(error));
   output.printError(`${what}: ${-errno}`);
   return errno;

@@ -9,7 +9,7 @@
  */
 
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { parseOptions } from "../getopt.ts";
 
 import { Interrupted } from "../interruption.ts";
@@ -17,8 +17,7 @@ import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import {
   CommandCall,
   type CommandOption,
-  errnoOf,
-  messageOf,
+  expectedErrno,
   type Subcommand,
   UsageError,
 } from "./command.ts";
@@ -104,7 +103,7 @@ async function runSubcommand(
       output.printError(error.message);
       return error.status;
     }
-    const errno = errnoOf(error);
+    const errno = expectedErrno(error);
     output.printError(messageOf(error));
     return errno;
   }

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { systemError } from "../../../ffi/errno.ts";
 import { openChain, type VhdChain } from "../../vhd/image/chain.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { type ChainExtent, chainExtents } from "../../vhd/image/extents.ts";
@@ -85,8 +85,7 @@ function writePicture(chain: VhdChain, output: string): void {
   try {
     Deno.writeFileSync(output, bytes);
   } catch (error) {
-    const errno = error instanceof Deno.errors.NotFound ? Errno.ENOENT : Errno.EACCES;
-    throw new SystemError(errno, `Cannot write ${output}`);
+    throw systemError(error, `Cannot write ${output}`);
   }
 }
 

@@ -1,10 +1,10 @@
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
 import { openChain, resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
 import { HD_FOOTER_SIZE } from "../../vhd/format/footer.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand } from "./command.ts";
 import { jsonText } from "../json.ts";
 import { factsOf } from "./query_json.ts";
 
@@ -47,7 +47,7 @@ $ vhd-util query -vsp -n today.vhd
     try {
       image = openVhd(path, { lenient: true, ignoreDisabled: true });
     } catch (error) {
-      const errno = errnoOf(error);
+      const errno = expectedErrno(error);
       call.output.printLine(`error opening ${path}: ${-errno}`);
       call.output.printError(messageOf(error));
       return errno;
@@ -115,7 +115,7 @@ function printParent(call: CommandCall, image: VhdImage): number {
     output.printLine(`${stored ?? resolveParent(image, { anyUuid: true })}`);
     return 0;
   } catch (error) {
-    const errno = errnoOf(error);
+    const errno = expectedErrno(error);
     output.printLine("query failed");
     output.printError(messageOf(error));
     return errno;
@@ -143,7 +143,7 @@ function printDepth({ output }: CommandCall, image: VhdImage): number {
     output.printLine(`chain depth: ${chain.depth}`);
     return 0;
   } catch (error) {
-    const errno = errnoOf(error);
+    const errno = expectedErrno(error);
     output.printLine(`error checking chain depth: ${-errno}`);
     output.printError(messageOf(error));
     return errno;

@@ -1,8 +1,9 @@
+import { messageOf } from "../../../ffi/errno.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
 import { openChain, resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
 import type { VhdImage } from "../../vhd/image/image.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
-import { errnoOf, messageOf } from "./command.ts";
+import { expectedErrno } from "./command.ts";
 
 /** All facts about an image, for `--json`, and the exit status: that of the first that failed. */
 export function factsOf(
@@ -15,7 +16,7 @@ export function factsOf(
     try {
       return fact();
     } catch (error) {
-      if (status === 0) status = errnoOf(error);
+      if (status === 0) status = expectedErrno(error);
       if (!errors.includes(messageOf(error))) errors.push(messageOf(error));
       return null;
     }

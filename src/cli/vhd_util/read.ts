@@ -1,9 +1,9 @@
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { openChain } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { readRange } from "../../vhd/image/read.ts";
 import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { headersOf } from "./headers_json.ts";
 import { jsonText } from "../json.ts";
@@ -80,7 +80,7 @@ $ vhd-util read -n disk.vhd -r 0 -c 1 | xxd | head -1
     try {
       image = openVhd(path, { lenient: true, ignoreDisabled: true });
     } catch (error) {
-      const errno = errnoOf(error);
+      const errno = expectedErrno(error);
       call.output.printLine(`Failed to open ${path}: ${-errno}`);
       call.output.printLine("");
       call.output.printLine(`${path} appears invalid; dumping headers`);

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { ForeignImageError, growWithinMetadata, resizeVhd } from "../../vhd/resize/resize.ts";
 import { RevertError } from "../../vhd/resize/journal.ts";
@@ -6,9 +6,8 @@ import { roundToBlocks } from "../../vhd/create.ts";
 import { openProgress } from "../progress.ts";
 import {
   type CommandCall,
-  errnoOf,
+  expectedErrno,
   failedTo,
-  messageOf,
   type Subcommand,
   UsageError,
 } from "./command.ts";
@@ -83,7 +82,7 @@ function growFast({ output }: CommandCall, path: string, sizeBytes: number): num
 }
 
 function report({ output }: CommandCall, path: string, error: unknown): number {
-  const errno = errnoOf(error);
+  const errno = expectedErrno(error);
   if (error instanceof ForeignImageError) {
     output.printLine(`${path} not created by xen; resize not supported`);
   } else if (error instanceof SystemError && errno === Errno.EEXIST) {

@@ -1,9 +1,9 @@
-import { errnoName } from "../../../ffi/errno.ts";
+import { errnoName, messageOf, systemError } from "../../../ffi/errno.ts";
 import { canonicalPath, fileNameOf } from "../../files/paths.ts";
 import { ScanError, type ScannedImage } from "../../vhd/check/scan.ts";
 import { osStorage } from "../../files/storage.ts";
 import { jsonText } from "../json.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 import { arrangeImages } from "./scan_order.ts";
 import { fileTargets, type ScanTarget, volumeTargets } from "./scan_targets.ts";
 
@@ -40,7 +40,7 @@ vhd=today.vhd capacity=10737418240 size=46592 hidden=0 parent=disk.vhd`,
     try {
       status = scan.run();
     } catch (error) {
-      status = errnoOf(error);
+      status = expectedErrno(error);
       call.output.printError(messageOf(error));
       call.output.printError(`scan failed: ${-status}. Check syslog for details`);
       return status;
@@ -107,7 +107,12 @@ class Scan {
     const pattern = call.value("m");
     const names = call.operands;
     const fault = (name: string, error: unknown): void => {
-      if (!this.#stopped()) this.#fail(name, new ScanError("failure scanning target", error));
+      if (!this.#stopped()) {
+        this.#fail(
+          name,
+          new ScanError("failure scanning target", systemError(error, "Cannot scan")),
+        );
+      }
     };
     const group = call.value("l");
     if (group !== null) {
@@ -147,7 +152,10 @@ class Scan {
     } catch (error) {
       // The image itself was scanned: that its parent is missing is told, and no failure.
       const status = this.#status;
-      this.#fail(scanned.parent, new ScanError("failure scanning target", error));
+      this.#fail(
+        scanned.parent,
+        new ScanError("failure scanning target", systemError(error, "Cannot scan")),
+      );
       this.#status = status;
     }
   }
@@ -158,7 +166,7 @@ class Scan {
   }
 
   #fail(name: string, error: unknown): void {
-    const errno = error instanceof ScanError ? error.errno : errnoOf(error);
+    const errno = error instanceof ScanError ? error.errno : expectedErrno(error);
     if (this.#status === 0) this.#status = errno;
     const doing = error instanceof ScanError ? error.doing : "failure scanning target";
     const detail = messageOf(error);

@@ -1,3 +1,4 @@
+import { messageOf } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
 import { resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
@@ -8,7 +9,7 @@ import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
 import { jsonText } from "../json.ts";
 import { formatSize } from "../sizes.ts";
-import { type CommandCall, errnoOf, messageOf, type Subcommand } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand } from "./command.ts";
 
 /** `vhd-util tree`. */
 export const treeCommand: Subcommand = {
@@ -94,7 +95,7 @@ function parentPath(image: VhdImage): string {
   try {
     return canonicalPath(osStorage, resolveParent(image, { anyUuid: true }));
   } catch (error) {
-    errnoOf(error);
+    expectedErrno(error);
     const stored = unresolvedParent(image) ?? "unknown";
     if (stored.startsWith("/")) return stored;
     return `${folderOf(canonicalPath(osStorage, image.path))}/${stored.replace(/^\.\//, "")}`;
@@ -112,7 +113,7 @@ function examine(path: string): TreeNode {
       image.close();
     }
   } catch (error) {
-    errnoOf(error);
+    expectedErrno(error);
     return { ...none, problem: messageOf(error) };
   }
 }

@@ -13,14 +13,11 @@ import {
 import { controlSocketPath } from "../paths.ts";
 
 /** A tapdisk's refusal, in its own words where it has any. */
-export class TapdiskError extends Error {
+export class TapdiskError extends SystemError {
   override readonly name = "TapdiskError";
-  /** The positive error number. */
-  readonly errno: number;
 
   constructor(errno: number, message: string) {
-    super(message);
-    this.errno = errno;
+    super(errno, message, { message });
   }
 }
 

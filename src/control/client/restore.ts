@@ -5,7 +5,7 @@
  * @module
  */
 import { closeFile, O_RDONLY, openFile } from "../../../ffi/files.ts";
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { lockExclusive } from "../../../ffi/process.ts";
 import type { DeviceAddress, TimeLimit } from "./client.ts";
 import type { ListedDevice } from "./device_list.ts";
@@ -20,7 +20,7 @@ import {
 } from "./lifecycle.ts";
 import { MessageFlag } from "../protocol/message.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
-import { controlFolder, namesIn, prepareFolders, systemError } from "../paths.ts";
+import { controlFolder, namesIn, prepareFolders } from "../paths.ts";
 
 /** What is noted of a name. */
 interface NameRecord extends CreatedDevice {

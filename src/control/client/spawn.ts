@@ -1,7 +1,7 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
 import { TapdiskError } from "./connection.ts";
-import { numberAfter, systemError } from "../paths.ts";
+import { numberAfter } from "../paths.ts";
 
 /** How long a new tapdisk may take until it answers. */
 const START_TIMEOUT_MS = 30_000;

@@ -60,19 +60,8 @@ interface Device {
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
 
-/** An error that a VBD reported, with an error number and words that say it all. */
-class DeviceError extends Error {
-  override readonly name = "DeviceError";
-  readonly errno: number;
-
-  constructor(errno: number, message: string) {
-    super(message);
-    this.errno = errno;
-  }
-}
-
 function failure(errno: number, message: string): Error | undefined {
-  return errno === 0 ? undefined : new DeviceError(errno, message);
+  return errno === 0 ? undefined : new SystemError(errno, message, { message });
 }
 
 /** The devices of this process. */

@@ -6,12 +6,11 @@
  * @module
  */
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, errnoOf, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { acceptConnection, receiveAt, sendAt, unixListen } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
-import { describeError, errnoOf } from "../../queue/disk_files.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import {
   encodeError,
@@ -63,7 +62,7 @@ export function errorReply(
   request: Uint8Array,
   error: unknown,
 ): Uint8Array<ArrayBuffer> {
-  const reason = { error: errnoOf(error), message: describeError(error) };
+  const reason = { error: errnoOf(error), message: messageOf(error) };
   return encodeError(messageCookie(request), reason);
 }
 
@@ -341,7 +340,7 @@ export class ControlServer implements FdHandler {
     try {
       return command.run(request, answerOnce) ?? undefined;
     } catch (error) {
-      this.#log.error(describeError(error));
+      this.#log.error(messageOf(error));
       answerOnce(errorReply(request, error));
       return undefined;
     }

@@ -5,7 +5,8 @@
  *
  * @module
  */
-import { controlFolder, systemError } from "../paths.ts";
+import { systemError } from "../../../ffi/errno.ts";
+import { controlFolder } from "../paths.ts";
 
 /** The folder of the links. */
 export const NAMES_FOLDER = "/dev/blktap";

@@ -1,4 +1,5 @@
-import { minorPath, systemError } from "../paths.ts";
+import { systemError } from "../../../ffi/errno.ts";
+import { minorPath } from "../paths.ts";
 import {
   DEVICE_CHOICES,
   type DeviceChoice,

@@ -1,5 +1,5 @@
+import { errnoOf, messageOf } from "../../../ffi/errno.ts";
 import { zeroSectors } from "../../../ffi/memory.ts";
-import { describeError, errnoOf } from "../../queue/disk_files.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import {
@@ -424,7 +424,7 @@ export class VhdDisk implements ImageDriver {
       this.#canPunch = this.#file.disk.punchHole(offset, count * SECTOR_BYTES);
     } catch (error) {
       this.#canPunch = false;
-      this.#context.log(`${this.spec.path} cannot give room back: ${describeError(error)}`);
+      this.#context.log(`${this.spec.path} cannot give room back: ${messageOf(error)}`);
     }
   }
 
@@ -484,7 +484,7 @@ export class VhdDisk implements ImageDriver {
     try {
       how();
     } catch (error) {
-      this.#context.log(`Cannot close ${this.spec.path} in order: ${describeError(error)}`);
+      this.#context.log(`Cannot close ${this.spec.path} in order: ${messageOf(error)}`);
       errno = errnoOf(error);
     }
     this.#writer?.release();

@@ -39,15 +39,10 @@ export interface ScannedImage {
 }
 
 /** What went wrong with an image, and at what. */
-export class ScanError extends Error {
-  /** A positive error number. */
-  readonly errno: number;
-
+export class ScanError extends SystemError {
   /** @param doing What was being done: `opening file`. */
-  constructor(readonly doing: string, override readonly cause: unknown) {
-    super(cause instanceof Error ? cause.message : String(cause));
-    const errno = cause instanceof Error && "errno" in cause ? Number(cause.errno) : 0;
-    this.errno = errno > 0 ? errno : Errno.EIO;
+  constructor(readonly doing: string, cause: SystemError) {
+    super(cause.errno, doing, { file: cause.file ?? undefined, cause, message: cause.message });
   }
 }
 
@@ -55,7 +50,7 @@ function attempt<T>(doing: string, call: () => T): T {
   try {
     return call();
   } catch (error) {
-    if (error instanceof Error && "errno" in error) throw new ScanError(doing, error);
+    if (error instanceof SystemError) throw new ScanError(doing, error);
     throw error;
   }
 }

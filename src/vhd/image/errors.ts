@@ -1,4 +1,4 @@
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 
 /** What an error about the content of an image points to. */
 export interface VhdFault {
@@ -12,39 +12,36 @@ export interface VhdFault {
   readonly problem: string;
 }
 
-/** An image that is not what the format says: which file, which field, where, and what is in it. */
-export class VhdFormatError extends Error {
+/** An image that is not what the format says (EINVAL): which file, which field, where, what is in it. */
+export class VhdFormatError extends SystemError {
   override readonly name = "VhdFormatError";
-  /** The error number that commands end with: EINVAL. */
-  readonly errno: number = Errno.EINVAL;
+  /** The image. */
   readonly path: string;
+  /** The field, what it holds, and what is wrong with that. */
   readonly fault: VhdFault;
 
   constructor(path: string, fault: VhdFault) {
-    super(
-      `Cannot use ${path} as a VHD image: ${fault.field} at byte ${fault.offsetBytes} ` +
-        `holds ${fault.value}, which ${fault.problem}`,
-    );
+    const message = `Cannot use ${path} as a VHD image: ${fault.field} at byte ` +
+      `${fault.offsetBytes} holds ${fault.value}, which ${fault.problem}`;
+    super(Errno.EINVAL, message, { file: path, message });
     this.path = path;
     this.fault = fault;
   }
 }
 
 /** A chain of images that does not hold together: a loop, a missing or a wrong parent. */
-export class VhdChainError extends Error {
+export class VhdChainError extends SystemError {
   override readonly name = "VhdChainError";
-  /** The error number that commands end with. */
-  readonly errno: number;
   /** The image whose parent is the trouble. */
   readonly path: string;
   /** What is wrong, as the end of a sentence. */
   readonly problem: string;
 
   constructor(path: string, errno: number, problem: string) {
-    super(`Cannot follow the chain from ${path}: ${problem}`);
+    const message = `Cannot follow the chain from ${path}: ${problem}`;
+    super(errno, message, { file: path, message });
     this.path = path;
     this.problem = problem;
-    this.errno = errno;
   }
 }
 
