@@ -32,7 +32,8 @@ Deno.test({
 
 Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot do without", () => {
   const text = Deno.readTextFileSync(UNIT);
-  const settings = text.split("\n").filter((line) => /^[A-Z]\w+=/.test(line));
+  const settings = text.replaceAll(/ *\\\n */g, " ").split("\n")
+    .filter((line) => /^[A-Z]\w+=/.test(line));
   const valuesOf = (name: string): string[] =>
     settings.filter((line) => line.startsWith(`${name}=`))
       .flatMap((line) => line.slice(name.length + 1).split(" "));
@@ -41,9 +42,12 @@ Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot d
   assert.deepEqual(valuesOf("UMask"), ["0027"]);
   // What is refused must fail, not kill.
   assert.deepEqual(valuesOf("SystemCallErrorNumber"), ["EPERM"]);
-  for (const call of ["@system-service", "io_uring_setup", "io_uring_enter", "~@privileged"]) {
-    assert.ok(valuesOf("SystemCallFilter").includes(call), call);
-  }
+  // Old versions of systemd ignore names that they do not know: a list of what is allowed would be
+  // empty there. And of several lists of capabilities they keep only what is in all.
+  const refused = settings.filter((line) => line.startsWith("SystemCallFilter="));
+  assert.equal(refused.length, 1);
+  assert.match(refused[0], /^SystemCallFilter=~@clock .*@module .*@mount .*@privileged /);
+  assert.equal(settings.filter((line) => line.startsWith("CapabilityBoundingSet=")).length, 1);
   const families = ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"];
   assert.deepEqual(valuesOf("RestrictAddressFamilies"), families);
   const capabilities = valuesOf("CapabilityBoundingSet");
