@@ -65,7 +65,9 @@ async function makeDisks(): Promise<void> {
       "",
     ].join("\n"),
   );
-  const line = (name: string) => `/dev/blktap/${name} /srv/${name} ext4 _netdev 0 2\n`;
+  // An emulated machine takes longer than systemd's 90 s where its host is busy.
+  const options = "_netdev,x-systemd.device-timeout=600";
+  const line = (name: string) => `/dev/blktap/${name} /srv/${name} ext4 ${options} 0 2\n`;
   Deno.writeTextFileSync(`${out}/fstab`, line("first") + line("second"));
 }
 
@@ -91,7 +93,7 @@ async function boot(
     script: SCRIPT,
     asInit: true,
     outFolder: out,
-    timeoutMs: 420_000,
+    timeoutMs: 900_000,
   });
   console.log(`The machine ran for ${seconds.toFixed(0)} s (${accelerator})`);
   try {
