@@ -176,3 +176,11 @@ function numberIn(error: Error): number | undefined {
   const number = /\(os error (\d+)\)/.exec(error.message)?.[1];
   return number === undefined ? undefined : Number(number);
 }
+
+/** Called once when something off the data path has ended: with null, or with why it failed. */
+export type Done = (error: SystemError | null) => void;
+
+/** As {@linkcode Done}, with a result: exactly one of the two is null. */
+export type DoneWith<Value> = (
+  ...end: [error: null, value: Value] | [error: SystemError, value: null]
+) => void;
