@@ -98,6 +98,7 @@ export {
   createFixed,
   type CreateFixedOptions,
 } from "./src/vhd/create.ts";
+export { allowParentsIn } from "./src/files/confinement.ts";
 export { VhdChainError, VhdFormatError } from "./src/vhd/image/errors.ts";
 export type { Finding } from "./src/vhd/check/findings.ts";
 export { openVhd, type VhdImage, type VhdType } from "./src/vhd/image/image.ts";

@@ -1,5 +1,11 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { leadsBack, resolveParent, verifyParent } from "../vhd/image/chain.ts";
+import {
+  type FoundParent,
+  leadsBack,
+  locateParent,
+  resolveParent,
+  verifyParent,
+} from "../vhd/image/chain.ts";
 import { VhdChainError } from "../vhd/image/errors.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
@@ -60,11 +66,14 @@ function requireParent(image: VhdImage): void {
   );
 }
 
-/** The images from the top down to the one above the target, and where the target is. */
+/**
+ * The images from the top down to the one above the target, and where the target is: which is where
+ * a parent may be, as it will be written to.
+ */
 function walkDown(
   top: VhdImage,
   { ancestor, closer }: { ancestor?: string; closer: Closer },
-): { images: VhdImage[]; targetPath: string } {
+): { images: VhdImage[]; target: FoundParent } {
   const { storage } = top;
   const wanted = ancestor === undefined ? null : canonicalPath(storage, ancestor);
   const images = [top];
@@ -74,13 +83,13 @@ function walkDown(
       throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
     }
     requireParent(image);
-    const targetPath = resolveParent(image);
-    const canonical = canonicalPath(storage, targetPath);
+    const target = locateParent(image);
+    const canonical = canonicalPath(storage, target.path);
     if (seen.has(canonical)) {
       throw leadsBack(top.path, canonical);
     }
     seen.add(canonical);
-    if (wanted === null || canonical === wanted) return { images, targetPath };
+    if (wanted === null || canonical === wanted) return { images, target };
     if (image.parent?.raw) {
       throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
     }
@@ -96,10 +105,11 @@ async function coalesceDown(
   top: VhdImage,
   { closer, ancestor, sparse = false, onProgress, signal }: Coalescing,
 ): Promise<number> {
-  const { images, targetPath } = walkDown(top, { ancestor, closer });
+  const { images, target: found } = walkDown(top, { ancestor, closer });
+  const targetPath = found.path;
   const lowest = images[images.length - 1];
   // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
-  const disk = closer.add(openForQueue(engine, targetPath, { readOnly: false }));
+  const disk = closer.add(openForQueue(engine, targetPath, { readOnly: false, same: found }));
   const layers = images.map((image) => addLayer(engine, image, closer));
   if (lowest.parent?.raw) {
     requireSameEncryption(images, { raw: targetPath });
@@ -168,8 +178,9 @@ function walkToOldest(
     throw new VhdChainError(top.path, Errno.ENOENT, `${oldest} is no ancestor of it`);
   }
   if (oldest !== undefined) {
-    const { images, targetPath } = walkDown(top, { ancestor: oldest, closer });
-    const last = closer.add(openVhd(targetPath, { storage }));
+    const { images, target } = walkDown(top, { ancestor: oldest, closer });
+    const { confinement } = top;
+    const last = closer.add(openVhd(target.path, { storage, confinement, same: target }));
     return [...images, last];
   }
   return openAllBelow(top, closer).images;

@@ -69,7 +69,7 @@ async function copyChain(
   { top, output, closer, recoding, onProgress, signal }: Copy,
 ): Promise<number> {
   const { images, raw } = openAllBelow(top, closer);
-  requireSameEncryption(images, { raw });
+  requireSameEncryption(images, { raw: raw?.path ?? null });
   const layers: Layer[] = images.map((image) => addLayer(engine, image, closer));
   if (raw !== null) {
     const layer = rawLayer(engine, raw);

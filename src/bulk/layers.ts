@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import { isAllocated } from "../vhd/image/block.ts";
+import type { FoundParent } from "../vhd/image/chain.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { FileIdentity } from "../files/storage.ts";
@@ -76,9 +77,9 @@ export function layerOf(engine: OfflineEngine, image: VhdImage): Layer {
   };
 }
 
-/** The layer of a raw image. */
-export function rawLayer(engine: OfflineEngine, path: string): Layer {
-  const disk = openForQueue(engine, path, { readOnly: true });
+/** The layer of a raw image, which a child led to. */
+export function rawLayer(engine: OfflineEngine, { path, device, inode }: FoundParent): Layer {
+  const disk = openForQueue(engine, path, { readOnly: true, same: { device, inode } });
   const fileBytes = disk.sizeBytes();
   return {
     disk,

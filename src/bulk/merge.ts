@@ -2,9 +2,10 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { KeyHash } from "../vhd/format/batmap.ts";
 import {
+  type FoundParent,
   leadsBack,
+  locateParent,
   MAX_CHAIN_DEPTH,
-  resolveParent,
   tooManyLayers,
   verifyParent,
 } from "../vhd/image/chain.ts";
@@ -43,7 +44,9 @@ export function addLayer(engine: OfflineEngine, image: VhdImage, closer: Closer)
 
 /** Opens the parent of a child and sees that it is the one that the child was made from. */
 export function openParentOf(child: VhdImage, closer: Closer): VhdImage {
-  const parent = closer.add(openVhd(resolveParent(child), { storage: child.storage }));
+  const { storage, confinement } = child;
+  const found = locateParent(child);
+  const parent = closer.add(openVhd(found.path, { storage, confinement, same: found }));
   verifyParent(child, parent);
   return parent;
 }
@@ -51,18 +54,18 @@ export function openParentOf(child: VhdImage, closer: Closer): VhdImage {
 /**
  * Opens all VHDs below an image.
  *
- * @returns The images, the given one first, and the path of the raw image below them, if there is one.
+ * @returns The images, the given one first, and the raw image below them, if there is one.
  * @throws {VhdChainError} for a chain that leads back to itself, has too many layers or a wrong parent.
  */
 export function openAllBelow(
   top: VhdImage,
   closer: Closer,
-): { images: VhdImage[]; raw: string | null } {
+): { images: VhdImage[]; raw: FoundParent | null } {
   const images = [top];
   const seen = new Set([canonicalPath(top.storage, top.path)]);
   for (let image = top; image.parent !== null;) {
     if (images.length >= MAX_CHAIN_DEPTH) throw tooManyLayers(top.path);
-    if (image.parent.raw) return { images, raw: resolveParent(image) };
+    if (image.parent.raw) return { images, raw: locateParent(image) };
     image = openParentOf(image, closer);
     const path = canonicalPath(image.storage, image.path);
     if (seen.has(path)) throw leadsBack(top.path, path);

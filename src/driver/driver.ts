@@ -13,6 +13,8 @@ import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Deferral } from "./deferral.ts";
+import type { Confinement } from "../files/confinement.ts";
+import type { FileIdentity } from "../files/storage.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import type { Keepsakes } from "./keepsakes.ts";
 import type { PieceTable } from "./pieces.ts";
@@ -85,6 +87,10 @@ export interface ImageSpec {
   readonly direct: boolean;
   /** The key of those images of the chain that are encrypted. */
   readonly key?: DiskKey;
+  /** Of a parent: the file that its child led to, and no other (ESTALE). */
+  readonly same?: FileIdentity;
+  /** Of a parent: where its own parents may be. */
+  readonly confinement?: Confinement;
 }
 
 /** What an image itself served, not counting the images below it. */

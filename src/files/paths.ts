@@ -22,6 +22,27 @@ export function canonicalPath(storage: Storage, path: string): string {
   return storage.realPath(path);
 }
 
+/**
+ * The other names of a logical volume: `/dev/<group>/<volume>` for its name in `/dev/mapper`, and the
+ * other way round. None for other names.
+ */
+export function volumeNames(path: string): string[] {
+  const volume = /^\/dev\/([^/]+)\/([^/]+)$/.exec(path);
+  if (volume === null) return [];
+  const [, folder, name] = volume;
+  if (`/dev/${folder}/` !== DEV_MAPPER) {
+    return [`${DEV_MAPPER}${doubleDashes(folder)}-${doubleDashes(name)}`];
+  }
+  const parts = /^((?:[^-]|--)+)-((?:[^-]|--)+)$/.exec(name);
+  if (parts === null) return [];
+  return [`/dev/${parts[1].replaceAll("--", "-")}/${parts[2].replaceAll("--", "-")}`];
+}
+
+/** Whether a path is a folder itself or lies below it; both absolute, without `.` and `..`. */
+export function isWithin(path: string, folder: string): boolean {
+  return path === folder || path.startsWith(folder.endsWith("/") ? folder : `${folder}/`);
+}
+
 function doubleDashes(name: string): string {
   return name.replaceAll("-", "--");
 }

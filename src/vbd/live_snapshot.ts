@@ -1,5 +1,6 @@
 import { Errno, errnoOf, messageOf, SystemError } from "../../ffi/errno.ts";
 import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
+import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import type { Storage } from "../files/storage.ts";
 import type { VbdContext } from "./engine.ts";
@@ -108,6 +109,10 @@ function planFor(
   const isDevice = storage.exists(target) && storage.status(target).kind === "block";
   if (storage.exists(target) && (rename || !isDevice)) refuse(Errno.EEXIST, `${target} exists`);
   if (!rename) {
+    const confinement = confinementOf(storage, target);
+    if (admitParent(storage, confinement, image) === null) {
+      refuse(Errno.EPERM, describeRefusal(confinement, image));
+    }
     return { stack: parts[1], image, raw, parent: image, child: target, draft: target };
   }
   if (storage.status(image).kind !== "file") {

@@ -27,6 +27,7 @@ import {
   PLAT_CODE_W2KU,
   PLAT_CODE_W2RU,
 } from "./format/locator.ts";
+import type { Confinement } from "../files/confinement.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime } from "./format/time.ts";
@@ -101,8 +102,10 @@ function findTarget(storage: Storage, options: SnapshotOptions): Target {
   }
   let path = given;
   let sizeBytes = 0;
+  let confinement: Confinement | undefined;
   for (let depth = 0; depth < MAX_CHAIN_DEPTH; depth++) {
-    const image = openVhd(path, { storage });
+    const image = openVhd(path, { storage, confinement });
+    confinement = image.confinement;
     try {
       if (depth === 0) sizeBytes = image.sizeBytes;
       if (image.parent === null || image.bat.some((entry) => entry !== DD_BLK_UNUSED)) {

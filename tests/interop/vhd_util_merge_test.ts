@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { openDisk } from "../../src/bulk/disk.ts";
+import { allowParentsIn } from "../../src/files/confinement.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
@@ -100,6 +101,7 @@ Deno.test({
         return path;
       };
       const code = async (...args: string[]): Promise<number> => (await vhdUtil(...args)).code;
+      const before = allowParentsIn(["/dev"]);
       try {
         const { child } = makePair(folder);
         const wanted = contentOf(child);
@@ -118,6 +120,7 @@ Deno.test({
         const onRaw = contentOf(`${folder}/onraw.vhd`);
         assert.equal(await code("coalesce", "-n", `${folder}/onraw.vhd`), 0);
         assertSame(Deno.readFileSync(`${folder}/raw`), onRaw, "a raw parent on a device");
+        allowParentsIn(before);
         const small = await deviceOf("small", 8 * MIB);
         assert.equal(await code("copy", "-n", child, "-N", small), 28);
       } finally {

@@ -64,7 +64,12 @@ Deno.test({
   ignore: bash.ignore,
   async fn() {
     assert.deepEqual(await complete("c"), ["create", "coalesce", "copy", "check"].sort(byOrder));
-    assert.deepEqual(await complete("map", "--"), ["--json", "--output", "--help"]);
+    assert.deepEqual(await complete("map", "--"), [
+      "--json",
+      "--output",
+      "--parent-root",
+      "--help",
+    ]);
     assert.deepEqual(await complete("coalesce", "-n", ""), ["disk.vhd"]);
     assert.deepEqual(await complete("create", "-s", ""), []);
     assert.deepEqual(await complete("scan", "-f", "d"), ["disk.vhd"]);

@@ -138,7 +138,7 @@ Deno.test("tree draws chains, parents that are missing, and what is no image", (
     snapshot(at("onraw.vhd"), { parent: at("disk"), rawParent: true });
     Deno.removeSync(at("gone.vhd"));
     Deno.writeTextFileSync(at("bad.vhd"), "");
-    const { stdout, code } = await vhdUtil("tree", `${folder}/sub`);
+    const { stdout, code } = await vhdUtil("tree", `${folder}/sub`, "--parent-root", folder);
     assert.equal(code, 0);
     const names = stdout.split("\n").map((line) => line.replace(/ {2,}\S.*$/, ""));
     assert.deepEqual(
@@ -160,7 +160,9 @@ Deno.test("tree draws chains, parents that are missing, and what is no image", (
     assert.match(stdout, /base\.vhd +64 MiB +10\.0 MiB +15% allocated\n/);
     assert.match(stdout, /disk +2 MiB +2 MiB +100% allocated raw\n/);
     assert.match(stdout, /bad\.vhd +Cannot use /);
-    const [base] = JSON.parse((await vhdUtil("tree", "--json", `${folder}/sub`)).stdout);
+    const [base] = JSON.parse(
+      (await vhdUtil("tree", "--json", `${folder}/sub`, "--parent-root", folder)).stdout,
+    );
     assert.equal(base.vhd, `${folder}/base.vhd`);
     assert.equal(base.allocated, 10 * MIB);
     assert.equal(base.children[0].children[0].vhd, at("top.vhd"));

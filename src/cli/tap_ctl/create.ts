@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { createDevice } from "../../control/client/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
+import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import {
   absoluteImage,
@@ -14,7 +15,8 @@ import { printLine } from "../print.ts";
 
 /** `tap-ctl create`. */
 export function defineCreate(command: Command): Command {
-  return keyOptions(imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE")))
+  const withImage = imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE"));
+  return parentRootOption(keyOptions(withImage))
     .addOption(hiddenOption("-d, --name <name>", "changes nothing: the name is the one printed"))
     .addHelpText(
       "after",
@@ -24,7 +26,8 @@ export function defineCreate(command: Command): Command {
         "can it be taken over when its tapdisk dies. BLKTAP_NBD_INTERFACE=netlink or ioctl chooses how\n" +
         "it is made.",
     )
-    .action(async (choices: ImageChoices & KeyChoices) => {
+    .action(async (choices: ImageChoices & KeyChoices & ParentRootChoices) => {
+      allowParentRoots(choices);
       const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
       const device = await createDevice(absoluteImage(choices.args), options);
       printLine(device.node ?? minorPath(device.minor));

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { orphanedMinors, recoverDevice } from "../../control/client/lifecycle.ts";
+import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import { minorPath } from "../../control/paths.ts";
 import { parseMinor } from "./options.ts";
@@ -8,7 +9,7 @@ import { printLine } from "../print.ts";
 
 /** `tap-ctl recover`. */
 export function defineRecover(command: Command): Command {
-  return keyOptions(command)
+  return parentRootOption(keyOptions(command))
     .option("-m, --minor <minor>", "only this device", parseMinor)
     .addHelpText(
       "after",
@@ -16,7 +17,9 @@ export function defineRecover(command: Command): Command {
         "device notices no more than a pause. One that cannot be taken over does not keep the others from\n" +
         "it: the exit status is that of the first.",
     )
-    .action(async ({ minor, ...keys }: KeyChoices & { minor?: number }) => {
+    .action(async (choices: KeyChoices & ParentRootChoices & { minor?: number }) => {
+      const { minor, ...keys } = choices;
+      allowParentRoots(choices);
       const key = await encryptionKey(keys);
       const recover = async (orphan: number): Promise<void> =>
         printLine((await recoverDevice(orphan, { encryptionKey: key })).node ?? minorPath(orphan));

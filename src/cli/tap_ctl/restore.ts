@@ -14,6 +14,7 @@ import {
   withNamesLocked,
 } from "../../control/client/restore.ts";
 import { inventory } from "../../control/client/inventory.ts";
+import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey } from "./encryption.ts";
 import { timeLimit, timeLimitOption } from "./options.ts";
 import { warnOfSilent } from "./silent.ts";
@@ -83,12 +84,15 @@ async function stop(names: readonly string[], choices: RestoreChoices): Promise<
 
 /** `tap-ctl restore`. */
 export function defineRestore(command: Command): Command {
-  return timeLimitOption(command)
+  return parentRootOption(timeLimitOption(command))
     .argument("[name...]", "only these; else all that are not 'noauto'")
     .option("--file <path>", "the list", DEVICE_LIST_PATH)
     .option("--stop", "stop serving what was restored, the last one first")
     .addHelpText("after", NOTES)
-    .action((names: string[], choices: RestoreChoices) =>
-      withNamesLocked(() => choices.stop ? stop(names, choices) : restore(names, choices.file))
-    );
+    .action((names: string[], choices: RestoreChoices & ParentRootChoices) => {
+      allowParentRoots(choices);
+      return withNamesLocked(() =>
+        choices.stop ? stop(names, choices) : restore(names, choices.file)
+      );
+    });
 }

@@ -13,13 +13,14 @@ import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
 import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
+import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
 import { handleSignals } from "./signals.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printLine, writeError } from "../print.ts";
 
-interface TapdiskOptions {
+interface TapdiskOptions extends ParentRootChoices {
   /** False for `-D`. */
   readonly daemon: boolean;
   /** True in the process that a daemon becomes. */
@@ -47,11 +48,13 @@ time; SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has 
 statistics.
 
 Environment: BLKTAP_CONTROL_DIR is the folder of the sockets (/run/blktap-control), BLKTAP_LOG_DIR
-that of the log (/var/log/blktap, or log in BLKTAP_CONTROL_DIR).`;
+that of the log (/var/log/blktap, or log in BLKTAP_CONTROL_DIR). BLKTAP_PARENT_ROOTS names folders,
+with colons between them, in which parents of images may be besides the folder tree of the image that is
+opened; so do the lines of /etc/blktap/parent-roots; 'any' lets them be anywhere.`;
 
 /** The command line of tapdisk. */
 export function tapdiskCommand(): Command {
-  return new Command("tapdisk")
+  return parentRootOption(new Command("tapdisk"))
     .description("Serve virtual disks.")
     .option("-D, --no-daemon", "stay in the foreground, with the log on standard error")
     .addOption(
@@ -128,7 +131,9 @@ async function serveImage(image: string, device: DeviceChoice): Promise<void> {
  */
 export async function tapdiskMain(args: string[]): Promise<number> {
   try {
-    const { daemon, daemonChild = false, new: image, device } = parse(args);
+    const options = parse(args);
+    const { daemon, daemonChild = false, new: image, device } = options;
+    allowParentRoots(options);
     if (image !== undefined) {
       await serveImage(image, device);
       return 0;

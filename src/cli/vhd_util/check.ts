@@ -1,3 +1,5 @@
+import { confinementOf } from "../../files/confinement.ts";
+import { osStorage } from "../../files/storage.ts";
 import { Errno, errnoName, messageOf, SystemError } from "../../../ffi/errno.ts";
 import {
   ancestorPaths,
@@ -37,6 +39,7 @@ export const checkCommand: Subcommand = {
     { name: "s", text: "print how much is allocated and written instead" },
     { name: "json", text: "all that was found, as JSON" },
   ],
+  followsParents: true,
   example: `
 $ vhd-util check -n today.vhd -p
 today.vhd is valid
@@ -62,7 +65,8 @@ today.vhd is valid
   },
 };
 
-function checkAll(call: CommandCall, path: string, options: CheckOptions): number {
+function checkAll(call: CommandCall, path: string, given: CheckOptions): number {
+  const options = { ...given, confinement: confinementOf(osStorage, path) };
   if (call.has("json")) return checkAsJson(call, path, options);
   const status = checkOne(call, path, options);
   if (status !== 0) return status;

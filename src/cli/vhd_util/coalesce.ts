@@ -3,6 +3,7 @@ import { coalesce } from "../../bulk/coalesce.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { Interrupted, interruptible } from "../interruption.ts";
 import { openProgress, percentProgress } from "../progress.ts";
+import { warnOfConfinement } from "./confined.ts";
 import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
 
 /** `vhd-util coalesce`. */
@@ -21,6 +22,7 @@ export const coalesceCommand: Subcommand = {
     { name: "s", text: "leave zeros out where nothing would show through them" },
     { name: "p", text: "print how far it has come" },
   ],
+  followsParents: true,
   example: `
 $ vhd-util coalesce -n today.vhd
 Coalesced 6272 sectors
@@ -50,6 +52,7 @@ Coalesced 81920 sectors`,
           coalesce(path, { ancestor, output, oldest, sparse, onProgress, signal })
         );
         call.output.printLine(`Coalesced ${sectors} sectors`);
+        if (output !== undefined) warnOfConfinement(call, output);
       } finally {
         progress.stop();
       }

@@ -11,6 +11,13 @@ export interface CommandOption {
   readonly text: string;
 }
 
+/** An option of all subcommands that look for parents. */
+export const PARENT_ROOT_OPTION: CommandOption = {
+  name: "parent-root",
+  value: "FOLDER",
+  text: "parents may be in this folder, too, or anywhere with 'any'; may be repeated",
+};
+
 /** A subcommand of vhd-util. */
 export interface Subcommand {
   readonly name: string;
@@ -27,6 +34,8 @@ export interface Subcommand {
   readonly example: string;
   /** Whether words that are no options are allowed. */
   readonly operands?: boolean;
+  /** Whether it looks for parents: then it takes {@linkcode PARENT_ROOT_OPTION}. */
+  readonly followsParents?: boolean;
   /** Does the work. Returns the exit status: 0 or an error number. May throw. */
   run(call: CommandCall): number | Promise<number>;
 }
@@ -47,6 +56,11 @@ export class CommandCall {
   /** The value of an option, the last one where it was given more than once; or null. */
   value(name: string): string | null {
     return this.given.findLast((option) => option.name === name)?.value ?? null;
+  }
+
+  /** All values of an option that may be repeated. */
+  values(name: string): string[] {
+    return this.given.filter((option) => option.name === name).map(({ value }) => value);
   }
 
   /**

@@ -29,6 +29,7 @@ export const copyCommand: Subcommand = {
       text: "the image's own key, to encrypt with another or none",
     },
   ],
+  followsParents: true,
   example: `
 $ vhd-util copy -n today.vhd -N whole.vhd
 $ vhd-util query -p -n whole.vhd

@@ -20,6 +20,7 @@ export const fillCommand: Subcommand = {
     { name: "t", value: "SECTOR", text: "with -b: up to the block of this sector" },
   ],
   ignoredOptions: [{ name: "B", text: "no VHD reaches the limit that it would ignore" }],
+  followsParents: true,
   example: `
 $ vhd-util fill -n disk.vhd -b
 $ vhd-util query -n disk.vhd -a

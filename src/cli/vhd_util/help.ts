@@ -1,10 +1,11 @@
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_SUMMARY } from "../stdin_arguments.ts";
-import type { CommandOption, Subcommand } from "./command.ts";
+import { type CommandOption, PARENT_ROOT_OPTION, type Subcommand } from "./command.ts";
 
 /** All options of a subcommand that do something: its own and those that every one has. */
 export function optionsOf(command: Subcommand): readonly CommandOption[] {
   return [
     ...command.options,
+    ...(command.followsParents === true ? [PARENT_ROOT_OPTION] : []),
     { name: "h", text: "print the options on one line" },
     { name: "help", text: "print this text" },
     { name: STDIN_ARGUMENTS.slice(2), text: STDIN_ARGUMENTS_SUMMARY },

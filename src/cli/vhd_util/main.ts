@@ -10,14 +10,15 @@
 
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { Errno, messageOf } from "../../../ffi/errno.ts";
+import { allowParentsIn } from "../../files/confinement.ts";
 import { parseOptions } from "../getopt.ts";
-
 import { Interrupted } from "../interruption.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import {
   CommandCall,
   type CommandOption,
   expectedErrno,
+  PARENT_ROOT_OPTION,
   type Subcommand,
   UsageError,
 } from "./command.ts";
@@ -92,7 +93,7 @@ async function runSubcommand(
   try {
     if (fault !== null) throw new UsageError(`${command.name}: ${fault}`);
     if (operands.length > 0 && command.operands !== true) throw new UsageError(null);
-    return await command.run(new CommandCall(options, operands, output));
+    return await runAllowed(command, new CommandCall(options, operands, output));
   } catch (error) {
     if (error instanceof UsageError) {
       if (error.detail !== null) output.printError(error.detail);
@@ -109,8 +110,23 @@ async function runSubcommand(
   }
 }
 
+/** Runs a subcommand with the folders allowed that its options name. */
+async function runAllowed(command: Subcommand, call: CommandCall): Promise<number> {
+  const before = allowParentsIn([]);
+  allowParentsIn([...before, ...call.values(PARENT_ROOT_OPTION.name)]);
+  try {
+    return await command.run(call);
+  } finally {
+    allowParentsIn(before);
+  }
+}
+
 function specOf(command: Subcommand): { short: string; long: string[] } {
-  const options = [...command.options, ...command.ignoredOptions ?? []];
+  const options = [
+    ...command.options,
+    ...command.ignoredOptions ?? [],
+    ...(command.followsParents === true ? [PARENT_ROOT_OPTION] : []),
+  ];
   const notation = ({ name, value }: CommandOption): string =>
     value === undefined ? name : `${name}:`;
   const letters = options.filter((option) => option.name.length === 1);

@@ -24,6 +24,7 @@ export const mapCommand: Subcommand = {
     { name: "json", text: "print JSON: the disk's extents, and the layer that each is read from" },
     { name: "output", value: "PICTURE", text: "write a picture: a name in .svg or .png" },
   ],
+  followsParents: true,
   example: `
 $ vhd-util map -n child.vhd | sed 3,16d
 Aa..............................................BBBBBBBBBBBBBBBB

@@ -1,5 +1,6 @@
 import { changeParent, killData, setPhysicalSize } from "../../vhd/modify.ts";
 import { openVhd } from "../../vhd/image/image.ts";
+import { warnOfConfinement } from "./confined.ts";
 import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
 
 /** `vhd-util modify`. */
@@ -18,6 +19,7 @@ export const modifyCommand: Subcommand = {
     { name: "s", value: "BYTES", text: "end the image here: for a volume that is to be cut" },
     { name: "z", text: "forget all data" },
   ],
+  followsParents: true,
   example: `
 $ vhd-util modify -n today.vhd -p monday.vhd
 $ vhd-util query -n today.vhd -p
@@ -52,7 +54,10 @@ $ vhd-util query -n today.vhd -p
       const options = { parent, rawParent: call.has("m"), journal };
       status = attempt(
         `failed to set parent to '${parent}': `,
-        () => changeParent(path, options),
+        () => {
+          changeParent(path, options);
+          warnOfConfinement(call, path);
+        },
       );
     }
     return status;

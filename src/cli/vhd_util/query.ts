@@ -35,6 +35,7 @@ export const queryCommand: Subcommand = {
     { name: "u", text: "with -p: the path as it is stored, without looking for the file" },
     { name: "json", text: "all of it, as JSON" },
   ],
+  followsParents: true,
   example: `
 $ vhd-util query -vsp -n today.vhd
 10240

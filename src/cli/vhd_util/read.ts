@@ -63,6 +63,7 @@ export const readCommand: Subcommand = {
     { name: "json", text: "with -p: as JSON" },
   ],
   ignoredOptions: [{ name: "C", text: "nothing is cached here" }],
+  followsParents: true,
   example: `
 $ vhd-util read -n disk.vhd -b 0 -c 2
 block: 0: offset: 3584

@@ -27,6 +27,7 @@ export const scanCommand: Subcommand = {
     { name: "M", text: "print marker and key hash too" },
     { name: "json", text: "print JSON: an array with an object for each image" },
   ],
+  followsParents: true,
   example: `
 $ vhd-util scan -f -m '*.vhd'
 vhd=disk.vhd capacity=10737418240 size=45568 hidden=0 parent=none

@@ -1,4 +1,11 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import {
+  admitParent,
+  type Confinement,
+  confinementOf,
+  describeRefusal,
+} from "../../files/confinement.ts";
+import { VhdChainError } from "../../vhd/image/errors.ts";
 import { fileNameOf, folderOf } from "../../files/paths.ts";
 import { scanFast, scanFully, type ScannedImage, scanVolume } from "../../vhd/check/scan.ts";
 import { osStorage } from "../../files/storage.ts";
@@ -34,7 +41,11 @@ function rawFacts(sizeBytes: number): ScannedImage {
 
 function fileTarget(
   path: string,
-  { manner, raw }: { manner: ScanManner; raw: boolean },
+  { manner, raw, confinement = confinementOf(osStorage, path) }: {
+    manner: ScanManner;
+    raw: boolean;
+    confinement?: Confinement;
+  },
 ): ScanTarget {
   const { kind, sizeBytes } = osStorage.status(path);
   return {
@@ -49,7 +60,10 @@ function fileTarget(
       const name = parent ?? "";
       const beside = `${path.includes("/") ? `${folderOf(path)}/` : ""}${name}`;
       const found = !name.startsWith("/") && osStorage.exists(beside) ? beside : name;
-      return fileTarget(found, { manner, raw: rawParent });
+      if (osStorage.exists(found) && admitParent(osStorage, confinement, found) === null) {
+        throw new VhdChainError(path, Errno.EPERM, describeRefusal(confinement, found));
+      }
+      return fileTarget(found, { manner, raw: rawParent, confinement });
     },
   };
 }

@@ -1,5 +1,6 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { snapshot, SnapshotDepthError } from "../../vhd/snapshot.ts";
+import { warnOfConfinement } from "./confined.ts";
 import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
 
 const MIB = 1024 * 1024;
@@ -24,6 +25,7 @@ export const snapshotCommand: Subcommand = {
       text: "build on PARENT even if it holds no data, not on the first below that does",
     },
   ],
+  followsParents: true,
   example: `
 $ vhd-util snapshot -n today.vhd -p disk.vhd
 $ vhd-util query -n today.vhd -p
@@ -41,6 +43,7 @@ $ vhd-util query -n today.vhd -p
         reserveBytes: (call.number("S") ?? 0) * MIB,
         depthLimit: call.number("l") ?? 0,
       });
+      warnOfConfinement(call, path);
     } catch (error) {
       if (!(error instanceof SnapshotDepthError)) throw error;
       call.output.printLine(

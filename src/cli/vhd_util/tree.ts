@@ -1,10 +1,11 @@
-import { messageOf } from "../../../ffi/errno.ts";
+import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
+import type { Confinement } from "../../files/confinement.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
 import { resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { plainText } from "../../log/plain_text.ts";
-import { canonicalPath, fileNameOf, folderOf } from "../../files/paths.ts";
+import { canonicalPath, fileNameOf, folderOf, normalizePath } from "../../files/paths.ts";
 import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
 import { jsonText } from "../json.ts";
@@ -18,6 +19,7 @@ export const treeCommand: Subcommand = {
   synopsis: "[--json] [FOLDER | FILE…]",
   usage: "options: [--json] [-h help] [folder or files]",
   options: [{ name: "json", text: "print JSON: an array of images with their children in them" }],
+  followsParents: true,
   example: `
 $ vhd-util tree /images
 /images
@@ -63,7 +65,16 @@ interface NodeFacts {
   readonly fileBytes: number;
   readonly allocatedBytes: number;
   readonly hidden: boolean;
-  readonly parent: { readonly path: string; readonly raw: boolean } | null;
+  readonly parent: ParentFacts | null;
+}
+
+interface ParentFacts {
+  readonly path: string;
+  readonly raw: boolean;
+  /** It lies where no parent may be, and is not opened. */
+  readonly refused: boolean;
+  /** Where its own parents may be. */
+  readonly confinement: Confinement;
 }
 
 function imagesIn(operands: readonly string[]): { paths: string[]; title: string } {
@@ -86,27 +97,39 @@ function factsOf(image: VhdImage): NodeFacts {
     fileBytes: image.file.sizeBytes(),
     allocatedBytes,
     hidden: image.hidden,
-    parent: image.parent === null ? null : { path: parentPath(image), raw: image.parent.raw },
+    parent: image.parent === null ? null : { ...findAbove(image), raw: image.parent.raw },
   };
 }
 
 /** Where the parent is, or where it should be. */
-function parentPath(image: VhdImage): string {
+function findAbove(image: VhdImage): Omit<ParentFacts, "raw"> {
+  const { confinement } = image;
   try {
-    return canonicalPath(osStorage, resolveParent(image, { anyUuid: true }));
+    const path = canonicalPath(osStorage, resolveParent(image, { anyUuid: true }));
+    return { path, refused: false, confinement };
   } catch (error) {
-    expectedErrno(error);
+    const refused = expectedErrno(error) === Errno.EPERM;
     const stored = unresolvedParent(image) ?? "unknown";
-    if (stored.startsWith("/")) return stored;
-    return `${folderOf(canonicalPath(osStorage, image.path))}/${stored.replace(/^\.\//, "")}`;
+    const folder = folderOf(canonicalPath(osStorage, image.path));
+    const path = normalizePath(osStorage, stored.startsWith("/") ? stored : `${folder}/${stored}`);
+    return { path, refused, confinement };
   }
 }
 
-function examine(path: string): TreeNode {
+/** The node of a parent that was not among the images. */
+function examineParent({ path, raw, refused, confinement }: ParentFacts): TreeNode {
+  if (refused) {
+    const problem = "not looked at: outside of the folders that parents may be in (--parent-root)";
+    return { path, facts: null, children: [], problem };
+  }
+  return raw ? rawNode(path) : examine(path, confinement);
+}
+
+function examine(path: string, confinement?: Confinement): TreeNode {
   const none = { path, facts: null, children: [] };
   if (!osStorage.exists(path)) return { ...none, problem: "missing" };
   try {
-    const image = openVhd(path, { lenient: true, ignoreDisabled: true });
+    const image = openVhd(path, { lenient: true, ignoreDisabled: true, confinement });
     try {
       return { path, facts: factsOf(image), problem: null, children: [] };
     } finally {
@@ -152,7 +175,7 @@ function growForest(paths: readonly string[]): TreeNode[] {
     }
     let above = nodes.get(parent.path);
     if (above === undefined) {
-      above = parent.raw ? rawNode(parent.path) : examine(parent.path);
+      above = examineParent(parent);
       nodes.set(parent.path, above);
     }
     if (isBelow(node, above)) roots.push({ ...node, problem: "a parent of itself" });

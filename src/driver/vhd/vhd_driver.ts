@@ -1,4 +1,4 @@
-import { resolveParent } from "../../vhd/image/chain.ts";
+import { locateParent } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { AioImage } from "../aio.ts";
 import {
@@ -30,6 +30,7 @@ export const vhdDriver: DriverType = {
         readOnly: spec.readOnly,
         same: identity,
         lockedBy: identity,
+        confinement: spec.confinement,
       });
       const sectors = image.sizeBytes / SECTOR_BYTES;
       if (image.header === null) {
@@ -58,7 +59,14 @@ export const vhdDriver: DriverType = {
 /** Where the image's parent is: the one that the child was made from. */
 function parentSpec(image: VhdImage, child: ImageSpec): ImageSpec | null {
   if (image.parent === null) return null;
-  const path = resolveParent(image);
-  const type = image.parent.raw ? "aio" : "vhd";
-  return { type, path, readOnly: true, direct: child.direct, key: child.key };
+  const { path, device, inode } = locateParent(image);
+  return {
+    type: image.parent.raw ? "aio" : "vhd",
+    path,
+    readOnly: true,
+    direct: child.direct,
+    key: child.key,
+    same: { device, inode },
+    confinement: image.confinement,
+  };
 }

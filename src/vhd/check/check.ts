@@ -9,6 +9,7 @@ import { type Finding, Findings } from "./findings.ts";
 import { HD_TYPE_FIXED } from "../format/footer.ts";
 import { HEADER_OFFSETS } from "../format/header.ts";
 import { openVhd, type VhdImage } from "../image/image.ts";
+import type { Confinement } from "../../files/confinement.ts";
 import { canonicalPath } from "../../files/paths.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
@@ -26,6 +27,8 @@ export interface CheckOptions {
   readonly checkData?: boolean;
   /** Look for blocks that overlap: true by default. */
   readonly checkOverlaps?: boolean;
+  /** Where parents may be: that of the top of the chain, when its images are checked one by one. */
+  readonly confinement?: Confinement;
   /** Told of blocks while data is being checked. */
   readonly onProgress?: ProgressListener;
 }
@@ -70,7 +73,8 @@ function checkFrame(file: StorageFile, findings: Findings, options: CheckOptions
 function checkInside(path: string, findings: Findings, options: CheckOptions): void {
   let image: VhdImage;
   try {
-    image = openVhd(path, { storage: options.storage, ignoreDisabled: true, lenient: true });
+    const { storage, confinement } = options;
+    image = openVhd(path, { storage, confinement, ignoreDisabled: true, lenient: true });
   } catch (error) {
     if (!(error instanceof VhdFormatError)) throw error;
     const { field, offsetBytes, value, problem } = error.fault;
@@ -103,11 +107,13 @@ function checkTables(image: VhdImage, findings: Findings, options: CheckOptions)
 export function ancestorPaths(path: string, { storage = osStorage }: CheckOptions = {}): string[] {
   const paths: string[] = [];
   const seen = new Set([canonicalPath(storage, path)]);
+  let confinement: Confinement | undefined;
   for (let current = path; paths.length < MAX_CHAIN_DEPTH;) {
     const child = current;
-    const image = openVhd(child, { storage, ignoreDisabled: true, lenient: true });
+    const image = openVhd(child, { storage, ignoreDisabled: true, lenient: true, confinement });
     try {
       if (image.parent === null || image.parent.raw) return paths;
+      confinement = image.confinement;
       current = resolveParent(image, { anyUuid: true });
     } finally {
       image.close();

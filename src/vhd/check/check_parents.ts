@@ -1,5 +1,5 @@
 import { errnoName, SystemError } from "../../../ffi/errno.ts";
-import { findNamedParent, findParent } from "../image/chain.ts";
+import { findNamedParent, findParent, type FoundParent } from "../image/chain.ts";
 import { VhdFormatError } from "../image/errors.ts";
 import type { Findings } from "./findings.ts";
 import { HEADER_OFFSETS } from "../format/header.ts";
@@ -42,10 +42,10 @@ export function checkLocators(
     if (target.problem !== null) report(target.problem);
     if (target.isParent) found = true;
   }
-  const named = found || parent.raw ? null : findNamedParent(image);
+  const named = found || parent.raw ? null : findNamedParent(image).found;
   if (named !== null && targetFault(image, named, { ignoreParentUuid: false }) === null) {
     found = true;
-    problems.push({ index: 0, message: `no parent locator leads to the parent ${named}` });
+    problems.push({ index: 0, message: `no parent locator leads to the parent ${named.path}` });
   }
   if (parent.name === "") {
     // The name only repeats what a locator says, if one leads to the parent.
@@ -107,7 +107,8 @@ function checkTarget(
     : `parent locator ${index} name (${fileNameOf(path)}) does not match header name (${name})`;
   const isIdentified = image.parent?.raw === false && !ignoreParentUuid;
   if (otherName !== null && !isIdentified) return refuse(otherName);
-  const location = findParent(image.storage, image.path, path);
+  const { found: location, refusal } = findParent(image, path);
+  if (refusal !== null) return refuse(refusal.problem);
   if (location === null) return refuse(otherName ?? `error resolving ${path}: no such file`);
   const fault = targetFault(image, location, { ignoreParentUuid });
   if (fault !== null) return refuse(otherName ?? fault);
@@ -117,12 +118,17 @@ function checkTarget(
 /** What is wrong with a file as the parent of an image. */
 function targetFault(
   { parent, storage }: VhdImage,
-  location: string,
+  { path: location, device, inode }: FoundParent,
   { ignoreParentUuid }: { ignoreParentUuid: boolean },
 ): string | null {
   if (parent?.raw !== false || ignoreParentUuid) return null;
   try {
-    const target = openVhd(location, { storage, ignoreDisabled: true, lenient: true });
+    const target = openVhd(location, {
+      storage,
+      ignoreDisabled: true,
+      lenient: true,
+      same: { device, inode },
+    });
     target.close();
     if (equalUuids(target.footer.uuid, parent.uuid)) return null;
     return `invalid parent ${location}: invalid parent uuid`;

@@ -4,7 +4,8 @@ import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
 import { readFooter } from "./footer_reader.ts";
 import { readLocatorName } from "./locator_reader.ts";
 import { canonicalPath, fileNameOf, folderOf } from "../../files/paths.ts";
-import type { Storage, StorageFile } from "../../files/storage.ts";
+import { admitParent, type Confinement, describeRefusal } from "../../files/confinement.ts";
+import type { FileIdentity, Storage, StorageFile } from "../../files/storage.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 import { equalUuids, formatUuid } from "../format/uuid.ts";
 
@@ -60,23 +61,46 @@ export function unresolvedParent(image: VhdImage): string | null {
   return image.parent?.name || null;
 }
 
-/**
- * Finds a file by the name that a child has for it: an absolute path as it is, anything else from
- * the child's folder. An absolute path that leads nowhere is tried from there too, for chains that
- * were made on Windows.
- *
- * @returns The path, or null when there is no such file.
- */
-export function findParent(storage: Storage, childPath: string, name: string): string | null {
-  if (name.startsWith("/") && storage.exists(name)) return name;
-  const beside = `${folderOf(canonicalPath(storage, childPath))}/${name}`;
-  return storage.exists(beside) ? canonicalPath(storage, beside) : null;
+/** A file that a child names as its parent, and which file that is. */
+export interface FoundParent extends FileIdentity {
+  readonly path: string;
 }
 
-/** The file beside the child that has the name in the child's header, or null. */
-export function findNamedParent(image: VhdImage): string | null {
+/** What a name of a parent leads to. */
+export interface ParentLookup {
+  /** The file, which may be the child's parent as to where it is; null when there is none. */
+  readonly found: FoundParent | null;
+  /** Why there is none, when there is a file, but where no parent may be. */
+  readonly refusal: VhdChainError | null;
+}
+
+/**
+ * Finds a file by the name that a child has for it: an absolute path as it is, anything else from
+ * the child's folder. An absolute path that leads nowhere, or where no parent may be, is tried from
+ * there too, for chains that were made on Windows.
+ */
+export function findParent(image: VhdImage, name: string): ParentLookup {
+  const { storage, confinement, path } = image;
+  const beside = `${folderOf(canonicalPath(storage, path))}/${name}`;
+  let refusal: VhdChainError | null = null;
+  for (const candidate of name.startsWith("/") ? [name, beside] : [beside]) {
+    if (!storage.exists(candidate)) continue;
+    const location = admitParent(storage, confinement, candidate);
+    if (location === null) {
+      refusal ??= new VhdChainError(path, Errno.EPERM, describeRefusal(confinement, candidate));
+      continue;
+    }
+    const { device, inode } = location;
+    const known = candidate === beside ? canonicalPath(storage, beside) : candidate;
+    return { found: { path: known, device, inode }, refusal: null };
+  }
+  return { found: null, refusal };
+}
+
+/** The file beside the child that has the name in the child's header, if there is one. */
+export function findNamedParent(image: VhdImage): ParentLookup {
   const name = fileNameOf(image.parent?.name ?? "");
-  return name === "" ? null : findParent(image.storage, image.path, name);
+  return name === "" ? { found: null, refusal: null } : findParent(image, name);
 }
 
 /** Which file is taken for an image's parent. */
@@ -88,59 +112,71 @@ export interface ResolveOptions {
   readonly anyUuid?: boolean;
 }
 
+/** The path of an image's parent; see {@linkcode locateParent}. */
+export function resolveParent(image: VhdImage, options: ResolveOptions = {}): string {
+  return locateParent(image, options).path;
+}
+
 /**
- * The path of an image's parent: the first file that has the UUID in the image's header. The
+ * Finds an image's parent: the first file that has the UUID in the image's header. The
  * locators are followed in their order; then the file beside the image is tried that has the name
  * in the header, as some programs write no locators, or change a chain by the header alone. A raw
- * parent has no UUID: it is the first file that a locator leads to.
+ * parent has no UUID: it is the first file that a locator leads to. Files that lie where no parent may
+ * be are passed over.
  *
- * @throws {VhdChainError} when there is none.
+ * @throws {VhdChainError} when there is none; EPERM when there would be one, but not where it may be.
  * @throws {VhdFormatError} | {SystemError} when the only file there is cannot be read.
  */
-export function resolveParent(image: VhdImage, options: ResolveOptions = {}): string {
+export function locateParent(image: VhdImage, options: ResolveOptions = {}): FoundParent {
   const { parent } = image;
-  const { stated, missing } = statedParents(image);
+  const { stated, missing, refusal } = statedParents(image);
   const [first] = stated;
-  if (parent === null || parent.raw) return first ?? noParent(image, missing);
-  const candidates = new Set(stated);
-  const named = findNamedParent(image);
-  if (named !== null) candidates.add(named);
-  if (options.anyUuid && candidates.size === 1 && first !== undefined) return first;
-  let failure: unknown = null;
-  for (const path of candidates) {
+  if (parent === null || parent.raw) {
+    if (first !== undefined) return first;
+    throw refusal ?? noParent(image, missing);
+  }
+  const candidates = [...stated];
+  const { found: named, refusal: namedRefusal } = findNamedParent(image);
+  if (named !== null && !stated.some(({ path }) => path === named.path)) candidates.push(named);
+  if (options.anyUuid && candidates.length === 1 && first !== undefined) return first;
+  let failure: unknown = refusal ?? namedRefusal;
+  for (const found of candidates) {
     try {
-      requireUuid(image, { path, uuid: uuidOf(image.storage, path) });
-      return path;
+      requireUuid(image, { path: found.path, uuid: uuidOf(image.storage, found) });
+      return found;
     } catch (error) {
       failure ??= error;
     }
   }
-  if (failure === null) return noParent(image, missing);
   if (options.anyUuid && first !== undefined) return first;
-  throw failure;
+  throw failure ?? noParent(image, missing);
 }
 
-/** The files that the locators lead to, each once, and the names that lead nowhere. */
-function statedParents(image: VhdImage): { stated: string[]; missing: string[] } {
-  const stated = new Set<string>();
+/** Where the locators lead: files, each once; names without one; the first that is refused. */
+function statedParents(
+  image: VhdImage,
+): { stated: FoundParent[]; missing: string[]; refusal: VhdChainError | null } {
+  const stated = new Map<string, FoundParent>();
   const missing = new Set<string>();
+  let refusal: VhdChainError | null = null;
   for (const locator of image.parent?.locators ?? []) {
     const name = readLocatorName(image.file, locator);
     if (name === null) continue;
-    const found = findParent(image.storage, image.path, name);
-    if (found === null) missing.add(name);
-    else stated.add(found);
+    const lookup = findParent(image, name);
+    refusal ??= lookup.refusal;
+    if (lookup.found !== null) stated.set(lookup.found.path, lookup.found);
+    else if (lookup.refusal === null) missing.add(name);
   }
-  return { stated: [...stated], missing: [...missing] };
+  return { stated: [...stated.values()], missing: [...missing], refusal };
 }
 
-function noParent(image: VhdImage, missing: readonly string[]): never {
+function noParent(image: VhdImage, missing: readonly string[]): VhdChainError {
   const { parent, path } = image;
   const names = missing.length > 0 || parent?.raw !== false ? missing : [parent.name];
   if (names.join("") === "") {
-    throw new VhdChainError(path, Errno.EINVAL, "it names no parent that can be read");
+    return new VhdChainError(path, Errno.EINVAL, "it names no parent that can be read");
   }
-  throw new VhdChainError(
+  return new VhdChainError(
     path,
     Errno.ENOENT,
     `its parent is missing (ENOENT); looked for ${names.join(", ")} beside it`,
@@ -148,8 +184,8 @@ function noParent(image: VhdImage, missing: readonly string[]): never {
 }
 
 /** Opens a file that may be a parent and reads its UUID: the one place where that is done. */
-function uuidOf(storage: Storage, path: string): Uint8Array {
-  const file = storage.open(path, "read");
+function uuidOf(storage: Storage, { path, device, inode }: FoundParent): Uint8Array {
+  const file = storage.open(path, "read", { same: { device, inode } });
   try {
     return readFooter(file, {}).footer.uuid;
   } finally {
@@ -198,8 +234,8 @@ function openParents(images: VhdImage[], options: ChainOptions): RawParent | nul
   const { maxDepth = MAX_CHAIN_DEPTH, ignoreParentUuid = false } = options;
   const seen = new Set([canonicalPath(images[0].storage, images[0].path)]);
   for (let child = images[0]; child.parent !== null;) {
-    const parentPath = resolveParent(child, { anyUuid: ignoreParentUuid });
-    const canonical = canonicalPath(child.storage, parentPath);
+    const found = locateParent(child, { anyUuid: ignoreParentUuid });
+    const canonical = canonicalPath(child.storage, found.path);
     if (seen.has(canonical)) {
       throw leadsBack(images[0].path, canonical);
     }
@@ -207,8 +243,10 @@ function openParents(images: VhdImage[], options: ChainOptions): RawParent | nul
     if (images.length >= maxDepth) {
       throw tooManyLayers(images[0].path, maxDepth);
     }
-    if (child.parent.raw) return openRawParent(child.storage, parentPath);
-    const parent = openVhd(parentPath, { ...options, readOnly: true });
+    if (child.parent.raw) return openRawParent(child.storage, found.path, found);
+    const { confinement } = child;
+    const below = { readOnly: true, same: found, lockedBy: undefined, confinement };
+    const parent = openVhd(found.path, { ...options, ...below });
     images.push(parent);
     if (!ignoreParentUuid) verifyParent(child, parent);
     child = parent;
@@ -235,23 +273,28 @@ export function requireFitsBelow(
   const isChild = storage.exists(childPath) ? canonicalPath(storage, childPath) : null;
   const seen = new Set<string>();
   let raw = rawParent;
+  let confinement: Confinement | undefined;
   for (let path: string | null = parentPath; path !== null;) {
     const canonical = canonicalPath(storage, path);
     if (canonical === isChild || seen.has(canonical)) throw leadsBack(childPath, canonical);
     seen.add(canonical);
     if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(childPath);
     if (raw) return;
-    [path, raw] = parentBelow(storage, path);
+    [path, raw, confinement] = parentBelow(storage, path, confinement);
   }
 }
 
-/** The path of an image's parent and whether it is raw; null for none that can be found. */
-function parentBelow(storage: Storage, path: string): [string | null, boolean] {
+/** The path of an image's parent, whether it is raw, and where it may be; null for none to be found. */
+function parentBelow(
+  storage: Storage,
+  path: string,
+  confinement?: Confinement,
+): [string | null, boolean, Confinement?] {
   try {
-    const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true });
+    const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true, confinement });
     try {
       if (image.parent === null) return [null, false];
-      return [resolveParent(image, { anyUuid: true }), image.parent.raw];
+      return [resolveParent(image, { anyUuid: true }), image.parent.raw, image.confinement];
     } finally {
       image.close();
     }
@@ -263,8 +306,8 @@ function parentBelow(storage: Storage, path: string): [string | null, boolean] {
 }
 
 /** Opens the raw image that a chain ends with, for reading. */
-export function openRawParent(storage: Storage, path: string): RawParent {
-  const file = storage.open(path, "read");
+export function openRawParent(storage: Storage, path: string, same?: FileIdentity): RawParent {
+  const file = storage.open(path, "read", { same });
   const sizeBytes = sectorsOf(file.sizeBytes()) * VHD_SECTOR_SIZE;
   return { path, file, sizeBytes };
 }

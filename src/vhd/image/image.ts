@@ -26,6 +26,7 @@ import {
   type Storage,
   type StorageFile,
 } from "../../files/storage.ts";
+import { type Confinement, confinementOf } from "../../files/confinement.ts";
 import { validateBat } from "./validate.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 import { isNullUuid } from "../format/uuid.ts";
@@ -66,6 +67,8 @@ export interface VhdImage {
   readonly path: string;
   readonly file: StorageFile;
   readonly storage: Storage;
+  /** Where its parents, and theirs, may be. */
+  readonly confinement: Confinement;
   footer: Footer;
   /** Where the footer was read: `backup` when the one at the end is missing or broken. */
   readonly footerSource: FooterSource;
@@ -123,6 +126,11 @@ export interface OpenOptions {
   readonly lenient?: boolean;
   /** Use the backup footer even if the one at the end is good. */
   readonly useBackupFooter?: boolean;
+  /**
+   * Where its parents may be: that of the child, for an image further down a chain. Without it, the
+   * image is the top of a chain.
+   */
+  readonly confinement?: Confinement;
   /** The file must be this one, which was looked at before (ESTALE). */
   readonly same?: FileIdentity;
   /** For writing: the caller holds the lock of this file already, which the name must lead to. */
@@ -171,6 +179,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
     path,
     file,
     storage,
+    confinement: options.confinement ?? confinementOf(storage, path),
     footer,
     footerSource: source,
     sizeBytes: Number(footer.currentSize),

@@ -1,0 +1,37 @@
+import { type Command, Option } from "commander";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { workingFolder } from "../../ffi/paths.ts";
+import { ANY_FOLDER, PARENT_ROOTS_VARIABLE } from "../files/confinement.ts";
+
+/** What `--parent-root` gives, however often it is given. */
+export interface ParentRootChoices {
+  readonly parentRoot?: readonly string[];
+}
+
+/** `--parent-root`. */
+export function parentRootOption(command: Command): Command {
+  const text = "let parents of images be in this folder, too, or 'any'where; may be repeated";
+  return command.addOption(
+    new Option("--parent-root <folder>", text)
+      .argParser((folder: string, before: readonly string[] = []) => [...before, folder]),
+  );
+}
+
+/**
+ * Allows folders by the environment, so that tapdisks that this process starts allow them, too.
+ *
+ * @throws {SystemError} EINVAL for a name with a colon, which the variable cannot hold.
+ */
+export function allowParentRoots({ parentRoot = [] }: ParentRootChoices): void {
+  const roots = parentRoot.map((root) => {
+    if (root.includes(":")) {
+      const why = `${PARENT_ROOTS_VARIABLE} cannot hold a name with a colon`;
+      throw new SystemError(Errno.EINVAL, `Cannot allow parents in ${root}: ${why}`);
+    }
+    return root.startsWith("/") || root === ANY_FOLDER ? root : `${workingFolder()}/${root}`;
+  });
+  const before = Deno.env.get(PARENT_ROOTS_VARIABLE) ?? "";
+  if (roots.length > 0) {
+    Deno.env.set(PARENT_ROOTS_VARIABLE, [...(before === "" ? [] : [before]), ...roots].join(":"));
+  }
+}
