@@ -3,7 +3,7 @@ import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import type { Storage } from "../files/storage.ts";
-import type { VbdContext } from "./engine.ts";
+import type { VbdContext } from "./vbd_context.ts";
 import { type Done, type Vbd, VbdState } from "./vbd.ts";
 
 /** How a snapshot of a running device is made. */

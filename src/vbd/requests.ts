@@ -2,7 +2,7 @@ import { Errno, errnoName } from "../../ffi/errno.ts";
 import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
 import type { ImageDriver, RequestSink } from "../driver/driver.ts";
-import type { AdmissionClient, VbdContext } from "./engine.ts";
+import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
 import { addExtent } from "./extents.ts";
 import { reportRequests } from "./request_report.ts";
 import { RequestTimes, Stage } from "./request_times.ts";

@@ -5,7 +5,7 @@ import { Keepsakes } from "../driver/keepsakes.ts";
 import { WriteLog } from "../driver/log.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
-import type { VbdContext } from "./engine.ts";
+import type { VbdContext } from "./vbd_context.ts";
 import { Requests } from "./requests.ts";
 import { type RetryLimits, retryLimits } from "./retry.ts";
 import type { VbdStatistics } from "./statistics.ts";

@@ -6,7 +6,7 @@
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
-import { createVbdContext, type VbdContext } from "../../src/vbd/engine.ts";
+import { createVbdContext, type VbdContext } from "../../src/vbd/vbd_context.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { type OpenOptions, Vbd } from "../../src/vbd/vbd.ts";
 

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { SimulatedDisk, type SimulatedDiskOptions } from "../../src/testing/simulated_disk.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
-import { createVbdContext, type VbdContext } from "../../src/vbd/engine.ts";
+import { createVbdContext, type VbdContext } from "../../src/vbd/vbd_context.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { type OpenOptions, Vbd } from "../../src/vbd/vbd.ts";
 

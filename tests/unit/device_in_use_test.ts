@@ -13,7 +13,7 @@ import { processWith, userOf } from "../../src/frontend/device_users.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
-import { createVbdContext } from "../../src/vbd/engine.ts";
+import { createVbdContext } from "../../src/vbd/vbd_context.ts";
 
 const MINOR = 0;
 const SECTORS = 2048;

@@ -6,7 +6,7 @@ import { LibaioBackend } from "../../queue/libaio.ts";
 import { MixedBackend } from "../../queue/mixed.ts";
 import { UringBackend } from "../../queue/uring.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
-import { createVbdContext, type VbdContext } from "../../vbd/engine.ts";
+import { createVbdContext, type VbdContext } from "../../vbd/vbd_context.ts";
 
 /**
  * What the disks on a queue share, by the queue, which is made when it is first asked for; that

@@ -10,7 +10,7 @@ import type { WriteLog } from "../../driver/log.ts";
 import type { Log } from "../../log/log.ts";
 import type { DeviceMaker } from "../../frontend/block_device.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
-import type { VbdContext } from "../../vbd/engine.ts";
+import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
 import { Vbd, VbdState } from "../../vbd/vbd.ts";

@@ -15,7 +15,7 @@ import type { BlockDevice } from "../../../src/frontend/block_device.ts";
 import { osDiskFiles } from "../../../src/queue/disk_files.ts";
 import { LibaioBackend } from "../../../src/queue/libaio.ts";
 import { EpollScheduler } from "../../../src/scheduler/epoll_scheduler.ts";
-import { createVbdContext } from "../../../src/vbd/engine.ts";
+import { createVbdContext } from "../../../src/vbd/vbd_context.ts";
 import { Vbd } from "../../../src/vbd/vbd.ts";
 
 const NAMES = ["descriptors", "mappings", "residentPages"];
