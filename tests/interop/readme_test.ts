@@ -33,7 +33,7 @@ function stepsOf(markdown: string): Step[] {
 function lasting(text: string): string {
   return text
     .replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "UUID")
-    .replace(/(pid=|"pid": |\/nbd)\d+/g, "$1PID");
+    .replace(/(pid=|"pid": |\/nbd|process )\d+/g, "$1PID");
 }
 
 /** One script of all steps, which marks where the output of each begins, and ends with the first that fails. */
