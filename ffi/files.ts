@@ -112,6 +112,8 @@ export interface FileStatus extends FileIdentity {
   /** Last change of the content, seconds since 1970. */
   mtimeSeconds: number;
   mode: number;
+  /** The owner's number. */
+  uid: number;
   /** For a device node: the device it stands for. */
   deviceNode: number;
 }
@@ -274,7 +276,7 @@ export function fileStatus(fd: number): FileStatus {
 
 /** What a `struct stat` tells; the size of a block device is not in it. */
 export function decodeStatus(stat: Uint8Array): FileStatus {
-  // struct stat of x86-64: st_dev @0, st_ino @8, st_mode @24, st_rdev @40, st_size @48,
+  // struct stat of x86-64: st_dev @0, st_ino @8, st_mode @24, st_uid @28, st_rdev @40, st_size @48,
   // st_blocks @64, st_mtime @88.
   const view = new DataView(stat.buffer, stat.byteOffset, stat.byteLength);
   const mode = view.getUint32(24, true);
@@ -286,6 +288,7 @@ export function decodeStatus(stat: Uint8Array): FileStatus {
     blocksBytes: fieldOf(view, 64) * 512,
     mtimeSeconds: fieldOf(view, 88),
     mode: mode & 0o7777,
+    uid: view.getUint32(28, true),
     deviceNode: fieldOf(view, 40),
   };
 }

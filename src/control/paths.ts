@@ -1,5 +1,5 @@
 import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import { namesInFolder, workingFolder } from "../../ffi/paths.ts";
+import { namesInFolder, pathExists, pathStatus, workingFolder } from "../../ffi/paths.ts";
 
 /** Where the state of all tapdisks lives unless `BLKTAP_CONTROL_DIR` names another folder. */
 export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
@@ -56,10 +56,30 @@ export function namesIn(folder: string): string[] {
 }
 
 /**
- * Makes the state folders, for their owner only, if they are not there. Throws `SystemError`.
+ * Refuses a control folder that somebody else made: who owns the folder answers for the sockets in it,
+ * and reads the keys that are sent to them. A folder that is not there is no matter.
+ *
+ * @throws {SystemError} EPERM when the owner is neither root nor the user of this process.
+ */
+export function requireOwnFolder(folder: string = controlFolder()): void {
+  for (const link of [true, false]) {
+    if (!pathExists(folder, { link })) return;
+    const { uid } = pathStatus(folder, { link });
+    if (uid === 0 || uid === Deno.uid()) continue;
+    const hint = "remove it, or name another in BLKTAP_CONTROL_DIR";
+    const what = `Cannot use the control folder ${folder}, which user ${uid} owns`;
+    throw new SystemError(Errno.EPERM, what, { file: folder, hint });
+  }
+}
+
+/**
+ * Makes the state folders, for their owner only, if they are not there. Throws `SystemError`: EPERM
+ * for those of somebody else.
  */
 export function prepareFolders(): void {
+  requireOwnFolder();
   const folder = minorsFolder();
+  requireOwnFolder(folder);
   try {
     Deno.mkdirSync(folder, { recursive: true, mode: 0o700 });
   } catch (error) {

@@ -1,4 +1,32 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import {
+  closeFile,
+  fileStatus,
+  O_APPEND,
+  O_CREAT,
+  O_NOFOLLOW,
+  O_NONBLOCK,
+  O_WRONLY,
+  openFile,
+  writeAt,
+} from "../../ffi/files.ts";
 import type { LogLevel, LogSink } from "./log.ts";
+
+const LOG_MODE = 0o600;
+const CLOSED = -1;
+
+/**
+ * Opens a file for appending, made with mode 0600. Links are not followed: the folder may be one that
+ * others can write to.
+ *
+ * @throws {SystemError} ELOOP for a symbolic link, EINVAL for what is no regular file.
+ */
+function openLogFile(path: string): number {
+  const fd = openFile(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, LOG_MODE);
+  if (fileStatus(fd).kind === "file") return fd;
+  closeFile(fd);
+  throw new SystemError(Errno.EINVAL, `Cannot log to ${path}, which is no regular file`);
+}
 
 /**
  * Entries as lines at the end of a file: time (UTC), program and process, level, message. Several
@@ -7,28 +35,26 @@ import type { LogLevel, LogSink } from "./log.ts";
 export class FileSink implements LogSink {
   readonly #path: string;
   readonly #tag: string;
-  #file: Deno.FsFile | undefined;
+  #fd: number;
 
   /**
-   * Opens the file for appending, created with mode 0600. Throws a `Deno.errors` error when that
-   * is impossible.
+   * Opens the file for appending, created with mode 0600.
    *
    * @param ident The program's name.
+   * @throws {SystemError} when that is impossible, also for a symbolic link.
    */
   constructor(path: string, ident: string) {
     this.#path = path;
     this.#tag = `${ident}[${Deno.pid}]`;
-    this.#file = this.#open();
-  }
-
-  #open(): Deno.FsFile {
-    return Deno.openSync(this.#path, { create: true, append: true, mode: 0o600 });
+    this.#fd = openLogFile(path);
   }
 
   write(level: LogLevel, message: string): void {
+    if (this.#fd === CLOSED) return;
     const line = `${new Date().toISOString()} ${this.#tag} ${level}: ${message}\n`;
     try {
-      this.#file?.writeSync(new TextEncoder().encode(line));
+      // To a file that is open for appending Linux writes at its end, whatever the offset.
+      writeAt(this.#fd, new TextEncoder().encode(line), 0);
     } catch {
       // A full disk must not take the disks that are served down with it.
     }
@@ -37,14 +63,14 @@ export class FileSink implements LogSink {
   reopen(): void {
     this.close();
     try {
-      this.#file = this.#open();
+      this.#fd = openLogFile(this.#path);
     } catch {
       // Without its folder the file sink is silent until the next reopen.
     }
   }
 
   close(): void {
-    this.#file?.close();
-    this.#file = undefined;
+    if (this.#fd !== CLOSED) closeFile(this.#fd);
+    this.#fd = CLOSED;
   }
 }

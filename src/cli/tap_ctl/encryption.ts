@@ -1,5 +1,7 @@
 import type { Command } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { keyFileWarning } from "../key_file.ts";
+import { printErrorLine } from "../print.ts";
 import { CRYPTO_SUPPORTED_KEYSIZE, readKey } from "../../vhd/key.ts";
 
 /** Where the key of an encrypted image comes from, as the options say it. */
@@ -26,7 +28,11 @@ export async function encryptionKey(
   if (keyFile !== undefined && encrypted) {
     throw new SystemError(Errno.EINVAL, "Cannot take the key from two places: give -E or -k");
   }
-  if (keyFile !== undefined) return checked(readKey(keyFile), keyFile);
+  if (keyFile !== undefined) {
+    const warning = keyFileWarning(keyFile);
+    if (warning !== null) printErrorLine(warning);
+    return checked(readKey(keyFile), keyFile);
+  }
   if (!encrypted) return undefined;
   const bytes = await new Response(Deno.stdin.readable).arrayBuffer();
   return checked(new Uint8Array(bytes), "standard input");

@@ -9,7 +9,7 @@ import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
 import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { createDevice } from "../../control/client/lifecycle.ts";
 import type { DeviceChoice } from "../../control/protocol/open_request.ts";
-import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
+import { controlSocketPath, nbdSocketPath, requireOwnFolder } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
 import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
@@ -93,6 +93,8 @@ function raiseLimits(log: Logger): void {
 
 /** Serves in this process until it is told to end; returns the exit status. */
 async function serve({ inForeground }: { inForeground: boolean }): Promise<number> {
+  // The log may be in it.
+  requireOwnFolder();
   const log = openLog({ onStandardError: inForeground });
   try {
     raiseLimits(log);

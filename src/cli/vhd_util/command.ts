@@ -1,4 +1,5 @@
 import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
+import { keyFileWarning } from "../key_file.ts";
 import type { GivenOption } from "../getopt.ts";
 import type { Output } from "./output.ts";
 
@@ -56,6 +57,14 @@ export class CommandCall {
   /** The value of an option, the last one where it was given more than once; or null. */
   value(name: string): string | null {
     return this.given.findLast((option) => option.name === name)?.value ?? null;
+  }
+
+  /** Warns about files of keys, named by these options, that others than their owner may use. */
+  warnOfKeyFiles(...names: readonly string[]): void {
+    for (const path of names.flatMap((name) => this.values(name))) {
+      const warning = keyFileWarning(path);
+      if (warning !== null) this.output.printError(warning);
+    }
   }
 
   /** All values of an option that may be repeated. */

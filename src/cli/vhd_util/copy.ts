@@ -51,6 +51,7 @@ whole.vhd has no parent`,
       call.output.printLine(`error opening ${path}: ${-expectedErrno(error)}`);
       throw error;
     }
+    call.warnOfKeyFiles("k", "K");
     const keys = keysOf(call);
     if (osStorage.exists(output) && osStorage.status(output).kind !== "block") {
       call.output.printLine(`VHD file ${output} already exists, chose a different name`);

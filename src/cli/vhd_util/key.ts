@@ -44,6 +44,7 @@ right`,
 
   run(call: CommandCall): number {
     const keyPath = call.value("k");
+    call.warnOfKeyFiles("k");
     if (call.has("C")) return calculate(call, keyPath);
     const path = call.required("n");
     checkUsage(call);

@@ -10,7 +10,7 @@ import {
   MessageType,
   messageType,
 } from "../protocol/message.ts";
-import { controlSocketPath } from "../paths.ts";
+import { controlSocketPath, requireOwnFolder } from "../paths.ts";
 
 /** A tapdisk's refusal, in its own words where it has any. */
 export class TapdiskError extends SystemError {
@@ -47,6 +47,7 @@ export class Connection {
     this.#pid = pid;
     this.#untilMs = performance.now() + timeoutMs;
     try {
+      requireOwnFolder();
       this.#fd = unixConnect(controlSocketPath(pid), timeoutMs);
     } catch (error) {
       if (!(error instanceof SystemError) || error.errno !== Errno.EAGAIN) throw error;
