@@ -3,8 +3,8 @@ import { Arena, copySectors } from "../../ffi/memory.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
 import {
-  type DriverContext,
   type DriverType,
+  type ImageContext,
   type ImageDriver,
   type ImageSpec,
   type RequestSink,
@@ -17,7 +17,7 @@ const ZERO_SECTORS = 1 << 17;
 export const aioDriver: DriverType = {
   type: "aio",
 
-  open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
+  open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     const file = context.files.open(spec.path, spec);
     try {
       const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);
@@ -38,7 +38,7 @@ export const aioDriver: DriverType = {
  * others, but one that direct I/O cannot read. Null when there is nothing. A disk that is written has
  * only whole sectors.
  */
-function readTail(spec: ImageSpec, { files }: DriverContext, disk: DiskFile): Arena | null {
+function readTail(spec: ImageSpec, { files }: ImageContext, disk: DiskFile): Arena | null {
   const sizeBytes = disk.sizeBytes();
   const lengthBytes = sizeBytes % SECTOR_BYTES;
   if (lengthBytes === 0) return null;
@@ -63,7 +63,7 @@ export class AioImage implements ImageDriver, IoOwner {
   readonly sectors: number;
   readonly parent = null;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
-  readonly #context: DriverContext;
+  readonly #context: ImageContext;
   readonly #sink: RequestSink;
   readonly #file: DiskFile;
   /** Sectors that are whole in the file. */
@@ -71,11 +71,12 @@ export class AioImage implements ImageDriver, IoOwner {
   /** The sector behind them, if there is one. */
   readonly #tail: Arena | null;
   #canPunch = true;
+  #isOpen = true;
 
   constructor(
     { spec, context, sink, file, sectors, tail = null }: {
       spec: ImageSpec;
-      context: DriverContext;
+      context: ImageContext;
       sink: RequestSink;
       file: DiskFile;
       /** Sectors that are whole in the file. */
@@ -91,7 +92,7 @@ export class AioImage implements ImageDriver, IoOwner {
     this.#context = context;
     this.#sink = sink;
     this.#file = file;
-    context.queue.register(file.file);
+    context.queue.register(file.file, context.faults);
     if (file.cachedBecause !== null) {
       context.log(`${spec.path} goes through the page cache: ${file.cachedBecause}`);
     }
@@ -163,21 +164,15 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   status(slot: number, sector: number, count: number): void {
-    let errno = 0;
-    for (let wanted = true; wanted && count > 0 && errno === 0;) {
-      let run = 0;
-      try {
-        run = this.#file.allocatedRun(sector * SECTOR_BYTES, count * SECTOR_BYTES) / SECTOR_BYTES;
-      } catch (error) {
-        errno = errnoOf(error);
-        break;
-      }
+    for (let wanted = true; wanted && count > 0;) {
+      const bytes = this.#file.allocatedRun(sector * SECTOR_BYTES, count * SECTOR_BYTES);
+      const run = bytes / SECTOR_BYTES;
       const sectors = Math.abs(run);
       wanted = this.#sink.extent(slot, sectors, run > 0);
       sector += sectors;
       count -= sectors;
     }
-    this.#sink.statusDone(slot, errno);
+    this.#sink.statusDone(slot, 0);
   }
 
   ioDone(slot: number, sectors: number, errno: number): void {
@@ -185,13 +180,20 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   close(done: (errno: number) => void): void {
-    this.#tail?.release();
+    let errno = 0;
     try {
-      this.#file.close();
-      done(0);
+      this.abandon();
     } catch (error) {
       this.#context.log(`${this.spec.path}: ${messageOf(error)}`);
-      done(errnoOf(error));
+      errno = errnoOf(error);
     }
+    done(errno);
+  }
+
+  abandon(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#tail?.release();
+    this.#file.close();
   }
 }

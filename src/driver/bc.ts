@@ -147,6 +147,7 @@ class CacheImage extends FilterImage implements RequestSink {
   override readonly sinkBelow = this;
   readonly #sink: RequestSink;
   readonly #lines: LineTable;
+  #isOpen = true;
   /** By slot: what goes on below, where, how many sectors have not ended, and whether all went well. */
   readonly #doing = new Uint8Array(REQUEST_SLOTS);
   readonly #sector = new Float64Array(REQUEST_SLOTS);
@@ -244,7 +245,13 @@ class CacheImage extends FilterImage implements RequestSink {
   }
 
   override close(done: (errno: number) => void): void {
-    this.#lines.release();
+    this.abandon();
     done(0);
+  }
+
+  override abandon(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#lines.release();
   }
 }

@@ -1,9 +1,12 @@
-import type { TurnWork } from "../scheduler/scheduler.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
+import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 
 /** Something with work to do at the end of the turn. */
 export interface Deferred {
   /** Whether it is in the list already; the list keeps this. */
   deferred: boolean;
+  /** Whom a fault of the work ends. */
+  readonly faults?: FaultOwner;
   /** Does the work. */
   runDeferred(): void;
 }
@@ -18,13 +21,17 @@ class DeferredList {
   }
 
   /** Lets each do its work. */
-  run(): void {
+  run(scheduler: Pick<Scheduler, "contain">): void {
     for (let i = 0; i < this.size; i++) {
       const who = this.#members[i];
       if (who === null) continue;
       this.#members[i] = null;
       who.deferred = false;
-      who.runDeferred();
+      try {
+        who.runDeferred();
+      } catch (error) {
+        scheduler.contain(error, who.faults);
+      }
     }
     this.size = 0;
   }
@@ -34,6 +41,12 @@ class DeferredList {
 export class Deferral implements TurnWork {
   #waiting = new DeferredList();
   #running = new DeferredList();
+  readonly #scheduler: Pick<Scheduler, "contain">;
+
+  /** @param scheduler Told of faults. */
+  constructor(scheduler: Pick<Scheduler, "contain">) {
+    this.#scheduler = scheduler;
+  }
 
   /** Puts someone in the list. */
   add(who: Deferred): void {
@@ -47,7 +60,7 @@ export class Deferral implements TurnWork {
     const list = this.#waiting;
     this.#waiting = this.#running;
     this.#running = list;
-    list.run();
+    list.run(this.#scheduler);
     return true;
   }
 }

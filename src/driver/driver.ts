@@ -9,6 +9,7 @@
  *
  * @module
  */
+import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
@@ -73,6 +74,13 @@ export interface DriverContext {
 
 /** What a driver opens an image with. */
 export interface ImageContext extends DriverContext {
+  /** Handlers, timers and work that are registered here are the disk's, which their faults end. */
+  readonly scheduler: Scheduler;
+  /**
+   * The disk: what a driver throws from a handler or the like ends it. Files are registered at the
+   * queue with it. Once it has failed, its images do nothing any more but `abandon`.
+   */
+  readonly faults: FaultOwner;
   /** What the images of this device keep in memory over a pause. */
   readonly keepsakes: Keepsakes;
 }
@@ -141,6 +149,12 @@ export interface ImageDriver {
    * number, 0 when all is well.
    */
   close(done: (errno: number) => void): void;
+  /**
+   * Lets go of the file, connection and memory, and does nothing else: the driver threw, and what it
+   * knows may be wrong. Nothing of the image is at the disk queue. May follow a `close` that did not
+   * end.
+   */
+  abandon(): void;
 }
 
 /** A kind of image. */

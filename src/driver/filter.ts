@@ -73,4 +73,6 @@ export class FilterImage implements ImageDriver {
   close(done: (errno: number) => void): void {
     done(0);
   }
+
+  abandon(): void {}
 }

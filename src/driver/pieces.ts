@@ -1,3 +1,5 @@
+import { assertShared } from "../../ffi/assert.ts";
+
 /** What a piece of a request is waiting to do. */
 export const PieceKind = { Read: 0, Write: 1, Status: 2 } as const;
 
@@ -5,8 +7,8 @@ const NONE = -1;
 
 /**
  * Records of pieces of requests that wait, and lists of them. A record is a number, a list two:
- * where it starts and ends. All drivers of a process share the table; the queue's reservations
- * bound how many are in use.
+ * where it starts and ends. All disks of a process share the records, and each has a table of its
+ * own onto them; the queue's reservations bound how many are in use.
  */
 export class PieceTable {
   readonly kind: Uint8Array;
@@ -19,25 +21,45 @@ export class PieceTable {
   /** Whatever the driver wants to remember of it, such as a cache entry. */
   readonly entry: Int32Array;
   readonly #next: Int32Array;
-  #free = 0;
+  /** By record: the table that took it; 0 for one that is free. */
+  readonly #takenBy: Int32Array;
+  /** The first free record, and how many tables there are. */
+  readonly #shared: Int32Array;
+  readonly #table: number;
 
-  /** @param capacity How many pieces can wait at once. */
-  constructor(capacity: number) {
-    this.kind = new Uint8Array(capacity);
-    this.slot = new Int32Array(capacity);
-    this.sector = new Float64Array(capacity);
-    this.count = new Uint32Array(capacity);
-    this.memory = new Int32Array(capacity);
-    this.entry = new Int32Array(capacity);
-    this.#next = new Int32Array(capacity);
-    for (let i = 0; i < capacity; i++) this.#next[i] = i + 1 < capacity ? i + 1 : NONE;
+  /**
+   * @param records How many pieces can wait at once; or another table, whose records this one
+   * shares.
+   */
+  constructor(records: number | PieceTable) {
+    if (typeof records !== "number") {
+      ({ kind: this.kind, slot: this.slot, sector: this.sector, count: this.count } = records);
+      ({ memory: this.memory, entry: this.entry } = records);
+      this.#next = records.#next;
+      this.#takenBy = records.#takenBy;
+      this.#shared = records.#shared;
+      this.#table = ++this.#shared[1];
+      return;
+    }
+    this.kind = new Uint8Array(records);
+    this.slot = new Int32Array(records);
+    this.sector = new Float64Array(records);
+    this.count = new Uint32Array(records);
+    this.memory = new Int32Array(records);
+    this.entry = new Int32Array(records);
+    this.#next = new Int32Array(records);
+    this.#takenBy = new Int32Array(records);
+    this.#shared = Int32Array.of(0, 1);
+    this.#table = 1;
+    for (let i = 0; i < records; i++) this.#next[i] = i + 1 < records ? i + 1 : NONE;
   }
 
   /** Takes a record. */
   take(kind: number, slot: number, sector: number, count: number, memorySector: number): number {
-    const piece = this.#free;
-    if (piece === NONE) throw new Error("The table of pieces is full: more than was reserved");
-    this.#free = this.#next[piece];
+    const piece = this.#shared[0];
+    assertShared(piece !== NONE, "The table of pieces is full: more than was reserved");
+    this.#shared[0] = this.#next[piece];
+    this.#takenBy[piece] = this.#table;
     this.kind[piece] = kind;
     this.slot[piece] = slot;
     this.sector[piece] = sector;
@@ -50,9 +72,17 @@ export class PieceTable {
   /** Gives a record back; returns the one behind it in its list, or -1. */
   give(piece: number): number {
     const next = this.#next[piece];
-    this.#next[piece] = this.#free;
-    this.#free = piece;
+    this.#next[piece] = this.#shared[0];
+    this.#shared[0] = piece;
+    this.#takenBy[piece] = 0;
     return next;
+  }
+
+  /** Gives all records of this table back: nobody is going to work on them any more. */
+  giveAll(): void {
+    for (let piece = 0; piece < this.#takenBy.length; piece++) {
+      if (this.#takenBy[piece] === this.#table) this.give(piece);
+    }
   }
 
   /** Puts a record at the end of list `list`. */

@@ -188,4 +188,6 @@ class RamImage implements ImageDriver {
   close(done: (errno: number) => void): void {
     done(0);
   }
+
+  abandon(): void {}
 }

@@ -5,9 +5,11 @@
  *
  * @module
  */
+import { assertShared, SharedStateError } from "../../ffi/assert.ts";
 import { Errno } from "../../ffi/errno.ts";
 import { Arena, memoryAddress } from "../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "./backend.ts";
 
@@ -42,7 +44,7 @@ const MOST_MERGED_SECTORS = 2048;
 
 const nobody: IoOwner = {
   ioDone(): void {
-    throw new Error("An operation without an owner ended");
+    throw new SharedStateError("An operation without an owner ended");
   },
 };
 
@@ -81,6 +83,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #isFirst = false;
   /** By file: operations that went to the backend with another. */
   #mergesOf = new Float64Array(64);
+  /** By file: operations that were started and have not ended. */
+  #pendingOf = new Int32Array(64);
+  /** By file: whom faults of the owners of its operations end. */
+  readonly #faultsOf: (FaultOwner | undefined)[] = [];
 
   /** @param capacity How many operations can be held at once, over all files. */
   constructor(scheduler: Scheduler, backend: DiskBackend, capacity = 8192) {
@@ -105,8 +111,13 @@ export class DiskQueue implements CompletionSink, TurnWork {
     scheduler.addTurnWork(this);
   }
 
-  /** Makes a file known; call it once after opening one and before its first operation. */
-  register(file: number): void {
+  /**
+   * Makes a file known; call it once after opening one and before its first operation.
+   *
+   * @param faults Whom it ends when an owner of the file's operations throws. Once that has failed,
+   * owners are not told of the end of operations any more.
+   */
+  register(file: number, faults?: FaultOwner): void {
     if (2 * file + 1 >= this.#open.length) {
       const larger = new Int32Array(4 * file + 4).fill(NONE);
       larger.set(this.#open);
@@ -117,7 +128,12 @@ export class DiskQueue implements CompletionSink, TurnWork {
       const mergesOf = new Float64Array(larger.length / 2);
       mergesOf.set(this.#mergesOf);
       this.#mergesOf = mergesOf;
+      const pendingOf = new Int32Array(larger.length / 2);
+      pendingOf.set(this.#pendingOf);
+      this.#pendingOf = pendingOf;
     }
+    while (this.#faultsOf.length <= file) this.#faultsOf.push(undefined);
+    this.#faultsOf[file] = faults;
     this.#mergesOf[file] = 0;
     this.#backend.register(file);
   }
@@ -139,6 +155,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
   /** Gives such room back. */
   release(operations: number): void {
     this.#available += operations;
+    assertShared(
+      this.#available <= this.capacity,
+      "More room of the disk queue came back than left",
+    );
   }
 
   /** Reads `count` sectors from `sector` of a file on into I/O memory. */
@@ -180,7 +200,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     token: number,
   ): void {
     const io = this.#free;
-    if (io === NONE) throw new Error("The disk queue is full: more was started than reserved");
+    assertShared(io !== NONE, "The disk queue is full: more was started than reserved");
     this.#free = this.#next[io];
     this.#owners[io] = owner;
     this.#tokens[io] = token;
@@ -190,6 +210,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#sectors[io] = sector;
     this.#memory[io] = memorySector;
     this.#next[io] = NONE;
+    this.#pendingOf[file]++;
     this.statistics.operations++;
     if (kind === IoKind.Sync || !this.#merge(io)) this.#append(io);
   }
@@ -307,8 +328,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
     // All answers of a batch come at the same time, as far as anyone is told.
     if (this.#isFirst) this.#scheduler.nowMs();
     this.#isFirst = false;
+    const file = this.#files[group];
+    const faults = this.#faultsOf[file];
     this.#underWay--;
-    this.#underWayOf[this.#files[group]]--;
+    this.#underWayOf[file]--;
     let left = result / SECTOR_BYTES;
     for (let io = group; io !== NONE;) {
       const next = this.#next[io];
@@ -320,9 +343,25 @@ export class DiskQueue implements CompletionSink, TurnWork {
       this.#owners[io] = nobody;
       this.#next[io] = this.#free;
       this.#free = io;
-      owner.ioDone(this.#tokens[io], count, errno);
+      this.#pendingOf[file]--;
+      if (faults === undefined) owner.ioDone(this.#tokens[io], count, errno);
+      else if (!faults.failed) this.#tell(owner, this.#tokens[io], count, errno, faults);
       io = next;
     }
+  }
+
+  /** Tells an owner; what it throws keeps no other operation of the batch from ending. */
+  #tell(owner: IoOwner, token: number, count: number, errno: number, faults: FaultOwner): void {
+    try {
+      owner.ioDone(token, count, errno);
+    } catch (error) {
+      this.#scheduler.contain(error, faults);
+    }
+  }
+
+  /** Operations on a file that were started and have not ended. */
+  pendingOf(file: number): number {
+    return this.#pendingOf[file];
   }
 
   /** Operations on a file that went to the backend with another, since it was made known. */

@@ -1,6 +1,7 @@
 import { EPOLLET, EPOLLIN } from "../../ffi/epoll.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Uring } from "../../ffi/uring.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
 import type { FdHandler, Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 
 /** Entries of one submission; when a turn prepares more, they leave in several. */
@@ -12,6 +13,8 @@ const RETRY_MS = 1;
 
 /** Who is told of completions. */
 export interface UringUser {
+  /** Whom it ends when being told throws. */
+  readonly faults?: FaultOwner;
   /**
    * An operation of this user ended.
    *
@@ -30,10 +33,10 @@ const loops = new WeakMap<Scheduler, UringLoop>();
  * Throws `SystemError` where there is none.
  */
 export function sharedUringLoop(scheduler: Scheduler): UringLoop {
-  const known = loops.get(scheduler);
+  const known = loops.get(scheduler.loop);
   if (known !== undefined && !known.isClosed) return known;
-  const loop = new UringLoop(scheduler);
-  loops.set(scheduler, loop);
+  const loop = new UringLoop(scheduler.loop);
+  loops.set(scheduler.loop, loop);
   return loop;
 }
 
@@ -183,10 +186,18 @@ export class UringLoop implements FdHandler, TurnWork {
       // First of all off the ring: whoever is told may submit, and look at it again.
       this.#ring.consume(1);
       this.#underWay[tag]--;
-      this.#users[tag].uringDone(id, result);
+      this.#tell(this.#users[tag], id, result);
       if (this.#closed) return i + 1;
     }
     return waiting;
+  }
+
+  #tell(user: UringUser, id: number, result: number): void {
+    try {
+      user.uringDone(id, result);
+    } catch (error) {
+      this.#scheduler.contain(error, user.faults);
+    }
   }
 
   ready(_events: number): void {

@@ -2,12 +2,13 @@ import { Epoll } from "../../ffi/epoll.ts";
 import { Errno } from "../../ffi/errno.ts";
 import { ShortSleep } from "../../ffi/short_sleep.ts";
 import { Gathering } from "./gathering.ts";
+import { contain, type FaultOwner, type LastResort, THROW_ON } from "./faults.ts";
 import {
   type FdHandler,
-  finishTurn,
   type Scheduler,
   TimerQueue,
   type TurnWork,
+  TurnWorks,
 } from "./scheduler.ts";
 import { Spin } from "./spin.ts";
 
@@ -22,11 +23,15 @@ const AWAITED_TURN_MS = 2;
  * a second gone by, give the runtime's own event loop a turn, in which signal listeners run.
  */
 export class EpollScheduler implements Scheduler {
+  readonly loop = this;
   readonly lastMs = new Float64Array(1);
   readonly #epoll = new Epoll(MOST_EVENTS);
   readonly #handlers: (FdHandler | undefined)[] = [];
+  /** By descriptor: whom a fault of its handler ends. */
+  readonly #owners: (FaultOwner | undefined)[] = [];
   readonly #timers = new TimerQueue();
-  #works: TurnWork[] = [];
+  readonly #works = new TurnWorks();
+  readonly #lastResort: LastResort;
   #running = false;
   /** Promises of the runtime that somebody waits for. */
   #awaited = 0;
@@ -41,8 +46,17 @@ export class EpollScheduler implements Scheduler {
   #wokenMs = 0;
   readonly #idleTurnMs: number;
 
-  /** @param options.runtimeTurnMs After how long at most signal listeners get to run. */
-  constructor({ runtimeTurnMs = RUNTIME_TURN_MS }: { runtimeTurnMs?: number } = {}) {
+  /**
+   * @param options.runtimeTurnMs After how long at most signal listeners get to run.
+   * @param options.lastResort What is to become of faults that end nobody in particular.
+   */
+  constructor(
+    { runtimeTurnMs = RUNTIME_TURN_MS, lastResort = THROW_ON }: {
+      runtimeTurnMs?: number;
+      lastResort?: LastResort;
+    } = {},
+  ) {
+    this.#lastResort = lastResort;
     this.#idleTurnMs = runtimeTurnMs;
   }
 
@@ -50,9 +64,10 @@ export class EpollScheduler implements Scheduler {
     return this.lastMs[0] = performance.now();
   }
 
-  watch(fd: number, events: number, handler: FdHandler): void {
+  watch(fd: number, events: number, handler: FdHandler, owner?: FaultOwner): void {
     this.#epoll.add(fd, events);
     this.#handlers[fd] = handler;
+    this.#owners[fd] = owner;
   }
 
   rewatch(fd: number, events: number): void {
@@ -62,35 +77,44 @@ export class EpollScheduler implements Scheduler {
   unwatch(fd: number): void {
     this.#epoll.remove(fd);
     this.#handlers[fd] = undefined;
+    this.#owners[fd] = undefined;
   }
 
-  addTimer(delayMs: number, callback: () => void): number {
-    return this.#timers.add(this.nowMs() + delayMs, callback);
+  addTimer(delayMs: number, callback: () => void, owner?: FaultOwner): number {
+    return this.#timers.add(this.nowMs() + delayMs, callback, owner);
   }
 
   cancelTimer(timer: number): void {
     this.#timers.cancel(timer);
   }
 
-  settle<T>(promise: Promise<T>, callback: (value: T) => void): void {
+  settle<T>(promise: Promise<T>, callback: (value: T) => void, owner?: FaultOwner): void {
     this.#awaited++;
-    promise.then((value) => {
+    // In a turn, so that the work at its end is done.
+    const settled = (call: () => void): void => {
       this.#awaited--;
-      // In a turn, so that the work at its end is done.
-      this.addTimer(0, () => callback(value));
-    });
+      this.addTimer(0, call, owner);
+    };
+    promise.then(
+      (value) => settled(() => callback(value)),
+      (error) => settled(() => this.contain(error, owner)),
+    );
+  }
+
+  contain(error: unknown, owner: FaultOwner | undefined): void {
+    contain(error, owner, this.#lastResort);
   }
 
   noteRequest(): void {
     this.#requests++;
   }
 
-  addTurnWork(work: TurnWork): void {
-    this.#works = [...this.#works, work];
+  addTurnWork(work: TurnWork, owner?: FaultOwner): void {
+    this.#works.add(work, owner);
   }
 
   removeTurnWork(work: TurnWork): void {
-    this.#works = this.#works.filter((other) => other !== work);
+    this.#works.remove(work);
   }
 
   /** Runs turns until `stop`. */
@@ -119,13 +143,21 @@ export class EpollScheduler implements Scheduler {
   #turn(latestMs: number): boolean {
     const untilMs = Math.min(this.#timers.nextDueMs(), latestMs);
     const count = this.#wait(untilMs);
-    for (let i = 0; i < count; i++) {
-      const handler = this.#handlers[this.#epoll.fdOf(i)];
-      if (handler !== undefined) handler.ready(this.#epoll.eventsOf(i));
-    }
-    if (this.#timers.nextDueMs() !== Infinity) this.#timers.fire(this.nowMs());
-    finishTurn(this.#works);
+    for (let i = 0; i < count; i++) this.#dispatch(this.#epoll.fdOf(i), this.#epoll.eventsOf(i));
+    if (this.#timers.nextDueMs() !== Infinity) this.#timers.fire(this.nowMs(), this);
+    this.#works.finish(this);
     return count >= 0;
+  }
+
+  #dispatch(fd: number, events: number): void {
+    const handler = this.#handlers[fd];
+    if (handler === undefined) return;
+    const owner = this.#owners[fd];
+    try {
+      handler.ready(events);
+    } catch (error) {
+      this.contain(error, owner);
+    }
   }
 
   /** Waits for events: asleep for a moment if requests gather then, or with a look at first. */

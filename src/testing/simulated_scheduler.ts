@@ -1,9 +1,10 @@
+import { contain, type FaultOwner, type LastResort, THROW_ON } from "../scheduler/faults.ts";
 import {
   type FdHandler,
-  finishTurn,
   type Scheduler,
   TimerQueue,
   type TurnWork,
+  TurnWorks,
 } from "../scheduler/scheduler.ts";
 
 /**
@@ -12,8 +13,15 @@ import {
  */
 export class SimulatedScheduler implements Scheduler {
   readonly #timers = new TimerQueue();
-  #works: TurnWork[] = [];
+  readonly #works = new TurnWorks();
+  readonly #lastResort: LastResort;
+  readonly loop = this;
   readonly lastMs = new Float64Array(1);
+
+  /** @param lastResort What is to become of faults that end nobody in particular. */
+  constructor(lastResort: LastResort = THROW_ON) {
+    this.#lastResort = lastResort;
+  }
 
   nowMs(): number {
     return this.lastMs[0];
@@ -31,8 +39,8 @@ export class SimulatedScheduler implements Scheduler {
     this.rewatch(fd, 0);
   }
 
-  addTimer(delayMs: number, callback: () => void): number {
-    return this.#timers.add(this.lastMs[0] + delayMs, callback);
+  addTimer(delayMs: number, callback: () => void, owner?: FaultOwner): number {
+    return this.#timers.add(this.lastMs[0] + delayMs, callback, owner);
   }
 
   cancelTimer(timer: number): void {
@@ -45,22 +53,26 @@ export class SimulatedScheduler implements Scheduler {
 
   noteRequest(): void {}
 
-  addTurnWork(work: TurnWork): void {
-    this.#works = [...this.#works, work];
+  addTurnWork(work: TurnWork, owner?: FaultOwner): void {
+    this.#works.add(work, owner);
   }
 
   removeTurnWork(work: TurnWork): void {
-    this.#works = this.#works.filter((other) => other !== work);
+    this.#works.remove(work);
+  }
+
+  contain(error: unknown, owner: FaultOwner | undefined): void {
+    contain(error, owner, this.#lastResort);
   }
 
   /** One turn: end-of-turn work, then the clock moves to the next timer; false without one. */
   turn(): boolean {
-    finishTurn(this.#works);
+    this.#works.finish(this);
     const dueMs = this.#timers.nextDueMs();
     if (dueMs === Infinity) return false;
     this.lastMs[0] = Math.max(this.lastMs[0], dueMs);
-    this.#timers.fire(this.lastMs[0]);
-    finishTurn(this.#works);
+    this.#timers.fire(this.lastMs[0], this);
+    this.#works.finish(this);
     return true;
   }
 

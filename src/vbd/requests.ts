@@ -1,6 +1,7 @@
 import { Errno, errnoName } from "../../ffi/errno.ts";
 import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
 import type { ImageDriver, RequestSink } from "../driver/driver.ts";
 import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
 import { addExtent } from "./extents.ts";
@@ -22,6 +23,8 @@ import { VbdCounts } from "./statistics.ts";
 
 /** Who waits for free slots. */
 export interface SlotWaiter {
+  /** Whom it ends when `slotsFree` throws; without it, the disk. */
+  readonly faults?: FaultOwner;
   slotsFree(): void;
 }
 
@@ -49,6 +52,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   deferred = false;
   readonly counts = new VbdCounts();
   readonly times: RequestTimes;
+  /** The disk: what its drivers throw ends it. */
+  readonly faults: FaultOwner;
   readonly #context: VbdContext;
   readonly #minor: number;
   readonly #slots = new SlotTable();
@@ -65,9 +70,13 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   #retryTimer = 0;
   #drained: (() => void) | null = null;
 
-  /** @param minor The device's number, for the log. */
-  constructor(context: VbdContext, minor: number) {
+  /**
+   * @param minor The device's number, for the log.
+   * @param faults The disk.
+   */
+  constructor(context: VbdContext, minor: number, faults: FaultOwner) {
     this.#context = context;
+    this.faults = faults;
     this.#minor = minor;
     this.times = new RequestTimes(context.scheduler.lastMs);
   }
@@ -147,10 +156,50 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     for (const queue of [this.#retrying, this.#waiting]) {
       for (let left = queue.size; left > 0; left--) {
         const slot = queue.shift();
-        this.times.drop(slot);
-        this.#slots.owner[slot].requestDone(slot, Errno.ESHUTDOWN);
+        this.#drop(slot, Errno.ESHUTDOWN);
       }
     }
+  }
+
+  #drop(slot: number, errno: number): void {
+    this.times.drop(slot);
+    this.#slots.open[slot] = 0;
+    this.#tell(slot, errno);
+  }
+
+  /** Tells an owner of the end of its request; what it throws ends the owner, and not the disk. */
+  #tell(slot: number, errno: number): void {
+    const owner = this.#slots.owner[slot];
+    try {
+      owner.requestDone(slot, errno);
+    } catch (error) {
+      this.#context.scheduler.contain(error, owner.faults ?? this.faults);
+    }
+  }
+
+  /**
+   * The disk has failed: all requests end with EIO, and so do those that come, until `run`. The disk
+   * queue may still move bytes of some, so that its room stays taken until `releaseRoom`.
+   */
+  fail(): void {
+    this.#context.scheduler.cancelTimer(this.#retryTimer);
+    this.#retryTimer = 0;
+    this.#target = null;
+    this.#holding = false;
+    this.#drained = null;
+    this.#waiting.clear();
+    this.#retrying.clear();
+    this.#issued = 0;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.#slots.open[slot] === 1) this.#drop(slot, Errno.EIO);
+    }
+  }
+
+  /** Nothing of a disk that failed is at the disk queue any more: gives its room back. */
+  releaseRoom(): void {
+    this.#context.queue.release(this.#held);
+    this.#held = 0;
+    this.#slots.reserved.fill(0);
   }
 
   #noteDrained(): void {
@@ -233,7 +282,13 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   /** The end-of-turn list calls this. */
   runDeferred(): void {
     this.#noteDrained();
-    for (const waiter of this.#waiters.splice(0)) waiter.slotsFree();
+    for (const waiter of this.#waiters.splice(0)) {
+      try {
+        waiter.slotsFree();
+      } catch (error) {
+        this.#context.scheduler.contain(error, waiter.faults ?? this.faults);
+      }
+    }
   }
 
   /**
@@ -268,6 +323,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     // Images are asked for sectors, of which this has none.
     if (count === 0 && kind !== RequestKind.Flush) return owner.requestDone(slot, 0);
     this.times.begin(slot);
+    slots.open[slot] = 1;
     if (this.#stopped || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
   }
 
@@ -292,6 +348,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   }
 
   #refusal(kind: RequestKind, sector: number, count: number): number {
+    if (this.faults.failed) return Errno.EIO;
     // Without an image there is nothing to compare with; what waits is looked at again with one.
     if (this.#target === null) return this.#holding ? 0 : Errno.ESHUTDOWN;
     if (kind === RequestKind.Flush) return 0;
@@ -309,7 +366,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   }
 
   get wantsAdmission(): boolean {
-    return !this.#stopped && this.#waiting.size > 0;
+    return !this.#stopped && this.#waiting.size > 0 && !this.faults.failed;
   }
 
   admit(): boolean {
@@ -325,8 +382,20 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     return any;
   }
 
-  /** Hands a request to the image; false when the disk queue has no room for it. */
+  /**
+   * Hands a request to the image; false when the disk queue has no room for it. What the image
+   * throws is not its caller's fault, a frontend's: it ends the disk, and this request with it.
+   */
   #issue(slot: number): boolean {
+    try {
+      return this.#handOver(slot);
+    } catch (error) {
+      this.#context.scheduler.contain(error, this.faults);
+      return true;
+    }
+  }
+
+  #handOver(slot: number): boolean {
     const slots = this.#slots;
     const kind = slots.kind[slot];
     const refusal = this.#refusal(kind as RequestKind, slots.sector[slot], slots.count[slot]);
@@ -386,6 +455,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   }
 
   pieceDone(slot: number, sectors: number, errno: number): void {
+    if (this.faults.failed) return;
     const slots = this.#slots;
     if (errno !== 0 && slots.error[slot] === 0) slots.error[slot] = errno;
     const pending = slots.pending[slot] - sectors;
@@ -430,9 +500,9 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     const kind = slots.kind[slot] as RequestKind;
     this.counts.note(kind, slots.count[slot], errno);
     this.times.end(slot, kind);
-    const owner = slots.owner[slot];
+    slots.open[slot] = 0;
     this.#unissue(slot);
-    owner.requestDone(slot, errno);
+    this.#tell(slot, errno);
   }
 
   // ---- status -----------------------------------------------------------------------------
@@ -452,6 +522,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   }
 
   extent(slot: number, sectors: number, isData: boolean): boolean {
+    if (this.faults.failed) return false;
     const slots = this.#slots;
     const left = slots.count[slot] - slots.progress[slot];
     if (sectors <= 0 || sectors > left) throw new Error(`Slot ${slot} got an extent out of range`);
@@ -461,6 +532,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   }
 
   statusDone(slot: number, errno: number): void {
+    if (this.faults.failed) return;
     const slots = this.#slots;
     const flags = slots.statusFlags[slot];
     if ((flags & StatusFlag.Ended) !== 0) throw new Error(`Slot ${slot} ended twice`);
@@ -517,10 +589,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     this.#retryTimer = this.#context.scheduler.addTimer(RETRY_INTERVAL_MS, () => {
       this.#retryTimer = 0;
       this.#retryAll();
-    });
+    }, this.faults);
   }
 
   #retryAll(): void {
+    if (this.faults.failed) return;
     for (let left = this.#retrying.size; left > 0; left--) this.#wait(this.#retrying.shift());
   }
 }

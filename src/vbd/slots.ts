@@ -1,4 +1,5 @@
 import { Arena } from "../../ffi/memory.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
 import { REQUEST_SECTORS, REQUEST_SLOTS, SECTOR_BYTES } from "../driver/driver.ts";
 
 /** What a request asks for. */
@@ -42,6 +43,8 @@ const NONE = -1;
 
 /** A request, as the one who made it sees it. */
 export interface RequestOwner {
+  /** Whom it ends when `requestDone` throws; without it, the disk. */
+  readonly faults?: FaultOwner;
   /**
    * The request in a slot ended. The slot and its memory stay the owner's until it releases them.
    *
@@ -71,6 +74,8 @@ export class SlotTable {
   /** Sectors of the step under way that have not ended. */
   readonly pending = new Float64Array(SLOTS);
   readonly error = new Int32Array(SLOTS);
+  /** Whether the slot has a request that has not ended. */
+  readonly open = new Uint8Array(SLOTS);
   /** Room of the disk queue that the request holds. */
   readonly reserved = new Uint32Array(SLOTS);
   /** Failed tries, and how the last of them failed; 0 without one. */
@@ -170,6 +175,11 @@ export class SlotQueue {
     this.#head = (this.#head + SLOTS - 1) % SLOTS;
     this.#slots[this.#head] = slot;
     this.#size++;
+  }
+
+  /** Takes all out. */
+  clear(): void {
+    this.#size = 0;
   }
 
   /** Takes the first slot out; there must be one. */

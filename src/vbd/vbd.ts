@@ -3,6 +3,9 @@ import { type ImageContext, type ImageDriver, SECTOR_BYTES } from "../driver/dri
 import { parseImageName } from "../driver/image_name.ts";
 import { Keepsakes } from "../driver/keepsakes.ts";
 import { WriteLog } from "../driver/log.ts";
+import { PieceTable } from "../driver/pieces.ts";
+import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
+import { ownedBy } from "../scheduler/scheduler.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
 import type { VbdContext } from "./vbd_context.ts";
@@ -12,6 +15,8 @@ import type { VbdStatistics } from "./statistics.ts";
 
 /** States of a device, a union of bits, as `tap-ctl list` shows them. */
 export const VbdState = {
+  /** A fault of this program ended it; `resume` opens its images anew. */
+  Dead: 0x0001,
   Closed: 0x0002,
   QuiesceRequested: 0x0004,
   Quiesced: 0x0008,
@@ -44,12 +49,25 @@ export interface VbdGeometry {
 /** Called when something that takes turns of the loop has ended; errno 0 when all is well. */
 export type Done = (errno: number, message: string) => void;
 
+/** How long to wait between two looks whether the disk queue is through with a disk that failed. */
+const ABANDON_AGAIN_MS = 20;
+
 /** VDISK_READONLY of xen/interface/io/blkif.h. */
 export const VDISK_READONLY = 4;
 
-/** One virtual block device: an image, open or paused, and the requests to it. */
-export class Vbd {
+/**
+ * One virtual block device: an image, open or paused, and the requests to it.
+ *
+ * What a driver throws, or a frontend that is no client's, ends the device: its requests end with
+ * EIO, nothing is written to its images any more, and they are closed as they are. The order of
+ * writes is such that they are in order, as after a power cut. `resume` opens them anew.
+ */
+export class Vbd implements FaultOwner {
   readonly minor: number;
+  /** Whether a fault has ended it. */
+  failed = false;
+  /** Told when a fault has ended it, and its requests. */
+  whenFailed: (() => void) | null = null;
   /** Name of the open image, `type:path`; empty without one. */
   name = "";
   /** A union of `VbdState` bits. */
@@ -59,6 +77,10 @@ export class Vbd {
   readonly #context: ImageContext;
   readonly #keepsakes = new Keepsakes();
   #images: ImageDriver[] = [];
+  /** Those that are being closed. */
+  #leaving: ImageDriver[] = [];
+  /** Of a device that failed: whether its images are closed. */
+  #abandoned = false;
   /** Merges on files that have been closed since. */
   #earlierMerges = 0;
   #sectors = 0;
@@ -66,14 +88,20 @@ export class Vbd {
   /** Whom the pause under way tells of its end; null when there is none, or it was given up. */
   #pausing: Done | null = null;
   #pauseTimer = 0;
-  /** Who waits for the images to be closed, which a pause has begun; null when nobody does. */
+  /** Who waits for the device to be closed; null when nobody does. */
   #closing: Done | null = null;
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
-    this.#context = { ...context, keepsakes: this.#keepsakes };
+    this.#context = {
+      ...context,
+      scheduler: ownedBy(this, context.scheduler),
+      pieces: new PieceTable(context.pieces),
+      keepsakes: this.#keepsakes,
+      faults: this,
+    };
     this.minor = minor;
-    this.requests = new Requests(context, minor);
+    this.requests = new Requests(context, minor, this);
   }
 
   /** Size of the device, sectors, also while it is paused; 0 without an image. */
@@ -148,6 +176,7 @@ export class Vbd {
    */
   pause(done: Done, timeoutMs = Infinity): void {
     if ((this.state & VbdState.Paused) !== 0) return done(0, "");
+    if (this.failed) return done(Errno.EIO, this.#deathNote);
     if (this.state !== 0) return done(...this.#busy());
     this.state = VbdState.PauseRequested | VbdState.QuiesceRequested;
     this.#pausing = done;
@@ -189,7 +218,7 @@ export class Vbd {
   /** All images are closed. */
   #paused(errno: number, message: string): void {
     this.state = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
-    if (this.#closing !== null) return this.close(this.#closing);
+    if (this.#closing !== null) return this.#drainAndClose();
     if (errno === 0 && this.#pausing !== null) return this.#endPause(0, "");
     this.resume(null, (resumeErrno, resumeMessage) => {
       if (resumeErrno !== 0) this.#context.log(resumeMessage);
@@ -209,13 +238,18 @@ export class Vbd {
    */
   resume(name: string | null, done: Done): void {
     if (this.state === 0) return done(0, "");
-    if ((this.state & VbdState.Paused) === 0) return done(...this.#busy());
+    const wasFailed = this.failed;
+    const canOpen = wasFailed ? this.#abandoned : (this.state & VbdState.Paused) !== 0;
+    if (!canOpen || this.#closing !== null) return done(...this.#busy());
+    this.failed = false;
     try {
       this.#openImages(name ?? this.name);
     } catch (error) {
+      this.failed = wasFailed;
       this.state |= VbdState.ResumeFailed;
       return done(errnoOf(error), error instanceof Error ? error.message : String(error));
     }
+    this.#abandoned = false;
     done(0, "");
   }
 
@@ -227,34 +261,111 @@ export class Vbd {
     if ((this.state & VbdState.ShutdownRequested) !== 0) return done(...this.#busy());
     this.giveUpPause();
     this.state |= VbdState.ShutdownRequested;
-    // The images are being closed already, for the pause.
-    this.#closing = (this.state & VbdState.PauseRequested) !== 0 ? done : null;
-    if (this.#closing !== null) return;
-    this.requests.stop(false, () =>
-      this.#closeImages((errno, message) => {
-        this.name = "";
-        this.#options.key?.wipe();
-        this.#sectors = 0;
-        this.#keepsakes.releaseAll();
-        this.state = VbdState.Closed;
-        done(errno, message);
-      }));
+    this.#closing = done;
+    if (this.failed) {
+      if (this.#abandoned) this.#closed(0, "");
+      return;
+    }
+    // Else the images are being closed already, for the pause.
+    if ((this.state & VbdState.PauseRequested) === 0) this.#drainAndClose();
+  }
+
+  #drainAndClose(): void {
+    this.requests.stop(false, () => this.#closeImages((...result) => this.#closed(...result)));
+  }
+
+  /** There is no image any more. */
+  #closed(errno: number, message: string): void {
+    this.name = "";
+    this.#options.key?.wipe();
+    this.#sectors = 0;
+    this.#keepsakes.releaseAll();
+    this.state = VbdState.Closed;
+    this.failed = false;
+    this.#abandoned = false;
+    const done = this.#closing;
+    this.#closing = null;
+    done?.(errno, message);
+  }
+
+  get #deathNote(): string {
+    return `Minor ${this.minor} was ended by a fault of this program (see the log); 'tap-ctl unpause' ` +
+      "opens its image anew";
+  }
+
+  /** Writes to the log that a client of the device was ended by a fault. */
+  noteFault(what: string, error: unknown): void {
+    this.#context.log(`Minor ${this.minor}: ${what} was ended by a fault: ${describeFault(error)}`);
+  }
+
+  fault(error: unknown): void {
+    const { log, scheduler } = this.#context;
+    log(`Minor ${this.minor}, ${this.name || "no image"}: a fault: ${describeFault(error)}`);
+    if (this.failed) return;
+    this.failed = true;
+    // Whoever threw, and those who called it, are in the midst of something.
+    scheduler.addTimer(0, () => this.#fail());
+  }
+
+  #fail(): void {
+    const { log } = this.#context;
+    this.requests.fail();
+    if (this.name === "") {
+      this.failed = false;
+      return;
+    }
+    this.state = VbdState.Dead | (this.state & VbdState.ShutdownRequested);
+    log(`${this.#deathNote}; until then its requests end with EIO, its block device stays`);
+    this.#endPause(Errno.EIO, this.#deathNote);
+    this.#abandonWhenIdle();
+    this.whenFailed?.();
+  }
+
+  /** Closes the images as they are, when the disk queue does not work on their files any more. */
+  #abandonWhenIdle(): void {
+    const { queue, scheduler, log, pieces } = this.#context;
+    const images = [...this.#images, ...this.#leaving];
+    if (images.some(({ file }) => file !== undefined && queue.pendingOf(file) > 0)) {
+      return void scheduler.addTimer(ABANDON_AGAIN_MS, () => this.#abandonWhenIdle());
+    }
+    this.#earlierMerges = this.#merges;
+    this.#images = [];
+    this.#leaving = [];
+    for (const image of images) {
+      try {
+        image.abandon();
+      } catch (error) {
+        log(`Cannot let go of ${image.spec.path}: ${describeFault(error)}`);
+      }
+    }
+    pieces.giveAll();
+    this.requests.releaseRoom();
+    this.#abandoned = true;
+    if (this.#closing !== null) this.#closed(Errno.EIO, this.#deathNote);
   }
 
   #closeImages(done: Done): void {
     const images = this.#images;
     this.#earlierMerges = this.#merges;
     this.#images = [];
+    this.#leaving = images;
     let left = images.length;
     let firstErrno = 0;
     if (left === 0) return done(0, "");
+    const closed = (errno: number): void => {
+      if (firstErrno === 0) firstErrno = errno;
+      if (--left > 0) return;
+      this.#leaving = [];
+      const message = firstErrno === 0 ? "" : `Cannot close ${this.name} in order (see the log)`;
+      done(firstErrno, message);
+    };
     for (const image of images) {
-      image.close((errno) => {
-        if (firstErrno === 0) firstErrno = errno;
-        if (--left > 0) return;
-        const message = firstErrno === 0 ? "" : `Cannot close ${this.name} in order (see the log)`;
-        done(firstErrno, message);
-      });
+      try {
+        image.close(closed);
+      } catch (error) {
+        // Whoever wants the device closed, or paused, is told by what follows.
+        return this.#context.scheduler.contain(error, this);
+      }
     }
   }
 

@@ -13,6 +13,7 @@ import { PieceTable } from "../driver/pieces.ts";
 import type { DiskBackend } from "../queue/backend.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 
 const QUEUE_CAPACITY = 32768;
@@ -20,6 +21,8 @@ const ZERO_BYTES = 1 << 20;
 
 /** A device whose requests wait for room in the disk queue. */
 export interface AdmissionClient {
+  /** Whom a fault of it ends. */
+  readonly faults: FaultOwner;
   /** Starts what it can; false when it could start nothing. */
   admit(): boolean;
   /** Whether requests still wait. */
@@ -29,6 +32,12 @@ export interface AdmissionClient {
 /** Lets devices start their waiting requests as the disk queue gets room, each in its turn. */
 export class Admission implements TurnWork {
   #clients: AdmissionClient[] = [];
+  readonly #scheduler: Pick<Scheduler, "contain">;
+
+  /** @param scheduler Told of faults. */
+  constructor(scheduler: Pick<Scheduler, "contain">) {
+    this.#scheduler = scheduler;
+  }
 
   /** Puts a device behind the others that wait. */
   add(client: AdmissionClient): void {
@@ -41,8 +50,12 @@ export class Admission implements TurnWork {
     const clients = this.#clients;
     this.#clients = [];
     for (const client of clients) {
-      if (client.admit()) any = true;
-      if (client.wantsAdmission) this.add(client);
+      try {
+        if (client.admit()) any = true;
+        if (client.wantsAdmission) this.add(client);
+      } catch (error) {
+        this.#scheduler.contain(error, client.faults);
+      }
     }
     return any;
   }
@@ -66,8 +79,8 @@ export function createVbdContext(
   },
 ): VbdContext {
   const queue = new DiskQueue(scheduler, backend, QUEUE_CAPACITY);
-  const deferral = new Deferral();
-  const admission = new Admission();
+  const deferral = new Deferral(scheduler);
+  const admission = new Admission(scheduler);
   zeros ??= new Arena(ZERO_BYTES);
   scheduler.addTurnWork(deferral);
   scheduler.addTurnWork(admission);

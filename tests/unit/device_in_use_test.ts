@@ -95,6 +95,7 @@ async function withDevice(
     log: { info: write, warn: write, error: write },
     inTurn: (_minor, job) => bench.busy ? void waiting.push(() => job(() => {})) : job(() => {}),
     emptied() {},
+    failed() {},
   });
   const image = `${folder}/disk.raw`;
   let sectors = SECTORS;

@@ -9,6 +9,8 @@ import { formatStatistics } from "../../control/protocol/statistics_text.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
+import { ownedBy } from "../../scheduler/scheduler.ts";
+import { guardRuntime, tapdiskFaults } from "./faults.ts";
 import { queueContexts } from "./queues.ts";
 
 /** After how long the log tells of disks that cannot be closed yet. */
@@ -32,18 +34,23 @@ export interface Tapdisk {
 export function startTapdisk(log: Logger): Tapdisk {
   prepareFolders();
   removeStaleSockets();
-  const scheduler = new EpollScheduler();
+  const faults = tapdiskFaults(log);
+  guardRuntime(faults);
+  const scheduler = new EpollScheduler({ lastResort: faults });
   const stop = () => server.shutDown(() => scheduler.stop());
   // The answer to the detach that emptied it goes out before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
   const devices = new Devices({
     scheduler,
     contextOf: queueContexts(scheduler, log),
-    frontends: [(vbd) => new NbdServer(scheduler, vbd, nbdSocketPath(Deno.pid, vbd.minor))],
+    frontends: [
+      (vbd) => new NbdServer(ownedBy(vbd, scheduler), vbd, nbdSocketPath(Deno.pid, vbd.minor)),
+    ],
     makers: DEVICE_MAKERS,
     log,
     inTurn: (minor, job) => server.takeTurn(minor, job),
     emptied,
+    failed: (minor) => server.diskFailed(minor),
   });
   const socketPath = controlSocketPath(Deno.pid);
   const server = new ControlServer(scheduler, socketPath, {

@@ -14,6 +14,7 @@ import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
 import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
+import { describeFault } from "../../scheduler/faults.ts";
 import { openLog } from "./logging.ts";
 import { startTapdisk } from "./engine.ts";
 import { handleSignals } from "./signals.ts";
@@ -109,6 +110,10 @@ async function serve({ inForeground }: { inForeground: boolean }): Promise<numbe
     await tapdisk.run();
     log.info("Ended");
     return 0;
+  } catch (error) {
+    // Standard error of a daemon leads nowhere.
+    log.error(`Ended: ${describeFault(error)}`);
+    throw error;
   } finally {
     log.close();
   }

@@ -9,7 +9,7 @@ import { closeFile } from "../../../ffi/files.ts";
 import type { WriteLog } from "../../driver/log.ts";
 import type { Log } from "../../log/log.ts";
 import type { DeviceMaker } from "../../frontend/block_device.ts";
-import type { Scheduler } from "../../scheduler/scheduler.ts";
+import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
 import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
@@ -36,6 +36,8 @@ export interface DevicesHost {
   inTurn(minor: number, job: (finished: () => void) => void): void;
   /** Called when the last device has gone. */
   emptied(): void;
+  /** Called when a fault has ended a device: what is being done to it may never end. */
+  failed(minor: number): void;
 }
 
 /** What a list tells of a device. */
@@ -108,8 +110,9 @@ export class Devices {
   #vbdOn(queue: QueueKind, minor: number): Pick<Device, "vbd" | "waysIn" | "queue"> {
     const { scheduler, log } = this.#host;
     const vbd = new Vbd(this.#host.contextOf(queue), minor);
+    vbd.whenFailed = () => this.#host.failed(minor);
     const waysIn = new WaysIn({
-      scheduler,
+      scheduler: ownedBy(vbd, scheduler),
       log,
       vbd,
       inTurn: (job) => this.#host.inTurn(minor, job),
@@ -302,7 +305,7 @@ export class Devices {
   resume(minor: number, name: string | null, done: Done): void {
     const device = this.#find(minor, "unpause");
     const { vbd } = device;
-    if ((vbd.state & VbdState.Paused) === 0) {
+    if ((vbd.state & (VbdState.Paused | VbdState.Dead)) === 0) {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${minor} (it is not paused)`);
     }
     vbd.resume(name, (errno, message) => {

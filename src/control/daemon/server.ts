@@ -11,6 +11,7 @@ import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { acceptConnection, receiveAt, sendAt, unixListen } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
+import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import {
   encodeError,
@@ -25,6 +26,8 @@ import {
 const MOST_CONNECTIONS = 32;
 /** How long a peer may take to send its request, or to take in the answer. */
 const PEER_TIMEOUT_MS = 10_000;
+/** How long a command may take to end by itself after a fault ended its disk. */
+const FAULT_GRACE_MS = 2_000;
 /** How long not to accept after it failed. */
 const ACCEPT_RETRY_MS = 1_000;
 
@@ -74,6 +77,8 @@ interface Job {
   run(finished: () => void): void;
   /** Gives it up, while it waits or runs; it finishes soon then. */
   giveUp?(): void;
+  /** Answers it with an error, and finishes it, whatever it waits for. */
+  fail?(error: Error): void;
 }
 
 /** Jobs, of which one runs at a time for each minor. */
@@ -105,19 +110,26 @@ class JobQueue {
     for (const job of ready) this.#running.set(job.minor, job);
     for (const job of ready) {
       job.run(() => {
+        if (this.#running.get(job.minor) !== job) return;
         this.#running.delete(job.minor);
         this.#next();
       });
     }
   }
+
+  /** The job of a minor that runs. */
+  runningOf(minor: number): Job | undefined {
+    return this.#running.get(minor);
+  }
 }
 
 /** One client: its request as it comes in, or its answer as it goes out. */
-class Client implements FdHandler {
+class Client implements FdHandler, FaultOwner {
   readonly fd: number;
   readonly #scheduler: Scheduler;
   readonly #requested: (client: Client, request: Uint8Array<ArrayBuffer>) => void;
   readonly #closed: (client: Client) => void;
+  readonly #log: Log;
   readonly #input = new Uint8Array(LONGEST_REQUEST_BYTES);
   #received = 0;
   #output: Uint8Array<ArrayBuffer> | undefined;
@@ -132,8 +144,9 @@ class Client implements FdHandler {
 
   constructor(
     fd: number,
-    { scheduler, requested, closed }: {
+    { scheduler, log, requested, closed }: {
       scheduler: Scheduler;
+      log: Log;
       requested: (client: Client, request: Uint8Array<ArrayBuffer>) => void;
       closed: (client: Client) => void;
     },
@@ -142,8 +155,18 @@ class Client implements FdHandler {
     this.#scheduler = scheduler;
     this.#requested = requested;
     this.#closed = closed;
-    scheduler.watch(fd, EPOLLIN, this);
-    this.#timer = scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close());
+    this.#log = log;
+    scheduler.watch(fd, EPOLLIN, this, this);
+    this.#timer = scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
+  }
+
+  get failed(): boolean {
+    return !this.open;
+  }
+
+  fault(error: unknown): void {
+    this.#log.error(`A control connection was ended by a fault: ${describeFault(error)}`);
+    this.close();
   }
 
   ready(events: number): void {
@@ -194,7 +217,7 @@ class Client implements FdHandler {
     if (this.#waitsForRoom) return;
     this.#waitsForRoom = true;
     this.#scheduler.rewatch(this.fd, EPOLLOUT);
-    this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close());
+    this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
   }
 
   close(): void {
@@ -213,7 +236,8 @@ class Client implements FdHandler {
 }
 
 /** The control socket of a tapdisk. */
-export class ControlServer implements FdHandler {
+export class ControlServer implements FdHandler, FaultOwner {
+  readonly failed = false;
   readonly #scheduler: Scheduler;
   readonly #path: string;
   readonly #commands: CommandTable;
@@ -239,7 +263,7 @@ export class ControlServer implements FdHandler {
     this.#log = log;
     removeSocket(path);
     this.#listener = unixListen(path, MOST_CONNECTIONS);
-    scheduler.watch(this.#listener, EPOLLIN, this);
+    scheduler.watch(this.#listener, EPOLLIN, this, this);
   }
 
   /** Runs a job as a command that is exclusive, when those before it are through. */
@@ -249,7 +273,36 @@ export class ControlServer implements FdHandler {
 
   /** Runs a job as a command that is exclusive and insists. */
   insist(minor: number, run: (finished: () => void) => void): void {
-    this.#jobs.add({ minor, insists: true, run });
+    const job: Job = {
+      minor,
+      insists: true,
+      run: (finished) => {
+        job.fail = (error) => {
+          this.#log.error(error.message);
+          finished();
+        };
+        run(finished);
+      },
+    };
+    this.#jobs.add(job);
+  }
+
+  fault(error: unknown): void {
+    this.#log.error(`A control connection was not taken: ${describeFault(error)}`);
+    this.#listenLater();
+  }
+
+  /**
+   * A fault has ended a disk. The command that is being carried out for it may wait for something
+   * that never comes: it ends with an error soon, so that others have their turn.
+   */
+  diskFailed(minor: number): void {
+    const job = this.#jobs.runningOf(minor);
+    if (job === undefined) return;
+    this.#scheduler.addTimer(FAULT_GRACE_MS, () => {
+      if (this.#jobs.runningOf(minor) !== job) return;
+      job.fail?.(new SystemError(Errno.EIO, `A fault ended minor ${minor} (see the log)`));
+    });
   }
 
   /** Takes the next connections: the listening socket is ready. */
@@ -263,6 +316,7 @@ export class ControlServer implements FdHandler {
       this.#clients.add(
         new Client(fd, {
           scheduler: this.#scheduler,
+          log: this.#log,
           requested: (client, request) => this.#requested(client, request),
           closed: (client) => this.#closed(client),
         }),
@@ -274,8 +328,12 @@ export class ControlServer implements FdHandler {
   /** Out of descriptors, say: the connections stay in the backlog until there are some again. */
   #pauseListening(errno: number): void {
     this.#log.warn(new SystemError(errno, "Cannot take a control connection").message);
+    this.#listenLater();
+  }
+
+  #listenLater(): void {
     this.#listen(false);
-    this.#scheduler.addTimer(ACCEPT_RETRY_MS, () => this.#listen(true));
+    this.#scheduler.addTimer(ACCEPT_RETRY_MS, () => this.#listen(true), this);
   }
 
   #listen(on: boolean): void {
@@ -309,6 +367,10 @@ export class ControlServer implements FdHandler {
           request.fill(0);
           return finished();
         }
+        job.fail = (error) => {
+          client.answer(errorReply(request, error));
+          finished();
+        };
         job.giveUp = client.hungUp = this.#run(command, request, (reply) => {
           client.answer(reply);
           finished();
@@ -340,7 +402,8 @@ export class ControlServer implements FdHandler {
     try {
       return command.run(request, answerOnce) ?? undefined;
     } catch (error) {
-      this.#log.error(messageOf(error));
+      const isExpected = error instanceof Error && "errno" in error;
+      this.#log.error(isExpected ? messageOf(error) : describeFault(error));
       answerOnce(errorReply(request, error));
       return undefined;
     }

@@ -5,12 +5,12 @@
  * @module
  */
 import { closeFile } from "../../../ffi/files.ts";
-import type { DriverContext, DriverType, ImageDriver, ImageSpec, RequestSink } from "../driver.ts";
+import type { DriverType, ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver.ts";
 import { dialAndWait } from "./dial.ts";
 import { parseExportName } from "./export_name.ts";
 import { exportFault, NbdImage } from "./nbd_image.ts";
 
-function open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
+function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
   const { exportName } = parseExportName(spec.path);
   const connected = dialAndWait(spec.path, `${spec.type}:${spec.path}`);
   const fault = exportFault(connected.remote, spec);

@@ -16,10 +16,11 @@ import {
   NBD_FLAG_SEND_WRITE_ZEROES,
   NBD_STATE_ZERO,
 } from "../../nbd/protocol.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { Deferred } from "../deferral.ts";
 import {
-  type DriverContext,
+  type ImageContext,
   type ImageDriver,
   type ImageSpec,
   type RequestSink,
@@ -77,7 +78,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   readonly counts = { readSectors: 0, writtenSectors: 0 };
   /** For the end-of-turn list; not for anyone else. */
   deferred = false;
-  readonly #context: DriverContext;
+  readonly #context: ImageContext;
   readonly #sink: RequestSink;
   readonly #destination: Destination;
   readonly #operations = new Operations();
@@ -99,7 +100,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   constructor(
     { spec, context, sink, connected, exportName }: {
       spec: ImageSpec;
-      context: DriverContext;
+      context: ImageContext;
       sink: RequestSink;
       connected: Connected;
       exportName: string;
@@ -202,9 +203,13 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     deferral.add(this);
   }
 
+  get faults(): FaultOwner {
+    return this.#context.faults;
+  }
+
   /** The end-of-turn list calls this. */
   runDeferred(): void {
-    this.#send();
+    if (!this.#context.faults.failed) this.#send();
   }
 
   /** Sends what waits, as far as the server and the socket take it. */
@@ -303,11 +308,9 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
 
   /** The connection is of no use any more: all that is under way fails, and another is sought. */
   #lose(errno: number): void {
-    const { scheduler, log } = this.#context;
+    const { log } = this.#context;
     log(`${this.#title}: lost the connection (${errnoName(errno)}); connecting again`);
-    scheduler.unwatch(this.#fd);
-    closeFile(this.#fd);
-    this.#fd = NONE;
+    this.#hangUp();
     this.#toldWhy = "";
     this.#sender.clear();
     this.#receiver.reset(false, null);
@@ -367,26 +370,35 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   close(done: (errno: number) => void): void {
-    if (this.#closed) return done(0);
-    this.#closed = true;
-    const { scheduler } = this.#context;
-    scheduler.cancelTimer(this.#redialTimer);
-    this.#dial?.cancel();
-    if (this.#fd !== NONE) this.#hangUp();
-    this.#receiver.reset(false, null);
-    this.#receiver.release();
-    this.#sender.release();
+    if (this.#fd !== NONE) this.#sayGoodbye();
+    this.abandon();
     done(0);
   }
 
   /** Tells the server that this was all. */
-  #hangUp(): void {
-    const { pieces, scheduler } = this.#context;
+  #sayGoodbye(): void {
+    const { pieces } = this.#context;
     const piece = pieces.take(NBD_CMD_DISC, 0, 0, 0, 0);
     this.#sender.add(0, piece);
     pieces.give(piece);
     this.#sender.send(this.#fd);
-    scheduler.unwatch(this.#fd);
+  }
+
+  abandon(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    const { scheduler } = this.#context;
+    scheduler.cancelTimer(this.#redialTimer);
+    this.#dial?.cancel();
+    this.#dial = null;
+    if (this.#fd !== NONE) this.#hangUp();
+    this.#receiver.reset(false, null);
+    this.#receiver.release();
+    this.#sender.release();
+  }
+
+  #hangUp(): void {
+    this.#context.scheduler.unwatch(this.#fd);
     closeFile(this.#fd);
     this.#fd = NONE;
   }

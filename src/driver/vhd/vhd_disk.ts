@@ -3,7 +3,7 @@ import { zeroSectors } from "../../../ffi/memory.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import {
-  type DriverContext,
+  type ImageContext,
   type ImageDriver,
   type ImageSpec,
   REQUEST_SECTORS,
@@ -29,7 +29,7 @@ export class VhdDisk implements ImageDriver {
   readonly parent: ImageSpec | null;
   readonly zeroSectors: number;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
-  readonly #context: DriverContext;
+  readonly #context: ImageContext;
   readonly #sink: RequestSink;
   readonly #file: VhdFile;
   readonly #cache: BitmapCache;
@@ -41,6 +41,7 @@ export class VhdDisk implements ImageDriver {
   readonly #starved = new PieceLists(1);
   #below: ImageDriver | null = null;
   #canPunch = true;
+  #isOpen = true;
   readonly #directOwner: IoOwner = {
     ioDone: (slot, sectors, errno) =>
       this.#sink.pieceDone(slot, sectors === 0 ? 1 : sectors, errno),
@@ -53,7 +54,7 @@ export class VhdDisk implements ImageDriver {
   constructor(
     { spec, context, sink, file, parent, cipher }: {
       spec: ImageSpec;
-      context: DriverContext;
+      context: ImageContext;
       sink: RequestSink;
       file: VhdFile;
       parent: ImageSpec | null;
@@ -79,7 +80,7 @@ export class VhdDisk implements ImageDriver {
       directOwner: this.#directOwner,
       unpinned: () => this.#feedStarved(),
     });
-    context.queue.register(file.disk.file);
+    context.queue.register(file.disk.file, context.faults);
     if (file.disk.cachedBecause !== null) {
       context.log(`${spec.path} goes through the page cache: ${file.disk.cachedBecause}`);
     }
@@ -481,15 +482,27 @@ export class VhdDisk implements ImageDriver {
 
   #close(how: () => void, done: (errno: number) => void): void {
     let errno = 0;
+    this.#isOpen = false;
     try {
       how();
     } catch (error) {
       this.#context.log(`Cannot close ${this.spec.path} in order: ${messageOf(error)}`);
       errno = errnoOf(error);
     }
+    this.#release();
+    done(errno);
+  }
+
+  #release(): void {
     this.#writer?.release();
     this.#cache.release();
     this.#cipher?.close();
-    done(errno);
+  }
+
+  abandon(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#file.close();
+    this.#release();
   }
 }

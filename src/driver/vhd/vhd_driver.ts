@@ -2,8 +2,8 @@ import { locateParent } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { AioImage } from "../aio.ts";
 import {
-  type DriverContext,
   type DriverType,
+  type ImageContext,
   type ImageDriver,
   type ImageSpec,
   type RequestSink,
@@ -17,7 +17,7 @@ import { VhdFile } from "./vhd_file.ts";
 export const vhdDriver: DriverType = {
   type: "vhd",
 
-  open(spec: ImageSpec, context: DriverContext, sink: RequestSink): ImageDriver {
+  open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
     const file = context.files.open(spec.path, spec);
     let image: VhdImage | null = null;

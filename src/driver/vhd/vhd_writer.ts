@@ -2,7 +2,8 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, setBits, testBit } from "../../vhd/format/bitmap.ts";
 import type { Deferred } from "../deferral.ts";
-import { type DriverContext, type RequestSink } from "../driver.ts";
+import type { ImageContext, RequestSink } from "../driver.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
 import { PieceKind, type PieceLists } from "../pieces.ts";
 import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import { Publisher, PUBLISHER_OPERATIONS, type PublisherOwner } from "./publisher.ts";
@@ -23,7 +24,7 @@ const NONE = -1;
  */
 export class VhdWriter implements Deferred, PublisherOwner {
   deferred = false;
-  readonly #context: DriverContext;
+  readonly #context: ImageContext;
   readonly #sink: RequestSink;
   readonly #file: VhdFile;
   readonly #cache: BitmapCache;
@@ -46,7 +47,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
   /** Throws `SystemError` EBUSY when the process serves too many images. */
   constructor(
     { context, sink, file, cache, cipher, directOwner, unpinned }: {
-      context: DriverContext;
+      context: ImageContext;
       sink: RequestSink;
       file: VhdFile;
       cache: BitmapCache;
@@ -158,7 +159,12 @@ export class VhdWriter implements Deferred, PublisherOwner {
     this.#context.deferral.add(this);
   }
 
+  get faults(): FaultOwner {
+    return this.#context.faults;
+  }
+
   runDeferred(): void {
+    if (this.#context.faults.failed) return;
     const count = this.#dueCount;
     let kept = 0;
     for (let i = 0; i < count; i++) {

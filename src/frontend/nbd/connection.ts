@@ -11,6 +11,7 @@ import {
   sendAt,
 } from "../../../ffi/sockets.ts";
 import type { Deferred } from "../../driver/deferral.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
@@ -49,8 +50,8 @@ const MOST_RECEIVES = 16;
 const MOST_REQUESTS = 12;
 const SECTOR_BYTES = 512;
 
-/** One client of an export. */
-export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Deferred {
+/** One client of an export. A fault of the code here ends the client, and nobody else. */
+export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Deferred, FaultOwner {
   /** Whether it is in its server's list for the end of the turn. */
   deferred = false;
   /** The client asked to disconnect: answers still leave. */
@@ -100,8 +101,21 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     this.#replies = new ReplyQueue(host.vbd.requests, host.slots);
     this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
     enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
-    host.scheduler.watch(fd, EPOLLIN, this);
+    host.scheduler.watch(fd, EPOLLIN, this, this);
     this.#handshake.start(stage);
+  }
+
+  get faults(): FaultOwner {
+    return this;
+  }
+
+  get failed(): boolean {
+    return this.#closed;
+  }
+
+  fault(error: unknown): void {
+    this.#host.vbd.noteFault("a client's connection", error);
+    this.close();
   }
 
   /** Sends a few bytes of the handshake; a client that does not take them is dropped. */

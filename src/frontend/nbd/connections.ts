@@ -44,7 +44,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly #owner: ConnectionsOwner | null;
   readonly #connections = new Set<NbdConnection>();
   /** Those with answers to send. */
-  readonly #due = new Deferral();
+  readonly #due: Deferral;
   #retired: NbdConnection[] = [];
   /**
    * The client that left last. While there is no object of a class, the runtime forgets what it has
@@ -57,7 +57,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     this.scheduler = scheduler;
     this.vbd = vbd;
     this.#owner = owner;
-    scheduler.addTurnWork(this);
+    this.#due = new Deferral(scheduler);
+    scheduler.addTurnWork(this, vbd);
   }
 
   /** How many there are. */

@@ -10,6 +10,7 @@ import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { NbdConnections } from "./connections.ts";
@@ -18,7 +19,8 @@ import { NbdConnections } from "./connections.ts";
 const ACCEPT_AGAIN_MS = 50;
 
 /** Serves one device on one socket. */
-export class NbdServer implements FdHandler {
+export class NbdServer implements FdHandler, FaultOwner {
+  readonly failed = false;
   readonly #scheduler: Scheduler;
   readonly #vbd: Vbd;
   readonly #socketPath: string;
@@ -38,7 +40,13 @@ export class NbdServer implements FdHandler {
     removeSocket(socketPath);
     this.#fd = unixListen(socketPath);
     this.#connections = new NbdConnections(scheduler, vbd);
-    scheduler.watch(this.#fd, EPOLLIN, this);
+    scheduler.watch(this.#fd, EPOLLIN, this, this);
+  }
+
+  /** A client could not be served: those that want to connect wait for a moment. */
+  fault(error: unknown): void {
+    this.#vbd.noteFault("a client that connected", error);
+    this.#stopAccepting();
   }
 
   /** How many clients are connected. */

@@ -18,6 +18,7 @@ import {
 } from "../../../ffi/ublk.ts";
 import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Log } from "../../log/log.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { UringLoop, UringUser } from "../../queue/uring_loop.ts";
 import type { Requests } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
@@ -148,6 +149,10 @@ export class UblkQueue implements RequestOwner, UringUser {
     const at = uring.prepareCommand(fd, command, tag, this.#ringTag);
     this.#places[tag] = Place.Kernel;
     putIoCommand(uring.commands, at, this.#index, tag, result, this.#memorySectors[tag]);
+  }
+
+  get faults(): FaultOwner {
+    return this.#host.requests.faults;
   }
 
   uringDone(tag: number, result: number): void {
