@@ -24,8 +24,10 @@ export interface Tapdisk {
   /**
    * Closes all disks in order, removes the sockets, and lets `run` return, unless block devices are
    * in use, which go on.
+   *
+   * @param refused Called when the process goes on, since disks stay.
    */
-  end(): void;
+  end(refused: () => void): void;
   /** Writes how every device and each of its requests is, and what it has done, to the log. */
   logState(): void;
 }
@@ -60,7 +62,7 @@ export function startTapdisk(log: Logger): Tapdisk {
   return {
     socketPath,
     run: () => scheduler.run(),
-    end(): void {
+    end(refused): void {
       const late = scheduler.addTimer(SLOW_END_MS, () => {
         for (const { minor, name } of devices.list()) {
           log.warn(
@@ -72,6 +74,7 @@ export function startTapdisk(log: Logger): Tapdisk {
         scheduler.cancelTimer(late);
         if (left.length === 0) return stop();
         for (const device of left) log.error(adviceOn(device));
+        refused();
       });
     },
     logState(): void {

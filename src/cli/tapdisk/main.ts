@@ -44,8 +44,9 @@ ${STDIN_ARGUMENTS_NOTE}:
 
   printf '%s\\0' "vhd:$name" | tapdisk -n ${STDIN_ARGUMENTS}
 
-Signals: SIGTERM and SIGINT close all disks in order and end it, at once when they come a second
-time; SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has not ended, and the
+Signals: SIGTERM and SIGINT close all disks in order and end it, at once when they come again while
+that goes on. Disks whose block device is in use stay, and so does tapdisk; the log says so, and the
+next signal tries again. SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has not ended, and the
 statistics.
 
 Environment: BLKTAP_CONTROL_DIR is the folder of the sockets (/run/blktap-control), BLKTAP_LOG_DIR
