@@ -20,9 +20,8 @@ export const PARENT_ROOTS_VARIABLE = "BLKTAP_PARENT_ROOTS";
 /** In place of a folder: parents may be anywhere. */
 export const ANY_FOLDER = "any";
 
-/** How the error of a refused parent says what to do. */
-const ADVICE = `allow its folder with --parent-root, ${PARENT_ROOTS_VARIABLE} or ` +
-  PARENT_ROOTS_FILE;
+/** What to do about a parent that is refused. Short: a control message has room for 255 bytes. */
+const ADVICE = `allow it by --parent-root or ${PARENT_ROOTS_FILE}`;
 
 /**
  * Where XenServer's storage manager mounts storage repositories. An image in one may have its parent
@@ -159,7 +158,7 @@ function leadsTo(storage: Storage, name: string, { device, inode }: FileLocation
 
 /** Why a parent was refused, and what to do, as the end of a sentence. */
 export function describeRefusal({ roots }: Confinement, parentPath: string): string {
-  const folders = (roots ?? []).join(", ");
-  return `its parent ${parentPath} lies outside of the folders that parents may be in ` +
-    `(${folders}) (EPERM); ${ADVICE}`;
+  const [own = "any folder", ...others] = roots ?? [];
+  const folders = others.length === 0 ? own : `${own} and ${others.length} other folders`;
+  return `its parent ${parentPath} lies outside of ${folders} (EPERM); ${ADVICE}`;
 }

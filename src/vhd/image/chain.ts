@@ -3,7 +3,7 @@ import { VhdChainError, VhdFormatError } from "./errors.ts";
 import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
 import { readFooter } from "./footer_reader.ts";
 import { readLocatorName } from "./locator_reader.ts";
-import { canonicalPath, fileNameOf, folderOf } from "../../files/paths.ts";
+import { canonicalPath, fileNameOf, folderOf, normalizePath } from "../../files/paths.ts";
 import { admitParent, type Confinement, describeRefusal } from "../../files/confinement.ts";
 import type { FileIdentity, Storage, StorageFile } from "../../files/storage.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
@@ -87,7 +87,8 @@ export function findParent(image: VhdImage, name: string): ParentLookup {
     if (!storage.exists(candidate)) continue;
     const location = admitParent(storage, confinement, candidate);
     if (location === null) {
-      refusal ??= new VhdChainError(path, Errno.EPERM, describeRefusal(confinement, candidate));
+      const problem = describeRefusal(confinement, normalizePath(storage, candidate));
+      refusal ??= new VhdChainError(path, Errno.EPERM, problem);
       continue;
     }
     const { device, inode } = location;
