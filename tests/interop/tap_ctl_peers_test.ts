@@ -1,17 +1,14 @@
 import assert from "node:assert/strict";
+import { decodePid, decodeResponse } from "../../src/control/protocol/answers.ts";
+import { decodeListEntry } from "../../src/control/protocol/list.ts";
 import {
   ALL_MINORS,
-  decodeListEntry,
-  decodePid,
-  decodeResponse,
-  encodeParams,
   encodePlain,
-  encodeTrailer,
   MESSAGE_BYTES,
-  MessageFlag,
   MessageType,
   messageType,
 } from "../../src/control/protocol/message.ts";
+import { encodeParams, encodeTrailer, MessageFlag } from "../../src/control/protocol/params.ts";
 import { type ControlBench, withControlBench } from "../support/control.ts";
 
 function test(name: string, body: (bench: ControlBench, pid: number) => Promise<void>): void {

@@ -1,31 +1,35 @@
 import assert from "node:assert/strict";
 import {
-  ALL_MINORS,
-  decodeDiskInfo,
-  decodeListEntry,
-  decodeParams,
   decodePid,
   decodeResponse,
-  decodeStatisticsLength,
-  decodeTrailer,
-  encodeDiskInfo,
   encodeError,
-  encodeListEntry,
-  encodeParams,
   encodePid,
+} from "../../src/control/protocol/answers.ts";
+import { decodeDiskInfo, encodeDiskInfo } from "../../src/control/protocol/disk_info.ts";
+import { decodeListEntry, encodeListEntry } from "../../src/control/protocol/list.ts";
+import {
+  ALL_MINORS,
   encodePlain,
-  encodeStatisticsHead,
-  encodeTrailer,
-  LONGEST_REQUEST_BYTES,
   MESSAGE_BYTES,
   messageCookie,
-  MessageFlag,
   messageName,
   MessageType,
   messageType,
+} from "../../src/control/protocol/message.ts";
+import {
+  decodeParams,
+  decodeTrailer,
+  encodeParams,
+  encodeTrailer,
+  LONGEST_REQUEST_BYTES,
+  MessageFlag,
   type Params,
   requestLength,
-} from "../../src/control/protocol/message.ts";
+} from "../../src/control/protocol/params.ts";
+import {
+  decodeStatisticsLength,
+  encodeStatisticsHead,
+} from "../../src/control/protocol/statistics.ts";
 
 /** Zeros, with the given bytes (hexadecimal) or text at the given offsets. */
 function bytes(

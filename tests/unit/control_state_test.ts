@@ -13,7 +13,7 @@ import {
   nbdSocketPath,
 } from "../../src/control/paths.ts";
 import { ownerOfSocket, removeStaleSockets } from "../../src/control/client/stale_sockets.ts";
-import { formatStatistics } from "../../src/control/protocol/statistics_text.ts";
+import { formatStatistics } from "../../src/control/protocol/statistics.ts";
 
 /** Calls `body` with a control folder of its own, which does not exist yet. */
 function withControlFolder(body: (folder: string) => void): void {

@@ -133,7 +133,7 @@ async function withDevice(
     devices.attach(MINOR);
     let opened = false;
     const request = {
-      name: `aio:${image}`,
+      image: `aio:${image}`,
       readOnly: false,
       direct: false,
       readCache: false,
@@ -141,7 +141,7 @@ async function withDevice(
       device: "ublk" as const,
       queue: "libaio" as const,
     };
-    devices.open(MINOR, request, (error) => opened = error === undefined);
+    devices.open(MINOR, { request }, (error) => opened = error === undefined);
     await bench.until("it opens", () => opened);
     await body(bench);
   } finally {

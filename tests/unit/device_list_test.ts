@@ -6,6 +6,7 @@ const PLAIN = {
   queue: "auto",
   readOnly: false,
   direct: true,
+  readCache: false,
   requestTimeoutSeconds: 0,
   auto: true,
 };
@@ -34,6 +35,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
       queue: "libaio",
       readOnly: true,
       direct: false,
+      readCache: false,
       requestTimeoutSeconds: 60,
       auto: false,
     },

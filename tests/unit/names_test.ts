@@ -11,12 +11,8 @@ import {
   renamePath,
 } from "../../ffi/paths.ts";
 import { expandGlob } from "../../src/cli/glob.ts";
-import {
-  decodePathField,
-  decodeResponse,
-  encodeError,
-  encodePathField,
-} from "../../src/control/protocol/message.ts";
+import { decodeResponse, encodeError } from "../../src/control/protocol/answers.ts";
+import { decodePathField, encodePathField } from "../../src/control/protocol/message.ts";
 import {
   decodeLocation,
   encodeLocation,

@@ -3,13 +3,14 @@ import { createDevice } from "../../control/client/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
+import type { ForeignOptions } from "../../control/protocol/open_request.ts";
 import {
-  absoluteImage,
   deviceChoice,
+  foreignOptions,
   hiddenOption,
   type ImageChoices,
   imageOptions,
-  imageRequest,
+  openRequest,
 } from "./options.ts";
 import { printLine } from "../print.ts";
 
@@ -26,10 +27,10 @@ export function defineCreate(command: Command): Command {
         "can it be taken over when its tapdisk dies. BLKTAP_NBD_INTERFACE=netlink or ioctl chooses how\n" +
         "it is made.",
     )
-    .action(async (choices: ImageChoices & KeyChoices & ParentRootChoices) => {
+    .action(async (choices: ImageChoices & ForeignOptions & KeyChoices & ParentRootChoices) => {
       allowParentRoots(choices);
-      const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
-      const device = await createDevice(absoluteImage(choices.args), options);
+      const extras = { key: await encryptionKey(choices), foreign: foreignOptions(choices) };
+      const device = await createDevice(openRequest(choices), extras);
       printLine(device.node ?? minorPath(device.minor));
     });
 }

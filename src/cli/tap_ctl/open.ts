@@ -1,20 +1,21 @@
 import type { Command } from "commander";
 import { type DeviceAddress, openImage } from "../../control/client/client.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
+import type { ForeignOptions } from "../../control/protocol/open_request.ts";
 import {
-  absoluteImage,
   deviceChoice,
   deviceOptions,
+  foreignOptions,
   type ImageChoices,
   imageOptions,
-  imageRequest,
+  openRequest,
 } from "./options.ts";
 
 /** `tap-ctl open`. */
 export function defineOpen(command: Command): Command {
   return keyOptions(imageOptions(deviceOptions(command), deviceChoice("none")))
-    .action(async (choices: ImageChoices & KeyChoices & DeviceAddress) => {
-      const options = { ...imageRequest(choices), encryptionKey: await encryptionKey(choices) };
-      openImage(choices, absoluteImage(choices.args), options);
+    .action(async (choices: ImageChoices & ForeignOptions & KeyChoices & DeviceAddress) => {
+      const extras = { key: await encryptionKey(choices), foreign: foreignOptions(choices) };
+      openImage(choices, openRequest(choices), extras);
     });
 }

@@ -1,12 +1,13 @@
 import { workingFolder } from "../../../ffi/paths.ts";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import type { ImageOptions, TimeLimit } from "../../control/client/client.ts";
-import { ALL_MINORS, MessageFlag } from "../../control/protocol/message.ts";
+import type { TimeLimit } from "../../control/client/client.ts";
+import { ALL_MINORS } from "../../control/protocol/message.ts";
 import {
   DEVICE_CHOICES,
   type DeviceChoice,
+  type ForeignOptions,
+  type OpenRequest,
   QUEUE_CHOICES,
-  type QueueChoice,
 } from "../../control/protocol/open_request.ts";
 
 function integer(least: number, most: number): (text: string) => number {
@@ -49,20 +50,12 @@ export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
   return timeout === undefined ? {} : { timeoutMs: timeout * 1000 };
 }
 
-/** How an image is to be opened, as the options say it. */
-export interface ImageChoices {
-  readonly device: DeviceChoice;
-  readonly queue: QueueChoice;
+/** The options of `create` and `open`, as they are parsed. */
+export interface ImageChoices extends Pick<OpenRequest, "device" | "queue" | "direct"> {
   readonly args: string;
   readonly readOnly?: boolean;
-  readonly existingParent?: number;
   readonly leafCache?: boolean;
-  readonly secondary?: string;
-  readonly standby?: boolean;
   readonly timeout?: number;
-  /** False for `-D`. */
-  readonly direct: boolean;
-  readonly log?: string;
 }
 
 /** `--device`. */
@@ -107,22 +100,26 @@ export function imageOptions(command: Command, device: Option): Command {
     .addOption(queue);
 }
 
-/** What the options of `create` and `open` ask of a tapdisk. */
-export function imageRequest(choices: ImageChoices): ImageOptions {
-  let flags = 0;
-  if (choices.readOnly) flags |= MessageFlag.RDONLY;
-  if (choices.leafCache) flags |= MessageFlag.ADD_LCACHE;
-  if (choices.standby) flags |= MessageFlag.STANDBY;
-  if (!choices.direct) flags |= MessageFlag.NO_O_DIRECT;
+/** The request that the options of `create` and `open` make. */
+export function openRequest(
+  { args, readOnly = false, leafCache = false, timeout = 0, direct, device, queue }: ImageChoices,
+): OpenRequest {
   return {
-    flags,
-    parentMinor: choices.existingParent,
-    secondary: choices.secondary,
-    requestTimeoutSeconds: choices.timeout,
-    logPath: choices.log,
-    device: choices.device,
-    queue: choices.queue,
+    image: absoluteImage(args),
+    readOnly,
+    direct,
+    readCache: leafCache,
+    requestTimeoutSeconds: timeout,
+    device,
+    queue,
   };
+}
+
+/** The hidden options, which the tapdisk refuses or ignores. */
+export function foreignOptions(
+  { existingParent, secondary, standby, log }: ForeignOptions,
+): ForeignOptions {
+  return { existingParent, secondary, standby, log };
 }
 
 /** Names of images whose path is a file's, behind those of the filters in front of it. */

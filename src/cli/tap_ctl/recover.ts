@@ -22,7 +22,7 @@ export function defineRecover(command: Command): Command {
       allowParentRoots(choices);
       const key = await encryptionKey(keys);
       const recover = async (orphan: number): Promise<void> =>
-        printLine((await recoverDevice(orphan, { encryptionKey: key })).node ?? minorPath(orphan));
+        printLine((await recoverDevice(orphan, { key })).node ?? minorPath(orphan));
       if (minor !== undefined) return await recover(minor);
       const tries = new Tries("taken over");
       for (const orphan of orphanedMinors()) {

@@ -22,7 +22,7 @@ function makeSnapshot(
   { name, rename = false, timeout = 0, json, ...device }: SnapshotChoices,
 ): void {
   const path = name.startsWith("/") ? name : `${workingFolder()}/${name}`;
-  const made = snapshotDevice(device, path, { rename, timeoutSeconds: timeout });
+  const made = snapshotDevice(device, { path, rename, timeoutSeconds: timeout });
   if (json) {
     const { image, parent, stallMs } = made;
     printJson({ image, parent, stall_ms: stallMs });

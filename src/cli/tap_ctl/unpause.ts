@@ -22,7 +22,7 @@ export function defineUnpause(command: Command): Command {
         "after its last user closed or unmounted it.",
     )
     .action((options: UnpauseOptions) => {
-      const image = options.args === undefined ? "" : absoluteImage(options.args);
-      resumeDevice(options, image, { secondary: options.secondary, logPath: options.log });
+      const image = options.args === undefined ? null : absoluteImage(options.args);
+      resumeDevice(options, image, { secondary: options.secondary, log: options.log });
     });
 }

@@ -5,7 +5,7 @@ import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
 import { controlSocketPath, nbdSocketPath, prepareFolders } from "../../control/paths.ts";
 import { ControlServer } from "../../control/daemon/server.ts";
 import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
-import { formatStatistics } from "../../control/protocol/statistics_text.ts";
+import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";

@@ -8,7 +8,7 @@ import { Command, CommanderError, Option } from "commander";
 import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
 import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { createDevice } from "../../control/client/lifecycle.ts";
-import type { DeviceChoice } from "../../control/protocol/open_request.ts";
+import { type DeviceChoice, OPEN_DEFAULTS } from "../../control/protocol/open_request.ts";
 import { controlSocketPath, nbdSocketPath, requireOwnFolder } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
@@ -127,7 +127,8 @@ function imageName(text: string): string {
 
 /** Serves one image in another process, and prints where it can be used. */
 async function serveImage(image: string, device: DeviceChoice): Promise<void> {
-  const { node, pid, minor } = await createDevice(imageName(image), { device });
+  const request = { ...OPEN_DEFAULTS, image: imageName(image), device };
+  const { node, pid, minor } = await createDevice(request);
   printLine(node ?? nbdSocketPath(pid, minor));
 }
 

@@ -7,24 +7,24 @@
 import { LOG_PAGE_RECORD_BYTES, LOG_PAGE_SECTORS } from "../../driver/log.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import { Connection } from "./connection.ts";
+import { decodeNode, decodePid } from "../protocol/answers.ts";
+import { decodeDiskInfo, type DiskInfo } from "../protocol/disk_info.ts";
+import { encodePlain, MessageType } from "../protocol/message.ts";
 import {
-  decodeDiskInfo,
-  decodeNode,
-  decodePid,
+  encodeOpen,
+  encodeResume,
+  type ForeignOptions,
+  type OpenRequest,
+} from "../protocol/open_request.ts";
+import { encodePause } from "../protocol/pause.ts";
+import {
   decodeSnapshotReply,
-  decodeStatisticsLength,
-  decodeWriteLogHead,
-  type DiskInfo,
-  encodeParams,
-  encodePause,
-  encodePlain,
-  encodeTrailer,
-  encodeWriteLogRequest,
-  MessageFlag,
-  MessageType,
+  encodeSnapshot,
   type SnapshotReply,
-} from "../protocol/message.ts";
-import { type DeviceChoice, encodeChoices, type QueueChoice } from "../protocol/open_request.ts";
+  type SnapshotRequest,
+} from "../protocol/snapshot.ts";
+import { decodeStatisticsLength } from "../protocol/statistics.ts";
+import { decodeWriteLogHead, encodeWriteLogRequest } from "../protocol/write_log.ts";
 
 /** How long questions may take that a tapdisk answers at once. */
 export const QUESTION_TIMEOUT_MS = 10_000;
@@ -41,23 +41,6 @@ export interface DeviceAddress {
 /** Time limit of an operation; without one it takes as long as it takes. */
 export interface TimeLimit {
   readonly timeoutMs?: number;
-}
-
-/** What an image is opened with, or a device resumed with. */
-export interface ImageOptions {
-  /** `MessageFlag` bits that stand for themselves: RDONLY, NO_O_DIRECT, ADD_LCACHE, STANDBY. */
-  readonly flags?: number;
-  /** The minor whose image is the parent. */
-  readonly parentMinor?: number;
-  /** `type:/path` of a second image. */
-  readonly secondary?: string;
-  readonly requestTimeoutSeconds?: number;
-  /** Which block device the disk becomes; none by default. */
-  readonly device?: DeviceChoice;
-  readonly queue?: QueueChoice;
-  /** The log that a log layer writes. */
-  readonly logPath?: string;
-  readonly encryptionKey?: Uint8Array;
 }
 
 function withConnection<Result>(
@@ -87,36 +70,6 @@ function order(
   });
 }
 
-function imageRequest(
-  type: number,
-  { minor }: DeviceAddress,
-  { path, options }: { path: string; options: ImageOptions },
-): Uint8Array<ArrayBuffer> {
-  const { parentMinor, secondary, logPath, encryptionKey } = options;
-  let flags = options.flags ?? 0;
-  flags |= encodeChoices(options.device ?? "none", options.queue ?? "auto");
-  if (parentMinor !== undefined) flags |= MessageFlag.REUSE_PRT;
-  if (secondary !== undefined) flags |= MessageFlag.SECONDARY;
-  if (logPath !== undefined) flags |= MessageFlag.ADD_LOG;
-  if (encryptionKey !== undefined) flags |= MessageFlag.OPEN_ENCRYPTED;
-  const message = encodeParams(type, minor, {
-    flags,
-    minor,
-    path,
-    parentMinor: parentMinor ?? -1,
-    requestTimeoutSeconds: options.requestTimeoutSeconds ?? 0,
-    secondary: secondary ?? "",
-  });
-  const trailer = encodeTrailer({
-    logPath: logPath ?? null,
-    encryptionKey: encryptionKey ?? null,
-  });
-  const request = new Uint8Array(message.length + trailer.length);
-  request.set(message);
-  request.set(trailer, message.length);
-  return request;
-}
-
 /** The process that answers at a control socket. Throws `SystemError`. */
 export function askPid(pid: number): number {
   return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
@@ -137,15 +90,22 @@ export function detachDevice(device: DeviceAddress, limit: TimeLimit = {}): void
   order(device, { verb: "detach", request: DETACH, response: DETACH_RSP, ...limit });
 }
 
-/** Opens an image, `type:/path`, on a minor. Throws `SystemError`, `TapdiskError`. */
+/** What goes with an open request. */
+export interface OpenExtras {
+  /** The key of an encrypted image. */
+  readonly key?: Uint8Array;
+  readonly foreign?: ForeignOptions;
+}
+
+/** Opens an image on a minor. Throws `SystemError`, `TapdiskError`. */
 export function openImage(
-  device: DeviceAddress,
-  path: string,
-  options: ImageOptions = {},
+  { pid, minor }: DeviceAddress,
+  request: OpenRequest,
+  extras: OpenExtras = {},
 ): DiskInfo {
-  return withConnection(device.pid, Infinity, (connection) => {
-    connection.send(imageRequest(MessageType.OPEN, device, { path, options }));
-    const what = `Cannot open ${path} on minor ${device.minor} of tapdisk ${device.pid}`;
+  return withConnection(pid, Infinity, (connection) => {
+    connection.send(encodeOpen(minor, request, extras));
+    const what = `Cannot open ${request.image} on minor ${minor} of tapdisk ${pid}`;
     return decodeDiskInfo(connection.expect(MessageType.OPEN_RSP, what));
   });
 }
@@ -175,39 +135,33 @@ export function pauseDevice(
 
 /**
  * Puts a new image on top of a device's image while it runs. Throws `SystemError`, `TapdiskError`;
- * the device then runs on with the image that it had.
- *
- * @param path Of the new image; with `rename`, of the running one from now on: its name goes to the
- * new one.
+ * the device then keeps the image that it had.
  */
 export function snapshotDevice(
   { pid, minor }: DeviceAddress,
-  path: string,
-  { rename, timeoutSeconds }: { rename: boolean; timeoutSeconds: number },
+  request: SnapshotRequest,
 ): SnapshotReply {
   return withConnection(pid, Infinity, (connection) => {
-    connection.send(encodeParams(MessageType.SNAPSHOT, minor, {
-      flags: rename ? MessageFlag.RENAME : 0,
-      minor,
-      path,
-      parentMinor: -1,
-      requestTimeoutSeconds: timeoutSeconds,
-      secondary: "",
-    }));
+    connection.send(encodeSnapshot(minor, request));
     const what = `Cannot make a snapshot of minor ${minor} of tapdisk ${pid}`;
     return decodeSnapshotReply(connection.expect(MessageType.SNAPSHOT_RSP, what));
   });
 }
 
-/** Opens a paused device's image again, or another one, and lets its requests go on. */
+/**
+ * Opens a paused device's image again, or another one, and releases its requests. Throws
+ * `SystemError`, `TapdiskError`.
+ *
+ * @param image `type:/path`, or null for the image that it had.
+ */
 export function resumeDevice(
-  device: DeviceAddress,
-  path: string,
-  options: ImageOptions = {},
+  { pid, minor }: DeviceAddress,
+  image: string | null,
+  foreign: ForeignOptions = {},
 ): void {
-  withConnection(device.pid, Infinity, (connection) => {
-    connection.send(imageRequest(MessageType.RESUME, device, { path, options }));
-    const what = `Cannot unpause minor ${device.minor} of tapdisk ${device.pid}`;
+  withConnection(pid, Infinity, (connection) => {
+    connection.send(encodeResume(minor, image, foreign));
+    const what = `Cannot unpause minor ${minor} of tapdisk ${pid}`;
     connection.expect(MessageType.RESUME_RSP, what);
   });
 }

@@ -3,13 +3,8 @@ import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { POLLIN, POLLOUT, waitForDescriptor } from "../../../ffi/process.ts";
 import { receiveAt, sendAt, unixConnect } from "../../../ffi/sockets.ts";
-import {
-  decodeResponse,
-  MESSAGE_BYTES,
-  messageName,
-  MessageType,
-  messageType,
-} from "../protocol/message.ts";
+import { decodeResponse } from "../protocol/answers.ts";
+import { MESSAGE_BYTES, messageName, MessageType, messageType } from "../protocol/message.ts";
 import { controlSocketPath, requireOwnFolder } from "../paths.ts";
 
 /** A tapdisk's refusal, in its own words where it has any. */

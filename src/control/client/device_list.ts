@@ -6,28 +6,20 @@
  */
 import {
   DEVICE_CHOICES,
-  type DeviceChoice,
+  OPEN_DEFAULTS,
+  type OpenRequest,
   QUEUE_CHOICES,
-  type QueueChoice,
 } from "../protocol/open_request.ts";
 
 /** Where the list is. */
 export const DEVICE_LIST_PATH = "/etc/blktap/devices";
 
 /** A disk of the list. */
-export interface ListedDevice {
+export interface ListedDevice extends OpenRequest {
   /** Number of its line; the first is 1. */
   readonly line: number;
   /** The block device is /dev/blktap/NAME. */
   readonly name: string;
-  /** `type:/path` */
-  readonly image: string;
-  readonly device: DeviceChoice;
-  readonly queue: QueueChoice;
-  readonly readOnly: boolean;
-  /** False: through the page cache. */
-  readonly direct: boolean;
-  readonly requestTimeoutSeconds: number;
   /** File with the key of an encrypted image. */
   readonly keyFile?: string;
   /** Whether it is served without being asked for by name. */
@@ -106,14 +98,7 @@ function unescape(field: string): string {
 }
 
 function parseOptions(text: string): Options | string {
-  const options: Options = {
-    device: "auto",
-    queue: "auto",
-    readOnly: false,
-    direct: true,
-    requestTimeoutSeconds: 0,
-    auto: true,
-  };
+  const options: Options = { ...OPEN_DEFAULTS, device: "auto", auto: true };
   for (const word of text.split(",")) {
     const [, name, equals, value] = /^([^=]*)(=?)(.*)$/s.exec(word) ?? [];
     if (!Object.hasOwn(OPTIONS, name)) return `there is no option '${name}'`;

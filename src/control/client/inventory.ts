@@ -10,14 +10,9 @@ import { minorHolders, UNKNOWN_HOLDER } from "../minors/holders.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { listMinors } from "../minors/minors.ts";
 import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
-import {
-  ALL_MINORS,
-  decodeListEntry,
-  decodeNode,
-  encodePlain,
-  type ListEntry,
-  MessageType,
-} from "../protocol/message.ts";
+import { decodeNode } from "../protocol/answers.ts";
+import { decodeListEntry, type ListEntry } from "../protocol/list.ts";
+import { ALL_MINORS, encodePlain, MessageType } from "../protocol/message.ts";
 import { askAll, type Question } from "./survey.ts";
 
 /** How long all tapdisks together may take to answer. */

@@ -7,13 +7,13 @@ import {
   closeImage,
   detachDevice,
   type DeviceAddress,
-  type ImageOptions,
+  type OpenExtras,
   openImage,
   QUESTION_TIMEOUT_MS,
   type TimeLimit,
 } from "./client.ts";
 import { TapdiskError } from "./connection.ts";
-import { MessageFlag } from "../protocol/message.ts";
+import type { OpenRequest } from "../protocol/open_request.ts";
 import { readMinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
 import { allocateMinor, freeMinor, holdMinor, listMinors } from "../minors/minors.ts";
 import { spawnTapdisk } from "./spawn.ts";
@@ -36,13 +36,13 @@ export interface CreatedDevice extends DeviceAddress {
 /** A new tapdisk with an image on a minor. Throws; then the tapdisk is gone. */
 async function serveMinor(
   minor: number,
-  path: string,
-  options: ImageOptions,
+  request: OpenRequest,
+  extras: OpenExtras,
 ): Promise<CreatedDevice> {
   const device = { pid: await spawnTapdisk(), minor };
   try {
     attachDevice(device);
-    openImage(device, path, options);
+    openImage(device, request, extras);
     return { ...device, node: askNode(device) };
   } catch (error) {
     // The tapdisk ends with its last device; one that never had any has to be told to.
@@ -53,13 +53,16 @@ async function serveMinor(
 }
 
 /**
- * A new tapdisk with one device on which an image, `type:/path`, is open. Throws `SystemError`,
- * `TapdiskError`; then neither the tapdisk nor the minor is left.
+ * Starts a tapdisk with one device on which an image is open. Throws `SystemError`, `TapdiskError`;
+ * then the tapdisk has ended and the minor is free.
  */
-export async function createDevice(path: string, options: ImageOptions): Promise<CreatedDevice> {
+export async function createDevice(
+  request: OpenRequest,
+  extras: OpenExtras = {},
+): Promise<CreatedDevice> {
   const minor = allocateMinor();
   try {
-    return await serveMinor(minor, path, options);
+    return await serveMinor(minor, request, extras);
   } catch (error) {
     attempt(() => freeMinor(minor));
     throw error;
@@ -73,7 +76,7 @@ export async function createDevice(path: string, options: ImageOptions): Promise
  */
 export async function recoverDevice(
   minor: number,
-  { encryptionKey }: Pick<ImageOptions, "encryptionKey"> = {},
+  { key }: Pick<OpenExtras, "key"> = {},
 ): Promise<CreatedDevice> {
   const record = readMinorRecord(minor);
   if (record === null) {
@@ -81,10 +84,7 @@ export async function recoverDevice(
     throw new SystemError(Errno.ENODEV, what);
   }
   closeFile(holdMinor(minor));
-  const { image, readOnly, direct, requestTimeoutSeconds, device, queue } = record;
-  const flags = (readOnly ? MessageFlag.RDONLY : 0) | (direct ? 0 : MessageFlag.NO_O_DIRECT);
-  const options = { flags, requestTimeoutSeconds, device, queue, encryptionKey };
-  const recovered = await serveMinor(minor, image, options);
+  const recovered = await serveMinor(minor, record, { key });
   removeStaleSockets();
   return recovered;
 }

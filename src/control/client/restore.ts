@@ -18,7 +18,6 @@ import {
   orphanedMinors,
   recoverDevice,
 } from "./lifecycle.ts";
-import { MessageFlag } from "../protocol/message.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { controlFolder, namesIn, prepareFolders } from "../paths.ts";
 
@@ -124,16 +123,13 @@ async function clearAway(record: NameRecord): Promise<void> {
 async function serve(
   listed: ListedDevice,
   record: NameRecord | null,
-  encryptionKey: Uint8Array | undefined,
+  key: Uint8Array | undefined,
 ): Promise<Restored> {
   if (record !== null && isOrphan(record)) {
-    return { ...await recoverDevice(record.minor, { encryptionKey }), how: "recovered" };
+    return { ...await recoverDevice(record.minor, { key }), how: "recovered" };
   }
   if (record !== null) await clearAway(record);
-  const { image, readOnly, direct, requestTimeoutSeconds, device, queue } = listed;
-  const flags = (readOnly ? MessageFlag.RDONLY : 0) | (direct ? 0 : MessageFlag.NO_O_DIRECT);
-  const options = { flags, requestTimeoutSeconds, device, queue, encryptionKey };
-  return { ...await createDevice(image, options), how: "created" };
+  return { ...await createDevice(listed, { key }), how: "created" };
 }
 
 /**

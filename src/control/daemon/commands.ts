@@ -1,49 +1,17 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { hideMemory } from "../../../ffi/process.ts";
 import { DiskKey } from "../../vhd/key.ts";
 import type { Devices } from "./devices.ts";
-import {
-  ALL_MINORS,
-  decodeParams,
-  decodePauseTimeoutMs,
-  decodeTrailer,
-  decodeWriteLogRequest,
-  encodeDiskInfo,
-  encodeListEntry,
-  encodeNode,
-  encodePid,
-  encodePlain,
-  encodeSnapshotReply,
-  encodeStatisticsHead,
-  encodeWriteLogHead,
-  MESSAGE_BYTES,
-  messageCookie,
-  MessageFlag,
-  MessageType,
-} from "../protocol/message.ts";
-import { decodeChoices, type OpenRequest } from "../protocol/open_request.ts";
+import { encodeNode, encodePid } from "../protocol/answers.ts";
+import { encodeDiskInfo } from "../protocol/disk_info.ts";
+import { encodeListEntry } from "../protocol/list.ts";
+import { ALL_MINORS, encodePlain, messageCookie, MessageType } from "../protocol/message.ts";
+import { decodeOpen, decodeResume, takeKey } from "../protocol/open_request.ts";
+import { decodePauseTimeoutMs } from "../protocol/pause.ts";
+import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
+import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
+import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
 import { type Command, type CommandTable, errorReply } from "./server.ts";
-import { formatStatistics } from "../protocol/statistics_text.ts";
 import type { Done } from "./ways_in.ts";
-
-/**
- * Flags of `open` and `resume` that nothing here carries out, with what they would do. REUSE_PRT is
- * not among them: the parent that it would read through another device is opened by its own path.
- */
-const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
-  [MessageFlag.ADD_CACHE, "a block cache"],
-  [MessageFlag.VHD_INDEX, "a VHD index"],
-  [MessageFlag.ADD_LOG, "a log of changed blocks"],
-  [MessageFlag.SECONDARY, "a secondary image"],
-  [MessageFlag.STANDBY, "a standby image"],
-  [MessageFlag.OPEN_ENCRYPTED, "a new key"],
-];
-
-function refuseUnsupported(flags: number, what: string): void {
-  const wanted = UNSUPPORTED_FLAGS.find(([flag]) => (flags & flag) !== 0);
-  if (wanted === undefined) return;
-  throw new SystemError(Errno.EOPNOTSUPP, `${what} (this tapdisk has no support for ${wanted[1]})`);
-}
 
 /** A question, answered at once. */
 function question(
@@ -120,37 +88,16 @@ function writeLogReply(
   return concat([encodeWriteLogHead(minor, head), pages]);
 }
 
-/** The key that came with a request, in which it is overwritten. */
-function takeKey(request: Uint8Array<ArrayBuffer>): DiskKey | undefined {
-  const { encryptionKey } = decodeTrailer(request);
-  if (encryptionKey === null) return undefined;
-  hideMemory();
-  request.fill(0, MESSAGE_BYTES);
+/** The key that came with an `open`, in memory that no other process can read. */
+function diskKey(request: Uint8Array): DiskKey | undefined {
+  const bytes = takeKey(request);
+  if (bytes === null) return undefined;
   try {
-    return new DiskKey(encryptionKey);
+    hideMemory();
+    return new DiskKey(bytes);
   } finally {
-    encryptionKey.fill(0);
+    bytes.fill(0);
   }
-}
-
-/** What an `open` asks for, without its key. Throws `SystemError`: EINVAL, EOPNOTSUPP. */
-function openRequest(request: Uint8Array, minor: number): OpenRequest {
-  const { flags, path, requestTimeoutSeconds } = decodeParams(request);
-  const what = `Cannot open ${path} on minor ${minor}`;
-  refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, what);
-  const { device, queue } = decodeChoices(flags);
-  if (device === undefined || queue === undefined) {
-    throw new SystemError(Errno.EINVAL, `${what} (tap-ctl is of another version)`);
-  }
-  return {
-    name: path,
-    readOnly: (flags & MessageFlag.RDONLY) !== 0,
-    direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
-    readCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
-    requestTimeoutSeconds,
-    device,
-    queue,
-  };
 }
 
 /** Opens an image, and answers with the disk. */
@@ -159,9 +106,9 @@ function openCommand(devices: Devices): Command {
     exclusive: true,
     run(request, reply): void {
       const minor = messageCookie(request);
-      const key = takeKey(request);
+      const key = diskKey(request);
       try {
-        devices.open(minor, { ...openRequest(request, minor), key }, (error, disk) => {
+        devices.open(minor, { request: decodeOpen(request), key }, (error, disk) => {
           if (error !== undefined) key?.wipe();
           reply(
             error === undefined
@@ -183,13 +130,9 @@ function snapshotCommand(devices: Devices): Command {
     exclusive: true,
     yields: true,
     run(request, reply): () => void {
-      const minor = messageCookie(request);
-      const { flags, path, requestTimeoutSeconds } = decodeParams(request);
-      const options = {
-        path,
-        rename: (flags & MessageFlag.RENAME) !== 0,
-        timeoutMs: requestTimeoutSeconds === 0 ? Infinity : requestTimeoutSeconds * 1000,
-      };
+      const { minor, path, rename, timeoutSeconds } = decodeSnapshot(request);
+      const timeoutMs = timeoutSeconds === 0 ? Infinity : timeoutSeconds * 1000;
+      const options = { path, rename, timeoutMs };
       return devices.snapshot(minor, options, (error, made) => {
         if (made === null) return reply(errorReply(request, error));
         const { stallMs, parent, name: image } = made;
@@ -208,9 +151,7 @@ export function controlCommands(devices: Devices): CommandTable {
       { insists: true },
     );
   const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
-    const { flags, path } = decodeParams(request);
-    refuseUnsupported(flags, `Cannot unpause minor ${minor}`);
-    devices.resume(minor, path === "" ? null : path, done);
+    devices.resume(minor, decodeResume(request), done);
   });
   const pause = longChange(
     MessageType.PAUSE_RSP,

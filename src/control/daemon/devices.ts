@@ -13,8 +13,9 @@ import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
 import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
+import type { DiskKey } from "../../vhd/key.ts";
 import { Vbd, VbdState } from "../../vbd/vbd.ts";
-import type { DiskInfo } from "../protocol/message.ts";
+import type { DiskInfo } from "../protocol/disk_info.ts";
 import { readMinorRecord, waysOut, writeMinorRecord } from "../minors/minor_record.ts";
 import { holdMinor, MAX_ID } from "../minors/minors.ts";
 import type { OpenRequest, QueueChoice } from "../protocol/open_request.ts";
@@ -56,8 +57,16 @@ interface Device {
   waysIn: WaysIn;
   queue: QueueKind;
   disk: DiskInfo;
-  /** What its image was opened with. */
+  /** How its image was opened; null without one. */
   request: OpenRequest | null;
+  encrypted: boolean;
+}
+
+/** An open request with the key that came with it. */
+export interface KeyedRequest {
+  readonly request: OpenRequest;
+  /** The key of an encrypted image; the device wipes it when it is closed. */
+  readonly key?: DiskKey;
 }
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
@@ -98,8 +107,8 @@ export class Devices {
     }
     const hold = holdMinor(minor);
     try {
-      const disk = NO_DISK;
-      this.#devices.set(minor, { ...this.#vbdOn("auto", minor), hold, disk, request: null });
+      const rest = { hold, disk: NO_DISK, request: null, encrypted: false };
+      this.#devices.set(minor, { ...this.#vbdOn("auto", minor), ...rest });
     } catch (error) {
       closeFile(hold);
       throw error;
@@ -148,43 +157,50 @@ export class Devices {
    */
   open(
     minor: number,
-    request: OpenRequest,
+    keyed: KeyedRequest,
     done: (error: Error | undefined, disk: DiskInfo) => void,
   ): void {
+    const { request } = keyed;
     const device = this.#devices.get(minor);
     if (device === undefined) {
-      const what = `Cannot open ${request.name} on minor ${minor} (it is not attached here)`;
+      const what = `Cannot open ${request.image} on minor ${minor} (it is not attached here)`;
       throw new SystemError(Errno.EINVAL, what);
     }
     if (device.vbd.name !== "") {
       const hint = `${device.vbd.name} is open on it`;
-      const what = `Cannot open ${request.name} on minor ${minor} (${hint})`;
+      const what = `Cannot open ${request.image} on minor ${minor} (${hint})`;
       throw new SystemError(Errno.EALREADY, what);
     }
     const plan = this.#planDevice(minor, request);
-    this.#openImage(minor, device, request, plan);
+    this.#openImage(minor, device, keyed, plan);
     device.waysIn.open(this.#host.frontends, plan, (error) => {
       if (error !== undefined) return device.vbd.close(() => done(error, NO_DISK));
       device.request = request;
-      this.#log.info(`Opened ${request.name} on minor ${minor}`);
+      device.encrypted = keyed.key !== undefined;
+      this.#log.info(`Opened ${request.image} on minor ${minor}`);
       this.#note(minor, device);
       done(undefined, device.disk);
     });
   }
 
   /** Which block device is made, or taken over from a tapdisk that had the minor and died. */
-  #planDevice(minor: number, { name, device }: OpenRequest): DevicePlan {
+  #planDevice(minor: number, { image, device }: OpenRequest): DevicePlan {
     const left = readMinorRecord(minor);
-    if (left !== null && (left.image !== name || left.device !== device)) {
+    if (left !== null && (left.image !== image || left.device !== device)) {
       const hint = `${left.node} was left there with ${left.image}; ${waysOut(minor, left.device)}`;
-      throw new SystemError(Errno.EBUSY, `Cannot open ${name} on minor ${minor} (${hint})`);
+      throw new SystemError(Errno.EBUSY, `Cannot open ${image} on minor ${minor} (${hint})`);
     }
     const makers = makersFor(device, this.#host.makers);
     return { makers, required: device !== "auto", recover: left?.node ?? null };
   }
 
-  #openImage(minor: number, device: Device, request: OpenRequest, plan: DevicePlan): void {
-    const { name, readOnly, direct, readCache, requestTimeoutSeconds, key } = request;
+  #openImage(
+    minor: number,
+    device: Device,
+    { request, key }: KeyedRequest,
+    plan: DevicePlan,
+  ): void {
+    const { image, readOnly, direct, readCache, requestTimeoutSeconds } = request;
     const queue = queueFor(request, plan);
     if (this.#host.contextOf(queue) !== this.#host.contextOf(device.queue)) {
       const { vbd } = device;
@@ -193,24 +209,14 @@ export class Devices {
     }
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };
-    device.disk = device.vbd.open(name, { readOnly, direct, readCache, key, retry });
+    device.disk = device.vbd.open(image, { readOnly, direct, readCache, key, retry });
   }
 
   /** Writes down what another tapdisk needs to take the block device over, if there is one. */
-  #note(minor: number, { vbd, waysIn, request }: Device): void {
+  #note(minor: number, { vbd, waysIn, request, encrypted }: Device): void {
     const { node, kind } = waysIn;
     if (request === null || node === null) return;
-    const { readOnly, direct, requestTimeoutSeconds, queue } = request;
-    writeMinorRecord(minor, {
-      node,
-      device: kind,
-      queue,
-      image: vbd.name,
-      readOnly,
-      direct,
-      requestTimeoutSeconds,
-      encrypted: request.key !== undefined,
-    });
+    writeMinorRecord(minor, { ...request, image: vbd.name, device: kind, node, encrypted });
   }
 
   /** The block device that a minor's disk is; null without one. Throws `SystemError`: ENODEV. */

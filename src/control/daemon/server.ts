@@ -13,14 +13,9 @@ import { acceptConnection, receiveAt, sendAt, unixListen } from "../../../ffi/so
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
-import {
-  encodeError,
-  LONGEST_REQUEST_BYTES,
-  messageCookie,
-  messageName,
-  messageType,
-  requestLength,
-} from "../protocol/message.ts";
+import { encodeError } from "../protocol/answers.ts";
+import { messageCookie, messageName, messageType } from "../protocol/message.ts";
+import { LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
 
 /** Connections at once; more wait in the listen backlog. */
 const MOST_CONNECTIONS = 32;

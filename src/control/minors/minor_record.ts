@@ -1,31 +1,19 @@
 import { systemError } from "../../../ffi/errno.ts";
 import { minorPath } from "../paths.ts";
-import {
-  DEVICE_CHOICES,
-  type DeviceChoice,
-  QUEUE_CHOICES,
-  type QueueChoice,
-} from "../protocol/open_request.ts";
+import { type DeviceChoice, type OpenRequest, parseOpenRequest } from "../protocol/open_request.ts";
 
 /**
- * What a tapdisk notes of a block device in the file of its minor, so that another one can take the
- * device over when it dies.
+ * A tapdisk writes this record of its block device to the file of the minor. When the tapdisk dies,
+ * another one can take the device over: it opens the image as the record says.
  */
-export interface MinorRecord {
-  /** Its node, such as /dev/ublkb0. */
+export interface MinorRecord extends OpenRequest {
+  /** The node of the block device, such as /dev/ublkb0. */
   readonly node: string;
-  readonly device: DeviceChoice;
-  readonly queue: QueueChoice;
-  /** `type:/path` */
-  readonly image: string;
-  readonly readOnly: boolean;
-  readonly direct: boolean;
-  readonly requestTimeoutSeconds: number;
-  /** Whether the image opens with a key only, which is not noted. */
+  /** Whether the image opens only with a key, which is not in the record. */
   readonly encrypted: boolean;
 }
 
-/** Notes a block device, or with null that there is none any more. Throws `SystemError`. */
+/** Writes the record of a block device; null when there is none any more. Throws `SystemError`. */
 export function writeMinorRecord(minor: number, record: MinorRecord | null): void {
   const path = minorPath(minor);
   try {
@@ -45,26 +33,22 @@ export function waysOut(minor: number, device: DeviceChoice): string {
   return `'tap-ctl recover -m ${minor}' takes it over, 'tap-ctl destroy -p PID -m ${minor}' ends it`;
 }
 
-function isRecord(value: unknown): value is MinorRecord {
-  if (typeof value !== "object" || value === null) return false;
-  const fields = new Map(Object.entries(value));
-  const texts = ["node", "image"].every((name) => typeof fields.get(name) === "string");
-  const flags = ["readOnly", "direct", "encrypted"]
-    .every((name) => typeof fields.get(name) === "boolean");
-  return texts && flags && typeof fields.get("requestTimeoutSeconds") === "number" &&
-    DEVICE_CHOICES.some((choice) => choice === fields.get("device")) &&
-    QUEUE_CHOICES.some((choice) => choice === fields.get("queue"));
+function parseMinorRecord(value: unknown): MinorRecord | null {
+  const request = parseOpenRequest(value);
+  if (request === null || typeof value !== "object" || value === null) return null;
+  const { node, encrypted }: { node?: unknown; encrypted?: unknown } = value;
+  if (typeof node !== "string" || typeof encrypted !== "boolean") return null;
+  return { ...request, node, encrypted };
 }
 
-/** The block device that is noted for a minor, if it is there still; else null. */
+/** The record of a minor's block device, if its node still exists; else null. */
 export function readMinorRecord(minor: number): MinorRecord | null {
   try {
-    const value: unknown = JSON.parse(Deno.readTextFileSync(minorPath(minor)));
-    if (!isRecord(value)) return null;
-    Deno.lstatSync(value.node);
-    return value;
+    const record = parseMinorRecord(JSON.parse(Deno.readTextFileSync(minorPath(minor))));
+    if (record !== null) Deno.lstatSync(record.node);
+    return record;
   } catch {
-    // Most minors' files are empty, as the reference's all are.
+    // The file of a minor without a block device is empty.
     return null;
   }
 }

@@ -1,48 +1,213 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { DEVICE_KINDS } from "../../frontend/block_device.ts";
-import { MessageFlag } from "./message.ts";
-import type { DiskKey } from "../../vhd/key.ts";
+import type { OpenOptions } from "../../vbd/vbd.ts";
+import { MESSAGE_BYTES, messageCookie, MessageType } from "./message.ts";
+import { decodeParams, decodeTrailer, encodeParams, encodeTrailer, MessageFlag } from "./params.ts";
 
-/** Which block device a disk becomes; numbered by place, as the message has them. */
+/** Kinds of block device that a disk can be served as, in the order of their numbers in a message. */
 export const DEVICE_CHOICES = ["none", "auto", ...DEVICE_KINDS] as const;
 /** One of `DEVICE_CHOICES`. */
 export type DeviceChoice = (typeof DEVICE_CHOICES)[number];
 
-/** Which of the kernel's interfaces moves a disk's bytes; numbered by place. */
+/** The kernel's interfaces for disk I/O, in the order of their numbers in a message. */
 export const QUEUE_CHOICES = ["auto", "libaio", "io_uring"] as const;
 /** One of `QUEUE_CHOICES`. */
 export type QueueChoice = (typeof QUEUE_CHOICES)[number];
 
-const DEVICE_UNIT = 0x1_0000;
-const QUEUE_UNIT = 0x8_0000;
+/** What of an open request is the vbd's business. */
+type VbdOptions = Required<Pick<OpenOptions, "readOnly" | "direct" | "readCache">>;
 
-/** How an image is opened. */
-export interface OpenRequest {
+/**
+ * How an image is opened. There is one such record, whether the request comes from a command line,
+ * from a control message, from the list of disks or from the file of a minor. The key of an
+ * encrypted image is not in it: the record is written to files and a key never is.
+ */
+export interface OpenRequest extends VbdOptions {
   /** `type:/path` */
-  readonly name: string;
-  readonly readOnly: boolean;
-  /** Past the page cache, where possible. */
-  readonly direct: boolean;
-  /** Keep what is read in memory, as `bc:` does. */
-  readonly readCache?: boolean;
+  readonly image: string;
   /** After how long a request fails; 0 for the default. */
   readonly requestTimeoutSeconds: number;
   readonly device: DeviceChoice;
   readonly queue: QueueChoice;
-  /** The key of an encrypted image; wiped when the device is closed. */
-  readonly key?: DiskKey;
 }
 
-/** Bits of a message's flags for the choice of device and queue. */
-export function encodeChoices(device: DeviceChoice, queue: QueueChoice): number {
-  return DEVICE_CHOICES.indexOf(device) * DEVICE_UNIT + QUEUE_CHOICES.indexOf(queue) * QUEUE_UNIT;
+/** An open request without its image, where nothing else is asked for. */
+export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
+  readOnly: false,
+  direct: true,
+  readCache: false,
+  requestTimeoutSeconds: 0,
+  device: "none",
+  queue: "auto",
+};
+
+/**
+ * Options of the original tap-ctl that this tapdisk does not carry out. They are sent, so that the
+ * tapdisk refuses them and says why. It ignores `existingParent`: the parent is opened by its path.
+ */
+export interface ForeignOptions {
+  /** The minor whose image is the parent. */
+  readonly existingParent?: number;
+  /** `type:/path` of a second image. */
+  readonly secondary?: string;
+  readonly standby?: boolean;
+  /** The file of a log layer. */
+  readonly log?: string;
 }
 
-/** The choice in a message's flags; undefined for one that this version does not know. */
-export function decodeChoices(
-  flags: number,
-): { device: DeviceChoice | undefined; queue: QueueChoice | undefined } {
+const DEVICE_UNIT = 0x1_0000;
+const QUEUE_UNIT = 0x8_0000;
+
+function requestFlags({ readOnly, direct, readCache, device, queue }: OpenRequest): number {
+  let flags = DEVICE_CHOICES.indexOf(device) * DEVICE_UNIT;
+  flags |= QUEUE_CHOICES.indexOf(queue) * QUEUE_UNIT;
+  if (readOnly) flags |= MessageFlag.RDONLY;
+  if (!direct) flags |= MessageFlag.NO_O_DIRECT;
+  if (readCache) flags |= MessageFlag.ADD_LCACHE;
+  return flags;
+}
+
+function withTrailer(
+  type: number,
+  minor: number,
+  { image, flags = 0, requestTimeoutSeconds = 0, key = null, foreign }: {
+    image: string;
+    flags?: number;
+    requestTimeoutSeconds?: number;
+    key?: Uint8Array | null;
+    foreign: ForeignOptions;
+  },
+): Uint8Array<ArrayBuffer> {
+  const { existingParent, secondary, standby, log } = foreign;
+  let all = flags;
+  if (existingParent !== undefined) all |= MessageFlag.REUSE_PRT;
+  if (secondary !== undefined) all |= MessageFlag.SECONDARY;
+  if (standby === true) all |= MessageFlag.STANDBY;
+  if (log !== undefined) all |= MessageFlag.ADD_LOG;
+  if (key !== null) all |= MessageFlag.OPEN_ENCRYPTED;
+  const message = encodeParams(type, minor, {
+    flags: all,
+    minor,
+    path: image,
+    parentMinor: existingParent ?? -1,
+    requestTimeoutSeconds,
+    secondary: secondary ?? "",
+  });
+  const trailer = encodeTrailer({ logPath: log ?? null, encryptionKey: key });
+  const request = new Uint8Array(message.length + trailer.length);
+  request.set(message);
+  request.set(trailer, message.length);
+  return request;
+}
+
+/** An `open` with its trailer. Throws `SystemError` (ENAMETOOLONG). */
+export function encodeOpen(
+  minor: number,
+  request: OpenRequest,
+  { key, foreign = {} }: { key?: Uint8Array; foreign?: ForeignOptions } = {},
+): Uint8Array<ArrayBuffer> {
+  const { image, requestTimeoutSeconds } = request;
+  const flags = requestFlags(request);
+  return withTrailer(MessageType.OPEN, minor, {
+    image,
+    flags,
+    requestTimeoutSeconds,
+    key,
+    foreign,
+  });
+}
+
+/**
+ * A `resume` with its trailer. Throws `SystemError` (ENAMETOOLONG).
+ *
+ * @param image `type:/path`, or null for the image that the device had.
+ */
+export function encodeResume(
+  minor: number,
+  image: string | null,
+  foreign: ForeignOptions = {},
+): Uint8Array<ArrayBuffer> {
+  return withTrailer(MessageType.RESUME, minor, { image: image ?? "", foreign });
+}
+
+/** Flags of `open` and `resume` that this tapdisk does not carry out, with their meaning. */
+const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
+  [MessageFlag.ADD_CACHE, "a block cache"],
+  [MessageFlag.VHD_INDEX, "a VHD index"],
+  [MessageFlag.ADD_LOG, "a log of changed blocks"],
+  [MessageFlag.SECONDARY, "a secondary image"],
+  [MessageFlag.STANDBY, "a standby image"],
+  [MessageFlag.OPEN_ENCRYPTED, "a new key"],
+];
+
+function refuseUnsupported(flags: number, what: string): void {
+  const wanted = UNSUPPORTED_FLAGS.find(([flag]) => (flags & flag) !== 0);
+  if (wanted === undefined) return;
+  throw new SystemError(Errno.EOPNOTSUPP, `${what} (this tapdisk has no support for ${wanted[1]})`);
+}
+
+/**
+ * The request in an `open`. The key stays in the message: see {@linkcode takeKey}. Throws
+ * `SystemError`: EINVAL, EOPNOTSUPP.
+ */
+export function decodeOpen(message: Uint8Array): OpenRequest {
+  const { flags, path, requestTimeoutSeconds } = decodeParams(message);
+  const what = `Cannot open ${path} on minor ${messageCookie(message)}`;
+  refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, what);
+  const device = DEVICE_CHOICES[(flags & MessageFlag.DEVICE_MASK) / DEVICE_UNIT];
+  const queue = QUEUE_CHOICES[(flags & MessageFlag.QUEUE_MASK) / QUEUE_UNIT];
+  if (device === undefined || queue === undefined) {
+    throw new SystemError(Errno.EINVAL, `${what} (tap-ctl is of another version)`);
+  }
   return {
-    device: DEVICE_CHOICES[(flags & MessageFlag.DEVICE_MASK) / DEVICE_UNIT],
-    queue: QUEUE_CHOICES[(flags & MessageFlag.QUEUE_MASK) / QUEUE_UNIT],
+    image: path,
+    readOnly: (flags & MessageFlag.RDONLY) !== 0,
+    direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
+    readCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
+    requestTimeoutSeconds,
+    device,
+    queue,
+  };
+}
+
+/** The key behind an `open`, which is overwritten in the message; null without one. */
+export function takeKey(message: Uint8Array): Uint8Array | null {
+  const { encryptionKey } = decodeTrailer(message);
+  if (encryptionKey !== null) message.fill(0, MESSAGE_BYTES);
+  return encryptionKey;
+}
+
+/**
+ * The image that a `resume` asks for; null for the one that the device had. Throws `SystemError`:
+ * EINVAL, EOPNOTSUPP.
+ */
+export function decodeResume(message: Uint8Array): string | null {
+  const { flags, path } = decodeParams(message);
+  refuseUnsupported(flags, `Cannot unpause minor ${messageCookie(message)}`);
+  return path === "" ? null : path;
+}
+
+/**
+ * The request in parsed JSON, to which an open request is written as it is; null when it is none.
+ * What earlier versions did not write has its default.
+ */
+export function parseOpenRequest(value: unknown): OpenRequest | null {
+  if (typeof value !== "object" || value === null) return null;
+  const { image, requestTimeoutSeconds, readOnly, direct, readCache = false, device, queue } =
+    value as { [Field in keyof OpenRequest]?: unknown };
+  const deviceChoice = DEVICE_CHOICES.find((choice) => choice === device);
+  const queueChoice = QUEUE_CHOICES.find((choice) => choice === queue);
+  if (typeof image !== "string" || typeof requestTimeoutSeconds !== "number") return null;
+  if (typeof readOnly !== "boolean" || typeof direct !== "boolean") return null;
+  if (typeof readCache !== "boolean") return null;
+  if (deviceChoice === undefined || queueChoice === undefined) return null;
+  return {
+    image,
+    requestTimeoutSeconds,
+    readOnly,
+    direct,
+    readCache,
+    device: deviceChoice,
+    queue: queueChoice,
   };
 }

@@ -1,0 +1,122 @@
+/**
+ * The one record of an open request: it goes through a message and through a minor's file unchanged,
+ * and what a tapdisk does not carry out is refused by name.
+ */
+import assert from "node:assert/strict";
+import { readMinorRecord, writeMinorRecord } from "../../src/control/minors/minor_record.ts";
+import { allocateMinor } from "../../src/control/minors/minors.ts";
+import { minorPath } from "../../src/control/paths.ts";
+import { MESSAGE_BYTES } from "../../src/control/protocol/message.ts";
+import {
+  decodeOpen,
+  decodeResume,
+  DEVICE_CHOICES,
+  encodeOpen,
+  encodeResume,
+  type ForeignOptions,
+  OPEN_DEFAULTS,
+  type OpenRequest,
+  parseOpenRequest,
+  QUEUE_CHOICES,
+  takeKey,
+} from "../../src/control/protocol/open_request.ts";
+
+const PLAIN: OpenRequest = { ...OPEN_DEFAULTS, image: "vhd:/a.vhd" };
+
+/** Each field changed on its own, and all of them together. */
+const REQUESTS: OpenRequest[] = [
+  PLAIN,
+  { ...PLAIN, readOnly: true },
+  { ...PLAIN, direct: false },
+  { ...PLAIN, readCache: true },
+  { ...PLAIN, requestTimeoutSeconds: 65535 },
+  ...DEVICE_CHOICES.map((device) => ({ ...PLAIN, device })),
+  ...QUEUE_CHOICES.map((queue) => ({ ...PLAIN, queue })),
+  {
+    image: "log:aio:/ä b",
+    readOnly: true,
+    direct: false,
+    readCache: true,
+    requestTimeoutSeconds: 1,
+    device: "nbd",
+    queue: "io_uring",
+  },
+];
+
+Deno.test("open request: a message carries every field", () => {
+  for (const request of REQUESTS) assert.deepEqual(decodeOpen(encodeOpen(7, request)), request);
+});
+
+Deno.test("open request: the file of a minor keeps every field", () => {
+  const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+  const before = Deno.env.get("BLKTAP_CONTROL_DIR");
+  Deno.env.set("BLKTAP_CONTROL_DIR", folder);
+  try {
+    const minor = allocateMinor();
+    const node = `${folder}/node`;
+    Deno.writeTextFileSync(node, "");
+    for (const request of REQUESTS) {
+      for (const encrypted of [false, true]) {
+        const record = { ...request, node, encrypted };
+        writeMinorRecord(minor, record);
+        assert.deepEqual(readMinorRecord(minor), record);
+      }
+    }
+    // A version without the read cache in the record wrote this.
+    const { readCache: _, ...earlier } = { ...PLAIN, node, encrypted: false };
+    Deno.writeTextFileSync(minorPath(minor), JSON.stringify(earlier));
+    assert.deepEqual(readMinorRecord(minor), { ...PLAIN, node, encrypted: false });
+    Deno.removeSync(node);
+    assert.equal(readMinorRecord(minor), null);
+  } finally {
+    if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
+    else Deno.env.set("BLKTAP_CONTROL_DIR", before);
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+Deno.test("open request: JSON with a field of another type is none", () => {
+  const fields = ["image", "readOnly", "direct", "requestTimeoutSeconds", "device", "queue"];
+  for (const field of fields) {
+    for (const value of [undefined, null, [], "x1"]) {
+      if (field === "image" && value === "x1") continue;
+      assert.equal(parseOpenRequest({ ...PLAIN, [field]: value }), null, `${field} ${value}`);
+    }
+  }
+  for (const value of [null, 7, "text", []]) assert.equal(parseOpenRequest(value), null);
+});
+
+Deno.test("open request: a key leaves the message when it is taken", () => {
+  const key = Uint8Array.from({ length: 32 }, (_, index) => index + 1);
+  const message = encodeOpen(0, PLAIN, { key });
+  assert.deepEqual(decodeOpen(message), PLAIN);
+  assert.deepEqual(takeKey(message), key);
+  assert.ok(message.subarray(MESSAGE_BYTES).every((byte) => byte === 0));
+  assert.equal(takeKey(encodeOpen(0, PLAIN)), null);
+});
+
+Deno.test("open request: what a tapdisk does not carry out is refused by name", () => {
+  const refused: [ForeignOptions, RegExp][] = [
+    [{ log: "/log" }, /no support for a log of changed blocks/],
+    [{ secondary: "nbd:/mirror" }, /no support for a secondary image/],
+    [{ standby: true }, /no support for a standby image/],
+  ];
+  for (const [foreign, message] of refused) {
+    const error = { code: "EOPNOTSUPP", message };
+    assert.throws(() => decodeOpen(encodeOpen(3, PLAIN, { foreign })), error);
+    assert.throws(() => decodeResume(encodeResume(3, null, foreign)), error);
+  }
+  const existingParent = { existingParent: 2 };
+  assert.deepEqual(decodeOpen(encodeOpen(3, PLAIN, { foreign: existingParent })), PLAIN);
+});
+
+Deno.test("open request: a choice that this version does not know is refused", () => {
+  const message = encodeOpen(3, PLAIN);
+  message[10] = 0x07;
+  assert.throws(() => decodeOpen(message), { code: "EINVAL", message: /another version/ });
+});
+
+Deno.test("open request: a resume keeps the image or names another", () => {
+  assert.equal(decodeResume(encodeResume(3, null)), null);
+  assert.equal(decodeResume(encodeResume(3, "aio:/b")), "aio:/b");
+});
