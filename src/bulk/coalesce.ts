@@ -11,7 +11,14 @@ import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
-import { type Layer, mayHold, openForQueue, requireSameEncryption } from "./layers.ts";
+import {
+  hiddenStretch,
+  type Layer,
+  mayHold,
+  openForQueue,
+  requireSameEncryption,
+  shownLayers,
+} from "./layers.ts";
 import { addLayer, Closer, mergeInto, mergeIntoNew, openAllBelow, openParentOf } from "./merge.ts";
 import { moveData, openMover, type Progress } from "./mover.ts";
 import { FlatTarget } from "./target.ts";
@@ -118,7 +125,8 @@ async function coalesceDown(
     const sizeSectors = disk.isBlockDevice ? fileSectors : Math.max(fileSectors, childSectors);
     requireRoom(layers, { path: targetPath, sizeSectors });
     const target = new FlatTarget(disk, engine.queue, sizeSectors);
-    return await moveData(engine, { layers, target, onProgress, signal });
+    const hidden = hiddenStretch(layers, sizeSectors);
+    return await moveData(engine, { layers, target, hidden, onProgress, signal });
   }
   const image = closer.add(
     openVhd(targetPath, { storage: top.storage, readOnly: false, lockedBy: disk.identity }),
@@ -127,11 +135,12 @@ async function coalesceDown(
   requireSameEncryption([...images, image], { raw: null });
   const sizeSectors = image.sizeBytes / VHD_SECTOR_SIZE;
   requireRoom(layers, { path: targetPath, sizeSectors });
+  const hidden = hiddenStretch(layers, sizeSectors);
   if (image.type === "fixed") {
     const target = new FlatTarget(disk, engine.queue, sizeSectors);
-    return await moveData(engine, { layers, target, onProgress, signal });
+    return await moveData(engine, { layers, target, hidden, onProgress, signal });
   }
-  return await mergeInto(engine, { image, disk, sparse, layers, onProgress, signal });
+  return await mergeInto(engine, { image, disk, sparse, layers, hidden, onProgress, signal });
 }
 
 /** A child may be larger than its parent, but not what it holds. */
@@ -139,7 +148,7 @@ function requireRoom(
   layers: readonly Layer[],
   { path, sizeSectors }: { path: string; sizeSectors: number },
 ): void {
-  for (const layer of layers) {
+  for (const layer of shownLayers(layers)) {
     if (layer.sizeSectors <= sizeSectors) continue;
     if (!mayHold(layer, sizeSectors, layer.sizeSectors)) continue;
     throw new SystemError(

@@ -106,6 +106,46 @@ function readTail(
   return tail;
 }
 
+/**
+ * The layers as they show through each other: behind the end of an image, nothing of those below it
+ * does, but zeros. That is what a tapdisk serves.
+ *
+ * @param layers Topmost first.
+ */
+export function shownLayers(layers: readonly Layer[]): Layer[] {
+  let shown = Infinity;
+  return layers.map((layer) => {
+    shown = Math.min(shown, layer.sizeSectors);
+    return { ...layer, sizeSectors: shown };
+  });
+}
+
+/** Sectors of a disk that are zeros and hide what lies below. */
+export interface HiddenStretch {
+  readonly sector: number;
+  /** The first sector behind it. */
+  readonly end: number;
+}
+
+/**
+ * The end of the topmost layer's disk that a smaller layer hides: nothing below it shows there. It is
+ * empty unless a layer is smaller than the topmost one.
+ *
+ * @param sizeSectors Size of the disk that the layers are merged into.
+ * @throws {SystemError} EINVAL for encrypted layers, as zeros cannot be written without their key.
+ */
+export function hiddenStretch(layers: readonly Layer[], sizeSectors: number): HiddenStretch {
+  const end = Math.min(sizeSectors, layers[0].sizeSectors);
+  const sector = Math.min(end, ...layers.map((layer) => layer.sizeSectors));
+  const encrypted = layers.find(({ image }) => image !== null && isEncrypted(image));
+  if (sector === end || encrypted === undefined) return { sector, end };
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot merge ${encrypted.disk.path}: it is encrypted, and an image of its chain is smaller ` +
+      `than the one above it; resize that first`,
+  );
+}
+
 /** Whether a layer may hold any of these sectors, by its tables alone or where its file has data. */
 export function mayHold({ image, disk, sizeSectors }: Layer, sector: number, end: number): boolean {
   const last = Math.min(end, sizeSectors);

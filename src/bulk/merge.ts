@@ -15,8 +15,9 @@ import { canonicalPath } from "../files/paths.ts";
 import { parentToWrite, setKeyhash } from "../vhd/snapshot.ts";
 import { removeOwn } from "../files/storage.ts";
 import { finishWriting } from "../vhd/write.ts";
+import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { OfflineEngine } from "./engine.ts";
-import { type Layer, layerOf, openForQueue } from "./layers.ts";
+import { hiddenStretch, type Layer, layerOf, openForQueue } from "./layers.ts";
 import { type Move, moveData, type Progress, refuseAborted } from "./mover.ts";
 import { VhdTarget } from "./vhd_target.ts";
 
@@ -116,7 +117,11 @@ export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Pro
       const disk = closer.add(openForQueue(engine, path, { readOnly: false, same }));
       const lockedBy = disk.identity;
       const image = closer.add(openVhd(path, { storage, readOnly: false, lockedBy }));
-      return await mergeInto(engine, { image, disk, sparse: true, ...wanted });
+      // Without a parent, what is not there is zeros.
+      const hidden = wanted.parent === null
+        ? undefined
+        : hiddenStretch(wanted.layers, top.sizeBytes / VHD_SECTOR_SIZE);
+      return await mergeInto(engine, { image, disk, sparse: true, ...wanted, hidden });
     } finally {
       closer.close();
     }
@@ -162,7 +167,7 @@ export async function writeOutput(
 /** Merges layers into an open VHD with blocks and puts its footers in order. */
 export async function mergeInto(
   engine: OfflineEngine,
-  { image, disk, sparse, layers, transform, onProgress, signal }: Omit<Move, "target"> & {
+  { image, disk, sparse, ...move }: Omit<Move, "target"> & {
     image: VhdImage;
     disk: DiskFile;
     sparse: boolean;
@@ -171,7 +176,7 @@ export async function mergeInto(
   const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
   let sectors: number;
   try {
-    sectors = await moveData(engine, { layers, target, transform, onProgress, signal });
+    sectors = await moveData(engine, { ...move, target });
   } catch (error) {
     settle(image);
     throw error;

@@ -2,7 +2,7 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { countSet } from "../vhd/format/bitmap.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { EngineMaker, OfflineEngine } from "./engine.ts";
-import { type Layer, mayHold } from "./layers.ts";
+import { type HiddenStretch, type Layer, mayHold, shownLayers } from "./layers.ts";
 import type { Target } from "./target.ts";
 import { Unit } from "./unit.ts";
 
@@ -20,6 +20,8 @@ export interface Move {
   /** Topmost first; a flat one ends the list. */
   readonly layers: readonly Layer[];
   readonly target: Target;
+  /** Sectors that become zeros where no layer holds them; see `hiddenStretch`. */
+  readonly hidden?: HiddenStretch;
   /** Changes data on its way, in place: whole sectors, from this one of the disk on. */
   readonly transform?: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void;
   readonly onProgress?: Progress;
@@ -51,7 +53,7 @@ export function openMover(make: EngineMaker): OfflineEngine {
 
 /**
  * Writes to the target every sector that one of the layers holds, as the topmost of those has it.
- * What no layer holds is left as it is.
+ * What no layer holds is left as it is, or becomes zeros where `hidden` says so.
  *
  * @returns How many sectors that are.
  * @throws {SystemError} when reading or writing fails, ECANCELED when it is called off; what was
@@ -79,14 +81,17 @@ class Mover {
   #finished: () => void = () => {};
 
   constructor(engine: OfflineEngine, move: Move) {
-    this.#move = move;
-    const { layers, target } = move;
+    const layers = shownLayers(move.layers);
+    this.#move = { ...move, layers };
+    const { target, hidden } = move;
     const { unitSectors, bitmapBytes } = target;
     this.#total = Math.ceil(target.sizeSectors / unitSectors);
     const most = Math.floor(BYTES_AT_ONCE / (unitSectors * VHD_SECTOR_SIZE));
     const count = Math.min(MOST_UNITS, Math.max(1, most), Math.max(1, this.#total));
     for (let i = 0; i < count; i++) {
-      this.#units.push(new Unit(engine.queue, { layers, sectors: unitSectors, bitmapBytes }));
+      this.#units.push(
+        new Unit(engine.queue, { layers, sectors: unitSectors, bitmapBytes, hidden }),
+      );
     }
   }
 
@@ -106,12 +111,13 @@ class Mover {
 
   /** Gives a unit its next stretch, or lets it rest when there is none. */
   #feed(unit: Unit): void {
-    const { layers, target, onProgress, signal } = this.#move;
+    const { layers, target, hidden, onProgress, signal } = this.#move;
     if (signal?.aborted === true) this.#fail(stopped());
     while (this.#error === null && this.#next < this.#total) {
       const sector = this.#next++ * target.unitSectors;
       const end = Math.min(sector + target.unitSectors, target.sizeSectors);
-      if (layers.some((layer) => mayHold(layer, sector, end))) {
+      const isHidden = hidden !== undefined && sector < hidden.end && end > hidden.sector;
+      if (isHidden || layers.some((layer) => mayHold(layer, sector, end))) {
         unit.assign(sector, end);
         onProgress?.(this.#next - 1, this.#total);
         return this.#readBitmaps(unit);

@@ -5,7 +5,7 @@ import { runEnd, setBits, testBit } from "../vhd/format/bitmap.ts";
 import { bitmapOffset, dataOffset, isAllocated } from "../vhd/image/block.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import type { Layer } from "./layers.ts";
+import type { HiddenStretch, Layer } from "./layers.ts";
 
 /** How far a stretch of memory is looked at byte by byte before all of it is compared. */
 const PROBE_BYTES = 64;
@@ -17,6 +17,8 @@ export interface UnitShape {
   readonly sectors: number;
   /** Bytes of a bitmap of the target; 0 for a flat one. */
   readonly bitmapBytes: number;
+  /** Sectors that are zeros where no layer holds them. */
+  readonly hidden?: HiddenStretch;
 }
 
 /**
@@ -39,14 +41,16 @@ export class Unit implements IoOwner {
   readonly #arena: Arena;
   readonly #queue: DiskQueue;
   readonly #layers: readonly Layer[];
+  readonly #hidden: HiddenStretch;
   /** Where each layer's bitmaps for this unit are in the arena. */
   readonly #bitmapsAt: readonly number[];
   #pending = 0;
   #errno = 0;
   #next: (errno: number) => void = () => {};
 
-  constructor(queue: DiskQueue, { layers, sectors, bitmapBytes }: UnitShape) {
+  constructor(queue: DiskQueue, { layers, sectors, bitmapBytes, hidden }: UnitShape) {
     this.#queue = queue;
+    this.#hidden = hidden ?? { sector: 0, end: 0 };
     this.#layers = layers;
     this.covered = new Uint8Array(Math.ceil(sectors / 8));
     const dataAt = Math.ceil(bitmapBytes / 4096) * 4096;
@@ -144,6 +148,20 @@ export class Unit implements IoOwner {
       if (layer.image === null) this.#readFlat(layer, end);
       else this.#readBlocks(layer, layer.image, { index, end });
       if (this.allCovered) return;
+    }
+    this.#coverHidden();
+  }
+
+  /** Makes those sectors zero that no layer holds and that hide what lies below the layers. */
+  #coverHidden(): void {
+    const last = Math.min(this.end, this.#hidden.end) - this.sector;
+    for (let at = Math.max(0, this.#hidden.sector - this.sector); at < last;) {
+      const runTo = runEnd(this.covered, at, last);
+      if (!testBit(this.covered, at)) {
+        zeroMemory(this.address + at * VHD_SECTOR_SIZE, (runTo - at) * VHD_SECTOR_SIZE);
+        setBits(this.covered, at, runTo - at);
+      }
+      at = runTo;
     }
   }
 

@@ -1,8 +1,9 @@
+import { assert } from "../../ffi/assert.ts";
 import { Errno, errnoName } from "../../ffi/errno.ts";
 import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
-import type { ImageDriver, RequestSink } from "../driver/driver.ts";
+import { type ImageDriver, REQUEST_SECTORS, type RequestSink } from "../driver/driver.ts";
 import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
 import { addExtent } from "./extents.ts";
 import { reportRequests } from "./request_report.ts";
@@ -40,8 +41,10 @@ export interface RequestTarget {
 /** Longest step of a request to discard, sectors: others get their turn in between. */
 const DISCARD_STEP_SECTORS = 1 << 20;
 const STATUS_STEP_SECTORS = 1 << 22;
+/** What part of the disk queue a step may take at most, so that each is admitted in the end. */
+const STEP_SHARE = 16;
 /** By kind: whether a request may be longer than what is done at once. */
-const GOES_IN_STEPS: readonly boolean[] = [false, false, false, true, true, false, true];
+const GOES_IN_STEPS: readonly boolean[] = [true, true, false, true, true, false, true];
 
 /**
  * The requests of a device: they wait for an image and for room in the disk queue, are handed to
@@ -64,6 +67,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   #target: RequestTarget | null = null;
   /** Whether requests without a target wait for one, or fail. */
   #holding = false;
+  /** The most sectors of a step, by kind of request. */
+  readonly #mostSectors = new Int32Array(GOES_IN_STEPS.length);
   #issued = 0;
   /** Room of the disk queue that the requests under way hold. */
   #held = 0;
@@ -104,6 +109,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** Runs requests against an image, those first that waited for it. */
   run(target: RequestTarget): void {
+    this.#sizeSteps(target.image);
     this.#target = target;
     this.#holding = false;
     // Failures of what was open before, and the time since, do not count against this target.
@@ -415,13 +421,30 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   /** Sectors of the next step of a request. */
   #stepOf(slot: number): number {
     const slots = this.#slots;
-    const left = slots.count[slot] - slots.progress[slot];
     const kind = slots.kind[slot];
-    if (kind === RequestKind.Zero) return Math.min(left, this.#image.zeroSectors);
-    if (kind === RequestKind.Fill) return Math.min(left, this.#context.zeroSectors);
-    if (kind === RequestKind.Discard) return Math.min(left, DISCARD_STEP_SECTORS);
     if (kind === RequestKind.Flush || kind === RequestKind.Status) return 1;
-    return left;
+    return Math.min(slots.count[slot] - slots.progress[slot], this.#mostSectors[kind]);
+  }
+
+  /**
+   * Finds how many sectors a step of each kind may have. An image makes more operations for the same
+   * sectors where its blocks are small or its chain is deep: a step that needed more than the queue
+   * has would wait for ever.
+   */
+  #sizeSteps(image: ImageDriver): void {
+    const { zeroSectors, queue } = this.#context;
+    const most = queue.capacity / STEP_SHARE;
+    const fitting = (sectors: number): number => {
+      while (sectors > 1 && image.operationsFor(sectors) > most) sectors = Math.floor(sectors / 2);
+      return sectors;
+    };
+    const data = fitting(REQUEST_SECTORS);
+    this.#mostSectors[RequestKind.Read] = data;
+    this.#mostSectors[RequestKind.Write] = data;
+    this.#mostSectors[RequestKind.Zero] = fitting(image.zeroSectors);
+    this.#mostSectors[RequestKind.Fill] = fitting(zeroSectors);
+    this.#mostSectors[RequestKind.Discard] = fitting(DISCARD_STEP_SECTORS);
+    assert(image.operationsFor(1) <= queue.capacity / 2, "A sector takes more than the disk queue");
   }
 
   #step(slot: number): void {
@@ -432,9 +455,14 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     slots.pending[slot] = count;
     switch (slots.kind[slot]) {
       case RequestKind.Read:
-        return image.read(slot, sector, count, slots.dataSector[slot]);
+        return image.read(slot, sector, count, (slots.dataSector[slot] + slots.progress[slot]) | 0);
       case RequestKind.Write:
-        return image.write(slot, sector, count, slots.dataSector[slot]);
+        return image.write(
+          slot,
+          sector,
+          count,
+          (slots.dataSector[slot] + slots.progress[slot]) | 0,
+        );
       case RequestKind.Discard:
         return image.discard(slot, sector, count);
       case RequestKind.Fill:

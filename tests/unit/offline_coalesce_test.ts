@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { coalesce, type CoalesceOptions } from "../../src/bulk/coalesce.ts";
 import { copyImage } from "../../src/bulk/copy.ts";
+import { chainExtents } from "../../src/vhd/image/extents.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed, writeFixed } from "../../src/vhd/create.ts";
@@ -9,6 +10,7 @@ import { fillImage, preallocate } from "../../src/vhd/fill.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { MemoryStorage } from "../../src/testing/memory_storage.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
+import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { setKeyhash } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
@@ -349,4 +351,45 @@ Deno.test("a full disk ends a fill; the image is valid, reads the same, and is f
       assert.deepEqual(checkImage(path, { storage, checkData: true }).findings, []);
     }
   }
+});
+
+/** An image whose middle layer is smaller than its parent and its child. */
+function makeNarrowChain(): MemoryStorage {
+  const storage = new MemoryStorage();
+  createDynamic("/base.vhd", { storage, sizeBytes: 8 * MIB });
+  const base = openVhd("/base.vhd", { storage, readOnly: false });
+  writeRange(base, new Uint8Array(8 * MIB).fill(0x53), 0);
+  finishWriting(base);
+  snapshot("/mid.vhd", { storage, parent: "/base.vhd" });
+  resizeVhd("/mid.vhd", { storage, sizeBytes: 4 * MIB, journal: "/j1" });
+  const mid = openVhd("/mid.vhd", { storage, readOnly: false });
+  writeRange(mid, new Uint8Array(4096).fill(0x11), 0);
+  finishWriting(mid);
+  snapshot("/top.vhd", { storage, parent: "/mid.vhd" });
+  resizeVhd("/top.vhd", { storage, sizeBytes: 8 * MIB, journal: "/j2" });
+  const top = openVhd("/top.vhd", { storage, readOnly: false });
+  writeRange(top, new Uint8Array(512).fill(0x22), 7 * MIB);
+  finishWriting(top);
+  return storage;
+}
+
+Deno.test("behind the end of a smaller middle image all is zeros: read, mapped, copied and coalesced", async () => {
+  const wanted = new Uint8Array(8 * MIB).fill(0x53, 0, 4 * MIB).fill(0x11, 0, 4096);
+  wanted.fill(0x22, 7 * MIB, 7 * MIB + 512);
+  const storage = makeNarrowChain();
+  const engine = memoryEngine(storage);
+  assert.ok(sameBytes(contentOf(storage, "/top.vhd"), wanted));
+  const chain = openChain("/top.vhd", { storage });
+  const extents = [...chainExtents(chain)].filter(({ sector }) => sector >= 4 * MIB / SECTOR);
+  assert.deepEqual(extents.map(({ layer }) => layer), [-1, 0, -1]);
+  await copyImage("/top.vhd", "/copy.vhd", { engine });
+  assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), wanted));
+  await coalesce("/top.vhd", { output: "/all.vhd", engine });
+  assert.ok(sameBytes(contentOf(storage, "/all.vhd"), wanted));
+  await coalesce("/top.vhd", { output: "/two.vhd", oldest: "/mid.vhd", engine });
+  assert.equal(openVhd("/two.vhd", { storage }).parent?.name, "base.vhd");
+  assert.ok(sameBytes(contentOf(storage, "/two.vhd"), wanted));
+  await coalesce("/top.vhd", { ancestor: "/base.vhd", engine });
+  assert.ok(sameBytes(contentOf(storage, "/base.vhd"), wanted));
+  assert.ok(sameBytes(contentOf(storage, "/top.vhd"), wanted));
 });

@@ -109,9 +109,11 @@ export class VhdDisk implements ImageDriver {
   }
 
   operationsFor(sectors: number): number {
-    // At worst each sector is a piece of its own; each block has its bitmap read and written.
+    // At worst each sector that is read is a piece of its own, and each block has its bitmap read and
+    // written. Longer requests read nothing: each writes to its blocks, so many zeros at a time.
     const blocks = Math.floor(sectors / this.#sectorsPerBlock) + 2;
-    const pieces = Math.min(sectors, 2048);
+    const writes = blocks + Math.ceil(sectors / this.#context.zeroSectors);
+    const pieces = sectors > REQUEST_SECTORS ? writes : Math.max(sectors, writes);
     const here = pieces + 2 * blocks;
     // Only reads go below, none of which is longer; a sector is read in one of the layers alone.
     if (this.#below === null || sectors > REQUEST_SECTORS) return here;
@@ -197,7 +199,13 @@ export class VhdDisk implements ImageDriver {
     memorySector: number,
     location: number,
   ): void {
-    const inBlock = this.#inBlock(sector);
+    const start = location + this.#file.bitmapSectors + this.#inBlock(sector);
+    const missing = Math.min(count, start + count - this.#file.endSector);
+    if (missing > 0) {
+      const there = count - missing;
+      if (there > 0) this.#readData(slot, sector, there, memorySector, location);
+      return this.#readMissing(slot, sector + there, missing, memorySector + there, start + there);
+    }
     this.counts.readSectors += count;
     const encrypted = this.#cipher !== null;
     const token = encrypted
@@ -205,12 +213,25 @@ export class VhdDisk implements ImageDriver {
       : slot;
     this.#context.queue.read(
       this.#file.disk.file,
-      location + this.#file.bitmapSectors + inBlock,
+      start,
       count,
       memorySector,
       encrypted ? this.#cipherOwner : this.#directOwner,
       token,
     );
+  }
+
+  /** Reads what the file ends in front of; `start` is where it would be. */
+  #readMissing(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    start: number,
+  ): void {
+    this.#file.readPastEnd(start, count, memorySector);
+    this.#cipher?.open(sector, count, memorySector);
+    this.#sink.pieceDone(slot, count, 0);
   }
 
   #readEncrypted(piece: number, errno: number): void {

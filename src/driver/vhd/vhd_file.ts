@@ -1,4 +1,5 @@
 import { assert } from "../../../ffi/assert.ts";
+import { Arena, copySectors, zeroSectors } from "../../../ffi/memory.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
 import { setBit, testBit } from "../../vhd/format/bitmap.ts";
@@ -31,6 +32,10 @@ export class VhdFile {
   readonly #full: Uint8Array<ArrayBuffer>;
   readonly sectorsPerBlock: number;
   readonly bitmapSectors: number;
+  /** The first sector that the file does not have in full, where it ends within a block. */
+  endSector = Infinity;
+  /** What the file has of that sector, and zeros; null for nothing. */
+  #tail: Arena | null = null;
   #sizeBytes: number;
   #grown = false;
   /** Whether any block was added since the image was opened. */
@@ -46,8 +51,36 @@ export class VhdFile {
     this.sectorsPerBlock = image.sectorsPerBlock;
     this.bitmapSectors = image.bitmapSectors;
     this.#sizeBytes = disk.sizeBytes();
+    if (image.endOfDataSector * SECTOR_BYTES > this.#sizeBytes) this.#findEnd(readOnly);
     // A bit of a block that is not there would be a lie as soon as the block is.
     if (!readOnly && clearImpossible(image) > 0) writeBatmap(image);
+  }
+
+  /**
+   * A crash may leave a file that ends within its last block: what is missing reads as zeros, as it
+   * does offline. A file that is open for writing gets its length back.
+   */
+  #findEnd(readOnly: boolean): void {
+    if (!readOnly && !this.disk.isBlockDevice) {
+      this.#sizeBytes = (this.image.endOfDataSector + 1) * SECTOR_BYTES;
+      this.disk.truncate(this.#sizeBytes);
+      return;
+    }
+    this.endSector = Math.floor(this.#sizeBytes / SECTOR_BYTES);
+    const tail = new Uint8Array(this.#sizeBytes % SECTOR_BYTES);
+    if (tail.length === 0) return;
+    this.image.file.readAt(tail, this.endSector * SECTOR_BYTES);
+    this.#tail = new Arena(SECTOR_BYTES);
+    this.#tail.bytes.set(tail);
+  }
+
+  /** Reads sectors that lie behind `endSector` of the file, where they are all zeros but the first. */
+  readPastEnd(sector: number, count: number, memorySector: number): void {
+    assert(sector >= this.endSector, "A read past the end of a file starts in front of it");
+    zeroSectors(memorySector, count);
+    if (this.#tail !== null && sector === this.endSector) {
+      copySectors(memorySector, this.#tail.sector, 1);
+    }
   }
 
   /** How many blocks of the disk will find no room in the file, whatever becomes of it. */
@@ -129,13 +162,13 @@ export class VhdFile {
       if (batmap?.dirty) writeBatmap(this.image);
       file.sync();
     } finally {
-      this.image.close();
-      this.disk.close();
+      this.close();
     }
   }
 
-  /** Closes an image that was only read. */
+  /** Closes the files, as one does with an image that was only read. */
   close(): void {
+    this.#tail?.release();
     this.image.close();
     this.disk.close();
   }

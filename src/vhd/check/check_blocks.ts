@@ -43,10 +43,19 @@ function at(image: VhdImage, block: number): string {
   return shortHex(image.bat[block]);
 }
 
-/** Notes what lies between the last block and the footer of a file, and belongs to nothing. */
+/**
+ * Notes what lies between the last block and the footer of a file, and belongs to nothing; or what is
+ * missing of the last block, in a file without a footer.
+ */
 export function checkSlack(image: VhdImage, findings: Findings): void {
-  if (image.file.isBlockDevice || image.footerSource !== "primary") return;
   const endBytes = image.endOfDataSector * VHD_SECTOR_SIZE;
+  const missingBytes = endBytes - image.file.sizeBytes();
+  if (missingBytes > 0) {
+    const text = `the file ends ${missingBytes} bytes before the end of its last block; ` +
+      "what is missing reads as zeros";
+    findings.warning(text, "data", image.file.sizeBytes());
+  }
+  if (image.file.isBlockDevice || image.footerSource !== "primary") return;
   const slackBytes = image.file.sizeBytes() - HD_FOOTER_SIZE - endBytes;
   if (slackBytes <= 0) return;
   findings.warning(`${slackBytes} bytes past the end of data belong to nothing`, "data", endBytes);

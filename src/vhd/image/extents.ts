@@ -28,13 +28,15 @@ function advance(walker: Walker): void {
  */
 export function* chainExtents(chain: VhdChain): Generator<ChainExtent> {
   const sizeSectors = chain.images[0].sizeBytes / VHD_SECTOR_SIZE;
-  const walkers: Walker[] = chain.images.map((image) => ({
-    extents: heldExtents(image),
-    start: 0,
-    end: 0,
-  }));
+  // Behind the end of an image, nothing of those below it shows.
+  let lengthSectors = sizeSectors;
+  const walkers: Walker[] = chain.images.map((image) => {
+    lengthSectors = Math.min(lengthSectors, image.sizeBytes / VHD_SECTOR_SIZE);
+    return { extents: heldExtents(image, { sector: 0, lengthSectors }), start: 0, end: 0 };
+  });
   if (chain.raw !== null) {
-    const extent = { sector: 0, lengthSectors: chain.raw.sizeBytes / VHD_SECTOR_SIZE };
+    lengthSectors = Math.min(lengthSectors, chain.raw.sizeBytes / VHD_SECTOR_SIZE);
+    const extent = { sector: 0, lengthSectors };
     walkers.push({ extents: [extent][Symbol.iterator](), start: 0, end: 0 });
   }
   let pending = null as ChainExtent | null;
