@@ -4,9 +4,10 @@
  *
  * @module
  */
+import { assert } from "./assert.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibc, pointerTo } from "./libc.ts";
-import { Arena, memoryAddress } from "./memory.ts";
+import { Arena, memoryAddress, requireMemory } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 
 const libc = openLibc({
@@ -111,6 +112,9 @@ export class AioContext {
     // aio_reqprio @18, aio_fildes @20, aio_buf @24, aio_nbytes @32, aio_offset @40,
     // aio_reserved2 @48, aio_flags @56, aio_resfd @60.
     const view = this.#iocbs.view;
+    assert(this.#prepared < this.batch, "More requests are prepared than one batch has");
+    const vectored = opcode === IOCB_CMD_PREADV || opcode === IOCB_CMD_PWRITEV;
+    requireMemory(memorySector, length, vectored);
     const at = this.#prepared++ * IOCB_BYTES;
     view.setUint32(at, data, true);
     view.setUint32(at + 4, 0, true);

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { assert } from "./assert.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
 
@@ -71,6 +72,8 @@ function reserveRegion(): Region {
 
 let region: Region | null = null;
 let usedBytes = 0;
+/** Sectors of I/O memory that have been given out; a number that stays in a register. */
+let usedSectors = 0;
 const releasedBySize = new Map<number, number[]>();
 
 function takeFromRegion(sizeBytes: number): number {
@@ -82,7 +85,28 @@ function takeFromRegion(sizeBytes: number): number {
   }
   const address = region.address + usedBytes;
   usedBytes += sizeBytes;
+  usedSectors = usedBytes / SECTOR_BYTES;
   return address;
+}
+
+/**
+ * Whether all of these sectors are I/O memory that has been given out. Every address that goes to the
+ * kernel or to libc is derived from a sector that was checked so.
+ */
+export function isMemory(sector: number, count: number): boolean {
+  return sector >= 0 && count >= 0 && sector + count <= usedSectors;
+}
+
+/**
+ * Asserts that a buffer of `length` bytes, or a list of `length` iovecs (16 bytes each), is I/O
+ * memory: the last look at what the kernel is told to write to.
+ */
+export function requireMemory(sector: number, length: number, vectored: boolean): void {
+  const lengthBytes = vectored ? length * 16 : length;
+  assert(
+    isMemory(sector, (lengthBytes + SECTOR_BYTES - 1) >>> 9),
+    "A request for the kernel goes beyond I/O memory",
+  );
 }
 
 /** The address of a sector of I/O memory. */
@@ -181,6 +205,8 @@ let words: Float64Array | null = null;
 
 /** Copies sectors of I/O memory; the ranges must not overlap. */
 export function copySectors(to: number, from: number, count: number): void {
+  assert(isMemory(to, count), "A copy goes to a place outside of I/O memory");
+  assert(isMemory(from, count), "A copy comes from a place outside of I/O memory");
   words ??= makeWords();
   const last = Math.max(to, from) + count;
   if (last * WORDS_PER_SECTOR > words.length) {
@@ -228,6 +254,7 @@ export class SectorPointers {
 
 /** Fills sectors of I/O memory with zeros. */
 export function zeroSectors(sector: number, count: number): void {
+  assert(isMemory(sector, count), "Zeros go to a place outside of I/O memory");
   words ??= makeWords();
   const last = sector + count;
   if (last * WORDS_PER_SECTOR > words.length) {

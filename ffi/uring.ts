@@ -8,7 +8,7 @@ import { createEventFd } from "./epoll.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { closeFile, O_DIRECT } from "./files.ts";
 import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
-import { Arena, memoryAddress, PAGE_BYTES } from "./memory.ts";
+import { Arena, memoryAddress, PAGE_BYTES, requireMemory } from "./memory.ts";
 
 const libc = openLibc({
   // long syscall(SYS_io_uring_setup, u32 entries, struct io_uring_params *p)
@@ -366,6 +366,8 @@ export class Uring {
     id: number,
     tag: number,
   ): void {
+    const vectored = opcode === IORING_OP_READV || opcode === IORING_OP_WRITEV;
+    requireMemory(memorySector, length, vectored);
     const at = this.#entry(opcode, fd, id, tag);
     const sqes = this.#sqes;
     const offset = sectors[id] * SECTOR_BYTES;

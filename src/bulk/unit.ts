@@ -1,3 +1,4 @@
+import { assert } from "../../ffi/assert.ts";
 import { errnoOf } from "../../ffi/errno.ts";
 import { Arena, equalMemory, memorySectorOf, zeroMemory } from "../../ffi/memory.ts";
 import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
@@ -99,8 +100,26 @@ export class Unit implements IoOwner {
     if (--this.#pending === 0) this.#next(this.#errno);
   }
 
+  /** Asserts that memory is this unit's own, and whole sectors. */
+  #requireInside(address: number, lengthBytes: number): void {
+    const at = address - this.#arena.address;
+    const inside = at >= 0 && lengthBytes >= 0 && at + lengthBytes <= this.#arena.sizeBytes;
+    assert(inside, "A unit reaches beyond its own memory");
+    assert(
+      at % VHD_SECTOR_SIZE === 0 && lengthBytes % VHD_SECTOR_SIZE === 0,
+      "A unit moves something other than whole sectors",
+    );
+  }
+
+  /** Makes memory of this unit zero. */
+  #zero(address: number, lengthBytes: number): void {
+    this.#requireInside(address, lengthBytes);
+    zeroMemory(address, lengthBytes);
+  }
+
   /** Reads into memory of this unit, as a part of a phase. */
   read(file: number, offsetBytes: number, lengthBytes: number, address: number): void {
+    this.#requireInside(address, lengthBytes);
     this.#pending++;
     this.#queue.read(
       file,
@@ -114,6 +133,7 @@ export class Unit implements IoOwner {
 
   /** Writes from memory of this unit, as a part of a phase. */
   write(file: number, offsetBytes: number, lengthBytes: number, address: number): void {
+    this.#requireInside(address, lengthBytes);
     this.#pending++;
     this.#queue.write(
       file,
@@ -158,7 +178,7 @@ export class Unit implements IoOwner {
     for (let at = Math.max(0, this.#hidden.sector - this.sector); at < last;) {
       const runTo = runEnd(this.covered, at, last);
       if (!testBit(this.covered, at)) {
-        zeroMemory(this.address + at * VHD_SECTOR_SIZE, (runTo - at) * VHD_SECTOR_SIZE);
+        this.#zero(this.address + at * VHD_SECTOR_SIZE, (runTo - at) * VHD_SECTOR_SIZE);
         setBits(this.covered, at, runTo - at);
       }
       at = runTo;
@@ -239,7 +259,7 @@ export class Unit implements IoOwner {
         const wholeBytes = fileBytes - tail.length;
         const thereBytes = Math.max(0, Math.min(lengthBytes, wholeBytes - offset));
         if (thereBytes < lengthBytes) {
-          zeroMemory(address + thereBytes, lengthBytes - thereBytes);
+          this.#zero(address + thereBytes, lengthBytes - thereBytes);
           const ends = offset + thereBytes === wholeBytes;
           if (ends) this.#arena.bytes.set(tail, address + thereBytes - this.#arena.address);
         }
@@ -282,7 +302,7 @@ export class Unit implements IoOwner {
     for (let at = 0; at < last;) {
       const end = this.runEnd(at);
       if (!testBit(this.covered, at)) {
-        zeroMemory(this.address + at * VHD_SECTOR_SIZE, (end - at) * VHD_SECTOR_SIZE);
+        this.#zero(this.address + at * VHD_SECTOR_SIZE, (end - at) * VHD_SECTOR_SIZE);
       }
       at = end;
     }

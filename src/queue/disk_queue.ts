@@ -7,7 +7,8 @@
  */
 import { assertShared, SharedStateError } from "../../ffi/assert.ts";
 import { Errno } from "../../ffi/errno.ts";
-import { Arena, memoryAddress } from "../../ffi/memory.ts";
+import { assert } from "../../ffi/assert.ts";
+import { Arena, isMemory, memoryAddress } from "../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
@@ -199,6 +200,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
     owner: IoOwner,
     token: number,
   ): void {
+    if (kind !== IoKind.Sync) {
+      assert(count > 0 && sector >= 0, "A disk operation has no place or no length");
+      assert(isMemory(memorySector, count), "A disk operation goes beyond I/O memory");
+    }
     const io = this.#free;
     assertShared(io !== NONE, "The disk queue is full: more was started than reserved");
     this.#free = this.#next[io];

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { Epoll, EPOLLET, EPOLLIN } from "../../ffi/epoll.ts";
 import { Errno } from "../../ffi/errno.ts";
 import { closeFile, O_RDONLY, openFile } from "../../ffi/files.ts";
+import { Arena } from "../../ffi/memory.ts";
 import { Uring, uringMissing } from "../../ffi/uring.ts";
 import { sharedUringLoop, UringLoop, type UringUser } from "../../src/queue/uring_loop.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
@@ -75,7 +76,7 @@ Deno.test({
     const path = Deno.makeTempFileSync();
     const fd = openFile(path, O_RDONLY);
     const sectors = new Float64Array(4);
-    ring.prepareTransfer(99, fd, 0, 512, sectors, 0, 1);
+    ring.prepareTransfer(99, fd, new Arena(512).sector, 512, sectors, 0, 1);
     ring.prepareSync(1_000_000, 1, 1);
     const at = ring.prepareCommand(fd, 0x1234, 2, 1);
     for (let i = 0; i < 16; i++) assert.equal(ring.commands.getUint8(at + i), 0);
