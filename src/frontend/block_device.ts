@@ -1,3 +1,4 @@
+import type { Done, DoneWith } from "../../ffi/errno.ts";
 import type { Log } from "../log/log.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { Vbd } from "../vbd/vbd.ts";
@@ -22,7 +23,7 @@ export interface BlockDevice {
    * Takes the device away. The VBD answers requests until `done` is called, for the kernel asks for
    * some still; errno EBUSY, and the device stays, when the kernel says that somebody uses it.
    */
-  detach(done: (errno: number, message: string) => void): void;
+  detach(done: Done): void;
   /** Lets go of the device at once, whatever is under way: its users get errors. */
   abandon(): void;
 }
@@ -34,8 +35,8 @@ export interface DeviceHost {
   readonly log: Log;
 }
 
-/** How the making of a block device ended: the device, or why there is none. */
-export type Attached = (error: Error | null, device: BlockDevice | null) => void;
+/** Called with the block device that was made, or with why there is none. */
+export type Attached = DoneWith<BlockDevice>;
 
 /** A kind of block device that the kernel may offer. */
 export interface DeviceMaker {
@@ -58,9 +59,5 @@ export interface DeviceMaker {
    *
    * @param done Told of errno EBUSY when somebody has the device open, or serves it.
    */
-  remove?(
-    scheduler: Scheduler,
-    node: string,
-    done: (errno: number, message: string) => void,
-  ): void;
+  remove?(scheduler: Scheduler, node: string, done: Done): void;
 }

@@ -1,4 +1,4 @@
-import { Errno } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 
 const POLL_MS = 5;
@@ -14,16 +14,18 @@ function isNode(path: string): boolean {
   }
 }
 
-/** Calls back when a node is there, or with ENOENT when nobody makes it in time. */
-export function waitForNode(
-  scheduler: Scheduler,
-  path: string,
-  done: (errno: number) => void,
-): void {
+/**
+ * Waits until udev or devtmpfs has made a device node.
+ *
+ * @param done Called with ENOENT when there is no node after five seconds.
+ */
+export function waitForNode(scheduler: Scheduler, path: string, done: Done): void {
   const latestMs = scheduler.nowMs() + NODE_TIMEOUT_MS;
   const look = (): void => {
-    if (isNode(path)) return done(0);
-    if (scheduler.nowMs() >= latestMs) return done(Errno.ENOENT);
+    if (isNode(path)) return done(null);
+    if (scheduler.nowMs() >= latestMs) {
+      return done(new SystemError(Errno.ENOENT, `Cannot find ${path}`, { file: path }));
+    }
     scheduler.addTimer(POLL_MS, look);
   };
   look();

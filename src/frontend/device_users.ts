@@ -1,3 +1,10 @@
+import { SystemError } from "../../ffi/errno.ts";
+
+/** The error of a device that is not taken away, such as one that somebody uses. */
+export function cannotTakeAway(node: string, errno: number, why: string): SystemError {
+  return new SystemError(errno, `Cannot take ${node} away (${why})`, { file: node });
+}
+
 /** The names in a folder; none when it cannot be read. */
 export function namesIn(folder: string): string[] {
   try {

@@ -3,7 +3,7 @@
  * shows when the last user has gone, and the log says what can be done for each kind of device.
  */
 import assert from "node:assert/strict";
-import { Errno } from "../../ffi/errno.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Devices } from "../../src/control/daemon/devices.ts";
 import { adviceOn, type RemainingDevice } from "../../src/control/daemon/remaining.ts";
 import { allocateMinor } from "../../src/control/minors/minors.ts";
@@ -35,7 +35,7 @@ class PlayedMaker implements DeviceMaker {
   attach(
     ...[{ vbd }, , done, wanted]: Parameters<DeviceMaker["attach"]>
   ): void {
-    if (this.failing) return done(new Error("No more devices"), null);
+    if (this.failing) return done(new SystemError(Errno.EUSERS, "No more devices"), null);
     const node = `${this.folder}/node${this.made.length}`;
     Deno.writeTextFileSync(node, "");
     this.made.push(vbd.sectors);
@@ -46,9 +46,11 @@ class PlayedMaker implements DeviceMaker {
       outlives: this.outlives,
       resized: () => false,
       detach(detached): void {
-        if (userOf(node) !== "") return detached(Errno.EBUSY, "The played driver says it is busy");
+        if (userOf(node) !== "") {
+          return detached(new SystemError(Errno.EBUSY, "The played driver says it is busy"));
+        }
         Deno.removeSync(node);
-        detached(0, "");
+        detached(null);
       },
       abandon(): void {},
     };

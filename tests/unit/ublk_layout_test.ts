@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Errno, type SystemError } from "../../ffi/errno.ts";
 import { closeFile, O_CREAT, O_RDWR, openFile, truncateFile, writeAt } from "../../ffi/files.ts";
 import {
   DEVICE_INFO_BYTES,
@@ -32,6 +33,8 @@ import { diskParameters } from "../../src/frontend/ublk/disk_parameters.ts";
 import { processWith } from "../../src/frontend/device_users.ts";
 import { isAlive, numberOfNode } from "../../src/frontend/ublk/node.ts";
 import { kindOf } from "../../src/frontend/ublk/queue.ts";
+import { removalEnded, removeLeft } from "../../src/frontend/ublk/removal.ts";
+import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
 import { RequestKind } from "../../src/vbd/slots.ts";
 
 /** A view whose bytes are all set, so that what is not written shows. */
@@ -191,3 +194,17 @@ function isOpen(path: string): boolean {
     return false;
   }
 }
+
+Deno.test("why a device is not removed is said once, with its node and its number", () => {
+  const errors: (SystemError | null)[] = [];
+  const done = (error: SystemError | null): void => void errors.push(error);
+  removalEnded("/dev/ublkb3", -Errno.EBUSY, done);
+  removalEnded("/dev/ublkb3", -Errno.ENODEV, done);
+  removeLeft(new EpollScheduler(), "/dev/nbd3", done);
+  assert.deepEqual(errors.map((error) => error?.message), [
+    "Cannot remove /dev/ublkb3: Device or resource busy (EBUSY)",
+    undefined,
+    "Cannot take /dev/nbd3 away (no ublk device): Invalid argument (EINVAL)",
+  ]);
+  assert.equal(errors[0]?.file, "/dev/ublkb3");
+});

@@ -150,11 +150,11 @@ async function removeLeft(minor: number): Promise<boolean> {
   const maker = DEVICE_MAKERS.find(({ kind }) => kind === record?.device);
   if (record === null || maker?.remove === undefined) return false;
   const scheduler = new EpollScheduler();
-  const failures: Error[] = [];
+  const failures: SystemError[] = [];
   // A timer has it begin, and perhaps end at once, in the loop's time.
   scheduler.addTimer(0, () =>
-    maker.remove?.(scheduler, record.node, (errno, message) => {
-      if (errno !== 0) failures.push(new SystemError(errno, message));
+    maker.remove?.(scheduler, record.node, (error) => {
+      if (error !== null) failures.push(error);
       scheduler.stop();
     }));
   await scheduler.run();

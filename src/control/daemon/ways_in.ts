@@ -110,15 +110,14 @@ export class WaysIn {
       log.warn(`Minor ${vbd.minor} may hang when memory is short (no right to PR_SET_IO_FLUSHER)`);
     }
     makers[index].attach(this.#host, recover, (error, device) => {
-      if (device !== null) {
+      if (error === null) {
         this.#device = device;
         this.#maker = makers[index];
         log.info(`Minor ${vbd.minor} is ${device.node}`);
         return done();
       }
-      const reason = error ?? new Error(`Cannot make a ${makers[index].kind} device`);
-      if (required) return done(reason);
-      log.warn(reason.message);
+      if (required) return done(error);
+      log.warn(error.message);
       this.#attach(plan, index + 1, done);
     }, wanted);
   }
@@ -220,8 +219,8 @@ export class WaysIn {
   detachDevice(done: Done): void {
     const device = this.#device;
     if (device === null) return done();
-    device.detach((errno, message) => {
-      if (errno !== 0) return done(new SystemError(errno, message));
+    device.detach((error) => {
+      if (error !== null) return done(error);
       this.#device = null;
       done();
     });

@@ -23,10 +23,11 @@ import {
   nameToReopen,
 } from "../../../ffi/blktap.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, errnoName, SystemError, systemError } from "../../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { Attached, BlockDevice, DeviceHost, DeviceMaker } from "../block_device.ts";
+import { cannotTakeAway } from "../device_users.ts";
 import { type RingOwner, RingRequests } from "./ring_requests.ts";
 import { Tap } from "./tap.ts";
 
@@ -103,12 +104,12 @@ class Blktap2Device implements BlockDevice, RingOwner {
     return false;
   }
 
-  detach(done: (errno: number, message: string) => void): void {
+  detach(done: Done): void {
     this.#tryDetach(this.#host.scheduler.nowMs() + BUSY_MS, done);
   }
 
-  #tryDetach(untilMs: number, done: (errno: number, message: string) => void): void {
-    if (this.gone) return done(0, "");
+  #tryDetach(untilMs: number, done: Done): void {
+    if (this.gone) return done(null);
     const { scheduler } = this.#host;
     // The driver waits for answers to what is under way, which this process owes it.
     const result = this.#requests.unanswered > 0 ? -Errno.EBUSY : this.#tap.remove();
@@ -117,10 +118,10 @@ class Blktap2Device implements BlockDevice, RingOwner {
     }
     if (result !== 0) {
       const why = result === -Errno.EBUSY ? "somebody uses it" : errnoName(-result);
-      return done(-result, `Cannot take ${this.node} away (${why})`);
+      return done(cannotTakeAway(this.node, -result, why));
     }
     this.#letGo({ inUse: false });
-    done(0, "");
+    done(null);
   }
 
   abandon(): void {
@@ -237,7 +238,7 @@ export function blktap2MakerOn(driver: BlktapDriver): DeviceMaker {
         if (recover !== null) refuseTakeover(driver, recover);
         device = new Blktap2Device(host, driver);
       } catch (error) {
-        return done(error instanceof Error ? error : new Error(String(error)), null);
+        return done(systemError(error, "Cannot make a block device of the blktap2 driver"), null);
       }
       done(null, device);
     },

@@ -1,4 +1,4 @@
-import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeAside, O_RDONLY, openFile } from "../../../ffi/files.ts";
 import {
   nbdClearSock,
@@ -9,7 +9,7 @@ import {
 } from "../../../ffi/nbd_ioctl.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
-import { userOf } from "../device_users.ts";
+import { cannotTakeAway, userOf } from "../device_users.ts";
 import { describeExport, NbdConnections } from "../nbd/connections.ts";
 import { nbdFacts, nbdIndexes, nodeOf } from "./kernel_facts.ts";
 import { BLOCK_BYTES, KERNEL_FLAGS, LONG_ANSWER_SECONDS } from "./settings.ts";
@@ -44,7 +44,7 @@ export class IoctlDevice implements BlockDevice {
   }
 
   /** Starts the device; calls back when it has its size. */
-  start(pairs: SocketPairs, done: (error: Error | null) => void): void {
+  start(pairs: SocketPairs, done: Done): void {
     const { scheduler } = this.#host;
     devices++;
     pairs.serve(this.#connections);
@@ -52,7 +52,7 @@ export class IoctlDevice implements BlockDevice {
     this.#awaitSize(scheduler.nowMs() + START_TIMEOUT_MS, done);
   }
 
-  #awaitSize(untilMs: number, done: (error: Error | null) => void): void {
+  #awaitSize(untilMs: number, done: Done): void {
     const { scheduler } = this.#host;
     const facts = nbdFacts(this.#index);
     if (facts?.isConnected === true && facts.sizeBytes > 0) return done(null);
@@ -87,11 +87,11 @@ export class IoctlDevice implements BlockDevice {
     return true;
   }
 
-  detach(done: (errno: number, message: string) => void): void {
-    if (this.#fd < 0) return done(0, "");
+  detach(done: Done): void {
+    if (this.#fd < 0) return done(null);
     const user = userOf(this.node);
-    if (user !== "") return done(Errno.EBUSY, `Cannot take ${this.node} away (${user})`);
-    this.#ended = () => done(0, "");
+    if (user !== "") return done(cannotTakeAway(this.node, Errno.EBUSY, user));
+    this.#ended = () => done(null);
     this.#host.scheduler.settle(nbdSayDisconnect(this.#fd), () => this.#connections.close());
   }
 

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
 import { nbdConnect, type NbdConnected, nbdDisconnect } from "../../../ffi/nbd_netlink.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Attached, DeviceHost, DeviceMaker } from "../block_device.ts";
@@ -36,9 +36,7 @@ import {
 } from "./settings.ts";
 import { SocketPairs } from "./socket_pairs.ts";
 
-function toError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error));
-}
+const CANNOT_MAKE = "Cannot make an nbd device";
 
 /** Makes devices of the kernel's nbd driver. */
 export class NbdDeviceMaker implements DeviceMaker {
@@ -59,7 +57,7 @@ export class NbdDeviceMaker implements DeviceMaker {
       if (recover === null) this.#make(host, done);
       else this.#takeOver(host, recover, done);
     } catch (error) {
-      done(toError(error), null);
+      done(systemError(error, CANNOT_MAKE), null);
     }
   }
 
@@ -139,27 +137,30 @@ function connect(
 
 function lookOften({ log }: DeviceHost, index: number): void {
   setIoTimeout(index, IO_TIMEOUT_MS).catch((error) => {
-    log.warn(`A takeover of ${nodeOf(index)} takes half a minute: ${toError(error).message}`);
+    log.warn(`A takeover of ${nodeOf(index)} takes half a minute: ${messageOf(error)}`);
   });
 }
 
 function makeByIoctl(host: DeviceHost, pairs: SocketPairs, done: Attached): void {
   try {
     const device = setUpIoctlDevice(host, pairs);
-    device.start(pairs, (error) => done(error, error === null ? device : null));
+    device.start(pairs, (error) => error === null ? done(null, device) : done(error, null));
   } catch (error) {
     pairs.discard();
-    done(toError(error), null);
+    done(systemError(error, CANNOT_MAKE), null);
   }
 }
 
 /** Calls back when somebody, devtmpfs mostly, has made the node. */
 function awaitNode(host: DeviceHost, device: NetlinkDevice, done: Attached): void {
-  waitForNode(host.scheduler, device.node, (errno) => {
-    if (errno === 0) return done(null, device);
+  waitForNode(host.scheduler, device.node, (missing) => {
+    if (missing === null) return done(null, device);
     device.abandon();
     const hint = "is devtmpfs mounted on /dev?";
-    done(new SystemError(errno, `The kernel made ${device.node}, but no node (${hint})`), null);
+    done(
+      new SystemError(missing.errno, `The kernel made ${device.node}, but no node (${hint})`),
+      null,
+    );
   });
 }
 

@@ -1,4 +1,4 @@
-import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, errnoName, SystemError, systemError } from "../../../ffi/errno.ts";
 import { closeAside, O_RDONLY, openAside } from "../../../ffi/files.ts";
 import {
   NBD_CFLAG_DISCONNECT_ON_CLOSE,
@@ -8,6 +8,7 @@ import {
 } from "../../../ffi/nbd_netlink.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import { cannotTakeAway } from "../device_users.ts";
 import type { NbdConnection } from "../nbd/connection.ts";
 import { type ConnectionsOwner, NbdConnections } from "../nbd/connections.ts";
 import { kernelAtLeast, nbdFacts, nodeOf } from "./kernel_facts.ts";
@@ -19,8 +20,6 @@ const LEAVE_AGAIN_MS = 100;
 /** How often, and how long apart, the kernel is asked to take a connection in place of a dead one. */
 const JOIN_TRIES = 50;
 const JOIN_AGAIN_MS = 100;
-
-type Detached = (errno: number, message: string) => void;
 
 /** The name that a device's kernel side has for what is behind it. */
 export function backendOf(minor: number): string {
@@ -59,13 +58,13 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
    * Has the kernel take a connection in place of one that died, and serves it. The kernel may not
    * have noticed yet that it died, and then drops the new one without a word.
    */
-  join(done: (error: Error | null) => void, tries = JOIN_TRIES): void {
+  join(done: Done, tries = JOIN_TRIES): void {
     const { scheduler, vbd } = this.#host;
     let pairs: SocketPairs;
     try {
       pairs = new SocketPairs(vbd.requests, 1);
     } catch (error) {
-      return done(error instanceof Error ? error : new Error(String(error)));
+      return done(systemError(error, `Cannot take ${this.node} over`));
     }
     const change = { index: this.#index, backend: this.#backend, sockets: [...pairs.kernelEnds] };
     scheduler.settle(nbdReconfigure(change), (errno) => {
@@ -118,7 +117,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     return this.#state === "gone" || nbdFacts(this.#index)?.isConnected !== true;
   }
 
-  detach(done: Detached): void {
+  detach(done: Done): void {
     if (this.#isDisconnected) return this.#left(done);
     const { scheduler } = this.#host;
     this.#state = "detaching";
@@ -137,7 +136,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
    * The kernel disconnects a device by itself when nobody has it open any more: nobody can come in
    * between. So it is opened and closed here.
    */
-  #tryToLeave(tries: number, done: Detached): void {
+  #tryToLeave(tries: number, done: Done): void {
     const { scheduler } = this.#host;
     scheduler.settle(openAndClose(this.node), () => {
       if (this.#isDisconnected) return this.#left(done);
@@ -146,20 +145,19 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     });
   }
 
-  #stay(done: Detached): void {
+  #stay(done: Done): void {
     const change = { index: this.#index, backend: this.#backend, clientFlags: 0 };
     this.#host.scheduler.settle(nbdReconfigure(change), () => {
       if (this.#isDisconnected) return this.#left(done);
       this.#state = "serving";
-      const message = `Cannot take ${this.node} away: somebody has it open`;
-      done(Errno.EBUSY, message);
+      done(cannotTakeAway(this.node, Errno.EBUSY, "somebody has it open"));
     });
   }
 
-  #left(done: Detached): void {
+  #left(done: Done): void {
     this.#state = "gone";
     this.#connections.close();
-    done(0, "");
+    done(null);
   }
 
   abandon(): void {

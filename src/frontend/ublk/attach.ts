@@ -111,8 +111,8 @@ class Attachment {
     failed: (errno: number) => void,
     next: () => void,
   ): void {
-    waitForNode(this.#host.scheduler, `/dev/ublkc${device.number}`, (errno) => {
-      if (errno !== 0) return failed(errno);
+    waitForNode(this.#host.scheduler, `/dev/ublkc${device.number}`, (missing) => {
+      if (missing !== null) return failed(missing.errno);
       try {
         device.openQueues(info);
       } catch (error) {
@@ -124,9 +124,10 @@ class Attachment {
   }
 
   #finish(device: UblkDevice): void {
-    waitForNode(this.#host.scheduler, device.node, (errno) => {
-      if (errno !== 0) this.#giveUp(device, errno, `Cannot find ${device.node}, which was made`);
-      else this.#done(null, device);
+    waitForNode(this.#host.scheduler, device.node, (missing) => {
+      if (missing !== null) {
+        this.#giveUp(device, missing.errno, `Cannot find ${device.node}, which was made`);
+      } else this.#done(null, device);
     });
   }
 

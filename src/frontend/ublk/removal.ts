@@ -1,18 +1,15 @@
-import { Errno, errnoMessage, errnoName } from "../../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../../ffi/errno.ts";
 import { UBLK_S_DEV_LIVE } from "../../../ffi/ublk.ts";
 import { sharedUringLoop } from "../../queue/uring_loop.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import { type Answer, UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
-import { userOf } from "../device_users.ts";
+import { cannotTakeAway, userOf } from "../device_users.ts";
 import { isAlive, numberOfNode } from "./node.ts";
 
 /** How often a disk that was taken from its users is looked at, until the last has closed it. */
 const USERS_POLL_MS = 200;
 const SOME_DISK = diskParameters({ sectors: 8, readOnly: true });
-
-/** Called with an errno, 0 when all is well, and what there is to say about it. */
-export type Ended = (errno: number, message: string) => void;
 
 /** Asks whether somebody has a stopped device's disk open still: -EACCES then, else 0. */
 export function askUnused(control: UblkControl, number: number, answer: Answer): void {
@@ -37,16 +34,16 @@ export function removeUnused(
 }
 
 /** How the removal of a device ended. */
-export function removalEnded(node: string, result: number, done: Ended): void {
-  if (result === 0 || result === -Errno.ENODEV) return done(0, "");
-  done(-result, `Cannot remove ${node}: ${errnoMessage(-result)} (${errnoName(-result)})`);
+export function removalEnded(node: string, result: number, done: Done): void {
+  if (result === 0 || result === -Errno.ENODEV) return done(null);
+  done(new SystemError(-result, `Cannot remove ${node}`, { file: node }));
 }
 
 /** Takes away a device that a tapdisk left; see `DeviceMaker.remove`. */
-export function removeLeft(scheduler: Scheduler, node: string, done: Ended): void {
+export function removeLeft(scheduler: Scheduler, node: string, done: Done): void {
   const number = numberOfNode(node);
-  const refuse = (why: string): void => done(Errno.EBUSY, `Cannot take ${node} away (${why})`);
-  if (number < 0) return done(Errno.EINVAL, `Cannot take ${node} away (no ublk device)`);
+  if (number < 0) return done(cannotTakeAway(node, Errno.EINVAL, "no ublk device"));
+  const refuse = (why: string): void => done(cannotTakeAway(node, Errno.EBUSY, why));
   const user = userOf(node);
   if (user !== "") return refuse(user);
   const control = new UblkControl(sharedUringLoop(scheduler));

@@ -8,15 +8,15 @@
  *
  * @module
  */
-import { Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
 import { type DeviceInfo, UBLK_F_USER_RECOVERY } from "../../../ffi/ublk.ts";
 import type { UringLoop } from "../../queue/uring_loop.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
-import { userOf } from "../device_users.ts";
+import { cannotTakeAway, userOf } from "../device_users.ts";
 import type { UblkControl } from "./control.ts";
 import { UblkQueue } from "./queue.ts";
-import { type Ended, removalEnded, removeUnused } from "./removal.ts";
+import { removalEnded, removeUnused } from "./removal.ts";
 
 /** How long somebody who has the disk open only for a moment, as udev does, is waited for. */
 const OPENERS_TIMEOUT_MS = 2_000;
@@ -112,20 +112,20 @@ export class UblkDevice implements BlockDevice {
     return true;
   }
 
-  detach(done: Ended): void {
-    this.#stopUnused(this.#host.scheduler.nowMs() + OPENERS_TIMEOUT_MS, (errno, message) => {
-      if (errno !== 0) return done(errno, message);
+  detach(done: Done): void {
+    this.#stopUnused(this.#host.scheduler.nowMs() + OPENERS_TIMEOUT_MS, (error) => {
+      if (error !== null) return done(error);
       const { control } = this.#host;
       this.#end(() => control.remove(this.number, (result) => this.#removed(result, done)));
     });
   }
 
   /** Stops the device unless somebody has it open; tries for a while. */
-  #stopUnused(latestMs: number, done: Ended): void {
+  #stopUnused(latestMs: number, done: Done): void {
     const { control, scheduler } = this.#host;
     const inUse = (why: string): void => {
       if (scheduler.nowMs() >= latestMs) {
-        return done(Errno.EBUSY, `Cannot take ${this.node} away (${why})`);
+        return done(cannotTakeAway(this.node, Errno.EBUSY, why));
       }
       scheduler.addTimer(OPENERS_POLL_MS, () => this.#stopUnused(latestMs, done));
     };
@@ -134,7 +134,7 @@ export class UblkDevice implements BlockDevice {
       return control.tryStop(this.number, (result) => {
         if (result === -Errno.EBUSY) return inUse("somebody has it open");
         this.#stopping = true;
-        done(0, "");
+        done(null);
       });
     }
     const user = userOf(this.node);
@@ -142,14 +142,14 @@ export class UblkDevice implements BlockDevice {
     this.#stop(done);
   }
 
-  #stop(done: Ended): void {
+  #stop(done: Done): void {
     this.#stopping = true;
     this.#host.control.stop(this.number, (result) => {
       // Somebody else may have stopped or removed it: what counts is that it is not there.
       if (result < 0 && result !== -Errno.ENODEV) {
         this.#host.log.warn(`Cannot stop ${this.node} (${errnoName(-result)})`);
       }
-      done(0, "");
+      done(null);
     });
   }
 
@@ -159,7 +159,7 @@ export class UblkDevice implements BlockDevice {
     this.#whenQueuesGone = done;
   }
 
-  #removed(result: number, done: Ended): void {
+  #removed(result: number, done: Done): void {
     this.#host.control.close();
     removalEnded(this.node, result, done);
   }
@@ -167,13 +167,13 @@ export class UblkDevice implements BlockDevice {
   abandon(): void {
     for (const queue of this.#queues) queue.abandon();
     if (this.#stopping) return;
-    this.discard((errno, message) => {
-      if (errno !== 0) this.#host.log.warn(message);
+    this.discard((error) => {
+      if (error !== null) this.#host.log.warn(error.message);
     });
   }
 
   /** Stops the device, whoever uses it, and removes it once nobody has it open any more. */
-  discard(done: Ended): void {
+  discard(done: Done): void {
     const { control, scheduler } = this.#host;
     const removed = (result: number): void => this.#removed(result, done);
     this.#stop(() => this.#end(() => removeUnused(scheduler, control, this.number, removed)));

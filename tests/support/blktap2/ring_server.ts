@@ -8,7 +8,6 @@
  * @module
  */
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { SystemError } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { BlockDevice, DeviceHost } from "../../../src/frontend/block_device.ts";
 import { blktap2MakerOn } from "../../../src/frontend/blktap2/blktap2_device.ts";
@@ -77,7 +76,7 @@ function obey(order: string): void {
     case "close":
       return vbd.close(answerDone);
     case "detach":
-      return device?.detach(answerDone);
+      return device?.detach((error) => answer([error?.errno ?? 0, error?.message ?? ""]));
     case "abandon":
       device?.abandon();
       return answer(null);
@@ -87,8 +86,7 @@ function obey(order: string): void {
       return maker.attach(
         host,
         "/dev/xen/blktap-2/tapdev9",
-        (error, made) =>
-          answer([error instanceof SystemError ? error.errno : 0, error?.message ?? "", made]),
+        (error, made) => answer([error?.errno ?? 0, error?.message ?? "", made]),
       );
     case "state":
       return answer([vbd.state, vbd.requests.freeSlots]);

@@ -48,7 +48,7 @@ function attach(vbd: Vbd): Promise<BlockDevice> {
 
 function detach(device: BlockDevice): Promise<void> {
   return new Promise((resolve, reject) =>
-    device.detach((errno, message) => errno === 0 ? resolve() : reject(new Error(message)))
+    device.detach((error) => error === null ? resolve() : reject(error))
   );
 }
 
