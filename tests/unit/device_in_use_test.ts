@@ -7,7 +7,7 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Devices } from "../../src/control/daemon/devices.ts";
 import { adviceOn, type RemainingDevice } from "../../src/control/daemon/remaining.ts";
 import { allocateMinor } from "../../src/control/minors/minors.ts";
-import { readMinorRecord, waysOut } from "../../src/control/minors/minor_record.ts";
+import { readMinorRecord, recoveryHint } from "../../src/control/minors/minor_record.ts";
 import type { BlockDevice, DeviceMaker } from "../../src/frontend/block_device.ts";
 import { processWith, userOf } from "../../src/frontend/device_users.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
@@ -95,7 +95,8 @@ async function withDevice(
     frontends: [],
     makers: [maker],
     log: { info: write, warn: write, error: write },
-    inTurn: (_minor, job) => bench.busy ? void waiting.push(() => job(() => {})) : job(() => {}),
+    runExclusive: (_minor, job) =>
+      bench.busy ? void waiting.push(() => job(() => {})) : job(() => {}),
     emptied() {},
     failed() {},
   });
@@ -268,10 +269,10 @@ Deno.test("advice on a device in use fits what becomes of it when its tapdisk is
 
 Deno.test("what a dead tapdisk left is taken over, but not by a driver that took it away", () => {
   for (const kind of ["ublk", "nbd"] as const) {
-    assert.match(waysOut(3, kind), /recover -m 3.*destroy/);
+    assert.match(recoveryHint(3, kind), /recover -m 3.*destroy/);
   }
-  assert.doesNotMatch(waysOut(3, "blktap2"), /recover/);
-  assert.match(waysOut(3, "blktap2"), /'tap-ctl destroy -p PID -m 3'/);
+  assert.doesNotMatch(recoveryHint(3, "blktap2"), /recover/);
+  assert.match(recoveryHint(3, "blktap2"), /'tap-ctl destroy -p PID -m 3'/);
 });
 
 Deno.test("a process that had a file open and closed it is not its user any more", async () => {

@@ -16,7 +16,7 @@ import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { openLog } from "./logging.ts";
-import { startTapdisk } from "./engine.ts";
+import { startTapdisk } from "./daemon.ts";
 import { handleSignals } from "./signals.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printLine, writeError } from "../print.ts";

@@ -1,5 +1,5 @@
 import type { Logger } from "../../log/log.ts";
-import type { Tapdisk } from "./engine.ts";
+import type { Tapdisk } from "./daemon.ts";
 
 const SIGNAL_NUMBERS = { SIGINT: 2, SIGTERM: 15 } as const;
 

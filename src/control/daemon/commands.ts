@@ -11,7 +11,7 @@ import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
 import { type Command, type CommandTable, errorReply } from "./server.ts";
-import type { Done } from "./ways_in.ts";
+import type { Done } from "./disk_access.ts";
 
 /** A question, answered at once. */
 function question(
@@ -34,11 +34,11 @@ function change(
 function longChange(
   response: number,
   start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void | (() => void),
-  manners: Pick<Command, "insists" | "yields"> = {},
+  scheduling: Pick<Command, "preempts" | "cancellable"> = {},
 ): Command {
   return {
     exclusive: true,
-    ...manners,
+    ...scheduling,
     run(request, reply): void | (() => void) {
       const minor = messageCookie(request);
       const done: Done = (error) => {
@@ -128,7 +128,7 @@ function openCommand(devices: Devices): Command {
 function snapshotCommand(devices: Devices): Command {
   return {
     exclusive: true,
-    yields: true,
+    cancellable: true,
     run(request, reply): () => void {
       const { minor, path, rename, timeoutSeconds } = decodeSnapshot(request);
       const timeoutMs = timeoutSeconds === 0 ? Infinity : timeoutSeconds * 1000;
@@ -148,7 +148,7 @@ export function controlCommands(devices: Devices): CommandTable {
     longChange(
       MessageType.CLOSE_RSP,
       (minor, done) => devices.close(minor, { force }, done),
-      { insists: true },
+      { preempts: true },
     );
   const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
     devices.resume(minor, decodeResume(request), done);
@@ -157,7 +157,7 @@ export function controlCommands(devices: Devices): CommandTable {
     MessageType.PAUSE_RSP,
     (minor, done, request) =>
       devices.pause(minor, { timeoutMs: decodePauseTimeoutMs(request) }, done),
-    { yields: true },
+    { cancellable: true },
   );
   return new Map<number, Command>([
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],

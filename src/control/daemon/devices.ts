@@ -16,11 +16,17 @@ import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
 import type { DiskKey } from "../../vhd/key.ts";
 import { Vbd, VbdState } from "../../vbd/vbd.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
-import { readMinorRecord, waysOut, writeMinorRecord } from "../minors/minor_record.ts";
+import { readMinorRecord, recoveryHint, writeMinorRecord } from "../minors/minor_record.ts";
 import { holdMinor, MAX_ID } from "../minors/minors.ts";
 import type { OpenRequest, QueueChoice } from "../protocol/open_request.ts";
 import type { RemainingDevice } from "./remaining.ts";
-import { type DevicePlan, type Done, type FrontendFactory, makersFor, WaysIn } from "./ways_in.ts";
+import {
+  type DevicePlan,
+  DiskAccess,
+  type Done,
+  type FrontendFactory,
+  makersFor,
+} from "./disk_access.ts";
 
 /** What moves a disk's bytes: as chosen, or each file by the interface that serves it better. */
 export type QueueKind = QueueChoice | "mixed";
@@ -33,8 +39,8 @@ export interface DevicesHost {
   readonly frontends: readonly FrontendFactory[];
   readonly makers: readonly DeviceMaker[];
   readonly log: Log;
-  /** Runs a job with a minor when nothing else runs that changes it. */
-  inTurn(minor: number, job: (finished: () => void) => void): void;
+  /** Runs a job when no exclusive command of the minor runs. */
+  runExclusive(minor: number, job: (finished: () => void) => void): void;
   /** Called when the last device has gone. */
   emptied(): void;
   /** Called when a fault has ended a device: what is being done to it may never end. */
@@ -54,7 +60,7 @@ interface Device {
   vbd: Vbd;
   /** The descriptor that holds the minor. */
   readonly hold: number;
-  waysIn: WaysIn;
+  access: DiskAccess;
   queue: QueueKind;
   disk: DiskInfo;
   /** How its image was opened; null without one. */
@@ -116,18 +122,18 @@ export class Devices {
     this.#log.info(`Attached minor ${minor}`);
   }
 
-  #vbdOn(queue: QueueKind, minor: number): Pick<Device, "vbd" | "waysIn" | "queue"> {
+  #vbdOn(queue: QueueKind, minor: number): Pick<Device, "vbd" | "access" | "queue"> {
     const { scheduler, log } = this.#host;
     const vbd = new Vbd(this.#host.contextOf(queue), minor);
     vbd.whenFailed = () => this.#host.failed(minor);
-    const waysIn = new WaysIn({
+    const access = new DiskAccess({
       scheduler: ownedBy(vbd, scheduler),
       log,
       vbd,
-      inTurn: (job) => this.#host.inTurn(minor, job),
+      runExclusive: (job) => this.#host.runExclusive(minor, job),
       remade: () => this.#note(minor, this.#find(minor, "note the block device of")),
     });
-    return { vbd, waysIn, queue };
+    return { vbd, access, queue };
   }
 
   /** Ends a device without an image. Throws `SystemError`: ENODEV, EBUSY. */
@@ -173,7 +179,7 @@ export class Devices {
     }
     const plan = this.#planDevice(minor, request);
     this.#openImage(minor, device, keyed, plan);
-    device.waysIn.open(this.#host.frontends, plan, (error) => {
+    device.access.open(this.#host.frontends, plan, (error) => {
       if (error !== undefined) return device.vbd.close(() => done(error, NO_DISK));
       device.request = request;
       device.encrypted = keyed.key !== undefined;
@@ -187,7 +193,9 @@ export class Devices {
   #planDevice(minor: number, { image, device }: OpenRequest): DevicePlan {
     const left = readMinorRecord(minor);
     if (left !== null && (left.image !== image || left.device !== device)) {
-      const hint = `${left.node} was left there with ${left.image}; ${waysOut(minor, left.device)}`;
+      const hint = `${left.node} was left there with ${left.image}; ${
+        recoveryHint(minor, left.device)
+      }`;
       throw new SystemError(Errno.EBUSY, `Cannot open ${image} on minor ${minor} (${hint})`);
     }
     const makers = makersFor(device, this.#host.makers);
@@ -213,15 +221,15 @@ export class Devices {
   }
 
   /** Writes down what another tapdisk needs to take the block device over, if there is one. */
-  #note(minor: number, { vbd, waysIn, request, encrypted }: Device): void {
-    const { node, kind } = waysIn;
+  #note(minor: number, { vbd, access, request, encrypted }: Device): void {
+    const { node, kind } = access;
     if (request === null || node === null) return;
     writeMinorRecord(minor, { ...request, image: vbd.name, device: kind, node, encrypted });
   }
 
   /** The block device that a minor's disk is; null without one. Throws `SystemError`: ENODEV. */
   node(minor: number): string | null {
-    return this.#find(minor, "get the block device of").waysIn.node;
+    return this.#find(minor, "get the block device of").access.node;
   }
 
   /**
@@ -231,12 +239,12 @@ export class Devices {
    */
   close(minor: number, { force }: { force: boolean }, done: Done): void {
     const device = this.#find(minor, "close");
-    if (force) device.waysIn.close();
-    device.waysIn.checkUnused((used) => {
+    if (force) device.access.close();
+    device.access.checkUnused((used) => {
       if (used !== undefined) return done(used);
       // Nobody answers what taking the block device away asks of a disk that is held back.
       if (device.vbd.state !== 0) return this.#closeImage(minor, device, done);
-      device.waysIn.detachDevice((error) => {
+      device.access.detachDevice((error) => {
         if (error !== undefined) return done(error);
         this.#closeImage(minor, device, done);
       });
@@ -244,13 +252,13 @@ export class Devices {
   }
 
   #closeImage(minor: number, device: Device, done: Done): void {
-    const { vbd, waysIn } = device;
+    const { vbd, access } = device;
     const { name } = vbd;
     vbd.close((errno, message) => {
       if (vbd.name !== "") return done(failure(errno, message));
       // Frontends send the last answers at the end of this turn.
       this.#host.scheduler.addTimer(0, () => {
-        waysIn.close();
+        access.close();
         device.disk = NO_DISK;
         device.request = null;
         if (readMinorRecord(minor) !== null) writeMinorRecord(minor, null);
@@ -325,7 +333,7 @@ export class Devices {
         this.#note(minor, device);
         done();
       };
-      if (isGrown) device.waysIn.resized(goOn);
+      if (isGrown) device.access.resized(goOn);
       else goOn();
     });
   }
@@ -365,17 +373,17 @@ export class Devices {
    * Closes all images and ends all devices, none of which waits for another: its disk may hang.
    * Errors go to the log. Calls back with those that stay, mostly because they are in use.
    *
-   * @param insist Runs a job with a minor when nothing else runs that changes it.
+   * @param preempt Cancels the cancellable commands of a minor, and then runs a job exclusively.
    */
   endAll(
-    insist: (minor: number, job: (finished: () => void) => void) => void,
+    preempt: (minor: number, job: (finished: () => void) => void) => void,
     done: (left: readonly RemainingDevice[]) => void,
   ): void {
     this.#ending = true;
     let running = this.#devices.size;
     if (running === 0) return done([]);
     for (const minor of [...this.#devices.keys()]) {
-      insist(minor, (finished) =>
+      preempt(minor, (finished) =>
         this.#end(minor, () => {
           // Whoever still waits is told that there is no such device.
           finished();
@@ -387,8 +395,8 @@ export class Devices {
   }
 
   #remaining(): RemainingDevice[] {
-    return Array.from(this.#devices, ([minor, { vbd, waysIn }]) => {
-      const { node, outlives } = waysIn;
+    return Array.from(this.#devices, ([minor, { vbd, access }]) => {
+      const { node, outlives } = access;
       return { minor, name: vbd.name, node, outlives };
     });
   }

@@ -33,18 +33,20 @@ export interface Command {
    * they came. The others run at once and answer before they return.
    */
   readonly exclusive: boolean;
-  /** Of an exclusive one: whether those that can be given up are, of those before it, and of those
-   * that come while it waits or runs. */
-  readonly insists?: boolean;
-  /** Of an exclusive one: whether it can be given up, while it waits or runs. */
-  readonly yields?: boolean;
+  /**
+   * Of an exclusive command: it cancels the cancellable commands of its minor, those that came before
+   * it and those that come until it has ended.
+   */
+  readonly preempts?: boolean;
+  /** Of an exclusive command: it can be cancelled while it waits or runs. */
+  readonly cancellable?: boolean;
   /**
    * Does what the request asks, and answers once, now or later. What it throws is the answer
    * otherwise.
    *
    * @param request The message with its trailer.
-   * @returns Gives it up, if that can be done, when the peer hangs up before the answer, or for a
-   * command that insists; then its answer follows soon.
+   * @returns A function that cancels the command, if that can be done; the answer then follows soon.
+   * It is called when the peer hangs up before the answer, or for a command that preempts.
    */
   run(
     request: Uint8Array<ArrayBuffer>,
@@ -64,36 +66,36 @@ export function errorReply(
   return encodeError(messageCookie(request), reason);
 }
 
-/** Something that is done with a minor. */
+/** Exclusive work on a minor. */
 interface Job {
   readonly minor: number;
-  /** Those of its minor that can be given up are. */
-  readonly insists: boolean;
+  /** Whether it cancels the cancellable jobs of its minor. */
+  readonly preempts: boolean;
   run(finished: () => void): void;
-  /** Gives it up, while it waits or runs; it finishes soon then. */
-  giveUp?(): void;
-  /** Answers it with an error, and finishes it, whatever it waits for. */
+  /** Cancels the job while it waits or runs; it then finishes soon. */
+  cancel?(): void;
+  /** Answers with an error and finishes the job, whatever it waits for. */
   fail?(error: Error): void;
 }
 
-/** Jobs, of which one runs at a time for each minor. */
+/** The jobs of all minors. For each minor one runs at a time, in the order in which they came. */
 class JobQueue {
   #waiting: Job[] = [];
   readonly #running = new Map<number, Job>();
 
-  /** Adds a job; one that can be given up is, at once, behind one that insists. */
+  /** Adds a job. A cancellable job behind one that preempts is cancelled at once. */
   add(job: Job): void {
     const running = this.#running.get(job.minor);
     const waiting = this.#waiting.filter(({ minor }) => minor === job.minor);
     const last = waiting.at(-1) ?? running;
-    if (last?.insists === true && job.giveUp !== undefined) return job.giveUp();
+    if (last?.preempts === true && job.cancel !== undefined) return job.cancel();
     this.#waiting.push(job);
-    if (job.insists) { for (const earlier of waiting) earlier.giveUp?.(); }
+    if (job.preempts) { for (const earlier of waiting) earlier.cancel?.(); }
     if (running === undefined) this.#next();
-    else if (job.insists) running.giveUp?.();
+    else if (job.preempts) running.cancel?.();
   }
 
-  /** Starts all that nothing before them keeps waiting. */
+  /** Starts the first job of each minor for which none runs. */
   #next(): void {
     const held = new Set(this.#running.keys());
     const ready = this.#waiting.filter(({ minor }) => {
@@ -261,16 +263,16 @@ export class ControlServer implements FdHandler, FaultOwner {
     scheduler.watch(this.#listener, EPOLLIN, this, this);
   }
 
-  /** Runs a job as a command that is exclusive, when those before it are through. */
-  takeTurn(minor: number, run: (finished: () => void) => void): void {
-    this.#jobs.add({ minor, insists: false, run });
+  /** Runs a job as an exclusive command, when those before it have ended. */
+  runExclusive(minor: number, run: (finished: () => void) => void): void {
+    this.#jobs.add({ minor, preempts: false, run });
   }
 
-  /** Runs a job as a command that is exclusive and insists. */
-  insist(minor: number, run: (finished: () => void) => void): void {
+  /** Runs a job as an exclusive command that preempts others. */
+  preempt(minor: number, run: (finished: () => void) => void): void {
     const job: Job = {
       minor,
-      insists: true,
+      preempts: true,
       run: (finished) => {
         job.fail = (error) => {
           this.#log.error(error.message);
@@ -353,12 +355,12 @@ export class ControlServer implements FdHandler, FaultOwner {
   }
 
   #jobOf(command: Command, client: Client, request: Uint8Array<ArrayBuffer>): Job {
-    let givenUp = false;
+    let cancelled = false;
     const job: Job = {
       minor: messageCookie(request),
-      insists: command.insists === true,
+      preempts: command.preempts === true,
       run: (finished) => {
-        if (givenUp || !client.open) {
+        if (cancelled || !client.open) {
           request.fill(0);
           return finished();
         }
@@ -366,15 +368,15 @@ export class ControlServer implements FdHandler, FaultOwner {
           client.answer(errorReply(request, error));
           finished();
         };
-        job.giveUp = client.hungUp = this.#run(command, request, (reply) => {
+        job.cancel = client.hungUp = this.#run(command, request, (reply) => {
           client.answer(reply);
           finished();
         });
       },
     };
-    if (command.yields === true) {
-      job.giveUp = (): void => {
-        givenUp = true;
+    if (command.cancellable === true) {
+      job.cancel = (): void => {
+        cancelled = true;
         const what = `Cannot carry out '${messageName(messageType(request))}'`;
         const why = `minor ${messageCookie(request)} is to be closed`;
         client.answer(errorReply(request, new SystemError(Errno.ECANCELED, `${what} (${why})`)));

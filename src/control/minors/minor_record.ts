@@ -27,7 +27,7 @@ export function writeMinorRecord(minor: number, record: MinorRecord | null): voi
 }
 
 /** What can be done about a block device that a tapdisk left when it died. */
-export function waysOut(minor: number, device: DeviceChoice): string {
+export function recoveryHint(minor: number, device: DeviceChoice): string {
   // The driver has taken such a device away; a node may be left.
   if (device === "blktap2") return `'tap-ctl destroy -p PID -m ${minor}' removes the rest`;
   return `'tap-ctl recover -m ${minor}' takes it over, 'tap-ctl destroy -p PID -m ${minor}' ends it`;

@@ -16,7 +16,7 @@ import {
   tryLockExclusive,
 } from "../../../ffi/files.ts";
 import { lockExclusive } from "../../../ffi/process.ts";
-import { readMinorRecord, waysOut } from "./minor_record.ts";
+import { readMinorRecord, recoveryHint } from "./minor_record.ts";
 import { minorPath, minorsFolder, namesIn, numberAfter, prepareFolders } from "../paths.ts";
 
 /** One more than the largest minor. */
@@ -70,7 +70,7 @@ export function freeMinor(minor: number): void {
       }
       const left = readMinorRecord(minor);
       if (left !== null) {
-        const hint = `its tapdisk died and left ${left.node}; ${waysOut(minor, left.device)}`;
+        const hint = `its tapdisk died and left ${left.node}; ${recoveryHint(minor, left.device)}`;
         throw new SystemError(Errno.EBUSY, `Cannot free minor ${minor} (${hint})`);
       }
       Deno.removeSync(path);

@@ -6,9 +6,9 @@ import { userOf } from "../../frontend/device_users.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
 
-/** A way in to a device while its image is open that needs no kernel: NBD. */
+/** A frontend that needs no kernel, such as the NBD server; it exists while the image is open. */
 export interface Frontend {
-  /** Lets go of its clients and its socket. */
+  /** Drops its clients and closes its socket. */
   close(): void;
 }
 
@@ -52,24 +52,24 @@ const LOOK_MS = 1000;
 /** The looks take this part of the time: they read all of /proc on a machine of many processes. */
 const LOOKS_APART = 20;
 
-/** What the ways in need of their process. */
-export interface WaysInHost extends DeviceHost {
-  /** Runs a job when nothing else runs that changes the device. */
-  inTurn(job: (finished: () => void) => void): void;
-  /** Told that the block device was made again on its own; it may have another node. */
+/** What this needs of its process. */
+export interface DiskAccessHost extends DeviceHost {
+  /** Runs a job when no exclusive command of the device runs. */
+  runExclusive(job: (finished: () => void) => void): void;
+  /** Called when the block device was made again without a command; it may have another node. */
   remade(): void;
 }
 
-/** The ways in to one open disk: its frontends, and the block device that it is. */
-export class WaysIn {
-  readonly #host: WaysInHost;
+/** How users reach one open disk: its frontends and its block device. */
+export class DiskAccess {
+  readonly #host: DiskAccessHost;
   #lookTimer = 0;
   #frontends: Frontend[] = [];
   #device: BlockDevice | null = null;
   /** Who made it. */
   #maker: DeviceMaker | null = null;
 
-  constructor(host: WaysInHost) {
+  constructor(host: DiskAccessHost) {
     this.#host = host;
   }
 
@@ -151,11 +151,11 @@ export class WaysIn {
       const user = userOf(device.node);
       const nextMs = Math.max(LOOK_MS, LOOKS_APART * (scheduler.nowMs() - startMs));
       if (user !== "") return this.#lookAgain(device, nextMs);
-      this.#host.inTurn((finished) => this.#remakeInTurn(device, nextMs, finished));
+      this.#host.runExclusive((finished) => this.#remakeExclusively(device, nextMs, finished));
     });
   }
 
-  #remakeInTurn(device: BlockDevice, nextMs: number, finished: () => void): void {
+  #remakeExclusively(device: BlockDevice, nextMs: number, finished: () => void): void {
     // It may have been closed, or paused, while this waited.
     if (this.#device !== device || device.gone) return finished();
     if (this.#host.vbd.state !== 0) {

@@ -50,7 +50,7 @@ export function startTapdisk(log: Logger): Tapdisk {
     ],
     makers: DEVICE_MAKERS,
     log,
-    inTurn: (minor, job) => server.takeTurn(minor, job),
+    runExclusive: (minor, job) => server.runExclusive(minor, job),
     emptied,
     failed: (minor) => server.diskFailed(minor),
   });
@@ -70,7 +70,7 @@ export function startTapdisk(log: Logger): Tapdisk {
           );
         }
       });
-      devices.endAll((minor, job) => server.insist(minor, job), (left) => {
+      devices.endAll((minor, job) => server.preempt(minor, job), (left) => {
         scheduler.cancelTimer(late);
         if (left.length === 0) return stop();
         for (const device of left) log.error(adviceOn(device));
