@@ -145,6 +145,12 @@ export interface ImageDriver {
    */
   status(slot: number, sector: number, count: number): void;
   /**
+   * The device is being closed, and whoever wants that does not wait any longer: requests that wait
+   * for somebody else, such as a server, end with an error at once. An image that only waits for
+   * this machine's disks has nothing to give up.
+   */
+  giveUp?(): void;
+  /**
    * Puts the image in order and closes it; no request may be under way. Calls back with an error
    * number, 0 when all is well.
    */

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { RateLimit } from "./rate_limit.ts";
 import { plainText } from "./plain_text.ts";
 
 /** How much an entry matters. */
@@ -29,12 +30,18 @@ export interface LogSink {
   close(): void;
 }
 
-/** A log that hands every entry to all of its sinks. */
+/**
+ * A log that hands every entry to all of its sinks. Warnings and errors that come again and again
+ * are limited in number: a disk, a client or a server that misbehaves must not fill the log.
+ */
 export class Logger implements Log {
   readonly #sinks: LogSink[];
+  readonly #limit: RateLimit;
 
-  constructor(sinks: readonly LogSink[]) {
+  /** @param limit What keeps warnings and errors from filling it. */
+  constructor(sinks: readonly LogSink[], limit = new RateLimit()) {
     this.#sinks = [...sinks];
+    this.#limit = limit;
   }
 
   /** Adds a sink, for the entries from now on. */
@@ -65,7 +72,9 @@ export class Logger implements Log {
   }
 
   #write(level: LogLevel, message: string): void {
-    const line = plainText(message.replaceAll(/[\r\n]+/g, " "));
+    const admitted = level === "info" ? message : this.#limit.admit(message);
+    if (admitted === null) return;
+    const line = plainText(admitted.replaceAll(/[\r\n]+/g, " "));
     for (const sink of this.#sinks) sink.write(level, line);
   }
 }

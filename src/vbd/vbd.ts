@@ -49,6 +49,8 @@ export interface VbdGeometry {
 /** Called when something that takes turns of the loop has ended; errno 0 when all is well. */
 export type Done = (errno: number, message: string) => void;
 
+/** How long a device that is being closed waits for what is under way at others, such as servers. */
+const CLOSE_PATIENCE_MS = 10_000;
 /** How long to wait between two looks whether the disk queue is through with a disk that failed. */
 const ABANDON_AGAIN_MS = 20;
 
@@ -90,6 +92,7 @@ export class Vbd implements FaultOwner {
   #pauseTimer = 0;
   /** Who waits for the device to be closed; null when nobody does. */
   #closing: Done | null = null;
+  #patienceTimer = 0;
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
@@ -255,13 +258,16 @@ export class Vbd implements FaultOwner {
 
   /**
    * Ends what waits, drains what is under way, closes the images. The device may open others. A
-   * pause that is under way is given up (ECANCELED).
+   * pause that is under way is given up (ECANCELED). What a server owes is waited for ten seconds
+   * at most, or as long as `hurry` is not called.
    */
   close(done: Done): void {
     if ((this.state & VbdState.ShutdownRequested) !== 0) return done(...this.#busy());
     this.giveUpPause();
     this.state |= VbdState.ShutdownRequested;
     this.#closing = done;
+    const { scheduler } = this.#context;
+    this.#patienceTimer = scheduler.addTimer(CLOSE_PATIENCE_MS, () => this.hurry());
     if (this.failed) {
       if (this.#abandoned) this.#closed(0, "");
       return;
@@ -274,8 +280,21 @@ export class Vbd implements FaultOwner {
     this.requests.stop(false, () => this.#closeImages((...result) => this.#closed(...result)));
   }
 
+  /** Of a device that is being closed: ends at once what waits for others, such as servers. */
+  hurry(): void {
+    if (this.#closing === null || this.failed) return;
+    for (const image of this.#images) {
+      try {
+        image.giveUp?.();
+      } catch (error) {
+        return this.#context.scheduler.contain(error, this);
+      }
+    }
+  }
+
   /** There is no image any more. */
   #closed(errno: number, message: string): void {
+    this.#context.scheduler.cancelTimer(this.#patienceTimer);
     this.name = "";
     this.#options.key?.wipe();
     this.#sectors = 0;

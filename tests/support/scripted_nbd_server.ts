@@ -32,7 +32,13 @@ export type Habit =
   /** Says that reads are forbidden (EPERM), in a chunk with a text. */
   | "forbids"
   /** Takes requests and answers none. */
-  | "hangs";
+  | "hangs"
+  /** Hangs up right after the handshake, from the second connection on. */
+  | "flaps"
+  /** Tells of the export again and again, and never that this was all. */
+  | "endless"
+  /** Takes connections and says nothing. */
+  | "mute";
 
 const FLAGS = 1 | 4 | 8 | 32 | 64 | 128;
 const content = Uint8Array.from({ length: SCRIPTED_BYTES }, (_, i) => (i >> 9) * 7 + 1);
@@ -193,6 +199,9 @@ async function negotiate(client: Client, nth: (name: string) => number): Promise
   );
   handshake.start();
   for (;;) {
+    if (name === "mute") await new Promise(() => {});
+    const info = waiting.find((part) => name === "endless" && part.length > 20);
+    while (info !== undefined) await client.send(info);
     await client.send(...waiting.splice(0));
     if (handshake.stage === "transmission") return name;
     const bytes = await client.more();
@@ -210,10 +219,12 @@ async function serve(client: Client): Promise<void> {
   const name = await negotiate(client, (asked) => connections.get(asked) ?? 0);
   const nth = connections.get(name) ?? 0;
   connections.set(name, nth + 1);
+  if (name === "flaps" && nth > 0) return;
   const held: Uint8Array[][] = [];
   for (let count = 1;; count++) {
     const request = await client.request();
     if (request.command === 2) return;
+    if (name === "flaps" && nth === 0 && count === 2) return;
     if (name === "hangs") continue;
     const bad = nth === 0 && count === 3 ? broken(request, name) : null;
     if (bad !== null) await client.send(bad);

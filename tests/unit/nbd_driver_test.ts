@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { BackOff } from "../../src/driver/nbd/back_off.ts";
 import { parseExportName } from "../../src/driver/nbd/export_name.ts";
 import { ClientHandshake } from "../../src/driver/nbd/handshake.ts";
 import { Handshake } from "../../src/frontend/nbd/handshake.ts";
@@ -110,6 +111,34 @@ Deno.test("NBD driver: servers that say no, and those that say too little", () =
   }
 });
 
+Deno.test("NBD driver: a server that tells of its export without end", () => {
+  const client = new ClientHandshake("disk", "nbd:test");
+  client.receive(GREETING);
+  client.receive(reply(8, [0x80, 0, 0, 1]));
+  const info = reply(7, [0, 0, 0, 3], [0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 5]);
+  assert.throws(() => {
+    for (let i = 0; i < 100; i++) client.receive(info);
+  }, /answers without end.*EPROTO/);
+});
+
+Deno.test("NBD driver: attempts to connect come ever more seldom, until a connection lasts", () => {
+  const backOff = new BackOff(() => 0.5);
+  const pauses = (): number[] => Array.from({ length: 7 }, () => backOff.nextMs());
+  assert.deepEqual(pauses(), [0, 250, 500, 1000, 2000, 4000, 4000]);
+  backOff.connected(1000);
+  backOff.lost(2000);
+  assert.equal(backOff.nextMs(), 4000);
+  backOff.connected(3000);
+  backOff.lost(13000);
+  assert.deepEqual(pauses(), [0, 250, 500, 1000, 2000, 4000, 4000]);
+  const jitter = [0, 1].map((random) => {
+    const other = new BackOff(() => random);
+    other.nextMs();
+    return other.nextMs();
+  });
+  assert.deepEqual(jitter, [187.5, 312.5]);
+});
+
 Deno.test("NBD driver: a server that knows the oldest option only", () => {
   const client = new ClientHandshake("disk", "nbd:test");
   const unsupported = [0x80, 0, 0, 1];
@@ -129,6 +158,7 @@ Deno.test("NBD driver: a server that knows the oldest option only", () => {
 async function withScript(
   habit: Habit,
   body: (device: RealDevice) => Promise<void>,
+  { closes = false } = {},
 ): Promise<void> {
   await withTempDir(async (folder) => {
     const end = await startScriptedServer(`${folder}/n.sock`);
@@ -137,7 +167,7 @@ async function withScript(
         retry: { attempts: 3 },
       });
       await body(device);
-      await device.close();
+      if (!closes) await device.close();
     } finally {
       end();
     }
@@ -279,3 +309,33 @@ Deno.test("NBD driver: another disk behind the same name is not taken for this o
     assert.equal(device.vbd.sectors, SECTORS);
     assert.equal(device.log.filter((line) => line.includes("its size has changed")).length, 1);
   }));
+
+Deno.test("NBD driver: a server that hangs up after each handshake is not asked all the time", () =>
+  withScript("flaps", async (device) => {
+    const reads = [device.read(0, 8), device.read(8, 8)];
+    await device.settle();
+    await Promise.all(reads);
+    const again = device.log.filter((line) => line.endsWith("connected again")).length;
+    assert.ok(again >= 2 && again <= 8, `connected ${again} times in about three seconds`);
+  }));
+
+Deno.test("NBD driver: a device whose server answers nothing closes in bounded time", () =>
+  withScript("hangs", async (device) => {
+    const read = device.read(0, 8);
+    const startMs = performance.now();
+    await device.close();
+    const tookMs = performance.now() - startMs;
+    assert.ok(tookMs > 9_000 && tookMs < 20_000, `closed after ${tookMs} ms`);
+    assert.equal(await read, Errno.ESHUTDOWN);
+  }, { closes: true }));
+
+Deno.test("NBD driver: a device whose server answers nothing closes at once when told to", () =>
+  withScript("hangs", async (device) => {
+    const read = device.read(0, 8);
+    const startMs = performance.now();
+    const closed = device.close();
+    device.vbd.hurry();
+    await closed;
+    assert.ok(performance.now() - startMs < 2_000);
+    assert.equal(await read, Errno.ESHUTDOWN);
+  }, { closes: true }));

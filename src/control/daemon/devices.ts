@@ -236,19 +236,26 @@ export class Devices {
    * Takes a device's ways in away and closes its image. What is under way is answered first, unless
    * `force` says to drop the clients. Throws `SystemError`: ENODEV. It fails with EBUSY, and the
    * device runs on, when its block device is in use.
+   *
+   * @returns Stops waiting for what others owe, such as servers.
    */
-  close(minor: number, { force }: { force: boolean }, done: Done): void {
+  close(minor: number, { force }: { force: boolean }, done: Done): () => void {
     const device = this.#find(minor, "close");
+    const closeImage = (): void => {
+      this.#closeImage(minor, device, done);
+      if (force) device.vbd.hurry();
+    };
     if (force) device.access.close();
     device.access.checkUnused((used) => {
       if (used !== undefined) return done(used);
       // Nobody answers what taking the block device away asks of a disk that is held back.
-      if (device.vbd.state !== 0) return this.#closeImage(minor, device, done);
+      if (device.vbd.state !== 0) return closeImage();
       device.access.detachDevice((error) => {
         if (error !== undefined) return done(error);
-        this.#closeImage(minor, device, done);
+        closeImage();
       });
     });
+    return () => device.vbd.hurry();
   }
 
   #closeImage(minor: number, device: Device, done: Done): void {

@@ -18,6 +18,8 @@ import { ClientHandshake, type RemoteExport } from "./handshake.ts";
 /** How long a server may take from the first packet to the end of the handshake. */
 const DIAL_TIMEOUT_MS = 5000;
 const RECEIVE_BYTES = 4096;
+/** Receives of one step: the loop has a turn in between. */
+const MOST_RECEIVES = 16;
 
 /** A connection on which requests can be made. */
 export interface Connected {
@@ -63,8 +65,8 @@ class Attempt {
       if (errno !== 0) throw new SystemError(errno, `Cannot connect to ${this.#destination.title}`);
       this.#connecting = false;
     }
-    while (this.#handshake.result === null) {
-      if (!this.#send() || !this.#receive()) return null;
+    for (let i = 0; this.#handshake.result === null; i++) {
+      if (i === MOST_RECEIVES || !this.#send() || !this.#receive()) return null;
     }
     const { address } = this.#destination;
     return { fd: this.fd, remote: this.#handshake.result, address };

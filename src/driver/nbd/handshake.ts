@@ -48,6 +48,8 @@ const GREETING_BYTES = 18;
 const REPLY_HEADER_BYTES = 20;
 /** The longest answer that is taken; real ones are names and sentences. */
 const LONGEST_REPLY_BYTES = 16 * 1024;
+/** The most answers of one handshake; real servers send fewer than ten. */
+const MOST_REPLIES = 64;
 const EXPORT_NAME_PADDING_BYTES = 124;
 
 const refusals = new Map<number, [errno: number, why: string]>([
@@ -72,6 +74,7 @@ export class ClientHandshake {
   #received: Uint8Array<ArrayBuffer> = new Uint8Array(0);
   /** The option that an answer is awaited to; 0 before the first. */
   #option = 0;
+  #replies = 0;
   #noZeroes = false;
   #structured = false;
   #allocationId: number | null = null;
@@ -165,8 +168,12 @@ export class ClientHandshake {
     const isReply = view.getUint32(0) === OPTION_REPLY_MAGIC_HIGH &&
       view.getUint32(4) === OPTION_REPLY_MAGIC_LOW && view.getUint32(8) === this.#option;
     if (!isReply || length > LONGEST_REPLY_BYTES) throw this.#breach();
+    if (this.#replies === MOST_REPLIES) {
+      throw this.#failure(Errno.EPROTO, "the server answers without end");
+    }
     if (view.byteLength < REPLY_HEADER_BYTES + length) return 0;
     const content = new DataView(view.buffer, view.byteOffset + REPLY_HEADER_BYTES, length);
+    this.#replies++;
     if (type > 0x7fff_ffff) this.#refused(type, content);
     else this.#accepted(type, content);
     return REPLY_HEADER_BYTES + length;

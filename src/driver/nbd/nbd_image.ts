@@ -27,6 +27,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import { PieceLists } from "../pieces.ts";
+import { BackOff } from "./back_off.ts";
 import { type Connected, type Destination, Dial } from "./dial.ts";
 import type { RemoteExport } from "./handshake.ts";
 import { Operations } from "./operations.ts";
@@ -39,8 +40,6 @@ const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 /** Sectors of one request to write zeros, and of one for extents: its length has 32 bits. */
 const ZERO_SECTORS = 1 << 16;
 const STATUS_SECTORS = 1 << 22;
-/** Pause between two attempts to connect again; the first follows the loss at once. */
-const REDIAL_MS = 250;
 
 /** Why an export cannot be this image; null when it can. */
 export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError | null {
@@ -94,6 +93,9 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   #watched = EPOLLIN;
   #dial: Dial | null = null;
   #redialTimer = 0;
+  readonly #backOff = new BackOff();
+  /** The device is to be closed: nothing is asked of the server any more. */
+  #givenUp = false;
   #toldWhy = "";
   #closed = false;
 
@@ -126,6 +128,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
 
   #use({ fd, remote }: Connected): void {
     this.#fd = fd;
+    this.#backOff.connected(this.#context.scheduler.nowMs());
     this.#flags = remote.flags;
     this.#allocationId = remote.allocationId;
     this.#receiver.reset(remote.structured, remote.allocationId);
@@ -311,10 +314,24 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     const { log } = this.#context;
     log(`${this.#title}: lost the connection (${errnoName(errno)}); connecting again`);
     this.#hangUp();
-    this.#toldWhy = "";
     this.#sender.clear();
     this.#receiver.reset(false, null);
-    this.#redialIn(0);
+    this.#backOff.lost(this.#context.scheduler.nowMs());
+    this.#redialLater();
+    this.#failAll();
+  }
+
+  giveUp(): void {
+    this.#givenUp = true;
+    const { log, scheduler } = this.#context;
+    scheduler.cancelTimer(this.#redialTimer);
+    this.#dial?.cancel();
+    this.#dial = null;
+    if (this.#fd === NONE) return;
+    log(`${this.#title}: its server does not answer; it is left, with what it was asked`);
+    this.#hangUp();
+    this.#sender.clear();
+    this.#receiver.reset(false, null);
     this.#failAll();
   }
 
@@ -327,8 +344,9 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     while (waiting !== NONE) waiting = this.#endPiece(waiting, Errno.ENOTCONN);
   }
 
-  #redialIn(delayMs: number): void {
-    this.#redialTimer = this.#context.scheduler.addTimer(delayMs, () => {
+  #redialLater(): void {
+    if (this.#givenUp) return;
+    this.#redialTimer = this.#context.scheduler.addTimer(this.#backOff.nextMs(), () => {
       this.#redialTimer = 0;
       this.#redial();
     });
@@ -350,7 +368,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   #notConnected(error: Error): void {
     if (error.message !== this.#toldWhy) this.#context.log(error.message);
     this.#toldWhy = error.message;
-    this.#redialIn(REDIAL_MS);
+    this.#redialLater();
   }
 
   #reconnected(connected: Connected): void {
@@ -365,6 +383,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
       closeFile(fd);
       return this.#notConnected(fault);
     }
+    this.#toldWhy = "";
     this.#use(connected);
     this.#context.log(`${this.#title}: connected again`);
   }

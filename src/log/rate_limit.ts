@@ -1,0 +1,85 @@
+/** Entries of one shape that are taken in a row, and how long it takes until one more is. */
+const BURST = 6;
+const ONE_MORE_MS = 10_000;
+/** The same for all shapes together. */
+const TOTAL_BURST = 200;
+const TOTAL_ONE_MORE_MS = 100;
+/** Shapes that are told apart. */
+const MOST_SHAPES = 256;
+const SHAPE_CHARACTERS = 160;
+
+/** Room for so many entries, which comes back with time. */
+class Bucket {
+  #left: number;
+  #sinceMs: number;
+  readonly #burst: number;
+  readonly #oneMoreMs: number;
+
+  constructor(burst: number, oneMoreMs: number, nowMs: number) {
+    this.#burst = burst;
+    this.#oneMoreMs = oneMoreMs;
+    this.#left = burst;
+    this.#sinceMs = nowMs;
+  }
+
+  take(nowMs: number): boolean {
+    const more = Math.max(0, Math.floor((nowMs - this.#sinceMs) / this.#oneMoreMs));
+    this.#left = Math.min(this.#burst, this.#left + more);
+    this.#sinceMs += more * this.#oneMoreMs;
+    if (this.#left === 0) return false;
+    this.#left--;
+    return true;
+  }
+}
+
+/**
+ * Keeps what happens again and again from filling a log. Entries that differ in numbers only have
+ * the same shape; of each shape a few are taken, then one every ten seconds, which says how many
+ * were left out before it.
+ */
+export class RateLimit {
+  readonly #shapes = new Map<string, { bucket: Bucket; leftOut: number }>();
+  readonly #nowMs: () => number;
+  readonly #total: Bucket;
+  #leftOut = 0;
+
+  /** @param nowMs The time, milliseconds; for tests. */
+  constructor(nowMs: () => number = () => performance.now()) {
+    this.#nowMs = nowMs;
+    this.#total = new Bucket(TOTAL_BURST, TOTAL_ONE_MORE_MS, nowMs());
+  }
+
+  /** The entry as it is to be written; null when it is to be left out. */
+  admit(message: string): string | null {
+    const nowMs = this.#nowMs();
+    const shape = this.#shapeOf(message, nowMs);
+    if (!shape.bucket.take(nowMs)) {
+      shape.leftOut++;
+      return null;
+    }
+    if (!this.#total.take(nowMs)) {
+      this.#leftOut++;
+      return null;
+    }
+    const notes = [];
+    if (shape.leftOut > 0) notes.push(`${shape.leftOut} more like this were left out`);
+    if (this.#leftOut > 0) notes.push(`${this.#leftOut} other entries were left out`);
+    shape.leftOut = 0;
+    this.#leftOut = 0;
+    return notes.length === 0 ? message : `${message} (${notes.join("; ")})`;
+  }
+
+  #shapeOf(message: string, nowMs: number): { bucket: Bucket; leftOut: number } {
+    const key = message.slice(0, SHAPE_CHARACTERS).replaceAll(/\d+/g, "#");
+    const known = this.#shapes.get(key);
+    if (known !== undefined) return known;
+    if (this.#shapes.size === MOST_SHAPES) {
+      const [oldest] = this.#shapes.keys();
+      this.#leftOut += this.#shapes.get(oldest)?.leftOut ?? 0;
+      this.#shapes.delete(oldest);
+    }
+    const shape = { bucket: new Bucket(BURST, ONE_MORE_MS, nowMs), leftOut: 0 };
+    this.#shapes.set(key, shape);
+    return shape;
+  }
+}
