@@ -338,11 +338,13 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#underWay--;
     this.#underWayOf[file]--;
     let left = result / SECTOR_BYTES;
+    // A transfer that ends early: whoever got less than all of it may try again. The kernel writes
+    // as much as there is room for, and says that there is no more only the next time.
+    const early = this.#kinds[group] === IoKind.Write ? Errno.ENOSPC : Errno.EIO;
     for (let io = group; io !== NONE;) {
       const next = this.#next[io];
       const count = this.#counts[io];
-      // A transfer that ends early: whoever got less than all of it tries again.
-      const errno = result < 0 ? -result : left >= count ? 0 : Errno.EIO;
+      const errno = result < 0 ? -result : left >= count ? 0 : early;
       left -= count;
       const owner = this.#owners[io];
       this.#owners[io] = nobody;

@@ -4,6 +4,7 @@ import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed, newFooter } from "../../src/vhd/create.ts";
 import { encodeFooter } from "../../src/vhd/format/footer.ts";
 import { emptyHeader, encodeHeader } from "../../src/vhd/format/header.ts";
+import { placeFooter } from "../../src/vhd/image/allocation.ts";
 import { writeBatmap } from "../../src/vhd/image/batmap_writer.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
@@ -497,4 +498,20 @@ Deno.test("data where a bitmap has none, and a batmap that claims too much, are 
       message === `batmap shows block ${block} full, its bitmap does not`
     ),
   );
+});
+
+Deno.test("on a full disk, the room of blocks that no table names becomes the footer's", () => {
+  const storage = new MemoryStorage();
+  createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
+  const image = openVhd("/a.vhd", { storage, readOnly: false });
+  writeRange(image, new Uint8Array(2 * MIB).fill(1), 0);
+  finishWriting(image);
+  const endBytes = image.endOfDataSector * 512;
+  image.file.truncate(endBytes);
+  image.file.writeAt(new Uint8Array(4096).fill(2), endBytes + 8192);
+  storage.room.most = storage.room.used;
+  placeFooter(image);
+  const { footerSource } = openVhd("/a.vhd", { storage });
+  assert.equal(footerSource, "primary");
+  assert.deepEqual(checkImage("/a.vhd", { storage, checkData: true }).findings, []);
 });

@@ -113,8 +113,14 @@ export function placeFooter(image: VhdImage): void {
   try {
     endFile(image, endBytes);
   } catch (error) {
-    if (!(error instanceof SystemError) || !endsInFooter(image, bytes)) throw error;
-    image.endOfDataSector = Math.floor((file.sizeBytes() - HD_FOOTER_SIZE) / VHD_SECTOR_SIZE);
+    if (!(error instanceof SystemError)) throw error;
+    if (endsInFooter(image, bytes)) {
+      image.endOfDataSector = Math.floor((file.sizeBytes() - HD_FOOTER_SIZE) / VHD_SECTOR_SIZE);
+      return;
+    }
+    // There is no footer to lose: what blocks took up that no BAT names makes room for one.
+    file.truncate(endBytes);
+    endFile(image, endBytes);
   }
 }
 
