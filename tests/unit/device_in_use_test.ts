@@ -126,7 +126,7 @@ async function withDevice(
       await bench.until("it pauses", () => paused);
       sectors *= 2;
       Deno.truncateSync(image, sectors * 512);
-      devices.resume(MINOR, null, (error) => resumed = error === undefined);
+      devices.resume(MINOR, null, (error) => resumed = error === null);
       await bench.until("it goes on", () => resumed);
     },
   };
@@ -144,7 +144,7 @@ async function withDevice(
       device: "ublk" as const,
       queue: "libaio" as const,
     };
-    devices.open(MINOR, { request }, (error) => opened = error === undefined);
+    devices.open(MINOR, { request }, (error, _disk) => void (opened = error === null));
     await bench.until("it opens", () => opened);
     await body(bench);
   } finally {
@@ -208,7 +208,7 @@ Deno.test("a device is not made again while something else is done to it", optio
     await leave();
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
     let closed = false;
-    devices.close(MINOR, { force: false }, (error) => closed = error === undefined);
+    devices.close(MINOR, { force: false }, (error) => closed = error === null);
     await until("it is closed", () => closed);
     bench.busy = false;
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 1500));

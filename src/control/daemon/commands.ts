@@ -1,3 +1,4 @@
+import type { Done } from "../../../ffi/errno.ts";
 import { hideMemory } from "../../../ffi/process.ts";
 import { DiskKey } from "../../vhd/key.ts";
 import type { Devices } from "./devices.ts";
@@ -11,7 +12,6 @@ import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
 import { type Command, type CommandTable, errorReply } from "./server.ts";
-import type { Done } from "./disk_access.ts";
 
 /** A question, answered at once. */
 function question(
@@ -42,7 +42,7 @@ function longChange(
     run(request, reply): void | (() => void) {
       const minor = messageCookie(request);
       const done: Done = (error) => {
-        reply(error === undefined ? encodePlain(response, minor) : errorReply(request, error));
+        reply(error === null ? encodePlain(response, minor) : errorReply(request, error));
       };
       return start(minor, done, request);
     },
@@ -109,9 +109,9 @@ function openCommand(devices: Devices): Command {
       const key = diskKey(request);
       try {
         devices.open(minor, { request: decodeOpen(request), key }, (error, disk) => {
-          if (error !== undefined) key?.wipe();
+          if (error !== null) key?.wipe();
           reply(
-            error === undefined
+            error === null
               ? encodeDiskInfo(MessageType.OPEN_RSP, minor, disk)
               : errorReply(request, error),
           );
@@ -134,7 +134,7 @@ function snapshotCommand(devices: Devices): Command {
       const timeoutMs = timeoutSeconds === 0 ? Infinity : timeoutSeconds * 1000;
       const options = { path, rename, timeoutMs };
       return devices.snapshot(minor, options, (error, made) => {
-        if (made === null) return reply(errorReply(request, error));
+        if (error !== null) return reply(errorReply(request, error));
         const { stallMs, parent, name: image } = made;
         reply(encodeSnapshotReply(minor, { stallMs, parent, image }));
       });

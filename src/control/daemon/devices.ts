@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { type Done, type DoneWith, Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import type { WriteLog } from "../../driver/log.ts";
 import type { Log } from "../../log/log.ts";
@@ -20,13 +20,7 @@ import { readMinorRecord, recoveryHint, writeMinorRecord } from "../minors/minor
 import { holdMinor, MAX_ID } from "../minors/minors.ts";
 import type { OpenRequest, QueueChoice } from "../protocol/open_request.ts";
 import type { RemainingDevice } from "./remaining.ts";
-import {
-  type DevicePlan,
-  DiskAccess,
-  type Done,
-  type FrontendFactory,
-  makersFor,
-} from "./disk_access.ts";
+import { type DevicePlan, DiskAccess, type FrontendFactory, makersFor } from "./disk_access.ts";
 
 /** What moves a disk's bytes: as chosen, or each file by the interface that serves it better. */
 export type QueueKind = QueueChoice | "mixed";
@@ -77,8 +71,8 @@ export interface KeyedRequest {
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
 
-function failure(errno: number, message: string): Error | undefined {
-  return errno === 0 ? undefined : new SystemError(errno, message, { message });
+function failure(errno: number, message: string): SystemError | null {
+  return errno === 0 ? null : new SystemError(errno, message, { message });
 }
 
 /** The devices of this process. */
@@ -164,7 +158,7 @@ export class Devices {
   open(
     minor: number,
     keyed: KeyedRequest,
-    done: (error: Error | undefined, disk: DiskInfo) => void,
+    done: DoneWith<DiskInfo>,
   ): void {
     const { request } = keyed;
     const device = this.#devices.get(minor);
@@ -180,12 +174,12 @@ export class Devices {
     const plan = this.#planDevice(minor, request);
     this.#openImage(minor, device, keyed, plan);
     device.access.open(this.#host.frontends, plan, (error) => {
-      if (error !== undefined) return device.vbd.close(() => done(error, NO_DISK));
+      if (error !== null) return device.vbd.close(() => done(error, null));
       device.request = request;
       device.encrypted = keyed.key !== undefined;
       this.#log.info(`Opened ${request.image} on minor ${minor}`);
       this.#note(minor, device);
-      done(undefined, device.disk);
+      done(null, device.disk);
     });
   }
 
@@ -247,11 +241,11 @@ export class Devices {
     };
     if (force) device.access.close();
     device.access.checkUnused((used) => {
-      if (used !== undefined) return done(used);
+      if (used !== null) return done(used);
       // Nobody answers what taking the block device away asks of a disk that is held back.
       if (device.vbd.state !== 0) return closeImage();
       device.access.detachDevice((error) => {
-        if (error !== undefined) return done(error);
+        if (error !== null) return done(error);
         closeImage();
       });
     });
@@ -299,19 +293,20 @@ export class Devices {
   snapshot(
     minor: number,
     { path, rename, timeoutMs }: { path: string; rename: boolean; timeoutMs: number },
-    done: (error: Error | undefined, made: LiveSnapshot | null) => void,
+    done: DoneWith<LiveSnapshot>,
   ): () => void {
     const device = this.#find(minor, "make a snapshot of");
     const { vbd } = device;
     const ended = (errno: number, message: string, made: LiveSnapshot | null): void => {
-      if (made === null) this.#log.warn(message);
-      else {
-        const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
-        this.#log.info(`Minor ${minor} goes on with ${made.name} on ${made.parent}; ${held}`);
-        device.disk = vbd.geometry;
-        this.#note(minor, device);
+      if (made === null) {
+        this.#log.warn(message);
+        return done(new SystemError(errno, message, { message }), null);
       }
-      done(failure(errno, message), made);
+      const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
+      this.#log.info(`Minor ${minor} goes on with ${made.name} on ${made.parent}; ${held}`);
+      device.disk = vbd.geometry;
+      this.#note(minor, device);
+      done(null, made);
     };
     liveSnapshot(this.#host.contextOf("auto"), vbd, { path, rename, timeoutMs, done: ended });
     return () => vbd.giveUpPause();
@@ -336,12 +331,12 @@ export class Devices {
       const grown = isGrown ? `, of ${vbd.sectors} instead of ${sectors} sectors` : "";
       device.disk = vbd.geometry;
       this.#log.info(`Unpaused minor ${minor} with ${vbd.name}${grown}`);
-      const goOn = (): void => {
+      const resumed = (): void => {
         this.#note(minor, device);
-        done();
+        done(null);
       };
-      if (isGrown) device.access.resized(goOn);
-      else goOn();
+      if (isGrown) device.access.resized(resumed);
+      else resumed();
     });
   }
 
@@ -412,7 +407,7 @@ export class Devices {
     const device = this.#devices.get(minor);
     if (device === undefined) return done();
     this.close(minor, { force: false }, (error) => {
-      if (error !== undefined) this.#log.error(error.message);
+      if (error !== null) this.#log.error(error.message);
       if (device.vbd.name === "") this.#forget(minor, device);
       done();
     });

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { canOpenExclusively } from "../../../ffi/files.ts";
 import { becomeIoFlusher } from "../../../ffi/process.ts";
 import type { BlockDevice, DeviceHost, DeviceMaker } from "../../frontend/block_device.ts";
@@ -17,9 +17,6 @@ export type FrontendFactory = (vbd: Vbd) => Frontend;
 
 /** How long the kernel may take to open a device, for which it may read from it. */
 const OPEN_TIMEOUT_MS = 5_000;
-
-/** How an operation that takes time ended: an error to answer with, or undefined. */
-export type Done = (error?: Error) => void;
 
 /** Which block device to make, the first choice first. */
 export interface DevicePlan {
@@ -94,10 +91,10 @@ export class DiskAccess {
       for (const factory of factories) this.#frontends.push(factory(this.#host.vbd));
     } catch (error) {
       this.#closeFrontends();
-      return done(error instanceof Error ? error : new Error(String(error)));
+      return done(systemError(error, `Cannot serve minor ${this.#host.vbd.minor}`));
     }
     this.#attach(plan, 0, (error) => {
-      if (error !== undefined) this.#closeFrontends();
+      if (error !== null) this.#closeFrontends();
       done(error);
     });
   }
@@ -105,7 +102,7 @@ export class DiskAccess {
   #attach(plan: DevicePlan, index: number, done: Done): void {
     const { makers, required, recover, wanted } = plan;
     const { log, vbd } = this.#host;
-    if (index === makers.length) return done();
+    if (index === makers.length) return done(null);
     if (!becomeIoFlusher()) {
       log.warn(`Minor ${vbd.minor} may hang when memory is short (no right to PR_SET_IO_FLUSHER)`);
     }
@@ -114,7 +111,7 @@ export class DiskAccess {
         this.#device = device;
         this.#maker = makers[index];
         log.info(`Minor ${vbd.minor} is ${device.node}`);
-        return done();
+        return done(null);
       }
       if (required) return done(error);
       log.warn(error.message);
@@ -130,7 +127,7 @@ export class DiskAccess {
     const device = this.#device;
     if (device === null || device.resized()) return done();
     this.#remake(device, (used) => {
-      if (used !== undefined) {
+      if (used !== null) {
         const { log, vbd } = this.#host;
         const size = `${device.node} keeps its size as long as it is in use`;
         const then = `it is made again with ${vbd.sectors} sectors when nobody uses it any more`;
@@ -163,7 +160,7 @@ export class DiskAccess {
       return finished();
     }
     this.#remake(device, (used) => {
-      if (used !== undefined) this.#lookAgain(device, nextMs);
+      if (used !== null) this.#lookAgain(device, nextMs);
       else this.#host.remade();
       finished();
     });
@@ -172,19 +169,19 @@ export class DiskAccess {
   /** Makes a device again; calls back with an error, and the device stays, while it is in use. */
   #remake(device: BlockDevice, done: Done): void {
     const maker = this.#maker;
-    if (maker === null) return done();
+    if (maker === null) return done(null);
     this.checkUnused((used) => {
-      if (used !== undefined) return done(used);
+      if (used !== null) return done(used);
       this.detachDevice((error) => {
-        if (error !== undefined) return done(error);
+        if (error !== null) return done(error);
         const plan = { makers: [maker], required: true, recover: null, wanted: device.node };
         this.#attach(plan, 0, (failure) => {
           const { log, vbd } = this.#host;
-          if (failure !== undefined) {
+          if (failure !== null) {
             const hint = "close it and open it again with tap-ctl to get one";
             log.error(`Minor ${vbd.minor} has no block device (${hint}): ${failure.message}`);
           }
-          done();
+          done(null);
         });
       });
     });
@@ -193,7 +190,7 @@ export class DiskAccess {
   /** Calls back with EBUSY when the block device is mounted, or otherwise in use. */
   checkUnused(done: Done): void {
     const { node } = this;
-    if (node === null) return done();
+    if (node === null) return done(null);
     const { scheduler, vbd } = this.#host;
     let answered = false;
     const answer = (errno: number, hint: string): void => {
@@ -201,7 +198,7 @@ export class DiskAccess {
       answered = true;
       scheduler.cancelTimer(timer);
       done(
-        errno === 0 ? undefined : new SystemError(errno, `Cannot take ${node} away (${hint})`),
+        errno === 0 ? null : new SystemError(errno, `Cannot take ${node} away (${hint})`),
       );
     };
     const timer = scheduler.addTimer(OPEN_TIMEOUT_MS, () => {
@@ -218,11 +215,11 @@ export class DiskAccess {
   /** Takes the block device away, while requests are answered. */
   detachDevice(done: Done): void {
     const device = this.#device;
-    if (device === null) return done();
+    if (device === null) return done(null);
     device.detach((error) => {
       if (error !== null) return done(error);
       this.#device = null;
-      done();
+      done(null);
     });
   }
 
