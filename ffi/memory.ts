@@ -81,6 +81,8 @@ function takeFromRegion(sizeBytes: number): number {
   if (released !== undefined) return released;
   region ??= reserveRegion();
   if (usedBytes + sizeBytes > region.sizeBytes) {
+    const part = takeFromReleased(sizeBytes);
+    if (part !== null) return part;
     throw new SystemError(Errno.ENOMEM, `Cannot take ${sizeBytes} bytes of address space for I/O`);
   }
   const address = region.address + usedBytes;
@@ -107,6 +109,24 @@ export function requireMemory(sector: number, length: number, vectored: boolean)
     isMemory(sector, (lengthBytes + SECTOR_BYTES - 1) >>> 9),
     "A request for the kernel goes beyond I/O memory",
   );
+}
+
+/** Takes a part of the smallest larger piece that was released; null without one. */
+function takeFromReleased(sizeBytes: number): number | null {
+  let smallest = Infinity;
+  for (const [size, addresses] of releasedBySize) {
+    if (size > sizeBytes && size < smallest && addresses.length > 0) smallest = size;
+  }
+  const address = releasedBySize.get(smallest)?.pop();
+  if (address === undefined) return null;
+  noteReleased(address + sizeBytes, smallest - sizeBytes);
+  return address;
+}
+
+function noteReleased(address: number, sizeBytes: number): void {
+  const released = releasedBySize.get(sizeBytes);
+  if (released === undefined) releasedBySize.set(sizeBytes, [address]);
+  else released.push(address);
 }
 
 /** The address of a sector of I/O memory. */
@@ -192,9 +212,7 @@ export class Arena {
   /** Gives the memory back. Nothing may touch the views afterwards. */
   release(): void {
     this.discard(0, this.sizeBytes);
-    const released = releasedBySize.get(this.sizeBytes) ?? [];
-    released.push(this.address);
-    releasedBySize.set(this.sizeBytes, released);
+    noteReleased(this.address, this.sizeBytes);
   }
 }
 

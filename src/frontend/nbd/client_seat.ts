@@ -1,0 +1,61 @@
+import { assert } from "../../../ffi/assert.ts";
+import type { Arena } from "../../../ffi/memory.ts";
+import { IOVEC_BYTES, UIO_MAXIOV } from "../../../ffi/sockets.ts";
+import { CLIENT_BYTES, SLOTS } from "../../vbd/slots.ts";
+
+/** The longest header of an answer, with what is fixed of its content. */
+export const MOST_HEADER_BYTES = 32;
+/** Room for an answer of the handshake. */
+export const HANDSHAKE_BYTES = 8000;
+/** What is received at once, when it does not go straight into slots. */
+export const RECEIVE_BYTES = 128 * 1024;
+
+const RECEIVE_IOVECS = 2;
+const RECEIVE_IOVECS_AT = 64;
+const HANDSHAKE_AT = RECEIVE_IOVECS_AT + RECEIVE_IOVECS * IOVEC_BYTES;
+const SEND_MSGHDR_AT = 8 * 1024;
+const SEND_IOVECS_AT = SEND_MSGHDR_AT + 64;
+const HEADERS_AT = SEND_IOVECS_AT + UIO_MAXIOV * IOVEC_BYTES;
+const RECEIVE_AT = 32 * 1024;
+
+assert(HANDSHAKE_AT + HANDSHAKE_BYTES <= SEND_MSGHDR_AT, "The handshake's answers have room");
+assert(HEADERS_AT + SLOTS * MOST_HEADER_BYTES <= RECEIVE_AT, "The headers of answers have room");
+assert(RECEIVE_AT + RECEIVE_BYTES <= CLIENT_BYTES, "A client's memory holds its buffers");
+
+/**
+ * The memory of one client at a time, and all that is made of it: made for the first client that
+ * has it, kept for those that follow. Places are offsets in the memory of the device's slots.
+ */
+export class ClientSeat {
+  readonly memory: Arena;
+  /** Where the memory begins: what `Requests.takeClientMemory` gave. */
+  readonly base: number;
+  readonly handshakeAt: number;
+  readonly receiveAt: number;
+  readonly receiveIovecsAt: number;
+  readonly receiveMsghdrAt: number;
+  readonly receiveMsghdr: Deno.PointerObject;
+  readonly sendMsghdrAt: number;
+  readonly sendIovecsAt: number;
+  readonly sendMsghdr: Deno.PointerObject;
+  readonly headersAt: number;
+  /** Heads of ended requests whose answers wait, in a circle. */
+  readonly queue = new Int32Array(SLOTS);
+  /** Heads of the requests whose answers are in the message, and where in it each answer ends. */
+  readonly inMessage = new Int32Array(SLOTS);
+  readonly answerEnds = new Float64Array(SLOTS);
+
+  constructor(memory: Arena, base: number) {
+    this.memory = memory;
+    this.base = base;
+    this.handshakeAt = base + HANDSHAKE_AT;
+    this.receiveAt = base + RECEIVE_AT;
+    this.receiveIovecsAt = base + RECEIVE_IOVECS_AT;
+    this.receiveMsghdrAt = base;
+    this.receiveMsghdr = memory.pointerAt(this.receiveMsghdrAt);
+    this.sendMsghdrAt = base + SEND_MSGHDR_AT;
+    this.sendIovecsAt = base + SEND_IOVECS_AT;
+    this.sendMsghdr = memory.pointerAt(this.sendMsghdrAt);
+    this.headersAt = base + HEADERS_AT;
+  }
+}

@@ -1,0 +1,263 @@
+import { assert } from "../../ffi/assert.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { SlotTable } from "./slots.ts";
+
+/** Who waits for free slots. */
+export interface SlotWaiter {
+  slotsFree(): void;
+}
+
+/** Who takes slots for a peer, which may be slow to give them back. */
+export interface SlotHolder extends SlotWaiter {
+  /**
+   * The peer has kept slots for too long: all that wait for it are to be given back now.
+   *
+   * @param why The end of a sentence about the peer, for the log.
+   */
+  giveUpSlots(why: string): void;
+}
+
+/** How often holders whose peers keep slots are looked at. */
+const TICK_MS = 250;
+/** Ticks without a slot given back, after which a peer loses its slots if others have none. */
+const STARVING_TICKS = 2;
+/** The same if nobody else needs them: 60 seconds. */
+const SILENT_TICKS = 240;
+
+const NONE = -1;
+
+/** What one holder has of a device's slots. */
+export class SlotClaim {
+  /** Slots that it has taken and not given back. */
+  held = 0;
+  /** Whether it is in the queue of those that wait. */
+  waits = false;
+  /** Whether slots of it wait for its peer, and for how many ticks none came back; -1: none does. */
+  stuckTicks = NONE;
+  /** Whether it is the first that waits, which has just been called. */
+  isCalled = false;
+  readonly holder: SlotHolder;
+  readonly #shares: SlotShares;
+
+  constructor(shares: SlotShares, holder: SlotHolder) {
+    this.#shares = shares;
+    this.holder = holder;
+  }
+
+  /** How many slots it may take just now, at most `most`; 0: it has to wait. */
+  mayTake(most: number): number {
+    return this.#shares.mayTake(this, most);
+  }
+
+  /** Has `slotsFree` called once when slots have become free. */
+  wait(): void {
+    this.#shares.wait(this);
+  }
+
+  /** Takes a slot, after `mayTake`. */
+  take(): number {
+    return this.#shares.take(this);
+  }
+
+  /** Gives a slot back. */
+  give(slot: number): void {
+    this.#shares.give(this, slot);
+  }
+
+  /** Slots wait for the peer from now on: it has to take answers in, or to send data. */
+  waitForPeer(): void {
+    if (this.stuckTicks !== NONE) return;
+    this.stuckTicks = 0;
+    this.#shares.look();
+  }
+
+  /** The peer did what slots waited for. */
+  peerMoved(): void {
+    this.stuckTicks = NONE;
+  }
+
+  /** Ends the claim. What it holds is given back one by one as before. */
+  end(): void {
+    this.#shares.leave(this);
+  }
+}
+
+/**
+ * Who gets the slots of a device. Nobody takes more than are left for others afterwards, so that
+ * shares adapt to how many there are: one client alone has half, many have as much each. Who holds
+ * none comes before all others, in the order in which they began to wait.
+ *
+ * A slot may wait for a peer: that answers are taken in, or that the data of a write comes. Peers
+ * may stop or be hostile. While others have no slot at all, those that kept theirs for half a
+ * second lose them, the largest share first; it is their connection that ends. Nobody waits for
+ * longer than that for want of a slot, unless the disk itself is slow.
+ */
+export class SlotShares {
+  readonly #slots: SlotTable;
+  readonly #scheduler: Scheduler;
+  readonly #callSoon: () => void;
+  readonly #claims = new Set<SlotClaim>();
+  /** Claims that wait, in order. */
+  readonly #queue: SlotClaim[] = [];
+  /** Of those: how many hold no slot. */
+  #emptyHanded = 0;
+  /** Waiters without a claim: they take what is free. */
+  readonly #others: SlotWaiter[] = [];
+  #timer = 0;
+  readonly #tick = (): void => this.#looked();
+  #urgentTimer = 0;
+  readonly #relieve = (): void => {
+    this.#urgentTimer = 0;
+    this.#takeFromStuck();
+  };
+
+  /** @param callSoon Has `callWaiters` called at the end of the turn. */
+  constructor(slots: SlotTable, scheduler: Scheduler, callSoon: () => void) {
+    this.#slots = slots;
+    this.#scheduler = scheduler;
+    this.#callSoon = callSoon;
+  }
+
+  /** A claim for one more holder. */
+  open(holder: SlotHolder): SlotClaim {
+    const claim = new SlotClaim(this, holder);
+    this.#claims.add(claim);
+    return claim;
+  }
+
+  /** Whether anybody waits for slots. */
+  get isWanted(): boolean {
+    return this.#queue.length > 0 || this.#others.length > 0;
+  }
+
+  /** `SlotClaim.mayTake` calls this. */
+  mayTake(claim: SlotClaim, most: number): number {
+    const free = this.#slots.freeCount;
+    const first = this.#emptyHanded + this.#others.length;
+    // More slots would come to nothing as long as the peer does not empty those that it has.
+    if (claim.stuckTicks > 0) return 0;
+    if (claim.held > 0) return free - first >= claim.held + 2 * most ? most : 0;
+    const left = claim.isCalled ? free : free - first;
+    return left <= 0 ? 0 : Math.min(left, most);
+  }
+
+  /** `SlotClaim.take` calls this. */
+  take(claim: SlotClaim): number {
+    const slot = this.#slots.take();
+    assert(slot !== NONE, "A slot is taken only after mayTake");
+    claim.held++;
+    claim.isCalled = false;
+    return slot;
+  }
+
+  /** `SlotClaim.give` calls this. */
+  give(claim: SlotClaim, slot: number): void {
+    assert(claim.held > 0, "A claim gives back no more slots than it took");
+    if (--claim.held === 0 && claim.waits) this.#emptyHanded++;
+    if (claim.stuckTicks > 0) claim.stuckTicks = 0;
+    this.release(slot);
+  }
+
+  /** Gives back a slot that was taken without a claim. */
+  release(slot: number): void {
+    this.#slots.give(slot);
+    if (this.isWanted) this.#callSoon();
+  }
+
+  /** `SlotClaim.wait` calls this. */
+  wait(claim: SlotClaim): void {
+    claim.isCalled = false;
+    if (claim.waits) return;
+    claim.waits = true;
+    if (claim.held === 0) {
+      this.#emptyHanded++;
+      this.look();
+      if (this.#urgentTimer === 0 && this.#worst() !== null) {
+        this.#urgentTimer = this.#scheduler.addTimer(0, this.#relieve);
+      }
+    }
+    this.#queue.push(claim);
+  }
+
+  /** Calls once when slots have become free. */
+  waitUnclaimed(waiter: SlotWaiter): void {
+    if (this.#others.includes(waiter)) return;
+    this.#others.push(waiter);
+    this.look();
+  }
+
+  /** Calls those that wait, the first first, as long as there are free slots. */
+  callWaiters(): void {
+    for (let left = this.#others.length; left > 0 && this.#slots.freeCount > 0; left--) {
+      this.#others.shift()?.slotsFree();
+    }
+    for (let left = this.#queue.length; left > 0 && this.#slots.freeCount > 0; left--) {
+      const claim = this.#queue.shift();
+      if (claim === undefined) break;
+      this.#left(claim);
+      claim.isCalled = true;
+      claim.holder.slotsFree();
+      claim.isCalled = false;
+    }
+  }
+
+  #left(claim: SlotClaim): void {
+    claim.waits = false;
+    if (claim.held === 0) this.#emptyHanded--;
+  }
+
+  /** `SlotClaim.end` calls this. */
+  leave(claim: SlotClaim): void {
+    claim.stuckTicks = NONE;
+    this.#claims.delete(claim);
+    if (!claim.waits) return;
+    this.#queue.splice(this.#queue.indexOf(claim), 1);
+    this.#left(claim);
+    // What was kept for it is there for the others.
+    if (this.isWanted) this.#callSoon();
+  }
+
+  /** Looks at the holders soon, and as long as there is a reason to. */
+  look(): void {
+    if (this.#timer === 0) this.#timer = this.#scheduler.addTimer(TICK_MS, this.#tick);
+  }
+
+  #looked(): void {
+    this.#timer = 0;
+    let isAnyStuck = false;
+    for (const claim of this.#claims) {
+      if (claim.stuckTicks === NONE) continue;
+      isAnyStuck = true;
+      if (++claim.stuckTicks >= SILENT_TICKS) {
+        claim.stuckTicks = NONE;
+        claim.holder.giveUpSlots("it has neither taken answers in nor sent its data for a minute");
+      }
+    }
+    this.#takeFromStuck();
+    if (isAnyStuck || this.#emptyHanded + this.#others.length > 0) this.look();
+  }
+
+  /** Sees to it that whoever has no slot gets one, if others keep theirs without a reason. */
+  #takeFromStuck(): void {
+    for (
+      let needed = this.#emptyHanded + this.#others.length - this.#slots.freeCount;
+      needed > 0;
+    ) {
+      const claim = this.#worst();
+      if (claim === null) return;
+      needed -= claim.held;
+      claim.stuckTicks = NONE;
+      claim.holder.giveUpSlots("it kept slots that others need, and did not take its answers in");
+    }
+  }
+
+  /** Who keeps most slots from those that have none, without a reason; null: nobody does. */
+  #worst(): SlotClaim | null {
+    let worst: SlotClaim | null = null;
+    for (const claim of this.#claims) {
+      if (claim.stuckTicks < STARVING_TICKS) continue;
+      if (worst === null || claim.held > worst.held) worst = claim;
+    }
+    return worst;
+  }
+}
