@@ -24,6 +24,12 @@ export class Fields {
     return this;
   }
 
+  /** Adds bytes as they are. */
+  bytes(value: Uint8Array): this {
+    for (const byte of value) this.#bytes.push(byte);
+    return this;
+  }
+
   /** Adds so many zero bytes. */
   zeros(count: number): this {
     for (let i = 0; i < count; i++) this.#bytes.push(0);

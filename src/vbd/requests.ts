@@ -20,14 +20,8 @@ import {
   SlotTable,
   StatusFlag,
 } from "./slots.ts";
+import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import { VbdCounts } from "./statistics.ts";
-
-/** Who waits for free slots. */
-export interface SlotWaiter {
-  /** Whom it ends when `slotsFree` throws; without it, the disk. */
-  readonly faults?: FaultOwner;
-  slotsFree(): void;
-}
 
 /** What requests run against: an open image, and how it is to be treated. */
 export interface RequestTarget {
@@ -38,6 +32,8 @@ export interface RequestTarget {
   readonly retry: RetryLimits;
 }
 
+/** Memory of more clients than this goes back to the system when they leave. */
+const CLIENTS_THAT_KEEP_PAGES = 32;
 /** Longest step of a request to discard, sectors: others get their turn in between. */
 const DISCARD_STEP_SECTORS = 1 << 20;
 const STATUS_STEP_SECTORS = 1 << 22;
@@ -62,7 +58,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   readonly #slots = new SlotTable();
   readonly #waiting = new SlotQueue();
   readonly #retrying = new SlotQueue();
-  readonly #waiters: SlotWaiter[] = [];
+  /** Who gets the free slots. */
+  readonly shares: SlotShares;
   readonly #freeClients = Array.from({ length: MOST_CLIENTS }, (_, i) => MOST_CLIENTS - 1 - i);
   #target: RequestTarget | null = null;
   /** Whether requests without a target wait for one, or fail. */
@@ -83,6 +80,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     this.#context = context;
     this.faults = faults;
     this.#minor = minor;
+    this.shares = new SlotShares(this.#slots, {
+      scheduler: context.scheduler,
+      faults,
+      callSoon: () => context.deferral.add(this),
+    });
     this.times = new RequestTimes(context.scheduler.lastMs);
   }
 
@@ -240,8 +242,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** Gives a slot back whose request has ended or was never started. */
   releaseSlot(slot: number): void {
-    this.#slots.give(slot);
-    if (this.#waiters.length > 0) this.#context.deferral.add(this);
+    this.shares.release(slot);
   }
 
   /** Address of a slot's memory, `SLOT_BYTES` of it. */
@@ -277,24 +278,21 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** Takes a client's memory back. */
   giveClientMemory(offset: number): void {
-    this.#freeClients.push((offset - this.#slots.clientOffset(0)) / CLIENT_BYTES);
+    const client = (offset - this.#slots.clientOffset(0)) / CLIENT_BYTES;
+    assert(Number.isInteger(client) && client >= 0, "Client memory is given back as it was taken");
+    if (client >= CLIENTS_THAT_KEEP_PAGES) this.memory.discard(offset, CLIENT_BYTES);
+    this.#freeClients.push(client);
   }
 
   /** Calls once when slots have become free. */
   waitForSlots(waiter: SlotWaiter): void {
-    if (!this.#waiters.includes(waiter)) this.#waiters.push(waiter);
+    this.shares.waitUnclaimed(waiter);
   }
 
   /** The end-of-turn list calls this. */
   runDeferred(): void {
     this.#noteDrained();
-    for (const waiter of this.#waiters.splice(0)) {
-      try {
-        waiter.slotsFree();
-      } catch (error) {
-        this.#context.scheduler.contain(error, waiter.faults ?? this.faults);
-      }
-    }
+    this.shares.callWaiters();
   }
 
   /**

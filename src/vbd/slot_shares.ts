@@ -1,9 +1,12 @@
 import { assert } from "../../ffi/assert.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { SlotTable } from "./slots.ts";
 
 /** Who waits for free slots. */
 export interface SlotWaiter {
+  /** Whom it ends when a call of it throws; without it, the disk. */
+  readonly faults?: FaultOwner;
   slotsFree(): void;
 }
 
@@ -95,6 +98,7 @@ export class SlotClaim {
 export class SlotShares {
   readonly #slots: SlotTable;
   readonly #scheduler: Scheduler;
+  readonly #faults: FaultOwner;
   readonly #callSoon: () => void;
   readonly #claims = new Set<SlotClaim>();
   /** Claims that wait, in order. */
@@ -111,10 +115,21 @@ export class SlotShares {
     this.#takeFromStuck();
   };
 
-  /** @param callSoon Has `callWaiters` called at the end of the turn. */
-  constructor(slots: SlotTable, scheduler: Scheduler, callSoon: () => void) {
+  /**
+   * @param faults The disk.
+   * @param callSoon Has `callWaiters` called at the end of the turn.
+   */
+  constructor(
+    slots: SlotTable,
+    { scheduler, faults, callSoon }: {
+      scheduler: Scheduler;
+      faults: FaultOwner;
+      callSoon: () => void;
+    },
+  ) {
     this.#slots = slots;
     this.#scheduler = scheduler;
+    this.#faults = faults;
     this.#callSoon = callSoon;
   }
 
@@ -173,7 +188,7 @@ export class SlotShares {
       this.#emptyHanded++;
       this.look();
       if (this.#urgentTimer === 0 && this.#worst() !== null) {
-        this.#urgentTimer = this.#scheduler.addTimer(0, this.#relieve);
+        this.#urgentTimer = this.#scheduler.addTimer(0, this.#relieve, this.#faults);
       }
     }
     this.#queue.push(claim);
@@ -189,15 +204,33 @@ export class SlotShares {
   /** Calls those that wait, the first first, as long as there are free slots. */
   callWaiters(): void {
     for (let left = this.#others.length; left > 0 && this.#slots.freeCount > 0; left--) {
-      this.#others.shift()?.slotsFree();
+      const other = this.#others.shift();
+      if (other !== undefined) this.#call(other);
     }
     for (let left = this.#queue.length; left > 0 && this.#slots.freeCount > 0; left--) {
       const claim = this.#queue.shift();
       if (claim === undefined) break;
       this.#left(claim);
       claim.isCalled = true;
-      claim.holder.slotsFree();
+      this.#call(claim.holder);
       claim.isCalled = false;
+    }
+  }
+
+  #call(waiter: SlotWaiter): void {
+    try {
+      waiter.slotsFree();
+    } catch (error) {
+      this.#scheduler.contain(error, waiter.faults ?? this.#faults);
+    }
+  }
+
+  /** Has a holder give back what waits for its peer. */
+  #takeFrom({ holder }: SlotClaim, why: string): void {
+    try {
+      holder.giveUpSlots(why);
+    } catch (error) {
+      this.#scheduler.contain(error, holder.faults ?? this.#faults);
     }
   }
 
@@ -219,7 +252,9 @@ export class SlotShares {
 
   /** Looks at the holders soon, and as long as there is a reason to. */
   look(): void {
-    if (this.#timer === 0) this.#timer = this.#scheduler.addTimer(TICK_MS, this.#tick);
+    if (this.#timer === 0) {
+      this.#timer = this.#scheduler.addTimer(TICK_MS, this.#tick, this.#faults);
+    }
   }
 
   #looked(): void {
@@ -230,7 +265,7 @@ export class SlotShares {
       isAnyStuck = true;
       if (++claim.stuckTicks >= SILENT_TICKS) {
         claim.stuckTicks = NONE;
-        claim.holder.giveUpSlots("it has neither taken answers in nor sent its data for a minute");
+        this.#takeFrom(claim, "it has neither taken answers in nor sent its data for a minute");
       }
     }
     this.#takeFromStuck();
@@ -247,7 +282,7 @@ export class SlotShares {
       if (claim === null) return;
       needed -= claim.held;
       claim.stuckTicks = NONE;
-      claim.holder.giveUpSlots("it kept slots that others need, and did not take its answers in");
+      this.#takeFrom(claim, "it kept slots that others need, and did not take its answers in");
     }
   }
 

@@ -23,9 +23,9 @@ export const SLOT_BYTES = REQUEST_SECTORS * SECTOR_BYTES;
 export const SLOTS = REQUEST_SLOTS;
 
 /** The most clients that a device's frontends serve at once. */
-export const MOST_CLIENTS = 32;
-/** Memory that each client has to receive into. */
-export const CLIENT_BYTES = 136 * 1024;
+export const MOST_CLIENTS = 512;
+/** Memory that each client has, to receive into and to compose answers in. */
+export const CLIENT_BYTES = 160 * 1024;
 
 /** How it goes with a status request that an image was asked. */
 export const StatusFlag = {

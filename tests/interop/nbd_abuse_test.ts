@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import { MOST_CLIENTS } from "../../src/vbd/slots.ts";
 import {
   Cmd,
   infoContent,
@@ -20,6 +19,7 @@ import {
   waitUntil,
   withTapdisks,
 } from "../support/served.ts";
+import { Bystander } from "../support/bystander.ts";
 
 const MIB = 1024 * 1024;
 const DISK_MIB = 64;
@@ -47,48 +47,6 @@ function abuseTest(
         }
       }),
   });
-}
-
-/** Writes and reads back, one request after the other, and notices errors and delays. */
-class Bystander {
-  #working = true;
-  #rounds = 0;
-  #longestMs = 0;
-  #fault: unknown;
-  readonly #work: Promise<void>;
-
-  private constructor(client: NbdClient) {
-    this.#work = this.#run(client).catch((error) => {
-      this.#fault = error;
-    }).finally(() => client.close());
-  }
-
-  static async start(disk: Disk): Promise<Bystander> {
-    return new Bystander((await NbdClient.open(disk.socket)).client);
-  }
-
-  async #run(client: NbdClient): Promise<void> {
-    while (this.#working) {
-      const startMs = performance.now();
-      const data = noise(65536, ++this.#rounds);
-      const offset = 44 * MIB + (this.#rounds % 256) * 65536;
-      await client.write(offset, data);
-      assert.deepEqual(await client.read(offset, data.length), data);
-      this.#longestMs = Math.max(this.#longestMs, performance.now() - startMs);
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
-    await client.disconnect();
-  }
-
-  async end(): Promise<void> {
-    const goal = this.#rounds + 2;
-    const isServed = () => this.#rounds >= goal || this.#fault !== undefined;
-    await waitUntil(isServed, "the other clients are served");
-    this.#working = false;
-    await this.#work;
-    if (this.#fault !== undefined) throw this.#fault;
-    assert.ok(this.#longestMs < 1000, `another client had to wait for ${this.#longestMs} ms`);
-  }
 }
 
 /** A client that breaks the rules; it hangs up, or waits until the server does. */
@@ -295,27 +253,6 @@ abuseTest("who stops in the middle of its payloads keeps nobody waiting", async 
   assert.deepEqual(await another.read(MIB, 4 * MIB), noise(4 * MIB, 3));
   await another.disconnect();
   for (const client of stuck) client.close();
-});
-
-abuseTest("more clients than are served wait until others leave", async ({ victim }) => {
-  const served: NbdClient[] = [];
-  // The bystander is one of them already.
-  for (let i = 1; i < MOST_CLIENTS; i++) {
-    const client = await NbdClient.connect(victim.socket);
-    await client.greet();
-    served.push(client);
-  }
-  const late = await NbdClient.connect(victim.socket);
-  let greeted = false;
-  const greeting = late.greet().then(() => greeted = true);
-  await new Promise((resolve) => setTimeout(resolve, 200));
-  assert.equal(greeted, false);
-  served[0].close();
-  await greeting;
-  for (const client of [...served, late]) client.close();
-  const { client } = await NbdClient.open(victim.socket);
-  await client.write(0, noise(4096, 1));
-  await client.disconnect();
 });
 
 abuseTest(

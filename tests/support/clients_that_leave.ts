@@ -13,8 +13,10 @@ import { RealDevice } from "./real_device.ts";
 const device = new RealDevice("ram:4096");
 const left: WeakRef<NbdConnection>[] = [];
 const connections = new NbdConnections(device.scheduler, device.vbd, {
-  connectionGone: () => {},
-  connectionRetired: (connection) => void left.push(new WeakRef(connection)),
+  owner: {
+    connectionGone: () => {},
+    connectionRetired: (connection) => void left.push(new WeakRef(connection)),
+  },
 });
 for (let i = 0; i < 3; i++) {
   const pairs = new SocketPairs(device.vbd.requests, 1);

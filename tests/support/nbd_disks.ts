@@ -11,8 +11,10 @@ const DISK_MIB = 64;
 
 /** Size of the disks. */
 export const DISK_BYTES = DISK_MIB * MIB;
-/** What a writable export can: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, DF, CAN_MULTI_CONN. */
-export const FLAGS = 1 | 4 | 8 | 32 | 64 | 128 | 256;
+/** What a writable export can: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN. */
+export const FLAGS = 1 | 4 | 8 | 32 | 64 | 256;
+/** The same with structured replies: DF, too. */
+export const STRUCTURED_FLAGS = FLAGS | 128;
 
 const { ignore, suffix } = needsServed();
 

@@ -68,6 +68,8 @@ Deno.test("I/O memory used up: a failed attach lets go of its minor", async () =
       makers: [],
       log: new Logger([]),
       emptied: () => {},
+      runExclusive: (_minor, job) => job(() => {}),
+      failed: () => {},
     };
     const devices = new Devices(host);
     const minor = allocateMinor();

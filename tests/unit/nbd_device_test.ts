@@ -14,6 +14,7 @@ import {
 } from "../../ffi/netlink.ts";
 import { receiveAt, sendAt } from "../../ffi/sockets.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
+import { MOST_CLIENTS } from "../../src/vbd/slots.ts";
 import type { NbdConnection } from "../../src/frontend/nbd/connection.ts";
 import { indexOf, kernelAtLeast } from "../../src/frontend/nbd_device/kernel_facts.ts";
 import { nbdDeviceMaker } from "../../src/frontend/nbd_device/nbd_device.ts";
@@ -180,8 +181,10 @@ Deno.test("nbd device: a socket pair is served without a handshake, until the ke
   const gone: boolean[] = [];
   let retired = 0;
   const connections = new NbdConnections(device.scheduler, device.vbd, {
-    connectionGone: (connection: NbdConnection) => void gone.push(connection.hasLeft),
-    connectionRetired: () => void retired++,
+    owner: {
+      connectionGone: (connection: NbdConnection) => void gone.push(connection.hasLeft),
+      connectionRetired: () => void retired++,
+    },
   });
   const pairs = new SocketPairs(device.vbd.requests, 2);
   const ends = pairs.kernelEnds.splice(0).map((fd) => new KernelEnd(fd));
@@ -237,10 +240,10 @@ Deno.test("nbd device: an end that the kernel drops is noticed, and nothing is l
   assert.equal(pairs.isRefused, true);
   pairs.discard();
   // The memory of all clients is there again, and no more than that.
-  const all = new SocketPairs(device.vbd.requests, 32);
+  const all = new SocketPairs(device.vbd.requests, MOST_CLIENTS);
   assert.throws(() => new SocketPairs(device.vbd.requests, 1), { code: "EUSERS" });
   all.discard();
-  new SocketPairs(device.vbd.requests, 32).discard();
+  new SocketPairs(device.vbd.requests, MOST_CLIENTS).discard();
   await device.close();
   device.vbd.destroy();
   assert.equal(openDescriptors(Deno.pid), before);

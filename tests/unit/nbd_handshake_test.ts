@@ -13,6 +13,7 @@ import {
 
 const SIZE_BYTES = 0x1_2345_6000;
 const FLAGS = 0x16d;
+const SEND_DF = 0x80;
 const GREETING = joined(
   packed([8, 0x4e42444d41474943n], [8, 0x49484156454f5054n], [2, 3]),
 );
@@ -25,7 +26,7 @@ class Peer {
 
   constructor() {
     this.handshake = new Handshake(
-      () => ({ sizeBytes: SIZE_BYTES, flags: FLAGS }),
+      () => ({ sizeBytes: SIZE_BYTES, flags: FLAGS | SEND_DF }),
       (bytes) => this.sent.push(...bytes),
     );
     this.handshake.start();
@@ -106,6 +107,75 @@ Deno.test("handshake: INFO and GO answer to the byte; only GO goes on to request
     );
     assert.equal(peer.handshake.stage, code === Opt.Go ? "transmission" : "options");
   }
+});
+
+Deno.test("handshake: SEND_DF comes with structured replies only, whichever option tells", () => {
+  const flagsOf = (structured: boolean, code: number): number => {
+    const peer = greeted();
+    if (structured) peer.receive(option(Opt.StructuredReply));
+    peer.take();
+    const content = code === Opt.ExportName ? new Uint8Array(0) : infoContent("");
+    peer.receive(option(code, content));
+    const answer = peer.take();
+    return new DataView(answer.buffer).getUint16(code === Opt.ExportName ? 8 : 30);
+  };
+  for (const code of [Opt.ExportName, Opt.Info, Opt.Go]) {
+    assert.equal(flagsOf(false, code), FLAGS, `option ${code}`);
+    assert.equal(flagsOf(true, code), FLAGS | SEND_DF, `option ${code}`);
+  }
+});
+
+Deno.test("handshake: a name comes back byte by byte, whether it is UTF-8 or not", () => {
+  const names = [
+    new Uint8Array(2000).fill(0xff),
+    new Uint8Array(4096).fill(0xfe),
+    Uint8Array.of(0xc3, 0x28, 0, 0x41),
+    Uint8Array.of(0xef, 0xbb, 0xbf, 0x61),
+    new TextEncoder().encode("Größe"),
+    new Uint8Array(0),
+  ];
+  for (const name of names) {
+    for (const code of [Opt.Info, Opt.Go]) {
+      const peer = greeted();
+      peer.receive(option(code, joined(packed([4, name.length]), name, packed([2, 1], [2, 1]))));
+      assert.deepEqual(
+        peer.take(),
+        joined(
+          reply(code, Rep.Info, EXPORT_INFO),
+          reply(code, Rep.Info, joined(packed([2, 1]), name)),
+          reply(code, Rep.Info, SIZE_INFO),
+          reply(code, Rep.Ack),
+        ),
+      );
+    }
+  }
+});
+
+Deno.test("handshake: a query that is not UTF-8 matches nothing, and the next is read right", () => {
+  const peer = greeted();
+  peer.receive(option(Opt.StructuredReply));
+  peer.take();
+  const odd = new Uint8Array(15).fill(0xff);
+  const base = lengthAndText("base:allocation");
+  peer.receive(
+    option(Opt.SetMetaContext, joined(packed([4, 0], [4, 2], [4, odd.length]), odd, base)),
+  );
+  const chosen = joined(packed([4, 1]), new TextEncoder().encode("base:allocation"));
+  assert.deepEqual(
+    peer.take(),
+    joined(
+      reply(Opt.SetMetaContext, Rep.MetaContext, chosen),
+      reply(Opt.SetMetaContext, Rep.Ack),
+    ),
+  );
+});
+
+Deno.test("handshake: whoever sends options without end is hung up on", () => {
+  const peer = greeted();
+  for (let i = 0; i < 256; i++) peer.receive(option(Opt.List));
+  assert.equal(peer.handshake.stage, "options");
+  peer.receive(option(Opt.List));
+  assert.equal(peer.handshake.stage, "closed");
 });
 
 Deno.test("handshake: what follows GO is left for the requests", () => {

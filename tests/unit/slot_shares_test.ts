@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { EVERYTHING } from "../../src/scheduler/faults.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 import { type SlotClaim, type SlotHolder, SlotShares } from "../../src/vbd/slot_shares.ts";
 import { SLOTS, SlotTable } from "../../src/vbd/slots.ts";
@@ -11,7 +12,11 @@ class Bench {
   #calls = false;
 
   constructor() {
-    this.shares = new SlotShares(this.slots, this.scheduler, () => this.#calls = true);
+    this.shares = new SlotShares(this.slots, {
+      scheduler: this.scheduler,
+      faults: EVERYTHING,
+      callSoon: () => this.#calls = true,
+    });
   }
 
   /** Calls whoever waits, as the end of a turn does. */

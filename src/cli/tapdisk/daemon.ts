@@ -46,7 +46,11 @@ export function startTapdisk(log: Logger): Tapdisk {
     scheduler,
     contextOf: queueContexts(scheduler, log),
     frontends: [
-      (vbd) => new NbdServer(ownedBy(vbd, scheduler), vbd, nbdSocketPath(Deno.pid, vbd.minor)),
+      (vbd) => {
+        const path = nbdSocketPath(Deno.pid, vbd.minor);
+        const warn = (message: string): void => log.warn(message);
+        return new NbdServer(ownedBy(vbd, scheduler), vbd, path, warn);
+      },
     ],
     makers: DEVICE_MAKERS,
     log,

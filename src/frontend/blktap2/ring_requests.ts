@@ -12,7 +12,7 @@ import {
 } from "../../../ffi/blktap.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import type { FdHandler, TurnWork } from "../../scheduler/scheduler.ts";
-import type { SlotWaiter } from "../../vbd/requests.ts";
+import type { SlotWaiter } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { Tap } from "./tap.ts";

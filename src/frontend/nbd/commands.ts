@@ -14,8 +14,20 @@ import {
   NBD_CMD_WRITE_ZEROES,
 } from "../../nbd/protocol.ts";
 
-const KNOWN_FLAGS = NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_DF |
-  NBD_CMD_FLAG_REQ_ONE;
+/**
+ * By command: the flags that it may have. FUA is valid for all, also for those that write nothing.
+ * DF is one of structured replies only.
+ */
+const FLAGS_OF_COMMAND: readonly number[] = [
+  NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_REQ_ONE,
+];
 
 const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
   RequestKind.Read,
@@ -34,14 +46,32 @@ export function kindOf(command: number, flags: number): RequestKind {
   return solid ? RequestKind.Fill : KIND_OF_COMMAND[command] as RequestKind;
 }
 
-/** The error number for a request that no device could carry out; 0 for others. */
-export function refusalOf(command: number, flags: number, offset: number, length: number): number {
+/** Whether a command reads or writes data that the connection carries. */
+export function carriesData(command: number): boolean {
+  return command === NBD_CMD_READ || command === NBD_CMD_WRITE;
+}
+
+/**
+ * The error number for a request that no device could carry out; 0 for others.
+ *
+ * @param structuredReplies Whether they were negotiated.
+ */
+export function refusalOf(
+  command: number,
+  flags: number,
+  structuredReplies: boolean,
+  offset: number,
+  length: number,
+): number {
   if (KIND_OF_COMMAND[command] === undefined) return Errno.EINVAL;
-  if ((flags & ~KNOWN_FLAGS) !== 0) return Errno.EINVAL;
+  if ((flags & ~FLAGS_OF_COMMAND[command]) !== 0) return Errno.EINVAL;
+  const isUnfragmented = (flags & NBD_CMD_FLAG_DF) !== 0;
+  if (isUnfragmented && !structuredReplies) return Errno.EINVAL;
   if (command === NBD_CMD_FLUSH) return offset !== 0 || length !== 0 ? Errno.EINVAL : 0;
   if (command === NBD_CMD_BLOCK_STATUS && length === 0) return Errno.EINVAL;
   // The low 32 bits say it; a remainder of a large number would cost a division.
   if ((((offset >>> 0) | length) & (MINIMUM_BLOCK_BYTES - 1)) !== 0) return Errno.EINVAL;
-  const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
-  return carriesData && length > MAXIMUM_BLOCK_BYTES ? Errno.EOVERFLOW : 0;
+  if (!carriesData(command) || length <= MAXIMUM_BLOCK_BYTES) return 0;
+  // EOVERFLOW says to a client that asked for one piece that it may ask for smaller ones.
+  return isUnfragmented ? Errno.EOVERFLOW : Errno.EINVAL;
 }

@@ -1,23 +1,16 @@
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import type { Arena } from "../../../ffi/memory.ts";
-import {
-  enlargeSendBuffer,
-  IOVEC_BYTES,
-  putIovec,
-  putMsghdr,
-  receiveMessage,
-  sendAt,
-} from "../../../ffi/sockets.ts";
+import { enlargeSendBuffer, sendAt } from "../../../ffi/sockets.ts";
 import type { Deferred } from "../../driver/deferral.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
-import type { SlotWaiter } from "../../vbd/requests.ts";
+import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
-import { kindOf, refusalOf } from "./commands.ts";
+import { type ClientSeat, HANDSHAKE_BYTES } from "./client_seat.ts";
+import { carriesData, kindOf, refusalOf } from "./commands.ts";
 import type { ConnectionHost } from "./connection_host.ts";
-import { Handshake, type HandshakeStage, LONGEST_REPLY_BYTES } from "./handshake.ts";
+import { Handshake, type HandshakeStage } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
@@ -29,14 +22,11 @@ import {
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
 } from "../../nbd/protocol.ts";
+import { releaseParts, takeParts } from "./nbd_slots.ts";
 import { ReplyQueue } from "./reply_queue.ts";
+import { RequestReader } from "./request_reader.ts";
 
 const NONE = -1;
-const RECEIVE_BYTES = 128 * 1024;
-/** Where the buffer begins; what the handshake sends lies before it. */
-const RECEIVE_AT = 2 * 4096;
-const IOVECS_AT = 64;
-const SEND_AT = 128;
 /** Writes of at least this size are received straight into their slots, header by header. */
 const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
@@ -48,36 +38,35 @@ const MOST_RECEIVES = 16;
  * received: the client works on the first answers while the others are being made.
  */
 const MOST_REQUESTS = 12;
+/**
+ * What a client may have done in one turn, so that others have theirs soon: a request counts as 1
+ * and its data as 1 for each 8 KiB. That is 256 small requests, or 2 MiB of data.
+ */
+const MOST_WORK_OF_TURN = 256;
+const WORK_SHIFT = 13;
 const SECTOR_BYTES = 512;
 
 /** One client of an export. A fault of the code here ends the client, and nobody else. */
-export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Deferred, FaultOwner {
+export class NbdConnection implements FdHandler, RequestOwner, SlotHolder, Deferred, FaultOwner {
   /** Whether it is in its server's list for the end of the turn. */
   deferred = false;
   /** The client asked to disconnect: answers still leave. */
   hasLeft = false;
+  /** The memory that it has; whoever made the connection gives it back. */
+  readonly seat: ClientSeat;
   readonly #fd: number;
   readonly #host: ConnectionHost;
+  /** Whether it is the kernel, which keeps slots only as long as it must. */
+  readonly #isTrusted: boolean;
   readonly #handshake: Handshake;
+  readonly #claim: SlotClaim;
   readonly #replies: ReplyQueue;
-  readonly #memory: Arena;
-  /** Where this client's part of the memory begins, and where it receives to. */
-  readonly #base: number;
-  readonly #receiveAt: number;
-  readonly #msghdr: Deno.PointerObject;
-  /** What was received and not worked through. */
-  #start: number;
-  #end: number;
-  /** Part of a write that is being filled, and how far. */
-  #part = NONE;
-  #partFilled = 0;
-  /** Head of the write whose data comes in, and its bytes behind the part. */
+  readonly #reader: RequestReader;
+  /** Head of the write whose data comes in, the part that is being filled, the bytes behind it. */
   #writeHead = NONE;
+  #part = NONE;
   #writeLeft = 0;
   readonly #longRead = new LongRead();
-  #largeWrites = false;
-  /** Bytes of a refused write that are to be thrown away. */
-  #skip = 0;
   /** Waits for slots: nothing is received meanwhile. */
   #stalled = false;
   #watched = EPOLLIN;
@@ -85,24 +74,34 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
   #inFlight = 0;
   /** Requests taken since answers were last sent. */
   #taken = 0;
+  /** Work of this turn, see `MOST_WORK_OF_TURN`. */
+  #workOfTurn = 0;
 
-  /**
-   * @param memoryOffset Of this client's memory in the device's.
-   * @param stage "transmission" for a client that sends requests without a handshake.
-   */
-  constructor(fd: number, memoryOffset: number, host: ConnectionHost, stage: HandshakeStage) {
+  /** @param stage "transmission" for a client that sends requests without a handshake. */
+  constructor(fd: number, seat: ClientSeat, host: ConnectionHost, stage: HandshakeStage) {
+    const { requests } = host.vbd;
     this.#fd = fd;
     this.#host = host;
-    this.#memory = host.vbd.requests.memory;
-    this.#base = memoryOffset;
-    this.#receiveAt = memoryOffset + RECEIVE_AT;
-    this.#msghdr = this.#memory.pointerAt(memoryOffset);
-    this.#start = this.#end = this.#receiveAt;
-    this.#replies = new ReplyQueue(host.vbd.requests, host.slots);
+    this.seat = seat;
+    this.#isTrusted = stage === "transmission";
+    this.#claim = requests.shares.open(this);
+    this.#reader = new RequestReader(fd, seat);
+    this.#replies = new ReplyQueue(fd, { requests, slots: host.slots, seat, claim: this.#claim });
     this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
-    enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
-    host.scheduler.watch(fd, EPOLLIN, this, this);
-    this.#handshake.start(stage);
+    this.#handshake.stage = stage;
+  }
+
+  /** Begins to serve. Throws `SystemError` when the loop cannot watch its descriptor. */
+  start(): void {
+    try {
+      this.#host.scheduler.watch(this.#fd, EPOLLIN, this, this);
+    } catch (error) {
+      this.#closed = true;
+      this.#claim.end();
+      throw error;
+    }
+    enlargeSendBuffer(this.#fd, SEND_BUFFER_BYTES);
+    this.#handshake.start(this.#handshake.stage);
   }
 
   get faults(): FaultOwner {
@@ -121,13 +120,15 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
   /** Sends a few bytes of the handshake; a client that does not take them is dropped. */
   #sendNow(bytes: Uint8Array): void {
     if (this.#closed) return;
-    if (bytes.length > LONGEST_REPLY_BYTES) throw new RangeError("An answer is too long");
-    this.#memory.bytes.set(bytes, this.#base + SEND_AT);
-    const sent = sendAt(this.#fd, this.#memory.address + this.#base + SEND_AT, bytes.length);
+    if (bytes.length > HANDSHAKE_BYTES) throw new RangeError("An answer is too long");
+    const { memory, handshakeAt } = this.seat;
+    memory.bytes.set(bytes, handshakeAt);
+    const sent = sendAt(this.#fd, memory.address + handshakeAt, bytes.length);
     if (sent !== bytes.length) this.close();
   }
 
   ready(events: number): void {
+    this.#workOfTurn = 0;
     if ((events & EPOLLOUT) !== 0) this.runDeferred();
     if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.hasLeft) this.#receive();
     else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
@@ -135,111 +136,63 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
 
   #receive(): void {
     for (let i = 0; i < MOST_RECEIVES && this.#isTaking && !this.#longRead.isActive; i++) {
-      const wanted = this.#part === NONE ? this.#receiveHeaders() : this.#receivePayload();
-      if (!wanted) return;
+      const got = this.#reader.receive();
+      if (got <= 0) {
+        if (got === 0 || (got !== -Errno.EAGAIN && got !== -Errno.EINTR)) this.close();
+        return;
+      }
+      const { wasFull } = this.#reader;
+      if (this.#part !== NONE && !this.#reader.isFilling) this.#startPart();
+      this.#consume();
+      if (!wasFull) return;
     }
   }
 
   /** Whether more requests can be taken just now. */
   get #isTaking(): boolean {
-    return !this.#closed && !this.#stalled && !this.hasLeft && this.#taken < MOST_REQUESTS;
-  }
-
-  /** Receives into the buffer; false when the socket has no more just now. */
-  #receiveHeaders(): boolean {
-    this.#makeRoom();
-    const room = this.#receiveAt + RECEIVE_BYTES - this.#end;
-    const missing = REQUEST_BYTES - (this.#end - this.#start);
-    const most = this.#largeWrites && missing > 0 ? missing : room;
-    const { view, address } = this.#memory;
-    putIovec(view, this.#base + IOVECS_AT, address + this.#end, most);
-    putMsghdr(view, this.#base, address + this.#base + IOVECS_AT, 1);
-    const got = receiveMessage(this.#fd, this.#msghdr);
-    if (!this.#take(got)) return false;
-    this.#end += got;
-    this.#consume();
-    return got === most;
-  }
-
-  /** Receives the rest of a part into its slot, and what follows the write's data. */
-  #receivePayload(): boolean {
-    const { vbd, slots } = this.#host;
-    const part = this.#part;
-    const missing = slots.length[part] - this.#partFilled;
-    const { view, address } = this.#memory;
-    const isLast = this.#writeLeft === 0;
-    const behind = isLast ? (this.#largeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
-    const to = vbd.requests.slotAddress(part) + this.#partFilled;
-    putIovec(view, this.#base + IOVECS_AT, to, missing);
-    putIovec(view, this.#base + IOVECS_AT + IOVEC_BYTES, address + this.#receiveAt, behind);
-    putMsghdr(view, this.#base, address + this.#base + IOVECS_AT, isLast ? 2 : 1);
-    const got = receiveMessage(this.#fd, this.#msghdr);
-    if (!this.#take(got)) return false;
-    this.#start = this.#receiveAt;
-    this.#end = this.#receiveAt + Math.max(0, got - missing);
-    this.#partFilled += Math.min(got, missing);
-    if (this.#partFilled === slots.length[part]) this.#startPart();
-    this.#consume();
-    return got === missing + behind;
-  }
-
-  /** Looks at the result of a receive; false when there is nothing to go on with. */
-  #take(got: number): boolean {
-    if (got > 0) return true;
-    if (got === 0 || (got !== -Errno.EAGAIN && got !== -Errno.EINTR)) this.close();
-    return false;
-  }
-
-  #makeRoom(): void {
-    if (this.#start === this.#end) {
-      this.#start = this.#end = this.#receiveAt;
-    } else if (this.#receiveAt + RECEIVE_BYTES - this.#end < RECEIVE_BYTES / 2) {
-      this.#memory.bytes.copyWithin(this.#receiveAt, this.#start, this.#end);
-      this.#end -= this.#start - this.#receiveAt;
-      this.#start = this.#receiveAt;
-    }
+    return !this.#closed && !this.#stalled && !this.hasLeft && this.#taken < MOST_REQUESTS &&
+      this.#workOfTurn < MOST_WORK_OF_TURN;
   }
 
   /** Works through what was received. */
   #consume(): void {
     if (this.#handshake.stage !== "transmission") this.#negotiate();
-    if (this.#handshake.stage !== "transmission") return;
-    while (this.#isTaking && (this.#longRead.isActive || this.#start < this.#end)) {
-      if (this.#longRead.isActive) {
-        if (!this.#continueRead()) return;
-      } else if (this.#skip > 0) this.#skipPayload();
-      else if (this.#part !== NONE) this.#fillFromBuffer();
-      else if (this.#writeHead !== NONE) this.#nextPart();
-      else if (this.#end - this.#start < REQUEST_BYTES || !this.#request()) return;
+    if (this.#handshake.stage === "transmission") {
+      while (this.#isTaking && (this.#longRead.isActive || this.#reader.bytes > 0)) {
+        if (!this.#step()) break;
+      }
     }
+    this.#noteWaiting();
+  }
+
+  /** One step through what was received; false when there is nothing to go on with. */
+  #step(): boolean {
+    const reader = this.#reader;
+    if (this.#longRead.isActive) return this.#continueRead();
+    if (reader.isSkipping) reader.skipReceived();
+    else if (reader.isFilling) {
+      if (reader.fill()) this.#startPart();
+    } else if (this.#writeHead !== NONE) this.#nextPart();
+    else return reader.bytes >= REQUEST_BYTES && this.#request();
+    return true;
+  }
+
+  /** Says whether slots wait for the client: to take answers in, or to send data. */
+  #noteWaiting(): void {
+    if (this.#isTrusted || this.#closed) return;
+    const wantsData = this.#writeHead !== NONE && !this.#stalled;
+    if (this.#replies.isBlocked || wantsData) this.#claim.waitForPeer();
+    else this.#claim.peerMoved();
   }
 
   #negotiate(): void {
-    const view = new DataView(
-      this.#memory.bytes.buffer,
-      this.#start,
-      this.#end - this.#start,
-    );
-    this.#start += this.#handshake.consume(view);
+    const { memory } = this.seat;
+    const view = new DataView(memory.bytes.buffer, this.#reader.at, this.#reader.bytes);
+    this.#reader.take(this.#handshake.consume(view));
+    const { stage } = this.#handshake;
     this.#replies.structured = this.#handshake.structuredReplies;
-    if (this.#handshake.stage === "closed") this.close();
-  }
-
-  #skipPayload(): void {
-    const skipped = Math.min(this.#skip, this.#end - this.#start);
-    this.#skip -= skipped;
-    this.#start += skipped;
-  }
-
-  #fillFromBuffer(): void {
-    const { vbd, slots } = this.#host;
-    const part = this.#part;
-    const bytes = Math.min(slots.length[part] - this.#partFilled, this.#end - this.#start);
-    const to = vbd.requests.slotOffset(part) + this.#partFilled;
-    this.#memory.bytes.copyWithin(to, this.#start, this.#start + bytes);
-    this.#start += bytes;
-    this.#partFilled += bytes;
-    if (this.#partFilled === slots.length[part]) this.#startPart();
+    if (stage === "closed") this.close();
+    else if (stage === "transmission") this.#host.negotiated(this);
   }
 
   /** A part has all its data and starts; the next one is taken, or the write is complete. */
@@ -252,6 +205,8 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     const count = slots.length[part] / SECTOR_BYTES;
     const fua = ((slots.command[head] >>> 8) & NBD_CMD_FLAG_FUA) !== 0;
     this.#part = NONE;
+    this.#claim.peerMoved();
+    this.#noteWork(slots.length[part] >>> WORK_SHIFT);
     slots.partsLeft[head]++;
     vbd.requests.start(part, RequestKind.Write, sector, count, fua, this);
     if (this.#writeLeft > 0) return this.#nextPart();
@@ -265,14 +220,22 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     if (part === NONE) return;
     this.#host.slots.head[part] = this.#writeHead;
     this.#writeLeft -= this.#host.slots.length[part];
+    this.#expectPart(part);
+  }
+
+  /** The data that comes next is that of a part. */
+  #expectPart(part: number): void {
+    const { vbd, slots } = this.#host;
     this.#part = part;
-    this.#partFilled = 0;
+    const at = vbd.requests.slotOffset(part);
+    this.#reader.expect(at, slots.length[part], this.#writeLeft === 0);
   }
 
   /** Takes the request whose header is next in the buffer; false when it has to wait. */
   #request(): boolean {
-    const { view } = this.#memory;
-    const at = this.#start;
+    const { view } = this.seat.memory;
+    const reader = this.#reader;
+    const { at } = reader;
     if (view.getUint32(at, false) !== NBD_REQUEST_MAGIC) {
       this.close();
       return false;
@@ -282,23 +245,17 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     const offset = view.getUint32(at + 16, false) * 0x1_0000_0000 + view.getUint32(at + 20, false);
     const length = view.getUint32(at + 24, false);
     if (command === NBD_CMD_DISC) return this.#leave();
-    const carriesData = command === NBD_CMD_READ || command === NBD_CMD_WRITE;
     const refusal = this.#refusal(command, flags, offset, length);
-    const dataBytes = carriesData && refusal === 0 ? length : 0;
-    if (command === NBD_CMD_READ && dataBytes > READ_PIECE_BYTES) {
-      this.#longRead.start(view, at);
-      this.#start += REQUEST_BYTES;
-      this.#updateWatch();
-      return true;
+    const dataBytes = carriesData(command) && refusal === 0 ? length : 0;
+    const isRead = command === NBD_CMD_READ;
+    // A write takes slots as its data comes. A long read does, too, piece by piece.
+    if (isRead && (dataBytes > READ_PIECE_BYTES || !this.#canTake(dataBytes))) {
+      if (dataBytes > SLOT_BYTES) return this.#startLongRead(at);
     }
-    // A write takes slots as its data comes.
-    const head = this.#takeSlots(
-      command === NBD_CMD_WRITE ? Math.min(dataBytes, SLOT_BYTES) : dataBytes,
-    );
+    const head = this.#takeSlots(isRead ? dataBytes : Math.min(dataBytes, SLOT_BYTES));
     if (head === NONE) return false;
-    this.#start += REQUEST_BYTES;
-    this.#host.scheduler.noteRequest();
-    if (++this.#taken === MOST_REQUESTS) this.#host.makeDue(this);
+    reader.take(REQUEST_BYTES);
+    this.#noteTaken(isRead ? dataBytes : 0);
     const { slots } = this.#host;
     slots.cookieHigh[head] = view.getUint32(at + 8, false);
     slots.cookieLow[head] = view.getUint32(at + 12, false);
@@ -307,17 +264,36 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     slots.totalLength[head] = length;
     slots.announced[head] = length;
     slots.error[head] = 0;
-    if (command !== NBD_CMD_READ) this.#largeWrites = false;
+    if (!isRead) reader.expectsLargeWrites = false;
     if (refusal !== 0) this.#refuse(head, command, length, refusal);
     else if (command === NBD_CMD_WRITE && length > 0) this.#startWrite(head);
     else this.#begin(head);
     return true;
   }
 
+  #noteTaken(dataBytes: number): void {
+    this.#host.scheduler.noteRequest();
+    if (++this.#taken === MOST_REQUESTS) this.#host.makeDue(this);
+    this.#noteWork(1 + (dataBytes >>> WORK_SHIFT));
+  }
+
+  #noteWork(work: number): void {
+    const isFirstOver = this.#workOfTurn < MOST_WORK_OF_TURN;
+    this.#workOfTurn += work;
+    if (isFirstOver && this.#workOfTurn >= MOST_WORK_OF_TURN) this.#host.makeDueNextTurn(this);
+  }
+
+  /** A new turn has begun since it did as much as one allows: it goes on. */
+  nextTurn(): void {
+    this.#workOfTurn = 0;
+    this.#host.makeDue(this);
+  }
+
   /** The error number for a request that is refused before it starts; 0 for others. */
   #refusal(command: number, flags: number, offset: number, length: number): number {
-    if (command === NBD_CMD_BLOCK_STATUS && !this.#handshake.baseAllocation) return Errno.EINVAL;
-    const refusal = refusalOf(command, flags, offset, length);
+    const { structuredReplies, baseAllocation } = this.#handshake;
+    if (command === NBD_CMD_BLOCK_STATUS && !baseAllocation) return Errno.EINVAL;
+    const refusal = refusalOf(command, flags, structuredReplies, offset, length);
     if (refusal !== 0 || length <= SLOT_BYTES) return refusal;
     // What is done in parts is not to fail in the middle: the device looks at each part alone.
     if (offset + length <= this.#host.vbd.sectors * SECTOR_BYTES) return 0;
@@ -327,63 +303,69 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
   /** Its data comes next. One part that is yet to come holds the answer back. */
   #startWrite(head: number): void {
     const { slots } = this.#host;
-    this.#largeWrites = slots.totalLength[head] >= LARGE_WRITE_BYTES;
+    this.#reader.expectsLargeWrites = slots.totalLength[head] >= LARGE_WRITE_BYTES;
     this.#inFlight++;
     this.#writeHead = head;
     this.#writeLeft = slots.totalLength[head] - slots.length[head];
-    this.#part = head;
-    this.#partFilled = 0;
+    this.#expectPart(head);
+  }
+
+  #startLongRead(at: number): boolean {
+    this.#longRead.start(this.seat.memory.view, at);
+    this.#reader.take(REQUEST_BYTES);
+    this.#noteTaken(0);
+    this.#updateWatch();
+    return true;
   }
 
   /** Takes a long read a step further; false when it has to wait for what is under way. */
   #continueRead(): boolean {
     if (this.#inFlight > 0) return false;
-    const bytes = this.#longRead.nextBytes();
-    if (bytes === 0) {
+    const longRead = this.#longRead;
+    if (longRead.isDone) {
+      longRead.end();
       this.#updateWatch();
       return true;
     }
-    const head = this.#takeSlots(bytes);
-    if (head === NONE) return false;
-    this.#longRead.putPiece(this.#host.slots, head, bytes);
+    const parts = this.#claim.mayTake(longRead.mostParts);
+    if (parts === 0) return this.#stall();
+    const bytes = longRead.bytesFor(parts);
+    const head = takeParts(this.#host.slots, this.#claim, parts, bytes);
+    longRead.putPiece(this.#host.slots, head, bytes);
+    this.#noteWork(bytes >>> WORK_SHIFT);
     this.#begin(head);
     return true;
   }
 
   #refuse(head: number, command: number, length: number, errno: number): void {
-    if (command === NBD_CMD_WRITE) this.#skip = length;
+    if (command === NBD_CMD_WRITE) this.#reader.skip(length);
     this.#host.slots.error[head] = errno;
     this.#inFlight++;
     this.#host.slots.partsLeft[head] = 1;
     this.requestDone(head, errno);
   }
 
+  /** Whether there are slots for so much data. */
+  #canTake(dataBytes: number): boolean {
+    const parts = partsOf(dataBytes);
+    return this.#claim.mayTake(parts) === parts;
+  }
+
   /** Takes as many slots as the data needs; -1, and nothing received, until there are so many. */
   #takeSlots(dataBytes: number): number {
-    const { requests } = this.#host.vbd;
-    const parts = Math.max(1, Math.ceil(dataBytes / SLOT_BYTES));
-    // Who holds slots takes more only while it leaves others as many.
-    const held = this.#replies.slotsHeld;
-    const needed = held === 0 ? parts : held + 2 * parts;
-    if (requests.freeSlots < needed) {
-      this.#stalled = true;
-      requests.waitForSlots(this);
-      this.#updateWatch();
-      return NONE;
+    const parts = partsOf(dataBytes);
+    if (this.#claim.mayTake(parts) === parts) {
+      return takeParts(this.#host.slots, this.#claim, parts, dataBytes);
     }
-    const { slots } = this.#host;
-    const head = requests.takeSlot();
-    let left = dataBytes;
-    for (let part = head;; part = slots.next[part]) {
-      slots.head[part] = head;
-      slots.length[part] = Math.min(left, SLOT_BYTES);
-      left -= slots.length[part];
-      slots.next[part] = left > 0 ? requests.takeSlot() : NONE;
-      if (left === 0) break;
-    }
-    slots.partsLeft[head] = parts;
-    this.#replies.slotsHeld += parts;
-    return head;
+    this.#stall();
+    return NONE;
+  }
+
+  #stall(): false {
+    this.#stalled = true;
+    this.#claim.wait();
+    this.#updateWatch();
+    return false;
   }
 
   slotsFree(): void {
@@ -391,6 +373,10 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     this.#stalled = false;
     this.#consume();
     this.#updateWatch();
+  }
+
+  giveUpSlots(why: string): void {
+    this.#host.hangUp(this, why);
   }
 
   /** Starts a request that is complete. */
@@ -427,7 +413,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     if (errno !== 0 && slots.error[head] === 0) slots.error[head] = errno;
     // A write gives its parts back one by one; its head waits for all of them.
     const isWrite = (slots.command[head] & 0xff) === NBD_CMD_WRITE;
-    if (isWrite && slot !== head) this.#replies.releaseParts(slot);
+    if (isWrite && slot !== head) releaseParts(slots, this.#claim, slot);
     this.#partDone(head);
   }
 
@@ -437,7 +423,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     this.#inFlight--;
     slots.command[head] &= 0xff;
     if (this.#closed) {
-      this.#replies.releaseParts(head);
+      releaseParts(slots, this.#claim, head);
       this.#retireWhenDone();
     } else {
       this.#replies.push(head);
@@ -450,11 +436,12 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
   /** Sends the answers that wait. */
   runDeferred(): void {
     if (this.#closed) return;
-    const result = this.#replies.send(this.#fd);
+    const result = this.#replies.send();
     if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();
     if (this.hasLeft && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
     this.#taken = 0;
-    if (this.#longRead.isActive || this.#start < this.#end) this.#consume();
+    if (this.#longRead.isActive || this.#reader.bytes > 0) this.#consume();
+    else this.#noteWaiting();
     this.#updateWatch();
   }
 
@@ -469,7 +456,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
   /** The client is done: what it asked for before is still answered. */
   #leave(): boolean {
     this.hasLeft = true;
-    this.#start = this.#end;
+    this.#reader.clear();
     this.#host.makeDue(this);
     return false;
   }
@@ -482,6 +469,7 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     closeFile(this.#fd);
     this.#abandonWrite();
     this.#replies.close();
+    this.#claim.end();
     this.#host.gone(this);
     this.#retireWhenDone();
   }
@@ -491,21 +479,21 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotWaiter, Defer
     const { slots } = this.#host;
     const head = this.#writeHead;
     if (head === NONE) return;
-    if (this.#part !== NONE && this.#part !== head) this.#replies.releaseParts(this.#part);
+    if (this.#part !== NONE && this.#part !== head) releaseParts(slots, this.#claim, this.#part);
     this.#part = NONE;
     this.#writeHead = NONE;
+    this.#reader.abandon();
     if (--slots.partsLeft[head] > 0) return;
     this.#inFlight--;
-    this.#replies.releaseParts(head);
+    releaseParts(slots, this.#claim, head);
   }
 
   #retireWhenDone(): void {
     if (this.#inFlight === 0) this.#host.retire(this);
   }
+}
 
-  /** Unmaps its memory. The server calls this when nothing can be looking at it any more. */
-  release(): void {
-    this.#replies.release();
-    this.#host.vbd.requests.giveClientMemory(this.#base);
-  }
+/** How many slots so much data takes. */
+function partsOf(dataBytes: number): number {
+  return Math.max(1, Math.ceil(dataBytes / SLOT_BYTES));
 }

@@ -12,6 +12,12 @@ export interface ConnectionHost {
   describe(): ExportDescription;
   /** The connection has answers to send at the end of the turn. */
   makeDue(connection: NbdConnection): void;
+  /** The connection has more to do than one turn allows: `nextTurn` is called in the next. */
+  makeDueNextTurn(connection: NbdConnection): void;
+  /** The handshake is over. */
+  negotiated(connection: NbdConnection): void;
+  /** Closes a connection that breaks the rules, and logs why. */
+  hangUp(connection: NbdConnection, why: string): void;
   /** The connection has closed its descriptor. */
   gone(connection: NbdConnection): void;
   /** The last of its requests has ended, too. */

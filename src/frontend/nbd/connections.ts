@@ -1,6 +1,10 @@
+import { closeFile } from "../../../ffi/files.ts";
 import { Deferral } from "../../driver/deferral.ts";
 import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
+import { SeldomLog } from "../../log/seldom_log.ts";
+import { messageOf } from "../../../ffi/errno.ts";
+import { ClientSeat } from "./client_seat.ts";
 import { NbdConnection } from "./connection.ts";
 import type { ConnectionHost } from "./connection_host.ts";
 import type { ExportDescription } from "./handshake.ts";
@@ -36,15 +40,29 @@ export interface ConnectionsOwner {
   connectionRetired(connection: NbdConnection): void;
 }
 
+/** How long a client may take for its handshake. */
+const HANDSHAKE_MS = 10_000;
+/** How often the log tells of clients that are hung up on, for each reason. */
+const TELL_EVERY_MS = 10_000;
+
 /** The connections to one device, wherever they come from. */
 export class NbdConnections implements ConnectionHost, TurnWork {
   readonly scheduler: Scheduler;
   readonly vbd: Vbd;
   readonly slots = new NbdSlots();
   readonly #owner: ConnectionsOwner | null;
+  readonly #log: SeldomLog;
   readonly #connections = new Set<NbdConnection>();
+  /** Those whose handshake is not over, and when each began; the oldest first. */
+  readonly #greeting = new Map<NbdConnection, number>();
+  #greetingTimer = 0;
   /** Those with answers to send. */
   readonly #due: Deferral;
+  /** Those that took as many requests as a turn allows. */
+  readonly #dueNextTurn: NbdConnection[] = [];
+  #nextTurnTimer = 0;
+  /** What was made of clients' memory, by its offset. */
+  readonly #seats = new Map<number, ClientSeat>();
   #retired: NbdConnection[] = [];
   /**
    * The client that left last. While there is no object of a class, the runtime forgets what it has
@@ -53,10 +71,19 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly #lastRetired: NbdConnection[] = [];
   #closed = false;
 
-  constructor(scheduler: Scheduler, vbd: Vbd, owner: ConnectionsOwner | null = null) {
+  /** @param log Writes a line to the log. */
+  constructor(
+    scheduler: Scheduler,
+    vbd: Vbd,
+    { owner = null, log = () => {} }: {
+      owner?: ConnectionsOwner | null;
+      log?: (message: string) => void;
+    } = {},
+  ) {
     this.scheduler = scheduler;
     this.vbd = vbd;
     this.#owner = owner;
+    this.#log = new SeldomLog(scheduler, log, TELL_EVERY_MS);
     this.#due = new Deferral(scheduler);
     scheduler.addTurnWork(this, vbd);
   }
@@ -67,14 +94,60 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   }
 
   /**
-   * Serves a client.
+   * Serves a client, or closes its descriptor when that cannot be.
    *
    * @param memory What `Requests.takeClientMemory` gave for it.
    * @param negotiated Whether requests follow at once, without a handshake.
    */
   add(fd: number, memory: number, { negotiated }: { negotiated: boolean }): void {
     const stage = negotiated ? "transmission" : "flags";
-    this.#connections.add(new NbdConnection(fd, memory, this, stage));
+    const connection = new NbdConnection(fd, this.#seatAt(memory), this, stage);
+    // It may hang up, and be taken out again, while it is greeted.
+    this.#connections.add(connection);
+    if (!negotiated) this.#noteGreeting(connection);
+    try {
+      connection.start();
+    } catch (error) {
+      this.#forget(connection);
+      closeFile(fd);
+      this.vbd.requests.giveClientMemory(memory);
+      this.note(`a client cannot be served: ${messageOf(error)}`);
+    }
+  }
+
+  #seatAt(memory: number): ClientSeat {
+    let seat = this.#seats.get(memory);
+    if (seat === undefined) {
+      seat = new ClientSeat(this.vbd.requests.memory, memory);
+      this.#seats.set(memory, seat);
+    }
+    return seat;
+  }
+
+  #noteGreeting(connection: NbdConnection): void {
+    this.#greeting.set(connection, this.scheduler.nowMs());
+    if (this.#greetingTimer === 0) this.#awaitOldest(HANDSHAKE_MS);
+  }
+
+  #awaitOldest(delayMs: number): void {
+    this.#greetingTimer = this.scheduler.addTimer(delayMs, () => {
+      this.#greetingTimer = 0;
+      const nowMs = this.scheduler.nowMs();
+      for (const [connection, sinceMs] of this.#greeting) {
+        const leftMs = sinceMs + HANDSHAKE_MS - nowMs;
+        if (leftMs > 0) return this.#awaitOldest(leftMs);
+        const seconds = HANDSHAKE_MS / 1000;
+        this.hangUp(connection, `it did not finish the handshake in ${seconds} s`);
+      }
+    });
+  }
+
+  /** Hangs up on whoever has been in the handshake for longest; false when nobody is. */
+  dropOldestGreeting(): boolean {
+    const [oldest] = this.#greeting.keys();
+    if (oldest === undefined) return false;
+    this.hangUp(oldest, "it had not finished the handshake when others wanted to connect");
+    return true;
   }
 
   describe(): ExportDescription {
@@ -85,14 +158,42 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     this.#due.add(connection);
   }
 
+  makeDueNextTurn(connection: NbdConnection): void {
+    this.#dueNextTurn.push(connection);
+    if (this.#nextTurnTimer !== 0) return;
+    this.#nextTurnTimer = this.scheduler.addTimer(0, () => {
+      this.#nextTurnTimer = 0;
+      for (const due of this.#dueNextTurn.splice(0)) due.nextTurn();
+    });
+  }
+
+  negotiated(connection: NbdConnection): void {
+    this.#greeting.delete(connection);
+  }
+
+  hangUp(connection: NbdConnection, why: string): void {
+    this.note(`hung up on an NBD client: ${why}`);
+    connection.close();
+  }
+
+  /** Tells the log of something about a client, unless it has been told of such a thing just now. */
+  note(what: string): void {
+    this.#log.tell(what, `Minor ${this.vbd.minor}: ${what}`);
+  }
+
   gone(connection: NbdConnection): void {
-    this.#connections.delete(connection);
+    this.#forget(connection);
     this.#owner?.connectionGone(connection);
+  }
+
+  #forget(connection: NbdConnection): void {
+    this.#connections.delete(connection);
+    this.#greeting.delete(connection);
   }
 
   retire(connection: NbdConnection): void {
     // Its handler may be running: its memory goes at the end of the turn.
-    if (this.#closed) connection.release();
+    if (this.#closed) this.#release(connection);
     else this.#retired.push(connection);
   }
 
@@ -105,6 +206,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   close(): void {
     if (this.#closed) return;
     this.scheduler.removeTurnWork(this);
+    this.scheduler.cancelTimer(this.#greetingTimer);
+    this.scheduler.cancelTimer(this.#nextTurnTimer);
     for (const connection of this.#connections) connection.close();
     this.#releaseRetired();
     this.#closed = true;
@@ -112,9 +215,13 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   #releaseRetired(): void {
     for (const connection of this.#retired.splice(0)) {
-      connection.release();
+      this.#release(connection);
       this.#lastRetired[0] = connection;
       this.#owner?.connectionRetired(connection);
     }
+  }
+
+  #release({ seat }: NbdConnection): void {
+    this.vbd.requests.giveClientMemory(seat.base);
   }
 }

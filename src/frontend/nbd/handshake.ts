@@ -7,6 +7,7 @@ import {
   MINIMUM_BLOCK_BYTES,
   NBD_FLAG_FIXED_NEWSTYLE,
   NBD_FLAG_NO_ZEROES,
+  NBD_FLAG_SEND_DF,
   NBD_INFO_BLOCK_SIZE,
   NBD_INFO_EXPORT,
   NBD_INFO_NAME,
@@ -48,8 +49,8 @@ const OPTION_HEADER_BYTES = 16;
 const LONGEST_OPTION_BYTES = 8192;
 /** The longest name of an export or query, as the specification has it. */
 const LONGEST_TEXT_BYTES = 4096;
-/** The longest content of an answer: a name and its type. */
-export const LONGEST_REPLY_BYTES = LONGEST_TEXT_BYTES + 2;
+/** Options of a handshake; whoever sends more has no use for the export. */
+const MOST_OPTIONS = 256;
 const EXPORT_NAME_PADDING_BYTES = 124;
 
 /** What is left of an option's content; throws `RangeError` past its end. */
@@ -72,14 +73,20 @@ class OptionReader {
     return this.view.getUint32(this.#at - 4, false);
   }
 
-  text(): string {
+  /** A text as it came: bytes that are to be UTF-8, and need not be. */
+  text(): Uint8Array {
     const length = this.u32();
     if (length > this.view.byteLength - this.#at) throw new RangeError("A text passes the end");
     if (length > LONGEST_TEXT_BYTES) throw new RangeError("A text is too long");
     const bytes = new Uint8Array(this.view.buffer, this.view.byteOffset + this.#at, length);
     this.#at += length;
-    return new TextDecoder().decode(bytes.slice());
+    return bytes;
   }
+}
+
+function isText(bytes: Uint8Array, text: string): boolean {
+  if (bytes.length !== text.length) return false;
+  return bytes.every((byte, i) => byte === text.charCodeAt(i));
 }
 
 /**
@@ -94,6 +101,7 @@ export class Handshake {
   readonly #describe: () => ExportDescription;
   readonly #send: (bytes: Uint8Array) => void;
   #noZeroes = false;
+  #options = 0;
   #skip = 0;
 
   /**
@@ -154,8 +162,13 @@ export class Handshake {
     }
     const option = view.getUint32(8, false);
     const length = view.getUint32(12, false);
-    if (length > LONGEST_OPTION_BYTES) return this.#refuseLong(option, length);
-    if (view.byteLength < OPTION_HEADER_BYTES + length) return 0;
+    const isLong = length > LONGEST_OPTION_BYTES;
+    if (!isLong && view.byteLength < OPTION_HEADER_BYTES + length) return 0;
+    if (this.#options++ === MOST_OPTIONS) {
+      this.stage = "closed";
+      return OPTION_HEADER_BYTES;
+    }
+    if (isLong) return this.#refuseLong(option, length);
     const content = new DataView(view.buffer, view.byteOffset + OPTION_HEADER_BYTES, length);
     try {
       this.#answer(option, new OptionReader(content));
@@ -176,9 +189,8 @@ export class Handshake {
   #reply(option: number, type: number, content: Uint8Array = new Uint8Array(0)): void {
     this.#send(
       new Fields().u32(OPTION_REPLY_MAGIC_HIGH).u32(OPTION_REPLY_MAGIC_LOW).u32(option).u32(type)
-        .u32(content.length).done(),
+        .u32(content.length).bytes(content).done(),
     );
-    if (content.length > 0) this.#send(content);
   }
 
   #answer(option: number, content: OptionReader): void {
@@ -204,9 +216,15 @@ export class Handshake {
     }
   }
 
+  /** The export, to a client that has negotiated what this one has. */
+  #described(): ExportDescription {
+    const { sizeBytes, flags } = this.#describe();
+    return { sizeBytes, flags: this.structuredReplies ? flags : flags & ~NBD_FLAG_SEND_DF };
+  }
+
   /** There is one export, and every name means it, as with the reference. */
   #exportName(): void {
-    const { sizeBytes, flags } = this.#describe();
+    const { sizeBytes, flags } = this.#described();
     const padding = this.#noZeroes ? 0 : EXPORT_NAME_PADDING_BYTES;
     this.#send(new Fields().u64(sizeBytes).u16(flags).zeros(padding).done());
     this.stage = "transmission";
@@ -223,11 +241,11 @@ export class Handshake {
     const wanted: number[] = [];
     for (let left = content.u16(); left > 0; left--) wanted.push(content.u16());
     if (!content.isAtEnd) throw new RangeError("More than was announced");
-    const { sizeBytes, flags } = this.#describe();
+    const { sizeBytes, flags } = this.#described();
     const exported = new Fields().u16(NBD_INFO_EXPORT).u64(sizeBytes).u16(flags).done();
     this.#reply(option, NBD_REP_INFO, exported);
     if (wanted.includes(NBD_INFO_NAME)) {
-      this.#reply(option, NBD_REP_INFO, new Fields().u16(NBD_INFO_NAME).text(name).done());
+      this.#reply(option, NBD_REP_INFO, new Fields().u16(NBD_INFO_NAME).bytes(name).done());
     }
     const sizes = new Fields().u16(NBD_INFO_BLOCK_SIZE).u32(MINIMUM_BLOCK_BYTES)
       .u32(PREFERRED_BLOCK_BYTES).u32(MAXIMUM_BLOCK_BYTES).done();
@@ -245,12 +263,14 @@ export class Handshake {
   #metaContext(option: number, content: OptionReader): void {
     if (!this.structuredReplies) throw new RangeError("Meta contexts need structured replies");
     content.text();
-    const queries: string[] = [];
-    for (let left = content.u32(); left > 0; left--) queries.push(content.text());
-    if (!content.isAtEnd) throw new RangeError("More than was announced");
     const setting = option === NBD_OPT_SET_META_CONTEXT;
-    const matches = queries.includes(BASE_ALLOCATION) ||
-      (!setting && (queries.length === 0 || queries.includes("base:")));
+    const count = content.u32();
+    let matches = !setting && count === 0;
+    for (let left = count; left > 0; left--) {
+      const query = content.text();
+      if (isText(query, BASE_ALLOCATION) || (!setting && isText(query, "base:"))) matches = true;
+    }
+    if (!content.isAtEnd) throw new RangeError("More than was announced");
     if (setting) this.baseAllocation = matches;
     if (matches) {
       const id = setting ? BASE_ALLOCATION_ID : 0;

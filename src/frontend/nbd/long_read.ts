@@ -4,7 +4,7 @@ import { NBD_CMD_READ } from "../../nbd/protocol.ts";
 
 const NONE = -1;
 
-/** Reads longer than this go piece by piece, so that none needs more slots than others leave. */
+/** Reads longer than this go piece by piece; others do too where there are not as many slots. */
 export const READ_PIECE_BYTES = 8 * SLOT_BYTES;
 
 /**
@@ -32,11 +32,25 @@ export class LongRead {
     this.#left = this.#total;
   }
 
-  /** Bytes of the next piece, once the one before has ended; 0 when all is done. */
-  nextBytes(): number {
+  /** Whether all pieces have been read, or one failed. */
+  get isDone(): boolean {
+    return this.#left === 0;
+  }
+
+  /** Ends it. */
+  end(): void {
     this.#piece = NONE;
-    if (this.#left === 0) this.isActive = false;
-    return Math.min(this.#left, READ_PIECE_BYTES);
+    this.isActive = false;
+  }
+
+  /** Slots that the next piece takes, at most. */
+  get mostParts(): number {
+    return Math.ceil(Math.min(this.#left, READ_PIECE_BYTES) / SLOT_BYTES);
+  }
+
+  /** Bytes of the next piece if it has so many slots. */
+  bytesFor(parts: number): number {
+    return Math.min(this.#left, parts * SLOT_BYTES);
   }
 
   /** Makes the next piece the request of slot `head`. */

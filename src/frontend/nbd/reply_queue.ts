@@ -1,9 +1,11 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { Arena, memoryAddress } from "../../../ffi/memory.ts";
+import { type Arena, memoryAddress } from "../../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec, putMsghdr, sendMessage, UIO_MAXIOV } from "../../../ffi/sockets.ts";
+import type { SlotClaim } from "../../vbd/slot_shares.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
-import type { NbdSlots } from "./nbd_slots.ts";
+import type { ClientSeat } from "./client_seat.ts";
+import { type NbdSlots, releaseParts } from "./nbd_slots.ts";
 import {
   BASE_ALLOCATION_ID,
   CHUNK_HEADER_BYTES,
@@ -24,9 +26,6 @@ import {
 const NONE = -1;
 const SECTOR_BYTES = 512;
 const EXTENT_BYTES = 8;
-const MOST_HEADER_BYTES = 32;
-const IOVECS_AT = 64;
-const HEADERS_AT = IOVECS_AT + UIO_MAXIOV * IOVEC_BYTES;
 
 /** Error numbers that NBD knows; all others are EIO to a client. */
 const nbdErrors: ReadonlySet<number> = new Set([
@@ -42,23 +41,27 @@ const nbdErrors: ReadonlySet<number> = new Set([
 
 /**
  * The answers of a connection: gathered over a turn and sent by one call, headers and data from
- * where they are. Slots are released when their answer has left.
+ * where they are. Slots are released as soon as their answer has left.
  */
 export class ReplyQueue {
   /** Whether reads are answered in structured form. */
   structured = false;
-  /** Slots that the connection has taken and not given back. */
-  slotsHeld = 0;
+  /** Whether the socket took less than there was: the client has to take answers in. */
+  isBlocked = false;
+  readonly #fd: number;
   readonly #requests: Requests;
   readonly #slots: NbdSlots;
-  readonly #arena = new Arena(HEADERS_AT + SLOTS * MOST_HEADER_BYTES);
-  readonly #msghdr = this.#arena.pointerAt(0);
-  readonly #queue = new Int32Array(SLOTS);
+  readonly #seat: ClientSeat;
+  readonly #claim: SlotClaim;
+  readonly #memory: Arena;
   #queueHead = 0;
   #queueSize = 0;
-  /** Heads of the requests whose answers are in the message. */
-  readonly #inMessage = new Int32Array(SLOTS);
+  /** Answers in the message, and those of them that have left. */
   #messageSize = 0;
+  #answersSent = 0;
+  /** Bytes of the message, and those of them that have left. */
+  #messageBytes = 0;
+  #bytesSent = 0;
   #iovecs = 0;
   #firstIovec = 0;
   #headerBytes = 0;
@@ -66,9 +69,21 @@ export class ReplyQueue {
   #lastSector = NONE;
   #lastEnd = 0;
 
-  constructor(requests: Requests, slots: NbdSlots) {
+  constructor(
+    fd: number,
+    { requests, slots, seat, claim }: {
+      requests: Requests;
+      slots: NbdSlots;
+      seat: ClientSeat;
+      claim: SlotClaim;
+    },
+  ) {
+    this.#fd = fd;
     this.#requests = requests;
     this.#slots = slots;
+    this.#seat = seat;
+    this.#claim = claim;
+    this.#memory = seat.memory;
   }
 
   /** Whether nothing is left to send. */
@@ -78,31 +93,38 @@ export class ReplyQueue {
 
   /** Puts the answer to an ended request behind the others. */
   push(head: number): void {
-    this.#queue[(this.#queueHead + this.#queueSize++) % SLOTS] = head;
+    this.#seat.queue[(this.#queueHead + this.#queueSize++) % SLOTS] = head;
   }
 
   /**
    * Sends what the socket takes. Returns 0 when all has left, -EAGAIN when the socket is full, or
    * another negative errno when it is broken.
    */
-  send(fd: number): number {
+  send(): number {
+    this.isBlocked = false;
     for (;;) {
       if (this.#messageSize === 0 && !this.#compose()) return 0;
-      const { view, address } = this.#arena;
-      const iovecs = address + IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
-      putMsghdr(view, 0, iovecs, this.#iovecs - this.#firstIovec);
-      const sent = sendMessage(fd, this.#msghdr);
-      if (sent < 0) return sent;
-      if (!this.#advance(sent)) continue;
-      this.#releaseMessage();
+      const { view, address } = this.#memory;
+      const { sendIovecsAt, sendMsghdrAt, sendMsghdr } = this.#seat;
+      const iovecs = address + sendIovecsAt + this.#firstIovec * IOVEC_BYTES;
+      putMsghdr(view, sendMsghdrAt, iovecs, this.#iovecs - this.#firstIovec);
+      const sent = sendMessage(this.#fd, sendMsghdr);
+      if (sent < 0) {
+        this.isBlocked = true;
+        return sent;
+      }
+      const isAll = this.#advance(sent);
+      this.#releaseSent(sent);
+      if (isAll) this.#messageSize = this.#answersSent = 0;
     }
   }
 
   /** Moves past the bytes that have left; true when that was all. */
   #advance(sent: number): boolean {
-    const { view } = this.#arena;
+    const { view } = this.#memory;
+    const { sendIovecsAt } = this.#seat;
     while (this.#firstIovec < this.#iovecs) {
-      const at = IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
+      const at = sendIovecsAt + this.#firstIovec * IOVEC_BYTES;
       const length = view.getUint32(at + 8, true);
       if (sent < length) {
         const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
@@ -115,36 +137,38 @@ export class ReplyQueue {
     return true;
   }
 
-  #releaseMessage(): void {
-    for (let i = 0; i < this.#messageSize; i++) this.releaseParts(this.#inMessage[i]);
-    this.#messageSize = 0;
+  /** Gives the slots back of the answers that have left whole. */
+  #releaseSent(sent: number): void {
+    const { answerEnds, inMessage } = this.#seat;
+    this.#bytesSent += sent;
+    while (
+      this.#answersSent < this.#messageSize && answerEnds[this.#answersSent] <= this.#bytesSent
+    ) this.#release(inMessage[this.#answersSent++]);
   }
 
-  /** Gives the slots of a request back. */
-  releaseParts(head: number): void {
-    for (let slot = head; slot !== NONE;) {
-      const next = this.#slots.next[slot];
-      this.#slots.next[slot] = NONE;
-      this.#requests.releaseSlot(slot);
-      this.slotsHeld--;
-      slot = next;
-    }
+  #release(head: number): void {
+    releaseParts(this.#slots, this.#claim, head);
   }
 
   /** Composes a message of the answers that wait; false when there are none. */
   #compose(): boolean {
     if (this.#queueSize === 0) return false;
+    const { queue, inMessage, answerEnds } = this.#seat;
     this.#iovecs = 0;
     this.#firstIovec = 0;
     this.#headerBytes = 0;
+    this.#messageBytes = 0;
+    this.#bytesSent = 0;
+    this.#answersSent = 0;
     this.#lastSector = NONE;
     // A request's answer takes an iovec for each of its parts, and at most one for its header.
     while (this.#queueSize > 0 && this.#iovecs + SLOTS + 1 < UIO_MAXIOV) {
-      const head = this.#queue[this.#queueHead];
+      const head = queue[this.#queueHead];
       this.#queueHead = (this.#queueHead + 1) % SLOTS;
       this.#queueSize--;
-      this.#inMessage[this.#messageSize++] = head;
       this.#answer(head);
+      inMessage[this.#messageSize] = head;
+      answerEnds[this.#messageSize++] = this.#messageBytes;
     }
     return true;
   }
@@ -170,8 +194,8 @@ export class ReplyQueue {
   }
 
   #simple(head: number, errno: number): void {
-    const view = this.#arena.view;
-    const at = HEADERS_AT + this.#headerBytes;
+    const { view } = this.#memory;
+    const at = this.#seat.headersAt + this.#headerBytes;
     view.setUint32(at, NBD_SIMPLE_REPLY_MAGIC, false);
     view.setUint32(at + 4, wireError(errno), false);
     view.setUint32(at + 8, this.#slots.cookieHigh[head], false);
@@ -182,8 +206,8 @@ export class ReplyQueue {
   /** A chunk's header and what is fixed of its content; it is the only chunk of the answer. */
   #chunk(head: number, type: number, contentBytes: number): void {
     const slots = this.#slots;
-    const view = this.#arena.view;
-    const at = HEADERS_AT + this.#headerBytes;
+    const { view } = this.#memory;
+    const at = this.#seat.headersAt + this.#headerBytes;
     view.setUint32(at, NBD_STRUCTURED_REPLY_MAGIC, false);
     view.setUint16(at + 4, NBD_REPLY_FLAG_DONE, false);
     view.setUint16(at + 6, type, false);
@@ -223,37 +247,36 @@ export class ReplyQueue {
   }
 
   #addHeader(bytes: number): void {
-    this.#addMemory(this.#arena.sector, HEADERS_AT + this.#headerBytes, bytes);
+    this.#addMemory(this.#memory.sector, this.#seat.headersAt + this.#headerBytes, bytes);
     this.#headerBytes += bytes;
   }
 
   /** Adds bytes of I/O memory, from `offsetBytes` behind the start of a sector on. */
   #addMemory(memorySector: number, offsetBytes: number, bytes: number): void {
-    const { view } = this.#arena;
+    const { view } = this.#memory;
+    const { sendIovecsAt } = this.#seat;
     if (memorySector === this.#lastSector && offsetBytes === this.#lastEnd) {
-      const at = IOVECS_AT + (this.#iovecs - 1) * IOVEC_BYTES + 8;
+      const at = sendIovecsAt + (this.#iovecs - 1) * IOVEC_BYTES + 8;
       view.setUint32(at, view.getUint32(at, true) + bytes, true);
     } else {
       const address = memoryAddress(memorySector) + offsetBytes;
-      putIovec(view, IOVECS_AT + this.#iovecs++ * IOVEC_BYTES, address, bytes);
+      putIovec(view, sendIovecsAt + this.#iovecs++ * IOVEC_BYTES, address, bytes);
     }
+    this.#messageBytes += bytes;
     this.#lastSector = memorySector;
     this.#lastEnd = offsetBytes + bytes;
   }
 
   /** Drops all answers and releases their slots. */
   close(): void {
-    this.#releaseMessage();
+    const { queue, inMessage } = this.#seat;
+    while (this.#answersSent < this.#messageSize) this.#release(inMessage[this.#answersSent++]);
+    this.#messageSize = this.#answersSent = 0;
     while (this.#queueSize > 0) {
-      this.releaseParts(this.#queue[this.#queueHead]);
+      this.#release(queue[this.#queueHead]);
       this.#queueHead = (this.#queueHead + 1) % SLOTS;
       this.#queueSize--;
     }
-  }
-
-  /** Unmaps its memory. */
-  release(): void {
-    this.#arena.release();
   }
 }
 

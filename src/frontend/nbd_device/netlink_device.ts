@@ -42,7 +42,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     this.outlives = outlives;
     this.#index = index;
     this.node = nodeOf(index);
-    this.#connections = new NbdConnections(host.scheduler, host.vbd, this);
+    this.#connections = new NbdConnections(host.scheduler, host.vbd, { owner: this });
   }
 
   get #backend(): string {
