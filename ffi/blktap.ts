@@ -23,25 +23,25 @@ const libc = openLibc({
 });
 
 /** Answers to requests are in the ring. */
-export const BLKTAP_IOCTL_RESPOND = 1;
+const BLKTAP_IOCTL_RESPOND = 1;
 /** Makes a tap; `struct blktap_info` comes back. On the control device. */
 export const BLKTAP_IOCTL_ALLOC_TAP = 200;
 /** Takes a tap away, by its minor. On the control device. */
 export const BLKTAP_IOCTL_FREE_TAP = 201;
 /** Makes the block device, by a `struct blktap2_params`: what the first drivers have. */
-export const BLKTAP_IOCTL_CREATE_DEVICE_COMPAT = 202;
+const BLKTAP_IOCTL_CREATE_DEVICE_COMPAT = 202;
 /** Tells the first drivers, which pause by themselves, of another image. */
 export const BLKTAP2_IOCTL_SET_PARAMS = 203;
 /** Says to them that all is held back, */
 export const BLKTAP2_IOCTL_PAUSE = 204;
 /** asks them for the name of the image to go on with, */
-export const BLKTAP2_IOCTL_REOPEN = 205;
+const BLKTAP2_IOCTL_REOPEN = 205;
 /** and says that it goes on, or why not. */
 export const BLKTAP2_IOCTL_RESUME = 206;
 /** Takes the block device away; EBUSY while somebody uses it. */
 export const BLKTAP_IOCTL_REMOVE_DEVICE = 207;
 /** Makes the block device, by a `struct blktap_device_info`. */
-export const BLKTAP_IOCTL_CREATE_DEVICE = 208;
+const BLKTAP_IOCTL_CREATE_DEVICE = 208;
 
 /** Flags of `struct blktap_device_info`. */
 export const BLKTAP_DEVICE_FLAG_RO = 0x01;

@@ -24,7 +24,6 @@ export const EPOLLIN = 0x001;
 export const EPOLLOUT = 0x004;
 export const EPOLLERR = 0x008;
 export const EPOLLHUP = 0x010;
-export const EPOLLRDHUP = 0x2000;
 export const EPOLLET = 0x80000000;
 
 const EPOLL_CTL_ADD = 1;

@@ -29,8 +29,6 @@ const libc = openLibc({
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
   // int fsync(int fd)
   fsync: { parameters: ["i32"], result: "i32" },
-  // int fdatasync(int fd)
-  fdatasync: { parameters: ["i32"], result: "i32" },
   // int fallocate(int fd, int mode, off_t offset, off_t len)
   fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
   // off_t lseek(int fd, off_t offset, int whence)
@@ -41,7 +39,7 @@ const libc = openLibc({
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "usize", "buffer"], result: "i32" },
-  // long syscall(long number, int fd, void *buf): fstat and fstatfs, in any glibc
+  // long syscall(SYS_fstat, int fd, struct stat *buf), in any glibc
   syscall: { parameters: ["i64", "i32", "buffer"], result: "i32" },
 });
 
@@ -52,18 +50,15 @@ export const O_RDWR = 2;
 export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
 export const O_NOCTTY = 0o400;
-export const O_TRUNC = 0o1000;
 export const O_APPEND = 0o2000;
 export const O_NONBLOCK = 0o4000;
-export const O_DSYNC = 0o10000;
 export const O_DIRECT = 0o40000;
 export const O_DIRECTORY = 0o200000;
 export const O_NOFOLLOW = 0o400000;
-export const O_CLOEXEC = 0o2000000;
+const O_CLOEXEC = 0o2000000;
 export const O_PATH = 0o10000000;
 
 const SYS_fstat = 5;
-const SYS_fstatfs = 138;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const SEEK_DATA = 3;
@@ -209,11 +204,6 @@ export function syncFile(fd: number): void {
   check(libc.fsync(fd), () => "Cannot sync the file");
 }
 
-/** Brings a file's data, and the metadata needed to read it, to stable storage. */
-export function syncData(fd: number): void {
-  check(libc.fdatasync(fd), () => "Cannot sync the file's data");
-}
-
 /** Frees a range of a file, which then reads as zeros; false where that is not supported. */
 export function punchHole(fd: number, offsetBytes: number, lengthBytes: number): boolean {
   checkOffset("free bytes", offsetBytes);
@@ -253,6 +243,13 @@ export function tryLockExclusive(fd: number): boolean {
   const errno = lastErrno();
   if (errno === Errno.EAGAIN) return false;
   throw new SystemError(errno, "Cannot lock the file");
+}
+
+/** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */
+export function lockExclusive(fd: number): void {
+  while (libc.flock(fd, LOCK_EX) < 0) {
+    if (lastErrno() !== Errno.EINTR) throw new SystemError(lastErrno(), "Cannot lock the file");
+  }
 }
 
 function fieldOf(view: DataView, offset: number): number {
@@ -304,11 +301,4 @@ export function blockDeviceSectorBytes(fd: number): number {
   const size = new Int32Array(1);
   check(libc.ioctl(fd, BLKSSZGET, size), () => "Cannot get the sector size of the block device");
   return size[0];
-}
-
-/** Magic number of the filesystem that holds an open file (linux/magic.h). */
-export function filesystemMagic(fd: number): number {
-  const statfs = new Uint8Array(120);
-  check(libc.syscall(SYS_fstatfs, fd, statfs), () => "Cannot get the filesystem's type");
-  return new DataView(statfs.buffer).getUint32(0, true);
 }

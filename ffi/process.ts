@@ -1,13 +1,11 @@
 /**
- * Processes, waiting locks, waiting for one descriptor, and datagrams: what the control programs
- * need of libc beyond files and stream sockets.
+ * This process and others: standard streams, limits, core dumps, and whether a process exists.
  *
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { O_RDWR, openFile } from "./files.ts";
 import { openLibc } from "./libc.ts";
-import { unixAddress } from "./sockets.ts";
 
 const libc = openLibc({
   // int kill(pid_t pid, int sig)
@@ -16,8 +14,6 @@ const libc = openLibc({
   dup2: { parameters: ["i32", "i32"], result: "i32" },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
-  // int flock(int fd, int operation)
-  flock: { parameters: ["i32", "i32"], result: "i32" },
   // int prctl(int option, unsigned long arg2)
   prctl: { parameters: ["i32", "usize"], result: "i32" },
   // int prctl(int option, unsigned long arg2, ...), whose other arguments must be 0
@@ -30,31 +26,14 @@ const libc = openLibc({
   getrlimit: { parameters: ["i32", "buffer"], result: "i32" },
   // int setrlimit(int resource, const struct rlimit *rlim)
   setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
-  // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
-  poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
-  // int socket(int domain, int type, int protocol)
-  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
-  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
-  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
 });
 
-const LOCK_EX = 2;
-const AF_UNIX = 1;
-const SOCK_DGRAM = 2;
-const SOCK_NONBLOCK = 0o4000;
-const SOCK_CLOEXEC = 0o2000000;
 const RLIMIT_NOFILE = 7;
 const PR_SET_DUMPABLE = 4;
 const PR_SET_IO_FLUSHER = 57;
 
-/** Events of poll(2). */
-export const POLLIN = 0x001;
-export const POLLOUT = 0x004;
-
 /** The largest number that a pid_t holds. */
 const PID_T_MAX = 0x7fff_ffff;
-/** The longest time that poll(2) is asked to wait, milliseconds; a longer one is waited in parts. */
-const LONGEST_POLL_MS = 0x7fff_ffff;
 
 /** Whether a process of this number exists, whoever owns it. */
 export function processExists(pid: number): boolean {
@@ -109,65 +88,4 @@ export function raiseDescriptorLimit(): number {
     }
   }
   return Number(limit[0]);
-}
-
-/** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */
-export function lockExclusive(fd: number): void {
-  while (libc.flock(fd, LOCK_EX) < 0) {
-    if (lastErrno() !== Errno.EINTR) throw new SystemError(lastErrno(), "Cannot lock the file");
-  }
-}
-
-/**
- * Waits until a descriptor is ready for `events` (POLLIN, POLLOUT), has failed or has ended; false
- * when `timeoutMs` has gone by first. Infinity waits for as long as it takes. Throws `SystemError`.
- */
-export function waitForDescriptor(fd: number, events: number, timeoutMs: number): boolean {
-  return waitForDescriptors([fd], events, timeoutMs).length > 0;
-}
-
-/**
- * Waits until at least one of several descriptors is ready, as `waitForDescriptor` does for one.
- * Returns those that are; none when `timeoutMs` has gone by. Throws `SystemError`.
- */
-export function waitForDescriptors(
-  fds: readonly number[],
-  events: number,
-  timeoutMs: number,
-): number[] {
-  // struct pollfd: int fd @0, short events @4, short revents @6.
-  const polled = new Uint8Array(8 * fds.length);
-  const view = new DataView(polled.buffer);
-  fds.forEach((fd, index) => {
-    view.setInt32(8 * index, fd, true);
-    view.setInt16(8 * index + 4, events, true);
-  });
-  const untilMs = performance.now() + timeoutMs;
-  for (;;) {
-    const leftMs = Math.max(0, untilMs - performance.now());
-    const waitMs = Math.min(Math.ceil(leftMs), LONGEST_POLL_MS);
-    const ready = libc.poll(polled, fds.length, leftMs === Infinity ? -1 : waitMs);
-    if (ready > 0 || (ready === 0 && leftMs <= LONGEST_POLL_MS)) {
-      return fds.filter((_, index) => view.getInt16(8 * index + 6, true) !== 0);
-    }
-    if (ready < 0 && lastErrno() !== Errno.EINTR) {
-      throw new SystemError(lastErrno(), `Cannot wait for descriptors ${fds.join(", ")}`);
-    }
-  }
-}
-
-/**
- * A datagram socket that is connected to the UNIX socket at `path` and never blocks. Throws
- * `SystemError`. Send with `sendAt`, close with `closeFile`.
- */
-export function connectDatagrams(path: string): number {
-  const fd = libc.socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
-  const address = unixAddress(path);
-  if (libc.connect(fd, address, address.length) < 0) {
-    const errno = lastErrno();
-    libc.close(fd);
-    throw new SystemError(errno, `Cannot connect to ${path}`);
-  }
-  return fd;
 }

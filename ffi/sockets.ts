@@ -25,8 +25,6 @@ const libc = openLibc({
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   // int socketpair(int domain, int type, int protocol, int sv[2])
   socketpair: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
-  // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
-  poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
   // ssize_t recv(int sockfd, void *buf, size_t len, int flags); lengths stay below 2 GiB
@@ -41,6 +39,7 @@ const libc = openLibc({
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
@@ -182,14 +181,19 @@ export function connectionError(fd: number): number {
 }
 
 /**
- * Waits for one descriptor, and holds everything else up meanwhile; false when `timeoutMs` went by.
- *
- * @param events POLLIN 1, POLLOUT 4, which are those of epoll.
+ * A datagram socket that is connected to the UNIX socket at `path` and never blocks. Throws
+ * `SystemError`. Send with `sendAt`, close with `closeFile`.
  */
-export function waitForDescriptor(fd: number, events: number, timeoutMs: number): boolean {
-  // struct pollfd: i32 fd @0, i16 events @4, i16 revents @6.
-  const entry = new Int32Array([fd, events]);
-  return libc.poll(entry, 1, timeoutMs) > 0;
+export function connectDatagrams(path: string): number {
+  const fd = libc.socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
+  const address = unixAddress(path);
+  if (libc.connect(fd, address, address.length) < 0) {
+    const errno = lastErrno();
+    libc.close(fd);
+    throw new SystemError(errno, `Cannot connect to ${path}`);
+  }
+  return fd;
 }
 
 /** The next waiting connection, not blocking; or a negative error number (-EAGAIN: none). */

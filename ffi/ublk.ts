@@ -51,10 +51,9 @@ export const UBLK_F_CMD_IOCTL_ENCODE = 1 << 6;
 export const UBLK_F_UPDATE_SIZE = 1 << 10;
 export const UBLK_F_SAFE_STOP_DEV = 1 << 17;
 
-/** States of a device: not started, serving, its server has died. */
+/** States of a device: not started or stopped; serving. */
 export const UBLK_S_DEV_DEAD = 0;
 export const UBLK_S_DEV_LIVE = 1;
-export const UBLK_S_DEV_QUIESCED = 2;
 
 /** Operations of a request, in the lowest byte of `op_flags`. */
 export const UBLK_IO_OP_READ = 0;

@@ -41,16 +41,16 @@ const SYS_io_uring_enter = 426;
 const SYS_io_uring_register = 427;
 
 /** Operations of a submission entry. */
-export const IORING_OP_NOP = 0;
+const IORING_OP_NOP = 0;
 export const IORING_OP_READV = 1;
 export const IORING_OP_WRITEV = 2;
-export const IORING_OP_FSYNC = 3;
+const IORING_OP_FSYNC = 3;
 export const IORING_OP_READ = 22;
 export const IORING_OP_WRITE = 23;
-export const IORING_OP_URING_CMD = 46;
+const IORING_OP_URING_CMD = 46;
 
 /** Flag of IORING_OP_FSYNC: the data, and of the metadata only what reading it back takes. */
-export const IORING_FSYNC_DATASYNC = 1;
+const IORING_FSYNC_DATASYNC = 1;
 
 const IORING_SETUP_CQSIZE = 1 << 3;
 const IORING_SETUP_SUBMIT_ALL = 1 << 7;

@@ -1,7 +1,7 @@
 import { Errno } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { addressOf } from "../../ffi/libc.ts";
-import { connectDatagrams } from "../../ffi/process.ts";
+import { connectDatagrams } from "../../ffi/sockets.ts";
 import { sendAt } from "../../ffi/sockets.ts";
 import type { LogLevel, LogSink } from "./log.ts";
 

@@ -1,7 +1,7 @@
 import { Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
-import { POLLIN, POLLOUT, waitForDescriptor } from "../../../ffi/process.ts";
+import { POLLIN, POLLOUT, waitForDescriptor } from "../../../ffi/poll.ts";
 import { receiveAt, sendAt, unixConnect } from "../../../ffi/sockets.ts";
 import { decodeResponse } from "../protocol/answers.ts";
 import { MESSAGE_BYTES, messageName, MessageType, messageType } from "../protocol/message.ts";

@@ -4,9 +4,8 @@
  *
  * @module
  */
-import { closeFile, O_RDONLY, openFile } from "../../../ffi/files.ts";
+import { closeFile, lockExclusive, O_RDONLY, openFile } from "../../../ffi/files.ts";
 import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
-import { lockExclusive } from "../../../ffi/process.ts";
 import type { DeviceAddress, TimeLimit } from "./client.ts";
 import type { ListedDevice } from "./device_list.ts";
 import { nameDevice, unnameDevice } from "../minors/device_name.ts";

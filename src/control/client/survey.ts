@@ -7,7 +7,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
-import { POLLIN, waitForDescriptors } from "../../../ffi/process.ts";
+import { POLLIN, waitForDescriptors } from "../../../ffi/poll.ts";
 import { receiveAt, sendAt, unixConnectAtOnce } from "../../../ffi/sockets.ts";
 import { controlSocketPath } from "../paths.ts";
 import { MESSAGE_BYTES } from "../protocol/message.ts";

@@ -8,6 +8,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import {
   closeFile,
   fileStatus,
+  lockExclusive,
   O_CREAT,
   O_EXCL,
   O_RDONLY,
@@ -15,7 +16,6 @@ import {
   openFile,
   tryLockExclusive,
 } from "../../../ffi/files.ts";
-import { lockExclusive } from "../../../ffi/process.ts";
 import { readMinorRecord, recoveryHint } from "./minor_record.ts";
 import { minorPath, minorsFolder, namesIn, numberAfter, prepareFolders } from "../paths.ts";
 

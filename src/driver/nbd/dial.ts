@@ -3,13 +3,13 @@ import { EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
+import { waitForDescriptor } from "../../../ffi/poll.ts";
 import {
   beginConnect,
   connectionError,
   receiveAt,
   sendAt,
   unixAddress,
-  waitForDescriptor,
 } from "../../../ffi/sockets.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import { type ExportName, parseExportName } from "./export_name.ts";

@@ -23,7 +23,7 @@ const START_TIMEOUT_MS = 5000;
 let devices = 0;
 
 /** A device that was made by ioctl: it goes with its tapdisk, and its users get errors then. */
-export class IoctlDevice implements BlockDevice {
+class IoctlDevice implements BlockDevice {
   readonly kind = "nbd";
   readonly outlives = false;
   readonly node: string;

@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import { enlargeSendBuffer, socketPair, waitForDescriptor } from "../../../ffi/sockets.ts";
+import { waitForDescriptor } from "../../../ffi/poll.ts";
+import { enlargeSendBuffer, socketPair } from "../../../ffi/sockets.ts";
 import type { Requests } from "../../vbd/requests.ts";
 import type { NbdConnections } from "../nbd/connections.ts";
 

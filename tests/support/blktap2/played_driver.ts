@@ -19,6 +19,7 @@ import {
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
 import { Arena } from "../../../ffi/memory.ts";
+import { POLLIN, waitForDescriptor } from "../../../ffi/poll.ts";
 import {
   IOVEC_BYTES,
   MSGHDR_BYTES,
@@ -29,7 +30,6 @@ import {
   sendAt,
   sendMessage,
   unixConnect,
-  waitForDescriptor,
 } from "../../../ffi/sockets.ts";
 
 /** Where ioctls go. */
@@ -42,7 +42,6 @@ export const CLOSE_RING = 10_002;
 /** Bytes of a message before its argument: u32 file, request, i32 number, u32 argument bytes. */
 export const MESSAGE_BYTES = 16;
 
-const POLLIN = 1;
 const TIMEOUT_MS = 30_000;
 const BELL_BYTES = 4096;
 

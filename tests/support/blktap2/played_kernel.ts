@@ -7,13 +7,8 @@
  */
 import { Arena } from "../../../ffi/memory.ts";
 import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
-import {
-  acceptConnection,
-  receiveAt,
-  sendAt,
-  unixListen,
-  waitForDescriptor,
-} from "../../../ffi/sockets.ts";
+import { POLLIN, waitForDescriptor } from "../../../ffi/poll.ts";
+import { acceptConnection, receiveAt, sendAt, unixListen } from "../../../ffi/sockets.ts";
 import {
   Bell,
   CLOSE_RING,
@@ -36,7 +31,6 @@ const EINVAL = 22;
 const EBUSY = 16;
 const EEXIST = 17;
 const ENODEV = 19;
-const POLLIN = 1;
 const SERVER = new URL("./ring_server.ts", import.meta.url).pathname;
 const TIMEOUT_MS = 30_000;
 
