@@ -9,7 +9,8 @@
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Errno, errnoName } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import { acceptConnection, unixListen, waitForDescriptor } from "../../../ffi/sockets.ts";
+import { waitForDescriptor } from "../../../ffi/poll.ts";
+import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import { MOST_CLIENTS } from "../../vbd/slots.ts";
