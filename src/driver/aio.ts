@@ -103,7 +103,11 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   get zeroSectors(): number {
-    return this.#canPunch ? ZERO_SECTORS : this.#context.zeroSectors;
+    return this.#canPunch ? ZERO_SECTORS : this.#context.zeros.sectors;
+  }
+
+  get fillSectors(): number {
+    return this.#context.zeros.sectors;
   }
 
   putBelow(_below: ImageDriver): void {
@@ -111,7 +115,7 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   operationsFor(sectors: number): number {
-    return Math.max(1, Math.ceil(sectors / this.#context.zeroSectors));
+    return Math.max(1, Math.ceil(sectors / this.#context.zeros.sectors));
   }
 
   read(slot: number, sector: number, count: number, memorySector: number): void {
@@ -138,10 +142,13 @@ export class AioImage implements ImageDriver, IoOwner {
       if (errno !== Errno.EOPNOTSUPP) return this.#sink.pieceDone(slot, count, errno);
       this.#canPunch = false;
     }
-    const most = this.#context.zeroSectors;
+    this.fill(slot, sector, count);
+  }
+
+  fill(slot: number, sector: number, count: number): void {
+    const { at, sectors: most } = this.#context.zeros;
     for (let done = 0; done < count; done += most) {
-      const part = Math.min(most, count - done);
-      this.write(slot, sector + done, part, this.#context.zerosAt);
+      this.write(slot, sector + done, Math.min(most, count - done), at);
     }
   }
 

@@ -209,6 +209,11 @@ class CacheImage extends FilterImage implements RequestSink {
     this.below.zero(slot, sector, count);
   }
 
+  override fill(slot: number, sector: number, count: number): void {
+    this.#beginChange(slot, sector, count);
+    this.below.fill(slot, sector, count);
+  }
+
   override discard(slot: number, sector: number, count: number): void {
     this.#beginChange(slot, sector, count);
     this.below.discard(slot, sector, count);

@@ -54,6 +54,13 @@ export interface RequestSink {
   statusDone(slot: number, errno: number): void;
 }
 
+/** A part of I/O memory that holds zeros. */
+export interface ZeroMemory {
+  /** Sector of I/O memory at which it begins. */
+  readonly at: number;
+  readonly sectors: number;
+}
+
 /** What all drivers of a process share. */
 export interface DriverContext {
   readonly scheduler: Scheduler;
@@ -63,11 +70,8 @@ export interface DriverContext {
   readonly pieces: PieceTable;
   /** Work put off to the end of the turn, so that one operation serves many requests. */
   readonly deferral: Deferral;
-  /** Where in I/O memory there are zeros to write from, and how many sectors of them. */
-  readonly zerosAt: number;
-  /** As many zeros that are to be written as they are, also where a hole would do. */
-  readonly fillAt: number;
-  readonly zeroSectors: number;
+  /** Zeros to write from. Nobody writes there. */
+  readonly zeros: ZeroMemory;
   /** Writes a line to the log. */
   log(message: string): void;
 }
@@ -125,6 +129,8 @@ export interface ImageDriver {
   readonly sinkBelow?: RequestSink | null;
   /** The most sectors of one `zero`. */
   readonly zeroSectors: number;
+  /** The most sectors of one `fill`. */
+  readonly fillSectors: number;
   /** Puts the open parent, which has its own below it, below this image. */
   putBelow(below: ImageDriver): void;
   /** The most disk operations that a request can make at once, here and below. */
@@ -133,8 +139,16 @@ export interface ImageDriver {
   read(slot: number, sector: number, count: number, memorySector: number): void;
   /** Writes sectors from I/O memory. */
   write(slot: number, sector: number, count: number, memorySector: number): void;
-  /** Makes sectors read as zeros, at most `zeroSectors` at a time. */
+  /**
+   * Makes sectors read as zeros, at most `zeroSectors` at a time, in the cheapest way: they may
+   * become holes, and what is zero already need not be written. A later write may lack room.
+   */
   zero(slot: number, sector: number, count: number): void;
+  /**
+   * Writes zeros, at most `fillSectors` at a time, as `write` writes data: afterwards the sectors
+   * have room of their own in the image, so that a later write of them does not lack room.
+   */
+  fill(slot: number, sector: number, count: number): void;
   /** Frees the room of sectors, where that can be done; what they hold then is undefined. */
   discard(slot: number, sector: number, count: number): void;
   /** Brings all writes that ended to stable storage. */

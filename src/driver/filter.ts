@@ -42,6 +42,10 @@ export class FilterImage implements ImageDriver {
     return this.below.zeroSectors;
   }
 
+  get fillSectors(): number {
+    return this.below.fillSectors;
+  }
+
   operationsFor(sectors: number): number {
     return this.below.operationsFor(sectors);
   }
@@ -56,6 +60,10 @@ export class FilterImage implements ImageDriver {
 
   zero(slot: number, sector: number, count: number): void {
     this.below.zero(slot, sector, count);
+  }
+
+  fill(slot: number, sector: number, count: number): void {
+    this.below.fill(slot, sector, count);
   }
 
   discard(slot: number, sector: number, count: number): void {

@@ -155,6 +155,11 @@ class LogImage extends FilterImage {
     this.below.zero(slot, sector, count);
   }
 
+  override fill(slot: number, sector: number, count: number): void {
+    this.sinkBelow.begin(slot, sector, count);
+    this.below.fill(slot, sector, count);
+  }
+
   override discard(slot: number, sector: number, count: number): void {
     this.sinkBelow.begin(slot, sector, count);
     this.below.discard(slot, sector, count);

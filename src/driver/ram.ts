@@ -85,6 +85,15 @@ class RamContents implements Keepsake {
 
   write(sector: number, count: number, memorySector: number): void {
     copySectors(this.#arena.sector + sector, memorySector, count);
+    this.#use(sector, count);
+  }
+
+  fill(sector: number, count: number): void {
+    zeroSectors(this.#arena.sector + sector, count);
+    this.#use(sector, count);
+  }
+
+  #use(sector: number, count: number): void {
     const last = Math.floor((sector + count - 1) / CHUNK_SECTORS);
     for (let chunk = Math.floor(sector / CHUNK_SECTORS); chunk <= last; chunk++) {
       this.#used[chunk] = 1;
@@ -130,6 +139,7 @@ class RamImage implements ImageDriver {
   readonly sectors: number;
   readonly parent = null;
   readonly zeroSectors = ZERO_SECTORS;
+  readonly fillSectors = ZERO_SECTORS;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
   readonly #contents: RamContents;
   readonly #sink: RequestSink;
@@ -163,6 +173,12 @@ class RamImage implements ImageDriver {
 
   zero(slot: number, sector: number, count: number): void {
     this.#contents.zero(sector, count);
+    this.#sink.pieceDone(slot, count, 0);
+  }
+
+  fill(slot: number, sector: number, count: number): void {
+    this.counts.writtenSectors += count;
+    this.#contents.fill(sector, count);
     this.#sink.pieceDone(slot, count, 0);
   }
 

@@ -430,7 +430,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
    * has would wait for ever.
    */
   #sizeSteps(image: ImageDriver): void {
-    const { zeroSectors, queue } = this.#context;
+    const { queue } = this.#context;
     const most = queue.capacity / STEP_SHARE;
     const fitting = (sectors: number): number => {
       while (sectors > 1 && image.operationsFor(sectors) > most) sectors = Math.floor(sectors / 2);
@@ -440,7 +440,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     this.#mostSectors[RequestKind.Read] = data;
     this.#mostSectors[RequestKind.Write] = data;
     this.#mostSectors[RequestKind.Zero] = fitting(image.zeroSectors);
-    this.#mostSectors[RequestKind.Fill] = fitting(zeroSectors);
+    this.#mostSectors[RequestKind.Fill] = fitting(image.fillSectors);
     this.#mostSectors[RequestKind.Discard] = fitting(DISCARD_STEP_SECTORS);
     assert(image.operationsFor(1) <= queue.capacity / 2, "A sector takes more than the disk queue");
   }
@@ -464,7 +464,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
       case RequestKind.Discard:
         return image.discard(slot, sector, count);
       case RequestKind.Fill:
-        return image.write(slot, sector, count, this.#context.fillAt);
+        return image.fill(slot, sector, count);
       case RequestKind.Zero:
         return image.zero(slot, sector, count);
       case RequestKind.Status:

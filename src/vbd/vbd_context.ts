@@ -91,9 +91,7 @@ export function createVbdContext(
     pieces: new PieceTable(QUEUE_CAPACITY),
     deferral,
     admission,
-    zerosAt: zeros.sector,
-    fillAt: new Arena(ZERO_BYTES).sector,
-    zeroSectors: ZERO_BYTES / SECTOR_BYTES,
+    zeros: { at: zeros.sector, sectors: ZERO_BYTES / SECTOR_BYTES },
     log,
   };
 }

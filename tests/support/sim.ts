@@ -125,6 +125,10 @@ export class SimulatedDevice implements RequestOwner {
     return this.#start(RequestKind.Zero, sector, count);
   }
 
+  fill(sector: number, count: number): Outcome {
+    return this.#start(RequestKind.Fill, sector, count);
+  }
+
   discard(sector: number, count: number): Outcome {
     return this.#start(RequestKind.Discard, sector, count);
   }

@@ -74,6 +74,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   readonly sectors: number;
   readonly parent = null;
   readonly zeroSectors: number;
+  readonly fillSectors: number;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
   /** For the end-of-turn list; not for anyone else. */
   deferred = false;
@@ -115,7 +116,8 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     this.sectors = Math.floor(remote.sizeBytes / SECTOR_BYTES);
     this.#mostSectors = Math.floor(remote.maximumBlockBytes / SECTOR_BYTES);
     const canZero = (remote.flags & NBD_FLAG_SEND_WRITE_ZEROES) !== 0;
-    this.zeroSectors = canZero ? ZERO_SECTORS : context.zeroSectors;
+    this.zeroSectors = canZero ? ZERO_SECTORS : context.zeros.sectors;
+    this.fillSectors = context.zeros.sectors;
     this.#destination = { exportName, address, title: this.#title };
     this.#sender = new RequestSender(context.pieces);
     this.#receiver = new ReplyReceiver(context.pieces, this.#operations, this);
@@ -143,7 +145,10 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   operationsFor(sectors: number): number {
-    return Math.max(1, Math.ceil(sectors / Math.min(this.#mostSectors, this.#context.zeroSectors)));
+    return Math.max(
+      1,
+      Math.ceil(sectors / Math.min(this.#mostSectors, this.#context.zeros.sectors)),
+    );
   }
 
   // ---- requests ---------------------------------------------------------------------------
@@ -170,11 +175,20 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     if ((this.#flags & NBD_FLAG_SEND_WRITE_ZEROES) !== 0) {
       return this.#start(NBD_CMD_WRITE_ZEROES, slot, sector, count, 0);
     }
-    const { zerosAt, zeroSectors } = this.#context;
-    const most = Math.min(this.#mostSectors, zeroSectors);
+    this.#writeZeros(slot, sector, count);
+  }
+
+  fill(slot: number, sector: number, count: number): void {
+    this.counts.writtenSectors += count;
+    this.#writeZeros(slot, sector, count);
+  }
+
+  #writeZeros(slot: number, sector: number, count: number): void {
+    const { at, sectors } = this.#context.zeros;
+    const most = Math.min(this.#mostSectors, sectors);
     for (let done = 0; done < count; done += most) {
       const part = Math.min(most, count - done);
-      this.#start(NBD_CMD_WRITE, slot, sector + done, part, zerosAt);
+      this.#start(NBD_CMD_WRITE, slot, sector + done, part, at);
     }
   }
 

@@ -28,6 +28,7 @@ export class VhdDisk implements ImageDriver {
   readonly sectors: number;
   readonly parent: ImageSpec | null;
   readonly zeroSectors: number;
+  readonly fillSectors: number;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
   readonly #context: ImageContext;
   readonly #sink: RequestSink;
@@ -63,6 +64,7 @@ export class VhdDisk implements ImageDriver {
   ) {
     this.spec = spec;
     this.zeroSectors = cipher === null ? ZERO_SECTORS : REQUEST_SECTORS;
+    this.fillSectors = cipher === null ? context.zeros.sectors : REQUEST_SECTORS;
     this.#cipher = cipher;
     this.parent = parent;
     this.#context = context;
@@ -112,7 +114,7 @@ export class VhdDisk implements ImageDriver {
     // At worst each sector that is read is a piece of its own, and each block has its bitmap read and
     // written. Longer requests read nothing: each writes to its blocks, so many zeros at a time.
     const blocks = Math.floor(sectors / this.#sectorsPerBlock) + 2;
-    const writes = blocks + Math.ceil(sectors / this.#context.zeroSectors);
+    const writes = blocks + Math.ceil(sectors / this.#context.zeros.sectors);
     const pieces = sectors > REQUEST_SECTORS ? writes : Math.max(sectors, writes);
     const here = pieces + 2 * blocks;
     // Only reads go below, none of which is longer; a sector is read in one of the layers alone.
@@ -136,13 +138,13 @@ export class VhdDisk implements ImageDriver {
     this.#move(PieceKind.Read, slot, sector, count, memorySector);
   }
 
-  /** Reads or writes, as `kind` says, block by block. */
+  /** Reads, writes or zeroes, as `kind` says, block by block. */
   #move(kind: number, slot: number, sector: number, count: number, memorySector: number): void {
     while (count > 0) {
       const block = this.#blockOf(sector);
       const part = this.#leftInBlock(sector, block, count);
       if (kind === PieceKind.Read) this.#readInBlock(slot, sector, part, memorySector, block);
-      else this.#writeInBlock(slot, sector, part, memorySector, block);
+      else this.#writeInBlock(kind, slot, sector, part, memorySector, block);
       sector += part;
       count -= part;
       memorySector += part;
@@ -337,7 +339,9 @@ export class VhdDisk implements ImageDriver {
     this.#move(PieceKind.Write, slot, sector, count, memorySector);
   }
 
+  /** Writes to a block; zeros of `PieceKind.Zero` need not be written where the image has none. */
   #writeInBlock(
+    kind: number,
     slot: number,
     sector: number,
     count: number,
@@ -352,11 +356,11 @@ export class VhdDisk implements ImageDriver {
     }
     const entry = location !== NONE ? this.#entryFor(block, location) : this.#newEntryFor(block);
     if (entry === NONE || this.#cache.has(entry, BlockFlag.Loading)) {
-      const piece = this.#context.pieces.take(PieceKind.Write, slot, sector, count, memorySector);
+      const piece = this.#context.pieces.take(kind, slot, sector, count, memorySector);
       return this.#wait(piece, entry);
     }
     if (entry < NONE) return this.#sink.pieceDone(slot, count, NONE - entry);
-    if (memorySector === this.#context.zerosAt && !this.#showsParentAt(sector)) {
+    if (kind === PieceKind.Zero && !this.#showsParentAt(sector)) {
       return this.#writeZeros(writer, slot, sector, count, entry);
     }
     this.counts.writtenSectors += count;
@@ -373,9 +377,8 @@ export class VhdDisk implements ImageDriver {
     while (last > first && !testBit(bits, last - 1)) last--;
     const skipped = count - (last - first);
     if (last > first) {
-      const { zerosAt } = this.#context;
       this.counts.writtenSectors += last - first;
-      writer.write(slot, sector + first - start, last - first, zerosAt, entry);
+      writer.write(slot, sector + first - start, last - first, this.#context.zeros.at, entry);
     }
     if (skipped > 0) this.#sink.pieceDone(slot, skipped, 0);
   }
@@ -421,11 +424,14 @@ export class VhdDisk implements ImageDriver {
   #zeroInBlock(slot: number, sector: number, count: number, block: number): void {
     const unused = this.#file.locationOf(block) === NONE && this.#cache.find(block) === NONE;
     if (unused && !this.#showsParentAt(sector)) return this.#sink.pieceDone(slot, count, 0);
-    const most = this.#context.zeroSectors;
+    const { at, sectors: most } = this.#context.zeros;
     for (let done = 0; done < count; done += most) {
-      const part = Math.min(most, count - done);
-      this.#move(PieceKind.Write, slot, sector + done, part, this.#context.zerosAt);
+      this.#move(PieceKind.Zero, slot, sector + done, Math.min(most, count - done), at);
     }
+  }
+
+  fill(slot: number, sector: number, count: number): void {
+    this.write(slot, sector, count, this.#context.zeros.at);
   }
 
   discard(slot: number, sector: number, count: number): void {
