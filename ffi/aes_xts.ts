@@ -9,7 +9,7 @@
  */
 import { Errno, SystemError } from "./errno.ts";
 import { type Calls, openLibrary } from "./libc.ts";
-import { Arena, copyPointed, SectorPointers } from "./memory.ts";
+import { Arena, copyPointed, SECTOR_BYTES, SectorPointers } from "./memory.ts";
 
 const SYMBOLS = {
   // const EVP_CIPHER *EVP_aes_128_xts(void)
@@ -74,8 +74,6 @@ function libcrypto(): Libcrypto {
   );
 }
 
-/** Bytes that are encrypted as one, under the number of their sector. */
-const SECTOR_BYTES = 512;
 const UNCHANGED = -1;
 /** Sectors that are copied and worked on at a time; they stay in the processor's first cache. */
 const BENCH_SECTORS = 32;

@@ -7,7 +7,7 @@
 import { assert } from "./assert.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibc, pointerTo } from "./libc.ts";
-import { Arena, memoryAddress, requireMemory } from "./memory.ts";
+import { Arena, memoryAddress, requireMemory, SECTOR_BYTES } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 
 const libc = openLibc({
@@ -30,7 +30,6 @@ export const IOCB_CMD_FDSYNC = 3;
 export const IOCB_CMD_PREADV = 7;
 export const IOCB_CMD_PWRITEV = 8;
 
-const SECTOR_BYTES = 512;
 const IOCB_FLAG_RESFD = 1;
 const IOCB_BYTES = 64;
 const POINTER_BYTES = 8;
@@ -38,6 +37,9 @@ const RING_MAGIC = 0xa10a10a1;
 const RING_HEADER_BYTES = 32;
 const RING_HEAD = 2;
 const RING_TAIL = 3;
+const RING_MAGIC_WORD = 4;
+const RING_INCOMPATIBLE = 6;
+const RING_HEADER_LENGTH = 7;
 const EVENT_BYTES = 32;
 
 /** A context of the kernel's asynchronous I/O, with the iocbs of one batch. */
@@ -75,12 +77,16 @@ export class AioContext {
       putNumber64(this.#iocbs.view, at, this.#iocbs.address + i * IOCB_BYTES);
       this.#lists.push(this.#iocbs.pointerAt(at));
     }
-    // struct aio_ring: id @0, nr @4, head @8, tail @12, magic @16, events from @32.
+    // struct aio_ring (fs/aio.c): u32 id @0, nr @4, head @8, tail @12, magic @16, compat_features
+    // @20, incompat_features @24, header_length @28; events from @32.
     const header = new Uint32Array(memoryAt(this.#context, RING_HEADER_BYTES));
-    if (header[4] !== RING_MAGIC) {
+    const known = header[RING_MAGIC_WORD] === RING_MAGIC && header[RING_INCOMPATIBLE] === 0 &&
+      header[RING_HEADER_LENGTH] === RING_HEADER_BYTES;
+    if (!known) {
       throw new SystemError(Errno.ENOSYS, "Cannot read the completion ring: unknown layout");
     }
     this.#ringEntries = header[1];
+    assert(this.#ringEntries > capacity, "The completion ring has no room for all requests");
     const ringBytes = RING_HEADER_BYTES + this.#ringEntries * EVENT_BYTES;
     this.#ring = new Int32Array(memoryAt(this.#context, ringBytes));
   }

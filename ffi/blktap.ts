@@ -5,10 +5,11 @@
  *
  * @module
  */
+import { assert } from "./assert.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { closeFile, O_RDONLY, O_RDWR, openFile } from "./files.ts";
 import { cString, openLibc } from "./libc.ts";
-import { type Arena, PAGE_BYTES } from "./memory.ts";
+import { type Arena, PAGE_BYTES, SECTOR_BYTES } from "./memory.ts";
 
 const libc = openLibc({
   // int ioctl(int fd, unsigned long request, void *argp)
@@ -72,7 +73,7 @@ export const BLKTAP_SEGMENT_MAX = 11;
 /** Bytes that are mapped: a page for the ring, and the pages of each request. */
 export const BLKTAP_MAPPED_BYTES = (1 + BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX) * PAGE_BYTES;
 /** Sectors of a page. */
-export const BLKTAP_PAGE_SECTORS = PAGE_BYTES / 512;
+export const BLKTAP_PAGE_SECTORS = PAGE_BYTES / SECTOR_BYTES;
 
 const BLKTAP_NAME_MAX = 256;
 const DIRECTORY = "/dev/xen/blktap-2";
@@ -99,6 +100,21 @@ const ID_WORD = 2;
 const SECTOR_WORD = 4;
 const NR_SECTORS_WORD = 6;
 const SEGMENTS_WORD = 6;
+const RING_HEADER_BYTES = 4 * ENTRIES_WORD;
+const ENTRY_BYTES = 4 * ENTRY_WORDS;
+const SEGMENT_BYTES = 8;
+
+// __RING_SIZE of io/ring.h: the largest power of two of entries that a page has room for.
+assert(
+  RING_HEADER_BYTES + BLKTAP_RING_SIZE * ENTRY_BYTES <= PAGE_BYTES &&
+    RING_HEADER_BYTES + 2 * BLKTAP_RING_SIZE * ENTRY_BYTES > PAGE_BYTES,
+  "A blktap2 ring does not have the entries of a page",
+);
+assert(
+  ENTRY_BYTES === 4 * SEGMENTS_WORD + SEGMENT_BYTES * BLKTAP_SEGMENT_MAX,
+  "An entry of a blktap2 ring does not have room for its segments",
+);
+
 /** The high half of the first number that is not exact any more. */
 const HIGH_END = 1 << 21;
 

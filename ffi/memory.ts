@@ -39,7 +39,7 @@ const MADV_NOHUGEPAGE = 15;
 export const PAGE_BYTES = 4096;
 
 /** Bytes of a sector: I/O memory is named by the sector in which it begins. */
-const SECTOR_BYTES = 512;
+export const SECTOR_BYTES = 512;
 /** Address space for all arenas of a process; pages take room only once touched. */
 const REGION_BYTES = [64, 16, 4, 1].map((gib) => gib * 1024 ** 3);
 

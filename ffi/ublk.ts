@@ -6,10 +6,12 @@
  *
  * @module
  */
+import { assert } from "./assert.ts";
 import { lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibc, pointerAddress } from "./libc.ts";
-import { memoryAddress } from "./memory.ts";
+import { memoryAddress, PAGE_BYTES } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
+import { LONG_COMMAND_BYTES, SHORT_COMMAND_BYTES } from "./uring.ts";
 
 const libc = openLibc({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
@@ -83,6 +85,8 @@ const IOC_READ = 2;
 const UBLK_IOC_TYPE = 0x75;
 const CTRL_CMD_BYTES = 32;
 const IO_CMD_BYTES = 16;
+assert(CTRL_CMD_BYTES <= LONG_COMMAND_BYTES, "A control command of ublk is longer than an entry");
+assert(IO_CMD_BYTES <= SHORT_COMMAND_BYTES, "A queue command of ublk is longer than an entry");
 const READ_ONLY_COMMANDS: readonly number[] = [UBLK_CMD_GET_DEV_INFO, UBLK_CMD_GET_FEATURES];
 
 function ioctlNumber(direction: number, number: number, argumentBytes: number): number {
@@ -242,9 +246,9 @@ export function putParameters(view: DataView, at: number, disk: DiskParameters):
 // struct ublksrv_io_desc: u32 op_flags @0, u32 nr_sectors @4, u64 start_sector @8, u64 addr @16.
 const DESCRIPTOR_BYTES = 24;
 const DESCRIPTOR_WORDS = DESCRIPTOR_BYTES / 4;
-const UBLK_MAX_QUEUE_DEPTH = 4096;
+/** The most requests of a queue: their descriptors end where those of the next queue begin. */
+export const UBLK_MAX_QUEUE_DEPTH = 4096;
 const UBLKSRV_CMD_BUF_OFFSET = 0;
-const PAGE_BYTES = 4096;
 const PROT_READ = 1;
 const MAP_SHARED = 1;
 const MAP_POPULATE = 0x8000;
@@ -263,6 +267,7 @@ export class RequestDescriptors {
    * @throws {SystemError}
    */
   constructor(fd: number, queue: number, depth: number) {
+    assert(depth <= UBLK_MAX_QUEUE_DEPTH, "A ublk queue is deeper than its descriptors");
     this.#lengthBytes = Math.ceil(depth * DESCRIPTOR_BYTES / PAGE_BYTES) * PAGE_BYTES;
     const offset = UBLKSRV_CMD_BUF_OFFSET + queue * UBLK_MAX_QUEUE_DEPTH * DESCRIPTOR_BYTES;
     const flags = MAP_SHARED | MAP_POPULATE;

@@ -8,7 +8,7 @@ import { createEventFd } from "./epoll.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { closeFile, O_DIRECT } from "./files.ts";
 import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
-import { Arena, memoryAddress, PAGE_BYTES, requireMemory } from "./memory.ts";
+import { Arena, memoryAddress, PAGE_BYTES, requireMemory, SECTOR_BYTES } from "./memory.ts";
 
 const libc = openLibc({
   // long syscall(SYS_io_uring_setup, u32 entries, struct io_uring_params *p)
@@ -78,12 +78,14 @@ const PROT_WRITE = 2;
 const MAP_SHARED = 0x01;
 const MAP_POPULATE = 0x8000;
 
-const SECTOR_BYTES = 512;
 const WORD_BYTES = 4;
 const CQE_WORDS = 4;
 const SQE_BYTES = 64;
 const SQE128_BYTES = 128;
 const COMMAND_AT = 48;
+/** Bytes of a command in an entry of 128 bytes, and in one of 64. */
+export const LONG_COMMAND_BYTES = SQE128_BYTES - COMMAND_AT;
+export const SHORT_COMMAND_BYTES = SQE_BYTES - COMMAND_AT;
 const HIGH_WORD = 0x1_0000_0000;
 
 // struct io_uring_params in words: sq_entries 0, cq_entries 1, flags 2, features 5, sq_off from 10:
@@ -290,7 +292,7 @@ export class Uring {
       const sqes = this.#map(this.entries * sqeBytes, IORING_OFF_SQES);
       this.#sqes = new Int32Array(sqes);
       this.commands = new DataView(sqes);
-      this.#sqeShift = this.hasLongCommands ? 5 : 4;
+      this.#sqeShift = Math.log2(sqeBytes / WORD_BYTES);
       this.#sqTailAt = params[PARAMS_SQ_OFF + 1] / WORD_BYTES;
       this.#sqFlagsAt = params[PARAMS_SQ_OFF + 4] / WORD_BYTES;
       this.#cqHeadAt = params[PARAMS_CQ_OFF] / WORD_BYTES;

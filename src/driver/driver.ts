@@ -20,8 +20,8 @@ import type { DiskKey } from "../vhd/key.ts";
 import type { Keepsakes } from "./keepsakes.ts";
 import type { PieceTable } from "./pieces.ts";
 
-/** Bytes of a sector, the unit of every request. */
-export const SECTOR_BYTES = 512;
+/** Bytes of a sector, the unit of every request, are those of a sector of I/O memory. */
+export { SECTOR_BYTES } from "../../ffi/memory.ts";
 /** A request's slot is a number below this. */
 export const REQUEST_SLOTS = 128;
 /** The most sectors that one request reads or writes; others move no data of their own. */

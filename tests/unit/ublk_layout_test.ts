@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { AssertionError } from "../../ffi/assert.ts";
 import { Errno, type SystemError } from "../../ffi/errno.ts";
 import { closeFile, O_CREAT, O_RDWR, openFile, truncateFile, writeAt } from "../../ffi/files.ts";
 import {
@@ -31,11 +32,12 @@ import {
 import { memoryAddress } from "../../ffi/memory.ts";
 import { diskParameters } from "../../src/frontend/ublk/disk_parameters.ts";
 import { processWith } from "../../src/frontend/device_users.ts";
+import { DEPTH, MOST_BYTES, QUEUES, whyNotServed } from "../../src/frontend/ublk/limits.ts";
 import { isAlive, numberOfNode } from "../../src/frontend/ublk/node.ts";
 import { kindOf } from "../../src/frontend/ublk/queue.ts";
 import { removalEnded, removeLeft } from "../../src/frontend/ublk/removal.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
-import { RequestKind } from "../../src/vbd/slots.ts";
+import { RequestKind, SLOTS } from "../../src/vbd/slots.ts";
 
 /** A view whose bytes are all set, so that what is not written shows. */
 function dirty(bytes: number): DataView<ArrayBuffer> {
@@ -207,4 +209,21 @@ Deno.test("why a device is not removed is said once, with its node and its numbe
     "Cannot take /dev/nbd3 away (no ublk device): Invalid argument (EINVAL)",
   ]);
   assert.equal(errors[0]?.file, "/dev/ublkb3");
+});
+
+Deno.test("a device is served only if its requests have room in the slots", () => {
+  const made = { mostBytes: MOST_BYTES, queues: QUEUES, depth: DEPTH };
+  assert.equal(whyNotServed(made, SLOTS), "");
+  assert.equal(whyNotServed({ ...made, mostBytes: 4096 }, SLOTS), "");
+  // The kernel would copy the data of a write beyond the slot.
+  const longer = { ...made, mostBytes: MOST_BYTES + 4096 };
+  assert.match(whyNotServed(longer, SLOTS), /^its requests have up to 266240 bytes$/);
+  for (const more of [{ ...made, depth: 4096 }, { ...made, queues: 8 }]) {
+    assert.match(whyNotServed(more, SLOTS), /requests at once, and 128 slots are free$/);
+  }
+  assert.match(whyNotServed(made, QUEUES * DEPTH - 1), /^it has 64 .* 63 slots are free$/);
+});
+
+Deno.test("a queue deeper than its descriptors is not mapped: they are those of the next", () => {
+  assert.throws(() => new RequestDescriptors(-1, 0, 4097), AssertionError);
 });

@@ -10,7 +10,9 @@ import {
   BLKTAP_RSP_OKAY,
   BLKTAP_SEGMENT_MAX,
 } from "../../../ffi/blktap.ts";
+import { assert } from "../../../ffi/assert.ts";
 import { Errno } from "../../../ffi/errno.ts";
+import { REQUEST_SECTORS } from "../../driver/driver.ts";
 import type { FdHandler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
@@ -28,6 +30,14 @@ export interface RingOwner {
 }
 
 const LAST_SECTOR = BLKTAP_PAGE_SECTORS - 1;
+
+assert(
+  BLKTAP_SEGMENT_MAX * BLKTAP_PAGE_SECTORS <= REQUEST_SECTORS,
+  "A request of a blktap2 ring has more sectors than a driver takes",
+);
+// Arrays of bytes hold the numbers of requests and the sectors of a page.
+assert(BLKTAP_RING_SIZE <= 256 && LAST_SECTOR < 256, "A number of a blktap2 ring is no byte");
+assert((BLKTAP_RING_SIZE & (BLKTAP_RING_SIZE - 1)) === 0, "A blktap2 ring has no whole turns");
 
 // Places in `#at`, and in the ring, count requests and answers since the beginning, modulo 2^32.
 const TAKEN = 0;

@@ -1,4 +1,6 @@
+import { assert } from "../../../ffi/assert.ts";
 import {
+  MAXIMUM_BLOCK_BYTES,
   NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_HAS_FLAGS,
   NBD_FLAG_READ_ONLY,
@@ -7,6 +9,7 @@ import {
   NBD_FLAG_SEND_TRIM,
   NBD_FLAG_SEND_WRITE_ZEROES,
 } from "../../nbd/protocol.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
 import { kernelAtLeast, type NbdFacts } from "./kernel_facts.ts";
 
 /**
@@ -14,6 +17,15 @@ import { kernelAtLeast, type NbdFacts } from "./kernel_facts.ts";
  * show 512 for both, though 4096 suits the images better.
  */
 export const BLOCK_BYTES = 512;
+/** The longest read or write of the kernel's client, sectors (drivers/block/nbd.c). */
+const KERNEL_MOST_SECTORS = 65_536;
+
+assert(
+  KERNEL_MOST_SECTORS * SECTOR_BYTES <= MAXIMUM_BLOCK_BYTES,
+  "The kernel's NBD client sends longer requests than are served",
+);
+assert(BLOCK_BYTES % SECTOR_BYTES === 0, "A block of an nbd device is no whole sectors");
+
 /** What the kernel knows of the transmission flags; it asks for zeroes since 6.11. */
 export const KERNEL_FLAGS = NBD_FLAG_HAS_FLAGS | NBD_FLAG_READ_ONLY | NBD_FLAG_SEND_FLUSH |
   NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_CAN_MULTI_CONN;

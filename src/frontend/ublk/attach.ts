@@ -6,20 +6,16 @@ import {
   UBLK_F_USER_RECOVERY_REISSUE,
   UBLK_S_DEV_DEAD,
 } from "../../../ffi/ublk.ts";
-import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
 import { sharedUringLoop } from "../../queue/uring_loop.ts";
 import type { Attached, DeviceHost } from "../block_device.ts";
 import { waitForNode } from "../device_nodes.ts";
 import { UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
+import { DEPTH, MOST_BYTES, QUEUES, whyNotServed } from "./limits.ts";
 import { devicesWithoutDisk, isAlive, numberOfNode, sectorsOfNode } from "./node.ts";
 import { askUnused } from "./removal.ts";
 import { UblkDevice, type UblkHost } from "./ublk_device.ts";
 
-/** Queues of a device, unless the machine has fewer processors, and requests of each at once. */
-const QUEUES = 2;
-const DEPTH = 32;
-const MOST_BYTES = REQUEST_SECTORS * SECTOR_BYTES;
 /**
  * How long a killed tapdisk may take to be gone. Its memory goes first, and kernels before 6.7 look
  * for dead servers every five seconds only.
@@ -147,7 +143,7 @@ class Attachment {
         const hint = "the kernel stopped it when its tapdisk died";
         return this.#fail(Errno.ENODEV, `Cannot take over ${device.node} (${hint})`);
       }
-      const refusal = this.#refusal(info);
+      const refusal = whyNotServed(info, this.#host.vbd.requests.freeSlots);
       if (refusal !== "") {
         return this.#fail(Errno.EINVAL, `Cannot take over ${device.node} (${refusal})`);
       }
@@ -156,13 +152,6 @@ class Attachment {
         else this.#tryAgain(device, info, latestMs, started);
       });
     });
-  }
-
-  /** Why a device cannot be served here; empty when it can. */
-  #refusal({ mostBytes, queues, depth }: DeviceInfo): string {
-    if (mostBytes > MOST_BYTES) return `its requests have up to ${mostBytes} bytes`;
-    const free = this.#host.vbd.requests.freeSlots;
-    return queues * depth > free ? `it has ${queues * depth} requests at once` : "";
   }
 
   /** The process that served it is about to end, or the kernel has not noticed that it did. */

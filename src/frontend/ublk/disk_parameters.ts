@@ -4,8 +4,9 @@ import {
   UBLK_ATTR_READ_ONLY,
   UBLK_ATTR_VOLATILE_CACHE,
 } from "../../../ffi/ublk.ts";
-import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
+import { MOST_SECTORS } from "./limits.ts";
 
 const PHYSICAL_BLOCK_BYTES = 4096;
 /** Longest discard and zeroing: 2 GiB. The VBD goes through them step by step. */
@@ -22,7 +23,7 @@ export function diskParameters(
     logicalBlockBytes: SECTOR_BYTES,
     physicalBlockBytes: PHYSICAL_BLOCK_BYTES,
     sectors,
-    mostSectors: REQUEST_SECTORS,
+    mostSectors: MOST_SECTORS,
     discardGranularityBytes: PHYSICAL_BLOCK_BYTES,
     mostDiscardSectors,
     mostZeroSectors: mostDiscardSectors,

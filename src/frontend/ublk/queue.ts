@@ -16,12 +16,13 @@ import {
   UBLK_IO_RES_ABORT,
   UBLK_IO_RES_OK,
 } from "../../../ffi/ublk.ts";
-import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
+import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Log } from "../../log/log.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { UringLoop, UringUser } from "../../queue/uring_loop.ts";
 import type { Requests } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
+import { MOST_BYTES, MOST_SECTORS } from "./limits.ts";
 
 /** Where a tag's command is. */
 const Place = {
@@ -64,7 +65,7 @@ let nowhere: Arena | null = null;
 
 /** Memory for data that nobody is to see. */
 function nowhereSector(): number {
-  nowhere ??= new Arena(REQUEST_SECTORS * SECTOR_BYTES);
+  nowhere ??= new Arena(MOST_BYTES);
   return nowhere.sector;
 }
 
@@ -168,7 +169,7 @@ export class UblkQueue implements RequestOwner, UringUser {
     const kind = kindOf(flags);
     const carriesData = kind === RequestKind.Read || kind === RequestKind.Write;
     this.#places[tag] = Place.Here;
-    if (kind === UNKNOWN_KIND || (carriesData && count > REQUEST_SECTORS)) {
+    if (kind === UNKNOWN_KIND || (carriesData && count > MOST_SECTORS)) {
       return this.#send(this.#commitCommand, tag, -Errno.EOPNOTSUPP);
     }
     this.#bytes[tag] = carriesData ? count * SECTOR_BYTES : 0;

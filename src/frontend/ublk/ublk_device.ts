@@ -15,6 +15,7 @@ import type { UringLoop } from "../../queue/uring_loop.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
 import { cannotTakeAway, userOf } from "../device_users.ts";
 import type { UblkControl } from "./control.ts";
+import { whyNotServed } from "./limits.ts";
 import { UblkQueue } from "./queue.ts";
 import { removalEnded, removeUnused } from "./removal.ts";
 
@@ -50,17 +51,15 @@ export class UblkDevice implements BlockDevice {
   }
 
   /**
-   * Opens the device's own file, and asks for requests on all its queues. Throws `SystemError`:
-   * ENOBUFS when the VBD has not enough free slots.
+   * Opens the device's own file, and asks for requests on all its queues.
+   *
+   * @throws {SystemError} ENOBUFS when its requests have no room in the VBD's slots.
    */
-  openQueues({ queues, depth }: Pick<DeviceInfo, "queues" | "depth">): void {
+  openQueues(info: DeviceInfo): void {
     const { uring, control, log, vbd } = this.#host;
-    const { freeSlots } = vbd.requests;
-    if (queues * depth > freeSlots) {
-      const what = `Cannot serve ${this.node} (${
-        queues * depth
-      } requests at once, ${freeSlots} left)`;
-      throw new SystemError(Errno.ENOBUFS, what);
+    const refusal = whyNotServed(info, vbd.requests.freeSlots);
+    if (refusal !== "") {
+      throw new SystemError(Errno.ENOBUFS, `Cannot serve ${this.node} (${refusal})`);
     }
     this.#fd = openFile(`/dev/ublkc${this.number}`, O_RDWR);
     const host = {
@@ -72,7 +71,9 @@ export class UblkDevice implements BlockDevice {
       queueGone: () => this.#queueGone(),
     };
     try {
-      for (let i = 0; i < queues; i++) this.#queues.push(new UblkQueue(host, i, depth));
+      for (let i = 0; i < info.queues; i++) {
+        this.#queues.push(new UblkQueue(host, i, info.depth));
+      }
     } catch (error) {
       this.#closeQueues();
       throw error;
