@@ -15,7 +15,7 @@ export class AssertionError extends Error {
 
 /** An invariant of what all disks of the process share does not hold. */
 export class SharedStateError extends AssertionError {
-  override readonly name = "SharedStateError";
+  override readonly name: string = "SharedStateError";
 }
 
 /**

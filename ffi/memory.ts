@@ -129,6 +129,18 @@ function noteReleased(address: number, sizeBytes: number): void {
   else released.push(address);
 }
 
+/** Views by address, kept when the memory is released. */
+const views = new Map<number, ArrayBuffer>();
+
+/** The view of a part of the region. The runtime counts a new one as new memory to collect. */
+function viewOf(address: number, sizeBytes: number): ArrayBuffer {
+  const known = views.get(address);
+  if (known?.byteLength === sizeBytes) return known;
+  const view = memoryAt(address, sizeBytes);
+  views.set(address, view);
+  return view;
+}
+
 /** The address of a sector of I/O memory. */
 export function memoryAddress(sector: number): number {
   return region === null ? 0 : region.address + sector * SECTOR_BYTES;
@@ -173,7 +185,7 @@ export class Arena {
     this.sizeBytes = Math.max(1, Math.ceil(sizeBytes / PAGE_BYTES)) * PAGE_BYTES;
     this.address = takeFromRegion(this.sizeBytes);
     this.sector = memorySectorOf(this.address);
-    const buffer = memoryAt(this.address, this.sizeBytes);
+    const buffer = viewOf(this.address, this.sizeBytes);
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);
   }

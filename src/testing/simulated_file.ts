@@ -1,159 +1,218 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
-import { Arena, memoryWindow } from "../../ffi/memory.ts";
-import type { Random } from "./random.ts";
+import { PAGE_BYTES } from "./page_pool.ts";
+import { memoryBytes, SparseBytes, wholeSectors } from "./sparse_bytes.ts";
+import type { Survival } from "./survival.ts";
 
 const SECTOR_BYTES = 512;
-const WINDOW_BYTES = 2 ** 31 - 1;
-/** The longest that a simulated file can be. Memory is taken only for what is written. */
-export const MOST_FILE_BYTES = 128 * 1024 * 1024;
-
-// Copies within one array take numbers only; simulations keep all I/O memory within its reach.
-let window: Uint8Array<ArrayBuffer> | null = null;
-
-function copyWithinWindow(to: number, from: number, lengthBytes: number): void {
-  if (Math.max(to, from) + lengthBytes > WINDOW_BYTES) {
-    throw new RangeError("The simulation took more I/O memory than it can copy in");
-  }
-  window ??= memoryWindow(WINDOW_BYTES);
-  window.copyWithin(to, from, from + lengthBytes);
-}
+/** A file cannot be longer (the limit of ext4 with blocks of 4 KiB). */
+export const MOST_FILE_BYTES = 16 * 1024 ** 4;
 
 let lastInode = 0;
 
-/** A write that a power cut may undo. */
-interface VolatileWrite {
-  offsetBytes: number;
-  bytes: Uint8Array<ArrayBuffer>;
+/** A change that a power cut may undo. */
+interface Change {
+  readonly offsetBytes: number;
+  readonly endBytes: number;
+  /** Null for zeros, of which there may be terabytes. */
+  readonly bytes: Uint8Array<ArrayBuffer> | null;
+  /** How long the file was after it. */
+  readonly sizeBytes: number;
+}
+
+/** What of a file is on stable storage. */
+interface Durable {
+  content: SparseBytes;
+  sizeBytes: number;
 }
 
 /**
- * A file of a simulated disk: what it holds, and, when power cuts are simulated, what of that is on
- * stable storage and which writes are not.
+ * A file of a simulated disk: what it holds and, when power cuts are simulated, what of that is on
+ * stable storage and which changes are not.
  */
 export class SimulatedFile {
-  readonly #content = new Arena(MOST_FILE_BYTES);
-  readonly #durable: Arena | null;
+  readonly identity: FileIdentity;
+  #content = new SparseBytes();
   #sizeBytes = 0;
-  #durableSizeBytes = 0;
-  #volatile: VolatileWrite[] = [];
-  readonly identity: FileIdentity = { device: 1, inode: ++lastInode };
-  /** Who has it open for writing. */
+  readonly #durable: Durable | null;
+  #changes: Change[] = [];
+  /** How many handles are open. */
+  handles = 0;
+  /** The handle that has its lock, which whoever writes takes. */
   lockedBy: object | null = null;
-  /** It answers nothing before that. */
+  /** The queue's operations on it end no earlier than that, by the clock of whoever asks. */
   hangsUntilMs = 0;
 
   /** @param powerCuts Whether `cutPower` will be called. */
-  constructor(powerCuts: boolean) {
-    this.#durable = powerCuts ? new Arena(MOST_FILE_BYTES) : null;
+  constructor(powerCuts: boolean, identity?: FileIdentity) {
+    this.identity = identity ?? { device: 1, inode: ++lastInode };
+    this.#durable = powerCuts ? { content: new SparseBytes(), sizeBytes: 0 } : null;
+  }
+
+  /** A file that holds the same, unlocked; what is not on stable storage here is not there. */
+  copy(): SimulatedFile {
+    const copy = new SimulatedFile(this.#durable !== null, this.identity);
+    copy.#content = this.#content.copy();
+    copy.#sizeBytes = this.#sizeBytes;
+    if (copy.#durable !== null && this.#durable !== null) {
+      copy.#durable.content = this.#durable.content.copy();
+      copy.#durable.sizeBytes = this.#durable.sizeBytes;
+      copy.#changes = [...this.#changes];
+    }
+    return copy;
   }
 
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
 
-  /** Reads into I/O memory; returns bytes, fewer at the end. */
-  read(memorySector: number, offsetBytes: number, lengthBytes: number): number {
-    const length = Math.max(0, Math.min(lengthBytes, this.#sizeBytes - offsetBytes));
-    const from = this.#content.sector * SECTOR_BYTES + offsetBytes;
-    copyWithinWindow(memorySector * SECTOR_BYTES, from, length);
+  /** Pages of room that it takes. */
+  get pages(): number {
+    return this.#content.pageCount;
+  }
+
+  /** How many pages more it would take to hold a range. */
+  pagesMissing(offsetBytes: number, lengthBytes: number): number {
+    const end = Math.ceil((offsetBytes + lengthBytes) / PAGE_BYTES);
+    let missing = 0;
+    for (let page = Math.floor(offsetBytes / PAGE_BYTES); page < end; page++) {
+      if (!this.#content.has(page)) missing++;
+    }
+    return missing;
+  }
+
+  /** Data (positive) or a hole (negative) at an offset: for how many bytes, at most so many. */
+  run(offsetBytes: number, lengthBytes: number): number {
+    return this.#content.run(offsetBytes, lengthBytes);
+  }
+
+  #readable(offsetBytes: number, lengthBytes: number): number {
+    return Math.max(0, Math.min(lengthBytes, this.#sizeBytes - offsetBytes));
+  }
+
+  /** Reads into I/O memory; returns bytes, fewer at the end of the file. */
+  readSectors(memorySector: number, sector: number, count: number): number {
+    const length = this.#readable(sector * SECTOR_BYTES, count * SECTOR_BYTES);
+    const whole = wholeSectors(length);
+    this.#content.readSectors(memorySector, sector, whole);
+    const rest = length - whole * SECTOR_BYTES;
+    if (rest > 0) {
+      this.#content.read(memoryBytes(memorySector + whole, rest), (sector + whole) * SECTOR_BYTES);
+    }
     return length;
   }
 
   /** Writes from I/O memory. */
-  write(memorySector: number, offsetBytes: number, lengthBytes: number): void {
-    this.#makeRoom(offsetBytes + lengthBytes);
-    const from = memorySector * SECTOR_BYTES;
-    const to = this.#content.sector * SECTOR_BYTES + offsetBytes;
-    copyWithinWindow(to, from, lengthBytes);
-    this.#noteWrite(offsetBytes, lengthBytes);
+  writeSectors(memorySector: number, sector: number, count: number): void {
+    const offsetBytes = sector * SECTOR_BYTES;
+    this.#content.writeSectors(memorySector, sector, count);
+    this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + count * SECTOR_BYTES);
+    if (this.#durable === null) return;
+    this.#note(offsetBytes, memoryBytes(memorySector, count * SECTOR_BYTES).slice());
   }
 
-  /** Reads into bytes anywhere; returns how many, fewer at the end. */
-  readInto(into: Uint8Array, offsetBytes: number): number {
-    const length = Math.max(0, Math.min(into.length, this.#sizeBytes - offsetBytes));
-    into.set(this.#content.bytes.subarray(offsetBytes, offsetBytes + length));
+  /** Reads into bytes anywhere; returns how many, fewer at the end of the file. */
+  read(into: Uint8Array, offsetBytes: number): number {
+    const length = this.#readable(offsetBytes, into.length);
+    this.#content.read(into.subarray(0, length), offsetBytes);
     return length;
   }
 
   /** Writes bytes from anywhere. */
-  writeFrom(from: Uint8Array, offsetBytes: number): void {
-    this.#makeRoom(offsetBytes + from.length);
-    this.#content.bytes.set(from, offsetBytes);
-    this.#noteWrite(offsetBytes, from.length);
+  write(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+    this.#content.write(from, offsetBytes);
+    this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + from.length);
+    if (this.#durable !== null) this.#note(offsetBytes, from.slice());
   }
 
-  #makeRoom(sizeBytes: number): void {
-    if (sizeBytes > MOST_FILE_BYTES) {
-      throw new SystemError(Errno.EFBIG, `Cannot write at ${sizeBytes} of a simulated file`);
-    }
+  #note(offsetBytes: number, bytes: Uint8Array<ArrayBuffer>): void {
+    const endBytes = offsetBytes + bytes.length;
+    this.#changes.push({ offsetBytes, endBytes, bytes, sizeBytes: this.#sizeBytes });
   }
 
-  #noteWrite(offsetBytes: number, lengthBytes: number): void {
-    this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + lengthBytes);
-    if (this.#durable !== null) {
-      const bytes = this.#content.bytes.slice(offsetBytes, offsetBytes + lengthBytes);
-      this.#volatile.push({ offsetBytes, bytes });
-    }
-  }
-
-  truncate(lengthBytes: number): void {
-    if (lengthBytes > MOST_FILE_BYTES) {
-      throw new SystemError(Errno.EFBIG, `Cannot make a simulated file ${lengthBytes} bytes long`);
-    }
-    if (lengthBytes < this.#sizeBytes) this.zero(lengthBytes, this.#sizeBytes - lengthBytes);
-    this.#sizeBytes = lengthBytes;
-  }
-
-  /** Makes a range read as zeros. */
-  zero(offsetBytes: number, lengthBytes: number): void {
-    const end = Math.min(this.#sizeBytes, offsetBytes + lengthBytes);
-    if (end <= offsetBytes) return;
-    this.#content.bytes.fill(0, offsetBytes, end);
-    if (this.#durable !== null) {
-      this.#volatile.push({ offsetBytes, bytes: new Uint8Array(end - offsetBytes) });
-    }
-  }
-
-  /** Everything that was written is on stable storage now. */
-  sync(): void {
-    if (this.#durable === null) return;
-    for (const { offsetBytes, bytes } of this.#volatile.splice(0)) {
-      this.#durable.bytes.set(bytes, offsetBytes);
-    }
-    this.#shortenDurable(this.#sizeBytes);
-    this.#durableSizeBytes = this.#sizeBytes;
-  }
-
-  #shortenDurable(sizeBytes: number): void {
-    if (this.#durable === null || sizeBytes >= this.#durableSizeBytes) return;
-    this.#durable.bytes.fill(0, sizeBytes, this.#durableSizeBytes);
-  }
-
-  /**
-   * The power fails: each sector that was written since the last sync keeps its old content or has
-   * a later one, and the length is the old or the new one.
-   */
-  cutPower(random: Random): void {
-    if (this.#durable === null) throw new TypeError("This file does not simulate power cuts");
-    const sizeBytes = random.chance(0.5) ? this.#sizeBytes : this.#durableSizeBytes;
-    for (const { offsetBytes, bytes } of this.#volatile.splice(0)) {
-      for (let at = 0; at < bytes.length; at += SECTOR_BYTES) {
-        if (random.chance(0.5)) continue;
-        this.#durable.bytes.set(bytes.subarray(at, at + SECTOR_BYTES), offsetBytes + at);
-      }
-    }
-    const longest = Math.max(this.#sizeBytes, this.#durableSizeBytes);
-    this.#durable.bytes.fill(0, sizeBytes, longest);
-    this.#content.bytes.set(this.#durable.bytes.subarray(0, longest));
+  /** Gives it another length; what it grows by reads as zeros. */
+  truncate(sizeBytes: number): void {
+    const before = this.#sizeBytes;
+    if (sizeBytes < before) this.#content.zero(sizeBytes, before);
     this.#sizeBytes = sizeBytes;
-    this.#durableSizeBytes = sizeBytes;
-    this.lockedBy = null;
+    const change = { offsetBytes: sizeBytes, endBytes: Math.max(before, sizeBytes), sizeBytes };
+    if (this.#durable !== null) this.#changes.push({ ...change, bytes: null });
+  }
+
+  /** Makes a range read as zeros and frees its room. */
+  punchHole(offsetBytes: number, lengthBytes: number): void {
+    const endBytes = Math.min(this.#sizeBytes, offsetBytes + lengthBytes);
+    if (endBytes <= offsetBytes) return;
+    this.#content.zero(offsetBytes, endBytes);
+    const change = { offsetBytes, endBytes, bytes: null, sizeBytes: this.#sizeBytes };
+    if (this.#durable !== null) this.#changes.push(change);
+  }
+
+  /** Everything that was changed is on stable storage now. */
+  sync(): void {
+    const durable = this.#durable;
+    if (durable === null || this.#changes.length === 0) return;
+    const changed = new Set<number>();
+    for (const { offsetBytes, endBytes, bytes } of this.#changes) {
+      if (bytes === null) {
+        for (const page of durable.content.pagesIn(offsetBytes, endBytes)) changed.add(page);
+        continue;
+      }
+      const end = Math.ceil(endBytes / PAGE_BYTES);
+      for (let page = Math.floor(offsetBytes / PAGE_BYTES); page < end; page++) changed.add(page);
+    }
+    for (const page of changed) durable.content.takePage(page, this.#content);
+    durable.sizeBytes = this.#sizeBytes;
+    this.#changes = [];
+  }
+
+  /** The power fails: see the fault model of the disk for what is left. */
+  cutPower(survival: Survival): void {
+    const durable = this.#durable;
+    if (durable === null) throw new TypeError("This file does not simulate power cuts");
+    const changes = this.#changes;
+    this.#changes = [];
+    // The file's length is the one after any of the changes, or the one before all.
+    const kept = survival.below(changes.length + 1);
+    const sizeBytes = kept === 0 ? durable.sizeBytes : changes[kept - 1].sizeBytes;
+    const shares = survival.sharesOf(changes.length);
+    let longest = durable.sizeBytes;
+    for (const [i, change] of changes.entries()) {
+      longest = Math.max(longest, change.sizeBytes);
+      if (change.bytes === null) {
+        // Files lose their ends in order, and whole; ranges are freed like any other change.
+        const isCut = change.offsetBytes === change.sizeBytes;
+        if (isCut ? i < kept : survival.keeps(shares[i])) {
+          durable.content.zero(change.offsetBytes, change.endBytes);
+        }
+      } else tear(durable.content, change.bytes, { change, survival, share: shares[i] });
+    }
+    durable.content.zero(sizeBytes, Math.max(longest, sizeBytes));
+    durable.sizeBytes = sizeBytes;
+    this.#content.release();
+    this.#content = durable.content.copy();
+    this.#sizeBytes = sizeBytes;
+    this.hangsUntilMs = 0;
   }
 
   /** Gives the memory back. */
   release(): void {
     this.#content.release();
-    this.#durable?.release();
+    this.#durable?.content.release();
+    this.#changes = [];
+  }
+}
+
+/** Puts those sectors of a write on stable storage that outlast the power cut. */
+function tear(
+  content: SparseBytes,
+  bytes: Uint8Array<ArrayBuffer>,
+  { change, survival, share }: { change: Change; survival: Survival; share: number },
+): void {
+  if (share === 0) return;
+  for (let at = change.offsetBytes; at < change.endBytes;) {
+    const end = Math.min(change.endBytes, (Math.floor(at / SECTOR_BYTES) + 1) * SECTOR_BYTES);
+    const from = at - change.offsetBytes;
+    if (survival.keeps(share)) content.write(bytes.subarray(from, end - change.offsetBytes), at);
+    at = end;
   }
 }

@@ -35,7 +35,7 @@ for (const seed of [1, 2, 3, 4, 5, 6]) {
   Deno.test(`${name}, seed ${seed}${suffix}`, { ignore }, () => {
     const random = new Random(seed);
     const simulation = new Simulation({ seed, latencyMs: seed % 3 === 0 ? 0 : 3 });
-    const { storage } = simulation.disk;
+    const storage = simulation.disk;
     const key = keyBytes(bits, seed);
     create(storage, "/base.vhd");
     encrypt(storage, "/base.vhd", key);
@@ -45,9 +45,9 @@ for (const seed of [1, 2, 3, 4, 5, 6]) {
     const fault = (): number => random.chance(0.1) ? errors[random.below(errors.length)] : 0;
     let leaf = "/base.vhd";
     for (let round = 1; round <= 8; round++) {
-      simulation.disk.fault = fault;
+      simulation.fault = fault;
       burst(device, model, random, round);
-      simulation.disk.fault = null;
+      simulation.fault = null;
       if (round % 3 !== 0) continue;
       device.pause();
       const child = `/child${round}.vhd`;
@@ -59,14 +59,14 @@ for (const seed of [1, 2, 3, 4, 5, 6]) {
     device.close();
     assert.deepEqual(checkImage(leaf, { storage }).findings, []);
     assert.ok(!simulation.log.some((line) => line.includes("key")));
-    simulation.disk.close();
+    simulation.close();
   });
 }
 
 Deno.test(`an encrypted child reads an unencrypted parent as it is${suffix}`, { ignore }, () => {
   const random = new Random(5);
   const simulation = new Simulation({ seed: 5, latencyMs: 2 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const model = new Model();
   create(storage, "/base.vhd");
   const plain = simulation.open("vhd:/base.vhd");
@@ -80,7 +80,7 @@ Deno.test(`an encrypted child reads an unencrypted parent as it is${suffix}`, { 
   for (let round = 4; round <= 6; round++) burst(child, model, random, round);
   readAll(child, model);
   child.close();
-  simulation.disk.close();
+  simulation.close();
 });
 
 Deno.test(
@@ -88,7 +88,7 @@ Deno.test(
   { ignore },
   () => {
     const simulation = new Simulation({ seed: 7, latencyMs: 1 });
-    const { storage } = simulation.disk;
+    const storage = simulation.disk;
     const key = keyBytes(512, 1);
     create(storage, "/a.vhd");
     encrypt(storage, "/a.vhd", key);
@@ -112,13 +112,13 @@ Deno.test(
     assert.ok(held > 1000);
     cipher.close();
     chain.close();
-    simulation.disk.close();
+    simulation.close();
   },
 );
 
 Deno.test(`keys that are missing, wrong or not wanted are refused${suffix}`, { ignore }, () => {
   const simulation = new Simulation({ seed: 9 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const key = (seed: number): DiskKey => new DiskKey(keyBytes(512, seed));
   create(storage, "/secret.vhd");
   encrypt(storage, "/secret.vhd", keyBytes(512, 1));
@@ -140,5 +140,5 @@ Deno.test(`keys that are missing, wrong or not wanted are refused${suffix}`, { i
   assert.equal(JSON.stringify({ key: key(1) }), '{"key":{}}');
   // A refusal lets go of the image: the right key opens it.
   simulation.open("vhd:/secret.vhd", { key: key(1) }).close();
-  simulation.disk.close();
+  simulation.close();
 });

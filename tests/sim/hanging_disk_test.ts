@@ -5,12 +5,12 @@ import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
 
 Deno.test("disks that answer nothing for minutes hold up nobody else, and say so", () => {
   const simulation = new Simulation({ seed: 1, latencyMs: 2 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const names = Array.from({ length: 6 }, (_, i) => `/${i}.vhd`);
   for (const name of names) createDynamic(name, { storage, sizeBytes: 64 * 1024 * 1024 });
   const devices = names.map((name) => simulation.open(`vhd:${name}`));
   const [running, ...hanging] = devices;
-  for (const [i] of hanging.entries()) simulation.disk.hang(names[i + 1], 240_000);
+  for (const [i] of hanging.entries()) simulation.hang(names[i + 1], 240_000);
   const startMs = simulation.scheduler.nowMs();
   // All slots of five devices: more than the queue and the backend hold.
   const stuck = hanging.map((device) =>

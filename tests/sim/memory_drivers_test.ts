@@ -38,7 +38,7 @@ const STACKS = [
 /** A process with a disk of `DISK_MIB`. */
 function simulate(seed: number, latencyMs = 5): Simulation {
   const simulation = new Simulation({ seed, latencyMs });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/disk.vhd", { storage, sizeBytes: DISK_SECTORS * SECTOR_BYTES });
   return simulation;
 }
@@ -145,7 +145,7 @@ for (const name of STACKS) {
       const simulation = simulate(seed, seed % 3 === 0 ? 0 : 5);
       const device = simulation.open(name);
       const model = new Model();
-      simulation.disk.fault = () => random.chance(0.03) ? Errno.EIO : 0;
+      simulation.fault = () => random.chance(0.03) ? Errno.EIO : 0;
       for (let round = 1; round <= 12; round++) {
         burst(device, model, random, round);
         if (random.chance(0.3)) {
@@ -157,7 +157,7 @@ for (const name of STACKS) {
       if (keepsLog) assert.deepEqual(logged(device), model.changed, `log, seed ${seed}`);
       else assert.equal(device.vbd.writeLog, undefined);
       device.close();
-      simulation.disk.close();
+      simulation.close();
     }
   });
 }
@@ -167,7 +167,7 @@ Deno.test("bc: what the cache has is what the disk has, however reads and writes
     const random = new Random(seed);
     const simulation = simulate(seed);
     const device = simulation.open("bc:1:vhd:/disk.vhd");
-    simulation.disk.fault = () => random.chance(0.03) ? Errno.EIO : 0;
+    simulation.fault = () => random.chance(0.03) ? Errno.EIO : 0;
     for (let round = 1; round <= 40; round++) {
       for (let i = 0; i < 40; i++) {
         const { sector, count } = somePlace(random);
@@ -183,13 +183,13 @@ Deno.test("bc: what the cache has is what the disk has, however reads and writes
     device.resume("vhd:/disk.vhd");
     assert.ok(Buffer.from(contents(device)).equals(cached), `seed ${seed}`);
     device.close();
-    simulation.disk.close();
+    simulation.close();
   }
 });
 
 Deno.test("bc: what was read while it changed is not kept", () => {
   const simulation = simulate(1);
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const base = simulation.open("vhd:/disk.vhd");
   base.write(0, stampedSectors(0, 16, 1));
   base.settle();
@@ -198,7 +198,7 @@ Deno.test("bc: what was read while it changed is not kept", () => {
   const device = simulation.open("bc:1:vhd:/child.vhd");
   device.write(0, stampedSectors(0, 8, 2));
   device.settle();
-  simulation.disk.hang("/disk.vhd", 60_000);
+  simulation.hang("/disk.vhd", 60_000);
   const slow = device.read(0, 16);
   const quick = device.read(0, 8);
   simulation.runUntil(() => quick.errno !== null, "A read of the child");
@@ -212,7 +212,7 @@ Deno.test("bc: what was read while it changed is not kept", () => {
   );
   assert.deepEqual(contentsOf(device, 0, 8), stampedSectors(0, 8, 3));
   device.close();
-  simulation.disk.close();
+  simulation.close();
 });
 
 Deno.test("bc: the statistics tell of its hits, and hits cost no disk operation", () => {
@@ -243,7 +243,7 @@ Deno.test("bc: the statistics tell of its hits, and hits cost no disk operation"
   assert.deepEqual(images[0].hits, [36, 0]);
   assert.equal(images[1].cache, undefined);
   device.close();
-  simulation.disk.close();
+  simulation.close();
 });
 
 Deno.test("log: cleared while a write is under way, it has that write again", () => {
@@ -266,12 +266,12 @@ Deno.test("log: cleared while a write is under way, it has that write again", ()
   assert.equal(changed(), 0);
   device.close();
   assert.equal(device.vbd.writeLog, undefined);
-  simulation.disk.close();
+  simulation.close();
 });
 
 Deno.test("log: it outlasts a pause and a change of the image, also to a larger one", () => {
   const simulation = simulate(1);
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/larger.vhd", { storage, sizeBytes: 64 << 20 });
   const device = simulation.open("log:vhd:/disk.vhd");
   device.write(DISK_SECTORS - 4, stampedSectors(DISK_SECTORS - 4, 4, 1));
@@ -292,12 +292,12 @@ Deno.test("log: it outlasts a pause and a change of the image, also to a larger 
   device.resume("vhd:/larger.vhd");
   assert.equal(device.vbd.writeLog, undefined);
   device.close();
-  simulation.disk.close();
+  simulation.close();
 });
 
 Deno.test("ram: a file's content to begin with; what is written goes with the device", () => {
   const simulation = simulate(1);
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const file = storage.open("/disk.raw", "create-new");
   file.writeAt(new Uint8Array(stampedSectors(0, 3000, 5)), 0);
   file.writeAt(new Uint8Array(100).fill(1), 3000 * SECTOR_BYTES);
@@ -316,7 +316,7 @@ Deno.test("ram: a file's content to begin with; what is written goes with the de
   const again = simulation.open("ram:/disk.raw");
   assert.deepEqual(contentsOf(again, 1, 400), stampedSectors(1, 400, 5));
   again.close();
-  simulation.disk.close();
+  simulation.close();
 });
 
 function contentsOf(device: SimulatedDevice, sector: number, count: number): Uint8Array | null {
@@ -339,5 +339,5 @@ Deno.test("names of images in memory and of stacks that make no sense are refuse
     ["log:log:vhd:/disk.vhd", /only one/],
   ];
   for (const [name, reason] of refusals) assert.throws(() => simulation.open(name), reason, name);
-  simulation.disk.close();
+  simulation.close();
 });

@@ -19,7 +19,7 @@ const DEPTH = 32;
 const KEY = Deno.args[1] === "encrypted" ? Uint8Array.from({ length: 64 }, (_, i) => i) : null;
 
 const simulation = new Simulation({ seed: 1 });
-const { storage } = simulation.disk;
+const storage = simulation.disk;
 createDynamic("/base.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
 if (KEY !== null) {
   const nonce = new Uint8Array(32);

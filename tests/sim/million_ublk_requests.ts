@@ -22,7 +22,7 @@ const REQUESTS = Number(Deno.args[0]);
 const TAGS = QUEUES * DEPTH;
 
 const simulation = new Simulation({ seed: 1 });
-const { storage } = simulation.disk;
+const storage = simulation.disk;
 createDynamic("/disk.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
 const kernel = new PlayedUblk(simulation.open("vhd:/disk.vhd"));
 

@@ -21,7 +21,7 @@ function ended(device: SimulatedDevice, outcome: Outcome): Outcome {
 for (const rawBytes of [100, 3 * MIB + 1, 3 * MIB + 511, 2 * MIB + 512 + 300]) {
   Deno.test(`a raw parent of ${rawBytes} bytes is served to its last byte`, () => {
     const simulation = new Simulation({ seed: 1, latencyMs: 2 });
-    const { storage } = simulation.disk;
+    const storage = simulation.disk;
     putFile(storage, "/raw", new Uint8Array(rawBytes).fill(0x72));
     snapshot("/a.vhd", { storage, parent: "/raw", rawParent: true });
     const chain = openChain("/a.vhd", { storage });
@@ -53,7 +53,7 @@ for (const rawBytes of [100, 3 * MIB + 1, 3 * MIB + 511, 2 * MIB + 512 + 300]) {
     assert.equal(end.errno, 0);
     assert.deepEqual(end.data, wanted.subarray(last * SECTOR, (last + 1) * SECTOR));
     direct.close();
-    simulation.disk.close();
+    simulation.close();
   });
 }
 
@@ -61,7 +61,7 @@ for (const slackSectors of [0, 1, 7, 40]) {
   for (const change of ["nothing", "a sector that is there", "a new block"]) {
     Deno.test(`a footer of 511 bytes behind ${slackSectors} spare sectors, ${change} written`, () => {
       const simulation = new Simulation({ seed: 1, latencyMs: 2 });
-      const { storage } = simulation.disk;
+      const storage = simulation.disk;
       createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
       const image = openVhd("/a.vhd", { storage, readOnly: false });
       writeRange(image, new Uint8Array(SECTOR).fill(1), 0);
@@ -83,7 +83,7 @@ for (const slackSectors of [0, 1, 7, 40]) {
       assert.equal(openVhd("/a.vhd", { storage }).footerSource, "primary");
       const { valid, findings } = checkImage("/a.vhd", { storage });
       assert.ok(valid, JSON.stringify(findings));
-      simulation.disk.close();
+      simulation.close();
     });
   }
 }

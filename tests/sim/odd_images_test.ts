@@ -23,7 +23,7 @@ const SECTOR = 512;
 
 Deno.test("requests of any length and kind end on an image of 4 KiB blocks", () => {
   const simulation = new Simulation({ seed: 3 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const sizeBytes = 64 * MIB;
   putForeignImage(storage, "/small.vhd", {
     sizeBytes,
@@ -51,7 +51,7 @@ Deno.test("requests of any length and kind end on an image of 4 KiB blocks", () 
 
 Deno.test("a read of all lengths ends on a chain of 12 images of 4 KiB blocks, each with a part of it", () => {
   const simulation = new Simulation({ seed: 4 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const depth = 12;
   let uuid: Uint8Array | null = null;
   const letters = "abcdefghijklmnopqrstuvwxyz";
@@ -85,7 +85,7 @@ Deno.test("a read of all lengths ends on a chain of 12 images of 4 KiB blocks, e
 
 Deno.test("no step of a request takes more of the disk queue than its share", () => {
   const simulation = new Simulation({ seed: 5 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   putForeignImage(storage, "/small.vhd", { sizeBytes: 8 * MIB, blockSizeBytes: 4096 });
   const device = simulation.open("vhd:/small.vhd");
   const { queue } = simulation.context;
@@ -106,7 +106,7 @@ Deno.test("no step of a request takes more of the disk queue than its share", ()
 
 /** Cuts `cutBytes` off an image's data, and its footer. */
 function cut(simulation: Simulation, path: string, cutBytes: number): void {
-  const file = simulation.disk.storage.open(path, "write");
+  const file = simulation.disk.open(path, "write");
   file.truncate(file.sizeBytes() - SECTOR - cutBytes);
   file.close();
 }
@@ -115,11 +115,12 @@ Deno.test("a file that ends within its last block reads as zeros from there on, 
   for (const cutBytes of [512, 65536, 1000, 2 * MIB - 4096, 2 * MIB]) {
     for (const readOnly of [true, false]) {
       const simulation = new Simulation({ seed: cutBytes });
-      const { storage } = simulation.disk;
+      const storage = simulation.disk;
       createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
       const image = openVhd("/a.vhd", { storage, readOnly: false });
       writeRange(image, new Uint8Array(2 * MIB).fill(0x44), 0);
       finishWriting(image);
+      image.close();
       cut(simulation, "/a.vhd", cutBytes);
       const wanted = new Uint8Array(2 * MIB).fill(0x44, 0, 2 * MIB - cutBytes);
       const { valid, findings } = checkImage("/a.vhd", { storage, ignoreFooter: true });
@@ -145,11 +146,12 @@ Deno.test("a file that ends within its last block reads as zeros from there on, 
 
 Deno.test("a parent that ends within its last block shows through as it is", () => {
   const simulation = new Simulation({ seed: 8 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   const image = openVhd("/a.vhd", { storage, readOnly: false });
   writeRange(image, new Uint8Array(2 * MIB).fill(0x44), 0);
   finishWriting(image);
+  image.close();
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   cut(simulation, "/a.vhd", 1000);
   const device = simulation.open("vhd:/b.vhd");
@@ -163,17 +165,19 @@ Deno.test("a parent that ends within its last block shows through as it is", () 
 
 Deno.test("a batmap that lies hides nothing of a parent, whatever is written", () => {
   const simulation = new Simulation({ seed: 9 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
   const image = openVhd("/a.vhd", { storage, readOnly: false });
   writeRange(image, new Uint8Array(8 * MIB).fill(0x50), 0);
   finishWriting(image);
+  image.close();
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   const child = openVhd("/b.vhd", { storage, readOnly: false });
   writeRange(child, new Uint8Array(4096).fill(0x43), 2 * MIB);
   finishWriting(child);
   child.batmap?.bits.fill(0xf0, 0, 1);
   writeBatmap(child);
+  child.close();
   const device = simulation.open("vhd:/b.vhd");
   // An unallocated block, and one that is there in part.
   const write = device.write(0, new Uint8Array(4096).fill(0x43));

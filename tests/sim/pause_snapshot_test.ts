@@ -15,7 +15,7 @@ const MIB = 1 << 20;
 
 function start(): { simulation: Simulation; device: SimulatedDevice } {
   const simulation = new Simulation({ seed: 1, latencyMs: 2 });
-  createDynamic("/a.vhd", { storage: simulation.disk.storage, sizeBytes: 8 * MIB });
+  createDynamic("/a.vhd", { storage: simulation.disk, sizeBytes: 8 * MIB });
   return { simulation, device: simulation.open("vhd:/a.vhd") };
 }
 
@@ -39,7 +39,7 @@ Deno.test("a pause that cannot drain in time fails, and requests go on", () => {
   const { simulation, device } = start();
   device.write(0, stampedSectors(0, 8, 1));
   device.settle();
-  simulation.disk.hang("/a.vhd", 60_000);
+  simulation.hang("/a.vhd", 60_000);
   const stuck = device.write(0, stampedSectors(0, 8, 2));
   let result: { errno: number; message: string } | null = null;
   device.vbd.pause((errno, message) => result = { errno, message }, 5_000);
@@ -65,9 +65,9 @@ Deno.test("a pause that cannot drain in time fails, and requests go on", () => {
 
 Deno.test("a pause during retries holds requests; what failed before does not count afterwards", () => {
   const simulation = new Simulation({ seed: 1, latencyMs: 2 });
-  createDynamic("/a.vhd", { storage: simulation.disk.storage, sizeBytes: 8 * MIB });
+  createDynamic("/a.vhd", { storage: simulation.disk, sizeBytes: 8 * MIB });
   const device = simulation.open("vhd:/a.vhd", { retry: { timeoutMs: 10_000 } });
-  simulation.disk.fault = () => Errno.EIO;
+  simulation.fault = () => Errno.EIO;
   const outcome = device.write(0, stampedSectors(0, 8, 1));
   simulation.runUntil(() => simulation.scheduler.nowMs() > 8_000, "Eight seconds of retries");
   assert.ok(device.vbd.requests.retrying + device.vbd.requests.outstanding > 0);
@@ -78,7 +78,7 @@ Deno.test("a pause during retries holds requests; what failed before does not co
   device.resume();
   simulation.runUntil(() => simulation.scheduler.nowMs() > 65_000, "Five more seconds");
   assert.equal(outcome.errno, null);
-  simulation.disk.fault = null;
+  simulation.fault = null;
   device.settle();
   assert.equal(outcome.errno, 0);
   device.close();
@@ -87,7 +87,7 @@ Deno.test("a pause during retries holds requests; what failed before does not co
 
 Deno.test("unpause takes a larger image, and refuses a smaller one with EMEDIUMTYPE", () => {
   const { simulation, device } = start();
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/large.vhd", { storage, sizeBytes: 16 * MIB });
   createDynamic("/small.vhd", { storage, sizeBytes: 4 * MIB });
   device.pause();
@@ -132,7 +132,7 @@ Deno.test("snapshots, with and without renaming, keep each moment", () => {
 
 Deno.test("snapshots of images behind filters keep the filters, and the log of writes", () => {
   const simulation = new Simulation({ seed: 1, latencyMs: 2 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
   const device = simulation.open("log:bc:1:vhd:/a.vhd");
   const bench = { simulation, device };
@@ -189,14 +189,14 @@ Deno.test("a snapshot that fails at any step leaves the running image", () => {
   ];
   const bench = start();
   const { simulation, device } = bench;
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/there.vhd", { storage, sizeBytes: 8 * MIB });
   device.write(0, stampedSectors(0, 8, 1));
   for (const [path, options, wanted] of refusals) {
     assert.equal(snapshotOf(bench, path, options).errno, wanted, path);
   }
   for (const rename of [false, true]) {
-    for (const step of ["open", "rename", "reopen"] as const) {
+    for (const step of ["create", "rename", "reopen"] as const) {
       if (step === "rename" && !rename) continue;
       const restore = failAt(simulation, step);
       const { errno, made } = snapshotOf(bench, "/new.vhd", { rename });
@@ -207,7 +207,7 @@ Deno.test("a snapshot that fails at any step leaves the running image", () => {
       assertHolds(device, 0, 8, 1);
     }
   }
-  simulation.disk.hang("/a.vhd", 60_000);
+  simulation.hang("/a.vhd", 60_000);
   device.write(0, stampedSectors(0, 8, 2));
   assert.equal(snapshotOf(bench, "/new.vhd", { timeoutMs: 1_000 }).errno, Errno.ETIMEDOUT);
   device.settle();
@@ -218,27 +218,13 @@ Deno.test("a snapshot that fails at any step leaves the running image", () => {
 });
 
 /** Makes one call fail once; returns what takes that back. */
-function failAt(simulation: Simulation, step: "open" | "rename" | "reopen"): () => void {
-  const { disk } = simulation;
-  const error = Object.assign(new Error("Made to fail"), { errno: Errno.EIO });
-  if (step === "reopen") {
-    const open = disk.open.bind(disk);
-    disk.open = () => {
-      disk.open = open;
-      throw error;
-    };
-    return () => disk.open = open;
-  }
-  const { storage } = disk;
-  const original = storage[step];
-  const fail = (from: string, to: string): never => {
-    throw Object.assign(error, { from, to });
+function failAt({ disk }: Simulation, step: "create" | "rename" | "reopen"): () => void {
+  let failed = false;
+  disk.beforeOperation = ({ kind, queued }): number => {
+    const isStep = step === "reopen" ? kind === "open" && queued : kind === step;
+    if (!isStep || failed) return 0;
+    failed = true;
+    return Errno.EIO;
   };
-  // Only what makes the new image.
-  if (step === "rename") storage.rename = fail;
-  else {
-    const open = storage.open.bind(storage);
-    storage.open = (path, mode) => mode === "create" ? fail(path, mode) : open(path, mode);
-  }
-  return () => Object.assign(storage, { [step]: original });
+  return () => disk.beforeOperation = null;
 }

@@ -11,6 +11,7 @@ import {
   stampedSectors,
   stampOf,
 } from "../support/sim.ts";
+import { syncFile } from "../support/vhd.ts";
 
 const DISK_MIB = 16;
 const DISK_SECTORS = DISK_MIB * 2048;
@@ -104,7 +105,7 @@ function runUntilCut(
 function verify(after: Simulation, path: string, promises: Promises): void {
   const { disk } = after;
   // Room that was taken for a block and not used is worth a warning, and the backup footer another.
-  const found = checkImage(path, { storage: disk.storage, ignoreFooter: true });
+  const found = checkImage(path, { storage: disk, ignoreFooter: true });
   assert.ok(found.valid, JSON.stringify(found.findings));
   const device = after.open(`vhd:${path}`);
   for (let sector = 0; sector < DISK_SECTORS; sector += 512) {
@@ -122,26 +123,27 @@ function verify(after: Simulation, path: string, promises: Promises): void {
   device.write(0, new Uint8Array(SECTOR_BYTES));
   device.settle();
   device.close();
-  assert.ok(checkImage(path, { storage: disk.storage }).valid);
+  assert.ok(checkImage(path, { storage: disk }).valid);
 }
 
 for (const seed of SEEDS) {
   Deno.test(`a power cut at any moment leaves every flushed byte, seed ${seed}`, () => {
     const random = new Random(seed);
     const simulation = new Simulation({ seed, latencyMs: 4, powerCuts: true });
-    const { storage } = simulation.disk;
+    const storage = simulation.disk;
     createDynamic("/base.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
     let path = "/base.vhd";
     if (seed % 2 === 0) {
       path = "/child.vhd";
       snapshot(path, { storage, parent: "/base.vhd" });
     }
-    for (const name of ["/base.vhd", path]) storage.open(name, "write").sync();
+    for (const name of ["/base.vhd", path]) syncFile(storage, name);
     const device = simulation.open(`vhd:${path}`);
     const promises = runUntilCut({ simulation, device }, random);
-    verify(new Simulation({ seed }, simulation), path, promises);
+    const after = new Simulation({ seed }, simulation);
+    verify(after, path, promises);
     // Its requests never end, and would keep their memory.
     device.vbd.requests.memory.release();
-    simulation.disk.close();
+    after.close();
   });
 }

@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
-import { IoKind } from "../../src/queue/backend.ts";
+import type { OperationKind } from "../../src/testing/simulated_disk.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
+import { syncFile } from "../support/vhd.ts";
 
 const DISK_MIB = 16;
 const RETRIED = ["EIO", "ENOSPC", "EAGAIN", "ESTALE", "ETIMEDOUT", "EDQUOT", "ENOMEM"] as const;
@@ -14,7 +15,7 @@ const SECTOR = 4096 + 7;
 const COUNT = 40;
 
 function makeDisk(simulation: Simulation, { child }: { child: boolean }): string {
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/base.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
   if (!child) return "/base.vhd";
   // An empty parent would be left out of the chain.
@@ -27,17 +28,17 @@ function makeDisk(simulation: Simulation, { child }: { child: boolean }): string
 }
 
 /** The operations that the first write to a block takes, in the order in which they end. */
-function stepsOfAllocation(child: boolean): IoKind[] {
+function stepsOfAllocation(child: boolean): OperationKind[] {
   const simulation = new Simulation({ seed: 1 });
   const device = simulation.open(`vhd:${makeDisk(simulation, { child })}`);
-  const steps: IoKind[] = [];
-  simulation.disk.fault = (kind) => {
+  const steps: OperationKind[] = [];
+  simulation.fault = (kind) => {
     steps.push(kind);
     return 0;
   };
   device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1), true);
   device.settle();
-  simulation.disk.fault = null;
+  simulation.fault = null;
   device.close();
   simulation.close();
   return steps;
@@ -58,12 +59,12 @@ interface Failure {
 function writeThrough({ step, times, errno, child }: Failure): boolean {
   const simulation = new Simulation({ seed: step + 1, powerCuts: true });
   const path = makeDisk(simulation, { child });
-  const { storage } = simulation.disk;
-  for (const name of new Set(["/base.vhd", path])) storage.open(name, "write").sync();
+  const storage = simulation.disk;
+  for (const name of new Set(["/base.vhd", path])) syncFile(storage, name);
   const device = simulation.open(`vhd:${path}`);
   let ended = 0;
   let left = times;
-  simulation.disk.fault = () => {
+  simulation.fault = () => {
     if (ended++ < step || left === 0) return 0;
     left--;
     return errno;
@@ -79,17 +80,16 @@ function writeThrough({ step, times, errno, child }: Failure): boolean {
   assertHolds(device, SECTOR, COUNT, 1);
 
   const after = new Simulation({ seed: 1 }, simulation);
-  const found = checkImage(path, { storage: after.disk.storage, ignoreFooter: true });
+  const found = checkImage(path, { storage: after.disk, ignoreFooter: true });
   assert.ok(found.valid, JSON.stringify(found.findings));
   const again = after.open(`vhd:${path}`);
   assertHolds(again, SECTOR, COUNT, 1);
   assertHolds(again, SECTOR + 4096, COUNT, 2);
   if (child) assertHolds(again, 0, 8, 99);
   again.close();
-  assert.deepEqual(checkImage(path, { storage: after.disk.storage }).findings, []);
+  assert.deepEqual(checkImage(path, { storage: after.disk }).findings, []);
   device.vbd.destroy();
   after.close();
-  simulation.close();
   return left < times;
 }
 
@@ -98,8 +98,7 @@ for (const child of [false, true]) {
   const steps = stepsOfAllocation(child);
 
   Deno.test(`a new block in ${where}: data, bitmap, sync, BAT and footer, sync`, () => {
-    const { Write, Sync } = IoKind;
-    assert.deepEqual(steps, [Write, Write, Sync, Write, Write, Sync]);
+    assert.deepEqual(steps, ["write", "write", "sync", "write", "write", "sync"]);
   });
 
   for (const name of RETRIED) {
@@ -118,8 +117,8 @@ Deno.test("a file that cannot grow costs time only", () => {
   for (const name of RETRIED) {
     const simulation = new Simulation({ seed: 1 });
     const device = simulation.open(`vhd:${makeDisk(simulation, { child: false })}`);
-    simulation.disk.lengthFault = Errno[name];
-    simulation.scheduler.addTimer(20_500, () => simulation.disk.lengthFault = 0);
+    simulation.lengthFault = Errno[name];
+    simulation.scheduler.addTimer(20_500, () => simulation.lengthFault = 0);
     const startMs = simulation.scheduler.nowMs();
     const outcome = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1));
     const read = device.read(0, 8);
@@ -129,7 +128,7 @@ Deno.test("a file that cannot grow costs time only", () => {
     assert.equal(device.vbd.statistics().retries, 21);
     assertHolds(device, SECTOR, COUNT, 1);
     device.close();
-    assert.deepEqual(checkImage("/base.vhd", { storage: simulation.disk.storage }).findings, []);
+    assert.deepEqual(checkImage("/base.vhd", { storage: simulation.disk }).findings, []);
     simulation.close();
   }
 });
@@ -140,7 +139,7 @@ function failForGood(errno: number, timeoutMs?: number): [number, number, number
   const path = makeDisk(simulation, { child: false });
   const retry = timeoutMs === undefined ? {} : { timeoutMs };
   const device = simulation.open(`vhd:${path}`, { retry });
-  simulation.disk.fault = () => errno;
+  simulation.fault = () => errno;
   const startMs = simulation.scheduler.nowMs();
   const outcome = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1));
   device.settle();
@@ -148,13 +147,13 @@ function failForGood(errno: number, timeoutMs?: number): [number, number, number
   const { retries, images: [{ fail }] } = device.vbd.statistics();
   assert.deepEqual(fail, [0, 1]);
   // What was given up is not there, and the device goes on.
-  simulation.disk.fault = null;
+  simulation.fault = null;
   assertHolds(device, SECTOR, COUNT, 0);
   device.write(SECTOR, stampedSectors(SECTOR, COUNT, 3));
   device.settle();
   assertHolds(device, SECTOR, COUNT, 3);
   device.close();
-  assert.deepEqual(checkImage(path, { storage: simulation.disk.storage }).findings, []);
+  assert.deepEqual(checkImage(path, { storage: simulation.disk }).findings, []);
   simulation.close();
   return [tookMs, retries, outcome.errno];
 }
@@ -182,9 +181,9 @@ Deno.test("a forced write whose sync fails has not ended; what follows it waits 
   device.settle();
   const order: string[] = [];
   let failing = true;
-  simulation.disk.fault = (kind) => {
-    if (failing && kind === IoKind.Sync) return Errno.EIO;
-    order.push(kind === IoKind.Sync ? "sync" : "write");
+  simulation.fault = (kind) => {
+    if (failing && kind === "sync") return Errno.EIO;
+    order.push(kind === "sync" ? "sync" : "write");
     return 0;
   };
   const forced = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 2), true);

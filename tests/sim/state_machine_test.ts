@@ -59,7 +59,7 @@ class Bench {
     this.random = new Random(seed);
     this.simulation = new Simulation({ seed, latencyMs: seed % 4 === 0 ? 0 : 40 });
     createDynamic(this.#leaf, {
-      storage: this.simulation.disk.storage,
+      storage: this.simulation.disk,
       sizeBytes: DISK_MIB * 1024 * 1024,
     });
     this.vbd = new Vbd(this.simulation.context, seed);
@@ -73,7 +73,7 @@ class Bench {
       const client = this.clients[i % CLIENTS];
       this.places.push({ sector, client, underWay: null, allowed: new Set([0]) });
     }
-    this.simulation.disk.fault = () => this.random.chance(this.#faultShare) ? Errno.EIO : 0;
+    this.simulation.fault = () => this.random.chance(this.#faultShare) ? Errno.EIO : 0;
   }
 
   get isChanging(): boolean {
@@ -88,9 +88,9 @@ class Bench {
     else if (dice < 46) this.read();
     else if (dice < 50) this.flush();
     else if (dice < 58) this.#faultShare = random.chance(0.5) ? 0 : random.next() * 0.6;
-    else if (dice < 60) this.simulation.disk.lengthFault = random.chance(0.5) ? 0 : Errno.ENOSPC;
+    else if (dice < 60) this.simulation.lengthFault = random.chance(0.5) ? 0 : Errno.ENOSPC;
     else if (dice < 64 && this.vbd.name !== "") {
-      this.simulation.disk.hang(this.#leaf, random.below(5000));
+      this.simulation.hang(this.#leaf, random.below(5000));
     } else if (dice < 70) this.change("pause", random.chance(0.5) ? Infinity : random.below(200));
     else if (dice < 74) this.snapshot();
     else if (dice < 82) this.resume();
@@ -178,7 +178,7 @@ class Bench {
         assert.equal(change.errno, null, "a snapshot answers once");
         change.errno = errno;
         assert.equal(made === null, errno !== 0, message);
-        if (made === null) return assert.ok(!this.simulation.disk.storage.exists(path), message);
+        if (made === null) return assert.ok(!this.simulation.disk.exists(path), message);
         assert.ok(canStart);
         assert.deepEqual([before, made.name], [`vhd:${this.#leaf}`, `vhd:${path}`]);
         assert.deepEqual([this.vbd.name, this.vbd.state], [made.name, 0]);
@@ -192,7 +192,7 @@ class Bench {
 
   /** Whoever is told that a device is paused or closed may move its files. */
   assertClosedFiles(kind: string): void {
-    const file = this.simulation.disk.open(this.#leaf, { readOnly: false, direct: true });
+    const file = this.simulation.connection.open(this.#leaf, { readOnly: false, direct: true });
     file.close();
     const state = this.vbd.state & ~VbdState.ResumeFailed;
     assert.equal(state, kind === "pause" ? PAUSED : VbdState.Closed);
@@ -219,7 +219,7 @@ class Bench {
 
   addLayer(): string | null {
     if (this.#layers === MOST_LAYERS) return null;
-    const { storage } = this.simulation.disk;
+    const storage = this.simulation.disk;
     const path = `/${this.#layers}.vhd`;
     snapshot(path, { storage, parent: this.#leaf });
     this.#leaf = path;
@@ -270,7 +270,7 @@ class Bench {
   /** Lets all faults end, brings the device back, and reads everything. */
   finish(): void {
     this.#faultShare = 0;
-    this.simulation.disk.lengthFault = 0;
+    this.simulation.lengthFault = 0;
     this.simulation.runUntil(() => !this.isChanging, "A change of state");
     if (this.vbd.name === "") this.open();
     else if (this.vbd.state !== 0) this.vbd.resume(null, (errno) => assert.equal(errno, 0));
@@ -284,7 +284,7 @@ class Bench {
     }
     assert.equal(this.vbd.requests.outstanding, 0);
     this.clients[0].close();
-    const { storage } = this.simulation.disk;
+    const storage = this.simulation.disk;
     for (let i = 0; i < this.#layers; i++) {
       assert.deepEqual(checkImage(`/${i}.vhd`, { storage }).findings, []);
     }

@@ -13,7 +13,7 @@ const MIB = 1 << 20;
 
 function start({ latencyMs = 0 } = {}): { simulation: Simulation; device: SimulatedDevice } {
   const simulation = new Simulation({ seed: 1, latencyMs });
-  createDynamic("/a.vhd", { storage: simulation.disk.storage, sizeBytes: 16 * MIB });
+  createDynamic("/a.vhd", { storage: simulation.disk, sizeBytes: 16 * MIB });
   return { simulation, device: simulation.open("vhd:/a.vhd") };
 }
 
@@ -32,12 +32,12 @@ function fill(device: SimulatedDevice, ...sectors: number[]): void {
 Deno.test("statistics: latencies by kind, as the disk's answers came", () => {
   const { simulation, device } = start();
   fill(device, 0);
-  simulation.disk.hang("/a.vhd", 20);
+  simulation.hang("/a.vhd", 20);
   device.read(0, 8);
   goTo(simulation, simulation.scheduler.nowMs() + 5);
   device.read(0, 8);
   device.settle();
-  simulation.disk.hang("/a.vhd", 3_000);
+  simulation.hang("/a.vhd", 3_000);
   device.flush();
   device.settle();
   const { read, write, flush } = device.vbd.statistics().latency_us;
@@ -65,13 +65,13 @@ Deno.test("statistics: queue depth, now, highest and as requests found it", () =
 Deno.test("statistics: time in slots before the disk, by what requests waited for", () => {
   const { simulation, device } = start();
   fill(device, 0, 8);
-  const { scheduler, disk } = simulation;
-  disk.fault = () => Errno.EIO;
+  const { scheduler } = simulation;
+  simulation.fault = () => Errno.EIO;
   const failing = device.write(0, stampedSectors(0, 8, 2));
   goTo(simulation, scheduler.nowMs() + 500);
   const { waited } = device.vbd.statistics();
   assert.deepEqual(waited.retry, { requests: 1, milliseconds: 500 });
-  disk.fault = null;
+  simulation.fault = null;
   device.settle();
   assert.equal(failing.errno, 0);
   assert.deepEqual(device.vbd.statistics().waited.retry, { requests: 1, milliseconds: 1000 });
@@ -107,7 +107,7 @@ Deno.test("statistics: time in slots before the disk, by what requests waited fo
 
 Deno.test("statistics: merges, and bytes by the layer that has them", () => {
   const { simulation, device } = start({ latencyMs: 2 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   // The block is there, and its bitmap in the cache: what follows goes to the disk at once.
   fill(device, 0);
   device.write(0, stampedSectors(0, 64, 1));
@@ -140,13 +140,13 @@ Deno.test("statistics: merges, and bytes by the layer that has them", () => {
 
 Deno.test("a report has a line on every request, the oldest first", () => {
   const { simulation, device } = start();
-  const { scheduler, disk } = simulation;
+  const { scheduler } = simulation;
   fill(device, 0);
   const before = scheduler.nowMs();
-  disk.fault = () => Errno.ENOSPC;
+  simulation.fault = () => Errno.ENOSPC;
   device.write(0, stampedSectors(0, 8, 2));
   goTo(simulation, before + 400);
-  disk.hang("/a.vhd", 60_000);
+  simulation.hang("/a.vhd", 60_000);
   device.read(0, 16);
   goTo(simulation, before + 900);
   let ended = false;
@@ -161,7 +161,7 @@ Deno.test("a report has a line on every request, the oldest first", () => {
     "read, sector 0, 16 sectors, at the disk for 1.100 s, age 1.100 s, failed 0 times, no error",
     "flush, sector 0, 0 sectors, held by a pause for 0.600 s, age 0.600 s, failed 0 times, no error",
   ]);
-  disk.fault = null;
+  simulation.fault = null;
   simulation.runUntil(() => ended, "The pause");
   device.resume();
   device.settle();

@@ -22,7 +22,7 @@ function runsOf(written: Uint8Array, sector: number, count: number): number[] {
 
 /** A chain of three images, written to at random; the map of what was written. */
 function chain(simulation: Simulation, random: Random): [SimulatedDevice, Uint8Array] {
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/0.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
   const device = simulation.open("vhd:/0.vhd");
   const written = new Uint8Array(DISK_SECTORS);
@@ -66,14 +66,14 @@ for (const seed of SEEDS) {
       }
     }
     device.close();
-    simulation.disk.close();
+    simulation.close();
   });
 
   Deno.test(`extents come in the end where the disk fails in between, seed ${seed}`, () => {
     const random = new Random(seed);
     const simulation = new Simulation({ seed, latencyMs: 3 });
     const [device, written] = chain(simulation, random);
-    simulation.disk.fault = () => random.chance(0.3) ? Errno.EIO : 0;
+    simulation.fault = () => random.chance(0.3) ? Errno.EIO : 0;
     const asked = Array.from({ length: 20 }, () => device.status(0, DISK_SECTORS));
     device.settle();
     for (const { errno, extents } of asked) {
@@ -81,6 +81,6 @@ for (const seed of SEEDS) {
       assert.deepEqual(extents, runsOf(written, 0, DISK_SECTORS));
     }
     device.close();
-    simulation.disk.close();
+    simulation.close();
   });
 }

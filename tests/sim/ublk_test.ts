@@ -11,7 +11,7 @@ const TAGS = QUEUES * DEPTH;
 
 function open(seed: number, latencyMs: number): SimulatedDevice {
   const simulation = new Simulation({ seed, latencyMs });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/disk.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
   return simulation.open("vhd:/disk.vhd");
 }

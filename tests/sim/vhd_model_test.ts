@@ -11,7 +11,7 @@ const SEEDS = Array.from({ length: 12 }, (_, i) => i + 1);
 
 function makeImage(simulation: Simulation): void {
   createDynamic("/base.vhd", {
-    storage: simulation.disk.storage,
+    storage: simulation.disk,
     sizeBytes: DISK_MIB * 1024 * 1024,
   });
 }
@@ -29,19 +29,19 @@ for (const seed of SEEDS) {
       if (!random.chance(0.35)) continue;
       device.pause();
       const child = `/child${round}.vhd`;
-      snapshot(child, { storage: simulation.disk.storage, parent: leaf });
+      snapshot(child, { storage: simulation.disk, parent: leaf });
       leaf = child;
       device.resume(`vhd:${leaf}`);
     }
     readAll(device, model);
     device.close();
-    const check = checkImage(leaf, { storage: simulation.disk.storage });
+    const check = checkImage(leaf, { storage: simulation.disk });
     assert.deepEqual(check.findings, []);
     const again = simulation.open(`vhd:${leaf}`, { readOnly: true });
     readAll(again, model);
     again.close();
     assert.deepEqual(simulation.log, []);
-    simulation.disk.close();
+    simulation.close();
   });
 
   Deno.test(`errors of the disk at any step cost time and nothing else, seed ${seed}`, () => {
@@ -51,12 +51,12 @@ for (const seed of SEEDS) {
     const device = simulation.open("vhd:/base.vhd");
     const model = new Model();
     const errors = [Errno.EIO, Errno.ENOSPC, Errno.ETIMEDOUT];
-    simulation.disk.fault = () => random.chance(0.15) ? errors[random.below(errors.length)] : 0;
+    simulation.fault = () => random.chance(0.15) ? errors[random.below(errors.length)] : 0;
     for (let round = 1; round <= 8; round++) burst(device, model, random, round);
-    simulation.disk.fault = null;
+    simulation.fault = null;
     readAll(device, model);
     device.close();
-    assert.deepEqual(checkImage("/base.vhd", { storage: simulation.disk.storage }).findings, []);
-    simulation.disk.close();
+    assert.deepEqual(checkImage("/base.vhd", { storage: simulation.disk }).findings, []);
+    simulation.close();
   });
 }

@@ -1,22 +1,20 @@
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import type { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { changesOnly, type SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 
 /**
  * Runs a change with the process killed in front of each of its operations in turn, and lastly not
  * killed; `look` sees what each leaves.
  */
 export function killEverywhere(
-  origin: MemoryStorage,
-  change: (storage: MemoryStorage) => void,
-  look: (storage: MemoryStorage, finished: boolean) => void,
+  origin: SimulatedDisk,
+  change: (storage: SimulatedDisk) => void,
+  look: (storage: SimulatedDisk, finished: boolean) => void,
 ): void {
   for (let n = 0;; n++) {
-    const storage = origin.snapshot();
+    using storage = origin.copy();
     let count = 0;
-    storage.beforeOperation = () => {
-      if (++count > n) throw new SystemError(Errno.EIO, "The process was killed");
-    };
+    storage.beforeOperation = changesOnly(() => ++count > n ? Errno.EIO : 0);
     let finished = true;
     try {
       change(storage);

@@ -4,7 +4,12 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { SimulatedDisk, type SimulatedDiskOptions } from "../../src/testing/simulated_disk.ts";
+import type { SimulatedConnection } from "../../src/testing/simulated_connection.ts";
+import {
+  type OperationKind,
+  SimulatedDisk,
+  type SimulatedDiskOptions,
+} from "../../src/testing/simulated_disk.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 import { createVbdContext, type VbdContext } from "../../src/vbd/vbd_context.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
@@ -21,22 +26,39 @@ export interface Outcome {
   extents?: number[];
 }
 
+/** How a simulation's disk behaves. */
+export interface SimulationOptions extends SimulatedDiskOptions {
+  /** Longest time that an operation takes, milliseconds; 0: all end in the turn they start. */
+  readonly latencyMs?: number;
+}
+
+/** Decides how a queued operation ends: with 0 for well, or an errno. */
+export type QueueFault = (kind: OperationKind) => number;
+
 /** The process: one disk, one scheduler, any number of devices. */
 export class Simulation {
   readonly scheduler: SimulatedScheduler;
   readonly disk: SimulatedDisk;
+  readonly connection: SimulatedConnection;
   readonly context: VbdContext;
   readonly log: string[] = [];
+  #fault: QueueFault | null = null;
+  #lengthFault = 0;
 
-  /** @param before A simulation whose power was cut: its disk is found as it was left. */
-  constructor(options: SimulatedDiskOptions, before?: Simulation) {
+  /** @param before A simulation whose power is cut: its disk is found as it is left. */
+  constructor({ latencyMs, ...options }: SimulationOptions, before?: Simulation) {
     this.scheduler = new SimulatedScheduler();
-    this.disk = before?.disk.cutPower(this.scheduler, options) ??
-      new SimulatedDisk(this.scheduler, options);
+    this.disk = before?.disk ?? new SimulatedDisk(options);
+    if (before !== undefined) {
+      this.disk.cutPower();
+      this.disk.powerOn();
+    }
+    this.#hook();
+    this.connection = this.disk.connect(this.scheduler, { latencyMs });
     this.context = createVbdContext({
       scheduler: this.scheduler,
-      backend: this.disk,
-      files: this.disk,
+      backend: this.connection,
+      files: this.connection,
       log: (message) => this.log.push(message),
     });
   }
@@ -48,9 +70,39 @@ export class Simulation {
     return device;
   }
 
-  /** Gives its memory back; no device may have anything under way. */
+  /** How reads, writes and syncs of the queue end; null: well. */
+  set fault(fault: QueueFault | null) {
+    this.#fault = fault;
+    this.#hook();
+  }
+
+  /** Errno of every attempt of a driver to change a file's length; 0: they go well. */
+  set lengthFault(errno: number) {
+    this.#lengthFault = errno;
+    this.#hook();
+  }
+
+  /** Without faults there is no hook: it would cost an allocation for each operation. */
+  #hook(): void {
+    const fault = this.#fault ?? ((): number => 0);
+    const none = this.#fault === null && this.#lengthFault === 0;
+    this.disk.beforeOperation = none ? null : ({ kind, queued }): number => {
+      if (!queued) return 0;
+      if (kind === "truncate") return this.#lengthFault;
+      return kind === "read" || kind === "write" || kind === "sync" ? fault(kind) : 0;
+    };
+  }
+
+  /** A file answers nothing for so long, and then all that it was asked. */
+  hang(path: string, forMs: number): void {
+    this.connection.hang(path, forMs);
+  }
+
+  /** Gives its memory back. What it had under way never ends. */
   close(): void {
+    this.connection.die();
     this.context.queue.close();
+    this.disk.close();
   }
 
   /** Lets time pass until `done`; throws when nothing happens any more before it is. */

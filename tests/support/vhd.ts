@@ -34,6 +34,13 @@ export function putFile(storage: Storage, path: string, bytes: Uint8Array<ArrayB
   file.close();
 }
 
+/** Brings a file of a storage to stable storage. */
+export function syncFile(storage: Storage, path: string): void {
+  const file = storage.open(path, "write");
+  file.sync();
+  file.close();
+}
+
 /** All bytes of a file of a storage. */
 export function getFile(storage: Storage, path: string): Uint8Array<ArrayBuffer> {
   const file = storage.open(path, "read");

@@ -11,7 +11,7 @@ import {
 } from "../../src/files/confinement.ts";
 import { isWithin, volumeNames } from "../../src/files/paths.ts";
 import { osStorage } from "../../src/files/storage.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { PLAT_CODE_MACX, PLAT_CODE_W2KU, PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";
 import { encodeUtf16 } from "../../src/vhd/format/text.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
@@ -222,7 +222,7 @@ Deno.test("snapshot and modify warn of a parent that lies where none may be", ()
   }));
 
 Deno.test("images of storage repositories may have parents in other repositories", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   for (const mount of ["/run/sr-mount", "/var/run/sr-mount"]) {
     createDynamic(`${mount}/a/base.vhd`, { storage, sizeBytes: 4 * MIB });
     snapshot(`${mount}/b/cache.vhd`, {

@@ -15,7 +15,7 @@ function firstBeyond(arena: Arena): number {
 
 Deno.test("no copy, zeroing or operation reaches beyond I/O memory", () => {
   const scheduler = new SimulatedScheduler();
-  const disk = new SimulatedDisk(scheduler, { seed: 1 });
+  const disk = new SimulatedDisk().connect(scheduler);
   const queue = new DiskQueue(scheduler, disk, 16);
   const context = new AioContext(4, 4);
   const arena = new Arena(8 * 512);

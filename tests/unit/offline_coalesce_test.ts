@@ -8,13 +8,12 @@ import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed, writeFixed } from "../../src/vhd/create.ts";
 import { fillImage, preallocate } from "../../src/vhd/fill.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { setKeyhash } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
-import { memoryEngine } from "../support/memory_engine.ts";
 import { Random } from "../../src/testing/random.ts";
 import { putForeignImage } from "../support/foreign_vhd.ts";
 import { getFile, putFile } from "../support/vhd.ts";
@@ -24,7 +23,7 @@ const SECTOR = 512;
 const DISK = 12 * MIB;
 
 /** Overwrites stretches of an image, some of them whole blocks, with bytes of its own. */
-function scribble(storage: MemoryStorage, path: string, seed: number): void {
+function scribble(storage: SimulatedDisk, path: string, seed: number): void {
   const random = new Random(seed);
   const image = openVhd(path, { storage, readOnly: false });
   for (let i = 0; i < 6; i++) {
@@ -34,9 +33,10 @@ function scribble(storage: MemoryStorage, path: string, seed: number): void {
     writeRange(image, bytes, at * SECTOR);
   }
   finishWriting(image);
+  image.close();
 }
 
-function contentOf(storage: MemoryStorage, path: string): Uint8Array {
+function contentOf(storage: SimulatedDisk, path: string): Uint8Array {
   const chain = openChain(path, { storage });
   const content = new Uint8Array(chain.images[0].sizeBytes);
   readRange(chain, content, 0);
@@ -49,8 +49,8 @@ function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
 }
 
 /** Three VHDs on each other, the last on a raw image if wanted. */
-function makeChain({ raw }: { raw: boolean }): MemoryStorage {
-  const storage = new MemoryStorage();
+function makeChain({ raw }: { raw: boolean }): SimulatedDisk {
+  const storage = new SimulatedDisk();
   if (raw) {
     const bytes = new Uint8Array(DISK).fill(0x77, 3 * MIB, 9 * MIB);
     putFile(storage, "/raw", bytes);
@@ -68,16 +68,16 @@ class Killed extends Error {}
 
 /** Runs work that dies before its n-th change; true when it came to its end before that. */
 async function killedAt(
-  storage: MemoryStorage,
-  { operation, seed }: { operation: number; seed: number },
-  work: (seed: number) => Promise<unknown>,
+  storage: SimulatedDisk,
+  operation: number,
+  work: () => Promise<unknown>,
 ): Promise<boolean> {
   let left = operation;
-  storage.beforeOperation = () => {
+  storage.beforeOperation = changesOnly(() => {
     if (left-- <= 0) throw new Killed();
-  };
+  });
   try {
-    await work(seed);
+    await work();
     return true;
   } catch (error) {
     if (!(error instanceof Killed)) throw error;
@@ -124,15 +124,13 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
     let kills = 0;
     let ended = false;
     for (let operation = 0; !ended; operation++) {
-      const storage = start.snapshot();
-      const seed = operation + 7;
-      const work = (seed: number): Promise<number> =>
-        coalesce(top, { ...options, engine: memoryEngine(storage, seed) });
-      ended = await killedAt(storage, { operation, seed }, work);
+      using storage = start.copy();
+      const work = (): Promise<number> => coalesce(top, { ...options, engine: storage.engine() });
+      ended = await killedAt(storage, operation, work);
       if (!ended) {
         kills++;
         assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `reads the same, ${operation}`);
-        await work(seed + 1);
+        await work();
       }
       assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `chain, killed at ${operation}`);
       const got = result === "/raw" ? getFile(storage, "/raw") : contentOf(storage, result);
@@ -150,13 +148,13 @@ Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => 
   const wanted = contentOf(start, "/c.vhd");
   let ended = false;
   for (let operation = 0; !ended; operation++) {
-    const storage = start.snapshot();
-    const work = (seed: number): Promise<number> =>
-      copyImage("/c.vhd", "/copy.vhd", { engine: memoryEngine(storage, seed) });
-    ended = await killedAt(storage, { operation, seed: operation }, work);
+    using storage = start.copy();
+    const work = (): Promise<number> =>
+      copyImage("/c.vhd", "/copy.vhd", { engine: storage.engine() });
+    ended = await killedAt(storage, operation, work);
     if (!ended) {
       assert.equal(storage.exists("/copy.vhd"), false);
-      await work(operation + 1);
+      await work();
     }
     assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), wanted));
     const image = openVhd("/copy.vhd", { storage });
@@ -166,18 +164,19 @@ Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => 
 });
 
 Deno.test("coalesce counts the sectors of the layers, each once, and moves only those", async () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: DISK });
   snapshot("/b.vhd", { storage, parent: "/a.vhd", keepEmptyParent: true });
   const write = (path: string, sector: number, sectors: number, value: number): void => {
     const image = openVhd(path, { storage, readOnly: false });
     writeRange(image, new Uint8Array(sectors * SECTOR).fill(value), sector * SECTOR);
     finishWriting(image);
+    image.close();
   };
   write("/b.vhd", 100, 50, 1);
   snapshot("/c.vhd", { storage, parent: "/b.vhd" });
   write("/c.vhd", 120, 50, 2);
-  const engine = memoryEngine(storage);
+  const engine = storage.engine();
   assert.equal(await coalesce("/c.vhd", { ancestor: "/a.vhd", engine }), 70);
   const a = openVhd("/a.vhd", { storage });
   assert.equal([...a.bat].filter((entry) => entry !== 0xffff_ffff).length, 1);
@@ -185,7 +184,7 @@ Deno.test("coalesce counts the sectors of the layers, each once, and moves only 
 });
 
 Deno.test("sparse: blocks of zeros are left out where they are zeros anyway, and nowhere else", async () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: DISK });
   scribble(storage, "/a.vhd", 1);
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
@@ -193,7 +192,8 @@ Deno.test("sparse: blocks of zeros are left out where they are zeros anyway, and
   const image = openVhd("/c.vhd", { storage, readOnly: false });
   writeRange(image, new Uint8Array(DISK), 0);
   finishWriting(image);
-  const engine = memoryEngine(storage);
+  image.close();
+  const engine = storage.engine();
   await coalesce("/c.vhd", { sparse: true, engine });
   assert.ok(contentOf(storage, "/b.vhd").every((byte) => byte === 0), "hides what is below");
   await copyImage("/c.vhd", "/copy.vhd", { engine });
@@ -201,13 +201,13 @@ Deno.test("sparse: blocks of zeros are left out where they are zeros anyway, and
 });
 
 Deno.test("fixed images: copied as such, and coalesced into", async () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createFixed("/a.vhd", { storage, sizeBytes: DISK, sparse: true });
   scribble(storage, "/a.vhd", 1);
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   scribble(storage, "/b.vhd", 2);
   const wanted = contentOf(storage, "/b.vhd");
-  const engine = memoryEngine(storage);
+  const engine = storage.engine();
   await copyImage("/a.vhd", "/copy.vhd", { engine });
   assert.equal(openVhd("/copy.vhd", { storage }).type, "fixed");
   assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), contentOf(storage, "/a.vhd")));
@@ -218,9 +218,9 @@ Deno.test("fixed images: copied as such, and coalesced into", async () => {
 
 Deno.test("what cannot be coalesced is refused before anything is written", async () => {
   const storage = makeChain({ raw: false });
-  const engine = memoryEngine(storage);
+  const engine = storage.engine();
   createDynamic("/other.vhd", { storage, sizeBytes: DISK });
-  storage.beforeOperation = (operation, path) => assert.fail(`${operation} of ${path}`);
+  storage.beforeOperation = changesOnly(({ kind, path }) => assert.fail(`${kind} of ${path}`));
   await assert.rejects(coalesce("/a.vhd", { engine }), /no differencing image/);
   await assert.rejects(
     coalesce("/c.vhd", { ancestor: "/other.vhd", engine }),
@@ -235,24 +235,25 @@ Deno.test("what cannot be coalesced is refused before anything is written", asyn
 });
 
 Deno.test("a copy of an encrypted image carries the trace of its key, zeros and all", async () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: DISK });
   const keyhash = { cookie: 1, nonce: new Uint8Array(32), hash: new Uint8Array(32).fill(1) };
   setKeyhash(storage, { path: "/a.vhd" }, keyhash);
   const image = openVhd("/a.vhd", { storage, readOnly: false });
   writeRange(image, new Uint8Array(SECTOR), 0);
   finishWriting(image);
-  await copyImage("/a.vhd", "/copy.vhd", { engine: memoryEngine(storage) });
+  image.close();
+  await copyImage("/a.vhd", "/copy.vhd", { engine: storage.engine() });
   const copy = openVhd("/copy.vhd", { storage });
   assert.deepEqual(copy.batmap?.header.keyhash, keyhash);
   assert.notEqual(copy.bat[0], 0xffff_ffff, "zeros of an encrypted image are data");
 });
 
 Deno.test("a raw image that ends within a sector is copied to its last byte", async () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/raw", new Uint8Array(3 * MIB + 100).fill(5));
   snapshot("/a.vhd", { storage, parent: "/raw", rawParent: true });
-  const engine = memoryEngine(storage);
+  const engine = storage.engine();
   await copyImage("/a.vhd", "/copy.vhd", { engine });
   const content = contentOf(storage, "/copy.vhd");
   assert.equal(content.indexOf(0), 3 * MIB + 100);
@@ -263,7 +264,7 @@ Deno.test("a copy has a disk of the same size, also where that is no whole numbe
   const sizeBytes = 3 * MIB + 512;
   const content = new Uint8Array(sizeBytes).map((_, i) => i >> 9);
   for (const type of ["fixed", "dynamic"] as const) {
-    const storage = new MemoryStorage();
+    const storage = new SimulatedDisk();
     if (type === "fixed") {
       writeFixed("/a.vhd", { storage, sparse: true, sizeBytes });
       const image = openVhd("/a.vhd", { storage, readOnly: false });
@@ -276,7 +277,7 @@ Deno.test("a copy has a disk of the same size, also where that is no whole numbe
         blocks: { 0: "a", 48: "z" },
       });
     }
-    await copyImage("/a.vhd", "/copy.vhd", { engine: memoryEngine(storage) });
+    await copyImage("/a.vhd", "/copy.vhd", { engine: storage.engine() });
     const copy = openVhd("/copy.vhd", { storage });
     assert.deepEqual([copy.type, copy.sizeBytes], [type, sizeBytes]);
     assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), contentOf(storage, "/a.vhd")));
@@ -284,92 +285,118 @@ Deno.test("a copy has a disk of the same size, also where that is no whole numbe
   }
 });
 
-/** Runs work with ever more room, from none at all until it succeeds; calls back after each try. */
+const PAGE = 4096;
+
+/**
+ * Runs work on copies of a disk with ever more room, from none at all until it succeeds; shows what
+ * each try left. Returns how many failed.
+ */
 async function withEverMoreRoom(
-  storage: MemoryStorage,
-  work: () => Promise<unknown>,
-  check: (pages: number) => void,
+  origin: SimulatedDisk,
+  work: (storage: SimulatedDisk) => unknown,
+  look: (storage: SimulatedDisk, where: string, succeeded: boolean) => void,
 ): Promise<number> {
-  const { room } = storage;
   let failed = 0;
   for (let pages = 0;; pages += 1 + (pages >> 3)) {
-    const before = storage.snapshot();
-    room.most = room.used + pages;
+    using storage = origin.copy();
+    storage.capacityBytes = storage.usedBytes + pages * PAGE;
+    let succeeded = true;
     try {
-      await work();
-      return failed;
+      await work(storage);
     } catch (error) {
       assert.match(String(error), /ENOSPC/);
-      failed++;
-    } finally {
-      room.most = Infinity;
+      succeeded = false;
     }
-    check(pages);
-    storage.restore(before);
+    storage.capacityBytes = Infinity;
+    look(storage, `${pages} pages`, succeeded);
+    if (succeeded) return failed;
+    failed++;
   }
+}
+
+/** The image is in order, and reads as it should. */
+function assertHolds(
+  storage: SimulatedDisk,
+  { path, content, where }: { path: string; content: Uint8Array; where: string },
+): void {
+  const { valid, findings } = checkImage(path, { storage });
+  assert.ok(valid, `${where}: ${JSON.stringify(findings)}`);
+  assert.ok(sameBytes(contentOf(storage, path), content), `${path}, ${where}`);
 }
 
 for (const ancestor of ["/a.vhd", "/b.vhd"]) {
   Deno.test(`a full disk ends a coalesce into ${ancestor}; the image is valid all the same`, async () => {
-    const storage = makeChain({ raw: false });
-    const wanted = contentOf(storage, "/c.vhd");
-    const options = { ancestor, engine: memoryEngine(storage) };
-    const failed = await withEverMoreRoom(storage, () => coalesce("/c.vhd", options), (pages) => {
-      const { valid, findings } = checkImage(ancestor, { storage });
-      assert.ok(valid, `${pages} pages: ${JSON.stringify(findings)}`);
-      assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wanted), `${pages} pages`);
-    });
+    using origin = makeChain({ raw: false });
+    const content = contentOf(origin, "/c.vhd");
+    const failed = await withEverMoreRoom(
+      origin,
+      (storage) => coalesce("/c.vhd", { ancestor, engine: storage.engine() }),
+      (storage, where, succeeded) => {
+        assertHolds(storage, { path: "/c.vhd", content, where });
+        const { valid, findings } = checkImage(ancestor, { storage });
+        assert.ok(valid, `${where}: ${JSON.stringify(findings)}`);
+        if (!succeeded) return;
+        assertHolds(storage, { path: ancestor, content, where });
+        assert.deepEqual(checkImage(ancestor, { storage, checkData: true }).findings, []);
+      },
+    );
     assert.ok(failed > 10, `${failed} tries failed`);
-    assert.ok(sameBytes(contentOf(storage, ancestor), wanted));
-    assert.deepEqual(checkImage(ancestor, { storage, checkData: true }).findings, []);
   });
 }
 
 Deno.test("a full disk ends a copy, which leaves nothing", async () => {
-  const storage = makeChain({ raw: false });
-  const options = { engine: memoryEngine(storage) };
-  const { used } = storage.room;
-  await withEverMoreRoom(storage, () => copyImage("/c.vhd", "/copy.vhd", options), () => {
-    assert.deepEqual(storage.paths().filter((path) => path.startsWith("/copy.vhd")), []);
-    assert.equal(storage.room.used, used);
-  });
+  using origin = makeChain({ raw: false });
+  await withEverMoreRoom(
+    origin,
+    (storage) => copyImage("/c.vhd", "/copy.vhd", { engine: storage.engine() }),
+    (storage, where, succeeded) => {
+      if (succeeded) return;
+      assert.deepEqual(storage.paths, origin.paths, where);
+      assert.equal(storage.usedBytes, origin.usedBytes, where);
+    },
+  );
 });
 
 Deno.test("a full disk ends a fill; the image is valid, reads the same, and is filled later", async () => {
   for (const fill of [fillImage, preallocate]) {
     for (const path of ["/a.vhd", "/c.vhd"]) {
-      const storage = makeChain({ raw: false });
-      const wanted = contentOf(storage, path);
-      const work = (): Promise<void> => Promise.resolve(fill(path, { storage }));
-      const failed = await withEverMoreRoom(storage, async () => await work(), (pages) => {
-        const { valid, findings } = checkImage(path, { storage });
-        assert.ok(valid, `${pages} pages: ${JSON.stringify(findings)}`);
-        assert.ok(sameBytes(contentOf(storage, path), wanted), `${pages} pages`);
-      });
+      using origin = makeChain({ raw: false });
+      const content = contentOf(origin, path);
+      const failed = await withEverMoreRoom(
+        origin,
+        (storage) => fill(path, { storage }),
+        (storage, where, succeeded) => {
+          assertHolds(storage, { path, content, where });
+          if (succeeded) {
+            assert.deepEqual(checkImage(path, { storage, checkData: true }).findings, []);
+          }
+        },
+      );
       assert.ok(failed > 0, path);
-      assert.ok(sameBytes(contentOf(storage, path), wanted), path);
-      assert.deepEqual(checkImage(path, { storage, checkData: true }).findings, []);
     }
   }
 });
 
 /** An image whose middle layer is smaller than its parent and its child. */
-function makeNarrowChain(): MemoryStorage {
-  const storage = new MemoryStorage();
+function makeNarrowChain(): SimulatedDisk {
+  const storage = new SimulatedDisk();
   createDynamic("/base.vhd", { storage, sizeBytes: 8 * MIB });
   const base = openVhd("/base.vhd", { storage, readOnly: false });
   writeRange(base, new Uint8Array(8 * MIB).fill(0x53), 0);
   finishWriting(base);
+  base.close();
   snapshot("/mid.vhd", { storage, parent: "/base.vhd" });
   resizeVhd("/mid.vhd", { storage, sizeBytes: 4 * MIB, journal: "/j1" });
   const mid = openVhd("/mid.vhd", { storage, readOnly: false });
   writeRange(mid, new Uint8Array(4096).fill(0x11), 0);
   finishWriting(mid);
+  mid.close();
   snapshot("/top.vhd", { storage, parent: "/mid.vhd" });
   resizeVhd("/top.vhd", { storage, sizeBytes: 8 * MIB, journal: "/j2" });
   const top = openVhd("/top.vhd", { storage, readOnly: false });
   writeRange(top, new Uint8Array(512).fill(0x22), 7 * MIB);
   finishWriting(top);
+  top.close();
   return storage;
 }
 
@@ -377,7 +404,7 @@ Deno.test("behind the end of a smaller middle image all is zeros: read, mapped, 
   const wanted = new Uint8Array(8 * MIB).fill(0x53, 0, 4 * MIB).fill(0x11, 0, 4096);
   wanted.fill(0x22, 7 * MIB, 7 * MIB + 512);
   const storage = makeNarrowChain();
-  const engine = memoryEngine(storage);
+  const engine = storage.engine();
   assert.ok(sameBytes(contentOf(storage, "/top.vhd"), wanted));
   const chain = openChain("/top.vhd", { storage });
   const extents = [...chainExtents(chain)].filter(({ sector }) => sector >= 4 * MIB / SECTOR);

@@ -6,7 +6,7 @@ import { preallocate } from "../../src/vhd/fill.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { killData } from "../../src/vhd/modify.ts";
 import { growWithinMetadata, resizeVhd } from "../../src/vhd/resize/resize.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { putForeignImage } from "../support/foreign_vhd.ts";
 
@@ -15,8 +15,8 @@ const UNUSED = 0xffff_ffff;
 const BAT_OFFSET = 1536;
 
 /** A disk of 32 blocks with room in the BAT for 2048; the entries of no block hold junk. */
-function withJunkBehind(junk: number): MemoryStorage {
-  const storage = new MemoryStorage();
+function withJunkBehind(junk: number): SimulatedDisk {
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 64 * MIB, reserveBytes: 4096 * MIB });
   const file = storage.open("/a.vhd", "write");
   const bytes = new Uint8Array(4 * (2048 - 32));
@@ -27,7 +27,7 @@ function withJunkBehind(junk: number): MemoryStorage {
   return storage;
 }
 
-function entriesOf(storage: MemoryStorage, from: number, to: number): number[] {
+function entriesOf(storage: SimulatedDisk, from: number, to: number): number[] {
   const file = storage.open("/a.vhd", "read");
   const bytes = new Uint8Array((to - from) * 4);
   file.readAt(bytes, BAT_OFFSET + from * 4);
@@ -36,7 +36,7 @@ function entriesOf(storage: MemoryStorage, from: number, to: number): number[] {
   return Array.from({ length: to - from }, (_, i) => view.getUint32(i * 4));
 }
 
-function assertValid(storage: MemoryStorage): void {
+function assertValid(storage: SimulatedDisk): void {
   const { findings } = checkImage("/a.vhd", { storage, checkData: true });
   assert.deepEqual(findings, []);
 }
@@ -50,6 +50,7 @@ Deno.test("entries that no block of the disk has are never looked at", () => {
     writeRange(image, new Uint8Array(512).fill(7), 0);
     writeRange(image, new Uint8Array(512).fill(7), 63 * MIB);
     finishWriting(image);
+    image.close();
     assertValid(storage);
     preallocate("/a.vhd", { storage });
     assertValid(storage);
@@ -73,7 +74,7 @@ Deno.test("an entry that gets a block when the disk grows is unused first", () =
 });
 
 Deno.test("millions of wrong entries are counted, a hundred are listed", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   const sizeBytes = 4096 * 2 ** 21;
   createDynamic("/a.vhd", { storage, sizeBytes: 64 * MIB, reserveBytes: 2040 * 1024 * MIB });
   putForeignImage(storage, "/a.vhd", {
@@ -103,7 +104,7 @@ Deno.test("millions of wrong entries are counted, a hundred are listed", () => {
 });
 
 Deno.test("a header whose table has no room for the disk's blocks is refused", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 64 * MIB });
   const file = storage.open("/a.vhd", "write");
   const bytes = new Uint8Array(1024);

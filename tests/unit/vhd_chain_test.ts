@@ -6,7 +6,7 @@ import { ancestorPaths, checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { VhdChainError } from "../../src/vhd/image/errors.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { heldExtents, readRange } from "../../src/vhd/image/read.ts";
 import { snapshot, SnapshotDepthError } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
@@ -15,14 +15,15 @@ import { getFile, putFile } from "../support/vhd.ts";
 const MIB = 1024 * 1024;
 const SECTOR = 512;
 
-function write(storage: MemoryStorage, path: string, offsetBytes: number, text: string): void {
+function write(storage: SimulatedDisk, path: string, offsetBytes: number, text: string): void {
   const image = openVhd(path, { storage, readOnly: false });
   const bytes = new Uint8Array(SECTOR).fill(text.charCodeAt(0));
   writeRange(image, bytes, offsetBytes);
   finishWriting(image);
+  image.close();
 }
 
-function readLetter(storage: MemoryStorage, path: string, offsetBytes: number): string {
+function readLetter(storage: SimulatedDisk, path: string, offsetBytes: number): string {
   const chain = openChain(path, { storage });
   const bytes = new Uint8Array(SECTOR);
   readRange(chain, bytes, offsetBytes);
@@ -40,7 +41,7 @@ function assertChainError(run: () => unknown, errno: number, text: RegExp): void
 }
 
 Deno.test("each sector comes from the uppermost image that holds it", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
   for (const [offset, letter] of [[0, "a"], [512, "a"], [3 * MIB, "a"], [1024, "a"]] as const) {
     write(storage, "/a.vhd", offset, letter);
@@ -61,7 +62,7 @@ Deno.test("each sector comes from the uppermost image that holds it", () => {
 });
 
 Deno.test("a raw parent is read to its end, and zeros behind it", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/disk.raw", new Uint8Array(3 * MIB).fill(0x72));
   snapshot("/a.vhd", { storage, parent: "/disk.raw", rawParent: true });
   const chain = openChain("/a.vhd", { storage });
@@ -78,7 +79,7 @@ Deno.test("a raw parent is read to its end, and zeros behind it", () => {
 });
 
 Deno.test("a child larger than its parent reads as zeros behind the parent's end", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createFixed("/a.vhd", { storage, sizeBytes: 2 * MIB });
   write(storage, "/a.vhd", 2 * MIB - 512, "a");
   snapshot("/b.vhd", { storage, parent: "/a.vhd", reserveBytes: 64 * MIB });
@@ -89,7 +90,7 @@ Deno.test("a child larger than its parent reads as zeros behind the parent's end
 });
 
 Deno.test("a snapshot of an empty image builds on the one below, unless told", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   snapshot("/c.vhd", { storage, parent: "/b.vhd" });
@@ -102,7 +103,7 @@ Deno.test("a snapshot of an empty image builds on the one below, unless told", (
 });
 
 Deno.test("the depth limit counts the new image", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   snapshot("/b.vhd", { storage, parent: "/a.vhd", depthLimit: 2 });
   const options = { storage, parent: "/b.vhd", keepEmptyParent: true };
@@ -112,7 +113,7 @@ Deno.test("the depth limit counts the new image", () => {
 });
 
 Deno.test("an image cannot become its own parent", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   const before = getFile(storage, "/a.vhd");
   assert.throws(() => snapshot("/a.vhd", { storage, parent: "/a.vhd" }), /its own parent/);
@@ -120,7 +121,7 @@ Deno.test("an image cannot become its own parent", () => {
 });
 
 Deno.test("parents are found by relative path after the folder moved", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/x/base/a.vhd", { storage, sizeBytes: 4 * MIB });
   snapshot("/x/top/b.vhd", { storage, parent: "/x/base/a.vhd" });
   storage.rename("/x/base/a.vhd", "/y/base/a.vhd");
@@ -132,7 +133,7 @@ Deno.test("parents are found by relative path after the folder moved", () => {
 });
 
 Deno.test("a missing parent is ENOENT and named", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   storage.remove("/a.vhd");
@@ -148,7 +149,7 @@ Deno.test("a missing parent is ENOENT and named", () => {
 });
 
 Deno.test("another image in the parent's place is refused", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
@@ -164,7 +165,7 @@ Deno.test("another image in the parent's place is refused", () => {
 });
 
 Deno.test("a chain that leads back to itself is ELOOP", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 4 * MIB });
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   snapshot("/c.vhd", { storage, parent: "/b.vhd", keepEmptyParent: true });
@@ -177,7 +178,7 @@ Deno.test("a chain that leads back to itself is ELOOP", () => {
 });
 
 Deno.test("a chain may be as deep as it is told, and no deeper", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/0.vhd", { storage, sizeBytes: 2 * MIB });
   write(storage, "/0.vhd", 512, "z");
   for (let i = 1; i < 30; i++) {
@@ -211,7 +212,7 @@ const operation: fc.Arbitrary<Operation> = fc.record({
 Deno.test("any writes and snapshots read back as from a plain array", () => {
   fc.assert(
     fc.property(fc.array(operation, { maxLength: 25 }), (operations) => {
-      const storage = new MemoryStorage();
+      const storage = new SimulatedDisk();
       createDynamic("/0.vhd", { storage, sizeBytes: SIZE_SECTORS * SECTOR });
       const model = new Uint8Array(SIZE_SECTORS);
       let held = new Set<number>();
@@ -226,6 +227,7 @@ Deno.test("any writes and snapshots read back as from a plain array", () => {
           continue;
         }
         finishWriting(image);
+        image.close();
         if (kind === "snapshot") {
           layer++;
           snapshot(`/${layer}.vhd`, {
@@ -238,6 +240,7 @@ Deno.test("any writes and snapshots read back as from a plain array", () => {
         image = openVhd(`/${layer}.vhd`, { storage, readOnly: false });
       }
       finishWriting(image);
+      image.close();
       const chain = openChain(`/${layer}.vhd`, { storage });
       const disk = new Uint8Array(SIZE_SECTORS * SECTOR);
       readRange(chain, disk, 0);
@@ -267,22 +270,23 @@ Deno.test("any writes and snapshots read back as from a plain array", () => {
 });
 
 Deno.test("whatever moment a crash picks, the image opens and holds what was finished", () => {
-  const fresh = new MemoryStorage();
+  const fresh = new SimulatedDisk();
   createDynamic("/a.vhd", { storage: fresh, sizeBytes: 8 * MIB });
   write(fresh, "/a.vhd", 0, "a");
   write(fresh, "/a.vhd", 5 * MIB, "a");
   let crashes = 0;
   for (let at = 0;; at++) {
-    const storage = fresh.snapshot();
+    const storage = fresh.copy();
     let left = at;
-    storage.beforeOperation = () => {
+    storage.beforeOperation = changesOnly(() => {
       if (left-- === 0) throw new Error("crash");
-    };
+    });
     let crashed = false;
     try {
       const image = openVhd("/a.vhd", { storage, readOnly: false });
       writeRange(image, new Uint8Array(3 * MIB).fill(0x62), 512);
       finishWriting(image);
+      image.close();
     } catch (error) {
       crashed = true;
       assert.equal(String(error), "Error: crash");

@@ -5,15 +5,15 @@ import { VhdChainError } from "../../src/vhd/image/errors.ts";
 import { changeParent } from "../../src/vhd/modify.ts";
 import { PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { putForeignImage } from "../support/foreign_vhd.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1 << 20;
 
 /** Images `/0` to `/<layers - 1>`, each the parent of the next; `/0` may be raw. */
-function makeChain(layers: number, { raw = false }: { raw?: boolean } = {}): MemoryStorage {
-  const storage = new MemoryStorage();
+function makeChain(layers: number, { raw = false }: { raw?: boolean } = {}): SimulatedDisk {
+  const storage = new SimulatedDisk();
   let uuid = new Uint8Array(16);
   if (raw) putFile(storage, "/0", new Uint8Array(2 * MIB));
   else uuid = putForeignImage(storage, "/0", { sizeBytes: 2 * MIB });

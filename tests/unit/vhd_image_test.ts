@@ -14,17 +14,17 @@ import { VhdFormatError } from "../../src/vhd/image/errors.ts";
 import { FOOTER_OFFSETS, footerChecksum, HD_FOOTER_SIZE } from "../../src/vhd/format/footer.ts";
 import { HEADER_OFFSETS, headerChecksum } from "../../src/vhd/format/header.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { getFile, goldenImage, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
 
 /** A storage that fails the test on any write, with one image in it. */
-function readOnlyStorage(bytes: Uint8Array<ArrayBuffer>): MemoryStorage {
-  const storage = new MemoryStorage();
+function readOnlyStorage(bytes: Uint8Array<ArrayBuffer>): SimulatedDisk {
+  const storage = new SimulatedDisk();
   putFile(storage, "/base.vhd", bytes);
-  storage.beforeOperation = (operation) => assert.fail(`a damaged image was changed: ${operation}`);
+  storage.beforeOperation = changesOnly(({ kind }) => assert.fail(`a ${kind} of a damaged image`));
   return storage;
 }
 
@@ -89,7 +89,7 @@ function foreignImage(
   return bytes;
 }
 
-function contentOf(storage: MemoryStorage, path: string): Uint8Array<ArrayBuffer> {
+function contentOf(storage: SimulatedDisk, path: string): Uint8Array<ArrayBuffer> {
   const chain = openChain(path, { storage });
   const content = new Uint8Array(chain.images[0].sizeBytes);
   readRange(chain, content, 0);
@@ -99,11 +99,12 @@ function contentOf(storage: MemoryStorage, path: string): Uint8Array<ArrayBuffer
 
 Deno.test("metadata may lie anywhere: new blocks go behind all of it, and nothing else is touched", () => {
   for (const tableSector of [3, 200, 2048]) {
-    const storage = new MemoryStorage();
+    const storage = new SimulatedDisk();
     putFile(storage, "/late.vhd", foreignImage({ firstBlockSector: 4, tableSector }));
     const image = openVhd("/late.vhd", { storage, readOnly: false });
     writeRange(image, new Uint8Array(1024).fill(0x42), MIB);
     finishWriting(image);
+    image.close();
     assert.ok(image.bat[16] > tableSector, `${image.bat[16]}`);
     assert.equal(checkImage("/late.vhd", { storage, checkData: true }).valid, true);
     const expected = new Uint8Array(4 * MIB);
@@ -116,14 +117,14 @@ Deno.test("metadata may lie anywhere: new blocks go behind all of it, and nothin
     assert.deepEqual([...table.subarray(256, 264)], [0, 0, 0xfe, 0xed, 0, 0, 0xfe, 0xed]);
   }
   const over = foreignImage({ firstBlockSector: 4, tableSector: 40 });
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/over.vhd", over);
   assert.throws(() => openVhd("/over.vhd", { storage }), /bat\[0\].*lies over the header/);
 });
 
 Deno.test("names of parents that begin and end within sectors keep their place", () => {
   for (const at of [2048 + 1100, 2048 + 3484, 3072 + 511]) {
-    const storage = new MemoryStorage();
+    const storage = new SimulatedDisk();
     createDynamic("/base.vhd", { storage, sizeBytes: 4 * MIB });
     snapshot("/child.vhd", { storage, parent: "/base.vhd" });
     const bytes = getFile(storage, "/child.vhd");
@@ -153,6 +154,7 @@ Deno.test("names of parents that begin and end within sectors keep their place",
       const image = openVhd("/child.vhd", { storage, readOnly: false });
       writeRange(image, new Uint8Array(512).fill(7), block * 2 * MIB);
       finishWriting(image);
+      image.close();
       const { valid, findings } = checkImage("/child.vhd", { storage, checkData: true });
       assert.ok(valid, `${at}: ${JSON.stringify(findings)}`);
       assert.deepEqual(getFile(storage, "/child.vhd").slice(at, at + name.length), name);
@@ -294,6 +296,7 @@ Deno.test("an image with a batmap that makes no sense is served, and repair make
     const opened = openVhd("/base.vhd", { storage, readOnly: false });
     assert.equal(opened.batmapFault?.fault.field, `batmap.${field}`);
     assert.equal(opened.endOfDataSector, good.endOfDataSector);
+    opened.close();
     const { findings } = checkImage("/base.vhd", { storage });
     assert.equal(findings[0].field, `batmap.${field}`);
     storage.beforeOperation = null;
@@ -323,7 +326,7 @@ Deno.test("the trace of a key outlives the map beside it", async () => {
 });
 
 Deno.test("an image that says tap and never had a batmap is served, and stays without one", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   const bytes = foreignImage({ creator: "tap\0", version: 0x10003, firstBlockSector: 4 });
   putFile(storage, "/copied.vhd", bytes);
   assert.equal(openVhd("/copied.vhd", { storage }).batmapFault, null);
@@ -333,12 +336,13 @@ Deno.test("an image that says tap and never had a batmap is served, and stays wi
 });
 
 Deno.test("batmap bits that cannot be true change nothing that is read, and go when it is written", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/base.vhd", { storage, sizeBytes: 8 * MIB });
   const write = (path: string, offsetBytes: number, bytes: Uint8Array<ArrayBuffer>): void => {
     const image = openVhd(path, { storage, readOnly: false });
     writeRange(image, bytes, offsetBytes);
     finishWriting(image);
+    image.close();
   };
   write("/base.vhd", 0, new Uint8Array(8 * MIB).fill(0x50));
   snapshot("/child.vhd", { storage, parent: "/base.vhd" });
@@ -346,6 +350,7 @@ Deno.test("batmap bits that cannot be true change nothing that is read, and go w
   const lie = openVhd("/child.vhd", { storage, readOnly: false });
   lie.batmap?.bits.fill(0xf0, 0, 1);
   writeBatmap(lie);
+  lie.close();
   // Block 0 becomes partial, block 2 is already, block 3 is not there.
   write("/child.vhd", 0, new Uint8Array(4096).fill(0x43));
   const content = contentOf(storage, "/child.vhd");
@@ -369,6 +374,7 @@ Deno.test("a batmap with a wrong checksum counts as empty, and is found and mend
     storage.beforeOperation = null;
     writeRange(image, new Uint8Array(512), 0);
     finishWriting(image);
+    image.close();
     assert.equal(checkImage("/base.vhd", { storage, checkData: true }).valid, true);
   }
 });
@@ -439,7 +445,7 @@ Deno.test("a poisoned image opens only where that is asked for", async () => {
 });
 
 Deno.test("a fixed image whose footer claims more than the file holds is refused", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createFixed("/f.vhd", { storage, sizeBytes: 4 * MIB });
   const bytes = getFile(storage, "/f.vhd").slice(2 * MIB);
   putFile(storage, "/f.vhd", bytes);
@@ -450,7 +456,7 @@ Deno.test("a fixed image whose footer claims more than the file holds is refused
 });
 
 Deno.test("sizes that no VHD can have are refused before anything is written", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   for (const sizeBytes of [0, -1, NaN, 2040 * 1024 * MIB + 1]) {
     assert.throws(() => createDynamic("/a.vhd", { storage, sizeBytes }), /EINVAL/);
     assert.throws(() => createFixed("/a.vhd", { storage, sizeBytes }), /EINVAL/);
@@ -461,7 +467,7 @@ Deno.test("sizes that no VHD can have are refused before anything is written", (
 });
 
 Deno.test("the largest image opens, and so does one of small blocks", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/big.vhd", { storage, sizeBytes: 2040 * 1024 * MIB });
   assert.equal(openVhd("/big.vhd", { storage }).blocks, 1_044_480);
   createDynamic("/small.vhd", { storage, sizeBytes: 64 * MIB, reserveBytes: 2048 * MIB });
@@ -475,6 +481,7 @@ Deno.test("the largest image opens, and so does one of small blocks", () => {
   assert.deepEqual([image.blocks, image.sectorsPerBlock, image.bitmapSectors], [1024, 128, 1]);
   writeRange(image, new Uint8Array(512).fill(7), 65536 * 3 + 512);
   finishWriting(image);
+  image.close();
   assert.equal((openVhd("/small.vhd", { storage }).bat[3] + 1) % 8, 0);
   assert.equal(checkImage("/small.vhd", { storage, checkData: true }).valid, true);
 });
@@ -501,7 +508,7 @@ Deno.test("data where a bitmap has none, and a batmap that claims too much, are 
 });
 
 Deno.test("on a full disk, the room of blocks that no table names becomes the footer's", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
   const image = openVhd("/a.vhd", { storage, readOnly: false });
   writeRange(image, new Uint8Array(2 * MIB).fill(1), 0);
@@ -509,7 +516,7 @@ Deno.test("on a full disk, the room of blocks that no table names becomes the fo
   const endBytes = image.endOfDataSector * 512;
   image.file.truncate(endBytes);
   image.file.writeAt(new Uint8Array(4096).fill(2), endBytes + 8192);
-  storage.room.most = storage.room.used;
+  storage.capacityBytes = storage.usedBytes;
   placeFooter(image);
   const { footerSource } = openVhd("/a.vhd", { storage });
   assert.equal(footerSource, "primary");

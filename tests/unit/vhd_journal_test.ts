@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Errno } from "../../ffi/errno.ts";
 import { encodeFooter, HD_COOKIE, VHD_POISON_COOKIE } from "../../src/vhd/format/footer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
@@ -11,7 +11,7 @@ import {
   JOURNAL_ENTRY_SIZE,
   journalChecksum,
 } from "../../src/vhd/format/journal_format.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
@@ -24,8 +24,8 @@ async function fixture(name: string): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(await new Response(unpacked).arrayBuffer());
 }
 
-async function interrupted(): Promise<MemoryStorage> {
-  const storage = new MemoryStorage();
+async function interrupted(): Promise<SimulatedDisk> {
+  const storage = new SimulatedDisk();
   putFile(storage, "/c.vhd", await fixture("interrupted.vhd"));
   putFile(storage, "/j", await fixture("interrupted.journal"));
   return storage;
@@ -64,13 +64,13 @@ Deno.test("a journal that the reference left is reverted to the byte", async () 
 
 Deno.test("a journal of ours has the same metadata entries as the reference's", async () => {
   const theirs = await fixture("interrupted.journal");
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/c.vhd", await fixture("original.vhd"));
   let dead = false;
-  storage.beforeOperation = (_operation, path) => {
+  storage.beforeOperation = changesOnly(({ path }) => {
     dead ||= path === "/c.vhd";
-    if (dead) throw new SystemError(Errno.EIO, "The process was killed");
-  };
+    return dead ? Errno.EIO : 0;
+  });
   const options = { storage, journal: "/j", sizeBytes: 100 * 1024 ** 3 };
   assert.throws(() => resizeVhd("/c.vhd", options));
   storage.beforeOperation = null;
@@ -96,14 +96,14 @@ Deno.test("a journal that was still being written means that nothing was changed
   const journal = await fixture("interrupted.journal");
   journal.set(begun);
   for (const bytes of [new Uint8Array(0), new Uint8Array(4096), journal]) {
-    const storage = new MemoryStorage();
+    const storage = new SimulatedDisk();
     putFile(storage, "/c.vhd", original);
     putFile(storage, "/j", bytes);
     revertJournal("/c.vhd", { storage, journal: "/j" });
     assert.equal(Buffer.compare(getFile(storage, "/c.vhd"), original), 0);
     assert.equal(storage.exists("/j"), false);
   }
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/c.vhd", original);
   putFile(storage, "/j", new Uint8Array(4096).fill(1));
   assert.throws(() => revertJournal("/c.vhd", { storage, journal: "/j" }), /is no journal/);
@@ -112,11 +112,12 @@ Deno.test("a journal that was still being written means that nothing was changed
 
 Deno.test("a change that the reference completed is only put back into use", async () => {
   const original = await fixture("original.vhd");
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/c.vhd", original);
   const image = openVhd("/c.vhd", { storage, readOnly: false });
   const poisoned = encodeFooter({ ...image.footer, cookie: VHD_POISON_COOKIE });
   for (const at of [0, original.length - 512]) image.file.writeAt(poisoned, at);
+  image.close();
   const header = decodeJournalHeader(await fixture("interrupted.journal"));
   const counts = { dataEntries: 0, metadataEntries: 0, dataOffsetBytes: 0, metadataOffsetBytes: 0 };
   putFile(storage, "/j", encodeJournalHeader({ ...header, ...counts }));

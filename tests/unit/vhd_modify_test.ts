@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Errno } from "../../ffi/errno.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
@@ -8,7 +8,7 @@ import { fillImage, preallocate } from "../../src/vhd/fill.ts";
 import { updateFooters } from "../../src/vhd/image/footer_writer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { changeParent, killData, setPhysicalSize } from "../../src/vhd/modify.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { repairImage } from "../../src/vhd/repair.ts";
@@ -21,7 +21,7 @@ import { getFile, putFile } from "../support/vhd.ts";
 const MIB = 1024 * 1024;
 const SIZE = 16 * MIB;
 
-function write(storage: MemoryStorage, path: string, offsets: readonly number[]): void {
+function write(storage: SimulatedDisk, path: string, offsets: readonly number[]): void {
   const image = openVhd(path, { storage, readOnly: false });
   for (const offsetBytes of offsets) {
     writeRange(image, new Uint8Array(4096).fill(path.charCodeAt(1)), offsetBytes);
@@ -32,8 +32,8 @@ function write(storage: MemoryStorage, path: string, offsets: readonly number[])
 }
 
 /** Two parents with other data, and `/child.vhd`, whose parent is the first. */
-function makeFamily(): MemoryStorage {
-  const storage = new MemoryStorage();
+function makeFamily(): SimulatedDisk {
+  const storage = new SimulatedDisk();
   for (const path of ["/a.vhd", "/b.vhd"]) {
     createDynamic(path, { storage, sizeBytes: SIZE });
     write(storage, path, [0, 6 * MIB]);
@@ -43,7 +43,7 @@ function makeFamily(): MemoryStorage {
   return storage;
 }
 
-function contentOf(storage: MemoryStorage, path: string): Uint8Array<ArrayBuffer> {
+function contentOf(storage: SimulatedDisk, path: string): Uint8Array<ArrayBuffer> {
   const chain = openChain(path, { storage });
   const bytes = new Uint8Array(SIZE);
   readRange(chain, bytes, 0);
@@ -51,7 +51,7 @@ function contentOf(storage: MemoryStorage, path: string): Uint8Array<ArrayBuffer
   return bytes;
 }
 
-function assertValid(storage: MemoryStorage, path: string): void {
+function assertValid(storage: SimulatedDisk, path: string): void {
   const { findings } = checkImage(path, { storage, checkData: true });
   assert.deepEqual(findings, []);
 }
@@ -59,7 +59,7 @@ function assertValid(storage: MemoryStorage, path: string): void {
 Deno.test("a new parent: wherever it is broken off, the chain is that of the old or the new one", () => {
   const origin = makeFamily();
   const before = contentOf(origin, "/child.vhd");
-  const done = origin.snapshot();
+  const done = origin.copy();
   changeParent("/child.vhd", { storage: done, parent: "/b.vhd" });
   const after = contentOf(done, "/child.vhd");
   assert.notDeepEqual(after, before);
@@ -187,7 +187,7 @@ Deno.test("fill -b makes blocks without their data, and keeps those that are the
       },
     );
   }
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   createDynamic("/d.vhd", { storage, sizeBytes: SIZE });
   preallocate("/d.vhd", { storage, fromSector: 5000, toSector: 12288 });
   const { bat, batmap } = openVhd("/d.vhd", { storage });
@@ -212,7 +212,7 @@ Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else",
   const origin = makeFamily();
   const sound = getFile(origin, "/a.vhd");
   const repairOf = (change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array<ArrayBuffer>) => {
-    const storage = origin.snapshot();
+    const storage = origin.copy();
     putFile(storage, "/a.vhd", change(sound.slice()));
     const content = contentOf(storage, "/a.vhd");
     const mended = repairImage("/a.vhd", { storage });
@@ -235,7 +235,7 @@ Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else",
   assert.deepEqual(map.bytes, sound);
   assert.deepEqual(repairOf((bytes) => bytes), { mended: [], bytes: sound });
   const nameless = repairOf((bytes) => {
-    const storage = new MemoryStorage();
+    const storage = new SimulatedDisk();
     putFile(storage, "/x.vhd", bytes);
     const image = openVhd("/x.vhd", { storage, readOnly: false });
     image.footer.uuid = new Uint8Array(16);
@@ -243,7 +243,7 @@ Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else",
     return getFile(storage, "/x.vhd");
   });
   assert.deepEqual(nameless.mended, ["gave the image a UUID"]);
-  const storage = origin.snapshot();
+  const storage = origin.copy();
   putFile(
     storage,
     "/a.vhd",
@@ -268,11 +268,7 @@ Deno.test("hidden goes into the footers; on a full disk into the backup at least
   assertValid(storage, "/a.vhd");
   setField("/a.vhd", { storage, field: "hidden", value: 0 });
   let writes = 0;
-  storage.beforeOperation = (operation) => {
-    if (operation === "write" && ++writes === 1) {
-      throw new SystemError(Errno.ENOSPC, "Cannot write");
-    }
-  };
+  storage.beforeOperation = ({ kind }) => kind === "write" && ++writes === 1 ? Errno.ENOSPC : 0;
   setField("/a.vhd", { storage, field: "hidden", value: 1 });
   assert.equal(openVhd("/a.vhd", { storage, useBackupFooter: true }).footer.hidden, 1);
   createFixed("/fixed.vhd", { storage, sizeBytes: 2 * MIB });
@@ -299,8 +295,8 @@ Deno.test("a field is never set to what check would reject", () => {
 Deno.test("a field is set where the footer that counts is", () => {
   const origin = makeFamily();
   const sound = getFile(origin, "/a.vhd");
-  const hide = (bytes: Uint8Array<ArrayBuffer>): MemoryStorage => {
-    const storage = new MemoryStorage();
+  const hide = (bytes: Uint8Array<ArrayBuffer>): SimulatedDisk => {
+    const storage = new SimulatedDisk();
     putFile(storage, "/a.vhd", bytes);
     setField("/a.vhd", { storage, field: "hidden", value: 1 });
     const image = openVhd("/a.vhd", { storage });

@@ -11,7 +11,7 @@ import { openChain, resolveParent } from "../../src/vhd/image/chain.ts";
 import { VhdChainError } from "../../src/vhd/image/errors.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { type ForeignLocator, putForeignImage } from "../support/foreign_vhd.ts";
@@ -27,8 +27,8 @@ function family(
     name?: string;
     creatorApplication?: string;
   } = {},
-): MemoryStorage {
-  const storage = new MemoryStorage();
+): SimulatedDisk {
+  const storage = new SimulatedDisk();
   const uuid = putForeignImage(storage, "/v/p.vhd", { blocks: { 0: "p" } });
   putForeignImage(storage, "/v/other.vhd", { blocks: { 0: "o" } });
   putForeignImage(storage, "/v/c.vhd", {
@@ -44,7 +44,7 @@ function family(
 }
 
 /** The letter at the start of the child's first and second block. */
-function lettersOf(storage: MemoryStorage): string {
+function lettersOf(storage: SimulatedDisk): string {
   const chain = openChain("/v/c.vhd", { storage });
   const bytes = new Uint8Array(1);
   const letters = [0, 65536].map((at) => {
@@ -55,7 +55,7 @@ function lettersOf(storage: MemoryStorage): string {
   return letters.join("");
 }
 
-function assertFound(storage: MemoryStorage): void {
+function assertFound(storage: SimulatedDisk): void {
   assert.equal(lettersOf(storage), "pc");
   assert.equal(resolveParent(openVhd("/v/c.vhd", { storage })), "/v/p.vhd");
   assert.equal(scanFully(storage, "/v/c.vhd").parent, "/v/p.vhd");
@@ -115,14 +115,14 @@ Deno.test("the live driver takes the same parent", () => {
     const simulation = new Simulation({ seed: 1, latencyMs: 1 });
     const files = family(locators);
     for (const path of ["/v/p.vhd", "/v/other.vhd", "/v/c.vhd"]) {
-      putFile(simulation.disk.storage, path, getFile(files, path));
+      putFile(simulation.disk, path, getFile(files, path));
     }
     const device = simulation.open("vhd:/v/c.vhd");
     const outcome = device.read(0, 1);
     device.settle();
     assert.equal(outcome.data?.[0], "p".charCodeAt(0));
     device.close();
-    simulation.disk.close();
+    simulation.close();
   }
 });
 
@@ -195,7 +195,7 @@ Deno.test("the header's name counts only with the right UUID", () => {
 Deno.test("whoever does not ask for the UUID gets the right image first, else the first", () => {
   const stale: ForeignLocator = { code: PLAT_CODE_W2KU, path: "/v/other.vhd" };
   const both = family([stale, RELATIVE]);
-  const any = (storage: MemoryStorage): string =>
+  const any = (storage: SimulatedDisk): string =>
     resolveParent(openVhd("/v/c.vhd", { storage }), { anyUuid: true });
   assert.equal(any(both), "/v/p.vhd");
   both.remove("/v/p.vhd");
@@ -205,7 +205,7 @@ Deno.test("whoever does not ask for the UUID gets the right image first, else th
 });
 
 Deno.test("a raw parent has no UUID: the first file that a locator leads to is it", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   putFile(storage, "/v/p.raw", new Uint8Array(4 << 20).fill(0x72));
   const parent = { uuid: new Uint8Array(16), name: "p.raw" };
   putForeignImage(storage, "/v/c.vhd", {

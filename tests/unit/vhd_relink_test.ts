@@ -13,7 +13,7 @@ import { openVhd } from "../../src/vhd/image/image.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { changeParent } from "../../src/vhd/modify.ts";
 import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { type ForeignImage, type ForeignLocator, putForeignImage } from "../support/foreign_vhd.ts";
 import { killEverywhere } from "../support/kill_everywhere.ts";
 import { getFile } from "../support/vhd.ts";
@@ -22,8 +22,8 @@ const SIZE = 4 << 20;
 const BLOCKS = { 0: "x", 5: "y", 63: "z" };
 
 /** A child of `/v/a.vhd` that is to become one of `/v/sub/b.vhd`, the same disk under another UUID. */
-function family(child: Partial<ForeignImage>): MemoryStorage {
-  const storage = new MemoryStorage();
+function family(child: Partial<ForeignImage>): SimulatedDisk {
+  const storage = new SimulatedDisk();
   const blocks = { 1: "p", 5: "q" };
   const uuid = putForeignImage(storage, "/v/a.vhd", { blocks });
   putForeignImage(storage, "/v/sub/b.vhd", { blocks: { 1: "r" } });
@@ -32,7 +32,7 @@ function family(child: Partial<ForeignImage>): MemoryStorage {
   return storage;
 }
 
-function contentOf(storage: MemoryStorage): string {
+function contentOf(storage: SimulatedDisk): string {
   const chain = openChain("/v/c.vhd", { storage });
   const bytes = new Uint8Array(SIZE);
   readRange(chain, bytes, 0);
@@ -64,7 +64,7 @@ Deno.test("a child without locators of use gets some, without a journal, wheneve
   for (const [what, child] of CHILDREN) {
     const origin = family(child);
     const before = contentOf(origin);
-    const done = origin.snapshot();
+    const done = origin.copy();
     changeParent("/v/c.vhd", { storage: done, parent: "/v/sub/b.vhd" });
     const after = contentOf(done);
     assert.notEqual(after, before);
@@ -115,12 +115,10 @@ Deno.test("a full disk leaves a child without locators as it was", () => {
     const origin = family(child);
     const original = getFile(origin, "/v/c.vhd");
     for (let failing = 1; failing <= 2; failing++) {
-      const storage = origin.snapshot();
+      const storage = origin.copy();
       let writes = 0;
-      storage.beforeOperation = (operation) => {
-        if (operation !== "write" || ++writes !== failing) return;
-        throw new SystemError(Errno.ENOSPC, "Cannot write");
-      };
+      storage.beforeOperation = ({ kind }) =>
+        kind === "write" && ++writes === failing ? Errno.ENOSPC : 0;
       try {
         changeParent("/v/c.vhd", { storage, parent: "/v/sub/b.vhd" });
         assert.ok(failing > 1, what);

@@ -7,7 +7,7 @@ import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { growWithinMetadata, resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
@@ -20,11 +20,11 @@ const JOURNAL = "/journal";
 
 interface Case {
   readonly name: string;
-  readonly make: (storage: MemoryStorage) => void;
+  readonly make: (storage: SimulatedDisk) => void;
   readonly toMib: number;
 }
 
-function write(storage: MemoryStorage, path: string, offsets: readonly number[]): void {
+function write(storage: SimulatedDisk, path: string, offsets: readonly number[]): void {
   const image = openVhd(path, { storage, readOnly: false });
   for (const [index, offsetBytes] of offsets.entries()) {
     writeRange(image, new Uint8Array(4096).fill(index + 1), offsetBytes);
@@ -34,7 +34,7 @@ function write(storage: MemoryStorage, path: string, offsets: readonly number[])
 }
 
 /** Blocks in another order than the disk's, one of them full. */
-function makeDynamic(storage: MemoryStorage, sizeMib: number, reserveMib = 0): void {
+function makeDynamic(storage: SimulatedDisk, sizeMib: number, reserveMib = 0): void {
   createDynamic(IMAGE, { storage, sizeBytes: sizeMib * MIB, reserveBytes: reserveMib * MIB });
   write(storage, IMAGE, [6 * MIB, 0, 2 * MIB + 4096]);
   const image = openVhd(IMAGE, { storage, readOnly: false });
@@ -95,7 +95,7 @@ const CASES: readonly Case[] = [
   },
 ];
 
-function contentOf(storage: MemoryStorage, lengthBytes: number): Uint8Array<ArrayBuffer> {
+function contentOf(storage: SimulatedDisk, lengthBytes: number): Uint8Array<ArrayBuffer> {
   const chain = openChain(IMAGE, { storage });
   const bytes = new Uint8Array(Math.min(lengthBytes, chain.images[0].sizeBytes));
   readRange(chain, bytes, 0);
@@ -103,7 +103,7 @@ function contentOf(storage: MemoryStorage, lengthBytes: number): Uint8Array<Arra
   return bytes;
 }
 
-function assertResized(storage: MemoryStorage, toMib: number, before: Uint8Array): void {
+function assertResized(storage: SimulatedDisk, toMib: number, before: Uint8Array): void {
   const image = openVhd(IMAGE, { storage });
   assert.equal(image.sizeBytes, toMib * MIB);
   assert.equal(image.footerSource, "primary");
@@ -115,11 +115,9 @@ function assertResized(storage: MemoryStorage, toMib: number, before: Uint8Array
 }
 
 /** Every change from the n-th on fails: the process is dead. */
-function dieAt(storage: MemoryStorage, n: number): void {
+function dieAt(storage: SimulatedDisk, n: number): void {
   let count = 0;
-  storage.beforeOperation = () => {
-    if (++count > n) throw new SystemError(Errno.EIO, "The process was killed");
-  };
+  storage.beforeOperation = changesOnly(() => ++count > n ? Errno.EIO : 0);
 }
 
 function attempt(body: () => void): boolean {
@@ -134,12 +132,12 @@ function attempt(body: () => void): boolean {
 
 for (const { name, make, toMib } of CASES) {
   Deno.test(`resize, killed at any point: ${name}`, () => {
-    const origin = new MemoryStorage();
+    const origin = new SimulatedDisk();
     make(origin);
     const original = getFile(origin, IMAGE);
     const content = contentOf(origin, 16 * MIB);
     for (let n = 0;; n++) {
-      const storage = origin.snapshot();
+      using storage = origin.copy();
       dieAt(storage, n);
       const done = attempt(() =>
         resizeVhd(IMAGE, { storage, sizeBytes: toMib * MIB, journal: JOURNAL })
@@ -163,7 +161,7 @@ for (const { name, make, toMib } of CASES) {
 }
 
 Deno.test("a resize that fails by itself leaves the image as it was, and no journal", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   makeDynamic(storage, 16);
   const original = getFile(storage, IMAGE);
   const resize = (sizeBytes: number): void =>
@@ -172,9 +170,9 @@ Deno.test("a resize that fails by itself leaves the image as it was, and no jour
     assert.throws(() => resize(size), { errno: Errno.EINVAL }, String(size));
   }
   let failures = 0;
-  storage.beforeOperation = (_operation, path) => {
-    if (path === IMAGE && ++failures === 4) throw new SystemError(Errno.ENOSPC, "Cannot write");
-  };
+  storage.beforeOperation = changesOnly(({ path }) =>
+    path === IMAGE && ++failures === 4 ? Errno.ENOSPC : 0
+  );
   assert.throws(() => resize(100 * 1024 * MIB), { errno: Errno.ENOSPC });
   storage.beforeOperation = null;
   assert.equal(storage.exists(JOURNAL), false);
@@ -186,7 +184,7 @@ Deno.test("a resize that fails by itself leaves the image as it was, and no jour
 });
 
 Deno.test("a journal is reverted only onto its own image, and only when it is sound", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   makeDynamic(storage, 16);
   createDynamic("/other.vhd", { storage, sizeBytes: 16 * MIB });
   const other = getFile(storage, "/other.vhd");
@@ -213,7 +211,7 @@ Deno.test("a journal is reverted only onto its own image, and only when it is so
 });
 
 Deno.test("a disk grows within its metadata without a journal", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   makeDynamic(storage, 128, 400);
   const grow = (mib: number): void => growWithinMetadata(IMAGE, { storage, sizeBytes: mib * MIB });
   const content = contentOf(storage, 16 * MIB);
@@ -237,7 +235,7 @@ Deno.test("a disk grows within its metadata without a journal", () => {
 });
 
 Deno.test("new entries of a grown table are unused", () => {
-  const storage = new MemoryStorage();
+  const storage = new SimulatedDisk();
   makeDynamic(storage, 16);
   resizeVhd(IMAGE, { storage, sizeBytes: 100 * 1024 * MIB, journal: JOURNAL });
   const { bat, blocks } = openVhd(IMAGE, { storage });
@@ -250,12 +248,12 @@ Deno.test("new entries of a grown table are unused", () => {
 
 Deno.test("a journal fits into the 6 MiB that XenServer gives it", () => {
   for (const [fromMib, toMib] of [[16, 2088960], [1_900_000, 2088960], [1_000_000, 2_000_000]]) {
-    const storage = new MemoryStorage();
+    const storage = new SimulatedDisk();
     makeDynamic(storage, fromMib);
     let journalBytes = 0;
-    storage.beforeOperation = (_operation, path) => {
+    storage.beforeOperation = changesOnly(({ path }) => {
       if (path === IMAGE) journalBytes = getFile(storage, JOURNAL).length;
-    };
+    });
     resizeVhd(IMAGE, { storage, sizeBytes: toMib * MIB, journal: JOURNAL });
     assert.ok(journalBytes > 0 && journalBytes <= 6 * MIB, `${fromMib}: ${journalBytes}`);
   }

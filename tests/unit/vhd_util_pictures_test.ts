@@ -5,7 +5,7 @@ import { openChain } from "../../src/vhd/image/chain.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { chainExtents } from "../../src/vhd/image/extents.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
-import { MemoryStorage } from "../../src/testing/memory_storage.ts";
+import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
@@ -23,7 +23,7 @@ Deno.test("extents of a chain say where each sector is read from", () => {
   const layers = fc.array(fc.array(write, { maxLength: 4 }), { minLength: 1, maxLength: 4 });
   fc.assert(
     fc.property(layers, fc.boolean(), (writes, raw) => {
-      const storage = new MemoryStorage();
+      const storage = new SimulatedDisk();
       const shift = raw ? 1 : 0;
       if (raw) putFile(storage, "/raw", new Uint8Array(3 * MIB).fill(1));
       for (const [index, each] of writes.entries()) {
@@ -38,6 +38,7 @@ Deno.test("extents of a chain say where each sector is read from", () => {
           writeRange(image, data, sector * SECTOR);
         }
         finishWriting(image);
+        image.close();
       }
       const chain = openChain(`/${writes.length - 1}.vhd`, { storage });
       const content = new Uint8Array(chain.images[0].sizeBytes);

@@ -1,0 +1,98 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { FileIdentity } from "../../ffi/files.ts";
+import { IoKind } from "../queue/backend.ts";
+import type { DiskFile } from "../queue/disk_files.ts";
+import type { DiskState, OperationKind } from "./disk_state.ts";
+import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
+
+const SECTOR_BYTES = 512;
+
+/** A file of a simulated disk, open for the queue. */
+export class OpenDiskFile implements DiskFile {
+  readonly path: string;
+  readonly file: number;
+  readonly content: SimulatedFile;
+  readonly isBlockDevice = false;
+  readonly cachedBecause = null;
+  readonly #disk: DiskState;
+  readonly #readOnly: boolean;
+  readonly #boot: number;
+  readonly #onClose: () => void;
+  #isOpen = true;
+
+  constructor(
+    { path, file, content, readOnly, disk, onClose }: {
+      path: string;
+      file: number;
+      content: SimulatedFile;
+      readOnly: boolean;
+      disk: DiskState;
+      onClose: () => void;
+    },
+  ) {
+    this.path = path;
+    this.file = file;
+    this.content = content;
+    this.#disk = disk;
+    this.#readOnly = readOnly;
+    this.#boot = disk.boot;
+    this.#onClose = onClose;
+    if (!readOnly) disk.lock(content, this, path);
+    disk.opened(content);
+  }
+
+  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): void {
+    this.#disk.assertAlive(this.#boot);
+    if (this.#readOnly || !this.#isOpen) {
+      throw new SystemError(Errno.EBADF, `Cannot ${kind} ${this.path}`);
+    }
+    if (offsetBytes + lengthBytes > MOST_FILE_BYTES) {
+      throw new SystemError(Errno.EFBIG, `Cannot ${kind} ${this.path} at ${offsetBytes}`);
+    }
+    this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: true });
+  }
+
+  get identity(): FileIdentity {
+    return this.content.identity;
+  }
+
+  sizeBytes(): number {
+    this.#disk.assertAlive(this.#boot);
+    return this.content.sizeBytes;
+  }
+
+  truncate(lengthBytes: number): void {
+    this.#admit("truncate", lengthBytes, 0);
+    this.content.truncate(lengthBytes);
+  }
+
+  punchHole(offsetBytes: number, lengthBytes: number): boolean {
+    this.#admit("punch", offsetBytes, lengthBytes);
+    this.content.punchHole(offsetBytes, lengthBytes);
+    return true;
+  }
+
+  allocatedRun(offsetBytes: number, lengthBytes: number): number {
+    this.#disk.assertAlive(this.#boot);
+    return this.content.run(offsetBytes, lengthBytes);
+  }
+
+  /** Moves sectors to or from I/O memory; returns bytes, or a negative errno. */
+  move(kind: number, sector: number, count: number, memorySector: number): number {
+    if (kind === IoKind.Read) return this.content.readSectors(memorySector, sector, count);
+    if (this.#readOnly) return -Errno.EBADF;
+    const lengthBytes = count * SECTOR_BYTES;
+    const room = this.#disk.roomFor(this.content, sector * SECTOR_BYTES, lengthBytes);
+    const whole = Math.floor(room / SECTOR_BYTES);
+    if (whole === 0) return -Errno.ENOSPC;
+    this.content.writeSectors(memorySector, sector, whole);
+    return whole * SECTOR_BYTES;
+  }
+
+  close(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#onClose();
+    this.#disk.closed(this.content, this, this.#boot);
+  }
+}

@@ -1,0 +1,269 @@
+import { Errno } from "../../ffi/errno.ts";
+import { assertShared } from "../../ffi/assert.ts";
+import { memoryAddress, memoryWindow } from "../../ffi/memory.ts";
+import { IOVEC_BYTES } from "../../ffi/sockets.ts";
+import { normalizePath } from "../files/paths.ts";
+import type { Storage } from "../files/storage.ts";
+import { type CompletionSink, type DiskBackend, IoKind } from "../queue/backend.ts";
+import type { DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { DiskState, OperationKind } from "./disk_state.ts";
+import { OpenDiskFile } from "./open_disk_file.ts";
+import { Random } from "./random.ts";
+
+const NOTHING = -1;
+const SECTOR_BYTES = 512;
+const MOST_IOVECS = 64;
+/** Where the queue's lists of iovecs are: among the first that takes I/O memory. */
+const WINDOW_BYTES = 2 ** 31 - 1;
+/** Made once: the runtime counts each view of memory as if it took that memory. */
+let memoryView: DataView | null = null;
+const KIND_NAMES: Record<IoKind, OperationKind> = ["read", "write", "sync"];
+
+/** How a process is connected to a simulated disk. */
+export interface ConnectionOptions {
+  /** Longest time that an operation takes, milliseconds; 0: all end in the turn they start. */
+  readonly latencyMs?: number;
+  /** How many operations can be under way; 512 by default. */
+  readonly capacity?: number;
+}
+
+/**
+ * The disk as the queue of one process sees it: its files, and operations on them that end on the
+ * clock of the process's scheduler, in an order that only the seed knows. An operation takes effect
+ * when it ends. Nothing is allocated for one unless the disk has a hook or notes what is not flushed.
+ */
+export class SimulatedConnection implements DiskBackend, DiskFiles {
+  readonly capacity: number;
+  readonly batch: number;
+  readonly storage: Storage;
+  readonly #disk: DiskState;
+  readonly #scheduler: Scheduler;
+  readonly #random: Random;
+  readonly #latencyMs: number;
+  readonly #boot: number;
+  #alive = true;
+  readonly #open: (OpenDiskFile | null)[] = [];
+  readonly #kinds: Uint8Array;
+  readonly #files: Int32Array;
+  readonly #sectors: Float64Array;
+  readonly #counts: Int32Array;
+  readonly #memory: Int32Array;
+  /** Iovecs are the caller's until `submit` only: they are kept here, by operation. */
+  readonly #iovecCounts: Uint16Array;
+  readonly #iovecs: Int32Array;
+  readonly #ios: Int32Array;
+  readonly #dueMs: Float64Array;
+  #underWay = 0;
+  #timer = 0;
+  #timerMs = 0;
+  readonly #wake = (): void => {
+    this.#timer = 0;
+  };
+
+  constructor(
+    disk: DiskState,
+    { storage, scheduler, options }: {
+      storage: Storage;
+      scheduler: Scheduler;
+      options: ConnectionOptions;
+    },
+  ) {
+    const { latencyMs = 0, capacity = 512 } = options;
+    this.capacity = capacity;
+    this.batch = capacity / 2;
+    this.storage = storage;
+    this.#disk = disk;
+    this.#scheduler = scheduler;
+    this.#random = new Random(disk.random.bits());
+    this.#latencyMs = latencyMs;
+    this.#boot = disk.boot;
+    this.#kinds = new Uint8Array(capacity);
+    this.#files = new Int32Array(capacity);
+    this.#sectors = new Float64Array(capacity);
+    this.#counts = new Int32Array(capacity);
+    this.#memory = new Int32Array(capacity);
+    this.#iovecCounts = new Uint16Array(capacity);
+    this.#iovecs = new Int32Array(capacity * 2 * MOST_IOVECS);
+    this.#ios = new Int32Array(capacity).fill(NOTHING);
+    this.#dueMs = new Float64Array(capacity);
+  }
+
+  /** Whether the process lives and has not closed it. */
+  get isAlive(): boolean {
+    return this.#alive;
+  }
+
+  #assertAlive(): void {
+    assertShared(this.#alive, "A process that died uses its disk");
+    this.#disk.assertAlive(this.#boot);
+  }
+
+  // ---- files ------------------------------------------------------------------------------
+
+  open(path: string, { readOnly, same }: DiskFileOptions): DiskFile {
+    this.#assertAlive();
+    this.#disk.admit({ kind: "open", path, offsetBytes: 0, lengthBytes: 0, queued: true });
+    const content = this.#disk.same(normalizePath(this.storage, path), same);
+    const file = this.#open.length;
+    const opened = new OpenDiskFile({
+      path,
+      file,
+      content,
+      readOnly,
+      disk: this.#disk,
+      onClose: () => this.#open[file] = null,
+    });
+    this.#open.push(opened);
+    return opened;
+  }
+
+  register(file: number): void {
+    assertShared(file < this.#open.length, "A file is registered that was not opened here");
+  }
+
+  /** A file answers nothing for so long, and then all that it was asked. */
+  hang(path: string, forMs: number): void {
+    const content = this.#disk.named(normalizePath(this.storage, path));
+    content.hangsUntilMs = this.#scheduler.nowMs() + forMs;
+    for (let i = 0; i < this.capacity; i++) {
+      if (this.#ios[i] === NOTHING || this.#open[this.#files[i]]?.content !== content) continue;
+      this.#dueMs[i] = Math.max(this.#dueMs[i], content.hangsUntilMs);
+    }
+  }
+
+  /**
+   * The process dies, and its locks go with it. Of its operations under way each is carried out or
+   * not: the kernel has some of them already.
+   */
+  die(): void {
+    if (!this.#alive) return;
+    this.#alive = false;
+    for (let i = 0; i < this.capacity; i++) {
+      if (this.#ios[i] === NOTHING) continue;
+      if (this.#random.chance(0.5)) this.#move(i);
+      this.#ios[i] = NOTHING;
+    }
+    this.#underWay = 0;
+    for (const file of this.#open) file?.close();
+  }
+
+  // ---- operations -------------------------------------------------------------------------
+
+  prepare(
+    kind: IoKind,
+    file: number,
+    sectors: Float64Array,
+    count: number,
+    memorySector: number,
+    iovecCount: number,
+    io: number,
+  ): void {
+    this.#assertAlive();
+    let place = this.#random.below(this.capacity);
+    while (this.#ios[place] !== NOTHING) place = (place + 1) % this.capacity;
+    this.#ios[place] = io;
+    this.#kinds[place] = kind;
+    this.#files[place] = file;
+    this.#sectors[place] = sectors[io];
+    this.#counts[place] = count;
+    this.#memory[place] = memorySector;
+    this.#iovecCounts[place] = iovecCount;
+    if (iovecCount > 0) this.#keepIovecs(place, memorySector, iovecCount);
+    const hangsUntilMs = this.#open[file]?.content.hangsUntilMs ?? 0;
+    const startMs = Math.max(this.#scheduler.nowMs(), hangsUntilMs);
+    this.#dueMs[place] = startMs + this.#random.next() * this.#latencyMs;
+    this.#underWay++;
+  }
+
+  #keepIovecs(place: number, memorySector: number, count: number): void {
+    memoryView ??= new DataView(memoryWindow(WINDOW_BYTES).buffer);
+    const view = memoryView;
+    const base = memoryAddress(0);
+    assertShared(count <= MOST_IOVECS, "More iovecs than an operation of the simulated disk keeps");
+    for (let i = 0; i < count; i++) {
+      const at = memorySector * SECTOR_BYTES + i * IOVEC_BYTES;
+      const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
+      const kept = (place * MOST_IOVECS + i) * 2;
+      this.#iovecs[kept] = (start - base) / SECTOR_BYTES;
+      this.#iovecs[kept + 1] = view.getUint32(at + 8, true) / SECTOR_BYTES;
+    }
+  }
+
+  submit(): void {}
+
+  reap(sink: CompletionSink): number {
+    this.#assertAlive();
+    const nowMs = this.#scheduler.nowMs();
+    let count = 0;
+    for (let i = 0; i < this.capacity && this.#underWay > 0; i++) {
+      if (this.#ios[i] === NOTHING || this.#dueMs[i] > nowMs) continue;
+      count++;
+      const result = this.#carryOut(i);
+      const io = this.#ios[i];
+      this.#ios[i] = NOTHING;
+      this.#underWay--;
+      sink.completed(io, result);
+    }
+    if (this.#underWay > 0) this.#wakeAtNext();
+    return count;
+  }
+
+  #carryOut(place: number): number {
+    const errno = this.#disk.beforeOperation === null ? 0 : this.#verdict(place);
+    return errno !== 0 ? -errno : this.#move(place);
+  }
+
+  #verdict(place: number): number {
+    return this.#disk.verdict({
+      kind: KIND_NAMES[this.#kinds[place] as IoKind],
+      path: this.#open[this.#files[place]]?.path ?? "",
+      offsetBytes: this.#sectors[place] * SECTOR_BYTES,
+      lengthBytes: this.#counts[place] * SECTOR_BYTES,
+      queued: true,
+    });
+  }
+
+  #move(place: number): number {
+    const file = this.#open[this.#files[place]];
+    if (file === null || file === undefined) return -Errno.EBADF;
+    const kind = this.#kinds[place];
+    if (kind === IoKind.Sync) {
+      this.#disk.sync(file.content);
+      return 0;
+    }
+    const sector = this.#sectors[place];
+    const segments = this.#iovecCounts[place];
+    if (segments === 0) return file.move(kind, sector, this.#counts[place], this.#memory[place]);
+    let moved = 0;
+    for (let i = 0; i < segments; i++) {
+      const at = (place * MOST_IOVECS + i) * 2;
+      const count = this.#iovecs[at + 1];
+      const result = file.move(kind, sector + moved / SECTOR_BYTES, count, this.#iovecs[at]);
+      if (result < 0) return moved > 0 ? moved : result;
+      moved += result;
+      if (result < count * SECTOR_BYTES) break;
+    }
+    return moved;
+  }
+
+  #wakeAtNext(): void {
+    let nextMs = Infinity;
+    for (let i = 0; i < this.capacity; i++) {
+      if (this.#ios[i] !== NOTHING) nextMs = Math.min(nextMs, this.#dueMs[i]);
+    }
+    // The timer for what hangs must not hold up what was asked since.
+    if (this.#timer !== 0 && this.#timerMs <= nextMs) return;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#timerMs = nextMs;
+    const delayMs = Math.max(0, nextMs - this.#scheduler.nowMs());
+    this.#timer = this.#scheduler.addTimer(delayMs, this.#wake);
+  }
+
+  close(): void {
+    const mayClose = this.#underWay === 0 || this.#disk.hookThrew;
+    assertShared(mayClose, "The connection to a disk is closed with operations under way");
+    this.#scheduler.cancelTimer(this.#timer);
+    this.die();
+  }
+}

@@ -1,0 +1,28 @@
+import type { OfflineEngine } from "../bulk/engine.ts";
+import { DiskQueue } from "../queue/disk_queue.ts";
+import type { SimulatedConnection } from "./simulated_connection.ts";
+import type { SimulatedScheduler } from "./simulated_scheduler.ts";
+
+/**
+ * The engine of one bulk work on a simulated disk. It turns the loop until the work is over; what
+ * else runs on the same loop has its turns meanwhile.
+ */
+export function simulatedEngine(
+  scheduler: SimulatedScheduler,
+  { connection, operations }: { connection: SimulatedConnection; operations: number },
+): OfflineEngine {
+  const queue = new DiskQueue(scheduler, connection, operations);
+  return {
+    queue,
+    files: connection,
+    run(start): Promise<void> {
+      let over = false;
+      start(() => over = true);
+      if (scheduler.runUntil(() => over)) return Promise.resolve();
+      return Promise.reject(new Error("The loop stands still before the work is finished"));
+    },
+    close(): void {
+      queue.close();
+    },
+  };
+}

@@ -1,0 +1,168 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { normalizePath } from "../files/paths.ts";
+import type {
+  FileIdentity,
+  FileLocation,
+  OpenMode,
+  PathStatus,
+  Storage,
+  StorageFile,
+  StorageOpenOptions,
+} from "../files/storage.ts";
+import type { DiskState, OperationKind } from "./disk_state.ts";
+import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
+
+/** The last change of every file, seconds since 1970: the clock of files stands still. */
+const MTIME_SECONDS = 1_700_000_000;
+
+/** A simulated disk as synchronous code sees it. Paths are absolute; there are no links. */
+export class SimulatedStorage implements Storage {
+  readonly #disk: DiskState;
+
+  constructor(disk: DiskState) {
+    this.#disk = disk;
+  }
+
+  #admit(kind: OperationKind, path: string): string {
+    this.#disk.admit({ kind, path, offsetBytes: 0, lengthBytes: 0, queued: false });
+    return normalizePath(this, path);
+  }
+
+  open(path: string, mode: OpenMode, options: StorageOpenOptions = {}): StorageFile {
+    const creates = mode === "create" || mode === "create-new";
+    const name = this.#admit(creates ? "create" : "open", path);
+    const { same, lockedBy } = options;
+    const isNew = creates && this.#disk.find(name) === undefined;
+    if (mode === "create-new" && !isNew) {
+      throw new SystemError(Errno.EEXIST, `Cannot create ${path}`);
+    }
+    const file = isNew ? this.#disk.create(name) : this.#disk.same(name, lockedBy ?? same);
+    const takesLock = mode !== "read" && lockedBy === undefined;
+    const opened = new OpenFile(path, {
+      disk: this.#disk,
+      file,
+      readOnly: mode === "read",
+      takesLock,
+    });
+    if (mode === "create" && !isNew) file.truncate(0);
+    return opened;
+  }
+
+  realPath(path: string): string {
+    const name = normalizePath(this, path);
+    this.#disk.named(name);
+    return name;
+  }
+
+  locate(path: string): FileLocation {
+    const realPath = this.realPath(path);
+    return { ...this.#disk.named(realPath).identity, realPath, kind: "file" };
+  }
+
+  status(path: string): PathStatus {
+    const { sizeBytes } = this.#disk.named(normalizePath(this, path));
+    return { kind: "file", sizeBytes, mtimeSeconds: MTIME_SECONDS };
+  }
+
+  exists(path: string): boolean {
+    return this.#disk.find(normalizePath(this, path)) !== undefined;
+  }
+
+  workingDirectory(): string {
+    return "/";
+  }
+
+  rename(from: string, to: string): void {
+    this.#disk.rename(this.#admit("rename", from), normalizePath(this, to));
+  }
+
+  renameToNew(from: string, to: string): void {
+    const name = this.#admit("rename", from);
+    if (this.exists(to)) throw new SystemError(Errno.EEXIST, `Cannot rename ${from} to ${to}`);
+    this.#disk.rename(name, normalizePath(this, to));
+  }
+
+  link(from: string, to: string): void {
+    this.#disk.link(this.#admit("link", from), normalizePath(this, to));
+  }
+
+  remove(path: string): void {
+    this.#disk.remove(this.#admit("remove", path));
+  }
+}
+
+/** An open file of a simulated disk, for synchronous code. */
+class OpenFile implements StorageFile {
+  readonly isBlockDevice = false;
+  readonly #disk: DiskState;
+  readonly #file: SimulatedFile;
+  readonly #readOnly: boolean;
+  readonly #boot: number;
+  #isOpen = true;
+
+  constructor(
+    readonly path: string,
+    { disk, file, readOnly, takesLock }: {
+      disk: DiskState;
+      file: SimulatedFile;
+      readOnly: boolean;
+      takesLock: boolean;
+    },
+  ) {
+    if (takesLock) disk.lock(file, this, path);
+    this.#disk = disk;
+    this.#file = file;
+    this.#readOnly = readOnly;
+    this.#boot = disk.boot;
+    disk.opened(file);
+  }
+
+  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): void {
+    this.#disk.assertAlive(this.#boot);
+    const changes = kind === "write" || kind === "truncate";
+    if (!this.#isOpen || (changes && this.#readOnly)) {
+      throw new SystemError(Errno.EBADF, `Cannot ${kind} ${this.path}`);
+    }
+    if (changes && offsetBytes + lengthBytes > MOST_FILE_BYTES) {
+      throw new SystemError(Errno.EFBIG, `Cannot ${kind} ${this.path} at ${offsetBytes}`);
+    }
+    this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: false });
+  }
+
+  get identity(): FileIdentity {
+    return this.#file.identity;
+  }
+
+  sizeBytes(): number {
+    this.#disk.assertAlive(this.#boot);
+    return this.#file.sizeBytes;
+  }
+
+  readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+    this.#admit("read", offsetBytes, into.length);
+    return this.#file.read(into, offsetBytes);
+  }
+
+  writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+    this.#admit("write", offsetBytes, from.length);
+    const room = this.#disk.roomFor(this.#file, offsetBytes, from.length);
+    this.#file.write(from.subarray(0, room), offsetBytes);
+    if (room < from.length) throw new SystemError(Errno.ENOSPC, `Cannot write ${this.path}`);
+  }
+
+  truncate(lengthBytes: number): void {
+    this.#admit("truncate", lengthBytes, 0);
+    this.#file.truncate(lengthBytes);
+  }
+
+  sync(): void {
+    this.#admit("sync", 0, 0);
+    this.#disk.sync(this.#file);
+  }
+
+  close(): void {
+    if (!this.#isOpen) return;
+    this.#isOpen = false;
+    this.#disk.closed(this.#file, this, this.#boot);
+  }
+}

@@ -1,0 +1,154 @@
+import { memoryAt } from "../../ffi/libc.ts";
+import { copySectors, memoryAddress, zeroSectors } from "../../ffi/memory.ts";
+import { PAGE_BYTES, PAGE_SECTORS, pagePool } from "./page_pool.ts";
+
+const SECTOR_BYTES = 512;
+
+/**
+ * Bytes at any offset, zero where nothing was written. Only pages that were written take memory, so
+ * a file may claim terabytes; a copy shares all pages until one side writes.
+ */
+export class SparseBytes {
+  readonly #pages = new Map<number, number>();
+
+  /** How many pages hold something. */
+  get pageCount(): number {
+    return this.#pages.size;
+  }
+
+  /** The same bytes, to be changed on their own. */
+  copy(): SparseBytes {
+    const copy = new SparseBytes();
+    for (const [number, page] of this.#pages) copy.#pages.set(number, pagePool.share(page));
+    return copy;
+  }
+
+  /** Whether a page holds something. */
+  has(number: number): boolean {
+    return this.#pages.has(number);
+  }
+
+  /** Makes one page read as it does in other bytes. */
+  takePage(number: number, from: SparseBytes): void {
+    const page = from.#pages.get(number);
+    if (page === undefined) this.#dropPage(number);
+    else if (page !== this.#pages.get(number)) {
+      this.#dropPage(number);
+      this.#pages.set(number, pagePool.share(page));
+    }
+  }
+
+  /** The numbers of the pages in a range that hold something. */
+  pagesIn(offsetBytes: number, endBytes: number): number[] {
+    const first = Math.floor(offsetBytes / PAGE_BYTES);
+    const end = Math.ceil(endBytes / PAGE_BYTES);
+    if (end - first > this.#pages.size) {
+      return [...this.#pages.keys()].filter((number) => number >= first && number < end);
+    }
+    const found: number[] = [];
+    for (let number = first; number < end; number++) if (this.has(number)) found.push(number);
+    return found;
+  }
+
+  #dropPage(number: number): void {
+    const page = this.#pages.get(number);
+    if (page === undefined) return;
+    this.#pages.delete(number);
+    pagePool.drop(page);
+  }
+
+  /** The page of this number, which nobody else holds. */
+  #own(number: number): number {
+    const known = this.#pages.get(number);
+    const page = known === undefined ? pagePool.take() : pagePool.own(known);
+    if (page !== known) this.#pages.set(number, page);
+    return page;
+  }
+
+  /** Copies sectors to I/O memory. */
+  readSectors(memorySector: number, sector: number, count: number): void {
+    for (let done = 0; done < count;) {
+      const number = Math.floor((sector + done) / PAGE_SECTORS);
+      const inPage = sector + done - number * PAGE_SECTORS;
+      const part = Math.min(PAGE_SECTORS - inPage, count - done);
+      const page = this.#pages.get(number);
+      if (page === undefined) zeroSectors(memorySector + done, part);
+      else copySectors(memorySector + done, pagePool.sectorOf(page) + inPage, part);
+      done += part;
+    }
+  }
+
+  /** Copies sectors from I/O memory. */
+  writeSectors(memorySector: number, sector: number, count: number): void {
+    for (let done = 0; done < count;) {
+      const number = Math.floor((sector + done) / PAGE_SECTORS);
+      const inPage = sector + done - number * PAGE_SECTORS;
+      const part = Math.min(PAGE_SECTORS - inPage, count - done);
+      copySectors(pagePool.sectorOf(this.#own(number)) + inPage, memorySector + done, part);
+      done += part;
+    }
+  }
+
+  /** Copies bytes out. */
+  read(into: Uint8Array, offsetBytes: number): void {
+    for (let done = 0; done < into.length;) {
+      const number = Math.floor((offsetBytes + done) / PAGE_BYTES);
+      const inPage = offsetBytes + done - number * PAGE_BYTES;
+      const part = Math.min(PAGE_BYTES - inPage, into.length - done);
+      const page = this.#pages.get(number);
+      if (page === undefined) into.fill(0, done, done + part);
+      else into.set(pagePool.bytesOf(page).subarray(inPage, inPage + part), done);
+      done += part;
+    }
+  }
+
+  /** Copies bytes in. */
+  write(from: Uint8Array, offsetBytes: number): void {
+    for (let done = 0; done < from.length;) {
+      const number = Math.floor((offsetBytes + done) / PAGE_BYTES);
+      const inPage = offsetBytes + done - number * PAGE_BYTES;
+      const part = Math.min(PAGE_BYTES - inPage, from.length - done);
+      pagePool.bytesOf(this.#own(number)).set(from.subarray(done, done + part), inPage);
+      done += part;
+    }
+  }
+
+  /** Makes a range read as zeros; whole pages of it give their memory back. */
+  zero(offsetBytes: number, endBytes: number): void {
+    for (const number of this.pagesIn(offsetBytes, endBytes)) {
+      const start = Math.max(0, offsetBytes - number * PAGE_BYTES);
+      const end = Math.min(PAGE_BYTES, endBytes - number * PAGE_BYTES);
+      if (end - start === PAGE_BYTES) this.#dropPage(number);
+      else pagePool.bytesOf(this.#own(number)).fill(0, start, end);
+    }
+  }
+
+  /** How many bytes from an offset on, at most so many, are pages (positive) or none (negative). */
+  run(offsetBytes: number, lengthBytes: number): number {
+    const end = offsetBytes + lengthBytes;
+    let number = Math.floor(offsetBytes / PAGE_BYTES);
+    const isData = this.#pages.has(number);
+    if (!isData) {
+      const starts = this.pagesIn(offsetBytes, end).map((each) => each * PAGE_BYTES);
+      return offsetBytes - starts.reduce((nearest, start) => Math.min(nearest, start), end);
+    }
+    while (number * PAGE_BYTES < end && this.#pages.has(number)) number++;
+    return Math.min(end, number * PAGE_BYTES) - offsetBytes;
+  }
+
+  /** Gives the memory back. */
+  release(): void {
+    for (const page of this.#pages.values()) pagePool.drop(page);
+    this.#pages.clear();
+  }
+}
+
+/** Bytes of I/O memory, for what is less than a sector. */
+export function memoryBytes(memorySector: number, lengthBytes: number): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(memoryAt(memoryAddress(memorySector), lengthBytes));
+}
+
+/** Whole sectors in so many bytes. */
+export function wholeSectors(lengthBytes: number): number {
+  return Math.floor(lengthBytes / SECTOR_BYTES);
+}
