@@ -62,7 +62,7 @@ const NAMES = [
 const key = new Uint8Array(64).map((_, i) => i * 5);
 
 function prepare(simulation: Simulation): void {
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/plain.vhd", { storage, sizeBytes: 16 * MIB });
   createDynamic("/parent.vhd", { storage, sizeBytes: 16 * MIB });
   snapshot("/child.vhd", { storage, parent: "/parent.vhd", keepEmptyParent: true });
@@ -91,7 +91,7 @@ for (const name of NAMES) {
 Deno.test("of an empty VHD, zero takes no room, and fill takes all", () => {
   const simulation = new Simulation({ seed: 4 });
   prepare(simulation);
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   const device = simulation.open("vhd:/plain.vhd");
   device.zero(0, SECTORS);
   device.settle();
