@@ -10,6 +10,13 @@ const libc = openLibc({
   // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
   //                 struct addrinfo **res)
   getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },
+  // the same, by another thread
+  getaddrinfoAside: {
+    name: "getaddrinfo",
+    parameters: ["buffer", "buffer", "buffer", "buffer"],
+    result: "i32",
+    nonblocking: true,
+  },
   // void freeaddrinfo(struct addrinfo *res)
   freeaddrinfo: { parameters: ["usize"], result: "void" },
   // const char *gai_strerror(int errcode)
@@ -23,6 +30,13 @@ const EAI_SYSTEM = -11;
 // sockaddr *addr @24, char *canonname @32, addrinfo *next @40.
 const ADDRINFO_BYTES = 48;
 
+function tcpHints(): Int32Array<ArrayBuffer> {
+  const hints = new Int32Array(ADDRINFO_BYTES / 4);
+  hints[0] = AI_ADDRCONFIG;
+  hints[2] = SOCK_STREAM;
+  return hints;
+}
+
 /**
  * The addresses of a TCP port of a host, best first, each a `struct sockaddr`. Waits for the
  * resolver, which may ask the network.
@@ -30,13 +44,30 @@ const ADDRINFO_BYTES = 48;
  * @throws {SystemError} EHOSTUNREACH when the host has none, or what the system says.
  */
 export function resolveTcp(host: string, port: number): Uint8Array<ArrayBuffer>[] {
-  const hints = new Int32Array(ADDRINFO_BYTES / 4);
-  hints[0] = AI_ADDRCONFIG;
-  hints[2] = SOCK_STREAM;
   const result = new BigUint64Array(1);
-  const code = libc.getaddrinfo(cString(host), cString(String(port)), hints, result);
+  const code = libc.getaddrinfo(cString(host), cString(String(port)), tcpHints(), result);
+  return takeAddresses(code, result, { host, errno: code === EAI_SYSTEM ? lastErrno() : 0 });
+}
+
+/** As `resolveTcp`; another thread waits. The promise fails as that throws. */
+export async function resolveTcpAside(
+  host: string,
+  port: number,
+): Promise<Uint8Array<ArrayBuffer>[]> {
+  const result = new BigUint64Array(1);
+  // They must be there until the thread is through.
+  const given = [cString(host), cString(String(port)), tcpHints()] as const;
+  const code = await libc.getaddrinfoAside(...given, result);
+  return takeAddresses(code, result, { host, errno: 0 });
+}
+
+function takeAddresses(
+  code: number,
+  result: BigUint64Array<ArrayBuffer>,
+  { host, errno: systemErrno }: { host: string; errno: number },
+): Uint8Array<ArrayBuffer>[] {
   if (code !== 0) {
-    const errno = code === EAI_SYSTEM ? lastErrno() : Errno.EHOSTUNREACH;
+    const errno = systemErrno === 0 ? Errno.EHOSTUNREACH : systemErrno;
     const text = libc.gai_strerror(code);
     const why = text === null ? `error ${code}` : Deno.UnsafePointerView.getCString(text);
     throw new SystemError(errno, `Cannot find the host ${host} (${why})`);

@@ -29,6 +29,7 @@ const Doing = { Nothing: 0, Reading: 1, Changing: 2 } as const;
  */
 export const bcDriver: DriverType = {
   type: "bc",
+  imageBelow: (path: string) => parseImageName(parseCachePath(path).below),
 
   open(spec: ImageSpec, _context: ImageContext, sink: RequestSink): ImageDriver {
     const { sizeMib, below } = parseCachePath(spec.path);

@@ -13,7 +13,9 @@ import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
+import type { DoneWith } from "../../ffi/errno.ts";
 import type { Deferral } from "./deferral.ts";
+import type { ImageName } from "./image_name.ts";
 import type { Confinement } from "../files/confinement.ts";
 import type { FileIdentity } from "../files/storage.ts";
 import type { DiskKey } from "../vhd/key.ts";
@@ -85,6 +87,8 @@ export interface ImageContext extends DriverContext {
    * queue with it. Once it has failed, its images do nothing any more but `abandon`.
    */
   readonly faults: FaultOwner;
+  /** Takes what was got ready for the image that is being opened; null when nothing was. */
+  takePrepared(): Prepared | null;
   /** What the images of this device keep in memory over a pause. */
   readonly keepsakes: Keepsakes;
 }
@@ -177,9 +181,26 @@ export interface ImageDriver {
   abandon(): void;
 }
 
+/** What a driver got ready for an image that is to be opened, such as a connection. */
+export interface Prepared {
+  /** Lets go of it: the image is not opened. */
+  discard(): void;
+}
+
 /** A kind of image. */
 export interface DriverType {
   readonly type: string;
+  /** Of images that stand in front of another: the name of that one, out of their own path. */
+  imageBelow?(path: string): ImageName;
+  /**
+   * Does the part of opening an image that takes time, while the loop serves other disks; `open`
+   * finds what it got ready in its context.
+   *
+   * @param done Called in a later turn.
+   * @returns Gives it up; `done` is not called then.
+   * @throws {SystemError} For what is refused at once.
+   */
+  prepare?(spec: ImageSpec, scheduler: Scheduler, done: DoneWith<Prepared>): () => void;
   /** Opens an image. Throws an error that names the file and the reason and has an `errno`. */
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver;
 }

@@ -23,6 +23,7 @@ export const LOG_PAGE_RECORD_BYTES = 4 + PAGE_BYTES;
  */
 export const logDriver: DriverType = {
   type: "log",
+  imageBelow: parseImageName,
   open: (spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver =>
     new LogImage(spec, context.keepsakes, sink),
 };

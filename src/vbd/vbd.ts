@@ -1,5 +1,18 @@
-import { Errno, errnoOf, SystemError } from "../../ffi/errno.ts";
-import { type ImageContext, type ImageDriver, SECTOR_BYTES } from "../driver/driver.ts";
+import {
+  type Done as OpenDone,
+  Errno,
+  errnoOf,
+  messageOf,
+  SystemError,
+  systemError,
+} from "../../ffi/errno.ts";
+import {
+  type ImageContext,
+  type ImageDriver,
+  type ImageSpec,
+  type Prepared,
+  SECTOR_BYTES,
+} from "../driver/driver.ts";
 import { parseImageName } from "../driver/image_name.ts";
 import { Keepsakes } from "../driver/keepsakes.ts";
 import { WriteLog } from "../driver/log.ts";
@@ -8,6 +21,7 @@ import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import { openImages } from "./chain.ts";
+import { prepareImages } from "./preparation.ts";
 import type { VbdContext } from "./vbd_context.ts";
 import { Requests } from "./requests.ts";
 import { type RetryLimits, retryLimits } from "./retry.ts";
@@ -93,6 +107,10 @@ export class Vbd implements FaultOwner {
   /** Who waits for the device to be closed; null when nobody does. */
   #closing: Done | null = null;
   #patienceTimer = 0;
+  /** What was got ready for the image that is being opened. */
+  #prepared: Prepared | null = null;
+  /** Gives up getting an image ready; null when that is not under way. */
+  #cancelPreparing: (() => void) | null = null;
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
@@ -102,6 +120,11 @@ export class Vbd implements FaultOwner {
       pieces: new PieceTable(context.pieces),
       keepsakes: this.#keepsakes,
       faults: this,
+      takePrepared: () => {
+        const prepared = this.#prepared;
+        this.#prepared = null;
+        return prepared;
+      },
     };
     this.minor = minor;
     this.requests = new Requests(context, minor, this);
@@ -126,6 +149,62 @@ export class Vbd implements FaultOwner {
   }
 
   /**
+   * As `open`, while the loop serves other devices: a server may take its time. Calls back at once
+   * where nothing takes time.
+   */
+  openLater(name: string, options: OpenOptions, done: OpenDone): void {
+    const open = (error: unknown): void => {
+      try {
+        if (error !== null) throw error;
+        this.open(name, options);
+      } catch (failure) {
+        return done(systemError(failure, `Cannot open ${name}`));
+      }
+      done(null);
+    };
+    if (this.name !== "" || this.#cancelPreparing !== null) return open(null);
+    this.#prepare(this.#leafOf(name, options), open);
+  }
+
+  /** Gives up an `openLater`, or a `resume`, that waits for a server (ECANCELED). */
+  cancelOpening(): void {
+    this.#cancelPreparing?.();
+  }
+
+  #prepare(leaf: ImageSpec, ready: (error: unknown) => void): void {
+    let over = false;
+    const end = (error: unknown, prepared: Prepared | null): void => {
+      over = true;
+      this.#cancelPreparing = null;
+      this.#prepared = prepared;
+      ready(error);
+      // What nobody took is of no use to anyone.
+      this.#prepared?.discard();
+      this.#prepared = null;
+    };
+    let cancel: () => void;
+    try {
+      cancel = prepareImages(leaf, this.#context.scheduler, end);
+    } catch (error) {
+      return end(error, null);
+    }
+    if (over) return;
+    this.#cancelPreparing = () => {
+      cancel();
+      const what = `Cannot open ${leaf.type}:${leaf.path} (it was given up)`;
+      end(new SystemError(Errno.ECANCELED, what), null);
+    };
+  }
+
+  #leafOf(
+    name: string,
+    { readOnly = false, direct = true, readCache, key }: OpenOptions,
+  ): ImageSpec {
+    const top = readCache === true ? `bc:${name}` : name;
+    return { ...parseImageName(top), readOnly, direct, key };
+  }
+
+  /**
    * Opens an image and the chain below it.
    *
    * @param name `type:path`
@@ -141,9 +220,8 @@ export class Vbd implements FaultOwner {
   }
 
   #openImages(name: string): void {
-    const { readOnly = false, direct = true, readCache, retry, key } = this.#options;
-    const top = readCache === true ? `bc:${name}` : name;
-    const leaf = { ...parseImageName(top), readOnly, direct, key };
+    const { readOnly = false, retry } = this.#options;
+    const leaf = this.#leafOf(name, this.#options);
     this.#keepsakes.opening();
     try {
       this.#images = openImages(leaf, this.#context, this.requests);
@@ -243,17 +321,29 @@ export class Vbd implements FaultOwner {
     if (this.state === 0) return done(0, "");
     const wasFailed = this.failed;
     const canOpen = wasFailed ? this.#abandoned : (this.state & VbdState.Paused) !== 0;
-    if (!canOpen || this.#closing !== null) return done(...this.#busy());
-    this.failed = false;
-    try {
-      this.#openImages(name ?? this.name);
-    } catch (error) {
-      this.failed = wasFailed;
-      this.state |= VbdState.ResumeFailed;
-      return done(errnoOf(error), error instanceof Error ? error.message : String(error));
+    if (!canOpen || this.#closing !== null || this.#cancelPreparing !== null) {
+      return done(...this.#busy());
     }
-    this.#abandoned = false;
-    done(0, "");
+    const open = (error: unknown): void => {
+      try {
+        if (error !== null) throw error;
+        this.failed = false;
+        this.#openImages(name ?? this.name);
+      } catch (failure) {
+        this.failed = wasFailed;
+        this.state |= VbdState.ResumeFailed;
+        return done(errnoOf(failure), messageOf(failure));
+      }
+      this.#abandoned = false;
+      done(0, "");
+    };
+    let leaf: ImageSpec;
+    try {
+      leaf = this.#leafOf(name ?? this.name, this.#options);
+    } catch (error) {
+      return open(error);
+    }
+    this.#prepare(leaf, open);
   }
 
   /**
@@ -264,6 +354,7 @@ export class Vbd implements FaultOwner {
   close(done: Done): void {
     if ((this.state & VbdState.ShutdownRequested) !== 0) return done(...this.#busy());
     this.giveUpPause();
+    this.cancelOpening();
     this.state |= VbdState.ShutdownRequested;
     this.#closing = done;
     const { scheduler } = this.#context;
@@ -329,8 +420,10 @@ export class Vbd implements FaultOwner {
   #fail(): void {
     const { log } = this.#context;
     this.requests.fail();
+    this.cancelOpening();
     if (this.name === "") {
       this.failed = false;
+      this.whenFailed?.();
       return;
     }
     this.state = VbdState.Dead | (this.state & VbdState.ShutdownRequested);

@@ -104,11 +104,11 @@ function diskKey(request: Uint8Array): DiskKey | undefined {
 function openCommand(devices: Devices): Command {
   return {
     exclusive: true,
-    run(request, reply): void {
+    run(request, reply): () => void {
       const minor = messageCookie(request);
       const key = diskKey(request);
       try {
-        devices.open(minor, { request: decodeOpen(request), key }, (error, disk) => {
+        return devices.open(minor, { request: decodeOpen(request), key }, (error, disk) => {
           if (error !== null) key?.wipe();
           reply(
             error === null
@@ -150,9 +150,10 @@ export function controlCommands(devices: Devices): CommandTable {
       (minor, done) => devices.close(minor, { force }, done),
       { preempts: true },
     );
-  const resume = longChange(MessageType.RESUME_RSP, (minor, done, request) => {
-    devices.resume(minor, decodeResume(request), done);
-  });
+  const resume = longChange(
+    MessageType.RESUME_RSP,
+    (minor, done, request) => devices.resume(minor, decodeResume(request), done),
+  );
   const pause = longChange(
     MessageType.PAUSE_RSP,
     (minor, done, request) =>

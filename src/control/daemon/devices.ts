@@ -159,7 +159,7 @@ export class Devices {
     minor: number,
     keyed: KeyedRequest,
     done: DoneWith<DiskInfo>,
-  ): void {
+  ): () => void {
     const { request } = keyed;
     const device = this.#devices.get(minor);
     if (device === undefined) {
@@ -172,15 +172,18 @@ export class Devices {
       throw new SystemError(Errno.EALREADY, what);
     }
     const plan = this.#planDevice(minor, request);
-    this.#openImage(minor, device, keyed, plan);
-    device.access.open(this.#host.frontends, plan, (error) => {
-      if (error !== null) return device.vbd.close(() => done(error, null));
-      device.request = request;
-      device.encrypted = keyed.key !== undefined;
-      this.#log.info(`Opened ${request.image} on minor ${minor}`);
-      this.#note(minor, device);
-      done(null, device.disk);
+    this.#openImage(minor, device, { ...keyed, plan }, (failure) => {
+      if (failure !== null) return done(failure, null);
+      device.access.open(this.#host.frontends, plan, (error) => {
+        if (error !== null) return device.vbd.close(() => done(error, null));
+        device.request = request;
+        device.encrypted = keyed.key !== undefined;
+        this.#log.info(`Opened ${request.image} on minor ${minor}`);
+        this.#note(minor, device);
+        done(null, device.disk);
+      });
     });
+    return () => device.vbd.cancelOpening();
   }
 
   /** Which block device is made, or taken over from a tapdisk that had the minor and died. */
@@ -199,8 +202,8 @@ export class Devices {
   #openImage(
     minor: number,
     device: Device,
-    { request, key }: KeyedRequest,
-    plan: DevicePlan,
+    { request, key, plan }: KeyedRequest & { readonly plan: DevicePlan },
+    done: Done,
   ): void {
     const { image, readOnly, direct, readCache, requestTimeoutSeconds } = request;
     const queue = queueFor(request, plan);
@@ -211,7 +214,11 @@ export class Devices {
     }
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };
-    device.disk = device.vbd.open(image, { readOnly, direct, readCache, key, retry });
+    const { vbd } = device;
+    vbd.openLater(image, { readOnly, direct, readCache, key, retry }, (error) => {
+      if (error === null) device.disk = vbd.geometry;
+      done(error);
+    });
   }
 
   /** Writes down what another tapdisk needs to take the block device over, if there is one. */
@@ -318,7 +325,7 @@ export class Devices {
    *
    * @param name `type:/path`, or null for the image that it had.
    */
-  resume(minor: number, name: string | null, done: Done): void {
+  resume(minor: number, name: string | null, done: Done): () => void {
     const device = this.#find(minor, "unpause");
     const { vbd } = device;
     if ((vbd.state & (VbdState.Paused | VbdState.Dead)) === 0) {
@@ -338,6 +345,7 @@ export class Devices {
       if (isGrown) device.access.resized(resumed);
       else resumed();
     });
+    return () => vbd.cancelOpening();
   }
 
   /** The disk that is open on a device; all zeros without one. Throws `SystemError`: ENODEV. */

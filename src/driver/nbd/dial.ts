@@ -1,4 +1,4 @@
-import { resolveTcp } from "../../../ffi/addresses.ts";
+import { resolveTcp, resolveTcpAside } from "../../../ffi/addresses.ts";
 import { EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
@@ -18,6 +18,8 @@ import { ClientHandshake, type RemoteExport } from "./handshake.ts";
 /** How long a server may take from the first packet to the end of the handshake. */
 const DIAL_TIMEOUT_MS = 5000;
 const RECEIVE_BYTES = 4096;
+/** Addresses of a host that are tried. */
+const MOST_ADDRESSES = 8;
 /** Receives of one step: the loop has a turn in between. */
 const MOST_RECEIVES = 16;
 
@@ -112,8 +114,66 @@ function addressesOf({ server }: ExportName): Uint8Array<ArrayBuffer>[] {
 }
 
 /**
+ * Connects to the export of this name, one address of the server's host after the other, for five
+ * seconds at most each, while the loop goes on.
+ *
+ * @returns Gives it up; `done` is not called then.
+ * @throws {SystemError} EINVAL for a name that is none.
+ */
+export function dial(
+  name: string,
+  title: string,
+  { scheduler, done }: { scheduler: Scheduler; done: (result: Connected | Error) => void },
+): () => void {
+  const { server, exportName } = parseExportName(name);
+  let current: Dial | null = null;
+  let isGivenUp = false;
+  const tryNext = (addresses: Uint8Array<ArrayBuffer>[], failure: Error | null): void => {
+    const [address, ...others] = addresses;
+    if (address === undefined) {
+      return done(failure ?? new SystemError(Errno.EHOSTUNREACH, `Cannot connect to ${title}`));
+    }
+    const ended = (result: Connected | Error): void => {
+      current = null;
+      if (!(result instanceof Error)) return done(result);
+      // Not in the midst of it, and what failed first says most.
+      scheduler.addTimer(0, () => isGivenUp || tryNext(others, failure ?? result));
+    };
+    try {
+      current = new Dial(scheduler, { exportName, title, address }, ended);
+    } catch (error) {
+      ended(toError(error));
+    }
+  };
+  scheduler.settle(addressesAside(server), (found) => {
+    if (isGivenUp) return;
+    if (found instanceof Error) done(found);
+    else tryNext(found.slice(0, MOST_ADDRESSES), null);
+  });
+  return () => {
+    isGivenUp = true;
+    current?.cancel();
+  };
+}
+
+async function addressesAside(
+  server: ExportName["server"],
+): Promise<Uint8Array<ArrayBuffer>[] | Error> {
+  try {
+    if (server.kind === "unix") return [unixAddress(server.path)];
+    return await resolveTcpAside(server.host, server.port);
+  } catch (error) {
+    return toError(error);
+  }
+}
+
+function toError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+/**
  * Connects to the export of this name, and waits for it, for five seconds at most for each address
- * that the server's host has: for the first opening only.
+ * that the server's host has: for programs that serve nothing else meanwhile.
  *
  * @throws {SystemError}
  */
@@ -181,7 +241,7 @@ export class Dial implements FdHandler {
       connected = this.#attempt.step();
     } catch (error) {
       this.cancel();
-      return this.#done(error instanceof Error ? error : new Error(String(error)));
+      return this.#done(toError(error));
     }
     if (connected !== null) {
       this.#leaveLoop();

@@ -5,14 +5,53 @@
  * @module
  */
 import { closeFile } from "../../../ffi/files.ts";
-import type { DriverType, ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver.ts";
-import { dialAndWait } from "./dial.ts";
+import { type DoneWith, systemError } from "../../../ffi/errno.ts";
+import type { Scheduler } from "../../scheduler/scheduler.ts";
+import type {
+  DriverType,
+  ImageContext,
+  ImageDriver,
+  ImageSpec,
+  Prepared,
+  RequestSink,
+} from "../driver.ts";
+import { type Connected, dial, dialAndWait } from "./dial.ts";
 import { parseExportName } from "./export_name.ts";
 import { exportFault, NbdImage } from "./nbd_image.ts";
 
+/** A connection to an export that is to be opened. */
+class DialledExport implements Prepared {
+  readonly connected: Connected;
+
+  constructor(connected: Connected) {
+    this.connected = connected;
+  }
+
+  discard(): void {
+    closeFile(this.connected.fd);
+  }
+}
+
+function prepare(spec: ImageSpec, scheduler: Scheduler, done: DoneWith<Prepared>): () => void {
+  return dial(spec.path, titleOf(spec), {
+    scheduler,
+    done(result): void {
+      if (!(result instanceof Error)) done(null, new DialledExport(result));
+      else done(systemError(result, `Cannot open ${titleOf(spec)}`), null);
+    },
+  });
+}
+
+function titleOf({ type, path }: ImageSpec): string {
+  return `${type}:${path}`;
+}
+
 function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
   const { exportName } = parseExportName(spec.path);
-  const connected = dialAndWait(spec.path, `${spec.type}:${spec.path}`);
+  const prepared = context.takePrepared();
+  const connected = prepared instanceof DialledExport
+    ? prepared.connected
+    : dialAndWait(spec.path, titleOf(spec));
   const fault = exportFault(connected.remote, spec);
   if (fault !== null) {
     closeFile(connected.fd);
@@ -22,7 +61,7 @@ function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageD
 }
 
 /** Exports of NBD servers, by name (`nbd:HOST:PORT`) or as URIs of two schemes. */
-export const nbdDrivers: readonly DriverType[] = [{ type: "nbd", open }, {
-  type: "nbd+unix",
-  open,
-}];
+export const nbdDrivers: readonly DriverType[] = [
+  { type: "nbd", prepare, open },
+  { type: "nbd+unix", prepare, open },
+];
