@@ -1,4 +1,4 @@
-import { Errno, errnoOf, messageOf, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, errnoOf, SystemError, systemError } from "../../ffi/errno.ts";
 import { Arena, copySectors } from "../../ffi/memory.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
@@ -186,15 +186,13 @@ export class AioImage implements ImageDriver, IoOwner {
     this.#sink.pieceDone(slot, sectors === 0 ? 1 : sectors, errno);
   }
 
-  close(done: (errno: number) => void): void {
-    let errno = 0;
+  close(done: Done): void {
     try {
       this.abandon();
     } catch (error) {
-      this.#context.log(`${this.spec.path}: ${messageOf(error)}`);
-      errno = errnoOf(error);
+      return done(systemError(error, `Cannot close ${this.spec.path}`));
     }
-    done(errno);
+    done(null);
   }
 
   abandon(): void {

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, copySectors } from "../../ffi/memory.ts";
 import {
   type DriverType,
@@ -250,9 +250,9 @@ class CacheImage extends FilterImage implements RequestSink {
     this.#sink.statusDone(slot, errno);
   }
 
-  override close(done: (errno: number) => void): void {
+  override close(done: Done): void {
     this.abandon();
-    done(0);
+    done(null);
   }
 
   override abandon(): void {

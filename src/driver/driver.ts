@@ -9,6 +9,7 @@
  *
  * @module
  */
+import type { Done } from "../../ffi/errno.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
@@ -125,6 +126,11 @@ export interface ImageDriver {
   readonly sectors: number;
   /** Its file's number at the disk queue; an image without a file has none. */
   readonly file?: number;
+  /**
+   * Of a driver that moves bytes past the disk queue: operations that have not ended, so that
+   * somebody else may still read or write the memory of requests.
+   */
+  readonly pending?: number;
   /** Whether its data is encrypted, with the key of its `spec`. */
   readonly encrypted?: boolean;
   /** The image that shows through where this one has no data; null when zeros do. */
@@ -169,14 +175,14 @@ export interface ImageDriver {
    */
   giveUp?(): void;
   /**
-   * Puts the image in order and closes it; no request may be under way. Calls back with an error
-   * number, 0 when all is well.
+   * Puts the image in order and closes it; no request may be under way. The image is closed also
+   * when that ends with an error.
    */
-  close(done: (errno: number) => void): void;
+  close(done: Done): void;
   /**
-   * Lets go of the file, connection and memory, and does nothing else: the driver threw, and what it
-   * knows may be wrong. Nothing of the image is at the disk queue. May follow a `close` that did not
-   * end.
+   * Releases the file, connection and memory, and does nothing else: the driver threw, and what it
+   * knows may be wrong. Nothing of the image is at the disk queue, and `pending` is 0. May follow a
+   * `close` that did not end.
    */
   abandon(): void;
 }

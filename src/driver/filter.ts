@@ -1,3 +1,4 @@
+import type { Done } from "../../ffi/errno.ts";
 import type { ImageCounts, ImageDriver, ImageSpec, RequestSink } from "./driver.ts";
 
 /**
@@ -78,8 +79,8 @@ export class FilterImage implements ImageDriver {
     this.below.status(slot, sector, count);
   }
 
-  close(done: (errno: number) => void): void {
-    done(0);
+  close(done: Done): void {
+    done(null);
   }
 
   abandon(): void {}

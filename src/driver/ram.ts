@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, copySectors, zeroSectors } from "../../ffi/memory.ts";
 import type { Storage, StorageFile } from "../files/storage.ts";
 import {
@@ -201,8 +201,8 @@ class RamImage implements ImageDriver {
     this.#sink.statusDone(slot, 0);
   }
 
-  close(done: (errno: number) => void): void {
-    done(0);
+  close(done: Done): void {
+    done(null);
   }
 
   abandon(): void {}

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
 import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts";
@@ -33,9 +33,21 @@ export function openImages(
     }
     return images;
   } catch (error) {
-    for (const image of images) image.close(() => {});
+    for (const image of images) closeImage(image, context.log);
     throw error;
   }
+}
+
+/** Closes an image. An error goes to the log, and then to `done`. */
+export function closeImage(
+  image: ImageDriver,
+  log: (message: string) => void,
+  done: Done = () => {},
+): void {
+  image.close((error) => {
+    if (error !== null) log(`Cannot close ${image.spec.path} in order: ${error.message}`);
+    done(error);
+  });
 }
 
 function refuseLoop(

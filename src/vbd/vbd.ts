@@ -20,7 +20,7 @@ import { PieceTable } from "../driver/pieces.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import type { DiskKey } from "../vhd/key.ts";
-import { openImages } from "./chain.ts";
+import { closeImage, openImages } from "./chain.ts";
 import { prepareImages } from "./preparation.ts";
 import type { VbdContext } from "./vbd_context.ts";
 import { Requests } from "./requests.ts";
@@ -246,7 +246,7 @@ export class Vbd implements FaultOwner {
   #refuseSmaller(name: string): void {
     const [{ sectors }] = this.#images;
     if (sectors >= this.#sectors) return;
-    for (const image of this.#images.splice(0)) image.close(() => {});
+    for (const image of this.#images.splice(0)) closeImage(image, this.#context.log);
     const sizes = `it has ${sectors} sectors, the device ${this.#sectors}`;
     throw new SystemError(Errno.EMEDIUMTYPE, `Cannot go on with ${name} (${sizes})`);
   }
@@ -433,11 +433,13 @@ export class Vbd implements FaultOwner {
     this.whenFailed?.();
   }
 
-  /** Closes the images as they are, when the disk queue does not work on their files any more. */
+  /** Closes the images as they are, when nothing works on their files any more. */
   #abandonWhenIdle(): void {
     const { queue, scheduler, log, pieces } = this.#context;
     const images = [...this.#images, ...this.#leaving];
-    if (images.some(({ file }) => file !== undefined && queue.pendingOf(file) > 0)) {
+    const isBusy = ({ file, pending = 0 }: ImageDriver): boolean =>
+      pending > 0 || (file !== undefined && queue.pendingOf(file) > 0);
+    if (images.some(isBusy)) {
       return void scheduler.addTimer(ABANDON_AGAIN_MS, () => this.#abandonWhenIdle());
     }
     this.#earlierMerges = this.#merges;
@@ -464,8 +466,8 @@ export class Vbd implements FaultOwner {
     let left = images.length;
     let firstErrno = 0;
     if (left === 0) return done(0, "");
-    const closed = (errno: number): void => {
-      if (firstErrno === 0) firstErrno = errno;
+    const closed = (error: SystemError | null): void => {
+      if (firstErrno === 0) firstErrno = error?.errno ?? 0;
       if (--left > 0) return;
       this.#leaving = [];
       const message = firstErrno === 0 ? "" : `Cannot close ${this.name} in order (see the log)`;
@@ -473,7 +475,7 @@ export class Vbd implements FaultOwner {
     };
     for (const image of images) {
       try {
-        image.close(closed);
+        closeImage(image, this.#context.log, closed);
       } catch (error) {
         // Whoever wants the device closed, or paused, is told by what follows.
         return this.#context.scheduler.contain(error, this);

@@ -1,5 +1,5 @@
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
-import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { enlargeSendBuffer } from "../../../ffi/sockets.ts";
 import {
@@ -402,10 +402,10 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     this.#context.log(`${this.#title}: connected again`);
   }
 
-  close(done: (errno: number) => void): void {
+  close(done: Done): void {
     if (this.#fd !== NONE) this.#sayGoodbye();
     this.abandon();
-    done(0);
+    done(null);
   }
 
   /** Tells the server that this was all. */

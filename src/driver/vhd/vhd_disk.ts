@@ -1,4 +1,10 @@
-import { errnoOf, messageOf } from "../../../ffi/errno.ts";
+import {
+  type Done,
+  errnoOf,
+  messageOf,
+  type SystemError,
+  systemError,
+} from "../../../ffi/errno.ts";
 import { zeroSectors } from "../../../ffi/memory.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
@@ -502,22 +508,21 @@ export class VhdDisk implements ImageDriver {
     if (below !== null) below.status(slot, sector, Math.min(count, below.sectors - sector));
   }
 
-  close(done: (errno: number) => void): void {
+  close(done: Done): void {
     if (this.#writer === null) this.#close(() => this.#file.close(), done);
     else this.#writer.whenIdle(() => this.#close(() => this.#file.finish(), done));
   }
 
-  #close(how: () => void, done: (errno: number) => void): void {
-    let errno = 0;
+  #close(how: () => void, done: Done): void {
+    let failure: SystemError | null = null;
     this.#isOpen = false;
     try {
       how();
     } catch (error) {
-      this.#context.log(`Cannot close ${this.spec.path} in order: ${messageOf(error)}`);
-      errno = errnoOf(error);
+      failure = systemError(error, `Cannot close ${this.spec.path}`);
     }
     this.#release();
-    done(errno);
+    done(failure);
   }
 
   #release(): void {

@@ -1,0 +1,49 @@
+/** Images that do not close in order: the device tells an error, and the log says which and why. */
+import assert from "node:assert/strict";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { DiskFile, DiskFiles } from "../../src/queue/disk_files.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { Vbd } from "../../src/vbd/vbd.ts";
+import { Simulation } from "../support/sim.ts";
+
+/** Files whose descriptors are closed with EIO, as those of NFS may be. */
+function closedWithEio(files: DiskFiles): DiskFiles {
+  return {
+    storage: files.storage,
+    open: (path, options): DiskFile => {
+      const file = files.open(path, options);
+      const close = file.close.bind(file);
+      file.close = (): void => {
+        close();
+        throw new SystemError(Errno.EIO, `Cannot close ${path}`);
+      };
+      return file;
+    },
+  };
+}
+
+for (const name of ["vhd:/disk.vhd", "aio:/disk.raw", "log:bc:4:vhd:/disk.vhd"]) {
+  for (const readOnly of [false, true]) {
+    const how = readOnly ? "that was only read" : "that was written";
+    Deno.test(`an error of closing ${name} ${how} is told, with the file's name`, () => {
+      const simulation = new Simulation({ seed: 1 });
+      const { context } = simulation;
+      const { storage } = context.files;
+      createDynamic("/disk.vhd", { storage, sizeBytes: 4 << 20 });
+      const raw = storage.open("/disk.raw", "create-new");
+      raw.truncate(4 << 20);
+      raw.close();
+      const vbd = new Vbd({ ...context, files: closedWithEio(context.files) }, 0);
+      vbd.open(name, { readOnly });
+      let ended: unknown[] | null = null;
+      vbd.close((...end) => ended = end);
+      simulation.runUntil(() => ended !== null, "Closing");
+      vbd.destroy();
+      assert.match(JSON.stringify(ended), /Cannot close .* in order \(see the log\)/);
+      const path = name.replace(/^.*:/, "");
+      const line = `Cannot close ${path} in order: Cannot close ${path}: Input/output error (EIO)`;
+      assert.deepEqual(simulation.log, [line]);
+      simulation.close();
+    });
+  }
+}
