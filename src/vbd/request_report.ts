@@ -1,5 +1,6 @@
 import { errnoName } from "../../ffi/errno.ts";
 import { type RequestTimes, Stage } from "./request_times.ts";
+import type { RetryQueue } from "./retry.ts";
 import { RequestKind, SLOTS, type SlotTable } from "./slots.ts";
 
 /** By `RequestKind`. */
@@ -28,9 +29,9 @@ function seconds(milliseconds: number): string {
  */
 export function reportRequests(
   slots: SlotTable,
-  { stage, sinceMs, cameMs }: RequestTimes,
-  nowMs: number,
+  { times, retries, nowMs }: { times: RequestTimes; retries: RetryQueue; nowMs: number },
 ): string[] {
+  const { stage, sinceMs, cameMs } = times;
   const open = Array.from({ length: SLOTS }, (_, slot) => slot)
     .filter((slot) => stage[slot] !== Stage.None)
     .sort((a, b) => cameMs[a] - cameMs[b]);
@@ -38,9 +39,9 @@ export function reportRequests(
     const what = `slot ${slot}: ${KINDS[slots.kind[slot]]}, sector ${slots.sector[slot]}, ` +
       `${slots.count[slot]} sectors`;
     const where = `${stageWords(stage[slot])} for ${seconds(nowMs - sinceMs[slot])}`;
-    const errno = slots.lastError[slot];
+    const errno = retries.lastError(slot);
     const last = errno === 0 ? "no error" : `last error ${errnoName(errno)}`;
     const age = seconds(nowMs - cameMs[slot]);
-    return `${what}, ${where}, age ${age}, failed ${slots.attempts[slot]} times, ${last}`;
+    return `${what}, ${where}, age ${age}, failed ${retries.failures(slot)} times, ${last}`;
   });
 }

@@ -112,6 +112,15 @@ export class RequestTimes {
     this.#depth--;
   }
 
+  /** For how long the oldest of the requests in one stage has been there, milliseconds. */
+  longestMs(stage: Stage, nowMs: number): number {
+    let longestMs = 0;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.stage[slot] === stage) longestMs = Math.max(longestMs, nowMs - this.sinceMs[slot]);
+    }
+    return longestMs;
+  }
+
   /** What there is to say of all requests. */
   summary(): TimesSummary {
     const spentMs = this.#spentMs.slice();

@@ -1,52 +1,39 @@
 import { assert } from "../../ffi/assert.ts";
-import { Errno, errnoName } from "../../ffi/errno.ts";
+import { Errno } from "../../ffi/errno.ts";
 import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
+import type { RequestSink } from "../driver/driver.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
-import { type ImageDriver, REQUEST_SECTORS, type RequestSink } from "../driver/driver.ts";
-import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
-import { addExtent } from "./extents.ts";
+import { DiskRoom } from "./disk_room.ts";
+import { DrainGate, type RequestTarget } from "./drain_gate.ts";
+import { ExtentSearch } from "./extents.ts";
 import { reportRequests } from "./request_report.ts";
+import { RequestSteps, type StepSink } from "./request_steps.ts";
 import { RequestTimes, Stage } from "./request_times.ts";
-import { isRetryable, RETRY_INTERVAL_MS, type RetryLimits } from "./retry.ts";
+import { RetryQueue, type RetrySink } from "./retry.ts";
+import { SlotQueue } from "./slot_queue.ts";
+import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import {
   CLIENT_BYTES,
   MOST_CLIENTS,
   RequestKind,
   type RequestOwner,
   SLOT_BYTES,
-  SlotQueue,
   SLOTS,
   SlotTable,
-  StatusFlag,
 } from "./slots.ts";
-import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import { VbdCounts } from "./statistics.ts";
-
-/** What requests run against: an open image, and how it is to be treated. */
-export interface RequestTarget {
-  readonly image: ImageDriver;
-  /** The image's name, for the log. */
-  readonly name: string;
-  readonly readOnly: boolean;
-  readonly retry: RetryLimits;
-}
+import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
 
 /** Memory of more clients than this goes back to the system when they leave. */
 const CLIENTS_THAT_KEEP_PAGES = 32;
-/** Longest step of a request to discard, sectors: others get their turn in between. */
-const DISCARD_STEP_SECTORS = 1 << 20;
-const STATUS_STEP_SECTORS = 1 << 22;
-/** What part of the disk queue a step may take at most, so that each is admitted in the end. */
-const STEP_SHARE = 16;
-/** By kind: whether a request may be longer than what is done at once. */
-const GOES_IN_STEPS: readonly boolean[] = [true, true, false, true, true, false, true];
 
 /**
- * The requests of a device: they wait for an image and for room in the disk queue, are handed to
- * the image step by step, and are tried again when they fail.
+ * The requests of a device, from their start in a slot to their end. This class only passes them on
+ * between its parts: a request waits for the gate to the image and for room in the disk queue, goes
+ * to the image step by step, and waits for its next try when it fails.
  */
-export class Requests implements RequestSink, AdmissionClient, Deferred {
+export class Requests implements RequestSink, AdmissionClient, Deferred, StepSink, RetrySink {
   /** For the end-of-turn list; not for anyone else. */
   deferred = false;
   readonly counts = new VbdCounts();
@@ -56,21 +43,16 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   readonly #context: VbdContext;
   readonly #minor: number;
   readonly #slots = new SlotTable();
+  readonly #extents = new ExtentSearch(this.#slots);
+  readonly #gate = new DrainGate();
+  readonly #room: DiskRoom;
+  readonly #steps: RequestSteps;
+  readonly #retries: RetryQueue;
+  /** Requests that wait for the gate, or for room. */
   readonly #waiting = new SlotQueue();
-  readonly #retrying = new SlotQueue();
-  /** Who gets the free slots. */
+  /** Decides who gets the free slots. */
   readonly shares: SlotShares;
   readonly #freeClients = Array.from({ length: MOST_CLIENTS }, (_, i) => MOST_CLIENTS - 1 - i);
-  #target: RequestTarget | null = null;
-  /** Whether requests without a target wait for one, or fail. */
-  #holding = false;
-  /** The most sectors of a step, by kind of request. */
-  readonly #mostSectors = new Int32Array(GOES_IN_STEPS.length);
-  #issued = 0;
-  /** Room of the disk queue that the requests under way hold. */
-  #held = 0;
-  #retryTimer = 0;
-  #drained: (() => void) | null = null;
 
   /**
    * @param minor The device's number, for the log.
@@ -78,111 +60,99 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
    */
   constructor(context: VbdContext, minor: number, faults: FaultOwner) {
     this.#context = context;
-    this.faults = faults;
     this.#minor = minor;
+    this.faults = faults;
     this.shares = new SlotShares(this.#slots, {
       scheduler: context.scheduler,
       faults,
       callSoon: () => context.deferral.add(this),
     });
     this.times = new RequestTimes(context.scheduler.lastMs);
+    this.#room = new DiskRoom(context.queue);
+    this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
+    this.#steps = new RequestSteps({
+      slots: this.#slots,
+      extents: this.#extents,
+      gate: this.#gate,
+      context,
+      sink: this,
+    });
   }
+
+  // ---- the device -------------------------------------------------------------------------
 
   /** How many requests have not ended. */
   get outstanding(): number {
-    return this.#issued + this.#waiting.size + this.#retrying.size;
+    return this.#gate.inFlight + this.#waiting.size + this.#retries.size;
   }
 
   /** How many requests failed and wait to be tried again. */
   get retrying(): number {
-    return this.#retrying.size;
+    return this.#retries.size;
   }
 
   /** For how long the oldest request at the disk has gone unanswered, milliseconds. */
   get unansweredMs(): number {
-    const { stage, sinceMs } = this.times;
-    const nowMs = this.#context.scheduler.nowMs();
-    let longestMs = 0;
-    for (let slot = 0; slot < SLOTS; slot++) {
-      if (stage[slot] === Stage.Disk) longestMs = Math.max(longestMs, nowMs - sinceMs[slot]);
-    }
-    return longestMs;
+    return this.times.longestMs(Stage.Disk, this.#context.scheduler.nowMs());
+  }
+
+  /** A line on each request that has not ended, the oldest first, for the log. */
+  report(): string[] {
+    return reportRequests(this.#slots, {
+      times: this.times,
+      retries: this.#retries,
+      nowMs: this.#context.scheduler.nowMs(),
+    });
   }
 
   /** Runs requests against an image, those first that waited for it. */
   run(target: RequestTarget): void {
-    this.#sizeSteps(target.image);
-    this.#target = target;
-    this.#holding = false;
-    // Failures of what was open before, and the time since, do not count against this target.
-    this.#slots.attempts.fill(0);
-    this.times.moveAll(Stage.Paused, Stage.Room);
-    if (this.#waiting.size > 0) this.#context.admission.add(this);
+    this.#steps.fit(target.image);
+    this.#gate.open(target);
+    this.#retries.beginAll();
+    this.#startWaiting();
   }
 
   /**
-   * Starts no more requests; they wait when `hold` says so, and else end with ESHUTDOWN. Calls back
-   * when nothing is under way any more.
+   * Starts no more requests. Those that wait, and those that come, wait until `run`, or end with
+   * ESHUTDOWN. Calls back when no request is at the image any more.
+   *
+   * @param hold Whether they wait.
    */
   stop(hold: boolean, drained: () => void): void {
-    this.#target = this.#issued === 0 ? null : this.#target;
-    this.#holding = hold;
-    if (hold) this.times.moveAll(Stage.Room, Stage.Paused);
-    else {
-      this.#context.scheduler.cancelTimer(this.#retryTimer);
-      this.#retryTimer = 0;
-      this.#endWaiting();
-    }
-    this.#drained = (): void => {
-      this.#target = null;
+    this.#gate.close(hold, () => {
       if (!hold) this.#endWaiting();
       drained();
-    };
-    if (this.#issued === 0) this.#noteDrained();
+    });
+    if (hold) this.times.moveAll(Stage.Room, Stage.Paused);
+    else {
+      this.#retries.stop();
+      this.#endWaiting();
+    }
+    this.#gate.finish();
   }
 
-  /** Starts requests again after `stop`; false when that is through, and the target gone. */
-  goOn(): boolean {
-    if (this.#drained === null) return false;
-    this.#drained = null;
-    this.#holding = false;
-    this.times.moveAll(Stage.Paused, Stage.Room);
-    if (this.#waiting.size > 0) this.#context.admission.add(this);
+  /** Takes `stop` back, and starts requests again; false when no request is at the image any more. */
+  cancelStop(): boolean {
+    if (!this.#gate.reopen()) return false;
+    this.#startWaiting();
     return true;
   }
 
-  get #stopped(): boolean {
-    return this.#target === null || this.#drained !== null;
-  }
-
-  get #image(): ImageDriver {
-    if (this.#target === null) throw new Error(`Minor ${this.#minor} has no image`);
-    return this.#target.image;
+  #startWaiting(): void {
+    this.times.moveAll(Stage.Paused, Stage.Room);
+    if (this.#waiting.size > 0) this.#context.admission.add(this);
   }
 
   #endWaiting(): void {
-    for (const queue of [this.#retrying, this.#waiting]) {
-      for (let left = queue.size; left > 0; left--) {
-        const slot = queue.shift();
-        this.#drop(slot, Errno.ESHUTDOWN);
-      }
-    }
+    for (let left = this.#retries.size; left > 0; left--) this.#drop(this.#retries.shift());
+    for (let left = this.#waiting.size; left > 0; left--) this.#drop(this.#waiting.shift());
   }
 
-  #drop(slot: number, errno: number): void {
+  #drop(slot: number, errno: number = Errno.ESHUTDOWN): void {
     this.times.drop(slot);
-    this.#slots.open[slot] = 0;
-    this.#tell(slot, errno);
-  }
-
-  /** Tells an owner of the end of its request; what it throws ends the owner, and not the disk. */
-  #tell(slot: number, errno: number): void {
-    const owner = this.#slots.owner[slot];
-    try {
-      owner.requestDone(slot, errno);
-    } catch (error) {
-      this.#context.scheduler.contain(error, owner.faults ?? this.faults);
-    }
+    this.#slots.close(slot);
+    this.#tellOwner(slot, errno);
   }
 
   /**
@@ -190,45 +160,28 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
    * queue may still move bytes of some, so that its room stays taken until `releaseRoom`.
    */
   fail(): void {
-    this.#context.scheduler.cancelTimer(this.#retryTimer);
-    this.#retryTimer = 0;
-    this.#target = null;
-    this.#holding = false;
-    this.#drained = null;
+    this.#gate.fail();
+    this.#retries.clear();
     this.#waiting.clear();
-    this.#retrying.clear();
-    this.#issued = 0;
     for (let slot = 0; slot < SLOTS; slot++) {
-      if (this.#slots.open[slot] === 1) this.#drop(slot, Errno.EIO);
+      if (this.#slots.isOpen(slot)) this.#drop(slot, Errno.EIO);
     }
   }
 
-  /** Nothing of a disk that failed is at the disk queue any more: gives its room back. */
+  /** Gives the room of the disk queue back that a disk that failed held: it is not used any more. */
   releaseRoom(): void {
-    this.#context.queue.release(this.#held);
-    this.#held = 0;
-    this.#slots.reserved.fill(0);
-  }
-
-  #noteDrained(): void {
-    if (this.#drained === null || this.#issued > 0) return;
-    const drained = this.#drained;
-    this.#drained = null;
-    drained();
+    this.#room.giveAll();
   }
 
   /**
    * Unmaps the slots as soon as all are released: the kernel may have the memory of some for a
-   * while still. Nothing may be under way.
+   * while still. No request may be under way.
    */
   destroy(): void {
     this.#slots.destroy();
   }
 
-  /** A line on each request that has not ended, the oldest first, for the log. */
-  report(): string[] {
-    return reportRequests(this.#slots, this.times, this.#context.scheduler.nowMs());
-  }
+  // ---- slots ------------------------------------------------------------------------------
 
   /** Takes a free slot for a request; -1 when there is none (see `waitForSlots`). */
   takeSlot(): number {
@@ -260,7 +213,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     this.#slots.dataSector[slot] = memorySector;
   }
 
-  /** Where a slot's memory begins in `slotMemory`, bytes. */
+  /** Where a slot's memory begins in `memory`, bytes. */
   slotOffset(slot: number): number {
     return slot * SLOT_BYTES;
   }
@@ -291,9 +244,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
 
   /** The end-of-turn list calls this. */
   runDeferred(): void {
-    this.#noteDrained();
+    this.#gate.finish();
     this.shares.callWaiters();
   }
+
+  // ---- requests ---------------------------------------------------------------------------
 
   /**
    * Starts a request. `owner` is told of its end, at once perhaps.
@@ -309,26 +264,16 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     fua: boolean,
     owner: RequestOwner,
   ): void {
-    const slots = this.#slots;
-    slots.kind[slot] = kind;
-    slots.sector[slot] = sector;
-    slots.count[slot] = count;
-    slots.fua[slot] = fua ? 1 : 0;
-    slots.owner[slot] = owner;
-    slots.progress[slot] = 0;
-    slots.attempts[slot] = 0;
-    slots.error[slot] = 0;
-    slots.lastError[slot] = 0;
-    slots.extents[slot] = 0;
-    slots.statusFlags[slot] = StatusFlag.Ended;
-    slots.flushing[slot] = 0;
+    this.#slots.describe(slot, kind, sector, count, fua, owner);
+    this.#extents.begin(slot);
+    this.#retries.begin(slot);
     const refusal = this.#refusal(kind, sector, count);
     if (refusal !== 0) return owner.requestDone(slot, refusal);
     // Images are asked for sectors, of which this has none.
     if (count === 0 && kind !== RequestKind.Flush) return owner.requestDone(slot, 0);
     this.times.begin(slot);
-    slots.open[slot] = 1;
-    if (this.#stopped || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
+    this.#slots.open(slot);
+    if (!this.#gate.isOpen || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
   }
 
   /** Starts a request for the extents of a range; at most `mostExtents` are found. */
@@ -339,38 +284,38 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     mostExtents: number,
     owner: RequestOwner,
   ): void {
-    this.#slots.mostExtents[slot] = mostExtents;
+    this.#extents.limit(slot, mostExtents);
     this.start(slot, RequestKind.Status, sector, count, false, owner);
   }
 
-  /**
-   * How many extents a status request found. They are pairs of 32-bit little-endian numbers in the
-   * slot's memory: sectors, and 1 for data or 0 for a hole.
-   */
+  /** How many extents a status request found; `ExtentSearch` says how they lie in its memory. */
   extents(slot: number): number {
-    return this.#slots.extents[slot];
+    return this.#extents.count(slot);
   }
 
-  #refusal(kind: RequestKind, sector: number, count: number): number {
+  /** The error number for a request that must not go to the image; 0 for others. */
+  #refusal(kind: number, sector: number, count: number): number {
     if (this.faults.failed) return Errno.EIO;
+    const { target, holds } = this.#gate;
     // Without an image there is nothing to compare with; what waits is looked at again with one.
-    if (this.#target === null) return this.#holding ? 0 : Errno.ESHUTDOWN;
+    if (target === null) return holds ? 0 : Errno.ESHUTDOWN;
     if (kind === RequestKind.Flush) return 0;
-    if (sector + count > this.#target.image.sectors) {
+    if (sector + count > target.image.sectors) {
       return kind === RequestKind.Write ? Errno.ENOSPC : Errno.EINVAL;
     }
     const changes = kind !== RequestKind.Read && kind !== RequestKind.Status;
-    return changes && this.#target.readOnly ? Errno.EPERM : 0;
+    return changes && target.readOnly ? Errno.EPERM : 0;
   }
 
   #wait(slot: number): void {
+    const { isOpen } = this.#gate;
     this.#waiting.push(slot);
-    this.times.move(slot, this.#stopped ? Stage.Paused : Stage.Room);
-    if (!this.#stopped) this.#context.admission.add(this);
+    this.times.move(slot, isOpen ? Stage.Room : Stage.Paused);
+    if (isOpen) this.#context.admission.add(this);
   }
 
   get wantsAdmission(): boolean {
-    return !this.#stopped && this.#waiting.size > 0 && !this.faults.failed;
+    return this.#gate.isOpen && this.#waiting.size > 0 && !this.faults.failed;
   }
 
   admit(): boolean {
@@ -400,125 +345,21 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
   }
 
   #handOver(slot: number): boolean {
-    const slots = this.#slots;
-    const kind = slots.kind[slot];
-    const refusal = this.#refusal(kind as RequestKind, slots.sector[slot], slots.count[slot]);
-    const operations = this.#image.operationsFor(this.#stepOf(slot));
-    if (!this.#context.queue.reserve(operations, this.#held)) return false;
-    slots.reserved[slot] = operations;
+    const { kind, sector, count } = this.#slots;
+    const refusal = this.#refusal(kind[slot], sector[slot], count[slot]);
+    if (!this.#room.take(slot, this.#steps.operations(slot))) return false;
     this.times.move(slot, Stage.Disk);
-    this.#held += operations;
-    slots.error[slot] = 0;
-    this.#issued++;
+    this.#gate.enter();
     if (refusal !== 0) this.#end(slot, refusal);
-    else if (slots.flushing[slot] === 1) this.#flush(slot);
-    else this.#step(slot);
+    else this.#steps.run(slot);
     return true;
   }
 
-  /** Sectors of the next step of a request. */
-  #stepOf(slot: number): number {
-    const slots = this.#slots;
-    const kind = slots.kind[slot];
-    if (kind === RequestKind.Flush || kind === RequestKind.Status) return 1;
-    return Math.min(slots.count[slot] - slots.progress[slot], this.#mostSectors[kind]);
-  }
-
-  /**
-   * Finds how many sectors a step of each kind may have. An image makes more operations for the same
-   * sectors where its blocks are small or its chain is deep: a step that needed more than the queue
-   * has would wait for ever.
-   */
-  #sizeSteps(image: ImageDriver): void {
-    const { queue } = this.#context;
-    const most = queue.capacity / STEP_SHARE;
-    const fitting = (sectors: number): number => {
-      while (sectors > 1 && image.operationsFor(sectors) > most) sectors = Math.floor(sectors / 2);
-      return sectors;
-    };
-    const data = fitting(REQUEST_SECTORS);
-    this.#mostSectors[RequestKind.Read] = data;
-    this.#mostSectors[RequestKind.Write] = data;
-    this.#mostSectors[RequestKind.Zero] = fitting(image.zeroSectors);
-    this.#mostSectors[RequestKind.Fill] = fitting(image.fillSectors);
-    this.#mostSectors[RequestKind.Discard] = fitting(DISCARD_STEP_SECTORS);
-    assert(image.operationsFor(1) <= queue.capacity / 2, "A sector takes more than the disk queue");
-  }
-
-  #step(slot: number): void {
-    const slots = this.#slots;
-    const sector = slots.sector[slot] + slots.progress[slot];
-    const count = this.#stepOf(slot);
-    const image = this.#image;
-    slots.pending[slot] = count;
-    switch (slots.kind[slot]) {
-      case RequestKind.Read:
-        return image.read(slot, sector, count, (slots.dataSector[slot] + slots.progress[slot]) | 0);
-      case RequestKind.Write:
-        return image.write(
-          slot,
-          sector,
-          count,
-          (slots.dataSector[slot] + slots.progress[slot]) | 0,
-        );
-      case RequestKind.Discard:
-        return image.discard(slot, sector, count);
-      case RequestKind.Fill:
-        return image.fill(slot, sector, count);
-      case RequestKind.Zero:
-        return image.zero(slot, sector, count);
-      case RequestKind.Status:
-        return this.#findExtents(slot);
-      default:
-        return this.#flush(slot);
-    }
-  }
-
-  #flush(slot: number): void {
-    this.#slots.pending[slot] = 1;
-    if (this.#target?.readOnly === true) this.pieceDone(slot, 1, 0);
-    else this.#image.flush(slot);
-  }
-
-  pieceDone(slot: number, sectors: number, errno: number): void {
-    if (this.faults.failed) return;
-    const slots = this.#slots;
-    if (errno !== 0 && slots.error[slot] === 0) slots.error[slot] = errno;
-    const pending = slots.pending[slot] - sectors;
-    slots.pending[slot] = pending;
-    if (pending === 0) this.#stepDone(slot);
-    else if (pending < 0) throw new Error(`Slot ${slot} ended more sectors than it has`);
-  }
-
-  #stepDone(slot: number): void {
-    const slots = this.#slots;
-    const errno = slots.error[slot];
-    if (errno !== 0) return this.#failed(slot, errno);
-    const kind = slots.kind[slot];
-    if (GOES_IN_STEPS[kind]) {
-      if (slots.flushing[slot] === 0) slots.progress[slot] += this.#stepOf(slot);
-      if (slots.progress[slot] < slots.count[slot]) return this.#nextStep(slot);
-    }
-    if (slots.fua[slot] === 1 && slots.flushing[slot] === 0) {
-      slots.flushing[slot] = 1;
-      return this.#flush(slot);
-    }
-    this.#end(slot, 0);
-  }
-
-  /** Between two steps the request queues up again, behind others. */
-  #nextStep(slot: number): void {
-    this.#unissue(slot);
-    this.#wait(slot);
-  }
-
-  #unissue(slot: number): void {
-    this.#context.queue.release(this.#slots.reserved[slot]);
-    this.#held -= this.#slots.reserved[slot];
-    this.#slots.reserved[slot] = 0;
-    this.#issued--;
+  /** The request leaves the image: it ended, or waits for its next step or try. */
+  #leave(slot: number): void {
+    this.#room.give(slot);
     // The image that told of the last end is in the midst of something: it is closed after that.
-    if (this.#issued === 0 && this.#drained !== null) this.#context.deferral.add(this);
+    if (this.#gate.leave()) this.#context.deferral.add(this);
   }
 
   #end(slot: number, errno: number): void {
@@ -526,100 +367,60 @@ export class Requests implements RequestSink, AdmissionClient, Deferred {
     const kind = slots.kind[slot] as RequestKind;
     this.counts.note(kind, slots.count[slot], errno);
     this.times.end(slot, kind);
-    slots.open[slot] = 0;
-    this.#unissue(slot);
-    this.#tell(slot, errno);
+    slots.close(slot);
+    this.#leave(slot);
+    this.#tellOwner(slot, errno);
   }
 
-  // ---- status -----------------------------------------------------------------------------
+  /** Tells an owner of the end of its request; what it throws ends the owner, and not the disk. */
+  #tellOwner(slot: number, errno: number): void {
+    const owner = this.#slots.owner[slot];
+    try {
+      owner.requestDone(slot, errno);
+    } catch (error) {
+      this.#context.scheduler.contain(error, owner.faults ?? this.faults);
+    }
+  }
 
-  /** Asks the image for what the answer lacks, until it makes the request wait, or a step is over. */
-  #findExtents(slot: number): void {
-    const slots = this.#slots;
-    const end = Math.min(slots.count[slot], slots.progress[slot] + STATUS_STEP_SECTORS);
-    do {
-      const sector = slots.sector[slot] + slots.progress[slot];
-      slots.statusFlags[slot] = StatusFlag.Asking;
-      this.#image.status(slot, sector, end - slots.progress[slot]);
-      slots.statusFlags[slot] &= ~StatusFlag.Asking;
-      if ((slots.statusFlags[slot] & StatusFlag.Ended) === 0) return;
-    } while (this.#wantsExtents(slot) && slots.progress[slot] < end);
-    this.#statusEnded(slot);
+  // ---- what the image and the parts tell ---------------------------------------------------
+
+  pieceDone(slot: number, sectors: number, errno: number): void {
+    if (!this.faults.failed) this.#steps.pieceDone(slot, sectors, errno);
   }
 
   extent(slot: number, sectors: number, isData: boolean): boolean {
-    if (this.faults.failed) return false;
-    const slots = this.#slots;
-    const left = slots.count[slot] - slots.progress[slot];
-    if (sectors <= 0 || sectors > left) throw new Error(`Slot ${slot} got an extent out of range`);
-    const hasRoom = addExtent(slots, slot, sectors, isData, this.slotOffset(slot));
-    slots.statusFlags[slot] |= hasRoom ? StatusFlag.Told : StatusFlag.Told | StatusFlag.Full;
-    return hasRoom;
+    return !this.faults.failed && this.#extents.add(slot, sectors, isData);
   }
 
   statusDone(slot: number, errno: number): void {
-    if (this.faults.failed) return;
-    const slots = this.#slots;
-    const flags = slots.statusFlags[slot];
-    if ((flags & StatusFlag.Ended) !== 0) throw new Error(`Slot ${slot} ended twice`);
-    slots.statusFlags[slot] = flags | StatusFlag.Ended;
-    // An image that tells nothing would be asked for ever.
-    const found = errno === 0 && (flags & StatusFlag.Told) === 0 ? Errno.EIO : errno;
-    if (found !== 0 && slots.error[slot] === 0) slots.error[slot] = found;
-    if ((flags & StatusFlag.Asking) === 0) this.#statusEnded(slot);
+    if (!this.faults.failed) this.#steps.statusDone(slot, errno);
   }
 
-  /** Whether a status request lacks extents, and may ask for them. */
-  #wantsExtents(slot: number): boolean {
-    const slots = this.#slots;
-    return slots.error[slot] === 0 && (slots.statusFlags[slot] & StatusFlag.Full) === 0 &&
-      slots.progress[slot] < slots.count[slot];
+  /** Between two steps the request queues up again, behind others. */
+  stepDone(slot: number): void {
+    this.#leave(slot);
+    this.#wait(slot);
   }
 
-  #statusEnded(slot: number): void {
-    if (this.#wantsExtents(slot)) this.#nextStep(slot);
-    else this.#stepDone(slot);
+  stepsDone(slot: number): void {
+    this.#end(slot, 0);
   }
 
-  // ---- retries ----------------------------------------------------------------------------
-
-  #failed(slot: number, errno: number): void {
-    const slots = this.#slots;
-    const nowMs = this.#context.scheduler.nowMs();
-    slots.lastError[slot] = errno;
-    if (slots.attempts[slot]++ === 0) {
-      slots.firstFailedMs[slot] = nowMs;
-      this.#context.log(
-        `minor ${this.#minor}: a request at sector ${slots.sector[slot]} of ` +
-          `${this.#target?.name} failed ` +
-          `(${errnoName(errno)})`,
-      );
+  stepFailed(slot: number, errno: number): void {
+    const { target } = this.#gate;
+    const again = target !== null && this.#retries.noteFailure(slot, errno, target.retry);
+    if (target !== null && this.#retries.failures(slot) === 1) {
+      const failure = this.#retries.describeFailure(slot, target.name);
+      this.#context.log(`minor ${this.#minor}: ${failure}`);
     }
-    if (!isRetryable(errno) || this.#isExhausted(slot, nowMs)) return this.#end(slot, errno);
+    if (!again) return this.#end(slot, errno);
     this.counts.retries++;
-    this.#retrying.push(slot);
+    this.#retries.push(slot);
     this.times.move(slot, Stage.Retry);
-    this.#unissue(slot);
-    this.#armRetryTimer();
+    this.#leave(slot);
   }
 
-  #isExhausted(slot: number, nowMs: number): boolean {
-    if (this.#target === null) return true;
-    const { attempts, timeoutMs } = this.#target.retry;
-    return this.#slots.attempts[slot] > attempts ||
-      nowMs - this.#slots.firstFailedMs[slot] >= timeoutMs;
-  }
-
-  #armRetryTimer(): void {
-    if (this.#retryTimer !== 0 || this.#retrying.size === 0) return;
-    this.#retryTimer = this.#context.scheduler.addTimer(RETRY_INTERVAL_MS, () => {
-      this.#retryTimer = 0;
-      this.#retryAll();
-    }, this.faults);
-  }
-
-  #retryAll(): void {
-    if (this.faults.failed) return;
-    for (let left = this.#retrying.size; left > 0; left--) this.#wait(this.#retrying.shift());
+  retry(slot: number): void {
+    this.#wait(slot);
   }
 }

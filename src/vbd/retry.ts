@@ -1,7 +1,11 @@
-import { Errno } from "../../ffi/errno.ts";
+import { Errno, errnoName } from "../../ffi/errno.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import { SlotQueue } from "./slot_queue.ts";
+import { SLOTS, type SlotTable } from "./slots.ts";
 
 /** Pause between two tries of a request, as in the reference (TD_VBD_RETRY_INTERVAL). */
-export const RETRY_INTERVAL_MS = 1000;
+const RETRY_INTERVAL_MS = 1000;
 
 /** How long a request is tried before its error is handed up. */
 export interface RetryLimits {
@@ -34,7 +38,99 @@ const final: ReadonlySet<number> = new Set([
   Errno.ENOSYS,
 ]);
 
-/** Whether a request that ended with this error is worth another try. */
-export function isRetryable(errno: number): boolean {
-  return !final.has(errno);
+/** Starts requests again. */
+export interface RetrySink {
+  /** What a fault of `retry` ends. */
+  readonly faults: FaultOwner;
+  /** It is time for the next try of a request. */
+  retry(slot: number): void;
+}
+
+/** Requests that failed, and wait for their next try. */
+export class RetryQueue {
+  readonly #slots: SlotTable;
+  readonly #scheduler: Scheduler;
+  readonly #sink: RetrySink;
+  readonly #waiting = new SlotQueue();
+  /** By slot: failed tries, the error of the last one, and when the first one failed. */
+  readonly #failures = new Uint32Array(SLOTS);
+  readonly #lastErrors = new Int32Array(SLOTS);
+  readonly #firstFailedMs = new Float64Array(SLOTS);
+  #timer = 0;
+  readonly #retryAll = (): void => {
+    this.#timer = 0;
+    if (this.#sink.faults.failed) return;
+    for (let left = this.#waiting.size; left > 0; left--) this.#sink.retry(this.#waiting.shift());
+  };
+
+  constructor(slots: SlotTable, scheduler: Scheduler, sink: RetrySink) {
+    this.#slots = slots;
+    this.#scheduler = scheduler;
+    this.#sink = sink;
+  }
+
+  /** How many requests wait for their next try. */
+  get size(): number {
+    return this.#waiting.size;
+  }
+
+  /** A request begins: nothing of it has failed. */
+  begin(slot: number): void {
+    this.#failures[slot] = 0;
+    this.#lastErrors[slot] = 0;
+  }
+
+  /** Another image is open: failures before, and the time since, do not count against it. */
+  beginAll(): void {
+    this.#failures.fill(0);
+  }
+
+  /** How often a request failed. */
+  failures(slot: number): number {
+    return this.#failures[slot];
+  }
+
+  /** The error of the last try that failed; 0 without one. */
+  lastError(slot: number): number {
+    return this.#lastErrors[slot];
+  }
+
+  /** A try of a request failed. Says whether there is to be another. */
+  noteFailure(slot: number, errno: number, { attempts, timeoutMs }: RetryLimits): boolean {
+    const nowMs = this.#scheduler.nowMs();
+    this.#lastErrors[slot] = errno;
+    if (this.#failures[slot]++ === 0) this.#firstFailedMs[slot] = nowMs;
+    if (final.has(errno) || this.#failures[slot] > attempts) return false;
+    return nowMs - this.#firstFailedMs[slot] < timeoutMs;
+  }
+
+  /** The first failure of a request, for the log. */
+  describeFailure(slot: number, imageName: string): string {
+    return `a request at sector ${this.#slots.sector[slot]} of ${imageName} failed ` +
+      `(${errnoName(this.#lastErrors[slot])})`;
+  }
+
+  /** Puts a request behind those that wait. */
+  push(slot: number): void {
+    this.#waiting.push(slot);
+    if (this.#timer !== 0) return;
+    this.#timer = this.#scheduler.addTimer(RETRY_INTERVAL_MS, this.#retryAll, this.#sink.faults);
+  }
+
+  /** Takes the first request out; there must be one. */
+  shift(): number {
+    return this.#waiting.shift();
+  }
+
+  /** There is no next try any more: those that wait are taken out by `shift`, or by `clear`. */
+  stop(): void {
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#timer = 0;
+  }
+
+  /** Takes all requests out. */
+  clear(): void {
+    this.stop();
+    this.#waiting.clear();
+  }
 }

@@ -1,3 +1,4 @@
+import { assert, AssertionError } from "../../ffi/assert.ts";
 import { Arena } from "../../ffi/memory.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import { REQUEST_SECTORS, REQUEST_SLOTS, SECTOR_BYTES } from "../driver/driver.ts";
@@ -9,7 +10,7 @@ export const RequestKind = {
   Flush: 2,
   Discard: 3,
   Zero: 4,
-  /** Which sectors hold data; the answer is in the slot's memory, see `Vbd.extents`. */
+  /** Which sectors hold data; the answer is in the slot's memory, see `ExtentSearch`. */
   Status: 5,
   /** Zeroes that take room on disk. */
   Fill: 6,
@@ -27,23 +28,11 @@ export const MOST_CLIENTS = 512;
 /** Memory that each client has, to receive into and to compose answers in. */
 export const CLIENT_BYTES = 160 * 1024;
 
-/** How it goes with a status request that an image was asked. */
-export const StatusFlag = {
-  /** The call that asks has not returned. */
-  Asking: 1,
-  /** The image has told the end. */
-  Ended: 2,
-  /** The image has told of an extent. */
-  Told: 4,
-  /** The answer has no room for another extent. */
-  Full: 8,
-} as const;
-
 const NONE = -1;
 
-/** A request, as the one who made it sees it. */
+/** What made a request. */
 export interface RequestOwner {
-  /** Whom it ends when `requestDone` throws; without it, the disk. */
+  /** What a fault of `requestDone` ends; without it, the disk. */
   readonly faults?: FaultOwner;
   /**
    * The request in a slot ended. The slot and its memory stay the owner's until it releases them.
@@ -55,43 +44,45 @@ export interface RequestOwner {
 
 const nobody: RequestOwner = {
   requestDone(): void {
-    throw new Error("A request without an owner ended");
+    throw new AssertionError("A request without an owner ended");
   },
 };
 
-/** The requests of a device: a fixed number of slots, and the memory that each has. */
+/** Where a slot is in its life. */
+const SlotLife = {
+  /** Nobody has it. */
+  Free: 0,
+  /** A frontend has it, and may write to its memory. */
+  Taken: 1,
+  /** It has a request that has not ended: its memory is the device's. */
+  Open: 2,
+} as const;
+
+/**
+ * The slots of a device: a fixed number of requests, what is known of each, and the memory that each
+ * has. Two requests in one slot would overwrite each other's data, so each step of a slot's life is
+ * checked.
+ */
 export class SlotTable {
   readonly kind = new Uint8Array(SLOTS);
   readonly sector = new Float64Array(SLOTS);
   readonly count = new Float64Array(SLOTS);
-  /** Write to stable storage before the request ends. */
+  /** Whether the request ends only when its data is on stable storage. */
   readonly fua = new Uint8Array(SLOTS);
-  /** The most extents that a status request wants. */
-  readonly mostExtents = new Uint32Array(SLOTS);
   readonly owner = new Array<RequestOwner>(SLOTS).fill(nobody);
-  /** How far a request that goes step by step has come, sectors. */
+  /** Sectors of the request that have ended, a step at a time. */
   readonly progress = new Float64Array(SLOTS);
   /** Sectors of the step under way that have not ended. */
   readonly pending = new Float64Array(SLOTS);
+  /** The first error of the step under way; 0 without one. */
   readonly error = new Int32Array(SLOTS);
-  /** Whether the slot has a request that has not ended. */
-  readonly open = new Uint8Array(SLOTS);
-  /** Room of the disk queue that the request holds. */
-  readonly reserved = new Uint32Array(SLOTS);
-  /** Failed tries, and how the last of them failed; 0 without one. */
-  readonly attempts = new Uint32Array(SLOTS);
-  readonly lastError = new Int32Array(SLOTS);
-  readonly firstFailedMs = new Float64Array(SLOTS);
-  /** Extents found by a status request. */
-  readonly extents = new Uint32Array(SLOTS);
-  /** A union of `StatusFlag` bits: how a status request that the image was asked goes. */
-  readonly statusFlags = new Uint8Array(SLOTS);
-  /** Where in I/O memory the data of the request lies: the slot's own memory unless told. */
+  /** Where in I/O memory the data of the request lies: in the slot's own memory by default. */
   readonly dataSector = new Int32Array(SLOTS);
-  /** Whether the flush that ends a forced write is what is under way. */
+  /** Whether the step under way is the flush that ends a forced write. */
   readonly flushing = new Uint8Array(SLOTS);
   /** Memory of the slots, and behind it that of clients: copies between them stay within it. */
   readonly arena = new Arena(SLOTS * SLOT_BYTES + MOST_CLIENTS * CLIENT_BYTES);
+  readonly #life = new Uint8Array(SLOTS);
   readonly #next = new Int32Array(SLOTS);
   #free = 0;
   #freeCount = SLOTS;
@@ -113,19 +104,61 @@ export class SlotTable {
   take(): number {
     const slot = this.#free;
     if (slot === NONE) return NONE;
+    assert(this.#life[slot] === SlotLife.Free, "A free slot is free");
+    this.#life[slot] = SlotLife.Taken;
     this.#free = this.#next[slot];
     this.#freeCount--;
     return slot;
   }
 
-  /** Gives a slot back. */
+  /** Gives a slot back whose request has ended, or was never started. */
   give(slot: number): void {
+    assert(this.#life[slot] === SlotLife.Taken, "A slot is given back once, after its request");
+    this.#life[slot] = SlotLife.Free;
     this.owner[slot] = nobody;
     this.dataSector[slot] = this.memorySector(slot);
     this.#next[slot] = this.#free;
     this.#free = slot;
     this.#freeCount++;
     if (this.#destroyed) this.#unmapUnused();
+  }
+
+  /** Describes a request, before it is refused or opened. */
+  describe(
+    slot: number,
+    kind: RequestKind,
+    sector: number,
+    count: number,
+    fua: boolean,
+    owner: RequestOwner,
+  ): void {
+    assert(this.#life[slot] === SlotLife.Taken, "A slot that was taken has one request at a time");
+    this.kind[slot] = kind;
+    this.sector[slot] = sector;
+    this.count[slot] = count;
+    this.fua[slot] = fua ? 1 : 0;
+    this.owner[slot] = owner;
+    this.progress[slot] = 0;
+    this.pending[slot] = 0;
+    this.error[slot] = 0;
+    this.flushing[slot] = 0;
+  }
+
+  /** A request begins. */
+  open(slot: number): void {
+    assert(this.#life[slot] === SlotLife.Taken, "A request begins in a slot that was taken");
+    this.#life[slot] = SlotLife.Open;
+  }
+
+  /** A request ends: its slot is the owner's again. */
+  close(slot: number): void {
+    assert(this.#life[slot] === SlotLife.Open, "A request ends once");
+    this.#life[slot] = SlotLife.Taken;
+  }
+
+  /** Whether a slot has a request that has not ended. */
+  isOpen(slot: number): boolean {
+    return this.#life[slot] === SlotLife.Open;
   }
 
   /** Unmaps the memory as soon as all slots are free. */
@@ -145,48 +178,11 @@ export class SlotTable {
 
   /** Sector of I/O memory at which a slot's memory begins. */
   memorySector(slot: number): number {
-    return this.arena.sector + slot * (SLOT_BYTES / 512);
+    return this.arena.sector + slot * REQUEST_SECTORS;
   }
 
   /** Address of a slot's memory. */
   address(slot: number): number {
     return this.arena.address + slot * SLOT_BYTES;
-  }
-}
-
-/** A queue of slots, first in, first out; a slot is in one at most. */
-export class SlotQueue {
-  readonly #slots = new Int32Array(SLOTS);
-  #head = 0;
-  #size = 0;
-
-  /** How many slots wait. */
-  get size(): number {
-    return this.#size;
-  }
-
-  /** Puts a slot at the end. */
-  push(slot: number): void {
-    this.#slots[(this.#head + this.#size++) % SLOTS] = slot;
-  }
-
-  /** Puts a slot back to where it was shifted from. */
-  unshift(slot: number): void {
-    this.#head = (this.#head + SLOTS - 1) % SLOTS;
-    this.#slots[this.#head] = slot;
-    this.#size++;
-  }
-
-  /** Takes all out. */
-  clear(): void {
-    this.#size = 0;
-  }
-
-  /** Takes the first slot out; there must be one. */
-  shift(): number {
-    const slot = this.#slots[this.#head];
-    this.#head = (this.#head + 1) % SLOTS;
-    this.#size--;
-    return slot;
   }
 }

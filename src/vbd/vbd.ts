@@ -284,7 +284,7 @@ export class Vbd implements FaultOwner {
   #breakPause(errno: number, message: string): void {
     if (this.#pausing === null) return;
     // Without images there is no going back: it goes on when they are closed.
-    if (this.requests.goOn()) this.state = 0;
+    if (this.requests.cancelStop()) this.state = 0;
     this.#endPause(errno, message);
   }
 
