@@ -20,7 +20,7 @@ import type { ImageName } from "./image_name.ts";
 import type { Confinement } from "../files/confinement.ts";
 import type { FileIdentity } from "../files/storage.ts";
 import type { DiskKey } from "../vhd/key.ts";
-import type { Keepsakes } from "./keepsakes.ts";
+import type { RetainedState } from "./retained_state.ts";
 import type { PieceTable } from "./pieces.ts";
 
 /** Bytes of a sector, the unit of every request, are those of a sector of I/O memory. */
@@ -91,7 +91,7 @@ export interface ImageContext extends DriverContext {
   /** Takes what was got ready for the image that is being opened; null when nothing was. */
   takePrepared(): Prepared | null;
   /** What the images of this device keep in memory over a pause. */
-  readonly keepsakes: Keepsakes;
+  readonly retained: RetainedState;
 }
 
 /** Which image, and how. */

@@ -10,7 +10,7 @@ import {
 } from "./driver.ts";
 import { FilterImage } from "./filter.ts";
 import { parseImageName } from "./image_name.ts";
-import type { Keepsake, Keepsakes } from "./keepsakes.ts";
+import type { Retained, RetainedState } from "./retained_state.ts";
 
 /** Sectors whose bits are in one page of a log. */
 export const LOG_PAGE_SECTORS = PAGE_BYTES * 8;
@@ -25,14 +25,14 @@ export const logDriver: DriverType = {
   type: "log",
   imageBelow: parseImageName,
   open: (spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver =>
-    new LogImage(spec, context.keepsakes, sink),
+    new LogImage(spec, context.retained, sink),
 };
 
 /**
  * Which sectors of a device were written, zeroed or discarded: a bit each, the most significant of
  * a byte first. Pages of it without a bit take no room.
  */
-export class WriteLog implements Keepsake, RequestSink {
+export class WriteLog implements Retained, RequestSink {
   #sectors = 0;
   #bits = new Arena(PAGE_BYTES);
   /** Which pages have bits, a byte each. */
@@ -135,10 +135,10 @@ class LogImage extends FilterImage {
   override readonly sinkBelow: WriteLog;
   readonly #sink: RequestSink;
 
-  constructor(spec: ImageSpec, keepsakes: Keepsakes, sink: RequestSink) {
+  constructor(spec: ImageSpec, retained: RetainedState, sink: RequestSink) {
     super(spec, parseImageName(spec.path));
     this.#sink = sink;
-    this.sinkBelow = keepsakes.take("log", { kind: WriteLog, make: () => new WriteLog() });
+    this.sinkBelow = retained.take("log", { kind: WriteLog, make: () => new WriteLog() });
   }
 
   override putBelow(below: ImageDriver): void {

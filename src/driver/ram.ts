@@ -9,7 +9,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "./driver.ts";
-import type { Keepsake } from "./keepsakes.ts";
+import type { Retained } from "./retained_state.ts";
 
 const MIB = 1 << 20;
 /** The largest RAM disk. All memory for I/O shares one range of addresses. */
@@ -27,7 +27,7 @@ export const ramDriver: DriverType = {
   type: "ram",
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
-    const contents = context.keepsakes.take(`ram:${spec.path}`, {
+    const contents = context.retained.take(`ram:${spec.path}`, {
       kind: RamContents,
       make: () => makeContents(spec.path, context.files.storage),
     });
@@ -58,7 +58,7 @@ function checkedSize(sizeBytes: number, path: string): number {
 }
 
 /** What a RAM disk holds. Memory that was never written to, or was zeroed since, takes no room. */
-class RamContents implements Keepsake {
+class RamContents implements Retained {
   readonly sectors: number;
   readonly #arena: Arena;
   /** Which chunks hold data, a byte each. */

@@ -14,7 +14,7 @@ import {
   SECTOR_BYTES,
 } from "../driver/driver.ts";
 import { parseImageName } from "../driver/image_name.ts";
-import { Keepsakes } from "../driver/keepsakes.ts";
+import { RetainedState } from "../driver/retained_state.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
@@ -91,7 +91,7 @@ export class Vbd implements FaultOwner {
   /** Where frontends bring their requests. */
   readonly requests: Requests;
   readonly #context: ImageContext;
-  readonly #keepsakes = new Keepsakes();
+  readonly #retained = new RetainedState();
   #images: ImageDriver[] = [];
   /** Those that are being closed. */
   #leaving: ImageDriver[] = [];
@@ -118,7 +118,7 @@ export class Vbd implements FaultOwner {
       ...context,
       scheduler: ownedBy(this, context.scheduler),
       pieces: new PieceTable(context.pieces),
-      keepsakes: this.#keepsakes,
+      retained: this.#retained,
       faults: this,
       takePrepared: () => {
         const prepared = this.#prepared;
@@ -222,15 +222,15 @@ export class Vbd implements FaultOwner {
   #openImages(name: string): void {
     const { readOnly = false, retry } = this.#options;
     const leaf = this.#leafOf(name, this.#options);
-    this.#keepsakes.opening();
+    this.#retained.opening();
     try {
       this.#images = openImages(leaf, this.#context, this.requests);
       this.#refuseSmaller(name);
     } catch (error) {
-      if (this.name === "") this.#keepsakes.releaseAll();
+      if (this.name === "") this.#retained.releaseAll();
       throw error;
     }
-    this.#keepsakes.opened();
+    this.#retained.opened();
     this.#sectors = this.#images[0].sectors;
     this.name = name;
     this.state = 0;
@@ -389,7 +389,7 @@ export class Vbd implements FaultOwner {
     this.name = "";
     this.#options.key?.wipe();
     this.#sectors = 0;
-    this.#keepsakes.releaseAll();
+    this.#retained.releaseAll();
     this.state = VbdState.Closed;
     this.failed = false;
     this.#abandoned = false;
@@ -490,7 +490,7 @@ export class Vbd implements FaultOwner {
 
   /** Which sectors changed, of an image that is named `log:…`; undefined for others. */
   get writeLog(): WriteLog | undefined {
-    return this.#keepsakes.find(WriteLog);
+    return this.#retained.find(WriteLog);
   }
 
   /** Operations of this device that went to the disk with a neighbour. */

@@ -1,35 +1,37 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 
-/** Something in memory that outlasts the image that made it. */
-export interface Keepsake {
+/** Something in memory that an image keeps while it is closed. */
+export interface Retained {
   /** Gives its memory back; it is not used again. */
   release(): void;
 }
 
 /**
- * What the images of a device keep in memory while they are closed, because the device is paused:
- * the contents of a RAM disk, the log of writes. It goes with the device's last image.
+ * What the images of a device keep in memory while they are closed because the device is paused: the
+ * contents of a RAM disk, the log of writes. It is released when the device is closed, or when it
+ * resumes with images that do not ask for it.
  */
-export class Keepsakes {
-  readonly #kept = new Map<string, Keepsake>();
+export class RetainedState {
+  readonly #kept = new Map<string, Retained>();
   readonly #wanted = new Set<string>();
 
-  /** Images are about to be opened: until `opened`, whoever wants his things asks for them. */
+  /** Images are about to be opened. Until `opened`, each asks for what it kept. */
   opening(): void {
     this.#wanted.clear();
   }
 
-  /** They are open: what none of them asked for is released. */
+  /** The images are open: what none of them asked for is released. */
   opened(): void {
     for (const name of this.#kept.keys()) if (!this.#wanted.has(name)) this.#release(name);
   }
 
   /**
-   * What was kept under this name by this kind of image, or a new one, which is kept then.
+   * Returns what was kept under a name by this kind of image, or a new one, which is kept from then
+   * on.
    *
    * @throws {SystemError} EINVAL when another of the images that are being opened has it.
    */
-  take<Kind extends Keepsake>(
+  take<Kind extends Retained>(
     name: string,
     { kind, make }: { kind: new (...args: never[]) => Kind; make: () => Kind },
   ): Kind {
@@ -48,12 +50,12 @@ export class Keepsakes {
   }
 
   /** What is kept of this kind; undefined without one. */
-  find<Kind extends Keepsake>(kind: new (...args: never[]) => Kind): Kind | undefined {
+  find<Kind extends Retained>(kind: new (...args: never[]) => Kind): Kind | undefined {
     for (const thing of this.#kept.values()) if (thing instanceof kind) return thing;
     return undefined;
   }
 
-  /** Releases all. */
+  /** Releases everything. */
   releaseAll(): void {
     for (const name of this.#kept.keys()) this.#release(name);
   }
