@@ -249,8 +249,9 @@ export class NbdConnection implements FdHandler, RequestOwner, SlotHolder, Defer
     const dataBytes = carriesData(command) && refusal === 0 ? length : 0;
     const isRead = command === NBD_CMD_READ;
     // A write takes slots as its data comes. A long read does, too, piece by piece.
-    if (isRead && (dataBytes > READ_PIECE_BYTES || !this.#canTake(dataBytes))) {
-      if (dataBytes > SLOT_BYTES) return this.#startLongRead(at);
+    if (isRead && dataBytes > SLOT_BYTES) {
+      const isLong = dataBytes > READ_PIECE_BYTES || !this.#canTake(dataBytes);
+      if (isLong) return this.#startLongRead(at);
     }
     const head = this.#takeSlots(isRead ? dataBytes : Math.min(dataBytes, SLOT_BYTES));
     if (head === NONE) return false;
