@@ -1,5 +1,5 @@
 /**
- * Addresses of hosts, as the system's resolver has them.
+ * Addresses of hosts, from the resolver of the C library.
  *
  * @module
  */
@@ -26,7 +26,7 @@ const libc = openLibc({
 const SOCK_STREAM = 1;
 const AI_ADDRCONFIG = 0x20;
 const EAI_SYSTEM = -11;
-// struct addrinfo: i32 flags @0, family @4, socktype @8, protocol @12, u32 addrlen @16,
+// struct addrinfo (netdb.h): i32 flags @0, family @4, socktype @8, protocol @12, u32 addrlen @16,
 // sockaddr *addr @24, char *canonname @32, addrinfo *next @40.
 const ADDRINFO_BYTES = 48;
 
@@ -38,10 +38,11 @@ function tcpHints(): Int32Array<ArrayBuffer> {
 }
 
 /**
- * The addresses of a TCP port of a host, best first, each a `struct sockaddr`. Waits for the
- * resolver, which may ask the network.
+ * Resolves a host to the addresses of one of its TCP ports. Blocks until the resolver answers,
+ * which may take a query over the network.
  *
- * @throws {SystemError} EHOSTUNREACH when the host has none, or what the system says.
+ * @returns Addresses in the resolver's order of preference, each a `struct sockaddr`.
+ * @throws {SystemError} EHOSTUNREACH when the host has no address; else the resolver's error.
  */
 export function resolveTcp(host: string, port: number): Uint8Array<ArrayBuffer>[] {
   const result = new BigUint64Array(1);

@@ -1,9 +1,9 @@
 /**
- * AES-XTS by OpenSSL's libcrypto: the runtime's own cryptography has no such mode. The library is
- * opened when the first key is.
+ * AES-XTS by OpenSSL's libcrypto, because the runtime's own cryptography lacks this mode. The
+ * library is opened with the first key.
  *
- * Sectors go through a page of memory whose places have pointers that were made once: calls with
- * those are compiled by the runtime, which pays for the copies, and nothing is allocated.
+ * Sectors are copied through one buffer whose pointers are made once. The runtime compiles calls
+ * that take such pointers, so they allocate nothing, and that saves more than the copies cost.
  *
  * @module
  */
@@ -37,7 +37,7 @@ const SYMBOLS = {
 type Libcrypto = Calls<typeof SYMBOLS>;
 
 const SONAMES = ["libcrypto.so.3", "libcrypto.so.1.1"];
-/** Where distributions have their 64-bit libraries. */
+/** Folders in which distributions keep 64-bit libraries. */
 const SYSTEM_FOLDERS = [
   "/usr/lib/x86_64-linux-gnu",
   "/lib/x86_64-linux-gnu",
@@ -47,9 +47,9 @@ const SYSTEM_FOLDERS = [
 ];
 
 /**
- * What is tried, in order. The distribution keeps the system's library up to date, so that comes
- * before what the loader finds, which for a packaged binary is the copy beside it: that serves where
- * there is no other, or where the system's is made for a newer libc than the binary brings.
+ * The libraries to try, in order. The system's library comes first, because the distribution keeps
+ * it up to date. The loader's choice comes last: for a packaged binary it is the copy beside the
+ * binary, for systems without the library or with one that needs a newer libc than the package has.
  */
 export const LIBCRYPTO_CHOICES: readonly string[] = [
   ...SONAMES.flatMap((name) => SYSTEM_FOLDERS.map((folder) => `${folder}/${name}`)),
@@ -65,7 +65,7 @@ function libcrypto(): Libcrypto {
       opened = openLibrary(name, SYMBOLS);
       return opened;
     } catch {
-      // The next name may be there.
+      // Try the next name.
     }
   }
   throw new SystemError(
@@ -75,18 +75,18 @@ function libcrypto(): Libcrypto {
 }
 
 const UNCHANGED = -1;
-/** Sectors that are copied and worked on at a time; they stay in the processor's first cache. */
+/** Sectors of one pass: few enough to stay in the first-level cache. */
 const BENCH_SECTORS = 32;
 
-/** Room for the places in memory that the requests of two busy devices have. */
+/** Pointers to keep: as many as the requests of two busy disks need. */
 const MOST_PLACES = 8192;
 
-/** Where all ciphers of the process work. */
+/** The buffer that all ciphers of the process share. */
 interface Bench {
   readonly arena: Arena;
-  /** A pointer to each sector. */
+  /** A pointer to each sector of the buffer. */
   readonly pointers: readonly Deno.PointerObject[];
-  /** Pointers to where sectors come from and go to. */
+  /** Pointers to the sectors of I/O memory that are read and written. */
   readonly places: SectorPointers;
 }
 
@@ -102,8 +102,8 @@ function openBench(): Bench {
 }
 
 /**
- * A key, ready to encrypt and decrypt sectors of a disk, as dm-crypt's `aes-xts-plain` does: the
- * tweak is the low 32 bits of the sector's number.
+ * A key that encrypts and decrypts sectors of a disk as dm-crypt's `aes-xts-plain` does: the tweak
+ * is the low 32 bits of the sector number, little-endian.
  */
 export class AesXts {
   readonly #library = libcrypto();
@@ -115,8 +115,8 @@ export class AesXts {
   readonly #length = new Int32Array(1);
 
   /**
-   * @param key 32 bytes for AES-128, 64 for AES-256: half for the data, half for the tweak.
-   * @throws {SystemError} EINVAL for another length or two equal halves, ENOENT without libcrypto.
+   * @param key 32 bytes for AES-128 or 64 for AES-256. One half encrypts data, the other the tweak.
+   * @throws {SystemError} EINVAL for another length or two equal halves; ENOENT without libcrypto.
    */
   constructor(key: Uint8Array<ArrayBuffer>) {
     if (key.length !== 32 && key.length !== 64) {
@@ -140,28 +140,40 @@ export class AesXts {
     return context;
   }
 
-  /** Encrypts sectors in place; the first is that of number `sector` of the disk. */
+  /**
+   * Encrypts sectors in place.
+   *
+   * @param bytes Whole sectors.
+   * @param sector Number of the first on the disk.
+   * @throws {SystemError} EIO when libcrypto fails.
+   */
   encrypt(bytes: Uint8Array<ArrayBuffer>, sector: number): void {
     this.#cryptBytes(this.#encrypting, bytes, sector);
   }
 
-  /** Decrypts sectors in place. */
+  /** Decrypts sectors in place; parameters and errors as for `encrypt`. */
   decrypt(bytes: Uint8Array<ArrayBuffer>, sector: number): void {
     this.#cryptBytes(this.#decrypting, bytes, sector);
   }
 
   /**
-   * Encrypts sectors of I/O memory into others.
+   * Encrypts sectors of I/O memory into other sectors of I/O memory.
    *
-   * @param to First sector of I/O memory to write to.
-   * @param from First sector of I/O memory to read; it stays as it is.
-   * @param sector Number on the disk of the first.
+   * @param to First sector to write.
+   * @param from First sector to read; it is left unchanged.
+   * @param sector Number of the first sector on the disk.
+   * @throws {SystemError} EIO when libcrypto fails.
    */
   encryptSectors(to: number, from: number, count: number, sector: number): void {
     this.#cryptSectors(this.#encrypting, to, from, count, sector);
   }
 
-  /** Decrypts sectors of I/O memory where they are; the first is number `sector` of the disk. */
+  /**
+   * Decrypts sectors of I/O memory in place.
+   *
+   * @param sector Number of the first sector on the disk.
+   * @throws {SystemError} EIO when libcrypto fails.
+   */
   decryptSectors(memorySector: number, count: number, sector: number): void {
     this.#cryptSectors(this.#decrypting, memorySector, memorySector, count, sector);
   }
@@ -207,7 +219,7 @@ export class AesXts {
     }
   }
 
-  /** Gives up the key's memory. */
+  /** Frees the key's memory in libcrypto. */
   close(): void {
     this.#library.EVP_CIPHER_CTX_free(this.#encrypting);
     this.#library.EVP_CIPHER_CTX_free(this.#decrypting);

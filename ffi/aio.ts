@@ -1,6 +1,6 @@
 /**
- * The kernel's asynchronous file I/O (linux/aio_abi.h): many requests in one io_submit, and their
- * completions read from the ring that the kernel maps into the process.
+ * The kernel's asynchronous file I/O (linux/aio_abi.h). One io_submit(2) starts many requests.
+ * Completions are read without a call, from the ring that the kernel maps into the process.
  *
  * @module
  */
@@ -23,7 +23,7 @@ const SYS_io_setup = 206;
 const SYS_io_destroy = 207;
 const SYS_io_submit = 209;
 
-/** Operations of an iocb. */
+/** Operations of an iocb (linux/aio_abi.h). */
 export const IOCB_CMD_PREAD = 0;
 export const IOCB_CMD_PWRITE = 1;
 export const IOCB_CMD_FDSYNC = 3;
@@ -42,23 +42,28 @@ const RING_INCOMPATIBLE = 6;
 const RING_HEADER_LENGTH = 7;
 const EVENT_BYTES = 32;
 
-/** A context of the kernel's asynchronous I/O, with the iocbs of one batch. */
+/** A context of io_setup(2), and the iocbs of one batch. */
 export class AioContext {
-  /** How many requests can be under way at once. */
+  /** How many requests can be in flight at once. */
   readonly capacity: number;
   /** The most requests of one `submit`. */
   readonly batch: number;
   readonly #context: number;
   readonly #iocbs: Arena;
   readonly #contextPointer: Deno.PointerObject;
-  /** Where the list of iocbs begins, for a submission that starts with any of them. */
+  /** Pointers into the list of iocbs: element `i` is the list without its first `i` entries. */
   readonly #lists: Deno.PointerObject[] = [];
   readonly #ring: Int32Array<ArrayBuffer>;
   readonly #ringEntries: number;
   #head = 0;
   #prepared = 0;
 
-  /** Throws `SystemError` (EAGAIN when fs.aio-max-nr is used up). */
+  /**
+   * @param capacity The most requests in flight.
+   * @param batch The most requests of one `submit`.
+   * @throws {SystemError} EAGAIN when fs.aio-max-nr is used up; ENOSYS for a ring of another
+   * layout.
+   */
   constructor(capacity: number, batch: number) {
     this.capacity = capacity;
     this.batch = batch;
@@ -91,7 +96,7 @@ export class AioContext {
     this.#ring = new Int32Array(memoryAt(this.#context, ringBytes));
   }
 
-  /** How many requests are prepared and not submitted. */
+  /** How many requests are prepared and not cleared. */
   get prepared(): number {
     return this.#prepared;
   }
@@ -99,11 +104,13 @@ export class AioContext {
   /**
    * Prepares one request of the next `submit`.
    *
-   * @param memorySector Of the buffer in I/O memory; of the iovecs for PREADV and PWRITEV.
-   * @param length Bytes; the count of iovecs for PREADV and PWRITEV.
-   * @param sectors Where in the file: the sector at index `data`.
-   * @param eventFd Signalled at completion; -1 for none.
-   * @param data Comes back with the completion.
+   * @param opcode One of IOCB_CMD_*.
+   * @param memorySector Sector of I/O memory at which the buffer begins, or for PREADV and PWRITEV
+   * the iovecs.
+   * @param length Bytes of the buffer, or for PREADV and PWRITEV the number of iovecs.
+   * @param sectors Element `data` is the sector of the file.
+   * @param eventFd An eventfd that the completion signals; -1 for none.
+   * @param data Number that the completion carries.
    */
   prepare(
     opcode: number,
@@ -114,8 +121,8 @@ export class AioContext {
     eventFd: number,
     data: number,
   ): void {
-    // struct iocb: aio_data @0, aio_key @8, aio_rw_flags @12, aio_lio_opcode u16 @16,
-    // aio_reqprio @18, aio_fildes @20, aio_buf @24, aio_nbytes @32, aio_offset @40,
+    // struct iocb (linux/aio_abi.h): aio_data @0, aio_key @8, aio_rw_flags @12, aio_lio_opcode u16
+    // @16, aio_reqprio @18, aio_fildes @20, aio_buf @24, aio_nbytes @32, aio_offset @40,
     // aio_reserved2 @48, aio_flags @56, aio_resfd @60.
     const view = this.#iocbs.view;
     assert(this.#prepared < this.batch, "More requests are prepared than one batch has");
@@ -126,7 +133,7 @@ export class AioContext {
     view.setUint32(at + 4, 0, true);
     view.setUint16(at + 16, opcode, true);
     view.setInt32(at + 20, fd, true);
-    // An fdsync must name no memory, or the kernel refuses it (EINVAL).
+    // The kernel refuses an fdsync that names memory (EINVAL).
     putNumber64(view, at + 24, length === 0 ? 0 : memoryAddress(memorySector));
     putNumber64(view, at + 32, length);
     putNumber64(view, at + 40, sectors[data] * SECTOR_BYTES);
@@ -135,8 +142,9 @@ export class AioContext {
   }
 
   /**
-   * Hands the prepared requests from `first` on to the kernel, which copies them; returns how many
-   * it took, or a negative errno that belongs to request `first`.
+   * Submits the prepared requests from number `first` on. The kernel copies their iocbs.
+   *
+   * @returns How many the kernel took, or a negative errno, which is that of request `first`.
    */
   submit(first: number): number {
     const taken = libc.io_submit(
@@ -153,13 +161,13 @@ export class AioContext {
     this.#prepared = 0;
   }
 
-  /** How many completions wait in the ring. They are looked at by their distance from its head. */
+  /** How many completions are in the ring. The methods below take a distance from its head. */
   completions(): number {
     const waiting = Atomics.load(this.#ring, RING_TAIL) - this.#head;
     return waiting < 0 ? waiting + this.#ringEntries : waiting;
   }
 
-  // struct io_event: data @0, obj @8, res s64 @16, res2 @24.
+  // struct io_event (linux/aio_abi.h): data @0, obj @8, res s64 @16, res2 @24.
   #eventAt(distance: number): number {
     const index = this.#head + distance;
     const wrapped = index >= this.#ringEntries ? index - this.#ringEntries : index;
@@ -171,19 +179,19 @@ export class AioContext {
     return this.#ring[this.#eventAt(distance)];
   }
 
-  /** Its result: bytes, or a negative errno. */
+  /** The result of a completion: bytes, or a negative errno. */
   completionResult(distance: number): number {
     return this.#ring[this.#eventAt(distance) + 4];
   }
 
-  /** Takes the oldest `count` completions off the ring. */
+  /** Removes the oldest `count` completions from the ring. */
   consume(count: number): void {
     const head = this.#head + count;
     this.#head = head >= this.#ringEntries ? head - this.#ringEntries : head;
     Atomics.store(this.#ring, RING_HEAD, this.#head);
   }
 
-  /** Waits for what is under way and gives the context back. */
+  /** Waits for the requests in flight, then destroys the context. */
   close(): void {
     libc.io_destroy(SYS_io_destroy, this.#context);
     this.#iocbs.release();

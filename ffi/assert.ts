@@ -1,9 +1,10 @@
 /**
- * What must hold whatever comes from outside: a violation is a fault of this program.
+ * Invariants: conditions that hold whatever comes from outside. A violation is a fault of this
+ * program.
  *
- * `assert` is for the state of one disk or connection, which the violation ends; `assertShared` is
- * for what all disks of a process share, such as the disk queue and the memory for I/O. When that
- * is in doubt, the data of every disk is, and the process ends.
+ * `assert` guards the state of one disk or connection, and a violation ends that one.
+ * `assertShared` guards what all disks of a process share, such as the disk queue and the memory
+ * for I/O. A violation there puts the data of every disk in doubt, and ends the process.
  *
  * @module
  */
@@ -19,8 +20,9 @@ export class SharedStateError extends AssertionError {
 }
 
 /**
- * Throws when an invariant does not hold. Costs a comparison: the text must be a constant, so that
- * nothing is allocated where it holds.
+ * Throws when an invariant does not hold. It costs a comparison.
+ *
+ * @param text A constant, so that a condition that holds allocates nothing.
  *
  * @throws {AssertionError} `condition` is false.
  */
@@ -29,7 +31,9 @@ export function assert(condition: boolean, text: string): asserts condition {
 }
 
 /**
- * As `assert`, for what all disks of the process share.
+ * Throws when an invariant of what all disks of the process share does not hold.
+ *
+ * @param text A constant, as for `assert`.
  *
  * @throws {SharedStateError} `condition` is false.
  */

@@ -1,7 +1,7 @@
 /**
  * The blktap2 driver of XenServer's kernels and of the package blktap-dkms: its devices, its ioctls
- * and the ring that it shares with a tapdisk. Nothing else in the project knows their numbers, paths
- * and layouts, which are those of the driver's linux-blktap.h and of Xen's io/ring.h on x86-64.
+ * and the ring that it shares with a tapdisk. Numbers and layouts are those of the driver's
+ * linux-blktap.h and of Xen's io/ring.h on x86-64; no other file of the project knows them.
  *
  * @module
  */
@@ -14,34 +14,34 @@ import { type Arena, PAGE_BYTES, SECTOR_BYTES } from "./memory.ts";
 const libc = openLibc({
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "u32", "buffer"], result: "i32" },
-  // int ioctl(int fd, unsigned long request, unsigned long arg), of which the driver takes 32 bits
+  // int ioctl(int fd, unsigned long request, unsigned long arg); the driver reads 32 bits of arg
   ioctlNumber: { name: "ioctl", parameters: ["i32", "u32", "i32"], result: "i32" },
   // long syscall(SYS_mknod, const char *pathname, mode_t mode, dev_t dev), in any glibc; the
   // kernel takes 32 bits of dev
   mknod: { name: "syscall", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },
-  // int close(int fd), which waits while somebody uses the block device
+  // int close(int fd), by another thread: it waits while a process uses the block device
   closeAside: { name: "close", parameters: ["i32"], result: "i32", nonblocking: true },
 });
 
-/** Answers to requests are in the ring. */
+/** Tells the driver that the ring has responses. */
 const BLKTAP_IOCTL_RESPOND = 1;
-/** Makes a tap; `struct blktap_info` comes back. On the control device. */
+/** Creates a tap and fills a `struct blktap_info`. On the control device. */
 export const BLKTAP_IOCTL_ALLOC_TAP = 200;
-/** Takes a tap away, by its minor. On the control device. */
+/** Frees a tap by its minor. On the control device. */
 export const BLKTAP_IOCTL_FREE_TAP = 201;
-/** Makes the block device, by a `struct blktap2_params`: what the first drivers have. */
+/** Creates the block device from a `struct blktap2_params`. The first drivers have only this. */
 const BLKTAP_IOCTL_CREATE_DEVICE_COMPAT = 202;
-/** Tells the first drivers, which pause by themselves, of another image. */
+/** Sets name and size of another image. The first drivers, which ask for a pause, take it. */
 export const BLKTAP2_IOCTL_SET_PARAMS = 203;
-/** Says to them that all is held back, */
+/** Tells a driver that asked for a pause that the disk is paused. */
 export const BLKTAP2_IOCTL_PAUSE = 204;
-/** asks them for the name of the image to go on with, */
+/** Gets the name of the image to resume with. */
 const BLKTAP2_IOCTL_REOPEN = 205;
-/** and says that it goes on, or why not. */
+/** Tells a driver that asked to resume that the disk runs again, or with which errno it failed. */
 export const BLKTAP2_IOCTL_RESUME = 206;
-/** Takes the block device away; EBUSY while somebody uses it. */
+/** Removes the block device; EBUSY while it is in use. */
 export const BLKTAP_IOCTL_REMOVE_DEVICE = 207;
-/** Makes the block device, by a `struct blktap_device_info`. */
+/** Creates the block device from a `struct blktap_device_info`. */
 const BLKTAP_IOCTL_CREATE_DEVICE = 208;
 
 /** Flags of `struct blktap_device_info`. */
@@ -56,21 +56,21 @@ export const BLKTAP_OP_WRITE = 1;
 export const BLKTAP_OP_FLUSH = 2;
 export const BLKTAP_OP_TRIM = 3;
 
-/** How a request ended. */
+/** Status of a response. */
 export const BLKTAP_RSP_OKAY = 0;
 export const BLKTAP_RSP_ERROR = -1;
 export const BLKTAP_RSP_EOPNOTSUPP = -2;
 
-/** What the driver may ask for besides requests; the first two come from the first drivers only. */
+/** Messages of the driver in the ring. Only the first drivers send PAUSE and RESUME. */
 export const BLKTAP_RING_MESSAGE_PAUSE = 1;
 export const BLKTAP_RING_MESSAGE_RESUME = 2;
 export const BLKTAP_RING_MESSAGE_CLOSE = 3;
 
-/** Requests that the ring holds, and numbers that requests have: below this. */
+/** Entries of the ring. A request's number, its `id`, is below this. */
 export const BLKTAP_RING_SIZE = 32;
 /** The most segments of a request, each in a page of its own. */
 export const BLKTAP_SEGMENT_MAX = 11;
-/** Bytes that are mapped: a page for the ring, and the pages of each request. */
+/** Bytes to map: a page for the ring, then the pages of each request by number. */
 export const BLKTAP_MAPPED_BYTES = (1 + BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX) * PAGE_BYTES;
 /** Sectors of a page. */
 export const BLKTAP_PAGE_SECTORS = PAGE_BYTES / SECTOR_BYTES;
@@ -84,18 +84,19 @@ const MISC_MAJOR = 10;
 const SYS_mknod = 133;
 const S_IFCHR = 0o020000;
 const S_IFBLK = 0o060000;
-/** Errno inside of the kernel for an ioctl that it does not know; old ones let it out. */
+/** The kernel's internal errno for an unknown ioctl; old kernels return it to programs. */
 const ENOIOCTLCMD = 515;
 
-// struct blktap_sring: u32 req_prod @0, req_event @4, rsp_prod @8, rsp_event @12, u8 message @16,
-// entries from @64, of 112 bytes each.
+// struct blktap_sring (DEFINE_RING_TYPES of io/ring.h): u32 req_prod @0, req_event @4, rsp_prod @8,
+// rsp_event @12, u8 message @16, entries from @64, of 112 bytes each.
 const REQ_PROD_WORD = 0;
 const RSP_PROD_WORD = 2;
 const MESSAGE_BYTE = 16;
 const ENTRIES_WORD = 16;
 const ENTRY_WORDS = 28;
-// struct blktap_ring_request: u8 operation @0, u8 nr_segments @1, u64 id @8, u64 sector_number @16;
-// then struct blktap_segment { u32; u8 first_sect @4, last_sect @5 }[11] @24, or u64 nr_sectors @24.
+// struct blktap_ring_request (linux-blktap.h): u8 operation @0, u8 nr_segments @1, u64 id @8, u64
+// sector_number @16; then struct blktap_segment { u32; u8 first_sect @4, last_sect @5 }[11] @24, or
+// u64 nr_sectors @24.
 const ID_WORD = 2;
 const SECTOR_WORD = 4;
 const NR_SECTORS_WORD = 6;
@@ -115,7 +116,7 @@ assert(
   "An entry of a blktap2 ring does not have room for its segments",
 );
 
-/** The high half of the first number that is not exact any more. */
+/** The upper half of 2^53, the first number that is not a safe integer. */
 const HIGH_END = 1 << 21;
 
 /** A tap: its minor, and the majors of its two devices (`struct blktap_info`). */
@@ -125,9 +126,9 @@ export interface BlktapInfo {
   readonly minor: number;
 }
 
-/** A block device to be made. */
+/** Parameters of a new block device. */
 export interface BlktapDeviceInfo {
-  /** `type:path`, which the driver shows in sysfs. */
+  /** `type:path`; the driver shows it in sysfs. */
   readonly name: string;
   readonly sectors: number;
   readonly sectorSizeBytes: number;
@@ -137,41 +138,49 @@ export interface BlktapDeviceInfo {
   readonly flags: number;
 }
 
-/** The driver, or what plays it in tests. Calls return 0, or a negative error number. */
+/** The driver, or its simulation in tests. Calls return 0 or a negative errno. */
 export interface BlktapDriver {
-  /** Why there is none; null when there is one. */
+  /** Why the driver cannot be used; null when it can. */
   missing(): string | null;
-  /** An ioctl on the control device. */
+  /** An ioctl on the control device; BLKTAP_IOCTL_*. */
   control(request: number, argument: Uint8Array<ArrayBuffer> | number): number;
   /** Opens the ring of a tap. Throws `SystemError`. */
   openRing(tap: BlktapInfo): BlktapRingDevice;
-  /** Sees to it that a tap's block device has a node, and returns that. Throws `SystemError`. */
+  /** Returns the node of a tap's block device; creates it if need be. Throws `SystemError`. */
   makeNode(tap: BlktapInfo): string;
-  /** Takes away the nodes that were made for a tap. */
+  /** Removes the nodes that this object created for a tap. */
   removeNodes(tap: BlktapInfo): void;
-  /** Takes away a tap that a tapdisk left which died, and its nodes, unless another has it now. */
+  /** Frees the tap of a dead tapdisk and removes its nodes, unless another process has it open. */
   clearUp(minor: number): void;
 }
 
-/** The ring of a tap, which its tapdisk alone has open. */
+/** The ring device of a tap. Only one process can have it open. */
 export interface BlktapRingDevice {
-  /** Can be read when the ring has something new. */
+  /** Is readable when the ring has new requests or a message. */
   readonly fd: number;
-  /** Maps the ring, and behind it the pages of its requests, over an arena. Throws `SystemError`. */
+  /**
+   * Maps the ring, and after it the pages of its requests, over an arena of BLKTAP_MAPPED_BYTES.
+   * Throws `SystemError`.
+   */
   map(arena: Arena): void;
-  /** An ioctl. */
+  /** An ioctl on the ring device; BLKTAP_IOCTL_* and BLKTAP2_IOCTL_*. */
   call(request: number, argument: Uint8Array<ArrayBuffer> | number): number;
-  /** BLKTAP_IOCTL_RESPOND, which allocates nothing. */
+  /** BLKTAP_IOCTL_RESPOND. It allocates nothing. */
   respond(): void;
-  /** `fd` could be read; what has to be done about that, before the ring is looked at. */
+  /** Acknowledges that `fd` was readable; called before the ring is read. */
   woken(): void;
-  /** Closes it; the promise ends when the driver has let go, which may take its users some time. */
+  /**
+   * Closes the device.
+   *
+   * @param options `wait`: the close runs on another thread, and the promise waits for it. It takes
+   * as long as the block device has users.
+   */
   close(options: { wait: boolean }): Promise<void>;
 }
 
-/** Makes a tap. Throws `SystemError`. */
+/** Creates a tap. Throws `SystemError`. */
 export function allocateTap(driver: BlktapDriver): BlktapInfo {
-  // struct blktap_info: u32 ring_major @0, bdev_major @4, ring_minor @8.
+  // struct blktap_info (linux-blktap.h): u32 ring_major @0, bdev_major @4, ring_minor @8.
   const info = new Uint8Array(12);
   const result = driver.control(BLKTAP_IOCTL_ALLOC_TAP, info);
   if (result < 0) throw new SystemError(-result, "Cannot make a device of the blktap2 driver");
@@ -184,7 +193,10 @@ function nameBytes(name: string): Uint8Array {
   return bytes.subarray(0, BLKTAP_NAME_MAX - 1);
 }
 
-/** A `struct blktap2_params`: name[256] @0, u64 capacity @256, unsigned long sector_size @264. */
+/**
+ * A `struct blktap2_params` (linux-blktap.h): name[256] @0, u64 capacity @256, unsigned long
+ * sector_size @264.
+ */
 export function blktapParams(
   { name, sectors, sectorSizeBytes }: BlktapDeviceInfo,
 ): Uint8Array<ArrayBuffer> {
@@ -197,14 +209,16 @@ export function blktapParams(
 }
 
 /**
- * Makes the block device of a tap, in the old way where the driver does not know the new one.
- * Throws `SystemError`.
+ * Creates the block device of a tap. A driver that does not know BLKTAP_IOCTL_CREATE_DEVICE gets
+ * BLKTAP_IOCTL_CREATE_DEVICE_COMPAT.
  *
- * @returns The flags that the driver heeds; none in the old way.
+ * @returns The BLKTAP_DEVICE_FLAG_* that the driver supports; 0 for the compatible ioctl.
+ * @throws {SystemError}
  */
 export function createBlktapDevice(ring: BlktapRingDevice, info: BlktapDeviceInfo): number {
-  // struct blktap_device_info: u64 capacity @0, u32 sector_size @8, unsigned long flags @16, u32
-  // phys_block_size @24, phys_block_offset @28, trim_block_size @32, trim_block_offset @36.
+  // struct blktap_device_info (linux-blktap.h): u64 capacity @0, u32 sector_size @8, unsigned long
+  // flags @16, u32 phys_block_size @24, phys_block_offset @28, trim_block_size @32,
+  // trim_block_offset @36.
   const device = new Uint8Array(40);
   const view = new DataView(device.buffer);
   view.setBigUint64(0, BigInt(info.sectors), true);
@@ -221,7 +235,7 @@ export function createBlktapDevice(ring: BlktapRingDevice, info: BlktapDeviceInf
   throw new SystemError(-result, `Cannot make a block device of ${info.sectors} sectors`);
 }
 
-/** The name of the image that a driver wants to go on with; null where it has none. */
+/** The image to resume with, `type:path`, as the driver was told; null when it names none. */
 export function nameToReopen(ring: BlktapRingDevice): string | null {
   const bytes = new Uint8Array(BLKTAP_NAME_MAX);
   if (ring.call(BLKTAP2_IOCTL_REOPEN, bytes) < 0) return null;
@@ -230,64 +244,64 @@ export function nameToReopen(ring: BlktapRingDevice): string | null {
 }
 
 /**
- * The ring in memory. The driver writes to it at any time, so a request is copied before anything
- * is looked at, and every question after `take` is one to the copy.
+ * The ring in memory. The driver may write to it at any time. So `take` copies a request, and the
+ * methods after it read the copy.
  */
 export class BlktapRing {
   readonly #words: Int32Array<ArrayBuffer>;
   readonly #bytes: Uint8Array<ArrayBuffer>;
   readonly #entry = new Int32Array(ENTRY_WORDS);
 
-  /** @param arena Where it is mapped, from the start on. */
+  /** @param arena The memory in which the ring is mapped, from the first byte on. */
   constructor(arena: Arena) {
     this.#bytes = arena.bytes.subarray(0, PAGE_BYTES);
     this.#words = new Int32Array(arena.bytes.buffer, arena.bytes.byteOffset, PAGE_BYTES / 4);
   }
 
-  /** How many requests the driver has put in since the beginning, modulo 2^32. */
+  /** `req_prod`: how many requests the driver has added in all, modulo 2^32. */
   produced(): number {
     return Atomics.load(this.#words, REQ_PROD_WORD);
   }
 
-  /** BLKTAP_RING_MESSAGE_*; 0 for none. */
+  /** The message of the driver, BLKTAP_RING_MESSAGE_*; 0 for none. */
   message(): number {
     return Atomics.load(this.#bytes, MESSAGE_BYTE);
   }
 
-  /** Takes the message out, as drivers do themselves when they have their answer. */
+  /** Clears the message, as a driver does when it gets the reply. */
   clearMessage(): void {
     Atomics.store(this.#bytes, MESSAGE_BYTE, 0);
   }
 
-  /** Copies request `index`, counted as `produced` does. */
+  /** Copies request `index`, which counts as `produced` does. */
   take(index: number): void {
     const start = ENTRIES_WORD + (index & (BLKTAP_RING_SIZE - 1)) * ENTRY_WORDS;
     for (let i = 0; i < ENTRY_WORDS; i++) this.#entry[i] = this.#words[start + i];
   }
 
-  /** What the request asks for; may be no BLKTAP_OP_* at all. */
+  /** The operation: a BLKTAP_OP_*, or any other byte. */
   operation(): number {
     return this.#entry[0] & 0xff;
   }
 
-  /** How many segments it says it has: up to 255. */
+  /** `nr_segments`, unchecked: up to 255. */
   segments(): number {
     return this.#entry[0] >>> 8 & 0xff;
   }
 
-  /** Its number; -1 when it has one that no request may have. */
+  /** The request's number; -1 for one that is out of range. */
   id(): number {
     const low = this.#entry[ID_WORD];
     const inRange = low >= 0 && low < BLKTAP_RING_SIZE && this.#entry[ID_WORD + 1] === 0;
     return inRange ? low : -1;
   }
 
-  /** Its first sector; -1 when that is no exact number. */
+  /** The first sector; -1 when it is no safe integer. */
   sector(): number {
     return this.#number(SECTOR_WORD);
   }
 
-  /** Of a trim: how many sectors; -1 when that is no exact number. */
+  /** The number of sectors of a trim; -1 when it is no safe integer. */
   trimSectors(): number {
     return this.#number(NR_SECTORS_WORD);
   }
@@ -308,23 +322,31 @@ export class BlktapRing {
     return this.#entry[SEGMENTS_WORD + 2 * index + 1] >>> 8 & 0xff;
   }
 
-  /** Puts in answer `index` to a request with that number. `publish` shows it to the driver. */
+  /**
+   * Writes response `index`, which counts as `publish` does.
+   *
+   * @param id Number of the request.
+   * @param operation Operation of the request.
+   * @param status BLKTAP_RSP_*.
+   */
   answer(index: number, id: number, operation: number, status: number): void {
-    // struct blktap_ring_response: u64 id @0, u8 operation @8, i16 status @10.
+    // struct blktap_ring_response (linux-blktap.h): u64 id @0, u8 operation @8, i16 status @10.
     const start = ENTRIES_WORD + (index & (BLKTAP_RING_SIZE - 1)) * ENTRY_WORDS;
     this.#words[start] = id;
     this.#words[start + 1] = 0;
     this.#words[start + 2] = operation | (status & 0xffff) << 16;
   }
 
-  /** Puts in answer `index` to the request that was taken last, whatever number it has. */
+  /**
+   * Writes response `index` to the request that was taken last, with its 64-bit number as it is.
+   */
   answerTaken(index: number, status: number): void {
     const start = ENTRIES_WORD + (index & (BLKTAP_RING_SIZE - 1)) * ENTRY_WORDS;
     this.answer(index, this.#entry[ID_WORD], this.operation(), status);
     this.#words[start + 1] = this.#entry[ID_WORD + 1];
   }
 
-  /** Says that all answers before `index` are there. */
+  /** Sets `rsp_prod`: the driver may read the responses before `index`, modulo 2^32. */
   publish(index: number): void {
     Atomics.store(this.#words, RSP_PROD_WORD, index);
   }
@@ -335,8 +357,10 @@ function kernelResult(result: number): number {
 }
 
 /**
- * An ioctl of the driver on one of its open files: 0, or a negative error number. What plays the
- * driver in tests makes this call too, so that no argument goes unchecked there.
+ * An ioctl of the driver on one of its open files. The simulated driver of the tests makes this
+ * call too, so that its arguments are checked.
+ *
+ * @returns 0 or a negative errno.
  */
 export function blktapIoctl(
   fd: number,
@@ -349,12 +373,12 @@ export function blktapIoctl(
   return kernelResult(result);
 }
 
-/** BLKTAP_IOCTL_RESPOND on the ring's file, which allocates nothing. */
+/** BLKTAP_IOCTL_RESPOND on an open ring device. It allocates nothing. */
 export function blktapRespond(fd: number): void {
   libc.ioctlNumber(fd, BLKTAP_IOCTL_RESPOND, 0);
 }
 
-/** A device's node as the file system has it; null without one. */
+/** The state of a device node; null when there is none. Throws `SystemError`. */
 function nodeAt(path: string): Deno.FileInfo | null {
   try {
     return Deno.lstatSync(path);
@@ -368,23 +392,29 @@ function deviceNumber(major: number, minor: number): number {
   return (minor & 0xff | major << 8 | (minor & ~0xff) << 12) >>> 0;
 }
 
-/** Whether a node had to be made. Throws `SystemError`. */
+/**
+ * Creates a device node unless it exists; one of another device is replaced.
+ *
+ * @param format S_IFCHR or S_IFBLK.
+ * @returns Whether this call created it.
+ * @throws {SystemError}
+ */
 function ensureNode(path: string, format: number, major: number, minor: number): boolean {
   const device = deviceNumber(major, minor);
   const node = nodeAt(path);
   const rightKind = format === S_IFBLK ? node?.isBlockDevice : node?.isCharDevice;
   if (rightKind && node?.rdev === device) return false;
   Deno.mkdirSync(DIRECTORY, { recursive: true });
-  // Whatever the umask: others may have been given the nodes in it.
+  // The umask must not hide the folder: other users may have access to the nodes in it.
   Deno.chmodSync(DIRECTORY, 0o755);
   if (node !== null) Deno.removeSync(path);
   if (libc.mknod(SYS_mknod, cString(path), format | 0o600, device) === 0) return true;
-  // udev may have been quicker.
+  // udev may have created it meanwhile.
   if (lastErrno() === Errno.EEXIST) return false;
   throw new SystemError(lastErrno(), `Cannot make the node ${path}`);
 }
 
-/** The minor of the control device, for which udev has made no node; -1 when there is none. */
+/** The minor of the control device by /proc/misc; -1 when the kernel has none. */
 function controlMinor(): number {
   for (const line of Deno.readTextFileSync("/proc/misc").split("\n")) {
     const [minor, name] = line.trim().split(/\s+/);
@@ -397,12 +427,12 @@ function ringPath(minor: number): string {
   return `${DIRECTORY}/blktap${minor}`;
 }
 
-/** The node of the block device of a tap. */
+/** The node of a tap's block device. */
 export function blktapNode(minor: number): string {
   return `${DIRECTORY}/tapdev${minor}`;
 }
 
-/** The minor of a tap by the node of its block device; -1 for another device's. */
+/** The minor of a tap from the node of its block device; -1 for any other node. */
 export function blktapMinorOf(node: string): number {
   const prefix = `${DIRECTORY}/tapdev`;
   const digits = node.startsWith(prefix) ? node.slice(prefix.length) : "";
@@ -424,7 +454,7 @@ class KernelRing implements BlktapRingDevice {
     blktapRespond(this.fd);
   }
 
-  // The driver looks for itself, whenever it is polled.
+  // The driver needs no acknowledgement: each poll looks at the ring.
   woken(): void {}
 
   async close({ wait }: { wait: boolean }): Promise<void> {

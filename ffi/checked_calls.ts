@@ -1,7 +1,7 @@
 /**
- * The border to C: every number is checked before a call takes it. The runtime itself throws for
- * `-0` where C wants 32 bits, and takes NaN for 0 and 1.5 for 1 where C wants 64: a length or an
- * address would be wrong and nobody would know.
+ * The border to C: every number is checked before a call receives it. The runtime alone does not:
+ * for a 32-bit parameter it throws at `-0`, and for a 64-bit one it silently converts NaN to 0 and
+ * 1.5 to 1, which would pass a wrong length or address to the kernel.
  *
  * @module
  */
@@ -14,16 +14,16 @@ interface Signature {
 /** Calls by the names of their symbols. */
 type Calls = Record<string, (...args: never[]) => unknown>;
 
-/** The text of what must hold of an argument, by the name of its variable. */
+/** Makes the source text of the check of an argument from the name of its variable. */
 type Condition = (argument: string) => string;
 
 const isWhole = (least: number, end: number): Condition => (argument) =>
   `Math.floor(${argument}) === ${argument} && ${argument} >= ${least} && ${argument} < ${end}`;
 
 /**
- * What is converted to 32 bits, so that `-0` arrives as 0, and holds if that changes nothing else.
- * The runtime takes `-0` for 0 where C wants 64 bits, and such a number goes on as it is: a
- * conversion could allocate.
+ * 32-bit types are converted, so that `-0` arrives as 0; a number that the conversion changes
+ * otherwise is refused. 64-bit types are checked and passed on unconverted: the runtime takes `-0`
+ * for 0 there, and a conversion could allocate.
  */
 const CONVERSIONS: Readonly<Record<string, string>> = { i32: "| 0", u32: ">>> 0" };
 const CONDITIONS: Readonly<Record<string, Condition>> = {
@@ -33,10 +33,10 @@ const CONDITIONS: Readonly<Record<string, Condition>> = {
   usize: isWhole(0, 2 ** 64),
 };
 
-/** Types that are no numbers, which the runtime checks itself. */
+/** Types that are not numbers; the runtime checks them. */
 const REFERENCES = new Set<unknown>(["buffer", "pointer"]);
 
-/** Throws, because an argument is no number of its parameter's type. */
+/** Throws for an argument that is not a number of its parameter's type. */
 function refuse(name: string, parameter: number, type: string, value: unknown): never {
   throw new RangeError(`Cannot call ${name}: its parameter ${parameter} (${type}) is ${value}`);
 }
@@ -62,12 +62,13 @@ function checkedSource(name: string, { parameters }: Signature): string {
 }
 
 /**
- * Calls that check their numbers and then make the calls of the same names in `raw`. An argument
- * that is not a whole number in its type's range throws `RangeError`, and the call is not made.
+ * Makes functions that check their numbers and then call the functions of the same names in `raw`.
+ * A function throws `RangeError`, and makes no call, when an argument is not a whole number in the
+ * range of its type.
  *
- * The code is written here, one function for each symbol: the runtime compiles a call to C into
- * its caller where it has seen but one target in that place, and a function that all symbols share
- * would see all of them. So a check costs a comparison, and nothing is allocated.
+ * The source of one function for each symbol is generated here. The runtime inlines a call to C
+ * only at a place that has one target; in a function that all symbols share, every symbol is a
+ * target. So a check costs a comparison and allocates nothing.
  */
 export function checkedCalls<Raw extends Calls>(
   signatures: Readonly<Record<string, Signature>>,

@@ -1,5 +1,5 @@
 /**
- * epoll and eventfd: waiting for many descriptors at once.
+ * epoll(7) and eventfd(2): waiting for many descriptors at once, for the event loop.
  *
  * @module
  */
@@ -33,7 +33,7 @@ const EPOLL_CLOEXEC = 0o2000000;
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
 
-// struct epoll_event is packed on x86-64: u32 events @0, u64 data @4, 12 bytes in all.
+// struct epoll_event (linux/eventpoll.h), packed on x86-64: u32 events @0, u64 data @4.
 const EVENT_BYTES = 12;
 
 /** A set of watched descriptors and the events of the last wait. */
@@ -45,7 +45,10 @@ export class Epoll {
   readonly #eventBytes: Uint8Array<ArrayBuffer>;
   readonly #most: number;
 
-  /** @param most How many events one wait can bring. Throws `SystemError`. */
+  /**
+   * @param most The most events of one wait.
+   * @throws {SystemError}
+   */
   constructor(most: number) {
     this.#most = most;
     this.#events = new DataView(new ArrayBuffer(most * EVENT_BYTES));
@@ -78,8 +81,11 @@ export class Epoll {
   }
 
   /**
-   * Waits for events; returns how many there are, or -EINTR. `timeoutMs` is -1 for no limit.
-   * Throws `SystemError` for anything else.
+   * Waits for events.
+   *
+   * @param timeoutMs -1 for no limit.
+   * @returns How many events there are, or -EINTR.
+   * @throws {SystemError} Any other error.
    */
   wait(timeoutMs: number): number {
     const count = libc.epoll_wait(this.#fd, this.#eventBytes, this.#most, timeoutMs);
@@ -93,7 +99,7 @@ export class Epoll {
     return this.#events.getInt32(index * EVENT_BYTES + 4, true);
   }
 
-  /** What happened to it: a union of EPOLL* bits. */
+  /** The EPOLL* bits of event `index` of the last wait. */
   eventsOf(index: number): number {
     return this.#events.getUint32(index * EVENT_BYTES, true);
   }
@@ -104,7 +110,7 @@ export class Epoll {
   }
 }
 
-/** Makes an eventfd(2) with count 0 that does not block. Throws `SystemError`. */
+/** Creates a non-blocking eventfd(2) with count 0. Throws `SystemError`. */
 export function createEventFd(): number {
   const fd = libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (fd < 0) throw new SystemError(lastErrno(), "Cannot create an eventfd");

@@ -92,7 +92,7 @@ const namesByNumber = new Map<number, string>(
   Object.entries(Errno).map(([name, number]) => [number, name]),
 );
 
-/** `errno` as the last libc call of this thread left it. Read it at once after the call. */
+/** `errno` after the last libc call of this thread. Read it right after the call. */
 export function lastErrno(): number {
   return errnoCell[0];
 }
@@ -108,34 +108,34 @@ export function errnoMessage(errno: number): string {
   return text === null ? "Unknown error" : Deno.UnsafePointerView.getCString(text);
 }
 
-/** What else is known of an error. */
+/** Details of an error. */
 export interface ErrorDetails {
-  /** The file, device or address that it is about. */
+  /** The file, device or address that the error concerns. */
   readonly file?: string;
-  /** What to do about it, without a full stop. */
+  /** What the user can do, without a full stop. */
   readonly hint?: string;
-  /** The error that it came from. */
+  /** The error that caused this one. */
   readonly cause?: unknown;
-  /** The whole message, where libc's text for the number would not add to it. */
+  /** The whole message, for errors to which libc's text for the number adds nothing. */
   readonly message?: string;
 }
 
-/**
- * The error that everything here fails with: what was being done, and the error number that it ended
- * with.
- */
+/** The one error class of the project: what failed, on which file, and the error number. */
 export class SystemError extends Error {
   override readonly name: string = "SystemError";
   /** The positive error number. */
   readonly errno: number;
   /** Its symbolic name, such as `ENOENT`. */
   readonly code: string;
-  /** The file, device or address that the error is about; null when it is about none. */
+  /** The file, device or address that the error concerns, or null. */
   readonly file: string | null;
-  /** What to do about it; null when nothing is known. */
+  /** What the user can do, or null. */
   readonly hint: string | null;
 
-  /** @param what What was being done and on which file, without a full stop. */
+  /**
+   * @param errno A positive error number.
+   * @param what What failed and on which file, such as `Cannot open disk.vhd`, without a full stop.
+   */
   constructor(errno: number, what: string, details: ErrorDetails = {}) {
     const { file = null, hint = null, cause } = details;
     const text = details.message ?? `${what}: ${errnoMessage(errno)} (${errnoName(errno)})`;
@@ -147,17 +147,21 @@ export class SystemError extends Error {
   }
 }
 
-/** An error's number: its own, the one that the runtime's error stands for, or EIO. */
+/** The number of an error: its own, the one that a runtime's error stands for, or EIO. */
 export function errnoOf(error: unknown): number {
   return error instanceof Error ? numberIn(error) ?? Errno.EIO : Errno.EIO;
 }
 
-/** An error in one line. */
+/** The message of an error, or the text of anything else that was thrown. */
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** An error of the runtime as a `SystemError`; one that is a `SystemError` stays what it is. */
+/**
+ * Converts an error to a `SystemError`; returns a `SystemError` unchanged.
+ *
+ * @param what As for the constructor of `SystemError`.
+ */
 export function systemError(error: unknown, what: string): SystemError {
   if (error instanceof SystemError) return error;
   const errno = error instanceof Error ? numberIn(error) : undefined;
@@ -177,10 +181,12 @@ function numberIn(error: Error): number | undefined {
   return number === undefined ? undefined : Number(number);
 }
 
-/** Called once when something off the data path has ended: with null, or with why it failed. */
+/**
+ * The callback of an operation off the data path. It is called once, with null or with the error.
+ */
 export type Done = (error: SystemError | null) => void;
 
-/** As {@linkcode Done}, with a result: exactly one of the two is null. */
+/** The same for an operation with a result; exactly one of the two arguments is null. */
 export type DoneWith<Value> = (
   ...end: [error: null, value: Value] | [error: SystemError, value: null]
 ) => void;

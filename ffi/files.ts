@@ -1,6 +1,6 @@
 /**
- * Files by descriptor, synchronously: for opening images and for offline work. The data path uses
- * `aio.ts` instead.
+ * Files by descriptor, with calls that block: for opening images and for offline work. The data
+ * path uses `aio.ts` and `uring.ts` instead.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { cString, openLibc } from "./libc.ts";
 const libc = openLibc({
   // int open(const char *pathname, int flags, mode_t mode)
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
-  // int open(const char *pathname, int flags, mode_t mode), by another thread, whose errno is lost
+  // int open(const char *pathname, int flags, mode_t mode), by another thread; its errno is lost
   openAside: {
     name: "open",
     parameters: ["buffer", "i32", "u32"],
@@ -67,6 +67,7 @@ const LOCK_EX = 2;
 const LOCK_NB = 4;
 const FALLOC_FL_KEEP_SIZE = 1;
 const FALLOC_FL_PUNCH_HOLE = 2;
+// linux/fs.h.
 const BLKGETSIZE64 = 0x80081272;
 const BLKSSZGET = 0x1268;
 const S_IFMT = 0o170000;
@@ -82,7 +83,7 @@ const KINDS: ReadonlyMap<number, FileKind> = new Map([
 ]);
 const LARGEST_TRANSFER_BYTES = 1 << 30;
 
-/** What a descriptor or a name stands for. */
+/** The type of a file. */
 export type FileKind =
   | "file"
   | "block"
@@ -92,24 +93,25 @@ export type FileKind =
   | "socket"
   | "other";
 
-/** Which file it is, whatever its name: no two files that exist at once share both numbers. */
+/** The identity of a file. No two files that exist at the same time have both numbers alike. */
 export interface FileIdentity {
   readonly device: number;
   readonly inode: number;
 }
 
-/** What fstat(2) tells of a file; the size is also true for block devices. */
+/** The result of fstat(2). The size of a block device is its capacity. */
 export interface FileStatus extends FileIdentity {
   sizeBytes: number;
   kind: FileKind;
-  /** Room taken on disk, bytes. */
+  /** Space allocated on disk, bytes. */
   blocksBytes: number;
-  /** Last change of the content, seconds since 1970. */
+  /** Time of the last change of the content, seconds since 1970. */
   mtimeSeconds: number;
+  /** Permission bits, without the file type. */
   mode: number;
-  /** The owner's number. */
+  /** User ID of the owner. */
   uid: number;
-  /** For a device node: the device it stands for. */
+  /** For a device node: the number of the device. */
   deviceNode: number;
 }
 
@@ -118,7 +120,14 @@ function check(result: number, what: () => string): number {
   return result;
 }
 
-/** Opens a file (close-on-exec) and returns its descriptor. Throws `SystemError`. */
+/**
+ * Opens a file, close-on-exec.
+ *
+ * @param flags O_* flags.
+ * @param mode Permission bits of a file that O_CREAT creates.
+ * @returns The descriptor.
+ * @throws {SystemError}
+ */
 export function openFile(path: string, flags: number, mode = 0o640): number {
   const name = cString(path);
   for (;;) {
@@ -130,19 +139,26 @@ export function openFile(path: string, flags: number, mode = 0o640): number {
 }
 
 /**
- * Opens a file (close-on-exec) by another thread, for a block device that this thread serves: the
- * kernel may read from it on the way. -1 when that fails.
+ * Opens a file, close-on-exec, by another thread. It is for block devices that this process serves:
+ * the kernel may read from such a device before the open returns.
+ *
+ * @returns The descriptor; -1 when the open fails.
  */
 export function openAside(path: string, flags: number): Promise<number> {
   return libc.openAside(cString(path), flags | O_CLOEXEC, 0);
 }
 
-/** Closes a descriptor by another thread: the last to close a block device writes what is left. */
+/**
+ * Closes a descriptor by another thread. It is for block devices that this process serves: the last
+ * close of such a device writes the dirty pages.
+ */
 export async function closeAside(fd: number): Promise<void> {
   await libc.closeAside(fd);
 }
 
-/** Whether nobody holds a block device exclusively, as mounted filesystems and volume groups do. */
+/**
+ * Whether a block device has no exclusive holder, such as a mounted filesystem or a volume group.
+ */
 export async function canOpenExclusively(path: string): Promise<boolean> {
   const fd = await openAside(path, O_RDONLY | O_EXCL);
   if (fd >= 0) await closeAside(fd);
@@ -154,16 +170,21 @@ export function closeFile(fd: number): void {
   check(libc.close(fd), () => `Cannot close descriptor ${fd}`);
 }
 
-/** No file has bytes from here on: an offset is 63 bits long. */
+/** The first offset beyond the range of off_t. */
 const OFFSETS_END = 2 ** 63;
 
-/** Refuses an offset that an image made up and that no file can have, as the kernel would. */
+/** Refuses an offset beyond the range of off_t, which a corrupt image may contain. */
 function checkOffset(what: string, offsetBytes: number): void {
   if (offsetBytes >= 0 && offsetBytes < OFFSETS_END) return;
   throw new SystemError(Errno.EINVAL, `Cannot ${what} at ${offsetBytes}`);
 }
 
-/** Reads until `into` is full or the file ends; returns the bytes read. Throws `SystemError`. */
+/**
+ * Reads until `into` is full or the file ends.
+ *
+ * @returns The bytes read.
+ * @throws {SystemError} EINVAL for an offset out of range.
+ */
 export function readAt(fd: number, into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
   checkOffset("read", offsetBytes);
   let done = 0;
@@ -179,7 +200,7 @@ export function readAt(fd: number, into: Uint8Array<ArrayBuffer>, offsetBytes: n
   return done;
 }
 
-/** Writes all of `from`. Throws `SystemError`, with some of it written perhaps. */
+/** Writes all of `from`. Throws `SystemError`; part of it may have been written then. */
 export function writeAt(fd: number, from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
   checkOffset("write", offsetBytes);
   let done = 0;
@@ -193,18 +214,23 @@ export function writeAt(fd: number, from: Uint8Array<ArrayBuffer>, offsetBytes: 
   }
 }
 
-/** Sets the length of a file. Throws `SystemError`. */
+/** Sets the length of a file: it is cut, or extended with zeros. Throws `SystemError`. */
 export function truncateFile(fd: number, lengthBytes: number): void {
   checkOffset("set the length to end", lengthBytes);
   check(libc.ftruncate(fd, lengthBytes), () => `Cannot set the length to ${lengthBytes} bytes`);
 }
 
-/** Brings a file's data and metadata to stable storage. Throws `SystemError`. */
+/** Syncs a file's data and metadata to stable storage. Throws `SystemError`. */
 export function syncFile(fd: number): void {
   check(libc.fsync(fd), () => "Cannot sync the file");
 }
 
-/** Frees a range of a file, which then reads as zeros; false where that is not supported. */
+/**
+ * Frees a range of a file, which then reads as zeros.
+ *
+ * @returns False when the filesystem does not support it.
+ * @throws {SystemError}
+ */
 export function punchHole(fd: number, offsetBytes: number, lengthBytes: number): boolean {
   checkOffset("free bytes", offsetBytes);
   const mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
@@ -223,20 +249,27 @@ function seek(fd: number, offsetBytes: number, whence: number): number {
   throw new SystemError(errno, `Cannot look for data at ${offsetBytes}`);
 }
 
-/** Where the next data at or after an offset starts; -1 when there is none. */
+/**
+ * The offset of the next data at or after an offset; -1 when there is none. Throws `SystemError`.
+ */
 export function seekData(fd: number, offsetBytes: number): number {
   return seek(fd, offsetBytes, SEEK_DATA);
 }
 
-/** Where the next hole at or after an offset starts (the end counts as one); -1 past the end. */
+/**
+ * The offset of the next hole at or after an offset; the end of the file counts as a hole. -1 past
+ * the end. Throws `SystemError`.
+ */
 export function seekHole(fd: number, offsetBytes: number): number {
   return seek(fd, offsetBytes, SEEK_HOLE);
 }
 
 /**
- * Takes the exclusive flock(2) of a file without waiting; false when another open file has it. The
- * lock goes with the descriptor, so a dead process leaves none behind. Throws `SystemError`
- * (ENOLCK, EOPNOTSUPP) where the filesystem knows no locks.
+ * Takes the exclusive flock(2) of a file without waiting. The kernel releases it when the
+ * descriptor is closed, so a dead process leaves no lock.
+ *
+ * @returns False when another open file has the lock.
+ * @throws {SystemError} ENOLCK or EOPNOTSUPP when the filesystem supports no locks.
  */
 export function tryLockExclusive(fd: number): boolean {
   if (libc.flock(fd, LOCK_EX | LOCK_NB) === 0) return true;
@@ -245,7 +278,9 @@ export function tryLockExclusive(fd: number): boolean {
   throw new SystemError(errno, "Cannot lock the file");
 }
 
-/** Takes the exclusive flock(2) of an open file or folder, waiting for it. Throws `SystemError`. */
+/**
+ * Waits for the exclusive flock(2) of an open file or folder, and takes it. Throws `SystemError`.
+ */
 export function lockExclusive(fd: number): void {
   while (libc.flock(fd, LOCK_EX) < 0) {
     if (lastErrno() !== Errno.EINTR) throw new SystemError(lastErrno(), "Cannot lock the file");
@@ -256,14 +291,14 @@ function fieldOf(view: DataView, offset: number): number {
   return Number(view.getBigInt64(offset, true));
 }
 
-/** Takes O_NONBLOCK off an open file. Throws `SystemError`. */
+/** Clears O_NONBLOCK of an open file. Throws `SystemError`. */
 export function makeBlocking(fd: number): void {
   const what = (): string => "Cannot change the flags of the file";
   const flags = check(libc.fcntl(fd, F_GETFL, 0), what);
   check(libc.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK), what);
 }
 
-/** The state of an open file. Throws `SystemError`. */
+/** The status of an open file. Throws `SystemError`. */
 export function fileStatus(fd: number): FileStatus {
   const stat = new Uint8Array(STAT_BYTES);
   check(libc.syscall(SYS_fstat, fd, stat), () => "Cannot get the state of the file");
@@ -271,10 +306,10 @@ export function fileStatus(fd: number): FileStatus {
   return status.kind === "block" ? { ...status, sizeBytes: blockDeviceSize(fd) } : status;
 }
 
-/** What a `struct stat` tells; the size of a block device is not in it. */
+/** Decodes a `struct stat` of STAT_BYTES bytes. It does not contain the size of a block device. */
 export function decodeStatus(stat: Uint8Array): FileStatus {
-  // struct stat of x86-64: st_dev @0, st_ino @8, st_mode @24, st_uid @28, st_rdev @40, st_size @48,
-  // st_blocks @64, st_mtime @88.
+  // struct stat (asm/stat.h): st_dev @0, st_ino @8, st_mode @24, st_uid @28, st_rdev @40, st_size
+  // @48, st_blocks @64, st_mtime @88.
   const view = new DataView(stat.buffer, stat.byteOffset, stat.byteLength);
   const mode = view.getUint32(24, true);
   return {

@@ -1,6 +1,9 @@
 /**
- * The ground floor: libc, opened by soname. Nothing else in the project calls `Deno.dlopen`, and
- * nothing above this folder knows the offset of a field in a C struct. Layouts are x86-64 Linux.
+ * The base of `ffi`: libraries opened by soname, addresses and C strings.
+ *
+ * `ffi` is the border to C: libc, the kernel's interfaces, system libraries. Only this folder calls
+ * `Deno.dlopen`, and only this folder knows offsets of fields in C structs; layouts are those of
+ * Linux on x86-64. It must not import from `src`.
  *
  * @module
  */
@@ -8,13 +11,15 @@
 import { checkedCalls } from "./checked_calls.ts";
 import { encodeName } from "./names.ts";
 
-/** The runtime takes a number for any 64-bit integer parameter; Deno's types ask for a BigInt. */
+/**
+ * Types 64-bit integer parameters as numbers, which the runtime takes; Deno's types want BigInts.
+ */
 type WithNumbers<Call> = Call extends (...args: infer Args) => infer Result ? (
     ...args: { [Index in keyof Args]: Args[Index] extends bigint ? number : Args[Index] }
   ) => Result
   : never;
 
-/** Calls to a library's symbols, which take numbers only. */
+/** The functions of a library, with numbers for all integer parameters. */
 export type Calls<Symbols extends Deno.ForeignLibraryInterface> = {
   [Name in keyof Deno.DynamicLibrary<Symbols>["symbols"]]: WithNumbers<
     Deno.DynamicLibrary<Symbols>["symbols"][Name]
@@ -22,11 +27,11 @@ export type Calls<Symbols extends Deno.ForeignLibraryInterface> = {
 };
 
 /**
- * Opens a library for the named symbols; each file of this folder asks for what it calls. 64-bit
- * parameters take numbers, so that no BigInt is made on the way, and every number is checked on its
- * way (see `checked_calls.ts`). Throws when the library or a symbol is missing.
+ * Opens a library. Each file of this folder declares the symbols that it calls. 64-bit parameters
+ * take numbers, so that calls allocate no BigInt; every number is checked, see `checked_calls.ts`.
  *
  * @param soname Such as `libc.so.6`.
+ * @throws When the library or a symbol is missing.
  */
 export function openLibrary<const Symbols extends Deno.ForeignLibraryInterface>(
   soname: string,
@@ -37,21 +42,23 @@ export function openLibrary<const Symbols extends Deno.ForeignLibraryInterface>(
   return checkedCalls(signatures, raw as Parameters<typeof checkedCalls>[1]) as Calls<Symbols>;
 }
 
-/** Opens libc for the named symbols. */
+/** Opens libc, as `openLibrary` does. */
 export function openLibc<const Symbols extends Deno.ForeignLibraryInterface>(
   symbols: Symbols,
 ): Calls<Symbols> {
   return openLibrary("libc.so.6", symbols);
 }
 
-/** The address that a non-null pointer object stands for, as a number (addresses fit 53 bits). */
+/** The address of a pointer, as a number; 0 for null. Addresses fit in 53 bits. */
 export function pointerAddress(pointer: Deno.PointerValue): number {
   return Number(Deno.UnsafePointer.value(pointer));
 }
 
 /**
- * The pointer object for an address. Calls that are made often take pointers, buffers and 32-bit
- * numbers: the runtime compiles those, while a 64-bit number makes it take the long way round.
+ * The pointer object for an address. Functions of the data path take pointers, buffers and 32-bit
+ * numbers only: the runtime compiles such calls, and takes a slower path for 64-bit numbers.
+ *
+ * @throws {TypeError} The address is 0.
  */
 export function pointerTo(address: number): Deno.PointerObject {
   const pointer = Deno.UnsafePointer.create(BigInt(address));
@@ -59,12 +66,16 @@ export function pointerTo(address: number): Deno.PointerObject {
   return pointer;
 }
 
-/** A view of `sizeBytes` bytes of memory at `address`; shares the memory, copies nothing. */
+/** A view of `sizeBytes` bytes of memory at `address`. It copies nothing. */
 export function memoryAt(address: number, sizeBytes: number): ArrayBuffer {
   return Deno.UnsafePointerView.getArrayBuffer(pointerTo(address), sizeBytes);
 }
 
-/** A name as libc wants it: its bytes and a NUL. Throws when it holds a NUL itself. */
+/**
+ * A name as a C string: its bytes and a NUL.
+ *
+ * @throws {TypeError} The name contains a NUL.
+ */
 export function cString(text: string): Uint8Array<ArrayBuffer> {
   if (text.includes("\0")) {
     throw new TypeError(`Cannot use ${JSON.stringify(text)} as a path: it holds a NUL`);
@@ -75,7 +86,7 @@ export function cString(text: string): Uint8Array<ArrayBuffer> {
   return terminated;
 }
 
-/** The address of the first byte of a typed array. The caller keeps the array alive. */
+/** The address of the first byte of a typed array. The caller must keep the array alive. */
 export function addressOf(array: ArrayBufferView<ArrayBuffer>): number {
   return pointerAddress(Deno.UnsafePointer.of(array));
 }

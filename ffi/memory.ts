@@ -1,6 +1,6 @@
 /**
- * Memory outside of the JavaScript heap: mapped once, viewed by typed arrays, handed to the kernel
- * by address.
+ * I/O memory: memory outside of the JavaScript heap that is mapped once, viewed by typed arrays and
+ * passed to the kernel by address.
  *
  * @module
  */
@@ -13,12 +13,12 @@ const libc = openLibc({
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int madvise(void *addr, size_t length, int advice)
   madvise: { parameters: ["usize", "usize", "i32"], result: "i32" },
-  // void *memcpy(void *dest, const void *src, size_t n); the result is not wanted
+  // void *memcpy(void *dest, const void *src, size_t n); the result is not used
   memcpy: { parameters: ["usize", "usize", "usize"], result: "void" },
   // void *memcpy(void *dest, const void *src, size_t n), of fewer than 2^32 bytes: the runtime
   // compiles a call with pointers and 32-bit numbers
   memcpyPointers: { name: "memcpy", parameters: ["pointer", "pointer", "u32"], result: "void" },
-  // void *memset(void *s, int c, size_t n); the result is not wanted
+  // void *memset(void *s, int c, size_t n); the result is not used
   memset: { parameters: ["usize", "i32", "usize"], result: "void" },
   // int memcmp(const void *s1, const void *s2, size_t n)
   memcmp: { parameters: ["usize", "usize", "usize"], result: "i32" },
@@ -38,15 +38,15 @@ const MADV_NOHUGEPAGE = 15;
 /** The size of a page of memory, bytes. */
 export const PAGE_BYTES = 4096;
 
-/** Bytes of a sector: I/O memory is named by the sector in which it begins. */
+/** Bytes of a sector. Buffers in I/O memory are named by the number of their first sector. */
 export const SECTOR_BYTES = 512;
-/** Address space for all arenas of a process; pages take room only once touched. */
+/** Address space for all arenas, largest choice first. The kernel allocates pages on first use. */
 const REGION_BYTES = [64, 16, 4, 1].map((gib) => gib * 1024 ** 3);
 
 /**
- * Where the region is asked for, in steps by chance: far below all else. The blktap2 driver maps
- * pages into it and takes them out again, and the system fills the highest gap of a process first,
- * so that the gaps in the region stay what they are.
+ * The lowest address to ask for, to which a random number of steps is added. It is far below other
+ * mappings on purpose: the blktap2 driver unmaps pages of the region for a while, and the kernel
+ * places new mappings in the highest gap, so none lands in the region.
  */
 const REGION_LOWEST_ADDRESS = 2 ** 44;
 const REGION_STEPS = 256;
@@ -63,7 +63,7 @@ function reserveRegion(): Region {
     const pointer = libc.mmap(wanted, sizeBytes, PROT_READ | PROT_WRITE, PRIVATE_FLAGS, -1, 0);
     const address = pointerAddress(pointer);
     if (address === 0 || address > Number.MAX_SAFE_INTEGER) continue;
-    // One touched byte is to cost one page: arenas are large and mostly untouched.
+    // Without huge pages a touched byte costs 4 KiB. Arenas are large and mostly untouched.
     libc.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
     return { address, sizeBytes };
   }
@@ -72,7 +72,7 @@ function reserveRegion(): Region {
 
 let region: Region | null = null;
 let usedBytes = 0;
-/** Sectors of I/O memory that have been given out; a number that stays in a register. */
+/** Sectors of the region below the end of the last arena. A small number stays in a register. */
 let usedSectors = 0;
 const releasedBySize = new Map<number, number[]>();
 
@@ -92,16 +92,19 @@ function takeFromRegion(sizeBytes: number): number {
 }
 
 /**
- * Whether all of these sectors are I/O memory that has been given out. Every address that goes to the
- * kernel or to libc is derived from a sector that was checked so.
+ * Whether a range of sectors lies below the end of the last arena. Every address that goes to the
+ * kernel or to libc is derived from a sector that passed this check.
  */
 export function isMemory(sector: number, count: number): boolean {
   return sector >= 0 && count >= 0 && sector + count <= usedSectors;
 }
 
 /**
- * Asserts that a buffer of `length` bytes, or a list of `length` iovecs (16 bytes each), is I/O
- * memory: the last look at what the kernel is told to write to.
+ * Asserts that a buffer lies in I/O memory. It is the last check before the kernel writes there.
+ *
+ * @param sector The first sector.
+ * @param length Bytes, or with `vectored` the number of iovecs of 16 bytes.
+ * @throws {AssertionError}
  */
 export function requireMemory(sector: number, length: number, vectored: boolean): void {
   const lengthBytes = vectored ? length * 16 : length;
@@ -111,7 +114,7 @@ export function requireMemory(sector: number, length: number, vectored: boolean)
   );
 }
 
-/** Takes a part of the smallest larger piece that was released; null without one. */
+/** Takes a part of the smallest released piece that is large enough; null without one. */
 function takeFromReleased(sizeBytes: number): number | null {
   let smallest = Infinity;
   for (const [size, addresses] of releasedBySize) {
@@ -129,10 +132,10 @@ function noteReleased(address: number, sizeBytes: number): void {
   else released.push(address);
 }
 
-/** Views by address, kept when the memory is released. */
+/** Views by address. They are kept when the memory is released. */
 const views = new Map<number, ArrayBuffer>();
 
-/** The view of a part of the region. The runtime counts a new one as new memory to collect. */
+/** The view of a part of the region. The garbage collector counts a new view as new memory. */
 function viewOf(address: number, sizeBytes: number): ArrayBuffer {
   const known = views.get(address);
   if (known?.byteLength === sizeBytes) return known;
@@ -141,18 +144,18 @@ function viewOf(address: number, sizeBytes: number): ArrayBuffer {
   return view;
 }
 
-/** The address of a sector of I/O memory. */
+/** The address of a sector of I/O memory; 0 before the first arena. */
 export function memoryAddress(sector: number): number {
   return region === null ? 0 : region.address + sector * SECTOR_BYTES;
 }
 
-/** The sector of I/O memory at an address, which is on the edge of one. */
+/** The sector of I/O memory that begins at an address. */
 export function memorySectorOf(address: number): number {
   return (address - memoryAddress(0)) / SECTOR_BYTES;
 }
 
 /**
- * The first bytes of all I/O memory in one view, which simulations copy in.
+ * One view of the first bytes of the region, in which simulations copy data.
  *
  * @param lengthBytes At most 2 GiB.
  */
@@ -162,25 +165,28 @@ export function memoryWindow(lengthBytes: number): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * Zeroed, page-aligned memory that lives until `release`. Pages take room only once touched.
+ * Zeroed, page-aligned memory that lives until `release`. The kernel allocates pages on first use.
  *
- * All arenas lie in one region, in which a sector has a number below 2^31. The data path passes
- * that number on instead of an address: the runtime keeps it in a register, while it would put an
- * address that it passes to a function on the heap.
+ * All arenas lie in one region, whose sectors have numbers below 2^31. The data path passes these
+ * numbers instead of addresses: the runtime keeps a number below 2^31 in a register, and allocates
+ * a larger one on the heap when it is passed to a function.
  */
 export class Arena {
   /** Address of the first byte. */
   readonly address: number;
-  /** Number of its first sector in I/O memory. */
+  /** Number of the first sector in I/O memory. */
   readonly sector: number;
-  /** Length, bytes (a multiple of the page size). */
+  /** Length, bytes: a multiple of PAGE_BYTES. */
   readonly sizeBytes: number;
   /** The memory as bytes. */
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The memory as fields of any width. */
   readonly view: DataView<ArrayBuffer>;
 
-  /** Takes `sizeBytes` bytes, rounded up to pages. Throws `SystemError`. */
+  /**
+   * @param sizeBytes Rounded up to pages.
+   * @throws {SystemError} ENOMEM when the region is used up.
+   */
   constructor(sizeBytes: number) {
     this.sizeBytes = Math.max(1, Math.ceil(sizeBytes / PAGE_BYTES)) * PAGE_BYTES;
     this.address = takeFromRegion(this.sizeBytes);
@@ -190,25 +196,25 @@ export class Arena {
     this.view = new DataView(buffer);
   }
 
-  /** A pointer into the memory, for calls that are made often: made once, it costs nothing. */
+  /** A pointer into the memory. It is an object: make it once for calls of the data path. */
   pointerAt(offsetBytes: number): Deno.PointerObject {
     return pointerTo(this.address + offsetBytes);
   }
 
-  /** Gives the pages of a range back to the system; they read as zeros when touched again. */
+  /** Frees the pages of a range; they read as zeros afterwards. */
   discard(offsetBytes: number, lengthBytes: number): void {
     libc.madvise(this.address + offsetBytes, lengthBytes, MADV_DONTNEED);
   }
 
   /**
-   * Puts memory of a device, or of a file, in the place of this: `fd` is mapped from its start on,
-   * shared with whoever has it mapped, too. Throws `SystemError`; the memory is the old one then.
+   * Replaces this memory by a shared mapping of `fd`, a device or a file, from its first byte on.
+   * Throws `SystemError`, and the memory is unchanged then.
    */
   mapDescriptor(fd: number): void {
     this.#map(MAP_SHARED | MAP_FIXED, fd);
   }
 
-  /** Undoes `mapDescriptor`: the memory is zeroed and private again. Throws `SystemError`. */
+  /** Replaces the mapping of `mapDescriptor` by zeroed private memory. Throws `SystemError`. */
   unmapDescriptor(): void {
     this.#map(PRIVATE_FLAGS | MAP_FIXED, -1);
     libc.madvise(this.address, this.sizeBytes, MADV_NOHUGEPAGE);
@@ -221,19 +227,21 @@ export class Arena {
     throw new SystemError(lastErrno(), `Cannot map ${this.sizeBytes} bytes of descriptor ${fd}`);
   }
 
-  /** Gives the memory back. Nothing may touch the views afterwards. */
+  /** Releases the memory. The views must not be used afterwards. */
   release(): void {
     this.discard(0, this.sizeBytes);
     noteReleased(this.address, this.sizeBytes);
   }
 }
 
-/** As much of I/O memory as has 8-byte words with numbers below 2^31, which stay in registers. */
+/** The part of I/O memory whose 8-byte words have numbers below 2^31, which stay in registers. */
 const WINDOW_BYTES = 16 * 1024 ** 3;
 const WORDS_PER_SECTOR = 64;
 let words: Float64Array | null = null;
 
-/** Copies sectors of I/O memory; the ranges must not overlap. */
+/**
+ * Copies sectors of I/O memory. The ranges must not overlap. Throws `AssertionError` out of range.
+ */
 export function copySectors(to: number, from: number, count: number): void {
   assert(isMemory(to, count), "A copy goes to a place outside of I/O memory");
   assert(isMemory(from, count), "A copy comes from a place outside of I/O memory");
@@ -252,7 +260,7 @@ function makeWords(): Float64Array {
   return new Float64Array(memoryAt(region.address, Math.min(WINDOW_BYTES, region.sizeBytes) - 8));
 }
 
-/** Copies bytes between places that have pointers, which allocates nothing. */
+/** Copies bytes between two pointers. It allocates nothing, and checks no range. */
 export function copyPointed(
   to: Deno.PointerObject,
   from: Deno.PointerObject,
@@ -261,12 +269,12 @@ export function copyPointed(
   libc.memcpyPointers(to, from, lengthBytes);
 }
 
-/** Pointers to sectors of I/O memory, kept for the next time: making one costs an allocation. */
+/** A cache of pointers to sectors of I/O memory: making a pointer allocates. */
 export class SectorPointers {
   readonly #known = new Map<number, Deno.PointerObject>();
   readonly #most: number;
 
-  /** @param most How many are kept; when there would be more, all are made anew. */
+  /** @param most The most pointers that are kept. The cache is emptied when it is full. */
   constructor(most: number) {
     this.#most = most;
   }
@@ -282,7 +290,7 @@ export class SectorPointers {
   }
 }
 
-/** Fills sectors of I/O memory with zeros. */
+/** Fills sectors of I/O memory with zeros. Throws `AssertionError` out of range. */
 export function zeroSectors(sector: number, count: number): void {
   assert(isMemory(sector, count), "Zeros go to a place outside of I/O memory");
   words ??= makeWords();
@@ -292,12 +300,12 @@ export function zeroSectors(sector: number, count: number): void {
   } else words.fill(0, sector * WORDS_PER_SECTOR, last * WORDS_PER_SECTOR);
 }
 
-/** Fills memory at an address with zeros. */
+/** Fills memory at an address with zeros; the caller has checked the range. */
 export function zeroMemory(address: number, lengthBytes: number): void {
   libc.memset(address, 0, lengthBytes);
 }
 
-/** Whether two ranges of memory hold the same bytes. */
+/** Whether the bytes at two addresses are equal; the caller has checked the ranges. */
 export function equalMemory(a: number, b: number, lengthBytes: number): boolean {
   return libc.memcmp(a, b, lengthBytes) === 0;
 }

@@ -1,32 +1,33 @@
 /**
- * Names of files between bytes and strings. To Linux a name is bytes, mostly but not always UTF-8. A
- * string carries a byte that is no part of UTF-8 as the lone surrogate U+DC00 plus the byte (U+DC80 to
- * U+DCFF), as Python's `surrogateescape` does: every name has a string, and that string leads back to
- * the same bytes. JSON writes such a byte as `\udce4`.
+ * Conversion of file names between bytes and strings. A Linux file name is a string of bytes,
+ * usually but not always in UTF-8. A byte that is not part of valid UTF-8 becomes the lone
+ * surrogate U+DC00 plus the byte (U+DC80 to U+DCFF), as in Python's `surrogateescape`. So every
+ * name has a string, and the string converts back to the same bytes. JSON writes such a byte as
+ * `\udce4`.
  *
- * Every path that goes to libc or comes from it passes here; the runtime's own file calls are not for
- * names that others chose, because they refuse such names or leave them out.
+ * Every path to and from libc is converted here. The runtime's own file calls are not used for
+ * names that users chose: they refuse names that are not UTF-8, or omit them from listings.
  *
  * @module
  */
 
-/** A byte stands for itself as this plus its value. */
+/** The surrogate of a byte is this plus the byte. */
 const ESCAPE_BASE = 0xdc00;
 const FIRST_ESCAPE = 0xdc80;
 const LAST_ESCAPE = 0xdcff;
 
 const utf8 = new TextEncoder();
-// A byte-order mark is a part of the name.
+// A byte-order mark is part of the name.
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Lone surrogates that stand for bytes; those of a pair are one character to this expression. */
+/** Lone surrogates that stand for bytes. With the flag `u` a surrogate pair does not match. */
 const ESCAPED_BYTES = /[\udc80-\udcff]+/gu;
 
-/** The bytes that a name's string stands for. */
+/** Converts the string of a name to its bytes. */
 export function encodeName(name: string): Uint8Array<ArrayBuffer> {
   const plain = utf8.encode(name);
   if (name.isWellFormed()) return plain;
-  // Each lone surrogate takes three bytes in `plain`, as U+FFFD, and at least one here.
+  // A lone surrogate takes three bytes in `plain`, as U+FFFD, and at most three here.
   const bytes = new Uint8Array(plain.length);
   let length = 0;
   let from = 0;
@@ -39,7 +40,7 @@ export function encodeName(name: string): Uint8Array<ArrayBuffer> {
   return bytes.slice(0, length);
 }
 
-/** The string that stands for a name's bytes. */
+/** Converts the bytes of a name to its string. */
 export function decodeName(bytes: Uint8Array): string {
   try {
     return strict.decode(bytes);
@@ -48,7 +49,7 @@ export function decodeName(bytes: Uint8Array): string {
   }
 }
 
-/** Bytes that are not all UTF-8. */
+/** Converts bytes that are not valid UTF-8. */
 function decodeMixed(bytes: Uint8Array): string {
   let text = "";
   for (let at = 0; at < bytes.length;) {
@@ -61,7 +62,7 @@ function decodeMixed(bytes: Uint8Array): string {
   return text;
 }
 
-/** How many bytes the character of UTF-8 at `at` has; 0 where none is (RFC 3629, section 4). */
+/** The length of the UTF-8 character at `at`, bytes; 0 for invalid UTF-8 (RFC 3629, section 4). */
 function sequenceLength(bytes: Uint8Array, at: number): number {
   const first = bytes[at];
   if (first < 0x80) return 1;
@@ -75,24 +76,24 @@ function sequenceLength(bytes: Uint8Array, at: number): number {
   return tooLong || surrogate || tooLarge ? 0 : length;
 }
 
-/** Whether a UTF-16 unit, taken alone, stands for a byte that is no part of UTF-8. */
+/** Whether a lone UTF-16 unit stands for a byte that is not part of valid UTF-8. */
 export function isEscapedByte(unit: number): boolean {
   return unit >= FIRST_ESCAPE && unit <= LAST_ESCAPE;
 }
 
-/** The name that begins with `offset` of these bytes and ends with a NUL, or with them. */
+/** The name that begins at byte `offset` and ends before the next NUL or at the end of `bytes`. */
 export function nameAt(bytes: Uint8Array, offset: number): string {
   const end = bytes.indexOf(0, offset);
   return decodeName(bytes.subarray(offset, end < 0 ? bytes.length : end));
 }
 
-/** Orders names by their bytes, as `sort` and glob(3) in the C locale do. */
+/** Compares names by their bytes, as `sort` and glob(3) do in the C locale. */
 export function compareNames(a: string, b: string): number {
   if (a === b) return 0;
   const length = Math.min(a.length, b.length);
   let at = 0;
   while (at < length && a.charCodeAt(at) === b.charCodeAt(at)) at++;
-  // Below the surrogates the order of UTF-16 units is that of the bytes.
+  // Below the surrogates UTF-16 units have the order of the bytes.
   const [unitA, unitB] = [a.charCodeAt(at), b.charCodeAt(at)];
   if (at === length) return a.length - b.length;
   if (unitA < 0xd800 && unitB < 0xd800) return unitA - unitB;

@@ -1,6 +1,6 @@
 /**
- * Commands to the kernel's nbd driver by ioctl, with the names of linux/nbd.h: for kernels whose
- * driver has no netlink interface.
+ * Commands to the kernel's nbd driver by ioctl, with the names of linux/nbd.h. They are for kernels
+ * before 4.12, whose driver has no netlink interface.
  *
  * @module
  */
@@ -33,22 +33,24 @@ function control(fd: number, request: number, argument: number): number {
   return libc.ioctl(fd, request, argument) < 0 ? lastErrno() : 0;
 }
 
-/** What a device is made of. */
+/** Parameters of a device. */
 export interface NbdIoctlOptions {
   readonly blockSizeBytes: number;
   readonly blocks: number;
   /** NBD_FLAG_* of the transmission phase. */
   readonly serverFlags: number;
-  /** After how long a request is given up, seconds. */
+  /** Timeout of a request, seconds. */
   readonly timeoutSeconds: number;
-  /** The kernel's ends of connections. */
+  /** The sockets of the kernel: one end of each connection. */
   readonly sockets: readonly number[];
 }
 
 /**
- * Sets an open device up that nobody serves; `nbdDoIt` starts it. Returns 0, or a positive error
- * number, with nothing changed: EBUSY when another process is setting it up, EINVAL when it is one
- * that netlink made.
+ * Sets up an unused device; `nbdDoIt` starts it.
+ *
+ * @param fd The device, open.
+ * @returns 0, or a positive errno, and the device is unchanged: EBUSY when another process is
+ * setting it up, EINVAL when it was created by netlink.
  */
 export function nbdSetUp(fd: number, options: NbdIoctlOptions): number {
   const { blockSizeBytes, blocks, serverFlags, timeoutSeconds, sockets } = options;
@@ -62,27 +64,32 @@ export function nbdSetUp(fd: number, options: NbdIoctlOptions): number {
     control(fd, NBD_SET_SIZE_BLOCKS, blocks) ||
     control(fd, NBD_SET_TIMEOUT, timeoutSeconds) ||
     control(fd, NBD_SET_FLAGS, serverFlags);
-  // Without one of ours in it, the device is somebody else's.
+  // When no socket was added, the device belongs to another process.
   if (errno !== 0 && added > 0) nbdClearSock(fd);
   return errno;
 }
 
-/** Runs the device by another thread, until it is disconnected or its connections are closed. */
+/**
+ * Runs the device by another thread, which it occupies until the device is disconnected or its
+ * connections are closed.
+ *
+ * @returns The result of the ioctl: 0, or -1.
+ */
 export function nbdDoIt(fd: number): Promise<number> {
   return libc.ioctlAside(fd, NBD_DO_IT, 0);
 }
 
-/** Sets the device's size while it runs, by another thread; false when that fails. */
+/** Sets the size of a running device by another thread; false when that fails. */
 export async function nbdSetBlocks(fd: number, blocks: number): Promise<boolean> {
   return await libc.ioctlAside(fd, NBD_SET_SIZE_BLOCKS, blocks) === 0;
 }
 
-/** Says good-bye to who serves the device, by another thread; false when that fails. */
+/** Sends NBD_CMD_DISC to the server by another thread; false when that fails. */
 export async function nbdSayDisconnect(fd: number): Promise<boolean> {
   return await libc.ioctlAside(fd, NBD_DISCONNECT, 0) === 0;
 }
 
-/** Takes the device's connections away: requests that wait fail. */
+/** Removes the device's connections. Requests in flight fail. */
 export function nbdClearSock(fd: number): void {
   control(fd, NBD_CLEAR_SOCK, 0);
 }

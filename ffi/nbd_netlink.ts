@@ -1,6 +1,6 @@
 /**
  * Commands to the kernel's nbd driver over generic netlink, with the names of linux/nbd-netlink.h.
- * The driver takes them since 4.12; what later kernels added is told where it is used.
+ * The driver has this interface since 4.12. What later kernels added is marked below.
  *
  * @module
  */
@@ -25,37 +25,37 @@ const NBD_ATTR_BACKEND_IDENTIFIER = 10;
 const NBD_SOCK_ITEM = 1;
 const NBD_SOCK_FD = 1;
 
-/** The device is disconnected when the last one who has it open closes it. */
+/** The kernel disconnects the device when its last user closes it. */
 export const NBD_CFLAG_DISCONNECT_ON_CLOSE = 2;
 
-/** What a device is made of. */
+/** Parameters of a new device. */
 export interface NbdConnectOptions {
-  /** Of /dev/nbdN; the kernel takes a free one when it is left out. */
+  /** N of /dev/nbdN; without it the kernel takes a free device. */
   readonly index?: number;
   readonly sizeBytes: number;
   readonly blockSizeBytes: number;
   /** NBD_FLAG_* of the transmission phase. */
   readonly serverFlags: number;
-  /** After how long a request is given up, seconds; 0 for never. */
+  /** Timeout of a request, seconds; 0 for none. */
   readonly timeoutSeconds: number;
-  /** How long requests wait for another connection when the last has died, seconds. */
+  /** How long requests wait for a new connection after the last has died, seconds. */
   readonly deadConnectionSeconds: number;
-  /** The kernel's ends of connections. */
+  /** The sockets of the kernel: one end of each connection. */
   readonly sockets: readonly number[];
-  /** A name for what is behind the device; who changes it later has to know it (since 5.14). */
+  /** Name of the server. Later changes must give the same name (since 5.14). */
   readonly backend: string;
 }
 
-/** What can be changed of a device. */
+/** A change of a device. What is left out stays as it is. */
 export interface NbdChange {
   readonly index: number;
   readonly backend: string;
-  /** Since 5.3. */
+  /** New size (since 5.3). */
   readonly sizeBytes?: number;
   readonly deadConnectionSeconds?: number;
-  /** NBD_CFLAG_*; all others are cleared. */
+  /** NBD_CFLAG_* bits; all others are cleared. */
   readonly clientFlags?: number;
-  /** Take the places of connections that have died; a socket too many is dropped silently. */
+  /** Sockets that replace dead connections. The kernel drops a surplus socket without an error. */
   readonly sockets?: readonly number[];
 }
 
@@ -71,7 +71,7 @@ function request(command: number, attributes: AttributeWriter): GenericRequest {
   return { family: NBD_GENL_FAMILY_NAME, version: NBD_GENL_VERSION, command, attributes };
 }
 
-/** The command that makes a device. */
+/** The command that creates a device. */
 export function connectRequest(options: NbdConnectOptions): GenericRequest {
   const attributes = new AttributeWriter();
   if (options.index !== undefined) attributes.u32(NBD_ATTR_INDEX, options.index);
@@ -100,21 +100,22 @@ export function reconfigureRequest(change: NbdChange): GenericRequest {
   return request(NBD_CMD_RECONFIGURE, attributes);
 }
 
-/** The command that takes a device's connections away; whoever uses it gets errors. */
+/** The command that disconnects a device. Its users get errors. */
 export function disconnectRequest(index: number): GenericRequest {
   return request(NBD_CMD_DISCONNECT, new AttributeWriter().u32(NBD_ATTR_INDEX, index));
 }
 
-/** How the making of a device ended. */
+/** The result of `nbdConnect`. */
 export interface NbdConnected {
+  /** 0 or a positive errno. */
   readonly errno: number;
-  /** Whether the driver has this interface at all. */
+  /** Whether the driver has this interface. */
   readonly known: boolean;
-  /** N of /dev/nbdN. */
+  /** N of /dev/nbdN; -1 after an error. */
   readonly index: number;
 }
 
-/** Commands of this process that other threads are carrying out. */
+/** Commands of this process that other threads are executing. */
 let underWay = 0;
 
 async function aside(wanted: GenericRequest): ReturnType<typeof requestAside> {
@@ -126,29 +127,37 @@ async function aside(wanted: GenericRequest): ReturnType<typeof requestAside> {
   }
 }
 
-/** Makes a device, by another thread: the kernel carries out one command of all at a time. */
+/**
+ * Creates a device by another thread: the kernel executes one command of all processes at a time.
+ */
 export async function nbdConnect(options: NbdConnectOptions): Promise<NbdConnected> {
   const { errno, known, attributes } = await aside(connectRequest(options));
   return { errno, known, index: attributes.get(NBD_ATTR_INDEX)?.getUint32(0, true) ?? -1 };
 }
 
-/** Changes a device, by another thread; returns 0 or a positive error number. */
+/** Changes a device by another thread; returns 0 or a positive errno. */
 export async function nbdReconfigure(change: NbdChange): Promise<number> {
   return (await aside(reconfigureRequest(change))).errno;
 }
 
-/** Disconnects a device, by another thread: the kernel says good-bye to whoever serves it. */
+/**
+ * Disconnects a device by another thread. The kernel sends NBD_CMD_DISC to the server.
+ *
+ * @returns 0 or a positive errno.
+ */
 export async function nbdDisconnect(index: number): Promise<number> {
   return (await aside(disconnectRequest(index))).errno;
 }
 
 /**
- * Disconnects a device whose requests are not answered any more; `close` closes its connections,
- * before this returns. All is done then, too, so that this process may end; only while another
- * command is under way, which may wait for this thread, the commands follow that.
+ * Disconnects a device that is no longer served. The commands are finished when this returns, so
+ * the process may exit. There is one exception: while another thread executes a command, which may
+ * wait for this thread, the commands run after that one.
+ *
+ * @param close Closes the connections; called before this returns.
  */
 export function nbdDrop(index: number, backend: string, close: () => void): void {
-  // Kernels before 5.19 disconnect no device while requests wait for another connection.
+  // Kernels before 5.19 do not disconnect a device while requests wait for a new connection.
   const impatient = reconfigureRequest({ index, backend, deadConnectionSeconds: 0 });
   if (underWay > 0) {
     close();

@@ -1,6 +1,6 @@
 /**
- * Generic netlink: requests to a family of commands of the kernel, and its answers. Layouts are those
- * of linux/netlink.h and linux/genetlink.h.
+ * Generic netlink: commands to a subsystem of the kernel, called a family, and their results.
+ * Layouts are those of linux/netlink.h and linux/genetlink.h.
  *
  * @module
  */
@@ -13,7 +13,7 @@ const libc = openLibc({
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
   send: { parameters: ["i32", "buffer", "usize", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags), by another thread: the kernel
-  // carries a command out before it returns
+  // executes a command before send returns
   sendAside: {
     name: "send",
     parameters: ["i32", "buffer", "usize", "i32"],
@@ -38,7 +38,7 @@ const NLMSG_ERROR = 2;
 const NLA_TYPE_MASK = 0x3fff;
 const NLA_F_NESTED = 0x8000;
 
-/** The family that knows of the others. */
+/** The family that lists the families. */
 const GENL_ID_CTRL = 16;
 const CTRL_VERSION = 2;
 const CTRL_CMD_GETFAMILY = 3;
@@ -49,15 +49,15 @@ const CTRL_ATTR_FAMILY_NAME = 2;
 // struct genlmsghdr: u8 command @16, u8 version @17, u16 reserved @18; attributes from 20 on.
 const NLMSG_HEADER_BYTES = 16;
 const HEADERS_BYTES = 20;
-// struct nlattr: u16 length @0 (with these four bytes), u16 type @2.
+// struct nlattr: u16 length @0 (these four bytes included), u16 type @2.
 const ATTRIBUTE_HEADER_BYTES = 4;
 const ANSWER_BYTES = 64 * 1024;
 
-/** Attributes of a message, one behind the other, each on a multiple of four bytes. */
+/** Builds the attributes of a message, each aligned to four bytes. */
 export class AttributeWriter {
   readonly #bytes: number[] = [];
 
-  /** What was written so far. */
+  /** The bytes of all attributes. */
   done(): Uint8Array<ArrayBuffer> {
     return new Uint8Array(this.#bytes);
   }
@@ -69,28 +69,31 @@ export class AttributeWriter {
     return this;
   }
 
-  /** NLA_U32. */
+  /** Adds an NLA_U32. */
   u32(type: number, value: number): this {
     return this.#add(type, new Uint8Array(new Uint32Array([value]).buffer));
   }
 
-  /** NLA_U64, of a number that is a safe integer. */
+  /** Adds an NLA_U64; the value is a safe integer. */
   u64(type: number, value: number): this {
     return this.#add(type, new Uint8Array(new BigUint64Array([BigInt(value)]).buffer));
   }
 
-  /** NLA_STRING, with its NUL. */
+  /** Adds an NLA_NUL_STRING. */
   text(type: number, value: string): this {
     return this.#add(type, new TextEncoder().encode(`${value}\0`));
   }
 
-  /** NLA_NESTED. */
+  /** Adds an NLA_NESTED. */
   nested(type: number, content: AttributeWriter): this {
     return this.#add(type | NLA_F_NESTED, content.done());
   }
 }
 
-/** Attributes of an answer by type; of two of one type the last. Ends at what is not an attribute. */
+/**
+ * Decodes attributes to a map by type. The last of several attributes of one type wins. Decoding
+ * stops at the first malformed attribute.
+ */
 export function readAttributes(bytes: Uint8Array<ArrayBuffer>): Map<number, DataView<ArrayBuffer>> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const found = new Map<number, DataView<ArrayBuffer>>();
@@ -114,17 +117,17 @@ export interface GenericRequest {
   readonly attributes: AttributeWriter;
 }
 
-/** How a command ended. */
+/** The result of a command. */
 export interface GenericAnswer {
-  /** 0, or the positive error number that it failed with. */
+  /** 0 or a positive errno. */
   readonly errno: number;
-  /** Whether the kernel has a family of that name; ENOENT may be the command's answer, too. */
+  /** Whether the kernel has the family. ENOENT alone does not tell: a command may return it. */
   readonly known: boolean;
-  /** What the command answered; empty when it answers nothing. */
+  /** Attributes of the reply; empty without one. */
   readonly attributes: Map<number, DataView<ArrayBuffer>>;
 }
 
-/** A whole message to a family that goes by a number. */
+/** Encodes a message to the family with a number. */
 export function encodeMessage(
   family: number,
   { version, command, attributes }: Omit<GenericRequest, "family">,
@@ -143,7 +146,7 @@ export function encodeMessage(
 
 type Attributes = Map<number, DataView<ArrayBuffer>>;
 
-/** Takes the answers that wait, up to the one that says how the command ended. */
+/** Receives the replies that wait, up to the acknowledgement of the command. */
 function receiveAnswer(fd: number): { errno: number; attributes: Attributes } {
   const buffer = new Uint8Array(ANSWER_BYTES);
   const view = new DataView(buffer.buffer);
@@ -163,7 +166,7 @@ function receiveAnswer(fd: number): { errno: number; attributes: Attributes } {
   }
 }
 
-/** A command on its way: the family is asked for its number, and then for what is to be done. */
+/** The exchange of a command: a message that asks for the family's number, then the command. */
 class Exchange {
   readonly #fd: number;
   readonly #request: GenericRequest;
@@ -180,7 +183,7 @@ class Exchange {
     return this.#fd;
   }
 
-  /** What is to be sent first; null when nothing can be. */
+  /** The first message to send; null when there is no socket. */
   first(): Uint8Array<ArrayBuffer> | null {
     if (this.#fd < 0) return null;
     return encodeMessage(GENL_ID_CTRL, {
@@ -190,7 +193,7 @@ class Exchange {
     });
   }
 
-  /** What is to be sent after that; null at the end. */
+  /** Receives the reply to the last message; returns the next message, or null at the end. */
   next(): Uint8Array<ArrayBuffer> | null {
     const answer = receiveAnswer(this.#fd);
     if (this.#family >= 0) {
@@ -203,14 +206,14 @@ class Exchange {
     return null;
   }
 
-  /** Ends it, and tells how it ended. */
+  /** Closes the socket and returns the result. */
   finish(): GenericAnswer {
     if (this.#fd >= 0) libc.close(this.#fd);
     return this.#answer;
   }
 }
 
-/** Has the kernel carry a command out, and holds everything else up meanwhile. */
+/** Executes a command, and blocks until it ends. The result carries its error. */
 export function requestNow(request: GenericRequest): GenericAnswer {
   const exchange = new Exchange(request);
   for (let message = exchange.first(); message !== null; message = exchange.next()) {
@@ -219,7 +222,9 @@ export function requestNow(request: GenericRequest): GenericAnswer {
   return exchange.finish();
 }
 
-/** Has the kernel carry a command out by another thread. It does not fail: the answer tells. */
+/**
+ * Executes a command by another thread. The promise does not reject; the result carries the error.
+ */
 export async function requestAside(request: GenericRequest): Promise<GenericAnswer> {
   const exchange = new Exchange(request);
   for (let message = exchange.first(); message !== null; message = exchange.next()) {

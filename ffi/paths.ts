@@ -1,6 +1,6 @@
 /**
- * Files by path, synchronously: what is known of them, and what changes a folder. Unlike the runtime's
- * own calls these take and give every name, see `names.ts`. All throw `SystemError`.
+ * Files by path, with calls that block: status, links, listings and renames. Unlike the runtime's
+ * own calls these handle names that are not UTF-8, see `names.ts`. All throw `SystemError`.
  *
  * @module
  */
@@ -29,7 +29,7 @@ const libc = openLibc({
   // ssize_t readlink(const char *path, char *buf, size_t bufsiz)
   readlink: { parameters: ["buffer", "buffer", "usize"], result: "i32" },
   // long syscall(long number, int olddirfd, const char *oldpath, int newdirfd, const char *newpath,
-  // unsigned int flags): renameat2, whose wrapper is younger than some glibc that this runs on
+  // unsigned int flags): renameat2, for which older versions of glibc have no wrapper
   renameat2Syscall: {
     name: "syscall",
     parameters: ["i64", "i32", "buffer", "i32", "buffer", "u32"],
@@ -52,7 +52,7 @@ const RENAME_NOREPLACE = 1;
 const PATH_MAX = 4096;
 const LIST_BYTES = 65536;
 
-/** What stat(2), or lstat(2) for a link itself, tells of a path; without a block device's size. */
+/** The status of a path; with `link` of the link itself. The size of a block device is 0. */
 export function pathStatus(path: string, { link = false } = {}): FileStatus {
   const stat = new Uint8Array(STAT_BYTES);
   if (libc.statSyscall(link ? SYS_lstat : SYS_stat, cString(path), stat) < 0) {
@@ -61,14 +61,14 @@ export function pathStatus(path: string, { link = false } = {}): FileStatus {
   return decodeStatus(stat);
 }
 
-/** Whether there is a file of this name. A link that leads nowhere is one with `link` only. */
+/** Whether a path exists. With `link`, a symbolic link without a target counts too. */
 export function pathExists(path: string, { link = false } = {}): boolean {
   if (path.includes("\0")) return false;
   const stat = new Uint8Array(STAT_BYTES);
   return libc.statSyscall(link ? SYS_lstat : SYS_stat, cString(path), stat) >= 0;
 }
 
-/** The absolute path with all links followed. The file must exist. */
+/** The absolute path without symbolic links. The file must exist. */
 export function realPath(path: string): string {
   const resolved = new Uint8Array(PATH_MAX);
   if (libc.realpath(cString(path), resolved) === null) {
@@ -77,9 +77,9 @@ export function realPath(path: string): string {
   return nameAt(resolved, 0);
 }
 
-/** What a symbolic link holds. */
+/** The content of a symbolic link. */
 export function linkTarget(path: string): string {
-  // One more than the kernel gives, so that the name ends in a NUL.
+  // One byte more than readlink may fill, so that the name ends with a NUL.
   const target = new Uint8Array(PATH_MAX + 1);
   if (libc.readlink(cString(path), target, PATH_MAX) < 0) {
     throw new SystemError(lastErrno(), `Cannot read the link ${path}`);
@@ -87,7 +87,7 @@ export function linkTarget(path: string): string {
   return nameAt(target, 0);
 }
 
-/** The folder that relative paths start from. */
+/** The working folder of the process. */
 export function workingFolder(): string {
   const folder = new Uint8Array(PATH_MAX);
   if (libc.getcwd(folder, PATH_MAX) === null) {
@@ -96,7 +96,7 @@ export function workingFolder(): string {
   return nameAt(folder, 0);
 }
 
-/** The names in a folder, all of them, without `.` and `..`; in no order. */
+/** All names in a folder except `.` and `..`, in no particular order. */
 export function namesInFolder(folder: string): string[] {
   const fd = openFile(folder, O_RDONLY | O_DIRECTORY);
   try {
@@ -116,7 +116,10 @@ export function namesInFolder(folder: string): string[] {
   }
 }
 
-/** Adds the names of a run of `struct linux_dirent64`: u16 d_reclen @16, char d_name[] @19. */
+/**
+ * Adds the names of a sequence of `struct linux_dirent64` (linux/dirent.h): u16 d_reclen @16,
+ * char d_name[] @19.
+ */
 function addNames(names: string[], entries: Uint8Array): void {
   for (let at = 0; at < entries.length;) {
     const name = nameAt(entries, at + 19);
@@ -125,13 +128,13 @@ function addNames(names: string[], entries: Uint8Array): void {
   }
 }
 
-/** Puts a file in the place of `to`, at one stroke. */
+/** Renames a file atomically. It replaces an existing `to`. */
 export function renamePath(from: string, to: string): void {
   if (libc.rename(cString(from), cString(to)) === 0) return;
   throw new SystemError(lastErrno(), `Cannot rename ${from} to ${to}`);
 }
 
-/** Gives a file another name in the same filesystem, which must be free (EEXIST). */
+/** Renames a file in the same filesystem. EEXIST when `to` exists. */
 export function renamePathToNew(from: string, to: string): void {
   const [oldName, newName] = [cString(from), cString(to)];
   const at = AT_FDCWD;
@@ -142,18 +145,18 @@ export function renamePathToNew(from: string, to: string): void {
   if (errno !== Errno.EINVAL && errno !== Errno.ENOSYS) {
     throw new SystemError(errno, `Cannot rename ${from} to ${to}`);
   }
-  // NFS and old kernels do not know the flag; there a hard link does the same.
+  // NFS and old kernels do not support the flag. A hard link fails for an existing name too.
   linkPath(from, to);
   removePath(from);
 }
 
-/** Gives a file a second name, which must be free (EEXIST). */
+/** Creates a hard link. EEXIST when `to` exists. */
 export function linkPath(from: string, to: string): void {
   if (libc.link(cString(from), cString(to)) === 0) return;
   throw new SystemError(lastErrno(), `Cannot link ${from} to ${to}`);
 }
 
-/** Removes a name that is not a folder's. */
+/** Removes a name that is not a folder. */
 export function removePath(path: string): void {
   if (libc.unlink(cString(path)) === 0) return;
   throw new SystemError(lastErrno(), `Cannot remove ${path}`);

@@ -1,5 +1,5 @@
 /**
- * This process and others: standard streams, limits, core dumps, and whether a process exists.
+ * Processes: standard streams, resource limits, core dumps, and whether a process exists.
  *
  * @module
  */
@@ -35,13 +35,13 @@ const PR_SET_IO_FLUSHER = 57;
 /** The largest number that a pid_t holds. */
 const PID_T_MAX = 0x7fff_ffff;
 
-/** Whether a process of this number exists, whoever owns it. */
+/** Whether a process exists, of any owner. */
 export function processExists(pid: number): boolean {
   if (!(pid >= 1 && pid <= PID_T_MAX)) return false;
   return libc.kill(pid, 0) === 0 || lastErrno() !== Errno.ESRCH;
 }
 
-/** Points standard input, output and error to /dev/null, as a daemon does. Throws `SystemError`. */
+/** Redirects standard input, output and error to /dev/null. Throws `SystemError`. */
 export function detachStandardStreams(): void {
   const nothing = openFile("/dev/null", O_RDWR);
   for (let fd = 0; fd <= 2; fd++) {
@@ -52,7 +52,7 @@ export function detachStandardStreams(): void {
   libc.close(nothing);
 }
 
-/** From now on there are no core dumps of this process, and others of its user cannot trace it. */
+/** Disables core dumps and tracing of this process. Throws `SystemError`. */
 export function hideMemory(): void {
   if (libc.prctl(PR_SET_DUMPABLE, 0) !== 0) {
     throw new SystemError(lastErrno(), "Cannot keep this process out of core dumps");
@@ -60,20 +60,24 @@ export function hideMemory(): void {
 }
 
 /**
- * Tells the kernel that this thread serves a block device: when it wants memory, the kernel is not
- * to write to that device to get some, which would wait for this thread. False without the right
- * to (CAP_SYS_RESOURCE), or before Linux 5.6.
+ * Marks this thread as the server of a block device. When the thread allocates memory, the kernel
+ * then does not write dirty pages to that device to free some: the write would wait for the thread.
+ *
+ * @returns False without CAP_SYS_RESOURCE, or before Linux 5.6.
  */
 export function becomeIoFlusher(): boolean {
   return libc.prctlAll(PR_SET_IO_FLUSHER, 1, 0, 0, 0) === 0;
 }
 
 /**
- * Raises the soft limit of open descriptors to the hard one: each layer of a chain and each client
- * takes one. Returns the limit that holds now. Throws `SystemError`.
+ * Raises the soft limit of open descriptors to the hard limit. Each layer of a chain and each
+ * client takes a descriptor.
+ *
+ * @returns The new soft limit.
+ * @throws {SystemError}
  */
 export function raiseDescriptorLimit(): number {
-  // struct rlimit: rlim_t rlim_cur @0, rlim_t rlim_max @8; both have 64 bits.
+  // struct rlimit (sys/resource.h): u64 rlim_cur @0, u64 rlim_max @8.
   const limit = new BigUint64Array(2);
   if (libc.getrlimit(RLIMIT_NOFILE, limit) < 0) {
     throw new SystemError(lastErrno(), "Cannot get the limit of open descriptors");

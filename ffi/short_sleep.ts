@@ -1,5 +1,5 @@
 /**
- * Sleeping for microseconds.
+ * Sleeps of a few microseconds.
  *
  * @module
  */
@@ -14,17 +14,20 @@ const libc = openLibc({
 
 const PR_SET_TIMERSLACK = 29;
 
-/** Sleeps that the calling thread makes; the thread's timers are exact from then on. */
+/** Makes the calling thread sleep. The constructor sets the timer slack of the thread to 1 ns. */
 export class ShortSleep {
-  // struct timespec: time_t tv_sec @0, long tv_nsec @8.
+  // struct timespec (time.h): time_t tv_sec @0, long tv_nsec @8.
   readonly #duration = new Uint32Array(4);
 
   constructor() {
-    // The kernel lets sleeps take 50 µs longer otherwise.
+    // The default slack lengthens sleeps by up to 50 µs.
     libc.prctl(PR_SET_TIMERSLACK, 1);
   }
 
-  /** Sleeps for `durationUs`, less than a second; false when a signal ended it early. */
+  /**
+   * @param durationUs Less than a second.
+   * @returns False when a signal ended the sleep early.
+   */
   sleep(durationUs: number): boolean {
     this.#duration[2] = durationUs * 1000;
     return libc.nanosleep(this.#duration, null) === 0;

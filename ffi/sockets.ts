@@ -1,5 +1,5 @@
 /**
- * Stream sockets that do not block, and transfers between them and memory by address.
+ * UNIX and TCP sockets, and transfers between them and memory by address.
  *
  * @module
  */
@@ -58,9 +58,13 @@ const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SUN_PATH_BYTES = 108;
 
-/** A `struct sockaddr_un` for a path. Throws `RangeError` when the path is too long for one. */
+/**
+ * Encodes a `struct sockaddr_un`.
+ *
+ * @throws {RangeError} The path has more than 107 bytes.
+ */
 export function unixAddress(path: string): Uint8Array<ArrayBuffer> {
-  // struct sockaddr_un: u16 family @0, char path[108] @2.
+  // struct sockaddr_un (sys/un.h): u16 family @0, char path[108] @2.
   const bytes = encodeName(path);
   if (bytes.length >= SUN_PATH_BYTES) {
     throw new RangeError(
@@ -80,7 +84,7 @@ function unixSocket(flags: number): number {
   return fd;
 }
 
-/** Two UNIX sockets that are connected to each other; both block. Throws `SystemError`. */
+/** Creates two connected UNIX sockets, which block. Throws `SystemError`. */
 export function socketPair(): [number, number] {
   const fds = new Int32Array(2);
   if (libc.socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0) {
@@ -89,7 +93,7 @@ export function socketPair(): [number, number] {
   return [fds[0], fds[1]];
 }
 
-/** Checks the result of a call on a new socket, which is closed when the call failed. */
+/** Throws for a failed call on a new socket, and closes the socket. */
 function checkSocket(fd: number, result: number, what: string): void {
   if (result >= 0) return;
   const errno = lastErrno();
@@ -97,7 +101,11 @@ function checkSocket(fd: number, result: number, what: string): void {
   throw new SystemError(errno, what);
 }
 
-/** Binds a UNIX socket to `path`, which must not exist, and listens. Throws `SystemError`. */
+/**
+ * Binds a non-blocking UNIX socket to a path and listens.
+ *
+ * @throws {SystemError} EADDRINUSE when the path exists.
+ */
 export function unixListen(path: string, backlog = 128): number {
   const address = unixAddress(path);
   const fd = unixSocket(SOCK_NONBLOCK);
@@ -107,8 +115,10 @@ export function unixListen(path: string, backlog = 128): number {
 }
 
 /**
- * Connects to the UNIX socket at `path`; the descriptor blocks. A listener that does not accept and
- * whose queue is full is waited for. Throws `SystemError`: EAGAIN when `timeoutMs` has gone by.
+ * Connects to the UNIX socket at a path. It waits while the listener's queue is full. The
+ * descriptor blocks.
+ *
+ * @throws {SystemError} EAGAIN when `timeoutMs` has passed.
  */
 export function unixConnect(path: string, timeoutMs = Infinity): number {
   const address = unixAddress(path);
@@ -118,9 +128,9 @@ export function unixConnect(path: string, timeoutMs = Infinity): number {
   return fd;
 }
 
-/** Sets how long connect(2) and send(2) wait on a UNIX socket: at least a millisecond. */
+/** Sets the timeout of connect(2) and send(2) on a UNIX socket; at least a millisecond. */
 function limitSending(fd: number, timeoutMs: number): void {
-  // struct timeval: i64 seconds @0, i64 microseconds @8. Zeros would mean no limit.
+  // struct timeval (sys/time.h): i64 tv_sec @0, i64 tv_usec @8. Zeros mean no timeout.
   const wholeMs = Math.max(1, Math.ceil(timeoutMs));
   const time = new BigInt64Array([
     BigInt(Math.floor(wholeMs / 1000)),
@@ -130,18 +140,20 @@ function limitSending(fd: number, timeoutMs: number): void {
 }
 
 /**
- * Connects to the UNIX socket at `path` without waiting; the descriptor does not block. Throws
- * `SystemError`: EAGAIN when the listener's queue is full, ECONNREFUSED when nobody listens.
+ * Connects to the UNIX socket at a path without waiting. The descriptor does not block.
+ *
+ * @throws {SystemError} EAGAIN when the listener's queue is full, ECONNREFUSED without a listener.
  */
 export function unixConnectAtOnce(path: string): number {
   return beginConnect(unixAddress(path), path);
 }
 
 /**
- * Begins to connect to a `struct sockaddr`, without waiting: once the descriptor can be written to,
- * `connectionError` says how that ended. Throws `SystemError` for what fails at once.
+ * Starts to connect to a `struct sockaddr`. The attempt has ended when the descriptor, which does
+ * not block, is writable; `connectionError` returns its result.
  *
- * @param title What the address is called, for the error.
+ * @param title Name of the address for the error.
+ * @throws {SystemError} An attempt that fails at once.
  */
 export function beginConnect(address: Uint8Array<ArrayBuffer>, title: string): number {
   const family = new DataView(address.buffer, address.byteOffset).getUint16(0, true);
@@ -158,7 +170,7 @@ export function beginConnect(address: Uint8Array<ArrayBuffer>, title: string): n
   return fd;
 }
 
-/** Small messages leave at once; a peer that has gone without a word is noticed in half a minute. */
+/** Disables Nagle's algorithm, and detects a peer that vanished within half a minute. */
 function watchOverTcp(fd: number): void {
   const options = [
     [SOL_SOCKET, SO_KEEPALIVE, 1],
@@ -173,7 +185,7 @@ function watchOverTcp(fd: number): void {
   }
 }
 
-/** How connecting a descriptor ended: 0, or a positive error number. */
+/** The result of `beginConnect`: 0 or a positive errno. */
 export function connectionError(fd: number): number {
   const error = new Int32Array(1);
   const size = new Uint32Array([4]);
@@ -181,8 +193,10 @@ export function connectionError(fd: number): number {
 }
 
 /**
- * A datagram socket that is connected to the UNIX socket at `path` and never blocks. Throws
- * `SystemError`. Send with `sendAt`, close with `closeFile`.
+ * Creates a non-blocking datagram socket that is connected to the UNIX socket at a path. Use
+ * `sendAt` to send and `closeFile` to close.
+ *
+ * @throws {SystemError}
  */
 export function connectDatagrams(path: string): number {
   const fd = libc.socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -196,15 +210,17 @@ export function connectDatagrams(path: string): number {
   return fd;
 }
 
-/** The next waiting connection, not blocking; or a negative error number (-EAGAIN: none). */
+/**
+ * Accepts a connection, whose descriptor does not block. Returns -EAGAIN without one, or -errno.
+ */
 export function acceptConnection(fd: number): number {
   const connection = libc.accept4(fd, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
   return connection >= 0 ? connection : -lastErrno();
 }
 
 /**
- * Asks for a send buffer of `sizeBytes`, beyond the system's limit where the process may. Less is
- * no error: transfers take more turns then.
+ * Requests a send buffer of `sizeBytes`, beyond the system's limit if the process has the right to.
+ * A smaller buffer is no error: transfers take more calls then.
  */
 export function enlargeSendBuffer(fd: number, sizeBytes: number): void {
   const size = new Int32Array([sizeBytes]);
@@ -213,26 +229,26 @@ export function enlargeSendBuffer(fd: number, sizeBytes: number): void {
   }
 }
 
-/** Receives what is there into memory; returns bytes, 0 at the end, or a negative errno. */
+/** Receives into memory without waiting. Returns bytes, 0 at the end of the stream, or -errno. */
 export function receiveAt(fd: number, address: number, lengthBytes: number): number {
   const got = libc.recv(fd, address, lengthBytes, MSG_DONTWAIT);
   return got >= 0 ? got : -lastErrno();
 }
 
-/** Sends from memory what fits the send buffer; returns bytes or a negative errno. */
+/** Sends from memory without waiting. Returns the bytes that the send buffer took, or -errno. */
 export function sendAt(fd: number, address: number, lengthBytes: number): number {
   const put = libc.send(fd, address, lengthBytes, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();
 }
 
-/** Bytes of a `struct msghdr`. */
+/** Bytes of a `struct msghdr` (sys/socket.h). */
 export const MSGHDR_BYTES = 56;
-/** Bytes of a `struct iovec`. */
+/** Bytes of a `struct iovec` (sys/uio.h): void *iov_base @0, size_t iov_len @8. */
 export const IOVEC_BYTES = 16;
-/** The most iovecs that one call takes (UIO_MAXIOV). */
+/** The most iovecs of one call (linux/uio.h). */
 export const UIO_MAXIOV = 1024;
 
-/** Writes a 64-bit field that holds an address or a length, without a BigInt. */
+/** Writes a 64-bit field, such as an address or a length, from a number. */
 export function putNumber64(view: DataView, offset: number, value: number): void {
   view.setUint32(offset, value >>> 0, true);
   view.setUint32(offset + 4, (value / 0x1_0000_0000) >>> 0, true);
@@ -250,8 +266,8 @@ export function putIovec(
 }
 
 /**
- * Writes a `struct iovec` at `offset` for bytes of I/O memory, from `offsetBytes` behind the start
- * of a sector on: unlike an address, these numbers stay in registers.
+ * Writes a `struct iovec` at `offset` for bytes of I/O memory. The memory begins `offsetBytes`
+ * after the start of a sector: unlike an address, these numbers stay in registers.
  */
 export function putMemoryIovec(
   view: DataView,
@@ -267,12 +283,12 @@ export function putMemoryIovec(
   view.setUint32(offset + 12, 0, true);
 }
 
-/** Changes how many iovecs the `struct msghdr` at `offset` has. */
+/** Sets the number of iovecs of the `struct msghdr` at `offset`. */
 export function putIovecCount(view: DataView, offset: number, iovecCount: number): void {
   view.setUint32(offset + 24, iovecCount, true);
 }
 
-/** Writes a `struct msghdr` at `offset` that has no name and no control data. */
+/** Writes a `struct msghdr` at `offset`, in zeroed memory: it has no name and no control data. */
 export function putMsghdr(
   view: DataView,
   offset: number,
@@ -285,13 +301,13 @@ export function putMsghdr(
   putNumber64(view, offset + 24, iovecCount);
 }
 
-/** Receives by a `struct msghdr`; returns bytes, 0 at the end, or a negative errno. */
+/** Receives by a `struct msghdr` without waiting. Returns as `receiveAt` does. */
 export function receiveMessage(fd: number, msghdr: Deno.PointerObject): number {
   const got = libc.recvmsg(fd, msghdr, MSG_DONTWAIT);
   return got >= 0 ? got : -lastErrno();
 }
 
-/** Sends by a `struct msghdr`; returns bytes or a negative errno. */
+/** Sends by a `struct msghdr` without waiting. Returns as `sendAt` does. */
 export function sendMessage(fd: number, msghdr: Deno.PointerObject): number {
   const put = libc.sendmsg(fd, msghdr, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();

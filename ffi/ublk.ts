@@ -1,8 +1,9 @@
 /**
- * ublk, block devices served by a process (linux/ublk_cmd.h): numbers of commands, layouts of what
- * goes with them, and the descriptors of requests that the kernel maps into the process.
+ * ublk, the kernel's driver for block devices served by a process: numbers of commands, layouts of
+ * their arguments, and the descriptors of requests that the kernel maps into the process. All of
+ * them are those of linux/ublk_cmd.h.
  *
- * Every command travels in the last 80 bytes of a 128-byte submission of io_uring.
+ * A command is the last 80 bytes of a 128-byte submission entry of io_uring.
  *
  * @module
  */
@@ -20,10 +21,10 @@ const libc = openLibc({
   munmap: { parameters: ["usize", "usize"], result: "i32" },
 });
 
-/** Takes commands that make, start and end devices. */
+/** The device that takes control commands. */
 export const UBLK_CONTROL_PATH = "/dev/ublk-control";
 
-/** Commands for the control device: numbers that kernels before 6.4 take as they are. */
+/** Control commands. Kernels before 6.4 take these numbers; see `encodedControlCommand`. */
 export const UBLK_CMD_GET_DEV_INFO = 0x02;
 export const UBLK_CMD_ADD_DEV = 0x04;
 export const UBLK_CMD_DEL_DEV = 0x05;
@@ -32,23 +33,23 @@ export const UBLK_CMD_STOP_DEV = 0x07;
 export const UBLK_CMD_SET_PARAMS = 0x08;
 export const UBLK_CMD_START_USER_RECOVERY = 0x10;
 export const UBLK_CMD_END_USER_RECOVERY = 0x11;
-/** Commands that later kernels have, encoded only. */
+/** Control commands of later kernels, which take encoded numbers only. */
 export const UBLK_CMD_GET_FEATURES = 0x13;
 export const UBLK_CMD_UPDATE_SIZE = 0x15;
 export const UBLK_CMD_TRY_STOP_DEV = 0x17;
 
-/** Commands for a device's own file. */
+/** Commands to a device's own file, /dev/ublkcN. */
 export const UBLK_IO_FETCH_REQ = 0x20;
 export const UBLK_IO_COMMIT_AND_FETCH_REQ = 0x21;
 
-/** Results of the commands for a device's file: a request has come; the device was stopped. */
+/** Results of these commands: a request arrived; the device was stopped. */
 export const UBLK_IO_RES_OK = 0;
 export const UBLK_IO_RES_ABORT = -19;
 
 /** Flags of a device, all in the lower half of 64 bits. */
 export const UBLK_F_USER_RECOVERY = 1 << 3;
 export const UBLK_F_USER_RECOVERY_REISSUE = 1 << 4;
-/** Features of the kernel beyond these. */
+/** Features of the kernel, which UBLK_CMD_GET_FEATURES returns. */
 export const UBLK_F_CMD_IOCTL_ENCODE = 1 << 6;
 export const UBLK_F_UPDATE_SIZE = 1 << 10;
 export const UBLK_F_SAFE_STOP_DEV = 1 << 17;
@@ -63,7 +64,7 @@ export const UBLK_IO_OP_WRITE = 1;
 export const UBLK_IO_OP_FLUSH = 2;
 export const UBLK_IO_OP_DISCARD = 3;
 export const UBLK_IO_OP_WRITE_ZEROES = 5;
-/** Flags of a request, in the rest of it. */
+/** Flags of a request, in the upper bits of `op_flags`. */
 export const UBLK_IO_F_FUA = 1 << 13;
 export const UBLK_IO_F_NOUNMAP = 1 << 15;
 
@@ -72,7 +73,7 @@ export const UBLK_ATTR_READ_ONLY = 1 << 0;
 export const UBLK_ATTR_VOLATILE_CACHE = 1 << 2;
 export const UBLK_ATTR_FUA = 1 << 3;
 
-/** `dev_id` by which the kernel is asked to choose a number. */
+/** The `dev_id` that lets the kernel choose a number. */
 export const UBLK_ANY_DEVICE = 0xffff_ffff;
 
 const UBLK_PARAM_TYPE_BASIC = 1 << 0;
@@ -93,24 +94,24 @@ function ioctlNumber(direction: number, number: number, argumentBytes: number): 
   return direction << 30 | argumentBytes << 16 | UBLK_IOC_TYPE << 8 | number;
 }
 
-/** A control command's number as kernels since 6.4 have it (UBLK_U_CMD_*), a signed 32-bit one. */
+/** The number of a control command since Linux 6.4 (UBLK_U_CMD_*), as a signed 32-bit number. */
 export function encodedControlCommand(number: number): number {
   const direction = READ_ONLY_COMMANDS.includes(number) ? IOC_READ : IOC_READ | IOC_WRITE;
   return ioctlNumber(direction, number, CTRL_CMD_BYTES);
 }
 
-/** The same for a command of a device's file (UBLK_U_IO_*). */
+/** The same for a command to a device's own file (UBLK_U_IO_*). */
 export function encodedIoCommand(number: number): number {
   return ioctlNumber(IOC_READ | IOC_WRITE, number, IO_CMD_BYTES);
 }
 
-/** What a control command says. */
+/** Arguments of a control command. */
 export interface ControlArguments {
   readonly device: number;
-  /** Memory that the kernel reads or writes, and its length, bytes; both 0 for none. */
+  /** Address and length, bytes, of memory that the kernel reads or writes; both 0 for none. */
   readonly address: number;
   readonly lengthBytes: number;
-  /** A number that goes with the command. */
+  /** `data[0]`: a number, depending on the command. */
   readonly data: number;
 }
 
@@ -128,8 +129,8 @@ export function putControlCommand(view: DataView, at: number, command: ControlAr
 /**
  * Writes a `struct ublksrv_io_cmd`.
  *
- * @param result Of the request that ends: bytes, or a negative errno.
- * @param memorySector Where the data of the request that comes next is to be.
+ * @param result Result of the request that ends: bytes, or a negative errno.
+ * @param memorySector Sector of I/O memory for the data of the tag's next request.
  */
 export function putIoCommand(
   view: DataView,
@@ -149,7 +150,7 @@ export function putIoCommand(
 /** Bytes of a `struct ublksrv_ctrl_dev_info`. */
 export const DEVICE_INFO_BYTES = 64;
 
-/** What a device is made with, and what the kernel made of it (struct ublksrv_ctrl_dev_info). */
+/** A `struct ublksrv_ctrl_dev_info`: what a new device should be, or what a device is. */
 export interface DeviceInfo {
   readonly queues: number;
   readonly depth: number;
@@ -158,15 +159,15 @@ export interface DeviceInfo {
   /** The longest read or write, bytes. */
   readonly mostBytes: number;
   readonly device: number;
-  /** The process that serves it; -1 for none. */
+  /** ID of the process that serves it; -1 for none. */
   readonly pid: number;
-  /** A union of UBLK_F_*, as far as it is in the lower half. */
+  /** UBLK_F_* bits of the lower 32 bits. */
   readonly flags: number;
-  /** The process that made it, if that was one of this project; else 0. */
+  /** ID of the process that created it; 0 for a device of another program. */
   readonly makerPid: number;
 }
 
-/** What `ublksrv_flags`, which the kernel keeps and does not look at, begins with: "blkt". */
+/** The lower half of `ublksrv_flags`, which the kernel stores and does not use: "blkt". */
 const MAKER_MAGIC = 0x626c6b74;
 
 /** Writes a `struct ublksrv_ctrl_dev_info` for a new device. */
@@ -203,24 +204,24 @@ export function getDeviceInfo(view: DataView, at: number): DeviceInfo {
   };
 }
 
-/** Bytes of a `struct ublk_params` with what this process sets. */
+/** Bytes of a `struct ublk_params`, up to the end of its part for discards. */
 export const PARAMETERS_BYTES = 60;
 
-/** What a disk looks like. */
+/** Properties of a disk. */
 export interface DiskParameters {
-  /** A union of UBLK_ATTR_*. */
+  /** UBLK_ATTR_* bits. */
   readonly attributes: number;
   readonly logicalBlockBytes: number;
   readonly physicalBlockBytes: number;
   readonly sectors: number;
-  /** The longest read or write. */
+  /** The longest read or write, sectors. */
   readonly mostSectors: number;
   readonly discardGranularityBytes: number;
   readonly mostDiscardSectors: number;
   readonly mostZeroSectors: number;
 }
 
-/** Writes a `struct ublk_params` with its basic part and the one for discards. */
+/** Writes a `struct ublk_params` with the basic part and the part for discards. */
 export function putParameters(view: DataView, at: number, disk: DiskParameters): void {
   // u32 len @0, u32 types @4; basic: u32 attrs @8, u8 logical_bs_shift @12, physical_bs_shift @13,
   // io_opt_shift @14, io_min_shift @15, u32 max_sectors @16, chunk_sectors @20,
@@ -254,7 +255,7 @@ const MAP_SHARED = 1;
 const MAP_POPULATE = 0x8000;
 const MAP_FAILED = 2 ** 64 - 1;
 
-/** The requests of one queue by tag, as the kernel describes them. */
+/** The descriptors of the requests of one queue, by tag. The kernel writes them. */
 export class RequestDescriptors {
   #words: Uint32Array<ArrayBuffer>;
   readonly #address: number;
@@ -263,7 +264,8 @@ export class RequestDescriptors {
   /**
    * Maps the descriptors of queue `queue`.
    *
-   * @param fd A device's own file, /dev/ublkcN.
+   * @param fd The device's own file, /dev/ublkcN.
+   * @param depth Requests of the queue, at most UBLK_MAX_QUEUE_DEPTH.
    * @throws {SystemError}
    */
   constructor(fd: number, queue: number, depth: number) {
@@ -279,17 +281,17 @@ export class RequestDescriptors {
     this.#words = new Uint32Array(memoryAt(this.#address, this.#lengthBytes));
   }
 
-  /** The operation of the request with a tag (UBLK_IO_OP_*) and its flags (UBLK_IO_F_*). */
+  /** Operation (UBLK_IO_OP_*) and flags (UBLK_IO_F_*) of a tag's request. */
   operationAndFlags(tag: number): number {
     return this.#words[tag * DESCRIPTOR_WORDS];
   }
 
-  /** How many sectors it is for. */
+  /** Sectors of a tag's request. */
   count(tag: number): number {
     return this.#words[tag * DESCRIPTOR_WORDS + 1];
   }
 
-  /** The first of them. */
+  /** First sector of a tag's request. */
   sector(tag: number): number {
     const at = tag * DESCRIPTOR_WORDS;
     return this.#words[at + 2] + this.#words[at + 3] * 0x1_0000_0000;
