@@ -1,4 +1,4 @@
-import { uringNeedsThreads } from "../../ffi/uring.ts";
+import { uringNeedsThreads } from "../../ffi/uring_probe.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { CompletionSink, DiskBackend, IoKind } from "./backend.ts";
 import { LibaioBackend } from "./libaio.ts";

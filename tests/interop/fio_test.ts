@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { uringMissing } from "../../ffi/uring.ts";
+import { uringMissing } from "../../ffi/uring_probe.ts";
 import { fio } from "../support/fio.ts";
 import {
   createVhd,

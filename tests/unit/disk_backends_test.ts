@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { Errno } from "../../ffi/errno.ts";
 import { Arena } from "../../ffi/memory.ts";
-import { uringMissing } from "../../ffi/uring.ts";
+import { uringMissing } from "../../ffi/uring_probe.ts";
 import type { DiskBackend } from "../../src/queue/backend.ts";
 import { type DiskFile, osDiskFiles } from "../../src/queue/disk_files.ts";
 import { DiskQueue, type IoOwner } from "../../src/queue/disk_queue.ts";

@@ -1,5 +1,5 @@
 import { SystemError } from "../../../ffi/errno.ts";
-import { uringMissing } from "../../../ffi/uring.ts";
+import { uringMissing } from "../../../ffi/uring_probe.ts";
 import type { DeviceMaker } from "../block_device.ts";
 import { attachUblk } from "./attach.ts";
 import { controlMissing } from "./control.ts";
