@@ -1,10 +1,13 @@
-import { Errno, errnoOf, messageOf, SystemError } from "../../ffi/errno.ts";
+import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../../ffi/errno.ts";
 import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import type { Storage } from "../files/storage.ts";
 import type { VbdContext } from "./vbd_context.ts";
-import { type Done, type Vbd, VbdState } from "./vbd.ts";
+import type { Vbd } from "./vbd.ts";
+
+/** What was being done, for errors of the runtime. */
+const WHAT = "Cannot make a snapshot";
 
 /** How a snapshot of a running device is made. */
 export interface LiveSnapshotOptions {
@@ -25,9 +28,6 @@ export interface LiveSnapshot {
   /** How long requests were held back, milliseconds. */
   readonly stallMs: number;
 }
-
-/** Called at the end, with an errno other than 0 and a message, or with what was done. */
-export type SnapshotDone = (errno: number, message: string, made: LiveSnapshot | null) => void;
 
 /** What is to be done to files, and undone. */
 interface Plan {
@@ -51,40 +51,48 @@ interface Plan {
 export function liveSnapshot(
   context: VbdContext,
   vbd: Vbd,
-  { path, rename, timeoutMs, done }: LiveSnapshotOptions & { readonly done: SnapshotDone },
+  { path, rename, timeoutMs, done }: LiveSnapshotOptions & {
+    readonly done: DoneWith<LiveSnapshot>;
+  },
 ): void {
   const { scheduler, files: { storage } } = context;
   let plan: Plan;
   try {
     plan = planFor(vbd, { storage, path, rename });
   } catch (error) {
-    return done(errnoOf(error), messageOf(error), null);
+    return done(systemError(error, WHAT), null);
   }
   const before = vbd.name;
   const startMs = scheduler.nowMs();
-  const goBack = (errno: number, message: string): void =>
-    vbd.resume(before, (resumeErrno, resumeMessage) => {
-      const also = resumeErrno === 0 ? "" : `; ${resumeMessage}; the device stays paused`;
-      done(errno, `${message}${also}`, null);
+  const goBack = (error: SystemError, also = ""): void =>
+    vbd.resume(before, (resumeError) => {
+      const stays = resumeError === null ? "" : `; ${resumeError.message}; the device stays paused`;
+      done(withMore(error, `${also}${stays}`), null);
     });
-  const paused: Done = (errno, message) => {
-    if (errno !== 0) return done(errno, message, null);
+  vbd.pause((pauseError) => {
+    if (pauseError !== null) return done(pauseError, null);
     try {
       makeChild(storage, plan);
     } catch (error) {
-      return goBack(errnoOf(error), messageOf(error));
+      return goBack(systemError(error, WHAT));
     }
     const name = `${plan.stack}vhd:${plan.child}`;
-    vbd.resume(name, (resumeErrno, resumeMessage) => {
-      if (resumeErrno === 0) {
+    vbd.resume(name, (resumeError) => {
+      if (resumeError === null) {
         const stallMs = scheduler.nowMs() - startMs;
-        return done(0, "", { name, parent: plan.parent, stallMs });
+        return done(null, { name, parent: plan.parent, stallMs });
       }
       const failure = undo(storage, plan);
-      goBack(resumeErrno, `${resumeMessage}${failure === "" ? "" : `; ${failure}`}`);
+      goBack(resumeError, failure === "" ? "" : `; ${failure}`);
     });
-  };
-  vbd.pause(paused, timeoutMs);
+  }, timeoutMs);
+}
+
+/** An error with more behind its message. */
+function withMore(error: SystemError, more: string): SystemError {
+  if (more === "") return error;
+  const message = `${error.message}${more}`;
+  return new SystemError(error.errno, message, { message, cause: error });
 }
 
 function planFor(
@@ -95,8 +103,8 @@ function planFor(
     throw new SystemError(errno, `Cannot make a snapshot of minor ${vbd.minor} (${why})`);
   };
   if (vbd.name === "") refuse(Errno.EINVAL, "it has no image");
-  if (vbd.state !== 0) {
-    const isPaused = (vbd.state & VbdState.Paused) !== 0;
+  if (vbd.phase !== "open") {
+    const isPaused = vbd.phase === "paused";
     refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
   }
   if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);

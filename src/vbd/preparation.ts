@@ -1,9 +1,9 @@
-import type { DoneWith } from "../../ffi/errno.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DriverType, ImageSpec, Prepared } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 
-/** The image of a stack that must be got ready, behind those that only stand in front of it. */
+/** The image of a stack that must be prepared, behind those that only stand in front of it. */
 function imageToPrepare(leaf: ImageSpec): { driver: DriverType; spec: ImageSpec } {
   let spec = leaf;
   for (;;) {
@@ -16,20 +16,59 @@ function imageToPrepare(leaf: ImageSpec): { driver: DriverType; spec: ImageSpec 
 
 /**
  * Does what opening an image takes time for, such as connecting to a server, while the loop serves
- * other disks. Calls back at once where nothing takes time.
- *
- * @returns Gives it up; `done` is not called then.
- * @throws {SystemError} For what is refused at once.
+ * other disks.
  */
-export function prepareImages(
-  leaf: ImageSpec,
-  scheduler: Scheduler,
-  done: DoneWith<Prepared | null>,
-): () => void {
-  const { driver, spec } = imageToPrepare(leaf);
-  if (driver.prepare === undefined) {
-    done(null, null);
-    return () => {};
+export class Preparation {
+  /** What was prepared for the image that is being opened. */
+  #prepared: Prepared | null = null;
+  #cancel: (() => void) | null = null;
+
+  /** Whether one is under way. */
+  get isRunning(): boolean {
+    return this.#cancel !== null;
   }
-  return driver.prepare(spec, scheduler, done);
+
+  /**
+   * Prepares an image. Calls back at once where nothing takes time.
+   *
+   * @param ready Opens the image, which takes what was prepared by `take`; or null and an error.
+   */
+  run(leaf: ImageSpec, scheduler: Scheduler, ready: (error: unknown) => void): void {
+    let isOver = false;
+    const end = (error: unknown, prepared: Prepared | null): void => {
+      isOver = true;
+      this.#cancel = null;
+      this.#prepared = prepared;
+      ready(error);
+      // What the image did not take is of no use.
+      this.take()?.discard();
+    };
+    let stop: () => void;
+    try {
+      const { driver, spec } = imageToPrepare(leaf);
+      if (driver.prepare === undefined) return end(null, null);
+      stop = driver.prepare(spec, scheduler, end);
+    } catch (error) {
+      if (isOver) throw error;
+      return end(error, null);
+    }
+    if (isOver) return;
+    this.#cancel = () => {
+      stop();
+      const what = `Cannot open ${leaf.type}:${leaf.path} (it was given up)`;
+      end(new SystemError(Errno.ECANCELED, what), null);
+    };
+  }
+
+  /** What was prepared; null when nothing was, or it was taken. */
+  take(): Prepared | null {
+    const prepared = this.#prepared;
+    this.#prepared = null;
+    return prepared;
+  }
+
+  /** Gives up a preparation that is under way (ECANCELED). */
+  cancel(): void {
+    this.#cancel?.();
+  }
 }

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Random } from "../../src/testing/random.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { liveSnapshot } from "../../src/vbd/live_snapshot.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
-import { Vbd, VbdState } from "../../src/vbd/vbd.ts";
+import { Vbd } from "../../src/vbd/vbd.ts";
 import {
   type Outcome,
   SimulatedDevice,
@@ -22,7 +22,6 @@ const STEPS = 120;
 const COUNT = 24;
 const PLACES = 10;
 const MOST_LAYERS = 5;
-const PAUSED = VbdState.Closed | VbdState.Quiesced | VbdState.Paused;
 
 /** A range of sectors, and what they may hold. */
 interface Place {
@@ -131,14 +130,15 @@ class Bench {
   }
 
   change(kind: "pause" | "close", timeoutMs = Infinity): void {
-    const before = this.vbd.state;
+    const before = this.vbd.phase;
     const had = this.vbd.name;
     const busy = this.#changes.filter(({ errno }) => errno === null);
     const change: Change = { kind, errno: null };
     this.#changes.push(change);
     this.log.push(kind);
     const untilMs = this.simulation.scheduler.nowMs() + timeoutMs;
-    const done = (errno: number): void => {
+    const done: Done = (error) => {
+      const errno = error?.errno ?? 0;
       assert.equal(change.errno, null, `${kind} answers once`);
       change.errno = errno;
       if (errno === 0) this.assertClosedFiles(kind);
@@ -158,7 +158,7 @@ class Bench {
     } else if (busy.length > 0) {
       assert.ok(change.errno === Errno.EAGAIN || change.errno === Errno.EINVAL);
     } else if (had === "") assert.equal(change.errno, Errno.EINVAL);
-    else if ((before & VbdState.Paused) !== 0) assert.equal(change.errno, 0);
+    else if (before === "paused") assert.equal(change.errno, 0);
   }
 
   /** A snapshot of the running device; whatever comes of it, the device has an image in order. */
@@ -166,7 +166,7 @@ class Bench {
     if (this.#layers === MOST_LAYERS) return;
     const path = `/${this.#layers}.vhd`;
     const before = this.vbd.name;
-    const canStart = this.vbd.state === 0 && !this.isChanging;
+    const canStart = this.vbd.phase === "open" && !this.isChanging;
     const change: Change = { kind: "snapshot", errno: null };
     this.#changes.push(change);
     this.log.push("snapshot");
@@ -174,14 +174,15 @@ class Bench {
       path,
       rename: false,
       timeoutMs: this.random.chance(0.5) ? Infinity : this.random.below(200),
-      done: (errno, message, made) => {
+      done: (error, made) => {
+        const message = error?.message;
         assert.equal(change.errno, null, "a snapshot answers once");
-        change.errno = errno;
-        assert.equal(made === null, errno !== 0, message);
+        change.errno = error?.errno ?? 0;
+        assert.equal(made === null, error !== null, message);
         if (made === null) return assert.ok(!this.simulation.disk.exists(path), message);
         assert.ok(canStart);
         assert.deepEqual([before, made.name], [`vhd:${this.#leaf}`, `vhd:${path}`]);
-        assert.deepEqual([this.vbd.name, this.vbd.state], [made.name, 0]);
+        assert.deepEqual([this.vbd.name, this.vbd.phase], [made.name, "open"]);
         this.#leaf = path;
         this.#layers++;
         this.seen.snapshots++;
@@ -194,23 +195,22 @@ class Bench {
   assertClosedFiles(kind: string): void {
     const file = this.simulation.connection.open(this.#leaf, { readOnly: false, direct: true });
     file.close();
-    const state = this.vbd.state & ~VbdState.ResumeFailed;
-    assert.equal(state, kind === "pause" ? PAUSED : VbdState.Closed);
+    assert.equal(this.vbd.phase, kind === "pause" ? "paused" : "closed");
   }
 
   resume(): void {
-    if (this.vbd.state === 0 || this.isChanging) return;
-    const isPaused = (this.vbd.state & VbdState.Paused) !== 0;
+    if (this.vbd.phase === "open" || this.isChanging) return;
+    const isPaused = this.vbd.phase === "paused";
     let name: string | null = null;
     if (isPaused && this.random.chance(0.4)) name = this.addLayer();
     const fails = isPaused && name === null && this.random.chance(0.2);
     let ended: number | null = null;
-    this.vbd.resume(fails ? "vhd:/nowhere.vhd" : name, (errno) => ended = errno);
+    this.vbd.resume(fails ? "vhd:/nowhere.vhd" : name, (error) => ended = error?.errno ?? 0);
     this.log.push(`resume ${fails ? "nowhere" : name}`);
     if (!isPaused) assert.notEqual(ended, 0);
     else if (fails) {
       assert.equal(ended, Errno.ENOENT);
-      assert.equal(this.vbd.state, PAUSED | VbdState.ResumeFailed);
+      assert.deepEqual([this.vbd.phase, this.vbd.state], ["paused", 0x22a]);
     } else {
       assert.equal(ended, 0);
       assert.equal(this.vbd.state, 0);
@@ -273,7 +273,7 @@ class Bench {
     this.simulation.lengthFault = 0;
     this.simulation.runUntil(() => !this.isChanging, "A change of state");
     if (this.vbd.name === "") this.open();
-    else if (this.vbd.state !== 0) this.vbd.resume(null, (errno) => assert.equal(errno, 0));
+    else if (this.vbd.phase !== "open") this.vbd.resume(null, (error) => assert.equal(error, null));
     for (const client of this.clients) client.settle();
     this.see();
     for (const place of this.places) {

@@ -107,8 +107,8 @@ export class RealDevice implements RequestOwner {
   /** Closes the image; throws on an error. */
   async close(): Promise<void> {
     let result = -1;
-    this.vbd.close((errno) => {
-      result = errno;
+    this.vbd.close((error) => {
+      result = error?.errno ?? 0;
       this.scheduler.stop();
     });
     if (result < 0) await this.scheduler.run();

@@ -4,6 +4,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import type { Done } from "../../ffi/errno.ts";
 import type { SimulatedConnection } from "../../src/testing/simulated_connection.ts";
 import {
   type OperationKind,
@@ -219,9 +220,9 @@ export class SimulatedDevice implements RequestOwner {
     this.vbd.destroy();
   }
 
-  #whole(what: string, start: (done: (errno: number, message: string) => void) => void): void {
+  #whole(what: string, start: (done: Done) => void): void {
     let result: number | null = null;
-    start((errno) => result = errno);
+    start((error) => result = error?.errno ?? 0);
     this.simulation.runUntil(() => result !== null, what);
     if (result !== 0) throw new Error(`${what} ended with error ${result}`);
   }

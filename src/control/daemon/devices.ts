@@ -14,7 +14,7 @@ import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
 import type { DiskKey } from "../../vhd/key.ts";
-import { Vbd, VbdState } from "../../vbd/vbd.ts";
+import { Vbd } from "../../vbd/vbd.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
 import { readMinorRecord, recoveryHint, writeMinorRecord } from "../minors/minor_record.ts";
 import { holdMinor, MAX_ID } from "../minors/minors.ts";
@@ -70,10 +70,6 @@ export interface KeyedRequest {
 }
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
-
-function failure(errno: number, message: string): SystemError | null {
-  return errno === 0 ? null : new SystemError(errno, message, { message });
-}
 
 /** The devices of this process. */
 export class Devices {
@@ -250,7 +246,7 @@ export class Devices {
     device.access.checkUnused((used) => {
       if (used !== null) return done(used);
       // Nobody answers what taking the block device away asks of a disk that is held back.
-      if (device.vbd.state !== 0) return closeImage();
+      if (device.vbd.phase !== "open") return closeImage();
       device.access.detachDevice((error) => {
         if (error !== null) return done(error);
         closeImage();
@@ -262,8 +258,8 @@ export class Devices {
   #closeImage(minor: number, device: Device, done: Done): void {
     const { vbd, access } = device;
     const { name } = vbd;
-    vbd.close((errno, message) => {
-      if (vbd.name !== "") return done(failure(errno, message));
+    vbd.close((error) => {
+      if (vbd.name !== "") return done(error);
       // Frontends send the last answers at the end of this turn.
       this.#host.scheduler.addTimer(0, () => {
         access.close();
@@ -271,7 +267,7 @@ export class Devices {
         device.request = null;
         if (readMinorRecord(minor) !== null) writeMinorRecord(minor, null);
         this.#log.info(`Closed ${name || "nothing"} on minor ${minor}`);
-        done(failure(errno, message));
+        done(error);
       });
     });
   }
@@ -284,12 +280,12 @@ export class Devices {
    */
   pause(minor: number, { timeoutMs }: { timeoutMs: number }, done: Done): () => void {
     const { vbd } = this.#find(minor, "pause");
-    vbd.pause((errno, message) => {
-      if (errno === 0) this.#log.info(`Paused minor ${minor}`);
-      else this.#log.warn(message);
-      done(failure(errno, message));
+    vbd.pause((error) => {
+      if (error === null) this.#log.info(`Paused minor ${minor}`);
+      else this.#log.warn(error.message);
+      done(error);
     }, timeoutMs);
-    return () => vbd.giveUpPause();
+    return () => vbd.cancelPause();
   }
 
   /**
@@ -304,10 +300,10 @@ export class Devices {
   ): () => void {
     const device = this.#find(minor, "make a snapshot of");
     const { vbd } = device;
-    const ended = (errno: number, message: string, made: LiveSnapshot | null): void => {
-      if (made === null) {
-        this.#log.warn(message);
-        return done(new SystemError(errno, message, { message }), null);
+    const ended: DoneWith<LiveSnapshot> = (error, made) => {
+      if (error !== null) {
+        this.#log.warn(error.message);
+        return done(error, null);
       }
       const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
       this.#log.info(`Minor ${minor} goes on with ${made.name} on ${made.parent}; ${held}`);
@@ -316,7 +312,7 @@ export class Devices {
       done(null, made);
     };
     liveSnapshot(this.#host.contextOf("auto"), vbd, { path, rename, timeoutMs, done: ended });
-    return () => vbd.giveUpPause();
+    return () => vbd.cancelPause();
   }
 
   /**
@@ -328,11 +324,11 @@ export class Devices {
   resume(minor: number, name: string | null, done: Done): () => void {
     const device = this.#find(minor, "unpause");
     const { vbd } = device;
-    if ((vbd.state & (VbdState.Paused | VbdState.Dead)) === 0) {
+    if (vbd.phase !== "paused" && vbd.phase !== "failed") {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${minor} (it is not paused)`);
     }
-    vbd.resume(name, (errno, message) => {
-      if (errno !== 0) return done(failure(errno, message));
+    vbd.resume(name, (error) => {
+      if (error !== null) return done(error);
       const { sectors } = device.disk;
       const isGrown = vbd.sectors !== sectors;
       const grown = isGrown ? `, of ${vbd.sectors} instead of ${sectors} sectors` : "";

@@ -155,7 +155,7 @@ export class DiskAccess {
   #remakeExclusively(device: BlockDevice, nextMs: number, finished: () => void): void {
     // It may have been closed, or paused, while this waited.
     if (this.#device !== device || device.gone) return finished();
-    if (this.#host.vbd.state !== 0) {
+    if (this.#host.vbd.phase !== "open") {
       this.#lookAgain(device, nextMs);
       return finished();
     }
@@ -202,7 +202,7 @@ export class DiskAccess {
       );
     };
     const timer = scheduler.addTimer(OPEN_TIMEOUT_MS, () => {
-      const why = vbd.state === 0 ? "its disk does not answer" : "its requests are held back";
+      const why = vbd.phase === "open" ? "its disk does not answer" : "its requests are held back";
       answer(Errno.ETIMEDOUT, `${why}; 'tap-ctl close --force' drops its users`);
     });
     // Nothing else tells of a mounted filesystem, a volume group and swap alike.

@@ -193,11 +193,11 @@ class Blktap2Device implements BlockDevice, RingOwner {
   #pause(): void {
     const { log, scheduler, vbd } = this.#host;
     const goOn = this.#holdMessages();
-    vbd.pause((errno, message) => {
-      if (errno === Errno.EAGAIN) {
+    vbd.pause((error) => {
+      if (error?.errno === Errno.EAGAIN) {
         return void scheduler.addTimer(PAUSE_AGAIN_MS, () => this.#gone || this.#pause());
       }
-      if (errno !== 0) log.warn(message);
+      if (error !== null) log.warn(error.message);
       else if (!this.#gone) this.#tap.device.call(BLKTAP2_IOCTL_PAUSE, 0);
       goOn();
     });
@@ -206,12 +206,12 @@ class Blktap2Device implements BlockDevice, RingOwner {
   #resume(): void {
     const { log, vbd } = this.#host;
     const goOn = this.#holdMessages();
-    vbd.resume(nameToReopen(this.#tap.device), (errno, message) => {
-      if (errno !== 0) log.warn(message);
+    vbd.resume(nameToReopen(this.#tap.device), (error) => {
+      if (error !== null) log.warn(error.message);
       if (!this.#gone) {
         const { device } = this.#tap;
-        if (errno === 0) device.call(BLKTAP2_IOCTL_SET_PARAMS, blktapParams(deviceInfo(vbd)));
-        device.call(BLKTAP2_IOCTL_RESUME, -errno);
+        if (error === null) device.call(BLKTAP2_IOCTL_SET_PARAMS, blktapParams(deviceInfo(vbd)));
+        device.call(BLKTAP2_IOCTL_RESUME, -(error?.errno ?? 0));
       }
       goOn();
     });

@@ -7,6 +7,7 @@
  *
  * @module
  */
+import type { Done } from "../../../ffi/errno.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { BlockDevice, DeviceHost } from "../../../src/frontend/block_device.ts";
@@ -56,7 +57,7 @@ function answer(value: unknown): void {
   Deno.stdout.writeSync(new TextEncoder().encode(`${JSON.stringify(value)}\n`));
 }
 
-const answerDone = (errno: number, message: string): void => answer([errno, message]);
+const answerDone: Done = (error) => answer([error?.errno ?? 0, error?.message ?? ""]);
 
 function obey(order: string): void {
   switch (order) {

@@ -1,0 +1,122 @@
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
+import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import { describeFault } from "../scheduler/faults.ts";
+import { closeImage, openImages } from "./chain.ts";
+
+/** How long to wait between two looks whether the images of a disk that failed are idle. */
+const ABANDON_AGAIN_MS = 20;
+
+/** The open images of a device, the top one first. */
+export class ImageStack {
+  readonly #context: ImageContext;
+  #images: ImageDriver[] = [];
+  /** Those that are being closed. */
+  #closing: ImageDriver[] = [];
+  /** Merges on files that have been closed since. */
+  #earlierMerges = 0;
+
+  constructor(context: ImageContext) {
+    this.#context = context;
+  }
+
+  /** The images that are open and not being closed. */
+  get images(): readonly ImageDriver[] {
+    return this.#images;
+  }
+
+  /**
+   * Opens an image and the chain below it; returns the image.
+   *
+   * @param leastSectors Users know this size, and may have data up to there: a smaller image is
+   * refused (EMEDIUMTYPE).
+   * @throws {SystemError}
+   */
+  open(
+    leaf: ImageSpec,
+    { name, sink, leastSectors }: { name: string; sink: RequestSink; leastSectors: number },
+  ): ImageDriver {
+    const images = openImages(leaf, this.#context, sink);
+    const [top] = images;
+    if (top.sectors < leastSectors) {
+      for (const image of images) closeImage(image, this.#context.log);
+      const sizes = `it has ${top.sectors} sectors, the device ${leastSectors}`;
+      throw new SystemError(Errno.EMEDIUMTYPE, `Cannot go on with ${name} (${sizes})`);
+    }
+    this.#images = images;
+    return top;
+  }
+
+  /** Closes all images; no request may be at them. */
+  close(name: string, done: Done): void {
+    const images = this.#images;
+    this.#earlierMerges = this.merges;
+    this.#images = [];
+    this.#closing = images;
+    let left = images.length;
+    let firstError: SystemError | null = null;
+    if (left === 0) return done(null);
+    const closed: Done = (error) => {
+      firstError ??= error;
+      if (--left > 0) return;
+      this.#closing = [];
+      done(firstError === null ? null : notInOrder(name, firstError));
+    };
+    for (const image of images) {
+      try {
+        closeImage(image, this.#context.log, closed);
+      } catch (error) {
+        // The device fails by this, and tells those that wait for its close or pause.
+        return this.#context.scheduler.contain(error, this.#context.faults);
+      }
+    }
+  }
+
+  /** Ends at once what waits for others, such as servers. */
+  hurry(): void {
+    for (const image of this.#images) {
+      try {
+        image.giveUp?.();
+      } catch (error) {
+        return this.#context.scheduler.contain(error, this.#context.faults);
+      }
+    }
+  }
+
+  /**
+   * Closes the images of a disk that failed as they are, as soon as no operation is under way on
+   * their files.
+   */
+  abandon(done: () => void): void {
+    const { queue, scheduler, log, pieces } = this.#context;
+    const images = [...this.#images, ...this.#closing];
+    const isBusy = ({ file, pending = 0 }: ImageDriver): boolean =>
+      pending > 0 || (file !== undefined && queue.pendingOf(file) > 0);
+    if (images.some(isBusy)) {
+      return void scheduler.addTimer(ABANDON_AGAIN_MS, () => this.abandon(done));
+    }
+    this.#earlierMerges = this.merges;
+    this.#images = [];
+    this.#closing = [];
+    for (const image of images) {
+      try {
+        image.abandon();
+      } catch (error) {
+        log(`Cannot let go of ${image.spec.path}: ${describeFault(error)}`);
+      }
+    }
+    pieces.giveAll();
+    done();
+  }
+
+  /** Operations of this device that went to the disk with a neighbour. */
+  get merges(): number {
+    const { queue } = this.#context;
+    const mergesOf = (file?: number): number => file === undefined ? 0 : queue.mergesOf(file);
+    return this.#images.reduce((sum, { file }) => sum + mergesOf(file), this.#earlierMerges);
+  }
+}
+
+function notInOrder(name: string, { errno }: SystemError): SystemError {
+  const message = `Cannot close ${name} in order (see the log)`;
+  return new SystemError(errno, message, { message });
+}
