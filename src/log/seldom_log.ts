@@ -1,4 +1,8 @@
-import type { Scheduler } from "../scheduler/scheduler.ts";
+/** Says the time. */
+interface Clock {
+  /** Milliseconds since an arbitrary start. */
+  nowMs(): number;
+}
 
 /** What was told of a kind of event. */
 interface Told {
@@ -12,21 +16,21 @@ const MOST_KINDS = 64;
 
 /** Lines about events that others can bring about as often as they like: each kind seldom. */
 export class SeldomLog {
-  readonly #scheduler: Scheduler;
+  readonly #clock: Clock;
   readonly #write: (message: string) => void;
   readonly #everyMs: number;
   readonly #told = new Map<string, Told>();
 
   /** @param everyMs How long after a line the next of its kind follows, at the earliest. */
-  constructor(scheduler: Scheduler, write: (message: string) => void, everyMs: number) {
-    this.#scheduler = scheduler;
+  constructor(clock: Clock, write: (message: string) => void, everyMs: number) {
+    this.#clock = clock;
     this.#write = write;
     this.#everyMs = everyMs;
   }
 
   /** Writes a line, with the number of those that were left out, or leaves this one out. */
   tell(kind: string, message: string): void {
-    const nowMs = this.#scheduler.nowMs();
+    const nowMs = this.#clock.nowMs();
     const told = this.#told.get(kind);
     if (told !== undefined && nowMs < told.atMs + this.#everyMs) {
       told.more++;

@@ -67,6 +67,7 @@ export class ExtentSearch {
   /** Adds an extent to the answer; false when the answer is full. */
   add(slot: number, sectors: number, isData: boolean): boolean {
     const { progress, count } = this.#slots;
+    assert((this.#flags[slot] & StatusFlag.Ended) === 0, "An image finds extents when it is asked");
     assert(
       sectors > 0 && sectors <= count[slot] - progress[slot],
       "An extent lies within its request",
