@@ -2,8 +2,8 @@
 export interface CompletedOption {
   /** `-n` or `--json`. */
   readonly word: string;
-  /** What follows it: nothing, a path, or something that bash cannot know. */
-  readonly value: "none" | "path" | "other";
+  /** What follows it: nothing, a path, an image's name, or something that bash cannot know. */
+  readonly value: "none" | "path" | "image" | "other";
 }
 
 /** A subcommand as bash completes it. */
@@ -14,12 +14,29 @@ export interface CompletedCommand {
   readonly operands: boolean;
 }
 
+/** Bash makes a word of each colon. What follows one is completed as a path. */
+const AFTER_COLON = `  if [ "$current" = : ] || [ "$previous" = : ]; then
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen -f -- "\${current#:}")
+    return
+  fi
+`;
+
+function imageBranch(types: readonly string[]): string {
+  const words = types.map((type) => `${type}:`).join(" ");
+  return `  elif [ "$kind" = image ]; then
+    compopt -o nospace 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen -W "${words}" -- "$current")
+`;
+}
+
 function branch({ name, options, operands }: CompletedCommand): string {
   const words = (value: CompletedOption["value"]): string =>
     options.filter((option) => option.value === value).map(({ word }) => word).join("|");
-  const [paths, others] = [words("path"), words("other")];
+  const [paths, images, others] = [words("path"), words("image"), words("other")];
   const values = [
     ...(paths === "" ? [] : [`        ${paths}) kind=file ;;`]),
+    ...(images === "" ? [] : [`        ${images}) kind=image ;;`]),
     ...(others === "" ? [] : [`        ${others}) kind=none ;;`]),
   ];
   return [
@@ -31,8 +48,16 @@ function branch({ name, options, operands }: CompletedCommand): string {
   ].join("\n");
 }
 
-/** The script that bash completes a program's command line by. */
-export function bashCompletion(program: string, commands: readonly CompletedCommand[]): string {
+/**
+ * The script that bash completes a program's command line by.
+ *
+ * @param imageTypes What names of images begin with, without the colon.
+ */
+export function bashCompletion(
+  program: string,
+  commands: readonly CompletedCommand[],
+  imageTypes: readonly string[] = [],
+): string {
   const name = `_${program.replaceAll("-", "_")}`;
   return `# bash completion for ${program}
 
@@ -45,12 +70,12 @@ ${name}() {
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
     return
   fi
-  case "\${COMP_WORDS[1]}" in
+${imageTypes.length === 0 ? "" : AFTER_COLON}  case "\${COMP_WORDS[1]}" in
 ${commands.map(branch).join("\n")}
   esac
   if [[ "$current" == -* ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
-  elif [ "$kind" = file ]; then
+${imageTypes.length === 0 ? "" : imageBranch(imageTypes)}  elif [ "$kind" = file ]; then
     compopt -o filenames 2>/dev/null
     mapfile -t COMPREPLY < <(compgen -f -- "$current")
   fi

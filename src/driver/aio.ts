@@ -10,12 +10,20 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "./driver.ts";
+import { NAMES_FILE } from "./image_name.ts";
 
 const ZERO_SECTORS = 1 << 17;
 
 /** Raw images: files and block devices whose content is the disk's, byte by byte. */
 export const aioDriver: DriverType = {
   type: "aio",
+  where: "FILE",
+  summary: "A raw file or block device",
+  number: 0,
+  suffix: ".raw",
+  takesKey: false,
+  parentAs: "raw",
+  named: () => NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     const file = context.files.open(spec.path, spec);

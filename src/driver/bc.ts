@@ -10,7 +10,7 @@ import {
   SECTOR_BYTES,
 } from "./driver.ts";
 import { FilterImage } from "./filter.ts";
-import { parseCachePath, parseImageName } from "./image_name.ts";
+import { parseImageName } from "./image_name.ts";
 
 const MIB = 1 << 20;
 const DEFAULT_MIB = 64;
@@ -29,7 +29,13 @@ const Doing = { Nothing: 0, Reading: 1, Changing: 2 } as const;
  */
 export const bcDriver: DriverType = {
   type: "bc",
-  imageBelow: (path: string) => parseImageName(parseCachePath(path).below),
+  where: "[MIB:]IMAGE",
+  summary: "A read cache in memory in front of another image",
+  number: 7,
+  suffix: null,
+  takesKey: true,
+  parentAs: null,
+  named: (rest: string) => ({ kind: "image", at: rest.length - parseCachePath(rest).below.length }),
 
   open(spec: ImageSpec, _context: ImageContext, sink: RequestSink): ImageDriver {
     const { sizeMib, below } = parseCachePath(spec.path);
@@ -41,6 +47,14 @@ export const bcDriver: DriverType = {
     return new CacheImage(spec, { below, sizeBytes: mib * MIB, sink });
   },
 };
+
+/** The parts of `bc:[MIB:]IMAGE` behind `bc:`; the size is null where it is left out. */
+function parseCachePath(path: string): { sizeMib: number | null; below: string } {
+  const sized = /^(\d+):(.*)$/s.exec(path);
+  return sized === null
+    ? { sizeMib: null, below: path }
+    : { sizeMib: Number(sized[1]), below: sized[2] };
+}
 
 /** The lines of a cache. A line of the disk has one place; which, its number says. */
 class LineTable {

@@ -16,7 +16,7 @@ import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { DoneWith } from "../../ffi/errno.ts";
 import type { Deferral } from "./deferral.ts";
-import type { ImageName } from "./image_name.ts";
+import type { Named } from "./image_name.ts";
 import type { Confinement } from "../files/confinement.ts";
 import type { FileIdentity } from "../files/storage.ts";
 import type { DiskKey } from "../vhd/key.ts";
@@ -193,11 +193,24 @@ export interface Prepared {
   discard(): void;
 }
 
-/** A kind of image. */
+/** A type of image: how its images are named, what is known of them, and how they are opened. */
 export interface DriverType {
+  /** What images' names begin with: lower-case letters, digits and `+`. */
   readonly type: string;
-  /** Of images that stand in front of another: the name of that one, out of their own path. */
-  imageBelow?(path: string): ImageName;
+  /** What follows the type and its colon, for help: `FILE`. */
+  readonly where: string;
+  /** What its images are, in one line without a full stop. */
+  readonly summary: string;
+  /** The type's number in statistics: the reference's (tapdisk-disktype.h), or -1. */
+  readonly number: number;
+  /** How the names of its files end mostly, with the dot; null when that says nothing. */
+  readonly suffix: string | null;
+  /** Whether its images may be encrypted. For a filter, the image below decides. */
+  readonly takesKey: boolean;
+  /** As what a VHD can have an image of this type as its parent; null when it cannot. */
+  readonly parentAs: "vhd" | "raw" | null;
+  /** What the text behind the type and its colon names. */
+  named(rest: string): Named;
   /**
    * Does the part of opening an image that takes time, while the loop serves other disks; `open`
    * finds what it got ready in its context.

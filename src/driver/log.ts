@@ -9,7 +9,7 @@ import {
   type RequestSink,
 } from "./driver.ts";
 import { FilterImage } from "./filter.ts";
-import { parseImageName } from "./image_name.ts";
+import { NAMES_IMAGE, parseImageName } from "./image_name.ts";
 import type { Retained, RetainedState } from "./retained_state.ts";
 
 /** Sectors whose bits are in one page of a log. */
@@ -23,7 +23,13 @@ export const LOG_PAGE_RECORD_BYTES = 4 + PAGE_BYTES;
  */
 export const logDriver: DriverType = {
   type: "log",
-  imageBelow: parseImageName,
+  where: "IMAGE",
+  summary: "A record of which sectors change, in front of another image",
+  number: 9,
+  suffix: null,
+  takesKey: true,
+  parentAs: null,
+  named: () => NAMES_IMAGE,
   open: (spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver =>
     new LogImage(spec, context.retained, sink),
 };

@@ -9,6 +9,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "./driver.ts";
+import { NAMES_FILE, NAMES_OTHER } from "./image_name.ts";
 import type { Retained } from "./retained_state.ts";
 
 const MIB = 1 << 20;
@@ -25,6 +26,13 @@ const ZERO_SECTORS = 1 << 20;
  */
 export const ramDriver: DriverType = {
   type: "ram",
+  where: "{MIB | FILE}",
+  summary: "A disk in memory, empty or with the content of a file",
+  number: 5,
+  suffix: null,
+  takesKey: false,
+  parentAs: null,
+  named: (rest: string) => isSize(rest) ? NAMES_OTHER : NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     const contents = context.retained.take(`ram:${spec.path}`, {
@@ -35,8 +43,12 @@ export const ramDriver: DriverType = {
   },
 };
 
+function isSize(path: string): boolean {
+  return /^\d+$/.test(path);
+}
+
 function makeContents(path: string, storage: Storage): RamContents {
-  if (/^\d+$/.test(path)) return new RamContents(checkedSize(Number(path) * MIB, path));
+  if (isSize(path)) return new RamContents(checkedSize(Number(path) * MIB, path));
   const file = storage.open(path, "read");
   try {
     const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);

@@ -1,33 +1,50 @@
+/**
+ * The drivers, by name. All that depends on the type of an image asks here: a driver that is added
+ * to this list can be opened, is listed by `--help`, the manual pages and bash's completion, and has
+ * its paths made absolute.
+ *
+ * @module
+ */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { aioDriver } from "./aio.ts";
 import { bcDriver } from "./bc.ts";
 import type { DriverType } from "./driver.ts";
 import { logDriver } from "./log.ts";
-import { nbdDrivers } from "./nbd/nbd_driver.ts";
+import { nbdDriver, nbdUnixDriver } from "./nbd/nbd_driver.ts";
 import { ramDriver } from "./ram.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
 
-const drivers: readonly DriverType[] = [
+const drivers: DriverType[] = [
   aioDriver,
   bcDriver,
   logDriver,
-  ...nbdDrivers,
+  nbdDriver,
+  nbdUnixDriver,
   ramDriver,
   vhdDriver,
 ];
 
-/** The names of all drivers. */
-export function driverNames(): string[] {
-  return drivers.map((driver) => driver.type);
+/** All drivers. */
+export function allDrivers(): readonly DriverType[] {
+  return drivers;
+}
+
+/** Adds a driver that is not part of this program. Throws `SystemError` EEXIST for a name that is taken. */
+export function registerDriver(driver: DriverType): void {
+  if (drivers.some(({ type }) => type === driver.type)) {
+    throw new SystemError(Errno.EEXIST, `Cannot add a driver named ${driver.type}`);
+  }
+  drivers.push(driver);
 }
 
 /** The driver of this name. Throws `SystemError` EINVAL when there is none. */
 export function driverOfType(type: string): DriverType {
   const driver = drivers.find((candidate) => candidate.type === type);
   if (driver === undefined) {
+    const types = drivers.map((candidate) => candidate.type).join(", ");
     throw new SystemError(
       Errno.EINVAL,
-      `Cannot open an image of type ${JSON.stringify(type)} (types: ${driverNames().join(", ")})`,
+      `Cannot open an image of type ${JSON.stringify(type)} (types: ${types})`,
     );
   }
   return driver;

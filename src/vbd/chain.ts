@@ -1,5 +1,6 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import { lastLayer, type NameLayer } from "../driver/layers.ts";
 import { driverOfType } from "../driver/registry.ts";
 import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts";
 
@@ -16,6 +17,7 @@ export function openImages(
   context: ImageContext,
   sink: RequestSink,
 ): ImageDriver[] {
+  checkedLayer(leaf);
   const images: ImageDriver[] = [];
   const seen = new Set<string>();
   try {
@@ -27,15 +29,30 @@ export function openImages(
       spec = image.parent;
     }
     for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow(images[i]);
-    if (leaf.key !== undefined && images[0].encrypted !== true) {
-      const what = `Cannot open ${leaf.path} with a key: it is not an encrypted image`;
-      throw new SystemError(Errno.EINVAL, what);
-    }
+    if (leaf.key !== undefined && images[0].encrypted !== true) throw keyNotWanted(leaf);
     return images;
   } catch (error) {
     for (const image of images) closeImage(image, context.log);
     throw error;
   }
+}
+
+/**
+ * The last layer of an image's name, which makes sense and may have a key if there is one.
+ *
+ * @throws {SystemError} EINVAL when it does not.
+ */
+export function checkedLayer(leaf: ImageSpec): NameLayer {
+  const layer = lastLayer(`${leaf.type}:${leaf.path}`);
+  if (leaf.key !== undefined && !layer.driver.takesKey) throw keyNotWanted(leaf);
+  return layer;
+}
+
+function keyNotWanted({ path }: ImageSpec): SystemError {
+  return new SystemError(
+    Errno.EINVAL,
+    `Cannot open ${path} with a key: it is not an encrypted image`,
+  );
 }
 
 /** Closes an image. An error goes to the log, and then to `done`. */
@@ -56,9 +73,11 @@ function refuseLoop(
   { seen, context }: { seen: Set<string>; context: ImageContext },
 ): void {
   const { storage } = context.files;
-  // A filter is no layer: what follows its name is the name of another image.
-  if (!storage.exists(spec.path)) return;
-  const path = storage.realPath(spec.path);
+  // A filter is no layer of the chain, and what is no file leads nowhere.
+  const { kind, at } = driverOfType(spec.type).named(spec.path);
+  const file = spec.path.slice(at);
+  if (kind !== "file" || !storage.exists(file)) return;
+  const path = storage.realPath(file);
   if (seen.has(path)) throw leadsBack(leaf.path, path);
   if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(leaf.path);
   seen.add(path);

@@ -1,6 +1,7 @@
 import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../../ffi/errno.ts";
 import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
+import { fileInName } from "../driver/layers.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import type { Storage } from "../files/storage.ts";
 import type { VbdContext } from "./vbd_context.ts";
@@ -108,10 +109,13 @@ function planFor(
     refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
   }
   if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
-  const parts = /^((?:[a-z0-9]+:)*?)(vhd|aio):(\/.*)$/.exec(vbd.name);
-  if (parts === null) return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor raw`);
-  const image = canonicalPath(storage, parts[3]);
-  const raw = parts[2] === "aio";
+  const file = fileInName(vbd.name);
+  if (file === null || file.driver.parentAs === null) {
+    return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor raw`);
+  }
+  const stack = file.above;
+  const image = canonicalPath(storage, file.path);
+  const raw = file.driver.parentAs === "raw";
   if (!path.startsWith("/")) refuse(Errno.EINVAL, `${path} is not an absolute path`);
   const target = normalizePath(storage, path);
   const isDevice = storage.exists(target) && storage.status(target).kind === "block";
@@ -121,7 +125,7 @@ function planFor(
     if (admitParent(storage, confinement, image) === null) {
       refuse(Errno.EPERM, describeRefusal(confinement, image));
     }
-    return { stack: parts[1], image, raw, parent: image, child: target, draft: target };
+    return { stack, image, raw, parent: image, child: target, draft: target };
   }
   if (storage.status(image).kind !== "file") {
     refuse(Errno.EINVAL, `${image} is a device, which cannot be renamed`);
@@ -134,7 +138,7 @@ function planFor(
   }
   const draft = `${image}.snapshot`;
   if (storage.exists(draft)) refuse(Errno.EEXIST, `${draft}, of an attempt that ended early`);
-  return { stack: parts[1], image, raw, parent: target, child: image, draft };
+  return { stack, image, raw, parent: target, child: image, draft };
 }
 
 /** Makes the new image. When it fails, all is as before. */

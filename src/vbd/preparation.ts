@@ -1,18 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import type { DriverType, ImageSpec, Prepared } from "../driver/driver.ts";
-import { driverOfType } from "../driver/registry.ts";
+import type { ImageSpec, Prepared } from "../driver/driver.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
-
-/** The image of a stack that must be prepared, behind those that only stand in front of it. */
-function imageToPrepare(leaf: ImageSpec): { driver: DriverType; spec: ImageSpec } {
-  let spec = leaf;
-  for (;;) {
-    const driver = driverOfType(spec.type);
-    const below = driver.imageBelow?.(spec.path);
-    if (below === undefined) return { driver, spec };
-    spec = { ...spec, ...below };
-  }
-}
+import { checkedLayer } from "./chain.ts";
 
 /**
  * Does what opening an image takes time for, such as connecting to a server, while the loop serves
@@ -45,9 +34,9 @@ export class Preparation {
     };
     let stop: () => void;
     try {
-      const { driver, spec } = imageToPrepare(leaf);
+      const { driver, rest } = checkedLayer(leaf);
       if (driver.prepare === undefined) return end(null, null);
-      stop = driver.prepare(spec, scheduler, end);
+      stop = driver.prepare({ ...leaf, type: driver.type, path: rest }, scheduler, end);
     } catch (error) {
       if (isOver) throw error;
       return end(error, null);

@@ -1,5 +1,6 @@
 import type { ImageDriver } from "../driver/driver.ts";
 import { SECTOR_BYTES } from "../driver/driver.ts";
+import { driverOfType } from "../driver/registry.ts";
 import type { TimesSummary } from "./request_times.ts";
 import { RequestKind } from "./slots.ts";
 
@@ -35,9 +36,6 @@ export interface VbdStatistics extends TimesSummary {
   /** Operations that went to the disk together with a neighbour. */
   merges: number;
 }
-
-/** Numbers by which the reference knows drivers (tapdisk-disktype.h). */
-const DISK_TYPES: Record<string, number> = { aio: 0, vhd: 4, ram: 5, bc: 7, log: 9, nbd: 15 };
 
 function cacheCounts(
   { counts: { readSectors, missedSectors } }: ImageDriver,
@@ -84,7 +82,7 @@ export class VbdCounts {
         name: image.spec.path,
         hits: [image.counts.readSectors, image.counts.writtenSectors],
         fail: index === 0 ? [this.failedReads, this.failedWrites] : [0, 0],
-        driver: { type: DISK_TYPES[image.spec.type] ?? -1, name: image.spec.type, status: null },
+        driver: { type: driverOfType(image.spec.type).number, name: image.spec.type, status: null },
         ...cacheCounts(image),
         read_bytes: image.counts.readSectors * SECTOR_BYTES,
         written_bytes: image.counts.writtenSectors * SECTOR_BYTES,

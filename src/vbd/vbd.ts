@@ -15,7 +15,7 @@ import {
   type ImageSpec,
   SECTOR_BYTES,
 } from "../driver/driver.ts";
-import { parseImageName } from "../driver/image_name.ts";
+import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import { RetainedState } from "../driver/retained_state.ts";
@@ -162,7 +162,7 @@ export class Vbd implements FaultOwner {
     { readOnly = false, direct = true, readCache, key }: OpenOptions,
   ): ImageSpec {
     const top = readCache === true ? `bc:${name}` : name;
-    return { ...parseImageName(top), readOnly, direct, key };
+    return { ...firstLayer(top), readOnly, direct, key };
   }
 
   /**

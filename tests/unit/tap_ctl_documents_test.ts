@@ -47,7 +47,11 @@ Deno.test({
     Deno.writeTextFileSync(`${folder}/disk.key`, "");
     assert.deepEqual(await complete("res"), ["restore"]);
     assert.deepEqual(await complete("restore", "--s"), ["--stop"]);
-    assert.deepEqual(await complete("create", "-a", ""), []);
+    assert.deepEqual(await complete("create", "-a", "v"), ["vhd:"]);
+    assert.deepEqual(await complete("create", "-a", "nbd"), ["nbd:", "nbd+unix:"]);
+    assert.deepEqual(await complete("create", "-a", "vhd", ":"), ["disk.key"]);
+    assert.deepEqual(await complete("create", "-a", "vhd", ":", "di"), ["disk.key"]);
+    assert.deepEqual(await complete("create", "-t", ""), []);
     assert.deepEqual(await complete("create", "-k", ""), ["disk.key"]);
     Deno.removeSync(folder, { recursive: true });
   },

@@ -5,6 +5,7 @@
  * @module
  */
 import type { Command, Help, Option } from "commander";
+import { allDrivers } from "../../driver/registry.ts";
 import { bashCompletion } from "../bash_completion.ts";
 import { EXIT_STATUS, manual, roff, stdinArgumentsEntry } from "../roff.ts";
 import { STDIN_ARGUMENTS } from "../stdin_arguments.ts";
@@ -96,6 +97,7 @@ export function tapdiskPage(command: Command): string {
 
 /** The script that bash completes tap-ctl's command line by. */
 export function tapCtlCompletion(commands: readonly Command[]): string {
+  const imageTypes = allDrivers().map(({ type }) => type);
   return bashCompletion(
     "tap-ctl",
     commands.map((command) => ({
@@ -106,9 +108,12 @@ export function tapCtlCompletion(commands: readonly Command[]): string {
           ? "none"
           : /<(file|path)>/.test(flags)
           ? "path"
+          : flags.includes("<type:/path>")
+          ? "image"
           : "other";
         return [short, long].filter((word) => word !== undefined).map((word) => ({ word, value }));
       }),
     })),
+    imageTypes,
   );
 }

@@ -1,5 +1,6 @@
 import { workingFolder } from "../../../ffi/paths.ts";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { describeTypes, fileInName } from "../../driver/layers.ts";
 import type { TimeLimit } from "../../control/client/client.ts";
 import { ALL_MINORS } from "../../control/protocol/message.ts";
 import {
@@ -97,7 +98,13 @@ export function imageOptions(command: Command, device: Option): Command {
     .option("-t, --timeout <seconds>", "fail a request after so long", parseSeconds)
     .option("-D, --no-direct", "go through the page cache")
     .addOption(device)
-    .addOption(queue);
+    .addOption(queue)
+    .addHelpText("after", `\n${imagesHelp()}`);
+}
+
+/** What `--help` says of images' names. */
+export function imagesHelp(): string {
+  return `Images, of which IMAGE is any:\n\n  ${describeTypes().join("\n  ")}`;
 }
 
 /** The request that the options of `create` and `open` make. */
@@ -122,15 +129,12 @@ export function foreignOptions(
   return { existingParent, secondary, standby, log };
 }
 
-/** Names of images whose path is a file's, behind those of the filters in front of it. */
-const FILE_IMAGE = /^((?:log:|bc:(?:\d+:)?)*(?:aio|ram|vhd):)([^/].*)$/s;
-
 /**
  * An image as a tapdisk understands it: a relative path is one of this process, but a tapdisk runs
  * in the root folder.
  */
 export function absoluteImage(args: string): string {
-  const [, types, path] = FILE_IMAGE.exec(args) ?? [];
-  if (path === undefined || /(^|:)ram:\d+$/.test(args)) return args;
-  return `${types}${workingFolder()}/${path}`;
+  const file = fileInName(args);
+  if (file === null || file.path.startsWith("/")) return args;
+  return `${file.head}${workingFolder()}/${file.path}`;
 }

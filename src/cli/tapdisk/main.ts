@@ -12,7 +12,7 @@ import { type DeviceChoice, OPEN_DEFAULTS } from "../../control/protocol/open_re
 import { controlSocketPath, nbdSocketPath, requireOwnFolder } from "../../control/paths.ts";
 import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
-import { absoluteImage, deviceChoice } from "../tap_ctl/options.ts";
+import { absoluteImage, deviceChoice, imagesHelp } from "../tap_ctl/options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { openLog } from "./logging.ts";
@@ -68,7 +68,7 @@ export function tapdiskCommand(): Command {
     )
     .addOption(new Option(DAEMON_ARGUMENT).hideHelp())
     .helpOption("-h, --help", "show this help")
-    .addHelpText("after", NOTES)
+    .addHelpText("after", `${NOTES}\n\n${imagesHelp()}`)
     .allowExcessArguments(false)
     .showHelpAfterError()
     .configureOutput({ outputError: writeError })

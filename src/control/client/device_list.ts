@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { isImageName } from "../../driver/layers.ts";
 import {
   DEVICE_CHOICES,
   OPEN_DEFAULTS,
@@ -115,7 +116,7 @@ function parseLine(text: string, line: number): ListedDevice | string {
   const [name, image, options = "defaults", ...rest] = text.split(/\s+/);
   if (!isName(name)) return `'${name}' cannot be a name under /dev/blktap`;
   if (image === undefined) return "an image, such as vhd:/srv/disk.vhd, must follow the name";
-  if (!/^[a-z0-9]+:./.test(image)) return `'${image}' is no image, such as vhd:/srv/disk.vhd`;
+  if (!isImageName(unescape(image))) return `'${image}' is no image, such as vhd:/srv/disk.vhd`;
   if (rest.length > 0) return `nothing must follow the options, '${rest.join(" ")}' does`;
   const parsed = parseOptions(options);
   return typeof parsed === "string" ? parsed : { line, name, image: unescape(image), ...parsed };

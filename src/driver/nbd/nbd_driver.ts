@@ -15,6 +15,7 @@ import type {
   Prepared,
   RequestSink,
 } from "../driver.ts";
+import { NAMES_OTHER } from "../image_name.ts";
 import { type Connected, dial, dialAndWait } from "./dial.ts";
 import { parseExportName } from "./export_name.ts";
 import { exportFault, NbdImage } from "./nbd_image.ts";
@@ -60,8 +61,24 @@ function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageD
   return new NbdImage({ spec, context, sink, connected, exportName });
 }
 
-/** Exports of NBD servers, by name (`nbd:HOST:PORT`) or as URIs of two schemes. */
-export const nbdDrivers: readonly DriverType[] = [
-  { type: "nbd", prepare, open },
-  { type: "nbd+unix", prepare, open },
-];
+/** Exports of NBD servers, by name (`nbd:HOST:PORT`) or as URIs. */
+export const nbdDriver: DriverType = {
+  type: "nbd",
+  where: "ADDRESS[:NAME]",
+  summary: "An export of an NBD server; ADDRESS is HOST:PORT or unix:SOCKET",
+  number: 15,
+  suffix: null,
+  takesKey: false,
+  parentAs: null,
+  named: () => NAMES_OTHER,
+  prepare,
+  open,
+};
+
+/** The same as URIs of another scheme. */
+export const nbdUnixDriver: DriverType = {
+  ...nbdDriver,
+  type: "nbd+unix",
+  where: "///NAME?socket=SOCKET",
+  summary: "An export of an NBD server on a Unix socket, as a URI",
+};

@@ -9,6 +9,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { NAMES_FILE } from "../image_name.ts";
 import { cipherFor, type SectorCipher } from "./sector_cipher.ts";
 import { VhdDisk } from "./vhd_disk.ts";
 import { VhdFile } from "./vhd_file.ts";
@@ -16,6 +17,13 @@ import { VhdFile } from "./vhd_file.ts";
 /** VHD images: fixed, dynamic and differencing. */
 export const vhdDriver: DriverType = {
   type: "vhd",
+  where: "FILE",
+  summary: "A VHD: fixed, dynamic or differencing",
+  number: 4,
+  suffix: ".vhd",
+  takesKey: true,
+  parentAs: "vhd",
+  named: () => NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
