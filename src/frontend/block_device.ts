@@ -1,63 +1,81 @@
+/**
+ * `src/frontend` is where requests come in. The NBD server (`nbd/`) takes them from clients over
+ * sockets. A block device of the kernel is a `BlockDevice`, which a `DeviceMaker` creates: by the
+ * blktap2 driver (`blktap2/`), by ublk (`ublk/`) or by the kernel's nbd client (`nbd_device/`).
+ * Each frontend turns requests into slots of a VBD and returns the results.
+ *
+ * A frontend must not know images or drivers: it reads and writes through the VBD's requests only.
+ * It must not trust what it receives: offsets, lengths and numbers are checked before they are
+ * used.
+ *
+ * @module
+ */
 import type { Done, DoneWith } from "../../ffi/errno.ts";
 import type { Log } from "../log/log.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { Vbd } from "../vbd/vbd.ts";
 
-/** Kinds of Linux block devices that a disk can be, the first choice first. */
+/** Kinds of Linux block devices, in order of preference. */
 export const DEVICE_KINDS = ["blktap2", "ublk", "nbd"] as const;
 /** One of `DEVICE_KINDS`. */
 export type DeviceKind = (typeof DEVICE_KINDS)[number];
 
-/** A Linux block device whose requests a VBD answers. */
+/** A Linux block device that a VBD serves. */
 export interface BlockDevice {
   readonly kind: DeviceKind;
-  /** Its node, such as /dev/ublkb0. */
+  /** The device node, such as /dev/ublkb0. */
   readonly node: string;
-  /** Whether the kernel took it away by itself; it has no node any more then. */
+  /** Whether the kernel removed the device by itself; then it has no node. */
   readonly gone?: boolean;
-  /** Whether it stays when its tapdisk is killed, and its users wait until another takes it over. */
+  /**
+   * Whether the device outlives its tapdisk: its users wait until another tapdisk takes it over.
+   */
   readonly outlives: boolean;
-  /** Tells the kernel that the VBD has another size now; false if it cannot change a device's. */
+  /** Tells the kernel the new size of the VBD. False when the kernel cannot change it. */
   resized(): boolean;
   /**
-   * Takes the device away. The VBD answers requests until `done` is called, for the kernel asks for
-   * some still; errno EBUSY, and the device stays, when the kernel says that somebody uses it.
+   * Removes the device. The VBD serves requests until `done` is called, because the kernel may send
+   * some meanwhile.
+   *
+   * @param done EBUSY when the device is in use; it stays then.
    */
   detach(done: Done): void;
-  /** Lets go of the device at once, whatever is under way: its users get errors. */
+  /** Removes the device at once. Requests in flight fail, and its users get errors. */
   abandon(): void;
 }
 
-/** What a block device needs of its process. */
+/** The environment of a block device. */
 export interface DeviceHost {
   readonly scheduler: Scheduler;
   readonly vbd: Vbd;
   readonly log: Log;
 }
 
-/** Called with the block device that was made, or with why there is none. */
+/** Called with the new block device, or with an error. */
 export type Attached = DoneWith<BlockDevice>;
 
-/** A kind of block device that the kernel may offer. */
+/** Creates block devices of one kind. */
 export interface DeviceMaker {
   readonly kind: DeviceKind;
-  /** Why devices of this kind cannot be made here; null when they can. Asks, changes nothing. */
+  /** Why this kind cannot be used here; null when it can. Changes nothing. */
   missing(): string | null;
   /**
-   * Makes a device for the VBD of `host`, whose image is open. It calls back, in a later turn
-   * perhaps, when the node is there and can be opened.
+   * Creates a device for the VBD of `host`, whose image is open, or takes one over.
    *
-   * @param recover The node that a tapdisk which died left for this VBD, to be taken over; else null.
-   * An error with errno ENODEV says that there is nothing to be taken over any more.
-   * @param wanted The node that a new device is to have if it is free, where the kernel lets one
-   * choose: the device is made again, and its users know it by that.
+   * @param recover Node of the device to take over, which a dead tapdisk left for this VBD; null
+   * for a new device.
+   * @param done Called when the node exists and can be opened, possibly before this returns. ENODEV
+   * when there is no device to take over.
+   * @param wanted The node that a new device should have if it is free. It is for a device that is
+   * created again, whose users know its node. Only ublk supports it.
    */
   attach(host: DeviceHost, recover: string | null, done: Attached, wanted?: string): void;
   /**
-   * Takes away the device that a tapdisk which died left and that nobody can take over, because its
-   * image is not there any more. Throws `SystemError`. Only kinds have it whose devices stay.
+   * Removes the device of a dead tapdisk that cannot be taken over, because its image is gone. Only
+   * kinds whose devices outlive their tapdisk have it.
    *
-   * @param done Told of errno EBUSY when somebody has the device open, or serves it.
+   * @param done EBUSY when a process has the device open or serves it.
+   * @throws {SystemError}
    */
   remove?(scheduler: Scheduler, node: string, done: Done): void;
 }

@@ -3,5 +3,5 @@ import type { DeviceMaker } from "./block_device.ts";
 import { nbdDeviceMaker } from "./nbd_device/nbd_device.ts";
 import { ublkMaker } from "./ublk/ublk_maker.ts";
 
-/** The kinds of block devices there are, the first choice first. */
+/** All kinds of block devices, in order of preference. */
 export const DEVICE_MAKERS: readonly DeviceMaker[] = [blktap2Maker, ublkMaker, nbdDeviceMaker];

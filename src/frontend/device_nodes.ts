@@ -2,7 +2,7 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 
 const POLL_MS = 5;
-/** How long udev or devtmpfs may take to make a node. */
+/** How long udev or devtmpfs may take to create a node. */
 const NODE_TIMEOUT_MS = 5_000;
 
 function isNode(path: string): boolean {
@@ -15,7 +15,7 @@ function isNode(path: string): boolean {
 }
 
 /**
- * Waits until udev or devtmpfs has made a device node.
+ * Waits until udev or devtmpfs has created a device node.
  *
  * @param done Called with ENOENT when there is no node after five seconds.
  */

@@ -1,16 +1,16 @@
 import { SystemError } from "../../ffi/errno.ts";
 
-/** The error of a device that is not taken away, such as one that somebody uses. */
+/** The error of a device that is not removed, such as one that is in use. */
 export function cannotTakeAway(node: string, errno: number, why: string): SystemError {
   return new SystemError(errno, `Cannot take ${node} away (${why})`, { file: node });
 }
 
-/** The names in a folder; none when it cannot be read. */
+/** The names in a folder; empty when the folder cannot be read. */
 export function namesIn(folder: string): string[] {
   try {
     return Array.from(Deno.readDirSync(folder), ({ name }) => name);
   } catch {
-    // It is gone, as folders of processes are that have ended, or not ours to look at.
+    // The process has ended, or this one has no right to read the folder.
     return [];
   }
 }
@@ -24,12 +24,14 @@ function leadsTo(link: string, node: string): boolean {
   }
 }
 
-/** By node: where a process was found to have it open, which is looked at first the next time. */
+/** By node: the process that had it open at the last search. It is looked at first. */
 const lastFound = new Map<string, { readonly pid: number; readonly link: string }>();
 
 /**
- * A process other than this one that has a disk, or a partition of it, open; 0 for none. What the
- * kernel itself has open, and who may not be looked at, stay unknown.
+ * Finds a process, other than this one, that has a disk or one of its partitions open. It does not
+ * find opens by the kernel, nor those of processes that this one has no right to inspect.
+ *
+ * @returns The process ID; 0 when none is found.
  */
 export function processWith(node: string): number {
   const known = lastFound.get(node);
@@ -57,9 +59,9 @@ function textOf(path: string): string {
 
 const XEN_BACKENDS = "/sys/bus/xen-backend/devices";
 
-/** Whether Xen's block backend, which is no process, has one of these devices for a guest. */
+/** Whether Xen's block backend, which is part of the kernel, serves one of these devices. */
 function isXenBackend(numbers: readonly string[]): boolean {
-  // The file has the numbers in hexadecimal.
+  // The file has hexadecimal numbers.
   const shown = numbers.map((text) => text.split(":").map((part) => Number(part).toString(16)));
   return namesIn(XEN_BACKENDS).some((name) => {
     const device = textOf(`${XEN_BACKENDS}/${name}/physical_device`).trim();
@@ -74,15 +76,17 @@ function isLoop(node: string): boolean {
 }
 
 /**
- * Who uses a disk or a partition of it, in words; empty when nobody is found. Opens nothing. What
- * costs least is asked first.
+ * Describes a user of a disk or of one of its partitions, such as `it is mounted`. It opens no
+ * device. Cheap checks come first.
+ *
+ * @returns Empty when no user is found.
  */
 export function userOf(node: string): string {
   const folder = sysfsFolder(node);
   const parts = folder === null ? [] : [folder, ...partitionsIn(folder)];
   if (parts.some((part) => namesIn(`${part}/holders`).length > 0)) return "another device is on it";
   const numbers = parts.map((part) => textOf(`${part}/dev`).trim());
-  // The third field of a line has the device's numbers.
+  // The third field of a line is major:minor.
   const mounts = textOf("/proc/self/mountinfo").split("\n").map((line) => line.split(" ")[2]);
   if (mounts.some((mount) => numbers.includes(mount))) return "it is mounted";
   if (textOf("/proc/swaps").includes(`${node} `)) return "it is swap";
@@ -92,12 +96,12 @@ export function userOf(node: string): string {
   return pid === 0 ? "" : `process ${pid} has it open`;
 }
 
-/** Where sysfs tells of a block device; null for what is none. */
+/** The folder of a block device in sysfs; null for other files. */
 function sysfsFolder(node: string): string | null {
   try {
     const { isBlockDevice, rdev } = Deno.statSync(node);
     if (!isBlockDevice || rdev === null) return null;
-    // 12 bits of the major stand above the low 8 bits of the minor, whose others are above these.
+    // Linux encodes 8 low bits of the minor, 12 bits of the major, 12 high bits of the minor.
     const major = Math.floor(rdev / 2 ** 8) & 0xfff;
     const minor = (rdev & 0xff) + (Math.floor(rdev / 2 ** 20) & 0xfff) * 2 ** 8;
     return Deno.realPathSync(`/sys/dev/block/${major}:${minor}`);

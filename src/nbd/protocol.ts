@@ -1,6 +1,8 @@
 /**
- * Constants of the NBD protocol, with the names of its specification (doc/proto.md of the NBD
- * project): the server in `src/frontend/nbd` and the client in `src/driver/nbd` share them.
+ * `src/nbd` is what the NBD server (`src/frontend/nbd`) and the NBD client (`src/driver/nbd`)
+ * share: the constants of the protocol, with the names of its specification (doc/proto.md of the
+ * NBD project), and the encoding of fields. It must not do I/O, and must not know either of the
+ * two.
  *
  * @module
  */
@@ -15,7 +17,7 @@ export const NBD_REQUEST_MAGIC = 0x25609513;
 export const NBD_SIMPLE_REPLY_MAGIC = 0x67446698;
 export const NBD_STRUCTURED_REPLY_MAGIC = 0x668e33ef;
 
-/** What servers begin with that only know the first version of the protocol. */
+/** The magic number of servers that know only the oldstyle negotiation. */
 export const OLDSTYLE_MAGIC_HIGH = 0x00004202;
 export const OLDSTYLE_MAGIC_LOW = 0x81861253;
 
@@ -87,13 +89,13 @@ export const SIMPLE_REPLY_BYTES = 16;
 /** Bytes of the header of a structured reply's chunk. */
 export const CHUNK_HEADER_BYTES = 20;
 
-/** Bytes that requests start and end on a multiple of. */
+/** Minimum block size: requests start and end at a multiple of it, bytes. */
 export const MINIMUM_BLOCK_BYTES = 512;
-/** Bytes that are best for requests to start and end on a multiple of. */
+/** Preferred block size, bytes. */
 export const PREFERRED_BLOCK_BYTES = 4096;
-/** The most bytes of one read or write: what clients may send that do not ask. */
+/** Maximum payload, bytes. Clients that do not ask for block sizes may send this much. */
 export const MAXIMUM_BLOCK_BYTES = 32 * 1024 * 1024;
 
-/** The one meta context that there is, and the number it goes by. */
+/** The one meta context that is supported, and its ID. */
 export const BASE_ALLOCATION = "base:allocation";
 export const BASE_ALLOCATION_ID = 1;

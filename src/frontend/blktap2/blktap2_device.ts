@@ -1,6 +1,11 @@
 /**
- * The blktap2 driver's ring as a way in: a block device of the kernel, whose requests and their
- * data are in memory that this process shares with it.
+ * `src/frontend/blktap2` serves block devices of the blktap2 driver. Requests and their data are in
+ * memory that this process shares with the kernel. `tap.ts` creates and releases a tap,
+ * `ring_requests.ts` is the data path, and this file handles the messages of the driver and the
+ * end.
+ *
+ * It must not trust the ring: a request is copied before it is checked, and a ring that makes no
+ * sense is closed. It must not release the ring while a disk operation uses its pages.
  *
  * @module
  */
@@ -31,12 +36,12 @@ import { cannotTakeAway } from "../device_users.ts";
 import { type RingOwner, RingRequests } from "./ring_requests.ts";
 import { Tap } from "./tap.ts";
 
-/** Blocks of most file systems, and of VHDs. */
+/** Physical block size to report: the block size of most filesystems and the alignment of VHDs. */
 const PHYSICAL_BLOCK_BYTES = 4096;
-/** For how long a device is found to be in use, as udev does for a moment, until that is said. */
+/** How long to wait for a process that opens the device for a moment, such as udev. */
 const BUSY_MS = 1000;
 const BUSY_AGAIN_MS = 20;
-/** How long a disk that is changing its state is left alone. */
+/** How long to wait before another try to pause a disk that is changing its state. */
 const PAUSE_AGAIN_MS = 50;
 
 function deviceInfo(vbd: Vbd): BlktapDeviceInfo {
@@ -51,7 +56,7 @@ function deviceInfo(vbd: Vbd): BlktapDeviceInfo {
   };
 }
 
-/** One device of the driver, and the requests that come from it. */
+/** One device of the driver and its requests. */
 class Blktap2Device implements BlockDevice, RingOwner {
   readonly kind = "blktap2";
   readonly outlives = false;
@@ -59,11 +64,11 @@ class Blktap2Device implements BlockDevice, RingOwner {
   readonly #host: DeviceHost;
   readonly #tap: Tap;
   readonly #requests: RingRequests;
-  /** No more requests are served, and it goes as soon as none is under way. */
+  /** Requests fail from now on, and the device is released when none is in flight. */
   #ending = false;
   #gone = false;
   #broken = false;
-  /** The driver was told to take it away, and will. */
+  /** The driver was told to remove the tap, and will do so itself. */
   #closedByDriver = false;
 
   get gone(): boolean {
@@ -111,7 +116,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
   #tryDetach(untilMs: number, done: Done): void {
     if (this.gone) return done(null);
     const { scheduler } = this.#host;
-    // The driver waits for answers to what is under way, which this process owes it.
+    // The driver would wait for the responses to requests in flight, which this thread has to send.
     const result = this.#requests.unanswered > 0 ? -Errno.EBUSY : this.#tap.remove();
     if (result === -Errno.EBUSY && scheduler.nowMs() < untilMs) {
       return void scheduler.addTimer(BUSY_AGAIN_MS, () => this.#tryDetach(untilMs, done));
@@ -131,7 +136,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
     this.answered();
   }
 
-  /** The ring does not need anybody any more, if it is to go. */
+  /** All requests have their responses: releases a device that is ending. */
   answered(): void {
     if (!this.#ending || this.#gone || this.#requests.unanswered > 0) return;
     this.#letGo({ inUse: this.#broken || this.#tap.remove() !== 0 });
@@ -142,7 +147,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
     const { scheduler } = this.#host;
     scheduler.unwatch(this.#tap.device.fd);
     scheduler.removeTurnWork(this.#requests);
-    // The driver must not find requests without an answer when the ring goes.
+    // The driver expects a response to every request before the ring is released.
     this.#requests.refuse();
     this.#requests.takeRequests();
     this.#requests.endOfTurn();
@@ -155,7 +160,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
     this.#broken = true;
     scheduler.rewatch(this.#tap.device.fd, 0);
     this.#ending = true;
-    // Not in the midst of it.
+    // This runs within a loop over the ring: release it in a turn of its own.
     scheduler.addTimer(0, () => this.answered());
   }
 
@@ -178,13 +183,16 @@ class Blktap2Device implements BlockDevice, RingOwner {
     }
   }
 
-  /** Looks for nothing while the driver waits for an answer, whose question wakes the loop. */
+  /**
+   * Stops watching the ring until the driver has its reply: the message keeps the ring readable,
+   * and would wake the loop all the time. Returns the function that ends this.
+   */
   #holdMessages(): () => void {
     const { scheduler } = this.#host;
     scheduler.rewatch(this.#tap.device.fd, 0);
     return () => {
       if (this.#gone) return;
-      // Drivers take the message out when they hear; this is for one that does not.
+      // A driver clears the message when it gets the reply. This is for one that does not.
       this.#tap.ring.clearMessage();
       scheduler.rewatch(this.#tap.device.fd, EPOLLIN);
     };
@@ -192,20 +200,20 @@ class Blktap2Device implements BlockDevice, RingOwner {
 
   #pause(): void {
     const { log, scheduler, vbd } = this.#host;
-    const goOn = this.#holdMessages();
+    const watchAgain = this.#holdMessages();
     vbd.pause((error) => {
       if (error?.errno === Errno.EAGAIN) {
         return void scheduler.addTimer(PAUSE_AGAIN_MS, () => this.#gone || this.#pause());
       }
       if (error !== null) log.warn(error.message);
       else if (!this.#gone) this.#tap.device.call(BLKTAP2_IOCTL_PAUSE, 0);
-      goOn();
+      watchAgain();
     });
   }
 
   #resume(): void {
     const { log, vbd } = this.#host;
-    const goOn = this.#holdMessages();
+    const watchAgain = this.#holdMessages();
     vbd.resume(nameToReopen(this.#tap.device), (error) => {
       if (error !== null) log.warn(error.message);
       if (!this.#gone) {
@@ -213,21 +221,26 @@ class Blktap2Device implements BlockDevice, RingOwner {
         if (error === null) device.call(BLKTAP2_IOCTL_SET_PARAMS, blktapParams(deviceInfo(vbd)));
         device.call(BLKTAP2_IOCTL_RESUME, -(error?.errno ?? 0));
       }
-      goOn();
+      watchAgain();
     });
   }
 }
 
-/** A device of this kind goes with its tapdisk; what is left of it goes now. Always throws. */
+/**
+ * Refuses a takeover, because the driver removes a device when its tapdisk dies. It frees what is
+ * left of the tap.
+ *
+ * @throws {SystemError} ENODEV, always.
+ */
 function refuseTakeover(driver: BlktapDriver, node: string): never {
   const minor = blktapMinorOf(node);
   if (minor >= 0) driver.clearUp(minor);
-  const hint = "the blktap2 driver took it away when its tapdisk died, and its users got errors; " +
+  const hint = "the blktap2 driver removed it when its tapdisk died, and its users got errors; " +
     "free the minor with 'tap-ctl free'";
   throw new SystemError(Errno.ENODEV, `Cannot take over ${node} (${hint})`);
 }
 
-/** Makes devices of a blktap2 driver, the kernel's or one that tests play. */
+/** Creates devices of a blktap2 driver: the kernel's, or a simulated one in tests. */
 export function blktap2MakerOn(driver: BlktapDriver): DeviceMaker {
   return {
     kind: "blktap2",
@@ -245,5 +258,5 @@ export function blktap2MakerOn(driver: BlktapDriver): DeviceMaker {
   };
 }
 
-/** Devices of the running kernel's blktap2 driver. */
+/** Creates devices of the kernel's blktap2 driver. */
 export const blktap2Maker: DeviceMaker = blktap2MakerOn(new KernelBlktap());

@@ -19,13 +19,13 @@ import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { Tap } from "./tap.ts";
 
-/** Who is told of what is not a request. */
+/** Receives the events of a ring that are not requests. */
 export interface RingOwner {
-  /** The driver asks for something: BLKTAP_RING_MESSAGE_*. */
+  /** The driver sent a BLKTAP_RING_MESSAGE_*. */
   message(message: number): void;
-  /** What the ring says makes no sense; no more requests are taken from it. */
+  /** The ring makes no sense. No more requests are taken from it. */
   broken(reason: string): void;
-  /** All requests that were taken have their answer. */
+  /** All requests that were taken have their responses. */
   answered(): void;
 }
 
@@ -39,7 +39,7 @@ assert(
 assert(BLKTAP_RING_SIZE <= 256 && LAST_SECTOR < 256, "A number of a blktap2 ring is no byte");
 assert((BLKTAP_RING_SIZE & (BLKTAP_RING_SIZE - 1)) === 0, "A blktap2 ring has no whole turns");
 
-// Places in `#at`, and in the ring, count requests and answers since the beginning, modulo 2^32.
+// Elements of `#at`: requests taken, responses written and responses published in all, modulo 2^32.
 const TAKEN = 0;
 const ANSWERED = 1;
 const PUBLISHED = 2;
@@ -50,9 +50,9 @@ function statusOf(errno: number): number {
 }
 
 /**
- * The requests of a ring, by their number: checked and copied before they start, and answered when
- * all of their parts have ended. Their data stays in the pages that the driver mapped. The segments
- * of a request that do not join in memory are parts of their own, each in a slot of the device.
+ * The requests of a ring, by number. A request is copied and checked, then started, and gets its
+ * response when all of its parts have ended. Its data stays in the pages that the driver mapped.
+ * Adjacent segments that are contiguous in memory form one part. Each part takes a slot.
  */
 export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWaiter {
   readonly #vbd: Vbd;
@@ -65,34 +65,34 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
   readonly #operation = new Uint8Array(BLKTAP_RING_SIZE);
   readonly #segments = new Uint8Array(BLKTAP_RING_SIZE);
   readonly #nextSegment = new Uint8Array(BLKTAP_RING_SIZE);
-  /** Parts that have not ended; one more until all have started. */
+  /** Parts that have not ended, plus one until all have started. */
   readonly #partsLeft = new Int32Array(BLKTAP_RING_SIZE);
   readonly #error = new Int32Array(BLKTAP_RING_SIZE);
-  /** First sector of the next part. */
+  /** First sector of the next part, on the disk. */
   readonly #sector = new Float64Array(BLKTAP_RING_SIZE);
   readonly #trimSectors = new Float64Array(BLKTAP_RING_SIZE);
   readonly #first = new Uint8Array(BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX);
   readonly #last = new Uint8Array(BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX);
-  /** Requests with parts that have not started, in the order in which they came. */
+  /** Requests with parts that have not started, in order of arrival. */
   readonly #waiting = new Uint8Array(BLKTAP_RING_SIZE);
   #firstWaiting = 0;
   #waitingCount = 0;
-  /** By slot: the request that has a part in it. */
+  /** By slot: the request of the part in it. */
   readonly #requestOf = new Uint8Array(SLOTS);
 
-  /** @param vbd Answers the requests. */
+  /** @param vbd The device that serves the requests. */
   constructor(vbd: Vbd, tap: Tap, owner: RingOwner) {
     this.#vbd = vbd;
     this.#tap = tap;
     this.#owner = owner;
   }
 
-  /** How many requests were taken from the ring and have no answer. */
+  /** How many requests were taken from the ring and have no response. */
   get unanswered(): number {
     return this.#at[TAKEN] - this.#at[ANSWERED] | 0;
   }
 
-  /** The ring has something new. */
+  /** The ring device is readable. */
   ready(_events: number): void {
     this.#tap.device.woken();
     this.takeRequests();
@@ -101,7 +101,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     if (message !== 0) this.#owner.message(message);
   }
 
-  /** Takes what the driver has put in, and starts it. */
+  /** Takes new requests from the ring and starts them. */
   takeRequests(): void {
     if (this.#broken) return;
     const { ring } = this.#tap;
@@ -122,7 +122,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#owner.broken(reason);
   }
 
-  /** From now on requests fail that have not started. */
+  /** Fails the requests that have not started, and all later ones. */
   refuse(): void {
     this.#refusing = true;
     for (; this.#waitingCount > 0; this.#shiftWaiting()) {
@@ -137,13 +137,13 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#waitingCount--;
   }
 
-  /** Looks at the request that was taken last, and lets it wait for its slots. */
+  /** Checks the request that was taken last, and queues it. */
   #admit(): void {
     const { ring } = this.#tap;
     const id = ring.id();
-    // An answer would end the request that has the number, in whose pages a disk may be at work.
+    // A response would end the first request of the number, whose pages a disk operation may use.
     if (id >= 0 && this.#busy[id] === 1) {
-      // The one too many gets no answer.
+      // The second request gets no response.
       this.#at[TAKEN]--;
       return this.#break(`a second request of number ${id}, which is under way`);
     }
@@ -158,7 +158,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#waiting[(this.#firstWaiting + this.#waitingCount++) % BLKTAP_RING_SIZE] = id;
   }
 
-  /** Copies and checks a request; returns an error number for one that cannot be. */
+  /** Copies and checks a request; returns 0 or the errno with which it fails. */
   #copy(id: number): number {
     const { ring } = this.#tap;
     const operation = ring.operation();
@@ -194,13 +194,13 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     return this.#checkRange(id, ring.sector(), sectors);
   }
 
-  /** What is done in parts is not to fail in the middle. */
+  /** Checks the range of the whole request, so that no part of it fails after another was done. */
   #checkRange(id: number, sector: number, count: number): number {
     this.#sector[id] = sector;
     return sector < 0 || count < 0 || sector + count > this.#vbd.sectors ? Errno.EINVAL : 0;
   }
 
-  /** Starts what waits, as far as there are slots. */
+  /** Starts the queued requests as long as there are free slots. */
   #startWaiting(): void {
     while (this.#waitingCount > 0) {
       const id = this.#waiting[this.#firstWaiting];
@@ -216,7 +216,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#startWaiting();
   }
 
-  /** Starts the next part of a request; false when there is no slot for it. */
+  /** Starts the next part of a request; false when there is no free slot. */
   #startPart(id: number): boolean {
     const { requests } = this.#vbd;
     const slot = requests.takeSlot();
@@ -235,7 +235,10 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     return true;
   }
 
-  /** Segments join where one ends and the next begins with its page. */
+  /**
+   * Starts a part: the segments up to the first gap. There is no gap from one page's end to the
+   * next.
+   */
   #startTransfer(slot: number, id: number): void {
     const { requests } = this.#vbd;
     const pages = id * BLKTAP_SEGMENT_MAX;
@@ -270,7 +273,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#tap.ring.answer(this.#at[ANSWERED]++, id, this.#operation[id], status);
   }
 
-  /** Shows the driver all answers of this turn at once. */
+  /** Publishes all responses of the turn with one call. */
   endOfTurn(): boolean {
     if (this.#at[ANSWERED] === this.#at[PUBLISHED]) return false;
     this.#at[PUBLISHED] = this.#at[ANSWERED];

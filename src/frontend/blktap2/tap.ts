@@ -11,22 +11,22 @@ import {
   type BlktapRingDevice,
   createBlktapDevice,
 } from "../../../ffi/blktap.ts";
-import { SystemError } from "../../../ffi/errno.ts";
+import { messageOf, SystemError } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { Log } from "../../log/log.ts";
 
-/** How a tap is let go of. */
+/** How to release a tap. */
 export interface ReleaseOptions {
-  /** Whether the block device is there still: the driver then takes its time. */
+  /** Whether the block device still exists: the close then waits for its users. */
   readonly inUse: boolean;
-  /** Whether the driver takes the tap away by itself. */
+  /** Whether the driver frees the tap by itself. */
   readonly freed: boolean;
 }
 
-/** A tap of the driver, from its making to its end: the ring, mapped, and the block device. */
+/** A tap of the driver: the mapped ring and the block device. */
 export class Tap {
   readonly minor: number;
-  /** Node of the block device. */
+  /** The node of the block device. */
   readonly node: string;
   readonly device: BlktapRingDevice;
   readonly ring: BlktapRing;
@@ -37,7 +37,7 @@ export class Tap {
   readonly #arena: Arena;
   readonly #log: Log;
 
-  /** Makes a tap without a block device. Throws `SystemError`; then none is left. */
+  /** Creates a tap without a block device. Throws `SystemError`, and leaves no tap then. */
   constructor(driver: BlktapDriver, log: Log) {
     this.#driver = driver;
     this.#log = log;
@@ -63,17 +63,17 @@ export class Tap {
     this.dataSector = arena.sector + BLKTAP_PAGE_SECTORS;
   }
 
-  /** Makes the block device; returns the flags that the driver heeds. Throws `SystemError`. */
+  /** Creates the block device; returns the flags that the driver supports. Throws `SystemError`. */
   create(info: BlktapDeviceInfo): number {
     return createBlktapDevice(this.device, info);
   }
 
-  /** Takes the block device away; 0, or -EBUSY while somebody uses it. */
+  /** Removes the block device; returns 0, or -EBUSY while it is in use. */
   remove(): number {
     return this.device.call(BLKTAP_IOCTL_REMOVE_DEVICE, 0);
   }
 
-  /** Gives the tap back. The device has ended in any case: what goes wrong is for the log only. */
+  /** Frees the tap. Errors are only logged, because the device has ended in any case. */
   #free({ freed = false } = {}): void {
     try {
       const result = freed ? 0 : this.#driver.control(BLKTAP_IOCTL_FREE_TAP, this.minor);
@@ -85,7 +85,7 @@ export class Tap {
   }
 
   #warn(error: unknown): void {
-    const why = error instanceof Error ? error.message : String(error);
+    const why = messageOf(error);
     this.#log.warn(`The blktap2 driver keeps something of tap ${this.minor}: ${why}`);
   }
 
@@ -98,8 +98,8 @@ export class Tap {
   }
 
   /**
-   * Unmaps the ring and lets go of the tap. Nothing may be under way in its pages, and, as far as
-   * the ring is in order, no request may be without an answer.
+   * Unmaps the ring and frees the tap. No disk operation may use its pages. Unless the ring was
+   * closed because it made no sense, every request must have its response.
    */
   release({ inUse, freed }: ReleaseOptions): void {
     this.#arena.unmapDescriptor();

@@ -15,26 +15,26 @@ import { nbdFacts, nbdIndexes, nodeOf } from "./kernel_facts.ts";
 import { BLOCK_BYTES, KERNEL_FLAGS, LONG_ANSWER_SECONDS } from "./settings.ts";
 import type { SocketPairs } from "./socket_pairs.ts";
 
-/** Each device takes a thread of the runtime, which has 32, and some are for others. */
+/** Each device occupies a thread of the runtime, which has 32 in all. */
 const MOST_DEVICES = 24;
 const START_POLL_MS = 5;
 const START_TIMEOUT_MS = 5000;
 
 let devices = 0;
 
-/** A device that was made by ioctl: it goes with its tapdisk, and its users get errors then. */
+/** A device that was created by ioctl. When its tapdisk dies, its users get errors. */
 class IoctlDevice implements BlockDevice {
   readonly kind = "nbd";
   readonly outlives = false;
   readonly node: string;
   readonly #host: DeviceHost;
   readonly #index: number;
-  /** The device, open; -1 when it has ended. */
+  /** Descriptor of the device; -1 when it has ended. */
   #fd: number;
   readonly #connections: NbdConnections;
   #ended: (() => void) | null = null;
 
-  /** @param fd The device, open and set up. */
+  /** @param fd Descriptor of the device, which is set up. */
   constructor(host: DeviceHost, { index, fd }: { index: number; fd: number }) {
     this.#host = host;
     this.#index = index;
@@ -43,7 +43,7 @@ class IoctlDevice implements BlockDevice {
     this.#connections = new NbdConnections(host.scheduler, host.vbd);
   }
 
-  /** Starts the device; calls back when it has its size. */
+  /** Starts the device. It is ready when the kernel shows its size. */
   start(pairs: SocketPairs, done: Done): void {
     const { scheduler } = this.#host;
     devices++;
@@ -63,7 +63,7 @@ class IoctlDevice implements BlockDevice {
     done(new SystemError(Errno.EIO, `Cannot start ${this.node} (the kernel's log says why)`));
   }
 
-  /** The kernel is through with the device. */
+  /** The kernel has ended the device. */
   #end(): void {
     if (this.#fd < 0) return;
     devices--;
@@ -101,7 +101,7 @@ class IoctlDevice implements BlockDevice {
   }
 }
 
-/** Makes a device of the first that is free. Throws `SystemError`. */
+/** Sets up the first free device. Throws `SystemError`. */
 export function setUpIoctlDevice(
   host: DeviceHost,
   pairs: SocketPairs,

@@ -1,20 +1,23 @@
 /**
- * What /proc and sysfs tell of the kernel's nbd driver and its devices. Nothing here waits for a
- * device: the thread that serves it may ask.
+ * The state of the kernel's nbd driver and its devices, from /proc and sysfs. No function here
+ * waits for a device, so the thread that serves it may call them.
  *
  * @module
  */
+import { namesIn } from "../device_users.ts";
+
+/** sysfs counts sectors of this size, whatever the device has. */
 const SECTOR_BYTES = 512;
 const CAP_SYS_ADMIN = 21n;
 
-/** A device of the driver, as sysfs has it. */
+/** The state of a device by sysfs. */
 export interface NbdFacts {
-  /** Whether it has connections, be they dead. */
+  /** Whether it has connections, dead ones included. */
   readonly isConnected: boolean;
   readonly sizeBytes: number;
-  /** How often the kernel looks at requests without an answer; null on kernels before 5.0. */
+  /** How often the kernel checks unanswered requests; null on kernels before 5.0. */
   readonly ioTimeoutMs: number | null;
-  /** The name that who made it gave to what is behind it; null on kernels before 5.14. */
+  /** The name of the server that its creator set; null on kernels before 5.14. */
   readonly backend: string | null;
 }
 
@@ -41,15 +44,7 @@ function read(path: string): string | null {
   }
 }
 
-function namesIn(path: string): string[] {
-  try {
-    return Array.from(Deno.readDirSync(path), ({ name }) => name);
-  } catch {
-    return [];
-  }
-}
-
-/** A device's state; null when there is no such device. */
+/** The state of a device; null when it does not exist. */
 export function nbdFacts(index: number): NbdFacts | null {
   const folder = folderOf(index);
   const sectors = read(`${folder}/size`);
@@ -63,15 +58,15 @@ export function nbdFacts(index: number): NbdFacts | null {
   };
 }
 
-/** The devices that there are, in ascending order. */
+/** The numbers of all devices, in ascending order. */
 export function nbdIndexes(): number[] {
   const indexes = namesIn("/sys/block").map((name) => indexOf(`/dev/${name}`));
   return indexes.filter((index) => index !== null).sort((a, b) => a - b);
 }
 
 /**
- * Sets after how long the kernel looks whether a request of a device is to be sent again, since
- * 5.0. Done by another thread, for newer kernels wait for requests under way.
+ * Sets how often the kernel checks whether to send unanswered requests again (since 5.0). Another
+ * thread does it, because newer kernels wait for requests in flight.
  */
 export async function setIoTimeout(index: number, timeoutMs: number): Promise<void> {
   await Deno.writeTextFile(`${folderOf(index)}/queue/io_timeout`, `${timeoutMs}`, {

@@ -1,9 +1,10 @@
 /**
- * The kernel's own NBD client as a block device: it is attached to one end of a pair of sockets
- * whose other end is served here, by netlink, or by ioctl on kernels before 4.12.
+ * `src/frontend/nbd_device` serves block devices of the kernel's NBD client, /dev/nbdN. The kernel
+ * has one end of a pair of sockets, and `src/frontend/nbd` serves the other. Devices are created by
+ * netlink (`netlink_device.ts`), or by ioctl on kernels before 4.12 (`ioctl_device.ts`).
  *
- * The kernel answers none of this thread's own requests to a device that the thread serves. So what
- * opens or closes a node, or waits in the driver, goes by other threads.
+ * It must not open or close a node, or call the driver, on the thread that serves the device: such
+ * a call may wait for requests that only this thread answers. Other threads make these calls.
  *
  * @module
  */
@@ -38,12 +39,12 @@ import { SocketPairs } from "./socket_pairs.ts";
 
 const CANNOT_MAKE = "Cannot make an nbd device";
 
-/** Makes devices of the kernel's nbd driver. */
+/** Creates devices of the kernel's nbd driver. */
 export class NbdDeviceMaker implements DeviceMaker {
   readonly kind = "nbd";
   readonly #settings: () => NbdDeviceSettings;
 
-  /** @param settings Asked for each device. */
+  /** @param settings Called for each device. */
   constructor(settings: () => NbdDeviceSettings) {
     this.#settings = settings;
   }
@@ -88,7 +89,7 @@ export class NbdDeviceMaker implements DeviceMaker {
     if (index === null || facts === null || !facts.isConnected) throw nothingLeft(node);
     refuseOthers(node, facts, host);
     if (!isHeldForTakeover(facts)) {
-      // Nobody could answer what was under way: its users are told, and it is free.
+      // The kernel would not send the requests in flight again. Disconnecting fails them.
       return scheduler.settle(nbdDisconnect(index), () => done(nothingLeft(node), null));
     }
     const device = new NetlinkDevice(host, index, { outlives: true });
@@ -104,11 +105,11 @@ function nothingLeft(node: string): SystemError {
   return new SystemError(Errno.ENODEV, `Cannot take ${node} over (it has ended)`);
 }
 
-/** A device that another made, or whose users know a larger disk, is not to be touched. */
+/** Refuses a device that another program created, or whose users know a larger disk. */
 function refuseOthers(node: string, facts: NbdFacts, { vbd }: DeviceHost): void {
   const backend = backendOf(vbd.minor);
   if (facts.backend !== null && facts.backend !== backend) {
-    const hint = `what is behind it is called '${facts.backend}', not '${backend}'`;
+    const hint = `its backend is '${facts.backend}', not '${backend}'`;
     throw new SystemError(Errno.ENODEV, `Cannot take ${node} over (${hint})`);
   }
   const sizeBytes = vbd.sectors * SECTOR_BYTES;
@@ -151,7 +152,7 @@ function makeByIoctl(host: DeviceHost, pairs: SocketPairs, done: Attached): void
   }
 }
 
-/** Calls back when somebody, devtmpfs mostly, has made the node. */
+/** Waits for the node, which devtmpfs or udev creates. */
 function awaitNode(host: DeviceHost, device: NetlinkDevice, done: Attached): void {
   waitForNode(host.scheduler, device.node, (missing) => {
     if (missing === null) return done(null, device);
@@ -164,7 +165,7 @@ function awaitNode(host: DeviceHost, device: NetlinkDevice, done: Attached): voi
   });
 }
 
-/** What the environment says; `tap-ctl create --help` tells of it. */
+/** Reads the settings from the environment; `tap-ctl create --help` describes them. */
 function settingsOfEnvironment(): NbdDeviceSettings {
   const chosen = Deno.env.get("BLKTAP_NBD_INTERFACE");
   const connections = Number(Deno.env.get("BLKTAP_NBD_CONNECTIONS") ?? 1);

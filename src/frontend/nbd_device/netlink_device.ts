@@ -14,19 +14,19 @@ import { type ConnectionsOwner, NbdConnections } from "../nbd/connections.ts";
 import { kernelAtLeast, nbdFacts, nodeOf } from "./kernel_facts.ts";
 import { SocketPairs } from "./socket_pairs.ts";
 
-/** How often, and how long apart, somebody who has the device open for a moment is waited for. */
+/** Tries, and the time between them, for a process that opens the device for a moment. */
 const LEAVE_TRIES = 10;
 const LEAVE_AGAIN_MS = 100;
-/** How often, and how long apart, the kernel is asked to take a connection in place of a dead one. */
+/** Tries, and the time between them, until the kernel has noticed that a connection is dead. */
 const JOIN_TRIES = 50;
 const JOIN_AGAIN_MS = 100;
 
-/** The name that a device's kernel side has for what is behind it. */
+/** The name of the server of a device, which the kernel stores. */
 export function backendOf(minor: number): string {
   return `tapdisk-${minor}`;
 }
 
-/** A device that was made by netlink: it stays when its tapdisk dies. */
+/** A device that was created by netlink. It can outlive its tapdisk. */
 export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   readonly kind = "nbd";
   readonly outlives: boolean;
@@ -36,7 +36,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   readonly #connections: NbdConnections;
   #state: "serving" | "detaching" | "gone" = "serving";
 
-  /** @param outlives Whether it was made, or left, so that it can be taken over. */
+  /** @param outlives Whether it can be taken over when its tapdisk dies. */
   constructor(host: DeviceHost, index: number, { outlives }: { outlives: boolean }) {
     this.#host = host;
     this.outlives = outlives;
@@ -49,14 +49,14 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     return backendOf(this.#host.vbd.minor);
   }
 
-  /** Answers what comes from the kernel. */
+  /** Serves the requests of the kernel. */
   serve(pairs: SocketPairs): void {
     pairs.serve(this.#connections);
   }
 
   /**
-   * Has the kernel take a connection in place of one that died, and serves it. The kernel may not
-   * have noticed yet that it died, and then drops the new one without a word.
+   * Replaces a dead connection by a new one and serves that. While the kernel has not noticed that
+   * the connection is dead, it drops the new one without an error.
    */
   join(done: Done, tries = JOIN_TRIES): void {
     const { scheduler, vbd } = this.#host;
@@ -89,7 +89,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     this.#host.log.warn(`${this.node} was disconnected, and not by this tapdisk`);
   }
 
-  /** A connection that broke is replaced, when nothing of it is under way any more. */
+  /** Replaces a broken connection once none of its requests is in flight. */
   connectionRetired(_connection: NbdConnection): void {
     if (this.#state !== "serving" || this.#connections.size > 0) return;
     const { log } = this.#host;
@@ -112,7 +112,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     return true;
   }
 
-  /** Whether the kernel has let go of the device. */
+  /** Whether the kernel has disconnected the device. */
   get #isDisconnected(): boolean {
     return this.#state === "gone" || nbdFacts(this.#index)?.isConnected !== true;
   }
@@ -133,8 +133,8 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   }
 
   /**
-   * The kernel disconnects a device by itself when nobody has it open any more: nobody can come in
-   * between. So it is opened and closed here.
+   * Opens and closes the node: with NBD_CFLAG_DISCONNECT_ON_CLOSE the kernel disconnects the device
+   * at the last close. So no process can open it between a check and the disconnect.
    */
   #tryToLeave(tries: number, done: Done): void {
     const { scheduler } = this.#host;

@@ -5,18 +5,18 @@ import { enlargeSendBuffer, socketPair } from "../../../ffi/sockets.ts";
 import type { Requests } from "../../vbd/requests.ts";
 import type { NbdConnections } from "../nbd/connections.ts";
 
-/** Room for requests with their data on the way to us. */
+/** Send buffer of the kernel's end, for requests with their data. */
 const KERNEL_SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 
-/** Connections with the kernel that nobody serves yet: pairs of sockets, and memory for each. */
+/** Connections with the kernel that are not served yet: a pair of sockets and memory for each. */
 export class SocketPairs {
-  /** What the kernel is given. */
+  /** The sockets for the kernel. */
   readonly kernelEnds: number[] = [];
   readonly #ourEnds: number[] = [];
   readonly #memories: number[] = [];
   readonly #requests: Requests;
 
-  /** Throws `SystemError`: EUSERS when the VBD has no room for so many clients, EMFILE. */
+  /** Throws `SystemError`: EUSERS when the VBD has no memory for more clients, or EMFILE. */
   constructor(requests: Requests, count: number) {
     this.#requests = requests;
     try {
@@ -30,7 +30,7 @@ export class SocketPairs {
   #open(): void {
     const memory = this.#requests.takeClientMemory();
     if (memory < 0) {
-      throw new SystemError(Errno.EUSERS, "The disk has as many clients as it serves");
+      throw new SystemError(Errno.EUSERS, "Cannot serve another client of the disk");
     }
     this.#memories.push(memory);
     const [ours, theirs] = socketPair();
@@ -39,18 +39,18 @@ export class SocketPairs {
     enlargeSendBuffer(theirs, KERNEL_SEND_BUFFER_BYTES);
   }
 
-  /** The kernel has taken its ends, or will not: they are closed here. */
+  /** Closes this process's descriptors of the kernel's sockets. */
   closeKernelEnds(): void {
     for (const fd of this.kernelEnds.splice(0)) closeFile(fd);
   }
 
-  /** Whether the kernel dropped an end; ask after `closeKernelEnds`. */
+  /** Whether the kernel dropped a socket. Valid after `closeKernelEnds`. */
   get isRefused(): boolean {
-    // Nothing is asked for: only a hang-up is told.
+    // Without events, poll reports only a hang-up or an error.
     return this.#ourEnds.some((fd) => waitForDescriptor(fd, 0, 0));
   }
 
-  /** Hands our ends over; requests that wait there are answered from now on. */
+  /** Adds the other ends to the connections of a server, which serves them from now on. */
   serve(connections: NbdConnections): void {
     this.closeKernelEnds();
     const memories = this.#memories.splice(0);
@@ -59,7 +59,7 @@ export class SocketPairs {
     });
   }
 
-  /** Closes what was not handed over. */
+  /** Closes all sockets that are not served. */
   discard(): void {
     this.closeKernelEnds();
     for (const fd of this.#ourEnds.splice(0)) closeFile(fd);

@@ -17,13 +17,13 @@ import { askUnused } from "./removal.ts";
 import { UblkDevice, type UblkHost } from "./ublk_device.ts";
 
 /**
- * How long a killed tapdisk may take to be gone. Its memory goes first, and kernels before 6.7 look
- * for dead servers every five seconds only.
+ * How long to wait for a killed tapdisk to end. The kernel frees its memory first, and kernels
+ * before 6.7 check for dead servers every five seconds only.
  */
 const RECOVERY_TIMEOUT_MS = 30_000;
 const RECOVERY_POLL_MS = 50;
 
-/** The steps from a VBD to a block device that can be opened. */
+/** The steps from a VBD to a block device with a node. */
 class Attachment {
   readonly #host: UblkHost;
   readonly #done: Attached;
@@ -33,25 +33,27 @@ class Attachment {
     this.#done = done;
   }
 
-  /** Ends in failure; the kernel knows of no device that this one made. */
+  /** Fails; the kernel has no device of this attachment. */
   #fail(errno: number, what: string): void {
     this.#host.control.close();
     this.#done(new SystemError(errno, what), null);
   }
 
-  /** The same for a device that is there: it goes first. */
+  /** Fails after the device was created: removes it first. */
   #giveUp(device: UblkDevice, errno: number, what: string): void {
     device.discard(() => this.#done(new SystemError(errno, what), null));
   }
 
   // ---- a new device -----------------------------------------------------------------------
 
-  /** @param number Of the device; `UBLK_ANY_DEVICE` for any. */
+  /** @param number Number of the device; `UBLK_ANY_DEVICE` for any. */
   make(number: number): void {
     this.#sweep(devicesWithoutDisk(), () => this.#add(number));
   }
 
-  /** Removes what tapdisks left that ended in the midst of making or ending a device. */
+  /**
+   * Removes devices without a disk, which tapdisks left that died while they made or ended them.
+   */
   #sweep([number, ...others]: number[], next: () => void): void {
     if (number === undefined) return next();
     const { control, log } = this.#host;
@@ -79,12 +81,12 @@ class Attachment {
       makerPid: Deno.pid,
     };
     control.add(wanted, (result, info) => {
-      // Another tapdisk has taken the number meanwhile.
+      // Another process has taken the number.
       if (result === -Errno.EEXIST && number !== UBLK_ANY_DEVICE) return this.#add(UBLK_ANY_DEVICE);
       if (result < 0) return this.#fail(-result, "Cannot add a ublk device");
       const device = new UblkDevice(this.#host, info);
       control.setParameters(info.device, diskParameters(vbd), (set) => {
-        if (set < 0) this.#giveUp(device, -set, `Cannot say what ${device.node} looks like`);
+        if (set < 0) this.#giveUp(device, -set, `Cannot set the parameters of ${device.node}`);
         else this.#start(device, info);
       });
     });
@@ -100,7 +102,7 @@ class Attachment {
       }));
   }
 
-  /** The device's own file may come a little after the device. */
+  /** Opens the queues when the device's own file exists, which udev creates after the device. */
   #openQueues(
     device: UblkDevice,
     info: DeviceInfo,
@@ -154,7 +156,7 @@ class Attachment {
     });
   }
 
-  /** The process that served it is about to end, or the kernel has not noticed that it did. */
+  /** Retries: the old server is ending, or the kernel has not noticed that it has ended. */
   #tryAgain(device: UblkDevice, info: DeviceInfo, latestMs: number, result: number): void {
     const { scheduler } = this.#host;
     if (scheduler.nowMs() < latestMs) {
@@ -168,7 +170,8 @@ class Attachment {
   #serve(device: UblkDevice, info: DeviceInfo): void {
     const { control, log, vbd } = this.#host;
     const what = `Cannot take over ${device.node}`;
-    // Without its commands in the kernel the device waits on.
+    // After an error here the device keeps waiting for a server: the kernel has none of its
+    // commands.
     this.#openQueues(
       device,
       info,
@@ -184,7 +187,7 @@ class Attachment {
   }
 }
 
-/** Makes a block device of a VBD, or takes one over; see `DeviceMaker.attach`. */
+/** Creates a block device for a VBD, or takes one over; see `DeviceMaker.attach`. */
 export function attachUblk(
   host: DeviceHost,
   { recover, wanted }: { recover: string | null; wanted: string | undefined },

@@ -32,30 +32,30 @@ import type { UringLoop, UringUser } from "../../queue/uring_loop.ts";
 
 const FEATURES_BYTES = 8;
 
-/** How a command ended: zero or above, or a negative errno. */
+/** Called with the result of a command: zero or above, or a negative errno. */
 export type Answer = (result: number) => void;
 
 interface Command {
-  /** As the kernel wants it. */
+  /** `cmd_op`, encoded if the kernel wants that. */
   readonly number: number;
   readonly device: number;
-  /** Bytes of memory that it reads or writes. */
+  /** Bytes of memory that the kernel reads or writes. */
   readonly lengthBytes?: number;
   readonly data?: number;
-  /** Writes what it reads. */
+  /** Writes the memory that the kernel reads. */
   readonly fill?: (view: DataView) => void;
   readonly answer: Answer;
 }
 
 /**
- * Commands to /dev/ublk-control, one at a time: some take long, as the kernel may read from the
- * disk meanwhile or wait for its users. They run on threads of the kernel, and the loop goes on.
+ * Sends commands to /dev/ublk-control, one at a time. Some take long: the kernel reads from the
+ * disk or waits for its users. They run on threads of the kernel, and the loop continues.
  */
 export class UblkControl implements UringUser {
   readonly #uring: UringLoop;
   readonly #fd: number;
   readonly #ringTag: number;
-  /** What commands read and write. */
+  /** The memory that commands read and write. */
   readonly #memory = new Arena(DEVICE_INFO_BYTES);
   #features = 0;
   #underWay: Command | null = null;
@@ -68,17 +68,17 @@ export class UblkControl implements UringUser {
     this.#ringTag = uring.add(this);
   }
 
-  /** Whether the kernel wants the encoded numbers of commands. */
+  /** Whether the kernel takes encoded numbers of commands. */
   get encoded(): boolean {
     return (this.#features & UBLK_F_CMD_IOCTL_ENCODE) !== 0;
   }
 
-  /** Whether a device can get another size while it is in use. */
+  /** Whether the kernel can change the size of a device in use. */
   get canResize(): boolean {
     return (this.#features & UBLK_F_UPDATE_SIZE) !== 0;
   }
 
-  /** Whether the kernel refuses to stop a device that somebody has open. */
+  /** Whether the kernel can refuse to stop a device in use. */
   get canStopSafely(): boolean {
     return (this.#features & UBLK_F_SAFE_STOP_DEV) !== 0;
   }
@@ -97,7 +97,7 @@ export class UblkControl implements UringUser {
     putControlCommand(this.#uring.commands, at, { device, address, lengthBytes, data });
   }
 
-  /** Queues a command by the number that old kernels want. */
+  /** Queues a command by its plain number. */
   #command(number: number, rest: Omit<Command, "number">): void {
     this.#queue({ number: this.encoded ? encodedControlCommand(number) : number, ...rest });
   }
@@ -105,14 +105,16 @@ export class UblkControl implements UringUser {
   uringDone(_id: number, result: number): void {
     const ended = this.#underWay;
     this.#underWay = null;
-    // The answer reads the memory, and may close this.
+    // The callback reads the memory, and may call `close`.
     ended?.answer(result);
     if (this.#underWay !== null) return;
     const next = this.#waiting.shift();
     if (next !== undefined) this.#send(next);
   }
 
-  /** Finds out what the kernel can do; comes first. Kernels before 6.5 do not tell. */
+  /**
+   * Asks for the features of the kernel; the first command. Kernels before 6.5 do not report them.
+   */
   askFeatures(done: () => void): void {
     this.#queue({
       number: encodedControlCommand(UBLK_CMD_GET_FEATURES),
@@ -125,7 +127,7 @@ export class UblkControl implements UringUser {
     });
   }
 
-  /** Adds a device; the answer comes with what the kernel made of `wanted`. */
+  /** Adds a device. The kernel may change properties: the callback receives the actual ones. */
   add(
     wanted: Omit<DeviceInfo, "state" | "pid">,
     answer: (result: number, info: DeviceInfo) => void,
@@ -138,7 +140,7 @@ export class UblkControl implements UringUser {
     });
   }
 
-  /** What the kernel knows of a device. */
+  /** Gets the properties of a device. */
   info(device: number, answer: (result: number, info: DeviceInfo) => void): void {
     this.#command(UBLK_CMD_GET_DEV_INFO, {
       device,
@@ -148,8 +150,8 @@ export class UblkControl implements UringUser {
   }
 
   /**
-   * Says what the disk of a device that has not started looks like; -EACCES as long as somebody
-   * has a disk open that the device was before.
+   * Sets the parameters of a device that has not started. -EACCES while a process has the previous
+   * disk of a stopped device open.
    */
   setParameters(device: number, disk: DiskParameters, answer: Answer): void {
     this.#command(UBLK_CMD_SET_PARAMS, {
@@ -160,42 +162,47 @@ export class UblkControl implements UringUser {
     });
   }
 
-  /** Makes the disk; the kernel looks for partitions on it. All requests must be asked for. */
+  /**
+   * Starts the device: the kernel creates the disk and reads its partition table. All requests must
+   * have been fetched.
+   */
   start(device: number, answer: Answer): void {
     this.#command(UBLK_CMD_START_DEV, { device, data: Deno.pid, answer });
   }
 
-  /** Makes a device whose server died ready for this one; -EBUSY as long as that is not gone. */
+  /**
+   * Prepares a device for a new server; -EBUSY until the kernel has noticed that the old one died.
+   */
   startRecovery(device: number, answer: Answer): void {
     this.#command(UBLK_CMD_START_USER_RECOVERY, { device, answer });
   }
 
-  /** Lets requests come again, those first that the dead server had not answered. */
+  /** Resumes a device. The kernel first sends again what the dead server had not answered. */
   endRecovery(device: number, answer: Answer): void {
     this.#command(UBLK_CMD_END_USER_RECOVERY, { device, data: Deno.pid, answer });
   }
 
-  /** Says how long the disk is now, sectors. */
+  /** Sets the size of a started device, sectors. */
   updateSize(device: number, sectors: number, answer: Answer): void {
     this.#command(UBLK_CMD_UPDATE_SIZE, { device, data: sectors, answer });
   }
 
-  /** Takes the disk away, whoever has it open, and ends all commands of its queues. */
+  /** Removes the disk even if it is in use, and completes all commands of the queues. */
   stop(device: number, answer: Answer): void {
     this.#command(UBLK_CMD_STOP_DEV, { device, answer });
   }
 
-  /** The same, but -EBUSY when somebody has it open; only where the kernel can. */
+  /** The same, but -EBUSY while the disk is in use. Requires `canStopSafely`. */
   tryStop(device: number, answer: Answer): void {
     this.#command(UBLK_CMD_TRY_STOP_DEV, { device, answer });
   }
 
-  /** Forgets a device. It waits for all who have its disk or its own file open. */
+  /** Removes a device. The kernel waits until no process has its disk or its own file open. */
   remove(device: number, answer: Answer): void {
     this.#command(UBLK_CMD_DEL_DEV, { device, answer });
   }
 
-  /** Closes the control device. No command may be under way. */
+  /** Closes the control device. No command may be in flight. */
   close(): void {
     this.#uring.remove(this.#ringTag);
     closeFile(this.#fd);
@@ -203,7 +210,7 @@ export class UblkControl implements UringUser {
   }
 }
 
-/** Why the control device cannot be opened; null when it can. */
+/** Why the control device cannot be opened; null when it can be. */
 export function controlMissing(): string | null {
   try {
     closeFile(openFile(UBLK_CONTROL_PATH, O_RDWR));
@@ -212,7 +219,7 @@ export function controlMissing(): string | null {
     if (!(error instanceof SystemError)) throw error;
     if (error.errno === Errno.ENOENT) return "the kernel has no ublk_drv; try 'modprobe ublk_drv'";
     if (error.errno === Errno.ENODEV || error.errno === Errno.ENXIO) {
-      return `${UBLK_CONTROL_PATH} is there, but no ublk_drv; try 'modprobe ublk_drv'`;
+      return `${UBLK_CONTROL_PATH} exists, but ublk_drv is not loaded; try 'modprobe ublk_drv'`;
     }
     return error.message;
   }

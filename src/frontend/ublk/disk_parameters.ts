@@ -9,10 +9,10 @@ import type { Vbd } from "../../vbd/vbd.ts";
 import { MOST_SECTORS } from "./limits.ts";
 
 const PHYSICAL_BLOCK_BYTES = 4096;
-/** Longest discard and zeroing: 2 GiB. The VBD goes through them step by step. */
+/** The longest discard and zeroing: 2 GiB. The VBD does them in steps. */
 const MOST_DISCARD_SECTORS = 1 << 22;
 
-/** How a VBD's disk looks to its users. */
+/** The parameters of a VBD's disk. */
 export function diskParameters(
   { sectors, readOnly }: Pick<Vbd, "sectors" | "readOnly">,
 ): DiskParameters {

@@ -4,13 +4,13 @@ import { type DeviceInfo, UBLK_MAX_QUEUE_DEPTH } from "../../../ffi/ublk.ts";
 import { REQUEST_SECTORS, SECTOR_BYTES } from "../../driver/driver.ts";
 import { SLOT_BYTES, SLOTS } from "../../vbd/slots.ts";
 
-/** Queues of a new device; the kernel makes fewer where there are fewer processors. */
+/** Queues of a new device. The kernel creates fewer when there are fewer processors. */
 export const QUEUES = 2;
-/** Requests of each queue at once. */
+/** Requests in flight of each queue. */
 export const DEPTH = 32;
 /** The longest read or write of a device, sectors. */
 export const MOST_SECTORS = REQUEST_SECTORS;
-/** The same in bytes: the kernel copies as many to the memory of a tag's slot. */
+/** The same in bytes. The kernel copies up to this many to the memory of a tag's slot. */
 export const MOST_BYTES = MOST_SECTORS * SECTOR_BYTES;
 
 assert(MOST_BYTES <= SLOT_BYTES, "A ublk request has more bytes than a slot");
@@ -19,10 +19,10 @@ assert(QUEUES * DEPTH <= SLOTS, "The tags of a ublk device are more than a disk 
 assert(DEPTH <= UBLK_MAX_QUEUE_DEPTH, "A ublk queue is deeper than its descriptors");
 
 /**
- * Why a device cannot be served here; empty when it can. It goes for a device that the kernel just
- * made, which may differ from the one that was asked for, and for one that a tapdisk left.
+ * Why a device cannot be served; empty when it can. This decides for a new device, whose properties
+ * the kernel may have changed, and for a device that is taken over.
  *
- * @param freeSlots Slots of the VBD that are free: each tag takes one.
+ * @param freeSlots Free slots of the VBD: each tag takes one.
  */
 export function whyNotServed(
   { mostBytes, queues, depth }: Pick<DeviceInfo, "mostBytes" | "queues" | "depth">,

@@ -1,12 +1,12 @@
 import { namesIn } from "../device_users.ts";
 
-/** The number of the device that a node such as /dev/ublkb3 stands for; -1 for another's node. */
+/** The number of a node such as /dev/ublkb3; -1 for other nodes. */
 export function numberOfNode(node: string): number {
   const match = /^\/dev\/ublkb(\d{1,6})$/.exec(node);
   return match === null ? -1 : Number(match[1]);
 }
 
-/** The numbers of the devices that have no disk: not started yet, or stopped. */
+/** The numbers of devices without a disk, which are not started or stopped. */
 export function devicesWithoutDisk(): number[] {
   const devices = namesIn("/sys/class/ublk-char");
   const disks = namesIn("/sys/block");
@@ -16,7 +16,7 @@ export function devicesWithoutDisk(): number[] {
     .map(Number);
 }
 
-/** How long the kernel takes a disk to be, sectors; -1 when it is not there. */
+/** The size of a disk by sysfs, sectors; -1 when there is none. */
 export function sectorsOfNode(node: string): number {
   try {
     return Number(Deno.readTextFileSync(`/sys/block/${node.slice("/dev/".length)}/size`));
@@ -25,10 +25,10 @@ export function sectorsOfNode(node: string): number {
   }
 }
 
-/** Whether a process is there, and has not ended. */
+/** Whether a process exists and is not a zombie. */
 export function isAlive(pid: number): boolean {
   try {
-    // The state follows the name, which is in brackets and may hold anything.
+    // The state follows the name, which is in parentheses and may contain any character.
     const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
     return stat.charAt(stat.lastIndexOf(")") + 2) !== "Z";
   } catch {

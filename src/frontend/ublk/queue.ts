@@ -1,3 +1,4 @@
+import { assert } from "../../../ffi/assert.ts";
 import { Errno, errnoName } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import {
@@ -24,20 +25,22 @@ import type { Requests } from "../../vbd/requests.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import { MOST_BYTES, MOST_SECTORS } from "./limits.ts";
 
-/** Where a tag's command is. */
+/** The state of a tag. */
 const Place = {
-  /** The kernel holds it until a request comes. */
+  /** The kernel has the tag's command, and waits for a request. */
   Kernel: 0,
-  /** A request came with it, which is not answered. */
+  /** A request arrived and is not answered. */
   Here: 1,
-  /** The device was stopped: no more requests come. */
+  /** The device was stopped: no more requests arrive. */
   Gone: 2,
 } as const;
 
 const UNKNOWN_KIND = -1;
 const OPERATION_MASK = 0xff;
 
-/** What a request of the kernel asks for; -1 for what was never offered. */
+/**
+ * The kind of a request from its operation and flags; -1 for an operation that is not supported.
+ */
 export function kindOf(operationAndFlags: number): RequestKind | -1 {
   switch (operationAndFlags & OPERATION_MASK) {
     case UBLK_IO_OP_READ:
@@ -55,42 +58,43 @@ export function kindOf(operationAndFlags: number): RequestKind | -1 {
   }
 }
 
-/** Whoever opened the device sees EIO for all but these, which say something to them. */
+/** The result for an errno: EIO, except for the numbers that mean something to users of a disk. */
 function resultOf(errno: number): number {
-  const telling = errno === Errno.ENOSPC || errno === Errno.EOPNOTSUPP || errno === Errno.ETIMEDOUT;
-  return telling ? -errno : -Errno.EIO;
+  const isKept = errno === Errno.ENOSPC || errno === Errno.EOPNOTSUPP || errno === Errno.ETIMEDOUT;
+  return isKept ? -errno : -Errno.EIO;
 }
 
 let nowhere: Arena | null = null;
 
-/** Memory for data that nobody is to see. */
+/** Memory to which the kernel may copy data of requests that are refused. */
 function nowhereSector(): number {
   nowhere ??= new Arena(MOST_BYTES);
   return nowhere.sector;
 }
 
-/** What a queue needs of the io_uring. */
+/** The methods of `UringLoop` that a queue uses. */
 export type CommandRing = Pick<UringLoop, "add" | "remove" | "prepareCommand" | "commands">;
 
-/** What a queue works with. */
+/** The environment of a queue. */
 export interface QueueHost {
   readonly requests: Requests;
   readonly uring: CommandRing;
   readonly log: Log;
   /** The device's own file, /dev/ublkcN. */
   readonly fd: number;
-  /** Whether the kernel wants the encoded numbers of commands. */
+  /** Whether the kernel takes encoded numbers of commands. */
   readonly encoded: boolean;
-  /** The last of a queue's commands has come back; no more requests will. */
+  /** Called when the last command of the queue has completed: no more requests arrive. */
   queueGone(): void;
 }
 
 /**
- * One queue of a device: the requests of the kernel, each with a tag, and their answers.
+ * One queue of a device. Each request of the kernel has a tag.
  *
- * Each tag has a slot of the VBD for as long as the queue lives; the kernel copies the data of its
- * requests to and from the slot's memory. A tag's command waits in the kernel until a request
- * comes; the command that answers it waits for the next. All answers of a turn leave in one call.
+ * Each tag holds a slot of the VBD for the lifetime of the queue. The kernel copies the data of the
+ * tag's requests to and from the memory of the slot. A tag's command waits in the kernel until a
+ * request arrives. The next command carries the result, and waits for the next request. All
+ * commands of a turn are submitted in one call.
  */
 export class UblkQueue implements RequestOwner, UringUser {
   readonly #host: QueueHost;
@@ -103,11 +107,11 @@ export class UblkQueue implements RequestOwner, UringUser {
   readonly #slots: Int32Array;
   readonly #memorySectors: Int32Array;
   readonly #places: Uint8Array;
-  /** What an answer without an error says: the bytes of a read or write. */
+  /** By tag: the result without an error, which is the bytes of a read or write. */
   readonly #bytes: Int32Array;
-  /** By tag: whether the VBD has the slot's request. */
+  /** By tag: whether the VBD has a request in the slot. */
   readonly #atVbd: Uint8Array;
-  /** By slot. */
+  /** By slot: the tag. */
   readonly #tags = new Int32Array(SLOTS);
   #tagsLeft: number;
   #abandoned = false;
@@ -129,15 +133,15 @@ export class UblkQueue implements RequestOwner, UringUser {
   }
 
   /**
-   * Takes a slot for every tag, and asks the kernel for requests, as a device wants it before it
-   * starts. There must be as many free slots.
+   * Takes a slot for every tag and sends the tag's first command. The kernel requires this before
+   * it starts the device. There must be enough free slots, see `whyNotServed`.
    */
   fetch(): void {
     const { requests, encoded } = this.#host;
     const command = commandNumber(UBLK_IO_FETCH_REQ, encoded);
     for (let tag = 0; tag < this.#depth; tag++) {
       const slot = requests.takeSlot();
-      if (slot < 0) throw new Error("A queue of ublk was made without slots for it");
+      assert(slot >= 0, "A queue of ublk has more tags than there are free slots");
       this.#slots[tag] = slot;
       this.#tags[slot] = tag;
       this.#memorySectors[tag] = requests.slotSector(slot);
@@ -200,8 +204,8 @@ export class UblkQueue implements RequestOwner, UringUser {
   }
 
   /**
-   * Answers all requests with an error at once, those under way and all that come. The VBD may go
-   * on with the former; nothing of the latter gets near their memory.
+   * Fails all requests at once, those in flight and all later ones. The VBD may still use the slots
+   * of those in flight. Data of later requests goes to other memory.
    */
   abandon(): void {
     this.#abandoned = true;
@@ -211,12 +215,12 @@ export class UblkQueue implements RequestOwner, UringUser {
     }
   }
 
-  /** Whether no command is left in the kernel. */
+  /** Whether all tags are gone. */
   get isGone(): boolean {
     return this.#tagsLeft === 0;
   }
 
-  /** Lets go of the descriptors. */
+  /** Unmaps the descriptors and leaves the io_uring. */
   close(): void {
     this.#descriptors.close();
     this.#host.uring.remove(this.#ringTag);

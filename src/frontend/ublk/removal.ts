@@ -7,19 +7,19 @@ import { diskParameters } from "./disk_parameters.ts";
 import { cannotTakeAway, userOf } from "../device_users.ts";
 import { isAlive, numberOfNode } from "./node.ts";
 
-/** How often a disk that was taken from its users is looked at, until the last has closed it. */
+/** How often a stopped disk is checked for users, until the last has closed it. */
 const USERS_POLL_MS = 200;
 const SOME_DISK = diskParameters({ sectors: 8, readOnly: true });
 
-/** Asks whether somebody has a stopped device's disk open still: -EACCES then, else 0. */
+/** Asks whether a process still has the disk of a stopped device open: -EACCES then, else 0. */
 export function askUnused(control: UblkControl, number: number, answer: Answer): void {
-  // Nothing else tells: a disk has parameters to set again when its last user has closed it.
+  // There is no other way: parameters can be set again once the last user has closed the disk.
   control.setParameters(number, SOME_DISK, answer);
 }
 
 /**
- * Removes a stopped device once nobody has its disk open any more. Before that, its removal would
- * hold up everybody else's commands.
+ * Removes a stopped device once no process has its disk open. An earlier removal would block the
+ * control commands of all processes.
  */
 export function removeUnused(
   scheduler: Scheduler,
@@ -33,13 +33,13 @@ export function removeUnused(
   });
 }
 
-/** How the removal of a device ended. */
+/** Reports the result of a removal. */
 export function removalEnded(node: string, result: number, done: Done): void {
   if (result === 0 || result === -Errno.ENODEV) return done(null);
   done(new SystemError(-result, `Cannot remove ${node}`, { file: node }));
 }
 
-/** Takes away a device that a tapdisk left; see `DeviceMaker.remove`. */
+/** Removes the device of a dead tapdisk; see `DeviceMaker.remove`. */
 export function removeLeft(scheduler: Scheduler, node: string, done: Done): void {
   const number = numberOfNode(node);
   if (number < 0) return done(cannotTakeAway(node, Errno.EINVAL, "no ublk device"));

@@ -1,10 +1,13 @@
 /**
- * A disk as a block device of the kernel's ublk driver: /dev/ublkbN, whose requests come and go
- * over io_uring. `control.ts` has the commands that make and end devices, `queue.ts` the data path,
- * `attach.ts` the steps from a VBD to a node, `removal.ts` those at the end.
+ * `src/frontend/ublk` serves block devices of the kernel's ublk driver, /dev/ublkbN, over io_uring.
+ * `control.ts` has the commands that create and remove devices, `queue.ts` the data path,
+ * `attach.ts` the steps from a VBD to a node, `removal.ts` the removal, `limits.ts` the limits of
+ * requests.
  *
- * A device whose tapdisk is killed stays, and holds its users' requests back until another tapdisk
- * takes it over; the kernel then asks anew for what was not answered.
+ * When a tapdisk is killed, its device stays and holds the requests of its users until another
+ * tapdisk takes it over. The kernel then sends the unanswered requests again.
+ *
+ * It must not block the thread in a command: the kernel may read from the device before it returns.
  *
  * @module
  */
@@ -19,21 +22,21 @@ import { whyNotServed } from "./limits.ts";
 import { UblkQueue } from "./queue.ts";
 import { removalEnded, removeUnused } from "./removal.ts";
 
-/** How long somebody who has the disk open only for a moment, as udev does, is waited for. */
+/** How long to wait for a process that opens the disk for a moment, such as udev. */
 const OPENERS_TIMEOUT_MS = 2_000;
 const OPENERS_POLL_MS = 50;
 
-/** What a device works with. */
+/** The environment of a device. */
 export interface UblkHost extends DeviceHost {
   readonly uring: UringLoop;
   readonly control: UblkControl;
 }
 
-/** A device of ublk, from the moment on at which the kernel knows it. */
+/** A ublk device that the kernel has. */
 export class UblkDevice implements BlockDevice {
   readonly kind = "ublk";
   readonly node: string;
-  /** Its number, the N of /dev/ublkbN. */
+  /** The N of /dev/ublkbN. */
   readonly number: number;
   readonly outlives: boolean;
   readonly #host: UblkHost;
@@ -44,16 +47,16 @@ export class UblkDevice implements BlockDevice {
 
   constructor(host: UblkHost, { device: number, flags }: Pick<DeviceInfo, "device" | "flags">) {
     this.#host = host;
-    // Kernels before 6.1 do not take the flag, and stop the device.
+    // Kernels before 6.1 do not support the flag, and stop the device of a dead server.
     this.outlives = (flags & UBLK_F_USER_RECOVERY) !== 0;
     this.number = number;
     this.node = `/dev/ublkb${number}`;
   }
 
   /**
-   * Opens the device's own file, and asks for requests on all its queues.
+   * Opens the device's own file, and fetches requests on all queues.
    *
-   * @throws {SystemError} ENOBUFS when its requests have no room in the VBD's slots.
+   * @throws {SystemError} ENOBUFS when its requests do not fit in the free slots of the VBD.
    */
   openQueues(info: DeviceInfo): void {
     const { uring, control, log, vbd } = this.#host;
@@ -84,9 +87,9 @@ export class UblkDevice implements BlockDevice {
   #queueGone(): void {
     if (!this.#queues.every((queue) => queue.isGone)) return;
     if (!this.#stopping) {
-      this.#host.log.error(`${this.node} was taken away by another process; its users get errors`);
+      this.#host.log.error(`${this.node} was removed by another process; its users get errors`);
     }
-    // The kernel is in the midst of the last command.
+    // This runs within the completion of the last command: close in a turn of its own.
     this.#host.scheduler.addTimer(0, () => this.#closeQueues());
   }
 
@@ -104,7 +107,7 @@ export class UblkDevice implements BlockDevice {
     const { control, log, vbd } = this.#host;
     const { sectors } = vbd;
     if (!control.canResize) return false;
-    // Kernels up to 6.19 do not look whether there is a disk that could have a size.
+    // Kernels up to 6.19 do not check that the device has a disk.
     if (this.#stopping || this.#queues.length === 0) return true;
     const size = `${this.node} does not show its new size, ${sectors} sectors`;
     control.updateSize(this.number, sectors, (result) => {
@@ -121,7 +124,7 @@ export class UblkDevice implements BlockDevice {
     });
   }
 
-  /** Stops the device unless somebody has it open; tries for a while. */
+  /** Stops the device once no process has it open; EBUSY after `latestMs`. */
   #stopUnused(latestMs: number, done: Done): void {
     const { control, scheduler } = this.#host;
     const inUse = (why: string): void => {
@@ -146,7 +149,7 @@ export class UblkDevice implements BlockDevice {
   #stop(done: Done): void {
     this.#stopping = true;
     this.#host.control.stop(this.number, (result) => {
-      // Somebody else may have stopped or removed it: what counts is that it is not there.
+      // ENODEV: another process has removed it.
       if (result < 0 && result !== -Errno.ENODEV) {
         this.#host.log.warn(`Cannot stop ${this.node} (${errnoName(-result)})`);
       }
@@ -154,7 +157,7 @@ export class UblkDevice implements BlockDevice {
     });
   }
 
-  /** Waits for the commands of the queues, which come back when the device stops. */
+  /** Waits for the commands of the queues, which complete when the device stops. */
   #end(done: () => void): void {
     if (this.#queues.length === 0) return done();
     this.#whenQueuesGone = done;
@@ -173,7 +176,7 @@ export class UblkDevice implements BlockDevice {
     });
   }
 
-  /** Stops the device, whoever uses it, and removes it once nobody has it open any more. */
+  /** Stops the device even if it is in use, and removes it once no process has it open. */
   discard(done: Done): void {
     const { control, scheduler } = this.#host;
     const removed = (result: number): void => this.#removed(result, done);

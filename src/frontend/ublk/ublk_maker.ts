@@ -5,7 +5,7 @@ import { attachUblk } from "./attach.ts";
 import { controlMissing } from "./control.ts";
 import { removeLeft } from "./removal.ts";
 
-/** Makes block devices with the kernel's ublk driver. */
+/** Creates block devices of the kernel's ublk driver. */
 export const ublkMaker: DeviceMaker = {
   kind: "ublk",
   missing: () => controlMissing() ?? uringMissing(),
