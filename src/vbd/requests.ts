@@ -1,4 +1,3 @@
-import { assert } from "../../ffi/assert.ts";
 import { Errno } from "../../ffi/errno.ts";
 import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
@@ -13,20 +12,9 @@ import { RequestTimes, Stage } from "./request_times.ts";
 import { RetryQueue, type RetrySink } from "./retry.ts";
 import { SlotQueue } from "./slot_queue.ts";
 import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
-import {
-  CLIENT_BYTES,
-  MOST_CLIENTS,
-  RequestKind,
-  type RequestOwner,
-  SLOT_BYTES,
-  SLOTS,
-  SlotTable,
-} from "./slots.ts";
+import { RequestKind, type RequestOwner, SLOT_BYTES, SLOTS, SlotTable } from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
 import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
-
-/** Memory of more clients than this goes back to the system when they leave. */
-const CLIENTS_THAT_KEEP_PAGES = 32;
 
 /**
  * The requests of a device, from their start in a slot to their end. This class only passes them on
@@ -52,7 +40,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   readonly #waiting = new SlotQueue();
   /** Decides who gets the free slots. */
   readonly shares: SlotShares;
-  readonly #freeClients = Array.from({ length: MOST_CLIENTS }, (_, i) => MOST_CLIENTS - 1 - i);
 
   /**
    * @param minor The device's number, for the log.
@@ -218,23 +205,14 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     return slot * SLOT_BYTES;
   }
 
-  /** The memory of all slots and clients. */
+  /** The memory of all slots, and behind it that of the frontends. */
   get memory(): Arena {
     return this.#slots.arena;
   }
 
-  /** Gives a client memory: the offset of its `CLIENT_BYTES` in `memory`; -1 when there is none. */
-  takeClientMemory(): number {
-    const client = this.#freeClients.pop();
-    return client === undefined ? -1 : this.#slots.clientOffset(client);
-  }
-
-  /** Takes a client's memory back. */
-  giveClientMemory(offset: number): void {
-    const client = (offset - this.#slots.clientOffset(0)) / CLIENT_BYTES;
-    assert(Number.isInteger(client) && client >= 0, "Client memory is given back as it was taken");
-    if (client >= CLIENTS_THAT_KEEP_PAGES) this.memory.discard(offset, CLIENT_BYTES);
-    this.#freeClients.push(client);
+  /** Where in `memory` the `FRONTEND_BYTES` begin that are the frontends', bytes. */
+  get frontendOffset(): number {
+    return SLOTS * SLOT_BYTES;
   }
 
   /** Calls once when slots have become free. */

@@ -23,10 +23,8 @@ export const SLOT_BYTES = REQUEST_SECTORS * SECTOR_BYTES;
 /** Slots of a device: the requests that it holds at once. */
 export const SLOTS = REQUEST_SLOTS;
 
-/** The most clients that a device's frontends serve at once. */
-export const MOST_CLIENTS = 512;
-/** Memory that each client has, to receive into and to compose answers in. */
-export const CLIENT_BYTES = 160 * 1024;
+/** Memory behind that of the slots, which frontends divide among their clients. */
+export const FRONTEND_BYTES = 80 * 1024 * 1024;
 
 const NONE = -1;
 
@@ -80,8 +78,8 @@ export class SlotTable {
   readonly dataSector = new Int32Array(SLOTS);
   /** Whether the step under way is the flush that ends a forced write. */
   readonly flushing = new Uint8Array(SLOTS);
-  /** Memory of the slots, and behind it that of clients: copies between them stay within it. */
-  readonly arena = new Arena(SLOTS * SLOT_BYTES + MOST_CLIENTS * CLIENT_BYTES);
+  /** Memory of the slots, and behind it that of frontends: copies between them stay within it. */
+  readonly arena = new Arena(SLOTS * SLOT_BYTES + FRONTEND_BYTES);
   readonly #life = new Uint8Array(SLOTS);
   readonly #next = new Int32Array(SLOTS);
   #free = 0;
@@ -169,11 +167,6 @@ export class SlotTable {
 
   #unmapUnused(): void {
     if (this.#freeCount === SLOTS) this.arena.release();
-  }
-
-  /** Where the memory of client `client` begins in the arena, bytes. */
-  clientOffset(client: number): number {
-    return SLOTS * SLOT_BYTES + client * CLIENT_BYTES;
   }
 
   /** Sector of I/O memory at which a slot's memory begins. */

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { MOST_CLIENTS } from "../../src/vbd/slots.ts";
+import { MOST_CLIENTS } from "../../src/frontend/nbd/client_memory.ts";
 import { Bystander } from "../support/bystander.ts";
 import { joined, NbdClient, noise, requestHeader } from "../support/nbd_client.ts";
 import { Cmd } from "../support/nbd_client.ts";

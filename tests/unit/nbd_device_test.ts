@@ -14,7 +14,7 @@ import {
 } from "../../ffi/netlink.ts";
 import { receiveAt, sendAt } from "../../ffi/sockets.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
-import { MOST_CLIENTS } from "../../src/vbd/slots.ts";
+import { MOST_CLIENTS } from "../../src/frontend/nbd/client_memory.ts";
 import type { NbdConnection } from "../../src/frontend/nbd/connection.ts";
 import { indexOf, kernelAtLeast } from "../../src/frontend/nbd_device/kernel_facts.ts";
 import { nbdDeviceMaker } from "../../src/frontend/nbd_device/nbd_device.ts";

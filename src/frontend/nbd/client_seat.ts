@@ -1,7 +1,8 @@
 import { assert } from "../../../ffi/assert.ts";
 import type { Arena } from "../../../ffi/memory.ts";
 import { IOVEC_BYTES, UIO_MAXIOV } from "../../../ffi/sockets.ts";
-import { CLIENT_BYTES, SLOTS } from "../../vbd/slots.ts";
+import { SLOTS } from "../../vbd/slots.ts";
+import { CLIENT_BYTES } from "./client_memory.ts";
 
 /** The longest header of an answer, with what is fixed of its content. */
 export const MOST_HEADER_BYTES = 32;
@@ -28,7 +29,7 @@ assert(RECEIVE_AT + RECEIVE_BYTES <= CLIENT_BYTES, "A client's memory holds its 
  */
 export class ClientSeat {
   readonly memory: Arena;
-  /** Where the memory begins: what `Requests.takeClientMemory` gave. */
+  /** Where the memory begins: what `ClientMemory.take` gave. */
   readonly base: number;
   readonly handshakeAt: number;
   readonly receiveAt: number;

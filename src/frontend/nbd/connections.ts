@@ -4,6 +4,7 @@ import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { SeldomLog } from "../../log/seldom_log.ts";
 import { messageOf } from "../../../ffi/errno.ts";
+import { clientMemoryOf } from "./client_memory.ts";
 import { ClientSeat } from "./client_seat.ts";
 import { NbdConnection } from "./connection.ts";
 import type { ConnectionHost } from "./connection_host.ts";
@@ -96,7 +97,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   /**
    * Serves a client, or closes its descriptor when that cannot be.
    *
-   * @param memory What `Requests.takeClientMemory` gave for it.
+   * @param memory What `ClientMemory.take` gave for it.
    * @param negotiated Whether requests follow at once, without a handshake.
    */
   add(fd: number, memory: number, { negotiated }: { negotiated: boolean }): void {
@@ -110,7 +111,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     } catch (error) {
       this.#forget(connection);
       closeFile(fd);
-      this.vbd.requests.giveClientMemory(memory);
+      clientMemoryOf(this.vbd.requests).give(memory);
       this.note(`a client cannot be served: ${messageOf(error)}`);
     }
   }
@@ -222,6 +223,6 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   }
 
   #release({ seat }: NbdConnection): void {
-    this.vbd.requests.giveClientMemory(seat.base);
+    clientMemoryOf(this.vbd.requests).give(seat.base);
   }
 }

@@ -13,8 +13,8 @@ import { waitForDescriptor } from "../../../ffi/poll.ts";
 import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
-import { MOST_CLIENTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
+import { clientMemoryOf, MOST_CLIENTS } from "./client_memory.ts";
 import { NbdConnections } from "./connections.ts";
 
 /** How long a client waits that could not be accepted, before it is tried again. */
@@ -78,15 +78,15 @@ export class NbdServer implements FdHandler, FaultOwner {
 
   /** Takes the next client; false when there is none, or none can be taken just now. */
   #accept(): boolean {
-    const { requests } = this.#vbd;
-    const memory = requests.takeClientMemory();
+    const memories = clientMemoryOf(this.#vbd.requests);
+    const memory = memories.take();
     if (memory < 0) return this.#acceptTooMany();
     const fd = acceptConnection(this.#fd);
     if (fd >= 0) {
       this.#connections.add(fd, memory, { negotiated: false });
       return true;
     }
-    requests.giveClientMemory(memory);
+    memories.give(memory);
     // Without a free descriptor (EMFILE) the client stays in line, and the loop is not to spin.
     if (fd !== -Errno.EAGAIN) this.#stopAccepting(-fd);
     return false;

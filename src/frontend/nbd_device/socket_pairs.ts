@@ -3,6 +3,7 @@ import { closeFile } from "../../../ffi/files.ts";
 import { waitForDescriptor } from "../../../ffi/poll.ts";
 import { enlargeSendBuffer, socketPair } from "../../../ffi/sockets.ts";
 import type { Requests } from "../../vbd/requests.ts";
+import { type ClientMemory, clientMemoryOf } from "../nbd/client_memory.ts";
 import type { NbdConnections } from "../nbd/connections.ts";
 
 /** Send buffer of the kernel's end, for requests with their data. */
@@ -14,11 +15,11 @@ export class SocketPairs {
   readonly kernelEnds: number[] = [];
   readonly #ourEnds: number[] = [];
   readonly #memories: number[] = [];
-  readonly #requests: Requests;
+  readonly #clientMemory: ClientMemory;
 
   /** Throws `SystemError`: EUSERS when the VBD has no memory for more clients, or EMFILE. */
   constructor(requests: Requests, count: number) {
-    this.#requests = requests;
+    this.#clientMemory = clientMemoryOf(requests);
     try {
       for (let i = 0; i < count; i++) this.#open();
     } catch (error) {
@@ -28,7 +29,7 @@ export class SocketPairs {
   }
 
   #open(): void {
-    const memory = this.#requests.takeClientMemory();
+    const memory = this.#clientMemory.take();
     if (memory < 0) {
       throw new SystemError(Errno.EUSERS, "Cannot serve another client of the disk");
     }
@@ -63,6 +64,6 @@ export class SocketPairs {
   discard(): void {
     this.closeKernelEnds();
     for (const fd of this.#ourEnds.splice(0)) closeFile(fd);
-    for (const memory of this.#memories.splice(0)) this.#requests.giveClientMemory(memory);
+    for (const memory of this.#memories.splice(0)) this.#clientMemory.give(memory);
   }
 }
