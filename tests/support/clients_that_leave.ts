@@ -5,13 +5,13 @@
  * @module
  */
 import { closeFile } from "../../ffi/files.ts";
-import type { NbdConnection } from "../../src/frontend/nbd/connection.ts";
+import type { ServedConnection } from "../../src/frontend/nbd/connection_host.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import { SocketPairs } from "../../src/frontend/nbd_device/socket_pairs.ts";
 import { RealDevice } from "./real_device.ts";
 
 const device = new RealDevice("ram:4096");
-const left: WeakRef<NbdConnection>[] = [];
+const left: WeakRef<ServedConnection>[] = [];
 const connections = new NbdConnections(device.scheduler, device.vbd, {
   owner: {
     connectionGone: () => {},

@@ -15,7 +15,7 @@ import {
 import { receiveAt, sendAt } from "../../ffi/sockets.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import { MOST_CLIENTS } from "../../src/frontend/nbd/client_memory.ts";
-import type { NbdConnection } from "../../src/frontend/nbd/connection.ts";
+import type { ServedConnection } from "../../src/frontend/nbd/connection_host.ts";
 import { indexOf, kernelAtLeast } from "../../src/frontend/nbd_device/kernel_facts.ts";
 import { nbdDeviceMaker } from "../../src/frontend/nbd_device/nbd_device.ts";
 import { SocketPairs } from "../../src/frontend/nbd_device/socket_pairs.ts";
@@ -182,7 +182,7 @@ Deno.test("nbd device: a socket pair is served without a handshake, until the ke
   let retired = 0;
   const connections = new NbdConnections(device.scheduler, device.vbd, {
     owner: {
-      connectionGone: (connection: NbdConnection) => void gone.push(connection.hasLeft),
+      connectionGone: (connection: ServedConnection) => void gone.push(connection.hasLeft),
       connectionRetired: () => void retired++,
     },
   });

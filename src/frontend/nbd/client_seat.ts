@@ -5,7 +5,7 @@ import { SLOTS } from "../../vbd/slots.ts";
 import { CLIENT_BYTES } from "./client_memory.ts";
 
 /** The longest header of an answer, with what is fixed of its content. */
-export const MOST_HEADER_BYTES = 32;
+const MOST_HEADER_BYTES = 32;
 /** Room for an answer of the handshake. */
 export const HANDSHAKE_BYTES = 8000;
 /** What is received at once, when it does not go straight into slots. */

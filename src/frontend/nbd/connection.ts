@@ -2,14 +2,13 @@ import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { enlargeSendBuffer, sendAt } from "../../../ffi/sockets.ts";
-import type { Deferred } from "../../driver/deferral.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
 import { type ClientSeat, HANDSHAKE_BYTES } from "./client_seat.ts";
 import { carriesData, kindOf, refusalOf } from "./commands.ts";
-import type { ConnectionHost } from "./connection_host.ts";
+import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
 import { Handshake, type HandshakeStage } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
@@ -47,7 +46,8 @@ const WORK_SHIFT = 13;
 const SECTOR_BYTES = 512;
 
 /** One client of an export. A fault of the code here ends the client, and nobody else. */
-export class NbdConnection implements FdHandler, RequestOwner, SlotHolder, Deferred, FaultOwner {
+export class NbdConnection
+  implements FdHandler, RequestOwner, SlotHolder, ServedConnection, FaultOwner {
   /** Whether it is in its server's list for the end of the turn. */
   deferred = false;
   /** The client asked to disconnect: answers still leave. */

@@ -1,25 +1,39 @@
+import type { Deferred } from "../../driver/deferral.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import type { NbdConnection } from "./connection.ts";
+import type { ClientSeat } from "./client_seat.ts";
 import type { ExportDescription } from "./handshake.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
+
+/** A connection, as the server that accepted it sees it. */
+export interface ServedConnection extends Deferred {
+  /** The memory of the client. */
+  readonly seat: ClientSeat;
+  /** Whether the client sent NBD_CMD_DISC. */
+  readonly hasLeft: boolean;
+  /** Continues in a new turn, after `makeDueNextTurn`. */
+  nextTurn(): void;
+  /** Drops the client. Its requests in flight end by themselves. */
+  close(): void;
+}
 
 /** What a connection needs of the server that accepted it. */
 export interface ConnectionHost {
   readonly scheduler: Scheduler;
   readonly vbd: Vbd;
   readonly slots: NbdSlots;
+  /** The export as it is now. */
   describe(): ExportDescription;
-  /** The connection has answers to send at the end of the turn. */
-  makeDue(connection: NbdConnection): void;
-  /** The connection has more to do than one turn allows: `nextTurn` is called in the next. */
-  makeDueNextTurn(connection: NbdConnection): void;
-  /** The handshake is over. */
-  negotiated(connection: NbdConnection): void;
-  /** Closes a connection that breaks the rules, and logs why. */
-  hangUp(connection: NbdConnection, why: string): void;
+  /** The connection has replies to send at the end of the turn. */
+  makeDue(connection: ServedConnection): void;
+  /** The connection has more work than a turn allows: `nextTurn` is called in the next turn. */
+  makeDueNextTurn(connection: ServedConnection): void;
+  /** The handshake has ended. */
+  negotiated(connection: ServedConnection): void;
+  /** Closes a connection that violates the protocol or a limit, and logs why. */
+  hangUp(connection: ServedConnection, why: string): void;
   /** The connection has closed its descriptor. */
-  gone(connection: NbdConnection): void;
-  /** The last of its requests has ended, too. */
-  retire(connection: NbdConnection): void;
+  gone(connection: ServedConnection): void;
+  /** The last request of a closed connection has ended. */
+  retire(connection: ServedConnection): void;
 }

@@ -7,7 +7,7 @@ import { messageOf } from "../../../ffi/errno.ts";
 import { clientMemoryOf } from "./client_memory.ts";
 import { ClientSeat } from "./client_seat.ts";
 import { NbdConnection } from "./connection.ts";
-import type { ConnectionHost } from "./connection_host.ts";
+import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
 import type { ExportDescription } from "./handshake.ts";
 import { NbdSlots } from "./nbd_slots.ts";
 import {
@@ -36,9 +36,9 @@ export function describeExport(vbd: Vbd): ExportDescription {
 /** Whom the connections to a device tell of their ends. */
 export interface ConnectionsOwner {
   /** A connection has closed; some of its requests may still be under way. */
-  connectionGone(connection: NbdConnection): void;
+  connectionGone(connection: ServedConnection): void;
   /** The last of its requests has ended, and its memory is free again. */
-  connectionRetired(connection: NbdConnection): void;
+  connectionRetired(connection: ServedConnection): void;
 }
 
 /** How long a client may take for its handshake. */
@@ -53,23 +53,23 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly slots = new NbdSlots();
   readonly #owner: ConnectionsOwner | null;
   readonly #log: SeldomLog;
-  readonly #connections = new Set<NbdConnection>();
+  readonly #connections = new Set<ServedConnection>();
   /** Those whose handshake is not over, and when each began; the oldest first. */
-  readonly #greeting = new Map<NbdConnection, number>();
+  readonly #greeting = new Map<ServedConnection, number>();
   #greetingTimer = 0;
   /** Those with answers to send. */
   readonly #due: Deferral;
   /** Those that took as many requests as a turn allows. */
-  readonly #dueNextTurn: NbdConnection[] = [];
+  readonly #dueNextTurn: ServedConnection[] = [];
   #nextTurnTimer = 0;
   /** What was made of clients' memory, by its offset. */
   readonly #seats = new Map<number, ClientSeat>();
-  #retired: NbdConnection[] = [];
+  #retired: ServedConnection[] = [];
   /**
    * The client that left last. While there is no object of a class, the runtime forgets what it has
    * learnt of the class, machine code with it: each client would start slow after a quiet moment.
    */
-  readonly #lastRetired: NbdConnection[] = [];
+  readonly #lastRetired: ServedConnection[] = [];
   #closed = false;
 
   /** @param log Writes a line to the log. */
@@ -125,7 +125,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     return seat;
   }
 
-  #noteGreeting(connection: NbdConnection): void {
+  #noteGreeting(connection: ServedConnection): void {
     this.#greeting.set(connection, this.scheduler.nowMs());
     if (this.#greetingTimer === 0) this.#awaitOldest(HANDSHAKE_MS);
   }
@@ -155,11 +155,11 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     return describeExport(this.vbd);
   }
 
-  makeDue(connection: NbdConnection): void {
+  makeDue(connection: ServedConnection): void {
     this.#due.add(connection);
   }
 
-  makeDueNextTurn(connection: NbdConnection): void {
+  makeDueNextTurn(connection: ServedConnection): void {
     this.#dueNextTurn.push(connection);
     if (this.#nextTurnTimer !== 0) return;
     this.#nextTurnTimer = this.scheduler.addTimer(0, () => {
@@ -168,11 +168,11 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     });
   }
 
-  negotiated(connection: NbdConnection): void {
+  negotiated(connection: ServedConnection): void {
     this.#greeting.delete(connection);
   }
 
-  hangUp(connection: NbdConnection, why: string): void {
+  hangUp(connection: ServedConnection, why: string): void {
     this.note(`hung up on an NBD client: ${why}`);
     connection.close();
   }
@@ -182,17 +182,17 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     this.#log.tell(what, `Minor ${this.vbd.minor}: ${what}`);
   }
 
-  gone(connection: NbdConnection): void {
+  gone(connection: ServedConnection): void {
     this.#forget(connection);
     this.#owner?.connectionGone(connection);
   }
 
-  #forget(connection: NbdConnection): void {
+  #forget(connection: ServedConnection): void {
     this.#connections.delete(connection);
     this.#greeting.delete(connection);
   }
 
-  retire(connection: NbdConnection): void {
+  retire(connection: ServedConnection): void {
     // Its handler may be running: its memory goes at the end of the turn.
     if (this.#closed) this.#release(connection);
     else this.#retired.push(connection);
@@ -222,7 +222,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     }
   }
 
-  #release({ seat }: NbdConnection): void {
+  #release({ seat }: ServedConnection): void {
     clientMemoryOf(this.vbd.requests).give(seat.base);
   }
 }

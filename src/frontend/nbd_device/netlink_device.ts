@@ -9,7 +9,7 @@ import {
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
 import { cannotTakeAway } from "../device_users.ts";
-import type { NbdConnection } from "../nbd/connection.ts";
+import type { ServedConnection } from "../nbd/connection_host.ts";
 import { type ConnectionsOwner, NbdConnections } from "../nbd/connections.ts";
 import { kernelAtLeast, nbdFacts, nodeOf } from "./kernel_facts.ts";
 import { SocketPairs } from "./socket_pairs.ts";
@@ -83,14 +83,14 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     });
   }
 
-  connectionGone(connection: NbdConnection): void {
+  connectionGone(connection: ServedConnection): void {
     if (this.#state !== "serving" || !connection.hasLeft) return;
     this.#state = "gone";
     this.#host.log.warn(`${this.node} was disconnected, and not by this tapdisk`);
   }
 
   /** Replaces a broken connection once none of its requests is in flight. */
-  connectionRetired(_connection: NbdConnection): void {
+  connectionRetired(_connection: ServedConnection): void {
     if (this.#state !== "serving" || this.#connections.size > 0) return;
     const { log } = this.#host;
     log.warn(`The connection of ${this.node} broke; it gets another`);
