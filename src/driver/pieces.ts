@@ -71,6 +71,7 @@ export class PieceTable {
 
   /** Gives a record back; returns the one behind it in its list, or -1. */
   give(piece: number): number {
+    assertShared(this.#takenBy[piece] === this.#table, "A piece is given back that is not taken");
     const next = this.#next[piece];
     this.#next[piece] = this.#shared[0];
     this.#shared[0] = piece;

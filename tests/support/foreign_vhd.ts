@@ -45,6 +45,8 @@ export interface ForeignImage {
   readonly header?: (header: DynamicHeader) => unknown;
   readonly footer?: (footer: Footer) => void;
   readonly batEntries?: number;
+  /** Unused room in front of the footer. */
+  readonly slackSectors?: number;
 }
 
 /** Writes a foreign image; returns its UUID. */
@@ -97,6 +99,7 @@ export function putForeignImage(
     parts.push([end, bytes]);
     end += bytes.length;
   }
+  end += (wanted.slackSectors ?? 0) * SECTOR;
   const file = new Uint8Array(end + SECTOR);
   file.set(encodeFooter(footer));
   file.set(encodeHeader(header), SECTOR);

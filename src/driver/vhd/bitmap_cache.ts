@@ -1,3 +1,4 @@
+import { assert } from "../../../ffi/assert.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import { PieceLists } from "../pieces.ts";
@@ -85,6 +86,7 @@ export class BitmapCache {
 
   /** Makes an entry for a block that has none, with both bitmaps zero; -1: all are in use. */
   claim(block: number, location: number): number {
+    assert(this.#entryOfBlock[block] === 0, "A block gets a second entry in the bitmap cache");
     const entry = this.#victim();
     if (entry === NONE) return NONE;
     if (this.block[entry] !== NONE) this.drop(entry);
@@ -124,6 +126,13 @@ export class BitmapCache {
 
   /** Forgets an entry that nothing pins. */
   drop(entry: number): void {
+    assert(this.block[entry] !== NONE, "An entry of the bitmap cache is dropped twice");
+    assert(this.#pins[entry] === 0, "An entry of the bitmap cache is dropped while it is in use");
+    assert(
+      this.forLoad.isEmpty(entry) && this.forBitmap.isEmpty(entry) &&
+        this.inBitmap.isEmpty(entry) && this.forPublish.isEmpty(entry),
+      "An entry of the bitmap cache is dropped while requests wait for it",
+    );
     this.#entryOfBlock[this.block[entry]] = 0;
     this.block[entry] = NONE;
     this.flags[entry] = 0;
@@ -131,11 +140,13 @@ export class BitmapCache {
 
   /** Keeps an entry from being given up. */
   pin(entry: number): void {
+    assert(this.block[entry] !== NONE, "An unused entry of the bitmap cache is pinned");
     this.#pins[entry]++;
   }
 
   /** Takes one such hold back. */
   unpin(entry: number): void {
+    assert(this.#pins[entry] > 0, "An entry of the bitmap cache is unpinned more than pinned");
     this.#pins[entry]--;
   }
 

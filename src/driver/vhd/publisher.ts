@@ -1,10 +1,11 @@
+import { assert } from "../../../ffi/assert.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { DiskQueue, IoOwner } from "../../queue/disk_queue.ts";
 import { BAT_ENTRIES_PER_SECTOR, batSectorOf, putBatSector } from "../../vhd/format/bat.ts";
 import { encodeFooter } from "../../vhd/format/footer.ts";
 import { PublishOrder } from "../../vhd/format/publish_order.ts";
 import { SECTOR_BYTES } from "../driver.ts";
-import type { BitmapCache } from "./bitmap_cache.ts";
+import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import type { VhdFile } from "./vhd_file.ts";
 
 const MOST_BAT_SECTORS = 8;
@@ -63,10 +64,9 @@ export class Publisher {
     return this.#busy;
   }
 
-  /** Whether a footer is on its way to where a block's bitmap is to be written. */
-  footerInTheWay(location: number): boolean {
-    const end = location + this.#file.bitmapSectors;
-    return this.#footerSector >= location && this.#footerSector < end;
+  /** Whether a footer is being written between two sectors of the file, the second one excluded. */
+  footerInTheWay(startSector: number, endSector: number): boolean {
+    return this.#footerSector >= startSector && this.#footerSector < endSector;
   }
 
   /**
@@ -74,6 +74,8 @@ export class Publisher {
    * is full.
    */
   add(entry: number): boolean {
+    assert(!this.#busy, "A block is added to a publication that has started");
+    assert(this.#cache.has(entry, BlockFlag.Unpublished), "A block is published twice");
     if (this.#batchSize === MOST_BLOCKS || !this.#fits(entry)) return false;
     this.#stamps[this.#batchSize] = this.#order.written();
     this.#batch[this.#batchSize++] = entry;
@@ -98,6 +100,7 @@ export class Publisher {
   /** Starts to publish what was added. */
   start(): void {
     if (this.#batchSize === 0) return;
+    assert(!this.#busy, "A publication starts while another is under way");
     this.#busy = true;
     this.#order.syncStarts();
     this.#queue.sync(this.#file.disk.file, this.#syncOwner, 0);
@@ -168,6 +171,7 @@ export class Publisher {
         this.#owner.published(entry, errno);
       }
     }
+    assert(this.#writesLeft > 0, "More writes of a publication ended than were started");
     if (--this.#writesLeft === 0) this.#finish();
   }
 

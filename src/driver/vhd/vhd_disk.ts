@@ -394,10 +394,11 @@ export class VhdDisk implements ImageDriver {
     return this.#below !== null && sector < this.#below.sectors;
   }
 
-  /** The entry of a block that is not in the BAT; -1: all are in use; below that: -1 - errno. */
+  /** The entry of a block that is not in the BAT; -1: it has to wait; below that: -1 - errno. */
   #newEntryFor(block: number): number {
     const known = this.#cache.find(block);
     if (known !== NONE) return known;
+    if (this.#writableOrThrow().isNextPlaceTaken) return NONE;
     const entry = this.#cache.claim(block, NONE);
     if (entry === NONE) return NONE;
     try {

@@ -3,7 +3,7 @@ import { Arena, copySectors, zeroSectors } from "../../../ffi/memory.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
 import { setBit, testBit } from "../../vhd/format/bitmap.ts";
-import { blockEnd } from "../../vhd/format/layout.ts";
+import { blockEnd, nextBlockSector } from "../../vhd/format/layout.ts";
 import {
   blocksWithoutRoom,
   placeFooter,
@@ -111,6 +111,11 @@ export class VhdFile {
     // A footer of 511 bytes begins on a sector too: the one that takes its place is a byte longer.
     const lastSector = Math.ceil(this.#sizeBytes / SECTOR_BYTES) - 1;
     return Math.max(this.image.endOfDataSector, lastSector) * SECTOR_BYTES;
+  }
+
+  /** The first sector of the block that is added next; -1 when there is no place for one. */
+  get nextBlockSector(): number {
+    return nextBlockSector(this.image, this.image.endOfDataSector);
   }
 
   /** Whether the file has grown since the footer was last written at its end. */

@@ -1,6 +1,8 @@
+import { assert } from "../../../ffi/assert.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, setBits, testBit } from "../../vhd/format/bitmap.ts";
+import { blockEnd } from "../../vhd/format/layout.ts";
 import type { Deferred } from "../deferral.ts";
 import type { ImageContext, RequestSink } from "../driver.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
@@ -118,6 +120,15 @@ export class VhdWriter implements Deferred, PublisherOwner {
     );
   }
 
+  /**
+   * Whether a footer is being written where the next new block is to lie. The block waits then:
+   * nobody knows which of two writes to one place comes last.
+   */
+  get isNextPlaceTaken(): boolean {
+    const start = this.#file.nextBlockSector;
+    return start >= 0 && this.#publisher.footerInTheWay(start, blockEnd(this.#file, start));
+  }
+
   /** Writes sectors of a block whose bitmap is in the cache. */
   write(slot: number, sector: number, count: number, memorySector: number, entry: number): void {
     const location = this.#cache.location[entry];
@@ -128,6 +139,10 @@ export class VhdWriter implements Deferred, PublisherOwner {
         return this.writeData(slot, sector, count, memorySector, location);
       }
     }
+    assert(
+      !this.#publisher.footerInTheWay(location, blockEnd(this.#file, location)),
+      "A block is written to where a footer is being written",
+    );
     const { pieces } = this.#context;
     const piece = pieces.take(PieceKind.Write, slot, sector, count, memorySector);
     pieces.entry[piece] = entry;
@@ -181,10 +196,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
   #advance(entry: number): boolean {
     const cache = this.#cache;
     const needsBitmap = !cache.forBitmap.isEmpty(entry);
-    if (needsBitmap && !cache.has(entry, BlockFlag.Writing)) {
-      if (this.#publisher.footerInTheWay(cache.location[entry])) return false;
-      this.#writeBitmap(entry);
-    }
+    if (needsBitmap && !cache.has(entry, BlockFlag.Writing)) this.#writeBitmap(entry);
     if (cache.forPublish.isEmpty(entry)) return true;
     if (!cache.has(entry, BlockFlag.Unpublished)) {
       this.#endAll(cache.forPublish, entry, 0);

@@ -1,0 +1,84 @@
+/**
+ * Every way to open a file for writing takes its lock, and holds it until the file is closed.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { osDiskFiles } from "../../src/queue/disk_files.ts";
+import { osStorage } from "../../src/files/storage.ts";
+import { withTempDir } from "../support/tools.ts";
+
+type Opener = (path: string) => { close(): void };
+
+const WRITERS: Readonly<Record<string, Opener>> = {
+  "the disk queue": (path) => osDiskFiles.open(path, { readOnly: false, direct: false }),
+  "the disk queue, past the page cache": (path) =>
+    osDiskFiles.open(path, { readOnly: false, direct: true }),
+  "offline work": (path) => osStorage.open(path, "write"),
+  "offline work that replaces a file": (path) => osStorage.open(path, "create"),
+};
+const NEW_FILES: Readonly<Record<string, Opener>> = {
+  "a file that is made": (path) => osStorage.open(path, "create-new"),
+  "a file that is made or replaced": (path) => osStorage.open(path, "create"),
+};
+const READERS: Readonly<Record<string, Opener>> = {
+  "the disk queue": (path) => osDiskFiles.open(path, { readOnly: true, direct: false }),
+  "offline work": (path) => osStorage.open(path, "read"),
+};
+
+function assertBusy(open: () => unknown, what: string): void {
+  assert.throws(
+    open,
+    (error) => error instanceof SystemError && error.errno === Errno.EBUSY,
+    what,
+  );
+}
+
+for (const [first, open] of Object.entries(WRITERS)) {
+  Deno.test(`a file that ${first} has open for writing is EBUSY for other writers, not for readers`, () =>
+    withTempDir((folder) => {
+      const path = `${folder}/image`;
+      Deno.writeTextFileSync(path, "x".repeat(4096));
+      const holder = open(path);
+      const content = Deno.readFileSync(path).length;
+      for (const [second, openAgain] of Object.entries(WRITERS)) {
+        assertBusy(() => openAgain(path), second);
+      }
+      assert.equal(Deno.readFileSync(path).length, content, "a refused writer changes nothing");
+      for (const read of Object.values(READERS)) read(path).close();
+      holder.close();
+      for (const openAgain of Object.values(WRITERS)) openAgain(path).close();
+      return Promise.resolve();
+    }));
+}
+
+for (const [what, open] of Object.entries(NEW_FILES)) {
+  Deno.test(`${what} has its lock from the start`, () =>
+    withTempDir((folder) => {
+      const path = `${folder}/image`;
+      const holder = open(path);
+      for (const [second, openAgain] of Object.entries(WRITERS)) {
+        assertBusy(() => openAgain(path), second);
+      }
+      holder.close();
+      return Promise.resolve();
+    }));
+}
+
+Deno.test("who holds a file's lock by one descriptor opens that file by another, and no other file", () =>
+  withTempDir((folder) => {
+    const path = `${folder}/image`;
+    Deno.writeTextFileSync(path, "x");
+    const holder = osDiskFiles.open(path, { readOnly: false, direct: false });
+    const lockedBy = holder.identity;
+    osStorage.open(path, "write", { lockedBy }).close();
+    Deno.renameSync(path, `${folder}/aside`);
+    Deno.writeTextFileSync(path, "another");
+    assert.throws(
+      () => osStorage.open(path, "write", { lockedBy }),
+      (error) => error instanceof SystemError && error.errno === Errno.ESTALE,
+    );
+    holder.close();
+    return Promise.resolve();
+  }));
