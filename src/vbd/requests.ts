@@ -3,6 +3,7 @@ import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
 import type { RequestSink } from "../driver/driver.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
+import type { AdmissionClient } from "./admission.ts";
 import { DiskRoom } from "./disk_room.ts";
 import { DrainGate, type RequestTarget } from "./drain_gate.ts";
 import { ExtentSearch } from "./extents.ts";
@@ -14,7 +15,7 @@ import { SlotQueue } from "./slot_queue.ts";
 import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES, SLOTS, SlotTable } from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
-import type { AdmissionClient, VbdContext } from "./vbd_context.ts";
+import type { VbdContext } from "./vbd_context.ts";
 
 /**
  * The requests of a device, from their start in a slot to their end. This class only passes them on

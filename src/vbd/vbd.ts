@@ -53,7 +53,7 @@ export interface VbdGeometry {
 /** How long a device that is being closed waits for what is under way at others, such as servers. */
 const CLOSE_PATIENCE_MS = 10_000;
 /** VDISK_READONLY of xen/interface/io/blkif.h. */
-export const VDISK_READONLY = 4;
+const VDISK_READONLY = 4;
 
 /**
  * One virtual block device: an image, open or paused, and the requests to it.
