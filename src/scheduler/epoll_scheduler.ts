@@ -13,32 +13,32 @@ import {
 import { Spin } from "./spin.ts";
 
 const MOST_EVENTS = 64;
-/** How long the loop runs at most before the runtime's own loop (signals) has a turn, by default. */
+/** The longest time between two turns of the runtime's own loop, by default. */
 const RUNTIME_TURN_MS = 500;
-/** The same while somebody waits for the runtime. */
+/** The same while a promise of the runtime is awaited. */
 const AWAITED_TURN_MS = 2;
 
 /**
- * The loop of a real process: epoll on the main thread. A wait that a signal interrupts, and half
- * a second gone by, give the runtime's own event loop a turn, in which signal listeners run.
+ * The loop of a real process: epoll on the main thread. The runtime's own event loop, which calls
+ * listeners of signals, has a turn when a signal interrupts a wait, and every half second.
  */
 export class EpollScheduler implements Scheduler {
   readonly loop = this;
   readonly lastMs = new Float64Array(1);
   readonly #epoll = new Epoll(MOST_EVENTS);
   readonly #handlers: (FdHandler | undefined)[] = [];
-  /** By descriptor: whom a fault of its handler ends. */
+  /** By descriptor: what a fault of its handler ends. */
   readonly #owners: (FaultOwner | undefined)[] = [];
   readonly #timers = new TimerQueue();
   readonly #works = new TurnWorks();
   readonly #lastResort: LastResort;
   #running = false;
-  /** Promises of the runtime that somebody waits for. */
+  /** Promises of the runtime that are awaited. */
   #awaited = 0;
   readonly #spin = new Spin();
   readonly #gathering = new Gathering();
   readonly #sleep = new ShortSleep();
-  /** Requests that the turn took from clients. */
+  /** Requests that clients sent in this turn. */
   #requests = 0;
   /** When the last turn ended. */
   #endedMs = 0;
@@ -47,8 +47,8 @@ export class EpollScheduler implements Scheduler {
   readonly #idleTurnMs: number;
 
   /**
-   * @param options.runtimeTurnMs After how long at most signal listeners get to run.
-   * @param options.lastResort What is to become of faults that end nobody in particular.
+   * @param options.runtimeTurnMs The longest time until listeners of signals are called.
+   * @param options.lastResort Is handed faults that end no owner.
    */
   constructor(
     { runtimeTurnMs = RUNTIME_TURN_MS, lastResort = THROW_ON }: {
@@ -160,7 +160,7 @@ export class EpollScheduler implements Scheduler {
     }
   }
 
-  /** Waits for events: asleep for a moment if requests gather then, or with a look at first. */
+  /** Waits for events. It may sleep for a moment first, so that requests gather, or poll first. */
   #wait(untilMs: number): number {
     const nowMs = this.nowMs();
     const lookUs = this.#spin.after(wholeMicroseconds(nowMs - this.#wokenMs));
@@ -176,7 +176,7 @@ export class EpollScheduler implements Scheduler {
     return count;
   }
 
-  /** Takes a quick look for events before it sleeps. */
+  /** Polls for events for a moment before it sleeps. */
   #look(untilMs: number, lookUs: number): number {
     const startMs = this.lastMs[0];
     const lookUntilMs = Math.min(untilMs, startMs + lookUs / 1000);
@@ -201,7 +201,7 @@ export class EpollScheduler implements Scheduler {
   }
 }
 
-/** A time as a whole number, at most a second: longer ones are all alike here. */
+/** A time as a whole number, at most a second: longer times make no difference here. */
 function wholeMicroseconds(ms: number): number {
   return ms < 1000 ? (ms * 1000 + 0.5) | 0 : 1_000_000;
 }

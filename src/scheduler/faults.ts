@@ -1,19 +1,19 @@
 import { SharedStateError } from "../../ffi/assert.ts";
 
 /**
- * What a fault of this program ends: a connection, or a disk. The loop calls handlers, timers and
- * the like on behalf of an owner; what they throw ends that owner and nobody else.
+ * What a fault of this program ends: a connection, or a disk. Each handler, timer and piece of work
+ * of the loop has an owner; what it throws ends that owner and nothing else.
  */
 export interface FaultOwner {
   /** Whether a fault has ended it already. */
   readonly failed: boolean;
-  /** Something that was done on its behalf threw. It logs that, and ends; it does not throw. */
+  /** A handler or the like of this owner threw. The owner logs that, and ends; it does not throw. */
   fault(error: unknown): void;
 }
 
-/** What is to become of faults that end no owner. */
+/** Decides what happens after faults that end no owner. */
 export interface LastResort {
-  /** A handler without an owner threw. Whatever it was about to do is not done. */
+  /** A handler without an owner threw. The rest of its work is not done. */
   unowned(error: unknown): void;
   /** What all disks share is in doubt: the process must not go on. */
   fatal(error: unknown): void;
@@ -26,10 +26,10 @@ function rethrow(error: unknown): void {
   throw error;
 }
 
-/** For programs and tests that serve no disks: a fault goes up to whoever runs the loop. */
+/** For programs and tests that serve no disks: a fault is thrown to the caller of the loop. */
 export const THROW_ON: LastResort = { unowned: rethrow, fatal: rethrow };
 
-/** Decides whom a fault ends. */
+/** Ends the owner of a fault, or else hands the fault to the last resort. */
 export function contain(error: unknown, owner: FaultOwner | undefined, last: LastResort): void {
   if (error instanceof SharedStateError || owner === EVERYTHING) return last.fatal(error);
   if (owner === undefined) return last.unowned(error);
@@ -40,7 +40,7 @@ export function contain(error: unknown, owner: FaultOwner | undefined, last: Las
   }
 }
 
-/** A fault in one line, with its stack, for the log. */
+/** A fault with its stack, for the log. */
 export function describeFault(error: unknown): string {
   return error instanceof Error ? error.stack ?? error.message : String(error);
 }

@@ -1,27 +1,27 @@
-/** For how long to let requests gather, microseconds; the loop runs again after about twice that. */
+/** How long requests gather, microseconds; the loop runs again after about twice that. */
 const GATHER_US = 30;
-/** A turn with fewer requests costs mostly what every turn costs. */
+/** In a turn with fewer requests, most of the time is the fixed cost of a turn. */
 const FEW_REQUESTS = 8;
-/** How long it is tried, and the loop without it, before the two are compared. */
+/** How long the loop runs with gathering, and without it, before the two are compared. */
 const TRIAL_US = 4000;
-/** Fewer requests in such a time are not worth a trial: a client has only one or two under way. */
+/** With fewer requests in such a time there is no trial: a client has only one or two in flight. */
 const LEAST_REQUESTS = TRIAL_US / 20;
-/** Trials' worth of time for which what did well is kept up. */
+/** After a trial that did well, gathering stays on for this many times a trial's length. */
 const KEPT_TRIALS = 64;
-/** The same for which what did not do well is left alone, the first time and at most. */
+/** After a trial that did not, it stays off for this many times: at first, and at most. */
 const LEAST_REST_TRIALS = 4;
 const MOST_REST_TRIALS = 128;
 
 /**
- * Whether a loop sleeps for a moment after a turn, so that requests gather. A client with many
- * requests under way hands on each as it gets an answer: a loop that is quicker than the client
- * takes one or two a turn, and spends its time on the calls that every turn makes. Network cards
- * hold back interrupts for the same reason.
+ * Decides whether a loop sleeps for a moment after a turn, so that requests gather. A client with
+ * many requests in flight sends a new one for each answer. A loop that is quicker than the client
+ * takes one or two requests a turn, and spends its time on the calls that every turn makes. Network
+ * cards delay interrupts for the same reason.
  *
- * A client with few requests under way has to wait meanwhile. So it is tried for a while now and
- * then, and kept up only where as good as no fewer requests came in that time than without it.
+ * A client with few requests in flight has to wait meanwhile. So gathering is tried now and then, and
+ * stays on only where about as many requests came in that time as without it.
  *
- * Whole numbers all: the runtime passes those on without allocating.
+ * All numbers are whole: the runtime passes those on without allocating.
  */
 export class Gathering {
   #isOn = false;
@@ -31,14 +31,14 @@ export class Gathering {
   /** Trials' worth of time until the next comparison. */
   #left = 0;
   #nextRest = LEAST_REST_TRIALS;
-  /** What came without it just before the trial under way; 0 when there is none. */
+  /** Requests without gathering, just before the trial under way; 0 when there is none. */
   #plainRequests = 0;
   #plainElapsedUs = 0;
 
   /**
-   * For how long to sleep after a turn that took `requests`, microseconds; 0 for not at all.
+   * How long to sleep after a turn with so many requests, microseconds; 0: not at all.
    *
-   * @param elapsedUs Time since the turn before ended.
+   * @param elapsedUs Time since the end of the turn before.
    */
   after(requests: number, elapsedUs: number): number {
     this.#requests += requests;
@@ -67,7 +67,7 @@ export class Gathering {
   }
 
   #compare(): void {
-    // It costs less processor time: that is worth a thirtieth.
+    // Gathering saves processor time, which is worth a thirtieth of the requests.
     const isWorse = 31 * this.#requests * this.#plainElapsedUs <
       30 * this.#plainRequests * this.#elapsedUs;
     if (isWorse) {

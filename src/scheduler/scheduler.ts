@@ -1,18 +1,22 @@
 /**
- * The event loop as the rest of the engine sees it: descriptors, timers, work at the end of a
- * turn, and the time. It knows nothing of disks; the engine knows time only through it, so that
- * the whole of it runs on a simulated clock.
+ * The event loop: `src/scheduler`. It watches descriptors, fires timers, and does work at the end of
+ * each turn. What a handler throws is contained: it ends the owner of the handler (see `FaultOwner`),
+ * and the loop goes on with the next handler.
  *
- * Whatever a handler throws is contained: it ends the handler's owner (see `FaultOwner`), and the
- * loop goes on with the next handler.
+ * It must not know disks, formats or clients. The folders above it must not read another clock: that
+ * is why all of them run on a simulated one, too.
  *
  * @module
  */
 import { EVERYTHING, type FaultOwner } from "./faults.ts";
 
-/** Who is told that a watched descriptor is ready. */
+/** Handles events of a watched descriptor. */
 export interface FdHandler {
-  /** @param events A union of EPOLL* bits. */
+  /**
+   * The descriptor is ready.
+   *
+   * @param events A union of EPOLL* bits.
+   */
   ready(events: number): void;
 }
 
@@ -24,46 +28,46 @@ export interface TurnWork {
 
 /** The event loop. */
 export interface Scheduler {
-  /** The loop itself, also where this is a disk's view of it. */
+  /** The loop itself; `ownedBy` makes views of it. */
   readonly loop: Scheduler;
   /** Milliseconds since an arbitrary start; never goes back. */
   nowMs(): number;
-  /** What `nowMs` said last, at 0; it is asked at the start of each turn. Costs nothing to read. */
+  /** What `nowMs` returned last, at index 0. Each turn begins with a call of it. */
   readonly lastMs: Float64Array;
   /**
-   * Tells `handler` when `fd` is ready for `events` (EPOLL* bits).
+   * Calls `handler` when `fd` is ready for `events` (EPOLL* bits).
    *
-   * @param owner Whom a fault of the handler ends.
-   * @throws {SystemError}
+   * @param owner What a fault of the handler ends.
+   * @throws {SystemError} The descriptor cannot be watched.
    */
   watch(fd: number, events: number, handler: FdHandler, owner?: FaultOwner): void;
   /** Changes the events that a watched descriptor is watched for. */
   rewatch(fd: number, events: number): void;
   /** Stops watching a descriptor; call it before closing it. */
   unwatch(fd: number): void;
-  /** Calls back once, after `delayMs`; returns a timer's number. */
+  /** Calls back once, after `delayMs` milliseconds; returns the timer's number, above 0. */
   addTimer(delayMs: number, callback: () => void, owner?: FaultOwner): number;
-  /** Forgets a timer; nothing happens when it has fired. */
+  /** Cancels a timer. Nothing happens when it has fired, or for 0. */
   cancelTimer(timer: number): void;
   /**
-   * Calls back, in a turn, with what a promise of the runtime comes to. The runtime's own loop has
-   * a turn every few milliseconds until then. A promise that fails is a fault of the owner.
+   * Calls back, in a turn, with the value of a promise of the runtime. The runtime's own loop has a
+   * turn every few milliseconds until then. A promise that is rejected is a fault of the owner.
    */
   settle<T>(promise: Promise<T>, callback: (value: T) => void, owner?: FaultOwner): void;
-  /** Counts a request that a client sent: how a loop waits for more goes by how many there are. */
+  /** Counts a request of a client. The loop decides by their number how it waits for more. */
   noteRequest(): void;
   /**
-   * Adds work for the end of every turn; what was added before comes before. Work without an owner
-   * is that of all disks.
+   * Adds work for the end of every turn, behind the work that was added before. Work without an
+   * owner belongs to all disks: a fault of it ends the process.
    */
   addTurnWork(work: TurnWork, owner?: FaultOwner): void;
-  /** Takes such work out again. */
+  /** Removes work that `addTurnWork` added. */
   removeTurnWork(work: TurnWork): void;
-  /** Something threw on behalf of `owner`: ends it, and nobody else. */
+  /** Ends the owner of a fault, and nothing else. */
   contain(error: unknown, owner: FaultOwner | undefined): void;
 }
 
-/** A loop on which a fault of all that does not name an owner ends `owner`. */
+/** A view of a loop: what is added through it without an owner belongs to `owner`. */
 export function ownedBy(owner: FaultOwner, scheduler: Scheduler): Scheduler {
   return new OwnedScheduler(owner, scheduler);
 }
@@ -133,7 +137,7 @@ interface Timer {
   readonly owner: FaultOwner | undefined;
 }
 
-/** Timers of a scheduler, soonest first. Few and slow ones: retries, time-outs, housekeeping. */
+/** Timers of a scheduler, soonest first. They are few and slow: retries, time-outs, housekeeping. */
 export class TimerQueue {
   readonly #timers: Timer[] = [];
   #lastTimer = 0;
@@ -147,7 +151,7 @@ export class TimerQueue {
     return timer;
   }
 
-  /** Takes a timer out, if it is still there. */
+  /** Removes a timer, if it is still there. */
   cancel(timer: number): void {
     const at = this.#timers.findIndex((entry) => entry.timer === timer);
     if (at >= 0) this.#timers.splice(at, 1);
@@ -158,7 +162,7 @@ export class TimerQueue {
     return this.#timers.length === 0 ? Infinity : this.#timers[0].dueMs;
   }
 
-  /** Calls back what is due by `nowMs`. */
+  /** Fires the timers that are due at `nowMs`. */
   fire(nowMs: number, scheduler: Pick<Scheduler, "contain">): void {
     while (this.#timers.length > 0 && this.#timers[0].dueMs <= nowMs) {
       const timer = this.#timers.shift();
@@ -176,13 +180,13 @@ export class TurnWorks {
   #works: TurnWork[] = [];
   #owners: FaultOwner[] = [];
 
-  /** Adds work behind all other. */
+  /** Adds work at the end. */
   add(work: TurnWork, owner: FaultOwner = EVERYTHING): void {
     this.#works = [...this.#works, work];
     this.#owners = [...this.#owners, owner];
   }
 
-  /** Takes work out. */
+  /** Removes work. */
   remove(work: TurnWork): void {
     const kept = this.#works.map((other) => other !== work);
     this.#works = this.#works.filter((_, i) => kept[i]);
@@ -190,8 +194,8 @@ export class TurnWorks {
   }
 
   /**
-   * Does the work until nobody has any left. Whoever comes later in the list has a turn only when
-   * all before have nothing to do, so that answers leave in one batch.
+   * Does the work until none is left. Later work in the list is done only when all before it has
+   * nothing to do, so that answers leave in one batch.
    */
   finish(scheduler: Pick<Scheduler, "contain">): void {
     const works = this.#works;

@@ -5,9 +5,9 @@ import { driverOfType } from "../driver/registry.ts";
 import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts";
 
 /**
- * Opens an image and all that it builds on; the first of the list is the image itself.
+ * Opens an image and the images below it; the first of the list is the image itself.
  *
- * With a key the image itself must be encrypted; one that it builds on need not be.
+ * With a key the image itself must be encrypted; the images below it need not be.
  *
  * @throws {VhdChainError} ELOOP for a chain that leads back to itself or has too many layers.
  * @throws {SystemError} EINVAL for a key that is not wanted; what the images say.

@@ -65,7 +65,7 @@ export class ImageStack {
       try {
         closeImage(image, this.#context.log, closed);
       } catch (error) {
-        // The device fails by this, and tells those that wait for its close or pause.
+        // This fails the device, which ends its close or pause with an error.
         return this.#context.scheduler.contain(error, this.#context.faults);
       }
     }

@@ -4,16 +4,16 @@ export interface LatencySummary {
   requests: number;
   mean: number;
   highest: number;
-  /** Half of the requests, 90, 99 and 99.9 of 100, took no longer; no more than 25 % too high. */
+  /** Percentiles: 50, 90, 99 and 99.9 of 100 requests took no longer. At most 25 % too high. */
   p50: number;
   p90: number;
   p99: number;
   p99_9: number;
-  /** Pairs: requests that took less than so long, but no less than what the pair before says. */
+  /** Pairs: an upper bound, and the requests between the bound of the pair before and this one. */
   histogram: [below: number, requests: number][];
 }
 
-/** Steps by which a power of two is divided. */
+/** Buckets of each power of two. */
 const STEPS_LOG2 = 2;
 const STEPS = 1 << STEPS_LOG2;
 const MOST_MICROSECONDS = 2 ** 31 - 1;
@@ -27,20 +27,20 @@ function bucketOf(microseconds: number): number {
   return octave * STEPS + (microseconds >>> octave);
 }
 
-/** The first time, microseconds, that is beyond a bucket. */
+/** The upper bound of a bucket, microseconds; it is not in the bucket. */
 function endOf(bucket: number): number {
   if (bucket < STEPS) return bucket + 1;
   const octave = Math.floor(bucket / STEPS) - 1;
   return (bucket - octave * STEPS + 1) * 2 ** octave;
 }
 
-/** Counts how long requests took; it stays as large as it is made, whatever it is told. */
+/** A histogram of how long requests took. It never grows. */
 export class Latencies {
   readonly #requests = new Float64Array(BUCKETS);
   /** Sum and highest, milliseconds. */
   readonly #totals = new Float64Array(2);
 
-  /** Notes that a request took from one time to another, milliseconds. */
+  /** Counts a request that began at `times[at]` and ended at `now[0]`, milliseconds. */
   note(times: Float64Array, at: number, now: Float64Array): void {
     const tookMs = now[0] - times[at];
     this.#totals[0] += tookMs;
@@ -49,7 +49,7 @@ export class Latencies {
     this.#requests[bucketOf(microseconds)]++;
   }
 
-  /** What there is to say of them. */
+  /** All figures of the histogram. */
   summary(): LatencySummary {
     const requests = this.#requests.reduce((sum, count) => sum + count, 0);
     const [sumMs, highestMs] = this.#totals;

@@ -20,7 +20,7 @@ export interface LiveSnapshotOptions {
   readonly timeoutMs: number;
 }
 
-/** What a snapshot led to. */
+/** A snapshot that was made. */
 export interface LiveSnapshot {
   /** Name of the image that is open now, `type:path`. */
   readonly name: string;
@@ -30,7 +30,7 @@ export interface LiveSnapshot {
   readonly stallMs: number;
 }
 
-/** What is to be done to files, and undone. */
+/** The paths before and after a snapshot. */
 interface Plan {
   /** Drivers in front of the image's own, each with its colon. */
   readonly stack: string;
@@ -45,9 +45,9 @@ interface Plan {
 }
 
 /**
- * Puts a new, empty image on top of the running one, which keeps the disk as it is at this moment.
- * Requests wait for as long as it takes. Whatever fails, the device runs on with the image that it
- * had; at every step there is an image in order under the name that was served.
+ * Puts a new, empty image on top of the running one, which keeps what the disk holds at this moment.
+ * Requests wait meanwhile. When a step fails, the device runs on with the image that it had. After
+ * each step there is a valid image under the name that was served.
  */
 export function liveSnapshot(
   context: VbdContext,
@@ -141,7 +141,7 @@ function planFor(
   return { stack, image, raw, parent: target, child: image, draft };
 }
 
-/** Makes the new image. When it fails, all is as before. */
+/** Makes the new image. When that fails, the files are as before. */
 function makeChild(storage: Storage, plan: Plan): void {
   const moves = plan.parent !== plan.image;
   if (moves) storage.link(plan.image, plan.parent);
@@ -162,7 +162,7 @@ function makeChild(storage: Storage, plan: Plan): void {
   }
 }
 
-/** Takes a new image away again; says what went wrong, if anything did. */
+/** Removes a new image again; returns why that failed, or nothing. */
 function undo(storage: Storage, plan: Plan): string {
   try {
     if (plan.parent !== plan.image) storage.rename(plan.parent, plan.image);

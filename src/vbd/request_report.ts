@@ -24,8 +24,7 @@ function seconds(milliseconds: number): string {
 }
 
 /**
- * A line on each request that has not ended, the oldest first: what it asks for, where it is and
- * since when, how often it failed.
+ * One line for each open request, the oldest first: kind, range, stage, times and failures.
  */
 export function reportRequests(
   slots: SlotTable,

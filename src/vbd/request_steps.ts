@@ -12,7 +12,7 @@ const GOES_IN_STEPS: readonly boolean[] = [true, true, false, true, true, false,
 /** A step takes no more than this part of the disk queue, so that each is admitted in the end. */
 const STEP_SHARE = 16;
 
-/** Is told how the steps of requests end. */
+/** Goes on with requests at the end of their steps. */
 export interface StepSink {
   /** A step ended, and another follows. */
   stepDone(slot: number): void;

@@ -1,67 +1,67 @@
 import { Latencies, type LatencySummary } from "./latency.ts";
 import { RequestKind, SLOTS } from "./slots.ts";
 
-/** Where a request is. */
+/** Where a request is, from its start to its end. */
 export const Stage = {
-  /** It has ended, or not begun. */
+  /** There is no request. */
   None: 0,
-  /** Behind others, for room in the disk queue. */
+  /** It waits for room in the disk queue. */
   Room: 1,
-  /** Held back by a pause. */
+  /** It waits for the end of a pause. */
   Paused: 2,
-  /** Failed, and waits to be tried again. */
+  /** It failed, and waits for its next try. */
   Retry: 3,
-  /** In the hands of the image. */
+  /** It is at the image. */
   Disk: 4,
 } as const;
 /** One of `Stage`. */
 export type Stage = (typeof Stage)[keyof typeof Stage];
 
-/** What made requests wait before they went to the disk. */
+/** What requests waited for before they went to the disk. */
 export interface Wait {
-  /** How often a request came to wait for this, and for how long in all. */
+  /** How many waits there were, and their length in all. */
   requests: number;
   milliseconds: number;
 }
 
-/** How requests have fared in time, as `tap-ctl stats` shows it. */
+/** Times of requests, as `tap-ctl stats` shows them. */
 export interface TimesSummary {
-  /** From when a request came until it ended, all waiting included; microseconds. */
+  /** From the start of a request to its end, waits included; microseconds. */
   latency_us: { read: LatencySummary; write: LatencySummary; flush: LatencySummary };
-  /** Requests that have not ended: the most of them, and what those that came found on average. */
+  /** Open requests: now, the most there were, and the average that a new request found. */
   queue_depth: { now: number; highest: number; average: number };
-  /** Time that requests spent in their slots, while the disk had nothing to do with them. */
+  /** Time that requests spent waiting, and not at the disk. */
   waited: { room: Wait; pause: Wait; retry: Wait };
 }
 
 const STAGES = 5;
 
 /**
- * When each request came, where it is, and since when. It reads no clock: what the loop last read,
- * at the start of a turn and as the disk's answers came, is good for all requests of that batch.
+ * When each request began, where it is, and since when. It reads no clock, but the time that the loop
+ * read last: at the start of a turn, and when answers of the disk came.
  */
 export class RequestTimes {
   /** Where each request is. */
   readonly stage = new Uint8Array(SLOTS);
   /** Since when, milliseconds. */
   readonly sinceMs = new Float64Array(SLOTS);
-  /** When it came, milliseconds. */
+  /** When it began, milliseconds. */
   readonly cameMs = new Float64Array(SLOTS);
   readonly #clock: Float64Array;
-  /** By stage: milliseconds that requests were there, and how many came to be. */
+  /** By stage: milliseconds that requests spent there, and how many entered. */
   readonly #spentMs = new Float64Array(STAGES);
   readonly #entered = new Float64Array(STAGES);
-  /** By kind; those that it has not are not counted. */
+  /** By kind of request; undefined for kinds that are not counted. */
   readonly #latencies: readonly (Latencies | undefined)[];
   readonly #reads = new Latencies();
   readonly #writes = new Latencies();
   readonly #flushes = new Latencies();
   #depth = 0;
   #highestDepth = 0;
-  /** Requests that came, and the sum of those that were there then, themselves included. */
+  /** Requests that began, and the sum of the depths that they found, themselves included. */
   readonly #arrivals = new Float64Array(2);
 
-  /** @param clock Where the loop keeps the time that it read last. */
+  /** @param clock The time that the loop read last, milliseconds, at index 0. */
   constructor(clock: Float64Array) {
     this.#clock = clock;
     const latencies: (Latencies | undefined)[] = new Array(Object.keys(RequestKind).length);
@@ -72,7 +72,7 @@ export class RequestTimes {
     this.#latencies = latencies;
   }
 
-  /** A request came. */
+  /** A request begins. */
   begin(slot: number): void {
     this.cameMs[slot] = this.#clock[0];
     this.sinceMs[slot] = this.#clock[0];
@@ -81,7 +81,7 @@ export class RequestTimes {
     this.#arrivals[1] += this.#depth;
   }
 
-  /** It goes from where it was to another stage. */
+  /** A request goes to another stage. */
   move(slot: number, stage: Stage): void {
     if (stage === this.stage[slot]) return;
     this.#settle(slot);
@@ -94,25 +94,25 @@ export class RequestTimes {
     this.sinceMs[slot] = this.#clock[0];
   }
 
-  /** All that are in one stage go to another: a pause begins, or ends. */
+  /** All requests of one stage go to another: a pause begins, or ends. */
   moveAll(from: Stage, to: Stage): void {
     for (let slot = 0; slot < SLOTS; slot++) if (this.stage[slot] === from) this.move(slot, to);
   }
 
-  /** A request ended. */
+  /** A request ends. */
   end(slot: number, kind: RequestKind): void {
     this.#latencies[kind]?.note(this.cameMs, slot, this.#clock);
     this.drop(slot);
   }
 
-  /** A request ended without having been tried to its end. */
+  /** A request ends that the device did not try to its end; its latency does not count. */
   drop(slot: number): void {
     this.#settle(slot);
     this.stage[slot] = Stage.None;
     this.#depth--;
   }
 
-  /** For how long the oldest of the requests in one stage has been there, milliseconds. */
+  /** The longest time that a request has been in a stage, milliseconds. */
   longestMs(stage: Stage, nowMs: number): number {
     let longestMs = 0;
     for (let slot = 0; slot < SLOTS; slot++) {
@@ -121,7 +121,7 @@ export class RequestTimes {
     return longestMs;
   }
 
-  /** What there is to say of all requests. */
+  /** The times of all requests. */
   summary(): TimesSummary {
     const spentMs = this.#spentMs.slice();
     for (let slot = 0; slot < SLOTS; slot++) {

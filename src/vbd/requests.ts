@@ -69,22 +69,22 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   // ---- the device -------------------------------------------------------------------------
 
-  /** How many requests have not ended. */
+  /** How many requests are open. */
   get outstanding(): number {
     return this.#gate.inFlight + this.#waiting.size + this.#retries.size;
   }
 
-  /** How many requests failed and wait to be tried again. */
+  /** How many requests failed and wait for their next try. */
   get retrying(): number {
     return this.#retries.size;
   }
 
-  /** For how long the oldest request at the disk has gone unanswered, milliseconds. */
+  /** Age of the oldest request at the disk, milliseconds. */
   get unansweredMs(): number {
     return this.times.longestMs(Stage.Disk, this.#context.scheduler.nowMs());
   }
 
-  /** A line on each request that has not ended, the oldest first, for the log. */
+  /** One line for each open request, the oldest first, for the log. */
   report(): string[] {
     return reportRequests(this.#slots, {
       times: this.times,
@@ -162,8 +162,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   }
 
   /**
-   * Unmaps the slots as soon as all are released: the kernel may have the memory of some for a
-   * while still. No request may be under way.
+   * Unmaps the slots as soon as all are released: the kernel may still use the memory of some. No
+   * request may be open.
    */
   destroy(): void {
     this.#slots.destroy();
@@ -196,7 +196,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     return this.#slots.memorySector(slot);
   }
 
-  /** Lets the data of a slot's next request lie elsewhere in I/O memory than in the slot's own. */
+  /** Puts the data of a slot's next request elsewhere in I/O memory than in the slot's own. */
   putDataAt(slot: number, memorySector: number): void {
     this.#slots.dataSector[slot] = memorySector;
   }
@@ -230,7 +230,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   // ---- requests ---------------------------------------------------------------------------
 
   /**
-   * Starts a request. `owner` is told of its end, at once perhaps.
+   * Starts a request. `requestDone` of the owner is called at its end, perhaps before this returns.
    *
    * @param sector First sector; the range is checked here.
    * @param fua Whether a write, zeroing or discard must be on stable storage when it ends.
@@ -248,7 +248,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#retries.begin(slot);
     const refusal = this.#refusal(kind, sector, count);
     if (refusal !== 0) return owner.requestDone(slot, refusal);
-    // Images are asked for sectors, of which this has none.
+    // A request without sectors does not go to the image.
     if (count === 0 && kind !== RequestKind.Flush) return owner.requestDone(slot, 0);
     this.times.begin(slot);
     this.#slots.open(slot);
@@ -276,7 +276,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   #refusal(kind: number, sector: number, count: number): number {
     if (this.faults.failed) return Errno.EIO;
     const { target, holds } = this.#gate;
-    // Without an image there is nothing to compare with; what waits is looked at again with one.
+    // Without an image there is nothing to compare with: requests that wait are checked later.
     if (target === null) return holds ? 0 : Errno.ESHUTDOWN;
     if (kind === RequestKind.Flush) return 0;
     if (sector + count > target.image.sectors) {
@@ -311,8 +311,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   }
 
   /**
-   * Hands a request to the image; false when the disk queue has no room for it. What the image
-   * throws is not its caller's fault, a frontend's: it ends the disk, and this request with it.
+   * Hands a request to the image; false when the disk queue has no room for it. A fault of the image
+   * ends the disk, and this request with it, and not the frontend that called.
    */
   #issue(slot: number): boolean {
     try {
@@ -337,7 +337,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** The request leaves the image: it ended, or waits for its next step or try. */
   #leave(slot: number): void {
     this.#room.give(slot);
-    // The image that told of the last end is in the midst of something: it is closed after that.
+    // The image that ended the last request is still in a call: it is closed after that.
     if (this.#gate.leave()) this.#context.deferral.add(this);
   }
 
@@ -351,7 +351,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#tellOwner(slot, errno);
   }
 
-  /** Tells an owner of the end of its request; what it throws ends the owner, and not the disk. */
+  /** Ends a request for its owner. A fault of the owner ends the owner, and not the disk. */
   #tellOwner(slot: number, errno: number): void {
     const owner = this.#slots.owner[slot];
     try {
@@ -361,7 +361,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     }
   }
 
-  // ---- what the image and the parts tell ---------------------------------------------------
+  // ---- calls of the image and of the parts -------------------------------------------------
 
   pieceDone(slot: number, sectors: number, errno: number): void {
     if (!this.faults.failed) this.#steps.pieceDone(slot, sectors, errno);

@@ -3,24 +3,24 @@ import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { SlotTable } from "./slots.ts";
 
-/** Who waits for free slots. */
+/** Waits for free slots. */
 export interface SlotWaiter {
-  /** Whom it ends when a call of it throws; without it, the disk. */
+  /** What a fault of its methods ends; without it, the disk. */
   readonly faults?: FaultOwner;
   slotsFree(): void;
 }
 
-/** Who takes slots for a peer, which may be slow to give them back. */
+/** Holds slots for a peer, which may be slow to let go of them. */
 export interface SlotHolder extends SlotWaiter {
   /**
-   * The peer has kept slots for too long: all that wait for it are to be given back now.
+   * The peer has kept slots for too long. All slots that wait for it must be given back now.
    *
    * @param why The end of a sentence about the peer, for the log.
    */
   giveUpSlots(why: string): void;
 }
 
-/** How often holders whose peers keep slots are looked at. */
+/** How often the holders are checked for peers that keep slots. */
 const TICK_MS = 250;
 /** Ticks without a slot given back, after which a peer loses its slots if others have none. */
 const STARVING_TICKS = 2;
@@ -29,15 +29,15 @@ const SILENT_TICKS = 240;
 
 const NONE = -1;
 
-/** What one holder has of a device's slots. */
+/** The slots of a device that one holder has, and may take. */
 export class SlotClaim {
   /** Slots that it has taken and not given back. */
   held = 0;
   /** Whether it is in the queue of those that wait. */
   waits = false;
-  /** Whether slots of it wait for its peer, and for how many ticks none came back; -1: none does. */
+  /** Ticks in which slots waited for the peer, and none came back; -1: none waits for it. */
   stuckTicks = NONE;
-  /** Whether it is the first that waits, which has just been called. */
+  /** Whether its holder is being called, as the first of those that wait. */
   isCalled = false;
   readonly holder: SlotHolder;
   readonly #shares: SlotShares;
@@ -47,12 +47,12 @@ export class SlotClaim {
     this.holder = holder;
   }
 
-  /** How many slots it may take just now, at most `most`; 0: it has to wait. */
+  /** How many slots it may take now, at most `most`; 0: it has to wait. */
   mayTake(most: number): number {
     return this.#shares.mayTake(this, most);
   }
 
-  /** Has `slotsFree` called once when slots have become free. */
+  /** Waits: `slotsFree` of the holder is called once when slots have become free. */
   wait(): void {
     this.#shares.wait(this);
   }
@@ -67,7 +67,7 @@ export class SlotClaim {
     this.#shares.give(this, slot);
   }
 
-  /** Slots wait for the peer from now on: it has to take answers in, or to send data. */
+  /** Slots wait for the peer from now on: it has to receive answers, or to send data. */
   waitForPeer(): void {
     if (this.stuckTicks !== NONE) return;
     this.stuckTicks = 0;
@@ -79,21 +79,22 @@ export class SlotClaim {
     this.stuckTicks = NONE;
   }
 
-  /** Ends the claim. What it holds is given back one by one as before. */
+  /** Ends the claim. The slots that it holds are still given back one by one. */
   end(): void {
     this.#shares.leave(this);
   }
 }
 
 /**
- * Who gets the slots of a device. Nobody takes more than are left for others afterwards, so that
- * shares adapt to how many there are: one client alone has half, many have as much each. Who holds
- * none comes before all others, in the order in which they began to wait.
+ * Decides which client gets the slots of a device. A client takes no more than are left for others
+ * afterwards, so that shares adapt to the number of clients: one client alone has half of the slots,
+ * many have equal shares. Clients that hold none come first, in the order in which they began to
+ * wait.
  *
- * A slot may wait for a peer: that answers are taken in, or that the data of a write comes. Peers
- * may stop or be hostile. While others have no slot at all, those that kept theirs for half a
- * second lose them, the largest share first; it is their connection that ends. Nobody waits for
- * longer than that for want of a slot, unless the disk itself is slow.
+ * A slot may wait for a peer, to receive an answer or to send the data of a write. Peers may stop, or
+ * be hostile. While another client has no slot at all, a client that kept its slots for half a second
+ * loses them, the largest share first: its connection ends. So no client waits longer than that for a
+ * slot, unless the disk itself is slow.
  */
 export class SlotShares {
   readonly #slots: SlotTable;
@@ -117,7 +118,7 @@ export class SlotShares {
 
   /**
    * @param faults The disk.
-   * @param callSoon Has `callWaiters` called at the end of the turn.
+   * @param callSoon Makes the loop call `callWaiters` at the end of the turn.
    */
   constructor(
     slots: SlotTable,
@@ -140,7 +141,7 @@ export class SlotShares {
     return claim;
   }
 
-  /** Whether anybody waits for slots. */
+  /** Whether slots are waited for. */
   get isWanted(): boolean {
     return this.#queue.length > 0 || this.#others.length > 0;
   }
@@ -149,7 +150,7 @@ export class SlotShares {
   mayTake(claim: SlotClaim, most: number): number {
     const free = this.#slots.freeCount;
     const first = this.#emptyHanded + this.#others.length;
-    // More slots would come to nothing as long as the peer does not empty those that it has.
+    // More slots do not help as long as the peer does not let go of those that it has.
     if (claim.stuckTicks > 0) return 0;
     if (claim.held > 0) return free - first >= claim.held + 2 * most ? most : 0;
     const left = claim.isCalled ? free : free - first;
@@ -201,7 +202,7 @@ export class SlotShares {
     this.look();
   }
 
-  /** Calls those that wait, the first first, as long as there are free slots. */
+  /** Calls those that wait, in their order, as long as there are free slots. */
   callWaiters(): void {
     for (let left = this.#others.length; left > 0 && this.#slots.freeCount > 0; left--) {
       const other = this.#others.shift();
@@ -246,11 +247,11 @@ export class SlotShares {
     if (!claim.waits) return;
     this.#queue.splice(this.#queue.indexOf(claim), 1);
     this.#left(claim);
-    // What was kept for it is there for the others.
+    // The slots that were kept for it are there for the others.
     if (this.isWanted) this.#callSoon();
   }
 
-  /** Looks at the holders soon, and as long as there is a reason to. */
+  /** Checks the holders soon, and again as long as there is a reason to. */
   look(): void {
     if (this.#timer === 0) {
       this.#timer = this.#scheduler.addTimer(TICK_MS, this.#tick, this.#faults);
@@ -272,7 +273,7 @@ export class SlotShares {
     if (isAnyStuck || this.#emptyHanded + this.#others.length > 0) this.look();
   }
 
-  /** Sees to it that whoever has no slot gets one, if others keep theirs without a reason. */
+  /** Takes slots from peers that keep them without a reason while others have none. */
   #takeFromStuck(): void {
     for (
       let needed = this.#emptyHanded + this.#others.length - this.#slots.freeCount;
@@ -286,7 +287,7 @@ export class SlotShares {
     }
   }
 
-  /** Who keeps most slots from those that have none, without a reason; null: nobody does. */
+  /** The claim that keeps the most slots from others without a reason; null without one. */
   #worst(): SlotClaim | null {
     let worst: SlotClaim | null = null;
     for (const claim of this.#claims) {

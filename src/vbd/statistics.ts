@@ -4,7 +4,7 @@ import { driverOfType } from "../driver/registry.ts";
 import type { TimesSummary } from "./request_times.ts";
 import { RequestKind } from "./slots.ts";
 
-/** What `tap-ctl stats` shows of a device: the reference's fields, and more behind them. */
+/** What `tap-ctl stats` shows of a device: the fields of the reference, and more behind them. */
 export interface VbdStatistics extends TimesSummary {
   /** `type:path` */
   name: string;
@@ -16,24 +16,24 @@ export interface VbdStatistics extends TimesSummary {
     hits: [number, number];
     fail: [number, number];
     driver: { type: number; name: string; status: string | null };
-    /** Of a cache: sectors of reads that it had, and that it had to read below. */
+    /** Of a cache: sectors that it read from memory, and from the image below. */
     cache?: { hits: number; misses: number };
-    /** Bytes of requests that this image itself answered, and took in, since it was opened. */
+    /** Bytes that this image itself read and wrote since it was opened. */
     read_bytes: number;
     written_bytes: number;
   }[];
   FIXME_enospc_redirect_count: number;
   nbd_mirror_failed: number;
-  /** Requests that have not ended. */
+  /** Open requests. */
   reqs_outstanding: number;
   read_caching: string;
-  /** Tries of requests after their first. */
+  /** Tries of requests after the first. */
   retries: number;
-  /** Requests that failed and wait to be tried again. */
+  /** Requests that failed and wait for their next try. */
   retrying: number;
-  /** For how many whole seconds the disk has owed an answer: more than a few mean that it hangs. */
+  /** Age of the oldest request at the disk, whole seconds. After a few the disk hangs. */
   unanswered_seconds: number;
-  /** Operations that went to the disk together with a neighbour. */
+  /** Operations that were merged with a neighbour. */
   merges: number;
 }
 
@@ -51,7 +51,7 @@ export class VbdCounts {
   failedWrites = 0;
   retries = 0;
 
-  /** Notes the end of a request. */
+  /** Counts a request that ended. */
   note(kind: RequestKind, sectors: number, errno: number): void {
     if (kind === RequestKind.Read) {
       if (errno === 0) this.readSectors += sectors;
@@ -62,7 +62,7 @@ export class VbdCounts {
     }
   }
 
-  /** The counts, and what the device looks like just now, for people and programs. */
+  /** The counts, and the present state of the device. */
   describe(
     { name, images, outstanding, retrying, unansweredMs, direct, merges, times }: {
       name: string;

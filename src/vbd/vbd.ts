@@ -357,7 +357,7 @@ export class Vbd implements FaultOwner {
     log(`Minor ${this.minor}, ${this.name || "no image"}: a fault: ${describeFault(error)}`);
     if (this.failed) return;
     this.failed = true;
-    // Whoever threw, and those who called it, are in the midst of something.
+    // The code that threw, and its callers, have not returned.
     scheduler.addTimer(0, () => this.#fail());
   }
 
