@@ -21,7 +21,7 @@ const PARENTS_STAMP = 99;
 /** A child of an image whose first block is full. */
 function simulateChild(): Simulation {
   const simulation = new Simulation({ seed: 1 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   createDynamic("/base.vhd", { storage, sizeBytes: 8 * MIB });
   const base = simulation.open("vhd:/base.vhd");
   for (let sector = 0; sector < BLOCK_SECTORS; sector += 512) {
@@ -40,10 +40,10 @@ Deno.test("a write whose bitmap could not be written is not there after the next
   device.settle();
   // In a block that is there: data, then the bitmap.
   let writes = 0;
-  simulation.disk.fault = (kind) => kind === IoKind.Write && ++writes === 2 ? Errno.EINVAL : 0;
+  simulation.fault = (kind) => kind === "write" && ++writes === 2 ? Errno.EINVAL : 0;
   const failed = device.write(100, stampedSectors(100, 8, 2));
   device.settle();
-  simulation.disk.fault = null;
+  simulation.fault = null;
   assert.deepEqual([failed.errno, writes], [Errno.EINVAL, 2]);
   assertHolds(device, 100, 8, PARENTS_STAMP);
   const next = device.write(200, stampedSectors(200, 8, 3));
@@ -65,14 +65,14 @@ Deno.test("a write that joins a block's bitmap while that fails keeps its bits",
   device.settle();
   let joined: ReturnType<typeof device.write> | null = null;
   let writes = 0;
-  simulation.disk.fault = (kind) => {
-    if (kind !== IoKind.Write || ++writes !== 2) return 0;
+  simulation.fault = (kind) => {
+    if (kind !== "write" || ++writes !== 2) return 0;
     joined = device.write(200, stampedSectors(200, 8, 3));
     return Errno.EINVAL;
   };
   const failed = device.write(100, stampedSectors(100, 8, 2));
   device.settle();
-  simulation.disk.fault = null;
+  simulation.fault = null;
   assert.equal(failed.errno, Errno.EINVAL);
   assert.ok(joined !== null);
   device.close();
@@ -108,7 +108,7 @@ function writeAllBut(missing: number, order: "forwards" | "backwards"): void {
   assertHolds(again, missing, 1, 2);
   assertHolds(again, missing === 0 ? 1 : missing - 1, 1, 1);
   again.close();
-  assert.deepEqual(checkImage("/child.vhd", { storage: simulation.disk.storage }).findings, []);
+  assert.deepEqual(checkImage("/child.vhd", { storage: simulation.disk }).findings, []);
   simulation.close();
 }
 
@@ -119,28 +119,23 @@ for (const missing of [0, 1, 7, 8, 2048, BLOCK_SECTORS - 2, BLOCK_SECTORS - 1]) 
   });
 }
 
-/** Fails when two writes are under way that have a sector of a file in common. */
-function refuseMeetings({ disk }: Simulation): void {
-  const underWay = new Set<{ file: number; sector: number; count: number }>();
-  const prepare = disk.prepare.bind(disk);
-  disk.prepare = (kind, file, sectors, count, memorySector, iovecCount, io): void => {
+/** Fails when two writes are under way that have a sector of the file in common. */
+function refuseMeetings({ connection, disk }: Simulation): void {
+  const underWay = new Map<number, number>();
+  const prepare = connection.prepare.bind(connection);
+  connection.prepare = (kind, file, sectors, count, memorySector, iovecCount, io): void => {
     const sector = sectors[io];
     if (kind === IoKind.Write) {
-      for (const other of underWay) {
-        const apart = other.file !== file || other.sector >= sector + count ||
-          sector >= other.sector + other.count;
-        assert.ok(apart, `writes at ${sector} and ${other.sector} meet`);
+      for (const [other, otherCount] of underWay) {
+        const apart = other >= sector + count || sector >= other + otherCount;
+        assert.ok(apart, `writes at ${sector} and ${other} meet`);
       }
-      underWay.add({ file, sector, count });
+      underWay.set(sector, count);
     }
     prepare(kind, file, sectors, count, memorySector, iovecCount, io);
   };
-  disk.fault = (kind, file, sector, count): number => {
-    for (const write of underWay) {
-      const same = write.file === file && write.sector === sector && write.count === count;
-      if (kind === IoKind.Write && same) underWay.delete(write);
-    }
-    return 0;
+  disk.beforeOperation = ({ kind, queued, offsetBytes }): void => {
+    if (queued && kind === "write") underWay.delete(offsetBytes / SECTOR_BYTES);
   };
 }
 
@@ -151,7 +146,7 @@ function fillDisk(seed: number, { blockSectors, slackSectors }: {
 }): void {
   const blocks = blockSectors > 4096 ? 7 : 12;
   const simulation = new Simulation({ seed, latencyMs: 4 });
-  const { storage } = simulation.disk;
+  const storage = simulation.disk;
   putForeignImage(storage, "/a.vhd", {
     sizeBytes: blocks * blockSectors * SECTOR_BYTES,
     blockSizeBytes: blockSectors * SECTOR_BYTES,
@@ -179,7 +174,6 @@ function fillDisk(seed: number, { blockSectors, slackSectors }: {
     assertHolds(again, block * blockSectors, count, block + 1);
   }
   again.close();
-  simulation.disk.close();
   simulation.close();
 }
 
