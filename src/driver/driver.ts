@@ -1,20 +1,41 @@
 /**
- * What an image driver is. A driver serves one image of one type: it finds each request's place
- * and starts disk operations for it. It knows nothing of clients, retries or other devices. To add
- * one, write a file that exports a `DriverType` and add it to `registry.ts`.
+ * `src/driver`: live image drivers and filters, all behind the interface in this file. A driver
+ * serves one image of one type: it finds where each request's data is, and starts the operations for
+ * it. It must not know clients, retries or other devices, and must not print.
  *
- * Requests are slots of a device, named by number. A driver may cut a request to pieces, in any
- * order and at any time, as long as the sectors that it tells `RequestSink.pieceDone` add up. A
- * status request is the exception: it tells `RequestSink.extent` and ends with `statusDone`.
+ * A driver is a file that exports a `DriverType`, and a line in `registry.ts`. CONTRIBUTING.md has
+ * one as an example.
+ *
+ * **Requests** are slots of a device, named by number. An image gets one call for each step of a
+ * request. It may split that into pieces, and end them in any order and at any time, also before the
+ * call returns: `RequestSink.pieceDone` tells the end of so many sectors, and all add up to the
+ * step. A status request tells `RequestSink.extent` and ends with `statusDone`. A request's memory is
+ * the driver's until the request ends.
+ *
+ * **Room.** Before a request reaches an image, the device reserves what `operationsFor` says: that
+ * many places in the disk queue, and as many records in `DriverContext.pieces`. A driver that takes no more
+ * than that never finds them full.
+ *
+ * **Drivers that do not use the disk queue.** A driver may move bytes by a socket, or by a library
+ * that has a completion queue of its own and an eventfd:
+ *
+ * - It watches the descriptor with `scheduler.watch`. In `ready` it takes the completions and ends
+ *   the pieces. It must not wait for the library anywhere else than in `open` and `abandon`.
+ * - It collects what a turn starts, and hands it over once, when `deferral` calls it.
+ * - It has a limit of its own. What is beyond what the library takes waits: in lists of `pieces`,
+ *   which `operationsFor` then counts; or by slot, where the driver has nothing in front of it that
+ *   splits requests. It then has at most `REQUEST_SLOTS` calls under way, and `operationsFor` is 0.
+ * - `pending` counts what the library has not ended. After a fault the device waits for 0 before it
+ *   calls `abandon` and gives the memory of requests to others; `ready` is called until then.
+ * - `close` and `abandon` stop watching the descriptor before they close it.
  *
  * @module
  */
-import type { Done } from "../../ffi/errno.ts";
+import type { Done, DoneWith } from "../../ffi/errno.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
-import type { DoneWith } from "../../ffi/errno.ts";
 import type { Deferral } from "./deferral.ts";
 import type { Named } from "./image_name.ts";
 import type { Confinement } from "../files/confinement.ts";
@@ -30,7 +51,7 @@ export const REQUEST_SLOTS = 128;
 /** The most sectors that one request reads or writes; others move no data of their own. */
 export const REQUEST_SECTORS = 512;
 
-/** Who requests come from. */
+/** Where an image tells the ends of requests. */
 export interface RequestSink {
   /**
    * Part of a request ended.
@@ -40,8 +61,8 @@ export interface RequestSink {
    */
   pieceDone(slot: number, sectors: number, errno: number): void;
   /**
-   * The next sectors of a status request are alike: the first call tells of those from the start of
-   * the request on, and each further call of those that follow.
+   * The next sectors of a status request are alike. The first call is about those at the start of
+   * the request, each further call about those that follow.
    *
    * @param sectors More than 0, and no more than are left of the request.
    * @param isData Whether they hold data; false for a hole through the whole chain.
@@ -49,8 +70,8 @@ export interface RequestSink {
    */
   extent(slot: number, sectors: number, isData: boolean): boolean;
   /**
-   * A status request ended. Without an error, `extent` was called at least once; whoever wants to
-   * know of sectors that it did not tell of asks again.
+   * A status request ended. Without an error, `extent` was called at least once. The device asks
+   * again for the sectors that it was not told about.
    *
    * @param errno 0, or a positive error number.
    */
@@ -135,7 +156,7 @@ export interface ImageDriver {
   readonly encrypted?: boolean;
   /** The image that shows through where this one has no data; null when zeros do. */
   readonly parent: ImageSpec | null;
-  /** Whom the image below tells of its pieces; without it, whom this image tells. */
+  /** Where the image below tells the ends of pieces; without it, where this image does. */
   readonly sinkBelow?: RequestSink | null;
   /** The most sectors of one `zero`. */
   readonly zeroSectors: number;
@@ -143,7 +164,10 @@ export interface ImageDriver {
   readonly fillSectors: number;
   /** Puts the open parent, which has its own below it, below this image. */
   putBelow(below: ImageDriver): void;
-  /** The most disk operations that a request can make at once, here and below. */
+  /**
+   * The most operations at the disk queue, or records of `pieces`, that a step of so many sectors
+   * can need at once, here and below.
+   */
   operationsFor(sectors: number): number;
   /** Reads sectors into I/O memory. */
   read(slot: number, sector: number, count: number, memorySector: number): void;
