@@ -7,7 +7,7 @@
 import { NbdImage } from "../../src/driver/nbd/nbd_image.ts";
 import { VhdDisk } from "../../src/driver/vhd/vhd_disk.ts";
 import { VhdWriter } from "../../src/driver/vhd/vhd_writer.ts";
-import { Devices } from "../../src/control/daemon/devices.ts";
+import { Device } from "../../src/control/daemon/device.ts";
 import { NbdConnection } from "../../src/frontend/nbd/connection.ts";
 import { DiskQueue } from "../../src/queue/disk_queue.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
@@ -89,7 +89,7 @@ function patch(): void {
   before(NbdConnection.prototype, "ready", "client's handler");
   before(NbdConnection.prototype, "requestDone", "client's answer");
   before(NbdConnection.prototype, "runDeferred", "client's end of turn");
-  before(Devices.prototype, "statistics", "control command");
+  before(Device.prototype, "statistics", "control command");
   before(DiskQueue.prototype, "endOfTurn", "shared");
   const { watch, addTurnWork } = EpollScheduler.prototype;
   EpollScheduler.prototype.watch = function (fd, events, handler, owner): void {
@@ -97,13 +97,13 @@ function patch(): void {
     const faulty = {
       ready(ready: number): void {
         if (name === "NbdServer" && isArmed("server's socket")) throw injected("server's socket");
-        if (name === "Client" && isArmed("control connection")) {
+        if (name === "ControlConnection" && isArmed("control connection")) {
           throw injected("control connection");
         }
         handler.ready(ready);
       },
     };
-    const isHit = name === "NbdServer" || name === "Client";
+    const isHit = name === "NbdServer" || name === "ControlConnection";
     watch.call(this, fd, events, isHit ? faulty : handler, owner);
   };
   EpollScheduler.prototype.addTurnWork = function (work, owner): void {

@@ -7,6 +7,7 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Devices } from "../../src/control/daemon/devices.ts";
 import { adviceOn, type RemainingDevice } from "../../src/control/daemon/remaining.ts";
 import { allocateMinor } from "../../src/control/minors/minors.ts";
+import { minorPath } from "../../src/control/paths.ts";
 import { readMinorRecord, recoveryHint } from "../../src/control/minors/minor_record.ts";
 import type { BlockDevice, DeviceMaker } from "../../src/frontend/block_device.ts";
 import { processWith, userOf } from "../../src/frontend/device_users.ts";
@@ -72,7 +73,7 @@ interface Bench {
 }
 
 async function withDevice(
-  { outlives = true }: { outlives?: boolean },
+  { outlives = true, prepare }: { outlives?: boolean; prepare?: () => void },
   body: (bench: Bench) => Promise<void>,
 ): Promise<void> {
   const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
@@ -122,11 +123,11 @@ async function withDevice(
     async grow() {
       let paused = false;
       let resumed = false;
-      devices.pause(MINOR, { timeoutMs: Infinity }, () => (paused = true));
+      devices.find(MINOR, "pause").pause({ timeoutMs: Infinity }, () => (paused = true));
       await bench.until("it pauses", () => paused);
       sectors *= 2;
       Deno.truncateSync(image, sectors * 512);
-      devices.resume(MINOR, null, (error) => resumed = error === null);
+      devices.find(MINOR, "resume").resume(null, (error) => resumed = error === null);
       await bench.until("it goes on", () => resumed);
     },
   };
@@ -134,6 +135,7 @@ async function withDevice(
     Deno.writeFileSync(image, new Uint8Array(SECTORS * 512));
     assert.equal(allocateMinor(), MINOR);
     devices.attach(MINOR);
+    prepare?.();
     let opened = false;
     const request = {
       image: `aio:${image}`,
@@ -144,7 +146,7 @@ async function withDevice(
       device: "ublk" as const,
       queue: "libaio" as const,
     };
-    devices.open(MINOR, { request }, (error, _disk) => void (opened = error === null));
+    devices.find(MINOR, "open").open({ request }, (error, _disk) => void (opened = error === null));
     await bench.until("it opens", () => opened);
     await body(bench);
   } finally {
@@ -208,7 +210,7 @@ Deno.test("a device is not made again while something else is done to it", optio
     await leave();
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
     let closed = false;
-    devices.close(MINOR, { force: false }, (error) => closed = error === null);
+    devices.find(MINOR, "close").close({ force: false }, (error) => closed = error === null);
     await until("it is closed", () => closed);
     bench.busy = false;
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 1500));
@@ -220,11 +222,11 @@ Deno.test("a paused device is made again after its pause", options, async () => 
     const leave = await openedBy(`${folder}/node0`);
     await grow();
     let paused = false;
-    devices.pause(MINOR, { timeoutMs: Infinity }, () => (paused = true));
+    devices.find(MINOR, "pause").pause({ timeoutMs: Infinity }, () => (paused = true));
     await until("it pauses", () => paused);
     await leave();
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
-    devices.resume(MINOR, null, () => {});
+    devices.find(MINOR, "resume").resume(null, () => {});
     await until("it is made again", () => maker.made.length > 1);
     assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
   });
@@ -237,6 +239,24 @@ Deno.test("a device that cannot be made again says how to get one", options, asy
     assert.ok(log.some((line) => /Minor 0 has no block device .*open it again/.test(line)));
   });
 });
+
+Deno.test(
+  "a device opens although its record cannot be written, and the log says so",
+  options,
+  async () => {
+    const prepare = (): void => {
+      Deno.removeSync(minorPath(MINOR));
+      Deno.mkdirSync(minorPath(MINOR));
+    };
+    await withDevice({ prepare }, ({ log, maker }) => {
+      assert.deepEqual(maker.made, [SECTORS]);
+      assert.ok(
+        log.some((line) => /'tap-ctl recover' will not know .* minor 0: .*EISDIR/.test(line)),
+      );
+      return Promise.resolve();
+    });
+  },
+);
 
 for (const outlives of [true, false]) {
   const title = outlives ? "waits for a takeover" : "goes with its tapdisk";

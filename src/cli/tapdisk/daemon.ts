@@ -83,8 +83,9 @@ export function startTapdisk(log: Logger): Tapdisk {
     },
     logState(): void {
       for (const { minor } of devices.list()) {
-        for (const line of devices.report(minor)) log.info(`Minor ${minor}: ${line}`);
-        log.info(`Statistics of minor ${minor}: ${formatStatistics(devices.statistics(minor))}`);
+        const device = devices.find(minor, "report on");
+        for (const line of device.report()) log.info(`Minor ${minor}: ${line}`);
+        log.info(`Statistics of minor ${minor}: ${formatStatistics(device.statistics())}`);
       }
     },
   };

@@ -1,4 +1,4 @@
-import type { QueueKind } from "../../control/daemon/devices.ts";
+import type { QueueKind } from "../../control/daemon/device.ts";
 import type { Log } from "../../log/log.ts";
 import type { DiskBackend } from "../../queue/backend.ts";
 import { osDiskFiles } from "../../queue/disk_files.ts";

@@ -1,6 +1,8 @@
-import type { Done } from "../../../ffi/errno.ts";
+import { type Done, Errno } from "../../../ffi/errno.ts";
 import { hideMemory } from "../../../ffi/process.ts";
 import { DiskKey } from "../../vhd/key.ts";
+import type { VbdStatistics } from "../../vbd/statistics.ts";
+import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo } from "../protocol/disk_info.ts";
@@ -11,7 +13,7 @@ import { decodePauseTimeoutMs } from "../protocol/pause.ts";
 import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
-import { type Command, type CommandTable, errorReply } from "./server.ts";
+import { type Command, type CommandTable, errorReply } from "./command.ts";
 
 /** A question, answered at once. */
 function question(
@@ -23,28 +25,35 @@ function question(
   };
 }
 
-/** A change that is over when `change` returns. */
+/** A change that has ended when `change` returns. */
 function change(
   change: (request: Uint8Array<ArrayBuffer>, minor: number) => Uint8Array<ArrayBuffer>,
 ): Command {
   return { ...question(change), exclusive: true };
 }
 
-/** A change that is over when it calls back; its answer carries nothing. */
+/** A change of an attached device that has ended when it calls back; its answer has no fields. */
 function longChange(
-  response: number,
-  start: (minor: number, done: Done, request: Uint8Array<ArrayBuffer>) => void | (() => void),
-  scheduling: Pick<Command, "preempts" | "cancellable"> = {},
+  devices: Devices,
+  { verb, response, start, ...scheduling }: Pick<Command, "preempts" | "cancellable"> & {
+    /** What is done to the minor, for the error's message. */
+    readonly verb: string;
+    readonly response: number;
+    readonly start: (
+      device: Device,
+      done: Done,
+      request: Uint8Array<ArrayBuffer>,
+    ) => void | (() => void);
+  },
 ): Command {
   return {
     exclusive: true,
     ...scheduling,
     run(request, reply): void | (() => void) {
       const minor = messageCookie(request);
-      const done: Done = (error) => {
+      const done: Done = (error) =>
         reply(error === null ? encodePlain(response, minor) : errorReply(request, error));
-      };
-      return start(minor, done, request);
+      return start(devices.find(minor, verb), done, request);
     },
   };
 }
@@ -69,9 +78,11 @@ function listReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
 }
 
 function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
+  const statisticsOf = (minor: number): VbdStatistics =>
+    devices.find(minor, "get the statistics of").statistics();
   const value = cookie === ALL_MINORS
-    ? devices.list().map(({ minor }) => devices.statistics(minor))
-    : devices.statistics(cookie);
+    ? devices.list().map(({ minor }) => statisticsOf(minor))
+    : statisticsOf(cookie);
   const text = new TextEncoder().encode(formatStatistics(value));
   return concat([encodeStatisticsHead(cookie, text.length), text]);
 }
@@ -81,7 +92,7 @@ function writeLogReply(
   request: Uint8Array,
   minor: number,
 ): Uint8Array<ArrayBuffer> {
-  const log = devices.writeLog(minor);
+  const log = devices.find(minor, "get the log of").writeLog;
   const pages = log.pages();
   if (decodeWriteLogRequest(request)) log.clear();
   const head = { sectors: log.sectors, lengthBytes: pages.length };
@@ -108,7 +119,9 @@ function openCommand(devices: Devices): Command {
       const minor = messageCookie(request);
       const key = diskKey(request);
       try {
-        return devices.open(minor, { request: decodeOpen(request), key }, (error, disk) => {
+        const open = decodeOpen(request);
+        const device = devices.find(minor, `open ${open.image} on`, Errno.EINVAL);
+        return device.open({ request: open, key }, (error, disk) => {
           if (error !== null) key?.wipe();
           reply(
             error === null
@@ -133,7 +146,8 @@ function snapshotCommand(devices: Devices): Command {
       const { minor, path, rename, timeoutSeconds } = decodeSnapshot(request);
       const timeoutMs = timeoutSeconds === 0 ? Infinity : timeoutSeconds * 1000;
       const options = { path, rename, timeoutMs };
-      return devices.snapshot(minor, options, (error, made) => {
+      const device = devices.find(minor, "make a snapshot of");
+      return device.snapshot(options, (error, made) => {
         if (error !== null) return reply(errorReply(request, error));
         const { stallMs, parent, name: image } = made;
         reply(encodeSnapshotReply(minor, { stallMs, parent, image }));
@@ -142,58 +156,66 @@ function snapshotCommand(devices: Devices): Command {
   };
 }
 
-/** What a tapdisk does for each message that it knows. */
+/** The command for each message that a tapdisk carries out. */
 export function controlCommands(devices: Devices): CommandTable {
-  const close = (force: boolean) =>
-    longChange(
-      MessageType.CLOSE_RSP,
-      (minor, done) => devices.close(minor, { force }, done),
-      { preempts: true },
-    );
-  const resume = longChange(
-    MessageType.RESUME_RSP,
-    (minor, done, request) => devices.resume(minor, decodeResume(request), done),
-  );
-  const pause = longChange(
-    MessageType.PAUSE_RSP,
-    (minor, done, request) =>
-      devices.pause(minor, { timeoutMs: decodePauseTimeoutMs(request) }, done),
-    { cancellable: true },
-  );
+  const closing = (force: boolean) =>
+    longChange(devices, {
+      verb: "close",
+      response: MessageType.CLOSE_RSP,
+      preempts: true,
+      start: (device, done) => device.close({ force }, done),
+    });
+  const resuming = longChange(devices, {
+    verb: "unpause",
+    response: MessageType.RESUME_RSP,
+    start: (device, done, request) => device.resume(decodeResume(request), done),
+  });
+  const pausing = longChange(devices, {
+    verb: "pause",
+    response: MessageType.PAUSE_RSP,
+    cancellable: true,
+    start: (device, done, request) =>
+      device.pause({ timeoutMs: decodePauseTimeoutMs(request) }, done),
+  });
+  const attaching = change((_request, minor) => {
+    devices.attach(minor);
+    return encodePlain(MessageType.ATTACH_RSP, minor);
+  });
+  const detaching = change((_request, minor) => {
+    devices.detach(minor);
+    return encodePlain(MessageType.DETACH_RSP, minor);
+  });
   return new Map<number, Command>([
+    ...questions(devices),
+    [MessageType.ATTACH, attaching],
+    [MessageType.DETACH, detaching],
+    [MessageType.OPEN, openCommand(devices)],
+    [MessageType.PAUSE, pausing],
+    [MessageType.SNAPSHOT, snapshotCommand(devices)],
+    [MessageType.RESUME, resuming],
+    [MessageType.CLOSE, closing(false)],
+    [MessageType.FORCE_SHUTDOWN, closing(true)],
+  ]);
+}
+
+function questions(devices: Devices): [type: number, command: Command][] {
+  return [
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
     [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
-    [
-      MessageType.WRITE_LOG,
-      question((request, minor) => writeLogReply(devices, request, minor)),
-    ],
+    [MessageType.WRITE_LOG, question((request, minor) => writeLogReply(devices, request, minor))],
     [
       MessageType.DISK_INFO,
+      question((_request, minor) => {
+        const { disk } = devices.find(minor, "get the size of");
+        return encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, disk);
+      }),
+    ],
+    [
+      MessageType.NODE,
       question((_request, minor) =>
-        encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, devices.diskInfo(minor))
+        encodeNode(minor, devices.find(minor, "get the block device of").node)
       ),
     ],
-    [MessageType.NODE, question((_request, minor) => encodeNode(minor, devices.node(minor)))],
-    [
-      MessageType.ATTACH,
-      change((_request, minor) => {
-        devices.attach(minor);
-        return encodePlain(MessageType.ATTACH_RSP, minor);
-      }),
-    ],
-    [
-      MessageType.DETACH,
-      change((_request, minor) => {
-        devices.detach(minor);
-        return encodePlain(MessageType.DETACH_RSP, minor);
-      }),
-    ],
-    [MessageType.OPEN, openCommand(devices)],
-    [MessageType.PAUSE, pause],
-    [MessageType.SNAPSHOT, snapshotCommand(devices)],
-    [MessageType.RESUME, resume],
-    [MessageType.CLOSE, close(false)],
-    [MessageType.FORCE_SHUTDOWN, close(true)],
-  ]);
+  ];
 }

@@ -15,17 +15,18 @@ export interface Frontend {
 /** Makes a frontend for a device whose image was opened. Throws `SystemError`. */
 export type FrontendFactory = (vbd: Vbd) => Frontend;
 
-/** How long the kernel may take to open a device, for which it may read from it. */
+/** How long the kernel may take to open a device; it may read from the device for that. */
 const OPEN_TIMEOUT_MS = 5_000;
 
-/** Which block device to make, the first choice first. */
+/** Which block device to make. */
 export interface DevicePlan {
+  /** The kinds to try, in this order. */
   readonly makers: readonly DeviceMaker[];
-  /** Whether the disk is not to be open without one. */
+  /** Whether the open fails without a block device. */
   readonly required: boolean;
-  /** The node that is to be taken over from a tapdisk that died; null for a new device. */
+  /** The node to take over from a tapdisk that died; null for a new device. */
   readonly recover: string | null;
-  /** The node that a new device is to have if it is free. */
+  /** The node that a new device gets if it is free. */
   readonly wanted?: string;
 }
 
@@ -44,10 +45,10 @@ export function makersFor(choice: DeviceChoice, all: readonly DeviceMaker[]): De
   return makers;
 }
 
-/** How often, at the most, who uses a device is looked at while a new size waits for them. */
-const LOOK_MS = 1000;
-/** The looks take this part of the time: they read all of /proc on a machine of many processes. */
-const LOOKS_APART = 20;
+/** The shortest time between two checks for users of a device whose new size is not visible yet. */
+const USER_CHECK_MS = 1000;
+/** A check reads all of /proc. The time between two is this many times the time that one takes. */
+const USER_CHECK_RATIO = 20;
 
 /** What this needs of its process. */
 export interface DiskAccessHost extends DeviceHost {
@@ -60,10 +61,10 @@ export interface DiskAccessHost extends DeviceHost {
 /** How users reach one open disk: its frontends and its block device. */
 export class DiskAccess {
   readonly #host: DiskAccessHost;
-  #lookTimer = 0;
+  #userTimer = 0;
   #frontends: Frontend[] = [];
   #device: BlockDevice | null = null;
-  /** Who made it. */
+  /** The maker of the block device. */
   #maker: DeviceMaker | null = null;
 
   constructor(host: DiskAccessHost) {
@@ -85,7 +86,7 @@ export class DiskAccess {
     return this.#device?.outlives ?? false;
   }
 
-  /** Opens all; on an error none stays open. */
+  /** Opens the frontends and the block device; on an error none stays open. */
   open(factories: readonly FrontendFactory[], plan: DevicePlan, done: Done): void {
     try {
       for (const factory of factories) this.#frontends.push(factory(this.#host.vbd));
@@ -121,7 +122,7 @@ export class DiskAccess {
 
   /**
    * The disk has another size. A block device whose size the kernel cannot change is made again: at
-   * once if nobody uses it, else as soon as nobody does any more.
+   * once if it is not in use, else when its last user has closed it.
    */
   resized(done: () => void): void {
     const device = this.#device;
@@ -132,41 +133,41 @@ export class DiskAccess {
         const size = `${device.node} keeps its size as long as it is in use`;
         const then = `it is made again with ${vbd.sectors} sectors when nobody uses it any more`;
         log.warn(`${size}; ${then}: ${used.message}`);
-        this.#lookAgain(device, LOOK_MS);
+        this.#checkUsersLater(device, USER_CHECK_MS);
       }
       done();
     });
   }
 
-  /** Waits for the last user of a device whose new size nobody sees yet. */
-  #lookAgain(device: BlockDevice, delayMs: number): void {
+  /** Waits for the last user of a device whose new size is not visible yet. */
+  #checkUsersLater(device: BlockDevice, delayMs: number): void {
     const { scheduler } = this.#host;
-    scheduler.cancelTimer(this.#lookTimer);
-    this.#lookTimer = scheduler.addTimer(delayMs, () => {
+    scheduler.cancelTimer(this.#userTimer);
+    this.#userTimer = scheduler.addTimer(delayMs, () => {
       if (this.#device !== device || device.gone) return;
       const startMs = scheduler.nowMs();
       const user = userOf(device.node);
-      const nextMs = Math.max(LOOK_MS, LOOKS_APART * (scheduler.nowMs() - startMs));
-      if (user !== "") return this.#lookAgain(device, nextMs);
+      const nextMs = Math.max(USER_CHECK_MS, USER_CHECK_RATIO * (scheduler.nowMs() - startMs));
+      if (user !== "") return this.#checkUsersLater(device, nextMs);
       this.#host.runExclusive((finished) => this.#remakeExclusively(device, nextMs, finished));
     });
   }
 
   #remakeExclusively(device: BlockDevice, nextMs: number, finished: () => void): void {
-    // It may have been closed, or paused, while this waited.
+    // The device may have been closed or paused meanwhile.
     if (this.#device !== device || device.gone) return finished();
     if (this.#host.vbd.phase !== "open") {
-      this.#lookAgain(device, nextMs);
+      this.#checkUsersLater(device, nextMs);
       return finished();
     }
     this.#remake(device, (used) => {
-      if (used !== null) this.#lookAgain(device, nextMs);
+      if (used !== null) this.#checkUsersLater(device, nextMs);
       else this.#host.remade();
       finished();
     });
   }
 
-  /** Makes a device again; calls back with an error, and the device stays, while it is in use. */
+  /** Makes a device again. While it is in use, the device stays and this calls back with an error. */
   #remake(device: BlockDevice, done: Done): void {
     const maker = this.#maker;
     if (maker === null) return done(null);
@@ -205,14 +206,14 @@ export class DiskAccess {
       const why = vbd.phase === "open" ? "its disk does not answer" : "its requests are held back";
       answer(Errno.ETIMEDOUT, `${why}; 'tap-ctl close --force' drops its users`);
     });
-    // Nothing else tells of a mounted filesystem, a volume group and swap alike.
+    // An exclusive open fails for a mounted filesystem, a volume group and swap alike.
     scheduler.settle(
       canOpenExclusively(node),
       (unused) => answer(unused ? 0 : Errno.EBUSY, "it is mounted, or another device is on it"),
     );
   }
 
-  /** Takes the block device away, while requests are answered. */
+  /** Removes the block device. Its requests are still answered meanwhile. */
   detachDevice(done: Done): void {
     const device = this.#device;
     if (device === null) return done(null);
@@ -223,13 +224,13 @@ export class DiskAccess {
     });
   }
 
-  /** Takes the block device away without asking, while requests are not answered any more. */
+  /** Removes the block device at once. Its requests are not answered any more. */
   abandonDevice(): void {
     this.#device?.abandon();
     this.#device = null;
   }
 
-  /** Closes what is open still. */
+  /** Closes what is still open. */
   close(): void {
     this.abandonDevice();
     this.#closeFrontends();

@@ -1,15 +1,15 @@
-/** A device that stays although its tapdisk was told to end. */
+/** A device that is still there after its tapdisk was told to end. */
 export interface RemainingDevice {
   readonly minor: number;
   /** `type:/path` */
   readonly name: string;
-  /** Of its block device; null without one. */
+  /** The node of its block device; null without one. */
   readonly node: string | null;
-  /** Whether that waits for another tapdisk when this one is killed. */
+  /** Whether the block device waits for another tapdisk when this one is killed. */
   readonly outlives: boolean;
 }
 
-/** What an administrator is told of a device that stays, and what can be done. */
+/** A log line for the administrator: why the device is still there, and what to do. */
 export function adviceOn({ minor, name, node, outlives }: RemainingDevice): string {
   if (node === null) return `Minor ${minor}, ${name}, goes on: it could not be closed`;
   const first = `Minor ${minor}, ${name}, goes on: ${node} is in use. ` +

@@ -1,238 +1,27 @@
-/**
- * The control socket in tapdisk: takes connections, reads a request from each, has it carried out,
- * and sends the answer. It knows nothing of devices: that is what the commands are for. It never
- * waits; whoever sends half a request, or does not read the answer, only keeps its own connection.
- *
- * @module
- */
-import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
-import { Errno, errnoOf, messageOf, SystemError } from "../../../ffi/errno.ts";
+import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import { addressOf } from "../../../ffi/libc.ts";
-import { acceptConnection, receiveAt, sendAt, unixListen } from "../../../ffi/sockets.ts";
+import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
-import { encodeError } from "../protocol/answers.ts";
 import { messageCookie, messageName, messageType } from "../protocol/message.ts";
-import { LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
+import { type Command, type CommandTable, errorReply } from "./command.ts";
+import { ControlConnection } from "./control_connection.ts";
+import { type Job, JobQueue } from "./job_queue.ts";
 
 /** Connections at once; more wait in the listen backlog. */
 const MOST_CONNECTIONS = 32;
-/** How long a peer may take to send its request, or to take in the answer. */
-const PEER_TIMEOUT_MS = 10_000;
 /** How long a command may take to end by itself after a fault ended its disk. */
 const FAULT_GRACE_MS = 2_000;
-/** How long not to accept after it failed. */
+/** How long not to accept connections after an accept failed. */
 const ACCEPT_RETRY_MS = 1_000;
 
-/** Carries out a kind of request. */
-export interface Command {
-  /**
-   * Whether it changes something: one of those runs at a time for each minor, in the order in which
-   * they came. The others run at once and answer before they return.
-   */
-  readonly exclusive: boolean;
-  /**
-   * Of an exclusive command: it cancels the cancellable commands of its minor, those that came before
-   * it and those that come until it has ended.
-   */
-  readonly preempts?: boolean;
-  /** Of an exclusive command: it can be cancelled while it waits or runs. */
-  readonly cancellable?: boolean;
-  /**
-   * Does what the request asks, and answers once, now or later. What it throws is the answer
-   * otherwise.
-   *
-   * @param request The message with its trailer.
-   * @returns A function that cancels the command, if that can be done; the answer then follows soon.
-   * It is called when the peer hangs up before the answer, or for a command that preempts.
-   */
-  run(
-    request: Uint8Array<ArrayBuffer>,
-    answer: (reply: Uint8Array<ArrayBuffer>) => void,
-  ): void | (() => void);
-}
-
-/** The commands by message type. */
-export type CommandTable = ReadonlyMap<number, Command>;
-
-/** The answer to a request that failed. */
-export function errorReply(
-  request: Uint8Array,
-  error: unknown,
-): Uint8Array<ArrayBuffer> {
-  const reason = { error: errnoOf(error), message: messageOf(error) };
-  return encodeError(messageCookie(request), reason);
-}
-
-/** Exclusive work on a minor. */
-interface Job {
-  readonly minor: number;
-  /** Whether it cancels the cancellable jobs of its minor. */
-  readonly preempts: boolean;
-  run(finished: () => void): void;
-  /** Cancels the job while it waits or runs; it then finishes soon. */
-  cancel?(): void;
-  /** Answers with an error and finishes the job, whatever it waits for. */
-  fail?(error: Error): void;
-}
-
-/** The jobs of all minors. For each minor one runs at a time, in the order in which they came. */
-class JobQueue {
-  #waiting: Job[] = [];
-  readonly #running = new Map<number, Job>();
-
-  /** Adds a job. A cancellable job behind one that preempts is cancelled at once. */
-  add(job: Job): void {
-    const running = this.#running.get(job.minor);
-    const waiting = this.#waiting.filter(({ minor }) => minor === job.minor);
-    const last = waiting.at(-1) ?? running;
-    if (last?.preempts === true && job.cancel !== undefined) return job.cancel();
-    this.#waiting.push(job);
-    if (job.preempts) { for (const earlier of waiting) earlier.cancel?.(); }
-    if (running === undefined) this.#next();
-    else if (job.preempts) running.cancel?.();
-  }
-
-  /** Starts the first job of each minor for which none runs. */
-  #next(): void {
-    const held = new Set(this.#running.keys());
-    const ready = this.#waiting.filter(({ minor }) => {
-      const mayStart = !held.has(minor);
-      held.add(minor);
-      return mayStart;
-    });
-    this.#waiting = this.#waiting.filter((job) => !ready.includes(job));
-    for (const job of ready) this.#running.set(job.minor, job);
-    for (const job of ready) {
-      job.run(() => {
-        if (this.#running.get(job.minor) !== job) return;
-        this.#running.delete(job.minor);
-        this.#next();
-      });
-    }
-  }
-
-  /** The job of a minor that runs. */
-  runningOf(minor: number): Job | undefined {
-    return this.#running.get(minor);
-  }
-}
-
-/** One client: its request as it comes in, or its answer as it goes out. */
-class Client implements FdHandler, FaultOwner {
-  readonly fd: number;
-  readonly #scheduler: Scheduler;
-  readonly #requested: (client: Client, request: Uint8Array<ArrayBuffer>) => void;
-  readonly #closed: (client: Client) => void;
-  readonly #log: Log;
-  readonly #input = new Uint8Array(LONGEST_REQUEST_BYTES);
-  #received = 0;
-  #output: Uint8Array<ArrayBuffer> | undefined;
-  #sent = 0;
-  #waitsForRoom = false;
-  #timer = 0;
-  /** A command runs for it, or waits for its turn. */
-  #running = false;
-  open = true;
-  /** Called when the peer hangs up while its command runs. */
-  hungUp: (() => void) | undefined;
-
-  constructor(
-    fd: number,
-    { scheduler, log, requested, closed }: {
-      scheduler: Scheduler;
-      log: Log;
-      requested: (client: Client, request: Uint8Array<ArrayBuffer>) => void;
-      closed: (client: Client) => void;
-    },
-  ) {
-    this.fd = fd;
-    this.#scheduler = scheduler;
-    this.#requested = requested;
-    this.#closed = closed;
-    this.#log = log;
-    scheduler.watch(fd, EPOLLIN, this, this);
-    this.#timer = scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
-  }
-
-  get failed(): boolean {
-    return !this.open;
-  }
-
-  fault(error: unknown): void {
-    this.#log.error(`A control connection was ended by a fault: ${describeFault(error)}`);
-    this.close();
-  }
-
-  ready(events: number): void {
-    if (this.#running) {
-      if ((events & (EPOLLHUP | EPOLLERR)) === 0) return;
-      this.close();
-      this.hungUp?.();
-    } else if (this.#output === undefined) this.#receive();
-    else this.#send(this.#output);
-  }
-
-  #receive(): void {
-    const address = addressOf(this.#input) + this.#received;
-    const wanted = requestLength(this.#input.subarray(0, this.#received)) - this.#received;
-    const got = receiveAt(this.fd, address, wanted);
-    if (got === -Errno.EAGAIN || got === -Errno.EINTR) return;
-    if (got <= 0) return this.close();
-    this.#received += got;
-    if (requestLength(this.#input.subarray(0, this.#received)) > this.#received) return;
-    this.#running = true;
-    this.#scheduler.cancelTimer(this.#timer);
-    this.#scheduler.rewatch(this.fd, 0);
-    const request = this.#input.slice(0, this.#received);
-    // It may hold a key, which is for the command to keep or to wipe.
-    this.#input.fill(0);
-    this.#requested(this, request);
-  }
-
-  /** Sends the answer and hangs up. */
-  answer(reply: Uint8Array<ArrayBuffer>): void {
-    if (!this.open || this.#output !== undefined) return;
-    this.#running = false;
-    this.#output = reply;
-    this.#send(reply);
-  }
-
-  #send(reply: Uint8Array<ArrayBuffer>): void {
-    while (this.#sent < reply.length) {
-      const put = sendAt(this.fd, addressOf(reply) + this.#sent, reply.length - this.#sent);
-      if (put > 0) this.#sent += put;
-      else if (put === -Errno.EAGAIN) return this.#waitForRoom();
-      else if (put !== -Errno.EINTR) break;
-    }
-    this.close();
-  }
-
-  #waitForRoom(): void {
-    if (this.#waitsForRoom) return;
-    this.#waitsForRoom = true;
-    this.#scheduler.rewatch(this.fd, EPOLLOUT);
-    this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
-  }
-
-  close(): void {
-    if (!this.open) return;
-    this.open = false;
-    this.#scheduler.cancelTimer(this.#timer);
-    this.#scheduler.unwatch(this.fd);
-    closeFile(this.fd);
-    this.#closed(this);
-  }
-
-  /** Whether the peer is owed an answer: a command runs for it, or the answer is on its way. */
-  get isOwed(): boolean {
-    return this.open && (this.#running || this.#output !== undefined);
-  }
-}
-
-/** The control socket of a tapdisk. */
+/**
+ * The control socket of a tapdisk. It takes connections, receives a request from each, has a command
+ * carry it out, and sends the answer. It never blocks: a peer that sends half a request, or does not
+ * receive the answer, delays only its own connection.
+ */
 export class ControlServer implements FdHandler, FaultOwner {
   readonly failed = false;
   readonly #scheduler: Scheduler;
@@ -240,14 +29,14 @@ export class ControlServer implements FdHandler, FaultOwner {
   readonly #commands: CommandTable;
   readonly #log: Log;
   readonly #jobs = new JobQueue();
-  readonly #clients = new Set<Client>();
+  readonly #connections = new Set<ControlConnection>();
   #listener: number;
   #listening = true;
   #drained: (() => void) | undefined;
 
   /**
-   * Listens at `path`; a socket that is left there is of an earlier process of this number, and is
-   * replaced. Throws `SystemError`.
+   * Listens at `path`. A socket of an earlier process with the same number is replaced. Throws
+   * `SystemError`.
    */
   constructor(
     scheduler: Scheduler,
@@ -290,8 +79,8 @@ export class ControlServer implements FdHandler, FaultOwner {
   }
 
   /**
-   * A fault has ended a disk. The command that is being carried out for it may wait for something
-   * that never comes: it ends with an error soon, so that others have their turn.
+   * A fault has ended a disk. The command that runs on it may wait for something that never comes.
+   * It ends with an error after a grace period, so that the next command can run.
    */
   diskFailed(minor: number): void {
     const job = this.#jobs.runningOf(minor);
@@ -304,26 +93,26 @@ export class ControlServer implements FdHandler, FaultOwner {
 
   /** Takes the next connections: the listening socket is ready. */
   ready(): void {
-    while (this.#clients.size < MOST_CONNECTIONS) {
+    while (this.#connections.size < MOST_CONNECTIONS) {
       const fd = acceptConnection(this.#listener);
       if (fd < 0) {
-        if (fd !== -Errno.EAGAIN) this.#pauseListening(-fd);
+        if (fd !== -Errno.EAGAIN) this.#acceptFailed(-fd);
         return;
       }
-      this.#clients.add(
-        new Client(fd, {
+      this.#connections.add(
+        new ControlConnection(fd, {
           scheduler: this.#scheduler,
           log: this.#log,
-          requested: (client, request) => this.#requested(client, request),
-          closed: (client) => this.#closed(client),
+          requested: (connection, request) => this.#requested(connection, request),
+          closed: (connection) => this.#closed(connection),
         }),
       );
     }
     this.#listen(false);
   }
 
-  /** Out of descriptors, say: the connections stay in the backlog until there are some again. */
-  #pauseListening(errno: number): void {
+  /** An accept failed, such as for want of descriptors: connections wait in the backlog. */
+  #acceptFailed(errno: number): void {
     this.#log.warn(new SystemError(errno, "Cannot take a control connection").message);
     this.#listenLater();
   }
@@ -339,37 +128,37 @@ export class ControlServer implements FdHandler, FaultOwner {
     this.#scheduler.rewatch(this.#listener, on ? EPOLLIN : 0);
   }
 
-  #requested(client: Client, request: Uint8Array<ArrayBuffer>): void {
+  #requested(connection: ControlConnection, request: Uint8Array<ArrayBuffer>): void {
     const type = messageType(request);
     const command = this.#commands.get(type);
     if (command === undefined) {
       const what = `Cannot carry out '${messageName(type)}': this tapdisk does not know it`;
       this.#log.warn(what);
-      return client.answer(errorReply(request, new SystemError(Errno.EINVAL, what)));
+      return connection.answer(errorReply(request, new SystemError(Errno.EINVAL, what)));
     }
     if (!command.exclusive) {
-      this.#run(command, request, (reply) => client.answer(reply));
+      this.#run(command, request, (reply) => connection.answer(reply));
       return;
     }
-    this.#jobs.add(this.#jobOf(command, client, request));
+    this.#jobs.add(this.#jobOf(command, connection, request));
   }
 
-  #jobOf(command: Command, client: Client, request: Uint8Array<ArrayBuffer>): Job {
+  #jobOf(command: Command, connection: ControlConnection, request: Uint8Array<ArrayBuffer>): Job {
     let cancelled = false;
     const job: Job = {
       minor: messageCookie(request),
       preempts: command.preempts === true,
       run: (finished) => {
-        if (cancelled || !client.open) {
+        if (cancelled || !connection.open) {
           request.fill(0);
           return finished();
         }
         job.fail = (error) => {
-          client.answer(errorReply(request, error));
+          connection.answer(errorReply(request, error));
           finished();
         };
-        job.cancel = client.hungUp = this.#run(command, request, (reply) => {
-          client.answer(reply);
+        job.cancel = connection.hungUp = this.#run(command, request, (reply) => {
+          connection.answer(reply);
           finished();
         });
       },
@@ -379,7 +168,9 @@ export class ControlServer implements FdHandler, FaultOwner {
         cancelled = true;
         const what = `Cannot carry out '${messageName(messageType(request))}'`;
         const why = `minor ${messageCookie(request)} is to be closed`;
-        client.answer(errorReply(request, new SystemError(Errno.ECANCELED, `${what} (${why})`)));
+        connection.answer(
+          errorReply(request, new SystemError(Errno.ECANCELED, `${what} (${why})`)),
+        );
       };
     }
     return job;
@@ -406,14 +197,14 @@ export class ControlServer implements FdHandler, FaultOwner {
     }
   }
 
-  #closed(client: Client): void {
-    this.#clients.delete(client);
+  #closed(connection: ControlConnection): void {
+    this.#connections.delete(connection);
     this.#listen(true);
     this.#checkDrained();
   }
 
   /**
-   * Takes no more requests, removes the socket, sends the answers that are owed, and calls back.
+   * Takes no more requests, removes the socket, sends the outstanding answers, and calls back.
    */
   shutDown(done: () => void): void {
     this.#drained = done;
@@ -423,12 +214,12 @@ export class ControlServer implements FdHandler, FaultOwner {
       this.#listener = -1;
       removeSocket(this.#path);
     }
-    for (const client of this.#clients) if (!client.isOwed) client.close();
+    for (const connection of this.#connections) if (!connection.awaitsAnswer) connection.close();
     this.#checkDrained();
   }
 
   #checkDrained(): void {
-    if (this.#clients.size > 0 || this.#drained === undefined) return;
+    if (this.#connections.size > 0 || this.#drained === undefined) return;
     const done = this.#drained;
     this.#drained = undefined;
     done();

@@ -1,0 +1,43 @@
+import { errnoOf, messageOf } from "../../../ffi/errno.ts";
+import { encodeError } from "../protocol/answers.ts";
+import { messageCookie } from "../protocol/message.ts";
+
+/** How requests of one message type are carried out. */
+export interface Command {
+  /**
+   * Whether the command changes something. For each minor, one exclusive command runs at a time, in
+   * the order in which they came. The others run at once and answer before they return.
+   */
+  readonly exclusive: boolean;
+  /**
+   * Of an exclusive command: it cancels the cancellable commands of its minor, those that came before
+   * it and those that come until it has ended.
+   */
+  readonly preempts?: boolean;
+  /** Of an exclusive command: it can be cancelled while it waits or runs. */
+  readonly cancellable?: boolean;
+  /**
+   * Carries out a request, and answers once, now or later. An error that it throws becomes the
+   * answer.
+   *
+   * @param request The message with its trailer.
+   * @returns A function that cancels the command, if that can be done; the answer then follows soon.
+   * It is called when the peer hangs up before the answer, or for a command that preempts.
+   */
+  run(
+    request: Uint8Array<ArrayBuffer>,
+    answer: (reply: Uint8Array<ArrayBuffer>) => void,
+  ): void | (() => void);
+}
+
+/** The commands by message type. */
+export type CommandTable = ReadonlyMap<number, Command>;
+
+/** The answer to a request that failed. */
+export function errorReply(
+  request: Uint8Array,
+  error: unknown,
+): Uint8Array<ArrayBuffer> {
+  const reason = { error: errnoOf(error), message: messageOf(error) };
+  return encodeError(messageCookie(request), reason);
+}

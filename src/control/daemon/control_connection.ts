@@ -1,0 +1,124 @@
+import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
+import { Errno } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { addressOf } from "../../../ffi/libc.ts";
+import { receiveAt, sendAt } from "../../../ffi/sockets.ts";
+import type { Log } from "../../log/log.ts";
+import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
+import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import { LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
+
+/** How long a peer may take to send its request, or to receive the answer. */
+const PEER_TIMEOUT_MS = 10_000;
+
+/** One connection to the control socket: it receives a request, and then sends the answer. */
+export class ControlConnection implements FdHandler, FaultOwner {
+  readonly fd: number;
+  readonly #scheduler: Scheduler;
+  readonly #requested: (connection: ControlConnection, request: Uint8Array<ArrayBuffer>) => void;
+  readonly #closed: (connection: ControlConnection) => void;
+  readonly #log: Log;
+  readonly #input = new Uint8Array(LONGEST_REQUEST_BYTES);
+  #received = 0;
+  #output: Uint8Array<ArrayBuffer> | undefined;
+  #sent = 0;
+  #waitsForRoom = false;
+  #timer = 0;
+  /** Whether its command runs, or waits for others. */
+  #running = false;
+  open = true;
+  /** Called when the peer hangs up while its command runs. */
+  hungUp: (() => void) | undefined;
+
+  constructor(
+    fd: number,
+    { scheduler, log, requested, closed }: {
+      scheduler: Scheduler;
+      log: Log;
+      requested: (connection: ControlConnection, request: Uint8Array<ArrayBuffer>) => void;
+      closed: (connection: ControlConnection) => void;
+    },
+  ) {
+    this.fd = fd;
+    this.#scheduler = scheduler;
+    this.#requested = requested;
+    this.#closed = closed;
+    this.#log = log;
+    scheduler.watch(fd, EPOLLIN, this, this);
+    this.#timer = scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
+  }
+
+  get failed(): boolean {
+    return !this.open;
+  }
+
+  fault(error: unknown): void {
+    this.#log.error(`A control connection was ended by a fault: ${describeFault(error)}`);
+    this.close();
+  }
+
+  ready(events: number): void {
+    if (this.#running) {
+      if ((events & (EPOLLHUP | EPOLLERR)) === 0) return;
+      this.close();
+      this.hungUp?.();
+    } else if (this.#output === undefined) this.#receive();
+    else this.#send(this.#output);
+  }
+
+  #receive(): void {
+    const address = addressOf(this.#input) + this.#received;
+    const wanted = requestLength(this.#input.subarray(0, this.#received)) - this.#received;
+    const got = receiveAt(this.fd, address, wanted);
+    if (got === -Errno.EAGAIN || got === -Errno.EINTR) return;
+    if (got <= 0) return this.close();
+    this.#received += got;
+    if (requestLength(this.#input.subarray(0, this.#received)) > this.#received) return;
+    this.#running = true;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#scheduler.rewatch(this.fd, 0);
+    const request = this.#input.slice(0, this.#received);
+    // The request may hold a key. The command has the only copy, and wipes it.
+    this.#input.fill(0);
+    this.#requested(this, request);
+  }
+
+  /** Sends the answer and closes the connection. */
+  answer(reply: Uint8Array<ArrayBuffer>): void {
+    if (!this.open || this.#output !== undefined) return;
+    this.#running = false;
+    this.#output = reply;
+    this.#send(reply);
+  }
+
+  #send(reply: Uint8Array<ArrayBuffer>): void {
+    while (this.#sent < reply.length) {
+      const put = sendAt(this.fd, addressOf(reply) + this.#sent, reply.length - this.#sent);
+      if (put > 0) this.#sent += put;
+      else if (put === -Errno.EAGAIN) return this.#waitForRoom();
+      else if (put !== -Errno.EINTR) break;
+    }
+    this.close();
+  }
+
+  #waitForRoom(): void {
+    if (this.#waitsForRoom) return;
+    this.#waitsForRoom = true;
+    this.#scheduler.rewatch(this.fd, EPOLLOUT);
+    this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
+  }
+
+  close(): void {
+    if (!this.open) return;
+    this.open = false;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#scheduler.unwatch(this.fd);
+    closeFile(this.fd);
+    this.#closed(this);
+  }
+
+  /** Whether an answer is outstanding: the command runs, or the answer is being sent. */
+  get awaitsAnswer(): boolean {
+    return this.open && (this.#running || this.#output !== undefined);
+  }
+}

@@ -1,0 +1,350 @@
+import { type Done, type DoneWith, Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import type { WriteLog } from "../../driver/log.ts";
+import type { DeviceMaker } from "../../frontend/block_device.ts";
+import type { Log } from "../../log/log.ts";
+import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
+import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
+import type { VbdStatistics } from "../../vbd/statistics.ts";
+import { Vbd } from "../../vbd/vbd.ts";
+import type { VbdContext } from "../../vbd/vbd_context.ts";
+import type { DiskKey } from "../../vhd/key.ts";
+import {
+  type MinorRecord,
+  readMinorRecord,
+  recoveryHint,
+  writeMinorRecord,
+} from "../minors/minor_record.ts";
+import { holdMinor } from "../minors/minors.ts";
+import type { DiskInfo } from "../protocol/disk_info.ts";
+import type { OpenRequest, QueueChoice } from "../protocol/open_request.ts";
+import { type DevicePlan, DiskAccess, type FrontendFactory, makersFor } from "./disk_access.ts";
+import type { RemainingDevice } from "./remaining.ts";
+
+/** The interface for disk I/O: one for all files, or "mixed": the faster one for each file. */
+export type QueueKind = QueueChoice | "mixed";
+
+/** What the devices of a process share. */
+export interface DeviceServices {
+  readonly scheduler: Scheduler;
+  /** The context of the disks on a queue. The first call for a queue makes the queue. */
+  contextOf(queue: QueueKind): VbdContext;
+  readonly frontends: readonly FrontendFactory[];
+  readonly makers: readonly DeviceMaker[];
+  readonly log: Log;
+  /** Runs a job when no exclusive command of the minor runs. */
+  runExclusive(minor: number, job: (finished: () => void) => void): void;
+  /** Called when a fault has ended a device; a command that runs on it may never end. */
+  failed(minor: number): void;
+}
+
+/** An open request with the key that came with it. */
+export interface KeyedRequest {
+  readonly request: OpenRequest;
+  /** The key of an encrypted image; the device wipes it when it is closed. */
+  readonly key?: DiskKey;
+}
+
+/** A device in the list of a tapdisk. */
+export interface DeviceSummary {
+  readonly minor: number;
+  /** A union of TD_VBD_* bits. */
+  readonly state: number;
+  /** `type:/path`; empty without an image. */
+  readonly name: string;
+}
+
+const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
+
+/** One device: its minor, its vbd, and how users reach the disk. */
+export class Device {
+  readonly minor: number;
+  readonly #services: DeviceServices;
+  readonly #log: Log;
+  /** The descriptor that holds the minor. */
+  readonly #hold: number;
+  #vbd: Vbd;
+  #access: DiskAccess;
+  #queue: QueueKind = "auto";
+  #disk: DiskInfo = NO_DISK;
+  /** How the image was opened; null without one. */
+  #request: OpenRequest | null = null;
+  #encrypted = false;
+
+  /** Takes hold of a minor. Throws `SystemError`: ENOENT, EBUSY. */
+  constructor(services: DeviceServices, minor: number) {
+    this.minor = minor;
+    this.#services = services;
+    this.#log = services.log;
+    this.#hold = holdMinor(minor);
+    try {
+      this.#vbd = this.#vbdOn(this.#queue);
+      this.#access = this.#accessTo(this.#vbd);
+    } catch (error) {
+      closeFile(this.#hold);
+      throw error;
+    }
+  }
+
+  #vbdOn(queue: QueueKind): Vbd {
+    const vbd = new Vbd(this.#services.contextOf(queue), this.minor);
+    vbd.whenFailed = () => this.#services.failed(this.minor);
+    return vbd;
+  }
+
+  #accessTo(vbd: Vbd): DiskAccess {
+    const { scheduler, log } = this.#services;
+    return new DiskAccess({
+      scheduler: ownedBy(vbd, scheduler),
+      log,
+      vbd,
+      runExclusive: (job) => this.#services.runExclusive(this.minor, job),
+      remade: () => this.#recordDevice(),
+    });
+  }
+
+  /** `type:/path` of the open image; empty without one. */
+  get name(): string {
+    return this.#vbd.name;
+  }
+
+  /** The node of the block device; null without one. */
+  get node(): string | null {
+    return this.#access.node;
+  }
+
+  /** The disk; all zeros without an image. */
+  get disk(): DiskInfo {
+    return this.#disk;
+  }
+
+  get summary(): DeviceSummary {
+    return { minor: this.minor, state: this.#vbd.state, name: this.name };
+  }
+
+  /** What is known of the device when it stays although the tapdisk was told to end. */
+  get remaining(): RemainingDevice {
+    const { node, outlives } = this.#access;
+    return { minor: this.minor, name: this.name, node, outlives };
+  }
+
+  /** The changed sectors. Throws `SystemError`: EINVAL without a log. */
+  get writeLog(): WriteLog {
+    const log = this.#vbd.writeLog;
+    if (log !== undefined) return log;
+    const hint = "its image is not named log:TYPE:PATH";
+    throw new SystemError(Errno.EINVAL, `Cannot get a log of minor ${this.minor} (${hint})`);
+  }
+
+  /** A line on the state of the device, and one on each of its requests. */
+  report(): string[] {
+    return this.#vbd.report();
+  }
+
+  statistics(): VbdStatistics {
+    return this.#vbd.statistics();
+  }
+
+  /** Releases the minor and the memory. The image must be closed. */
+  release(): void {
+    closeFile(this.#hold);
+    this.#vbd.destroy();
+  }
+
+  /**
+   * Opens an image, its frontends and its block device. Throws `SystemError` when the request is
+   * refused at once.
+   *
+   * @param done Called with the disk, or with an error; then nothing is open.
+   * @returns A function that cancels the open while an image on a server is being opened.
+   */
+  open(keyed: KeyedRequest, done: DoneWith<DiskInfo>): () => void {
+    const { request, key } = keyed;
+    if (this.name !== "") {
+      const what =
+        `Cannot open ${request.image} on minor ${this.minor} (${this.name} is open on it)`;
+      throw new SystemError(Errno.EALREADY, what);
+    }
+    const plan = this.#planDevice(request);
+    this.#openImage(keyed, plan, (failure) => {
+      if (failure !== null) return done(failure, null);
+      this.#access.open(this.#services.frontends, plan, (error) => {
+        if (error !== null) return this.#vbd.close(() => done(error, null));
+        this.#request = request;
+        this.#encrypted = key !== undefined;
+        this.#log.info(`Opened ${request.image} on minor ${this.minor}`);
+        this.#recordDevice();
+        done(null, this.#disk);
+      });
+    });
+    return () => this.#vbd.cancelOpening();
+  }
+
+  /** Which block device is made, or taken over from a tapdisk that had the minor and died. */
+  #planDevice({ image, device }: OpenRequest): DevicePlan {
+    const { minor } = this;
+    const orphan = readMinorRecord(minor);
+    if (orphan !== null && (orphan.image !== image || orphan.device !== device)) {
+      const was = `${orphan.node} was left there with ${orphan.image}`;
+      const hint = `${was}; ${recoveryHint(minor, orphan.device)}`;
+      throw new SystemError(Errno.EBUSY, `Cannot open ${image} on minor ${minor} (${hint})`);
+    }
+    const makers = makersFor(device, this.#services.makers);
+    return { makers, required: device !== "auto", recover: orphan?.node ?? null };
+  }
+
+  #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
+    const { image, readOnly, direct, readCache, requestTimeoutSeconds } = request;
+    const queue = queueFor(request, plan);
+    if (this.#services.contextOf(queue) !== this.#services.contextOf(this.#queue)) {
+      const vbd = this.#vbdOn(queue);
+      this.#vbd.destroy();
+      this.#vbd = vbd;
+      this.#access = this.#accessTo(vbd);
+      this.#queue = queue;
+    }
+    const timeoutMs = requestTimeoutSeconds * 1000;
+    const retry = timeoutMs === 0 ? {} : { timeoutMs };
+    const vbd = this.#vbd;
+    vbd.openLater(image, { readOnly, direct, readCache, key, retry }, (error) => {
+      if (error === null) this.#disk = vbd.geometry;
+      done(error);
+    });
+  }
+
+  /** Records what another tapdisk needs to take the block device over, if there is one. */
+  #recordDevice(): void {
+    const { node, kind } = this.#access;
+    if (this.#request === null || node === null) return;
+    const changed = { image: this.name, device: kind, node, encrypted: this.#encrypted };
+    this.#writeRecord({ ...this.#request, ...changed });
+  }
+
+  /** A record that cannot be written is no reason to stop: only a takeover depends on it. */
+  #writeRecord(record: MinorRecord | null): void {
+    try {
+      writeMinorRecord(this.minor, record);
+    } catch (error) {
+      const what = `'tap-ctl recover' will not know the block device of minor ${this.minor}`;
+      this.#log.warn(`${what}: ${messageOf(error)}`);
+    }
+  }
+
+  /**
+   * Closes the block device, the frontends and the image. Requests in flight are answered first,
+   * unless `force` says to drop the clients. It fails with EBUSY, and the device runs on, when its
+   * block device is in use.
+   *
+   * @returns A function that stops waiting for what others owe, such as servers.
+   */
+  close({ force }: { force: boolean }, done: Done): () => void {
+    const vbd = this.#vbd;
+    const closeImage = (): void => {
+      this.#closeImage(done);
+      if (force) vbd.hurry();
+    };
+    if (force) this.#access.close();
+    this.#access.checkUnused((inUse) => {
+      if (inUse !== null) return done(inUse);
+      // The kernel reads from a block device before it takes it away; a stopped vbd does not answer.
+      if (vbd.phase !== "open") return closeImage();
+      this.#access.detachDevice((error) => {
+        if (error !== null) return done(error);
+        closeImage();
+      });
+    });
+    return () => vbd.hurry();
+  }
+
+  #closeImage(done: Done): void {
+    const { name } = this;
+    this.#vbd.close((error) => {
+      if (this.name !== "") return done(error);
+      // Frontends send the last answers at the end of this turn.
+      this.#services.scheduler.addTimer(0, () => {
+        this.#access.close();
+        this.#disk = NO_DISK;
+        this.#request = null;
+        if (readMinorRecord(this.minor) !== null) this.#writeRecord(null);
+        this.#log.info(`Closed ${name || "nothing"} on minor ${this.minor}`);
+        done(error);
+      });
+    });
+  }
+
+  /**
+   * Holds back requests and closes the image files. When that fails or takes longer than
+   * `timeoutMs`, the device runs on.
+   *
+   * @returns A function that cancels the pause, if it has not ended.
+   */
+  pause({ timeoutMs }: { timeoutMs: number }, done: Done): () => void {
+    const vbd = this.#vbd;
+    vbd.pause((error) => {
+      if (error === null) this.#log.info(`Paused minor ${this.minor}`);
+      else this.#log.warn(error.message);
+      done(error);
+    }, timeoutMs);
+    return () => vbd.cancelPause();
+  }
+
+  /**
+   * Puts a new image on top of the running image.
+   *
+   * @returns A function that cancels the snapshot while requests are drained.
+   */
+  snapshot(
+    options: { path: string; rename: boolean; timeoutMs: number },
+    done: DoneWith<LiveSnapshot>,
+  ): () => void {
+    const vbd = this.#vbd;
+    const ended: DoneWith<LiveSnapshot> = (error, made) => {
+      if (error !== null) {
+        this.#log.warn(error.message);
+        return done(error, null);
+      }
+      const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
+      this.#log.info(`Minor ${this.minor} goes on with ${made.name} on ${made.parent}; ${held}`);
+      this.#disk = vbd.geometry;
+      this.#recordDevice();
+      done(null, made);
+    };
+    liveSnapshot(this.#services.contextOf("auto"), vbd, { ...options, done: ended });
+    return () => vbd.cancelPause();
+  }
+
+  /**
+   * Opens the image of a paused device again, or another that is no smaller, and releases its
+   * requests. Users that come from now on see the new size. Throws `SystemError`: EINVAL when the
+   * device is not paused.
+   *
+   * @param name `type:/path`, or null for the image that it had.
+   * @returns A function that cancels the open while an image on a server is being opened.
+   */
+  resume(name: string | null, done: Done): () => void {
+    const vbd = this.#vbd;
+    if (vbd.phase !== "paused" && vbd.phase !== "failed") {
+      throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${this.minor} (it is not paused)`);
+    }
+    vbd.resume(name, (error) => {
+      if (error !== null) return done(error);
+      const { sectors } = this.#disk;
+      const isGrown = vbd.sectors !== sectors;
+      const grown = isGrown ? `, of ${vbd.sectors} instead of ${sectors} sectors` : "";
+      this.#disk = vbd.geometry;
+      this.#log.info(`Unpaused minor ${this.minor} with ${vbd.name}${grown}`);
+      const resumed = (): void => {
+        this.#recordDevice();
+        done(null);
+      };
+      if (isGrown) this.#access.resized(resumed);
+      else resumed();
+    });
+    return () => vbd.cancelOpening();
+  }
+}
+
+/** A ublk device uses io_uring; "mixed" submits the I/O of the disk in the same system calls. */
+function queueFor({ queue }: OpenRequest, { makers }: DevicePlan): QueueKind {
+  return queue === "auto" && makers[0]?.kind === "ublk" ? "mixed" : queue;
+}
