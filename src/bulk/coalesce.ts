@@ -10,7 +10,7 @@ import { VhdChainError } from "../vhd/image/errors.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
+import { type BulkContext, type BulkContextMaker, createBulkContext } from "./bulk_context.ts";
 import {
   hiddenStretch,
   type Layer,
@@ -37,7 +37,7 @@ export interface CoalesceOptions {
   /** Calls the work off, which fails with ECANCELED then; the images are in order. */
   readonly signal?: AbortSignal;
   /** Where the files are: those of the system, unless simulated. */
-  readonly engine?: EngineMaker;
+  readonly makeContext?: BulkContextMaker;
 }
 
 /**
@@ -50,18 +50,18 @@ export interface CoalesceOptions {
  * down to there, an image is no differencing one, the target is too small, or writing fails.
  */
 export async function coalesce(path: string, options: CoalesceOptions = {}): Promise<number> {
-  const engine = openMover(options.engine ?? createOfflineEngine);
+  const context = openMover(options.makeContext ?? createBulkContext);
   const closer = new Closer();
   try {
-    const { storage } = engine.files;
+    const { storage } = context.files;
     const top = closer.add(openVhd(path, { storage }));
     if (options.output !== undefined) {
-      return await coalesceIntoNew(engine, top, { ...options, output: options.output, closer });
+      return await coalesceIntoNew(context, top, { ...options, output: options.output, closer });
     }
-    return await coalesceDown(engine, top, { ...options, closer });
+    return await coalesceDown(context, top, { ...options, closer });
   } finally {
     closer.close();
-    engine.close();
+    context.close();
   }
 }
 
@@ -108,7 +108,7 @@ function walkDown(
 type Coalescing = CoalesceOptions & { readonly closer: Closer };
 
 async function coalesceDown(
-  engine: OfflineEngine,
+  context: BulkContext,
   top: VhdImage,
   { closer, ancestor, sparse = false, onProgress, signal }: Coalescing,
 ): Promise<number> {
@@ -116,17 +116,17 @@ async function coalesceDown(
   const targetPath = found.path;
   const lowest = images[images.length - 1];
   // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
-  const disk = closer.add(openForQueue(engine, targetPath, { readOnly: false, same: found }));
-  const layers = images.map((image) => addLayer(engine, image, closer));
+  const disk = closer.add(openForQueue(context, targetPath, { readOnly: false, same: found }));
+  const layers = images.map((image) => addLayer(context, image, closer));
   if (lowest.parent?.raw) {
     requireSameEncryption(images, { raw: targetPath });
     const fileSectors = Math.ceil(disk.sizeBytes() / VHD_SECTOR_SIZE);
     const childSectors = top.sizeBytes / VHD_SECTOR_SIZE;
     const sizeSectors = disk.isBlockDevice ? fileSectors : Math.max(fileSectors, childSectors);
     requireRoom(layers, { path: targetPath, sizeSectors });
-    const target = new FlatTarget(disk, engine.queue, sizeSectors);
+    const target = new FlatTarget(disk, context.queue, sizeSectors);
     const hidden = hiddenStretch(layers, sizeSectors);
-    return await moveData(engine, { layers, target, hidden, onProgress, signal });
+    return await moveData(context, { layers, target, hidden, onProgress, signal });
   }
   const image = closer.add(
     openVhd(targetPath, { storage: top.storage, readOnly: false, lockedBy: disk.identity }),
@@ -137,10 +137,10 @@ async function coalesceDown(
   requireRoom(layers, { path: targetPath, sizeSectors });
   const hidden = hiddenStretch(layers, sizeSectors);
   if (image.type === "fixed") {
-    const target = new FlatTarget(disk, engine.queue, sizeSectors);
-    return await moveData(engine, { layers, target, hidden, onProgress, signal });
+    const target = new FlatTarget(disk, context.queue, sizeSectors);
+    return await moveData(context, { layers, target, hidden, onProgress, signal });
   }
-  return await mergeInto(engine, { image, disk, sparse, layers, hidden, onProgress, signal });
+  return await mergeInto(context, { image, disk, sparse, layers, hidden, onProgress, signal });
 }
 
 /** A child may be larger than its parent, but not what it holds. */
@@ -160,18 +160,18 @@ function requireRoom(
 }
 
 async function coalesceIntoNew(
-  engine: OfflineEngine,
+  context: BulkContext,
   top: VhdImage,
   { closer, output, oldest, onProgress, signal }: Coalescing & { output: string },
 ): Promise<number> {
   const images = walkToOldest(top, { oldest, closer });
   const lowest = images[images.length - 1];
-  const layers = images.map((image) => addLayer(engine, image, closer));
+  const layers = images.map((image) => addLayer(context, image, closer));
   requireSameEncryption(images, { raw: null });
   const parent = lowest.parent === null
     ? null
     : { path: resolveParent(lowest), uuid: lowest.parent.uuid };
-  return await mergeIntoNew(engine, { output, top, parent, layers, onProgress, signal });
+  return await mergeIntoNew(context, { output, top, parent, layers, onProgress, signal });
 }
 
 function walkToOldest(

@@ -1,7 +1,7 @@
 import { writeFixed } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import { createOfflineEngine, type EngineMaker, type OfflineEngine } from "./engine.ts";
+import { type BulkContext, type BulkContextMaker, createBulkContext } from "./bulk_context.ts";
 import { type Layer, openForQueue, rawLayer, requireSameEncryption } from "./layers.ts";
 import { addLayer, Closer, mergeIntoNew, openAllBelow, writeOutput } from "./merge.ts";
 import { moveData, openMover, type Progress } from "./mover.ts";
@@ -18,7 +18,7 @@ export interface CopyOptions {
   /** Calls the copy off, which fails with ECANCELED then and leaves nothing. */
   readonly signal?: AbortSignal;
   /** Where the files are: those of the system, unless simulated. */
-  readonly engine?: EngineMaker;
+  readonly makeContext?: BulkContextMaker;
 }
 
 /**
@@ -34,10 +34,10 @@ export async function copyImage(
   output: string,
   options: CopyOptions = {},
 ): Promise<number> {
-  const engine = openMover(options.engine ?? createOfflineEngine);
+  const context = openMover(options.makeContext ?? createBulkContext);
   const closer = new Closer();
   try {
-    const top = closer.add(openVhd(path, { storage: engine.files.storage }));
+    const top = closer.add(openVhd(path, { storage: context.files.storage }));
     const recoding = planRecoding(top, options);
     closer.add(recoding);
     const copy: Copy = {
@@ -48,10 +48,10 @@ export async function copyImage(
       onProgress: options.onProgress,
       signal: options.signal,
     };
-    return top.type === "fixed" ? await copyFixed(engine, copy) : await copyChain(engine, copy);
+    return top.type === "fixed" ? await copyFixed(context, copy) : await copyChain(context, copy);
   } finally {
     closer.close();
-    engine.close();
+    context.close();
   }
 }
 
@@ -65,32 +65,32 @@ interface Copy {
 }
 
 async function copyChain(
-  engine: OfflineEngine,
+  context: BulkContext,
   { top, output, closer, recoding, onProgress, signal }: Copy,
 ): Promise<number> {
   const { images, raw } = openAllBelow(top, closer);
   requireSameEncryption(images, { raw: raw?.path ?? null });
-  const layers: Layer[] = images.map((image) => addLayer(engine, image, closer));
+  const layers: Layer[] = images.map((image) => addLayer(context, image, closer));
   if (raw !== null) {
-    const layer = rawLayer(engine, raw);
+    const layer = rawLayer(context, raw);
     closer.add(layer.disk);
     layers.push(layer);
   }
   const { keyhash, transform } = recoding;
   const wanted = { output, top, parent: null, layers, keyhash, transform, onProgress, signal };
-  return await mergeIntoNew(engine, wanted);
+  return await mergeIntoNew(context, wanted);
 }
 
 async function copyFixed(
-  engine: OfflineEngine,
+  context: BulkContext,
   { top, output, closer, onProgress, signal }: Copy,
 ): Promise<number> {
-  const { storage } = engine.files;
-  const layers = [addLayer(engine, top, closer)];
-  return await writeOutput(engine, { output, signal }, async ({ path, same }) => {
+  const { storage } = context.files;
+  const layers = [addLayer(context, top, closer)];
+  return await writeOutput(context, { output, signal }, async ({ path, same }) => {
     writeFixed(path, { storage, sizeBytes: top.sizeBytes, sparse: true, same });
-    const disk = closer.add(openForQueue(engine, path, { readOnly: false, same }));
-    const target = new FlatTarget(disk, engine.queue, top.sizeBytes / VHD_SECTOR_SIZE);
-    return await moveData(engine, { layers, target, onProgress, signal });
+    const disk = closer.add(openForQueue(context, path, { readOnly: false, same }));
+    const target = new FlatTarget(disk, context.queue, top.sizeBytes / VHD_SECTOR_SIZE);
+    return await moveData(context, { layers, target, onProgress, signal });
   });
 }

@@ -5,7 +5,7 @@ import type { FoundParent } from "../vhd/image/chain.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { FileIdentity } from "../files/storage.ts";
-import type { OfflineEngine } from "./engine.ts";
+import type { BulkContext } from "./bulk_context.ts";
 
 /** One image that data is taken from: a VHD with blocks, or the flat bytes of a disk. */
 export interface Layer {
@@ -53,7 +53,7 @@ export function requireSameEncryption(
  * @param options.same The file that it must be (ESTALE).
  */
 export function openForQueue(
-  { files, queue }: OfflineEngine,
+  { files, queue }: BulkContext,
   path: string,
   { readOnly, same }: { readOnly: boolean; same?: FileIdentity },
 ): DiskFile {
@@ -64,34 +64,34 @@ export function openForQueue(
 }
 
 /** The layer of an open VHD. Closing the layer's file is the caller's affair. */
-export function layerOf(engine: OfflineEngine, image: VhdImage): Layer {
+export function layerOf(context: BulkContext, image: VhdImage): Layer {
   const same = image.file.identity;
-  const disk = openForQueue(engine, image.path, { readOnly: true, same });
+  const disk = openForQueue(context, image.path, { readOnly: true, same });
   const fileBytes = image.type === "fixed" ? image.sizeBytes : disk.sizeBytes();
   return {
     disk,
     image: image.type === "fixed" ? null : image,
     sizeSectors: image.sizeBytes / VHD_SECTOR_SIZE,
     fileBytes,
-    tail: readTail(engine, disk, fileBytes),
+    tail: readTail(context, disk, fileBytes),
   };
 }
 
 /** The layer of a raw image, which a child led to. */
-export function rawLayer(engine: OfflineEngine, { path, device, inode }: FoundParent): Layer {
-  const disk = openForQueue(engine, path, { readOnly: true, same: { device, inode } });
+export function rawLayer(context: BulkContext, { path, device, inode }: FoundParent): Layer {
+  const disk = openForQueue(context, path, { readOnly: true, same: { device, inode } });
   const fileBytes = disk.sizeBytes();
   return {
     disk,
     image: null,
     sizeSectors: Math.ceil(fileBytes / VHD_SECTOR_SIZE),
     fileBytes,
-    tail: readTail(engine, disk, fileBytes),
+    tail: readTail(context, disk, fileBytes),
   };
 }
 
 function readTail(
-  { files }: OfflineEngine,
+  { files }: BulkContext,
   { path, identity }: DiskFile,
   fileBytes: number,
 ): Uint8Array<ArrayBuffer> {

@@ -16,7 +16,7 @@ import { parentToWrite, setKeyhash } from "../vhd/snapshot.ts";
 import { removeOwn } from "../files/storage.ts";
 import { finishWriting } from "../vhd/write.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import type { OfflineEngine } from "./engine.ts";
+import type { BulkContext } from "./bulk_context.ts";
 import { hiddenStretch, type Layer, layerOf, openForQueue } from "./layers.ts";
 import { type Move, moveData, type Progress, refuseAborted } from "./mover.ts";
 import { VhdTarget } from "./vhd_target.ts";
@@ -37,8 +37,8 @@ export class Closer {
 }
 
 /** Opens the layer of an image and has both closed at the end. */
-export function addLayer(engine: OfflineEngine, image: VhdImage, closer: Closer): Layer {
-  const layer = layerOf(engine, image);
+export function addLayer(context: BulkContext, image: VhdImage, closer: Closer): Layer {
+  const layer = layerOf(context, image);
   closer.add(layer.disk);
   return layer;
 }
@@ -97,10 +97,10 @@ export interface NewImage {
  * @returns How many sectors were moved.
  * @throws {SystemError} EEXIST when there is such a file.
  */
-export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Promise<number> {
-  const { storage } = engine.files;
+export async function mergeIntoNew(context: BulkContext, wanted: NewImage): Promise<number> {
+  const { storage } = context.files;
   const { top } = wanted;
-  return await writeOutput(engine, wanted, async ({ path, same }) => {
+  return await writeOutput(context, wanted, async ({ path, same }) => {
     writeNewImage(storage, { path, same }, (file) => {
       const childPath = canonicalPath(storage, path);
       const parent = wanted.parent === null ? undefined : parentToWrite(storage, {
@@ -114,14 +114,14 @@ export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Pro
     if (keyhash?.cookie === 1) setKeyhash(storage, { path, same }, keyhash);
     const closer = new Closer();
     try {
-      const disk = closer.add(openForQueue(engine, path, { readOnly: false, same }));
+      const disk = closer.add(openForQueue(context, path, { readOnly: false, same }));
       const lockedBy = disk.identity;
       const image = closer.add(openVhd(path, { storage, readOnly: false, lockedBy }));
       // Without a parent, what is not there is zeros.
       const hidden = wanted.parent === null
         ? undefined
         : hiddenStretch(wanted.layers, top.sizeBytes / VHD_SECTOR_SIZE);
-      return await mergeInto(engine, { image, disk, sparse: true, ...wanted, hidden });
+      return await mergeInto(context, { image, disk, sparse: true, ...wanted, hidden });
     } finally {
       closer.close();
     }
@@ -138,7 +138,7 @@ export async function mergeIntoNew(engine: OfflineEngine, wanted: NewImage): Pro
  * when it was called off.
  */
 export async function writeOutput(
-  { files: { storage } }: OfflineEngine,
+  { files: { storage } }: BulkContext,
   { output, signal }: { readonly output: string; readonly signal?: AbortSignal },
   write: (file: Required<NewFile>) => Promise<number>,
 ): Promise<number> {
@@ -166,17 +166,17 @@ export async function writeOutput(
 
 /** Merges layers into an open VHD with blocks and puts its footers in order. */
 export async function mergeInto(
-  engine: OfflineEngine,
+  context: BulkContext,
   { image, disk, sparse, ...move }: Omit<Move, "target"> & {
     image: VhdImage;
     disk: DiskFile;
     sparse: boolean;
   },
 ): Promise<number> {
-  const target = new VhdTarget(image, { disk, queue: engine.queue, options: { sparse } });
+  const target = new VhdTarget(image, { disk, queue: context.queue, options: { sparse } });
   let sectors: number;
   try {
-    sectors = await moveData(engine, { ...move, target });
+    sectors = await moveData(context, { ...move, target });
   } catch (error) {
     settle(image);
     throw error;

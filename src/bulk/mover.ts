@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { countSet } from "../vhd/format/bitmap.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import type { EngineMaker, OfflineEngine } from "./engine.ts";
+import type { BulkContext, BulkContextMaker } from "./bulk_context.ts";
 import { type HiddenStretch, type Layer, mayHold, shownLayers } from "./layers.ts";
 import type { Target } from "./target.ts";
 import { Unit } from "./unit.ts";
@@ -46,8 +46,8 @@ function operationsFor(): number {
   return Math.max(BYTES_AT_ONCE, unitBytes) / VHD_SECTOR_SIZE + SPARE_OPERATIONS;
 }
 
-/** Opens an engine with room for any {@linkcode moveData}. */
-export function openMover(make: EngineMaker): OfflineEngine {
+/** Opens a context with room for any {@linkcode moveData}. */
+export function openMover(make: BulkContextMaker): BulkContext {
   return make(operationsFor());
 }
 
@@ -59,10 +59,10 @@ export function openMover(make: EngineMaker): OfflineEngine {
  * @throws {SystemError} when reading or writing fails, ECANCELED when it is called off; what was
  * written by then stays.
  */
-export async function moveData(engine: OfflineEngine, move: Move): Promise<number> {
-  const mover = new Mover(engine, move);
+export async function moveData(context: BulkContext, move: Move): Promise<number> {
+  const mover = new Mover(context, move);
   try {
-    await engine.run((finished) => mover.start(finished));
+    await context.run((finished) => mover.start(finished));
   } finally {
     mover.release();
   }
@@ -80,7 +80,7 @@ class Mover {
   #error: unknown = null;
   #finished: () => void = () => {};
 
-  constructor(engine: OfflineEngine, move: Move) {
+  constructor(context: BulkContext, move: Move) {
     const layers = shownLayers(move.layers);
     this.#move = { ...move, layers };
     const { target, hidden } = move;
@@ -90,7 +90,7 @@ class Mover {
     const count = Math.min(MOST_UNITS, Math.max(1, most), Math.max(1, this.#total));
     for (let i = 0; i < count; i++) {
       this.#units.push(
-        new Unit(engine.queue, { layers, sectors: unitSectors, bitmapBytes, hidden }),
+        new Unit(context.queue, { layers, sectors: unitSectors, bitmapBytes, hidden }),
       );
     }
   }

@@ -1,7 +1,7 @@
 /**
  * A disk in memory, under everything that the product does with a disk. Its files are seen by
  * synchronous code (the disk is a `Storage`), by the disk queue of a process (`connect`) and by bulk work
- * (`engine`), all at the same time, and every operation of each goes through one hook.
+ * (`bulkContext`), all at the same time, and every operation of each goes through one hook.
  *
  * ## What can go wrong, and how
  *
@@ -33,11 +33,11 @@
  *
  * @module
  */
-import type { EngineMaker } from "../bulk/engine.ts";
+import type { BulkContextMaker } from "../bulk/bulk_context.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { DiskState, type OperationHook, type SimulatedDiskOptions } from "./disk_state.ts";
 import { type ConnectionOptions, SimulatedConnection } from "./simulated_connection.ts";
-import { simulatedEngine } from "./simulated_engine.ts";
+import { simulatedBulkContext } from "./simulated_bulk_context.ts";
 import { SimulatedScheduler } from "./simulated_scheduler.ts";
 import { SimulatedStorage } from "./simulated_storage.ts";
 
@@ -51,7 +51,7 @@ export {
 } from "./disk_state.ts";
 
 /** How bulk work runs on a simulated disk. */
-export interface SimulatedEngineOptions {
+export interface SimulatedContextOptions {
   /** A loop that others run on as well; one of its own by default. */
   readonly scheduler?: SimulatedScheduler;
   /** Longest time that an operation takes, milliseconds; 4 by default. */
@@ -99,11 +99,11 @@ export class SimulatedDisk extends SimulatedStorage {
   }
 
   /** Engines of bulk work on this disk. */
-  engine({ scheduler, latencyMs = 4 }: SimulatedEngineOptions = {}): EngineMaker {
+  bulkContext({ scheduler, latencyMs = 4 }: SimulatedContextOptions = {}): BulkContextMaker {
     return (operations) => {
       const loop = scheduler ?? new SimulatedScheduler();
       const connection = this.connect(loop, { latencyMs, capacity: ENGINE_CAPACITY });
-      return simulatedEngine(loop, { connection, operations });
+      return simulatedBulkContext(loop, { connection, operations });
     };
   }
 

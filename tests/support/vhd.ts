@@ -8,7 +8,7 @@ import { vhdUtilMain } from "../../src/cli/vhd_util/main.ts";
 import { PlainOutput } from "../../src/cli/vhd_util/output.ts";
 // Loaded here, as a library that is loaded within a test counts as a leak.
 import "../../src/files/storage.ts";
-import "../../src/bulk/engine.ts";
+import "../../src/bulk/bulk_context.ts";
 import type { Storage } from "../../src/files/storage.ts";
 
 const GOLDEN = new URL("../data/golden/", import.meta.url).pathname;

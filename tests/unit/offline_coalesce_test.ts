@@ -125,7 +125,8 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
     let ended = false;
     for (let operation = 0; !ended; operation++) {
       using storage = start.copy();
-      const work = (): Promise<number> => coalesce(top, { ...options, engine: storage.engine() });
+      const work = (): Promise<number> =>
+        coalesce(top, { ...options, makeContext: storage.bulkContext() });
       ended = await killedAt(storage, operation, work);
       if (!ended) {
         kills++;
@@ -150,7 +151,7 @@ Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => 
   for (let operation = 0; !ended; operation++) {
     using storage = start.copy();
     const work = (): Promise<number> =>
-      copyImage("/c.vhd", "/copy.vhd", { engine: storage.engine() });
+      copyImage("/c.vhd", "/copy.vhd", { makeContext: storage.bulkContext() });
     ended = await killedAt(storage, operation, work);
     if (!ended) {
       assert.equal(storage.exists("/copy.vhd"), false);
@@ -176,8 +177,8 @@ Deno.test("coalesce counts the sectors of the layers, each once, and moves only 
   write("/b.vhd", 100, 50, 1);
   snapshot("/c.vhd", { storage, parent: "/b.vhd" });
   write("/c.vhd", 120, 50, 2);
-  const engine = storage.engine();
-  assert.equal(await coalesce("/c.vhd", { ancestor: "/a.vhd", engine }), 70);
+  const makeContext = storage.bulkContext();
+  assert.equal(await coalesce("/c.vhd", { ancestor: "/a.vhd", makeContext }), 70);
   const a = openVhd("/a.vhd", { storage });
   assert.equal([...a.bat].filter((entry) => entry !== 0xffff_ffff).length, 1);
   assert.equal(a.footerSource, "primary");
@@ -193,10 +194,10 @@ Deno.test("sparse: blocks of zeros are left out where they are zeros anyway, and
   writeRange(image, new Uint8Array(DISK), 0);
   finishWriting(image);
   image.close();
-  const engine = storage.engine();
-  await coalesce("/c.vhd", { sparse: true, engine });
+  const makeContext = storage.bulkContext();
+  await coalesce("/c.vhd", { sparse: true, makeContext });
   assert.ok(contentOf(storage, "/b.vhd").every((byte) => byte === 0), "hides what is below");
-  await copyImage("/c.vhd", "/copy.vhd", { engine });
+  await copyImage("/c.vhd", "/copy.vhd", { makeContext });
   assert.ok(openVhd("/copy.vhd", { storage }).bat.every((entry) => entry === 0xffff_ffff));
 });
 
@@ -207,31 +208,31 @@ Deno.test("fixed images: copied as such, and coalesced into", async () => {
   snapshot("/b.vhd", { storage, parent: "/a.vhd" });
   scribble(storage, "/b.vhd", 2);
   const wanted = contentOf(storage, "/b.vhd");
-  const engine = storage.engine();
-  await copyImage("/a.vhd", "/copy.vhd", { engine });
+  const makeContext = storage.bulkContext();
+  await copyImage("/a.vhd", "/copy.vhd", { makeContext });
   assert.equal(openVhd("/copy.vhd", { storage }).type, "fixed");
   assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), contentOf(storage, "/a.vhd")));
-  await coalesce("/b.vhd", { engine });
+  await coalesce("/b.vhd", { makeContext });
   assert.ok(sameBytes(contentOf(storage, "/a.vhd"), wanted));
   assert.equal(checkImage("/a.vhd", { storage }).valid, true);
 });
 
 Deno.test("what cannot be coalesced is refused before anything is written", async () => {
   const storage = makeChain({ raw: false });
-  const engine = storage.engine();
+  const makeContext = storage.bulkContext();
   createDynamic("/other.vhd", { storage, sizeBytes: DISK });
   storage.beforeOperation = changesOnly(({ kind, path }) => assert.fail(`${kind} of ${path}`));
-  await assert.rejects(coalesce("/a.vhd", { engine }), /no differencing image/);
+  await assert.rejects(coalesce("/a.vhd", { makeContext }), /no differencing image/);
   await assert.rejects(
-    coalesce("/c.vhd", { ancestor: "/other.vhd", engine }),
+    coalesce("/c.vhd", { ancestor: "/other.vhd", makeContext }),
     /other.vhd is no ancestor of it/,
   );
-  await assert.rejects(coalesce("/c.vhd", { output: "/other.vhd", engine }), /EEXIST/);
-  await assert.rejects(copyImage("/c.vhd", "/other.vhd", { engine }), /EEXIST/);
+  await assert.rejects(coalesce("/c.vhd", { output: "/other.vhd", makeContext }), /EEXIST/);
+  await assert.rejects(copyImage("/c.vhd", "/other.vhd", { makeContext }), /EEXIST/);
   storage.beforeOperation = null;
   const keyhash = { cookie: 1, nonce: new Uint8Array(32), hash: new Uint8Array(32).fill(1) };
   setKeyhash(storage, { path: "/c.vhd" }, keyhash);
-  await assert.rejects(coalesce("/c.vhd", { engine }), /one is encrypted, the other is not/);
+  await assert.rejects(coalesce("/c.vhd", { makeContext }), /one is encrypted, the other is not/);
 });
 
 Deno.test("a copy of an encrypted image carries the trace of its key, zeros and all", async () => {
@@ -243,7 +244,7 @@ Deno.test("a copy of an encrypted image carries the trace of its key, zeros and 
   writeRange(image, new Uint8Array(SECTOR), 0);
   finishWriting(image);
   image.close();
-  await copyImage("/a.vhd", "/copy.vhd", { engine: storage.engine() });
+  await copyImage("/a.vhd", "/copy.vhd", { makeContext: storage.bulkContext() });
   const copy = openVhd("/copy.vhd", { storage });
   assert.deepEqual(copy.batmap?.header.keyhash, keyhash);
   assert.notEqual(copy.bat[0], 0xffff_ffff, "zeros of an encrypted image are data");
@@ -253,8 +254,8 @@ Deno.test("a raw image that ends within a sector is copied to its last byte", as
   const storage = new SimulatedDisk();
   putFile(storage, "/raw", new Uint8Array(3 * MIB + 100).fill(5));
   snapshot("/a.vhd", { storage, parent: "/raw", rawParent: true });
-  const engine = storage.engine();
-  await copyImage("/a.vhd", "/copy.vhd", { engine });
+  const makeContext = storage.bulkContext();
+  await copyImage("/a.vhd", "/copy.vhd", { makeContext });
   const content = contentOf(storage, "/copy.vhd");
   assert.equal(content.indexOf(0), 3 * MIB + 100);
   assert.ok(sameBytes(content, contentOf(storage, "/a.vhd")));
@@ -277,7 +278,7 @@ Deno.test("a copy has a disk of the same size, also where that is no whole numbe
         blocks: { 0: "a", 48: "z" },
       });
     }
-    await copyImage("/a.vhd", "/copy.vhd", { engine: storage.engine() });
+    await copyImage("/a.vhd", "/copy.vhd", { makeContext: storage.bulkContext() });
     const copy = openVhd("/copy.vhd", { storage });
     assert.deepEqual([copy.type, copy.sizeBytes], [type, sizeBytes]);
     assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), contentOf(storage, "/a.vhd")));
@@ -330,7 +331,7 @@ for (const ancestor of ["/a.vhd", "/b.vhd"]) {
     const content = contentOf(origin, "/c.vhd");
     const failed = await withEverMoreRoom(
       origin,
-      (storage) => coalesce("/c.vhd", { ancestor, engine: storage.engine() }),
+      (storage) => coalesce("/c.vhd", { ancestor, makeContext: storage.bulkContext() }),
       (storage, where, succeeded) => {
         assertHolds(storage, { path: "/c.vhd", content, where });
         const { valid, findings } = checkImage(ancestor, { storage });
@@ -348,7 +349,7 @@ Deno.test("a full disk ends a copy, which leaves nothing", async () => {
   using origin = makeChain({ raw: false });
   await withEverMoreRoom(
     origin,
-    (storage) => copyImage("/c.vhd", "/copy.vhd", { engine: storage.engine() }),
+    (storage) => copyImage("/c.vhd", "/copy.vhd", { makeContext: storage.bulkContext() }),
     (storage, where, succeeded) => {
       if (succeeded) return;
       assert.deepEqual(storage.paths, origin.paths, where);
@@ -404,19 +405,19 @@ Deno.test("behind the end of a smaller middle image all is zeros: read, mapped, 
   const wanted = new Uint8Array(8 * MIB).fill(0x53, 0, 4 * MIB).fill(0x11, 0, 4096);
   wanted.fill(0x22, 7 * MIB, 7 * MIB + 512);
   const storage = makeNarrowChain();
-  const engine = storage.engine();
+  const makeContext = storage.bulkContext();
   assert.ok(sameBytes(contentOf(storage, "/top.vhd"), wanted));
   const chain = openChain("/top.vhd", { storage });
   const extents = [...chainExtents(chain)].filter(({ sector }) => sector >= 4 * MIB / SECTOR);
   assert.deepEqual(extents.map(({ layer }) => layer), [-1, 0, -1]);
-  await copyImage("/top.vhd", "/copy.vhd", { engine });
+  await copyImage("/top.vhd", "/copy.vhd", { makeContext });
   assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), wanted));
-  await coalesce("/top.vhd", { output: "/all.vhd", engine });
+  await coalesce("/top.vhd", { output: "/all.vhd", makeContext });
   assert.ok(sameBytes(contentOf(storage, "/all.vhd"), wanted));
-  await coalesce("/top.vhd", { output: "/two.vhd", oldest: "/mid.vhd", engine });
+  await coalesce("/top.vhd", { output: "/two.vhd", oldest: "/mid.vhd", makeContext });
   assert.equal(openVhd("/two.vhd", { storage }).parent?.name, "base.vhd");
   assert.ok(sameBytes(contentOf(storage, "/two.vhd"), wanted));
-  await coalesce("/top.vhd", { ancestor: "/base.vhd", engine });
+  await coalesce("/top.vhd", { ancestor: "/base.vhd", makeContext });
   assert.ok(sameBytes(contentOf(storage, "/base.vhd"), wanted));
   assert.ok(sameBytes(contentOf(storage, "/top.vhd"), wanted));
 });

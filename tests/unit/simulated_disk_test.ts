@@ -51,7 +51,7 @@ Deno.test("synchronous code, the queue and bulk work see the same files", async 
   assert.deepEqual(getFile(disk, "/f"), new Uint8Array([...filled(8, 1), ...filled(16, 2)]));
   arena.release();
   createDynamic("/a.vhd", { storage: disk, sizeBytes: 4 << 20 });
-  await copyImage("/a.vhd", "/b.vhd", { engine: disk.engine() });
+  await copyImage("/a.vhd", "/b.vhd", { makeContext: disk.bulkContext() });
   assert.ok(disk.exists("/b.vhd"));
 });
 

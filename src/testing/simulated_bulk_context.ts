@@ -1,16 +1,16 @@
-import type { OfflineEngine } from "../bulk/engine.ts";
+import type { BulkContext } from "../bulk/bulk_context.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
 import type { SimulatedConnection } from "./simulated_connection.ts";
 import type { SimulatedScheduler } from "./simulated_scheduler.ts";
 
 /**
- * The engine of one bulk work on a simulated disk. It turns the loop until the work is over; what
+ * The queue, files and loop of one bulk work on a simulated disk. It turns the loop until the work is over; what
  * else runs on the same loop has its turns meanwhile.
  */
-export function simulatedEngine(
+export function simulatedBulkContext(
   scheduler: SimulatedScheduler,
   { connection, operations }: { connection: SimulatedConnection; operations: number },
-): OfflineEngine {
+): BulkContext {
   const queue = new DiskQueue(scheduler, connection, operations);
   return {
     queue,

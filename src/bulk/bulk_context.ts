@@ -1,12 +1,10 @@
 /**
- * Bulk work on images that no tapdisk writes: coalescing a chain, copying it.
+ * `src/bulk`: offline work that moves whole images, such as copying and coalescing. It moves data
+ * through the disk queue that tapdisk uses, many large operations at once; the code in `src/vhd` reads
+ * and writes metadata, one call at a time. It must not serve devices, know the live drivers, or
+ * print.
  *
- * The format code (`src/vhd`) reads and writes metadata one call at a time and knows no queue. What
- * is here moves the data between images through the disk queue that tapdisk uses, many large
- * operations at once; so it stands above the queue and beside the live drivers, of which it knows
- * nothing: it serves no device and has no requests. It must not print.
- *
- * This file makes the queue for one such work and runs it to its end.
+ * This file makes the queue of one such work, and runs its loop until the work is finished.
  *
  * @module
  */
@@ -15,11 +13,11 @@ import { DiskQueue } from "../queue/disk_queue.ts";
 import { LibaioBackend } from "../queue/libaio.ts";
 import { EpollScheduler } from "../scheduler/epoll_scheduler.ts";
 
-/** After how long at most a signal calls the work off. */
+/** How often the runtime has a turn, in which a signal may end the work. */
 const RUNTIME_TURN_MS = 20;
 
 /** A disk queue, the files it moves bytes of, and the loop that runs it. */
-export interface OfflineEngine {
+export interface BulkContext {
   readonly queue: DiskQueue;
   readonly files: DiskFiles;
   /** Calls `start`, then runs the loop until what it was given is called. */
@@ -28,11 +26,12 @@ export interface OfflineEngine {
 }
 
 /**
- * Makes an engine that can hold so many operations at once; see {@linkcode EngineMaker}.
+ * Makes a context on the real disks.
  *
+ * @param operations How many it can hold at once.
  * @throws {SystemError} when the kernel has no room for asynchronous I/O.
  */
-export function createOfflineEngine(operations: number): OfflineEngine {
+export function createBulkContext(operations: number): BulkContext {
   const scheduler = new EpollScheduler({ runtimeTurnMs: RUNTIME_TURN_MS });
   const queue = new DiskQueue(scheduler, new LibaioBackend(scheduler), operations);
   return {
@@ -55,5 +54,5 @@ export function createOfflineEngine(operations: number): OfflineEngine {
   };
 }
 
-/** How work gets its engine: the real one, or one on a simulated disk. */
-export type EngineMaker = (operations: number) => OfflineEngine;
+/** Makes the context of one work, which can hold so many operations at once. */
+export type BulkContextMaker = (operations: number) => BulkContext;
