@@ -85,10 +85,16 @@ export interface ZeroMemory {
   readonly sectors: number;
 }
 
+/** What images may do with the disk queue. */
+export type ImageQueue = Pick<
+  DiskQueue,
+  "register" | "reserve" | "release" | "read" | "write" | "sync"
+>;
+
 /** What all drivers of a process share. */
 export interface DriverContext {
   readonly scheduler: Scheduler;
-  readonly queue: DiskQueue;
+  readonly queue: ImageQueue;
   readonly files: DiskFiles;
   /** Records of pieces of requests that wait for something. */
   readonly pieces: PieceTable;

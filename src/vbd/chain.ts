@@ -1,7 +1,7 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
-import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { lastLayer, type NameLayer } from "../driver/layers.ts";
-import { driverOfType } from "../driver/registry.ts";
+import type { DeviceContext } from "./vbd_context.ts";
 import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts";
 
 /**
@@ -14,7 +14,7 @@ import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts
  */
 export function openImages(
   leaf: ImageSpec,
-  context: ImageContext,
+  context: DeviceContext,
   sink: RequestSink,
 ): ImageDriver[] {
   checkedLayer(leaf);
@@ -24,7 +24,7 @@ export function openImages(
     for (let spec: ImageSpec | null = leaf; spec !== null;) {
       refuseLoop(leaf, spec, { seen, context });
       sink = images.at(-1)?.sinkBelow ?? sink;
-      const image: ImageDriver = driverOfType(spec.type).open(spec, context, sink);
+      const image: ImageDriver = context.driverOf(spec.type).open(spec, context, sink);
       images.push(image);
       spec = image.parent;
     }
@@ -70,11 +70,11 @@ export function closeImage(
 function refuseLoop(
   leaf: ImageSpec,
   spec: ImageSpec,
-  { seen, context }: { seen: Set<string>; context: ImageContext },
+  { seen, context }: { seen: Set<string>; context: DeviceContext },
 ): void {
   const { storage } = context.files;
   // A filter is no layer of the chain, and what is no file leads nowhere.
-  const { kind, at } = driverOfType(spec.type).named(spec.path);
+  const { kind, at } = context.driverOf(spec.type).named(spec.path);
   const file = spec.path.slice(at);
   if (kind !== "file" || !storage.exists(file)) return;
   const path = storage.realPath(file);

@@ -1,21 +1,22 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
-import type { ImageContext, ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { describeFault } from "../scheduler/faults.ts";
 import { closeImage, openImages } from "./chain.ts";
+import type { DeviceContext } from "./vbd_context.ts";
 
 /** How long to wait between two looks whether the images of a disk that failed are idle. */
 const ABANDON_AGAIN_MS = 20;
 
 /** The open images of a device, the top one first. */
 export class ImageStack {
-  readonly #context: ImageContext;
+  readonly #context: DeviceContext;
   #images: ImageDriver[] = [];
   /** Those that are being closed. */
   #closing: ImageDriver[] = [];
   /** Merges on files that have been closed since. */
   #earlierMerges = 0;
 
-  constructor(context: ImageContext) {
+  constructor(context: DeviceContext) {
     this.#context = context;
   }
 

@@ -9,12 +9,7 @@
  * @module
  */
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import {
-  type ImageContext,
-  type ImageDriver,
-  type ImageSpec,
-  SECTOR_BYTES,
-} from "../driver/driver.ts";
+import { type ImageDriver, type ImageSpec, SECTOR_BYTES } from "../driver/driver.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
@@ -27,7 +22,7 @@ import { Preparation } from "./preparation.ts";
 import { Requests } from "./requests.ts";
 import { type RetryLimits, retryLimits } from "./retry.ts";
 import type { VbdStatistics } from "./statistics.ts";
-import type { VbdContext } from "./vbd_context.ts";
+import type { DeviceContext, VbdContext } from "./vbd_context.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
 /** How a device's image is opened. */
@@ -72,7 +67,7 @@ export class Vbd implements FaultOwner {
   name = "";
   /** Where frontends bring their requests. */
   readonly requests: Requests;
-  readonly #context: ImageContext;
+  readonly #context: DeviceContext;
   readonly #retained = new RetainedState();
   readonly #stack: ImageStack;
   readonly #preparation = new Preparation();

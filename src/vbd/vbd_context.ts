@@ -1,7 +1,13 @@
 import { Arena } from "../../ffi/memory.ts";
 import { Deferral } from "../driver/deferral.ts";
-import { type DriverContext, SECTOR_BYTES } from "../driver/driver.ts";
+import {
+  type DriverContext,
+  type DriverType,
+  type ImageContext,
+  SECTOR_BYTES,
+} from "../driver/driver.ts";
 import { PieceTable } from "../driver/pieces.ts";
+import { driverOfType } from "../driver/registry.ts";
 import type { DiskBackend } from "../queue/backend.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
@@ -11,21 +17,34 @@ import { Admission } from "./admission.ts";
 const QUEUE_CAPACITY = 32768;
 const ZERO_BYTES = 1 << 20;
 
+/** Finds the driver of a type. Throws `SystemError` EINVAL when there is none. */
+export type DriverLookup = (type: string) => DriverType;
+
 /** What all devices of a process share. */
 export interface VbdContext extends DriverContext {
+  readonly queue: DiskQueue;
+  /** The driver of a type. */
+  readonly driverOf: DriverLookup;
   readonly admission: Admission;
 }
+
+/** What the images of one device are opened with. */
+export type DeviceContext = ImageContext & VbdContext;
 
 /** Zeros to write from. They are never changed, so that all contexts share them. */
 let zeros: Arena | null = null;
 
-/** Makes the shared parts of a process. */
+/**
+ * Makes the shared parts of a process. Its drivers are those of the registry; tests put a filter in
+ * front of each.
+ */
 export function createVbdContext(
-  { scheduler, backend, files, log }: {
+  { scheduler, backend, files, log, driverOf = driverOfType }: {
     scheduler: Scheduler;
     backend: DiskBackend;
     files: DiskFiles;
     log: (message: string) => void;
+    driverOf?: DriverLookup;
   },
 ): VbdContext {
   const queue = new DiskQueue(scheduler, backend, QUEUE_CAPACITY);
@@ -43,5 +62,6 @@ export function createVbdContext(
     admission,
     zeros: { at: zeros.sector, sectors: ZERO_BYTES / SECTOR_BYTES },
     log,
+    driverOf,
   };
 }

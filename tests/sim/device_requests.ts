@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { driverOfType } from "../../src/driver/registry.ts";
 import { NbdServer } from "../../src/frontend/nbd/server.ts";
 import { Random } from "../../src/testing/random.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
@@ -22,7 +23,7 @@ function print(requests: number, bytes: Map<string, number>): void {
 
 /** Serves until its client has gone. */
 async function serve(socket: string): Promise<void> {
-  const device = new RealDevice("ram:64");
+  const device = new RealDevice("ram:64", {}, driverOfType);
   const { scheduler, vbd } = device;
   const server = new NbdServer(scheduler, vbd, socket, () => {});
   const count = (): number => {
@@ -96,7 +97,7 @@ class Client implements RequestOwner {
 }
 
 async function ask(image: string): Promise<void> {
-  const device = new RealDevice(image);
+  const device = new RealDevice(image, {}, driverOfType);
   const client = new Client(device);
   await client.run(WARM_UP);
   const before = client.ended;

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { driverOfType } from "../../src/driver/registry.ts";
 import { Random } from "../../src/testing/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { DiskKey, hashKey, storeKeyhash } from "../../src/vhd/key.ts";
@@ -18,7 +19,7 @@ const REQUESTS = Number(Deno.args[0]);
 const DEPTH = 32;
 const KEY = Deno.args[1] === "encrypted" ? Uint8Array.from({ length: 64 }, (_, i) => i) : null;
 
-const simulation = new Simulation({ seed: 1 });
+const simulation = new Simulation({ seed: 1, driverOf: driverOfType });
 const storage = simulation.disk;
 createDynamic("/base.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
 if (KEY !== null) {

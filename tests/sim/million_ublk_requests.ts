@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { driverOfType } from "../../src/driver/registry.ts";
 import {
   UBLK_IO_F_FUA,
   UBLK_IO_OP_FLUSH,
@@ -21,7 +22,7 @@ const WARM_UP = 200_000;
 const REQUESTS = Number(Deno.args[0]);
 const TAGS = QUEUES * DEPTH;
 
-const simulation = new Simulation({ seed: 1 });
+const simulation = new Simulation({ seed: 1, driverOf: driverOfType });
 const storage = simulation.disk;
 createDynamic("/disk.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
 const kernel = new PlayedUblk(simulation.open("vhd:/disk.vhd"));

@@ -4,13 +4,14 @@
  *
  * @module
  */
+import { driverOfType } from "../../src/driver/registry.ts";
 import { closeFile } from "../../ffi/files.ts";
 import type { ServedConnection } from "../../src/frontend/nbd/connection_host.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import { SocketPairs } from "../../src/frontend/nbd_device/socket_pairs.ts";
 import { RealDevice } from "./real_device.ts";
 
-const device = new RealDevice("ram:4096");
+const device = new RealDevice("ram:4096", {}, driverOfType);
 const left: WeakRef<ServedConnection>[] = [];
 const connections = new NbdConnections(device.scheduler, device.vbd, {
   owner: {

@@ -6,7 +6,8 @@
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
-import { createVbdContext, type VbdContext } from "../../src/vbd/vbd_context.ts";
+import { createVbdContext, type DriverLookup, type VbdContext } from "../../src/vbd/vbd_context.ts";
+import { checkedDrivers } from "./checked_drivers.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { type OpenOptions, Vbd } from "../../src/vbd/vbd.ts";
 
@@ -20,13 +21,18 @@ export class RealDevice implements RequestOwner {
   readonly context: VbdContext;
   readonly #ended = new Map<number, (errno: number) => void>();
 
-  /** Opens an image. Throws as the driver does. */
-  constructor(name: string, options: OpenOptions = {}) {
+  /**
+   * Opens an image. Throws as the driver does.
+   *
+   * @param driverOf The drivers; by default each is held to its contract.
+   */
+  constructor(name: string, options: OpenOptions = {}, driverOf: DriverLookup = checkedDrivers) {
     this.context = createVbdContext({
       scheduler: this.scheduler,
       backend: new LibaioBackend(this.scheduler),
       files: osDiskFiles,
       log: (message) => this.log.push(message),
+      driverOf,
     });
     this.vbd = new Vbd(this.context, 0);
     this.vbd.open(name, options);

@@ -12,9 +12,10 @@ import {
   type SimulatedDiskOptions,
 } from "../../src/testing/simulated_disk.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
-import { createVbdContext, type VbdContext } from "../../src/vbd/vbd_context.ts";
+import { createVbdContext, type DriverLookup, type VbdContext } from "../../src/vbd/vbd_context.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { type OpenOptions, Vbd } from "../../src/vbd/vbd.ts";
+import { checkedDrivers } from "./checked_drivers.ts";
 
 export const SECTOR_BYTES = 512;
 
@@ -29,6 +30,8 @@ export interface Outcome {
 
 /** How a simulation's disk behaves. */
 export interface SimulationOptions extends SimulatedDiskOptions {
+  /** The drivers; by default each is held to its contract. */
+  readonly driverOf?: DriverLookup;
   /** Longest time that an operation takes, milliseconds; 0: all end in the turn they start. */
   readonly latencyMs?: number;
 }
@@ -47,7 +50,10 @@ export class Simulation {
   #lengthFault = 0;
 
   /** @param before A simulation whose power is cut: its disk is found as it is left. */
-  constructor({ latencyMs, ...options }: SimulationOptions, before?: Simulation) {
+  constructor(
+    { latencyMs, driverOf = checkedDrivers, ...options }: SimulationOptions,
+    before?: Simulation,
+  ) {
     this.scheduler = new SimulatedScheduler();
     this.disk = before?.disk ?? new SimulatedDisk(options);
     if (before !== undefined) {
@@ -60,6 +66,7 @@ export class Simulation {
       scheduler: this.scheduler,
       backend: this.connection,
       files: this.connection,
+      driverOf,
       log: (message) => this.log.push(message),
     });
   }

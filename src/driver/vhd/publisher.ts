@@ -1,10 +1,10 @@
 import { assert } from "../../../ffi/assert.ts";
 import { Arena } from "../../../ffi/memory.ts";
-import type { DiskQueue, IoOwner } from "../../queue/disk_queue.ts";
+import type { IoOwner } from "../../queue/disk_queue.ts";
 import { BAT_ENTRIES_PER_SECTOR, batSectorOf, putBatSector } from "../../vhd/format/bat.ts";
 import { encodeFooter } from "../../vhd/format/footer.ts";
 import { PublishOrder } from "../../vhd/format/publish_order.ts";
-import { SECTOR_BYTES } from "../driver.ts";
+import { type ImageQueue, SECTOR_BYTES } from "../driver.ts";
 import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import type { VhdFile } from "./vhd_file.ts";
 
@@ -31,7 +31,7 @@ export interface PublisherOwner {
 export class Publisher {
   readonly #file: VhdFile;
   readonly #cache: BitmapCache;
-  readonly #queue: DiskQueue;
+  readonly #queue: ImageQueue;
   readonly #owner: PublisherOwner;
   readonly #arena = new Arena((MOST_BAT_SECTORS + 1) * SECTOR_BYTES);
   /** Entries of the cache whose blocks are being published. */
@@ -51,7 +51,7 @@ export class Publisher {
 
   constructor(
     file: VhdFile,
-    { cache, queue, owner }: { cache: BitmapCache; queue: DiskQueue; owner: PublisherOwner },
+    { cache, queue, owner }: { cache: BitmapCache; queue: ImageQueue; owner: PublisherOwner },
   ) {
     this.#file = file;
     this.#cache = cache;
