@@ -5,7 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { NbdClient, noise } from "../support/nbd_client.ts";
+import { Cmd, NbdClient, noise } from "../support/nbd_client.ts";
 import { startScriptedServer } from "../support/scripted_nbd_server.ts";
 import {
   createVhd,
@@ -95,6 +95,25 @@ openTest(
     await detach(tapdisks, address);
   },
 );
+
+openTest("a forced close ends one that waits for a server, at once", async (world) => {
+  const { tapdisks, folder, disk } = world;
+  const end = await startScriptedServer(`${folder}/n.sock`);
+  const hung = await tapdisks.serve(`nbd:unix:${folder}/n.sock:hangs`, { pid: disk.pid });
+  const address = ["-p", `${hung.pid}`, "-m", `${hung.minor}`];
+  const { client } = await NbdClient.open(hung.socket);
+  await client.request({ command: Cmd.Read, offset: 0, length: 4096 });
+  const close = tapdisks.tapCtl("close", ...address);
+  await new Promise((resolve) => setTimeout(resolve, 1_000));
+  const startMs = performance.now();
+  const forced = tapdisks.tapCtl("close", ...address, "-f");
+  assert.equal((await close).code, 0);
+  await forced;
+  assert.ok(performance.now() - startMs < 3_000);
+  client.close();
+  end();
+  await tapdisks.stop(hung);
+});
 
 openTest("a server that answers without end is refused", async (world) => {
   const { tapdisks, folder, disk } = world;

@@ -116,6 +116,9 @@ export class Simulation {
   /** Lets time pass until `done`; throws when nothing happens any more before it is. */
   runUntil(done: () => boolean, what: string): void {
     if (!this.scheduler.runUntil(done)) throw new Error(`${what} never ended`);
+    // A fault ends its disk, and the loop goes on: that must not pass for an error of the disk.
+    const fault = this.log.find((line) => line.includes(": a fault: "));
+    if (fault !== undefined) throw new Error(fault);
   }
 }
 

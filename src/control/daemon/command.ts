@@ -16,6 +16,8 @@ export interface Command {
   readonly preempts?: boolean;
   /** Of an exclusive command: it can be cancelled while it waits or runs. */
   readonly cancellable?: boolean;
+  /** Of an exclusive command: called as soon as the request comes, before its turn. */
+  announced?(request: Uint8Array): void;
   /**
    * Carries out a request, and answers once, now or later. An error that it throws becomes the
    * answer.

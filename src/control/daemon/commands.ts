@@ -35,7 +35,7 @@ function change(
 /** A change of an attached device that has ended when it calls back; its answer has no fields. */
 function longChange(
   devices: Devices,
-  { verb, response, start, ...scheduling }: Pick<Command, "preempts" | "cancellable"> & {
+  { verb, response, start, ...scheduling }: Omit<Command, "exclusive" | "run"> & {
     /** What is done to the minor, for the error's message. */
     readonly verb: string;
     readonly response: number;
@@ -163,6 +163,9 @@ export function controlCommands(devices: Devices): CommandTable {
       verb: "close",
       response: MessageType.CLOSE_RSP,
       preempts: true,
+      announced(request): void {
+        if (force) devices.hurryClose(messageCookie(request));
+      },
       start: (device, done) => device.close({ force }, done),
     });
   const resuming = longChange(devices, {

@@ -234,10 +234,8 @@ export class Device {
    * Closes the block device, the frontends and the image. Requests in flight are answered first,
    * unless `force` says to drop the clients. It fails with EBUSY, and the device runs on, when its
    * block device is in use.
-   *
-   * @returns A function that stops waiting for what others owe, such as servers.
    */
-  close({ force }: { force: boolean }, done: Done): () => void {
+  close({ force }: { force: boolean }, done: Done): void {
     const vbd = this.#vbd;
     const closeImage = (): void => {
       this.#closeImage(done);
@@ -253,7 +251,11 @@ export class Device {
         closeImage();
       });
     });
-    return () => vbd.hurry();
+  }
+
+  /** A forced close is to come: one that waits for a server ends at once. */
+  hurryClose(): void {
+    this.#vbd.hurry();
   }
 
   #closeImage(done: Done): void {

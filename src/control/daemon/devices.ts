@@ -44,6 +44,11 @@ export class Devices {
     throw new SystemError(errno, `Cannot ${what} minor ${minor} (it is not attached here)`);
   }
 
+  /** A forced close of a minor is to come: one that waits for a server ends at once. */
+  hurryClose(minor: number): void {
+    this.#devices.get(minor)?.hurryClose();
+  }
+
   /** Makes a device without an image. Throws `SystemError`: EEXIST, EINVAL, ENOENT, EBUSY. */
   attach(minor: number): void {
     if (this.#ending) {

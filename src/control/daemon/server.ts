@@ -141,6 +141,7 @@ export class ControlServer implements FdHandler, FaultOwner {
       return;
     }
     this.#jobs.add(this.#jobOf(command, connection, request));
+    command.announced?.(request);
   }
 
   #jobOf(command: Command, connection: ControlConnection, request: Uint8Array<ArrayBuffer>): Job {
