@@ -1,6 +1,9 @@
 /**
- * Which command a call means: the name the binary was called by, or, under any other name, its
- * first argument. Decides only; it neither prints nor runs anything.
+ * `src/cli`: the commands. Each parses its arguments, calls the folders below and prints. A command
+ * must not know the bytes of an image or of a control message.
+ *
+ * This file decides which command a call means: by the name that the binary was called under, or,
+ * under any other name, by its first argument. It must not print or run anything.
  *
  * @module
  */

@@ -18,7 +18,7 @@ export function optionWord({ name }: CommandOption): string {
 }
 
 /** An option with what its value stands for: `-n FILE`. */
-export function optionUse(option: CommandOption): string {
+function optionUse(option: CommandOption): string {
   return option.value === undefined ? optionWord(option) : `${optionWord(option)} ${option.value}`;
 }
 

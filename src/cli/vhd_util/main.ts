@@ -1,9 +1,10 @@
 /**
- * vhd-util: makes, examines and changes VHD images while no tapdisk writes them.
+ * `src/cli/vhd_util`: vhd-util, which makes, examines and changes VHD images that no tapdisk writes.
  *
- * One file for each subcommand, loaded when it is called. They parse, call `src/vhd` and print; what
- * an image looks like is none of their business. Output, option order and exit statuses (error
- * numbers) are those that XenServer's storage manager knows.
+ * Each subcommand has a file, which is loaded when the subcommand is called. A subcommand parses its
+ * options, calls `src/vhd` or `src/bulk`, and prints. It must not read or write an image's structures
+ * itself. XenServer's storage manager parses the output, so output, option letters and exit statuses
+ * (error numbers) must not change.
  *
  * @module
  */

@@ -4,7 +4,7 @@ import { ScanError, type ScannedImage } from "../../vhd/check/scan.ts";
 import { osStorage } from "../../files/storage.ts";
 import { jsonText } from "../json.ts";
 import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
-import { arrangeImages } from "./scan_order.ts";
+import { arrangeImages, type ListedImage } from "./scan_order.ts";
 import { fileTargets, type ScanTarget, volumeTargets } from "./scan_targets.ts";
 
 /** `vhd-util scan`. */
@@ -50,14 +50,6 @@ vhd=today.vhd capacity=10737418240 size=46592 hidden=0 parent=disk.vhd`,
     return call.has("c") ? 0 : status;
   },
 };
-
-/** An image as it is listed. */
-export interface ListedImage {
-  /** Path or volume name; canonical when chains are drawn. */
-  readonly name: string;
-  readonly sizeBytes: number;
-  readonly facts: ScannedImage;
-}
 
 /** An image that could not be scanned. */
 interface FailedImage {

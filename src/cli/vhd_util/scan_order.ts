@@ -1,4 +1,12 @@
-import type { ListedImage } from "./scan.ts";
+import type { ScannedImage } from "../../vhd/check/scan.ts";
+
+/** An image as it is listed. */
+export interface ListedImage {
+  /** Path or volume name; canonical when chains are drawn. */
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly facts: ScannedImage;
+}
 
 /** An image in its place among the others. */
 export interface ArrangedImage {
