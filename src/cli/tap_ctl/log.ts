@@ -1,5 +1,6 @@
 import type { Command } from "commander";
-import { type DeviceAddress, deviceLog } from "../../control/client/client.ts";
+import type { DeviceAddress } from "../../control/client/client.ts";
+import { deviceLog } from "../../control/client/device_log.ts";
 import { deviceOptions } from "./options.ts";
 import { printJson, printLine } from "../print.ts";
 

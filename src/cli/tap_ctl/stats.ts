@@ -1,5 +1,6 @@
 import type { Command } from "commander";
-import { type DeviceAddress, deviceStatistics } from "../../control/client/client.ts";
+import type { DeviceAddress } from "../../control/client/client.ts";
+import { deviceStatistics } from "../../control/client/questions.ts";
 import { deviceOptions } from "./options.ts";
 import { printText } from "../print.ts";
 import { plainJson } from "../../log/plain_text.ts";

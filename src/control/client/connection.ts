@@ -127,3 +127,17 @@ export function checkAnswer(
 export function traceMessage(...traced: Parameters<Tracer>): void {
   tracer?.(...traced);
 }
+
+/** Calls `work` with a connection of its own to a tapdisk. Throws `SystemError`, `TapdiskError`. */
+export function withConnection<Result>(
+  pid: number,
+  timeoutMs: number,
+  work: (connection: Connection) => Result,
+): Result {
+  const connection = new Connection(pid, timeoutMs);
+  try {
+    return work(connection);
+  } finally {
+    connection.close();
+  }
+}

@@ -1,15 +1,13 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
+import { askNode, askPid, QUESTION_TIMEOUT_MS } from "./questions.ts";
 import {
-  askNode,
-  askPid,
   attachDevice,
   closeImage,
   detachDevice,
   type DeviceAddress,
   type OpenExtras,
   openImage,
-  QUESTION_TIMEOUT_MS,
   type TimeLimit,
 } from "./client.ts";
 import { TapdiskError } from "./connection.ts";

@@ -1,0 +1,38 @@
+import { decodeNode, decodePid } from "../protocol/answers.ts";
+import { encodePlain, MessageType } from "../protocol/message.ts";
+import { decodeStatisticsLength } from "../protocol/statistics.ts";
+import type { DeviceAddress } from "./client.ts";
+import { withConnection } from "./connection.ts";
+
+/** How long a tapdisk may take to answer a question, which it does at once. */
+export const QUESTION_TIMEOUT_MS = 10_000;
+
+/** The process that answers at a control socket. Throws `SystemError`. */
+export function askPid(pid: number): number {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.PID, 0));
+    return decodePid(connection.expect(MessageType.PID_RSP, `Cannot ask tapdisk ${pid}`));
+  });
+}
+
+/** A device's statistics, as the JSON text that the tapdisk made. */
+export function deviceStatistics({ pid, minor }: DeviceAddress): string {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.STATS, minor));
+    const what = `Cannot get the statistics of minor ${minor} of tapdisk ${pid}`;
+    const head = connection.expect(MessageType.STATS_RSP, what);
+    return new TextDecoder().decode(connection.receive(decodeStatisticsLength(head)));
+  });
+}
+
+/**
+ * The node of the block device that a minor's disk is; null without one. Throws `SystemError`,
+ * `TapdiskError`.
+ */
+export function askNode({ pid, minor }: DeviceAddress): string | null {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.NODE, minor));
+    const what = `Cannot get the block device of minor ${minor} of tapdisk ${pid}`;
+    return decodeNode(connection.expect(MessageType.NODE_RSP, what));
+  });
+}
