@@ -1,7 +1,16 @@
+/**
+ * `src/control`: the control socket of tapdisk and everything on both of its sides: the messages
+ * (`protocol/`), what tapdisk does for them (`daemon/`), what tap-ctl asks (`client/`), and the
+ * numbers that name devices (`minors/`). It must not print, and must not move a disk's data.
+ *
+ * This file has the places of the files and sockets that tapdisks and tap-ctl share.
+ *
+ * @module
+ */
 import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { namesInFolder, pathExists, pathStatus, workingFolder } from "../../ffi/paths.ts";
 
-/** Where the state of all tapdisks lives unless `BLKTAP_CONTROL_DIR` names another folder. */
+/** The folder for the state of all tapdisks, unless `BLKTAP_CONTROL_DIR` names another one. */
 export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
 
 /** The folder of the control sockets, the NBD sockets and the minors; absolute. */
@@ -22,12 +31,12 @@ export function controlSocketPath(pid: number): string {
   return `${controlFolder()}/ctl${pid}`;
 }
 
-/** The file that stands for a minor; a tapdisk that has the minor holds its flock(2). */
+/** The file of a minor. A tapdisk that has the minor holds the flock(2) of the file. */
 export function minorPath(minor: number): string {
   return `${minorsFolder()}/tapdisk-${minor}`;
 }
 
-/** The socket on which a tapdisk serves a minor's disk by NBD. */
+/** The NBD socket for a minor's disk. */
 export function nbdSocketPath(pid: number, minor: number): string {
   return `${controlFolder()}/nbd${pid}.${minor}`;
 }
@@ -36,8 +45,8 @@ export function nbdSocketPath(pid: number, minor: number): string {
 const LARGEST_NUMBER = 0x7fff_ffff;
 
 /**
- * The number in a file's name after a prefix: `ctl12` after `ctl` is 12. Undefined where there is
- * none, or one that no process can have.
+ * The number in a file's name after a prefix: `ctl12` after `ctl` is 12. Undefined when there is no
+ * number, or one that no process can have.
  */
 export function numberAfter(name: string, prefix: string): number | undefined {
   const digits = name.startsWith(prefix) ? name.slice(prefix.length) : "";
@@ -45,7 +54,7 @@ export function numberAfter(name: string, prefix: string): number | undefined {
   return number <= LARGEST_NUMBER ? number : undefined;
 }
 
-/** The names in a folder; none when there is no such folder. Throws `SystemError`. */
+/** The names in a folder; none when the folder does not exist. Throws `SystemError`. */
 export function namesIn(folder: string): string[] {
   try {
     return namesInFolder(folder);
@@ -56,8 +65,8 @@ export function namesIn(folder: string): string[] {
 }
 
 /**
- * Refuses a control folder that somebody else made: who owns the folder answers for the sockets in it,
- * and reads the keys that are sent to them. A folder that is not there is no matter.
+ * Refuses a control folder of another user. The owner of the folder could put sockets of his own into
+ * it and receive the keys that are sent to them. A folder that does not exist is accepted.
  *
  * @throws {SystemError} EPERM when the owner is neither root nor the user of this process.
  */
@@ -73,8 +82,8 @@ export function requireOwnFolder(folder: string = controlFolder()): void {
 }
 
 /**
- * Makes the state folders, for their owner only, if they are not there. Throws `SystemError`: EPERM
- * for those of somebody else.
+ * Makes the state folders with access for their owner only, unless they exist. Throws `SystemError`:
+ * EPERM for folders of another user.
  */
 export function prepareFolders(): void {
   requireOwnFolder();

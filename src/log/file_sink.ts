@@ -56,7 +56,7 @@ export class FileSink implements LogSink {
       // To a file that is open for appending Linux writes at its end, whatever the offset.
       writeAt(this.#fd, new TextEncoder().encode(line), 0);
     } catch {
-      // A full disk must not take the disks that are served down with it.
+      // A full filesystem must not stop the disks that are served.
     }
   }
 

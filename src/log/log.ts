@@ -1,6 +1,7 @@
 /**
- * What a long-running program has to tell its administrator. Nothing here decides what is worth
- * telling, and nothing here prints to the terminal: where entries go is up to the sinks.
+ * `src/log`: the log of a long-running program for its administrator, and the sinks that entries go
+ * to. It must not print to the terminal, and must not stop or delay a disk: a sink that cannot take an
+ * entry drops it.
  *
  * @module
  */
@@ -10,35 +11,35 @@ import { plainText } from "./plain_text.ts";
 /** How much an entry matters. */
 export type LogLevel = "info" | "warning" | "error";
 
-/** What the engine writes its log through. */
+/** A log, as the code that writes to it sees it. */
 export interface Log {
-  /** An event of ordinary life: a disk was opened, a client came. */
+  /** An ordinary event, such as a disk that was opened. */
   info(message: string): void;
-  /** Something is worse than it should be, and the work goes on. */
+  /** A problem that does not stop the work. */
   warn(message: string): void;
-  /** Something that was asked for failed. */
+  /** Something that was requested failed. */
   error(message: string): void;
 }
 
-/** A place that entries go to. A sink that cannot take one drops it: logging never stops a disk. */
+/** A destination of entries. A sink that cannot take an entry drops it. */
 export interface LogSink {
   /** Takes one entry, a single line. */
   write(level: LogLevel, message: string): void;
-  /** Opens its file or socket anew, after the old one was moved away. */
+  /** Opens its file or socket again, after the old one was moved. */
   reopen(): void;
-  /** Lets go of its file or socket. */
+  /** Closes its file or socket. */
   close(): void;
 }
 
 /**
- * A log that hands every entry to all of its sinks. Warnings and errors that come again and again
- * are limited in number: a disk, a client or a server that misbehaves must not fill the log.
+ * A log that writes every entry to all of its sinks. The number of similar warnings and errors is
+ * limited: a disk, a client or a server with a problem must not fill the log.
  */
 export class Logger implements Log {
   readonly #sinks: LogSink[];
   readonly #limit: RateLimit;
 
-  /** @param limit What keeps warnings and errors from filling it. */
+  /** @param limit Limits the number of warnings and errors. */
   constructor(sinks: readonly LogSink[], limit = new RateLimit()) {
     this.#sinks = [...sinks];
     this.#limit = limit;

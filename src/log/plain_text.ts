@@ -1,10 +1,10 @@
 import { isEscapedByte } from "../../ffi/names.ts";
 
 /**
- * What must not reach a terminal or a log as it is: control characters (C0, DEL, C1), which move the
- * cursor, begin lines and command the terminal; line and paragraph separators; Unicode's Bidi_Control
- * characters, which show text in another order than it has; and lone surrogates, which stand for bytes
- * that are no UTF-8 (see `ffi/names.ts`).
+ * Characters that must be escaped for a terminal or a log: control characters (C0, DEL, C1), which
+ * control the terminal and start new lines; line and paragraph separators; Unicode's Bidi_Control
+ * characters, which change the order of the text on the screen; and lone surrogates, which stand for
+ * bytes that are not UTF-8 (see `ffi/names.ts`).
  */
 const UNPRINTABLE = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}\p{Cs}]/gu;
 
@@ -23,26 +23,26 @@ function escapeOf(character: string): string {
 }
 
 /**
- * Text as one line of printable characters, for people: names of files come from images, folders and
- * other processes, and hold anything. All ordinary text stays as it is, a backslash too; JSON is the
- * output for those who need names exactly.
+ * Text as one line of printable characters, for people. Names of files come from images, folders and
+ * other processes, and may have any bytes. Ordinary text is not changed, nor is a backslash; JSON
+ * output has names exactly.
  *
  * - `\n`, `\r`, `\t`, `\x1b`: a control character
- * - `\xe4`: a byte that is no UTF-8
+ * - `\xe4`: a byte that is not UTF-8
  * - `\u202e`: a control character beyond ASCII
  */
 export function plainText(text: string): string {
   return text.replace(UNPRINTABLE, escapeOf);
 }
 
-/** Text of several lines, each of which becomes plain; for texts whose line ends are our own. */
+/** Text of several lines, each as {@linkcode plainText} makes it. */
 export function plainLines(text: string): string {
   return text.split("\n").map(plainText).join("\n");
 }
 
 /**
- * JSON without unprintable characters: within its strings they are written as escapes, which mean the
- * same. Spaces and line ends between its parts stay.
+ * JSON without unprintable characters: within strings they become escapes with the same meaning.
+ * Spaces and line ends between the parts stay.
  */
 export function plainJson(json: string): string {
   return json.replace(
@@ -51,7 +51,7 @@ export function plainJson(json: string): string {
   );
 }
 
-/** Space between the parts of JSON; within a string it is always an escape. */
+/** Space between the parts of JSON; within a string it is always escaped. */
 function isSpace(character: string): boolean {
   return character === "\n" || character === "\r" || character === "\t";
 }

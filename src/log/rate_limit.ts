@@ -1,14 +1,14 @@
-/** Entries of one shape that are taken in a row, and how long it takes until one more is. */
+/** Entries of one shape that pass in a row, and the time after which one more passes. */
 const BURST = 6;
 const ONE_MORE_MS = 10_000;
 /** The same for all shapes together. */
 const TOTAL_BURST = 200;
 const TOTAL_ONE_MORE_MS = 100;
-/** Shapes that are told apart. */
+/** Shapes that are counted separately. */
 const MOST_SHAPES = 256;
 const SHAPE_CHARACTERS = 160;
 
-/** Room for so many entries, which comes back with time. */
+/** A token bucket: room for a burst of entries, refilled with time. */
 class Bucket {
   #left: number;
   #sinceMs: number;
@@ -33,9 +33,9 @@ class Bucket {
 }
 
 /**
- * Keeps what happens again and again from filling a log. Entries that differ in numbers only have
- * the same shape; of each shape a few are taken, then one every ten seconds, which says how many
- * were left out before it.
+ * Limits the number of similar entries in a log. Entries that differ only in numbers have the same
+ * shape. Of each shape a few pass, then one every ten seconds, with the number of those that were left
+ * out before it.
  */
 export class RateLimit {
   readonly #shapes = new Map<string, { bucket: Bucket; leftOut: number }>();
@@ -49,7 +49,7 @@ export class RateLimit {
     this.#total = new Bucket(TOTAL_BURST, TOTAL_ONE_MORE_MS, nowMs());
   }
 
-  /** The entry as it is to be written; null when it is to be left out. */
+  /** The entry to write; null to leave it out. */
   admit(message: string): string | null {
     const nowMs = this.#nowMs();
     const shape = this.#shapeOf(message, nowMs);

@@ -1,44 +1,44 @@
-/** Says the time. */
+/** A source of time. */
 interface Clock {
   /** Milliseconds since an arbitrary start. */
   nowMs(): number;
 }
 
-/** What was told of a kind of event. */
-interface Told {
+/** The last line about a kind of event. */
+interface LastLine {
   atMs: number;
-  /** Events since then that were not told of. */
+  /** Events since then that were left out. */
   more: number;
 }
 
-/** Kinds that are remembered; beyond that all are told of anew. */
+/** Kinds that are remembered; with more, all are forgotten, and logged again. */
 const MOST_KINDS = 64;
 
-/** Lines about events that others can bring about as often as they like: each kind seldom. */
+/** Logs events that a peer can cause as often as it likes: at most one line per kind and period. */
 export class SeldomLog {
   readonly #clock: Clock;
   readonly #write: (message: string) => void;
   readonly #everyMs: number;
-  readonly #told = new Map<string, Told>();
+  readonly #lastLines = new Map<string, LastLine>();
 
-  /** @param everyMs How long after a line the next of its kind follows, at the earliest. */
+  /** @param everyMs The shortest time between two lines of a kind. */
   constructor(clock: Clock, write: (message: string) => void, everyMs: number) {
     this.#clock = clock;
     this.#write = write;
     this.#everyMs = everyMs;
   }
 
-  /** Writes a line, with the number of those that were left out, or leaves this one out. */
-  tell(kind: string, message: string): void {
+  /** Writes a line with the number of those that were left out, or leaves this one out. */
+  write(kind: string, message: string): void {
     const nowMs = this.#clock.nowMs();
-    const told = this.#told.get(kind);
-    if (told !== undefined && nowMs < told.atMs + this.#everyMs) {
-      told.more++;
+    const last = this.#lastLines.get(kind);
+    if (last !== undefined && nowMs < last.atMs + this.#everyMs) {
+      last.more++;
       return;
     }
-    if (this.#told.size >= MOST_KINDS) this.#told.clear();
-    this.#told.set(kind, { atMs: nowMs, more: 0 });
-    const more = told?.more ?? 0;
+    if (this.#lastLines.size >= MOST_KINDS) this.#lastLines.clear();
+    this.#lastLines.set(kind, { atMs: nowMs, more: 0 });
+    const more = last?.more ?? 0;
     this.#write(more === 0 ? message : `${message} (and ${more} times more before)`);
   }
 }

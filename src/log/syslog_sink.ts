@@ -6,14 +6,14 @@ import { sendAt } from "../../ffi/sockets.ts";
 import type { LogLevel, LogSink } from "./log.ts";
 
 /** Where the local syslog daemon listens. */
-export const SYSLOG_SOCKET = "/dev/log";
+const SYSLOG_SOCKET = "/dev/log";
 
 const LOG_DAEMON = 3 << 3;
 const SEVERITIES: Record<LogLevel, number> = { error: 3, warning: 4, info: 6 };
 const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun"]
   .concat(["Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]);
 
-/** One entry as the local syslog socket takes it (RFC 3164, without a host name). */
+/** One entry in the format of the local syslog socket (RFC 3164, without a host name). */
 export function syslogEntry(
   level: LogLevel,
   message: string,
@@ -27,8 +27,8 @@ export function syslogEntry(
 }
 
 /**
- * Entries to the syslog daemon, as datagrams that never wait: libc's own syslog(3) blocks when the
- * daemon is slow, and the disks that a tapdisk serves would stand still with it.
+ * Entries to the syslog daemon, as datagrams that never block. libc's syslog(3) blocks when the daemon
+ * is slow, which would stop the disks that a tapdisk serves.
  */
 export class SyslogSink implements LogSink {
   readonly #path: string;
@@ -46,7 +46,7 @@ export class SyslogSink implements LogSink {
     const entry = syslogEntry(level, message, { tag: this.#tag, time: new Date() });
     const bytes = new TextEncoder().encode(entry);
     const result = this.#fd < 0 ? -Errno.ENOTCONN : this.#send(bytes);
-    // A daemon that was restarted has a new socket under the old name.
+    // A daemon that was restarted has a new socket with the old name.
     if (result === -Errno.ECONNREFUSED || result === -Errno.ENOTCONN) {
       this.reopen();
       if (this.#fd >= 0) this.#send(bytes);

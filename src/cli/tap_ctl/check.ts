@@ -3,7 +3,7 @@ import { allocateMinor, freeMinor } from "../../control/minors/minors.ts";
 import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
 import { printJson, printLine } from "../print.ts";
 
-/** Whether tapdisk can run here, and which block devices the kernel has, with reasons. */
+/** Prints whether tapdisk can run on this machine, and which kinds of block device the kernel has. */
 function check({ json }: { json?: boolean }): void {
   freeMinor(allocateMinor());
   const devices = DEVICE_MAKERS.map((maker) => ({ kind: maker.kind, missing: maker.missing() }));
@@ -20,8 +20,8 @@ export function defineCheck(command: Command): Command {
     .option("--json", "print JSON")
     .addHelpText(
       "after",
-      "\nPrints 'ok', or what is missing, and a line for each kind of block device.\n" +
-        "No kernel module is needed for NBD.",
+      "\nPrints 'ok', or what is missing, and one line for each kind of block device.\n" +
+        "NBD needs no kernel module.",
     )
     .action(check);
 }

@@ -5,7 +5,7 @@ import { deviceOptions, timeLimit, timeLimitOption } from "./options.ts";
 /** `tap-ctl close`. */
 export function defineClose(command: Command): Command {
   return timeLimitOption(deviceOptions(command))
-    .option("-f, --force", "without waiting for clients that are gone")
+    .option("-f, --force", "drop the clients instead of waiting for their requests")
     .action((options: DeviceAddress & { timeout?: number; force?: boolean }) =>
       closeImage(options, { ...timeLimit(options), force: options.force })
     );

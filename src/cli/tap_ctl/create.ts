@@ -18,14 +18,14 @@ import { printLine } from "../print.ts";
 export function defineCreate(command: Command): Command {
   const withImage = imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE"));
   return parentRootOption(keyOptions(withImage))
-    .addOption(hiddenOption("-d, --name <name>", "changes nothing: the name is the one printed"))
+    .addOption(hiddenOption("-d, --name <name>", "ignored"))
     .addHelpText(
       "after",
-      "\nPrints the block device's node, such as /dev/ublkb0; without one the path of the minor.\n" +
-        "'auto' takes the first kind that the kernel has, if any.\n\n" +
-        "BLKTAP_NBD_CONNECTIONS=N gives an nbd device several connections; only with one, the default,\n" +
-        "can it be taken over when its tapdisk dies. BLKTAP_NBD_INTERFACE=netlink or ioctl chooses how\n" +
-        "it is made.",
+      "\nPrints the node of the block device, such as /dev/ublkb0, or the path of the minor when there is\n" +
+        "no block device. 'auto' is the first kind that the kernel has, or none.\n\n" +
+        "BLKTAP_NBD_CONNECTIONS is the number of connections of an nbd device. Another tapdisk can take\n" +
+        "the device over only with one connection, the default. BLKTAP_NBD_INTERFACE is the interface that\n" +
+        "makes an nbd device: netlink or ioctl.",
     )
     .action(async (choices: ImageChoices & ForeignOptions & KeyChoices & ParentRootChoices) => {
       allowParentRoots(choices);

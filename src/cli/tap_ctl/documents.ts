@@ -1,6 +1,6 @@
 /**
- * Manual pages of tap-ctl and tapdisk, and bash's completion of tap-ctl, from what `--help` prints.
- * Makes texts only; `scripts/documents.ts` writes them.
+ * The manual pages of tap-ctl and tapdisk, and the bash completion of tap-ctl, made from what `--help`
+ * prints. This file makes the texts; `scripts/documents.ts` writes them to files.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { bashCompletion } from "../bash_completion.ts";
 import { EXIT_STATUS, manual, roff, stdinArgumentsEntry } from "../roff.ts";
 import { STDIN_ARGUMENTS } from "../stdin_arguments.ts";
 
-/** What `--help` prints behind the options. */
+/** What `--help` prints after the options. */
 function notesOf(command: Command): string {
   let printed = "";
   command.configureOutput({ writeOut: (text) => printed += text });
@@ -46,7 +46,7 @@ function sectionOf(command: Command): string[] {
 
 /** The manual page tap-ctl(8). */
 export function tapCtlPage(commands: readonly Command[]): string {
-  const summary = "Start, stop and ask the tapdisks of this machine";
+  const summary = "Start, stop and query the tapdisks of this machine";
   return manual("tap-ctl", 8, {
     summary,
     body: [
@@ -55,14 +55,14 @@ export function tapCtlPage(commands: readonly Command[]): string {
       ".I COMMAND",
       "[OPTION...]",
       ".SH DESCRIPTION",
-      "A tapdisk is a process that serves disks; each of its disks is a device with a minor number",
+      "A tapdisk is a process that serves disks. Each of its disks is a device with a minor number",
       "and, when it is open, an image.",
       ".SH COMMANDS",
       ...commands.flatMap(sectionOf),
       ".SH OPTIONS",
       ".TP",
       ".B \\-\\-debug",
-      "Anywhere: shows the messages that are exchanged.",
+      "With any command: prints the control messages.",
       ...stdinArgumentsEntry(`tap-ctl create -a ${STDIN_ARGUMENTS}`),
       ".SH ENVIRONMENT",
       ".TP",
@@ -95,7 +95,7 @@ export function tapdiskPage(command: Command): string {
   });
 }
 
-/** The script that bash completes tap-ctl's command line by. */
+/** The bash completion of tap-ctl. */
 export function tapCtlCompletion(commands: readonly Command[]): string {
   const imageTypes = allDrivers().map(({ type }) => type);
   return bashCompletion(

@@ -4,21 +4,21 @@ import { keyFileWarning } from "../key_file.ts";
 import { printErrorLine } from "../print.ts";
 import { CRYPTO_SUPPORTED_KEYSIZE, readKey } from "../../vhd/key.ts";
 
-/** Where the key of an encrypted image comes from, as the options say it. */
+/** The options for the key of an encrypted image. */
 export interface KeyChoices {
   readonly encrypted?: boolean;
   readonly keyFile?: string;
 }
 
-/** `-E` and `-k`. The key itself is never an argument: those are there for everyone to see. */
+/** `-E` and `-k`. The key itself is never an argument: other users can see arguments. */
 export function keyOptions(command: Command): Command {
   return command
     .option("-E, --encrypted", "read the key of an encrypted image from standard input")
-    .option("-k, --key-file <file>", "read it from a file");
+    .option("-k, --key-file <file>", "read the key of an encrypted image from a file");
 }
 
 /**
- * The key that the options ask for; undefined when they ask for none.
+ * The key that the options name; undefined when they name none.
  *
  * @throws {SystemError} EINVAL when there is not exactly one key of 256 or 512 bits.
  */

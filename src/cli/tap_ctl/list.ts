@@ -62,10 +62,10 @@ export function defineList(command: Command): Command {
     .option("--json", "print JSON, with the NBD socket and the block device of each")
     .addHelpText(
       "after",
-      "\nA terminal gets the columns process, minor, state, type and path; a program gets\n" +
-        "'pid=17908 minor=0 state=0 args=vhd:/path', without the fields that do not apply.\n\n" +
-        "All tapdisks are asked at once. One that does not answer within 3 s is named on standard error,\n" +
-        "and listed with its minors only.",
+      "\nOn a terminal, the columns are process, minor, state, type and path. Otherwise, a line has the\n" +
+        "fields that apply: 'pid=17908 minor=0 state=0 args=vhd:/path'.\n\n" +
+        "All tapdisks are asked at once. A tapdisk that does not answer within 3 s is named on standard\n" +
+        "error, and listed with its minors only.",
     )
     .action(list);
 }

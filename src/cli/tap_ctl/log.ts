@@ -12,12 +12,12 @@ interface LogOptions extends DeviceAddress {
 /** `tap-ctl log`. */
 export function defineLog(command: Command): Command {
   return deviceOptions(command)
-    .option("--clear", "begin a new log with what is printed")
+    .option("--clear", "start a new log")
     .option("--json", "print JSON")
     .addHelpText(
       "after",
-      "\nOf a device whose image is named log:TYPE:PATH. A line is a run of changed sectors: the first,\n" +
-        "and how many. What is being written while the log is cleared is in the next one, too.",
+      "\nThe image of the device must be named log:TYPE:PATH. A line is a run of changed sectors: the\n" +
+        "first, and how many. Writes in flight while the log is cleared are in the new log, too.",
     )
     .action(({ json, clear, ...device }: LogOptions) => {
       const { sectors, runs } = deviceLog(device, { clear });

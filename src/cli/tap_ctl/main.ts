@@ -1,6 +1,7 @@
 /**
- * tap-ctl: starts, stops and asks the tapdisks of this machine. Parses, calls `src/control`, prints
- * what comes back, and ends with the error number of what failed. One file for each command.
+ * `src/cli/tap_ctl`: tap-ctl, which starts, stops and queries the tapdisks of this machine. Each
+ * command has a file: it parses, calls `src/control`, prints the result, and ends with an error number
+ * as its exit status. It must not speak the control protocol itself.
  *
  * @module
  */
@@ -9,7 +10,7 @@ import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printText, writeError } from "../print.ts";
 
-/** Describes a command's options, and what it does. */
+/** Defines a command's options and its action. */
 type Define = (command: Command) => Command;
 
 const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }> = {
@@ -18,19 +19,19 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     load: async () => (await import("./list.ts")).defineList,
   },
   allocate: {
-    summary: "Take a free minor and print its path",
+    summary: "Allocate a free minor and print its path",
     load: async () => (await import("./allocate.ts")).defineAllocate,
   },
   free: {
-    summary: "Give a minor back",
+    summary: "Free a minor",
     load: async () => (await import("./free.ts")).defineFree,
   },
   create: {
-    summary: "Serve an image: allocate, spawn, attach and open in one go",
+    summary: "Serve an image: allocate, spawn, attach and open in one step",
     load: async () => (await import("./create.ts")).defineCreate,
   },
   destroy: {
-    summary: "Stop serving an image: close, detach and free in one go",
+    summary: "Stop serving an image: close, detach and free in one step",
     load: async () => (await import("./destroy.ts")).defineDestroy,
   },
   recover: {
@@ -42,11 +43,11 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     load: async () => (await import("./spawn.ts")).defineSpawn,
   },
   attach: {
-    summary: "Give a minor to a tapdisk",
+    summary: "Attach a minor to a tapdisk",
     load: async () => (await import("./attach.ts")).defineAttach,
   },
   detach: {
-    summary: "Take a minor from a tapdisk, which ends with its last one",
+    summary: "Detach a minor from a tapdisk; the tapdisk ends with its last minor",
     load: async () => (await import("./detach.ts")).defineDetach,
   },
   open: {
@@ -58,19 +59,19 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     load: async () => (await import("./close.ts")).defineClose,
   },
   restore: {
-    summary: "Serve the disks that are listed in /etc/blktap/devices, as at boot, or stop them",
+    summary: "Serve the disks in /etc/blktap/devices, as at boot, or stop serving them",
     load: async () => (await import("./restore.ts")).defineRestore,
   },
   pause: {
-    summary: "Hold a device's requests back and close its image files",
+    summary: "Hold back a device's requests and close its image files",
     load: async () => (await import("./pause.ts")).definePause,
   },
   unpause: {
-    summary: "Open the image again, or another, and let the requests go on",
+    summary: "Open the image of a paused device, or another image, and release the requests",
     load: async () => (await import("./unpause.ts")).defineUnpause,
   },
   snapshot: {
-    summary: "Put a new image on top of a running one, which keeps the disk of that moment",
+    summary: "Snapshot a running disk: its image keeps the present data, a new one takes writes",
     load: async () => (await import("./snapshot.ts")).defineSnapshot,
   },
   stats: {
@@ -78,7 +79,7 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     load: async () => (await import("./stats.ts")).defineStats,
   },
   log: {
-    summary: "Print which sectors of a device changed, and begin anew",
+    summary: "Print the changed sectors of a device, and optionally start a new log",
     load: async () => (await import("./log.ts")).defineLog,
   },
   major: {
@@ -97,15 +98,15 @@ function help(): string {
     .map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`);
   return `Usage: tap-ctl COMMAND [OPTION…] [--debug]
 
-Starts, stops and asks the tapdisks of this machine. A tapdisk is a process that serves disks; each
+Starts, stops and queries the tapdisks of this machine. A tapdisk is a process that serves disks. Each
 of its disks is a device with a minor number and, when it is open, an image (type:/path).
 
 Commands:
 ${lines.join("\n")}
 
-'tap-ctl COMMAND --help' explains each. --debug shows the messages that are exchanged. The exit
-status is 0 or an error number (errno). BLKTAP_CONTROL_DIR names the folder of the control sockets,
-/run/blktap-control by default, and BLKTAP_DEVICE the kind of block device that 'create' makes.
+'tap-ctl COMMAND --help' explains a command. --debug prints the control messages. The exit status is 0
+or an error number (errno). BLKTAP_CONTROL_DIR is the folder of the control sockets, by default
+/run/blktap-control. BLKTAP_DEVICE is the default of 'create --device'.
 
 ${STDIN_ARGUMENTS_NOTE}:
 
@@ -137,7 +138,7 @@ async function loadCommand(name: string): Promise<Command> {
   );
 }
 
-/** All commands, for those who describe them. */
+/** All commands, for the manual page and the completion. */
 export function loadCommands(): Promise<Command[]> {
   return Promise.all(Object.keys(COMMANDS).map(loadCommand));
 }

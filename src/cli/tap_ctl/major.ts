@@ -21,7 +21,7 @@ function blockMajor(): string {
 /** `tap-ctl major`. */
 export function defineMajor(command: Command): Command {
   return command
-    .addOption(hiddenOption("-b, --block", "changes nothing").conflicts("character"))
+    .addOption(hiddenOption("-b, --block", "ignored").conflicts("character"))
     .addOption(hiddenOption("-c, --character", "refused: character devices have no major number"))
     .action(({ character }: { character?: boolean }) => {
       if (character) throw new SystemError(Errno.EINVAL, "Cannot tell a character device's major");

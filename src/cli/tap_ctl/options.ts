@@ -29,24 +29,26 @@ export function minorOption(command: Command): Command {
   return command.requiredOption("-m, --minor <minor>", "number of the device", parseMinor);
 }
 
-/** `-p` and `-m`, as options that leave the rest out of a list. */
+/** `-p` and `-m`, as filters of a list. */
 export function filterOptions(command: Command): Command {
   return command
-    .option("-p, --pid <pid>", "only of this tapdisk", parsePid)
+    .option("-p, --pid <pid>", "only devices of this tapdisk", parsePid)
     .option("-m, --minor <minor>", "only this device", parseMinor);
 }
 
 /** `-p` and `-m`: which device of which tapdisk. */
 export function deviceOptions(command: Command): Command {
-  return minorOption(command.requiredOption("-p, --pid <pid>", "process of tapdisk", parsePid));
+  return minorOption(
+    command.requiredOption("-p, --pid <pid>", "process number of the tapdisk", parsePid),
+  );
 }
 
-/** `-t`, as a time limit of the operation. */
+/** `-t`: the time limit of the operation. */
 export function timeLimitOption(command: Command): Command {
-  return command.option("-t, --timeout <seconds>", "give up after so long", parseSeconds);
+  return command.option("-t, --timeout <seconds>", "fail when it takes longer", parseSeconds);
 }
 
-/** The time limit that `-t` asks for. */
+/** The time limit from `-t`. */
 export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
   return timeout === undefined ? {} : { timeoutMs: timeout * 1000 };
 }
@@ -62,7 +64,7 @@ export interface ImageChoices extends Pick<OpenRequest, "device" | "queue" | "di
 /** `--device`. */
 export function deviceChoice(
   preset: DeviceChoice,
-  text = "the block device that the disk becomes",
+  text = "the kind of block device to make",
 ): Option {
   return new Option("--device <kind>", text)
     .choices(DEVICE_CHOICES).default(preset);
@@ -74,13 +76,13 @@ export function hiddenOption(flags: string, why: string): Option {
 }
 
 /**
- * Options of the original's that callers may give and that help does not show. The parent is opened by
- * its own path, whichever minor has it; the others tapdisk refuses, and says why.
+ * Options of the original that callers may give and that help does not show. The parent is opened by
+ * its path, so its minor is ignored; tapdisk refuses the others and says why.
  */
 function hiddenImageOptions(command: Command): Command {
   return command
     .addOption(
-      hiddenOption("-e, --existing-parent <minor>", "changes nothing").argParser(parseMinor),
+      hiddenOption("-e, --existing-parent <minor>", "ignored").argParser(parseMinor),
     )
     .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
     .addOption(hiddenOption("-s, --standby", "refused"))
@@ -89,14 +91,14 @@ function hiddenImageOptions(command: Command): Command {
 
 /** The options of `create` and `open`, which differ in `device`. */
 export function imageOptions(command: Command, device: Option): Command {
-  const queue = new Option("--queue <kind>", "the kernel's interface that moves the bytes")
+  const queue = new Option("--queue <kind>", "the kernel's interface for disk I/O")
     .choices(QUEUE_CHOICES).default("auto");
   return hiddenImageOptions(command)
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
-    .option("-r, --leaf-cache", "keep what is read in a cache in memory, as bc: does")
-    .option("-t, --timeout <seconds>", "fail a request after so long", parseSeconds)
-    .option("-D, --no-direct", "go through the page cache")
+    .option("-r, --leaf-cache", "cache what is read in memory, as bc: does")
+    .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
+    .option("-D, --no-direct", "use the page cache (no O_DIRECT)")
     .addOption(device)
     .addOption(queue)
     .addHelpText("after", `\n${imagesHelp()}`);
@@ -130,8 +132,8 @@ export function foreignOptions(
 }
 
 /**
- * An image as a tapdisk understands it: a relative path is one of this process, but a tapdisk runs
- * in the root folder.
+ * An image with an absolute path. A relative path is relative to the folder of this process; a tapdisk
+ * runs in the root folder.
  */
 export function absoluteImage(args: string): string {
   const file = fileInName(args);

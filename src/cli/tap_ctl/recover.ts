@@ -13,9 +13,9 @@ export function defineRecover(command: Command): Command {
     .option("-m, --minor <minor>", "only this device", parseMinor)
     .addHelpText(
       "after",
-      "\nTakes over the block devices of tapdisks that died, and prints their nodes. Whoever uses a\n" +
-        "device notices no more than a pause. One that cannot be taken over does not keep the others from\n" +
-        "it: the exit status is that of the first.",
+      "\nTakes over the block devices of tapdisks that died, and prints their nodes. The users of a device\n" +
+        "see only a pause. When a device cannot be taken over, the others still are; the exit status is\n" +
+        "that of the first failure.",
     )
     .action(async (choices: KeyChoices & ParentRootChoices & { minor?: number }) => {
       const { minor, ...keys } = choices;

@@ -28,11 +28,11 @@ interface RestoreChoices {
 }
 
 const NOTES = `
-${DEVICE_LIST_PATH} has a disk a line, 'NAME IMAGE [OPTION,OPTION…]', and tells of the options. A disk
-that is served already is left as it is, one whose tapdisk died is taken over, and one that cannot be
-served does not keep the others from it: the exit status is that of the first.
+${DEVICE_LIST_PATH} has one disk per line, 'NAME IMAGE [OPTION,OPTION…]', and explains the options. A
+disk that is already served is left as it is. A disk whose tapdisk died is taken over. When a disk
+cannot be served, the others still are; the exit status is that of the first failure.
 
-Prints each name and its block device, which is /dev/blktap/NAME, too, or else its NBD socket.`;
+Prints each name and its block device, which also has the name /dev/blktap/NAME, or its NBD socket.`;
 
 function readList(path: string): ReturnType<typeof parseDeviceList> {
   try {
@@ -85,9 +85,9 @@ async function stop(names: readonly string[], choices: RestoreChoices): Promise<
 /** `tap-ctl restore`. */
 export function defineRestore(command: Command): Command {
   return parentRootOption(timeLimitOption(command))
-    .argument("[name...]", "only these; else all that are not 'noauto'")
+    .argument("[name...]", "the disks; by default all without 'noauto'")
     .option("--file <path>", "the list", DEVICE_LIST_PATH)
-    .option("--stop", "stop serving what was restored, the last one first")
+    .option("--stop", "stop serving the disks that were restored, the last one first")
     .addHelpText("after", NOTES)
     .action((names: string[], choices: RestoreChoices & ParentRootChoices) => {
       allowParentRoots(choices);

@@ -5,7 +5,7 @@ import {
 } from "../../control/client/inventory.ts";
 import { printErrorLine } from "../print.ts";
 
-/** Says on standard error which tapdisks did not answer, and what follows from it. */
+/** Prints on standard error which tapdisks did not answer. */
 export function warnOfSilent(command: string, entries: readonly InventoryEntry[]): void {
   for (const pid of silentTapdisks(entries)) {
     printErrorLine(

@@ -12,11 +12,11 @@ interface SnapshotChoices extends DeviceAddress {
 }
 
 const NOTES = `
-The running image keeps the disk as it is at this moment, and is not written to any more. What is
-written from now on goes to a new VHD on top of it: to FILE or, with --rename, to one that takes the
-running image's name, while that becomes FILE. Raw images will do, too.
+The running image keeps the data of this moment and is not written to any more. A new VHD on top of it
+takes all writes from now on. The new VHD is FILE. With --rename, the running image becomes FILE, and
+the new VHD gets its old name. The running image may be a VHD or a raw image.
 
-Prints how long requests were held back. Whatever fails, the disk goes on with the image that it had.`;
+Prints how long requests were held back. When the snapshot fails, the disk keeps the image that it had.`;
 
 function makeSnapshot(
   { name, rename = false, timeout = 0, json, ...device }: SnapshotChoices,

@@ -8,6 +8,6 @@ import { plainJson } from "../../log/plain_text.ts";
 /** `tap-ctl stats`. */
 export function defineStats(command: Command): Command {
   return deviceOptions(command)
-    .addHelpText("after", "\nPrints JSON on one line; images come from leaf to root.")
+    .addHelpText("after", "\nPrints JSON on one line. Images are listed from leaf to root.")
     .action((device: DeviceAddress) => printText(`${plainJson(deviceStatistics(device))}\n`));
 }

@@ -1,7 +1,7 @@
 import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { printErrorLine } from "../print.ts";
 
-/** Does something for each, and goes on when it fails; the first error decides the exit status. */
+/** Runs steps, each whether or not others fail. The exit status is that of the first failure. */
 export class Tries {
   readonly #what: string;
   #count = 0;

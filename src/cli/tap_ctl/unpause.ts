@@ -11,15 +11,15 @@ interface UnpauseOptions extends DeviceAddress {
 /** `tap-ctl unpause`. */
 export function defineUnpause(command: Command): Command {
   return deviceOptions(command)
-    .option("-a, --args <type:/path>", "go on with this image, no smaller than the disk")
+    .option("-a, --args <type:/path>", "open this image, which must not be smaller than the disk")
     .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
     .addOption(hiddenOption("-c, --log <file>", "refused"))
     .addHelpText(
       "after",
-      "\nA larger image makes the disk larger. NBD clients that connect from now on see the new size,\n" +
-        "and so do users of an nbd device, or of a ublk device from Linux 6.16. Another block device is\n" +
-        "made again with the new size as soon as nobody has it open: at once, or within a few seconds\n" +
-        "after its last user closed or unmounted it.",
+      "\nA larger image makes the disk larger. The new size is visible to NBD clients that connect from\n" +
+        "now on, to users of an nbd device, and, with Linux 6.16 or later, to users of a ublk device. Other\n" +
+        "block devices are made again with the new size when they are not in use: at once, or within a few\n" +
+        "seconds after the last user closed or unmounted them.",
     )
     .action((options: UnpauseOptions) => {
       const image = options.args === undefined ? null : absoluteImage(options.args);

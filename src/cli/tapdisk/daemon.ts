@@ -13,26 +13,26 @@ import { ownedBy } from "../../scheduler/scheduler.ts";
 import { guardRuntime, tapdiskFaults } from "./faults.ts";
 import { queueContexts } from "./queues.ts";
 
-/** After how long the log tells of disks that cannot be closed yet. */
+/** After how long the log names the disks that are still being closed. */
 const SLOW_END_MS = 5_000;
 
-/** A tapdisk that takes orders. */
+/** A tapdisk in this process. */
 export interface Tapdisk {
   readonly socketPath: string;
-  /** Serves until the last device is detached or `end` was called and is through. */
+  /** Serves until the last device is detached, or until `end` has closed all disks. */
   run(): Promise<void>;
   /**
-   * Closes all disks in order, removes the sockets, and lets `run` return, unless block devices are
-   * in use, which go on.
+   * Closes all disks in order, removes the sockets, and lets `run` return. Disks whose block device is
+   * in use stay open; then the process keeps running.
    *
-   * @param refused Called when the process goes on, since disks stay.
+   * @param refused Called when the process keeps running, because disks stay open.
    */
   end(refused: () => void): void;
-  /** Writes how every device and each of its requests is, and what it has done, to the log. */
+  /** Logs the state of every device, its requests in flight, and its statistics. */
   logState(): void;
 }
 
-/** Puts the engine of this process together. Throws `SystemError`. */
+/** Puts the parts of the daemon together and opens the control socket. Throws `SystemError`. */
 export function startTapdisk(log: Logger): Tapdisk {
   prepareFolders();
   removeStaleSockets();
@@ -40,7 +40,7 @@ export function startTapdisk(log: Logger): Tapdisk {
   guardRuntime(faults);
   const scheduler = new EpollScheduler({ lastResort: faults });
   const stop = () => server.shutDown(() => scheduler.stop());
-  // The answer to the detach that emptied it goes out before the socket closes.
+  // The answer to the last detach is sent before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
   const devices = new Devices({
     scheduler,
@@ -74,10 +74,10 @@ export function startTapdisk(log: Logger): Tapdisk {
           );
         }
       });
-      devices.endAll((minor, job) => server.preempt(minor, job), (left) => {
+      devices.endAll((minor, job) => server.preempt(minor, job), (remaining) => {
         scheduler.cancelTimer(late);
-        if (left.length === 0) return stop();
-        for (const device of left) log.error(adviceOn(device));
+        if (remaining.length === 0) return stop();
+        for (const device of remaining) log.error(adviceOn(device));
         refused();
       });
     },

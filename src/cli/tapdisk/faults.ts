@@ -4,7 +4,7 @@ import { describeFault, type LastResort } from "../../scheduler/faults.ts";
 /** The exit status after a fault in what all disks share: EX_SOFTWARE of sysexits.h. */
 const EXIT_FAULT = 70;
 
-/** What a tapdisk does about faults that end neither a connection nor a disk. */
+/** What a tapdisk does about faults that belong to no connection and no disk. */
 export function tapdiskFaults(log: Logger): LastResort {
   return {
     unowned(error: unknown): void {
@@ -21,7 +21,7 @@ export function tapdiskFaults(log: Logger): LastResort {
   };
 }
 
-/** Keeps what nobody catches, in promises and in listeners of the runtime, from ending the process. */
+/** Catches errors in promises and listeners of the runtime, which would end the process. */
 export function guardRuntime({ unowned }: LastResort): void {
   addEventListener("unhandledrejection", (event) => {
     event.preventDefault();

@@ -9,7 +9,7 @@ import { printErrorLine } from "../print.ts";
 const IDENT = "tapdisk";
 const DEFAULT_LOG_FOLDER = "/var/log/blktap";
 
-/** Where the log file of this machine's tapdisks is. */
+/** The folder of the log file. */
 function logFolder(): string {
   const chosen = Deno.env.get("BLKTAP_LOG_DIR") ?? "";
   if (chosen !== "") return chosen.startsWith("/") ? chosen : `${workingFolder()}/${chosen}`;
@@ -17,7 +17,7 @@ function logFolder(): string {
   return folder === BLKTAP2_CONTROL_DIR ? DEFAULT_LOG_FOLDER : `${folder}/log`;
 }
 
-/** Entries on standard error, for someone who watches. */
+/** Entries on standard error, for a tapdisk in the foreground. */
 const standardError: LogSink = {
   write(level: LogLevel, message: string): void {
     printErrorLine(`${IDENT}: ${level}: ${message}`);
@@ -35,7 +35,7 @@ export function openLog({ onStandardError }: { onStandardError: boolean }): Logg
   try {
     log.addSink(new SyslogSink(IDENT));
   } catch {
-    // No syslog daemon on this machine: nothing that anyone has to be told.
+    // This machine has no syslog daemon, which is not an error.
   }
   const path = `${logFolder()}/${IDENT}.log`;
   try {

@@ -1,6 +1,7 @@
 /**
- * tapdisk: serves disks until its last device is detached or a signal ends it. Parses, puts the
- * engine together, and turns signals into orders; the work is done below.
+ * `src/cli/tapdisk`: tapdisk, which serves disks until its last device is detached or a signal ends
+ * it. The folder parses arguments, puts the parts of the daemon together, and handles signals. It must
+ * not serve requests or carry out control messages itself.
  *
  * @module
  */
@@ -24,7 +25,7 @@ import { printErrorLine, printLine, writeError } from "../print.ts";
 interface TapdiskOptions extends ParentRootChoices {
   /** False for `-D`. */
   readonly daemon: boolean;
-  /** True in the process that a daemon becomes. */
+  /** True in the process that runs in the background. */
   readonly daemonChild?: boolean;
   /** The image to serve, for `-n`. */
   readonly new?: string;
@@ -32,27 +33,28 @@ interface TapdiskOptions extends ParentRootChoices {
 }
 
 const NOTES = `
-Without -D it goes on in the background, in a session of its own. Either way it prints the path of
-its control socket once that takes connections; tap-ctl gives it devices and images, and it ends
-when its last device is detached.
+Without -D, tapdisk runs in the background, in a session of its own. With or without -D, it prints the
+path of its control socket when the socket takes connections. Use tap-ctl to attach devices and to open
+images. tapdisk ends when its last device is detached.
 
--n serves one image in the background and prints the block device's node, such as
-/dev/xen/blktap-2/tapdev0; where no kind of block device can be made, it prints the path of the NBD
-socket. 'tap-ctl list' shows it, 'tap-ctl destroy' ends it.
+-n serves one image in the background and prints the node of the block device, such as
+/dev/xen/blktap-2/tapdev0, or the path of the NBD socket when no block device can be made.
+'tap-ctl list' shows the disk, 'tap-ctl destroy' ends it.
 
 ${STDIN_ARGUMENTS_NOTE}:
 
   printf '%s\\0' "vhd:$name" | tapdisk -n ${STDIN_ARGUMENTS}
 
-Signals: SIGTERM and SIGINT close all disks in order and end it, at once when they come again while
-that goes on. Disks whose block device is in use stay, and so does tapdisk; the log says so, and the
-next signal tries again. SIGHUP opens the log anew; SIGUSR1 logs all disks, every request that has not ended, and the
-statistics.
+Signals: SIGTERM and SIGINT close all disks in order and end tapdisk. A second signal during that time
+ends tapdisk at once. While a block device is in use, its disk stays open and tapdisk keeps running; the
+log says so, and the next signal tries again. SIGHUP opens the log file again. SIGUSR1 logs all disks,
+the requests in flight, and the statistics.
 
-Environment: BLKTAP_CONTROL_DIR is the folder of the sockets (/run/blktap-control), BLKTAP_LOG_DIR
-that of the log (/var/log/blktap, or log in BLKTAP_CONTROL_DIR). BLKTAP_PARENT_ROOTS names folders,
-with colons between them, in which parents of images may be besides the folder tree of the image that is
-opened; so do the lines of /etc/blktap/parent-roots; 'any' lets them be anywhere.`;
+Environment: BLKTAP_CONTROL_DIR is the folder of the sockets, by default /run/blktap-control.
+BLKTAP_LOG_DIR is the folder of the log, by default /var/log/blktap, or log in BLKTAP_CONTROL_DIR.
+Parents of an image must be in the folder tree of the image, or in one of the folders of
+BLKTAP_PARENT_ROOTS (separated by colons) and /etc/blktap/parent-roots (one per line). The folder 'any'
+allows all folders.`;
 
 /** The command line of tapdisk. */
 export function tapdiskCommand(): Command {
@@ -64,7 +66,7 @@ export function tapdiskCommand(): Command {
         .conflicts("daemon"),
     )
     .addOption(
-      deviceChoice("auto", "with -n: the block device that the disk becomes").env("BLKTAP_DEVICE"),
+      deviceChoice("auto", "with -n: the kind of block device to make").env("BLKTAP_DEVICE"),
     )
     .addOption(new Option(DAEMON_ARGUMENT).hideHelp())
     .helpOption("-h, --help", "show this help")
@@ -84,7 +86,7 @@ function parse(args: string[]): TapdiskOptions {
   return options;
 }
 
-/** A low limit of descriptors is no reason not to start: it fails what needs more of them. */
+/** Raises the limit of descriptors. tapdisk starts without it, too, and then serves fewer clients. */
 function raiseLimits(log: Logger): void {
   try {
     raiseDescriptorLimit();
@@ -93,7 +95,7 @@ function raiseLimits(log: Logger): void {
   }
 }
 
-/** Serves in this process until it is told to end; returns the exit status. */
+/** Serves in this process until the daemon ends; returns the exit status. */
 async function serve({ inForeground }: { inForeground: boolean }): Promise<number> {
   // The log may be in it.
   requireOwnFolder();

@@ -9,8 +9,8 @@ import type { Scheduler } from "../../scheduler/scheduler.ts";
 import { createVbdContext, type VbdContext } from "../../vbd/vbd_context.ts";
 
 /**
- * What the disks on a queue share, by the queue, which is made when it is first asked for; that
- * throws `SystemError` where the kernel does not have it.
+ * The contexts of the disks on each queue. The first call for a queue makes the queue, and throws
+ * `SystemError` when the kernel does not have it.
  */
 export function queueContexts(scheduler: Scheduler, log: Log): (queue: QueueKind) => VbdContext {
   const make = (backend: DiskBackend): VbdContext =>

@@ -7,9 +7,9 @@ const SIGNAL_NUMBERS = { SIGINT: 2, SIGTERM: 15 } as const;
 export type EndSignal = keyof typeof SIGNAL_NUMBERS;
 
 /**
- * What SIGTERM and SIGINT do: the first closes all disks in order; another that comes while that
- * goes on ends the process at once. When disks stay, since they are in use, that is over, and the
- * next signal closes them in order again.
+ * What SIGTERM and SIGINT do. The first signal closes all disks in order. A second one during that time
+ * ends the process at once. When disks stay open because they are in use, the next signal counts as a
+ * first one.
  */
 export function endBySignals(
   tapdisk: Pick<Tapdisk, "end">,
@@ -28,7 +28,7 @@ export function endBySignals(
   };
 }
 
-/** Makes signals do what an administrator expects of a daemon. */
+/** Installs the signal handlers of the daemon. */
 export function handleSignals(tapdisk: Tapdisk, log: Logger): void {
   const end = endBySignals(tapdisk, log, (status) => Deno.exit(status));
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
@@ -39,8 +39,8 @@ export function handleSignals(tapdisk: Tapdisk, log: Logger): void {
     log.info("Opened the log anew, by SIGHUP");
   });
   Deno.addSignalListener("SIGUSR1", () => tapdisk.logState());
-  // XenServer's tools send it to every tapdisk; without a listener it would end this one.
+  // XenServer's tools send SIGUSR2 to every tapdisk. Without a listener it would end the process.
   Deno.addSignalListener("SIGUSR2", () => log.info("Nothing to do for SIGUSR2"));
-  // The write that went past a file size limit then ends with EFBIG, instead of the process.
+  // With a listener, a write beyond the file size limit fails with EFBIG and the process lives on.
   Deno.addSignalListener("SIGXFSZ", () => log.error("A write went past the limit of file sizes"));
 }

@@ -7,7 +7,7 @@ import { decodeResponse } from "../protocol/answers.ts";
 import { MESSAGE_BYTES, messageName, MessageType, messageType } from "../protocol/message.ts";
 import { controlSocketPath, requireOwnFolder } from "../paths.ts";
 
-/** A tapdisk's refusal, in its own words where it has any. */
+/** A tapdisk's refusal, with the tapdisk's own message if it sent one. */
 export class TapdiskError extends SystemError {
   override readonly name = "TapdiskError";
 
@@ -16,22 +16,22 @@ export class TapdiskError extends SystemError {
   }
 }
 
-/** Who hears of the messages that go by, for `--debug`. */
+/** Called with each message that is sent or received, for `--debug`. */
 export type Tracer = (direction: "sending" | "received", message: Uint8Array) => void;
 
 let tracer: Tracer | undefined;
 
-/** Sets who hears of every message of this process's connections. */
+/** Sets the tracer of all connections of this process. */
 export function traceMessages(by: Tracer): void {
   tracer = by;
 }
 
-/** What is thrown when a tapdisk did not answer in time. */
+/** The error for a tapdisk that did not answer in time. */
 export function noAnswer(pid: number): SystemError {
   return new SystemError(Errno.ETIMEDOUT, `Cannot get an answer from tapdisk ${pid}`);
 }
 
-/** A control connection to one tapdisk, blocking, with one time limit for all that it does. */
+/** A blocking control connection to one tapdisk, with one time limit for the whole exchange. */
 export class Connection {
   readonly #pid: number;
   readonly #fd: number;
@@ -98,7 +98,7 @@ export class Connection {
     return message;
   }
 
-  /** Hangs up. */
+  /** Closes the connection. */
   close(): void {
     closeFile(this.#fd);
   }

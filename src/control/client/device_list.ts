@@ -1,6 +1,6 @@
 /**
- * The list of disks that are served from boot on, `/etc/blktap/devices`: a disk a line, with a name,
- * an image and options, in the manner of fstab(5). Reads the text only; `restore.ts` does the rest.
+ * The list of disks to serve at boot, `/etc/blktap/devices`: one disk per line, with a name, an image
+ * and options, as in fstab(5). This file only parses the text.
  *
  * @module
  */
@@ -23,11 +23,11 @@ export interface ListedDevice extends OpenRequest {
   readonly name: string;
   /** File with the key of an encrypted image. */
   readonly keyFile?: string;
-  /** Whether it is served without being asked for by name. */
+  /** Whether it is served when no names are given. */
   readonly auto: boolean;
 }
 
-/** A line that makes no sense. */
+/** A line that is not valid. */
 export interface ListFault {
   readonly line: number;
   readonly reason: string;
@@ -37,7 +37,7 @@ type Options = {
   -readonly [Name in keyof Omit<ListedDevice, "line" | "name" | "image">]: ListedDevice[Name];
 };
 
-/** What an option does with the value behind it; returns what is wrong with that, or null. */
+/** Applies the value of an option; returns what is wrong with the value, or null. */
 type Apply = (options: Options, value: string) => string | null;
 
 /** An option without a value. */
@@ -88,12 +88,12 @@ const OPTIONS: Record<string, Apply> = {
 };
 const WITH_VALUE = new Set(["device", "queue", "timeout", "key-file"]);
 
-/** A name that is one of a file, and of nothing that drivers of blktap put beside it. */
+/** Whether a name can be a file in /dev/blktap. The kernel's driver uses `control` and `blktapN`. */
 function isName(name: string): boolean {
   return /^[A-Za-z0-9][A-Za-z0-9._+-]*$/.test(name) && !/^(control|blktap\d+)$/.test(name);
 }
 
-/** What a field means: `\040` and the like are characters by their octal numbers. */
+/** A field with its escapes replaced: `\040` is the character with this octal number. */
 function unescape(field: string): string {
   return field.replace(/\\([0-3][0-7]{2})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
 }
@@ -122,7 +122,7 @@ function parseLine(text: string, line: number): ListedDevice | string {
   return typeof parsed === "string" ? parsed : { line, name, image: unescape(image), ...parsed };
 }
 
-/** Reads a list. Lines that make no sense do not keep others from being read. */
+/** Parses a list. Lines that are not valid are reported; the others are used. */
 export function parseDeviceList(text: string): { devices: ListedDevice[]; faults: ListFault[] } {
   const devices: ListedDevice[] = [];
   const faults: ListFault[] = [];

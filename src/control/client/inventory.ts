@@ -1,6 +1,6 @@
 /**
- * What tapdisks, devices and minors there are. A tapdisk that does not answer is listed with what its
- * sockets and the locks of the minors tell of it.
+ * The list of tapdisks, devices and minors. For a tapdisk that does not answer, the list has what its
+ * sockets and the locks of the minors show.
  *
  * @module
  */
@@ -30,13 +30,13 @@ export interface InventoryEntry {
   readonly args: string | null;
   /** The socket on which the disk is served by NBD. */
   readonly nbd: string | null;
-  /** The block device that the disk is; of those with a tapdisk `withNodes` finds it out. */
+  /** The block device of the disk. For a device with a tapdisk, `withNodes` asks for it. */
   readonly device: string | null;
-  /** Set when the tapdisk does not answer: what it alone knows is null. */
+  /** Set when the tapdisk does not answer; what only the tapdisk knows is null. */
   readonly silent?: true;
 }
 
-/** Which part of everything is asked for. */
+/** Which part of the list is wanted. */
 export interface InventoryFilter {
   /** Only of this tapdisk. */
   readonly pid?: number;
@@ -69,7 +69,7 @@ function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): Inve
   };
 }
 
-/** The entries with the block devices that tapdisks tell of when they are asked. */
+/** The entries with their block devices, which the tapdisks are asked for. */
 export function withNodes(entries: readonly InventoryEntry[]): InventoryEntry[] {
   const asked = entries.filter(({ args }) => args !== null);
   const nodes = new Map<InventoryEntry, string | null>();
@@ -106,19 +106,19 @@ function listQuestion(pid: number): Question<ListEntry[]> {
   };
 }
 
-/** A minor without a tapdisk, and what one that died has left there. */
+/** A minor without a tapdisk, and the block device that a tapdisk which died left there. */
 function orphan(minor: number): InventoryEntry {
-  const left = readMinorRecord(minor);
-  return { ...NOTHING, minor, device: left?.node ?? null };
+  const record = readMinorRecord(minor);
+  return { ...NOTHING, minor, device: record?.node ?? null };
 }
 
-/** What the control folder tells without asking any tapdisk. */
+/** What the control folder shows without a question to any tapdisk. */
 class Folder {
   /** The tapdisks that have a control socket, in ascending order. */
   readonly pids: number[] = [];
   /** The minors that are allocated. */
   readonly minors: readonly number[];
-  /** Processes by the minors whose disks they serve by NBD. */
+  /** The NBD sockets: which process serves which minor. */
   readonly #serving: { readonly pid: number; readonly minor: number }[] = [];
   readonly #holders: Map<number, number> | null;
 
@@ -134,7 +134,7 @@ class Folder {
     this.#holders = minorHolders(this.minors);
   }
 
-  /** The minors that a tapdisk has, as far as can be told from outside. */
+  /** The minors that a tapdisk has, as far as sockets and locks show. */
   minorsOf(pid: number): number[] {
     const found = new Set<number>();
     for (const served of this.#serving) if (served.pid === pid) found.add(served.minor);
@@ -142,7 +142,7 @@ class Folder {
     return [...found].sort((a, b) => a - b);
   }
 
-  /** The tapdisks that can have a minor: those that must be asked. */
+  /** The tapdisks that may have a minor, and so must be asked. */
   candidates(minor: number): number[] {
     const holder = this.#holders?.get(minor);
     const unclear = this.#holders === null || holder === UNKNOWN_HOLDER;
@@ -155,7 +155,7 @@ class Folder {
   }
 }
 
-/** What is listed of one tapdisk: it alone when it has no device; nothing when it is not there. */
+/** The entries of one tapdisk: one when it has no device, none when it does not exist. */
 function entriesOf(
   pid: number,
   outcome: { answer: ListEntry[] } | { error: Error },
@@ -176,16 +176,16 @@ function entriesOf(
   });
 }
 
-/** Whether a tapdisk is there that does not answer, rather than none at all. */
+/** Whether the error is that of a tapdisk that exists and does not answer. */
 function isSilence(error: Error): boolean {
   return error instanceof SystemError && error.errno === Errno.ETIMEDOUT;
 }
 
 /**
- * Everything there is, or the part that is asked for: each tapdisk's devices in ascending order of
- * minors, tapdisks without any, and minors that no tapdisk has. Only tapdisks that can have what is
- * asked for are asked, all at once; after {@linkcode ANSWER_TIMEOUT_MS} those that have not answered
- * are `silent`. Throws `SystemError` when the folders cannot be read.
+ * The whole list, or the part that is wanted: the devices of each tapdisk in ascending order of
+ * minors, tapdisks without a device, and minors without a tapdisk. Only tapdisks that may have what is
+ * wanted are asked, all at once; those that do not answer within {@linkcode ANSWER_TIMEOUT_MS} are
+ * `silent`. Throws `SystemError` when the folders cannot be read.
  */
 export function inventory({ pid, minor }: InventoryFilter = {}): InventoryEntry[] {
   const folder = new Folder();
@@ -194,12 +194,12 @@ export function inventory({ pid, minor }: InventoryFilter = {}): InventoryEntry[
   const outcomes = askAll(asked.map(listQuestion), ANSWER_TIMEOUT_MS);
   const entries = asked.flatMap((each, index) => entriesOf(each, outcomes[index], folder));
   const taken = new Set(entries.map((entry) => entry.minor));
-  const left = pid === undefined ? folder.minors.filter((each) => !taken.has(each)) : [];
-  return [...entries, ...left.map(orphan)]
+  const unused = pid === undefined ? folder.minors.filter((each) => !taken.has(each)) : [];
+  return [...entries, ...unused.map(orphan)]
     .filter((entry) => minor === undefined || entry.minor === minor || mayHave(entry));
 }
 
-/** Whether an entry is a tapdisk that may have any minor: it is silent, and nothing else tells. */
+/** Whether an entry is a silent tapdisk of which no minor is known: it may have any. */
 function mayHave({ silent, minor }: InventoryEntry): boolean {
   return silent === true && minor === null;
 }

@@ -17,12 +17,12 @@ import { allocateMinor, freeMinor, holdMinor, listMinors } from "../minors/minor
 import { spawnTapdisk } from "./spawn.ts";
 import { removeStaleSockets } from "./stale_sockets.ts";
 
-/** Does what can be done to undo something; the error that made it necessary matters more. */
+/** Undoes a step. Its own error is ignored: the error that made it necessary is reported. */
 function attempt(undo: () => void): void {
   try {
     undo();
   } catch {
-    // What is left over shows in the list, and can be freed there.
+    // The remains are in `tap-ctl list`, and can be freed.
   }
 }
 
@@ -31,7 +31,7 @@ export interface CreatedDevice extends DeviceAddress {
   readonly node: string | null;
 }
 
-/** A new tapdisk with an image on a minor. Throws; then the tapdisk is gone. */
+/** Starts a tapdisk with an image on a minor. Throws; then the tapdisk has ended. */
 async function serveMinor(
   minor: number,
   request: OpenRequest,
@@ -43,7 +43,7 @@ async function serveMinor(
     openImage(device, request, extras);
     return { ...device, node: askNode(device) };
   } catch (error) {
-    // The tapdisk ends with its last device; one that never had any has to be told to.
+    // A tapdisk ends when its last device is detached. One that never had a device needs a signal.
     attempt(() => detachDevice(device));
     attempt(() => Deno.kill(device.pid, "SIGTERM"));
     throw error;
@@ -68,9 +68,9 @@ export async function createDevice(
 }
 
 /**
- * A new tapdisk that takes over the block device of one that died; its users notice no more than a
- * pause. Throws `SystemError`, `TapdiskError`: ENODEV when none is left there, EBUSY when its
- * tapdisk lives; the block device then stays as it is.
+ * Starts a tapdisk that takes over the block device of one that died. The users of the device see
+ * only a pause. Throws `SystemError`, `TapdiskError`: ENODEV when there is no such block device, EBUSY
+ * when its tapdisk is alive; the block device then stays as it is.
  */
 export async function recoverDevice(
   minor: number,
@@ -101,20 +101,20 @@ export function orphanedMinors(): number[] {
 }
 
 /**
- * Closes a device's image, takes the device from its tapdisk, which ends if that was its last one,
- * and frees the minor. Of a tapdisk that died it removes what is left; a block device that it left
- * is taken over for that, so that it ends in order. Throws `SystemError`, `TapdiskError`: ETIMEDOUT
- * when the tapdisk does not answer; nothing is asked of it then.
+ * Closes a device's image, detaches the device, and frees the minor. The tapdisk ends with its last
+ * device. When the tapdisk has died, its remains are removed; its block device is taken over first, so
+ * that it is closed in order. Throws `SystemError`, `TapdiskError`: ETIMEDOUT when the tapdisk does not
+ * answer; it is then not asked to close anything.
  */
 export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Promise<void> {
   try {
-    // A tapdisk that hangs would keep the caller waiting, and close the image when it wakes up.
+    // Without this question a tapdisk that hangs would close the image later, unexpectedly.
     askPid(device.pid);
     closeImage(device, limit);
   } catch (error) {
     if (!isDead(error)) throw error;
-    const heir = await heirOf(device.minor);
-    if (heir !== null) return await destroyDevice(heir, limit);
+    const successor = await takeOver(device.minor);
+    if (successor !== null) return await destroyDevice(successor, limit);
     if (clearUpAfterDead(device)) return;
     throw error;
   }
@@ -122,26 +122,26 @@ export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Pr
   freeMinor(device.minor);
 }
 
-/** Who has taken over what a dead tapdisk left of a minor's block device; null: it left nothing. */
-async function heirOf(minor: number): Promise<CreatedDevice | null> {
+/** A new tapdisk with the block device of a dead one; null when the dead one left none. */
+async function takeOver(minor: number): Promise<CreatedDevice | null> {
   if (!orphanedMinors().includes(minor)) return null;
   try {
     return await recoverDevice(minor);
   } catch (error) {
     if (!(error instanceof TapdiskError)) throw error;
-    // The node is there, but the device behind it ended; or it stays, but its image cannot be opened.
-    if (error.errno !== Errno.ENODEV && !await removeLeft(minor)) throw error;
+    // ENODEV: only the node exists. Else the device exists, and its image cannot be opened.
+    if (error.errno !== Errno.ENODEV && !await removeOrphan(minor)) throw error;
     writeMinorRecord(minor, null);
     return null;
   }
 }
 
 /**
- * Takes away a block device that nobody can take over; false for a kind that cannot be taken away
- * like that. Throws `SystemError`: EBUSY when it is in use.
+ * Removes a block device that cannot be taken over; false for a kind that cannot be removed without a
+ * tapdisk. Throws `SystemError`: EBUSY when it is in use.
  */
-async function removeLeft(minor: number): Promise<boolean> {
-  // Hardly any command comes to this: it is not to cost the others their time.
+async function removeOrphan(minor: number): Promise<boolean> {
+  // Imported here because few commands need it, and it takes time to load.
   const { DEVICE_MAKERS } = await import("../../frontend/device_makers.ts");
   const { EpollScheduler } = await import("../../scheduler/epoll_scheduler.ts");
   const record = readMinorRecord(minor);
@@ -149,7 +149,7 @@ async function removeLeft(minor: number): Promise<boolean> {
   if (record === null || maker?.remove === undefined) return false;
   const scheduler = new EpollScheduler();
   const failures: SystemError[] = [];
-  // A timer has it begin, and perhaps end at once, in the loop's time.
+  // The timer starts it in the loop, since it may end at once and stop the loop.
   scheduler.addTimer(0, () =>
     maker.remove?.(scheduler, record.node, (error) => {
       if (error !== null) failures.push(error);
@@ -161,7 +161,7 @@ async function removeLeft(minor: number): Promise<boolean> {
   return true;
 }
 
-/** Whether an error says that a tapdisk is not there any more. */
+/** Whether an error means that the tapdisk does not exist any more. */
 function isDead(error: unknown): boolean {
   return error instanceof SystemError &&
     (error.errno === Errno.ECONNREFUSED || error.errno === Errno.ENOENT);
@@ -172,7 +172,7 @@ function clearUpAfterDead({ minor }: DeviceAddress): boolean {
   try {
     freeMinor(minor);
   } catch {
-    // What the tapdisk did not answer says more.
+    // The caller reports its own error, which says more.
     return false;
   }
   removeStaleSockets();

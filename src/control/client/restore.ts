@@ -1,6 +1,6 @@
 /**
- * Serves the disks of a list, and stops serving them: what is done at boot and at shutdown. A file
- * for each name notes which minor it is, so that doing it again changes nothing.
+ * Serves the disks of a list, and stops serving them, as at boot and at shutdown. A file for each name
+ * has its minor, so that a second run changes nothing.
  *
  * @module
  */
@@ -20,12 +20,12 @@ import {
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { controlFolder, namesIn, prepareFolders } from "../paths.ts";
 
-/** What is noted of a name. */
+/** What the file of a name has. */
 interface NameRecord extends CreatedDevice {
   readonly image: string;
 }
 
-/** A disk that is served under a name, and whether that is news. */
+/** A disk that is served under a name, and how it came to be served. */
 export interface Restored extends CreatedDevice {
   readonly how: "created" | "recovered" | "served already";
 }
@@ -82,7 +82,7 @@ export async function withNamesLocked<Result>(work: () => Promise<Result>): Prom
   }
 }
 
-/** The disk that a record tells of, if it is served still: another may have its minor by now. */
+/** The disk of a record, if it is still served. Another disk may have its minor meanwhile. */
 function servedBy(record: NameRecord): CreatedDevice | null {
   const entries = inventory({ minor: record.minor });
   const found = entries.find(({ pid, args }) => pid === record.pid || args === record.image);
@@ -94,7 +94,7 @@ function servedBy(record: NameRecord): CreatedDevice | null {
   return found === undefined ? null : asCreated(found);
 }
 
-/** A disk that is served, with its block device; null for what is no disk. */
+/** A served disk with its block device; null for an entry that is not a disk. */
 function asCreated(entry: InventoryEntry): CreatedDevice | null {
   const { pid, minor, args } = entry;
   if (pid === null || minor === null || args === null) return null;
@@ -106,14 +106,14 @@ function isOrphan({ minor, image }: NameRecord): boolean {
   return orphanedMinors().includes(minor) && readMinorRecord(minor)?.image === image;
 }
 
-/** A disk with this image that somebody serves, and that has no name yet. */
+/** A served disk with this image that has no name yet. */
 function servedImage(image: string, present: readonly InventoryEntry[]): CreatedDevice | null {
   const named = new Set(restoredNames().map((name) => readRecord(name)?.minor ?? null));
   const found = present.find(({ args, minor }) => args === image && !named.has(minor));
   return found === undefined ? null : asCreated(found);
 }
 
-/** Removes what a tapdisk that died has left of a disk without a block device. */
+/** Frees the minor of a tapdisk that died and left no block device. */
 async function clearAway(record: NameRecord): Promise<void> {
   const left = inventory({ minor: record.minor }).some(({ pid }) => pid === null);
   if (left) await destroyDevice(record, {});
@@ -132,11 +132,11 @@ async function serve(
 }
 
 /**
- * Serves a disk of a list and gives it its name. One that is served is left as it is; one whose
- * tapdisk died is taken over. Throws `SystemError`, `TapdiskError`.
+ * Serves a disk of a list and gives it its name. A disk that is already served is left as it is; a
+ * disk whose tapdisk died is taken over. Throws `SystemError`, `TapdiskError`.
  *
- * @param present What was served before the first disk of the list: it is found out once for all.
- * @param readKey Gets the key of an encrypted image; called only when it is needed.
+ * @param present What was served before the first disk of the list.
+ * @param readKey Reads the key of an encrypted image; called only when the key is needed.
  */
 export async function restoreDevice(
   listed: ListedDevice,

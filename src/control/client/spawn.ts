@@ -7,12 +7,12 @@ import { numberAfter } from "../paths.ts";
 const START_TIMEOUT_MS = 30_000;
 
 /**
- * The argument that tells tapdisk it runs in a session of its own already: it names its control
- * socket on standard output and then lets go of the standard streams.
+ * The argument for a tapdisk that was started in a session of its own: it prints its control socket
+ * on standard output, and then closes the standard streams.
  */
 export const DAEMON_ARGUMENT = "--daemon-child";
 
-/** How to start tapdisk: this very binary, by its link of that name where there is one. */
+/** The command that starts tapdisk: this binary, by its link `tapdisk` if there is one. */
 function tapdiskCommand(): { program: string; args: string[] } {
   const program = Deno.execPath();
   if (!Deno.build.standalone) {
@@ -37,7 +37,7 @@ async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string> {
   }
 }
 
-/** The process that printed the path of its control socket; the folder in it need not be readable. */
+/** The process number in the path of a control socket; undefined for other text. */
 function pidOfSocket(line: string): number | undefined {
   return line.startsWith("/")
     ? numberAfter(line.slice(line.lastIndexOf("/") + 1), "ctl")
@@ -55,7 +55,7 @@ async function failure(child: Deno.ChildProcess): Promise<Error> {
 
 /**
  * Starts a tapdisk in a session of its own and waits until its control socket takes connections.
- * Throws `SystemError`, `TapdiskError`: whatever kept it from starting; ETIMEDOUT.
+ * Throws `SystemError`, `TapdiskError`: the reason why it did not start; ETIMEDOUT.
  *
  * @returns Its process number.
  */

@@ -9,7 +9,7 @@ export function ownerOfSocket(name: string): number | undefined {
   return numberAfter(name, "ctl") ?? numberAfter(name.replace(/\.\d+$/, ""), "nbd");
 }
 
-/** Whether nobody listens at a socket; one who listens need not take the connection. */
+/** Whether no process listens at a socket. A full backlog counts as listening. */
 function isDead(path: string): boolean {
   try {
     closeFile(unixConnectAtOnce(path));
@@ -20,8 +20,8 @@ function isDead(path: string): boolean {
 }
 
 /**
- * Removes the sockets of tapdisks that were killed: those of processes that are not there, and at
- * which nobody listens. The second keeps what belongs to a process of another container.
+ * Removes the sockets of tapdisks that were killed. The process must not exist, and no process must
+ * listen: a process of another container is not visible here, but its socket still listens.
  */
 export function removeStaleSockets(): void {
   const folder = controlFolder();
@@ -32,7 +32,7 @@ export function removeStaleSockets(): void {
     try {
       Deno.removeSync(path);
     } catch {
-      // Another new tapdisk was quicker.
+      // Another new tapdisk has removed it.
     }
   }
 }

@@ -1,6 +1,6 @@
 /**
- * One question to many tapdisks at once. All are asked before any answer is waited for, and there is
- * one time limit for all, so that a tapdisk that hangs costs the others nothing.
+ * One question to many tapdisks at once. The questions are sent to all before the first answer is
+ * awaited, with one time limit for all, so that a tapdisk that hangs does not delay the others.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import { controlSocketPath } from "../paths.ts";
 import { MESSAGE_BYTES } from "../protocol/message.ts";
 import { checkAnswer, noAnswer, traceMessage } from "./connection.ts";
 
-/** How soon a tapdisk is tried again whose queue of connections is full. */
+/** After how long to connect again to a tapdisk whose backlog of connections is full. */
 const CONNECT_AGAIN_MS = 20;
 
 /** A question to one tapdisk. */
@@ -28,14 +28,14 @@ export interface Question<Answer> {
   readonly take: (message: Uint8Array<ArrayBuffer>) => Answer | null;
 }
 
-/** What came of a question: `SystemError` with ETIMEDOUT when the tapdisk did not answer. */
+/** The answer to a question, or an error: ETIMEDOUT when the tapdisk did not answer. */
 export type Outcome<Answer> = { readonly answer: Answer } | { readonly error: Error };
 
-/** A question that was not answered yet. */
+/** A question without an answer yet. */
 class Pending<Answer> {
   readonly question: Question<Answer>;
   outcome: Outcome<Answer> | null = null;
-  /** -1 while the tapdisk takes no connection. */
+  /** -1 while there is no connection. */
   fd = -1;
   readonly #message = new Uint8Array(MESSAGE_BYTES);
   #received = 0;
@@ -44,13 +44,13 @@ class Pending<Answer> {
     this.question = question;
   }
 
-  /** Connects and sends the request, if the tapdisk takes connections. */
+  /** Connects and sends the request, unless the backlog of the tapdisk is full. */
   begin(): void {
     const { pid, request } = this.question;
     try {
       this.fd = unixConnectAtOnce(controlSocketPath(pid));
       traceMessage("sending", request);
-      // A fresh socket has room for far more than one request.
+      // The buffer of a new socket is much larger than one request.
       const sent = sendAt(this.fd, addressOf(request), request.length);
       if (sent < 0) throw new SystemError(-sent, `Cannot send to tapdisk ${pid}`);
     } catch (error) {
@@ -59,7 +59,7 @@ class Pending<Answer> {
     }
   }
 
-  /** Takes what has arrived. */
+  /** Receives what has arrived. */
   ready(): void {
     try {
       const answer = this.#receive();
@@ -97,8 +97,8 @@ function asError(error: unknown): Error {
 }
 
 /**
- * Asks all questions at once and returns what came of each, in their order, after `timeoutMs` at
- * the latest. Throws nothing that a single tapdisk causes.
+ * Asks all questions at once and returns their outcomes in the same order, after `timeoutMs` at the
+ * latest. An error of a single tapdisk is an outcome, and is not thrown.
  */
 export function askAll<Answer>(
   questions: readonly Question<Answer>[],

@@ -1,7 +1,6 @@
 /**
- * Names of block devices that stay the same whichever number a device gets: /dev/blktap/NAME, a
- * link. udev makes it, so that systemd knows of it; where no udev runs, the link that is made here
- * is all there is. The two make the same link.
+ * Stable names of block devices: /dev/blktap/NAME is a link to the node, whatever its number. udev
+ * makes the link, so that systemd knows it. This file makes the same link, for machines without udev.
  *
  * @module
  */
@@ -9,10 +8,10 @@ import { systemError } from "../../../ffi/errno.ts";
 import { controlFolder } from "../paths.ts";
 
 /** The folder of the links. */
-export const NAMES_FOLDER = "/dev/blktap";
+const NAMES_FOLDER = "/dev/blktap";
 
 /** The path of a named block device. */
-export function namedDevicePath(name: string): string {
+function namedDevicePath(name: string): string {
   return `${NAMES_FOLDER}/${name}`;
 }
 
@@ -21,7 +20,7 @@ function kernelName(node: string): string {
   return node.slice(node.lastIndexOf("/") + 1);
 }
 
-/** What udev's rule reads: variables for the device of that kernel's name. */
+/** The file that udev's rule reads: variables for the device with this kernel name. */
 function udevFile(node: string): string {
   return `${controlFolder()}/udev/${kernelName(node)}`;
 }
@@ -30,14 +29,14 @@ function linkTarget(node: string): string {
   return node.replace(/^\/dev\//, "../");
 }
 
-/** Has the kernel report a device to udev again. */
+/** Makes the kernel report a device to udev again. */
 function reportAgain(node: string): void {
   try {
     Deno.writeTextFileSync(`/sys/class/block/${kernelName(node)}/uevent`, "change", {
       create: false,
     });
   } catch {
-    // It is gone, and udev knows.
+    // The device does not exist any more; udev has removed its link.
   }
 }
 
@@ -49,9 +48,9 @@ export function nameDevice(name: string, node: string): void {
     Deno.mkdirSync(file.slice(0, file.lastIndexOf("/")), { recursive: true, mode: 0o700 });
     Deno.writeTextFileSync(file, `BLKTAP_NAME=${name}\n`);
     Deno.mkdirSync(NAMES_FOLDER, { recursive: true });
-    // Whatever the umask: the nodes that the names lead to have modes of their own.
+    // Independent of the umask. The nodes that the links lead to have modes of their own.
     Deno.chmodSync(NAMES_FOLDER, 0o755);
-    // At once, also over one that an earlier device left.
+    // The rename also replaces a link of an earlier device.
     Deno.symlinkSync(linkTarget(node), `${NAMES_FOLDER}/.${name}`);
     Deno.renameSync(`${NAMES_FOLDER}/.${name}`, link);
   } catch (error) {
@@ -60,18 +59,18 @@ export function nameDevice(name: string, node: string): void {
   reportAgain(node);
 }
 
-/** Takes a name from a block device, which may be gone. */
+/** Removes the name of a block device. The device need not exist any more. */
 export function unnameDevice(name: string, node: string): void {
   const link = namedDevicePath(name);
   try {
     Deno.removeSync(udevFile(node));
   } catch {
-    // It never had one.
+    // The device had no name.
   }
   reportAgain(node);
   try {
     if (Deno.readLinkSync(link) === linkTarget(node)) Deno.removeSync(link);
   } catch {
-    // udev was quicker.
+    // udev has removed it.
   }
 }

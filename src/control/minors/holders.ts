@@ -3,10 +3,10 @@ import { minorPath } from "../paths.ts";
 
 const LOCKS_FILE = "/proc/locks";
 
-/** A process that cannot be seen from here, such as one of another container. */
+/** A process that this one cannot see, such as one of another container. */
 export const UNKNOWN_HOLDER = 0;
 
-/** A file's device and inode as the table of locks has them: `fe:00:2171826`. */
+/** A file's device and inode in the format of /proc/locks: `fe:00:2171826`. */
 function lockKey(path: string): string | null {
   let fd: number;
   try {
@@ -26,7 +26,7 @@ function lockKey(path: string): string | null {
   }
 }
 
-/** The holders of flock(2) locks, by file; null where the kernel shows no table of locks. */
+/** The holders of flock(2) locks, by file; null when /proc/locks cannot be read. */
 function lockHolders(): Map<string, number> | null {
   let table: string;
   try {
@@ -42,11 +42,11 @@ function lockHolders(): Map<string, number> | null {
 }
 
 /**
- * Which process holds each of these minors, without asking any: a tapdisk that has a minor holds the
- * lock of its file. Nothing is locked on the way, so that nobody who wants a minor is disturbed.
+ * Which process holds each of these minors. It reads the table of locks: it asks no tapdisk, and it
+ * locks nothing, so that no other process fails to lock a minor meanwhile.
  *
- * @returns The processes by minor, {@linkcode UNKNOWN_HOLDER} for one that cannot be seen; null where
- * the kernel shows no table of locks.
+ * @returns The processes by minor, {@linkcode UNKNOWN_HOLDER} for one that this process cannot see;
+ * null when /proc/locks cannot be read.
  */
 export function minorHolders(minors: readonly number[]): Map<number, number> | null {
   const locks = lockHolders();

@@ -26,9 +26,9 @@ export function writeMinorRecord(minor: number, record: MinorRecord | null): voi
   }
 }
 
-/** What can be done about a block device that a tapdisk left when it died. */
+/** What the administrator can do about a block device of a tapdisk that died. */
 export function recoveryHint(minor: number, device: DeviceChoice): string {
-  // The driver has taken such a device away; a node may be left.
+  // The driver removes such a device when its tapdisk dies; the node may still exist.
   if (device === "blktap2") return `'tap-ctl destroy -p PID -m ${minor}' removes the rest`;
   return `'tap-ctl recover -m ${minor}' takes it over, 'tap-ctl destroy -p PID -m ${minor}' ends it`;
 }

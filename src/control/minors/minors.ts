@@ -1,6 +1,8 @@
 /**
- * Minors: the small numbers that name devices. Each is an empty file; who chooses or frees one
- * holds the folder's lock, and a tapdisk that has one holds the file's lock, which goes with it.
+ * `src/control/minors`: minors, the small numbers that name devices, and what is kept of them in
+ * files. Each minor has a file. A process that allocates or frees a minor holds the lock of the
+ * folder. A tapdisk that has a minor holds the lock of its file; the lock ends with the process. The
+ * folder must not talk to a tapdisk.
  *
  * @module
  */
@@ -40,7 +42,7 @@ export function listMinors(): number[] {
     .sort((a, b) => a - b);
 }
 
-/** Takes the lowest free minor. Throws `SystemError` (EUSERS when all are taken). */
+/** Allocates the lowest free minor. Throws `SystemError` (EUSERS when all are taken). */
 export function allocateMinor(): number {
   prepareFolders();
   return withFolderLocked(() => {
@@ -56,8 +58,8 @@ export function allocateMinor(): number {
 }
 
 /**
- * Gives a minor back. Throws `SystemError`: ENOENT when it is not allocated, EAGAIN when a tapdisk
- * has it, EBUSY when one that died left a block device there.
+ * Frees a minor. Throws `SystemError`: ENOENT when it is not allocated, EAGAIN when a tapdisk has it,
+ * EBUSY when a tapdisk that died left a block device there.
  */
 export function freeMinor(minor: number): void {
   withFolderLocked(() => {
@@ -68,9 +70,10 @@ export function freeMinor(minor: number): void {
         const hint = "a tapdisk has it; detach it first";
         throw new SystemError(Errno.EAGAIN, `Cannot free minor ${minor} (${hint})`);
       }
-      const left = readMinorRecord(minor);
-      if (left !== null) {
-        const hint = `its tapdisk died and left ${left.node}; ${recoveryHint(minor, left.device)}`;
+      const orphan = readMinorRecord(minor);
+      if (orphan !== null) {
+        const died = `its tapdisk died and left ${orphan.node}`;
+        const hint = `${died}; ${recoveryHint(minor, orphan.device)}`;
         throw new SystemError(Errno.EBUSY, `Cannot free minor ${minor} (${hint})`);
       }
       Deno.removeSync(path);
@@ -90,8 +93,8 @@ function isStillAt(path: string, fd: number): boolean {
 }
 
 /**
- * Takes hold of a minor for this process and returns the descriptor whose closing lets go of it.
- * Throws `SystemError`: ENOENT when it is not allocated, EBUSY when another tapdisk has it.
+ * Locks a minor for this process. Returns the descriptor that holds the lock; closing it releases the
+ * minor. Throws `SystemError`: ENOENT when it is not allocated, EBUSY when another tapdisk has it.
  */
 export function holdMinor(minor: number): number {
   const path = minorPath(minor);

@@ -179,7 +179,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   /** Tells the log of something about a client, unless it has been told of such a thing just now. */
   note(what: string): void {
-    this.#log.tell(what, `Minor ${this.vbd.minor}: ${what}`);
+    this.#log.write(what, `Minor ${this.vbd.minor}: ${what}`);
   }
 
   gone(connection: ServedConnection): void {
