@@ -107,8 +107,8 @@ export class NbdServer implements FdHandler, FaultOwner {
     if (connections.dropOldestGreeting()) return false;
     const fd = acceptConnection(this.#fd);
     if (fd < 0) return false;
-    closeFile(fd);
     connections.note(`hung up on an NBD client: the disk has ${MOST_CLIENTS} already`);
+    closeFile(fd);
     return true;
   }
 
