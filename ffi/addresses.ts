@@ -10,7 +10,8 @@ const libc = openLibc({
   // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
   //                 struct addrinfo **res)
   getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },
-  // the same, by another thread
+  // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
+  //                 struct addrinfo **res), on another thread
   getaddrinfoAside: {
     name: "getaddrinfo",
     parameters: ["buffer", "buffer", "buffer", "buffer"],
@@ -56,7 +57,7 @@ export async function resolveTcpAside(
   port: number,
 ): Promise<Uint8Array<ArrayBuffer>[]> {
   const result = new BigUint64Array(1);
-  // They must be there until the thread is through.
+  // The thread reads them until the call has ended.
   const given = [cString(host), cString(String(port)), tcpHints()] as const;
   const code = await libc.getaddrinfoAside(...given, result);
   return takeAddresses(code, result, { host, errno: 0 });
