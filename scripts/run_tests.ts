@@ -29,9 +29,6 @@ const MACHINES = /^tests\/vm\//;
 /** Files of tests/interop that `--quick` runs: the commands, a disk's life, NBD. */
 const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
-/** Files that `--quick` leaves out although they need nothing special: they take long. */
-const SLOW = /\/(?:retry|power_cut)_test\.ts$/;
-
 interface Plan {
   readonly tasks: string[];
   /** Lists of files that run side by side, each in its order. */
@@ -58,7 +55,7 @@ function plan(args: readonly string[]): Plan {
 }
 
 function isQuick(file: string): boolean {
-  if (MACHINES.test(file) || SLOW.test(file)) return false;
+  if (MACHINES.test(file)) return false;
   return !file.startsWith("tests/interop/") || QUICK_INTEROP.test(file);
 }
 

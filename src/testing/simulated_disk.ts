@@ -98,7 +98,7 @@ export class SimulatedDisk extends SimulatedStorage {
     return connection;
   }
 
-  /** Engines of bulk work on this disk. */
+  /** Makes what bulk work on this disk runs in. */
   bulkContext({ scheduler, latencyMs = 4 }: SimulatedContextOptions = {}): BulkContextMaker {
     return (operations) => {
       const loop = scheduler ?? new SimulatedScheduler();
