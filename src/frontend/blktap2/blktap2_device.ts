@@ -17,9 +17,6 @@ import {
   BLKTAP_DEVICE_FLAG_PSZ,
   BLKTAP_DEVICE_FLAG_RO,
   BLKTAP_DEVICE_FLAG_TRIM,
-  BLKTAP_RING_MESSAGE_CLOSE,
-  BLKTAP_RING_MESSAGE_PAUSE,
-  BLKTAP_RING_MESSAGE_RESUME,
   type BlktapDeviceInfo,
   type BlktapDriver,
   blktapMinorOf,
@@ -27,6 +24,11 @@ import {
   KernelBlktap,
   nameToReopen,
 } from "../../../ffi/blktap.ts";
+import {
+  BLKTAP_RING_MESSAGE_CLOSE,
+  BLKTAP_RING_MESSAGE_PAUSE,
+  BLKTAP_RING_MESSAGE_RESUME,
+} from "../../../ffi/blktap_ring.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { type Done, Errno, errnoName, SystemError, systemError } from "../../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";

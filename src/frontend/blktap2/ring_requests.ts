@@ -9,7 +9,7 @@ import {
   BLKTAP_RSP_ERROR,
   BLKTAP_RSP_OKAY,
   BLKTAP_SEGMENT_MAX,
-} from "../../../ffi/blktap.ts";
+} from "../../../ffi/blktap_ring.ts";
 import { assert } from "../../../ffi/assert.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { REQUEST_SECTORS } from "../../driver/driver.ts";

@@ -2,15 +2,13 @@ import {
   allocateTap,
   BLKTAP_IOCTL_FREE_TAP,
   BLKTAP_IOCTL_REMOVE_DEVICE,
-  BLKTAP_MAPPED_BYTES,
-  BLKTAP_PAGE_SECTORS,
   type BlktapDeviceInfo,
   type BlktapDriver,
   type BlktapInfo,
-  BlktapRing,
   type BlktapRingDevice,
   createBlktapDevice,
 } from "../../../ffi/blktap.ts";
+import { BLKTAP_MAPPED_BYTES, BLKTAP_PAGE_SECTORS, BlktapRing } from "../../../ffi/blktap_ring.ts";
 import { messageOf, SystemError } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { Log } from "../../log/log.ts";
