@@ -2,19 +2,19 @@ import { assert } from "../../../ffi/assert.ts";
 import type { Requests } from "../../vbd/requests.ts";
 import { FRONTEND_BYTES } from "../../vbd/slots.ts";
 
-/** The most clients that a device serves at once, those of its block device among them. */
+/** The most clients of a device at once, including connections of its block device. */
 export const MOST_CLIENTS = 512;
-/** Memory that each client has, to receive into and to compose answers in. */
+/** Memory of each client, bytes, for receiving and for composing replies. */
 export const CLIENT_BYTES = 160 * 1024;
-/** Memory of more clients than this goes back to the system when they leave. */
+/** Clients whose pages are kept when they leave. Pages of further clients are freed. */
 const CLIENTS_THAT_KEEP_PAGES = 32;
 
 assert(MOST_CLIENTS * CLIENT_BYTES <= FRONTEND_BYTES, "A device has memory for all its clients");
 
-/** By device. */
+/** The memory by device. */
 const memories = new WeakMap<Requests, ClientMemory>();
 
-/** The memory of a device's clients, which all its servers of NBD share. */
+/** The memory of a device's clients, which all NBD servers of the device share. */
 export function clientMemoryOf(requests: Requests): ClientMemory {
   let memory = memories.get(requests);
   if (memory === undefined) {
@@ -24,10 +24,10 @@ export function clientMemoryOf(requests: Requests): ClientMemory {
   return memory;
 }
 
-/** Divides what a device has of memory for frontends among its clients. */
+/** Divides a device's memory for frontends among its clients. */
 export class ClientMemory {
   readonly #requests: Requests;
-  /** Clients that have none; the last one is taken first. */
+  /** Numbers of free pieces; the last is taken first. */
   readonly #free = Array.from({ length: MOST_CLIENTS }, (_, i) => MOST_CLIENTS - 1 - i);
   readonly #isTaken = new Uint8Array(MOST_CLIENTS);
 
@@ -35,7 +35,7 @@ export class ClientMemory {
     this.#requests = requests;
   }
 
-  /** Takes memory: the offset of `CLIENT_BYTES` in `Requests.memory`; -1 when there is none. */
+  /** Takes CLIENT_BYTES; returns their offset in `Requests.memory`, or -1 when all are taken. */
   take(): number {
     const client = this.#free.pop();
     if (client === undefined) return -1;
@@ -43,7 +43,7 @@ export class ClientMemory {
     return this.#requests.frontendOffset + client * CLIENT_BYTES;
   }
 
-  /** Gives memory back. */
+  /** Releases memory that `take` returned. */
   give(offset: number): void {
     const { memory, frontendOffset } = this.#requests;
     const client = (offset - frontendOffset) / CLIENT_BYTES;

@@ -4,11 +4,11 @@ import { IOVEC_BYTES, UIO_MAXIOV } from "../../../ffi/sockets.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import { CLIENT_BYTES } from "./client_memory.ts";
 
-/** The longest header of an answer, with what is fixed of its content. */
+/** The longest header of a reply, with the fixed fields of its content. */
 const MOST_HEADER_BYTES = 32;
-/** Room for an answer of the handshake. */
+/** The longest message of the handshake. */
 export const HANDSHAKE_BYTES = 8000;
-/** What is received at once, when it does not go straight into slots. */
+/** Bytes of one receive that does not go to slots. */
 export const RECEIVE_BYTES = 128 * 1024;
 
 const RECEIVE_IOVECS = 2;
@@ -24,8 +24,8 @@ assert(HEADERS_AT + SLOTS * MOST_HEADER_BYTES <= RECEIVE_AT, "The headers of ans
 assert(RECEIVE_AT + RECEIVE_BYTES <= CLIENT_BYTES, "A client's memory holds its buffers");
 
 /**
- * The memory of one client at a time, and all that is made of it: made for the first client that
- * has it, kept for those that follow. Places are offsets in the memory of the device's slots.
+ * The memory of a client, with pointers into it. It is created for the first client that gets the
+ * memory, and reused by later ones. Places are offsets in the memory of the device, bytes.
  */
 export class ClientSeat {
   readonly memory: Arena;
@@ -40,9 +40,9 @@ export class ClientSeat {
   readonly sendIovecsAt: number;
   readonly sendMsghdr: Deno.PointerObject;
   readonly headersAt: number;
-  /** Heads of ended requests whose answers wait, in a circle. */
+  /** Heads of ended requests whose replies wait: a ring buffer. */
   readonly queue = new Int32Array(SLOTS);
-  /** Heads of the requests whose answers are in the message, and where in it each answer ends. */
+  /** Heads of the requests whose replies are in the message, and the offset at which each ends. */
   readonly inMessage = new Int32Array(SLOTS);
   readonly answerEnds = new Float64Array(SLOTS);
 

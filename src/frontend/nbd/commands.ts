@@ -15,8 +15,8 @@ import {
 } from "../../nbd/protocol.ts";
 
 /**
- * By command: the flags that it may have. FUA is valid for all, also for those that write nothing.
- * DF is one of structured replies only.
+ * The valid flags of each command. FUA is valid for all, even for those that do not write. DF needs
+ * structured replies.
  */
 const FLAGS_OF_COMMAND: readonly number[] = [
   NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF,
@@ -40,21 +40,22 @@ const KIND_OF_COMMAND: readonly (RequestKind | undefined)[] = [
   RequestKind.Status,
 ];
 
-/** How a device carries out a command that was not refused. */
+/** The request kind of a command that was not refused. */
 export function kindOf(command: number, flags: number): RequestKind {
   const solid = command === NBD_CMD_WRITE_ZEROES && (flags & NBD_CMD_FLAG_NO_HOLE) !== 0;
   return solid ? RequestKind.Fill : KIND_OF_COMMAND[command] as RequestKind;
 }
 
-/** Whether a command reads or writes data that the connection carries. */
+/** Whether a command transfers data over the connection. */
 export function carriesData(command: number): boolean {
   return command === NBD_CMD_READ || command === NBD_CMD_WRITE;
 }
 
 /**
- * The error number for a request that no device could carry out; 0 for others.
+ * Checks a request without knowing the device.
  *
  * @param structuredReplies Whether they were negotiated.
+ * @returns The errno with which the request fails; 0 when it is valid.
  */
 export function refusalOf(
   command: number,
@@ -69,9 +70,9 @@ export function refusalOf(
   if (isUnfragmented && !structuredReplies) return Errno.EINVAL;
   if (command === NBD_CMD_FLUSH) return offset !== 0 || length !== 0 ? Errno.EINVAL : 0;
   if (command === NBD_CMD_BLOCK_STATUS && length === 0) return Errno.EINVAL;
-  // The low 32 bits say it; a remainder of a large number would cost a division.
+  // The low 32 bits decide. A remainder of a number above 2^32 would cost a division.
   if ((((offset >>> 0) | length) & (MINIMUM_BLOCK_BYTES - 1)) !== 0) return Errno.EINVAL;
   if (!carriesData(command) || length <= MAXIMUM_BLOCK_BYTES) return 0;
-  // EOVERFLOW says to a client that asked for one piece that it may ask for smaller ones.
+  // EOVERFLOW tells a client that set DF to send smaller requests.
   return isUnfragmented ? Errno.EOVERFLOW : Errno.EINVAL;
 }

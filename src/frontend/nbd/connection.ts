@@ -21,58 +21,58 @@ import {
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
 } from "../../nbd/protocol.ts";
-import { releaseParts, takeParts } from "./nbd_slots.ts";
+import { partsOf, releaseParts, takeParts } from "./nbd_slots.ts";
 import { ReplyQueue } from "./reply_queue.ts";
 import { RequestReader } from "./request_reader.ts";
 
 const NONE = -1;
-/** Writes of at least this size are received straight into their slots, header by header. */
+/** Size from which writes are received into their slots directly; see `expectsLargeWrites`. */
 const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 const MOST_EXTENTS = 8192;
-/** Receives of one turn, so that one busy client does not keep others waiting. */
+/** The most receives of one turn, so that a busy client does not delay others. */
 const MOST_RECEIVES = 16;
 /**
- * Requests that are taken before they are carried out and answered, though more may have been
- * received: the client works on the first answers while the others are being made.
+ * The most requests that are started before replies are sent, even if more were received. So the
+ * client processes the first replies while the others are prepared.
  */
 const MOST_REQUESTS = 12;
 /**
- * What a client may have done in one turn, so that others have theirs soon: a request counts as 1
- * and its data as 1 for each 8 KiB. That is 256 small requests, or 2 MiB of data.
+ * The most work of a client in one turn. A request counts as 1, and its data as 1 for each 8 KiB.
+ * So it is 256 small requests or 2 MiB of data.
  */
 const MOST_WORK_OF_TURN = 256;
 const WORK_SHIFT = 13;
 const SECTOR_BYTES = 512;
 
-/** One client of an export. A fault of the code here ends the client, and nobody else. */
+/** One client of an export. A fault in this code ends the client only. */
 export class NbdConnection
   implements FdHandler, RequestOwner, SlotHolder, ServedConnection, FaultOwner {
-  /** Whether it is in its server's list for the end of the turn. */
+  /** Whether it is in the list of the server for the end of the turn. */
   deferred = false;
-  /** The client asked to disconnect: answers still leave. */
+  /** Whether the client sent NBD_CMD_DISC. Replies are still sent. */
   hasLeft = false;
-  /** The memory that it has; whoever made the connection gives it back. */
+  /** The memory of the client. Its server releases it. */
   readonly seat: ClientSeat;
   readonly #fd: number;
   readonly #host: ConnectionHost;
-  /** Whether it is the kernel, which keeps slots only as long as it must. */
+  /** Whether the client is the kernel, which does not keep slots longer than needed. */
   readonly #isTrusted: boolean;
   readonly #handshake: Handshake;
   readonly #claim: SlotClaim;
   readonly #replies: ReplyQueue;
   readonly #reader: RequestReader;
-  /** Head of the write whose data comes in, the part that is being filled, the bytes behind it. */
+  /** The write whose data is received: its head, the part that is filled, the bytes after that. */
   #writeHead = NONE;
   #part = NONE;
   #writeLeft = 0;
   readonly #longRead = new LongRead();
-  /** Waits for slots: nothing is received meanwhile. */
+  /** Whether the client waits for slots. Nothing is received meanwhile. */
   #stalled = false;
   #watched = EPOLLIN;
   #closed = false;
   #inFlight = 0;
-  /** Requests taken since answers were last sent. */
+  /** Requests taken since replies were last sent. */
   #taken = 0;
   /** Work of this turn, see `MOST_WORK_OF_TURN`. */
   #workOfTurn = 0;
@@ -91,7 +91,7 @@ export class NbdConnection
     this.#handshake.stage = stage;
   }
 
-  /** Begins to serve. Throws `SystemError` when the loop cannot watch its descriptor. */
+  /** Starts to serve. Throws `SystemError` when the loop cannot watch the descriptor. */
   start(): void {
     try {
       this.#host.scheduler.watch(this.#fd, EPOLLIN, this, this);
@@ -117,7 +117,7 @@ export class NbdConnection
     this.close();
   }
 
-  /** Sends a few bytes of the handshake; a client that does not take them is dropped. */
+  /** Sends a message of the handshake. A client whose socket is full is dropped. */
   #sendNow(bytes: Uint8Array): void {
     if (this.#closed) return;
     if (bytes.length > HANDSHAKE_BYTES) throw new RangeError("An answer is too long");
@@ -148,13 +148,13 @@ export class NbdConnection
     }
   }
 
-  /** Whether more requests can be taken just now. */
+  /** Whether more requests can be taken now. */
   get #isTaking(): boolean {
     return !this.#closed && !this.#stalled && !this.hasLeft && this.#taken < MOST_REQUESTS &&
       this.#workOfTurn < MOST_WORK_OF_TURN;
   }
 
-  /** Works through what was received. */
+  /** Processes the received bytes. */
   #consume(): void {
     if (this.#handshake.stage !== "transmission") this.#negotiate();
     if (this.#handshake.stage === "transmission") {
@@ -165,7 +165,7 @@ export class NbdConnection
     this.#noteWaiting();
   }
 
-  /** One step through what was received; false when there is nothing to go on with. */
+  /** Does one step of processing; false when it has to wait. */
   #step(): boolean {
     const reader = this.#reader;
     if (this.#longRead.isActive) return this.#continueRead();
@@ -177,7 +177,7 @@ export class NbdConnection
     return true;
   }
 
-  /** Says whether slots wait for the client: to take answers in, or to send data. */
+  /** Tells the claim whether slots wait for the client to receive replies or to send data. */
   #noteWaiting(): void {
     if (this.#isTrusted || this.#closed) return;
     const wantsData = this.#writeHead !== NONE && !this.#stalled;
@@ -195,7 +195,7 @@ export class NbdConnection
     else if (stage === "transmission") this.#host.negotiated(this);
   }
 
-  /** A part has all its data and starts; the next one is taken, or the write is complete. */
+  /** Starts a part whose data is complete, and takes a slot for the next part. */
   #startPart(): void {
     const { vbd, slots } = this.#host;
     const part = this.#part;
@@ -214,7 +214,7 @@ export class NbdConnection
     this.#partDone(head);
   }
 
-  /** Takes a slot for the next part of a write; without one, the connection stalls. */
+  /** Takes a slot for the next part of a write. Without one the connection waits. */
   #nextPart(): void {
     const part = this.#takeSlots(Math.min(this.#writeLeft, SLOT_BYTES));
     if (part === NONE) return;
@@ -223,7 +223,7 @@ export class NbdConnection
     this.#expectPart(part);
   }
 
-  /** The data that comes next is that of a part. */
+  /** Receives the next data into a part. */
   #expectPart(part: number): void {
     const { vbd, slots } = this.#host;
     this.#part = part;
@@ -231,7 +231,7 @@ export class NbdConnection
     this.#reader.expect(at, slots.length[part], this.#writeLeft === 0);
   }
 
-  /** Takes the request whose header is next in the buffer; false when it has to wait. */
+  /** Takes the next request from the buffer; false when it has to wait. */
   #request(): boolean {
     const { view } = this.seat.memory;
     const reader = this.#reader;
@@ -248,7 +248,7 @@ export class NbdConnection
     const refusal = this.#refusal(command, flags, offset, length);
     const dataBytes = carriesData(command) && refusal === 0 ? length : 0;
     const isRead = command === NBD_CMD_READ;
-    // A write takes slots as its data comes. A long read does, too, piece by piece.
+    // A write takes slots as its data arrives, and a long read for each of its pieces.
     if (isRead && dataBytes > SLOT_BYTES) {
       const isLong = dataBytes > READ_PIECE_BYTES || !this.#canTake(dataBytes);
       if (isLong) return this.#startLongRead(at);
@@ -284,24 +284,25 @@ export class NbdConnection
     if (isFirstOver && this.#workOfTurn >= MOST_WORK_OF_TURN) this.#host.makeDueNextTurn(this);
   }
 
-  /** A new turn has begun since it did as much as one allows: it goes on. */
+  /** Continues in a new turn after the work of one turn was done. */
   nextTurn(): void {
     this.#workOfTurn = 0;
     this.#host.makeDue(this);
   }
 
-  /** The error number for a request that is refused before it starts; 0 for others. */
+  /** Checks a request; returns the errno with which it fails, or 0. */
   #refusal(command: number, flags: number, offset: number, length: number): number {
     const { structuredReplies, baseAllocation } = this.#handshake;
     if (command === NBD_CMD_BLOCK_STATUS && !baseAllocation) return Errno.EINVAL;
     const refusal = refusalOf(command, flags, structuredReplies, offset, length);
     if (refusal !== 0 || length <= SLOT_BYTES) return refusal;
-    // What is done in parts is not to fail in the middle: the device looks at each part alone.
+    // The device checks each part alone. Check the whole range here, so that no part fails after
+    // another was done.
     if (offset + length <= this.#host.vbd.sectors * SECTOR_BYTES) return 0;
     return command === NBD_CMD_WRITE ? Errno.ENOSPC : Errno.EINVAL;
   }
 
-  /** Its data comes next. One part that is yet to come holds the answer back. */
+  /** Starts a write, whose data comes next. `partsLeft` is one more until all parts have started. */
   #startWrite(head: number): void {
     const { slots } = this.#host;
     this.#reader.expectsLargeWrites = slots.totalLength[head] >= LARGE_WRITE_BYTES;
@@ -319,7 +320,7 @@ export class NbdConnection
     return true;
   }
 
-  /** Takes a long read a step further; false when it has to wait for what is under way. */
+  /** Starts the next piece of a long read; false when it waits for requests in flight or slots. */
   #continueRead(): boolean {
     if (this.#inFlight > 0) return false;
     const longRead = this.#longRead;
@@ -346,13 +347,13 @@ export class NbdConnection
     this.requestDone(head, errno);
   }
 
-  /** Whether there are slots for so much data. */
+  /** Whether there are slots for `dataBytes`. */
   #canTake(dataBytes: number): boolean {
     const parts = partsOf(dataBytes);
     return this.#claim.mayTake(parts) === parts;
   }
 
-  /** Takes as many slots as the data needs; -1, and nothing received, until there are so many. */
+  /** Takes the slots for `dataBytes`; without them it returns -1 and the connection waits. */
   #takeSlots(dataBytes: number): number {
     const parts = partsOf(dataBytes);
     if (this.#claim.mayTake(parts) === parts) {
@@ -380,7 +381,7 @@ export class NbdConnection
     this.#host.hangUp(this, why);
   }
 
-  /** Starts a request that is complete. */
+  /** Starts a request that needs no data of the client. */
   #begin(head: number): void {
     const { vbd, slots } = this.#host;
     const command = slots.command[head] & 0xff;
@@ -399,7 +400,7 @@ export class NbdConnection
       return vbd.requests.start(head, kind, sector, total / SECTOR_BYTES, fua, this);
     }
     for (let part = head; part !== NONE;) {
-      // The last part may end, and with it the request, while it is being started.
+      // The last part may end within `start`, and the request with it.
       const next = slots.next[part];
       const sectors = slots.length[part] / SECTOR_BYTES;
       vbd.requests.start(part, kind, sector, sectors, fua, this);
@@ -412,7 +413,7 @@ export class NbdConnection
     const { slots } = this.#host;
     const head = slots.head[slot];
     if (errno !== 0 && slots.error[head] === 0) slots.error[head] = errno;
-    // A write gives its parts back one by one; its head waits for all of them.
+    // A write releases its parts as they end. Its head is released with the reply.
     const isWrite = (slots.command[head] & 0xff) === NBD_CMD_WRITE;
     if (isWrite && slot !== head) releaseParts(slots, this.#claim, slot);
     this.#partDone(head);
@@ -429,12 +430,12 @@ export class NbdConnection
     } else {
       this.#replies.push(head);
       this.#host.makeDue(this);
-      // Part of the answer has left without an error: there is only hanging up.
+      // The first part of the reply was sent without an error. Only closing can report this one.
       if (slots.error[head] !== 0 && this.#longRead.fail(slots, head)) this.close();
     }
   }
 
-  /** Sends the answers that wait. */
+  /** Sends the queued replies. */
   runDeferred(): void {
     if (this.#closed) return;
     const result = this.#replies.send();
@@ -454,7 +455,7 @@ export class NbdConnection
     this.#host.scheduler.rewatch(this.#fd, wanted);
   }
 
-  /** The client is done: what it asked for before is still answered. */
+  /** The client sent NBD_CMD_DISC. Earlier requests still get replies. */
   #leave(): boolean {
     this.hasLeft = true;
     this.#reader.clear();
@@ -462,7 +463,7 @@ export class NbdConnection
     return false;
   }
 
-  /** Drops the client. Its requests under way end by themselves. */
+  /** Drops the client. Its requests in flight end by themselves. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -475,7 +476,7 @@ export class NbdConnection
     this.#retireWhenDone();
   }
 
-  /** The data of a write will not come any more; parts that have started end by themselves. */
+  /** Gives up a write whose data is incomplete. Parts that have started end by themselves. */
   #abandonWrite(): void {
     const { slots } = this.#host;
     const head = this.#writeHead;
@@ -492,9 +493,4 @@ export class NbdConnection
   #retireWhenDone(): void {
     if (this.#inFlight === 0) this.#host.retire(this);
   }
-}
-
-/** How many slots so much data takes. */
-function partsOf(dataBytes: number): number {
-  return Math.max(1, Math.ceil(dataBytes / SLOT_BYTES));
 }

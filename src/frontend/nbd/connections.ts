@@ -23,7 +23,7 @@ import {
 
 const SECTOR_BYTES = 512;
 
-/** A device, for a client that asks. */
+/** Describes the export of a device. */
 export function describeExport(vbd: Vbd): ExportDescription {
   const common = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
     NBD_FLAG_SEND_DF | NBD_FLAG_CAN_MULTI_CONN;
@@ -33,20 +33,20 @@ export function describeExport(vbd: Vbd): ExportDescription {
   return { sizeBytes: vbd.sectors * SECTOR_BYTES, flags: common | access };
 }
 
-/** Whom the connections to a device tell of their ends. */
+/** Receives the ends of connections. */
 export interface ConnectionsOwner {
-  /** A connection has closed; some of its requests may still be under way. */
+  /** A connection has closed. Some of its requests may still be in flight. */
   connectionGone(connection: ServedConnection): void;
-  /** The last of its requests has ended, and its memory is free again. */
+  /** The last request of a closed connection has ended, and its memory is free. */
   connectionRetired(connection: ServedConnection): void;
 }
 
-/** How long a client may take for its handshake. */
+/** Time limit of a handshake. */
 const HANDSHAKE_MS = 10_000;
-/** How often the log tells of clients that are hung up on, for each reason. */
+/** Time between two log lines of the same reason. */
 const TELL_EVERY_MS = 10_000;
 
-/** The connections to one device, wherever they come from. */
+/** The connections to one device. */
 export class NbdConnections implements ConnectionHost, TurnWork {
   readonly scheduler: Scheduler;
   readonly vbd: Vbd;
@@ -54,20 +54,20 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly #owner: ConnectionsOwner | null;
   readonly #log: SeldomLog;
   readonly #connections = new Set<ServedConnection>();
-  /** Those whose handshake is not over, and when each began; the oldest first. */
+  /** Connections in the handshake, and the time of its start; the oldest first. */
   readonly #greeting = new Map<ServedConnection, number>();
   #greetingTimer = 0;
-  /** Those with answers to send. */
+  /** Connections with replies to send. */
   readonly #due: Deferral;
-  /** Those that took as many requests as a turn allows. */
+  /** Connections that have done the work of one turn, and have more. */
   readonly #dueNextTurn: ServedConnection[] = [];
   #nextTurnTimer = 0;
-  /** What was made of clients' memory, by its offset. */
+  /** Seats by the offset of their memory. They are kept for the next client. */
   readonly #seats = new Map<number, ClientSeat>();
   #retired: ServedConnection[] = [];
   /**
-   * The client that left last. While there is no object of a class, the runtime forgets what it has
-   * learnt of the class, machine code with it: each client would start slow after a quiet moment.
+   * The connection that was retired last. It keeps an object of the class alive: without one the
+   * runtime discards the compiled code of the class, and the next client starts slowly.
    */
   readonly #lastRetired: ServedConnection[] = [];
   #closed = false;
@@ -89,21 +89,21 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     scheduler.addTurnWork(this, vbd);
   }
 
-  /** How many there are. */
+  /** The number of connections. */
   get size(): number {
     return this.#connections.size;
   }
 
   /**
-   * Serves a client, or closes its descriptor when that cannot be.
+   * Serves a client. When that fails, it closes the descriptor and logs why.
    *
    * @param memory What `ClientMemory.take` gave for it.
-   * @param negotiated Whether requests follow at once, without a handshake.
+   * @param negotiated Whether the client sends requests without a handshake, as the kernel does.
    */
   add(fd: number, memory: number, { negotiated }: { negotiated: boolean }): void {
     const stage = negotiated ? "transmission" : "flags";
     const connection = new NbdConnection(fd, this.#seatAt(memory), this, stage);
-    // It may hang up, and be taken out again, while it is greeted.
+    // The client may leave, and `gone` be called, within `start`.
     this.#connections.add(connection);
     if (!negotiated) this.#noteGreeting(connection);
     try {
@@ -143,7 +143,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     });
   }
 
-  /** Hangs up on whoever has been in the handshake for longest; false when nobody is. */
+  /** Closes the oldest connection in the handshake; false when there is none. */
   dropOldestGreeting(): boolean {
     const [oldest] = this.#greeting.keys();
     if (oldest === undefined) return false;
@@ -177,7 +177,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     connection.close();
   }
 
-  /** Tells the log of something about a client, unless it has been told of such a thing just now. */
+  /** Logs an event of a client, unless the same event was logged just now. */
   note(what: string): void {
     this.#log.write(what, `Minor ${this.vbd.minor}: ${what}`);
   }
@@ -193,7 +193,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   }
 
   retire(connection: ServedConnection): void {
-    // Its handler may be running: its memory goes at the end of the turn.
+    // A method of the connection may be running: its memory is freed at the end of the turn.
     if (this.#closed) this.#release(connection);
     else this.#retired.push(connection);
   }
@@ -203,7 +203,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     return this.#due.endOfTurn();
   }
 
-  /** Drops all clients; none comes after that. */
+  /** Drops all clients. None may be added afterwards. */
   close(): void {
     if (this.#closed) return;
     this.scheduler.removeTurnWork(this);

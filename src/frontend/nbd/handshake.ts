@@ -34,26 +34,26 @@ import {
 } from "../../nbd/protocol.ts";
 import { Fields } from "../../nbd/fields.ts";
 
-/** The export, as the handshake tells clients of it. */
+/** The properties of the export that the handshake sends. */
 export interface ExportDescription {
   readonly sizeBytes: number;
   /** NBD_FLAG_* of the transmission phase. */
   readonly flags: number;
 }
 
-/** How far a handshake has come. */
+/** The state of a handshake. */
 export type HandshakeStage = "flags" | "options" | "transmission" | "closed";
 
 const OPTION_HEADER_BYTES = 16;
-/** The longest option whose content is looked at; of longer ones only the length is. */
+/** The longest option that is decoded. Longer ones are refused, and their content is discarded. */
 const LONGEST_OPTION_BYTES = 8192;
-/** The longest name of an export or query, as the specification has it. */
+/** The longest string of the specification: an export name or a query. */
 const LONGEST_TEXT_BYTES = 4096;
-/** Options of a handshake; whoever sends more has no use for the export. */
+/** The most options of a handshake. */
 const MOST_OPTIONS = 256;
 const EXPORT_NAME_PADDING_BYTES = 124;
 
-/** What is left of an option's content; throws `RangeError` past its end. */
+/** Decodes the content of an option. Throws `RangeError` past its end. */
 class OptionReader {
   #at = 0;
 
@@ -73,7 +73,7 @@ class OptionReader {
     return this.view.getUint32(this.#at - 4, false);
   }
 
-  /** A text as it came: bytes that are to be UTF-8, and need not be. */
+  /** The bytes of a string. They may be invalid UTF-8. */
   text(): Uint8Array {
     const length = this.u32();
     if (length > this.view.byteLength - this.#at) throw new RangeError("A text passes the end");
@@ -90,8 +90,8 @@ function isText(bytes: Uint8Array, text: string): boolean {
 }
 
 /**
- * The server's half of the fixed newstyle negotiation. It takes bytes as they come and says what to
- * send; it neither reads nor writes a socket.
+ * The server side of the fixed newstyle negotiation. It consumes received bytes and returns
+ * messages by a callback. It does not use a socket.
  */
 export class Handshake {
   stage: HandshakeStage = "flags";
@@ -105,7 +105,7 @@ export class Handshake {
   #skip = 0;
 
   /**
-   * @param describe The export, as it is when it is asked for.
+   * @param describe Returns the export as it is now.
    * @param send Sends bytes to the client.
    */
   constructor(describe: () => ExportDescription, send: (bytes: Uint8Array) => void) {
@@ -113,7 +113,7 @@ export class Handshake {
     this.#send = send;
   }
 
-  /** Sends the greeting; with "transmission" there is no handshake, and nothing to send. */
+  /** Sends the greeting. With stage "transmission" there is no handshake. */
   start(stage: HandshakeStage = "flags"): void {
     this.stage = stage;
     if (stage !== "flags") return;
@@ -123,7 +123,7 @@ export class Handshake {
     );
   }
 
-  /** Takes what it can of received bytes; returns how many. What is left is offered again. */
+  /** Consumes received bytes; returns how many. The caller passes the rest again, with more. */
   consume(view: DataView): number {
     let taken = 0;
     while (this.stage === "flags" || this.stage === "options") {
@@ -216,13 +216,13 @@ export class Handshake {
     }
   }
 
-  /** The export, to a client that has negotiated what this one has. */
+  /** The export, with the flags that are valid after the negotiated options. */
   #described(): ExportDescription {
     const { sizeBytes, flags } = this.#describe();
     return { sizeBytes, flags: this.structuredReplies ? flags : flags & ~NBD_FLAG_SEND_DF };
   }
 
-  /** There is one export, and every name means it, as with the reference. */
+  /** Selects the export. There is one, and every name selects it, as in C blktap. */
   #exportName(): void {
     const { sizeBytes, flags } = this.#described();
     const padding = this.#noZeroes ? 0 : EXPORT_NAME_PADDING_BYTES;

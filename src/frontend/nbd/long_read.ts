@@ -4,16 +4,16 @@ import { NBD_CMD_READ } from "../../nbd/protocol.ts";
 
 const NONE = -1;
 
-/** Reads longer than this go piece by piece; others do too where there are not as many slots. */
+/** Longer reads are done in pieces. Shorter ones are too when there are not enough free slots. */
 export const READ_PIECE_BYTES = 8 * SLOT_BYTES;
 
 /**
- * A long read of a connection, one piece at a time. Its first piece's answer announces the whole;
- * the others follow as bare data. So it has the connection for itself from its start to its end:
- * other answers must not come in between.
+ * The long read of a connection, which is done one piece at a time. The reply to the first piece
+ * has the header for the whole read, and the other pieces are sent as data only. No other reply may
+ * be sent in between, so a long read has the connection to itself.
  */
 export class LongRead {
-  /** Whether there is one, which waits, or a piece of which is under way. */
+  /** Whether there is a long read, waiting or with a piece in flight. */
   isActive = false;
   #piece = NONE;
   #cookieHigh = 0;
@@ -22,7 +22,7 @@ export class LongRead {
   #total = 0;
   #left = 0;
 
-  /** Notes the read whose header is at `at`. */
+  /** Starts the read whose header is at offset `at`. */
   start(view: DataView, at: number): void {
     this.isActive = true;
     this.#cookieHigh = view.getUint32(at + 8, false);
@@ -32,28 +32,28 @@ export class LongRead {
     this.#left = this.#total;
   }
 
-  /** Whether all pieces have been read, or one failed. */
+  /** Whether all pieces have started, or one failed. */
   get isDone(): boolean {
     return this.#left === 0;
   }
 
-  /** Ends it. */
+  /** Ends the read. */
   end(): void {
     this.#piece = NONE;
     this.isActive = false;
   }
 
-  /** Slots that the next piece takes, at most. */
+  /** The most slots that the next piece takes. */
   get mostParts(): number {
     return Math.ceil(Math.min(this.#left, READ_PIECE_BYTES) / SLOT_BYTES);
   }
 
-  /** Bytes of the next piece if it has so many slots. */
+  /** Bytes of the next piece if it has `parts` slots. */
   bytesFor(parts: number): number {
     return Math.min(this.#left, parts * SLOT_BYTES);
   }
 
-  /** Makes the next piece the request of slot `head`. */
+  /** Sets up the next piece in slot `head`. */
   putPiece(slots: NbdSlots, head: number, bytes: number): void {
     slots.cookieHigh[head] = this.#cookieHigh;
     slots.cookieLow[head] = this.#cookieLow;
@@ -68,8 +68,10 @@ export class LongRead {
   }
 
   /**
-   * A request failed; if it is the piece under way, no more follow. Returns whether it was a later
-   * piece, so that the client cannot be told by an answer any more.
+   * Notes that the request in slot `head` failed. If it is the piece in flight, no more pieces
+   * start.
+   *
+   * @returns Whether it was a later piece, for which no reply can carry the error.
    */
   fail(slots: NbdSlots, head: number): boolean {
     if (head !== this.#piece) return false;

@@ -4,30 +4,35 @@ import { SLOT_BYTES, SLOTS } from "../../vbd/slots.ts";
 const NONE = -1;
 
 /**
- * What NBD has to remember of each slot of a device. A request longer than a slot's memory takes
- * several: its head, and the parts that follow.
+ * The state of NBD requests by slot. A request that is longer than the memory of a slot takes
+ * several slots, its parts. The first is its head.
  */
 export class NbdSlots {
-  /** The request's cookie, two halves as they came. */
+  /** The cookie of the request, in two halves. */
   readonly cookieHigh = new Uint32Array(SLOTS);
   readonly cookieLow = new Uint32Array(SLOTS);
   /** NBD_CMD_* of the request. */
   readonly command = new Uint16Array(SLOTS);
-  /** Where the request starts, bytes. */
+  /** Offset of the request, bytes. */
   readonly offset = new Float64Array(SLOTS);
   /** Bytes of this part. */
   readonly length = new Uint32Array(SLOTS);
   readonly head = new Int32Array(SLOTS);
   readonly next = new Int32Array(SLOTS).fill(NONE);
-  /** Of a head: parts that have not ended, bytes of all, the first error. */
+  /** Of a head: parts that have not ended, bytes of the request, the first errno. */
   readonly partsLeft = new Uint32Array(SLOTS);
   readonly totalLength = new Uint32Array(SLOTS);
-  /** Bytes that a read's answer announces; 0 for a piece whose answer continues another. */
+  /** Of a head: bytes that the reply to a read announces; 0 for a later piece of a long read. */
   readonly announced = new Uint32Array(SLOTS);
   readonly error = new Int32Array(SLOTS);
 }
 
-/** Takes so many slots, one behind the other, for `dataBytes`; the claim must allow it. */
+/** The number of slots for `dataBytes`. */
+export function partsOf(dataBytes: number): number {
+  return Math.max(1, Math.ceil(dataBytes / SLOT_BYTES));
+}
+
+/** Takes `parts` slots for `dataBytes` and links them; `mayTake` must have allowed it. */
 export function takeParts(
   slots: NbdSlots,
   claim: SlotClaim,
@@ -47,7 +52,7 @@ export function takeParts(
   return head;
 }
 
-/** Gives back a slot and those behind it. */
+/** Releases a slot and the parts after it. */
 export function releaseParts(slots: NbdSlots, claim: SlotClaim, head: number): void {
   for (let slot = head; slot !== NONE;) {
     const next = slots.next[slot];

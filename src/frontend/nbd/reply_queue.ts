@@ -27,7 +27,7 @@ const NONE = -1;
 const SECTOR_BYTES = 512;
 const EXTENT_BYTES = 8;
 
-/** Error numbers that NBD knows; all others are EIO to a client. */
+/** The errnos of the NBD protocol. All others become EIO. */
 const nbdErrors: ReadonlySet<number> = new Set([
   Errno.EPERM,
   Errno.EIO,
@@ -40,13 +40,13 @@ const nbdErrors: ReadonlySet<number> = new Set([
 ]);
 
 /**
- * The answers of a connection: gathered over a turn and sent by one call, headers and data from
- * where they are. Slots are released as soon as their answer has left.
+ * The replies of a connection. Those of a turn are sent by one call, with data from the memory of
+ * the slots. The slots of a request are released when its reply has been sent.
  */
 export class ReplyQueue {
-  /** Whether reads are answered in structured form. */
+  /** Whether structured replies were negotiated. */
   structured = false;
-  /** Whether the socket took less than there was: the client has to take answers in. */
+  /** Whether the socket is full, so that the client has to receive replies. */
   isBlocked = false;
   readonly #fd: number;
   readonly #requests: Requests;
@@ -56,16 +56,16 @@ export class ReplyQueue {
   readonly #memory: Arena;
   #queueHead = 0;
   #queueSize = 0;
-  /** Answers in the message, and those of them that have left. */
+  /** Replies in the message, and how many of them were sent. */
   #messageSize = 0;
   #answersSent = 0;
-  /** Bytes of the message, and those of them that have left. */
+  /** Bytes of the message, and how many of them were sent. */
   #messageBytes = 0;
   #bytesSent = 0;
   #iovecs = 0;
   #firstIovec = 0;
   #headerBytes = 0;
-  /** Where the memory of the last iovec ends, to see whether the next continues it. */
+  /** The end of the last iovec's memory; the next bytes may continue it. */
   #lastSector = NONE;
   #lastEnd = 0;
 
@@ -86,19 +86,21 @@ export class ReplyQueue {
     this.#memory = seat.memory;
   }
 
-  /** Whether nothing is left to send. */
+  /** Whether there is nothing to send. */
   get isEmpty(): boolean {
     return this.#messageSize === 0 && this.#queueSize === 0;
   }
 
-  /** Puts the answer to an ended request behind the others. */
+  /** Queues the reply to an ended request. */
   push(head: number): void {
     this.#seat.queue[(this.#queueHead + this.#queueSize++) % SLOTS] = head;
   }
 
   /**
-   * Sends what the socket takes. Returns 0 when all has left, -EAGAIN when the socket is full, or
-   * another negative errno when it is broken.
+   * Sends replies.
+   *
+   * @returns 0 when all were sent, -EAGAIN when the socket is full, another -errno when it is
+   * broken.
    */
   send(): number {
     this.isBlocked = false;
@@ -119,7 +121,7 @@ export class ReplyQueue {
     }
   }
 
-  /** Moves past the bytes that have left; true when that was all. */
+  /** Moves past the bytes that were sent; true when that was all. */
   #advance(sent: number): boolean {
     const { view } = this.#memory;
     const { sendIovecsAt } = this.#seat;
@@ -137,7 +139,7 @@ export class ReplyQueue {
     return true;
   }
 
-  /** Gives the slots back of the answers that have left whole. */
+  /** Releases the slots of replies that were sent as a whole. */
   #releaseSent(sent: number): void {
     const { answerEnds, inMessage } = this.#seat;
     this.#bytesSent += sent;
@@ -150,7 +152,7 @@ export class ReplyQueue {
     releaseParts(this.#slots, this.#claim, head);
   }
 
-  /** Composes a message of the answers that wait; false when there are none. */
+  /** Composes a message of the queued replies; false when there are none. */
   #compose(): boolean {
     if (this.#queueSize === 0) return false;
     const { queue, inMessage, answerEnds } = this.#seat;
@@ -161,7 +163,7 @@ export class ReplyQueue {
     this.#bytesSent = 0;
     this.#answersSent = 0;
     this.#lastSector = NONE;
-    // A request's answer takes an iovec for each of its parts, and at most one for its header.
+    // A reply takes an iovec for each part of its request, and at most one for its header.
     while (this.#queueSize > 0 && this.#iovecs + SLOTS + 1 < UIO_MAXIOV) {
       const head = queue[this.#queueHead];
       this.#queueHead = (this.#queueHead + 1) % SLOTS;
@@ -178,7 +180,7 @@ export class ReplyQueue {
     const errno = slots.error[head];
     const command = slots.command[head];
     const ranged = command === NBD_CMD_READ || command === NBD_CMD_BLOCK_STATUS;
-    // A further piece of a long read is data only: its header has left with the first.
+    // A later piece of a long read is data only. The header was sent with the first piece.
     const isContinued = command === NBD_CMD_READ && slots.announced[head] < slots.totalLength[head];
     if (isContinued) {
       if (errno !== 0) return;
@@ -203,7 +205,7 @@ export class ReplyQueue {
     this.#addHeader(SIMPLE_REPLY_BYTES);
   }
 
-  /** A chunk's header and what is fixed of its content; it is the only chunk of the answer. */
+  /** Adds the header of a reply's only chunk, with the fixed fields of its content. */
   #chunk(head: number, type: number, contentBytes: number): void {
     const slots = this.#slots;
     const { view } = this.#memory;
@@ -251,7 +253,7 @@ export class ReplyQueue {
     this.#headerBytes += bytes;
   }
 
-  /** Adds bytes of I/O memory, from `offsetBytes` behind the start of a sector on. */
+  /** Adds bytes of I/O memory, which begin `offsetBytes` after the start of a sector. */
   #addMemory(memorySector: number, offsetBytes: number, bytes: number): void {
     const { view } = this.#memory;
     const { sendIovecsAt } = this.#seat;
@@ -267,7 +269,7 @@ export class ReplyQueue {
     this.#lastEnd = offsetBytes + bytes;
   }
 
-  /** Drops all answers and releases their slots. */
+  /** Drops all replies and releases their slots. */
   close(): void {
     const { queue, inMessage } = this.#seat;
     while (this.#answersSent < this.#messageSize) this.#release(inMessage[this.#answersSent++]);

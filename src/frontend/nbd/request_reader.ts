@@ -4,25 +4,28 @@ import { REQUEST_BYTES } from "../../nbd/protocol.ts";
 import { type ClientSeat, RECEIVE_BYTES } from "./client_seat.ts";
 
 /**
- * What a client sends, as it comes: headers into a buffer, the data of writes straight into the
- * memory of slots, as far as one receive can tell them apart.
+ * Receives what a client sends: headers into a buffer, and the data of writes into the memory of
+ * slots. Data that arrives together with its header is copied from the buffer.
  */
 export class RequestReader {
-  /** Writes are large: behind their data only one header is received, so that data follows whole. */
+  /**
+   * Whether writes are large. Then only one header is received after the data of a write, so that
+   * the next data goes to its slot without a copy.
+   */
   expectsLargeWrites = false;
-  /** Whether the last receive brought as much as it asked for: more may be there. */
+  /** Whether the last receive filled its buffers, so that the socket may have more. */
   wasFull = false;
   readonly #fd: number;
   readonly #seat: ClientSeat;
-  /** What was received and not worked through. */
+  /** Offsets of received bytes that are not processed. */
   #start: number;
   #end: number;
-  /** Where the data of a write goes that is being received, and how much of it has not come. */
+  /** Where the missing data of a part goes, and its bytes. */
   #payloadAt = 0;
   #payloadLeft = 0;
-  /** Whether the write's data ends with it. */
+  /** Whether it is the last part of the write. */
   #payloadIsLast = true;
-  /** Bytes of a refused write that are to be thrown away. */
+  /** Bytes of a refused write that are still to be discarded. */
   #skip = 0;
 
   constructor(fd: number, seat: ClientSeat) {
@@ -31,43 +34,43 @@ export class RequestReader {
     this.#start = this.#end = seat.receiveAt;
   }
 
-  /** Where what was received begins. */
+  /** Offset of the received bytes. */
   get at(): number {
     return this.#start;
   }
 
-  /** How many bytes are there. */
+  /** The number of received bytes. */
   get bytes(): number {
     return this.#end - this.#start;
   }
 
-  /** Whether data of a write has not come. */
+  /** Whether data of a part is missing. */
   get isFilling(): boolean {
     return this.#payloadLeft > 0;
   }
 
-  /** Whether data is thrown away. */
+  /** Whether data is being discarded. */
   get isSkipping(): boolean {
     return this.#skip > 0;
   }
 
-  /** Moves past bytes that have been worked through. */
+  /** Moves past processed bytes. */
   take(bytes: number): void {
     assert(bytes <= this.#end - this.#start, "No more is worked through than was received");
     this.#start += bytes;
   }
 
-  /** Forgets what was received. */
+  /** Drops the received bytes. */
   clear(): void {
     this.#start = this.#end;
   }
 
-  /** The next bytes are of no use. */
+  /** Discards the next `bytes` bytes of the client. */
   skip(bytes: number): void {
     this.#skip = bytes;
   }
 
-  /** Throws away what is there of bytes of no use. */
+  /** Discards the received part of them. */
   skipReceived(): void {
     const skipped = Math.min(this.#skip, this.#end - this.#start);
     this.#skip -= skipped;
@@ -75,9 +78,10 @@ export class RequestReader {
   }
 
   /**
-   * The next bytes are data, and go to a slot's memory.
+   * The next bytes are data of a write.
    *
-   * @param isLast Whether the write's data ends with them.
+   * @param at Offset in the memory of the device at which they go.
+   * @param isLast Whether the data of the write ends with them.
    */
   expect(at: number, bytes: number, isLast: boolean): void {
     this.#payloadAt = at;
@@ -85,12 +89,12 @@ export class RequestReader {
     this.#payloadIsLast = isLast;
   }
 
-  /** The data will not be wanted any more. */
+  /** The missing data is not expected any more. */
   abandon(): void {
     this.#payloadLeft = 0;
   }
 
-  /** Moves data that is in the buffer to its place; true when all of it is there. */
+  /** Moves data from the buffer to its place; true when nothing is missing. */
   fill(): boolean {
     const bytes = Math.min(this.#payloadLeft, this.#end - this.#start);
     this.#seat.memory.bytes.copyWithin(this.#payloadAt, this.#start, this.#start + bytes);
@@ -100,7 +104,7 @@ export class RequestReader {
     return this.#payloadLeft === 0;
   }
 
-  /** Receives once; returns bytes, 0 at the end, or a negative errno. */
+  /** Receives once. Returns bytes, 0 at the end of the stream, or -errno. */
   receive(): number {
     return this.#payloadLeft > 0 ? this.#receivePayload() : this.#receiveHeaders();
   }
@@ -120,7 +124,7 @@ export class RequestReader {
     return got;
   }
 
-  /** Receives the rest of the data, and what follows when the write ends with it. */
+  /** Receives the missing data, and after the last part of a write also what follows. */
   #receivePayload(): number {
     const { memory, receiveAt, receiveIovecsAt, receiveMsghdrAt, receiveMsghdr } = this.#seat;
     const { view, address } = memory;

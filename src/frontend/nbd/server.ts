@@ -1,8 +1,11 @@
 /**
- * Frontends: how requests come in. They turn a protocol's requests into a device's slots and back;
- * they know nothing of images.
+ * `src/frontend/nbd` is the NBD server: a UNIX socket with one export and many clients. This file
+ * accepts clients, `connections.ts` keeps them, `connection.ts` serves one. `handshake.ts`
+ * negotiates, `request_reader.ts` receives, `reply_queue.ts` sends.
  *
- * This one is an NBD server on a UNIX socket, any number of clients to one export.
+ * It must not let a client harm others: a client is bounded in its handshake, its slots and its
+ * share of a turn, and a fault in its code ends that client only. It must not write to the log for
+ * every client: see `SeldomLog`.
  *
  * @module
  */
@@ -17,11 +20,11 @@ import type { Vbd } from "../../vbd/vbd.ts";
 import { clientMemoryOf, MOST_CLIENTS } from "./client_memory.ts";
 import { NbdConnections } from "./connections.ts";
 
-/** How long a client waits that could not be accepted, before it is tried again. */
+/** Time until the next try after a client could not be accepted. */
 const ACCEPT_AGAIN_MS = 50;
-/** Clients that are accepted in one turn. */
+/** The most clients that are accepted in one turn. */
 const MOST_ACCEPTED = 16;
-/** Clients that may wait to be accepted. */
+/** Length of the listener's queue. */
 const BACKLOG = 1024;
 
 /** Serves one device on one socket. */
@@ -35,7 +38,7 @@ export class NbdServer implements FdHandler, FaultOwner {
   #acceptTimer = 0;
 
   /**
-   * Listens on `socketPath`; what a dead process left there is replaced.
+   * Listens on `socketPath`, and replaces a socket that exists there.
    *
    * @param log Writes a line to the log.
    * @throws {SystemError}
@@ -60,23 +63,23 @@ export class NbdServer implements FdHandler, FaultOwner {
     }
   }
 
-  /** A client could not be served: those that want to connect wait for a moment. */
+  /** Accepting a client failed by a fault: stops accepting for a moment. */
   fault(error: unknown): void {
     this.#vbd.noteFault("a client that connected", error);
     this.#stopAccepting(Errno.EIO);
   }
 
-  /** How many clients are connected. */
+  /** The number of connected clients. */
   get clients(): number {
     return this.#connections.size;
   }
 
-  /** Clients want to connect. */
+  /** Accepts waiting clients. */
   ready(_events: number): void {
     for (let i = 0; i < MOST_ACCEPTED; i++) if (!this.#accept()) return;
   }
 
-  /** Takes the next client; false when there is none, or none can be taken just now. */
+  /** Accepts the next client; false when there is none, or it cannot be accepted now. */
   #accept(): boolean {
     const memories = clientMemoryOf(this.#vbd.requests);
     const memory = memories.take();
@@ -87,7 +90,7 @@ export class NbdServer implements FdHandler, FaultOwner {
       return true;
     }
     memories.give(memory);
-    // Without a free descriptor (EMFILE) the client stays in line, and the loop is not to spin.
+    // Without a free descriptor (EMFILE) the client stays in the queue, and the socket readable.
     if (fd !== -Errno.EAGAIN) this.#stopAccepting(-fd);
     return false;
   }
@@ -100,7 +103,7 @@ export class NbdServer implements FdHandler, FaultOwner {
     if (!waitForDescriptor(this.#fd, EPOLLIN, 0)) return false;
     const connections = this.#connections;
     if (connections.size < MOST_CLIENTS / 2) {
-      // Others have left, and their last requests are under way still.
+      // Memory is missing because requests of clients that left are still in flight.
       this.#stopAccepting(Errno.EUSERS);
       return false;
     }
@@ -112,7 +115,7 @@ export class NbdServer implements FdHandler, FaultOwner {
     return true;
   }
 
-  /** Leaves those who want to connect waiting for a moment. */
+  /** Stops accepting for a moment. */
   #stopAccepting(errno: number): void {
     this.#connections.note(`NBD clients wait to be accepted (${errnoName(errno)})`);
     this.#scheduler.rewatch(this.#fd, 0);
@@ -121,7 +124,7 @@ export class NbdServer implements FdHandler, FaultOwner {
     });
   }
 
-  /** Drops all clients and takes the socket away. */
+  /** Drops all clients and removes the socket. */
   close(): void {
     this.#scheduler.cancelTimer(this.#acceptTimer);
     this.#scheduler.unwatch(this.#fd);
