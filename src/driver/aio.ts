@@ -21,7 +21,6 @@ export const aioDriver: DriverType = {
   summary: "A raw file or block device",
   number: 0,
   suffix: ".raw",
-  takesKey: false,
   parentAs: "raw",
   named: () => NAMES_FILE,
 
@@ -116,10 +115,6 @@ export class AioImage implements ImageDriver, IoOwner {
 
   get fillSectors(): number {
     return this.#context.zeros.sectors;
-  }
-
-  putBelow(_below: ImageDriver): void {
-    throw new TypeError(`A raw image has no parent: ${this.spec.path}`);
   }
 
   operationsFor(sectors: number): number {

@@ -32,9 +32,6 @@ export const bcDriver: DriverType = {
   where: "[MIB:]IMAGE",
   summary: "A read cache in memory in front of another image",
   number: 7,
-  suffix: null,
-  takesKey: true,
-  parentAs: null,
   named: (rest: string) => ({ kind: "image", at: rest.length - parseCachePath(rest).below.length }),
 
   open(spec: ImageSpec, _context: ImageContext, sink: RequestSink): ImageDriver {

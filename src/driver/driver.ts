@@ -168,8 +168,8 @@ export interface ImageDriver {
   readonly zeroSectors: number;
   /** The most sectors of one `fill`. */
   readonly fillSectors: number;
-  /** Puts the open parent, which has its own below it, below this image. */
-  putBelow(below: ImageDriver): void;
+  /** Puts the open parent, which has its own below it, below this image, if this one has a parent. */
+  putBelow?(below: ImageDriver): void;
   /**
    * The most operations at the disk queue, or records of `pieces`, that a step of so many sectors
    * can need at once, here and below.
@@ -231,14 +231,14 @@ export interface DriverType {
   readonly where: string;
   /** What its images are, in one line without a full stop. */
   readonly summary: string;
-  /** The type's number in statistics: the reference's (tapdisk-disktype.h), or -1. */
-  readonly number: number;
-  /** How the names of its files end mostly, with the dot; null when that says nothing. */
-  readonly suffix: string | null;
-  /** Whether its images may be encrypted. For a filter, the image below decides. */
-  readonly takesKey: boolean;
-  /** As what a VHD can have an image of this type as its parent; null when it cannot. */
-  readonly parentAs: "vhd" | "raw" | null;
+  /** The type's number in statistics, where the reference has one (tapdisk-disktype.h). */
+  readonly number?: number;
+  /** How the names of its files mostly end, with the dot. */
+  readonly suffix?: string;
+  /** Whether its images may be encrypted. A filter does not say: the image below decides. */
+  readonly takesKey?: boolean;
+  /** As what a VHD can have an image of this type as its parent, if it can. */
+  readonly parentAs?: "vhd" | "raw";
   /** What the text behind the type and its colon names. */
   named(rest: string): Named;
   /**

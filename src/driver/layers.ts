@@ -42,7 +42,7 @@ export function firstLayer(name: string): ImageName {
 
 /** How a file without a type would be named, as far as its suffix tells. */
 function exampleFor(path: string): string | undefined {
-  const driver = allDrivers().find(({ suffix }) => suffix !== null && path.endsWith(suffix));
+  const driver = allDrivers().find(({ suffix }) => suffix !== undefined && path.endsWith(suffix));
   return driver === undefined || path.includes(":") ? undefined : `${driver.type}:${path}`;
 }
 

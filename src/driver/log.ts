@@ -26,9 +26,6 @@ export const logDriver: DriverType = {
   where: "IMAGE",
   summary: "A record of which sectors change, in front of another image",
   number: 9,
-  suffix: null,
-  takesKey: true,
-  parentAs: null,
   named: () => NAMES_IMAGE,
   open: (spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver =>
     new LogImage(spec, context.retained, sink),

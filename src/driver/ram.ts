@@ -29,9 +29,6 @@ export const ramDriver: DriverType = {
   where: "{MIB | FILE}",
   summary: "A disk in memory, empty or with the content of a file",
   number: 5,
-  suffix: null,
-  takesKey: false,
-  parentAs: null,
   named: (rest: string) => isSize(rest) ? NAMES_OTHER : NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
@@ -161,10 +158,6 @@ class RamImage implements ImageDriver {
     this.sectors = contents.sectors;
     this.#contents = contents;
     this.#sink = sink;
-  }
-
-  putBelow(_below: ImageDriver): void {
-    throw new TypeError(`A RAM disk has no parent: ram:${this.spec.path}`);
   }
 
   operationsFor(_sectors: number): number {

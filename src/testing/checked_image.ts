@@ -145,12 +145,13 @@ export class CheckedImage implements ImageDriver, DiskWatch {
   }
 
   putBelow(below: ImageDriver): void {
-    this.#require(this.#below === null && this.#image.parent !== null, "a parent it has not");
+    const hasParent = this.#image.parent !== null && this.#image.putBelow !== undefined;
+    this.#require(this.#below === null && hasParent, "a parent it has not");
     if (below instanceof CheckedImage) {
       this.#below = below;
       below.#above = this;
     }
-    this.#image.putBelow(below);
+    this.#image.putBelow?.(below);
   }
 
   operationsFor(sectors: number): number {

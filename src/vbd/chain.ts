@@ -28,7 +28,7 @@ export function openImages(
       images.push(image);
       spec = image.parent;
     }
-    for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow(images[i]);
+    for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow?.(images[i]);
     if (leaf.key !== undefined && images[0].encrypted !== true) throw keyNotWanted(leaf);
     return images;
   } catch (error) {
@@ -44,7 +44,7 @@ export function openImages(
  */
 export function checkedLayer(leaf: ImageSpec): NameLayer {
   const layer = lastLayer(`${leaf.type}:${leaf.path}`);
-  if (leaf.key !== undefined && !layer.driver.takesKey) throw keyNotWanted(leaf);
+  if (leaf.key !== undefined && layer.driver.takesKey !== true) throw keyNotWanted(leaf);
   return layer;
 }
 

@@ -110,7 +110,7 @@ function planFor(
   }
   if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
   const file = fileInName(vbd.name);
-  if (file === null || file.driver.parentAs === null) {
+  if (file === null || file.driver.parentAs === undefined) {
     return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor raw`);
   }
   const stack = file.above;

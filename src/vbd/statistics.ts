@@ -82,7 +82,11 @@ export class VbdCounts {
         name: image.spec.path,
         hits: [image.counts.readSectors, image.counts.writtenSectors],
         fail: index === 0 ? [this.failedReads, this.failedWrites] : [0, 0],
-        driver: { type: driverOfType(image.spec.type).number, name: image.spec.type, status: null },
+        driver: {
+          type: driverOfType(image.spec.type).number ?? -1,
+          name: image.spec.type,
+          status: null,
+        },
         ...cacheCounts(image),
         read_bytes: image.counts.readSectors * SECTOR_BYTES,
         written_bytes: image.counts.writtenSectors * SECTOR_BYTES,

@@ -57,10 +57,6 @@ export function libraryDriver(type: string): { driver: DriverType; control: Libr
       type,
       where: "FILE",
       summary: "A raw file, by a library of its own",
-      number: -1,
-      suffix: null,
-      takesKey: false,
-      parentAs: null,
       named: () => NAMES_FILE,
       open,
     },
@@ -115,10 +111,6 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
 
   get faults(): FaultOwner {
     return this.#context.faults;
-  }
-
-  putBelow(_below: ImageDriver): void {
-    throw new TypeError("It has no parent");
   }
 
   operationsFor(_sectors: number): number {

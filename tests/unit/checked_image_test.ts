@@ -148,7 +148,7 @@ function open(Kind: typeof PlainImage, { readOnly = false } = {}): Bench {
   const image = type.open(spec, context, device);
   if (image.parent !== null) {
     const below = checkedDriver({ ...aioDriver, open: (...given) => new PlainImage(...given) });
-    image.putBelow(below.open(image.parent, context, image.sinkBelow ?? device));
+    image.putBelow?.(below.open(image.parent, context, image.sinkBelow ?? device));
   }
   return { device, image, disk, settle: () => void scheduler.runUntil(() => false) };
 }

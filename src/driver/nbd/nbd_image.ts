@@ -140,10 +140,6 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     this.#context.scheduler.watch(fd, EPOLLIN, this);
   }
 
-  putBelow(_below: ImageDriver): void {
-    throw new TypeError(`An export has no parent: ${this.spec.path}`);
-  }
-
   operationsFor(sectors: number): number {
     return Math.max(
       1,
