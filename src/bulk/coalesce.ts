@@ -1,11 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import {
-  type FoundParent,
-  leadsBack,
-  locateParent,
-  resolveParent,
-  verifyParent,
-} from "../vhd/image/chain.ts";
+import { walkImages } from "../vhd/image/chain.ts";
+import { type FoundParent, openParent, resolveParent } from "../vhd/image/parent.ts";
 import { VhdChainError } from "../vhd/image/errors.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
@@ -19,7 +14,7 @@ import {
   requireSameEncryption,
   shownLayers,
 } from "./layers.ts";
-import { addLayer, Closer, mergeInto, mergeIntoNew, openAllBelow, openParentOf } from "./merge.ts";
+import { addLayer, Closer, mergeInto, mergeIntoNew, openAllBelow } from "./merge.ts";
 import { moveData, openMover, type Progress } from "./mover.ts";
 import { FlatTarget } from "./target.ts";
 
@@ -83,26 +78,18 @@ function walkDown(
 ): { images: VhdImage[]; target: FoundParent } {
   const { storage } = top;
   const wanted = ancestor === undefined ? null : canonicalPath(storage, ancestor);
-  const images = [top];
-  const seen = new Set([canonicalPath(storage, top.path)]);
-  for (let image = top;;) {
-    if (wanted !== null && image.parent === null) {
-      throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
+  const images: VhdImage[] = [];
+  for (const step of walkImages(top)) {
+    const { image } = step;
+    images.push(image === top ? top : closer.add(step.keep()));
+    if (wanted === null) requireParent(image);
+    const target = step.parent;
+    if (target === null) break;
+    if (wanted === null || canonicalPath(storage, target.path) === wanted) {
+      return { images, target };
     }
-    requireParent(image);
-    const target = locateParent(image);
-    const canonical = canonicalPath(storage, target.path);
-    if (seen.has(canonical)) {
-      throw leadsBack(top.path, canonical);
-    }
-    seen.add(canonical);
-    if (wanted === null || canonical === wanted) return { images, target };
-    if (image.parent?.raw) {
-      throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
-    }
-    image = openParentOf(image, closer);
-    images.push(image);
   }
+  throw new VhdChainError(top.path, Errno.ENOENT, `${ancestor} is no ancestor of it`);
 }
 
 type Coalescing = CoalesceOptions & { readonly closer: Closer };
@@ -128,10 +115,10 @@ async function coalesceDown(
     const hidden = hiddenStretch(layers, sizeSectors);
     return await moveData(context, { layers, target, hidden, onProgress, signal });
   }
+  const { storage } = top;
   const image = closer.add(
-    openVhd(targetPath, { storage: top.storage, readOnly: false, lockedBy: disk.identity }),
+    openParent(found, { storage, readOnly: false, lockedBy: disk.identity }),
   );
-  verifyParent(lowest, image);
   requireSameEncryption([...images, image], { raw: null });
   const sizeSectors = image.sizeBytes / VHD_SECTOR_SIZE;
   requireRoom(layers, { path: targetPath, sizeSectors });
@@ -188,9 +175,7 @@ function walkToOldest(
   }
   if (oldest !== undefined) {
     const { images, target } = walkDown(top, { ancestor: oldest, closer });
-    const { confinement } = top;
-    const last = closer.add(openVhd(target.path, { storage, confinement, same: target }));
-    return [...images, last];
+    return [...images, closer.add(openParent(target, { storage }))];
   }
   return openAllBelow(top, closer).images;
 }

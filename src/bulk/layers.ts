@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import { isAllocated } from "../vhd/image/block.ts";
-import type { FoundParent } from "../vhd/image/chain.ts";
+import type { FoundParent } from "../vhd/image/parent.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { FileIdentity } from "../files/storage.ts";

@@ -1,14 +1,8 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
 import type { KeyHash } from "../vhd/format/batmap.ts";
-import {
-  type FoundParent,
-  leadsBack,
-  locateParent,
-  MAX_CHAIN_DEPTH,
-  tooManyLayers,
-  verifyParent,
-} from "../vhd/image/chain.ts";
+import { walkImages } from "../vhd/image/chain.ts";
+import type { FoundParent } from "../vhd/image/parent.ts";
 import { type NewFile, writeNewImage, writeSparseImage } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
@@ -43,15 +37,6 @@ export function addLayer(context: BulkContext, image: VhdImage, closer: Closer):
   return layer;
 }
 
-/** Opens the parent of a child and sees that it is the one that the child was made from. */
-export function openParentOf(child: VhdImage, closer: Closer): VhdImage {
-  const { storage, confinement } = child;
-  const found = locateParent(child);
-  const parent = closer.add(openVhd(found.path, { storage, confinement, same: found }));
-  verifyParent(child, parent);
-  return parent;
-}
-
 /**
  * Opens all VHDs below an image.
  *
@@ -62,16 +47,10 @@ export function openAllBelow(
   top: VhdImage,
   closer: Closer,
 ): { images: VhdImage[]; raw: FoundParent | null } {
-  const images = [top];
-  const seen = new Set([canonicalPath(top.storage, top.path)]);
-  for (let image = top; image.parent !== null;) {
-    if (images.length >= MAX_CHAIN_DEPTH) throw tooManyLayers(top.path);
-    if (image.parent.raw) return { images, raw: locateParent(image) };
-    image = openParentOf(image, closer);
-    const path = canonicalPath(image.storage, image.path);
-    if (seen.has(path)) throw leadsBack(top.path, path);
-    seen.add(path);
-    images.push(image);
+  const images: VhdImage[] = [];
+  for (const step of walkImages(top)) {
+    images.push(step.image === top ? top : closer.add(step.keep()));
+    if (step.parent?.raw) return { images, raw: step.parent };
   }
   return { images, raw: null };
 }

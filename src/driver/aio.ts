@@ -25,7 +25,7 @@ export const aioDriver: DriverType = {
   named: () => NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
-    const file = context.files.open(spec.path, spec);
+    const file = context.files.open(spec.path, { ...spec, same: spec.asParent });
     try {
       const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);
       const tail = spec.readOnly ? readTail(spec, context, file) : null;

@@ -38,8 +38,7 @@ import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Deferral } from "./deferral.ts";
 import type { Named } from "./image_name.ts";
-import type { Confinement } from "../files/confinement.ts";
-import type { FileIdentity } from "../files/storage.ts";
+import type { FoundParent } from "../vhd/image/parent.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import type { RetainedState } from "./retained_state.ts";
 import type { PieceTable } from "./pieces.ts";
@@ -131,10 +130,8 @@ export interface ImageSpec {
   readonly direct: boolean;
   /** The key of those images of the chain that are encrypted. */
   readonly key?: DiskKey;
-  /** Of a parent: the file that its child led to, and no other (ESTALE). */
-  readonly same?: FileIdentity;
-  /** Of a parent: where its own parents may be. */
-  readonly confinement?: Confinement;
+  /** Of a parent: the file and image that its child led to, and no other (ESTALE, EINVAL). */
+  readonly asParent?: FoundParent;
 }
 
 /** What an image itself served, not counting the images below it. */

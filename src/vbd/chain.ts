@@ -2,7 +2,7 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { lastLayer, type NameLayer } from "../driver/layers.ts";
 import type { DeviceContext } from "./vbd_context.ts";
-import { leadsBack, MAX_CHAIN_DEPTH, tooManyLayers } from "../vhd/image/chain.ts";
+import { type LayerPlace, walkLayers } from "../vhd/image/chain_walk.ts";
 
 /**
  * Opens an image and the images below it; the first of the list is the image itself.
@@ -19,15 +19,23 @@ export function openImages(
 ): ImageDriver[] {
   checkedLayer(leaf);
   const images: ImageDriver[] = [];
-  const seen = new Set<string>();
+  const { storage } = context.files;
+  const open = (spec: ImageSpec): ImageDriver => {
+    sink = images.at(-1)?.sinkBelow ?? sink;
+    const image = context.driverOf(spec.type).open(spec, context, sink);
+    images.push(image);
+    return image;
+  };
   try {
-    for (let spec: ImageSpec | null = leaf; spec !== null;) {
-      refuseLoop(leaf, spec, { seen, context });
-      sink = images.at(-1)?.sinkBelow ?? sink;
-      const image: ImageDriver = context.driverOf(spec.type).open(spec, context, sink);
-      images.push(image);
-      spec = image.parent;
-    }
+    const walk = walkLayers<ImagePlace, ImageDriver>({
+      storage,
+      name: leaf.path,
+      topPath: layerPath(leaf, context),
+      top: open(leaf),
+      below: ({ parent }) => parent && { spec: parent, path: layerPath(parent, context) },
+      open: ({ spec }) => open(spec),
+    });
+    for (const step of walk) if (step.parent === null) break;
     for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow?.(images[i]);
     if (leaf.key !== undefined && images[0].encrypted !== true) throw keyNotWanted(leaf);
     return images;
@@ -67,18 +75,13 @@ export function closeImage(
   });
 }
 
-function refuseLoop(
-  leaf: ImageSpec,
-  spec: ImageSpec,
-  { seen, context }: { seen: Set<string>; context: DeviceContext },
-): void {
-  const { storage } = context.files;
-  // A filter is no layer of the chain, and what is no file leads nowhere.
-  const { kind, at } = context.driverOf(spec.type).named(spec.path);
-  const file = spec.path.slice(at);
-  if (kind !== "file" || !storage.exists(file)) return;
-  const path = storage.realPath(file);
-  if (seen.has(path)) throw leadsBack(leaf.path, path);
-  if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(leaf.path);
-  seen.add(path);
+/** What leads to an image below another. */
+interface ImagePlace extends LayerPlace {
+  readonly spec: ImageSpec;
+}
+
+/** The image's file; null for a filter, which is no layer of the chain, and for what is no file. */
+function layerPath({ type, path }: ImageSpec, { driverOf }: DeviceContext): string | null {
+  const { kind, at } = driverOf(type).named(path);
+  return kind === "file" ? path.slice(at) : null;
 }

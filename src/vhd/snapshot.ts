@@ -1,14 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { encodeBatmapHeader, type KeyHash } from "./format/batmap.ts";
-import {
-  MAX_CHAIN_DEPTH,
-  openChain,
-  openRawParent,
-  requireFitsBelow,
-  resolveParent,
-  tooManyLayers,
-} from "./image/chain.ts";
+import { openChain, openRawParent, requireFitsBelow, walkImages } from "./image/chain.ts";
 import {
   type NewFile,
   type ParentToWrite,
@@ -27,7 +20,6 @@ import {
   PLAT_CODE_W2KU,
   PLAT_CODE_W2RU,
 } from "./format/locator.ts";
-import type { Confinement } from "../files/confinement.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime } from "./format/time.ts";
@@ -100,24 +92,22 @@ function findTarget(storage: Storage, options: SnapshotOptions): Target {
   if (options.rawParent || options.keepEmptyParent) {
     return { path: given, raw: options.rawParent === true, sizeBytes: 0 };
   }
-  let path = given;
-  let sizeBytes = 0;
-  let confinement: Confinement | undefined;
-  for (let depth = 0; depth < MAX_CHAIN_DEPTH; depth++) {
-    const image = openVhd(path, { storage, confinement });
-    confinement = image.confinement;
-    try {
-      if (depth === 0) sizeBytes = image.sizeBytes;
-      if (image.parent === null || image.bat.some((entry) => entry !== DD_BLK_UNUSED)) {
-        return { path, raw: false, sizeBytes: path === given ? 0 : sizeBytes };
+  const top = openVhd(given, { storage });
+  try {
+    for (const step of walkImages(top, { storage })) {
+      const { image } = step;
+      const isTop = image === top;
+      const isEmpty = image.bat.every((entry) => entry === DD_BLK_UNUSED);
+      if (!isEmpty || step.parent === null) {
+        const path = isTop ? given : image.path;
+        return { path, raw: false, sizeBytes: isTop ? 0 : top.sizeBytes };
       }
-      path = resolveParent(image);
-      if (image.parent.raw) return { path, raw: true, sizeBytes };
-    } finally {
-      image.close();
+      if (step.parent.raw) return { path: step.parent.path, raw: true, sizeBytes: top.sizeBytes };
     }
+    throw new RangeError(`The chain from ${given} has no end`);
+  } finally {
+    top.close();
   }
-  throw tooManyLayers(given);
 }
 
 function limitDepth(storage: Storage, path: string, limit: number): void {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { osStorage } from "../../src/files/storage.ts";
 import { PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";
-import { MAX_CHAIN_DEPTH } from "../../src/vhd/image/chain.ts";
+import { MAX_CHAIN_DEPTH } from "../../src/vhd/image/chain_walk.ts";
 import { putForeignImage } from "../support/foreign_vhd.ts";
 import { needsServed, withTapdisks } from "../support/served.ts";
 import { binaryPath, run } from "../support/tools.ts";

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { allowParentsIn } from "../../src/files/confinement.ts";
-import { openChain, resolveParent } from "../../src/vhd/image/chain.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { resolveParent } from "../../src/vhd/image/parent.ts";
 import { ancestorPaths, checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { VhdChainError } from "../../src/vhd/image/errors.ts";

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { ancestorPaths } from "../../src/vhd/check/check.ts";
-import { MAX_CHAIN_DEPTH, openChain } from "../../src/vhd/image/chain.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { MAX_CHAIN_DEPTH } from "../../src/vhd/image/chain_walk.ts";
 import { VhdChainError } from "../../src/vhd/image/errors.ts";
 import { changeParent } from "../../src/vhd/modify.ts";
 import { PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";

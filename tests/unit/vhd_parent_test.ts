@@ -7,7 +7,8 @@ import {
   PLAT_CODE_W2RU,
   PLAT_CODE_WI2K,
 } from "../../src/vhd/format/locator.ts";
-import { openChain, resolveParent } from "../../src/vhd/image/chain.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { resolveParent } from "../../src/vhd/image/parent.ts";
 import { VhdChainError } from "../../src/vhd/image/errors.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { readRange } from "../../src/vhd/image/read.ts";

@@ -8,7 +8,8 @@ import {
   PLAT_CODE_W2RU,
   PLAT_CODE_WI2K,
 } from "../../src/vhd/format/locator.ts";
-import { openChain, unresolvedParent } from "../../src/vhd/image/chain.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { unresolvedParent } from "../../src/vhd/image/parent.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { changeParent } from "../../src/vhd/modify.ts";

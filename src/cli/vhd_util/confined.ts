@@ -1,5 +1,5 @@
 import { Errno, messageOf } from "../../../ffi/errno.ts";
-import { resolveParent } from "../../vhd/image/chain.ts";
+import { resolveParent } from "../../vhd/image/parent.ts";
 import { VhdChainError } from "../../vhd/image/errors.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { type CommandCall, expectedErrno } from "./command.ts";

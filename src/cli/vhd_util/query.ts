@@ -1,6 +1,7 @@
 import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
-import { openChain, resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
+import { openChain } from "../../vhd/image/chain.ts";
+import { resolveParent, unresolvedParent } from "../../vhd/image/parent.ts";
 import { HD_FOOTER_SIZE } from "../../vhd/format/footer.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";

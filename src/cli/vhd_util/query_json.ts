@@ -1,6 +1,7 @@
 import { messageOf } from "../../../ffi/errno.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
-import { openChain, resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
+import { openChain } from "../../vhd/image/chain.ts";
+import { resolveParent, unresolvedParent } from "../../vhd/image/parent.ts";
 import type { VhdImage } from "../../vhd/image/image.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
 import { expectedErrno } from "./command.ts";

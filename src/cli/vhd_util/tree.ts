@@ -2,7 +2,7 @@ import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
 import type { Confinement } from "../../files/confinement.ts";
 import { allocatedBlocks } from "../../vhd/format/bat.ts";
-import { resolveParent, unresolvedParent } from "../../vhd/image/chain.ts";
+import { resolveParent, unresolvedParent } from "../../vhd/image/parent.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { plainText } from "../../log/plain_text.ts";
 import { canonicalPath, fileNameOf, folderOf, normalizePath } from "../../files/paths.ts";

@@ -1,4 +1,4 @@
-import { locateParent } from "../../vhd/image/chain.ts";
+import { locateParent, openParent } from "../../vhd/image/parent.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { AioImage } from "../aio.ts";
 import {
@@ -27,19 +27,17 @@ export const vhdDriver: DriverType = {
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
-    const file = context.files.open(spec.path, spec);
+    const file = context.files.open(spec.path, { ...spec, same: spec.asParent });
     let image: VhdImage | null = null;
     let cipher: SectorCipher | null = null;
     try {
       const { storage } = context.files;
       const { identity } = file;
-      image = openVhd(spec.path, {
-        storage,
-        readOnly: spec.readOnly,
-        same: identity,
-        lockedBy: identity,
-        confinement: spec.confinement,
-      });
+      const { readOnly, asParent } = spec;
+      const options = { storage, readOnly, lockedBy: identity };
+      image = asParent === undefined
+        ? openVhd(spec.path, { ...options, same: identity })
+        : openParent(asParent, options);
       const sectors = image.sizeBytes / SECTOR_BYTES;
       if (image.header === null) {
         image.close();
@@ -67,14 +65,13 @@ export const vhdDriver: DriverType = {
 /** Where the image's parent is: the one that the child was made from. */
 function parentSpec(image: VhdImage, child: ImageSpec): ImageSpec | null {
   if (image.parent === null) return null;
-  const { path, device, inode } = locateParent(image);
+  const parent = locateParent(image);
   return {
-    type: image.parent.raw ? "aio" : "vhd",
-    path,
+    type: parent.raw ? "aio" : "vhd",
+    path: parent.path,
     readOnly: true,
     direct: child.direct,
     key: child.key,
-    same: { device, inode },
-    confinement: image.confinement,
+    asParent: parent,
   };
 }

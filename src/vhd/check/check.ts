@@ -3,14 +3,13 @@ import { checkBat, checkBatmap, checkBitmaps, checkSlack } from "./check_blocks.
 import { checkFooters } from "./check_footer.ts";
 import { checkHeader, checkParentFields } from "./check_header.ts";
 import { checkLocators } from "./check_parents.ts";
-import { leadsBack, MAX_CHAIN_DEPTH, resolveParent, tooManyLayers } from "../image/chain.ts";
+import { walkImages } from "../image/chain.ts";
 import { VhdChainError, VhdFormatError } from "../image/errors.ts";
 import { type Finding, Findings } from "./findings.ts";
 import { HD_TYPE_FIXED } from "../format/footer.ts";
 import { HEADER_OFFSETS } from "../format/header.ts";
 import { openVhd, type VhdImage } from "../image/image.ts";
 import type { Confinement } from "../../files/confinement.ts";
-import { canonicalPath } from "../../files/paths.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
 
@@ -106,25 +105,18 @@ function checkTables(image: VhdImage, findings: Findings, options: CheckOptions)
  */
 export function ancestorPaths(path: string, { storage = osStorage }: CheckOptions = {}): string[] {
   const paths: string[] = [];
-  const seen = new Set([canonicalPath(storage, path)]);
-  let confinement: Confinement | undefined;
-  for (let current = path; paths.length < MAX_CHAIN_DEPTH;) {
-    const child = current;
-    const image = openVhd(child, { storage, ignoreDisabled: true, lenient: true, confinement });
-    try {
-      if (image.parent === null || image.parent.raw) return paths;
-      confinement = image.confinement;
-      current = resolveParent(image, { anyUuid: true });
-    } finally {
-      image.close();
+  const options = { storage, ignoreDisabled: true, lenient: true };
+  const top = openVhd(path, options);
+  try {
+    const walk = walkImages(top, { ...options, ignoreParentUuid: true, blamesLayer: true });
+    for (const { image, parent } of walk) {
+      if (image !== top) paths.push(image.path);
+      if (parent === null) break;
     }
-    if (seen.has(canonicalPath(storage, current))) {
-      throw leadsBack(child, current);
-    }
-    seen.add(canonicalPath(storage, current));
-    paths.push(current);
+    return paths;
+  } finally {
+    top.close();
   }
-  throw tooManyLayers(path);
 }
 
 /** A fault of a chain, as what is wrong with the image whose parent is the trouble. */

@@ -1,5 +1,5 @@
 import { errnoName, SystemError } from "../../../ffi/errno.ts";
-import { findNamedParent, findParent, type FoundParent } from "../image/chain.ts";
+import { findNamedParent, findParent, type FoundFile } from "../image/parent.ts";
 import { VhdFormatError } from "../image/errors.ts";
 import type { Findings } from "./findings.ts";
 import { HEADER_OFFSETS } from "../format/header.ts";
@@ -118,7 +118,7 @@ function checkTarget(
 /** What is wrong with a file as the parent of an image. */
 function targetFault(
   { parent, storage }: VhdImage,
-  { path: location, device, inode }: FoundParent,
+  { path: location, device, inode }: FoundFile,
   { ignoreParentUuid }: { ignoreParentUuid: boolean },
 ): string | null {
   if (parent?.raw !== false || ignoreParentUuid) return null;

@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { KeyHash } from "../format/batmap.ts";
 import { readBatmapHeader } from "../image/batmap_reader.ts";
-import { resolveParent } from "../image/chain.ts";
+import { resolveParent } from "../image/parent.ts";
 import { VhdChainError } from "../image/errors.ts";
 import {
   decodeFooter,

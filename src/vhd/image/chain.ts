@@ -1,30 +1,9 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { VhdChainError, VhdFormatError } from "./errors.ts";
-import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
-import { readFooter } from "./footer_reader.ts";
-import { readLocatorName } from "./locator_reader.ts";
-import { canonicalPath, fileNameOf, folderOf, normalizePath } from "../../files/paths.ts";
-import { admitParent, type Confinement, describeRefusal } from "../../files/confinement.ts";
+import { SystemError } from "../../../ffi/errno.ts";
 import type { FileIdentity, Storage, StorageFile } from "../../files/storage.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
-import { equalUuids, formatUuid } from "../format/uuid.ts";
-
-/** How many images a chain may have. */
-export const MAX_CHAIN_DEPTH = 256;
-
-/** That a chain has more layers than anything opens. */
-export function tooManyLayers(path: string, limit = MAX_CHAIN_DEPTH): VhdChainError {
-  return new VhdChainError(
-    path,
-    Errno.ELOOP,
-    `it has more than ${limit} layers, the most that a chain may have (ELOOP)`,
-  );
-}
-
-/** That a chain leads back to an image that is in it already. */
-export function leadsBack(path: string, to: string): VhdChainError {
-  return new VhdChainError(path, Errno.ELOOP, `it leads back to ${to} (ELOOP)`);
-}
+import { type LayerPlace, type LayerStep, walkLayers } from "./chain_walk.ts";
+import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
+import { type FoundParent, locateParent, openParent } from "./parent.ts";
 
 /** The raw image at the bottom of a chain. */
 export interface RawParent {
@@ -46,165 +25,83 @@ export interface VhdChain {
 
 /** How a chain is opened. Only the first image is ever opened for writing. */
 export interface ChainOptions extends OpenOptions {
-  /** {@linkcode MAX_CHAIN_DEPTH} by default, layers that a chain may have. */
+  /** Layers that the chain may have; 256 by default. */
   readonly maxDepth?: number;
   /** Do not compare the UUIDs that children carry with those of their parents. */
   readonly ignoreParentUuid?: boolean;
 }
 
-/** The parent's path as the child has it, without looking for the file; null when it has none. */
-export function unresolvedParent(image: VhdImage): string | null {
-  for (const locator of image.parent?.locators ?? []) {
-    const path = readLocatorName(image.file, locator);
-    if (path !== null) return path;
+/** How a chain is walked over. */
+export interface WalkOptions extends ChainOptions {
+  /** An error about a loop names the image that leads back, not the top. */
+  readonly blamesLayer?: boolean;
+}
+
+/** An image that a walk over a chain has come to. */
+export class ImageStep {
+  readonly #step: LayerStep<FoundParent, VhdImage>;
+  #kept = false;
+
+  /** Steps are made by {@linkcode walkImages}. */
+  constructor(step: LayerStep<FoundParent, VhdImage>) {
+    this.#step = step;
   }
-  return image.parent?.name || null;
-}
 
-/** A file that a child names as its parent, and which file that is. */
-export interface FoundParent extends FileIdentity {
-  readonly path: string;
-}
+  get image(): VhdImage {
+    return this.#step.layer;
+  }
 
-/** What a name of a parent leads to. */
-export interface ParentLookup {
-  /** The file, which may be the child's parent as to where it is; null when there is none. */
-  readonly found: FoundParent | null;
-  /** Why there is none, when there is a file, but where no parent may be. */
-  readonly refusal: VhdChainError | null;
+  /** The image's parent, found when it is first asked for; null when it has none. */
+  get parent(): FoundParent | null {
+    return this.#step.parent;
+  }
+
+  get isKept(): boolean {
+    return this.#kept;
+  }
+
+  /** Leaves the image open when the walk goes on: whoever walks closes it. */
+  keep(): VhdImage {
+    this.#kept = true;
+    return this.image;
+  }
 }
 
 /**
- * Finds a file by the name that a child has for it: an absolute path as it is, anything else from
- * the child's folder. An absolute path that leads nowhere, or where no parent may be, is tried from
- * there too, for chains that were made on Windows.
- */
-export function findParent(image: VhdImage, name: string): ParentLookup {
-  const { storage, confinement, path } = image;
-  const beside = `${folderOf(canonicalPath(storage, path))}/${name}`;
-  let refusal: VhdChainError | null = null;
-  for (const candidate of name.startsWith("/") ? [name, beside] : [beside]) {
-    if (!storage.exists(candidate)) continue;
-    const location = admitParent(storage, confinement, candidate);
-    if (location === null) {
-      const problem = describeRefusal(confinement, normalizePath(storage, candidate));
-      refusal ??= new VhdChainError(path, Errno.EPERM, problem);
-      continue;
-    }
-    const { device, inode } = location;
-    const known = candidate === beside ? canonicalPath(storage, beside) : candidate;
-    return { found: { path: known, device, inode }, refusal: null };
-  }
-  return { found: null, refusal };
-}
-
-/** The file beside the child that has the name in the child's header, if there is one. */
-export function findNamedParent(image: VhdImage): ParentLookup {
-  const name = fileNameOf(image.parent?.name ?? "");
-  return name === "" ? { found: null, refusal: null } : findParent(image, name);
-}
-
-/** Which file is taken for an image's parent. */
-export interface ResolveOptions {
-  /**
-   * When no file has the UUID in the child's header, take the first that a locator leads to. For
-   * those who describe a chain rather than read through it.
-   */
-  readonly anyUuid?: boolean;
-}
-
-/** The path of an image's parent; see {@linkcode locateParent}. */
-export function resolveParent(image: VhdImage, options: ResolveOptions = {}): string {
-  return locateParent(image, options).path;
-}
-
-/**
- * Finds an image's parent: the first file that has the UUID in the image's header. The
- * locators are followed in their order; then the file beside the image is tried that has the name
- * in the header, as some programs write no locators, or change a chain by the header alone. A raw
- * parent has no UUID: it is the first file that a locator leads to. Files that lie where no parent may
- * be are passed over.
+ * Walks over the VHDs of a chain from its top down. Each is opened when the walk comes to it, as the
+ * parent that the one above was made from (see {@linkcode openParent}), and closed when the walk goes
+ * on or ends, unless it is kept; the top stays open. The last image has no parent, or a raw one.
  *
- * @throws {VhdChainError} when there is none; EPERM when there would be one, but not where it may be.
- * @throws {VhdFormatError} | {SystemError} when the only file there is cannot be read.
+ * @throws {VhdChainError} ELOOP for a loop or too many layers; what {@linkcode locateParent} and
+ * {@linkcode openParent} throw.
  */
-export function locateParent(image: VhdImage, options: ResolveOptions = {}): FoundParent {
-  const { parent } = image;
-  const { stated, missing, refusal } = statedParents(image);
-  const [first] = stated;
-  if (parent === null || parent.raw) {
-    if (first !== undefined) return first;
-    throw refusal ?? noParent(image, missing);
-  }
-  const candidates = [...stated];
-  const { found: named, refusal: namedRefusal } = findNamedParent(image);
-  if (named !== null && !stated.some(({ path }) => path === named.path)) candidates.push(named);
-  if (options.anyUuid && candidates.length === 1 && first !== undefined) return first;
-  let failure: unknown = refusal ?? namedRefusal;
-  for (const found of candidates) {
+export function* walkImages(
+  top: VhdImage,
+  options: WalkOptions = {},
+): Generator<ImageStep> {
+  const { maxDepth, ignoreParentUuid, blamesLayer, ...asOpened } = options;
+  const { storage } = top;
+  const below = { storage, readOnly: true, lockedBy: undefined };
+  const steps = walkLayers<FoundParent, VhdImage>({
+    storage,
+    name: top.path,
+    topPath: top.path,
+    top,
+    below: (image) =>
+      image.parent === null ? null : locateParent(image, { anyUuid: ignoreParentUuid }),
+    open: (parent) => openParent(parent, { ...asOpened, ...below }),
+    limit: maxDepth,
+    blamesLayer,
+  });
+  for (const step of steps) {
+    const imageStep = new ImageStep(step);
     try {
-      requireUuid(image, { path: found.path, uuid: uuidOf(image.storage, found) });
-      return found;
-    } catch (error) {
-      failure ??= error;
+      yield imageStep;
+      if (imageStep.parent === null || imageStep.parent.raw) return;
+    } finally {
+      if (step.layer !== top && !imageStep.isKept) step.layer.close();
     }
   }
-  if (options.anyUuid && first !== undefined) return first;
-  throw failure ?? noParent(image, missing);
-}
-
-/** Where the locators lead: files, each once; names without one; the first that is refused. */
-function statedParents(
-  image: VhdImage,
-): { stated: FoundParent[]; missing: string[]; refusal: VhdChainError | null } {
-  const stated = new Map<string, FoundParent>();
-  const missing = new Set<string>();
-  let refusal: VhdChainError | null = null;
-  for (const locator of image.parent?.locators ?? []) {
-    const name = readLocatorName(image.file, locator);
-    if (name === null) continue;
-    const lookup = findParent(image, name);
-    refusal ??= lookup.refusal;
-    if (lookup.found !== null) stated.set(lookup.found.path, lookup.found);
-    else if (lookup.refusal === null) missing.add(name);
-  }
-  return { stated: [...stated.values()], missing: [...missing], refusal };
-}
-
-function noParent(image: VhdImage, missing: readonly string[]): VhdChainError {
-  const { parent, path } = image;
-  const names = missing.length > 0 || parent?.raw !== false ? missing : [parent.name];
-  if (names.join("") === "") {
-    return new VhdChainError(path, Errno.EINVAL, "it names no parent that can be read");
-  }
-  return new VhdChainError(
-    path,
-    Errno.ENOENT,
-    `its parent is missing (ENOENT); looked for ${names.join(", ")} beside it`,
-  );
-}
-
-/** Opens a file that may be a parent and reads its UUID: the one place where that is done. */
-function uuidOf(storage: Storage, { path, device, inode }: FoundParent): Uint8Array {
-  const file = storage.open(path, "read", { same: { device, inode } });
-  try {
-    return readFooter(file, {}).footer.uuid;
-  } finally {
-    file.close();
-  }
-}
-
-function requireUuid(
-  child: VhdImage,
-  { path, uuid }: { path: string; uuid: Uint8Array },
-): void {
-  const wanted = child.parent?.uuid ?? new Uint8Array(0);
-  if (equalUuids(wanted, uuid)) return;
-  throw new VhdChainError(
-    child.path,
-    Errno.EINVAL,
-    `${path} has UUID ${formatUuid(uuid)}, but the child was made from ${formatUuid(wanted)}`,
-  );
 }
 
 /**
@@ -218,8 +115,13 @@ export function openChain(path: string, options: ChainOptions = {}): VhdChain {
   const images: VhdImage[] = [];
   const close = (): void => images.forEach((image) => image.close());
   try {
-    images.push(openVhd(path, options));
-    const raw = openParents(images, options);
+    const top = openVhd(path, options);
+    images.push(top);
+    let raw: RawParent | null = null;
+    for (const step of walkImages(top, options)) {
+      if (step.image !== top) images.push(step.keep());
+      if (step.parent?.raw) raw = openRawParent(top.storage, step.parent.path, step.parent);
+    }
     const closeAll = (): void => {
       close();
       raw?.file.close();
@@ -231,28 +133,12 @@ export function openChain(path: string, options: ChainOptions = {}): VhdChain {
   }
 }
 
-function openParents(images: VhdImage[], options: ChainOptions): RawParent | null {
-  const { maxDepth = MAX_CHAIN_DEPTH, ignoreParentUuid = false } = options;
-  const seen = new Set([canonicalPath(images[0].storage, images[0].path)]);
-  for (let child = images[0]; child.parent !== null;) {
-    const found = locateParent(child, { anyUuid: ignoreParentUuid });
-    const canonical = canonicalPath(child.storage, found.path);
-    if (seen.has(canonical)) {
-      throw leadsBack(images[0].path, canonical);
-    }
-    seen.add(canonical);
-    if (images.length >= maxDepth) {
-      throw tooManyLayers(images[0].path, maxDepth);
-    }
-    if (child.parent.raw) return openRawParent(child.storage, found.path, found);
-    const { confinement } = child;
-    const below = { readOnly: true, same: found, lockedBy: undefined, confinement };
-    const parent = openVhd(found.path, { ...options, ...below });
-    images.push(parent);
-    if (!ignoreParentUuid) verifyParent(child, parent);
-    child = parent;
-  }
-  return null;
+/** What leads to a layer of a chain that may break off. */
+interface LoosePlace extends LayerPlace {
+  readonly path: string;
+  readonly raw: boolean;
+  /** The parent as its child has it; none for the first. */
+  readonly found?: FoundParent;
 }
 
 /**
@@ -271,37 +157,32 @@ export function requireFitsBelow(
     childPath: string;
   },
 ): void {
-  const isChild = storage.exists(childPath) ? canonicalPath(storage, childPath) : null;
-  const seen = new Set<string>();
-  let raw = rawParent;
-  let confinement: Confinement | undefined;
-  for (let path: string | null = parentPath; path !== null;) {
-    const canonical = canonicalPath(storage, path);
-    if (canonical === isChild || seen.has(canonical)) throw leadsBack(childPath, canonical);
-    seen.add(canonical);
-    if (seen.size >= MAX_CHAIN_DEPTH) throw tooManyLayers(childPath);
-    if (raw) return;
-    [path, raw, confinement] = parentBelow(storage, path, confinement);
-  }
+  // Of each layer only the place of the one below it is needed.
+  const walk = walkLayers<LoosePlace, LoosePlace | null>({
+    storage,
+    name: childPath,
+    topPath: childPath,
+    top: { path: parentPath, raw: rawParent },
+    below: (place) => place,
+    open: (place) => place.raw ? null : placeBelow(storage, place),
+  });
+  for (const step of walk) if (step.parent === null) return;
 }
 
-/** The path of an image's parent, whether it is raw, and where it may be; null for none to be found. */
-function parentBelow(
-  storage: Storage,
-  path: string,
-  confinement?: Confinement,
-): [string | null, boolean, Confinement?] {
+/** Where the parent of an image is; null when it has none, or none that can be found. */
+function placeBelow(storage: Storage, { path, found }: LoosePlace): LoosePlace | null {
   try {
-    const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true, confinement });
+    const options = { storage, ignoreDisabled: true, lenient: true };
+    const image = found === undefined ? openVhd(path, options) : openParent(found, options);
     try {
-      if (image.parent === null) return [null, false];
-      return [resolveParent(image, { anyUuid: true }), image.parent.raw, image.confinement];
+      if (image.parent === null) return null;
+      const parent = locateParent(image, { anyUuid: true });
+      return { path: parent.path, raw: parent.raw, found: parent };
     } finally {
       image.close();
     }
   } catch (error) {
-    if (error instanceof VhdChainError || error instanceof VhdFormatError) return [null, false];
-    if (error instanceof SystemError) return [null, false];
+    if (error instanceof SystemError) return null;
     throw error;
   }
 }
@@ -311,13 +192,4 @@ export function openRawParent(storage: Storage, path: string, same?: FileIdentit
   const file = storage.open(path, "read", { same });
   const sizeBytes = sectorsOf(file.sizeBytes()) * VHD_SECTOR_SIZE;
   return { path, file, sizeBytes };
-}
-
-/**
- * Sees that an open image is the parent that the child was made from.
- *
- * @throws {VhdChainError} when it is another image.
- */
-export function verifyParent(child: VhdImage, parent: VhdImage): void {
-  requireUuid(child, { path: parent.path, uuid: parent.footer.uuid });
 }
