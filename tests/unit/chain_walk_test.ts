@@ -38,11 +38,11 @@ type Follower = (simulation: Simulation, top: string) => unknown;
 const READERS: Readonly<Record<string, Follower>> = {
   "opening a chain": ({ disk }, path) => openChain(path, { storage: disk }).close(),
   "filling": ({ disk }, path) => fillImage(path, { storage: disk }),
-  "copying": ({ disk }, path) => copyImage(path, "/copy", { engine: disk.engine() }),
+  "copying": ({ disk }, path) => copyImage(path, "/copy", { makeContext: disk.bulkContext() }),
   "coalescing into the last ancestor": ({ disk }, path) =>
-    coalesce(path, { ancestor: "/0", engine: disk.engine() }),
+    coalesce(path, { ancestor: "/0", makeContext: disk.bulkContext() }),
   "coalescing into a new image": ({ disk }, path) =>
-    coalesce(path, { output: "/merged", oldest: "/0", engine: disk.engine() }),
+    coalesce(path, { output: "/merged", oldest: "/0", makeContext: disk.bulkContext() }),
   "serving": (simulation, path) => simulation.open(`vhd:${path}`).close(),
 };
 const FOLLOWERS: Readonly<Record<string, Follower>> = {
