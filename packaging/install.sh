@@ -1,14 +1,14 @@
 #!/bin/sh
-# Installs blktap, which brings all libraries that it needs. Run it where it lies.
+# Installs blktap with its libraries. Run it in the folder of the unpacked package.
 #
-#   ./install.sh                whole: commands, units, manual pages; files are in /usr/lib/blktap
-#   ./install.sh --root DIR     the same into a folder that will be the root of a machine
-#   ./install.sh --prefix DIR   the commands alone, in DIR/bin, for whoever may write to DIR
+#   ./install.sh                install commands, units and manual pages; files are in /usr/lib/blktap
+#   ./install.sh --root DIR     the same, to a folder that will be the root of a machine
+#   ./install.sh --prefix DIR   install only the commands, in DIR/bin; needs only write access to DIR
 set -eu
 LC_ALL=C
 export LC_ALL
 
-# Where the program has the path of its loader, which Linux wants absolute.
+# Offset and size of the loader's path in the program. Linux needs an absolute path.
 field_offset=@FIELD_OFFSET@
 field_size=@FIELD_SIZE@
 
@@ -25,7 +25,7 @@ die() {
 while [ $# -gt 0 ]; do
   case $1 in
     --root | --prefix)
-      [ -n "${2:-}" ] || die "Cannot install: $1 wants a folder"
+      [ -n "${2:-}" ] || die "Cannot install: $1 needs a folder"
       mkdir -p "$2"
       if [ "$1" = --root ]; then root=$(cd "$2" && pwd); else prefix=$(cd "$2" && pwd); fi
       shift 2
@@ -38,7 +38,7 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$root" ] || [ -z "$prefix" ] || die "Cannot install: give --root or --prefix, not both"
 
-# Usage: put FROM TO; a program that runs keeps the file that it has.
+# Usage: put FROM TO; replaces TO by a rename, so that a running program keeps its file.
 put() {
   mkdir -p "$(dirname "$2")"
   rm -f "$2.new"

@@ -1,5 +1,5 @@
 /**
- * Writes the manual pages and bash's completions into `dist/share`, or the folder named:
+ * Writes the manual pages and the completions for bash into `dist/share` or another folder:
  *
  *     deno run -A scripts/documents.ts [FOLDER]
  *

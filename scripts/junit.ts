@@ -4,13 +4,13 @@
  * @module
  */
 
-/** What came of one test. */
+/** The result of one test. */
 export interface TestResult {
-  /** The file that the test is in, as Deno names it. */
+  /** The file of the test, as Deno names it. */
   readonly file: string;
   readonly name: string;
   readonly outcome: "passed" | "failed" | "skipped";
-  /** Why a test failed, in one line or several; empty when nobody said. */
+  /** Why the test failed, in one or several lines; empty when the report does not say. */
   readonly reason?: string;
 }
 

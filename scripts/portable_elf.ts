@@ -1,14 +1,14 @@
 /**
- * Makes a copy of the binary that runs with the loader and the libraries that are packaged with it,
- * whatever libc the machine has, or none:
+ * Copies the binary so that the copy uses the loader and the libraries of its package, whatever libc
+ * the machine has:
  *
  *     deno run -A scripts/portable_elf.ts FROM TO LOADER
  *
- * Linux takes a program's loader from the path in PT_INTERP, and the loader takes the libraries from
- * the folders in DT_RPATH. Both texts are put into bytes that the linker left unused behind the first
- * segment, so that nothing moves: neither code, nor what `deno compile` adds at the end, which the
- * program looks for there. The field of the loader's path is padded with zeros, and its offset and
- * size are printed: whoever installs the program in another folder writes another path there.
+ * Linux reads the path of a program's loader from PT_INTERP, and the loader reads the folders of the
+ * libraries from DT_RPATH. Both strings are written to unused bytes after the first segment. So
+ * nothing moves: neither code nor the data that `deno compile` appends and the program finds at its
+ * end. The field of the loader's path is padded with zeros. Its offset and size are printed, because
+ * `install.sh --prefix` writes another path there.
  *
  * @module
  */
@@ -33,12 +33,12 @@ const DT_RPATH = 15;
 const DT_RUNPATH = 29;
 const PAGE_BYTES = 4096;
 
-/** Where the libraries are, from the folder of the program. */
+/** The folder of the libraries, relative to the folder of the program. */
 const LIBRARY_FOLDER = "$ORIGIN/../lib\0";
 const LOADER_NAME = "ld-linux-x86-64.so.2";
 const LOADER_FIELD_BYTES = 1024;
 
-/** Where a program has the path of its loader. */
+/** The place of the loader's path in a program. */
 export interface LoaderField {
   readonly offsetBytes: number;
   readonly sizeBytes: number;
@@ -90,7 +90,7 @@ class Elf {
   }
 }
 
-/** Lengthens the first segment by zeros that the file has there; returns their offset and address. */
+/** Extends the first segment over zeros after it; returns their offset, which is their address. */
 function takeSpace(elf: Elf, sizeBytes: number): number {
   const segment = elf.header(PT_LOAD);
   const used = elf.get(segment + P_FILESZ);
@@ -101,7 +101,7 @@ function takeSpace(elf: Elf, sizeBytes: number): number {
     elf.bytes.subarray(used, end).every((byte) => byte === 0);
   if (!isFlat || !isFree) {
     throw new Error(
-      `Cannot make the program portable: ${sizeBytes} bytes are not free behind its first segment`,
+      `Cannot make the program portable: ${sizeBytes} bytes are not free after its first segment`,
     );
   }
   elf.set(segment + P_FILESZ, end);
@@ -110,10 +110,11 @@ function takeSpace(elf: Elf, sizeBytes: number): number {
 }
 
 /**
- * Changes a program in place: its loader is `loader`, an absolute path, and its libraries are in
- * `../lib`, seen from its own folder.
+ * Changes a program in place: it gets the loader `loader`, and its libraries in `../lib` relative to
+ * its folder.
  *
- * @throws {Error} When the file is not one that this can be done to, or the path is too long.
+ * @param loader An absolute path.
+ * @throws {Error} The program cannot be changed, or the path is too long.
  */
 export function makePortable(bytes: Uint8Array, loader: string): LoaderField {
   const path = new TextEncoder().encode(loader);
@@ -124,10 +125,10 @@ export function makePortable(bytes: Uint8Array, loader: string): LoaderField {
   const strings = elf.dynamic(DT_STRTAB);
   const folders = elf.dynamic(DT_RPATH) ?? elf.dynamic(DT_RUNPATH);
   if (strings === undefined || folders !== undefined) {
-    throw new Error("Cannot make the program portable: it looks for libraries in its own way");
+    throw new Error("Cannot make the program portable: it has a search path for libraries");
   }
   const names = elf.get(strings + 8);
-  // libc.so.6 needs the loader, too: this entry can go, and there is no room for another.
+  // There is no room for a new entry. This one is redundant: libc.so.6 needs the loader too.
   const spare = elf.dynamic(DT_NEEDED, (name) => elf.text(names + name) === LOADER_NAME);
   if (spare === undefined) {
     throw new Error(`Cannot make the program portable: it does not need ${LOADER_NAME} itself`);

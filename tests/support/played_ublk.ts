@@ -1,7 +1,7 @@
 /**
- * The kernel's half of a ublk device, played: it holds the commands of a device's queues, lets
- * requests come with them, and takes the answers. What the kernel's driver would refuse throws.
- * Commands are written into entries of an io_uring by the code that writes those for the kernel.
+ * The kernel's side of a ublk device, simulated. It keeps the commands of the queues, completes
+ * them with requests and takes the results. It throws where the kernel's driver would refuse a
+ * command. The code under test writes the commands to entries of an io_uring, as for the kernel.
  *
  * @module
  */
@@ -43,14 +43,14 @@ const Place = { Nowhere: 0, Kernel: 1, Server: 2 } as const;
 
 const silent: Log = { info() {}, warn() {}, error() {} };
 
-/** A played device. Its tags are counted through all queues. */
+/** A simulated device. Tags are numbered across all queues. */
 export class PlayedUblk implements CommandRing, DiskClient {
   readonly #entries = new Int32Array(2 * TAGS * ENTRY_BYTES / 4);
   readonly commands = new DataView(this.#entries.buffer);
   readonly queues: UblkQueue[] = [];
-  /** Queues that have said that no more requests come. */
+  /** Queues all of whose commands have ended. */
   gone = 0;
-  /** Answers that were taken, and those of them that were errors. */
+  /** Results that were taken, and how many of them were errors. */
   answered = 0;
   failed = 0;
   readonly #device: SimulatedDevice;
@@ -129,13 +129,13 @@ export class PlayedUblk implements CommandRing, DiskClient {
     entry.outcome.errno = result < 0 ? -result : 0;
     if (entry.readBytes === 0 || result < 0) return;
     assert.equal(result, entry.readBytes);
-    // The kernel copies from where it was told when it handed the request out.
+    // The kernel copies from the address of the command with which the request was delivered.
     entry.outcome.data = new Uint8Array(memoryAt(this.addresses[tag], result)).slice();
   }
 
   // ---- requests ---------------------------------------------------------------------------
 
-  /** Describes the request that comes with a tag. */
+  /** Writes the descriptor of a tag's next request. */
   describe(tag: number, operationAndFlags: number, sector: number, count: number): void {
     const descriptor = new DataView(new ArrayBuffer(24));
     descriptor.setUint32(0, operationAndFlags, true);
@@ -150,7 +150,7 @@ export class PlayedUblk implements CommandRing, DiskClient {
     return this.#places[tag] === Place.Kernel;
   }
 
-  /** Hands the request out that was described. */
+  /** Delivers the described request. */
   deliver(tag: number): void {
     this.#places[tag] = Place.Server;
     this.#users[tag < DEPTH ? 0 : 1].uringDone(tag < DEPTH ? tag : tag - DEPTH, 0);
@@ -159,7 +159,7 @@ export class PlayedUblk implements CommandRing, DiskClient {
   #start(operation: number, sector: number, count: number, data?: Uint8Array): Outcome {
     const free = Array.from({ length: TAGS }, (_, tag) => tag).filter((tag) => this.holds(tag));
     assert.notEqual(free.length, 0, "a tag is free");
-    // Tags of both queues, in no order.
+    // Use tags of both queues in varying order.
     const tag = free[sector % free.length];
     const outcome: Outcome = { errno: null, data: null };
     const readBytes = operation === UBLK_IO_OP_READ ? count * SECTOR_BYTES : 0;
@@ -205,7 +205,7 @@ export class PlayedUblk implements CommandRing, DiskClient {
 
   // ---- the end ----------------------------------------------------------------------------
 
-  /** Ends all commands that the kernel has, as it does when a device is stopped. */
+  /** Completes all commands in the kernel, as at the stop of a device. */
   stop(): void {
     this.take();
     for (let tag = 0; tag < TAGS; tag++) {

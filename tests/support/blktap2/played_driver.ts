@@ -1,10 +1,10 @@
 /**
- * The blktap2 driver as a tapdisk sees it, played by another process: ioctls are messages on a
- * socket, the ring and its pages are a file that both have mapped, and a second socket wakes either
- * side by a byte.
+ * A simulated blktap2 driver, on the side of the tapdisk. Another process is the driver: ioctls are
+ * messages on a socket, the ring and its pages are a file that both processes map, and a byte on a
+ * second socket wakes either side.
  *
- * Every ioctl is first made as the running kernel's driver would get it, by the same call with the
- * same arguments, on /dev/null, which knows none. So an argument that this call refuses fails here.
+ * Every ioctl is first made on /dev/null by the same call with the same arguments. /dev/null knows
+ * no ioctls, but the call checks its arguments.
  *
  * @module
  */
@@ -32,9 +32,9 @@ import {
   unixConnect,
 } from "../../../ffi/sockets.ts";
 
-/** Where ioctls go. */
+/** Number of the control device in messages. */
 export const CONTROL_FILE = 0;
-/** The ring device, and what happens to it besides ioctls. */
+/** Number of the ring device, and its operations besides ioctls. */
 export const RING_FILE = 1;
 export const OPEN_RING = 10_000;
 export const MAP_RING = 10_001;
@@ -54,12 +54,12 @@ function receiveAll(fd: number, arena: Arena, lengthBytes: number): void {
   }
 }
 
-/** One byte for the other side, or all that came; in either case nothing is allocated. */
+/** The socket that wakes the other side. Sending and receiving allocate nothing. */
 export class Bell {
   readonly #arena = new Arena(BELL_BYTES);
   readonly #message = this.#arena.pointerAt(0);
 
-  /** @param bytes How many are sent, or received at most. */
+  /** @param bytes Bytes to send, or the most to receive. */
   constructor(readonly fd: number, bytes: number) {
     const iovecAt = MSGHDR_BYTES;
     const dataAt = iovecAt + IOVEC_BYTES;
@@ -67,12 +67,12 @@ export class Bell {
     putMsghdr(this.#arena.view, 0, this.#arena.address + iovecAt, 1);
   }
 
-  /** Wakes the other side; one byte in a full socket is as good as two. */
+  /** Wakes the other side. A full socket is no error: it wakes the other side already. */
   ring(): void {
     sendMessage(this.fd, this.#message);
   }
 
-  /** Takes what came; returns bytes, 0 when the other side has gone, or a negative errno. */
+  /** Receives. Returns bytes, 0 when the other side has closed, or -errno. */
   hear(): number {
     return receiveMessage(this.fd, this.#message);
   }
@@ -116,7 +116,7 @@ class PlayedRing implements BlktapRingDevice {
   }
 }
 
-/** A driver that the process behind the socket `kernel` of a folder plays. */
+/** A driver that is the process behind the socket `kernel` of a folder. */
 export class PlayedDriver implements BlktapDriver {
   /** /dev/null, which refuses the ioctls of every driver. */
   readonly nothing = openFile("/dev/null", O_RDWR);
@@ -141,7 +141,7 @@ export class PlayedDriver implements BlktapDriver {
     return this.play(file, request, argument);
   }
 
-  /** Has the other process play an ioctl, or what else happens to a file. */
+  /** Sends an ioctl or another operation to the other process. */
   play(file: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
     const { bytes, view } = this.#arena;
     const length = typeof argument === "number" ? 0 : argument.length;

@@ -1,7 +1,7 @@
 /**
- * The kernel's half of a blktap2 ring, written by what linux-blktap.h says and sharing no constant
- * with the project's half: it makes the tap and the block device as the driver does, puts requests
- * into the ring, and takes answers out. The tapdisk is another process.
+ * The kernel's side of a blktap2 ring, after linux-blktap.h, without constants of the code under
+ * test. It creates the tap and the block device as the driver does, adds requests to the ring and
+ * takes responses. The tapdisk is another process.
  *
  * @module
  */
@@ -34,7 +34,7 @@ const ENODEV = 19;
 const SERVER = new URL("./ring_server.ts", import.meta.url).pathname;
 const TIMEOUT_MS = 30_000;
 
-/** What the block device was made with. */
+/** Parameters with which the block device was created. */
 export interface MadeDevice {
   readonly request: number;
   readonly capacity: number;
@@ -45,18 +45,18 @@ export interface MadeDevice {
   readonly name: string;
 }
 
-/** An answer as it was in the ring. */
+/** A response from the ring. */
 export interface RingAnswer {
   readonly id: bigint;
   readonly operation: number;
   readonly status: number;
 }
 
-/** Which driver is played. */
+/** The driver to simulate. */
 export interface KernelOptions {
   /** Knows CREATE_DEVICE 202 only. */
   readonly firstDriver?: boolean;
-  /** Flags of the block device that are heeded. */
+  /** Supported flags of the block device. */
   readonly flagMask?: number;
   readonly serverArgs?: readonly string[];
   readonly v8Flags?: string;
@@ -64,20 +64,20 @@ export interface KernelOptions {
 
 /** A kernel, and the tapdisk that serves its only tap. */
 export class PlayedKernel {
-  /** What was done to the driver's files, in order. */
+  /** Operations on the files of the driver, in order. */
   readonly calls: string[] = [];
   device: MadeDevice | null = null;
-  /** Whether somebody has the block device open. */
+  /** Whether the block device is in use. */
   opened = false;
-  /** The name of the image to go on with, for the first driver. */
+  /** The image to resume with, for the first drivers. */
   reopenName = "";
   paused = false;
   resumeResult: number | null = null;
   readonly arena = new Arena(RING_FILE_BYTES);
   readonly words: Int32Array<ArrayBuffer>;
-  /** Answers that were taken out. */
+  /** Responses that were taken. */
   taken = 0;
-  /** Requests that were put in; what `publish` shows. */
+  /** Requests that were added; `publish` shows them to the tapdisk. */
   put = 0;
   readonly #options: KernelOptions;
   readonly #listener: number;
@@ -114,7 +114,7 @@ export class PlayedKernel {
       .pipeThrough(new TextLineStream())[Symbol.asyncIterator]();
   }
 
-  /** Plays a kernel whose tapdisk opens `image` and makes it a device. */
+  /** Starts a tapdisk that opens `image` and creates a device for it. */
   static async start(
     folder: string,
     image: string,
@@ -125,7 +125,7 @@ export class PlayedKernel {
     return kernel;
   }
 
-  /** Does what the tapdisk asks the driver for while it waits. */
+  /** Executes an ioctl for which the tapdisk waits. */
   async #served<T>(wanted: Promise<T>): Promise<T> {
     let over = false;
     const settle = () => void (over = true);
@@ -141,7 +141,7 @@ export class PlayedKernel {
     for (;;) {
       const { done, value } = await this.#answers.next();
       if (done) throw new Error("The tapdisk has ended");
-      // Others are lines of the runtime about its collections.
+      // Other lines are those of the runtime's garbage collector.
       if (/^(true|false|null|["[{\d-])/.test(value) && !/^\[\d+:/.test(value)) {
         return JSON.parse(value);
       }
@@ -154,16 +154,16 @@ export class PlayedKernel {
     return this.#child.pid;
   }
 
-  /** What the tapdisk's runtime said of itself. */
+  /** Output of the tapdisk's runtime. */
   readonly runtimeLines: string[] = [];
 
-  /** Gives the tapdisk an order, a word that `ring_server.ts` knows. */
+  /** Sends the tapdisk an order of `ring_server.ts`. */
   async order(word: string): Promise<unknown> {
     await this.#orders.write(new TextEncoder().encode(`${word}\n`));
     return await this.#served(this.#nextAnswer());
   }
 
-  /** Ends the tapdisk, and all. */
+  /** Ends the tapdisk and releases everything. */
   async close(): Promise<void> {
     await this.#orders.close().catch(() => {});
     await this.#served(this.#child.status);
@@ -178,7 +178,7 @@ export class PlayedKernel {
 
   // ---- the driver's files -----------------------------------------------------------------
 
-  /** Takes the connection for ioctls, and carries out what has come of them. */
+  /** Accepts the connection for ioctls, and executes those that arrived. */
   serveCalls(): void {
     if (this.#calls < 0) this.#calls = Math.max(-1, acceptConnection(this.#listener));
     if (this.#calls < 0) return;
@@ -330,17 +330,17 @@ export class PlayedKernel {
 
   // ---- the ring ---------------------------------------------------------------------------
 
-  /** Where entry `index` begins in the ring's page, bytes. */
+  /** Offset of entry `index` in the page of the ring, bytes. */
   entryAt(index: number): number {
     return ENTRIES_AT + (index % RING_ENTRIES) * ENTRY_BYTES;
   }
 
-  /** Where the page of segment `segment` of request `id` begins in the arena, bytes. */
+  /** Offset in the arena of the page of a segment of request `id`, bytes. */
   pageAt(id: number, segment: number): number {
     return (1 + id * SEGMENTS + segment) * PAGE;
   }
 
-  /** Puts one request in, which `publish` shows. */
+  /** Adds a request, which `publish` shows to the tapdisk. */
   putRequest(
     { operation, segments, id, sector, first = 0, last = 0, trimSectors = 0 }: {
       operation: number;
@@ -377,7 +377,7 @@ export class PlayedKernel {
     this.arena.bytes[at + 29 + 8 * index] = last;
   }
 
-  /** Shows the tapdisk what was put in, and wakes it. */
+  /** Publishes the added requests and wakes the tapdisk. */
   publish(): void {
     Atomics.store(this.words, 0, this.put | 0);
     this.wake();
@@ -388,24 +388,24 @@ export class PlayedKernel {
     this.#outward?.ring();
   }
 
-  /** Asks the tapdisk for something (BLKTAP_RING_MESSAGE_*). */
+  /** Sends the tapdisk a BLKTAP_RING_MESSAGE_*. */
   sendMessage(message: number): void {
     this.arena.bytes[16] = message;
     this.wake();
   }
 
-  /** How many answers are there that were not taken. */
+  /** The number of responses that were not taken. */
   get waiting(): number {
     return Atomics.load(this.words, 2) - this.taken | 0;
   }
 
-  /** Waits until the tapdisk has rung, serving its ioctls; false when `timeoutMs` went by. */
+  /** Waits for the tapdisk's bell and serves its ioctls; false when `timeoutMs` has passed. */
   hear(timeoutMs: number): boolean {
     if (this.#bellFd < 0 || !waitForDescriptor(this.#bellFd, POLLIN, timeoutMs)) return false;
     return (this.#inward?.hear() ?? -1) > 0;
   }
 
-  /** Takes an answer out; there must be one. */
+  /** Takes a response; there must be one. */
   takeAnswer(): RingAnswer {
     const at = this.entryAt(this.taken++);
     const { view } = this.arena;
@@ -416,7 +416,7 @@ export class PlayedKernel {
     };
   }
 
-  /** Waits for so many answers and takes them. */
+  /** Waits for `count` responses and takes them. */
   async answers(count: number, timeoutMs = TIMEOUT_MS): Promise<RingAnswer[]> {
     const answers: RingAnswer[] = [];
     const untilMs = performance.now() + timeoutMs;
@@ -432,7 +432,7 @@ export class PlayedKernel {
     return answers;
   }
 
-  /** Waits until something is so, serving the tapdisk's ioctls. */
+  /** Waits for a condition, and serves the tapdisk's ioctls. */
   async until(what: string, holds: () => boolean): Promise<void> {
     const untilMs = performance.now() + TIMEOUT_MS;
     while (!holds()) {

@@ -1,6 +1,6 @@
 /**
- * A disk as the kernel's half of a ring sees it: single requests with their data, and what every
- * sector ought to hold.
+ * A disk on the kernel's side of a ring: single requests with their data, and a load that checks
+ * every sector that it reads.
  *
  * @module
  */
@@ -41,7 +41,7 @@ export function* sectorMemory(
   }
 }
 
-/** Puts a read or a write in, with segments of its own. */
+/** Adds a read or a write with the given segments. */
 export function putTransfer(
   kernel: PlayedKernel,
   operation: number,
@@ -53,7 +53,7 @@ export function putTransfer(
   }
 }
 
-/** Writes `data`, and waits for the answer. */
+/** Writes `data` and waits for the response. */
 export async function writeSectors(
   kernel: PlayedKernel,
   data: Uint8Array,
@@ -69,7 +69,7 @@ export async function writeSectors(
   return (await kernel.answers(1))[0];
 }
 
-/** Reads, and waits for the answer. */
+/** Reads and waits for the response. */
 export async function readSectors(
   kernel: PlayedKernel,
   place: { id: number; sector: number; segments: readonly Segment[] },
@@ -86,7 +86,7 @@ export async function readSectors(
   return { answer, data };
 }
 
-/** What a load is made of. */
+/** Parameters of a load. */
 export interface LoadOptions {
   readonly seed: number;
   readonly sectors: number;
@@ -97,19 +97,19 @@ export interface LoadOptions {
   readonly flushes?: number;
   /** Segments of every request, whole pages; without it any number, of any sectors. */
   readonly wholePages?: number;
-  /** Whether every sector is written and looked at. */
+  /** Whether every sector is written and checked. */
   readonly verify: boolean;
 }
 
-/** Requests at full depth, whose data is looked at. Allocates nothing but at the start. */
+/** A load at full queue depth whose data is checked. It allocates only at the start. */
 export class RingLoad {
-  /** Requests that were answered. */
+  /** Requests that have ended. */
   ended = 0;
   readonly #kernel: PlayedKernel;
   readonly #random: Random;
   readonly #options: LoadOptions;
   readonly #words: Int32Array<ArrayBuffer>;
-  /** By sector: the stamp that it holds; 0 for zeros. */
+  /** By sector: its stamp; 0 for zeros. */
   readonly #stamps: Uint32Array;
   readonly #operation = new Int32Array(RING_ENTRIES).fill(IDLE);
   readonly #sector = new Int32Array(RING_ENTRIES);
@@ -129,7 +129,7 @@ export class RingLoad {
     this.#stamps = new Uint32Array(options.sectors);
   }
 
-  /** Runs to the end; throws when an answer or its data is not as it must be. */
+  /** Runs to the end. Throws for a wrong response or wrong data. */
   async run(): Promise<void> {
     const { requests } = this.#options;
     let silentMs = 0;
@@ -158,7 +158,7 @@ export class RingLoad {
     if (any) this.#kernel.publish();
   }
 
-  /** Starts one; false when the place that chance chose is being worked at. */
+  /** Starts a request; false when its random place has another request in flight. */
   #start(id: number): boolean {
     const random = this.#random;
     const { wholePages = 0, sectors, writes, flushes = 0 } = this.#options;
@@ -206,7 +206,7 @@ export class RingLoad {
     return false;
   }
 
-  /** Stamps every sector of a write: its place in the first word, the stamp in all others. */
+  /** Fills the sectors of a write: the sector number in the first word, the stamp in all others. */
   #fill(id: number): void {
     if (!this.#options.verify) return;
     const stamp = ++this.#stamp;

@@ -1,7 +1,7 @@
 /**
- * A tapdisk's half of a ring in a process of its own: the real engine on real descriptors, and one
- * disk that is a device of the driver that the process behind the folder's socket plays. Takes orders
- * on standard input, a word a line, and answers each with a line of JSON.
+ * The tapdisk's side of a ring, in a process of its own: the real code on real descriptors, with
+ * one disk that is a device of the simulated driver behind the socket of a folder. It reads orders
+ * from standard input, one on each line, and answers each with a line of JSON.
  *
  *     deno run -A ring_server.ts FOLDER IMAGE [read-only]
  *
@@ -40,7 +40,7 @@ const host: DeviceHost = {
   log: { info: write, warn: write, error: write },
 };
 
-// Arenas of sizes of their own lie one behind the other.
+// Arenas of new sizes are adjacent.
 const before = new Arena(GUARD_BYTES);
 const driver = new PlayedDriver(folder);
 let device: BlockDevice | null = null;
@@ -92,11 +92,11 @@ function obey(order: string): void {
     case "state":
       return answer([vbd.state, vbd.requests.freeSlots]);
     default:
-      throw new Error(`Nobody knows what to do for ${order}`);
+      throw new Error(`Unknown order ${order}`);
   }
 }
 
-// In the loop itself: the runtime's own has a turn only now and then.
+// Orders are read in the loop, because the event loop of the runtime has a turn only now and then.
 const input = new Uint8Array(1024);
 let text = "";
 scheduler.watch(0, EPOLLIN, {
