@@ -1,6 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
-import { batmapChecksum, encodeBatmapHeader } from "./format/batmap.ts";
 import {
   encodeFooter,
   type Footer,
@@ -17,8 +16,9 @@ import {
 } from "./format/footer.ts";
 import { geometryOfSize, packGeometry } from "./format/geometry.ts";
 import { type DynamicHeader, emptyHeader, encodeHeader } from "./format/header.ts";
-import { batmapHeaderOffset, blocksOf, newBatmapHeader } from "./format/layout.ts";
+import { blocksOf, newBatmapHeader } from "./format/layout.ts";
 import type { ParentLocator } from "./format/locator.ts";
+import { emptyBatmap, writeBatmap } from "./image/batmap_writer.ts";
 import {
   type FileIdentity,
   osStorage,
@@ -206,13 +206,11 @@ export function writeSparseImage(
 ): void {
   const footer = newFooter(parent === undefined ? HD_TYPE_DYNAMIC : HD_TYPE_DIFF, sizeBytes);
   const header = newHeader(maxBytes);
-  const batmap = newBatmapHeader(header);
-  let end = Number(batmap.batmapOffset) + batmap.batmapSectors * VHD_SECTOR_SIZE;
+  const mapBytes = newBatmapHeader(header).batmapSectors * VHD_SECTOR_SIZE;
+  const batmap = emptyBatmap(header, mapBytes);
+  let end = batmap.offsetBytes + mapBytes;
   if (parent !== undefined) end = writeParent(file, { header, parent, offsetBytes: end });
-  const map = new Uint8Array(batmap.batmapSectors * VHD_SECTOR_SIZE);
-  batmap.checksum = batmapChecksum(map, batmap.batmapVersion);
-  file.writeAt(map, Number(batmap.batmapOffset));
-  file.writeAt(encodeBatmapHeader(batmap), batmapHeaderOffset(header));
+  writeBatmap({ batmap, file });
   const bat = new Uint32Array(header.maxBatEntries).fill(DD_BLK_UNUSED);
   file.writeAt(encodeBat({ bat, batPadding: new Uint32Array(0) }), Number(header.tableOffset));
   file.writeAt(encodeHeader(header), Number(footer.dataOffset));

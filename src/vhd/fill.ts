@@ -11,7 +11,7 @@ import { openVhd, type VhdImage } from "./image/image.ts";
 import type { ProgressListener } from "../files/progress.ts";
 import { readRange } from "./image/read.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
-import { finishWriting, syncBlocks, writeBatOf, writeRange } from "./write.ts";
+import { finishWriting, publishBlocks, syncBlocks, writeRange } from "./write.ts";
 
 /** How an image is filled. */
 export interface FillOptions {
@@ -100,12 +100,11 @@ export function preallocate(path: string, options: PreallocateOptions = {}): voi
       settle(image);
       throw error;
     }
-    order.requireDurable(stamp);
     for (const { block, sector } of blocks) {
       image.bat[block] = sector;
       noteFull(image, block, isFilled(image));
     }
-    writeBatOf(image, blocks.map(({ block }) => block));
+    publishBlocks(image, order, new Map(blocks.map(({ block }) => [block, stamp])));
     finishWriting(image);
   } finally {
     image.close();

@@ -1,10 +1,11 @@
 import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
 import { blockEnd } from "./format/layout.ts";
+import { PublishOrder } from "./format/publish_order.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "./format/units.ts";
 import type { VhdImage } from "./image/image.ts";
 import { placeOfNewBlock, requireRoom } from "./image/allocation.ts";
-import { writeBatOf } from "./write.ts";
+import { publishBlocks, syncBlocks } from "./write.ts";
 
 interface Move {
   readonly block: number;
@@ -29,19 +30,21 @@ export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
   const { moves, endSector } = planMoves(image, { start, end, behind });
   requireRoom(image, endSector);
   const footerSector = sectorsOf(oldBytes - HD_FOOTER_SIZE);
+  const order = new PublishOrder();
+  const copied = new Map<number, number>();
   try {
     copyBlocks(image, moves);
+    for (const { block } of moves) copied.set(block, order.written());
     if (!isDevice && (moves.length > 0 || end > footerSector)) {
       file.writeAt(encodeFooter(image.footer), endSector * VHD_SECTOR_SIZE);
     }
-    file.sync();
+    syncBlocks(image, order);
   } catch (error) {
     if (!isDevice && file.sizeBytes() > oldBytes) file.truncate(oldBytes);
     throw error;
   }
   for (const { block, toSector } of moves) image.bat[block] = toSector;
-  // The sync above has made their copies durable.
-  writeBatOf(image, moves.map(({ block }) => block));
+  publishBlocks(image, order, copied);
   file.sync();
   image.endOfHeadersBytes = end * VHD_SECTOR_SIZE;
   image.endOfDataSector = Math.max(image.endOfDataSector, endSector);

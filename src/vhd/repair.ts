@@ -2,9 +2,8 @@ import { osStorage, type Storage } from "../files/storage.ts";
 import { batmapBytes } from "./format/batmap.ts";
 import { allSet } from "./format/bitmap.ts";
 import { HD_FOOTER_SIZE } from "./format/footer.ts";
-import { batmapHeaderOffset, newBatmapHeader } from "./format/layout.ts";
 import { generateUuid, isNullUuid } from "./format/uuid.ts";
-import { clearImpossible, noteFull, writeBatmap } from "./image/batmap_writer.ts";
+import { clearImpossible, emptyBatmap, noteFull, writeBatmap } from "./image/batmap_writer.ts";
 import { isAllocated, readBitmap } from "./image/block.ts";
 import { readFooterBytes } from "./image/footer_reader.ts";
 import { updateFooters } from "./image/footer_writer.ts";
@@ -74,15 +73,9 @@ function remakeBatmap(image: VhdImage): string[] {
   if (image.header === null) return [];
   const old = image.batmap;
   if (old === null || old.bits.length === 0) {
-    const fresh = newBatmapHeader(image.header);
-    const { marker, keyhash } = old?.header ?? fresh;
-    image.batmap = {
-      header: { ...fresh, marker, keyhash },
-      dirty: true,
-      bits: new Uint8Array(batmapBytes(image.sizeBytes)),
-      headerOffsetBytes: batmapHeaderOffset(image.header),
-      offsetBytes: Number(fresh.batmapOffset),
-    };
+    const fresh = emptyBatmap(image.header, batmapBytes(image.sizeBytes));
+    const { marker, keyhash } = old?.header ?? fresh.header;
+    image.batmap = { ...fresh, header: { ...fresh.header, marker, keyhash } };
   }
   for (let block = 0; block < image.blocks; block++) {
     const full = isAllocated(image, block) &&

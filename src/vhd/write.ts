@@ -151,12 +151,25 @@ function publish(image: VhdImage): void {
   if (growth === undefined || growth.unpublished.size === 0) return;
   const { order, unpublished } = growth;
   syncBlocks(image, order);
-  for (const stamp of unpublished.values()) order.requireDurable(stamp);
-  writeBatOf(image, unpublished.keys());
+  publishBlocks(image, order, unpublished);
   unpublished.clear();
 }
 
-/** Brings new blocks to stable storage, as the BAT may name them only then. */
+/**
+ * Makes the BAT on disk point at blocks: {@linkcode syncBlocks} has made them durable.
+ *
+ * @param blocks The blocks, as the BAT in memory has them, and their stamps.
+ */
+export function publishBlocks(
+  image: VhdImage,
+  order: PublishOrder,
+  blocks: ReadonlyMap<number, number>,
+): void {
+  for (const stamp of blocks.values()) order.requireDurable(stamp);
+  writeBatOf(image, blocks.keys());
+}
+
+/** Brings what was written to stable storage: only then may the BAT, or a footer, name it. */
 export function syncBlocks(image: VhdImage, order: PublishOrder): void {
   let succeeded = false;
   order.syncStarts();

@@ -1,7 +1,9 @@
 import { DD_BLK_UNUSED } from "../format/bat.ts";
 import { batmapChecksum, encodeBatmapHeader } from "../format/batmap.ts";
 import { clearBit, setBit, testBit } from "../format/bitmap.ts";
-import type { VhdImage } from "./image.ts";
+import type { DynamicHeader } from "../format/header.ts";
+import { batmapHeaderOffset, newBatmapHeader } from "../format/layout.ts";
+import type { Batmap, VhdImage } from "./image.ts";
 
 /** Notes in the batmap, in memory, whether all of a block's sectors are here. */
 export function noteFull({ batmap }: VhdImage, block: number, full: boolean): void {
@@ -27,12 +29,28 @@ export function clearImpossible({ batmap, bat }: VhdImage): number {
 }
 
 /**
+ * An empty batmap where ours are: behind the BAT.
+ *
+ * @param lengthBytes How much of the map is in memory, and written.
+ */
+export function emptyBatmap(header: DynamicHeader, lengthBytes: number): Batmap {
+  const batmapHeader = newBatmapHeader(header);
+  return {
+    header: batmapHeader,
+    dirty: true,
+    bits: new Uint8Array(lengthBytes),
+    headerOffsetBytes: batmapHeaderOffset(header),
+    offsetBytes: Number(batmapHeader.batmapOffset),
+  };
+}
+
+/**
  * Writes the map and its header with the new checksum: in one piece where they lie together, as in
  * all images that we make, so that a crash is unlikely to come between them. A map that is torn all
  * the same has a wrong checksum and counts as empty. The bitmaps that it tells of must be on stable
  * storage.
  */
-export function writeBatmap({ batmap, file }: VhdImage): void {
+export function writeBatmap({ batmap, file }: Pick<VhdImage, "batmap" | "file">): void {
   if (batmap === null || batmap.bits.length === 0) return;
   const { header, bits, headerOffsetBytes, offsetBytes } = batmap;
   header.checksum = batmapChecksum(bits, header.batmapVersion);

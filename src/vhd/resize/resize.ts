@@ -11,12 +11,13 @@ import { openVhd, readBat, type VhdImage } from "../image/image.ts";
 import { changeJournaled, disableImage, footerOffsetOf, type JournalOptions } from "./journal.ts";
 import { batmapHeaderOffset, blocksOf } from "../format/layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
+import { PublishOrder } from "../format/publish_order.ts";
 import { planResize, type ResizePlan } from "./resize_plan.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 import { writeBatmap } from "../image/batmap_writer.ts";
-import { writeBatOf } from "../write.ts";
+import { syncBlocks, writeBatOf } from "../write.ts";
 
 /** Bytes of zeros between two reports of how far it has come. */
 const ZEROS_AT_ONCE = 64 * 1024 * 1024;
@@ -157,6 +158,9 @@ export function carryOut(
 ): void {
   const { file, header } = image;
   if (header === null) throw new RangeError(`${image.path} has no header`);
+  // Until the footers are written the image is out of use, and the journal has what it was: so the
+  // BAT need not wait for the blocks, but the footers must wait for all.
+  const order = new PublishOrder();
   disableImage(image);
   moveBlocks(image, plan, onProgress);
   setSize(image, plan.sizeBytes);
@@ -173,7 +177,9 @@ export function carryOut(
   const batPadding = new Uint32Array(0);
   file.writeAt(encodeBat({ bat, batPadding }), image.batOffsetBytes);
   file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
-  file.sync();
+  const stamp = order.written();
+  syncBlocks(image, order);
+  order.requireDurable(stamp);
   const bytes = encodeFooter(image.footer);
   file.writeAt(bytes, plan.footerOffsetBytes);
   file.writeAt(bytes, 0);
