@@ -9,6 +9,7 @@ import type { Command } from "commander";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
 import {
   type ControlBench,
   foreground,
@@ -32,6 +33,7 @@ const ELSEWHERE: readonly string[] = [
   ...["create", "open", "recover"].flatMap((name) => [`${name} --encrypted`, `${name} --key-file`]),
   // A block device whose tapdisk died: tests/vm.
   "recover --minor",
+  "recover --parent-root",
 ];
 
 /** Runs tap-ctl and keeps which options were used, by their long names. */
@@ -119,6 +121,25 @@ async function restored(bench: OptionBench, folder: string): Promise<void> {
   assert.equal(await bench.ok(`restore --file ${folder}/list --stop -t 9`), "one: stopped");
 }
 
+/** An image whose parent is outside of its folder tree opens with --parent-root only. */
+async function withParentOutside(bench: OptionBench, folder: string): Promise<void> {
+  Deno.mkdirSync(`${folder}/in`);
+  const image = `${folder}/in/child.vhd`;
+  createDynamic(`${folder}/base.vhd`, { sizeBytes: 4 << 20 });
+  snapshot(image, { parent: `${folder}/base.vhd`, keepEmptyParent: true });
+  await assert.rejects(bench.ok(`create -a vhd:${image}`), /--parent-root/);
+  await bench.ok(`create -a vhd:${image} --parent-root ${folder}`);
+  await bench.ok(`destroy -p ${await pidOf(bench, 0)} -m 0`);
+  Deno.writeTextFileSync(`${folder}/list`, `two vhd:${image} device=none\n`);
+  assert.match(await bench.ok(`restore --file ${folder}/list --parent-root ${folder}`), /^two: /);
+  await bench.ok(`restore --file ${folder}/list --stop`);
+  const pid = await bench.ok(`spawn --parent-root ${folder}`);
+  await bench.ok("allocate");
+  await bench.ok(`attach -p ${pid} -m 0`);
+  await bench.ok(`open -p ${pid} -m 0 -a vhd:${image}`);
+  await bench.ok(`destroy -p ${pid} -m 0`);
+}
+
 const { ignore, suffix } = needs("nbdinfo");
 
 Deno.test({
@@ -131,6 +152,7 @@ Deno.test({
       await stepByStep(bench, `${control.folder}/a.vhd`);
       await created(bench, control.folder);
       await restored(bench, control.folder);
+      await withParentOutside(bench, control.folder);
       assert.ok("devices" in JSON.parse(await bench.ok("check --json")));
       assert.deepEqual(bench.unused(), []);
       const traced = await control.tapCtl(`list -m 0 --debug`);
@@ -169,7 +191,9 @@ Deno.test("options: those that tapdisk has no support for are refused, and not i
 
 Deno.test("options: each that tapdisk's help lists works", () =>
   withControlBench(async (control) => {
-    assert.deepEqual(listed(tapdiskCommand()), ["--no-daemon", "--new", "--device"]);
+    // parent_roots_test.ts and the test above use --parent-root.
+    const options = ["--parent-root", "--no-daemon", "--new", "--device"];
+    assert.deepEqual(listed(tapdiskCommand()), options);
     const { pid, kill, ended } = await foreground(control);
     assert.ok(isRunning(pid));
     kill("SIGTERM");

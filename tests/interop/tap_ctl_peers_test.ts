@@ -107,7 +107,7 @@ test("requests that make no sense are refused", async (bench, pid) => {
 
 test("a key may come in parts, and a refusal shows nothing of it", async (bench, pid) => {
   const flags = MessageFlag.OPEN_ENCRYPTED;
-  const message = encodeParams(MessageType.OPEN, 0, { ...OPEN, flags });
+  const message = encodeParams(MessageType.OPEN, 0, { ...OPEN, path: "vhd:/none", flags });
   const trailer = encodeTrailer({ logPath: null, encryptionKey: new Uint8Array(32).fill(7) });
   const connection = await connect(bench, pid);
   await send(connection, message);
