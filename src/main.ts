@@ -1,8 +1,7 @@
 /**
- * The one binary: finds which command was called and runs it.
+ * The binary: finds which command was called and runs it.
  *
- * A command's modules are loaded only when it is the one, which keeps the short-lived ones quick
- * to start.
+ * Only the modules of that command are loaded, so that short-lived commands start fast.
  *
  * @module
  */
@@ -11,7 +10,7 @@ import { Errno, messageOf } from "../ffi/errno.ts";
 import { type Call, calledName, chooseCall } from "./cli/dispatch.ts";
 import { readStandardInput, withStdinArguments } from "./cli/stdin_arguments.ts";
 
-/** The arguments of a call, those on standard input among them; null when they make no sense. */
+/** The arguments of a call, with those on standard input; null if they are invalid. */
 async function argumentsOf({ name, args }: Extract<Call, { kind: "command" }>) {
   try {
     return withStdinArguments(args, readStandardInput);
@@ -38,10 +37,10 @@ async function run(call: Call): Promise<number> {
   }
 }
 
-/** What a shell reports for a program that SIGPIPE ended, which Deno ignores. */
+/** The status that a shell reports for a program that SIGPIPE ended. Deno ignores the signal. */
 const STATUS_OF_SIGPIPE = 128 + 13;
 
-/** What the runtime reports for an error that nobody caught. */
+/** The status that the runtime reports for an uncaught error. */
 const STATUS_OF_FAULT = 1;
 
 async function main(): Promise<number> {
@@ -52,7 +51,7 @@ async function main(): Promise<number> {
     if (error instanceof Deno.errors.BrokenPipe) {
       return STATUS_OF_SIGPIPE;
     }
-    // A fault of the program itself. Its text may hold names of files.
+    // A fault of the program. Its text may contain file names.
     const { printErrorText } = await import("./cli/print.ts");
     printErrorText(error instanceof Error ? error.stack ?? error.message : String(error));
     return STATUS_OF_FAULT;

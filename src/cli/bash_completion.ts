@@ -2,7 +2,7 @@
 export interface CompletedOption {
   /** `-n` or `--json`. */
   readonly word: string;
-  /** What follows it: nothing, a path, an image's name, or something that bash cannot know. */
+  /** What follows it: nothing, a path, an image name, or a value that bash cannot complete. */
   readonly value: "none" | "path" | "image" | "other";
 }
 
@@ -10,11 +10,11 @@ export interface CompletedOption {
 export interface CompletedCommand {
   readonly name: string;
   readonly options: readonly CompletedOption[];
-  /** Whether paths follow that belong to no option. */
+  /** Whether the command takes paths that belong to no option. */
   readonly operands: boolean;
 }
 
-/** Bash makes a word of each colon. What follows one is completed as a path. */
+/** Bash splits words at colons. The word after a colon is completed as a path. */
 const AFTER_COLON = `  if [ "$current" = : ] || [ "$previous" = : ]; then
     compopt -o filenames 2>/dev/null
     mapfile -t COMPREPLY < <(compgen -f -- "\${current#:}")
@@ -49,9 +49,9 @@ function branch({ name, options, operands }: CompletedCommand): string {
 }
 
 /**
- * The script that bash completes a program's command line by.
+ * The bash completion script of a program.
  *
- * @param imageTypes What names of images begin with, without the colon.
+ * @param imageTypes The types that image names begin with, without the colon.
  */
 export function bashCompletion(
   program: string,

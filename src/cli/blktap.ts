@@ -1,5 +1,5 @@
 /**
- * What `blktap` answers when the call is for none of its commands: help, version, or an error.
+ * `blktap` called without one of its commands: prints help, the version, or an error.
  *
  * @module
  */
@@ -14,15 +14,15 @@ const HELP = `Usage: blktap COMMAND [ARGUMENT…]
 
 Serves virtual disks from user space.
 
-Commands, each also by its own name where a link of that name leads here:
-  tapdisk    serve disks: one process, any number of them
-  tap-ctl    start, stop and ask the tapdisks of this machine
-  vhd-util   make, look into and mend VHD images
+Commands (a link to blktap that has the name of a command runs that command):
+  tapdisk    serve disks, any number in one process
+  tap-ctl    start, control and query the tapdisks of this machine
+  vhd-util   make, inspect, change and repair VHD images
 
-'blktap COMMAND --help' tells of each.`;
+'blktap COMMAND --help' describes a command.`;
 
 /**
- * Answers a call that is for no command.
+ * Runs a call that is for no command.
  *
  * @returns The exit status: 0, or EINVAL where there is no such command.
  */
@@ -35,11 +35,11 @@ export function blktapMain(call: Exclude<Call, { kind: "command" }>): number {
       printLine(`blktap ${config.version} (Deno ${Deno.version.deno}, V8 ${Deno.version.v8})`);
       return 0;
     case "missing":
-      printErrorText(`blktap: No command was given\n\n${HELP}`);
+      printErrorText(`blktap: No command given\n\n${HELP}`);
       return Errno.EINVAL;
     case "unknown":
       printErrorLine(
-        `blktap: Unknown command '${call.name}': use ${COMMAND_NAMES.join(", ")}, or --help`,
+        `blktap: Unknown command '${call.name}'; the commands are ${COMMAND_NAMES.join(", ")}`,
       );
       return Errno.EINVAL;
   }

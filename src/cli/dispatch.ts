@@ -8,13 +8,13 @@
  * @module
  */
 
-/** The commands that the binary is, each also a name to call it by. */
+/** The commands of the binary. The binary can be called under each of these names. */
 export const COMMAND_NAMES = ["tapdisk", "tap-ctl", "vhd-util"] as const;
 
 /** One of {@linkcode COMMAND_NAMES}. */
 export type CommandName = typeof COMMAND_NAMES[number];
 
-/** What a call means. */
+/** The meaning of a call. */
 export type Call =
   | { readonly kind: "command"; readonly name: CommandName; readonly args: string[] }
   | { readonly kind: "help" | "version" }
@@ -22,7 +22,7 @@ export type Call =
   | { readonly kind: "unknown"; readonly name: string };
 
 /**
- * Finds what a call means.
+ * Decides what a call means.
  *
  * ```ts
  * import { chooseCall } from "./dispatch.ts";
@@ -31,7 +31,7 @@ export type Call =
  * chooseCall("blktap", ["tap-ctl", "list"]); // the same
  * ```
  *
- * @param argv0 The name that the program was called by, as typed.
+ * @param argv0 The name that the program was called under, as typed.
  * @param args The arguments after it.
  */
 export function chooseCall(argv0: string, args: readonly string[]): Call {
@@ -59,8 +59,7 @@ export function chooseCall(argv0: string, args: readonly string[]): Call {
 }
 
 /**
- * The name that a process was called by, from the bytes of its `/proc/self/cmdline`: the first of
- * the strings there, each ended by a zero byte.
+ * The name that a process was called under: the first NUL-terminated string of `/proc/self/cmdline`.
  */
 export function calledName(cmdline: Uint8Array): string {
   const end = cmdline.indexOf(0);

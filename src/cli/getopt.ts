@@ -1,38 +1,38 @@
 /**
- * Command lines as getopt(3) of glibc reads them: short options that may share a dash
- * (`-vsfp`), values in the same word or the next (`-nfile`, `-n file`), operands anywhere between.
- * Long options may be added (`--json`, `--output FILE`, `--output=FILE`).
+ * Parses command lines as getopt(3) of glibc does: short options may share a dash (`-vsfp`), a value is
+ * in the same word or the next (`-nfile`, `-n file`), operands may stand between options. Long options
+ * are possible too (`--json`, `--output FILE`, `--output=FILE`).
  *
  * @module
  */
 
-/** Which options there are. */
+/** The options of a command. */
 export interface OptionSpec {
-  /** getopt's own notation: letters, with a colon behind those that take a value: `n:vsp`. */
+  /** getopt's notation: letters, with a colon after those that take a value: `n:vsp`. */
   readonly short: string;
-  /** Names of long options, without dashes, with a colon behind those that take a value. */
+  /** Names of long options, without dashes, with a colon after those that take a value. */
   readonly long?: readonly string[];
 }
 
-/** One option as it was given. */
+/** An option that was given. */
 export interface GivenOption {
   /** The letter, or the long name. */
   readonly name: string;
-  /** Empty for options that take none. */
+  /** Empty for options without a value. */
   readonly value: string;
 }
 
-/** What a command line says. */
+/** A parsed command line. */
 export interface ParsedOptions {
   /** In the order given. */
   readonly options: readonly GivenOption[];
   readonly operands: readonly string[];
-  /** What is wrong with the first bad option, in getopt's words, or null; what follows is not read. */
+  /** The fault of the first bad option, in getopt's words, or null. Parsing stops there. */
   readonly fault: string | null;
 }
 
 /**
- * Reads a command line.
+ * Parses a command line.
  *
  * ```ts
  * import { parseOptions } from "./getopt.ts";

@@ -1,7 +1,7 @@
 /**
- * File names by pattern, as glob(3) with GLOB_BRACE and fnmatch(3) with FNM_EXTMATCH read them:
+ * Finds file names by pattern, as glob(3) with GLOB_BRACE and fnmatch(3) with FNM_EXTMATCH do:
  * `*`, `?`, `[a-z]`, `[!a-z]`, `{a,b}`, `?(a|b)`, `*(a|b)`, `+(a|b)`, `@(a|b)`, and a backslash
- * before what is meant as it is.
+ * before a character that is meant literally.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { namesInFolder, pathExists } from "../../ffi/paths.ts";
 
 const GROUP_SUFFIX: Record<string, string> = { "?": "?", "*": "*", "+": "+", "@": "" };
 
-/** The alternatives that braces stand for: `a{b,c}d` is `abd` and `acd`. */
+/** Expands braces: `a{b,c}d` becomes `abd` and `acd`. */
 export function expandBraces(pattern: string): string[] {
   let depth = 0;
   let open = -1;
@@ -32,7 +32,7 @@ export function expandBraces(pattern: string): string[] {
   return [pattern];
 }
 
-/** The regular expression that matches what a pattern without braces does, in a single name. */
+/** The regular expression for a pattern without braces. It matches a single name. */
 export function patternToRegExp(pattern: string): RegExp {
   const closers: string[] = [];
   let source = "";
@@ -66,11 +66,11 @@ function hasMagic(part: string): boolean {
 }
 
 /**
- * The paths that a pattern matches, each alternative's sorted by the bytes of their names. A leading
- * dot is matched only by a dot, as is usual.
+ * The paths that match a pattern. The paths of each alternative are sorted by the bytes of their
+ * names. Only a dot matches a leading dot.
  *
- * @param unreadable Told of folders that cannot be listed.
- * @param from The folder that relative patterns start in; its name is taken as it is.
+ * @param unreadable Called for each folder that cannot be listed.
+ * @param from The folder that relative patterns start in. Its name is not a pattern.
  */
 export function expandGlob(
   pattern: string,
@@ -112,7 +112,7 @@ function expandParts(
   const matching = names
     .filter((name) => (!name.startsWith(".") || part.startsWith(".")) && expression.test(name))
     .sort(compareNames);
-  // What was listed is there.
+  // Listed names exist.
   if (rest.length === 0) return matching.map((name) => folder + name);
   return matching.flatMap((name) => expandParts(`${folder}${name}/`, rest, unreadable));
 }

@@ -1,4 +1,4 @@
-/** Signals that ask a command to end. */
+/** Signals that end a command in order. */
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 const NUMBERS: Readonly<Record<(typeof SIGNALS)[number], number>> = {
   SIGINT: 2,
@@ -6,7 +6,7 @@ const NUMBERS: Readonly<Record<(typeof SIGNALS)[number], number>> = {
   SIGHUP: 1,
 };
 
-/** The work was called off by a signal and has left nothing behind. */
+/** A signal stopped the work. Nothing of it is left behind. */
 export class Interrupted extends Error {
   /** The exit status that shells give a program that the signal ended. */
   readonly status: number;
@@ -18,10 +18,10 @@ export class Interrupted extends Error {
 }
 
 /**
- * Runs work that clears up after itself when it is called off. The first SIGINT, SIGTERM or SIGHUP
- * calls it off; a second one ends the process at once.
+ * Runs work that can be aborted and then cleans up. The first SIGINT, SIGTERM or SIGHUP aborts it. A
+ * second one ends the process at once.
  *
- * @throws {Interrupted} When a signal called it off and it failed.
+ * @throws {Interrupted} When the work failed after a signal aborted it.
  */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();

@@ -1,15 +1,15 @@
 import { plainJson } from "../log/plain_text.ts";
 
-/** How JSON is laid out. */
+/** The layout of JSON. */
 export interface JsonLayout {
   /** Spaces for each level, each value on a line of its own; 0 puts all on one line. */
   readonly indent?: number;
 }
 
 /**
- * A value as JSON with a line's end. Numbers of 64 bits that a double cannot hold become text; bytes
- * become hexadecimal digits. A byte of a name that is no UTF-8 becomes `\udcXX`, as in Python, and no
- * character in it is one that a terminal would act upon.
+ * Formats a value as JSON with a line's end. 64-bit numbers that a double cannot hold become text. Bytes
+ * become hexadecimal digits. A byte that is not UTF-8 becomes `\udcXX`, as in Python. Characters that
+ * would act on a terminal are escaped.
  */
 export function jsonText(value: unknown, { indent = 2 }: JsonLayout = {}): string {
   const text = JSON.stringify(value, (_key, member: unknown) => {

@@ -1,17 +1,17 @@
 /**
- * The logical volumes of a group, by LVM's own tools. They need not be active.
+ * Lists the logical volumes of a group with LVM's tools. The volumes need not be active.
  *
  * @module
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 
-/** A logical volume whose data is in one piece. */
+/** A logical volume. */
 export interface LogicalVolume {
   readonly name: string;
   readonly sizeBytes: number;
-  /** The kind of its first segment: `linear`, unless it is something that cannot be scanned. */
+  /** The type of its first segment. Only `linear` can be scanned. */
   readonly segmentType: string;
-  /** The device that its first segment is on, where that starts there, and how long it is. */
+  /** The device of its first segment, and the start and length of the segment there. */
   readonly device: string;
   readonly startBytes: number;
   readonly segmentBytes: number;
@@ -38,9 +38,9 @@ function runLvm(command: string, args: readonly string[]): string[][] {
 }
 
 /**
- * The volumes of a group, in LVM's order.
+ * Lists the volumes of a group in LVM's order.
  *
- * @throws {SystemError} when there is no such group, or no LVM.
+ * @throws {SystemError} when the group does not exist or LVM is not installed.
  */
 export function logicalVolumes(group: string): LogicalVolume[] {
   const devices = new Map<string, { extentBytes: number; startBytes: number }>();
@@ -68,7 +68,7 @@ export function logicalVolumes(group: string): LogicalVolume[] {
 }
 
 /**
- * The volume that a device's name stands for, as VHDs on volumes name their parents:
+ * The volume of a device name. VHDs on volumes name their parents like this:
  * `/dev/mapper/VG-VHD--1234` is `VHD-1234`. Null for a name of another form.
  */
 export function volumeOfDevice(path: string): string | null {

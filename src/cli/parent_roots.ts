@@ -1,24 +1,24 @@
 import { type Command, Option } from "commander";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { workingFolder } from "../../ffi/paths.ts";
+import { PARENT_ROOT_TEXT } from "./shared_texts.ts";
 import { ANY_FOLDER, PARENT_ROOTS_VARIABLE } from "../files/confinement.ts";
 
-/** What `--parent-root` gives, however often it is given. */
+/** The values of `--parent-root`. */
 export interface ParentRootChoices {
   readonly parentRoot?: readonly string[];
 }
 
-/** `--parent-root`. */
+/** Adds `--parent-root` to a command. */
 export function parentRootOption(command: Command): Command {
-  const text = "let parents of images be in this folder, too, or 'any'where; may be repeated";
   return command.addOption(
-    new Option("--parent-root <folder>", text)
+    new Option("--parent-root <folder>", PARENT_ROOT_TEXT)
       .argParser((folder: string, before: readonly string[] = []) => [...before, folder]),
   );
 }
 
 /**
- * Allows folders by the environment, so that tapdisks that this process starts allow them, too.
+ * Adds the folders to the environment, so that tapdisks that this process starts allow them too.
  *
  * @throws {SystemError} EINVAL for a name with a colon, which the variable cannot hold.
  */

@@ -1,19 +1,19 @@
 /**
- * How far a long piece of work has come: a bar on standard error where that is a terminal, nothing
- * where it is not. The library that draws it is loaded only for a terminal.
+ * Shows the progress of long work: a bar on standard error if that is a terminal, otherwise nothing.
+ * The library that draws the bar is loaded only for a terminal.
  *
  * @module
  */
 
-/** Shows progress; the calls cost nothing when there is nothing to show. */
+/** Shows progress. The calls cost nothing when no bar is shown. */
 export interface ProgressBar {
-  /** Bound, so that it can be handed on as it is. */
+  /** Bound to the bar: can be passed on as a function. */
   readonly update: (done: number, total: number) => void;
-  /** Takes the bar off the screen; call it however the work ended. */
+  /** Removes the bar. Must be called on success and on failure. */
   stop(): void;
 }
 
-/** The part of the library's class that is used; it comes without types. */
+/** The used part of the library's class. The library has no types. */
 interface Bar {
   start(total: number, value: number, payload: { left: string }): void;
   update(value: number, payload: { left: string }): void;
@@ -21,7 +21,7 @@ interface Bar {
   stop(): void;
 }
 
-/** How often a bar is drawn anew at most. */
+/** The highest rate at which a bar is drawn. */
 const REDRAWS_PER_SECOND = 10;
 
 const nothing: ProgressBar = { update: () => {}, stop: () => {} };
@@ -37,7 +37,7 @@ const nothing: ProgressBar = { update: () => {}, stop: () => {} };
  * progress.stop();
  * ```
  *
- * @param label What is being done, in a word.
+ * @param label One word for the work.
  */
 export async function openProgress(label: string): Promise<ProgressBar> {
   if (!Deno.stderr.isTerminal()) return nothing;
@@ -67,14 +67,14 @@ export async function openProgress(label: string): Promise<ProgressBar> {
   };
 }
 
-/** Before this nothing can be said of the time that is left. */
+/** The remaining time is not estimated before this. */
 const LEAST_ELAPSED_MS = 500;
-/** What is further away is not told. */
+/** A longer remaining time is not printed. */
 const MOST_SECONDS = 100 * 3600;
 
 /**
- * How long the rest of the work takes if it goes on as it went: `, 3m05s left`; empty while too little
- * is done to tell.
+ * The remaining time at the speed so far: `, 3m05s left`. Empty while too little is done for an
+ * estimate.
  */
 export function timeLeft(done: number, total: number, elapsedMs: number): string {
   if (done <= 0 || elapsedMs < LEAST_ELAPSED_MS) return "";
@@ -90,7 +90,7 @@ function formatSeconds(seconds: number): string {
   return `${Math.floor(minutes / 60)}h${two(minutes % 60)}m`;
 }
 
-/** Prints percentages over each other, as vhd-util has always done it. */
+/** Prints percentages over each other, in the format of the original vhd-util. */
 export function percentProgress(print: (text: string) => void): ProgressBar {
   let last = "";
   return {

@@ -4,12 +4,12 @@ import {
   STDIN_ARGUMENTS_SUMMARY,
 } from "./stdin_arguments.ts";
 
-/** Text as roff takes it: no dash becomes a hyphen, no line an order. */
+/** Escapes text for roff: dashes stay dashes, and no line becomes a request. */
 export function roff(text: string): string {
   return text.replaceAll("\\", "\\e").replaceAll("-", "\\-").replace(/^([.'])/gm, "\\&$1");
 }
 
-/** A manual page of that section of the manual. */
+/** A manual page. */
 export function manual(
   name: string,
   section: number,
@@ -24,18 +24,18 @@ export function manual(
   ].join("\n");
 }
 
-/** What every program's exit status means. */
+/** The exit status section of every manual page. */
 export const EXIT_STATUS = [
   ".SH EXIT STATUS",
-  roff("0, or the number of the error (errno): 2 for a missing file, 22 for what makes no sense."),
+  roff("0, or an error number (errno): 2 if a file is missing, 22 if an argument is invalid."),
 ];
 
-/** The entry of the option that every program has for names that are not UTF-8, with an example. */
+/** The entry of `--stdin-args`, which every program has, with an example. */
 export function stdinArgumentsEntry(example: string): string[] {
   return [
     ".TP",
     `.B ${roff(STDIN_ARGUMENTS)}`,
-    roff(`${STDIN_ARGUMENTS_SUMMARY.replace(/^i/, "I")}.`),
+    roff(`${STDIN_ARGUMENTS_SUMMARY.replace(/^./, (first) => first.toUpperCase())}.`),
     roff(`${STDIN_ARGUMENTS_NOTE}:`),
     ".nf",
     roff(`printf '%s\\0' "$name" | ${example}`),

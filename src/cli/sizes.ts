@@ -1,6 +1,6 @@
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
-/** A number of bytes for people, in three or four digits: `45.5 KiB`. */
+/** Formats a number of bytes in three or four digits: `45.5 KiB`. */
 export function formatSize(bytes: number): string {
   let unit = 0;
   let value = bytes;

@@ -1,26 +1,27 @@
 /**
- * Arguments that the command line cannot carry. The runtime ends the program, with status 101 and
- * before its first line, when an argument is not UTF-8. Names of files can be any bytes, so the programs
- * take arguments from standard input, too.
+ * Arguments from standard input. The runtime ends the program with status 101, before its first line
+ * runs, when an argument is not UTF-8. File names can be any bytes, so the programs accept arguments on
+ * standard input too.
  *
  * @module
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { decodeName } from "../../ffi/names.ts";
 
-/** Stands for the arguments on standard input, in the place where it is given. */
+/** The option that the arguments on standard input replace. */
 export const STDIN_ARGUMENTS = "--stdin-args";
 
-/** What `--help` says of it, in short. */
+/** The description in `--help`. */
 export const STDIN_ARGUMENTS_SUMMARY =
-  "in its place come arguments from standard input, each ended by a NUL";
+  "insert the arguments on standard input, each ended by a NUL byte";
 
-/** What manuals and overviews say of it. */
+/** The description in manual pages and overviews. */
 export const STDIN_ARGUMENTS_NOTE =
-  `An argument that is not UTF-8 ends the program with status 101 before it starts. Where the name of a
-file is not, give ${STDIN_ARGUMENTS} in its place, and the name on standard input, ended by a NUL`;
+  `An argument that is not UTF-8 ends the program with status 101. For a file name
+that is not UTF-8, give ${STDIN_ARGUMENTS} in its place and the name on standard
+input, ended by a NUL byte`;
 
-/** The arguments in bytes of which each is ended by a NUL; the last one need not be. */
+/** Splits arguments that each end with a NUL byte. The last one may end without it. */
 export function splitArguments(bytes: Uint8Array): string[] {
   const found: string[] = [];
   for (let at = 0; at < bytes.length;) {
@@ -33,10 +34,10 @@ export function splitArguments(bytes: Uint8Array): string[] {
 }
 
 /**
- * Puts the arguments of standard input in the place of {@linkcode STDIN_ARGUMENTS}; behind `--` that is
- * an ordinary word.
+ * Replaces {@linkcode STDIN_ARGUMENTS} by the arguments on standard input. After `--` it is an ordinary
+ * word.
  *
- * @param read Reads standard input to its end; not called where nothing asks for it.
+ * @param read Reads standard input to its end. Called only if the option is given.
  * @throws {SystemError} EINVAL when it is given twice.
  */
 export function withStdinArguments(args: readonly string[], read: () => Uint8Array): string[] {
@@ -47,13 +48,13 @@ export function withStdinArguments(args: readonly string[], read: () => Uint8Arr
   if (options.includes(STDIN_ARGUMENTS, at + 1)) {
     throw new SystemError(
       Errno.EINVAL,
-      `Cannot read the arguments: ${STDIN_ARGUMENTS} comes twice`,
+      `Cannot read the arguments: ${STDIN_ARGUMENTS} is given twice`,
     );
   }
   return [...args.slice(0, at), ...splitArguments(read()), ...args.slice(at + 1)];
 }
 
-/** All of standard input. */
+/** Reads standard input to its end. */
 export function readStandardInput(): Uint8Array {
   const parts: Uint8Array[] = [];
   for (;;) {

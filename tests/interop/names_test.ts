@@ -101,7 +101,7 @@ test("an argument that is no UTF-8 is the runtime's to refuse, as the help says"
   }
   const twice = await call(bench, "vhd-util query @ --stdin-args", input("x"));
   assert.equal(twice.code, 22);
-  assert.match(twice.stderr, /^vhd-util: .*--stdin-args comes twice/);
+  assert.match(twice.stderr, /^vhd-util: .*--stdin-args is given twice/);
 });
 
 Deno.test("names: arguments on standard input are split at NULs and come in their place", () => {

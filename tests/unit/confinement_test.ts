@@ -115,7 +115,7 @@ Deno.test("a locator that leads out is refused, in every form", () =>
         assert.ok(!stdout.includes("secret:"), what);
       }
       const tree = await vhdUtil("tree", inside);
-      assert.match(tree.stdout, /not looked at: outside/);
+      assert.match(tree.stdout, /not opened: outside/);
       assert.equal((await vhdUtil("check", "-n", path)).code, 22, what);
     }
     assert.equal(Deno.readTextFileSync(secret), before);

@@ -13,10 +13,29 @@ Deno.test("every subcommand has help with its options and a worked example", asy
   for (const command of await loadAll()) {
     const { code, stdout } = await vhdUtil(command.name, "--help");
     assert.equal(code, 0);
-    for (const { text } of command.options) assert.ok(stdout.includes(text), text);
+    const words = stdout.replace(/\s+/g, " ");
+    for (const { text } of command.options) assert.ok(words.includes(text), text);
     assert.ok(command.example.includes(`$ vhd-util ${command.name} `), command.name);
     const { stdout: usage } = await vhdUtil(command.name, "-h");
     assert.equal(usage, `${command.usage}\n`);
+  }
+});
+
+Deno.test("help fits a terminal of 80 columns, and descriptions begin in one column", async () => {
+  for (const { name } of await loadAll()) {
+    const { stdout } = await vhdUtil(name, "--help");
+    const [, options = ""] = /\nOptions:\n([^]*?)\n\n/.exec(stdout) ?? [];
+    assert.match(options, /--help/);
+    for (const line of stdout.split("\n")) assert.ok([...line].length <= 80, line);
+    for (const line of options.split("\n")) {
+      if (/^ {2}-\S+ \S+$/.test(line)) continue;
+      assert.match(line.slice(0, 16), /^ {2}-.* $|^ {16}$/, line);
+      assert.match(line.slice(16), /^\S/, line);
+    }
+  }
+  const { stdout: overview } = await vhdUtil("--help");
+  for (const line of overview.split("\n")) {
+    if (!line.startsWith("COMMAND := ")) assert.ok(line.length <= 80, line);
   }
 });
 

@@ -77,7 +77,7 @@ Deno.test("map draws the disk by layers, or lists its extents", () =>
     assert.deepEqual(lines.slice(16), [
       "  A  child.vhd  3.1 MiB",
       "  B  base.vhd   3.0 MiB",
-      "each sign is 64 KiB of 64 MiB; capitals where all of it holds data",
+      "each character is 64 KiB of 64 MiB; a capital letter means all data",
       "",
     ]);
     const alone = await vhdUtil("map", "-1", "-n", `${folder}/child.vhd`);

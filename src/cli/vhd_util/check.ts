@@ -22,7 +22,7 @@ import { decimal } from "./print_headers.ts";
 /** `vhd-util check`. */
 export const checkCommand: Subcommand = {
   name: "check",
-  summary: "Look for damage in an image; nothing is changed",
+  summary: "Check an image for damage; nothing is changed",
   synopsis: "-n FILE [-iItBpbs] [--json]",
   usage: "options: -n <file> [-i ignore missing primary footers] " +
     "[-I ignore parent uuids] [-t ignore timestamps] " +
@@ -30,14 +30,14 @@ export const checkCommand: Subcommand = {
     "[-p check parents] [-b check bitmaps] [-s stats] [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "i", text: "accept a missing footer, as after a crash; the backup is used" },
-    { name: "I", text: "do not compare UUIDs with the parent's" },
+    { name: "i", text: "accept a missing footer, as after a crash; use the backup" },
+    { name: "I", text: "do not compare UUIDs with those of the parents" },
     { name: "t", text: "accept time stamps in the future" },
-    { name: "B", text: "do not look for blocks that overlap; not with -b or -s" },
+    { name: "B", text: "do not check for overlapping blocks; not with -b or -s" },
     { name: "p", text: "check the parents too" },
-    { name: "b", text: "check bitmaps and the data under them" },
-    { name: "s", text: "print how much is allocated and written instead" },
-    { name: "json", text: "all that was found, as JSON" },
+    { name: "b", text: "check bitmaps, and the data that they describe" },
+    { name: "s", text: "print the allocated and written sectors of each layer" },
+    { name: "json", text: "print JSON: all findings, image by image" },
   ],
   followsParents: true,
   example: `

@@ -9,18 +9,22 @@ import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./
 /** `vhd-util coalesce`. */
 export const coalesceCommand: Subcommand = {
   name: "coalesce",
-  summary: "Write what an image holds into its parent",
+  summary: "Merge an image's data into its parent",
   synopsis: "-n FILE [-a ANCESTOR | -o OUTPUT [-x OLDEST]] [-s] [-p]",
   usage: "options: <-n name> [-a ancestor] [-o output] [-x oldest] " +
     "[-s sparse] [-p progress] " +
     "[-h help]",
   options: [
-    { name: "n", value: "FILE", text: "the image; it stays as it is" },
-    { name: "a", value: "ANCESTOR", text: "write into this image of its chain, with all between" },
-    { name: "o", value: "OUTPUT", text: "write a new image instead, in place of the merged ones" },
-    { name: "x", value: "OLDEST", text: "with -o: the last image to merge; all without it" },
-    { name: "s", text: "leave zeros out where nothing would show through them" },
-    { name: "p", text: "print how far it has come" },
+    { name: "n", value: "FILE", text: "the image to merge; it is not changed" },
+    { name: "a", value: "ANCESTOR", text: "merge into this ancestor, with all images between" },
+    { name: "o", value: "OUTPUT", text: "write a new image that replaces the merged ones" },
+    {
+      name: "x",
+      value: "OLDEST",
+      text: "with -o: the last image to merge; default: the whole chain",
+    },
+    { name: "s", text: "do not write zeros where no older data lies under them" },
+    { name: "p", text: "print progress in percent" },
   ],
   followsParents: true,
   example: `
@@ -35,10 +39,10 @@ Coalesced 81920 sectors`,
     const output = call.value("o") ?? undefined;
     const oldest = call.value("x") ?? undefined;
     if (ancestor !== undefined && output !== undefined) {
-      throw new UsageError("Give either -a, an image of the chain, or -o, a new one");
+      throw new UsageError("Give -a (an ancestor) or -o (a new image), not both");
     }
     if (oldest !== undefined && output === undefined) {
-      throw new UsageError("-x goes with -o: it says where the merged part of the chain ends");
+      throw new UsageError("-x needs -o: it names the last image to merge");
     }
     try {
       if (output === undefined) refuseOther(call, path);
@@ -67,7 +71,7 @@ Coalesced 81920 sectors`,
   },
 };
 
-/** Says in the original's words what is no differencing image; what else is wrong comes later. */
+/** Prints the original's words for an image that cannot be coalesced. The engine reports the rest. */
 function refuseOther({ output }: CommandCall, path: string): void {
   let type: string;
   try {

@@ -1,9 +1,10 @@
 import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { keyFileWarning } from "../key_file.ts";
+import { PARENT_ROOT_TEXT } from "../shared_texts.ts";
 import type { GivenOption } from "../getopt.ts";
 import type { Output } from "./output.ts";
 
-/** An option as `--help` tells of it; the command line is read by the same table. */
+/** An option: `--help` lists it, and the command line is parsed by it. */
 export interface CommandOption {
   /** The letter, or a long name. */
   readonly name: string;
@@ -12,11 +13,11 @@ export interface CommandOption {
   readonly text: string;
 }
 
-/** An option of all subcommands that look for parents. */
+/** The option of all subcommands that look for parents. */
 export const PARENT_ROOT_OPTION: CommandOption = {
   name: "parent-root",
   value: "FOLDER",
-  text: "parents may be in this folder, too, or anywhere with 'any'; may be repeated",
+  text: PARENT_ROOT_TEXT,
 };
 
 /** A subcommand of vhd-util. */
@@ -24,16 +25,16 @@ export interface Subcommand {
   readonly name: string;
   /** One line, without a full stop. */
   readonly summary: string;
-  /** What goes behind the name in the synopsis: `-n FILE [-vsp]`. */
+  /** What follows the name in the synopsis: `-n FILE [-vsp]`. Each line is a form of its own. */
   readonly synopsis: string;
-  /** What the original prints for a wrong command line, which callers may look for. */
+  /** What the original prints for a wrong command line. Callers may search it. */
   readonly usage: string;
   readonly options: readonly CommandOption[];
-  /** What callers of the original may give and what changes nothing here: help leaves it out. */
+  /** Options of the original that are accepted and change nothing. Help does not list them. */
   readonly ignoredOptions?: readonly CommandOption[];
   /** A worked example: shell lines and what they print. */
   readonly example: string;
-  /** Whether words that are no options are allowed. */
+  /** Whether words that belong to no option are allowed. */
   readonly operands?: boolean;
   /** Whether it looks for parents: then it takes {@linkcode PARENT_ROOT_OPTION}. */
   readonly followsParents?: boolean;
@@ -41,7 +42,7 @@ export interface Subcommand {
   run(call: CommandCall): number | Promise<number>;
 }
 
-/** A command line that was read and found to be well formed. */
+/** A command line that was parsed without a fault. */
 export class CommandCall {
   constructor(
     readonly given: readonly GivenOption[],
@@ -54,12 +55,12 @@ export class CommandCall {
     return this.given.some((option) => option.name === name);
   }
 
-  /** The value of an option, the last one where it was given more than once; or null. */
+  /** The last value that an option was given, or null. */
   value(name: string): string | null {
     return this.given.findLast((option) => option.name === name)?.value ?? null;
   }
 
-  /** Warns about files of keys, named by these options, that others than their owner may use. */
+  /** Warns about key files, named by these options, that users other than their owner can access. */
   warnOfKeyFiles(...names: readonly string[]): void {
     for (const path of names.flatMap((name) => this.values(name))) {
       const warning = keyFileWarning(path);
@@ -75,14 +76,16 @@ export class CommandCall {
   /**
    * The value of an option as a whole number, or null when it was not given.
    *
-   * @throws {UsageError} when it is no number.
+   * @throws {UsageError} when the value is not a whole number.
    */
   number(name: string): number | null {
     const text = this.value(name);
     if (text === null) return null;
     const number = Number(text);
     if (!/^\+?[0-9]+$/.test(text) || !Number.isSafeInteger(number)) {
-      throw new UsageError(`Cannot read '${text}', the value of -${name}, as a whole number`);
+      throw new UsageError(
+        `Cannot read '${text}', the value of -${name}: it is not a whole number below 2^53`,
+      );
     }
     return number;
   }
@@ -99,23 +102,23 @@ export class CommandCall {
   }
 }
 
-/** A command line that makes no sense: the usage is printed and EINVAL returned. */
+/** An invalid command line: the usage is printed and EINVAL returned. */
 export class UsageError extends Error {
-  /** @param detail A line for standard error, or null where the usage says it all. */
+  /** @param detail A line for standard error, or null where the usage is enough. */
   constructor(readonly detail: string | null) {
-    super(detail ?? "The command line makes no sense");
+    super(detail ?? "Invalid command line");
   }
 }
 
-/** The number of an error that a command can end with; another is a fault of ours, and thrown again. */
+/** The error number of a `SystemError`. Any other error is a fault of the program and is rethrown. */
 export function expectedErrno(error: unknown): number {
   if (!(error instanceof SystemError)) throw error;
   return error.errno > 0 ? error.errno : Errno.EIO;
 }
 
 /**
- * Reports in the original's manner what could not be done: its words and the negative error number
- * on standard output, the whole story on standard error.
+ * Reports a failure as the original does: its words and the negative error number on standard output.
+ * The full message goes to standard error.
  *
  * @returns The exit status.
  */

@@ -5,8 +5,8 @@ import { openVhd } from "../../vhd/image/image.ts";
 import { type CommandCall, expectedErrno } from "./command.ts";
 
 /**
- * Warns when an image has just been given a parent that lies where none may be: what was asked for is
- * done, but nobody opens the image like that.
+ * Warns when an image was just given a parent outside the allowed folders. The change is made, but the
+ * image cannot be opened until the folder is allowed.
  */
 export function warnOfConfinement({ output }: CommandCall, path: string): void {
   const image = openVhd(path);
@@ -14,11 +14,11 @@ export function warnOfConfinement({ output }: CommandCall, path: string): void {
     resolveParent(image, { anyUuid: true });
   } catch (error) {
     if (!(error instanceof VhdChainError) || error.errno !== Errno.EPERM) {
-      // What else may be wrong with the parent was there before, and is told when it is opened.
+      // Other faults of the parent are reported when the image is opened.
       expectedErrno(error);
       return;
     }
-    output.printError(`Warning: ${path} cannot be opened like this. ${messageOf(error)}`);
+    output.printError(`Warning: ${path} cannot be opened with this parent. ${messageOf(error)}`);
   } finally {
     image.close();
   }

@@ -13,7 +13,7 @@ const MOST_KEY_BYTES = 64;
 /** `vhd-util copy`. */
 export const copyCommand: Subcommand = {
   name: "copy",
-  summary: "Copy an image and all that it builds on into one new image",
+  summary: "Copy an image and all its parents into one new image",
   synopsis: "-n FILE -N NEW [-k KEYFILE | -E] [-K KEYFILE]",
   usage: "options: -n <name> -N <new VHD name> " +
     "[-k <keyfile> | -E (pass encryption key on stdin)] " +
@@ -21,12 +21,12 @@ export const copyCommand: Subcommand = {
   options: [
     { name: "n", value: "FILE", text: "the image" },
     { name: "N", value: "NEW", text: "the image to make" },
-    { name: "k", value: "KEYFILE", text: "encrypt it with this key, of 32 or 64 bytes" },
-    { name: "E", text: "encrypt it with the key that is on standard input" },
+    { name: "k", value: "KEYFILE", text: "encrypt the copy with this key of 32 or 64 bytes" },
+    { name: "E", text: "encrypt the copy with the key on standard input" },
     {
       name: "K",
       value: "KEYFILE",
-      text: "the image's own key, to encrypt with another or none",
+      text: "the key of the image, to decrypt it or to change its key",
     },
   ],
   followsParents: true,
@@ -89,7 +89,7 @@ function readKeyFile(path: string): Uint8Array<ArrayBuffer> {
   return requireLength(new Uint8Array(readKey(path)));
 }
 
-/** A key that comes through a pipe, perhaps in pieces. */
+/** Reads a key from a pipe, which may deliver it in pieces. */
 function readStandardInput(): Uint8Array<ArrayBuffer> {
   const buffer = new Uint8Array(MOST_KEY_BYTES + 1);
   let length = 0;

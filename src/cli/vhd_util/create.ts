@@ -13,9 +13,17 @@ export const createCommand: Subcommand = {
     "[<-S size (MB) for metadata preallocation (see vhd-util resize)>]",
   options: [
     { name: "n", value: "FILE", text: "the image to make" },
-    { name: "s", value: "MIB", text: "size of the disk, rounded up to 2 MiB; at most 2088960" },
-    { name: "S", value: "MIB", text: "make room for the disk to grow to this ('resize -f')" },
-    { name: "r", text: "reserve the space: a fixed image" },
+    {
+      name: "s",
+      value: "MIB",
+      text: "size of the disk in MiB, rounded up to 2 MiB; at most 2088960",
+    },
+    {
+      name: "S",
+      value: "MIB",
+      text: "reserve room for 'resize -f' to grow the disk to this size in MiB",
+    },
+    { name: "r", text: "make a fixed image, whose space is allocated now" },
   ],
   example: `
 $ vhd-util create -n disk.vhd -s 10240

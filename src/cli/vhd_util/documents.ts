@@ -1,6 +1,6 @@
 /**
- * Manual pages and bash's completion for vhd-util, from what `--help` prints: the descriptions of
- * the subcommands. Makes texts only; `scripts/documents.ts` writes them.
+ * Manual pages and bash completion for vhd-util, from the same descriptions as `--help`. This module
+ * makes texts; `scripts/documents.ts` writes the files.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { bashCompletion } from "../bash_completion.ts";
 import { EXIT_STATUS, manual, roff, stdinArgumentsEntry } from "../roff.ts";
 import { STDIN_ARGUMENTS } from "../stdin_arguments.ts";
 import type { CommandOption, Subcommand } from "./command.ts";
-import { optionsOf, optionWord } from "./help.ts";
+import { optionsOf, optionWord, synopsesOf } from "./help.ts";
 
 /** The manual page of a subcommand, `vhd-util-NAME(1)`. */
 export function manualPage(command: Subcommand): string {
@@ -16,8 +16,10 @@ export function manualPage(command: Subcommand): string {
     summary: command.summary,
     body: [
       ".SH SYNOPSIS",
-      `.B ${roff(`vhd-util ${command.name}`)}`,
-      roff(command.synopsis),
+      ...synopsesOf(command).flatMap((
+        form,
+        index,
+      ) => [...(index === 0 ? [] : [".br"]), roff(form)]),
       ".SH OPTIONS",
       ...optionsOf(command).flatMap(optionEntry),
       ".SH EXAMPLE",
@@ -61,7 +63,7 @@ export function overviewPage(commands: readonly Subcommand[]): string {
   });
 }
 
-/** Values of options that are no paths. */
+/** Values of options that are not paths. */
 const NO_PATHS = new Set([
   ...["MIB", "BLOCK", "SECTOR", "BYTE", "COUNT", "LAYERS", "NUMBER", "BYTES", "SIZE"],
   ...["VALUE", "FIELD", "HASH", "NONCE", "GROUP", "PATTERN"],
@@ -71,14 +73,14 @@ function valueOf({ value }: CommandOption): "none" | "path" | "other" {
   return value === undefined ? "none" : NO_PATHS.has(value) ? "other" : "path";
 }
 
-/** The script that bash completes vhd-util's command line by. */
+/** The bash completion script for vhd-util. */
 export function vhdUtilCompletion(commands: readonly Subcommand[]): string {
   return bashCompletion(
     "vhd-util",
     commands.map((command) => ({
       name: command.name,
       operands: command.operands === true,
-      // The arguments on standard input are nothing for someone who types.
+      // --stdin-args is for scripts, not for people who type.
       options: optionsOf(command).filter((option) => optionWord(option) !== STDIN_ARGUMENTS)
         .map((option) => ({ word: optionWord(option), value: valueOf(option) })),
     })),

@@ -4,7 +4,7 @@ import { osStorage } from "../../files/storage.ts";
 import type { Output } from "./output.ts";
 import { type NumberFormat, printFooter, printHeader } from "./print_headers.ts";
 
-/** Prints what stands where footer and header of a damaged image should be, if there is anything. */
+/** Prints the bytes at the places of a damaged image's footer and header, as fields. */
 export function dumpHeaders(output: Output, path: string, format: NumberFormat): void {
   if (!osStorage.exists(path) || osStorage.status(path).kind === "directory") return;
   const file = osStorage.open(path, "read");

@@ -15,11 +15,11 @@ export const fillCommand: Subcommand = {
     "[-B ignore the 2 TB limit, only usable with -b]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "b", text: "only make room for the data, without writing any" },
-    { name: "f", value: "SECTOR", text: "with -b: from the block of this sector on" },
-    { name: "t", value: "SECTOR", text: "with -b: up to the block of this sector" },
+    { name: "b", text: "allocate the blocks without writing data to them" },
+    { name: "f", value: "SECTOR", text: "with -b: start at the block of this sector" },
+    { name: "t", value: "SECTOR", text: "with -b: end with the block of this sector" },
   ],
-  ignoredOptions: [{ name: "B", text: "no VHD reaches the limit that it would ignore" }],
+  ignoredOptions: [{ name: "B", text: "it lifts a limit that no VHD reaches" }],
   followsParents: true,
   example: `
 $ vhd-util fill -n disk.vhd -b

@@ -7,7 +7,7 @@ import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd
 import { VHD_EPOCH_START } from "../../vhd/format/time.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
 
-/** All metadata of an image but its tables, for `--json`; names are those of the specification. */
+/** All metadata of an image except its tables, for `--json`, under the specification's names. */
 export function headersOf(image: VhdImage): Record<string, unknown> {
   const { path, type, footer, footerSource, header, batmap } = image;
   return {

@@ -14,9 +14,9 @@ import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./
 /** `vhd-util key`. */
 export const keyCommand: Subcommand = {
   name: "key",
-  summary: "Store, check or print the trace of an image's encryption key",
-  synopsis: "{-s -n FILE {-k KEYFILE | -H HASH} [-N NONCE] | -c -n FILE -k KEYFILE | " +
-    "-p -n FILE | -C -k KEYFILE [-N NONCE]}",
+  summary: "Store, check or print the hash of an image's encryption key",
+  synopsis: "-s -n FILE {-k KEYFILE | -H HASH} [-N NONCE]\n-c -n FILE -k KEYFILE\n" +
+    "-p -n FILE\n-C -k KEYFILE [-N NONCE]",
   usage: "usage:\n" +
     "-C -k KEYPATH [-N NONCE]: calculate keyhash for KEYPATH\n" +
     "-s -n NAME <-k KEYPATH> | -H HASH> [-N NONCE]: set keyhash for NAME\n" +
@@ -25,17 +25,21 @@ export const keyCommand: Subcommand = {
     "-h help",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "s", text: "store the trace, in an image without data" },
-    { name: "c", text: "check that the key is the image's" },
-    { name: "p", text: "print nonce and hash, or 'none'" },
-    { name: "C", text: "print the hash that a key would have" },
+    { name: "s", text: "store the hash in an image that has no data yet" },
+    { name: "c", text: "check that the key is the one of the image" },
+    { name: "p", text: "print the stored nonce and hash, or 'none'" },
+    { name: "C", text: "print the hash of a key" },
     {
       name: "k",
       value: "KEYFILE",
-      text: "the key: NAME,aes-xts-plain,512.key for NAME.vhd, or 256",
+      text: "the key of NAME.vhd: NAME,aes-xts-plain,256.key or 512.key",
     },
-    { name: "H", value: "HASH", text: "a hash instead, 64 hexadecimal digits" },
-    { name: "N", value: "NONCE", text: "what is hashed with the key, 64 digits; zeros without it" },
+    { name: "H", value: "HASH", text: "a hash in place of a key: 64 hexadecimal digits" },
+    {
+      name: "N",
+      value: "NONCE",
+      text: "hash this with the key: 64 hexadecimal digits; default: zeros",
+    },
   ],
   example: `
 $ vhd-util key -s -n disk.vhd -k disk,aes-xts-plain,512.key

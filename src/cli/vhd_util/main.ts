@@ -26,7 +26,7 @@ import {
 import { helpOf } from "./help.ts";
 import { type Output, StandardOutput } from "./output.ts";
 
-/** The subcommands and how to get at them, in the order in which they are listed. */
+/** The subcommands and how to load them, in the order of the overview. */
 export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new Map([
   ["create", async () => (await import("./create.ts")).createCommand],
   ["snapshot", async () => (await import("./snapshot.ts")).snapshotCommand],
@@ -47,7 +47,7 @@ export const SUBCOMMANDS: ReadonlyMap<string, () => Promise<Subcommand>> = new M
   ["map", async () => (await import("./map.ts")).mapCommand],
 ]);
 
-/** The exit status for each call of vhd-util; everything else goes to `output`. */
+/** Runs vhd-util. Returns the exit status; all output goes to `output`. */
 export async function vhdUtilMain(
   args: readonly string[],
   { output }: { output?: Output } = {},
@@ -111,7 +111,7 @@ async function runSubcommand(
   }
 }
 
-/** Runs a subcommand with the folders allowed that its options name. */
+/** Runs a subcommand with the folders of `--parent-root` allowed. */
 async function runAllowed(command: Subcommand, call: CommandCall): Promise<number> {
   const before = allowParentsIn([]);
   allowParentsIn([...before, ...call.values(PARENT_ROOT_OPTION.name)]);
@@ -147,7 +147,7 @@ async function printOverview(output: Output): Promise<void> {
     output.printLine(`  ${name.padEnd(10)} ${(await load()).summary}`);
   }
   output.print(
-    "\n'vhd-util COMMAND --help' explains each.\n" +
+    "\n'vhd-util COMMAND --help' describes a command.\n" +
       `\n${STDIN_ARGUMENTS_NOTE}:\n\n` +
       `  find . -name '*.vhd' -print0 | vhd-util scan -f ${STDIN_ARGUMENTS}\n` +
       `  printf '%s\\0' "$name" | vhd-util query -v -n ${STDIN_ARGUMENTS}\n`,

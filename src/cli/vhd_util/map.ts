@@ -14,15 +14,19 @@ import { layerLetter, pngPicture, svgPicture, terminalColour, textPicture } from
 /** `vhd-util map`. */
 export const mapCommand: Subcommand = {
   name: "map",
-  summary: "Draw where the data of a disk lies, and in which image of its chain",
+  summary: "Show where a disk has data and which image of the chain holds it",
   synopsis: "-n FILE [-1] [--json | --output PICTURE]",
   usage: "options: <-n name> [-1 the image alone] [--json] [--output file.svg or file.png] " +
     "[-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "1", text: "only what the image itself holds, not its parents" },
-    { name: "json", text: "print JSON: the disk's extents, and the layer that each is read from" },
-    { name: "output", value: "PICTURE", text: "write a picture: a name in .svg or .png" },
+    { name: "1", text: "show only the data of this image, not that of its parents" },
+    { name: "json", text: "print JSON: the extents of the disk and the layer of each" },
+    {
+      name: "output",
+      value: "PICTURE",
+      text: "write a picture to this file, whose name ends in .svg or .png",
+    },
   ],
   followsParents: true,
   example: `
@@ -31,14 +35,16 @@ Aa..............................................BBBBBBBBBBBBBBBB
 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB
   A  child.vhd  3.1 MiB
   B  base.vhd   3.0 MiB
-each sign is 64 KiB of 64 MiB; capitals where all of it holds data
+each character is 64 KiB of 64 MiB; a capital letter means all data
 $ vhd-util map -n child.vhd --output chain.svg`,
 
   run(call: CommandCall): number {
     const path = call.required("n");
     const output = call.value("output");
     if (output !== null && !/\.(svg|png)$/i.test(output)) {
-      throw new UsageError(`Cannot tell what picture ${output} is to be: end it in .svg or .png`);
+      throw new UsageError(
+        `Cannot write a picture to ${output}: the name must end in .svg or .png`,
+      );
     }
     const chain = call.has("1") ? loneImage(path) : openChain(path, { ignoreDisabled: true });
     try {
@@ -63,7 +69,7 @@ function layerPaths(chain: VhdChain): string[] {
   return chain.raw === null ? paths : [...paths, chain.raw.path];
 }
 
-/** The layers' names as they are shown. */
+/** The names of the layers as they are printed. */
 function layerNames(chain: VhdChain): string[] {
   return layerPaths(chain).map((path) => plainText(fileNameOf(path)));
 }
@@ -96,7 +102,7 @@ const MOST_ROWS = 24;
 
 /** A power of two, as wide as the terminal allows. */
 function pictureColumns(): number {
-  // Some terminals do not know how wide they are.
+  // Some terminals report a width of 0.
   const width = Deno.stdout.isTerminal() ? Deno.consoleSize().columns : 0;
   if (width === 0) return PLAIN_COLUMNS;
   return Math.min(MOST_COLUMNS, Math.max(8, 2 ** Math.floor(Math.log2(width))));
@@ -115,12 +121,12 @@ function printMap({ output }: CommandCall, chain: VhdChain): void {
   }
   const cell = formatSize(map.cellSectors * VHD_SECTOR_SIZE);
   output.printLine(
-    `each sign is ${cell} of ${formatSize(chain.images[0].sizeBytes)}; ` +
-      `${colours ? "full" : "capitals"} where all of it holds data`,
+    `each character is ${cell} of ${formatSize(chain.images[0].sizeBytes)}; ` +
+      `${colours ? "a full block" : "a capital letter"} means all data`,
   );
 }
 
-/** As it goes, as there may be millions of extents. */
+/** Prints each extent as it is found, because there may be millions. */
 function printJson({ output }: CommandCall, chain: VhdChain): void {
   const layers = layerPaths(chain);
   output.print("[");

@@ -1,6 +1,6 @@
 import type { ChainExtent } from "../../vhd/image/extents.ts";
 
-/** A disk cut into equal cells, and what each of them holds. */
+/** A disk divided into equal cells, and what each cell holds. */
 export interface CellMap {
   readonly columns: number;
   readonly rows: number;
@@ -16,7 +16,7 @@ export interface CellMap {
 /**
  * Counts the extents of a disk into cells, read from left to right and from top to bottom.
  *
- * @param most Columns and rows that there may be; a small disk has fewer rows.
+ * @param most The largest number of columns and rows; a small disk has fewer rows.
  */
 export function countCells(
   extents: Iterable<ChainExtent>,

@@ -2,14 +2,14 @@ import { crc32, deflateSync } from "node:zlib";
 import { formatSize } from "../sizes.ts";
 import type { CellMap } from "./map_cells.ts";
 
-/** What a picture says besides its cells. */
+/** The texts in a picture. */
 export interface PictureText {
   readonly title: string;
   /** A name for each layer, the topmost first. */
   readonly layerNames: readonly string[];
 }
 
-/** Colours of layers, the topmost first; more layers use them again. */
+/** Colours of layers, the topmost first. They repeat when there are more layers. */
 const PALETTE = [
   [0x1f, 0x77, 0xb4],
   [0xff, 0x7f, 0x0e],
@@ -21,7 +21,7 @@ const PALETTE = [
   [0x17, 0xbe, 0xcf],
 ] as const;
 const EMPTY = [0xee, 0xee, 0xee] as const;
-/** Cells with little data are still to be seen. */
+/** Cells with little data stay visible. */
 const FAINTEST = 0.25;
 
 function colourOf(map: CellMap, cell: number): readonly number[] {
@@ -45,7 +45,7 @@ const CELL_PX = 8;
 const LINE_PX = 18;
 const MARGIN_PX = 12;
 
-/** The map as SVG: a square for each cell, neighbours of one colour joined, and a legend. */
+/** The map as SVG: squares for cells, with neighbours of one colour joined, and a legend. */
 export function svgPicture(map: CellMap, { title, layerNames }: PictureText): string {
   const top = MARGIN_PX + LINE_PX;
   const legendTop = top + map.rows * CELL_PX + LINE_PX;
@@ -128,12 +128,12 @@ export function pngPicture(map: CellMap): Uint8Array {
   return all;
 }
 
-/** Signs for how full a cell is, from almost empty to full. */
+/** Characters for the fullness of a cell, from almost empty to full. */
 const SHADES = ["░", "▒", "▓", "█"];
 
 /**
- * The map as lines of text: coloured shades for a terminal, else a letter for the layer of each
- * cell, `a` for the topmost, large where the cell is full.
+ * The map as lines of text: coloured shades on a terminal, otherwise the letter of each cell's layer,
+ * `a` for the topmost, a capital where the cell is full.
  */
 export function textPicture(map: CellMap, { colours }: { colours: boolean }): string[] {
   const lines: string[] = [];
@@ -158,12 +158,12 @@ function sign(map: CellMap, cell: number, colours: boolean): string {
   return `${terminalColour(layer)}${shade}\x1b[0m`;
 }
 
-/** The letter that a layer has in a picture without colours. */
+/** The letter of a layer in a picture without colours. */
 export function layerLetter(layer: number): string {
   return "abcdefghijklmnopqrstuvwxyz"[Math.min(layer, 25)];
 }
 
-/** The sequence that makes a terminal write in a layer's colour. */
+/** The escape sequence that switches a terminal to a layer's colour. */
 export function terminalColour(layer: number): string {
   const [red, green, blue] = PALETTE[layer % PALETTE.length];
   return `\x1b[38;2;${red};${green};${blue}m`;

@@ -6,18 +6,26 @@ import { type CommandCall, failedTo, type Subcommand, UsageError } from "./comma
 /** `vhd-util modify`. */
 export const modifyCommand: Subcommand = {
   name: "modify",
-  summary: "Change an image's parent or its end, or forget its data",
+  summary: "Change an image's parent or physical size, or discard its data",
   synopsis: "-n FILE [-z] [-s BYTES] [-p PARENT [-m] [-j JOURNAL]]",
   usage: "*** Dangerous operations, use with care ***\n" +
     "options: <-n name> [-p NEW_PARENT set parent [-m raw]] " +
     "[-s NEW_SIZE set size] [-z zero (kill data)] [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "p", value: "PARENT", text: "the new parent; what the image holds stays" },
+    { name: "p", value: "PARENT", text: "set this parent; the image keeps its own data" },
     { name: "m", text: "the new parent is a raw image" },
-    { name: "j", value: "JOURNAL", text: "with -p: journal the change; names may get longer then" },
-    { name: "s", value: "BYTES", text: "end the image here: for a volume that is to be cut" },
-    { name: "z", text: "forget all data" },
+    {
+      name: "j",
+      value: "JOURNAL",
+      text: "with -p: a journal, which a longer parent name may need",
+    },
+    {
+      name: "s",
+      value: "BYTES",
+      text: "move the end of the image here, before its volume is reduced",
+    },
+    { name: "z", text: "discard all data of the image" },
   ],
   followsParents: true,
   example: `
@@ -30,7 +38,7 @@ $ vhd-util query -n today.vhd -p
     const size = call.number("s");
     const parent = call.value("p");
     const journal = call.value("j") ?? undefined;
-    if (journal !== undefined && parent === null) throw new UsageError("-j goes with -p");
+    if (journal !== undefined && parent === null) throw new UsageError("-j needs -p");
     try {
       openVhd(path).close();
     } catch (error) {

@@ -1,28 +1,28 @@
 import { plainLines, plainText } from "../../log/plain_text.ts";
 
-/** Where a command's output goes: the process's own streams, or a test that looks at it. */
+/** Where a command's output goes: the streams of the process, or a test. */
 export interface Output {
-  /** A line for standard output, made plain; the line's end is added. */
+  /** Prints a line to standard output. Escapes control characters and adds the line's end. */
   printLine(line: string): void;
-  /** Lines for standard output whose ends are our own; the rest of them is made plain. */
+  /** Prints lines to standard output. Escapes all control characters but the ends of lines. */
   print(text: string): void;
-  /** Text for standard output as it is: colours, and what goes back to the line's start. */
+  /** Prints text unchanged to standard output: colours, carriage returns. */
   printRaw(text: string): void;
-  /** Data for standard output. */
+  /** Writes data to standard output. */
   printBytes(bytes: Uint8Array): void;
-  /** A line for standard error, made plain; the line's end is added. */
+  /** Prints a line to standard error. Escapes control characters and adds the line's end. */
   printError(line: string): void;
 }
 
 const BUFFER_SIZE = 65536;
 
-/** Makes text plain, and leaves it to others where it goes. */
+/** Escapes control characters. Subclasses write the bytes. */
 export abstract class PlainOutput implements Output {
   readonly #encoder = new TextEncoder();
 
-  /** Takes what goes to standard output. */
+  /** Takes bytes for standard output. */
   protected abstract add(bytes: Uint8Array<ArrayBuffer>): void;
-  /** Takes a line that goes to standard error, with its end. */
+  /** Takes a line for standard error, with its end. */
   protected abstract addError(bytes: Uint8Array<ArrayBuffer>): void;
 
   printLine(line: string): void {
@@ -46,7 +46,7 @@ export abstract class PlainOutput implements Output {
   }
 }
 
-/** Standard output, gathered into few writes, and standard error. */
+/** Standard output, buffered, and standard error. */
 export class StandardOutput extends PlainOutput {
   #pending: Uint8Array[] = [];
   #pendingBytes = 0;
@@ -62,7 +62,7 @@ export class StandardOutput extends PlainOutput {
     writeFully(Deno.stderr, bytes);
   }
 
-  /** Writes what was gathered. Call it before the process ends. */
+  /** Writes the buffer. Must be called before the process ends. */
   flush(): void {
     const pending = this.#pending;
     this.#pending = [];

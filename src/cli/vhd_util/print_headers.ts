@@ -19,7 +19,7 @@ import { formatVhdTime } from "../../vhd/format/time.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
 import type { Output } from "./output.ts";
 
-/** How numbers are written: decimal, or hexadecimal with `-x`. */
+/** Formats a number: decimal, or hexadecimal with `-x`. */
 export type NumberFormat = (value: number | bigint) => string;
 
 /** Decimal. */
@@ -66,8 +66,8 @@ function sizeText(bytes: bigint, format: NumberFormat): string {
 }
 
 /**
- * The UUID of a fixed image is in capitals. The original cannot print these footers, and transcripts
- * of it number the UUIDs in them by their order; this one must not be taken for one of those.
+ * The UUID of a fixed image is in capitals. The original cannot print these footers. Its transcripts
+ * number lower-case UUIDs in order, so this one must look different.
  */
 function uuidText({ diskType, uuid }: Footer): string {
   return diskType === HD_TYPE_FIXED ? formatUuid(uuid).toUpperCase() : formatUuid(uuid);

@@ -14,7 +14,7 @@ const MIB = 1024 * 1024;
 /** `vhd-util query`. */
 export const queryCommand: Subcommand = {
   name: "query",
-  summary: "Print facts about an image, each on its line, in the order below",
+  summary: "Print facts about an image, one a line, in the order of the options",
   synopsis: "-n FILE {[-vspfmdaSu] | --json}",
   usage: "options: <-n name> [-v print virtual size (in MB)] " +
     "[-s print physical utilization (bytes)] [-p print parent] " +
@@ -25,16 +25,16 @@ export const queryCommand: Subcommand = {
     "[-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "v", text: "size of the disk in MiB" },
-    { name: "s", text: "bytes in use in the file" },
-    { name: "p", text: "path of the parent" },
-    { name: "f", text: "the hidden flag" },
-    { name: "m", text: "the marker byte" },
-    { name: "d", text: "layers in the chain" },
-    { name: "a", text: "number of allocated blocks" },
-    { name: "S", text: "size in MiB that the disk can grow to without moving data" },
-    { name: "u", text: "with -p: the path as it is stored, without looking for the file" },
-    { name: "json", text: "all of it, as JSON" },
+    { name: "v", text: "print the size of the disk in MiB" },
+    { name: "s", text: "print how many bytes of the file are in use" },
+    { name: "p", text: "print the path of the parent" },
+    { name: "f", text: "print the hidden flag" },
+    { name: "m", text: "print the marker byte" },
+    { name: "d", text: "print the number of layers in the chain" },
+    { name: "a", text: "print the number of allocated blocks" },
+    { name: "S", text: "print the size in MiB that 'resize -f' can grow the disk to" },
+    { name: "u", text: "with -p: print the stored path without looking for the file" },
+    { name: "json", text: "print JSON: all facts" },
   ],
   followsParents: true,
   example: `
@@ -62,7 +62,7 @@ $ vhd-util query -vsp -n today.vhd
   },
 };
 
-/** What is asked for, by letter: prints it and returns 0 or an error number. */
+/** Printers by option letter. Each returns 0 or an error number. */
 const FACTS: readonly (readonly [string, (call: CommandCall, image: VhdImage) => number])[] = [
   ["v", printVirtualSize],
   ["s", printPhysicalSize],

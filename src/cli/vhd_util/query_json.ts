@@ -6,7 +6,7 @@ import type { VhdImage } from "../../vhd/image/image.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
 import { expectedErrno } from "./command.ts";
 
-/** All facts about an image, for `--json`, and the exit status: that of the first that failed. */
+/** All facts about an image, for `--json`, and the exit status: the first error, or 0. */
 export function factsOf(
   image: VhdImage,
   { physicalSizeBytes }: { physicalSizeBytes: number },

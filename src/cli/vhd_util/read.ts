@@ -21,8 +21,8 @@ import { READ_TABLES, type TableRequest } from "./read_tables.ts";
 /** `vhd-util read`. */
 export const readCommand: Subcommand = {
   name: "read",
-  summary: "Print an image's metadata, or data of its disk",
-  synopsis: "-n FILE [-p [--json]] [-tbmiejdrR NUMBER [-c COUNT]] [-B] [-a] [-x]",
+  summary: "Print the metadata of an image, or data of its disk",
+  synopsis: "-n FILE [-p [--json]] [-tbmiejdrR NUMBER [-c COUNT]] [-Bax]",
   usage: "options:\n" +
     "-h          help\n" +
     "-n          name\n" +
@@ -42,27 +42,35 @@ export const readCommand: Subcommand = {
     "-x          print in hex",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "p", text: "footer, header, parent locators and batmap header" },
-    { name: "t", value: "SECTOR", text: "where a sector of the disk is in the file" },
-    { name: "b", value: "BLOCK", text: "where a block is in the file" },
-    { name: "B", text: "which blocks are allocated: one bit a block, binary" },
-    { name: "m", value: "BLOCK", text: "a block's bitmap, binary" },
-    { name: "i", value: "SECTOR", text: "whether the image itself holds a sector" },
+    { name: "p", text: "print the footer, header, parent locators and batmap header" },
+    { name: "t", value: "SECTOR", text: "print where in the file a sector of the disk is" },
+    { name: "b", value: "BLOCK", text: "print where in the file a block is" },
+    { name: "B", text: "print a bit for each block: 1 if it is allocated (binary)" },
+    { name: "m", value: "BLOCK", text: "print the bitmap of a block (binary)" },
+    {
+      name: "i",
+      value: "SECTOR",
+      text: "print 1 if this image itself holds a sector, otherwise 0",
+    },
     {
       name: "e",
       value: "SECTOR",
-      text: "the extents that it holds from there: first sector, length",
+      text: "print the extents that this image holds among COUNT sectors",
     },
-    { name: "a", text: "the batmap, binary" },
-    { name: "j", value: "BLOCK", text: "whether the batmap has a block as full" },
-    { name: "d", value: "BLOCK", text: "a block's data, binary" },
-    { name: "c", value: "COUNT", text: "how many blocks, sectors or bytes; 1 without it" },
-    { name: "r", value: "SECTOR", text: "sectors of the disk, parents included, binary" },
-    { name: "R", value: "BYTE", text: "bytes of the disk, parents included, binary" },
-    { name: "x", text: "numbers in hexadecimal" },
-    { name: "json", text: "with -p: as JSON" },
+    { name: "a", text: "print the batmap (binary)" },
+    { name: "j", value: "BLOCK", text: "print 1 if the batmap marks a block as full, otherwise 0" },
+    { name: "d", value: "BLOCK", text: "print the data of a block (binary)" },
+    { name: "c", value: "COUNT", text: "how many blocks, sectors or bytes to print; default: 1" },
+    {
+      name: "r",
+      value: "SECTOR",
+      text: "print sectors of the disk, read through the chain (binary)",
+    },
+    { name: "R", value: "BYTE", text: "print bytes of the disk, read through the chain (binary)" },
+    { name: "x", text: "print numbers in hexadecimal" },
+    { name: "json", text: "with -p: print JSON" },
   ],
-  ignoredOptions: [{ name: "C", text: "nothing is cached here" }],
+  ignoredOptions: [{ name: "C", text: "it turns off a cache that does not exist here" }],
   followsParents: true,
   example: `
 $ vhd-util read -n disk.vhd -b 0 -c 2
@@ -75,7 +83,7 @@ $ vhd-util read -n disk.vhd -r 0 -c 1 | xxd | head -1
     const path = call.required("n");
     const format = call.has("x") ? hexadecimal : decimal;
     const count = call.number("c") ?? 1;
-    if (call.has("json") && !call.has("p")) throw new UsageError("--json goes with -p");
+    if (call.has("json") && !call.has("p")) throw new UsageError("--json needs -p");
     for (const letter of NUMBERED) call.number(letter);
     let image: VhdImage;
     try {
@@ -100,12 +108,12 @@ $ vhd-util read -n disk.vhd -r 0 -c 1 | xxd | head -1
 
 const NUMBERED = "tbmiejdrR";
 
-interface Manner {
+interface ReadOptions {
   readonly format: NumberFormat;
   readonly count: number;
 }
 
-function readAll(call: CommandCall, image: VhdImage, { format, count }: Manner): number {
+function readAll(call: CommandCall, image: VhdImage, { format, count }: ReadOptions): number {
   if (call.has("p")) {
     if (call.has("json")) call.output.print(jsonText(headersOf(image)));
     else printHeaders(call, image, format);

@@ -14,7 +14,7 @@ import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import type { Output } from "./output.ts";
 import type { NumberFormat } from "./print_headers.ts";
 
-/** What a printer of tables is asked for. */
+/** What a printer of tables prints. */
 export interface TableRequest {
   readonly image: VhdImage;
   readonly output: Output;
@@ -47,7 +47,7 @@ function onlyDynamic(print: Printer): Printer {
   };
 }
 
-/** Refuses blocks behind the table's end. */
+/** Refuses blocks past the end of the table. */
 function blocksInRange({ image, output, first, count, format }: TableRequest): boolean {
   if (first + count <= image.bat.length) return true;
   output.printError(`block ${format(first + count)} past end of file`);

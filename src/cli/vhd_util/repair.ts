@@ -4,12 +4,12 @@ import { type CommandCall, failedTo, type Subcommand } from "./command.ts";
 /** `vhd-util repair`. */
 export const repairCommand: Subcommand = {
   name: "repair",
-  summary: "Mend what follows from the rest of an image; nothing is guessed",
+  summary: "Rebuild metadata from the rest of an image; nothing is guessed",
   synopsis: "-n FILE [-b]",
   usage: "options: <-n name> <-b use the back-up footer> [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "b", text: "go by the backup footer even if the one at the end is good" },
+    { name: "b", text: "use the backup footer even if the one at the end is good" },
   ],
   example: `
 $ vhd-util repair -n disk.vhd

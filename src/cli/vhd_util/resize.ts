@@ -17,7 +17,7 @@ const MIB = 1024 * 1024;
 /** `vhd-util resize`. */
 export const resizeCommand: Subcommand = {
   name: "resize",
-  summary: "Change the size of an image's disk",
+  summary: "Change the size of a disk",
   synopsis: "-n FILE -s MIB {-j JOURNAL | -f}",
   usage: "options: <-n name> <-s size (in MB)> (<-j journal>|<-f fast>) [-h help]\n\n" +
     "The resize operation can only be performed offline and must be journaled because " +
@@ -27,16 +27,15 @@ export const resizeCommand: Subcommand = {
     "performed online without journaling (-f option).",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "s", value: "MIB", text: "the new size, rounded up to whole blocks; at most 2088960" },
+    { name: "s", value: "MIB", text: "the new size in MiB, rounded up to blocks; at most 2088960" },
     {
       name: "j",
       value: "JOURNAL",
-      text: "a new file, or a block device; for 'revert', if need be",
+      text: "a new file or a block device; 'revert' undoes a failed resize",
     },
     {
       name: "f",
-      text:
-        "grow within the room that 'create -S' made; a tapdisk that has the image must be paused",
+      text: "grow within the room of 'create -S'; a disk in use must be paused",
     },
   ],
   example: `

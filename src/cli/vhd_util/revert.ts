@@ -4,7 +4,7 @@ import { type CommandCall, failedTo, type Subcommand } from "./command.ts";
 /** `vhd-util revert`. */
 export const revertCommand: Subcommand = {
   name: "revert",
-  summary: "Give an image back what it was before a change that was broken off",
+  summary: "Undo an interrupted resize or modify",
   synopsis: "-n FILE -j JOURNAL",
   usage: "options: <-n name> <-j journal> [-h help]",
   options: [
@@ -12,7 +12,7 @@ export const revertCommand: Subcommand = {
     {
       name: "j",
       value: "JOURNAL",
-      text: "the journal that the change left; it is gone afterwards",
+      text: "the journal; a journal file is removed when the work is done",
     },
   ],
   example: `

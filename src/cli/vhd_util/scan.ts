@@ -10,21 +10,21 @@ import { fileTargets, type ScanTarget, volumeTargets } from "./scan_targets.ts";
 /** `vhd-util scan`. */
 export const scanCommand: Subcommand = {
   name: "scan",
-  summary: "List the images that a pattern or names stand for, a line for each",
+  summary: "List images, one a line",
   synopsis: "[-m PATTERN] [-l GROUP] [-fcpavM] [--json] [FILE…]",
   usage: "usage: [OPTIONS] FILES\n" +
     "options: [-m match filter] [-f fast] [-c continue on failure] " +
     "[-l LVM volume] [-p pretty print] [-a scan parents] " +
     "[-v verbose] [-h help] [-M show markers]",
   options: [
-    { name: "m", value: "PATTERN", text: "files like these: '/images/*.vhd'; with -l, volumes" },
-    { name: "f", text: "read only footers and headers; parents by their stored names" },
-    { name: "c", text: "go on after an error, and succeed" },
-    { name: "l", value: "GROUP", text: "scan logical volumes of this group, active or not" },
-    { name: "p", text: "draw chains by indentation, parents first" },
-    { name: "a", text: "scan the parents too, all the way down" },
-    { name: "v", text: "print whole paths" },
-    { name: "M", text: "print marker and key hash too" },
+    { name: "m", value: "PATTERN", text: "scan files such as '/images/*.vhd'; with -l: volumes" },
+    { name: "f", text: "read only footers and headers; print stored parent names" },
+    { name: "c", text: "go on after an error, and end with status 0" },
+    { name: "l", value: "GROUP", text: "scan the logical volumes of this group, active or not" },
+    { name: "p", text: "indent children under their parents" },
+    { name: "a", text: "scan all ancestors too" },
+    { name: "v", text: "print full paths" },
+    { name: "M", text: "print the marker and the key hash too" },
     { name: "json", text: "print JSON: an array with an object for each image" },
   ],
   followsParents: true,
@@ -64,7 +64,7 @@ class Scan {
   readonly #call: CommandCall;
   readonly #pretty: boolean;
   readonly #json: boolean;
-  /** Those that are drawn at the end, or printed as JSON. */
+  /** Images that are printed at the end: indented, or as JSON. */
   readonly #gathered: ListedImage[] = [];
   readonly #failed: FailedImage[] = [];
   #status = 0;
@@ -80,7 +80,7 @@ class Scan {
     const targets = this.#targets();
     const seen = new Set(targets.map(({ name }) => fileNameOf(name)));
     if (this.#stopped()) return this.#status;
-    // Parents are added while the list is walked over.
+    // The loop appends parents to the list that it walks.
     for (const target of targets) {
       const scanned = this.#scanOne(target);
       if (scanned !== null && this.#call.has("a")) {
@@ -112,8 +112,8 @@ class Scan {
       const patterns = pattern === null ? names : [pattern, ...names];
       return volumeTargets(group, { patterns, fault });
     }
-    const manner = { fast: call.has("f") && !this.#pretty, markers: call.has("M") };
-    return fileTargets({ pattern, names, manner, fault });
+    const options = { fast: call.has("f") && !this.#pretty, markers: call.has("M") };
+    return fileTargets({ pattern, names, options, fault });
   }
 
   #scanOne(target: ScanTarget): ScannedImage | null {
@@ -143,7 +143,7 @@ class Scan {
     try {
       targets.push(target.parentTarget(scanned));
     } catch (error) {
-      // The image itself was scanned: that its parent is missing is told, and no failure.
+      // The image itself was scanned, so a missing parent is reported but is not a failure.
       const status = this.#status;
       this.#fail(
         scanned.parent,
@@ -171,7 +171,7 @@ class Scan {
     }
   }
 
-  /** Prints what waits for the end. */
+  /** Prints the images that were gathered. */
   printGathered(): void {
     if (this.#json) return this.#printJson();
     for (const { image, depth, found } of arrangeImages(this.#gathered)) {

@@ -8,7 +8,7 @@ export interface ListedImage {
   readonly facts: ScannedImage;
 }
 
-/** An image in its place among the others. */
+/** An image and its place in the listing. */
 export interface ArrangedImage {
   readonly image: ListedImage;
   /** 0 for one without a parent in the list. */
@@ -18,8 +18,8 @@ export interface ArrangedImage {
 }
 
 /**
- * Images in the order in which chains are drawn: by name, each child behind its parent; hidden ones
- * come first among those without a parent, and last among brothers.
+ * Sorts images by name, each child after its parent. Hidden images come first among those without a
+ * parent, and last among siblings.
  */
 export function arrangeImages(images: readonly ListedImage[]): ArrangedImage[] {
   const byName = new Map<string, ListedImage>();
@@ -29,9 +29,9 @@ export function arrangeImages(images: readonly ListedImage[]): ArrangedImage[] {
   for (const image of sorted) {
     const { parent } = image.facts;
     if (parent === null || !byName.has(parent)) continue;
-    const brothers = children.get(parent);
-    if (brothers === undefined) children.set(parent, [image]);
-    else brothers.push(image);
+    const siblings = children.get(parent);
+    if (siblings === undefined) children.set(parent, [image]);
+    else siblings.push(image);
   }
   const arranged: ArrangedImage[] = [];
   const done = new Set<ListedImage>();
@@ -48,7 +48,7 @@ export function arrangeImages(images: readonly ListedImage[]): ArrangedImage[] {
     facts.parent === null || !byName.has(facts.parent);
   for (const image of sorted) if (isRoot(image) && image.facts.hidden !== 0) add(image, 0);
   for (const image of sorted) if (isRoot(image)) add(image, 0);
-  // What is left goes around in circles.
+  // The rest are images whose parents form a cycle.
   for (const image of sorted) add(image, 0);
   return arranged;
 }

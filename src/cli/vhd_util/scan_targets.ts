@@ -17,21 +17,21 @@ export interface ScanTarget {
   /** As it is printed: the path as given, or the volume's name. */
   readonly name: string;
   readonly sizeBytes: number;
-  /** A raw image, known only as somebody's parent. */
+  /** A raw image: the parent of another image. */
   readonly raw: boolean;
-  /** Reads what there is to know. Throws `ScanError`. */
+  /** Reads the image. Throws `ScanError`. */
   scan(): ScannedImage;
-  /** Finds the image that this one calls its parent. Throws `SystemError` where there is none. */
+  /** Finds the parent. Throws `SystemError` where there is none. */
   parentTarget(scanned: ScannedImage): ScanTarget;
 }
 
 /** How targets are scanned. */
-export interface ScanManner {
+export interface ScanOptions {
   readonly fast: boolean;
   readonly markers: boolean;
 }
 
-/** Told of what cannot be scanned, as it is found. */
+/** Called for each target that cannot be scanned. */
 export type TargetFault = (name: string, error: unknown) => void;
 
 function rawFacts(sizeBytes: number): ScannedImage {
@@ -41,8 +41,8 @@ function rawFacts(sizeBytes: number): ScannedImage {
 
 function fileTarget(
   path: string,
-  { manner, raw, confinement = confinementOf(osStorage, path) }: {
-    manner: ScanManner;
+  { options, raw, confinement = confinementOf(osStorage, path) }: {
+    options: ScanOptions;
     raw: boolean;
     confinement?: Confinement;
   },
@@ -54,7 +54,7 @@ function fileTarget(
     raw,
     scan(): ScannedImage {
       if (raw) return rawFacts(this.sizeBytes);
-      return manner.fast ? scanFast(osStorage, path, manner) : scanFully(osStorage, path);
+      return options.fast ? scanFast(osStorage, path, options) : scanFully(osStorage, path);
     },
     parentTarget({ parent, rawParent }: ScannedImage): ScanTarget {
       const name = parent ?? "";
@@ -63,7 +63,7 @@ function fileTarget(
       if (osStorage.exists(found) && admitParent(osStorage, confinement, found) === null) {
         throw new VhdChainError(path, Errno.EPERM, describeRefusal(confinement, found));
       }
-      return fileTarget(found, { manner, raw: rawParent, confinement });
+      return fileTarget(found, { options, raw: rawParent, confinement });
     },
   };
 }
@@ -77,12 +77,12 @@ function deviceBytes(path: string): number {
   }
 }
 
-/** The files that a pattern and names stand for. */
+/** The files that match a pattern, and those that are named. */
 export function fileTargets(
-  { pattern, names, manner, fault }: {
+  { pattern, names, options, fault }: {
     pattern: string | null;
     names: readonly string[];
-    manner: ScanManner;
+    options: ScanOptions;
     fault: TargetFault;
   },
 ): ScanTarget[] {
@@ -90,7 +90,7 @@ export function fileTargets(
   const targets: ScanTarget[] = [];
   for (const path of paths) {
     try {
-      targets.push(fileTarget(path, { manner, raw: false }));
+      targets.push(fileTarget(path, { options, raw: false }));
     } catch (error) {
       fault(path, error);
     }
@@ -117,7 +117,10 @@ function volumeTarget(
     scan(): ScannedImage {
       if (raw) return rawFacts(volume.sizeBytes);
       if (volume.segmentBytes < SMALLEST_VOLUME_BYTES) {
-        throw new SystemError(Errno.EINVAL, `Cannot scan ${volume.name}: it is too small`);
+        throw new SystemError(
+          Errno.EINVAL,
+          `Cannot scan ${volume.name}: its first segment is shorter than ${SMALLEST_VOLUME_BYTES} bytes`,
+        );
       }
       const scanned = scanVolume(osStorage, volume.device, volume);
       if (scanned.parent === null) return scanned;
@@ -131,7 +134,7 @@ function volumeTarget(
   };
 }
 
-/** The volumes of a group that patterns stand for. */
+/** The volumes of a group that match patterns. */
 export function volumeTargets(
   group: string,
   { patterns, fault }: { patterns: readonly string[]; fault: TargetFault },

@@ -11,8 +11,12 @@ export const setCommand: Subcommand = {
   usage: "options: <-n name> <-f field> <-v value> [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
-    { name: "f", value: "FIELD", text: "hidden: not for users to see; marker: a byte at will" },
-    { name: "v", value: "VALUE", text: "hidden: 0 or 1; marker: 0 to 255" },
+    {
+      name: "f",
+      value: "FIELD",
+      text: "hidden (not a disk for users) or marker (a byte for any use)",
+    },
+    { name: "v", value: "VALUE", text: "0 or 1 for hidden, 0 to 255 for marker" },
   ],
   example: `
 $ vhd-util set -n disk.vhd -f hidden -v 1

@@ -8,7 +8,7 @@ const MIB = 1024 * 1024;
 /** `vhd-util snapshot`. */
 export const snapshotCommand: Subcommand = {
   name: "snapshot",
-  summary: "Make an image that holds the differences to another",
+  summary: "Make an image that holds the differences from its parent",
   synopsis: "-n FILE -p PARENT [-m] [-e] [-l LAYERS] [-S MIB]",
   usage: "options: <-n name> <-p parent name> [-l snapshot depth limit]" +
     " [-m parent_is_raw] [-S size (MB) for metadata preallocation " +
@@ -16,13 +16,17 @@ export const snapshotCommand: Subcommand = {
     "if it's empty] [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image to make" },
-    { name: "p", value: "PARENT", text: "the image that it builds on" },
-    { name: "l", value: "LAYERS", text: "refuse to make a chain of more layers than this" },
+    { name: "p", value: "PARENT", text: "the parent image" },
+    { name: "l", value: "LAYERS", text: "fail if the chain would have more layers than this" },
     { name: "m", text: "the parent is a raw image" },
-    { name: "S", value: "MIB", text: "make room for the disk to grow to this ('resize -f')" },
+    {
+      name: "S",
+      value: "MIB",
+      text: "reserve room for 'resize -f' to grow the disk to this size in MiB",
+    },
     {
       name: "e",
-      text: "build on PARENT even if it holds no data, not on the first below that does",
+      text: "use PARENT even if it is empty, not its nearest ancestor with data",
     },
   ],
   followsParents: true,

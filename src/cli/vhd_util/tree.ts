@@ -18,7 +18,7 @@ export const treeCommand: Subcommand = {
   summary: "Draw the chains of the images in a folder",
   synopsis: "[--json] [FOLDER | FILE…]",
   usage: "options: [--json] [-h help] [folder or files]",
-  options: [{ name: "json", text: "print JSON: an array of images with their children in them" }],
+  options: [{ name: "json", text: "print JSON: an array of images, each with its children" }],
   followsParents: true,
   example: `
 $ vhd-util tree /images
@@ -52,9 +52,9 @@ $ vhd-util tree /images
 
 interface TreeNode {
   readonly path: string;
-  /** Null for a parent that is not there, and for what is no image. */
+  /** Null for a missing parent and for a file that is not an image. */
   readonly facts: NodeFacts | null;
-  /** Why there are no facts: `missing`, or what is wrong. */
+  /** Why there are no facts: `missing`, or an error message. */
   readonly problem: string | null;
   readonly children: TreeNode[];
 }
@@ -71,7 +71,7 @@ interface NodeFacts {
 interface ParentFacts {
   readonly path: string;
   readonly raw: boolean;
-  /** It lies where no parent may be, and is not opened. */
+  /** It lies outside the allowed folders and is not opened. */
   readonly refused: boolean;
   /** Where its own parents may be. */
   readonly confinement: Confinement;
@@ -119,7 +119,7 @@ function findAbove(image: VhdImage): Omit<ParentFacts, "raw"> {
 /** The node of a parent that was not among the images. */
 function examineParent({ path, raw, refused, confinement }: ParentFacts): TreeNode {
   if (refused) {
-    const problem = "not looked at: outside of the folders that parents may be in (--parent-root)";
+    const problem = "not opened: outside the folders that parents may be in (--parent-root)";
     return { path, facts: null, children: [], problem };
   }
   return raw ? rawNode(path) : examine(path, confinement);
@@ -158,7 +158,7 @@ function rawNode(path: string): TreeNode {
   return { ...none, facts, problem: null };
 }
 
-/** Puts every image under its parent, looking for parents elsewhere too. */
+/** Puts every image under its parent. Parents may be in other folders. */
 function growForest(paths: readonly string[]): TreeNode[] {
   const nodes = new Map<string, TreeNode>();
   for (const path of paths) {
@@ -166,7 +166,7 @@ function growForest(paths: readonly string[]): TreeNode[] {
     nodes.set(name, examine(name));
   }
   const roots: TreeNode[] = [];
-  // Parents are added behind the others, and walked over too.
+  // The loop appends parents to the map that it walks.
   for (const node of nodes.values()) {
     const parent = node.facts?.parent ?? null;
     if (parent === null) {
@@ -178,14 +178,14 @@ function growForest(paths: readonly string[]): TreeNode[] {
       above = examineParent(parent);
       nodes.set(parent.path, above);
     }
-    if (isBelow(node, above)) roots.push({ ...node, problem: "a parent of itself" });
+    if (isBelow(node, above)) roots.push({ ...node, problem: "its own ancestor" });
     else above.children.push(node);
   }
   sortNodes(roots);
   return roots;
 }
 
-/** Whether a node is among those below another, so that putting it above would close a circle. */
+/** Whether a node is among the descendants of another: to put it above would close a cycle. */
 function isBelow(above: TreeNode, node: TreeNode): boolean {
   return node === above || above.children.some((child) => isBelow(child, node));
 }

@@ -26,21 +26,21 @@ import {
 import type { FileIdentity, Storage, StorageFile } from "../../files/storage.ts";
 import { isNullUuid } from "../format/uuid.ts";
 
-/** What a scan tells of an image. */
+/** What a scan finds out about an image. */
 export interface ScannedImage {
   /** Size of its virtual disk, bytes. */
   readonly capacityBytes: number;
   readonly hidden: number;
-  /** Its parent as it calls it, or the path where it is; null for none. */
+  /** The stored name of its parent, or the path where the parent was found; null for none. */
   readonly parent: string | null;
   readonly rawParent: boolean;
   readonly marker: number;
   readonly keyhash: KeyHash | null;
 }
 
-/** What went wrong with an image, and at what. */
+/** An error in the scan of an image, with the step that failed. */
 export class ScanError extends SystemError {
-  /** @param doing What was being done: `opening file`. */
+  /** @param doing The step that failed: `opening file`. */
   constructor(readonly doing: string, cause: SystemError) {
     super(cause.errno, doing, { file: cause.file ?? undefined, cause, message: cause.message });
   }
@@ -55,7 +55,7 @@ function attempt<T>(doing: string, call: () => T): T {
   }
 }
 
-/** Reads only footer and header: the parent is given as the file name that the header has. */
+/** Reads only footer and header. The parent is the file name in the header. */
 export function scanFast(
   storage: Storage,
   path: string,
@@ -87,7 +87,7 @@ export function scanFast(
   }
 }
 
-/** Reads all metadata and looks for the parent, whose path is given where it is found. */
+/** Reads all metadata and looks for the parent. The parent is a path where it is found. */
 export function scanFully(storage: Storage, path: string): ScannedImage {
   const image = attempt(
     "opening file",
@@ -115,8 +115,8 @@ function parentOf(image: VhdImage): string {
 }
 
 /**
- * Reads an image that starts at an offset of a device, of a logical volume that need not be
- * active: by the backup footer and the header behind it.
+ * Reads an image that starts at an offset of a device: a logical volume, which need not be active. Reads
+ * the backup footer and the header after it.
  */
 export function scanVolume(
   storage: Storage,
@@ -167,7 +167,7 @@ function invalid(path: string, problem: string): SystemError {
   return new SystemError(Errno.EINVAL, `Cannot scan ${path}: ${problem}`);
 }
 
-/** The part of a device from an offset on, for reading. */
+/** A device from an offset on, for reading. */
 class VolumeFile implements StorageFile {
   readonly isBlockDevice = true;
   readonly path: string;
@@ -218,7 +218,7 @@ function headerParent(header: DynamicHeader): string | null {
   return decodeParentName(header.parentName) || null;
 }
 
-/** The parent as a locator has it, by preference that of a Mac, whether it is there or not. */
+/** The parent name of a locator, preferably that of a Mac. The file need not exist. */
 function storedParent(file: StorageFile, header: DynamicHeader): string {
   const used = header.locators.filter(({ code }) => code !== PLAT_CODE_NONE);
   const locator: ParentLocator | undefined = used.find(({ code }) => code === PLAT_CODE_MACX) ??
@@ -227,5 +227,5 @@ function storedParent(file: StorageFile, header: DynamicHeader): string {
     const name = readLocatorName(file, locator);
     if (name !== null) return name;
   }
-  throw invalid(file.path, "it names no parent that can be read");
+  throw invalid(file.path, "none of its parent locators can be read");
 }
