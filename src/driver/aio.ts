@@ -64,6 +64,14 @@ function readTail(spec: ImageSpec, { files }: ImageContext, disk: DiskFile): Are
   }
 }
 
+/** Makes an image's file known to the queue. Says so in the log when it goes through the page cache. */
+export function registerFile(file: DiskFile, { queue, faults, log }: ImageContext): void {
+  queue.register(file.file, faults);
+  if (file.cachedBecause !== null) {
+    log(`${file.path} goes through the page cache: ${file.cachedBecause}`);
+  }
+}
+
 /** A disk that lies at the start of a file in one piece: a raw image, or a fixed VHD. */
 export class AioImage implements ImageDriver, IoOwner {
   readonly spec: ImageSpec;
@@ -99,10 +107,7 @@ export class AioImage implements ImageDriver, IoOwner {
     this.#context = context;
     this.#sink = sink;
     this.#file = file;
-    context.queue.register(file.file, context.faults);
-    if (file.cachedBecause !== null) {
-      context.log(`${spec.path} goes through the page cache: ${file.cachedBecause}`);
-    }
+    registerFile(file, context);
   }
 
   get file(): number {

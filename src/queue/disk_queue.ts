@@ -1,7 +1,7 @@
 /**
- * Disk I/O: operations gathered over one turn of the loop, neighbours merged, handed to the
- * backend in one submission, completions reaped in a batch and given back one by one. It knows
- * files as numbers, and places on disk and in memory as sectors; of formats, devices and clients it knows nothing.
+ * `src/queue`: disk I/O. The queue gathers the operations of one turn of the loop, merges neighbours,
+ * hands them to its backend in one submission, and tells their owners of the ends. Files are numbers,
+ * places on disk and in memory are sectors. It must not know formats, devices or clients.
  *
  * @module
  */

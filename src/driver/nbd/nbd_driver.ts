@@ -1,6 +1,7 @@
 /**
- * Remote disks: an export of an NBD server as an image. It speaks the client's side of the protocol
- * and knows nothing of the server on the other side of the device, in `src/frontend`.
+ * `src/driver/nbd`: an export of an NBD server as an image. It speaks the client's side of the
+ * protocol. It must not use the server in `src/frontend/nbd`, and must not wait for the server while
+ * other disks are served.
  *
  * @module
  */

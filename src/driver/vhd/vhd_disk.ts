@@ -1,13 +1,9 @@
-import {
-  type Done,
-  errnoOf,
-  messageOf,
-  type SystemError,
-  systemError,
-} from "../../../ffi/errno.ts";
+import { assert } from "../../../ffi/assert.ts";
+import { type Done, errnoOf, type SystemError, systemError } from "../../../ffi/errno.ts";
 import { zeroSectors } from "../../../ffi/memory.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
+import { registerFile } from "../aio.ts";
 import {
   type ImageContext,
   type ImageDriver,
@@ -18,6 +14,7 @@ import {
 } from "../driver.ts";
 import { PieceKind, PieceLists } from "../pieces.ts";
 import { BitmapCache, BlockFlag } from "./bitmap_cache.ts";
+import { HolePuncher } from "./hole_puncher.ts";
 import type { SectorCipher } from "./sector_cipher.ts";
 import type { VhdFile } from "./vhd_file.ts";
 import { VhdWriter } from "./vhd_writer.ts";
@@ -32,6 +29,8 @@ const ZERO_SECTORS = 1 << 20;
 export class VhdDisk implements ImageDriver {
   readonly spec: ImageSpec;
   readonly sectors: number;
+  readonly file: number;
+  readonly encrypted: boolean;
   readonly parent: ImageSpec | null;
   readonly zeroSectors: number;
   readonly fillSectors: number;
@@ -47,7 +46,7 @@ export class VhdDisk implements ImageDriver {
   /** Pieces that found every entry of the cache in use. */
   readonly #starved = new PieceLists(1);
   #below: ImageDriver | null = null;
-  #canPunch = true;
+  readonly #holes: HolePuncher;
   #isOpen = true;
   readonly #directOwner: IoOwner = {
     ioDone: (slot, sectors, errno) =>
@@ -69,6 +68,8 @@ export class VhdDisk implements ImageDriver {
     },
   ) {
     this.spec = spec;
+    this.file = file.disk.file;
+    this.encrypted = cipher !== null;
     this.zeroSectors = cipher === null ? ZERO_SECTORS : REQUEST_SECTORS;
     this.fillSectors = cipher === null ? context.zeros.sectors : REQUEST_SECTORS;
     this.#cipher = cipher;
@@ -76,6 +77,7 @@ export class VhdDisk implements ImageDriver {
     this.#context = context;
     this.#sink = sink;
     this.#file = file;
+    this.#holes = new HolePuncher(file, context);
     this.sectors = Math.floor(file.image.sizeBytes / SECTOR_BYTES);
     this.#sectorsPerBlock = file.sectorsPerBlock;
     this.#cache = new BitmapCache(file.bat.length, file.bitmapSectors * SECTOR_BYTES);
@@ -88,28 +90,7 @@ export class VhdDisk implements ImageDriver {
       directOwner: this.#directOwner,
       unpinned: () => this.#feedStarved(),
     });
-    context.queue.register(file.disk.file, context.faults);
-    if (file.disk.cachedBecause !== null) {
-      context.log(`${spec.path} goes through the page cache: ${file.disk.cachedBecause}`);
-    }
-    this.#warnOfLimit(spec);
-  }
-
-  #warnOfLimit(spec: ImageSpec): void {
-    const without = spec.readOnly ? 0 : this.#file.blocksWithoutRoom;
-    if (without === 0) return;
-    this.#context.log(
-      `${spec.path} cannot be written in full: its file is near the 2 TiB that its block table can ` +
-        `point into, and ${without} blocks will find no room (EFBIG); copy it to another image`,
-    );
-  }
-
-  get file(): number {
-    return this.#file.disk.file;
-  }
-
-  get encrypted(): boolean {
-    return this.#cipher !== null;
+    registerFile(file.disk, context);
   }
 
   putBelow(below: ImageDriver): void {
@@ -354,7 +335,8 @@ export class VhdDisk implements ImageDriver {
     memorySector: number,
     block: number,
   ): void {
-    const writer = this.#writableOrThrow();
+    const writer = this.#writer;
+    assert(writer !== null, "A VHD that is open for reading is written");
     const location = this.#file.locationOf(block);
     if (location !== NONE && this.#file.isFull(block)) {
       this.counts.writtenSectors += count;
@@ -398,7 +380,7 @@ export class VhdDisk implements ImageDriver {
   #newEntryFor(block: number): number {
     const known = this.#cache.find(block);
     if (known !== NONE) return known;
-    if (this.#writableOrThrow().isNextPlaceTaken) return NONE;
+    if (this.#writer?.isNextPlaceTaken === true) return NONE;
     const entry = this.#cache.claim(block, NONE);
     if (entry === NONE) return NONE;
     try {
@@ -410,11 +392,6 @@ export class VhdDisk implements ImageDriver {
     this.#cache.flags[entry] |= BlockFlag.Unpublished;
     this.#cache.pin(entry);
     return entry;
-  }
-
-  #writableOrThrow(): VhdWriter {
-    if (this.#writer === null) throw new TypeError(`${this.spec.path} is open for reading only`);
-    return this.#writer;
   }
 
   zero(slot: number, sector: number, count: number): void {
@@ -442,38 +419,24 @@ export class VhdDisk implements ImageDriver {
   }
 
   discard(slot: number, sector: number, count: number): void {
-    for (let at = sector; at < sector + count && this.#canPunch;) {
-      const block = this.#blockOf(at);
-      const part = this.#leftInBlock(at, block, sector + count - at);
-      const location = this.#file.locationOf(block);
-      if (location !== NONE) this.#punch(location, this.#inBlock(at), part);
-      at += part;
-    }
+    this.#holes.punch(sector, count);
     this.#sink.pieceDone(slot, count, 0);
-  }
-
-  /** Frees room of a block's data. Its bits stay: what is freed reads as zeros, not the parent. */
-  #punch(location: number, inBlock: number, count: number): void {
-    const offset = (location + this.#file.bitmapSectors + inBlock) * SECTOR_BYTES;
-    try {
-      this.#canPunch = this.#file.disk.punchHole(offset, count * SECTOR_BYTES);
-    } catch (error) {
-      this.#canPunch = false;
-      this.#context.log(`${this.spec.path} cannot give room back: ${messageOf(error)}`);
-    }
   }
 
   flush(slot: number): void {
     this.#context.queue.sync(this.#file.disk.file, this.#directOwner, slot);
   }
 
-  /** Tells of what this image and its end know; the rest of the request is the image's below. */
+  /** Tells the extents that this image has or that lie past its parent's end; the parent tells the rest. */
   status(slot: number, sector: number, count: number): void {
     for (let wanted = true; wanted && count > 0;) {
       const run = this.#runHere(sector, count);
       if (run === 0) return this.#waitForStatus(slot, sector, count);
       const sectors = Math.abs(run);
-      if (run < 0 && this.#showsParentAt(sector)) return this.#statusBelow(slot, sector, sectors);
+      const below = run < 0 && this.#showsParentAt(sector) ? this.#below : null;
+      if (below !== null) {
+        return below.status(slot, sector, Math.min(sectors, below.sectors - sector));
+      }
       wanted = this.#sink.extent(slot, sectors, run > 0);
       sector += sectors;
       count -= sectors;
@@ -504,11 +467,6 @@ export class VhdDisk implements ImageDriver {
     this.#wait(this.#context.pieces.take(PieceKind.Status, slot, sector, count, 0), entry);
   }
 
-  #statusBelow(slot: number, sector: number, count: number): void {
-    const below = this.#below;
-    if (below !== null) below.status(slot, sector, Math.min(count, below.sectors - sector));
-  }
-
   close(done: Done): void {
     if (this.#writer === null) this.#close(() => this.#file.close(), done);
     else this.#writer.whenIdle(() => this.#close(() => this.#file.finish(), done));
@@ -526,16 +484,16 @@ export class VhdDisk implements ImageDriver {
     done(failure);
   }
 
+  abandon(): void {
+    if (!this.#isOpen) return;
+    this.#close(() => this.#file.close(), (error) => {
+      if (error !== null) throw error;
+    });
+  }
+
   #release(): void {
     this.#writer?.release();
     this.#cache.release();
     this.#cipher?.close();
-  }
-
-  abandon(): void {
-    if (!this.#isOpen) return;
-    this.#isOpen = false;
-    this.#file.close();
-    this.#release();
   }
 }

@@ -1,3 +1,10 @@
+/**
+ * `src/driver/vhd`: the live driver of VHD images. The places and bytes of a VHD, and the order of
+ * writes, are decided in `src/vhd`; what is here starts the operations, many at a time, and waits for
+ * them. It must not write metadata in an order of its own.
+ *
+ * @module
+ */
 import { locateParent, openParent } from "../../vhd/image/parent.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { AioImage } from "../aio.ts";
@@ -45,14 +52,10 @@ export const vhdDriver: DriverType = {
       }
       const parent = parentSpec(image, spec);
       cipher = cipherFor(image, spec);
-      return new VhdDisk({
-        spec,
-        context,
-        sink,
-        file: new VhdFile(image, file, spec),
-        parent,
-        cipher,
-      });
+      const vhdFile = new VhdFile(image, file, spec);
+      const disk = new VhdDisk({ spec, context, sink, file: vhdFile, parent, cipher });
+      if (!readOnly) warnOfLimit(vhdFile, context);
+      return disk;
     } catch (error) {
       cipher?.close();
       image?.close();
@@ -61,6 +64,14 @@ export const vhdDriver: DriverType = {
     }
   },
 };
+
+function warnOfLimit({ blocksWithoutRoom, disk }: VhdFile, { log }: ImageContext): void {
+  if (blocksWithoutRoom === 0) return;
+  log(
+    `${disk.path} cannot be written in full: its file is near the 2 TiB that its block table can ` +
+      `point into, and ${blocksWithoutRoom} blocks will find no room (EFBIG); copy it to another image`,
+  );
+}
 
 /** Where the image's parent is: the one that the child was made from. */
 function parentSpec(image: VhdImage, child: ImageSpec): ImageSpec | null {
