@@ -2,7 +2,6 @@ import { closeFile } from "../../../ffi/files.ts";
 import { Deferral } from "../../driver/deferral.ts";
 import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { SeldomLog } from "../../log/seldom_log.ts";
 import { messageOf } from "../../../ffi/errno.ts";
 import { clientMemoryOf } from "./client_memory.ts";
 import { ClientSeat } from "./client_seat.ts";
@@ -43,8 +42,6 @@ export interface ConnectionsOwner {
 
 /** Time limit of a handshake. */
 const HANDSHAKE_MS = 10_000;
-/** Time between two log lines of the same reason. */
-const TELL_EVERY_MS = 10_000;
 
 /** The connections to one device. */
 export class NbdConnections implements ConnectionHost, TurnWork {
@@ -52,7 +49,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly vbd: Vbd;
   readonly slots = new NbdSlots();
   readonly #owner: ConnectionsOwner | null;
-  readonly #log: SeldomLog;
+  readonly #log: (message: string) => void;
   readonly #connections = new Set<ServedConnection>();
   /** Connections in the handshake, and the time of its start; the oldest first. */
   readonly #greeting = new Map<ServedConnection, number>();
@@ -72,7 +69,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly #lastRetired: ServedConnection[] = [];
   #closed = false;
 
-  /** @param log Writes a line to the log. */
+  /** @param log Writes a line to the log, which limits the number of similar ones. */
   constructor(
     scheduler: Scheduler,
     vbd: Vbd,
@@ -84,7 +81,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     this.scheduler = scheduler;
     this.vbd = vbd;
     this.#owner = owner;
-    this.#log = new SeldomLog(scheduler, log, TELL_EVERY_MS);
+    this.#log = log;
     this.#due = new Deferral(scheduler);
     scheduler.addTurnWork(this, vbd);
   }
@@ -177,9 +174,9 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     connection.close();
   }
 
-  /** Logs an event of a client, unless the same event was logged just now. */
+  /** Logs an event of a client. */
   note(what: string): void {
-    this.#log.write(what, `Minor ${this.vbd.minor}: ${what}`);
+    this.#log(`Minor ${this.vbd.minor}: ${what}`);
   }
 
   gone(connection: ServedConnection): void {

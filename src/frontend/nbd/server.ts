@@ -4,8 +4,7 @@
  * negotiates, `request_reader.ts` receives, `reply_queue.ts` sends.
  *
  * It must not let a client harm others: a client is bounded in its handshake, its slots and its
- * share of a turn, and a fault in its code ends that client only. It must not write to the log for
- * every client: see `SeldomLog`.
+ * share of a turn, and a fault in its code ends that client only.
  *
  * @module
  */
