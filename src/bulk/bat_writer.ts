@@ -6,7 +6,7 @@ import { batSectorOf, putBatSector } from "../vhd/format/bat.ts";
 import { PublishOrder } from "../vhd/format/publish_order.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 
-/** How many blocks are gathered before the BAT is told of them. */
+/** How many blocks are gathered before they are written to the BAT. */
 const BLOCKS_AT_ONCE = 64;
 const MOST_SECTORS = 64;
 

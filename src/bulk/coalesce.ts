@@ -102,7 +102,7 @@ async function coalesceDown(
   const { images, target: found } = walkDown(top, { ancestor, closer });
   const targetPath = found.path;
   const lowest = images[images.length - 1];
-  // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
+  // Opening for writing takes the lock: the metadata that is read next cannot change.
   const disk = closer.add(openForQueue(context, targetPath, { readOnly: false, same: found }));
   const layers = images.map((image) => addLayer(context, image, closer));
   if (lowest.parent?.raw) {

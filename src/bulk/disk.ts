@@ -20,7 +20,7 @@ export interface DiskExtent {
 }
 
 /**
- * The virtual disk of an image and all that it builds on, in a process that serves nobody: reads
+ * The virtual disk of an image and all that it builds on, in a process that serves no disks: reads
  * and writes are carried out at once, one at a time.
  */
 export class Disk {

@@ -164,7 +164,7 @@ export async function mergeInto(
   return sectors;
 }
 
-/** Puts an image in order after a failure: what was written by then stays. The failure counts. */
+/** Puts an image in order after a failure. What was written until then stays. The first error counts. */
 function settle(image: VhdImage): void {
   try {
     finishWriting(image);

@@ -153,14 +153,14 @@ class LineTable {
   }
 }
 
-/** An image in front of which what is read is kept. */
+/** A filter that keeps what is read. */
 class CacheImage extends FilterImage implements RequestSink {
   override readonly counts = { readSectors: 0, writtenSectors: 0, missedSectors: 0 };
   override readonly sinkBelow = this;
   readonly #sink: RequestSink;
   readonly #lines: LineTable;
   #isOpen = true;
-  /** By slot: what goes on below, where, how many sectors have not ended, and whether all went well. */
+  /** By slot: what the image below does, where, how many sectors have not ended, and whether any failed. */
   readonly #doing = new Uint8Array(REQUEST_SLOTS);
   readonly #sector = new Float64Array(REQUEST_SLOTS);
   readonly #count = new Float64Array(REQUEST_SLOTS);

@@ -1,11 +1,11 @@
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 
-/** Something with work to do at the end of the turn. */
+/** Work that may be put off to the end of the turn. */
 export interface Deferred {
   /** Whether it is in the list already; the list keeps this. */
   deferred: boolean;
-  /** Whom a fault of the work ends. */
+  /** The disk or connection that a fault of the work ends. */
   readonly faults?: FaultOwner;
   /** Does the work. */
   runDeferred(): void;
@@ -16,28 +16,28 @@ class DeferredList {
   readonly #members: (Deferred | null)[] = [];
   size = 0;
 
-  push(who: Deferred): void {
-    this.#members[this.size++] = who;
+  push(work: Deferred): void {
+    this.#members[this.size++] = work;
   }
 
-  /** Lets each do its work. */
+  /** Does all work of the list. */
   run(scheduler: Pick<Scheduler, "contain">): void {
     for (let i = 0; i < this.size; i++) {
-      const who = this.#members[i];
-      if (who === null) continue;
+      const work = this.#members[i];
+      if (work === null) continue;
       this.#members[i] = null;
-      who.deferred = false;
+      work.deferred = false;
       try {
-        who.runDeferred();
+        work.runDeferred();
       } catch (error) {
-        scheduler.contain(error, who.faults);
+        scheduler.contain(error, work.faults);
       }
     }
     this.size = 0;
   }
 }
 
-/** Those who have something to do at the end of the turn, each once, however often it asked. */
+/** Work for the end of the turn. Work that is added several times is done once. */
 export class Deferral implements TurnWork {
   #waiting = new DeferredList();
   #running = new DeferredList();
@@ -48,11 +48,11 @@ export class Deferral implements TurnWork {
     this.#scheduler = scheduler;
   }
 
-  /** Puts someone in the list. */
-  add(who: Deferred): void {
-    if (who.deferred) return;
-    who.deferred = true;
-    this.#waiting.push(who);
+  /** Puts work in the list. */
+  add(work: Deferred): void {
+    if (work.deferred) return;
+    work.deferred = true;
+    this.#waiting.push(work);
   }
 
   endOfTurn(): boolean {

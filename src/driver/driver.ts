@@ -26,7 +26,7 @@
  *   which `operationsFor` then counts; or by slot, where the driver has nothing in front of it that
  *   splits requests. It then has at most `REQUEST_SLOTS` calls under way, and `operationsFor` is 0.
  * - `pending` counts what the library has not ended. After a fault the device waits for 0 before it
- *   calls `abandon` and gives the memory of requests to others; `ready` is called until then.
+ *   calls `abandon` and gives the memory of requests away; `ready` is called until then.
  * - `close` and `abandon` stop watching the descriptor before they close it.
  *
  * @module
@@ -47,7 +47,7 @@ import type { PieceTable } from "./pieces.ts";
 export { SECTOR_BYTES } from "../../ffi/memory.ts";
 /** A request's slot is a number below this. */
 export const REQUEST_SLOTS = 128;
-/** The most sectors that one request reads or writes; others move no data of their own. */
+/** The most sectors of one `read` or `write`. */
 export const REQUEST_SECTORS = 512;
 
 /** Where an image tells the ends of requests. */
@@ -196,9 +196,9 @@ export interface ImageDriver {
    */
   status(slot: number, sector: number, count: number): void;
   /**
-   * The device is being closed, and whoever wants that does not wait any longer: requests that wait
-   * for somebody else, such as a server, end with an error at once. An image that only waits for
-   * this machine's disks has nothing to give up.
+   * The device is being closed, and the time for that is over: requests that wait for another
+   * program, such as a server, end with an error at once. An image that only waits for the disks of
+   * this machine leaves it out.
    */
   giveUp?(): void;
   /**

@@ -11,11 +11,11 @@ export class FilterImage implements ImageDriver {
   readonly spec: ImageSpec;
   readonly parent: ImageSpec;
   readonly counts: ImageCounts = { readSectors: 0, writtenSectors: 0 };
-  /** Whom the image below tells of the pieces that it did; null for whom this image tells. */
+  /** Where the image below tells the ends of pieces; null: where this image does. */
   readonly sinkBelow: RequestSink | null = null;
   #below: ImageDriver | null = null;
 
-  /** @param below The image in front of which this one stands. */
+  /** @param below The image that this one stands in front of. */
   constructor(spec: ImageSpec, below: { type: string; path: string }) {
     this.spec = spec;
     this.parent = { ...spec, ...below };

@@ -22,7 +22,7 @@ export interface NameLayer {
 /**
  * The last layer of a name, behind the filters in front of it.
  *
- * @throws {SystemError} EINVAL for a name that makes no sense, or a type that nobody knows.
+ * @throws {SystemError} EINVAL for a name that is not one of an image, or an unknown type.
  */
 export function lastLayer(name: string): NameLayer {
   for (let at = 0;;) {
@@ -53,7 +53,7 @@ export interface FileInName extends NameLayer {
   readonly path: string;
 }
 
-/** The file that an image's name ends with; null when it ends with none, or makes no sense. */
+/** The file that an image's name ends with; null when it ends with none, or is not one of an image. */
 export function fileInName(name: string): FileInName | null {
   let layer: NameLayer;
   try {

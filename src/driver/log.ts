@@ -14,7 +14,7 @@ import type { Retained, RetainedState } from "./retained_state.ts";
 
 /** Sectors whose bits are in one page of a log. */
 export const LOG_PAGE_SECTORS = PAGE_BYTES * 8;
-/** Bytes of a page of a log as it is told: its number, little-endian, and its bits. */
+/** Bytes of a page of a log in an answer: its number, little-endian, and its bits. */
 export const LOG_PAGE_RECORD_BYTES = 4 + PAGE_BYTES;
 
 /**
@@ -51,7 +51,7 @@ export class WriteLog implements Retained, RequestSink {
     return this.#sectors;
   }
 
-  /** Whoever hears of the requests' pieces from now on, and how large the device is. */
+  /** Sets where ends of pieces are told from now on, and how large the device is. */
   attach(sink: RequestSink, sectors: number): void {
     this.#sink = sink;
     if (sectors === this.#sectors) return;
@@ -115,8 +115,8 @@ export class WriteLog implements Retained, RequestSink {
   }
 
   /**
-   * Begins anew. What is being changed just now stays in the log: whoever copies the sectors of the
-   * old log at once may not see it yet.
+   * Empties the log. Changes in flight stay in it: a program that copies the sectors of the old log
+   * now may not read them yet.
    */
   clear(): void {
     for (let page = 0; page < this.#touched.length; page++) {
@@ -133,7 +133,7 @@ export class WriteLog implements Retained, RequestSink {
   }
 }
 
-/** An image in front of which writes are noted. */
+/** A filter that notes writes. */
 class LogImage extends FilterImage {
   override readonly sinkBelow: WriteLog;
   readonly #sink: RequestSink;

@@ -79,7 +79,7 @@ export class PieceTable {
     return next;
   }
 
-  /** Gives all records of this table back: nobody is going to work on them any more. */
+  /** Gives all records of this table back, after a fault of the disk. */
   giveAll(): void {
     for (let piece = 0; piece < this.#takenBy.length; piece++) {
       if (this.#takenBy[piece] === this.#table) this.give(piece);

@@ -16,7 +16,7 @@ const MIB = 1 << 20;
 /** The largest RAM disk. All memory for I/O shares one range of addresses. */
 const MOST_BYTES = 16 * 1024 * MIB;
 const COPY_BYTES = 4 * MIB;
-/** Memory is given back, and holes are told of, in units of so many sectors: 64 KiB. */
+/** Memory is given back, and holes are reported, in units of so many sectors: 64 KiB. */
 const CHUNK_SECTORS = 128;
 const ZERO_SECTORS = 1 << 20;
 

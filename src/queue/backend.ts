@@ -1,6 +1,6 @@
 /**
- * What the queue asks of whatever moves the bytes: the kernel's asynchronous I/O, or a simulated
- * disk. A backend neither merges nor splits, and never calls back but from `reap`.
+ * What moves the bytes for the queue: the kernel's asynchronous I/O, or a simulated disk. A backend
+ * neither merges nor splits, and calls back only from `reap`.
  *
  * @module
  */
@@ -10,7 +10,7 @@ export const IoKind = { Read: 0, Write: 1, Sync: 2 } as const;
 /** One of `IoKind`. */
 export type IoKind = (typeof IoKind)[keyof typeof IoKind];
 
-/** Who is told of completions. */
+/** Where a backend tells completions. */
 export interface CompletionSink {
   /** @param result Bytes moved, or a negative errno. */
   completed(io: number, result: number): void;

@@ -14,7 +14,7 @@ import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "./backend.ts";
 
-/** Who started an operation. */
+/** What started an operation, and is called at its end. */
 export interface IoOwner {
   /**
    * An operation ended.
@@ -86,7 +86,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #mergesOf = new Float64Array(64);
   /** By file: operations that were started and have not ended. */
   #pendingOf = new Int32Array(64);
-  /** By file: whom faults of the owners of its operations end. */
+  /** By file: the disk that a fault of an owner of its operations ends. */
   readonly #faultsOf: (FaultOwner | undefined)[] = [];
 
   /** @param capacity How many operations can be held at once, over all files. */
@@ -115,8 +115,8 @@ export class DiskQueue implements CompletionSink, TurnWork {
   /**
    * Makes a file known; call it once after opening one and before its first operation.
    *
-   * @param faults Whom it ends when an owner of the file's operations throws. Once that has failed,
-   * owners are not told of the end of operations any more.
+   * @param faults The disk that ends when an owner of the file's operations throws. Once it has failed,
+   * owners are not called any more.
    */
   register(file: number, faults?: FaultOwner): void {
     if (2 * file + 1 >= this.#open.length) {
@@ -141,10 +141,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
 
   /**
    * Sets room for `operations` aside, so that starting them cannot fail; false when there is not
-   * enough just now. Whoever starts operations holds at least as much room.
+   * enough just now. An owner holds room for all operations that it starts.
    *
    * @param held What the same holder has aside already: together no more than a quarter of what is
-   * left for all, so that many disks that hang leave room to the others.
+   * left for all, so that many disks that hang leave room for others.
    */
   reserve(operations: number, held = 0): boolean {
     if (operations > this.#available) return false;
@@ -338,7 +338,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#underWay--;
     this.#underWayOf[file]--;
     let left = result / SECTOR_BYTES;
-    // A transfer that ends early: whoever got less than all of it may try again. The kernel writes
+    // A transfer that ended early: owners that did not get all of it may try again. The kernel writes
     // as much as there is room for, and says that there is no more only the next time.
     const early = this.#kinds[group] === IoKind.Write ? Errno.ENOSPC : Errno.EIO;
     for (let io = group; io !== NONE;) {

@@ -6,8 +6,8 @@ import { UringBackend } from "./uring.ts";
 
 /**
  * Both of the kernel's interfaces, each for the files that it serves better: io_uring for disks
- * past the page cache, libaio for what io_uring would give to threads. It is for those whose other
- * work goes through the io_uring anyway, and leaves with their disk I/O in one call.
+ * past the page cache, libaio for what io_uring would give to threads. It is for devices whose
+ * requests come through the io_uring anyway: answers and disk I/O are submitted in one call.
  */
 export class MixedBackend implements DiskBackend {
   readonly capacity: number;

@@ -13,10 +13,10 @@ const BATCH = 256;
 const SECTOR_BYTES = 512;
 
 /**
- * Files of the real system, by the io_uring that all on the scheduler share. Files are descriptors.
+ * Files of the real system, by the io_uring that all users of the scheduler share. Files are descriptors.
  *
- * It is for disks past the page cache. Writes to the page cache and all I/O of memory filesystems
- * the kernel gives to threads of its own, which costs twice the processor time of `LibaioBackend`.
+ * It is for disks past the page cache. The kernel gives writes to the page cache, and all I/O of memory
+ * filesystems, to threads of its own. That costs twice the processor time of `LibaioBackend`.
  */
 export class UringBackend implements DiskBackend, UringUser {
   readonly capacity = CAPACITY;
@@ -60,14 +60,14 @@ export class UringBackend implements DiskBackend, UringUser {
     this.#loop.submit();
   }
 
-  /** The ring's others may be told of completions meanwhile, before `reap` asks for ours. */
+  /** A reap of another user of the ring may call this before `reap` does. */
   uringDone(io: number, result: number): void {
     const at = 2 * this.#endedCount++;
     this.#ended[at] = io;
     this.#ended[at + 1] = result;
   }
 
-  /** Above 0 also when only others that share the ring were told of something. */
+  /** Above 0 also when only completions of other users of the ring were told. */
   reap(sink: CompletionSink): number {
     const told = this.#loop.reap();
     const count = this.#endedCount;

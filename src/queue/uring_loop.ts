@@ -11,9 +11,9 @@ const COMPLETIONS = 16384;
 const MOST_TRIES = 1000;
 const RETRY_MS = 1;
 
-/** Who is told of completions. */
+/** A user of the ring, which is told its completions. */
 export interface UringUser {
-  /** Whom it ends when being told throws. */
+  /** The disk that ends when `uringDone` throws. */
   readonly faults?: FaultOwner;
   /**
    * An operation of this user ended.
@@ -29,7 +29,7 @@ const nobody: UringUser = { uringDone(): void {} };
 const loops = new WeakMap<Scheduler, UringLoop>();
 
 /**
- * The io_uring that all on this scheduler share; made for the first of them, closed after the last.
+ * The io_uring that all users of this scheduler share. It is made for the first, and closed after the last.
  * Throws `SystemError` where there is none.
  */
 export function sharedUringLoop(scheduler: Scheduler): UringLoop {
@@ -41,11 +41,11 @@ export function sharedUringLoop(scheduler: Scheduler): UringLoop {
 }
 
 /**
- * One io_uring for all who want one: disk I/O and commands to drivers leave in one call a turn.
+ * One io_uring for all its users: disk I/O and commands to drivers are submitted in one call a turn.
  *
- * Everyone who uses it adds itself and gets a tag. Operations are prepared with that tag and a
+ * A user adds itself and gets a tag. Operations are prepared with that tag and a
  * number of the user's own, and are submitted at the end of the turn, or before by `submit`. The
- * completions come by `uringDone`, at the start or at the end of a turn; whoever is told may
+ * completions come by `uringDone`, at the start or at the end of a turn; a user that is called may
  * prepare more.
  *
  * What ends within the submission does not wake the loop: it is told at once.
@@ -93,14 +93,14 @@ export class UringLoop implements FdHandler, TurnWork {
       larger.set(this.#underWay);
       this.#underWay = larger;
     }
-    // Last in the list of work: by then all who prepare anything have done so.
+    // Last in the list of work: all other work has prepared its operations by then.
     this.#scheduler.removeTurnWork(this);
     this.#scheduler.addTurnWork(this);
     return tag;
   }
 
   /**
-   * Takes a user out, who is told of nothing from now on. After the last, the ring closes, and the
+   * Takes a user out, which is not called any more. After the last, the ring closes, and the
    * kernel cancels what is under way.
    */
   remove(tag: number): void {
@@ -176,14 +176,14 @@ export class UringLoop implements FdHandler, TurnWork {
     this.#scheduler.addTimer(RETRY_MS, () => this.#retrying = false);
   }
 
-  /** Tells the users what has ended; returns how many operations did. */
+  /** Tells the users the ends of operations; returns how many ended. */
   reap(): number {
     const waiting = this.#ring.completions();
     for (let i = 0; i < waiting; i++) {
       const id = this.#ring.completionId(0);
       const tag = this.#ring.completionTag(0);
       const result = this.#ring.completionResult(0);
-      // First of all off the ring: whoever is told may submit, and look at it again.
+      // Off the ring first: the user may submit, and reap again.
       this.#ring.consume(1);
       this.#underWay[tag]--;
       this.#tell(this.#users[tag], id, result);

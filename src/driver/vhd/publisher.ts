@@ -14,7 +14,7 @@ const FOOTER_TOKEN = -1;
 /** Operations that a publisher can have under way: BAT sectors, the footer, the sync. */
 export const PUBLISHER_OPERATIONS = MOST_BAT_SECTORS + 1;
 
-/** Who is told how publishing went. */
+/** Where a publisher tells the ends. */
 export interface PublisherOwner {
   /** The BAT on disk points at the block of this entry now, or, with an errno, does not. */
   published(entry: number, errno: number): void;

@@ -311,7 +311,7 @@ export class VhdDisk implements ImageDriver {
     else this.#move(kind, slot, sector, count, memorySector);
   }
 
-  /** Entries may be free again: tries once more for those who found none. */
+  /** Entries may be free again: tries the pieces once more that found none. */
   #feedStarved(): void {
     let piece = this.#starved.takeAll(0);
     while (piece !== NONE) {
@@ -427,7 +427,7 @@ export class VhdDisk implements ImageDriver {
     this.#context.queue.sync(this.#file.disk.file, this.#directOwner, slot);
   }
 
-  /** Tells the extents that this image has or that lie past its parent's end; the parent tells the rest. */
+  /** Tells the extents of this image and those past its parent's end; the parent tells the rest. */
   status(slot: number, sector: number, count: number): void {
     for (let wanted = true; wanted && count > 0;) {
       const run = this.#runHere(sector, count);

@@ -33,7 +33,7 @@ export const vhdDriver: DriverType = {
   named: () => NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
-    // Opening for writing takes the lock, so the metadata read next is nobody else's to change.
+    // Opening for writing takes the lock: the metadata that is read next cannot change.
     const file = context.files.open(spec.path, { ...spec, same: spec.asParent });
     let image: VhdImage | null = null;
     let cipher: SectorCipher | null = null;

@@ -18,7 +18,7 @@ const NONE = -1;
  * Writes to blocks that are not known to be full. The order on disk:
  *
  * 1. the data;
- * 2. then the bitmap that has its bits, one write for all data that is there by then;
+ * 2. then the bitmap with its bits, one write for all data that has been written until then;
  * 3. for a new block, when both are on stable storage, the BAT's sector that points at it.
  *
  * Only then does the request end. A failure at any step ends the requests that needed it; the
