@@ -14,7 +14,7 @@ import { folderOf, isWithin, normalizePath, volumeNames } from "./paths.ts";
 import type { FileLocation, Storage } from "./storage.ts";
 
 /** One folder a line; `any` allows all; what follows a `#` is a comment. */
-export const PARENT_ROOTS_FILE = "/etc/blktap/parent-roots";
+const PARENT_ROOTS_FILE = "/etc/blktap/parent-roots";
 /** Folders with colons between them, or `any`. */
 export const PARENT_ROOTS_VARIABLE = "BLKTAP_PARENT_ROOTS";
 /** In place of a folder: parents may be anywhere. */

@@ -66,7 +66,7 @@ export function isSameFile(a: FileIdentity, b: FileIdentity): boolean {
  * @throws {SystemError} EISDIR for a directory that is to be written to, EINVAL for all else that is
  * neither a regular file nor a block device.
  */
-export function refuseSpecialFile(path: string, kind: FileKind, writable: boolean): void {
+function refuseSpecialFile(path: string, kind: FileKind, writable: boolean): void {
   if (kind === "file" || kind === "block") return;
   throw new SystemError(
     kind === "directory" && writable ? Errno.EISDIR : Errno.EINVAL,
@@ -77,7 +77,7 @@ export function refuseSpecialFile(path: string, kind: FileKind, writable: boolea
 /**
  * Opens a regular file or block device for reading, without a lock.
  *
- * @throws {SystemError} what {@linkcode refuseSpecialFile} and open(2) say; ESTALE for another file.
+ * @throws {SystemError} EINVAL for anything else; what open(2) says; ESTALE for another file.
  */
 export function openToRead(
   path: string,

@@ -1,3 +1,16 @@
+/**
+ * `src/files`: files and block devices for everything that is not on the data path: opening with
+ * locks and without surprises, plain reads and writes, direct I/O for devices, names, and where the
+ * parents of images may be.
+ *
+ * It must not know any image format, and it must not wait for another process: a FIFO is refused, and
+ * a lock that is taken is an error.
+ *
+ * This file has the interface that format code sees, and the operating system behind it.
+ *
+ * @module
+ */
+
 import { SystemError } from "../../ffi/errno.ts";
 import {
   blockDeviceSectorBytes,

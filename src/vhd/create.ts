@@ -1,3 +1,15 @@
+/**
+ * `src/vhd`: offline work on VHD images: create, snapshot, write, fill, modify, repair, keys.
+ *
+ * It works on one image at a time, synchronously, under the image's lock, and keeps the order of
+ * writes of docs/on-disk-order.md. It must not know the disk queue or tapdisk, and it must not print.
+ * Work that streams whole images is in `src/bulk`.
+ *
+ * This file creates images.
+ *
+ * @module
+ */
+
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED, encodeBat } from "./format/bat.ts";
 import {

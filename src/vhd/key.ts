@@ -27,7 +27,7 @@ export interface KeyOptions {
 }
 
 /** A file name that is not that of a key for the image. */
-export class KeyNameError extends SystemError {
+class KeyNameError extends SystemError {
   constructor(keyPath: string, imagePath: string) {
     super(
       Errno.EPERM,

@@ -1,3 +1,14 @@
+/**
+ * `src/vhd/check`: what is true of images, good and damaged ones: faults, statistics, scans of many.
+ *
+ * It must not write to any file, and it must not stop at the first fault: what is wrong with an image
+ * is a result here, not an error.
+ *
+ * This file checks an image and lists its ancestors.
+ *
+ * @module
+ */
+
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { checkBat, checkBatmap, checkBitmaps, checkSlack } from "./check_blocks.ts";
 import { checkFooters } from "./check_footer.ts";

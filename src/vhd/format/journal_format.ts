@@ -5,7 +5,7 @@ import { VHD_SECTOR_SIZE } from "./units.ts";
 /** The cookie of a journal. */
 export const VHD_JOURNAL_HEADER_COOKIE = "vjournal";
 /** The cookie of each entry. */
-export const VHD_JOURNAL_ENTRY_COOKIE = 0xaaaa_1234_4321_aaaan;
+const VHD_JOURNAL_ENTRY_COOKIE = 0xaaaa_1234_4321_aaaan;
 /** Bytes in a journal's header. */
 export const JOURNAL_HEADER_SIZE = 512;
 /** Bytes in front of each entry's data. */

@@ -11,7 +11,7 @@ import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
 import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "./units.ts";
 
 /** Data of a block starts on a multiple of this many sectors: 4 KiB, a page. */
-export const DATA_ALIGNMENT_SECTORS = 8;
+const DATA_ALIGNMENT_SECTORS = 8;
 
 /** Sectors of data in a block. */
 export function sectorsPerBlock(blockSizeBytes: number): number {

@@ -15,7 +15,7 @@ export const MAX_LOCATOR_SPACE_BYTES = 511 * VHD_SECTOR_SIZE;
 /** Platform code: no locator. */
 export const PLAT_CODE_NONE = 0x0;
 /** Platform code, deprecated. */
-export const PLAT_CODE_WI2R = 0x5769_3272;
+const PLAT_CODE_WI2R = 0x5769_3272;
 /** Platform code, deprecated. */
 export const PLAT_CODE_WI2K = 0x5769_326b;
 /** Platform code: a relative path in little-endian UTF-16. */
@@ -23,7 +23,7 @@ export const PLAT_CODE_W2RU = 0x5732_7275;
 /** Platform code: an absolute path in little-endian UTF-16. */
 export const PLAT_CODE_W2KU = 0x5732_6b75;
 /** Platform code: a Mac OS alias. */
-export const PLAT_CODE_MAC = 0x4d61_6320;
+const PLAT_CODE_MAC = 0x4d61_6320;
 /** Platform code: a file URL in UTF-8. */
 export const PLAT_CODE_MACX = 0x4d61_6358;
 

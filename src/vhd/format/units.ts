@@ -1,14 +1,17 @@
 /**
- * The units that the VHD format counts in.
+ * `src/vhd/format`: the VHD format as bytes. Functions here turn bytes into fields and back, compute
+ * checksums, and say where the parts of an image lie and in which order they may be written.
  *
- * This folder turns bytes into meaning and back, and does the offline work on image files. It must
- * not know tapdisk, its event loop or its drivers, and it must not print.
+ * All of it is pure: it gets bytes and returns bytes. It must not open, read or write a file, and it
+ * must not decide what a wrong field means for an image; that is up to `src/vhd/image`.
+ *
+ * This file has the units that the format counts in.
+ *
+ * @module
  */
 
 /** Bytes in a sector. */
 export const VHD_SECTOR_SIZE = 512;
-/** log2 of {@linkcode VHD_SECTOR_SIZE}. */
-export const VHD_SECTOR_SHIFT = 9;
 /** Bytes in a block of the images that we create. Other makers may use other sizes. */
 export const VHD_BLOCK_SIZE = 2 * 1024 * 1024;
 /** The largest virtual disk that the format allows: 2040 GiB, in bytes. */

@@ -38,7 +38,7 @@ export interface WalkOptions extends ChainOptions {
 }
 
 /** An image that a walk over a chain has come to. */
-export class ImageStep {
+class ImageStep {
   readonly #step: LayerStep<FoundParent, VhdImage>;
   #kept = false;
 

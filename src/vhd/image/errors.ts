@@ -44,8 +44,3 @@ export class VhdChainError extends SystemError {
     this.problem = problem;
   }
 }
-
-/** 32 bits as a person wants to see them: `0x0000001f`. */
-export function hex32(value: number): string {
-  return `0x${value.toString(16).padStart(8, "0")}`;
-}

@@ -1,3 +1,17 @@
+/**
+ * `src/vhd/image`: open images and chains of them. Metadata is read, compared with the file and kept
+ * in a `VhdImage`; parents are found, confined and identified; data is read through a chain. The parts
+ * of an image that all writers share are here too: the place of a new block, the batmap, the footers.
+ *
+ * Everything is synchronous, one call at a time. This folder must not know the disk queue, tapdisk or
+ * the commands, and it must not change what an image holds on its own: `src/vhd` and the live driver
+ * decide that.
+ *
+ * This file opens an image.
+ *
+ * @module
+ */
+
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { batBytes, DD_BLK_UNUSED, decodeBat } from "../format/bat.ts";
 import { batmapBytes, type BatmapHeader } from "../format/batmap.ts";

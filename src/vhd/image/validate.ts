@@ -1,29 +1,43 @@
 import { allocatedBlocks, DD_BLK_UNUSED } from "../format/bat.ts";
 import { VhdFormatError } from "./errors.ts";
-import type { VhdImage } from "./image.ts";
-import { clobberedMetadata, metadataRegions } from "../format/layout.ts";
-import { HD_FOOTER_SIZE } from "../format/footer.ts";
+import type { FooterSource } from "./footer_reader.ts";
+import type { StorageFile } from "../../files/storage.ts";
+import { type BlockShape, clobberedMetadata, metadataRegions } from "../format/layout.ts";
+import { type Footer, HD_FOOTER_SIZE } from "../format/footer.ts";
+import type { DynamicHeader } from "../format/header.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
+
+/** What the BAT of an image is compared with. Every open image with blocks is one. */
+export interface BatInFile extends BlockShape {
+  readonly path: string;
+  readonly file: Pick<StorageFile, "sizeBytes">;
+  readonly footer: Footer;
+  readonly footerSource: FooterSource;
+  readonly header: DynamicHeader | null;
+  readonly endOfHeadersBytes: number;
+  readonly bat: Uint32Array;
+  readonly batOffsetBytes: number;
+}
 
 /** What can be wrong with one entry of the BAT. */
 export type BatFaultKind = "clobbers headers" | "clobbers footer" | "clobbers block";
 
 /**
- * Told of one entry of the BAT that is wrong; returns whether to go on.
+ * Called with one entry of the BAT that is wrong; returns whether to go on.
  *
  * @param other The block that it overlaps, for `clobbers block`; else -1.
  */
 export type BatFaultListener = (block: number, kind: BatFaultKind, other: number) => boolean;
 
 /**
- * Tells of everything that is wrong with a BAT: entries that point into the metadata, past the end,
- * or to where another block lies. Each of millions of entries may be wrong, so nothing is made for
- * one but the call.
+ * Reports everything that is wrong with a BAT: entries that point into the metadata, past the end,
+ * or to where another block lies. Each of millions of entries may be wrong, so a fault costs one call
+ * and no object.
  *
  * @param options.checkOverlaps Off saves sorting the table.
  */
 export function eachBatFault(
-  image: VhdImage,
+  image: BatInFile,
   listener: BatFaultListener,
   { checkOverlaps = true }: { checkOverlaps?: boolean } = {},
 ): void {
@@ -50,7 +64,7 @@ export function eachBatFault(
  * Where blocks must end. Without a footer at the end (a crash, or a tapdisk at work) the file may
  * end within the last block, whose bitmap at least must be there.
  */
-function lastUsableSector(image: VhdImage): number {
+function lastUsableSector(image: BatInFile): number {
   const sizeBytes = image.file.sizeBytes();
   if (image.footerSource === "backup") return sectorsOf(sizeBytes);
   return Math.floor(
@@ -59,9 +73,9 @@ function lastUsableSector(image: VhdImage): number {
   );
 }
 
-/** Tells of blocks that begin before the one in front of them in the file ends, in that order. */
+/** Reports blocks that begin before the one in front of them in the file ends, in that order. */
 function eachOverlap(
-  { bat, bitmapSectors, sectorsPerBlock }: VhdImage,
+  { bat, bitmapSectors, sectorsPerBlock }: BatInFile,
   listener: BatFaultListener,
 ): void {
   const lengthSectors = bitmapSectors + sectorsPerBlock;
@@ -88,11 +102,11 @@ function sortedPlaces(bat: Uint32Array): Uint32Array {
 }
 
 /**
- * Holds the BAT against the file.
+ * Compares the BAT with the file.
  *
  * @throws {VhdFormatError} for the first fault.
  */
-export function validateBat(image: VhdImage): void {
+export function validateBat(image: BatInFile): void {
   eachBatFault(image, (block, kind, other) => {
     const problem = kind === "clobbers headers"
       ? "makes a block that lies over the header, the block table or the backup footer"

@@ -1,3 +1,15 @@
+/**
+ * `src/vhd/resize`: changes that move an image's metadata, under an undo journal: a plan, the journal,
+ * carrying the plan out, reverting it.
+ *
+ * It must not touch an image before its journal is on stable storage, and it must not be used on an
+ * image that is being served: the lock sees to that. docs/on-disk-order.md has the order of writes.
+ *
+ * This file resizes a disk.
+ *
+ * @module
+ */
+
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat, unusedPadding } from "../format/bat.ts";
 import { batmapBytes } from "../format/batmap.ts";
