@@ -1,4 +1,7 @@
 import assert from "node:assert/strict";
+import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
+import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
+import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
 import { run, withTempDir } from "../support/tools.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -15,3 +18,41 @@ Deno.test("the examples in the documentation run", () =>
     assert.equal(code, 0, stdout + stderr);
     assert.match(stdout, / 8 passed/);
   }));
+
+Deno.test("docs/images.md lists the commands that have --parent-root", async () => {
+  const text = Deno.readTextFileSync(`${ROOT}docs/images.md`);
+  const listed = (program: string): string[] => {
+    const row = new RegExp(`^\\| ${program} +\\| (.*?) *\\|$`, "m").exec(text)?.[1] ?? "";
+    return row.split(", ").sort();
+  };
+  const vhdUtil = await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
+  const follow = vhdUtil.filter(({ followsParents }) => followsParents).map(({ name }) => name);
+  assert.deepEqual(listed("vhd-util"), follow.sort());
+  const having = [...await loadCommands(), tapdiskCommand()]
+    .filter(({ options }) => options.some(({ long }) => long === "--parent-root"))
+    .map((command) => command.name().replace("tap-ctl ", ""));
+  assert.deepEqual([...listed("tap-ctl"), ...listed("tapdisk")].sort(), having.sort());
+});
+
+Deno.test("the README is short, and documents name files that exist", () => {
+  const readme = Deno.readTextFileSync(`${ROOT}README.md`);
+  assert.ok(readme.split("\n").length <= 250);
+  const documents = Array.from(Deno.readDirSync(`${ROOT}docs`), ({ name }) => `docs/${name}`);
+  const named = ["README.md", ...documents].flatMap((document) => {
+    const text = Deno.readTextFileSync(`${ROOT}${document}`);
+    return [...text.matchAll(/`((?:src|ffi|tests|scripts|docs)\/[\w./-]+)`/g)]
+      .map(([, path]) => path);
+  });
+  assert.ok(named.length > 20);
+  const gone = named.filter((path) => !path.startsWith("docs/on-disk-order") && !exists(path));
+  assert.deepEqual(gone, []);
+});
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(ROOT + path);
+    return true;
+  } catch {
+    return false;
+  }
+}
