@@ -13,35 +13,35 @@ import { writeFooters } from "./write.ts";
 /** How an image is repaired. */
 export interface RepairOptions {
   readonly storage?: Storage;
-  /** Go by the backup footer even if the one at the end is good. */
+  /** Use the backup footer even if the one at the end is good. */
   readonly useBackupFooter?: boolean;
 }
 
 /**
- * Mends what follows from the rest of an image: a footer that is missing, broken or unlike its copy,
- * a missing UUID, a batmap whose checksum is wrong or that has blocks as full that are not there.
+ * Rebuilds metadata from the rest of an image: a footer that is missing, damaged or unlike its copy, a
+ * missing UUID, and a batmap whose checksum is wrong or that has unallocated blocks as full.
  *
- * @returns A line for each thing that was mended.
- * @throws {VhdFormatError} for damage that only a guess could mend; what the file system says. The
- * image has not been touched then.
+ * @returns A line for each repair.
+ * @throws {VhdFormatError} for damage that only a guess could repair, and errors of the file system. The
+ * image is unchanged then.
  */
 export function repairImage(path: string, options: RepairOptions = {}): string[] {
   const { storage = osStorage, useBackupFooter = false } = options;
   const image = openVhd(path, { storage, readOnly: false, useBackupFooter });
   try {
-    const mended = [...repairBatmap(image), ...describeFooters(image)];
+    const repairs = [...repairBatmap(image), ...describeFooters(image)];
     if (isNullUuid(image.footer.uuid)) {
       image.footer.uuid = generateUuid();
-      mended.push("gave the image a UUID");
+      repairs.push("set a new UUID");
     }
-    // The batmap may be given room behind the old footer: that moves first.
+    // A new batmap may take the place of the footer, so the footer moves first.
     const grows = image.batmapFault !== null;
     if (image.footerSource === "primary" && !grows) updateFooters(image);
     else writeFooters(image);
     image.file.sync();
     if (image.batmap?.dirty) writeBatmap(image);
     image.file.sync();
-    return mended;
+    return repairs;
   } finally {
     image.close();
   }
@@ -50,14 +50,14 @@ export function repairImage(path: string, options: RepairOptions = {}): string[]
 function describeFooters(image: VhdImage): string[] {
   const { file, footerSource } = image;
   if (footerSource !== "primary") {
-    return [`wrote the footer anew, as the ${footerSource} one has it`];
+    return [`wrote the footer from the ${footerSource} footer`];
   }
   if (image.type === "fixed") return [];
   const primary = readFooterBytes(file, file.sizeBytes() - HD_FOOTER_SIZE);
   const backup = readFooterBytes(file, 0);
   const same = primary !== null && backup !== null &&
     primary.every((byte, i) => byte === backup[i]);
-  return same ? [] : ["wrote the backup footer anew, as the one at the end has it"];
+  return same ? [] : ["wrote the backup footer from the footer at the end"];
 }
 
 function repairBatmap(image: VhdImage): string[] {
@@ -65,10 +65,10 @@ function repairBatmap(image: VhdImage): string[] {
   const cleared = clearImpossible(image);
   return cleared === 0
     ? []
-    : [`cleared ${cleared} bits of the batmap, of blocks that are not there`];
+    : [`cleared ${cleared} bits of the batmap, for blocks that are not allocated`];
 }
 
-/** Makes the map anew, and where there is no usable header, that too: behind the BAT. */
+/** Rebuilds the batmap, and its header after the BAT if that cannot be used. */
 function remakeBatmap(image: VhdImage): string[] {
   if (image.header === null) return [];
   const old = image.batmap;
@@ -82,5 +82,5 @@ function remakeBatmap(image: VhdImage): string[] {
       allSet(readBitmap(image, block), image.sectorsPerBlock);
     noteFull(image, block, full);
   }
-  return ["made the batmap anew from the blocks' bitmaps"];
+  return ["rebuilt the batmap from the bitmaps of the blocks"];
 }

@@ -301,7 +301,7 @@ Deno.test("an image with a batmap that makes no sense is served, and repair make
     assert.equal(findings[0].field, `batmap.${field}`);
     storage.beforeOperation = null;
     assert.deepEqual(repairImage("/base.vhd", { storage }), [
-      "made the batmap anew from the blocks' bitmaps",
+      "rebuilt the batmap from the bitmaps of the blocks",
     ]);
     assert.equal(checkImage("/base.vhd", { storage, checkData: true }).valid, true);
     const repaired = openVhd("/base.vhd", { storage });

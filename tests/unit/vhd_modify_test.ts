@@ -221,7 +221,7 @@ Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else",
     return { mended, bytes: getFile(storage, "/a.vhd") };
   };
   const cut = repairOf((bytes) => bytes.slice(0, -512));
-  assert.deepEqual(cut.mended, ["wrote the footer anew, as the backup one has it"]);
+  assert.deepEqual(cut.mended, ["wrote the footer from the backup footer"]);
   assert.deepEqual(cut.bytes, sound);
   const stale = repairOf((bytes) => (bytes.fill(0xee, 85, 86), bytes));
   assert.match(stale.mended[0], /backup footer/);
@@ -231,7 +231,7 @@ Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else",
   const map = repairOf((
     bytes,
   ) => (bytes.fill(0xff, batmap.offsetBytes, batmap.offsetBytes + 1), bytes));
-  assert.deepEqual(map.mended, ["made the batmap anew from the blocks' bitmaps"]);
+  assert.deepEqual(map.mended, ["rebuilt the batmap from the bitmaps of the blocks"]);
   assert.deepEqual(map.bytes, sound);
   assert.deepEqual(repairOf((bytes) => bytes), { mended: [], bytes: sound });
   const nameless = repairOf((bytes) => {
@@ -242,7 +242,7 @@ Deno.test("repair mends footers, a missing UUID and a batmap, and nothing else",
     updateFooters(image);
     return getFile(storage, "/x.vhd");
   });
-  assert.deepEqual(nameless.mended, ["gave the image a UUID"]);
+  assert.deepEqual(nameless.mended, ["set a new UUID"]);
   const storage = origin.copy();
   putFile(
     storage,

@@ -162,7 +162,8 @@ function printData(
 ): number {
   if (offsetBytes + lengthBytes > image.sizeBytes) {
     output.printError(
-      `Cannot read ${lengthBytes} bytes at ${offsetBytes}: the disk ends at ${image.sizeBytes}`,
+      `Cannot read ${lengthBytes} bytes at byte ${offsetBytes} of ${image.path}: ` +
+        `the disk has ${image.sizeBytes} bytes (ERANGE)`,
     );
     return Errno.ERANGE;
   }

@@ -13,7 +13,7 @@ export const repairCommand: Subcommand = {
   ],
   example: `
 $ vhd-util repair -n disk.vhd
-wrote the footer anew, as the backup one has it
+wrote the footer from the backup footer
 $ vhd-util check -n disk.vhd
 disk.vhd is valid`,
 
