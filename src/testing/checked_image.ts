@@ -41,7 +41,7 @@ export function checkedDriver(type: DriverType): DriverType {
 }
 
 /** An image that is held to the contract. */
-export class CheckedImage implements ImageDriver, DiskWatch {
+class CheckedImage implements ImageDriver, DiskWatch {
   readonly #title: string;
   readonly #image: ImageDriver;
   readonly #requests: CheckedRequests;

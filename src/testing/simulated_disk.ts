@@ -1,5 +1,8 @@
 /**
- * A disk in memory, under everything that the product does with a disk. Its files are seen by
+ * `src/testing`: everything simulated, for tests. Code of the product must not import it, and it must not
+ * touch files of the machine.
+ *
+ * This file has a disk in memory, under everything that the product does with a disk. Its files are seen by
  * synchronous code (the disk is a `Storage`), by the disk queue of a process (`connect`) and by bulk work
  * (`bulkContext`), all at the same time, and every operation of each goes through one hook.
  *
