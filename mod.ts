@@ -52,6 +52,22 @@
  * disk.close();
  * ```
  *
+ * What there is to know of an image:
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { createDynamic, openVhd, snapshot } from "blktap";
+ *
+ * const folder = Deno.makeTempDirSync();
+ * const [base, today] = [`${folder}/base.vhd`, `${folder}/today.vhd`];
+ * createDynamic(base, { sizeBytes: 64 * 1024 * 1024 });
+ * snapshot(today, { parent: base, keepEmptyParent: true });
+ * const image = openVhd(today);
+ * assert.ok(image.type === "differencing" && image.sizeBytes === 64 * 1024 * 1024);
+ * assert.ok(image.blocks === 32 && image.allocatedBlocks === 0);
+ * assert.ok(image.parent?.uuid === openVhd(base).uuid && image.layers.length === 2);
+ * ```
+ *
  * One flat image of a whole chain:
  *
  * ```ts
@@ -86,20 +102,25 @@
  * @module
  */
 
-export { SystemError } from "./ffi/errno.ts";
-export { coalesce, type CoalesceOptions } from "./src/bulk/coalesce.ts";
-export { copyImage, type CopyOptions } from "./src/bulk/copy.ts";
+export { type ErrorDetails, SystemError } from "./ffi/errno.ts";
+export type { CoalesceOptions } from "./src/bulk/coalesce.ts";
+export type { CopyOptions } from "./src/bulk/copy.ts";
 export { Disk, type DiskExtent, openDisk, type OpenDiskOptions } from "./src/bulk/disk.ts";
-export type { Progress } from "./src/bulk/mover.ts";
-export { checkImage, type CheckOptions, type CheckResult } from "./src/vhd/check/check.ts";
 export {
+  checkImage,
+  coalesce,
+  copyImage,
   createDynamic,
-  type CreateDynamicOptions,
   createFixed,
-  type CreateFixedOptions,
-} from "./src/vhd/create.ts";
+  openVhd,
+  snapshot,
+} from "./src/bulk/library.ts";
 export { allowParentsIn } from "./src/files/confinement.ts";
-export { VhdChainError, VhdFormatError } from "./src/vhd/image/errors.ts";
+export type { ProgressListener } from "./src/files/progress.ts";
+export type { CheckOptions, CheckResult } from "./src/vhd/check/check.ts";
 export type { Finding } from "./src/vhd/check/findings.ts";
-export { openVhd, type VhdImage, type VhdType } from "./src/vhd/image/image.ts";
-export { snapshot, SnapshotDepthError, type SnapshotOptions } from "./src/vhd/snapshot.ts";
+export type { CreateDynamicOptions, CreateFixedOptions, CreateOptions } from "./src/vhd/create.ts";
+export type { ParentDescription, VhdDescription } from "./src/vhd/describe.ts";
+export { VhdChainError, type VhdFault, VhdFormatError } from "./src/vhd/image/errors.ts";
+export type { VhdType } from "./src/vhd/image/image.ts";
+export { SnapshotDepthError, type SnapshotOptions } from "./src/vhd/snapshot.ts";

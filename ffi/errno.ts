@@ -122,6 +122,7 @@ export interface ErrorDetails {
 
 /** The one error class of the project: what failed, on which file, and the error number. */
 export class SystemError extends Error {
+  /** Name of the class. */
   override readonly name: string = "SystemError";
   /** The positive error number. */
   readonly errno: number;
@@ -133,6 +134,8 @@ export class SystemError extends Error {
   readonly hint: string | null;
 
   /**
+   * Makes an error whose message says what failed and why.
+   *
    * @param errno A positive error number.
    * @param what What failed and on which file, such as `Cannot open disk.vhd`, without a full stop.
    */

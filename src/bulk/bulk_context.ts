@@ -56,3 +56,8 @@ export function createBulkContext(operations: number): BulkContext {
 
 /** Makes the context of one work, which can hold so many operations at once. */
 export type BulkContextMaker = (operations: number) => BulkContext;
+
+/** What a piece of work runs in: the operating system's files, unless it says otherwise. */
+export interface InContext {
+  readonly makeContext?: BulkContextMaker;
+}

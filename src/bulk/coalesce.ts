@@ -5,7 +5,7 @@ import { VhdChainError } from "../vhd/image/errors.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import { type BulkContext, type BulkContextMaker, createBulkContext } from "./bulk_context.ts";
+import { type BulkContext, createBulkContext, type InContext } from "./bulk_context.ts";
 import {
   hiddenStretch,
   type Layer,
@@ -15,7 +15,8 @@ import {
   shownLayers,
 } from "./layers.ts";
 import { addLayer, Closer, mergeInto, mergeIntoNew, openAllBelow } from "./merge.ts";
-import { moveData, openMover, type Progress } from "./mover.ts";
+import type { ProgressListener } from "../files/progress.ts";
+import { moveData, openMover } from "./mover.ts";
 import { FlatTarget } from "./target.ts";
 
 /** How a chain is made shorter. */
@@ -28,11 +29,10 @@ export interface CoalesceOptions {
   readonly oldest?: string;
   /** Leave zeros out where nothing would show through them. */
   readonly sparse?: boolean;
-  readonly onProgress?: Progress;
+  /** Called with units of work that are done, and how many there are. */
+  readonly onProgress?: ProgressListener;
   /** Calls the work off, which fails with ECANCELED then; the images are in order. */
   readonly signal?: AbortSignal;
-  /** Where the files are: those of the system, unless simulated. */
-  readonly makeContext?: BulkContextMaker;
 }
 
 /**
@@ -44,7 +44,10 @@ export interface CoalesceOptions {
  * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the chain does not hold together
  * down to there, an image is no differencing one, the target is too small, or writing fails.
  */
-export async function coalesce(path: string, options: CoalesceOptions = {}): Promise<number> {
+export async function coalesce(
+  path: string,
+  options: CoalesceOptions & InContext = {},
+): Promise<number> {
   const context = openMover(options.makeContext ?? createBulkContext);
   const closer = new Closer();
   try {

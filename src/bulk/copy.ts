@@ -1,10 +1,11 @@
 import { writeFixed } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
-import { type BulkContext, type BulkContextMaker, createBulkContext } from "./bulk_context.ts";
+import { type BulkContext, createBulkContext, type InContext } from "./bulk_context.ts";
 import { type Layer, openForQueue, rawLayer, requireSameEncryption } from "./layers.ts";
 import { addLayer, Closer, mergeIntoNew, openAllBelow, writeOutput } from "./merge.ts";
-import { moveData, openMover, type Progress } from "./mover.ts";
+import type { ProgressListener } from "../files/progress.ts";
+import { moveData, openMover } from "./mover.ts";
 import { planRecoding, type Recoding } from "./recoding.ts";
 import { FlatTarget } from "./target.ts";
 
@@ -14,11 +15,10 @@ export interface CopyOptions {
   readonly key?: Uint8Array<ArrayBuffer>;
   /** The key of the image, if it is encrypted and the copy is to have another key or none. */
   readonly sourceKey?: Uint8Array<ArrayBuffer>;
-  readonly onProgress?: Progress;
+  /** Called with units of work that are done, and how many there are. */
+  readonly onProgress?: ProgressListener;
   /** Calls the copy off, which fails with ECANCELED then and leaves nothing. */
   readonly signal?: AbortSignal;
-  /** Where the files are: those of the system, unless simulated. */
-  readonly makeContext?: BulkContextMaker;
 }
 
 /**
@@ -32,7 +32,7 @@ export interface CopyOptions {
 export async function copyImage(
   path: string,
   output: string,
-  options: CopyOptions = {},
+  options: CopyOptions & InContext = {},
 ): Promise<number> {
   const context = openMover(options.makeContext ?? createBulkContext);
   const closer = new Closer();
@@ -60,7 +60,7 @@ interface Copy {
   readonly output: string;
   readonly closer: Closer;
   readonly recoding: Recoding;
-  readonly onProgress?: Progress;
+  readonly onProgress?: ProgressListener;
   readonly signal?: AbortSignal;
 }
 

@@ -13,7 +13,9 @@ export interface OpenDiskOptions {
 
 /** A stretch of a disk, in bytes, and where it is read from. */
 export interface DiskExtent {
+  /** Where it starts on the disk. */
   readonly offsetBytes: number;
+  /** How long it is. */
   readonly lengthBytes: number;
   /** The image that holds it; null where none does and zeros are read. */
   readonly path: string | null;

@@ -5,6 +5,7 @@ import { walkImages } from "../vhd/image/chain.ts";
 import type { FoundParent } from "../vhd/image/parent.ts";
 import { type NewFile, writeNewImage, writeSparseImage } from "../vhd/create.ts";
 import { openVhd, type VhdImage } from "../vhd/image/image.ts";
+import type { ProgressListener } from "../files/progress.ts";
 import { canonicalPath } from "../files/paths.ts";
 import { parentToWrite, setKeyhash } from "../vhd/snapshot.ts";
 import { removeOwn } from "../files/storage.ts";
@@ -12,7 +13,7 @@ import { finishWriting } from "../vhd/write.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { BulkContext } from "./bulk_context.ts";
 import { hiddenStretch, type Layer, layerOf, openForQueue } from "./layers.ts";
-import { type Move, moveData, type Progress, refuseAborted } from "./mover.ts";
+import { type Move, moveData, refuseAborted } from "./mover.ts";
 import { VhdTarget } from "./vhd_target.ts";
 
 /** Closes everything that a piece of work opened, last opened first. */
@@ -66,7 +67,7 @@ export interface NewImage {
   /** The trace of the new image's key, null for none; that of the topmost layer by default. */
   readonly keyhash?: KeyHash | null;
   readonly transform?: Move["transform"];
-  readonly onProgress?: Progress;
+  readonly onProgress?: ProgressListener;
   readonly signal?: AbortSignal;
 }
 

@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { ProgressListener } from "../files/progress.ts";
 import { countSet } from "../vhd/format/bitmap.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { BulkContext, BulkContextMaker } from "./bulk_context.ts";
@@ -12,9 +13,6 @@ const MOST_UNITS = 64;
 /** Operations besides those that data takes: bitmaps, BAT, syncs. */
 const SPARE_OPERATIONS = 8192;
 
-/** Told how far a work has come: units done, and how many there are. */
-export type Progress = (done: number, total: number) => void;
-
 /** What is moved where. */
 export interface Move {
   /** Topmost first; a flat one ends the list. */
@@ -24,7 +22,7 @@ export interface Move {
   readonly hidden?: HiddenStretch;
   /** Changes data on its way, in place: whole sectors, from this one of the disk on. */
   readonly transform?: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void;
-  readonly onProgress?: Progress;
+  readonly onProgress?: ProgressListener;
   /** Calls the work off: nothing more is begun, and it fails with ECANCELED. */
   readonly signal?: AbortSignal;
 }

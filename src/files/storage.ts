@@ -116,6 +116,11 @@ export interface Storage {
   remove(path: string): void;
 }
 
+/** Where the files of a piece of work are: those of the operating system, unless it says otherwise. */
+export interface OnStorage {
+  readonly storage?: Storage;
+}
+
 /** Removes a file that the caller made, unless the name leads to another one by now. */
 export function removeOwn(storage: Storage, path: string, own: FileIdentity): void {
   if (storage.exists(path) && isSameFile(storage.locate(path), own)) storage.remove(path);

@@ -33,6 +33,7 @@ import type { ParentLocator } from "./format/locator.ts";
 import { emptyBatmap, writeBatmap } from "./image/batmap_writer.ts";
 import {
   type FileIdentity,
+  type OnStorage,
   osStorage,
   removeOwn,
   type Storage,
@@ -44,11 +45,14 @@ import { generateUuid } from "./format/uuid.ts";
 
 /** What every image is created with. */
 export interface CreateOptions {
-  readonly storage?: Storage;
+  /** Size of the virtual disk, bytes; 2040 GiB at most. Rounded up to whole blocks of 2 MiB. */
+  readonly sizeBytes: number;
+}
+
+/** Where an image is created. */
+interface Place extends OnStorage {
   /** Write into this file, which the caller made under the name (ESTALE for another). */
   readonly same?: FileIdentity;
-  /** Size of the virtual disk. Rounded up to whole blocks of 2 MiB. */
-  readonly sizeBytes: number;
 }
 
 /** What a fixed image is created with. */
@@ -59,7 +63,7 @@ export interface CreateFixedOptions extends CreateOptions {
 
 /** What a dynamic image is created with. */
 export interface CreateDynamicOptions extends CreateOptions {
-  /** Make the BAT and batmap large enough for the disk to grow to this without moving data. */
+  /** Size that the disk can grow to without moving data, bytes: BAT and batmap are made for it. */
   readonly reserveBytes?: number;
 }
 
@@ -98,7 +102,7 @@ export function validateSize(path: string, sizeBytes: number): void {
  * @throws {SystemError} EINVAL for a size that is out of range; what the file system says. A file
  * that was not finished is removed.
  */
-export function createFixed(path: string, options: CreateFixedOptions): void {
+export function createFixed(path: string, options: CreateFixedOptions & Place): void {
   const { storage = osStorage, sparse = false, same } = options;
   validateSize(path, options.sizeBytes);
   writeFixed(path, { storage, sparse, same, sizeBytes: roundToBlocks(options.sizeBytes) });
@@ -112,8 +116,9 @@ export function createFixed(path: string, options: CreateFixedOptions): void {
 export function writeFixed(
   path: string,
   { storage, sparse, same, sizeBytes }:
-    & Required<Pick<CreateFixedOptions, "storage" | "sparse">>
-    & Pick<CreateFixedOptions, "sizeBytes" | "same">,
+    & Required<CreateFixedOptions>
+    & { readonly storage: Storage }
+    & Pick<Place, "same">,
 ): void {
   writeNewImage(storage, { path, same }, (file) => {
     if (sparse && !file.isBlockDevice) file.truncate(sizeBytes);
@@ -129,7 +134,7 @@ export function writeFixed(
  * @throws {SystemError} EINVAL for sizes that are out of range or a reserve below the size; what
  * the file system says. A file that was not finished is removed.
  */
-export function createDynamic(path: string, options: CreateDynamicOptions): void {
+export function createDynamic(path: string, options: CreateDynamicOptions & Place): void {
   const { storage = osStorage, reserveBytes = 0, same } = options;
   validateSize(path, options.sizeBytes);
   const sizeBytes = roundToBlocks(options.sizeBytes);

@@ -21,7 +21,7 @@ import {
   PLAT_CODE_W2RU,
 } from "./format/locator.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
-import { osStorage, type Storage } from "../files/storage.ts";
+import { type OnStorage, osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime } from "./format/time.ts";
 import { isNullUuid } from "./format/uuid.ts";
 
@@ -30,23 +30,30 @@ const LOCATOR_CODES = [PLAT_CODE_MACX, PLAT_CODE_W2KU, PLAT_CODE_W2RU];
 
 /** How a differencing image is made. */
 export interface SnapshotOptions {
-  readonly storage?: Storage;
-  /** The image that the new one builds on. */
+  /** Path of the image that the new one builds on. */
   readonly parent: string;
   /** The parent is a raw image, not a VHD. */
   readonly rawParent?: boolean;
   /** Refer to the parent even if it is empty; otherwise to the first below it that is not. */
   readonly keepEmptyParent?: boolean;
-  /** Make room in BAT and batmap for the disk to grow to this. */
+  /** Size that the disk can grow to without moving data, bytes. */
   readonly reserveBytes?: number;
-  /** Refuse (ENOSPC) to make a chain of more layers than this. */
+  /** The most layers that the chain may have, the new one included (ENOSPC). */
   readonly depthLimit?: number;
 }
 
 /** The chain would be deeper than the caller's limit. */
 export class SnapshotDepthError extends VhdChainError {
-  constructor(path: string, readonly depth: number, readonly limit: number) {
+  /** Layers that the chain has without the new one. */
+  readonly depth: number;
+  /** The most layers that it was to have. */
+  readonly limit: number;
+
+  /** Makes the error of the image at `path`, which was to be the parent. */
+  constructor(path: string, depth: number, limit: number) {
     super(path, Errno.ENOSPC, `it has ${depth} layers already, and the limit is ${limit} (ENOSPC)`);
+    this.depth = depth;
+    this.limit = limit;
   }
 }
 
@@ -63,7 +70,7 @@ interface Target {
  * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the parent cannot be used, when
  * the limit would be exceeded ({@linkcode SnapshotDepthError}), when writing fails.
  */
-export function snapshot(path: string, options: SnapshotOptions): void {
+export function snapshot(path: string, options: SnapshotOptions & OnStorage): void {
   const { storage = osStorage } = options;
   const target = findTarget(storage, options);
   if (

@@ -3,7 +3,8 @@
  * nothing waits for it: a FIFO without another end would stop every disk of the process.
  */
 import assert from "node:assert/strict";
-import { createDynamic, openDisk, openVhd, snapshot } from "../../mod.ts";
+import { createDynamic, openDisk, snapshot } from "../../mod.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
 import { Errno } from "../../ffi/errno.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { osStorage } from "../../src/files/storage.ts";

@@ -2,7 +2,10 @@
  * An image's parents lie in the folder tree of the top image, or where the administrator allows them.
  */
 import assert from "node:assert/strict";
-import { coalesce, copyImage, createDynamic, openDisk, openVhd, snapshot } from "../../mod.ts";
+import { coalesce, copyImage, openDisk } from "../../mod.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
 import {
   allowParentsIn,
   confinementOf,

@@ -3,9 +3,9 @@ import { osStorage } from "../../files/storage.ts";
 import { Errno, errnoName, messageOf, SystemError } from "../../../ffi/errno.ts";
 import {
   ancestorPaths,
+  type ChainCheckOptions,
   chainFinding,
   checkImage,
-  type CheckOptions,
 } from "../../vhd/check/check.ts";
 import { type LayerStatistics, layerStatistics } from "../../vhd/check/check_stats.ts";
 import { VhdChainError } from "../../vhd/image/errors.ts";
@@ -49,7 +49,7 @@ today.vhd is valid
     const path = call.required("n");
     if (call.has("B") && (call.has("s") || call.has("b"))) throw new UsageError(null);
     const progress = call.has("b") ? await openProgress("check") : null;
-    const options: CheckOptions = {
+    const options: ChainCheckOptions = {
       ignoreFooter: call.has("i"),
       ignoreParentUuid: call.has("I"),
       ignoreTimestamps: call.has("t"),
@@ -65,7 +65,7 @@ today.vhd is valid
   },
 };
 
-function checkAll(call: CommandCall, path: string, given: CheckOptions): number {
+function checkAll(call: CommandCall, path: string, given: ChainCheckOptions): number {
   const options = { ...given, confinement: confinementOf(osStorage, path) };
   if (call.has("json")) return checkAsJson(call, path, options);
   const status = checkOne(call, path, options);
@@ -83,7 +83,7 @@ interface JsonReport {
   readonly error?: string;
 }
 
-function checkAsJson(call: CommandCall, path: string, options: CheckOptions): number {
+function checkAsJson(call: CommandCall, path: string, options: ChainCheckOptions): number {
   const images: JsonReport[] = [];
   let status = 0;
   const check = (image: string): void => {
@@ -109,7 +109,7 @@ function checkAsJson(call: CommandCall, path: string, options: CheckOptions): nu
   return status;
 }
 
-function checkOne(call: CommandCall, path: string, options: CheckOptions): number {
+function checkOne(call: CommandCall, path: string, options: ChainCheckOptions): number {
   const { output } = call;
   try {
     const { valid, findings } = checkImage(path, options);
@@ -142,7 +142,7 @@ function lineOf({ severity, message, field, offsetBytes }: Finding): string {
 function checkParents(
   call: CommandCall,
   path: string,
-  { options, parents }: { options: CheckOptions; parents: string[] },
+  { options, parents }: { options: ChainCheckOptions; parents: string[] },
 ): number {
   let status = 0;
   try {

@@ -22,11 +22,10 @@ import { HEADER_OFFSETS } from "../format/header.ts";
 import { openVhd, type VhdImage } from "../image/image.ts";
 import type { Confinement } from "../../files/confinement.ts";
 import type { ProgressListener } from "../../files/progress.ts";
-import { osStorage, type Storage, type StorageFile } from "../../files/storage.ts";
+import { type OnStorage, osStorage, type StorageFile } from "../../files/storage.ts";
 
 /** What is checked. */
 export interface CheckOptions {
-  readonly storage?: Storage;
   /** Accept an image whose footer at the end is missing, going by the backup. */
   readonly ignoreFooter?: boolean;
   /** Do not compare UUIDs with the parent's. */
@@ -37,17 +36,23 @@ export interface CheckOptions {
   readonly checkData?: boolean;
   /** Look for blocks that overlap: true by default. */
   readonly checkOverlaps?: boolean;
+  /** Called while data is being checked, with numbers of blocks. */
+  readonly onProgress?: ProgressListener;
+}
+
+/** How an image of a chain is checked. */
+export interface ChainCheckOptions extends CheckOptions, OnStorage {
   /** Where parents may be: that of the top of the chain, when its images are checked one by one. */
   readonly confinement?: Confinement;
-  /** Told of blocks while data is being checked. */
-  readonly onProgress?: ProgressListener;
 }
 
 /** What a check found. */
 export interface CheckResult {
+  /** The image. */
   readonly path: string;
   /** Whether there is no error among the findings. */
   readonly valid: boolean;
+  /** What was found, in the order in which it was found. */
   readonly findings: readonly Finding[];
 }
 
@@ -56,7 +61,7 @@ export interface CheckResult {
  *
  * @throws {SystemError} when the file cannot be read.
  */
-export function checkImage(path: string, options: CheckOptions = {}): CheckResult {
+export function checkImage(path: string, options: ChainCheckOptions = {}): CheckResult {
   const { storage = osStorage } = options;
   const { kind } = storage.status(path);
   if (kind !== "file" && kind !== "block") {
@@ -80,7 +85,7 @@ function checkFrame(file: StorageFile, findings: Findings, options: CheckOptions
   return footer.diskType === HD_TYPE_FIXED || checkHeader(file, footer, findings);
 }
 
-function checkInside(path: string, findings: Findings, options: CheckOptions): void {
+function checkInside(path: string, findings: Findings, options: ChainCheckOptions): void {
   let image: VhdImage;
   try {
     const { storage, confinement } = options;
@@ -114,7 +119,7 @@ function checkTables(image: VhdImage, findings: Findings, options: CheckOptions)
  * @throws {VhdChainError} for a missing parent or a loop.
  * @throws {VhdFormatError} | {SystemError} when an image on the way cannot be read.
  */
-export function ancestorPaths(path: string, { storage = osStorage }: CheckOptions = {}): string[] {
+export function ancestorPaths(path: string, { storage = osStorage }: OnStorage = {}): string[] {
   const paths: string[] = [];
   const options = { storage, ignoreDisabled: true, lenient: true };
   const top = openVhd(path, options);
@@ -133,7 +138,7 @@ export function ancestorPaths(path: string, { storage = osStorage }: CheckOption
 /** A fault of a chain, as what is wrong with the image whose parent is the trouble. */
 export function chainFinding(
   { path, problem }: VhdChainError,
-  { storage = osStorage }: CheckOptions = {},
+  { storage = osStorage }: OnStorage = {},
 ): Finding {
   const image = openVhd(path, { storage, ignoreDisabled: true, lenient: true });
   image.close();

@@ -14,12 +14,14 @@ export interface VhdFault {
 
 /** An image that is not what the format says (EINVAL): which file, which field, where, what is in it. */
 export class VhdFormatError extends SystemError {
+  /** `VhdFormatError`. */
   override readonly name = "VhdFormatError";
   /** The image. */
   readonly path: string;
   /** The field, what it holds, and what is wrong with that. */
   readonly fault: VhdFault;
 
+  /** Makes the error of one field of the image at `path`. */
   constructor(path: string, fault: VhdFault) {
     const message = `Cannot use ${path} as a VHD image: ${fault.field} at byte ` +
       `${fault.offsetBytes} holds ${fault.value}, which ${fault.problem}`;
@@ -31,12 +33,14 @@ export class VhdFormatError extends SystemError {
 
 /** A chain of images that does not hold together: a loop, a missing or a wrong parent. */
 export class VhdChainError extends SystemError {
+  /** `VhdChainError`. */
   override readonly name = "VhdChainError";
   /** The image whose parent is the trouble. */
   readonly path: string;
   /** What is wrong, as the end of a sentence. */
   readonly problem: string;
 
+  /** Makes the error of the image at `path`, whose parent is the trouble. */
   constructor(path: string, errno: number, problem: string) {
     const message = `Cannot follow the chain from ${path}: ${problem}`;
     super(errno, message, { file: path, message });
