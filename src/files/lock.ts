@@ -1,6 +1,8 @@
 /**
  * The lock that whoever writes to an image holds: flock(2) on the file, exclusive. A tapdisk holds it
- * for as long as it has an image open for writing, vhd-util while it changes one. Readers take none.
+ * for as long as it has an image open for writing, vhd-util while it changes one. Readers take none:
+ * coalesce writes into a parent that a tapdisk reads, and what the disk reads stays the same. Changes
+ * that drop or move what is read ask {@linkcode refuseReaders} too.
  *
  * @module
  */
@@ -33,11 +35,42 @@ export function takeLock(fd: number, path: string, file: FileIdentity): void {
 }
 
 function describeHolder(file: FileIdentity): string {
-  const pid = lockHolder(readText("/proc/locks"), file, hasOpen);
+  const pid = lockHolder(
+    readText("/proc/locks"),
+    file,
+    (process, locked) => hasOpen(process, locked),
+  );
   if (pid === null) return "another process, perhaps on another host,";
   if (pid === Deno.pid) return "this process";
   const name = readText(`/proc/${pid}/comm`).trim();
   return name === "" ? `process ${pid}` : `${name} (process ${pid})`;
+}
+
+/**
+ * Refuses a file that a tapdisk on this host has open, if only to read: as the parent of an image that
+ * it serves, or for a disk that is read-only. The tapdisk keeps the file's BAT in memory, and would go
+ * on to read where it leads.
+ *
+ * @param fd The caller's own descriptor, which does not count.
+ * @throws {SystemError} EBUSY, naming the tapdisk.
+ */
+export function refuseReaders(fd: number, path: string, file: FileIdentity): void {
+  const pid = tapdiskWith(file, fd);
+  if (pid === null) return;
+  throw new SystemError(
+    Errno.EBUSY,
+    `Cannot change ${path}: tapdisk (process ${pid}) reads it; ` +
+      "pause or close the disks that use it (see tap-ctl list)",
+  );
+}
+
+/** A tapdisk that has a file open; null when there is none, or none that can be seen. */
+function tapdiskWith(file: FileIdentity, ownFd: number): number | null {
+  for (const pid of processes()) {
+    if (readText(`/proc/${pid}/comm`).trim() !== "tapdisk") continue;
+    if (hasOpen(pid, file, pid === Deno.pid ? ownFd : null)) return pid;
+  }
+  return null;
 }
 
 /**
@@ -75,15 +108,25 @@ function deviceText(device: number): string {
   return `${hex(major)}:${hex(minor)}`;
 }
 
-function hasOpen(pid: number, file: FileIdentity): boolean | null {
+/** Whether a process has a file open, by another descriptor than `but`; null where that is not seen. */
+function hasOpen(pid: number, file: FileIdentity, but: number | null = null): boolean | null {
   const folder = `/proc/${pid}/fd`;
   try {
     for (const { name } of Deno.readDirSync(folder)) {
-      if (leadsTo(`${folder}/${name}`, file)) return true;
+      if (name !== String(but) && leadsTo(`${folder}/${name}`, file)) return true;
     }
     return false;
   } catch {
     return null;
+  }
+}
+
+function processes(): number[] {
+  try {
+    return [...Deno.readDirSync("/proc")].map(({ name }) => Number(name)).filter(Number.isInteger);
+  } catch {
+    // Nothing is seen of the others: not mounted, or a library without the permission.
+    return [];
   }
 }
 

@@ -36,6 +36,7 @@ import {
   renamePathToNew,
   workingFolder,
 } from "../../ffi/paths.ts";
+import { refuseReaders } from "./lock.ts";
 import { type DirectFile, readDirect, writeDirect } from "./direct_io.ts";
 import {
   isBlockDevice,
@@ -51,7 +52,7 @@ export type { FileIdentity } from "../../ffi/files.ts";
 
 /**
  * How a file is opened. All but `read` take the lock that whoever writes holds (EBUSY). `create`
- * empties a file that is there, once it has the lock; `create-new` refuses it.
+ * empties a file that is there, once it has the lock and no tapdisk reads it; `create-new` refuses it.
  */
 export type OpenMode = "read" | "write" | "create" | "create-new";
 
@@ -75,6 +76,8 @@ export interface StorageFile {
   /** Writes all of `from`, growing the file where it must. */
   writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
   truncate(lengthBytes: number): void;
+  /** Refuses (EBUSY) when a tapdisk has the file open, if only to read: before data is dropped or moved. */
+  refuseReaders(): void;
   /** Comes back when all that was written is on stable storage. */
   sync(): void;
   close(): void;
@@ -162,6 +165,10 @@ class OsFile implements StorageFile {
     this.#named("set the length of", () => truncateFile(this.#fd, lengthBytes));
   }
 
+  refuseReaders(): void {
+    refuseReaders(this.#fd, this.path, this.identity);
+  }
+
   sync(): void {
     this.#named("sync", () => syncFile(this.#fd));
   }
@@ -196,7 +203,10 @@ export const osStorage: Storage = {
     const opened = openDescriptor(path, mode, options);
     try {
       const file = new OsFile(path, opened);
-      if (mode === "create" && !file.isBlockDevice) file.truncate(0);
+      if (mode === "create") {
+        file.refuseReaders();
+        if (!file.isBlockDevice) file.truncate(0);
+      }
       return file;
     } catch (error) {
       closeFile(opened.fd);

@@ -155,6 +155,9 @@ class OpenFile implements StorageFile {
     this.#file.truncate(lengthBytes);
   }
 
+  /** Nobody else has simulated files open. */
+  refuseReaders(): void {}
+
   sync(): void {
     this.#admit("sync", 0, 0);
     this.#disk.sync(this.#file);

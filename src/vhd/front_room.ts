@@ -28,6 +28,7 @@ export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
   const isDevice = file.isBlockDevice;
   const behind = Math.max(end, image.endOfDataSector, isDevice ? 0 : sectorsOf(oldBytes));
   const { moves, endSector } = planMoves(image, { start, end, behind });
+  if (moves.length > 0) file.refuseReaders();
   requireRoom(image, endSector);
   const footerSector = sectorsOf(oldBytes - HD_FOOTER_SIZE);
   const order = new PublishOrder();

@@ -256,7 +256,8 @@ function changeUnderJournal(
  * Forgets all that an image holds; it reads as its parent or as zeros then. A file is cut behind its
  * metadata.
  *
- * @throws {SystemError} ENOSYS for a fixed image, which cannot forget; what the file system says.
+ * @throws {SystemError} ENOSYS for a fixed image, which cannot forget; EBUSY when a tapdisk uses the
+ * image; what the file system says.
  */
 export function killData(path: string, { storage = osStorage }: { storage?: Storage } = {}): void {
   const image = openVhd(path, { storage, readOnly: false });
@@ -264,6 +265,7 @@ export function killData(path: string, { storage = osStorage }: { storage?: Stor
     if (image.type === "fixed") {
       throw new SystemError(Errno.ENOSYS, `Cannot forget the data of ${path}, which is fixed`);
     }
+    image.file.refuseReaders();
     // The batmap first: a block that it has as full must be there.
     image.batmap?.bits.fill(0);
     writeBatmap(image);

@@ -72,6 +72,54 @@ Deno.test({
 });
 
 Deno.test({
+  name: `what a tapdisk reads is neither dropped nor moved${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const parent = `${folder}/parent.vhd`;
+      createDynamic(`${folder}/other.vhd`, { sizeBytes: 64 * MIB });
+      createDynamic(parent, { sizeBytes: 64 * MIB });
+      {
+        using disk = openDisk(parent, { writable: true });
+        disk.write(new Uint8Array(MIB).fill(7), 0);
+      }
+      snapshot(`${folder}/child.vhd`, { parent, keepEmptyParent: true });
+      Deno.linkSync(parent, `${folder}/hard.vhd`);
+      Deno.symlinkSync(parent, `${folder}/link.vhd`);
+      Deno.writeFileSync(`${folder}/old.journal`, new Uint8Array(512));
+      const drops: [string, ...string[]][] = [
+        ["create", "-s", "10"],
+        ["create", "-s", "2", "-r"],
+        ["snapshot", "-p", `${folder}/other.vhd`, "-e"],
+        ["modify", "-z"],
+        ["resize", "-s", "8192", "-j", `${folder}/j`],
+        ["revert", "-j", `${folder}/old.journal`],
+      ];
+      const before = Deno.readFileSync(parent);
+      const cases: [string, string[]][] = [["child.vhd", []], ["parent.vhd", ["-R"]]];
+      for (const [name, options] of cases) {
+        const disk = await tapdisks.serve(`vhd:${folder}/${name}`, { options });
+        for (const victim of ["parent.vhd", "hard.vhd", "link.vhd"]) {
+          for (const [command, ...rest] of drops) {
+            const { code, stderr } = await vhdUtil(command, "-n", `${folder}/${victim}`, ...rest);
+            const call = `${name}: ${command} ${victim} ${rest.join(" ")}: ${stderr}`;
+            assert.equal(code, Errno.EBUSY, call);
+            assert.match(stderr, new RegExp(`tapdisk \\(process ${disk.pid}\\) reads it`), call);
+            assert.deepEqual(Deno.readFileSync(parent), before, call);
+          }
+        }
+        await tapdisks.stop(disk);
+      }
+      // Storage managers merge into, hide and relink the parents of disks that run.
+      await tapdisks.serve(`vhd:${folder}/child.vhd`);
+      for (const hidden of ["1", "0"]) {
+        assert.equal((await vhdUtil("set", "-n", parent, "-f", "hidden", "-v", hidden)).code, 0);
+      }
+      assert.equal((await vhdUtil("coalesce", "-n", `${folder}/child.vhd`)).code, 0);
+    }),
+});
+
+Deno.test({
   name: `a paused tapdisk lets others change its image${served.suffix}`,
   ignore: served.ignore,
   fn: () =>

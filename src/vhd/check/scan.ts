@@ -198,6 +198,10 @@ class VolumeFile implements StorageFile {
     this.writeAt();
   }
 
+  refuseReaders(): void {
+    this.writeAt();
+  }
+
   sync(): void {}
 
   close(): void {}

@@ -204,6 +204,7 @@ export function changeJournaled(
       `Cannot change ${path}: it has no good footer at its end, repair it first`,
     );
   }
+  image.file.refuseReaders();
   writeJournal(journal, image, { overwritten });
   try {
     change();

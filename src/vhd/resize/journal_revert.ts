@@ -67,6 +67,7 @@ export function revertJournal(path: string, options: RevertOptions): void {
   try {
     const imageFile = storage.open(path, "write", { lockedBy });
     try {
+      if (lockedBy === undefined) imageFile.refuseReaders();
       revertFrom(journalFile, imageFile);
       imageFile.sync();
     } finally {
