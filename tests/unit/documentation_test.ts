@@ -40,11 +40,17 @@ Deno.test("the README is short, and documents name files that exist", () => {
   const documents = Array.from(Deno.readDirSync(`${ROOT}docs`), ({ name }) => `docs/${name}`);
   const named = ["README.md", ...documents].flatMap((document) => {
     const text = Deno.readTextFileSync(`${ROOT}${document}`);
-    return [...text.matchAll(/`((?:src|ffi|tests|scripts|docs)\/[\w./-]+)`/g)]
-      .map(([, path]) => path);
+    const folder = document.slice(0, document.lastIndexOf("/") + 1);
+    return [
+      ...Array.from(
+        text.matchAll(/`((?:src|ffi|tests|scripts|docs)\/[\w./-]+)`/g),
+        ([, path]) => path,
+      ),
+      ...Array.from(text.matchAll(/\]\(([\w./-]+)\)/g), ([, path]) => folder + path),
+    ];
   });
   assert.ok(named.length > 20);
-  const gone = named.filter((path) => !path.startsWith("docs/on-disk-order") && !exists(path));
+  const gone = named.filter((path) => !exists(path));
   assert.deepEqual(gone, []);
 });
 

@@ -21,7 +21,7 @@ export const createCommand: Subcommand = {
     {
       name: "S",
       value: "MIB",
-      text: "reserve room for 'resize -f' to grow the disk to this size in MiB",
+      text: "reserve room for 'resize -f' to grow the disk to this many MiB",
     },
     { name: "r", text: "make a fixed image, whose space is allocated now" },
   ],

@@ -35,7 +35,7 @@ export const resizeCommand: Subcommand = {
     },
     {
       name: "f",
-      text: "grow within the room of 'create -S'; a disk in use must be paused",
+      text: "grow into the room of 'create -S'; pause a disk in use first",
     },
   ],
   example: `

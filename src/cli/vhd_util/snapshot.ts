@@ -22,11 +22,11 @@ export const snapshotCommand: Subcommand = {
     {
       name: "S",
       value: "MIB",
-      text: "reserve room for 'resize -f' to grow the disk to this size in MiB",
+      text: "reserve room for 'resize -f' to grow the disk to this many MiB",
     },
     {
       name: "e",
-      text: "use PARENT even if it is empty, not its nearest ancestor with data",
+      text: "use PARENT even if it is empty, not its first ancestor with data",
     },
   ],
   followsParents: true,
