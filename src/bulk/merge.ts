@@ -140,6 +140,8 @@ export async function writeOutput(
     return sectors;
   } catch (error) {
     removeOwn(storage, part, own);
+    // Renamed already, if it was the sync of the folder that failed.
+    removeOwn(storage, output, own);
     throw error;
   }
 }

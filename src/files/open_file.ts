@@ -25,6 +25,7 @@ import {
 } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 import { takeLock } from "./lock.ts";
+import { osFolders, syncNames } from "./names.ts";
 
 /** Mode of new images: their content is nobody's but the owner's and the group's; umask applies. */
 const IMAGE_MODE = 0o640;
@@ -141,6 +142,7 @@ export function openNew(path: string): OpenedFile {
   const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, IMAGE_MODE);
   try {
     takeLock(fd, path, fileStatus(fd));
+    syncNames(osFolders, [path]);
     return { fd, status: fileStatus(fd), notDirect: null };
   } catch (error) {
     closeFile(fd);

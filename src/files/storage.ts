@@ -37,6 +37,7 @@ import {
   workingFolder,
 } from "../../ffi/paths.ts";
 import { refuseReaders } from "./lock.ts";
+import { changeNames, osFolders } from "./names.ts";
 import { type DirectFile, readDirect, writeDirect } from "./direct_io.ts";
 import {
   isBlockDevice,
@@ -99,7 +100,10 @@ export interface FileLocation extends FileIdentity {
   readonly kind: FileKind;
 }
 
-/** Where files are: the operating system's, or a simulation of it. Every call throws `SystemError`. */
+/**
+ * Where files are: the operating system's, or a simulation of it. Every call throws `SystemError`.
+ * What changes names, a new file included, is on stable storage when the call returns; see `names.ts`.
+ */
 export interface Storage {
   open(path: string, mode: OpenMode, options?: StorageOpenOptions): StorageFile;
   /** The absolute path with all links followed. The file must exist. */
@@ -240,8 +244,8 @@ export const osStorage: Storage = {
   },
 
   workingDirectory: workingFolder,
-  rename: renamePath,
-  renameToNew: renamePathToNew,
-  link: linkPath,
-  remove: removePath,
+  rename: (from, to) => changeNames(osFolders, [to, from], () => renamePath(from, to)),
+  renameToNew: (from, to) => changeNames(osFolders, [to, from], () => renamePathToNew(from, to)),
+  link: (from, to) => changeNames(osFolders, [to], () => linkPath(from, to)),
+  remove: (path) => changeNames(osFolders, [path], () => removePath(path)),
 };

@@ -15,6 +15,7 @@ export type OperationKind =
   | "punch"
   | "truncate"
   | "sync"
+  | "sync folder"
   | "rename"
   | "link"
   | "remove";
@@ -220,6 +221,11 @@ export class DiskState {
   /** Brings a file to stable storage, and with it all changes of names before. */
   sync(file: SimulatedFile): void {
     file.sync();
+    this.syncNames();
+  }
+
+  /** Brings all changes of names to stable storage. */
+  syncNames(): void {
     if (this.#versions.length > 1) this.#versions.splice(0, this.#versions.length - 1);
   }
 

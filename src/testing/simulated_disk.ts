@@ -26,8 +26,8 @@
  *   there. Changes since then, and the operations under way, outlast or not in any combination,
  *   sector by sector (see survival.ts); a sector is old or new, never a mix. The length of a
  *   file is the one after any of the changes since its sync; what it has gained and not kept reads as
- *   zeros. Names are those after any of the changes of names since the last sync of any file: a
- *   journalling file system commits them in order, and with a file's own sync.
+ *   zeros. Names are those after any of the changes of names since the last sync of any file or
+ *   folder: a journalling file system commits them in order, and with a file's own sync.
  *
  * Not simulated: links, folders, permissions, block devices, reads that return wrong data.
  *

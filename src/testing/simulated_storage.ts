@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { changeNames } from "../files/names.ts";
 import { normalizePath } from "../files/paths.ts";
 import type {
   FileIdentity,
@@ -36,7 +37,9 @@ export class SimulatedStorage implements Storage {
     if (mode === "create-new" && !isNew) {
       throw new SystemError(Errno.EEXIST, `Cannot create ${path}`);
     }
-    const file = isNew ? this.#disk.create(name) : this.#disk.same(name, lockedBy ?? same);
+    const file = isNew
+      ? changeNames(this, [name], () => this.#disk.create(name))
+      : this.#disk.same(name, lockedBy ?? same);
     const takesLock = mode !== "read" && lockedBy === undefined;
     const opened = new OpenFile(path, {
       disk: this.#disk,
@@ -73,21 +76,35 @@ export class SimulatedStorage implements Storage {
   }
 
   rename(from: string, to: string): void {
-    this.#disk.rename(this.#admit("rename", from), normalizePath(this, to));
+    const name = this.#admit("rename", from);
+    this.#rename(name, normalizePath(this, to));
   }
 
   renameToNew(from: string, to: string): void {
     const name = this.#admit("rename", from);
     if (this.exists(to)) throw new SystemError(Errno.EEXIST, `Cannot rename ${from} to ${to}`);
-    this.#disk.rename(name, normalizePath(this, to));
+    this.#rename(name, normalizePath(this, to));
+  }
+
+  #rename(from: string, to: string): void {
+    changeNames(this, [to, from], () => this.#disk.rename(from, to));
   }
 
   link(from: string, to: string): void {
-    this.#disk.link(this.#admit("link", from), normalizePath(this, to));
+    const name = this.#admit("link", from);
+    const second = normalizePath(this, to);
+    changeNames(this, [second], () => this.#disk.link(name, second));
   }
 
   remove(path: string): void {
-    this.#disk.remove(this.#admit("remove", path));
+    const name = this.#admit("remove", path);
+    changeNames(this, [name], () => this.#disk.remove(name));
+  }
+
+  /** Brings all changes of names to stable storage: a file system commits them together. */
+  syncFolder(folder: string): void {
+    this.#admit("sync folder", folder);
+    this.#disk.syncNames();
   }
 }
 

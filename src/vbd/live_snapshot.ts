@@ -3,7 +3,8 @@ import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
 import { fileInName } from "../driver/layers.ts";
 import { snapshot } from "../vhd/snapshot.ts";
-import type { Storage } from "../files/storage.ts";
+import { removeOwn, type Storage } from "../files/storage.ts";
+import { isSameFile } from "../files/open_file.ts";
 import type { VbdContext } from "./vbd_context.ts";
 import type { Vbd } from "./vbd.ts";
 
@@ -144,7 +145,7 @@ function planFor(
 /** Makes the new image. When that fails, the files are as before. */
 function makeChild(storage: Storage, plan: Plan): void {
   const moves = plan.parent !== plan.image;
-  if (moves) storage.link(plan.image, plan.parent);
+  if (moves) linkParent(storage, plan);
   const wasThere = storage.exists(plan.draft);
   try {
     snapshot(plan.draft, {
@@ -156,8 +157,24 @@ function makeChild(storage: Storage, plan: Plan): void {
     });
     if (moves) storage.rename(plan.draft, plan.child);
   } catch (error) {
+    // Renamed already, if it was the sync of the folder that failed.
+    if (moves && !isSameFile(storage.locate(plan.child), storage.locate(plan.parent))) {
+      storage.rename(plan.parent, plan.child);
+      throw error;
+    }
     if (!wasThere && storage.exists(plan.draft)) storage.remove(plan.draft);
     if (moves) storage.remove(plan.parent);
+    throw error;
+  }
+}
+
+/** Gives the image its second name. When that fails, the name is gone again. */
+function linkParent(storage: Storage, { image, parent }: Plan): void {
+  try {
+    storage.link(image, parent);
+  } catch (error) {
+    const taken = error instanceof SystemError && error.errno === Errno.EEXIST;
+    if (!taken) removeOwn(storage, parent, storage.locate(image));
     throw error;
   }
 }

@@ -10,9 +10,10 @@ import { batBytes, DD_BLK_UNUSED } from "./format/bat.ts";
 import { BATMAP_HEADER_SIZE } from "./format/batmap.ts";
 import type { ParentToWrite } from "./create.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
-import { DD_HEADER_SIZE, type DynamicHeader, encodeHeader } from "./format/header.ts";
+import { DD_HEADER_SIZE, type DynamicHeader } from "./format/header.ts";
 import { requireFitsBelow } from "./image/chain.ts";
 import { makeFrontRoom } from "./front_room.ts";
+import { rewriteHeader } from "./image/header_writer.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { changeJournaled } from "./resize/journal.ts";
 import { endOfDataSector } from "./format/layout.ts";
@@ -167,12 +168,6 @@ interface Change {
   readonly chosen: readonly NewLocator[];
 }
 
-function writeHeader(image: VhdImage, header: DynamicHeader): void {
-  image.file.sync();
-  image.file.writeAt(encodeHeader(header), Number(image.footer.dataOffset));
-  image.file.sync();
-}
-
 function writeName({ file }: VhdImage, bytes: Uint8Array, locator: ParentLocator): void {
   const room = new Uint8Array(locatorSpaceBytes(locator));
   room.set(bytes);
@@ -194,7 +189,7 @@ function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }:
     at += dataSpace;
   }
   setParent(header, parent);
-  writeHeader(image, header);
+  rewriteHeader(image, header);
 }
 
 /**
@@ -212,7 +207,7 @@ function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }
     locators.map((locator, i) => (left.some(({ index }) => index === i) ? NO_LOCATOR : locator));
   const putHeader = (locators: ParentLocator[]): void => {
     header.locators = locators;
-    writeHeader(image, header);
+    rewriteHeader(image, header);
   };
   const [first, ...others] = chosen;
   if (others.length > 0) putHeader(without(old, [first]));

@@ -7,6 +7,7 @@ import { clearImpossible, emptyBatmap, noteFull, writeBatmap } from "./image/bat
 import { isAllocated, readBitmap } from "./image/block.ts";
 import { readFooterBytes } from "./image/footer_reader.ts";
 import { updateFooters } from "./image/footer_writer.ts";
+import { completeHeader } from "./image/header_writer.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { writeFooters } from "./write.ts";
 
@@ -27,9 +28,10 @@ export interface RepairOptions {
  */
 export function repairImage(path: string, options: RepairOptions = {}): string[] {
   const { storage = osStorage, useBackupFooter = false } = options;
+  const headerLines = repairHeader(storage, path, useBackupFooter);
   const image = openVhd(path, { storage, readOnly: false, useBackupFooter });
   try {
-    const repairs = [...repairBatmap(image), ...describeFooters(image)];
+    const repairs = [...headerLines, ...repairBatmap(image), ...describeFooters(image)];
     if (isNullUuid(image.footer.uuid)) {
       image.footer.uuid = generateUuid();
       repairs.push("set a new UUID");
@@ -44,6 +46,17 @@ export function repairImage(path: string, options: RepairOptions = {}): string[]
     return repairs;
   } finally {
     image.close();
+  }
+}
+
+/** Completes a change of the header that was broken off: without a good header nothing else opens. */
+function repairHeader(storage: Storage, path: string, useBackupFooter: boolean): string[] {
+  const file = storage.open(path, "write");
+  try {
+    const completed = completeHeader(file, { useBackupFooter });
+    return completed ? ["completed a change of the header that was broken off"] : [];
+  } finally {
+    file.close();
   }
 }
 

@@ -131,7 +131,8 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
       if (!ended) {
         kills++;
         assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `reads the same, ${operation}`);
-        await work();
+        // Killed while the folder is synced: it is there, and whole.
+        if (options.output === undefined || !storage.exists(options.output)) await work();
       }
       assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `chain, killed at ${operation}`);
       const got = result === "/raw" ? getFile(storage, "/raw") : contentOf(storage, result);
@@ -154,8 +155,8 @@ Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => 
       copyImage("/c.vhd", "/copy.vhd", { makeContext: storage.bulkContext() });
     ended = await killedAt(storage, operation, work);
     if (!ended) {
-      assert.equal(storage.exists("/copy.vhd"), false);
-      await work();
+      // Killed while the folder is synced: it is there.
+      if (!storage.exists("/copy.vhd")) await work();
     }
     assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), wanted));
     const image = openVhd("/copy.vhd", { storage });

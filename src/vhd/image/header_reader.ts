@@ -66,11 +66,15 @@ interface HeaderFault {
   readonly problem: string;
 }
 
-function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFault | null {
+/** What is wrong with a header by itself; null when it is good. */
+export function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFault | null {
   if (header.cookie !== DD_COOKIE) return { field: "cookie", problem: `is not "${DD_COOKIE}"` };
   const checksum = headerChecksum(bytes);
   if (header.checksum !== checksum) {
-    return { field: "checksum", problem: `should be ${checksum}` };
+    return {
+      field: "checksum",
+      problem: `should be ${checksum}; vhd-util repair completes a change that was broken off`,
+    };
   }
   if (header.headerVersion !== DD_VERSION) {
     return { field: "headerVersion", problem: `is not version 1.0 (${DD_VERSION})` };
@@ -85,7 +89,12 @@ function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFault | nu
   return null;
 }
 
-function tableFault(header: DynamicHeader, footer: Footer, sizeBytes: number): HeaderFault | null {
+/** What is wrong with where a header has the block table; null when it is good. */
+export function tableFault(
+  header: DynamicHeader,
+  footer: Footer,
+  sizeBytes: number,
+): HeaderFault | null {
   const { tableOffset, maxBatEntries } = header;
   const behind = tableOffset >= footer.dataOffset + BigInt(DD_HEADER_SIZE);
   const before = tableOffset + BigInt(maxBatEntries) * 4n <= footer.dataOffset;

@@ -161,11 +161,16 @@ function dataRanges(
   return left;
 }
 
-/** Writes both footers with the cookie of an image that is out of use, so that nobody opens it. */
+/**
+ * Writes both footers with the cookie of an image that is out of use, so that nobody opens it. The one
+ * at the end comes first, as everybody goes by it.
+ */
 export function disableImage(image: VhdImage): void {
   const bytes = encodeFooter({ ...image.footer, cookie: VHD_POISON_COOKIE });
   image.file.writeAt(bytes, footerOffsetOf(image));
-  if (image.type !== "fixed") image.file.writeAt(bytes, 0);
+  image.file.sync();
+  if (image.type === "fixed") return;
+  image.file.writeAt(bytes, 0);
   image.file.sync();
 }
 

@@ -33,9 +33,22 @@ import { equalUuids } from "../format/uuid.ts";
 
 const TYPE = JOURNAL_ENTRY_TYPE;
 
-/** Ends a journal: a file is removed, on a device it is marked as complete. */
+/**
+ * Ends a journal: marks it as ended, and removes it if it is a file. Both are on stable storage before
+ * this returns: a journal that came back after a power cut would undo what was written to the image since.
+ */
 export function discardJournal(path: string, { storage }: { storage: Storage }): void {
-  if (storage.status(path).kind !== "block") return storage.remove(path);
+  const isDevice = storage.status(path).kind === "block";
+  try {
+    markEnded(storage, path);
+  } catch (error) {
+    // A file system that is full may have no room even for this. The removal counts alone then.
+    if (isDevice || !(error instanceof SystemError)) throw error;
+  }
+  if (!isDevice) storage.remove(path);
+}
+
+function markEnded(storage: Storage, path: string): void {
   const file = storage.open(path, "write");
   try {
     file.writeAt(new Uint8Array(JOURNAL_HEADER_SIZE), 0);
@@ -49,7 +62,7 @@ export function discardJournal(path: string, { storage }: { storage: Storage }):
 export interface RevertOptions {
   readonly storage?: Storage;
   readonly journal: string;
-  /** The caller holds the image's lock already: this is the image. */
+  /** The caller holds the image's lock already: this is the image. It is reverted in any case. */
   readonly lockedBy?: FileIdentity;
 }
 
@@ -68,7 +81,7 @@ export function revertJournal(path: string, options: RevertOptions): void {
     const imageFile = storage.open(path, "write", { lockedBy });
     try {
       if (lockedBy === undefined) imageFile.refuseReaders();
-      revertFrom(journalFile, imageFile);
+      revertFrom(journalFile, imageFile, { force: lockedBy !== undefined });
       imageFile.sync();
     } finally {
       imageFile.close();
@@ -79,7 +92,11 @@ export function revertJournal(path: string, options: RevertOptions): void {
   discardJournal(journal, { storage });
 }
 
-function revertFrom(journal: StorageFile, image: StorageFile): void {
+function revertFrom(
+  journal: StorageFile,
+  image: StorageFile,
+  { force }: { force: boolean },
+): void {
   const bytes = new Uint8Array(JOURNAL_HEADER_SIZE);
   const got = journal.readAt(bytes, 0);
   if (got === 0 || (got === JOURNAL_HEADER_SIZE && bytes.every((byte) => byte === 0))) return;
@@ -94,7 +111,9 @@ function revertFrom(journal: StorageFile, image: StorageFile): void {
   const entries = readEntries(journal, header);
   if (entries === null) return;
   const footer = decodeFooter(readBytes(journal, entries[0].bytesAt, HD_FOOTER_SIZE));
-  verifyOwner(journal, image, { header, isFixed: footer.diskType === HD_TYPE_FIXED });
+  const isFixed = footer.diskType === HD_TYPE_FIXED;
+  verifyOwner(journal, image, { header, isFixed });
+  if (!force && isInUse(image, header, isFixed)) return;
   restore(journal, image, { header, entries, footer });
 }
 
@@ -121,6 +140,21 @@ function verifyOwner(
   );
 }
 
+/**
+ * Whether the change of a journal has not begun or is complete, as all footers of the image say that it
+ * is in use. While a change lasts, the footer at the end says the opposite: it is the first that is
+ * changed and the last that is changed back. Data may have been written to such an image since.
+ */
+function isInUse(image: StorageFile, { uuid }: JournalHeader, isFixed: boolean): boolean {
+  const end = image.sizeBytes() - HD_FOOTER_SIZE;
+  return (isFixed ? [end] : [0, end]).every((offsetBytes) => {
+    const bytes = readFooterBytes(image, offsetBytes);
+    if (bytes === null || footerFault(bytes) !== null) return false;
+    const footer = decodeFooter(bytes);
+    return footer.cookie === HD_COOKIE && equalUuids(footer.uuid, uuid);
+  });
+}
+
 /** The change was complete but for the footers: the reference ends its journal before it. */
 function enableImage(image: StorageFile, { uuid }: JournalHeader): void {
   for (const offsetBytes of [0, image.sizeBytes() - HD_FOOTER_SIZE]) {
@@ -129,6 +163,7 @@ function enableImage(image: StorageFile, { uuid }: JournalHeader): void {
     const footer = decodeFooter(bytes);
     if (footer.cookie !== VHD_POISON_COOKIE || !equalUuids(footer.uuid, uuid)) continue;
     image.writeAt(encodeFooter({ ...footer, cookie: HD_COOKIE }), offsetBytes);
+    image.sync();
   }
 }
 
@@ -202,5 +237,8 @@ function restore(
   for (const entry of entries) if (!isFooter(entry)) put(entry);
   if (!image.isBlockDevice) image.truncate(header.footerOffsetBytes + HD_FOOTER_SIZE);
   image.sync();
-  for (const entry of entries) if (isFooter(entry)) put(entry);
+  // The footer at the end last: whoever opens the image goes by it.
+  for (const entry of entries) if (entry.type === TYPE.FOOTER_C) put(entry);
+  image.sync();
+  for (const entry of entries) if (entry.type === TYPE.FOOTER_P) put(entry);
 }

@@ -193,8 +193,10 @@ export function carryOut(
   syncBlocks(image, order);
   order.requireDurable(stamp);
   const bytes = encodeFooter(image.footer);
-  file.writeAt(bytes, plan.footerOffsetBytes);
   file.writeAt(bytes, 0);
+  file.sync();
+  // The footer at the end last: from here on the image opens, and a revert leaves it alone.
+  file.writeAt(bytes, plan.footerOffsetBytes);
   file.sync();
 }
 
