@@ -178,6 +178,21 @@ export class VhdFile {
     this.disk.close();
   }
 
+  /** The block that a sector of the disk lies in. */
+  blockOf(sector: number): number {
+    return Math.floor(sector / this.sectorsPerBlock);
+  }
+
+  /** A sector's place within its block. */
+  inBlock(sector: number): number {
+    return sector - Math.floor(sector / this.sectorsPerBlock) * this.sectorsPerBlock;
+  }
+
+  /** How many of `count` sectors from one of a block on lie in the block. */
+  leftInBlock(sector: number, block: number, count: number): number {
+    return Math.min(count, (block + 1) * this.sectorsPerBlock - sector);
+  }
+
   /** Sector at which a block begins in the file, as the BAT on disk has it; -1: not allocated. */
   locationOf(block: number): number {
     const entry = this.bat[block];

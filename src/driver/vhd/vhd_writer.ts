@@ -97,10 +97,6 @@ export class VhdWriter implements Deferred, PublisherOwner {
     return this.#cipher.seal(slot, sector, count, memorySector);
   }
 
-  #inBlock(sector: number): number {
-    return sector - Math.floor(sector / this.#sectorsPerBlock) * this.#sectorsPerBlock;
-  }
-
   #start(
     sector: number,
     count: number,
@@ -109,7 +105,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
     owner: IoOwner,
     token: number,
   ): void {
-    const inBlock = this.#inBlock(sector);
+    const inBlock = this.#file.inBlock(sector);
     this.#context.queue.write(
       this.#file.disk.file,
       location + this.#file.bitmapSectors + inBlock,
@@ -133,7 +129,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
   write(slot: number, sector: number, count: number, memorySector: number, entry: number): void {
     const location = this.#cache.location[entry];
     if (!this.#cache.has(entry, BlockFlag.Unpublished)) {
-      const bit = this.#cache.bitOf(entry) + this.#inBlock(sector);
+      const bit = this.#cache.bitOf(entry) + this.#file.inBlock(sector);
       const bits = this.#cache.onDisk;
       if (testBit(bits, bit) && runEnd(bits, bit, bit + count) === bit + count) {
         return this.writeData(slot, sector, count, memorySector, location);
@@ -162,7 +158,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
 
   #setBits(bits: Uint8Array, piece: number, entry: number): void {
     const { pieces } = this.#context;
-    const inBlock = this.#inBlock(pieces.sector[piece]);
+    const inBlock = this.#file.inBlock(pieces.sector[piece]);
     setBits(bits, this.#cache.bitOf(entry) + inBlock, pieces.count[piece]);
   }
 
