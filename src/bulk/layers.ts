@@ -63,7 +63,7 @@ export function openForQueue(
   return disk;
 }
 
-/** The layer of an open VHD. Closing the layer's file is the caller's affair. */
+/** The layer of an open VHD. The caller closes the layer's file. */
 export function layerOf(context: BulkContext, image: VhdImage): Layer {
   const same = image.file.identity;
   const disk = openForQueue(context, image.path, { readOnly: true, same });

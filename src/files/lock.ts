@@ -1,5 +1,5 @@
 /**
- * The lock that whoever writes to an image holds: flock(2) on the file, exclusive. A tapdisk holds it
+ * The lock of those that write to an image: flock(2) on the file, exclusive. A tapdisk holds it
  * for as long as it has an image open for writing, vhd-util while it changes one. Readers take none:
  * coalesce writes into a parent that a tapdisk reads, and what the disk reads stays the same. Changes
  * that drop or move what is read ask {@linkcode refuseReaders} too.
@@ -74,7 +74,7 @@ function tapdiskWith(file: FileIdentity, ownFd: number): number | null {
 }
 
 /**
- * Finds who holds the exclusive lock of a whole file.
+ * Finds the process that holds the exclusive lock of a whole file.
  *
  * @param locks What /proc/locks says: `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
  * @param hasOpen Whether a process has the file open; null where that cannot be seen.

@@ -27,7 +27,7 @@ import { pathStatus } from "../../ffi/paths.ts";
 import { takeLock } from "./lock.ts";
 import { osFolders, syncNames } from "./names.ts";
 
-/** Mode of new images: their content is nobody's but the owner's and the group's; umask applies. */
+/** Mode of new images: only the owner writes, only the owner and the group read; umask applies. */
 const IMAGE_MODE = 0o640;
 /** How often a file is opened again whose name leads elsewhere by the time that it is locked. */
 const MOST_ATTEMPTS = 10;

@@ -52,7 +52,7 @@ import {
 export type { FileIdentity } from "../../ffi/files.ts";
 
 /**
- * How a file is opened. All but `read` take the lock that whoever writes holds (EBUSY). `create`
+ * How a file is opened. All but `read` take the lock of writers (EBUSY). `create`
  * empties a file that is there, once it has the lock and no tapdisk reads it; `create-new` refuses it.
  */
 export type OpenMode = "read" | "write" | "create" | "create-new";
@@ -114,7 +114,7 @@ export interface Storage {
   exists(path: string): boolean;
   /** The folder that relative paths start from. */
   workingDirectory(): string;
-  /** Puts a file in the place of `to`, at one stroke. */
+  /** Puts a file in the place of `to`, in one step. */
   rename(from: string, to: string): void;
   /** Gives a file another name, which must be free (EEXIST). */
   renameToNew(from: string, to: string): void;

@@ -11,7 +11,7 @@ import { bitmapOffset, dataOffset, isAllocated, readBitmap } from "./image/block
 import type { VhdImage } from "./image/image.ts";
 import { writeZeros } from "./create.ts";
 
-/** Blocks that are gathered before the BAT on disk is told of them. */
+/** How many new blocks are gathered before the BAT on disk points at them. */
 const BLOCKS_AT_ONCE = 64;
 
 /** What is under way with an image that is being written to. */

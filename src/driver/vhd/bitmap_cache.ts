@@ -164,7 +164,7 @@ export class BitmapCache {
   isFull(entry: number, sectorsPerBlock: number): boolean {
     const first = this.bitOf(entry);
     const end = first + sectorsPerBlock;
-    // Blocks are mostly filled from the front: the last bit tells soonest.
+    // Blocks are mostly filled from the front: the last bit decides soonest.
     if (!testBit(this.onDisk, end - 1) || !testBit(this.onDisk, first)) return false;
     return runEnd(this.onDisk, first, end) === end;
   }

@@ -23,10 +23,9 @@ export interface PublisherOwner {
 }
 
 /**
- * Makes the BAT point at new blocks, many at once: first what their data and bitmaps are made of is
- * brought to stable storage, then the BAT's sectors that name them are written. So the BAT never
- * points at a block whose bitmap is not there, whatever moment the power fails at. The footer at
- * the file's new end is written along with them.
+ * Makes the BAT point at new blocks, many at once: their data and bitmaps are synced, then the BAT's
+ * sectors that name them are written. So the BAT never points at a block whose bitmap is not there,
+ * whenever the power fails. The footer at the file's new end is written along with them.
  */
 export class Publisher {
   readonly #file: VhdFile;

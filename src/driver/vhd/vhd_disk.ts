@@ -266,7 +266,7 @@ export class VhdDisk implements ImageDriver {
     this.#context.queue.sync(this.#file.disk.file, this.#directOwner, slot);
   }
 
-  /** Tells the extents of this image and those past its parent's end; the parent tells the rest. */
+  /** Reports the extents of this image and those past its parent's end; the parent reports the rest. */
   status(slot: number, sector: number, count: number): void {
     for (let wanted = true; wanted && count > 0;) {
       const run = this.#runHere(sector, count);

@@ -18,8 +18,8 @@ import { SECTOR_BYTES } from "../driver.ts";
  * Where things are in the file of an open dynamic or differencing image, and how it grows.
  *
  * The file always ends with a footer's room that only this code writes: it is given its new length
- * before a guest's data can be near its end. So no guest can leave a footer of its own making where
- * the next one who opens the image looks for it, whenever this process dies.
+ * before a guest's data can be near its end. So no guest can put a footer of its own where the next
+ * process that opens the image looks for one, whenever this process dies.
  */
 export class VhdFile {
   readonly image: VhdImage;
@@ -27,7 +27,7 @@ export class VhdFile {
   readonly bat: Uint32Array;
   /**
    * Blocks whose bitmap is full, as this process has seen it, one bit each. The image's batmap is
-   * not believed: where it is wrong, data of a parent would be hidden.
+   * not used: where it is wrong, it would hide data of a parent.
    */
   readonly #full: Uint8Array<ArrayBuffer>;
   readonly sectorsPerBlock: number;
@@ -52,7 +52,7 @@ export class VhdFile {
     this.bitmapSectors = image.bitmapSectors;
     this.#sizeBytes = disk.sizeBytes();
     if (image.endOfDataSector * SECTOR_BYTES > this.#sizeBytes) this.#findEnd(readOnly);
-    // A bit of a block that is not there would be a lie as soon as the block is.
+    // A bit of a block that is not there would be wrong as soon as the block is.
     if (!readOnly && clearImpossible(image) > 0) writeBatmap(image);
   }
 
@@ -161,7 +161,7 @@ export class VhdFile {
   finish(): void {
     const { file, batmap } = this.image;
     try {
-      // The batmap speaks of bitmaps: those first.
+      // The batmap repeats bitmaps: those must be on stable storage first.
       file.sync();
       if (this.#allocated || this.image.footerSource !== "primary") placeFooter(this.image);
       if (batmap?.dirty) writeBatmap(this.image);
@@ -171,7 +171,7 @@ export class VhdFile {
     }
   }
 
-  /** Closes the files, as one does with an image that was only read. */
+  /** Closes the files without writing anything. */
   close(): void {
     this.#tail?.release();
     this.image.close();

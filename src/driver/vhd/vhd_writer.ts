@@ -118,7 +118,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
 
   /**
    * Whether a footer is being written where the next new block is to lie. The block waits then:
-   * nobody knows which of two writes to one place comes last.
+   * of two writes to one place that are under way, either may come last.
    */
   get isNextPlaceTaken(): boolean {
     const start = this.#file.nextBlockSector;

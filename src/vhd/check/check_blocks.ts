@@ -44,8 +44,8 @@ function at(image: VhdImage, block: number): string {
 }
 
 /**
- * Notes what lies between the last block and the footer of a file, and belongs to nothing; or what is
- * missing of the last block, in a file without a footer.
+ * Warns of unused bytes between the last block and the footer of a file, and of a file without a
+ * footer that ends within its last block.
  */
 export function checkSlack(image: VhdImage, findings: Findings): void {
   const endBytes = image.endOfDataSector * VHD_SECTOR_SIZE;

@@ -25,7 +25,7 @@ import { isNullUuid } from "../format/uuid.ts";
 /** How far in the future a time stamp may be, for clocks of file servers that go wrong: seconds. */
 export const TIMESTAMP_MAX_SLACK = 1800;
 
-/** What the check of the footers is told. */
+/** What the check of the footers accepts. */
 export interface FooterCheckOptions {
   readonly ignoreFooter: boolean;
   readonly ignoreTimestamps: boolean;

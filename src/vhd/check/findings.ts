@@ -15,7 +15,7 @@ const LIMIT = 100;
 
 /**
  * Gathers findings; of many of one kind only the first hundred, and how many more there are. A
- * damaged image may have millions: whoever looks through a table asks `hasRoom` first and only counts
+ * damaged image may have millions: code that looks through a table calls `hasRoom` first and counts
  * what is not listed, so that time and memory stay bounded.
  */
 export class Findings {

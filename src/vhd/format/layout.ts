@@ -88,7 +88,7 @@ export interface Region {
   readonly startSector: number;
   /** The first sector behind it. */
   readonly endSector: number;
-  /** Whether the image means nothing without it; what is not essential may be missing or wrong. */
+  /** Whether the image is useless without it. What is not essential may be missing or wrong. */
   readonly essential: boolean;
 }
 

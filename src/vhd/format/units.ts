@@ -3,7 +3,7 @@
  * checksums, and say where the parts of an image lie and in which order they may be written.
  *
  * All of it is pure: it gets bytes and returns bytes. It must not open, read or write a file, and it
- * must not decide what a wrong field means for an image; that is up to `src/vhd/image`.
+ * must not decide what a wrong field means for an image; `src/vhd/image` does that.
  *
  * This file has the units that the format counts in.
  *

@@ -46,9 +46,8 @@ export function emptyBatmap(header: DynamicHeader, lengthBytes: number): Batmap 
 
 /**
  * Writes the map and its header with the new checksum: in one piece where they lie together, as in
- * all images that we make, so that a crash is unlikely to come between them. A map that is torn all
- * the same has a wrong checksum and counts as empty. The bitmaps that it tells of must be on stable
- * storage.
+ * all images that we make, so that a crash between the two is unlikely. A map that is torn has a wrong
+ * checksum and counts as empty. The bitmaps that it repeats must be on stable storage.
  */
 export function writeBatmap({ batmap, file }: Pick<VhdImage, "batmap" | "file">): void {
   if (batmap === null || batmap.bits.length === 0) return;

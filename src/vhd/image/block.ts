@@ -9,8 +9,8 @@ export function isAllocated(image: VhdImage, block: number): boolean {
 }
 
 /**
- * Whether the batmap says that every sector of the block is here. That is a hint, for those who show
- * or check the map; what is read and written goes by the blocks' bitmaps.
+ * Whether the batmap says that every sector of the block is here. That is a hint, for showing and
+ * checking the map. Reads and writes use the blocks' bitmaps.
  */
 export function isMarkedFull(image: VhdImage, block: number): boolean {
   const { batmap } = image;
@@ -36,7 +36,7 @@ export function readBitmap(image: VhdImage, block: number): Uint8Array<ArrayBuff
 
 /**
  * Which sectors of a block this image itself holds: none when it is not allocated, else what its
- * bitmap says. The batmap is not asked: it may be wrong.
+ * bitmap says. The batmap is not used, as it may be wrong.
  */
 export function presentSectors(image: VhdImage, block: number): Uint8Array<ArrayBuffer> {
   if (isAllocated(image, block)) return readBitmap(image, block);

@@ -60,7 +60,7 @@ class ImageStep {
     return this.#kept;
   }
 
-  /** Leaves the image open when the walk goes on: whoever walks closes it. */
+  /** Leaves the image open when the walk goes on: the caller closes it. */
   keep(): VhdImage {
     this.#kept = true;
     return this.image;

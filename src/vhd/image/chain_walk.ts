@@ -56,7 +56,7 @@ export class LayerStep<Place extends LayerPlace, Layer> {
 }
 
 /**
- * Walks down a chain. A layer is opened when the walk goes on to it; whoever walks may stop before.
+ * Walks down a chain. A layer is opened when the walk goes on to it; the caller may stop before.
  *
  * @throws {VhdChainError} ELOOP for a file that is in the chain already, and for too many layers.
  */

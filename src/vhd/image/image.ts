@@ -49,8 +49,8 @@ import { isNullUuid } from "../format/uuid.ts";
 export type VhdType = "fixed" | "dynamic" | "differencing";
 
 /**
- * A batmap: which blocks are full. It is a hint that other programs may go by. Here the blocks' own
- * bitmaps count, and what contradicts them is cleared when the map is written.
+ * A batmap: which blocks are full. It is a hint for other programs. Reads and writes use the blocks'
+ * own bitmaps; bits that contradict them are cleared when the map is written.
  */
 export interface Batmap {
   header: BatmapHeader;
@@ -215,7 +215,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   const batEnd = batmapHeaderOffset(header);
   const buried = dropBuriedLocators(file, header, {
     headerOffsetBytes: Number(footer.dataOffset),
-    // An entry that points into the BAT itself is wrong, and tells nothing of the locators.
+    // An entry that points into the BAT itself is wrong, and says nothing about the locators.
     isInBlock: (from, to) =>
       bat.some((sector) => {
         const start = sector * VHD_SECTOR_SIZE;
@@ -300,7 +300,7 @@ interface UsableBatmap {
   readonly reserved: BatmapHeader | null;
 }
 
-/** The batmap as far as it can be used. One that lies where other things are is none. */
+/** The batmap as far as it can be used. One that overlaps other structures does not count. */
 function readBatmapOf(
   { file, footer, header, shape, bat }: {
     file: StorageFile;
@@ -323,7 +323,7 @@ function readBatmapOf(
     return { batmap: null, fault: missing ? fault : null, reserved: missing ? fresh : null };
   }
   const placed = bits.length > 0;
-  // A header by chance: blocks lie there.
+  // Blocks lie there: what looks like a header is data.
   if (placed && !isPlaceFree(found)) return { batmap: null, fault: null, reserved: null };
   const inUse = Math.min(bits.length, batmapBytes(Number(footer.currentSize)));
   const batmap = {
