@@ -338,7 +338,7 @@ export class Vbd implements FaultOwner {
 
   #ended(): SystemError {
     const message = `Minor ${this.minor} was ended by a fault of this program (see the log); ` +
-      "'tap-ctl unpause' opens its image anew";
+      "'tap-ctl unpause' or 'tap-ctl recover' opens its image again";
     return ending(Errno.EIO, message);
   }
 

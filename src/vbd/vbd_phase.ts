@@ -31,6 +31,11 @@ const PHASE_BITS: Readonly<Record<VbdPhase, number>> = {
   failed: StateBit.Dead,
 };
 
+/** Whether a state is that of a device that a fault has ended, and that `resume` opens again. */
+export function isEndedByFault(state: number): boolean {
+  return (state & StateBit.Dead) !== 0 && (state & StateBit.ShutdownRequested) === 0;
+}
+
 /** A device's state as the control protocol has it. */
 export function stateBits(
   { phase, failed, resumeFailed }: {

@@ -160,6 +160,25 @@ async function provoke(bench: Bench, fault: Fault, client: NbdClient): Promise<v
   }
 }
 
+/** By each of the commands that do. */
+async function bringBack(bench: Bench, fault: Fault): Promise<void> {
+  switch (ENDS_DISK.indexOf(fault) % 3) {
+    case 0:
+      await bench.tapCtl(`unpause -p ${bench.pid} -m 0`);
+      return;
+    case 1:
+      assert.notEqual(await bench.tapCtl("recover -m 0"), "", "it prints the node");
+      return;
+    default:
+      assert.equal(
+        (await bench.tapCtl("recover")).split("\n").length,
+        1,
+        "the other disk is left alone",
+      );
+      assert.equal(await bench.tapCtl("recover"), "", "nothing is left to recover");
+  }
+}
+
 for (const fault of FAULTS) {
   Deno.test(`a fault (${fault}) leaves the other disk serving`, () =>
     withBench(async (bench) => {
@@ -188,7 +207,8 @@ for (const fault of FAULTS) {
       if (endsDisk) {
         assert.equal(await outcome(next, Cmd.Read, 0), WireError.Io);
         assert.equal(await outcome(next, Cmd.Write, 0), WireError.Io);
-        await bench.tapCtl(`unpause -p ${bench.pid} -m 0`);
+        await bringBack(bench, fault);
+        assert.match(await bench.tapCtl(`list -p ${bench.pid} -m 0`), /state=0 /);
       }
       assert.deepEqual(await next.read(0, 4096), noise(4096, 7));
       await next.write(3 * BLOCK_BYTES, data.subarray(0, 4096));

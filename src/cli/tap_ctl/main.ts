@@ -35,7 +35,7 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     load: async () => (await import("./destroy.ts")).defineDestroy,
   },
   recover: {
-    summary: "Take over the block devices of tapdisks that died",
+    summary: "Bring back disks after a fault: those of tapdisks that died, and single ones",
     load: async () => (await import("./recover.ts")).defineRecover,
   },
   spawn: {

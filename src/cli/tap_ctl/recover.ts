@@ -1,11 +1,49 @@
 import type { Command } from "commander";
-import { orphanedMinors, recoverDevice } from "../../control/client/lifecycle.ts";
+import { resumeDevice } from "../../control/client/client.ts";
+import { inventory } from "../../control/client/inventory.ts";
+import {
+  type CreatedDevice,
+  disksEndedByFaults,
+  orphanedMinors,
+  recoverDevice,
+} from "../../control/client/lifecycle.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import { minorPath } from "../../control/paths.ts";
 import { parseMinor } from "./options.ts";
 import { Tries } from "./tries.ts";
+import { warnOfSilent } from "./silent.ts";
 import { printLine } from "../print.ts";
+
+function printNode({ node, minor }: Pick<CreatedDevice, "node" | "minor">): void {
+  printLine(node ?? minorPath(minor));
+}
+
+/** Opens the image of a disk that a fault has ended again, in its tapdisk, which lives on. */
+function resume(disk: CreatedDevice): void {
+  resumeDevice(disk, null);
+  printNode(disk);
+}
+
+async function recover(only: number | undefined, key: Uint8Array | undefined): Promise<void> {
+  const present = inventory({ minor: only });
+  warnOfSilent("recover", present);
+  const ended = disksEndedByFaults(present);
+  const takeOver = async (minor: number): Promise<void> =>
+    printNode(await recoverDevice(minor, { key }));
+  if (only !== undefined) {
+    const disk = ended.find(({ minor }) => minor === only);
+    return disk === undefined ? await takeOver(only) : resume(disk);
+  }
+  const tries = new Tries("recovered");
+  const attempt = (minor: number, work: () => Promise<void>): Promise<void> =>
+    tries.each(`tap-ctl recover: minor ${minor}`, work);
+  for (const disk of ended) {
+    await attempt(disk.minor, () => Promise.resolve().then(() => resume(disk)));
+  }
+  for (const minor of orphanedMinors()) await attempt(minor, () => takeOver(minor));
+  tries.end();
+}
 
 /** `tap-ctl recover`. */
 export function defineRecover(command: Command): Command {
@@ -13,21 +51,16 @@ export function defineRecover(command: Command): Command {
     .option("-m, --minor <minor>", "only this device", parseMinor)
     .addHelpText(
       "after",
-      "\nTakes over the block devices of tapdisks that died, and prints their nodes. The users of a device\n" +
-        "see only a pause. When a device cannot be taken over, the others still are; the exit status is\n" +
-        "that of the first failure.",
+      "\nBrings back disks after a fault, and prints their nodes:\n" +
+        "- When a tapdisk died, a new one takes over its block devices. Their users see only a pause.\n" +
+        "- When a fault ended a single disk (state 0x1 in 'tap-ctl list', requests fail with EIO), its\n" +
+        "  tapdisk opens the image again, as 'tap-ctl unpause' does.\n" +
+        "When a disk cannot be recovered, the others still are; the exit status is that of the first\n" +
+        "failure.",
     )
     .action(async (choices: KeyChoices & ParentRootChoices & { minor?: number }) => {
       const { minor, ...keys } = choices;
       allowParentRoots(choices);
-      const key = await encryptionKey(keys);
-      const recover = async (orphan: number): Promise<void> =>
-        printLine((await recoverDevice(orphan, { key })).node ?? minorPath(orphan));
-      if (minor !== undefined) return await recover(minor);
-      const tries = new Tries("taken over");
-      for (const orphan of orphanedMinors()) {
-        await tries.each(`tap-ctl recover: minor ${orphan}`, () => recover(orphan));
-      }
-      tries.end();
+      await recover(minor, await encryptionKey(keys));
     });
 }

@@ -12,6 +12,8 @@ import {
 } from "./client.ts";
 import { TapdiskError } from "./connection.ts";
 import type { OpenRequest } from "../protocol/open_request.ts";
+import { isEndedByFault } from "../../vbd/vbd_phase.ts";
+import { type InventoryEntry, withNodes } from "./inventory.ts";
 import { readMinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
 import { allocateMinor, freeMinor, holdMinor, listMinors } from "../minors/minors.ts";
 import { spawnTapdisk } from "./spawn.ts";
@@ -85,6 +87,17 @@ export async function recoverDevice(
   const recovered = await serveMinor(minor, record, { key });
   removeStaleSockets();
   return recovered;
+}
+
+/**
+ * The disks that a fault has ended, in tapdisks that live on. `present` is what `inventory` lists; a
+ * tapdisk that does not answer has none.
+ */
+export function disksEndedByFaults(present: readonly InventoryEntry[]): CreatedDevice[] {
+  const ended = present.filter(({ state }) => state !== null && isEndedByFault(state));
+  return withNodes(ended).flatMap(({ pid, minor, device }) =>
+    pid === null || minor === null ? [] : [{ pid, minor, node: device }]
+  );
 }
 
 /** The minors whose block devices wait for a tapdisk to take them over. */
