@@ -13,9 +13,16 @@ import { pathStatus } from "../../ffi/paths.ts";
 /**
  * Takes the lock of an open file without waiting. It goes with the descriptor.
  *
+ * @param options.besideTapdisk A lock that a tapdisk of this host holds is no reason to refuse.
+ * @returns False when a tapdisk holds the lock.
  * @throws {SystemError} EBUSY, naming the holder, when somebody else has it.
  */
-export function takeLock(fd: number, path: string, file: FileIdentity): void {
+export function takeLock(
+  fd: number,
+  path: string,
+  file: FileIdentity,
+  { besideTapdisk = false }: { besideTapdisk?: boolean } = {},
+): boolean {
   let locked: boolean;
   try {
     locked = tryLockExclusive(fd);
@@ -23,10 +30,11 @@ export function takeLock(fd: number, path: string, file: FileIdentity): void {
     // A filesystem without locks: there is nothing to hold, and nothing to refuse.
     const none = error instanceof SystemError &&
       (error.errno === Errno.ENOLCK || error.errno === Errno.EOPNOTSUPP);
-    if (none) return;
+    if (none) return true;
     throw error;
   }
-  if (locked) return;
+  if (locked) return true;
+  if (besideTapdisk && tapdiskWith(file, fd) !== null) return false;
   throw new SystemError(
     Errno.EBUSY,
     `Cannot open ${path} for writing: ${describeHolder(file)} has it open for writing; ` +

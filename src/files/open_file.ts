@@ -52,6 +52,8 @@ export interface OpenFileOptions {
 export interface OpenedFile {
   readonly fd: number;
   readonly status: FileStatus;
+  /** Whether a tapdisk holds the lock of a file that was opened for writing beside it. */
+  readonly isShared: boolean;
   /** Why O_DIRECT, which was asked for, does not work; null where it does or was not asked for. */
   readonly notDirect: string | null;
 }
@@ -93,19 +95,24 @@ export function openToRead(
  *
  * @param options.lockedBy The caller holds the lock of this file by another descriptor: none is
  * taken, and the file must be that one.
+ * @param options.besideTapdisk The file is opened also while a tapdisk holds its lock (`isShared`).
  * @throws {SystemError} EBUSY when somebody else has the lock; else as {@linkcode openToRead}.
  */
 export function openToWrite(
   path: string,
-  { same, direct = false, lockedBy }: OpenFileOptions & {
+  { same, direct = false, lockedBy, besideTapdisk }: OpenFileOptions & {
     direct?: boolean;
     lockedBy?: FileIdentity;
+    besideTapdisk?: boolean;
   } = {},
 ): OpenedFile {
   if (lockedBy !== undefined) return openExisting(path, { flags: O_RDWR, direct, same: lockedBy });
   for (let attempt = 1;; attempt++) {
     const opened = openExisting(path, { flags: O_RDWR, direct, same });
-    if (lockOf(path, opened) || attempt >= MOST_ATTEMPTS) return opened;
+    const lock = lockOf(path, opened, besideTapdisk);
+    if (lock !== "stale" || attempt >= MOST_ATTEMPTS) {
+      return { ...opened, isShared: lock === "shared" };
+    }
     closeFile(opened.fd);
   }
 }
@@ -143,7 +150,7 @@ export function openNew(path: string): OpenedFile {
   try {
     takeLock(fd, path, fileStatus(fd));
     syncNames(osFolders, [path]);
-    return { fd, status: fileStatus(fd), notDirect: null };
+    return { fd, status: fileStatus(fd), isShared: false, notDirect: null };
   } catch (error) {
     closeFile(fd);
     throw error;
@@ -164,11 +171,19 @@ export function isBlockDevice(path: string): boolean {
   }
 }
 
-/** Takes the lock; false when the name leads to another file by now. Closes the file if it throws. */
-function lockOf(path: string, { fd, status }: OpenedFile): boolean {
+/**
+ * Takes the lock. "stale": the name leads to another file by now; "shared": a tapdisk has the lock.
+ * Closes the file if it throws.
+ */
+function lockOf(
+  path: string,
+  { fd, status }: OpenedFile,
+  besideTapdisk?: boolean,
+): "held" | "shared" | "stale" {
   try {
-    takeLock(fd, path, status);
-    return isSameFile(status, pathStatus(path));
+    const isHeld = takeLock(fd, path, status, { besideTapdisk });
+    if (!isSameFile(status, pathStatus(path))) return "stale";
+    return isHeld ? "held" : "shared";
   } catch (error) {
     closeFile(fd);
     if (isErrno(error, Errno.ENOENT)) {
@@ -212,7 +227,7 @@ function openExisting(
       throw new SystemError(Errno.ESTALE, `Cannot open ${path}: ${why}; try again`);
     }
     makeBlocking(fd);
-    return { fd, status, notDirect };
+    return { fd, status, isShared: false, notDirect };
   } catch (error) {
     closeFile(fd);
     throw error;

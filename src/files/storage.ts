@@ -63,6 +63,8 @@ export interface StorageOpenOptions {
   readonly same?: FileIdentity;
   /** For `write`: the caller holds the lock of this file already, which the name must lead to. */
   readonly lockedBy?: FileIdentity;
+  /** For `write`: open the file also while a tapdisk holds its lock; see `StorageFile.isShared`. */
+  readonly besideTapdisk?: boolean;
 }
 
 /** An open file, as the format code sees one. Every call throws `SystemError`. */
@@ -71,6 +73,11 @@ export interface StorageFile {
   /** Block devices have a fixed size: they cannot be truncated, and their footer is at their end. */
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
+  /**
+   * Whether a tapdisk has the file open for writing. Only what a tapdisk never writes, and never
+   * reads again while it has the image open, may be written then: the header and the locators.
+   */
+  readonly isShared: boolean;
   sizeBytes(): number;
   /** Reads until `into` is full or the file ends; returns the bytes read. */
   readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number;
@@ -136,12 +143,14 @@ export function removeOwn(storage: Storage, path: string, own: FileIdentity): vo
 class OsFile implements StorageFile {
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
+  readonly isShared: boolean;
   #fd: number;
   /** Set for block devices, which other hosts may share: there must be no cache in between. */
   readonly #direct: DirectFile | null;
 
-  constructor(readonly path: string, { fd, status, notDirect }: OpenedFile) {
+  constructor(readonly path: string, { fd, status, isShared, notDirect }: OpenedFile) {
     this.#fd = fd;
+    this.isShared = isShared;
     this.isBlockDevice = status.kind === "block";
     this.identity = { device: status.device, inode: status.inode };
     this.#direct = this.isBlockDevice && notDirect === null

@@ -146,6 +146,9 @@ class OpenFile implements StorageFile {
     this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: false });
   }
 
+  /** No tapdisk shares simulated files. */
+  readonly isShared = false;
+
   get identity(): FileIdentity {
     return this.#file.identity;
   }

@@ -45,13 +45,20 @@ export interface ReparentOptions {
  * Makes a differencing image refer to another parent. What the image holds stays as it is. An image
  * without locators that we write gets some; blocks that are in their way move to the end.
  *
+ * Without a journal this works also while a tapdisk serves the image: XenServer's storage manager
+ * merges an image into its parent below a running disk, relinks the disk's image, and then pauses and
+ * resumes the disk, which goes on with the old parent until then. Only the header and the room of
+ * locators are written, which a tapdisk never writes.
+ *
+ * @returns Whether a tapdisk serves the image.
  * @throws {SystemError} EINVAL when the image is not a differencing one or its own parent;
  * ENAMETOOLONG when the parent's name needs more room than the old one has and there is no journal;
  * what opening the parent and the file system say.
  */
-export function changeParent(path: string, options: ReparentOptions): void {
+export function changeParent(path: string, options: ReparentOptions): boolean {
   const { storage = osStorage, rawParent = false, journal } = options;
-  const image = openVhd(path, { storage, readOnly: false });
+  const besideTapdisk = journal === undefined;
+  const image = openVhd(path, { storage, readOnly: false, besideTapdisk });
   try {
     if (image.header === null || image.type !== "differencing") {
       throw new SystemError(Errno.EINVAL, `Cannot change the parent of ${path}, which has none`);
@@ -66,6 +73,7 @@ export function changeParent(path: string, options: ReparentOptions): void {
     const parent = parentToWrite(storage, { childPath, parentPath, parent: { uuid } });
     if (journal === undefined) changeInPlace(image, image.header, parent);
     else changeUnderJournal(image, image.header, { parent, journal });
+    return image.file.isShared;
   } finally {
     image.close();
   }
@@ -176,6 +184,7 @@ function writeName({ file }: VhdImage, bytes: Uint8Array, locator: ParentLocator
 
 /** Writes new locators to room that nothing uses; the header takes them up in one write. */
 function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
+  if (image.file.isShared) image.file.refuseReaders();
   let at = makeFrontRoom(
     image,
     chosen.reduce((sum, { bytes }) => sum + paddedBytes(bytes.length), 0),

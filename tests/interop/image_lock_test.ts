@@ -8,6 +8,7 @@ import { Errno } from "../../ffi/errno.ts";
 import { lockHolder } from "../../src/files/lock.ts";
 import { binaryPath, run, withTempDir } from "../support/tools.ts";
 import { needsServed, withTapdisks } from "../support/served.ts";
+import { NbdClient } from "../support/nbd_client.ts";
 import { vhdUtil } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
@@ -21,7 +22,6 @@ function writers(folder: string): [string, ...string[]][] {
     ["snapshot", "-p", `${folder}/other.vhd`, "-e"],
     ["modify", "-z"],
     ["modify", "-s", String(64 * MIB)],
-    ["modify", "-p", `${folder}/other.vhd`],
     ["modify", "-p", `${folder}/other.vhd`, "-j", `${folder}/j`],
     ["fill"],
     ["fill", "-b"],
@@ -116,6 +116,46 @@ Deno.test({
         assert.equal((await vhdUtil("set", "-n", parent, "-f", "hidden", "-v", hidden)).code, 0);
       }
       assert.equal((await vhdUtil("coalesce", "-n", `${folder}/child.vhd`)).code, 0);
+    }),
+});
+
+Deno.test({
+  name: `the storage manager merges and relinks below a disk that runs${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const [base, middle, leaf] = ["base", "middle", "leaf"].map((name) =>
+        `${folder}/${name}.vhd`
+      );
+      createDynamic(base, { sizeBytes: 64 * MIB });
+      snapshot(middle, { parent: base, keepEmptyParent: true });
+      {
+        using disk = openDisk(middle, { writable: true });
+        disk.write(new Uint8Array(MIB).fill(1), 0);
+      }
+      snapshot(leaf, { parent: middle });
+      const disk = await tapdisks.serve(`vhd:${leaf}`);
+      const address = ["-p", `${disk.pid}`, "-m", `${disk.minor}`];
+      const { client } = await NbdClient.open(disk.socket);
+      await client.write(8 * MIB, new Uint8Array(MIB).fill(2));
+      assert.equal((await vhdUtil("coalesce", "-n", middle)).code, 0);
+      const relinked = await vhdUtil("modify", "-n", leaf, "-p", base);
+      assert.equal(relinked.code, 0, relinked.stderr);
+      assert.match(relinked.stderr, /pause and resume its disk/);
+      // New blocks are added between the relinking and the pause.
+      await client.write(16 * MIB, new Uint8Array(4 * MIB).fill(3));
+      await tapdisks.tapCtlOk("pause", ...address);
+      await tapdisks.tapCtlOk("unpause", ...address);
+      Deno.removeSync(middle);
+      for (const [offset, value] of [[0, 1], [8 * MIB, 2], [16 * MIB, 3], [32 * MIB, 0]]) {
+        const data = await client.read(offset, MIB);
+        assert.ok(data.every((byte) => byte === value), `at ${offset}`);
+      }
+      client.close();
+      await tapdisks.stop(disk);
+      assert.equal((await vhdUtil("query", "-n", leaf, "-d")).stdout, "chain depth: 2\n");
+      const { code, stdout } = await vhdUtil("check", "-n", leaf, "-p", "-b");
+      assert.equal(code, 0, stdout);
     }),
 });
 

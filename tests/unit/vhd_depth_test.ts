@@ -60,8 +60,9 @@ Deno.test("another parent may not make a chain too deep, or a circle", () => {
   const storage = makeChain(MAX_CHAIN_DEPTH);
   snapshot("/c", { storage, parent: "/0", keepEmptyParent: true });
   const before = getFile(storage, "/c");
-  const relink = (child: string, parent: string) => (): void =>
+  const relink = (child: string, parent: string) => (): void => {
     changeParent(child, { storage, parent });
+  };
   assertLoop(relink("/c", `/${MAX_CHAIN_DEPTH - 1}`), /more than 256 layers/);
   assert.deepEqual(getFile(storage, "/c"), before);
   assertLoop(relink("/5", "/9"), /leads back to \/5/);

@@ -98,12 +98,11 @@ Deno.test("with a journal too, and what is broken off goes back to the byte", ()
       (storage) => changeParent("/v/c.vhd", { storage, parent: "/v/sub/b.vhd", journal: "/j" }),
       (storage, finished) => {
         if (storage.exists("/j")) revertJournal("/v/c.vhd", { storage, journal: "/j" });
-        if (!finished) {
-          assert.ok(Buffer.compare(getFile(storage, "/v/c.vhd"), original) === 0, what);
-          return;
-        }
+        // Once the journal is marked as complete, the change is made, though it did not return yet.
+        const isOld = Buffer.compare(getFile(storage, "/v/c.vhd"), original) === 0;
+        if (isOld && !finished) return;
         assert.equal(contentOf(storage)[1], "r", what);
-        assert.equal(unresolvedParent(openVhd("/v/c.vhd", { storage })), "./sub/b.vhd");
+        assert.equal(unresolvedParent(openVhd("/v/c.vhd", { storage })), "./sub/b.vhd", what);
         const { valid, findings } = checkImage("/v/c.vhd", { storage });
         assert.ok(valid, `${what}: ${JSON.stringify(findings)}`);
       },

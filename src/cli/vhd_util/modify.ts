@@ -63,8 +63,13 @@ $ vhd-util query -n today.vhd -p
       status = attempt(
         `failed to set parent to '${parent}': `,
         () => {
-          changeParent(path, options);
+          const isServed = changeParent(path, options);
           warnOfConfinement(call, path);
+          if (isServed) {
+            call.output.printError(
+              `A tapdisk serves ${path}: pause and resume its disk, which uses the old parent until then`,
+            );
+          }
         },
       );
     }

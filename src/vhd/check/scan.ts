@@ -172,6 +172,7 @@ class VolumeFile implements StorageFile {
   readonly isBlockDevice = true;
   readonly path: string;
   readonly identity: FileIdentity;
+  readonly isShared = false;
   readonly #file: StorageFile;
   readonly #startBytes: number;
 

@@ -32,7 +32,8 @@ import { readBat, type VhdImage } from "./image.ts";
 
 /**
  * Writes the header of an image anew, and syncs the file before and after. The block table, its size
- * and the block size stay as they are.
+ * and the block size stay as they are. Beside a tapdisk that serves the image there is no copy: its
+ * place could be that of a block that the tapdisk adds.
  *
  * @throws {SystemError} ENOSPC when there is no room for the copy; what the file system says.
  */
@@ -41,7 +42,7 @@ export function rewriteHeader(image: VhdImage, header: DynamicHeader): void {
   assert(Number(header.tableOffset) === image.batOffsetBytes, "the block table stays in its place");
   const bytes = encodeHeader(header);
   file.sync();
-  const removeCopy = putCopy(image, bytes);
+  const removeCopy = file.isShared ? (): void => {} : putCopy(image, bytes);
   file.writeAt(bytes, Number(footer.dataOffset));
   file.sync();
   removeCopy();

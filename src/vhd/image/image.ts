@@ -149,6 +149,8 @@ export interface OpenOptions {
   readonly same?: FileIdentity;
   /** For writing: the caller holds the lock of this file already, which the name must lead to. */
   readonly lockedBy?: FileIdentity;
+  /** For writing: open it also while a tapdisk serves it; see `StorageFile.isShared`. */
+  readonly besideTapdisk?: boolean;
 }
 
 /**
@@ -160,8 +162,9 @@ export interface OpenOptions {
  */
 export function openVhd(path: string, options: OpenOptions = {}): VhdImage {
   const { storage = osStorage, readOnly = true } = options;
-  const { same, lockedBy } = options;
-  const file = storage.open(path, readOnly ? "read" : "write", { same, lockedBy });
+  const { same, lockedBy, besideTapdisk } = options;
+  const mode = readOnly ? "read" : "write";
+  const file = storage.open(path, mode, { same, lockedBy, besideTapdisk });
   try {
     return readSettledImage(file, storage, options);
   } catch (error) {
