@@ -40,7 +40,7 @@ interface Scenario {
   readonly name: string;
   /** Makes the images that are there before; {@linkcode makeFamily} by default. */
   readonly make?: (storage: SimulatedDisk) => void;
-  readonly run: (storage: SimulatedDisk) => void | Promise<unknown>;
+  readonly run: (storage: SimulatedDisk) => unknown;
   /** The images that are there before and after. */
   readonly images: readonly string[];
   /** An image that the command makes. */
