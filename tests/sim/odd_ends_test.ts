@@ -87,3 +87,40 @@ for (const slackSectors of [0, 1, 7, 40]) {
     });
   }
 }
+
+for (const footerBytes of [SECTOR, 511, 0]) {
+  for (const slackSectors of [1, 40, 600, 9000]) {
+    const footer = footerBytes === 0 ? "no footer" : `a footer of ${footerBytes} bytes`;
+    Deno.test(`a new block has nothing of ${slackSectors} spare sectors and ${footer}`, () => {
+      const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+      const storage = simulation.disk;
+      createDynamic("/a.vhd", { storage, sizeBytes: 8 * MIB });
+      const whole = getFile(storage, "/a.vhd");
+      const bytes = new Uint8Array(whole.length - SECTOR + slackSectors * SECTOR + footerBytes);
+      bytes.fill(0xee).set(whole.subarray(0, -SECTOR));
+      const end = whole.subarray(whole.length - SECTOR, whole.length - SECTOR + footerBytes);
+      bytes.set(end, bytes.length - footerBytes);
+      putFile(storage, "/a.vhd", bytes);
+      const device = simulation.open("vhd:/a.vhd");
+      for (const sector of [5000, 9000, 100]) {
+        const data = new Uint8Array(SECTOR).fill(7);
+        assert.equal(ended(device, device.write(sector, data)).errno, 0);
+      }
+      device.close();
+      const { valid, findings } = checkImage("/a.vhd", { storage, checkData: true });
+      assert.ok(valid, JSON.stringify(findings));
+      // Programs that do not look at the bitmaps of dynamic images read the blocks as they are.
+      const { bat, bitmapSectors } = openVhd("/a.vhd", { storage });
+      const file = getFile(storage, "/a.vhd");
+      for (const location of bat) {
+        if (location === 0xffff_ffff) continue;
+        const from = (location + bitmapSectors) * SECTOR;
+        const others = file.subarray(from, from + 2 * MIB).filter((byte) =>
+          byte !== 0 && byte !== 7
+        );
+        assert.equal(others.length, 0);
+      }
+      simulation.close();
+    });
+  }
+}

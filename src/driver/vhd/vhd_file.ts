@@ -9,6 +9,7 @@ import {
   placeFooter,
   placeOfNewBlock,
   requireHoldable,
+  startGrowth,
 } from "../../vhd/image/allocation.ts";
 import { clearImpossible, noteFull, writeBatmap } from "../../vhd/image/batmap_writer.ts";
 import type { VhdImage } from "../../vhd/image/image.ts";
@@ -141,6 +142,10 @@ export class VhdFile {
    */
   growByBlock(block: number): number {
     const sector = placeOfNewBlock(this.image, block);
+    if (!this.#allocated) {
+      startGrowth(this.image);
+      this.#sizeBytes = this.disk.sizeBytes();
+    }
     const endSector = blockEnd(this.image, sector);
     const neededBytes = (endSector + 1) * SECTOR_BYTES;
     if (neededBytes > this.#sizeBytes) {
