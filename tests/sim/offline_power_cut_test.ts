@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { Buffer } from "node:buffer";
 import assert from "node:assert/strict";
 import { SystemError } from "../../ffi/errno.ts";
 import { coalesce } from "../../src/bulk/coalesce.ts";
@@ -25,6 +26,7 @@ import { growWithinMetadata, resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { setField } from "../../src/vhd/set_fields.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
 const BLOCK = 2 * MIB;
@@ -408,3 +410,61 @@ for (const scenario of SCENARIOS) {
     if (repair !== undefined) assert.ok(repairs.some((line) => repair.test(line)), repairs.join());
   });
 }
+
+/** Writes to an image as a tapdisk would that is started after a power cut; false if it is refused. */
+function writeIfItOpens(storage: SimulatedDisk, path: string): boolean {
+  try {
+    fillBlock(storage, path, 3, 99);
+    return true;
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    return false;
+  }
+}
+
+Deno.test("what is written to an image after a power cut in a resize is there after a revert", async () => {
+  for (const make of [makeFamily, makeFixed]) {
+    using origin = new SimulatedDisk({ seed: 3, powerCuts: true });
+    make(origin);
+    const path = make === makeFixed ? "/f.vhd" : "/a.vhd";
+    const run = (storage: SimulatedDisk): void =>
+      resizeVhd(path, {
+        storage,
+        sizeBytes: path === "/f.vhd" ? 2 * DISK : 2000 * DISK,
+        journal: JOURNAL,
+      });
+    let written = 0;
+    let done = false;
+    for (let n = 0; !done; n++) {
+      for (let choice = 0; choice < 4; choice++) {
+        using storage = origin.copy();
+        done = await cutAt(storage, n, { name: "", run, images: [] });
+        const wrote = writeIfItOpens(storage, path);
+        if (storage.exists(JOURNAL)) revertJournal(path, { storage, journal: JOURNAL });
+        const content = recovered(storage, path);
+        assert.equal(content[9], wrote ? 99 : 0, `operation ${n}`);
+        if (wrote) written++;
+      }
+    }
+    assert.ok(written > 4, `${written} times`);
+  }
+});
+
+Deno.test("a journal that is found again after its resize undoes nothing", () => {
+  using storage = new SimulatedDisk();
+  makeFamily(storage);
+  let journal = new Uint8Array();
+  storage.beforeOperation = ({ kind, path }) => {
+    if (kind !== "write" || path !== "/a.vhd" || journal.length > 0) return;
+    storage.beforeOperation = null;
+    journal = getFile(storage, JOURNAL);
+  };
+  resizeVhd("/a.vhd", { storage, sizeBytes: 2000 * DISK, journal: JOURNAL });
+  assert.ok(journal.length > 0);
+  fillBlock(storage, "/a.vhd", 1000, 99);
+  const wanted = getFile(storage, "/a.vhd");
+  putFile(storage, JOURNAL, journal);
+  revertJournal("/a.vhd", { storage, journal: JOURNAL });
+  assert.ok(!storage.exists(JOURNAL));
+  assert.ok(Buffer.compare(getFile(storage, "/a.vhd"), wanted) === 0);
+});
