@@ -116,6 +116,21 @@ function sizeOf(storage: SimulatedDisk, path: string): number {
 
 const LONG = `/${"folder/".repeat(60)}b.vhd`;
 
+/** Opens files as if a tapdisk served them. */
+function besideTapdisk<Result>(storage: SimulatedDisk, work: () => Result): Result {
+  const open = storage.open.bind(storage);
+  Object.defineProperty(storage, "open", {
+    configurable: true,
+    value: (...args: Parameters<typeof open>) =>
+      Object.defineProperty(open(...args), "isShared", { value: true }),
+  });
+  try {
+    return work();
+  } finally {
+    Reflect.deleteProperty(storage, "open");
+  }
+}
+
 function hiddenOf(storage: SimulatedDisk, path: string): boolean {
   const image = openVhd(path, { storage });
   image.close();
@@ -170,6 +185,16 @@ const SCENARIOS: readonly Scenario[] = [
   {
     name: "modify -p",
     run: (storage) => changeParent("/c.vhd", { storage, parent: "/b.vhd" }),
+    images: FAMILY,
+    changes: ["/c.vhd"],
+    choices: 8,
+    repair: /header/,
+    verify: (storage) => assert.equal(parentOf(storage, "/c.vhd"), "b.vhd"),
+  },
+  {
+    name: "modify -p beside a tapdisk",
+    run: (storage) =>
+      besideTapdisk(storage, () => changeParent("/c.vhd", { storage, parent: "/b.vhd" })),
     images: FAMILY,
     changes: ["/c.vhd"],
     choices: 8,

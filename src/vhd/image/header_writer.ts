@@ -23,8 +23,14 @@ import {
   encodeHeader,
   headerChecksum,
 } from "../format/header.ts";
-import { bitmapSectors, blockEnd, blocksOf, sectorsPerBlock } from "../format/layout.ts";
-import { VHD_SECTOR_SIZE } from "../format/units.ts";
+import {
+  bitmapSectors,
+  blockEnd,
+  blocksOf,
+  nextBlockSector,
+  sectorsPerBlock,
+} from "../format/layout.ts";
+import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { readFooter } from "./footer_reader.ts";
 import { headerFault, tableFault } from "./header_reader.ts";
@@ -32,8 +38,8 @@ import { readBat, type VhdImage } from "./image.ts";
 
 /**
  * Writes the header of an image anew, and syncs the file before and after. The block table, its size
- * and the block size stay as they are. Beside a tapdisk that serves the image there is no copy: its
- * place could be that of a block that the tapdisk adds.
+ * and the block size stay as they are. Beside a tapdisk that serves the image the copy is only where no block can come
+ * (see {@linkcode placeBesideTapdisk}); without such a place there is none.
  *
  * @throws {SystemError} ENOSPC when there is no room for the copy; what the file system says.
  */
@@ -42,7 +48,7 @@ export function rewriteHeader(image: VhdImage, header: DynamicHeader): void {
   assert(Number(header.tableOffset) === image.batOffsetBytes, "the block table stays in its place");
   const bytes = encodeHeader(header);
   file.sync();
-  const removeCopy = file.isShared ? (): void => {} : putCopy(image, bytes);
+  const removeCopy = putCopy(image, bytes);
   file.writeAt(bytes, Number(footer.dataOffset));
   file.sync();
   removeCopy();
@@ -51,15 +57,30 @@ export function rewriteHeader(image: VhdImage, header: DynamicHeader): void {
 /** Writes the copy and syncs the file; returns what removes the copy again. */
 function putCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void {
   const { file } = image;
-  const free = copyPlaces(file, image.bat)
-    .find((offsetBytes) => offsetBytes >= image.endOfHeadersBytes && isFree(image, offsetBytes));
-  if (free === undefined) return appendCopy(image, bytes);
+  const free = file.isShared ? placeBesideTapdisk(image) : freePlace(image);
+  if (free === undefined) return file.isShared ? (): void => {} : appendCopy(image, bytes);
   file.writeAt(bytes, free);
   file.sync();
   return () => {
     file.writeAt(new Uint8Array(DD_HEADER_SIZE), free);
     file.sync();
   };
+}
+
+function freePlace(image: VhdImage): number | undefined {
+  return copyPlaces(image.file, image.bat)
+    .find((offsetBytes) => offsetBytes >= image.endOfHeadersBytes && isFree(image, offsetBytes));
+}
+
+/**
+ * The place in front of the first block, if that block lies where the first of all goes: a tapdisk adds
+ * blocks behind it only. Elsewhere there may be blocks that the table on disk does not name yet.
+ */
+function placeBesideTapdisk(image: VhdImage): number | undefined {
+  const { bat, endOfHeadersBytes } = image;
+  const first = nextBlockSector(image, sectorsOf(endOfHeadersBytes));
+  const offsetBytes = first * VHD_SECTOR_SIZE - DD_HEADER_SIZE;
+  return bat.includes(first) && offsetBytes >= endOfHeadersBytes ? offsetBytes : undefined;
 }
 
 /** Makes a file longer for the copy, with a footer behind it. The old footer stays where it is. */
