@@ -22,6 +22,8 @@ export interface RepairOptions {
  * Rebuilds metadata from the rest of an image: a footer that is missing, damaged or unlike its copy, a
  * missing UUID, and a batmap whose checksum is wrong or that has unallocated blocks as full.
  *
+ * A header that a power cut has torn while it was changed is completed from its copy, if there is one.
+ *
  * @returns A line for each repair.
  * @throws {VhdFormatError} for damage that only a guess could repair, and errors of the file system. The
  * image is unchanged then.
