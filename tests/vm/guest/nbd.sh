@@ -139,7 +139,7 @@ several_connections() {
 
 # Usage: cycles netlink|ioctl COUNT; makes devices and takes them away, and looks what is left.
 cycles() {
-  "$deno" run -A --no-lock "$here/device_cycles.ts" "$1" 1 "$2"
+  "$deno" run -A --no-lock --v8-flags=--expose-gc "$here/device_cycles.ts" "$1" 1 "$2"
 }
 
 by_netlink

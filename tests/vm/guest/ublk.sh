@@ -106,7 +106,7 @@ users_dropped() {
 
 # Usage: cycles COUNT; makes devices and takes them away, and looks what is left.
 cycles() {
-  "$deno" run -A --no-lock "$here/device_cycles.ts" ublk 2 "$1"
+  "$deno" run -A --no-lock --v8-flags=--expose-gc "$here/device_cycles.ts" ublk 2 "$1"
 }
 
 modprobe ublk_drv
