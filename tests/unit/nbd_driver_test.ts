@@ -3,6 +3,7 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { BackOff } from "../../src/driver/nbd/back_off.ts";
 import { parseExportName } from "../../src/driver/nbd/export_name.ts";
 import { ClientHandshake } from "../../src/driver/nbd/handshake.ts";
+import { exportFault } from "../../src/driver/nbd/nbd_image.ts";
 import { Handshake } from "../../src/frontend/nbd/handshake.ts";
 import { RequestKind } from "../../src/vbd/slots.ts";
 import { openDescriptors } from "../support/served.ts";
@@ -11,6 +12,30 @@ import { type Habit, SCRIPTED_BYTES, startScriptedServer } from "../support/scri
 import { withTempDir } from "../support/tools.ts";
 
 const SECTORS = SCRIPTED_BYTES / 512;
+
+Deno.test("NBD driver: an export has a size that can be counted exactly", () => {
+  const sizes: [number, string | undefined][] = [
+    [0, "EINVAL"],
+    [511, "EINVAL"],
+    [512, undefined],
+    [2 ** 53 - 512, undefined],
+    [2 ** 53, "EFBIG"],
+    [2 ** 63, "EFBIG"],
+    [Number(2n ** 64n - 1n), "EFBIG"],
+  ];
+  const spec = { type: "nbd", path: "unix:/s", readOnly: false, direct: false };
+  for (const [sizeBytes, code] of sizes) {
+    const remote = {
+      sizeBytes,
+      flags: 1,
+      structured: false,
+      allocationId: null,
+      minimumBlockBytes: 1,
+      maximumBlockBytes: 32 << 20,
+    };
+    assert.equal(exportFault(remote, spec)?.code, code, `${sizeBytes} bytes`);
+  }
+});
 
 Deno.test("NBD driver: exports by name and by URI", () => {
   const unix = (path: string, exportName = "") => ({ server: { kind: "unix", path }, exportName });

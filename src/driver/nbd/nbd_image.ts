@@ -55,6 +55,10 @@ export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError 
   if (remote.sizeBytes < SECTOR_BYTES) {
     return new SystemError(Errno.EINVAL, `Cannot serve ${title}: it holds no whole sector`);
   }
+  if (remote.sizeBytes > Number.MAX_SAFE_INTEGER) {
+    // Larger sizes are not exact here, and 2^64 - 1 would become 2^64: a disk of no bytes to clients.
+    return new SystemError(Errno.EFBIG, `Cannot serve ${title}: it is larger than 8 PiB`);
+  }
   if (!spec.readOnly && (remote.flags & NBD_FLAG_READ_ONLY) !== 0) {
     return new SystemError(Errno.EROFS, `Cannot open ${title} for writing (its server forbids it)`);
   }
