@@ -5,9 +5,8 @@
  *
  * @module
  */
-import { assertShared, SharedStateError } from "../../ffi/assert.ts";
+import { assert, assertShared, SharedStateError } from "../../ffi/assert.ts";
 import { Errno } from "../../ffi/errno.ts";
-import { assert } from "../../ffi/assert.ts";
 import { Arena, isMemory, memoryAddress } from "../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";

@@ -7,8 +7,8 @@ const JITTER = 0.25;
 const STABLE_MS = 10_000;
 
 /**
- * How long to wait before each attempt to connect again: longer each time, also where attempts
- * succeed and the connection is lost soon after.
+ * The time to wait before each attempt to connect again. It grows with each attempt, also while
+ * attempts succeed and the connection is lost soon after.
  */
 export class BackOff {
   readonly #random: () => number;

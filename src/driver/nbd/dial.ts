@@ -114,8 +114,8 @@ function addressesOf({ server }: ExportName): Uint8Array<ArrayBuffer>[] {
 }
 
 /**
- * Connects to the export of this name, one address of the server's host after the other, for five
- * seconds at most each, while the loop goes on.
+ * Connects to the export of this name while the loop goes on. The addresses of the server's host are
+ * tried in turn, each for at most five seconds.
  *
  * @returns Gives it up; `done` is not called then.
  * @throws {SystemError} EINVAL for a name that is none.
@@ -136,7 +136,7 @@ export function dial(
     const ended = (result: Connected | Error): void => {
       current = null;
       if (!(result instanceof Error)) return done(result);
-      // Not in the midst of it, and what failed first says most.
+      // Not within the call that failed. The first failure says most.
       scheduler.addTimer(0, () => isGivenUp || tryNext(others, failure ?? result));
     };
     try {
@@ -172,8 +172,8 @@ function toError(error: unknown): Error {
 }
 
 /**
- * Connects to the export of this name, and waits for it, for five seconds at most for each address
- * that the server's host has: for programs that serve nothing else meanwhile.
+ * Connects to the export of this name and waits for the connection, at most five seconds for each
+ * address of the server's host. Only for programs that serve nothing else at that time.
  *
  * @throws {SystemError}
  */

@@ -66,12 +66,12 @@ export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError 
 }
 
 /**
- * A disk that an NBD server has. Requests are sent as they come, many at a time, and end in any
- * order. When the connection is lost, those under way and those that come fail with ENOTCONN, which
- * the device tries again, while this connects anew.
+ * An export of an NBD server. Many requests are in flight at once and end in any order. When the
+ * connection is lost, requests fail with ENOTCONN, which the device retries, and the image connects
+ * again.
  *
- * What the server answered before it was lost counts as written; a flush after that brings to
- * stable storage what the server still has.
+ * A write that the server answered before the connection was lost counts as written. A later flush
+ * makes durable what the server still has.
  */
 export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   readonly spec: ImageSpec;
@@ -311,11 +311,11 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     for (let i = 0; i < count && left > 0; i++) {
       const bytes = view.getUint32(at + EXTENT_BYTES * i, false);
       const isZero = (view.getUint32(at + EXTENT_BYTES * i + 4, false) & NBD_STATE_ZERO) !== 0;
-      // An extent that ends within its first sector: that sector is taken to hold data.
+      // An extent that ends within its first sector counts as data.
       const sectors = Math.min(left, Math.max(1, Math.floor(bytes / SECTOR_BYTES)));
       left -= sectors;
       const wanted = this.#sink.extent(slot, sectors, !isZero || bytes < SECTOR_BYTES);
-      // One that ends within a sector: what follows is asked for again.
+      // After an extent that ends within a sector, the rest is asked for again.
       if (!wanted || bytes % SECTOR_BYTES !== 0) break;
     }
     this.#sink.statusDone(slot, 0);

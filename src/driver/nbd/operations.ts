@@ -4,8 +4,8 @@ const NONE = -1;
 export const WINDOW = 128;
 
 /**
- * The requests that a server has: a fixed number of them, by the cookies that they carry. What each
- * is about stands in the table of pieces.
+ * The requests in flight at a server, a fixed number, by their cookies. The table of pieces has the
+ * description of each.
  */
 export class Operations {
   /** The piece that an operation carries; -1 for one that is free. */

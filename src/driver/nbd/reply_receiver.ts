@@ -46,8 +46,8 @@ export interface AnswerSink {
 }
 
 /**
- * Answers as they come in. What a read brings is received straight to where it belongs: as long as
- * there are reads, no more than a header is received into the buffer here, so that data never is.
+ * Receives the server's replies. The data of a read goes straight to the memory of its request: while
+ * reads are in flight, at most one header is received into the buffer here.
  */
 export class ReplyReceiver {
   readonly #pieces: PieceTable;

@@ -21,8 +21,8 @@ const HEADER_ROOM_BYTES = 32;
 const HEADERS_AT = IOVECS_AT + 2 * WINDOW * IOVEC_BYTES;
 
 /**
- * Requests on their way out: a turn's in one message, headers from here and data from where it is.
- * A header's place is its operation's, so it stays until the answer has come.
+ * Sends the requests of a turn in one message: headers from a buffer here, data from the memory of
+ * the requests. Each operation has its own place for the header, so the header stays until the reply.
  */
 export class RequestSender {
   readonly #pieces: PieceTable;

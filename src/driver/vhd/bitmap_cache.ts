@@ -21,10 +21,9 @@ const MOST_ENTRIES = 512;
 const NONE = -1;
 
 /**
- * The bitmaps of blocks in use, and all that is under way with these blocks. Of each bitmap there
- * are two states: what the disk is known to hold, and what it is to hold next, which has the bits
- * of data that was written since. Entries in use are pinned; of the others the clock algorithm
- * gives up one that was not used lately.
+ * The bitmaps of blocks in use, and the pieces that wait for them. Each bitmap has two states: the one
+ * on disk, and the next one, which also has the bits of data that was written since. Entries in use
+ * are pinned. The clock algorithm replaces an entry that is not pinned and was not used lately.
  */
 export class BitmapCache {
   readonly entries: number;
@@ -112,8 +111,8 @@ export class BitmapCache {
   }
 
   /**
-   * A new block that no request works on and the BAT does not point at: whatever was written to it
-   * ended with an error. The room that it took in the file is lost; -1: there is none.
+   * A new block without requests that the BAT does not point at, because all writes to it failed. Its
+   * room in the file is lost; -1: there is none.
    */
   #givenUp(): number {
     for (let entry = 0; entry < this.entries; entry++) {

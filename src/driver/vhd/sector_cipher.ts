@@ -9,8 +9,8 @@ import { type ImageSpec, REQUEST_SECTORS, REQUEST_SLOTS, SECTOR_BYTES } from "..
  * Encrypts and decrypts the data of one image. A sector's tweak is its number on the virtual disk,
  * the same in every image of a chain.
  *
- * What is read is decrypted where it lies. What is written is encrypted into memory that each slot
- * has here: the request's own stays as it came, so that another try encrypts the same again.
+ * Data that was read is decrypted in place. Data to write is encrypted into memory that each slot has
+ * here. The memory of the request does not change, so a retry encrypts the same data again.
  */
 export class SectorCipher {
   readonly #aes: AesXts;
@@ -54,8 +54,8 @@ export class SectorCipher {
 }
 
 /**
- * What an image's data has to go through; null for an image that is not encrypted, whether there
- * is a key or not: each image of a chain is as its own trace of a key says.
+ * The cipher of an image; null for an image that is not encrypted. In a chain, the key trace of each
+ * image says whether that image is encrypted.
  *
  * @throws {SystemError} EINVAL without a key, ENOKEY with another, as in the reference.
  */

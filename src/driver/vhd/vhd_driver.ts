@@ -3,18 +3,10 @@
  * bitmaps and the BAT, in the order of docs/on-disk-order.md.
  *
  * It is on the data path: it must not allocate for a request, and it must not read or write the file
- * but through the disk queue. Only the file's length and holes are changed by direct calls. Places,
- * encodings and the order of writes come from `src/vhd`.
+ * except through the disk queue. Only the file's length and holes are changed by direct calls. Places,
+ * encodings and the order of writes come from `src/vhd`; the driver must not have an order of its own.
  *
  * This file opens an image for the driver.
- *
- * @module
- */
-
-/**
- * `src/driver/vhd`: the live driver of VHD images. The places and bytes of a VHD, and the order of
- * writes, are decided in `src/vhd`; what is here starts the operations, many at a time, and waits for
- * them. It must not write metadata in an order of its own.
  *
  * @module
  */

@@ -33,9 +33,9 @@ export class VhdFile {
   readonly #full: Uint8Array<ArrayBuffer>;
   readonly sectorsPerBlock: number;
   readonly bitmapSectors: number;
-  /** The first sector that the file does not have in full, where it ends within a block. */
+  /** The first sector that is not whole in the file, when the file ends within a block. */
   endSector = Infinity;
-  /** What the file has of that sector, and zeros; null for nothing. */
+  /** The part of that sector that is in the file, then zeros; null when nothing of it is there. */
   #tail: Arena | null = null;
   #sizeBytes: number;
   #grown = false;
@@ -53,7 +53,7 @@ export class VhdFile {
     this.bitmapSectors = image.bitmapSectors;
     this.#sizeBytes = disk.sizeBytes();
     if (image.endOfDataSector * SECTOR_BYTES > this.#sizeBytes) this.#findEnd(readOnly);
-    // A bit of a block that is not there would be wrong as soon as the block is.
+    // A bit of a block that is not allocated would be wrong once the block is.
     if (!readOnly && clearImpossible(image) > 0) writeBatmap(image);
   }
 
