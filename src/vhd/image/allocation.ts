@@ -7,14 +7,17 @@ import { readFooterBytes } from "./footer_reader.ts";
 import type { VhdImage } from "./image.ts";
 
 /**
- * Finds the place of a new block: behind all that there is, its data on a 4 KiB boundary, in front
- * of a block device's footer, within reach of a BAT entry. Nothing is changed: once the room is
- * made, the writer moves `endOfDataSector` behind the block.
+ * Finds the place of a new block. The block goes behind all metadata and blocks, with its data on a
+ * 4 KiB boundary. It must end in front of a block device's footer and be within reach of a BAT
+ * entry. Nothing is changed: the writer moves `endOfDataSector` behind the block once it has
+ * extended the file.
  *
- * Every writer of blocks comes here: tapdisk, the bulk engine, and the writes one at a time.
+ * All writers of blocks use this function: tapdisk, the bulk engine, and the synchronous writes.
  *
- * @param endSector From where on, if not the image's end: behind blocks that are planned already.
- * @throws {SystemError} EFBIG when sector numbers end, ENOSPC when the block device does.
+ * @param endSector The first sector to use, by default the image's `endOfDataSector`. A caller that
+ * plans several blocks passes the end of the last planned block.
+ * @throws {SystemError} EFBIG when a BAT entry cannot point to the block; ENOSPC when the block
+ * device is too small.
  */
 export function placeOfNewBlock(
   image: VhdImage,
@@ -34,9 +37,9 @@ export function placeOfNewBlock(
 }
 
 /**
- * Makes sure that what ends at a sector lies in front of a block device's footer.
+ * Requires that data up to `endSector` ends in front of a block device's footer.
  *
- * @throws {SystemError} ENOSPC when it does not.
+ * @throws {SystemError} ENOSPC when the device is too small.
  */
 export function requireRoom({ file, path }: VhdImage, endSector: number): void {
   const neededBytes = endSector * VHD_SECTOR_SIZE + HD_FOOTER_SIZE;
@@ -47,14 +50,14 @@ export function requireRoom({ file, path }: VhdImage, endSector: number): void {
   );
 }
 
-/** How many of the disk's blocks have no place and never can have one in this file. */
+/** The number of the disk's blocks that are not allocated and cannot be allocated in this file. */
 export function blocksWithoutRoom(image: VhdImage): number {
   const missing = image.blocks - allocatedBlocks(image.bat.subarray(0, image.blocks));
   return Math.max(0, missing - blocksThatFit(image, image.endOfDataSector));
 }
 
 /**
- * Refuses an image that could not hold its disk even with nothing in its file but its blocks.
+ * Refuses an image whose disk has more blocks than its file can ever hold.
  *
  * @throws {SystemError} EFBIG.
  */
@@ -69,9 +72,9 @@ export function requireHoldable(image: VhdImage): void {
 }
 
 /**
- * Prepares an image for new blocks: from the first one on, the old footer's place may be written
- * over, so the backup at the start of the file must be the same; what lies between the last block
- * and the footer of a file, and belongs to nothing, goes away, so that new blocks read as zeros.
+ * Prepares an image for new blocks. New blocks may overwrite the old footer, so the backup footer
+ * at the start of the file is made equal to it first. Unused space between the last block and the
+ * footer of a file is cut off, so that new blocks read as zeros.
  */
 export function startGrowth(image: VhdImage): void {
   const { file, footer } = image;
@@ -87,11 +90,11 @@ export function startGrowth(image: VhdImage): void {
 }
 
 /**
- * Makes a file longer for blocks up to `endSector`. Its footer is written at the new end at the same
- * stroke, before anything is written where the old one is: so the file always ends in a footer, and
- * its room is taken before data can use it up. On a full disk nothing has changed.
+ * Extends a file for blocks up to `endSector`. The footer is written at the new end first, before
+ * anything overwrites the old footer. So the file always ends in a footer, and the footer's space
+ * on the disk is allocated before data can use it up. When the disk is full, nothing has changed.
  *
- * @throws {SystemError} ENOSPC, or what else the file system says.
+ * @throws {SystemError} ENOSPC, or another error of the file system.
  */
 export function growTo(image: VhdImage, endSector: number): void {
   const { file, footer } = image;
@@ -100,9 +103,9 @@ export function growTo(image: VhdImage, endSector: number): void {
 }
 
 /**
- * Puts the footer where it belongs: behind the last block that the BAT has, or at the end of a block
- * device. On a disk so full that it cannot move, it stays at the end of the file, behind room that
- * belongs to nothing.
+ * Writes the footer to its place: behind the last block in the BAT, or at the end of a block
+ * device. When the disk is too full to move the footer, it stays at the end of the file, behind
+ * unused space.
  */
 export function placeFooter(image: VhdImage): void {
   const { file, footer } = image;
@@ -118,13 +121,16 @@ export function placeFooter(image: VhdImage): void {
       image.endOfDataSector = Math.floor((file.sizeBytes() - HD_FOOTER_SIZE) / VHD_SECTOR_SIZE);
       return;
     }
-    // There is no footer to lose: what blocks took up that no BAT names makes room for one.
+    // There is no footer to lose: cut off blocks that are not in the BAT, to make space for one.
     file.truncate(endBytes);
     endFile(image, endBytes);
   }
 }
 
-/** Puts the footer at a place and ends the file behind it: at each moment one ends the file. */
+/**
+ * Writes the footer at `endBytes` and cuts the file behind it. The file ends in a footer at every
+ * moment.
+ */
 function endFile({ file, footer }: VhdImage, endBytes: number): void {
   file.writeAt(encodeFooter(footer), endBytes);
   if (file.sizeBytes() > endBytes + HD_FOOTER_SIZE) file.truncate(endBytes + HD_FOOTER_SIZE);

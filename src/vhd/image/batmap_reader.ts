@@ -18,20 +18,23 @@ import { batmapHeaderOffset } from "../format/layout.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** The most sectors that a map may have: a bit for each of the most blocks that are read. */
+/** The largest number of sectors of a map: one bit for each of `MAX_BAT_ENTRIES` blocks. */
 const MOST_MAP_SECTORS = MAX_BAT_ENTRIES / 8 / VHD_SECTOR_SIZE;
 
-/** A batmap as it was read. */
+/** The batmap as it was read. */
 export interface FoundBatmap {
-  /** Null where there is none. */
+  /** Null without a batmap. */
   readonly header: BatmapHeader | null;
-  /** The part of the map that its checksum covers. Empty without a place for it. */
+  /** The part of the map that its checksum covers. Empty when the header gives no valid place. */
   readonly bits: Uint8Array<ArrayBuffer>;
-  /** What is wrong with it: then no bit is set. */
+  /** The fault of the batmap. With a fault, no bit is set. */
   readonly fault: VhdFormatError | null;
 }
 
-/** The batmap's header, or null for an image that has none by its maker or at its place. */
+/**
+ * The batmap's header. Null when the creator version has no batmap, or the header's place holds no
+ * batmap header.
+ */
 export function readBatmapHeader(
   file: StorageFile,
   footer: Footer,
@@ -47,9 +50,9 @@ export function readBatmapHeader(
 type BatmapField = "cookie" | "batmapOffset" | "batmapSectors" | "batmapVersion" | "checksum";
 
 /**
- * Reads the batmap. It only repeats what the blocks' bitmaps say, so it is never a reason to refuse
- * an image: what is wrong with it comes back as its fault, and the image is served without it. The
- * header stays in use even without a map, for the trace of the key that it carries.
+ * Reads the batmap. The batmap repeats the blocks' bitmaps, so a wrong batmap is no reason to
+ * refuse the image: the fault is returned, and the image is served without the map. The header is
+ * used even without a map, because it holds the key hash.
  */
 export function readBatmap(file: StorageFile, footer: Footer, header: DynamicHeader): FoundBatmap {
   const found = readBatmapHeader(file, footer, header);
@@ -77,7 +80,7 @@ export function readBatmap(file: StorageFile, footer: Footer, header: DynamicHea
   return { header: found, bits, fault: wrong("checksum", `should be ${checksum}`) };
 }
 
-/** Why the map cannot be where its header says. */
+/** The fault of the place that the header gives for the map. */
 function placeFault(
   { batmapOffset, batmapSectors, batmapVersion }: BatmapHeader,
   { at, bytes, sizeBytes }: { at: number; bytes: number; sizeBytes: number },

@@ -5,7 +5,10 @@ import type { DynamicHeader } from "../format/header.ts";
 import { batmapHeaderOffset, newBatmapHeader } from "../format/layout.ts";
 import type { Batmap, VhdImage } from "./image.ts";
 
-/** Notes in the batmap, in memory, whether all of a block's sectors are here. */
+/**
+ * Sets or clears the bit of a block in the batmap in memory. `full`: all of the block's sectors are
+ * present.
+ */
 export function noteFull({ batmap }: VhdImage, block: number, full: boolean): void {
   if (batmap === null || block >= batmap.bits.length * 8) return;
   if (testBit(batmap.bits, block) === full) return;
@@ -14,7 +17,9 @@ export function noteFull({ batmap }: VhdImage, block: number, full: boolean): vo
   batmap.dirty = true;
 }
 
-/** Clears the batmap's bits, in memory, of blocks that are not allocated; returns how many. */
+/**
+ * Clears the batmap's bits of blocks that are not allocated, in memory. Returns the number of bits.
+ */
 export function clearImpossible({ batmap, bat }: VhdImage): number {
   if (batmap === null) return 0;
   let cleared = 0;
@@ -29,9 +34,9 @@ export function clearImpossible({ batmap, bat }: VhdImage): number {
 }
 
 /**
- * An empty batmap where ours are: behind the BAT.
+ * An empty batmap, directly behind the BAT.
  *
- * @param lengthBytes How much of the map is in memory, and written.
+ * @param lengthBytes The length of the map in memory, which is also the length that is written.
  */
 export function emptyBatmap(header: DynamicHeader, lengthBytes: number): Batmap {
   const batmapHeader = newBatmapHeader(header);
@@ -45,9 +50,9 @@ export function emptyBatmap(header: DynamicHeader, lengthBytes: number): Batmap 
 }
 
 /**
- * Writes the map and its header with the new checksum: in one piece where they lie together, as in
- * all images that we make, so that a crash between the two is unlikely. A map that is torn has a wrong
- * checksum and counts as empty. The bitmaps that it repeats must be on stable storage.
+ * Writes the map and its header with the new checksum. When the two are adjacent, as in all images
+ * that we make, they are written in one piece, so that a crash between them is unlikely. A torn map
+ * has a wrong checksum and counts as empty. The bitmaps that the map repeats must be durable.
  */
 export function writeBatmap({ batmap, file }: Pick<VhdImage, "batmap" | "file">): void {
   if (batmap === null || batmap.bits.length === 0) return;

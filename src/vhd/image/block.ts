@@ -3,14 +3,14 @@ import { testBit } from "../format/bitmap.ts";
 import type { VhdImage } from "./image.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** Whether a block has a place in the file. */
+/** Whether a block is allocated in the file. */
 export function isAllocated(image: VhdImage, block: number): boolean {
   return image.bat[block] !== DD_BLK_UNUSED;
 }
 
 /**
- * Whether the batmap says that every sector of the block is here. That is a hint, for showing and
- * checking the map. Reads and writes use the blocks' bitmaps.
+ * Whether the batmap says that all sectors of the block are present. This is a hint, used to show
+ * and check the map. Reads and writes use the blocks' bitmaps.
  */
 export function isMarkedFull(image: VhdImage, block: number): boolean {
   const { batmap } = image;
@@ -27,7 +27,7 @@ export function dataOffset(image: VhdImage, block: number): number {
   return (image.bat[block] + image.bitmapSectors) * VHD_SECTOR_SIZE;
 }
 
-/** The bitmap of an allocated block as it is on disk, one bit a sector, whole sectors of it. */
+/** The bitmap of an allocated block on disk: one bit a sector, padded to whole sectors. */
 export function readBitmap(image: VhdImage, block: number): Uint8Array<ArrayBuffer> {
   const bitmap = new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
   image.file.readAt(bitmap, bitmapOffset(image, block));
@@ -35,15 +35,15 @@ export function readBitmap(image: VhdImage, block: number): Uint8Array<ArrayBuff
 }
 
 /**
- * Which sectors of a block this image itself holds: none when it is not allocated, else what its
- * bitmap says. The batmap is not used, as it may be wrong.
+ * The sectors of a block that this image holds, as a bitmap. All bits are clear when the block is
+ * not allocated. The batmap is not used, as it may be wrong.
  */
 export function presentSectors(image: VhdImage, block: number): Uint8Array<ArrayBuffer> {
   if (isAllocated(image, block)) return readBitmap(image, block);
   return new Uint8Array(image.bitmapSectors * VHD_SECTOR_SIZE);
 }
 
-/** Reads sectors of an allocated block; what lies past the end of the file is zero. */
+/** Reads sectors of an allocated block. Sectors past the end of the file are zero. */
 export function readBlockData(
   image: VhdImage,
   into: Uint8Array<ArrayBuffer>,

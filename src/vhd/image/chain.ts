@@ -12,37 +12,37 @@ export interface RawParent {
   readonly sizeBytes: number;
 }
 
-/** An image and all that it builds on. */
+/** An image and all of its parents. */
 export interface VhdChain {
   /** The image itself, its parent, and so on. */
   readonly images: readonly VhdImage[];
-  /** The raw image below the last, if there is one. */
+  /** The raw image below the last VHD; null without one. */
   readonly raw: RawParent | null;
-  /** Layers, the raw one included. */
+  /** The number of layers, including the raw one. */
   readonly depth: number;
   close(): void;
 }
 
-/** How a chain is opened. Only the first image is ever opened for writing. */
+/** How a chain is opened. Only the first image may be opened for writing. */
 export interface ChainOptions extends OpenOptions {
-  /** Layers that the chain may have; 256 by default. */
+  /** The largest number of layers; 256 by default. */
   readonly maxDepth?: number;
-  /** Do not compare the UUIDs that children carry with those of their parents. */
+  /** Do not compare the parent UUIDs in child headers with the UUIDs of the parents. */
   readonly ignoreParentUuid?: boolean;
 }
 
-/** How a chain is walked over. */
+/** How a chain is walked. */
 export interface WalkOptions extends ChainOptions {
-  /** An error about a loop names the image that leads back, not the top. */
+  /** An error about a loop names the image that refers to a layer above it, not the top. */
   readonly blamesLayer?: boolean;
 }
 
-/** An image that a walk over a chain has come to. */
+/** One image of a walk over a chain. */
 class ImageStep {
   readonly #step: LayerStep<FoundParent, VhdImage>;
   #kept = false;
 
-  /** Steps are made by {@linkcode walkImages}. */
+  /** Only {@linkcode walkImages} makes steps. */
   constructor(step: LayerStep<FoundParent, VhdImage>) {
     this.#step = step;
   }
@@ -51,7 +51,7 @@ class ImageStep {
     return this.#step.layer;
   }
 
-  /** The image's parent, found when it is first asked for; null when it has none. */
+  /** The image's parent; null without one. It is located on the first access. */
   get parent(): FoundParent | null {
     return this.#step.parent;
   }
@@ -60,7 +60,7 @@ class ImageStep {
     return this.#kept;
   }
 
-  /** Leaves the image open when the walk goes on: the caller closes it. */
+  /** Leaves the image open when the walk goes on. The caller closes it. */
   keep(): VhdImage {
     this.#kept = true;
     return this.image;
@@ -68,12 +68,13 @@ class ImageStep {
 }
 
 /**
- * Walks over the VHDs of a chain from its top down. Each is opened when the walk comes to it, as the
- * parent that the one above was made from (see {@linkcode openParent}), and closed when the walk goes
- * on or ends, unless it is kept; the top stays open. The last image has no parent, or a raw one.
+ * Walks the VHDs of a chain from the top down. The walk opens an image when it reaches it, checks
+ * that it is the parent that the child was made from (see {@linkcode openParent}), and closes it
+ * when the walk goes on or ends, unless it is kept. The top stays open. The last image has no
+ * parent, or a raw one.
  *
- * @throws {VhdChainError} ELOOP for a loop or too many layers; what {@linkcode locateParent} and
- * {@linkcode openParent} throw.
+ * @throws {VhdChainError} ELOOP for a loop or too many layers; errors of {@linkcode locateParent}
+ * and {@linkcode openParent}.
  */
 export function* walkImages(
   top: VhdImage,
@@ -105,11 +106,11 @@ export function* walkImages(
 }
 
 /**
- * Opens an image and its parents down to the last.
+ * Opens an image and all of its parents.
  *
  * @throws {VhdChainError} for a loop, a missing or wrong parent, or too many layers.
- * @throws {VhdFormatError} for an image that is damaged.
- * @throws {SystemError} for one that cannot be read.
+ * @throws {VhdFormatError} for a damaged image.
+ * @throws {SystemError} for a file that cannot be read.
  */
 export function openChain(path: string, options: ChainOptions = {}): VhdChain {
   const images: VhdImage[] = [];
@@ -133,20 +134,21 @@ export function openChain(path: string, options: ChainOptions = {}): VhdChain {
   }
 }
 
-/** What leads to a layer of a chain that may break off. */
+/** A layer of a chain that may be incomplete. */
 interface LoosePlace extends LayerPlace {
   readonly path: string;
   readonly raw: boolean;
-  /** The parent as its child has it; none for the first. */
+  /** The parent as it was located from its child; undefined for the first layer. */
   readonly found?: FoundParent;
 }
 
 /**
- * Refuses a parent below which a child could not be opened: it has as many layers as a chain may
- * have, or the child is one of them. A chain that breaks off below is followed as far as it goes.
+ * Refuses a parent below which the child could not be opened: the parent's chain already has the
+ * largest number of layers, or the child is one of its layers. An incomplete chain is followed as
+ * far as it goes.
  *
  * @param options.parentPath The parent, which must exist.
- * @param options.childPath The child; it need not exist.
+ * @param options.childPath The child, which need not exist.
  * @throws {VhdChainError} ELOOP.
  */
 export function requireFitsBelow(
@@ -157,7 +159,7 @@ export function requireFitsBelow(
     childPath: string;
   },
 ): void {
-  // Of each layer only the place of the one below it is needed.
+  // A layer is opened only to locate the layer below it.
   const walk = walkLayers<LoosePlace, LoosePlace | null>({
     storage,
     name: childPath,
@@ -169,7 +171,7 @@ export function requireFitsBelow(
   for (const step of walk) if (step.parent === null) return;
 }
 
-/** Where the parent of an image is; null when it has none, or none that can be found. */
+/** The place of an image's parent; null without a parent, or when it cannot be located. */
 function placeBelow(storage: Storage, { path, found }: LoosePlace): LoosePlace | null {
   try {
     const options = { storage, ignoreDisabled: true, lenient: true };
@@ -187,7 +189,7 @@ function placeBelow(storage: Storage, { path, found }: LoosePlace): LoosePlace |
   }
 }
 
-/** Opens the raw image that a chain ends with, for reading. */
+/** Opens the raw image at the bottom of a chain for reading. */
 export function openRawParent(storage: Storage, path: string, same?: FileIdentity): RawParent {
   const file = storage.open(path, "read", { same });
   const sizeBytes = sectorsOf(file.sizeBytes()) * VHD_SECTOR_SIZE;

@@ -1,6 +1,6 @@
 /**
- * The one loop over the layers of a chain, with the limits that hold for all that follow chains: no
- * more than {@linkcode MAX_CHAIN_DEPTH} layers, and no file twice.
+ * The loop over the layers of a chain, used by all code that follows chains. It applies the limits:
+ * at most {@linkcode MAX_CHAIN_DEPTH} layers, and no file twice.
  *
  * @module
  */
@@ -9,46 +9,51 @@ import { canonicalPath } from "../../files/paths.ts";
 import type { Storage } from "../../files/storage.ts";
 import { VhdChainError } from "./errors.ts";
 
-/** How many layers a chain may have. */
+/** The largest number of layers in a chain. */
 export const MAX_CHAIN_DEPTH = 256;
 
-/** What leads to a layer. */
+/** The place of a layer. */
 export interface LayerPlace {
-  /** Its file; null for what is no layer of the chain, such as a filter in front of an image. */
+  /**
+   * The layer's file; null for an element that is no layer, such as a filter in front of an image.
+   */
   readonly path: string | null;
 }
 
-/** A chain that is walked over. */
+/** A chain to walk. */
 export interface LayerWalk<Place extends LayerPlace, Layer> {
   readonly storage: Storage;
-  /** What errors call the chain: the name of its top. */
+  /** The name of the chain in errors: the name of its top. */
   readonly name: string;
   readonly topPath: string | null;
   /** The open top of the chain. */
   readonly top: Layer;
-  /** Where the layer below one is; null at the end of the chain. */
+  /** The place of the layer below; null at the end of the chain. */
   below(layer: Layer): Place | null;
-  /** Opens the layer at a place that is within the limits. */
+  /** Opens the layer at a place. The limits have been checked. */
   open(place: Place): Layer;
   /** {@linkcode MAX_CHAIN_DEPTH} by default. */
   readonly limit?: number;
-  /** An error about a file that is there twice names the layer that leads to it, not the top. */
+  /** An error about a file that occurs twice names the layer that refers to it, not the top. */
   readonly blamesLayer?: boolean;
 }
 
-/** A layer that a walk has come to. */
+/** One layer of a walk. */
 export class LayerStep<Place extends LayerPlace, Layer> {
   readonly layer: Layer;
   #parent: Place | null | undefined;
   readonly #find: () => Place | null;
 
-  /** Steps are made by {@linkcode walkLayers}. */
+  /** Only {@linkcode walkLayers} makes steps. */
   constructor(layer: Layer, find: () => Place | null) {
     this.layer = layer;
     this.#find = find;
   }
 
-  /** Where the layer below is, found when it is first asked for. Throws what finding it throws. */
+  /**
+   * The place of the layer below. It is located on the first access, which throws the errors of
+   * `below`.
+   */
   get parent(): Place | null {
     if (this.#parent === undefined) this.#parent = this.#find();
     return this.#parent;
@@ -56,9 +61,10 @@ export class LayerStep<Place extends LayerPlace, Layer> {
 }
 
 /**
- * Walks down a chain. A layer is opened when the walk goes on to it; the caller may stop before.
+ * Walks down a chain. A layer is opened when the walk goes on to it. The caller may stop before
+ * that.
  *
- * @throws {VhdChainError} ELOOP for a file that is in the chain already, and for too many layers.
+ * @throws {VhdChainError} ELOOP for a file that is already in the chain, and for too many layers.
  */
 export function* walkLayers<Place extends LayerPlace, Layer>(
   walk: LayerWalk<Place, Layer>,
@@ -80,7 +86,7 @@ export function* walkLayers<Place extends LayerPlace, Layer>(
   }
 }
 
-/** The layers that a walk has been to. */
+/** The limits of a walk, and the layers that it has visited. */
 class Limits {
   readonly #storage: Storage;
   readonly #name: string;
@@ -101,7 +107,7 @@ class Limits {
     this.#blamesLayer = blamesLayer;
   }
 
-  /** @param above The layer that leads to it. */
+  /** @param above The layer that refers to `path`. */
   enter(path: string | null, above: string): void {
     if (path === null) return;
     if (this.#storage.exists(path)) this.#refuseSecondVisit(path, above);
@@ -113,7 +119,10 @@ class Limits {
     );
   }
 
-  /** A file may have several names, and a device several nodes: both names and files are compared. */
+  /**
+   * A file may have several names, and a device several nodes, so both names and inodes are
+   * compared.
+   */
   #refuseSecondVisit(path: string, above: string): void {
     const name = canonicalPath(this.#storage, path);
     const { device, inode } = this.#storage.locate(path);

@@ -2,15 +2,15 @@ import type { VhdChain } from "./chain.ts";
 import { type Extent, heldExtents } from "./read.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** A stretch of a disk, and the layer of the chain that it is read from. */
+/** A range of a disk, and the layer of the chain that it is read from. */
 export interface ChainExtent extends Extent {
-  /** 0 for the image itself, 1 for its parent, and so on; -1 where no layer holds anything. */
+  /** 0 for the image itself, 1 for its parent, and so on; -1 when no layer holds the range. */
   readonly layer: number;
 }
 
 interface Walker {
   readonly extents: Iterator<Extent>;
-  /** The first extent that does not end before where the walk is. */
+  /** The current extent: the first one that ends behind the position of the walk. */
   start: number;
   end: number;
 }
@@ -22,13 +22,13 @@ function advance(walker: Walker): void {
 }
 
 /**
- * Walks over a disk from its start to its end: which layer of the chain each stretch of it is read
- * from. A raw image at the bottom holds everything up to its end. Nothing is kept in memory but one
- * block's bitmap a layer.
+ * Walks a disk from start to end. Each extent names the layer of the chain that it is read from. A
+ * raw image at the bottom holds all sectors up to its end. Memory use is one block's bitmap per
+ * layer.
  */
 export function* chainExtents(chain: VhdChain): Generator<ChainExtent> {
   const sizeSectors = chain.images[0].sizeBytes / VHD_SECTOR_SIZE;
-  // Behind the end of an image, nothing of those below it shows.
+  // Layers below an image do not show behind its end.
   let lengthSectors = sizeSectors;
   const walkers: Walker[] = chain.images.map((image) => {
     lengthSectors = Math.min(lengthSectors, image.sizeBytes / VHD_SECTOR_SIZE);

@@ -13,16 +13,18 @@ import {
 import type { StorageFile } from "../../files/storage.ts";
 import { VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** Which copy of the footer was used; `short` is one of 511 bytes, as early tools wrote them. */
+/**
+ * The copy of the footer that was used. `short` is a footer of 511 bytes, as early tools wrote it.
+ */
 export type FooterSource = "primary" | "short" | "backup";
 
-/** A footer and where it was found. */
+/** A footer and its source. */
 export interface FoundFooter {
   readonly footer: Footer;
   readonly source: FooterSource;
 }
 
-/** The 512 bytes at an offset; null when the file has fewer there. */
+/** The 512 bytes at an offset; null when the file is too short. */
 export function readFooterBytes(
   file: StorageFile,
   offsetBytes: number,
@@ -34,9 +36,10 @@ export function readFooterBytes(
 }
 
 /**
- * Finds the footer: at the end of the file, there as 511 bytes, or the backup at the start.
+ * Finds the footer. The order is: 512 bytes at the end of the file, 511 bytes at the end, the
+ * backup at the start.
  *
- * @throws {VhdFormatError} when there is none, or when the one found contradicts the file.
+ * @throws {VhdFormatError} without a valid footer, or when the footer contradicts the file.
  */
 export function readFooter(
   file: StorageFile,

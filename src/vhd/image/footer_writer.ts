@@ -1,13 +1,13 @@
 import { encodeFooter, HD_FOOTER_SIZE } from "../format/footer.ts";
 import type { VhdImage } from "./image.ts";
 
-/** Bytes of the footers that early tools wrote: all but the last, which is zero. */
+/** Length of the footers that early tools wrote. The missing last byte counts as zero. */
 const SHORT_FOOTER_SIZE = 511;
 
 /**
- * Writes changed fields of an image's footer where its footers are, and syncs the file. Nothing else
- * moves. A file without a footer at its end is one that a tapdisk let grow before it died: then it is
- * the backup alone that counts.
+ * Writes the changed fields of a footer to all of the image's footers, and syncs the file. No
+ * footer moves. A file without a footer at its end was extended by a tapdisk that then died: only
+ * the backup is valid, and only the backup is written.
  */
 export function updateFooters(image: VhdImage): void {
   const { file, footerSource, type } = image;

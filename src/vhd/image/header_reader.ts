@@ -14,24 +14,27 @@ import { type LocatorFault, settleLocators } from "./locator_reader.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** Smallest block size that we read: a bitmap of whole bytes. */
+/** The smallest block size that is accepted: its bitmap has whole bytes. */
 const MIN_BLOCK_SIZE = 4096;
-/** Largest block size that we read: it bounds the buffers for a block and its bitmap. */
+/** The largest block size that is accepted. It bounds the buffers for a block and its bitmap. */
 const MAX_BLOCK_SIZE = 64 * 1024 * 1024;
-/** Most BAT entries that we read: 64 MiB of table, 16 times what the largest disk needs. */
+/**
+ * The largest number of BAT entries that is accepted: 64 MiB of table, 16 times the need of the
+ * largest disk.
+ */
 export const MAX_BAT_ENTRIES = 16 * 1024 * 1024;
 
-/** A header, and what was wrong with its locators. */
+/** A header, and the faults of its locators. */
 export interface FoundHeader {
-  /** Its locators are those that can be used; see `settleLocators`. */
+  /** It holds only usable locators; see `settleLocators`. */
   readonly header: DynamicHeader;
   readonly locatorFaults: readonly LocatorFault[];
 }
 
 /**
- * Reads the header that the footer points to and holds every field against the file.
+ * Reads the header that the footer points to and checks every field against the file.
  *
- * @throws {VhdFormatError} naming the first field that is wrong.
+ * @throws {VhdFormatError} for the first wrong field.
  */
 export function readHeader(file: StorageFile, footer: Footer): FoundHeader {
   const sizeBytes = file.sizeBytes();
@@ -66,7 +69,7 @@ interface HeaderFault {
   readonly problem: string;
 }
 
-/** What is wrong with a header by itself; null when it is good. */
+/** The fault of a header by itself; null for a valid header. */
 export function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFault | null {
   if (header.cookie !== DD_COOKIE) return { field: "cookie", problem: `is not "${DD_COOKIE}"` };
   const checksum = headerChecksum(bytes);
@@ -89,7 +92,7 @@ export function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFau
   return null;
 }
 
-/** What is wrong with where a header has the block table; null when it is good. */
+/** The fault of the block table's place in a header; null for a valid place. */
 export function tableFault(
   header: DynamicHeader,
   footer: Footer,

@@ -1,13 +1,13 @@
 /**
- * Changes the header of an image in its place. The header has two sectors, and a power cut may leave
- * one of them old and one new: then its checksum is wrong and the image does not open. So the new
- * header is on stable storage as a copy first, in room that belongs to nothing. `repair` finds the copy
- * and completes the change.
+ * Changes the header of an image in place. The header has two sectors, and a power cut may leave
+ * one old and one new. The checksum is wrong then, and the image does not open. So a copy of the
+ * new header is made durable first, in unused space. `repair` finds the copy and completes the
+ * change.
  *
- * The copy is in one of two places, which can be found with a torn header, since the fields that lead
- * to the block table never change here: right in front of the footer at the end, or right in front of
- * the first block. An image without room in either gets some in front of its footer. The copy is gone
- * when the change is complete.
+ * The copy is in one of two places: directly in front of the footer at the end, or directly in
+ * front of the first block. Both can be found with a torn header, because the fields that lead to
+ * the block table never change here. When both places are in use, the file is extended in front of
+ * its footer. The copy is removed when the change is complete.
  *
  * @module
  */
@@ -37,11 +37,12 @@ import { headerFault, tableFault } from "./header_reader.ts";
 import { readBat, type VhdImage } from "./image.ts";
 
 /**
- * Writes the header of an image anew, and syncs the file before and after. The block table, its size
- * and the block size stay as they are. Beside a tapdisk that serves the image the copy is only where no block can come
- * (see {@linkcode placeBesideTapdisk}); without such a place there is none.
+ * Rewrites the header of an image, and syncs the file before and after. The block table, its size
+ * and the block size do not change. While a tapdisk serves the image, the copy goes only to a place
+ * where no block can be allocated (see {@linkcode placeBesideTapdisk}). Without such a place, no
+ * copy is made.
  *
- * @throws {SystemError} ENOSPC when there is no room for the copy; what the file system says.
+ * @throws {SystemError} ENOSPC without space for the copy; errors of the file system.
  */
 export function rewriteHeader(image: VhdImage, header: DynamicHeader): void {
   const { file, footer } = image;
@@ -54,7 +55,7 @@ export function rewriteHeader(image: VhdImage, header: DynamicHeader): void {
   removeCopy();
 }
 
-/** Writes the copy and syncs the file; returns what removes the copy again. */
+/** Writes the copy and syncs the file. Returns a function that removes the copy. */
 function putCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void {
   const { file } = image;
   const free = file.isShared ? placeBesideTapdisk(image) : freePlace(image);
@@ -73,8 +74,9 @@ function freePlace(image: VhdImage): number | undefined {
 }
 
 /**
- * The place in front of the first block, if that block lies where the first of all goes: a tapdisk adds
- * blocks behind it only. Elsewhere there may be blocks that the table on disk does not name yet.
+ * The place in front of the first block, if that block is at the lowest place for a block: a
+ * tapdisk then allocates blocks only behind it. Any other place may hold blocks that are not in the
+ * BAT on disk yet.
  */
 function placeBesideTapdisk(image: VhdImage): number | undefined {
   const { bat, endOfHeadersBytes } = image;
@@ -83,7 +85,7 @@ function placeBesideTapdisk(image: VhdImage): number | undefined {
   return bat.includes(first) && offsetBytes >= endOfHeadersBytes ? offsetBytes : undefined;
 }
 
-/** Makes a file longer for the copy, with a footer behind it. The old footer stays where it is. */
+/** Extends the file for the copy, with a footer behind it. The old footer stays in its place. */
 function appendCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void {
   const { file, path } = image;
   if (file.isBlockDevice) {
@@ -105,19 +107,19 @@ function appendCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void
     throw error;
   }
   return () => {
-    // Without a footer at its old end, the file keeps the one behind the copy.
+    // The file had no footer at its old end, so it keeps the one behind the copy.
     if (image.footerSource === "backup") return;
     file.truncate(oldBytes);
     file.sync();
   };
 }
 
-/** Where the last sector of a file begins, which may lack its last byte. */
+/** Byte offset of the file's last sector, which may lack its last byte (a short footer). */
 function footerStart(file: StorageFile): number {
   return Math.floor((file.sizeBytes() - 1) / VHD_SECTOR_SIZE) * VHD_SECTOR_SIZE;
 }
 
-/** The places where a copy may be; see the head of this file. */
+/** The places for a copy; see the head of this file. */
 function copyPlaces(file: StorageFile, bat: Uint32Array): number[] {
   const places = [footerStart(file) - DD_HEADER_SIZE];
   let first = DD_BLK_UNUSED;
@@ -132,7 +134,7 @@ interface Blocks {
   readonly bitmapSectors: number;
 }
 
-/** Whether no block lies where a copy would be. */
+/** Whether no block overlaps the place of a copy. */
 function isFree(blocks: Blocks, offsetBytes: number): boolean {
   const start = offsetBytes / VHD_SECTOR_SIZE;
   const end = start + DD_HEADER_SIZE / VHD_SECTOR_SIZE;
@@ -142,11 +144,11 @@ function isFree(blocks: Blocks, offsetBytes: number): boolean {
 }
 
 /**
- * Completes a change of the header that a power cut broke off. A header that is good, or torn without
- * a copy of the new one, stays as it is.
+ * Completes a change of the header that a power cut interrupted. A valid header, and a torn header
+ * without a copy, stay as they are.
  *
  * @returns Whether the header was written.
- * @throws {VhdFormatError} when there is no footer; what the file system says.
+ * @throws {VhdFormatError} without a valid footer; errors of the file system.
  */
 export function completeHeader(
   file: StorageFile,
@@ -173,7 +175,10 @@ function readHeaderBytes(file: StorageFile, offsetBytes: number): Uint8Array<Arr
   return file.readAt(bytes, offsetBytes) < DD_HEADER_SIZE ? null : bytes;
 }
 
-/** Where the copy is that a torn header has one sector of. Blocks, which guests write, do not count. */
+/**
+ * Byte offset of a copy that shares a sector with the torn header; null without one. Places inside
+ * blocks are skipped, as guests write them.
+ */
 function findCopy(file: StorageFile, footer: Footer, torn: Uint8Array): number | null {
   const header = decodeHeader(torn);
   if (tableFault(header, footer, file.sizeBytes()) !== null) return null;
@@ -187,7 +192,10 @@ function findCopy(file: StorageFile, footer: Footer, torn: Uint8Array): number |
   return found ?? null;
 }
 
-/** Whether a copy is good, says the same of the blocks, and has a sector of the torn header. */
+/**
+ * Whether a copy is valid, has the same block table and block size, and shares a sector with the
+ * torn header.
+ */
 function isCopyOf(torn: Uint8Array, copy: Uint8Array): boolean {
   const [was, becomes] = [decodeHeader(torn), decodeHeader(copy)];
   if (becomes.cookie !== DD_COOKIE || becomes.checksum !== headerChecksum(copy)) return false;

@@ -1,11 +1,12 @@
 /**
- * `src/vhd/image`: open images and chains of them. Metadata is read, compared with the file and kept
- * in a `VhdImage`; parents are found, confined and identified; data is read through a chain. The parts
- * of an image that all writers share are here too: the place of a new block, the batmap, the footers.
+ * `src/vhd/image`: open images and chains of images. This folder reads metadata, checks it against
+ * the file and keeps it in a `VhdImage`; it locates, confines and identifies parents; it reads data
+ * through a chain. It also has the parts that all writers share: the place of a new block, the
+ * batmap, the footers.
  *
- * Everything is synchronous, one call at a time. This folder must not know the disk queue, tapdisk or
- * the commands, and it must not change what an image holds on its own: `src/vhd` and the live driver
- * decide that.
+ * Everything is synchronous, one call at a time. This folder must not know the disk queue, tapdisk
+ * or the commands, and it must not decide to change an image; `src/vhd` and the live driver do
+ * that.
  *
  * This file opens an image.
  *
@@ -49,14 +50,15 @@ import { isNullUuid } from "../format/uuid.ts";
 export type VhdType = "fixed" | "dynamic" | "differencing";
 
 /**
- * A batmap: which blocks are full. It is a hint for other programs. Reads and writes use the blocks'
- * own bitmaps; bits that contradict them are cleared when the map is written.
+ * The batmap: one bit for each block that is full. It is a hint for other programs. Reads and
+ * writes use the blocks' bitmaps. Bits that contradict the bitmaps are cleared when the map is
+ * written.
  */
 export interface Batmap {
   header: BatmapHeader;
-  /** Whether `bits` differ from those in the file. Bits may be set late, never too early. */
+  /** Whether `bits` differ from the file. A bit may be set late, never too early. */
   dirty: boolean;
-  /** One bit a block, most significant first. Blocks past its end are not in it. */
+  /** One bit a block, most significant first. Blocks past the end have no bit. */
   bits: Uint8Array<ArrayBuffer>;
   /** Byte offset of the batmap's header. */
   readonly headerOffsetBytes: number;
@@ -64,7 +66,7 @@ export interface Batmap {
   readonly offsetBytes: number;
 }
 
-/** What a differencing image says of its parent. */
+/** The reference of a differencing image to its parent. */
 export interface ParentReference {
   /** 16 bytes, zero for a raw parent. */
   readonly uuid: Uint8Array;
@@ -72,93 +74,92 @@ export interface ParentReference {
   readonly raw: boolean;
   /** The file name in the header. */
   readonly name: string;
-  /** The locators in use, in their order. */
+  /** The locators in use, in header order. */
   readonly locators: readonly ParentLocator[];
 }
 
-/** An open image whose metadata was read and found to make sense. */
+/** An open image whose metadata was read and is valid. */
 export interface VhdImage {
   readonly path: string;
   readonly file: StorageFile;
   readonly storage: Storage;
-  /** Where its parents, and theirs, may be. */
+  /** The folders in which its parents and their parents may be. */
   readonly confinement: Confinement;
   footer: Footer;
-  /** Where the footer was read: `backup` when the one at the end is missing or broken. */
+  /** The source of the footer: `backup` when the footer at the end is missing or damaged. */
   readonly footerSource: FooterSource;
   /** Null in a fixed image. */
   header: DynamicHeader | null;
-  /** The header's locators that are not used as they stand in the file, and why. */
+  /** The header's locators that are not used as they are in the file, with their faults. */
   readonly locatorFaults: readonly LocatorFault[];
   readonly type: VhdType;
   /** Size of the virtual disk. */
   sizeBytes: number;
-  /** 0 in a fixed image, as are the next two. */
+  /** 0 in a fixed image, like the next two fields. */
   readonly blockSizeBytes: number;
   readonly sectorsPerBlock: number;
   readonly bitmapSectors: number;
-  /** Blocks that the virtual disk has; the BAT may have room for more. */
+  /** The number of the virtual disk's blocks. The BAT may have more entries. */
   blocks: number;
   /**
-   * Sector of each block's bitmap, 0xffffffff for none; an entry for each of `blocks`. The header may
-   * declare more entries. Those belong to no block and are never read.
+   * The sector of each block's bitmap, 0xffffffff for a block that is not allocated; one entry for
+   * each of `blocks`. Further entries that the header declares belong to no block and are never
+   * read.
    */
   bat: Uint32Array;
-  /** What the file has behind the BAT's last entry, up to the end of the sector. */
+  /** The content of the file behind the BAT's last entry, up to the end of the sector. */
   batPadding: Uint32Array;
   readonly batOffsetBytes: number;
   batmap: Batmap | null;
   /**
-   * What is wrong with the batmap; null when all is well. With a wrong checksum there is a batmap all
-   * the same, with no bit set; one without a usable place for the map has no bits; null is one whose
-   * header is not there.
+   * The fault of the batmap; null without a fault. With a wrong checksum, `batmap` is set and no
+   * bit is set. Without a valid place for the map, `batmap` has no bits. Without a header, `batmap`
+   * is null.
    */
   readonly batmapFault: VhdFormatError | null;
-  /** First byte behind the metadata at the front. */
+  /** The first byte behind the metadata at the front. */
   endOfHeadersBytes: number;
-  /** First sector behind all metadata and blocks: where the next block may start. */
+  /** The first sector behind all metadata and blocks: the earliest start of the next block. */
   endOfDataSector: number;
   hidden: boolean;
   savedState: boolean;
-  /** Null in all but differencing images. */
+  /** Null in fixed and dynamic images. */
   readonly parent: ParentReference | null;
   close(): void;
 }
 
 /** How an image is opened. */
 export interface OpenOptions {
-  /** Where the file is. */
+  /** The storage of the file; the system's by default. */
   readonly storage?: Storage;
   /** True by default. */
   readonly readOnly?: boolean;
-  /** Also accept images that were put out of use (cookie `v_poison`). */
+  /** Also accept disabled images (cookie `v_poison`). */
   readonly ignoreDisabled?: boolean;
-  /**
-   * Do not stop at BAT entries that make no sense: for looking at damaged images, never
-   * for writing.
-   */
+  /** Accept invalid BAT entries. Only to inspect damaged images, never for writing. */
   readonly lenient?: boolean;
-  /** Use the backup footer even if the one at the end is good. */
+  /** Use the backup footer even if the one at the end is valid. */
   readonly useBackupFooter?: boolean;
   /**
-   * Where its parents may be: that of the child, for an image further down a chain. Without it, the
-   * image is the top of a chain.
+   * The folders in which its parents may be. For an image further down a chain, this is the child's
+   * confinement. Without it, the image is the top of a chain.
    */
   readonly confinement?: Confinement;
-  /** The file must be this one, which was looked at before (ESTALE). */
+  /** The file must be this one, which was located before (ESTALE). */
   readonly same?: FileIdentity;
-  /** For writing: the caller holds the lock of this file already, which the name must lead to. */
+  /** For writing: the caller already holds the lock of this file, and the name must lead to it. */
   readonly lockedBy?: FileIdentity;
-  /** For writing: open it also while a tapdisk serves it; see `StorageFile.isShared`. */
+  /** For writing: open the image also while a tapdisk serves it; see `StorageFile.isShared`. */
   readonly besideTapdisk?: boolean;
 }
 
 /**
- * Opens an image and reads its metadata. A broken footer at the end of the file is replaced by the
- * backup at its start, as after a crash. Opening it for writing takes the lock that a tapdisk holds too.
+ * Opens an image and reads its metadata. When the footer at the end of the file is damaged, as
+ * after a crash, the backup at its start is used. Opening for writing takes the lock that a tapdisk
+ * also takes.
  *
- * @throws {VhdFormatError} for content that is no VHD or contradicts itself or the file's size.
- * @throws {SystemError} when the file cannot be read; EBUSY when somebody else may write to it.
+ * @throws {VhdFormatError} for a file that is no VHD or contradicts itself or its size.
+ * @throws {SystemError} when the file cannot be read; EBUSY when another process may write to it.
  */
 export function openVhd(path: string, options: OpenOptions = {}): VhdImage {
   const { storage = osStorage, readOnly = true } = options;
@@ -174,8 +175,8 @@ export function openVhd(path: string, options: OpenOptions = {}): VhdImage {
 }
 
 /**
- * A tapdisk may be writing the image meanwhile: one that grows between our reading its footer and
- * its BAT contradicts itself, but not twice.
+ * Reads an image that a tapdisk may be writing. When the image grows between the reads of its
+ * footer and its BAT, the two contradict each other, so a failed read is repeated once.
  */
 function readSettledImage(file: StorageFile, storage: Storage, options: OpenOptions): VhdImage {
   try {
@@ -218,7 +219,7 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   const batEnd = batmapHeaderOffset(header);
   const buried = dropBuriedLocators(file, header, {
     headerOffsetBytes: Number(footer.dataOffset),
-    // An entry that points into the BAT itself is wrong, and says nothing about the locators.
+    // An entry that points into the BAT itself is wrong, and proves nothing about the locators.
     isInBlock: (from, to) =>
       bat.some((sector) => {
         const start = sector * VHD_SECTOR_SIZE;
@@ -266,10 +267,10 @@ const FIXED_PARTS = {
   parent: null,
 } as const;
 
-/** Entries of a BAT that are read at once. */
+/** The number of BAT entries in one read. */
 const BAT_ENTRIES_AT_ONCE = 256 * 1024;
 
-/** Reads the first `entries` entries of the BAT: those that the blocks of the disk have. */
+/** Reads the first `entries` entries of the BAT: one for each block of the disk. */
 export function readBat(file: StorageFile, header: DynamicHeader, entries: number): Uint32Array {
   const bat = new Uint32Array(entries);
   const buffer = new Uint8Array(4 * Math.min(entries, BAT_ENTRIES_AT_ONCE));
@@ -289,7 +290,7 @@ export function readBat(file: StorageFile, header: DynamicHeader, entries: numbe
   return bat;
 }
 
-/** Reads what is behind those entries in their last sector. */
+/** Reads the rest of the last sector, behind those entries. */
 function readBatPadding(file: StorageFile, header: DynamicHeader, entries: number): Uint32Array {
   const bytes = new Uint8Array(batBytes(entries) - entries * 4);
   file.readAt(bytes, Number(header.tableOffset) + entries * 4);
@@ -299,11 +300,14 @@ function readBatPadding(file: StorageFile, header: DynamicHeader, entries: numbe
 interface UsableBatmap {
   readonly batmap: Batmap | null;
   readonly fault: VhdFormatError | null;
-  /** The batmap's room: no block may go there, also while a map is missing and could be remade. */
+  /**
+   * The space of the batmap, where no block may be allocated. It is set also while a map is missing
+   * and could be rebuilt.
+   */
   readonly reserved: BatmapHeader | null;
 }
 
-/** The batmap as far as it can be used. One that overlaps other structures does not count. */
+/** The batmap as far as it can be used. A batmap that overlaps other structures is ignored. */
 function readBatmapOf(
   { file, footer, header, shape, bat }: {
     file: StorageFile;
@@ -326,7 +330,7 @@ function readBatmapOf(
     return { batmap: null, fault: missing ? fault : null, reserved: missing ? fresh : null };
   }
   const placed = bits.length > 0;
-  // Blocks lie there: what looks like a header is data.
+  // Blocks overlap this place, so the apparent header is data.
   if (placed && !isPlaceFree(found)) return { batmap: null, fault: null, reserved: null };
   const inUse = Math.min(bits.length, batmapBytes(Number(footer.currentSize)));
   const batmap = {

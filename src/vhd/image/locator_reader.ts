@@ -14,21 +14,22 @@ import {
 import type { StorageFile } from "../../files/storage.ts";
 import { paddedBytes } from "../format/units.ts";
 
-/** A locator that is not used as it stands in the file. */
+/** A locator that is not used as it is in the file. */
 export interface LocatorFault {
-  /** Which of the header's locators. */
+  /** The index of the locator in the header. */
   readonly index: number;
-  /** The locator as the file has it. */
+  /** The locator as it is in the file. */
   readonly locator: ParentLocator;
   readonly error: VhdFormatError;
 }
 
 /**
- * Makes a header's locators safe to work with. Locators only repeat where the parent is, so a wrong
- * one is no reason to refuse an image. One whose name cannot be read is left out. One whose room
- * makes no sense keeps its name, and has as much room as the name takes.
+ * Makes a header's locators safe to use. A locator only repeats the place of the parent, so a wrong
+ * one is no reason to refuse an image. A locator whose name cannot be read is left out. A locator
+ * with an invalid space keeps its name, and its space becomes the length of the name in whole
+ * sectors.
  *
- * @returns What was wrong; the header's own list holds the locators to use.
+ * @returns The faults. The header's own list then holds the locators to use.
  */
 export function settleLocators(
   file: StorageFile,
@@ -43,17 +44,17 @@ export function settleLocators(
 }
 
 /**
- * Leaves out the locators whose room reaches into a block: what they point to is the guest's data,
- * or was overwritten by it.
+ * Leaves out the locators whose space overlaps a block: the name there is the guest's data, or was
+ * overwritten by it.
  *
- * @returns What was wrong, as `settleLocators` does.
+ * @returns The faults, as from `settleLocators`.
  */
 export function dropBuriedLocators(
   file: StorageFile,
   header: DynamicHeader,
   { headerOffsetBytes, isInBlock }: {
     headerOffsetBytes: number;
-    /** Whether a block lies between two bytes of the file. */
+    /** Whether a block overlaps a byte range of the file. */
     isInBlock: (fromBytes: number, toBytes: number) => boolean;
   },
 ): LocatorFault[] {
@@ -101,7 +102,7 @@ const FIELD_OFFSETS = { dataSpace: 4, dataLength: 8, dataOffset: 16 } as const;
 interface Fault {
   readonly field: keyof typeof FIELD_OFFSETS;
   readonly problem: string;
-  /** Whether the name can be read all the same. */
+  /** Whether the name can be read in spite of the fault. */
   readonly hasName: boolean;
 }
 
@@ -131,7 +132,7 @@ function locatorFault(locator: ParentLocator, sizeBytes: number): Fault | null {
   return null;
 }
 
-/** The name that a locator points to, as it is stored; null when it cannot be read. */
+/** The stored name of a locator; null when it cannot be read. */
 export function readLocatorName(file: StorageFile, locator: ParentLocator): string | null {
   const { code, dataLength, dataOffset } = locator;
   if (dataLength > MAX_LOCATOR_NAME_BYTES || dataOffset > BigInt(Number.MAX_SAFE_INTEGER)) {
@@ -142,7 +143,7 @@ export function readLocatorName(file: StorageFile, locator: ParentLocator): stri
   return decodeLocation(code, bytes);
 }
 
-/** A header's locators as the file has them, those that are not used included. */
+/** The locators as they are in the file, including the unused ones. */
 export function declaredLocators(
   { header, locatorFaults }: {
     readonly header: DynamicHeader | null;
@@ -150,7 +151,7 @@ export function declaredLocators(
   },
 ): ParentLocator[] {
   const locators = [...header?.locators ?? []];
-  // The first fault of a locator has it as the file does.
+  // The first fault of a locator holds it as it is in the file.
   for (const { index, locator } of locatorFaults.toReversed()) locators[index] = locator;
   return locators;
 }

@@ -8,7 +8,7 @@ import { readFooter } from "./footer_reader.ts";
 import { type OpenOptions, openVhd, type VhdImage } from "./image.ts";
 import { readLocatorName } from "./locator_reader.ts";
 
-/** The parent's path as the child has it, without looking for the file; null when it has none. */
+/** The parent's path as stored in the child, without looking for the file; null without one. */
 export function unresolvedParent(image: VhdImage): string | null {
   for (const locator of image.parent?.locators ?? []) {
     const path = readLocatorName(image.file, locator);
@@ -17,35 +17,35 @@ export function unresolvedParent(image: VhdImage): string | null {
   return image.parent?.name || null;
 }
 
-/** A file that a child names as its parent, and which file that is. */
+/** A file that a child names as its parent, and its identity. */
 export interface FoundFile extends FileIdentity {
   readonly path: string;
 }
 
-/** An image's parent: where it is, and what {@linkcode openParent} holds it to. */
+/** The place of an image's parent, and the conditions that {@linkcode openParent} checks. */
 export interface FoundParent extends FoundFile {
-  /** Whether it is a raw image. */
+  /** Whether the parent is a raw image. */
   readonly raw: boolean;
-  /** The UUID that it must have; null for a raw image, and where any UUID will do. */
+  /** The UUID that the parent must have; null for a raw image, and when any UUID is accepted. */
   readonly uuid: Uint8Array | null;
-  /** The image that names it. */
+  /** The child image. */
   readonly childPath: string;
-  /** Where its own parents may be. */
+  /** The folders in which the parent's own parents may be. */
   readonly confinement: Confinement;
 }
 
-/** What a name of a parent leads to. */
+/** The result of a lookup of a parent's name. */
 export interface ParentLookup {
-  /** The file, which may be the child's parent as to where it is; null when there is none. */
+  /** The file, whose place is allowed; null without one. Its UUID is not checked yet. */
   readonly found: FoundFile | null;
-  /** Why there is none, when there is a file, but where no parent may be. */
+  /** The error when the file exists but its place is not allowed for a parent. */
   readonly refusal: VhdChainError | null;
 }
 
 /**
- * Finds a file by the name that a child has for it: an absolute path as it is, anything else from
- * the child's folder. An absolute path that leads nowhere, or where no parent may be, is tried from
- * there too, for chains that were made on Windows.
+ * Finds a file by a name that is stored in the child. An absolute path is used as it is; any other
+ * name is relative to the child's folder. When an absolute path does not exist, or its place is not
+ * allowed, it is tried relative to the child's folder too, for chains that were made on Windows.
  */
 export function findParent(image: VhdImage, name: string): ParentLookup {
   const { storage, confinement, path } = image;
@@ -66,17 +66,17 @@ export function findParent(image: VhdImage, name: string): ParentLookup {
   return { found: null, refusal };
 }
 
-/** The file beside the child that has the name in the child's header, if there is one. */
+/** The file in the child's folder with the parent name of the child's header. */
 export function findNamedParent(image: VhdImage): ParentLookup {
   const name = fileNameOf(image.parent?.name ?? "");
   return name === "" ? { found: null, refusal: null } : findParent(image, name);
 }
 
-/** Which file is taken for an image's parent. */
+/** How an image's parent is chosen. */
 export interface ResolveOptions {
   /**
-   * When no file has the UUID in the child's header, take the first that a locator leads to. For
-   * work that describes a chain and does not read through it.
+   * When no file has the parent UUID of the child's header, use the first file that a locator
+   * names. For operations that describe a chain and do not read through it.
    */
   readonly anyUuid?: boolean;
 }
@@ -87,14 +87,15 @@ export function resolveParent(image: VhdImage, options: ResolveOptions = {}): st
 }
 
 /**
- * Finds an image's parent: the first file that has the UUID in the image's header. The
- * locators are followed in their order; then the file beside the image is tried that has the name
- * in the header, as some programs write no locators, or change a chain by the header alone. A raw
- * parent has no UUID: it is the first file that a locator leads to. Files that lie where no parent may
- * be are passed over.
+ * Locates an image's parent: the first file with the parent UUID of the image's header. The
+ * locators are followed in header order. The last candidate is the file in the image's folder with
+ * the parent name of the header, as some programs write no locators, or change only the header. A
+ * raw parent has no UUID: it is the first file that a locator names. Files in places that are not
+ * allowed are skipped.
  *
- * @throws {VhdChainError} when there is none; EPERM when there would be one, but not where it may be.
- * @throws {VhdFormatError} | {SystemError} when the only file there is cannot be read.
+ * @throws {VhdChainError} without a parent; EPERM when a parent exists in a place that is not
+ * allowed.
+ * @throws {VhdFormatError} | {SystemError} when the only candidate cannot be read.
  */
 export function locateParent(
   image: VhdImage,
@@ -135,7 +136,7 @@ function chooseParent(image: VhdImage, { anyUuid }: { anyUuid: boolean }): Found
   throw failure ?? noParent(image, missing);
 }
 
-/** Where the locators lead: files, each once; names without one; the first that is refused. */
+/** The files that the locators name, each once; the names without a file; the first refusal. */
 function statedParents(
   image: VhdImage,
 ): { stated: FoundFile[]; missing: string[]; refusal: VhdChainError | null } {
@@ -166,7 +167,7 @@ function noParent(image: VhdImage, missing: readonly string[]): VhdChainError {
   );
 }
 
-/** The UUID of a file that may be a parent. */
+/** The UUID of a candidate. */
 function uuidOf(storage: Storage, { path, device, inode }: FoundFile): Uint8Array {
   const file = storage.open(path, "read", { same: { device, inode } });
   try {
@@ -189,12 +190,12 @@ function requireUuid(
 }
 
 /**
- * Opens an image's parent, and makes sure that it is the parent that was found: the same file, and
- * an image with the UUID that the child's header has. Whatever was put in its place since is refused.
- * All that opens the parents of images does it here, the live driver too.
+ * Opens an image's parent and checks that it is the located one: the same file, with the UUID of
+ * the child's header. A file that has replaced it is refused. All code that opens parents of images
+ * uses this function, including the live driver.
  *
  * @throws {VhdChainError} for an image with another UUID.
- * @throws {SystemError} ESTALE for another file; else as {@linkcode openVhd}.
+ * @throws {SystemError} ESTALE for another file; errors of {@linkcode openVhd}.
  */
 export function openParent(parent: FoundParent, options: OpenOptions = {}): VhdImage {
   const { path, device, inode, confinement, childPath, uuid } = parent;

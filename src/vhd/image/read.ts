@@ -5,18 +5,18 @@ import type { VhdChain } from "./chain.ts";
 import type { VhdImage } from "./image.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** Sectors of a disk that follow each other. */
+/** A range of a disk's sectors. */
 export interface Extent {
   readonly sector: number;
   readonly lengthSectors: number;
 }
 
 /**
- * Reads from a virtual disk as its user sees it: each sector from the uppermost image that holds
- * it, zeros where none does.
+ * Reads from a virtual disk through its chain. Each sector comes from the uppermost image that
+ * holds it; sectors that no image holds are zero.
  *
- * @param into Receives as many bytes as it is long. Neither end needs to be on a sector boundary.
- * @throws {SystemError} ERANGE beyond the end of the disk; what the file system says.
+ * @param into Receives `into.length` bytes. Neither end needs to be on a sector boundary.
+ * @throws {SystemError} ERANGE beyond the end of the disk; errors of the file system.
  */
 export function readRange(
   chain: VhdChain,
@@ -48,7 +48,7 @@ interface Piece {
   readonly sector: number;
 }
 
-/** Reads what layer `depth` and those below it hold. */
+/** Reads from layer `depth` and the layers below it. */
 function readLayers(chain: VhdChain, depth: number, { into, sector }: Piece): void {
   if (depth === chain.images.length) return readBottom(chain, { into, sector });
   const image = chain.images[depth];
@@ -70,7 +70,7 @@ function readLayers(chain: VhdChain, depth: number, { into, sector }: Piece): vo
   }
 }
 
-/** A disk may be smaller than the one above it: it reads as zeros from there on. */
+/** Limits a read to a disk that may be smaller than the disk above it. The rest reads as zeros. */
 function clampToDisk(
   into: Uint8Array<ArrayBuffer>,
   lengthBytes: number,
@@ -97,17 +97,17 @@ function readInBlock(chain: VhdChain, depth: number, { into, sector }: Piece): v
   }
 }
 
-/** Reads from the raw image below the last VHD, or from nothing. */
+/** Reads from the raw image below the last VHD, or zeros without one. */
 function readBottom(chain: VhdChain, { into, sector }: Piece): void {
   const got = chain.raw?.file.readAt(into, sector * VHD_SECTOR_SIZE) ?? 0;
   into.fill(0, got);
 }
 
 /**
- * Walks over the sectors that one image holds, not its parents: as many as follow each other at a
- * time, in rising order. A fixed image holds them all.
+ * Walks the sectors that one image holds, without its parents, in rising order. Each extent is as
+ * long as possible. A fixed image holds all sectors.
  *
- * @param range The part of the disk to look at; all of it by default.
+ * @param range The part of the disk to walk; all of it by default.
  */
 export function* heldExtents(image: VhdImage, range: Partial<Extent> = {}): Generator<Extent> {
   const { sector: from = 0, lengthSectors = image.sizeBytes / VHD_SECTOR_SIZE - from } = range;

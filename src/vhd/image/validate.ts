@@ -7,7 +7,10 @@ import { type Footer, HD_FOOTER_SIZE } from "../format/footer.ts";
 import type { DynamicHeader } from "../format/header.ts";
 import { sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** What the BAT of an image is compared with. Every open image with blocks is one. */
+/**
+ * The part of an image that its BAT is checked against. Every open dynamic or differencing image
+ * has these fields.
+ */
 export interface BatInFile extends BlockShape {
   readonly path: string;
   readonly file: Pick<StorageFile, "sizeBytes">;
@@ -19,22 +22,22 @@ export interface BatInFile extends BlockShape {
   readonly batOffsetBytes: number;
 }
 
-/** What can be wrong with one entry of the BAT. */
+/** The kinds of faults of a BAT entry. */
 export type BatFaultKind = "clobbers headers" | "clobbers footer" | "clobbers block";
 
 /**
- * Called with one entry of the BAT that is wrong; returns whether to go on.
+ * Called for each wrong entry of the BAT. Returns whether to go on.
  *
- * @param other The block that it overlaps, for `clobbers block`; else -1.
+ * @param other The overlapped block, for `clobbers block`; else -1.
  */
 export type BatFaultListener = (block: number, kind: BatFaultKind, other: number) => boolean;
 
 /**
- * Reports everything that is wrong with a BAT: entries that point into the metadata, past the end,
- * or to where another block lies. Each of millions of entries may be wrong, so a fault costs one call
+ * Reports every wrong entry of a BAT: entries that point into the metadata, past the end of the
+ * file, or into another block. Each of millions of entries may be wrong, so a fault costs one call
  * and no object.
  *
- * @param options.checkOverlaps Off saves sorting the table.
+ * @param options.checkOverlaps False skips the check for overlapping blocks, which sorts the table.
  */
 export function eachBatFault(
   image: BatInFile,
@@ -61,8 +64,8 @@ export function eachBatFault(
 }
 
 /**
- * Where blocks must end. Without a footer at the end (a crash, or a tapdisk at work) the file may
- * end within the last block, whose bitmap at least must be there.
+ * The sector at which blocks must end. Without a footer at the end (after a crash, or while a
+ * tapdisk serves the image) the file may end within the last block, but must hold its bitmap.
  */
 function lastUsableSector(image: BatInFile): number {
   const sizeBytes = image.file.sizeBytes();
@@ -73,7 +76,7 @@ function lastUsableSector(image: BatInFile): number {
   );
 }
 
-/** Reports blocks that begin before the one in front of them in the file ends, in that order. */
+/** Reports blocks that overlap the block in front of them, in file order. */
 function eachOverlap(
   { bat, bitmapSectors, sectorsPerBlock }: BatInFile,
   listener: BatFaultListener,
@@ -86,10 +89,10 @@ function eachOverlap(
   }
 }
 
-/** Pairs of block and sector for all allocated blocks, in the order of the sectors. */
+/** Pairs of block and sector for all allocated blocks, sorted by sector. */
 function sortedPlaces(bat: Uint32Array): Uint32Array {
   const keys = new BigUint64Array(allocatedBlocks(bat));
-  // The machine is little-endian: the upper half of a key, by which it is sorted first, is second.
+  // The machine is little-endian, so the second number of a pair is the upper half of its sort key.
   const pairs = new Uint32Array(keys.buffer);
   let end = 0;
   for (let block = 0; block < bat.length; block++) {
@@ -102,7 +105,7 @@ function sortedPlaces(bat: Uint32Array): Uint32Array {
 }
 
 /**
- * Compares the BAT with the file.
+ * Checks the BAT against the file.
  *
  * @throws {VhdFormatError} for the first fault.
  */
