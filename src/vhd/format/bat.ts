@@ -1,21 +1,21 @@
 import { paddedBytes, VHD_SECTOR_SIZE } from "./units.ts";
 
-/** What a BAT entry holds for a block that is not allocated. */
+/** The BAT entry of a block that is not allocated. */
 export const DD_BLK_UNUSED = 0xffff_ffff;
 /** Entries in a sector of the BAT. */
 export const BAT_ENTRIES_PER_SECTOR = VHD_SECTOR_SIZE / 4;
 
-/** Bytes that a BAT of `entries` takes up in the file. */
+/** Bytes of a BAT of `entries` entries in the file. */
 export function batBytes(entries: number): number {
   return paddedBytes(entries * 4);
 }
 
-/** The sector of the BAT that a block's entry is in, counted from the BAT's first. */
+/** The sector of the BAT that holds a block's entry, counted from the BAT's first sector. */
 export function batSectorOf(block: number): number {
   return Math.floor(block / BAT_ENTRIES_PER_SECTOR);
 }
 
-/** Reads `entries` entries: sector numbers, in the machine's own byte order from here on. */
+/** Decodes `entries` entries into sector numbers in the machine's byte order. */
 export function decodeBat(bytes: Uint8Array, entries: number): Uint32Array {
   const bat = new Uint32Array(entries);
   const view = new DataView(bytes.buffer, bytes.byteOffset, entries * 4);
@@ -23,19 +23,19 @@ export function decodeBat(bytes: Uint8Array, entries: number): Uint32Array {
   return bat;
 }
 
-/** A BAT as it is in memory, and what follows it in its last sector. */
+/** A BAT in memory, and the rest of its last sector. */
 export interface BatTable {
   readonly bat: Uint32Array;
   /**
-   * What the file holds behind the last of these entries, up to the end of the sector: entries that
-   * no block of the disk has, or something else; zeros where it ends.
+   * The content of the file behind the last entry, up to the end of the sector: entries that belong
+   * to no block, or another structure; zeros past the end of the file.
    */
   readonly batPadding: Uint32Array;
 }
 
 /**
- * Writes one sector of a BAT into memory. This is the only place that encodes entries, for all
- * writers. What follows the last entry stays as it was read: it may be another structure's.
+ * Encodes one sector of a BAT into memory. All writers encode BAT entries here. The rest of the
+ * last sector stays as it was read, as it may belong to another structure.
  *
  * @param sector The sector's number within the BAT.
  * @param view Receives 512 bytes at `at`.
@@ -55,7 +55,7 @@ export function putBatSector(
   }
 }
 
-/** Writes a BAT as whole sectors. */
+/** Encodes a BAT as whole sectors. */
 export function encodeBat(table: BatTable): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(batBytes(table.bat.length));
   const view = new DataView(bytes.buffer);
@@ -65,13 +65,16 @@ export function encodeBat(table: BatTable): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** What follows `entries` entries in their last sector of a table of `declared`: unused ones. */
+/**
+ * The unused entries behind `entries` entries, up to the end of their last sector, in a table of
+ * `declared` entries.
+ */
 export function unusedPadding(entries: number, declared: number): Uint32Array {
   const inSector = Math.ceil(entries / BAT_ENTRIES_PER_SECTOR) * BAT_ENTRIES_PER_SECTOR - entries;
   return new Uint32Array(Math.min(inSector, Math.max(0, declared - entries))).fill(DD_BLK_UNUSED);
 }
 
-/** How many blocks are allocated. */
+/** The number of allocated blocks. */
 export function allocatedBlocks(bat: Uint32Array): number {
   let used = 0;
   for (let i = 0; i < bat.length; i++) if (bat[i] !== DD_BLK_UNUSED) used++;

@@ -12,7 +12,7 @@ export const VHD_BATMAP_CURRENT_VERSION = 0x0001_0002;
 /** The version whose checksum counts bytes as signed. */
 const VHD_BATMAP_VERSION_SIGNED = 0x0001_0001;
 
-/** Where a batmap header's fields are, in bytes from its start. */
+/** The offsets of a batmap header's fields, in bytes. */
 export const BATMAP_OFFSETS = {
   cookie: 0,
   batmapOffset: 8,
@@ -25,9 +25,9 @@ export const BATMAP_OFFSETS = {
   keyHash: 62,
 } as const;
 
-/** The trace that an encryption key leaves in an image: never the key itself. */
+/** The hash of an encryption key in an image. The key itself is never stored. */
 export interface KeyHash {
-  /** 1 when a key is set, 0 otherwise. */
+  /** 1 when a key is set, else 0. */
   cookie: number;
   /** 32 bytes. */
   nonce: Uint8Array;
@@ -35,7 +35,7 @@ export interface KeyHash {
   hash: Uint8Array;
 }
 
-/** The header that XenServer's images carry after the BAT, field by field. */
+/** The batmap header, field by field. XenServer's images have it behind the BAT. */
 export interface BatmapHeader {
   /** 8 characters, one a byte. */
   cookie: string;
@@ -44,14 +44,14 @@ export interface BatmapHeader {
   /** Length of the map in sectors. */
   batmapSectors: number;
   batmapVersion: number;
-  /** Of the map, not of this header. */
+  /** The checksum of the map, not of this header. */
   checksum: number;
   /** A byte for the storage manager's own use. */
   marker: number;
   keyhash: KeyHash;
 }
 
-/** Reads a batmap header from the first 512 bytes given. */
+/** Decodes a batmap header from the first 512 bytes. */
 export function decodeBatmapHeader(bytes: Uint8Array): BatmapHeader {
   const view = new DataView(bytes.buffer, bytes.byteOffset, BATMAP_HEADER_SIZE);
   const at = BATMAP_OFFSETS;
@@ -70,7 +70,7 @@ export function decodeBatmapHeader(bytes: Uint8Array): BatmapHeader {
   };
 }
 
-/** Writes a batmap header as 512 bytes. The checksum is taken as given: it is the map's. */
+/** Encodes a batmap header as 512 bytes. The checksum is the map's, so it is written as given. */
 export function encodeBatmapHeader(header: BatmapHeader): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(BATMAP_HEADER_SIZE);
   const view = new DataView(bytes.buffer);
@@ -87,7 +87,7 @@ export function encodeBatmapHeader(header: BatmapHeader): Uint8Array<ArrayBuffer
   return bytes;
 }
 
-/** The checksum of a map. Give it {@linkcode batmapBytes} of the map. */
+/** The checksum of a map. `bits` must have {@linkcode batmapBytes} bytes. */
 export function batmapChecksum(bits: Uint8Array, batmapVersion: number): number {
   return batmapVersion === VHD_BATMAP_VERSION_SIGNED
     ? signedOnesComplementChecksum(bits)
@@ -95,21 +95,21 @@ export function batmapChecksum(bits: Uint8Array, batmapVersion: number): number 
 }
 
 /**
- * How much of the map is in use for a disk of `sizeBytes`, in bytes: what is read, summed and
- * written. The division rounds down before it rounds up to sectors, in every implementation, so a
- * map can end a few blocks short; those are never marked as full.
+ * The number of bytes of the map that are read, summed and written for a disk of `sizeBytes`. Every
+ * implementation rounds the division down before it rounds up to sectors, so a map can end a few
+ * blocks short. Those blocks are never marked as full.
  */
 export function batmapBytes(sizeBytes: number): number {
   return paddedBytes(Math.floor(sizeBytes / VHD_BLOCK_SIZE / 8));
 }
 
-/** Whether an image has a batmap by what its footer says of its maker. Version 1.1 may lack one. */
+/** Whether an image may have a batmap, by the creator in its footer. Version 1.1 may lack one. */
 export function mayHaveBatmap(footer: Footer): boolean {
   return footer.diskType !== HD_TYPE_FIXED && createdByTap(footer) &&
     footer.creatorVersion > 0x0000_0001;
 }
 
-/** Whether such an image must have one. */
+/** Whether an image must have a batmap, by the creator in its footer. */
 export function mustHaveBatmap(footer: Footer): boolean {
   return mayHaveBatmap(footer) && footer.creatorVersion >= 0x0001_0002;
 }

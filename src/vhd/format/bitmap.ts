@@ -1,19 +1,16 @@
-/** Whether bit `index` is set. Bit 0 is the most significant of the first byte. */
+/** Whether bit `index` is set. Bit 0 is the most significant bit of the first byte. */
 export function testBit(bits: Uint8Array, index: number): boolean {
   return (bits[index >>> 3] & (0x80 >>> (index & 7))) !== 0;
 }
 
-/** Sets bit `index`. */
 export function setBit(bits: Uint8Array, index: number): void {
   bits[index >>> 3] |= 0x80 >>> (index & 7);
 }
 
-/** Clears bit `index`. */
 export function clearBit(bits: Uint8Array, index: number): void {
   bits[index >>> 3] &= ~(0x80 >>> (index & 7));
 }
 
-/** Sets `count` bits from `index` on. */
 export function setBits(bits: Uint8Array, index: number, count: number): void {
   const end = index + count;
   while (index < end && (index & 7) !== 0) setBit(bits, index++);
@@ -23,7 +20,7 @@ export function setBits(bits: Uint8Array, index: number, count: number): void {
   while (index < end) setBit(bits, index++);
 }
 
-/** The end of the run that starts at `index`: the first bit that differs from it, at most `end`. */
+/** The end of the run of equal bits that starts at `index`, at most `end`. */
 export function runEnd(bits: Uint8Array, index: number, end: number): number {
   const set = testBit(bits, index);
   const same = set ? 0xff : 0;
@@ -42,7 +39,7 @@ export function allSet(bits: Uint8Array, count: number): boolean {
   return count === 0 || (testBit(bits, 0) && runEnd(bits, 0, count) === count);
 }
 
-/** How many of the first `count` bits are set. */
+/** The number of set bits among the first `count`. */
 export function countSet(bits: Uint8Array, count: number): number {
   let set = 0;
   for (let at = 0; at < count;) {

@@ -1,9 +1,9 @@
 /**
  * The checksum of a footer, header or batmap: the ones' complement of the sum of its bytes.
  *
- * @param bytes The structure as it lies on disk.
- * @param checksumOffsetBytes Where its own 32-bit checksum field is, which counts as zero; leave it
- * out for a structure that does not contain its checksum.
+ * @param bytes The structure as it is on disk.
+ * @param checksumOffsetBytes The offset of the structure's own 32-bit checksum field, which counts
+ * as zero. Left out for a structure that does not contain its checksum.
  * @returns An unsigned 32-bit number.
  */
 export function onesComplementChecksum(bytes: Uint8Array, checksumOffsetBytes = -1): number {
@@ -15,7 +15,7 @@ export function onesComplementChecksum(bytes: Uint8Array, checksumOffsetBytes = 
   return ~sum >>> 0;
 }
 
-/** The same over signed bytes, as batmaps of version 1.1 have it. */
+/** The checksum over signed bytes, as in batmaps of version 1.1. */
 export function signedOnesComplementChecksum(bytes: Uint8Array): number {
   let sum = 0;
   for (let i = 0; i < bytes.length; i++) sum = (sum + (bytes[i] << 24 >> 24)) >>> 0;

@@ -5,7 +5,7 @@ import { readText, writeText } from "./text.ts";
 export const HD_FOOTER_SIZE = 512;
 /** The cookie of every footer. */
 export const HD_COOKIE = "conectix";
-/** The cookie of an image that was deliberately put out of use. */
+/** The cookie of an image that was deliberately disabled. */
 export const VHD_POISON_COOKIE = "v_poison";
 /** Feature bit: the disk may be deleted on shutdown. */
 export const HD_TEMPORARY = 0x0000_0001;
@@ -17,7 +17,7 @@ export const HD_FF_VERSION = 0x0001_0000;
 export const HD_TYPE_FIXED = 2;
 /** Disk type: blocks are allocated when they are written. */
 export const HD_TYPE_DYNAMIC = 3;
-/** Disk type: dynamic, and what is not written is read from a parent. */
+/** Disk type: dynamic, and sectors that are not present are read from a parent. */
 export const HD_TYPE_DIFF = 4;
 /** Creator host: Windows (`Wi2k`). */
 export const HD_CR_OS_WINDOWS = 0x5769_326b;
@@ -27,10 +27,10 @@ export const HD_CR_OS_MACINTOSH = 0x4d61_6320;
 export const VHD_CREATOR_TAP = "tap\0";
 /** The creator version that we write: 1.3. */
 export const VHD_CURRENT_VERSION = 0x0001_0003;
-/** What a 64-bit offset holds when there is nothing to point to. */
+/** The value of an unused 64-bit offset. */
 export const VHD_NO_OFFSET = 0xffff_ffff_ffff_ffffn;
 
-/** Where a footer's fields are, in bytes from its start (the VHD specification's table). */
+/** The offsets of a footer's fields, in bytes (the VHD specification's table). */
 export const FOOTER_OFFSETS = {
   cookie: 0,
   features: 8,
@@ -72,18 +72,18 @@ export interface Footer {
   /** Packed; see `geometry.ts`. */
   geometry: number;
   diskType: number;
-  /** As it was on disk. `encodeFooter` calculates it anew. */
+  /** The value on disk. `encodeFooter` calculates it anew. */
   checksum: number;
   /** 16 bytes. */
   uuid: Uint8Array;
   savedState: number;
-  /** Not in the specification: tapdisk's flag for an image that users do not see. */
+  /** tapdisk's flag for an image that users do not see. It is not in the specification. */
   hidden: number;
-  /** The 426 bytes up to the end. */
+  /** The remaining 426 bytes. */
   reserved: Uint8Array;
 }
 
-/** Reads a footer from the first 512 bytes given (a 511-byte footer has its last byte as zero). */
+/** Decodes a footer from the first 512 bytes. The last byte of a 511-byte footer must be zero. */
 export function decodeFooter(bytes: Uint8Array): Footer {
   const view = new DataView(bytes.buffer, bytes.byteOffset, HD_FOOTER_SIZE);
   const at = FOOTER_OFFSETS;
@@ -108,7 +108,7 @@ export function decodeFooter(bytes: Uint8Array): Footer {
   };
 }
 
-/** Writes a footer as 512 bytes, with the right checksum. */
+/** Encodes a footer as 512 bytes, with the right checksum. */
 export function encodeFooter(footer: Footer): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(HD_FOOTER_SIZE);
   const view = new DataView(bytes.buffer);
@@ -133,17 +133,17 @@ export function encodeFooter(footer: Footer): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** The checksum that these 512 bytes should carry. */
+/** The correct checksum of these 512 bytes. */
 export function footerChecksum(bytes: Uint8Array): number {
   return onesComplementChecksum(bytes.subarray(0, HD_FOOTER_SIZE), FOOTER_OFFSETS.checksum);
 }
 
-/** Whether the image says that tapdisk or a relative of it made it. */
+/** Whether the creator in the footer is tapdisk or a related program. */
 export function createdByTap(footer: Footer): boolean {
   return footer.creatorApplication.startsWith("tap");
 }
 
-/** What is wrong with a footer so that it cannot be one, or null. */
+/** The fault of bytes that are no footer; null for a footer. */
 export function footerFault(bytes: Uint8Array): { field: keyof Footer; expected: string } | null {
   const cookie = readText(bytes, 0, 8);
   if (cookie !== HD_COOKIE && cookie !== VHD_POISON_COOKIE) {
@@ -155,7 +155,7 @@ export function footerFault(bytes: Uint8Array): { field: keyof Footer; expected:
   return { field: "checksum", expected: `0x${checksum.toString(16).padStart(8, "0")}` };
 }
 
-/** Tools of versions 0.1 and 1.1 set the hidden flag and left the checksum as it was. */
+/** Tools of versions 0.1 and 1.1 set the hidden flag and did not update the checksum. */
 function hiddenWithoutChecksum(footer: Footer, bytes: Uint8Array): boolean {
   const old = footer.creatorVersion === 0x0000_0001 || footer.creatorVersion === 0x0001_0001;
   if (footer.hidden === 0 || !createdByTap(footer) || !old) return false;

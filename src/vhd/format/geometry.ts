@@ -1,6 +1,6 @@
 import { sectorsOf } from "./units.ts";
 
-/** A disk geometry as BIOSes understand it. */
+/** A disk geometry for BIOSes. */
 export interface Geometry {
   readonly cylinders: number;
   readonly heads: number;
@@ -9,7 +9,7 @@ export interface Geometry {
 
 /**
  * The geometry of a disk of `sizeBytes`, by the calculation in the appendix of the VHD
- * specification. It may describe less than the disk holds, never more.
+ * specification. It may describe fewer sectors than the disk has, never more.
  */
 export function geometryOfSize(sizeBytes: number): Geometry {
   const sectors = Math.min(Math.max(1, sectorsOf(sizeBytes)), 65535 * 16 * 255);
@@ -32,7 +32,7 @@ export function packGeometry({ cylinders, heads, sectorsPerTrack }: Geometry): n
   return ((cylinders << 16) | (heads << 8) | sectorsPerTrack) >>> 0;
 }
 
-/** Takes the footer's 32-bit field apart. */
+/** Unpacks the footer's 32-bit field. */
 export function unpackGeometry(packed: number): Geometry {
   return {
     cylinders: packed >>> 16,

@@ -17,7 +17,7 @@ export const DD_COOKIE = "cxsparse";
 /** The header version, 1.0. */
 export const DD_VERSION = 0x0001_0000;
 
-/** Where the header's fields are, in bytes from its start (the VHD specification's table). */
+/** The offsets of the header's fields, in bytes (the VHD specification's table). */
 export const HEADER_OFFSETS = {
   cookie: 0,
   dataOffset: 8,
@@ -46,7 +46,7 @@ export interface DynamicHeader {
   maxBatEntries: number;
   /** Bytes, a power of two. */
   blockSize: number;
-  /** As it was on disk. `encodeHeader` calculates it anew. */
+  /** The value on disk. `encodeHeader` calculates it anew. */
   checksum: number;
   /** 16 bytes; all zero when the parent is a raw image. */
   parentUuid: Uint8Array;
@@ -57,11 +57,11 @@ export interface DynamicHeader {
   parentName: Uint8Array;
   /** Eight entries. */
   locators: ParentLocator[];
-  /** The 256 bytes up to the end. */
+  /** The remaining 256 bytes. */
   reserved2: Uint8Array;
 }
 
-/** Reads a header from the first 1024 bytes given. */
+/** Decodes a header from the first 1024 bytes. */
 export function decodeHeader(bytes: Uint8Array): DynamicHeader {
   const view = new DataView(bytes.buffer, bytes.byteOffset, DD_HEADER_SIZE);
   const at = HEADER_OFFSETS;
@@ -86,7 +86,7 @@ export function decodeHeader(bytes: Uint8Array): DynamicHeader {
   };
 }
 
-/** Writes a header as 1024 bytes, with the right checksum. */
+/** Encodes a header as 1024 bytes, with the right checksum. */
 export function encodeHeader(header: DynamicHeader): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(DD_HEADER_SIZE);
   const view = new DataView(bytes.buffer);
@@ -109,7 +109,7 @@ export function encodeHeader(header: DynamicHeader): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** The checksum that these 1024 bytes should carry. */
+/** The correct checksum of these 1024 bytes. */
 export function headerChecksum(bytes: Uint8Array): number {
   return onesComplementChecksum(bytes.subarray(0, DD_HEADER_SIZE), HEADER_OFFSETS.checksum);
 }

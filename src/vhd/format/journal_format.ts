@@ -11,7 +11,7 @@ export const JOURNAL_HEADER_SIZE = 512;
 /** Bytes in front of each entry's data. */
 export const JOURNAL_ENTRY_SIZE = 32;
 
-/** What an entry's bytes are, in the order in which metadata is recorded. */
+/** The type of an entry, in the order in which metadata is recorded. */
 export const JOURNAL_ENTRY_TYPE = {
   FOOTER_P: 1,
   FOOTER_C: 2,
@@ -26,32 +26,32 @@ export const JOURNAL_ENTRY_TYPE = {
 /** The header of a journal (the reference's `vhd_journal_header_t`). */
 export interface JournalHeader {
   cookie: string;
-  /** Of the image that it belongs to, 16 bytes. */
+  /** The UUID of the image, 16 bytes. */
   uuid: Uint8Array;
-  /** Where the image's footer was: where it ends again once reverted. */
+  /** The offset of the image's footer before the change, and again after a revert. */
   footerOffsetBytes: number;
   dataEntries: number;
-  /** 0 once the change is complete: then there is nothing to revert. */
+  /** 0 once the change is complete: there is nothing to revert then. */
   metadataEntries: number;
-  /** Where the first data entry is or would be; 0 while metadata is still being recorded. */
+  /** The offset of the first data entry; 0 while metadata is still being recorded. */
   dataOffsetBytes: number;
   metadataOffsetBytes: number;
   /** The first byte behind the last entry. */
   endBytes: number;
 }
 
-/** What is in front of an entry's bytes (`vhd_journal_entry_t`). */
+/** The header of an entry (`vhd_journal_entry_t`). */
 export interface JournalEntry {
   readonly cookie: bigint;
   readonly type: number;
   /** Whole sectors. */
   readonly sizeBytes: number;
-  /** Where in the image the bytes belong. */
+  /** The offset of the bytes in the image. */
   readonly offsetBytes: number;
   readonly checksum: number;
 }
 
-/** Reads a journal's header from its first 512 bytes. */
+/** Decodes a journal's header from its first 512 bytes. */
 export function decodeJournalHeader(bytes: Uint8Array<ArrayBuffer>): JournalHeader {
   const view = new DataView(bytes.buffer, bytes.byteOffset, JOURNAL_HEADER_SIZE);
   return {
@@ -62,12 +62,13 @@ export function decodeJournalHeader(bytes: Uint8Array<ArrayBuffer>): JournalHead
     metadataEntries: view.getUint32(36),
     dataOffsetBytes: Number(view.getBigUint64(40)),
     metadataOffsetBytes: Number(view.getBigUint64(48)),
-    // The one field that is in the byte order of the machine, and no machine of these is big-endian.
+    // This field alone is in the machine's byte order, and all supported machines are
+    // little-endian.
     endBytes: Number(view.getBigUint64(56, true)),
   };
 }
 
-/** Writes a journal's header as 512 bytes. */
+/** Encodes a journal's header as 512 bytes. */
 export function encodeJournalHeader(header: JournalHeader): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(JOURNAL_HEADER_SIZE);
   const view = new DataView(bytes.buffer);
@@ -84,7 +85,7 @@ export function encodeJournalHeader(header: JournalHeader): Uint8Array<ArrayBuff
 
 const CHECKSUM_AT = 24;
 
-/** Reads what is in front of an entry's bytes. */
+/** Decodes the header of an entry. */
 export function decodeJournalEntry(bytes: Uint8Array<ArrayBuffer>): JournalEntry {
   const view = new DataView(bytes.buffer, bytes.byteOffset, JOURNAL_ENTRY_SIZE);
   return {
@@ -96,7 +97,7 @@ export function decodeJournalEntry(bytes: Uint8Array<ArrayBuffer>): JournalEntry
   };
 }
 
-/** Writes an entry: what is in front of its bytes, with the checksum, and the bytes. */
+/** Encodes an entry: its header with the checksum, then its data. */
 export function encodeJournalEntry(
   { type, offsetBytes }: { type: number; offsetBytes: number },
   data: Uint8Array,
@@ -113,8 +114,8 @@ export function encodeJournalEntry(
 }
 
 /**
- * The checksum of an entry: over all that is in front of the bytes but the checksum itself (padding
- * included, which the reference leaves to chance), and the bytes.
+ * The checksum of an entry: over its header without the checksum field, and its data. The header's
+ * padding is included, which the reference does not initialize.
  */
 export function journalChecksum(front: Uint8Array, data: Uint8Array): number {
   let sum = 0;
@@ -128,21 +129,21 @@ export function journalChecksum(front: Uint8Array, data: Uint8Array): number {
 /** The longest entry: a BAT of 16 million entries. */
 const MOST_ENTRY_BYTES = 64 * 1024 * 1024;
 
-/** Whether an entry can be one: its cookie, a length of whole sectors that an image can have. */
+/** Whether an entry is valid: its cookie, and a length of whole sectors within the limit. */
 export function isJournalEntry({ cookie, sizeBytes }: JournalEntry): boolean {
   return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes <= MOST_ENTRY_BYTES &&
     sizeBytes % VHD_SECTOR_SIZE === 0;
 }
 
-/** Bytes of a file that follow each other. */
+/** A range of a file's bytes. */
 export interface ByteRange {
   readonly offsetBytes: number;
   readonly lengthBytes: number;
 }
 
 /**
- * What of an entry is put back. Of a batmap it is the part in use: the reference records whatever its
- * memory holds behind that.
+ * The part of an entry that a revert writes back. For a batmap it is the part in use, as the
+ * reference records uninitialized memory behind it.
  */
 export function restoredPart(
   { type, offsetBytes, lengthBytes }: ByteRange & { readonly type: number },

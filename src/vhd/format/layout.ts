@@ -10,7 +10,7 @@ import { DD_HEADER_SIZE, type DynamicHeader } from "./header.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "./locator.ts";
 import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "./units.ts";
 
-/** Data of a block starts on a multiple of this many sectors: 4 KiB, a page. */
+/** The data of a block starts on a multiple of this many sectors: 4 KiB, a page. */
 const DATA_ALIGNMENT_SECTORS = 8;
 
 /** Sectors of data in a block. */
@@ -23,7 +23,7 @@ export function bitmapSectors(sectorsInBlock: number): number {
   return Math.max(1, sectorsOf(sectorsInBlock / 8));
 }
 
-/** Blocks that a disk of `sizeBytes` has, the last one perhaps not in full. */
+/** The number of blocks of a disk of `sizeBytes`. The last one may be incomplete. */
 export function blocksOf(sizeBytes: number, blockSizeBytes: number): number {
   return Math.ceil(sizeBytes / blockSizeBytes);
 }
@@ -33,7 +33,7 @@ export function batmapHeaderOffset(header: DynamicHeader): number {
   return Number(header.tableOffset) + batBytes(header.maxBatEntries);
 }
 
-/** The header of an empty batmap in the place where we put it: behind the BAT, the map behind it. */
+/** The header of an empty batmap in our layout: directly behind the BAT, followed by the map. */
 export function newBatmapHeader(header: DynamicHeader): BatmapHeader {
   const mapBytes = paddedBytes(Math.ceil(header.maxBatEntries / 8));
   return {
@@ -59,13 +59,14 @@ export function blockEnd({ bitmapSectors, sectorsPerBlock }: BlockShape, sector:
 }
 
 /**
- * The sector at which the next block that is allocated begins, with its bitmap. There is as much of
- * a gap before it as it takes for its data to start on a 4 KiB boundary, whatever the alignment of
- * the blocks before. -1 when the block would end where a BAT entry cannot point to any more.
+ * The sector at which the next block starts, with its bitmap. A gap in front of it puts the block's
+ * data on a 4 KiB boundary, whatever the alignment of the blocks before. -1 when the block would
+ * end beyond the reach of a BAT entry.
  *
- * This is the only place that decides where a new block goes, for all writers.
+ * All writers use this function for the place of a new block.
  *
- * @param endSector The first sector behind all metadata and blocks; see {@linkcode endOfDataSector}.
+ * @param endSector The first sector behind all metadata and blocks; see
+ * {@linkcode endOfDataSector}.
  */
 export function nextBlockSector(shape: BlockShape, endSector: number): number {
   const past = (endSector + shape.bitmapSectors) % DATA_ALIGNMENT_SECTORS;
@@ -73,7 +74,7 @@ export function nextBlockSector(shape: BlockShape, endSector: number): number {
   return blockEnd(shape, sector) < DD_BLK_UNUSED ? sector : -1;
 }
 
-/** How many blocks can be added behind `endSector` before sector numbers end. */
+/** The number of blocks that can be added behind `endSector` within the range of sector numbers. */
 export function blocksThatFit(shape: BlockShape, endSector: number): number {
   const first = nextBlockSector(shape, endSector);
   if (first < 0) return 0;
@@ -82,13 +83,13 @@ export function blocksThatFit(shape: BlockShape, endSector: number): number {
   return 1 + Math.floor((DD_BLK_UNUSED - 1 - first - length) / stride);
 }
 
-/** Sectors of the file that a piece of metadata takes up. */
+/** The sectors of a structure of the metadata in the file. */
 export interface Region {
   readonly name: "backup footer" | "header" | "BAT" | "batmap" | "parent locator";
   readonly startSector: number;
   /** The first sector behind it. */
   readonly endSector: number;
-  /** Whether the image is useless without it. What is not essential may be missing or wrong. */
+  /** Whether the image is unusable without it. Other structures may be missing or wrong. */
   readonly essential: boolean;
 }
 
@@ -101,7 +102,10 @@ function region(name: Region["name"], startBytes: number, lengthBytes: number): 
   };
 }
 
-/** What a dynamic or differencing image has besides blocks and the footer at its end. */
+/**
+ * The metadata of a dynamic or differencing image, without the BAT's entries and the footer at the
+ * end.
+ */
 export interface Metadata {
   readonly footer: Footer;
   readonly header: DynamicHeader;
@@ -109,8 +113,8 @@ export interface Metadata {
 }
 
 /**
- * Where all metadata lies, in whole sectors. The format lets each piece be anywhere in the file,
- * behind the blocks too.
+ * The regions of all metadata, in whole sectors. The format allows each structure anywhere in the
+ * file, also behind the blocks.
  */
 export function metadataRegions({ footer, header, batmap }: Metadata): Region[] {
   const regions = [
@@ -132,16 +136,17 @@ export function metadataRegions({ footer, header, batmap }: Metadata): Region[] 
   return regions;
 }
 
-/** Whether two stretches have a sector in common. */
+/** Whether two ranges have a sector in common. */
 function overlap(a: Omit<Region, "name" | "essential">, startSector: number, end: number): boolean {
   return a.startSector < end && startSector < a.endSector;
 }
 
 /**
- * Whether nothing else lies where a batmap and its header are, or would be.
+ * Whether the place of a batmap and its header overlaps no other structure. The batmap may exist or
+ * be planned.
  *
- * @param spareLocators Whether parent locators count. They are often odd: one that points into a
- * batmap that is there does not put it out of use.
+ * @param spareLocators Whether parent locators count. Their places are often wrong, so a locator
+ * that points into an existing batmap does not disable it.
  */
 export function isBatmapPlaceFree(
   metadata: Metadata & { readonly batmap: BatmapHeader },
@@ -167,7 +172,7 @@ export function isBatmapPlaceFree(
   return true;
 }
 
-/** The essential piece of metadata that a block at `sector` would lie over; null when none is. */
+/** The essential structure that a block at `sector` would overlap; null without one. */
 export function clobberedMetadata(
   regions: readonly Region[],
   shape: BlockShape,
@@ -180,15 +185,15 @@ export function clobberedMetadata(
   return null;
 }
 
-/** The first byte behind all metadata but the footer at the end, on the edge of a sector. */
+/** The first byte behind all metadata except the footer at the end, on a sector boundary. */
 export function endOfHeaders(metadata: Metadata): number {
   const ends = metadataRegions(metadata).map(({ endSector }) => endSector);
   return Math.max(...ends) * VHD_SECTOR_SIZE;
 }
 
 /**
- * The first sector behind all metadata and all blocks: where the footer of an image in a file
- * belongs, and from where the next block is allocated.
+ * The first sector behind all metadata and blocks: the place of the footer in a file, and the
+ * earliest start of the next block.
  */
 export function endOfDataSector(
   data: BlockShape & { readonly endOfHeadersBytes: number; readonly bat: Uint32Array },

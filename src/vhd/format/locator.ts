@@ -2,14 +2,14 @@ import { encodeName, nameAt } from "../../../ffi/names.ts";
 import { decodeUtf16, encodeUtf16 } from "./text.ts";
 import { VHD_SECTOR_SIZE } from "./units.ts";
 
-/** How many locators a header has room for. */
+/** The number of locators in a header. */
 export const LOCATOR_COUNT = 8;
 /** Bytes in one locator entry of the header. */
 export const LOCATOR_SIZE = 24;
 
-/** The longest name that is read, in bytes: no path is longer. */
+/** The longest name that is read, in bytes. No path is longer. */
 export const MAX_LOCATOR_NAME_BYTES = 65536;
-/** The most room that a name is taken to have, in bytes: 511 sectors. */
+/** The largest space of a name that is accepted, in bytes: 511 sectors. */
 export const MAX_LOCATOR_SPACE_BYTES = 511 * VHD_SECTOR_SIZE;
 
 /** Platform code: no locator. */
@@ -42,16 +42,19 @@ export const PLATFORM_CODE_NAMES: ReadonlyMap<number, string> = new Map([
 export interface ParentLocator {
   /** One of the `PLAT_CODE_` constants. */
   readonly code: number;
-  /** Room for the name: sectors by the specification, bytes by everybody; see `locatorSpaceBytes`. */
+  /**
+   * Space for the name: in sectors by the specification, in bytes in practice; see
+   * `locatorSpaceBytes`.
+   */
   readonly dataSpace: number;
-  /** Bytes of the name. */
+  /** Length of the name in bytes. */
   readonly dataLength: number;
   readonly reserved: number;
   /** Byte offset of the name in the file. */
   readonly dataOffset: bigint;
 }
 
-/** An entry of the header that is not in use. */
+/** An unused locator entry. */
 export const NO_LOCATOR: ParentLocator = {
   code: PLAT_CODE_NONE,
   dataSpace: 0,
@@ -60,7 +63,7 @@ export const NO_LOCATOR: ParentLocator = {
   dataOffset: 0n,
 };
 
-/** Reads the locator entry at `offsetBytes`. */
+/** Decodes the locator entry at `offsetBytes`. */
 export function decodeLocator(view: DataView, offsetBytes: number): ParentLocator {
   return {
     code: view.getUint32(offsetBytes),
@@ -71,7 +74,7 @@ export function decodeLocator(view: DataView, offsetBytes: number): ParentLocato
   };
 }
 
-/** Writes the locator entry at `offsetBytes`. */
+/** Encodes the locator entry at `offsetBytes`. */
 export function encodeLocator(locator: ParentLocator, view: DataView, offsetBytes: number): void {
   view.setUint32(offsetBytes, locator.code);
   view.setUint32(offsetBytes + 4, locator.dataSpace);
@@ -81,8 +84,8 @@ export function encodeLocator(locator: ParentLocator, view: DataView, offsetByte
 }
 
 /**
- * The room that a locator's name has in the file, in bytes. Values below 512 are sectors, multiples
- * of 512 are bytes, as images in the field have both; anything else makes no sense and gives 0.
+ * The space of a locator's name in the file, in bytes. Values below 512 are sectors and multiples
+ * of 512 are bytes, as existing images have both. Any other value is invalid and gives 0.
  */
 export function locatorSpaceBytes(locator: ParentLocator): number {
   if (locator.dataSpace < VHD_SECTOR_SIZE) return locator.dataSpace * VHD_SECTOR_SIZE;
@@ -95,9 +98,9 @@ export function isReadableLocator(code: number): boolean {
 }
 
 /**
- * A path as the platform writes it. Relative ones start with `./` or `../`; Windows wants `.\` in
- * front of them. Bytes that are no UTF-8 stay themselves in a file URL, and are lone surrogates in
- * UTF-16, see `ffi/names.ts`.
+ * Encodes a path in the form of the platform. A relative path starts with `./` or `../`; Windows
+ * needs `.\` in front of it. Bytes that are not UTF-8 are unchanged in a file URL, and are lone
+ * surrogates in UTF-16; see `ffi/names.ts`.
  */
 export function encodeLocation(code: number, path: string): Uint8Array {
   if (code === PLAT_CODE_MACX) return encodeName(`file://${path}`);
@@ -109,7 +112,7 @@ export function encodeLocation(code: number, path: string): Uint8Array {
   return encodeUtf16(windows.replaceAll("/", "\\"), { littleEndian: true });
 }
 
-/** The path in a locator's name, with slashes, or null when there is none that makes sense. */
+/** The path in a locator's name, with slashes; null when the name is invalid. */
 export function decodeLocation(code: number, bytes: Uint8Array): string | null {
   if (code === PLAT_CODE_MACX) {
     const url = nameAt(bytes, 0);
@@ -120,7 +123,7 @@ export function decodeLocation(code: number, bytes: Uint8Array): string | null {
   return path.replace(/^[Cc]:/, "") || null;
 }
 
-/** The parent's file name as the header stores it: 512 bytes, big-endian UTF-16. */
+/** The parent's file name in the header's form: 512 bytes, big-endian UTF-16. */
 export function encodeParentName(name: string): Uint8Array {
   const bytes = new Uint8Array(512);
   const text = encodeUtf16(name, { littleEndian: false });

@@ -1,4 +1,4 @@
-/** `length` bytes as a string of as many characters, one a byte: exact, whatever they hold. */
+/** `length` bytes as a string with one character for each byte. It is exact for any bytes. */
 export function readText(bytes: Uint8Array, offsetBytes: number, length: number): string {
   return String.fromCharCode(...bytes.subarray(offsetBytes, offsetBytes + length));
 }
@@ -8,7 +8,7 @@ export function writeText(bytes: Uint8Array, offsetBytes: number, text: string):
   for (let i = 0; i < text.length; i++) bytes[offsetBytes + i] = text.charCodeAt(i);
 }
 
-/** Text as UTF-16 code units of the byte order asked for, without a byte-order mark. */
+/** Text as UTF-16 code units in the given byte order, without a byte-order mark. */
 export function encodeUtf16(text: string, { littleEndian }: { littleEndian: boolean }): Uint8Array {
   const bytes = new Uint8Array(text.length * 2);
   const view = new DataView(bytes.buffer);
@@ -16,7 +16,7 @@ export function encodeUtf16(text: string, { littleEndian }: { littleEndian: bool
   return bytes;
 }
 
-/** UTF-16 up to the first NUL, or to the end. */
+/** Decodes UTF-16 up to the first NUL, or to the end. */
 export function decodeUtf16(
   bytes: Uint8Array,
   { littleEndian }: { littleEndian: boolean },

@@ -22,12 +22,12 @@ export function vhdTime(unixSeconds: number): number {
   return Math.floor(unixSeconds - VHD_EPOCH_START) >>> 0;
 }
 
-/** The VHD time stamp of this moment. */
+/** The current time as a VHD time stamp. */
 export function vhdTimeNow(): number {
   return vhdTime(Date.now() / 1000);
 }
 
-/** A time stamp as ctime(3) writes it, in local time: `Sat Nov 22 15:26:00 2025`. */
+/** A time stamp in the form of ctime(3), in local time: `Sat Nov 22 15:26:00 2025`. */
 export function formatVhdTime(timestamp: number): string {
   const date = new Date((timestamp + VHD_EPOCH_START) * 1000);
   const two = (n: number): string => String(n).padStart(2, "0");

@@ -16,12 +16,14 @@ export function formatUuid(uuid: Uint8Array): string {
   return text;
 }
 
-/** Whether all 16 bytes are zero. In a child's header that says that its parent is a raw image. */
+/**
+ * Whether all 16 bytes are zero. In a child's header, this means that the parent is a raw image.
+ */
 export function isNullUuid(uuid: Uint8Array): boolean {
   return uuid.every((byte) => byte === 0);
 }
 
-/** Whether two UUIDs are the same. */
+/** Whether two UUIDs are equal. */
 export function equalUuids(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }
