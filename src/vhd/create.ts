@@ -1,9 +1,9 @@
 /**
- * `src/vhd`: offline work on VHD images: create, snapshot, write, fill, modify, repair, keys.
+ * `src/vhd`: offline operations on VHD images: create, snapshot, write, fill, modify, repair, keys.
  *
- * It works on one image at a time, synchronously, under the image's lock, and keeps the order of
- * writes of docs/on-disk-order.md. It must not know the disk queue or tapdisk, and it must not print.
- * Work that streams whole images is in `src/bulk`.
+ * Each operation works on one image at a time, synchronously, under the image's lock, in the order
+ * of writes of docs/on-disk-order.md. This folder must not know the disk queue or tapdisk, and it
+ * must not print. Operations that stream whole images are in `src/bulk`.
  *
  * This file creates images.
  *
@@ -43,34 +43,37 @@ import { vhdTimeNow } from "./format/time.ts";
 import { paddedBytes, VHD_BLOCK_SIZE, VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "./format/units.ts";
 import { generateUuid } from "./format/uuid.ts";
 
-/** What every image is created with. */
+/** Options of every new image. */
 export interface CreateOptions {
   /** Size of the virtual disk, bytes; 2040 GiB at most. Rounded up to whole blocks of 2 MiB. */
   readonly sizeBytes: number;
 }
 
-/** Where an image is created. */
+/** The place of a new image. */
 interface Place extends OnStorage {
-  /** Write into this file, which the caller made under the name (ESTALE for another). */
+  /** Write into this file, which the caller has made under this name (ESTALE for another file). */
   readonly same?: FileIdentity;
 }
 
-/** What a fixed image is created with. */
+/** Options of a new fixed image. */
 export interface CreateFixedOptions extends CreateOptions {
   /** Leave the data as a hole instead of writing zeros. */
   readonly sparse?: boolean;
 }
 
-/** What a dynamic image is created with. */
+/** Options of a new dynamic image. */
 export interface CreateDynamicOptions extends CreateOptions {
-  /** Size that the disk can grow to without moving data, bytes: BAT and batmap are made for it. */
+  /**
+   * The size that the disk can grow to without moving data, in bytes. The BAT and the batmap are
+   * made for it.
+   */
   readonly reserveBytes?: number;
 }
 
-/** A parent as it is written into a differencing image. */
+/** The parent's fields in a new differencing image. */
 export interface ParentToWrite {
   readonly uuid: Uint8Array;
-  /** VHD time stamp of its last change. */
+  /** VHD time stamp of the parent's last change. */
   readonly timestamp: number;
   /** 512 bytes; see `encodeParentName`. */
   readonly name: Uint8Array;
@@ -84,7 +87,7 @@ export function roundToBlocks(sizeBytes: number): number {
 }
 
 /**
- * Refuses sizes that no VHD can have.
+ * Refuses sizes outside the range of the format.
  *
  * @throws {SystemError} EINVAL below 1 byte and above 2040 GiB.
  */
@@ -97,10 +100,10 @@ export function validateSize(path: string, sizeBytes: number): void {
 }
 
 /**
- * Creates an image that holds the whole disk, all zeros.
+ * Creates a fixed image. All sectors are zero.
  *
- * @throws {SystemError} EINVAL for a size that is out of range; what the file system says. A file
- * that was not finished is removed.
+ * @throws {SystemError} EINVAL for a size that is out of range; errors of the file system. An
+ * incomplete file is removed.
  */
 export function createFixed(path: string, options: CreateFixedOptions & Place): void {
   const { storage = osStorage, sparse = false, same } = options;
@@ -109,9 +112,9 @@ export function createFixed(path: string, options: CreateFixedOptions & Place): 
 }
 
 /**
- * Writes a fixed image of a disk of exactly this size, whole sectors.
+ * Writes a fixed image of exactly this size, in whole sectors.
  *
- * @throws {SystemError} What the file system says. A file that was not finished is removed.
+ * @throws {SystemError} for errors of the file system. An incomplete file is removed.
  */
 export function writeFixed(
   path: string,
@@ -129,10 +132,10 @@ export function writeFixed(
 }
 
 /**
- * Creates an image that grows as it is written.
+ * Creates a dynamic image.
  *
- * @throws {SystemError} EINVAL for sizes that are out of range or a reserve below the size; what
- * the file system says. A file that was not finished is removed.
+ * @throws {SystemError} EINVAL for a size that is out of range or a reserve below the size; errors
+ * of the file system. An incomplete file is removed.
  */
 export function createDynamic(path: string, options: CreateDynamicOptions & Place): void {
   const { storage = osStorage, reserveBytes = 0, same } = options;
@@ -146,7 +149,7 @@ export function createDynamic(path: string, options: CreateDynamicOptions & Plac
   );
 }
 
-/** The size that the metadata is made for. */
+/** The size that the BAT and the batmap are made for. */
 export function reserveSize(path: string, sizeBytes: number, reserveBytes: number): number {
   if (reserveBytes === 0) return sizeBytes;
   validateSize(path, reserveBytes);
@@ -156,18 +159,21 @@ export function reserveSize(path: string, sizeBytes: number, reserveBytes: numbe
   throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as ${problem}`);
 }
 
-/** Where a new image goes. */
+/** The file of a new image. */
 export interface NewFile {
   readonly path: string;
-  /** The file that the caller made under this name; without it, it is made or emptied. */
+  /**
+   * The file that the caller has made under this name. Without it, the file is created or emptied.
+   */
   readonly same?: FileIdentity;
 }
 
 /**
- * Opens a new file, or empties one that is there, once it has the lock; lets `write` fill it, syncs
- * it; removes it when that fails.
+ * Opens a file, creating it or, once the lock is taken, emptying it. `write` fills the file, which
+ * is then synced. After a failure the file is removed.
  *
- * @throws {SystemError} EBUSY when somebody may write to a file that is there; it is as it was then.
+ * @throws {SystemError} EBUSY when another process may write to an existing file, which is
+ * unchanged then.
  */
 export function writeNewImage(
   storage: Storage,
@@ -210,8 +216,8 @@ export function newFooter(diskType: number, sizeBytes: number): Footer {
 }
 
 /**
- * Writes a dynamic or differencing image without data: backup footer at 0, header at 512, BAT at
- * 1536, batmap behind it, parent locators behind that, footer.
+ * Writes a dynamic or differencing image without data: the backup footer at 0, the header at 512,
+ * the BAT at 1536, then the batmap, the parent locators and the footer.
  */
 export function writeSparseImage(
   file: StorageFile,
@@ -244,7 +250,7 @@ function newHeader(maxBytes: number): DynamicHeader {
   return header;
 }
 
-/** Writes the locators' names one behind the other and enters all into the header. */
+/** Writes the locators' names one behind the other, and sets the parent's fields in the header. */
 function writeParent(
   file: StorageFile,
   { header, parent, offsetBytes }: {
@@ -273,7 +279,7 @@ function writeParent(
   return offsetBytes;
 }
 
-/** Writes zeros in pieces of a block. */
+/** Writes zeros, at most 2 MiB at once. */
 export function writeZeros(file: StorageFile, offsetBytes: number, lengthBytes: number): void {
   const zeros = new Uint8Array(Math.min(VHD_BLOCK_SIZE, lengthBytes));
   for (let done = 0; done < lengthBytes; done += zeros.length) {

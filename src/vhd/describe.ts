@@ -7,17 +7,20 @@ import { openVhd, type VhdImage, type VhdType } from "./image/image.ts";
 import { unresolvedParent } from "./image/parent.ts";
 import { keyhashOf } from "./snapshot.ts";
 
-/** What a differencing image says of its parent. */
+/** The reference of a differencing image to its parent. */
 export interface ParentDescription {
   /** Whether the parent is a raw image. */
   readonly raw: boolean;
   /** The parent's UUID as text; null for a raw image. */
   readonly uuid: string | null;
-  /** The parent's path as the image has it, often relative to the image's folder; null for none. */
+  /**
+   * The parent's path as stored in the image, often relative to the image's folder; null without
+   * one.
+   */
   readonly storedPath: string | null;
 }
 
-/** What there is to know of an image, as it was when it was opened. Nothing of it changes. */
+/** The description of an image at the time of opening. It is immutable. */
 export interface VhdDescription {
   /** The path that was opened. */
   readonly path: string;
@@ -33,33 +36,33 @@ export interface VhdDescription {
   readonly fileBytes: number;
   /** Bytes of data in a block; null for a fixed image. */
   readonly blockSizeBytes: number | null;
-  /** How many blocks the disk has; null for a fixed image. */
+  /** The number of blocks of the disk; null for a fixed image. */
   readonly blocks: number | null;
-  /** How many of the blocks the file holds; null for a fixed image. */
+  /** The number of allocated blocks; null for a fixed image. */
   readonly allocatedBlocks: number | null;
-  /** The parent; null for all but differencing images. */
+  /** The parent; null for fixed and dynamic images. */
   readonly parent: ParentDescription | null;
   /**
-   * The paths of the images that the disk is read from: the image itself, its parent, and so on, a
-   * raw image too. Where a parent cannot be used, the list ends; see `chainError`.
+   * The paths of the images that the disk is read from: the image itself, its parent, and so on,
+   * including a raw image. The list ends at the first parent that cannot be used; see `chainError`.
    */
   readonly layers: readonly string[];
-  /** Why `layers` ends before the end of the chain; null when it does not. */
+  /** The error that ended `layers` before the end of the chain; null for a complete list. */
   readonly chainError: string | null;
-  /** Whether the storage manager has marked the image as hidden. */
+  /** Whether the storage manager's hidden flag is set. */
   readonly hidden: boolean;
   /** Whether the image belongs to the saved state of a machine. */
   readonly savedState: boolean;
   /** Whether the data is encrypted. */
   readonly encrypted: boolean;
-  /** The storage manager's own byte, 0 to 255; 0 for an image without a place for one. */
+  /** The storage manager's marker byte, 0 to 255; 0 for an image without a batmap. */
   readonly marker: number;
 }
 
 /**
- * Reads an image's metadata and looks for the images below it. All files are closed again.
+ * Reads an image's metadata and follows its chain. All files are closed again.
  *
- * @throws {VhdFormatError} for what is no VHD or contradicts itself.
+ * @throws {VhdFormatError} for a file that is no VHD or contradicts itself.
  * @throws {SystemError} for a file that cannot be read.
  */
 export function describeVhd(path: string, { storage }: OnStorage = {}): VhdDescription {

@@ -13,17 +13,18 @@ import { readRange } from "./image/read.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { finishWriting, publishBlocks, syncBlocks, writeRange } from "./write.ts";
 
-/** How an image is filled. */
+/** Options of a fill. */
 export interface FillOptions {
   readonly storage?: Storage;
   readonly onProgress?: ProgressListener;
 }
 
 /**
- * Gives an image all of its blocks, with the data that its disk has: what its parents hold becomes
- * its own. The disk reads the same all the while.
+ * Allocates all blocks of an image and fills them with the disk's data, so that the parents' data
+ * is copied into the image. The disk reads the same at every moment.
  *
- * @throws {SystemError} EINVAL for a fixed image; what opening the chain and the file system say.
+ * @throws {SystemError} EINVAL for a fixed image; errors of opening the chain and of the file
+ * system.
  */
 export function fillImage(path: string, options: FillOptions = {}): void {
   const { storage = osStorage, onProgress } = options;
@@ -59,7 +60,10 @@ function fillBlocks(
   }
 }
 
-/** Puts the image in order after a failure, a full disk mostly; the failure is what counts. */
+/**
+ * Finishes the image after a failure, usually a full disk. The first error is the one that is
+ * reported.
+ */
 function settle(image: VhdImage): void {
   try {
     finishWriting(image);
@@ -68,19 +72,22 @@ function settle(image: VhdImage): void {
   }
 }
 
-/** Which part of the disk gets its blocks; both ends included, all by default. */
+/**
+ * The part of the disk whose blocks are allocated. Both ends are included; the default is the whole
+ * disk.
+ */
 export interface PreallocateOptions extends FillOptions {
   readonly fromSector?: number;
   readonly toSector?: number;
 }
 
 /**
- * Gives an image blocks without writing their data. In a file they read as zeros, on a block device
- * as whatever was there, and all of their sectors count as written; in a differencing image none
- * does, so that the parent still shows. Blocks that are there already stay as they are.
+ * Allocates blocks without writing their data. In a file they read as zeros; on a block device they
+ * read as the device's old content. In a dynamic image all of their sectors count as written. In a
+ * differencing image none do, so that the parent shows through. Existing blocks do not change.
  *
- * @throws {SystemError} EINVAL for a fixed image; ERANGE for a part that is not in the disk;
- * EFBIG when the file would be too long; what the file system says.
+ * @throws {SystemError} EINVAL for a fixed image; ERANGE for a part that is not in the disk; EFBIG
+ * when the file would be too long; errors of the file system.
  */
 export function preallocate(path: string, options: PreallocateOptions = {}): void {
   const { storage = osStorage, onProgress } = options;
@@ -111,12 +118,15 @@ export function preallocate(path: string, options: PreallocateOptions = {}): voi
   }
 }
 
-/** All sectors of a new block count as written, unless a parent is to show through. */
+/**
+ * Whether all sectors of a new block count as written. In a differencing image they do not, so that
+ * the parent shows through.
+ */
 function isFilled({ type }: VhdImage): boolean {
   return type === "dynamic";
 }
 
-/** Writes the bitmaps of new blocks; returns the stamp of the last. */
+/** Writes the bitmaps of new blocks. Returns the stamp of the last one. */
 function writeBitmaps(
   image: VhdImage,
   blocks: readonly NewBlock[],
@@ -141,7 +151,7 @@ interface NewBlock {
   readonly sector: number;
 }
 
-/** Where blocks that are missing go. */
+/** Plans the places of the missing blocks. */
 function planBlocks(image: VhdImage, options: PreallocateOptions): NewBlock[] {
   const { sectorsPerBlock, path } = image;
   const lastSector = image.sizeBytes / VHD_SECTOR_SIZE - 1;

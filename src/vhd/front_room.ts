@@ -13,12 +13,13 @@ interface Move {
 }
 
 /**
- * Frees room behind the metadata of an image, for more metadata. Blocks that lie there are copied
- * behind the end of the file first, with a new footer behind them. The old footer stays in its place
- * until then, so the image opens whenever this is broken off, and a full disk changes nothing.
+ * Frees space behind the metadata of an image, for more metadata. Blocks in that space are copied
+ * behind the end of the file first, with a new footer behind them. The old footer stays in its
+ * place until then, so the image opens after an interruption at any moment, and a full disk changes
+ * nothing.
  *
- * @returns Byte offset of the room.
- * @throws {SystemError} ENOSPC, EFBIG, or what the file system says; the image is as it was then.
+ * @returns Byte offset of the space.
+ * @throws {SystemError} ENOSPC, EFBIG, or errors of the file system. The image is unchanged then.
  */
 export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
   const { file } = image;
@@ -52,7 +53,10 @@ export function makeFrontRoom(image: VhdImage, lengthBytes: number): number {
   return start * VHD_SECTOR_SIZE;
 }
 
-/** Which blocks lie between two sectors, and where behind the end of the file they go. */
+/**
+ * Lists the blocks that overlap a range of sectors, with their new places behind the end of the
+ * file.
+ */
 function planMoves(
   image: VhdImage,
   { start, end, behind }: { start: number; end: number; behind: number },

@@ -1,6 +1,7 @@
 /**
- * The trace of an encryption key in an image: a hash by which the right key is known again. The key
- * itself is in a file beside, `<image's name>,aes-xts-plain,<bits>.key`, and never in the image.
+ * The key hash of an image: a nonce and a hash that identify the right key. It is the only trace of
+ * the key in the image. The key itself is in a separate file,
+ * `<image's name>,aes-xts-plain,<bits>.key`.
  *
  * @module
  */
@@ -15,18 +16,18 @@ import { fileNameOf } from "../files/paths.ts";
 import { keyhashOf, writeKeyhash } from "./snapshot.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 
-/** The lengths that a key may have, in bits; half of each is for AES, half for the tweak. */
+/** The accepted key lengths in bits. Half of a key is for AES, half for the tweak. */
 export const CRYPTO_SUPPORTED_KEYSIZE = [512, 256] as const;
-/** Bytes of a nonce and of a hash. */
+/** Length of a nonce and of a hash, in bytes. */
 export const KEYHASH_BYTES = 32;
 const MAX_KEY_BYTES = 64;
 
-/** Where files are. */
+/** The storage of the files; the system's by default. */
 export interface KeyOptions {
   readonly storage?: Storage;
 }
 
-/** A file name that is not that of a key for the image. */
+/** A file name that does not belong to a key of the image. */
 class KeyNameError extends SystemError {
   constructor(keyPath: string, imagePath: string) {
     super(
@@ -42,18 +43,18 @@ export function hashKey(key: Uint8Array, nonce: Uint8Array): Uint8Array {
   return new Uint8Array(createHash("sha256").update(nonce).update(key).digest());
 }
 
-/** Whether this is the key whose trace that is. */
+/** Whether a key has this key hash. */
 export function matchesKeyhash(key: Uint8Array, { nonce, hash }: KeyHash): boolean {
   return hashKey(key, nonce).every((byte, i) => byte === hash[i]);
 }
 
 /**
- * The key of a disk for as long as it is served: what prints or logs this shows none of its bytes.
+ * The key of a disk while it is served. Printing or logging this object shows none of its bytes.
  */
 export class DiskKey {
   readonly #bytes: Uint8Array<ArrayBuffer>;
 
-  /** @throws {SystemError} EINVAL for a key that is not of 32 or 64 bytes. */
+  /** @throws {SystemError} EINVAL for a key that does not have 32 or 64 bytes. */
   constructor(bytes: Uint8Array) {
     const bits = bytes.length * 8;
     if (!CRYPTO_SUPPORTED_KEYSIZE.some((size) => size === bits)) {
@@ -66,26 +67,26 @@ export class DiskKey {
     this.#bytes = new Uint8Array(bytes);
   }
 
-  /** Whether this is the key whose trace that is. */
+  /** Whether the key has this key hash. */
   matches(keyhash: KeyHash): boolean {
     return matchesKeyhash(this.#bytes, keyhash);
   }
 
-  /** What encrypts and decrypts with it. Throws `SystemError`: ENOENT without libcrypto. */
+  /** The cipher with this key. Throws `SystemError`: ENOENT without libcrypto. */
   cipher(): AesXts {
     return new AesXts(this.#bytes);
   }
 
-  /** Overwrites the key; nothing matches it afterwards. */
+  /** Overwrites the key. It matches no key hash afterwards. */
   wipe(): void {
     this.#bytes.fill(0);
   }
 }
 
 /**
- * Reads a key from its file: the first 64 bytes are the most that count.
+ * Reads a key from its file, at most 64 bytes.
  *
- * @throws {SystemError} EIO when the file holds more; what the file system says.
+ * @throws {SystemError} EIO for a larger file; errors of the file system.
  */
 export function readKey(path: string, { storage = osStorage }: KeyOptions = {}): Uint8Array {
   const file = storage.open(path, "read");
@@ -103,9 +104,10 @@ export function readKey(path: string, { storage = osStorage }: KeyOptions = {}):
 }
 
 /**
- * Reads the key of an image, which must have its length in the file's name.
+ * Reads the key of an image. The file's name must contain the image's name and the key length.
  *
- * @throws {KeyNameError} for another name; EINVAL when the length is not that of the name.
+ * @throws {KeyNameError} for another name; EINVAL when the key has another length than the name
+ * says.
  */
 export function readKeyOf(
   imagePath: string,
@@ -131,7 +133,7 @@ function baseName(path: string): string {
   return end < 0 ? name : name.slice(0, end);
 }
 
-/** The trace of the key that an image has, or null when it has none. */
+/** The key hash of an image; null without one. */
 export function readKeyhash(
   path: string,
   { storage = osStorage }: KeyOptions = {},
@@ -142,10 +144,10 @@ export function readKeyhash(
 }
 
 /**
- * Stores the trace of a key in an image that holds no data yet.
+ * Stores a key hash in an image that holds no data yet.
  *
  * @throws {SystemError} EINVAL for an image with data or a fixed one; EOPNOTSUPP for one without a
- * batmap; what the file system says.
+ * batmap; errors of the file system.
  */
 export function storeKeyhash(
   path: string,
@@ -172,9 +174,10 @@ function requireKeyable({ path, type, bat, batmap }: VhdImage): void {
 }
 
 /**
- * Checks that a key file is the one that an image was made with.
+ * Checks that a key file holds the key of an image.
  *
- * @throws {SystemError} EINVAL when it is not or the image has none; what {@linkcode readKeyOf} says.
+ * @throws {SystemError} EINVAL for another key or an image without one; errors of
+ * {@linkcode readKeyOf}.
  */
 export function checkKey(path: string, keyPath: string, options: KeyOptions = {}): void {
   const keyhash = readKeyhash(path, options);

@@ -1,6 +1,6 @@
 /**
- * Changes to an image that only the storage manager has reason to make: another parent, no data,
- * another place for the footer. They leave an image that opens, wherever they are broken off.
+ * Changes to an image for the storage manager: another parent, no data, another place for the
+ * footer. The image opens after an interruption at any moment.
  *
  * @module
  */
@@ -32,28 +32,31 @@ import { paddedBytes, VHD_SECTOR_SIZE } from "./format/units.ts";
 import { writeBatmap } from "./image/batmap_writer.ts";
 import { writeBat, writeFooters } from "./write.ts";
 
-/** What becomes the parent. */
+/** The new parent. */
 export interface ReparentOptions {
   readonly storage?: Storage;
   readonly parent: string;
   readonly rawParent?: boolean;
-  /** Where to keep what was, so that longer names can have more room; see `revertJournal`. */
+  /**
+   * The journal for the old metadata. With it, longer names can get more space; see
+   * `revertJournal`.
+   */
   readonly journal?: string;
 }
 
 /**
- * Makes a differencing image refer to another parent. What the image holds stays as it is. An image
- * without locators that we write gets some; blocks that are in their way move to the end.
+ * Changes the parent of a differencing image. The image's data is unchanged. An image without
+ * locators that we write gets new ones; blocks in their place move to the end.
  *
- * Without a journal this works also while a tapdisk serves the image: XenServer's storage manager
- * merges an image into its parent below a running disk, relinks the disk's image, and then pauses and
- * resumes the disk, which goes on with the old parent until then. Only the header and the room of
+ * Without a journal this also works while a tapdisk serves the image. XenServer's storage manager
+ * merges an image into its parent below a running disk, relinks the disk's image, and then pauses
+ * and resumes the disk, which uses the old parent until then. Only the header and the space of
  * locators are written, which a tapdisk never writes.
  *
  * @returns Whether a tapdisk serves the image.
- * @throws {SystemError} EINVAL when the image is not a differencing one or its own parent;
- * ENAMETOOLONG when the parent's name needs more room than the old one has and there is no journal;
- * what opening the parent and the file system say.
+ * @throws {SystemError} EINVAL for an image that is not differencing or would be its own parent;
+ * ENAMETOOLONG when the parent's name needs more space than the old one has and there is no
+ * journal; errors of opening the parent and of the file system.
  */
 export function changeParent(path: string, options: ReparentOptions): boolean {
   const { storage = osStorage, rawParent = false, journal } = options;
@@ -98,18 +101,19 @@ function setParent(header: DynamicHeader, { uuid, timestamp, name }: ParentToWri
 
 /** A locator of the new parent. */
 interface NewLocator {
-  /** Which of the header's locators. */
+  /** The index of the locator in the header. */
   readonly index: number;
   readonly code: number;
-  /** Its name. */
+  /** The name of the parent, encoded for the platform. */
   readonly bytes: Uint8Array;
 }
 
 /**
- * Which of the header's locators the new names go to: those of a platform that we write whose room
- * is theirs alone. Others of these platforms leave the header in memory, as they would lead to the
- * old parent. Without any, entries of the header that are free or of no use get new locators, which
- * have no room yet.
+ * Chooses the header's locators for the new names. These are the locators of a platform that we
+ * write whose space no other structure shares. Other locators of these platforms are removed from
+ * the header in memory, as they would lead to the old parent. Without any suitable locator, unused
+ * entries of the header, then entries of other platforms, get new locators, which have no space
+ * yet.
  */
 function chooseLocators(
   image: VhdImage,
@@ -134,7 +138,10 @@ function chooseLocators(
   });
 }
 
-/** Whether nothing else of the image lies in the room of a locator, so that it can be written. */
+/**
+ * Whether no other structure of the image overlaps the space of a locator, so that it can be
+ * written.
+ */
 function ownsItsRoom({ footer, header, batmap, locatorFaults }: VhdImage, index: number): boolean {
   if (header === null || locatorFaults.some((fault) => fault.index === index)) return false;
   const start = Number(header.locators[index].dataOffset);
@@ -155,7 +162,9 @@ function ownsItsRoom({ footer, header, batmap, locatorFaults }: VhdImage, index:
   return others.every(([at, lengthBytes]) => at >= end || at + lengthBytes <= start);
 }
 
-/** Without a journal: the names go where the old ones are, or to room of their own. */
+/**
+ * Changes the parent without a journal. The names go to the old locators' space, or to new space.
+ */
 function changeInPlace(image: VhdImage, header: DynamicHeader, parent: ParentToWrite): void {
   const chosen = chooseLocators(image, header, parent);
   const isNew = chosen.every(({ index }) => locatorSpaceBytes(header.locators[index]) === 0);
@@ -182,7 +191,7 @@ function writeName({ file }: VhdImage, bytes: Uint8Array, locator: ParentLocator
   file.writeAt(room, Number(locator.dataOffset));
 }
 
-/** Writes new locators to room that nothing uses; the header takes them up in one write. */
+/** Writes new locators to unused space. One write of the header then makes all of them valid. */
 function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
   if (image.file.isShared) image.file.refuseReaders();
   let at = makeFrontRoom(
@@ -202,9 +211,9 @@ function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }:
 }
 
 /**
- * Writes the names where the old ones are. A locator is not in the header while its name is being
- * written, and there is another then that is whole: that of the old parent until the header has the
- * new one, that of the new parent from then on.
+ * Writes the new names over the old ones. A locator is not in the header while its name is being
+ * written. At every moment another locator is valid: one of the old parent until the header has the
+ * new parent, one of the new parent afterwards.
  */
 function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
   const old = header.locators;
@@ -257,11 +266,11 @@ function changeUnderJournal(
 }
 
 /**
- * Forgets all that an image holds; it reads as its parent or as zeros then. A file is cut behind its
+ * Discards all data of an image. It then reads as its parent or as zeros. A file is cut behind its
  * metadata.
  *
- * @throws {SystemError} ENOSYS for a fixed image, which cannot forget; EBUSY when a tapdisk uses the
- * image; what the file system says.
+ * @throws {SystemError} ENOSYS for a fixed image; EBUSY when a tapdisk uses the image; errors of
+ * the file system.
  */
 export function killData(path: string, { storage = osStorage }: { storage?: Storage } = {}): void {
   const image = openVhd(path, { storage, readOnly: false });
@@ -270,7 +279,7 @@ export function killData(path: string, { storage = osStorage }: { storage?: Stor
       throw new SystemError(Errno.ENOSYS, `Cannot forget the data of ${path}, which is fixed`);
     }
     image.file.refuseReaders();
-    // The batmap first: a block that it has as full must be there.
+    // The batmap comes first: a block that it marks as full must be allocated.
     image.batmap?.bits.fill(0);
     writeBatmap(image);
     image.file.sync();
@@ -286,11 +295,11 @@ export function killData(path: string, { storage = osStorage }: { storage?: Stor
 }
 
 /**
- * Writes the footer to the end of a given number of bytes, for an image on a volume that is about to
- * get that size.
+ * Writes the footer for a volume that will get the given size. The footer goes to the end of that
+ * size.
  *
- * @throws {SystemError} EINVAL for less than the image takes up or no whole sectors; what the file
- * system says.
+ * @throws {SystemError} EINVAL for a size below the image's own or not in whole sectors; errors of
+ * the file system.
  */
 export function setPhysicalSize(
   path: string,

@@ -11,22 +11,23 @@ import { completeHeader } from "./image/header_writer.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { writeFooters } from "./write.ts";
 
-/** How an image is repaired. */
+/** Options of a repair. */
 export interface RepairOptions {
   readonly storage?: Storage;
-  /** Use the backup footer even if the one at the end is good. */
+  /** Use the backup footer even if the one at the end is valid. */
   readonly useBackupFooter?: boolean;
 }
 
 /**
- * Rebuilds metadata from the rest of an image: a footer that is missing, damaged or unlike its copy, a
- * missing UUID, and a batmap whose checksum is wrong or that has unallocated blocks as full.
+ * Rebuilds metadata from the rest of an image: a footer that is missing, damaged or unlike its
+ * copy, a missing UUID, and a batmap with a wrong checksum or with bits of unallocated blocks.
  *
- * A header that a power cut has torn while it was changed is completed from its copy, if there is one.
+ * A header that was torn by a power cut during a change is completed from its copy, if there is
+ * one.
  *
  * @returns A line for each repair.
- * @throws {VhdFormatError} for damage that only a guess could repair, and errors of the file system. The
- * image is unchanged then.
+ * @throws {VhdFormatError} for damage that only a guess could repair, and errors of the file
+ * system. The image is unchanged then.
  */
 export function repairImage(path: string, options: RepairOptions = {}): string[] {
   const { storage = osStorage, useBackupFooter = false } = options;
@@ -51,7 +52,9 @@ export function repairImage(path: string, options: RepairOptions = {}): string[]
   }
 }
 
-/** Completes a change of the header that was broken off: without a good header nothing else opens. */
+/**
+ * Completes an interrupted change of the header. Without a valid header the image does not open.
+ */
 function repairHeader(storage: Storage, path: string, useBackupFooter: boolean): string[] {
   const file = storage.open(path, "write");
   try {
@@ -83,7 +86,7 @@ function repairBatmap(image: VhdImage): string[] {
     : [`cleared ${cleared} bits of the batmap, for blocks that are not allocated`];
 }
 
-/** Rebuilds the batmap, and its header after the BAT if that cannot be used. */
+/** Rebuilds the batmap. Its header goes behind the BAT when the old one cannot be used. */
 function remakeBatmap(image: VhdImage): string[] {
   if (image.header === null) return [];
   const old = image.batmap;

@@ -5,10 +5,10 @@ import { updateFooters } from "./image/footer_writer.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 
-/** A field that the storage manager keeps in an image, a byte. */
+/** A byte that the storage manager keeps in an image. */
 export type SettableField = "hidden" | "marker";
 
-/** What a field is set to. */
+/** The field and its new value. */
 export interface SetFieldOptions {
   readonly storage?: Storage;
   readonly field: SettableField;
@@ -19,8 +19,8 @@ export interface SetFieldOptions {
 /**
  * Sets the hidden flag, which is in the footers, or the marker, which is in the batmap's header.
  *
- * @throws {SystemError} EINVAL for a value that the field cannot have; EOPNOTSUPP for the marker of an
- * image without a batmap; what the file system says.
+ * @throws {SystemError} EINVAL for an invalid value; EOPNOTSUPP for the marker of an image without
+ * a batmap; errors of the file system.
  */
 export function setField(path: string, options: SetFieldOptions): void {
   const { storage = osStorage, field, value } = options;
@@ -42,7 +42,7 @@ export function setField(path: string, options: SetFieldOptions): void {
 
 const LARGEST_VALUES: Readonly<Record<SettableField, number>> = { hidden: 1, marker: 255 };
 
-/** Whether a field can have a value: check accepts no other. */
+/** Whether a value is valid for a field. The check accepts no other value. */
 export function isFieldValue(field: SettableField, value: number): boolean {
   return Number.isInteger(value) && value >= 0 && value <= LARGEST_VALUES[field];
 }
@@ -54,7 +54,8 @@ function setHidden(image: VhdImage, value: number): void {
   } catch (error) {
     const full = error instanceof SystemError && error.errno === Errno.ENOSPC;
     if (!full || value === 0 || image.type === "fixed") throw error;
-    // Hiding is how an image starts to be deleted: that must work on a full disk, so that it ends.
+    // An image is hidden before it is deleted. Hiding must work on a full disk, or the deletion
+    // could not free space.
     image.file.writeAt(encodeFooter(image.footer), 0);
   }
 }

@@ -25,31 +25,33 @@ import { type OnStorage, osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime } from "./format/time.ts";
 import { isNullUuid } from "./format/uuid.ts";
 
-/** The locators that a child gets, all with the relative path, in the order of the header. */
+/** The locators of a new child, in header order. All hold the relative path. */
 const LOCATOR_CODES = [PLAT_CODE_MACX, PLAT_CODE_W2KU, PLAT_CODE_W2RU];
 
-/** How a differencing image is made. */
+/** Options of a new differencing image. */
 export interface SnapshotOptions {
-  /** Path of the image that the new one builds on. */
+  /** Path of the new image's parent. */
   readonly parent: string;
   /** The parent is a raw image, not a VHD. */
   readonly rawParent?: boolean;
-  /** Refer to the parent even if it is empty; otherwise to the first below it that is not. */
+  /**
+   * Refer to the parent even if it is empty. By default the first image below it with data is used.
+   */
   readonly keepEmptyParent?: boolean;
-  /** Size that the disk can grow to without moving data, bytes. */
+  /** The size that the disk can grow to without moving data, in bytes. */
   readonly reserveBytes?: number;
-  /** The most layers that the chain may have, the new one included (ENOSPC). */
+  /** The largest number of layers of the chain, including the new one (ENOSPC). */
   readonly depthLimit?: number;
 }
 
 /** The chain would be deeper than the caller's limit. */
 export class SnapshotDepthError extends VhdChainError {
-  /** Layers that the chain has without the new one. */
+  /** The number of layers without the new one. */
   readonly depth: number;
-  /** The most layers that it was to have. */
+  /** The largest number of layers that the caller allows. */
   readonly limit: number;
 
-  /** Makes the error of the image at `path`, which was to be the parent. */
+  /** Makes the error for the image at `path`, the intended parent. */
   constructor(path: string, depth: number, limit: number) {
     super(path, Errno.ENOSPC, `it has ${depth} layers already, and the limit is ${limit} (ENOSPC)`);
     this.depth = depth;
@@ -60,7 +62,7 @@ export class SnapshotDepthError extends VhdChainError {
 interface Target {
   readonly path: string;
   readonly raw: boolean;
-  /** Size that the child must have, rounded up to blocks; 0 for that of the target. */
+  /** Minimum size of the child, rounded up to blocks; 0 for the size of the target. */
   readonly sizeBytes: number;
 }
 
@@ -68,7 +70,7 @@ interface Target {
  * Creates a differencing image.
  *
  * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the parent cannot be used, when
- * the limit would be exceeded ({@linkcode SnapshotDepthError}), when writing fails.
+ * the limit would be exceeded ({@linkcode SnapshotDepthError}), when a write fails.
  */
 export function snapshot(path: string, options: SnapshotOptions & OnStorage): void {
   const { storage = osStorage } = options;
@@ -93,7 +95,10 @@ export function snapshot(path: string, options: SnapshotOptions & OnStorage): vo
   if (parent.keyhash !== null) setKeyhash(storage, { path }, parent.keyhash);
 }
 
-/** The image to refer to: that given or, while images are empty, the one below. */
+/**
+ * The parent of the new image: the given image, or the first below it that is not empty. The last
+ * VHD of a chain without a raw image is used even if it is empty.
+ */
 function findTarget(storage: Storage, options: SnapshotOptions): Target {
   const given = canonicalPath(storage, options.parent);
   if (options.rawParent || options.keepEmptyParent) {
@@ -145,13 +150,13 @@ function describeVhd(storage: Storage, path: string): ParentFacts {
   return { uuid, sizeBytes: image.sizeBytes, keyhash: keyhashOf(image) };
 }
 
-/** The trace of the key that an open image is encrypted with; null when it is not. */
+/** The key hash of an open image; null for an image that is not encrypted. */
 export function keyhashOf(image: VhdImage): KeyHash | null {
   const keyhash = image.batmap?.header.keyhash;
   return keyhash?.cookie === 1 ? keyhash : null;
 }
 
-/** What the header and locators of a child say of a parent. Both paths are absolute. */
+/** The parent's fields for a child's header and locators. Both paths are absolute. */
 export function parentToWrite(
   storage: Storage,
   { childPath, parentPath, parent }: {
@@ -169,7 +174,7 @@ export function parentToWrite(
   };
 }
 
-/** Children of an encrypted image are encrypted with the same key. */
+/** Stores the key hash of the parent in a child: both are encrypted with the same key. */
 export function setKeyhash(storage: Storage, { path, same }: NewFile, keyhash: KeyHash): void {
   const image = openVhd(path, { storage, readOnly: false, same });
   try {
@@ -179,7 +184,10 @@ export function setKeyhash(storage: Storage, { path, same }: NewFile, keyhash: K
   }
 }
 
-/** Stores the trace of a key in an image that is open for writing; one without a batmap has no room. */
+/**
+ * Stores a key hash in an image that is open for writing. An image without a batmap cannot hold
+ * one.
+ */
 export function writeKeyhash({ batmap, file }: VhdImage, keyhash: KeyHash): void {
   if (batmap === null) return;
   batmap.header.keyhash = keyhash;

@@ -11,30 +11,30 @@ import { bitmapOffset, dataOffset, isAllocated, readBitmap } from "./image/block
 import type { VhdImage } from "./image/image.ts";
 import { writeZeros } from "./create.ts";
 
-/** How many new blocks are gathered before the BAT on disk points at them. */
+/** The number of new blocks that are collected before the BAT on disk points at them. */
 const BLOCKS_AT_ONCE = 64;
 
-/** What is under way with an image that is being written to. */
+/** The new blocks of an image that is being written. */
 interface Growth {
   readonly order: PublishOrder;
-  /** Blocks that are in the file and not in the BAT on disk, and their stamps. */
+  /** Blocks that are in the file but not in the BAT on disk, with their stamps. */
   readonly unpublished: Map<number, number>;
 }
 
 const growths = new WeakMap<VhdImage, Growth>();
 
 /**
- * Writes to a virtual disk while no tapdisk has it.
+ * Writes to a virtual disk that no tapdisk serves.
  *
- * What must hold at every moment, so that a crash leaves an image that opens: a block's data and
- * bitmap are on stable storage before the BAT on disk points at them (see {@linkcode PublishOrder}),
- * and a sector's data is in the file before the bit that says so. The file always ends in a footer.
- * New blocks are gathered; {@linkcode finishWriting} makes the BAT point at the last of them.
+ * After a crash at any moment the image must open. So a block's data and bitmap are durable before
+ * the BAT on disk points at them (see {@linkcode PublishOrder}), and a sector's data is written
+ * before its bit in the bitmap. The file always ends in a footer. New blocks are collected;
+ * {@linkcode finishWriting} makes the BAT point at the last of them.
  *
  * @param from Whole sectors.
  * @param offsetBytes A multiple of 512.
- * @throws {SystemError} ERANGE beyond the end of the disk, EFBIG when the file would be too long for
- * a sector number of 32 bits; what the file system says.
+ * @throws {SystemError} ERANGE beyond the end of the disk; EFBIG when the file would be too long
+ * for a sector number of 32 bits; errors of the file system.
  */
 export function writeRange(
   image: VhdImage,
@@ -64,7 +64,7 @@ export function writeRange(
   }
 }
 
-/** Puts the image in order after {@linkcode writeRange} and brings it to stable storage. */
+/** Completes the image after {@linkcode writeRange} and makes all writes durable. */
 export function finishWriting(image: VhdImage): void {
   publish(image);
   image.file.sync();
@@ -73,7 +73,9 @@ export function finishWriting(image: VhdImage): void {
   image.file.sync();
 }
 
-/** Writes both footers: behind the data, or at the end of a block device, and at the start. */
+/**
+ * Writes both footers: one behind the data, or at the end of a block device, and one at the start.
+ */
 export function writeFooters(image: VhdImage): void {
   const { file } = image;
   if (image.type !== "fixed") file.writeAt(encodeFooter(image.footer), 0);
@@ -130,7 +132,9 @@ function growthOf(image: VhdImage): Growth {
   return growth;
 }
 
-/** Makes the rest of a new block zero, where a device may hold anything. */
+/**
+ * Writes zeros to the rest of a new block. Only for block devices, whose old content is arbitrary.
+ */
 function clearAround(
   { file, sectorsPerBlock }: VhdImage,
   dataSector: number,
@@ -145,7 +149,7 @@ function clearAround(
   );
 }
 
-/** Makes the BAT on disk point at the blocks that were added. */
+/** Makes the BAT on disk point at the collected blocks. */
 function publish(image: VhdImage): void {
   const growth = growths.get(image);
   if (growth === undefined || growth.unpublished.size === 0) return;
@@ -156,9 +160,9 @@ function publish(image: VhdImage): void {
 }
 
 /**
- * Makes the BAT on disk point at blocks: {@linkcode syncBlocks} has made them durable.
+ * Makes the BAT on disk point at blocks that {@linkcode syncBlocks} has made durable.
  *
- * @param blocks The blocks, as the BAT in memory has them, and their stamps.
+ * @param blocks The blocks, whose entries are in the BAT in memory, and their stamps.
  */
 export function publishBlocks(
   image: VhdImage,
@@ -169,7 +173,10 @@ export function publishBlocks(
   writeBatOf(image, blocks.keys());
 }
 
-/** Brings what was written to stable storage: only then may the BAT, or a footer, name it. */
+/**
+ * Makes all writes durable. Only then may the BAT point at the new blocks, or a footer be written
+ * behind them.
+ */
 export function syncBlocks(image: VhdImage, order: PublishOrder): void {
   let succeeded = false;
   order.syncStarts();
@@ -186,7 +193,7 @@ export function writeBat(image: VhdImage): void {
   image.file.writeAt(encodeBat(image), image.batOffsetBytes);
 }
 
-/** Writes those sectors of the BAT that have the entries of these blocks. */
+/** Writes the sectors of the BAT that hold the entries of these blocks. */
 export function writeBatOf(image: VhdImage, blocks: Iterable<number>): void {
   const sectors = new Set<number>();
   for (const block of blocks) sectors.add(batSectorOf(block));

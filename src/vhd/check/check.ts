@@ -1,8 +1,8 @@
 /**
- * `src/vhd/check`: what is true of images, good and damaged ones: faults, statistics, scans of many.
+ * `src/vhd/check`: reports on valid and damaged images: faults, statistics, scans of many images.
  *
- * It must not write to any file, and it must not stop at the first fault: what is wrong with an image
- * is a result here, not an error.
+ * This folder must not write to any file, and it must not stop at the first fault: a fault of an
+ * image is a result here, not an error.
  *
  * This file checks an image and lists its ancestors.
  *
@@ -24,40 +24,43 @@ import type { Confinement } from "../../files/confinement.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { type OnStorage, osStorage, type StorageFile } from "../../files/storage.ts";
 
-/** What is checked. */
+/** Options of a check. */
 export interface CheckOptions {
-  /** Accept an image whose footer at the end is missing, going by the backup. */
+  /** Accept an image without a footer at its end, and use the backup. */
   readonly ignoreFooter?: boolean;
-  /** Do not compare UUIDs with the parent's. */
+  /** Do not compare the parent UUID in the header with the parent's UUID. */
   readonly ignoreParentUuid?: boolean;
   /** Accept time stamps in the future. */
   readonly ignoreTimestamps?: boolean;
-  /** Read bitmaps and the data that they say is not there. */
+  /** Read the bitmaps, and check that sectors without a bit are zero. */
   readonly checkData?: boolean;
-  /** Look for blocks that overlap: true by default. */
+  /** Check for overlapping blocks; true by default. */
   readonly checkOverlaps?: boolean;
-  /** Called while data is being checked, with numbers of blocks. */
+  /** Called while data is checked, with numbers of blocks. */
   readonly onProgress?: ProgressListener;
 }
 
-/** How an image of a chain is checked. */
+/** Options of the check of an image in a chain. */
 export interface ChainCheckOptions extends CheckOptions, OnStorage {
-  /** Where parents may be: that of the top of the chain, when its images are checked one by one. */
+  /**
+   * The folders in which parents may be. When the images of a chain are checked one by one, this is
+   * the confinement of the top.
+   */
   readonly confinement?: Confinement;
 }
 
-/** What a check found. */
+/** The result of a check. */
 export interface CheckResult {
   /** The image. */
   readonly path: string;
-  /** Whether there is no error among the findings. */
+  /** Whether no finding is an error. */
   readonly valid: boolean;
-  /** What was found, in the order in which it was found. */
+  /** The findings, in the order of detection. */
   readonly findings: readonly Finding[];
 }
 
 /**
- * Checks one image. Nothing is changed, and a damaged image is no error of this function.
+ * Checks one image. Nothing is changed. A damaged image gives findings, not an error.
  *
  * @throws {SystemError} when the file cannot be read.
  */
@@ -77,7 +80,7 @@ export function checkImage(path: string, options: ChainCheckOptions = {}): Check
   return { path, valid: !findings.hasErrors, findings: findings.list() };
 }
 
-/** Checks footers and header. Returns whether the image is worth opening. */
+/** Checks footers and header. Returns whether the image can be opened. */
 function checkFrame(file: StorageFile, findings: Findings, options: CheckOptions): boolean {
   const { ignoreFooter = false, ignoreTimestamps = false } = options;
   const footer = checkFooters(file, findings, { ignoreFooter, ignoreTimestamps });
@@ -114,10 +117,10 @@ function checkTables(image: VhdImage, findings: Findings, options: CheckOptions)
 }
 
 /**
- * The paths of an image's ancestors that are VHDs, the parent first.
+ * The paths of an image's VHD ancestors, the parent first.
  *
  * @throws {VhdChainError} for a missing parent or a loop.
- * @throws {VhdFormatError} | {SystemError} when an image on the way cannot be read.
+ * @throws {VhdFormatError} | {SystemError} when an image of the chain cannot be read.
  */
 export function ancestorPaths(path: string, { storage = osStorage }: OnStorage = {}): string[] {
   const paths: string[] = [];
@@ -135,7 +138,7 @@ export function ancestorPaths(path: string, { storage = osStorage }: OnStorage =
   }
 }
 
-/** A fault of a chain, as what is wrong with the image whose parent is the trouble. */
+/** Converts an error of a chain to a finding about the image whose parent cannot be used. */
 export function chainFinding(
   { path, problem }: VhdChainError,
   { storage = osStorage }: OnStorage = {},

@@ -14,7 +14,7 @@ import type { ProgressListener } from "../../files/progress.ts";
 import { eachBatFault } from "../image/validate.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** Checks the BAT: no block in the metadata, past the end or over another. */
+/** Checks the BAT: no block may overlap the metadata or another block, or reach past the end. */
 export function checkBat(
   image: VhdImage,
   findings: Findings,
@@ -66,7 +66,7 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
   const { batmap, batmapFault } = image;
   if (batmapFault !== null) {
     const { field, offsetBytes, value, problem } = batmapFault.fault;
-    // Without a header, nothing contradicts anything: there is just no map.
+    // An image without a batmap header is valid: it has no map.
     if (batmap === null) {
       findings.warning("there is no batmap; repair makes one", field, offsetBytes);
     } else findings.error(`batmap is invalid: ${value} ${problem}`, field, offsetBytes);
@@ -94,8 +94,8 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
 }
 
 /**
- * Reads every bitmap: blocks that the batmap has as full must be, and sectors that a bitmap has as
- * absent must be zero.
+ * Reads every bitmap. A block that the batmap marks as full must have all bits, and a sector
+ * without a bit must be zero.
  */
 export function checkBitmaps(
   image: VhdImage,

@@ -22,10 +22,13 @@ import type { StorageFile } from "../../files/storage.ts";
 import { vhdTimeNow } from "../format/time.ts";
 import { isNullUuid } from "../format/uuid.ts";
 
-/** How far in the future a time stamp may be, for clocks of file servers that go wrong: seconds. */
+/**
+ * The largest distance of a time stamp in the future, in seconds. The clocks of file servers may be
+ * wrong.
+ */
 export const TIMESTAMP_MAX_SLACK = 1800;
 
-/** What the check of the footers accepts. */
+/** Options of the check of the footers. */
 export interface FooterCheckOptions {
   readonly ignoreFooter: boolean;
   readonly ignoreTimestamps: boolean;
@@ -34,7 +37,7 @@ export interface FooterCheckOptions {
 /**
  * Checks the footer and its backup.
  *
- * @returns The footer to go on with, or null when neither can be used.
+ * @returns The footer to use, or null when neither is usable.
  */
 export function checkFooters(
   file: StorageFile,
@@ -62,7 +65,7 @@ interface Primary {
   readonly bytes: Uint8Array;
 }
 
-/** The footer at the end, or null when there is none; one with a wrong field is still one. */
+/** The footer at the end, or null without one. A footer with a wrong field is returned too. */
 function checkPrimary(
   file: StorageFile,
   findings: Findings,
@@ -90,8 +93,8 @@ function checkPrimary(
 }
 
 /**
- * A geometry is only for the BIOS: the size counts. Programs that give a disk a size that no geometry
- * has, as Azure wants it, may write the largest one there is.
+ * Warns of a geometry beyond the disk's size. Only BIOSes use the geometry; the size counts. Azure
+ * requires sizes that no geometry describes, and programs may write the largest geometry for them.
  */
 function warnOfGeometry(footer: Footer, findings: Findings, offsetBytes: number): void {
   if (footer.cookie !== HD_COOKIE) return;
@@ -114,7 +117,7 @@ function compareFooters(primary: Uint8Array, backup: Uint8Array, findings: Findi
 interface Problem {
   readonly text: string;
   readonly field: keyof typeof FOOTER_OFFSETS;
-  /** Bytes from the footer's start. */
+  /** Offset from the footer's start. */
   readonly at: number;
 }
 

@@ -17,7 +17,7 @@ import type { StorageFile } from "../../files/storage.ts";
 import { vhdTimeNow } from "../format/time.ts";
 import { isNullUuid } from "../format/uuid.ts";
 
-/** Checks the dynamic header that a footer points to. Returns whether it can be used. */
+/** Checks the dynamic header that a footer points to. Returns whether it is usable. */
 export function checkHeader(file: StorageFile, footer: Footer, findings: Findings): boolean {
   const sizeBytes = file.sizeBytes();
   if (footer.dataOffset + BigInt(DD_HEADER_SIZE) > BigInt(sizeBytes)) {
@@ -62,7 +62,7 @@ function fault(header: DynamicHeader, bytes: Uint8Array, sizeBytes: number): Fau
   return null;
 }
 
-/** Checks what the header says of a parent: a sensible name, or in a dynamic image nothing. */
+/** Checks the parent fields of the header. In a dynamic image they must be empty. */
 export function checkParentFields(
   image: VhdImage,
   findings: Findings,

@@ -15,8 +15,8 @@ import { fileNameOf } from "../../files/paths.ts";
 import { equalUuids } from "../format/uuid.ts";
 
 /**
- * Checks the locators of a differencing image and the parent that they lead to. What is wrong with
- * one locator is a warning as long as the parent is found by another, or by the name in the header.
+ * Checks the locators of a differencing image and the parent that they lead to. A fault of one
+ * locator is a warning when another locator, or the name in the header, leads to the parent.
  */
 export function checkLocators(
   image: VhdImage,
@@ -48,7 +48,7 @@ export function checkLocators(
     problems.push({ index: 0, message: `no parent locator leads to the parent ${named.path}` });
   }
   if (parent.name === "") {
-    // The name only repeats what a locator says, if one leads to the parent.
+    // The name only repeats a locator that leads to the parent.
     const offsetBytes = Number(image.footer.dataOffset) + HEADER_OFFSETS.parentName;
     const where = ["header.parentName", offsetBytes] as const;
     if (found) findings.warning("the header has no name of the parent", ...where);
@@ -86,13 +86,13 @@ function locatorFault(image: VhdImage, locator: ParentLocator, index: number): s
 }
 
 interface Target {
-  /** Whether this is the parent that the child was made from. */
+  /** Whether the file is the parent that the child was made from. */
   readonly isParent: boolean;
-  /** What is wrong with the locator or with the file that it leads to. */
+  /** The fault of the locator or of its file; null without one. */
   readonly problem: string | null;
 }
 
-/** Checks the file that a locator leads to. */
+/** Checks the file that a locator names. */
 function checkTarget(
   image: VhdImage,
   locator: ParentLocator,
@@ -115,7 +115,7 @@ function checkTarget(
   return { isParent: true, problem: otherName };
 }
 
-/** What is wrong with a file as the parent of an image. */
+/** The fault of a file as the parent of an image; null without one. */
 function targetFault(
   { parent, storage }: VhdImage,
   { path: location, device, inode }: FoundFile,

@@ -2,21 +2,21 @@ import { countSet, setBit, testBit } from "../format/bitmap.ts";
 import { isAllocated, readBitmap } from "../image/block.ts";
 import type { VhdImage } from "../image/image.ts";
 
-/** What an image of a chain holds, in sectors. */
+/** The statistics of an image of a chain, in sectors. */
 export interface LayerStatistics {
   readonly path: string;
-  /** Sectors of the blocks that are allocated. */
+  /** Sectors of allocated blocks. */
   allocated: number;
-  /** Sectors that were written. */
+  /** Written sectors. */
   written: number;
-  /** Written here and not in the parent. */
+  /** Sectors that are written here but not in the parent. */
   notInParent: number;
-  /** Written here and in no image below. */
+  /** Sectors that are written here but in no ancestor. */
   notInAncestors: number;
 }
 
 /**
- * Counts what the images of a chain hold. All are read together, one block at a time.
+ * Counts the sectors of the images of a chain. All images are read together, one block at a time.
  *
  * @param images The last ancestor first.
  */

@@ -1,57 +1,57 @@
-/** One thing that is wrong with an image, or worth knowing. */
+/** A fault of an image, or a warning. */
 export interface Finding {
-  /** Warnings leave the image valid. */
+  /** A warning leaves the image valid. */
   readonly severity: "error" | "warning";
-  /** What is wrong, in one line. */
+  /** The fault, in one line. */
   readonly message: string;
   /** The structure and field, such as `footer.checksum`. */
   readonly field: string;
-  /** Where the field is in the file. */
+  /** Byte offset of the field in the file. */
   readonly offsetBytes: number;
 }
 
-/** Most findings of one kind that are worth listing. */
+/** The largest number of listed findings of one kind. */
 const LIMIT = 100;
 
 /**
- * Gathers findings; of many of one kind only the first hundred, and how many more there are. A
- * damaged image may have millions: code that looks through a table calls `hasRoom` first and counts
- * what is not listed, so that time and memory stay bounded.
+ * Collects findings. Of each kind only the first hundred are listed, with the number of further
+ * ones. A damaged image may have millions of faults, so code that checks a table calls `hasRoom`
+ * first and only counts the rest. Time and memory stay bounded.
  */
 export class Findings {
   readonly #found: Finding[] = [];
   readonly #counts = new Map<string, number>();
   #hasErrors = false;
 
-  /** Adds an error. */
   error(message: string, field: string, offsetBytes: number): void {
     this.#hasErrors = true;
     this.#add({ severity: "error", message, field, offsetBytes });
   }
 
-  /** Adds a warning. */
   warning(message: string, field: string, offsetBytes: number): void {
     this.#add({ severity: "warning", message, field, offsetBytes });
   }
 
-  /** Whether one more finding of a kind, such as `bat` for the field `bat[7]`, would be listed. */
+  /**
+   * Whether one more finding of a kind would be listed. The kind of the field `bat[7]` is `bat`.
+   */
   hasRoom(kind: string): boolean {
     return (this.#counts.get(kind) ?? 0) < LIMIT;
   }
 
-  /** Counts errors of a kind for which there is no room. */
+  /** Counts errors of a kind that are not listed. */
   countErrors(kind: string, count: number): void {
     if (count === 0) return;
     this.#hasErrors = true;
     this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + count);
   }
 
-  /** Whether there is an error among them. */
+  /** Whether a finding is an error. */
   get hasErrors(): boolean {
     return this.#hasErrors;
   }
 
-  /** All of them, in the order in which they were found. */
+  /** All findings, in the order of detection. */
   list(): Finding[] {
     const list = [...this.#found];
     for (const [kind, count] of this.#counts) {

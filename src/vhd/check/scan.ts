@@ -26,12 +26,12 @@ import {
 import type { FileIdentity, Storage, StorageFile } from "../../files/storage.ts";
 import { isNullUuid } from "../format/uuid.ts";
 
-/** What a scan finds out about an image. */
+/** The result of the scan of an image. */
 export interface ScannedImage {
-  /** Size of its virtual disk, bytes. */
+  /** Size of the virtual disk, in bytes. */
   readonly capacityBytes: number;
   readonly hidden: number;
-  /** The stored name of its parent, or the path where the parent was found; null for none. */
+  /** The parent's stored name, or its path when it was found; null without a parent. */
   readonly parent: string | null;
   readonly rawParent: boolean;
   readonly marker: number;
@@ -55,7 +55,7 @@ function attempt<T>(doing: string, call: () => T): T {
   }
 }
 
-/** Reads only footer and header. The parent is the file name in the header. */
+/** Reads only the footer and the header. The parent is the file name in the header. */
 export function scanFast(
   storage: Storage,
   path: string,
@@ -87,7 +87,7 @@ export function scanFast(
   }
 }
 
-/** Reads all metadata and looks for the parent. The parent is a path where it is found. */
+/** Reads all metadata and locates the parent. The parent is a path when it was found. */
 export function scanFully(storage: Storage, path: string): ScannedImage {
   const image = attempt(
     "opening file",
@@ -115,8 +115,8 @@ function parentOf(image: VhdImage): string {
 }
 
 /**
- * Reads an image that starts at an offset of a device: a logical volume, which need not be active. Reads
- * the backup footer and the header after it.
+ * Scans an image that starts at an offset of a device: a logical volume, which need not be active.
+ * The backup footer and the header behind it are read.
  */
 export function scanVolume(
   storage: Storage,
@@ -167,7 +167,7 @@ function invalid(path: string, problem: string): SystemError {
   return new SystemError(Errno.EINVAL, `Cannot scan ${path}: ${problem}`);
 }
 
-/** A device from an offset on, for reading. */
+/** A part of a device, from an offset to its end, for reading. */
 class VolumeFile implements StorageFile {
   readonly isBlockDevice = true;
   readonly path: string;
@@ -223,7 +223,7 @@ function headerParent(header: DynamicHeader): string | null {
   return decodeParentName(header.parentName) || null;
 }
 
-/** The parent name of a locator, preferably that of a Mac. The file need not exist. */
+/** The parent name of a locator. A MACX locator is preferred. The file need not exist. */
 function storedParent(file: StorageFile, header: DynamicHeader): string {
   const used = header.locators.filter(({ code }) => code !== PLAT_CODE_NONE);
   const locator: ParentLocator | undefined = used.find(({ code }) => code === PLAT_CODE_MACX) ??

@@ -1,11 +1,11 @@
 /**
- * The undo journal of changes that move an image's metadata: a file or block device that holds, until
- * the change is complete, what the image held before. Its layout is the reference's, so that either
- * side can revert what the other left behind.
+ * The undo journal of changes that move an image's metadata. It is a file or block device that
+ * holds the image's old content until the change is complete. Its layout is the reference's, so
+ * that each program can revert the other's journal.
  *
- * The order that makes this safe: the journal is on stable storage, header last, before the image is
- * touched; the image, its footers last, before the journal goes. While the change lasts the footers
- * say that the image is out of use.
+ * The order of writes: the journal, header last, is durable before the image is changed. The image,
+ * footers last, is durable before the journal is removed. During the change the footers mark the
+ * image as disabled.
  *
  * @module
  */
@@ -32,7 +32,7 @@ import { removeOwn, type StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
 const TYPE = JOURNAL_ENTRY_TYPE;
-/** Most bytes of data in one entry: a block's. */
+/** The largest data of one entry: a block's. */
 const LARGEST_DATA_BYTES = 2 * 1024 * 1024;
 
 interface Recorded extends ByteRange {
@@ -40,12 +40,12 @@ interface Recorded extends ByteRange {
 }
 
 /**
- * Writes a journal of an image as it is, and brings it to stable storage.
+ * Writes a journal of an image's current content and makes it durable.
  *
- * @param options.overwritten What of the file, besides the metadata, is going to be overwritten; whole
- * sectors.
- * @throws {SystemError} EEXIST when the journal is a file that is there already; what the file system
- * says. The image has not been touched then, and a file that was begun is gone.
+ * @param options.overwritten The ranges of the file, besides the metadata, that will be
+ * overwritten; whole sectors.
+ * @throws {SystemError} EEXIST when the journal is an existing file; errors of the file system. The
+ * image is unchanged then, and an incomplete journal file is removed.
  */
 function writeJournal(
   path: string,
@@ -66,7 +66,7 @@ function writeJournal(
 }
 
 function record(file: StorageFile, image: VhdImage, overwritten: readonly ByteRange[]): void {
-  // A device may hold a journal of before, which must not count for this change.
+  // A device may hold an earlier journal, which must not be taken for this change's.
   file.writeAt(new Uint8Array(JOURNAL_HEADER_SIZE), 0);
   file.sync();
   const metadata = metadataOf(image);
@@ -99,12 +99,12 @@ function record(file: StorageFile, image: VhdImage, overwritten: readonly ByteRa
   file.sync();
 }
 
-/** Where the footer at the end of an image's file is. */
+/** Offset of the footer at the end of an image's file. */
 export function footerOffsetOf({ file }: VhdImage): number {
   return file.sizeBytes() - HD_FOOTER_SIZE;
 }
 
-/** All metadata of an image, in the order in which the reference wants to find it. */
+/** All metadata of an image, in the order that the reference requires. */
 function metadataOf(image: VhdImage): Recorded[] {
   const { header, footer, batmap } = image;
   const primary = {
@@ -120,7 +120,7 @@ function metadataOf(image: VhdImage): Recorded[] {
   ];
   for (const locator of header.locators) {
     const lengthBytes = locatorSpaceBytes(locator);
-    // An entry without room is one that the change is about to fill.
+    // A locator without space is a new one, which the change will write.
     if (locator.code === PLAT_CODE_NONE || lengthBytes === 0) continue;
     ranges.push({ type: TYPE.LOCATOR, offsetBytes: Number(locator.dataOffset), lengthBytes });
   }
@@ -136,7 +136,7 @@ function metadataOf(image: VhdImage): Recorded[] {
   return ranges;
 }
 
-/** The parts of ranges that are within the image and not in the metadata, in pieces. */
+/** The parts of ranges that are within the image and not in the metadata, split into entries. */
 function dataRanges(
   ranges: readonly ByteRange[],
   covered: readonly ByteRange[],
@@ -162,8 +162,8 @@ function dataRanges(
 }
 
 /**
- * Writes both footers with the cookie of an image that is out of use, so that nobody opens it. The one
- * at the end comes first, as everybody goes by it.
+ * Writes both footers with the cookie of a disabled image, so that no program opens it. The footer
+ * at the end comes first, because it is the one that programs read.
  */
 export function disableImage(image: VhdImage): void {
   const bytes = encodeFooter({ ...image.footer, cookie: VHD_POISON_COOKIE });
@@ -174,13 +174,13 @@ export function disableImage(image: VhdImage): void {
   image.file.sync();
 }
 
-/** How a change is journaled. */
+/** The journal of a change. */
 export interface JournalOptions {
-  /** A file that is not there yet, or a block device. */
+  /** A file that does not exist yet, or a block device. */
   readonly journal: string;
 }
 
-/** A change failed and could not be undone either: the journal is still there. */
+/** A change failed and could not be reverted. The journal still exists. */
 export class RevertError extends SystemError {
   constructor(path: string, journal: string, readonly failure: SystemError) {
     super(
@@ -191,11 +191,12 @@ export class RevertError extends SystemError {
 }
 
 /**
- * Makes a change under a journal: undone when it fails, and the journal ended when it does not.
+ * Makes a change under a journal. A failed change is reverted; a complete one ends the journal.
  *
- * @param options.overwritten What of the file, besides the metadata, the change overwrites.
- * @throws {SystemError} EINVAL when the image has no footer at its end; what {@linkcode writeJournal}
- * and the change throw; {@linkcode RevertError}.
+ * @param options.overwritten The ranges of the file, besides the metadata, that the change
+ * overwrites.
+ * @throws {SystemError} EINVAL when the image has no footer at its end; errors of
+ * {@linkcode writeJournal} and of the change; {@linkcode RevertError}.
  */
 export function changeJournaled(
   image: VhdImage,

@@ -34,15 +34,15 @@ import { equalUuids } from "../format/uuid.ts";
 const TYPE = JOURNAL_ENTRY_TYPE;
 
 /**
- * Ends a journal: marks it as ended, and removes it if it is a file. Both are on stable storage before
- * this returns: a journal that came back after a power cut would undo what was written to the image since.
+ * Ends a journal: marks it as ended, and removes it if it is a file. Both are durable on return,
+ * because a journal that came back after a power cut would revert later writes to the image.
  */
 export function discardJournal(path: string, { storage }: { storage: Storage }): void {
   const isDevice = storage.status(path).kind === "block";
   try {
     markEnded(storage, path);
   } catch (error) {
-    // A file system that is full may have no room even for this. The removal counts alone then.
+    // A full file system may refuse even this write. The removal alone is enough then.
     if (isDevice || !(error instanceof SystemError)) throw error;
   }
   if (!isDevice) storage.remove(path);
@@ -58,21 +58,25 @@ function markEnded(storage: Storage, path: string): void {
   }
 }
 
-/** How a journal is reverted. */
+/** Options of a revert. */
 export interface RevertOptions {
   readonly storage?: Storage;
   readonly journal: string;
-  /** The caller holds the image's lock already: this is the image. It is reverted in any case. */
+  /**
+   * The caller already holds the lock of this file, which is the image. The revert is
+   * unconditional.
+   */
   readonly lockedBy?: FileIdentity;
 }
 
 /**
- * Gives an image back what it held before a change that was broken off, and ends the journal. Where
- * the image had not been touched yet, or the change was complete, it stays as it is. Broken off
- * itself, it can be called again.
+ * Restores an image to its state before an interrupted change, and ends the journal. An image that
+ * was not changed yet, or whose change was complete, stays as it is. An interrupted revert can be
+ * repeated.
  *
- * @throws {SystemError} EINVAL when the journal is damaged or another image's, in which case nothing
- * was changed; EBUSY when somebody else may write to the image; what the file system says.
+ * @throws {SystemError} EINVAL when the journal is damaged or belongs to another image, in which
+ * case nothing is changed; EBUSY when another process may write to the image; errors of the file
+ * system.
  */
 export function revertJournal(path: string, options: RevertOptions): void {
   const { storage = osStorage, journal, lockedBy } = options;
@@ -118,8 +122,8 @@ function revertFrom(
 }
 
 /**
- * Refuses a journal of another image, as far as the image still says which it is. A fixed image has
- * its data where others have a footer.
+ * Refuses a journal of another image, if a valid footer shows that it is another. A fixed image has
+ * data at offset 0, so its backup footer is not read.
  */
 function verifyOwner(
   journal: StorageFile,
@@ -141,9 +145,9 @@ function verifyOwner(
 }
 
 /**
- * Whether the change of a journal has not begun or is complete, as all footers of the image say that it
- * is in use. While a change lasts, the footer at the end says the opposite: it is the first that is
- * changed and the last that is changed back. Data may have been written to such an image since.
+ * Whether the change of a journal has not begun or is complete: all footers have the normal cookie.
+ * During a change, the footer at the end has the cookie of a disabled image; it is changed first
+ * and restored last. After a complete change, data may have been written to the image.
  */
 function isInUse(image: StorageFile, { uuid }: JournalHeader, isFixed: boolean): boolean {
   const end = image.sizeBytes() - HD_FOOTER_SIZE;
@@ -155,7 +159,10 @@ function isInUse(image: StorageFile, { uuid }: JournalHeader, isFixed: boolean):
   });
 }
 
-/** The change was complete but for the footers: the reference ends its journal before it. */
+/**
+ * Restores the cookie in the footers. The change was complete otherwise: the reference ends its
+ * journal before it writes the footers.
+ */
 function enableImage(image: StorageFile, { uuid }: JournalHeader): void {
   for (const offsetBytes of [0, image.sizeBytes() - HD_FOOTER_SIZE]) {
     const bytes = readFooterBytes(image, offsetBytes);
@@ -168,13 +175,13 @@ function enableImage(image: StorageFile, { uuid }: JournalHeader): void {
 }
 
 interface FoundEntry extends JournalEntry {
-  /** Where the entry's bytes are in the journal. */
+  /** Offset of the entry's data in the journal. */
   readonly bytesAt: number;
 }
 
 /**
- * Reads over all entries, so that nothing is changed by a journal that is damaged; null when it was
- * not complete, and so the image not touched.
+ * Reads and checks all entries, so that a damaged journal changes nothing. Returns null for an
+ * incomplete journal, whose image was not changed.
  */
 function readEntries(journal: StorageFile, header: JournalHeader): FoundEntry[] | null {
   const entries: FoundEntry[] = [];
@@ -219,7 +226,7 @@ function isFooter({ type }: JournalEntry): boolean {
   return type === TYPE.FOOTER_P || type === TYPE.FOOTER_C;
 }
 
-/** Puts everything back; the footers, by which the image is opened, last. */
+/** Writes back all entries. The footers come last, because they make the image valid. */
 function restore(
   journal: StorageFile,
   image: StorageFile,
@@ -237,7 +244,7 @@ function restore(
   for (const entry of entries) if (!isFooter(entry)) put(entry);
   if (!image.isBlockDevice) image.truncate(header.footerOffsetBytes + HD_FOOTER_SIZE);
   image.sync();
-  // The footer at the end last: whoever opens the image goes by it.
+  // The footer at the end comes last, because programs open the image by it.
   for (const entry of entries) if (entry.type === TYPE.FOOTER_C) put(entry);
   image.sync();
   for (const entry of entries) if (entry.type === TYPE.FOOTER_P) put(entry);

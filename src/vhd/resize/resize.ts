@@ -1,9 +1,10 @@
 /**
- * `src/vhd/resize`: changes that move an image's metadata, under an undo journal: a plan, the journal,
- * carrying the plan out, reverting it.
+ * `src/vhd/resize`: changes that move an image's metadata, under an undo journal: the plan, the
+ * journal, the change, the revert.
  *
- * It must not touch an image before its journal is on stable storage, and it must not be used on an
- * image that is being served: the lock sees to that. docs/on-disk-order.md has the order of writes.
+ * This folder must not change an image before its journal is durable, and it must not be used on an
+ * image that is being served, which the lock ensures. docs/on-disk-order.md has the order of
+ * writes.
  *
  * This file resizes a disk.
  *
@@ -31,19 +32,22 @@ import { VHD_SECTOR_SIZE } from "../format/units.ts";
 import { writeBatmap } from "../image/batmap_writer.ts";
 import { syncBlocks, writeBatOf } from "../write.ts";
 
-/** Bytes of zeros between two reports of how far it has come. */
+/** Bytes of zeros between two progress reports. */
 const ZEROS_AT_ONCE = 64 * 1024 * 1024;
 
-/** What an image is resized to. */
+/** Options of a resize. */
 export interface ResizeOptions {
   readonly storage?: Storage;
-  /** Rounded up to whole blocks; a fixed image takes any number of whole sectors. */
+  /** Rounded up to whole blocks. A fixed image may have any number of whole sectors. */
   readonly sizeBytes: number;
-  /** Told of what is written or looked through: blocks, or bytes of a fixed image. */
+  /**
+   * Called with the number of blocks that were moved, or of bytes that were written in a fixed
+   * image.
+   */
   readonly onProgress?: ProgressListener;
 }
 
-/** Only images with our layout can be resized. */
+/** An image with another program's layout, which cannot be resized. */
 export class ForeignImageError extends SystemError {
   constructor(path: string) {
     super(Errno.EINVAL, `Cannot resize ${path}: it was made by another program`);
@@ -51,14 +55,15 @@ export class ForeignImageError extends SystemError {
 }
 
 /**
- * Changes the size of an image's disk while nobody uses it. Growing moves metadata and blocks where
- * it must. Shrinking is refused when it would cut an allocated block or, in a fixed image, data other
+ * Changes the size of a disk that is not in use. Growing moves metadata and blocks when necessary.
+ * Shrinking is refused when it would cut off an allocated block or, in a fixed image, data other
  * than zeros.
  *
- * Broken off at any point, `revertJournal` gives back what was, or all is done and the journal gone.
+ * After an interruption, `revertJournal` restores the old state; without a journal the change is
+ * complete.
  *
- * @throws {SystemError} EINVAL for a size that is out of range or that cuts data; EEXIST when the
- * journal is there already; what the file system says. The image is as it was then, unless it is a
+ * @throws {SystemError} EINVAL for a size that is out of range or that cuts off data; EEXIST when
+ * the journal exists; errors of the file system. The image is unchanged then, except after a
  * {@linkcode RevertError}.
  */
 export function resizeVhd(path: string, options: ResizeOptions & JournalOptions): void {
@@ -75,11 +80,12 @@ export function resizeVhd(path: string, options: ResizeOptions & JournalOptions)
 }
 
 /**
- * Grows the disk within the room that its metadata has already: only the footers are written. A
- * tapdisk that serves the image must be paused meanwhile.
+ * Grows the disk within the reserve of its metadata. Only the footers are written, and new BAT
+ * entries that are not marked as unused on disk. A tapdisk that serves the image must be paused
+ * during the call.
  *
- * @throws {SystemError} EINVAL when the room is too small or the size is less than before; EBUSY when
- * a tapdisk serves the image.
+ * @throws {SystemError} EINVAL when the reserve or the size is too small; EBUSY when a tapdisk
+ * serves the image.
  */
 export function growWithinMetadata(path: string, options: ResizeOptions): void {
   const { storage = osStorage } = options;
@@ -156,9 +162,9 @@ function resizeSparse(
 }
 
 /**
- * Brings an image to the state that a plan describes, under a journal.
+ * Carries out a plan. The caller has written the journal.
  *
- * @param options.locators What the header's locators are to point to, by index; null for unused ones.
+ * @param options.locators The data of the header's locators, by index; null for unused ones.
  */
 export function carryOut(
   image: VhdImage,
@@ -170,8 +176,8 @@ export function carryOut(
 ): void {
   const { file, header } = image;
   if (header === null) throw new RangeError(`${image.path} has no header`);
-  // Until the footers are written the image is out of use, and the journal has what it was: so the
-  // BAT need not wait for the blocks, but the footers must wait for all.
+  // The image is disabled until the footers are written, and the journal has its old content. So
+  // the BAT need not wait for the blocks, but the footers must wait for all other writes.
   const order = new PublishOrder();
   disableImage(image);
   moveBlocks(image, plan, onProgress);
@@ -195,12 +201,12 @@ export function carryOut(
   const bytes = encodeFooter(image.footer);
   file.writeAt(bytes, 0);
   file.sync();
-  // The footer at the end last: from here on the image opens, and a revert leaves it alone.
+  // The footer at the end comes last. From here on the image opens, and a revert changes nothing.
   file.writeAt(bytes, plan.footerOffsetBytes);
   file.sync();
 }
 
-/** The names that the locators point to, with all the room that they have; null for unused ones. */
+/** The data of the locators, each with its whole space; null for unused ones. */
 export function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[] {
   return (image.header?.locators ?? []).map((locator) => {
     if (locator.code === PLAT_CODE_NONE) return null;
@@ -210,7 +216,7 @@ export function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[
   });
 }
 
-/** Copies blocks that are in the way behind the end; the BAT learns of it, in memory. */
+/** Copies the blocks in the way behind the end, and updates the BAT in memory. */
 function moveBlocks(
   image: VhdImage,
   { moves }: ResizePlan,
@@ -231,8 +237,8 @@ function moveBlocks(
 }
 
 /**
- * Makes the entries on disk unused that get a block now. Nobody has read them before, so they may
- * hold anything; those of our own images are unused already.
+ * Marks the entries on disk that now belong to a block as unused. Their old content is arbitrary,
+ * as no block had them before. In our own images they are already unused.
  */
 function writeNewEntries(image: VhdImage): void {
   if (image.header === null) return;
@@ -247,7 +253,7 @@ function writeNewEntries(image: VhdImage): void {
   if (written >= 0) image.file.sync();
 }
 
-/** Gives the BAT in memory an entry for each block that the disk has now. */
+/** Extends the BAT in memory to the disk's number of blocks. */
 function growBat(image: VhdImage): void {
   const bat = new Uint32Array(image.blocks).fill(DD_BLK_UNUSED);
   bat.set(image.bat.subarray(0, image.blocks));
@@ -255,7 +261,7 @@ function growBat(image: VhdImage): void {
   image.batPadding = unusedPadding(bat.length, image.header?.maxBatEntries ?? 0);
 }
 
-/** Gives the batmap its new place and length. All of its new place is written. */
+/** Moves the batmap to its new place and length. The whole new place is written. */
 function moveBatmap(image: VhdImage, plan: ResizePlan): void {
   const { batmap, header } = image;
   if (batmap === null || header === null || plan.batmap === null) return;
@@ -289,7 +295,7 @@ function resizeFixed(
       `Cannot resize ${path}: the device must have ${sizeBytes + HD_FOOTER_SIZE} bytes at least`,
     );
   }
-  // What lies between data and footer, if anything, and the zeros where the new footer goes.
+  // The bytes between data and footer, if any, and the zeros in the new footer's place.
   const slack = { offsetBytes: oldBytes, lengthBytes: footerOffsetOf(image) - oldBytes };
   const place = { offsetBytes: sizeBytes, lengthBytes: HD_FOOTER_SIZE };
   const overwritten = file.isBlockDevice ? [] : sizeBytes < oldBytes ? [place, slack] : [slack];

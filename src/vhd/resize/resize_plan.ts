@@ -11,37 +11,40 @@ import { blockEnd, blocksOf } from "../format/layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
 import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** A block that must give way, and where it goes. */
+/** A block in the way, and its new place. */
 export interface BlockMove {
   readonly block: number;
   readonly toSector: number;
 }
 
-/** Where everything is once a dynamic or differencing image has its new size. */
+/** The layout of a dynamic or differencing image after the change. */
 export interface ResizePlan {
   readonly sizeBytes: number;
   readonly batEntries: number;
   /** Null in an image without a batmap. */
   readonly batmap: { readonly offsetBytes: number; readonly sectors: number } | null;
-  /** Byte offset of each of the header's locators, unused ones included. */
+  /** Byte offset of each of the header's locators, including unused ones. */
   readonly locatorOffsets: readonly number[];
-  /** First byte behind the metadata at the front. */
+  /** The first byte behind the metadata at the front. */
   readonly endOfHeadersBytes: number;
   readonly moves: readonly BlockMove[];
   readonly footerOffsetBytes: number;
-  /** What is written over, besides blocks' new places and all behind the footer. */
+  /**
+   * The ranges that are overwritten, besides the blocks' new places and everything behind the
+   * footer.
+   */
   readonly overwritten: readonly ByteRange[];
 }
 
 /**
- * Works out how an image gets to another size; changes nothing. The BAT stays where it starts: what
- * lies behind it makes room, and so do the blocks behind that, which go to the end.
+ * Plans the change of an image to another size, without changing it. The BAT keeps its start. The
+ * metadata behind it moves back, and the blocks behind that move to the end.
  *
- * @param options.sizeBytes Whole blocks, or the size that the image has.
- * @param options.locatorSpaces Room for the name of each of the header's locators; what they have by
- * default.
- * @throws {SystemError} EINVAL when the metadata is not in the usual order; ENOSPC on a block device
- * that is too small.
+ * @param options.sizeBytes Whole blocks, or the current size.
+ * @param options.locatorSpaces Space for the name of each of the header's locators; the current
+ * space by default.
+ * @throws {SystemError} EINVAL when the metadata is not in the usual order; ENOSPC on a block
+ * device that is too small.
  */
 export function planResize(
   image: VhdImage,
@@ -127,7 +130,7 @@ function layMetadata(
   return { batmap: newMap, locatorOffsets, endOfHeadersBytes };
 }
 
-/** Blocks that begin in front of `freeBytes` get places at the end, in the order they lie in. */
+/** Plans places at the end for blocks that start in front of `freeBytes`, in file order. */
 function moveBlocks(
   image: VhdImage,
   freeBytes: number,
@@ -139,7 +142,7 @@ function moveBlocks(
     if (bat[block] !== DD_BLK_UNUSED && bat[block] < freeSector) inTheWay.push(block);
   }
   inTheWay.sort((a, b) => bat[a] - bat[b]);
-  // What a file may hold between its last block and its footer is left alone.
+  // Data that a file may hold between its last block and its footer is kept.
   const footerSector = Math.floor(footerOffsetOf(image) / VHD_SECTOR_SIZE);
   let endSector = file.isBlockDevice ? image.endOfDataSector : footerSector;
   endSector = Math.max(endSector, freeSector);
