@@ -6,7 +6,7 @@ import { batSectorOf, putBatSector } from "../vhd/format/bat.ts";
 import { PublishOrder } from "../vhd/format/publish_order.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 
-/** How many blocks are gathered before they are written to the BAT. */
+/** The number of blocks that are collected before they are written to the BAT. */
 const BLOCKS_AT_ONCE = 64;
 const MOST_SECTORS = 64;
 
@@ -17,8 +17,8 @@ interface NewBlock {
 }
 
 /**
- * Makes the BAT point at new blocks, many at once: syncs the file, so that their data and bitmaps
- * are on stable storage, then writes the sectors of the BAT that name them.
+ * Makes the BAT point at new blocks, many at once. A sync makes their data and bitmaps durable;
+ * then the sectors of the BAT that hold their entries are written.
  */
 export class BatWriter implements IoOwner {
   readonly #image: VhdImage;
@@ -33,7 +33,7 @@ export class BatWriter implements IoOwner {
   #busy = false;
   #finished: ((errno: number) => void) | null = null;
   readonly #syncOwner: IoOwner = { ioDone: (_token, _sectors, errno) => this.#synced(errno) };
-  /** Those of them that the sync under way covers. */
+  /** The number of waiting blocks that the sync in flight covers. */
   #syncing = 0;
 
   constructor(image: VhdImage, { disk, queue }: { disk: DiskFile; queue: DiskQueue }) {
@@ -42,13 +42,13 @@ export class BatWriter implements IoOwner {
     this.#queue = queue;
   }
 
-  /** A block's data and bitmap have been written at this sector. */
+  /** Adds a block whose data and bitmap have been written at this sector. */
   add(block: number, sector: number): void {
     this.#waiting.push({ block, sector, stamp: this.#order.written() });
     if (this.#waiting.length >= BLOCKS_AT_ONCE && this.#errno === 0) this.#start();
   }
 
-  /** Writes what is left; calls back when the BAT has all blocks. */
+  /** Writes the remaining entries. Calls back when the BAT has all blocks. */
   finish(done: (errno: number) => void): void {
     this.#finished = done;
     if (!this.#busy) this.#goOn();
@@ -115,7 +115,7 @@ export class BatWriter implements IoOwner {
     else if (this.#waiting.length >= BLOCKS_AT_ONCE && errno === 0) this.#start();
   }
 
-  /** Unmaps its memory; nothing may be under way. */
+  /** Unmaps its memory. No operation may be in flight. */
   release(): void {
     this.#arena.release();
   }

@@ -1,10 +1,10 @@
 /**
- * `src/bulk`: offline work that moves whole images, such as copying and coalescing. It moves data
- * through the disk queue that tapdisk uses, many large operations at once; the code in `src/vhd` reads
- * and writes metadata, one call at a time. It must not serve devices, know the live drivers, or
- * print.
+ * `src/bulk`: offline operations that move whole images, such as copying and coalescing. Data moves
+ * through the disk queue that tapdisk uses, many large operations at once; the code in `src/vhd`
+ * reads and writes metadata, one call at a time. This folder must not serve devices, know the live
+ * drivers, or print.
  *
- * This file makes the queue of one such work, and runs its loop until the work is finished.
+ * This file makes the queue of one operation, and runs its loop until the operation is finished.
  *
  * @module
  */
@@ -13,23 +13,23 @@ import { DiskQueue } from "../queue/disk_queue.ts";
 import { LibaioBackend } from "../queue/libaio.ts";
 import { EpollScheduler } from "../scheduler/epoll_scheduler.ts";
 
-/** How often the runtime has a turn, in which a signal may end the work. */
+/** The interval at which the runtime gets a turn, in which a signal can cancel the operation. */
 const RUNTIME_TURN_MS = 20;
 
-/** A disk queue, the files it moves bytes of, and the loop that runs it. */
+/** A disk queue, the files that it moves data of, and the loop that runs it. */
 export interface BulkContext {
   readonly queue: DiskQueue;
   readonly files: DiskFiles;
-  /** Calls `start`, then runs the loop until what it was given is called. */
+  /** Calls `start` with a callback, and runs the loop until that callback is called. */
   run(start: (finished: () => void) => void): Promise<void>;
   close(): void;
 }
 
 /**
- * Makes a context on the real disks.
+ * Makes a context for the operating system's files.
  *
- * @param operations How many it can hold at once.
- * @throws {SystemError} when the kernel has no room for asynchronous I/O.
+ * @param operations The largest number of operations in flight.
+ * @throws {SystemError} when the kernel has no resources for asynchronous I/O.
  */
 export function createBulkContext(operations: number): BulkContext {
   const scheduler = new EpollScheduler({ runtimeTurnMs: RUNTIME_TURN_MS });
@@ -43,7 +43,7 @@ export function createBulkContext(operations: number): BulkContext {
         over = true;
         scheduler.stop();
       };
-      // From a timer, so that the first turn of the loop submits instead of waiting.
+      // A timer starts the work, so that the first turn of the loop submits instead of waiting.
       scheduler.addTimer(0, () => start(finished));
       while (!over) await scheduler.run();
     },
@@ -54,10 +54,10 @@ export function createBulkContext(operations: number): BulkContext {
   };
 }
 
-/** Makes the context of one work, which can hold so many operations at once. */
+/** Makes the context of one operation, with a limit on the operations in flight. */
 export type BulkContextMaker = (operations: number) => BulkContext;
 
-/** What a piece of work runs in: the operating system's files, unless it says otherwise. */
+/** The context of an operation; that of the operating system's files by default. */
 export interface InContext {
   readonly makeContext?: BulkContextMaker;
 }

@@ -19,30 +19,32 @@ import type { ProgressListener } from "../files/progress.ts";
 import { moveData, openMover } from "./mover.ts";
 import { FlatTarget } from "./target.ts";
 
-/** How a chain is made shorter. */
+/** Options of coalesce. */
 export interface CoalesceOptions {
-  /** Write into this image of the chain, with all layers above it, instead of into the parent. */
+  /**
+   * Write into this image of the chain, including all layers above it, instead of into the parent.
+   */
   readonly ancestor?: string;
   /** Write a new image instead: the layers from the given one down to `oldest`. */
   readonly output?: string;
-  /** With `output`: the last layer that is merged; the whole chain without it. */
+  /** With `output`: the last layer that is merged; the whole chain by default. */
   readonly oldest?: string;
-  /** Leave zeros out where nothing would show through them. */
+  /** Leave out zeros where no other data would show through. */
   readonly sparse?: boolean;
-  /** Called with units of work that are done, and how many there are. */
+  /** Called with the number of units that are done and the total. */
   readonly onProgress?: ProgressListener;
-  /** Calls the work off, which fails with ECANCELED then; the images are in order. */
+  /** Cancels the operation, which then fails with ECANCELED. All images stay valid. */
   readonly signal?: AbortSignal;
 }
 
 /**
- * Writes what an image holds into its parent, an ancestor or a new image. The image itself and the
- * layers between stay as they are: they hide what is written below them, so the chain reads the
- * same at every moment, and the work may be killed and done again.
+ * Writes an image's data into its parent, an ancestor or a new image. The image itself and the
+ * layers between do not change. They hide the data that is written below them, so the chain reads
+ * the same at every moment, and the operation may be killed and repeated.
  *
- * @returns How many sectors the merged layers held.
- * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the chain does not hold together
- * down to there, an image is no differencing one, the target is too small, or writing fails.
+ * @returns The number of sectors that the merged layers held.
+ * @throws {SystemError} | {VhdFormatError} | {VhdChainError} when the chain down to the target
+ * cannot be followed, an image is not differencing, the target is too small, or a write fails.
  */
 export async function coalesce(
   path: string,
@@ -72,8 +74,8 @@ function requireParent(image: VhdImage): void {
 }
 
 /**
- * The images from the top down to the one above the target, and where the target is: which is where
- * a parent may be, as it will be written to.
+ * Opens the images from the top down to the one above the target, and returns them with the
+ * target's place. The target will be written to, so its place must be allowed for a parent.
  */
 function walkDown(
   top: VhdImage,
@@ -105,7 +107,7 @@ async function coalesceDown(
   const { images, target: found } = walkDown(top, { ancestor, closer });
   const targetPath = found.path;
   const lowest = images[images.length - 1];
-  // Opening for writing takes the lock: the metadata that is read next cannot change.
+  // Opening for writing takes the lock, so the metadata that is read next cannot change.
   const disk = closer.add(openForQueue(context, targetPath, { readOnly: false, same: found }));
   const layers = images.map((image) => addLayer(context, image, closer));
   if (lowest.parent?.raw) {
@@ -133,7 +135,10 @@ async function coalesceDown(
   return await mergeInto(context, { image, disk, sparse, layers, hidden, onProgress, signal });
 }
 
-/** A child may be larger than its parent, but not what it holds. */
+/**
+ * Refuses a target that is too small. A child may be larger than the target, unless it holds data
+ * behind the target's end.
+ */
 function requireRoom(
   layers: readonly Layer[],
   { path, sizeSectors }: { path: string; sizeSectors: number },

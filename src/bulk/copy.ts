@@ -9,25 +9,25 @@ import { moveData, openMover } from "./mover.ts";
 import { planRecoding, type Recoding } from "./recoding.ts";
 import { FlatTarget } from "./target.ts";
 
-/** How an image is copied. */
+/** Options of a copy. */
 export interface CopyOptions {
   /** Encrypt the copy with this key of 32 or 64 bytes. */
   readonly key?: Uint8Array<ArrayBuffer>;
-  /** The key of the image, if it is encrypted and the copy is to have another key or none. */
+  /** The key of the image. Only for an encrypted image whose copy gets another key or none. */
   readonly sourceKey?: Uint8Array<ArrayBuffer>;
-  /** Called with units of work that are done, and how many there are. */
+  /** Called with the number of units that are done and the total. */
   readonly onProgress?: ProgressListener;
-  /** Calls the copy off, which fails with ECANCELED then and leaves nothing. */
+  /** Cancels the copy, which then fails with ECANCELED. No file is left. */
   readonly signal?: AbortSignal;
 }
 
 /**
- * Copies an image and all that it builds on into one new image without a parent: a dynamic one, or
- * a fixed one of a fixed one. Blocks of zeros are left out. Without keys, a copy of an encrypted
- * image is encrypted with the same key.
+ * Copies an image and its parents into one new image without a parent. The copy of a fixed image is
+ * fixed; every other copy is dynamic. Blocks of zeros are left out. Without keys, a copy of an
+ * encrypted image is encrypted with the same key.
  *
- * @returns How many sectors were moved.
- * @throws {SystemError} EEXIST when there is such a file; what the chain or the file system says.
+ * @returns The number of sectors that were moved.
+ * @throws {SystemError} EEXIST when the file exists; errors of the chain and of the file system.
  */
 export async function copyImage(
   path: string,

@@ -5,25 +5,25 @@ import { readRange } from "../vhd/image/read.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import { finishWriting, writeRange } from "../vhd/write.ts";
 
-/** How a disk is opened. */
+/** Options of an open disk. */
 export interface OpenDiskOptions {
   /** False by default. Only one process at a time can have an image open for writing. */
   readonly writable?: boolean;
 }
 
-/** A stretch of a disk, in bytes, and where it is read from. */
+/** A range of a disk, in bytes, and the image that it is read from. */
 export interface DiskExtent {
-  /** Where it starts on the disk. */
+  /** Offset of the range on the disk. */
   readonly offsetBytes: number;
-  /** How long it is. */
+  /** Length of the range. */
   readonly lengthBytes: number;
-  /** The image that holds it; null where none does and zeros are read. */
+  /** The image that holds the range; null when no image holds it and it reads as zeros. */
   readonly path: string | null;
 }
 
 /**
- * The virtual disk of an image and all that it builds on, in a process that serves no disks: reads
- * and writes are carried out at once, one at a time.
+ * The virtual disk of an image and its parents, for a process that serves no disks. Reads and
+ * writes are synchronous, one at a time.
  */
 export class Disk {
   readonly #chain: VhdChain;
@@ -41,7 +41,7 @@ export class Disk {
     return this.#chain.images[0].sizeBytes;
   }
 
-  /** What kind of image it is. */
+  /** The kind of the disk's own image. */
   get type(): VhdType {
     return this.#chain.images[0].type;
   }
@@ -53,9 +53,9 @@ export class Disk {
   }
 
   /**
-   * Reads as many bytes as `into` has room for.
+   * Reads `into.length` bytes.
    *
-   * @throws {SystemError} ERANGE beyond the end of the disk; what the file system says.
+   * @throws {SystemError} ERANGE beyond the end of the disk; errors of the file system.
    */
   read(into: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
     readRange(this.#chain, into, offsetBytes);
@@ -64,20 +64,20 @@ export class Disk {
   /**
    * Writes whole sectors of 512 bytes to the disk's own image.
    *
-   * @throws {SystemError} EBADF for a disk that is open for reading, ERANGE beyond its end; what
-   * the file system says.
+   * @throws {SystemError} EBADF for a disk that is open for reading; ERANGE beyond its end; errors
+   * of the file system.
    */
   write(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
     writeRange(this.#chain.images[0], from, offsetBytes);
   }
 
-  /** Walks over the disk from start to end: where each stretch of it is read from. */
+  /** Walks the disk from start to end. Each extent names the image that it is read from. */
   *extents(): Generator<DiskExtent> {
     const { layers } = this;
     for (const extent of chainExtents(this.#chain)) yield inBytes(extent, layers);
   }
 
-  /** Puts the image in order after writes, syncs it, and closes all files. */
+  /** Completes the image after writes, syncs it, and closes all files. */
   close(): void {
     if (!this.#open) return;
     this.#open = false;
@@ -88,7 +88,7 @@ export class Disk {
     }
   }
 
-  /** Closes it at the end of a block that began with `using`. */
+  /** Closes the disk at the end of a block with a `using` declaration. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -108,9 +108,10 @@ function inBytes(
 /**
  * Opens the virtual disk of a VHD image.
  *
- * @throws {VhdFormatError} for what is no VHD or contradicts itself.
- * @throws {VhdChainError} for a parent that is missing or another one.
- * @throws {SystemError} for files that cannot be read; EBUSY when another process writes to it.
+ * @throws {VhdFormatError} for a file that is no VHD or contradicts itself.
+ * @throws {VhdChainError} for a missing or wrong parent.
+ * @throws {SystemError} for files that cannot be read; EBUSY when another process writes to the
+ * image.
  */
 export function openDisk(path: string, { writable = false }: OpenDiskOptions = {}): Disk {
   return new Disk(openChain(path, { readOnly: !writable }), writable);

@@ -7,30 +7,32 @@ import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { FileIdentity } from "../files/storage.ts";
 import type { BulkContext } from "./bulk_context.ts";
 
-/** One image that data is taken from: a VHD with blocks, or the flat bytes of a disk. */
+/**
+ * An image that data is read from: a VHD with blocks, or a flat one (a fixed VHD or a raw image).
+ */
 export interface Layer {
   readonly disk: DiskFile;
-  /** Null for a flat one: a fixed VHD or a raw image. */
+  /** Null for a flat layer. */
   readonly image: VhdImage | null;
-  /** Size of its virtual disk; a raw image may end within its last sector. */
+  /** Size of the virtual disk. A raw image may end within its last sector. */
   readonly sizeSectors: number;
-  /** Bytes of the file that there are to read. */
+  /** The number of bytes of the file that can be read. */
   readonly fileBytes: number;
-  /** What the file has behind its last whole sector: the queue moves only those. */
+  /** The bytes behind the file's last whole sector. The queue moves only whole sectors. */
   readonly tail: Uint8Array<ArrayBuffer>;
 }
 
-/** Whether the data of an image is encrypted: it carries the trace of a key. */
+/** Whether the data of an image is encrypted. The image has a key hash then. */
 export function isEncrypted(image: VhdImage): boolean {
   return image.batmap?.header.keyhash.cookie === 1;
 }
 
 /**
- * Sees that all images are encrypted, or none is: data is moved as it is in the files, and would
- * make no sense in an image of the other kind.
+ * Requires that all images are encrypted or none is. Data is moved as it is in the files, so an
+ * image of the other kind could not decode it.
  *
- * @param raw The raw image below them, if there is one: it is never encrypted.
- * @throws {SystemError} EINVAL when some are and some are not.
+ * @param raw The raw image below them, or null. It is never encrypted.
+ * @throws {SystemError} EINVAL for a mix of both.
  */
 export function requireSameEncryption(
   images: readonly VhdImage[],
@@ -47,10 +49,10 @@ export function requireSameEncryption(
 }
 
 /**
- * Opens a file for the queue: block devices past the page cache, as other hosts may see them; files
- * through it. Opening for writing takes the file's lock.
+ * Opens a file for the queue. Block devices bypass the page cache, as other hosts may see them;
+ * files use it. Opening for writing takes the file's lock.
  *
- * @param options.same The file that it must be (ESTALE).
+ * @param options.same The expected file (ESTALE for another one).
  */
 export function openForQueue(
   { files, queue }: BulkContext,
@@ -77,7 +79,7 @@ export function layerOf(context: BulkContext, image: VhdImage): Layer {
   };
 }
 
-/** The layer of a raw image, which a child led to. */
+/** The layer of a raw image at the bottom of a chain. */
 export function rawLayer(context: BulkContext, { path, device, inode }: FoundParent): Layer {
   const disk = openForQueue(context, path, { readOnly: true, same: { device, inode } });
   const fileBytes = disk.sizeBytes();
@@ -107,8 +109,8 @@ function readTail(
 }
 
 /**
- * The layers as they show through each other: behind the end of an image, nothing of those below it
- * does, but zeros. That is what a tapdisk serves.
+ * The layers with their visible sizes. Layers below an image do not show behind its end; that part
+ * reads as zeros, as a tapdisk serves it.
  *
  * @param layers Topmost first.
  */
@@ -120,16 +122,16 @@ export function shownLayers(layers: readonly Layer[]): Layer[] {
   });
 }
 
-/** Sectors of a disk that are zeros and hide what lies below. */
+/** A range of a disk that reads as zeros and hides the layers below. */
 export interface HiddenStretch {
   readonly sector: number;
-  /** The first sector behind it. */
+  /** The first sector behind the range. */
   readonly end: number;
 }
 
 /**
- * The end of the topmost layer's disk that a smaller layer hides: nothing below it shows there. It is
- * empty unless a layer is smaller than the topmost one.
+ * The end of the topmost layer's disk that a smaller layer hides: the layers below do not show
+ * there. The range is empty unless a layer is smaller than the topmost one.
  *
  * @param sizeSectors Size of the disk that the layers are merged into.
  * @throws {SystemError} EINVAL for encrypted layers, as zeros cannot be written without their key.
@@ -146,7 +148,7 @@ export function hiddenStretch(layers: readonly Layer[], sizeSectors: number): Hi
   );
 }
 
-/** Whether a layer may hold any of these sectors, by its tables alone or where its file has data. */
+/** Whether a layer may hold any of these sectors, by its BAT or by the holes of its file. */
 export function mayHold({ image, disk, sizeSectors }: Layer, sector: number, end: number): boolean {
   const last = Math.min(end, sizeSectors);
   if (image === null) {

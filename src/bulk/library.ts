@@ -1,6 +1,6 @@
 /**
- * The functions of `mod.ts`, as programs use them: on the operating system's files. The functions that
- * do the work also run on simulated disks, for tests; here they do not.
+ * The functions of `mod.ts` that users call. They work on the operating system's files. The
+ * functions that they call also take simulated disks, for tests.
  *
  * @module
  */
@@ -17,11 +17,11 @@ import { coalesce as coalesceChain, type CoalesceOptions } from "./coalesce.ts";
 import { copyImage as copyChain, type CopyOptions } from "./copy.ts";
 
 /**
- * Creates an image that holds the whole disk, all zeros. It is on stable storage at the end.
+ * Creates a fixed image. All sectors are zero, and the image is durable on return.
  *
- * @param path Where the image goes. A file that is there is replaced.
- * @throws {SystemError} EINVAL for a size that is out of range; EBUSY for a file that somebody has
- * open for writing; what the file system says. A file that was not finished is removed.
+ * @param path The new image. An existing file is replaced.
+ * @throws {SystemError} EINVAL for a size that is out of range; EBUSY for a file that another
+ * process has open for writing; errors of the file system. An incomplete file is removed.
  */
 export function createFixed(path: string, options: CreateFixedOptions): void {
   const { sizeBytes, sparse } = options;
@@ -29,12 +29,12 @@ export function createFixed(path: string, options: CreateFixedOptions): void {
 }
 
 /**
- * Creates an image that grows as it is written. It is on stable storage at the end.
+ * Creates a dynamic image, which grows as it is written. The image is durable on return.
  *
- * @param path Where the image goes. A file that is there is replaced.
- * @throws {SystemError} EINVAL for sizes that are out of range or a reserve below the size; EBUSY for
- * a file that somebody has open for writing; what the file system says. A file that was not finished
- * is removed.
+ * @param path The new image. An existing file is replaced.
+ * @throws {SystemError} EINVAL for a size that is out of range or a reserve below the size; EBUSY
+ * for a file that another process has open for writing; errors of the file system. An incomplete
+ * file is removed.
  */
 export function createDynamic(path: string, options: CreateDynamicOptions): void {
   const { sizeBytes, reserveBytes } = options;
@@ -44,10 +44,10 @@ export function createDynamic(path: string, options: CreateDynamicOptions): void
 /**
  * Creates a differencing image on top of another. The parent is not changed.
  *
- * @param path Where the image goes. A file that is there is replaced.
+ * @param path The new image. An existing file is replaced.
  * @throws {SnapshotDepthError} for a chain that would be deeper than the limit.
  * @throws {VhdFormatError} for a parent that is no VHD.
- * @throws {VhdChainError} for a chain that does not hold together, or has 256 layers.
+ * @throws {VhdChainError} for a chain that cannot be followed, or has 256 layers.
  * @throws {SystemError} for files that cannot be read or written.
  */
 export function snapshot(path: string, options: SnapshotOptions): void {
@@ -56,10 +56,10 @@ export function snapshot(path: string, options: SnapshotOptions): void {
 }
 
 /**
- * Reads what there is to know of an image and of the images below it. The files are closed again: the
- * description is a plain record that never changes. Images that others are writing to can be read.
+ * Describes an image and the images below it. All files are closed again. The description is a
+ * plain record that never changes. Images that other processes are writing can be described too.
  *
- * @throws {VhdFormatError} for what is no VHD or contradicts itself.
+ * @throws {VhdFormatError} for a file that is no VHD or contradicts itself.
  * @throws {SystemError} for a file that cannot be read.
  */
 export function openVhd(path: string): VhdDescription {
@@ -84,15 +84,15 @@ export function checkImage(path: string, options: CheckOptions = {}): CheckResul
 }
 
 /**
- * Writes what an image holds into its parent, an ancestor or a new image. The image itself and the
- * layers between stay as they are: they hide what is written below them, so the chain reads the
- * same at every moment, and the work may be killed and done again.
+ * Writes an image's data into its parent, an ancestor or a new image. The image itself and the
+ * layers between do not change. They hide the data that is written below them, so the chain reads
+ * the same at every moment, and the operation may be killed and repeated.
  *
- * @returns How many sectors of 512 bytes the merged layers held.
- * @throws {VhdFormatError} for an image that is damaged.
- * @throws {VhdChainError} for a chain that does not hold together down to the target.
- * @throws {SystemError} EINVAL for an image without a parent, ERANGE for a target that is too small,
- * ECANCELED for work that was called off; what the file system says.
+ * @returns The number of sectors of 512 bytes that the merged layers held.
+ * @throws {VhdFormatError} for a damaged image.
+ * @throws {VhdChainError} for a chain that cannot be followed down to the target.
+ * @throws {SystemError} EINVAL for an image without a parent; ERANGE for a target that is too
+ * small; ECANCELED for a cancelled operation; errors of the file system.
  */
 export async function coalesce(path: string, options: CoalesceOptions = {}): Promise<number> {
   const { ancestor, output, oldest, sparse, onProgress, signal } = options;
@@ -100,15 +100,15 @@ export async function coalesce(path: string, options: CoalesceOptions = {}): Pro
 }
 
 /**
- * Copies an image and all that it builds on into one new image without a parent: a dynamic one, or
- * a fixed one of a fixed one. Blocks of zeros are left out. Without keys, a copy of an encrypted
- * image is encrypted with the same key.
+ * Copies an image and its parents into one new image without a parent. The copy of a fixed image is
+ * fixed; every other copy is dynamic. Blocks of zeros are left out. Without keys, a copy of an
+ * encrypted image is encrypted with the same key.
  *
- * @returns How many sectors of 512 bytes were moved.
- * @throws {VhdFormatError} for an image that is damaged.
- * @throws {VhdChainError} for a chain that does not hold together.
- * @throws {SystemError} EEXIST when there is such a file, ECANCELED for a copy that was called off;
- * what the file system says.
+ * @returns The number of sectors of 512 bytes that were moved.
+ * @throws {VhdFormatError} for a damaged image.
+ * @throws {VhdChainError} for a chain that cannot be followed.
+ * @throws {SystemError} EEXIST when the file exists; ECANCELED for a cancelled copy; errors of the
+ * file system.
  */
 export async function copyImage(
   path: string,

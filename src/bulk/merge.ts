@@ -16,11 +16,11 @@ import { hiddenStretch, type Layer, layerOf, openForQueue } from "./layers.ts";
 import { type Move, moveData, refuseAborted } from "./mover.ts";
 import { VhdTarget } from "./vhd_target.ts";
 
-/** Closes everything that a piece of work opened, last opened first. */
+/** Closes all resources of an operation, last opened first. */
 export class Closer {
   readonly #closing: (() => void)[] = [];
 
-  /** Has something closed at the end; returns it. */
+  /** Registers a resource to close at the end. Returns it. */
   add<T extends { close(): void }>(opened: T): T {
     this.#closing.push(() => opened.close());
     return opened;
@@ -31,7 +31,7 @@ export class Closer {
   }
 }
 
-/** Opens the layer of an image and has both closed at the end. */
+/** Opens the layer of an image. The closer closes the layer's file. */
 export function addLayer(context: BulkContext, image: VhdImage, closer: Closer): Layer {
   const layer = layerOf(context, image);
   closer.add(layer.disk);
@@ -41,8 +41,8 @@ export function addLayer(context: BulkContext, image: VhdImage, closer: Closer):
 /**
  * Opens all VHDs below an image.
  *
- * @returns The images, the given one first, and the raw image below them, if there is one.
- * @throws {VhdChainError} for a chain that leads back to itself, has too many layers or a wrong parent.
+ * @returns The images, the given one first, and the raw image below them, or null.
+ * @throws {VhdChainError} for a loop, too many layers, or a missing or wrong parent.
  */
 export function openAllBelow(
   top: VhdImage,
@@ -59,12 +59,12 @@ export function openAllBelow(
 /** A new image for merged layers. */
 export interface NewImage {
   readonly output: string;
-  /** The topmost layer, whose size and key trace the new image has. */
+  /** The topmost layer. The new image has its size and its key hash. */
   readonly top: VhdImage;
-  /** The parent that it has: that of the lowest layer; null for none. */
+  /** The new image's parent, which is that of the lowest layer; null without one. */
   readonly parent: { readonly path: string; readonly uuid: Uint8Array } | null;
   readonly layers: readonly Layer[];
-  /** The trace of the new image's key, null for none; that of the topmost layer by default. */
+  /** The key hash of the new image, null without one; that of the topmost layer by default. */
   readonly keyhash?: KeyHash | null;
   readonly transform?: Move["transform"];
   readonly onProgress?: ProgressListener;
@@ -74,8 +74,8 @@ export interface NewImage {
 /**
  * Merges layers into a new image; see {@linkcode writeOutput}.
  *
- * @returns How many sectors were moved.
- * @throws {SystemError} EEXIST when there is such a file.
+ * @returns The number of sectors that were moved.
+ * @throws {SystemError} EEXIST when the file exists.
  */
 export async function mergeIntoNew(context: BulkContext, wanted: NewImage): Promise<number> {
   const { storage } = context.files;
@@ -97,7 +97,7 @@ export async function mergeIntoNew(context: BulkContext, wanted: NewImage): Prom
       const disk = closer.add(openForQueue(context, path, { readOnly: false, same }));
       const lockedBy = disk.identity;
       const image = closer.add(openVhd(path, { storage, readOnly: false, lockedBy }));
-      // Without a parent, what is not there is zeros.
+      // Without a parent, sectors that are not present read as zeros.
       const hidden = wanted.parent === null
         ? undefined
         : hiddenStretch(wanted.layers, top.sizeBytes / VHD_SECTOR_SIZE);
@@ -109,13 +109,14 @@ export async function mergeIntoNew(context: BulkContext, wanted: NewImage): Prom
 }
 
 /**
- * Lets `write` make a file under a name of its own, `OUTPUT.<16 digits>.part`, which becomes `output`
- * when it is complete. Of several that make the same output, one wins. What fails or is called off
- * leaves nothing, a process that is killed its own `.part`. A block device is written in place.
+ * Writes a new file under a temporary name, `OUTPUT.<16 digits>.part`, and renames it to `output`
+ * when it is complete. When several processes make the same output, one succeeds. An operation that
+ * fails or is cancelled leaves no file; a killed process leaves its `.part` file. A block device is
+ * written in place.
  *
- * @param write Told the name and the file that it stands for.
- * @throws {SystemError} EEXIST when there is such a file, also when one has come meanwhile; ECANCELED
- * when it was called off.
+ * @param write Gets the name and the identity of the file.
+ * @throws {SystemError} EEXIST when the output exists, before or after the write; ECANCELED for a
+ * cancelled operation.
  */
 export async function writeOutput(
   { files: { storage } }: BulkContext,
@@ -133,20 +134,20 @@ export async function writeOutput(
   file.close();
   try {
     const sectors = await write({ path: part, same: own });
-    // A signal that came by now gets its listener called.
+    // A turn of the runtime, so that the listener of a pending signal is called.
     if (signal !== undefined) await new Promise((resolve) => setTimeout(resolve, 0));
     refuseAborted(signal);
     storage.renameToNew(part, output);
     return sectors;
   } catch (error) {
     removeOwn(storage, part, own);
-    // Renamed already, if it was the sync of the folder that failed.
+    // The file was already renamed if the sync of the folder failed.
     removeOwn(storage, output, own);
     throw error;
   }
 }
 
-/** Merges layers into an open VHD with blocks and puts its footers in order. */
+/** Merges layers into an open VHD with blocks, and completes it. */
 export async function mergeInto(
   context: BulkContext,
   { image, disk, sparse, ...move }: Omit<Move, "target"> & {
@@ -167,7 +168,10 @@ export async function mergeInto(
   return sectors;
 }
 
-/** Puts an image in order after a failure. What was written until then stays. The first error counts. */
+/**
+ * Completes an image after a failure. The data that was written stays. The first error is the one
+ * that is reported.
+ */
 function settle(image: VhdImage): void {
   try {
     finishWriting(image);

@@ -7,27 +7,30 @@ import { type HiddenStretch, type Layer, mayHold, shownLayers } from "./layers.t
 import type { Target } from "./target.ts";
 import { Unit } from "./unit.ts";
 
-/** Data that is under way at once, unless a single block is larger. */
+/** The amount of data in flight, unless a single block is larger. */
 const BYTES_AT_ONCE = 8 * 1024 * 1024;
 const MOST_UNITS = 64;
-/** Operations besides those that data takes: bitmaps, BAT, syncs. */
+/** Further operations in flight: bitmaps, BAT, syncs. */
 const SPARE_OPERATIONS = 8192;
 
-/** What is moved where. */
+/** The source and target of a move. */
 export interface Move {
-  /** Topmost first; a flat one ends the list. */
+  /** Topmost first. A flat layer is always the last. */
   readonly layers: readonly Layer[];
   readonly target: Target;
-  /** Sectors that become zeros where no layer holds them; see `hiddenStretch`. */
+  /** Sectors that become zeros when no layer holds them; see `hiddenStretch`. */
   readonly hidden?: HiddenStretch;
-  /** Changes data on its way, in place: whole sectors, from this one of the disk on. */
+  /**
+   * Changes the data in place between read and write. It gets whole sectors and the first one's
+   * number on the disk.
+   */
   readonly transform?: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void;
   readonly onProgress?: ProgressListener;
-  /** Calls the work off: nothing more is begun, and it fails with ECANCELED. */
+  /** Cancels the move: no operation is started any more, and the move fails with ECANCELED. */
   readonly signal?: AbortSignal;
 }
 
-/** Throws `SystemError` ECANCELED when the work was called off. */
+/** Throws `SystemError` ECANCELED when the operation was cancelled. */
 export function refuseAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted !== true) return;
   throw stopped();
@@ -37,25 +40,25 @@ function stopped(): SystemError {
   return new SystemError(Errno.ECANCELED, "Stopped before the end");
 }
 
-/** How many operations moving data in units of so many sectors can have under way. */
+/** The largest number of operations in flight of a move. */
 function operationsFor(): number {
-  // At worst every sector is a piece of its own, to be read or to be written.
+  // In the worst case every sector is a separate read or write.
   const unitBytes = 64 * 1024 * 1024;
   return Math.max(BYTES_AT_ONCE, unitBytes) / VHD_SECTOR_SIZE + SPARE_OPERATIONS;
 }
 
-/** Opens a context with room for any {@linkcode moveData}. */
+/** Opens a context with enough operations for any {@linkcode moveData}. */
 export function openMover(make: BulkContextMaker): BulkContext {
   return make(operationsFor());
 }
 
 /**
- * Writes to the target every sector that one of the layers holds, as the topmost of those has it.
- * What no layer holds is left as it is, or becomes zeros where `hidden` says so.
+ * Writes every sector that a layer holds to the target. The topmost layer that holds a sector
+ * supplies its data. Sectors that no layer holds stay as they are, or become zeros within `hidden`.
  *
- * @returns How many sectors that are.
- * @throws {SystemError} when reading or writing fails, ECANCELED when it is called off; what was
- * written by then stays.
+ * @returns The number of sectors.
+ * @throws {SystemError} when a read or write fails; ECANCELED when the move is cancelled. The data
+ * that was written stays.
  */
 export async function moveData(context: BulkContext, move: Move): Promise<number> {
   const mover = new Mover(context, move);
@@ -70,7 +73,7 @@ export async function moveData(context: BulkContext, move: Move): Promise<number
 class Mover {
   readonly #move: Move;
   readonly #units: Unit[] = [];
-  /** The next stretch to look at. */
+  /** The number of the next unit of the disk. */
   #next = 0;
   readonly #total: number;
   #underWay = 0;
@@ -95,19 +98,19 @@ class Mover {
 
   start(finished: () => void): void {
     this.#finished = finished;
-    // One more than there are, so that the end is not seen before all have started.
+    // One more than the units, so that the end is not detected before all have started.
     this.#underWay = this.#units.length + 1;
     for (const unit of this.#units) this.#feed(unit);
     this.#unitIdle();
   }
 
-  /** How many sectors were moved. Throws what went wrong. */
+  /** The number of sectors that were moved. Throws the first error. */
   result(): number {
     if (this.#error !== null) throw this.#error;
     return this.#moved;
   }
 
-  /** Gives a unit its next stretch, or lets it rest when there is none. */
+  /** Assigns the next part of the disk to a unit. Without one, the unit is idle. */
   #feed(unit: Unit): void {
     const { layers, target, hidden, onProgress, signal } = this.#move;
     if (signal?.aborted === true) this.#fail(stopped());
@@ -150,7 +153,7 @@ class Mover {
       }));
   }
 
-  /** Goes on unless something went wrong, in `then` too. */
+  /** Calls `then`, unless an error occurred. Errors of `then` are caught too. */
   #step(errno: number, unit: Unit, then: () => void): void {
     if (errno !== 0) {
       const at = unit.sector * VHD_SECTOR_SIZE;

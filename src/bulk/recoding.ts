@@ -6,15 +6,15 @@ import { hashKey, KEYHASH_BYTES, matchesKeyhash } from "../vhd/key.ts";
 import { isEncrypted } from "./layers.ts";
 import type { Move } from "./mover.ts";
 
-/** What becomes of a copy's encryption. */
+/** The encryption of a copy. */
 export interface Recoding {
-  /** The trace of the copy's key, null for none; as it is in the image when undefined. */
+  /** The copy's key hash, null without one. Undefined: the image's own. */
   readonly keyhash?: KeyHash | null;
   readonly transform?: Move["transform"];
   close(): void;
 }
 
-/** The keys that a copy is made with. */
+/** The keys of a copy. */
 export interface CopyKeys {
   readonly key?: Uint8Array<ArrayBuffer>;
   readonly sourceKey?: Uint8Array<ArrayBuffer>;
@@ -26,11 +26,11 @@ function isKeyOf(image: VhdImage, key: Uint8Array): boolean {
 }
 
 /**
- * Decides what is done with the data of an image that is copied: nothing, as long as it is to be
- * read with the same key afterwards.
+ * Plans the encryption of a copy. The data is copied unchanged when the copy has the image's own
+ * key.
  *
- * @throws {SystemError} EINVAL for keys of other lengths and for fixed images, which have no place
- * for the trace of a key; ENOKEY when the image's own key is wanted and not given, or another one.
+ * @throws {SystemError} EINVAL for keys of other lengths and for fixed images, which cannot hold a
+ * key hash; ENOKEY when the image's own key is required and missing or wrong.
  */
 export function planRecoding(image: VhdImage, { key, sourceKey }: CopyKeys): Recoding {
   if (key === undefined && sourceKey === undefined) return { close: () => {} };

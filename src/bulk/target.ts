@@ -3,33 +3,32 @@ import type { DiskQueue } from "../queue/disk_queue.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { Unit } from "./unit.ts";
 
-/** Where the data goes. */
+/** The target of a move. */
 export interface Target {
-  /** Sectors of a unit, and of the disk. */
+  /** Sectors of a unit. `sizeSectors` is the size of the disk. */
   readonly unitSectors: number;
   readonly sizeSectors: number;
-  /** Bytes of a block's bitmap; 0 for a target without. */
+  /** Bytes of a block's bitmap; 0 for a flat target. */
   readonly bitmapBytes: number;
-  /** Starts to read what it must know of a unit before it can be written, as a part of a phase. */
+  /** Starts the reads that must end before the unit can be written, as part of a phase. */
   prepare(unit: Unit): void;
-  /** Writes what the unit found, and calls back with an error number. */
+  /** Writes the unit's data. Calls back with an error number. */
   write(unit: Unit, done: (errno: number) => void): void;
-  /** Makes known what was written; calls back once all of it can be read from the target. */
+  /** Completes the writes. Calls back once all data can be read from the target. */
   finish(done: (errno: number) => void): void;
-  /** Unmaps its memory. */
   release(): void;
 }
 
 const FLAT_UNIT_BYTES = 2 * 1024 * 1024;
 
-/** The flat bytes of a disk: a raw image, or a fixed VHD. */
+/** A flat target: a raw image, or a fixed VHD. */
 export class FlatTarget implements Target {
   readonly unitSectors = FLAT_UNIT_BYTES / VHD_SECTOR_SIZE;
   readonly bitmapBytes = 0;
   readonly #disk: DiskFile;
   readonly #queue: DiskQueue;
 
-  /** @param sizeSectors Where the disk ends; a raw file grows, so far as its child is larger. */
+  /** @param sizeSectors The size of the disk. A raw file grows when its child is larger. */
   constructor(disk: DiskFile, queue: DiskQueue, readonly sizeSectors: number) {
     this.#disk = disk;
     this.#queue = queue;
@@ -48,7 +47,7 @@ export class FlatTarget implements Target {
   release(): void {}
 }
 
-/** Starts to write all runs that a unit found; its first sector belongs at `offsetBytes`. */
+/** Starts to write all covered runs of a unit. The unit's first sector goes to `offsetBytes`. */
 export function writeRuns(unit: Unit, file: number, offsetBytes: number): void {
   unit.eachRun((from, end) => {
     const at = from * VHD_SECTOR_SIZE;

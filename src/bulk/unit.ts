@@ -8,31 +8,32 @@ import type { VhdImage } from "../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 import type { HiddenStretch, Layer } from "./layers.ts";
 
-/** How far a stretch of memory is looked at byte by byte before all of it is compared. */
+/** The number of bytes that are checked one by one before the rest is compared. */
 const PROBE_BYTES = 64;
 
-/** How large the units are, and what they are made of. */
+/** The size and the parts of a unit. */
 export interface UnitShape {
   readonly layers: readonly Layer[];
-  /** Sectors of a unit: a block of the target. */
+  /** Sectors of a unit: one block of the target. */
   readonly sectors: number;
-  /** Bytes of a bitmap of the target; 0 for a flat one. */
+  /** Bytes of a bitmap of the target; 0 for a flat target. */
   readonly bitmapBytes: number;
-  /** Sectors that are zeros where no layer holds them. */
+  /** Sectors that are zeros when no layer holds them. */
   readonly hidden?: HiddenStretch;
 }
 
 /**
- * One stretch of the disk on its way: its buffer, what of it was found, and the operations that are
- * under way for it. A unit is as long as a block of the target, and is used again and again.
+ * One part of the disk while it is moved: its buffer, the sectors that were found, and its
+ * operations in flight. A unit is as long as a block of the target, and is used for many parts in
+ * turn.
  *
- * In memory, the target's bitmap lies directly in front of the data, as it does in the file.
+ * In memory, the target's bitmap is directly in front of the data, as in the file.
  */
 export class Unit implements IoOwner {
-  /** First sector and the one behind the last, on the virtual disk. */
+  /** First sector and first sector behind the last, on the virtual disk. */
   sector = 0;
   end = 0;
-  /** Which of its sectors were found in a layer, one bit each, from the unit's first sector on. */
+  /** The sectors that were found in a layer, one bit each, from the unit's first sector on. */
   readonly covered: Uint8Array<ArrayBuffer>;
   /** Address of the data. */
   readonly address: number;
@@ -43,7 +44,7 @@ export class Unit implements IoOwner {
   readonly #queue: DiskQueue;
   readonly #layers: readonly Layer[];
   readonly #hidden: HiddenStretch;
-  /** Where each layer's bitmaps for this unit are in the arena. */
+  /** Offset of each layer's bitmaps for this unit in the arena. */
   readonly #bitmapsAt: readonly number[];
   #pending = 0;
   #errno = 0;
@@ -70,7 +71,7 @@ export class Unit implements IoOwner {
     this.bitmap = this.#arena.bytes.subarray(dataAt - bitmapBytes, dataAt);
   }
 
-  /** Takes the unit for another stretch. */
+  /** Assigns another part of the disk to the unit. */
   assign(sector: number, end: number): void {
     this.sector = sector;
     this.end = end;
@@ -78,8 +79,8 @@ export class Unit implements IoOwner {
   }
 
   /**
-   * Runs operations: `start` begins them by the methods below, `then` is called once all of them
-   * have ended, with the first error.
+   * Runs operations. `start` starts them through the methods below. `then` is called with the first
+   * error once all of them have ended.
    */
   phase(start: () => void, then: (errno: number) => void): void {
     this.#pending = 1;
@@ -89,7 +90,7 @@ export class Unit implements IoOwner {
     try {
       start();
     } catch (error) {
-      // What did start must end before anything else is done with the memory.
+      // The operations that were started must end before the memory is used again.
       errno = errnoOf(error);
     }
     this.ioDone(0, 0, errno);
@@ -100,7 +101,7 @@ export class Unit implements IoOwner {
     if (--this.#pending === 0) this.#next(this.#errno);
   }
 
-  /** Asserts that memory is this unit's own, and whole sectors. */
+  /** Asserts that a range of memory belongs to this unit and has whole sectors. */
   #requireInside(address: number, lengthBytes: number): void {
     const at = address - this.#arena.address;
     const inside = at >= 0 && lengthBytes >= 0 && at + lengthBytes <= this.#arena.sizeBytes;
@@ -111,13 +112,13 @@ export class Unit implements IoOwner {
     );
   }
 
-  /** Makes memory of this unit zero. */
+  /** Zeros a range of this unit's memory. */
   #zero(address: number, lengthBytes: number): void {
     this.#requireInside(address, lengthBytes);
     zeroMemory(address, lengthBytes);
   }
 
-  /** Reads into memory of this unit, as a part of a phase. */
+  /** Reads into this unit's memory, as part of a phase. */
   read(file: number, offsetBytes: number, lengthBytes: number, address: number): void {
     this.#requireInside(address, lengthBytes);
     this.#pending++;
@@ -131,7 +132,7 @@ export class Unit implements IoOwner {
     );
   }
 
-  /** Writes from memory of this unit, as a part of a phase. */
+  /** Writes from this unit's memory, as part of a phase. */
   write(file: number, offsetBytes: number, lengthBytes: number, address: number): void {
     this.#requireInside(address, lengthBytes);
     this.#pending++;
@@ -145,7 +146,7 @@ export class Unit implements IoOwner {
     );
   }
 
-  /** Starts to read those bitmaps of the layers that say which sectors of this unit are where. */
+  /** Starts to read the layers' bitmaps of this unit's sectors. */
   readBitmaps(): void {
     for (const [index, { image, disk, sizeSectors }] of this.#layers.entries()) {
       if (image === null) return;
@@ -172,7 +173,7 @@ export class Unit implements IoOwner {
     this.#coverHidden();
   }
 
-  /** Makes those sectors zero that no layer holds and that hide what lies below the layers. */
+  /** Zeros the sectors that no layer holds and that hide the layers below. */
   #coverHidden(): void {
     const last = Math.min(this.end, this.#hidden.end) - this.sector;
     for (let at = Math.max(0, this.#hidden.sector - this.sector); at < last;) {
@@ -190,12 +191,15 @@ export class Unit implements IoOwner {
     return testBit(this.covered, 0) && this.runEnd(0) === this.end - this.sector;
   }
 
-  /** The end of a run of sectors that were found, or were not, counted from the unit's first. */
+  /**
+   * The end of the run of found, or missing, sectors at `from`, counted from the unit's first
+   * sector.
+   */
   runEnd(from: number): number {
     return runEnd(this.covered, from, this.end - this.sector);
   }
 
-  /** Calls back for each run of sectors that were found, counted from the unit's first. */
+  /** Calls back for each run of found sectors, counted from the unit's first sector. */
   eachRun(call: (from: number, end: number) => void): void {
     const last = this.end - this.sector;
     for (let at = 0; at < last;) {
@@ -228,7 +232,7 @@ export class Unit implements IoOwner {
       const start = block * perBlock;
       const from = Math.max(start, this.sector);
       const to = Math.min(start + perBlock, end);
-      // A sector's place in the file, less the sector itself times its size.
+      // The file offset of the disk's sector 0, as if all sectors were stored like this block's.
       const offsetBytes = dataOffset(image, block) - start * VHD_SECTOR_SIZE;
       const at = this.#bitmapsAt[index] + (block - first) * bytes;
       const bits = this.#arena.bytes.subarray(at, at + bytes);
@@ -242,7 +246,9 @@ export class Unit implements IoOwner {
     }
   }
 
-  /** Reads what no layer above has of a run of sectors that a layer holds. */
+  /**
+   * Reads a run of sectors from a layer that holds them, except sectors that a layer above holds.
+   */
   #readHeld(
     { disk, fileBytes, tail }: Layer,
     sector: number,
@@ -255,7 +261,7 @@ export class Unit implements IoOwner {
         const address = this.address + at * VHD_SECTOR_SIZE;
         const lengthBytes = (runTo - at) * VHD_SECTOR_SIZE;
         const offset = offsetBytes + (this.sector + at) * VHD_SECTOR_SIZE;
-        // After a crash a file may end within its last block, and a raw image within a sector.
+        // After a crash a file may end within its last block. A raw image may end within a sector.
         const wholeBytes = fileBytes - tail.length;
         const thereBytes = Math.max(0, Math.min(lengthBytes, wholeBytes - offset));
         if (thereBytes < lengthBytes) {
@@ -270,7 +276,9 @@ export class Unit implements IoOwner {
     }
   }
 
-  /** Calls back with the data of each run that was found, and its first sector on the disk. */
+  /**
+   * Calls back with the data of each run of found sectors, and the run's first sector on the disk.
+   */
   eachData(call: (bytes: Uint8Array<ArrayBuffer>, sector: number) => void): void {
     const dataAt = this.address - this.#arena.address;
     this.eachRun((from, end) => {
@@ -280,14 +288,17 @@ export class Unit implements IoOwner {
     });
   }
 
-  /** Whether all that was found is zeros. */
+  /** Whether all found sectors are zero. */
   isZero(): boolean {
     let zero = true;
     this.eachRun((from, end) => zero &&= this.#isZeroRun(from, end));
     return zero;
   }
 
-  /** Memory is zero when its start is, and it equals itself a little further on. */
+  /**
+   * Memory is zero when its first bytes are zero and it equals itself at an offset of that many
+   * bytes.
+   */
   #isZeroRun(from: number, end: number): boolean {
     const address = this.address + from * VHD_SECTOR_SIZE;
     const at = address - this.#arena.address;
@@ -296,7 +307,7 @@ export class Unit implements IoOwner {
     return equalMemory(address, address + PROBE_BYTES, lengthBytes - PROBE_BYTES);
   }
 
-  /** Makes the part of the buffer zero that nothing was found for. */
+  /** Zeros the part of the buffer for which no sector was found. */
   zeroRest(): void {
     const last = this.end - this.sector;
     for (let at = 0; at < last;) {
@@ -308,7 +319,6 @@ export class Unit implements IoOwner {
     }
   }
 
-  /** Unmaps its memory. */
   release(): void {
     this.#arena.release();
   }

@@ -12,18 +12,18 @@ import { isEncrypted } from "./layers.ts";
 import { type Target, writeRuns } from "./target.ts";
 import type { Unit } from "./unit.ts";
 
-/** How a target is written to. */
+/** Options of a target. */
 export interface VhdTargetOptions {
-  /** Leave blocks out that hold only zeros, where the target has no parent that would show through. */
+  /** Leave out blocks of zeros when the target has no parent that would show through. */
   readonly sparse: boolean;
 }
 
 /**
  * A dynamic or differencing VHD.
  *
- * Order on disk: a new block's data and bitmap are on stable storage before the BAT points at it; in
- * a block that is there, data comes before the bits that say so. A new block lies where the footer
- * was: the file is given its new end, with a footer, before (see `growTo`).
+ * Order on disk: a new block's data and bitmap are durable before the BAT points at it. In an
+ * allocated block, data is written before its bits in the bitmap. A new block overwrites the old
+ * footer, so the file is first extended, with a footer at its new end (see `growTo`).
  */
 export class VhdTarget implements Target {
   readonly unitSectors: number;
@@ -32,7 +32,10 @@ export class VhdTarget implements Target {
   readonly #image: VhdImage;
   readonly #disk: DiskFile;
   readonly #sparse: boolean;
-  /** Whether a block that is not there reads as the zeros that were not written to it. */
+  /**
+   * Whether a block that is not allocated reads as zeros, so that a block of zeros need not be
+   * written.
+   */
   readonly #zerosShow: boolean;
   readonly #batWriter: BatWriter;
   #grown = false;
@@ -94,7 +97,7 @@ export class VhdTarget implements Target {
     unit.bitmap.fill(0);
     this.#addBits(unit);
     const full = allSet(unit.bitmap, this.unitSectors);
-    // A device may hold anything where a file has a hole.
+    // A file reads as zeros where nothing was written; a device may hold any old content.
     const whole = full || this.#disk.isBlockDevice;
     unit.phase(() => {
       const offset = sector * VHD_SECTOR_SIZE;
@@ -116,7 +119,7 @@ export class VhdTarget implements Target {
     });
   }
 
-  /** Finds room for a block behind the last one, and makes the file as long as that takes. */
+  /** Finds the place of a new block and extends the file for it. */
   #grow(block: number): number {
     const image = this.#image;
     if (!this.#grown) startGrowth(image);

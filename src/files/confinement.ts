@@ -1,11 +1,12 @@
 /**
- * Where the parents of an image may be. An image names its parent, and whoever can put an image
- * somewhere could name any file of the machine: a tapdisk would serve it, coalesce would write to it.
- * So a parent must lie in the folder tree of the image that was named to us (the top of the chain), or
- * in a folder that the administrator allows. All that follows a chain asks here, for each link.
+ * The places that are allowed for the parents of an image. An image names its parent, so a user who
+ * can create an image could name any file of the machine: a tapdisk would serve it, and coalesce
+ * would write to it. So a parent must lie in the folder tree of the top image of the chain, which
+ * the caller named, or in a folder that the administrator allows. All code that follows a chain
+ * checks each link here.
  *
- * What no rule by names can see: a hard link is as much the file as its other name. The system's
- * `fs.protected_hardlinks` keeps users from making links to files that are not theirs.
+ * A check of names cannot detect hard links: a hard link is the same file under another name. The
+ * system's `fs.protected_hardlinks` prevents users from creating links to files of other users.
  *
  * @module
  */
@@ -13,35 +14,37 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { folderOf, isWithin, normalizePath, volumeNames } from "./paths.ts";
 import type { FileLocation, Storage } from "./storage.ts";
 
-/** One folder a line; `any` allows all; what follows a `#` is a comment. */
+/** One folder a line. `any` allows all folders; a `#` starts a comment. */
 const PARENT_ROOTS_FILE = "/etc/blktap/parent-roots";
-/** Folders with colons between them, or `any`. */
+/** Folders separated by colons, or `any`. */
 export const PARENT_ROOTS_VARIABLE = "BLKTAP_PARENT_ROOTS";
-/** In place of a folder: parents may be anywhere. */
+/** The value that allows all folders. */
 export const ANY_FOLDER = "any";
 
-/** What to do about a parent that is refused. Short: a control message has room for 255 bytes. */
+/**
+ * The advice in an error about a refused parent. It is short, as a control message has 255 bytes.
+ */
 const ADVICE = `allow it by --parent-root or ${PARENT_ROOTS_FILE}`;
 
 /**
- * Where XenServer's storage manager mounts storage repositories. An image in one may have its parent
- * in another: so do those of the local cache.
+ * The mount points of XenServer's storage repositories. The parent of an image in one repository
+ * may be in another, as with the local cache.
  */
 const SR_MOUNT_FOLDERS = ["/run/sr-mount", "/var/run/sr-mount"];
 
-/** The folders in which the parents of an image, and theirs, may be. */
+/** The folders that are allowed for the parents of an image and their parents. */
 export interface Confinement {
-  /** With all links followed. Null: anywhere. */
+  /** Real paths, with all links resolved. Null allows all folders. */
   readonly roots: readonly string[] | null;
 }
 
 let allowed: readonly string[] = [];
 
 /**
- * Lets parents be in these folders too, in this process, besides those that the environment and the
- * file `/etc/blktap/parent-roots` name; `any` lets them be anywhere.
+ * Allows these folders for parents in this process, in addition to the folders in the environment
+ * and in `/etc/blktap/parent-roots`. `any` allows all folders.
  *
- * @returns The folders that were allowed in this way before, which are not any more.
+ * @returns The folders that were allowed by the previous call. They are not allowed any more.
  */
 export function allowParentsIn(folders: readonly string[]): readonly string[] {
   const before = allowed;
@@ -49,13 +52,13 @@ export function allowParentsIn(folders: readonly string[]): readonly string[] {
   return before;
 }
 
-/** The folders that a text of `/etc/blktap/parent-roots` names. */
+/** Parses the text of `/etc/blktap/parent-roots` into folders. */
 export function parseParentRoots(text: string): string[] {
   return text.split("\n").map((line) => line.replace(/#.*/, "").trim())
     .filter((line) => line.startsWith("/") || line === ANY_FOLDER);
 }
 
-/** The folders that are allowed besides that of the image. */
+/** The allowed folders besides the image's own. */
 function allowedFolders(): string[] {
   return [...allowed, ...environmentRoots(), ...fileRoots()];
 }
@@ -64,7 +67,7 @@ function environmentRoots(): string[] {
   try {
     return (Deno.env.get(PARENT_ROOTS_VARIABLE) ?? "").split(":").filter((root) => root !== "");
   } catch (error) {
-    // A library without the permission to read the environment.
+    // The library's user did not grant the permission to read the environment.
     if (error instanceof Deno.errors.NotCapable) return [];
     throw error;
   }
@@ -78,7 +81,7 @@ function fileRoots(): string[] {
   }
 }
 
-/** Where the parents may be of an image that was named to us. */
+/** The allowed folders for the parents of an image that the caller named. */
 export function confinementOf(storage: Storage, path: string): Confinement {
   const folders = allowedFolders();
   if (folders.includes(ANY_FOLDER)) return { roots: null };
@@ -92,7 +95,10 @@ export function confinementOf(storage: Storage, path: string): Confinement {
   return { roots: [...new Set(roots.map((root) => realFolder(storage, root)))] };
 }
 
-/** A folder with all links followed; one that is not there as it is written. */
+/**
+ * The real path of a folder, with all links resolved. A folder that does not exist stays as
+ * written.
+ */
 function realFolder(storage: Storage, folder: string): string {
   try {
     return storage.realPath(folder);
@@ -102,18 +108,19 @@ function realFolder(storage: Storage, folder: string): string {
   }
 }
 
-/** Where a name of a parent stands and leads. */
+/** The place of a parent's name and of its file. */
 export interface ParentPlace {
-  /** The folder in which the name is, with all links followed. */
+  /** The folder that contains the name, with all links resolved. */
   readonly folder: string;
-  /** Where the name leads, with all links followed. */
+  /** The file that the name leads to, with all links resolved. */
   readonly realPath: string;
   readonly isBlockDevice: boolean;
 }
 
 /**
- * The rule: the name stands in an allowed folder, and leads to a file in an allowed folder. Names of
- * logical volumes are links to `/dev/dm-N`: a name below `/dev` may also lead to any block device there.
+ * The rule: the name is in an allowed folder, and leads to a file in an allowed folder. Names of
+ * logical volumes are links to `/dev/dm-N`, so a name below `/dev` may also lead to any block
+ * device there.
  */
 export function isAdmitted(
   { folder, realPath, isBlockDevice }: ParentPlace,
@@ -125,11 +132,11 @@ export function isAdmitted(
 }
 
 /**
- * Looks at a file that an image names as its parent.
+ * Checks a file that an image names as its parent.
  *
  * @param path The file, which must exist.
- * @returns Where it is and which file it is, so that this very file is opened; null when it lies
- * outside of the folders that are allowed.
+ * @returns The file's place and identity, so that exactly this file is opened; null when it is
+ * outside the allowed folders.
  */
 export function admitParent(
   storage: Storage,
@@ -140,7 +147,7 @@ export function admitParent(
   if (roots === null) return location;
   const { realPath, kind } = location;
   const isBlockDevice = kind === "block";
-  // A logical volume has a name in its group's folder and one in /dev/mapper.
+  // A logical volume has a name in its group's folder and another in /dev/mapper.
   const names = isBlockDevice ? [path, ...volumeNames(normalizePath(storage, path))] : [path];
   const admitted = names.some((name) => {
     const folder = realFolder(storage, folderOf(name));
@@ -156,7 +163,7 @@ function leadsTo(storage: Storage, name: string, { device, inode }: FileLocation
   return found.device === device && found.inode === inode;
 }
 
-/** Why a parent was refused, and what to do, as the end of a sentence. */
+/** The reason of a refusal, with advice, as the end of a sentence. */
 export function describeRefusal({ roots }: Confinement, parentPath: string): string {
   const [own = "any folder", ...others] = roots ?? [];
   const folders = others.length === 0 ? own : `${own} and ${others.length} other folders`;

@@ -1,10 +1,13 @@
 import { readAt, writeAt } from "../../ffi/files.ts";
 import { Arena } from "../../ffi/memory.ts";
 
-/** How much goes past the page cache at a time: what a copy through memory costs least with. */
+/**
+ * The size of a transfer that bypasses the page cache. At this size the copy through memory costs
+ * least.
+ */
 const BUFFER_BYTES = 1 << 20;
 
-/** One for all files: the calls come back before the next can begin. */
+/** One buffer for all files: each call returns before the next one starts. */
 let buffer: Arena | null = null;
 
 function bufferBytes(): Uint8Array<ArrayBuffer> {
@@ -15,15 +18,15 @@ function bufferBytes(): Uint8Array<ArrayBuffer> {
 /** A file that was opened with O_DIRECT. */
 export interface DirectFile {
   readonly fd: number;
-  /** Offsets and lengths of its transfers are multiples of this. */
+  /** Transfers have offsets and lengths that are multiples of this. */
   readonly sectorBytes: number;
 }
 
 /**
- * Reads from a file past the page cache, from any offset into any memory.
+ * Reads from a file, bypassing the page cache, from any offset into any memory.
  *
- * @returns The bytes read: fewer than asked where the file ends.
- * @throws {SystemError} what pread(2) says.
+ * @returns The number of bytes read. It is smaller than requested at the end of the file.
+ * @throws {SystemError} for errors of pread(2).
  */
 export function readDirect(
   { fd, sectorBytes }: DirectFile,
@@ -46,10 +49,10 @@ export function readDirect(
 }
 
 /**
- * Writes to a file past the page cache, to any offset from any memory. Of sectors that are written in
- * part the rest is read first and stays.
+ * Writes to a file, bypassing the page cache, to any offset from any memory. The first and last
+ * sectors are read first when they are written in part.
  *
- * @throws {SystemError} what pread(2) and pwrite(2) say.
+ * @throws {SystemError} for errors of pread(2) and pwrite(2).
  */
 export function writeDirect(
   { fd, sectorBytes }: DirectFile,
@@ -72,7 +75,7 @@ export function writeDirect(
   }
 }
 
-/** Reads one sector to where it belongs in the buffer, which begins at `start` of the file. */
+/** Reads one sector to its place in the buffer, whose first byte is at `start` in the file. */
 function readSector({ fd, sectorBytes }: DirectFile, at: number, start: number): void {
   const part = bufferBytes().subarray(at, at + sectorBytes);
   part.fill(0, readAt(fd, part, start + at));

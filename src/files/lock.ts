@@ -1,8 +1,8 @@
 /**
- * The lock of those that write to an image: flock(2) on the file, exclusive. A tapdisk holds it
- * for as long as it has an image open for writing, vhd-util while it changes one. Readers take none:
- * coalesce writes into a parent that a tapdisk reads, and what the disk reads stays the same. Changes
- * that drop or move what is read ask {@linkcode refuseReaders} too.
+ * The lock for writing to an image: an exclusive flock(2) on the file. A tapdisk holds it while it
+ * has an image open for writing, vhd-util while it changes one. Readers take no lock: coalesce
+ * writes into a parent that a tapdisk reads, and the disk's content does not change. Operations
+ * that discard or move blocks must call {@linkcode refuseReaders} too.
  *
  * @module
  */
@@ -11,11 +11,11 @@ import { type FileIdentity, tryLockExclusive } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 
 /**
- * Takes the lock of an open file without waiting. It goes with the descriptor.
+ * Takes the lock of an open file without waiting. Closing the descriptor releases it.
  *
- * @param options.besideTapdisk A lock that a tapdisk of this host holds is no reason to refuse.
+ * @param options.besideTapdisk Accept a lock that a tapdisk of this host holds.
  * @returns False when a tapdisk holds the lock.
- * @throws {SystemError} EBUSY, naming the holder, when somebody else has it.
+ * @throws {SystemError} EBUSY with the holder's name, when another process holds the lock.
  */
 export function takeLock(
   fd: number,
@@ -27,7 +27,7 @@ export function takeLock(
   try {
     locked = tryLockExclusive(fd);
   } catch (error) {
-    // A filesystem without locks: there is nothing to hold, and nothing to refuse.
+    // The filesystem has no locks, so the file is opened without one.
     const none = error instanceof SystemError &&
       (error.errno === Errno.ENOLCK || error.errno === Errno.EOPNOTSUPP);
     if (none) return true;
@@ -55,12 +55,12 @@ function describeHolder(file: FileIdentity): string {
 }
 
 /**
- * Refuses a file that a tapdisk on this host has open, if only to read: as the parent of an image that
- * it serves, or for a disk that is read-only. The tapdisk keeps the file's BAT in memory, and would go
- * on to read where it leads.
+ * Refuses a file that a tapdisk on this host has open, even only for reading: as the parent of an
+ * image that it serves, or for a read-only disk. The tapdisk has the file's BAT in memory, and
+ * would read from the old places.
  *
  * @param fd The caller's own descriptor, which does not count.
- * @throws {SystemError} EBUSY, naming the tapdisk.
+ * @throws {SystemError} EBUSY with the tapdisk's process id.
  */
 export function refuseReaders(fd: number, path: string, file: FileIdentity): void {
   const pid = tapdiskWith(file, fd);
@@ -72,7 +72,10 @@ export function refuseReaders(fd: number, path: string, file: FileIdentity): voi
   );
 }
 
-/** A tapdisk that has a file open; null when there is none, or none that can be seen. */
+/**
+ * The process id of a tapdisk that has a file open; null without one, or without permission to see
+ * it.
+ */
 function tapdiskWith(file: FileIdentity, ownFd: number): number | null {
   for (const pid of processes()) {
     if (readText(`/proc/${pid}/comm`).trim() !== "tapdisk") continue;
@@ -82,11 +85,11 @@ function tapdiskWith(file: FileIdentity, ownFd: number): number | null {
 }
 
 /**
- * Finds the process that holds the exclusive lock of a whole file.
+ * Finds the process that holds the exclusive lock of a file.
  *
- * @param locks What /proc/locks says: `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
- * @param hasOpen Whether a process has the file open; null where that cannot be seen.
- * @returns The process, or null when it is not known.
+ * @param locks The text of /proc/locks: `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF`.
+ * @param hasOpen Whether a process has the file open; null without permission to see it.
+ * @returns The process id; null when it is unknown.
  */
 export function lockHolder(
   locks: string,
@@ -101,22 +104,25 @@ export function lockHolder(
     if (pid === 0) continue;
     const open = hasOpen(pid, file);
     if (open === true) return pid;
-    // Some filesystems give the files another device number than their locks have.
+    // Some filesystems report another device number for files than for their locks.
     if (open === null && found[2] === deviceText(file.device)) likely ??= pid;
   }
   return likely;
 }
 
-/** A device number as /proc/locks has it: major and minor in hexadecimal, `08:01`. */
+/** A device number in the form of /proc/locks: major and minor in hexadecimal, `08:01`. */
 function deviceText(device: number): string {
-  // As the kernel packs them into st_dev: the minor's low 8 bits, the major's 12, the minor's rest.
+  // The layout of st_dev: the low 8 bits of the minor, 12 bits of the major, the rest of the minor.
   const major = (device >>> 8) & 0xfff;
   const minor = (device & 0xff) | ((device >>> 12) & 0xf_ff00);
   const hex = (value: number): string => value.toString(16).padStart(2, "0");
   return `${hex(major)}:${hex(minor)}`;
 }
 
-/** Whether a process has a file open, by another descriptor than `but`; null where that is not seen. */
+/**
+ * Whether a process has a file open by a descriptor other than `but`; null without permission to
+ * see it.
+ */
 function hasOpen(pid: number, file: FileIdentity, but: number | null = null): boolean | null {
   const folder = `/proc/${pid}/fd`;
   try {
@@ -133,7 +139,7 @@ function processes(): number[] {
   try {
     return [...Deno.readDirSync("/proc")].map(({ name }) => Number(name)).filter(Number.isInteger);
   } catch {
-    // Nothing is seen of the others: not mounted, or a library without the permission.
+    // /proc is not mounted, or the library's user did not grant the permission to read it.
     return [];
   }
 }
@@ -143,7 +149,7 @@ function leadsTo(path: string, { device, inode }: FileIdentity): boolean {
     const status = pathStatus(path);
     return status.device === device && status.inode === inode;
   } catch {
-    // It was closed meanwhile.
+    // The descriptor was closed in the meantime.
     return false;
   }
 }

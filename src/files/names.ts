@@ -1,30 +1,30 @@
 /**
- * Changes of names that last. A file system may keep a rename, a new file or a removal in memory until
- * the folder is synced, long after the call came back. All that changes names goes through
- * {@linkcode changeNames}: a change is on stable storage before its success is reported.
+ * Durable changes of names. A file system may keep a rename, a new file or a removal in memory
+ * until the folder is synced, long after the call returned. All code that changes names uses
+ * {@linkcode changeNames}: a change is durable before its success is reported.
  *
  * @module
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile, O_DIRECTORY, O_RDONLY, openFile, syncFile } from "../../ffi/files.ts";
 
-/** What brings the names of a folder to stable storage. */
+/** Makes the names in a folder durable. */
 export interface FolderSync {
   syncFolder(folder: string): void;
 }
 
-/** The folder that a name is in; the working folder for a name without one. */
+/** The folder of a name; the working folder for a name without a slash. */
 function folderOfName(path: string): string {
   const slash = path.lastIndexOf("/");
   return slash < 0 ? "." : path.slice(0, Math.max(1, slash));
 }
 
 /**
- * Changes names, and syncs their folders in this order.
+ * Changes names, then syncs their folders in this order.
  *
- * @returns What `change` returns.
- * @throws {SystemError} What `change` throws; then nothing was synced. What the sync throws; then the
- * names are changed, and a power cut may undo that.
+ * @returns The result of `change`.
+ * @throws {SystemError} for errors of `change`, before any sync; for errors of a sync, after the
+ * change. A power cut may undo the change then.
  */
 export function changeNames<Result>(
   sync: FolderSync,
@@ -36,14 +36,14 @@ export function changeNames<Result>(
   return result;
 }
 
-/** Brings names to stable storage, by their folders in this order. */
+/** Syncs the folders of names in this order, so that the names are durable. */
 export function syncNames(sync: FolderSync, paths: readonly string[]): void {
   for (const folder of new Set(paths.map(folderOfName))) sync.syncFolder(folder);
 }
 
 /** The folders of the operating system. */
 export const osFolders: FolderSync = {
-  /** A folder that may not be read, or whose file system cannot sync folders, is left alone. */
+  /** A folder that may not be read, or whose file system cannot sync folders, is skipped. */
   syncFolder(folder: string): void {
     let fd = -1;
     try {

@@ -1,7 +1,7 @@
 /**
- * How every image, parent, journal and scanned file is opened: what is neither a regular file nor a
- * block device is refused, and nothing waits. Opening a FIFO would wait for its other end, opening a
- * character device may start something, so the type is looked at before the file is opened.
+ * Opens every image, parent, journal and scanned file. Only regular files and block devices are
+ * accepted, and no open waits. Opening a FIFO would wait for its other end, and opening a character
+ * device may have side effects, so the type is checked before the file is opened.
  *
  * @module
  */
@@ -27,9 +27,9 @@ import { pathStatus } from "../../ffi/paths.ts";
 import { takeLock } from "./lock.ts";
 import { osFolders, syncNames } from "./names.ts";
 
-/** Mode of new images: only the owner writes, only the owner and the group read; umask applies. */
+/** Mode of new images: the owner may read and write, the group may read. The umask applies. */
 const IMAGE_MODE = 0o640;
-/** How often a file is opened again whose name leads elsewhere by the time that it is locked. */
+/** The number of attempts to open a file whose name leads to another file once it is locked. */
 const MOST_ATTEMPTS = 10;
 
 const KIND_NAMES: Readonly<Record<FileKind, string>> = {
@@ -42,19 +42,19 @@ const KIND_NAMES: Readonly<Record<FileKind, string>> = {
   other: "of an unknown type",
 };
 
-/** How a file is opened. */
+/** Options of opening a file. */
 export interface OpenFileOptions {
-  /** The file must be this one, which was looked at before (ESTALE). */
+  /** The file must be this one, which was located before (ESTALE). */
   readonly same?: FileIdentity;
 }
 
-/** A file that was opened. */
+/** An open file. */
 export interface OpenedFile {
   readonly fd: number;
   readonly status: FileStatus;
-  /** Whether a tapdisk holds the lock of a file that was opened for writing beside it. */
+  /** Whether the file was opened for writing while a tapdisk holds its lock. */
   readonly isShared: boolean;
-  /** Why O_DIRECT, which was asked for, does not work; null where it does or was not asked for. */
+  /** The reason why a requested O_DIRECT does not work; null when it works or was not requested. */
   readonly notDirect: string | null;
 }
 
@@ -64,10 +64,9 @@ export function isSameFile(a: FileIdentity, b: FileIdentity): boolean {
 }
 
 /**
- * Refuses what no image can be.
+ * Refuses files of other types than regular files and block devices.
  *
- * @throws {SystemError} EISDIR for a directory that is to be written to, EINVAL for all else that is
- * neither a regular file nor a block device.
+ * @throws {SystemError} EISDIR for a directory that is opened for writing, else EINVAL.
  */
 function refuseSpecialFile(path: string, kind: FileKind, writable: boolean): void {
   if (kind === "file" || kind === "block") return;
@@ -80,7 +79,8 @@ function refuseSpecialFile(path: string, kind: FileKind, writable: boolean): voi
 /**
  * Opens a regular file or block device for reading, without a lock.
  *
- * @throws {SystemError} EINVAL for anything else; what open(2) says; ESTALE for another file.
+ * @throws {SystemError} EINVAL for a file of another type; errors of open(2); ESTALE for another
+ * file.
  */
 export function openToRead(
   path: string,
@@ -90,13 +90,14 @@ export function openToRead(
 }
 
 /**
- * Opens a regular file or block device for writing and takes its lock, which goes with the
- * descriptor.
+ * Opens a regular file or block device for writing and takes its lock. Closing the descriptor
+ * releases the lock.
  *
- * @param options.lockedBy The caller holds the lock of this file by another descriptor: none is
+ * @param options.lockedBy The caller holds the lock of this file by another descriptor. No lock is
  * taken, and the file must be that one.
- * @param options.besideTapdisk The file is opened also while a tapdisk holds its lock (`isShared`).
- * @throws {SystemError} EBUSY when somebody else has the lock; else as {@linkcode openToRead}.
+ * @param options.besideTapdisk Open the file also while a tapdisk holds its lock (`isShared`).
+ * @throws {SystemError} EBUSY when another process holds the lock; errors of
+ * {@linkcode openToRead}.
  */
 export function openToWrite(
   path: string,
@@ -118,10 +119,10 @@ export function openToWrite(
 }
 
 /**
- * Opens a file that is to get new content, and takes its lock: one that is there as
- * {@linkcode openToWrite} does, with the content that it has; otherwise a new one.
+ * Opens a file for new content and takes its lock. An existing file is opened as by
+ * {@linkcode openToWrite}, and its content is kept. Otherwise the file is created.
  *
- * @throws {SystemError} ENOENT for a symbolic link that leads nowhere; else as
+ * @throws {SystemError} ENOENT for a symbolic link to a missing file; errors of
  * {@linkcode openToWrite}.
  */
 export function openToReplace(path: string, { same }: OpenFileOptions = {}): OpenedFile {
@@ -141,9 +142,9 @@ export function openToReplace(path: string, { same }: OpenFileOptions = {}): Ope
 }
 
 /**
- * Makes a file and takes its lock. Links are not followed.
+ * Creates a file and takes its lock. Links are not followed.
  *
- * @throws {SystemError} EEXIST when the name is taken, also by a link that leads nowhere.
+ * @throws {SystemError} EEXIST when the name exists, including a link to a missing file.
  */
 export function openNew(path: string): OpenedFile {
   const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, IMAGE_MODE);
@@ -161,7 +162,7 @@ function isErrno(error: unknown, errno: number): boolean {
   return error instanceof SystemError && error.errno === errno;
 }
 
-/** Whether a name leads to a block device; false when it leads nowhere. */
+/** Whether a name leads to a block device; false when the file is missing. */
 export function isBlockDevice(path: string): boolean {
   try {
     return pathStatus(path).kind === "block";
@@ -172,8 +173,8 @@ export function isBlockDevice(path: string): boolean {
 }
 
 /**
- * Takes the lock. "stale": the name leads to another file by now; "shared": a tapdisk has the lock.
- * Closes the file if it throws.
+ * Takes the lock. "stale": the name leads to another file now; "shared": a tapdisk holds the lock.
+ * Closes the file before it throws.
  */
 function lockOf(
   path: string,
@@ -193,7 +194,10 @@ function lockOf(
   }
 }
 
-/** What a name leads to; the error of one that leads nowhere says that the file cannot be opened. */
+/**
+ * The type of the file that a name leads to. The error for a missing file says that it cannot be
+ * opened.
+ */
 function kindOf(path: string): FileKind {
   try {
     return pathStatus(path).kind;
@@ -210,7 +214,7 @@ function openExisting(
   refuseSpecialFile(path, kindOf(path), flags !== O_RDONLY);
   let notDirect: string | null = null;
   let fd: number;
-  // Not to wait, should the name lead to a FIFO by now.
+  // O_NONBLOCK: the name may have become a FIFO, whose open would wait.
   const quiet = flags | O_NONBLOCK | O_NOCTTY;
   try {
     fd = openFile(path, direct ? quiet | O_DIRECT : quiet);

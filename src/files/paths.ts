@@ -3,11 +3,11 @@ import type { Storage } from "./storage.ts";
 const DEV_MAPPER = "/dev/mapper/";
 
 /**
- * The absolute path by which an image is known: links are followed, except in `/dev/mapper`, and
- * `/dev/<group>/<volume>` of a logical volume becomes its name there, which stays the same when the
- * device behind it changes.
+ * The canonical absolute path of an image. Links are resolved, except in `/dev/mapper`. The name
+ * `/dev/<group>/<volume>` of a logical volume becomes its name in `/dev/mapper`, which stays the
+ * same when the device behind it changes.
  *
- * @throws {SystemError} when there is no such file.
+ * @throws {SystemError} when the file does not exist.
  */
 export function canonicalPath(storage: Storage, path: string): string {
   const plain = normalizePath(storage, path);
@@ -23,8 +23,8 @@ export function canonicalPath(storage: Storage, path: string): string {
 }
 
 /**
- * The other names of a logical volume: `/dev/<group>/<volume>` for its name in `/dev/mapper`, and the
- * other way round. None for other names.
+ * The other name of a logical volume: `/dev/<group>/<volume>` for its name in `/dev/mapper`, and
+ * vice versa. Empty for other paths.
  */
 export function volumeNames(path: string): string[] {
   const volume = /^\/dev\/([^/]+)\/([^/]+)$/.exec(path);
@@ -38,7 +38,7 @@ export function volumeNames(path: string): string[] {
   return [`/dev/${parts[1].replaceAll("--", "-")}/${parts[2].replaceAll("--", "-")}`];
 }
 
-/** Whether a path is a folder itself or lies below it; both absolute, without `.` and `..`. */
+/** Whether a path is a folder itself or below it. Both are absolute, without `.` and `..`. */
 export function isWithin(path: string, folder: string): boolean {
   return path === folder || path.startsWith(folder.endsWith("/") ? folder : `${folder}/`);
 }
@@ -47,7 +47,7 @@ function doubleDashes(name: string): string {
   return name.replaceAll("-", "--");
 }
 
-/** An absolute path without `.`, `..` and doubled slashes; links stay as they are. */
+/** An absolute path without `.`, `..` and doubled slashes. Links are not resolved. */
 export function normalizePath(storage: Storage, path: string): string {
   const parts: string[] = [];
   const from = path.startsWith("/") ? path : `${storage.workingDirectory()}/${path}`;
@@ -58,7 +58,7 @@ export function normalizePath(storage: Storage, path: string): string {
   return `/${parts.join("/")}`;
 }
 
-/** How a file at `from` would call one at `to`, both absolute: `./x`, `../y/x`. */
+/** The path of `to` relative to the folder of `from`: `./x`, `../y/x`. Both are absolute. */
 export function relativePath(from: string, to: string): string {
   const fromParts = from.split("/").slice(1, -1);
   const toParts = to.split("/").slice(1);

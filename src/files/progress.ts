@@ -1,7 +1,7 @@
 /**
- * Called as long work goes on.
+ * Called with the progress of a long operation.
  *
- * @param done Units of work that are done.
- * @param total How many there are.
+ * @param done The number of units that are done.
+ * @param total The total number of units.
  */
 export type ProgressListener = (done: number, total: number) => void;

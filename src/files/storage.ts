@@ -1,12 +1,13 @@
 /**
- * `src/files`: files and block devices for everything that is not on the data path: opening with
- * locks and without surprises, plain reads and writes, direct I/O for devices, names, and where the
- * parents of images may be.
+ * `src/files`: files and block devices off the data path: opening with locks and type checks, reads
+ * and writes, direct I/O for devices, durable names, and the places that are allowed for parents of
+ * images.
  *
- * It must not know any image format, and it must not wait for another process: a FIFO is refused, and
- * a lock that is taken is an error.
+ * This folder must not know any image format, and it must not wait for another process: a FIFO is
+ * refused, and a lock that another process holds is an error.
  *
- * This file has the interface that format code sees, and the operating system behind it.
+ * This file has the interface that format code uses, and its implementation on the operating
+ * system.
  *
  * @module
  */
@@ -52,90 +53,94 @@ import {
 export type { FileIdentity } from "../../ffi/files.ts";
 
 /**
- * How a file is opened. All but `read` take the lock of writers (EBUSY). `create`
- * empties a file that is there, once it has the lock and no tapdisk reads it; `create-new` refuses it.
+ * How a file is opened. All modes except `read` take the lock for writing (EBUSY). `create` empties
+ * an existing file once the lock is taken and no tapdisk reads the file; `create-new` refuses it.
  */
 export type OpenMode = "read" | "write" | "create" | "create-new";
 
-/** What else is asked of a file that is opened. */
+/** Further options of opening a file. */
 export interface StorageOpenOptions {
-  /** It must be this file, which was looked at before (ESTALE). */
+  /** The file must be this one, which was located before (ESTALE). */
   readonly same?: FileIdentity;
-  /** For `write`: the caller holds the lock of this file already, which the name must lead to. */
+  /** For `write`: the caller already holds the lock of this file, and the name must lead to it. */
   readonly lockedBy?: FileIdentity;
   /** For `write`: open the file also while a tapdisk holds its lock; see `StorageFile.isShared`. */
   readonly besideTapdisk?: boolean;
 }
 
-/** An open file, as the format code sees one. Every call throws `SystemError`. */
+/** An open file, as format code uses it. Every call throws `SystemError`. */
 export interface StorageFile {
   readonly path: string;
-  /** Block devices have a fixed size: they cannot be truncated, and their footer is at their end. */
+  /** A block device has a fixed size. It cannot be truncated, and its footer is at its end. */
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
   /**
-   * Whether a tapdisk has the file open for writing. Only what a tapdisk never writes, and never
-   * reads again while it has the image open, may be written then: the header and the locators.
+   * Whether a tapdisk has the file open for writing. Only the header and the locators may be
+   * written then: a tapdisk never writes them, and does not read them again while it has the image
+   * open.
    */
   readonly isShared: boolean;
   sizeBytes(): number;
-  /** Reads until `into` is full or the file ends; returns the bytes read. */
+  /** Reads until `into` is full or the file ends. Returns the number of bytes read. */
   readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number;
-  /** Writes all of `from`, growing the file where it must. */
+  /** Writes all of `from`. The file grows when necessary. */
   writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
   truncate(lengthBytes: number): void;
-  /** Refuses (EBUSY) when a tapdisk has the file open, if only to read: before data is dropped or moved. */
+  /**
+   * Refuses (EBUSY) a file that a tapdisk has open, even only for reading. Called before data is
+   * discarded or moved.
+   */
   refuseReaders(): void;
-  /** Comes back when all that was written is on stable storage. */
+  /** Returns when all writes are durable. */
   sync(): void;
   close(): void;
 }
 
-/** What is known of a path without opening it. */
+/** The status of a path. The file is not opened. */
 export interface PathStatus {
   readonly kind: FileKind;
-  /** 0 for anything but a file. */
+  /** 0 for everything except a regular file. */
   readonly sizeBytes: number;
-  /** Last change of the content, in seconds since 1970. */
+  /** Time of the last change of the content, in seconds since 1970. */
   readonly mtimeSeconds: number;
 }
 
-/** Where a name leads, and to which file: both are true of one moment. */
+/** The file that a name leads to, and its real path, at one moment. */
 export interface FileLocation extends FileIdentity {
-  /** The absolute path with all links followed. */
+  /** The absolute path with all links resolved. */
   readonly realPath: string;
   readonly kind: FileKind;
 }
 
 /**
- * Where files are: the operating system's, or a simulation of it. Every call throws `SystemError`.
- * What changes names, a new file included, is on stable storage when the call returns; see `names.ts`.
+ * A storage: the operating system's files, or a simulation. Every call throws `SystemError`. A
+ * change of names, including a new file, is durable when the call returns; see `names.ts`.
  */
 export interface Storage {
   open(path: string, mode: OpenMode, options?: StorageOpenOptions): StorageFile;
-  /** The absolute path with all links followed. The file must exist. */
+  /** The absolute path with all links resolved. The file must exist. */
   realPath(path: string): string;
-  /** Finds out where a name leads, without opening what is there. */
+  /** Locates the file that a name leads to, without opening it. */
   locate(path: string): FileLocation;
   status(path: string): PathStatus;
   exists(path: string): boolean;
-  /** The folder that relative paths start from. */
+  /** The folder that relative paths are relative to. */
   workingDirectory(): string;
-  /** Puts a file in the place of `to`, in one step. */
+  /** Replaces `to` atomically. */
   rename(from: string, to: string): void;
-  /** Gives a file another name, which must be free (EEXIST). */
+  /** Renames a file. The new name must not exist (EEXIST). */
   renameToNew(from: string, to: string): void;
-  /** Gives a file a second name, which must be free (EEXIST). */
+  /** Gives a file a second name, which must not exist (EEXIST). */
   link(from: string, to: string): void;
   remove(path: string): void;
 }
 
-/** Where the files of a piece of work are: those of the operating system, unless it says otherwise. */
+/** The storage of an operation; the operating system's by default. */
 export interface OnStorage {
   readonly storage?: Storage;
 }
 
-/** Removes a file that the caller made, unless the name leads to another one by now. */
+/** Removes a file that the caller made, unless the name leads to another file now. */
 export function removeOwn(storage: Storage, path: string, own: FileIdentity): void {
   if (storage.exists(path) && isSameFile(storage.locate(path), own)) storage.remove(path);
 }
@@ -145,7 +150,7 @@ class OsFile implements StorageFile {
   readonly identity: FileIdentity;
   readonly isShared: boolean;
   #fd: number;
-  /** Set for block devices, which other hosts may share: there must be no cache in between. */
+  /** Set for block devices. Other hosts may share them, so no cache may be in between. */
   readonly #direct: DirectFile | null;
 
   constructor(readonly path: string, { fd, status, isShared, notDirect }: OpenedFile) {
