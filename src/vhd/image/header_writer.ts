@@ -6,8 +6,8 @@
  *
  * The copy is in one of two places: directly in front of the footer at the end, or directly in
  * front of the first block. Both can be found with a torn header, because the fields that lead to
- * the block table never change here. When both places are in use, the file is extended in front of
- * its footer. The copy is removed when the change is complete.
+ * the block table never change here. When both places are in use, a copy and a new footer are
+ * appended to the file. The copy is removed when the change is complete.
  *
  * @module
  */
