@@ -1,19 +1,20 @@
 /**
- * A filter that holds an image to the contract of `src/driver/driver.ts`, and those who use it, too.
- * It stands between a device and its image, and between each image of a chain and the next. What is
- * wrong is thrown as a `ContractViolation`, where it happens:
+ * A filter that checks the contract of `src/driver/driver.ts` on both sides: the image and its
+ * user. It stands between a device and its image, and between each two images of a chain. A
+ * violation is thrown as a `ContractViolation` at the place where it happens:
  *
- * - the pieces of a request are more than it, or come after its end; a request without end shows
- *   when the image is closed;
- * - extents that nobody asked for, beyond the request, or after the last that was wanted; a status
- *   request that ends well without one;
- * - more disk operations under way, here and below, than `operationsFor` said of the requests that
- *   are in flight (and the image set aside itself);
- * - a request beyond the image's end, longer than the image takes at once, or to memory that is not
- *   given out; one whose slot is in flight;
- * - a write, zeroing, fill or discard of an image that is open for reading, and a change of its file;
- * - a call, or a disk operation, after `close`; a `close` with requests in flight, and one that ends
- *   twice, with operations under way, a file open, or room of the queue kept.
+ * - the pieces of a request exceed the request, or one arrives after its end; a request that never
+ *   ends is found when the image is closed;
+ * - extents without a status request, beyond the request, or after the last wanted one; a status
+ *   request that succeeds without an extent;
+ * - more disk operations in flight, in this image and the images below, than `operationsFor`
+ *   returned for the requests in flight (plus the room that the image reserved);
+ * - a request beyond the end of the image, a request larger than the image's limit, memory that is
+ *   not allocated, or a slot that is in flight;
+ * - a write, zeroing, fill or discard of an image that is open for reading only, and any change of
+ *   its file;
+ * - a call or a disk operation after `close`; a `close` with requests in flight; a `close` that
+ *   completes twice, or with operations in flight, an open file or reserved room of the queue.
  *
  * @module
  */
@@ -32,7 +33,7 @@ import { CheckedFiles, CheckedQueue, type DiskWatch } from "./checked_queue.ts";
 import { CheckedRequests, SlotUse } from "./checked_requests.ts";
 import { ContractViolation } from "./contract.ts";
 
-/** A driver whose images are held to the contract. */
+/** A driver whose images are checked against the contract. */
 export function checkedDriver(type: DriverType): DriverType {
   return {
     ...type,
@@ -40,7 +41,7 @@ export function checkedDriver(type: DriverType): DriverType {
   };
 }
 
-/** An image that is held to the contract. */
+/** An image that is checked against the contract. */
 class CheckedImage implements ImageDriver, DiskWatch {
   readonly #title: string;
   readonly #image: ImageDriver;
@@ -71,7 +72,7 @@ class CheckedImage implements ImageDriver, DiskWatch {
     if (!condition) throw new ContractViolation(`${this.#title}: ${what}`);
   }
 
-  // ---- what the image does with its disk -----------------------------------------------------
+  // ---- disk operations ----------------------------------------------------------------------
 
   onAccess(what: string, changes: boolean): void {
     this.#require(this.#state !== "closed", `${what} after it was closed`);
@@ -91,17 +92,17 @@ class CheckedImage implements ImageDriver, DiskWatch {
     if (this.#above !== null) this.#above.#requireBudget();
   }
 
-  /** Operations under way here and below. */
+  /** Operations in flight, of this image and the images below. */
   get #underWay(): number {
     return this.#operations + (this.#below === null ? 0 : this.#below.#underWay);
   }
 
-  /** Room of the queue that it, and those below, set aside themselves. */
+  /** Operations that this image and the images below have reserved at the queue. */
   get #held(): number {
     return this.#queue.held + (this.#below === null ? 0 : this.#below.#held);
   }
 
-  // ---- what is known of it -------------------------------------------------------------------
+  // ---- checks -------------------------------------------------------------------------------
 
   get spec(): ImageSpec {
     return this.#image.spec;
@@ -131,7 +132,9 @@ class CheckedImage implements ImageDriver, DiskWatch {
     return this.#image.parent;
   }
 
-  /** What the image below tells comes through here, unless the image itself wants it first. */
+  /**
+   * The sink of the image below: this filter, unless the image sets its own sink in front of it.
+   */
   get sinkBelow(): RequestSink {
     return this.#image.sinkBelow ?? this.#requests;
   }
@@ -160,7 +163,7 @@ class CheckedImage implements ImageDriver, DiskWatch {
 
   // ---- requests ------------------------------------------------------------------------------
 
-  /** A request of sectors, which must be the image's. */
+  /** Begins a request; checks that its sectors are within the image. */
   #begin(slot: number, use: SlotUse, sector: number, count: number, most: number): void {
     this.#require(this.#state === "open", "a request after it was closed");
     this.#require(Number.isInteger(sector) && sector >= 0, "a request before its start");
@@ -218,7 +221,7 @@ class CheckedImage implements ImageDriver, DiskWatch {
     this.#image.status(slot, sector, count);
   }
 
-  // ---- its end -------------------------------------------------------------------------------
+  // ---- close --------------------------------------------------------------------------------
 
   giveUp(): void {
     this.#image.giveUp?.();

@@ -4,15 +4,15 @@ import type { IoOwner } from "../queue/disk_queue.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Storage } from "../files/storage.ts";
 
-/** Who watches what an image does with its disk. */
+/** Observes the disk operations of an image. */
 export interface DiskWatch {
-  /** Throws when the image must not do this now. */
+  /** Throws when the image must not use the disk in this way now. */
   onAccess(what: string, changes: boolean): void;
-  /** An operation of the queue starts, or ended. */
+  /** An operation of the queue starts, or has ended. */
   onOperation(isStart: boolean): void;
 }
 
-/** Tells the watch of an operation's end before its owner. */
+/** Notifies the watch of the end of an operation before it notifies the owner. */
 class WatchedOwner implements IoOwner {
   constructor(readonly owner: IoOwner, readonly watch: DiskWatch) {}
 
@@ -27,7 +27,7 @@ export class CheckedQueue implements ImageQueue {
   readonly #queue: ImageQueue;
   readonly #watch: DiskWatch;
   readonly #owners = new WeakMap<IoOwner, WatchedOwner>();
-  /** Room that the image set aside itself, operations. */
+  /** Operations that the image has reserved. */
   held = 0;
 
   constructor(queue: ImageQueue, watch: DiskWatch) {
@@ -94,7 +94,7 @@ export class CheckedFiles implements DiskFiles {
   readonly storage: Storage;
   readonly #files: DiskFiles;
   readonly #watch: DiskWatch;
-  /** How many files the image has open. */
+  /** Number of files that the image has open. */
   openFiles = 0;
 
   constructor(files: DiskFiles, watch: DiskWatch) {

@@ -1,29 +1,29 @@
 import { REQUEST_SLOTS, type RequestSink } from "../driver/driver.ts";
 import { ContractViolation } from "./contract.ts";
 
-/** What a slot is doing at an image. */
+/** The use of a slot at an image. */
 export const SlotUse = { Nothing: 0, Read: 1, Change: 2, Status: 3 } as const;
 /** One of `SlotUse`. */
 export type SlotUse = (typeof SlotUse)[keyof typeof SlotUse];
 
 /**
- * The requests that one image was given, by slot, and what it tells of them on their way up. Pieces
- * that an image below ended come through here as well: they are part of what this one was asked.
+ * The requests of one image, by slot, and a check of their completions. The completions of pieces
+ * from an image below pass through here too, because they are parts of the requests of this image.
  */
 export class CheckedRequests implements RequestSink {
   readonly #title: string;
   readonly #sink: RequestSink;
   readonly #use = new Uint8Array(REQUEST_SLOTS);
-  /** Sectors that have not ended; of a status request, those that were not told of. */
+  /** Sectors that have not ended; of a status request, the sectors not yet covered by extents. */
   readonly #left = new Float64Array(REQUEST_SLOTS);
-  /** Disk operations that the request may have under way. */
+  /** Disk operations that the request may have in flight. */
   readonly #budget = new Uint32Array(REQUEST_SLOTS);
-  /** Of a status request: whether it told of an extent, and whether more are wanted. */
+  /** Of a status request: whether an extent was reported, and whether more are wanted. */
   readonly #told = new Uint8Array(REQUEST_SLOTS);
   readonly #wanted = new Uint8Array(REQUEST_SLOTS);
-  /** How many slots are in use. */
+  /** Number of slots in use. */
   inFlight = 0;
-  /** Disk operations that all of them may have under way. */
+  /** Disk operations that all requests together may have in flight. */
   budget = 0;
 
   constructor(title: string, sink: RequestSink) {
@@ -36,9 +36,9 @@ export class CheckedRequests implements RequestSink {
   }
 
   /**
-   * The image is given a request, or, when it may have several reads for one slot, another of them.
+   * Begins a request at the image, or a further read of a slot whose use permits several.
    *
-   * @param operations How many disk operations it said that this can make.
+   * @param operations The value of `operationsFor` for this request.
    */
   begin(
     slot: number,

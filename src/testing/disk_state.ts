@@ -6,7 +6,7 @@ import { Random } from "./random.ts";
 import { SimulatedFile } from "./simulated_file.ts";
 import { Survival } from "./survival.ts";
 
-/** What can be done to a simulated disk. */
+/** The kinds of operation on a simulated disk. */
 export type OperationKind =
   | "open"
   | "create"
@@ -20,22 +20,25 @@ export type OperationKind =
   | "link"
   | "remove";
 
-/** An operation that is about to be carried out. */
+/** An operation that is about to be executed. */
 export interface DiskOperation {
   readonly kind: OperationKind;
-  /** The file; of a rename or link, the old name. */
+  /** The file; for a rename or link, the old name. */
   readonly path: string;
-  /** Of a read, write, punch: the range. Of a truncate: the new length, and 0. */
+  /** For a read, write or punch: the range. For a truncate: the new length, and 0. */
   readonly offsetBytes: number;
   readonly lengthBytes: number;
-  /** Whether it comes from the disk queue, and not from synchronous code. */
+  /** Whether the operation comes from the disk queue; false for synchronous code. */
   readonly queued: boolean;
 }
 
-/** Decides about an operation: an errno to fail with, or 0. What it throws goes to the caller. */
+/**
+ * Called for each operation: returns an errno, with which the operation fails, or 0. An exception
+ * from the hook goes to the caller.
+ */
 export type OperationHook = (operation: DiskOperation) => number | void;
 
-/** A hook that sees only what changes files or makes changes last. */
+/** A hook that sees only operations that change files or make changes durable. */
 export function changesOnly(hook: OperationHook): OperationHook {
   return (operation) => {
     const { kind } = operation;
@@ -44,37 +47,42 @@ export function changesOnly(hook: OperationHook): OperationHook {
 }
 
 /**
- * Processes were killed, or the power failed, since the one that asks was started. It ends the whole
- * process: nothing contains it.
+ * The processes were killed, or the power failed, after the caller's process was started. It ends
+ * the whole process: no disk contains it.
  */
 export class DeadProcessError extends SharedStateError {
   override readonly name = "DeadProcessError";
 }
 
-/** How a simulated disk behaves. */
+/** Options of a simulated disk. */
 export interface SimulatedDiskOptions {
-  /** What decides the order of completions, and what outlasts a power cut; 1 by default. */
+  /** Seed of the order of completions and of what survives a power cut; 1 by default. */
   readonly seed?: number;
-  /** Whether `cutPower` will be called: only then is it noted what is not flushed. */
+  /** Whether `cutPower` will be called. Unflushed changes are recorded only then. */
   readonly powerCuts?: boolean;
-  /** Room for data, bytes, in pages of 4 KiB; without end by default. */
+  /** Room for data in bytes, counted in pages of 4 KiB; unlimited by default. */
   readonly capacityBytes?: number;
 }
 
 type Names = Map<string, SimulatedFile>;
 
-/** The files of a simulated disk by name, its power and its room: what all its sides share. */
+/**
+ * The state that all sides of a simulated disk share: the files by name, the power and the room.
+ */
 export class DiskState {
   readonly random: Random;
   readonly powerCuts: boolean;
   capacityBytes: number;
   beforeOperation: OperationHook | null = null;
-  /** Which start of the machine it is; handles of an earlier one are dead. */
+  /** The number of the current boot; handles of an earlier boot are dead. */
   boot = 0;
   isOff = false;
-  /** Whether the hook ever threw: whoever it threw at may leave operations under way. */
+  /** Whether the hook ever threw: its caller may leave operations in flight. */
   hookThrew = false;
-  /** Each change of names since the last sync, the newest last: any of them may outlast a cut. */
+  /**
+   * The names after each change since the last sync, the newest last; any of them may survive a
+   * cut.
+   */
   #versions: Names[] = [new Map()];
   readonly #files = new Set<SimulatedFile>();
 
@@ -84,7 +92,7 @@ export class DiskState {
     this.capacityBytes = options.capacityBytes ?? Infinity;
   }
 
-  /** The same files on another disk, on which nothing is open. */
+  /** A disk with the same files and no open handle. */
   copy(): DiskState {
     const { powerCuts, capacityBytes } = this;
     const copy = new DiskState({ seed: this.random.bits(), powerCuts, capacityBytes });
@@ -105,13 +113,13 @@ export class DiskState {
     change(this.#names);
   }
 
-  /** Asks the hook about an operation. Throws `SystemError` where it is to fail. */
+  /** Calls the hook for an operation. Throws `SystemError` where the operation is to fail. */
   admit(operation: DiskOperation): void {
     const errno = this.verdict(operation);
     if (errno !== 0) throw new SystemError(errno, `Cannot ${operation.kind} ${operation.path}`);
   }
 
-  /** The same for those who want the errno; 0: it goes ahead. */
+  /** Calls the hook and returns the errno; 0: the operation may proceed. */
   verdict(operation: DiskOperation): number {
     const { boot } = this;
     this.assertAlive(boot);
@@ -149,7 +157,9 @@ export class DiskState {
     return file;
   }
 
-  /** The file of this name, which must be a certain one. Throws `SystemError` ENOENT, ESTALE. */
+  /**
+   * The file of this name, whose identity must be `wanted`. Throws `SystemError` ENOENT, ESTALE.
+   */
   same(name: string, wanted: FileIdentity | undefined): SimulatedFile {
     const file = this.named(name);
     if (wanted !== undefined && wanted.inode !== file.identity.inode) {
@@ -158,7 +168,7 @@ export class DiskState {
     return file;
   }
 
-  /** Gives a file another name, in the place of a file that has it. */
+  /** Renames a file; an existing file of the new name is replaced. */
   rename(from: string, to: string): void {
     const file = this.named(from);
     this.#changeNames((names) => {
@@ -197,7 +207,9 @@ export class DiskState {
     return [...this.#names.keys()];
   }
 
-  /** Takes the lock of a file for a handle. Throws `SystemError` EBUSY when another has it. */
+  /**
+   * Takes the lock of a file for a handle. Throws `SystemError` EBUSY when another handle has it.
+   */
   lock(file: SimulatedFile, handle: object, path: string): void {
     if (file.lockedBy !== null) {
       throw new SystemError(Errno.EBUSY, `Cannot open ${path} for writing: it is being written to`);
@@ -205,12 +217,12 @@ export class DiskState {
     file.lockedBy = handle;
   }
 
-  /** A handle opens a file. */
+  /** Records that a handle has opened a file. */
   opened(file: SimulatedFile): void {
     file.handles++;
   }
 
-  /** A handle that was opened since this boot is closed. */
+  /** Records that a handle of boot `boot` has closed a file. */
   closed(file: SimulatedFile, handle: object, boot: number): void {
     if (boot !== this.boot) return;
     if (file.lockedBy === handle) file.lockedBy = null;
@@ -218,18 +230,18 @@ export class DiskState {
     this.dropUnused();
   }
 
-  /** Brings a file to stable storage, and with it all changes of names before. */
+  /** Makes the contents of a file durable, and all earlier changes of names. */
   sync(file: SimulatedFile): void {
     file.sync();
     this.syncNames();
   }
 
-  /** Brings all changes of names to stable storage. */
+  /** Makes all changes of names durable. */
   syncNames(): void {
     if (this.#versions.length > 1) this.#versions.splice(0, this.#versions.length - 1);
   }
 
-  /** How many bytes of a write have room, from its start on. */
+  /** The number of bytes of a write, from its start, for which there is room. */
   roomFor(file: SimulatedFile, offsetBytes: number, lengthBytes: number): number {
     if (this.capacityBytes === Infinity) return lengthBytes;
     let free = Math.floor((this.capacityBytes - this.usedBytes) / PAGE_BYTES);
@@ -249,7 +261,7 @@ export class DiskState {
     return pages * PAGE_BYTES;
   }
 
-  /** All processes die: their handles are dead, and their locks gone. */
+  /** Kills all processes: their handles are dead and their locks are released. */
   killProcesses(): void {
     this.boot++;
     this.hookThrew = false;
@@ -260,7 +272,7 @@ export class DiskState {
     this.dropUnused();
   }
 
-  /** The power fails: all handles are dead, and what was not flushed is lost in part. */
+  /** Cuts the power: all handles are dead, and unflushed changes are lost in part. */
   cutPower(): void {
     if (!this.powerCuts) throw new TypeError("This disk does not simulate power cuts");
     this.killProcesses();
@@ -271,7 +283,7 @@ export class DiskState {
     this.dropUnused();
   }
 
-  /** Gives the memory of all files back. */
+  /** Frees the memory of all files. */
   release(): void {
     for (const file of this.#files) file.release();
     this.#files.clear();

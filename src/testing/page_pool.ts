@@ -1,22 +1,22 @@
 import { Arena, copySectors, zeroSectors } from "../../ffi/memory.ts";
 import { assertShared } from "../../ffi/assert.ts";
 
-/** Sectors of a page, the unit in which simulated files take memory. */
+/** Sectors of a page, the allocation unit of simulated files. */
 export const PAGE_SECTORS = 8;
-/** The same in bytes. */
+/** Bytes of a page. */
 export const PAGE_BYTES = PAGE_SECTORS * 512;
 
 const SLAB_PAGES = 1024;
 
 /**
- * Pages of I/O memory, each counted by how many files hold it: a copy of a file shares the pages of
- * the original until one of them writes. A page is a small number; taking one, once it was in use
- * before, and copying to and from it allocate nothing.
+ * Pages of I/O memory with a count of holders: a copy of a file shares the pages of the original
+ * until one of them writes. A page is a small number. Taking a page that was in use before
+ * allocates nothing, and neither does copying to or from a page.
  */
 class PagePool {
   readonly #slabs: Arena[] = [];
   readonly #free: number[] = [];
-  /** By page: how many files hold it. */
+  /** The number of holders of each page. */
   #holders = new Int32Array(SLAB_PAGES);
 
   /** A page of zeros with one holder. */
@@ -51,13 +51,13 @@ class PagePool {
     return page;
   }
 
-  /** Takes a holder away; the page of the last one is free. */
+  /** Removes a holder; a page without holders is free. */
   drop(page: number): void {
     assertShared(this.#holders[page] > 0, "A page that nobody holds cannot be dropped");
     if (--this.#holders[page] === 0) this.#free.push(page);
   }
 
-  /** The page itself if it has one holder, else a copy of it, which takes its place. */
+  /** The page itself if it has one holder; otherwise a copy that replaces it. */
   own(page: number): number {
     if (this.#holders[page] === 1) return page;
     const copy = this.#takeAsItIs();

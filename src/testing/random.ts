@@ -1,6 +1,6 @@
 /**
- * Pseudo-random numbers from a seed (mulberry32), the same on every machine: what a simulation
- * found once it finds again.
+ * Pseudo-random numbers from a seed (mulberry32). They are the same on every machine, so a
+ * simulation can be repeated.
  */
 export class Random {
   #state: number;
@@ -17,17 +17,17 @@ export class Random {
     return (mixed ^ (mixed >>> 14)) & 0x7fff_ffff;
   }
 
-  /** The next number, from 0 up to but not 1. */
+  /** The next number, at least 0 and less than 1. */
   next(): number {
     return this.bits() / 0x8000_0000;
   }
 
-  /** The next whole number from 0 up to but not `end`. */
+  /** The next whole number, at least 0 and less than `end`. */
   below(end: number): number {
     return this.bits() % end;
   }
 
-  /** True in a share `probability` of all calls. */
+  /** True with the given probability. */
   chance(probability: number): boolean {
     return this.next() < probability;
   }

@@ -4,8 +4,8 @@ import type { SimulatedConnection } from "./simulated_connection.ts";
 import type { SimulatedScheduler } from "./simulated_scheduler.ts";
 
 /**
- * The queue, files and loop of one bulk work on a simulated disk. It turns the loop until the work is over; what
- * else runs on the same loop has its turns meanwhile.
+ * The queue, files and loop of one piece of bulk work on a simulated disk. It runs the loop until
+ * the work is over; other work on the same loop runs too.
  */
 export function simulatedBulkContext(
   scheduler: SimulatedScheduler,

@@ -14,24 +14,31 @@ import { Random } from "./random.ts";
 const NOTHING = -1;
 const SECTOR_BYTES = 512;
 const MOST_IOVECS = 64;
-/** Where the queue's lists of iovecs are: among the first that takes I/O memory. */
+/**
+ * Size of the window that contains the iovec lists of the queue. The queue is among the first users
+ * of I/O memory.
+ */
 const WINDOW_BYTES = 2 ** 31 - 1;
-/** Made once: the runtime counts each view of memory as if it took that memory. */
+/** Created once: the runtime counts each view of memory as if the view owned that memory. */
 let memoryView: DataView | null = null;
 const KIND_NAMES: Record<IoKind, OperationKind> = ["read", "write", "sync"];
 
-/** How a process is connected to a simulated disk. */
+/** Options of a connection to a simulated disk. */
 export interface ConnectionOptions {
-  /** Longest time that an operation takes, milliseconds; 0: all end in the turn they start. */
+  /**
+   * Longest duration of an operation in milliseconds; 0: every operation ends in the turn it starts
+   * in.
+   */
   readonly latencyMs?: number;
-  /** How many operations can be under way; 512 by default. */
+  /** The limit of operations in flight; 512 by default. */
   readonly capacity?: number;
 }
 
 /**
- * The disk as the queue of one process sees it: its files, and operations on them that end on the
- * clock of the process's scheduler, in an order that only the seed knows. An operation takes effect
- * when it ends. Nothing is allocated for one unless the disk has a hook or notes what is not flushed.
+ * A simulated disk as the queue of one process sees it: files, and operations that end on the clock
+ * of the process's scheduler in an order that depends only on the seed. An operation takes effect
+ * when it ends. No operation allocates memory unless the disk has a hook or records unflushed
+ * changes.
  */
 export class SimulatedConnection implements DiskBackend, DiskFiles {
   readonly capacity: number;
@@ -49,7 +56,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   readonly #sectors: Float64Array;
   readonly #counts: Int32Array;
   readonly #memory: Int32Array;
-  /** Iovecs are the caller's until `submit` only: they are kept here, by operation. */
+  /** The caller's iovecs are valid until `submit` only. They are copied here, by operation. */
   readonly #iovecCounts: Uint16Array;
   readonly #iovecs: Int32Array;
   readonly #ios: Int32Array;
@@ -89,7 +96,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     this.#dueMs = new Float64Array(capacity);
   }
 
-  /** Whether the process lives and has not closed it. */
+  /** Whether the process is alive and the connection is open. */
   get isAlive(): boolean {
     return this.#alive;
   }
@@ -122,7 +129,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     assertShared(file < this.#open.length, "A file is registered that was not opened here");
   }
 
-  /** A file answers nothing for so long, and then all that it was asked. */
+  /** Delays all completions of a file by `forMs`. */
   hang(path: string, forMs: number): void {
     const content = this.#disk.named(normalizePath(this.storage, path));
     content.hangsUntilMs = this.#scheduler.nowMs() + forMs;
@@ -133,8 +140,8 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   }
 
   /**
-   * The process dies, and its locks go with it. Of its operations under way each is carried out or
-   * not: the kernel has some of them already.
+   * Kills the process and releases its locks. Each of its operations in flight is executed or not,
+   * because the kernel may already have it.
    */
   die(): void {
     if (!this.#alive) return;
@@ -252,7 +259,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     for (let i = 0; i < this.capacity; i++) {
       if (this.#ios[i] !== NOTHING) nextMs = Math.min(nextMs, this.#dueMs[i]);
     }
-    // The timer for what hangs must not hold up what was asked since.
+    // The timer of a delayed operation must not delay operations that were submitted later.
     if (this.#timer !== 0 && this.#timerMs <= nextMs) return;
     this.#scheduler.cancelTimer(this.#timer);
     this.#timerMs = nextMs;

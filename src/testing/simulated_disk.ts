@@ -1,38 +1,40 @@
 /**
- * `src/testing`: everything simulated, for tests. Code of the product must not import it, and it must not
- * touch files of the machine.
+ * `src/testing`: the simulated parts, for tests. Product code must not import this folder, and this
+ * folder must not touch files of the machine.
  *
- * This file has a disk in memory, under everything that the product does with a disk. Its files are seen by
- * synchronous code (the disk is a `Storage`), by the disk queue of a process (`connect`) and by bulk work
- * (`bulkContext`), all at the same time, and every operation of each goes through one hook.
+ * This file implements a disk in memory, below all disk access of the product. Synchronous code
+ * (the disk is a `Storage`), the disk queue of a process (`connect`) and bulk work (`bulkContext`)
+ * can use its files at the same time. Every operation of each passes through one hook.
  *
- * ## What can go wrong, and how
+ * ## Fault model
  *
- * - **Order.** Queued operations end in any order, each within `latencyMs`; an operation takes
+ * - **Order.** Queued operations end in any order, each within `latencyMs`. An operation takes
  *   effect when it ends. Synchronous calls take effect at once.
- * - **Delay.** `SimulatedConnection.hang` lets a file answer nothing for a while.
+ * - **Delay.** `SimulatedConnection.hang` delays all completions of a file for some time.
  * - **Errors.** `beforeOperation` returns an errno for an operation that is to fail. Such an
- *   operation changes nothing; a sync that fails makes nothing last.
- * - **Full disk.** With `capacityBytes` a write that needs more room ends short, or with ENOSPC
- *   where nothing of it has room. Room is counted in pages of 4 KiB that hold data; making a file
- *   longer takes none, freeing a range gives back its whole pages.
- * - **Locks.** Whoever opens a file for writing takes its lock, as on a real disk (EBUSY).
- * - **Processes die.** What `beforeOperation` throws goes through the code that asked, as if it
- *   ended there. `killProcesses`, also from within the hook, ends all of them: every handle and
- *   connection is dead, and whoever uses one gets a `DeadProcessError`; the locks are gone, and of
- *   the operations under way each is carried out or not. `SimulatedConnection.die` does it to one.
- * - **Power cut.** `cutPower`, at any moment, also from within the hook, that is, in the middle of
- *   synchronous code: all processes die, and whoever uses the disk before `powerOn` does. What a sync of the same file brought to stable storage is
- *   there. Changes since then, and the operations under way, outlast or not in any combination,
- *   sector by sector (see survival.ts); a sector is old or new, never a mix. The length of a
- *   file is the one after any of the changes since its sync; what it has gained and not kept reads as
- *   zeros. Names are those after any of the changes of names since the last sync of any file or
- *   folder: a journalling file system commits them in order, and with a file's own sync.
+ *   operation changes nothing; a sync that fails makes nothing durable.
+ * - **Full disk.** With `capacityBytes`, a write that needs more room ends short, or fails with
+ *   ENOSPC when there is room for none of it. Room is counted in pages of 4 KiB that hold data.
+ *   Extending a file takes no room; freeing a range releases its whole pages.
+ * - **Locks.** Opening a file for writing takes its lock, as on a real disk (EBUSY).
+ * - **Process death.** An exception from `beforeOperation` goes through the calling code, as if
+ *   that code ended there. `killProcesses`, also from within the hook, kills all processes: every
+ *   handle and connection is dead, and its use throws a `DeadProcessError`. The locks are released,
+ *   and each operation in flight is executed or not. `SimulatedConnection.die` does the same to one
+ *   process.
+ * - **Power cut.** `cutPower` may be called at any moment, also from within the hook and so in the
+ *   middle of synchronous code. All processes die, and so does any process that uses the disk
+ *   before `powerOn`. Data that a sync of the same file made durable survives. Later changes and
+ *   the operations in flight survive or not in any combination, sector by sector (see survival.ts);
+ *   a sector is old or new, never a mix. The length of a file is its length after any of the
+ *   changes since its sync; a range that was added and did not survive reads as zeros. The names
+ *   are those after any of the changes of names since the last sync of any file or folder: a
+ *   journalling file system commits them in order, and with the sync of a file.
  *
  * Not simulated: links, folders, permissions, block devices, reads that return wrong data.
  *
- * Everything depends on the seed and on the order of calls only. Only pages that hold something take
- * memory, so files may be terabytes long; `copy` shares them. `close` gives the memory back.
+ * All behaviour depends only on the seed and the order of calls. Only pages that hold data take
+ * memory, so files may be terabytes long; `copy` shares the pages. `close` frees the memory.
  *
  * @module
  */
@@ -53,18 +55,18 @@ export {
   type SimulatedDiskOptions,
 } from "./disk_state.ts";
 
-/** How bulk work runs on a simulated disk. */
+/** Options of bulk work on a simulated disk. */
 export interface SimulatedContextOptions {
-  /** A loop that others run on as well; one of its own by default. */
+  /** A loop that other work uses too; by default a new one. */
   readonly scheduler?: SimulatedScheduler;
-  /** Longest time that an operation takes, milliseconds; 4 by default. */
+  /** Longest duration of an operation in milliseconds; 4 by default. */
   readonly latencyMs?: number;
 }
 
-/** Operations of bulk work that are under way at once. */
+/** The limit of operations of bulk work in flight. */
 const ENGINE_CAPACITY = 64;
 
-/** The disk; see the head of this file for what it can do to those who use it. */
+/** The simulated disk; the head of this file has its fault model. */
 export class SimulatedDisk extends SimulatedStorage {
   readonly #state: DiskState;
   #connections: SimulatedConnection[] = [];
@@ -75,7 +77,7 @@ export class SimulatedDisk extends SimulatedStorage {
     this.#state = state;
   }
 
-  /** Called before every operation; null for nobody. */
+  /** Called before every operation; null for no hook. */
   get beforeOperation(): OperationHook | null {
     return this.#state.beforeOperation;
   }
@@ -84,7 +86,7 @@ export class SimulatedDisk extends SimulatedStorage {
     this.#state.beforeOperation = hook;
   }
 
-  /** Changes the room for data, as if others freed or took some. */
+  /** Changes the room for data, as if other files freed or took some. */
   set capacityBytes(capacityBytes: number) {
     this.#state.capacityBytes = capacityBytes;
   }
@@ -101,7 +103,7 @@ export class SimulatedDisk extends SimulatedStorage {
     return connection;
   }
 
-  /** Makes what bulk work on this disk runs in. */
+  /** Creates the context of bulk work on this disk. */
   bulkContext({ scheduler, latencyMs = 4 }: SimulatedContextOptions = {}): BulkContextMaker {
     return (operations) => {
       const loop = scheduler ?? new SimulatedScheduler();
@@ -110,7 +112,7 @@ export class SimulatedDisk extends SimulatedStorage {
     };
   }
 
-  /** All processes die where they are; what they have changed is there, flushed or not. */
+  /** Kills all processes where they are. Their changes stay, flushed or not. */
   killProcesses(): void {
     for (const connection of this.#connections.splice(0)) connection.die();
     this.#state.killProcesses();
@@ -122,12 +124,12 @@ export class SimulatedDisk extends SimulatedStorage {
     this.#state.cutPower();
   }
 
-  /** The machine starts again: the files are as the power cut left them, and nothing is open. */
+  /** Restarts the machine: the files are as the power cut left them, and none is open. */
   powerOn(): void {
     this.#state.isOff = false;
   }
 
-  /** Another disk with the same files, on which nothing is open, and without a hook. */
+  /** Another disk with the same files, no open file and no hook. */
   copy(): SimulatedDisk {
     return new SimulatedDisk(this.#state.copy());
   }
@@ -137,17 +139,17 @@ export class SimulatedDisk extends SimulatedStorage {
     return this.#state.names;
   }
 
-  /** Bytes of room that the files take. */
+  /** Bytes of room that the files use. */
   get usedBytes(): number {
     return this.#state.usedBytes;
   }
 
-  /** Gives the memory of all files back; nobody may use the disk any more. */
+  /** Frees the memory of all files. The disk must not be used afterwards. */
   close(): void {
     this.#state.release();
   }
 
-  /** Closes it at the end of a block that began with `using`. */
+  /** Closes the disk at the end of a block that began with `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

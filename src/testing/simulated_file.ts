@@ -4,7 +4,7 @@ import { memoryBytes, SparseBytes, wholeSectors } from "./sparse_bytes.ts";
 import type { Survival } from "./survival.ts";
 
 const SECTOR_BYTES = 512;
-/** A file cannot be longer (the limit of ext4 with blocks of 4 KiB). */
+/** The largest size of a file (the limit of ext4 with blocks of 4 KiB). */
 export const MOST_FILE_BYTES = 16 * 1024 ** 4;
 
 let lastInode = 0;
@@ -13,21 +13,21 @@ let lastInode = 0;
 interface Change {
   readonly offsetBytes: number;
   readonly endBytes: number;
-  /** Null for zeros, of which there may be terabytes. */
+  /** The new bytes; null for zeros, of which there may be terabytes. */
   readonly bytes: Uint8Array<ArrayBuffer> | null;
-  /** How long the file was after it. */
+  /** The length of the file after the change. */
   readonly sizeBytes: number;
 }
 
-/** What of a file is on stable storage. */
+/** The durable state of a file. */
 interface Durable {
   content: SparseBytes;
   sizeBytes: number;
 }
 
 /**
- * A file of a simulated disk: what it holds and, when power cuts are simulated, what of that is on
- * stable storage and which changes are not.
+ * A file of a simulated disk: its contents and, when power cuts are simulated, its durable state
+ * and the changes that are not durable.
  */
 export class SimulatedFile {
   readonly identity: FileIdentity;
@@ -35,11 +35,11 @@ export class SimulatedFile {
   #sizeBytes = 0;
   readonly #durable: Durable | null;
   #changes: Change[] = [];
-  /** How many handles are open. */
+  /** Number of open handles. */
   handles = 0;
-  /** The handle that has its lock, which whoever writes takes. */
+  /** The handle that holds the lock, which every writer takes. */
   lockedBy: object | null = null;
-  /** The queue's operations on it end no earlier than that, by the clock of whoever asks. */
+  /** Queued operations on the file end no earlier than this time, on the clock of the caller. */
   hangsUntilMs = 0;
 
   /** @param powerCuts Whether `cutPower` will be called. */
@@ -48,7 +48,10 @@ export class SimulatedFile {
     this.#durable = powerCuts ? { content: new SparseBytes(), sizeBytes: 0 } : null;
   }
 
-  /** A file that holds the same, unlocked; what is not on stable storage here is not there. */
+  /**
+   * An unlocked file with the same contents. Changes that are not durable here are not durable
+   * there.
+   */
   copy(): SimulatedFile {
     const copy = new SimulatedFile(this.#durable !== null, this.identity);
     copy.#content = this.#content.copy();
@@ -65,12 +68,12 @@ export class SimulatedFile {
     return this.#sizeBytes;
   }
 
-  /** Pages of room that it takes. */
+  /** Pages of room that the file uses. */
   get pages(): number {
     return this.#content.pageCount;
   }
 
-  /** How many pages more it would take to hold a range. */
+  /** The number of further pages that a range needs. */
   pagesMissing(offsetBytes: number, lengthBytes: number): number {
     const end = Math.ceil((offsetBytes + lengthBytes) / PAGE_BYTES);
     let missing = 0;
@@ -80,7 +83,10 @@ export class SimulatedFile {
     return missing;
   }
 
-  /** Data (positive) or a hole (negative) at an offset: for how many bytes, at most so many. */
+  /**
+   * The length of the run at an offset, at most `lengthBytes`: positive for data, negative for a
+   * hole.
+   */
   run(offsetBytes: number, lengthBytes: number): number {
     return this.#content.run(offsetBytes, lengthBytes);
   }
@@ -110,14 +116,14 @@ export class SimulatedFile {
     this.#note(offsetBytes, memoryBytes(memorySector, count * SECTOR_BYTES).slice());
   }
 
-  /** Reads into bytes anywhere; returns how many, fewer at the end of the file. */
+  /** Reads into ordinary memory; returns the number of bytes, fewer at the end of the file. */
   read(into: Uint8Array, offsetBytes: number): number {
     const length = this.#readable(offsetBytes, into.length);
     this.#content.read(into.subarray(0, length), offsetBytes);
     return length;
   }
 
-  /** Writes bytes from anywhere. */
+  /** Writes from ordinary memory. */
   write(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
     this.#content.write(from, offsetBytes);
     this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + from.length);
@@ -129,7 +135,7 @@ export class SimulatedFile {
     this.#changes.push({ offsetBytes, endBytes, bytes, sizeBytes: this.#sizeBytes });
   }
 
-  /** Gives it another length; what it grows by reads as zeros. */
+  /** Sets the length; an added range reads as zeros. */
   truncate(sizeBytes: number): void {
     const before = this.#sizeBytes;
     if (sizeBytes < before) this.#content.zero(sizeBytes, before);
@@ -138,7 +144,7 @@ export class SimulatedFile {
     if (this.#durable !== null) this.#changes.push({ ...change, bytes: null });
   }
 
-  /** Makes a range read as zeros and frees its room. */
+  /** Zeroes a range and frees its room. */
   punchHole(offsetBytes: number, lengthBytes: number): void {
     const endBytes = Math.min(this.#sizeBytes, offsetBytes + lengthBytes);
     if (endBytes <= offsetBytes) return;
@@ -147,7 +153,7 @@ export class SimulatedFile {
     if (this.#durable !== null) this.#changes.push(change);
   }
 
-  /** Everything that was changed is on stable storage now. */
+  /** Makes all changes durable. */
   sync(): void {
     const durable = this.#durable;
     if (durable === null || this.#changes.length === 0) return;
@@ -165,13 +171,13 @@ export class SimulatedFile {
     this.#changes = [];
   }
 
-  /** The power fails: see the fault model of the disk for what is left. */
+  /** Cuts the power; the fault model of the disk defines what survives. */
   cutPower(survival: Survival): void {
     const durable = this.#durable;
     if (durable === null) throw new TypeError("This file does not simulate power cuts");
     const changes = this.#changes;
     this.#changes = [];
-    // The file's length is the one after any of the changes, or the one before all.
+    // The length is the one after any of the changes, or the one before all of them.
     const kept = survival.below(changes.length + 1);
     const sizeBytes = kept === 0 ? durable.sizeBytes : changes[kept - 1].sizeBytes;
     const shares = survival.sharesOf(changes.length);
@@ -179,7 +185,8 @@ export class SimulatedFile {
     for (const [i, change] of changes.entries()) {
       longest = Math.max(longest, change.sizeBytes);
       if (change.bytes === null) {
-        // Files lose their ends in order, and whole; ranges are freed like any other change.
+        // Truncations survive in order and as a whole. A freed range survives like any other
+        // change.
         const isCut = change.offsetBytes === change.sizeBytes;
         if (isCut ? i < kept : survival.keeps(shares[i])) {
           durable.content.zero(change.offsetBytes, change.endBytes);
@@ -194,7 +201,7 @@ export class SimulatedFile {
     this.hangsUntilMs = 0;
   }
 
-  /** Gives the memory back. */
+  /** Frees the memory. */
   release(): void {
     this.#content.release();
     this.#durable?.content.release();
@@ -202,7 +209,7 @@ export class SimulatedFile {
   }
 }
 
-/** Puts those sectors of a write on stable storage that outlast the power cut. */
+/** Makes the surviving sectors of a write durable. */
 function tear(
   content: SparseBytes,
   bytes: Uint8Array<ArrayBuffer>,

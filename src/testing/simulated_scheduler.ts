@@ -8,8 +8,8 @@ import {
 } from "../scheduler/scheduler.ts";
 
 /**
- * A loop with a clock of its own, which stands still until the next timer: what takes minutes on a
- * real machine takes microseconds, in the same order every time. It has no descriptors.
+ * A loop with its own clock, which advances only to the next timer: minutes on a real machine take
+ * microseconds here, and the order is always the same. It has no descriptors.
  */
 export class SimulatedScheduler implements Scheduler {
   readonly #timers = new TimerQueue();
@@ -18,7 +18,7 @@ export class SimulatedScheduler implements Scheduler {
   readonly loop = this;
   readonly lastMs = new Float64Array(1);
 
-  /** @param lastResort What is to become of faults that end nobody in particular. */
+  /** @param lastResort Handles faults that belong to no owner. */
   constructor(lastResort: LastResort = THROW_ON) {
     this.#lastResort = lastResort;
   }
@@ -65,7 +65,10 @@ export class SimulatedScheduler implements Scheduler {
     contain(error, owner, this.#lastResort);
   }
 
-  /** One turn: end-of-turn work, then the clock moves to the next timer; false without one. */
+  /**
+   * Runs one turn: end-of-turn work, then the clock advances to the next timer; false without a
+   * timer.
+   */
   turn(): boolean {
     this.#works.finish(this);
     const dueMs = this.#timers.nextDueMs();
@@ -76,7 +79,10 @@ export class SimulatedScheduler implements Scheduler {
     return true;
   }
 
-  /** Turns until `done` says so or nothing is left to happen; returns what `done` says last. */
+  /**
+   * Runs turns until `done` returns true or there is no timer left; returns the last result of
+   * `done`.
+   */
   runUntil(done: () => boolean): boolean {
     while (!done()) {
       if (!this.turn()) return done();

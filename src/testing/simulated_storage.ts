@@ -13,7 +13,7 @@ import type {
 import type { DiskState, OperationKind } from "./disk_state.ts";
 import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
 
-/** The last change of every file, seconds since 1970: the clock of files stands still. */
+/** The modification time of every file, in seconds since 1970: it never changes. */
 const MTIME_SECONDS = 1_700_000_000;
 
 /** A simulated disk as synchronous code sees it. Paths are absolute; there are no links. */
@@ -101,7 +101,7 @@ export class SimulatedStorage implements Storage {
     changeNames(this, [name], () => this.#disk.remove(name));
   }
 
-  /** Brings all changes of names to stable storage: a file system commits them together. */
+  /** Makes all changes of names durable: a file system commits them together. */
   syncFolder(folder: string): void {
     this.#admit("sync folder", folder);
     this.#disk.syncNames();
@@ -146,7 +146,7 @@ class OpenFile implements StorageFile {
     this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: false });
   }
 
-  /** No tapdisk shares simulated files. */
+  /** A tapdisk never shares simulated files. */
   readonly isShared = false;
 
   get identity(): FileIdentity {
@@ -175,7 +175,7 @@ class OpenFile implements StorageFile {
     this.#file.truncate(lengthBytes);
   }
 
-  /** Nobody else has simulated files open. */
+  /** Simulated files have no other readers. */
   refuseReaders(): void {}
 
   sync(): void {

@@ -5,30 +5,30 @@ import { PAGE_BYTES, PAGE_SECTORS, pagePool } from "./page_pool.ts";
 const SECTOR_BYTES = 512;
 
 /**
- * Bytes at any offset, zero where nothing was written. Only pages that were written take memory, so
- * a file may claim terabytes; a copy shares all pages until one side writes.
+ * Bytes at any offset; unwritten bytes are zero. Only written pages take memory, so a file may be
+ * terabytes long. A copy shares all pages until one side writes.
  */
 export class SparseBytes {
   readonly #pages = new Map<number, number>();
 
-  /** How many pages hold something. */
+  /** Number of pages that hold data. */
   get pageCount(): number {
     return this.#pages.size;
   }
 
-  /** The same bytes, to be changed on their own. */
+  /** An independent copy of the bytes. */
   copy(): SparseBytes {
     const copy = new SparseBytes();
     for (const [number, page] of this.#pages) copy.#pages.set(number, pagePool.share(page));
     return copy;
   }
 
-  /** Whether a page holds something. */
+  /** Whether a page holds data. */
   has(number: number): boolean {
     return this.#pages.has(number);
   }
 
-  /** Makes one page read as it does in other bytes. */
+  /** Replaces one page with the page of `from`. */
   takePage(number: number, from: SparseBytes): void {
     const page = from.#pages.get(number);
     if (page === undefined) this.#dropPage(number);
@@ -38,7 +38,7 @@ export class SparseBytes {
     }
   }
 
-  /** The numbers of the pages in a range that hold something. */
+  /** The numbers of the pages in a range that hold data. */
   pagesIn(offsetBytes: number, endBytes: number): number[] {
     const first = Math.floor(offsetBytes / PAGE_BYTES);
     const end = Math.ceil(endBytes / PAGE_BYTES);
@@ -57,7 +57,7 @@ export class SparseBytes {
     pagePool.drop(page);
   }
 
-  /** The page of this number, which nobody else holds. */
+  /** The page of this number, with this object as its only holder. */
   #own(number: number): number {
     const known = this.#pages.get(number);
     const page = known === undefined ? pagePool.take() : pagePool.own(known);
@@ -113,7 +113,7 @@ export class SparseBytes {
     }
   }
 
-  /** Makes a range read as zeros; whole pages of it give their memory back. */
+  /** Zeroes a range; whole pages in it free their memory. */
   zero(offsetBytes: number, endBytes: number): void {
     for (const number of this.pagesIn(offsetBytes, endBytes)) {
       const start = Math.max(0, offsetBytes - number * PAGE_BYTES);
@@ -123,7 +123,10 @@ export class SparseBytes {
     }
   }
 
-  /** How many bytes from an offset on, at most so many, are pages (positive) or none (negative). */
+  /**
+   * The length of the run at an offset, at most `lengthBytes`: positive for pages that hold data,
+   * negative for pages that do not.
+   */
   run(offsetBytes: number, lengthBytes: number): number {
     const end = offsetBytes + lengthBytes;
     let number = Math.floor(offsetBytes / PAGE_BYTES);
@@ -136,19 +139,19 @@ export class SparseBytes {
     return Math.min(end, number * PAGE_BYTES) - offsetBytes;
   }
 
-  /** Gives the memory back. */
+  /** Frees the memory. */
   release(): void {
     for (const page of this.#pages.values()) pagePool.drop(page);
     this.#pages.clear();
   }
 }
 
-/** Bytes of I/O memory, for what is less than a sector. */
+/** Bytes of I/O memory, for a length of less than a sector. */
 export function memoryBytes(memorySector: number, lengthBytes: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(memoryAt(memoryAddress(memorySector), lengthBytes));
 }
 
-/** Whole sectors in so many bytes. */
+/** The number of whole sectors in `lengthBytes`. */
 export function wholeSectors(lengthBytes: number): number {
   return Math.floor(lengthBytes / SECTOR_BYTES);
 }

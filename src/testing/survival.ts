@@ -1,15 +1,15 @@
 import type { Random } from "./random.ts";
 
 /**
- * What of the changes that were not flushed outlasts a power cut. Each cut draws one of these:
+ * Chooses which unflushed changes survive a power cut. Each cut uses one of these rules:
  *
- * - each sector of each change by a coin, fair or not;
- * - each change as a whole by a coin;
- * - a change as a whole for all changes but one, or for one alone;
- * - all of them, or none.
+ * - each sector of each change survives with some probability;
+ * - each change survives as a whole with some probability;
+ * - all changes but one survive as a whole, or only one does;
+ * - all changes survive, or none.
  *
- * A coin for each sector alone would hardly ever leave a whole write on disk and the one before it
- * nowhere, which is what a wrong order of writes is found by.
+ * With the first rule alone, a whole write would hardly ever survive while the write before it is
+ * lost entirely. That case reveals a wrong order of writes.
  */
 export class Survival {
   readonly #random: Random;
@@ -22,7 +22,9 @@ export class Survival {
     this.#share = [0.1, 0.5, 0.9][random.below(3)];
   }
 
-  /** Starts with the changes of one file: returns the share of the sectors of each that outlast. */
+  /**
+   * Begins with the changes of one file: returns the share of sectors of each change that survives.
+   */
   sharesOf(changes: number): number[] {
     const one = this.#random.below(Math.max(1, changes));
     return Array.from({ length: changes }, (_, i) => this.#shareOf(i === one));
@@ -43,12 +45,12 @@ export class Survival {
     }
   }
 
-  /** Whether a sector of a change with this share outlasts. */
+  /** Whether a sector of a change with this share survives. */
   keeps(share: number): boolean {
     return share === 1 || (share > 0 && this.#random.chance(share));
   }
 
-  /** Draws a whole number from 0 up to but not `end`. */
+  /** Draws a whole number, at least 0 and less than `end`. */
   below(end: number): number {
     return this.#random.below(end);
   }

@@ -1,6 +1,6 @@
 /**
- * How fast a blktap2 ring is served: the kernel's half is played by this process, the tapdisk's runs
- * in another on a dynamic VHD in memory. Needs a machine with two idle processors.
+ * Measures the speed of a blktap2 ring. This process simulates the kernel's side; the tapdisk's
+ * side runs in another process, on a dynamic VHD in memory. The machine needs two idle processors.
  *
  *     deno run -A tests/bench/blktap2.ts [SECONDS-A-ROW]
  *
@@ -29,7 +29,7 @@ const rows: Row[] = [
   { title: "44K read d8", writes: 0, wholePages: 11, depth: 8 },
 ];
 
-/** Clock ticks that a process has run for, of which there are 100 in a second. */
+/** Processor time of a process in clock ticks of 10 ms. */
 function processorTicks(pid: number): number {
   const [, fields] = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ");
   const [user, system] = fields.split(" ").slice(11, 13).map(Number);

@@ -1,13 +1,14 @@
 /**
- * One tapdisk under load for a long time: `deno task bench:load --disks 200 --seconds 300
- * --clients 20 [--folder DIR]`. Ends with 1 when memory grew or a descriptor was left.
+ * Runs one tapdisk under load for a long time: `deno task bench:load --disks 200 --seconds 300
+ * --clients 20 [--folder DIR]`. The exit status is 1 when memory grew or a descriptor was left
+ * open.
  *
  * @module
  */
 import { parseArgs } from "node:util";
 import { holdLoad, type LoadFigures } from "../support/load.ts";
 
-/** Memory that may come and go under load, KiB. */
+/** Permitted variation of memory under load, KiB. */
 const FLAT_KIB = 16 * 1024;
 
 function report(figures: LoadFigures, seconds: number): void {

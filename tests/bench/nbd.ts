@@ -1,21 +1,21 @@
 /**
- * How fast disks are served, next to others who serve them.
+ * Measures the speed of served disks and compares it with other NBD servers.
  *
  *     deno task bench [--rounds 3] [--seconds 3] [--where tmpfs,disk] [--only vhd,nbdkit-raw]
  *                     [--queue auto,libaio,io_uring] [--workloads randread-32,…] [--size 1024]
  *                     [--no-memory] [--json FILE]
  *
- * Every server serves the same content, 1 GiB of random data: our tapdisk as VHD and raw, qemu-nbd as
+ * Every server serves the same content, 1 GiB of random data: tapdisk as VHD and raw, qemu-nbd as
  * VHD, nbdkit's file plugin raw; from tmpfs (/dev/shm) and from disk (/var/tmp). fio's nbd engine
- * makes the load: 4 KiB at random, 1 and 32 deep; 128 KiB in sequence, 8 deep. The servers take
- * turns within each workload of each round, so that noise hits all alike; the table has medians.
- * Other than by IOPS, servers are told apart by the processor time that they take for an I/O
- * (utime and stime of all their threads): fio takes the rest of the machine. `--queue` serves ours
- * once on each of the queues that it names.
+ * generates the load: 4 KiB random at depths 1 and 32, 128 KiB sequential at depth 8. The servers
+ * alternate within each workload of each round, so that noise affects all of them equally. The
+ * table has medians. Besides IOPS, it has the processor time that a server uses for an I/O (utime
+ * and stime of all its threads); fio uses the rest of the machine. `--queue` serves the tapdisk
+ * images once on each of the given queues.
  *
- * At the end: which of the project's targets the run has met, on tmpfs; and what each further disk
- * in a process takes of memory. `--json` writes all samples to a file. The machine should have
- * nothing else to do; a single run still scatters by a tenth or more.
+ * At the end the program prints which of the project's targets the run has met on tmpfs, and the
+ * memory of each further disk in a process. `--json` writes all samples to a file. The machine
+ * should be idle; single runs still vary by a tenth or more.
  *
  * @module
  */
@@ -35,7 +35,7 @@ import {
   serversOn,
 } from "./nbd_servers.ts";
 
-/** What fio does. */
+/** A load of fio. */
 export interface Workload {
   readonly name: string;
   readonly direction: "read" | "write";
@@ -51,7 +51,7 @@ export interface Sample {
   readonly round: number;
   readonly iops: number;
   readonly bytesPerSecond: number;
-  /** Of the server. */
+  /** Processor time of the server. */
   readonly cpuMicrosecondsPerIo: number;
 }
 
@@ -69,7 +69,7 @@ function workload(rw: string, blockKib: number, depth: number): Workload {
   return { name: `${rw}-${depth}`, direction, blockBytes: blockKib * KIB, options };
 }
 
-/** All workloads, in the order in which they are run. */
+/** All workloads, in the order of their runs. */
 export const WORKLOADS: readonly Workload[] = [
   workload("randread", 4, 1),
   workload("randwrite", 4, 1),
@@ -126,10 +126,10 @@ function parse(): Options {
     .opts<Options>();
 }
 
-/** Processor time of a process so far, all threads together, seconds. */
+/** Processor time of a process so far, all threads, in seconds. */
 function cpuSeconds(pid: number): number {
   const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
-  // utime and stime are fields 14 and 15; the second one, a name, may hold spaces.
+  // utime and stime are fields 14 and 15; field 2, a name, may contain spaces.
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   return (Number(fields[11]) + Number(fields[12])) / 100;
 }
@@ -151,7 +151,7 @@ async function measure(
   };
 }
 
-/** All rounds in one place; what each sample says goes to standard error as it comes. */
+/** Runs all rounds in one place; prints each sample to standard error at once. */
 async function runIn(where: string, options: Options, samples: Sample[]): Promise<void> {
   const folder = Deno.makeTempDirSync({ dir: PLACES[where], prefix: "blktap-bench-" });
   const served: [ServerName, Served][] = [];
@@ -177,7 +177,7 @@ async function runIn(where: string, options: Options, samples: Sample[]): Promis
       }
     }
   } finally {
-    // Whatever one of them says, the others stop, too.
+    // All servers are stopped, also when the stop of one fails.
     await Promise.allSettled(served.map(([, each]) => each.stop()));
     Deno.removeSync(folder, { recursive: true });
   }

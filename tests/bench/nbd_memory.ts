@@ -3,18 +3,18 @@ import { createVhd, Tapdisks } from "../support/served.ts";
 
 const DISKS = 10;
 const DISK_MIB = 256;
-/** Some work on each disk: depths and sizes as guests have them. */
+/** The work on each disk: queue depth and block sizes of a typical guest. */
 const WORK = ["rw=randrw", "bssplit=4k/70:64k/30", "iodepth=32", "io_size=32M", "size=128M"];
 
-/** Memory of a process, its share of what it shares, MiB. */
+/** Proportional memory (PSS) of a process, MiB. */
 function proportionalMib(pid: number): number {
   const rollup = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`);
   return Number(/^Pss:\s+(\d+) kB/m.exec(rollup)?.[1]) / 1024;
 }
 
 /**
- * What each further disk in a tapdisk takes of memory, MiB, once it has done some work: the mean of
- * ten disks after one that is not counted.
+ * The memory of each further disk in a tapdisk after some work, MiB: the mean of ten disks after a
+ * first one that is not counted.
  */
 export async function measureMemory(): Promise<number> {
   const folder = Deno.makeTempDirSync({ prefix: "blktap-bench-" });

@@ -1,15 +1,15 @@
 import type { Sample } from "./nbd.ts";
 import { type ServerName, SERVERS } from "./nbd_servers.ts";
 
-/** A figure of a sample. */
+/** A measured value of a sample. */
 type Figure = "iops" | "cpuMicrosecondsPerIo";
 
-/** Something the project wants to reach, on tmpfs, by medians of one run. */
+/** A target of the project, on tmpfs, by medians of one run. */
 interface Target {
   readonly workload: string;
   readonly figure: Figure;
   readonly peer: ServerName;
-  /** Our VHD's figure over the peer's: at least so much, for processor time at most. */
+  /** Our VHD's value divided by the peer's: a minimum; for processor time a maximum. */
   readonly ratio: number;
 }
 
@@ -27,7 +27,7 @@ const TARGETS: readonly Target[] = [
 ];
 const MEMORY_TARGET_MIB = 6;
 
-/** The middle one of some numbers, NaN of none. */
+/** The median of some numbers; NaN without numbers. */
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = Math.floor(sorted.length / 2);
@@ -61,7 +61,7 @@ function printColumns(rows: readonly (readonly string[])[]): void {
   }
 }
 
-/** A number for a table; nothing where there was no run. */
+/** A number for a table; empty without a run. */
 function shown(value: number, digits: number, unit = ""): string {
   return Number.isFinite(value) ? `${value.toFixed(digits)}${unit}` : "-";
 }

@@ -1,20 +1,20 @@
 import { Tapdisks, waitUntil } from "../support/served.ts";
 import { findTool, runOk } from "../support/tools.ts";
 
-/** The servers that are compared; the first two are ours. */
+/** The compared servers; the first two are tapdisk. */
 export const serverNames = ["vhd", "raw", "qemu-vhd", "nbdkit-raw"] as const;
-/** What moves the bytes under our own; "auto" is what they take when nobody says. */
+/** The disk queues of tapdisk; "auto" is the default of tapdisk. */
 export const queueNames = ["auto", "libaio", "io_uring"] as const;
 /** One of `queueNames`. */
 export type QueueName = (typeof queueNames)[number];
 
 type OwnName = "vhd" | "raw";
-/** One of the servers; ours also with the queue that they were told to take. */
+/** One of the servers; for tapdisk also with a queue. */
 export type ServerName =
   | (typeof serverNames)[number]
   | `${OwnName}-${Exclude<QueueName, "auto">}`;
 
-/** The servers that are called so: ours once on each of the queues. */
+/** The servers of these names: tapdisk once on each of the queues. */
 export function serversOn(
   queues: readonly QueueName[],
   name: (typeof serverNames)[number],
@@ -23,7 +23,7 @@ export function serversOn(
   return queues.map((queue) => queue === "auto" ? name : `${name}-${queue}` as const);
 }
 
-/** A server at work. */
+/** A running server. */
 export interface Served {
   readonly pid: number;
   readonly uri: string;
@@ -31,22 +31,22 @@ export interface Served {
   stop(): Promise<void>;
 }
 
-/** The images that are served. All hold the same; each server has one of its own to write to. */
+/** The served images. All have the same content; each server writes to its own image. */
 export interface Content {
   readonly sizeBytes: number;
   pathOf(server: ServerName): string;
 }
 
-/** A way to serve them. */
+/** A server program and its command line. */
 export interface Server {
-  /** What it is in a table. */
+  /** Title in the table. */
   readonly title: string;
   start(folder: string, content: Content): Promise<Served>;
 }
 
 const MIB = 1024 * 1024;
 
-/** Makes an image of random data for each server; nothing of it is a hole. */
+/** Creates an image of random data, without holes, for each server. */
 export async function makeContent(
   folder: string,
   { sizeMib, servers }: { sizeMib: number; servers: readonly ServerName[] },
@@ -62,7 +62,7 @@ export async function makeContent(
     else await runOk("cp", ["--sparse=never", source, path]);
   }
   Deno.removeSync(source);
-  // What was just written is not to be written back under the first server's load.
+  // Writeback of the new data must not run during the load of the first server.
   await runOk("sync", []);
   return { sizeBytes, pathOf };
 }
@@ -78,7 +78,7 @@ function writeRandom(path: string, sizeMib: number): void {
   }
 }
 
-/** Both VHDs are made the same way, so that they differ by nothing but who serves them. */
+/** Both VHDs are created in the same way, so that only the server differs. */
 async function fillVhd(
   folder: string,
   { path, source, sizeMib }: { path: string; source: string; sizeMib: number },
@@ -113,7 +113,7 @@ function tapdiskServer(name: OwnName, queue: QueueName): Server {
   };
 }
 
-/** Starts a server that stays in the foreground and has a socket at the end. */
+/** Starts a server in the foreground and waits for its socket. */
 async function startForeground(
   command: string,
   args: readonly string[],
@@ -146,7 +146,7 @@ function exists(path: string): boolean {
   }
 }
 
-/** How each is started. qemu and tapdisk go past the page cache where the filesystem can. */
+/** How each server is started. qemu and tapdisk use direct I/O where the filesystem supports it. */
 export const SERVERS: Readonly<Record<ServerName, Server>> = {
   "vhd": tapdiskServer("vhd", "auto"),
   "raw": tapdiskServer("raw", "auto"),

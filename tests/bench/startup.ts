@@ -1,5 +1,5 @@
 /**
- * What it costs to start `vhd-util query`, next to a compiled program that does nothing.
+ * Measures the start of `vhd-util query` and of a compiled empty program.
  *
  * @module
  */
@@ -16,7 +16,7 @@ interface Candidate {
   readonly tookMs: number[];
 }
 
-/** Compiles a program that does nothing, in the way of `scripts/build`. */
+/** Compiles an empty program in the way of `scripts/build`. */
 async function compileEmpty(folder: string): Promise<string> {
   const source = `${folder}/empty.js`;
   const program = `${folder}/empty`;

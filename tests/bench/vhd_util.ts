@@ -1,7 +1,7 @@
 /**
- * How long vhd-util takes to move 1 GiB of data, to look through it and to scan a folder of 1,000
- * images, on a tmpfs, next to qemu-img where that has the like. Each time is that of a process from
- * start to end; of several rounds the best counts, as the noise of a machine only ever adds.
+ * Measures how long vhd-util takes to copy 1 GiB of data, to check it and to scan a folder of 1,000
+ * images on a tmpfs, compared with qemu-img where it has the same operation. Each time is that of a
+ * whole process. The result is the best of several rounds, because noise only adds time.
  *
  * @module
  */
@@ -23,20 +23,20 @@ interface Case {
   readonly name: string;
   readonly command: string;
   readonly args: readonly string[];
-  /** What may pass, without the start of a process; Infinity for what is only compared. */
+  /** Time limit without the start of a process; Infinity for a comparison without a limit. */
   readonly limitS: number;
-  /** Puts the files in place before each round. */
+  /** Prepares the files before each round. */
   prepare?(): void;
 }
 
-/** A folder in memory: the disk is not what is measured. */
+/** A folder in memory, so that the disk is not measured. */
 function benchFolder(): string {
   const shared = "/dev/shm";
   const there = Deno.statSync(shared).isDirectory;
   return Deno.makeTempDirSync({ dir: there ? shared : undefined, prefix: "blktap-bench-" });
 }
 
-/** An image whose first half holds data that no two blocks share. */
+/** An image whose first half holds data; no two blocks are equal. */
 function fillImage(path: string): void {
   const image = openVhd(path, { readOnly: false });
   const data = new Uint8Array(VHD_BLOCK_SIZE);
@@ -111,7 +111,7 @@ function casesIn(folder: string): Case[] {
   ];
   const qemuImg = findTool("qemu-img");
   if (qemuImg === undefined) return cases;
-  // It follows no chain of VHDs, so it gets what the coalesced parent holds.
+  // qemu-img does not follow chains of VHDs, so it gets the contents of the coalesced parent.
   return [
     ...cases,
     {
@@ -127,7 +127,7 @@ function casesIn(folder: string): Case[] {
 
 interface Timing {
   readonly seconds: number;
-  /** The most memory that the process took, as /usr/bin/time tells; NaN without it. */
+  /** Peak memory of the process as reported by /usr/bin/time; NaN without it. */
   readonly peakMiB: number;
 }
 

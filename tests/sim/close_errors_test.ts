@@ -1,4 +1,6 @@
-/** Images that do not close in order: the device tells an error, and the log says which and why. */
+/**
+ * Images whose close fails: the device reports an error, and the log has the image and the reason.
+ */
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile, DiskFiles } from "../../src/queue/disk_files.ts";
@@ -6,7 +8,7 @@ import { createDynamic } from "../../src/vhd/create.ts";
 import { Vbd } from "../../src/vbd/vbd.ts";
 import { Simulation } from "../support/sim.ts";
 
-/** Files whose descriptors are closed with EIO, as those of NFS may be. */
+/** Files whose close returns EIO, which is possible on NFS. */
 function closedWithEio(files: DiskFiles): DiskFiles {
   return {
     storage: files.storage,

@@ -1,7 +1,7 @@
 /**
- * Requests on the real loop: `ask IMAGE` makes them, of any image; `serve SOCKET` answers those
- * that come by NBD from a disk in memory. Each prints, as JSON, what its own code put on the heap,
- * by function, once it was warm, and how many requests there were meanwhile.
+ * Requests on the real loop. `ask IMAGE` sends requests to any image; `serve SOCKET` serves a disk
+ * in memory over NBD. After a warm-up, each prints as JSON the heap allocations of its own code, by
+ * function, and the number of requests.
  *
  * @module
  */
@@ -21,7 +21,7 @@ function print(requests: number, bytes: Map<string, number>): void {
   console.log(JSON.stringify({ requests, bytes: Object.fromEntries(bytes) }));
 }
 
-/** Serves until its client has gone. */
+/** Serves until the client has disconnected. */
 async function serve(socket: string): Promise<void> {
   const device = new RealDevice("ram:64", {}, driverOfType);
   const { scheduler, vbd } = device;
@@ -48,7 +48,7 @@ async function serve(socket: string): Promise<void> {
   print(count() - before, await (finish ?? watchAllocations())());
 }
 
-/** A client that allocates nothing itself. */
+/** A client that allocates nothing. */
 class Client implements RequestOwner {
   readonly #device: RealDevice;
   readonly #random = new Random(2);

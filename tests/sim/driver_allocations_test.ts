@@ -1,6 +1,6 @@
 /**
- * What drivers and the NBD server put on the heap for a request: nothing, but for what the runtime
- * makes of a call now and then.
+ * Heap allocations of drivers and the NBD server for a request: none, except occasional allocations
+ * of the runtime.
  *
  * @module
  */
@@ -10,9 +10,13 @@ import { createDynamic } from "../../src/vhd/create.ts";
 import { withTempDir } from "../support/tools.ts";
 
 const MIB = 1 << 20;
-/** Bytes of a request on average. An object of its own has at least 16, a number on the heap 12. */
+/**
+ * Permitted average bytes for a request. An object has at least 16 bytes, a number on the heap 12.
+ */
 const MOST_BYTES = 4;
-/** A busy machine compiles late, and what is not compiled yet allocates: that is no fault. */
+/**
+ * On a busy machine code is compiled late, and uncompiled code allocates. That is not a failure.
+ */
 const ATTEMPTS = 3;
 
 function start(role: "serve" | "ask", what: string): Deno.ChildProcess {
@@ -21,7 +25,10 @@ function start(role: "serve" | "ask", what: string): Deno.ChildProcess {
   return new Deno.Command(Deno.execPath(), { args, stdout: "piped", stderr: "inherit" }).spawn();
 }
 
-/** Bytes of a request, but for the loop's turns, each of which has many; and who took most. */
+/**
+ * Bytes for a request, without those of loop turns, each of which has many requests; and the
+ * largest source.
+ */
 function bytesOfRequest(line: string): { each: number; most: string } {
   const { requests, bytes }: { requests: number; bytes: Record<string, number> } = JSON.parse(line);
   assert.ok(requests >= 80_000, `${requests} requests`);
@@ -31,7 +38,7 @@ function bytesOfRequest(line: string): { each: number; most: string } {
   return { each, most: JSON.stringify(most) };
 }
 
-/** Runs processes, each of which prints what it allocated, until all of them allocated little. */
+/** Runs processes that print their allocations, until all of them allocated little. */
 async function assertLittle(run: () => Promise<string[]>): Promise<void> {
   for (let attempt = 1;; attempt++) {
     const worst = (await run()).map(bytesOfRequest).toSorted((a, b) => b.each - a.each)[0];

@@ -138,7 +138,7 @@ Deno.test(`keys that are missing, wrong or not wanted are refused${suffix}`, { i
   refused("/secret.vhd", wiped, Errno.ENOKEY, /the key is not/);
   assert.equal(Deno.inspect(key(1), { showHidden: true, depth: 9 }), "DiskKey {}");
   assert.equal(JSON.stringify({ key: key(1) }), '{"key":{}}');
-  // A refusal lets go of the image: the right key opens it.
+  // A refused open releases the image: it opens with the right key.
   simulation.open("vhd:/secret.vhd", { key: key(1) }).close();
   simulation.close();
 });

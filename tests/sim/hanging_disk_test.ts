@@ -12,7 +12,7 @@ Deno.test("disks that answer nothing for minutes hold up nobody else, and say so
   const [running, ...hanging] = devices;
   for (const [i] of hanging.entries()) simulation.hang(names[i + 1], 240_000);
   const startMs = simulation.scheduler.nowMs();
-  // All slots of five devices: more than the queue and the backend hold.
+  // All slots of five devices: more requests than the queue and the backend can hold.
   const stuck = hanging.map((device) =>
     Array.from(
       { length: 128 },

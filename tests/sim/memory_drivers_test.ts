@@ -1,6 +1,6 @@
 /**
- * The drivers that live in memory, on a simulated disk: RAM disks, caches and logs of writes, alone
- * and in stacks, each against a model of what a disk holds.
+ * The drivers that keep data in memory, on a simulated disk: RAM disks, caches and write logs,
+ * alone and in stacks, each compared with a model of the disk's contents.
  *
  * @module
  */
@@ -48,14 +48,14 @@ interface Place {
   readonly count: number;
 }
 
-/** Places that meet often: half of them lie in the first 512 KiB. */
+/** Places that often overlap: half of them are in the first 512 KiB. */
 function somePlace(random: Random): Place {
   const count = random.chance(0.5) ? 8 : 1 + random.below(200);
   const sector = random.below(random.chance(0.5) ? 1024 : DISK_SECTORS - count);
   return { sector, count };
 }
 
-/** What a disk must hold, the stamp of each sector, and which sectors have changed. */
+/** The expected contents of a disk: the stamp of each sector, and which sectors have changed. */
 class Model {
   readonly stamps = new Int32Array(DISK_SECTORS);
   readonly changed = new Uint8Array(DISK_SECTORS);
@@ -70,13 +70,13 @@ class Model {
     assert.ok(outcome.data);
     for (let i = 0; i < outcome.data.length / SECTOR_BYTES; i++) {
       const stamp = this.stamps[sector + i];
-      // -1: a discarded sector may hold anything.
+      // -1: the contents of a discarded sector are undefined.
       if (stamp !== -1) assert.equal(stampOf(outcome.data, i, sector + i), stamp);
     }
   }
 }
 
-/** A burst of requests, all under way at once, no two of them on one sector. */
+/** A burst of requests, all in flight at once, without common sectors. */
 function burst(device: SimulatedDevice, model: Model, random: Random, stamp: number): void {
   const taken: Place[] = [];
   const reads: { sector: number; outcome: Outcome }[] = [];
@@ -102,7 +102,7 @@ function burst(device: SimulatedDevice, model: Model, random: Random, stamp: num
   for (const { sector, outcome } of reads) model.compare(outcome, sector);
 }
 
-/** All that a disk holds. */
+/** The contents of a disk. */
 function contents(device: SimulatedDevice): Uint8Array {
   const all = new Uint8Array(DISK_SECTORS * SECTOR_BYTES);
   for (let sector = 0; sector < DISK_SECTORS; sector += READ_SECTORS) {
@@ -231,7 +231,7 @@ Deno.test("bc: the statistics tell of its hits, and hits cost no disk operation"
   assert.equal(again.errno, 0);
   assert.deepEqual(again.data, stampedSectors(20, 20, 7));
   assert.deepEqual(cache(), { hits: 20, misses: 32 });
-  // The start and the end are there; what lies between is read, in one piece.
+  // The start and the end are cached; the range between them is read in one piece.
   device.read(100, 8);
   device.settle();
   const wide = device.read(40, 68);

@@ -1,7 +1,7 @@
 /**
- * So many mixed requests on a simulated disk, by a client that allocates nothing either. Prints,
- * as JSON, how the heap was before and after. Run with `--v8-flags=--expose-gc,--trace-gc` and how
- * many; `encrypted` behind that encrypts the images.
+ * Sends mixed requests to a simulated disk, by a client that allocates nothing. Prints as JSON the
+ * size of the heap before and after. Run with `--v8-flags=--expose-gc,--trace-gc` and the number of
+ * requests; `encrypted` after the number encrypts the images.
  *
  * @module
  */

@@ -1,7 +1,7 @@
 /**
- * So many requests through the queues of a ublk device, by a played kernel that allocates nothing
- * either. Prints, as JSON, how the heap was before and after. Run with
- * `--v8-flags=--expose-gc,--trace-gc` and how many.
+ * Sends requests through the queues of a ublk device, by a simulated kernel that allocates nothing.
+ * Prints as JSON the size of the heap before and after. Run with
+ * `--v8-flags=--expose-gc,--trace-gc` and the number of requests.
  *
  * @module
  */
@@ -27,7 +27,7 @@ const storage = simulation.disk;
 createDynamic("/disk.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
 const kernel = new PlayedUblk(simulation.open("vhd:/disk.vhd"));
 
-// Each tag brings the same request each time: describing one takes an allocation here.
+// Each tag has the same request each time, because a new descriptor would allocate here.
 for (let tag = 0; tag < TAGS; tag++) {
   const sector = tag * (DISK_SECTORS / TAGS);
   if (tag % 16 === 0) kernel.describe(tag, UBLK_IO_OP_FLUSH, 0, 0);

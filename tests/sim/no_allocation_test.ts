@@ -3,7 +3,7 @@ import { hasLibcrypto } from "../support/libcrypto.ts";
 
 const REQUESTS = 1_000_000;
 const ENCRYPTED_REQUESTS = 200_000;
-/** What the compiler and the loop's own turns may leave behind in all, bytes. */
+/** Permitted growth of the heap from the compiler and the turns of the loop, bytes in total. */
 const MOST_GROWTH_BYTES = 256 * 1024;
 const MOST_COLLECTIONS = 2;
 
@@ -18,7 +18,7 @@ const { ignore, suffix } = hasLibcrypto()
   ? { ignore: false, suffix: "" }
   : { ignore: true, suffix: " (skipped: needs libcrypto.so.3)" };
 
-/** Warms up, then makes so many requests. */
+/** Warms up, then sends `requests` requests. */
 function run(program: string, requests: number, ...options: string[]): Run {
   const { stdout, stderr, success } = new Deno.Command(Deno.execPath(), {
     args: [

@@ -12,7 +12,7 @@ import { getFile, putFile } from "../support/vhd.ts";
 const MIB = 1 << 20;
 const SECTOR = 512;
 
-/** A request once it has ended. */
+/** Waits for the end of a request. */
 function ended(device: SimulatedDevice, outcome: Outcome): Outcome {
   device.settle();
   return outcome;
@@ -109,7 +109,7 @@ for (const footerBytes of [SECTOR, 511, 0]) {
       device.close();
       const { valid, findings } = checkImage("/a.vhd", { storage, checkData: true });
       assert.ok(valid, JSON.stringify(findings));
-      // Programs that do not look at the bitmaps of dynamic images read the blocks as they are.
+      // Programs that ignore the bitmaps of dynamic images read the blocks as they are.
       const { bat, bitmapSectors } = openVhd("/a.vhd", { storage });
       const file = getFile(storage, "/a.vhd");
       for (const location of bat) {

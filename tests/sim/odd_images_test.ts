@@ -1,6 +1,6 @@
 /**
- * Images that are odd and served all the same: small blocks, deep chains of them, files that end
- * within a block, batmaps that lie.
+ * Unusual images that must be served: small blocks, deep chains of such images, files that end
+ * within a block, wrong batmaps.
  *
  * @module
  */
@@ -104,7 +104,7 @@ Deno.test("no step of a request takes more of the disk queue than its share", ()
   simulation.close();
 });
 
-/** Cuts `cutBytes` off an image's data, and its footer. */
+/** Removes `cutBytes` bytes from the end of an image's data, and its footer. */
 function cut(simulation: Simulation, path: string, cutBytes: number): void {
   const file = simulation.disk.open(path, "write");
   file.truncate(file.sizeBytes() - SECTOR - cutBytes);
@@ -179,7 +179,7 @@ Deno.test("a batmap that lies hides nothing of a parent, whatever is written", (
   writeBatmap(child);
   child.close();
   const device = simulation.open("vhd:/b.vhd");
-  // An unallocated block, and one that is there in part.
+  // A write to an unallocated block and to a block that is partly in the file.
   const write = device.write(0, new Uint8Array(4096).fill(0x43));
   device.settle();
   const reads = [device.read(0, 16), device.read(4096, 16), device.read(8192, 16)];

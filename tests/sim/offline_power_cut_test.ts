@@ -1,8 +1,8 @@
 /**
- * The power fails at each operation of each offline command, and of what was not synced by then
- * different parts are left. An image opens afterwards, if need be by `revert` or `repair`, `check`
- * finds nothing, and all that was synced before can be read. What a command has reported as done is
- * there.
+ * The power is cut at each operation of each offline command, and different parts of the unsynced
+ * changes survive. Afterwards an image opens, if necessary after `revert` or `repair`; `check`
+ * finds no error; all data that was synced before can be read. A change that a command has reported
+ * as done is present.
  *
  * @module
  */
@@ -32,28 +32,28 @@ const MIB = 1024 * 1024;
 const BLOCK = 2 * MIB;
 const DISK = 4 * BLOCK;
 const JOURNAL = "/journal";
-/** How often what is left of the changes that were not synced is drawn, for each operation. */
+/** How many different choices of surviving changes are tested for each operation. */
 const CHOICES = 3;
 
-/** What is left of an image is read as its content: a number for each block, where it is written. */
+/** The contents of an image: a number for each block, read at the place where it is written. */
 type Content = readonly number[];
 
 interface Scenario {
   readonly name: string;
-  /** Makes the images that are there before; {@linkcode makeFamily} by default. */
+  /** Creates the initial images; {@linkcode makeFamily} by default. */
   readonly make?: (storage: SimulatedDisk) => void;
   readonly run: (storage: SimulatedDisk) => unknown;
-  /** The images that are there before and after. */
+  /** The images that exist before and after. */
   readonly images: readonly string[];
-  /** An image that the command makes. */
+  /** An image that the command creates. */
   readonly made?: string;
-  /** Images of which the content may change, to what it is after the command. */
+  /** Images whose contents may change to the contents after the command. */
   readonly changes?: readonly string[];
-  /** Where more than {@linkcode CHOICES} are needed. */
+  /** The number of choices when {@linkcode CHOICES} are not enough. */
   readonly choices?: number;
-  /** A line of `repair` that some cuts make necessary. */
+  /** A line of the output of `repair`, necessary after some cuts. */
   readonly repair?: RegExp;
-  /** Fails unless what was done is there. */
+  /** Throws unless the change of the command is present. */
   readonly verify?: (storage: SimulatedDisk) => void;
 }
 
@@ -64,7 +64,7 @@ function fillBlock(storage: SimulatedDisk, path: string, block: number, value: n
   image.close();
 }
 
-/** Two bases, and a child of the first; block n of each holds something else. */
+/** Two bases, and a child of the first; block n of each image has different contents. */
 function makeFamily(storage: SimulatedDisk): void {
   for (const [path, value] of [["/a.vhd", 10], ["/b.vhd", 20]] as const) {
     createDynamic(path, { storage, sizeBytes: DISK });
@@ -89,7 +89,7 @@ function makeReserve(storage: SimulatedDisk): void {
   fillBlock(storage, "/r.vhd", 1, 41);
 }
 
-/** The first byte and the one behind the written part of each block. */
+/** The first byte of each block and the first byte after its written part. */
 function contentOf(storage: SimulatedDisk, path: string): Content {
   const chain = openChain(path, { storage });
   try {
@@ -149,7 +149,7 @@ function filled(value: number): Uint8Array {
 
 const FAMILY = ["/a.vhd", "/b.vhd", "/c.vhd"];
 
-/** A resize that was broken off by a power cut, with its journal. */
+/** A resize that a power cut interrupted, with its journal. */
 function makeBrokenResize(storage: SimulatedDisk): void {
   makeFamily(storage);
   let changes = 0;
@@ -320,7 +320,7 @@ const SCENARIOS: readonly Scenario[] = [
   },
 ];
 
-/** Opens an image, after a repair where it takes one; returns its content. */
+/** Opens an image, after a repair if necessary; returns its contents. */
 function recovered(storage: SimulatedDisk, path: string, repairs?: string[]): Content {
   if (!checkImage(path, { storage, ignoreTimestamps: true }).valid) {
     const lines = repairImage(path, { storage });
@@ -344,11 +344,11 @@ interface Look {
   readonly wanted: Wanted;
   /** Whether the command had ended. */
   readonly done: boolean;
-  /** Gets what `repair` says. */
+  /** Receives the output of `repair`. */
   readonly repairs: string[];
 }
 
-/** What the user does after a power cut, and what must be there then. */
+/** The user's steps after a power cut, and checks of the result. */
 function look(storage: SimulatedDisk, scenario: Scenario, { wanted, done, repairs }: Look): void {
   const { images, made, changes = [] } = scenario;
   if (storage.exists(JOURNAL)) {
@@ -365,7 +365,7 @@ function look(storage: SimulatedDisk, scenario: Scenario, { wanted, done, repair
     if (done) assert.deepEqual(content, after, path);
     else if (!changes.includes(path)) assert.deepEqual(content, before, path);
     else {
-      // Of each block the old or the new content.
+      // Each block has the old or the new contents.
       content.forEach((value, i) => assert.ok([before?.[i], after?.[i]].includes(value), path));
     }
   }
@@ -380,7 +380,7 @@ function contents(storage: SimulatedDisk, paths: readonly string[]): Map<string,
 
 async function wantedOf(origin: SimulatedDisk, { run, images, made }: Scenario): Promise<Wanted> {
   using after = origin.copy();
-  // What a command broke off cannot be read before it is reverted.
+  // An image with an interrupted change cannot be read before it is reverted.
   const before = contents(origin, origin.exists(JOURNAL) ? [] : images);
   await run(after);
   const found = contents(after, made === undefined ? images : [...images, made]);
@@ -388,7 +388,7 @@ async function wantedOf(origin: SimulatedDisk, { run, images, made }: Scenario):
   return { before, after: found };
 }
 
-/** Runs with the power cut in front of an operation; returns whether it ended before. */
+/** Runs with a power cut before operation `n`; returns whether the command ended before that. */
 async function cutAt(storage: SimulatedDisk, n: number, { run }: Scenario): Promise<boolean> {
   let count = 0;
   storage.beforeOperation = changesOnly(() => {
@@ -436,7 +436,9 @@ for (const scenario of SCENARIOS) {
   });
 }
 
-/** Writes to an image as a tapdisk would that is started after a power cut; false if it is refused. */
+/**
+ * Opens an image like a tapdisk that starts after a power cut, and writes; false if it is refused.
+ */
 function writeIfItOpens(storage: SimulatedDisk, path: string): boolean {
   try {
     fillBlock(storage, path, 3, 99);

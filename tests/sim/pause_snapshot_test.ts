@@ -1,6 +1,6 @@
 /**
- * Pausing and snapshots of a device on the simulated disk: one that fails, one that does not answer,
- * and requests all the while.
+ * Pauses and snapshots of a device on the simulated disk: a failed one, one on a hung disk, and
+ * requests at the same time.
  *
  * @module
  */
@@ -121,7 +121,7 @@ Deno.test("snapshots, with and without renaming, keep each moment", () => {
     const [, kept] = device.vbd.statistics().images;
     assert.equal(kept.name, made?.parent);
     if (rename) assert.equal(made?.parent, `/${layer}.vhd`);
-    // The layer below, opened by itself, has this moment.
+    // The parent image, opened directly, has the contents at the time of the snapshot.
     const later = device.write(0, stampedSectors(0, 16, 99));
     device.settle();
     assert.equal(later.errno, 0);
@@ -221,7 +221,7 @@ Deno.test("a snapshot that fails at any step leaves the running image", () => {
   simulation.close();
 });
 
-/** Makes one call fail once; returns what takes that back. */
+/** Makes one call fail once; returns a function that undoes this. */
 function failAt({ disk }: Simulation, step: "create" | "rename" | "reopen"): () => void {
   let failed = false;
   disk.beforeOperation = ({ kind, queued }): number => {

@@ -24,7 +24,7 @@ interface Write {
   outcome: Outcome;
 }
 
-/** For each sector the stamp that was flushed last, and the newest that was written. */
+/** For each sector: the stamp that was flushed last and the newest written stamp. */
 class Promises {
   readonly flushed = new Int32Array(DISK_SECTORS);
   readonly #writes: Write[] = [];
@@ -33,7 +33,7 @@ class Promises {
     this.#writes.push(write);
   }
 
-  /** What had ended when the flush began is on stable storage. */
+  /** Writes that had ended when the flush began are durable. */
   flushedAll(ended: readonly Write[]): void {
     for (const { sector, count, stamp } of ended) {
       for (let i = sector; i < sector + count; i++) {
@@ -53,10 +53,10 @@ class Promises {
     );
   }
 
-  /** Whether a sector may hold this stamp: the flushed one, or one of a later write to it. */
+  /** Whether a sector may have this stamp: the flushed one, or that of a later write to it. */
   allows(sector: number, stamp: number): boolean {
     if (stamp === this.flushed[sector]) return true;
-    // A write that was not flushed may have left its sector zero: new room in the file.
+    // An unflushed write may leave its sector zero: new room in the file.
     if (stamp === 0) {
       return this.#writes.some((write) =>
         covers(write, sector) && write.stamp > this.flushed[sector]
@@ -83,9 +83,9 @@ function runUntilCut(
     for (let i = random.below(6); i > 0; i--) {
       const count = 1 + random.below(40);
       const sector = random.below(DISK_MIB / 2) * 4096 + random.below(200);
-      // Of two writes under way to one sector either may be the last.
+      // The order of two writes in flight to one sector is undefined.
       if (promises.isUnderWay(sector, count)) continue;
-      // Each write has a stamp of its own, higher than all before it.
+      // Each write has its own stamp, higher than all earlier stamps.
       const stamp = turn * 10 + i + 1;
       const outcome = device.write(sector, stampedSectors(sector, count, stamp));
       promises.wrote({ sector, count, stamp, outcome });
@@ -104,7 +104,7 @@ function runUntilCut(
 
 function verify(after: Simulation, path: string, promises: Promises): void {
   const { disk } = after;
-  // Room that was taken for a block and not used is worth a warning, and the backup footer another.
+  // Unused room that was reserved for a block is a warning, and the backup footer is another.
   const found = checkImage(path, { storage: disk, ignoreFooter: true });
   assert.ok(found.valid, JSON.stringify(found.findings));
   const device = after.open(`vhd:${path}`);
@@ -142,7 +142,7 @@ for (const seed of SEEDS) {
     const promises = runUntilCut({ simulation, device }, random);
     const after = new Simulation({ seed }, simulation);
     verify(after, path, promises);
-    // Its requests never end, and would keep their memory.
+    // The requests never end and would keep their memory.
     device.vbd.requests.memory.release();
     after.close();
   });

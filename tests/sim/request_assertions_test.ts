@@ -1,6 +1,6 @@
 /**
- * What would corrupt data silently is asserted, and ends no more than it must: the disk, or the
- * process where all disks share what is in doubt.
+ * Assertions against silent corruption. A failed assertion ends only the disk, or the process when
+ * the state that all disks share is in doubt.
  */
 import assert from "node:assert/strict";
 import { AssertionError, SharedStateError } from "../../ffi/assert.ts";
@@ -34,7 +34,7 @@ Deno.test("a slot is given back once, by whoever took it, after its request", ()
   for (const none of [-1, SLOTS]) assert.throws(() => slots.give(none), AssertionError);
   assert.throws(() => describe(slot), AssertionError, "a request in a free slot");
   assert.equal(slots.freeCount, SLOTS);
-  // All are there, each once.
+  // All slots are there, each once.
   const taken = new Set(Array.from({ length: SLOTS }, () => slots.take()));
   assert.deepEqual([taken.size, slots.take()], [SLOTS, -1]);
   for (const each of taken) slots.give(each);
@@ -72,7 +72,7 @@ Deno.test("a request leaves the image once", () => {
   assert.throws(() => gate.image, AssertionError, "there is no image");
 });
 
-/** What a driver may tell wrongly of a request of 8 sectors in slot 0. */
+/** Wrong completions by a driver of a request of 8 sectors in slot 0. */
 const MISCOUNTS: Readonly<Record<string, (vbd: Vbd) => void>> = {
   "more sectors than the step has": ({ requests }) => requests.pieceDone(0, 9, 0),
   "a piece without sectors": ({ requests }) => requests.pieceDone(0, 0, 0),
@@ -85,7 +85,7 @@ const MISCOUNTS: Readonly<Record<string, (vbd: Vbd) => void>> = {
 
 for (const [what, miscount] of Object.entries(MISCOUNTS)) {
   Deno.test(`a driver that tells ${what} fails its disk, and no other`, () => {
-    // Not held to their contract: it is the device that is to notice.
+    // The contract filter is off: the device itself must notice.
     const simulation = new Simulation({ seed: 1, latencyMs: 10, driverOf: driverOfType });
     simulation.expectsFaults = true;
     const names = ["/bad.vhd", "/good.vhd"];
@@ -94,7 +94,7 @@ for (const [what, miscount] of Object.entries(MISCOUNTS)) {
     const [bad, good] = names.map((name) => simulation.open(`vhd:${name}`));
     const lost = bad.write(0, stampedSectors(0, 8, 1));
     const kept = good.write(0, stampedSectors(0, 8, 2));
-    // In a handler of the driver's: those that a device's own loop calls are the device's.
+    // Runs in a handler of the driver: faults in such handlers belong to the device.
     simulation.scheduler.addTimer(0, () => miscount(bad.vbd), bad.vbd);
     bad.settle();
     good.settle();
@@ -102,7 +102,7 @@ for (const [what, miscount] of Object.entries(MISCOUNTS)) {
     assert.deepEqual([bad.vbd.phase, good.vbd.phase], ["failed", "open"]);
     assert.ok(simulation.log.some((line) => line.includes("AssertionError")), "the log says why");
     assertHolds(good, 0, 8, 2);
-    // The room that its requests held comes back, and its image is in order.
+    // The room of its requests is released, and its image can be opened again.
     let isOpen = false;
     const resume = (): void =>
       bad.vbd.resume(null, (error) => {

@@ -10,7 +10,7 @@ import { syncFile } from "../support/vhd.ts";
 const DISK_MIB = 16;
 const RETRIED = ["EIO", "ENOSPC", "EAGAIN", "ESTALE", "ETIMEDOUT", "EDQUOT", "ENOMEM"] as const;
 const FINAL = ["EINVAL", "EPERM", "EACCES", "EBADF", "EFBIG", "EROFS", "EOPNOTSUPP"] as const;
-/** Where the writes of these tests go, and how long they are. */
+/** The place and length of the writes of these tests. */
 const SECTOR = 4096 + 7;
 const COUNT = 40;
 
@@ -18,7 +18,7 @@ function makeDisk(simulation: Simulation, { child }: { child: boolean }): string
   const storage = simulation.disk;
   createDynamic("/base.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
   if (!child) return "/base.vhd";
-  // An empty parent would be left out of the chain.
+  // An empty parent would be omitted from the chain.
   const base = simulation.open("vhd:/base.vhd");
   base.write(0, stampedSectors(0, 8, 99));
   base.settle();
@@ -27,7 +27,7 @@ function makeDisk(simulation: Simulation, { child }: { child: boolean }): string
   return "/child.vhd";
 }
 
-/** The operations that the first write to a block takes, in the order in which they end. */
+/** The operations of the first write to a block, in the order of their ends. */
 function stepsOfAllocation(child: boolean): OperationKind[] {
   const simulation = new Simulation({ seed: 1 });
   const device = simulation.open(`vhd:${makeDisk(simulation, { child })}`);
@@ -44,7 +44,7 @@ function stepsOfAllocation(child: boolean): OperationKind[] {
   return steps;
 }
 
-/** What is to fail: this step and how often. */
+/** The failure of a step: which one and how often. */
 interface Failure {
   readonly step: number;
   readonly times: number;
@@ -53,8 +53,8 @@ interface Failure {
 }
 
 /**
- * The first writes to two blocks, of which one step fails; then the power is cut. False when there
- * are not as many steps.
+ * Writes to two blocks for the first time, with one failed step; then cuts the power. False when
+ * there are fewer steps.
  */
 function writeThrough({ step, times, errno, child }: Failure): boolean {
   const simulation = new Simulation({ seed: step + 1, powerCuts: true });
@@ -133,7 +133,9 @@ Deno.test("a file that cannot grow costs time only", () => {
   }
 });
 
-/** How long a write that always fails is tried, milliseconds, how often, and how it ends. */
+/**
+ * For a write that always fails: how long it is retried in milliseconds, how often, and its result.
+ */
 function failForGood(errno: number, timeoutMs?: number): [number, number, number | null] {
   const simulation = new Simulation({ seed: 1 });
   const path = makeDisk(simulation, { child: false });
@@ -146,7 +148,7 @@ function failForGood(errno: number, timeoutMs?: number): [number, number, number
   const tookMs = simulation.scheduler.nowMs() - startMs;
   const { retries, images: [{ fail }] } = device.vbd.statistics();
   assert.deepEqual(fail, [0, 1]);
-  // What was given up is not there, and the device goes on.
+  // The data of the failed write is absent, and the device continues.
   simulation.fault = null;
   assertHolds(device, SECTOR, COUNT, 0);
   device.write(SECTOR, stampedSectors(SECTOR, COUNT, 3));

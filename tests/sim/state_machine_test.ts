@@ -23,7 +23,7 @@ const COUNT = 24;
 const PLACES = 10;
 const MOST_LAYERS = 5;
 
-/** A range of sectors, and what they may hold. */
+/** A range of sectors and its permitted contents. */
 interface Place {
   readonly sector: number;
   readonly client: SimulatedDevice;
@@ -33,11 +33,11 @@ interface Place {
 
 interface Change {
   readonly kind: "pause" | "close" | "snapshot";
-  /** What it ended with; null while it has not. */
+  /** The result; null while in flight. */
   errno: number | null;
 }
 
-/** A device, its clients, and what is to be true of them. */
+/** A device, its clients, and the conditions that must hold. */
 class Bench {
   readonly random: Random;
   readonly simulation: Simulation;
@@ -50,7 +50,7 @@ class Bench {
   #layers = 1;
   #faultShare = 0;
   readonly #changes: Change[] = [];
-  /** How many pauses ran out of time, were given up for a close, and snapshots were made. */
+  /** The number of pauses that timed out, of pauses that a close ended, and of snapshots. */
   readonly seen = { timedOut: 0, givenUp: 0, snapshots: 0 };
   readonly #writes: { stamp: number; outcome: Outcome }[] = [];
 
@@ -67,7 +67,7 @@ class Bench {
       () => new SimulatedDevice(this.simulation, this.vbd),
     );
     for (let i = 0; i < CLIENTS * PLACES; i++) {
-      // Several to a block, and some across the edge of two.
+      // Several places in a block, and some across a block boundary.
       const sector = Math.floor(i / 4) * 4096 + [100, 1000, 2000, 4084][i % 4];
       const client = this.clients[i % CLIENTS];
       this.places.push({ sector, client, underWay: null, allowed: new Set([0]) });
@@ -79,7 +79,7 @@ class Bench {
     return this.#changes.some(({ errno }) => errno === null);
   }
 
-  /** Does something that the seed picks. */
+  /** Executes a random step, chosen by the seed. */
   step(): void {
     const { random } = this;
     const dice = random.below(100);
@@ -151,7 +151,7 @@ class Bench {
     if (kind === "close") this.vbd.close(done);
     else this.vbd.pause(done, timeoutMs);
     if (kind === "close") {
-      // It waits for nothing but the disk: what pauses is told at once that nothing comes of it.
+      // A close waits for the disk only. A pause in progress fails at once.
       const closing = busy.filter((other) => other.kind === "close");
       if (closing.length > 0) assert.equal(change.errno, Errno.EAGAIN);
       else for (const { errno } of busy) assert.notEqual(errno, null);
@@ -161,7 +161,10 @@ class Bench {
     else if (before === "paused") assert.equal(change.errno, 0);
   }
 
-  /** A snapshot of the running device; whatever comes of it, the device has an image in order. */
+  /**
+   * Makes a snapshot of the running device. Afterwards the device has a valid image, with any
+   * result.
+   */
   snapshot(): void {
     if (this.#layers === MOST_LAYERS) return;
     const path = `/${this.#layers}.vhd`;
@@ -191,7 +194,9 @@ class Bench {
     if (!canStart) assert.ok(change.errno !== null && change.errno !== 0);
   }
 
-  /** Whoever is told that a device is paused or closed may move its files. */
+  /**
+   * After a pause or close, the files of the device are closed, because their owner may move them.
+   */
   assertClosedFiles(kind: string): void {
     const file = this.simulation.connection.open(this.#leaf, { readOnly: false, direct: true });
     file.close();
@@ -241,7 +246,7 @@ class Bench {
     }
   }
 
-  /** What has ended since: writes are there, or the device was closed around them. */
+  /** Checks the requests that have ended: a write is present, or the device was closed. */
   see(): void {
     for (const place of this.places) {
       const { underWay } = place;
@@ -263,11 +268,11 @@ class Bench {
       assert.ok(place.allowed.has(stamp), `sector ${place.sector + i} holds ${stamp}`);
       found.add(stamp);
     }
-    // Of a write that failed a part may be there; it stays as it was read.
+    // Part of a failed write may be present; the contents then stay as they were read.
     if (found.size === 1) place.allowed = found;
   }
 
-  /** Lets all faults end, brings the device back, and reads everything. */
+  /** Ends all faults, resumes the device and reads everything. */
   finish(): void {
     this.#faultShare = 0;
     this.simulation.lengthFault = 0;

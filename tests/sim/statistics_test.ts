@@ -1,5 +1,5 @@
 /**
- * What the statistics tell of requests, on a simulated clock, where it can be told beforehand.
+ * Statistics of requests on a simulated clock, where the expected values can be computed.
  *
  * @module
  */
@@ -17,13 +17,13 @@ function start({ latencyMs = 0 } = {}): { simulation: Simulation; device: Simula
   return { simulation, device: simulation.open("vhd:/a.vhd") };
 }
 
-/** Lets time go by until the clock stands there. */
+/** Runs the loop until this time. */
 function goTo(simulation: Simulation, timeMs: number): void {
   simulation.scheduler.addTimer(timeMs - simulation.scheduler.nowMs(), () => {});
   simulation.runUntil(() => simulation.scheduler.nowMs() >= timeMs, `The time ${timeMs}`);
 }
 
-/** Writes, so that the blocks of these sectors are there. */
+/** Writes, so that the blocks of these sectors are allocated. */
 function fill(device: SimulatedDevice, ...sectors: number[]): void {
   for (const sector of sectors) device.write(sector, stampedSectors(sector, 8, 1));
   device.settle();
@@ -87,7 +87,7 @@ Deno.test("statistics: time in slots before the disk, by what requests waited fo
   const { read } = device.vbd.statistics().latency_us;
   assert.equal(read.highest, 700_000);
 
-  // All room of the queue is taken: the request waits for that, and then for the pause's end.
+  // The queue has no room: the request waits for room, then for the end of the pause.
   const { queue } = simulation.context;
   let room = queue.capacity;
   while (!queue.reserve(room)) room--;
@@ -108,7 +108,7 @@ Deno.test("statistics: time in slots before the disk, by what requests waited fo
 Deno.test("statistics: merges, and bytes by the layer that has them", () => {
   const { simulation, device } = start({ latencyMs: 2 });
   const storage = simulation.disk;
-  // The block is there, and its bitmap in the cache: what follows goes to the disk at once.
+  // The block is allocated and its bitmap is cached, so later requests go to the disk at once.
   fill(device, 0);
   device.write(0, stampedSectors(0, 64, 1));
   device.settle();

@@ -8,7 +8,7 @@ import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim
 const DISK_SECTORS = 64 * 2048;
 const SEEDS = [1, 2, 3, 4, 5, 6];
 
-/** Runs of a map of sectors: positive where there is data. */
+/** Runs of a map of sectors: positive for data, negative for none. */
 function runsOf(written: Uint8Array, sector: number, count: number): number[] {
   const runs: number[] = [];
   for (let at = sector; at < sector + count;) {
@@ -20,7 +20,7 @@ function runsOf(written: Uint8Array, sector: number, count: number): number[] {
   return runs;
 }
 
-/** A chain of three images, written to at random; the map of what was written. */
+/** A chain of three images with random writes, and the map of written sectors. */
 function chain(simulation: Simulation, random: Random): [SimulatedDevice, Uint8Array] {
   const storage = simulation.disk;
   createDynamic("/0.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
@@ -39,7 +39,7 @@ function chain(simulation: Simulation, random: Random): [SimulatedDevice, Uint8A
     snapshot(`/${layer + 1}.vhd`, { storage, parent: `/${layer}.vhd` });
     device.resume(`vhd:/${layer + 1}.vhd`);
   }
-  // Nothing of the bitmaps is left in memory.
+  // Drops all bitmaps from memory.
   device.pause();
   device.resume();
   return [device, written];

@@ -100,7 +100,7 @@ Deno.test("a device that is let go of answers at once, and gives slots back when
   for (const queue of kernel.queues) queue.abandon();
   kernel.take();
   for (const { errno } of writes) assert.equal(errno, Errno.EIO);
-  // What comes now must not get near the memory of requests that the disk still works on.
+  // New requests must not use the memory of requests that are still in flight at the disk.
   const moved = kernel.addresses.filter((address, tag) => address !== before[tag]);
   assert.equal(moved.length, writes.length);
   const late = kernel.write(4096, stampedSectors(4096, 8, 2));
@@ -124,7 +124,7 @@ Deno.test("a disk can end before the kernel has let go of the memory of its slot
   assert.equal(memory.bytes[0], 1);
   kernel.stop();
   assert.equal(kernel.gone, QUEUES);
-  // The last slot took the pages with it.
+  // The release of the last slot freed the pages.
   assert.equal(memory.bytes[0], 0);
   kernel.close();
 });

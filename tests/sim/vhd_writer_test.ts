@@ -1,7 +1,7 @@
 /**
- * What tapdisk's writer of VHDs owes to the disk beyond the order of writes: a failed write leaves
- * no trace, a block counts as full when all of its sectors are there, and no two writes under way
- * meet at one sector of the file.
+ * Properties of the VHD writer besides the order of writes: a failed write leaves no trace, a block
+ * counts as full when all of its sectors are written, and no two writes in flight share a sector of
+ * the file.
  *
  * @module
  */
@@ -38,7 +38,7 @@ Deno.test("a write whose bitmap could not be written is not there after the next
   const device = simulation.open("vhd:/child.vhd");
   device.write(0, stampedSectors(0, 8, 1));
   device.settle();
-  // In a block that is there: data, then the bitmap.
+  // In an allocated block: data, then the bitmap.
   let writes = 0;
   simulation.fault = (kind) => kind === "write" && ++writes === 2 ? Errno.EINVAL : 0;
   const failed = device.write(100, stampedSectors(100, 8, 2));
@@ -84,7 +84,7 @@ Deno.test("a write that joins a block's bitmap while that fails keeps its bits",
   simulation.close();
 });
 
-/** Writes all of the first block but one sector, in one order or another. */
+/** Writes all sectors of the first block but one, forwards or backwards. */
 function writeAllBut(missing: number, order: "forwards" | "backwards"): void {
   const simulation = simulateChild();
   const device = simulation.open("vhd:/child.vhd");
@@ -119,7 +119,7 @@ for (const missing of [0, 1, 7, 8, 2048, BLOCK_SECTORS - 2, BLOCK_SECTORS - 1]) 
   });
 }
 
-/** Fails when two writes are under way that have a sector of the file in common. */
+/** Fails when two writes in flight have a sector of the file in common. */
 function refuseMeetings({ connection, disk }: Simulation): void {
   const underWay = new Map<number, number>();
   const prepare = connection.prepare.bind(connection);
@@ -139,7 +139,7 @@ function refuseMeetings({ connection, disk }: Simulation): void {
   };
 }
 
-/** Fills a disk of blocks, several at a time, and reads it again. */
+/** Fills a disk, several blocks at a time, and reads it. */
 function fillDisk(seed: number, { blockSectors, slackSectors }: {
   blockSectors: number;
   slackSectors: number;

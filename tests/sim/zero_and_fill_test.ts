@@ -1,6 +1,6 @@
 /**
- * The two ways to make sectors zero: `zero`, which may leave or make holes, and `fill`, which takes
- * room as a write does. What decides is the call, not where in memory zeros lie.
+ * The two ways to zero sectors: `zero`, which may leave or create holes, and `fill`, which
+ * allocates room like a write. The call decides, not the location of the zeros in memory.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from ".
 
 const MIB = 1 << 20;
 const SECTORS = 16 * MIB / 512;
-/** More than one step of any driver, with odd ends. */
+/** A range of more than one step of any driver, with unaligned ends. */
 const START = 1001;
 const COUNT = 9001;
 
@@ -36,7 +36,7 @@ function allocatedBlocks(storage: Storage, path: string): number {
   }
 }
 
-/** Stamps all of the disk, zeroes a range, and sees its neighbours kept. */
+/** Stamps the whole disk, zeroes a range and checks that the sectors around it are unchanged. */
 function overwrite(device: SimulatedDevice, kind: "zero" | "fill"): void {
   for (let at = 0; at < SECTORS; at += 512) device.write(at, stampedSectors(at, 512, 7));
   device.settle();

@@ -1,6 +1,6 @@
 /**
- * What the project's own code puts on the heap, by V8's sampling profiler, which also counts what
- * has been collected since.
+ * Measures the heap allocations of the project's own code with V8's sampling profiler. The profiler
+ * also counts objects that have been collected since.
  *
  * @module
  */
@@ -26,7 +26,7 @@ function ask(session: Session, method: string, params: object = {}): Promise<Ans
   });
 }
 
-/** Begins to look; what it returns ends that, and tells of bytes by function and file. */
+/** Starts to measure; the returned function ends that and returns bytes by function and file. */
 export function watchAllocations(): () => Promise<Map<string, number>> {
   const session = new Session();
   session.connect();

@@ -1,5 +1,5 @@
 /**
- * A client that behaves well, beside others that do not.
+ * A client that behaves correctly, for tests of clients that do not.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { type Disk, waitUntil } from "./served.ts";
 
 const MIB = 1024 * 1024;
 
-/** Writes and reads back, one request after the other, and notices errors and delays. */
+/** Writes and reads back, one request after the other, and records errors and delays. */
 export class Bystander {
   #working = true;
   #rounds = 0;
@@ -23,7 +23,7 @@ export class Bystander {
     }).finally(() => client.close());
   }
 
-  /** Connects, and begins. */
+  /** Connects and starts. */
   static async start(disk: Disk): Promise<Bystander> {
     return new Bystander((await NbdClient.open(disk.socket)).client);
   }
@@ -41,7 +41,7 @@ export class Bystander {
     await client.disconnect();
   }
 
-  /** Ends; throws when it met an error, or ever had to wait for a second. */
+  /** Ends; throws when there was an error or a delay of a second or more. */
   async end(): Promise<void> {
     const goal = this.#rounds + 2;
     const isServed = () => this.#rounds >= goal || this.#fault !== undefined;

@@ -1,6 +1,6 @@
 /**
- * Serves three clients, one after the other, and prints as JSON whose objects are left when the
- * runtime has collected its garbage. Run with `--v8-flags=--expose-gc`.
+ * Serves three clients, one after the other. Prints as JSON the clients whose objects are left
+ * after a garbage collection. Run with `--v8-flags=--expose-gc`.
  *
  * @module
  */
@@ -27,7 +27,7 @@ for (let i = 0; i < 3; i++) {
   device.scheduler.addTimer(30, () => device.scheduler.stop());
   await device.scheduler.run();
 }
-// What a WeakRef was made of stays until the runtime has had a turn.
+// The target of a new WeakRef stays alive until the runtime has had a turn.
 await new Promise((resolve) => setTimeout(resolve, 0));
 (globalThis as unknown as { gc: () => void }).gc();
 console.log(JSON.stringify(left.map((client) => client.deref() !== undefined)));

@@ -1,5 +1,6 @@
 /**
- * Tapdisks for tests: in a control folder of their own, driven by tap-ctl, gone at the end.
+ * Tapdisks for tests. They have a control folder of their own, tap-ctl controls them, and they are
+ * ended with the test.
  *
  * @module
  */
@@ -7,7 +8,7 @@ import { run, type RunOptions, type RunResult } from "./tools.ts";
 
 const MAIN = new URL("../../src/main.ts", import.meta.url).pathname;
 
-/** How to run a command of the project from its sources. */
+/** The command line that runs a command of the project from its sources. */
 export function commandLine(name: string, ...args: string[]): string[] {
   return [Deno.execPath(), "run", "--quiet", "--allow-all", MAIN, name, ...args];
 }
@@ -21,7 +22,7 @@ export async function until(what: string, condition: () => boolean): Promise<voi
   }
 }
 
-/** Whether a process is there and has not ended. */
+/** Whether a process exists and has not ended. */
 export function isRunning(pid: number): boolean {
   try {
     return !/^\d+ \(.*\) [ZX]/.test(Deno.readTextFileSync(`/proc/${pid}/stat`));
@@ -48,14 +49,14 @@ export class ControlBench {
     return await run(program, rest, { env: this.env, timeoutMs: 20_000, ...options });
   }
 
-  /** Runs tap-ctl, which must succeed; returns what it printed, without the last line's end. */
+  /** Runs tap-ctl, which must succeed; returns its output without the last newline. */
   async ok(args: string): Promise<string> {
     const { code, stdout, stderr } = await this.tapCtl(args);
     if (code !== 0) throw new Error(`tap-ctl ${args} ended with status ${code}: ${stderr}`);
     return stdout.replace(/\n$/, "");
   }
 
-  /** What `tap-ctl list` prints, its lines. */
+  /** The lines that `tap-ctl list` prints. */
   async list(args = ""): Promise<string[]> {
     const text = await this.ok(`list ${args}`.trim());
     return text === "" ? [] : text.split("\n");
@@ -66,7 +67,7 @@ export class ControlBench {
     return Number(await this.ok("spawn"));
   }
 
-  /** A raw image of zeros; returns its path. */
+  /** Creates a raw image of zeros; returns its path. */
   rawImage(name: string, sizeBytes = 1 << 20): string {
     const path = `${this.folder}/${name}`;
     Deno.writeFileSync(path, new Uint8Array());
@@ -74,18 +75,18 @@ export class ControlBench {
     return path;
   }
 
-  /** What is in the control folder, apart from the log and the minors. */
+  /** The files in the control folder, apart from the log and the minors. */
   sockets(): string[] {
     const names = Array.from(Deno.readDirSync(this.control), (entry) => entry.name);
     return names.filter((name) => name !== "log" && name !== "tapdisk").sort();
   }
 
-  /** The log of the tapdisks here. */
+  /** The log of the tapdisks of this bench. */
   log(): string {
     return Deno.readTextFileSync(`${this.control}/log/tapdisk.log`);
   }
 
-  /** Ends the tapdisks that are left. */
+  /** Ends the remaining tapdisks. */
   async end(): Promise<void> {
     let names: string[] = [];
     try {
@@ -102,7 +103,7 @@ export class ControlBench {
   }
 }
 
-/** A tapdisk in the foreground; `ended` has how it ended, and what it printed. */
+/** Runs a tapdisk in the foreground; `ended` has its exit status and output. */
 export async function foreground(
   bench: ControlBench,
 ): Promise<{ pid: number; kill: (signal: Deno.Signal) => void; ended: Promise<string> }> {
@@ -129,7 +130,7 @@ export async function foreground(
   return { pid: child.pid, kill: (signal) => child.kill(signal), ended };
 }
 
-/** Calls `body` with a bench, and clears away what it leaves. */
+/** Calls `body` with a bench and cleans up afterwards. */
 export async function withControlBench(
   body: (bench: ControlBench) => Promise<void>,
 ): Promise<void> {

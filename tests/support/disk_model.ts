@@ -1,5 +1,5 @@
 /**
- * What a disk must hold, and requests at random against both.
+ * The expected contents of a disk, and random requests that are checked against it.
  *
  * @module
  */
@@ -9,10 +9,10 @@ import { SECTOR_BYTES, type SimulatedDevice, stampedSectors, stampOf } from "./s
 
 /** Size of the disk. */
 export const DISK_MIB = 24;
-/** The same in sectors. */
+/** Size of the disk in sectors. */
 export const DISK_SECTORS = DISK_MIB * 2048;
 
-/** What the disk must hold: the stamp of each sector; -1 for one that may hold anything. */
+/** The expected contents of the disk: the stamp of each sector; -1 for undefined contents. */
 export class Model {
   readonly stamps = new Int32Array(DISK_SECTORS);
 
@@ -28,7 +28,10 @@ export class Model {
   }
 }
 
-/** Places that meet each other and the edges of blocks more often than chance would. */
+/**
+ * A random range. Ranges overlap each other and touch block boundaries more often than uniform
+ * ones.
+ */
 function somePlace(random: Random): { sector: number; count: number } {
   const count = random.chance(0.5) ? 8 : 1 + random.below(300);
   const near = random.below(DISK_MIB / 2) * 4096 + random.below(600) - 300;
@@ -36,13 +39,13 @@ function somePlace(random: Random): { sector: number; count: number } {
   return { sector: Math.max(0, Math.min(DISK_SECTORS - count, sector)), count };
 }
 
-/** Whoever makes requests of a device and waits for them. */
+/** The part of a device that makes requests and waits for them. */
 export type DiskClient = Pick<
   SimulatedDevice,
   "write" | "read" | "zero" | "discard" | "flush" | "settle"
 >;
 
-/** A burst of requests that do not overlap, all under way at once. */
+/** A burst of requests that do not overlap and are all in flight at once. */
 export function burst(device: DiskClient, model: Model, random: Random, stamp: number): void {
   const taken: { sector: number; count: number }[] = [];
   const reads: { sector: number; outcome: ReturnType<DiskClient["read"]> }[] = [];
@@ -75,7 +78,7 @@ export function burst(device: DiskClient, model: Model, random: Random, stamp: n
   }
 }
 
-/** Reads the whole disk and holds it against the model. */
+/** Reads the whole disk and compares it with the model. */
 export function readAll(device: DiskClient, model: Model): void {
   for (let sector = 0; sector < DISK_SECTORS; sector += 512) {
     const outcome = device.read(sector, 512);

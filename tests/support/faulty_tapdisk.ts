@@ -1,6 +1,7 @@
 /**
- * A tapdisk that throws where it is told to: in `BLKTAP_FAULT_FILE` there is the name of a fault.
- * Only the disk whose image has `victim` in its name is hit, and its clients.
+ * A tapdisk that throws at a chosen place. The file `BLKTAP_FAULT_FILE` contains the name of the
+ * fault. The fault affects only the disk whose image has `victim` in its name, and the clients of
+ * that disk.
  *
  * @module
  */
@@ -16,7 +17,7 @@ import { Requests } from "../../src/vbd/requests.ts";
 import { Vbd } from "../../src/vbd/vbd.ts";
 import { tapdiskMain } from "../../src/cli/tapdisk/main.ts";
 
-/** Where a fault can be. */
+/** The places of a fault. */
 export const FAULTS = [
   "driver call",
   "disk completion",
@@ -35,7 +36,10 @@ export const FAULTS = [
   "timer of nobody",
   "timer of the runtime",
 ] as const;
-/** One of `FAULTS`; `shared` is a fault in what all disks share, `remote` one of an nbd: image. */
+/**
+ * One of `FAULTS`; `shared` is a fault in a part that all disks share, `remote` one in an nbd:
+ * image.
+ */
 export type Fault = (typeof FAULTS)[number] | "shared" | "remote";
 
 const path = Deno.env.get("BLKTAP_FAULT_FILE") ?? "";
@@ -57,7 +61,7 @@ function isVictim(owner: unknown): boolean {
   return owner instanceof Vbd && owner.name.includes("victim");
 }
 
-/** Puts a check in front of a method. */
+/** Inserts a check in front of a method. */
 function before(
   prototype: object,
   method: string,
@@ -118,7 +122,7 @@ function patch(): void {
   };
 }
 
-/** Faults that need somebody who starts them: whoever looks at the end of a turn does. */
+/** Throws at the end of a turn, for faults that no call of the victim starts. */
 function throwLater(scheduler: EpollScheduler, owner: FaultOwner): void {
   if (!isVictim(owner)) return;
   const fail = (fault: Fault) => (): void => {

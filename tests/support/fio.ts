@@ -5,17 +5,17 @@
  */
 import { run } from "./tools.ts";
 
-/** What fio says of one direction of a job. */
+/** fio's results for one direction of a job. */
 export interface FioDirection {
   readonly io_bytes: number;
   readonly total_ios: number;
   readonly iops: number;
-  /** Bytes a second. */
+  /** Bytes per second. */
   readonly bw_bytes: number;
   readonly runtime: number;
 }
 
-/** What fio says of a job. */
+/** fio's results for a job. */
 export interface FioJob {
   readonly jobname: string;
   readonly error: number;
@@ -25,10 +25,11 @@ export interface FioJob {
 }
 
 /**
- * Runs fio against an export. `options` are fio's, without the dashes: `rw=randread`. `jobs` are
- * further jobs, each a list of options that begins with its name, with `options` in front of them.
+ * Runs fio against an export. `options` are options of fio without the dashes: `rw=randread`.
+ * `jobs` are further jobs, each a list of options that begins with its name; `options` apply to all
+ * of them.
  *
- * @throws {Error} With what fio printed besides its report, when it finds wrong data or anything else fails.
+ * @throws {Error} With the output of fio besides its report, when fio finds wrong data or fails.
  */
 export async function fio(
   uri: string,
@@ -39,11 +40,11 @@ export async function fio(
   } = {},
 ): Promise<FioJob[]> {
   const common = ["ioengine=nbd", `uri=${uri}`, ...options];
-  // fio takes what comes before the first name as the default of all jobs.
+  // Options before the first name are fio's defaults for all jobs.
   const args = [...common, ...jobs.flat()].map((option) => `--${option}`);
   const folder = Deno.makeTempDirSync({ prefix: "fio-" });
   try {
-    // Where it keeps the state of a verification.
+    // fio stores the state of a verification in its working folder.
     const options = { cwd: folder, timeoutMs };
     const { code, stdout, stderr } = await run("fio", ["--output-format=json", ...args], options);
     // The engine prints a line before the report.

@@ -1,6 +1,6 @@
 /**
- * Images as other programs lay them out: no batmap, no gaps between the structures, blocks of any
- * size, locators at will.
+ * VHD images in the layout of other programs: no batmap, no gaps between the structures, any block
+ * size, arbitrary locators.
  *
  * @module
  */
@@ -24,24 +24,24 @@ const BAT_OFFSET = 1536;
 /** A locator of a foreign image. */
 export interface ForeignLocator {
   readonly code: number;
-  /** A path with slashes; `bytes` for names that no path gives. */
+  /** A path with slashes; `bytes` for a name that a path cannot express. */
   readonly path?: string;
   readonly bytes?: Uint8Array;
-  /** What the entry says, where that is not the truth. */
+  /** The value in the entry, where it is to be wrong. */
   readonly dataSpace?: number;
   readonly dataLength?: number;
   readonly dataOffset?: bigint;
 }
 
-/** What a foreign image is made of. */
+/** The parts of a foreign image. */
 export interface ForeignImage {
   readonly sizeBytes?: number;
   readonly blockSizeBytes?: number;
-  /** The letter that each allocated block is full of. */
+  /** The letter that fills each allocated block. */
   readonly blocks?: Readonly<Record<number, string>>;
   readonly parent?: { readonly uuid: Uint8Array; readonly name: string };
   readonly locators?: readonly ForeignLocator[];
-  /** Changes of the header before it is summed. */
+  /** Changes the header before its checksum is computed. */
   readonly header?: (header: DynamicHeader) => unknown;
   readonly footer?: (footer: Footer) => void;
   readonly batEntries?: number;

@@ -3,8 +3,8 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import { changesOnly, type SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 
 /**
- * Runs a change with the process killed in front of each of its operations in turn, and lastly not
- * killed; `look` sees what each leaves.
+ * Runs a change repeatedly. The process is killed before each of its operations in turn, and not at
+ * all in the last run; `look` checks the state after each run.
  */
 export function killEverywhere(
   origin: SimulatedDisk,

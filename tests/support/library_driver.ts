@@ -1,7 +1,7 @@
 /**
  * A driver that does not use the disk queue. Its "library" is an asynchronous I/O context of the
- * kernel that belongs to the image alone: it takes a few operations at a time, has a completion queue
- * of its own, and rings an eventfd.
+ * kernel that belongs to one image. It takes few operations at a time, has its own completion queue
+ * and signals an eventfd.
  *
  * @module
  */
@@ -27,20 +27,20 @@ import type { FdHandler } from "../../src/scheduler/scheduler.ts";
 /** The most operations that the library takes at once. */
 export const LIBRARY_OPERATIONS = 8;
 
-/** What a test sees of the driver, and does to it. */
+/** The state of the driver that a test can read and set. */
 export interface LibraryControl {
-  /** Completions stay in the library's queue. */
+  /** Whether completions stay in the library's queue. */
   isHeld: boolean;
-  /** The driver throws at the next completion. */
+  /** Whether the driver throws at the next completion. */
   throwNext: boolean;
-  /** The most operations that the library had at once. */
+  /** The most operations that were in flight in the library at once. */
   mostPending: number;
   abandoned: number;
   /** The image that was opened last. */
   image: LibraryImage | null;
 }
 
-/** A driver of this type name, and what a test does to its images. */
+/** A driver with this type name, and the control of its images. */
 export function libraryDriver(type: string): { driver: DriverType; control: LibraryControl } {
   const control: LibraryControl = {
     isHeld: false,
@@ -83,7 +83,7 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   readonly #sector = new Float64Array(REQUEST_SLOTS);
   readonly #count = new Int32Array(REQUEST_SLOTS);
   readonly #memory = new Int32Array(REQUEST_SLOTS);
-  /** Slots that wait until the library takes more, in a ring. */
+  /** Slots that wait for room in the library, in a ring. */
   readonly #waiting = new Int32Array(REQUEST_SLOTS);
   #firstWaiting = 0;
   #waitingCount = 0;
@@ -155,12 +155,12 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
     this.#context.deferral.add(this);
   }
 
-  /** The end-of-turn list calls this. */
+  /** Called by the end-of-turn list. */
   runDeferred(): void {
     if (!this.#context.faults.failed) this.#submit();
   }
 
-  /** Hands over what waits, as far as the library takes it. */
+  /** Submits waiting operations while the library has room. */
   #submit(): void {
     while (this.#waitingCount > 0 && this.pending < LIBRARY_OPERATIONS) {
       const slot = this.#waiting[this.#firstWaiting];
@@ -187,7 +187,7 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
     if (!this.#control.isHeld) this.takeCompletions();
   }
 
-  /** Ends the requests of completed operations, and starts those that wait. */
+  /** Ends the requests of completed operations and submits waiting ones. */
   takeCompletions(): void {
     const library = this.#library;
     for (let left = library.completions(); left > 0; left--) {

@@ -1,6 +1,6 @@
 /**
- * Many disks in one tapdisk, a part of them under fio with verification: does it hold, and what is
- * left of it afterwards?
+ * A load test: many disks in one tapdisk, some of them under fio with verification. It measures
+ * operations, memory and descriptors.
  *
  * @module
  */
@@ -17,31 +17,34 @@ import {
 const IMAGE_MIB = 64;
 const SAMPLE_MS = 1000;
 
-/** How much load. */
+/** Parameters of the load. */
 export interface LoadOptions {
   readonly disks: number;
   readonly clients: number;
   readonly seconds: number;
-  /** Folder in which the images are made. */
+  /** Folder for the images. */
   readonly folder?: string;
 }
 
-/** What was seen. */
+/** Results of the load. */
 export interface LoadFigures {
-  /** Operations that fio's clients saw end, its verification's reads included. */
+  /** Operations that ended at fio's clients, including the reads of the verification. */
   readonly operations: number;
   readonly bytes: number;
   /** Processor time of tapdisk under load, seconds. */
   readonly processorSeconds: number;
-  /** Its private memory: with one disk, with all, a fifth into the load, at the load's end. */
+  /**
+   * Its private memory: with one disk, with all disks, after a fifth of the load, at the end of the
+   * load.
+   */
   readonly memoryKib: { one: number; all: number; early: number; end: number; emptied: number };
-  /** Its descriptors: with one disk, with all under load, with one again. */
+  /** Its descriptors: with one disk, with all disks under load, with one disk again. */
   readonly descriptors: { one: number; all: number; emptied: number };
 }
 
 /**
- * Serves `disks` images in one tapdisk, lets fio write to `clients` of them and verify for so
- * long, then takes all away but the one that keeps the process.
+ * Serves `disks` images in one tapdisk. fio writes to `clients` of them and verifies for `seconds`.
+ * Then all disks are closed except one, which keeps the process alive.
  *
  * @throws {Error} When fio finds wrong data, a request fails, or an image does not check clean.
  */
@@ -76,7 +79,7 @@ export async function holdLoad(options: LoadOptions): Promise<LoadFigures> {
   return figures;
 }
 
-/** fio on these disks at once; each client is a job of its own process. */
+/** Runs fio on these disks at once; each client is a job with its own process. */
 async function runLoad(pid: number, disks: readonly Disk[], { seconds }: LoadOptions) {
   const startSeconds = processorSeconds(pid);
   const sampling = sampleMemory(pid, seconds);
@@ -123,7 +126,7 @@ function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[values.length >> 1];
 }
 
-/** Processor time that a process has taken, seconds. */
+/** Processor time of a process in seconds. */
 function processorSeconds(pid: number): number {
   const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");

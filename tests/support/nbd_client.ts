@@ -1,6 +1,6 @@
 /**
- * An NBD client for tests, which sends what it is told to, right or wrong. It shares nothing with
- * the server, not even the constants: the layouts are those of doc/proto.md of the NBD project.
+ * An NBD client for tests, which can send correct and incorrect messages. It shares no code or
+ * constants with the server: the layouts are those of doc/proto.md of the NBD project.
  *
  * @module
  */
@@ -18,7 +18,7 @@ export const Opt = {
   SetMetaContext: 10,
 } as const;
 
-/** Types of an option's reply. */
+/** Types of a reply to an option. */
 export const Rep = {
   Ack: 1,
   Server: 2,
@@ -57,7 +57,7 @@ export const WireError = {
   Shutdown: 108,
 } as const;
 
-/** Types of a structured reply's chunk. */
+/** Types of a chunk of a structured reply. */
 export const Chunk = {
   None: 0,
   OffsetData: 1,
@@ -72,7 +72,7 @@ const OPTION_REPLY_MAGIC = 0x0003e889045565a9n;
 const REQUEST_MAGIC = 0x25609513;
 const SIMPLE_REPLY_MAGIC = 0x67446698;
 const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
-/** How long an answer may take. */
+/** Timeout of an answer. */
 const SILENCE_MS = 15_000;
 
 /** A reply to an option. */
@@ -82,13 +82,13 @@ export interface OptionReply {
   readonly data: Uint8Array;
 }
 
-/** What the handshake says of an export. */
+/** The export's properties from the handshake. */
 export interface ExportInfo {
   readonly sizeBytes: number;
   readonly flags: number;
 }
 
-/** A request; what is left out is 0. */
+/** A request; omitted fields are 0. */
 export interface Request {
   readonly command: number;
   readonly offset?: number | bigint;
@@ -103,7 +103,7 @@ export interface Reply {
   readonly cookie: number;
   /** 0, or the error on the wire. */
   readonly error: number;
-  /** What was read. */
+  /** The data of a read. */
   readonly data: Uint8Array;
   /** Types of the chunks; empty for a simple reply. */
   readonly chunks: readonly number[];
@@ -123,7 +123,7 @@ export function packed(...fields: readonly (readonly [number, number | bigint])[
   return bytes;
 }
 
-/** Bytes one after the other. */
+/** Concatenates byte arrays. */
 export function joined(...parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
   const all = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;
@@ -134,7 +134,7 @@ export function joined(...parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer>
   return all;
 }
 
-/** A text with its length before it. */
+/** A text after its length. */
 export function lengthAndText(value: string): Uint8Array {
   const bytes = new TextEncoder().encode(value);
   return joined(packed([4, bytes.length]), bytes);
@@ -161,13 +161,13 @@ export function requestHeader(
   ]);
 }
 
-/** Thrown when the server hangs up in the middle of what is read. */
+/** Thrown when the server closes the connection within a message. */
 export class HungUp extends Error {}
 
 /** A connection to an NBD server. */
 export class NbdClient implements Disposable {
   readonly #connection: Deno.UnixConn;
-  /** Length of the data of READs that have no answer yet, by cookie. */
+  /** Length of the data of each unanswered READ, by cookie. */
   readonly #readLengths = new Map<number, number>();
   #lastCookie = 0;
 
@@ -175,12 +175,12 @@ export class NbdClient implements Disposable {
     this.#connection = connection;
   }
 
-  /** Connects; nothing is sent. */
+  /** Connects and sends nothing. */
   static async connect(socket: string): Promise<NbdClient> {
     return new NbdClient(await Deno.connect({ transport: "unix", path: socket }));
   }
 
-  /** Connects and goes through the handshake up to transmission. */
+  /** Connects and completes the handshake. */
   static async open(
     socket: string,
     { structured = false, metaContext = false }: { structured?: boolean; metaContext?: boolean } =
@@ -196,7 +196,6 @@ export class NbdClient implements Disposable {
     return { client, info: exportInfo(replies) };
   }
 
-  /** Sends bytes. */
   async send(...parts: readonly Uint8Array[]): Promise<void> {
     const bytes = parts.length === 1 ? parts[0] : joined(...parts);
     for (let sent = 0; sent < bytes.length;) {
@@ -205,8 +204,8 @@ export class NbdClient implements Disposable {
   }
 
   /**
-   * Receives exactly so many bytes. Throws `HungUp` when the server hangs up before, and another
-   * error when nothing comes for long.
+   * Receives exactly `count` bytes. Throws `HungUp` when the server closes the connection before
+   * that, and another error after a timeout.
    */
   async receive(count: number): Promise<DataView> {
     const bytes = new Uint8Array(count);
@@ -232,7 +231,7 @@ export class NbdClient implements Disposable {
     }
   }
 
-  /** Whether the server has nothing more to say and hung up. */
+  /** Whether the server closed the connection without further data. */
   async hasHungUp(): Promise<boolean> {
     try {
       await this.receive(1);
@@ -243,13 +242,13 @@ export class NbdClient implements Disposable {
     }
   }
 
-  /** Throws away what comes until the server hangs up. */
+  /** Discards data until the server closes the connection. */
   async drain(): Promise<void> {
     const bytes = new Uint8Array(65536);
     while (await this.#receiveSome(bytes) !== null);
   }
 
-  /** Takes the server's greeting and answers it; returns the server's flags. */
+  /** Receives and answers the server's greeting; returns the server's flags. */
   async greet(clientFlags = 3): Promise<number> {
     const view = await this.receive(18);
     if (view.getBigUint64(0) !== GREETING_MAGIC || view.getBigUint64(8) !== OPTION_MAGIC) {
@@ -259,12 +258,11 @@ export class NbdClient implements Disposable {
     return view.getUint16(16);
   }
 
-  /** Sends an option. */
   async option(option: number, content: Uint8Array = new Uint8Array(0)): Promise<void> {
     await this.send(packed([8, OPTION_MAGIC], [4, option], [4, content.length]), content);
   }
 
-  /** Takes one reply to an option. */
+  /** Receives one reply to an option. */
   async optionReply(): Promise<OptionReply> {
     const view = await this.receive(20);
     if (view.getBigUint64(0) !== OPTION_REPLY_MAGIC) throw new Error("Not an option's reply");
@@ -276,7 +274,7 @@ export class NbdClient implements Disposable {
     };
   }
 
-  /** Sends an option and takes all replies, the last of which is an acknowledgement or an error. */
+  /** Sends an option and receives all replies; the last one is an acknowledgement or an error. */
   async negotiate(
     option: number,
     content: Uint8Array = new Uint8Array(0),
@@ -291,7 +289,7 @@ export class NbdClient implements Disposable {
     }
   }
 
-  /** The same for an option that the server is to acknowledge. */
+  /** Like `negotiate`, for an option that the server must acknowledge. */
   async acknowledged(option: number, content?: Uint8Array): Promise<OptionReply[]> {
     const replies = await this.negotiate(option, content);
     const last = replies[replies.length - 1];
@@ -312,7 +310,7 @@ export class NbdClient implements Disposable {
     return cookie;
   }
 
-  /** Takes the next reply, whichever request it belongs to. */
+  /** Receives the next reply, of any request. */
   async reply(): Promise<Reply> {
     const magic = (await this.receive(4)).getUint32(0);
     if (magic === SIMPLE_REPLY_MAGIC) return await this.#simpleReply();
@@ -356,7 +354,7 @@ export class NbdClient implements Disposable {
     }
   }
 
-  /** Sends one request and takes its reply; no other may be under way. */
+  /** Sends one request and receives its reply; no other request may be in flight. */
   async ask(request: Request): Promise<Reply> {
     const cookie = await this.request(request);
     const reply = await this.reply();
@@ -364,7 +362,7 @@ export class NbdClient implements Disposable {
     return reply;
   }
 
-  /** The same, for what must succeed. */
+  /** Like `ask`, for a request that must succeed. */
   async do(request: Request): Promise<Reply> {
     const reply = await this.ask(request);
     if (reply.error !== 0) {
@@ -373,29 +371,26 @@ export class NbdClient implements Disposable {
     return reply;
   }
 
-  /** Reads. */
   async read(offset: number, length: number): Promise<Uint8Array> {
     return (await this.do({ command: Cmd.Read, offset, length })).data;
   }
 
-  /** Writes. */
   async write(offset: number, payload: Uint8Array, flags = 0): Promise<void> {
     await this.do({ command: Cmd.Write, offset, payload, flags });
   }
 
-  /** Brings what was written to stable storage. */
   async flush(): Promise<void> {
     await this.do({ command: Cmd.Flush });
   }
 
-  /** Says goodbye; the server is to hang up. */
+  /** Sends NBD_CMD_DISC; the server must close the connection. */
   async disconnect(): Promise<void> {
     await this.request({ command: Cmd.Disc });
     if (!await this.hasHungUp()) throw new Error("The server goes on after a goodbye");
     this.close();
   }
 
-  /** Hangs up at once. */
+  /** Closes the connection at once. */
   close(): void {
     try {
       this.#connection.close();
@@ -409,7 +404,7 @@ export class NbdClient implements Disposable {
   }
 }
 
-/** Size and flags out of the replies to INFO or GO. */
+/** Size and flags from the replies to INFO or GO. */
 export function exportInfo(replies: readonly OptionReply[]): ExportInfo {
   for (const { type, data } of replies) {
     const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
@@ -420,7 +415,7 @@ export function exportInfo(replies: readonly OptionReply[]): ExportInfo {
   throw new Error("No reply tells of the export");
 }
 
-/** Bytes that look random and are the same for the same seed. */
+/** Pseudo-random bytes from a seed. */
 export function noise(lengthBytes: number, seed: number): Uint8Array<ArrayBuffer> {
   const words = new Uint32Array(Math.ceil(lengthBytes / 4));
   let state = (seed * 2654435761) >>> 0 || 1;

@@ -1,5 +1,5 @@
 /**
- * Disks to speak NBD with.
+ * Served disks for tests of the NBD protocol.
  *
  * @module
  */
@@ -11,14 +11,14 @@ const DISK_MIB = 64;
 
 /** Size of the disks. */
 export const DISK_BYTES = DISK_MIB * MIB;
-/** What a writable export can: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN. */
+/** Flags of a writable export: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN. */
 export const FLAGS = 1 | 4 | 8 | 32 | 64 | 256;
-/** The same with structured replies: DF, too. */
+/** The same with structured replies: also DF. */
 export const STRUCTURED_FLAGS = FLAGS | 128;
 
 const { ignore, suffix } = needsServed();
 
-/** A test with an empty dynamic VHD and, made when asked for, an empty raw disk, both served. */
+/** A test with two served disks: an empty dynamic VHD and an empty raw disk, created on demand. */
 export function nbdTest(
   name: string,
   body: (
@@ -41,7 +41,7 @@ export function nbdTest(
   });
 }
 
-/** Fails at the first difference, without printing megabytes. */
+/** Fails at the first difference without printing all bytes. */
 export function assertBytes(actual: Uint8Array, expected: Uint8Array): void {
   assert.equal(actual.length, expected.length);
   const at = actual.findIndex((byte, i) => byte !== expected[i]);

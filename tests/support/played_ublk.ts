@@ -1,7 +1,7 @@
 /**
  * The kernel's side of a ublk device, simulated. It keeps the commands of the queues, completes
- * them with requests and takes the results. It throws where the kernel's driver would refuse a
- * command. The code under test writes the commands to entries of an io_uring, as for the kernel.
+ * them with requests and takes the results. It throws for a command that the kernel's driver would
+ * refuse. The code under test writes the commands to entries of an io_uring, as for the kernel.
  *
  * @module
  */
@@ -48,9 +48,9 @@ export class PlayedUblk implements CommandRing, DiskClient {
   readonly #entries = new Int32Array(2 * TAGS * ENTRY_BYTES / 4);
   readonly commands = new DataView(this.#entries.buffer);
   readonly queues: UblkQueue[] = [];
-  /** Queues all of whose commands have ended. */
+  /** Number of queues all of whose commands have ended. */
   gone = 0;
-  /** Results that were taken, and how many of them were errors. */
+  /** Number of results that were taken, and of errors among them. */
   answered = 0;
   failed = 0;
   readonly #device: SimulatedDevice;
@@ -145,7 +145,7 @@ export class PlayedUblk implements CommandRing, DiskClient {
     writeAt(this.#fd, new Uint8Array(descriptor.buffer), at);
   }
 
-  /** Whether the kernel has a tag's command. */
+  /** Whether the kernel holds the command of a tag. */
   holds(tag: number): boolean {
     return this.#places[tag] === Place.Kernel;
   }

@@ -1,5 +1,5 @@
 /**
- * A device in the process of the test, on the real loop and real descriptors.
+ * A device in the process of the test, on the real loop with real descriptors.
  *
  * @module
  */
@@ -22,9 +22,9 @@ export class RealDevice implements RequestOwner {
   readonly #ended = new Map<number, (errno: number) => void>();
 
   /**
-   * Opens an image. Throws as the driver does.
+   * Opens an image. Throws like the driver.
    *
-   * @param driverOf The drivers; by default each is held to its contract.
+   * @param driverOf The drivers; by default each is checked against its contract.
    */
   constructor(name: string, options: OpenOptions = {}, driverOf: DriverLookup = checkedDrivers) {
     this.context = createVbdContext({
@@ -54,12 +54,12 @@ export class RealDevice implements RequestOwner {
     return done;
   }
 
-  /** Runs the loop until every request that was started has ended. */
+  /** Runs the loop until every started request has ended. */
   async settle(): Promise<void> {
     if (this.#ended.size > 0) await this.scheduler.run();
   }
 
-  /** Starts to read; the promise has what came, or the error's number. */
+  /** Starts a read; the promise resolves to the data or an errno. */
   async read(sector: number, count: number): Promise<Uint8Array | number> {
     const { requests } = this.vbd;
     const slot = requests.takeSlot();
@@ -70,7 +70,7 @@ export class RealDevice implements RequestOwner {
     return errno === 0 ? data : errno;
   }
 
-  /** Starts to ask for extents; the promise has their sectors, negative for holes, or the error. */
+  /** Starts a status request; the promise resolves to sectors, negative for holes, or an errno. */
   async status(sector: number, count: number, most = 8192): Promise<number[] | number> {
     const { requests } = this.vbd;
     const slot = requests.takeSlot();
@@ -89,7 +89,7 @@ export class RealDevice implements RequestOwner {
     return errno === 0 ? extents : errno;
   }
 
-  /** Starts to write; the promise has the error's number. */
+  /** Starts a write; the promise resolves to an errno. */
   write(sector: number, data: Uint8Array): Promise<number> {
     const { requests } = this.vbd;
     const slot = requests.takeSlot();
@@ -98,7 +98,7 @@ export class RealDevice implements RequestOwner {
     return this.#release(slot, this.#start(slot, RequestKind.Write, { sector, count }));
   }
 
-  /** Starts what moves no data; the promise has the error's number. */
+  /** Starts a request without data; the promise resolves to an errno. */
   change(kind: RequestKind, sector = 0, count = 0): Promise<number> {
     const slot = this.vbd.requests.takeSlot();
     return this.#release(slot, this.#start(slot, kind, { sector, count }));

@@ -1,6 +1,6 @@
 /**
- * An NBD server with habits that real ones have seldom, for a thread of its own. The export's name
- * says which: see `Habit`. Posts its socket's path once it listens.
+ * An NBD server with rare or incorrect behaviour, in its own thread. The name of the export selects
+ * the behaviour: see `Habit`. The server posts the path of its socket once it listens.
  *
  * @module
  */
@@ -9,33 +9,35 @@ import { Handshake } from "../../src/frontend/nbd/handshake.ts";
 /** Size of every export. */
 export const SCRIPTED_BYTES = 1024 * 1024;
 
-/** What the server does to a client. */
+/** The behaviour of the server. */
 export type Habit =
-  /** Answers in the order opposite to that of the requests, four at a time. */
+  /** Answers in the reverse order of the requests, four at a time. */
   | "reverse"
-  /** Cuts the answers to reads to chunks, back to front, of data and holes. */
+  /** Splits the answers to reads into chunks of data and holes, from the last to the first. */
   | "chunks"
-  /** Answers the third request of the first connection with a cookie that nobody sent. */
+  /** Answers the third request of the first connection with an unknown cookie. */
   | "stranger"
-  /** Hangs up in the middle of the data, or extents, of the first connection's third request. */
+  /** Closes the connection within the data or extents of the first connection's third request. */
   | "cut"
-  /** Hangs up at the third request of the first connection. */
+  /** Closes the first connection at its third request. */
   | "leaves"
   /** Answers the first connection's third request with an error. */
   | "fails"
-  /** Tells of extents that end within sectors, of ones without a byte, and too many of them. */
+  /** Sends extents that end within sectors, extents of zero bytes, and too many extents. */
   | "odd"
-  /** The same, and has another size from the second connection on. */
+  /** Like "odd"; the export has another size from the second connection on. */
   | "shrinks"
-  /** Answers the third request of the first connection with a chunk that passes the request's end. */
+  /**
+   * Answers the third request of the first connection with a chunk beyond the end of the request.
+   */
   | "overrun"
-  /** Says that reads are forbidden (EPERM), in a chunk with a text. */
+  /** Answers reads with EPERM, in a chunk with a text. */
   | "forbids"
-  /** Takes requests and answers none. */
+  /** Receives requests and answers none. */
   | "hangs"
-  /** Hangs up right after the handshake, from the second connection on. */
+  /** Closes the connection right after the handshake, from the second connection on. */
   | "flaps"
-  /** Tells of the export again and again, and never that this was all. */
+  /** Sends NBD_REP_INFO without end, and never NBD_REP_ACK. */
   | "endless";
 
 /** One answer to NBD_OPT_GO: NBD_REP_INFO, with NBD_INFO_EXPORT. */
@@ -66,7 +68,7 @@ class Client {
     }
   }
 
-  /** So many bytes; throws at the end of the connection. */
+  /** Receives exactly `count` bytes; throws at the end of the connection. */
   async take(count: number): Promise<Uint8Array<ArrayBuffer>> {
     while (this.#buffer.length < count) await this.more();
     const taken = this.#buffer.slice(0, count);
@@ -124,7 +126,7 @@ function dataChunk(cookie: bigint, offset: number, bytes: Uint8Array, isLast: bo
   return chunk(cookie, 1, { payload: [...u32(0), ...u32(offset), ...bytes], isLast });
 }
 
-/** Chunks of 700 bytes from the end to the start, those all of zeros as holes, and an empty one. */
+/** Chunks of 700 bytes from the end to the start, all-zero chunks as holes, and an empty chunk. */
 function chunksOf({ cookie, offset, length }: Request): Uint8Array[] {
   const parts: Uint8Array[] = [];
   for (let end = offset + length; end > offset;) {
@@ -142,7 +144,7 @@ function chunksOf({ cookie, offset, length }: Request): Uint8Array[] {
   return [...parts, chunk(cookie, 0, { payload: [], isLast: true })];
 }
 
-/** Runs of eight sectors each, of data and zeros in turn; the first holds data. */
+/** Extents of eight sectors each, data and zeros in turn; the first is data. */
 function extentsOf({ offset, length }: Request, habit: string): number[] {
   const odd = [...u32(700), ...u32(3), ...u32(9999), ...u32(0)];
   const empty = [...u32(0), ...u32(3)];
@@ -189,7 +191,7 @@ function broken(request: Request, habit: string): Uint8Array | null {
   return null;
 }
 
-/** The server's half of the negotiation; returns the export's name. */
+/** The server's side of the handshake; returns the name of the export. */
 async function negotiate(client: Client, nth: (name: string) => number): Promise<string> {
   const waiting: Uint8Array[] = [];
   let name = "";
@@ -206,7 +208,7 @@ async function negotiate(client: Client, nth: (name: string) => number): Promise
     await client.send(...waiting.splice(0));
     if (handshake.stage === "transmission") return name;
     const bytes = await client.more();
-    // NBD_OPT_GO: its name is behind a header of 16 bytes and a length of 4.
+    // NBD_OPT_GO: the name follows a header of 16 bytes and a length of 4 bytes.
     const view = new DataView(bytes.buffer);
     for (let at = 0; at + 20 <= bytes.length; at++) {
       if (view.getUint32(at) !== 0x49484156 || view.getUint32(at + 8) !== 7) continue;
@@ -245,7 +247,7 @@ async function listen(path: string): Promise<void> {
   }
 }
 
-/** Starts the server in a thread of its own; returns what ends it, and its connections. */
+/** Starts the server in its own thread; returns a function that ends it and its connections. */
 export async function startScriptedServer(path: string): Promise<() => void> {
   const worker = new Worker(import.meta.url, { type: "module" });
   const listening = new Promise((resolve) => worker.onmessage = resolve);

@@ -1,13 +1,13 @@
 /**
- * Disks that the built tapdisk serves, for tests: started and stopped with the built tap-ctl, in a
- * folder of their own, and looked over for leftovers at the end.
+ * Disks that the built tapdisk serves, for tests. The built tap-ctl starts and stops them in a
+ * folder of their own; leftovers are reported at the end.
  *
  * @module
  */
 import assert from "node:assert/strict";
 import { binaryPath, type Needs, needs, run, runOk, type RunResult } from "./tools.ts";
 
-/** One disk that is served. */
+/** A served disk. */
 export interface Disk {
   readonly pid: number;
   readonly minor: number;
@@ -15,29 +15,29 @@ export interface Disk {
   readonly image: string;
   /** Path of its NBD socket. */
   readonly socket: string;
-  /** The same for tools that take a URI. */
+  /** The socket as a URI. */
   readonly uri: string;
 }
 
-/** What tests of served disks need, and `tools` besides. */
+/** The requirements of tests of served disks, plus `tools`. */
 export function needsServed(...tools: string[]): Needs {
   return needs("dist/tapdisk", "dist/tap-ctl", "dist/vhd-util", ...tools);
 }
 
-/** What moves the bytes in tests that do not choose: BLKTAP_TEST_QUEUE lets it be another. */
+/** The disk queue of tests that do not choose one; BLKTAP_TEST_QUEUE sets it. */
 const TEST_QUEUE = Deno.env.get("BLKTAP_TEST_QUEUE") ?? "auto";
 
 /** The tapdisks of one test. */
 export class Tapdisks {
-  /** BLKTAP_CONTROL_DIR of them all. */
+  /** BLKTAP_CONTROL_DIR of all tapdisks of the test. */
   readonly controlFolder: string;
   readonly #disks = new Set<Disk>();
   readonly #pids = new Set<number>();
   readonly #queue: string;
 
   /**
-   * @param folder Where the control folder is made.
-   * @param queue What moves the bytes of disks, for `--queue`.
+   * @param folder Where the control folder is created.
+   * @param queue The disk queue, for `--queue`.
    */
   constructor(folder: string, queue: string = TEST_QUEUE) {
     this.controlFolder = `${folder}/ctl`;
@@ -53,7 +53,7 @@ export class Tapdisks {
     return run(binaryPath("tap-ctl"), args, { env: this.#env });
   }
 
-  /** Runs tap-ctl, which must succeed; returns what it printed. */
+  /** Runs tap-ctl, which must succeed; returns its output. */
   async tapCtlOk(...args: string[]): Promise<string> {
     return (await runOk(binaryPath("tap-ctl"), args, { env: this.#env })).trimEnd();
   }
@@ -66,7 +66,7 @@ export class Tapdisks {
     return pid;
   }
 
-  /** Serves an image, in tapdisk `pid` or in one of its own. */
+  /** Serves an image, in tapdisk `pid` or in a new one. */
   async serve(image: string, { pid, options = [] }: {
     pid?: number;
     options?: readonly string[];
@@ -88,13 +88,13 @@ export class Tapdisks {
     return disk;
   }
 
-  /** Stops serving a disk; its tapdisk ends with the last one. */
+  /** Stops serving a disk; its tapdisk ends with its last disk. */
   async stop(disk: Disk): Promise<void> {
     this.#disks.delete(disk);
     await this.tapCtlOk("destroy", "-p", `${disk.pid}`, "-m", `${disk.minor}`);
   }
 
-  /** Kills a tapdisk as a crash would, and waits until it is gone. */
+  /** Kills a tapdisk with SIGKILL and waits until it is gone. */
   async kill(pid: number): Promise<void> {
     for (const disk of this.#disks) if (disk.pid === pid) this.#disks.delete(disk);
     this.#pids.delete(pid);
@@ -102,7 +102,7 @@ export class Tapdisks {
     await waitUntil(() => !isRunning(pid), `process ${pid} ends`);
   }
 
-  /** Stops all that is left and finds fault with processes and sockets that stay. */
+  /** Stops all remaining disks and throws when a process or socket is left over. */
   async finish(): Promise<void> {
     for (const disk of [...this.#disks]) await this.stop(disk);
     for (const pid of this.#pids) {
@@ -113,13 +113,13 @@ export class Tapdisks {
     }
   }
 
-  /** Ends what a failed test has left. */
+  /** Ends the leftovers of a failed test. */
   abandon(): void {
     for (const pid of this.#pids) if (isRunning(pid)) Deno.kill(pid, "SIGKILL");
   }
 }
 
-/** Calls `body` with a new folder and tapdisks in it; afterwards none of it is left. */
+/** Calls `body` with a new folder and its tapdisks, and removes all of them afterwards. */
 export async function withTapdisks(
   body: (tapdisks: Tapdisks, folder: string) => Promise<void>,
   { parent, queue }: { parent?: string; queue?: string } = {},
@@ -135,7 +135,7 @@ export async function withTapdisks(
   }
 }
 
-/** Waits for something that is to come true soon. Throws after `timeoutMs`. */
+/** Waits for a condition. Throws after `timeoutMs`. */
 export async function waitUntil(
   condition: () => boolean,
   what: string,
@@ -147,7 +147,7 @@ export async function waitUntil(
   }
 }
 
-/** Whether a process runs; one that ended and was not waited for does not. */
+/** Whether a process runs; false for a zombie. */
 export function isRunning(pid: number): boolean {
   try {
     return !/^State:\s+Z/m.test(Deno.readTextFileSync(`/proc/${pid}/status`));
@@ -156,12 +156,12 @@ export function isRunning(pid: number): boolean {
   }
 }
 
-/** How many descriptors a process has open. */
+/** The number of open descriptors of a process. */
 export function openDescriptors(pid: number): number {
   return Array.from(Deno.readDirSync(`/proc/${pid}/fd`)).length;
 }
 
-/** Memory of a process that is its own, KiB. */
+/** Private memory of a process in KiB. */
 export function privateMemoryKib(pid: number): number {
   const rollup = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`);
   return ["Private_Dirty", "Private_Clean"]
@@ -169,18 +169,18 @@ export function privateMemoryKib(pid: number): number {
     .reduce((sum, kib) => sum + kib, 0);
 }
 
-/** Runs vhd-util, which must succeed; returns what it printed. */
+/** Runs vhd-util, which must succeed; returns its output. */
 export async function vhdUtilOk(...args: string[]): Promise<string> {
   return await runOk(binaryPath("vhd-util"), args);
 }
 
-/** Makes a dynamic VHD. */
+/** Creates a dynamic VHD. */
 export async function createVhd(path: string, sizeMib: number): Promise<string> {
   await vhdUtilOk("create", "-n", path, "-s", `${sizeMib}`);
   return path;
 }
 
-/** Makes a VHD on top of another. */
+/** Creates a VHD with a parent. */
 export async function snapshotVhd(path: string, parent: string): Promise<string> {
   await vhdUtilOk("snapshot", "-n", path, "-p", parent);
   return path;

@@ -1,16 +1,16 @@
 /**
- * Console sessions in documents, run by tests: each `console` block has commands after `$ ` and, below
- * each, what it prints. Process numbers, times and the like may differ.
+ * Runs the console sessions of documents as tests. Each `console` block has commands after `$ ` and
+ * the expected output of each below it. Process numbers, times and the like may differ.
  *
  * @module
  */
 import assert from "node:assert/strict";
 import { run } from "./tools.ts";
 
-/** The folder that sessions work in, as the documents have it. */
+/** The working folder of sessions in the documents. */
 const TOUR = "/tmp/tour";
 
-/** A command, and what it prints. */
+/** A command and its output. */
 export interface Step {
   readonly command: string;
   readonly output: string;
@@ -27,24 +27,24 @@ export function stepsOf(markdown: string): Step[] {
   return steps;
 }
 
-/** Without what differs from one run to the next. */
+/** The text without the parts that differ between runs. */
 function lasting(text: string): string {
   return text
     .replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "UUID")
     .replace(/(pid=|"pid": |\/nbd|process )\d+/g, "$1PID");
 }
 
-/** One script of all steps, which marks where the output of each begins, and ends with the first that fails. */
+/** One script of all steps. It marks the start of each output and stops at the first failure. */
 function scriptOf(steps: readonly Step[], mark: string): string {
   const marked = steps.map(({ command }) => `printf '%s\\n' ${mark}\n${command}\n`);
   return `set -euo pipefail\nexec 2>&1\n${marked.join("")}`;
 }
 
 /**
- * Runs a session in one shell. Throws where something is not as the document has it.
+ * Runs a session in one shell. Throws when an output differs from the document.
  *
- * @param cwd The folder that it runs in.
- * @param tour A folder that stands for the one that the session works in.
+ * @param cwd The working folder.
+ * @param tour The folder that replaces the working folder of the session.
  */
 export async function runSession(
   steps: readonly Step[],

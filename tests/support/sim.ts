@@ -1,5 +1,5 @@
 /**
- * A device on a simulated disk: the engine's own code, its clock and its disk simulated.
+ * A device on a simulated disk: the code of the engine with a simulated clock and disk.
  *
  * @module
  */
@@ -19,24 +19,27 @@ import { checkedDrivers } from "./checked_drivers.ts";
 
 export const SECTOR_BYTES = 512;
 
-/** How a request ended; null while it has not. */
+/** The result of a request; null while it is in flight. */
 export interface Outcome {
   errno: number | null;
-  /** What a read brought. */
+  /** The data of a read. */
   data: Uint8Array | null;
-  /** What a request for extents found. */
+  /** The extents of a status request. */
   extents?: number[];
 }
 
-/** How a simulation's disk behaves. */
+/** Options of a simulation. */
 export interface SimulationOptions extends SimulatedDiskOptions {
-  /** The drivers; by default each is held to its contract. */
+  /** The drivers; by default each is checked against its contract. */
   readonly driverOf?: DriverLookup;
-  /** Longest time that an operation takes, milliseconds; 0: all end in the turn they start. */
+  /**
+   * Longest duration of an operation in milliseconds; 0: every operation ends in the turn it starts
+   * in.
+   */
   readonly latencyMs?: number;
 }
 
-/** Decides how a queued operation ends: with 0 for well, or an errno. */
+/** Decides the result of a queued operation: 0 or an errno. */
 export type QueueFault = (kind: OperationKind) => number;
 
 /** The process: one disk, one scheduler, any number of devices. */
@@ -46,12 +49,12 @@ export class Simulation {
   readonly connection: SimulatedConnection;
   readonly context: VbdContext;
   readonly log: string[] = [];
-  /** Whether a test makes faults of the program; otherwise a fault fails the test. */
+  /** Whether the test injects program faults; otherwise a fault fails the test. */
   expectsFaults = false;
   #fault: QueueFault | null = null;
   #lengthFault = 0;
 
-  /** @param before A simulation whose power is cut: its disk is found as it is left. */
+  /** @param before A simulation whose power is cut; the new one starts with its disk. */
   constructor(
     { latencyMs, driverOf = checkedDrivers, ...options }: SimulationOptions,
     before?: Simulation,
@@ -80,19 +83,19 @@ export class Simulation {
     return device;
   }
 
-  /** How reads, writes and syncs of the queue end; null: well. */
+  /** Sets the result of queued reads, writes and syncs; null: they succeed. */
   set fault(fault: QueueFault | null) {
     this.#fault = fault;
     this.#hook();
   }
 
-  /** Errno of every attempt of a driver to change a file's length; 0: they go well. */
+  /** Errno of every change of a file's length by a driver; 0: the changes succeed. */
   set lengthFault(errno: number) {
     this.#lengthFault = errno;
     this.#hook();
   }
 
-  /** Without faults there is no hook: it would cost an allocation for each operation. */
+  /** Without faults there is no hook, because a hook costs an allocation for each operation. */
   #hook(): void {
     const fault = this.#fault ?? ((): number => 0);
     const none = this.#fault === null && this.#lengthFault === 0;
@@ -103,22 +106,22 @@ export class Simulation {
     };
   }
 
-  /** A file answers nothing for so long, and then all that it was asked. */
+  /** Delays all completions of a file by `forMs`. */
   hang(path: string, forMs: number): void {
     this.connection.hang(path, forMs);
   }
 
-  /** Gives its memory back. What it had under way never ends. */
+  /** Frees the memory. Requests in flight never end. */
   close(): void {
     this.connection.die();
     this.context.queue.close();
     this.disk.close();
   }
 
-  /** Lets time pass until `done`; throws when nothing happens any more before it is. */
+  /** Runs the loop until `done`; throws when no event is left before that. */
   runUntil(done: () => boolean, what: string): void {
     if (!this.scheduler.runUntil(done)) throw new Error(`${what} never ended`);
-    // A fault ends its disk, and the loop goes on: that must not pass for an error of the disk.
+    // A fault ends its disk, and the loop goes on. A test must not take it for a disk error.
     const fault = this.expectsFaults
       ? undefined
       : this.log.find((line) => line.includes(": a fault: "));
@@ -173,7 +176,7 @@ export class SimulatedDevice implements RequestOwner {
     });
   }
 
-  /** Starts to write; each sector of `data` where it belongs. */
+  /** Starts a write; each sector of `data` is written to its place. */
   write(sector: number, data: Uint8Array, fua = false): Outcome {
     const slot = this.#takeSlot();
     this.vbd.requests.memory.bytes.set(data, this.vbd.requests.slotOffset(slot));
@@ -200,7 +203,7 @@ export class SimulatedDevice implements RequestOwner {
     return this.#start(RequestKind.Discard, sector, count);
   }
 
-  /** Asks for extents; `extents` of the outcome has their sectors, negative for holes. */
+  /** Starts a status request; `extents` of the outcome has sectors, negative for holes. */
   status(sector: number, count: number, most = 8192): Outcome {
     const slot = this.#takeSlot();
     const outcome: Outcome = { errno: null, data: null, extents: [] };
@@ -213,7 +216,7 @@ export class SimulatedDevice implements RequestOwner {
     return this.#start(RequestKind.Flush, 0, 0);
   }
 
-  /** Runs until nothing that was started is left. */
+  /** Runs until no started request is in flight. */
   settle(): void {
     this.simulation.runUntil(() => this.#outcomes.size === 0, "A request");
   }
@@ -242,7 +245,7 @@ export class SimulatedDevice implements RequestOwner {
   }
 }
 
-/** Sectors that say where they belong and which write they come from. */
+/** Sectors that contain their own number and the stamp of their write. */
 export function stampedSectors(sector: number, count: number, stamp: number): Uint8Array {
   const words = new Uint32Array(count * SECTOR_BYTES / 4);
   for (let i = 0; i < count; i++) {
@@ -252,7 +255,7 @@ export function stampedSectors(sector: number, count: number, stamp: number): Ui
   return new Uint8Array(words.buffer);
 }
 
-/** The stamp of a sector; 0 for one that is zero; throws for one that is torn or misplaced. */
+/** The stamp of a sector; 0 for a zeroed sector; throws for a torn or misplaced sector. */
 export function stampOf(data: Uint8Array, index: number, sector: number): number {
   const words = new Uint32Array(data.buffer, data.byteOffset + index * SECTOR_BYTES, 128);
   const stamp = words[127];
@@ -263,7 +266,7 @@ export function stampOf(data: Uint8Array, index: number, sector: number): number
   return stamp;
 }
 
-/** Reads sectors and sees to it that each has this stamp; 0: is zero. */
+/** Reads sectors and checks that each has this stamp; 0: is zero. */
 export function assertHolds(
   device: SimulatedDevice,
   sector: number,

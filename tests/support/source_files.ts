@@ -1,5 +1,5 @@
 /**
- * The project's own source as text: which files there are, what they import, what they export.
+ * The project's source files as text, with their imports and exports.
  *
  * @module
  */
@@ -11,7 +11,7 @@ export const ROOT = new URL("../../", import.meta.url).pathname;
 export interface Import {
   /** Path of the imported file from the root. */
   readonly path: string;
-  /** The names as the exporting file has them; `*` for a namespace or a dynamic import. */
+  /** The names as in the exporting file; `*` for a namespace or a dynamic import. */
   readonly names: readonly string[];
 }
 
@@ -28,7 +28,7 @@ export interface SourceFile {
 /** A declaration that other files may import. */
 export interface Export {
   readonly name: string;
-  /** Whether it is an interface or a type alias, which no code runs. */
+  /** Whether it is an interface or a type alias, which has no code. */
   readonly isType: boolean;
 }
 
@@ -37,7 +37,7 @@ const DYNAMIC = /import\(\s*"(\.[^"]+)"\s*\)/g;
 const DECLARATION =
   /^export (?:abstract )?(?:async )?(function\*?|class|const|let|enum|interface|type) (\w+)/gm;
 
-/** All `.ts` files of the given folders and files, by path. */
+/** All `.ts` files of the given folders and files, sorted by path. */
 export function sourceFiles(...roots: string[]): SourceFile[] {
   return roots.flatMap(pathsBelow).sort().map((path) => readSource(path));
 }

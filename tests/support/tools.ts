@@ -1,40 +1,42 @@
 /**
- * What tests share: whether a tool is there, running it, a folder that goes away again.
+ * Helpers for tests: find a tool, run it, create a temporary folder.
  *
  * @module
  */
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 
-/** Where Debian keeps what tests run, also when PATH is that of a user. */
+/**
+ * The folders where Debian installs programs for tests, also when PATH is that of an ordinary user.
+ */
 const FOLDERS = [...(Deno.env.get("PATH") ?? "").split(":"), "/usr/sbin", "/sbin"];
 
-/** What {@linkcode run} may be told. */
+/** Options of {@linkcode run}. */
 export interface RunOptions {
   readonly cwd?: string;
   /** Added to the environment of this process. */
   readonly env?: Record<string, string>;
   readonly stdin?: string | Uint8Array<ArrayBuffer>;
-  /** The program is killed after this long; 60,000 unless told. */
+  /** The program is killed after this time; 60,000 by default. */
   readonly timeoutMs?: number;
 }
 
-/** What came of a program; `code` is 128 + n where signal n ended it. */
+/** The result of a program; `code` is 128 + n when signal n ended it. */
 export interface RunResult {
   readonly code: number;
   readonly stdout: string;
   readonly stderr: string;
 }
 
-/** What a test that needs something spreads into its definition; see {@linkcode needs}. */
+/** The parts of a test definition that depend on its requirements; see {@linkcode needs}. */
 export interface Needs {
   /** Whether the test must be skipped. */
   readonly ignore: boolean;
-  /** Goes at the end of the test's name: empty, or why it is skipped. */
+  /** Appended to the name of the test: empty, or the reason why it is skipped. */
   readonly suffix: string;
 }
 
-/** The path of a program, or nothing where it is not installed; a path stays as it is. */
+/** The path of a program; undefined when it is not installed. A path is returned unchanged. */
 export function findTool(name: string): string | undefined {
   if (name.includes("/")) {
     return isFile(name) ? name : undefined;
@@ -53,8 +55,8 @@ export function binaryPath(name: "blktap" | "tapdisk" | "tap-ctl" | "vhd-util"):
 }
 
 /**
- * What a test needs to run: names of programs, `dist/NAME` for the built binary, `root`, or a path
- * such as `/dev/fuse`.
+ * The requirements of a test: names of programs, `dist/NAME` for the built binary, `root`, or a
+ * path such as `/dev/fuse`.
  *
  * ```ts
  * import { needs } from "./tools.ts";
@@ -108,7 +110,7 @@ export async function run(
 /**
  * Runs a program that must succeed; returns its standard output.
  *
- * @throws {Error} When its exit status is not 0, with all that it printed.
+ * @throws {Error} When its exit status is not 0; the message contains its output.
  */
 export async function runOk(
   command: string,

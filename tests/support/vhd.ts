@@ -1,12 +1,12 @@
 /**
- * What tests of the VHD format share: images to start from, and vhd-util run in this process.
+ * Helpers for tests of the VHD format: initial images, and vhd-util run in this process.
  *
  * @module
  */
 
 import { vhdUtilMain } from "../../src/cli/vhd_util/main.ts";
 import { PlainOutput } from "../../src/cli/vhd_util/output.ts";
-// Loaded here, as a library that is loaded within a test counts as a leak.
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
 import "../../src/files/storage.ts";
 import "../../src/bulk/bulk_context.ts";
 import type { Storage } from "../../src/files/storage.ts";
@@ -27,14 +27,14 @@ export async function goldenImage(
   return new Uint8Array(await new Response(unpacked).arrayBuffer());
 }
 
-/** Puts bytes into a file of a storage. */
+/** Writes bytes to a file of a storage. */
 export function putFile(storage: Storage, path: string, bytes: Uint8Array<ArrayBuffer>): void {
   const file = storage.open(path, "create");
   file.writeAt(bytes, 0);
   file.close();
 }
 
-/** Brings a file of a storage to stable storage. */
+/** Makes a file of a storage durable. */
 export function syncFile(storage: Storage, path: string): void {
   const file = storage.open(path, "write");
   file.sync();
@@ -50,7 +50,7 @@ export function getFile(storage: Storage, path: string): Uint8Array<ArrayBuffer>
   return bytes;
 }
 
-/** What a call of vhd-util came to. */
+/** The result of a call of vhd-util. */
 export interface VhdUtilResult {
   readonly code: number;
   readonly stdout: string;
