@@ -1,29 +1,32 @@
 /**
- * Runs the tests, each file in a process of its own, so that a crash or a hang costs that file
- * only, and prints the result in one last line.
+ * Runs the tests, each file in its own process, so that a crash or a hang affects only that file.
+ * The last line of the output is the result.
  *
  *     deno run -A scripts/run_tests.ts [--build] [--check] [--quick] [FILE…] [--OPTION=OF-DENO-TEST…]
  *
- * `--build` and `--check` do those tasks first and count each as a test. `--quick` leaves out what
- * needs a virtual machine, minutes, or a quiet machine.
+ * `--build` and `--check` run those tasks first and count each as a test. `--quick` skips the tests
+ * that need a virtual machine, minutes, or an idle machine.
  *
  * @module
  */
 
 import { readJunit, type TestResult } from "./junit.ts";
 
-/** No file of tests may take longer; the slowest boot an emulated machine. */
+/** Time limit of a test file; the slowest files boot an emulated machine. */
 const FILE_TIMEOUT_MS = 15 * 60_000;
 
-/** Lines of a failure's reason that the summary repeats; the whole is where the test ran. */
+/**
+ * Lines of a failure's reason that the summary repeats; the full reason is in the output of the
+ * test.
+ */
 const REASON_LINES = 12;
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** Files that measure time or memory, or compare with peers: nothing else may run beside them. */
+/** Files that measure time or memory, or compare with peers; they run alone. */
 const MEASURES = /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$/;
 
-/** Virtual machines, one at a time: each takes a processor for minutes. */
+/** Virtual machines run one at a time, because each uses a processor for minutes. */
 const MACHINES = /^tests\/vm\//;
 
 /** Files of tests/interop that `--quick` runs: the commands, a disk's life, NBD. */
@@ -31,9 +34,9 @@ const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
 interface Plan {
   readonly tasks: string[];
-  /** Lists of files that run side by side, each in its order. */
+  /** Lists of files; the lists run in parallel, the files of a list in order. */
   readonly lanes: string[][];
-  /** Files that run after those, one at a time. */
+  /** Files that run after the lanes, one at a time. */
   readonly alone: string[];
   readonly testOptions: string[];
 }
@@ -72,10 +75,10 @@ function testFilesIn(folder: string): string[] {
   return found.sort();
 }
 
-/** Where the output of a test goes: to the terminal as it comes, or whole when the test ends. */
+/** How a test's output is printed: at once, or as a whole when the test ends. */
 type Output = "live" | "whole";
 
-/** Runs Deno; returns what went wrong, or nothing. */
+/** Runs Deno; returns the reason of a failure, or nothing. */
 async function deno(
   args: string[],
   { timeoutMs, output }: { timeoutMs: number; output: Output },
@@ -120,7 +123,7 @@ async function runFile(
 ): Promise<TestResult[]> {
   const report = Deno.makeTempFileSync({ prefix: "junit-" });
   try {
-    // The types are looked at by the task `check`, all at once.
+    // The task `check` checks the types of all files at once.
     const args = ["test", "-A", "--no-check", `--junit-path=${report}`, ...options, file];
     const failure = await deno(args, { timeoutMs: FILE_TIMEOUT_MS, output });
     const results = readJunit(Deno.readTextFileSync(report));
@@ -133,13 +136,13 @@ async function runFile(
   }
 }
 
-/** The beginning of a reason, below what it is one for. */
+/** The first lines of a reason, indented. */
 function indented(reason: string): string {
   const lines = reason === "" ? [] : reason.split("\n").slice(0, REASON_LINES);
   return lines.map((line) => `\n      ${line}`).join("");
 }
 
-/** Prints the skipped and the failed tests, and the closing line. */
+/** Prints the skipped and failed tests, and the last line. */
 function summarise(results: readonly TestResult[]): boolean {
   const of = (outcome: TestResult["outcome"]): TestResult[] =>
     results.filter((result) => result.outcome === outcome);

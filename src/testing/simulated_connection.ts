@@ -129,7 +129,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     assertShared(file < this.#open.length, "A file is registered that was not opened here");
   }
 
-  /** Delays all completions of a file by `forMs`. */
+  /** Holds back all completions of a file for `forMs`. */
   hang(path: string, forMs: number): void {
     const content = this.#disk.named(normalizePath(this.storage, path));
     content.hangsUntilMs = this.#scheduler.nowMs() + forMs;

@@ -10,7 +10,7 @@
  *
  * - **Order.** Queued operations end in any order, each within `latencyMs`. An operation takes
  *   effect when it ends. Synchronous calls take effect at once.
- * - **Delay.** `SimulatedConnection.hang` delays all completions of a file for some time.
+ * - **Delay.** `SimulatedConnection.hang` holds back all completions of a file for some time.
  * - **Errors.** `beforeOperation` returns an errno for an operation that is to fail. Such an
  *   operation changes nothing; a sync that fails makes nothing durable.
  * - **Full disk.** With `capacityBytes`, a write that needs more room ends short, or fails with

@@ -11,7 +11,7 @@ import {
   WRITE,
 } from "../support/blktap2/ring_disk.ts";
 
-/** A run that failed is run again with its seed in BLKTAP_TEST_SEED. */
+/** A failed run is repeated with its seed in BLKTAP_TEST_SEED. */
 const SEED = Number(
   Deno.env.get("BLKTAP_TEST_SEED") ?? crypto.getRandomValues(new Uint32Array(1))[0] >>> 1,
 );
@@ -21,9 +21,9 @@ const PAGE = 4096;
 const FREE = "control 201 7";
 const BACKGROUND = 0x5a;
 
-/** A request as the driver may put it into the ring, be it right or wrong. */
+/** A request as the driver may put it into the ring, valid or invalid. */
 interface Entry {
-  /** Its number; null for the one that is its place in the round. */
+  /** The id of the request; null: its index in the round. */
   readonly id: bigint | null;
   readonly operation: number;
   readonly segmentCount: number;
@@ -35,7 +35,7 @@ interface Entry {
 
 interface Round {
   readonly entries: readonly Entry[];
-  /** Whether the driver writes over the requests while they are looked at. */
+  /** Whether the driver overwrites the requests while the tapdisk reads them. */
   readonly scribble: boolean;
 }
 
@@ -71,7 +71,7 @@ const anyRound: fc.Arbitrary<Round> = fc.record({
 });
 const anyRun = fc.record({
   rounds: fc.array(anyRound, { minLength: 1, maxLength: 6 }),
-  /** By how much the producer moves at the end, with nothing put in. */
+  /** The increment of the producer index at the end, without new requests. */
   jump: fc.oneof(
     { weight: 12, arbitrary: fc.constant(0) },
     { weight: 1, arbitrary: fc.integer({ min: 33, max: 2 ** 31 }) },
@@ -79,7 +79,7 @@ const anyRun = fc.record({
   ),
 });
 
-/** Sectors that a request reads or writes; null for one that has to be refused. */
+/** The sectors that a request reads or writes; null for a request that must be refused. */
 function transferOf(entry: Entry): { sector: number; segments: Segment[] } | null {
   const { operation, segmentCount, sector } = entry;
   if (entry.id !== null || (operation !== READ && operation !== WRITE)) return null;
@@ -100,17 +100,17 @@ function statusOf(entry: Entry): number {
   return transferOf(entry) === null ? -1 : 0;
 }
 
-/** The content of a sector by one word; sectors of these tests hold nothing but copies of it. */
+/** The contents of a sector as one word; sectors of these tests hold copies of one word only. */
 function wordOf(sector: Uint8Array): number {
   const words = new Uint32Array(sector.buffer, sector.byteOffset, 128);
   assert.ok(words.every((word) => word === words[0]), "a sector is torn");
   return words[0];
 }
 
-/** The driver's half, which does what it likes, and the disk behind the other half. */
+/** An arbitrary driver on the kernel's side, and a model of the disk on the other side. */
 class Hostility {
   readonly #path: string;
-  /** By sector: what it holds. */
+  /** The contents of each sector. */
   #model = new Uint32Array(DISK_SECTORS);
   #kernel: PlayedKernel | null = null;
 
@@ -124,7 +124,7 @@ class Hostility {
     return this.#kernel;
   }
 
-  /** The other half has closed its device, as it should; the next round has another. */
+  /** The tapdisk has closed its device, as it should; the next round uses a new one. */
   async renew(): Promise<void> {
     await this.check();
     await this.#kernel?.close();
@@ -150,7 +150,7 @@ class Hostility {
     );
   }
 
-  /** Puts the requests of a round in. */
+  /** Puts the requests of a round into the ring. */
   #put(kernel: PlayedKernel, entries: readonly Entry[]): void {
     const { view } = kernel.arena;
     kernel.arena.bytes.fill(BACKGROUND, PAGE);
@@ -174,7 +174,7 @@ class Hostility {
     }
   }
 
-  /** What each sector may hold when the requests of a round are through, in whatever order. */
+  /** The possible contents of each sector after the requests of a round, in any order. */
   #candidates(entries: readonly Entry[]): Map<number, Set<number>> {
     const candidates = new Map<number, Set<number>>();
     const add = (sector: number, word: number): void => {
@@ -196,7 +196,7 @@ class Hostility {
     return candidates;
   }
 
-  /** One round whose answers, data and disk are all known before. */
+  /** A round whose responses, data and disk contents are all known in advance. */
   async quietRound(entries: readonly Entry[]): Promise<void> {
     const kernel = await this.kernel();
     this.#put(kernel, entries);
@@ -215,7 +215,7 @@ class Hostility {
     this.#checkDisk(candidates);
   }
 
-  /** Looks at what was read, and makes it part of what was there before. */
+  /** Checks the data of reads and adds it to the known contents of the disk. */
   #checkReads(
     kernel: PlayedKernel,
     entries: readonly Entry[],
@@ -236,7 +236,9 @@ class Hostility {
     }
   }
 
-  /** Nothing but answers, and how many there are, is written to the ring's page. */
+  /**
+   * Checks that the tapdisk wrote nothing but responses, and their number, to the page of the ring.
+   */
   #checkRingPage(kernel: PlayedKernel, before: Uint8Array): void {
     const page = kernel.arena.bytes.subarray(0, PAGE);
     for (const [from, to] of [[4, 8], [12, 64], [64 + 32 * 112, PAGE]]) {
@@ -254,12 +256,15 @@ class Hostility {
     this.#model = content;
   }
 
-  /** One round that is written over while it is looked at: it may do anything within the disk. */
+  /**
+   * A round that is overwritten while the tapdisk reads it: any change within the disk is
+   * permitted.
+   */
   async scribbledRound(entries: readonly Entry[]): Promise<void> {
     const kernel = await this.kernel();
     this.#put(kernel, entries);
     for (let at = PAGE; at < kernel.arena.sizeBytes; at += 512) {
-      // Whatever is written, a sector is not torn.
+      // With any data, a sector is not torn.
       new Uint32Array(kernel.arena.bytes.buffer, kernel.arena.bytes.byteOffset + at, 128).fill(at);
     }
     const random = new Random(entries[0].data);
@@ -289,7 +294,7 @@ class Hostility {
     await this.renew();
   }
 
-  /** A producer that says there is what cannot be. */
+  /** Sets an impossible producer index. */
   async jump(by: number): Promise<void> {
     const kernel = await this.kernel();
     kernel.put += by;
@@ -310,7 +315,7 @@ Deno.test(`requests of any kind do what they may, and nothing else (seed ${SEED}
       }
       if (jump !== 0) await hostility.jump(jump);
     });
-    // What one run leaves on the disk is what the next begins with: there is no going back.
+    // A run starts with the disk of the previous run, so a failing case cannot be shrunk.
     await fc.assert(property, { seed: SEED, numRuns: RUNS, endOnFailure: true });
     await hostility.check();
   } finally {

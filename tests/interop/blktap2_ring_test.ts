@@ -20,7 +20,7 @@ const CREATE = "ring 208 40 bytes";
 const REMOVE = "ring 207 0";
 const FREE = "control 201 7";
 
-/** A kernel, and a tapdisk with a VHD on a memory file system. */
+/** A simulated kernel, and a tapdisk with a VHD on a tmpfs. */
 async function withKernel(
   options: KernelOptions,
   body: (kernel: PlayedKernel) => Promise<void>,
@@ -136,7 +136,7 @@ Deno.test("segments that join, and those that do not, hold their sectors", async
         operation: WRITE,
         status: 0,
       });
-      // Read through pages of another shape: what counts is the order of sectors.
+      // Reads through other segments: only the order of sectors matters.
       const plain: Segment[] = [];
       for (let left = count; left > 0; left -= 8) plain.push([0, Math.min(left, 8) - 1]);
       const read = await readSectors(kernel, { id: (id + 1) % 32, sector, segments: plain });
@@ -262,7 +262,7 @@ Deno.test("a message that means nothing is taken out, and the ring goes on", asy
 Deno.test("requests wait while the disk is paused, as many as the ring has", async () => {
   await withKernel({}, async (kernel) => {
     assert.deepEqual(await kernel.order("pause"), [0, ""]);
-    // Of parts that do not join there are more than a device has slots.
+    // The request has more non-adjacent parts than a device has slots.
     const segments = Array.from({ length: 11 }, (): Segment => [2, 3]);
     for (let id = 0; id < 32; id++) putTransfer(kernel, WRITE, { id, sector: id * 22, segments });
     kernel.publish();
@@ -316,7 +316,7 @@ Deno.test("the driver can have its device removed", async () => {
     await kernel.until("the ring is closed", () => kernel.calls.includes("ring 10002 0"));
     assert.match(await logOf(kernel), /the driver was told to remove it/);
     assert.equal(await kernel.order("gone"), true);
-    // Such a driver frees the tap itself; by now it may be another's.
+    // Such a driver frees the tap itself. The number may now belong to another tap.
     assert.ok(!kernel.calls.includes(FREE));
     assert.deepEqual(await kernel.order("detach"), [0, ""]);
   });
@@ -366,7 +366,7 @@ Deno.test("requests of a ring allocate nothing", async () => {
     grown = await run(3, 500_000) - before;
   });
   assert.ok(grown < 256 * 1024, `the heap grew by ${grown} bytes`);
-  // The last two collections of all were asked for, before and after the requests that count.
+  // The last two collections were requested, before and after the measured requests.
   const [, between] = lines.join("\n").split("Mark-Compact").slice(-3);
   assert.ok(lines.length > 3, "the runtime tells of its collections");
   assert.ok((between.match(/Scavenge/g) ?? []).length <= 1, lines.join("\n"));

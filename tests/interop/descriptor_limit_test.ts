@@ -13,7 +13,7 @@ function descriptorLimits(pid: number): [soft: string, hard: string] {
   return [found[1], found[2]];
 }
 
-// The built program: deno itself raises the limit when it runs the sources.
+// Needs the built program: deno itself raises the limit when it runs the sources.
 Deno.test({
   name: `a tapdisk raises its soft limit of descriptors to the hard one${suffix}`,
   ignore,

@@ -22,27 +22,27 @@ function durabilityTest(name: string, fn: () => Promise<void>): void {
   Deno.test({ name: `durability: ${name}${suffix}`, ignore, fn });
 }
 
-/** What a sector should hold: the number of the write that came last, or that may have come. */
+/** The expected contents of a sector: the last flushed write, or a later one. */
 interface Promised {
   /** Number of the last write that was flushed. */
   flushed: number;
-  /** Numbers of later writes, which may be there or not. */
+  /** Numbers of later writes, each of which may be present or not. */
   readonly later: Set<number>;
 }
 
 const CHUNK_BYTES = 8192;
 const CHUNKS = DISK_MIB * MIB / CHUNK_BYTES;
 
-/** Writes numbered chunks to random places and flushes, until the server goes away. */
+/** Writes numbered chunks to random places and flushes, until the server closes the connection. */
 class Writer {
   readonly promised = new Map<number, Promised>();
   flushes = 0;
   #count = 0;
 
-  /** @param seed Of the places, so that several writers do not share any. */
+  /** @param seed The seed of the places; several writers have no place in common. */
   constructor(readonly seed: number, readonly writers: number) {}
 
-  /** Works until the server hangs up. */
+  /** Writes until the server closes the connection. */
   async run(socket: string): Promise<void> {
     const { client } = await NbdClient.open(socket);
     using _ = client;
@@ -61,7 +61,7 @@ class Writer {
       const chunk = Math.floor(place) * this.writers + this.seed;
       const promise = this.promised.get(chunk) ?? { flushed: 0, later: new Set() };
       this.promised.set(chunk, promise);
-      // Two writes of one place at a time could end up either way.
+      // The order of two writes in flight to one place is undefined.
       if (promise.later.size > 0) continue;
       promise.later.add(number);
       written.push([chunk, number]);
@@ -84,7 +84,7 @@ class Writer {
     return number === 0 ? new Uint8Array(CHUNK_BYTES) : noise(CHUNK_BYTES, chunk * 31 + number);
   }
 
-  /** Reads back all that was promised. */
+  /** Reads and checks all chunks. */
   async verify(client: NbdClient): Promise<void> {
     for (const [chunk, { flushed, later }] of this.promised) {
       const found = await client.read(chunk * CHUNK_BYTES, CHUNK_BYTES);
@@ -103,7 +103,7 @@ function equal(a: Uint8Array, b: Uint8Array): boolean {
   return a.every((byte, i) => byte === b[i]);
 }
 
-/** `vhd-util check`, which may find that the footer is the backup's. */
+/** Runs `vhd-util check`. The backup footer may be in use. */
 async function assertClean(path: string): Promise<void> {
   const { code, stdout, stderr } = await run(binaryPath("vhd-util"), ["check", "-i", "-n", path]);
   assert.equal(code, 0, stdout + stderr);
@@ -127,7 +127,7 @@ durabilityTest(
         const again = await tapdisks.serve(`vhd:${path}`);
         const { client } = await NbdClient.open(again.socket);
         for (const writer of writers) await writer.verify(client);
-        // What was read is what it is from now on.
+        // The contents that were read must not change afterwards.
         await client.disconnect();
         await tapdisks.stop(again);
         await vhdUtilOk("check", "-n", path);
@@ -178,11 +178,11 @@ durabilityTest(
         assert.equal(refused.code, Errno.EBUSY, refused.stderr);
         assert.match(refused.stderr, /for writing.*(EBUSY)/);
         assert.ok(refused.stderr.includes(image.slice(4)), refused.stderr);
-        // Nor within one process.
+        // A second writer in the same process is refused too.
         await assert.rejects(tapdisks.serve(image, { pid: first.pid }), /EBUSY/);
         const created = await tapdisks.tapCtl("create", "-a", image);
         assert.equal(created.code, Errno.EBUSY);
-        // Reading goes.
+        // A read-only open succeeds.
         await tapdisks.tapCtlOk("open", ...address, "-a", image, "-R");
         await tapdisks.tapCtlOk("close", ...address);
         await tapdisks.tapCtlOk("detach", ...address);
@@ -224,7 +224,7 @@ durabilityTest(
       await below.disconnect();
       await tapdisks.stop(first);
       const middle = await snapshotVhd(`${folder}/middle.vhd`, base);
-      // A child of an image that holds nothing would be a child of that one's parent.
+      // A child of an empty image would become a child of the parent of that image.
       await tapdisks.serve(`vhd:${middle}`).then(async (inner) => {
         const { client: writer } = await NbdClient.open(inner.socket);
         await writer.write(2 * MIB, noise(4096, 4));
@@ -242,7 +242,7 @@ durabilityTest(
         await vhdUtilOk("read", "-n", path, "-p");
         await vhdUtilOk("check", "-n", path, "-p");
       }
-      // Another child of an inner layer, which another tapdisk serves at the same time.
+      // Another child of an inner layer, served by another tapdisk at the same time.
       const branch = await snapshotVhd(`${folder}/branch.vhd`, middle);
       const sibling = await tapdisks.serve(`vhd:${branch}`);
       const { client: other } = await NbdClient.open(sibling.socket);

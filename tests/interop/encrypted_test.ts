@@ -23,7 +23,7 @@ async function vhdUtilOk(...args: string[]): Promise<void> {
   assert.equal(code, 0, `${args.join(" ")}: ${stderr}`);
 }
 
-/** An empty encrypted image, with its key beside it; returns its path. */
+/** Creates an empty encrypted image and its key file; returns the path of the image. */
 async function createEncrypted(bench: ControlBench): Promise<string> {
   const path = `${bench.folder}/disk.vhd`;
   const keyFile = `${bench.folder}/disk,aes-xts-plain,512.key`;
@@ -33,7 +33,7 @@ async function createEncrypted(bench: ControlBench): Promise<string> {
   return path;
 }
 
-/** Serves an image with a key while `body` runs, which gets its NBD URI. */
+/** Serves an image with a key and calls `body` with its NBD URI. */
 async function withDisk(
   bench: ControlBench,
   { image, key }: { image: string; key: Uint8Array<ArrayBuffer> },
@@ -57,7 +57,7 @@ function writeContent(path: string): Uint8Array {
   return content;
 }
 
-/** Where `part` is in `whole`; -1: nowhere. */
+/** The offset of `part` in `whole`; -1 when it is absent. */
 function find(whole: Uint8Array, part: Uint8Array): number {
   const text = (bytes: Uint8Array) => new TextDecoder("latin1").decode(bytes);
   return text(whole).indexOf(text(part));

@@ -1,6 +1,6 @@
 /**
- * A fault of this program ends the client or the disk that it belongs to. Whatever handler throws,
- * the other disk of the process serves on.
+ * A program fault ends only the client or the disk that it belongs to. The other disk of the
+ * process keeps working, whichever handler throws.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import { withTempDir } from "../support/tools.ts";
 
 const SCRIPT = new URL("../support/faulty_tapdisk.ts", import.meta.url).pathname;
 const BLOCK_BYTES = 2 * 1024 * 1024;
-/** Faults that end the disk; the others end a client, or nobody. */
+/** Faults that end the disk; the others end a client or nothing. */
 const ENDS_DISK: readonly Fault[] = [
   "driver call",
   "disk completion",
@@ -27,7 +27,7 @@ const ENDS_DISK: readonly Fault[] = [
   "remote",
 ];
 
-/** A tapdisk with faults, and two disks of it. */
+/** A tapdisk with faults and two disks. */
 class Bench {
   readonly #bench: ControlBench;
   readonly #process: Deno.ChildProcess;
@@ -113,7 +113,7 @@ async function withBench(body: (bench: Bench) => Promise<void>): Promise<void> {
   });
 }
 
-/** What came of a request: 0, an error number of the wire, or that the client was hung up on. */
+/** The result of a request: 0, an error of the protocol, or a closed connection. */
 async function outcome(
   client: NbdClient,
   command: number,
@@ -130,7 +130,7 @@ async function outcome(
   }
 }
 
-/** Does what leads to a fault. */
+/** Triggers a fault. */
 async function provoke(bench: Bench, fault: Fault, client: NbdClient): Promise<void> {
   bench.arm(fault);
   switch (fault) {
@@ -160,7 +160,7 @@ async function provoke(bench: Bench, fault: Fault, client: NbdClient): Promise<v
   }
 }
 
-/** By each of the commands that do. */
+/** Restores the disk with each command that can do so. */
 async function bringBack(bench: Bench, fault: Fault): Promise<void> {
   switch (ENDS_DISK.indexOf(fault) % 3) {
     case 0:
@@ -194,12 +194,12 @@ for (const fault of FAULTS) {
       await until("the fault is in the log", () => bench.log.includes(`injected: ${fault}`));
       assert.match(bench.log, new RegExp(`injected: ${fault} +at .*\\.ts:\\d+`));
 
-      // The other disk: what it had, and new data, a block that is allocated included.
+      // The other disk: its old data, and new data, including a newly allocated block.
       assert.deepEqual(await other.read(4096, data.length), data);
       await other.write(20 * BLOCK_BYTES, data.subarray(0, 65536));
       assert.deepEqual(await other.read(20 * BLOCK_BYTES, 65536), data.subarray(0, 65536));
 
-      // The victim: ended and to be had back, or as before for those who come now.
+      // The victim: ended and recoverable, or working for new clients.
       const endsDisk = ENDS_DISK.includes(fault);
       const [first] = (await bench.tapCtl(`list -p ${bench.pid}`)).split("\n");
       assert.match(first, endsDisk ? /state=0x1 / : /state=0 /);
@@ -243,7 +243,7 @@ Deno.test("a fault in the NBD driver ends the remote disk, and leaves the disk b
     assert.deepEqual(await other.read(0, 4096), noise(4096, 7));
   }));
 
-/** A second tapdisk with an image, for a remote disk. */
+/** A second tapdisk with an image, as the server of a remote disk. */
 async function withPeer(bench: Bench, body: (socket: string) => Promise<void>): Promise<void> {
   const folder = Deno.makeTempDirSync({ dir: bench.folder, prefix: "victim-" });
   const peer = new Bench(folder);

@@ -16,7 +16,7 @@ const DISK_MIB = 64;
 
 const { ignore, suffix } = needsServed("fio", "qemu-img");
 
-/** Writes at random places, many at a time, and reads all of it back. */
+/** Random writes with many in flight, then a verification of all of them. */
 const RANDOM_WRITES = [
   "rw=randwrite",
   "bs=4k",
@@ -31,10 +31,10 @@ const RANDOM_WRITES = [
 const SIZES = "bssplit=512/10:4k/40:12k/20:64k/20:300k/8:2m/2";
 
 const uring = uringMissing();
-/** What moves the bytes, and why it cannot here. */
+/** The disk queues, and the reason why one cannot be used here. */
 const QUEUES: readonly [string, string | null][] = [["libaio", null], ["io_uring", uring]];
 
-/** A test of each queue. */
+/** A test for each queue. */
 function fioTest(
   name: string,
   body: (tapdisks: Tapdisks, folder: string) => Promise<void>,
@@ -49,7 +49,7 @@ function fioTest(
   }
 }
 
-/** Images, from the base up, that end at `path`, each with data of its own from fio. */
+/** Creates a chain of images that ends at `path`; fio writes different data to each. */
 async function makeChain(folder: string, depth: number): Promise<string> {
   let path = await createVhd(`${folder}/0.vhd`, DISK_MIB);
   for (let layer = 1; layer < depth; layer++) {
@@ -62,7 +62,7 @@ async function makeChain(folder: string, depth: number): Promise<string> {
   return path;
 }
 
-/** Sees to it that a chain is in order and holds what its export held. */
+/** Checks that a chain is valid and has the contents of its export. */
 async function assertInOrder(path: string, content: string): Promise<void> {
   await vhdUtilOk("check", "-n", path, "-p");
   const read = `${content}.vhd-util`;
@@ -129,7 +129,7 @@ fioTest(
     const path = await makeChain(folder, 2);
     const disk = await tapdisks.serve(`vhd:${path}`);
     const options = RANDOM_WRITES.filter((option) => !option.startsWith("bs="));
-    // Verification goes by blocks of one size, so what is written is a multiple of it.
+    // The verification uses blocks of one size, so every size must be a multiple of it.
     const [job] = await fio(disk.uri, [...options, SIZES, "verify_interval=512"]);
     assert.equal(job.error, 0);
     await runOk("qemu-img", ["convert", "-f", "raw", "-O", "raw", disk.uri, `${folder}/content`]);

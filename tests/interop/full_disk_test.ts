@@ -16,7 +16,7 @@ const MIB = 1024 * 1024;
 const DISK_MIB = 64;
 const FULL_MIB = 24;
 
-/** Whether this process may mount filesystems; root in a container may not. */
+/** Whether this process may mount filesystems; in a container root may not. */
 function mayMount(): boolean {
   const folder = Deno.makeTempDirSync();
   try {
@@ -63,7 +63,7 @@ async function statistics(tapdisks: Tapdisks, { pid, minor }: Disk): Promise<See
   return JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${minor}`));
 }
 
-/** Waits until requests are being retried. */
+/** Waits until the disk retries requests. */
 async function untilRetrying(tapdisks: Tapdisks, disk: Disk): Promise<Seen> {
   for (let left = 100; left > 0; left--) {
     const seen = await statistics(tapdisks, disk);
@@ -89,7 +89,7 @@ for (const type of ["vhd", "aio"]) {
       const load = ["rw=randwrite", "bs=16k", "iodepth=16", `size=${DISK_MIB}M`, "fsync=32"];
       const running = fio(disk.uri, [...load, "verify=crc32c", "verify_fatal=1"]);
       const seen = await untilRetrying(tapdisks, disk);
-      // Still full a while later, and still nobody was told.
+      // Later the filesystem is still full, and no request has failed.
       await new Promise((resolve) => setTimeout(resolve, 2500));
       assert.ok((await statistics(tapdisks, disk)).retries > seen.retries);
       await grow(folder);
@@ -107,7 +107,7 @@ for (const type of ["vhd", "aio"]) {
 fullDiskTest(
   "a client is told when the time-out is over, and the disk goes on when there is room",
   async (tapdisks, folder) => {
-    // More new blocks than the cache of bitmaps holds.
+    // More new blocks than the bitmap cache holds.
     const path = await createVhd(`${folder}/a.vhd`, 2048);
     const disk = await tapdisks.serve(`vhd:${path}`, { options: ["-t", "1"] });
     await run("dd", ["if=/dev/zero", `of=${folder}/filler`, "bs=1M"]);

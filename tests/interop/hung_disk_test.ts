@@ -1,6 +1,6 @@
 /**
- * A disk that answers nothing any more, while an administrator looks, pauses, closes and ends: an
- * export of a server that takes requests and keeps silent.
+ * Status, pause, close and end of a disk that has hung. The disk is an export of a server that
+ * receives requests and never answers.
  *
  * @module
  */
@@ -20,17 +20,20 @@ import type { RunResult } from "../support/tools.ts";
 interface Scene {
   readonly bench: ControlBench;
   readonly pid: number;
-  /** `-p` and `-m` of the disk that hangs. */
+  /** `-p` and `-m` of the hung disk. */
   readonly address: string;
   readonly kill: (signal: Deno.Signal) => void;
   readonly ended: Promise<string>;
-  /** Its client, which has a read under way. */
+  /** A client of the hung disk, with a read in flight. */
   readonly client: NbdClient;
-  /** Lets the server hang up. */
+  /** Makes the server close the connection. */
   readonly letGo: () => void;
 }
 
-/** Calls `body` with a tapdisk: minor 0 is raw and well, minor 1 hangs and owes an answer. */
+/**
+ * Calls `body` with a tapdisk: minor 0 is a working raw disk, minor 1 is hung with a request in
+ * flight.
+ */
 function test(name: string, body: (scene: Scene) => Promise<void>): void {
   Deno.test(`a disk that hangs: ${name}`, () =>
     withControlBench(async (bench) => {
@@ -54,7 +57,7 @@ function test(name: string, body: (scene: Scene) => Promise<void>): void {
     }));
 }
 
-/** Begins a pause that cannot end; returns what tap-ctl comes back with at last. */
+/** Begins a pause that cannot end; returns the result of tap-ctl. */
 async function beginPause({ bench, address }: Scene): Promise<{ result: Promise<RunResult> }> {
   const result = bench.tapCtl(`pause ${address}`);
   while (!(await bench.list("-m 1"))[0].includes("state=0x14")) {
@@ -90,9 +93,9 @@ test("a close ends pauses, those that wait too, and waits for the disk", async (
     assert.match(stderr, /closed/);
   }
   assert.match((await bench.list("-m 1"))[0], /state=0x40 /);
-  // Nor does one that comes now begin.
+  // A new pause fails too.
   assert.equal((await bench.tapCtl(`pause ${address}`)).code, Errno.ECANCELED);
-  // Nobody but the one who asks waits.
+  // Only the caller waits.
   assert.equal((await bench.tapCtl(`close ${address} -t 1`)).code, Errno.ETIMEDOUT);
   await bench.ok(`pause -p ${pid} -m 0 -t 5`);
   letGo();

@@ -1,6 +1,6 @@
 /**
- * A tapdisk that does not answer, which SIGSTOP plays, costs those who ask about others nothing, and
- * those who ask about all one bounded wait.
+ * A tapdisk that does not answer (stopped with SIGSTOP). Commands for other tapdisks are not
+ * delayed; commands for all tapdisks wait once, for a bounded time.
  *
  * @module
  */
@@ -16,7 +16,7 @@ interface Served {
   readonly image: string;
 }
 
-/** Serves a raw image as the next minor. */
+/** Serves a raw image with the next minor. */
 async function serve(bench: ControlBench, name: string): Promise<Served> {
   const before = await bench.list();
   const image = bench.rawImage(name);
@@ -39,7 +39,7 @@ function test(name: string, body: (bench: ControlBench) => Promise<void>): void 
   Deno.test(`a hung tapdisk: ${name}`, () => withControlBench(body));
 }
 
-/** Runs tap-ctl, which must succeed and find nobody silent. */
+/** Runs tap-ctl, which must succeed without a tapdisk that does not answer. */
 async function asksNobodySilent(bench: ControlBench, args: string): Promise<string> {
   const { code, stdout, stderr } = await bench.tapCtl(args);
   assert.deepEqual([code, stderr], [0, ""], args);

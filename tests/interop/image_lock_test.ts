@@ -1,6 +1,7 @@
 /**
- * Whoever writes to an image holds one lock: a tapdisk for as long as it serves the image, vhd-util
- * while it changes it. Nobody else changes the file meanwhile, and nobody has to guess who it is.
+ * Every writer of an image holds one lock: a tapdisk while it serves the image, vhd-util while it
+ * changes the image. No other process changes the file in that time, and the error names the
+ * holder.
  */
 import assert from "node:assert/strict";
 import { coalesce, createDynamic, createFixed, openDisk, snapshot } from "../../mod.ts";
@@ -14,7 +15,7 @@ import { vhdUtil } from "../support/vhd.ts";
 const MIB = 1024 * 1024;
 const served = needsServed();
 
-/** Every way in which vhd-util changes an image, by the arguments behind `-n FILE`. */
+/** Each way in which vhd-util changes an image: the arguments after `-n FILE`. */
 function writers(folder: string): [string, ...string[]][] {
   return [
     ["create", "-s", "10"],
@@ -46,7 +47,7 @@ Deno.test({
       const parent = `${folder}/other.vhd`;
       createDynamic(`${folder}/base.vhd`, { sizeBytes: 64 * MIB });
       snapshot(image, { parent, keepEmptyParent: true, reserveBytes: 128 * MIB });
-      // A journal as a device has it that holds none: reverting with it is a change all the same.
+      // An empty journal, as on a block device: a revert with it is a change too.
       Deno.writeFileSync(`${folder}/old.journal`, new Uint8Array(512));
       const disk = await tapdisks.serve(`vhd:${image}`);
       const before = Deno.readFileSync(image);
@@ -65,7 +66,7 @@ Deno.test({
       snapshot(`${folder}/child.vhd`, { parent: image, keepEmptyParent: true });
       await assert.rejects(coalesce(`${folder}/child.vhd`), busy);
       assert.deepEqual(Deno.readFileSync(image), before);
-      // Readers are not kept out.
+      // Readers are not refused.
       assert.equal((await vhdUtil("query", "-n", image, "-vspfd")).code, 0);
       openDisk(image).close();
     }),
@@ -110,7 +111,7 @@ Deno.test({
         }
         await tapdisks.stop(disk);
       }
-      // Storage managers merge into, hide and relink the parents of disks that run.
+      // Storage managers coalesce into, hide and relink the parents of running disks.
       await tapdisks.serve(`vhd:${folder}/child.vhd`);
       for (const hidden of ["1", "0"]) {
         assert.equal((await vhdUtil("set", "-n", parent, "-f", "hidden", "-v", hidden)).code, 0);
@@ -142,7 +143,7 @@ Deno.test({
       const relinked = await vhdUtil("modify", "-n", leaf, "-p", base);
       assert.equal(relinked.code, 0, relinked.stderr);
       assert.match(relinked.stderr, /pause and resume its disk/);
-      // New blocks are added between the relinking and the pause.
+      // New blocks are allocated between the relinking and the pause.
       await client.write(16 * MIB, new Uint8Array(4 * MIB).fill(3));
       await tapdisks.tapCtlOk("pause", ...address);
       await tapdisks.tapCtlOk("unpause", ...address);
@@ -190,7 +191,7 @@ Deno.test({
       assert.throws(() => openDisk(image, { writable: true }), /this process has it open/);
       const other = await run(binaryPath("vhd-util"), ["create", "-n", image, "-s", "2"]);
       assert.equal(other.code, Errno.EBUSY, other.stderr);
-      // Under another name it is the same image.
+      // Another name of the same image.
       Deno.symlinkSync(image, `${folder}/link.vhd`);
       Deno.linkSync(image, `${folder}/hard.vhd`);
       for (const name of ["link.vhd", "hard.vhd"]) {

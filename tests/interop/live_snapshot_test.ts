@@ -14,22 +14,22 @@ import {
 const DISK_MIB = 32;
 const MIB = 1 << 20;
 const SNAPSHOTS = 100;
-/** What this test writes itself lies behind what fio has. */
+/** This test writes after the range that fio uses. */
 const FIO_MIB = 16;
 const STEADY_AT = 20 * MIB;
 const STEADY_BYTES = 64 * 1024;
-/** Two counters in different blocks: the second follows the first. */
+/** Two counters in different blocks: the second is written after the first. */
 const FIRST_AT = 24 * MIB;
 const SECOND_AT = 28 * MIB;
 
 const { ignore, suffix } = needsServed("fio");
 
-/** A sector that says a number. */
+/** A sector that contains a number. */
 function sectorOf(value: number): Uint8Array {
   return new Uint8Array(new Uint32Array(128).fill(value).buffer);
 }
 
-/** Counts up in two places, one write after the other, until it is told to stop. */
+/** Increments a counter in two places, one write after the other, until it is stopped. */
 async function count(socket: string, signal: { stop: boolean }): Promise<number> {
   const { client } = await NbdClient.open(socket);
   let value = 0;
@@ -42,7 +42,7 @@ async function count(socket: string, signal: { stop: boolean }): Promise<number>
   return value;
 }
 
-/** Takes snapshots one after the other; returns the layers below, the oldest first. */
+/** Makes snapshots one after the other; returns the layers below, the oldest first. */
 async function takeSnapshots(
   tapdisks: Tapdisks,
   disk: Disk,
@@ -53,7 +53,7 @@ async function takeSnapshots(
   let longestMs = 0;
   for (let i = 1; i <= SNAPSHOTS; i++) {
     await client.write(STEADY_AT + (i % 16) * 4096, steadyPart(i));
-    // In turns: a new name for the new image, and a new name for the running one.
+    // Alternately a new name for the new image and a new name for the running one.
     const rename = i % 2 === 0 ? ["--rename"] : [];
     const address = ["-p", `${disk.pid}`, "-m", `${disk.minor}`];
     const path = `${folder}/${i}.vhd`;
@@ -71,7 +71,7 @@ function steadyPart(stamp: number): Uint8Array {
   return new Uint8Array(new Uint32Array(1024).fill(stamp).buffer);
 }
 
-/** Every layer must hold what was written before its snapshot, and nothing of later. */
+/** Checks that each layer has the writes before its snapshot, and no later ones. */
 function assertMoments(layers: readonly string[]): void {
   const steady = new Uint8Array(STEADY_BYTES);
   let before = 0;
@@ -106,7 +106,7 @@ Deno.test({
       const disk = await tapdisks.serve(`vhd:${path}`);
       const signal = { stop: false };
       const counter = count(disk.socket, signal);
-      // It writes as long as snapshots are taken, and reads all of it back as it goes along.
+      // fio writes for as long as snapshots are made, and verifies its writes as it runs.
       const verified = fio(disk.uri, [
         "rw=randwrite",
         "bs=4k",

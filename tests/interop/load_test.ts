@@ -16,7 +16,7 @@ Deno.test({
     assert.ok(operations > 1000, `${operations} operations`);
     assert.ok(descriptors.all >= descriptors.one + 20 * 3, "each disk has descriptors of its own");
     assert.equal(descriptors.emptied, descriptors.one);
-    // Each client's slots are touched once; no more comes with time.
+    // The memory of a client's slots is used once; it does not grow with time.
     assert.ok(memoryKib.end - memoryKib.early < 24 * 1024, JSON.stringify(memoryKib));
   },
 });

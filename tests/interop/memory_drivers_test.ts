@@ -5,7 +5,7 @@ import { createDynamic } from "../../src/vhd/create.ts";
 
 const { ignore, suffix } = needs("qemu-io");
 
-/** Serves an image in a tapdisk of its own; returns its address and the URI of its export. */
+/** Serves an image in a new tapdisk; returns its address and the URI of its export. */
 async function serve(
   bench: ControlBench,
   image: string,
@@ -18,7 +18,7 @@ async function serve(
   return { device: `-p ${pid} -m ${minor}`, uri };
 }
 
-/** Runs qemu-io's commands on a served disk; each must succeed. */
+/** Runs commands of qemu-io on a served disk; each must succeed. */
 async function qemuIo(uri: string, ...commands: string[]): Promise<void> {
   const args = commands.flatMap((command) => ["-c", command]);
   const output = await runOk("qemu-io", ["-f", "raw", ...args, uri]);

@@ -1,5 +1,5 @@
 /**
- * The binary with names of files that are no UTF-8, or hold control characters.
+ * The binary with file names that are not UTF-8 or have control characters.
  *
  * @module
  */
@@ -21,12 +21,12 @@ function test(name: string, body: (bench: ControlBench) => Promise<void>): void 
   Deno.test({ name: `names: ${name}${suffix}`, ignore, fn: () => withControlBench(body) });
 }
 
-/** Bytes for standard input: each text ended by a NUL. */
+/** Bytes for standard input: texts that end with NUL. */
 function input(...texts: string[]): Uint8Array<ArrayBuffer> {
   return new Uint8Array(texts.flatMap((text) => [...encodeName(text), 0]));
 }
 
-/** Runs a command of the binary; `@` takes the arguments of standard input. */
+/** Runs a command of the binary; `@` is replaced by the arguments from standard input. */
 async function call(
   bench: ControlBench,
   line: string,
@@ -43,7 +43,7 @@ async function ok(bench: ControlBench, line: string, ...names: string[]): Promis
   return stdout;
 }
 
-/** An image of such a name, and a child of it. */
+/** Creates an image with such a name, and a child of it. */
 function makeImages(folder: string): { image: string; child: string } {
   const image = `${folder}/${NAME}`;
   createDynamic(image, { sizeBytes: 4 << 20 });

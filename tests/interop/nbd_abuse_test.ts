@@ -26,7 +26,7 @@ const DISK_MIB = 64;
 
 const { ignore, suffix } = needsServed();
 
-/** Two exports of one process, and somebody who works on each of them all the while. */
+/** Two exports of one process, with a working client on each during the whole test. */
 function abuseTest(
   name: string,
   body: (disks: { victim: Disk; tapdisks: Tapdisks }) => Promise<void>,
@@ -49,7 +49,9 @@ function abuseTest(
   });
 }
 
-/** A client that breaks the rules; it hangs up, or waits until the server does. */
+/**
+ * A client that violates the protocol. It closes the connection, or waits until the server does.
+ */
 type Abuse = (socket: string) => Promise<void>;
 
 async function greeted(socket: string, bytes: Uint8Array): Promise<void> {
@@ -64,7 +66,9 @@ async function transmitted(socket: string, ...parts: Uint8Array[]): Promise<void
   await client.send(...parts);
 }
 
-/** Sends what the server hangs up over, before it has all or after. */
+/**
+ * Sends data at which the server closes the connection, before it has received all of it or after.
+ */
 async function sentUntilHungUp(client: NbdClient, bytes: Uint8Array): Promise<void> {
   await client.send(bytes).catch((error) => {
     if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
@@ -210,7 +214,7 @@ abuseTest("200 rude clients leave no descriptor and no memory behind", async ({ 
   const abuseBy = async (clients: number): Promise<void> => {
     for (let i = 0; i < clients; i++) await all[i % all.length](victim.socket);
   };
-  // What stays is warmed up first: the memory of all slots, the heap, compiled code.
+  // A warm-up allocates what stays: the memory of all slots, the heap, compiled code.
   const { client } = await NbdClient.open(victim.socket);
   const fill = { command: Cmd.Read, length: 256 * 1024 };
   for (let i = 0; i < 128; i++) await client.request(fill);
@@ -222,7 +226,7 @@ abuseTest("200 rude clients leave no descriptor and no memory behind", async ({ 
   await abuseBy(200);
   await waitUntil(() => openDescriptors(victim.pid) <= descriptors, "all descriptors are closed");
   const grownKib = privateMemoryKib(victim.pid) - memoryKib;
-  // If each left its buffers behind, that would be 30 MiB.
+  // If each client left its buffers behind, the growth would be 30 MiB.
   assert.ok(grownKib < 20 * 1024, `${grownKib} KiB more after 200 clients`);
 });
 
@@ -230,7 +234,8 @@ abuseTest("who never listens stops at some time; others go on", async ({ victim 
   const { client } = await NbdClient.open(victim.socket, { structured: true });
   using _ = client;
   await client.write(0, noise(4 * MIB, 1));
-  // Far more than socket buffers and slots hold; the requests themselves fit the former.
+  // Much more data than socket buffers and slots hold; the requests themselves fit into the
+  // buffers.
   await client.send(reads(3000, 65536));
   await new Promise((resolve) => setTimeout(resolve, 500));
   const { client: another } = await NbdClient.open(victim.socket);

@@ -7,7 +7,7 @@ const MIB = 1024 * 1024;
 const DISK_MIB = 256;
 const DISK_BYTES = DISK_MIB * MIB;
 
-/** A sparse raw file: data at a few places, far from one another. */
+/** A sparse raw file: data at a few distant places. */
 const PLACES: readonly (readonly [number, number])[] = [
   [0, 65536],
   [31 * MIB + 4096, 3 * MIB],
@@ -29,7 +29,7 @@ function allocatedBytes(path: string): number {
   return (Deno.statSync(path).blocks ?? 0) * 512;
 }
 
-/** Compares content; a difference is an error of qemu-img. */
+/** Compares contents; qemu-img fails at a difference. */
 async function assertSame(left: string, right: string): Promise<void> {
   await runOk("qemu-img", ["compare", "-f", "raw", "-F", "raw", left, right]);
 }
@@ -125,12 +125,12 @@ clientTest(
       const path = await createVhd(`${folder}/a.vhd`, DISK_MIB);
       const disk = await tapdisks.serve(`vhd:${path}`);
       await runOk("nbdcopy", ["--flush", `${folder}/in.raw`, disk.uri]);
-      // Five blocks of 2 MiB have data, and only what was sent of them is there.
+      // Five blocks of 2 MiB have data, and only their written sectors are allocated.
       assert.ok(allocatedBytes(path) < DATA_BYTES + MIB, `${allocatedBytes(path)} bytes of image`);
       await runOk("nbdcopy", [disk.uri, `${folder}/out.raw`]);
       await assertSame(`${folder}/in.raw`, `${folder}/out.raw`);
       assert.ok(allocatedBytes(`${folder}/out.raw`) < DATA_BYTES + MIB);
-      // Sectors read: nothing but the data was asked for.
+      // Sectors read: qemu-img reads only the data.
       const stats = await tapdisks.tapCtlOk("stats", "-p", `${disk.pid}`, "-m", `${disk.minor}`);
       const { secs: [readSectors] } = JSON.parse(stats);
       assert.ok(readSectors * 512 < 2 * DATA_BYTES, `${readSectors} sectors were read`);
@@ -299,7 +299,7 @@ clientTest(
     }),
 );
 
-/** Starts qemu-nbd for as long as the result is in use. */
+/** Starts qemu-nbd; the end of the result's scope stops it. */
 async function qemuNbd(socket: string, options: string): Promise<Disposable> {
   const pidFile = `${socket}.pid`;
   await runOk("qemu-nbd", [
@@ -314,7 +314,7 @@ async function qemuNbd(socket: string, options: string): Promise<Disposable> {
   return {
     [Symbol.dispose](): void {
       Deno.kill(pid, "SIGTERM");
-      // It closes the image before its socket goes.
+      // qemu-nbd closes the image before it removes its socket.
       while (exists(`/proc/${pid}/exe`)) {
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
       }

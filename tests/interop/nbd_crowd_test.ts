@@ -9,7 +9,7 @@ const MIB = 1024 * 1024;
 const SLOT_BYTES = 256 * 1024;
 const { ignore, suffix } = needsServed();
 
-/** A disk in memory of 64 MiB, and the log of who serves it. */
+/** A disk of 64 MiB in memory, and the log of its tapdisk. */
 function crowdTest(name: string, body: (disk: Disk, log: () => string) => Promise<void>): void {
   Deno.test({
     name: `NBD crowd: ${name}${suffix}`,
@@ -23,7 +23,7 @@ function crowdTest(name: string, body: (disk: Disk, log: () => string) => Promis
   });
 }
 
-/** What the clients of a crowd do; their number is that of the client. */
+/** Calls `join` for each client of a crowd, with the number of the client. */
 async function crowd(
   count: number,
   join: (number: number) => Promise<NbdClient>,
@@ -37,7 +37,7 @@ async function opened(disk: Disk): Promise<NbdClient> {
   return (await NbdClient.open(disk.socket)).client;
 }
 
-/** Sends what the server may hang up over before it has all. */
+/** Sends data; the server may close the connection before it has received all of it. */
 function sendAll(client: NbdClient, ...parts: Uint8Array[]): void {
   client.send(...parts).catch(() => {});
 }
@@ -164,7 +164,7 @@ crowdTest("clients that hang up at once leave nothing behind", async (disk) => {
   const come = async (count: number): Promise<void> => {
     for (let i = 0; i < count; i++) {
       (await NbdClient.connect(disk.socket)).close();
-      // Faster than a busy host accepts, the queue of the socket would run over.
+      // Without the pause, the socket's backlog would overflow on a busy host.
       if (i % 100 === 0) await pause(5);
     }
   };
@@ -172,7 +172,7 @@ crowdTest("clients that hang up at once leave nothing behind", async (disk) => {
   const before = privateMemoryKib(disk.pid);
   await come(6000);
   const grownKib = privateMemoryKib(disk.pid) - before;
-  // An object that stays for each of them would be 18 MiB.
+  // One object left for each client would be 18 MiB.
   assert.ok(grownKib < 8 * 1024, `${grownKib} KiB more after 6000 clients`);
   await (await opened(disk)).disconnect();
 });

@@ -33,7 +33,7 @@ const VERIFIED = [
   "randrepeat=0",
 ];
 
-/** A server that others wrote. */
+/** A foreign NBD server. */
 interface Peer {
   kill(signal: Deno.Signal): Promise<void>;
 }
@@ -70,7 +70,7 @@ async function onSocket(command: string, args: readonly string[], path: string):
   return await startPeer(command, args, () => isThere(path));
 }
 
-/** A test with tapdisks and servers that are gone at its end. */
+/** A test with tapdisks and servers that are ended afterwards. */
 function driverTest(
   name: string,
   body: (world: { tapdisks: Tapdisks; folder: string; peers: Peer[] }) => Promise<void>,
@@ -90,7 +90,7 @@ function driverTest(
   });
 }
 
-/** A raw file of zeros. */
+/** Creates a raw file of zeros. */
 function rawFile(path: string): string {
   Deno.writeFileSync(path, new Uint8Array(0));
   Deno.truncateSync(path, DISK_MIB * MIB);
@@ -105,13 +105,13 @@ async function qemuIo(disk: Disk, ...commands: string[]): Promise<string> {
   ]);
 }
 
-/** `hole` or `data` of each run, as a client of the device sees it. */
+/** `hole` or `data` for each extent, as a client of the device sees it. */
 async function mapOf(disk: Disk): Promise<string[]> {
   const map = await runOk("nbdinfo", ["--map", disk.uri]);
   return map.trim().split("\n").map((line) => line.trim().split(/\s+/).join(" "));
 }
 
-/** Descriptors of a process, once those of clients that have gone are closed. */
+/** Descriptors of a process, after those of disconnected clients have been closed. */
 async function settledDescriptors(pid: number): Promise<number> {
   let known = -1;
   for (let same = 0; same < 30; same++) {

@@ -1,6 +1,5 @@
 /**
- * Servers that take their time while an image is opened, or for ever: the other disks of the
- * process serve on meanwhile.
+ * Slow or hung servers at the opening of an image: the other disks of the process keep working.
  *
  * @module
  */
@@ -17,7 +16,7 @@ import {
 
 const { ignore, suffix } = needsServed();
 
-/** Reads from a disk again and again until `over`; returns the longest time that a read took. */
+/** Reads from a disk repeatedly until `over`; returns the longest time of a read. */
 async function longestReadMs(disk: Disk, over: Promise<unknown>): Promise<number> {
   const { client } = await NbdClient.open(disk.socket);
   let isOver = false;
@@ -48,7 +47,7 @@ function openTest(
         await client.write(0, noise(4096, 3));
         client.close();
         const mute = `${folder}/mute.sock`;
-        // Nobody accepts: a client connects, and hears nothing.
+        // The listener never accepts: a client connects and receives nothing.
         using _listener = Deno.listen({ transport: "unix", path: mute });
         await body({ tapdisks, folder, disk, mute });
       }),

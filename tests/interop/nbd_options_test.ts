@@ -63,7 +63,7 @@ nbdTest(
     assert.equal(text(infos.get(1) ?? new Uint8Array(0)), "disk");
     const sizes = infos.get(3) ?? new Uint8Array(0);
     assertBytes(sizes, packed([4, 512], [4, 4096], [4, 32 * MIB]));
-    // The negotiation goes on after INFO; after GO come requests.
+    // The negotiation continues after INFO; requests follow GO.
     await client.acknowledged(Opt.Go, infoContent("another"));
     await client.flush();
     await client.disconnect();
@@ -109,7 +109,7 @@ nbdTest(
       const [refusal] = await client.negotiate(option, content);
       assert.equal(refusal.type, Rep.ErrInvalid, `option ${option}: ${content}`);
     }
-    // 64 MiB of nothing: refused by its head, and thrown away.
+    // 64 MiB of zeros: refused by the header and discarded.
     const [tooBig] = await client.negotiate(Opt.Info, new Uint8Array(64 * MIB));
     assert.equal(tooBig.type, Rep.ErrTooBig);
     await client.acknowledged(Opt.StructuredReply);
@@ -126,7 +126,7 @@ nbdTest(
 nbdTest("a name of 4096 bytes is the longest, whatever is asked about it", async ({ vhd }) => {
   using client = await NbdClient.connect(vhd.socket);
   await client.greet();
-  // Sent at once: what is answered must not run over what is yet to be read.
+  // The options are sent at once: the replies must not overwrite options that are still unread.
   const longest = infoContent("n".repeat(4096), [1]);
   const tooLong = infoContent("n".repeat(4097), [1]);
   await client.option(Opt.Info, longest);

@@ -87,7 +87,7 @@ nbdTest("WRITE_ZEROES makes zeros, with and without NO_HOLE and FUA", async ({ v
       expected.fill(0, 2 * MIB - 512, 5 * MIB - 512);
       assertBytes(await client.read(MIB, data.length), expected);
     }
-    // All of the disk by one request, which is longer than any write.
+    // The whole disk in one request, which is larger than any permitted write.
     await client.do({ command: Cmd.WriteZeroes, length: DISK_BYTES });
     assertBytes(await client.read(0, 16 * MIB), new Uint8Array(16 * MIB));
     await client.disconnect();
@@ -158,7 +158,7 @@ nbdTest("BLOCK_STATUS tells data from holes; REQ_ONE stops at the first", async 
 
 nbdTest("BLOCK_STATUS of a chequered disk is cut off, and goes on from there", async ({ vhd }) => {
   const { client } = await NbdClient.open(vhd.socket, { metaContext: true });
-  // One sector of data in every two: more runs than one answer holds.
+  // Every other sector has data: more extents than one reply holds.
   const sectors = 2 * 10_000;
   const waiting: number[] = [];
   for (let sector = 0; sector < sectors; sector += 2) {
@@ -255,7 +255,7 @@ nbdTest("unknown commands and flags are refused, with and without structure", as
       const write = { command: Cmd.Write, payload: new Uint8Array(512), flags };
       assert.equal((await client.ask(write)).error, WireError.Inval, `flags ${flags}`);
     }
-    // Flags that other commands have, and DF without structured replies.
+    // Flags of other commands, and DF without structured replies.
     for (const [command, flags] of MISPLACED_FLAGS) {
       const payload = command === Cmd.Write ? new Uint8Array(512) : undefined;
       const reply = await client.ask({ command, length: 512, flags, payload });
@@ -264,7 +264,7 @@ nbdTest("unknown commands and flags are refused, with and without structure", as
     const unfragmented = { command: Cmd.Read, length: 512, flags: CmdFlag.Df };
     const expected = structured ? 0 : WireError.Inval;
     assert.equal((await client.ask(unfragmented)).error, expected);
-    // FUA is for all of them, whether they write or not.
+    // FUA is permitted for all commands, including those that do not write.
     await client.do({ command: Cmd.Read, length: 512, flags: CmdFlag.Fua });
     await client.do({ command: Cmd.Flush, flags: CmdFlag.Fua });
     const flush = await client.ask({ command: Cmd.Flush, offset: 512, length: 512 });
@@ -301,7 +301,7 @@ nbdTest("requests beyond the slots wait their turn; each is answered once", asyn
   const { client } = await NbdClient.open(vhd.socket, { structured: true });
   const data = noise(4 * MIB, 6);
   await client.write(0, data);
-  // 1500 requests are sent before the first answer is taken, out of order, of all sizes.
+  // 1500 requests of all sizes, out of order, are sent before the first reply is received.
   const offsets = new Map<number, [number, number]>();
   const sent: Uint8Array[] = [];
   for (let i = 0; i < 1500; i++) {

@@ -1,5 +1,6 @@
 /**
- * What `scripts/package` makes, where it is to run: without a libc, in any folder, on an old kernel.
+ * The result of `scripts/package` in its target environments: without a libc, in any folder, on an
+ * old kernel.
  *
  * @module
  */
@@ -12,7 +13,7 @@ import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../sup
 const ROOT = new URL("../../", import.meta.url).pathname;
 const MIB = 1 << 20;
 const KEY_NAME = "disk,aes-xts-plain,512.key";
-/** No test makes block devices of this machine. */
+/** No test creates block devices on this machine. */
 const NO_DEVICE = { BLKTAP_DEVICE: "none" };
 
 const libcrypto = hasLibcrypto() ? [] : ["libcrypto.so.3"];
@@ -26,7 +27,7 @@ const asRoot = needs(
 );
 const filtered = needs(...tools, "python3");
 
-/** Whether this process may mount something where nobody else sees it. */
+/** Whether this process may mount filesystems in a private mount namespace. */
 async function canMount(): Promise<boolean> {
   const options = { stdout: "null", stderr: "null" } as const;
   const command = new Deno.Command("unshare", { args: ["--mount", "true"], ...options });
@@ -35,7 +36,7 @@ async function canMount(): Promise<boolean> {
 
 let made: Promise<string> | undefined;
 
-/** The folder with the packages, made once. */
+/** The folder with the packages, created once. */
 function packages(): Promise<string> {
   return made ??= (async () => {
     const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
@@ -63,17 +64,17 @@ async function unpackTarball(folder: string): Promise<string> {
   return `${folder}/install.sh`;
 }
 
-/** All that lies in a folder: paths, and what links point to. */
+/** All entries of a folder: paths and link targets. */
 async function contents(folder: string): Promise<string> {
   return await runOk("find", [".", "!", "-type", "d", "-printf", "%p %l\n"], { cwd: folder })
     .then((text) => text.split("\n").sort().join("\n"));
 }
 
-/** A root folder, or a prefix, with blktap in it, and how its commands are run. */
+/** A root folder or a prefix with blktap installed, and how its commands are run. */
 interface Place {
-  /** The folder of all that a test of it makes, as commands know it. */
+  /** The folder for the files of a test, as its commands see it. */
   readonly folder: string;
-  /** The same folder, seen from here. */
+  /** The same folder, as the test sees it. */
   readonly outside: string;
   run(name: string, ...args: string[]): Promise<RunResult>;
 }
@@ -90,7 +91,10 @@ function mappedLibraries(pid: number): string[] {
   return [...new Set([...paths].map(([, path]) => path))];
 }
 
-/** Makes a VHD, serves it, writes and reads it by NBD, and looks at what the tapdisk has mapped. */
+/**
+ * Creates and serves a VHD, writes and reads it over NBD, and checks the tapdisk's mapped
+ * libraries.
+ */
 async function serveDisk(
   place: Place,
   libraries: string,
@@ -116,12 +120,13 @@ async function serveDisk(
     const mapped = mappedLibraries(Number(pid));
     const isLibcrypto = (path: string): boolean => path.includes("libcrypto");
     const foreign = mapped.filter((path) => !path.startsWith(`${libraries}/`));
-    // A libcrypto may bring those for compression along.
+    // A libcrypto may depend on compression libraries.
     const brought = systemCrypto ? /\/lib(crypto|z|zstd|brotli\w*)\.so/ : /$^/;
     assert.deepEqual(foreign.filter((path) => !brought.test(path)), []);
     assert.ok(mapped.includes(`${libraries}/libc.so.6`));
     assert.equal(mapped.some(isLibcrypto), key !== undefined);
-    // The system's, which its distribution updates, comes before the one in the package.
+    // The system's libcrypto, which the distribution updates, has priority over the one in the
+    // package.
     if (key !== undefined) assert.equal(foreign.some(isLibcrypto), systemCrypto);
   } finally {
     await ok(place, "tap-ctl", "destroy", "-p", pid, "-m", minor);
@@ -134,7 +139,7 @@ async function serveDisk(
   Deno.removeSync(`${outside}/disk.vhd`);
 }
 
-/** Commands in a root folder that has nothing but them. */
+/** Commands in a root folder that has only the package. */
 function inChroot(root: string): Place {
   const script = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" &&' +
     ' mount -t tmpfs tmp "$0/tmp" && exec chroot "$0" "$@"';
@@ -195,7 +200,7 @@ Deno.test({
     }),
 });
 
-/** dpkg with a database of its own, whose scripts know that the root is another. */
+/** dpkg with its own database, whose scripts know that the root folder is another one. */
 async function dpkg(root: string, ...args: string[]): Promise<void> {
   await runOk("dpkg", [`--root=${root}`, "--force-script-chrootless", ...args]);
 }
@@ -256,7 +261,7 @@ Deno.test({
     }),
 });
 
-/** blktap from the tarball, installed into a folder of its own, whose name is not a simple one. */
+/** Installs blktap from the tarball into a folder with an unusual name. */
 async function withPrefix(
   before: readonly string[],
   body: (place: Place, prefix: string) => Promise<void>,
@@ -293,7 +298,7 @@ function exists(path: string): boolean {
   }
 }
 
-/** Whether this machine has a libcrypto where distributions have it. */
+/** Whether this machine has a libcrypto in the usual place. */
 function hasSystemCrypto(): boolean {
   return LIBCRYPTO_CHOICES.some((path) => path.startsWith("/") && exists(path));
 }
@@ -308,9 +313,9 @@ Deno.test({
     }),
 });
 
-/** The first system call that came after Linux 4.19: pidfd_send_signal, in 5.1. */
+/** The first system call after Linux 4.19: pidfd_send_signal, from 5.1. */
 const FIRST_NEW_CALL = 424;
-/** Runs a program to which the kernel answers ENOSYS where one of that age would. */
+/** Runs a program; newer system calls return ENOSYS, as on such a kernel. */
 const AS_LINUX_4_19 = `
 import ctypes, os, struct, sys
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER, ENOSYS = 22, 38, 2, 38

@@ -1,5 +1,5 @@
 /**
- * A tapdisk follows parents only in the folder tree of its image, or where it was started with leave.
+ * A tapdisk opens parents only in the folder tree of its image, or in trees that an option allows.
  */
 import assert from "node:assert/strict";
 import { createDynamic, snapshot } from "../../mod.ts";

@@ -1,5 +1,5 @@
 /**
- * Clients that hang up while their requests are held back by a pause, or are at a disk that drains.
+ * Clients that disconnect while a pause holds their requests, or while the disk drains.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { Cmd, NbdClient } from "../support/nbd_client.ts";
 
 const FLOOD = 120;
 const BYTES = 512;
-/** Where the client that stays writes. */
+/** The sector of the other client's write. */
 const LAST = 1010;
 
 function descriptors(pid: number): number {
@@ -20,7 +20,7 @@ async function outstanding(bench: ControlBench, address: string): Promise<number
   return JSON.parse(await bench.ok(`stats ${address}`)).reqs_outstanding;
 }
 
-/** The `i`th of the writes, told by its content. */
+/** Write number `i`, identified by its contents. */
 function write(client: NbdClient, i: number): Promise<number> {
   const payload = new Uint8Array(BYTES).fill(i + 1);
   return client.request({ command: Cmd.Write, offset: i * BYTES, payload });
@@ -48,14 +48,15 @@ Deno.test("clients that hang up during a pause leave nothing behind", () =>
     for (let round = 1; round <= 3; round++) {
       await bench.ok(`pause ${address}`);
       const { client: leaves } = await NbdClient.open(socket);
-      // More than one client has slots for; what follows stays in the socket, half a request, too.
+      // More requests than one client has slots for. The rest, including half a request, stays in
+      // the socket.
       for (let i = 0; i < FLOOD; i++) await write(leaves, i);
       await leaves.send(new Uint8Array(11));
       while (await outstanding(bench, address) < FLOOD / 2) {
         await new Promise((resolve) => setTimeout(resolve, 10));
       }
       leaves[Symbol.dispose]();
-      // What another client asks for meanwhile waits for the same.
+      // A request of another client waits for the same pause.
       await write(stays, LAST);
       await bench.ok(`unpause ${address}`);
       assert.equal((await stays.reply()).error, 0);
@@ -63,7 +64,7 @@ Deno.test("clients that hang up during a pause leave nothing behind", () =>
         await new Promise((resolve) => setTimeout(resolve, 10));
       }
       assert.equal((await read(stays, LAST))[0], (LAST + 1) & 0xff);
-      // A write that was taken is whole; one that was not is not there.
+      // An accepted write is complete; a write that was not accepted is absent.
       for (let i = 0; i < FLOOD; i++) {
         const found = await read(stays, i);
         assert.ok(found.every((byte) => byte === found[0]), `block ${i}`);

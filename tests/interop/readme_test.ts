@@ -1,4 +1,4 @@
-/** The console sessions of the README and of `docs/` do what the documents say. */
+/** The console sessions of the README and of `docs/` print what the documents show. */
 import assert from "node:assert/strict";
 import { ControlBench } from "../support/control.ts";
 import { runSession, stepsOf } from "../support/sessions.ts";

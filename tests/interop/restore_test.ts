@@ -37,7 +37,7 @@ Deno.test("tap-ctl restore: what is listed is served, once, and stopped again", 
     assert.equal(again.stdout, first.stdout.replaceAll("\n", " (served already)\n"));
     assert.deepEqual((await served()).sort(), both);
 
-    // Of a tapdisk that was killed nothing stays.
+    // A killed tapdisk leaves nothing behind.
     const pid = Number(/nbd(\d+)\.0/.exec(first.stdout)?.[1]);
     Deno.kill(pid, "SIGKILL");
     await until("the tapdisk is gone", () => !isRunning(pid));

@@ -1,6 +1,6 @@
 /**
- * What is neither a regular file nor a block device is refused wherever an image can be named, and
- * nothing waits for it: a FIFO without another end would stop every disk of the process.
+ * Files that are neither regular files nor block devices are refused as images, without a wait: an
+ * open of a FIFO without a writer would block every disk of the process.
  */
 import assert from "node:assert/strict";
 import { createDynamic, openDisk, snapshot } from "../../mod.ts";
@@ -16,7 +16,7 @@ const TIMEOUT_MS = 10_000;
 const tools = needs("mkfifo", "dist/vhd-util");
 const served = needsServed("mkfifo");
 
-/** Makes one of each kind that is refused; the names say what the error calls it. */
+/** Creates a file of each refused kind; its name is the kind in the error message. */
 async function withSpecialFiles(
   folder: string,
   body: (paths: [string, RegExp][]) => Promise<void>,
@@ -36,7 +36,7 @@ async function withSpecialFiles(
   ]);
 }
 
-/** Every call of vhd-util that opens a file by name. */
+/** Every command of vhd-util that opens a file by name. */
 function calls(path: string, good: string, folder: string): string[][] {
   return [
     ["query", "-n", path, "-v"],

@@ -6,7 +6,7 @@ function test(name: string, body: (bench: ControlBench) => Promise<void>): void 
   Deno.test(`tap-ctl devices: ${name}`, () => withControlBench(body));
 }
 
-/** What a tapdisk that was killed leaves in the file of its minor. */
+/** Writes the file of a minor as a killed tapdisk leaves it. */
 function leaveDevice(
   bench: ControlBench,
   minor: number,
@@ -26,7 +26,7 @@ function leaveDevice(
   Deno.writeTextFileSync(`${bench.control}/tapdisk/tapdisk-${minor}`, JSON.stringify(record));
 }
 
-/** The kinds of devices that the kernel does not have, by `tap-ctl check`. */
+/** The kinds of devices that the kernel lacks, by `tap-ctl check`. */
 async function missingKinds(bench: ControlBench): Promise<[kind: string, why: string][]> {
   const { devices } = JSON.parse(await bench.ok("check --json"));
   return devices

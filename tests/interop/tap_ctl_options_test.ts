@@ -1,6 +1,6 @@
 /**
- * Every option that the help of tap-ctl and tapdisk lists works: each is used once, with the effect
- * that the help promises. Options that are not listed are refused, or change nothing.
+ * Every option in the help of tap-ctl and tapdisk works: each is used once and has the effect in
+ * the help. An unlisted option is refused, or has no effect.
  *
  * @module
  */
@@ -20,14 +20,14 @@ import {
 import { commandLine } from "../support/control.ts";
 import { needs, run, runOk } from "../support/tools.ts";
 
-/** The long names of the options that a command's help lists. */
+/** The long names of the options in a command's help. */
 function listed(command: Command): string[] {
   return command.createHelp().visibleOptions(command)
     .map(({ long }) => long ?? "")
     .filter((long) => long !== "--help");
 }
 
-/** Options that want what is not here, and the test that uses them. */
+/** Options whose requirements are missing here, with the test that uses them. */
 const ELSEWHERE: readonly string[] = [
   // A key: encrypted_test.ts.
   ...["create", "open", "recover"].flatMap((name) => [`${name} --encrypted`, `${name} --key-file`]),
@@ -36,7 +36,7 @@ const ELSEWHERE: readonly string[] = [
   "recover --parent-root",
 ];
 
-/** Runs tap-ctl and keeps which options were used, by their long names. */
+/** Runs tap-ctl and records the long names of the used options. */
 class OptionBench {
   readonly used = new Set<string>();
   readonly #bench: ControlBench;
@@ -57,7 +57,7 @@ class OptionBench {
     return await this.#bench.ok(line);
   }
 
-  /** What was not used of what the help lists. */
+  /** The options in the help that were not used. */
   unused(): string[] {
     return [...this.#commands].flatMap(([name, command]) =>
       listed(command).map((long) => `${name} ${long}`)
@@ -69,7 +69,7 @@ async function pidOf(bench: OptionBench, minor: number): Promise<number> {
   return JSON.parse(await bench.ok(`list --json -m ${minor}`))[0].pid;
 }
 
-/** Opens and closes by hand, with each way to open an image. */
+/** Opens and closes in single steps, with each way to open an image. */
 async function stepByStep(bench: OptionBench, image: string): Promise<void> {
   const pid = await bench.ok("spawn");
   await bench.ok("allocate");
@@ -90,7 +90,7 @@ async function stepByStep(bench: OptionBench, image: string): Promise<void> {
   await bench.ok("free -m 0");
 }
 
-/** Creates disks, and what is done with them while they run. */
+/** Creates disks and uses the commands for running disks. */
 async function created(bench: OptionBench, folder: string): Promise<void> {
   const image = `${folder}/a.vhd`;
   await bench.ok(`create -a log:vhd:${image} -D -r -t 9 --device none --queue libaio`);
@@ -121,7 +121,7 @@ async function restored(bench: OptionBench, folder: string): Promise<void> {
   assert.equal(await bench.ok(`restore --file ${folder}/list --stop -t 9`), "one: stopped");
 }
 
-/** An image whose parent is outside of its folder tree opens with --parent-root only. */
+/** An image with a parent outside its folder tree opens only with --parent-root. */
 async function withParentOutside(bench: OptionBench, folder: string): Promise<void> {
   Deno.mkdirSync(`${folder}/in`);
   const image = `${folder}/in/child.vhd`;
@@ -191,7 +191,7 @@ Deno.test("options: those that tapdisk has no support for are refused, and not i
 
 Deno.test("options: each that tapdisk's help lists works", () =>
   withControlBench(async (control) => {
-    // parent_roots_test.ts and the test above use --parent-root.
+    // --parent-root is used by parent_roots_test.ts and the test above.
     const options = ["--parent-root", "--no-daemon", "--new", "--device"];
     assert.deepEqual(listed(tapdiskCommand()), options);
     const { pid, kill, ended } = await foreground(control);

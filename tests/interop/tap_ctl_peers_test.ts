@@ -30,7 +30,7 @@ async function send(connection: Deno.UnixConn, bytes: Uint8Array): Promise<void>
   for (let done = 0; done < bytes.length;) done += await connection.write(bytes.subarray(done));
 }
 
-/** All that comes until the tapdisk hangs up. */
+/** All data until the tapdisk closes the connection. */
 async function receive(connection: Deno.UnixConn): Promise<Uint8Array> {
   return new Uint8Array(await new Response(connection.readable).arrayBuffer());
 }

@@ -9,7 +9,7 @@ function test(name: string, body: (bench: ControlBench) => Promise<void>): void 
   Deno.test(`tap-ctl: ${name}`, () => withControlBench(body));
 }
 
-/** tap-ctl must fail with this status and say this. */
+/** Runs tap-ctl, which must fail with this status and message. */
 async function refused(
   bench: ControlBench,
   args: string,
@@ -203,7 +203,7 @@ test("unpause goes on with another image", async (bench) => {
   await bench.ok(`create -a aio:${image}`);
   const pid = Number(/^pid=(\d+)/.exec((await bench.list())[0])?.[1]);
   await bench.ok(`pause -p ${pid} -m 0 -t 10`);
-  // A paused device has let go of its image.
+  // A paused device has closed its image.
   await bench.ok(`create -a aio:${image}`);
   await refused(bench, `unpause -p ${pid} -m 0`, 16, /a\.raw/);
   await refused(bench, `unpause -p ${pid} -m 0 -a aio:/none`, 2, /\/none/);

@@ -1,6 +1,6 @@
 /**
- * Copies and merges grow under a name of their own: several of one output do not meet, links are not
- * followed, and a signal leaves nothing behind.
+ * Copies and merges write to temporary files: several for one output do not conflict, links are not
+ * followed, and a signal leaves no file behind.
  */
 import assert from "node:assert/strict";
 import { checkImage, coalesce, copyImage, createDynamic, openDisk, snapshot } from "../../mod.ts";
@@ -28,7 +28,7 @@ async function until(condition: () => boolean): Promise<void> {
   }
 }
 
-/** Starts vhd-util and stops it as soon as its temporary file is there. */
+/** Starts vhd-util and stops it as soon as its temporary file exists. */
 async function startAndStop(folder: string, args: string[]): Promise<Deno.ChildProcess> {
   const options = { args, stdout: "piped", stderr: "piped" } as const;
   const child = new Deno.Command(binaryPath("vhd-util"), options).spawn();

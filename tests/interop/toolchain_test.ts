@@ -1,23 +1,23 @@
 /**
- * `scripts/toolchain` with doctored programs in every place that it takes one from: none of them is
- * run or used. A npm that copies files stands in for the real one.
+ * `scripts/toolchain` with modified programs in every place that it takes a program from. It
+ * neither runs nor uses them. A fake npm that copies files replaces the real one.
  */
 import assert from "node:assert/strict";
 import { needs, run } from "../support/tools.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 const VERSION = Deno.version.deno;
-/** The program that runs this, which is the pinned one if `scripts/toolchain` installed it. */
+/** The program that runs this test: the pinned one if `scripts/toolchain` installed it. */
 const DENO = Deno.execPath();
 const DENORT = `${ROOT}.toolchain/denort-${VERSION}`;
 const tools = needs("bash", "sha256sum", "flock");
 
 interface Bench {
-  /** A folder with the scripts, in place of the project's. */
+  /** A folder with the scripts, instead of the project's folder. */
   readonly root: string;
   /** The first folder of PATH. */
   readonly bin: string;
-  /** What npm installs: `deno` and `steady`, by the names of their programs. */
+  /** The files that npm installs: `deno` and `steady`, by the names of their programs. */
   readonly npm: string;
   toolchain(args: string[], env?: Record<string, string>): ReturnType<typeof run>;
 }
@@ -27,7 +27,7 @@ function program(path: string, text: string): void {
   Deno.chmodSync(path, 0o755);
 }
 
-/** A program that passes itself off as the pinned deno, and leaves a trace when it is run. */
+/** A program that imitates the pinned deno and creates a file when it is run. */
 function impostor(path: string, trace: string): void {
   program(path, `#!/bin/sh\ntouch ${trace}\necho "deno ${VERSION} (stable, release, x86_64)"\n`);
 }
@@ -141,7 +141,7 @@ test("a doctored runtime of an earlier time is not used", async (bench) => {
   assert.equal(without.stdout, "");
   assert.match(without.stderr, /Replacing .*denort-.*: its SHA-256 is not/);
   if (!exists(DENORT)) return;
-  // With a payload behind it, as npm has it.
+  // With an appended payload, as in npm's package.
   Deno.copyFileSync(DENORT, `${bench.npm}/steady`);
   Deno.writeTextFileSync(`${bench.npm}/steady`, "payload", { append: true });
   const { code, stdout, stderr } = await bench.toolchain(["denort"]);

@@ -1,6 +1,4 @@
-/**
- * Files around images that others could have a hand in: the control folder, the log, keys.
- */
+/** Files that another user could have created or replaced: the control folder, the log, keys. */
 import assert from "node:assert/strict";
 import { createDynamic, createFixed, snapshot } from "../../mod.ts";
 import { requireOwnFolder } from "../../src/control/paths.ts";

@@ -11,7 +11,7 @@ import { needs, run, runOk, withTempDir } from "../support/tools.ts";
 
 const MIB = 1024 * 1024;
 
-/** Writes into an image of ours. */
+/** Writes to an image through the project's code. */
 function writeInto(
   path: string,
   writes: readonly { offset: number; bytes: Uint8Array<ArrayBuffer> }[],
@@ -22,7 +22,7 @@ function writeInto(
   image.close();
 }
 
-/** The whole disk as our code reads it. */
+/** The whole disk as read by the project's code. */
 function readDisk(path: string): Uint8Array<ArrayBuffer> {
   const chain = openChain(path);
   const disk = new Uint8Array(chain.images[0].sizeBytes);
@@ -31,7 +31,7 @@ function readDisk(path: string): Uint8Array<ArrayBuffer> {
   return disk;
 }
 
-/** Fails at the first difference, without printing megabytes. */
+/** Fails at the first difference without printing all bytes. */
 function assertSameDisk(actual: Uint8Array, expected: Uint8Array): void {
   assert.equal(actual.length, expected.length);
   const at = actual.findIndex((byte, i) => byte !== expected[i]);
@@ -42,7 +42,7 @@ function pattern(lengthBytes: number, seed: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(lengthBytes).map((_, i) => (i * 7 + (i >> 9) * seed + seed) & 0xff);
 }
 
-/** qemu-img's view of a disk, as raw bytes. qemu goes by the current size when told to. */
+/** The disk as read by qemu-img, as raw bytes. An option makes qemu use the current size. */
 async function convert(path: string, raw: string): Promise<Uint8Array> {
   const source = `driver=vpc,force_size_calc=current_size,file.filename=${path}`;
   await runOk("qemu-img", ["convert", "--image-opts", "-O", "raw", source, raw]);
@@ -103,7 +103,7 @@ Deno.test({
         ]);
         assert.equal(openVhd(path).type, subformat);
         assertSameDisk(readDisk(path), raw);
-        // With force_size, qemu writes the largest geometry of all, which is more than the disk.
+        // With force_size, qemu writes the largest possible geometry, which is more than the disk.
         const { valid, findings } = checkImage(path, { checkData: true });
         assert.ok(valid, JSON.stringify(findings));
         assert.ok(findings.some(({ field }) => field === "footer.geometry"));

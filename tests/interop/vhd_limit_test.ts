@@ -10,7 +10,7 @@ const MIB = 1 << 20;
 const BLOCK = 2 * MIB;
 const { ignore, suffix } = needsServed();
 
-/** A sparse image whose only block ends so many sectors before a BAT entry's reach does. */
+/** A sparse image whose only block ends `sectorsLeft` sectors before the limit of a BAT entry. */
 function putImageAtLimit(path: string, sectorsLeft: number): boolean {
   const footer = newFooter(HD_TYPE_DYNAMIC, 3 * BLOCK);
   footer.creatorVersion = 0x0001_0001;

@@ -7,7 +7,10 @@ import { VHD_MAX_SIZE, VHD_SECTOR_SIZE } from "../../src/vhd/format/units.ts";
 import { writeFooters } from "../../src/vhd/write.ts";
 import { binaryPath, needs, withTempDir } from "../support/tools.ts";
 
-/** The largest image, all blocks allocated, out of order; next to nothing of it on the disk. */
+/**
+ * The largest image, with all blocks allocated in another order; the file is almost entirely
+ * sparse.
+ */
 function makeLargest(path: string): void {
   createDynamic(path, { sizeBytes: VHD_MAX_SIZE });
   const image = openVhd(path, { readOnly: false });
@@ -21,7 +24,7 @@ function makeLargest(path: string): void {
   image.close();
 }
 
-/** The most memory that a process has had so far, in KiB; 0 once it is gone. */
+/** Peak memory of a process so far in KiB; 0 after its end. */
 function peakKib(pid: number): number {
   try {
     return Number(/VmHWM:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${pid}/status`))?.[1] ?? 0);

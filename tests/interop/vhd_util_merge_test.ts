@@ -1,6 +1,6 @@
 /**
- * Coalesce and copy on real files and devices: killed by a signal, onto block devices, and read by
- * qemu-img afterwards.
+ * Coalesce and copy on real files and devices: killed by a signal, with block devices as output,
+ * and compared by qemu-img.
  */
 
 import assert from "node:assert/strict";
@@ -16,7 +16,7 @@ import { vhdUtil } from "../support/vhd.ts";
 const MIB = 1024 * 1024;
 const DISK = 96 * MIB;
 
-/** A parent and a child, each with stretches of data in some of their blocks. */
+/** A parent and a child with ranges of data in some of their blocks. */
 function makePair(folder: string): { base: string; child: string } {
   const [base, child] = [`${folder}/base.vhd`, `${folder}/child.vhd`];
   createDynamic(base, { sizeBytes: DISK });
@@ -140,7 +140,7 @@ Deno.test({
       assert.equal((await vhdUtil("copy", "-n", child, "-N", `${folder}/copy.vhd`)).code, 0);
       assert.equal((await vhdUtil("coalesce", "-n", child)).code, 0);
       for (const path of [`${folder}/copy.vhd`, base]) {
-        // It goes by the geometry unless told to go by the size.
+        // qemu-img uses the geometry unless an option makes it use the size.
         const image = `driver=vpc,force_size_calc=current_size,file.filename=${path}`;
         const target = `driver=raw,file.filename=${folder}/wanted`;
         const args = ["compare", "--image-opts", image, target];

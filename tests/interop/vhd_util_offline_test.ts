@@ -1,6 +1,4 @@
-/**
- * vhd-util's changes to images, on block devices and before the eyes of qemu-img.
- */
+/** Changes to images by vhd-util, on block devices and checked by qemu-img. */
 
 import assert from "node:assert/strict";
 import { needs, run, runOk, withTempDir } from "../support/tools.ts";
@@ -12,7 +10,7 @@ async function call(...args: string[]): Promise<string> {
   return stdout;
 }
 
-/** Whether loop devices can be made here: containers often forbid it. */
+/** Whether loop devices can be created here; containers often forbid it. */
 async function canLoop(): Promise<boolean> {
   if (needs("root", "losetup").ignore) return false;
   return await withTempDir(async (folder) => {
@@ -24,7 +22,7 @@ async function canLoop(): Promise<boolean> {
   });
 }
 
-/** Calls `body` with a block device of so many bytes. */
+/** Calls `body` with a block device of this size. */
 async function withDevice(
   file: string,
   sizeBytes: number,
@@ -71,7 +69,7 @@ Deno.test({
           await call("check", "-n", disk);
         });
       });
-      // The volume is cut to where the footer was put.
+      // Cuts the volume to the end of the footer.
       Deno.truncateSync(`${folder}/disk`, 8 << 20);
       assert.equal(await call("query", "-n", `${folder}/disk`, "-vf"), "20\nhidden: 1\n");
     });
@@ -116,7 +114,8 @@ Deno.test({
       await call("fill", "-n", child);
       await call("resize", "-n", child, "-s", "4096", "-j", `${folder}/j`);
       await call("modify", "-n", child, "-p", base);
-      // qemu-img knows no differencing images: an image that holds everything is as good as dynamic.
+      // qemu-img does not support differencing images. A child with all data reads like a dynamic
+      // image.
       const image = Deno.readFileSync(child);
       assert.ok(image.length > data.length);
       await call("resize", "-n", child, "-s", "16", "-j", `${folder}/j`);

@@ -106,7 +106,7 @@ export class Simulation {
     };
   }
 
-  /** Delays all completions of a file by `forMs`. */
+  /** Holds back all completions of a file for `forMs`. */
   hang(path: string, forMs: number): void {
     this.connection.hang(path, forMs);
   }

@@ -13,14 +13,14 @@ function hex(text: string): Uint8Array<ArrayBuffer> {
   return new Uint8Array(Buffer.from(text, "hex"));
 }
 
-/** One block through AES alone, which the runtime has itself. */
+/** Encrypts single blocks with plain AES, which the runtime provides. */
 function aesBlocks(key: Uint8Array, bytes: Uint8Array): Uint8Array {
   const cipher = createCipheriv(`aes-${key.length * 8}-ecb`, key, null);
   cipher.setAutoPadding(false);
   return new Uint8Array(Buffer.concat([cipher.update(bytes), cipher.final()]));
 }
 
-/** AES-XTS as IEEE 1619 defines it, built anew from single blocks. */
+/** AES-XTS as IEEE 1619 defines it, implemented with single blocks. */
 function encryptedSector(key: Uint8Array, plain: Uint8Array, sector: number): Uint8Array {
   const half = key.length / 2;
   const number = new Uint8Array(16);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { blktapMinorOf, blktapNode, KernelBlktap } from "../../ffi/blktap.ts";
 
-/** Whether this process may make device nodes. */
+/** Whether this process may create device nodes. */
 function mayMakeNodes(): boolean {
   const folder = Deno.makeTempDirSync();
   try {
@@ -31,15 +31,15 @@ Deno.test(`nodes that udev has not made are made, and go again${suffix}`, { igno
   try {
     const made = Deno.lstatSync(path);
     assert.ok(made.isBlockDevice);
-    // The kernel's way to write 253:70001.
+    // The kernel's encoding of 253:70001.
     assert.equal(made.rdev, 0x71 | 253 << 8 | 0x11100 << 12);
     assert.equal((made.mode ?? 0) & 0o777, 0o600);
-    // What is there already, as udev's is, stays as it is and where it is.
+    // An existing node, such as one of udev, is kept unchanged.
     assert.equal(other.makeNode(tap), path);
     assert.equal(Deno.lstatSync(path).ino, made.ino);
     other.removeNodes(tap);
     assert.equal(Deno.lstatSync(path).ino, made.ino);
-    // One of a driver that was loaded before leads nowhere.
+    // A node of an earlier load of the driver refers to no device.
     assert.equal(other.makeNode({ ...tap, blockMajor: 252 }), path);
     assert.equal(Deno.lstatSync(path).rdev, 0x71 | 252 << 8 | 0x11100 << 12);
   } finally {

@@ -1,4 +1,4 @@
-/** Taps of the blktap2 driver at their end, when the driver does not do as it should. */
+/** The end of a tap of the blktap2 driver when the driver fails. */
 import assert from "node:assert/strict";
 import {
   BLKTAP_IOCTL_ALLOC_TAP,
@@ -8,7 +8,7 @@ import {
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Tap } from "../../src/frontend/blktap2/tap.ts";
 
-/** What freeing a tap comes to, and what removing its nodes does. */
+/** The result of freeing a tap, and the effect of removing its nodes. */
 interface Ending {
   readonly free: () => number;
   readonly removeNodes: () => void;
@@ -61,7 +61,7 @@ for (const [what, ending, expected] of cases) {
       const log = { info() {}, warn: (text: string) => void warnings.push(text), error() {} };
       const tap = new Tap(driverWith(ending), log);
       tap.release({ inUse, freed: false });
-      // Promises that nobody waits for end a process when they fail.
+      // An unhandled rejection ends a process.
       await new Promise((resolve) => setTimeout(resolve, 0));
       assert.equal(warnings.length, 1);
       assert.match(warnings[0], expected);

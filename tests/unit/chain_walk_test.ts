@@ -1,6 +1,6 @@
 /**
- * All that follows a chain keeps to the same limits, and opens the very parent that a child was made
- * from.
+ * All code that follows a chain has the same limits and opens exactly the parent that a child was
+ * created from.
  *
  * @module
  */
@@ -21,7 +21,7 @@ import { getFile, putFile } from "../support/vhd.ts";
 
 const SIZE_BYTES = 1 << 20;
 
-/** Images `/0` to `/<layers - 1>`, each the parent of the next. */
+/** Creates images `/0` to `/<layers - 1>`, each the parent of the next. */
 function makeChain(storage: SimulatedDisk, layers: number): string {
   let uuid = putForeignImage(storage, "/0", { sizeBytes: SIZE_BYTES, blocks: { 0: "a" } });
   for (let i = 1; i < layers; i++) {
@@ -34,7 +34,7 @@ function makeChain(storage: SimulatedDisk, layers: number): string {
 
 type Follower = (simulation: Simulation, top: string) => unknown;
 
-/** Those that open the images to read through them. */
+/** The functions that open images to read through them. */
 const READERS: Readonly<Record<string, Follower>> = {
   "opening a chain": ({ disk }, path) => openChain(path, { storage: disk }).close(),
   "filling": ({ disk }, path) => fillImage(path, { storage: disk }),
@@ -77,7 +77,7 @@ for (const [what, follow] of Object.entries(FOLLOWERS)) {
       const simulation = new Simulation({ seed: 1 });
       const { disk } = simulation;
       makeChain(disk, 3);
-      // The parent of /1 is /2, which has the UUID that /1 was made from.
+      // The parent of /1 is /2, with the UUID that /1 was created from.
       const child = { uuid: new Uint8Array(16).fill(7), name: "2" };
       const locators = [{ code: PLAT_CODE_W2RU, path: byAnotherName ? "./link" : "./2" }];
       const footer = (fields: { uuid: Uint8Array }): unknown => fields.uuid = child.uuid;
@@ -95,7 +95,7 @@ for (const [what, follow] of Object.entries(FOLLOWERS)) {
   });
 }
 
-/** Follows a chain of two, whose parent is exchanged when it is opened for the nth time. */
+/** Follows a chain of two whose parent is replaced when it is opened for the nth time. */
 async function followExchanged(
   follow: Follower,
   exchange: (disk: SimulatedDisk) => void,
@@ -124,7 +124,7 @@ async function followExchanged(
   return { exchanged: opened >= nth, errno };
 }
 
-/** Other content under the same name in the same file, and another file under the name. */
+/** Other contents in the same file, and another file under the same name. */
 const EXCHANGES: Readonly<Record<string, (disk: SimulatedDisk) => void>> = {
   "another image in the same file": (disk) => {
     putForeignImage(disk, "/other", { sizeBytes: SIZE_BYTES, blocks: { 0: "x" } });
@@ -144,7 +144,7 @@ for (const [what, follow] of Object.entries(READERS)) {
         const { exchanged, errno } = await followExchanged(follow, put, nth);
         if (!exchanged) break;
         if (errno === 0) continue;
-        // EBUSY: the exchange itself is refused, as the parent is locked by then.
+        // EBUSY: the replacement is refused because the parent is already locked.
         assert.ok(
           [Errno.EINVAL, Errno.ESTALE, Errno.EBUSY].some((one) => one === errno),
           `${errno}`,

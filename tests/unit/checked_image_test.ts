@@ -1,6 +1,6 @@
 /**
- * The filter that holds drivers to their contract: a driver that keeps it is let through, and for
- * each rule there is one that breaks it.
+ * The filter that checks the contract of drivers: a correct driver passes, and for each rule a
+ * driver that breaks it is caught.
  *
  * @module
  */
@@ -25,7 +25,7 @@ const SECTORS = 64;
 const memory = new Arena(1 << 20);
 const at = memory.sector;
 
-/** What the device above hears. */
+/** Receives the completions for the device above. */
 class Device implements RequestSink {
   readonly heard: string[] = [];
   wanted = true;
@@ -44,7 +44,7 @@ class Device implements RequestSink {
   }
 }
 
-/** A driver of raw files that keeps its contract; tests break it, a method at a time. */
+/** A correct driver of raw files; tests break it one method at a time. */
 class PlainImage implements ImageDriver {
   readonly counts = { readSectors: 0, writtenSectors: 0 };
   readonly sectors: number = SECTORS;
@@ -120,7 +120,7 @@ interface Bench {
   readonly device: Device;
   readonly image: ImageDriver;
   readonly disk: SimulatedDisk;
-  /** Lets everything that was started end. */
+  /** Runs until all started requests have ended. */
   settle(): void;
 }
 
@@ -157,7 +157,7 @@ function isViolation(what: RegExp): (error: Error) => boolean {
   return (error) => error instanceof ContractViolation && what.test(error.message);
 }
 
-/** Does this to an image of a driver; the filter finds what is wrong with that. */
+/** Calls `act` with an image of a driver; the filter must report the violation. */
 function assertCaught(
   what: RegExp,
   Kind: typeof PlainImage,
@@ -205,7 +205,7 @@ Deno.test("a driver that keeps its contract is let through", () => {
   disk.close();
 });
 
-/** A child of `/b`: what is read of its second half comes from there, in two reads. */
+/** A child of `/b`: reads of its second half go to the parent, in two reads. */
 class ChildImage extends PlainImage {
   override readonly parent = { type: "plain", path: "/b", readOnly: true, direct: true };
 
@@ -331,7 +331,7 @@ Deno.test("more operations than a driver said are caught, its own and those belo
     },
     read,
   );
-  // What it sets aside itself is its own.
+  // Operations that the image reserved itself are not counted.
   const { image, settle } = open(
     class extends Greedy {
       override read(slot: number, sector: number, count: number, memorySector: number): void {

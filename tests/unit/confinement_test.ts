@@ -1,5 +1,6 @@
 /**
- * An image's parents lie in the folder tree of the top image, or where the administrator allows them.
+ * The parents of an image must be in the folder tree of the top image, or in trees that the
+ * administrator allows.
  */
 import assert from "node:assert/strict";
 import { coalesce, copyImage, openDisk } from "../../mod.ts";
@@ -26,7 +27,7 @@ const MIB = 1024 * 1024;
 const SECRET = "root:secret:".padEnd(512, "x");
 const RAW_UUID = new Uint8Array(16);
 
-/** A tree with a good base in it, and outside of it a secret and a VHD. */
+/** A tree with a valid base, and outside it a secret and a VHD. */
 async function withTree(
   body: (tree: { inside: string; outside: string; uuid: Uint8Array }) => Promise<void> | void,
 ): Promise<void> {
@@ -150,7 +151,7 @@ Deno.test("what lies in the tree is followed, also by links and from a linked fo
         assert.equal(bytes[0], "o".charCodeAt(0));
       }
     }
-    // A refused locator is passed over for one that leads to the parent.
+    // A refused locator is skipped; the next one leads to the parent.
     child(`${inside}/child.vhd`, uuid, [url(`${outside}/base.vhd`), relative("./base.vhd")]);
     assert.equal(openChain(`${inside}/child.vhd`).images[1].path, `${inside}/base.vhd`);
   }));
@@ -172,7 +173,7 @@ Deno.test("the tree is that of the top image, for the whole chain", () =>
       coalesce(`${inside}/top.vhd`, { output: `${inside}/o.vhd` }),
       /lies outside/,
     );
-    // From a linked name the tree is that of the name.
+    // For a symbolic link, the tree is that of the link.
     Deno.symlinkSync(`${inside}/top.vhd`, `${outside}/top-link.vhd`);
     assert.throws(() => openDisk(`${outside}/top-link.vhd`), { errno: 1 });
   }));
@@ -198,7 +199,7 @@ Deno.test("roots are allowed by option, environment and library; any allows all"
     openDisk(path).close();
     allowParentsIn(before);
     assert.throws(() => openDisk(path), { errno: 1 });
-    // Identity is required all the same.
+    // The UUID must match in all cases.
     const stranger = crypto.getRandomValues(new Uint8Array(16));
     child(path, stranger, [url(`${outside}/base.vhd`)]);
     assert.equal(await status("map", "-n", path, "--parent-root", "any"), 22);

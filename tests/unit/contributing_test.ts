@@ -1,6 +1,7 @@
 /**
- * The examples of CONTRIBUTING.md: put into a copy of the tree, type-checked and run there. A `ts`
- * block names the file that it is; a `diff` block adds lines to one, at lines that it repeats.
+ * The examples of CONTRIBUTING.md are inserted into a copy of the tree, type-checked and run. A
+ * `ts` block is a file, whose name is in the block; a `diff` block adds lines to a file, next to
+ * lines that it repeats.
  *
  * @module
  */
@@ -32,7 +33,7 @@ async function copyTree(to: string): Promise<void> {
   }
 }
 
-/** Adds the lines of a diff: all others must be in the file, together and once. */
+/** Applies a diff. The context lines must occur in the file, adjacent and exactly once. */
 function applyDiff(folder: string, { path, text }: Block): void {
   for (const hunk of text.split(/^@@\n/m)) {
     const lines = hunk.trimEnd().split("\n");
@@ -53,7 +54,7 @@ function putExamples(folder: string, markdown: string): void {
   for (const block of blocksOf(markdown, "diff")) applyDiff(folder, block);
 }
 
-/** Programs that run the sources, where a build would put them. */
+/** Writes programs that run the sources, in the place of the build's output. */
 function putPrograms(folder: string): void {
   Deno.mkdirSync(`${folder}/dist`);
   const command = `exec ${Deno.execPath()} run -A --no-check --quiet ${folder}/src/main.ts`;

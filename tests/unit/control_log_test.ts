@@ -72,7 +72,7 @@ Deno.test("log: a syslog entry has facility, severity, time and tag", () => {
   assert.equal(syslogEntry("warning", "Hm", { tag, time }).slice(0, 4), "<28>");
 });
 
-/** Prints each datagram that comes to a UNIX socket, and ends at the one that says so. */
+/** Prints each datagram that arrives at a UNIX socket, and exits at the last one. */
 const RECEIVER = `
 import os, socket, sys
 path = sys.argv[1]

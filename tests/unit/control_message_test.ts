@@ -57,7 +57,7 @@ const PLAIN: Params = {
   secondary: "",
 };
 
-// What tap-ctl 3.55 put on the socket for `-m 3`, recorded as the bytes that are not zero.
+// The messages that tap-ctl 3.55 sent for `-m 3`, as their bytes that are not zero.
 const PLAIN_REQUESTS: [string, number, Record<number, string>][] = [
   ["attach", MessageType.ATTACH, { 0: "05 00 03" }],
   ["detach", MessageType.DETACH, { 0: "0f 00 03" }],
@@ -199,10 +199,10 @@ Deno.test("message: how long a request is shows as its bytes come in", () => {
   assert.equal(requestLength(request.subarray(0, MESSAGE_BYTES)), MESSAGE_BYTES + 257);
   assert.equal(requestLength(request.subarray(0, MESSAGE_BYTES + 257)), LONGEST_REQUEST_BYTES);
   assert.equal(requestLength(request), LONGEST_REQUEST_BYTES);
-  // A pause has no parameters, whatever is where an open has its flags.
+  // A pause has no parameters: the bytes of the flags of an open are ignored.
   const pause = bytes({ 0: "09 00 03", 8: "ff ff ff ff" });
   assert.equal(requestLength(pause), MESSAGE_BYTES);
-  // A resume brings a log, but never a key.
+  // A resume has a log, but never a key.
   const resume = encodeParams(MessageType.RESUME, 3, { ...PLAIN, flags });
   assert.equal(requestLength(resume), MESSAGE_BYTES + 256);
 });

@@ -15,7 +15,7 @@ import {
 import { ownerOfSocket, removeStaleSockets } from "../../src/control/client/stale_sockets.ts";
 import { formatStatistics } from "../../src/control/protocol/statistics.ts";
 
-/** Calls `body` with a control folder of its own, which does not exist yet. */
+/** Calls `body` with a new control folder, which does not exist yet. */
 function withControlFolder(body: (folder: string) => void): void {
   const parent = Deno.makeTempDirSync({ prefix: "blktap-test-" });
   const before = Deno.env.get("BLKTAP_CONTROL_DIR");

@@ -1,6 +1,7 @@
 /**
- * Block devices that are in use when their disk has grown or their tapdisk is to end: a new size
- * shows when the last user has gone, and the log says what can be done for each kind of device.
+ * Block devices that are in use when their disk grows or their tapdisk ends. The new size becomes
+ * visible when the last user has closed the device. The log has the necessary steps for each kind
+ * of device.
  */
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
@@ -19,10 +20,10 @@ import { createVbdContext } from "../../src/vbd/vbd_context.ts";
 const MINOR = 0;
 const SECTORS = 2048;
 
-/** A kernel's driver whose devices are files, and cannot change their size. */
+/** A simulated kernel driver whose devices are files and cannot change size. */
 class PlayedMaker implements DeviceMaker {
   readonly kind = "ublk";
-  /** The sizes with which devices were made, and the nodes that were wanted. */
+  /** The sizes of the created devices, and the requested nodes. */
   readonly made: number[] = [];
   readonly wanted: (string | undefined)[] = [];
   failing = false;
@@ -66,9 +67,9 @@ interface Bench {
   readonly log: string[];
   /** Jobs wait while this is true. */
   busy: boolean;
-  /** Runs the loop until something is so. */
+  /** Runs the loop until a condition holds. */
   until(what: string, holds: () => boolean, timeoutMs?: number): Promise<void>;
-  /** Makes the disk larger, as `pause` and `unpause` do. */
+  /** Enlarges the disk, as `pause` and `unpause` do. */
   grow(): Promise<void>;
 }
 
@@ -156,7 +157,7 @@ async function withDevice(
   }
 }
 
-/** A process that has a node open, until it is ended. */
+/** A process that has a node open until it is ended. */
 async function openedBy(node: string): Promise<() => Promise<void>> {
   const child = new Deno.Command("sh", {
     args: ["-c", 'exec 7<"$1"; echo open; exec sleep 1000', "sh", node],
@@ -171,7 +172,7 @@ async function openedBy(node: string): Promise<() => Promise<void>> {
   };
 }
 
-// Descriptors of the engine stay open for the life of the process.
+// Descriptors of the engine stay open until the process ends.
 const options = { sanitizeResources: false, sanitizeOps: false };
 
 Deno.test("a new size shows at once when nobody uses the device", options, async () => {
@@ -188,7 +189,7 @@ Deno.test("a new size shows when the last user of the device has gone", options,
     const second = await openedBy(`${folder}/node0`);
     await grow();
     assert.ok(log.some((line) => /node0 keeps its size.*4096 sectors when nobody uses/.test(line)));
-    // The disk grows once more meanwhile.
+    // The disk grows again before that.
     await grow();
     await first();
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
@@ -196,7 +197,7 @@ Deno.test("a new size shows when the last user of the device has gone", options,
     await until("it is made again", () => maker.made.length > 1);
     assert.deepEqual(maker.made, [SECTORS, 4 * SECTORS]);
     assert.equal(readMinorRecord(MINOR)?.node, `${folder}/node1`);
-    // And that was all.
+    // The device is created only once.
     await assert.rejects(until("it is made once more", () => maker.made.length > 2, 2500));
   });
 });

@@ -28,7 +28,7 @@ const KINDS: readonly Kind[] = [
   { name: "both", missing: uringIsMissing, make: (scheduler) => new MixedBackend(scheduler) },
 ];
 
-/** Folders to test in: of a disk, as a rule, and of memory. */
+/** Folders for the tests: usually on a disk, and in memory. */
 const FOLDERS = [undefined, "/dev/shm"].filter((folder) =>
   folder === undefined || canWriteTo(folder)
 );
@@ -103,7 +103,7 @@ function backendTest(name: string, body: (kind: Kind) => Promise<void>): void {
   }
 }
 
-/** Disjoint runs of sectors of the file, each with a place of its own in memory. */
+/** Disjoint runs of sectors of the file, each with its own place in memory. */
 const runs = fc.uniqueArray(fc.nat(FILE_SECTORS / 16 - 1), { minLength: 1, maxLength: 120 })
   .chain((places) =>
     fc.tuple(...places.map((place) => fc.integer({ min: 1, max: 16 }).map((n) => [place * 16, n])))
@@ -132,7 +132,7 @@ backendTest("what was written is read back, merged or not, cached or not", async
           assert.ok(errors.every((errno) => errno === 0), errors.join());
           assert.deepEqual(await rig.batch(1, () => rig.queue.sync(file, rig, 0)), [0]);
           rig.memory.bytes.fill(0xee);
-          // In pieces that the queue merges, most of them backwards in memory.
+          // Pieces that the queue merges; most of them are backwards in memory.
           const pieces = FILE_SECTORS / 8;
           const read = await rig.batch(pieces, (token) => {
             const memory = rig.memory.sector + (pieces - 1 - token) * 8;
@@ -183,7 +183,7 @@ backendTest("every operation has its own error, and the others go on", async (ki
   const errors = await rig.batch(6, (token) => {
     const memory = rig.memory.sector + token * 16;
     if (token === 0) rig.queue.read(file, 0, 8, memory, rig, token);
-    // The second half of it lies beyond the end.
+    // The second half of it is beyond the end of the file.
     else if (token === 1) rig.queue.read(file, FILE_SECTORS - 4, 8, memory, rig, token);
     else if (token === 2) rig.queue.read(bad, 0, 8, memory, rig, token);
     else if (token === 3) rig.queue.write(bad, 0, 8, memory, rig, token);
@@ -197,7 +197,7 @@ backendTest("every operation has its own error, and the others go on", async (ki
 backendTest("places in the file and in memory beyond 4 GiB", async (kind) => {
   const rig = new Rig(kind, { direct: false });
   const far = 5 * 1024 ** 3 / SECTOR_BYTES;
-  // Address space only: what is not touched takes no room.
+  // Address space only: untouched pages take no memory.
   const high = [0, 1].map(() => new Arena(2 * 1024 ** 3));
   const memory = high[1].sector + 1024;
   high[1].bytes.fill(9, 1024 * SECTOR_BYTES, 1025 * SECTOR_BYTES);
@@ -213,7 +213,7 @@ backendTest("places in the file and in memory beyond 4 GiB", async (kind) => {
   rig.close();
 });
 
-/** How often each of io_uring's threads of this process was given a processor so far. */
+/** How often each io_uring thread of this process has been scheduled so far. */
 function uringThreadRuns(): Map<string, number> {
   const runs = new Map<string, number>();
   for (const { name } of Deno.readDirSync("/proc/self/task")) {
@@ -222,14 +222,14 @@ function uringThreadRuns(): Map<string, number> {
       if (!Deno.readTextFileSync(`${folder}/comm`).startsWith("iou-")) continue;
       runs.set(name, Number(Deno.readTextFileSync(`${folder}/schedstat`).split(" ")[2]));
     } catch {
-      // It has ended meanwhile.
+      // The thread has ended.
     }
   }
   return runs;
 }
 
 backendTest("only io_uring gives cached files to threads", async (kind) => {
-  // Threads of the test before may be there still, and wake up now and then to see that they idle.
+  // Threads of the previous test may still exist and wake up occasionally.
   const before = uringThreadRuns();
   const rig = new Rig(kind, { direct: false });
   for (let round = 0; round < 50; round++) {
@@ -271,7 +271,8 @@ Deno.test({
       ioDone: (token, _sectors, errno) => finish(`queue ${index}: ${token} ${errno}`),
     });
     const tag = loop.add({
-      // A queue gets its operation from a completion of another user, as from a driver's request.
+      // The queue gets its operation from a completion of another user, as from a request of a
+      // driver.
       uringDone(id, result) {
         finish(`user: ${id} ${result}`);
         if (id === 1) queues[1].read(files[1].file, 8, 8, memory.sector + 8, owner(1), 77);

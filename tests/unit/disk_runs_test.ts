@@ -4,7 +4,7 @@ import { withTempDir } from "../support/tools.ts";
 
 const KIB = 1024;
 
-/** What lseek(2) answered, as `runBetween` is told. */
+/** `runBetween` with these results of lseek(2). */
 function run(data: number, hole: number, offsetBytes: number, lengthBytes: number): number {
   return runBetween({ data, hole: () => hole }, offsetBytes, lengthBytes);
 }
@@ -15,13 +15,13 @@ Deno.test("runs of a file: data, holes, and ends within a sector", () => {
   assert.equal(run(-1, -1, 0, 64 * KIB), -64 * KIB);
   assert.equal(run(64 * KIB, -1, 0, 64 * KIB), -64 * KIB);
   assert.equal(run(16 * KIB, 32 * KIB, 0, 64 * KIB), -16 * KIB);
-  // Data that begins and ends within a sector makes the whole sector data.
+  // A sector that is partly data counts as data.
   assert.equal(run(1100, 1200, 1024, 4096), 512);
   assert.equal(run(1100, 1200, 0, 4096), -1024);
 });
 
 Deno.test("runs of a file: answers that contradict each other count as data", () => {
-  // The data that SEEK_DATA found was a hole when SEEK_HOLE looked.
+  // The data that SEEK_DATA found had become a hole at SEEK_HOLE.
   assert.equal(run(4096, 4096, 4096, 8192), 8192);
   assert.equal(run(4096, 0, 4096, 8192), 8192);
   assert.equal(run(0, 1024, 4096, 8192), 8192);
@@ -39,7 +39,7 @@ Deno.test("runs of a file that cannot be looked for count as data", async () => 
     Deno.writeFileSync(`${folder}/a`, new Uint8Array(8192));
     const file = osDiskFiles.open(`${folder}/a`, { readOnly: true, direct: false });
     file.close();
-    // The descriptor is gone: every lseek fails with EBADF.
+    // The descriptor is closed: every lseek fails with EBADF.
     assert.equal(file.allocatedRun(0, 8192), 8192);
     assert.equal(file.allocatedRun(4096, 4096), 4096);
   });

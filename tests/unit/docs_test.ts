@@ -1,6 +1,4 @@
-/**
- * What the documents say of the tree: files that they name exist, and links lead somewhere.
- */
+/** Files that the documents name exist, and so do the targets of links. */
 import assert from "node:assert/strict";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -20,7 +18,7 @@ function exists(path: string): boolean {
   }
 }
 
-/** Paths in backticks that begin with a folder of this project, without what a `*` stands for. */
+/** Paths in backticks that begin with a folder of this project, up to the first `*`. */
 function namedPaths(markdown: string): string[] {
   const named = markdown.matchAll(/`((?:src|ffi|tests|scripts|docs|packaging)\/[\w./-]*)`/g);
   return [...named].map(([, path]) => path);

@@ -9,7 +9,7 @@ const FILES = ["mod.ts", "src/cli/dispatch.ts", "src/cli/getopt.ts", "src/cli/pr
 
 Deno.test("the examples in the documentation run", () =>
   withTempDir(async (folder) => {
-    // Their imports are put together by the tool, which imports more than it uses.
+    // Deno assembles the imports of the examples and imports more than they use.
     const args = ["test", "--doc", "--no-check", "-A", ...FILES];
     const { code, stdout, stderr } = await run(Deno.execPath(), args, {
       cwd: ROOT,

@@ -1,6 +1,6 @@
 /**
- * What the types of images say of themselves holds everywhere: a driver that is added to the
- * registry is known to commands, help, manual pages, completion, lists of disks and statistics.
+ * The properties of an image type apply everywhere: a driver in the registry appears in commands,
+ * help, manual pages, completion, lists of disks and statistics.
  *
  * @module
  */

@@ -1,4 +1,4 @@
-/** Numbers at the border to C: what cannot be passed on as it is throws, before any call is made. */
+/** Numbers that are passed to C: a number that does not fit its type throws before the call. */
 import assert from "node:assert/strict";
 import { blktapIoctl, blktapMinorOf } from "../../ffi/blktap.ts";
 import { checkedCalls } from "../../ffi/checked_calls.ts";
@@ -15,7 +15,7 @@ import { numberOfNode } from "../../src/frontend/ublk/node.ts";
 const TYPES = ["i32", "u32", "i64", "u64", "isize", "usize"] as const;
 type Type = typeof TYPES[number];
 
-/** Calls a function of one parameter, whose argument comes back. */
+/** Passes a number through a C function that returns its argument. */
 function passed(type: Type, value: number): number {
   const calls = { echo: (got: number) => got };
   return checkedCalls({ echo: { parameters: [type] } }, calls).echo(value);
@@ -65,7 +65,7 @@ Deno.test("a type that nobody can check is refused when the library is opened", 
   assert.throws(() => checkedCalls({ sin: { parameters: ["f64"] } }, { sin: Math.sin }), /f64/);
 });
 
-// A library stays open for the life of the process.
+// A library stays open until the process ends.
 const sanitizeResources = false;
 
 Deno.test("real calls take -0 for 0 and no other odd number", { sanitizeResources }, () => {

@@ -1,9 +1,9 @@
-/** Beside each symbol that is taken from a C library stands its C signature. */
+/** Each symbol from a C library has its C signature in a comment. */
 import assert from "node:assert/strict";
 
 const FOLDER = new URL("../../ffi/", import.meta.url);
 
-/** The lines of a file in which a symbol begins, each with the comment above it. */
+/** The lines of a file that declare a symbol, each with the comment above it. */
 function symbolsOf(text: string): { name: string; comment: string; parameters: number }[] {
   const symbols = text.matchAll(
     /((?:^ *\/\/.*\n)*)^ {2}(\w+): \{\s*(?:name: "\w+",\s*)?parameters: \[([^\]]*)\]/gm,
@@ -15,7 +15,7 @@ function symbolsOf(text: string): { name: string; comment: string; parameters: n
   }));
 }
 
-/** How many parameters the first signature in a comment has; -1 without one. */
+/** The number of parameters of the first signature in a comment; -1 without a signature. */
 function parametersIn(comment: string): number {
   const list = /\w[\w ]* \**\w+\(([^)]*)\)/.exec(comment)?.[1];
   if (list === undefined) return -1;
@@ -29,7 +29,7 @@ for (const { name: file } of Deno.readDirSync(FOLDER)) {
     for (const { name, comment, parameters } of symbols) {
       const stated = parametersIn(comment);
       assert.notEqual(stated, -1, `${name}: ${comment}`);
-      // Variadic functions are called with as many as are wanted.
+      // Variadic functions may be called with any number of arguments.
       const fits = comment.includes("...") ? stated <= parameters + 1 : stated === parameters;
       assert.ok(fits, `${name} takes ${parameters} parameters, its comment says ${stated}`);
     }

@@ -1,5 +1,5 @@
 /**
- * Every way to open a file for writing takes its lock, and holds it until the file is closed.
+ * Every function that opens a file for writing takes its lock and holds it until the close.
  *
  * @module
  */

@@ -1,20 +1,20 @@
 import assert from "node:assert/strict";
 import { Gathering } from "../../src/scheduler/gathering.ts";
 
-/** What a turn costs by itself, and how long the loop is away at least when it sleeps. */
+/** The cost of a turn itself, and the minimum time of a sleep of the loop. */
 const TURN_US = 8;
 const SLEEP_US = 25;
 
 interface Outcome {
-  /** Requests in a millisecond. */
+  /** Requests per millisecond. */
   readonly rate: number;
-  /** Parts of all turns after which the loop slept. */
+  /** Share of the turns after which the loop slept. */
   readonly slept: number;
 }
 
 /**
- * A loop and a client with `depth` requests under way, for `forMs`. The client takes `clientUs` for
- * each request, and has at hand what the loop has answered; the loop takes `serverUs` for each.
+ * A loop and a client with `depth` requests in flight, for `forMs`. The client needs `clientUs` for
+ * each request and has all answers of the loop at once; the loop needs `serverUs` for each.
  */
 function run(
   gathering: Gathering,
@@ -26,7 +26,7 @@ function run(
   },
 ): Outcome {
   let nowUs = 0;
-  /** How far the client has come: when it hands on the next request. */
+  /** The time at which the client submits the next request. */
   let clientAtUs = 0;
   let atClient = depth;
   let atLoop = 0;
@@ -63,7 +63,7 @@ function run(
   return { rate: served / forMs, slept: sleeps / turns };
 }
 
-/** What never sleeps, to compare with. */
+/** Never sleeps, for comparison. */
 class Never extends Gathering {
   override after(): number {
     return 0;

@@ -1,6 +1,6 @@
 /**
- * Names with control characters, in folders and in images: no command lets one reach the terminal or
- * begin a line, and JSON has each exactly.
+ * Names with control characters, in folders and in images: no command prints such a character to
+ * the terminal or at the start of a line, and JSON has each name exactly.
  *
  * @module
  */
@@ -88,7 +88,7 @@ Deno.test("hostile names: of files, on the command line and in folders", async (
   });
 });
 
-/** Gives an image another stored name of its parent, in its header and its locator. */
+/** Changes the stored name of an image's parent in its header and locator. */
 function renameStoredParent(path: string, name: string): void {
   const image = openVhd(path, { readOnly: false });
   const { header, footer, file } = image;

@@ -1,13 +1,13 @@
 /**
- * The rules of the house that a compiler does not know: who may import whom, where the system is
- * called, where something is printed, and that nothing is exported for nobody.
+ * Rules of the project that the compiler does not check: permitted imports, the files that make
+ * system calls, the files that print, and no unused exports.
  */
 import assert from "node:assert/strict";
 import { type SourceFile, sourceFiles } from "../support/source_files.ts";
 
 /**
- * The floors, the lowest first. A file may import from its own floor and from those before it.
- * Folders on one line are beside each other: they are one floor only to the floors above.
+ * The layers, the lowest first. A file may import from its own layer and from lower layers. Folders
+ * on one line are one layer for the layers above, but must not import from each other.
  */
 const FLOORS: readonly (readonly string[])[] = [
   ["ffi"],
@@ -26,10 +26,12 @@ const FLOORS: readonly (readonly string[])[] = [
   ["src/main.ts", "mod.ts"],
 ];
 
-/** Simulated parts may use all that they stand in for; only tests use them. */
+/** Simulated parts may import everything that they replace; only tests may import them. */
 const SIMULATED = "src/testing";
 
-/** The file that says what its folder is for and what it must not do. */
+/**
+ * For each folder, the file whose head states the purpose of the folder and what it must not do.
+ */
 const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/files": "storage.ts",
   "src/log": "log.ts",
@@ -65,7 +67,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
 
 const FILES = sourceFiles("ffi", "src", "mod.ts");
 
-/** The number of a file's floor: that of the longest folder that it lies in. */
+/** The layer number of a file: that of the longest matching folder. */
 function floorOf(path: string): number {
   let best = -1;
   let bestLength = -1;
@@ -96,7 +98,7 @@ Deno.test("imports go down the floors or stay on one", () => {
   assert.deepEqual(upward, []);
 });
 
-/** Circles of imports, those of types too, each as the files that lie on it. */
+/** Cycles of imports, including type imports; each is a list of files. */
 function cycles(files: readonly SourceFile[]): string[] {
   const byPath = new Map(files.map((file) => [file.path, file]));
   const state = new Map<string, "open" | "done">();
@@ -129,7 +131,7 @@ Deno.test("a circle of imports would be found", () => {
   assert.deepEqual(cycles([file("a.ts", "b.ts"), file("b.ts", "a.ts")]), ["a.ts -> b.ts -> a.ts"]);
 });
 
-/** Lines of code, not of comments, that match, as `path:line`. */
+/** Lines of code, without comments, that match, as `path:line`. */
 function linesWith(pattern: RegExp, allowed: (path: string) => boolean): string[] {
   return FILES.filter(({ path }) => !allowed(path)).flatMap(({ path, text }) =>
     text.split("\n").flatMap((line, index) =>

@@ -10,7 +10,7 @@ import { NbdClient } from "../support/nbd_client.ts";
 import { RealDevice } from "../support/real_device.ts";
 import { withTempDir } from "../support/tools.ts";
 
-/** Takes all address space that there is for I/O; returns what gives it back. */
+/** Takes all address space for I/O; returns a function that releases it. */
 function takeAllMemory(): () => void {
   const taken: Arena[] = [];
   for (let sizeBytes = 2 ** 30; sizeBytes >= PAGE_BYTES;) {

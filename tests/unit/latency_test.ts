@@ -11,7 +11,7 @@ function summaryOf(microseconds: readonly number[]) {
 }
 
 Deno.test("latencies: each is counted where it belongs, and shares are at most a quarter off", () => {
-  // Half a microsecond over, so that rounding does not push it below.
+  // Half a microsecond is added so that rounding does not go below the bound.
   const time = fc.oneof(fc.nat(20), fc.nat(5000), fc.nat(2_000_000_000)).map((us) => us + 0.5);
   fc.assert(fc.property(fc.array(time, { minLength: 1, maxLength: 200 }), (times) => {
     const { requests, mean, highest, p50, p99_9, histogram } = summaryOf(times);

@@ -1,6 +1,6 @@
 /**
- * A driver with a completion queue and an eventfd of its own serves requests on the loop that
- * serves all others, keeps to its own limit, and is let go of only when its library is idle.
+ * A driver with its own completion queue and eventfd works on the loop that all disks share, keeps
+ * its own limit of operations, and is closed only when its library is idle.
  *
  * @module
  */

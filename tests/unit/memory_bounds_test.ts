@@ -6,7 +6,7 @@ import { DiskQueue } from "../../src/queue/disk_queue.ts";
 import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 
-/** The first sector behind all I/O memory that is in use. */
+/** The first sector after all I/O memory in use. */
 function firstBeyond(arena: Arena): number {
   let end = arena.sector + arena.sizeBytes / 512;
   while (isMemory(end, 1)) end += 8;

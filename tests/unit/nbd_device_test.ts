@@ -22,7 +22,7 @@ import { SocketPairs } from "../../src/frontend/nbd_device/socket_pairs.ts";
 import { RealDevice } from "../support/real_device.ts";
 import { openDescriptors } from "../support/served.ts";
 
-/** The message of a request as hexadecimal words, to family 0x1c. */
+/** The message of a request to family 0x1c, as hexadecimal words. */
 function words(request: GenericRequest): string[] {
   const view = new DataView(encodeMessage(0x1c, request).buffer);
   const all: string[] = [];
@@ -144,7 +144,7 @@ function request(command: number, cookie: number, sector: number, bytes: number)
   return new Uint8Array(view.buffer);
 }
 
-/** The kernel's end of a connection. */
+/** The kernel's side of a connection. */
 class KernelEnd {
   readonly #arena = new Arena(1 << 20);
 
@@ -189,7 +189,7 @@ Deno.test("nbd device: a socket pair is served without a handshake, until the ke
   const pairs = new SocketPairs(device.vbd.requests, 2);
   const ends = pairs.kernelEnds.splice(0).map((fd) => new KernelEnd(fd));
   assert.equal(pairs.isRefused, false);
-  // What came before is answered, too.
+  // Earlier requests are answered too.
   const data = new Uint8Array(1024).fill(0x5a);
   ends[0].send(request(1, 1, 8, 1024), data);
   pairs.serve(connections);
@@ -204,7 +204,7 @@ Deno.test("nbd device: a socket pair is served without a handshake, until the ke
   assert.ok(typeof answer !== "number");
   assert.deepEqual(answer.subarray(16 + 512, 16 + 1536), data);
   assert.equal(connections.size, 2);
-  // One says good-bye, the other breaks.
+  // One connection disconnects, the other breaks.
   ends[0].send(request(2, 3, 0, 0));
   ends[1].close();
   await runFor(device, 30);
@@ -239,7 +239,7 @@ Deno.test("nbd device: an end that the kernel drops is noticed, and nothing is l
   pairs.closeKernelEnds();
   assert.equal(pairs.isRefused, true);
   pairs.discard();
-  // The memory of all clients is there again, and no more than that.
+  // The memory of all clients is available again, and no more than that.
   const all = new SocketPairs(device.vbd.requests, MOST_CLIENTS);
   assert.throws(() => new SocketPairs(device.vbd.requests, 1), { code: "EUSERS" });
   all.discard();

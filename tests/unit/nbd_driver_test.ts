@@ -64,7 +64,7 @@ Deno.test("NBD driver: exports by name and by URI", () => {
   }
 });
 
-/** Lets the client and the project's own server negotiate, `step` bytes at a time. */
+/** Connects the client to the project's own server for the handshake, `step` bytes at a time. */
 function negotiate(exportName: string, step: number): ClientHandshake {
   const toClient: number[] = [];
   const toServer: number[] = [];
@@ -199,7 +199,7 @@ async function withScript(
   });
 }
 
-/** What the scripted server has at first. */
+/** The initial contents of the scripted server's export. */
 function original(sector: number, count: number): Uint8Array {
   return Uint8Array.from({ length: count * 512 }, (_, i) => (sector + (i >> 9)) * 7 + 1);
 }
@@ -267,7 +267,7 @@ for (const [habit, code] of BREACHES) {
     }));
 }
 
-/** What the scripted server tells of extents. */
+/** The extents that the scripted server reports. */
 function runs(sector: number, count: number): number[] {
   const found: number[] = [];
   for (let at = sector; at < sector + count;) {
@@ -309,7 +309,8 @@ Deno.test("NBD driver: extents that end within sectors, empty ones and ones past
   withScript("odd", async (device) => {
     const asked = [device.status(0, 32), device.status(8, 8), device.status(0, SECTORS, 1)];
     await device.settle();
-    // What ends within a sector and what has no byte counts as data, and the rest is asked for.
+    // An extent that ends within a sector or has no bytes counts as data; the rest is asked for
+    // again.
     assert.deepEqual(await asked[0], [-1, 8, -8, 8, -7]);
     assert.deepEqual(await asked[1], [1, -7]);
     assert.deepEqual(await asked[2], [-1]);

@@ -18,7 +18,7 @@ const GREETING = joined(
   packed([8, 0x4e42444d41474943n], [8, 0x49484156454f5054n], [2, 3]),
 );
 
-/** A handshake, what it has sent, and a buffer like a connection's. */
+/** A handshake, the bytes it has sent, and a buffer like that of a connection. */
 class Peer {
   readonly sent: number[] = [];
   readonly handshake: Handshake;
@@ -32,7 +32,7 @@ class Peer {
     this.handshake.start();
   }
 
-  /** Hands received bytes over; returns how many are left. */
+  /** Passes received bytes to the handshake; returns how many are left. */
   receive(bytes: Uint8Array): number {
     const all = joined(this.#waiting, bytes);
     const taken = this.handshake.consume(new DataView(all.buffer, 0, all.length));
@@ -41,7 +41,7 @@ class Peer {
     return this.#waiting.length;
   }
 
-  /** What was sent since the last call. */
+  /** The bytes that were sent since the last call. */
   take(): Uint8Array {
     return Uint8Array.from(this.sent.splice(0));
   }
@@ -221,7 +221,7 @@ Deno.test("handshake: meta contexts need structured replies; the last choice cou
     joined(reply(Opt.SetMetaContext, Rep.MetaContext, chosen), acknowledged),
   );
   assert.equal(peer.handshake.baseAllocation, true);
-  // A wildcard is for lists only.
+  // A wildcard is valid in LIST only.
   assert.deepEqual(set("base:"), acknowledged);
   assert.equal(peer.handshake.baseAllocation, false);
   peer.receive(option(Opt.ListMetaContext, metaContent("", ["base:"])));

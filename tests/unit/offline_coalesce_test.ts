@@ -22,7 +22,7 @@ const MIB = 1024 * 1024;
 const SECTOR = 512;
 const DISK = 12 * MIB;
 
-/** Overwrites stretches of an image, some of them whole blocks, with bytes of its own. */
+/** Overwrites ranges of an image, some of them whole blocks, with data that depends on the seed. */
 function scribble(storage: SimulatedDisk, path: string, seed: number): void {
   const random = new Random(seed);
   const image = openVhd(path, { storage, readOnly: false });
@@ -48,7 +48,7 @@ function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return Buffer.compare(a, b) === 0;
 }
 
-/** Three VHDs on each other, the last on a raw image if wanted. */
+/** A chain of three VHDs, optionally on a raw image. */
 function makeChain({ raw }: { raw: boolean }): SimulatedDisk {
   const storage = new SimulatedDisk();
   if (raw) {
@@ -66,7 +66,7 @@ function makeChain({ raw }: { raw: boolean }): SimulatedDisk {
 
 class Killed extends Error {}
 
-/** Runs work that dies before its n-th change; true when it came to its end before that. */
+/** Runs work and kills it before its n-th change; true when it ended before that. */
 async function killedAt(
   storage: SimulatedDisk,
   operation: number,
@@ -92,7 +92,7 @@ interface Scenario {
   readonly raw: boolean;
   readonly top: string;
   readonly options: CoalesceOptions;
-  /** The image that is to read like the top afterwards. */
+  /** The image that must then read like the top of the chain. */
   readonly result: string;
 }
 
@@ -131,7 +131,7 @@ for (const { name, raw, top, options, result } of SCENARIOS) {
       if (!ended) {
         kills++;
         assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `reads the same, ${operation}`);
-        // Killed while the folder is synced: it is there, and whole.
+        // After a kill during the sync of the folder, the output exists and is complete.
         if (options.output === undefined || !storage.exists(options.output)) await work();
       }
       assert.ok(sameBytes(contentOf(storage, "/c.vhd"), wantedC), `chain, killed at ${operation}`);
@@ -155,7 +155,7 @@ Deno.test("copy: killed anywhere, there is no copy or a whole one", async () => 
       copyImage("/c.vhd", "/copy.vhd", { makeContext: storage.bulkContext() });
     ended = await killedAt(storage, operation, work);
     if (!ended) {
-      // Killed while the folder is synced: it is there.
+      // After a kill during the sync of the folder, the output exists.
       if (!storage.exists("/copy.vhd")) await work();
     }
     assert.ok(sameBytes(contentOf(storage, "/copy.vhd"), wanted));
@@ -290,8 +290,8 @@ Deno.test("a copy has a disk of the same size, also where that is no whole numbe
 const PAGE = 4096;
 
 /**
- * Runs work on copies of a disk with ever more room, from none at all until it succeeds; shows what
- * each try left. Returns how many failed.
+ * Runs work on copies of a disk with increasing room, from none until it succeeds; `look` checks
+ * the disk after each run. Returns the number of failed runs.
  */
 async function withEverMoreRoom(
   origin: SimulatedDisk,
@@ -316,7 +316,7 @@ async function withEverMoreRoom(
   }
 }
 
-/** The image is in order, and reads as it should. */
+/** Checks that the image is valid and has the expected contents. */
 function assertHolds(
   storage: SimulatedDisk,
   { path, content, where }: { path: string; content: Uint8Array; where: string },

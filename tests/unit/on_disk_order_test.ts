@@ -14,7 +14,7 @@ function sourceBelow(folder: string): string {
   ).join("\n");
 }
 
-/** What stands in backticks, each once. */
+/** The texts in backticks, each once. */
 function quoted(): string[] {
   return [...new Set([...textOf(DOCUMENT).matchAll(/`([^`\n]+)`/g)].map(([, text]) => text))];
 }

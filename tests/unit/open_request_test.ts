@@ -1,6 +1,6 @@
 /**
- * The one record of an open request: it goes through a message and through a minor's file unchanged,
- * and what a tapdisk does not carry out is refused by name.
+ * The record of an open request stays the same through a message and through the file of a minor. A
+ * field that a tapdisk does not support is refused by name.
  */
 import assert from "node:assert/strict";
 import { readMinorRecord, writeMinorRecord } from "../../src/control/minors/minor_record.ts";
@@ -23,7 +23,7 @@ import {
 
 const PLAIN: OpenRequest = { ...OPEN_DEFAULTS, image: "vhd:/a.vhd" };
 
-/** Each field changed on its own, and all of them together. */
+/** Requests with one changed field each, and one with all fields changed. */
 const REQUESTS: OpenRequest[] = [
   PLAIN,
   { ...PLAIN, readOnly: true },
@@ -62,7 +62,7 @@ Deno.test("open request: the file of a minor keeps every field", () => {
         assert.deepEqual(readMinorRecord(minor), record);
       }
     }
-    // A version without the read cache in the record wrote this.
+    // A record of an earlier version, which has no read cache.
     const { readCache: _, ...earlier } = { ...PLAIN, node, encrypted: false };
     Deno.writeTextFileSync(minorPath(minor), JSON.stringify(earlier));
     assert.deepEqual(readMinorRecord(minor), { ...PLAIN, node, encrypted: false });

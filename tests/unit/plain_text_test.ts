@@ -3,7 +3,7 @@ import { Logger } from "../../src/log/log.ts";
 import { plainJson, plainLines, plainText } from "../../src/log/plain_text.ts";
 import { jsonText } from "../../src/cli/json.ts";
 
-/** Whether a terminal, a log or a line's reader would take a character for more than a character. */
+/** Whether a terminal, a log or a line reader interprets a character. */
 function acts(unit: number): boolean {
   return unit < 0x20 || (unit >= 0x7f && unit < 0xa0) || (unit >= 0x2028 && unit <= 0x202e) ||
     (unit >= 0x2066 && unit <= 0x2069) || [0x61c, 0x200e, 0x200f].includes(unit);

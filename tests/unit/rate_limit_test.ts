@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Logger } from "../../src/log/log.ts";
 import { RateLimit } from "../../src/log/rate_limit.ts";
 
-/** A log with a clock of its own, and what was written. */
+/** A log with its own clock, and the written lines. */
 function bench(): { log: Logger; lines: string[]; clock: { ms: number } } {
   const clock = { ms: 0 };
   const lines: string[] = [];

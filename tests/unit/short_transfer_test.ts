@@ -5,7 +5,7 @@ import type { CompletionSink, DiskBackend } from "../../src/queue/backend.ts";
 import { DiskQueue } from "../../src/queue/disk_queue.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 
-/** Carries out the first 1000 bytes of everything. */
+/** A backend that transfers only the first 1000 bytes of each operation. */
 class ShortBackend implements DiskBackend {
   readonly capacity = 8;
   readonly batch = 8;

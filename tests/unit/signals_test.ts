@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { endBySignals } from "../../src/cli/tapdisk/signals.ts";
 
-/** A tapdisk that is told to end, and what became of it. */
+/** A tapdisk that receives a signal, and its resulting state. */
 function bench(): {
   signal: ReturnType<typeof endBySignals>;
   did: string[];

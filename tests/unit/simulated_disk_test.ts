@@ -1,5 +1,5 @@
 /**
- * What the simulated disk promises to those who are tested on it, and what it does to them.
+ * The guarantees and the faults of the simulated disk.
  *
  * @module
  */
@@ -21,7 +21,7 @@ function filled(sectors: number, value: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(sectors * SECTOR).fill(value);
 }
 
-/** Moves sectors through the queue of a process of its own; returns the errno. */
+/** Transfers sectors through the queue of a separate process; returns the errno. */
 function queued(
   disk: SimulatedDisk,
   kind: "read" | "write",
@@ -94,7 +94,7 @@ Deno.test("a power cut keeps what was synced; of later writes sectors, old or ne
     for (let sector = 5; sector < bytes.length / SECTOR; sector++) {
       const allowed = sector >= 16 ? [0, 3] : sector > 12 ? [1, 3] : [1, 2, 3];
       const [first, ...rest] = new Set(bytes.subarray(sector * SECTOR, (sector + 1) * SECTOR));
-      // Where the first write ends within a sector, that one has the old bytes behind it.
+      // The first write may end within a sector; the rest of that sector has the old bytes.
       if (sector !== 12) assert.deepEqual(rest, [], `sector ${sector}, seed ${seed}`);
       assert.ok(allowed.includes(first), `sector ${sector} holds ${first}, seed ${seed}`);
     }
@@ -190,7 +190,7 @@ Deno.test("a full disk takes what has room, and more when a hole is freed", () =
   disk.capacityBytes = 4 * PAGE;
   assert.equal(write(20 * PAGE / SECTOR), 0);
   disk.capacityBytes = 5 * PAGE;
-  // Three pages, of which one has room.
+  // The write needs three pages; there is room for one.
   assert.equal(write(30 * PAGE / SECTOR, 24), Errno.ENOSPC);
   assert.equal(disk.usedBytes, 5 * PAGE);
   arena.release();

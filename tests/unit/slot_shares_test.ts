@@ -4,7 +4,7 @@ import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 import { type SlotClaim, type SlotHolder, SlotShares } from "../../src/vbd/slot_shares.ts";
 import { SLOTS, SlotTable } from "../../src/vbd/slots.ts";
 
-/** Shares on a simulated clock; those that wait are called as soon as there is a slot. */
+/** Slot shares on a simulated clock; waiting holders are called as soon as a slot is free. */
 class Bench {
   readonly scheduler = new SimulatedScheduler();
   readonly slots = new SlotTable();
@@ -19,7 +19,7 @@ class Bench {
     });
   }
 
-  /** Calls whoever waits, as the end of a turn does. */
+  /** Calls waiting holders, as the end of a turn does. */
   endTurn(): void {
     while (this.#calls) {
       this.#calls = false;
@@ -27,7 +27,7 @@ class Bench {
     }
   }
 
-  /** Lets so much time pass. */
+  /** Advances the clock. */
   pass(ms: number): void {
     const untilMs = this.scheduler.nowMs() + ms;
     this.scheduler.addTimer(ms, () => {});
@@ -38,7 +38,7 @@ class Bench {
   }
 }
 
-/** Takes as many slots as it may, up to `wanted`. */
+/** Takes as many slots as it is allowed, up to `wanted`. */
 class Holder implements SlotHolder {
   readonly claim: SlotClaim;
   readonly slots: number[] = [];
@@ -83,7 +83,7 @@ Deno.test("slot shares: nobody takes more than are left for others", () => {
     assert.equal(holder.slots.length, most);
     return holder;
   });
-  // As the first gives its slots back, all come to have about as many.
+  // While the first holder releases its slots, all shares become about equal.
   for (let i = 0; i < 60; i++) held[0].giveOne();
   assert.ok(held.every(({ slots }) => slots.length <= 32));
 });
@@ -125,7 +125,7 @@ Deno.test("slot shares: hundreds that keep one slot each keep nobody waiting for
 Deno.test("slot shares: whoever gives slots back now and then, or waits for the disk, keeps them", () => {
   const bench = new Bench();
   const all = Array.from({ length: 8 }, () => new Holder(bench, SLOTS));
-  // The first takes its answers in slowly, the others wait for the disk.
+  // The first client reads its answers slowly; the others wait for the disk.
   all[0].claim.waitForPeer();
   const late = new Holder(bench, 2);
   for (let i = 0; i < 20; i++) {

@@ -1,6 +1,6 @@
 /**
- * The calls that XenServer's storage manager makes (libs/sm/vhdutil.py of xapi-project/sm), each
- * with its arguments in its order, and its way to read the answer.
+ * The calls of XenServer's storage manager (libs/sm/vhdutil.py of xapi-project/sm), with its
+ * arguments in its order and its way to parse the output.
  *
  * @module
  */
@@ -13,7 +13,7 @@ const DEBUG = "--debug";
 const MIB = 1024 * 1024;
 const BLOCK = 2 * MIB;
 
-/** Runs a command that must succeed, as `ioretry` does; returns its output. */
+/** Runs a command that must succeed, like `ioretry`; returns its output. */
 async function call(...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await vhdUtil(...args);
   assert.equal(code, 0, `vhd-util ${args.join(" ")}: ${stdout}${stderr}`);
@@ -25,7 +25,7 @@ function strictInt(text: string): number {
   return Number(text.trim());
 }
 
-/** As the file SR's: the name without folder and extension. */
+/** As in the file SR: the name without folder and extension. */
 function extractUuid(path: string): string {
   const name = path.slice(path.lastIndexOf("/") + 1).trim();
   return name.replace(/\.vhd$/, "");
@@ -99,7 +99,7 @@ function parseVhdInfo(line: string): VhdInfo | null {
   return info;
 }
 
-/** getAllVHDs, with the second try that it makes when the first fails. */
+/** getAllVHDs, with its second attempt after a failure. */
 async function getAllVhds(
   pattern: string,
   { group, parentsOnly = false }: { group?: string; parentsOnly?: boolean } = {},
@@ -214,7 +214,7 @@ inFolder("resize, journal, revert, fast resize", async (at) => {
   assert.equal(strictInt(await call("query", DEBUG, "-v", "-n", at("a.vhd"))), 128);
   await call("resize", DEBUG, "-s", "4096", "-n", at("a.vhd"), "-j", at("journal"));
   assert.equal(strictInt(await call("query", DEBUG, "-v", "-n", at("a.vhd"))), 4096);
-  // The journal went away with the end of the change: there is nothing to go back to.
+  // The end of the change removed the journal, so there is nothing to revert.
   const { code } = await vhdUtil("revert", DEBUG, "-n", at("a.vhd"), "-j", at("journal"));
   assert.notEqual(code, 0);
   await call("check", DEBUG, "-n", at("a.vhd"));
@@ -272,7 +272,7 @@ inFolder("getAllVHDs of a folder, also with a damaged image", async (at) => {
   assert.match(found.get("bad")?.error ?? "", /scan-error=-\d+ error-message='/);
 });
 
-/** A volume group in a file: LVM's tools are scripts that tell where the volumes are in it. */
+/** A volume group in a file: LVM's tools are scripts that print the places of the volumes in it. */
 async function withVolumes(
   at: (name: string) => string,
   body: (group: string) => Promise<void>,

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { MOST_SPIN_US, Spin } from "../../src/scheduler/spin.ts";
 
-/** A loop whose turns take `turnUs`, and whose next event comes `gapUs` after a turn. */
+/** A loop whose turns take `turnUs`. The next event comes `gapUs` after a turn. */
 function run(
   spin: Spin,
   turns: number,

@@ -1,14 +1,14 @@
-/** The unit of the package: how far systemd takes what it starts to be exposed. */
+/** The systemd unit of the package: its settings and its exposure level. */
 import assert from "node:assert/strict";
 import { needs, run } from "../support/tools.ts";
 
 const UNIT = new URL("../../packaging/blktap.service", import.meta.url).pathname;
-/** Of 10; what has more is "exposed" or worse. */
+/** The limit, out of 10; a higher value is "exposed" or worse. */
 const MOST_EXPOSURE = 5;
 
 const tools = needs("systemd-analyze");
 
-/** Whether this systemd-analyze can look at a file of no running system (since version 250). */
+/** Whether systemd-analyze can check a file without a running systemd (since version 250). */
 async function canAnalyze(): Promise<boolean> {
   if (tools.ignore) return false;
   const { stdout } = await run("systemd-analyze", ["--version"]);
@@ -40,10 +40,10 @@ Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot d
   assert.deepEqual(valuesOf("NoNewPrivileges"), ["yes"]);
   assert.deepEqual(valuesOf("ProtectSystem"), ["full"]);
   assert.deepEqual(valuesOf("UMask"), ["0027"]);
-  // What is refused must fail, not kill.
+  // A refused system call must fail, not kill the process.
   assert.deepEqual(valuesOf("SystemCallErrorNumber"), ["EPERM"]);
-  // Old versions of systemd ignore names that they do not know: a list of what is allowed would be
-  // empty there. And of several lists of capabilities they keep only what is in all.
+  // Old versions of systemd ignore unknown names, so an allow list would be empty there. Of several
+  // lists of capabilities they keep only the common entries.
   const refused = settings.filter((line) => line.startsWith("SystemCallFilter="));
   assert.equal(refused.length, 1);
   assert.match(refused[0], /^SystemCallFilter=~@clock .*@module .*@mount .*@privileged /);
@@ -51,14 +51,15 @@ Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot d
   const families = ["AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK"];
   assert.deepEqual(valuesOf("RestrictAddressFamilies"), families);
   const capabilities = valuesOf("CapabilityBoundingSet");
-  // Without the second, a device that another user's process has open would seem to be free.
+  // Without CAP_SYS_PTRACE, a device that a process of another user has open would seem to be free.
   for (const name of ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE"]) {
     assert.ok(capabilities.includes(name), name);
   }
   for (const name of ["CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SETUID", "CAP_SYS_BOOT"]) {
     assert.ok(!capabilities.includes(name), name);
   }
-  // These keep compiled code, block devices, or images in home folders and /tmp from tapdisk.
+  // These settings would deny tapdisk compiled code, block devices, or images in home folders and
+  // /tmp.
   for (
     const name of [
       "MemoryDenyWriteExecute",

@@ -39,7 +39,7 @@ import { removalEnded, removeLeft } from "../../src/frontend/ublk/removal.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
 import { RequestKind, SLOTS } from "../../src/vbd/slots.ts";
 
-/** A view whose bytes are all set, so that what is not written shows. */
+/** A view with all bits set, so that unwritten bytes are detected. */
 function dirty(bytes: number): DataView<ArrayBuffer> {
   return new DataView(new Uint8Array(bytes).fill(0xff).buffer);
 }
@@ -104,7 +104,7 @@ Deno.test("a disk says its size, blocks, limits and caches", () => {
   putParameters(view, 0, diskParameters({ sectors: 0x1_2345_6789, readOnly: false }));
   assert.equal(
     hex(view),
-    // len, types, attrs (a cache that can be told to write through), shifts
+    // len, types, attrs (a cache that can be switched to write-through), shifts
     "3c000000" + "03000000" + "0c000000" + "090c0c0c" +
       // max_sectors, chunk_sectors, dev_sectors, virt_boundary_mask
       "00020000" + "00000000" + "8967452301000000" + "0000000000000000" +
@@ -137,7 +137,7 @@ Deno.test("the descriptors of a queue are read where the kernel maps them", () =
   const folder = Deno.makeTempDirSync();
   const fd = openFile(`${folder}/ublkc`, O_RDWR | O_CREAT);
   try {
-    // Queue 1 begins where 4096 descriptors of 24 bytes end.
+    // Queue 1 begins after 4096 descriptors of 24 bytes.
     const queueAt = 4096 * 24;
     truncateFile(fd, 2 * queueAt);
     const descriptor = new DataView(new ArrayBuffer(24));

@@ -12,7 +12,7 @@ const missing = uringMissing();
 const named = (what: string): string => missing === null ? what : `${what} (skipped: ${missing})`;
 const ignore = missing !== null;
 
-/** Remembers what it was told. */
+/** Records its completions. */
 class Listener implements UringUser {
   readonly told: number[] = [];
   onDone = (_id: number): void => {};
@@ -105,7 +105,7 @@ Deno.test({
     const epoll = new Epoll(1);
     epoll.add(ring.eventFd, EPOLLIN | EPOLLET);
     for (let round = 0; round < 3000; round++) {
-      // The kernel gives these to threads of its own, so that they end at any time.
+      // The kernel runs these operations in its own threads, so they end at any time.
       for (let i = 0; i < ring.entries; i++) ring.prepareSync(-1, i, 0);
       let left = ring.submit();
       while (left > 0) {
@@ -131,7 +131,7 @@ Deno.test({
     const [first, second] = [new Listener(), new Listener()];
     const [tag, otherTag] = [loop.add(first), loop.add(second)];
     assert.notEqual(tag, otherTag);
-    // Descriptor -1 is refused with EBADF: enough to see who is told.
+    // Descriptor -1 fails with EBADF, which is enough to identify the notified user.
     first.onDone = (id) => {
       if (id < 2000) loop.prepareSync(-1, id + 1, tag);
       else scheduler.stop();

@@ -7,7 +7,7 @@ Deno.test("a fault while a resume waits for a server fails the device, which can
   withTempDir(async (dir) => {
     const path = `${dir}/disk.raw`;
     Deno.writeFileSync(path, new Uint8Array(1 << 20));
-    // A server that accepts nobody, so that its client waits.
+    // A server that never accepts, so its client waits.
     const server = Deno.listen({ transport: "unix", path: `${dir}/server` });
     const device = new RealDevice(`aio:${path}`);
     const { vbd, scheduler } = device;

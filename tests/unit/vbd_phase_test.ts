@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { stateBits, type VbdPhase } from "../../src/vbd/vbd_phase.ts";
 
-/** As tapdisk has them (TD_VBD_* of tapdisk-vbd.h). */
+/** The values of tapdisk (TD_VBD_* of tapdisk-vbd.h). */
 const BITS: readonly [VbdPhase, number][] = [
   ["closed", 0x2],
   ["open", 0],

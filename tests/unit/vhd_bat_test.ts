@@ -14,7 +14,10 @@ const MIB = 1 << 20;
 const UNUSED = 0xffff_ffff;
 const BAT_OFFSET = 1536;
 
-/** A disk of 32 blocks with room in the BAT for 2048; the entries of no block hold junk. */
+/**
+ * A disk of 32 blocks with a BAT of 2048 entries; the entries beyond the disk have arbitrary
+ * values.
+ */
 function withJunkBehind(junk: number): SimulatedDisk {
   const storage = new SimulatedDisk();
   createDynamic("/a.vhd", { storage, sizeBytes: 64 * MIB, reserveBytes: 4096 * MIB });

@@ -293,7 +293,7 @@ Deno.test("whatever moment a crash picks, the image opens and holds what was fin
       assert.equal(String(error), "Error: crash");
     }
     storage.beforeOperation = null;
-    // At no moment is there no footer; at most there is room that belongs to nothing.
+    // A footer exists at every moment; at most there is unused room.
     const { valid, findings } = checkImage("/a.vhd", { storage });
     assert.ok(valid, `after ${at} operations: ${JSON.stringify(findings)}`);
     if (!crashed) assert.deepEqual(findings, []);

@@ -12,7 +12,7 @@ import { getFile, putFile } from "../support/vhd.ts";
 
 const MIB = 1 << 20;
 
-/** Images `/0` to `/<layers - 1>`, each the parent of the next; `/0` may be raw. */
+/** Creates images `/0` to `/<layers - 1>`, each the parent of the next; `/0` may be raw. */
 function makeChain(layers: number, { raw = false }: { raw?: boolean } = {}): SimulatedDisk {
   const storage = new SimulatedDisk();
   let uuid = new Uint8Array(16);

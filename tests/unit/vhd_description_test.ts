@@ -1,5 +1,5 @@
 /**
- * What the library says of an image: a plain record, which the caller cannot change.
+ * The library's description of an image: a plain record that the caller cannot change.
  *
  * @module
  */

@@ -6,7 +6,10 @@ import { readDirect, writeDirect } from "../../src/files/direct_io.ts";
 
 const LENGTH = 3 << 20;
 
-/** Opens a new file past the page cache; null where the temporary folder's filesystem cannot. */
+/**
+ * Opens a new file with O_DIRECT; null when the filesystem of the temporary folder does not support
+ * it.
+ */
 function openDirect(path: string): number | null {
   try {
     return openFile(path, O_RDWR | O_CREAT | O_DIRECT);

@@ -20,7 +20,7 @@ import { getFile, goldenImage, putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
 
-/** A storage that fails the test on any write, with one image in it. */
+/** A storage with one image; any write fails the test. */
 function readOnlyStorage(bytes: Uint8Array<ArrayBuffer>): SimulatedDisk {
   const storage = new SimulatedDisk();
   putFile(storage, "/base.vhd", bytes);
@@ -28,7 +28,7 @@ function readOnlyStorage(bytes: Uint8Array<ArrayBuffer>): SimulatedDisk {
   return storage;
 }
 
-/** The base image with both footers changed, checksums right. */
+/** The base image with both footers changed and valid checksums. */
 function withFooters(
   image: Uint8Array<ArrayBuffer>,
   change: (view: DataView) => void,
@@ -43,7 +43,7 @@ function withFooters(
   return bytes;
 }
 
-/** The base image with its header changed, checksum right. */
+/** The base image with a changed header and a valid checksum. */
 function withHeader(
   image: Uint8Array<ArrayBuffer>,
   change: (view: DataView) => void,
@@ -55,7 +55,9 @@ function withHeader(
   return bytes;
 }
 
-/** A dynamic image of 64 KiB blocks as other programs lay it out, with one full block of 'A'. */
+/**
+ * A dynamic image with 64 KiB blocks in the layout of other programs, with one block full of 'A'.
+ */
 function foreignImage(
   { creator = "win ", version = 0x000a_0000, firstBlockSector, tableSector = 3 }: {
     creator?: string;
@@ -162,7 +164,10 @@ Deno.test("names of parents that begin and end within sectors keep their place",
   }
 });
 
-/** Opening must name the field; checking must find the image invalid; nothing may be written. */
+/**
+ * Opening must name the field, checking must report the image as invalid, and nothing may be
+ * written.
+ */
 function assertRefused(bytes: Uint8Array<ArrayBuffer>, field: string): void {
   const storage = readOnlyStorage(bytes);
   assert.throws(
@@ -351,7 +356,7 @@ Deno.test("batmap bits that cannot be true change nothing that is read, and go w
   lie.batmap?.bits.fill(0xf0, 0, 1);
   writeBatmap(lie);
   lie.close();
-  // Block 0 becomes partial, block 2 is already, block 3 is not there.
+  // Block 0 becomes partial, block 2 is partial already, block 3 is unallocated.
   write("/child.vhd", 0, new Uint8Array(4096).fill(0x43));
   const content = contentOf(storage, "/child.vhd");
   const expected = new Uint8Array(8 * MIB).fill(0x50);

@@ -17,7 +17,7 @@ import { getFile, putFile } from "../support/vhd.ts";
 
 const FOLDER = new URL("../data/journal/", import.meta.url).pathname;
 
-/** A file that the reference left when it was killed while it resized a child to 100 GiB. */
+/** A file of the reference program, which was killed while it resized a child to 100 GiB. */
 async function fixture(name: string): Promise<Uint8Array<ArrayBuffer>> {
   const packed = new Blob([Deno.readFileSync(`${FOLDER}${name}.gz`)]);
   const unpacked = packed.stream().pipeThrough(new DecompressionStream("gzip"));

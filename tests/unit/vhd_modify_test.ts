@@ -31,7 +31,7 @@ function write(storage: SimulatedDisk, path: string, offsets: readonly number[])
   image.close();
 }
 
-/** Two parents with other data, and `/child.vhd`, whose parent is the first. */
+/** Two parents with different data, and `/child.vhd`, a child of the first. */
 function makeFamily(): SimulatedDisk {
   const storage = new SimulatedDisk();
   for (const path of ["/a.vhd", "/b.vhd"]) {
@@ -107,7 +107,7 @@ Deno.test("a parent with a longer name needs a journal, which gives the old one 
         assert.ok(!finished);
         revertJournal("/child.vhd", { storage, journal: "/journal" });
       }
-      // Killed while the journal ends: the change is complete, and a revert leaves it so.
+      // Killed while the journal is removed: the change is complete, and a revert does not undo it.
       if (Buffer.compare(getFile(storage, "/child.vhd"), original) === 0) reverted++;
       else assert.equal(contentOf(storage, "/child.vhd")[0], 0x62);
       killed++;
@@ -311,7 +311,7 @@ Deno.test("a field is set where the footer that counts is", () => {
   };
   assertValid(hide(sound), "/a.vhd");
   hide(sound.slice(0, -1));
-  // A tapdisk is appending a block that the table does not know of yet.
+  // A tapdisk is appending a block that has no BAT entry yet.
   const growing = new Uint8Array(sound.length + MIB).fill(0x66);
   growing.set(sound.subarray(0, -512));
   const end = getFile(hide(growing), "/a.vhd").subarray(sound.length - 512);

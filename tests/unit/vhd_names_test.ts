@@ -18,7 +18,7 @@ async function ok(...args: string[]): Promise<VhdUtilResult> {
   return result;
 }
 
-/** Calls `body` in a folder of such a name, with an image and its child. */
+/** Calls `body` in a folder with such a name, with an image and its child. */
 async function withImages(body: (folder: string) => Promise<void>): Promise<void> {
   await withTempDir(async (parent) => {
     const folder = `${parent}/d\udce4`;

@@ -21,7 +21,7 @@ import { getFile, putFile } from "../support/vhd.ts";
 
 const RELATIVE: ForeignLocator = { code: PLAT_CODE_W2RU, path: "./p.vhd" };
 
-/** A parent and a child of it with the locators given. */
+/** A parent and a child with the given locators. */
 function family(
   locators: readonly ForeignLocator[],
   { name = "p.vhd", creatorApplication = "win " }: {

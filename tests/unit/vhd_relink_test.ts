@@ -22,7 +22,7 @@ import { getFile } from "../support/vhd.ts";
 const SIZE = 4 << 20;
 const BLOCKS = { 0: "x", 5: "y", 63: "z" };
 
-/** A child of `/v/a.vhd` that is to become one of `/v/sub/b.vhd`, the same disk under another UUID. */
+/** A child of `/v/a.vhd` to be relinked to `/v/sub/b.vhd`, the same disk with another UUID. */
 function family(child: Partial<ForeignImage>): SimulatedDisk {
   const storage = new SimulatedDisk();
   const blocks = { 1: "p", 5: "q" };
@@ -98,7 +98,7 @@ Deno.test("with a journal too, and what is broken off goes back to the byte", ()
       (storage) => changeParent("/v/c.vhd", { storage, parent: "/v/sub/b.vhd", journal: "/j" }),
       (storage, finished) => {
         if (storage.exists("/j")) revertJournal("/v/c.vhd", { storage, journal: "/j" });
-        // Once the journal is marked as complete, the change is made, though it did not return yet.
+        // Once the journal is marked as complete, the change is complete, before the call returns.
         const isOld = Buffer.compare(getFile(storage, "/v/c.vhd"), original) === 0;
         if (isOld && !finished) return;
         assert.equal(contentOf(storage)[1], "r", what);

@@ -33,7 +33,7 @@ function write(storage: SimulatedDisk, path: string, offsets: readonly number[])
   image.close();
 }
 
-/** Blocks in another order than the disk's, one of them full. */
+/** A dynamic image with blocks in another order than on the disk, one of them full. */
 function makeDynamic(storage: SimulatedDisk, sizeMib: number, reserveMib = 0): void {
   createDynamic(IMAGE, { storage, sizeBytes: sizeMib * MIB, reserveBytes: reserveMib * MIB });
   write(storage, IMAGE, [6 * MIB, 0, 2 * MIB + 4096]);
@@ -114,7 +114,7 @@ function assertResized(storage: SimulatedDisk, toMib: number, before: Uint8Array
   assert.deepEqual(after, before.subarray(0, after.length));
 }
 
-/** Every change from the n-th on fails: the process is dead. */
+/** Every change from the n-th on fails, as if the process had died. */
 function dieAt(storage: SimulatedDisk, n: number): void {
   let count = 0;
   storage.beforeOperation = changesOnly(() => ++count > n ? Errno.EIO : 0);
@@ -146,19 +146,19 @@ for (const { name, make, toMib } of CASES) {
       storage.beforeOperation = null;
       if (done) {
         assert.ok(n > 5);
-        // The last footer is written and synced; the journal is marked, synced and removed for good.
+        // The last footer is written and synced; the journal is marked, synced and removed.
         assert.ok(reverted >= n - 6, `${reverted} of ${n} give back what was`);
         assert.equal(storage.exists(JOURNAL), false);
         assertResized(storage, toMib, content);
         break;
       }
-      // The revert is killed too, once at each of some points.
+      // The revert is killed too, once at each of several points.
       for (let m = n % 3; storage.exists(JOURNAL); m += 3) {
         dieAt(storage, m);
         attempt(() => revertJournal(IMAGE, { storage, journal: JOURNAL }));
         storage.beforeOperation = null;
       }
-      // Killed while the journal ends: the resize is complete, and a revert leaves it so.
+      // Killed while the journal is removed: the resize is complete, and a revert does not undo it.
       if (Buffer.compare(getFile(storage, IMAGE), original) === 0) reverted++;
       else assertResized(storage, toMib, content);
     }
@@ -229,7 +229,7 @@ Deno.test("a disk grows within its metadata without a journal", () => {
   assert.deepEqual(getFile(storage, IMAGE), before);
   grow(400);
   assertResized(storage, 400, content);
-  // Without a footer at the end a tapdisk is at work: what it appends must not be written over.
+  // Without a footer at the end, a tapdisk is writing: its appended data must not be overwritten.
   const file = storage.open(IMAGE, "write");
   file.writeAt(new Uint8Array(512).fill(0x66), file.sizeBytes() - 512);
   createFixed("/fixed.vhd", { storage, sizeBytes: 2 * MIB });

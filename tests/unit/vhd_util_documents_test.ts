@@ -65,7 +65,7 @@ Deno.test({
 
 const bash = needs("bash");
 
-/** What bash offers for the last of these words, in a folder with `disk.vhd`. */
+/** The completions of bash for the last of these words, in a folder with `disk.vhd`. */
 async function complete(...words: string[]): Promise<string[]> {
   const script = vhdUtilCompletion(await loadAll());
   return await withTempDir(async (folder) => {

@@ -8,7 +8,7 @@ interface Block {
   readonly lines: string[];
 }
 
-/** A transcript's commands and what each printed; `rc=` is the last line. */
+/** The commands of a transcript with the output of each; `rc=` is the last line. */
 function blocksOf(transcript: string): Block[] {
   const blocks: Block[] = [];
   for (const line of transcript.split("\n")) {
@@ -18,7 +18,10 @@ function blocksOf(transcript: string): Block[] {
   return blocks;
 }
 
-/** Replaces what differs from run to run: folder, UUIDs in the order seen, times, checksums. */
+/**
+ * Replaces the parts that differ between runs: folder, UUIDs in order of appearance, times,
+ * checksums.
+ */
 function normalise(transcript: string, folder: string): string {
   const seen = new Map<string, string>();
   const numbered = (uuid: string): string => {
@@ -40,7 +43,7 @@ function matches(expected: readonly string[], actual: readonly string[]): boolea
   return body[0] === "?" || body.join("\n") === bodyOf(actual).join("\n");
 }
 
-/** Runs one line of the scenario: vhd-util in this process, what it is piped into by a shell. */
+/** Runs one line of the scenario: vhd-util in this process, the rest of a pipe in a shell. */
 async function runLine(line: string): Promise<string> {
   const [first, ...pipe] = line.split(" | ");
   const [command, ...args] = first.split(" ").map((word) => word.replaceAll("'", ""));
@@ -59,7 +62,7 @@ async function runLine(line: string): Promise<string> {
   return `${printed}${errors}rc=${status}\n`;
 }
 
-/** Lines that print what a subcommand before them left behind, which may not be there yet. */
+/** Lines that print the result of an earlier subcommand, which may not be implemented. */
 const DEPENDENT: ReadonlyMap<string, string> = new Map([
   ["vhd-util query -f -n a.vhd", "set"],
   ["vhd-util read -n base.vhd -r 64 -c 1 | xxd | head -2", "coalesce"],

@@ -1,6 +1,6 @@
 /**
- * Every option that vhd-util's help lists does something: each is tried with and without it, in a
- * folder of its own, and what is printed or left behind must differ.
+ * Every option in the help of vhd-util has an effect: each is tried with and without it, in a
+ * separate folder, and the output or the files must differ.
  *
  * @module
  */
@@ -22,13 +22,13 @@ const MIB = 1 << 20;
 const KEY = "empty,aes-xts-plain,512.key";
 const LONG = `${"long".repeat(50)}/${"name".repeat(50)}`;
 
-/** A way to try an option; `@` stands for the folder. */
+/** A trial of an option; `@` is replaced by the folder. */
 interface Trial {
-  /** The command without the option, and then with it. */
+  /** The command without the option and with it. */
   readonly commands: readonly [string, string];
-  /** A command that shows what was left behind. */
+  /** A command that shows the resulting files. */
   readonly probe?: string;
-  /** With the option the command fails, and is meant to. */
+  /** Whether the command must fail with the option. */
   readonly refuses?: true;
 }
 
@@ -55,7 +55,7 @@ function writeFooter(path: string, where: "start" | "end", edit: (image: VhdImag
   });
 }
 
-/** What the trials find in their folder. */
+/** Creates the files of the trials. */
 function fillFolder(folder: string): void {
   const at = (name: string): string => `${folder}/${name}`;
   createDynamic(at("base.vhd"), { sizeBytes: 8 * MIB, reserveBytes: 64 * MIB });
@@ -95,7 +95,7 @@ function damageImages(folder: string): void {
     image.footer.timestamp = 0xf000_0000;
     updateFooters(image);
   });
-  // Data beyond what the bitmap has.
+  // Data that the bitmap does not mark.
   change(at("stray.vhd"), ({ file, bat }) => {
     file.writeAt(new Uint8Array(512).fill(8), (bat[0] + 1 + 1000) * 512);
   });
@@ -226,17 +226,20 @@ const TRIALS: Record<string, Record<string, Trial>> = {
   },
 };
 
-/** Options that other tests try: what they want is not there, or every call has them. */
+/**
+ * Options that other tests cover, because their requirements are missing here or all calls use
+ * them.
+ */
 const ELSEWHERE: Record<string, readonly string[]> = {
   // A key on standard input: tests/interop/encrypted_test.ts.
   copy: ["E"],
   // Logical volumes: tests/vm.
   scan: ["l"],
-  // The journal of a change that was broken off: tests/unit/vhd_journal_test.ts.
+  // The journal of an interrupted change: tests/unit/vhd_journal_test.ts.
   revert: ["j"],
 };
 
-/** Copies what is in a folder. */
+/** Copies the files of a folder. */
 function copyFolder(from: string, to: string): void {
   for (const { name, isDirectory } of Deno.readDirSync(from)) {
     if (!isDirectory) Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
@@ -247,7 +250,7 @@ function copyFolder(from: string, to: string): void {
   }
 }
 
-/** What a command printed and left behind, in a copy of a folder. */
+/** The output and the resulting files of a command, in a copy of a folder. */
 async function outcome(
   template: string,
   command: string,

@@ -48,7 +48,7 @@ Deno.test("the volume that a device's name stands for", () => {
   assert.equal(volumeOfDevice("plain"), null);
 });
 
-/** a ← b (hidden) ← c, b ← d; e alone and fixed; lost, whose parent is gone. */
+/** a ← b (hidden) ← c, b ← d; e alone and fixed; lost, whose parent is missing. */
 function makeImages(folder: string): void {
   const at = (name: string): string => `${folder}/${name}.vhd`;
   createDynamic(at("a"), { sizeBytes: 4 * MIB });

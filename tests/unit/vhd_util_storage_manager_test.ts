@@ -1,6 +1,6 @@
 /**
- * The calls that XenServer's storage manager makes (`libs/sm/vhdutil.py`), with its arguments in its
- * order, and what it makes of the answers.
+ * The calls of XenServer's storage manager (`libs/sm/vhdutil.py`), with its arguments in its order,
+ * and its interpretation of the output.
  */
 
 import assert from "node:assert/strict";
@@ -9,7 +9,7 @@ import { vhdUtil } from "../support/vhd.ts";
 
 const DEBUG = "--debug";
 
-/** What `ioretry` does: the output, or an exception for any status but 0. */
+/** Like `ioretry`: returns the output, or throws for any status but 0. */
 async function call(...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await vhdUtil(...args);
   assert.equal(code, 0, `${args.join(" ")}: ${stdout}${stderr}`);
@@ -134,7 +134,7 @@ Deno.test("key: the hash of a key is stored, checked and inherited", async () =>
     await call("create", "-n", image, "-s", "4");
     const nonce = "0102".repeat(16);
     await call("key", "-s", "-n", image, "-k", key, "-N", nonce);
-    // printf of the nonce's and the key's bytes | sha256sum
+    // printf of the bytes of the nonce and the key | sha256sum
     const hash = (await call("key", "-C", "-k", key, "-N", nonce)).trim();
     const bytes = new Uint8Array([...Uint8Array.fromHex(nonce), ...Deno.readFileSync(key)]);
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));

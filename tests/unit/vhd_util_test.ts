@@ -55,7 +55,7 @@ Deno.test("every subcommand tells how it is used", async () => {
     assert.match(help.stdout, /\nExample:\n {2}\$ vhd-util /);
     for (const option of command.options) assert.ok(help.stdout.includes(`-${option.name}`));
     await assertPrints(`${name} -h`, `${command.usage}\n`);
-    // tree alone has something to do without being told: the folder it is in.
+    // Only tree runs without arguments: it uses the current folder.
     if (name !== "tree") await assertPrints(name, `${command.usage}\n`, 22);
     const wrong = await vhdUtil(name, "-Z");
     assert.deepEqual([wrong.code, wrong.stdout], [22, `${command.usage}\n`]);

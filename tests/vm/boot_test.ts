@@ -1,6 +1,6 @@
 /**
- * A machine with systemd and udev that has the package and two disks in /etc/blktap/devices, with
- * filesystems in fstab: it boots, is used, powers off, and boots again.
+ * A machine with systemd and udev, the package installed, two disks in /etc/blktap/devices and
+ * their filesystems in fstab. It boots, is used, powers off, and boots again.
  *
  * @module
  */
@@ -46,7 +46,7 @@ async function layerOfPackage(): Promise<string> {
   return layer;
 }
 
-/** A VHD and a raw image, with filesystems, and the files that list them. */
+/** Creates a VHD and a raw image with filesystems, and the files that list them. */
 async function makeDisks(): Promise<void> {
   for (const name of ["first", "second"]) {
     Deno.writeFileSync(`${out}/${name}.raw`, new Uint8Array());
@@ -65,13 +65,13 @@ async function makeDisks(): Promise<void> {
       "",
     ].join("\n"),
   );
-  // An emulated machine takes longer than systemd's 90 s where its host is busy.
+  // On a busy host an emulated machine takes longer than systemd's 90 s.
   const options = "_netdev,x-systemd.device-timeout=600";
   const line = (name: string) => `/dev/blktap/${name} /srv/${name} ext4 ${options} 0 2\n`;
   Deno.writeTextFileSync(`${out}/fstab`, line("first") + line("second"));
 }
 
-/** The filesystems as the machine left them: closed in order, and sound. */
+/** The filesystems after the machine's end: closed in order, and valid. */
 async function examine(): Promise<void> {
   const vhd = `${out}/first.vhd`;
   assert.equal(await runOk(binaryPath("vhd-util"), ["check", "-n", vhd]), `${vhd} is valid\n`);

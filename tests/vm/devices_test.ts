@@ -1,6 +1,7 @@
 /**
- * Block devices on a real kernel: one machine with Debian's kernel runs tests/vm/guest, in which each
- * fact is a test here; then qemu-img and debugfs look at the images that it left, from outside.
+ * Block devices on a real kernel: one machine with Debian's kernel runs the scripts of
+ * tests/vm/guest, and each of their facts is a test here. Then qemu-img and debugfs check the
+ * resulting images from outside.
  */
 
 import assert from "node:assert/strict";
@@ -18,7 +19,7 @@ if (outFolder !== null) {
   for (const { name } of PARTS) testImage(name, `${outFolder}/${name}`);
 }
 
-/** What a device's image has, seen from outside of the machine. */
+/** Checks the contents of a device's image from outside the machine. */
 function testImage(name: string, folder: string): void {
   const compared = needs("qemu-img");
   Deno.test({

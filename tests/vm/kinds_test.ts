@@ -1,4 +1,7 @@
-/** What only one kind of block device has, on a real kernel: several queues or connections, leftovers. */
+/**
+ * Properties of single kinds of block devices on a real kernel: several queues or connections,
+ * leftovers.
+ */
 
 import { testInMachine } from "./support/suite.ts";
 

@@ -1,27 +1,29 @@
 /**
  * Runs a shell script as root in a virtual machine with Debian's kernel, prints its console, and
- * ends with the script's exit status (124: it took too long; 125: the machine stopped by itself).
+ * exits with the script's exit status (124: time-out; 125: the machine stopped by itself).
  *
  *     deno run -A tests/vm/run.ts [OPTION…] SCRIPT.sh [ARGUMENT…]
  *
- *     --dist FOLDER   where tapdisk, tap-ctl and vhd-util are; they are on PATH (dist)
+ *     --dist FOLDER   the folder of tapdisk, tap-ctl and vhd-util; it is on PATH (dist)
  *     --out FOLDER    shared with the machine, where it is $OUT (a new folder, removed at the end)
  *     --mem MIB       memory (1536)
  *     --cpus N        (2)
  *     --disk MIB      an empty disk, /dev/vdb; again for /dev/vdc and so on
- *     --layer PACKAGE a Debian package that the machine shall have without this one getting it
+ *     --layer PACKAGE a Debian package for the machine only, not for this system
  *     --timeout S     (300)
  *
- * The first run downloads the kernel's packages and builds ublk_drv.ko, under .toolchain/vm: half a
- * minute. Any number of machines may run at once. KVM is used where it works, else software, which
- * takes 10 s to the script; BLKTAP_VM_ACCEL=tcg or kvm says otherwise. In the script:
+ * The first run downloads the kernel's packages and builds ublk_drv.ko in .toolchain/vm, which
+ * takes half a minute. Any number of machines may run at once. KVM is used where it works,
+ * otherwise emulation, which takes 10 s to the start of the script; BLKTAP_VM_ACCEL=tcg or kvm
+ * selects one. In the script:
  *
  *     modprobe nbd; modprobe ublk_drv     # not loaded at first
- *     cp image.vhd "$OUT/"                # to be looked at from outside
+ *     cp image.vhd "$OUT/"                # to be checked from outside
  *     cd "$SCRATCH"                       # ext4 on /dev/vda, 8 GiB: for images, with O_DIRECT
  *
- * The root is this machine's, read-only under a layer in memory, with lvm2 and nbd-client; /tmp and
- * /run are empty, /dev and /sys/kernel/debug are there. No udev and no systemd run.
+ * The root folder is that of this system, read-only, below a layer in memory, with lvm2 and
+ * nbd-client. /tmp and /run are empty; /dev and /sys/kernel/debug are mounted. Neither udev nor
+ * systemd runs.
  *
  * @module
  */
@@ -74,7 +76,7 @@ async function main(): Promise<number> {
   }
 }
 
-/** What comes up to the script is for this program; every option takes a value. */
+/** The arguments up to the script are for this program; every option takes a value. */
 function beforeArguments(args: readonly string[]): string[] {
   let index = 0;
   while (args[index]?.startsWith("--")) {

@@ -1,10 +1,10 @@
 /**
- * Makes and takes away block devices in one process, and ends in failure when something is
- * left over, which it prints as `NAME BEFORE AFTER` in lines; to be run in the machine.
+ * Creates and removes block devices in one process. Fails when a resource is left over, and prints
+ * it as `NAME BEFORE AFTER` in lines. Must run in the machine.
  *
  *     deno run -A --v8-flags=--expose-gc device_cycles.ts netlink|ioctl|ublk CONNECTIONS CYCLES
  *
- * Each device is written to through the kernel before it goes.
+ * Each device is written to through the kernel before it is removed.
  *
  * @module
  */
@@ -20,8 +20,8 @@ import { Vbd } from "../../../src/vbd/vbd.ts";
 
 const NAMES = ["descriptors", "mappings", "residentPages"];
 /**
- * The runtime keeps some memory and maps some more: 16 MiB and 20 mappings after 30 devices are no
- * leak, for a device has one mapping at least, and more than 36 MiB.
+ * The runtime keeps some memory and some more mappings: 16 MiB and 20 mappings after 30 devices are
+ * not a leak, because a device has at least one mapping, and more than 36 MiB.
  */
 const MOST_LEFT = [0, 20, 4096];
 
@@ -55,7 +55,7 @@ function detach(device: BlockDevice): Promise<void> {
   );
 }
 
-/** Another process writes to the device: this one serves it. */
+/** Another process writes to the device, because this process serves it. */
 async function use(node: string): Promise<void> {
   const args = ["if=/dev/urandom", `of=${node}`, "bs=4k", "count=8", "oflag=direct"];
   const { success } = await new Deno.Command("dd", { args, stderr: "inherit" }).output();
@@ -72,11 +72,11 @@ async function cycle(): Promise<void> {
   vbd.destroy();
 }
 
-/** The runtime's collection of garbage, which would otherwise count as left over. */
+/** A garbage collection by the runtime; without it, garbage would count as left over. */
 const { gc } = globalThis as { gc?: () => void };
 if (gc === undefined) throw new Error("This needs --v8-flags=--expose-gc");
 
-/** What a process has of the kernel: descriptors, mappings, resident memory in pages. */
+/** Kernel resources of a process: descriptors, mappings, resident memory in pages. */
 function possessions(): [descriptors: number, mappings: number, residentPages: number] {
   gc?.();
   const descriptors = Array.from(Deno.readDirSync("/proc/self/fd")).length;
@@ -94,7 +94,7 @@ async function main(): Promise<number> {
   return after.every((count, i) => count - before[i] <= MOST_LEFT[i]) ? 0 : 1;
 }
 
-// As long as it is waited for, what it waits for itself has turns often.
+// While the device is awaited, the runtime's event loop has turns often.
 scheduler.settle(
   main().catch((error) => {
     console.error(error);

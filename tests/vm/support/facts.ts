@@ -1,6 +1,5 @@
 /**
- * What scripts in a machine found, fact by fact, as tests by name: see tests/vm/guest/facts.sh,
- * which writes them.
+ * The facts that scripts in a machine found, as tests by name. tests/vm/guest/facts.sh writes them.
  *
  * @module
  */
@@ -11,21 +10,21 @@ import type { MachineResult } from "./machine.ts";
 /** One fact. */
 export interface Fact {
   readonly outcome: "ok" | "failed" | "skipped";
-  /** What was found instead, or why it was not looked for. */
+  /** The result instead, or the reason why the fact was skipped. */
   readonly detail: string;
 }
 
 /** A script whose facts are tests. */
 export interface FactScript {
-  /** Goes before the names of its facts, and names its file of them: `ublk` is `ublk.facts`. */
+  /** Prefix of the names of its facts and of its file: `ublk` is `ublk.facts`. */
   readonly name: string;
   /** The path of the script. */
   readonly path: string;
 }
 
 /**
- * The facts by name that a script looks for, in its order, by its lines with `check "NAME"` or
- * `skip "NAME"`, so that those are not forgotten that it did not come to.
+ * The names of the facts of a script in its order, from its lines with `check "NAME"` or `skip
+ * "NAME"`. So facts that the script did not reach are counted too.
  */
 export function plannedFacts(script: string): string[] {
   const named = script.matchAll(/^\s*(?:check|skip) "([^"]+)"/gm);
@@ -46,7 +45,7 @@ export function parseFacts(text: string): Map<string, Fact> {
 }
 
 /**
- * Registers a test for each fact of the scripts that ran in a machine, and one that shows the
+ * Registers a test for each fact of the scripts that ran in a machine, and a test that shows the
  * console if the machine or a fact failed.
  */
 export function testFacts(

@@ -1,12 +1,11 @@
 /**
- * A virtual machine that runs a shell script as root: Debian's kernel in QEMU, by KVM or by
- * software, with the root folder of this machine under it, read-only, so that all that is
- * installed or built here is there, too.
+ * A virtual machine that runs a shell script as root: Debian's kernel in QEMU, with KVM or
+ * emulation. The root folder of this system is its lowest layer, read-only, so everything that is
+ * installed or built here is present there.
  *
- * In the machine: `$OUT` is a folder shared with the host; `$SCRATCH` is an ext4 on a disk of its
- * own, for images (a tmpfs would not take O_DIRECT); `/tmp` and `/run` are empty; the binaries of
- * the `dist` folder are on PATH; the modules of the kernel, `nbd` and `ublk_drv` among them, are
- * loaded by modprobe.
+ * In the machine, `$OUT` is a folder shared with the host. `$SCRATCH` is an ext4 on its own disk,
+ * for images (a tmpfs does not support O_DIRECT). `/tmp` and `/run` are empty. The binaries of the
+ * `dist` folder are on PATH. modprobe loads the kernel's modules, including `nbd` and `ublk_drv`.
  *
  * @module
  */
@@ -19,68 +18,72 @@ const STAGE = new URL("stage.sh", import.meta.url).pathname;
 /** Packages whose tools every machine has. */
 const TOOLS = ["lvm2", "nbd-client", "kmod"];
 
-/** How much the disk under `$SCRATCH` can take. It is sparse. */
+/** Size of the disk of `$SCRATCH`, which is sparse. */
 const SCRATCH_BYTES = 8 * 1024 ** 3;
 
-/** How QEMU runs the machine's code. */
+/** How QEMU executes the machine's code. */
 export type Accelerator = "kvm" | "tcg";
 
-/** What {@linkcode prepareMachine} found or made. */
+/** The files that {@linkcode prepareMachine} found or created. */
 export interface MachineFiles {
   /** The folder with vmlinuz, initramfs, version and layer. */
   readonly kernel: string;
-  /** Folders to lay under the root, the top one last. */
+  /** Folders to mount over the root, the top one last. */
   readonly layers: readonly string[];
 }
 
-/** A machine and what it runs. */
+/** The options of a machine, and its script. */
 export interface MachineOptions {
   readonly files: MachineFiles;
   /** The path of the script, which bash runs. */
   readonly script: string;
   readonly args?: readonly string[];
   /**
-   * The script takes the place of the first process, as systemd's may not be any other; it or what
-   * it becomes writes the exit status to $OUT/.vm/exit and powers the machine off.
+   * The script replaces the first process, because systemd must be the first process. The script,
+   * or the program that it becomes, writes the exit status to $OUT/.vm/exit and powers the machine
+   * off.
    */
   readonly asInit?: boolean;
   /** Added to the environment of the script. */
   readonly env?: Readonly<Record<string, string>>;
-  /** The folder of tapdisk, tap-ctl and vhd-util; `dist` unless told. */
+  /** The folder of tapdisk, tap-ctl and vhd-util; `dist` by default. */
   readonly distFolder?: string;
   /** The folder that is `$OUT` in the machine. */
   readonly outFolder: string;
-  /** More folders of the host's /tmp or /run that the script must see. */
+  /** Further folders of the host's /tmp or /run that the script must see. */
   readonly folders?: readonly string[];
   readonly memoryMib?: number;
   readonly cpus?: number;
   /** Empty disks: /dev/vdb, /dev/vdc… */
   readonly disksMib?: readonly number[];
   readonly accelerator?: Accelerator;
-  /** QEMU's model of the CPU. */
+  /** QEMU's CPU model. */
   readonly cpu?: string;
-  /** Starts first, with its own command line, and then Debian's kernel as its first guest. */
+  /**
+   * A hypervisor with its own command line. It starts first, with Debian's kernel as its first
+   * guest.
+   */
   readonly hypervisor?: { readonly file: string; readonly commandLine: string };
   /** Added to the kernel's command line. */
   readonly kernelCommandLine?: string;
   readonly timeoutMs?: number;
-  /** Gets what the machine prints, as it comes. */
+  /** Receives the console output of the machine. */
   readonly onConsole?: (bytes: Uint8Array) => void;
 }
 
-/** How a machine ended. */
+/** The result of a machine. */
 export interface MachineResult {
   /** The exit status of the script; 124 after a time-out, 125 when the machine stopped by itself. */
   readonly code: number;
-  /** All that the machine printed. */
+  /** The console output of the machine. */
   readonly console: string;
   readonly accelerator: Accelerator;
   readonly seconds: number;
 }
 
 /**
- * KVM where this process may use it and the CPU has it, unless BLKTAP_VM_ACCEL says `kvm` or `tcg`.
- * There are clouds whose /dev/kvm, without the CPU's help, boots only kernels made for them.
+ * KVM if this process may use it and the CPU supports it, unless BLKTAP_VM_ACCEL is `kvm` or `tcg`.
+ * Some clouds have a /dev/kvm without CPU support, which boots only kernels made for it.
  */
 export function chosenAccelerator(): Accelerator {
   const told = Deno.env.get("BLKTAP_VM_ACCEL");
@@ -96,10 +99,9 @@ export function chosenAccelerator(): Accelerator {
 }
 
 /**
- * Makes the machine's files, or finds those made before; more packages can be had in the machine by
- * {@linkcode prepareLayer}.
+ * Creates the machine's files, or finds existing ones; {@linkcode prepareLayer} adds packages.
  *
- * @throws {Error} With the reason, where they cannot be made.
+ * @throws {Error} With the reason, when they cannot be created.
  */
 export async function prepareMachine(): Promise<MachineFiles> {
   const kernel = await made([]);
@@ -107,9 +109,9 @@ export async function prepareMachine(): Promise<MachineFiles> {
 }
 
 /**
- * Unpacks packages into a folder to lay under the root of a machine.
+ * Unpacks packages into a folder to mount over the root of a machine.
  *
- * @throws {Error} With the reason, where they cannot be had.
+ * @throws {Error} With the reason, when they are not available.
  */
 export function prepareLayer(name: string, packages: readonly string[]): Promise<string> {
   return made(["layer", name, ...packages]);
@@ -140,7 +142,7 @@ export async function runMachine(options: MachineOptions): Promise<MachineResult
   }
 }
 
-/** Leaves in the shared folder what stage.sh and the machine's first process are to do. */
+/** Writes the orders for stage.sh and the machine's first process to the shared folder. */
 function writeOrders(options: MachineOptions, accelerator: Accelerator): void {
   const orders = `${options.outFolder}/.vm`;
   Deno.mkdirSync(orders, { recursive: true });
@@ -154,7 +156,7 @@ function writeOrders(options: MachineOptions, accelerator: Accelerator): void {
   const env = {
     HOME: "/root",
     LC_ALL: "C.UTF-8",
-    // No udev runs there to make nodes.
+    // No udev runs there to create nodes.
     DM_DISABLE_UDEV: "1",
     OUT: "/vm/out",
     SCRATCH: "/scratch",
@@ -192,7 +194,7 @@ async function qemuArguments(
     `quiet panic=-1 mitigations=off no_timer_check random.trust_cpu=on vm.stage=${STAGE}`,
     options.kernelCommandLine ?? "",
   ].join(" ").trim();
-  // AVX, which newer models have, is slow by software; "host" does not start on every host.
+  // AVX, which newer models have, is slow in emulation; "host" does not start on every host.
   const cpu = options.cpu ?? "Westmere,+rdrand";
   return [
     ...["-accel", accelerator, "-cpu", cpu, "-smp", String(options.cpus ?? 2)],
@@ -243,7 +245,7 @@ async function diskArguments(options: MachineOptions, folder: string): Promise<s
   return args;
 }
 
-/** Runs QEMU to its end; it is killed when it takes too long, and when this process dies. */
+/** Runs QEMU to its end; kills it after the time-out and when this process dies. */
 async function watch(
   args: readonly string[],
   options: MachineOptions,
@@ -267,7 +269,7 @@ async function watch(
       const text = decoder.decode(bytes, { stream: true });
       chunks.push(text);
       options.onConsole?.(bytes);
-      // QEMU would wait for ever, with the machine stopped.
+      // QEMU would wait forever with the machine stopped.
       if (text.includes("KVM internal error")) child.kill("SIGKILL");
     }
   };

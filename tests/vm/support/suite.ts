@@ -1,5 +1,5 @@
 /**
- * Scripts of tests/vm/guest in one machine, and their facts as tests.
+ * Runs scripts of tests/vm/guest in one machine, with their facts as tests.
  *
  * @module
  */
@@ -10,22 +10,22 @@ import { type MachineFiles, prepareMachine, runMachine } from "./machine.ts";
 
 const GUEST = new URL("../guest", import.meta.url).pathname;
 
-/** Less than a file of tests may take, so that the console is there to see. */
+/** Less than the time limit of a test file, so that the console is printed. */
 const TIMEOUT_MS = 14 * 60_000;
 
 /** A script in the machine. */
 export interface Part {
-  /** Goes before the names of its facts. */
+  /** Prefix of the names of its facts. */
   readonly name: string;
   /** Its name in tests/vm/guest, and its arguments. */
   readonly command: readonly string[];
 }
 
 /**
- * Runs scripts side by side, with an empty disk of 1 GiB, /dev/vdb, and registers their facts as
- * tests; one test a script that says why it is skipped, where there can be no machine.
+ * Runs scripts in parallel, with an empty disk of 1 GiB, /dev/vdb, and registers their facts as
+ * tests. Where no machine is possible, each script is one skipped test with the reason.
  *
- * @returns The folder that was `$OUT`, removed after the tests; null where there was no machine.
+ * @returns The folder that was `$OUT`, removed after the tests; null without a machine.
  */
 export async function testInMachine(parts: readonly Part[]): Promise<string | null> {
   const files = await prepare();
@@ -54,7 +54,7 @@ export async function testInMachine(parts: readonly Part[]): Promise<string | nu
   return outFolder;
 }
 
-/** The machine's files, or why there are none, as the end of a test's name. */
+/** The machine's files, or the reason why there are none, as the end of a test's name. */
 async function prepare(): Promise<MachineFiles | string> {
   const { ignore, suffix } = needs("dist/tap-ctl", "mkfs.ext4", "fio");
   if (ignore) {

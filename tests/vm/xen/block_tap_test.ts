@@ -1,7 +1,7 @@
 /**
- * Xen's script block-tap, which xl runs for disks with `script=block-tap`, on this machine: which
- * calls of tap-ctl it makes, and what it makes of their answers. The script is Debian's, as it is;
- * only Xen's store, which is nowhere without Xen, is a folder of files here.
+ * Xen's script block-tap, which xl runs for disks with `script=block-tap`, on this machine: its
+ * calls of tap-ctl, and its use of the answers. The script is Debian's, unmodified. Xen's store,
+ * which does not exist without Xen, is a folder of files here.
  *
  * @module
  */
@@ -11,10 +11,10 @@ import { commandLine, type ControlBench, withControlBench } from "../../support/
 import { needs, run, type RunResult } from "../../support/tools.ts";
 import { prepareXenLayer } from "./xen_machine.ts";
 
-/** Where the script finds its disk in the store, as a program of xl's would tell it. */
+/** The path of the script's disk in the store, as xl sets it. */
 const XENBUS_PATH = "backend/vbd/1/51712";
 
-/** Stand where the programs of Xen's store would; the store is the folder $STORE. */
+/** Replacements for the programs of Xen's store; the store is the folder $STORE. */
 const PROGRAMS = {
   "xenstore-read": 'cat "$STORE/$1"',
   "xenstore-write":
@@ -24,7 +24,7 @@ const PROGRAMS = {
 
 const { layer, ignore, suffix } = await scripts();
 
-/** Where Debian's scripts are, or why they are not. */
+/** The folder of Debian's scripts, or the reason why they are missing. */
 async function scripts(): Promise<{ layer: string; ignore: boolean; suffix: string }> {
   const { ignore, suffix } = needs("root", "unshare", "bash");
   if (ignore) return { layer: "", ignore, suffix };
@@ -36,7 +36,7 @@ async function scripts(): Promise<{ layer: string; ignore: boolean; suffix: stri
   }
 }
 
-/** One disk of a guest, to the script. */
+/** One disk of a guest, as the script sees it. */
 class ScriptedDisk {
   readonly #bench: ControlBench;
   readonly #store: string;
@@ -51,7 +51,10 @@ class ScriptedDisk {
     }
   }
 
-  /** Runs the script as xl does. Its log has a fixed place, which is laid over for it alone. */
+  /**
+   * Runs the script as xl does. The path of its log is fixed; another file is mounted over it for
+   * this run.
+   */
   async run(command: "add" | "remove", env: Record<string, string> = {}): Promise<RunResult> {
     const script = `${layer}/etc/xen/scripts/block-tap`;
     const steps = `mount -t tmpfs log /var/log && mkdir /var/log/xen && exec ${script} ${command}`;
@@ -68,14 +71,14 @@ class ScriptedDisk {
     });
   }
 
-  /** The calls of tap-ctl since the last time. */
+  /** The calls of tap-ctl since the last call. */
   calls(): string[] {
     const text = Deno.readTextFileSync(`${this.#store}/calls`);
     Deno.removeSync(`${this.#store}/calls`);
     return text.trimEnd().split("\n");
   }
 
-  /** What the store has of the disk, or nothing. */
+  /** A value of the disk in the store; undefined when it is absent. */
   stored(key: string): string | undefined {
     try {
       return Deno.readTextFileSync(`${this.#store}/${XENBUS_PATH}/${key}`);

@@ -1,5 +1,5 @@
 /**
- * Archives in the form that the kernel takes for an initramfs (cpio's "newc": see
+ * Archives in the format of an initramfs (cpio's "newc": see
  * Documentation/driver-api/early-userspace/buffer-format.rst of Linux).
  *
  * @module
@@ -7,19 +7,19 @@
 
 /** A file or a folder of an archive. */
 export interface CpioEntry {
-  /** Without a slash in front. Its folders must come before it. */
+  /** The path without a leading slash. Its folders must come before it. */
   readonly name: string;
-  /** Of a file; a folder has none. */
+  /** The contents of a file; undefined for a folder. */
   readonly data?: Uint8Array;
 }
 
 const S_IFDIR = 0o040000;
 const S_IFREG = 0o100000;
 
-/** How long the header is: the magic and 13 numbers of eight digits. */
+/** Length of the header: the magic and 13 numbers of eight digits. */
 const HEADER_BYTES = 110;
 
-/** The archive of these entries, all of them root's and executable. */
+/** The archive of these entries, all owned by root and executable. */
 export function cpioArchive(entries: readonly CpioEntry[]): Uint8Array<ArrayBuffer> {
   const records = entries.map(({ name, data }, index) =>
     record(name, index + 1, (data === undefined ? S_IFDIR : S_IFREG) | 0o755, data)

@@ -18,7 +18,7 @@ import { cpioArchive } from "./cpio.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
 
-/** The hypervisor, xl and what it wants, Xen's store. */
+/** The hypervisor, xl and its dependencies, Xen's store. */
 const XEN_PACKAGES = ["xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xenstore-utils"];
 const HYPERVISOR = "boot/xen-4.17-amd64.gz";
 
@@ -26,19 +26,19 @@ const DOM0_MIB = 1600;
 const GUEST_MIB = 256;
 const HYPERVISOR_MIB = 200;
 
-/** What the guest's disks hold. */
+/** The contents of the guest's disks. */
 export interface GuestContent {
   readonly before: Uint8Array<ArrayBuffer>;
-  /** After what guest.sh does to them. */
+  /** The contents after guest.sh. */
   readonly after: Uint8Array<ArrayBuffer>;
 }
 
 const SECTOR = 512;
-/** 32 MiB as VHDs round them: whole cylinders. dom0.sh knows this number, too. */
+/** 32 MiB rounded to whole cylinders, as in VHDs. dom0.sh has the same number. */
 const DISK_BYTES = 65552 * SECTOR;
 const PAGE = 4096;
 
-/** Random bytes in every other half MiB, so that images have holes, too. */
+/** Random bytes in every other half MiB, so that images also have holes. */
 export function guestContent(): GuestContent {
   const before = new Uint8Array(DISK_BYTES);
   for (let at = 0; at < DISK_BYTES; at += 1024 ** 2) {
@@ -53,18 +53,18 @@ export function guestContent(): GuestContent {
   return { before, after };
 }
 
-/** The folder of Xen's packages; throws with the reason where they cannot be had. */
+/** The folder of Xen's packages; throws with the reason when they are not available. */
 export function prepareXenLayer(): Promise<string> {
   return prepareLayer("xen", XEN_PACKAGES);
 }
 
-/** A machine's files with those of Xen; throws with the reason where they cannot be had. */
+/** A machine's files with those of Xen; throws with the reason when they are not available. */
 export async function prepareXen(): Promise<MachineFiles> {
   const { kernel, layers } = await prepareMachine();
   return { kernel, layers: [...layers, await prepareXenLayer()] };
 }
 
-/** Puts into `out` what dom0.sh finds there: images, the guest's kernel and initramfs, sums. */
+/** Writes the input of dom0.sh to `out`: images, the guest's kernel and initramfs, checksums. */
 export async function fillOut(
   out: string,
   files: MachineFiles,
@@ -83,15 +83,15 @@ export async function fillOut(
 }
 
 /**
- * Unpacks the kernel in a bzImage: xl would do it, too, in a third of its time on an emulated
- * machine. See Documentation/x86/boot.rst of Linux for the fields.
+ * Unpacks the kernel in a bzImage. xl could do it too, but that would take a third of its time on
+ * an emulated machine. See Documentation/x86/boot.rst of Linux for the fields.
  */
 async function unpackKernel(from: string, into: string): Promise<void> {
   const image = Deno.readFileSync(from);
   const view = new DataView(image.buffer);
   const setupSectors = view.getUint8(0x1f1);
   const payloadAt = (setupSectors + 1) * SECTOR + view.getUint32(0x248, true);
-  // Its length counts four bytes behind the stream, the length of the kernel.
+  // The payload's length includes four bytes after the stream, which are the length of the kernel.
   const payload = image.slice(payloadAt, payloadAt + view.getUint32(0x24c, true) - 4);
   const packed = `${into}.xz`;
   Deno.writeFileSync(packed, payload);
@@ -110,7 +110,7 @@ async function guestInitramfs(files: MachineFiles): Promise<Uint8Array<ArrayBuff
       data: Deno.readFileSync(`${modules}/drivers/block/xen-blkfront.ko`),
     },
   ]);
-  // Archives may follow each other at multiples of four bytes.
+  // Archives may follow one another at multiples of four bytes.
   const ownAt = Math.ceil(busybox.length / 4) * 4;
   const both = new Uint8Array(ownAt + own.length);
   both.set(busybox);
@@ -123,7 +123,7 @@ async function gunzip(path: string): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Runs dom0.sh for these kinds of block devices; its facts go to the file `facts` in `out`. */
+/** Runs dom0.sh for these kinds of block devices; writes its facts to the file `facts` in `out`. */
 export async function runXen(
   out: string,
   files: MachineFiles,
@@ -139,25 +139,25 @@ export async function runXen(
       args: kinds,
       outFolder: out,
       memoryMib: DOM0_MIB + GUEST_MIB + HYPERVISOR_MIB,
-      // A second one would wait for the first again and again, most of all on a busy host.
+      // A second CPU would often wait for the first, especially on a busy host.
       cpus: 1,
       accelerator,
       hypervisor: {
         file,
-        // Without guarding the domains from each other by another table of pages for each.
+        // These options disable the separate page tables that protect domains from each other.
         commandLine: `console=com1 com1=115200 dom0_mem=${DOM0_MIB}M spec-ctrl=no xpti=no`,
       },
-      // Three minutes by software and two where nothing else runs; many more where others do.
+      // Three minutes with emulation, two on an idle host; much longer on a busy host.
       timeoutMs: accelerator === "kvm" ? 4 * 60_000 : 10 * 60_000,
     });
   const result = await start(chosenAccelerator());
-  // Not every KVM that runs Linux runs a hypervisor.
+  // Some KVMs run Linux but no hypervisor.
   const again = result.accelerator === "kvm" && !hasStarted(out) &&
     Deno.env.get("BLKTAP_VM_ACCEL") === undefined;
   return again ? await start("tcg") : result;
 }
 
-/** Whether dom0.sh found anything. */
+/** Whether dom0.sh has recorded a fact. */
 function hasStarted(out: string): boolean {
   return Array.from(Deno.readDirSync(out)).some(({ name }) => name === "xen.facts");
 }

@@ -1,6 +1,6 @@
 /**
- * Disks of paravirtual guests under Debian's Xen: what dom0.sh and disks.sh find in the machine,
- * each of their facts as a test, and what the images hold afterwards.
+ * Disks of paravirtual guests under Debian's Xen: each fact of dom0.sh and disks.sh is a test, and
+ * the contents of the images are checked afterwards.
  *
  *     deno task test:xen
  *
@@ -52,14 +52,16 @@ function skipAll(suffix: string): void {
   }
 }
 
-/** base.vhd, by another's hand, and disk.vhd on top of it. */
+/** Creates base.vhd with qemu-img, and disk.vhd as its child. */
 async function makeImages(out: string): Promise<void> {
   const base = `${out}/base.vhd`;
   await runOk("qemu-img", ["convert", "-f", "raw", "-O", "vpc", `${out}/before.raw`, base]);
   await runOk(binaryPath("vhd-util"), ["snapshot", "-n", `${out}/disk.vhd`, "-p", base]);
 }
 
-/** What the guest wrote is in the child; with it in the parent, QEMU can read the disk. */
+/**
+ * The guest's writes are in the child. After a coalesce into the parent, QEMU can read the disk.
+ */
 async function compareImage(folder: string, expected: string): Promise<void> {
   const [child, base] = [`${folder}/disk.vhd`, `${folder}/base.vhd`];
   await runOk(binaryPath("vhd-util"), ["coalesce", "-n", child]);
