@@ -7,7 +7,7 @@ import { type SourceFile, sourceFiles } from "../support/source_files.ts";
 
 /**
  * The layers, the lowest first. A file may import from its own layer and from lower layers. Folders
- * on one line are one layer for the layers above, but must not import from each other.
+ * on one line are in the same layer.
  */
 const FLOORS: readonly (readonly string[])[] = [
   ["ffi"],

@@ -1,15 +1,15 @@
 #!/bin/bash
-# A machine that serves disks from boot on. As the first process, this configures the package, lists the
-# disks, and becomes systemd, which calls it again as `boot.sh check` when all is up.
+# A machine that serves disks from boot on. As the first process, this script configures the package, lists
+# the disks, and becomes systemd, which runs `boot.sh check` after the boot.
 #
 #   $OUT/control      the scripts of the package, whose files are in a layer of the root
 #   $OUT/devices      becomes /etc/blktap/devices
-#   $OUT/fstab        of the disks' filesystems
-#   $OUT/enabled      what the first boot leaves of the package's configuration, for the second
+#   $OUT/fstab        the fstab of the disks' filesystems
+#   $OUT/enabled      the package's configuration after the first boot, for the second
 set -eu
 OUT=/vm/out
 
-# What takes time here and has nothing to do with it.
+# Units that take time and do not affect this test.
 unwanted="systemd-hwdb-update.service systemd-update-utmp.service systemd-random-seed.service
   systemd-logind.service systemd-journal-catalog-update.service systemd-user-sessions.service
   ldconfig.service systemd-sysusers.service systemd-update-done.service systemd-pstore.service
@@ -22,7 +22,7 @@ unwanted="systemd-hwdb-update.service systemd-update-utmp.service systemd-random
 
 become_systemd() {
   local unit folder enabled=/etc/systemd/system/multi-user.target.wants
-  # Nothing of the machine whose root this is, nor that it may be a container.
+  # Removes the units of the host, and the mark of a container.
   rm -rf /etc/systemd/system/*.wants /etc/systemd/system/*.service /.dockerenv
   for unit in $unwanted; do
     ln -sf /dev/null "/etc/systemd/system/$unit"
@@ -38,7 +38,7 @@ become_systemd() {
     cp -r "$enabled" "$OUT/enabled"
   fi
   cp -r "$OUT/enabled" "$enabled"
-  # As Debian has it.
+  # The same link as in Debian.
   ln -s /lib/systemd/system/remote-fs.target "$enabled/"
   mkdir -p /etc/systemd/system/blktap.service.d
   printf '[Service]\nStandardOutput=journal+console\nStandardError=journal+console\n' \
@@ -62,7 +62,7 @@ END
     --unit=check.target --show-status=0
 }
 
-# Usage: holds WHAT COMMAND…; ends the checks where the command fails.
+# Usage: holds WHAT COMMAND…; runs the command and ends the checks when it fails.
 holds() {
   if "${@:2}"; then
     echo "ok: $1"
@@ -79,7 +79,7 @@ is() {
   }
 }
 
-# Usage: has_name NAME NODE-PREFIX; udev knows the name, and the filesystem is mounted from there.
+# Usage: has_name NAME NODE-PREFIX; whether udev has the name and the filesystem is mounted from it.
 has_name() {
   local node
   node=$(readlink -f "/dev/blktap/$1")
@@ -88,19 +88,19 @@ has_name() {
     is "$(findmnt -no SOURCE "/srv/$1")" "$node"
 }
 
-# Usage: tapdisk_of NAME; its process.
+# Usage: tapdisk_of NAME; prints the process number of its tapdisk.
 tapdisk_of() {
   sed 's/.*"pid":\([0-9]*\).*/\1/' "/run/blktap-control/names/$1"
 }
 
-# Usage: is_confined PID; it has what the unit says, and sees who else uses a device all the same.
+# Usage: is_confined PID; whether the process has the restrictions of the unit.
 is_confined() {
   grep -q '^NoNewPrivs:[[:space:]]*1$' "/proc/$1/status" &&
     grep -q '^Seccomp:[[:space:]]*2$' "/proc/$1/status" &&
     ! nsenter --target "$1" --mount touch /usr/confined /etc/confined 2>/dev/null
 }
 
-# Usage: heeds_a_stranger NAME; its disk, not mounted, is not taken from another user's process.
+# Usage: heeds_a_stranger NAME; whether an unmounted disk stays while another user's process has it open.
 heeds_a_stranger() {
   local stranger status=0
   umount "/srv/$1"
@@ -115,7 +115,7 @@ heeds_a_stranger() {
   return "$status"
 }
 
-# Usage: lose_a_tapdisk; in the first boot, with files on both disks.
+# Usage: lose_a_tapdisk; kills a tapdisk in the first boot, with files on both disks.
 lose_a_tapdisk() {
   local disk first second
   for disk in first second; do

@@ -1,9 +1,9 @@
 #!/bin/bash
-# A block device of one kind, from its creation to what is left in the image.
+# A block device of one kind, from its creation to the final contents of the image.
 #
 #   device.sh ublk|nbd
 #
-# Wants FACTS; leaves in $OUT/KIND what the outside looks at: disk.vhd, and device.raw as read here.
+# Needs FACTS. Leaves disk.vhd, and device.raw as read here, in $OUT/KIND for checks outside.
 
 kind=$1
 here=$(dirname "$0")
@@ -20,7 +20,7 @@ project=$(realpath "$here/../../..")
 mkdir -p "$folder" "$mount" "$OUT/$kind"
 cd "$folder" || exit
 
-# Usage: find_device IMAGE; sets pid and minor of the device that serves it.
+# Usage: find_device IMAGE; sets pid and minor of the device of an image.
 find_device() {
   local line
   line=$(tap-ctl list -f "$1")
@@ -31,24 +31,24 @@ find_device() {
   pid=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
 }
 
-# Usage: process_with IMAGE; the process that has it open.
+# Usage: process_with IMAGE; prints the number of the process that has it open.
 process_with() {
   find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | sed -n '1s,^/proc/\([0-9]*\)/.*,\1,p'
 }
 
-# Usage: queue NAME; what sysfs says of the device.
+# Usage: queue NAME; prints a value of the device's queue in sysfs.
 queue() {
   cat "/sys/block/${node##*/}/queue/$1"
 }
 
-# Usage: load FILE; writes 2 MiB of the mounted filesystem at random places, past the page cache, and reads
-# them back.
+# Usage: load FILE; writes 2 MiB to a file of the mounted filesystem at random places with direct I/O, and
+# reads them back.
 load() {
   fio --name=load --filename="$mount/$1" --size=2m --rw=randwrite --bs=4k --ioengine=libaio \
     --iodepth=16 --direct=1 --rate_iops=400 --verify=crc32c --verify_fatal=1 --aux-path="$folder"
 }
 
-# Usage: begin_load; does so again and again, until end_load says whether all went well.
+# Usage: begin_load; repeats the load until end_load, which fails if the load failed.
 begin_load() {
   rm -f stop
   {
@@ -67,7 +67,7 @@ end_load() {
   }
 }
 
-# Usage: loaded; whether requests are on their way to the device.
+# Usage: loaded; whether the device completes writes.
 loaded() {
   local before
   before=$(written)
@@ -75,7 +75,7 @@ loaded() {
   [ "$(written)" -gt "$before" ]
 }
 
-# Usage: written; how many requests to write the device has answered.
+# Usage: written; prints the number of completed writes of the device.
 written() {
   awk '{ print $5 }' "/sys/block/${node##*/}/stat"
 }
@@ -171,7 +171,7 @@ pause() {
   fi
 }
 
-# UBLK_CMD_UPDATE_SIZE came with Linux 6.16.
+# UBLK_CMD_UPDATE_SIZE exists since Linux 6.16.
 can_resize() {
   [ "$kind" != ublk ] || [ "$(printf '6.16\n%s\n' "$(uname -r)" | sort -V | head -n 1)" = 6.16 ]
 }

@@ -94,7 +94,7 @@ async function main(): Promise<number> {
   return after.every((count, i) => count - before[i] <= MOST_LEFT[i]) ? 0 : 1;
 }
 
-// While the device is awaited, the runtime's event loop has turns often.
+// While `main` is pending, the runtime's event loop has turns often.
 scheduler.settle(
   main().catch((error) => {
     console.error(error);

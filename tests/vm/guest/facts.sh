@@ -1,9 +1,9 @@
-# What the scripts in the machine share: facts, each a test by name to whoever started the machine. They go
-# to the file $FACTS and, for the reader of a failure, to the console. To be sourced by bash.
+# Shared functions of the scripts in the machine, to be sourced by bash. Each fact is a test by name
+# outside the machine. Facts are written to the file $FACTS and to the console.
 
 set -u
 
-# Usage: fact OUTCOME NAME; what stands on standard input tells more.
+# Usage: fact OUTCOME NAME; standard input has the details.
 fact() {
   local line text="$1 $2"
   while IFS= read -r line; do text+=$'\n'"  | $line"; done
@@ -11,7 +11,7 @@ fact() {
   printf '[%3d s] %s: %s\n' "$SECONDS" "$(basename "$FACTS" .facts)" "$text"
 }
 
-# Usage: check NAME COMMAND…; the fact is that the command succeeds. It runs in this shell.
+# Usage: check NAME COMMAND…; records whether the command succeeds. The command runs in this shell.
 check() {
   local status=0
   "${@:2}" >"$FACTS.output" 2>&1 || status=$?
@@ -31,7 +31,7 @@ skip() {
   printf '%s\n' "$2" | fact skipped "$1"
 }
 
-# Usage: is EXPECTED COMMAND…; whether that is what the command prints.
+# Usage: is EXPECTED COMMAND…; whether the command prints the expected text.
 is() {
   local printed
   printed=$("${@:2}") || return
@@ -41,7 +41,7 @@ is() {
   }
 }
 
-# Usage: fails_with STATUS COMMAND…; whether the command ends like that.
+# Usage: fails_with STATUS COMMAND…; whether the command exits with this status.
 fails_with() {
   local status=0
   "${@:2}" || status=$?
@@ -51,7 +51,7 @@ fails_with() {
   }
 }
 
-# Usage: within SECONDS COMMAND…; tries again until it succeeds.
+# Usage: within SECONDS COMMAND…; repeats the command until it succeeds.
 within() {
   local deadline=$((SECONDS + $1))
   until "${@:2}"; do

@@ -1,10 +1,10 @@
 #!/bin/bash
-# VHDs on logical volumes, as XenServer's storage manager (LVHDSR) keeps them: a snapshot is a volume that
-# is renamed and hidden, with new ones on top; a coalesce takes it back.
+# VHDs on logical volumes, as XenServer's storage manager (LVHDSR) uses them. A snapshot renames and hides
+# a volume and creates new volumes with it as their parent; a coalesce undoes this.
 #
 #   lvm.sh DISK
 #
-# Wants FACTS and an empty disk; leaves in $OUT/lvm what the outside looks at: disk.vhd and device.raw.
+# Needs FACTS and an empty disk. Leaves disk.vhd and device.raw in $OUT/lvm for checks outside.
 
 # shellcheck source=tests/vm/guest/facts.sh
 . "$(dirname "$0")/facts.sh"
@@ -18,7 +18,7 @@ mount=/mnt/lvm
 project=$(realpath "$(dirname "$0")/../../..")
 mkdir -p "$OUT/lvm" "$mount" "$SCRATCH/lvm/tree"
 
-# Usage: quietly COMMAND…; LVM's tools tell more than there is to know.
+# Usage: quietly COMMAND…; runs a command of LVM and prints its output only when it fails.
 quietly() {
   "$@" >"$SCRATCH/lvm/log" 2>&1 || {
     local status=$?
@@ -27,12 +27,12 @@ quietly() {
   }
 }
 
-# Usage: scan; the storage manager's call, without sizes.
+# Usage: scan; makes the scan call of the storage manager, without the sizes.
 scan() {
   vhd-util scan --debug -f -m 'VHD-*' -l "$vg" | sed 's/ capacity=.* hidden/ hidden/' | sort
 }
 
-# Usage: scanned LINE…; whether that is what scan prints.
+# Usage: scanned LINE…; whether scan prints these lines.
 scanned() {
   is "$(printf '%s\n' "$@" | sort)" scan
 }
@@ -62,7 +62,7 @@ make_group() {
   pvcreate "$disk" && vgcreate "$vg" "$disk" && lvcreate -y -n "$leaf" -L 72M "$vg"
 }
 
-# What LVHDSR does between pause and unpause.
+# The steps of LVHDSR between pause and unpause.
 make_snapshot() {
   lvrename "$vg" "$leaf" "$base" && lvcreate -y -n "$leaf" -L 72M "$vg" &&
     lvcreate -y -n "$clone" -L 8M "$vg" &&
@@ -88,7 +88,7 @@ snapshot() {
     "vhd=$base hidden=1 parent=none" "vhd=$leaf hidden=0 parent=$base" "vhd=$clone hidden=0 parent=$base"
 }
 
-# The clone goes; what the leaf holds goes to the base, which becomes the leaf.
+# The clone is removed. The data of the leaf is coalesced into the base, which becomes the leaf.
 merge() {
   lvremove -f "$vg/$clone" && lvchange -p rw "$vg/$base" &&
     vhd-util coalesce --debug -n "/dev/$vg/$leaf" && lvremove -f "$vg/$leaf" &&

@@ -1,10 +1,10 @@
 #!/bin/bash
-# What only nbd devices have: two interfaces, several connections, users that hold nothing exclusively, and
-# what a tapdisk that died leaves behind.
+# Properties of nbd devices only: two interfaces, several connections, users without an exclusive open, and
+# the device that a dead tapdisk leaves behind.
 #
 #   nbd.sh DENO
 #
-# Wants FACTS.
+# Needs FACTS.
 
 deno=$1
 here=$(dirname "$0")
@@ -16,7 +16,7 @@ folder=$SCRATCH/nbd_ways
 mkdir -p "$folder"
 cd "$folder" || exit
 
-# Usage: create [OPTION…]; makes a device of a new image; sets node, sysfs, pid and minor.
+# Usage: create [OPTION…]; creates a device of a new image; sets node, sysfs, pid and minor.
 create() {
   rm -f disk.vhd
   vhd-util create -n "$folder/disk.vhd" -s 64 -S 1024 || return
@@ -34,13 +34,13 @@ destroy() {
   tap-ctl destroy -p "$pid" -m "$minor"
 }
 
-# Usage: load [OPTION…]; writes at random places past the page cache, 32 requests at a time, and reads back.
+# Usage: load [OPTION…]; writes at random places with direct I/O, 32 requests in flight, and reads back.
 load() {
   fio --name=load --filename="$node" --size=4m --rw=randwrite --bs=4k --ioengine=libaio --iodepth=32 \
     --direct=1 --verify=crc32c --verify_fatal=1 --aux-path="$folder" "$@"
 }
 
-# Usage: begin_load SECONDS; end_load waits for it, and fails if it did.
+# Usage: begin_load SECONDS; end_load waits for the load, and fails if the load failed.
 begin_load() {
   load --time_based --runtime="$1" >load.log 2>&1 &
   loader=$!
@@ -87,7 +87,7 @@ by_netlink() {
   let_go
   begin_load 30
   check "by netlink: a pause begins" tap-ctl pause -p "$pid" -m "$minor"
-  # Twice the time after which the kernel looks for requests without an answer.
+  # Twice the time after which the kernel checks for unanswered requests.
   sleep 11
   check "by netlink: and ends" tap-ctl unpause -p "$pid" -m "$minor"
   check "by netlink: fio notices nothing of a pause longer than the kernel likes" end_load
@@ -137,7 +137,7 @@ several_connections() {
   unset BLKTAP_NBD_CONNECTIONS
 }
 
-# Usage: cycles netlink|ioctl COUNT; makes devices and takes them away, and looks what is left.
+# Usage: cycles netlink|ioctl COUNT; creates and removes devices, and checks for leftovers.
 cycles() {
   "$deno" run -A --no-lock --v8-flags=--expose-gc "$here/device_cycles.ts" "$1" 1 "$2"
 }

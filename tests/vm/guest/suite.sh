@@ -1,5 +1,5 @@
 #!/bin/bash
-# Scripts of this folder, side by side in one machine.
+# Runs scripts of this folder in parallel in one machine.
 #
 #   suite.sh NAME=SCRIPT [ARGUMENT…] -- NAME=SCRIPT …
 #
@@ -8,7 +8,7 @@
 here=$(dirname "$0")
 modprobe -a nbd ublk_drv dm-mod loop || exit
 
-# LVM's tools read every block device; one that is paused, or whose image is on a volume, is not for them.
+# LVM's tools read every block device. They must not read a paused one, or one whose image is on a volume.
 cat >/etc/lvm/lvmlocal.conf <<'END'
 devices { global_filter = [ "r|^/dev/ublkb|", "r|^/dev/nbd|" ] }
 END

@@ -1,10 +1,10 @@
 #!/bin/bash
-# What only ublk devices have: several queues, users that hold nothing exclusively, a device that a killed
-# tapdisk leaves and that no other can take over, and users whose disk is taken from them.
+# Properties of ublk devices only: several queues, users without an exclusive open, a device that a killed
+# tapdisk leaves behind and that no other tapdisk can take over, and users whose disk is removed.
 #
 #   ublk.sh DENO
 #
-# Wants FACTS.
+# Needs FACTS.
 
 deno=$1
 here=$(dirname "$0")
@@ -16,7 +16,7 @@ mount=/mnt/ublk_ways
 mkdir -p "$folder" "$mount"
 cd "$folder" || exit
 
-# Usage: create [OPTION…]; makes a device of a new image; sets node, sysfs, pid and minor.
+# Usage: create [OPTION…]; creates a device of a new image; sets node, sysfs, pid and minor.
 create() {
   rm -f disk.vhd
   vhd-util create -n "$folder/disk.vhd" -s 64 || return
@@ -35,7 +35,7 @@ destroy() {
   tap-ctl destroy -p "$pid" -m "$minor"
 }
 
-# Usage: load [OPTION…]; writes at random places past the page cache from two processes, and reads back.
+# Usage: load [OPTION…]; writes at random places with direct I/O from two processes, and reads back.
 load() {
   fio --name=load --filename="$node" --size=2m --offset_increment=2m --numjobs=2 --rw=randwrite --bs=4k \
     --ioengine=libaio --iodepth=32 --direct=1 --verify=crc32c --verify_fatal=1 --aux-path="$folder" "$@"
@@ -104,7 +104,7 @@ users_dropped() {
   check "SIGTERM ends a tapdisk and takes its device away" within 20 gone
 }
 
-# Usage: cycles COUNT; makes devices and takes them away, and looks what is left.
+# Usage: cycles COUNT; creates and removes devices, and checks for leftovers.
 cycles() {
   "$deno" run -A --no-lock --v8-flags=--expose-gc "$here/device_cycles.ts" ublk 2 "$1"
 }

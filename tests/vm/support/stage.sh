@@ -1,6 +1,6 @@
-# The second half of the machine's start, by busybox's shell in the initramfs, which has mounted the host's
-# root on /host. Its root becomes that folder under layers of more packages and a layer in memory that
-# takes what is written. What to do then is in the folder shared with the host.
+# The second part of the machine's start. busybox's shell runs it in the initramfs, which has mounted the
+# host's root on /host. The machine's root is that folder, then layers of further packages, then a layer
+# in memory for all writes. The next steps are in the folder shared with the host.
 
 give_up() {
   echo "vm: cannot $*"
@@ -13,7 +13,7 @@ mount -t 9p -o "$share,cache=mmap" out /out || give_up "mount the results"
 mount -t tmpfs -o size=80% memory /memory || give_up "mount memory"
 mkdir -p /memory/upper /memory/work
 
-# Each layer is a share of its own, for an overlay takes no folder of another layer.
+# Each layer is a separate share, because an overlay does not accept a folder of another layer.
 lower=/host
 for layer in $(cat /out/.vm/layers); do
   mkdir -p "/$layer"
@@ -38,7 +38,7 @@ mkdir -p /new/run/lock
 mount -t debugfs debugfs /new/sys/kernel/debug
 mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
 
-# Folders of the host's /tmp that the script needs would be hidden now.
+# The new mounts hide folders of the host's /tmp that the script needs.
 while read -r folder; do
   case $folder in
     /tmp/* | /run/* | /vm/*)
@@ -48,7 +48,7 @@ while read -r folder; do
   esac
 done </new/vm/out/.vm/folders
 
-# The root may have no command that powers off.
+# The root may lack a command that powers off.
 cp /bin/busybox /new/vm/busybox
 ifconfig lo 127.0.0.1 up
 hostname vm

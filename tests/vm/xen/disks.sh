@@ -1,11 +1,12 @@
 #!/bin/bash
-# A guest of Xen with two disks that are block devices of tapdisk: xvda, which tap-ctl makes, and xvdb,
-# which Xen's own script block-tap makes by tap-ctl.
+# A guest of Xen with two disks that are block devices of tapdisk. tap-ctl creates xvda; Xen's script
+# block-tap creates xvdb with tap-ctl.
 #
 #   disks.sh ublk|nbd
 #
-# Wants FACTS and XEN_LOGS; in $OUT base.vhd, disk.vhd on top of it, vmlinux and initramfs of the guest,
-# and the sums of what its disks hold, before and after. Leaves the images in $OUT/KIND, created and attached.
+# Needs FACTS and XEN_LOGS. $OUT must have base.vhd, its child disk.vhd, vmlinux and initramfs of the
+# guest, and the checksums of its disks before and after. Leaves the images in $OUT/KIND, in created and
+# attached.
 
 kind=$1
 here=$(dirname "$0")
@@ -20,30 +21,31 @@ folder=$SCRATCH/$kind
 image=$folder/attached/disk.vhd
 said=$folder/xl
 
-# Usage: vbd NUMBER KEY; what Xen's store has of that disk of the guest.
+# Usage: vbd NUMBER KEY; prints a value of that disk of the guest in Xen's store.
 vbd() {
   xenstore-read "backend/vbd/$domain/$1/$2"
 }
 
-# Usage: connected; whether there is a guest, which becomes $domain, that has both disks.
+# Usage: connected; whether a guest has both disks; sets $domain to that guest.
 connected() {
   domain=$(xenstore-list backend/vbd) &&
     [ "$(vbd "$XVDA" hotplug-status)" = connected ] &&
     [ "$(vbd "$XVDB" hotplug-status)" = connected ]
 } 2>/dev/null
 
-# Usage: numbers NODE; the device's, as Xen's store has them.
+# Usage: numbers NODE; prints the numbers of a device in the format of Xen's store.
 numbers() {
   stat -L -c %t:%T "$1"
 }
 
-# Usage: listed IMAGE FIELD; of the device of that image in what `tap-ctl list --json` printed to $folder/list.
+# Usage: listed IMAGE FIELD; prints a field of that image's device from $folder/list, the output of
+# `tap-ctl list --json`.
 listed() {
   awk -v RS='}' -v image="\"vhd:$1\"" 'index($0, image)' "$folder/list" |
     sed -n "s/^ *\"$2\": \"\\{0,1\\}\\([^\",]*\\).*/\\1/p"
 }
 
-# Usage: config DISK_LINE; of the guest, the line being that of its second disk.
+# Usage: config DISK_LINE; prints the guest's configuration with this line for its second disk.
 config() {
   cat <<CONFIG
 name = "$kind"
@@ -60,39 +62,40 @@ disk = [
 CONFIG
 }
 
-# Usage: start_guest DISK_LINE; leaves $xl, the process that sees to the guest, when that has its disks.
+# Usage: start_guest DISK_LINE; starts the guest and waits until it has its disks. Sets $xl to the process
+# that manages the guest.
 start_guest() {
   config "$1" >"$folder/config"
-  # Xen's script calls tap-ctl without saying which kind.
+  # Xen's script calls tap-ctl without the kind of device.
   BLKTAP_DEVICE=$kind xl create -F "$folder/config" >"$said" 2>&1 &
   xl=$!
-  # Not too often: each look is work for the emulated machine.
+  # Each check costs the emulated machine time.
   until connected || ! kill -0 "$xl"; do sleep 2; done 2>/dev/null
 }
 
-# Usage: destroy IMAGE; of the list.
+# Usage: destroy IMAGE; destroys the device of an image in the list.
 destroy() {
   tap-ctl destroy -p "$(listed "$1" pid)" -m "$(listed "$1" minor)"
 }
 
-# Usage: by_hand COMMAND; runs Xen's script as xl does, at a place of its own in Xen's store.
+# Usage: by_hand COMMAND; runs Xen's script as xl does, with a separate path in Xen's store.
 by_hand() {
   export XENBUS_PATH=backend/by-hand/0/$XVDB
   xenstore-write "$XENBUS_PATH/params" "vhd:$image"
   BLKTAP_DEVICE=$kind /etc/xen/scripts/block-tap "$1"
 }
 
-# Usage: too_slow; whether xl gave up.
+# Usage: too_slow; whether xl has timed out.
 too_slow() {
   ! connected && grep 'block.*because of timeout' "$said"
 }
 
-# Usage: guest_says TEXT; whether that stands on the guest's console.
+# Usage: guest_says TEXT; whether the guest's console has this text.
 guest_says() {
   grep -F "guest: $1" "$XEN_LOGS/console/guest-$kind.log"
 }
 
-# Usage: tapdisks; how many there are.
+# Usage: tapdisks; prints the number of tapdisks.
 tapdisks() {
   find /run/blktap-control -name 'ctl*' | wc -l
 }
@@ -110,7 +113,7 @@ if too_slow; then
   in_time=no
   wait "$xl"
   skip "xl runs its script block-tap" "too slow an emulated machine: xl gives its scripts 40 s"
-  # What the script did not wait for may have come to be.
+  # The device may have been created after the script's time-out.
   tap-ctl list --json >"$folder/list"
   [ -z "$(listed "$image" pid)" ] || destroy "$image"
   by_hand add

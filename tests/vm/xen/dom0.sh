@@ -1,9 +1,10 @@
 #!/bin/bash
-# In the first domain of Xen: starts its services, and a guest for each kind of block device.
+# Runs in the first domain of Xen. Starts Xen's services and a guest for each kind of block device.
 #
 #   dom0.sh KIND…
 #
-# Writes facts to $OUT/xen.facts, and for each kind to $OUT/KIND.facts; see disks.sh, which wants more.
+# Writes facts to $OUT/xen.facts, and for each kind to $OUT/KIND.facts. See disks.sh for its
+# requirements.
 
 here=$(dirname "$0")
 export FACTS=$OUT/xen.facts
@@ -15,7 +16,7 @@ PATH=/usr/lib/xen-4.17/bin:$PATH
 
 start_xen() {
   modprobe -a xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback || return
-  # Xen's scripts wait for ever for a lock without /dev/stdin, which udev makes elsewhere.
+  # Without /dev/stdin, Xen's scripts wait forever for a lock. On other systems udev creates it.
   ln -sfn /proc/self/fd /dev/fd
   ln -sfn fd/0 /dev/stdin
   mkdir -p /run/xen /run/xenstored /var/lib/xen /var/lib/xenstored "$XEN_LOGS/console"

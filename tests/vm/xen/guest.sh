@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# The first process of the paravirtual guest, in an initramfs with busybox: says what its disks are, compares
-# and changes what they hold, and turns the guest off. The kernel's command line names the disks, and
-# the sums of their content before and after.
+# The first process of the paravirtual guest, in an initramfs with busybox. It prints the properties of its
+# disks, compares and changes their contents, and powers the guest off. The kernel's command line has
+# the names of the disks and the checksums of their contents before and after.
 
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -17,13 +17,13 @@ wanted() {
 
 say() { echo "guest: $disk $*"; }
 
-# Usage: compare WHEN; the sum of the whole disk with the one that the command line has.
+# Usage: compare WHEN; compares the checksum of the whole disk with that of the command line.
 compare() {
   set -- "$1" "$(md5sum <"/dev/$disk" | cut -d ' ' -f 1)"
   if [ "$2" = "$(wanted "$1")" ]; then say "as it should be $1"; else say "wrong $1: $2"; fi
 }
 
-# Usage: copy FROM COUNT TO BLOCK_SIZE; in blocks.
+# Usage: copy FROM COUNT TO BLOCK_SIZE; copies within the disk, in blocks.
 copy() {
   dd "if=/dev/$disk" "of=/dev/$disk" bs="$4" skip="$1" count="$2" seek="$3" conv=notrunc,fsync \
     2>/dev/null || say "cannot write"
