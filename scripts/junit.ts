@@ -4,7 +4,6 @@
  * @module
  */
 
-/** The result of one test. */
 export interface TestResult {
   /** The file of the test, as Deno names it. */
   readonly file: string;

@@ -3,7 +3,6 @@ import { ContractViolation } from "./contract.ts";
 
 /** The use of a slot at an image. */
 export const SlotUse = { Nothing: 0, Read: 1, Change: 2, Status: 3 } as const;
-/** One of `SlotUse`. */
 export type SlotUse = (typeof SlotUse)[keyof typeof SlotUse];
 
 /**

@@ -3,7 +3,6 @@ import { assertShared } from "../../ffi/assert.ts";
 
 /** Sectors of a page, the allocation unit of simulated files. */
 export const PAGE_SECTORS = 8;
-/** Bytes of a page. */
 export const PAGE_BYTES = PAGE_SECTORS * 512;
 
 const SLAB_PAGES = 1024;
@@ -72,7 +71,6 @@ class PagePool {
     return this.#slabs[slab].sector + (page - slab * SLAB_PAGES) * PAGE_SECTORS;
   }
 
-  /** A page's bytes. */
   bytesOf(page: number): Uint8Array<ArrayBuffer> {
     const start = (page % SLAB_PAGES) * PAGE_BYTES;
     return this.#slabs[Math.floor(page / SLAB_PAGES)].bytes.subarray(start, start + PAGE_BYTES);

@@ -118,7 +118,7 @@ export class SimulatedDisk extends SimulatedStorage {
     this.#state.killProcesses();
   }
 
-  /** The power fails. */
+  /** Cuts the power; see the fault model. */
   cutPower(): void {
     for (const connection of this.#connections.splice(0)) connection.die();
     this.#state.cutPower();

@@ -51,7 +51,6 @@ export interface Sample {
   readonly round: number;
   readonly iops: number;
   readonly bytesPerSecond: number;
-  /** Processor time of the server. */
   readonly cpuMicrosecondsPerIo: number;
 }
 
@@ -79,7 +78,6 @@ export const WORKLOADS: readonly Workload[] = [
   workload("write", 128, 8),
 ];
 
-/** Folders by kind of storage. */
 const PLACES: Readonly<Record<string, string>> = { tmpfs: "/dev/shm", disk: "/var/tmp" };
 
 interface Options {

@@ -5,7 +5,6 @@ import { findTool, runOk } from "../support/tools.ts";
 export const serverNames = ["vhd", "raw", "qemu-vhd", "nbdkit-raw"] as const;
 /** The disk queues of tapdisk; "auto" is the default of tapdisk. */
 export const queueNames = ["auto", "libaio", "io_uring"] as const;
-/** One of `queueNames`. */
 export type QueueName = (typeof queueNames)[number];
 
 type OwnName = "vhd" | "raw";
@@ -39,7 +38,6 @@ export interface Content {
 
 /** A server program and its command line. */
 export interface Server {
-  /** Title in the table. */
   readonly title: string;
   start(folder: string, content: Content): Promise<Served>;
 }

@@ -34,7 +34,6 @@ const uring = uringMissing();
 /** The disk queues, and the reason why one cannot be used here. */
 const QUEUES: readonly [string, string | null][] = [["libaio", null], ["io_uring", uring]];
 
-/** A test for each queue. */
 function fioTest(
   name: string,
   body: (tapdisks: Tapdisks, folder: string) => Promise<void>,

@@ -35,7 +35,6 @@ async function receive(connection: Deno.UnixConn): Promise<Uint8Array> {
   return new Uint8Array(await new Response(connection.readable).arrayBuffer());
 }
 
-/** The answer to a request. */
 async function ask(bench: ControlBench, pid: number, request: Uint8Array): Promise<Uint8Array> {
   const connection = await connect(bench, pid);
   await send(connection, request);

@@ -102,7 +102,6 @@ function burst(device: SimulatedDevice, model: Model, random: Random, stamp: num
   for (const { sector, outcome } of reads) model.compare(outcome, sector);
 }
 
-/** The contents of a disk. */
 function contents(device: SimulatedDevice): Uint8Array {
   const all = new Uint8Array(DISK_SECTORS * SECTOR_BYTES);
   for (let sector = 0; sector < DISK_SECTORS; sector += READ_SECTORS) {

@@ -23,7 +23,6 @@ export class Bystander {
     }).finally(() => client.close());
   }
 
-  /** Connects and starts. */
   static async start(disk: Disk): Promise<Bystander> {
     return new Bystander((await NbdClient.open(disk.socket)).client);
   }

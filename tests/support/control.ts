@@ -43,7 +43,6 @@ export class ControlBench {
     this.env = { BLKTAP_CONTROL_DIR: this.control, BLKTAP_LOG_DIR: "", BLKTAP_DEVICE: "none" };
   }
 
-  /** Runs tap-ctl. */
   async tapCtl(args: string, options: RunOptions = {}): Promise<RunResult> {
     const [program, ...rest] = commandLine("tap-ctl", ...args.split(" "));
     return await run(program, rest, { env: this.env, timeoutMs: 20_000, ...options });
@@ -86,7 +85,6 @@ export class ControlBench {
     return Deno.readTextFileSync(`${this.control}/log/tapdisk.log`);
   }
 
-  /** Ends the remaining tapdisks. */
   async end(): Promise<void> {
     let names: string[] = [];
     try {

@@ -7,7 +7,6 @@ import assert from "node:assert/strict";
 import type { Random } from "../../src/testing/random.ts";
 import { SECTOR_BYTES, type SimulatedDevice, stampedSectors, stampOf } from "./sim.ts";
 
-/** Size of the disk. */
 export const DISK_MIB = 24;
 /** Size of the disk in sectors. */
 export const DISK_SECTORS = DISK_MIB * 2048;

@@ -10,7 +10,6 @@ export interface FioDirection {
   readonly io_bytes: number;
   readonly total_ios: number;
   readonly iops: number;
-  /** Bytes per second. */
   readonly bw_bytes: number;
   readonly runtime: number;
 }

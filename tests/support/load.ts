@@ -17,16 +17,13 @@ import {
 const IMAGE_MIB = 64;
 const SAMPLE_MS = 1000;
 
-/** Parameters of the load. */
 export interface LoadOptions {
   readonly disks: number;
   readonly clients: number;
   readonly seconds: number;
-  /** Folder for the images. */
   readonly folder?: string;
 }
 
-/** Results of the load. */
 export interface LoadFigures {
   /** Operations that ended at fio's clients, including the reads of the verification. */
   readonly operations: number;

@@ -31,7 +31,6 @@ export const Rep = {
   ErrTooBig: 0x80000009,
 } as const;
 
-/** Commands. */
 export const Cmd = {
   Read: 0,
   Write: 1,
@@ -43,7 +42,6 @@ export const Cmd = {
   BlockStatus: 7,
 } as const;
 
-/** Flags of commands. */
 export const CmdFlag = { Fua: 1, NoHole: 2, Df: 4, ReqOne: 8, FastZero: 16 } as const;
 
 /** Errors on the wire. */
@@ -75,7 +73,6 @@ const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
 /** Timeout of an answer. */
 const SILENCE_MS = 15_000;
 
-/** A reply to an option. */
 export interface OptionReply {
   readonly option: number;
   readonly type: number;
@@ -123,7 +120,6 @@ export function packed(...fields: readonly (readonly [number, number | bigint])[
   return bytes;
 }
 
-/** Concatenates byte arrays. */
 export function joined(...parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
   const all = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;
@@ -151,7 +147,6 @@ export function metaContent(name: string, queries: readonly string[]): Uint8Arra
   return joined(lengthAndText(name), packed([4, queries.length]), ...queries.map(lengthAndText));
 }
 
-/** The header of a request. */
 export function requestHeader(
   { command, offset = 0, length = 0, flags = 0, cookie = 0 }: Request,
 ): Uint8Array {

@@ -9,7 +9,6 @@ import { createVhd, type Disk, needsServed, type Tapdisks, withTapdisks } from "
 const MIB = 1024 * 1024;
 const DISK_MIB = 64;
 
-/** Size of the disks. */
 export const DISK_BYTES = DISK_MIB * MIB;
 /** Flags of a writable export: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN. */
 export const FLAGS = 1 | 4 | 8 | 32 | 64 | 256;

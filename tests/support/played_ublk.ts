@@ -150,7 +150,6 @@ export class PlayedUblk implements CommandRing, DiskClient {
     return this.#places[tag] === Place.Kernel;
   }
 
-  /** Delivers the described request. */
   deliver(tag: number): void {
     this.#places[tag] = Place.Server;
     this.#users[tag < DEPTH ? 0 : 1].uringDone(tag < DEPTH ? tag : tag - DEPTH, 0);

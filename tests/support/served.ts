@@ -7,13 +7,11 @@
 import assert from "node:assert/strict";
 import { binaryPath, type Needs, needs, run, runOk, type RunResult } from "./tools.ts";
 
-/** A served disk. */
 export interface Disk {
   readonly pid: number;
   readonly minor: number;
   /** `type:/path` */
   readonly image: string;
-  /** Path of its NBD socket. */
   readonly socket: string;
   /** The socket as a URI. */
   readonly uri: string;
@@ -48,7 +46,6 @@ export class Tapdisks {
     return { BLKTAP_CONTROL_DIR: this.controlFolder, BLKTAP_DEVICE: "none" };
   }
 
-  /** Runs tap-ctl. */
   tapCtl(...args: string[]): Promise<RunResult> {
     return run(binaryPath("tap-ctl"), args, { env: this.#env });
   }
@@ -174,7 +171,6 @@ export async function vhdUtilOk(...args: string[]): Promise<string> {
   return await runOk(binaryPath("vhd-util"), args);
 }
 
-/** Creates a dynamic VHD. */
 export async function createVhd(path: string, sizeMib: number): Promise<string> {
   await vhdUtilOk("create", "-n", path, "-s", `${sizeMib}`);
   return path;

@@ -10,7 +10,6 @@ import { run } from "./tools.ts";
 /** The working folder of sessions in the documents. */
 const TOUR = "/tmp/tour";
 
-/** A command and its output. */
 export interface Step {
   readonly command: string;
   readonly output: string;

@@ -28,7 +28,6 @@ export interface Outcome {
   extents?: number[];
 }
 
-/** Options of a simulation. */
 export interface SimulationOptions extends SimulatedDiskOptions {
   /** The drivers; by default each is checked against its contract. */
   readonly driverOf?: DriverLookup;

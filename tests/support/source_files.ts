@@ -15,7 +15,6 @@ export interface Import {
   readonly names: readonly string[];
 }
 
-/** A source file. */
 export interface SourceFile {
   /** Path from the root: `src/vbd/vbd.ts`. */
   readonly path: string;

@@ -44,7 +44,6 @@ export function findTool(name: string): string | undefined {
   return FOLDERS.map((folder) => `${folder}/${name}`).find(isFile);
 }
 
-/** Whether a program is installed. */
 export function hasTool(name: string): boolean {
   return findTool(name) !== undefined;
 }

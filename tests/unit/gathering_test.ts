@@ -6,7 +6,6 @@ const TURN_US = 8;
 const SLEEP_US = 25;
 
 interface Outcome {
-  /** Requests per millisecond. */
   readonly rate: number;
   /** Share of the turns after which the loop slept. */
   readonly slept: number;

@@ -135,7 +135,6 @@ export class PlayedDriver implements BlktapDriver {
     return this.call(CONTROL_FILE, request, argument);
   }
 
-  /** An ioctl on a file. */
   call(file: number, request: number, argument: Uint8Array<ArrayBuffer> | number): number {
     assert.equal(blktapIoctl(this.nothing, request, argument), -Errno.ENOTTY);
     return this.play(file, request, argument);

@@ -45,16 +45,14 @@ export interface MadeDevice {
   readonly name: string;
 }
 
-/** A response from the ring. */
 export interface RingAnswer {
   readonly id: bigint;
   readonly operation: number;
   readonly status: number;
 }
 
-/** The driver to simulate. */
 export interface KernelOptions {
-  /** Knows CREATE_DEVICE 202 only. */
+  /** Whether the driver knows CREATE_DEVICE 202 only. */
   readonly firstDriver?: boolean;
   /** Supported flags of the block device. */
   readonly flagMask?: number;
@@ -149,7 +147,6 @@ export class PlayedKernel {
     }
   }
 
-  /** The tapdisk's process. */
   get pid(): number {
     return this.#child.pid;
   }
@@ -383,7 +380,6 @@ export class PlayedKernel {
     this.wake();
   }
 
-  /** Wakes the tapdisk. */
   wake(): void {
     this.#outward?.ring();
   }

@@ -22,7 +22,6 @@ const IDLE = -1;
 /** A segment of a request: the first and last sector in its page. */
 export type Segment = readonly [number, number];
 
-/** Sectors of all segments. */
 export function sectorsOf(segments: readonly Segment[]): number {
   return segments.reduce((sum, [first, last]) => sum + last - first + 1, 0);
 }
@@ -86,13 +85,12 @@ export async function readSectors(
   return { answer, data };
 }
 
-/** Parameters of a load. */
 export interface LoadOptions {
   readonly seed: number;
   readonly sectors: number;
   readonly requests: number;
   readonly depth: number;
-  /** Shares of all requests. */
+  /** The share of writes among all requests. */
   readonly writes: number;
   readonly flushes?: number;
   /** Segments of every request, whole pages; without it any number, of any sectors. */

@@ -1,6 +1,6 @@
 /**
- * The tapdisk's side of a ring, in a process of its own: the real code on real descriptors, with
- * one disk that is a device of the simulated driver behind the socket of a folder. It reads orders
+ * The tapdisk's side of a ring, in a separate process: the real code on real descriptors, with one
+ * disk whose device belongs to the simulated driver behind the socket of a folder. It reads orders
  * from standard input, one on each line, and answers each with a line of JSON.
  *
  *     deno run -A ring_server.ts FOLDER IMAGE [read-only]
@@ -96,7 +96,7 @@ function obey(order: string): void {
   }
 }
 
-// Orders are read in the loop, because the event loop of the runtime has a turn only now and then.
+// The loop reads the orders, because the event loop of the runtime has few turns.
 const input = new Uint8Array(1024);
 let text = "";
 scheduler.watch(0, EPOLLIN, {

@@ -1,4 +1,4 @@
-/** Cuts text into lines. */
+/** Splits text into lines. */
 export class TextLineStream extends TransformStream<string, string> {
   constructor() {
     let rest = "";

@@ -7,7 +7,6 @@
 import assert from "node:assert/strict";
 import type { MachineResult } from "./machine.ts";
 
-/** One fact. */
 export interface Fact {
   readonly outcome: "ok" | "failed" | "skipped";
   /** The result instead, or the reason why the fact was skipped. */
@@ -18,7 +17,6 @@ export interface Fact {
 export interface FactScript {
   /** Prefix of the names of its facts and of its file: `ublk` is `ublk.facts`. */
   readonly name: string;
-  /** The path of the script. */
   readonly path: string;
 }
 

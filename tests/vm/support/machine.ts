@@ -57,7 +57,6 @@ export interface MachineOptions {
   /** Empty disks: /dev/vdb, /dev/vdc… */
   readonly disksMib?: readonly number[];
   readonly accelerator?: Accelerator;
-  /** QEMU's CPU model. */
   readonly cpu?: string;
   /**
    * A hypervisor with its own command line. It starts first, with Debian's kernel as its first
@@ -71,7 +70,6 @@ export interface MachineOptions {
   readonly onConsole?: (bytes: Uint8Array) => void;
 }
 
-/** The result of a machine. */
 export interface MachineResult {
   /** The exit status of the script; 124 after a time-out, 125 when the machine stopped by itself. */
   readonly code: number;
