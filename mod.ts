@@ -1,6 +1,6 @@
 /**
- * VHD images from TypeScript: create them, read and write their disks, see where the data lies,
- * make snapshots and merge them again, check and copy. It is the code that vhd-util runs.
+ * VHD images for TypeScript programs. The library creates, snapshots, merges, checks and copies images,
+ * and reads and writes their disks. It is the code of vhd-util.
  *
  * ```ts
  * import assert from "node:assert/strict";
@@ -16,7 +16,7 @@
  * assert.ok(sector[0] === 7);
  * ```
  *
- * A snapshot is an image that holds what was written since; coalescing writes that into its parent:
+ * A snapshot is an image that holds the later writes. `coalesce` merges it into its parent:
  *
  * ```ts
  * import assert from "node:assert/strict";
@@ -37,7 +37,7 @@
  * assert.ok(checkImage(base).valid);
  * ```
  *
- * Where the data of a disk lies, without reading it:
+ * `extents` lists the stretches of a disk that hold data, without reading the data:
  *
  * ```ts
  * import assert from "node:assert/strict";
@@ -52,7 +52,7 @@
  * disk.close();
  * ```
  *
- * What there is to know of an image:
+ * `openVhd` describes an image:
  *
  * ```ts
  * import assert from "node:assert/strict";
@@ -68,7 +68,7 @@
  * assert.ok(image.parent?.uuid === openVhd(base).uuid && image.layers.length === 2);
  * ```
  *
- * One flat image of a whole chain:
+ * `copyImage` copies a chain into one image:
  *
  * ```ts
  * import assert from "node:assert/strict";
@@ -82,7 +82,7 @@
  * assert.ok(flat.type === "dynamic" && flat.layers.length === 1);
  * ```
  *
- * Errors say what was done, on which file, and why it failed; all have an `errno`:
+ * An error names the action, the file and the reason, and has an `errno`:
  *
  * ```ts
  * import assert from "node:assert/strict";
@@ -97,7 +97,8 @@
  * }
  * ```
  *
- * A process needs the permissions `--allow-ffi --allow-read --allow-write`. Linux on x86-64 only.
+ * A process needs the permissions `--allow-ffi --allow-read --allow-write`. The library runs only on Linux
+ * on x86-64.
  *
  * @module
  */

@@ -54,7 +54,7 @@ export class SectorCipher {
 }
 
 /**
- * The cipher of an image; null for an image that is not encrypted. In a chain, the key trace of each
+ * The cipher of an image; null for an image that is not encrypted. In a chain, the key hash of each
  * image says whether that image is encrypted.
  *
  * @throws {SystemError} EINVAL without a key, ENOKEY with another, as in the reference.
