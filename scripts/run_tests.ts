@@ -32,6 +32,10 @@ const MACHINES = /^tests\/vm\//;
 /** Files of tests/interop that `--quick` runs: the commands, a disk's life, NBD. */
 const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
+/** Files that `--quick` leaves out because they take long. */
+const SLOW =
+  /(?:\/contributing|\/offline_power_cut|_allocations?|\/io_memory_full|\/nbd_driver)_test\.ts$/;
+
 interface Plan {
   readonly tasks: string[];
   /** Lists of files; the lists run in parallel, the files of a list in order. */
@@ -58,7 +62,7 @@ function plan(args: readonly string[]): Plan {
 }
 
 function isQuick(file: string): boolean {
-  if (MACHINES.test(file)) return false;
+  if (SLOW.test(file) || MACHINES.test(file)) return false;
   return !file.startsWith("tests/interop/") || QUICK_INTEROP.test(file);
 }
 
