@@ -47,7 +47,7 @@ export const PARAMS_CQ_OFF = 20;
  * - since 6.1 the kernel finishes operations when the process looks for completions, instead of
  *   interrupting its waits (EINTR);
  * - since 5.19 entries can have 128 bytes, and finishing does not interrupt running code;
- * - no flags: any kernel since 5.8, which has the flag that silences the eventfd.
+ * - no flags: kernels since 5.8, which has the flag that silences the eventfd.
  */
 const SETUPS = [
   IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SQE128 | IORING_SETUP_SINGLE_ISSUER |
