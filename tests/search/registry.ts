@@ -1,0 +1,4 @@
+import type { Search } from "./search.ts";
+
+/** The searches by name. A search is loaded only when it runs. */
+export const SEARCHES: Readonly<Record<string, () => Promise<Search>>> = {};
