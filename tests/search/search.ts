@@ -36,6 +36,6 @@ export interface Search {
    * @throws Where something is found that must not be.
    */
   run(seed: number, context: SearchContext): number | Promise<number>;
-  /** Ends what `setUp` began. */
+  /** Ends what `setUp` began, also after a finding. */
   tearDown?(context: SearchContext): void | Promise<void>;
 }

@@ -76,12 +76,12 @@ export async function work(task: WorkerTask): Promise<boolean> {
       report({ kind: "progress", units, residentBytes, counts });
       if (task.tracing) break;
     }
-    await search.tearDown?.(context);
     return true;
   } catch (error) {
     report({ kind: "failure", seed, reason: reasonOf(error) });
     return false;
   } finally {
+    await search.tearDown?.(context);
     Deno.removeSync(folder, { recursive: true });
   }
 }
