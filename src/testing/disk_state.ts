@@ -85,6 +85,7 @@ export class DiskState {
    */
   #versions: Names[] = [new Map()];
   readonly #files = new Set<SimulatedFile>();
+  #lastInode = 0;
 
   constructor(options: SimulatedDiskOptions) {
     this.random = new Random(options.seed ?? 1);
@@ -98,10 +99,36 @@ export class DiskState {
     const copy = new DiskState({ seed: this.random.bits(), powerCuts, capacityBytes });
     const copies = new Map([...this.#files].map((file) => [file, file.copy()]));
     for (const file of copies.values()) copy.#files.add(file);
+    copy.#lastInode = this.#lastInode;
     copy.#versions = this.#versions.map((names) =>
       new Map([...names].map(([name, file]) => [name, copies.get(file) ?? file.copy()]))
     );
     return copy;
+  }
+
+  /** The names after each change since the last sync, the newest last. */
+  get versions(): readonly ReadonlyMap<string, SimulatedFile>[] {
+    return this.#versions;
+  }
+
+  /** A disk with these names, whose files `replace` makes from those of this disk. */
+  withFiles(
+    { seed, powerCuts, names }: {
+      seed: number;
+      powerCuts: boolean;
+      names: ReadonlyMap<string, SimulatedFile>;
+    },
+    replace: (file: SimulatedFile) => SimulatedFile,
+  ): DiskState {
+    if (this.isOff) throw new TypeError("The power of this disk is off");
+    const made = new DiskState({ seed, powerCuts, capacityBytes: this.capacityBytes });
+    made.#lastInode = this.#lastInode;
+    const replaced = new Map([...new Set(names.values())].map((file) => [file, replace(file)]));
+    for (const file of replaced.values()) made.#files.add(file);
+    made.#versions = [
+      new Map([...names].map(([name, file]) => [name, replaced.get(file) ?? file])),
+    ];
+    return made;
   }
 
   get #names(): Names {
@@ -151,7 +178,8 @@ export class DiskState {
   }
 
   create(name: string): SimulatedFile {
-    const file = new SimulatedFile(this.powerCuts);
+    const identity = { device: 1, inode: ++this.#lastInode };
+    const file = new SimulatedFile(this.powerCuts, identity);
     this.#files.add(file);
     this.#changeNames((names) => names.set(name, file));
     return file;

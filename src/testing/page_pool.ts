@@ -18,6 +18,11 @@ class PagePool {
   /** The number of holders of each page. */
   #holders = new Int32Array(SLAB_PAGES);
 
+  /** The number of pages that somebody holds. */
+  get pagesInUse(): number {
+    return this.#slabs.length * SLAB_PAGES - this.#free.length;
+  }
+
   /** A page of zeros with one holder. */
   take(): number {
     const page = this.#takeAsItIs();

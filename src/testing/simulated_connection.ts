@@ -9,7 +9,10 @@ import type { DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.t
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskState, OperationKind } from "./disk_state.ts";
 import { OpenDiskFile } from "./open_disk_file.ts";
+import type { OperationInFlight } from "./photograph.ts";
 import { Random } from "./random.ts";
+import type { SimulatedFile } from "./simulated_file.ts";
+import type { Segment } from "./unflushed.ts";
 
 const NOTHING = -1;
 const SECTOR_BYTES = 512;
@@ -153,6 +156,40 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     }
     this.#underWay = 0;
     for (const file of this.#open) file?.close();
+  }
+
+  /** The writes and syncs that have not ended. A write has no more than there is room for. */
+  get operationsInFlight(): OperationInFlight[] {
+    const found: OperationInFlight[] = [];
+    for (let place = 0; place < this.capacity && found.length < this.#underWay; place++) {
+      const kind = this.#kinds[place];
+      const file = this.#open[this.#files[place]]?.content;
+      if (this.#ios[place] === NOTHING || kind === IoKind.Read || file === undefined) continue;
+      const write = kind === IoKind.Sync ? null : this.#writeInFlight(place, file);
+      if (write === null || write.segments.length > 0) found.push({ file, write });
+    }
+    return found;
+  }
+
+  #writeInFlight(
+    place: number,
+    file: SimulatedFile,
+  ): { offsetBytes: number; segments: readonly Segment[] } {
+    const offsetBytes = this.#sectors[place] * SECTOR_BYTES;
+    let left = Math.floor(
+      this.#disk.roomFor(file, offsetBytes, this.#counts[place] * SECTOR_BYTES) / SECTOR_BYTES,
+    );
+    const segments: Segment[] = [];
+    const parts = Math.max(1, this.#iovecCounts[place]);
+    for (let i = 0; i < parts && left > 0; i++) {
+      const at = (place * MOST_IOVECS + i) * 2;
+      const single = this.#iovecCounts[place] === 0;
+      const memorySector = single ? this.#memory[place] : this.#iovecs[at];
+      const count = Math.min(left, single ? this.#counts[place] : this.#iovecs[at + 1]);
+      segments.push({ memorySector, count });
+      left -= count;
+    }
+    return { offsetBytes, segments };
   }
 
   // ---- operations -------------------------------------------------------------------------

@@ -30,6 +30,9 @@
  *   changes since its sync; a range that was added and did not survive reads as zeros. The names
  *   are those after any of the changes of names since the last sync of any file or folder: a
  *   journalling file system commits them in order, and with the sync of a file.
+ * - **Photographs.** `photograph` gives another disk: this one as a power cut at this moment would
+ *   leave it. `undecided` lists what the cut decides, and `photographWith` takes any choice of it.
+ *   The run goes on as if no photograph had been taken.
  *
  * Not simulated: links, folders, permissions, block devices, reads that return wrong data.
  *
@@ -42,9 +45,19 @@ import type { BulkContextMaker } from "../bulk/bulk_context.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { DiskState, type OperationHook, type SimulatedDiskOptions } from "./disk_state.ts";
 import { type ConnectionOptions, SimulatedConnection } from "./simulated_connection.ts";
+import {
+  type OperationInFlight,
+  photographAtRandom,
+  photographOf,
+  type PhotographOptions,
+  type UndecidedChange,
+  undecidedOf,
+} from "./photograph.ts";
+import type { Random } from "./random.ts";
 import { simulatedBulkContext } from "./simulated_bulk_context.ts";
 import { SimulatedScheduler } from "./simulated_scheduler.ts";
 import { SimulatedStorage } from "./simulated_storage.ts";
+import type { Kept } from "./unflushed.ts";
 
 export {
   changesOnly,
@@ -54,6 +67,8 @@ export {
   type OperationKind,
   type SimulatedDiskOptions,
 } from "./disk_state.ts";
+export type { PhotographOptions, UndecidedChange } from "./photograph.ts";
+export type { Kept } from "./unflushed.ts";
 
 /** Options of bulk work on a simulated disk. */
 export interface SimulatedContextOptions {
@@ -132,6 +147,39 @@ export class SimulatedDisk extends SimulatedStorage {
   /** Another disk with the same files, no open file and no hook. */
   copy(): SimulatedDisk {
     return new SimulatedDisk(this.#state.copy());
+  }
+
+  /**
+   * Another disk: this one as a power cut at this moment would leave it, with the power on again. It
+   * may be taken at any moment, also within the hook. Nothing changes here, and `random` alone
+   * decides what survives. The new disk must be closed.
+   */
+  photograph(random: Random, { powerCuts = false }: PhotographOptions = {}): SimulatedDisk {
+    const inFlight = this.#operationsInFlight();
+    return new SimulatedDisk(
+      photographAtRandom(this.#state, { random, inFlight, powerCuts }),
+    );
+  }
+
+  /** All that a power cut at this moment decides. */
+  undecided(): readonly UndecidedChange[] {
+    return undecidedOf(this.#state, this.#operationsInFlight()).list;
+  }
+
+  /**
+   * A photograph for which `keep` decides what survives of each undecided change. A change whose
+   * `needs` is lost is lost as well. Names and lengths survive as a whole.
+   */
+  photographWith(
+    keep: (index: number) => Kept,
+    { powerCuts = false }: PhotographOptions = {},
+  ): SimulatedDisk {
+    const undecided = undecidedOf(this.#state, this.#operationsInFlight());
+    return new SimulatedDisk(photographOf(this.#state, { undecided, keep, powerCuts }));
+  }
+
+  #operationsInFlight(): OperationInFlight[] {
+    return this.#connections.flatMap((each) => each.isAlive ? each.operationsInFlight : []);
   }
 
   /** The paths of all files. */

@@ -2,22 +2,11 @@ import type { FileIdentity } from "../../ffi/files.ts";
 import { PAGE_BYTES } from "./page_pool.ts";
 import { memoryBytes, SparseBytes, wholeSectors } from "./sparse_bytes.ts";
 import type { Survival } from "./survival.ts";
+import { applyCut, type Change, type Cut, type Segment } from "./unflushed.ts";
 
 const SECTOR_BYTES = 512;
 /** The largest size of a file (the limit of ext4 with blocks of 4 KiB). */
 export const MOST_FILE_BYTES = 16 * 1024 ** 4;
-
-let lastInode = 0;
-
-/** A change that a power cut may undo. */
-interface Change {
-  readonly offsetBytes: number;
-  readonly endBytes: number;
-  /** The new bytes; null for zeros, of which there may be terabytes. */
-  readonly bytes: Uint8Array<ArrayBuffer> | null;
-  /** The length of the file after the change. */
-  readonly sizeBytes: number;
-}
 
 /** The durable state of a file. */
 interface Durable {
@@ -43,8 +32,8 @@ export class SimulatedFile {
   hangsUntilMs = 0;
 
   /** @param powerCuts Whether `cutPower` will be called. */
-  constructor(powerCuts: boolean, identity?: FileIdentity) {
-    this.identity = identity ?? { device: 1, inode: ++lastInode };
+  constructor(powerCuts: boolean, identity: FileIdentity) {
+    this.identity = identity;
     this.#durable = powerCuts ? { content: new SparseBytes(), sizeBytes: 0 } : null;
   }
 
@@ -132,7 +121,8 @@ export class SimulatedFile {
 
   #note(offsetBytes: number, bytes: Uint8Array<ArrayBuffer>): void {
     const endBytes = offsetBytes + bytes.length;
-    this.#changes.push({ offsetBytes, endBytes, bytes, sizeBytes: this.#sizeBytes });
+    const { sizeBytes } = this;
+    this.#changes.push({ kind: "write", offsetBytes, endBytes, bytes, sizeBytes });
   }
 
   /** Sets the length; an added range reads as zeros. */
@@ -140,8 +130,9 @@ export class SimulatedFile {
     const before = this.#sizeBytes;
     if (sizeBytes < before) this.#content.zero(sizeBytes, before);
     this.#sizeBytes = sizeBytes;
-    const change = { offsetBytes: sizeBytes, endBytes: Math.max(before, sizeBytes), sizeBytes };
-    if (this.#durable !== null) this.#changes.push({ ...change, bytes: null });
+    if (this.#durable === null) return;
+    const range = { offsetBytes: sizeBytes, endBytes: Math.max(before, sizeBytes) };
+    this.#changes.push({ kind: "truncate", ...range, bytes: null, sizeBytes });
   }
 
   /** Zeroes a range and frees its room. */
@@ -149,8 +140,9 @@ export class SimulatedFile {
     const endBytes = Math.min(this.#sizeBytes, offsetBytes + lengthBytes);
     if (endBytes <= offsetBytes) return;
     this.#content.zero(offsetBytes, endBytes);
-    const change = { offsetBytes, endBytes, bytes: null, sizeBytes: this.#sizeBytes };
-    if (this.#durable !== null) this.#changes.push(change);
+    if (this.#durable === null) return;
+    const { sizeBytes } = this;
+    this.#changes.push({ kind: "punch", offsetBytes, endBytes, bytes: null, sizeBytes });
   }
 
   /** Makes all changes durable. */
@@ -173,32 +165,57 @@ export class SimulatedFile {
 
   /** Cuts the power; the fault model of the disk defines what survives. */
   cutPower(survival: Survival): void {
-    const durable = this.#durable;
-    if (durable === null) throw new TypeError("This file does not simulate power cuts");
+    const durable = this.#recorded();
     const changes = this.#changes;
     this.#changes = [];
-    // The length is the one after any of the changes, or the one before all of them.
-    const kept = survival.below(changes.length + 1);
-    const sizeBytes = kept === 0 ? durable.sizeBytes : changes[kept - 1].sizeBytes;
-    const shares = survival.sharesOf(changes.length);
-    let longest = durable.sizeBytes;
-    for (const [i, change] of changes.entries()) {
-      longest = Math.max(longest, change.sizeBytes);
-      if (change.bytes === null) {
-        // Truncations survive in order and as a whole. A freed range survives like any other
-        // change.
-        const isCut = change.offsetBytes === change.sizeBytes;
-        if (isCut ? i < kept : survival.keeps(shares[i])) {
-          durable.content.zero(change.offsetBytes, change.endBytes);
-        }
-      } else tear(durable.content, change.bytes, { change, survival, share: shares[i] });
-    }
-    durable.content.zero(sizeBytes, Math.max(longest, sizeBytes));
-    durable.sizeBytes = sizeBytes;
+    const cut = randomCut(changes.length, survival);
+    durable.sizeBytes = applyCut(durable.content, changes, { cut, startBytes: durable.sizeBytes });
     this.#content.release();
     this.#content = durable.content.copy();
-    this.#sizeBytes = sizeBytes;
+    this.#sizeBytes = durable.sizeBytes;
     this.hangsUntilMs = 0;
+  }
+
+  #recorded(): Durable {
+    if (this.#durable === null) throw new TypeError("This file does not simulate power cuts");
+    return this.#durable;
+  }
+
+  /** The changes that a power cut may undo, and the length before them. */
+  get unflushed(): { readonly changes: readonly Change[]; readonly startBytes: number } {
+    return { changes: this.#changes, startBytes: this.#recorded().sizeBytes };
+  }
+
+  /** A write that is in flight, as a change after `before` (null: after all that were made). */
+  writeInFlight(
+    { offsetBytes, segments, before }: {
+      offsetBytes: number;
+      segments: readonly Segment[];
+      before: Change | null;
+    },
+  ): Change {
+    const sectors = segments.reduce((sum, { count }) => sum + count, 0);
+    const endBytes = offsetBytes + sectors * SECTOR_BYTES;
+    const sizeBytes = Math.max(before?.sizeBytes ?? this.#sizeBytes, endBytes);
+    return { kind: "write", offsetBytes, endBytes, bytes: segments, sizeBytes };
+  }
+
+  /**
+   * Another file: this one as a power cut leaves it. This file does not change.
+   *
+   * @param changes The unflushed changes, and then those that are in flight.
+   */
+  afterCut(changes: readonly Change[], cut: Cut, powerCuts: boolean): SimulatedFile {
+    const durable = this.#recorded();
+    const file = new SimulatedFile(powerCuts, this.identity);
+    file.#content = durable.content.copy();
+    const { sizeBytes: startBytes } = durable;
+    file.#sizeBytes = applyCut(file.#content, changes, { cut, startBytes });
+    if (file.#durable !== null) {
+      file.#durable.content = file.#content.copy();
+      file.#durable.sizeBytes = file.#sizeBytes;
+    }
+    return file;
   }
 
   /** Frees the memory. */
@@ -209,17 +226,16 @@ export class SimulatedFile {
   }
 }
 
-/** Makes the surviving sectors of a write durable. */
-function tear(
-  content: SparseBytes,
-  bytes: Uint8Array<ArrayBuffer>,
-  { change, survival, share }: { change: Change; survival: Survival; share: number },
-): void {
-  if (share === 0) return;
-  for (let at = change.offsetBytes; at < change.endBytes;) {
-    const end = Math.min(change.endBytes, (Math.floor(at / SECTOR_BYTES) + 1) * SECTOR_BYTES);
-    const from = at - change.offsetBytes;
-    if (survival.keeps(share)) content.write(bytes.subarray(from, end - change.offsetBytes), at);
-    at = end;
-  }
+/** Draws what a power cut keeps of the changes of one file. */
+export function randomCut(changes: number, survival: Survival): Cut {
+  // The length is the one after any of the changes, or the one before all of them.
+  const lengths = survival.below(changes + 1);
+  const shares = survival.sharesOf(changes);
+  return {
+    lengths,
+    keeps: (index) => {
+      const share = shares[index];
+      return share === 0 || share === 1 ? share === 1 : () => survival.keeps(share);
+    },
+  };
 }

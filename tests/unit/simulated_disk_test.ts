@@ -8,6 +8,8 @@ import { Errno } from "../../ffi/errno.ts";
 import { Arena } from "../../ffi/memory.ts";
 import { copyImage } from "../../src/bulk/copy.ts";
 import { DiskQueue } from "../../src/queue/disk_queue.ts";
+import { pagePool } from "../../src/testing/page_pool.ts";
+import { Random } from "../../src/testing/random.ts";
 import { changesOnly, DeadProcessError, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
@@ -232,4 +234,148 @@ Deno.test("a copy is a disk of its own", () => {
   copy.cutPower();
   copy.powerOn();
   assert.equal(getFile(disk, "/f")[0], 3);
+});
+
+/** A disk with flushed and unflushed changes of names, contents and lengths, and writes in flight. */
+function busyDisk(seed: number): { disk: SimulatedDisk; arena: Arena; end: () => void } {
+  const disk = new SimulatedDisk({ seed, powerCuts: true });
+  putFile(disk, "/f", filled(8, 1));
+  putFile(disk, "/g", filled(1, 1));
+  for (const path of ["/f", "/g"]) syncFile(disk, path);
+  const scheduler = new SimulatedScheduler();
+  const connection = disk.connect(scheduler, { latencyMs: 5 });
+  const queue = new DiskQueue(scheduler, connection, 8);
+  const { file } = connection.open("/f", { readOnly: false, direct: true });
+  queue.register(file);
+  const arena = new Arena(12 * SECTOR);
+  arena.bytes.fill(3);
+  const offline = disk.open("/g", "write");
+  offline.writeAt(filled(4, 2), 0);
+  offline.truncate(2 * SECTOR);
+  // Two neighbours become one write, with two parts of memory.
+  queue.write(file, 4, 4, arena.sector + 8, { ioDone: () => {} }, 0);
+  queue.write(file, 8, 2, arena.sector, { ioDone: () => {} }, 0);
+  queue.endOfTurn();
+  const end = (): void => {
+    connection.die();
+    disk.close();
+    arena.release();
+  };
+  return { disk, arena, end };
+}
+
+Deno.test("a photograph is the disk after a power cut; the run does not notice it", () => {
+  const outcomes = new Set<string>();
+  const ends = new Set<string>();
+  for (const photographs of [0, 300]) {
+    const { disk, end } = busyDisk(5);
+    for (let i = 0; i < photographs; i++) {
+      using photo = disk.photograph(new Random(i));
+      const writer = photo.open("/f", "write");
+      writer.writeAt(filled(1, 9), 0);
+      writer.close();
+      const made = photo.open("/new", "create-new");
+      made.close();
+      const [f, g] = [getFile(photo, "/f"), getFile(photo, "/g")];
+      for (let sector = 1; sector < f.length / SECTOR; sector++) {
+        const value = f[sector * SECTOR];
+        assert.ok([sector < 8 ? 1 : 0, ...(sector >= 4 ? [3] : [])].includes(value), `${sector}`);
+      }
+      outcomes.add(
+        `${f.filter((_, at) => at % SECTOR === 0).join("")} ${g.length / SECTOR} ${g[0]}`,
+      );
+    }
+    assert.deepEqual(getFile(disk, "/f"), filled(8, 1));
+    const { inode } = disk.open("/last", "create-new").identity;
+    disk.cutPower();
+    disk.powerOn();
+    ends.add(
+      [
+        ...disk.paths,
+        ...disk.paths.map((path) => getFile(disk, path).join("")),
+        disk.usedBytes,
+        inode,
+      ]
+        .join(),
+    );
+    end();
+  }
+  assert.ok(outcomes.size > 20, `${outcomes.size}`);
+  assert.equal(ends.size, 1);
+});
+
+Deno.test("a photograph may be taken within the hook, and of a photograph", () => {
+  using disk = new SimulatedDisk({ powerCuts: true });
+  const seen = new Set<number>();
+  let operations = 0;
+  disk.beforeOperation = () => {
+    using photo = disk.photograph(new Random(operations++), { powerCuts: true });
+    if (!photo.exists("/f")) return;
+    const file = photo.open("/f", "write");
+    file.truncate(SECTOR);
+    for (let seed = 0; seed < 20; seed++) {
+      using second = photo.photograph(new Random(seed));
+      seen.add(getFile(second, "/f").length / SECTOR);
+    }
+  };
+  putFile(disk, "/f", filled(3, 1));
+  syncFile(disk, "/f");
+  disk.open("/f", "read").close();
+  disk.beforeOperation = null;
+  assert.deepEqual([...seen].sort(), [0, 1, 3]);
+});
+
+Deno.test("an enumeration chooses what is kept of each change", () => {
+  const { disk, end } = busyDisk(1);
+  disk.open("/h", "create-new");
+  disk.beforeOperation = ({ kind }) => kind === "sync folder" ? Errno.EIO : 0;
+  assert.throws(() => disk.rename("/g", "/i"));
+  const list = disk.undecided();
+  assert.deepEqual(
+    list.map(({ kind, path, offsetBytes, lengthBytes, inFlight, needs }) =>
+      [kind, path, offsetBytes / SECTOR, lengthBytes / SECTOR, inFlight, needs].join()
+    ),
+    [
+      "names,/f,/h,/i,0,0,false,-1",
+      "length,/f,10,0,true,-1",
+      "write,/f,4,6,true,-1",
+      "length,/i,4,0,false,-1",
+      "length,/i,2,0,false,3",
+      "write,/i,0,4,false,-1",
+    ],
+  );
+  const states = new Set<string>();
+  for (let choice = 0; choice < 1 << list.length; choice++) {
+    using photo = disk.photographWith((index) => (choice & 1 << index) !== 0);
+    const g = photo.exists("/i") ? "/i" : "/g";
+    assert.equal(photo.exists("/i"), (choice & 1) !== 0);
+    const [f, content] = [getFile(photo, "/f"), getFile(photo, g)];
+    assert.equal(f.length, (choice & 2) !== 0 ? 10 * SECTOR : 8 * SECTOR);
+    assert.deepEqual(f.subarray(4 * SECTOR, 8 * SECTOR), filled(4, (choice & 4) !== 0 ? 3 : 1));
+    const sectors = (choice & 8) === 0 ? 1 : (choice & 16) === 0 ? 4 : 2;
+    assert.equal(content.length, sectors * SECTOR);
+    assert.equal(content[0], (choice & 32) !== 0 ? 2 : 1);
+    states.add([g, f.length, f[4 * SECTOR], content.length, content[0]].join());
+  }
+  assert.equal(states.size, 2 * 4 * 6);
+  using torn = disk.photographWith((index) => index !== 2 || ((sector) => sector === 5));
+  assert.deepEqual([...getFile(torn, "/f")].filter((_, at) => at % SECTOR === 0), [
+    ...[1, 1, 1, 1, 1, 1, 1, 1],
+    ...[0, 3],
+  ]);
+  end();
+});
+
+Deno.test("photographs are cheap and give back their memory", () => {
+  using disk = new SimulatedDisk({ powerCuts: true });
+  putFile(disk, "/f", new Uint8Array(400 * PAGE).fill(1));
+  syncFile(disk, "/f");
+  const file = disk.open("/f", "write");
+  for (let i = 0; i < 30; i++) file.writeAt(filled(8, i), i * 12 * SECTOR);
+  const start = performance.now();
+  let random = 0;
+  for (let i = 0; i < 2000; i++) disk.photograph(new Random(random++)).close();
+  const milliseconds = (performance.now() - start) / 2000;
+  assert.ok(milliseconds < 2, `${milliseconds} ms`);
+  assert.ok(pagePool.pagesInUse < 3000, `${pagePool.pagesInUse} pages`);
 });
