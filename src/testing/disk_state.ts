@@ -1,50 +1,19 @@
 import { SharedStateError } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
+import type {
+  DiskOperation,
+  Misdeed,
+  OperationHook,
+  OperationKind,
+  OperationTrace,
+  Verdict,
+} from "./disk_operation.ts";
+import { originOfCall } from "./origins.ts";
 import { PAGE_BYTES } from "./page_pool.ts";
 import { Random } from "./random.ts";
-import { SimulatedFile } from "./simulated_file.ts";
+import { type BlockDevice, SimulatedFile } from "./simulated_file.ts";
 import { Survival } from "./survival.ts";
-
-/** The kinds of operation on a simulated disk. */
-export type OperationKind =
-  | "open"
-  | "create"
-  | "read"
-  | "write"
-  | "punch"
-  | "truncate"
-  | "sync"
-  | "sync folder"
-  | "rename"
-  | "link"
-  | "remove";
-
-/** An operation that is about to be executed. */
-export interface DiskOperation {
-  readonly kind: OperationKind;
-  /** The file; for a rename or link, the old name. */
-  readonly path: string;
-  /** For a read, write or punch: the range. For a truncate: the new length, and 0. */
-  readonly offsetBytes: number;
-  readonly lengthBytes: number;
-  /** Whether the operation comes from the disk queue; false for synchronous code. */
-  readonly queued: boolean;
-}
-
-/**
- * Called for each operation: returns an errno, with which the operation fails, or 0. An exception
- * from the hook goes to the caller.
- */
-export type OperationHook = (operation: DiskOperation) => number | void;
-
-/** A hook that sees only operations that change files or make changes durable. */
-export function changesOnly(hook: OperationHook): OperationHook {
-  return (operation) => {
-    const { kind } = operation;
-    return kind === "open" || kind === "read" ? 0 : hook(operation);
-  };
-}
 
 /**
  * The processes were killed, or the power failed, after the caller's process was started. It ends
@@ -74,6 +43,7 @@ export class DiskState {
   readonly powerCuts: boolean;
   capacityBytes: number;
   beforeOperation: OperationHook | null = null;
+  trace: OperationTrace | null = null;
   /** The number of the current boot; handles of an earlier boot are dead. */
   boot = 0;
   isOff = false;
@@ -140,23 +110,36 @@ export class DiskState {
     change(this.#names);
   }
 
-  /** Calls the hook for an operation. Throws `SystemError` where the operation is to fail. */
-  admit(operation: DiskOperation): void {
-    const errno = this.verdict(operation);
-    if (errno !== 0) throw new SystemError(errno, `Cannot ${operation.kind} ${operation.path}`);
+  /**
+   * Calls the hook for an operation. Throws `SystemError` where the operation is to fail; returns
+   * what a bad disk does with it, or null.
+   */
+  admit(operation: Omit<DiskOperation, "from">): Misdeed | null {
+    const verdict = this.verdict(operation, null);
+    if (verdict === 0) return null;
+    if (typeof verdict !== "number") return verdict;
+    throw new SystemError(verdict, `Cannot ${operation.kind} ${operation.path}`);
   }
 
-  /** Calls the hook and returns the errno; 0: the operation may proceed. */
-  verdict(operation: DiskOperation): number {
+  /**
+   * Calls the hook and returns its verdict.
+   *
+   * @param from The code that asked for the operation; null: it is the code that runs.
+   */
+  verdict(asked: Omit<DiskOperation, "from">, from: string | null): Verdict {
     const { boot } = this;
     this.assertAlive(boot);
+    const origin = this.trace === null ? null : from ?? originOfCall();
+    const operation = { ...asked, from: origin };
     const before = this.hookThrew;
     this.hookThrew = true;
-    const errno = this.beforeOperation?.(operation) ?? 0;
+    const verdict = this.beforeOperation?.(operation) ?? 0;
+    if (typeof verdict !== "number") requirePossible(operation, verdict);
+    this.trace?.(operation, verdict);
     this.hookThrew = before;
     // The hook may have cut the power.
     this.assertAlive(boot);
-    return errno;
+    return verdict;
   }
 
   /** Throws when the power is off, or went off since this boot. */
@@ -178,11 +161,22 @@ export class DiskState {
   }
 
   create(name: string): SimulatedFile {
-    const identity = { device: 1, inode: ++this.#lastInode };
-    const file = new SimulatedFile(this.powerCuts, identity);
-    this.#files.add(file);
+    const file = this.#newFile(null);
     this.#changeNames((names) => names.set(name, file));
     return file;
+  }
+
+  #newFile(device: BlockDevice | null): SimulatedFile {
+    const identity = { device: 1, inode: ++this.#lastInode };
+    const file = new SimulatedFile(this.powerCuts, identity, device);
+    this.#files.add(file);
+    return file;
+  }
+
+  /** Adds a block device. It was there before, so that its name outlasts a power cut. */
+  addBlockDevice(name: string, device: BlockDevice): void {
+    const file = this.#newFile(device);
+    for (const names of this.#versions) names.set(name, file);
   }
 
   /**
@@ -271,6 +265,9 @@ export class DiskState {
 
   /** The number of bytes of a write, from its start, for which there is room. */
   roomFor(file: SimulatedFile, offsetBytes: number, lengthBytes: number): number {
+    if (file.device !== null) {
+      return Math.max(0, Math.min(lengthBytes, file.sizeBytes - offsetBytes));
+    }
     if (this.capacityBytes === Infinity) return lengthBytes;
     let free = Math.floor((this.capacityBytes - this.usedBytes) / PAGE_BYTES);
     if (file.pagesMissing(offsetBytes, lengthBytes) <= free) return lengthBytes;
@@ -317,4 +314,20 @@ export class DiskState {
     this.#files.clear();
     this.#versions = [new Map()];
   }
+}
+
+const POSSIBLE: Readonly<Record<Misdeed["does"], readonly OperationKind[]>> = {
+  lose: ["write", "punch", "sync", "sync folder"],
+  misdirect: ["write"],
+  rot: ["read", "write"],
+  shorten: ["read", "write"],
+};
+
+function requirePossible({ kind, lengthBytes }: DiskOperation, misdeed: Misdeed): void {
+  if (!POSSIBLE[misdeed.does].includes(kind)) {
+    throw new TypeError(`A disk cannot ${misdeed.does} an operation of kind ${kind}`);
+  }
+  if (misdeed.does !== "shorten") return;
+  if (misdeed.lengthBytes > 0 && misdeed.lengthBytes < lengthBytes) return;
+  throw new TypeError(`A transfer of ${lengthBytes} bytes cannot end at ${misdeed.lengthBytes}`);
 }

@@ -2,7 +2,8 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
 import { IoKind } from "../queue/backend.ts";
 import type { DiskFile } from "../queue/disk_files.ts";
-import type { DiskState, OperationKind } from "./disk_state.ts";
+import type { Misdeed, OperationKind } from "./disk_operation.ts";
+import type { DiskState } from "./disk_state.ts";
 import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
 
 const SECTOR_BYTES = 512;
@@ -12,7 +13,7 @@ export class OpenDiskFile implements DiskFile {
   readonly path: string;
   readonly file: number;
   readonly content: SimulatedFile;
-  readonly isBlockDevice = false;
+  readonly isBlockDevice: boolean;
   readonly cachedBecause = null;
   readonly #disk: DiskState;
   readonly #readOnly: boolean;
@@ -33,6 +34,7 @@ export class OpenDiskFile implements DiskFile {
     this.path = path;
     this.file = file;
     this.content = content;
+    this.isBlockDevice = content.device !== null;
     this.#disk = disk;
     this.#readOnly = readOnly;
     this.#boot = disk.boot;
@@ -41,7 +43,7 @@ export class OpenDiskFile implements DiskFile {
     disk.opened(content);
   }
 
-  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): void {
+  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): Misdeed | null {
     this.#disk.assertAlive(this.#boot);
     if (this.#readOnly || !this.#isOpen) {
       throw new SystemError(Errno.EBADF, `Cannot ${kind} ${this.path}`);
@@ -49,7 +51,7 @@ export class OpenDiskFile implements DiskFile {
     if (offsetBytes + lengthBytes > MOST_FILE_BYTES) {
       throw new SystemError(Errno.EFBIG, `Cannot ${kind} ${this.path} at ${offsetBytes}`);
     }
-    this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: true });
+    return this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: true });
   }
 
   get identity(): FileIdentity {
@@ -63,12 +65,15 @@ export class OpenDiskFile implements DiskFile {
 
   truncate(lengthBytes: number): void {
     this.#admit("truncate", lengthBytes, 0);
+    if (this.isBlockDevice) {
+      throw new SystemError(Errno.EINVAL, `Cannot truncate ${this.path}: it is a block device`);
+    }
     this.content.truncate(lengthBytes);
   }
 
   punchHole(offsetBytes: number, lengthBytes: number): boolean {
-    this.#admit("punch", offsetBytes, lengthBytes);
-    this.content.punchHole(offsetBytes, lengthBytes);
+    const misdeed = this.#admit("punch", offsetBytes, lengthBytes);
+    if (misdeed === null) this.content.punchHole(offsetBytes, lengthBytes);
     return true;
   }
 

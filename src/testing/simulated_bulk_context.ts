@@ -12,6 +12,7 @@ export function simulatedBulkContext(
   { connection, operations }: { connection: SimulatedConnection; operations: number },
 ): BulkContext {
   const queue = new DiskQueue(scheduler, connection, operations);
+  connection.traceQueue(queue);
   return {
     queue,
     files: connection,

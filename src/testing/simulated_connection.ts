@@ -7,8 +7,11 @@ import type { Storage } from "../files/storage.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "../queue/backend.ts";
 import type { DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
-import type { DiskState, OperationKind } from "./disk_state.ts";
+import type { DiskQueue } from "../queue/disk_queue.ts";
+import type { Misdeed, OperationKind } from "./disk_operation.ts";
+import type { DiskState } from "./disk_state.ts";
 import { OpenDiskFile } from "./open_disk_file.ts";
+import { noteOrigins, QueueOrigins } from "./origins.ts";
 import type { OperationInFlight } from "./photograph.ts";
 import { Random } from "./random.ts";
 import type { SimulatedFile } from "./simulated_file.ts";
@@ -64,6 +67,9 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   readonly #iovecs: Int32Array;
   readonly #ios: Int32Array;
   readonly #dueMs: Float64Array;
+  /** Null unless the operations are traced. */
+  #origins: QueueOrigins | null = null;
+  readonly #from: (string | null)[] = [];
   #underWay = 0;
   #timer = 0;
   #timerMs = 0;
@@ -126,6 +132,13 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     });
     this.#open.push(opened);
     return opened;
+  }
+
+  /** Notes who calls the queue, for traces; does nothing unless the disk traces. */
+  traceQueue(queue: DiskQueue): void {
+    if (this.#disk.trace === null) return;
+    this.#origins = new QueueOrigins();
+    noteOrigins(queue, this.#origins);
   }
 
   register(file: number): void {
@@ -207,6 +220,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     let place = this.#random.below(this.capacity);
     while (this.#ios[place] !== NOTHING) place = (place + 1) % this.capacity;
     this.#ios[place] = io;
+    if (this.#origins !== null) this.#from[place] = this.#origins.take(kind, file, sectors[io]);
     this.#kinds[place] = kind;
     this.#files[place] = file;
     this.#sectors[place] = sectors[io];
@@ -254,21 +268,38 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   }
 
   #carryOut(place: number): number {
-    const errno = this.#disk.beforeOperation === null ? 0 : this.#verdict(place);
-    return errno !== 0 ? -errno : this.#move(place);
-  }
-
-  #verdict(place: number): number {
-    return this.#disk.verdict({
-      kind: KIND_NAMES[this.#kinds[place] as IoKind],
+    const { beforeOperation, trace } = this.#disk;
+    if (beforeOperation === null && trace === null) return this.#move(place);
+    const kind = KIND_NAMES[this.#kinds[place] as IoKind];
+    const verdict = this.#disk.verdict({
+      kind,
       path: this.#open[this.#files[place]]?.path ?? "",
       offsetBytes: this.#sectors[place] * SECTOR_BYTES,
       lengthBytes: this.#counts[place] * SECTOR_BYTES,
       queued: true,
-    });
+    }, this.#from[place] ?? null);
+    if (verdict === 0) return this.#move(place);
+    return typeof verdict === "number" ? -verdict : this.#misbehave(place, verdict);
   }
 
-  #move(place: number): number {
+  #misbehave(place: number, misdeed: Misdeed): number {
+    switch (misdeed.does) {
+      case "lose":
+        return this.#counts[place] * SECTOR_BYTES;
+      case "misdirect":
+        return this.#move(place, misdeed.offsetBytes / SECTOR_BYTES);
+      case "rot":
+        this.#open[this.#files[place]]?.content.rot(
+          this.#sectors[place] * SECTOR_BYTES * 8 + misdeed.bit,
+        );
+        return this.#move(place);
+      case "shorten":
+        return this.#move(place, this.#sectors[place], misdeed.lengthBytes / SECTOR_BYTES);
+    }
+  }
+
+  /** Executes an operation: `most` sectors of it, at `sector`. */
+  #move(place: number, sector = this.#sectors[place], most = this.#counts[place]): number {
     const file = this.#open[this.#files[place]];
     if (file === null || file === undefined) return -Errno.EBADF;
     const kind = this.#kinds[place];
@@ -276,14 +307,14 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
       this.#disk.sync(file.content);
       return 0;
     }
-    const sector = this.#sectors[place];
     const segments = this.#iovecCounts[place];
-    if (segments === 0) return file.move(kind, sector, this.#counts[place], this.#memory[place]);
+    if (segments === 0) return file.move(kind, sector, most, this.#memory[place]);
     let moved = 0;
-    for (let i = 0; i < segments; i++) {
+    for (let i = 0; i < segments && moved < most * SECTOR_BYTES; i++) {
       const at = (place * MOST_IOVECS + i) * 2;
-      const count = this.#iovecs[at + 1];
-      const result = file.move(kind, sector + moved / SECTOR_BYTES, count, this.#iovecs[at]);
+      const done = moved / SECTOR_BYTES;
+      const count = Math.min(this.#iovecs[at + 1], most - done);
+      const result = file.move(kind, sector + done, count, this.#iovecs[at]);
       if (result < 0) return moved > 0 ? moved : result;
       moved += result;
       if (result < count * SECTOR_BYTES) break;

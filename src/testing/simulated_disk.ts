@@ -13,6 +13,8 @@
  * - **Delay.** `SimulatedConnection.hang` holds back all completions of a file for some time.
  * - **Errors.** `beforeOperation` returns an errno for an operation that is to fail. Such an
  *   operation changes nothing; a sync that fails makes nothing durable.
+ * - **Short transfers.** With the verdict "shorten" of the hook, a read or write moves only a part. A
+ *   queue sees a short transfer, synchronous code makes a second one.
  * - **Full disk.** With `capacityBytes`, a write that needs more room ends short, or fails with
  *   ENOSPC when there is room for none of it. Room is counted in pages of 4 KiB that hold data.
  *   Extending a file takes no room; freeing a range releases its whole pages.
@@ -34,7 +36,17 @@
  *   leave it. `undecided` lists what the cut decides, and `photographWith` takes any choice of it.
  *   The run goes on as if no photograph had been taken.
  *
- * Not simulated: links, folders, permissions, block devices, reads that return wrong data.
+ * - **Bad disk**, a mode of its own: by verdicts of the hook, a write or sync is reported as done and
+ *   nothing happens ("lose"), a write lands elsewhere in the same file ("misdirect"), a bit flips in
+ *   the sectors of an operation ("rot"). `rot` flips a bit at any time. After these the promises about
+ *   flushed data are void; what has a checksum must be found to be wrong, and no fault may spread.
+ * - **Block devices.** `addBlockDevice` adds one: its size is fixed, truncating it fails with EINVAL,
+ *   a write that starts at its end fails with ENOSPC and one that goes beyond ends short, and its old
+ *   contents are garbage. Freeing a range zeroes it.
+ * - **Traces.** `trace` is called for each operation with its verdict, and with the file, line and
+ *   function of the product code that asked for it.
+ *
+ * Not simulated: links, folders, permissions.
  *
  * All behaviour depends only on the seed and the order of calls. Only pages that hold data take
  * memory, so files may be terabytes long; `copy` shares the pages. `close` frees the memory.
@@ -42,8 +54,10 @@
  * @module
  */
 import type { BulkContextMaker } from "../bulk/bulk_context.ts";
+import { normalizePath } from "../files/paths.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
-import { DiskState, type OperationHook, type SimulatedDiskOptions } from "./disk_state.ts";
+import type { OperationHook, OperationTrace } from "./disk_operation.ts";
+import { DiskState, type SimulatedDiskOptions } from "./disk_state.ts";
 import { type ConnectionOptions, SimulatedConnection } from "./simulated_connection.ts";
 import {
   type OperationInFlight,
@@ -61,12 +75,15 @@ import type { Kept } from "./unflushed.ts";
 
 export {
   changesOnly,
-  DeadProcessError,
+  describeOperation,
   type DiskOperation,
+  type Misdeed,
   type OperationHook,
   type OperationKind,
-  type SimulatedDiskOptions,
-} from "./disk_state.ts";
+  type OperationTrace,
+  type Verdict,
+} from "./disk_operation.ts";
+export { DeadProcessError, type SimulatedDiskOptions } from "./disk_state.ts";
 export type { PhotographOptions, UndecidedChange } from "./photograph.ts";
 export type { Kept } from "./unflushed.ts";
 
@@ -78,6 +95,7 @@ export interface SimulatedContextOptions {
   readonly latencyMs?: number;
 }
 
+const SECTOR_BITS = 512 * 8;
 /** The limit of operations of bulk work in flight. */
 const ENGINE_CAPACITY = 64;
 
@@ -99,6 +117,34 @@ export class SimulatedDisk extends SimulatedStorage {
 
   set beforeOperation(hook: OperationHook | null) {
     this.#state.beforeOperation = hook;
+  }
+
+  /**
+   * Called with each operation after the hook; null for no trace. While there is one, operations
+   * carry where they come from. Queues must be known to their connection (`traceQueue`).
+   */
+  get trace(): OperationTrace | null {
+    return this.#state.trace;
+  }
+
+  set trace(trace: OperationTrace | null) {
+    this.#state.trace = trace;
+  }
+
+  /**
+   * Adds a block device. It has a fixed size, and old contents that `garbage` chooses (by default
+   * 1; null: zeros).
+   */
+  addBlockDevice(
+    path: string,
+    { sizeBytes, garbage = 1 }: { sizeBytes: number; garbage?: number | null },
+  ): void {
+    this.#state.addBlockDevice(normalizePath(this, path), { sizeBytes, garbage });
+  }
+
+  /** Flips a bit of a sector at rest. */
+  rot(path: string, { sector, bit = 0 }: { sector: number; bit?: number }): void {
+    this.#state.named(normalizePath(this, path)).rot(sector * SECTOR_BITS + bit);
   }
 
   /** Changes the room for data, as if other files freed or took some. */

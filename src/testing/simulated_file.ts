@@ -8,6 +8,13 @@ const SECTOR_BYTES = 512;
 /** The largest size of a file (the limit of ext4 with blocks of 4 KiB). */
 export const MOST_FILE_BYTES = 16 * 1024 ** 4;
 
+/** What makes a file a block device. */
+export interface BlockDevice {
+  readonly sizeBytes: number;
+  /** Chooses what the device held before it was in use; null: zeros. */
+  readonly garbage: number | null;
+}
+
 /** The durable state of a file. */
 interface Durable {
   content: SparseBytes;
@@ -20,8 +27,9 @@ interface Durable {
  */
 export class SimulatedFile {
   readonly identity: FileIdentity;
-  #content = new SparseBytes();
-  #sizeBytes = 0;
+  readonly device: BlockDevice | null;
+  #content: SparseBytes;
+  #sizeBytes: number;
   readonly #durable: Durable | null;
   #changes: Change[] = [];
   /** Number of open handles. */
@@ -32,9 +40,14 @@ export class SimulatedFile {
   hangsUntilMs = 0;
 
   /** @param powerCuts Whether `cutPower` will be called. */
-  constructor(powerCuts: boolean, identity: FileIdentity) {
+  constructor(powerCuts: boolean, identity: FileIdentity, device: BlockDevice | null) {
     this.identity = identity;
-    this.#durable = powerCuts ? { content: new SparseBytes(), sizeBytes: 0 } : null;
+    this.device = device;
+    const garbage = device?.garbage ?? null;
+    const sizeBytes = device?.sizeBytes ?? 0;
+    this.#content = new SparseBytes(garbage);
+    this.#sizeBytes = sizeBytes;
+    this.#durable = powerCuts ? { content: new SparseBytes(garbage), sizeBytes } : null;
   }
 
   /**
@@ -42,7 +55,7 @@ export class SimulatedFile {
    * there.
    */
   copy(): SimulatedFile {
-    const copy = new SimulatedFile(this.#durable !== null, this.identity);
+    const copy = new SimulatedFile(this.#durable !== null, this.identity, this.device);
     copy.#content = this.#content.copy();
     copy.#sizeBytes = this.#sizeBytes;
     if (copy.#durable !== null && this.#durable !== null) {
@@ -59,7 +72,7 @@ export class SimulatedFile {
 
   /** Pages of room that the file uses. */
   get pages(): number {
-    return this.#content.pageCount;
+    return this.device === null ? this.#content.pageCount : 0;
   }
 
   /** The number of further pages that a range needs. */
@@ -77,6 +90,7 @@ export class SimulatedFile {
    * hole.
    */
   run(offsetBytes: number, lengthBytes: number): number {
+    if (this.device !== null) return lengthBytes;
     return this.#content.run(offsetBytes, lengthBytes);
   }
 
@@ -133,6 +147,17 @@ export class SimulatedFile {
     if (this.#durable === null) return;
     const range = { offsetBytes: sizeBytes, endBytes: Math.max(before, sizeBytes) };
     this.#changes.push({ kind: "truncate", ...range, bytes: null, sizeBytes });
+  }
+
+  /** Flips a bit of the data at rest. */
+  rot(bit: number): void {
+    const byte = new Uint8Array(1);
+    const offsetBytes = Math.floor(bit / 8);
+    for (const content of [this.#content, this.#durable?.content]) {
+      content?.read(byte, offsetBytes);
+      byte[0] ^= 1 << bit % 8;
+      content?.write(byte, offsetBytes);
+    }
   }
 
   /** Zeroes a range and frees its room. */
@@ -207,7 +232,7 @@ export class SimulatedFile {
    */
   afterCut(changes: readonly Change[], cut: Cut, powerCuts: boolean): SimulatedFile {
     const durable = this.#recorded();
-    const file = new SimulatedFile(powerCuts, this.identity);
+    const file = new SimulatedFile(powerCuts, this.identity, this.device);
     file.#content = durable.content.copy();
     const { sizeBytes: startBytes } = durable;
     file.#sizeBytes = applyCut(file.#content, changes, { cut, startBytes });

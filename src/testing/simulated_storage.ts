@@ -10,7 +10,8 @@ import type {
   StorageFile,
   StorageOpenOptions,
 } from "../files/storage.ts";
-import type { DiskState, OperationKind } from "./disk_state.ts";
+import type { Misdeed, OperationKind } from "./disk_operation.ts";
+import type { DiskState } from "./disk_state.ts";
 import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
 
 /** The modification time of every file, in seconds since 1970: it never changes. */
@@ -47,7 +48,7 @@ export class SimulatedStorage implements Storage {
       readOnly: mode === "read",
       takesLock,
     });
-    if (mode === "create" && !isNew) file.truncate(0);
+    if (mode === "create" && !isNew && file.device === null) file.truncate(0);
     return opened;
   }
 
@@ -59,12 +60,15 @@ export class SimulatedStorage implements Storage {
 
   locate(path: string): FileLocation {
     const realPath = this.realPath(path);
-    return { ...this.#disk.named(realPath).identity, realPath, kind: "file" };
+    const { identity, device } = this.#disk.named(realPath);
+    return { ...identity, realPath, kind: device === null ? "file" : "block" };
   }
 
   status(path: string): PathStatus {
-    const { sizeBytes } = this.#disk.named(normalizePath(this, path));
-    return { kind: "file", sizeBytes, mtimeSeconds: MTIME_SECONDS };
+    const { device, sizeBytes } = this.#disk.named(normalizePath(this, path));
+    const mtimeSeconds = MTIME_SECONDS;
+    if (device !== null) return { kind: "block", sizeBytes: 0, mtimeSeconds };
+    return { kind: "file", sizeBytes, mtimeSeconds };
   }
 
   exists(path: string): boolean {
@@ -103,14 +107,19 @@ export class SimulatedStorage implements Storage {
 
   /** Makes all changes of names durable: a file system commits them together. */
   syncFolder(folder: string): void {
-    this.#admit("sync folder", folder);
-    this.#disk.syncNames();
+    const operation = {
+      kind: "sync folder",
+      path: folder,
+      offsetBytes: 0,
+      lengthBytes: 0,
+    } as const;
+    if (this.#disk.admit({ ...operation, queued: false }) === null) this.#disk.syncNames();
   }
 }
 
 /** An open file of a simulated disk, for synchronous code. */
 class OpenFile implements StorageFile {
-  readonly isBlockDevice = false;
+  readonly isBlockDevice: boolean;
   readonly #disk: DiskState;
   readonly #file: SimulatedFile;
   readonly #readOnly: boolean;
@@ -129,12 +138,13 @@ class OpenFile implements StorageFile {
     if (takesLock) disk.lock(file, this, path);
     this.#disk = disk;
     this.#file = file;
+    this.isBlockDevice = file.device !== null;
     this.#readOnly = readOnly;
     this.#boot = disk.boot;
     disk.opened(file);
   }
 
-  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): void {
+  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): Misdeed | null {
     this.#disk.assertAlive(this.#boot);
     const changes = kind === "write" || kind === "truncate";
     if (!this.#isOpen || (changes && this.#readOnly)) {
@@ -143,7 +153,7 @@ class OpenFile implements StorageFile {
     if (changes && offsetBytes + lengthBytes > MOST_FILE_BYTES) {
       throw new SystemError(Errno.EFBIG, `Cannot ${kind} ${this.path} at ${offsetBytes}`);
     }
-    this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: false });
+    return this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: false });
   }
 
   /** A tapdisk never shares simulated files. */
@@ -159,12 +169,28 @@ class OpenFile implements StorageFile {
   }
 
   readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
-    this.#admit("read", offsetBytes, into.length);
-    return this.#file.read(into, offsetBytes);
+    const misdeed = this.#admit("read", offsetBytes, into.length);
+    if (misdeed?.does === "rot") this.#file.rot(offsetBytes * 8 + misdeed.bit);
+    if (misdeed?.does !== "shorten") return this.#file.read(into, offsetBytes);
+    const { lengthBytes } = misdeed;
+    const got = this.#file.read(into.subarray(0, lengthBytes), offsetBytes);
+    if (got < lengthBytes) return got;
+    return got + this.readAt(into.subarray(lengthBytes), offsetBytes + lengthBytes);
   }
 
   writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
-    this.#admit("write", offsetBytes, from.length);
+    const misdeed = this.#admit("write", offsetBytes, from.length);
+    if (misdeed?.does === "lose") return;
+    if (misdeed?.does === "rot") this.#file.rot(offsetBytes * 8 + misdeed.bit);
+    if (misdeed?.does === "shorten") {
+      const { lengthBytes } = misdeed;
+      this.#write(from.subarray(0, lengthBytes), offsetBytes);
+      return this.writeAt(from.subarray(lengthBytes), offsetBytes + lengthBytes);
+    }
+    this.#write(from, misdeed?.does === "misdirect" ? misdeed.offsetBytes : offsetBytes);
+  }
+
+  #write(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
     const room = this.#disk.roomFor(this.#file, offsetBytes, from.length);
     this.#file.write(from.subarray(0, room), offsetBytes);
     if (room < from.length) throw new SystemError(Errno.ENOSPC, `Cannot write ${this.path}`);
@@ -172,6 +198,9 @@ class OpenFile implements StorageFile {
 
   truncate(lengthBytes: number): void {
     this.#admit("truncate", lengthBytes, 0);
+    if (this.isBlockDevice) {
+      throw new SystemError(Errno.EINVAL, `Cannot truncate ${this.path}: it is a block device`);
+    }
     this.#file.truncate(lengthBytes);
   }
 
@@ -179,8 +208,7 @@ class OpenFile implements StorageFile {
   refuseReaders(): void {}
 
   sync(): void {
-    this.#admit("sync", 0, 0);
-    this.#disk.sync(this.#file);
+    if (this.#admit("sync", 0, 0) === null) this.#disk.sync(this.#file);
   }
 
   close(): void {

@@ -5,11 +5,16 @@ import { PAGE_BYTES, PAGE_SECTORS, pagePool } from "./page_pool.ts";
 const SECTOR_BYTES = 512;
 
 /**
- * Bytes at any offset; unwritten bytes are zero. Only written pages take memory, so a file may be
+ * Bytes at any offset; unwritten bytes are zero, or garbage that a number chooses. Only written pages take memory, so a file may be
  * terabytes long. A copy shares all pages until one side writes.
  */
 export class SparseBytes {
   readonly #pages = new Map<number, number>();
+  readonly #garbage: number | null;
+
+  constructor(garbage: number | null) {
+    this.#garbage = garbage;
+  }
 
   /** Number of pages that hold data. */
   get pageCount(): number {
@@ -18,7 +23,7 @@ export class SparseBytes {
 
   /** An independent copy of the bytes. */
   copy(): SparseBytes {
-    const copy = new SparseBytes();
+    const copy = new SparseBytes(this.#garbage);
     for (const [number, page] of this.#pages) copy.#pages.set(number, pagePool.share(page));
     return copy;
   }
@@ -62,7 +67,21 @@ export class SparseBytes {
     const known = this.#pages.get(number);
     const page = known === undefined ? pagePool.take() : pagePool.own(known);
     if (page !== known) this.#pages.set(number, page);
+    if (known === undefined && this.#garbage !== null) {
+      this.#putUnwritten(pagePool.bytesOf(page), number * PAGE_BYTES);
+    }
     return page;
+  }
+
+  /** Fills memory with what was never written. */
+  #putUnwritten(into: Uint8Array, offsetBytes: number): void {
+    if (this.#garbage === null) return void into.fill(0);
+    for (let done = 0; done < into.length;) {
+      const sector = Math.floor((offsetBytes + done) / SECTOR_BYTES);
+      const end = Math.min(into.length, (sector + 1) * SECTOR_BYTES - offsetBytes);
+      into.fill(garbageOf(this.#garbage, sector), done, end);
+      done = end;
+    }
   }
 
   /** Copies sectors to I/O memory. */
@@ -72,10 +91,15 @@ export class SparseBytes {
       const inPage = sector + done - number * PAGE_SECTORS;
       const part = Math.min(PAGE_SECTORS - inPage, count - done);
       const page = this.#pages.get(number);
-      if (page === undefined) zeroSectors(memorySector + done, part);
+      if (page === undefined) this.#readUnwritten(memorySector + done, sector + done, part);
       else copySectors(memorySector + done, pagePool.sectorOf(page) + inPage, part);
       done += part;
     }
+  }
+
+  #readUnwritten(memorySector: number, sector: number, count: number): void {
+    if (this.#garbage === null) return zeroSectors(memorySector, count);
+    this.#putUnwritten(memoryBytes(memorySector, count * SECTOR_BYTES), sector * SECTOR_BYTES);
   }
 
   /** Copies sectors from I/O memory. */
@@ -96,8 +120,9 @@ export class SparseBytes {
       const inPage = offsetBytes + done - number * PAGE_BYTES;
       const part = Math.min(PAGE_BYTES - inPage, into.length - done);
       const page = this.#pages.get(number);
-      if (page === undefined) into.fill(0, done, done + part);
-      else into.set(pagePool.bytesOf(page).subarray(inPage, inPage + part), done);
+      if (page === undefined) {
+        this.#putUnwritten(into.subarray(done, done + part), offsetBytes + done);
+      } else into.set(pagePool.bytesOf(page).subarray(inPage, inPage + part), done);
       done += part;
     }
   }
@@ -115,11 +140,22 @@ export class SparseBytes {
 
   /** Zeroes a range; whole pages in it free their memory. */
   zero(offsetBytes: number, endBytes: number): void {
+    if (this.#garbage !== null) return this.#zeroGarbage(offsetBytes, endBytes);
     for (const number of this.pagesIn(offsetBytes, endBytes)) {
       const start = Math.max(0, offsetBytes - number * PAGE_BYTES);
       const end = Math.min(PAGE_BYTES, endBytes - number * PAGE_BYTES);
       if (end - start === PAGE_BYTES) this.#dropPage(number);
       else pagePool.bytesOf(this.#own(number)).fill(0, start, end);
+    }
+  }
+
+  #zeroGarbage(offsetBytes: number, endBytes: number): void {
+    for (let at = offsetBytes; at < endBytes;) {
+      const number = Math.floor(at / PAGE_BYTES);
+      const end = Math.min(endBytes, (number + 1) * PAGE_BYTES);
+      const start = number * PAGE_BYTES;
+      pagePool.bytesOf(this.#own(number)).fill(0, at - start, end - start);
+      at = end;
     }
   }
 
@@ -154,4 +190,9 @@ export function memoryBytes(memorySector: number, lengthBytes: number): Uint8Arr
 /** The number of whole sectors in `lengthBytes`. */
 export function wholeSectors(lengthBytes: number): number {
   return Math.floor(lengthBytes / SECTOR_BYTES);
+}
+
+/** The byte that fills a sector of garbage; never 0. */
+function garbageOf(garbage: number, sector: number): number {
+  return 0x80 | (Math.imul(sector + 1, 0x9e37_79b1) ^ garbage) >>> 20 & 0x7f;
 }

@@ -8,6 +8,7 @@ import type { Done } from "../../ffi/errno.ts";
 import type { SimulatedConnection } from "../../src/testing/simulated_connection.ts";
 import {
   type OperationKind,
+  type OperationTrace,
   SimulatedDisk,
   type SimulatedDiskOptions,
 } from "../../src/testing/simulated_disk.ts";
@@ -36,6 +37,8 @@ export interface SimulationOptions extends SimulatedDiskOptions {
    * in.
    */
   readonly latencyMs?: number;
+  /** Called with each operation of the disk, which then says where it comes from. */
+  readonly trace?: OperationTrace;
 }
 
 /** Decides the result of a queued operation: 0 or an errno. */
@@ -55,7 +58,7 @@ export class Simulation {
 
   /** @param before A simulation whose power is cut; the new one starts with its disk. */
   constructor(
-    { latencyMs, driverOf = checkedDrivers, ...options }: SimulationOptions,
+    { latencyMs, driverOf = checkedDrivers, trace, ...options }: SimulationOptions,
     before?: Simulation,
   ) {
     this.scheduler = new SimulatedScheduler();
@@ -65,6 +68,7 @@ export class Simulation {
       this.disk.powerOn();
     }
     this.#hook();
+    if (trace !== undefined) this.disk.trace = trace;
     this.connection = this.disk.connect(this.scheduler, { latencyMs });
     this.context = createVbdContext({
       scheduler: this.scheduler,
@@ -73,6 +77,7 @@ export class Simulation {
       driverOf,
       log: (message) => this.log.push(message),
     });
+    this.connection.traceQueue(this.context.queue);
   }
 
   /** Opens an image as a device. */
