@@ -242,6 +242,16 @@ const MISPLACED_FLAGS = [
   [Cmd.WriteZeroes, CmdFlag.ReqOne],
 ] as const;
 
+nbdTest("a command whose low byte is that of another is refused as unknown", async ({ vhd }) => {
+  const { client } = await NbdClient.open(vhd.socket, { structured: true, metaContext: true });
+  for (const command of [256, 256 + Cmd.Write, 0x8000 + Cmd.BlockStatus, 0xffff]) {
+    const reply = await client.ask({ command, length: 512 });
+    // Only replies to READ and BLOCK_STATUS are structured.
+    assert.deepEqual([reply.error, reply.chunks], [WireError.Inval, []], `command ${command}`);
+  }
+  await client.disconnect();
+});
+
 nbdTest("unknown commands and flags are refused, with and without structure", async ({ vhd }) => {
   for (const structured of [false, true]) {
     const { client } = await NbdClient.open(vhd.socket, { structured });

@@ -44,6 +44,8 @@ const MOST_REQUESTS = 12;
 const MOST_WORK_OF_TURN = 256;
 const WORK_SHIFT = 13;
 const SECTOR_BYTES = 512;
+/** The largest command that a slot can have; it is none. */
+const UNKNOWN_COMMAND = 0xff;
 
 /** One client of an export. A fault in this code ends the client only. */
 export class NbdConnection
@@ -260,7 +262,8 @@ export class NbdConnection
     const { slots } = this.#host;
     slots.cookieHigh[head] = view.getUint32(at + 8, false);
     slots.cookieLow[head] = view.getUint32(at + 12, false);
-    slots.command[head] = command | (flags << 8);
+    // There is a byte for the command. Unknown ones above it must not turn into a known one.
+    slots.command[head] = Math.min(command, UNKNOWN_COMMAND) | (flags << 8);
     slots.offset[head] = offset;
     slots.totalLength[head] = length;
     slots.announced[head] = length;

@@ -1,4 +1,10 @@
 import type { TargetEntry } from "./target.ts";
 
 /** The targets. Each is a file in `targets/`. */
-export const TARGETS: readonly TargetEntry[] = [];
+export const TARGETS: readonly TargetEntry[] = [
+  {
+    name: "nbd-server",
+    weight: 20,
+    load: async () => (await import("./targets/nbd_server.ts")).target,
+  },
+];
