@@ -91,7 +91,10 @@ function remakeBatmap(image: VhdImage): string[] {
   if (image.header === null) return [];
   const old = image.batmap;
   if (old === null || old.bits.length === 0) {
-    const fresh = emptyBatmap(image.header, batmapBytes(image.sizeBytes));
+    const fresh = emptyBatmap(
+      image.header,
+      batmapBytes(image.sizeBytes, image.blockSizeBytes),
+    );
     const { marker, keyhash } = old?.header ?? fresh.header;
     image.batmap = { ...fresh, header: { ...fresh.header, marker, keyhash } };
   }

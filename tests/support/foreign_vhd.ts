@@ -95,7 +95,7 @@ export function putForeignImage(
     view.setUint32(Number(block) * 4, end / SECTOR);
     const bytes = new Uint8Array(bitmapBytes + blockSizeBytes).fill(letter.charCodeAt(0));
     bytes.fill(0, 0, bitmapBytes);
-    bytes.fill(0xff, 0, blockSizeBytes / SECTOR / 8);
+    bytes.fill(0xff, 0, Math.ceil(blockSizeBytes / SECTOR / 8));
     parts.push([end, bytes]);
     end += bytes.length;
   }

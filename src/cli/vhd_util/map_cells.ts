@@ -27,7 +27,7 @@ export function countCells(
     rows: number;
   },
 ): CellMap {
-  // A power of two, at least 4 KiB, so that the edges of blocks are edges of cells.
+  // A power of two, at least 4 KiB, so that the edges of blocks that large are edges of cells.
   const atLeast = Math.max(8, Math.ceil(sizeSectors / (columns * rows)));
   const cellSectors = 2 ** Math.ceil(Math.log2(atLeast));
   const cells = Math.ceil(sizeSectors / cellSectors);

@@ -27,8 +27,12 @@ export function checkHeader(file: StorageFile, footer: Footer, findings: Finding
   const offsetBytes = Number(footer.dataOffset);
   const bytes = new Uint8Array(DD_HEADER_SIZE);
   file.readAt(bytes, offsetBytes);
-  const [field, text] = fault(decodeHeader(bytes), bytes, sizeBytes) ?? [];
-  if (field === undefined) return true;
+  const header = decodeHeader(bytes);
+  const [field, text] = fault(header, bytes, sizeBytes) ?? [];
+  if (field === undefined) {
+    warnOfDataOffset(header, findings, offsetBytes);
+    return true;
+  }
   findings.error(
     `header is invalid: ${text}`,
     `header.${field}`,
@@ -36,6 +40,19 @@ export function checkHeader(file: StorageFile, footer: Footer, findings: Finding
   );
   return false;
 }
+
+/** Warns of a value in the field that no version of the format uses: some programs write 32 bits. */
+function warnOfDataOffset(header: DynamicHeader, findings: Findings, offsetBytes: number): void {
+  if (header.dataOffset === VHD_NO_OFFSET) return;
+  findings.warning(
+    "the header's unused data offset is not 0xffffffffffffffff",
+    "header.dataOffset",
+    offsetBytes + HEADER_OFFSETS.dataOffset,
+  );
+}
+
+/** A footer of 511 bytes is legal, too. */
+const SHORT_FOOTER_SIZE = HD_FOOTER_SIZE - 1;
 
 type Fault = readonly [keyof typeof HEADER_OFFSETS, string];
 
@@ -48,11 +65,11 @@ function fault(header: DynamicHeader, bytes: Uint8Array, sizeBytes: number): Fau
   if (header.cookie !== DD_COOKIE) return ["cookie", "invalid cookie"];
   if (header.checksum !== headerChecksum(bytes)) return ["checksum", "invalid checksum"];
   if (header.headerVersion !== DD_VERSION) return ["headerVersion", "invalid header version"];
-  if (header.dataOffset !== VHD_NO_OFFSET) return ["dataOffset", "invalid data offset"];
   const { tableOffset, blockSize } = header;
   const tableEnd = tableOffset + BigInt(header.maxBatEntries) * 4n;
   if (
-    tableOffset <= 0n || tableOffset % 512n !== 0n || tableEnd > BigInt(sizeBytes - HD_FOOTER_SIZE)
+    tableOffset <= 0n || tableOffset % 512n !== 0n ||
+    tableEnd > BigInt(sizeBytes - SHORT_FOOTER_SIZE)
   ) return ["tableOffset", "invalid table offset"];
   if (blockSize === 0 || (blockSize & (blockSize - 1)) !== 0) {
     return ["blockSize", "invalid block size"];

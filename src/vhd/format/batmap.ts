@@ -97,10 +97,12 @@ export function batmapChecksum(bits: Uint8Array, batmapVersion: number): number 
 /**
  * The number of bytes of the map that are read, summed and written for a disk of `sizeBytes`. Every
  * implementation rounds the division down before it rounds up to sectors, so a map can end a few
- * blocks short. Those blocks are never marked as full.
+ * blocks short. Those blocks are never marked as full. All implementations count blocks of 2 MiB, so
+ * the map of an image of smaller blocks ends early, too. A map of larger blocks has room for the
+ * entries of the block table only.
  */
-export function batmapBytes(sizeBytes: number): number {
-  return paddedBytes(Math.floor(sizeBytes / VHD_BLOCK_SIZE / 8));
+export function batmapBytes(sizeBytes: number, blockSizeBytes = VHD_BLOCK_SIZE): number {
+  return paddedBytes(Math.floor(sizeBytes / Math.max(VHD_BLOCK_SIZE, blockSizeBytes) / 8));
 }
 
 /** Whether an image may have a batmap, by the creator in its footer. Version 1.1 may lack one. */

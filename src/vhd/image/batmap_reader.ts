@@ -69,7 +69,7 @@ export function readBatmap(file: StorageFile, footer: Footer, header: DynamicHea
     const fault = mustHaveBatmap(footer) ? wrong("cookie", `is not "${VHD_BATMAP_COOKIE}"`) : null;
     return { header: null, bits: none, fault };
   }
-  const bytes = batmapBytes(Number(footer.currentSize));
+  const bytes = batmapBytes(Number(footer.currentSize), header.blockSize);
   const [field, problem] = placeFault(found, { at, bytes, sizeBytes: file.sizeBytes() }) ?? [];
   if (field !== undefined) return { header: found, bits: none, fault: wrong(field, problem ?? "") };
   const bits = new Uint8Array(bytes);
@@ -97,6 +97,7 @@ function placeFault(
     return ["batmapOffset", "is no place for the map"];
   }
   const end = batmapOffset + BigInt(batmapSectors) * BigInt(VHD_SECTOR_SIZE);
-  if (end <= BigInt(sizeBytes - HD_FOOTER_SIZE)) return null;
+  // A footer of 511 bytes is legal, too.
+  if (end <= BigInt(sizeBytes - (HD_FOOTER_SIZE - 1))) return null;
   return ["batmapSectors", "makes a map that reaches past the end of the file"];
 }

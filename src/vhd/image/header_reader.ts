@@ -1,5 +1,5 @@
 import { VhdFormatError } from "./errors.ts";
-import { type Footer, FOOTER_OFFSETS, HD_FOOTER_SIZE, VHD_NO_OFFSET } from "../format/footer.ts";
+import { type Footer, FOOTER_OFFSETS, HD_FOOTER_SIZE } from "../format/footer.ts";
 import {
   DD_COOKIE,
   DD_HEADER_SIZE,
@@ -14,8 +14,8 @@ import { type LocatorFault, settleLocators } from "./locator_reader.ts";
 import type { StorageFile } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** The smallest block size that is accepted: its bitmap has whole bytes. */
-const MIN_BLOCK_SIZE = 4096;
+/** The smallest block size: a sector. */
+const MIN_BLOCK_SIZE = VHD_SECTOR_SIZE;
 /** The largest block size that is accepted. It bounds the buffers for a block and its bitmap. */
 const MAX_BLOCK_SIZE = 64 * 1024 * 1024;
 /**
@@ -82,12 +82,9 @@ export function headerFault(header: DynamicHeader, bytes: Uint8Array): HeaderFau
   if (header.headerVersion !== DD_VERSION) {
     return { field: "headerVersion", problem: `is not version 1.0 (${DD_VERSION})` };
   }
-  if (header.dataOffset !== VHD_NO_OFFSET) {
-    return { field: "dataOffset", problem: `should be ${VHD_NO_OFFSET}` };
-  }
   const { blockSize } = header;
   if (blockSize < MIN_BLOCK_SIZE || blockSize > MAX_BLOCK_SIZE || (blockSize & (blockSize - 1))) {
-    return { field: "blockSize", problem: "is not a power of two from 4 KiB to 64 MiB" };
+    return { field: "blockSize", problem: "is not a power of two from 512 bytes to 64 MiB" };
   }
   return null;
 }

@@ -332,7 +332,7 @@ function readBatmapOf(
   const placed = bits.length > 0;
   // Blocks overlap this place, so the apparent header is data.
   if (placed && !isPlaceFree(found)) return { batmap: null, fault: null, reserved: null };
-  const inUse = Math.min(bits.length, batmapBytes(Number(footer.currentSize)));
+  const inUse = Math.min(bits.length, batmapBytes(Number(footer.currentSize), header.blockSize));
   const batmap = {
     header: found,
     dirty: placed && fault !== null,

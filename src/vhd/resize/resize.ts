@@ -265,7 +265,7 @@ function growBat(image: VhdImage): void {
 function moveBatmap(image: VhdImage, plan: ResizePlan): void {
   const { batmap, header } = image;
   if (batmap === null || header === null || plan.batmap === null) return;
-  const bits = new Uint8Array(batmapBytes(plan.sizeBytes));
+  const bits = new Uint8Array(batmapBytes(plan.sizeBytes, image.blockSizeBytes));
   bits.set(batmap.bits.subarray(0, bits.length));
   for (let block = image.blocks; block < bits.length * 8; block++) clearBit(bits, block);
   batmap.header.batmapOffset = BigInt(plan.batmap.offsetBytes);

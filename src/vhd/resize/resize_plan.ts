@@ -96,7 +96,7 @@ function layMetadata(
   const locators = header?.locators ?? [];
   const oldMapBytes = (batmap?.header.batmapSectors ?? 0) * VHD_SECTOR_SIZE;
   const fits = batBytes(batEntries) === batBytes(declaredEntries(image)) &&
-    (batmap === null || batmapBytes(sizeBytes) <= oldMapBytes) &&
+    (batmap === null || batmapBytes(sizeBytes, image.blockSizeBytes) <= oldMapBytes) &&
     locators.every((locator, i) => spaces[i] <= locatorSpaceBytes(locator));
   if (fits) {
     return {
