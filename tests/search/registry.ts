@@ -3,4 +3,5 @@ import type { Search } from "./search.ts";
 /** The searches by name. A search is loaded only when it runs. */
 export const SEARCHES: Readonly<Record<string, () => Promise<Search>>> = {
   fuzz: async () => (await import("./fuzz/fuzz.ts")).search,
+  images: async () => (await import("./images/images_search.ts")).imagesSearch,
 };

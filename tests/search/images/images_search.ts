@@ -1,0 +1,120 @@
+/**
+ * The search `images`: chains that other programs may have made are read by all readers, and each
+ * must see what the maker wrote. `tests/search/images/chain.ts` makes the chains.
+ *
+ * @module
+ */
+import { confinementOf } from "../../../src/files/confinement.ts";
+import { Random } from "../../../src/testing/random.ts";
+import { checkImage } from "../../../src/vhd/check/check.ts";
+import { openChain } from "../../../src/vhd/image/chain.ts";
+import { readRange } from "../../../src/vhd/image/read.ts";
+import { DiskKey } from "../../../src/vhd/key.ts";
+import { SECTOR_BYTES, Simulation } from "../../support/sim.ts";
+import type { Search, SearchContext } from "../search.ts";
+import { type MadeChain, type MadeImage, makeChain } from "./chain.ts";
+import { compareRanges, type Range, rangesOf } from "./reading.ts";
+
+/** The search through images of other programs. */
+export const imagesSearch: Search = {
+  unit: "chains",
+  secondsPerSeed: 30,
+  residentBytes: 1.5 * 2 ** 30,
+  run(seed: number, context: SearchContext): number {
+    checkChain(seed, context);
+    return 1;
+  },
+};
+
+/** Makes the chain of a seed and compares what all readers see. */
+export function checkChain(seed: number, context: Pick<SearchContext, "trace" | "count">): void {
+  const random = new Random(seed);
+  const simulation = new Simulation({ seed, latencyMs: 0 });
+  try {
+    const chain = makeChain(random, simulation.disk, { folder: "/images" });
+    for (const line of chain.description.split("\n")) context.trace(line);
+    context.count(`chains of ${chain.images.length} layers`);
+    for (const image of chain.images) {
+      context.count(`${image.kind} images`);
+      if (image.kind === "raw") continue;
+      checkFindings(simulation, { image, chain });
+      readOffline(random, simulation, { image, chain });
+    }
+    const ranges = rangesOf(random, chain.top.content);
+    serve(simulation, chain, { ranges, readOnly: true });
+    // The first opening for writing clears what a batmap says of blocks that are not there.
+    if (chain.top.isHoldable) serve(simulation, chain, { ranges, readOnly: false });
+  } finally {
+    simulation.close();
+  }
+}
+
+/** The data of larger blocks is not checked, as that takes long. */
+const MOST_CHECKED_BLOCK = 8192;
+
+/** An image is looked at as a part of its chain. */
+interface Place {
+  readonly image: MadeImage;
+  readonly chain: MadeChain;
+}
+
+function checkFindings({ disk }: Simulation, { image, chain }: Place): void {
+  const { path, checkFails, dataCheckFails } = image;
+  const confinement = confinementOf(disk, chain.top.path);
+  const readsData = image.blockSectors <= MOST_CHECKED_BLOCK;
+  for (const checkData of readsData ? [false, true] : [false]) {
+    const { valid, findings } = checkImage(path, { storage: disk, checkData, confinement });
+    const errors = findings.filter(({ severity }) => severity === "error");
+    const texts = errors.map(({ message }) => message).join("; ");
+    const fails = checkFails || (checkData && dataCheckFails);
+    if (!valid && !fails) throw new Error(`check of ${path} finds errors: ${texts}`);
+    if (valid && fails && checkFails) throw new Error(`check of ${path} finds nothing`);
+  }
+}
+
+/** Compares what the offline reader sees. It reads encrypted images as they are in the file. */
+function readOffline(
+  random: Random,
+  { disk }: Simulation,
+  { image, chain }: Place,
+): void {
+  const below = chain.images.slice(chain.images.indexOf(image));
+  if (below.some(({ isEncrypted }) => isEncrypted)) return;
+  const { path, content } = image;
+  const confinement = confinementOf(disk, chain.top.path);
+  const opened = openChain(path, { storage: disk, confinement });
+  try {
+    compareRanges(`offline, ${path}`, content, {
+      ranges: rangesOf(random, content),
+      read: ({ sector, count }) => {
+        const bytes = new Uint8Array(count * SECTOR_BYTES);
+        readRange(opened, bytes, sector * SECTOR_BYTES);
+        return bytes;
+      },
+    });
+  } finally {
+    opened.close();
+  }
+}
+
+/** Compares what a tapdisk serves. */
+function serve(
+  simulation: Simulation,
+  { top, key }: MadeChain,
+  { ranges, readOnly }: { ranges: readonly Range[]; readOnly: boolean },
+): void {
+  const options = key === null ? {} : { key: new DiskKey(key) };
+  const device = simulation.open(`vhd:${top.path}`, { readOnly, ...options });
+  compareRanges(`served, ${top.path}`, top.content, {
+    ranges,
+    read: ({ sector, count }) => {
+      const outcome = device.read(sector, count);
+      device.settle();
+      if (outcome.errno !== 0 || outcome.data === null) {
+        throw new Error(`reading ${count} sectors at ${sector} ends with ${outcome.errno}`);
+      }
+      return outcome.data;
+    },
+  });
+  device.close();
+}
