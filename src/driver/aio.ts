@@ -29,7 +29,8 @@ export const aioDriver: DriverType = {
     try {
       const sectors = Math.floor(file.sizeBytes() / SECTOR_BYTES);
       const tail = spec.readOnly ? readTail(spec, context, file) : null;
-      if (sectors === 0 && tail === null) {
+      // As a parent, an empty file reads as zeros.
+      if (sectors === 0 && tail === null && spec.asParent === undefined) {
         throw new SystemError(Errno.EINVAL, `Cannot serve ${spec.path}: it holds no whole sector`);
       }
       return new AioImage({ spec, context, sink, file, sectors, tail });

@@ -69,7 +69,7 @@ export function eachBatFault(
  */
 function lastUsableSector(image: BatInFile): number {
   const sizeBytes = image.file.sizeBytes();
-  if (image.footerSource === "backup") return sectorsOf(sizeBytes);
+  if (image.footerSource === "backup") return Math.floor(sizeBytes / VHD_SECTOR_SIZE);
   return Math.floor(
     (sizeBytes + (image.footerSource === "short" ? 1 : 0) - HD_FOOTER_SIZE) /
       VHD_SECTOR_SIZE,

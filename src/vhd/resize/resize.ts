@@ -14,7 +14,6 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat, unusedPadding } from "../format/bat.ts";
 import { batmapBytes } from "../format/batmap.ts";
-import { clearBit } from "../format/bitmap.ts";
 import { validateSize, writeZeros } from "../create.ts";
 import { createdByTap, encodeFooter, HD_FOOTER_SIZE } from "../format/footer.ts";
 import { updateFooters } from "../image/footer_writer.ts";
@@ -29,7 +28,7 @@ import { planResize, type ResizePlan } from "./resize_plan.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
-import { writeBatmap } from "../image/batmap_writer.ts";
+import { clearImpossible, writeBatmap } from "../image/batmap_writer.ts";
 import { syncBlocks, writeBatOf } from "../write.ts";
 
 /** Bytes of zeros between two progress reports. */
@@ -109,6 +108,7 @@ export function growWithinMetadata(path: string, options: ResizeOptions): void {
     setSize(image, sizeBytes);
     growBat(image);
     writeNewEntries(image);
+    clearNewBits(image);
     updateFooters(image);
   } finally {
     image.close();
@@ -253,6 +253,13 @@ function writeNewEntries(image: VhdImage): void {
   if (written >= 0) image.file.sync();
 }
 
+/** Clears the batmap's bits of the blocks that the disk did not have before. */
+function clearNewBits(image: VhdImage): void {
+  if (clearImpossible(image) === 0) return;
+  writeBatmap(image);
+  image.file.sync();
+}
+
 /** Extends the BAT in memory to the disk's number of blocks. */
 function growBat(image: VhdImage): void {
   const bat = new Uint32Array(image.blocks).fill(DD_BLK_UNUSED);
@@ -267,7 +274,6 @@ function moveBatmap(image: VhdImage, plan: ResizePlan): void {
   if (batmap === null || header === null || plan.batmap === null) return;
   const bits = new Uint8Array(batmapBytes(plan.sizeBytes, image.blockSizeBytes));
   bits.set(batmap.bits.subarray(0, bits.length));
-  for (let block = image.blocks; block < bits.length * 8; block++) clearBit(bits, block);
   batmap.header.batmapOffset = BigInt(plan.batmap.offsetBytes);
   batmap.header.batmapSectors = plan.batmap.sectors;
   const all = new Uint8Array(plan.batmap.sectors * VHD_SECTOR_SIZE);
@@ -278,6 +284,7 @@ function moveBatmap(image: VhdImage, plan: ResizePlan): void {
     headerOffsetBytes: batmapHeaderOffset(header),
     offsetBytes: plan.batmap.offsetBytes,
   };
+  clearImpossible(image);
   writeBatmap(image);
 }
 
