@@ -279,6 +279,13 @@ export class DiskState {
     return Math.min(lengthBytes, end - offsetBytes);
   }
 
+  /** Number of open handles of all files. */
+  get openFiles(): number {
+    let handles = 0;
+    for (const file of this.#files) handles += file.handles;
+    return handles;
+  }
+
   /** Bytes of room in use. */
   get usedBytes(): number {
     let pages = 0;

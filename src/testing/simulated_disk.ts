@@ -233,6 +233,11 @@ export class SimulatedDisk extends SimulatedStorage {
     return this.#state.names;
   }
 
+  /** Number of files that are open, each as often as it is open. */
+  get openFiles(): number {
+    return this.#state.openFiles;
+  }
+
   /** Bytes of room that the files use. */
   get usedBytes(): number {
     return this.#state.usedBytes;

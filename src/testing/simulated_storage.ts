@@ -17,7 +17,10 @@ import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
 /** The modification time of every file, in seconds since 1970: it never changes. */
 const MTIME_SECONDS = 1_700_000_000;
 
-/** A simulated disk as synchronous code sees it. Paths are absolute; there are no links. */
+/**
+ * A simulated disk as synchronous code sees it. Paths are absolute; there are no links. A folder is
+ * there while it has files.
+ */
 export class SimulatedStorage implements Storage {
   readonly #disk: DiskState;
 
@@ -54,7 +57,7 @@ export class SimulatedStorage implements Storage {
 
   realPath(path: string): string {
     const name = normalizePath(this, path);
-    this.#disk.named(name);
+    if (!this.#disk.names.some((file) => file.startsWith(`${name}/`))) this.#disk.named(name);
     return name;
   }
 

@@ -3,6 +3,11 @@ import type { TargetEntry } from "./target.ts";
 /** The targets. Each is a file in `targets/`. */
 export const TARGETS: readonly TargetEntry[] = [
   {
+    name: "images",
+    weight: 10,
+    load: async () => (await import("./targets/images.ts")).target,
+  },
+  {
     name: "nbd-server",
     weight: 20,
     load: async () => (await import("./targets/nbd_server.ts")).target,

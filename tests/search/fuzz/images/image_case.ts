@@ -1,0 +1,86 @@
+/**
+ * A case: a world, mutations of it, and actions. All of it is in a small record.
+ *
+ * @module
+ */
+import { Random } from "../../../../src/testing/random.ts";
+import { copy, merge } from "./merges.ts";
+import { drawMutations } from "./mutate.ts";
+import { type Mutation, pick, putWorld } from "./mutations.ts";
+import type { Stage } from "./stage.ts";
+import { Subject } from "./subject.ts";
+import {
+  type Action,
+  changeParent,
+  discardData,
+  fill,
+  look,
+  repair,
+  resize,
+  setFields,
+  snapshot,
+} from "./verbs.ts";
+import { worldOf, WORLDS } from "./worlds.ts";
+import { writeOffline, writeServed } from "./writes.ts";
+
+/** The actions, and how often each is drawn. */
+const ACTIONS: Readonly<Record<string, { readonly weight: number; readonly act: Action }>> = {
+  serve: { weight: 6, act: writeServed },
+  write: { weight: 3, act: writeOffline },
+  look: { weight: 3, act: look },
+  repair: { weight: 4, act: repair },
+  set: { weight: 2, act: setFields },
+  fill: { weight: 2, act: fill },
+  resize: { weight: 3, act: resize },
+  empty: { weight: 1, act: discardData },
+  parent: { weight: 2, act: changeParent },
+  snapshot: { weight: 2, act: snapshot },
+  copy: { weight: 1, act: copy },
+  coalesce: { weight: 2, act: merge },
+};
+const NAMES = Object.entries(ACTIONS).flatMap(([name, { weight }]) =>
+  Array.from({ length: weight }, () => name)
+);
+
+/** An action and the seed of what it draws. */
+export interface CaseAction {
+  readonly act: string;
+  readonly seed: number;
+}
+
+/** A case. */
+export interface ImageCase {
+  readonly world: string;
+  readonly mutations: readonly Mutation[];
+  readonly actions: readonly CaseAction[];
+}
+
+/** Draws a case. */
+export function drawCase(random: Random): ImageCase {
+  const world = pick(random, WORLDS);
+  const mutations = drawMutations(random, worldOf(world));
+  const actions: CaseAction[] = [];
+  if (random.chance(0.7)) actions.push({ act: pick(random, NAMES), seed: random.bits() });
+  return { world, mutations, actions };
+}
+
+/**
+ * Runs a case; returns what it showed first: a refusal, findings of the check, or nothing.
+ *
+ * @throws Where something is found.
+ */
+export async function runCase(
+  stage: Stage,
+  { world, mutations, actions }: ImageCase,
+): Promise<string> {
+  const { files } = worldOf(world);
+  putWorld(stage.disk, worldOf(world), mutations);
+  let verdict = "";
+  for (const { act, seed } of actions.length > 0 ? actions : [{ act: "", seed: 0 }]) {
+    const subject = new Subject(stage, [...files.keys()]);
+    verdict ||= subject.verdict;
+    await ACTIONS[act]?.act(subject, new Random(seed));
+  }
+  stage.clear();
+  return verdict;
+}
