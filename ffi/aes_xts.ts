@@ -1,6 +1,5 @@
 /**
- * AES-XTS by OpenSSL's libcrypto, because the runtime's own cryptography lacks this mode. The
- * library is opened with the first key.
+ * AES-XTS by OpenSSL's libcrypto.
  *
  * Sectors are copied through one buffer whose pointers are made once. The runtime compiles calls
  * that take such pointers, so they allocate nothing, and that saves more than the copies cost.
@@ -8,71 +7,9 @@
  * @module
  */
 import { Errno, SystemError } from "./errno.ts";
-import { type Calls, openLibrary } from "./libc.ts";
+import { lockCipherState } from "./cipher_state.ts";
+import { libcrypto } from "./libcrypto.ts";
 import { Arena, copyPointed, SECTOR_BYTES, SectorPointers } from "./memory.ts";
-
-const SYMBOLS = {
-  // const EVP_CIPHER *EVP_aes_128_xts(void)
-  EVP_aes_128_xts: { parameters: [], result: "pointer" },
-  // const EVP_CIPHER *EVP_aes_256_xts(void)
-  EVP_aes_256_xts: { parameters: [], result: "pointer" },
-  // EVP_CIPHER_CTX *EVP_CIPHER_CTX_new(void)
-  EVP_CIPHER_CTX_new: { parameters: [], result: "pointer" },
-  // void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX *c)
-  EVP_CIPHER_CTX_free: { parameters: ["pointer"], result: "void" },
-  // int EVP_CipherInit_ex(EVP_CIPHER_CTX *ctx, const EVP_CIPHER *type, ENGINE *impl,
-  //   const unsigned char *key, const unsigned char *iv, int enc)
-  EVP_CipherInit_ex: {
-    parameters: ["pointer", "pointer", "pointer", "buffer", "buffer", "i32"],
-    result: "i32",
-  },
-  // int EVP_CipherUpdate(EVP_CIPHER_CTX *ctx, unsigned char *out, int *outl,
-  //   const unsigned char *in, int inl)
-  EVP_CipherUpdate: {
-    parameters: ["pointer", "pointer", "buffer", "pointer", "i32"],
-    result: "i32",
-  },
-} as const;
-
-type Libcrypto = Calls<typeof SYMBOLS>;
-
-const SONAMES = ["libcrypto.so.3", "libcrypto.so.1.1"];
-/** Folders in which distributions keep 64-bit libraries. */
-const SYSTEM_FOLDERS = [
-  "/usr/lib/x86_64-linux-gnu",
-  "/lib/x86_64-linux-gnu",
-  "/usr/lib64",
-  "/lib64",
-  "/usr/lib",
-];
-
-/**
- * The libraries to try, in order. The system's library comes first, because the distribution keeps
- * it up to date. The loader's choice comes last: for a packaged binary it is the copy beside the
- * binary, for systems without the library or with one that needs a newer libc than the package has.
- */
-export const LIBCRYPTO_CHOICES: readonly string[] = [
-  ...SONAMES.flatMap((name) => SYSTEM_FOLDERS.map((folder) => `${folder}/${name}`)),
-  ...SONAMES,
-];
-
-let opened: Libcrypto | null = null;
-
-function libcrypto(): Libcrypto {
-  if (opened !== null) return opened;
-  for (const name of LIBCRYPTO_CHOICES) {
-    try {
-      opened = openLibrary(name, SYMBOLS);
-      return opened;
-    } catch {
-      // Try the next name.
-    }
-  }
-  throw new SystemError(
-    Errno.ENOENT,
-    "Cannot use encryption keys: OpenSSL's libcrypto is missing (Debian: install libssl3)",
-  );
-}
 
 const UNCHANGED = -1;
 /** Sectors of one pass: few enough to stay in the first-level cache. */
@@ -116,6 +53,7 @@ export class AesXts {
 
   /**
    * @param key 32 bytes for AES-128 or 64 for AES-256. One half encrypts data, the other the tweak.
+   * libcrypto reads them in place. The memory where it keeps what it derives is locked in RAM.
    * @throws {SystemError} EINVAL for another length or two equal halves; ENOENT without libcrypto.
    */
   constructor(key: Uint8Array<ArrayBuffer>) {
@@ -127,6 +65,7 @@ export class AesXts {
     }
     this.#encrypting = this.#context(key, 1);
     this.#decrypting = this.#context(key, 0);
+    lockCipherState([this.#encrypting, this.#decrypting], key);
   }
 
   #context(key: Uint8Array<ArrayBuffer>, encrypt: number): Deno.PointerValue {
@@ -219,7 +158,7 @@ export class AesXts {
     }
   }
 
-  /** Frees the key's memory in libcrypto. */
+  /** Frees the key's memory in libcrypto, which overwrites it. */
   close(): void {
     this.#library.EVP_CIPHER_CTX_free(this.#encrypting);
     this.#library.EVP_CIPHER_CTX_free(this.#decrypting);

@@ -111,6 +111,8 @@ export interface FileStatus extends FileIdentity {
   mode: number;
   /** User ID of the owner. */
   uid: number;
+  /** The number of names: hard links. */
+  links: number;
   /** For a device node: the number of the device. */
   deviceNode: number;
 }
@@ -308,7 +310,7 @@ export function fileStatus(fd: number): FileStatus {
 
 /** Decodes a `struct stat` of STAT_BYTES bytes. It does not contain the size of a block device. */
 export function decodeStatus(stat: Uint8Array): FileStatus {
-  // struct stat (asm/stat.h): st_dev @0, st_ino @8, st_mode @24, st_uid @28, st_rdev @40, st_size
+  // struct stat (asm/stat.h): st_dev @0, st_ino @8, st_nlink @16, st_mode @24, st_uid @28, st_rdev @40, st_size
   // @48, st_blocks @64, st_mtime @88.
   const view = new DataView(stat.buffer, stat.byteOffset, stat.byteLength);
   const mode = view.getUint32(24, true);
@@ -321,6 +323,7 @@ export function decodeStatus(stat: Uint8Array): FileStatus {
     mtimeSeconds: fieldOf(view, 88),
     mode: mode & 0o7777,
     uid: view.getUint32(28, true),
+    links: fieldOf(view, 16),
     deviceNode: fieldOf(view, 40),
   };
 }

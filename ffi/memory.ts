@@ -34,6 +34,7 @@ const MAP_NORESERVE = 0x4000;
 const PRIVATE_FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 const MADV_DONTNEED = 4;
 const MADV_NOHUGEPAGE = 15;
+const MADV_DONTDUMP = 16;
 
 /** The size of a page of memory, bytes. */
 export const PAGE_BYTES = 4096;
@@ -63,11 +64,17 @@ function reserveRegion(): Region {
     const pointer = libc.mmap(wanted, sizeBytes, PROT_READ | PROT_WRITE, PRIVATE_FLAGS, -1, 0);
     const address = pointerAddress(pointer);
     if (address === 0 || address > Number.MAX_SAFE_INTEGER) continue;
-    // Without huge pages a touched byte costs 4 KiB. Arenas are large and mostly untouched.
-    libc.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
+    adviseRegion(address, sizeBytes);
     return { address, sizeBytes };
   }
   throw new SystemError(lastErrno(), "Cannot reserve address space for I/O");
+}
+
+function adviseRegion(address: number, sizeBytes: number): void {
+  // Without huge pages a touched byte costs 4 KiB. Arenas are large and mostly untouched.
+  libc.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
+  // The data of guests does not belong in a core dump of this process.
+  libc.madvise(address, sizeBytes, MADV_DONTDUMP);
 }
 
 let region: Region | null = null;
@@ -217,7 +224,7 @@ export class Arena {
   /** Replaces the mapping of `mapDescriptor` by zeroed private memory. Throws `SystemError`. */
   unmapDescriptor(): void {
     this.#map(PRIVATE_FLAGS | MAP_FIXED, -1);
-    libc.madvise(this.address, this.sizeBytes, MADV_NOHUGEPAGE);
+    adviseRegion(this.address, this.sizeBytes);
   }
 
   #map(flags: number, fd: number): void {

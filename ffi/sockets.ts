@@ -13,6 +13,8 @@ const libc = openLibc({
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
   bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int fchmod(int fd, mode_t mode)
+  fchmod: { parameters: ["i32", "u32"], result: "i32" },
   // int listen(int sockfd, int backlog)
   listen: { parameters: ["i32", "i32"], result: "i32" },
   // int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)
@@ -57,6 +59,8 @@ const TCP_USER_TIMEOUT = 18;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SUN_PATH_BYTES = 108;
+/** Mode of the sockets that others connect to by path: connecting takes the right to write. */
+const SOCKET_MODE = 0o600;
 
 /**
  * Encodes a `struct sockaddr_un`.
@@ -102,13 +106,15 @@ function checkSocket(fd: number, result: number, what: string): void {
 }
 
 /**
- * Binds a non-blocking UNIX socket to a path and listens.
+ * Binds a non-blocking UNIX socket to a path and listens. Only the owner can connect, whatever the
+ * umask: bind(2) gives the name the mode that the socket has.
  *
  * @throws {SystemError} EADDRINUSE when the path exists.
  */
 export function unixListen(path: string, backlog = 128): number {
   const address = unixAddress(path);
   const fd = unixSocket(SOCK_NONBLOCK);
+  checkSocket(fd, libc.fchmod(fd, SOCKET_MODE), `Cannot set the mode of the socket ${path}`);
   checkSocket(fd, libc.bind(fd, address, address.length), `Cannot bind the socket ${path}`);
   checkSocket(fd, libc.listen(fd, backlog), `Cannot listen on the socket ${path}`);
   return fd;

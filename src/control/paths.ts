@@ -8,7 +8,8 @@
  * @module
  */
 import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import { namesInFolder, pathExists, pathStatus, workingFolder } from "../../ffi/paths.ts";
+import { namesInFolder, workingFolder } from "../../ffi/paths.ts";
+import { untrustedPart } from "../files/trusted_path.ts";
 
 /** The folder for the state of all tapdisks, unless `BLKTAP_CONTROL_DIR` names another one. */
 export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
@@ -65,25 +66,24 @@ export function namesIn(folder: string): string[] {
 }
 
 /**
- * Refuses a control folder of another user. The owner of the folder could put sockets of his own into
- * it and receive the keys that are sent to them. A folder that does not exist is accepted.
+ * Refuses a control folder in which another user could put sockets of his own, which would receive the
+ * keys that are sent to them. A folder that does not exist is accepted.
  *
- * @throws {SystemError} EPERM when the owner is neither root nor the user of this process.
+ * @throws {SystemError} EPERM when somebody other than root and the user of this process owns the
+ * folder or can write to it, or to a folder above it; see `untrustedPart`.
  */
 export function requireOwnFolder(folder: string = controlFolder()): void {
-  for (const link of [true, false]) {
-    if (!pathExists(folder, { link })) return;
-    const { uid } = pathStatus(folder, { link });
-    if (uid === 0 || uid === Deno.uid()) continue;
-    const hint = "remove it, or name another in BLKTAP_CONTROL_DIR";
-    const what = `Cannot use the control folder ${folder}, which user ${uid} owns`;
-    throw new SystemError(Errno.EPERM, what, { file: folder, hint });
-  }
+  const part = untrustedPart(folder);
+  if (part === null) return;
+  const hint = "remove it, take the right to write away, or name another in BLKTAP_CONTROL_DIR";
+  const where = part.startsWith(`${folder}, `) ? part : `${folder} below ${part}`;
+  const what = `Cannot use the control folder ${where}`;
+  throw new SystemError(Errno.EPERM, what, { file: folder, hint });
 }
 
 /**
  * Makes the state folders with access for their owner only, unless they exist. Throws `SystemError`:
- * EPERM for folders of another user.
+ * EPERM for folders that others own or can write to.
  */
 export function prepareFolders(): void {
   requireOwnFolder();

@@ -16,16 +16,24 @@ const LOG_MODE = 0o600;
 const CLOSED = -1;
 
 /**
- * Opens a file for appending, made with mode 0600. Links are not followed: the folder may be one that
- * others can write to.
+ * Opens a file for appending, made with mode 0600. The folder may be one that others can write to. So
+ * symbolic links are not followed, and a file of another user, or one that has a second name, is
+ * refused: it could be another file than the log.
  *
- * @throws {SystemError} ELOOP for a symbolic link, EINVAL for what is no regular file.
+ * @throws {SystemError} ELOOP for a symbolic link, EINVAL for what is no regular file, EPERM for a file
+ * of others.
  */
 function openLogFile(path: string): number {
   const fd = openFile(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, LOG_MODE);
-  if (fileStatus(fd).kind === "file") return fd;
+  const { kind, uid, links } = fileStatus(fd);
+  const isOwn = uid === 0 || uid === Deno.uid();
+  if (kind === "file" && isOwn && links === 1) return fd;
   closeFile(fd);
-  throw new SystemError(Errno.EINVAL, `Cannot log to ${path}, which is no regular file`);
+  if (kind !== "file") {
+    throw new SystemError(Errno.EINVAL, `Cannot log to ${path}, which is no regular file`);
+  }
+  const why = isOwn ? `which has ${links} names` : `which user ${uid} owns`;
+  throw new SystemError(Errno.EPERM, `Cannot log to ${path}, ${why}`);
 }
 
 /**

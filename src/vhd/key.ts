@@ -7,8 +7,11 @@
  */
 
 import { createHash } from "node:crypto";
+import { assert } from "../../ffi/assert.ts";
 import { AesXts } from "../../ffi/aes_xts.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { sha256 } from "../../ffi/libcrypto.ts";
+import { Secret } from "../../ffi/secret.ts";
 import { allocatedBlocks } from "./format/bat.ts";
 import type { KeyHash } from "./format/batmap.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
@@ -40,7 +43,19 @@ class KeyNameError extends SystemError {
 
 /** The hash of a key: SHA-256 of the nonce and the key. */
 export function hashKey(key: Uint8Array, nonce: Uint8Array): Uint8Array {
-  return new Uint8Array(createHash("sha256").update(nonce).update(key).digest());
+  const both = new Secret(nonce.length + key.length);
+  both.bytes.set(nonce);
+  both.bytes.set(key, nonce.length);
+  try {
+    return sha256(both);
+  } catch (error) {
+    if (!(error instanceof SystemError) || error.errno !== Errno.ENOENT) throw error;
+    // Without libcrypto no disk can be served with the key. The runtime's hash leaves a copy of the key
+    // in the memory of this process, which is a vhd-util that ends soon.
+    return new Uint8Array(createHash("sha256").update(both.bytes).digest());
+  } finally {
+    both.release();
+  }
 }
 
 /** Whether a key has this key hash. */
@@ -49,12 +64,17 @@ export function matchesKeyhash(key: Uint8Array, { nonce, hash }: KeyHash): boole
 }
 
 /**
- * The key of a disk while it is served. Printing or logging this object shows none of its bytes.
+ * The key of a disk while it is served, in memory of its own (`ffi/secret.ts`). Printing or logging
+ * this object shows none of its bytes.
  */
 export class DiskKey {
-  readonly #bytes: Uint8Array<ArrayBuffer>;
+  readonly #secret: Secret;
+  #wiped = false;
 
-  /** @throws {SystemError} EINVAL for a key that does not have 32 or 64 bytes. */
+  /**
+   * @param bytes Are copied; the caller overwrites them.
+   * @throws {SystemError} EINVAL for a key that does not have 32 or 64 bytes.
+   */
   constructor(bytes: Uint8Array) {
     const bits = bytes.length * 8;
     if (!CRYPTO_SUPPORTED_KEYSIZE.some((size) => size === bits)) {
@@ -64,39 +84,42 @@ export class DiskKey {
         `Cannot use an encryption key of ${bits} bits: ${wanted}`,
       );
     }
-    this.#bytes = new Uint8Array(bytes);
+    this.#secret = new Secret(bytes.length);
+    this.#secret.bytes.set(bytes);
   }
 
   /** Whether the key has this key hash. */
   matches(keyhash: KeyHash): boolean {
-    return matchesKeyhash(this.#bytes, keyhash);
+    return !this.#wiped && matchesKeyhash(this.#secret.bytes, keyhash);
   }
 
   /** The cipher with this key. Throws `SystemError`: ENOENT without libcrypto. */
   cipher(): AesXts {
-    return new AesXts(this.#bytes);
+    assert(!this.#wiped, "A cipher is wanted of a key that was overwritten");
+    return new AesXts(this.#secret.bytes);
   }
 
   /** Overwrites the key. It matches no key hash afterwards. */
   wipe(): void {
-    this.#bytes.fill(0);
+    this.#wiped = true;
+    this.#secret.release();
   }
 }
 
 /**
- * Reads a key from its file, at most 64 bytes.
+ * Reads a key from its file, at most 64 bytes, straight into memory for keys.
  *
  * @throws {SystemError} EIO for a larger file; errors of the file system.
  */
-export function readKey(path: string, { storage = osStorage }: KeyOptions = {}): Uint8Array {
+export function readKey(path: string, { storage = osStorage }: KeyOptions = {}): Secret {
   const file = storage.open(path, "read");
   try {
     const sizeBytes = file.sizeBytes();
     if (sizeBytes > MAX_KEY_BYTES) {
       throw new SystemError(Errno.EIO, `Cannot use ${path} as a key: it has ${sizeBytes} bytes`);
     }
-    const key = new Uint8Array(sizeBytes);
-    file.readAt(key, 0);
+    const key = new Secret(sizeBytes);
+    file.readAt(key.bytes, 0);
     return key;
   } finally {
     file.close();
@@ -113,17 +136,19 @@ export function readKeyOf(
   imagePath: string,
   keyPath: string,
   options: KeyOptions = {},
-): Uint8Array {
+): Secret {
   const name = fileNameOf(keyPath);
   const bits = CRYPTO_SUPPORTED_KEYSIZE.find((size) =>
     name.startsWith(`${baseName(imagePath)},aes-xts-plain,${size}.key`)
   );
   if (bits === undefined) throw new KeyNameError(keyPath, imagePath);
   const key = readKey(keyPath, options);
-  if (key.length * 8 === bits) return key;
+  const gotBits = key.bytes.length * 8;
+  if (gotBits === bits) return key;
+  key.release();
   throw new SystemError(
     Errno.EINVAL,
-    `Cannot use ${keyPath} as a key: it has ${key.length * 8} bits, its name says ${bits}`,
+    `Cannot use ${keyPath} as a key: it has ${gotBits} bits, its name says ${bits}`,
   );
 }
 
@@ -184,6 +209,9 @@ export function checkKey(path: string, keyPath: string, options: KeyOptions = {}
   if (keyhash === null) {
     throw new SystemError(Errno.EINVAL, `Cannot check the key of ${path}: it has none`);
   }
-  if (matchesKeyhash(readKeyOf(path, keyPath, options), keyhash)) return;
+  const key = readKeyOf(path, keyPath, options);
+  const matches = matchesKeyhash(key.bytes, keyhash);
+  key.release();
+  if (matches) return;
   throw new SystemError(Errno.EINVAL, `${keyPath} is not the key of ${path}`);
 }

@@ -6,7 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { isRunning, until } from "../support/control.ts";
-import { LIBCRYPTO_CHOICES } from "../../ffi/aes_xts.ts";
+import { LIBCRYPTO_CHOICES } from "../../ffi/libcrypto.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
 import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
 

@@ -104,10 +104,12 @@ test("requests that make no sense are refused", async (bench, pid) => {
   assert.equal(decodeResponse(await ask(bench, pid, tooLarge)).error, 22);
 });
 
+const KEY = new Uint8Array(32).fill(7);
+
 test("a key may come in parts, and a refusal shows nothing of it", async (bench, pid) => {
   const flags = MessageFlag.OPEN_ENCRYPTED;
   const message = encodeParams(MessageType.OPEN, 0, { ...OPEN, path: "vhd:/none", flags });
-  const trailer = encodeTrailer({ logPath: null, encryptionKey: new Uint8Array(32).fill(7) });
+  const trailer = Uint8Array.of(...encodeTrailer({ logPath: null, keyBytes: 32 }), ...KEY);
   const connection = await connect(bench, pid);
   await send(connection, message);
   await send(connection, trailer.subarray(0, 10));

@@ -91,10 +91,15 @@ export class Tapdisks {
     await this.tapCtlOk("destroy", "-p", `${disk.pid}`, "-m", `${disk.minor}`);
   }
 
-  /** Kills a tapdisk with SIGKILL and waits until it is gone. */
-  async kill(pid: number): Promise<void> {
+  /** A tapdisk has ended, by a signal of the test. */
+  forget(pid: number): void {
     for (const disk of this.#disks) if (disk.pid === pid) this.#disks.delete(disk);
     this.#pids.delete(pid);
+  }
+
+  /** Kills a tapdisk with SIGKILL and waits until it is gone. */
+  async kill(pid: number): Promise<void> {
+    this.forget(pid);
     Deno.kill(pid, "SIGKILL");
     await waitUntil(() => !isRunning(pid), `process ${pid} ends`);
   }

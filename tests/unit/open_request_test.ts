@@ -7,6 +7,7 @@ import { readMinorRecord, writeMinorRecord } from "../../src/control/minors/mino
 import { allocateMinor } from "../../src/control/minors/minors.ts";
 import { minorPath } from "../../src/control/paths.ts";
 import { MESSAGE_BYTES } from "../../src/control/protocol/message.ts";
+import { decodeTrailer } from "../../src/control/protocol/params.ts";
 import {
   decodeOpen,
   decodeResume,
@@ -18,7 +19,6 @@ import {
   type OpenRequest,
   parseOpenRequest,
   QUEUE_CHOICES,
-  takeKey,
 } from "../../src/control/protocol/open_request.ts";
 
 const PLAIN: OpenRequest = { ...OPEN_DEFAULTS, image: "vhd:/a.vhd" };
@@ -86,13 +86,12 @@ Deno.test("open request: JSON with a field of another type is none", () => {
   for (const value of [null, 7, "text", []]) assert.equal(parseOpenRequest(value), null);
 });
 
-Deno.test("open request: a key leaves the message when it is taken", () => {
-  const key = Uint8Array.from({ length: 32 }, (_, index) => index + 1);
-  const message = encodeOpen(0, PLAIN, { key });
+Deno.test("open request: it tells how long the key is that follows", () => {
+  const message = encodeOpen(0, PLAIN, { keyBytes: 32 });
   assert.deepEqual(decodeOpen(message), PLAIN);
-  assert.deepEqual(takeKey(message), key);
-  assert.ok(message.subarray(MESSAGE_BYTES).every((byte) => byte === 0));
-  assert.equal(takeKey(encodeOpen(0, PLAIN)), null);
+  assert.deepEqual([...message.subarray(MESSAGE_BYTES)], [32]);
+  assert.equal(decodeTrailer(message).keyBytes, 32);
+  assert.equal(decodeTrailer(encodeOpen(0, PLAIN)).keyBytes, null);
 });
 
 Deno.test("open request: what a tapdisk does not carry out is refused by name", () => {

@@ -29,7 +29,7 @@ export function defineCreate(command: Command): Command {
     )
     .action(async (choices: ImageChoices & ForeignOptions & KeyChoices & ParentRootChoices) => {
       allowParentRoots(choices);
-      const extras = { key: await encryptionKey(choices), foreign: foreignOptions(choices) };
+      const extras = { key: encryptionKey(choices), foreign: foreignOptions(choices) };
       const device = await createDevice(openRequest(choices), extras);
       printLine(device.node ?? minorPath(device.minor));
     });

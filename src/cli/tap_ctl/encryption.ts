@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { keyFileWarning } from "../key_file.ts";
+import type { Secret } from "../../../ffi/secret.ts";
+import { keyFileWarning, keyFromStandardInput } from "../key_file.ts";
 import { printErrorLine } from "../print.ts";
 import { CRYPTO_SUPPORTED_KEYSIZE, readKey } from "../../vhd/key.ts";
 
@@ -22,9 +23,7 @@ export function keyOptions(command: Command): Command {
  *
  * @throws {SystemError} EINVAL when there is not exactly one key of 256 or 512 bits.
  */
-export async function encryptionKey(
-  { encrypted, keyFile }: KeyChoices,
-): Promise<Uint8Array | undefined> {
+export function encryptionKey({ encrypted, keyFile }: KeyChoices): Secret | undefined {
   if (keyFile !== undefined && encrypted) {
     throw new SystemError(Errno.EINVAL, "Cannot take the key from two places: give -E or -k");
   }
@@ -34,12 +33,13 @@ export async function encryptionKey(
     return checked(readKey(keyFile), keyFile);
   }
   if (!encrypted) return undefined;
-  const bytes = await new Response(Deno.stdin.readable).arrayBuffer();
-  return checked(new Uint8Array(bytes), "standard input");
+  return checked(keyFromStandardInput(), "standard input");
 }
 
-function checked(key: Uint8Array, source: string): Uint8Array {
-  if (CRYPTO_SUPPORTED_KEYSIZE.some((bits) => bits === key.length * 8)) return key;
-  const lengths = `${source} holds ${key.length} bytes; 32 or 64 are wanted`;
+function checked(key: Secret, source: string): Secret {
+  const { length } = key.bytes;
+  if (CRYPTO_SUPPORTED_KEYSIZE.some((bits) => bits === length * 8)) return key;
+  key.release();
+  const lengths = `${source} holds ${length} bytes; 32 or 64 are wanted`;
   throw new SystemError(Errno.EINVAL, `Cannot use the encryption key (${lengths})`);
 }

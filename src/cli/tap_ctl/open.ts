@@ -14,8 +14,8 @@ import {
 /** `tap-ctl open`. */
 export function defineOpen(command: Command): Command {
   return keyOptions(imageOptions(deviceOptions(command), deviceChoice("none")))
-    .action(async (choices: ImageChoices & ForeignOptions & KeyChoices & DeviceAddress) => {
-      const extras = { key: await encryptionKey(choices), foreign: foreignOptions(choices) };
+    .action((choices: ImageChoices & ForeignOptions & KeyChoices & DeviceAddress) => {
+      const extras = { key: encryptionKey(choices), foreign: foreignOptions(choices) };
       openImage(choices, openRequest(choices), extras);
     });
 }

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import type { Secret } from "../../../ffi/secret.ts";
 import { resumeDevice } from "../../control/client/client.ts";
 import { inventory } from "../../control/client/inventory.ts";
 import {
@@ -25,7 +26,7 @@ function resume(disk: CreatedDevice): void {
   printNode(disk);
 }
 
-async function recover(only: number | undefined, key: Uint8Array | undefined): Promise<void> {
+async function recover(only: number | undefined, key: Secret | undefined): Promise<void> {
   const present = inventory({ minor: only });
   warnOfSilent("recover", present);
   const ended = disksEndedByFaults(present);
@@ -61,6 +62,6 @@ export function defineRecover(command: Command): Command {
     .action(async (choices: KeyChoices & ParentRootChoices & { minor?: number }) => {
       const { minor, ...keys } = choices;
       allowParentRoots(choices);
-      await recover(minor, await encryptionKey(keys));
+      await recover(minor, encryptionKey(keys));
     });
 }

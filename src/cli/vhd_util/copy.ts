@@ -1,14 +1,14 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import type { Secret } from "../../../ffi/secret.ts";
 import { copyImage } from "../../bulk/copy.ts";
 import type { CopyKeys } from "../../bulk/recoding.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { readKey } from "../../vhd/key.ts";
 import { osStorage } from "../../files/storage.ts";
 import { interruptible } from "../interruption.ts";
+import { keyFromStandardInput } from "../key_file.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
-
-const MOST_KEY_BYTES = 64;
 
 /** `vhd-util copy`. */
 export const copyCommand: Subcommand = {
@@ -72,31 +72,20 @@ function keysOf(call: CommandCall): CopyKeys {
   const keyPath = call.value("k");
   const sourcePath = call.value("K");
   return {
-    key: keyPath !== null ? readKeyFile(keyPath) : call.has("E") ? readStandardInput() : undefined,
-    sourceKey: sourcePath === null ? undefined : readKeyFile(sourcePath),
+    key: keyPath !== null
+      ? requireLength(readKey(keyPath))
+      : call.has("E")
+      ? requireLength(keyFromStandardInput())
+      : undefined,
+    sourceKey: sourcePath === null ? undefined : requireLength(readKey(sourcePath)),
   };
 }
 
-function requireLength(key: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
-  if (key.length === 32 || key.length === 64) return key;
+function requireLength(key: Secret): Uint8Array<ArrayBuffer> {
+  const { length } = key.bytes;
+  if (length === 32 || length === 64) return key.bytes;
   throw new SystemError(
     Errno.EPERM,
     "Unsupported keysize, use either 256 bit or 512 bit key",
   );
-}
-
-function readKeyFile(path: string): Uint8Array<ArrayBuffer> {
-  return requireLength(new Uint8Array(readKey(path)));
-}
-
-/** Reads a key from a pipe, which may deliver it in pieces. */
-function readStandardInput(): Uint8Array<ArrayBuffer> {
-  const buffer = new Uint8Array(MOST_KEY_BYTES + 1);
-  let length = 0;
-  while (length < buffer.length) {
-    const got = Deno.stdin.readSync(buffer.subarray(length));
-    if (got === null || got === 0) break;
-    length += got;
-  }
-  return requireLength(buffer.slice(0, length));
 }

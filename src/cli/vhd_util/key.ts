@@ -98,7 +98,7 @@ function attempt(call: CommandCall, failure: string, body: () => void): number {
 function calculate(call: CommandCall, keyPath: string | null): number {
   if (keyPath === null) throw new UsageError(null);
   return attempt(call, "calculating keyhash failed", () => {
-    call.output.printLine(`${hashKey(readKey(keyPath), nonceOf(call)).toHex()}`);
+    call.output.printLine(`${hashKey(readKey(keyPath).bytes, nonceOf(call)).toHex()}`);
   });
 }
 
@@ -107,7 +107,7 @@ function store(call: CommandCall, path: string): void {
   const keyPath = call.value("k");
   const hash = keyPath === null
     ? parseHex(call.required("H"))
-    : hashKey(readKeyOf(path, keyPath), nonce);
+    : hashKey(readKeyOf(path, keyPath).bytes, nonce);
   storeKeyhash(path, { nonce, hash });
 }
 

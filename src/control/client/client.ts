@@ -7,6 +7,7 @@
  *
  * @module
  */
+import type { Secret } from "../../../ffi/secret.ts";
 import { decodeDiskInfo, type DiskInfo } from "../protocol/disk_info.ts";
 import { encodePlain, MessageType } from "../protocol/message.ts";
 import {
@@ -67,7 +68,7 @@ export function detachDevice(device: DeviceAddress, limit: TimeLimit = {}): void
 /** What goes with an open request. */
 export interface OpenExtras {
   /** The key of an encrypted image. */
-  readonly key?: Uint8Array;
+  readonly key?: Secret;
   readonly foreign?: ForeignOptions;
 }
 
@@ -75,10 +76,11 @@ export interface OpenExtras {
 export function openImage(
   { pid, minor }: DeviceAddress,
   request: OpenRequest,
-  extras: OpenExtras = {},
+  { key, foreign }: OpenExtras = {},
 ): DiskInfo {
   return withConnection(pid, Infinity, (connection) => {
-    connection.send(encodeOpen(minor, request, extras));
+    connection.send(encodeOpen(minor, request, { keyBytes: key?.bytes.length, foreign }));
+    if (key !== undefined) connection.sendKey(key);
     const what = `Cannot open ${request.image} on minor ${minor} of tapdisk ${pid}`;
     return decodeDiskInfo(connection.expect(MessageType.OPEN_RSP, what));
   });

@@ -2,6 +2,7 @@ import { Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { POLLIN, POLLOUT, waitForDescriptor } from "../../../ffi/poll.ts";
+import type { Secret } from "../../../ffi/secret.ts";
 import { receiveAt, sendAt, unixConnect } from "../../../ffi/sockets.ts";
 import { decodeResponse } from "../protocol/answers.ts";
 import { MESSAGE_BYTES, messageName, MessageType, messageType } from "../protocol/message.ts";
@@ -58,9 +59,18 @@ export class Connection {
   /** Sends a whole request. Throws `SystemError`. */
   send(request: Uint8Array<ArrayBuffer>): void {
     traceMessage("sending", request);
-    for (let done = 0; done < request.length;) {
+    this.#sendFrom(addressOf(request), request.length);
+  }
+
+  /** Sends a key from where it is. Throws `SystemError`. */
+  sendKey(key: Secret): void {
+    this.#sendFrom(key.address, key.bytes.length);
+  }
+
+  #sendFrom(address: number, lengthBytes: number): void {
+    for (let done = 0; done < lengthBytes;) {
       this.#wait(POLLOUT);
-      const put = sendAt(this.#fd, addressOf(request) + done, request.length - done);
+      const put = sendAt(this.#fd, address + done, lengthBytes - done);
       if (put >= 0) done += put;
       else if (put !== -Errno.EAGAIN && put !== -Errno.EINTR) {
         throw new SystemError(-put, `Cannot send to tapdisk ${this.#pid}`);

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Secret } from "../../../ffi/secret.ts";
 import { closeFile, lockExclusive, O_RDONLY, openFile } from "../../../ffi/files.ts";
 import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import type { DeviceAddress, TimeLimit } from "./client.ts";
@@ -54,7 +55,8 @@ function readRecord(name: string): NameRecord | null {
 function writeRecord(name: string, { pid, minor, node, image }: NameRecord): void {
   const path = `${recordsFolder()}/${name}`;
   try {
-    Deno.writeTextFileSync(`${path}.new`, `${JSON.stringify({ pid, minor, node, image })}\n`);
+    const text = `${JSON.stringify({ pid, minor, node, image })}\n`;
+    Deno.writeTextFileSync(`${path}.new`, text, { mode: 0o600 });
     Deno.renameSync(`${path}.new`, path);
   } catch (error) {
     throw systemError(error, `Cannot write ${path}`);
@@ -122,7 +124,7 @@ async function clearAway(record: NameRecord): Promise<void> {
 async function serve(
   listed: ListedDevice,
   record: NameRecord | null,
-  key: Uint8Array | undefined,
+  key: Secret | undefined,
 ): Promise<Restored> {
   if (record !== null && isOrphan(record)) {
     return { ...await recoverDevice(record.minor, { key }), how: "recovered" };
@@ -142,14 +144,14 @@ export async function restoreDevice(
   listed: ListedDevice,
   { present, readKey }: {
     present: readonly InventoryEntry[];
-    readKey: () => Promise<Uint8Array | undefined>;
+    readKey: () => Secret | undefined;
   },
 ): Promise<Restored> {
   const record = readRecord(listed.name);
   const served = (record === null ? null : servedBy(record)) ??
     servedImage(listed.image, present);
   const restored: Restored = served === null
-    ? await serve(listed, record, await readKey())
+    ? await serve(listed, record, readKey())
     : { ...served, how: "served already" };
   writeRecord(listed.name, { ...restored, image: listed.image });
   if (restored.node !== null) nameDevice(listed.name, restored.node);

@@ -1,4 +1,5 @@
 import { errnoOf, messageOf } from "../../../ffi/errno.ts";
+import type { Secret } from "../../../ffi/secret.ts";
 import { encodeError } from "../protocol/answers.ts";
 import { messageCookie } from "../protocol/message.ts";
 
@@ -23,12 +24,14 @@ export interface Command {
    * answer.
    *
    * @param request The message with its trailer.
+   * @param key The key that came behind an `open`, else null. The command releases it.
    * @returns A function that cancels the command, if that can be done; the answer then follows soon.
    * It is called when the peer hangs up before the answer, or for a command that preempts.
    */
   run(
     request: Uint8Array<ArrayBuffer>,
     answer: (reply: Uint8Array<ArrayBuffer>) => void,
+    key: Secret | null,
   ): void | (() => void);
 }
 

@@ -1,5 +1,5 @@
 import { type Done, Errno } from "../../../ffi/errno.ts";
-import { hideMemory } from "../../../ffi/process.ts";
+import type { Secret } from "../../../ffi/secret.ts";
 import { DiskKey } from "../../vhd/key.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Device } from "./device.ts";
@@ -8,7 +8,7 @@ import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo } from "../protocol/disk_info.ts";
 import { encodeListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, messageCookie, MessageType } from "../protocol/message.ts";
-import { decodeOpen, decodeResume, takeKey } from "../protocol/open_request.ts";
+import { decodeOpen, decodeResume } from "../protocol/open_request.ts";
 import { decodePauseTimeoutMs } from "../protocol/pause.ts";
 import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
@@ -99,15 +99,13 @@ function writeLogReply(
   return concat([encodeWriteLogHead(minor, head), pages]);
 }
 
-/** The key that came with an `open`, in memory that no other process can read. */
-function diskKey(request: Uint8Array): DiskKey | undefined {
-  const bytes = takeKey(request);
-  if (bytes === null) return undefined;
+/** The key that came behind an `open`. */
+function diskKey(secret: Secret | null): DiskKey | undefined {
+  if (secret === null) return undefined;
   try {
-    hideMemory();
-    return new DiskKey(bytes);
+    return new DiskKey(secret.bytes);
   } finally {
-    bytes.fill(0);
+    secret.release();
   }
 }
 
@@ -115,14 +113,15 @@ function diskKey(request: Uint8Array): DiskKey | undefined {
 function openCommand(devices: Devices): Command {
   return {
     exclusive: true,
-    run(request, reply): () => void {
+    run(request, reply, secret): () => void {
       const minor = messageCookie(request);
-      const key = diskKey(request);
+      const key = diskKey(secret);
       try {
         const open = decodeOpen(request);
         const device = devices.find(minor, `open ${open.image} on`, Errno.EINVAL);
         return device.open({ request: open, key }, (error, disk) => {
           if (error !== null) key?.wipe();
+          else if (key !== undefined) devices.keyInUse(minor);
           reply(
             error === null
               ? encodeDiskInfo(MessageType.OPEN_RSP, minor, disk)

@@ -2,24 +2,38 @@ import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
+import { Secret } from "../../../ffi/secret.ts";
 import { receiveAt, sendAt } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
-import { LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
+import { decodeTrailer, LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
 
 /** How long a peer may take to send its request, or to receive the answer. */
 const PEER_TIMEOUT_MS = 10_000;
+
+/**
+ * Takes a request. The key that came behind it is in memory for keys; whoever takes the request
+ * releases it.
+ */
+export type RequestTaker = (
+  connection: ControlConnection,
+  request: Uint8Array<ArrayBuffer>,
+  key: Secret | null,
+) => void;
 
 /** One connection to the control socket: it receives a request, and then sends the answer. */
 export class ControlConnection implements FdHandler, FaultOwner {
   readonly fd: number;
   readonly #scheduler: Scheduler;
-  readonly #requested: (connection: ControlConnection, request: Uint8Array<ArrayBuffer>) => void;
+  readonly #requested: RequestTaker;
   readonly #closed: (connection: ControlConnection) => void;
   readonly #log: Log;
   readonly #input = new Uint8Array(LONGEST_REQUEST_BYTES);
   #received = 0;
+  /** The key behind the request, once its length is known. */
+  #key: Secret | null = null;
+  #keyReceived = 0;
   #output: Uint8Array<ArrayBuffer> | undefined;
   #sent = 0;
   #waitsForRoom = false;
@@ -35,7 +49,7 @@ export class ControlConnection implements FdHandler, FaultOwner {
     { scheduler, log, requested, closed }: {
       scheduler: Scheduler;
       log: Log;
-      requested: (connection: ControlConnection, request: Uint8Array<ArrayBuffer>) => void;
+      requested: RequestTaker;
       closed: (connection: ControlConnection) => void;
     },
   ) {
@@ -67,20 +81,45 @@ export class ControlConnection implements FdHandler, FaultOwner {
   }
 
   #receive(): void {
+    if (this.#key !== null) return this.#receiveKey(this.#key);
     const address = addressOf(this.#input) + this.#received;
-    const wanted = requestLength(this.#input.subarray(0, this.#received)) - this.#received;
-    const got = receiveAt(this.fd, address, wanted);
-    if (got === -Errno.EAGAIN || got === -Errno.EINTR) return;
-    if (got <= 0) return this.close();
+    const got = this.#receiveInto(address, this.#missing);
+    if (got === 0) return;
     this.#received += got;
-    if (requestLength(this.#input.subarray(0, this.#received)) > this.#received) return;
+    if (this.#missing > 0) return;
+    const { keyBytes } = decodeTrailer(this.#input.subarray(0, this.#received));
+    if (keyBytes !== null) this.#key = new Secret(keyBytes);
+    if (keyBytes === null || keyBytes === 0) this.#whole();
+  }
+
+  /** The bytes that the request still needs, as far as those that have arrived tell. */
+  get #missing(): number {
+    return requestLength(this.#input.subarray(0, this.#received)) - this.#received;
+  }
+
+  /** The kernel puts the key where it stays: no other memory gets a copy. */
+  #receiveKey(key: Secret): void {
+    const wanted = key.bytes.length - this.#keyReceived;
+    this.#keyReceived += this.#receiveInto(key.address + this.#keyReceived, wanted);
+    if (this.open && this.#keyReceived === key.bytes.length) this.#whole();
+  }
+
+  /** Receives bytes; returns 0 when there are none now, or the connection ends. */
+  #receiveInto(address: number, wantedBytes: number): number {
+    const got = receiveAt(this.fd, address, wantedBytes);
+    if (got > 0) return got;
+    if (got !== -Errno.EAGAIN && got !== -Errno.EINTR) this.close();
+    return 0;
+  }
+
+  /** All of the request is there. */
+  #whole(): void {
     this.#running = true;
     this.#scheduler.cancelTimer(this.#timer);
     this.#scheduler.rewatch(this.fd, 0);
-    const request = this.#input.slice(0, this.#received);
-    // The request may hold a key. The command has the only copy, and wipes it.
-    this.#input.fill(0);
-    this.#requested(this, request);
+    const key = this.#key;
+    this.#key = null;
+    this.#requested(this, this.#input.slice(0, this.#received), key);
   }
 
   /** Sends the answer and closes the connection. */
@@ -111,6 +150,8 @@ export class ControlConnection implements FdHandler, FaultOwner {
   close(): void {
     if (!this.open) return;
     this.open = false;
+    this.#key?.release();
+    this.#key = null;
     this.#scheduler.cancelTimer(this.#timer);
     this.#scheduler.unwatch(this.fd);
     closeFile(this.fd);

@@ -8,6 +8,7 @@
  * @module
  */
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { secretsNotLocked } from "../../../ffi/secret.ts";
 import type { Log } from "../../log/log.ts";
 import { MAX_ID } from "../minors/minors.ts";
 import { Device, type DeviceServices, type DeviceSummary } from "./device.ts";
@@ -81,6 +82,12 @@ export class Devices {
     device.release();
     this.#devices.delete(device.minor);
     this.#log.info(`Detached minor ${device.minor}`);
+  }
+
+  /** A disk with a key is open. The administrator must know when the key may get into swap. */
+  keyInUse(minor: number): void {
+    const reason = secretsNotLocked();
+    if (reason !== null) this.#log.warn(`Minor ${minor}: ${reason.message}`);
   }
 
   /** All devices, in the order in which they were attached. */

@@ -1,6 +1,7 @@
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
+import type { Secret } from "../../../ffi/secret.ts";
 import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
@@ -16,6 +17,12 @@ const MOST_CONNECTIONS = 32;
 const FAULT_GRACE_MS = 2_000;
 /** How long not to accept connections after an accept failed. */
 const ACCEPT_RETRY_MS = 1_000;
+
+/** A request, and the key that came behind it. */
+interface KeyedMessage {
+  readonly request: Uint8Array<ArrayBuffer>;
+  readonly key: Secret | null;
+}
 
 /**
  * The control socket of a tapdisk. It takes connections, receives a request from each, has a command
@@ -103,7 +110,7 @@ export class ControlServer implements FdHandler, FaultOwner {
         new ControlConnection(fd, {
           scheduler: this.#scheduler,
           log: this.#log,
-          requested: (connection, request) => this.#requested(connection, request),
+          requested: (connection, request, key) => this.#requested(connection, request, key),
           closed: (connection) => this.#closed(connection),
         }),
       );
@@ -128,37 +135,43 @@ export class ControlServer implements FdHandler, FaultOwner {
     this.#scheduler.rewatch(this.#listener, on ? EPOLLIN : 0);
   }
 
-  #requested(connection: ControlConnection, request: Uint8Array<ArrayBuffer>): void {
+  #requested(
+    connection: ControlConnection,
+    request: Uint8Array<ArrayBuffer>,
+    key: Secret | null,
+  ): void {
     const type = messageType(request);
     const command = this.#commands.get(type);
     if (command === undefined) {
+      key?.release();
       const what = `Cannot carry out '${messageName(type)}': this tapdisk does not know it`;
       this.#log.warn(what);
       return connection.answer(errorReply(request, new SystemError(Errno.EINVAL, what)));
     }
     if (!command.exclusive) {
-      this.#run(command, request, (reply) => connection.answer(reply));
+      this.#run(command, { request, key }, (reply) => connection.answer(reply));
       return;
     }
-    this.#jobs.add(this.#jobOf(command, connection, request));
+    this.#jobs.add(this.#jobOf(command, connection, { request, key }));
     command.announced?.(request);
   }
 
-  #jobOf(command: Command, connection: ControlConnection, request: Uint8Array<ArrayBuffer>): Job {
+  #jobOf(command: Command, connection: ControlConnection, keyed: KeyedMessage): Job {
+    const { request, key } = keyed;
     let cancelled = false;
     const job: Job = {
       minor: messageCookie(request),
       preempts: command.preempts === true,
       run: (finished) => {
         if (cancelled || !connection.open) {
-          request.fill(0);
+          key?.release();
           return finished();
         }
         job.fail = (error) => {
           connection.answer(errorReply(request, error));
           finished();
         };
-        job.cancel = connection.hungUp = this.#run(command, request, (reply) => {
+        job.cancel = connection.hungUp = this.#run(command, keyed, (reply) => {
           connection.answer(reply);
           finished();
         });
@@ -179,7 +192,7 @@ export class ControlServer implements FdHandler, FaultOwner {
 
   #run(
     command: Command,
-    request: Uint8Array<ArrayBuffer>,
+    { request, key }: KeyedMessage,
     answer: (reply: Uint8Array<ArrayBuffer>) => void,
   ): (() => void) | undefined {
     let answered = false;
@@ -189,8 +202,9 @@ export class ControlServer implements FdHandler, FaultOwner {
       answer(reply);
     };
     try {
-      return command.run(request, answerOnce) ?? undefined;
+      return command.run(request, answerOnce, key) ?? undefined;
     } catch (error) {
+      key?.release();
       const isExpected = error instanceof Error && "errno" in error;
       this.#log.error(isExpected ? messageOf(error) : describeFault(error));
       answerOnce(errorReply(request, error));

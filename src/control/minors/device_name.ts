@@ -40,19 +40,30 @@ function reportAgain(node: string): void {
   }
 }
 
+function removeLink(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
 /** Gives a block device its name. Throws `SystemError`. */
 export function nameDevice(name: string, node: string): void {
   const file = udevFile(node);
   const link = namedDevicePath(name);
+  const draft = `${NAMES_FOLDER}/.${name}`;
   try {
     Deno.mkdirSync(file.slice(0, file.lastIndexOf("/")), { recursive: true, mode: 0o700 });
-    Deno.writeTextFileSync(file, `BLKTAP_NAME=${name}\n`);
+    Deno.writeTextFileSync(file, `BLKTAP_NAME=${name}\n`, { mode: 0o600 });
     Deno.mkdirSync(NAMES_FOLDER, { recursive: true });
     // Independent of the umask. The nodes that the links lead to have modes of their own.
     Deno.chmodSync(NAMES_FOLDER, 0o755);
-    // The rename also replaces a link of an earlier device.
-    Deno.symlinkSync(linkTarget(node), `${NAMES_FOLDER}/.${name}`);
-    Deno.renameSync(`${NAMES_FOLDER}/.${name}`, link);
+    // The rename also replaces a link of an earlier device. A process that was killed here has left
+    // the other name.
+    removeLink(draft);
+    Deno.symlinkSync(linkTarget(node), draft);
+    Deno.renameSync(draft, link);
   } catch (error) {
     throw systemError(error, `Cannot make ${link}, the name of ${node}`);
   }

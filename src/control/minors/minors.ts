@@ -19,12 +19,20 @@ import {
   tryLockExclusive,
 } from "../../../ffi/files.ts";
 import { readMinorRecord, recoveryHint } from "./minor_record.ts";
-import { minorPath, minorsFolder, namesIn, numberAfter, prepareFolders } from "../paths.ts";
+import {
+  minorPath,
+  minorsFolder,
+  namesIn,
+  numberAfter,
+  prepareFolders,
+  requireOwnFolder,
+} from "../paths.ts";
 
 /** One more than the largest minor. */
 export const MAX_ID = 16384;
 
 function withFolderLocked<Result>(work: () => Result): Result {
+  requireOwnFolder(minorsFolder());
   const folder = openFile(minorsFolder(), O_RDONLY);
   try {
     lockExclusive(folder);
@@ -36,6 +44,7 @@ function withFolderLocked<Result>(work: () => Result): Result {
 
 /** The minors that are allocated, in ascending order. Throws `SystemError`. */
 export function listMinors(): number[] {
+  requireOwnFolder(minorsFolder());
   return namesIn(minorsFolder())
     .map((name) => numberAfter(name, "tapdisk-"))
     .filter((minor) => minor !== undefined)

@@ -1,8 +1,8 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { DEVICE_KINDS } from "../../frontend/block_device.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
-import { MESSAGE_BYTES, messageCookie, MessageType } from "./message.ts";
-import { decodeParams, decodeTrailer, encodeParams, encodeTrailer, MessageFlag } from "./params.ts";
+import { messageCookie, MessageType } from "./message.ts";
+import { decodeParams, encodeParams, encodeTrailer, MessageFlag } from "./params.ts";
 
 /** Kinds of block device that a disk can be served as, in the order of their numbers in a message. */
 export const DEVICE_CHOICES = ["none", "auto", ...DEVICE_KINDS] as const;
@@ -70,11 +70,11 @@ function requestFlags({ readOnly, direct, readCache, device, queue }: OpenReques
 function withTrailer(
   type: number,
   minor: number,
-  { image, flags = 0, requestTimeoutSeconds = 0, key = null, foreign }: {
+  { image, flags = 0, requestTimeoutSeconds = 0, keyBytes = null, foreign }: {
     image: string;
     flags?: number;
     requestTimeoutSeconds?: number;
-    key?: Uint8Array | null;
+    keyBytes?: number | null;
     foreign: ForeignOptions;
   },
 ): Uint8Array<ArrayBuffer> {
@@ -84,7 +84,7 @@ function withTrailer(
   if (secondary !== undefined) all |= MessageFlag.SECONDARY;
   if (standby === true) all |= MessageFlag.STANDBY;
   if (log !== undefined) all |= MessageFlag.ADD_LOG;
-  if (key !== null) all |= MessageFlag.OPEN_ENCRYPTED;
+  if (keyBytes !== null) all |= MessageFlag.OPEN_ENCRYPTED;
   const message = encodeParams(type, minor, {
     flags: all,
     minor,
@@ -93,18 +93,21 @@ function withTrailer(
     requestTimeoutSeconds,
     secondary: secondary ?? "",
   });
-  const trailer = encodeTrailer({ logPath: log ?? null, encryptionKey: key });
+  const trailer = encodeTrailer({ logPath: log ?? null, keyBytes });
   const request = new Uint8Array(message.length + trailer.length);
   request.set(message);
   request.set(trailer, message.length);
   return request;
 }
 
-/** An `open` with its trailer. Throws `SystemError` (ENAMETOOLONG). */
+/**
+ * An `open` with its trailer, up to the length of the key. The key is sent behind it. Throws
+ * `SystemError` (ENAMETOOLONG).
+ */
 export function encodeOpen(
   minor: number,
   request: OpenRequest,
-  { key, foreign = {} }: { key?: Uint8Array; foreign?: ForeignOptions } = {},
+  { keyBytes, foreign = {} }: { keyBytes?: number; foreign?: ForeignOptions } = {},
 ): Uint8Array<ArrayBuffer> {
   const { image, requestTimeoutSeconds } = request;
   const flags = requestFlags(request);
@@ -112,7 +115,7 @@ export function encodeOpen(
     image,
     flags,
     requestTimeoutSeconds,
-    key,
+    keyBytes,
     foreign,
   });
 }
@@ -147,8 +150,7 @@ function refuseUnsupported(flags: number, what: string): void {
 }
 
 /**
- * The request in an `open`. The key stays in the message: see {@linkcode takeKey}. Throws
- * `SystemError`: EINVAL, EOPNOTSUPP.
+ * The request in an `open`. The key is not part of it. Throws `SystemError`: EINVAL, EOPNOTSUPP.
  */
 export function decodeOpen(message: Uint8Array): OpenRequest {
   const { flags, path, requestTimeoutSeconds } = decodeParams(message);
@@ -168,13 +170,6 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     device,
     queue,
   };
-}
-
-/** The key behind an `open`, which is overwritten in the message; null without one. */
-export function takeKey(message: Uint8Array): Uint8Array | null {
-  const { encryptionKey } = decodeTrailer(message);
-  if (encryptionKey !== null) message.fill(0, MESSAGE_BYTES);
-  return encryptionKey;
 }
 
 /**

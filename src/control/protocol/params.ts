@@ -77,29 +77,27 @@ export function decodeParams(message: Uint8Array): Params {
 
 /**
  * The bytes that follow an `open` or a `resume` on the socket: with flag `ADD_LOG` 256 bytes with a
- * path; then, behind an `open` with flag `OPEN_ENCRYPTED`, one byte with the length of a key, and
- * the key.
+ * path; then, behind an `open` with flag `OPEN_ENCRYPTED`, one byte with the length of a key. The key
+ * itself follows. It is not part of a request here, because it belongs in memory for keys.
  */
 export interface Trailer {
   readonly logPath: string | null;
-  readonly encryptionKey: Uint8Array | null;
+  /** The length of the key that follows; null without one. */
+  readonly keyBytes: number | null;
 }
 
 /** The bytes of a trailer. Throws `SystemError` (ENAMETOOLONG). */
-export function encodeTrailer({ logPath, encryptionKey }: Trailer): Uint8Array<ArrayBuffer> {
+export function encodeTrailer({ logPath, keyBytes }: Trailer): Uint8Array<ArrayBuffer> {
   const log = logPath === null ? new Uint8Array(0) : encodePathField(logPath);
-  const key = encryptionKey === null
-    ? new Uint8Array(0)
-    : Uint8Array.of(encryptionKey.length, ...encryptionKey);
-  const trailer = new Uint8Array(log.length + key.length);
+  const trailer = new Uint8Array(log.length + (keyBytes === null ? 0 : 1));
   trailer.set(log);
-  trailer.set(key, log.length);
+  if (keyBytes !== null) trailer[log.length] = keyBytes;
   return trailer;
 }
 
 /**
- * The length of a request in bytes, its trailer included, as far as the bytes that have arrived
- * tell. The caller asks again when so many have arrived.
+ * The length of a request in bytes, its trailer included and the key not, as far as the bytes that
+ * have arrived tell. The caller asks again when so many have arrived.
  */
 export function requestLength(bytes: Uint8Array): number {
   if (bytes.length < MESSAGE_BYTES) return MESSAGE_BYTES;
@@ -109,13 +107,13 @@ export function requestLength(bytes: Uint8Array): number {
   let length = MESSAGE_BYTES;
   if ((flags & MessageFlag.ADD_LOG) !== 0) length += MESSAGE_STRING_BYTES;
   if (type === MessageType.OPEN && (flags & MessageFlag.OPEN_ENCRYPTED) !== 0) {
-    length += 1 + (bytes.length > length ? bytes[length] : 0);
+    length += 1;
   }
   return length;
 }
 
-/** The most bytes that a request can have. */
-export const LONGEST_REQUEST_BYTES = MESSAGE_BYTES + MESSAGE_STRING_BYTES + 1 + 255;
+/** The most bytes that a request can have, without the key that follows. */
+export const LONGEST_REQUEST_BYTES = MESSAGE_BYTES + MESSAGE_STRING_BYTES + 1;
 
 /** The trailer of a whole request. Throws `SystemError` (EINVAL). */
 export function decodeTrailer(request: Uint8Array): Trailer {
@@ -127,5 +125,5 @@ export function decodeTrailer(request: Uint8Array): Trailer {
     logPath = decodePathField(request.subarray(at, at + MESSAGE_STRING_BYTES));
     at += MESSAGE_STRING_BYTES;
   }
-  return { logPath, encryptionKey: at < length ? request.slice(at + 1, length) : null };
+  return { logPath, keyBytes: at < length ? request[at] : null };
 }
