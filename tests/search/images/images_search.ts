@@ -13,7 +13,11 @@ import { DiskKey } from "../../../src/vhd/key.ts";
 import { SECTOR_BYTES, Simulation } from "../../support/sim.ts";
 import type { Search, SearchContext } from "../search.ts";
 import { type MadeChain, type MadeImage, makeChain } from "./chain.ts";
+import { compareWithQemu, HAS_QEMU } from "./qemu.ts";
 import { compareRanges, type Range, rangesOf } from "./reading.ts";
+
+/** So many seeds after each other, one image is compared with what qemu reads. */
+const QEMU_EVERY = 8;
 
 /** The search through images of other programs. */
 export const imagesSearch: Search = {
@@ -22,6 +26,7 @@ export const imagesSearch: Search = {
   residentBytes: 1.5 * 2 ** 30,
   run(seed: number, context: SearchContext): number {
     checkChain(seed, context);
+    if (HAS_QEMU && seed % QEMU_EVERY === 0) compareWithQemu(new Random(seed), context);
     return 1;
   },
 };
