@@ -1,0 +1,299 @@
+/**
+ * What the NBD server makes of requests, on a simulated disk: which request of the disk it starts,
+ * what it refuses, and what it answers.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { socketPair } from "../../ffi/sockets.ts";
+import { clientMemoryOf } from "../../src/frontend/nbd/client_memory.ts";
+import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import {
+  Chunk,
+  Cmd,
+  CmdFlag,
+  infoContent,
+  joined,
+  metaContent,
+  Opt,
+  packed,
+  requestHeader,
+  WireError,
+} from "../support/nbd_client.ts";
+import { PlayedLoop, SocketEnd } from "../support/played_loop.ts";
+import { assertHolds, SECTOR_BYTES, Simulation, stampedSectors } from "../support/sim.ts";
+
+const MIB = 1 << 20;
+const DISK_BYTES = 8 * MIB;
+const BLOCK_BYTES = 2 * MIB;
+const SLOT_BYTES = 256 * 1024;
+/** Sockets have room for more than that. */
+const PIECE_BYTES = 64 * 1024;
+const OPTION_MAGIC = 0x49484156454f5054n;
+const SIMPLE_REPLY_MAGIC = 0x67446698;
+
+/** A server of one simulated disk. */
+class Rig {
+  readonly simulation = new Simulation({ seed: 1 });
+  readonly loop = new PlayedLoop();
+  readonly device;
+  readonly log: string[] = [];
+  readonly connections: NbdConnections;
+  readonly #ends: SocketEnd[] = [];
+
+  constructor() {
+    createDynamic("/disk.vhd", { storage: this.simulation.disk, sizeBytes: DISK_BYTES });
+    this.device = this.simulation.open("vhd:/disk.vhd");
+    const log = (line: string): void => void this.log.push(line);
+    this.connections = new NbdConnections(this.loop, this.device.vbd, { log });
+  }
+
+  connect({ negotiated }: { negotiated: boolean }): SocketEnd {
+    const [ours, theirs] = socketPair();
+    const memory = clientMemoryOf(this.device.vbd.requests).take();
+    this.connections.add(ours, memory, { negotiated });
+    const end = new SocketEnd(theirs);
+    this.#ends.push(end);
+    return end;
+  }
+
+  /** Runs both loops until nothing happens any more; time does not pass for the server. */
+  run(): void {
+    for (let i = 0; i < 50; i++) {
+      this.loop.poll();
+      this.simulation.scheduler.turn();
+    }
+  }
+
+  /** Sends bytes and returns the answer. */
+  exchange(end: SocketEnd, ...parts: readonly Uint8Array[]): DataView {
+    for (const part of parts) {
+      for (let at = 0; at < part.length; at += PIECE_BYTES) {
+        end.send(part.subarray(at, at + PIECE_BYTES));
+        this.run();
+      }
+    }
+    const answer = end.receive();
+    assert.ok(answer !== null, `the server hung up: ${this.log.join()}`);
+    return new DataView(answer.buffer);
+  }
+
+  close(): void {
+    this.connections.close();
+    for (const end of this.#ends) end.close();
+    this.run();
+    this.device.close();
+    this.simulation.close();
+  }
+}
+
+/** Sends a request whose reply is simple and has no data; returns the error. */
+function errorOf(rig: Rig, end: SocketEnd, request: Parameters<typeof requestHeader>[0]): number {
+  const { payload = new Uint8Array(0) } = request;
+  const answer = rig.exchange(end, requestHeader({ ...request, cookie: 7 }), payload);
+  assert.equal(answer.getUint32(0), SIMPLE_REPLY_MAGIC);
+  assert.equal(answer.getUint32(12), 7);
+  return answer.getUint32(4);
+}
+
+/** Writes the first two blocks as a whole, so that later writes are one operation each. */
+function fillBlocks({ device }: Rig): void {
+  for (let sector = 0; sector < 2 * BLOCK_BYTES / SECTOR_BYTES; sector += 512) {
+    device.write(sector, stampedSectors(sector, 512, 1));
+  }
+  device.settle();
+}
+
+Deno.test("WRITE_ZEROES takes room with NO_HOLE, and none without", () => {
+  const rig = new Rig();
+  const end = rig.connect({ negotiated: true });
+  const written = (): number => rig.device.vbd.statistics().images[0].written_bytes;
+  const request = { command: Cmd.WriteZeroes, offset: BLOCK_BYTES, length: 65536 };
+  assert.equal(errorOf(rig, end, request), 0);
+  assert.equal(written(), 0);
+  assert.equal(errorOf(rig, end, { ...request, flags: CmdFlag.NoHole }), 0);
+  assert.equal(written(), 65536);
+  rig.close();
+});
+
+Deno.test("requests that make no sense are refused, and the next one is read right", () => {
+  const rig = new Rig();
+  const end = rig.connect({ negotiated: true });
+  const read = { command: Cmd.Read, length: 512 };
+  const payload = new Uint8Array(512).fill(1);
+  const wrong: Parameters<typeof requestHeader>[0][] = [
+    { command: 77 },
+    { command: Cmd.Cache, length: 512 },
+    { ...read, flags: CmdFlag.NoHole },
+    { ...read, flags: CmdFlag.ReqOne },
+    { ...read, flags: CmdFlag.Df },
+    { ...read, flags: 1 << 15 },
+    { ...read, offset: 256 },
+    { ...read, length: 100 },
+    { ...read, length: 32 * MIB + 512 },
+    { ...read, offset: 2n ** 32n + 256n },
+    { ...read, offset: DISK_BYTES },
+    { command: Cmd.Write, offset: 256, length: 512, payload },
+    { command: Cmd.Flush, length: 512 },
+    { command: Cmd.Flush, offset: 512 },
+    { command: Cmd.BlockStatus, length: 512 },
+  ];
+  for (const request of wrong) {
+    assert.equal(errorOf(rig, end, request), WireError.Inval, JSON.stringify(request, String));
+  }
+  assert.equal(errorOf(rig, end, { command: Cmd.Flush }), 0);
+  assertHolds(rig.device, 0, 8, 0);
+  rig.close();
+});
+
+Deno.test("errors reach the client as the protocol has them", () => {
+  const cases: [number, number][] = [
+    [Errno.EFBIG, WireError.NoSpace],
+    [Errno.EINVAL, WireError.Inval],
+    [Errno.EPERM, WireError.Perm],
+    [Errno.EBADF, WireError.Io],
+  ];
+  for (const [errno, expected] of cases) {
+    const rig = new Rig();
+    const end = rig.connect({ negotiated: true });
+    const payload = new Uint8Array(512);
+    rig.simulation.lengthFault = errno;
+    assert.equal(errorOf(rig, end, { command: Cmd.Write, length: 512, payload }), expected);
+    rig.simulation.lengthFault = 0;
+    rig.close();
+  }
+  const rig = new Rig();
+  const end = rig.connect({ negotiated: true });
+  const beyond = { command: Cmd.Write, offset: DISK_BYTES, length: 512 };
+  const payload = new Uint8Array(512);
+  assert.equal(errorOf(rig, end, { ...beyond, payload }), WireError.NoSpace);
+  rig.close();
+});
+
+Deno.test("each reply has the cookie and the data of its request", () => {
+  const rig = new Rig();
+  fillBlocks(rig);
+  const end = rig.connect({ negotiated: true });
+  const sectors = [4096, 0, 8191, 17];
+  const requests = sectors.map((sector) =>
+    requestHeader({ command: Cmd.Read, offset: sector * 512, length: 512, cookie: 1000 + sector })
+  );
+  const answer = rig.exchange(end, joined(...requests));
+  assert.equal(answer.byteLength, sectors.length * (16 + 512));
+  const found: number[] = [];
+  for (let at = 0; at < answer.byteLength; at += 16 + 512) {
+    assert.equal(answer.getUint32(at + 4), 0);
+    const sector = answer.getUint32(at + 12) - 1000;
+    assert.equal(answer.getUint32(at + 16, true), sector);
+    found.push(sector);
+  }
+  assert.deepEqual(found.toSorted(), sectors.toSorted());
+  rig.close();
+});
+
+Deno.test("a write with FUA is synced before its reply, another is not", () => {
+  const rig = new Rig();
+  fillBlocks(rig);
+  const end = rig.connect({ negotiated: true });
+  let syncs = 0;
+  rig.simulation.fault = (kind) => {
+    if (kind === "sync") syncs++;
+    return 0;
+  };
+  for (const [command, length] of [[Cmd.Write, 512], [Cmd.WriteZeroes, 512]] as const) {
+    const payload = command === Cmd.Write ? new Uint8Array(length) : undefined;
+    syncs = 0;
+    assert.equal(errorOf(rig, end, { command, length, payload }), 0);
+    assert.equal(syncs, 0);
+    assert.equal(errorOf(rig, end, { command, length, payload, flags: CmdFlag.Fua }), 0);
+    assert.equal(syncs, 1);
+  }
+  rig.simulation.fault = null;
+  rig.close();
+});
+
+Deno.test("a flush is answered after its sync, and with its error", () => {
+  const rig = new Rig();
+  fillBlocks(rig);
+  const end = rig.connect({ negotiated: true });
+  rig.simulation.fault = (kind) => kind === "sync" ? Errno.EINVAL : 0;
+  assert.equal(errorOf(rig, end, { command: Cmd.Flush }), WireError.Inval);
+  rig.simulation.fault = null;
+  assert.equal(errorOf(rig, end, { command: Cmd.Flush }), 0);
+  rig.close();
+});
+
+Deno.test("a long write that ends beyond the disk changes nothing", () => {
+  const rig = new Rig();
+  const end = rig.connect({ negotiated: true });
+  const length = 2 * SLOT_BYTES;
+  const payload = new Uint8Array(length).fill(1);
+  const offset = DISK_BYTES - SLOT_BYTES;
+  assert.equal(
+    errorOf(rig, end, { command: Cmd.Write, offset, length, payload }),
+    WireError.NoSpace,
+  );
+  assertHolds(rig.device, offset / SECTOR_BYTES, 512, 0);
+  rig.close();
+});
+
+Deno.test("a long write fails if any part of it fails", () => {
+  for (const failing of [1, 2]) {
+    const rig = new Rig();
+    fillBlocks(rig);
+    const end = rig.connect({ negotiated: true });
+    let writes = 0;
+    rig.simulation.fault = (kind) => kind === "write" && ++writes === failing ? Errno.EINVAL : 0;
+    // The parts are in different blocks, so that each is an operation.
+    const request = {
+      command: Cmd.Write,
+      offset: BLOCK_BYTES - SLOT_BYTES,
+      length: 2 * SLOT_BYTES,
+      payload: new Uint8Array(2 * SLOT_BYTES),
+    };
+    assert.equal(errorOf(rig, end, request), WireError.Inval);
+    assert.equal(writes, 2);
+    rig.simulation.fault = null;
+    rig.close();
+  }
+});
+
+/** The bytes of an option of the handshake. */
+function option(number: number, content: Uint8Array = new Uint8Array(0)): Uint8Array {
+  return joined(packed([8, OPTION_MAGIC], [4, number], [4, content.length]), content);
+}
+
+Deno.test("extents tell clients data from holes", () => {
+  const rig = new Rig();
+  rig.device.write(0, stampedSectors(0, 16, 1));
+  rig.device.settle();
+  const end = rig.connect({ negotiated: false });
+  rig.exchange(end, packed([4, 3]));
+  rig.exchange(end, option(Opt.StructuredReply));
+  rig.exchange(end, option(Opt.SetMetaContext, metaContent("", ["base:allocation"])));
+  rig.exchange(end, option(Opt.Go, infoContent("")));
+  const request = requestHeader({ command: Cmd.BlockStatus, offset: 0, length: 65536, cookie: 5 });
+  const answer = rig.exchange(end, request);
+  assert.equal(answer.getUint16(6), Chunk.BlockStatus);
+  const extents = Array.from({ length: (answer.getUint32(16) - 4) / 8 }, (_, i) => [
+    answer.getUint32(24 + 8 * i),
+    answer.getUint32(28 + 8 * i),
+  ]);
+  assert.deepEqual(extents, [[8192, 0], [65536 - 8192, 3]]);
+  rig.close();
+});
+
+Deno.test("a client that does not end its handshake is hung up on after ten seconds", () => {
+  const rig = new Rig();
+  const slow = rig.connect({ negotiated: false });
+  assert.equal(rig.exchange(slow, packed([4, 3])).byteLength, 18);
+  assert.ok(rig.loop.turn());
+  assert.equal(rig.loop.nowMs(), 10_000);
+  rig.run();
+  assert.equal(slow.receive(), null);
+  assert.match(rig.log.join(), /did not finish the handshake/);
+  assert.equal(rig.connections.size, 0);
+  rig.close();
+});
