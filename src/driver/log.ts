@@ -1,3 +1,4 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { setBits } from "../vhd/format/bitmap.ts";
 import {
@@ -14,6 +15,8 @@ import type { Retained, RetainedState } from "./retained_state.ts";
 
 /** Sectors whose bits are in one page of a log. */
 export const LOG_PAGE_SECTORS = PAGE_BYTES * 8;
+/** The largest disk of which a log is kept: 256 TiB, whose bits take 64 GiB of address space. */
+const MOST_SECTORS = 2 ** 39;
 /** Bytes of a page of a log in an answer: its number, little-endian, and its bits. */
 export const LOG_PAGE_RECORD_BYTES = 4 + PAGE_BYTES;
 
@@ -51,14 +54,19 @@ export class WriteLog implements Retained, RequestSink {
     return this.#sectors;
   }
 
-  /** Sets where ends of pieces are told from now on, and how large the device is. */
+  /**
+   * Sets where ends of pieces are told from now on, and how large the device is.
+   *
+   * @throws {SystemError} EFBIG, ENOMEM for a disk that is too large.
+   */
   attach(sink: RequestSink, sectors: number): void {
     this.#sink = sink;
     if (sectors === this.#sectors) return;
     const [bits, touched] = [this.#bits, this.#touched];
-    this.#sectors = sectors;
-    this.#bits = new Arena(Math.ceil(sectors / 8));
+    // A log that cannot be made leaves the old one as it is.
+    this.#bits = logBits(sectors);
     this.#touched = new Uint8Array(Math.ceil(sectors / LOG_PAGE_SECTORS));
+    this.#sectors = sectors;
     for (let page = 0; page < Math.min(touched.length, this.#touched.length); page++) {
       if (touched[page] === 0) continue;
       const at = page * PAGE_BYTES;
@@ -131,6 +139,13 @@ export class WriteLog implements Retained, RequestSink {
   release(): void {
     this.#bits.release();
   }
+}
+
+/** Memory for the bits of a disk. A server may claim any size. */
+function logBits(sectors: number): Arena {
+  if (sectors <= MOST_SECTORS) return new Arena(Math.ceil(sectors / 8));
+  const most = `it has ${sectors} sectors, and ${MOST_SECTORS} are the most`;
+  throw new SystemError(Errno.EFBIG, `Cannot keep a log of the changes of a disk (${most})`);
 }
 
 /** A filter that notes writes. */

@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Errno } from "../../ffi/errno.ts";
-import { LOG_PAGE_RECORD_BYTES } from "../../src/driver/log.ts";
+import { LOG_PAGE_RECORD_BYTES, WriteLog } from "../../src/driver/log.ts";
 import { Random } from "../../src/testing/random.ts";
 import { testBit } from "../../src/vhd/format/bitmap.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
@@ -266,6 +266,19 @@ Deno.test("log: cleared while a write is under way, it has that write again", ()
   device.close();
   assert.equal(device.vbd.writeLog, undefined);
   simulation.close();
+});
+
+Deno.test("log: a size that no disk has is refused each time, and the log stays", () => {
+  const log = new WriteLog();
+  const sink = { pieceDone() {}, extent: () => true, statusDone() {} };
+  log.attach(sink, 2048);
+  log.begin(0, 100, 8);
+  for (const sectors of [2 ** 39 + 8, 2 ** 44, 2 ** 44]) {
+    assert.throws(() => log.attach(sink, sectors), { code: "EFBIG" });
+    assert.equal(log.sectors, 2048);
+  }
+  assert.equal(log.pages()[4 + 12], 0x0f);
+  log.release();
 });
 
 Deno.test("log: it outlasts a pause and a change of the image, also to a larger one", () => {

@@ -41,6 +41,14 @@ const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 const ZERO_SECTORS = 1 << 16;
 const STATUS_SECTORS = 1 << 22;
 
+/**
+ * How long a server may take for one request. Beyond that the connection counts as lost: the request
+ * is made again on another one, as after a server that hung up.
+ */
+const REQUEST_TIMEOUT_MS = 30_000;
+/** How often the oldest request is looked at. */
+const WATCH_MS = 5_000;
+
 /** Why an export cannot be this image; null when it can. */
 export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError | null {
   const title = `${spec.type}:${spec.path}`;
@@ -98,6 +106,9 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   #watched = EPOLLIN;
   #dial: Dial | null = null;
   #redialTimer = 0;
+  /** Runs while a request is at the server. */
+  #watchTimer = 0;
+  readonly #lookAtOldest = (): void => this.#checkOldest();
   readonly #backOff = new BackOff();
   /** The device is to be closed: nothing is asked of the server any more. */
   #givenUp = false;
@@ -243,11 +254,12 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
 
   /** Puts what waits into the message; false when there is nothing, or no room at the server. */
   #compose(): boolean {
-    const { pieces } = this.#context;
+    const { pieces, scheduler } = this.#context;
+    const nowMs = scheduler.lastMs[0];
     let any = false;
     while (!this.#waiting.isEmpty(0)) {
       const piece = this.#waiting.first[0];
-      const operation = this.#operations.take(piece);
+      const operation = this.#operations.take(piece, nowMs);
       if (operation === NONE) break;
       this.#waiting.first[0] = pieces.next(piece);
       if (this.#waiting.first[0] === NONE) this.#waiting.last[0] = NONE;
@@ -255,7 +267,21 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
       this.#sender.add(operation, piece);
       any = true;
     }
+    if (any && this.#watchTimer === 0) this.#watchLater();
     return any;
+  }
+
+  #watchLater(): void {
+    this.#watchTimer = this.#context.scheduler.addTimer(WATCH_MS, this.#lookAtOldest);
+  }
+
+  /** Leaves a server that owes an answer for too long. */
+  #checkOldest(): void {
+    this.#watchTimer = 0;
+    if (this.#fd === NONE || this.#operations.inUse === 0) return;
+    const waitedMs = this.#context.scheduler.nowMs() - this.#operations.oldestMs;
+    if (waitedMs >= REQUEST_TIMEOUT_MS) this.#lose(Errno.ETIMEDOUT);
+    else this.#watchLater();
   }
 
   #watch(events: number): void {
@@ -431,6 +457,8 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   #hangUp(): void {
+    this.#context.scheduler.cancelTimer(this.#watchTimer);
+    this.#watchTimer = 0;
     this.#context.scheduler.unwatch(this.#fd);
     closeFile(this.#fd);
     this.#fd = NONE;

@@ -14,6 +14,8 @@ export class Operations {
   readonly error = new Int32Array(WINDOW);
   /** Bytes of a read that have come. */
   readonly receivedBytes = new Float64Array(WINDOW);
+  /** When they were handed to the server, milliseconds. */
+  readonly startMs = new Float64Array(WINDOW);
   /** How many are in use, and how many of those read. */
   inUse = 0;
   reads = 0;
@@ -25,13 +27,14 @@ export class Operations {
   }
 
   /** Takes a free operation; -1 when there is none. */
-  take(piece: number): number {
+  take(piece: number, nowMs: number): number {
     const operation = this.#free;
     if (operation === NONE) return NONE;
     this.#free = this.#next[operation];
     this.piece[operation] = piece;
     this.error[operation] = 0;
     this.receivedBytes[operation] = 0;
+    this.startMs[operation] = nowMs;
     this.inUse++;
     return operation;
   }
@@ -49,5 +52,14 @@ export class Operations {
   /** Whether a cookie is that of an operation in use. */
   isInUse(cookieHigh: number, cookieLow: number): boolean {
     return cookieHigh === 0 && cookieLow < WINDOW && this.piece[cookieLow] !== NONE;
+  }
+
+  /** When the one that has waited longest was handed to the server; Infinity when none waits. */
+  get oldestMs(): number {
+    let oldestMs = Infinity;
+    for (let i = 0; i < WINDOW; i++) {
+      if (this.piece[i] !== NONE) oldestMs = Math.min(oldestMs, this.startMs[i]);
+    }
+    return oldestMs;
   }
 }

@@ -22,6 +22,7 @@ import {
 } from "../../nbd/protocol.ts";
 import { SECTOR_BYTES } from "../driver.ts";
 import type { PieceTable } from "../pieces.ts";
+import { Fragments } from "./fragments.ts";
 import type { Operations } from "./operations.ts";
 
 const NONE = -1;
@@ -53,6 +54,7 @@ export class ReplyReceiver {
   readonly #pieces: PieceTable;
   readonly #operations: Operations;
   readonly #sink: AnswerSink;
+  readonly #fragments = new Fragments();
   readonly #arena = new Arena(BUFFER_AT + BUFFER_BYTES);
   readonly #msghdr = this.#arena.pointerAt(0);
   #structured = false;
@@ -268,10 +270,17 @@ export class ReplyReceiver {
     const within = offset - this.#pieces.sector[piece] * SECTOR_BYTES;
     const total = this.#pieces.count[piece] * SECTOR_BYTES;
     if (within < 0 || bytes === 0 || within + bytes > total) return false;
+    if (bytes < total && !this.#isNew(operation, within, bytes)) return false;
     if (!isHole) return this.#expectData(operation, within, bytes, isLast);
     zeroMemory(memoryAddress(this.#pieces.memory[piece]) + within, bytes);
     this.#operations.receivedBytes[operation] += bytes;
     return !isLast || this.#finish(operation, connection);
+  }
+
+  /** Whether no byte of this part came before. Two parts cannot each be all of a read. */
+  #isNew(operation: number, within: number, bytes: number): boolean {
+    if (this.#operations.receivedBytes[operation] === 0) this.#fragments.clear(operation);
+    return this.#fragments.add(operation, within, within + bytes);
   }
 
   #extents(operation: number, at: number, isLast: boolean): boolean {

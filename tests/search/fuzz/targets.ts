@@ -8,8 +8,13 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/images.ts")).target,
   },
   {
+    name: "nbd-client",
+    weight: 3,
+    load: async () => (await import("./targets/nbd_client.ts")).target,
+  },
+  {
     name: "nbd-server",
-    weight: 20,
+    weight: 5,
     load: async () => (await import("./targets/nbd_server.ts")).target,
   },
 ];
