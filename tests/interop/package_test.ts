@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import { isRunning, until } from "../support/control.ts";
 import { LIBCRYPTO_CHOICES } from "../../ffi/libcrypto.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
+import { faultsOf, readBill } from "../support/sbom.ts";
 import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -197,6 +198,47 @@ Deno.test({
       for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util"]) {
         assert.equal(Deno.realPathSync(`${root}/usr/bin/${name}`), binary);
       }
+    }),
+});
+
+const SBOM = "usr/share/doc/blktap/sbom.cdx.json";
+
+Deno.test({
+  name: `package: the list of parts has every file with its true hash${plain.suffix}`,
+  ignore: plain.ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      const [deb, tarball] = [`${folder}/deb`, `${folder}/tarball`];
+      await runOk("dpkg-deb", ["-x", packageIn(await packages(), ".deb"), deb]);
+      await unpackTarball(tarball);
+      Deno.renameSync(`${tarball}/install.sh`, `${tarball}/root/install.sh`);
+      for (const root of [deb, `${tarball}/root`]) {
+        const bill = readBill(`${root}/${SBOM}`);
+        assert.deepEqual(faultsOf(bill, root, SBOM), []);
+        const libraries = bill.components.filter(({ name }) => name.includes("/lib/lib"));
+        assert.ok(libraries.length >= 5 && libraries.every(({ type }) => type === "library"));
+        if (Deno.lstatSync("/var/lib/dpkg/status").isFile) {
+          const ofDebian = libraries.filter(({ purl, version, licenses }) =>
+            purl?.startsWith("pkg:deb/") && version !== undefined && licenses !== undefined
+          );
+          assert.ok(ofDebian.some(({ name }) => name.endsWith("/libc.so.6")));
+          assert.ok(ofDebian.some(({ name }) => name.includes("/libcrypto.so.")));
+        }
+        assert.ok(bill.components.some((component) => component["bom-ref"] === "deno"));
+        const library = "usr/lib/blktap/lib/libc.so.6";
+        const bytes = Deno.readFileSync(`${root}/${library}`);
+        bytes[bytes.length - 1] ^= 1;
+        Deno.removeSync(`${root}/${library}`);
+        Deno.writeFileSync(`${root}/${library}`, bytes);
+        Deno.writeTextFileSync(`${root}/usr/lib/blktap/lib/libmore.so`, "");
+        Deno.removeSync(`${root}/etc/blktap/devices`);
+        assert.deepEqual(faultsOf(bill, root, SBOM), [
+          "usr/lib/blktap/lib/libmore.so is not listed",
+          "etc/blktap/devices is missing",
+          `${library} differs`,
+        ]);
+      }
+      await runOk("sha256sum", ["--check", "--quiet", "SHA256SUMS"], { cwd: await packages() });
     }),
 });
 
