@@ -37,7 +37,7 @@ export function readFooterBytes(
 
 /**
  * Finds the footer. The order is: 512 bytes at the end of the file, 511 bytes at the end, the
- * backup at the start.
+ * backup at the start, which a fixed image does not have.
  *
  * @throws {VhdFormatError} without a valid footer, or when the footer contradicts the file.
  */
@@ -66,7 +66,9 @@ function findFooter(file: StorageFile, sizeBytes: number, useBackup: boolean): F
   }
   const backup = readFooterBytes(file, 0);
   if (backup !== null && footerFault(backup) === null) {
-    return { footer: decodeFooter(backup), source: "backup" };
+    const footer = decodeFooter(backup);
+    // A fixed image has no backup: what is at its start belongs to the guest.
+    if (footer.diskType !== HD_TYPE_FIXED) return { footer, source: "backup" };
   }
   throw noFooter(file.path, sizeBytes, primary);
 }

@@ -85,7 +85,10 @@ function placeBesideTapdisk(image: VhdImage): number | undefined {
   return bat.includes(first) && offsetBytes >= endOfHeadersBytes ? offsetBytes : undefined;
 }
 
-/** Extends the file for the copy, with a footer behind it. The old footer stays in its place. */
+/**
+ * Extends the file for the copy, with a footer behind it. The old footer stays in its place. A file
+ * that ends within its last block, as after a crash, is extended over that block first.
+ */
 function appendCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void {
   const { file, path } = image;
   if (file.isBlockDevice) {
@@ -96,11 +99,15 @@ function appendCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void
     );
   }
   const oldBytes = file.sizeBytes();
+  const at = Math.max(
+    footerStart(file) + HD_FOOTER_SIZE,
+    image.endOfDataSector * VHD_SECTOR_SIZE,
+  );
   const added = new Uint8Array(DD_HEADER_SIZE + HD_FOOTER_SIZE);
   added.set(bytes);
   added.set(encodeFooter(image.footer), DD_HEADER_SIZE);
   try {
-    file.writeAt(added, footerStart(file) + HD_FOOTER_SIZE);
+    file.writeAt(added, at);
     file.sync();
   } catch (error) {
     if (file.sizeBytes() > oldBytes) file.truncate(oldBytes);
