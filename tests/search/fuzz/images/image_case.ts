@@ -20,7 +20,8 @@ import {
   setFields,
   snapshot,
 } from "./verbs.ts";
-import { worldOf, WORLDS } from "./worlds.ts";
+import { madeWorld } from "./made_worlds.ts";
+import { type World, worldOf, WORLDS } from "./worlds.ts";
 import { writeOffline, writeServed } from "./writes.ts";
 
 /** The actions, and how often each is drawn. */
@@ -55,10 +56,24 @@ export interface ImageCase {
   readonly actions: readonly CaseAction[];
 }
 
+const MADE = "made ";
+let lastMade: World | null = null;
+
+/** The world of a name: one of the list, or `made SEED`. */
+function worldNamed(name: string): World {
+  if (!name.startsWith(MADE)) return worldOf(name);
+  if (lastMade?.name !== name) lastMade = madeWorld(Number(name.slice(MADE.length)));
+  return lastMade;
+}
+
+/** How many cases of a hundred begin with images as other programs may have made them. */
+const MADE_IN_HUNDRED = 15;
+
 /** Draws a case. */
 export function drawCase(random: Random): ImageCase {
-  const world = pick(random, WORLDS);
-  const mutations = drawMutations(random, worldOf(world));
+  const isMade = random.below(100) < MADE_IN_HUNDRED;
+  const world = isMade ? `${MADE}${random.below(1_000_000)}` : pick(random, WORLDS);
+  const mutations = drawMutations(random, worldNamed(world));
   const actions: CaseAction[] = [];
   if (random.chance(0.7)) actions.push({ act: pick(random, NAMES), seed: random.bits() });
   return { world, mutations, actions };
@@ -73,8 +88,9 @@ export async function runCase(
   stage: Stage,
   { world, mutations, actions }: ImageCase,
 ): Promise<string> {
-  const { files } = worldOf(world);
-  putWorld(stage.disk, worldOf(world), mutations);
+  const start = worldNamed(world);
+  const { files } = start;
+  putWorld(stage.disk, start, mutations);
   let verdict = "";
   for (const { act, seed } of actions.length > 0 ? actions : [{ act: "", seed: 0 }]) {
     const subject = new Subject(stage, [...files.keys()]);

@@ -73,12 +73,13 @@ export interface Places {
 
 /** The places in a valid image; in any other file, only its edges. */
 export function placesOf(bytes: Uint8Array<ArrayBuffer>): Places {
-  const footerAt = bytes.length - HD_FOOTER_SIZE;
+  // A footer of 511 bytes begins on a sector, too.
+  const footerAt = Math.floor((bytes.length - 1) / HD_FOOTER_SIZE) * HD_FOOTER_SIZE;
   const none = { structures: {}, batAt: 0, entries: 0, mapAt: 0, mapBytes: 0, names: [] };
-  if (footerAt < 0 || footerFault(bytes.subarray(footerAt)) !== null) {
-    return { ...none, edges: [0, bytes.length] };
-  }
-  const footer = decodeFooter(bytes.slice(footerAt));
+  const last = new Uint8Array(HD_FOOTER_SIZE);
+  last.set(bytes.subarray(Math.max(0, footerAt)));
+  if (footerFault(last) !== null) return { ...none, edges: [0, bytes.length] };
+  const footer = decodeFooter(last);
   if (footer.diskType === HD_TYPE_FIXED) {
     return { ...none, structures: { footer: footerAt }, edges: [0, footerAt, bytes.length] };
   }

@@ -7,6 +7,7 @@ import { SystemError } from "../../../../ffi/errno.ts";
 import type { Storage } from "../../../../src/files/storage.ts";
 import { isEncrypted } from "../../../../src/bulk/layers.ts";
 import { openChain } from "../../../../src/vhd/image/chain.ts";
+import { openVhd } from "../../../../src/vhd/image/image.ts";
 import { chainExtents } from "../../../../src/vhd/image/extents.ts";
 import { readRange } from "../../../../src/vhd/image/read.ts";
 import type { SimulatedDevice } from "../../../support/sim.ts";
@@ -70,6 +71,19 @@ export function readOffline(
     };
   } finally {
     chain.close();
+  }
+}
+
+/** What an image holds itself, without its parents; null for one that is not opened. */
+export function readAlone(storage: Storage, path: string): Uint8Array<ArrayBuffer> | null {
+  const image = attempt(() => openVhd(path, { storage }));
+  if (image instanceof SystemError) return null;
+  const alone = { images: [image], raw: null, depth: 1, close: () => image.close() };
+  try {
+    const parts = partsOf(image.sizeBytes);
+    return joined(parts, (into, { offsetBytes }) => readRange(alone, into, offsetBytes));
+  } finally {
+    alone.close();
   }
 }
 

@@ -8,7 +8,7 @@ import { PlainOutput } from "../../../../src/cli/vhd_util/output.ts";
 import type { Random } from "../../../../src/testing/random.ts";
 import { hold } from "./finding.ts";
 import { pick } from "./mutations.ts";
-import { readOffline, requireSame } from "./readings.ts";
+import { readAlone, readOffline, requireSame } from "./readings.ts";
 import type { Subject } from "./subject.ts";
 import { FOLDER } from "./worlds.ts";
 import { SystemError } from "../../../../ffi/errno.ts";
@@ -188,12 +188,14 @@ export async function changeParent(subject: Subject, random: Random): Promise<vo
   const parent = pick(random, [...paths, `${FOLDER}/none.vhd`, `${FOLDER}/neighbour.vhd`]);
   const journal = random.chance(0.3) ? ["-j", JOURNAL] : [];
   const raw = parent.endsWith(".raw") ? ["-m"] : [];
+  const held = readAlone(subject.disk, path);
   const status = await runVerb(subject, "modify", "-n", path, "-p", parent, ...raw, ...journal);
   stage.watch.requireWritten(path, JOURNAL);
   if (status !== 0) return subject.requireKept("a refused change of the parent");
   // Another parent: the image opens, and shows what it holds itself.
-  const opened = attempt(() => openVhd(path, { storage: subject.disk }).close());
-  if (opened instanceof SystemError) hold(false, `Relinked, it is refused: ${opened.message}`);
+  const now = readAlone(subject.disk, path);
+  hold(held !== null && now !== null, "Relinked, it is refused");
+  requireSame(now, held, "Relinked");
 }
 
 /** `snapshot`: the child reads as the image does, and the image is not changed. */
