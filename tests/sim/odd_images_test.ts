@@ -194,3 +194,20 @@ Deno.test("a batmap that lies hides nothing of a parent, whatever is written", (
   assert.equal(openVhd("/b.vhd", { storage }).batmap?.bits[0], 0);
   simulation.close();
 });
+
+Deno.test("the place that is kept free for a batmap costs an image no footer", () => {
+  // Seed 38 of `deno task images`.
+  const simulation = new Simulation({ seed: 10 });
+  const storage = simulation.disk;
+  putForeignImage(storage, "/a.vhd", {
+    footer: (footer) =>
+      Object.assign(footer, { creatorApplication: "tap\0", creatorVersion: 0x0001_0003 }),
+  });
+  const findings = (): string[] =>
+    checkImage("/a.vhd", { storage }).findings.map(({ message }) => message);
+  const before = findings();
+  simulation.open("vhd:/a.vhd").close();
+  assert.deepEqual(findings(), before);
+  assert.deepEqual(before, ["there is no batmap; repair makes one"]);
+  simulation.close();
+});

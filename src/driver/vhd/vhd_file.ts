@@ -3,7 +3,7 @@ import { Arena, copySectors, zeroSectors } from "../../../ffi/memory.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
 import { setBit, testBit } from "../../vhd/format/bitmap.ts";
-import { blockEnd, nextBlockSector } from "../../vhd/format/layout.ts";
+import { blockEnd, endOfBlocksSector, nextBlockSector } from "../../vhd/format/layout.ts";
 import {
   blocksWithoutRoom,
   placeFooter,
@@ -52,7 +52,7 @@ export class VhdFile {
     this.sectorsPerBlock = image.sectorsPerBlock;
     this.bitmapSectors = image.bitmapSectors;
     this.#sizeBytes = disk.sizeBytes();
-    if (image.endOfDataSector * SECTOR_BYTES > this.#sizeBytes) this.#findEnd(readOnly);
+    if (endOfBlocksSector(image) * SECTOR_BYTES > this.#sizeBytes) this.#findEnd(readOnly);
     // A bit of a block that is not allocated would be wrong once the block is.
     if (!readOnly && clearImpossible(image) > 0) writeBatmap(image);
   }

@@ -11,6 +11,7 @@ import type { Findings } from "./findings.ts";
 import { HD_FOOTER_SIZE } from "../format/footer.ts";
 import type { VhdImage } from "../image/image.ts";
 import type { ProgressListener } from "../../files/progress.ts";
+import { endOfBlocksSector } from "../format/layout.ts";
 import { eachBatFault } from "../image/validate.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
 
@@ -49,7 +50,7 @@ function at(image: VhdImage, block: number): string {
  */
 export function checkSlack(image: VhdImage, findings: Findings): void {
   const endBytes = image.endOfDataSector * VHD_SECTOR_SIZE;
-  const missingBytes = endBytes - image.file.sizeBytes();
+  const missingBytes = endOfBlocksSector(image) * VHD_SECTOR_SIZE - image.file.sizeBytes();
   if (missingBytes > 0) {
     const text = `the file ends ${missingBytes} bytes before the end of its last block; ` +
       "what is missing reads as zeros";

@@ -191,19 +191,23 @@ export function endOfHeaders(metadata: Metadata): number {
   return Math.max(...ends) * VHD_SECTOR_SIZE;
 }
 
-/**
- * The first sector behind all metadata and blocks: the place of the footer in a file, and the
- * earliest start of the next block.
- */
-export function endOfDataSector(
-  data: BlockShape & { readonly endOfHeadersBytes: number; readonly bat: Uint32Array },
-): number {
-  const { bat, endOfHeadersBytes } = data;
+/** The first sector behind all blocks; 0 without a block. */
+export function endOfBlocksSector(data: BlockShape & { readonly bat: Uint32Array }): number {
+  const { bat } = data;
   let lastBlock = -1;
   for (let i = 0; i < bat.length; i++) {
     if (bat[i] !== DD_BLK_UNUSED && bat[i] > lastBlock) lastBlock = bat[i];
   }
-  const endOfHeadersSector = sectorsOf(endOfHeadersBytes);
-  if (lastBlock < 0) return endOfHeadersSector;
-  return Math.max(endOfHeadersSector, blockEnd(data, lastBlock));
+  return lastBlock < 0 ? 0 : blockEnd(data, lastBlock);
+}
+
+/**
+ * The first sector behind all metadata and blocks: the place of the footer in a file, and the
+ * earliest start of the next block. It may be behind the end of a file without a batmap, as the
+ * place of one is kept free.
+ */
+export function endOfDataSector(
+  data: BlockShape & { readonly endOfHeadersBytes: number; readonly bat: Uint32Array },
+): number {
+  return Math.max(sectorsOf(data.endOfHeadersBytes), endOfBlocksSector(data));
 }

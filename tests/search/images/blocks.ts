@@ -25,6 +25,8 @@ export interface BlockOptions {
   /** The most sectors of data in all blocks together. */
   readonly mostDataSectors: number;
   readonly nextStamp: () => number;
+  /** What lies below the image: blocks are mostly put over it. */
+  readonly below: Content | null;
   /** Whether a block may have data of sectors that the image does not hold. */
   readonly stale: boolean;
   /** Whether all blocks hold all of their sectors, as in images of programs without bitmaps. */
@@ -34,14 +36,19 @@ export interface BlockOptions {
 const MOST_BLOCKS = 24;
 
 /** The numbers of the blocks that an image has: the first and the last more often than others. */
-function someBlocks(random: Random, blocks: number): number[] {
+function someBlocks(random: Random, { shape, below }: BlockOptions): number[] {
+  const blocks = Math.ceil(shape.sectors / shape.blockSectors);
+  const runs = below?.runs() ?? [];
   const numbers = new Set<number>();
   const wanted = random.chance(0.1) ? 0 : 1 + random.below(Math.min(MOST_BLOCKS, blocks * 2));
   let last = 0;
   for (let i = 0; i < wanted; i++) {
     const dice = random.below(8);
     if (dice === 0) last = blocks - 1;
-    else if (dice < 4) last = Math.min(blocks - 1, last + 1);
+    else if (dice < 5 && runs.length > 0) {
+      const { sector } = runs[random.below(runs.length)];
+      last = Math.min(blocks - 1, Math.floor(sector / shape.blockSectors));
+    } else if (dice < 6) last = Math.min(blocks - 1, last + 1);
     else last = random.below(blocks);
     numbers.add(last);
   }
@@ -67,7 +74,7 @@ function someRuns(random: Random, sectors: number, most: number): { at: number; 
 export function planBlocks(random: Random, options: BlockOptions): PlannedBlock[] {
   const { shape, full, nextStamp } = options;
   let budget = options.mostDataSectors;
-  return someBlocks(random, Math.ceil(shape.sectors / shape.blockSectors)).map((block) => {
+  return someBlocks(random, options).map((block) => {
     const most = Math.min(budget, shape.blockSectors);
     const runs = someRuns(random, shape.blockSectors, most);
     budget -= runs.reduce((sum, { count }) => sum + count, 0);

@@ -19,6 +19,7 @@ import { someNames } from "./locators.ts";
 import {
   MOST_BLOCK,
   MOST_ENTRIES,
+  MOST_SECTORS,
   pick,
   type Shape,
   type SizeLimits,
@@ -48,7 +49,7 @@ export interface ChainOptions {
   readonly extremes?: number;
   /** The probability of an encrypted chain; 0.1 by default. */
   readonly encrypted?: number;
-  /** The probability of an image with a wrong batmap or footer, or stale data; 0.2 by default. */
+  /** The probability of an image with a wrong batmap or footer, or stale data; 0.3 by default. */
   readonly damaged?: number;
   /** Whether the top may be a fixed image; true by default. */
   readonly flatTop?: boolean;
@@ -254,7 +255,7 @@ class ChainMaker {
 
   #sparse(depth: number, below: Layer | null, encryption: Encryption | null): Layer {
     const random = this.#random;
-    const { damaged = 0.2, extremes = 0.08, mostDataSectors = 1500 } = this.#options;
+    const { damaged = 0.3, extremes = 0.08, mostDataSectors = 1500 } = this.#options;
     const shape = this.#shapeAbove(below);
     const path = this.#path(depth, ".vhd");
     const isDamaged = random.chance(damaged);
@@ -264,6 +265,7 @@ class ChainMaker {
       shape,
       mostDataSectors,
       nextStamp: this.#nextStamp,
+      below: below?.image.content ?? null,
       stale: isDamaged && own === null && random.chance(0.3),
       full: below === null && random.chance(0.3),
     });
@@ -305,8 +307,9 @@ class ChainMaker {
   /** The shape of an image on top of another: mostly of the same size. */
   #shapeAbove(below: Layer | null): Shape {
     const shape = someShape(this.#random, this.#limits);
-    const sectors = below?.image.content.sectors ?? 0;
-    if (below === null || this.#random.chance(0.25)) return shape;
+    if (below === null || this.#random.chance(0.15)) return shape;
+    const other = this.#random.chance(0.25) ? this.#random.below(80) - 40 : 0;
+    const sectors = Math.max(1, Math.min(below.image.content.sectors + other, MOST_SECTORS));
     let { blockSectors } = shape;
     while (sectors / blockSectors > MOST_ENTRIES && blockSectors < MOST_BLOCK) blockSectors *= 2;
     const spare = shape.entries - Math.ceil(shape.sectors / shape.blockSectors);

@@ -33,9 +33,9 @@ const LONGEST = 512;
 
 /**
  * Ranges that show what a disk holds: all of a small one; of a larger one its ends, what was
- * written with a sector before and behind it, and some of the rest.
+ * written with a sector before and behind it, what is around the `edges`, and some of the rest.
  */
-export function rangesOf(random: Random, content: Content): Range[] {
+export function rangesOf(random: Random, content: Content, edges: readonly number[] = []): Range[] {
   const { sectors } = content;
   const wanted: Range[] = [];
   if (sectors <= READ_IN_FULL) wanted.push({ sector: 0, count: sectors });
@@ -44,6 +44,10 @@ export function rangesOf(random: Random, content: Content): Range[] {
     for (const { sector, count } of content.runs()) {
       const first = Math.max(0, sector - 1);
       wanted.push({ sector: first, count: Math.min(sectors - first, count + 2) });
+    }
+    for (const edge of edges) {
+      const first = Math.max(0, Math.min(sectors, edge) - 10);
+      wanted.push({ sector: first, count: Math.min(sectors - first, 50) });
     }
     for (let i = 0; i < 4; i++) {
       const sector = random.below(0x7fff_ffff) % (sectors - 300);

@@ -52,7 +52,7 @@ const LIMITS = [
 ];
 
 /** The most sectors that an image may declare; see `validateFooter`. */
-const MOST_SECTORS = 2 * 2040 * GIB;
+export const MOST_SECTORS = 2 * 2040 * GIB;
 /** Entries of a table that is still written quickly. */
 export const MOST_ENTRIES = 40_000;
 /** The largest block that we accept, in sectors. */

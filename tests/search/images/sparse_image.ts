@@ -7,12 +7,7 @@ import type { AesXts } from "../../../ffi/aes_xts.ts";
 import type { Storage, StorageFile } from "../../../src/files/storage.ts";
 import type { Random } from "../../../src/testing/random.ts";
 import { DD_BLK_UNUSED } from "../../../src/vhd/format/bat.ts";
-import {
-  batmapBytes,
-  batmapChecksum,
-  encodeBatmapHeader,
-  type KeyHash,
-} from "../../../src/vhd/format/batmap.ts";
+import { batmapBytes, encodeBatmapHeader, type KeyHash } from "../../../src/vhd/format/batmap.ts";
 import { setBit } from "../../../src/vhd/format/bitmap.ts";
 import {
   encodeFooter,
@@ -76,11 +71,11 @@ function someQuirks(random: Random, wish: SparseWish, { tap }: { tap: boolean })
   const { damaged, encryption } = wish;
   const dice = random.below(12);
   const maps = ["right", "right", "right", "sparse", "sparse"] as const;
-  const wrong = ["lying", "checksum", "impossible"] as const;
+  const wrong = ["lying", "lying", "checksum", "impossible"] as const;
   const batmap = !tap || (encryption === null && random.chance(0.25))
     ? "none"
     : damaged && random.chance(0.5)
-    ? wrong[random.below(hasUnused(wish) ? 3 : 2)]
+    ? wrong[random.below(hasUnused(wish) ? 4 : 3)]
     : maps[random.below(maps.length)];
   const backup = damaged && dice < 3 ? (["other", "torn", "lost"] as const)[dice] : "same";
   const end = backup !== "same"
@@ -239,7 +234,7 @@ class ImageWriter {
       if (!allocated.has(block)) setBit(map, block);
     }
     const batmapVersion = this.#footer.creatorVersion === 0x0001_0001 ? 0x0001_0001 : 0x0001_0002;
-    const right = batmapChecksum(map.subarray(0, summed), batmapVersion);
+    const right = mapChecksum(map.subarray(0, summed), { signed: batmapVersion === 0x0001_0001 });
     const header = encodeBatmapHeader({
       cookie: "tdbatmap",
       batmapOffset: BigInt(this.#placeOf("map").sector * 512),
@@ -344,6 +339,12 @@ class ImageWriter {
     }
     file.writeAt(bytes, 0);
   }
+}
+
+/** The ones' complement of the sum of all bytes; in batmaps of version 1.1 of signed ones. */
+function mapChecksum(map: Uint8Array, { signed }: { signed: boolean }): number {
+  const sum = map.reduce((sum, byte) => sum + (signed && byte > 127 ? byte - 256 : byte), 0);
+  return ~sum >>> 0;
 }
 
 function bigEndian(text: string): Uint8Array {
