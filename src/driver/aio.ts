@@ -13,6 +13,8 @@ import {
 import { NAMES_FILE } from "./image_name.ts";
 
 const ZERO_SECTORS = 1 << 17;
+/** Operations that an image that is written keeps room for: the sync of its close. */
+const CLOSE_OPERATIONS = 1;
 
 /** Raw images: files and block devices whose content is the disk's, byte by byte. */
 export const aioDriver: DriverType = {
@@ -88,7 +90,10 @@ export class AioImage implements ImageDriver, IoOwner {
   readonly #tail: Arena | null;
   #canPunch = true;
   #isOpen = true;
+  /** Whether anything was written: closing brings it to stable storage. */
+  #isChanged = false;
 
+  /** Throws `SystemError` EBUSY when the process serves too many images. */
   constructor(
     { spec, context, sink, file, sectors, tail = null }: {
       spec: ImageSpec;
@@ -101,6 +106,12 @@ export class AioImage implements ImageDriver, IoOwner {
       tail?: Arena | null;
     },
   ) {
+    if (!spec.readOnly && !context.queue.reserve(CLOSE_OPERATIONS)) {
+      throw new SystemError(
+        Errno.EBUSY,
+        `Cannot serve ${spec.path}: this tapdisk serves too many images (start another)`,
+      );
+    }
     this.spec = spec;
     this.sectors = sectors + (tail === null ? 0 : 1);
     this.#wholeSectors = sectors;
@@ -141,6 +152,7 @@ export class AioImage implements ImageDriver, IoOwner {
 
   write(slot: number, sector: number, count: number, memorySector: number): void {
     const { queue } = this.#context;
+    this.#isChanged = true;
     this.counts.writtenSectors += count;
     queue.write(this.#file.file, sector, count, memorySector, this, slot);
   }
@@ -167,6 +179,7 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   #punch(sector: number, count: number): number {
+    this.#isChanged = true;
     try {
       const done = this.#file.punchHole(sector * SECTOR_BYTES, count * SECTOR_BYTES);
       return done ? 0 : Errno.EOPNOTSUPP;
@@ -195,18 +208,30 @@ export class AioImage implements ImageDriver, IoOwner {
     this.#sink.pieceDone(slot, sectors === 0 ? 1 : sectors, errno);
   }
 
+  /**
+   * Syncs what was written, and closes. The image may get a child next, and a flush of the child
+   * does not sync the files below it.
+   */
   close(done: Done): void {
+    if (!this.#isChanged) return this.#close(0, done);
+    const owner: IoOwner = { ioDone: (_token, _sectors, errno) => this.#close(errno, done) };
+    this.#context.queue.sync(this.#file.file, owner, 0);
+  }
+
+  #close(errno: number, done: Done): void {
+    const doing = `Cannot close ${this.spec.path}`;
     try {
       this.abandon();
     } catch (error) {
-      return done(systemError(error, `Cannot close ${this.spec.path}`));
+      return done(systemError(error, doing));
     }
-    done(null);
+    done(errno === 0 ? null : new SystemError(errno, doing));
   }
 
   abandon(): void {
     if (!this.#isOpen) return;
     this.#isOpen = false;
+    if (!this.spec.readOnly) this.#context.queue.release(CLOSE_OPERATIONS);
     this.#tail?.release();
     this.#file.close();
   }

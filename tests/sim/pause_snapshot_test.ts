@@ -6,9 +6,17 @@
  */
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
+import { Random } from "../../src/testing/random.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../src/vbd/live_snapshot.ts";
-import { createDynamic } from "../../src/vhd/create.ts";
-import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import {
+  assertHolds,
+  type SimulatedDevice,
+  Simulation,
+  stampedSectors,
+  stampOf,
+} from "../support/sim.ts";
+import { putFile, syncFile } from "../support/vhd.ts";
 
 const MIB = 1 << 20;
 
@@ -183,6 +191,34 @@ Deno.test("snapshots of what can have no layer on top are refused, and it runs o
     simulation.close();
   }
 });
+
+for (const kind of ["raw", "fixed"] as const) {
+  Deno.test(`a flush after a snapshot of a ${kind} image covers what was written before it`, () => {
+    const simulation = new Simulation({ seed: 1, latencyMs: 2, powerCuts: true });
+    const storage = simulation.disk;
+    const path = kind === "raw" ? "/a.raw" : "/a.vhd";
+    if (kind === "fixed") createFixed(path, { storage, sizeBytes: 4 * MIB, sparse: true });
+    else putFile(storage, path, new Uint8Array(4 * MIB));
+    syncFile(storage, path);
+    const device = simulation.open(kind === "raw" ? `aio:${path}` : `vhd:${path}`);
+    device.write(8, stampedSectors(8, 8, 1));
+    device.settle();
+    assert.equal(snapshotOf({ simulation, device }, "/child.vhd").errno, 0);
+    device.flush();
+    device.settle();
+    for (let seed = 1; seed <= 20; seed++) {
+      const photograph = storage.photograph(new Random(seed));
+      const after = new Uint8Array(512);
+      const file = photograph.open(path, "read");
+      file.readAt(after, 8 * 512);
+      file.close();
+      assert.equal(stampOf(after, 0, 8), 1);
+      photograph.close();
+    }
+    device.close();
+    simulation.close();
+  });
+}
 
 Deno.test("a snapshot that fails at any step leaves the running image", () => {
   const refusals: [string, { rename?: boolean }, number][] = [
