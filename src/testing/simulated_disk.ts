@@ -18,7 +18,8 @@
  * - **Full disk.** With `capacityBytes`, a write that needs more room ends short, or fails with
  *   ENOSPC when there is room for none of it. Room is counted in pages of 4 KiB that hold data.
  *   Extending a file takes no room; freeing a range releases its whole pages.
- * - **Locks.** Opening a file for writing takes its lock, as on a real disk (EBUSY).
+ * - **Locks.** Opening a file for writing takes its lock, as on a real disk (EBUSY). With
+ *   `besideTapdisk` a locked file is opened without the lock.
  * - **Process death.** An exception from `beforeOperation` goes through the calling code, as if
  *   that code ended there. `killProcesses`, also from within the hook, kills all processes: every
  *   handle and connection is dead, and its use throws a `DeadProcessError`. The locks are released,

@@ -36,7 +36,7 @@ export class SimulatedStorage implements Storage {
   open(path: string, mode: OpenMode, options: StorageOpenOptions = {}): StorageFile {
     const creates = mode === "create" || mode === "create-new";
     const name = this.#admit(creates ? "create" : "open", path);
-    const { same, lockedBy } = options;
+    const { same, lockedBy, besideTapdisk = false } = options;
     const isNew = creates && this.#disk.find(name) === undefined;
     if (mode === "create-new" && !isNew) {
       throw new SystemError(Errno.EEXIST, `Cannot create ${path}`);
@@ -44,12 +44,15 @@ export class SimulatedStorage implements Storage {
     const file = isNew
       ? changeNames(this, [name], () => this.#disk.create(name))
       : this.#disk.same(name, lockedBy ?? same);
-    const takesLock = mode !== "read" && lockedBy === undefined;
+    // Every lock counts as a tapdisk's.
+    const isShared = mode === "write" && besideTapdisk && file.lockedBy !== null;
+    const takesLock = mode !== "read" && lockedBy === undefined && !isShared;
     const opened = new OpenFile(path, {
       disk: this.#disk,
       file,
       readOnly: mode === "read",
       takesLock,
+      isShared,
     });
     if (mode === "create" && !isNew && file.device === null) file.truncate(0);
     return opened;
@@ -123,6 +126,7 @@ export class SimulatedStorage implements Storage {
 /** An open file of a simulated disk, for synchronous code. */
 class OpenFile implements StorageFile {
   readonly isBlockDevice: boolean;
+  readonly isShared: boolean;
   readonly #disk: DiskState;
   readonly #file: SimulatedFile;
   readonly #readOnly: boolean;
@@ -131,14 +135,16 @@ class OpenFile implements StorageFile {
 
   constructor(
     readonly path: string,
-    { disk, file, readOnly, takesLock }: {
+    { disk, file, readOnly, takesLock, isShared }: {
       disk: DiskState;
       file: SimulatedFile;
       readOnly: boolean;
       takesLock: boolean;
+      isShared: boolean;
     },
   ) {
     if (takesLock) disk.lock(file, this, path);
+    this.isShared = isShared;
     this.#disk = disk;
     this.#file = file;
     this.isBlockDevice = file.device !== null;
@@ -158,9 +164,6 @@ class OpenFile implements StorageFile {
     }
     return this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: false });
   }
-
-  /** A tapdisk never shares simulated files. */
-  readonly isShared = false;
 
   get identity(): FileIdentity {
     return this.#file.identity;
