@@ -83,6 +83,7 @@ function fileRoots(): string[] {
 
 /** The allowed folders for the parents of an image that the caller named. */
 export function confinementOf(storage: Storage, path: string): Confinement {
+  if (allowed.includes(ANY_FOLDER)) return { roots: null };
   const folders = allowedFolders();
   if (folders.includes(ANY_FOLDER)) return { roots: null };
   const absolute = path.startsWith("/") ? path : `${storage.workingDirectory()}/${path}`;
