@@ -4,4 +4,5 @@ import type { Search } from "./search.ts";
 export const SEARCHES: Readonly<Record<string, () => Promise<Search>>> = {
   fuzz: async () => (await import("./fuzz/fuzz.ts")).search,
   images: async () => (await import("./images/images_search.ts")).imagesSearch,
+  sim: async () => (await import("./sim/sim.ts")).simulator,
 };

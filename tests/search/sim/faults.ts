@@ -1,0 +1,87 @@
+/**
+ * Errors of the disk that a world injects: each of some errno, for some kinds of operation, on one
+ * file or all, once or for a while. `World` adds a full disk and files that hang.
+ *
+ * @module
+ */
+import { Errno } from "../../../ffi/errno.ts";
+import type { Random } from "../../../src/testing/random.ts";
+import type { DiskOperation, OperationKind } from "../../../src/testing/simulated_disk.ts";
+
+/** Which operations fail, and how. */
+export interface FaultRule {
+  readonly kinds: readonly OperationKind[];
+  /** The file; null for all. */
+  readonly path: string | null;
+  readonly errno: number;
+  /** The part of such operations that fail. */
+  readonly share: number;
+  /** Operations that still fail. */
+  left: number;
+}
+
+/** Errors that a disk may have; the last ones are not tried again by a device. */
+const ERRNOS = [
+  Errno.EIO,
+  Errno.ENOSPC,
+  Errno.ETIMEDOUT,
+  Errno.EAGAIN,
+  Errno.ENOMEM,
+  Errno.EROFS,
+  Errno.EFBIG,
+];
+
+const KINDS: readonly (readonly OperationKind[])[] = [
+  ["read"],
+  ["write"],
+  ["sync"],
+  ["truncate"],
+  ["punch"],
+  ["open"],
+  ["create", "rename", "link", "remove", "sync folder"],
+  ["read", "write", "sync", "truncate", "punch"],
+];
+
+/** The rules in force. */
+export class Faults {
+  #rules: FaultRule[] = [];
+  readonly #random: Random;
+  /** How many operations have failed. */
+  hits = 0;
+
+  constructor(random: Random) {
+    this.#random = random;
+  }
+
+  /** Adds a rule at random, for one of some files or all. */
+  add(paths: readonly string[]): FaultRule {
+    const random = this.#random;
+    const rule: FaultRule = {
+      kinds: KINDS[random.below(KINDS.length)],
+      path: random.chance(0.5) ? null : paths[random.below(paths.length)],
+      errno: ERRNOS[random.below(ERRNOS.length)],
+      share: random.chance(0.5) ? 1 : 0.1 + random.next() * 0.6,
+      left: random.chance(0.5) ? 1 : 1 + random.below(40),
+    };
+    this.#rules.push(rule);
+    return rule;
+  }
+
+  /** Ends all rules. */
+  end(): void {
+    this.#rules = [];
+  }
+
+  /** The errno of an operation; 0 if it does not fail. */
+  verdict({ kind, path }: DiskOperation): number {
+    for (const rule of this.#rules) {
+      if (rule.left <= 0 || !rule.kinds.includes(kind)) continue;
+      if (rule.path !== null && rule.path !== path) continue;
+      if (!this.#random.chance(rule.share)) continue;
+      rule.left--;
+      this.hits++;
+      return rule.errno;
+    }
+    return 0;
+  }
+}

@@ -1,0 +1,15 @@
+import { chainSteps } from "./chains.ts";
+import { faultSteps } from "./disk_faults.ts";
+import { offlineSteps } from "./offline.ts";
+import { requestSteps } from "./requests.ts";
+import { stateSteps } from "./states.ts";
+import type { Step } from "./step.ts";
+
+/** Everything that a world may do. A feature adds a line, or a list. */
+export const STEPS: readonly Step[] = [
+  ...requestSteps,
+  ...stateSteps,
+  ...chainSteps,
+  ...offlineSteps,
+  ...faultSteps,
+];

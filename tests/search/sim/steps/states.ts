@@ -1,0 +1,200 @@
+/**
+ * Pauses, snapshots, closes and opens of devices.
+ *
+ * @module
+ */
+import { type Done, Errno, type SystemError } from "../../../../ffi/errno.ts";
+import { liveSnapshot } from "../../../../src/vbd/live_snapshot.ts";
+import { snapshot } from "../../../../src/vhd/snapshot.ts";
+import { formatNamed } from "../formats/registry.ts";
+import { ImageModel } from "../model.ts";
+import type { Device, World } from "../world.ts";
+import { attempt, isClosed, isOpen, isPaused, someDevice, type Step } from "./step.ts";
+
+const MOST_LAYERS = 5;
+const MOST_IMAGES = 9;
+
+function depthOf(image: ImageModel): number {
+  return image.parent === null ? 1 : 1 + depthOf(image.parent);
+}
+
+/** Whether a world may have one more layer on an image. */
+export function mayGrow(world: World, image: ImageModel): boolean {
+  return depthOf(image) < MOST_LAYERS && world.images.size < MOST_IMAGES &&
+    formatNamed(image.format).parentAs !== null && image.sectors <= 1_044_480 * 4096;
+}
+
+/** Runs something that calls back; returns its error. */
+export function call(
+  world: World,
+  what: string,
+  start: (done: Done) => void,
+): SystemError | null {
+  let ended: { error: SystemError | null } | null = null;
+  const isOver = (): boolean => ended !== null;
+  start((error) => ended = { error });
+  world.runUntil(isOver, what);
+  return (ended as { error: SystemError | null } | null)?.error ?? null;
+}
+
+/** What was answered before an image was closed in order is durable. */
+function closedInOrder(world: World, image: ImageModel): void {
+  image.flushed(world.ticks.next());
+}
+
+/** Whether something ended because its time was over. */
+function isLate(error: SystemError, timeoutMs: number): boolean {
+  return timeoutMs !== Infinity && error.errno === Errno.ETIMEDOUT;
+}
+
+/** Pauses a device. */
+export function pause(world: World, { client }: Device, timeoutMs = Infinity): Promise<boolean> {
+  return attempt(world, { what: "pause", mayBe: [] }, () => {
+    const error = call(world, "A pause", (done) => client.vbd.pause(done, timeoutMs));
+    if (error !== null && !isLate(error, timeoutMs)) throw error;
+    if (error === null) closedInOrder(world, client.leaf);
+  });
+}
+
+/** Resumes a device that is paused, with its leaf; returns whether that succeeded. */
+export function resume(world: World, device: Device): Promise<boolean> {
+  const { client } = device;
+  const name = `${device.filter}${world.nameOf(client.leaf)}`;
+  return attempt(world, { what: "resume", mayBe: [] }, () => {
+    const error = call(world, "A resume", (done) => client.vbd.resume(name, done));
+    if (error !== null) throw error;
+  });
+}
+
+/** Closes a device. */
+export function close(world: World, { client }: Device): Promise<boolean> {
+  world.closing = true;
+  return attempt(world, { what: "close", mayBe: [] }, () => {
+    const isOpened = client.vbd.phase === "open";
+    const error = call(world, "A close", (done) => client.vbd.close(done));
+    world.closing = false;
+    if (error !== null) throw error;
+    if (isOpened) closedInOrder(world, client.leaf);
+  });
+}
+
+function addChild(world: World, device: Device, path: string): void {
+  const { client } = device;
+  const child = new ImageModel(path, client.leaf.sectors, client.leaf, "dynamic");
+  world.images.set(path, child);
+  client.leaf.handOver(child, world.ticks.next());
+  client.leaf = child;
+}
+
+async function snapshotLive(world: World, device: Device, rename: boolean): Promise<void> {
+  const { client } = device;
+  const { path } = client.leaf;
+  const added = world.newPath();
+  const mayBe = rename ? [added, `${path}.snapshot`] : [added];
+  const timeoutMs = world.random.chance(0.8) ? Infinity : world.random.below(300);
+  await attempt(world, { what: "snapshot", mayBe }, () => {
+    const error = call(world, "A snapshot", (done) =>
+      liveSnapshot(world.context, client.vbd, {
+        path: added,
+        rename,
+        timeoutMs,
+        done: (...[failure]) => {
+          if (failure === null) {
+            closedInOrder(world, client.leaf);
+            if (rename) renameModel(world, client.leaf, added);
+            addChild(world, device, rename ? path : added);
+          }
+          done(failure);
+        },
+      }));
+    if (error !== null && !isLate(error, timeoutMs)) throw error;
+  });
+}
+
+function renameModel(world: World, image: ImageModel, path: string): void {
+  world.images.delete(image.path);
+  image.path = path;
+  world.images.set(path, image);
+}
+
+const canGrow = (world: World, is: (device: Device) => boolean): boolean =>
+  world.devices.some((device) => is(device) && mayGrow(world, device.client.leaf));
+
+/** Steps that change the state of devices. */
+export const stateSteps: readonly Step[] = [
+  {
+    name: "pause",
+    weight: 4,
+    can: ({ devices }) => devices.some(isOpen),
+    async run(world, random) {
+      const device = someDevice(world, random, isOpen);
+      if (device === null) return;
+      await pause(world, device, random.chance(0.7) ? Infinity : random.below(300));
+    },
+  },
+  {
+    name: "resume",
+    weight: 12,
+    can: ({ devices }) => devices.some(isPaused),
+    async run(world, random) {
+      const device = someDevice(world, random, isPaused);
+      if (device !== null) await resume(world, device);
+    },
+  },
+  {
+    name: "snapshot of a running disk",
+    weight: 4,
+    can: (world) => canGrow(world, isOpen),
+    async run(world, random) {
+      const device = someDevice(world, random, isOpen);
+      if (device === null || !mayGrow(world, device.client.leaf)) return;
+      // A raw image that is renamed has a VHD in its place: another name than the device has.
+      const { path, format } = device.client.leaf;
+      const canRename = formatNamed(format).parentAs === "vhd" &&
+        !world.leftovers.has(`${path}.snapshot`);
+      await snapshotLive(world, device, canRename && random.chance(0.5));
+    },
+  },
+  {
+    name: "snapshot of a disk that is paused or closed",
+    weight: 3,
+    can: (world) => canGrow(world, (device) => !isOpen(device)),
+    async run(world, random) {
+      const device = someDevice(world, random, (each) => isPaused(each) || isClosed(each));
+      if (device === null || !mayGrow(world, device.client.leaf)) return;
+      const { leaf } = device.client;
+      const path = world.newPath();
+      const made = await attempt(
+        world,
+        { what: "offline snapshot", mayBe: [path] },
+        () =>
+          snapshot(path, {
+            storage: world.disk,
+            parent: leaf.path,
+            rawParent: formatNamed(leaf.format).parentAs === "raw",
+            keepEmptyParent: true,
+          }),
+      );
+      if (made) addChild(world, device, path);
+    },
+  },
+  {
+    name: "close",
+    weight: 4,
+    can: ({ devices }) => devices.some((device) => !isClosed(device)),
+    async run(world, random) {
+      const device = someDevice(world, random, (each) => !isClosed(each));
+      if (device !== null) await close(world, device);
+    },
+  },
+  {
+    name: "open",
+    weight: 10,
+    can: ({ devices }) => devices.some(isClosed),
+    async run(world, random) {
+      const device = someDevice(world, random, isClosed);
+      if (device === null) return;
+      await attempt(world, { what: "open", mayBe: [] }, () => world.reopen(device));
+    },
+  },
+];

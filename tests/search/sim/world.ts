@@ -1,0 +1,253 @@
+/**
+ * A world: one simulated disk, the images on it with their models, devices that serve some of them,
+ * and the faults of the moment. Every operation on the disk passes through `World`, which takes
+ * photographs of it, each as a power cut at that moment would leave the disk.
+ *
+ * @module
+ */
+import { errnoName, SystemError } from "../../../ffi/errno.ts";
+import { Random } from "../../../src/testing/random.ts";
+import type { SimulatedConnection } from "../../../src/testing/simulated_connection.ts";
+import type { DiskOperation, SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
+import { SimulatedScheduler } from "../../../src/testing/simulated_scheduler.ts";
+import { createVbdContext, type VbdContext } from "../../../src/vbd/vbd_context.ts";
+import { Vbd } from "../../../src/vbd/vbd.ts";
+import { checkedDrivers } from "../../support/checked_drivers.ts";
+import type { Camera } from "./camera.ts";
+import { Client, type ClientWorld, endsByClose } from "./client.ts";
+import { Faults } from "./faults.ts";
+import { formatNamed } from "./formats/registry.ts";
+import { type ImageModel, Ticks } from "./model.ts";
+import { type Region, within } from "./regions.ts";
+
+/** A piece of work that is under way, as far as a power cut can show a part of it. */
+export interface Operation {
+  readonly what: string;
+  /** Files that may be there, and need not be whole. */
+  readonly mayBe: readonly string[];
+  /** A journal that may be there, and its image. */
+  readonly journal?: { readonly path: string; readonly image: string };
+  /** Names that are being taken away. */
+  readonly vanishing?: readonly string[];
+  /** The sizes that images may have beside those of their models, in sectors. */
+  readonly sizes?: ReadonlyMap<string, number>;
+}
+
+/** A device and its client. */
+export interface Device {
+  readonly client: Client;
+  /** Drivers in front of the image, such as `bc:64:`. */
+  readonly filter: string;
+}
+
+/** What a world is made of. */
+export interface WorldParts {
+  readonly random: Random;
+  readonly disk: SimulatedDisk;
+  readonly images: Map<string, ImageModel>;
+  readonly regions: readonly Region[];
+  readonly leftovers: Set<string>;
+  readonly latencyMs: number;
+  /** The last stamp and the last number of a file that were used. */
+  readonly used: { stamp: number; file: number };
+  readonly camera: Camera;
+  readonly name: string;
+  readonly trace: ((line: string) => void) | null;
+  readonly note: (what: string) => void;
+}
+
+/** A world. */
+export class World implements ClientWorld {
+  readonly ticks = new Ticks();
+  readonly random: Random;
+  readonly disk: SimulatedDisk;
+  readonly scheduler = new SimulatedScheduler();
+  readonly connection: SimulatedConnection;
+  readonly context: VbdContext;
+  readonly faults: Faults;
+  readonly devices: Device[] = [];
+  readonly log: string[] = [];
+  /** The work that is under way. */
+  operation: Operation | null = null;
+  /** Whether the disk is full, and whether it ever was. */
+  isFull = false;
+  wasFull = false;
+  failure: unknown = null;
+  /** What the world does just now. */
+  step = "";
+  closing = false;
+
+  constructor(readonly parts: WorldParts) {
+    this.random = parts.random;
+    this.disk = parts.disk;
+    this.disk.capacityBytes = Infinity;
+    this.faults = new Faults(new Random(this.random.bits()));
+    this.connection = this.disk.connect(this.scheduler, { latencyMs: parts.latencyMs });
+    this.context = createVbdContext({
+      scheduler: this.scheduler,
+      backend: this.connection,
+      files: this.connection,
+      driverOf: checkedDrivers,
+      log: (message) => this.#logged(message),
+    });
+    this.disk.beforeOperation = (operation) => this.#before(operation);
+  }
+
+  get images(): Map<string, ImageModel> {
+    return this.parts.images;
+  }
+
+  get leftovers(): Set<string> {
+    return this.parts.leftovers;
+  }
+
+  trace(line: () => string): void {
+    this.parts.trace?.(`${this.parts.name} ${line()}`);
+  }
+
+  count(what: string): void {
+    this.parts.note(what);
+  }
+
+  #logged(message: string): void {
+    this.log.push(message);
+    this.trace(() => `  log: ${message}`);
+    if (message.includes(": a fault: ")) this.fail(new Error(message));
+  }
+
+  fail(error: unknown): void {
+    if (this.failure === null) this.trace(() => `  failed: ${error}`);
+    this.failure ??= error;
+  }
+
+  /** Throws what went wrong, if anything did. */
+  assertWell(): void {
+    if (this.failure !== null) throw this.failure;
+  }
+
+  #before(operation: DiskOperation): number {
+    if (this.failure !== null) return 0;
+    this.parts.camera.see(this, operation);
+    const errno = this.faults.verdict(operation);
+    if (this.parts.trace !== null) this.#traceOperation(operation, errno);
+    return errno;
+  }
+
+  #traceOperation(operation: DiskOperation, errno: number): void {
+    const { kind, path, offsetBytes, lengthBytes } = operation;
+    const range = kind === "read" || kind === "write" || kind === "punch"
+      ? ` ${offsetBytes}+${lengthBytes}`
+      : kind === "truncate"
+      ? ` to ${offsetBytes}`
+      : "";
+    const failing = errno === 0 ? "" : ` fails with ${errnoName(errno)}`;
+    this.trace(() => `    ${kind} ${path}${range}${failing}`);
+  }
+
+  // ---- what clients need ----------------------------------------------------------------
+
+  *hotSectors(sector: number, count: number): Generator<number> {
+    for (const part of within(this.parts.regions, { sector, count })) {
+      for (let i = 0; i < part.count; i++) yield part.sector + i;
+    }
+  }
+
+  nextStamp(): number {
+    return ++this.parts.used.stamp;
+  }
+
+  requestFailed(what: string, errno: number): void {
+    if (this.faults.hits > 0 || this.wasFull) return;
+    if (endsByClose(errno) && this.closing) return;
+    throw new Error(`A request failed without a fault of the disk: ${errnoName(errno)}: ${what}`);
+  }
+
+  // ---- images and devices ---------------------------------------------------------------
+
+  /** A path that was never used. */
+  newPath(suffix = ".vhd"): string {
+    return `/${++this.parts.used.file}${suffix}`;
+  }
+
+  /** The images that no other image has below it. */
+  leaves(): ImageModel[] {
+    const all = [...this.images.values()];
+    return all.filter((image) => !all.some(({ parent }) => parent === image));
+  }
+
+  /** Opens an image as a device. */
+  open(leaf: ImageModel, filter = ""): Device {
+    const vbd = new Vbd(this.context, this.devices.length);
+    const device: Device = { client: new Client(this, vbd, leaf), filter };
+    this.devices.push(device);
+    this.reopen(device);
+    return device;
+  }
+
+  /** Opens the image of a closed device again. Throws `SystemError`. */
+  reopen(device: Device): void {
+    const { client, filter } = device;
+    client.vbd.open(`${filter}${this.nameOf(client.leaf)}`, { retry: { attempts: 20 } });
+  }
+
+  nameOf(image: ImageModel): string {
+    return formatNamed(image.format).nameOf(image.path);
+  }
+
+  /** Runs the loop until `done`. */
+  runUntil(done: () => boolean, what: string): void {
+    if (!this.scheduler.runUntil(() => done() || this.failure !== null)) {
+      this.fail(new Error(`${what} never ended`));
+    }
+    this.assertWell();
+  }
+
+  /** Waits for all requests of the devices that run. */
+  settle(): void {
+    this.runUntil(
+      () => this.devices.every(({ client }) => !isRunning(client) || client.outstanding === 0),
+      "A request",
+    );
+    if (this.devices.some(({ client }) => client.outstanding > 0)) return;
+    for (const image of this.images.values()) image.tidy();
+  }
+
+  /** Whether an error at work that began when so many operations had failed may be a fault's. */
+  mayFail(error: unknown, hitsBefore: number): boolean {
+    return error instanceof SystemError && (this.faults.hits > hitsBefore || this.isFull);
+  }
+
+  /** Whether data may lie where no bitmap shows it. */
+  get mayHaveData(): boolean {
+    return this.faults.hits > 0 || this.wasFull || this.parts.name !== "w";
+  }
+
+  /** Ends all faults of the disk. */
+  heal(): void {
+    this.faults.end();
+    this.isFull = false;
+    this.disk.capacityBytes = Infinity;
+  }
+
+  /** Frees the memory. All devices must be closed. */
+  close(): void {
+    this.disk.beforeOperation = null;
+    for (const { client } of this.devices) client.vbd.destroy();
+    this.context.queue.close();
+    this.disk.close();
+  }
+
+  /** Frees the memory of a world that failed, in which anything may be under way. */
+  abandon(): void {
+    this.disk.beforeOperation = null;
+    this.connection.die();
+    for (const { client } of this.devices) client.vbd.requests.memory.release();
+    this.context.queue.close();
+    this.disk.close();
+  }
+}
+
+/** Whether a device's requests come to an end. */
+function isRunning({ vbd }: Client): boolean {
+  return vbd.phase !== "paused" && vbd.phase !== "closed";
+}
