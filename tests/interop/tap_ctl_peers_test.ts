@@ -98,6 +98,12 @@ test("what it does not know is refused", async (bench, pid) => {
 test("requests that make no sense are refused", async (bench, pid) => {
   const endless = encodeParams(MessageType.OPEN, 0, OPEN).fill(0x61, 20, 276);
   assert.equal(decodeResponse(await ask(bench, pid, endless)).error, 22);
+  const flags = MessageFlag.ADD_LOG;
+  const log = Uint8Array.of(
+    ...encodeParams(MessageType.OPEN, 0, { ...OPEN, flags }),
+    ...new Uint8Array(256).fill(0x61),
+  );
+  assert.equal(decodeResponse(await ask(bench, pid, log)).error, 95, "a log's path without an end");
   const empty = encodeParams(MessageType.OPEN, 0, { ...OPEN, path: "" });
   assert.equal(decodeResponse(await ask(bench, pid, empty)).error, 22);
   const tooLarge = encodePlain(MessageType.ATTACH, 16384);

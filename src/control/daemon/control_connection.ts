@@ -7,7 +7,7 @@ import { receiveAt, sendAt } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
-import { decodeTrailer, LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
+import { keyLength, LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
 
 /** How long a peer may take to send its request, or to receive the answer. */
 const PEER_TIMEOUT_MS = 10_000;
@@ -87,7 +87,7 @@ export class ControlConnection implements FdHandler, FaultOwner {
     if (got === 0) return;
     this.#received += got;
     if (this.#missing > 0) return;
-    const { keyBytes } = decodeTrailer(this.#input.subarray(0, this.#received));
+    const keyBytes = keyLength(this.#input.subarray(0, this.#received));
     if (keyBytes !== null) this.#key = new Secret(keyBytes);
     if (keyBytes === null || keyBytes === 0) this.#whole();
   }

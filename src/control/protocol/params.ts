@@ -1,5 +1,4 @@
 import {
-  decodePathField,
   encodePathField,
   MESSAGE_BYTES,
   MESSAGE_STRING_BYTES,
@@ -115,15 +114,14 @@ export function requestLength(bytes: Uint8Array): number {
 /** The most bytes that a request can have, without the key that follows. */
 export const LONGEST_REQUEST_BYTES = MESSAGE_BYTES + MESSAGE_STRING_BYTES + 1;
 
-/** The trailer of a whole request. Throws `SystemError` (EINVAL). */
-export function decodeTrailer(request: Uint8Array): Trailer {
-  let at = MESSAGE_BYTES;
+/**
+ * The length of the key that follows a whole request; null without one. The path in a trailer is not
+ * read: no tapdisk here carries out what it is for, and any bytes may be in its place.
+ */
+export function keyLength(request: Uint8Array): number | null {
   const length = requestLength(request);
-  const flags = length > MESSAGE_BYTES ? viewOf(request).getUint32(8, true) : 0;
-  let logPath: string | null = null;
-  if ((flags & MessageFlag.ADD_LOG) !== 0) {
-    logPath = decodePathField(request.subarray(at, at + MESSAGE_STRING_BYTES));
-    at += MESSAGE_STRING_BYTES;
-  }
-  return { logPath, keyBytes: at < length ? request[at] : null };
+  const isKeyed = length > MESSAGE_BYTES &&
+    (viewOf(request).getUint32(8, true) & MessageFlag.OPEN_ENCRYPTED) !== 0 &&
+    messageType(request) === MessageType.OPEN;
+  return isKeyed ? request[length - 1] : null;
 }

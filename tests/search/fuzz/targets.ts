@@ -3,6 +3,11 @@ import type { TargetEntry } from "./target.ts";
 /** The targets. Each is a file in `targets/`. */
 export const TARGETS: readonly TargetEntry[] = [
   {
+    name: "control",
+    weight: 2,
+    load: async () => (await import("./targets/control.ts")).target,
+  },
+  {
     name: "images",
     weight: 10,
     load: async () => (await import("./targets/images.ts")).target,

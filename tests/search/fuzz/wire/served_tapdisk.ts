@@ -27,7 +27,7 @@ const HEAP_KIB = 96 * 1024;
 /** Batches after which the memory is taken that must not grow: compiled code, slots, the heap. */
 const WARM_UP_BATCHES = 12;
 
-const PRINTED_CHARACTERS = 4000;
+const PRINTED_CHARACTERS = 2000;
 
 /** Sends bytes whole. */
 export async function sendAll(connection: Deno.Conn, bytes: Uint8Array): Promise<void> {
@@ -158,12 +158,8 @@ ${this.#printed}`);
     if (size > this.#logBytes) {
       const text = this.#logText(this.#logBytes);
       this.#logBytes = size;
-      const at = text.search(FAULT);
-      if (at >= 0) {
-        throw new Error(
-          `The log tells of a fault: ${text.slice(Math.max(0, at - 300), at + 2000)}`,
-        );
-      }
+      const line = text.split("\n").find((line) => FAULT.test(line));
+      if (line !== undefined) throw new Error(`The log tells of a fault: ${line}`);
     }
     await this.#checkPlateau();
   }
