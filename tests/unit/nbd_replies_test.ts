@@ -47,7 +47,7 @@ class Rig implements AnswerSink {
   start(command: number): Uint8Array | null {
     const memory = this.memory.sector + 2;
     const piece = this.pieces.take(command, 0, SECTOR, READ_SECTORS, memory);
-    const operation = this.operations.take(piece);
+    const operation = this.operations.take(piece, 0);
     if (command === Cmd.Read) this.operations.reads++;
     this.sender.add(operation, piece);
     assert.equal(this.sender.send(this.#fd), 0);
