@@ -128,3 +128,24 @@ Deno.test("a disk can end before the kernel has let go of the memory of its slot
   assert.equal(memory.bytes[0], 0);
   kernel.close();
 });
+
+Deno.test("a ublk write with FUA is synced before its answer, another is not", () => {
+  const device = open(1, 0);
+  const kernel = new PlayedUblk(device);
+  let syncs = 0;
+  for (let sector = 0; sector < 4096; sector += 512) {
+    kernel.write(sector, stampedSectors(sector, 512, 1));
+  }
+  kernel.settle();
+  device.simulation.fault = (kind): number => {
+    if (kind === "sync") syncs++;
+    return 0;
+  };
+  for (const fua of [false, true]) {
+    const write = kernel.write(8, stampedSectors(8, 8, 2), fua);
+    kernel.settle();
+    assert.deepEqual([write.errno, syncs], [0, fua ? 1 : 0]);
+  }
+  device.simulation.fault = null;
+  end(device, kernel);
+});

@@ -26,7 +26,8 @@ import { PlayedLoop, SocketEnd } from "../support/played_loop.ts";
 import { assertHolds, SECTOR_BYTES, Simulation, stampedSectors } from "../support/sim.ts";
 
 const MIB = 1 << 20;
-const DISK_BYTES = 8 * MIB;
+/** More than the longest request. */
+const DISK_BYTES = 64 * MIB;
 const BLOCK_BYTES = 2 * MIB;
 const SLOT_BYTES = 256 * 1024;
 /** Sockets have room for more than that. */
