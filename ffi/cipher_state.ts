@@ -1,3 +1,4 @@
+import { closeFile, O_RDONLY, openFile, readAt } from "./files.ts";
 import { memoryAt, pointerAddress } from "./libc.ts";
 import { lockPages, noteNotLocked } from "./secret.ts";
 import { Errno } from "./errno.ts";
@@ -8,9 +9,29 @@ interface Range {
   readonly end: number;
 }
 
-/** The writable memory of this process, from /proc/self/maps. */
+const MAPS = "/proc/self/maps";
+const MAPS_CHUNK_BYTES = 65536;
+
+/** The text of /proc/self/maps. The runtime would want the right to read everything for it. */
+function readMaps(): string {
+  const fd = openFile(MAPS, O_RDONLY);
+  try {
+    let text = "";
+    const chunk = new Uint8Array(MAPS_CHUNK_BYTES);
+    for (let at = 0;;) {
+      const got = readAt(fd, chunk, at);
+      if (got === 0) return text;
+      text += new TextDecoder("latin1").decode(chunk.subarray(0, got));
+      at += got;
+    }
+  } finally {
+    closeFile(fd);
+  }
+}
+
+/** The writable memory of this process. */
 function writableMemory(): Range[] {
-  const lines = Deno.readTextFileSync("/proc/self/maps").matchAll(
+  const lines = readMaps().matchAll(
     /^([0-9a-f]+)-([0-9a-f]+) rw-p /gm,
   );
   return [...lines].map(([, start, end]) => ({
