@@ -243,6 +243,17 @@ export class NbdClient implements Disposable {
     while (await this.#receiveSome(bytes) !== null);
   }
 
+  /** All data until the server closes the connection. */
+  async collect(): Promise<Uint8Array<ArrayBuffer>> {
+    const parts: Uint8Array[] = [];
+    const bytes = new Uint8Array(1 << 20);
+    for (;;) {
+      const got = await this.#receiveSome(bytes);
+      if (got === null) return joined(...parts);
+      parts.push(bytes.slice(0, got));
+    }
+  }
+
   /** Receives and answers the server's greeting; returns the server's flags. */
   async greet(clientFlags = 3): Promise<number> {
     const view = await this.receive(18);
