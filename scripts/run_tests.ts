@@ -24,7 +24,11 @@ const REASON_LINES = 12;
 const ROOT = new URL("..", import.meta.url).pathname;
 
 /** Files that measure time or memory, or compare with peers; they run alone. */
-const MEASURES = /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$/;
+const MEASURES =
+  /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$|\/soak_test\.ts$/;
+
+/** Searches take minutes on all processors; they run after the tests that take no time. */
+const SEARCHES = /^tests\/search\//;
 
 /** Virtual machines run one at a time, because each uses a processor for minutes. */
 const MACHINES = /^tests\/vm\//;
@@ -55,14 +59,16 @@ function plan(args: readonly string[]): Plan {
   const files = testFilesIn("tests").filter((file) => !quick || isQuick(file));
   const shared = files.filter((file) => !MEASURES.test(file) && !MACHINES.test(file));
   const machines = files.filter((file) => MACHINES.test(file));
-  const simulated = shared.filter((file) => file.startsWith("tests/sim/"));
-  const others = shared.filter((file) => !file.startsWith("tests/sim/"));
-  const lanes = machines.length > 0 ? [machines, shared] : [simulated, others];
+  const searches = shared.filter((file) => SEARCHES.test(file));
+  const quicker = shared.filter((file) => !SEARCHES.test(file));
+  const simulated = quicker.filter((file) => file.startsWith("tests/sim/"));
+  const others = quicker.filter((file) => !file.startsWith("tests/sim/"));
+  const lanes = machines.length > 0 ? [machines, [...quicker, ...searches]] : [simulated, others];
   return { tasks, lanes, alone: files.filter((file) => MEASURES.test(file)), testOptions };
 }
 
 function isQuick(file: string): boolean {
-  if (SLOW.test(file) || MACHINES.test(file)) return false;
+  if (SLOW.test(file) || MACHINES.test(file) || SEARCHES.test(file)) return false;
   return !file.startsWith("tests/interop/") || QUICK_INTEROP.test(file);
 }
 
