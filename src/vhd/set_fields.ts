@@ -57,6 +57,7 @@ function setHidden(image: VhdImage, value: number): void {
     // An image is hidden before it is deleted. Hiding must work on a full disk, or the deletion
     // could not free space.
     image.file.writeAt(encodeFooter(image.footer), 0);
+    image.file.sync();
   }
 }
 
