@@ -70,7 +70,7 @@ const OPTION_REPLY_MAGIC = 0x0003e889045565a9n;
 const REQUEST_MAGIC = 0x25609513;
 const SIMPLE_REPLY_MAGIC = 0x67446698;
 const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
-/** Timeout of an answer. */
+/** Default timeout of an answer. */
 const SILENCE_MS = 15_000;
 
 export interface OptionReply {
@@ -164,24 +164,29 @@ export class NbdClient implements Disposable {
   readonly #connection: Deno.UnixConn;
   /** Length of the data of each unanswered READ, by cookie. */
   readonly #readLengths = new Map<number, number>();
+  readonly #silenceMs: number;
   #lastCookie = 0;
 
-  private constructor(connection: Deno.UnixConn) {
+  private constructor(connection: Deno.UnixConn, silenceMs: number) {
     this.#connection = connection;
+    this.#silenceMs = silenceMs;
   }
 
   /** Connects and sends nothing. */
-  static async connect(socket: string): Promise<NbdClient> {
-    return new NbdClient(await Deno.connect({ transport: "unix", path: socket }));
+  static async connect(socket: string, silenceMs: number = SILENCE_MS): Promise<NbdClient> {
+    return new NbdClient(await Deno.connect({ transport: "unix", path: socket }), silenceMs);
   }
 
   /** Connects and completes the handshake. */
   static async open(
     socket: string,
-    { structured = false, metaContext = false }: { structured?: boolean; metaContext?: boolean } =
-      {},
+    { structured = false, metaContext = false, silenceMs }: {
+      structured?: boolean;
+      metaContext?: boolean;
+      silenceMs?: number;
+    } = {},
   ): Promise<{ client: NbdClient; info: ExportInfo }> {
-    const client = await NbdClient.connect(socket);
+    const client = await NbdClient.connect(socket, silenceMs);
     await client.greet();
     if (structured || metaContext) await client.acknowledged(Opt.StructuredReply);
     if (metaContext) {
@@ -214,8 +219,8 @@ export class NbdClient implements Disposable {
 
   async #receiveSome(into: Uint8Array): Promise<number | null> {
     const silence = Promise.withResolvers<never>();
-    const error = new Error(`Nothing came for ${SILENCE_MS} ms`);
-    const timer = setTimeout(() => silence.reject(error), SILENCE_MS);
+    const error = new Error(`Nothing came for ${this.#silenceMs} ms`);
+    const timer = setTimeout(() => silence.reject(error), this.#silenceMs);
     try {
       return await Promise.race([this.#connection.read(into), silence.promise]);
     } catch (error) {

@@ -1,0 +1,74 @@
+/**
+ * What is measured of a process: memory, descriptors, processor time.
+ *
+ * @module
+ */
+import { privateMemoryKib } from "../../support/served.ts";
+
+/** I/O memory is mapped between these addresses; see ffi/memory.ts. */
+const IO_MEMORY_ADDRESSES = [2 ** 44, 2 ** 46] as const;
+/** Ticks of processor time in a second. */
+const TICKS = 100;
+
+/** What a tapdisk takes at a moment. */
+export interface Footprint {
+  readonly residentKib: number;
+  readonly privateKib: number;
+  /** The part of it that requests and caches use. */
+  readonly ioKib: number;
+  readonly sockets: number;
+  /** Descriptors of files in the soak's folders. */
+  readonly files: number;
+  /** Descriptors of removed files that are open for more than a moment when it is a leak. */
+  readonly removedFiles: number;
+  readonly otherDescriptors: number;
+}
+
+export function footprint(pid: number, folders: readonly string[]): Footprint {
+  const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+  const counts = { sockets: 0, files: 0, removedFiles: 0, otherDescriptors: 0 };
+  for (const target of descriptorTargets(pid)) {
+    if (target.startsWith("socket:")) counts.sockets++;
+    else if (!folders.some((folder) => target.startsWith(folder))) counts.otherDescriptors++;
+    else if (target.endsWith(" (deleted)")) counts.removedFiles++;
+    else counts.files++;
+  }
+  return {
+    residentKib: Number(/^VmRSS:\s+(\d+)/m.exec(status)?.[1]),
+    privateKib: privateMemoryKib(pid),
+    ioKib: ioMemoryKib(pid),
+    ...counts,
+  };
+}
+
+export function descriptorTargets(pid: number): string[] {
+  const targets: string[] = [];
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/fd`)) {
+    try {
+      targets.push(Deno.readLinkSync(`/proc/${pid}/fd/${name}`));
+    } catch {
+      // It has been closed meanwhile.
+    }
+  }
+  return targets;
+}
+
+function ioMemoryKib(pid: number): number {
+  let sum = 0;
+  let isIo = false;
+  for (const line of Deno.readTextFileSync(`/proc/${pid}/smaps`).split("\n")) {
+    const start = /^([0-9a-f]+)-[0-9a-f]+ /.exec(line);
+    if (start !== null) {
+      const address = parseInt(start[1], 16);
+      isIo = address >= IO_MEMORY_ADDRESSES[0] && address < IO_MEMORY_ADDRESSES[1];
+    } else if (isIo && line.startsWith("Rss:")) sum += Number(/\d+/.exec(line)?.[0]);
+  }
+  return sum;
+}
+
+/** Processor time of a process and the children that it has waited for, in seconds. */
+export function processorSeconds(pid: number): number {
+  const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return fields.slice(11, 15).reduce((sum, ticks) => sum + Number(ticks), 0) / TICKS;
+}
