@@ -10,6 +10,8 @@ import { openLibc } from "./libc.ts";
 const libc = openLibc({
   // int kill(pid_t pid, int sig)
   kill: { parameters: ["i32", "i32"], result: "i32" },
+  // uid_t geteuid(void)
+  geteuid: { parameters: [], result: "u32" },
   // int dup2(int oldfd, int newfd)
   dup2: { parameters: ["i32", "i32"], result: "i32" },
   // int close(int fd)
@@ -39,6 +41,11 @@ const PID_T_MAX = 0x7fff_ffff;
 export function processExists(pid: number): boolean {
   if (!(pid >= 1 && pid <= PID_T_MAX)) return false;
   return libc.kill(pid, 0) === 0 || lastErrno() !== Errno.ESRCH;
+}
+
+/** The effective user ID of this process. Unlike the runtime's, it needs no permission. */
+export function effectiveUser(): number {
+  return libc.geteuid();
 }
 
 /** Redirects standard input, output and error to /dev/null. Throws `SystemError`. */

@@ -12,6 +12,7 @@
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { folderOf, isWithin, normalizePath, volumeNames } from "./paths.ts";
+import { requireTrustedFile } from "./trusted_path.ts";
 import type { FileLocation, Storage } from "./storage.ts";
 
 /** One folder a line. `any` allows all folders; a `#` starts a comment. */
@@ -74,6 +75,7 @@ function environmentRoots(): string[] {
 }
 
 function fileRoots(): string[] {
+  requireTrustedFile(PARENT_ROOTS_FILE);
   try {
     return parseParentRoots(Deno.readTextFileSync(PARENT_ROOTS_FILE));
   } catch {

@@ -1,4 +1,6 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import { linkTarget, pathExists, pathStatus } from "../../ffi/paths.ts";
+import { effectiveUser } from "../../ffi/process.ts";
 
 /** As many links as the kernel follows in one path. */
 const MOST_LINKS = 40;
@@ -9,8 +11,9 @@ const OTHERS_WRITE = 0o002;
 /** Why others can change what a name leads to; null when they cannot. */
 function flawOf(path: string, isLast: boolean): string | null {
   const { uid, kind, mode } = pathStatus(path, { link: true });
-  if (uid !== 0 && uid !== Deno.uid()) return `user ${uid} owns`;
-  if (kind !== "directory") return null;
+  if (uid !== 0 && uid !== effectiveUser()) return `user ${uid} owns`;
+  // A link has no rights of its own. It is the only kind of file without a name.
+  if (kind === "other") return null;
   // In a folder above, such as /tmp, the sticky bit keeps others from replacing what we have there.
   const isOpen = isLast
     ? (mode & (GROUP_WRITE | OTHERS_WRITE)) !== 0
@@ -27,16 +30,17 @@ function parentOf(path: string): string {
 }
 
 /**
- * What makes a folder unfit for the state of this program. Whoever can write to the folder, or to one
- * above it, could put sockets and files of his own there, and receive the keys that are sent to them.
- * So each folder and each link on the way must belong to root or to the user of this process, and
- * others must not be able to write there. A name that does not exist yet is fit.
+ * What makes a folder unfit for the state of this program, or a file unfit to say what it does. Whoever
+ * can write to the folder, or to one above it, could put sockets and files of his own there, and receive
+ * the keys that are sent to them. So the file, each folder and each link on the way must belong to root
+ * or to the user of this process, and others must not be able to write there. A name that does not exist
+ * yet is fit.
  *
- * @param folder Absolute.
+ * @param target Absolute.
  * @returns Such as `/srv/x, which user 12345 owns`; null for a folder that is fit.
  */
-export function untrustedPart(folder: string): string | null {
-  const left = namesOf(folder);
+export function untrustedPart(target: string): string | null {
+  const left = namesOf(target);
   let path = "";
   let links = 0;
   for (;;) {
@@ -47,12 +51,27 @@ export function untrustedPart(folder: string): string | null {
     // Symbolic links are the files without a kind of their own.
     if (pathStatus(here, { link: true }).kind === "other") {
       if (++links > MOST_LINKS) return `${here}, which is one of too many links`;
-      const target = linkTarget(here);
-      left.unshift(...namesOf(target));
-      path = target.startsWith("/") ? "" : parentOf(path);
+      const link = linkTarget(here);
+      left.unshift(...namesOf(link));
+      path = link.startsWith("/") ? "" : parentOf(path);
     }
     const name = left.shift();
     if (name === undefined) return null;
     path = name === ".." ? parentOf(path) : `${path}/${name}`;
   }
+}
+
+/**
+ * Refuses a file of settings that others can change: it says which files root serves, or which parents
+ * are followed. A file that does not exist is accepted.
+ *
+ * @throws {SystemError} EPERM.
+ */
+export function requireTrustedFile(path: string): void {
+  if (!pathExists(path)) return;
+  const part = untrustedPart(path);
+  if (part === null) return;
+  const where = part.startsWith(`${path}, `) ? part : `${path} below ${part}`;
+  const hint = "take the right to write away";
+  throw new SystemError(Errno.EPERM, `Cannot use ${where}`, { file: path, hint });
 }

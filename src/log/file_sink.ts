@@ -10,6 +10,7 @@ import {
   openFile,
   writeAt,
 } from "../../ffi/files.ts";
+import { effectiveUser } from "../../ffi/process.ts";
 import type { LogLevel, LogSink } from "./log.ts";
 
 const LOG_MODE = 0o600;
@@ -26,7 +27,7 @@ const CLOSED = -1;
 function openLogFile(path: string): number {
   const fd = openFile(path, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK, LOG_MODE);
   const { kind, uid, links } = fileStatus(fd);
-  const isOwn = uid === 0 || uid === Deno.uid();
+  const isOwn = uid === 0 || uid === effectiveUser();
   if (kind === "file" && isOwn && links === 1) return fd;
   closeFile(fd);
   if (kind !== "file") {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { createDynamic, createFixed, snapshot } from "../../mod.ts";
 import { requireOwnFolder } from "../../src/control/paths.ts";
-import { untrustedPart } from "../../src/files/trusted_path.ts";
+import { requireTrustedFile, untrustedPart } from "../../src/files/trusted_path.ts";
 import { FileSink } from "../../src/log/file_sink.ts";
 import { needs, runOk, withTempDir } from "../support/tools.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
@@ -108,6 +108,34 @@ Deno.test({
 });
 
 Deno.test({
+  name: `a list of disks that others can write is refused${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      const list = `${folder}/devices`;
+      Deno.writeTextFileSync(list, "one ram:4 device=none\n", { mode: 0o600 });
+      requireTrustedFile(list);
+      requireTrustedFile(`${folder}/none`);
+      const tapdisks = new Tapdisks(folder);
+      const refused = async (why: RegExp): Promise<void> => {
+        assert.throws(() => requireTrustedFile(list), why);
+        const { code, stderr } = await tapdisks.tapCtl("restore", "--file", list);
+        assert.equal(code, 1, stderr);
+        assert.match(stderr, why);
+      };
+      Deno.chmodSync(list, 0o622);
+      await refused(/Cannot use .*\/devices, which other users can write to/);
+      Deno.chmodSync(list, 0o600);
+      Deno.chownSync(list, SOMEBODY, SOMEBODY);
+      await refused(/\/devices, which user 12345 owns/);
+      Deno.chownSync(list, 0, 0);
+      Deno.chmodSync(folder, 0o777);
+      const why = /\/devices below .*, which other users can write to/;
+      assert.throws(() => requireTrustedFile(list), why);
+    }),
+});
+
+Deno.test({
   name: `the log does not go to a file of somebody else, or one with two names${root.suffix}`,
   ignore: root.ignore,
   fn: () =>
@@ -132,7 +160,7 @@ Deno.test({
       try {
         Deno.chmodSync(folder, 0o755);
         const disk = await tapdisks.serve("ram:8");
-        Deno.writeTextFileSync(`${folder}/list`, "one ram:4 device=none\n");
+        Deno.writeTextFileSync(`${folder}/list`, "one ram:4 device=none\n", { mode: 0o600 });
         await tapdisks.tapCtlOk("restore", "--file", `${folder}/list`);
         const modes = Object.fromEntries(modesIn(tapdisks.controlFolder));
         assert.ok(Object.keys(modes).length >= 8, Object.keys(modes).join(" "));

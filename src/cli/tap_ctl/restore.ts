@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { decodeName } from "../../../ffi/names.ts";
+import { workingFolder } from "../../../ffi/paths.ts";
 import {
   DEVICE_LIST_PATH,
   type ListedDevice,
@@ -14,6 +15,7 @@ import {
   withNamesLocked,
 } from "../../control/client/restore.ts";
 import { inventory } from "../../control/client/inventory.ts";
+import { requireTrustedFile } from "../../files/trusted_path.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey } from "./encryption.ts";
 import { timeLimit, timeLimitOption } from "./options.ts";
@@ -35,6 +37,7 @@ cannot be served, the others still are; the exit status is that of the first fai
 Prints each name and its block device, which also has the name /dev/blktap/NAME, or its NBD socket.`;
 
 function readList(path: string): ReturnType<typeof parseDeviceList> {
+  requireTrustedFile(path.startsWith("/") ? path : `${workingFolder()}/${path}`);
   try {
     return parseDeviceList(decodeName(Deno.readFileSync(path)));
   } catch (error) {
