@@ -61,6 +61,8 @@ export class PlayedUblk implements CommandRing, DiskClient {
   /** By tag. */
   readonly #places = new Uint8Array(TAGS);
   readonly addresses = new Float64Array(TAGS);
+  /** The result of each tag's last request. */
+  readonly results = new Int32Array(TAGS);
   readonly #outcomes = new Map<number, { outcome: Outcome; readBytes: number }>();
 
   constructor(device: SimulatedDevice) {
@@ -122,6 +124,7 @@ export class PlayedUblk implements CommandRing, DiskClient {
 
   #answer(tag: number, result: number): void {
     this.answered++;
+    this.results[tag] = result;
     if (result < 0) this.failed++;
     const entry = this.#outcomes.get(tag);
     if (entry === undefined) return;
@@ -136,7 +139,12 @@ export class PlayedUblk implements CommandRing, DiskClient {
   // ---- requests ---------------------------------------------------------------------------
 
   /** Writes the descriptor of a tag's next request. */
-  describe(tag: number, operationAndFlags: number, sector: number, count: number): void {
+  describe(
+    tag: number,
+    operationAndFlags: number,
+    sector: number | bigint,
+    count: number,
+  ): void {
     const descriptor = new DataView(new ArrayBuffer(24));
     descriptor.setUint32(0, operationAndFlags, true);
     descriptor.setUint32(4, count, true);

@@ -3,6 +3,11 @@ import type { TargetEntry } from "./target.ts";
 /** The targets. Each is a file in `targets/`. */
 export const TARGETS: readonly TargetEntry[] = [
   {
+    name: "blktap2-ring",
+    weight: 2,
+    load: async () => (await import("./targets/blktap2_ring.ts")).target,
+  },
+  {
     name: "control",
     weight: 2,
     load: async () => (await import("./targets/control.ts")).target,
@@ -21,5 +26,10 @@ export const TARGETS: readonly TargetEntry[] = [
     name: "nbd-server",
     weight: 5,
     load: async () => (await import("./targets/nbd_server.ts")).target,
+  },
+  {
+    name: "ublk-ring",
+    weight: 2,
+    load: async () => (await import("./targets/ublk_ring.ts")).target,
   },
 ];

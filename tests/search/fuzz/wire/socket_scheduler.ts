@@ -65,6 +65,18 @@ export class SocketScheduler extends SimulatedScheduler {
     return any;
   }
 
+  /** Calls the handler of a descriptor that is none of the kernel's, if it waits for these events. */
+  wake(fd: number, events: number): void {
+    const watched = this.#watched.get(fd);
+    if (watched === undefined || (watched.events & events) === 0) return;
+    try {
+      watched.handler.ready(events);
+    } catch (error) {
+      this.contain(error, watched.owner);
+    }
+    this.stand();
+  }
+
   /** A turn in which the clock stands still. */
   stand(): void {
     this.addTimer(0, () => {});
