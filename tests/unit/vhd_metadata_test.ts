@@ -6,17 +6,24 @@
  */
 import assert from "node:assert/strict";
 import { DD_BLK_UNUSED } from "../../src/vhd/format/bat.ts";
+import { encodeFooter } from "../../src/vhd/format/footer.ts";
 import { setBit, testBit } from "../../src/vhd/format/bitmap.ts";
+import { isJournalEntry } from "../../src/vhd/format/journal_format.ts";
 import { blockEnd } from "../../src/vhd/format/layout.ts";
 import { VHD_SECTOR_SIZE } from "../../src/vhd/format/units.ts";
 import { writeBatmap } from "../../src/vhd/image/batmap_writer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
+import { locateParent, openParent } from "../../src/vhd/image/parent.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { makeFrontRoom } from "../../src/vhd/front_room.ts";
+import { changeParent } from "../../src/vhd/modify.ts";
 import { repairImage } from "../../src/vhd/repair.ts";
+import { resizeVhd } from "../../src/vhd/resize/resize.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeBat, writeRange } from "../../src/vhd/write.ts";
 import type { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
+import { getFile, putFile } from "../support/vhd.ts";
 import { Simulation, stampedSectors } from "../support/sim.ts";
 
 const BLOCK_BYTES = 2 << 20;
@@ -126,5 +133,114 @@ Deno.test("a block that makes room for names is synced in its new place before t
   image.close();
   assert.deepEqual(steps, ["block or footer", "block or footer", "sync", "BAT", "sync"]);
   assert.ok(checkImage("/a.vhd", { storage, checkData: true }).valid);
+  simulation.close();
+});
+
+Deno.test("the backup of a footer is made the same, and synced, before the footer is given up", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  const image = openVhd("/a.vhd", { storage, readOnly: false });
+  image.footer.hidden = 1;
+  image.file.writeAt(encodeFooter(image.footer), image.file.sizeBytes() - 512);
+  image.close();
+  for (const open of ["served", "offline"]) {
+    const steps: string[] = [];
+    storage.beforeOperation = ({ kind, offsetBytes }): void => {
+      if (kind === "sync" || kind === "truncate") steps.push(kind);
+      if (kind === "write") steps.push(offsetBytes === 0 ? "backup" : "write");
+    };
+    const bytes = stampedSectors(0, 1, 1);
+    if (open === "served") {
+      const device = simulation.open("vhd:/a.vhd");
+      device.write(3 * BLOCK_BYTES / VHD_SECTOR_SIZE, bytes);
+      device.settle();
+      assert.deepEqual(steps.slice(0, 2), ["backup", "sync"]);
+      device.close();
+    } else {
+      const again = openVhd("/a.vhd", { storage, readOnly: false });
+      again.footer.hidden = 0;
+      again.file.writeAt(encodeFooter(again.footer), again.file.sizeBytes() - 512);
+      steps.length = 0;
+      writeRange(again, Uint8Array.from(bytes), 4 * BLOCK_BYTES);
+      assert.deepEqual(steps.slice(0, 2), ["backup", "sync"]);
+      finishWriting(again);
+      again.close();
+    }
+    storage.beforeOperation = null;
+  }
+  assert.deepEqual(checkImage("/a.vhd", { storage }).findings, []);
+  simulation.close();
+});
+
+Deno.test("a header that was rewritten has no copy left in the file", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  for (const name of ["/b.vhd", "/c.vhd"]) {
+    createDynamic(name, { storage, sizeBytes: 8 * BLOCK_BYTES });
+  }
+  snapshot("/child.vhd", { storage, parent: "/b.vhd" });
+  for (const isFull of [false, true]) {
+    changeParent("/child.vhd", { storage, parent: isFull ? "/b.vhd" : "/c.vhd" });
+    const text = new TextDecoder("latin1").decode(getFile(storage, "/child.vhd"));
+    assert.equal(text.split("cxsparse").length - 1, 1);
+    const child = openVhd("/child.vhd", { storage, readOnly: false });
+    writeRange(child, new Uint8Array(BLOCK_BYTES).fill(7), 0);
+    finishWriting(child);
+    child.close();
+  }
+  assert.deepEqual(checkImage("/child.vhd", { storage, checkData: true }).findings, []);
+  simulation.close();
+});
+
+Deno.test("a journal: its entries are synced before its header, and that before the image changes", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  const steps: string[] = [];
+  const note = (step: string): void => {
+    if (steps.at(-1) !== step) steps.push(step);
+  };
+  storage.beforeOperation = ({ kind, path, offsetBytes }): void => {
+    if (kind !== "sync" && kind !== "write" && kind !== "remove") return;
+    const what = path === "/a.vhd" ? "image" : offsetBytes === 0 ? "header" : "entries";
+    note(kind === "write" ? what : `${kind} ${path === "/a.vhd" ? "image" : "journal"}`);
+  };
+  // More blocks than the sector of the BAT has entries for.
+  resizeVhd("/a.vhd", { storage, journal: "/journal", sizeBytes: 200 * BLOCK_BYTES });
+  storage.beforeOperation = null;
+  const begin = ["header", "sync journal", "entries", "sync journal", "header", "sync journal"];
+  // The footer and its backup out of use, the change, the backup, the footer.
+  const change = Array.from({ length: 5 }, () => ["image", "sync image"]).flat();
+  const end = ["header", "sync journal", "remove journal"];
+  assert.deepEqual(steps, [...begin, ...change, ...end]);
+  assert.deepEqual(checkImage("/a.vhd", { storage, checkData: true }).findings, []);
+  simulation.close();
+});
+
+Deno.test("a journal's entry has whole sectors, and no more than the longest block table", () => {
+  const cookie = 0xaaaa_1234_4321_aaaan;
+  const entry = { cookie, type: 1, offsetBytes: 0, checksum: 0 };
+  const most = 64 << 20;
+  const isEntry = (sizeBytes: number): boolean => isJournalEntry({ ...entry, sizeBytes });
+  assert.deepEqual([512, most].map(isEntry), [true, true]);
+  assert.deepEqual(
+    [0, 100, 513, most + 512, 2 ** 31, 2 ** 32 - 512].map(isEntry).includes(true),
+    false,
+  );
+  assert.ok(!isJournalEntry({ ...entry, sizeBytes: 512, cookie: 0n }));
+});
+
+Deno.test("a parent that is replaced after it was looked at is not opened", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  snapshot("/child.vhd", { storage, parent: "/a.vhd" });
+  const child = openVhd("/child.vhd", { storage });
+  const found = locateParent(child);
+  openParent(found, { storage }).close();
+  // Another file with the same UUID.
+  putFile(storage, "/other", getFile(storage, "/a.vhd"));
+  storage.rename("/other", "/a.vhd");
+  assert.throws(() => openParent(found, { storage }), { code: "ESTALE" });
+  openParent(locateParent(child), { storage }).close();
+  child.close();
   simulation.close();
 });
