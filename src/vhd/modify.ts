@@ -5,6 +5,7 @@
  * @module
  */
 
+import { assert } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { batBytes, DD_BLK_UNUSED } from "./format/bat.ts";
 import { BATMAP_HEADER_SIZE } from "./format/batmap.ts";
@@ -111,9 +112,9 @@ interface NewLocator {
 /**
  * Chooses the header's locators for the new names. These are the locators of a platform that we
  * write whose space no other structure shares. Other locators of these platforms are removed from
- * the header in memory, as they would lead to the old parent. Without any suitable locator, unused
+ * the header in memory, as they would lead to the old parent. Without two suitable locators, unused
  * entries of the header, then entries of other platforms, get new locators, which have no space
- * yet.
+ * yet: while the name of a single locator is written, nothing would lead to a parent.
  */
 function chooseLocators(
   image: VhdImage,
@@ -128,7 +129,8 @@ function chooseLocators(
     kept.push({ index, code: locator.code, bytes: named.bytes });
     return locator;
   });
-  if (kept.length > 0) return kept;
+  if (kept.length > 1) return kept;
+  for (const { index } of kept) header.locators[index] = NO_LOCATOR;
   const free = header.locators.flatMap(({ code }, i) => (code === PLAT_CODE_NONE ? [i] : []));
   const unread = header.locators.flatMap(({ code }, i) => (code === PLAT_CODE_NONE ? [] : [i]));
   const places = [...free, ...unread.reverse()];
@@ -211,7 +213,7 @@ function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }:
 }
 
 /**
- * Writes the new names over the old ones. A locator is not in the header while its name is being
+ * Writes the new names over the old ones, of which there are at least two. A locator is not in the header while its name is being
  * written. At every moment another locator is valid: one of the old parent until the header has the
  * new parent, one of the new parent afterwards.
  */
@@ -228,10 +230,11 @@ function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }
     rewriteHeader(image, header);
   };
   const [first, ...others] = chosen;
-  if (others.length > 0) putHeader(without(old, [first]));
+  assert(others.length > 0, "While a name is written, another one leads to a parent");
+  putHeader(without(old, [first]));
   writeName(image, first.bytes, old[first.index]);
   setParent(header, parent);
-  if (others.length > 0) putHeader(without(renewed, others));
+  putHeader(without(renewed, others));
   for (const { index, bytes } of others) writeName(image, bytes, old[index]);
   putHeader(renewed);
 }

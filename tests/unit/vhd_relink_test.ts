@@ -58,6 +58,10 @@ const CHILDREN: [string, Partial<ForeignImage>][] = [
   ["a locator whose room makes no sense", { locators: [{ ...OLD, dataSpace: 0xffff_fe00 }] }],
   ["a locator that lies in the BAT", { locators: [{ ...OLD, dataOffset: 1536n }] }],
   ["a locator that lies in a block", { locators: [{ ...OLD, dataOffset: 9000n }] }],
+  ["a locator that alone leads to the parent", {
+    locators: [OLD, UNREAD],
+    header: (header) => header.parentName = new Uint8Array(512),
+  }],
   ["a locator behind the file", { locators: [{ ...OLD, dataOffset: 1n << 40n }] }],
 ];
 
