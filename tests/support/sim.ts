@@ -263,7 +263,7 @@ export function stampedSectors(sector: number, count: number, stamp: number): Ui
 export function stampOf(data: Uint8Array, index: number, sector: number): number {
   const words = new Uint32Array(data.buffer, data.byteOffset + index * SECTOR_BYTES, 128);
   const stamp = words[127];
-  const place = stamp === 0 ? 0 : sector >>> 0;
+  const place = stamp === 0 ? 0 : sector;
   if (words[0] !== place || words.subarray(1).some((word) => word !== stamp)) {
     throw new Error(`Sector ${sector} is torn or holds sector ${words[0]} (stamps ${stamp})`);
   }

@@ -120,6 +120,16 @@ export function isFull({ held }: PlannedBlock, blockSectors: number): boolean {
   return held.reduce((sum, { count }) => sum + count, 0) === blockSectors;
 }
 
+/** The sectors of the disk that an image holds. */
+export function heldRuns(blocks: readonly PlannedBlock[], { sectors, blockSectors }: Shape): Run[] {
+  return blocks.flatMap(({ block, held }) =>
+    held.map((run) => {
+      const sector = block * blockSectors + run.sector;
+      return { ...run, sector, count: Math.min(run.count, sectors - sector) };
+    })
+  ).filter(({ count }) => count > 0);
+}
+
 /** Puts what an image holds over what is below it. */
 export function putBlocks(content: Content, blocks: readonly PlannedBlock[], shape: Shape): void {
   for (const { block, held } of blocks) {

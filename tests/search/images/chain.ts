@@ -11,9 +11,9 @@ import { encodeFooter, HD_TYPE_FIXED } from "../../../src/vhd/format/footer.ts";
 import type { KeyHash } from "../../../src/vhd/format/batmap.ts";
 import { hashKey } from "../../../src/vhd/key.ts";
 import { hasLibcrypto } from "../../support/libcrypto.ts";
-import { stampedSectors } from "../../support/sim.ts";
-import { planBlocks, putBlocks } from "./blocks.ts";
-import { Content } from "./content.ts";
+import { stamped } from "../sim/stamps.ts";
+import { heldRuns, planBlocks, putBlocks } from "./blocks.ts";
+import { Content, type Run } from "./content.ts";
 import { someCreator, someFooter } from "./creators.ts";
 import { someNames } from "./locators.ts";
 import {
@@ -47,6 +47,12 @@ export interface ChainOptions {
   readonly mostDataSectors?: number;
   /** The probability of sizes and places at the limits of the format; 0.08 by default. */
   readonly extremes?: number;
+  /** Whether each image can be opened for writing and hold its whole disk. */
+  readonly writable?: boolean;
+  /** Whether a footer or its backup may be wrong; true by default. */
+  readonly wrongFooters?: boolean;
+  /** Whether data may lie where no bitmap shows it; true by default. */
+  readonly stale?: boolean;
   /** The probability of an encrypted chain; 0.1 by default. */
   readonly encrypted?: number;
   /** The probability of an image with a wrong batmap or footer, or stale data; 0.3 by default. */
@@ -66,6 +72,8 @@ export type ImageKind = "raw" | "fixed" | "dynamic" | "differencing";
 export interface MadeImage extends Damage {
   readonly path: string;
   readonly kind: ImageKind;
+  /** The sectors that the image itself holds, where it holds not all; the stamp 0 is zeros. */
+  readonly held: readonly Run[];
   /** What the disk holds that this image and its parents make. */
   readonly content: Content;
   readonly blockSectors: number;
@@ -142,8 +150,8 @@ class ChainMaker {
     this.#storage = storage;
     this.#options = options;
     this.#stamp = options.firstStamp ?? 1;
-    const { mostSectors = 20_000, extremes = 0.08 } = options;
-    this.#limits = { mostSectors, extremes };
+    const { mostSectors = 20_000, extremes = 0.08, writable = false } = options;
+    this.#limits = { mostSectors, extremes, writable };
   }
 
   make(): MadeChain {
@@ -217,7 +225,7 @@ class ChainMaker {
       const sector = random.below(sectors);
       const count = Math.min(1 + random.below(200), sectors - sector, left);
       const stamp = this.#nextStamp();
-      file.writeAt(new Uint8Array(stampedSectors(sector, count, stamp)), sector * 512);
+      file.writeAt(stamped(sector, count, stamp), sector * 512);
       content.put(sector, count, stamp);
       left -= count;
     }
@@ -241,6 +249,7 @@ class ChainMaker {
       path,
       kind,
       content,
+      held: content.runs(),
       blockSectors: 0,
       isEncrypted: false,
       isPlain: true,
@@ -255,7 +264,13 @@ class ChainMaker {
 
   #sparse(depth: number, below: Layer | null, encryption: Encryption | null): Layer {
     const random = this.#random;
-    const { damaged = 0.3, extremes = 0.08, mostDataSectors = 1500 } = this.#options;
+    const {
+      wrongFooters = true,
+      stale = true,
+      damaged = 0.3,
+      extremes = 0.08,
+      mostDataSectors = 1500,
+    } = this.#options;
     const shape = this.#shapeAbove(below);
     const path = this.#path(depth, ".vhd");
     const isDamaged = random.chance(damaged);
@@ -266,7 +281,7 @@ class ChainMaker {
       mostDataSectors,
       nextStamp: this.#nextStamp,
       below: below?.image.content ?? null,
-      stale: isDamaged && own === null && random.chance(0.3),
+      stale: stale && isDamaged && own === null && random.chance(0.3),
       full: below === null && random.chance(0.3),
     });
     const blockBytes = blocks.length * (shape.blockSectors + 20) * 512;
@@ -276,7 +291,7 @@ class ChainMaker {
       parentPath: below.path,
       isRaw: below.image.kind === "raw",
     });
-    const far = !isDevice && random.chance(extremes);
+    const far = !isDevice && !this.#limits.writable && random.chance(extremes);
     const made = makeSparse(random, this.#storage, {
       path,
       shape,
@@ -285,6 +300,7 @@ class ChainMaker {
       encryption: own,
       far,
       damaged: isDamaged,
+      wrongFooters,
     });
     const content = below?.image.content.resized(shape.sectors) ?? new Content(shape.sectors);
     putBlocks(content, blocks, shape);
@@ -292,6 +308,7 @@ class ChainMaker {
       path,
       kind: below === null ? "dynamic" : "differencing",
       content,
+      held: heldRuns(blocks, shape),
       blockSectors: shape.blockSectors,
       isEncrypted: own !== null,
       isPlain: made.isPlain,

@@ -1,6 +1,5 @@
 /**
- * What a virtual disk holds: the stamp of each sector (see `stampedSectors` in
- * tests/support/sim.ts), 0 for a sector of zeros. Only the parts that were written take memory, so a
+ * What a virtual disk holds: the stamp of each sector (see `tests/search/sim/stamps.ts`), 0 for a sector of zeros. Only the parts that were written take memory, so a
  * disk may have terabytes.
  *
  * @module

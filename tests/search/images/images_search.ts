@@ -10,12 +10,8 @@ import { checkImage } from "../../../src/vhd/check/check.ts";
 import { openChain } from "../../../src/vhd/image/chain.ts";
 import { readRange } from "../../../src/vhd/image/read.ts";
 import { DiskKey } from "../../../src/vhd/key.ts";
-import {
-  SECTOR_BYTES,
-  type SimulatedDevice,
-  Simulation,
-  stampedSectors,
-} from "../../support/sim.ts";
+import { type SimulatedDevice, Simulation } from "../../support/sim.ts";
+import { SECTOR_BYTES, stamped } from "../sim/stamps.ts";
 import type { Search, SearchContext } from "../search.ts";
 import { type MadeChain, type MadeImage, makeChain } from "./chain.ts";
 import { compareWithQemu, HAS_QEMU } from "./qemu.ts";
@@ -93,7 +89,7 @@ function rewrite(random: Random, simulation: Simulation, chain: MadeChain): numb
       underWay = [];
     }
     underWay.push({ sector, count });
-    device.write(sector, stampedSectors(sector, count, stamp));
+    device.write(sector, stamped(sector, count, stamp));
     content.put(sector, count, stamp++);
     sectors += count;
   }

@@ -7,7 +7,7 @@ import { osStorage } from "../../../src/files/storage.ts";
 import type { Random } from "../../../src/testing/random.ts";
 import { openChain } from "../../../src/vhd/image/chain.ts";
 import { readRange } from "../../../src/vhd/image/read.ts";
-import { SECTOR_BYTES, stampedSectors } from "../../support/sim.ts";
+import { SECTOR_BYTES, stamped } from "../sim/stamps.ts";
 import { findTool } from "../../support/tools.ts";
 import type { SearchContext } from "../search.ts";
 import { makeChain } from "./chain.ts";
@@ -99,7 +99,7 @@ function putExpected(path: string, content: Content): void {
   file.truncateSync(content.sectors * SECTOR_BYTES);
   for (const { sector, count, stamp } of content.runs()) {
     file.seekSync(sector * SECTOR_BYTES, Deno.SeekMode.Start);
-    file.writeSync(stampedSectors(sector, count, stamp));
+    file.writeSync(stamped(sector, count, stamp));
   }
   file.close();
 }

@@ -5,7 +5,7 @@
  */
 import { Buffer } from "node:buffer";
 import type { Random } from "../../../src/testing/random.ts";
-import { SECTOR_BYTES, stampedSectors } from "../../support/sim.ts";
+import { SECTOR_BYTES, stamped } from "../sim/stamps.ts";
 import type { Content } from "./content.ts";
 
 /** A range of sectors. */
@@ -22,7 +22,7 @@ export function bytesOf(content: Content, { sector, count }: Range): Uint8Array<
   const bytes = new Uint8Array(count * SECTOR_BYTES);
   for (let i = 0; i < count; i++) {
     const stamp = content.at(sector + i);
-    if (stamp !== 0) bytes.set(stampedSectors(sector + i, 1, stamp), i * SECTOR_BYTES);
+    if (stamp !== 0) bytes.set(stamped(sector + i, 1, stamp), i * SECTOR_BYTES);
   }
   return bytes;
 }

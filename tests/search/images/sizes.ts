@@ -21,6 +21,8 @@ export interface SizeLimits {
   readonly mostSectors: number;
   /** The probability of a size at a limit of the format. */
   readonly extremes: number;
+  /** Whether all blocks of a disk must find room in its file. */
+  readonly writable: boolean;
 }
 
 /** The shape of an image with blocks. */
@@ -53,6 +55,8 @@ const LIMITS = [
 
 /** The most sectors that an image may declare; see `validateFooter`. */
 export const MOST_SECTORS = 2 * 2040 * GIB;
+/** A disk whose blocks find room in 2 TiB, in blocks that are not too many to write a table. */
+const MOST_WRITABLE = 2 ** 32 - 2 ** 23;
 /** Entries of a table that is still written quickly. */
 export const MOST_ENTRIES = 40_000;
 /** The largest block that we accept, in sectors. */
@@ -72,7 +76,8 @@ export function someShape(random: Random, limits: SizeLimits): Shape {
   const wanted = isExtreme
     ? pick(random, LIMITS) + random.below(3) - 1
     : usualSectors(random, blockSectors, limits.mostSectors);
-  const sectors = Math.max(1, Math.min(wanted, MOST_SECTORS));
+  const { writable } = limits;
+  const sectors = Math.max(1, Math.min(wanted, writable ? MOST_WRITABLE : MOST_SECTORS));
   const most = isExtreme ? MOST_ENTRIES : 1024;
   const fitting = Math.max(blockSectors, 2 ** Math.ceil(Math.log2(sectors / most)));
   const block = Math.min(fitting, MOST_BLOCK);

@@ -18,7 +18,7 @@ import {
 import { type DynamicHeader, emptyHeader, encodeHeader } from "../../../src/vhd/format/header.ts";
 import { NO_LOCATOR, type ParentLocator } from "../../../src/vhd/format/locator.ts";
 import { bitmapOf, isFull, type PlannedBlock } from "./blocks.ts";
-import { stampedSectors } from "../../support/sim.ts";
+import { stamped } from "../sim/stamps.ts";
 import { isTap, someCreator, someFooter } from "./creators.ts";
 import { type FileLayout, type Part, type PlacedPart, someLayout } from "./layout.ts";
 import type { ParentNames, PlannedLocator } from "./locators.ts";
@@ -46,6 +46,8 @@ export interface SparseWish {
   readonly far: boolean;
   /** Whether redundant structures may be wrong. */
   readonly damaged: boolean;
+  /** Whether `damaged` includes footers. */
+  readonly wrongFooters: boolean;
 }
 
 /** A sparse image that was made. */
@@ -68,7 +70,7 @@ interface Quirks {
 }
 
 function someQuirks(random: Random, wish: SparseWish, { tap }: { tap: boolean }): Quirks {
-  const { damaged, encryption } = wish;
+  const { damaged, encryption, wrongFooters } = wish;
   const dice = random.below(12);
   const maps = ["right", "right", "right", "sparse", "sparse"] as const;
   const wrong = ["lying", "lying", "checksum", "impossible"] as const;
@@ -77,12 +79,14 @@ function someQuirks(random: Random, wish: SparseWish, { tap }: { tap: boolean })
     : damaged && random.chance(0.5)
     ? wrong[random.below(hasUnused(wish) ? 4 : 3)]
     : maps[random.below(maps.length)];
-  const backup = damaged && dice < 3 ? (["other", "torn", "lost"] as const)[dice] : "same";
+  const backup = wrongFooters && damaged && dice < 3
+    ? (["other", "torn", "lost"] as const)[dice]
+    : "same";
   const end = backup !== "same"
     ? "whole"
     : random.chance(0.1)
     ? "short"
-    : damaged && random.chance(0.2)
+    : wrongFooters && damaged && random.chance(0.2)
     ? (["lost", "torn"] as const)[random.below(2)]
     : "whole";
   return {
@@ -300,9 +304,7 @@ class ImageWriter {
   ): void {
     const { shape, encryption } = this.#wish;
     const diskSector = block * shape.blockSectors + sector;
-    const bytes = stamp === 0
-      ? new Uint8Array(count * 512)
-      : new Uint8Array(stampedSectors(diskSector, count, stamp));
+    const bytes = stamp === 0 ? new Uint8Array(count * 512) : stamped(diskSector, count, stamp);
     encryption?.cipher.encrypt(bytes, diskSector);
     file.writeAt(bytes, (at + sector) * 512);
   }

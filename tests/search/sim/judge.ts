@@ -167,7 +167,7 @@ function observe(world: World, photo: SimulatedDisk): Map<string, ImageModel> {
       let model = models.get(layer.path);
       if (model === undefined) {
         const known = world.images.get(layer.path)?.format;
-        const name = known ?? (layer.raw ? "raw" : "dynamic");
+        const name = known ?? (layer.raw ? "raw" : formatOfNew(world));
         model = new ImageModel(layer.path, layer.sectors, parent, name);
         models.set(layer.path, model);
         settleAll(world, photo, model);
@@ -176,6 +176,11 @@ function observe(world: World, photo: SimulatedDisk): Map<string, ImageModel> {
     }
   }
   return models;
+}
+
+/** The format of an image with a new name: it may be one of other programs that was renamed. */
+function formatOfNew({ images }: World): string {
+  return [...images.values()].some(({ format }) => format === "made") ? "made" : "dynamic";
 }
 
 function settleAll(world: World, photo: SimulatedDisk, model: ImageModel): void {

@@ -20,10 +20,16 @@ const WIDTH = 48;
 /** Chooses the regions of a disk. They do not overlap. */
 export function chooseRegions(
   random: Random,
-  { sectors, blockSectors }: { sectors: number; blockSectors: number },
+  { sectors, blockSectors, near = [] }: {
+    sectors: number;
+    blockSectors: number;
+    /** Further places of interest. */
+    near?: readonly number[];
+  },
 ): Region[] {
   const blocks = Math.ceil(sectors / blockSectors);
   const middles = [
+    ...near,
     0,
     sectors,
     sectors - blockSectors,

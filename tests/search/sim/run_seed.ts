@@ -10,6 +10,7 @@ import { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import type { SearchContext } from "../search.ts";
 import { Camera } from "./camera.ts";
 import type { SimFormat } from "./formats/format.ts";
+import { makeWorldOfOthers } from "./formats/made.ts";
 import { formatNamed, FORMATS } from "./formats/registry.ts";
 import type { Verdict } from "./judge.ts";
 import { ImageModel } from "./model.ts";
@@ -20,6 +21,8 @@ import { close, resume } from "./steps/states.ts";
 import { isPaused, type Step } from "./steps/step.ts";
 import { World } from "./world.ts";
 
+/** The probability of a world of images that other programs may have made. */
+const OF_OTHERS = 0.4;
 /** How long the worlds of a seed are. */
 const STEPS_OF_FIRST = 40;
 const STEPS_OF_OTHERS = 10;
@@ -42,16 +45,33 @@ interface Common {
 /** Runs a seed; returns the number of cuts. */
 export async function runSeed(random: Random, context: SearchContext): Promise<number> {
   const disk = new SimulatedDisk({ seed: random.bits(), powerCuts: true });
-  const { images, regions } = makeImages(disk, random);
-  const common: Common = { context, regions, used: { stamp: 0, file: 100 } };
+  const { images, regions, stamp } = random.chance(OF_OTHERS)
+    ? makeOthers(disk, random, context)
+    : makeImages(disk, random);
+  const common: Common = { context, regions, used: { stamp, file: 100 } };
   const first = { disk, images, leftovers: new Set<string>(), name: "w" };
   return await runWorlds(common, { verdict: first, random, generation: 0 });
 }
 
-function makeImages(
-  disk: SimulatedDisk,
-  random: Random,
-): { images: Map<string, ImageModel>; regions: Region[] } {
+/** The images that a world begins with. */
+interface Beginning {
+  readonly images: Map<string, ImageModel>;
+  readonly regions: readonly Region[];
+  /** The last stamp that was used. */
+  readonly stamp: number;
+}
+
+/** A chain that other programs may have made. */
+function makeOthers(disk: SimulatedDisk, random: Random, context: SearchContext): Beginning {
+  const made = makeWorldOfOthers(disk, random);
+  context.count("worlds of images of others");
+  context.trace(made.description);
+  const regions = chooseRegions(random, made);
+  made.settle(regions);
+  return { images: new Map(made.images), regions, stamp: made.lastStamp };
+}
+
+function makeImages(disk: SimulatedDisk, random: Random): Beginning {
   const images = new Map<string, ImageModel>();
   let [sectors, blockSectors] = [0, 1];
   for (let i = random.chance(0.3) ? 2 : 1; i > 0; i--) {
@@ -61,7 +81,7 @@ function makeImages(
     images.set(path, new ImageModel(path, made.sectors, null, format.name));
     if (made.sectors > sectors) ({ sectors, blockSectors } = made);
   }
-  return { images, regions: chooseRegions(random, { sectors, blockSectors }) };
+  return { images, regions: chooseRegions(random, { sectors, blockSectors }), stamp: 0 };
 }
 
 interface Start {

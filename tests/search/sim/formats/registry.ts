@@ -1,3 +1,4 @@
+import { madeFormat } from "./made.ts";
 import { rawFormat } from "./raw.ts";
 import type { SimFormat } from "./format.ts";
 import { dynamicFormat, fixedFormat, foreignFormat } from "./vhd.ts";
@@ -15,7 +16,7 @@ export const FORMATS: readonly SimFormat[] = [
 
 /** The format of this name. */
 export function formatNamed(name: string): SimFormat {
-  const format = FORMATS.find((each) => each.name === name);
+  const format = [...FORMATS, madeFormat].find((each) => each.name === name);
   if (format === undefined) throw new TypeError(`There is no format ${name}`);
   return format;
 }
