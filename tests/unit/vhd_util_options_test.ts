@@ -170,7 +170,7 @@ const TRIALS: Record<string, Record<string, Trial>> = {
     t: trial("check -n @/future.vhd", "-t"),
     B: trial("check -n @/overlap.vhd", "-B"),
     p: trial("check -n @/child.vhd", "-p"),
-    b: trial("check -n @/stray.vhd", "-b", { refuses: true }),
+    b: trial("check -n @/stray.vhd", "-b"),
     s: trial("check -n @/child.vhd", "-s"),
     json: trial("check -n @/child.vhd", "--json"),
   },

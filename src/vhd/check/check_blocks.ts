@@ -95,8 +95,9 @@ export function checkBatmap(image: VhdImage, findings: Findings): void {
 }
 
 /**
- * Reads every bitmap. A block that the batmap marks as full must have all bits, and a sector
- * without a bit must be zero.
+ * Reads every bitmap. A block that the batmap marks as full must have all bits. Data in a sector
+ * without a bit is a warning: a power cut, or an error, between a write of data and that of its bit
+ * leaves it. It is not read.
  */
 export function checkBitmaps(
   image: VhdImage,
@@ -137,11 +138,11 @@ function checkClearSectors(
     for (let i = 0; i < end - first; i++) {
       if (isZeroSector(words, i)) continue;
       if (!findings.hasRoom("data")) {
-        findings.countErrors("data", 1);
+        findings.countWarning("data");
         continue;
       }
       const at = first + i;
-      findings.error(
+      findings.warning(
         `sector ${shortHex(at)} of block ${shortHex(block)} has data where bitmap is clear`,
         `data[${block}]`,
         bitmapOffset(image, block) + (image.bitmapSectors + at) * VHD_SECTOR_SIZE,

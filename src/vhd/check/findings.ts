@@ -46,6 +46,11 @@ export class Findings {
     this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + count);
   }
 
+  /** Counts a warning of a kind that is not listed. */
+  countWarning(kind: string): void {
+    this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + 1);
+  }
+
   /** Whether a finding is an error. */
   get hasErrors(): boolean {
     return this.#hasErrors;
@@ -57,15 +62,23 @@ export class Findings {
     for (const [kind, count] of this.#counts) {
       if (count <= LIMIT) continue;
       const message = `${count - LIMIT} more faults like those in ${kind}`;
-      list.push({ severity: "error", message, field: kind, offsetBytes: 0 });
+      const areWarnings = list.every(({ field, severity }) =>
+        kindOf(field) !== kind || severity === "warning"
+      );
+      const severity = areWarnings ? "warning" : "error";
+      list.push({ severity, message, field: kind, offsetBytes: 0 });
     }
     return list;
   }
 
   #add(finding: Finding): void {
-    const kind = finding.field.replace(/\[.*/, "");
+    const kind = kindOf(finding.field);
     const count = (this.#counts.get(kind) ?? 0) + 1;
     this.#counts.set(kind, count);
     if (count <= LIMIT) this.#found.push(finding);
   }
+}
+
+function kindOf(field: string): string {
+  return field.replace(/\[.*/, "");
 }
