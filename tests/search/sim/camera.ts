@@ -87,6 +87,7 @@ export class Camera {
     const photo = isKill
       ? photographKilled(world.disk, { random: this.#random, powerCuts: keeps })
       : world.disk.photograph(this.#random, { powerCuts: keeps });
+    photo.capacityBytes = Infinity;
     try {
       const verdict = judge(world, photo, {
         random: this.#random,
