@@ -45,8 +45,8 @@ export class Tree {
     this.folder = folder;
     for (const file of files) {
       const from = `${ROOT}${file}`;
-      // Deleted, but not committed yet.
-      if (!isThere(from)) continue;
+      // A file may be deleted, but not committed yet.
+      if (!isThere(from) || !Deno.lstatSync(from).isFile) continue;
       const to = `${folder}/${file}`;
       Deno.mkdirSync(to.slice(0, to.lastIndexOf("/")), { recursive: true });
       Deno.copyFileSync(from, to);
