@@ -17,6 +17,9 @@ export class TapdiskError extends SystemError {
   }
 }
 
+/** Linux has no error number beyond this one (EHWPOISON). */
+const LARGEST_ERRNO = 133;
+
 /** Called with each message that is sent or received, for `--debug`. */
 export type Tracer = (direction: "sending" | "received", message: Uint8Array) => void;
 
@@ -124,13 +127,21 @@ export function checkAnswer(
   const got = messageType(message);
   if (got === type) return;
   if (got !== MessageType.ERROR) {
-    const unexpected = `tapdisk ${pid} answered '${messageName(got)}'`;
-    throw new SystemError(Errno.EPROTO, `${what} (${unexpected})`);
+    throw brokenAnswer(what, `tapdisk ${pid} answered '${messageName(got)}'`);
   }
   const response = decodeResponse(message);
   const errno = Math.abs(response.error);
+  // It becomes an exit status, of which 0 is success and which has eight bits.
+  if (errno === 0 || errno > LARGEST_ERRNO) {
+    throw brokenAnswer(what, `tapdisk ${pid} answered with error ${response.error}`);
+  }
   const reason = response.message || `${what}: ${errnoMessage(errno)} (${errnoName(errno)})`;
   throw new TapdiskError(errno, reason);
+}
+
+/** The error for an answer that breaks the protocol. */
+export function brokenAnswer(what: string, why: string): SystemError {
+  return new SystemError(Errno.EPROTO, `${what} (${why})`);
 }
 
 /** Hands a message to the tracer, if there is one. */

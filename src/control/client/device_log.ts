@@ -3,7 +3,7 @@ import { runEnd, testBit } from "../../vhd/format/bitmap.ts";
 import { MessageType } from "../protocol/message.ts";
 import { decodeWriteLogHead, encodeWriteLogRequest } from "../protocol/write_log.ts";
 import type { DeviceAddress } from "./client.ts";
-import { withConnection } from "./connection.ts";
+import { brokenAnswer, withConnection } from "./connection.ts";
 import { QUESTION_TIMEOUT_MS } from "./questions.ts";
 
 /** The changed sectors of a device. */
@@ -14,24 +14,34 @@ export interface DeviceLog {
   readonly runs: readonly (readonly [sector: number, count: number])[];
 }
 
-/** The runs of set bits in the pages of a log. */
-function runsOf(pages: Uint8Array): [number, number][] {
-  const runs: [number, number][] = [];
-  const view = new DataView(pages.buffer, pages.byteOffset);
-  for (let at = 0; at < pages.length; at += LOG_PAGE_RECORD_BYTES) {
-    const bits = pages.subarray(at + 4, at + LOG_PAGE_RECORD_BYTES);
-    const first = view.getUint32(at, true) * LOG_PAGE_SECTORS;
+/** Collects the runs of set bits from the pages of a log, which come in order. */
+class Runs {
+  readonly runs: [sector: number, count: number][] = [];
+  #nextPage = 0;
+
+  constructor(readonly sectors: number) {}
+
+  /** Takes a record; false for one that cannot be: of a page out of order, or beyond the end. */
+  add(record: Uint8Array): boolean {
+    const page = new DataView(record.buffer, record.byteOffset).getUint32(0, true);
+    const first = page * LOG_PAGE_SECTORS;
+    if (page < this.#nextPage || first >= this.sectors) return false;
+    this.#nextPage = page + 1;
+    const bits = record.subarray(4, LOG_PAGE_RECORD_BYTES);
     for (let bit = 0; bit < LOG_PAGE_SECTORS;) {
       const end = runEnd(bits, bit, LOG_PAGE_SECTORS);
-      const last = runs.at(-1);
-      if (testBit(bits, bit)) {
-        if (last !== undefined && last[0] + last[1] === first + bit) last[1] += end - bit;
-        else runs.push([first + bit, end - bit]);
-      }
+      if (testBit(bits, bit)) this.#addRun(first + bit, end - bit);
       bit = end;
     }
+    const last = this.runs.at(-1);
+    return last === undefined || last[0] + last[1] <= this.sectors;
   }
-  return runs;
+
+  #addRun(sector: number, count: number): void {
+    const last = this.runs.at(-1);
+    if (last !== undefined && last[0] + last[1] === sector) last[1] += count;
+    else this.runs.push([sector, count]);
+  }
 }
 
 /**
@@ -46,6 +56,14 @@ export function deviceLog(
     connection.send(encodeWriteLogRequest(minor, clear));
     const what = `Cannot get the log of minor ${minor} of tapdisk ${pid}`;
     const head = decodeWriteLogHead(connection.expect(MessageType.WRITE_LOG_RSP, what));
-    return { sectors: head.sectors, runs: runsOf(connection.receive(head.lengthBytes)) };
+    const collected = new Runs(head.sectors);
+    // One page at a time, whatever length the tapdisk announces.
+    for (let left = head.lengthBytes; left > 0; left -= LOG_PAGE_RECORD_BYTES) {
+      const isWhole = left >= LOG_PAGE_RECORD_BYTES;
+      if (!isWhole || !collected.add(connection.receive(LOG_PAGE_RECORD_BYTES))) {
+        throw brokenAnswer(what, "its pages make no sense");
+      }
+    }
+    return { sectors: head.sectors, runs: collected.runs };
   });
 }

@@ -8,11 +8,12 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
 import { minorHolders, UNKNOWN_HOLDER } from "../minors/holders.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
-import { listMinors } from "../minors/minors.ts";
+import { listMinors, MAX_ID } from "../minors/minors.ts";
 import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
 import { decodeNode } from "../protocol/answers.ts";
 import { decodeListEntry, type ListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, MessageType } from "../protocol/message.ts";
+import { brokenAnswer } from "./connection.ts";
 import { askAll, type Question } from "./survey.ts";
 
 /** How long all tapdisks together may take to answer. */
@@ -92,14 +93,20 @@ function nodeQuestion({ pid, minor }: InventoryEntry): Question<{ node: string |
 
 function listQuestion(pid: number): Question<ListEntry[]> {
   const entries: ListEntry[] = [];
+  const what = `Cannot list the devices of tapdisk ${pid}`;
   return {
     pid,
     request: encodePlain(MessageType.LIST, ALL_MINORS),
     response: MessageType.LIST_RSP,
-    what: `Cannot list the devices of tapdisk ${pid}`,
+    what,
     take(message): ListEntry[] | null {
       const entry = decodeListEntry(message);
       if (entry.count <= 0) return entries;
+      const { minor, state } = entry;
+      if (minor < 0 || minor >= MAX_ID || state < 0) {
+        throw brokenAnswer(what, `it has minor ${minor} in state ${state}`);
+      }
+      if (entries.length === MAX_ID) throw brokenAnswer(what, "it lists more than there can be");
       entries.push(entry);
       return null;
     },

@@ -2,16 +2,22 @@ import { decodeNode, decodePid } from "../protocol/answers.ts";
 import { encodePlain, MessageType } from "../protocol/message.ts";
 import { decodeStatisticsLength } from "../protocol/statistics.ts";
 import type { DeviceAddress } from "./client.ts";
-import { withConnection } from "./connection.ts";
+import { brokenAnswer, withConnection } from "./connection.ts";
 
 /** How long a tapdisk may take to answer a question, which it does at once. */
 export const QUESTION_TIMEOUT_MS = 10_000;
 
+/** The longest statistics: those of 16384 devices take 40 MiB. */
+const MOST_TEXT_BYTES = 64 << 20;
+
 /** The process that answers at a control socket. Throws `SystemError`. */
 export function askPid(pid: number): number {
   return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    const what = `Cannot ask tapdisk ${pid}`;
     connection.send(encodePlain(MessageType.PID, 0));
-    return decodePid(connection.expect(MessageType.PID_RSP, `Cannot ask tapdisk ${pid}`));
+    const answered = decodePid(connection.expect(MessageType.PID_RSP, what));
+    if (answered <= 0) throw brokenAnswer(what, `it says that it is process ${answered}`);
+    return answered;
   });
 }
 
@@ -21,7 +27,9 @@ export function deviceStatistics({ pid, minor }: DeviceAddress): string {
     connection.send(encodePlain(MessageType.STATS, minor));
     const what = `Cannot get the statistics of minor ${minor} of tapdisk ${pid}`;
     const head = connection.expect(MessageType.STATS_RSP, what);
-    return new TextDecoder().decode(connection.receive(decodeStatisticsLength(head)));
+    const lengthBytes = decodeStatisticsLength(head);
+    if (lengthBytes > MOST_TEXT_BYTES) throw brokenAnswer(what, `they have ${lengthBytes} bytes`);
+    return new TextDecoder().decode(connection.receive(lengthBytes));
   });
 }
 

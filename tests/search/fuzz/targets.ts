@@ -28,6 +28,11 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/nbd_server.ts")).target,
   },
   {
+    name: "tap-ctl",
+    weight: 2,
+    load: async () => (await import("./targets/tap_ctl.ts")).target,
+  },
+  {
     name: "ublk-ring",
     weight: 2,
     load: async () => (await import("./targets/ublk_ring.ts")).target,
