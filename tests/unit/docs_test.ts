@@ -5,6 +5,7 @@ const ROOT = new URL("../../", import.meta.url).pathname;
 
 const DOCUMENTS = [
   "README.md",
+  "SECURITY.md",
   ...["CONTRIBUTING.md"].filter(exists),
   ...[...Deno.readDirSync(`${ROOT}docs`)].map(({ name }) => `docs/${name}`),
 ];
