@@ -272,9 +272,15 @@ Deno.test("hidden goes into the footers; on a full disk into the backup at least
   assert.equal(openVhd("/a.vhd", { storage }).batmap?.header.marker, 200);
   assertValid(storage, "/a.vhd");
   setField("/a.vhd", { storage, field: "hidden", value: 0 });
-  let writes = 0;
-  storage.beforeOperation = ({ kind }) => kind === "write" && ++writes === 1 ? Errno.ENOSPC : 0;
+  const steps: string[] = [];
+  storage.beforeOperation = ({ kind }) => {
+    if (kind !== "write" && kind !== "sync") return 0;
+    steps.push(kind);
+    return steps.length === 1 ? Errno.ENOSPC : 0;
+  };
   setField("/a.vhd", { storage, field: "hidden", value: 1 });
+  storage.beforeOperation = null;
+  assert.deepEqual(steps, ["write", "write", "sync"]);
   assert.equal(openVhd("/a.vhd", { storage, useBackupFooter: true }).footer.hidden, 1);
   createFixed("/fixed.vhd", { storage, sizeBytes: 2 * MIB });
   assert.throws(
