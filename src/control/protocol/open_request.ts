@@ -55,6 +55,8 @@ export interface ForeignOptions {
   readonly log?: string;
 }
 
+/** The longest time-out that a message has room for. */
+const MOST_SECONDS = 0xffff;
 const DEVICE_UNIT = 0x1_0000;
 const QUEUE_UNIT = 0x8_0000;
 
@@ -193,6 +195,9 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   const deviceChoice = DEVICE_CHOICES.find((choice) => choice === device);
   const queueChoice = QUEUE_CHOICES.find((choice) => choice === queue);
   if (typeof image !== "string" || typeof requestTimeoutSeconds !== "number") return null;
+  const isTime = Number.isInteger(requestTimeoutSeconds) && requestTimeoutSeconds >= 0 &&
+    requestTimeoutSeconds <= MOST_SECONDS;
+  if (!isTime) return null;
   if (typeof readOnly !== "boolean" || typeof direct !== "boolean") return null;
   if (typeof readCache !== "boolean") return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;

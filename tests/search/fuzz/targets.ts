@@ -8,6 +8,11 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/blktap2_ring.ts")).target,
   },
   {
+    name: "config",
+    weight: 2,
+    load: async () => (await import("./targets/config.ts")).target,
+  },
+  {
     name: "control",
     weight: 2,
     load: async () => (await import("./targets/control.ts")).target,

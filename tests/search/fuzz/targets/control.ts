@@ -6,6 +6,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { Errno } from "../../../../ffi/errno.ts";
 import type { Random } from "../../../../src/testing/random.ts";
 import {
   MESSAGE_BYTES,
@@ -160,6 +161,7 @@ class ControlTarget implements Target {
       await new Response(connection.readable).arrayBuffer().catch(() => new ArrayBuffer(0)),
     );
     checkAnswer(type, answer);
+    if (hasEndlessText(request)) checkRefusal(answer);
   }
 
   /** A peer that leaves within its message, or before it has the answer. */
@@ -242,7 +244,7 @@ class ControlTarget implements Target {
 /** Writes a text to its field; at times one that fills it without an end. */
 function putText(random: Random, message: Uint8Array, at: number, text: string): void {
   const bytes = new TextEncoder().encode(text).subarray(0, TEXT_BYTES);
-  const isEndless = random.chance(0.03);
+  const isEndless = random.chance(0.06);
   if (isEndless) message.fill(0x61, at, at + TEXT_BYTES);
   message.set(bytes, at);
 }
@@ -263,6 +265,25 @@ function withTrailer(
   }
   if (random.chance(0.02)) parts.push(...anyBytes(random, 1 + random.below(600)));
   return Uint8Array.from([...message, ...parts]);
+}
+
+/** Whether a path of an order fills its field without an end. */
+function hasEndlessText(request: Uint8Array): boolean {
+  const type = messageType(request);
+  const hasParams = type === MessageType.OPEN || type === MessageType.RESUME ||
+    type === MessageType.SNAPSHOT;
+  return hasParams &&
+    [PATH_AT, SECONDARY_AT].some((at) => !request.subarray(at, at + TEXT_BYTES).includes(0));
+}
+
+/** The refusal of a text without an end, unless the order failed before it was read. */
+function checkRefusal(answer: Uint8Array): void {
+  if (answer.length === 0) return;
+  assert.equal(messageType(answer), MessageType.ERROR, "a path without an end is accepted");
+  const errno = new DataView(answer.buffer, answer.byteOffset).getInt32(8, true);
+  const text = new TextDecoder().decode(answer.subarray(12, answer.indexOf(0, 12)));
+  const isEarlier = errno === Errno.ENODEV || errno === Errno.ECANCELED;
+  assert.ok(isEarlier || text.includes("no end"), `a path without an end: ${text}`);
 }
 
 /** An answer is one message or a list, of the type that belongs to the question, or an error. */
