@@ -16,6 +16,7 @@ import { openVhd } from "../../src/vhd/image/image.ts";
 import { locateParent, openParent } from "../../src/vhd/image/parent.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
+import { fillImage } from "../../src/vhd/fill.ts";
 import { makeFrontRoom } from "../../src/vhd/front_room.ts";
 import { changeParent } from "../../src/vhd/modify.ts";
 import { repairImage } from "../../src/vhd/repair.ts";
@@ -242,5 +243,35 @@ Deno.test("a parent that is replaced after it was looked at is not opened", () =
   assert.throws(() => openParent(found, { storage }), { code: "ESTALE" });
   openParent(locateParent(child), { storage }).close();
   child.close();
+  simulation.close();
+});
+
+Deno.test("fill syncs the copies of the parents' data before their bits hide it", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  snapshot("/child.vhd", { storage, parent: "/a.vhd" });
+  const child = openVhd("/child.vhd", { storage, readOnly: false });
+  writeRange(child, new Uint8Array(512).fill(2), 4096);
+  finishWriting(child);
+  const bitmapAt = child.bat[0] * VHD_SECTOR_SIZE;
+  const dataAt = bitmapAt + child.bitmapSectors * VHD_SECTOR_SIZE;
+  child.close();
+  const steps: string[] = [];
+  storage.beforeOperation = ({ kind, path, offsetBytes }): void => {
+    if (path !== "/child.vhd" || (kind !== "write" && kind !== "sync")) return;
+    const inBlock = offsetBytes >= dataAt && offsetBytes < dataAt + BLOCK_BYTES;
+    const step = kind === "sync"
+      ? kind
+      : offsetBytes === bitmapAt
+      ? "bitmap"
+      : inBlock
+      ? "data"
+      : "";
+    if (step !== "" && steps.at(-1) !== step) steps.push(step);
+  };
+  fillImage("/child.vhd", { storage });
+  storage.beforeOperation = null;
+  const bitmap = steps.indexOf("bitmap");
+  assert.deepEqual(steps.slice(bitmap - 2, bitmap + 1), ["data", "sync", "bitmap"]);
   simulation.close();
 });
