@@ -242,3 +242,21 @@ Deno.test("bc: what was read while a write was under way is not kept", () => {
   device.close();
   simulation.close();
 });
+
+Deno.test("all requests that failed are tried again at the same time", () => {
+  const simulation = start();
+  const device = simulation.open("aio:/a.raw");
+  let left = 3;
+  simulation.fault = () => left-- > 0 ? Errno.EIO : 0;
+  const outcomes = [0, 100, 200].map((sector) =>
+    device.write(sector, stampedSectors(sector, 8, 1))
+  );
+  const startMs = simulation.scheduler.nowMs();
+  device.settle();
+  simulation.fault = null;
+  assert.deepEqual(outcomes.map(({ errno }) => errno), [0, 0, 0]);
+  assert.equal(simulation.scheduler.nowMs() - startMs, 1000);
+  assert.equal(device.vbd.statistics().retries, 3);
+  device.close();
+  simulation.close();
+});
