@@ -8,7 +8,7 @@
 import { assert } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { batBytes, DD_BLK_UNUSED } from "./format/bat.ts";
-import { BATMAP_HEADER_SIZE } from "./format/batmap.ts";
+import { BATMAP_HEADER_SIZE, batmapBytes, mustHaveBatmap } from "./format/batmap.ts";
 import type { ParentToWrite } from "./create.ts";
 import { encodeFooter, HD_FOOTER_SIZE } from "./format/footer.ts";
 import { DD_HEADER_SIZE, type DynamicHeader } from "./format/header.ts";
@@ -17,7 +17,7 @@ import { makeFrontRoom } from "./front_room.ts";
 import { rewriteHeader } from "./image/header_writer.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
 import { changeJournaled } from "./resize/journal.ts";
-import { endOfDataSector } from "./format/layout.ts";
+import { endOfDataSector, endOfHeaders, isBatmapPlaceFree } from "./format/layout.ts";
 import {
   locatorSpaceBytes,
   NO_LOCATOR,
@@ -30,7 +30,7 @@ import { planResize } from "./resize/resize_plan.ts";
 import { parentToWrite } from "./snapshot.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 import { paddedBytes, VHD_SECTOR_SIZE } from "./format/units.ts";
-import { writeBatmap } from "./image/batmap_writer.ts";
+import { emptyBatmap, writeBatmap } from "./image/batmap_writer.ts";
 import { writeBat, writeFooters } from "./write.ts";
 
 /** The new parent. */
@@ -289,12 +289,28 @@ export function killData(path: string, { storage = osStorage }: { storage?: Stor
     image.bat.fill(DD_BLK_UNUSED);
     writeBat(image);
     image.file.sync();
+    makeMissingBatmap(image);
     image.endOfDataSector = endOfDataSector(image);
     writeFooters(image);
     image.file.sync();
   } finally {
     image.close();
   }
+}
+
+/**
+ * Makes a batmap for an empty image that must have one and had none that could be used: blocks lay
+ * over it, and what they left there is no map.
+ */
+function makeMissingBatmap(image: VhdImage): void {
+  const { footer, header, bat } = image;
+  if (image.batmap !== null || header === null || !mustHaveBatmap(footer)) return;
+  const fresh = emptyBatmap(header, batmapBytes(image.sizeBytes, image.blockSizeBytes));
+  const metadata = { footer, header, batmap: fresh.header };
+  if (!isBatmapPlaceFree(metadata, { shape: image, bat, spareLocators: true })) return;
+  image.batmap = fresh;
+  image.endOfHeadersBytes = endOfHeaders(metadata);
+  writeBatmap(image);
 }
 
 /**

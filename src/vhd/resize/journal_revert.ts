@@ -29,6 +29,7 @@ import {
   type Storage,
   type StorageFile,
 } from "../../files/storage.ts";
+import { VHD_MAX_SIZE } from "../format/units.ts";
 import { equalUuids } from "../format/uuid.ts";
 
 const TYPE = JOURNAL_ENTRY_TYPE;
@@ -200,8 +201,11 @@ function readEntries(journal: StorageFile, header: JournalHeader): FoundEntry[] 
     if (journalChecksum(front, bytes) !== entry.checksum) {
       throw damaged(at, "has an entry with a wrong checksum");
     }
-    if ((entry.type === TYPE.FOOTER_P) !== (i === 0)) {
+    if ((entry.type === TYPE.FOOTER_P) !== (i === 0) || !isInImage(entry, header)) {
       throw damaged(at, "has an entry out of place");
+    }
+    if (i === 0 && (footerFault(bytes) !== null || !hasUuid(bytes, header))) {
+      throw damaged(at, "has another image's footer");
     }
     if (i === 0 && header.dataOffsetBytes === 0) {
       if (decodeFooter(bytes).diskType !== HD_TYPE_FIXED) return null;
@@ -210,6 +214,24 @@ function readEntries(journal: StorageFile, header: JournalHeader): FoundEntry[] 
     at = bytesAt + entry.sizeBytes;
   }
   return entries;
+}
+
+/** The last byte that a file of a VHD can have: its table points to at most 2 TiB. */
+const MOST_FILE_BYTES = 2 * VHD_MAX_SIZE;
+
+/** Whether the bytes of an entry have their place in the image as it was before the change. */
+function isInImage({ type, offsetBytes, sizeBytes }: JournalEntry, header: JournalHeader): boolean {
+  const { footerOffsetBytes } = header;
+  if (footerOffsetBytes > MOST_FILE_BYTES) return false;
+  if (type === TYPE.FOOTER_P || type === TYPE.FOOTER_C) {
+    const place = type === TYPE.FOOTER_P ? footerOffsetBytes : 0;
+    return offsetBytes === place && sizeBytes === HD_FOOTER_SIZE;
+  }
+  return offsetBytes + sizeBytes <= footerOffsetBytes + HD_FOOTER_SIZE;
+}
+
+function hasUuid(footer: Uint8Array, { uuid }: JournalHeader): boolean {
+  return equalUuids(decodeFooter(footer).uuid, uuid);
 }
 
 function readBytes(
