@@ -23,6 +23,11 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/images.ts")).target,
   },
   {
+    name: "journals",
+    weight: 2,
+    load: async () => (await import("./targets/journals.ts")).target,
+  },
+  {
     name: "nbd-client",
     weight: 3,
     load: async () => (await import("./targets/nbd_client.ts")).target,

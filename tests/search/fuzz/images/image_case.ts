@@ -4,6 +4,7 @@
  * @module
  */
 import { Random } from "../../../../src/testing/random.ts";
+import { JOURNAL_WORLD, journalWorld, revert } from "./journals.ts";
 import { copy, merge } from "./merges.ts";
 import { drawMutations } from "./mutate.ts";
 import { type Mutation, pick, putWorld } from "./mutations.ts";
@@ -38,6 +39,8 @@ const ACTIONS: Readonly<Record<string, { readonly weight: number; readonly act: 
   snapshot: { weight: 2, act: snapshot },
   copy: { weight: 1, act: copy },
   coalesce: { weight: 2, act: merge },
+  // Only for worlds with a journal.
+  revert: { weight: 0, act: revert },
 };
 const NAMES = Object.entries(ACTIONS).flatMap(([name, { weight }]) =>
   Array.from({ length: weight }, () => name)
@@ -59,10 +62,12 @@ export interface ImageCase {
 const MADE = "made ";
 let lastMade: World | null = null;
 
-/** The world of a name: one of the list, or `made SEED`. */
+/** The world of a name: one of the list, `made SEED`, or that of a resize that was broken off. */
 function worldNamed(name: string): World {
-  if (!name.startsWith(MADE)) return worldOf(name);
-  if (lastMade?.name !== name) lastMade = madeWorld(Number(name.slice(MADE.length)));
+  if (lastMade?.name === name) return lastMade;
+  if (name.startsWith(MADE)) lastMade = madeWorld(Number(name.slice(MADE.length)));
+  else if (name.startsWith(JOURNAL_WORLD)) lastMade = journalWorld(name);
+  else return worldOf(name);
   return lastMade;
 }
 

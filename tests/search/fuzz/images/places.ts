@@ -71,6 +71,13 @@ export interface Places {
   readonly edges: readonly number[];
 }
 
+/** Bytes of a file; behind its end, zeros. */
+function partOf(bytes: Uint8Array, at: number, length: number): Uint8Array<ArrayBuffer> {
+  const part = new Uint8Array(length);
+  part.set(bytes.subarray(at, at + length));
+  return part;
+}
+
 /** The places in a valid image; in any other file, only its edges. */
 export function placesOf(bytes: Uint8Array<ArrayBuffer>): Places {
   // A footer of 511 bytes begins on a sector, too.
@@ -84,11 +91,11 @@ export function placesOf(bytes: Uint8Array<ArrayBuffer>): Places {
     return { ...none, structures: { footer: footerAt }, edges: [0, footerAt, bytes.length] };
   }
   const headerAt = Number(footer.dataOffset);
-  const header = decodeHeader(bytes.slice(headerAt, headerAt + DD_HEADER_SIZE));
+  const header = decodeHeader(partOf(bytes, headerAt, DD_HEADER_SIZE));
   const batAt = Number(header.tableOffset);
   const entries = header.maxBatEntries;
   const mapHeaderAt = batmapHeaderOffset(header);
-  const map = decodeBatmapHeader(bytes.slice(mapHeaderAt, mapHeaderAt + BATMAP_HEADER_SIZE));
+  const map = decodeBatmapHeader(partOf(bytes, mapHeaderAt, BATMAP_HEADER_SIZE));
   const hasMap = map.cookie === VHD_BATMAP_COOKIE;
   const names = header.locators.filter(({ code }) => code !== 0)
     .map(({ dataOffset, dataLength }): Field => [Number(dataOffset), dataLength]);

@@ -9,10 +9,17 @@ import type { Target } from "../target.ts";
 
 const CASES = 150;
 
-/** Mutated images: read in every way, served, and given to every verb. */
-class ImagesTarget implements Target {
+/** Cases on a simulated disk, each drawn from random numbers. */
+export class ImageTarget implements Target {
+  readonly #name: string;
+  readonly #draw: (random: Random) => ImageCase;
   /** Kinds of refusals and findings that were seen. */
   readonly #seen = new Set<string>();
+
+  constructor(name: string, draw: (random: Random) => ImageCase) {
+    this.#name = name;
+    this.#draw = draw;
+  }
 
   async run(random: Random, context: SearchContext): Promise<number> {
     const stage = new Stage();
@@ -20,7 +27,7 @@ class ImagesTarget implements Target {
     // Most cases end in an error that is expected. The case of a finding runs again for its trace.
     Error.stackTraceLimit = 0;
     for (let i = 0; i < CASES; i++) {
-      const drawn = drawCase(new Random(random.bits()));
+      const drawn = this.#draw(new Random(random.bits()));
       context.trace(`${i}: ${drawn.world}: ${drawn.mutations.map(describeMutation).join(" ")}`);
       context.trace(`   ${drawn.actions.map(({ act }) => act).join(" ")}`);
       try {
@@ -38,11 +45,13 @@ class ImagesTarget implements Target {
   }
 
   #note(verdict: string, context: SearchContext): void {
-    context.count(verdict === "" ? "images: without a fault" : "images: with faults or refused");
+    context.count(
+      `${this.#name}: ${verdict === "" ? "without a fault" : "with faults or refused"}`,
+    );
     const kind = messageKind(verdict);
     if (this.#seen.has(kind)) return;
     this.#seen.add(kind);
-    context.count("images: kinds of faults seen by a process");
+    context.count(`${this.#name}: kinds of faults seen by a process`);
   }
 }
 
@@ -59,5 +68,5 @@ async function explained(number: number, found: ImageCase, error: unknown): Prom
   return new Error(`Case ${number} finds something; for the corpus:\n${entry}`, { cause: last });
 }
 
-/** The target. */
-export const target: Target = new ImagesTarget();
+/** Mutated images: read in every way, served, and given to every verb. */
+export const target: Target = new ImageTarget("images", drawCase);
