@@ -109,13 +109,13 @@ function putInOrder(
   const { path } = image;
   const format = formatNamed(image.format);
   const mayHaveData = true;
-  const found = format.faults(photo, path, { data, mayHaveData });
+  const found = world.faultsOf(photo, image, { data, mayHaveData });
   if (found.length === 0) return;
   world.trace(() => `    judge: ${path} is not in order: ${found.join("; ")}`);
   const repairs = format.repair(photo, path);
   world.trace(() => `    judge: repair: ${repairs.join("; ")}`);
   world.count("repairs");
-  const left = format.faults(photo, path, { data, mayHaveData });
+  const left = world.faultsOf(photo, image, { data, mayHaveData });
   if (left.length === 0) return;
   throw new Error(why(`${path} is not in order after its repair: ${left.join("; ")}`));
 }

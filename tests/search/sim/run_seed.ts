@@ -39,6 +39,7 @@ const FILTERS = ["", "", "", "", "", "bc:1:", "log:"];
 interface Common {
   readonly context: SearchContext;
   readonly regions: readonly Region[];
+  readonly known: ReadonlySet<string>;
   readonly used: { stamp: number; file: number };
 }
 
@@ -48,7 +49,12 @@ export async function runSeed(random: Random, context: SearchContext): Promise<n
   const { images, regions, stamp } = random.chance(OF_OTHERS)
     ? makeOthers(disk, random, context)
     : makeImages(disk, random);
-  const common: Common = { context, regions, used: { stamp, file: 100 } };
+  const known = new Set<string>();
+  for (const { path, format } of images.values()) {
+    const found = formatNamed(format).faults(disk, path, { data: true, mayHaveData: false });
+    for (const message of found) known.add(message);
+  }
+  const common: Common = { context, regions, known, used: { stamp, file: 100 } };
   const first = { disk, images, leftovers: new Set<string>(), name: "w" };
   return await runWorlds(common, { verdict: first, random, generation: 0 });
 }
@@ -92,19 +98,20 @@ interface Start {
 
 async function runWorlds(common: Common, { verdict, random, generation }: Start): Promise<number> {
   const largest = Math.max(...[...verdict.images.values()].map(({ sectors }) => sectors));
-  const slower = largest > LARGE_SECTORS ? 10 : 1;
+  const slower = largest > LARGE_SECTORS ? 8 : 1;
   const camera = new Camera(new Random(random.bits()), {
     share: (0.02 + random.next() * 0.2) / slower,
     most: (generation === 0 ? 120 : 12) / slower,
-    mostKept: generation < MOST_GENERATIONS ? 2 : 0,
+    mostKept: generation >= MOST_GENERATIONS ? 0 : slower > 1 ? 1 - generation : 2,
   });
-  const { context, regions, used } = common;
+  const { context, regions, known, used } = common;
   const world = new World({
     random,
     disk: verdict.disk,
     images: verdict.images,
     leftovers: verdict.leftovers,
     regions,
+    known,
     used,
     camera,
     latencyMs: random.chance(0.2) ? 0 : random.below(20),
@@ -113,7 +120,7 @@ async function runWorlds(common: Common, { verdict, random, generation }: Start)
     note: (what) => context.count(what),
   });
   try {
-    await live(world, generation === 0 ? STEPS_OF_FIRST : STEPS_OF_OTHERS);
+    await live(world, generation === 0 && slower === 1 ? STEPS_OF_FIRST : STEPS_OF_OTHERS);
   } catch (error) {
     for (const { disk } of camera.kept) disk.close();
     world.abandon();
@@ -182,7 +189,8 @@ async function finish(world: World): Promise<void> {
     const format = formatNamed(name);
     // What a power cut left behind in an image that was only read since is still there.
     if (world.parts.name !== "w") format.repair(world.disk, path);
-    assert.deepEqual(format.faults(world.disk, path, { data: true, mayHaveData }), [], path);
+    const found = world.faultsOf(world.disk, image, { data: true, mayHaveData });
+    assert.deepEqual(found, [], path);
   }
   world.close();
 }

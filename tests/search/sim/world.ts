@@ -16,6 +16,7 @@ import { checkedDrivers } from "../../support/checked_drivers.ts";
 import type { Camera } from "./camera.ts";
 import { Client, type ClientWorld, endsByClose } from "./client.ts";
 import { Faults } from "./faults.ts";
+import type { LookOptions } from "./formats/format.ts";
 import { formatNamed } from "./formats/registry.ts";
 import { type ImageModel, Ticks } from "./model.ts";
 import { type Region, within } from "./regions.ts";
@@ -29,6 +30,8 @@ export interface Operation {
   readonly journal?: { readonly path: string; readonly image: string };
   /** Names that are being taken away. */
   readonly vanishing?: readonly string[];
+  /** Errors with which it may be refused, because of what the image is. */
+  readonly refusals?: readonly number[];
   /** The sizes that images may have beside those of their models, in sectors. */
   readonly sizes?: ReadonlyMap<string, number>;
 }
@@ -48,6 +51,8 @@ export interface WorldParts {
   readonly regions: readonly Region[];
   readonly leftovers: Set<string>;
   readonly latencyMs: number;
+  /** What is said of images of others from the start: it is no fault. */
+  readonly known: ReadonlySet<string>;
   /** The last stamp and the last number of a file that were used. */
   readonly used: { stamp: number; file: number };
   readonly camera: Camera;
@@ -188,6 +193,12 @@ export class World implements ClientWorld {
   reopen(device: Device): void {
     const { client, filter } = device;
     client.vbd.open(`${filter}${this.nameOf(client.leaf)}`, { retry: { attempts: 20 } });
+  }
+
+  /** What is wrong with an image and was not so from the start. */
+  faultsOf(disk: SimulatedDisk, image: ImageModel, options: LookOptions): string[] {
+    const found = formatNamed(image.format).faults(disk, image.path, options);
+    return found.filter((message) => !this.parts.known.has(message));
   }
 
   nameOf(image: ImageModel): string {

@@ -55,7 +55,8 @@ export async function attempt(
     return true;
   } catch (error) {
     world.assertWell();
-    if (!world.mayFail(error, hitsBefore)) throw error;
+    const isRefused = error instanceof SystemError && operation.refusals?.includes(error.errno);
+    if (!isRefused && !world.mayFail(error, hitsBefore)) throw error;
     world.trace(() => `  failed: ${error instanceof SystemError ? error.message : error}`);
     for (const path of world.disk.paths) {
       if (!world.images.has(path)) world.leftovers.add(path);
