@@ -80,13 +80,15 @@ Deno.test("mutants: all kinds of faults are planted, in all parts of the product
 
 Deno.test("mutants: samples of days that follow each other have all mutants", () => {
   const mutants = allMutants();
-  const seen = new Set<string>();
-  for (let day = 20_000; day < 20_000 + Math.ceil(mutants.length / 8); day++) {
-    const sample = sampleOf(mutants, 8, day);
-    assert.equal(new Set(sample).size, 8);
-    for (const { name } of sample) seen.add(name);
+  for (const size of [1, 7, 8, 20, mutants.length]) {
+    const seen = new Set<string>();
+    for (let day = 20_000; day < 20_000 + Math.ceil(mutants.length / size); day++) {
+      const sample = sampleOf(mutants, size, day);
+      assert.equal(new Set(sample).size, size);
+      for (const { name } of sample) seen.add(name);
+    }
+    assert.equal(seen.size, mutants.length, `samples of ${size}`);
   }
-  assert.equal(seen.size, mutants.length);
 });
 
 Deno.test("mutants: a head that is not complete is refused", () => {

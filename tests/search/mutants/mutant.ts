@@ -87,12 +87,14 @@ export function today(): number {
 }
 
 /**
- * A sample of mutants. Seeds that follow each other choose mutants that follow each other, so that
- * all have their turn.
+ * A sample of mutants, spread over the list, so that it has some of each part of the product. Seeds
+ * that follow each other choose others, until all have had their turn.
  */
 export function sampleOf(mutants: readonly Mutant[], count: number, seed: number): Mutant[] {
-  const size = Math.min(count, mutants.length);
-  return Array.from({ length: size }, (_, i) => mutants[(seed * size + i) % mutants.length]);
+  const all = mutants.length;
+  const size = Math.min(count, all);
+  const turn = seed % Math.ceil(all / size);
+  return Array.from({ length: size }, (_, i) => mutants[(Math.floor(i * all / size) + turn) % all]);
 }
 
 /** The part of the product that a file belongs to: `src/vbd`, or `ffi`. */
