@@ -37,8 +37,7 @@ const MACHINES = /^tests\/vm\//;
 const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
 /** Files that `--quick` leaves out because they take long. */
-const SLOW =
-  /(?:\/contributing|\/offline_power_cut|_allocations?|\/io_memory_full|\/nbd_driver)_test\.ts$/;
+const SLOW = /(?:\/contributing|_allocations?|\/io_memory_full|\/nbd_driver)_test\.ts$/;
 
 interface Plan {
   readonly tasks: string[];

@@ -37,6 +37,8 @@ export interface SimulationOptions extends SimulatedDiskOptions {
    * in.
    */
   readonly latencyMs?: number;
+  /** A disk that exists, with its hook; by default a new one. */
+  readonly disk?: SimulatedDisk;
   /** Called with each operation of the disk, which then says where it comes from. */
   readonly trace?: OperationTrace;
 }
@@ -58,16 +60,16 @@ export class Simulation {
 
   /** @param before A simulation whose power is cut; the new one starts with its disk. */
   constructor(
-    { latencyMs, driverOf = checkedDrivers, trace, ...options }: SimulationOptions,
+    { latencyMs, driverOf = checkedDrivers, trace, disk, ...options }: SimulationOptions,
     before?: Simulation,
   ) {
     this.scheduler = new SimulatedScheduler();
-    this.disk = before?.disk ?? new SimulatedDisk(options);
+    this.disk = before?.disk ?? disk ?? new SimulatedDisk(options);
     if (before !== undefined) {
       this.disk.cutPower();
       this.disk.powerOn();
     }
-    this.#hook();
+    if (disk === undefined) this.#hook();
     if (trace !== undefined) this.disk.trace = trace;
     this.connection = this.disk.connect(this.scheduler, { latencyMs });
     this.context = createVbdContext({
@@ -83,7 +85,12 @@ export class Simulation {
   /** Opens an image as a device. */
   open(name: string, options: OpenOptions = {}): SimulatedDevice {
     const device = new SimulatedDevice(this, new Vbd(this.context, 0));
-    device.vbd.open(name, options);
+    try {
+      device.vbd.open(name, options);
+    } catch (error) {
+      device.vbd.destroy();
+      throw error;
+    }
     return device;
   }
 

@@ -1,0 +1,83 @@
+/**
+ * What a user does after a power cut or an error, and what must be true then.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
+import { checkImage } from "../../../src/vhd/check/check.ts";
+import { repairImage } from "../../../src/vhd/repair.ts";
+import { revertJournal } from "../../../src/vhd/resize/journal_revert.ts";
+import type { Operation } from "./operation.ts";
+import { isRaw, type Range, requireVersion } from "./versions.ts";
+
+/** A missing footer is no error of an image: it opens by its backup. */
+const FOOTER_LINE = /^wrote the footer from the/;
+/** A batmap has several sectors, which a power cut may tear. It is a hint. */
+const BATMAP_LINE = /^rebuilt the batmap from the bitmaps/;
+/**
+ * In a block that is in the table, data comes before its bits, and there is no sync between the two.
+ * So a sector may have data, and no bit yet.
+ */
+const EARLY_DATA = /^sector \S+ of block \S+ has data where bitmap is clear$/;
+
+/** What is known of a disk that is judged. */
+export interface Moment extends Range {
+  /** Whether the operation has ended well. Then all is in order without any recovery. */
+  readonly done: boolean;
+}
+
+/** Recovers the images, and judges them. Returns what `repair` did. */
+export function judge(disk: SimulatedDisk, operation: Operation, moment: Moment): string[] {
+  const { images, made } = operation;
+  revertIfThere(disk, operation, moment.done);
+  const paths = made !== undefined && moment.done ? [...images, made] : images;
+  const repairs: string[] = [];
+  for (const path of paths) {
+    if (!isRaw(path)) repairs.push(...putInOrder(disk, path, { operation, moment }));
+    requireVersion(disk, operation, { path, range: moment });
+  }
+  if (moment.done) operation.verify?.(disk);
+  return repairs;
+}
+
+/** Requires that an image passes all checks, after a repair that the promises allow for. */
+function putInOrder(
+  disk: SimulatedDisk,
+  path: string,
+  { operation, moment }: { operation: Operation; moment: Moment },
+): string[] {
+  const { repairs, damage } = operation;
+  if (errorsOf(disk, path, { moment }).length === 0) return [];
+  const errors = errorsOf(disk, path, { moment, ignoreFooter: !moment.done });
+  assert.ok(!moment.done, `The operation has ended, and ${errors.join()}`);
+  if (errors.length === 0) requireVersion(disk, operation, { path, range: moment });
+  const lines = repairImage(path, { storage: disk });
+  for (const line of lines) {
+    const isExpected = damage !== undefined || FOOTER_LINE.test(line) || repairs?.test(line) ||
+      (moment.cut && BATMAP_LINE.test(line));
+    assert.ok(isExpected, `An unexpected repair of ${path}, which has "${errors}": ${line}`);
+  }
+  const left = errorsOf(disk, path, { moment });
+  assert.deepEqual(left, [], `after the repair of ${path}, which had "${errors}"`);
+  return lines;
+}
+
+function errorsOf(
+  disk: SimulatedDisk,
+  path: string,
+  { moment, ignoreFooter = false }: { moment: Moment; ignoreFooter?: boolean },
+): string[] {
+  const options = { storage: disk, ignoreTimestamps: true, checkData: true, ignoreFooter };
+  return checkImage(path, options).findings
+    .filter(({ severity, message }) =>
+      severity === "error" && (moment.done || !EARLY_DATA.test(message))
+    )
+    .map(({ message }) => message);
+}
+
+function revertIfThere(disk: SimulatedDisk, { journal }: Operation, done: boolean): void {
+  if (journal === undefined || !disk.exists(journal.path)) return;
+  assert.ok(!done, "The operation has ended, and its journal is there");
+  revertJournal(journal.image, { storage: disk, journal: journal.path });
+}
