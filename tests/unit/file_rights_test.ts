@@ -10,6 +10,7 @@ import {
   O_RDONLY,
   O_WRONLY,
   openFile,
+  readAt,
   tryLockExclusive,
   writeAt,
 } from "../../ffi/files.ts";
@@ -94,6 +95,22 @@ Deno.test("a write that the disk has no room for is an error", () => {
   assert.throws(() => writeAt(full, new Uint8Array(512), 0), isErrno(Errno.ENOSPC));
   closeFile(full);
 });
+
+Deno.test("a read says how much there was before the end of the file", () =>
+  withTempDir((folder) => {
+    Deno.writeTextFileSync(`${folder}/file`, "x".repeat(600));
+    const fd = openFile(`${folder}/file`, O_RDONLY);
+    const bytes = new Uint8Array(512);
+    assert.deepEqual([0, 100, 599, 600, 9000].map((at) => readAt(fd, bytes, at)), [
+      512,
+      500,
+      1,
+      0,
+      0,
+    ]);
+    closeFile(fd);
+    return Promise.resolve();
+  }));
 
 Deno.test("a file that a tapdisk reads is not changed by what discards or moves data", () =>
   withTempDir(async (folder) => {

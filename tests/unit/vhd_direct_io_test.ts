@@ -1,7 +1,15 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { closeFile, O_CREAT, O_DIRECT, O_RDWR, openFile, truncateFile } from "../../ffi/files.ts";
+import {
+  closeFile,
+  O_CREAT,
+  O_DIRECT,
+  O_RDWR,
+  openFile,
+  truncateFile,
+  writeAt,
+} from "../../ffi/files.ts";
 import { readDirect, writeDirect } from "../../src/files/direct_io.ts";
 
 const LENGTH = 3 << 20;
@@ -70,3 +78,25 @@ for (const sectorBytes of [512, 4096]) {
     },
   });
 }
+
+Deno.test("a transfer of parts of sectors keeps the rest of them, at each edge", () => {
+  const folder = Deno.makeTempDirSync();
+  const fd = openFile(`${folder}/file`, O_RDWR | O_CREAT);
+  const ranges = [[0, 100], [412, 100], [100, 200], [0, 512], [500, 24], [511, 514], [512, 100]];
+  ranges.push([0, 1], [511, 1], [512, 513], [1, 1535], [0, 1536], [1000, 536]);
+  for (const sectorBytes of [512, 4096]) {
+    const model = new Uint8Array(3 * sectorBytes).fill(0xaa);
+    writeAt(fd, model, 0);
+    for (const [at, count] of ranges) {
+      const value = at + count & 0xff;
+      writeDirect({ fd, sectorBytes }, new Uint8Array(count).fill(value), at);
+      model.fill(value, at, at + count);
+      assert.deepEqual(Deno.readFileSync(`${folder}/file`).subarray(0, model.length), model);
+      const read = new Uint8Array(count);
+      assert.equal(readDirect({ fd, sectorBytes }, read, at), count);
+      assert.deepEqual(read, new Uint8Array(count).fill(value));
+    }
+  }
+  closeFile(fd);
+  Deno.removeSync(folder, { recursive: true });
+});
