@@ -80,7 +80,9 @@ export function close(world: World, { client }: Device): Promise<boolean> {
 
 function addChild(world: World, device: Device, path: string): void {
   const { client } = device;
-  const child = new ImageModel(path, client.leaf.sectors, client.leaf, "dynamic");
+  // The one may come to have the other's name; warnings about images of others are no faults.
+  const format = client.leaf.format === "made" ? "made" : "dynamic";
+  const child = new ImageModel(path, client.leaf.sectors, client.leaf, format);
   world.images.set(path, child);
   client.leaf.handOver(child, world.ticks.next());
   client.leaf = child;
