@@ -39,8 +39,8 @@ import { readBat, type VhdImage } from "./image.ts";
 /**
  * Rewrites the header of an image, and syncs the file before and after. The block table, its size
  * and the block size do not change. While a tapdisk serves the image, the copy goes only to a place
- * where no block can be allocated (see {@linkcode placeBesideTapdisk}). Without such a place, no
- * copy is made.
+ * where no block can be allocated (see {@linkcode placeBesideTapdisk} and
+ * {@linkcode appendBesideTapdisk}). Without such a place, no copy is made.
  *
  * @throws {SystemError} ENOSPC without space for the copy; errors of the file system.
  */
@@ -59,7 +59,9 @@ export function rewriteHeader(image: VhdImage, header: DynamicHeader): void {
 function putCopy(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void {
   const { file } = image;
   const free = file.isShared ? placeBesideTapdisk(image) : freePlace(image);
-  if (free === undefined) return file.isShared ? (): void => {} : appendCopy(image, bytes);
+  if (free === undefined) {
+    return file.isShared ? appendBesideTapdisk(image, bytes) : appendCopy(image, bytes);
+  }
   file.writeAt(bytes, free);
   file.sync();
   return () => {
@@ -80,9 +82,38 @@ function freePlace(image: VhdImage): number | undefined {
  */
 function placeBesideTapdisk(image: VhdImage): number | undefined {
   const { bat, endOfHeadersBytes } = image;
-  const first = nextBlockSector(image, sectorsOf(endOfHeadersBytes));
+  const first = lowestBlockSector(image);
   const offsetBytes = first * VHD_SECTOR_SIZE - DD_HEADER_SIZE;
   return bat.includes(first) && offsetBytes >= endOfHeadersBytes ? offsetBytes : undefined;
+}
+
+/** The lowest sector at which a block can begin. */
+function lowestBlockSector(image: VhdImage): number {
+  return nextBlockSector(image, sectorsOf(image.endOfHeadersBytes));
+}
+
+/**
+ * Extends a file without blocks, whose disk a tapdisk serves: a copy in front of the lowest place
+ * for a block, and a footer behind it. The file keeps its length, as a tapdisk may lengthen it at any
+ * time; the next new block uses the room. Without room between the footer and that place, or while
+ * the tapdisk is adding the first block, no copy is made.
+ */
+function appendBesideTapdisk(image: VhdImage, bytes: Uint8Array<ArrayBuffer>): () => void {
+  const { file, bat } = image;
+  const at = lowestBlockSector(image) * VHD_SECTOR_SIZE - DD_HEADER_SIZE;
+  const added = new Uint8Array(DD_HEADER_SIZE + HD_FOOTER_SIZE);
+  const sizeBytes = file.sizeBytes();
+  const hasRoom = sizeBytes <= at || sizeBytes === at + added.length;
+  const isEmpty = bat.every((sector) => sector === DD_BLK_UNUSED);
+  if (file.isBlockDevice || !hasRoom || !isEmpty) return (): void => {};
+  added.set(bytes);
+  added.set(encodeFooter(image.footer), DD_HEADER_SIZE);
+  file.writeAt(added, at);
+  file.sync();
+  return () => {
+    file.writeAt(new Uint8Array(DD_HEADER_SIZE), at);
+    file.sync();
+  };
 }
 
 /**

@@ -1,0 +1,36 @@
+import assert from "node:assert/strict";
+import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
+import { Random } from "../../src/testing/random.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { changeParent } from "../../src/vhd/modify.ts";
+import { repairImage } from "../../src/vhd/repair.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { syncFile } from "../support/vhd.ts";
+
+Deno.test("a power cut while an image without blocks is relinked below a running disk", () => {
+  using storage = new SimulatedDisk({ seed: 1, powerCuts: true });
+  for (const path of ["/a.vhd", "/b.vhd"]) createDynamic(path, { storage, sizeBytes: 4 << 20 });
+  snapshot("/child.vhd", { storage, parent: "/a.vhd", keepEmptyParent: true });
+  for (const path of storage.paths) syncFile(storage, path);
+  const tapdisk = storage.open("/child.vhd", "write");
+  const repairs: string[] = [];
+  const random = new Random(1);
+  storage.beforeOperation = changesOnly(() => {
+    for (let i = 0; i < 10; i++) {
+      using photograph = storage.photograph(random);
+      const options = { storage: photograph, ignoreTimestamps: true };
+      if (!checkImage("/child.vhd", options).valid) {
+        repairs.push(...repairImage("/child.vhd", { storage: photograph }));
+      }
+      const { valid, findings } = checkImage("/child.vhd", options);
+      assert.ok(valid, JSON.stringify(findings));
+    }
+  });
+  assert.equal(changeParent("/child.vhd", { storage, parent: "/b.vhd" }), true);
+  storage.beforeOperation = null;
+  tapdisk.close();
+  assert.ok(repairs.some((line) => line.includes("header")), repairs.join());
+  const { valid, findings } = checkImage("/child.vhd", { storage, ignoreTimestamps: true });
+  assert.ok(valid, JSON.stringify(findings));
+});
