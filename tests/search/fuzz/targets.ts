@@ -38,6 +38,11 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/nbd_server.ts")).target,
   },
   {
+    name: "qemu",
+    weight: 1,
+    load: async () => (await import("./targets/qemu.ts")).target,
+  },
+  {
     name: "tap-ctl",
     weight: 2,
     load: async () => (await import("./targets/tap_ctl.ts")).target,
@@ -46,5 +51,10 @@ export const TARGETS: readonly TargetEntry[] = [
     name: "ublk-ring",
     weight: 2,
     load: async () => (await import("./targets/ublk_ring.ts")).target,
+  },
+  {
+    name: "vhd-util",
+    weight: 0.4,
+    load: async () => (await import("./targets/vhd_util.ts")).target,
   },
 ];
