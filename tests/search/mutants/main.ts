@@ -9,7 +9,7 @@
  */
 import { Command, InvalidArgumentError } from "commander";
 import { allMutants, type Mutant, sampleOf, tableOf, today } from "./mutant.ts";
-import { runTest, type TestRun } from "./test_run.ts";
+import { endTests, runTest, type TestRun } from "./test_run.ts";
 import { Tree } from "./tree.ts";
 
 const ROOT = new URL("../../../", import.meta.url).pathname;
@@ -192,6 +192,13 @@ async function main(args: readonly string[]): Promise<number> {
   }
   const chosen = choose(mutants, program.args, options);
   const folder = Deno.makeTempDirSync({ prefix: "mutants-" });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => {
+      endTests();
+      Deno.removeSync(folder, { recursive: true });
+      Deno.exit(130);
+    });
+  }
   const startMs = performance.now();
   try {
     const verdicts = await new MutationCheck(folder, options).run(chosen);

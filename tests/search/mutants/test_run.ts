@@ -19,6 +19,14 @@ export interface TestRunOptions {
 const BROKEN = /SyntaxError|could not be parsed|Module not found|does not provide an export/;
 const MOST_OUTPUT = 20_000;
 
+/** The process groups of the tests that run. */
+const running = new Set<number>();
+
+/** Ends all tests that run, and what they have started. */
+export function endTests(): void {
+  for (const pid of running) endGroup(pid);
+}
+
 async function readAll(stream: ReadableStream<Uint8Array>): Promise<string> {
   return (await new Response(stream).text()).slice(-MOST_OUTPUT);
 }
@@ -53,12 +61,16 @@ export async function runTest(
     // A process group of its own, so that what a test has started ends with it.
     detached: true,
   }).spawn();
+  running.add(child.pid);
   let isLate = false;
   const timer = setTimeout(() => {
     isLate = true;
     endGroup(child.pid);
   }, timeoutMs);
-  const ended = child.status.finally(() => endGroup(child.pid));
+  const ended = child.status.finally(() => {
+    endGroup(child.pid);
+    running.delete(child.pid);
+  });
   const texts = await Promise.all([readAll(child.stdout), readAll(child.stderr)]);
   const { success } = await ended;
   clearTimeout(timer);
