@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Errno } from "../../ffi/errno.ts";
 import { encodeFooter, HD_COOKIE, VHD_POISON_COOKIE } from "../../src/vhd/format/footer.ts";
+import { createFixed } from "../../src/vhd/create.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
 import {
@@ -11,7 +12,7 @@ import {
   JOURNAL_ENTRY_SIZE,
   journalChecksum,
 } from "../../src/vhd/format/journal_format.ts";
-import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
+import { changesOnly, DeadProcessError, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
@@ -124,4 +125,38 @@ Deno.test("a change that the reference completed is only put back into use", asy
   revertJournal("/c.vhd", { storage, journal: "/j" });
   assert.equal(openVhd("/c.vhd", { storage }).footer.cookie, HD_COOKIE);
   assert.equal(Buffer.compare(getFile(storage, "/c.vhd"), original), 0);
+});
+
+Deno.test("a journal with a part of a sector is reverted", () => {
+  using origin = new SimulatedDisk();
+  createFixed("/f.vhd", { storage: origin, sizeBytes: 2 << 20, sparse: true });
+  const bytes = getFile(origin, "/f.vhd");
+  const gap = new Uint8Array(100).fill(7);
+  putFile(
+    origin,
+    "/f.vhd",
+    new Uint8Array([...bytes.subarray(0, 2 << 20), ...gap, ...bytes.subarray(2 << 20)]),
+  );
+  const before = getFile(origin, "/f.vhd");
+  let reverted = 0;
+  for (let left = 0, done = false; !done; left++) {
+    using storage = origin.copy();
+    let changes = 0;
+    storage.beforeOperation = changesOnly(() => {
+      if (++changes > left) storage.killProcesses();
+    });
+    try {
+      resizeVhd("/f.vhd", { storage, sizeBytes: 4 << 20, journal: "/j" });
+      done = true;
+    } catch (error) {
+      if (!(error instanceof DeadProcessError)) throw error;
+    }
+    storage.beforeOperation = null;
+    if (!storage.exists("/j")) continue;
+    revertJournal("/f.vhd", { storage, journal: "/j" });
+    const after = getFile(storage, "/f.vhd");
+    if (Buffer.compare(after, before) === 0) reverted++;
+    else assert.equal(openVhd("/f.vhd", { storage }).sizeBytes, 4 << 20);
+  }
+  assert.ok(reverted > 4, `${reverted} times`);
 });

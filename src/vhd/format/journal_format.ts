@@ -1,6 +1,5 @@
 import { batmapBytes } from "./batmap.ts";
 import { readText, writeText } from "./text.ts";
-import { VHD_SECTOR_SIZE } from "./units.ts";
 
 /** The cookie of a journal. */
 export const VHD_JOURNAL_HEADER_COOKIE = "vjournal";
@@ -129,10 +128,12 @@ export function journalChecksum(front: Uint8Array, data: Uint8Array): number {
 /** The longest entry: a BAT of 16 million entries. */
 const MOST_ENTRY_BYTES = 64 * 1024 * 1024;
 
-/** Whether an entry is valid: its cookie, and a length of whole sectors within the limit. */
+/**
+ * Whether an entry is valid: its cookie, and a length within the limit. The length need not be one
+ * of whole sectors, because the space of a locator of another program need not be.
+ */
 export function isJournalEntry({ cookie, sizeBytes }: JournalEntry): boolean {
-  return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes <= MOST_ENTRY_BYTES &&
-    sizeBytes % VHD_SECTOR_SIZE === 0;
+  return cookie === VHD_JOURNAL_ENTRY_COOKIE && sizeBytes > 0 && sizeBytes <= MOST_ENTRY_BYTES;
 }
 
 /** A range of a file's bytes. */
