@@ -88,7 +88,7 @@ class Blktap2Target implements Target {
     const good = random.below(kernel.sectors - 88);
     const near = last - BigInt(random.below(91)) + 1n;
     const segments = Array.from({ length: MOST_SEGMENTS }, (): [number, number] => {
-      if (any === 0 && random.chance(0.3)) return [random.below(256), random.below(256)];
+      if (any === 0 && random.chance(0.3)) return hostileSegment(random);
       const first = random.chance(0.6) ? 0 : random.below(PAGE_SECTORS);
       return [first, random.chance(0.6) ? 7 : first + random.below(PAGE_SECTORS - first)];
     });
@@ -163,6 +163,13 @@ class Blktap2Target implements Target {
     assert.ok(isSame, "a page changed that no read names");
     this.#model.apply(changes);
   }
+}
+
+/** A segment that ends at or beyond the limits of a page, before its start, or anywhere. */
+function hostileSegment(random: Random): [number, number] {
+  const limits = [0, 1, PAGE_SECTORS - 1, PAGE_SECTORS, PAGE_SECTORS + 1, 255];
+  if (random.chance(0.3)) return [random.below(256), random.below(256)];
+  return [pick(random, limits), pick(random, limits)];
 }
 
 function put(kernel: RingKernel, entry: Entry): void {

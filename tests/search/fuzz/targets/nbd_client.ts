@@ -50,7 +50,8 @@ class NbdClientTarget implements Target {
     try {
       if (await this.#open(disk, ends, random)) await use(disk, ends, random);
       context.trace(`${server.cases} lies; log: ${log.join("; ")}`);
-    } catch (error) {
+    } catch (caught) {
+      const error = disk.failure ?? caught;
       throw new Error(`${error}\nLog:\n${log.slice(-20).join("\n")}`, { cause: error });
     }
     disk.vbd.destroy();

@@ -21,7 +21,7 @@ import {
   requestBytes,
   type Terms,
 } from "../wire/disk_requests.ts";
-import { Agreed, anyOption, type HandshakeOption } from "../wire/handshakes.ts";
+import { Agreed, anyOption, type HandshakeOption, smallOption } from "../wire/handshakes.ts";
 import { HungUp } from "../../../support/nbd_client.ts";
 import { NbdWire } from "../wire/nbd_wire.ts";
 import { ServedTapdisk } from "../wire/served_tapdisk.ts";
@@ -88,9 +88,10 @@ class NbdServerTarget implements Target {
     const flags = random.chance(0.9) ? random.below(4) : hostileWord(random);
     agreed.noZeroes = (flags & 2) !== 0;
     const options: HandshakeOption[] = [];
-    const most = random.chance(0.05) ? 300 : 1 + random.below(12);
+    const isLong = random.chance(0.03);
+    const most = isLong ? 270 : 1 + random.below(12);
     for (let i = 0; i < most; i++) {
-      const option = anyOption(random, agreed);
+      const option = isLong ? smallOption(random, agreed) : anyOption(random, agreed);
       options.push(option);
       if (option.isShort || option.verdict.after !== "options") break;
     }

@@ -194,6 +194,13 @@ export function anyOption(random: Random, agreed: Agreed): HandshakeOption {
   return { bytes, option, verdict, isShort: false };
 }
 
+/** An option of a handshake without end: the server answers each, up to its limit. */
+export function smallOption(random: Random, agreed: Agreed): HandshakeOption {
+  const option = pick(random, [Opt.List, Opt.StartTls, Opt.StructuredReply, 99]);
+  const bytes = packed([8, OPTION_MAGIC], [4, option], [4, 0]);
+  return { bytes, option, verdict: agreed.judge(option, new Uint8Array(0)), isShort: false };
+}
+
 /** An option whose length is not that of its content; the rest never comes. */
 function wrongLength(
   random: Random,

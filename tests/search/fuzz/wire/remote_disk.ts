@@ -64,6 +64,8 @@ interface Pending {
 export class RemoteDisk implements RequestOwner {
   readonly vbd: Vbd;
   readonly #pending = new Map<number, Pending>();
+  /** What was wrong with the end of a request. */
+  failure: unknown;
   /** How the last request ended. */
   lastErrno = 0;
   lastData: Uint8Array = new Uint8Array(0);
@@ -91,6 +93,16 @@ export class RemoteDisk implements RequestOwner {
   }
 
   requestDone(slot: number, errno: number): void {
+    try {
+      this.#end(slot, errno);
+    } catch (error) {
+      // What is thrown here ends the device, as a fault of the program would.
+      this.failure ??= error;
+      throw error;
+    }
+  }
+
+  #end(slot: number, errno: number): void {
     const pending = this.#pending.get(slot);
     assert.ok(pending !== undefined, `slot ${slot} ended twice`);
     this.#pending.delete(slot);
