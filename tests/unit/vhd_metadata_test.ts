@@ -14,7 +14,7 @@ import { VHD_SECTOR_SIZE } from "../../src/vhd/format/units.ts";
 import { writeBatmap } from "../../src/vhd/image/batmap_writer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { locateParent, openParent } from "../../src/vhd/image/parent.ts";
-import { createDynamic } from "../../src/vhd/create.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { fillImage } from "../../src/vhd/fill.ts";
 import { makeFrontRoom } from "../../src/vhd/front_room.ts";
@@ -273,5 +273,50 @@ Deno.test("fill syncs the copies of the parents' data before their bits hide it"
   storage.beforeOperation = null;
   const bitmap = steps.indexOf("bitmap");
   assert.deepEqual(steps.slice(bitmap - 2, bitmap + 1), ["data", "sync", "bitmap"]);
+  simulation.close();
+});
+
+Deno.test("a new image is synced before it is reported", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  const make: readonly [string, () => void][] = [
+    ["/a.vhd", () => createDynamic("/a.vhd", { storage, sizeBytes: BLOCK_BYTES })],
+    ["/f.vhd", () => createFixed("/f.vhd", { storage, sizeBytes: BLOCK_BYTES })],
+    ["/b.vhd", () => snapshot("/b.vhd", { storage, parent: "/a.vhd", keepEmptyParent: true })],
+  ];
+  for (const [path, work] of make) {
+    const steps: string[] = [];
+    storage.beforeOperation = (step): void => {
+      if (step.path === path && (step.kind === "write" || step.kind === "sync")) {
+        steps.push(step.kind);
+      }
+    };
+    work();
+    storage.beforeOperation = null;
+    assert.ok(steps.includes("write"));
+    assert.equal(steps.at(-1), "sync", path);
+  }
+  simulation.close();
+});
+
+Deno.test("a header is written behind a copy of it that is on stable storage, and synced", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  createDynamic("/other.vhd", { storage, sizeBytes: 8 * BLOCK_BYTES });
+  snapshot("/child.vhd", { storage, parent: "/a.vhd" });
+  const steps: string[] = [];
+  storage.beforeOperation = ({ kind, path, offsetBytes, lengthBytes }): void => {
+    if (path !== "/child.vhd" || (kind !== "write" && kind !== "sync")) return;
+    if (kind === "sync") steps.push("sync");
+    else if (offsetBytes === 512) steps.push("header");
+    else steps.push(lengthBytes >= 1024 ? "copy" : "name");
+  };
+  changeParent("/child.vhd", { storage, parent: "/other.vhd" });
+  storage.beforeOperation = null;
+  const headers = steps.flatMap((step, i) => step === "header" ? [i] : []);
+  assert.equal(headers.length, 3);
+  for (const i of headers) {
+    assert.deepEqual(steps.slice(i - 3, i + 2), ["sync", "copy", "sync", "header", "sync"]);
+  }
   simulation.close();
 });
