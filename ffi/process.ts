@@ -6,6 +6,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { O_RDWR, openFile } from "./files.ts";
 import { openLibc } from "./libc.ts";
+import { namesInFolder } from "./paths.ts";
 
 const libc = openLibc({
   // int kill(pid_t pid, int sig)
@@ -14,6 +15,10 @@ const libc = openLibc({
   geteuid: { parameters: [], result: "u32" },
   // int dup2(int oldfd, int newfd)
   dup2: { parameters: ["i32", "i32"], result: "i32" },
+  // long syscall(SYS_close_range, unsigned int first, unsigned int last, unsigned int flags)
+  closeRange: { name: "syscall", parameters: ["i64", "u32", "u32", "u32"], result: "i32" },
+  // int fcntl(int fd, int op, int arg)
+  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
   // int prctl(int option, unsigned long arg2)
@@ -30,6 +35,11 @@ const libc = openLibc({
   setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
 });
 
+const SYS_close_range = 436;
+const CLOSE_RANGE_CLOEXEC = 4;
+const LAST_DESCRIPTOR = 0xffff_ffff;
+const F_SETFD = 2;
+const FD_CLOEXEC = 1;
 const RLIMIT_NOFILE = 7;
 const PR_SET_DUMPABLE = 4;
 const PR_SET_IO_FLUSHER = 57;
@@ -57,6 +67,18 @@ export function detachStandardStreams(): void {
     }
   }
   libc.close(nothing);
+}
+
+/**
+ * Marks all descriptors but the standard streams as close-on-exec, also those that the caller of this
+ * process left open. A child that lives long would keep his locks, and the ends of his pipes.
+ */
+export function keepDescriptorsFromChildren(): void {
+  if (libc.closeRange(SYS_close_range, 3, LAST_DESCRIPTOR, CLOSE_RANGE_CLOEXEC) === 0) return;
+  // Before Linux 5.11. The descriptor of the listing itself is closed by now, which does no harm.
+  for (const name of namesInFolder("/proc/self/fd")) {
+    if (Number(name) > 2) libc.fcntl(Number(name), F_SETFD, FD_CLOEXEC);
+  }
 }
 
 /** Disables core dumps and tracing of this process. Throws `SystemError`. */

@@ -1,5 +1,6 @@
 import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
+import { keepDescriptorsFromChildren } from "../../../ffi/process.ts";
 import { TapdiskError } from "./connection.ts";
 import { numberAfter } from "../paths.ts";
 
@@ -62,6 +63,7 @@ async function failure(child: Deno.ChildProcess): Promise<Error> {
 export async function spawnTapdisk(): Promise<number> {
   const { program, args } = tapdiskCommand();
   let child: Deno.ChildProcess;
+  keepDescriptorsFromChildren();
   try {
     child = new Deno.Command(program, {
       args: [...args, DAEMON_ARGUMENT],
