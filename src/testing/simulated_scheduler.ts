@@ -7,14 +7,23 @@ import {
   TurnWorks,
 } from "../scheduler/scheduler.ts";
 
+/** The first number of an event's descriptor: no real descriptor is as high. */
+const FIRST_EVENT = 2 ** 30;
+/** The descriptor can be read. */
+const EPOLLIN = 1;
+
 /**
  * A loop with its own clock, which advances only to the next timer: minutes on a real machine take
- * microseconds here, and the order is always the same. It has no descriptors.
+ * microseconds here, and the order is always the same. Its only descriptors are events (`openEvent`).
  */
 export class SimulatedScheduler implements Scheduler {
   readonly #timers = new TimerQueue();
   readonly #works = new TurnWorks();
   readonly #lastResort: LastResort;
+  /** The events that are open, and who watches them. */
+  readonly #events = new Map<number, { handler: FdHandler; owner?: FaultOwner } | null>();
+  readonly #signalled = new Set<number>();
+  #lastEvent = FIRST_EVENT;
   readonly loop = this;
   readonly lastMs = new Float64Array(1);
 
@@ -27,16 +36,55 @@ export class SimulatedScheduler implements Scheduler {
     return this.lastMs[0];
   }
 
-  watch(fd: number, _events: number, _handler: FdHandler): void {
-    throw new TypeError(`Cannot watch descriptor ${fd}: a simulated loop has none`);
+  /** Opens an event, as eventfd(2) does; returns its descriptor. */
+  openEvent(): number {
+    this.#events.set(++this.#lastEvent, null);
+    return this.#lastEvent;
   }
 
-  rewatch(fd: number, events: number): void {
-    this.watch(fd, events, { ready: () => {} });
+  /** Signals an event: who watches it is called in the next turn, once for all signals. */
+  signal(fd: number): void {
+    if (this.#events.has(fd)) this.#signalled.add(fd);
+  }
+
+  closeEvent(fd: number): void {
+    if (this.#events.get(fd) !== null) throw new TypeError(`Event ${fd} is closed and watched`);
+    this.#events.delete(fd);
+    this.#signalled.delete(fd);
+  }
+
+  watch(fd: number, _events: number, handler: FdHandler, owner?: FaultOwner): void {
+    if (this.#events.get(fd) !== null) {
+      throw new TypeError(`Cannot watch descriptor ${fd}: it is no event, or is watched`);
+    }
+    this.#events.set(fd, { handler, owner });
+  }
+
+  rewatch(fd: number, _events: number): void {
+    throw new TypeError(`Cannot watch descriptor ${fd} for other events`);
   }
 
   unwatch(fd: number): void {
-    this.rewatch(fd, 0);
+    if ((this.#events.get(fd) ?? null) === null) {
+      throw new TypeError(`Cannot stop watching descriptor ${fd}: it is not watched`);
+    }
+    this.#events.set(fd, null);
+  }
+
+  /** Calls those who watch signalled events; false without one. */
+  #callWatchers(): boolean {
+    if (this.#signalled.size === 0) return false;
+    const fds = [...this.#signalled];
+    this.#signalled.clear();
+    for (const fd of fds) {
+      const watcher = this.#events.get(fd) ?? null;
+      try {
+        watcher?.handler.ready(EPOLLIN);
+      } catch (error) {
+        this.contain(error, watcher?.owner);
+      }
+    }
+    return true;
   }
 
   addTimer(delayMs: number, callback: () => void, owner?: FaultOwner): number {
@@ -66,11 +114,15 @@ export class SimulatedScheduler implements Scheduler {
   }
 
   /**
-   * Runs one turn: end-of-turn work, then the clock advances to the next timer; false without a
-   * timer.
+   * Runs one turn: end-of-turn work, then events; without one the clock advances to the next
+   * timer. False without a timer.
    */
   turn(): boolean {
     this.#works.finish(this);
+    if (this.#callWatchers()) {
+      this.#works.finish(this);
+      return true;
+    }
     const dueMs = this.#timers.nextDueMs();
     if (dueMs === Infinity) return false;
     this.lastMs[0] = Math.max(this.lastMs[0], dueMs);

@@ -1,7 +1,7 @@
 /**
- * A driver that does not use the disk queue. Its "library" is an asynchronous I/O context of the
- * kernel that belongs to one image. It takes few operations at a time, has its own completion queue
- * and signals an eventfd.
+ * A driver that does not use the disk queue. Its "library" takes few operations at a time, has its
+ * own completion queue and signals a descriptor: an asynchronous I/O context of the kernel that
+ * belongs to one image, or one of a simulated disk.
  *
  * @module
  */
@@ -21,8 +21,14 @@ import {
 } from "../../src/driver/driver.ts";
 import { NAMES_FILE } from "../../src/driver/image_name.ts";
 import { openToRead, openToWrite } from "../../src/files/open_file.ts";
+import type { PieceTable } from "../../src/driver/pieces.ts";
 import type { FaultOwner } from "../../src/scheduler/faults.ts";
 import type { FdHandler } from "../../src/scheduler/scheduler.ts";
+import {
+  type ImageLibrary,
+  LibraryCommand,
+  type LibraryOperation,
+} from "../../src/testing/simulated_library.ts";
 
 /** The most operations that the library takes at once. */
 export const LIBRARY_OPERATIONS = 8;
@@ -40,8 +46,25 @@ export interface LibraryControl {
   image: LibraryImage | null;
 }
 
+/** Opens the library of an image. Throws `SystemError`. */
+export type LibraryOpener = (spec: ImageSpec) => ImageLibrary;
+
+/** How a library driver is made. */
+export interface LibraryOptions {
+  /** By default a context of the kernel on a real file. */
+  readonly openLibrary?: LibraryOpener;
+  /**
+   * Whether calls wait in records of `pieces`, as they must below an image that splits requests; by
+   * default by slot.
+   */
+  readonly usesPieces?: boolean;
+}
+
 /** A driver with this type name, and the control of its images. */
-export function libraryDriver(type: string): { driver: DriverType; control: LibraryControl } {
+export function libraryDriver(
+  type: string,
+  { openLibrary = (spec) => new KernelLibrary(spec), usesPieces = false }: LibraryOptions = {},
+): { driver: DriverType; control: LibraryControl } {
   const control: LibraryControl = {
     isHeld: false,
     throwNext: false,
@@ -50,7 +73,13 @@ export function libraryDriver(type: string): { driver: DriverType; control: Libr
     image: null,
   };
   const open = (spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver =>
-    control.image = new LibraryImage(spec, { context, sink, control });
+    control.image = new LibraryImage(spec, {
+      context,
+      sink,
+      control,
+      library: openLibrary(spec),
+      usesPieces,
+    });
   return {
     control,
     driver: {
@@ -75,38 +104,35 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   readonly #context: ImageContext;
   readonly #sink: RequestSink;
   readonly #control: LibraryControl;
-  readonly #fd: number;
-  readonly #library = new AioContext(LIBRARY_OPERATIONS, LIBRARY_OPERATIONS);
-  readonly #eventFd = createEventFd();
-  /** By slot: the operation of its step. */
-  readonly #command = new Uint8Array(REQUEST_SLOTS);
-  readonly #sector = new Float64Array(REQUEST_SLOTS);
-  readonly #count = new Int32Array(REQUEST_SLOTS);
-  readonly #memory = new Int32Array(REQUEST_SLOTS);
-  /** Slots that wait for room in the library, in a ring. */
-  readonly #waiting = new Int32Array(REQUEST_SLOTS);
-  #firstWaiting = 0;
-  #waitingCount = 0;
+  readonly #library: ImageLibrary;
+  readonly #usesPieces: boolean;
+  /** The calls by token, where they are not pieces: a token is a slot. */
+  readonly #calls: PieceTable | CallsBySlot;
+  /** Tokens of calls that wait for room in the library. */
+  readonly #waiting: number[] = [];
   #isOpen = true;
 
   constructor(
     spec: ImageSpec,
-    { context, sink, control }: {
+    { context, sink, control, library, usesPieces }: {
       context: ImageContext;
       sink: RequestSink;
       control: LibraryControl;
+      library: ImageLibrary;
+      usesPieces: boolean;
     },
   ) {
     this.spec = spec;
-    const { fd, status } = spec.readOnly ? openToRead(spec.path) : openToWrite(spec.path);
-    this.#fd = fd;
-    this.sectors = Math.floor(status.sizeBytes / SECTOR_BYTES);
+    this.#library = library;
+    this.#usesPieces = usesPieces;
+    this.#calls = usesPieces ? context.pieces : new CallsBySlot();
+    this.sectors = Math.floor(library.sizeBytes / SECTOR_BYTES);
     this.zeroSectors = context.zeros.sectors;
     this.fillSectors = context.zeros.sectors;
     this.#context = context;
     this.#sink = sink;
     this.#control = control;
-    context.scheduler.watch(this.#eventFd, EPOLLIN | EPOLLET, this);
+    context.scheduler.watch(library.fd, EPOLLIN | EPOLLET, this);
   }
 
   get faults(): FaultOwner {
@@ -114,15 +140,15 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   }
 
   operationsFor(_sectors: number): number {
-    return 0;
+    return this.#usesPieces ? 1 : 0;
   }
 
   read(slot: number, sector: number, count: number, memorySector: number): void {
-    this.#start(IOCB_CMD_PREAD, slot, sector, count, memorySector);
+    this.#start(LibraryCommand.Read, slot, sector, count, memorySector);
   }
 
   write(slot: number, sector: number, count: number, memorySector: number): void {
-    this.#start(IOCB_CMD_PWRITE, slot, sector, count, memorySector);
+    this.#start(LibraryCommand.Write, slot, sector, count, memorySector);
   }
 
   zero(slot: number, sector: number, count: number): void {
@@ -130,7 +156,7 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   }
 
   fill(slot: number, sector: number, count: number): void {
-    this.#start(IOCB_CMD_PWRITE, slot, sector, count, this.#context.zeros.at);
+    this.#start(LibraryCommand.Write, slot, sector, count, this.#context.zeros.at);
   }
 
   discard(slot: number, _sector: number, count: number): void {
@@ -138,7 +164,7 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   }
 
   flush(slot: number): void {
-    this.#start(IOCB_CMD_FDSYNC, slot, 0, 1, 0);
+    this.#start(LibraryCommand.Sync, slot, 0, 1, 0);
   }
 
   status(slot: number, _sector: number, count: number): void {
@@ -146,12 +172,14 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
     this.#sink.statusDone(slot, 0);
   }
 
-  #start(command: number, slot: number, sector: number, count: number, memorySector: number): void {
-    this.#command[slot] = command;
-    this.#sector[slot] = sector;
-    this.#count[slot] = count;
-    this.#memory[slot] = memorySector;
-    this.#waiting[(this.#firstWaiting + this.#waitingCount++) % REQUEST_SLOTS] = slot;
+  #start(
+    command: number,
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+  ): void {
+    this.#waiting.push(this.#calls.take(command, slot, sector, count, memorySector));
     this.#context.deferral.add(this);
   }
 
@@ -162,25 +190,21 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
 
   /** Submits waiting operations while the library has room. */
   #submit(): void {
-    while (this.#waitingCount > 0 && this.pending < LIBRARY_OPERATIONS) {
-      const slot = this.#waiting[this.#firstWaiting];
-      this.#firstWaiting = (this.#firstWaiting + 1) % REQUEST_SLOTS;
-      this.#waitingCount--;
-      const command = this.#command[slot];
-      const isSync = command === IOCB_CMD_FDSYNC;
-      const lengthBytes = isSync ? 0 : this.#count[slot] * SECTOR_BYTES;
-      const memory = isSync ? 0 : this.#memory[slot];
-      const library = this.#library;
-      library.prepare(command, this.#fd, memory, lengthBytes, this.#sector, this.#eventFd, slot);
+    const operations: LibraryOperation[] = [];
+    const { kind, sector, count, memory } = this.#calls;
+    while (this.#waiting.length > 0 && this.pending < LIBRARY_OPERATIONS) {
+      const token = this.#waiting.splice(0, 1)[0];
+      operations.push({
+        command: kind[token],
+        token,
+        sector: sector[token],
+        count: count[token],
+        memorySector: memory[token],
+      });
       this.pending++;
     }
     this.#control.mostPending = Math.max(this.#control.mostPending, this.pending);
-    const prepared = this.#library.prepared;
-    const taken = prepared === 0 ? 0 : this.#library.submit(0);
-    this.#library.clear();
-    if (taken !== prepared) {
-      throw new SystemError(Errno.EIO, "The library took less than it has to");
-    }
+    if (operations.length > 0) this.#library.submit(operations);
   }
 
   ready(_events: number): void {
@@ -191,19 +215,18 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   takeCompletions(): void {
     const library = this.#library;
     for (let left = library.completions(); left > 0; left--) {
-      const slot = library.completionData(0);
-      const result = library.completionResult(0);
-      library.consume(1);
+      const { token, errno } = library.take();
       this.pending--;
       if (this.#control.throwNext) {
         this.#control.throwNext = false;
         throw new Error("A fault of the driver");
       }
-      const isWhole = this.#command[slot] === IOCB_CMD_FDSYNC ||
-        result === this.#count[slot] * SECTOR_BYTES;
-      this.#sink.pieceDone(slot, this.#count[slot], result < 0 ? -result : isWhole ? 0 : Errno.EIO);
+      const slot = this.#calls.slot[token];
+      const count = this.#calls.count[token];
+      this.#calls.give(token);
+      this.#sink.pieceDone(slot, count, errno);
     }
-    if (this.#waitingCount > 0) this.#context.deferral.add(this);
+    if (this.#waiting.length > 0) this.#context.deferral.add(this);
   }
 
   close(done: Done): void {
@@ -219,9 +242,79 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   #release(): void {
     if (!this.#isOpen) return;
     this.#isOpen = false;
-    this.#context.scheduler.unwatch(this.#eventFd);
-    closeFile(this.#eventFd);
+    this.#context.scheduler.unwatch(this.#library.fd);
     this.#library.close();
-    closeFile(this.#fd);
+  }
+}
+
+/** Calls of requests of which each has one at a time. */
+class CallsBySlot {
+  readonly kind = new Uint8Array(REQUEST_SLOTS);
+  readonly slot = Int32Array.from({ length: REQUEST_SLOTS }, (_, slot) => slot);
+  readonly sector = new Float64Array(REQUEST_SLOTS);
+  readonly count = new Int32Array(REQUEST_SLOTS);
+  readonly memory = new Int32Array(REQUEST_SLOTS);
+
+  take(kind: number, slot: number, sector: number, count: number, memorySector: number): number {
+    this.kind[slot] = kind;
+    this.sector[slot] = sector;
+    this.count[slot] = count;
+    this.memory[slot] = memorySector;
+    return slot;
+  }
+
+  give(_token: number): void {}
+}
+
+const COMMANDS = [IOCB_CMD_PREAD, IOCB_CMD_PWRITE, IOCB_CMD_FDSYNC];
+
+/** A library that is an asynchronous I/O context of the kernel, on a real file. */
+class KernelLibrary implements ImageLibrary {
+  readonly fd = createEventFd();
+  readonly sizeBytes: number;
+  readonly #file: number;
+  readonly #context = new AioContext(LIBRARY_OPERATIONS, LIBRARY_OPERATIONS);
+  /** By token, which is a slot: the bytes that its operation moves. */
+  readonly #lengths = new Float64Array(REQUEST_SLOTS);
+  readonly #sectors = new Float64Array(REQUEST_SLOTS);
+
+  constructor({ path, readOnly }: ImageSpec) {
+    const { fd, status } = readOnly ? openToRead(path) : openToWrite(path);
+    this.#file = fd;
+    this.sizeBytes = status.sizeBytes;
+  }
+
+  submit(operations: readonly LibraryOperation[]): void {
+    const context = this.#context;
+    for (const { command, token, sector, count, memorySector } of operations) {
+      const isSync = command === LibraryCommand.Sync;
+      this.#lengths[token] = isSync ? 0 : count * SECTOR_BYTES;
+      this.#sectors[token] = sector;
+      const memory = isSync ? 0 : memorySector;
+      const length = this.#lengths[token];
+      context.prepare(COMMANDS[command], this.#file, memory, length, this.#sectors, this.fd, token);
+    }
+    const taken = context.submit(0);
+    context.clear();
+    if (taken !== operations.length) {
+      throw new SystemError(Errno.EIO, "The library took less than it has to");
+    }
+  }
+
+  completions(): number {
+    return this.#context.completions();
+  }
+
+  take(): { readonly token: number; readonly errno: number } {
+    const token = this.#context.completionData(0);
+    const result = this.#context.completionResult(0);
+    this.#context.consume(1);
+    return { token, errno: result < 0 ? -result : result === this.#lengths[token] ? 0 : Errno.EIO };
+  }
+
+  close(): void {
+    closeFile(this.fd);
+    this.#context.close();
+    closeFile(this.#file);
   }
 }

@@ -74,9 +74,17 @@ export class BadDisk {
       const sector = place.sector + this.#random.below(place.count);
       const { path } = place;
       if (sector * SECTOR_BYTES >= this.#disk.status(path).sizeBytes) continue;
-      this.#disk.rot(path, { sector, bit: this.#random.below(SECTOR_BITS) });
+      this.#disk.rot(path, { sector, bit: this.#someBit(place) });
       this.hits.push({ what: `rot of a ${kind}`, path, sector, count: 1, mustBeFound: true });
     }
+  }
+
+  /** A bit of a sector. In the BAT mostly one that moves a block by not much: into another one. */
+  #someBit({ entries = [] }: Place): number {
+    if (entries.length === 0 || this.#random.chance(0.2)) return this.#random.below(SECTOR_BITS);
+    const entry = entries[this.#random.below(entries.length)];
+    const byte = this.#random.chance(0.8) ? 3 : 2;
+    return (entry * 4 + byte) * 8 + this.#random.below(8);
   }
 }
 

@@ -33,6 +33,8 @@ export interface Place {
   readonly count: number;
   /** The sectors of the disk that depend on the place: all of them on each of its sectors. */
   readonly disk: readonly { readonly sector: number; readonly count: number }[];
+  /** Of a sector of the BAT: the entries of blocks that are there. */
+  readonly entries?: readonly number[];
 }
 
 const SECTOR_BYTES = 512;
@@ -89,7 +91,10 @@ function sparsePlaces(image: VhdImage): Place[] {
   ];
   for (let first = 0; first < bat.length; first += ENTRIES_IN_SECTOR) {
     const disk = { sector: first * sectorsPerBlock, count: ENTRIES_IN_SECTOR * sectorsPerBlock };
-    places.push(place("table", image.batOffsetBytes + first * 4, SECTOR_BYTES, [disk]));
+    const table = place("table", image.batOffsetBytes + first * 4, SECTOR_BYTES, [disk]);
+    const entries = [...bat.subarray(first, first + ENTRIES_IN_SECTOR).entries()]
+      .filter(([, at]) => at !== DD_BLK_UNUSED).map(([index]) => index);
+    places.push({ ...table, entries });
   }
   if (batmap !== null && batmap.bits.length > 0) {
     const mapBytes = batmapBytes(image.sizeBytes, image.blockSizeBytes);
