@@ -169,9 +169,10 @@ export class World implements ClientWorld {
 
   // ---- images and devices ---------------------------------------------------------------
 
-  /** A path that was never used. */
-  newPath(suffix = ".vhd"): string {
-    return `/${++this.parts.used.file}${suffix}`;
+  /** A path that was never used, in the folder of another. */
+  newPath(suffix = ".vhd", beside = "/"): string {
+    const folder = beside.slice(0, beside.lastIndexOf("/"));
+    return `${folder}/${++this.parts.used.file}${suffix}`;
   }
 
   /** The images that no other image has below it. */

@@ -91,7 +91,7 @@ function addChild(world: World, device: Device, path: string): void {
 async function snapshotLive(world: World, device: Device, rename: boolean): Promise<void> {
   const { client } = device;
   const { path } = client.leaf;
-  const added = world.newPath();
+  const added = world.newPath(".vhd", path);
   const mayBe = rename ? [added, `${path}.snapshot`] : [added];
   const timeoutMs = world.random.chance(0.8) ? Infinity : world.random.below(300);
   await attempt(world, { what: "snapshot", mayBe }, () => {
