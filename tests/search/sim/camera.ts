@@ -4,11 +4,8 @@
  * @module
  */
 import type { Random } from "../../../src/testing/random.ts";
-import type {
-  DiskOperation,
-  OperationKind,
-  SimulatedDisk,
-} from "../../../src/testing/simulated_disk.ts";
+import type { DiskOperation, OperationKind } from "../../../src/testing/disk_operation.ts";
+import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { judge, type Verdict } from "./judge.ts";
 import { CUT, NOW } from "./model.ts";
 import type { World } from "./world.ts";

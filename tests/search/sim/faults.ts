@@ -6,7 +6,8 @@
  */
 import { Errno } from "../../../ffi/errno.ts";
 import type { Random } from "../../../src/testing/random.ts";
-import type { DiskOperation, OperationKind } from "../../../src/testing/simulated_disk.ts";
+import type { DiskOperation, OperationKind, Verdict } from "../../../src/testing/disk_operation.ts";
+import { SECTOR_BYTES } from "./stamps.ts";
 
 /** Which operations fail, and how. */
 export interface FaultRule {
@@ -45,6 +46,7 @@ const KINDS: readonly (readonly OperationKind[])[] = [
 /** The rules in force. */
 export class Faults {
   #rules: FaultRule[] = [];
+  #shortShare = 0;
   readonly #random: Random;
   /** How many operations have failed. */
   hits = 0;
@@ -70,10 +72,16 @@ export class Faults {
   /** Ends all rules. */
   end(): void {
     this.#rules = [];
+    this.#shortShare = 0;
   }
 
-  /** The errno of an operation; 0 if it does not fail. */
-  verdict({ kind, path }: DiskOperation): number {
+  /** Ends some reads and writes early from now on: their callers must go on with the rest. */
+  shorten(share: number): void {
+    this.#shortShare = share;
+  }
+
+  /** What becomes of an operation; 0 if it is executed. */
+  verdict({ kind, path, lengthBytes }: DiskOperation): Verdict {
     for (const rule of this.#rules) {
       if (rule.left <= 0 || !rule.kinds.includes(kind)) continue;
       if (rule.path !== null && rule.path !== path) continue;
@@ -82,6 +90,9 @@ export class Faults {
       this.hits++;
       return rule.errno;
     }
-    return 0;
+    const isLong = lengthBytes > SECTOR_BYTES && (kind === "read" || kind === "write");
+    if (!isLong || !this.#random.chance(this.#shortShare)) return 0;
+    const sectors = Math.ceil(lengthBytes / SECTOR_BYTES) - 1;
+    return { does: "shorten", lengthBytes: SECTOR_BYTES * (1 + this.#random.below(sectors)) };
   }
 }

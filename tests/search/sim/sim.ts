@@ -13,7 +13,7 @@ let allowedBefore: readonly string[] = [];
 /** Searches for power cuts, errors and orders of events that break a promise. */
 export const simulator: Search = {
   unit: "cuts",
-  secondsPerSeed: 60,
+  secondsPerSeed: 240,
   residentBytes: 1 << 30,
   setUp(): void {
     // Looking for the folders of storage repositories takes a third of the time otherwise.

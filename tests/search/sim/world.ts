@@ -8,7 +8,12 @@
 import { errnoName, SystemError } from "../../../ffi/errno.ts";
 import { Random } from "../../../src/testing/random.ts";
 import type { SimulatedConnection } from "../../../src/testing/simulated_connection.ts";
-import type { DiskOperation, SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
+import {
+  describeOperation,
+  type DiskOperation,
+  type Verdict,
+} from "../../../src/testing/disk_operation.ts";
+import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { SimulatedScheduler } from "../../../src/testing/simulated_scheduler.ts";
 import { createVbdContext, type VbdContext } from "../../../src/vbd/vbd_context.ts";
 import { Vbd } from "../../../src/vbd/vbd.ts";
@@ -18,8 +23,9 @@ import { Client, type ClientWorld, endsByClose } from "./client.ts";
 import { Faults } from "./faults.ts";
 import type { LookOptions } from "./formats/format.ts";
 import { formatNamed } from "./formats/registry.ts";
-import { type ImageModel, Ticks } from "./model.ts";
+import { type ImageModel, Ticks, WrongSectorError } from "./model.ts";
 import { type Region, within } from "./regions.ts";
+import { Touches } from "./touches.ts";
 
 /** A piece of work that is under way, as far as a power cut can show a part of it. */
 export interface Operation {
@@ -81,6 +87,7 @@ export class World implements ClientWorld {
   /** What the world does just now. */
   step = "";
   closing = false;
+  readonly #touches = new Touches();
 
   constructor(readonly parts: WorldParts) {
     this.random = parts.random;
@@ -96,6 +103,9 @@ export class World implements ClientWorld {
       log: (message) => this.#logged(message),
     });
     this.disk.beforeOperation = (operation) => this.#before(operation);
+    if (parts.trace === null) return;
+    this.disk.trace = (operation, verdict) => this.#traceOperation(operation, verdict);
+    this.connection.traceQueue(this.context.queue);
   }
 
   get images(): Map<string, ImageModel> {
@@ -121,8 +131,15 @@ export class World implements ClientWorld {
   }
 
   fail(error: unknown): void {
-    if (this.failure === null) this.trace(() => `  failed: ${error}`);
-    this.failure ??= error;
+    if (this.failure !== null) return;
+    this.failure = error;
+    this.trace(() => `  failed: ${error}`);
+    if (this.parts.trace === null || !(error instanceof WrongSectorError)) return;
+    const image = this.images.get(error.path);
+    if (image === undefined) return;
+    for (const line of this.#touches.explain(this.disk, image, error.sector)) {
+      this.trace(() => `  ${line}`);
+    }
   }
 
   /** Throws what went wrong, if anything did. */
@@ -130,23 +147,16 @@ export class World implements ClientWorld {
     if (this.failure !== null) throw this.failure;
   }
 
-  #before(operation: DiskOperation): number {
+  #before(operation: DiskOperation): Verdict {
     if (this.failure !== null) return 0;
     this.parts.camera.see(this, operation);
-    const errno = this.faults.verdict(operation);
-    if (this.parts.trace !== null) this.#traceOperation(operation, errno);
-    return errno;
+    return this.faults.verdict(operation);
   }
 
-  #traceOperation(operation: DiskOperation, errno: number): void {
-    const { kind, path, offsetBytes, lengthBytes } = operation;
-    const range = kind === "read" || kind === "write" || kind === "punch"
-      ? ` ${offsetBytes}+${lengthBytes}`
-      : kind === "truncate"
-      ? ` to ${offsetBytes}`
-      : "";
-    const failing = errno === 0 ? "" : ` fails with ${errnoName(errno)}`;
-    this.trace(() => `    ${kind} ${path}${range}${failing}`);
+  #traceOperation(operation: DiskOperation, verdict: Verdict): void {
+    if (this.failure !== null) return;
+    this.#touches.add(operation, verdict);
+    this.trace(() => `    ${describeOperation(operation, verdict)}`);
   }
 
   // ---- what clients need ----------------------------------------------------------------

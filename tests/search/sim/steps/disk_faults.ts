@@ -23,6 +23,11 @@ export const faultSteps: readonly Step[] = [
     },
   },
   {
+    name: "short transfers",
+    weight: 2,
+    run: (world, random) => world.faults.shorten(random.next() * 0.5),
+  },
+  {
     name: "no more errors",
     weight: 6,
     run: (world) => world.heal(),
