@@ -134,6 +134,20 @@ export class Soak {
     return this.#output(subject, `vhd-util ${args.join(" ")}`, result);
   }
 
+  /** Starts vhd-util and kills it after a while; returns whether it had ended well by then. */
+  async vhdUtilKilled(subject: string, afterMs: number, ...args: string[]): Promise<boolean> {
+    this.requireNoFinding();
+    const command = binaryPath("vhd-util");
+    const options = { args, stdin: "null", stdout: "null", stderr: "null" } as const;
+    const child = new Deno.Command(command, options).spawn();
+    const timer = setTimeout(() => child.kill("SIGKILL"), afterMs);
+    const { success, signal } = await child.status;
+    clearTimeout(timer);
+    this.journal.note(subject, `vhd-util ${args.join(" ")}: ${signal ?? "had ended"}`);
+    if (signal !== null) this.journal.count("calls of vhd-util that were killed");
+    return success;
+  }
+
   #output(subject: string, command: string, { code, stdout, stderr }: RunResult): string {
     this.journal.note(subject, `${command}${code === 0 ? "" : ` -> ${code} ${stderr.trim()}`}`);
     if (code === 0) return stdout.trimEnd();

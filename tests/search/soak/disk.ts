@@ -8,6 +8,9 @@ import { DiskModel, type Moment } from "./model.ts";
 /** Sectors in front of this one belong to fio and qemu-io; ours lie behind. */
 export const FOREIGN_SECTORS = 8 * 2048;
 
+/** Disks do not grow beyond this. */
+export const MOST_MIB = 72;
+
 /** A request that was lost so long ago has arrived, or never will. */
 export const LOST_MS = 5000;
 

@@ -6,7 +6,7 @@
 import { openDisk } from "../../../mod.ts";
 import type { Random } from "../../../src/testing/random.ts";
 import type { Soak } from "./context.ts";
-import { type Layer, LOST_MS, type SoakDisk } from "./disk.ts";
+import { type Layer, LOST_MS, MOST_MIB, type SoakDisk } from "./disk.ts";
 import { Finding } from "./finding.ts";
 import type { Moment } from "./model.ts";
 import { makeSnapshot, serve, unserve } from "./place.ts";
@@ -14,7 +14,6 @@ import { SECTOR_BYTES } from "./stamps.ts";
 import { warmUp } from "./warm.ts";
 
 const MOST_LAYERS = 6;
-const MOST_MIB = 72;
 const GROWTH_MIB = 8;
 const PIECE_BYTES = 1 << 20;
 
@@ -75,10 +74,26 @@ async function snapshotPaused(soak: Soak, disk: SoakDisk): Promise<void> {
   await unpause(soak, disk, path);
 }
 
+/** A program that is killed has started by then. */
+const KILL_AFTER_MS = 60;
+const KILL_WITHIN_MS = 200;
+
+/** Merges an image into its parent. Sometimes the program is killed first, and run again. */
+async function coalesce(
+  soak: Soak,
+  { disk, path, random }: { disk: SoakDisk; path: string; random: Random },
+): Promise<void> {
+  if (random.chance(0.3)) {
+    const afterMs = KILL_AFTER_MS + random.below(KILL_WITHIN_MS);
+    await soak.vhdUtilKilled(disk.name, afterMs, "coalesce", "-n", path);
+  }
+  await soak.vhdUtil(disk.name, "coalesce", "-n", path);
+}
+
 /** Merges the image below the served one into its parent, and relinks the served one. */
-async function coalesceBelow(soak: Soak, disk: SoakDisk): Promise<void> {
+async function coalesceBelow(soak: Soak, disk: SoakDisk, random: Random): Promise<void> {
   const [merged, target] = disk.layers;
-  await soak.vhdUtil(disk.name, "coalesce", "-n", merged.path);
+  await coalesce(soak, { disk, path: merged.path, random });
   const raw = target.path.endsWith(".raw") ? ["-m"] : [];
   await soak.vhdUtil(disk.name, "modify", "-n", disk.path, "-p", target.path, ...raw);
   await pause(soak, disk);
@@ -88,10 +103,10 @@ async function coalesceBelow(soak: Soak, disk: SoakDisk): Promise<void> {
 }
 
 /** Merges the served image into its parent, which is served then. */
-async function coalesceLeaf(soak: Soak, disk: SoakDisk): Promise<void> {
+async function coalesceLeaf(soak: Soak, disk: SoakDisk, random: Random): Promise<void> {
   const { path } = disk;
   await pause(soak, disk);
-  await soak.vhdUtil(disk.name, "coalesce", "-n", path);
+  await coalesce(soak, { disk, path, random });
   await unpause(soak, disk, disk.layers[0].path);
   disk.layers.shift();
   Deno.removeSync(path);
@@ -101,13 +116,45 @@ function sectorsOf({ before }: Layer): number {
   return before.generations.length;
 }
 
-async function resize(soak: Soak, disk: SoakDisk): Promise<void> {
+async function resize(soak: Soak, disk: SoakDisk, random: Random): Promise<void> {
   const mib = disk.model.sectors / 2048 + GROWTH_MIB;
-  const journal = disk.newPath("journal");
   await pause(soak, disk);
-  await soak.vhdUtil(disk.name, "resize", "-n", disk.path, "-s", `${mib}`, "-j", journal);
+  await resizeImage(soak, disk, { mib, random });
   await unpause(soak, disk, disk.path);
   disk.model.grow(mib * 2048);
+}
+
+async function resizeImage(
+  soak: Soak,
+  disk: SoakDisk,
+  { mib, random }: { mib: number; random: Random },
+): Promise<void> {
+  const { name } = disk;
+  const image = ["-n", disk.path];
+  const room = Number(await soak.vhdUtil(name, "query", ...image, "-S"));
+  if (room >= mib && random.chance(0.5)) {
+    await soak.vhdUtil(name, "resize", ...image, "-s", `${mib}`, "-f");
+    return;
+  }
+  const journal = disk.newPath("journal");
+  const args = ["resize", ...image, "-s", `${mib}`, "-j", journal];
+  if (random.chance(0.4)) {
+    const afterMs = KILL_AFTER_MS + random.below(KILL_WITHIN_MS);
+    await soak.vhdUtilKilled(name, afterMs, ...args);
+    if (exists(journal)) await soak.vhdUtil(name, "revert", ...image, "-j", journal);
+    await soak.vhdUtil(name, "check", ...image, "-p", "-b");
+    if (Number(await soak.vhdUtil(name, "query", ...image, "-v")) === mib) return;
+  }
+  await soak.vhdUtil(name, ...args);
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** Copies the image below the served one, and compares the copy. */

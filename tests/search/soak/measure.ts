@@ -5,8 +5,8 @@
  */
 import { privateMemoryKib } from "../../support/served.ts";
 
-/** I/O memory is mapped between these addresses; see ffi/memory.ts. */
-const IO_MEMORY_ADDRESSES = [2 ** 44, 2 ** 46] as const;
+/** I/O memory is the only mapping that must not have huge pages; see ffi/memory.ts. */
+const IO_MEMORY_FLAG = /^VmFlags:.* nh\b/;
 /** Ticks of processor time in a second. */
 const TICKS = 100;
 
@@ -53,15 +53,13 @@ export function descriptorTargets(pid: number): string[] {
   return targets;
 }
 
-function ioMemoryKib(pid: number): number {
+/** I/O memory that is in use, KiB. */
+export function ioMemoryKib(pid: number): number {
   let sum = 0;
-  let isIo = false;
+  let rss = 0;
   for (const line of Deno.readTextFileSync(`/proc/${pid}/smaps`).split("\n")) {
-    const start = /^([0-9a-f]+)-[0-9a-f]+ /.exec(line);
-    if (start !== null) {
-      const address = parseInt(start[1], 16);
-      isIo = address >= IO_MEMORY_ADDRESSES[0] && address < IO_MEMORY_ADDRESSES[1];
-    } else if (isIo && line.startsWith("Rss:")) sum += Number(/\d+/.exec(line)?.[0]);
+    if (line.startsWith("Rss:")) rss = Number(/\d+/.exec(line)?.[0]);
+    else if (IO_MEMORY_FLAG.test(line)) sum += rss;
   }
   return sum;
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import type { Group, Soak } from "./context.ts";
-import type { SoakDisk } from "./disk.ts";
+import { MOST_MIB, type SoakDisk } from "./disk.ts";
 import { RemoteServer } from "./servers.ts";
 import { warmUp } from "./warm.ts";
 
@@ -30,8 +30,9 @@ export async function makeImages(soak: Soak, disk: SoakDisk): Promise<RemoteServ
     Deno.writeFileSync(path, new Uint8Array(0));
     Deno.truncateSync(path, sizeMib * 2 ** 20);
   } else {
-    const fixed = base === "fixed" ? ["-r"] : [];
-    await soak.vhdUtil(disk.name, "create", "-n", path, "-s", `${sizeMib}`, ...fixed);
+    // A dynamic image has room for a larger table, so that a resize needs no journal.
+    const how = base === "fixed" ? ["-r"] : ["-S", `${MOST_MIB}`];
+    await soak.vhdUtil(disk.name, "create", "-n", path, "-s", `${sizeMib}`, ...how);
   }
   if (isEncrypted) {
     const key = crypto.getRandomValues(new Uint8Array(64));
@@ -84,10 +85,20 @@ async function spawn(soak: Soak, { name }: Group): Promise<number> {
  * ends, so they belong to what it takes at the start.
  */
 export async function useBothQueues(soak: Soak, disk: SoakDisk): Promise<void> {
-  for (const queue of [["--queue", "io_uring"], ["--queue", "libaio"], disk.plan.options]) {
-    await soak.tapCtl(disk.name, "close", ...disk.address);
-    await soak.tapCtl(disk.name, "open", ...disk.address, "-a", disk.image, ...queue);
+  for (const queue of [["--queue", "io_uring"], ["--queue", "libaio"]]) {
+    await reopen(soak, disk, queue);
   }
+  await reopen(soak, disk);
+}
+
+/** Closes a disk and opens it, so that its memory is new and not in use. */
+export async function reopen(
+  soak: Soak,
+  disk: SoakDisk,
+  options: readonly string[] = openOptions(disk),
+): Promise<void> {
+  await soak.tapCtl(disk.name, "close", ...disk.address);
+  await soak.tapCtl(disk.name, "open", ...disk.address, "-a", disk.image, ...options);
 }
 
 /** Serves a disk by the list of disks that are served at boot. */

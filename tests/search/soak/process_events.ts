@@ -4,9 +4,11 @@
  * @module
  */
 import type { Random } from "../../../src/testing/random.ts";
+import { isRunning, waitUntil } from "../../support/served.ts";
 import type { Group, Soak } from "./context.ts";
 import type { SoakDisk } from "./disk.ts";
 import { Finding } from "./finding.ts";
+import type { Moment } from "./model.ts";
 import { serve } from "./place.ts";
 import type { RemoteServer } from "./servers.ts";
 
@@ -43,38 +45,98 @@ function pick<T>(random: Random, from: readonly T[]): T | undefined {
   return from[random.below(Math.max(1, from.length))];
 }
 
-/** Kills a tapdisk, and serves its disks again. */
-async function killTapdisk({ soak }: World, random: Random): Promise<boolean> {
+/** Ends a tapdisk, and serves its disks again. */
+async function endTapdisk(
+  { soak }: World,
+  { random, signal }: { random: Random; signal: "SIGKILL" | "SIGTERM" },
+): Promise<boolean> {
   const group = pick(random, soak.groups.filter(({ isKilled }) => isKilled));
   if (group === undefined) return false;
   await withLocks(group.disks, async () => {
-    await kill(soak, group);
+    await end(soak, group, signal);
     if (random.chance(0.3)) await soak.tapCtl(group.name, "recover");
     const looked = pick(random, group.disks.filter(({ isVhd }) => isVhd));
     if (looked !== undefined) {
-      await soak.vhdUtil(looked.name, "check", "-n", looked.path, "-i", "-p", "-b");
+      // A process that is killed may leave an image without a footer.
+      const kind = signal === "SIGKILL" ? ["-i"] : [];
+      await soak.vhdUtil(looked.name, "check", "-n", looked.path, "-p", "-b", ...kind);
     }
-    for (const disk of group.disks) {
-      if (disk.isVolatile) disk.model.reset();
-      await serve(soak, group, disk);
-    }
+    await serveAgain(soak, group);
   });
   return true;
 }
 
-async function kill(soak: Soak, group: Group): Promise<void> {
+async function serveAgain(soak: Soak, group: Group): Promise<void> {
+  for (const disk of group.disks) {
+    if (disk.isVolatile) disk.model.reset();
+    await serve(soak, group, disk);
+  }
+}
+
+/** Ends the tapdisk of a group, and frees its minors. */
+async function end(soak: Soak, group: Group, signal: "SIGKILL" | "SIGTERM"): Promise<void> {
   const { pid } = group;
   const minors = group.disks.map(({ place }) => place?.minor);
-  soak.journal.note(group.name, `SIGKILL to tapdisk ${pid}`);
-  for (const disk of group.disks) {
-    soak.journal.note(disk.name, `SIGKILL to its tapdisk ${pid}`);
-    disk.interrupt();
+  for (const { name } of [group, ...group.disks]) {
+    soak.journal.note(name, `${signal} to tapdisk ${pid}`);
   }
+  for (const disk of group.disks) disk.interrupt();
   soak.processes.delete(pid);
   group.pid = 0;
-  await soak.tapdisks.kill(pid);
+  Deno.kill(pid, signal);
+  await waitUntil(() => !isRunning(pid), `tapdisk ${pid} ends after ${signal}`, 60_000);
   if (group.isRestored) return;
   for (const minor of minors) await soak.tapCtl(group.name, "free", "-m", `${minor}`);
+}
+
+/**
+ * Kills a tapdisk while it makes a snapshot that takes the name of the running image. That name
+ * leads to a whole image at each moment.
+ */
+async function killInSnapshot({ soak }: World, random: Random): Promise<boolean> {
+  const able = soak.groups.filter(({ isKilled }) => isKilled).flatMap(({ disks }) => disks)
+    .filter(({ isVhd, layers }) => isVhd && layers.length < 5);
+  const disk = pick(random, able);
+  if (disk === undefined) return false;
+  const group = soak.groupOf(disk);
+  await withLocks(group.disks, async () => {
+    const aside = disk.newPath();
+    const before = disk.model.moment();
+    const args = ["snapshot", ...disk.address, "-n", aside, "--rename"];
+    const snapshot = soak.tapdisks.tapCtl(...args);
+    await soak.sleep(60 + random.below(200));
+    await end(soak, group, "SIGKILL");
+    const { code } = await snapshot;
+    soak.journal.note(disk.name, `tap-ctl ${args.join(" ")} -> ${code}`);
+    takeStock(disk, { aside, before, succeeded: code === 0 });
+    await serveAgain(soak, group);
+  });
+  return true;
+}
+
+/** Finds out how far a snapshot came. */
+function takeStock(
+  disk: SoakDisk,
+  { aside, before, succeeded }: { aside: string; before: Moment; succeeded: boolean },
+): void {
+  removeIfThere(`${disk.path}.snapshot`);
+  const moved = inodeOf(aside);
+  if (moved === null) {
+    if (succeeded) throw new Finding(`${aside} is not there after the snapshot`);
+  } else if (moved === inodeOf(disk.path)) Deno.removeSync(aside);
+  else disk.pushLayer({ path: aside, before, after: disk.model.moment() });
+}
+
+function inodeOf(path: string): number | null {
+  try {
+    return Deno.statSync(path).ino;
+  } catch {
+    return null;
+  }
+}
+
+function removeIfThere(path: string): void {
+  if (inodeOf(path) !== null) Deno.removeSync(path);
 }
 
 /** Stops a tapdisk for seconds. */
@@ -204,7 +266,17 @@ async function look({ soak }: World, random: Random): Promise<boolean> {
 
 /** All events of more than one disk. */
 export const WIDE_EVENTS: readonly WideEvent[] = [
-  { name: "SIGKILL of a tapdisk", weight: 8, run: killTapdisk },
+  {
+    name: "SIGKILL of a tapdisk",
+    weight: 8,
+    run: (world, random) => endTapdisk(world, { random, signal: "SIGKILL" }),
+  },
+  {
+    name: "SIGTERM of a tapdisk",
+    weight: 3,
+    run: (world, random) => endTapdisk(world, { random, signal: "SIGTERM" }),
+  },
+  { name: "SIGKILL of a tapdisk within a snapshot", weight: 5, run: killInSnapshot },
   { name: "SIGSTOP of a tapdisk", weight: 5, run: stopTapdisk },
   { name: "log rotation", weight: 2, run: rotateLog },
   { name: "a server dies or stops", weight: 8, run: disturbServer },

@@ -19,6 +19,7 @@ import { planOf } from "./plan.ts";
 import { WIDE_EVENTS, type World } from "./process_events.ts";
 import { describeFinding, figuresOf, type Report, requireFlat } from "./report.ts";
 import type { RemoteServer } from "./servers.ts";
+import { warmUp } from "./warm.ts";
 import { Watch } from "./watch.ts";
 import { Writer } from "./writer.ts";
 
@@ -132,7 +133,7 @@ class Course {
       figures: figuresOf(this.#watch),
       skipped: this.#skipped,
       ...found,
-      folder: found.finding === null ? null : this.folders.disk,
+      folders: found.finding === null ? [] : [this.folders.disk, this.folders.tmpfs],
     };
   }
 
@@ -168,6 +169,7 @@ class Course {
         if (index > 0 || group.isKilled) continue;
         await useBothQueues(soak, disk);
         this.#baselines.set(group, baselineOf(group.pid));
+        if (disk.place !== null) await warmUp(disk.place.socket);
       }
     });
   }

@@ -85,7 +85,7 @@ export class Watch {
     const images = group.disks.reduce((sum, { layers }) => sum + 1 + layers.length, 0);
     const { files, ...others } = footprint(group.pid, this.folders);
     // A layer has two descriptors. What is beyond them must not grow.
-    const figures = { ...others, filesBesideImages: files - 2 * images };
+    const figures = { images, ...others, filesBesideImages: files - 2 * images };
     for (const [name, value] of Object.entries(figures)) {
       const samples = series.get(name) ?? [];
       samples.push({ atMs: performance.now(), value });
