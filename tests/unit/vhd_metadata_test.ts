@@ -9,7 +9,7 @@ import { DD_BLK_UNUSED } from "../../src/vhd/format/bat.ts";
 import { encodeFooter } from "../../src/vhd/format/footer.ts";
 import { setBit, testBit } from "../../src/vhd/format/bitmap.ts";
 import { isJournalEntry } from "../../src/vhd/format/journal_format.ts";
-import { blockEnd } from "../../src/vhd/format/layout.ts";
+import { blockEnd, nextBlockSector } from "../../src/vhd/format/layout.ts";
 import { VHD_SECTOR_SIZE } from "../../src/vhd/format/units.ts";
 import { writeBatmap } from "../../src/vhd/image/batmap_writer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
@@ -23,7 +23,7 @@ import { repairImage } from "../../src/vhd/repair.ts";
 import { resizeVhd } from "../../src/vhd/resize/resize.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeBat, writeRange } from "../../src/vhd/write.ts";
-import type { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
+import type { DiskOperation, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 import { Simulation, stampedSectors } from "../support/sim.ts";
 
@@ -323,4 +323,37 @@ Deno.test("a header is written behind a copy of it that is on stable storage, an
     }
     simulation.close();
   }
+});
+
+Deno.test("offline writes: data, bitmap, sync, BAT for a new block; data before its bits for another", () => {
+  const simulation = makeImage();
+  const storage = simulation.disk;
+  const image = openVhd("/a.vhd", { storage, readOnly: false });
+  const steps: string[] = [];
+  const note = ({ kind, offsetBytes, lengthBytes }: DiskOperation): void => {
+    if (kind === "sync") steps.push("sync");
+    if (kind !== "write") return;
+    if (offsetBytes === image.batOffsetBytes) steps.push("BAT");
+    else if (lengthBytes === 1024) steps.push("data");
+    else if (offsetBytes === image.bat[0] * VHD_SECTOR_SIZE) steps.push("bitmap");
+    else if (offsetBytes === image.bat[5] * VHD_SECTOR_SIZE) steps.push("bitmap");
+  };
+  storage.beforeOperation = note;
+  writeRange(image, new Uint8Array(1024).fill(3), 8192);
+  assert.deepEqual(steps.splice(0), ["data", "bitmap"]);
+  storage.beforeOperation = null;
+  // The place of the block is known only behind it.
+  const end = nextBlockSector(image, image.endOfDataSector);
+  storage.beforeOperation = (operation): void => {
+    if (operation.kind === "write" && operation.offsetBytes === end * VHD_SECTOR_SIZE) {
+      steps.push("bitmap");
+    } else note(operation);
+  };
+  writeRange(image, new Uint8Array(1024).fill(4), 5 * BLOCK_BYTES);
+  finishWriting(image);
+  storage.beforeOperation = null;
+  assert.deepEqual(steps.slice(0, 4), ["data", "bitmap", "sync", "BAT"]);
+  image.close();
+  assert.deepEqual(checkImage("/a.vhd", { storage, checkData: true }).findings, []);
+  simulation.close();
 });
