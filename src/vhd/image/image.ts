@@ -179,10 +179,14 @@ export function openVhd(path: string, options: OpenOptions = {}): VhdImage {
  * footer and its BAT, the two contradict each other, so a failed read is repeated once.
  */
 function readSettledImage(file: StorageFile, storage: Storage, options: OpenOptions): VhdImage {
+  const sizeBytes = file.sizeBytes();
   try {
     return readImage(file, storage, options);
   } catch (error) {
     if (!(error instanceof VhdFormatError)) throw error;
+    // A table may have millions of entries: one that is wrong in itself is not read twice.
+    const isOfTable = error.fault.field.startsWith("bat[");
+    if (isOfTable && file.sizeBytes() === sizeBytes) throw error;
     return readImage(file, storage, options);
   }
 }
@@ -215,17 +219,9 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   const shape = { sectorsPerBlock: sectors, bitmapSectors: bitmapSectors(sectors) };
   const blocks = blocksOf(Number(footer.currentSize), header.blockSize);
   const bat = readBat(file, header, blocks);
-  const blockBytes = (sectors + shape.bitmapSectors) * VHD_SECTOR_SIZE;
-  const batEnd = batmapHeaderOffset(header);
   const buried = dropBuriedLocators(file, header, {
     headerOffsetBytes: Number(footer.dataOffset),
-    // An entry that points into the BAT itself is wrong, and proves nothing about the locators.
-    isInBlock: (from, to) =>
-      bat.some((sector) => {
-        const start = sector * VHD_SECTOR_SIZE;
-        return sector !== DD_BLK_UNUSED && start < to && start + blockBytes > from &&
-          (start >= batEnd || start + blockBytes <= Number(header.tableOffset));
-      }),
+    isInBlock: (from, to) => isInBlock(bat, { from, to, shape, header }),
   });
   const { batmap, fault, reserved } = readBatmapOf({ file, footer, header, shape, bat });
   const layout = {
@@ -250,6 +246,32 @@ function readImage(file: StorageFile, storage: Storage, options: OpenOptions): V
   };
   if (options.lenient !== true) validateBat(image);
   return image;
+}
+
+/**
+ * Whether a block overlaps a range of bytes. The table may have millions of entries, all of them
+ * hostile. An entry that points into the table itself is wrong, and proves nothing about the range.
+ */
+function isInBlock(
+  bat: Uint32Array,
+  { from, to, shape, header }: {
+    from: number;
+    to: number;
+    shape: BlockShape;
+    header: DynamicHeader;
+  },
+): boolean {
+  const blockSectors = shape.sectorsPerBlock + shape.bitmapSectors;
+  const first = Math.floor(from / VHD_SECTOR_SIZE) - blockSectors;
+  const end = Math.ceil(to / VHD_SECTOR_SIZE);
+  const batStart = Number(header.tableOffset) / VHD_SECTOR_SIZE;
+  const batEnd = batmapHeaderOffset(header) / VHD_SECTOR_SIZE;
+  for (let block = 0; block < bat.length; block++) {
+    const sector = bat[block];
+    if (sector <= first || sector >= end || sector === DD_BLK_UNUSED) continue;
+    if (sector >= batEnd || sector + blockSectors <= batStart) return true;
+  }
+  return false;
 }
 
 const FIXED_PARTS = {
