@@ -117,6 +117,28 @@ function size(random: Random, { file, places }: Subject): Mutation[] {
   });
 }
 
+/** A table of as many entries as there may be, or one more, behind everything else. */
+function huge(random: Random, { file, bytes, places }: Subject): Mutation[] {
+  const at = places.structures.header;
+  if (at === undefined || places.structures.backup === undefined) return [];
+  const entries = random.chance(0.95)
+    ? pick(random, [4096, 70_000, 300_000])
+    : pick(random, [2 ** 24, 2 ** 24 + 1, 2 ** 28, 2 ** 30]);
+  const blockBytes = 512 << random.below(4);
+  const tableAt = Math.ceil(bytes.length / 512) * 512;
+  const put = (offset: number, value: number, length: number): Mutation => (
+    { file, at: at + offset, bytes: hexOf(BigInt(value), length), sum: "header" }
+  );
+  const sizeBytes = BigInt(entries) * BigInt(blockBytes);
+  return [
+    put(HEADER_OFFSETS.blockSize, blockBytes, 4),
+    put(HEADER_OFFSETS.maxBatEntries, entries, 4),
+    put(HEADER_OFFSETS.tableOffset, tableAt, 8),
+    { file, at: FOOTER_OFFSETS.currentSize, bytes: hexOf(sizeBytes, 8), sum: "backup" },
+    { file, size: tableAt + entries * 4 + 1024 },
+  ];
+}
+
 /** Entries of the BAT: duplicated, out of order, in the metadata, beyond the end. */
 function bat(random: Random, { file, bytes, places }: Subject): Mutation[] {
   const { batAt, entries, edges } = places;
@@ -274,6 +296,7 @@ const MAKERS: readonly (readonly [Maker, number])[] = [
   [noise, 4],
   [splice, 6],
   [whole, 2],
+  [huge, 1],
 ];
 const TOTAL = MAKERS.reduce((sum, [, weight]) => sum + weight, 0);
 
