@@ -42,7 +42,7 @@ async function targetOf(entry: TargetEntry, context: SearchContext): Promise<Tar
 /** The search. */
 export const search: Search = {
   unit: "cases",
-  secondsPerSeed: 60,
+  secondsPerSeed: 120,
   residentBytes: 1.5 * 1024 ** 3,
 
   async run(seed, context): Promise<number> {
