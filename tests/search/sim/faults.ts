@@ -81,7 +81,7 @@ export class Faults {
   }
 
   /** What becomes of an operation; 0 if it is executed. */
-  verdict({ kind, path, lengthBytes }: DiskOperation): Verdict {
+  verdict({ kind, path, lengthBytes, queued }: DiskOperation): Verdict {
     for (const rule of this.#rules) {
       if (rule.left <= 0 || !rule.kinds.includes(kind)) continue;
       if (rule.path !== null && rule.path !== path) continue;
@@ -92,6 +92,8 @@ export class Faults {
     }
     const isLong = lengthBytes > SECTOR_BYTES && (kind === "read" || kind === "write");
     if (!isLong || !this.#random.chance(this.#shortShare)) return 0;
+    // The queue tells its callers that such an operation failed. A device tries it again.
+    if (queued) this.hits++;
     const sectors = Math.ceil(lengthBytes / SECTOR_BYTES) - 1;
     return { does: "shorten", lengthBytes: SECTOR_BYTES * (1 + this.#random.below(sectors)) };
   }
