@@ -40,7 +40,8 @@ class NbdClientTarget implements Target {
 
   async #disk(random: Random, context: SearchContext, ends: BothEnds): Promise<number> {
     const { server, log } = ends;
-    if (this.#descriptors === 0) this.#descriptors = openDescriptors(Deno.pid);
+    // Other targets in this process have some, too.
+    this.#descriptors = openDescriptors(Deno.pid);
     log.length = 0;
     server.random = random;
     server.cases = 0;
@@ -64,7 +65,8 @@ class NbdClientTarget implements Target {
     const fault = log.find((line) => line.includes("a fault"));
     if (fault !== undefined) throw new Error(fault);
     assert.equal(scheduler.size, 0, "descriptors are watched at the end");
-    assert.equal(openDescriptors(Deno.pid), this.#descriptors, "descriptors are open at the end");
+    const left = openDescriptors(Deno.pid) - this.#descriptors;
+    assert.ok(left <= 0, `${left} descriptors are open at the end`);
   }
 
   /** Opens the disk; false when that fails, which the server's lies explain. */
