@@ -225,6 +225,16 @@ Deno.test({
           assert.ok(ofDebian.some(({ name }) => name.includes("/libcrypto.so.")));
         }
         assert.ok(bill.components.some((component) => component["bom-ref"] === "deno"));
+        const terms = Deno.readTextFileSync(`${root}/usr/share/doc/blktap/copyright`);
+        for (const { name, "bom-ref": ref } of bill.components) {
+          if (!ref.startsWith("npm:")) continue;
+          const [, text] = terms.split(`npm package ${name} `);
+          assert.match(
+            text ?? "",
+            /^[^]{0,200}(?:MIT|Copyright)[^]*Permission is hereby granted/,
+            name,
+          );
+        }
         const library = "usr/lib/blktap/lib/libc.so.6";
         const bytes = Deno.readFileSync(`${root}/${library}`);
         bytes[bytes.length - 1] ^= 1;
