@@ -78,11 +78,15 @@ function cutAt(storage: SimulatedDisk, n: number, run: (storage: SimulatedDisk) 
 }
 
 /**
- * Opens an image like a tapdisk that starts after a power cut, and writes; false if it is refused.
+ * Opens an image like a tapdisk that starts after a power cut, and writes into a block that is there;
+ * no footer is written. False if the image is refused.
  */
 function writeIfItOpens(storage: SimulatedDisk, path: string): boolean {
   try {
-    fillBlock(storage, path, 3, 99);
+    const image = openVhd(path, { storage, readOnly: false });
+    writeRange(image, new Uint8Array(512).fill(99), 0);
+    image.file.sync();
+    image.close();
     return true;
   } catch (error) {
     if (!(error instanceof SystemError)) throw error;
@@ -101,6 +105,7 @@ Deno.test("what is written to an image after a power cut in a resize is there af
         sizeBytes: path === "/f.vhd" ? 2 * DISK : 2000 * DISK,
         journal: JOURNAL,
       });
+    const before = path === "/f.vhd" ? 0 : 10;
     let written = 0;
     let done = false;
     for (let n = 0; !done; n++) {
@@ -109,7 +114,7 @@ Deno.test("what is written to an image after a power cut in a resize is there af
         done = cutAt(storage, n, run);
         const wrote = writeIfItOpens(storage, path);
         if (storage.exists(JOURNAL)) revertJournal(path, { storage, journal: JOURNAL });
-        assert.equal(recovered(storage, path, 3), wrote ? 99 : 0, `operation ${n}`);
+        assert.equal(recovered(storage, path, 0), wrote ? 99 : before, `operation ${n}`);
         if (wrote) written++;
       }
     }

@@ -9,7 +9,10 @@ import {
   HD_TYPE_FIXED,
   VHD_POISON_COOKIE,
 } from "../format/footer.ts";
+import { placeFooter } from "../image/allocation.ts";
+import { VhdFormatError } from "../image/errors.ts";
 import { readFooterBytes } from "../image/footer_reader.ts";
+import { openVhd, type VhdImage } from "../image/image.ts";
 import {
   decodeJournalEntry,
   decodeJournalHeader,
@@ -88,6 +91,7 @@ export function revertJournal(path: string, options: RevertOptions): void {
       if (lockedBy === undefined) imageFile.refuseReaders();
       revertFrom(journalFile, imageFile, { force: lockedBy !== undefined });
       imageFile.sync();
+      if (lockedBy === undefined) completeEnd(imageFile, storage);
     } finally {
       imageFile.close();
     }
@@ -118,7 +122,9 @@ function revertFrom(
   const footer = decodeFooter(readBytes(journal, entries[0].bytesAt, HD_FOOTER_SIZE));
   const isFixed = footer.diskType === HD_TYPE_FIXED;
   verifyOwner(journal, image, { header, isFixed });
-  if (!force && isInUse(image, header, isFixed)) return;
+  if (!force && isInUse(image, header, isFixed)) {
+    return restoreEnd(journal, image, { header, entries });
+  }
   restore(journal, image, { header, entries, footer });
 }
 
@@ -146,18 +152,72 @@ function verifyOwner(
 }
 
 /**
- * Whether the change of a journal has not begun or is complete: all footers have the normal cookie.
- * During a change, the footer at the end has the cookie of a disabled image; it is changed first
- * and restored last. After a complete change, data may have been written to the image.
+ * Whether the change of a journal has not begun or is complete. After a complete change, data may
+ * have been written to the image, which a revert would undo.
+ *
+ * A change writes the cookie of a disabled image to the footer at the end, then to the backup. When
+ * all else is durable it writes the new backup, then the footer at the end. So a backup with the
+ * normal cookie says that nothing is half done, unless the footer at the end is disabled: then nobody
+ * could open the image. Without any footer at the end the image opens by the backup. A fixed image
+ * has no backup.
  */
 function isInUse(image: StorageFile, { uuid }: JournalHeader, isFixed: boolean): boolean {
-  const end = image.sizeBytes() - HD_FOOTER_SIZE;
-  return (isFixed ? [end] : [0, end]).every((offsetBytes) => {
-    const bytes = readFooterBytes(image, offsetBytes);
-    if (bytes === null || footerFault(bytes) !== null) return false;
-    const footer = decodeFooter(bytes);
-    return footer.cookie === HD_COOKIE && equalUuids(footer.uuid, uuid);
-  });
+  const end = validFooterAt(image, image.sizeBytes() - HD_FOOTER_SIZE);
+  const backup = isFixed ? end : validFooterAt(image, 0);
+  if (backup?.cookie !== HD_COOKIE || !equalUuids(backup.uuid, uuid)) return false;
+  return end?.cookie !== VHD_POISON_COOKIE;
+}
+
+/**
+ * Writes the footer at the end of an image whose revert was broken off in front of it: all else is
+ * as the journal has it.
+ */
+function restoreEnd(
+  journal: StorageFile,
+  image: StorageFile,
+  { header, entries }: { header: JournalHeader; entries: readonly FoundEntry[] },
+): void {
+  const [primary] = entries;
+  const backup = entries.find(({ type }) => type === TYPE.FOOTER_C);
+  if (backup === undefined || image.sizeBytes() !== header.footerOffsetBytes + HD_FOOTER_SIZE) {
+    return;
+  }
+  if (validFooterAt(image, header.footerOffsetBytes) !== null) return;
+  const old = readBytes(journal, backup.bytesAt, HD_FOOTER_SIZE);
+  const now = readBytes(image, 0, HD_FOOTER_SIZE);
+  if (now.some((byte, i) => byte !== old[i])) return;
+  image.writeAt(readBytes(journal, primary.bytesAt, HD_FOOTER_SIZE), header.footerOffsetBytes);
+}
+
+/** Writes the footer at the end of an image that opens by its backup: its change was complete. */
+function completeEnd({ path, identity }: StorageFile, storage: Storage): void {
+  const image = openIfPossible(path, { storage, lockedBy: identity });
+  if (image === null) return;
+  try {
+    if (image.footerSource !== "backup") return;
+    placeFooter(image);
+    image.file.sync();
+  } finally {
+    image.close();
+  }
+}
+
+/** Opens an image; null if something else is wrong with it. */
+function openIfPossible(
+  path: string,
+  { storage, lockedBy }: { storage: Storage; lockedBy: FileIdentity },
+): VhdImage | null {
+  try {
+    return openVhd(path, { storage, readOnly: false, lockedBy });
+  } catch (error) {
+    if (error instanceof VhdFormatError) return null;
+    throw error;
+  }
+}
+
+function validFooterAt(image: StorageFile, offsetBytes: number): Footer | null {
+  const bytes = readFooterBytes(image, offsetBytes);
+  return bytes === null || footerFault(bytes) !== null ? null : decodeFooter(bytes);
 }
 
 /**

@@ -26,7 +26,7 @@ import {
 } from "../../../src/testing/simulated_disk.ts";
 import type { SearchContext } from "../search.ts";
 import { choicesOf } from "./choices.ts";
-import { judge, type Moment } from "./judge.ts";
+import { judge, type Moment, writeBeforeRevert } from "./judge.ts";
 import type { Operation, Stages } from "./operation.ts";
 import { type Version, versionOf } from "./versions.ts";
 
@@ -220,6 +220,7 @@ class Cuts {
     using _photo = photo;
     const runsAgain = !moment.done && this.#photographs % RUN_AGAIN_EVERY === 0;
     if (this.#photographs % CUT_AGAIN_EVERY === 0) this.#cutAgain(photo, moment);
+    if (writeBeforeRevert(photo, operation)) this.counts.count("writes before a revert");
     for (const line of judge(photo, operation, moment)) this.#repairs.add(line);
     if (!runsAgain || this.#again.length >= MOST_RUNS_AGAIN) return;
     this.#again.push({ disk: photo.copy(), what: `after call ${this.#call}` });

@@ -4,12 +4,18 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { SystemError } from "../../../ffi/errno.ts";
 import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { checkImage } from "../../../src/vhd/check/check.ts";
 import { repairImage } from "../../../src/vhd/repair.ts";
 import { revertJournal } from "../../../src/vhd/resize/journal_revert.ts";
+import { isAllocated } from "../../../src/vhd/image/block.ts";
+import { openVhd } from "../../../src/vhd/image/image.ts";
+import { writeRange } from "../../../src/vhd/write.ts";
+import { stampedSectors } from "../../support/sim.ts";
+import { BLOCK, BLOCKS, SECTOR } from "./images.ts";
 import type { Operation } from "./operation.ts";
-import { isRaw, type Range, requireVersion } from "./versions.ts";
+import { isRaw, type Range, readDisk, requireVersion } from "./versions.ts";
 
 /** A missing footer is no error of an image: it opens by its backup. */
 const FOOTER_LINE = /^wrote the footer from the/;
@@ -39,6 +45,42 @@ export function judge(disk: SimulatedDisk, operation: Operation, moment: Moment)
   }
   if (moment.done) operation.verify?.(disk);
   return repairs;
+}
+
+/**
+ * Writes to the image before a journal is reverted, as a tapdisk does that starts after a power cut,
+ * and requires that a revert undoes nothing of it. An image that a change has put out of use is
+ * refused.
+ */
+export function writeBeforeRevert(photo: SimulatedDisk, operation: Operation): boolean {
+  const { journal } = operation;
+  if (journal === undefined || !photo.exists(journal.path)) return false;
+  using disk = photo.copy();
+  const blocks: number[] = [];
+  const stamped = (block: number): Uint8Array<ArrayBuffer> =>
+    new Uint8Array(stampedSectors(block * BLOCK, 1, 0x99));
+  try {
+    const image = openVhd(journal.image, { storage: disk, readOnly: false });
+    // In blocks that are there: no footer is written for them.
+    for (let block = 0; block < BLOCKS; block++) {
+      if (image.type !== "fixed" && !isAllocated(image, block)) continue;
+      writeRange(image, stamped(block), block * BLOCK * SECTOR);
+      blocks.push(block);
+    }
+    image.file.sync();
+    image.close();
+  } catch (error) {
+    if (error instanceof SystemError) return false;
+    throw error;
+  }
+  revertIfThere(disk, operation, false);
+  const bytes = readDisk(disk, journal.image);
+  for (const block of blocks) {
+    const at = block * BLOCK * SECTOR;
+    const what = "A revert undid a write that came after the power cut";
+    assert.deepEqual(bytes.subarray(at, at + SECTOR), stamped(block), what);
+  }
+  return true;
 }
 
 /** Requires that an image passes all checks, after a repair that the promises allow for. */
