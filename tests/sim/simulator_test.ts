@@ -1,6 +1,6 @@
 /**
- * A few hundred power cuts of the simulator from fixed seeds, and the seeds that once found
- * something. `deno task sim` searches further; see docs/searching.md.
+ * A few hundred power cuts of the simulator from fixed seeds. `deno task sim` searches further; see
+ * docs/searching.md.
  *
  * @module
  */
@@ -10,12 +10,6 @@ import { simulator } from "../search/sim/sim.ts";
 
 /** The least number of cuts of the fixed seeds. */
 const CUTS = 300;
-/** Seeds that found something, and what. A change of the simulator gives a seed another meaning. */
-const FOUND: readonly (readonly [seed: number, what: string])[] = [
-  [8, "writes to a fixed image in front of a snapshot were not covered by a flush after it"],
-  [205, "a power cut while an image without blocks was relinked below a tapdisk tore its header"],
-];
-
 function contextOf(counts: Map<string, number>): SearchContext {
   return {
     tracing: false,
@@ -37,12 +31,3 @@ Deno.test(`${CUTS} power cuts of the simulator`, async () => {
   assert.ok((counts.get("worlds") ?? 0) > 2, JSON.stringify([...counts]));
   assert.ok((counts.get("repairs") ?? 0) > 20, JSON.stringify([...counts]));
 });
-
-for (const [seed, what] of FOUND) {
-  Deno.test(`seed ${seed} of the simulator: ${what}`, async () => {
-    const context = contextOf(new Map());
-    simulator.setUp?.(context);
-    assert.ok(await simulator.run(seed, context) > 0);
-    simulator.tearDown?.(context);
-  });
-}
