@@ -202,8 +202,9 @@ export interface ImageDriver {
    */
   giveUp?(): void;
   /**
-   * Puts the image in order and closes it; no request may be under way. The image is closed also
-   * when that ends with an error.
+   * Puts the image in order and closes it; no request may be under way. What was written
+   * to files of this machine is durable when that ends without an error. The image is closed also
+   * when it ends with one.
    */
   close(done: Done): void;
   /**

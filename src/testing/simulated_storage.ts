@@ -210,8 +210,10 @@ class OpenFile implements StorageFile {
     this.#file.truncate(lengthBytes);
   }
 
-  /** Simulated files have no other readers. */
-  refuseReaders(): void {}
+  /** Simulated files have no other readers than the tapdisk that they are shared with. */
+  refuseReaders(): void {
+    if (this.isShared) throw new SystemError(Errno.EBUSY, `Cannot move the data of ${this.path}`);
+  }
 
   sync(): void {
     if (this.#admit("sync", 0, 0) === null) this.#disk.sync(this.#file);

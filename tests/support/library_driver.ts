@@ -33,6 +33,9 @@ import {
 /** The most operations that the library takes at once. */
 export const LIBRARY_OPERATIONS = 8;
 
+/** The token of the sync of a close, above those of slots. */
+const CLOSE_TOKEN = REQUEST_SLOTS;
+
 /** The state of the driver that a test can read and set. */
 export interface LibraryControl {
   /** Whether completions stay in the library's queue. */
@@ -110,6 +113,7 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
   readonly #calls: PieceTable | CallsBySlot;
   /** Tokens of calls that wait for room in the library. */
   readonly #waiting: number[] = [];
+  #closing: Done | null = null;
   #isOpen = true;
 
   constructor(
@@ -221,6 +225,8 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
         this.#control.throwNext = false;
         throw new Error("A fault of the driver");
       }
+      // No request is under way beside a close.
+      if (this.#closing !== null) return this.#closed(this.#closing, errno);
       const slot = this.#calls.slot[token];
       const count = this.#calls.count[token];
       this.#calls.give(token);
@@ -229,9 +235,19 @@ class LibraryImage implements ImageDriver, FdHandler, Deferred {
     if (this.#waiting.length > 0) this.#context.deferral.add(this);
   }
 
+  /** What was written is durable when it ends. */
   close(done: Done): void {
+    if (this.spec.readOnly) return this.#closed(done, 0);
+    this.#closing = done;
+    this.pending++;
+    const nothing = { sector: 0, count: 0, memorySector: 0 };
+    this.#library.submit([{ command: LibraryCommand.Sync, token: CLOSE_TOKEN, ...nothing }]);
+  }
+
+  #closed(done: Done, errno: number): void {
+    this.#closing = null;
     this.#release();
-    done(null);
+    done(errno === 0 ? null : new SystemError(errno, `Cannot close ${this.spec.path}`));
   }
 
   abandon(): void {
@@ -275,8 +291,8 @@ class KernelLibrary implements ImageLibrary {
   readonly #file: number;
   readonly #context = new AioContext(LIBRARY_OPERATIONS, LIBRARY_OPERATIONS);
   /** By token, which is a slot: the bytes that its operation moves. */
-  readonly #lengths = new Float64Array(REQUEST_SLOTS);
-  readonly #sectors = new Float64Array(REQUEST_SLOTS);
+  readonly #lengths = new Float64Array(REQUEST_SLOTS + 1);
+  readonly #sectors = new Float64Array(REQUEST_SLOTS + 1);
 
   constructor({ path, readOnly }: ImageSpec) {
     const { fd, status } = readOnly ? openToRead(path) : openToWrite(path);

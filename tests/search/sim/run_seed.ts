@@ -114,6 +114,7 @@ async function runWorlds(common: Common, { verdict, random, generation }: Start)
     known,
     used,
     camera,
+    byLibrary: random.chance(0.25),
     latencyMs: random.chance(0.2) ? 0 : random.below(20),
     name: verdict.name,
     trace: context.tracing ? (line): void => context.trace(line) : null,

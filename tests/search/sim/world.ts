@@ -22,6 +22,7 @@ import type { Camera } from "./camera.ts";
 import { Client, type ClientWorld, endsByClose } from "./client.ts";
 import { Faults } from "./faults.ts";
 import type { LookOptions } from "./formats/format.ts";
+import { driversByLibrary } from "./formats/by_library.ts";
 import { formatNamed } from "./formats/registry.ts";
 import { type ImageModel, Ticks, WrongSectorError } from "./model.ts";
 import { type Region, within } from "./regions.ts";
@@ -57,6 +58,8 @@ export interface WorldParts {
   readonly regions: readonly Region[];
   readonly leftovers: Set<string>;
   readonly latencyMs: number;
+  /** Whether a driver with a completion queue of its own serves the raw images. */
+  readonly byLibrary: boolean;
   /** What is said of images of others from the start: it is no fault. */
   readonly known: ReadonlySet<string>;
   /** The last stamp and the last number of a file that were used. */
@@ -94,12 +97,15 @@ export class World implements ClientWorld {
     this.disk = parts.disk;
     this.disk.capacityBytes = Infinity;
     this.faults = new Faults(new Random(this.random.bits()));
-    this.connection = this.disk.connect(this.scheduler, { latencyMs: parts.latencyMs });
+    const { scheduler } = this;
+    this.connection = this.disk.connect(scheduler, { latencyMs: parts.latencyMs });
     this.context = createVbdContext({
-      scheduler: this.scheduler,
+      scheduler,
       backend: this.connection,
       files: this.connection,
-      driverOf: checkedDrivers,
+      driverOf: parts.byLibrary
+        ? driversByLibrary({ ...parts, random: new Random(this.random.bits()), scheduler })
+        : checkedDrivers,
       log: (message) => this.#logged(message),
     });
     this.disk.beforeOperation = (operation) => this.#before(operation);

@@ -86,8 +86,12 @@ async function shorten(world: World, device: Device, random: Random): Promise<vo
   const triple = tripleOf(world, device);
   if (triple === null) return;
   if (!await merge(world, triple)) return;
+  // Beside a tapdisk, only an image with two locators of use can be relinked.
+  const waits = triple.leaf.format === "made" && isOpen(device);
+  while (waits && !await pause(world, device)) world.heal();
   await relink(world, triple);
-  if (isOpen(device)) {
+  while (waits && !await resume(world, device)) world.heal();
+  if (!waits && isOpen(device)) {
     // Until then the device uses the old layer.
     if (random.chance(0.3)) world.settle();
     while (!await pause(world, device) || !await resume(world, device)) world.heal();
