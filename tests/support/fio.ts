@@ -33,9 +33,10 @@ export interface FioJob {
 export async function fio(
   uri: string,
   options: readonly string[],
-  { jobs = [["name=job"]], timeoutMs }: {
+  { jobs = [["name=job"]], timeoutMs, signal }: {
     jobs?: readonly (readonly string[])[];
     timeoutMs?: number;
+    signal?: AbortSignal;
   } = {},
 ): Promise<FioJob[]> {
   const common = ["ioengine=nbd", `uri=${uri}`, ...options];
@@ -44,7 +45,7 @@ export async function fio(
   const folder = Deno.makeTempDirSync({ prefix: "fio-" });
   try {
     // fio stores the state of a verification in its working folder.
-    const options = { cwd: folder, timeoutMs };
+    const options = { cwd: folder, timeoutMs, signal };
     const { code, stdout, stderr } = await run("fio", ["--output-format=json", ...args], options);
     // The engine prints a line before the report.
     const start = stdout.search(/^\{/m);

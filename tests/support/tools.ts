@@ -19,6 +19,8 @@ export interface RunOptions {
   readonly stdin?: string | Uint8Array<ArrayBuffer>;
   /** The program is killed after this time; 60,000 by default. */
   readonly timeoutMs?: number;
+  /** The program is killed when this is aborted. */
+  readonly signal?: AbortSignal;
 }
 
 /** The result of a program; `code` is 128 + n when signal n ended it. */
@@ -95,9 +97,12 @@ export async function run(
     timedOut = true;
     child.kill("SIGKILL");
   }, timeoutMs);
+  const abort = (): void => child.kill("SIGKILL");
+  options.signal?.addEventListener("abort", abort);
   const fed = options.stdin === undefined ? undefined : feed(child.stdin, options.stdin);
   const { code, stdout, stderr } = await child.output();
   clearTimeout(timer);
+  options.signal?.removeEventListener("abort", abort);
   await fed;
   const result = { code, stdout: text(stdout), stderr: text(stderr) };
   if (timedOut) {

@@ -236,7 +236,7 @@ async function closeAndOpen(soak: Soak, disk: SoakDisk): Promise<void> {
     ...options,
   );
   if (place === null) return;
-  if (!soak.groupOf(disk).isKilled) await warmUp(place.socket);
+  if (!soak.groupOf(disk).isKilled) await warmUp(place.pid, place.socket);
   disk.served(place);
 }
 

@@ -11,7 +11,7 @@ import type { SoakDisk } from "./disk.ts";
 import { compareImage, eachPiece } from "./events.ts";
 import { Finding } from "./finding.ts";
 import { descriptorTargets, ioMemoryKib } from "./measure.ts";
-import { reopen, unserve } from "./place.ts";
+import { unserve } from "./place.ts";
 import type { RemoteServer } from "./servers.ts";
 import { SECTOR_BYTES } from "./stamps.ts";
 import { SILENCE_MS } from "./writer.ts";
@@ -73,8 +73,7 @@ export async function closeAll(
 
 async function compareBaseline(soak: Soak, group: Group, start: Baseline): Promise<void> {
   if (soak.finding !== null) return;
-  const { name, pid, disks: [keeper] } = group;
-  await reopen(soak, keeper);
+  const { name, pid } = group;
   const { length } = start.descriptors;
   try {
     await waitUntil(() => openDescriptors(pid) <= length, "all descriptors are closed");

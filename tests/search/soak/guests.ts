@@ -11,6 +11,9 @@ import type { SoakDisk } from "./disk.ts";
 import { Finding } from "./finding.ts";
 
 const FIO_MIB = 4;
+const TIMEOUT_MS = 180_000;
+/** A program whose connection was cut is killed within this time. */
+const LOOK_MS = 500;
 /** What fio and qemu-io print when they read something else than they wrote. */
 const WRONG_DATA = /verify|Pattern verification failed|crc32c/i;
 
@@ -20,19 +23,28 @@ function reasonOf(error: unknown): string {
   return text.slice(text.indexOf("\n") + 1);
 }
 
-async function runFio(soak: Soak, disk: SoakDisk, random: Random): Promise<void> {
+/** What programs of others are given: a disk, and when they are to end. */
+interface Visit {
+  readonly disk: SoakDisk;
+  readonly random: Random;
+  readonly signal: AbortSignal;
+}
+
+async function runFio(soak: Soak, { disk, random, signal }: Visit): Promise<void> {
   const seconds = 5 + random.below(15);
   const [job] = await fio(disk.uri, [
     ...["rw=randwrite", "bssplit=512/10:4k/60:16k/20:64k/10", `size=${FIO_MIB}M`],
     ...[`iodepth=${1 + random.below(16)}`, "verify=crc32c", "verify_fatal=1"],
     ...["verify_interval=512", "verify_backlog=64", "randrepeat=0", "fsync=64"],
     ...["time_based", `runtime=${seconds}`, `rate_iops=${50 + random.below(150)}`],
-  ], { timeoutMs: 180_000 });
+    // A job that loses its connection may spin for ever. As a thread, it ends with fio.
+    "thread",
+  ], { timeoutMs: TIMEOUT_MS, signal });
   if (job.error !== 0) throw new Finding(`fio ended with error ${job.error}`);
   soak.journal.count("requests of fio", job.read.total_ios + job.write.total_ios);
 }
 
-async function runQemuIo(soak: Soak, disk: SoakDisk, random: Random): Promise<void> {
+async function runQemuIo(soak: Soak, { disk, random, signal }: Visit): Promise<void> {
   const byte = 1 + random.below(254);
   const offsetKib = FIO_MIB * 1024 + random.below(2048);
   const lengthKib = 4 + random.below(1024);
@@ -45,7 +57,7 @@ async function runQemuIo(soak: Soak, disk: SoakDisk, random: Random): Promise<vo
     `read -P ${byte} ${offsetKib + 2}k ${lengthKib - 2}k`,
   ];
   const args = ["-f", "raw", "-t", "none", ...commands.flatMap((line) => ["-c", line]), disk.uri];
-  const { code, stdout, stderr } = await run("qemu-io", args, { timeoutMs: 180_000 });
+  const { code, stdout, stderr } = await run("qemu-io", args, { timeoutMs: TIMEOUT_MS, signal });
   if (code !== 0 || WRONG_DATA.test(stdout)) {
     throw new Finding(`qemu-io ${commands.join("; ")}:\n${stdout}${stderr}`);
   }
@@ -67,10 +79,14 @@ export async function inviteGuests(
     const disk = free[random.below(Math.max(1, free.length))];
     if (disk === undefined || soak.isEnding) continue;
     const { interruptions } = disk;
+    const leaving = new AbortController();
+    const timer = setInterval(() => {
+      if (disk.interruptions !== interruptions || soak.finding !== null) leaving.abort();
+    }, LOOK_MS);
     disk.hasGuest = true;
     soak.journal.note(disk.name, `${guest} begins`);
     try {
-      await GUESTS[guest](soak, disk, random);
+      await GUESTS[guest](soak, { disk, random, signal: leaving.signal });
       soak.journal.note(disk.name, `${guest} has verified`);
     } catch (error) {
       // A client whose connection is cut fails, but it must not have read wrong data.
@@ -80,6 +96,7 @@ export async function inviteGuests(
       }
       soak.journal.note(disk.name, `${guest} lost its connection`);
     } finally {
+      clearInterval(timer);
       disk.hasGuest = false;
     }
   }

@@ -5,6 +5,7 @@
  */
 import type { Group, Soak } from "./context.ts";
 import { MOST_MIB, type SoakDisk } from "./disk.ts";
+import { IDLE_KIND } from "./plan.ts";
 import { RemoteServer } from "./servers.ts";
 import { warmUp } from "./warm.ts";
 
@@ -69,7 +70,7 @@ export async function serve(soak: Soak, group: Group, disk: SoakDisk): Promise<v
   const { pid, image } = { pid: group.pid, image: disk.image };
   const served = await soak.tapdisks.serve(image, { pid, options: openOptions(disk) });
   soak.journal.note(disk.name, `opened ${image} in ${pid} as minor ${served.minor}`);
-  if (!group.isKilled) await warmUp(served.socket);
+  if (!group.isKilled && disk.plan.kind !== IDLE_KIND) await warmUp(pid, served.socket);
   disk.served(served);
 }
 
@@ -85,20 +86,10 @@ async function spawn(soak: Soak, { name }: Group): Promise<number> {
  * ends, so they belong to what it takes at the start.
  */
 export async function useBothQueues(soak: Soak, disk: SoakDisk): Promise<void> {
-  for (const queue of [["--queue", "io_uring"], ["--queue", "libaio"]]) {
-    await reopen(soak, disk, queue);
+  for (const queue of [["--queue", "io_uring"], ["--queue", "libaio"], disk.plan.options]) {
+    await soak.tapCtl(disk.name, "close", ...disk.address);
+    await soak.tapCtl(disk.name, "open", ...disk.address, "-a", disk.image, ...queue);
   }
-  await reopen(soak, disk);
-}
-
-/** Closes a disk and opens it, so that its memory is new and not in use. */
-export async function reopen(
-  soak: Soak,
-  disk: SoakDisk,
-  options: readonly string[] = openOptions(disk),
-): Promise<void> {
-  await soak.tapCtl(disk.name, "close", ...disk.address);
-  await soak.tapCtl(disk.name, "open", ...disk.address, "-a", disk.image, ...options);
 }
 
 /** Serves a disk by the list of disks that are served at boot. */

@@ -38,11 +38,11 @@ const SMALL_RAW: Sketch = { ...RAW, kind: "raw on a small disk", medium: "small"
 
 /** The disk whose only client measures how long a request takes. */
 export const QUIET_KIND = "quiet";
+/** A disk that has no client. With it alone, a tapdisk takes as much at the end as at the start. */
+export const IDLE_KIND = "idle";
 
-/**
- * The first disk of a group that is measured is served from start to end. It has no layers, as each
- * layer has memory of its own.
- */
+const IDLE: Sketch = { kind: IDLE_KIND, base: "raw" };
+
 const GROUPS: readonly {
   name: string;
   isKilled?: true;
@@ -52,18 +52,31 @@ const GROUPS: readonly {
   {
     name: "steady 1",
     disks: [
+      IDLE,
       { kind: QUIET_KIND, base: "dynamic", medium: "tmpfs" },
-      ...[VHD, VHD, FIXED, CHAIN, RAW, SECRET, RAM, CACHED_RAW, LOGGED, SMALL_VHD],
+      ...[VHD, VHD, FIXED, CHAIN, RAW, SECRET, CACHED_RAW, LOGGED, SMALL_VHD],
     ],
   },
   {
     name: "steady 2",
-    disks: [NBDKIT, VHD, CHAIN, RAW_CHAIN, SECRET_CHAIN, QEMU, STACKED, RAW, SMALL_RAW, CACHED],
+    disks: [
+      IDLE,
+      VHD,
+      CHAIN,
+      RAW_CHAIN,
+      SECRET_CHAIN,
+      NBDKIT,
+      QEMU,
+      STACKED,
+      RAW,
+      SMALL_RAW,
+      CACHED,
+    ],
   },
   {
     name: "killed 1",
     isKilled: true,
-    disks: [VHD, VHD, CHAIN, RAW, SECRET, NBDKIT, CACHED, FIXED],
+    disks: [VHD, VHD, CHAIN, RAW, SECRET, NBDKIT, CACHED, FIXED, RAM],
   },
   { name: "killed 2", isKilled: true, disks: [VHD, RAW_CHAIN, QEMU, RAM, STACKED, SMALL_VHD] },
   { name: "restored 1", isKilled: true, isRestored: true, disks: [VHD] },
@@ -83,7 +96,7 @@ export function planOf(random: Random, missing: ReadonlySet<string>): GroupPlan[
     medium: random.chance(0.6) ? "tmpfs" : "disk",
     ...sketch,
     sizeMib: SIZES_MIB[random.below(SIZES_MIB.length)],
-    writers: sketch.kind === QUIET_KIND ? 0 : random.chance(0.3) ? 2 : 1,
+    writers: [QUIET_KIND, IDLE_KIND].includes(sketch.kind) ? 0 : random.chance(0.3) ? 2 : 1,
     options: optionsOf(random),
   });
   return GROUPS.map(({ name, isKilled = false, isRestored = false, disks }) => ({

@@ -15,11 +15,10 @@ import { inviteGuests } from "./guests.ts";
 import { Journal } from "./journal.ts";
 import { processorSeconds } from "./measure.ts";
 import { makeImages, serve, useBothQueues } from "./place.ts";
-import { planOf } from "./plan.ts";
+import { planOf, QUIET_KIND } from "./plan.ts";
 import { WIDE_EVENTS, type World } from "./process_events.ts";
 import { describeFinding, figuresOf, type Report, requireFlat } from "./report.ts";
 import type { RemoteServer } from "./servers.ts";
-import { warmUp } from "./warm.ts";
 import { Watch } from "./watch.ts";
 import { Writer } from "./writer.ts";
 
@@ -169,7 +168,6 @@ class Course {
         if (index > 0 || group.isKilled) continue;
         await useBothQueues(soak, disk);
         this.#baselines.set(group, baselineOf(group.pid));
-        if (disk.place !== null) await warmUp(disk.place.socket);
       }
     });
   }
@@ -178,11 +176,9 @@ class Course {
   async #load(milliseconds: number): Promise<void> {
     const { soak } = this;
     const timer = setTimeout(() => soak.end(), milliseconds);
-    const [quiet] = soak.disks;
-    const endProbe = this.#watch.startProbe({
-      socket: quiet.place?.socket ?? "",
-      intervalMs: 40,
-    });
+    const quiet = soak.disks.find(({ plan }) => plan.kind === QUIET_KIND);
+    const socket = quiet?.place?.socket ?? "";
+    const endProbe = this.#watch.startProbe({ socket, intervalMs: 40 });
     const work: Promise<void>[] = [this.#guard("soak", this.#watch.run())];
     for (const disk of soak.disks) {
       for (let lane = 0; lane < disk.plan.writers; lane++) {

@@ -1,35 +1,56 @@
 /**
- * Uses the memory of a disk's slots, which the kernel gives to a process on first use. So memory that
- * grows later does not grow for this reason.
+ * Uses the memory of a disk, which the kernel gives to a process on first use. So memory that grows
+ * later does not grow for this reason.
  *
  * @module
  */
 import { Cmd, NbdClient } from "../../support/nbd_client.ts";
 import { SILENCE_MS } from "./writer.ts";
 
-/** A client has no more slots than it leaves free, so that it takes several to use them all. */
-const CLIENTS = 4;
-const REQUESTS = 40;
+/** A disk keeps the memory of so many clients (src/frontend/nbd/client_memory.ts). */
+const CLIENTS = 32;
+/** Together, the clients ask for more than a disk has slots; a slot has 256 KiB. */
+const READS = 5;
 const SLOT_BYTES = 256 * 1024;
+const WRITES = 2;
+const WRITE_BYTES = 128 * 1024;
 
-export async function warmUp(socket: string): Promise<void> {
+/**
+ * Reads and writes in all slots of a disk with many clients. The tapdisk is stopped while they send,
+ * so that it has all requests at once.
+ */
+export async function warmUp(pid: number, socket: string): Promise<void> {
   const clients: NbdClient[] = [];
   try {
     for (let i = 0; i < CLIENTS; i++) {
       clients.push((await NbdClient.open(socket, { silenceMs: SILENCE_MS })).client);
     }
-    await Promise.all(clients.map(async (client) => {
-      const send = async (): Promise<void> => {
-        for (let i = 0; i < REQUESTS; i++) {
-          await client.request({ command: Cmd.Read, offset: i * SLOT_BYTES, length: SLOT_BYTES });
-        }
-      };
-      const receive = async (): Promise<void> => {
-        for (let i = 0; i < REQUESTS; i++) await client.reply();
-      };
-      await Promise.all([send(), receive()]);
-    }));
+    Deno.kill(pid, "SIGSTOP");
+    try {
+      for (const client of clients) await sendReads(client);
+    } finally {
+      Deno.kill(pid, "SIGCONT");
+    }
+    await Promise.all(clients.map((client) => Promise.all([sendWrites(client), receive(client)])));
   } finally {
     for (const client of clients) client.close();
   }
+}
+
+async function sendReads(client: NbdClient): Promise<void> {
+  for (let i = 0; i < READS; i++) {
+    await client.request({ command: Cmd.Read, offset: i * SLOT_BYTES, length: SLOT_BYTES });
+  }
+}
+
+/** Writes to the part of the disk that belongs to other programs, none of which is connected. */
+async function sendWrites(client: NbdClient): Promise<void> {
+  const payload = new Uint8Array(WRITE_BYTES);
+  for (let i = 0; i < WRITES; i++) {
+    await client.request({ command: Cmd.Write, offset: i * WRITE_BYTES, payload });
+  }
+}
+
+async function receive(client: NbdClient): Promise<void> {
+  for (let i = 0; i < READS + WRITES; i++) await client.reply();
 }
