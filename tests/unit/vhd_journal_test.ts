@@ -139,7 +139,8 @@ Deno.test("a journal with a part of a sector is reverted", () => {
   );
   const before = getFile(origin, "/f.vhd");
   let reverted = 0;
-  for (let left = 0, done = false; !done; left++) {
+  let done = false;
+  for (let left = 0; !done; left++) {
     using storage = origin.copy();
     let changes = 0;
     storage.beforeOperation = changesOnly(() => {
