@@ -67,9 +67,11 @@ export class Camera {
   }
 
   /** Looks at an operation that is about to be executed. */
-  see(world: World, { kind, lengthBytes }: DiskOperation): void {
+  see(world: World, { kind, lengthBytes, queued }: DiskOperation): void {
     const isSmall = kind === "write" && lengthBytes <= SMALL_BYTES;
-    const weight = WEIGHTS[kind] * (isSmall ? 2 : 1);
+    // Offline work has few operations, each of which matters.
+    const isOffline = world.operation !== null && !queued;
+    const weight = WEIGHTS[kind] * (isSmall ? 2 : 1) * (isOffline ? 4 : 1);
     if (weight === 0 || !this.#random.chance(weight * this.#share)) return;
     this.cut(world);
   }

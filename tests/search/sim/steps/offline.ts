@@ -233,7 +233,7 @@ export const offlineSteps: readonly Step[] = [
   },
   {
     name: "fill",
-    weight: 2,
+    weight: 4,
     can: hasIdleLeaf,
     async run(world, random) {
       const image = idleLeaf(world, random);
