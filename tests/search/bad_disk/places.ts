@@ -126,6 +126,8 @@ export interface Hit {
   readonly path: string;
   readonly sector: number;
   readonly count: number;
+  /** The bit that was flipped, counted from the first sector; undefined where more is wrong. */
+  readonly bit?: number;
   /** Whether a checksum must tell of it: not where an old, whole structure is still there. */
   readonly mustBeFound: boolean;
 }
@@ -159,7 +161,12 @@ export function damageOf(hits: readonly Hit[], places: readonly Place[]): Damage
         const [first, last] = place.kind === "data"
           ? [sector + from - place.sector, sector + end - place.sector]
           : [sector, sector + count];
-        for (let at = first; at < last; at++) sectors.add(at);
+        if (place.kind === "table" && hit.bit !== undefined) {
+          // One entry is wrong: the other blocks of the sector are where they were.
+          const blockSectors = count / ENTRIES_IN_SECTOR;
+          const block = sector + Math.floor(hit.bit / 32) * blockSectors;
+          for (let at = block; at < block + blockSectors; at++) sectors.add(at);
+        } else for (let at = first; at < last; at++) sectors.add(at);
       }
     }
   }

@@ -29,6 +29,8 @@ export interface BlockOptions {
   readonly below: Content | null;
   /** Whether a block may have data of sectors that the image does not hold. */
   readonly stale: boolean;
+  /** Larger blocks never hold all of their sectors. */
+  readonly mostFilledBlock: number;
   /** Whether all blocks hold all of their sectors, as in images of programs without bitmaps. */
   readonly full: boolean;
 }
@@ -85,7 +87,10 @@ export function planBlocks(random: Random, options: BlockOptions): PlannedBlock[
       ))
       : [];
     const padding = random.chance(0.5) ? 0xff : 0;
-    if (full || random.chance(0.3)) return { block, held: filled(held, shape), stale: [], padding };
+    const fills = full || random.chance(0.3);
+    if (fills && shape.blockSectors <= options.mostFilledBlock) {
+      return { block, held: filled(held, shape), stale: [], padding };
+    }
     if (random.chance(0.05)) return { block, held: [], stale: [], padding };
     if (random.chance(0.2)) held.forEach((run, i) => held[i] = { ...run, stamp: 0 });
     return { block, held, stale, padding };

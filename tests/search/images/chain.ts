@@ -281,6 +281,8 @@ class ChainMaker {
       mostDataSectors,
       nextStamp: this.#nextStamp,
       below: below?.image.content ?? null,
+      // Zeros must be encrypted, too, which takes long.
+      mostFilledBlock: own === null ? MOST_BLOCK : 8192,
       stale: stale && isDamaged && own === null && random.chance(0.3),
       full: below === null && random.chance(0.3),
     });
