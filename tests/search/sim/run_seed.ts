@@ -19,7 +19,7 @@ import { readOffline } from "./steps/offline.ts";
 import { STEPS } from "./steps/registry.ts";
 import { close, resume } from "./steps/states.ts";
 import { isPaused, type Step } from "./steps/step.ts";
-import { World } from "./world.ts";
+import { knownAs, World } from "./world.ts";
 
 /** The probability of a world of images that other programs may have made. */
 const OF_OTHERS = 0.4;
@@ -52,7 +52,7 @@ export async function runSeed(random: Random, context: SearchContext): Promise<n
   const known = new Set<string>();
   for (const { path, format } of images.values()) {
     const found = formatNamed(format).faults(disk, path, { data: true, mayHaveData: false });
-    for (const message of found) known.add(message);
+    for (const message of found) known.add(knownAs(message));
   }
   const common: Common = { context, regions, known, used: { stamp, file: 100 } };
   const first = { disk, images, leftovers: new Set<string>(), name: "w" };
@@ -188,8 +188,9 @@ async function finish(world: World): Promise<void> {
     const { mayHaveData } = world;
     const { format: name, path } = image;
     const format = formatNamed(name);
-    // What a power cut left behind in an image that was only read since is still there.
-    if (world.parts.name !== "w") format.repair(world.disk, path);
+    // What a power cut, or an error at a close, left behind in an image that no device has closed in
+    // order since is still there.
+    if (mayHaveData) format.repair(world.disk, path);
     const found = world.faultsOf(world.disk, image, { data: true, mayHaveData });
     assert.deepEqual(found, [], path);
   }

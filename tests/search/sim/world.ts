@@ -215,7 +215,7 @@ export class World implements ClientWorld {
   /** What is wrong with an image and was not so from the start. */
   faultsOf(disk: SimulatedDisk, image: ImageModel, options: LookOptions): string[] {
     const found = formatNamed(image.format).faults(disk, image.path, options);
-    return found.filter((message) => !this.parts.known.has(message));
+    return found.filter((message) => !this.parts.known.has(knownAs(message)));
   }
 
   nameOf(image: ImageModel): string {
@@ -278,4 +278,9 @@ export class World implements ClientWorld {
 /** Whether a device's requests come to an end. */
 function isRunning({ vbd }: Client): boolean {
   return vbd.phase !== "paused" && vbd.phase !== "closed";
+}
+
+/** What a finding is known as: a wrong name of a parent stays wrong when the parent changes. */
+export function knownAs(message: string): string {
+  return message.replace(/(does not match header name).*/, "$1");
 }
