@@ -49,8 +49,8 @@ export class BadDisk {
         path,
         sector,
         count: 1,
-        // A write to the sector puts it right again.
-        mustBeFound: kind === "read",
+        // The tapdisk that is told of it by a checksum writes the structure anew.
+        mustBeFound: false,
       });
       return { does: "rot", bit };
     }
@@ -60,7 +60,7 @@ export class BadDisk {
     const target = this.#random.chance(0.5)
       ? this.#random.below(Math.min(fileSectors, 24))
       : this.#random.below(fileSectors);
-    this.hits.push({ ...range, what: "misdirected", sector: target, mustBeFound: true });
+    this.hits.push({ ...range, what: "misdirected", sector: target });
     return { does: "misdirect", offsetBytes: target * SECTOR_BYTES };
   }
 

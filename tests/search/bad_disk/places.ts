@@ -128,7 +128,10 @@ export interface Hit {
   readonly count: number;
   /** The bit that was flipped, counted from the first sector; undefined where more is wrong. */
   readonly bit?: number;
-  /** Whether a checksum must tell of it: not where an old, whole structure is still there. */
+  /**
+   * Whether a checksum must tell of it in the end: not where an old, whole structure is still there,
+   * or where a tapdisk wrote it anew.
+   */
   readonly mustBeFound: boolean;
 }
 
