@@ -16,6 +16,8 @@ import { requireFitsBelow } from "./image/chain.ts";
 import { makeFrontRoom } from "./front_room.ts";
 import { rewriteHeader } from "./image/header_writer.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
+import { readLocatorName } from "./image/locator_reader.ts";
+import { findParent } from "./image/parent.ts";
 import { changeJournaled } from "./resize/journal.ts";
 import { endOfDataSector, endOfHeaders, isBatmapPlaceFree } from "./format/layout.ts";
 import {
@@ -229,7 +231,12 @@ function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }
     header.locators = locators;
     rewriteHeader(image, header);
   };
-  const [first, ...others] = chosen;
+  // A locator of another program may lead nowhere. It is the first to go.
+  const leads = ({ index }: NewLocator): boolean => {
+    const name = readLocatorName(image.file, old[index]);
+    return name !== null && findParent(image, name).found !== null;
+  };
+  const [first, ...others] = [...chosen.filter((each) => !leads(each)), ...chosen.filter(leads)];
   assert(others.length > 0, "While a name is written, another one leads to a parent");
   putHeader(without(old, [first]));
   writeName(image, first.bytes, old[first.index]);

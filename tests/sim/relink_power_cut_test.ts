@@ -1,11 +1,14 @@
 import assert from "node:assert/strict";
-import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
+import { changesOnly, DeadProcessError, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { Random } from "../../src/testing/random.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { PLAT_CODE_W2KU, PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
 import { changeParent } from "../../src/vhd/modify.ts";
 import { repairImage } from "../../src/vhd/repair.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
+import { putForeignImage } from "../support/foreign_vhd.ts";
 import { syncFile } from "../support/vhd.ts";
 
 Deno.test("a power cut while an image without blocks is relinked below a running disk", () => {
@@ -33,4 +36,31 @@ Deno.test("a power cut while an image without blocks is relinked below a running
   assert.ok(repairs.some((line) => line.includes("header")), repairs.join());
   const { valid, findings } = checkImage("/child.vhd", { storage, ignoreTimestamps: true });
   assert.ok(valid, JSON.stringify(findings));
+});
+
+Deno.test("a locator that leads nowhere is rewritten before one that leads to the parent", () => {
+  using origin = new SimulatedDisk();
+  const parents = ["/a.vhd", "/b.vhd"].map((path) => putForeignImage(origin, path, {}));
+  putForeignImage(origin, "/child.vhd", {
+    parent: { uuid: parents[0], name: "other.vhd" },
+    locators: [
+      { code: PLAT_CODE_W2KU, path: "./a.vhd" },
+      { code: PLAT_CODE_W2RU, path: "./nowhere.vhd" },
+    ],
+  });
+  for (let left = 0, done = false; !done; left++) {
+    using storage = origin.copy();
+    let changes = 0;
+    storage.beforeOperation = changesOnly(() => {
+      if (++changes > left) storage.killProcesses();
+    });
+    try {
+      changeParent("/child.vhd", { storage, parent: "/b.vhd" });
+      done = true;
+    } catch (error) {
+      if (!(error instanceof DeadProcessError)) throw error;
+    }
+    storage.beforeOperation = null;
+    openChain("/child.vhd", { storage }).close();
+  }
 });
