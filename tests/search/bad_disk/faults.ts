@@ -60,7 +60,7 @@ export class BadDisk {
     const target = this.#random.chance(0.5)
       ? this.#random.below(Math.min(fileSectors, 24))
       : this.#random.below(fileSectors);
-    this.hits.push({ ...range, what: "misdirected", sector: target });
+    this.hits.push({ ...range, what: "misdirected", sector: target, mustBeFound: false });
     return { does: "misdirect", offsetBytes: target * SECTOR_BYTES };
   }
 
