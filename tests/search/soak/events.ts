@@ -14,6 +14,7 @@ import { SECTOR_BYTES } from "./stamps.ts";
 import { warmUp } from "./warm.ts";
 
 const MOST_LAYERS = 6;
+const MOST_SMALL_LAYERS = 2;
 const GROWTH_MIB = 8;
 const PIECE_BYTES = 1 << 20;
 
@@ -160,7 +161,7 @@ function exists(path: string): boolean {
 /** Copies the image below the served one, and compares the copy. */
 async function copyLayer(soak: Soak, disk: SoakDisk): Promise<void> {
   const [layer] = disk.layers;
-  const copy = disk.newPath();
+  const copy = `${soak.folder}/copy-of-${disk.name}.vhd`;
   const key = disk.plan.isEncrypted ? ["-K", disk.keyFile] : [];
   await soak.vhdUtil(disk.name, "copy", "-n", layer.path, "-N", copy, ...key);
   await compareImage(disk, { ...layer, path: copy });
@@ -252,7 +253,7 @@ async function destroyAndCreate(soak: Soak, disk: SoakDisk, random: Random): Pro
 /** Copies a disk that is being written with nbdcopy. */
 async function copyServed(soak: Soak, disk: SoakDisk): Promise<void> {
   const before = disk.model.moment();
-  const copy = disk.newPath("copy.raw");
+  const copy = `${soak.folder}/copy-of-${disk.name}.raw`;
   await soak.tool(disk.name, "nbdcopy", disk.uri, copy);
   const after = disk.model.moment();
   const layer = { path: copy, before, after };
@@ -284,9 +285,13 @@ async function changeLog(soak: Soak, disk: SoakDisk): Promise<void> {
 }
 
 const isFile = ({ plan }: SoakDisk): boolean => ["dynamic", "fixed", "raw"].includes(plan.base);
+/** Disks on the small filesystem stay small, so that it is only full when it is filled. */
+const isSmall = ({ plan }: SoakDisk): boolean => plan.medium === "small";
 const mayGrow = (disk: SoakDisk): boolean =>
-  disk.isVhd && disk.plan.base !== "fixed" && disk.model.sectors / 2048 < MOST_MIB;
-const hasRoom = (disk: SoakDisk): boolean => isFile(disk) && disk.layers.length < MOST_LAYERS;
+  disk.isVhd && disk.plan.base !== "fixed" && disk.model.sectors / 2048 < MOST_MIB &&
+  !isSmall(disk);
+const hasRoom = (disk: SoakDisk): boolean =>
+  isFile(disk) && disk.layers.length < (isSmall(disk) ? MOST_SMALL_LAYERS : MOST_LAYERS);
 
 /** All events of disks. */
 export const DISK_EVENTS: readonly DiskEvent[] = [

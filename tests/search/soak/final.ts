@@ -22,7 +22,7 @@ const PARALLEL = 3;
  * How much more memory a tapdisk may have with one disk at the end than at the start. The runtime
  * has compiled code and room for objects at the end. I/O memory is given back with each disk.
  */
-const MOST_MORE_KIB = { private: 48 * 1024, io: 1024 };
+const MOST_MORE_KIB = { private: 48 * 1024, io: 400 };
 
 /** What a tapdisk takes while it serves one disk, which no client uses. */
 export interface Baseline {
@@ -130,7 +130,7 @@ async function closeOne(
 }
 
 async function decrypted(soak: Soak, disk: SoakDisk, path: string): Promise<string> {
-  const copy = disk.newPath();
+  const copy = `${soak.folder}/copy-of-${disk.name}.vhd`;
   await soak.vhdUtil(disk.name, "copy", "-n", path, "-N", copy, "-K", disk.keyFile);
   return copy;
 }

@@ -5,6 +5,7 @@
  */
 import type { Random } from "../../../src/testing/random.ts";
 import { isRunning, waitUntil } from "../../support/served.ts";
+import { run } from "../../support/tools.ts";
 import type { Group, Soak } from "./context.ts";
 import type { SoakDisk } from "./disk.ts";
 import { Finding } from "./finding.ts";
@@ -95,7 +96,9 @@ async function end(soak: Soak, group: Group, signal: "SIGKILL" | "SIGTERM"): Pro
  */
 async function killInSnapshot({ soak }: World, random: Random): Promise<boolean> {
   const able = soak.groups.filter(({ isKilled }) => isKilled).flatMap(({ disks }) => disks)
-    .filter(({ isVhd, layers }) => isVhd && layers.length < 5);
+    .filter(({ isVhd, layers, plan }) =>
+      isVhd && layers.length < (plan.medium === "small" ? 2 : 5)
+    );
   const disk = pick(random, able);
   if (disk === undefined) return false;
   const group = soak.groupOf(disk);
@@ -201,7 +204,7 @@ async function fillSmallDisk(world: World, random: Random): Promise<boolean> {
   await withLocks(disks, async () => {
     const filler = `${smallFolder}/filler`;
     // A new image on top has no block yet, so that each write needs room.
-    for (const disk of disks.filter(({ isVhd, layers }) => isVhd && layers.length < 4)) {
+    for (const disk of disks.filter(({ isVhd, layers }) => isVhd && layers.length < 3)) {
       const path = disk.newPath();
       const before = disk.model.moment();
       const old = disk.path;
@@ -210,7 +213,7 @@ async function fillSmallDisk(world: World, random: Random): Promise<boolean> {
       disk.image = disk.imageOf(path);
     }
     try {
-      fillWith(filler);
+      await fillWith(filler);
       soak.journal.note("small disk", "full");
       const startMs = performance.now();
       let retrying = 0;
@@ -229,15 +232,10 @@ async function fillSmallDisk(world: World, random: Random): Promise<boolean> {
   return true;
 }
 
-function fillWith(path: string): void {
-  using file = Deno.openSync(path, { write: true, create: true });
-  const piece = new Uint8Array(1 << 20);
-  try {
-    for (;;) if (file.writeSync(piece) < piece.length) return;
-  } catch (error) {
-    // ENOSPC has no class of its own.
-    if (!(error instanceof Error) || !/No space left/.test(error.message)) throw error;
-  }
+/** Takes all room that a filesystem has; dd ends with an error then. */
+async function fillWith(path: string): Promise<void> {
+  const { code } = await run("dd", ["if=/dev/zero", `of=${path}`, "bs=1M"]);
+  if (code === 0) throw new Error(`${path} takes all that is written`);
 }
 
 async function untilGoingOn(soak: Soak, disk: SoakDisk): Promise<void> {

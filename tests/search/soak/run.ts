@@ -23,7 +23,7 @@ import { Watch } from "./watch.ts";
 import { Writer } from "./writer.ts";
 
 const LANES = 3;
-const SMALL_MIB = 192;
+const SMALL_MIB = 512;
 /** The part of events that happen to more than a disk. */
 const WIDE = 0.3;
 const TMPFS = "/dev/shm";

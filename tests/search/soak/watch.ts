@@ -80,6 +80,8 @@ export class Watch {
   }
 
   #sample(group: Group): void {
+    // A disk that is closed for a moment takes no memory.
+    if (group.disks.some(({ place }) => place === null)) return;
     const series: Series = this.figures.get(group.name) ?? new Map();
     this.figures.set(group.name, series);
     const images = group.disks.reduce((sum, { layers }) => sum + 1 + layers.length, 0);
