@@ -8,6 +8,7 @@ import { noteFull } from "../vhd/image/batmap_writer.ts";
 import { bitmapOffset, dataOffset, isAllocated } from "../vhd/image/block.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { BatWriter } from "./bat_writer.ts";
+import { GroupSync } from "./group_sync.ts";
 import { isEncrypted } from "./layers.ts";
 import { type Target, writeRuns } from "./target.ts";
 import type { Unit } from "./unit.ts";
@@ -22,7 +23,7 @@ export interface VhdTargetOptions {
  * A dynamic or differencing VHD.
  *
  * Order on disk: a new block's data and bitmap are durable before the BAT points at it. In an
- * allocated block, data is written before its bits in the bitmap. A new block overwrites the old
+ * allocated block, data is durable before its bits are written to the bitmap. A new block overwrites the old
  * footer, so the file is first extended, with a footer at its new end (see `growTo`).
  */
 export class VhdTarget implements Target {
@@ -38,6 +39,7 @@ export class VhdTarget implements Target {
    */
   readonly #zerosShow: boolean;
   readonly #batWriter: BatWriter;
+  readonly #dataSync: GroupSync;
   #grown = false;
 
   constructor(
@@ -52,6 +54,7 @@ export class VhdTarget implements Target {
     this.sizeSectors = image.sizeBytes / VHD_SECTOR_SIZE;
     this.bitmapBytes = image.bitmapSectors * VHD_SECTOR_SIZE;
     this.#batWriter = new BatWriter(image, { disk, queue });
+    this.#dataSync = new GroupSync(disk, queue);
   }
 
   #blockOf(unit: Unit): number {
@@ -76,16 +79,24 @@ export class VhdTarget implements Target {
     const image = this.#image;
     unit.phase(() => writeRuns(unit, this.#disk.file, dataOffset(image, block)), (errno) => {
       if (errno !== 0) return done(errno);
-      const wasFull = allSet(unit.bitmap, this.unitSectors);
-      this.#addBits(unit);
-      noteFull(image, block, allSet(unit.bitmap, this.unitSectors));
-      if (wasFull) return done(0);
-      const offset = bitmapOffset(image, block);
-      unit.phase(
-        () => unit.write(this.#disk.file, offset, this.bitmapBytes, unit.bitmapAddress),
-        done,
-      );
+      if (allSet(unit.bitmap, this.unitSectors)) return done(0);
+      this.#dataSync.wait((syncErrno) => {
+        if (syncErrno !== 0) return done(syncErrno);
+        this.#showNew(unit, block, done);
+      });
     });
+  }
+
+  /** Writes the bitmap of an allocated block with the bits of data that is durable. */
+  #showNew(unit: Unit, block: number, done: (errno: number) => void): void {
+    const image = this.#image;
+    this.#addBits(unit);
+    noteFull(image, block, allSet(unit.bitmap, this.unitSectors));
+    const offset = bitmapOffset(image, block);
+    unit.phase(
+      () => unit.write(this.#disk.file, offset, this.bitmapBytes, unit.bitmapAddress),
+      done,
+    );
   }
 
   #addBits(unit: Unit): void {

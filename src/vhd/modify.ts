@@ -215,9 +215,9 @@ function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }:
 }
 
 /**
- * Writes the new names over the old ones, of which there are at least two. A locator is not in the header while its name is being
- * written. At every moment another locator is valid: one of the old parent until the header has the
- * new parent, one of the new parent afterwards.
+ * Writes the new names over the old ones, of which there are at least two. A locator is not in the
+ * header while its name is being written. At every moment another locator is valid: one of the old
+ * parent until the header has the new parent, one of the new parent afterwards.
  */
 function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
   const old = header.locators;

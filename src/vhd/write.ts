@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { batSectorOf, encodeBat, putBatSector } from "./format/bat.ts";
-import { allSet, setBits } from "./format/bitmap.ts";
+import { allSet, runEnd, setBits, testBit } from "./format/bitmap.ts";
 import { blockEnd } from "./format/layout.ts";
 import { PublishOrder } from "./format/publish_order.ts";
 import { encodeFooter } from "./format/footer.ts";
@@ -27,8 +27,8 @@ const growths = new WeakMap<VhdImage, Growth>();
  * Writes to a virtual disk that no tapdisk serves.
  *
  * After a crash at any moment the image must open. So a block's data and bitmap are durable before
- * the BAT on disk points at them (see {@linkcode PublishOrder}), and a sector's data is written
- * before its bit in the bitmap. The file always ends in a footer. New blocks are collected;
+ * the BAT on disk points at them (see {@linkcode PublishOrder}), and a sector's data is durable before
+ * its bit is in the bitmap of a block that the BAT points at. The file always ends in a footer. New blocks are collected;
  * {@linkcode finishWriting} makes the BAT point at the last of them.
  *
  * @param from Whole sectors.
@@ -95,8 +95,11 @@ function writeInBlock(
   if (!isAllocated(image, block)) return writeNewBlock(image, from, { block, sector });
   image.file.writeAt(from, dataOffset(image, block) + sector * VHD_SECTOR_SIZE);
   const bitmap = readBitmap(image, block);
-  if (!allSet(bitmap, image.sectorsPerBlock)) {
-    setBits(bitmap, sector, from.length / VHD_SECTOR_SIZE);
+  const end = sector + from.length / VHD_SECTOR_SIZE;
+  if (!testBit(bitmap, sector) || runEnd(bitmap, sector, end) < end) {
+    const isNew = growths.get(image)?.unpublished.has(block) ?? false;
+    if (!isNew) image.file.sync();
+    setBits(bitmap, sector, end - sector);
     image.file.writeAt(bitmap, bitmapOffset(image, block));
   }
   noteFull(image, block, allSet(bitmap, image.sectorsPerBlock));

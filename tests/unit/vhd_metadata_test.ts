@@ -340,7 +340,7 @@ Deno.test("offline writes: data, bitmap, sync, BAT for a new block; data before 
   };
   storage.beforeOperation = note;
   writeRange(image, new Uint8Array(1024).fill(3), 8192);
-  assert.deepEqual(steps.splice(0), ["data", "bitmap"]);
+  assert.deepEqual(steps.splice(0), ["data", "sync", "bitmap"]);
   storage.beforeOperation = null;
   // The place of the block is known only behind it.
   const end = nextBlockSector(image, image.endOfDataSector);

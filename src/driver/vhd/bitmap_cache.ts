@@ -13,6 +13,8 @@ export const BlockFlag = {
   Writing: 4,
   /** Used since the clock's hand last passed. */
   Recent: 8,
+  /** The BAT is about to point at the block: the sync for that has started. */
+  Publishing: 16,
 } as const;
 
 const BUDGET_BYTES = 256 * 1024;
@@ -40,6 +42,10 @@ export class BitmapCache {
   readonly flags: Uint8Array;
   /** Pieces that wait for the bitmap to be read. */
   readonly forLoad: PieceLists;
+  /** Pieces whose data has been written, but not synced. */
+  readonly forSync: PieceLists;
+  /** Pieces whose data is being synced. */
+  readonly inSync: PieceLists;
   /** Pieces whose data is on disk and whose bits are not. */
   readonly forBitmap: PieceLists;
   /** Pieces whose bits are being written. */
@@ -69,6 +75,8 @@ export class BitmapCache {
     this.location = new Float64Array(this.entries);
     this.flags = new Uint8Array(this.entries);
     this.forLoad = new PieceLists(this.entries);
+    this.forSync = new PieceLists(this.entries);
+    this.inSync = new PieceLists(this.entries);
     this.forBitmap = new PieceLists(this.entries);
     this.inBitmap = new PieceLists(this.entries);
     this.forPublish = new PieceLists(this.entries);
@@ -128,7 +136,8 @@ export class BitmapCache {
     assert(this.block[entry] !== NONE, "An entry of the bitmap cache is dropped twice");
     assert(this.#pins[entry] === 0, "An entry of the bitmap cache is dropped while it is in use");
     assert(
-      this.forLoad.isEmpty(entry) && this.forBitmap.isEmpty(entry) &&
+      this.forLoad.isEmpty(entry) && this.forSync.isEmpty(entry) &&
+        this.inSync.isEmpty(entry) && this.forBitmap.isEmpty(entry) &&
         this.inBitmap.isEmpty(entry) && this.forPublish.isEmpty(entry),
       "An entry of the bitmap cache is dropped while requests wait for it",
     );

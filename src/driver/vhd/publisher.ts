@@ -76,6 +76,7 @@ export class Publisher {
     assert(!this.#busy, "A block is added to a publication that has started");
     assert(this.#cache.has(entry, BlockFlag.Unpublished), "A block is published twice");
     if (this.#batchSize === MOST_BLOCKS || !this.#fits(entry)) return false;
+    this.#cache.flags[entry] |= BlockFlag.Publishing;
     this.#stamps[this.#batchSize] = this.#order.written();
     this.#batch[this.#batchSize++] = entry;
     return true;

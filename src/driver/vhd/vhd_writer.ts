@@ -8,23 +8,27 @@ import type { ImageContext, RequestSink } from "../driver.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import { PieceKind, type PieceLists } from "../pieces.ts";
 import { type BitmapCache, BlockFlag } from "./bitmap_cache.ts";
+import { DATA_SYNC_OPERATIONS, type DataSyncOwner, DataSyncs } from "./data_syncs.ts";
 import { Publisher, PUBLISHER_OPERATIONS, type PublisherOwner } from "./publisher.ts";
 import type { SectorCipher } from "./sector_cipher.ts";
 import type { VhdFile } from "./vhd_file.ts";
 
 const NONE = -1;
+/** Operations beside those of requests. */
+const OPERATIONS = PUBLISHER_OPERATIONS + DATA_SYNC_OPERATIONS;
 
 /**
  * Writes to blocks that are not known to be full. The order on disk:
  *
  * 1. the data;
- * 2. then the bitmap with its bits, one write for all data that has been written until then;
- * 3. for a new block, when both are on stable storage, the BAT's sector that points at it.
+ * 2. in a block that the BAT points at, or is about to, a sync: one for all data written until then;
+ * 3. the bitmap with its bits, one write for all data that has come so far;
+ * 4. for a new block, when data and bitmap are on stable storage, the BAT's sector that points at it.
  *
  * Only then does the request end. A failure at any step ends the requests that needed it; the
  * step is done again when they are tried again.
  */
-export class VhdWriter implements Deferred, PublisherOwner {
+export class VhdWriter implements Deferred, PublisherOwner, DataSyncOwner {
   deferred = false;
   readonly #context: ImageContext;
   readonly #sink: RequestSink;
@@ -33,6 +37,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
   /** Null for an image that is not encrypted. */
   readonly #cipher: SectorCipher | null;
   readonly #publisher: Publisher;
+  readonly #dataSyncs: DataSyncs;
   readonly #directOwner: IoOwner;
   readonly #unpinned: () => void;
   readonly #sectorsPerBlock: number;
@@ -60,7 +65,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
       unpinned: () => void;
     },
   ) {
-    if (!context.queue.reserve(PUBLISHER_OPERATIONS)) {
+    if (!context.queue.reserve(OPERATIONS)) {
       throw new SystemError(
         Errno.EBUSY,
         `Cannot serve ${file.image.path}: this tapdisk serves too many images (start another)`,
@@ -74,7 +79,9 @@ export class VhdWriter implements Deferred, PublisherOwner {
     this.#directOwner = directOwner;
     this.#unpinned = unpinned;
     this.#sectorsPerBlock = file.sectorsPerBlock;
-    this.#publisher = new Publisher(file, { cache, queue: context.queue, owner: this });
+    const { queue, pieces } = context;
+    this.#publisher = new Publisher(file, { cache, queue, owner: this });
+    this.#dataSyncs = new DataSyncs(file.disk.file, { cache, pieces, queue, owner: this });
     this.#due = new Int32Array(cache.entries);
     this.#isDue = new Uint8Array(cache.entries);
   }
@@ -149,10 +156,29 @@ export class VhdWriter implements Deferred, PublisherOwner {
 
   #dataDone(piece: number, errno: number): void {
     if (errno !== 0) return this.#end(piece, errno);
-    const { pieces } = this.#context;
-    const entry = pieces.entry[piece];
+    const entry = this.#context.pieces.entry[piece];
+    const cache = this.#cache;
+    // The sync for the BAT, if it has not started, also serves the data of a new block.
+    const isHidden = cache.has(entry, BlockFlag.Unpublished) &&
+      !cache.has(entry, BlockFlag.Publishing);
+    if (isHidden) return this.#wantBitmap(piece, entry);
+    this.#dataSyncs.add(piece, entry);
+    this.#context.deferral.add(this);
+  }
+
+  dataSynced(piece: number, errno: number): void {
+    if (errno !== 0) return this.#end(piece, errno);
+    this.#wantBitmap(piece, this.#context.pieces.entry[piece]);
+  }
+
+  syncEnded(): void {
+    this.#context.deferral.add(this);
+    this.#unpinned();
+  }
+
+  #wantBitmap(piece: number, entry: number): void {
     this.#setBits(this.#cache.next, piece, entry);
-    pieces.append(this.#cache.forBitmap, entry, piece);
+    this.#context.pieces.append(this.#cache.forBitmap, entry, piece);
     this.#makeDue(entry);
   }
 
@@ -185,6 +211,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
     }
     this.#dueCount = kept;
     if (!this.#publisher.busy) this.#publisher.start();
+    this.#dataSyncs.start();
     this.#checkIdle();
   }
 
@@ -260,6 +287,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
   published(entry: number, errno: number): void {
     const cache = this.#cache;
     cache.pin(entry);
+    cache.flags[entry] &= ~BlockFlag.Publishing;
     if (errno === 0) {
       cache.flags[entry] &= ~BlockFlag.Unpublished;
       cache.unpin(entry);
@@ -299,6 +327,7 @@ export class VhdWriter implements Deferred, PublisherOwner {
 
   #checkIdle(): void {
     if (this.#idle === null || this.#publisher.busy || this.#dueCount > 0) return;
+    if (!this.#dataSyncs.isIdle) return;
     const done = this.#idle;
     this.#idle = null;
     done();
@@ -307,6 +336,6 @@ export class VhdWriter implements Deferred, PublisherOwner {
   /** Gives back what it holds; it must be idle. */
   release(): void {
     this.#publisher.release();
-    this.#context.queue.release(PUBLISHER_OPERATIONS);
+    this.#context.queue.release(OPERATIONS);
   }
 }

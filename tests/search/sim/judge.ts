@@ -185,7 +185,6 @@ function formatOfNew({ images }: World): string {
 
 function settleAll(world: World, photo: SimulatedDisk, model: ImageModel): void {
   const format = formatNamed(model.format);
-  const before = world.images.get(model.path);
   const reader = format.reader(photo, model.path);
   try {
     for (const { sector, count } of within(world.parts.regions, whole(model))) {
@@ -196,9 +195,7 @@ function settleAll(world: World, photo: SimulatedDisk, model: ImageModel): void 
       for (let i = 0; i < count; i++) {
         const found = stampAt(words, i, sector + i);
         if (typeof found !== "number") throw new Error(`${model.path}: ${found}`);
-        const isHeld = held.has(sector + i);
-        model.settle(sector + i, isHeld ? found : FALL);
-        if (!isHeld && before !== undefined) model.inheritGhosts(sector + i, before);
+        model.settle(sector + i, held.has(sector + i) ? found : FALL);
       }
     }
   } finally {

@@ -87,8 +87,6 @@ export class ImageModel {
   readonly #marks = new Map<number, Mark[]>();
   /** Sectors with changes that are not durable. */
   readonly #open = new Set<number>();
-  /** Data that may lie in the room of sectors without their bit: what power cuts undid. */
-  readonly #ghosts = new Map<number, readonly number[]>();
 
   constructor(
     public path: string,
@@ -111,15 +109,6 @@ export class ImageModel {
     this.#open.delete(sector);
     if (value === FALL) this.#marks.delete(sector);
     else this.#marks.set(sector, [{ change: BEFORE_ALL, values: [value], keeps: false }]);
-  }
-
-  /** Takes over what may lie in the room of a sector that this image does not hold. */
-  inheritGhosts(sector: number, from: ImageModel): void {
-    const values = new Set(from.#ghosts.get(sector));
-    for (const mark of from.#marks.get(sector) ?? []) {
-      for (const value of mark.values) if (value !== FALL) values.add(value);
-    }
-    if (values.size > 0) this.#ghosts.set(sector, [...values]);
   }
 
   /** Makes durable what was answered before `start`. */
@@ -179,24 +168,16 @@ export class ImageModel {
     const found = new Set<number>();
     if (sector >= this.sectors) return found.add(0);
     let falls = false;
-    let isNew = false;
     for (const { values } of this.own(sector, moment)) {
       for (const value of values) {
         if (value === FALL) falls = true;
-        else {
-          found.add(value);
-          isNew = true;
-        }
+        else found.add(value);
       }
     }
     if (!falls) return found;
     if (this.parent === null) found.add(0);
     else for (const value of this.parent.values(sector, moment)) found.add(value);
-    // A bit may survive without the data. The room of a new sector is zero, or has data that an
-    // earlier power cut kept without its bit.
-    if (!isNew || moment.kind !== "cut") return found;
-    for (const value of this.#ghosts.get(sector) ?? []) found.add(value);
-    return found.add(0);
+    return found;
   }
 
   /** Whether this image, or one below it, was ever changed at a sector. */
