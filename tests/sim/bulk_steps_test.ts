@@ -113,6 +113,25 @@ Deno.test("data that could not be written is not in the bitmap, and the error is
   assert.ok(checkImage("/a.vhd", { storage }).valid);
 });
 
+Deno.test("data of an allocated block that could not be written gets no bits", async () => {
+  const storage = makePair();
+  // The parent has the block, and no bits for these sectors.
+  const offset = BLOCK_BYTES / 2;
+  write(storage, "/b.vhd", offset, filled(8192, 6));
+  const before = contentOf(storage, "/a.vhd");
+  const image = openVhd("/a.vhd", { storage });
+  const place = (image.bat[0] + image.bitmapSectors) * 512 + offset;
+  image.close();
+  storage.beforeOperation = ({ kind, queued, offsetBytes, lengthBytes }): number => {
+    const hits = offsetBytes <= place && place < offsetBytes + lengthBytes;
+    return queued && kind === "write" && hits ? Errno.EIO : 0;
+  };
+  await assert.rejects(coalesce("/b.vhd", { makeContext: storage.bulkContext() }), /EIO/);
+  storage.beforeOperation = null;
+  const after = contentOf(storage, "/a.vhd").subarray(offset, offset + 8192);
+  assert.equal(Buffer.compare(after, before.subarray(offset, offset + 8192)), 0);
+});
+
 Deno.test("a copy of which a part cannot be read or written fails, and leaves nothing", async () => {
   for (const failing of ["read", "write", "sync"]) {
     const storage = makePair();

@@ -149,6 +149,26 @@ Deno.test("a new block whose sync failed is not named by the BAT", () => {
   simulation.close();
 });
 
+Deno.test("data of an allocated block whose sync failed gets no bits, and is written again", () => {
+  const simulation = simulate();
+  const device = simulation.open("vhd:/a.vhd");
+  device.write(0, stampedSectors(0, 8, 1));
+  device.settle();
+  const steps: string[] = [];
+  simulation.fault = (kind) => {
+    steps.push(kind);
+    return kind === "sync" && steps.length === 2 ? Errno.EIO : 0;
+  };
+  const outcome = device.write(100, stampedSectors(100, 8, 2));
+  device.settle();
+  simulation.fault = null;
+  assert.equal(outcome.errno, 0);
+  assert.deepEqual(steps, ["write", "sync", "write", "sync", "write"]);
+  assertHolds(device, 100, 8, 2);
+  device.close();
+  simulation.close();
+});
+
 Deno.test("a footer that could not be written is written with the next block", () => {
   const simulation = simulate();
   const storage = simulation.disk;
