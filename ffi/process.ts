@@ -47,10 +47,21 @@ const PR_SET_IO_FLUSHER = 57;
 /** The largest number that a pid_t holds. */
 const PID_T_MAX = 0x7fff_ffff;
 
-/** Whether a process exists, of any owner. */
-export function processExists(pid: number): boolean {
+/**
+ * Whether a process of any owner exists and has not ended. A zombie has ended: where the first process
+ * of a container waits for no children, zombies stay for ever.
+ */
+export function isAlive(pid: number): boolean {
   if (!(pid >= 1 && pid <= PID_T_MAX)) return false;
-  return libc.kill(pid, 0) === 0 || lastErrno() !== Errno.ESRCH;
+  if (libc.kill(pid, 0) !== 0 && lastErrno() === Errno.ESRCH) return false;
+  try {
+    // The state follows the name, which is in parentheses and may contain any character.
+    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
+    return stat.charAt(stat.lastIndexOf(")") + 2) !== "Z";
+  } catch (error) {
+    // It has ended meanwhile, or /proc hides the processes of others.
+    return !(error instanceof Deno.errors.NotFound) || libc.kill(pid, 0) === 0;
+  }
 }
 
 /** The effective user ID of this process. Unlike the runtime's, it needs no permission. */

@@ -13,6 +13,7 @@ import {
   nbdSocketPath,
 } from "../../src/control/paths.ts";
 import { ownerOfSocket, removeStaleSockets } from "../../src/control/client/stale_sockets.ts";
+import { until } from "../support/control.ts";
 import { formatStatistics } from "../../src/control/protocol/statistics.ts";
 
 /** Calls `body` with a new control folder, which does not exist yet. */
@@ -84,6 +85,32 @@ Deno.test("state: sockets of dead processes go, others stay", () => {
     ours.close();
     elsewhere.close();
   });
+});
+
+Deno.test("state: sockets of a killed process go while nobody has waited for it", async () => {
+  // The second program takes the place of the shell, and does not know of the shell's child.
+  const child = new Deno.Command("sh", {
+    args: ["-c", "sleep 0 & echo $!; exec sleep 30"],
+    stdout: "piped",
+  }).spawn();
+  try {
+    const reader = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    const zombie = Number((await reader.read()).value);
+    await reader.cancel();
+    await until("the process is a zombie", () => {
+      return / Z /.test(Deno.readTextFileSync(`/proc/${zombie}/stat`));
+    });
+    withControlFolder((folder) => {
+      Deno.mkdirSync(folder);
+      const path = `${folder}/ctl${zombie}`;
+      Deno.listen({ transport: "unix", path }).close();
+      removeStaleSockets();
+      assert.deepEqual([...Deno.readDirSync(folder)], []);
+    });
+  } finally {
+    child.kill("SIGKILL");
+    await child.status;
+  }
 });
 
 Deno.test("state: a socket's name tells its process", () => {

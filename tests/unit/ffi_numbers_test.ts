@@ -7,7 +7,7 @@ import { closeFile, O_RDWR, openFile, readAt, seekData, writeAt } from "../../ff
 import { openLibc } from "../../ffi/libc.ts";
 import { equalMemory, zeroMemory } from "../../ffi/memory.ts";
 import { POLLIN, waitForDescriptor } from "../../ffi/poll.ts";
-import { processExists } from "../../ffi/process.ts";
+import { isAlive } from "../../ffi/process.ts";
 import { receiveAt, sendAt } from "../../ffi/sockets.ts";
 import { ownerOfSocket } from "../../src/control/client/stale_sockets.ts";
 import { numberOfNode } from "../../src/frontend/ublk/node.ts";
@@ -119,8 +119,8 @@ Deno.test("an offset that no file can have is the file's error", () => {
 });
 
 Deno.test("numbers in names that no process and no device can have are nobody's", () => {
-  assert.equal(processExists(Deno.pid), true);
-  for (const pid of [0, -1, 2 ** 31, 99_999_999_999, NaN]) assert.equal(processExists(pid), false);
+  assert.equal(isAlive(Deno.pid), true);
+  for (const pid of [0, -1, 2 ** 31, 99_999_999_999, NaN]) assert.equal(isAlive(pid), false);
   assert.equal(ownerOfSocket("ctl2147483647"), 2 ** 31 - 1);
   for (const name of ["ctl2147483648", "ctl99999999999", "nbd99999999999.0"]) {
     assert.equal(ownerOfSocket(name), undefined);

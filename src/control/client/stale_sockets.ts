@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import { processExists } from "../../../ffi/process.ts";
+import { isAlive } from "../../../ffi/process.ts";
 import { unixConnectAtOnce } from "../../../ffi/sockets.ts";
 import { controlFolder, namesIn, numberAfter } from "../paths.ts";
 
@@ -20,7 +20,7 @@ function isDead(path: string): boolean {
 }
 
 /**
- * Removes the sockets of tapdisks that were killed. The process must not exist, and no process must
+ * Removes the sockets of tapdisks that were killed. The process must have ended, and no process must
  * listen: a process of another container is not visible here, but its socket still listens.
  */
 export function removeStaleSockets(): void {
@@ -28,7 +28,7 @@ export function removeStaleSockets(): void {
   for (const name of namesIn(folder)) {
     const pid = ownerOfSocket(name);
     const path = `${folder}/${name}`;
-    if (pid === undefined || processExists(pid) || !isDead(path)) continue;
+    if (pid === undefined || isAlive(pid) || !isDead(path)) continue;
     try {
       Deno.removeSync(path);
     } catch {

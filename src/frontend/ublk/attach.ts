@@ -1,4 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { isAlive } from "../../../ffi/process.ts";
 import {
   type DeviceInfo,
   UBLK_ANY_DEVICE,
@@ -12,7 +13,7 @@ import { waitForNode } from "../device_nodes.ts";
 import { UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
 import { DEPTH, MOST_BYTES, QUEUES, whyNotServed } from "./limits.ts";
-import { devicesWithoutDisk, isAlive, numberOfNode, sectorsOfNode } from "./node.ts";
+import { devicesWithoutDisk, numberOfNode, sectorsOfNode } from "./node.ts";
 import { askUnused } from "./removal.ts";
 import { UblkDevice, type UblkHost } from "./ublk_device.ts";
 

@@ -24,14 +24,3 @@ export function sectorsOfNode(node: string): number {
     return -1;
   }
 }
-
-/** Whether a process exists and is not a zombie. */
-export function isAlive(pid: number): boolean {
-  try {
-    // The state follows the name, which is in parentheses and may contain any character.
-    const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
-    return stat.charAt(stat.lastIndexOf(")") + 2) !== "Z";
-  } catch {
-    return false;
-  }
-}

@@ -1,11 +1,12 @@
 import { type Done, Errno, SystemError } from "../../../ffi/errno.ts";
+import { isAlive } from "../../../ffi/process.ts";
 import { UBLK_S_DEV_LIVE } from "../../../ffi/ublk.ts";
 import { sharedUringLoop } from "../../queue/uring_loop.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import { type Answer, UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
 import { cannotTakeAway, userOf } from "../device_users.ts";
-import { isAlive, numberOfNode } from "./node.ts";
+import { numberOfNode } from "./node.ts";
 
 /** How often a stopped disk is checked for users, until the last has closed it. */
 const USERS_POLL_MS = 200;
