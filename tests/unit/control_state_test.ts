@@ -70,12 +70,20 @@ Deno.test("state: a minor that is held is neither freed nor held twice", () => {
   });
 });
 
+/** Makes a socket that no process listens at. The runtime removes the file of a socket that it closes. */
+function leaveSocket(path: string): void {
+  const listener = Deno.listen({ transport: "unix", path: `${path}.moved` });
+  Deno.renameSync(`${path}.moved`, path);
+  listener.close();
+  assert.ok(Deno.lstatSync(path).isSocket);
+}
+
 Deno.test("state: sockets of dead processes go, others stay", () => {
   withControlFolder((folder) => {
     Deno.mkdirSync(folder);
     const dead = 0x3fff_fffe;
     const listen = (name: string) => Deno.listen({ transport: "unix", path: `${folder}/${name}` });
-    for (const name of [`ctl${dead}`, `nbd${dead}.0`]) listen(name).close();
+    for (const name of [`ctl${dead}`, `nbd${dead}.0`]) leaveSocket(`${folder}/${name}`);
     const ours = listen(`ctl${Deno.pid}`);
     const elsewhere = listen(`ctl${dead - 1}`);
     Deno.writeTextFileSync(`${folder}/ctlx`, "");
@@ -102,8 +110,7 @@ Deno.test("state: sockets of a killed process go while nobody has waited for it"
     });
     withControlFolder((folder) => {
       Deno.mkdirSync(folder);
-      const path = `${folder}/ctl${zombie}`;
-      Deno.listen({ transport: "unix", path }).close();
+      leaveSocket(`${folder}/ctl${zombie}`);
       removeStaleSockets();
       assert.deepEqual([...Deno.readDirSync(folder)], []);
     });
