@@ -4,7 +4,7 @@ import type { TargetEntry } from "./target.ts";
 export const TARGETS: readonly TargetEntry[] = [
   {
     name: "blktap2-ring",
-    weight: 2,
+    weight: 5,
     load: async () => (await import("./targets/blktap2_ring.ts")).target,
   },
   {
@@ -19,7 +19,7 @@ export const TARGETS: readonly TargetEntry[] = [
   },
   {
     name: "images",
-    weight: 10,
+    weight: 5,
     load: async () => (await import("./targets/images.ts")).target,
   },
   {
@@ -34,7 +34,7 @@ export const TARGETS: readonly TargetEntry[] = [
   },
   {
     name: "nbd-server",
-    weight: 5,
+    weight: 16,
     load: async () => (await import("./targets/nbd_server.ts")).target,
   },
   {
@@ -49,7 +49,7 @@ export const TARGETS: readonly TargetEntry[] = [
   },
   {
     name: "ublk-ring",
-    weight: 2,
+    weight: 3,
     load: async () => (await import("./targets/ublk_ring.ts")).target,
   },
   {

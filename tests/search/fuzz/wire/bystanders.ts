@@ -3,9 +3,9 @@
  * the hostile clients' work nor its pauses delay them. Each writes, reads back and compares, and
  * measures how long that took.
  *
- * Other programs may keep the processors. A wait counts only for the part in which the tapdisk and
- * this process had a processor or wanted none: the kernel counts the time that a task was ready to
- * run and did not (`/proc/PID/schedstat`). A stop of the whole machine shows as a timer that comes
+ * Other programs may keep the processors. A wait counts only for the part in which the threads of
+ * the tapdisk and of this process had a processor or wanted none: the kernel counts the time that a
+ * thread was ready to run and did not (`/proc/PID/task/TID/schedstat`). A stop of the whole machine shows as a timer that comes
  * late, and does not count either.
  *
  * @module
@@ -26,14 +26,21 @@ const PAUSE_MS = 15;
 const LONGEST_MS = 1000;
 const TICK_MS = 20;
 
-/** Milliseconds that the first thread of a process waited for a processor. */
+/**
+ * Milliseconds that the threads of a process waited for a processor. The loop runs on the first
+ * thread, which waits for the others: for those that collect garbage, for one.
+ */
 function waitedForProcessorMs(pid: number): number {
+  let waitedMs = 0;
   try {
-    const [, waited] = Deno.readTextFileSync(`/proc/${pid}/task/${pid}/schedstat`).split(" ");
-    return Number(waited) / 1e6;
+    for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+      const [, waited] = Deno.readTextFileSync(`/proc/${pid}/task/${name}/schedstat`).split(" ");
+      waitedMs += Number(waited) / 1e6;
+    }
   } catch {
-    return 0;
+    // The process, or a thread of it, has ended.
   }
+  return waitedMs;
 }
 
 /** How late the timers of this process came, in all. */
