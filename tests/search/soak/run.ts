@@ -38,7 +38,7 @@ interface Folders {
 
 /** Options and what a program that runs a soak hears of it. */
 export interface SoakRun extends SoakOptions {
-  /** Is called when the soak is set up; `end` ends it before its time. */
+  /** Is called before the soak is set up; `end` ends it before its time. */
   readonly started: (soak: Soak) => void;
 }
 
@@ -51,8 +51,9 @@ export async function runSoak(options: SoakRun): Promise<Report> {
   const soak = new Soak(options, disk, tapdisks, journal);
   const folders = { disk, tmpfs, small: await mountSmall(`${disk}/small`) };
   const course = new Course(soak, folders);
+  options.started(soak);
   try {
-    return await course.run(options.started);
+    return await course.run();
   } finally {
     journal.close();
     course.abandon();
@@ -95,14 +96,13 @@ class Course {
     this.#watch = new Watch(soak, Object.values(folders).filter((folder) => folder !== null));
   }
 
-  async run(started: (soak: Soak) => void): Promise<Report> {
+  async run(): Promise<Report> {
     const startMs = performance.now();
     const { soak } = this;
     let [loadMs, endMs] = [startMs, startMs];
     try {
       this.#plan();
       await this.#setUp();
-      started(soak);
       loadMs = performance.now();
       // The end takes about as long as the beginning; both are part of the time.
       const setUpMs = loadMs - startMs;

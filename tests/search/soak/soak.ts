@@ -14,6 +14,7 @@ import { runSoak } from "./run.ts";
 const INNER = "BLKTAP_SOAK_INNER";
 const TERMINAL_PROGRESS_MS = 10_000;
 const LOG_PROGRESS_MS = 60_000;
+const PARENT_MS = 1000;
 
 interface Options {
   readonly minutes: number;
@@ -82,12 +83,22 @@ async function inner(options: Options): Promise<number> {
         soak.end();
       });
     }
+    watchParent(soak);
   };
   const report = await runSoak({ ...options, started });
   clearInterval(timer);
   if (isTerminal) say("");
   console.log(options.json ? JSON.stringify(report) : printed(report));
   return report.finding === null ? 0 : 1;
+}
+
+/** Ends the soak when the program that was started is killed. */
+function watchParent(soak: Soak): void {
+  const { ppid } = Deno;
+  const timer = setInterval(() => {
+    if (Deno.ppid !== ppid) soak.end();
+    if (soak.isEnding) clearInterval(timer);
+  }, PARENT_MS);
 }
 
 /**
