@@ -90,8 +90,6 @@ export class AioImage implements ImageDriver, IoOwner {
   readonly #tail: Arena | null;
   #canPunch = true;
   #isOpen = true;
-  /** Whether anything was written: closing brings it to stable storage. */
-  #isChanged = false;
 
   /** Throws `SystemError` EBUSY when the process serves too many images. */
   constructor(
@@ -152,7 +150,6 @@ export class AioImage implements ImageDriver, IoOwner {
 
   write(slot: number, sector: number, count: number, memorySector: number): void {
     const { queue } = this.#context;
-    this.#isChanged = true;
     this.counts.writtenSectors += count;
     queue.write(this.#file.file, sector, count, memorySector, this, slot);
   }
@@ -179,7 +176,6 @@ export class AioImage implements ImageDriver, IoOwner {
   }
 
   #punch(sector: number, count: number): number {
-    this.#isChanged = true;
     try {
       const done = this.#file.punchHole(sector * SECTOR_BYTES, count * SECTOR_BYTES);
       return done ? 0 : Errno.EOPNOTSUPP;
@@ -210,10 +206,11 @@ export class AioImage implements ImageDriver, IoOwner {
 
   /**
    * Syncs what was written, and closes. The image may get a child next, and a flush of the child
-   * does not sync the files below it.
+   * does not sync the files below it. It is synced even if nothing was written since it was opened:
+   * the sync of the close before may have failed, or the process before was killed.
    */
   close(done: Done): void {
-    if (!this.#isChanged) return this.#close(0, done);
+    if (this.spec.readOnly) return this.#close(0, done);
     const owner: IoOwner = { ioDone: (_token, _sectors, errno) => this.#close(errno, done) };
     this.#context.queue.sync(this.#file.file, owner, 0);
   }

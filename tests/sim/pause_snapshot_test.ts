@@ -220,6 +220,31 @@ for (const kind of ["raw", "fixed"] as const) {
   });
 }
 
+Deno.test("a flush covers what was written to a raw image before a close that failed", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 2, powerCuts: true });
+  putFile(simulation.disk, "/a.raw", new Uint8Array(4 * MIB));
+  syncFile(simulation.disk, "/a.raw");
+  const device = simulation.open("aio:/a.raw");
+  device.write(8, stampedSectors(8, 8, 1));
+  device.settle();
+  simulation.fault = (kind) => kind === "sync" ? Errno.EIO : 0;
+  assert.throws(() => device.pause());
+  simulation.fault = null;
+  assert.equal(snapshotOf({ simulation, device }, "/child.vhd").errno, 0);
+  device.flush();
+  device.settle();
+  for (let seed = 1; seed <= 20; seed++) {
+    using photograph = simulation.disk.photograph(new Random(seed));
+    const after = new Uint8Array(512);
+    const file = photograph.open("/a.raw", "read");
+    file.readAt(after, 8 * 512);
+    file.close();
+    assert.equal(stampOf(after, 0, 8), 1);
+  }
+  device.close();
+  simulation.close();
+});
+
 Deno.test("a snapshot that fails at any step leaves the running image", () => {
   const refusals: [string, { rename?: boolean }, number][] = [
     ["/a.vhd", {}, Errno.EEXIST],
