@@ -7,7 +7,8 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { RequestKind, type RequestOwner } from "../../../src/vbd/slots.ts";
 import type { Vbd } from "../../../src/vbd/vbd.ts";
-import { Change, CUT, type ImageModel, type Moment, type Ticks } from "./model.ts";
+import { formatNamed } from "./formats/registry.ts";
+import { Change, CUT, type ImageModel, type Moment, NOISE, type Ticks } from "./model.ts";
 import { SECTOR_BYTES, stamp } from "./stamps.ts";
 
 /** A request that a client may make. */
@@ -91,7 +92,10 @@ export class Client implements RequestOwner {
     let change: Change | null = null;
     if (kind === "write" || kind === "zero" || kind === "fill" || kind === "discard") {
       change = new Change(what, start);
-      const mark = { change, values: [value], keeps: kind === "discard" };
+      const isDiscard = kind === "discard";
+      const { encrypted } = formatNamed(this.leaf.format);
+      const values = isDiscard && encrypted ? [NOISE] : [value];
+      const mark = { change, values, keeps: isDiscard };
       for (const each of this.world.hotSectors(sector, count)) this.leaf.mark(each, mark);
     }
     if (kind === "write") {

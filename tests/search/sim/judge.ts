@@ -8,10 +8,12 @@ import type { Random } from "../../../src/testing/random.ts";
 import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { revertJournal } from "../../../src/vhd/resize/journal_revert.ts";
 import { openVhd } from "../../../src/vhd/image/image.ts";
-import { formatNamed } from "./formats/registry.ts";
-import { FALL, ImageModel, type Moment } from "./model.ts";
-import { SECTOR_BYTES, stampAt } from "./stamps.ts";
+import type { Layer } from "./formats/format.ts";
+import { formatNamed, newFormat } from "./formats/registry.ts";
+import { FALL, ImageModel, type Moment, valueAt } from "./model.ts";
+import { SECTOR_BYTES } from "./stamps.ts";
 import { within } from "./regions.ts";
+import { readServed } from "./served.ts";
 import type { World } from "./world.ts";
 
 /** A disk that was found in order after a power cut, and models of exactly what it holds. */
@@ -37,6 +39,8 @@ export interface JudgeOptions {
 const DATA_SHARE = 0.08;
 /** The part of the cuts after which images are read that no step has touched. */
 const ALL_SHARE = 0.2;
+/** The part of the images that are read through a device, too. */
+const SERVED_SHARE = 0.04;
 /** An image with more blocks is checked and read after few cuts only. */
 const MANY_SECTORS = 4096 * 4096;
 
@@ -66,6 +70,12 @@ export function judge(
     if (!all && !isOfInterest(world, image)) continue;
     if (world.operation?.vanishing?.includes(image.path) && !photo.exists(image.path)) continue;
     readAll(world, photo, { image, why, moment });
+    if (!random.chance(SERVED_SHARE)) continue;
+    world.count("read served");
+    readServed(photo, image, {
+      ranges: within(world.parts.regions, whole(image)),
+      see: (bytes, sector) => image.compare(bytes, sector, moment, why("read served")),
+    });
   }
   const images = keeps ? observe(world, photo) : new Map<string, ImageModel>();
   const leftovers = new Set(photo.paths.filter((path) => !images.has(path)));
@@ -167,7 +177,7 @@ function observe(world: World, photo: SimulatedDisk): Map<string, ImageModel> {
       let model = models.get(layer.path);
       if (model === undefined) {
         const known = world.images.get(layer.path)?.format;
-        const name = known ?? (layer.raw ? "raw" : formatOfNew(world));
+        const name = known ?? (layer.raw ? "raw" : formatOfNew(world, photo, layer));
         model = new ImageModel(layer.path, layer.sectors, parent, name);
         models.set(layer.path, model);
         settleAll(world, photo, model);
@@ -179,8 +189,13 @@ function observe(world: World, photo: SimulatedDisk): Map<string, ImageModel> {
 }
 
 /** The format of an image with a new name: it may be one of other programs that was renamed. */
-function formatOfNew({ images }: World): string {
-  return [...images.values()].some(({ format }) => format === "made") ? "made" : "dynamic";
+function formatOfNew(
+  { images }: World,
+  photo: SimulatedDisk,
+  { path, encrypted }: Layer,
+): string {
+  if ([...images.values()].some(({ format }) => format === "made")) return "made";
+  return newFormat({ encrypted, onDevice: photo.status(path).kind === "block" }).name;
 }
 
 function settleAll(world: World, photo: SimulatedDisk, model: ImageModel): void {
@@ -193,7 +208,7 @@ function settleAll(world: World, photo: SimulatedDisk, model: ImageModel): void 
       const words = new Uint32Array(data.buffer);
       const held = format.held(photo, model.path, { sector, count });
       for (let i = 0; i < count; i++) {
-        const found = stampAt(words, i, sector + i);
+        const found = valueAt(words, i, sector + i);
         if (typeof found !== "number") throw new Error(`${model.path}: ${found}`);
         model.settle(sector + i, held.has(sector + i) ? found : FALL);
       }

@@ -13,10 +13,13 @@
  *
  * @module
  */
+import { isHoleDecrypted } from "./formats/keys.ts";
 import { SECTOR_BYTES, stampAt } from "./stamps.ts";
 
 /** The value of a sector that an image does not hold: the image below shows, or zeros. */
 export const FALL = -1;
+/** The value of a discarded sector of an encrypted image: its hole in the file, decrypted. */
+export const NOISE = -2;
 
 /** Something that changes sectors: a request, or a step of offline work. */
 export class Change {
@@ -205,7 +208,7 @@ export class ImageModel {
   compare(data: Uint8Array, sector: number, moment: Moment, where: string): void {
     const words = new Uint32Array(data.buffer, data.byteOffset, data.length / 4);
     for (let i = 0; i < data.length / SECTOR_BYTES; i++) {
-      const found = stampAt(words, i, sector + i);
+      const found = valueAt(words, i, sector + i);
       if (found === 0 && !this.isTouched(sector + i)) continue;
       const allowed = this.values(sector + i, moment);
       if (typeof found === "number" && allowed.has(found)) continue;
@@ -214,6 +217,15 @@ export class ImageModel {
       throw new WrongSectorError(this.path, sector + i, message);
     }
   }
+}
+
+/** The value of sector `index` of some sectors; a text about a content that no change leaves. */
+export function valueAt(words: Uint32Array, index: number, sector: number): number | string {
+  const found = stampAt(words, index, sector);
+  if (typeof found === "number") return found;
+  const start = words.byteOffset + index * SECTOR_BYTES;
+  const bytes = new Uint8Array(words.buffer.slice(start, start + SECTOR_BYTES) as ArrayBuffer);
+  return isHoleDecrypted(bytes, sector) ? NOISE : found;
 }
 
 /** Whether other changes took the place of a change for certain. */

@@ -8,28 +8,24 @@ import assert from "node:assert/strict";
 import { Random } from "../../../src/testing/random.ts";
 import { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import type { SearchContext } from "../search.ts";
+import { beginWithOthers, beginWithOurs } from "./beginnings.ts";
 import { Camera } from "./camera.ts";
-import type { SimFormat } from "./formats/format.ts";
-import { makeWorldOfOthers } from "./formats/made.ts";
-import { formatNamed, FORMATS } from "./formats/registry.ts";
+import { formatNamed } from "./formats/registry.ts";
 import type { Verdict } from "./judge.ts";
-import { ImageModel } from "./model.ts";
-import { chooseRegions, type Region } from "./regions.ts";
+import type { Region } from "./regions.ts";
 import { readOffline } from "./steps/offline.ts";
 import { STEPS } from "./steps/registry.ts";
 import { close, resume } from "./steps/states.ts";
 import { isPaused, type Step } from "./steps/step.ts";
-import { knownAs, World } from "./world.ts";
+import { knownAs, type Used, World } from "./world.ts";
 
 /** The probability of a world of images that other programs may have made. */
-const OF_OTHERS = 0.4;
+const OF_OTHERS = 0.35;
 /** How long the worlds of a seed are. */
 const STEPS_OF_FIRST = 40;
 const STEPS_OF_OTHERS = 10;
 /** Worlds that go on from photographs of worlds that go on from photographs … */
 const MOST_GENERATIONS = 3;
-/** The size of a disk that is made of an image with a size that is not limited. */
-const NO_LIMIT = 2 ** 34;
 /** An image of more sectors costs more to open, so there are fewer cuts. */
 const LARGE_SECTORS = 4096 * 4096;
 /** Files that a device's cache may hold are small, so that they are dropped, too. */
@@ -40,54 +36,28 @@ interface Common {
   readonly context: SearchContext;
   readonly regions: readonly Region[];
   readonly known: ReadonlySet<string>;
-  readonly used: { stamp: number; file: number };
+  readonly used: Used;
 }
 
 /** Runs a seed; returns the number of cuts. */
 export async function runSeed(random: Random, context: SearchContext): Promise<number> {
   const disk = new SimulatedDisk({ seed: random.bits(), powerCuts: true });
   const { images, regions, stamp } = random.chance(OF_OTHERS)
-    ? makeOthers(disk, random, context)
-    : makeImages(disk, random);
+    ? beginWithOthers(disk, random, context)
+    : beginWithOurs(disk, random, context);
   const known = new Set<string>();
   for (const { path, format } of images.values()) {
     const found = formatNamed(format).faults(disk, path, { data: true, mayHaveData: false });
     for (const message of found) known.add(knownAs(message));
   }
-  const common: Common = { context, regions, known, used: { stamp, file: 100 } };
+  const common: Common = {
+    context,
+    regions,
+    known,
+    used: { stamp, file: 100, smallDevice: false, devices: new Map<string, number>() },
+  };
   const first = { disk, images, leftovers: new Set<string>(), name: "w" };
   return await runWorlds(common, { verdict: first, random, generation: 0 });
-}
-
-/** The images that a world begins with. */
-interface Beginning {
-  readonly images: Map<string, ImageModel>;
-  readonly regions: readonly Region[];
-  /** The last stamp that was used. */
-  readonly stamp: number;
-}
-
-/** A chain that other programs may have made. */
-function makeOthers(disk: SimulatedDisk, random: Random, context: SearchContext): Beginning {
-  const made = makeWorldOfOthers(disk, random);
-  context.count("worlds of images of others");
-  context.trace(made.description);
-  const regions = chooseRegions(random, made);
-  made.settle(regions);
-  return { images: new Map(made.images), regions, stamp: made.lastStamp };
-}
-
-function makeImages(disk: SimulatedDisk, random: Random): Beginning {
-  const images = new Map<string, ImageModel>();
-  let [sectors, blockSectors] = [0, 1];
-  for (let i = random.chance(0.3) ? 2 : 1; i > 0; i--) {
-    const format: SimFormat = FORMATS[random.below(FORMATS.length)];
-    const path = `/${i}.${format.parentAs === "raw" ? "raw" : "vhd"}`;
-    const made = format.make({ disk, path, random, mostSectors: NO_LIMIT });
-    images.set(path, new ImageModel(path, made.sectors, null, format.name));
-    if (made.sectors > sectors) ({ sectors, blockSectors } = made);
-  }
-  return { images, regions: chooseRegions(random, { sectors, blockSectors }), stamp: 0 };
 }
 
 interface Start {

@@ -23,7 +23,9 @@ import { Client, type ClientWorld, endsByClose } from "./client.ts";
 import { Faults } from "./faults.ts";
 import type { LookOptions } from "./formats/format.ts";
 import { driversByLibrary } from "./formats/by_library.ts";
+import { diskKey } from "./formats/keys.ts";
 import { formatNamed } from "./formats/registry.ts";
+import { deviceBytes } from "./formats/vhd.ts";
 import { type ImageModel, Ticks, WrongSectorError } from "./model.ts";
 import { type Region, within } from "./regions.ts";
 import { Touches } from "./touches.ts";
@@ -50,6 +52,18 @@ export interface Device {
   readonly filter: string;
 }
 
+/** What is used up from world to world. */
+export interface Used {
+  /** The last stamp. */
+  stamp: number;
+  /** The last number of a file. */
+  file: number;
+  /** Whether a device has less room than its image may need. */
+  smallDevice: boolean;
+  /** The sizes of block devices that worlds added, in bytes. */
+  readonly devices: Map<string, number>;
+}
+
 /** What a world is made of. */
 export interface WorldParts {
   readonly random: Random;
@@ -62,13 +76,15 @@ export interface WorldParts {
   readonly byLibrary: boolean;
   /** What is said of images of others from the start: it is no fault. */
   readonly known: ReadonlySet<string>;
-  /** The last stamp and the last number of a file that were used. */
-  readonly used: { stamp: number; file: number };
+  readonly used: Used;
   readonly camera: Camera;
   readonly name: string;
   readonly trace: ((line: string) => void) | null;
   readonly note: (what: string) => void;
 }
+
+/** How the names of block devices end. */
+export const DEVICE = ".lv";
 
 /** A world. */
 export class World implements ClientWorld {
@@ -178,7 +194,7 @@ export class World implements ClientWorld {
   }
 
   requestFailed(what: string, errno: number): void {
-    if (this.faults.hits > 0 || this.wasFull) return;
+    if (this.faults.hits > 0 || this.wasFull || this.parts.used.smallDevice) return;
     if (endsByClose(errno) && this.closing) return;
     throw new Error(`A request failed without a fault of the disk: ${errnoName(errno)}: ${what}`);
   }
@@ -189,6 +205,28 @@ export class World implements ClientWorld {
   newPath(suffix = ".vhd", beside = "/"): string {
     const folder = beside.slice(0, beside.lastIndexOf("/"));
     return `${folder}/${++this.parts.used.file}${suffix}`;
+  }
+
+  /**
+   * A block device for an image of this size: one that was used before, with what it held, or a new
+   * one with garbage.
+   */
+  newDevice(sectors: number): string {
+    const wantedBytes = deviceBytes(sectors);
+    const unused = [...this.leftovers].filter((path) =>
+      path.endsWith(DEVICE) && !this.images.has(path)
+    );
+    const known = unused.find((path) => (this.parts.used.devices.get(path) ?? 0) >= wantedBytes);
+    if (known !== undefined && this.random.chance(0.7)) return known;
+    const isSmall = sectors > 4096 && this.random.chance(0.1);
+    if (isSmall) this.parts.used.smallDevice = true;
+    const path = this.newPath(DEVICE);
+    const sizeBytes = isSmall ? deviceBytes(sectors / 2) : wantedBytes;
+    this.disk.addBlockDevice(path, { sizeBytes, garbage: this.random.bits() });
+    this.parts.used.devices.set(path, sizeBytes);
+    // It is there, whether an image comes to it or not.
+    this.leftovers.add(path);
+    return path;
   }
 
   /** The images that no other image has below it. */
@@ -209,7 +247,10 @@ export class World implements ClientWorld {
   /** Opens the image of a closed device again. Throws `SystemError`. */
   reopen(device: Device): void {
     const { client, filter } = device;
-    client.vbd.open(`${filter}${this.nameOf(client.leaf)}`, { retry: { attempts: 20 } });
+    client.vbd.open(`${filter}${this.nameOf(client.leaf)}`, {
+      retry: { attempts: 20 },
+      key: formatNamed(client.leaf.format).encrypted ? diskKey() : undefined,
+    });
   }
 
   /** What is wrong with an image and was not so from the start. */
@@ -242,12 +283,14 @@ export class World implements ClientWorld {
 
   /** Whether an error at work that began when so many operations had failed may be a fault's. */
   mayFail(error: unknown, hitsBefore: number): boolean {
-    return error instanceof SystemError && (this.faults.hits > hitsBefore || this.isFull);
+    return error instanceof SystemError &&
+      (this.faults.hits > hitsBefore || this.isFull || this.parts.used.smallDevice);
   }
 
   /** Whether data may lie where no bitmap shows it. */
   get mayHaveData(): boolean {
-    return this.faults.hits > 0 || this.wasFull || this.parts.name !== "w";
+    return this.faults.hits > 0 || this.wasFull || this.parts.used.smallDevice ||
+      this.parts.name !== "w";
   }
 
   /** Ends all faults of the disk. */

@@ -29,6 +29,7 @@ export interface Layer {
   readonly sectors: number;
   /** Whether it is a raw image, of which nothing else is known. */
   readonly raw: boolean;
+  readonly encrypted: boolean;
 }
 
 /** Reads a disk as programs do that serve none. */
@@ -50,6 +51,12 @@ export interface SimFormat {
   readonly name: string;
   /** Whether an image of the format can be below a VHD, and as what. */
   readonly parentAs: "vhd" | "raw" | null;
+  /** Whether its data is encrypted, with the key of `keys.ts`. */
+  readonly encrypted: boolean;
+  /** Whether an image is a block device, not a file. */
+  readonly onDevice: boolean;
+  /** Whether an image holds all of its sectors from the start. */
+  readonly fixed: boolean;
   /** The name by which a device opens an image. */
   nameOf(path: string): string;
   /** Makes an image without a parent. */

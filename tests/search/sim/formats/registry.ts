@@ -1,7 +1,19 @@
+import { hasLibcrypto } from "../../../support/libcrypto.ts";
 import { madeFormat } from "./made.ts";
-import { rawFormat } from "./raw.ts";
+import { rawDeviceFormat, rawFormat } from "./raw.ts";
 import type { SimFormat } from "./format.ts";
-import { dynamicFormat, fixedFormat, foreignFormat } from "./vhd.ts";
+import {
+  deviceFormat,
+  dynamicFormat,
+  encryptedDeviceFormat,
+  encryptedFormat,
+  fixedDeviceFormat,
+  fixedFormat,
+  foreignFormat,
+} from "./vhd.ts";
+
+/** Formats that need libcrypto. */
+const ENCRYPTED = hasLibcrypto() ? [encryptedFormat, encryptedFormat, encryptedDeviceFormat] : [];
 
 /** The formats of images that a chain may begin with, each as often as it is listed. */
 export const FORMATS: readonly SimFormat[] = [
@@ -12,6 +24,11 @@ export const FORMATS: readonly SimFormat[] = [
   foreignFormat,
   fixedFormat,
   rawFormat,
+  deviceFormat,
+  deviceFormat,
+  fixedDeviceFormat,
+  rawDeviceFormat,
+  ...ENCRYPTED,
 ];
 
 /** The format of this name. */
@@ -19,4 +36,12 @@ export function formatNamed(name: string): SimFormat {
   const format = [...FORMATS, madeFormat].find((each) => each.name === name);
   if (format === undefined) throw new TypeError(`There is no format ${name}`);
   return format;
+}
+
+/** The format of a new image of ours. */
+export function newFormat(
+  { encrypted, onDevice }: { encrypted: boolean; onDevice: boolean },
+): SimFormat {
+  if (encrypted) return onDevice ? encryptedDeviceFormat : encryptedFormat;
+  return onDevice ? deviceFormat : dynamicFormat;
 }

@@ -26,6 +26,8 @@ function tripleOf(world: World, { client: { leaf } }: Device): Triple | null {
   const middle = leaf.parent;
   const base = middle?.parent ?? null;
   if (middle === null || base === null || base.sectors !== middle.sectors) return null;
+  // Data is moved as it is in the files.
+  if (formatNamed(base.format).encrypted !== formatNamed(middle.format).encrypted) return null;
   const children = [...world.images.values()].filter(({ parent }) =>
     parent === middle || parent === base
   );

@@ -7,18 +7,16 @@ import { Buffer } from "node:buffer";
 import assert from "node:assert/strict";
 import { Errno } from "../../../../ffi/errno.ts";
 import { copyImage } from "../../../../src/bulk/copy.ts";
-import { Disk } from "../../../../src/bulk/disk.ts";
 import type { Random } from "../../../../src/testing/random.ts";
-import { openChain } from "../../../../src/vhd/image/chain.ts";
 import { VHD_CREATOR_TAP } from "../../../../src/vhd/format/footer.ts";
 import { openVhd } from "../../../../src/vhd/image/image.ts";
 import { fillImage, preallocate } from "../../../../src/vhd/fill.ts";
 import { revertJournal } from "../../../../src/vhd/resize/journal_revert.ts";
 import { growWithinMetadata, resizeVhd } from "../../../../src/vhd/resize/resize.ts";
-import { formatNamed } from "../formats/registry.ts";
+import { formatNamed, newFormat } from "../formats/registry.ts";
 import { Change, ImageModel, NOW } from "../model.ts";
 import { within } from "../regions.ts";
-import { SECTOR_BYTES, stamped } from "../stamps.ts";
+import { SECTOR_BYTES } from "../stamps.ts";
 import type { World } from "../world.ts";
 import { attempt, isClosed, isOpen, someDevice, type Step } from "./step.ts";
 
@@ -33,13 +31,19 @@ export function isVhd({ format }: ImageModel): boolean {
   return formatNamed(format).parentAs === "vhd";
 }
 
+/** Whether an image is a fixed one. */
+export function isFixed({ format }: ImageModel): boolean {
+  return formatNamed(format).fixed;
+}
+
 /** A leaf that no device has open. */
-function idleLeaf(world: World, random: Random): ImageModel | null {
+export function idleLeaf(world: World, random: Random): ImageModel | null {
   const device = someDevice(world, random, (each) => !isOpen(each) && isVhd(each.client.leaf));
   return device?.client.leaf ?? null;
 }
 
-function hasIdleLeaf({ devices }: World): boolean {
+/** Whether there is such a leaf. */
+export function hasIdleLeaf({ devices }: World): boolean {
   return devices.some((each) => !isOpen(each) && isVhd(each.client.leaf));
 }
 
@@ -70,11 +74,21 @@ function takeValues(world: World, to: ImageModel, from: ImageModel): void {
   }
 }
 
+/** Whether a copy would need the key: zeros, or data of images that are not encrypted, show. */
+function isRecoded(image: ImageModel): boolean {
+  const { encrypted } = formatNamed(image.format);
+  for (let each = image.parent; each !== null; each = each.parent) {
+    const differs = formatNamed(each.format).encrypted !== encrypted;
+    if (differs || (encrypted && each.sectors < image.sectors)) return true;
+  }
+  return false;
+}
+
 async function copy(world: World, image: ImageModel): Promise<void> {
   const output = world.newPath();
   const made = await attempt(
     world,
-    { what: "copy", mayBe: [output] },
+    { what: "copy", mayBe: [output], refusals: isRecoded(image) ? [Errno.EINVAL] : [] },
     () =>
       copyImage(image.path, output, {
         makeContext: world.disk.bulkContext({
@@ -84,7 +98,8 @@ async function copy(world: World, image: ImageModel): Promise<void> {
       }),
   );
   if (!made) return;
-  const format = image.format === "fixed" ? "fixed" : "dynamic";
+  const { fixed, encrypted } = formatNamed(image.format);
+  const format = fixed ? "fixed" : newFormat({ encrypted, onDevice: false }).name;
   const copied = new ImageModel(output, image.sectors, null, format);
   takeValues(world, copied, image);
   world.images.set(output, copied);
@@ -98,6 +113,12 @@ async function copy(world: World, image: ImageModel): Promise<void> {
 /** Removes the file of an image that nothing uses. */
 export async function remove(world: World, image: ImageModel): Promise<void> {
   const { path } = image;
+  if (formatNamed(image.format).onDevice) {
+    // Another image may be put on the device.
+    world.images.delete(path);
+    world.leftovers.add(path);
+    return;
+  }
   const removed = await attempt(
     world,
     { what: "remove", mayBe: [], vanishing: [path] },
@@ -110,44 +131,11 @@ export async function remove(world: World, image: ImageModel): Promise<void> {
   }
 }
 
-/** Writes through the library's `Disk`. */
-async function writeByLibrary(world: World, image: ImageModel, random: Random): Promise<void> {
-  const changes: Change[] = [];
-  await attempt(world, { what: "library", mayBe: [] }, () => {
-    const disk = new Disk(openChain(image.path, { storage: world.disk, readOnly: false }), true);
-    try {
-      for (let i = 1 + random.below(12); i > 0; i--) {
-        const regions = [...within(world.parts.regions, { sector: 0, count: image.sectors })];
-        const { sector, count } = regions[random.below(regions.length)];
-        const part = 1 + random.below(count);
-        const stamp = world.nextStamp();
-        const what = `write by the library of ${sector}+${part} with stamp ${stamp}`;
-        world.trace(() => `  ${what}`);
-        const change = new Change(what, world.ticks.next());
-        changes.push(change);
-        for (let j = 0; j < part; j++) {
-          image.mark(sector + j, { change, values: [stamp], keeps: false });
-        }
-        disk.write(stamped(sector, part, stamp), sector * SECTOR_BYTES);
-      }
-    } finally {
-      disk.close();
-    }
-    // The block table gets new blocks in the end. Until then all writes are under way.
-    for (const change of changes) {
-      change.answered = true;
-      change.end = change.start + 0.5;
-    }
-    image.flushed(world.ticks.next());
-  });
-  for (const change of changes) if (change.end === Infinity) change.end = world.ticks.next();
-}
-
 async function resize(world: World, image: ImageModel, random: Random): Promise<void> {
   const mib = 2048;
   const growth = random.chance(0.2) ? 300 * 4096 : mib * (1 + random.below(8));
   const sectors = Math.ceil((image.sectors + growth) / 4096) * 4096;
-  if (sectors > MOST_SECTORS || (image.format === "fixed" && growth > 8 * mib)) return;
+  if (sectors > MOST_SECTORS || (isFixed(image) && growth > 8 * mib)) return;
   const journal = world.newPath(".journal");
   let hasReserve = false;
   let isOurs = false;
@@ -208,18 +196,8 @@ export const offlineSteps: readonly Step[] = [
     can: hasIdleLeaf,
     async run(world, random) {
       const image = idleLeaf(world, random);
-      if (image === null || (image.format === "fixed" && image.sectors > FIXED_SECTORS)) return;
+      if (image === null || (isFixed(image) && image.sectors > FIXED_SECTORS)) return;
       await copy(world, image);
-    },
-  },
-  {
-    name: "library",
-    weight: 4,
-    can: ({ devices }) => devices.some((each) => isClosed(each) && isVhd(each.client.leaf)),
-    async run(world, random) {
-      const device = someDevice(world, random, (each) => isClosed(each) && isVhd(each.client.leaf));
-      if (device === null || device.client.leaf.format === "fixed") return;
-      await writeByLibrary(world, device.client.leaf, random);
     },
   },
   {
@@ -228,7 +206,8 @@ export const offlineSteps: readonly Step[] = [
     can: ({ devices }) => devices.some((each) => isClosed(each) && isVhd(each.client.leaf)),
     async run(world, random) {
       const device = someDevice(world, random, (each) => isClosed(each) && isVhd(each.client.leaf));
-      if (device !== null) await resize(world, device.client.leaf, random);
+      if (device === null || formatNamed(device.client.leaf.format).onDevice) return;
+      await resize(world, device.client.leaf, random);
     },
   },
   {
@@ -237,14 +216,17 @@ export const offlineSteps: readonly Step[] = [
     can: hasIdleLeaf,
     async run(world, random) {
       const image = idleLeaf(world, random);
-      if (image === null || image.format === "fixed" || image.sectors > FILL_SECTORS) return;
+      if (image === null || isFixed(image) || image.sectors > FILL_SECTORS) return;
       const options = { storage: world.disk };
       const blocksOnly = random.chance(0.4);
-      await attempt(
+      // Only a device has the key.
+      const refusals = formatNamed(image.format).encrypted ? [Errno.EINVAL] : [];
+      const filled = await attempt(
         world,
-        { what: blocksOnly ? "preallocate" : "fill", mayBe: [] },
+        { what: blocksOnly ? "preallocate" : "fill", mayBe: [], refusals },
         () => blocksOnly ? preallocate(image.path, options) : fillImage(image.path, options),
       );
+      assert.ok(!filled || refusals.length === 0, `${image.path} is encrypted and was filled`);
     },
   },
   {

@@ -1,5 +1,6 @@
 import { chainSteps } from "./chains.ts";
 import { faultSteps } from "./disk_faults.ts";
+import { librarySteps } from "./library.ts";
 import { offlineSteps } from "./offline.ts";
 import { requestSteps } from "./requests.ts";
 import { stateSteps } from "./states.ts";
@@ -11,5 +12,6 @@ export const STEPS: readonly Step[] = [
   ...stateSteps,
   ...chainSteps,
   ...offlineSteps,
+  ...librarySteps,
   ...faultSteps,
 ];

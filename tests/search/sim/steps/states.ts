@@ -6,9 +6,9 @@
 import { type Done, Errno, type SystemError } from "../../../../ffi/errno.ts";
 import { liveSnapshot } from "../../../../src/vbd/live_snapshot.ts";
 import { snapshot } from "../../../../src/vhd/snapshot.ts";
-import { formatNamed } from "../formats/registry.ts";
+import { formatNamed, newFormat } from "../formats/registry.ts";
 import { ImageModel } from "../model.ts";
-import type { Device, World } from "../world.ts";
+import { DEVICE, type Device, type World } from "../world.ts";
 import { attempt, isClosed, isOpen, isPaused, someDevice, type Step } from "./step.ts";
 
 const MOST_LAYERS = 5;
@@ -81,17 +81,26 @@ export function close(world: World, { client }: Device): Promise<boolean> {
 function addChild(world: World, device: Device, path: string): void {
   const { client } = device;
   // The one may come to have the other's name; warnings about images of others are no faults.
-  const format = client.leaf.format === "made" ? "made" : "dynamic";
+  const { encrypted } = formatNamed(client.leaf.format);
+  const format = client.leaf.format === "made"
+    ? "made"
+    : newFormat({ encrypted, onDevice: path.endsWith(DEVICE) }).name;
   const child = new ImageModel(path, client.leaf.sectors, client.leaf, format);
   world.images.set(path, child);
   client.leaf.handOver(child, world.ticks.next());
   client.leaf = child;
 }
 
+/** A path for the child of an image; a block device mostly if the image is one. */
+function placeOfChild(world: World, { path, format, sectors }: ImageModel): string {
+  const isDevice = formatNamed(format).onDevice && world.random.chance(0.9);
+  return isDevice ? world.newDevice(sectors) : world.newPath(".vhd", path);
+}
+
 async function snapshotLive(world: World, device: Device, rename: boolean): Promise<void> {
   const { client } = device;
   const { path } = client.leaf;
-  const added = world.newPath(".vhd", path);
+  const added = rename ? world.newPath(".vhd", path) : placeOfChild(world, client.leaf);
   const mayBe = rename ? [added, `${path}.snapshot`] : [added];
   const timeoutMs = world.random.chance(0.8) ? Infinity : world.random.below(300);
   await attempt(world, { what: "snapshot", mayBe }, () => {
@@ -152,7 +161,8 @@ export const stateSteps: readonly Step[] = [
       if (device === null || !mayGrow(world, device.client.leaf)) return;
       // A raw image that is renamed has a VHD in its place: another name than the device has.
       const { path, format } = device.client.leaf;
-      const canRename = formatNamed(format).parentAs === "vhd" &&
+      const { parentAs, onDevice } = formatNamed(format);
+      const canRename = parentAs === "vhd" && !onDevice &&
         !world.leftovers.has(`${path}.snapshot`);
       await snapshotLive(world, device, canRename && random.chance(0.5));
     },
@@ -165,7 +175,7 @@ export const stateSteps: readonly Step[] = [
       const device = someDevice(world, random, (each) => isPaused(each) || isClosed(each));
       if (device === null || !mayGrow(world, device.client.leaf)) return;
       const { leaf } = device.client;
-      const path = world.newPath();
+      const path = placeOfChild(world, leaf);
       const made = await attempt(
         world,
         { what: "offline snapshot", mayBe: [path] },
