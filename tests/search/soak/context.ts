@@ -37,6 +37,8 @@ export class Soak {
   readonly groups: Group[] = [];
   /** Processes that must run. */
   readonly processes = new Map<number, string>();
+  /** Only root may look into a tapdisk, which has keys in its memory. */
+  readonly mayMeasure = Deno.uid() === 0;
   #ending = false;
   #finding: { subject: string; error: unknown } | null = null;
   readonly #whenEnding: PromiseWithResolvers<void> = Promise.withResolvers();

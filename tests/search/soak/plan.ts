@@ -41,6 +41,9 @@ export const QUIET_KIND = "quiet";
 /** A disk that has no client. With it alone, a tapdisk takes as much at the end as at the start. */
 export const IDLE_KIND = "idle";
 
+/** Encrypted disks, as something that may be missing. */
+export const ENCRYPTED = "encrypted";
+
 const IDLE: Sketch = { kind: IDLE_KIND, base: "raw" };
 
 const GROUPS: readonly {
@@ -87,7 +90,7 @@ const GROUPS: readonly {
 
 const SIZES_MIB = [24, 32, 40];
 
-/** The groups of a seed. `missing` names bases that this machine cannot serve. */
+/** The groups of a seed. `missing` names bases and media that this machine does not have. */
 export function planOf(random: Random, missing: ReadonlySet<string>): GroupPlan[] {
   let number = 0;
   const complete = (sketch: Sketch): DiskPlan => ({
@@ -102,7 +105,9 @@ export function planOf(random: Random, missing: ReadonlySet<string>): GroupPlan[
   return GROUPS.map(({ name, isKilled = false, isRestored = false, disks }) => ({
     ...{ name, isKilled, isRestored },
     disks: disks
-      .filter(({ base, medium }) => !missing.has(base) && !missing.has(medium ?? ""))
+      .filter(({ base, medium, isEncrypted }) =>
+        !missing.has(base) && !missing.has(medium ?? "") && !(isEncrypted && missing.has(ENCRYPTED))
+      )
       .map(complete),
   }));
 }

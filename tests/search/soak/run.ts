@@ -15,7 +15,7 @@ import { inviteGuests } from "./guests.ts";
 import { Journal } from "./journal.ts";
 import { processorSeconds } from "./measure.ts";
 import { makeImages, serve, useBothQueues } from "./place.ts";
-import { planOf, QUIET_KIND } from "./plan.ts";
+import { ENCRYPTED, planOf, QUIET_KIND } from "./plan.ts";
 import { WIDE_EVENTS, type World } from "./process_events.ts";
 import { describeFinding, figuresOf, type Report, requireFlat } from "./report.ts";
 import type { RemoteServer } from "./servers.ts";
@@ -145,6 +145,10 @@ class Course {
     };
     if (!hasTool("nbdkit")) skip("nbdkit", "disks of nbdkit: it is not installed");
     if (!hasTool("qemu-nbd")) skip("qemu-nbd", "disks of qemu-nbd: it is not installed");
+    if (!soak.mayMeasure) {
+      this.#skipped.push("memory and descriptors: only root may see them");
+      skip(ENCRYPTED, "encrypted disks: only root may change images beside a tapdisk with a key");
+    }
     if (folders.small === null) skip("small", "full filesystems: no tmpfs can be mounted");
     let number = 0;
     for (const { disks, ...plan } of planOf(soak.random("plan"), missing)) {
@@ -165,7 +169,7 @@ class Course {
     await inParallel(soak.groups, async (group) => {
       for (const [index, disk] of group.disks.entries()) {
         await serve(soak, group, disk);
-        if (index > 0 || group.isKilled) continue;
+        if (index > 0 || group.isKilled || !soak.mayMeasure) continue;
         await useBothQueues(soak, disk);
         this.#baselines.set(group, baselineOf(group.pid));
       }

@@ -40,6 +40,7 @@ export class Watch {
       this.readLogs();
       if (performance.now() - sampledMs < sampleMs || this.soak.isEnding) continue;
       sampledMs = performance.now();
+      if (!this.soak.mayMeasure) continue;
       for (const group of this.soak.groups) if (!group.isKilled) this.#sample(group);
     }
   }
