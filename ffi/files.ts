@@ -43,6 +43,13 @@ const libc = openLibc({
   syscall: { parameters: ["i64", "i32", "buffer"], result: "i32" },
 });
 
+/** Leases and their signal (fcntl.h, signal.h). SIGURG is ignored by default. */
+const F_SETSIG = 10;
+const F_SETLEASE = 1024;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+const SIGURG = 23;
+
 /** Flags of open(2) on x86-64 (fcntl.h). */
 export const O_RDONLY = 0;
 export const O_WRONLY = 1;
@@ -278,6 +285,22 @@ export function tryLockExclusive(fd: number): boolean {
   const errno = lastErrno();
   if (errno === Errno.EAGAIN) return false;
   throw new SystemError(errno, "Cannot lock the file");
+}
+
+/**
+ * Whether a regular file is open by another descriptor than this one, in any process; null where the
+ * kernel does not tell, as for files of other users. It takes a write lease for a moment, which the
+ * kernel gives only for a file that nobody else has open.
+ */
+export function isOpenElsewhere(fd: number): boolean | null {
+  // Who opens the file in that moment waits for the lease, and this process gets the signal.
+  libc.fcntl(fd, F_SETSIG, SIGURG);
+  const isAlone = libc.fcntl(fd, F_SETLEASE, F_WRLCK) === 0;
+  const errno = isAlone ? 0 : lastErrno();
+  if (isAlone) libc.fcntl(fd, F_SETLEASE, F_UNLCK);
+  libc.fcntl(fd, F_SETSIG, 0);
+  if (isAlone) return false;
+  return errno === Errno.EAGAIN ? true : null;
 }
 
 /**

@@ -7,7 +7,7 @@
  * @module
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { type FileIdentity, tryLockExclusive } from "../../ffi/files.ts";
+import { type FileIdentity, isOpenElsewhere, tryLockExclusive } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 
 /**
@@ -64,12 +64,38 @@ function describeHolder(file: FileIdentity): string {
  */
 export function refuseReaders(fd: number, path: string, file: FileIdentity): void {
   const pid = tapdiskWith(file, fd);
-  if (pid === null) return;
+  if (pid === null) return refuseHiddenReaders(fd, path);
   throw new SystemError(
     Errno.EBUSY,
     `Cannot change ${path}: tapdisk (process ${pid}) reads it; ` +
       "pause or close the disks that use it (see tap-ctl list)",
   );
+}
+
+/**
+ * Only root sees what a tapdisk has open that serves an encrypted disk. Beside such a tapdisk, a file
+ * that any other process has open is refused.
+ */
+function refuseHiddenReaders(fd: number, path: string): void {
+  const isOneHidden = processes().some((pid) =>
+    pid !== Deno.pid && readText(`/proc/${pid}/comm`).trim() === "tapdisk" && isHidden(pid)
+  );
+  if (!isOneHidden || isOpenElsewhere(fd) !== true) return;
+  throw new SystemError(
+    Errno.EBUSY,
+    `Cannot change ${path}: another process has it open, perhaps a tapdisk whose files only root ` +
+      "can see; pause or close the disks that use it (see tap-ctl list)",
+  );
+}
+
+/** Whether this process may not see which files a process has open. */
+function isHidden(pid: number): boolean {
+  try {
+    Deno.readDirSync(`/proc/${pid}/fd`)[Symbol.iterator]().next();
+    return false;
+  } catch (error) {
+    return !(error instanceof Deno.errors.NotFound);
+  }
 }
 
 /**

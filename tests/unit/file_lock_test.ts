@@ -5,6 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { closeFile, isOpenElsewhere, O_RDWR, openFile } from "../../ffi/files.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { osStorage } from "../../src/files/storage.ts";
 import { withTempDir } from "../support/tools.ts";
@@ -82,3 +83,17 @@ Deno.test("who holds a file's lock by one descriptor opens that file by another,
     holder.close();
     return Promise.resolve();
   }));
+
+Deno.test("a file that another descriptor has open is known, and one that none has", async () => {
+  await withTempDir((folder) => {
+    const path = `${folder}/file`;
+    Deno.writeTextFileSync(path, "content");
+    const file = Deno.openSync(path, { read: true });
+    const fd = openFile(path, O_RDWR);
+    assert.equal(isOpenElsewhere(fd), true);
+    file.close();
+    assert.equal(isOpenElsewhere(fd), false);
+    assert.equal(isOpenElsewhere(fd), false, "the lease is given back");
+    closeFile(fd);
+  });
+});
