@@ -219,8 +219,10 @@ export const offlineSteps: readonly Step[] = [
       if (image === null || isFixed(image) || image.sectors > FILL_SECTORS) return;
       const options = { storage: world.disk };
       const blocksOnly = random.chance(0.4);
-      // Only a device has the key.
-      const refusals = formatNamed(image.format).encrypted ? [Errno.EINVAL] : [];
+      // Only a device has the key. Blocks in which no bit is set, as with a parent, need none.
+      const { encrypted } = formatNamed(image.format);
+      const needsKey = encrypted && (!blocksOnly || image.parent === null);
+      const refusals = needsKey ? [Errno.EINVAL] : [];
       const filled = await attempt(
         world,
         { what: blocksOnly ? "preallocate" : "fill", mayBe: [], refusals },
