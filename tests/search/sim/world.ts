@@ -221,7 +221,7 @@ export class World implements ClientWorld {
     const isSmall = sectors > 4096 && this.random.chance(0.1);
     if (isSmall) this.parts.used.smallDevice = true;
     const path = this.newPath(DEVICE);
-    const sizeBytes = isSmall ? deviceBytes(sectors / 2) : wantedBytes;
+    const sizeBytes = isSmall ? deviceBytes(sectors / 2, 0) : wantedBytes;
     this.disk.addBlockDevice(path, { sizeBytes, garbage: this.random.bits() });
     this.parts.used.devices.set(path, sizeBytes);
     // It is there, whether an image comes to it or not.

@@ -47,10 +47,13 @@ function makeDynamic(wish: Wish): MadeImage {
   return { sectors, blockSectors: BLOCK_BYTES / SECTOR_BYTES };
 }
 
+/** Blocks whose room power cuts and errors may take for good: it lies below blocks that are in use. */
+const LOST_BLOCKS = 64;
+
 /** The size of a device for a dynamic image in which all blocks have room. */
-export function deviceBytes(sectors: number): number {
+export function deviceBytes(sectors: number, lostBlocks = LOST_BLOCKS): number {
   const blocks = Math.ceil(sectors * SECTOR_BYTES / BLOCK_BYTES);
-  return (1 << 20) + blocks * (BLOCK_BYTES + 8192);
+  return (1 << 20) + (blocks + lostBlocks) * (BLOCK_BYTES + 8192);
 }
 
 function makeOnDevice(wish: Wish): MadeImage {
