@@ -27,7 +27,7 @@ const ROOT = new URL("..", import.meta.url).pathname;
 const MEASURES =
   /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$|\/soak_test\.ts$/;
 
-/** Searches take minutes on all processors; they run after the tests that take no time. */
+/** Searches take minutes on all processors; they run one at a time, with nothing beside them. */
 const SEARCHES = /^tests\/search\//;
 
 /** Virtual machines run one at a time, because each uses a processor for minutes. */
@@ -62,8 +62,9 @@ function plan(args: readonly string[]): Plan {
   const quicker = shared.filter((file) => !SEARCHES.test(file));
   const simulated = quicker.filter((file) => file.startsWith("tests/sim/"));
   const others = quicker.filter((file) => !file.startsWith("tests/sim/"));
-  const lanes = machines.length > 0 ? [machines, [...quicker, ...searches]] : [simulated, others];
-  return { tasks, lanes, alone: files.filter((file) => MEASURES.test(file)), testOptions };
+  const lanes = machines.length > 0 ? [machines, quicker] : [simulated, others];
+  const alone = [...searches, ...files.filter((file) => MEASURES.test(file))];
+  return { tasks, lanes, alone, testOptions };
 }
 
 function isQuick(file: string): boolean {

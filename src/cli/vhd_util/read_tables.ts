@@ -146,7 +146,9 @@ function printBatmapBits({ image, output }: TableRequest): number {
   }
   const { header, offsetBytes } = image.batmap;
   const buffer = new Uint8Array(65536);
-  const endBytes = offsetBytes + header.batmapSectors * VHD_SECTOR_SIZE;
+  // The header may claim any length.
+  const claimedEndBytes = offsetBytes + header.batmapSectors * VHD_SECTOR_SIZE;
+  const endBytes = Math.min(claimedEndBytes, image.file.sizeBytes());
   for (let at = offsetBytes; at < endBytes; at += buffer.length) {
     const part = buffer.subarray(0, Math.min(endBytes - at, buffer.length));
     image.file.readAt(part, at);

@@ -137,6 +137,7 @@ export class NbdConnection
   }
 
   #receive(): void {
+    if (this.#reader.bytes > 0) this.#consume(); // The work of a turn may have ended within it.
     for (let i = 0; i < MOST_RECEIVES && this.#isTaking && !this.#longRead.isActive; i++) {
       const got = this.#reader.receive();
       if (got <= 0) {

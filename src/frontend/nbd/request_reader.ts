@@ -126,6 +126,7 @@ export class RequestReader {
 
   /** Receives the missing data, and after the last part of a write also what follows. */
   #receivePayload(): number {
+    assert(this.#start === this.#end, "Data is received while earlier bytes wait in the buffer");
     const { memory, receiveAt, receiveIovecsAt, receiveMsghdrAt, receiveMsghdr } = this.#seat;
     const { view, address } = memory;
     const missing = this.#payloadLeft;
