@@ -48,7 +48,8 @@ Deno.test("a locator that leads nowhere is rewritten before one that leads to th
       { code: PLAT_CODE_W2RU, path: "./nowhere.vhd" },
     ],
   });
-  for (let left = 0, done = false; !done; left++) {
+  let done = false;
+  for (let left = 0; !done; left++) {
     using storage = origin.copy();
     let changes = 0;
     storage.beforeOperation = changesOnly(() => {
