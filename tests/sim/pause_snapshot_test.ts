@@ -9,8 +9,12 @@ import { Errno } from "../../ffi/errno.ts";
 import { Random } from "../../src/testing/random.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../src/vbd/live_snapshot.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { readRange } from "../../src/vhd/image/read.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
 import {
   assertHolds,
+  SECTOR_BYTES,
   type SimulatedDevice,
   Simulation,
   stampedSectors,
@@ -293,3 +297,26 @@ function failAt({ disk }: Simulation, step: "create" | "rename" | "reopen"): () 
   };
   return () => disk.beforeOperation = null;
 }
+
+Deno.test("a snapshot makes durable what a killed tapdisk wrote to the parent", () => {
+  for (const raw of [true, false]) {
+    const simulation = new Simulation({ seed: 4, powerCuts: true });
+    const { disk } = simulation;
+    if (raw) putFile(disk, "/parent", new Uint8Array(4 << 20));
+    else createDynamic("/parent", { storage: disk, sizeBytes: 4 << 20 });
+    const device = simulation.open(`${raw ? "aio" : "vhd"}:/parent`);
+    device.write(0, stampedSectors(0, 64, 7));
+    device.settle();
+    disk.killProcesses();
+    snapshot("/child.vhd", { storage: disk, parent: "/parent", rawParent: raw });
+    disk.cutPower();
+    disk.powerOn();
+    const chain = openChain("/child.vhd", { storage: disk });
+    const found = new Uint8Array(64 * SECTOR_BYTES);
+    readRange(chain, found, 0);
+    chain.close();
+    assert.deepEqual(found, stampedSectors(0, 64, 7));
+    device.vbd.requests.memory.release();
+    disk.close();
+  }
+});
