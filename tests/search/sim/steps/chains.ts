@@ -88,8 +88,11 @@ async function shorten(world: World, device: Device, random: Random): Promise<vo
   const triple = tripleOf(world, device);
   if (triple === null) return;
   if (!await merge(world, triple)) return;
-  // Beside a tapdisk, only an image with two locators of use can be relinked.
-  const waits = triple.leaf.format === "made" && isOpen(device);
+  // Beside a tapdisk, only an image with two locators of use can be relinked. On a device without
+  // blocks the header has no copy meanwhile, and a power cut may tear it (docs/on-disk-order.md).
+  const { format } = triple.leaf;
+  const mayTear = format === "made" || format.endsWith("on a device");
+  const waits = mayTear && isOpen(device);
   while (waits && !await pause(world, device)) world.heal();
   await relink(world, triple);
   while (waits && !await resume(world, device)) world.heal();

@@ -64,6 +64,8 @@ export function readOffline(world: World, image: ImageModel): Uint8Array<ArrayBu
 }
 
 /** Notes that an image has the values of another. */
+const MISSING_FOOTER = /^primary footer invalid/;
+
 function takeValues(world: World, to: ImageModel, from: ImageModel): void {
   const change = new Change(`copied from ${from.path}`, world.ticks.next());
   Object.assign(change, { end: world.ticks.next(), answered: true, durable: true });
@@ -242,7 +244,9 @@ export const offlineSteps: readonly Step[] = [
         readOffline(world, image);
         const mayHaveData = world.mayHaveData;
         const found = world.faultsOf(world.disk, image, { data: true, mayHaveData });
-        assert.deepEqual(found, [], image.path);
+        // A close that failed may have left the image without the footer at its end.
+        const faults = found.filter((fault) => !mayHaveData || !MISSING_FOOTER.test(fault));
+        assert.deepEqual(faults, [], image.path);
       });
     },
   },
