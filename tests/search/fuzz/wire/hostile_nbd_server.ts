@@ -183,7 +183,9 @@ class Connection {
     const isData = command === Cmd.Read || command === Cmd.Write;
     const isRight = head.getUint32(0) === REQUEST_MAGIC && head.getUint16(4) === 0 &&
       offset % 512 === 0 && length % 512 === 0 && BigInt(offset + length) <= sizeBytes &&
-      (!isData || length <= mostBytes) && command <= Cmd.Status && command !== 5 &&
+      // A limit below a sector is refused, so a client that asks was not told of it.
+      (!isData || length <= mostBytes || mostBytes < 512) && command <= Cmd.Status &&
+      command !== 5 &&
       (command !== Cmd.Trim || (flags & 32) !== 0) &&
       (command !== Cmd.WriteZeroes || (flags & 64) !== 0);
     if (isRight) return;
