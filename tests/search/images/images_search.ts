@@ -8,14 +8,13 @@ import { confinementOf } from "../../../src/files/confinement.ts";
 import { Random } from "../../../src/testing/random.ts";
 import { checkImage } from "../../../src/vhd/check/check.ts";
 import { openChain } from "../../../src/vhd/image/chain.ts";
-import { readRange } from "../../../src/vhd/image/read.ts";
 import { DiskKey } from "../../../src/vhd/key.ts";
 import { type SimulatedDevice, Simulation } from "../../support/sim.ts";
-import { SECTOR_BYTES, stamped } from "../sim/stamps.ts";
+import { stamped } from "../sim/stamps.ts";
 import type { Search, SearchContext } from "../search.ts";
 import { type MadeChain, type MadeImage, makeChain } from "./chain.ts";
 import { compareWithQemu, HAS_QEMU } from "./qemu.ts";
-import { compareRanges, type Range, rangesOf, type Reader } from "./reading.ts";
+import { compareOffline, compareRanges, type Range, rangesOf, type Reader } from "./reading.ts";
 
 /** So many seeds after each other, one image is compared with what qemu reads. */
 const QEMU_EVERY = 8;
@@ -145,14 +144,7 @@ function readOffline(
   const confinement = confinementOf(disk, chain.top.path);
   const opened = openChain(path, { storage: disk, confinement });
   try {
-    compareRanges(`offline, ${path}`, content, {
-      ranges: rangesOf(random, content),
-      read: ({ sector, count }) => {
-        const bytes = new Uint8Array(count * SECTOR_BYTES);
-        readRange(opened, bytes, sector * SECTOR_BYTES);
-        return bytes;
-      },
-    });
+    compareOffline(random, opened, { path, content });
   } finally {
     opened.close();
   }

@@ -6,13 +6,12 @@
 import { osStorage } from "../../../src/files/storage.ts";
 import type { Random } from "../../../src/testing/random.ts";
 import { openChain } from "../../../src/vhd/image/chain.ts";
-import { readRange } from "../../../src/vhd/image/read.ts";
 import { SECTOR_BYTES, stamped } from "../sim/stamps.ts";
 import { findTool } from "../../support/tools.ts";
 import type { SearchContext } from "../search.ts";
 import { makeChain } from "./chain.ts";
 import type { Content } from "./content.ts";
-import { compareRanges, rangesOf } from "./reading.ts";
+import { compareOffline } from "./reading.ts";
 
 /** Whether qemu-img is installed. */
 export const HAS_QEMU = findTool("qemu-img") !== undefined;
@@ -81,14 +80,7 @@ function compareIn(
 function readReal(random: Random, path: string, content: Content): void {
   const opened = openChain(path);
   try {
-    compareRanges(`offline, ${path}`, content, {
-      ranges: rangesOf(random, content),
-      read: ({ sector, count }) => {
-        const bytes = new Uint8Array(count * SECTOR_BYTES);
-        readRange(opened, bytes, sector * SECTOR_BYTES);
-        return bytes;
-      },
-    });
+    compareOffline(random, opened, { path, content });
   } finally {
     opened.close();
   }

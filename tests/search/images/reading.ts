@@ -5,6 +5,8 @@
  */
 import { Buffer } from "node:buffer";
 import type { Random } from "../../../src/testing/random.ts";
+import type { VhdChain } from "../../../src/vhd/image/chain.ts";
+import { readRange } from "../../../src/vhd/image/read.ts";
 import { SECTOR_BYTES, stamped } from "../sim/stamps.ts";
 import type { Content } from "./content.ts";
 
@@ -91,4 +93,20 @@ function difference(content: Content, { sector, count }: Range, got: Uint8Array)
       `and holds sector ${words[0]} of stamp ${words[127]}`;
   }
   return `${got.length} bytes were read instead of ${count * SECTOR_BYTES}`;
+}
+
+/** Compares what the offline reader reads of an open chain with its content. */
+export function compareOffline(
+  random: Random,
+  chain: VhdChain,
+  { path, content }: { path: string; content: Content },
+): void {
+  compareRanges(`offline, ${path}`, content, {
+    ranges: rangesOf(random, content),
+    read: ({ sector, count }) => {
+      const bytes = new Uint8Array(count * SECTOR_BYTES);
+      readRange(chain, bytes, sector * SECTOR_BYTES);
+      return bytes;
+    },
+  });
 }
