@@ -260,22 +260,11 @@ export function putNumber64(view: DataView, offset: number, value: number): void
   view.setUint32(offset + 4, (value / 0x1_0000_0000) >>> 0, true);
 }
 
-/** Writes a `struct iovec` at `offset`. */
-export function putIovec(
-  view: DataView,
-  offset: number,
-  address: number,
-  lengthBytes: number,
-): void {
-  putNumber64(view, offset, address);
-  putNumber64(view, offset + 8, lengthBytes);
-}
-
 /**
  * Writes a `struct iovec` at `offset` for bytes of I/O memory. The memory begins `offsetBytes`
  * after the start of a sector: unlike an address, these numbers stay in registers.
  */
-export function putMemoryIovec(
+export function putIovec(
   view: DataView,
   offset: number,
   memorySector: number,
@@ -289,22 +278,40 @@ export function putMemoryIovec(
   view.setUint32(offset + 12, 0, true);
 }
 
+/**
+ * Moves the `struct iovec` at `offset` past its first `bytes` bytes.
+ *
+ * @param bytes Less than the length of the iovec.
+ */
+export function shortenIovec(view: DataView, offset: number, bytes: number): void {
+  const low = view.getUint32(offset, true) + bytes;
+  view.setUint32(offset, low >>> 0, true);
+  if (low > 0xffff_ffff) view.setUint32(offset + 4, view.getUint32(offset + 4, true) + 1, true);
+  view.setUint32(offset + 8, view.getUint32(offset + 8, true) - bytes, true);
+}
+
 /** Sets the number of iovecs of the `struct msghdr` at `offset`. */
 export function putIovecCount(view: DataView, offset: number, iovecCount: number): void {
   view.setUint32(offset + 24, iovecCount, true);
 }
 
-/** Writes a `struct msghdr` at `offset`, in zeroed memory: it has no name and no control data. */
+/**
+ * Writes a `struct msghdr` at `offset`, in zeroed memory: it has no name and no control data. Its
+ * iovecs begin `iovecsAt` bytes after the start of a sector of I/O memory.
+ */
 export function putMsghdr(
   view: DataView,
   offset: number,
-  iovecsAddress: number,
+  memorySector: number,
+  iovecsAt: number,
   iovecCount: number,
 ): void {
   // msg_name @0, msg_namelen @8, msg_iov @16, msg_iovlen @24, msg_control @32,
   // msg_controllen @40, msg_flags @48.
-  putNumber64(view, offset + 16, iovecsAddress);
-  putNumber64(view, offset + 24, iovecCount);
+  const address = memoryAddress(memorySector) + iovecsAt;
+  view.setUint32(offset + 16, address >>> 0, true);
+  view.setUint32(offset + 20, (address / 0x1_0000_0000) >>> 0, true);
+  putIovecCount(view, offset, iovecCount);
 }
 
 /** Receives by a `struct msghdr` without waiting. Returns as `receiveAt` does. */

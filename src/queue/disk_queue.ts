@@ -7,7 +7,7 @@
  */
 import { assert, assertShared, SharedStateError } from "../../ffi/assert.ts";
 import { Errno } from "../../ffi/errno.ts";
-import { Arena, isMemory, memoryAddress } from "../../ffi/memory.ts";
+import { Arena, isMemory } from "../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
@@ -324,7 +324,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
   }
 
   #putIovec(at: number, memorySector: number, sectors: number): void {
-    putIovec(this.#iovecs.view, at, memoryAddress(memorySector), sectors * SECTOR_BYTES);
+    putIovec(this.#iovecs.view, at, memorySector, 0, sectors * SECTOR_BYTES);
   }
 
   /** Splits the result of a group among its operations. */

@@ -2,8 +2,8 @@ import { Errno } from "../../../ffi/errno.ts";
 import { Arena, memoryAddress, zeroMemory } from "../../../ffi/memory.ts";
 import {
   IOVEC_BYTES,
+  putIovec,
   putIovecCount,
-  putMemoryIovec,
   putMsghdr,
   receiveMessage,
 } from "../../../ffi/sockets.ts";
@@ -79,7 +79,7 @@ export class ReplyReceiver {
     this.#pieces = pieces;
     this.#operations = operations;
     this.#sink = sink;
-    putMsghdr(this.#arena.view, 0, this.#arena.address + IOVECS_AT, 0);
+    putMsghdr(this.#arena.view, 0, this.#arena.sector, IOVECS_AT, 0);
   }
 
   /** Forgets all of a connection before another begins, or after it. */
@@ -133,10 +133,10 @@ export class ReplyReceiver {
     let iovecs = 0;
     if (this.#missing > 0) {
       const at = IOVECS_AT + IOVEC_BYTES * iovecs++;
-      putMemoryIovec(view, at, this.#memorySector, this.#filled, this.#missing);
+      putIovec(view, at, this.#memorySector, this.#filled, this.#missing);
     }
     const at = IOVECS_AT + IOVEC_BYTES * iovecs++;
-    putMemoryIovec(view, at, sector, this.#end, behind);
+    putIovec(view, at, sector, this.#end, behind);
     putIovecCount(view, 0, iovecs);
     return this.#missing + behind;
   }

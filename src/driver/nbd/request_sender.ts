@@ -2,9 +2,9 @@ import { Arena } from "../../../ffi/memory.ts";
 import {
   IOVEC_BYTES,
   putIovec,
-  putMemoryIovec,
   putMsghdr,
   sendMessage,
+  shortenIovec,
 } from "../../../ffi/sockets.ts";
 import {
   NBD_CMD_FLUSH,
@@ -63,7 +63,7 @@ export class RequestSender {
 
   #addIovec(memorySector: number, offsetBytes: number, bytes: number): void {
     const at = IOVECS_AT + this.#iovecs++ * IOVEC_BYTES;
-    putMemoryIovec(this.#arena.view, at, memorySector, offsetBytes, bytes);
+    putIovec(this.#arena.view, at, memorySector, offsetBytes, bytes);
   }
 
   /**
@@ -71,10 +71,10 @@ export class RequestSender {
    * another negative errno when it is broken.
    */
   send(fd: number): number {
-    const { view, address } = this.#arena;
+    const { view, sector } = this.#arena;
     while (this.#firstIovec < this.#iovecs) {
-      const iovecs = address + IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
-      putMsghdr(view, 0, iovecs, this.#iovecs - this.#firstIovec);
+      const iovecs = IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
+      putMsghdr(view, 0, sector, iovecs, this.#iovecs - this.#firstIovec);
       const sent = sendMessage(fd, this.#msghdr);
       if (sent < 0) return sent;
       this.#advance(sent);
@@ -89,8 +89,8 @@ export class RequestSender {
       const at = IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
       const length = view.getUint32(at + 8, true);
       if (sent < length) {
-        const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
-        return putIovec(view, at, start + sent, length - sent);
+        shortenIovec(view, at, sent);
+        return;
       }
       sent -= length;
       this.#firstIovec++;

@@ -1,6 +1,13 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { type Arena, memoryAddress } from "../../../ffi/memory.ts";
-import { IOVEC_BYTES, putIovec, putMsghdr, sendMessage, UIO_MAXIOV } from "../../../ffi/sockets.ts";
+import type { Arena } from "../../../ffi/memory.ts";
+import {
+  IOVEC_BYTES,
+  putIovec,
+  putMsghdr,
+  sendMessage,
+  shortenIovec,
+  UIO_MAXIOV,
+} from "../../../ffi/sockets.ts";
 import type { SlotClaim } from "../../vbd/slot_shares.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
@@ -106,10 +113,10 @@ export class ReplyQueue {
     this.isBlocked = false;
     for (;;) {
       if (this.#messageSize === 0 && !this.#compose()) return 0;
-      const { view, address } = this.#memory;
+      const { view, sector } = this.#memory;
       const { sendIovecsAt, sendMsghdrAt, sendMsghdr } = this.#seat;
-      const iovecs = address + sendIovecsAt + this.#firstIovec * IOVEC_BYTES;
-      putMsghdr(view, sendMsghdrAt, iovecs, this.#iovecs - this.#firstIovec);
+      const iovecs = sendIovecsAt + this.#firstIovec * IOVEC_BYTES;
+      putMsghdr(view, sendMsghdrAt, sector, iovecs, this.#iovecs - this.#firstIovec);
       const sent = sendMessage(this.#fd, sendMsghdr);
       if (sent < 0) {
         this.isBlocked = true;
@@ -129,8 +136,7 @@ export class ReplyQueue {
       const at = sendIovecsAt + this.#firstIovec * IOVEC_BYTES;
       const length = view.getUint32(at + 8, true);
       if (sent < length) {
-        const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
-        putIovec(view, at, start + sent, length - sent);
+        shortenIovec(view, at, sent);
         return false;
       }
       sent -= length;
@@ -261,8 +267,8 @@ export class ReplyQueue {
       const at = sendIovecsAt + (this.#iovecs - 1) * IOVEC_BYTES + 8;
       view.setUint32(at, view.getUint32(at, true) + bytes, true);
     } else {
-      const address = memoryAddress(memorySector) + offsetBytes;
-      putIovec(view, sendIovecsAt + this.#iovecs++ * IOVEC_BYTES, address, bytes);
+      const at = sendIovecsAt + this.#iovecs++ * IOVEC_BYTES;
+      putIovec(view, at, memorySector, offsetBytes, bytes);
     }
     this.#messageBytes += bytes;
     this.#lastSector = memorySector;

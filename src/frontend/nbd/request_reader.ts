@@ -112,12 +112,12 @@ export class RequestReader {
   #receiveHeaders(): number {
     this.#makeRoom();
     const { memory, receiveAt, receiveIovecsAt, receiveMsghdrAt, receiveMsghdr } = this.#seat;
-    const { view, address } = memory;
+    const { view, sector } = memory;
     const room = receiveAt + RECEIVE_BYTES - this.#end;
     const missing = REQUEST_BYTES - (this.#end - this.#start);
     const most = this.expectsLargeWrites && missing > 0 ? missing : room;
-    putIovec(view, receiveIovecsAt, address + this.#end, most);
-    putMsghdr(view, receiveMsghdrAt, address + receiveIovecsAt, 1);
+    putIovec(view, receiveIovecsAt, sector, this.#end, most);
+    putMsghdr(view, receiveMsghdrAt, sector, receiveIovecsAt, 1);
     const got = receiveMessage(this.#fd, receiveMsghdr);
     this.wasFull = got === most;
     if (got > 0) this.#end += got;
@@ -128,13 +128,13 @@ export class RequestReader {
   #receivePayload(): number {
     assert(this.#start === this.#end, "Data is received while earlier bytes wait in the buffer");
     const { memory, receiveAt, receiveIovecsAt, receiveMsghdrAt, receiveMsghdr } = this.#seat;
-    const { view, address } = memory;
+    const { view, sector } = memory;
     const missing = this.#payloadLeft;
     const isLast = this.#payloadIsLast;
     const behind = isLast ? (this.expectsLargeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
-    putIovec(view, receiveIovecsAt, address + this.#payloadAt, missing);
-    putIovec(view, receiveIovecsAt + IOVEC_BYTES, address + receiveAt, behind);
-    putMsghdr(view, receiveMsghdrAt, address + receiveIovecsAt, isLast ? 2 : 1);
+    putIovec(view, receiveIovecsAt, sector, this.#payloadAt, missing);
+    putIovec(view, receiveIovecsAt + IOVEC_BYTES, sector, receiveAt, behind);
+    putMsghdr(view, receiveMsghdrAt, sector, receiveIovecsAt, isLast ? 2 : 1);
     const got = receiveMessage(this.#fd, receiveMsghdr);
     this.wasFull = got === missing + behind;
     if (got <= 0) return got;

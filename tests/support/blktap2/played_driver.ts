@@ -63,8 +63,8 @@ export class Bell {
   constructor(readonly fd: number, bytes: number) {
     const iovecAt = MSGHDR_BYTES;
     const dataAt = iovecAt + IOVEC_BYTES;
-    putIovec(this.#arena.view, iovecAt, this.#arena.address + dataAt, bytes);
-    putMsghdr(this.#arena.view, 0, this.#arena.address + iovecAt, 1);
+    putIovec(this.#arena.view, iovecAt, this.#arena.sector, dataAt, bytes);
+    putMsghdr(this.#arena.view, 0, this.#arena.sector, iovecAt, 1);
   }
 
   /** Wakes the other side. A full socket is no error: it wakes the other side already. */
