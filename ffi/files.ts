@@ -235,6 +235,17 @@ export function syncFile(fd: number): void {
 }
 
 /**
+ * Gives a range of a file room on the disk, so that later writes to it cannot lack room; its bytes
+ * stay. Does nothing where the file system cannot do that. Throws `SystemError`, such as ENOSPC.
+ */
+export function allocateRange(fd: number, offsetBytes: number, lengthBytes: number): void {
+  if (libc.fallocate(fd, 0, offsetBytes, lengthBytes) === 0) return;
+  const errno = lastErrno();
+  if (errno === Errno.EOPNOTSUPP || errno === Errno.ENODEV) return;
+  throw new SystemError(errno, `Cannot allocate ${lengthBytes} bytes of descriptor ${fd}`);
+}
+
+/**
  * Frees a range of a file, which then reads as zeros.
  *
  * @returns False when the filesystem does not support it.

@@ -9,24 +9,28 @@
 import { tapCtlCompletion, tapCtlPage, tapdiskPage } from "../src/cli/tap_ctl/documents.ts";
 import { loadCommands } from "../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../src/cli/tapdisk/main.ts";
-import { manualPage, overviewPage, vhdUtilCompletion } from "../src/cli/vhd_util/documents.ts";
-import { SUBCOMMANDS } from "../src/cli/vhd_util/main.ts";
+import { manualPage, overviewPage, programCompletion } from "../src/cli/subcommands/documents.ts";
+import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
+import { VHD_UTIL } from "../src/cli/vhd_util/main.ts";
 
 async function main(): Promise<void> {
   const folder = Deno.args[0] ?? new URL("../dist/share", import.meta.url).pathname;
-  const subcommands = await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
   const tapCtl = await loadCommands();
   const completions = "bash-completion/completions";
   const files: Record<string, string> = {
-    "man/man1/vhd-util.1": overviewPage(subcommands),
     "man/man8/blktap.8": ".so man8/tapdisk.8\n",
     "man/man8/tap-ctl.8": tapCtlPage(tapCtl),
     "man/man8/tapdisk.8": tapdiskPage(tapdiskCommand()),
-    [`${completions}/vhd-util`]: vhdUtilCompletion(subcommands),
     [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),
   };
-  for (const command of subcommands) {
-    files[`man/man1/vhd-util-${command.name}.1`] = manualPage(command);
+  for (const program of [VHD_UTIL, CBT_UTIL]) {
+    const { name } = program;
+    const commands = await Promise.all([...program.subcommands.values()].map((load) => load()));
+    files[`man/man1/${name}.1`] = overviewPage(program, commands);
+    files[`${completions}/${name}`] = programCompletion(program, commands);
+    for (const command of commands) {
+      files[`man/man1/${name}-${command.name}.1`] = manualPage(program, command);
+    }
   }
   for (const [name, text] of Object.entries(files)) {
     const path = `${folder}/${name}`;

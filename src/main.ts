@@ -34,6 +34,8 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/tap_ctl/main.ts")).tapCtlMain(args);
     case "vhd-util":
       return await (await import("./cli/vhd_util/main.ts")).vhdUtilMain(args);
+    case "cbt-util":
+      return await (await import("./cli/cbt_util/main.ts")).cbtUtilMain(args);
   }
 }
 

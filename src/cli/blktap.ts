@@ -18,6 +18,7 @@ Commands (a link to blktap that has the name of a command runs that command):
   tapdisk    serve disks, any number in one process
   tap-ctl    start, control and query the tapdisks of this machine
   vhd-util   make, inspect, change and repair VHD images
+  cbt-util   make, read and change logs of changed blocks
 
 'blktap COMMAND --help' describes a command.`;
 

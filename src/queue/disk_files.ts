@@ -6,6 +6,7 @@
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import {
+  allocateRange,
   blockDeviceSectorBytes,
   closeFile,
   type FileIdentity,
@@ -17,6 +18,7 @@ import {
   seekHole,
   truncateFile,
 } from "../../ffi/files.ts";
+import { MappedFile } from "../../ffi/mapped_file.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
@@ -63,6 +65,21 @@ export interface DiskFiles {
    * neither a regular file nor a block device.
    */
   open(path: string, options: DiskFileOptions): DiskFile;
+  /**
+   * Opens a file for writing, takes its lock, and maps its first `lengthBytes`, for which it must
+   * have room.
+   *
+   * @throws {SystemError} EBUSY when somebody else has the file open for writing; EINVAL for a shorter
+   * file; ENOSPC when the file has holes that the disk has no room for.
+   */
+  map(path: string, lengthBytes: number): SharedBytes;
+}
+
+/** A file in memory: what is stored to `bytes` is in the file. */
+export interface SharedBytes {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /** Ends the mapping and closes the file. `bytes` must not be touched afterwards. */
+  close(): void;
 }
 
 const SECTOR_BYTES = 512;
@@ -171,6 +188,12 @@ function openDescriptor(path: string, options: DiskFileOptions): OpenedFile {
   return { ...openOnce(path, { ...options, direct: false }), notDirect: fault };
 }
 
+/** The error for a file that is too short to be mapped. */
+export function shorter(path: string, sizeBytes: number, lengthBytes: number): SystemError {
+  const sizes = `it has ${sizeBytes} bytes, and ${lengthBytes} are needed`;
+  return new SystemError(Errno.EINVAL, `Cannot map ${path}: ${sizes}`);
+}
+
 /** The operating system's files. */
 export const osDiskFiles: DiskFiles = {
   storage: osStorage,
@@ -178,5 +201,25 @@ export const osDiskFiles: DiskFiles = {
   open(path: string, options: DiskFileOptions): DiskFile {
     const { fd, status, notDirect } = openDescriptor(path, options);
     return new OsDiskFile(path, fd, notDirect, status);
+  },
+
+  map(path: string, lengthBytes: number): SharedBytes {
+    const { fd, status } = openToWrite(path);
+    try {
+      if (status.sizeBytes < lengthBytes) throw shorter(path, status.sizeBytes, lengthBytes);
+      // A store to a hole on a full file system would end the process.
+      allocateRange(fd, 0, lengthBytes);
+      const file = new MappedFile(fd, lengthBytes);
+      return {
+        bytes: file.bytes,
+        close(): void {
+          file.unmap();
+          closeFile(fd);
+        },
+      };
+    } catch (error) {
+      closeFile(fd);
+      throw error;
+    }
   },
 };

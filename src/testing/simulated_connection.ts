@@ -5,7 +5,13 @@ import { IOVEC_BYTES } from "../../ffi/sockets.ts";
 import { normalizePath } from "../files/paths.ts";
 import type { Storage } from "../files/storage.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "../queue/backend.ts";
-import type { DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
+import {
+  type DiskFile,
+  type DiskFileOptions,
+  type DiskFiles,
+  type SharedBytes,
+  shorter,
+} from "../queue/disk_files.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Misdeed, OperationKind } from "./disk_operation.ts";
@@ -28,6 +34,12 @@ const WINDOW_BYTES = 2 ** 31 - 1;
 /** Created once: the runtime counts each view of memory as if the view owned that memory. */
 let memoryView: DataView | null = null;
 const KIND_NAMES: Record<IoKind, OperationKind> = ["read", "write", "sync"];
+
+/** A file that the process has mapped. */
+interface Mapping {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly content: SimulatedFile;
+}
 
 /** Options of a connection to a simulated disk. */
 export interface ConnectionOptions {
@@ -70,6 +82,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   /** Null unless the operations are traced. */
   #origins: QueueOrigins | null = null;
   readonly #from: (string | null)[] = [];
+  readonly #mappings = new Set<Mapping>();
   #underWay = 0;
   #timer = 0;
   #timerMs = 0;
@@ -141,6 +154,28 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     noteOrigins(queue, this.#origins);
   }
 
+  /** What is stored is written to the file when the mapping ends, or the process dies. */
+  map(path: string, lengthBytes: number): SharedBytes {
+    const opened = this.open(path, { readOnly: false, direct: false });
+    if (opened.sizeBytes() < lengthBytes) {
+      const sizeBytes = opened.sizeBytes();
+      opened.close();
+      throw shorter(path, sizeBytes, lengthBytes);
+    }
+    const content = this.#disk.named(normalizePath(this.storage, path));
+    const bytes = new Uint8Array(lengthBytes);
+    content.read(bytes, 0);
+    const mapping: Mapping = { bytes, content };
+    this.#mappings.add(mapping);
+    return {
+      bytes,
+      close: (): void => {
+        if (this.#mappings.delete(mapping)) content.write(bytes, 0);
+        opened.close();
+      },
+    };
+  }
+
   register(file: number): void {
     assertShared(file < this.#open.length, "A file is registered that was not opened here");
   }
@@ -168,6 +203,8 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
       this.#ios[i] = NOTHING;
     }
     this.#underWay = 0;
+    for (const { bytes, content } of this.#mappings) content.write(bytes, 0);
+    this.#mappings.clear();
     for (const file of this.#open) file?.close();
   }
 

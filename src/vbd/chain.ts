@@ -1,19 +1,29 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
+import { CbtImage } from "../driver/cbt.ts";
 import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { lastLayer, type NameLayer } from "../driver/layers.ts";
 import type { DeviceContext } from "./vbd_context.ts";
 import { type LayerPlace, walkLayers } from "../vhd/image/chain_walk.ts";
 
+/** What is opened for a device. */
+export interface ImageWish {
+  readonly leaf: ImageSpec;
+  /** The log of changed blocks to stand in front of it. */
+  readonly changedBlocks?: string;
+}
+
 /**
- * Opens an image and the images below it; the first of the list is the image itself.
+ * Opens an image and the images below it, and what stands in front of it; the top one is the first of
+ * the list.
  *
  * With a key the image itself must be encrypted; the images below it need not be.
  *
  * @throws {VhdChainError} ELOOP for a chain that leads back to itself or has too many layers.
- * @throws {SystemError} EINVAL for a key that is not wanted; what the images say.
+ * @throws {SystemError} EINVAL for a key that is not wanted; EPERM for a log of changed blocks that
+ * cannot be used; what the images say.
  */
 export function openImages(
-  leaf: ImageSpec,
+  { leaf, changedBlocks }: ImageWish,
   context: DeviceContext,
   sink: RequestSink,
 ): ImageDriver[] {
@@ -38,6 +48,9 @@ export function openImages(
     for (const step of walk) if (step.parent === null) break;
     for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow?.(images[i]);
     if (leaf.key !== undefined && images[0].encrypted !== true) throw keyNotWanted(leaf);
+    if (changedBlocks !== undefined) {
+      images.unshift(new CbtImage(changedBlocks, images[0], context.files));
+    }
     return images;
   } catch (error) {
     for (const image of images) closeImage(image, context.log);

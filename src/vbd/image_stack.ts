@@ -1,7 +1,7 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
-import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
+import type { ImageDriver, RequestSink } from "../driver/driver.ts";
 import { describeFault } from "../scheduler/faults.ts";
-import { closeImage, openImages } from "./chain.ts";
+import { closeImage, type ImageWish, openImages } from "./chain.ts";
 import type { DeviceContext } from "./vbd_context.ts";
 
 /** How long to wait between two looks whether the images of a disk that failed are idle. */
@@ -33,10 +33,10 @@ export class ImageStack {
    * @throws {SystemError}
    */
   open(
-    leaf: ImageSpec,
+    wish: ImageWish,
     { name, sink, leastSectors }: { name: string; sink: RequestSink; leastSectors: number },
   ): ImageDriver {
-    const images = openImages(leaf, this.#context, sink);
+    const images = openImages(wish, this.#context, sink);
     const [top] = images;
     if (top.sectors < leastSectors) {
       for (const image of images) closeImage(image, this.#context.log);

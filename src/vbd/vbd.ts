@@ -35,6 +35,14 @@ export interface OpenOptions {
   readonly readCache?: boolean;
   /** The key of an encrypted image; the device wipes it when it is closed. */
   readonly key?: DiskKey;
+  /** The file of a log of changed blocks, in which each change is noted. */
+  readonly changedBlocks?: string;
+}
+
+/** What changes when a device resumes. */
+export interface ResumeOptions {
+  /** Another log of changed blocks, or null for none; without it, the one that the device had. */
+  readonly changedBlocks?: string | null;
 }
 
 /** What a device looks like to its users. */
@@ -170,19 +178,22 @@ export class Vbd implements FaultOwner {
     if (this.name !== "") {
       throw new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${this.minor} has an image`);
     }
-    this.#options = options;
-    this.#openImages(name);
+    this.#openImages(name, options);
     return this.geometry;
   }
 
-  #openImages(name: string): void {
-    const { readOnly = false, retry } = this.#options;
-    const leaf = this.#leafOf(name, this.#options);
+  #openImages(name: string, options: OpenOptions): void {
+    const { readOnly = false, retry, changedBlocks } = options;
+    const leaf = this.#leafOf(name, options);
     let image: ImageDriver;
     this.#retained.opening();
     try {
       const leastSectors = this.#sectors;
-      image = this.#stack.open(leaf, { name, sink: this.requests, leastSectors });
+      image = this.#stack.open({ leaf, changedBlocks }, {
+        name,
+        sink: this.requests,
+        leastSectors,
+      });
     } catch (error) {
       if (this.name === "") this.#retained.releaseAll();
       throw error;
@@ -190,6 +201,7 @@ export class Vbd implements FaultOwner {
     this.#retained.opened();
     this.#sectors = image.sectors;
     this.name = name;
+    this.#options = options;
     this.#phase = "open";
     this.#resumeFailed = false;
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry) });
@@ -260,17 +272,20 @@ export class Vbd implements FaultOwner {
   /**
    * Opens the images again, those of `name` if it is not null, and starts the requests that wait.
    * The disk may have grown. On an error, such as EMEDIUMTYPE for a smaller disk than users know,
-   * the device stays paused.
+   * the device stays paused, and the next call begins with the options that it had before.
    */
-  resume(name: string | null, done: Done): void {
+  resume(name: string | null, done: Done, { changedBlocks }: ResumeOptions = {}): void {
     if (this.#phase === "open") return done(null);
     if (!this.#canResume || this.#preparation.isRunning) return done(this.#busy());
+    const options = changedBlocks === undefined
+      ? this.#options
+      : { ...this.#options, changedBlocks: changedBlocks ?? undefined };
     const open = (error: unknown): void => {
       const wasFailed = this.failed;
       try {
         if (error !== null) throw error;
         this.failed = false;
-        this.#openImages(name ?? this.name);
+        this.#openImages(name ?? this.name, options);
       } catch (failure) {
         this.failed = wasFailed;
         this.#resumeFailed = true;

@@ -313,7 +313,6 @@ test("XenServer's options: a read cache, a parent in use; others are refused", a
   await bench.ok("allocate");
   await bench.ok(`attach ${device}`);
   const refusals: [string, RegExp][] = [
-    [`-C ${bench.folder}/log`, /no support for a log of changed blocks.*EOPNOTSUPP/],
     [`-2 vhd:${base}`, /no support for a secondary image.*EOPNOTSUPP/],
     [`-2 vhd:${base} -s`, /no support for a secondary image.*EOPNOTSUPP/],
   ];

@@ -5,7 +5,7 @@
  */
 
 import { vhdUtilMain } from "../../src/cli/vhd_util/main.ts";
-import { PlainOutput } from "../../src/cli/vhd_util/output.ts";
+import { PlainOutput } from "../../src/cli/subcommands/output.ts";
 // Loaded here because Deno reports a library that is loaded within a test as a leak.
 import "../../src/files/storage.ts";
 import "../../src/bulk/bulk_context.ts";
@@ -50,8 +50,8 @@ export function getFile(storage: Storage, path: string): Uint8Array<ArrayBuffer>
   return bytes;
 }
 
-/** The result of a call of vhd-util. */
-export interface VhdUtilResult {
+/** The result of a call. */
+export interface ProgramResult {
   readonly code: number;
   readonly stdout: string;
   readonly stdoutBytes: Uint8Array<ArrayBuffer>;
@@ -72,9 +72,17 @@ class CapturedOutput extends PlainOutput {
 }
 
 /** Runs vhd-util in this process. */
-export async function vhdUtil(...args: string[]): Promise<VhdUtilResult> {
+export function vhdUtil(...args: string[]): Promise<ProgramResult> {
+  return runProgram(vhdUtilMain, args);
+}
+
+/** Runs the main function of a program with subcommands in this process. */
+export async function runProgram(
+  main: typeof vhdUtilMain,
+  args: readonly string[],
+): Promise<ProgramResult> {
   const output = new CapturedOutput();
-  const code = await vhdUtilMain(args, { output });
+  const code = await main(args, { output });
   const stdoutBytes = new Uint8Array(await new Blob(output.parts).arrayBuffer());
   const stdout = new TextDecoder().decode(stdoutBytes);
   return { code, stdout, stdoutBytes, stderr: output.stderr };

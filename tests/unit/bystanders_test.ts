@@ -20,7 +20,7 @@ async function serve(connection: Deno.Conn, treatment: Treatment): Promise<void>
   let bytes = new Uint8Array(0);
   const answers: Uint8Array[] = [];
   const handshake = new Handshake(
-    () => ({ sizeBytes: SIZE, flags: 1 }),
+    () => ({ sizeBytes: SIZE, flags: 1, hasLog: false }),
     (answer) => answers.push(answer.slice()),
   );
   handshake.start();

@@ -128,7 +128,10 @@ async function withDevice(
       await bench.until("it pauses", () => paused);
       sectors *= 2;
       Deno.truncateSync(image, sectors * 512);
-      devices.find(MINOR, "resume").resume(null, (error) => resumed = error === null);
+      devices.find(MINOR, "resume").resume(
+        { image: null, changedBlocks: null },
+        (error) => resumed = error === null,
+      );
       await bench.until("it goes on", () => resumed);
     },
   };
@@ -146,6 +149,7 @@ async function withDevice(
       requestTimeoutSeconds: 0,
       device: "ublk" as const,
       queue: "libaio" as const,
+      changedBlocks: null,
     };
     devices.find(MINOR, "open").open({ request }, (error, _disk) => void (opened = error === null));
     await bench.until("it opens", () => opened);
@@ -227,7 +231,7 @@ Deno.test("a paused device is made again after its pause", options, async () => 
     await until("it pauses", () => paused);
     await leave();
     await assert.rejects(until("it is made again", () => maker.made.length > 1, 2500));
-    devices.find(MINOR, "resume").resume(null, () => {});
+    devices.find(MINOR, "resume").resume({ image: null, changedBlocks: null }, () => {});
     await until("it is made again", () => maker.made.length > 1);
     assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
   });

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
-import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
+import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
 import { run, withTempDir } from "../support/tools.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -25,7 +25,7 @@ Deno.test("docs/images.md lists the commands that have --parent-root", async () 
     const row = new RegExp(`^\\| ${program} +\\| (.*?) *\\|$`, "m").exec(text)?.[1] ?? "";
     return row.split(", ").sort();
   };
-  const vhdUtil = await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
+  const vhdUtil = await Promise.all([...VHD_UTIL.subcommands.values()].map((load) => load()));
   const follow = vhdUtil.filter(({ followsParents }) => followsParents).map(({ name }) => name);
   assert.deepEqual(listed("vhd-util"), follow.sort());
   const having = [...await loadCommands(), tapdiskCommand()]

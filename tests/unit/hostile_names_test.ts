@@ -12,7 +12,7 @@ import { encodeLocation, encodeParentName, PLAT_CODE_MACX } from "../../src/vhd/
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { withTempDir } from "../support/tools.ts";
-import { vhdUtil, type VhdUtilResult } from "../support/vhd.ts";
+import { type ProgramResult, vhdUtil } from "../support/vhd.ts";
 
 const FAKE = "vhd=/etc/fake.vhd capacity=1 size=1 hidden=0 parent=none";
 const EVIL = `x\n${FAKE}\n\x1b]0;pwned\x07\x1b[31m\u009b2J\u202egnp\x7f\r`;
@@ -49,7 +49,7 @@ const JSON_COMMANDS = [["scan", "--json"], ["query", "--json", "-n"], [
 ]]
   .concat([["check", "--json", "-n"], ["map", "--json", "-n"], ["tree", "--json"]]);
 
-function harmless({ stdout, stderr }: VhdUtilResult, what: string): void {
+function harmless({ stdout, stderr }: ProgramResult, what: string): void {
   const text = stdout + stderr;
   for (const [character] of text.matchAll(/[\p{Cc}\p{Bidi_Control}]/gu)) {
     assert.equal(character, "\n", `${what}: ${JSON.stringify(text)}`);

@@ -14,7 +14,7 @@ const FLOORS: readonly (readonly string[])[] = [
   ["src/files", "src/log", "src/nbd"],
   ["src/vhd/format"],
   ["src/vhd/image"],
-  ["src/vhd", "src/vhd/check", "src/vhd/resize"],
+  ["src/vhd", "src/vhd/check", "src/vhd/resize", "src/cbt"],
   ["src/scheduler"],
   ["src/queue"],
   ["src/driver"],
@@ -41,6 +41,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/vhd/check": "check.ts",
   "src/vhd/resize": "resize.ts",
   "src/vhd": "create.ts",
+  "src/cbt": "cbt_log.ts",
   "src/scheduler": "scheduler.ts",
   "src/queue": "disk_queue.ts",
   "src/driver": "driver.ts",
@@ -62,6 +63,8 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/cli/tap_ctl": "main.ts",
   "src/cli/tapdisk": "main.ts",
   "src/cli/vhd_util": "main.ts",
+  "src/cli/cbt_util": "main.ts",
+  "src/cli/subcommands": "program.ts",
   "src/testing": "simulated_disk.ts",
 };
 

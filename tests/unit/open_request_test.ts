@@ -30,6 +30,7 @@ const REQUESTS: OpenRequest[] = [
   { ...PLAIN, direct: false },
   { ...PLAIN, readCache: true },
   { ...PLAIN, requestTimeoutSeconds: 65535 },
+  { ...PLAIN, changedBlocks: "/a.cbtlog" },
   ...DEVICE_CHOICES.map((device) => ({ ...PLAIN, device })),
   ...QUEUE_CHOICES.map((queue) => ({ ...PLAIN, queue })),
   {
@@ -40,6 +41,7 @@ const REQUESTS: OpenRequest[] = [
     requestTimeoutSeconds: 1,
     device: "nbd",
     queue: "io_uring",
+    changedBlocks: "/ö.cbtlog",
   },
 ];
 
@@ -62,8 +64,8 @@ Deno.test("open request: the file of a minor keeps every field", () => {
         assert.deepEqual(readMinorRecord(minor), record);
       }
     }
-    // A record of an earlier version, which has no read cache.
-    const { readCache: _, ...earlier } = { ...PLAIN, node, encrypted: false };
+    // A record of an earlier version.
+    const { readCache: _, changedBlocks: _log, ...earlier } = { ...PLAIN, node, encrypted: false };
     Deno.writeTextFileSync(minorPath(minor), JSON.stringify(earlier));
     assert.deepEqual(readMinorRecord(minor), { ...PLAIN, node, encrypted: false });
     Deno.removeSync(node);
@@ -96,14 +98,13 @@ Deno.test("open request: it tells how long the key is that follows", () => {
 
 Deno.test("open request: what a tapdisk does not carry out is refused by name", () => {
   const refused: [ForeignOptions, RegExp][] = [
-    [{ log: "/log" }, /no support for a log of changed blocks/],
     [{ secondary: "nbd:/mirror" }, /no support for a secondary image/],
     [{ standby: true }, /no support for a standby image/],
   ];
   for (const [foreign, message] of refused) {
     const error = { code: "EOPNOTSUPP", message };
     assert.throws(() => decodeOpen(encodeOpen(3, PLAIN, { foreign })), error);
-    assert.throws(() => decodeResume(encodeResume(3, null, foreign)), error);
+    assert.throws(() => decodeResume(encodeResume(3, { image: null }, foreign)), error);
   }
   const existingParent = { existingParent: 2 };
   assert.deepEqual(decodeOpen(encodeOpen(3, PLAIN, { foreign: existingParent })), PLAIN);
@@ -116,6 +117,11 @@ Deno.test("open request: a choice that this version does not know is refused", (
 });
 
 Deno.test("open request: a resume keeps the image or names another", () => {
-  assert.equal(decodeResume(encodeResume(3, null)), null);
-  assert.equal(decodeResume(encodeResume(3, "aio:/b")), "aio:/b");
+  const requests = [
+    { image: null },
+    { image: "aio:/b" },
+    { image: null, changedBlocks: null },
+    { image: "aio:/b", changedBlocks: "/b.cbtlog" },
+  ];
+  for (const request of requests) assert.deepEqual(decodeResume(encodeResume(3, request)), request);
 });

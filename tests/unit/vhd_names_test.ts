@@ -7,12 +7,12 @@ import assert from "node:assert/strict";
 import { encodeName } from "../../ffi/names.ts";
 import { namesInFolder, renamePath } from "../../ffi/paths.ts";
 import { withTempDir } from "../support/tools.ts";
-import { vhdUtil, type VhdUtilResult } from "../support/vhd.ts";
+import { type ProgramResult, vhdUtil } from "../support/vhd.ts";
 
 const BASE = "b\udce4se.vhd";
 const CHILD = "c\udcff\udc80.vhd";
 
-async function ok(...args: string[]): Promise<VhdUtilResult> {
+async function ok(...args: string[]): Promise<ProgramResult> {
   const result = await vhdUtil(...args);
   assert.equal(result.code, 0, `${args.join(" ")}: ${result.stdout}${result.stderr}`);
   return result;

@@ -1,12 +1,16 @@
 import assert from "node:assert/strict";
-import type { Subcommand } from "../../src/cli/vhd_util/command.ts";
-import { manualPage, overviewPage, vhdUtilCompletion } from "../../src/cli/vhd_util/documents.ts";
-import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
+import type { Subcommand } from "../../src/cli/subcommands/command.ts";
+import {
+  manualPage,
+  overviewPage,
+  programCompletion,
+} from "../../src/cli/subcommands/documents.ts";
+import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
 import { needs, run, runOk, withTempDir } from "../support/tools.ts";
 import { vhdUtil } from "../support/vhd.ts";
 
 async function loadAll(): Promise<Subcommand[]> {
-  return await Promise.all([...SUBCOMMANDS.values()].map((load) => load()));
+  return await Promise.all([...VHD_UTIL.subcommands.values()].map((load) => load()));
 }
 
 Deno.test("every subcommand has help with its options and a worked example", async () => {
@@ -45,7 +49,12 @@ Deno.test({
   ignore: groff.ignore,
   async fn() {
     const commands = await loadAll();
-    for (const text of [overviewPage(commands), ...commands.map(manualPage)]) {
+    for (
+      const text of [
+        overviewPage(VHD_UTIL, commands),
+        ...commands.map((each) => manualPage(VHD_UTIL, each)),
+      ]
+    ) {
       const { code, stdout, stderr } = await run("groff", [
         "-K",
         "utf8",
@@ -67,7 +76,7 @@ const bash = needs("bash");
 
 /** The completions of bash for the last of these words, in a folder with `disk.vhd`. */
 async function complete(...words: string[]): Promise<string[]> {
-  const script = vhdUtilCompletion(await loadAll());
+  const script = programCompletion(VHD_UTIL, await loadAll());
   return await withTempDir(async (folder) => {
     Deno.writeTextFileSync(`${folder}/disk.vhd`, "");
     const list = words.map((word) => `'${word}'`).join(" ");
@@ -96,6 +105,6 @@ Deno.test({
 });
 
 function byOrder(a: string, b: string): number {
-  const names = [...SUBCOMMANDS.keys()];
+  const names = [...VHD_UTIL.subcommands.keys()];
   return names.indexOf(a) - names.indexOf(b);
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { needs, run } from "../support/tools.ts";
-import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
+import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
 import { goldenImage, goldenText, vhdUtil } from "../support/vhd.ts";
 
 interface Block {
@@ -71,7 +71,7 @@ const DEPENDENT: ReadonlyMap<string, string> = new Map([
 
 function isCovered(line: string): boolean {
   const name = DEPENDENT.get(line) ?? /^vhd-util ([a-z]+)/.exec(line)?.[1];
-  return name === undefined || SUBCOMMANDS.has(name);
+  return name === undefined || VHD_UTIL.subcommands.has(name);
 }
 
 const { ignore, suffix } = needs("bash", "xxd");

@@ -5,7 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
+import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { encodeFooter, footerChecksum } from "../../src/vhd/format/footer.ts";
 import { encodeHeader, headerChecksum } from "../../src/vhd/format/header.ts";
@@ -267,7 +267,7 @@ async function outcome(
   });
 }
 
-for (const [name, load] of SUBCOMMANDS) {
+for (const [name, load] of VHD_UTIL.subcommands) {
   Deno.test(`options: each that 'vhd-util ${name} --help' lists does something`, async () => {
     const { options } = await load();
     const trials = TRIALS[name] ?? {};
@@ -288,7 +288,7 @@ for (const [name, load] of SUBCOMMANDS) {
 
 Deno.test("options: those that change nothing are taken, and not in the help", async () => {
   const ignored: string[] = [];
-  for (const [name, load] of SUBCOMMANDS) {
+  for (const [name, load] of VHD_UTIL.subcommands) {
     const { ignoredOptions = [] } = await load();
     const { stdout } = await vhdUtil(name, "--help");
     for (const option of ignoredOptions) {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { parseOptions } from "../../src/cli/getopt.ts";
-import { SUBCOMMANDS } from "../../src/cli/vhd_util/main.ts";
+import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
 import { withTempDir } from "../support/tools.ts";
 import { goldenImage, vhdUtil } from "../support/vhd.ts";
 
@@ -46,7 +46,7 @@ Deno.test("options are read as getopt reads them", () => {
 });
 
 Deno.test("every subcommand tells how it is used", async () => {
-  for (const [name, load] of SUBCOMMANDS) {
+  for (const [name, load] of VHD_UTIL.subcommands) {
     const command = await load();
     assert.equal(command.name, name);
     const help = await vhdUtil(name, "--help");
@@ -63,7 +63,9 @@ Deno.test("every subcommand tells how it is used", async () => {
   }
   const overview = await vhdUtil();
   assert.equal(overview.code, 0);
-  for (const name of SUBCOMMANDS.keys()) assert.match(overview.stdout, new RegExp(`  ${name} `));
+  for (const name of VHD_UTIL.subcommands.keys()) {
+    assert.match(overview.stdout, new RegExp(`  ${name} `));
+  }
 });
 
 Deno.test("an unknown command fails", async () => {
@@ -231,7 +233,7 @@ Deno.test(
     assert.equal(read.stdout, "block: 20: offset: 1536\n");
     await assertPrints(
       "check -n child.vhd -B -b",
-      `${(await SUBCOMMANDS.get("check")?.())?.usage}\n`,
+      `${(await VHD_UTIL.subcommands.get("check")?.())?.usage}\n`,
       22,
     );
     await assertPrints("check -n nosuch", "cannot stat nosuch: 2\n", 2);

@@ -58,6 +58,7 @@ export interface ImageChoices extends Pick<OpenRequest, "device" | "queue" | "di
   readonly args: string;
   readonly readOnly?: boolean;
   readonly leafCache?: boolean;
+  readonly log?: string;
   readonly timeout?: number;
 }
 
@@ -85,8 +86,7 @@ function hiddenImageOptions(command: Command): Command {
       hiddenOption("-e, --existing-parent <minor>", "ignored").argParser(parseMinor),
     )
     .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
-    .addOption(hiddenOption("-s, --standby", "refused"))
-    .addOption(hiddenOption("-C, --log <file>", "refused"));
+    .addOption(hiddenOption("-s, --standby", "refused"));
 }
 
 /** The options of `create` and `open`, which differ in `device`. */
@@ -97,6 +97,7 @@ export function imageOptions(command: Command, device: Option): Command {
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
     .option("-r, --leaf-cache", "cache what is read in memory, as bc: does")
+    .option("-C, --log <file>", "note changed blocks in this log, which cbt-util made")
     .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
     .option("-D, --no-direct", "use the page cache (no O_DIRECT)")
     .addOption(device)
@@ -111,8 +112,9 @@ export function imagesHelp(): string {
 
 /** The request that the options of `create` and `open` make. */
 export function openRequest(
-  { args, readOnly = false, leafCache = false, timeout = 0, direct, device, queue }: ImageChoices,
+  { args, readOnly = false, leafCache = false, timeout = 0, ...rest }: ImageChoices,
 ): OpenRequest {
+  const { direct, device, queue, log } = rest;
   return {
     image: absoluteImage(args),
     readOnly,
@@ -121,14 +123,21 @@ export function openRequest(
     requestTimeoutSeconds: timeout,
     device,
     queue,
+    changedBlocks: absoluteFile(log),
   };
 }
 
 /** The hidden options, which the tapdisk refuses or ignores. */
 export function foreignOptions(
-  { existingParent, secondary, standby, log }: ForeignOptions,
+  { existingParent, secondary, standby }: ForeignOptions,
 ): ForeignOptions {
-  return { existingParent, secondary, standby, log };
+  return { existingParent, secondary, standby };
+}
+
+/** A file with an absolute path; null without one. */
+export function absoluteFile(path?: string): string | null {
+  if (path === undefined) return null;
+  return path.startsWith("/") ? path : `${workingFolder()}/${path}`;
 }
 
 /**

@@ -22,7 +22,7 @@ function printNode({ node, minor }: Pick<CreatedDevice, "node" | "minor">): void
 
 /** Opens the image of a disk that a fault has ended again, in its tapdisk, which lives on. */
 function resume(disk: CreatedDevice): void {
-  resumeDevice(disk, null);
+  resumeDevice(disk, { image: null });
   printNode(disk);
 }
 

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { type DeviceAddress, resumeDevice } from "../../control/client/client.ts";
-import { absoluteImage, deviceOptions, hiddenOption } from "./options.ts";
+import { absoluteFile, absoluteImage, deviceOptions, hiddenOption } from "./options.ts";
 
 interface UnpauseOptions extends DeviceAddress {
   readonly args?: string;
@@ -13,7 +13,7 @@ export function defineUnpause(command: Command): Command {
   return deviceOptions(command)
     .option("-a, --args <type:/path>", "open this image, which must not be smaller than the disk")
     .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
-    .addOption(hiddenOption("-c, --log <file>", "refused"))
+    .option("-c, --log <file>", "note changed blocks in this log, or in none without this option")
     .addHelpText(
       "after",
       "\nA larger image makes the disk larger. The new size is visible to NBD clients that connect from\n" +
@@ -23,6 +23,7 @@ export function defineUnpause(command: Command): Command {
     )
     .action((options: UnpauseOptions) => {
       const image = options.args === undefined ? null : absoluteImage(options.args);
-      resumeDevice(options, image, { secondary: options.secondary, log: options.log });
+      const changedBlocks = absoluteFile(options.log);
+      resumeDevice(options, { image, changedBlocks }, { secondary: options.secondary });
     });
 }

@@ -13,10 +13,15 @@ import type { Finding } from "../../vhd/check/findings.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { fileNameOf } from "../../files/paths.ts";
 import { openProgress } from "../progress.ts";
-import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
+import {
+  type CommandCall,
+  expectedErrno,
+  type Subcommand,
+  UsageError,
+} from "../subcommands/command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { jsonText } from "../json.ts";
-import type { Output } from "./output.ts";
+import type { Output } from "../subcommands/output.ts";
 import { decimal } from "./print_headers.ts";
 
 /** `vhd-util check`. */

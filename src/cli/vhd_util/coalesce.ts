@@ -4,7 +4,12 @@ import { openVhd } from "../../vhd/image/image.ts";
 import { Interrupted, interruptible } from "../interruption.ts";
 import { openProgress, percentProgress } from "../progress.ts";
 import { warnOfConfinement } from "./confined.ts";
-import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
+import {
+  type CommandCall,
+  expectedErrno,
+  type Subcommand,
+  UsageError,
+} from "../subcommands/command.ts";
 
 /** `vhd-util coalesce`. */
 export const coalesceCommand: Subcommand = {

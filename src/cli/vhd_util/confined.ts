@@ -2,7 +2,7 @@ import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { resolveParent } from "../../vhd/image/parent.ts";
 import { VhdChainError } from "../../vhd/image/errors.ts";
 import { openVhd } from "../../vhd/image/image.ts";
-import { type CommandCall, expectedErrno } from "./command.ts";
+import { type CommandCall, expectedErrno } from "../subcommands/command.ts";
 
 /**
  * Warns when an image was just given a parent outside the allowed folders. The change is made, but the

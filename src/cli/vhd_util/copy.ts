@@ -8,7 +8,12 @@ import { osStorage } from "../../files/storage.ts";
 import { interruptible } from "../interruption.ts";
 import { keyFromStandardInput } from "../key_file.ts";
 import { openProgress } from "../progress.ts";
-import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
+import {
+  type CommandCall,
+  expectedErrno,
+  type Subcommand,
+  UsageError,
+} from "../subcommands/command.ts";
 
 /** `vhd-util copy`. */
 export const copyCommand: Subcommand = {

@@ -1,6 +1,6 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { createDynamic, createFixed } from "../../vhd/create.ts";
-import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
 
 const MIB = 1024 * 1024;
 

@@ -1,7 +1,7 @@
 import { DD_HEADER_SIZE, decodeHeader } from "../../vhd/format/header.ts";
 import { decodeFooter, HD_FOOTER_SIZE, HD_TYPE_FIXED } from "../../vhd/format/footer.ts";
 import { osStorage } from "../../files/storage.ts";
-import type { Output } from "./output.ts";
+import type { Output } from "../subcommands/output.ts";
 import { type NumberFormat, printFooter, printHeader } from "./print_headers.ts";
 
 /** Prints the bytes at the places of a damaged image's footer and header, as fields. */

@@ -1,7 +1,7 @@
 import { fillImage, preallocate } from "../../vhd/fill.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { openProgress } from "../progress.ts";
-import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, failedTo, type Subcommand, UsageError } from "../subcommands/command.ts";
 
 /** `vhd-util fill`. */
 export const fillCommand: Subcommand = {

@@ -9,7 +9,12 @@ import {
   storeKeyhash,
 } from "../../vhd/key.ts";
 import { openVhd } from "../../vhd/image/image.ts";
-import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
+import {
+  type CommandCall,
+  expectedErrno,
+  type Subcommand,
+  UsageError,
+} from "../subcommands/command.ts";
 
 /** `vhd-util key`. */
 export const keyCommand: Subcommand = {

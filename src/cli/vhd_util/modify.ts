@@ -1,7 +1,7 @@
 import { changeParent, killData, setPhysicalSize } from "../../vhd/modify.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { warnOfConfinement } from "./confined.ts";
-import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, failedTo, type Subcommand, UsageError } from "../subcommands/command.ts";
 
 /** `vhd-util modify`. */
 export const modifyCommand: Subcommand = {

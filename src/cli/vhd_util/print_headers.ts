@@ -17,7 +17,7 @@ import { decodeParentName, PLAT_CODE_NONE, PLATFORM_CODE_NAMES } from "../../vhd
 import { plainText } from "../../log/plain_text.ts";
 import { formatVhdTime } from "../../vhd/format/time.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
-import type { Output } from "./output.ts";
+import type { Output } from "../subcommands/output.ts";
 
 /** Formats a number: decimal, or hexadecimal with `-x`. */
 export type NumberFormat = (value: number | bigint) => string;

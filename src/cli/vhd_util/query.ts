@@ -5,7 +5,7 @@ import { resolveParent, unresolvedParent } from "../../vhd/image/parent.ts";
 import { HD_FOOTER_SIZE } from "../../vhd/format/footer.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
-import { type CommandCall, expectedErrno, type Subcommand } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand } from "../subcommands/command.ts";
 import { jsonText } from "../json.ts";
 import { factsOf } from "./query_json.ts";
 

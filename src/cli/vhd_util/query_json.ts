@@ -4,7 +4,7 @@ import { openChain } from "../../vhd/image/chain.ts";
 import { resolveParent, unresolvedParent } from "../../vhd/image/parent.ts";
 import type { VhdImage } from "../../vhd/image/image.ts";
 import { formatUuid } from "../../vhd/format/uuid.ts";
-import { expectedErrno } from "./command.ts";
+import { expectedErrno } from "../subcommands/command.ts";
 
 /** All facts about an image, for `--json`, and the exit status: the first error, or 0. */
 export function factsOf(

@@ -3,7 +3,12 @@ import { openChain } from "../../vhd/image/chain.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { readRange } from "../../vhd/image/read.ts";
 import { VHD_BLOCK_SIZE, VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
-import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
+import {
+  type CommandCall,
+  expectedErrno,
+  type Subcommand,
+  UsageError,
+} from "../subcommands/command.ts";
 import { dumpHeaders } from "./dump_headers.ts";
 import { headersOf } from "./headers_json.ts";
 import { jsonText } from "../json.ts";

@@ -11,7 +11,7 @@ import {
 import type { VhdImage } from "../../vhd/image/image.ts";
 import { heldExtents } from "../../vhd/image/read.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
-import type { Output } from "./output.ts";
+import type { Output } from "../subcommands/output.ts";
 import type { NumberFormat } from "./print_headers.ts";
 
 /** What a printer of tables prints. */

@@ -1,5 +1,5 @@
 import { repairImage } from "../../vhd/repair.ts";
-import { type CommandCall, failedTo, type Subcommand } from "./command.ts";
+import { type CommandCall, failedTo, type Subcommand } from "../subcommands/command.ts";
 
 /** `vhd-util repair`. */
 export const repairCommand: Subcommand = {

@@ -10,7 +10,7 @@ import {
   failedTo,
   type Subcommand,
   UsageError,
-} from "./command.ts";
+} from "../subcommands/command.ts";
 
 const MIB = 1024 * 1024;
 

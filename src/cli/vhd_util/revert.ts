@@ -1,5 +1,5 @@
 import { revertJournal } from "../../vhd/resize/journal_revert.ts";
-import { type CommandCall, failedTo, type Subcommand } from "./command.ts";
+import { type CommandCall, failedTo, type Subcommand } from "../subcommands/command.ts";
 
 /** `vhd-util revert`. */
 export const revertCommand: Subcommand = {

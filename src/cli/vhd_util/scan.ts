@@ -3,7 +3,12 @@ import { canonicalPath, fileNameOf } from "../../files/paths.ts";
 import { ScanError, type ScannedImage } from "../../vhd/check/scan.ts";
 import { osStorage } from "../../files/storage.ts";
 import { jsonText } from "../json.ts";
-import { type CommandCall, expectedErrno, type Subcommand, UsageError } from "./command.ts";
+import {
+  type CommandCall,
+  expectedErrno,
+  type Subcommand,
+  UsageError,
+} from "../subcommands/command.ts";
 import { arrangeImages, type ListedImage } from "./scan_order.ts";
 import { fileTargets, type ScanTarget, volumeTargets } from "./scan_targets.ts";
 

@@ -1,5 +1,5 @@
 import { isFieldValue, setField } from "../../vhd/set_fields.ts";
-import { type CommandCall, failedTo, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, failedTo, type Subcommand, UsageError } from "../subcommands/command.ts";
 
 const INTEGER = /^[-+]?[0-9]+$/;
 

@@ -1,7 +1,7 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { snapshot, SnapshotDepthError } from "../../vhd/snapshot.ts";
 import { warnOfConfinement } from "./confined.ts";
-import { type CommandCall, type Subcommand, UsageError } from "./command.ts";
+import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
 
 const MIB = 1024 * 1024;
 

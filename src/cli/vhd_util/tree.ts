@@ -10,7 +10,7 @@ import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
 import { jsonText } from "../json.ts";
 import { formatSize } from "../sizes.ts";
-import { type CommandCall, expectedErrno, type Subcommand } from "./command.ts";
+import { type CommandCall, expectedErrno, type Subcommand } from "../subcommands/command.ts";
 
 /** `vhd-util tree`. */
 export const treeCommand: Subcommand = {

@@ -15,6 +15,7 @@ import {
   encodeResume,
   type ForeignOptions,
   type OpenRequest,
+  type ResumeRequest,
 } from "../protocol/open_request.ts";
 import { encodePause } from "../protocol/pause.ts";
 import {
@@ -127,16 +128,14 @@ export function snapshotDevice(
 /**
  * Opens a paused device's image again, or another one, and releases its requests. Throws
  * `SystemError`, `TapdiskError`.
- *
- * @param image `type:/path`, or null for the image that it had.
  */
 export function resumeDevice(
   { pid, minor }: DeviceAddress,
-  image: string | null,
+  request: ResumeRequest,
   foreign: ForeignOptions = {},
 ): void {
   withConnection(pid, Infinity, (connection) => {
-    connection.send(encodeResume(minor, image, foreign));
+    connection.send(encodeResume(minor, request, foreign));
     const what = `Cannot unpause minor ${minor} of tapdisk ${pid}`;
     connection.expect(MessageType.RESUME_RSP, what);
   });

@@ -17,7 +17,7 @@ import {
 } from "../minors/minor_record.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
-import type { OpenRequest, QueueChoice } from "../protocol/open_request.ts";
+import type { OpenRequest, QueueChoice, ResumeRequest } from "../protocol/open_request.ts";
 import { type DevicePlan, DiskAccess, type FrontendFactory, makersFor } from "./disk_access.ts";
 import type { RemainingDevice } from "./remaining.ts";
 
@@ -195,6 +195,7 @@ export class Device {
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
     const { image, readOnly, direct, readCache, requestTimeoutSeconds } = request;
+    const changedBlocks = request.changedBlocks ?? undefined;
     const queue = queueFor(request, plan);
     if (this.#services.contextOf(queue) !== this.#services.contextOf(this.#queue)) {
       const vbd = this.#vbdOn(queue);
@@ -206,7 +207,8 @@ export class Device {
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };
     const vbd = this.#vbd;
-    vbd.openLater(image, { readOnly, direct, readCache, key, retry }, (error) => {
+    const options = { readOnly, direct, readCache, key, retry, changedBlocks };
+    vbd.openLater(image, options, (error) => {
       if (error === null) this.#disk = vbd.geometry;
       done(error);
     });
@@ -320,16 +322,18 @@ export class Device {
    * requests. Users that come from now on see the new size. Throws `SystemError`: EINVAL when the
    * device is not paused.
    *
-   * @param name `type:/path`, or null for the image that it had.
    * @returns A function that cancels the open while an image on a server is being opened.
    */
-  resume(name: string | null, done: Done): () => void {
+  resume({ image, changedBlocks }: ResumeRequest, done: Done): () => void {
     const vbd = this.#vbd;
     if (vbd.phase !== "paused" && vbd.phase !== "failed") {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${this.minor} (it is not paused)`);
     }
-    vbd.resume(name, (error) => {
+    const opened: Done = (error) => {
       if (error !== null) return done(error);
+      if (this.#request !== null && changedBlocks !== undefined) {
+        this.#request = { ...this.#request, changedBlocks };
+      }
       const { sectors } = this.#disk;
       const isGrown = vbd.sectors !== sectors;
       const grown = isGrown ? `, of ${vbd.sectors} instead of ${sectors} sectors` : "";
@@ -341,7 +345,8 @@ export class Device {
       };
       if (isGrown) this.#access.resized(resumed);
       else resumed();
-    });
+    };
+    vbd.resume(image, opened, { changedBlocks });
     return () => vbd.cancelOpening();
   }
 }

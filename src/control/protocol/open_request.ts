@@ -2,7 +2,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { DEVICE_KINDS } from "../../frontend/block_device.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
 import { messageCookie, MessageType } from "./message.ts";
-import { decodeParams, encodeParams, encodeTrailer, MessageFlag } from "./params.ts";
+import { decodeParams, encodeParams, encodeTrailer, logPath, MessageFlag } from "./params.ts";
 
 /** Kinds of block device that a disk can be served as, in the order of their numbers in a message. */
 export const DEVICE_CHOICES = ["none", "auto", ...DEVICE_KINDS] as const;
@@ -29,6 +29,8 @@ export interface OpenRequest extends VbdOptions {
   readonly requestTimeoutSeconds: number;
   readonly device: DeviceChoice;
   readonly queue: QueueChoice;
+  /** The file of a log of changed blocks; null for none. */
+  readonly changedBlocks: string | null;
 }
 
 /** An open request without its image, where nothing else is asked for. */
@@ -39,6 +41,7 @@ export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   requestTimeoutSeconds: 0,
   device: "none",
   queue: "auto",
+  changedBlocks: null,
 };
 
 /**
@@ -51,8 +54,6 @@ export interface ForeignOptions {
   /** `type:/path` of a second image. */
   readonly secondary?: string;
   readonly standby?: boolean;
-  /** The file of a log layer. */
-  readonly log?: string;
 }
 
 /** The longest time-out that a message has room for. */
@@ -72,20 +73,22 @@ function requestFlags({ readOnly, direct, readCache, device, queue }: OpenReques
 function withTrailer(
   type: number,
   minor: number,
-  { image, flags = 0, requestTimeoutSeconds = 0, keyBytes = null, foreign }: {
+  { image, flags = 0, requestTimeoutSeconds = 0, keyBytes = null, log, foreign }: {
     image: string;
     flags?: number;
     requestTimeoutSeconds?: number;
     keyBytes?: number | null;
+    /** The file of a log of changed blocks. */
+    log: string | null;
     foreign: ForeignOptions;
   },
 ): Uint8Array<ArrayBuffer> {
-  const { existingParent, secondary, standby, log } = foreign;
+  const { existingParent, secondary, standby } = foreign;
   let all = flags;
   if (existingParent !== undefined) all |= MessageFlag.REUSE_PRT;
   if (secondary !== undefined) all |= MessageFlag.SECONDARY;
   if (standby === true) all |= MessageFlag.STANDBY;
-  if (log !== undefined) all |= MessageFlag.ADD_LOG;
+  if (log !== null) all |= MessageFlag.ADD_LOG;
   if (keyBytes !== null) all |= MessageFlag.OPEN_ENCRYPTED;
   const message = encodeParams(type, minor, {
     flags: all,
@@ -95,7 +98,7 @@ function withTrailer(
     requestTimeoutSeconds,
     secondary: secondary ?? "",
   });
-  const trailer = encodeTrailer({ logPath: log ?? null, keyBytes });
+  const trailer = encodeTrailer({ logPath: log, keyBytes });
   const request = new Uint8Array(message.length + trailer.length);
   request.set(message);
   request.set(trailer, message.length);
@@ -111,35 +114,44 @@ export function encodeOpen(
   request: OpenRequest,
   { keyBytes, foreign = {} }: { keyBytes?: number; foreign?: ForeignOptions } = {},
 ): Uint8Array<ArrayBuffer> {
-  const { image, requestTimeoutSeconds } = request;
+  const { image, requestTimeoutSeconds, changedBlocks: log } = request;
   const flags = requestFlags(request);
   return withTrailer(MessageType.OPEN, minor, {
     image,
     flags,
     requestTimeoutSeconds,
     keyBytes,
+    log,
     foreign,
   });
 }
 
-/**
- * A `resume` with its trailer. Throws `SystemError` (ENAMETOOLONG).
- *
- * @param image `type:/path`, or null for the image that the device had.
- */
+/** How a paused device goes on. */
+export interface ResumeRequest {
+  /** `type:/path`, or null for the image that the device had. */
+  readonly image: string | null;
+  /**
+   * The file of a log of changed blocks; null for none, whatever the device had; without it, the one
+   * that the device had.
+   */
+  readonly changedBlocks?: string | null;
+}
+
+/** A `resume` with its trailer. Throws `SystemError` (ENAMETOOLONG). */
 export function encodeResume(
   minor: number,
-  image: string | null,
+  { image, changedBlocks }: ResumeRequest,
   foreign: ForeignOptions = {},
 ): Uint8Array<ArrayBuffer> {
-  return withTrailer(MessageType.RESUME, minor, { image: image ?? "", foreign });
+  const flags = changedBlocks === undefined ? MessageFlag.KEEP_LOG : 0;
+  const log = changedBlocks ?? null;
+  return withTrailer(MessageType.RESUME, minor, { image: image ?? "", flags, log, foreign });
 }
 
 /** Flags of `open` and `resume` that this tapdisk does not carry out, with their meaning. */
 const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
   [MessageFlag.ADD_CACHE, "a block cache"],
   [MessageFlag.VHD_INDEX, "a VHD index"],
-  [MessageFlag.ADD_LOG, "a log of changed blocks"],
   [MessageFlag.SECONDARY, "a secondary image"],
   [MessageFlag.STANDBY, "a standby image"],
   [MessageFlag.OPEN_ENCRYPTED, "a new key"],
@@ -171,17 +183,17 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     requestTimeoutSeconds,
     device,
     queue,
+    changedBlocks: logPath(message),
   };
 }
 
-/**
- * The image that a `resume` asks for; null for the one that the device had. Throws `SystemError`:
- * EINVAL, EOPNOTSUPP.
- */
-export function decodeResume(message: Uint8Array): string | null {
+/** The request in a `resume`. Throws `SystemError`: EINVAL, EOPNOTSUPP. */
+export function decodeResume(message: Uint8Array): ResumeRequest {
   const { flags, path } = decodeParams(message);
   refuseUnsupported(flags, `Cannot unpause minor ${messageCookie(message)}`);
-  return path === "" ? null : path;
+  const image = path === "" ? null : path;
+  if ((flags & MessageFlag.KEEP_LOG) !== 0) return { image };
+  return { image, changedBlocks: logPath(message) };
 }
 
 /**
@@ -190,8 +202,9 @@ export function decodeResume(message: Uint8Array): string | null {
  */
 export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (typeof value !== "object" || value === null) return null;
-  const { image, requestTimeoutSeconds, readOnly, direct, readCache = false, device, queue } =
-    value as { [Field in keyof OpenRequest]?: unknown };
+  const record = value as { [Field in keyof OpenRequest]?: unknown };
+  const { image, requestTimeoutSeconds, readOnly, direct, device, queue } = record;
+  const { readCache = false, changedBlocks = null } = record;
   const deviceChoice = DEVICE_CHOICES.find((choice) => choice === device);
   const queueChoice = QUEUE_CHOICES.find((choice) => choice === queue);
   if (typeof image !== "string" || typeof requestTimeoutSeconds !== "number") return null;
@@ -200,6 +213,7 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (!isTime) return null;
   if (typeof readOnly !== "boolean" || typeof direct !== "boolean") return null;
   if (typeof readCache !== "boolean") return null;
+  if (typeof changedBlocks !== "string" && changedBlocks !== null) return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;
   return {
     image,
@@ -209,5 +223,6 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     readCache,
     device: deviceChoice,
     queue: queueChoice,
+    changedBlocks,
   };
 }

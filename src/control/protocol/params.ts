@@ -28,6 +28,8 @@ export const MessageFlag = {
   DEVICE_MASK: 0x7_0000,
   /** Of an `open`, not in the original: a number from 0 to 3, the choice of a disk queue. */
   QUEUE_MASK: 0x18_0000,
+  /** Of a `resume`, not in the original: the log of changed blocks stays. */
+  KEEP_LOG: 0x20_0000,
 } as const;
 
 /** The fields of `open`, `resume` and `snapshot`, as they are on the wire. */
@@ -114,10 +116,14 @@ export function requestLength(bytes: Uint8Array): number {
 /** The most bytes that a request can have, without the key that follows. */
 export const LONGEST_REQUEST_BYTES = MESSAGE_BYTES + MESSAGE_STRING_BYTES + 1;
 
-/**
- * The length of the key that follows a whole request; null without one. The path in a trailer is not
- * read: no tapdisk here carries out what it is for, and any bytes may be in its place.
- */
+/** The path behind a whole request with flag `ADD_LOG`; null without the flag. */
+export function logPath(request: Uint8Array): string | null {
+  const hasPath = requestLength(request) > MESSAGE_BYTES &&
+    (viewOf(request).getUint32(8, true) & MessageFlag.ADD_LOG) !== 0;
+  return hasPath ? textAt(request, MESSAGE_BYTES) : null;
+}
+
+/** The length of the key that follows a whole request; null without one. */
 export function keyLength(request: Uint8Array): number | null {
   const length = requestLength(request);
   const isKeyed = length > MESSAGE_BYTES &&

@@ -4,7 +4,7 @@
  * @module
  */
 import { vhdUtilMain } from "../../../../src/cli/vhd_util/main.ts";
-import { PlainOutput } from "../../../../src/cli/vhd_util/output.ts";
+import { PlainOutput } from "../../../../src/cli/subcommands/output.ts";
 import type { Random } from "../../../../src/testing/random.ts";
 import { hold } from "./finding.ts";
 import { pick } from "./mutations.ts";

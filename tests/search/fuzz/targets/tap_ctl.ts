@@ -61,7 +61,7 @@ const CALLS: readonly Call[] = [
   ["close", MessageType.CLOSE_RSP, false, () => closeImage(device, LIMIT)],
   ["pause", MessageType.PAUSE_RSP, true, () => pauseDevice(device, LIMIT)],
   ["snapshot", MessageType.SNAPSHOT_RSP, true, () => snapshotDevice(device, snapshot)],
-  ["unpause", MessageType.RESUME_RSP, true, () => resumeDevice(device, null)],
+  ["unpause", MessageType.RESUME_RSP, true, () => resumeDevice(device, { image: null })],
   ["list", MessageType.LIST_RSP, true, () => withNodes(inventory())],
 ].map(([name, response, isPatient, run]) => ({ name, response, isPatient, run }) as Call);
 

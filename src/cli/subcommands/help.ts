@@ -23,13 +23,13 @@ function optionUse(option: CommandOption): string {
 }
 
 /** Each form of a subcommand's command line. */
-export function synopsesOf({ name, synopsis }: Subcommand): string[] {
-  return synopsis.split("\n").map((form) => `vhd-util ${name} ${form}`);
+export function synopsesOf(program: string, { name, synopsis }: Subcommand): string[] {
+  return synopsis.split("\n").map((form) => `${program} ${name} ${form}`);
 }
 
 /** What `--help` prints. */
-export function helpOf(command: Subcommand): string {
-  const usage = synopsesOf(command).join("\n       ");
+export function helpOf(program: string, command: Subcommand): string {
+  const usage = synopsesOf(program, command).join("\n       ");
   const options = optionsOf(command).flatMap(optionLines);
   return `Usage: ${usage}\n\n${command.summary}.\n\n` +
     `Options:\n${options.join("\n")}\n\nExample:\n${indent(command.example)}\n`;

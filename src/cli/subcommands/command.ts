@@ -20,7 +20,7 @@ export const PARENT_ROOT_OPTION: CommandOption = {
   text: PARENT_ROOT_TEXT,
 };
 
-/** A subcommand of vhd-util. */
+/** A subcommand of a program. */
 export interface Subcommand {
   readonly name: string;
   /** One line, without a full stop. */

@@ -1,5 +1,5 @@
 /**
- * Manual pages and bash completion for vhd-util, from the same descriptions as `--help`. This module
+ * Manual pages and bash completion for programs with subcommands, from the same descriptions as `--help`. This module
  * makes texts; `scripts/documents.ts` writes the files.
  *
  * @module
@@ -9,14 +9,15 @@ import { EXIT_STATUS, manual, roff, stdinArgumentsEntry } from "../roff.ts";
 import { STDIN_ARGUMENTS } from "../stdin_arguments.ts";
 import type { CommandOption, Subcommand } from "./command.ts";
 import { optionsOf, optionWord, synopsesOf } from "./help.ts";
+import type { Program } from "./program.ts";
 
-/** The manual page of a subcommand, `vhd-util-NAME(1)`. */
-export function manualPage(command: Subcommand): string {
-  return manual(`vhd-util-${command.name}`, 1, {
+/** The manual page of a subcommand, `PROGRAM-NAME(1)`. */
+export function manualPage({ name }: Program, command: Subcommand): string {
+  return manual(`${name}-${command.name}`, 1, {
     summary: command.summary,
     body: [
       ".SH SYNOPSIS",
-      ...synopsesOf(command).flatMap((
+      ...synopsesOf(name, command).flatMap((
         form,
         index,
       ) => [...(index === 0 ? [] : [".br"]), roff(form)]),
@@ -28,7 +29,7 @@ export function manualPage(command: Subcommand): string {
       ".fi",
       ...EXIT_STATUS,
       ".SH SEE ALSO",
-      `.BR ${roff("vhd-util")} (1)`,
+      `.BR ${roff(name)} (1)`,
     ],
   });
 }
@@ -38,26 +39,26 @@ function optionEntry(option: CommandOption): string[] {
   return [".TP", `.BI ${roff(optionWord(option))}${value}`, roff(option.text)];
 }
 
-/** The manual page of vhd-util itself. */
-export function overviewPage(commands: readonly Subcommand[]): string {
+/** The manual page of the program itself. */
+export function overviewPage(program: Program, commands: readonly Subcommand[]): string {
   const entries = commands.flatMap(({ name, summary }) => [
     ".TP",
-    `.BR ${roff(`vhd-util-${name}`)} (1)`,
+    `.BR ${roff(`${program.name}-${name}`)} (1)`,
     roff(`${summary}.`),
   ]);
-  return manual("vhd-util", 1, {
-    summary: "Make, examine and change VHD images",
+  return manual(program.name, 1, {
+    summary: program.summary,
     body: [
       ".SH SYNOPSIS",
-      ".B vhd\\-util",
+      `.B ${roff(program.name)}`,
       ".I COMMAND",
       "[OPTION...]",
       ".SH DESCRIPTION",
-      roff("Makes, examines and changes VHD images while no tapdisk writes them."),
+      roff(program.description),
       ".SH COMMANDS",
       ...entries,
       ".SH OPTIONS",
-      ...stdinArgumentsEntry(`vhd-util query -v -n ${STDIN_ARGUMENTS}`),
+      ...stdinArgumentsEntry(program.stdinExample),
       ...EXIT_STATUS,
     ],
   });
@@ -73,10 +74,10 @@ function valueOf({ value }: CommandOption): "none" | "path" | "other" {
   return value === undefined ? "none" : NO_PATHS.has(value) ? "other" : "path";
 }
 
-/** The bash completion script for vhd-util. */
-export function vhdUtilCompletion(commands: readonly Subcommand[]): string {
+/** The bash completion script of a program. */
+export function programCompletion({ name }: Program, commands: readonly Subcommand[]): string {
   return bashCompletion(
-    "vhd-util",
+    name,
     commands.map((command) => ({
       name: command.name,
       operands: command.operands === true,
