@@ -114,8 +114,8 @@ export interface ChangedExtent {
 export function* changedExtents({ header, bits }: CbtLog): Generator<ChangedExtent> {
   const blocks = Math.ceil(header.sizeBytes / CBT_BLOCK_BYTES);
   for (let block = 0; block < blocks;) {
-    const start = nextBlock(bits, block, { blocks, changed: true });
-    block = nextBlock(bits, start, { blocks, changed: false });
+    const start = nextBlock(bits, block, blocks, true);
+    block = nextBlock(bits, start, blocks, false);
     if (start === blocks) return;
     const offsetBytes = start * CBT_BLOCK_BYTES;
     const endBytes = Math.min(block * CBT_BLOCK_BYTES, header.sizeBytes);
@@ -124,14 +124,15 @@ export function* changedExtents({ header, bits }: CbtLog): Generator<ChangedExte
 }
 
 /** The first block from `block` on that is changed, or is not; `blocks` when there is none. */
-function nextBlock(
+export function nextBlock(
   bits: Uint8Array,
   block: number,
-  { blocks, changed }: { blocks: number; changed: boolean },
+  blocks: number,
+  changed: boolean,
 ): number {
   const none = changed ? 0 : 0xff;
   while (block < blocks) {
-    if ((block & 7) === 0 && bits[block >>> 3] === none) block += 8;
+    if ((block & 7) === 0 && block + 8 <= blocks && bits[block >>> 3] === none) block += 8;
     else if (((bits[block >>> 3] >>> (block & 7)) & 1) === (changed ? 1 : 0)) return block;
     else block++;
   }

@@ -20,7 +20,8 @@ const BLOCK_SECTORS = CBT_BLOCK_BYTES / SECTOR_BYTES;
  */
 export class CbtImage extends FilterImage {
   readonly #log: SharedBytes;
-  readonly #bits: Uint8Array;
+  /** A bit for each block of 64 KiB, the least significant of a byte first. */
+  readonly bits: Uint8Array;
 
   /**
    * Stands in front of an open image.
@@ -32,12 +33,12 @@ export class CbtImage extends FilterImage {
     super({ ...below.spec, type: "log", path: logPath }, below.spec);
     this.putBelow(below);
     this.#log = openLog(logPath, below.sectors, files);
-    this.#bits = this.#log.bytes.subarray(CBT_HEADER_BYTES);
+    this.bits = this.#log.bytes.subarray(CBT_HEADER_BYTES);
   }
 
   #mark(sector: number, count: number): void {
     const first = Math.floor(sector / BLOCK_SECTORS);
-    setChanged(this.#bits, first, Math.floor((sector + count - 1) / BLOCK_SECTORS));
+    setChanged(this.bits, first, Math.floor((sector + count - 1) / BLOCK_SECTORS));
   }
 
   override write(slot: number, sector: number, count: number, memorySector: number): void {

@@ -96,6 +96,10 @@ export const PREFERRED_BLOCK_BYTES = 4096;
 /** Maximum payload, bytes. Clients that do not ask for block sizes may send this much. */
 export const MAXIMUM_BLOCK_BYTES = 32 * 1024 * 1024;
 
-/** The one meta context that is supported, and its ID. */
+/** The meta context of the disk's log of changed blocks. */
+export const BLKTAP_CBT = "blktap:cbt";
+/** The start of the names of meta contexts of qemu's bitmaps. */
+export const QEMU_DIRTY_BITMAP = "qemu:dirty-bitmap:";
+/** The meta context that tells which parts of a disk hold data, and its number in replies. */
 export const BASE_ALLOCATION = "base:allocation";
 export const BASE_ALLOCATION_ID = 1;

@@ -10,6 +10,7 @@
  */
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { type ImageDriver, type ImageSpec, SECTOR_BYTES } from "../driver/driver.ts";
+import { CbtImage } from "../driver/cbt.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
@@ -401,6 +402,12 @@ export class Vbd implements FaultOwner {
   /** Which sectors changed, of an image that is named `log:…`; undefined for others. */
   get writeLog(): WriteLog | undefined {
     return this.#retained.find(WriteLog);
+  }
+
+  /** The bits of the log of changed blocks, one for 64 KiB; null when there is no log just now. */
+  get changedBits(): Uint8Array | null {
+    const [top] = this.#stack.images;
+    return top instanceof CbtImage ? top.bits : null;
   }
 
   /** How the device is, and where each of its requests is, a line each, for the log. */

@@ -199,6 +199,7 @@ async function negotiate(client: Client, nth: (name: string) => number): Promise
     () => ({
       sizeBytes: name === "shrinks" && nth(name) > 0 ? SCRIPTED_BYTES / 2 : SCRIPTED_BYTES,
       flags: FLAGS,
+      hasLog: false,
     }),
     (bytes) => void waiting.push(bytes.slice()),
   );

@@ -69,7 +69,7 @@ function negotiate(exportName: string, step: number): ClientHandshake {
   const toClient: number[] = [];
   const toServer: number[] = [];
   const server = new Handshake(
-    () => ({ sizeBytes: 5_000_000_512, flags: 0x6d }),
+    () => ({ sizeBytes: 5_000_000_512, flags: 0x6d, hasLog: false }),
     (bytes) => toClient.push(...bytes),
   );
   const client = new ClientHandshake(exportName, "nbd:test");

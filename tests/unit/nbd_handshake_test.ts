@@ -26,7 +26,7 @@ class Peer {
 
   constructor() {
     this.handshake = new Handshake(
-      () => ({ sizeBytes: SIZE_BYTES, flags: FLAGS | SEND_DF }),
+      () => ({ sizeBytes: SIZE_BYTES, flags: FLAGS | SEND_DF, hasLog: false }),
       (bytes) => this.sent.push(...bytes),
     );
     this.handshake.start();
@@ -220,10 +220,10 @@ Deno.test("handshake: meta contexts need structured replies; the last choice cou
     set("x:y", "base:allocation"),
     joined(reply(Opt.SetMetaContext, Rep.MetaContext, chosen), acknowledged),
   );
-  assert.equal(peer.handshake.baseAllocation, true);
+  assert.equal(peer.handshake.contexts.length, 1);
   // A wildcard is valid in LIST only.
   assert.deepEqual(set("base:"), acknowledged);
-  assert.equal(peer.handshake.baseAllocation, false);
+  assert.equal(peer.handshake.contexts.length, 0);
   peer.receive(option(Opt.ListMetaContext, metaContent("", ["base:"])));
   const listed = joined(packed([4, 0]), new TextEncoder().encode("base:allocation"));
   assert.deepEqual(
@@ -233,7 +233,7 @@ Deno.test("handshake: meta contexts need structured replies; the last choice cou
       reply(Opt.ListMetaContext, Rep.Ack),
     ),
   );
-  assert.equal(peer.handshake.baseAllocation, false);
+  assert.equal(peer.handshake.contexts.length, 0);
 });
 
 Deno.test("handshake: wrong content is invalid, and the next option is read right", () => {
@@ -318,7 +318,7 @@ Deno.test("handshake: bytes may come one by one, or in any pieces", () => {
       }
       assert.deepEqual(peer.take(), expected);
       assert.equal(peer.handshake.stage, "transmission");
-      assert.equal(peer.handshake.baseAllocation, true);
+      assert.equal(peer.handshake.contexts.length, 1);
     }),
     { numRuns: 50 },
   );

@@ -21,7 +21,7 @@ import {
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
 } from "../../nbd/protocol.ts";
-import { partsOf, releaseParts, takeParts } from "./nbd_slots.ts";
+import { MOST_EXTENTS, partsOf, releaseParts, takeParts } from "./nbd_slots.ts";
 import { ReplyQueue } from "./reply_queue.ts";
 import { RequestReader } from "./request_reader.ts";
 
@@ -29,7 +29,6 @@ const NONE = -1;
 /** Size from which writes are received into their slots directly; see `expectsLargeWrites`. */
 const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
-const MOST_EXTENTS = 8192;
 /** The most receives of one turn, so that a busy client does not delay others. */
 const MOST_RECEIVES = 16;
 /**
@@ -81,14 +80,14 @@ export class NbdConnection
 
   /** @param stage "transmission" for a client that sends requests without a handshake. */
   constructor(fd: number, seat: ClientSeat, host: ConnectionHost, stage: HandshakeStage) {
-    const { requests } = host.vbd;
+    const { vbd, slots } = host;
     this.#fd = fd;
     this.#host = host;
     this.seat = seat;
     this.#isTrusted = stage === "transmission";
-    this.#claim = requests.shares.open(this);
+    this.#claim = vbd.requests.shares.open(this);
     this.#reader = new RequestReader(fd, seat);
-    this.#replies = new ReplyQueue(fd, { requests, slots: host.slots, seat, claim: this.#claim });
+    this.#replies = new ReplyQueue(fd, { vbd, slots, seat, claim: this.#claim });
     this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
     this.#handshake.stage = stage;
   }
@@ -194,6 +193,7 @@ export class NbdConnection
     this.#reader.take(this.#handshake.consume(view));
     const { stage } = this.#handshake;
     this.#replies.structured = this.#handshake.structuredReplies;
+    this.#replies.contexts = this.#handshake.contexts;
     if (stage === "closed") this.close();
     else if (stage === "transmission") this.#host.negotiated(this);
   }
@@ -296,8 +296,8 @@ export class NbdConnection
 
   /** Checks a request; returns the errno with which it fails, or 0. */
   #refusal(command: number, flags: number, offset: number, length: number): number {
-    const { structuredReplies, baseAllocation } = this.#handshake;
-    if (command === NBD_CMD_BLOCK_STATUS && !baseAllocation) return Errno.EINVAL;
+    const { structuredReplies, contexts } = this.#handshake;
+    if (command === NBD_CMD_BLOCK_STATUS && contexts.length === 0) return Errno.EINVAL;
     const refusal = refusalOf(command, flags, structuredReplies, offset, length);
     if (refusal !== 0 || length <= SLOT_BYTES) return refusal;
     // The device checks each part alone. Check the whole range here, so that no part fails after
@@ -398,7 +398,10 @@ export class NbdConnection
     this.#inFlight++;
     if (command === NBD_CMD_BLOCK_STATUS) {
       const most = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
-      return vbd.requests.startStatus(head, sector, total / SECTOR_BYTES, most, this);
+      slots.mostExtents[head] = most;
+      // Without the context of allocation, the extents that the device finds are not sent.
+      const wanted = this.#handshake.contexts[0].isOfLog ? 1 : most;
+      return vbd.requests.startStatus(head, sector, total / SECTOR_BYTES, wanted, this);
     }
     if (command !== NBD_CMD_READ && command !== NBD_CMD_WRITE) {
       return vbd.requests.start(head, kind, sector, total / SECTOR_BYTES, fua, this);

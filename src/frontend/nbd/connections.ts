@@ -29,7 +29,8 @@ export function describeExport(vbd: Vbd): ExportDescription {
   const access = vbd.readOnly
     ? NBD_FLAG_READ_ONLY
     : NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
-  return { sizeBytes: vbd.sectors * SECTOR_BYTES, flags: common | access };
+  const hasLog = vbd.changedBits !== null;
+  return { sizeBytes: vbd.sectors * SECTOR_BYTES, flags: common | access, hasLog };
 }
 
 /** Receives the ends of connections. */

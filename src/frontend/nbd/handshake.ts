@@ -1,6 +1,4 @@
 import {
-  BASE_ALLOCATION,
-  BASE_ALLOCATION_ID,
   IHAVEOPT_HIGH,
   IHAVEOPT_LOW,
   MAXIMUM_BLOCK_BYTES,
@@ -33,12 +31,15 @@ import {
   PREFERRED_BLOCK_BYTES,
 } from "../../nbd/protocol.ts";
 import { Fields } from "../../nbd/fields.ts";
+import { contextsOf, isAskedFor, type MetaContext } from "./meta_contexts.ts";
 
 /** The properties of the export that the handshake sends. */
 export interface ExportDescription {
   readonly sizeBytes: number;
   /** NBD_FLAG_* of the transmission phase. */
   readonly flags: number;
+  /** Whether it has a log of changed blocks. */
+  readonly hasLog: boolean;
 }
 
 /** The state of a handshake. */
@@ -84,11 +85,6 @@ class OptionReader {
   }
 }
 
-function isText(bytes: Uint8Array, text: string): boolean {
-  if (bytes.length !== text.length) return false;
-  return bytes.every((byte, i) => byte === text.charCodeAt(i));
-}
-
 /**
  * The server side of the fixed newstyle negotiation. It consumes received bytes and returns
  * messages by a callback. It does not use a socket.
@@ -96,8 +92,8 @@ function isText(bytes: Uint8Array, text: string): boolean {
 export class Handshake {
   stage: HandshakeStage = "flags";
   structuredReplies = false;
-  /** Whether the client chose the meta context `base:allocation`. */
-  baseAllocation = false;
+  /** The meta contexts that the client chose, in the order of their numbers. */
+  contexts: readonly MetaContext[] = [];
   readonly #describe: () => ExportDescription;
   readonly #send: (bytes: Uint8Array) => void;
   #noZeroes = false;
@@ -218,8 +214,8 @@ export class Handshake {
 
   /** The export, with the flags that are valid after the negotiated options. */
   #described(): ExportDescription {
-    const { sizeBytes, flags } = this.#describe();
-    return { sizeBytes, flags: this.structuredReplies ? flags : flags & ~NBD_FLAG_SEND_DF };
+    const { flags, ...others } = this.#describe();
+    return { ...others, flags: this.structuredReplies ? flags : flags & ~NBD_FLAG_SEND_DF };
   }
 
   /** Selects the export. There is one, and every name selects it, as in C blktap. */
@@ -264,21 +260,19 @@ export class Handshake {
     if (!this.structuredReplies) throw new RangeError("Meta contexts need structured replies");
     content.text();
     const setting = option === NBD_OPT_SET_META_CONTEXT;
+    const offered = contextsOf(this.#describe().hasLog);
     const count = content.u32();
-    let matches = !setting && count === 0;
+    const chosen = new Set(!setting && count === 0 ? offered : []);
     for (let left = count; left > 0; left--) {
       const query = content.text();
-      if (isText(query, BASE_ALLOCATION) || (!setting && isText(query, "base:"))) matches = true;
+      for (const context of offered) if (isAskedFor(context, query, !setting)) chosen.add(context);
     }
     if (!content.isAtEnd) throw new RangeError("More than was announced");
-    if (setting) this.baseAllocation = matches;
-    if (matches) {
-      const id = setting ? BASE_ALLOCATION_ID : 0;
-      this.#reply(
-        option,
-        NBD_REP_META_CONTEXT,
-        new Fields().u32(id).text(BASE_ALLOCATION).done(),
-      );
+    const contexts = offered.filter((context) => chosen.has(context));
+    if (setting) this.contexts = contexts;
+    for (const { id, name } of contexts) {
+      const shown = new Fields().u32(setting ? id : 0).text(name).done();
+      this.#reply(option, NBD_REP_META_CONTEXT, shown);
     }
     this.#reply(option, NBD_REP_ACK);
   }

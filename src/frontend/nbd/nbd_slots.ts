@@ -2,6 +2,8 @@ import type { SlotClaim } from "../../vbd/slot_shares.ts";
 import { SLOT_BYTES, SLOTS } from "../../vbd/slots.ts";
 
 const NONE = -1;
+/** The most extents of a reply to a block status, for each meta context. */
+export const MOST_EXTENTS = 8192;
 
 /**
  * The state of NBD requests by slot. A request that is longer than the memory of a slot takes
@@ -25,6 +27,8 @@ export class NbdSlots {
   /** Of a head: bytes that the reply to a read announces; 0 for a later piece of a long read. */
   readonly announced = new Uint32Array(SLOTS);
   readonly error = new Int32Array(SLOTS);
+  /** Of a block status: the most extents of its reply. */
+  readonly mostExtents = new Uint16Array(SLOTS);
 }
 
 /** The number of slots for `dataBytes`. */

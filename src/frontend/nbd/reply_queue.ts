@@ -1,3 +1,4 @@
+import { assert } from "../../../ffi/assert.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import type { Arena } from "../../../ffi/memory.ts";
 import {
@@ -9,12 +10,14 @@ import {
   UIO_MAXIOV,
 } from "../../../ffi/sockets.ts";
 import type { SlotClaim } from "../../vbd/slot_shares.ts";
-import { SLOTS } from "../../vbd/slots.ts";
+import { SLOT_BYTES, SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import { putChangedExtents } from "./changed_extents.ts";
 import type { ClientSeat } from "./client_seat.ts";
-import { type NbdSlots, releaseParts } from "./nbd_slots.ts";
+import { type MetaContext, MOST_CONTEXTS } from "./meta_contexts.ts";
+import { MOST_EXTENTS, type NbdSlots, releaseParts } from "./nbd_slots.ts";
 import {
-  BASE_ALLOCATION_ID,
   CHUNK_HEADER_BYTES,
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_READ,
@@ -33,6 +36,12 @@ import {
 const NONE = -1;
 const SECTOR_BYTES = 512;
 const EXTENT_BYTES = 8;
+/** A chunk's header and the number of its meta context. */
+const STATUS_HEADER_BYTES = CHUNK_HEADER_BYTES + 4;
+/** Room in a slot's memory for the block status of a meta context. */
+const STATUS_BYTES = 80 * 1024;
+assert(STATUS_HEADER_BYTES + MOST_EXTENTS * EXTENT_BYTES <= STATUS_BYTES, "A status has room");
+assert(MOST_CONTEXTS * STATUS_BYTES <= SLOT_BYTES, "The status of all contexts has room");
 
 /** The errnos of the NBD protocol. All others become EIO. */
 const nbdErrors: ReadonlySet<number> = new Set([
@@ -53,9 +62,12 @@ const nbdErrors: ReadonlySet<number> = new Set([
 export class ReplyQueue {
   /** Whether structured replies were negotiated. */
   structured = false;
+  /** The meta contexts that a block status tells of. */
+  contexts: readonly MetaContext[] = [];
   /** Whether the socket is full, so that the client has to receive replies. */
   isBlocked = false;
   readonly #fd: number;
+  readonly #vbd: Vbd;
   readonly #requests: Requests;
   readonly #slots: NbdSlots;
   readonly #seat: ClientSeat;
@@ -78,15 +90,16 @@ export class ReplyQueue {
 
   constructor(
     fd: number,
-    { requests, slots, seat, claim }: {
-      requests: Requests;
+    { vbd, slots, seat, claim }: {
+      vbd: Vbd;
       slots: NbdSlots;
       seat: ClientSeat;
       claim: SlotClaim;
     },
   ) {
     this.#fd = fd;
-    this.#requests = requests;
+    this.#vbd = vbd;
+    this.#requests = vbd.requests;
     this.#slots = slots;
     this.#seat = seat;
     this.#claim = claim;
@@ -216,12 +229,7 @@ export class ReplyQueue {
     const slots = this.#slots;
     const { view } = this.#memory;
     const at = this.#seat.headersAt + this.#headerBytes;
-    view.setUint32(at, NBD_STRUCTURED_REPLY_MAGIC, false);
-    view.setUint16(at + 4, NBD_REPLY_FLAG_DONE, false);
-    view.setUint16(at + 6, type, false);
-    view.setUint32(at + 8, slots.cookieHigh[head], false);
-    view.setUint32(at + 12, slots.cookieLow[head], false);
-    view.setUint32(at + 16, contentBytes, false);
+    this.#putChunk(view, at, head, NBD_REPLY_FLAG_DONE, type, contentBytes);
     let bytes = CHUNK_HEADER_BYTES;
     if (type === NBD_REPLY_TYPE_OFFSET_DATA) {
       const offset = slots.offset[head];
@@ -232,14 +240,39 @@ export class ReplyQueue {
       view.setUint32(at + 20, wireError(slots.error[head]), false);
       view.setUint16(at + 24, 0, false);
       bytes += 6;
-    } else if (type === NBD_REPLY_TYPE_BLOCK_STATUS) {
-      view.setUint32(at + 20, BASE_ALLOCATION_ID, false);
-      bytes += 4;
     }
     this.#addHeader(bytes);
   }
 
+  #putChunk(
+    view: DataView,
+    at: number,
+    head: number,
+    flags: number,
+    type: number,
+    contentBytes: number,
+  ): void {
+    view.setUint32(at, NBD_STRUCTURED_REPLY_MAGIC, false);
+    view.setUint16(at + 4, flags, false);
+    view.setUint16(at + 6, type, false);
+    view.setUint32(at + 8, this.#slots.cookieHigh[head], false);
+    view.setUint32(at + 12, this.#slots.cookieLow[head], false);
+    view.setUint32(at + 16, contentBytes, false);
+  }
+
+  /** Adds a chunk for each meta context. */
   #blockStatus(head: number): void {
+    const { contexts } = this;
+    for (let i = 0; i < contexts.length; i++) {
+      const { id, isOfLog } = contexts[i];
+      const flags = i === contexts.length - 1 ? NBD_REPLY_FLAG_DONE : 0;
+      if (isOfLog) this.#changedBlocks(head, id, flags, i * STATUS_BYTES);
+      else this.#allocation(head, id, flags);
+    }
+  }
+
+  /** The extents are where the device put them, at the start of the slot's memory. */
+  #allocation(head: number, id: number, flags: number): void {
     const count = this.#requests.extents(head);
     const { view } = this.#requests.memory;
     const start = this.#requests.slotOffset(head);
@@ -250,8 +283,38 @@ export class ReplyQueue {
       view.setUint32(at, bytes, false);
       view.setUint32(at + 4, isData ? 0 : NBD_STATE_HOLE | NBD_STATE_ZERO, false);
     }
-    this.#chunk(head, NBD_REPLY_TYPE_BLOCK_STATUS, 4 + count * EXTENT_BYTES);
+    const headerAt = this.#seat.headersAt + this.#headerBytes;
+    this.#putStatus(this.#memory.view, headerAt, head, flags, id, count);
+    this.#addHeader(STATUS_HEADER_BYTES);
     this.#addMemory(this.#requests.slotSector(head), 0, count * EXTENT_BYTES);
+  }
+
+  /** Header and extents are made in the slot's memory, `offsetBytes` after its start. */
+  #changedBlocks(head: number, id: number, flags: number, offsetBytes: number): void {
+    const { offset, totalLength, mostExtents } = this.#slots;
+    const { view } = this.#requests.memory;
+    const at = this.#requests.slotOffset(head) + offsetBytes;
+    const sector = offset[head] / SECTOR_BYTES;
+    const sectors = totalLength[head] / SECTOR_BYTES;
+    const bits = this.#vbd.changedBits;
+    const extentsAt = at + STATUS_HEADER_BYTES;
+    const count = putChangedExtents(view, extentsAt, bits, sector, sectors, mostExtents[head]);
+    this.#putStatus(view, at, head, flags, id, count);
+    const bytes = STATUS_HEADER_BYTES + count * EXTENT_BYTES;
+    this.#addMemory(this.#requests.slotSector(head), offsetBytes, bytes);
+  }
+
+  #putStatus(
+    view: DataView,
+    at: number,
+    head: number,
+    flags: number,
+    id: number,
+    extents: number,
+  ): void {
+    const contentBytes = 4 + extents * EXTENT_BYTES;
+    this.#putChunk(view, at, head, flags, NBD_REPLY_TYPE_BLOCK_STATUS, contentBytes);
+    view.setUint32(at + CHUNK_HEADER_BYTES, id, false);
   }
 
   #addHeader(bytes: number): void {

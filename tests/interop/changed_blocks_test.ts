@@ -1,0 +1,150 @@
+/**
+ * Changed-block tracking of a running tapdisk: the log that tap-ctl names, cbt-util beside it, and
+ * what NBD clients see of the log.
+ */
+import assert from "node:assert/strict";
+import { commandLine, type ControlBench, withControlBench } from "../support/control.ts";
+import { needs, run, runOk } from "../support/tools.ts";
+
+const MIB = 1024 * 1024;
+
+/** A bench with a raw disk of 16 MiB and logs for it. */
+class Bench {
+  readonly image: string;
+  readonly log: string;
+  #pid = 0;
+
+  constructor(readonly control: ControlBench) {
+    this.image = control.rawImage("disk.raw", 16 * MIB);
+    this.log = `${control.folder}/disk.cbtlog`;
+  }
+
+  async cbtUtil(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+    const [program, ...rest] = commandLine("cbt-util", ...args);
+    return await run(program, rest);
+  }
+
+  async newLog(path: string, sizeBytes = 16 * MIB): Promise<string> {
+    assert.equal((await this.cbtUtil("create", "-n", path, "-s", String(sizeBytes))).code, 0);
+    return path;
+  }
+
+  async create(options: string): Promise<void> {
+    await this.control.ok(`create -a aio:${this.image} ${options}`);
+    this.#pid = Number(/^pid=(\d+)/.exec((await this.control.list())[0])?.[1]);
+  }
+
+  get device(): string {
+    return `-p ${this.#pid} -m 0`;
+  }
+
+  get uri(): string {
+    return `nbd+unix:///?socket=${this.control.control}/nbd${this.#pid}.0`;
+  }
+
+  async write(offset: number, length: number): Promise<void> {
+    await runOk("qemu-io", ["-f", "raw", "-c", `write ${offset} ${length}`, this.uri]);
+  }
+
+  async extents(path = this.log): Promise<string> {
+    return (await this.cbtUtil("extents", "-n", path)).stdout;
+  }
+}
+
+function test(name: string, body: (bench: Bench) => Promise<void>): void {
+  const { suffix, ignore } = needs("qemu-io", "nbdinfo");
+  Deno.test({
+    name: `changed blocks: ${name}${suffix}`,
+    ignore,
+    fn: () => withControlBench((control) => body(new Bench(control))),
+  });
+}
+
+test("a write, zeroing and a discard are in the log at once, and after a kill", async (bench) => {
+  await bench.newLog(bench.log);
+  await bench.create(`-C ${bench.log}`);
+  await bench.write(65536 + 512, 512);
+  await runOk("qemu-io", ["-f", "raw", "-c", `write -z ${4 * MIB} ${MIB}`, bench.uri]);
+  await runOk("qemu-io", ["-f", "raw", "-d", "unmap", "-c", `discard ${8 * MIB} 4096`, bench.uri]);
+  const wanted = `65536 65536\n${4 * MIB} ${MIB}\n${8 * MIB} 65536\n`;
+  assert.equal(await bench.extents(), wanted);
+  Deno.kill(Number(/-p (\d+)/.exec(bench.device)?.[1]), "SIGKILL");
+  assert.equal(await bench.extents(), wanted);
+});
+
+test("unpause changes the log, keeps none without -c, and refuses a bad one", async (bench) => {
+  const second = `${bench.control.folder}/second.cbtlog`;
+  const other = `${bench.control.folder}/other.cbtlog`;
+  await bench.newLog(bench.log);
+  await bench.newLog(second);
+  await bench.newLog(other, 32 * MIB);
+  await bench.create(`-C ${bench.log}`);
+  const { control, device } = bench;
+  await bench.write(0, 512);
+  await control.ok(`pause ${device}`);
+  for (const bad of [other, `${control.folder}/missing`]) {
+    const { code, stderr } = await control.tapCtl(`unpause ${device} -c ${bad}`);
+    assert.deepEqual([code, /Cannot track changed blocks/.test(stderr)], [1, true], stderr);
+  }
+  await control.ok(`unpause ${device} -c ${second}`);
+  await bench.write(MIB, 512);
+  await control.ok(`pause ${device}`);
+  await control.ok(`unpause ${device}`);
+  await bench.write(2 * MIB, 512);
+  assert.equal(await bench.extents(), "0 65536\n");
+  assert.equal(await bench.extents(second), `${MIB} 65536\n`);
+  await control.ok(`destroy ${device}`);
+});
+
+test("cbt-util reads the log of a running disk, and changes it afterwards", async (bench) => {
+  await bench.newLog(bench.log);
+  await bench.create(`-C ${bench.log}`);
+  const busy = await bench.cbtUtil("set", "-n", bench.log, "-f", "1");
+  assert.equal(busy.code, 16);
+  assert.match(busy.stderr, /EBUSY/);
+  assert.equal((await bench.cbtUtil("get", "-n", bench.log, "-f")).stdout, "0\n");
+  await bench.control.ok(`destroy ${bench.device}`);
+  assert.equal((await bench.cbtUtil("set", "-n", bench.log, "-f", "1")).code, 0);
+});
+
+test("NBD clients find the changed blocks in two meta contexts", async (bench) => {
+  await bench.newLog(bench.log);
+  await bench.create(`-C ${bench.log}`);
+  await bench.write(0, 65536);
+  await bench.write(3 * MIB, 131072);
+  const info = await runOk("nbdinfo", ["--json", bench.uri]);
+  assert.deepEqual(JSON.parse(info).exports[0].contexts, [
+    "base:allocation",
+    "blktap:cbt",
+    "qemu:dirty-bitmap:cbt",
+  ]);
+  for (const context of ["blktap:cbt", "qemu:dirty-bitmap:cbt"]) {
+    const stdout = await runOk("nbdinfo", ["--json", `--map=${context}`, bench.uri]);
+    const map = JSON.parse(stdout).map((
+      { offset, length, type }: { offset: number; length: number; type: number },
+    ) => [offset, length, type]);
+    assert.deepEqual(map, [
+      [0, 65536, 1],
+      [65536, 3 * MIB - 65536, 0],
+      [3 * MIB, 131072, 1],
+      [3 * MIB + 131072, 13 * MIB - 131072, 0],
+    ]);
+  }
+  const base = await runOk("nbdinfo", ["--json", "--map", bench.uri]);
+  assert.equal(JSON.parse(base).at(-1).type, 3);
+  const options = JSON.stringify({
+    driver: "nbd",
+    server: { type: "unix", path: bench.uri.replace(/.*socket=/, "") },
+    "x-dirty-bitmap": "qemu:dirty-bitmap:cbt",
+  });
+  const qemu = await runOk("qemu-img", ["map", "--output=json", `json:${options}`]);
+  // qemu shows a set bit of the bitmap as "data": false.
+  assert.deepEqual(
+    JSON.parse(qemu).map(({ start }: { start: number }) => start).slice(0, 3),
+    [
+      0,
+      65536,
+      3 * MIB,
+    ],
+  );
+});
