@@ -397,11 +397,9 @@ export class NbdConnection
     let sector = slots.offset[head] / SECTOR_BYTES;
     this.#inFlight++;
     if (command === NBD_CMD_BLOCK_STATUS) {
-      const most = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
-      slots.mostExtents[head] = most;
-      // Without the context of allocation, the extents that the device finds are not sent.
-      const wanted = this.#handshake.contexts[0].isOfLog ? 1 : most;
-      return vbd.requests.startStatus(head, sector, total / SECTOR_BYTES, wanted, this);
+      slots.mostExtents[head] = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
+      const most = this.#replies.mostAllocationExtents(head);
+      return vbd.requests.startStatus(head, sector, total / SECTOR_BYTES, most, this);
     }
     if (command !== NBD_CMD_READ && command !== NBD_CMD_WRITE) {
       return vbd.requests.start(head, kind, sector, total / SECTOR_BYTES, fua, this);

@@ -111,6 +111,12 @@ export class ReplyQueue {
     return this.#messageSize === 0 && this.#queueSize === 0;
   }
 
+  /** The most extents that the device has to find for a block status. */
+  mostAllocationExtents(head: number): number {
+    // Without the context of allocation, what the device finds is not sent.
+    return this.contexts[0].isOfLog ? 1 : this.#slots.mostExtents[head];
+  }
+
   /** Queues the reply to an ended request. */
   push(head: number): void {
     this.#seat.queue[(this.#queueHead + this.#queueSize++) % SLOTS] = head;
