@@ -201,7 +201,10 @@ const TRIALS: Record<string, Record<string, Trial>> = {
     ["v", "s", "p", "f", "m", "d", "a", "S", "json"].map((name) => [
       name,
       trial("query -n @/leaf.vhd", name.length === 1 ? `-${name}` : `--${name}`),
-    ]).concat([["u", trial("query -p -n @/leaf.vhd", "-u")]]),
+    ]).concat([
+      ["u", trial("query -p -n @/leaf.vhd", "-u")],
+      ["b", trial("query -f -n @/backup.vhd", "-b")],
+    ]),
   ),
   read: {
     ...Object.fromEntries(

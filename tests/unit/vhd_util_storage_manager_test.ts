@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { encodeFooter, footerChecksum } from "../../src/vhd/format/footer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
@@ -217,3 +218,54 @@ Deno.test("JSON says what the lines say", async () => {
     assert.match(JSON.parse(lost.stdout).errors[0], /ENOENT/);
   });
 });
+
+Deno.test("query -b takes the backup footer, of the first image only", async () => {
+  await withTempDir(async (temporary) => {
+    const folder = Deno.realPathSync(temporary);
+    const [base, child, fixed] = ["base.vhd", "child.vhd", "fixed.vhd"].map((n) =>
+      `${folder}/${n}`
+    );
+    await call("create", DEBUG, "-n", base, "-s", "64");
+    await call("snapshot", DEBUG, "-n", child, "-p", base, "-e");
+    await call("set", DEBUG, "-n", child, "-f", "hidden", "-v", "1");
+    // The footer at the end and the backup differ, as after a crash between the two writes.
+    writeBackup(child, 0);
+    writeStart(base, new Uint8Array(512));
+    assert.equal(
+      await call("query", DEBUG, "-vfd", "-n", child),
+      "64\nhidden: 1\nchain depth: 2\n",
+    );
+    const physical = (await call("query", "-s", "-n", child)).trim();
+    // As xcp-ng calls it: the facts come in the order of the command, not of the options.
+    const answer = await call("query", DEBUG, "-vsafpb", "-n", child);
+    assert.equal(answer, `64\n${physical}\n${base}\nhidden: 0\n0\n`);
+    assert.equal(await call("query", "-db", "-n", child), "chain depth: 2\n");
+    assert.equal(JSON.parse(await call("query", "--json", "-b", "-n", child)).hidden, 0);
+
+    // A guest may write what looks like a footer to the start of a fixed image.
+    await call("create", "-n", fixed, "-s", "2", "-r");
+    writeStart(fixed, Deno.readFileSync(child).subarray(0, 512));
+    for (
+      const [image, why] of [[fixed, /fixed image, which has no backup/], [base, /at byte 0 /]]
+    ) {
+      const { code, stdout, stderr } = await vhdUtil("query", "-vb", "-n", String(image));
+      assert.deepEqual([code, stdout], [22, `error opening ${image}: -22\n`]);
+      assert.match(stderr, why as RegExp);
+    }
+  });
+});
+
+/** Overwrites the first bytes of a file. */
+function writeStart(path: string, bytes: Uint8Array): void {
+  using file = Deno.openSync(path, { write: true });
+  file.writeSync(bytes);
+}
+
+/** Writes a backup footer that differs from the footer at the end in the hidden flag. */
+function writeBackup(path: string, hidden: number): void {
+  const image = openVhd(path, { readOnly: false });
+  image.footer.hidden = hidden;
+  image.footer.checksum = footerChecksum(encodeFooter(image.footer));
+  image.file.writeAt(encodeFooter(image.footer), 0);
+  image.close();
+}

@@ -1,13 +1,12 @@
 import { Errno, messageOf } from "../../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
-import { openChain } from "../../vhd/image/chain.ts";
 import { resolveParent, unresolvedParent } from "../../vhd/image/parent.ts";
 import { HD_FOOTER_SIZE } from "../../vhd/format/footer.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { type CommandCall, expectedErrno, type Subcommand } from "../subcommands/command.ts";
 import { jsonText } from "../json.ts";
-import { factsOf } from "./query_json.ts";
+import { depthOf, factsOf } from "./query_json.ts";
 
 const MIB = 1024 * 1024;
 
@@ -15,13 +14,14 @@ const MIB = 1024 * 1024;
 export const queryCommand: Subcommand = {
   name: "query",
   summary: "Print facts about an image, one a line, in the order of the options",
-  synopsis: "-n FILE {[-vspfmdaSu] | --json}",
+  synopsis: "-n FILE {[-vspfmdaSub] | --json [-b]}",
   usage: "options: <-n name> [-v print virtual size (in MB)] " +
     "[-s print physical utilization (bytes)] [-p print parent] " +
     "[-f print fields] [-m print marker] [-d print chain depth] " +
     "[-S print max virtual size (MB) for fast resize] " +
     "[-a print allocated block count] " +
     "[-u don't resolve parent path] " +
+    "[-b don't trust the footer, use the back-up one instead] " +
     "[-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
@@ -34,6 +34,7 @@ export const queryCommand: Subcommand = {
     { name: "a", text: "print the number of allocated blocks" },
     { name: "S", text: "print the size in MiB that 'resize -f' can grow the disk to" },
     { name: "u", text: "with -p: print the stored path without looking for the file" },
+    { name: "b", text: "use the backup footer, even if the one at the end is valid" },
     { name: "json", text: "print JSON: all facts" },
   ],
   followsParents: true,
@@ -47,7 +48,8 @@ $ vhd-util query -vsp -n today.vhd
     const path = call.required("n");
     let image: VhdImage;
     try {
-      image = openVhd(path, { lenient: true, ignoreDisabled: true });
+      const useBackupFooter = call.has("b");
+      image = openVhd(path, { lenient: true, ignoreDisabled: true, useBackupFooter });
     } catch (error) {
       const errno = expectedErrno(error);
       call.output.printLine(`error opening ${path}: ${-errno}`);
@@ -136,13 +138,7 @@ function printMarker({ output }: CommandCall, image: VhdImage): number {
 
 function printDepth({ output }: CommandCall, image: VhdImage): number {
   try {
-    const chain = openChain(image.path, {
-      lenient: true,
-      ignoreDisabled: true,
-      ignoreParentUuid: true,
-    });
-    chain.close();
-    output.printLine(`chain depth: ${chain.depth}`);
+    output.printLine(`chain depth: ${depthOf(image)}`);
     return 0;
   } catch (error) {
     const errno = expectedErrno(error);

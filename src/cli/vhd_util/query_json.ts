@@ -45,8 +45,14 @@ export function factsOf(
   return { facts: errors.length === 0 ? facts : { ...facts, errors }, status };
 }
 
-function depthOf({ path }: VhdImage): number {
-  const chain = openChain(path, { lenient: true, ignoreDisabled: true, ignoreParentUuid: true });
+/** The number of layers of an image's chain, from the footer that the image was opened with. */
+export function depthOf({ path, footerSource }: VhdImage): number {
+  const chain = openChain(path, {
+    lenient: true,
+    ignoreDisabled: true,
+    ignoreParentUuid: true,
+    useBackupFooter: footerSource === "backup",
+  });
   chain.close();
   return chain.depth;
 }

@@ -82,7 +82,7 @@ export function* walkImages(
 ): Generator<ImageStep> {
   const { maxDepth, ignoreParentUuid, blamesLayer, ...asOpened } = options;
   const { storage } = top;
-  const below = { storage, readOnly: true, lockedBy: undefined };
+  const below = { storage, readOnly: true, lockedBy: undefined, useBackupFooter: false };
   const steps = walkLayers<FoundParent, VhdImage>({
     storage,
     name: top.path,

@@ -53,27 +53,51 @@ export function readFooter(
 }
 
 function findFooter(file: StorageFile, sizeBytes: number, useBackup: boolean): FoundFooter {
-  const end = sizeBytes - HD_FOOTER_SIZE;
-  const primary = readFooterBytes(file, end);
-  if (primary !== null && !useBackup) {
-    if (footerFault(primary) === null) return { footer: decodeFooter(primary), source: "primary" };
-    if ((sizeBytes - 511) % VHD_SECTOR_SIZE === 0) {
-      const short = readFooterBytes(file, sizeBytes - 511, 511);
-      if (short !== null && footerFault(short) === null) {
-        return { footer: decodeFooter(short), source: "short" };
-      }
-    }
-  }
+  const primary = readFooterBytes(file, sizeBytes - HD_FOOTER_SIZE);
+  const atEnd = primary === null ? null : footerAtEnd(file, sizeBytes, primary);
+  if (atEnd !== null && !useBackup) return atEnd;
+  if (atEnd?.footer.diskType === HD_TYPE_FIXED) throw noBackupOfFixed(file.path, sizeBytes);
   const backup = readFooterBytes(file, 0);
   if (backup !== null && footerFault(backup) === null) {
     const footer = decodeFooter(backup);
     // A fixed image has no backup: what is at its start belongs to the guest.
     if (footer.diskType !== HD_TYPE_FIXED) return { footer, source: "backup" };
   }
-  throw noFooter(file.path, sizeBytes, primary);
+  throw noFooter(file.path, { sizeBytes, primary, backup: useBackup ? backup : null });
 }
 
-function noFooter(path: string, sizeBytes: number, primary: Uint8Array | null): VhdFormatError {
+/** The valid footer at the end of a file, of 512 bytes or 511. */
+function footerAtEnd(
+  file: StorageFile,
+  sizeBytes: number,
+  primary: Uint8Array,
+): FoundFooter | null {
+  if (footerFault(primary) === null) return { footer: decodeFooter(primary), source: "primary" };
+  if ((sizeBytes - 511) % VHD_SECTOR_SIZE !== 0) return null;
+  const short = readFooterBytes(file, sizeBytes - 511, 511);
+  if (short === null || footerFault(short) !== null) return null;
+  return { footer: decodeFooter(short), source: "short" };
+}
+
+/** Only the footer at the end of a fixed image counts, as its guest writes to byte 0. */
+function noBackupOfFixed(path: string, sizeBytes: number): VhdFormatError {
+  return new VhdFormatError(path, {
+    field: "footer.diskType",
+    offsetBytes: sizeBytes - HD_FOOTER_SIZE + FOOTER_OFFSETS.diskType,
+    value: String(HD_TYPE_FIXED),
+    problem: "means a fixed image, which has no backup footer",
+  });
+}
+
+/** @param backup The bytes at 0, when only the backup was asked for. */
+function noFooter(
+  path: string,
+  { sizeBytes, primary, backup }: {
+    sizeBytes: number;
+    primary: Uint8Array | null;
+    backup: Uint8Array | null;
+  },
+): VhdFormatError {
   if (primary === null) {
     return new VhdFormatError(path, {
       field: "the file",
@@ -82,13 +106,16 @@ function noFooter(path: string, sizeBytes: number, primary: Uint8Array | null): 
       problem: "is too short for a footer",
     });
   }
-  const fault = footerFault(primary) ?? { field: "cookie", expected: "" };
-  const { cookie, checksum } = decodeFooter(primary);
+  const place = backup === null ? sizeBytes - HD_FOOTER_SIZE : 0;
+  const bytes = backup ?? primary;
+  const fault = footerFault(bytes) ?? { field: "cookie", expected: "a dynamic image's" };
+  const { cookie, checksum } = decodeFooter(bytes);
+  const either = backup === null ? ", and there is no backup footer at byte 0 either" : "";
   return new VhdFormatError(path, {
     field: `footer.${fault.field}`,
-    offsetBytes: sizeBytes - HD_FOOTER_SIZE + FOOTER_OFFSETS[fault.field],
+    offsetBytes: place + FOOTER_OFFSETS[fault.field],
     value: fault.field === "cookie" ? JSON.stringify(cookie) : String(checksum),
-    problem: `is not ${fault.expected}, and there is no backup footer at byte 0 either`,
+    problem: `is not ${fault.expected}${either}`,
   });
 }
 
