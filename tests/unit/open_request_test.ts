@@ -7,7 +7,7 @@ import { readMinorRecord, writeMinorRecord } from "../../src/control/minors/mino
 import { allocateMinor } from "../../src/control/minors/minors.ts";
 import { minorPath } from "../../src/control/paths.ts";
 import { MESSAGE_BYTES } from "../../src/control/protocol/message.ts";
-import { keyLength } from "../../src/control/protocol/params.ts";
+import { keyLength, MessageFlag } from "../../src/control/protocol/params.ts";
 import {
   decodeOpen,
   decodeResume,
@@ -105,6 +105,11 @@ Deno.test("open request: what a tapdisk does not carry out is refused by name", 
     const error = { code: "EOPNOTSUPP", message };
     assert.throws(() => decodeOpen(encodeOpen(3, PLAIN, { foreign })), error);
     assert.throws(() => decodeResume(encodeResume(3, { image: null }, foreign)), error);
+  }
+  for (const flag of [MessageFlag.ADD_CACHE, MessageFlag.VHD_INDEX]) {
+    const message = encodeOpen(3, PLAIN);
+    message[8] |= flag;
+    assert.throws(() => decodeOpen(message), { code: "EOPNOTSUPP" });
   }
   const existingParent = { existingParent: 2 };
   assert.deepEqual(decodeOpen(encodeOpen(3, PLAIN, { foreign: existingParent })), PLAIN);

@@ -31,10 +31,7 @@ const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 /** The most receives of one turn, so that a busy client does not delay others. */
 const MOST_RECEIVES = 16;
-/**
- * The most requests that are started before replies are sent, even if more were received. So the
- * client processes the first replies while the others are prepared.
- */
+/** So many requests are started, then their replies are sent: the client has work meanwhile. */
 const MOST_REQUESTS = 12;
 /**
  * The most work of a client in one turn. A request counts as 1, and its data as 1 for each 8 KiB.
