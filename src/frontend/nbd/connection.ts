@@ -24,6 +24,7 @@ import {
 import { MOST_EXTENTS, partsOf, releaseParts, takeParts } from "./nbd_slots.ts";
 import { ReplyQueue } from "./reply_queue.ts";
 import { RequestReader } from "./request_reader.ts";
+import { TurnBudget } from "./turn_budget.ts";
 
 const NONE = -1;
 /** Size from which writes are received into their slots directly; see `expectsLargeWrites`. */
@@ -31,14 +32,6 @@ const LARGE_WRITE_BYTES = 16 * 1024;
 const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 /** The most receives of one turn, so that a busy client does not delay others. */
 const MOST_RECEIVES = 16;
-/** So many requests are started, then their replies are sent: the client has work meanwhile. */
-const MOST_REQUESTS = 12;
-/**
- * The most work of a client in one turn. A request counts as 1, and its data as 1 for each 8 KiB.
- * So it is 256 small requests or 2 MiB of data.
- */
-const MOST_WORK_OF_TURN = 256;
-const WORK_SHIFT = 13;
 const SECTOR_BYTES = 512;
 /** The largest command that a slot can have; it is none. */
 const UNKNOWN_COMMAND = 0xff;
@@ -70,10 +63,7 @@ export class NbdConnection
   #watched = EPOLLIN;
   #closed = false;
   #inFlight = 0;
-  /** Requests taken since replies were last sent. */
-  #taken = 0;
-  /** Work of this turn, see `MOST_WORK_OF_TURN`. */
-  #workOfTurn = 0;
+  readonly #budget = new TurnBudget();
 
   /** @param stage "transmission" for a client that sends requests without a handshake. */
   constructor(fd: number, seat: ClientSeat, host: ConnectionHost, stage: HandshakeStage) {
@@ -126,7 +116,7 @@ export class NbdConnection
   }
 
   ready(events: number): void {
-    this.#workOfTurn = 0;
+    this.#budget.startTurn();
     if ((events & EPOLLOUT) !== 0) this.runDeferred();
     if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.hasLeft) this.#receive();
     else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
@@ -149,8 +139,7 @@ export class NbdConnection
 
   /** Whether more requests can be taken now. */
   get #isTaking(): boolean {
-    return !this.#closed && !this.#stalled && !this.hasLeft && this.#taken < MOST_REQUESTS &&
-      this.#workOfTurn < MOST_WORK_OF_TURN;
+    return !this.#closed && !this.#stalled && !this.hasLeft && this.#budget.isLeft;
   }
 
   /** Processes the received bytes. */
@@ -206,7 +195,7 @@ export class NbdConnection
     const fua = ((slots.command[head] >>> 8) & NBD_CMD_FLAG_FUA) !== 0;
     this.#part = NONE;
     this.#claim.peerMoved();
-    this.#noteWork(slots.length[part] >>> WORK_SHIFT);
+    this.#noteData(slots.length[part]);
     slots.partsLeft[head]++;
     vbd.requests.start(part, RequestKind.Write, sector, count, fua, this);
     if (this.#writeLeft > 0) return this.#nextPart();
@@ -275,19 +264,17 @@ export class NbdConnection
 
   #noteTaken(dataBytes: number): void {
     this.#host.scheduler.noteRequest();
-    if (++this.#taken === MOST_REQUESTS) this.#host.makeDue(this);
-    this.#noteWork(1 + (dataBytes >>> WORK_SHIFT));
+    if (this.#budget.takeRequest()) this.#host.makeDue(this);
+    if (this.#budget.takeHeaderAndData(dataBytes)) this.#host.makeDueNextTurn(this);
   }
 
-  #noteWork(work: number): void {
-    const isFirstOver = this.#workOfTurn < MOST_WORK_OF_TURN;
-    this.#workOfTurn += work;
-    if (isFirstOver && this.#workOfTurn >= MOST_WORK_OF_TURN) this.#host.makeDueNextTurn(this);
+  #noteData(bytes: number): void {
+    if (this.#budget.takeData(bytes)) this.#host.makeDueNextTurn(this);
   }
 
   /** Continues in a new turn after the work of one turn was done. */
   nextTurn(): void {
-    this.#workOfTurn = 0;
+    this.#budget.startTurn();
     this.#host.makeDue(this);
   }
 
@@ -335,7 +322,7 @@ export class NbdConnection
     const bytes = longRead.bytesFor(parts);
     const head = takeParts(this.#host.slots, this.#claim, parts, bytes);
     longRead.putPiece(this.#host.slots, head, bytes);
-    this.#noteWork(bytes >>> WORK_SHIFT);
+    this.#noteData(bytes);
     this.#begin(head);
     return true;
   }
@@ -443,7 +430,7 @@ export class NbdConnection
     const result = this.#replies.send();
     if (result < 0 && result !== -Errno.EAGAIN && result !== -Errno.EINTR) return this.close();
     if (this.hasLeft && this.#inFlight === 0 && this.#replies.isEmpty) return this.close();
-    this.#taken = 0;
+    this.#budget.repliesSent();
     if (this.#longRead.isActive || this.#reader.bytes > 0) this.#consume();
     else this.#noteWaiting();
     this.#updateWatch();
