@@ -11,6 +11,9 @@ import {
   encodeCbtHeader,
 } from "./cbt_log.ts";
 
+/** A tapdisk maps its log, so all others use the page cache as well. */
+const CACHED = { cached: true } as const;
+
 /**
  * Makes a log without a changed block. An existing file is replaced; a block device is written from
  * its start.
@@ -25,7 +28,7 @@ export function createCbtLog(
   checkDiskSize(sizeBytes, path);
   const none = new Uint8Array(CBT_UUID_BYTES);
   const header = { parent: none, child: none, consistent: 0, sizeBytes };
-  const file = storage.open(path, isBlockDevice(storage, path) ? "write" : "create");
+  const file = storage.open(path, isBlockDevice(storage, path) ? "write" : "create", CACHED);
   try {
     writeZeros(file, CBT_HEADER_BYTES, bitmapBytes(sizeBytes));
     file.writeAt(encodeCbtHeader(header), 0);
@@ -67,7 +70,7 @@ function reading<Result>(
   path: string,
   work: (file: StorageFile) => Result,
 ): Result {
-  const file = storage.open(path, "read");
+  const file = storage.open(path, "read", CACHED);
   try {
     return work(file);
   } finally {
@@ -117,18 +120,33 @@ export interface CbtChanges extends OnStorage {
   readonly sizeBytes?: number;
 }
 
+/** Where the fields are, and their lengths. */
+const PLACES: Readonly<Record<keyof CbtHeader, readonly [number, number]>> = {
+  parent: [0, CBT_UUID_BYTES],
+  child: [16, CBT_UUID_BYTES],
+  consistent: [32, 4],
+  sizeBytes: [40, 8],
+};
+
 /**
- * Changes fields of a log. The new bits are written before the size that covers them.
+ * Changes fields of a log. The new bits are written before the size that covers them. Nothing but the
+ * fields is written, so all but the size can be changed while a tapdisk, also of another host, sets
+ * bits: XenServer does so when it deletes the snapshot before a disk that runs.
  *
- * @throws {SystemError} EINVAL for a smaller size; EBUSY while a tapdisk uses the file.
+ * @throws {SystemError} EINVAL for a smaller size; EBUSY for a size while a tapdisk uses the file.
  */
 export function changeCbtLog(path: string, changes: CbtChanges): void {
   const { storage = osStorage, ...fields } = changes;
-  const file = storage.open(path, "write");
+  const unlocked = fields.sizeBytes === undefined;
+  const file = storage.open(path, "write", { ...CACHED, unlocked });
   try {
     const header = headerOf(file);
     if (fields.sizeBytes !== undefined) growBits(file, header, fields.sizeBytes);
-    file.writeAt(encodeCbtHeader({ ...header, ...fields }), 0);
+    const encoded = encodeCbtHeader({ ...header, ...fields });
+    for (const field of ["parent", "child", "consistent", "sizeBytes"] as const) {
+      const [at, length] = PLACES[field];
+      if (fields[field] !== undefined) file.writeAt(encoded.slice(at, at + length), at);
+    }
     file.sync();
   } finally {
     file.close();
@@ -166,7 +184,7 @@ export function coalesceCbtLogs(
   },
 ): void {
   const { bits: added } = readCbtLog(parent, { storage });
-  const file = storage.open(child, "write");
+  const file = storage.open(child, "write", CACHED);
   try {
     const { bits } = logOf(file);
     if (added.length > bits.length) {

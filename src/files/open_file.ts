@@ -96,17 +96,20 @@ export function openToRead(
  * @param options.lockedBy The caller holds the lock of this file by another descriptor. No lock is
  * taken, and the file must be that one.
  * @param options.besideTapdisk Open the file also while a tapdisk holds its lock (`isShared`).
+ * @param options.unlocked Take no lock.
  * @throws {SystemError} EBUSY when another process holds the lock; errors of
  * {@linkcode openToRead}.
  */
 export function openToWrite(
   path: string,
-  { same, direct = false, lockedBy, besideTapdisk }: OpenFileOptions & {
+  { same, direct = false, lockedBy, besideTapdisk, unlocked = false }: OpenFileOptions & {
     direct?: boolean;
     lockedBy?: FileIdentity;
     besideTapdisk?: boolean;
+    unlocked?: boolean;
   } = {},
 ): OpenedFile {
+  if (unlocked) return openExisting(path, { flags: O_RDWR, direct, same });
   if (lockedBy !== undefined) return openExisting(path, { flags: O_RDWR, direct, same: lockedBy });
   for (let attempt = 1;; attempt++) {
     const opened = openExisting(path, { flags: O_RDWR, direct, same });

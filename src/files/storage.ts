@@ -66,6 +66,10 @@ export interface StorageOpenOptions {
   readonly lockedBy?: FileIdentity;
   /** For `write`: open the file also while a tapdisk holds its lock; see `StorageFile.isShared`. */
   readonly besideTapdisk?: boolean;
+  /** For `write`: without the lock, to change bytes that no other program changes as well. */
+  readonly unlocked?: boolean;
+  /** Through the page cache, also of a block device: another process may have the file mapped. */
+  readonly cached?: boolean;
 }
 
 /** An open file, as format code uses it. Every call throws `SystemError`. */
@@ -153,12 +157,13 @@ class OsFile implements StorageFile {
   /** Set for block devices. Other hosts may share them, so no cache may be in between. */
   readonly #direct: DirectFile | null;
 
-  constructor(readonly path: string, { fd, status, isShared, notDirect }: OpenedFile) {
+  constructor(readonly path: string, opened: OpenedFile, cached: boolean) {
+    const { fd, status, isShared, notDirect } = opened;
     this.#fd = fd;
     this.isShared = isShared;
     this.isBlockDevice = status.kind === "block";
     this.identity = { device: status.device, inode: status.inode };
-    this.#direct = this.isBlockDevice && notDirect === null
+    this.#direct = this.isBlockDevice && notDirect === null && !cached
       ? { fd, sectorBytes: blockDeviceSectorBytes(fd) }
       : null;
   }
@@ -211,7 +216,7 @@ class OsFile implements StorageFile {
 function openDescriptor(path: string, mode: OpenMode, options: StorageOpenOptions): OpenedFile {
   if (mode === "create-new") return openNew(path);
   if (mode === "create") return openToReplace(path, options);
-  const wanted = { ...options, direct: isBlockDevice(path) };
+  const wanted = { ...options, direct: options.cached !== true && isBlockDevice(path) };
   return mode === "read" ? openToRead(path, wanted) : openToWrite(path, wanted);
 }
 
@@ -220,7 +225,7 @@ export const osStorage: Storage = {
   open(path: string, mode: OpenMode, options: StorageOpenOptions = {}): StorageFile {
     const opened = openDescriptor(path, mode, options);
     try {
-      const file = new OsFile(path, opened);
+      const file = new OsFile(path, opened, options.cached === true);
       if (mode === "create") {
         file.refuseReaders();
         if (!file.isBlockDevice) file.truncate(0);

@@ -75,8 +75,10 @@ export interface DiskFiles {
   map(path: string, lengthBytes: number): SharedBytes;
 }
 
-/** A file in memory: what is stored to `bytes` is in the file. */
+/** A file in memory: what is stored to `bytes` is in the file, and durable after a sync. */
 export interface SharedBytes {
+  /** Its number in the queue's operations; only syncs. */
+  readonly file: number;
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** Ends the mapping and closes the file. `bytes` must not be touched afterwards. */
   close(): void;
@@ -211,6 +213,7 @@ export const osDiskFiles: DiskFiles = {
       allocateRange(fd, 0, lengthBytes);
       const file = new MappedFile(fd, lengthBytes);
       return {
+        file: fd,
         bytes: file.bytes,
         close(): void {
           file.unmap();

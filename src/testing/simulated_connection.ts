@@ -14,6 +14,7 @@ import {
 } from "../queue/disk_files.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
+import type { FileMapping } from "./file_mapping.ts";
 import type { Misdeed, OperationKind } from "./disk_operation.ts";
 import type { DiskState } from "./disk_state.ts";
 import { OpenDiskFile } from "./open_disk_file.ts";
@@ -34,12 +35,6 @@ const WINDOW_BYTES = 2 ** 31 - 1;
 /** Created once: the runtime counts each view of memory as if the view owned that memory. */
 let memoryView: DataView | null = null;
 const KIND_NAMES: Record<IoKind, OperationKind> = ["read", "write", "sync"];
-
-/** A file that the process has mapped. */
-interface Mapping {
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  readonly content: SimulatedFile;
-}
 
 /** Options of a connection to a simulated disk. */
 export interface ConnectionOptions {
@@ -82,7 +77,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   /** Null unless the operations are traced. */
   #origins: QueueOrigins | null = null;
   readonly #from: (string | null)[] = [];
-  readonly #mappings = new Set<Mapping>();
+  readonly #mapped = new Map<FileMapping, SimulatedFile>();
   #underWay = 0;
   #timer = 0;
   #timerMs = 0;
@@ -154,7 +149,6 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     noteOrigins(queue, this.#origins);
   }
 
-  /** What is stored is written to the file when the mapping ends, or the process dies. */
   map(path: string, lengthBytes: number): SharedBytes {
     const opened = this.open(path, { readOnly: false, direct: false });
     if (opened.sizeBytes() < lengthBytes) {
@@ -163,14 +157,13 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
       throw shorter(path, sizeBytes, lengthBytes);
     }
     const content = this.#disk.named(normalizePath(this.storage, path));
-    const bytes = new Uint8Array(lengthBytes);
-    content.read(bytes, 0);
-    const mapping: Mapping = { bytes, content };
-    this.#mappings.add(mapping);
+    const mapping = content.map(lengthBytes);
+    this.#mapped.set(mapping, content);
     return {
-      bytes,
+      file: opened.file,
+      bytes: mapping.bytes,
       close: (): void => {
-        if (this.#mappings.delete(mapping)) content.write(bytes, 0);
+        if (this.#mapped.delete(mapping)) content.unmap(mapping);
         opened.close();
       },
     };
@@ -203,8 +196,8 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
       this.#ios[i] = NOTHING;
     }
     this.#underWay = 0;
-    for (const { bytes, content } of this.#mappings) content.write(bytes, 0);
-    this.#mappings.clear();
+    for (const [mapping, content] of this.#mapped) content.unmap(mapping);
+    this.#mapped.clear();
     for (const file of this.#open) file?.close();
   }
 

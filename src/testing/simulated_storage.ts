@@ -36,7 +36,7 @@ export class SimulatedStorage implements Storage {
   open(path: string, mode: OpenMode, options: StorageOpenOptions = {}): StorageFile {
     const creates = mode === "create" || mode === "create-new";
     const name = this.#admit(creates ? "create" : "open", path);
-    const { same, lockedBy, besideTapdisk = false } = options;
+    const { same, lockedBy, besideTapdisk = false, unlocked = false } = options;
     const isNew = creates && this.#disk.find(name) === undefined;
     if (mode === "create-new" && !isNew) {
       throw new SystemError(Errno.EEXIST, `Cannot create ${path}`);
@@ -46,7 +46,7 @@ export class SimulatedStorage implements Storage {
       : this.#disk.same(name, lockedBy ?? same);
     // Every lock counts as a tapdisk's.
     const isShared = mode === "write" && besideTapdisk && file.lockedBy !== null;
-    const takesLock = mode !== "read" && lockedBy === undefined && !isShared;
+    const takesLock = mode !== "read" && lockedBy === undefined && !isShared && !unlocked;
     const opened = new OpenFile(path, {
       disk: this.#disk,
       file,

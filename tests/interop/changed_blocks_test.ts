@@ -96,15 +96,22 @@ test("unpause changes the log, keeps none without -c, and refuses a bad one", as
   await control.ok(`destroy ${device}`);
 });
 
-test("cbt-util reads the log of a running disk, and changes it afterwards", async (bench) => {
+test("cbt-util reads the log of a running disk and changes what is not the tapdisk's", async (bench) => {
   await bench.newLog(bench.log);
   await bench.create(`-C ${bench.log}`);
-  const busy = await bench.cbtUtil("set", "-n", bench.log, "-f", "1");
-  assert.equal(busy.code, 16);
-  assert.match(busy.stderr, /EBUSY/);
-  assert.equal((await bench.cbtUtil("get", "-n", bench.log, "-f")).stdout, "0\n");
+  const parent = "6f1ed002-ab59-5e2e-bc1a-1b2c3d4e5f60";
+  assert.equal((await bench.cbtUtil("set", "-n", bench.log, "-p", parent)).code, 0);
+  await bench.write(0, 512);
+  assert.equal((await bench.cbtUtil("get", "-n", bench.log, "-p")).stdout, `${parent}\n`);
+  const size = await bench.cbtUtil("set", "-n", bench.log, "-s", String(32 * MIB));
+  const merge = await bench.cbtUtil("coalesce", "-p", bench.log, "-c", bench.log);
+  for (const { code, stderr } of [size, merge]) {
+    assert.equal(code, 16);
+    assert.match(stderr, /EBUSY/);
+  }
   await bench.control.ok(`destroy ${bench.device}`);
-  assert.equal((await bench.cbtUtil("set", "-n", bench.log, "-f", "1")).code, 0);
+  assert.equal((await bench.cbtUtil("set", "-n", bench.log, "-s", String(32 * MIB))).code, 0);
+  assert.equal(await bench.extents(), "0 65536\n");
 });
 
 test("NBD clients find the changed blocks in two meta contexts", async (bench) => {
