@@ -2,6 +2,7 @@ import { Errno } from "../../ffi/errno.ts";
 import type { Arena } from "../../ffi/memory.ts";
 import type { Deferred } from "../driver/deferral.ts";
 import type { RequestSink } from "../driver/driver.ts";
+import { Meter } from "../metrics/meter.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { AdmissionClient } from "./admission.ts";
 import { DiskRoom } from "./disk_room.ts";
@@ -27,6 +28,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   deferred = false;
   readonly counts = new VbdCounts();
   readonly times: RequestTimes;
+  /** Counts requests for monitoring programs. */
+  readonly meter: Meter;
   /** The disk: what its drivers throw ends it. */
   readonly faults: FaultOwner;
   readonly #context: VbdContext;
@@ -56,6 +59,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
       callSoon: () => context.deferral.add(this),
     });
     this.times = new RequestTimes(context.scheduler.lastMs);
+    this.meter = new Meter(SLOTS, context.scheduler.lastMs);
     this.#room = new DiskRoom(context.queue);
     this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
     this.#steps = new RequestSteps({
@@ -139,6 +143,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   #drop(slot: number, errno: number = Errno.ESHUTDOWN): void {
     this.times.drop(slot);
+    this.meter.end(slot, this.#slots.kind[slot], 0, errno);
     this.#slots.close(slot);
     this.#tellOwner(slot, errno);
   }
@@ -251,6 +256,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     // A request without sectors does not go to the image.
     if (count === 0 && kind !== RequestKind.Flush) return owner.requestDone(slot, 0);
     this.times.begin(slot);
+    this.meter.begin(slot, kind);
     this.#slots.open(slot);
     if (!this.#gate.isOpen || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
   }
@@ -346,6 +352,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     const kind = slots.kind[slot] as RequestKind;
     this.counts.note(kind, slots.count[slot], errno);
     this.times.end(slot, kind);
+    this.meter.end(slot, kind, slots.count[slot], errno);
     slots.close(slot);
     this.#leave(slot);
     this.#tellOwner(slot, errno);

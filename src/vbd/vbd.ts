@@ -15,6 +15,8 @@ import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import { RetainedState } from "../driver/retained_state.ts";
+import { Meter } from "../metrics/meter.ts";
+import type { MetricsSubject } from "../metrics/metrics.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import type { DiskKey } from "../vhd/key.ts";
@@ -201,11 +203,27 @@ export class Vbd implements FaultOwner {
     }
     this.#retained.opened();
     this.#sectors = image.sectors;
+    // The counters go on over pauses.
+    if (this.name === "") {
+      this.requests.meter.show(this.#context.metrics.open({ of: "vdi", minor: this.minor }));
+    }
     this.name = name;
     this.#options = options;
     this.#phase = "open";
     this.#resumeFailed = false;
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry) });
+  }
+
+  /**
+   * Counts what comes by one way, such as a ring, for monitoring programs. The caller hides the meter
+   * at the end.
+   *
+   * @param requests How many requests there are at once; their numbers are below that.
+   */
+  openMeter(subject: MetricsSubject, requests: number): Meter {
+    const meter = new Meter(requests, this.#context.scheduler.lastMs);
+    meter.show(this.#context.metrics.open(subject));
+    return meter;
   }
 
   /**
@@ -347,6 +365,7 @@ export class Vbd implements FaultOwner {
     this.#resumeFailed = false;
     this.failed = false;
     this.#abandoned = false;
+    this.requests.meter.hide();
     const done = this.#closing;
     this.#closing = null;
     done?.(error);

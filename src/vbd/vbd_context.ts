@@ -11,6 +11,7 @@ import { driverOfType } from "../driver/registry.ts";
 import type { DiskBackend } from "../queue/backend.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
+import { type MetricsPages, privatePages } from "../metrics/metrics.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { Admission } from "./admission.ts";
 
@@ -26,6 +27,8 @@ export interface VbdContext extends DriverContext {
   /** The driver of a type. */
   readonly driverOf: DriverLookup;
   readonly admission: Admission;
+  /** Where requests are counted for monitoring programs. */
+  readonly metrics: MetricsPages;
 }
 
 /** What the images of one device are opened with. */
@@ -36,15 +39,16 @@ let zeros: Arena | null = null;
 
 /**
  * Makes the shared parts of a process. Its drivers are those of the registry; tests put a filter in
- * front of each.
+ * front of each. Without `metrics` no monitoring program sees how many requests there are.
  */
 export function createVbdContext(
-  { scheduler, backend, files, log, driverOf = driverOfType }: {
+  { scheduler, backend, files, log, driverOf = driverOfType, metrics = privatePages }: {
     scheduler: Scheduler;
     backend: DiskBackend;
     files: DiskFiles;
     log: (message: string) => void;
     driverOf?: DriverLookup;
+    metrics?: MetricsPages;
   },
 ): VbdContext {
   const queue = new DiskQueue(scheduler, backend, QUEUE_CAPACITY);
@@ -63,5 +67,6 @@ export function createVbdContext(
     zeros: { at: zeros.sector, sectors: ZERO_BYTES / SECTOR_BYTES },
     log,
     driverOf,
+    metrics,
   };
 }

@@ -86,7 +86,8 @@ Deno.test({
       const paths = changedPaths(Deno.readTextFileSync(trace));
       assert.ok(paths.some((path) => /\/ctl\/nbd\d+\.0$/.test(path)), "the trace has no socket");
       // Its own state, what it was asked for, and what the shell opens.
-      const wanted = /^FOLDER\/(?:ctl(?:\/|$)|[abc]\.vhd|list$)|^\/dev\/(?:null|tty)$/;
+      const wanted =
+        /^FOLDER\/(?:ctl(?:\/|$)|[abc]\.vhd|list$)|^\/dev\/(?:null|tty|shm\/td3-\d+(?:\/\w+-0)?)$/;
       const named = paths.map((path) => path.replace(folder, "FOLDER"));
       assert.deepEqual(named.filter((path) => !wanted.test(path)), []);
       for (const name of ["home", "tmp"]) {

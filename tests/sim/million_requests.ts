@@ -6,6 +6,7 @@
  * @module
  */
 import { driverOfType } from "../../src/driver/registry.ts";
+import { MetricsFolder } from "../../src/metrics/metrics_folder.ts";
 import { Random } from "../../src/testing/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { DiskKey, hashKey, storeKeyhash } from "../../src/vhd/key.ts";
@@ -19,7 +20,10 @@ const REQUESTS = Number(Deno.args[0]);
 const DEPTH = 32;
 const KEY = Deno.args[1] === "encrypted" ? Uint8Array.from({ length: 64 }, (_, i) => i) : null;
 
-const simulation = new Simulation({ seed: 1, driverOf: driverOfType });
+// The counters are in files, as those of a tapdisk are.
+const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+const metrics = new MetricsFolder(console.error, folder);
+const simulation = new Simulation({ seed: 1, driverOf: driverOfType, metrics });
 const storage = simulation.disk;
 createDynamic("/base.vhd", { storage, sizeBytes: DISK_SECTORS * 512 });
 if (KEY !== null) {
@@ -75,4 +79,6 @@ collect();
 const before = Deno.memoryUsage().heapUsed;
 client.run(REQUESTS);
 const after = Deno.memoryUsage().heapUsed;
+metrics.close();
+Deno.removeSync(folder);
 console.log(JSON.stringify({ ended: client.ended, failed: client.failed, before, after }));

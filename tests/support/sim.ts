@@ -5,6 +5,7 @@
  */
 import assert from "node:assert/strict";
 import type { Done } from "../../ffi/errno.ts";
+import type { MetricsPages } from "../../src/metrics/metrics.ts";
 import type { SimulatedConnection } from "../../src/testing/simulated_connection.ts";
 import {
   type OperationKind,
@@ -39,6 +40,8 @@ export interface SimulationOptions extends SimulatedDiskOptions {
   readonly latencyMs?: number;
   /** A disk that exists, with its hook; by default a new one. */
   readonly disk?: SimulatedDisk;
+  /** Where requests are counted; by default in private memory. */
+  readonly metrics?: MetricsPages;
   /** Called with each operation of the disk, which then says where it comes from. */
   readonly trace?: OperationTrace;
 }
@@ -60,7 +63,7 @@ export class Simulation {
 
   /** @param before A simulation whose power is cut; the new one starts with its disk. */
   constructor(
-    { latencyMs, driverOf = checkedDrivers, trace, disk, ...options }: SimulationOptions,
+    { latencyMs, driverOf = checkedDrivers, trace, disk, metrics, ...options }: SimulationOptions,
     before?: Simulation,
   ) {
     this.scheduler = new SimulatedScheduler();
@@ -77,6 +80,7 @@ export class Simulation {
       backend: this.connection,
       files: this.connection,
       driverOf,
+      metrics,
       log: (message) => this.log.push(message),
     });
     this.connection.traceQueue(this.context.queue);

@@ -12,6 +12,7 @@ import type { Arena } from "../../ffi/memory.ts";
 import { RingRequests } from "../../src/frontend/blktap2/ring_requests.ts";
 import { Tap } from "../../src/frontend/blktap2/tap.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { SeenPages } from "../support/metrics.ts";
 import { assertHolds, SECTOR_BYTES, Simulation, stampedSectors } from "../support/sim.ts";
 
 const DISK_SECTORS = 16384;
@@ -50,7 +51,8 @@ interface Response {
 
 /** A ring whose memory belongs to the test, and the disk behind it. */
 class Rig {
-  readonly simulation = new Simulation({ seed: 1 });
+  readonly metrics = new SeenPages();
+  readonly simulation = new Simulation({ seed: 1, metrics: this.metrics });
   readonly device;
   readonly requests: RingRequests;
   readonly broken: string[] = [];
@@ -268,4 +270,34 @@ Deno.test("a request fails if any of its parts fails", () => {
     rig.simulation.fault = null;
     rig.close();
   }
+});
+
+Deno.test("a ring: its requests are counted for monitoring programs, whatever their parts", () => {
+  const rig = new Rig();
+  const gaps: Segment[] = [[0, 3], [2, 7], [0, 0]];
+  rig.put({ operation: WRITE, id: 0, sector: 8, segments: gaps });
+  rig.put({ operation: READ, id: 1, sector: 8, segments: [[0, 7], [0, 7]] });
+  rig.put({ operation: FLUSH, id: 2 });
+  rig.put({ operation: TRIM, id: 3, sector: 0, sectors: 8 });
+  // It is refused before it is taken up.
+  rig.put({ operation: READ, id: 4, sector: DISK_SECTORS, segments: [[0, 7]] });
+  assert.equal(rig.run().length, 5);
+  const seen = rig.metrics.read("blktap-0");
+  assert.deepEqual(
+    [seen.oo_reqs, seen.read_reqs_submitted, seen.read_reqs_completed, seen.read_sectors],
+    [0, 1, 1, 16],
+  );
+  assert.deepEqual(
+    [seen.write_reqs_submitted, seen.write_reqs_completed, seen.write_sectors, seen.io_errors],
+    [1, 1, 11, 0],
+  );
+  // The disk counts the two parts of the write.
+  assert.equal(rig.metrics.read("vdi-0").write_reqs_completed, 2);
+  rig.simulation.hang("/disk.vhd", 1000);
+  rig.put({ operation: WRITE, id: 5, sector: 0, segments: [[0, 7]] });
+  rig.requests.refuse();
+  rig.run();
+  rig.requests.close();
+  rig.close();
+  assert.deepEqual([...rig.metrics.named.keys()], []);
 });

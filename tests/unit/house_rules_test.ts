@@ -12,6 +12,7 @@ import { type SourceFile, sourceFiles } from "../support/source_files.ts";
 const FLOORS: readonly (readonly string[])[] = [
   ["ffi"],
   ["src/files", "src/log", "src/nbd"],
+  ["src/metrics"],
   ["src/vhd/format"],
   ["src/vhd/image"],
   ["src/vhd", "src/vhd/check", "src/vhd/resize", "src/cbt"],
@@ -36,6 +37,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/files": "storage.ts",
   "src/log": "log.ts",
   "src/nbd": "protocol.ts",
+  "src/metrics": "metrics.ts",
   "src/vhd/format": "units.ts",
   "src/vhd/image": "image.ts",
   "src/vhd/check": "check.ts",

@@ -9,6 +9,7 @@ import { Errno } from "../../ffi/errno.ts";
 import { socketPair } from "../../ffi/sockets.ts";
 import { clientMemoryOf } from "../../src/frontend/nbd/client_memory.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
+import { REQUEST_SLOTS } from "../../src/driver/driver.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import {
   Chunk,
@@ -22,6 +23,7 @@ import {
   requestHeader,
   WireError,
 } from "../support/nbd_client.ts";
+import { SeenPages } from "../support/metrics.ts";
 import { PlayedLoop, SocketEnd } from "../support/played_loop.ts";
 import { assertHolds, SECTOR_BYTES, Simulation, stampedSectors } from "../support/sim.ts";
 
@@ -37,18 +39,20 @@ const SIMPLE_REPLY_MAGIC = 0x67446698;
 
 /** A server of one simulated disk. */
 class Rig {
-  readonly simulation = new Simulation({ seed: 1 });
+  readonly metrics = new SeenPages();
+  readonly simulation = new Simulation({ seed: 1, metrics: this.metrics });
   readonly loop = new PlayedLoop();
   readonly device;
   readonly log: string[] = [];
   readonly connections: NbdConnections;
-  readonly #ends: SocketEnd[] = [];
+  readonly #ends = new Set<SocketEnd>();
 
   constructor() {
     createDynamic("/disk.vhd", { storage: this.simulation.disk, sizeBytes: DISK_BYTES });
     this.device = this.simulation.open("vhd:/disk.vhd");
     const log = (line: string): void => void this.log.push(line);
-    this.connections = new NbdConnections(this.loop, this.device.vbd, { log });
+    const meter = this.device.vbd.openMeter({ of: "nbd", minor: 0 }, REQUEST_SLOTS);
+    this.connections = new NbdConnections(this.loop, this.device.vbd, { log, meter });
   }
 
   connect({ negotiated }: { negotiated: boolean }): SocketEnd {
@@ -56,8 +60,14 @@ class Rig {
     const memory = clientMemoryOf(this.device.vbd.requests).take();
     this.connections.add(ours, memory, { negotiated });
     const end = new SocketEnd(theirs);
-    this.#ends.push(end);
+    this.#ends.add(end);
     return end;
+  }
+
+  disconnect(end: SocketEnd): void {
+    this.#ends.delete(end);
+    end.close();
+    this.run();
   }
 
   /** Runs both loops until nothing happens any more; time does not pass for the server. */
@@ -296,5 +306,44 @@ Deno.test("a client that does not end its handshake is hung up on after ten seco
   assert.equal(slow.receive(), null);
   assert.match(rig.log.join(), /did not finish the handshake/);
   assert.equal(rig.connections.size, 0);
+  rig.close();
+});
+
+Deno.test("clients' requests are counted for monitoring programs, whatever their parts", () => {
+  const rig = new Rig();
+  const end = rig.connect({ negotiated: true });
+  const payload = new Uint8Array(2 * SLOT_BYTES + 512).fill(1);
+  const write = { command: Cmd.Write, offset: 0, length: payload.length, payload };
+  assert.equal(errorOf(rig, end, write), 0);
+  assert.equal(errorOf(rig, end, { command: Cmd.Flush }), 0);
+  assert.equal(errorOf(rig, end, { ...write, offset: 256 }), Errno.EINVAL);
+  const header = requestHeader({ command: Cmd.Read, length: 3 * SLOT_BYTES });
+  assert.equal(rig.exchange(end, header).byteLength, 16 + 3 * SLOT_BYTES);
+  const seen = rig.metrics.read("nbd-0");
+  assert.deepEqual(
+    [seen.oo_reqs, seen.read_reqs_submitted, seen.read_reqs_completed, seen.read_sectors],
+    [0, 1, 1, 3 * SLOT_BYTES / 512],
+  );
+  assert.deepEqual(
+    [seen.write_reqs_submitted, seen.write_reqs_completed, seen.write_sectors, seen.io_errors],
+    [2, 2, payload.length / 512, 1],
+  );
+  assert.equal(rig.metrics.read("vdi-0").write_reqs_completed, 3);
+
+  // A client that leaves within a write, and one that leaves before its read ends.
+  const others = [rig.connect({ negotiated: true }), rig.connect({ negotiated: true })];
+  others[0].send(requestHeader({ command: Cmd.Write, offset: 0, length: 4096 }));
+  rig.run();
+  assert.equal(rig.metrics.read("nbd-0").oo_reqs, 1);
+  rig.device.pause();
+  others[1].send(requestHeader({ command: Cmd.Read, offset: 0, length: 4096 }));
+  rig.run();
+  assert.equal(rig.metrics.read("nbd-0").oo_reqs, 2);
+  for (const other of others) rig.disconnect(other);
+  assert.equal(rig.metrics.read("nbd-0").oo_reqs, 1);
+  rig.device.resume();
+  rig.run();
+  assert.equal(rig.metrics.read("nbd-0").oo_reqs, 0);
+  assert.equal(rig.metrics.read("nbd-0").io_errors, 2);
   rig.close();
 });

@@ -8,6 +8,7 @@ import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
 import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
+import { MetricsFolder, removeStaleMetrics } from "../../metrics/metrics_folder.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { ownedBy } from "../../scheduler/scheduler.ts";
 import { guardRuntime, tapdiskFaults } from "./faults.ts";
@@ -36,6 +37,10 @@ export interface Tapdisk {
 export function startTapdisk(log: Logger): Tapdisk {
   prepareFolders();
   removeStaleSockets();
+  removeStaleMetrics();
+  const metrics = new MetricsFolder((message) => log.warn(message));
+  // Before any end but a kill.
+  addEventListener("unload", () => metrics.close());
   const faults = tapdiskFaults(log);
   guardRuntime(faults);
   const scheduler = new EpollScheduler({ lastResort: faults });
@@ -44,7 +49,7 @@ export function startTapdisk(log: Logger): Tapdisk {
   const emptied = () => void scheduler.addTimer(0, stop);
   const devices = new Devices({
     scheduler,
-    contextOf: queueContexts(scheduler, log),
+    contextOf: queueContexts(scheduler, { log, metrics }),
     frontends: [
       (vbd) => {
         const path = nbdSocketPath(Deno.pid, vbd.minor);

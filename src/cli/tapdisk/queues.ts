@@ -1,5 +1,6 @@
 import type { QueueKind } from "../../control/daemon/device.ts";
 import type { Log } from "../../log/log.ts";
+import type { MetricsPages } from "../../metrics/metrics.ts";
 import type { DiskBackend } from "../../queue/backend.ts";
 import { osDiskFiles } from "../../queue/disk_files.ts";
 import { LibaioBackend } from "../../queue/libaio.ts";
@@ -12,13 +13,17 @@ import { createVbdContext, type VbdContext } from "../../vbd/vbd_context.ts";
  * The contexts of the disks on each queue. The first call for a queue makes the queue, and throws
  * `SystemError` when the kernel does not have it.
  */
-export function queueContexts(scheduler: Scheduler, log: Log): (queue: QueueKind) => VbdContext {
+export function queueContexts(
+  scheduler: Scheduler,
+  { log, metrics }: { log: Log; metrics: MetricsPages },
+): (queue: QueueKind) => VbdContext {
   const make = (backend: DiskBackend): VbdContext =>
     createVbdContext({
       scheduler,
       backend,
       files: osDiskFiles,
       log: (message) => log.warn(message),
+      metrics,
     });
   const libaio = make(new LibaioBackend(scheduler));
   let uring: VbdContext | null = null;

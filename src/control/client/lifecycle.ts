@@ -12,6 +12,7 @@ import {
 } from "./client.ts";
 import { TapdiskError } from "./connection.ts";
 import type { OpenRequest } from "../protocol/open_request.ts";
+import { removeStaleMetrics } from "../../metrics/metrics_folder.ts";
 import { isEndedByFault } from "../../vbd/vbd_phase.ts";
 import { type InventoryEntry, withNodes } from "./inventory.ts";
 import { readMinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
@@ -86,6 +87,7 @@ export async function recoverDevice(
   closeFile(holdMinor(minor));
   const recovered = await serveMinor(minor, record, { key });
   removeStaleSockets();
+  removeStaleMetrics();
   return recovered;
 }
 
@@ -189,5 +191,6 @@ function clearUpAfterDead({ minor }: DeviceAddress): boolean {
     return false;
   }
   removeStaleSockets();
+  removeStaleMetrics();
   return true;
 }

@@ -88,6 +88,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
       this.#warnOf(info.flags, this.#tap.create(info));
       host.scheduler.watch(this.#tap.device.fd, EPOLLIN, this.#requests);
     } catch (error) {
+      this.#requests.close();
       this.#tap.release({ inUse: false, freed: false });
       throw error;
     }
@@ -153,6 +154,7 @@ class Blktap2Device implements BlockDevice, RingOwner {
     this.#requests.refuse();
     this.#requests.takeRequests();
     this.#requests.endOfTurn();
+    this.#requests.close();
     this.#tap.release({ inUse, freed: this.#closedByDriver });
   }
 

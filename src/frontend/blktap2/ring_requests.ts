@@ -15,6 +15,7 @@ import { Errno } from "../../../ffi/errno.ts";
 import { REQUEST_SECTORS } from "../../driver/driver.ts";
 import type { FdHandler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { SlotWaiter } from "../../vbd/slot_shares.ts";
+import type { Meter } from "../../metrics/meter.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { Tap } from "./tap.ts";
@@ -70,6 +71,9 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
   readonly #error = new Int32Array(BLKTAP_RING_SIZE);
   /** First sector of the next part, on the disk. */
   readonly #sector = new Float64Array(BLKTAP_RING_SIZE);
+  /** Sectors of the data, for the meter. */
+  readonly #sectors = new Uint32Array(BLKTAP_RING_SIZE);
+  readonly #meter: Meter;
   readonly #trimSectors = new Float64Array(BLKTAP_RING_SIZE);
   readonly #first = new Uint8Array(BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX);
   readonly #last = new Uint8Array(BLKTAP_RING_SIZE * BLKTAP_SEGMENT_MAX);
@@ -85,6 +89,12 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#vbd = vbd;
     this.#tap = tap;
     this.#owner = owner;
+    this.#meter = vbd.openMeter({ of: "blktap", minor: vbd.minor }, BLKTAP_RING_SIZE);
+  }
+
+  /** Ends the counting for monitoring programs. */
+  close(): void {
+    this.#meter.hide();
   }
 
   /** How many requests were taken from the ring and have no response. */
@@ -155,6 +165,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#nextSegment[id] = 0;
     this.#partsLeft[id] = 1;
     this.#error[id] = 0;
+    this.#meter.begin(id, this.#operation[id]);
     this.#waiting[(this.#firstWaiting + this.#waitingCount++) % BLKTAP_RING_SIZE] = id;
   }
 
@@ -164,6 +175,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     const operation = ring.operation();
     this.#operation[id] = operation;
     this.#segments[id] = 1;
+    this.#sectors[id] = 0;
     if (this.#refusing) return Errno.EIO;
     switch (operation) {
       case BLKTAP_OP_READ:
@@ -191,6 +203,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
       this.#last[id * BLKTAP_SEGMENT_MAX + i] = last;
       sectors += last - first + 1;
     }
+    this.#sectors[id] = sectors;
     return this.#checkRange(id, ring.sector(), sectors);
   }
 
@@ -269,6 +282,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
   #partEnded(id: number): void {
     if (--this.#partsLeft[id] > 0) return;
     this.#busy[id] = 0;
+    this.#meter.end(id, this.#operation[id], this.#sectors[id], this.#error[id]);
     const status = statusOf(this.#error[id]);
     this.#tap.ring.answer(this.#at[ANSWERED]++, id, this.#operation[id], status);
   }

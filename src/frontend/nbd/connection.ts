@@ -262,6 +262,18 @@ export class NbdConnection
     return true;
   }
 
+  #opened(head: number): void {
+    this.#inFlight++;
+    this.#host.meter.begin(head, this.#host.slots.command[head] & 0xff);
+  }
+
+  #ended(head: number, errno: number): void {
+    const { meter, slots } = this.#host;
+    this.#inFlight--;
+    const sectors = slots.totalLength[head] / SECTOR_BYTES;
+    meter.end(head, slots.command[head] & 0xff, sectors, errno);
+  }
+
   #noteTaken(dataBytes: number): void {
     this.#host.scheduler.noteRequest();
     if (this.#budget.takeRequest()) this.#host.makeDue(this);
@@ -294,7 +306,7 @@ export class NbdConnection
   #startWrite(head: number): void {
     const { slots } = this.#host;
     this.#reader.expectsLargeWrites = slots.totalLength[head] >= LARGE_WRITE_BYTES;
-    this.#inFlight++;
+    this.#opened(head);
     this.#writeHead = head;
     this.#writeLeft = slots.totalLength[head] - slots.length[head];
     this.#expectPart(head);
@@ -330,7 +342,7 @@ export class NbdConnection
   #refuse(head: number, command: number, length: number, errno: number): void {
     if (command === NBD_CMD_WRITE) this.#reader.skip(length);
     this.#host.slots.error[head] = errno;
-    this.#inFlight++;
+    this.#opened(head);
     this.#host.slots.partsLeft[head] = 1;
     this.requestDone(head, errno);
   }
@@ -379,7 +391,7 @@ export class NbdConnection
     const total = slots.totalLength[head];
     const fua = (flags & NBD_CMD_FLAG_FUA) !== 0 && command !== NBD_CMD_READ;
     let sector = slots.offset[head] / SECTOR_BYTES;
-    this.#inFlight++;
+    this.#opened(head);
     if (command === NBD_CMD_BLOCK_STATUS) {
       slots.mostExtents[head] = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
       const most = this.#replies.mostAllocationExtents(head);
@@ -411,7 +423,7 @@ export class NbdConnection
   #partDone(head: number): void {
     const { slots } = this.#host;
     if (--slots.partsLeft[head] > 0) return;
-    this.#inFlight--;
+    this.#ended(head, slots.error[head]);
     slots.command[head] &= 0xff;
     if (this.#closed) {
       releaseParts(slots, this.#claim, head);
@@ -475,7 +487,7 @@ export class NbdConnection
     this.#writeHead = NONE;
     this.#reader.abandon();
     if (--slots.partsLeft[head] > 0) return;
-    this.#inFlight--;
+    this.#ended(head, Errno.ECONNRESET);
     releaseParts(slots, this.#claim, head);
   }
 

@@ -1,4 +1,5 @@
 import type { Deferred } from "../../driver/deferral.ts";
+import type { Meter } from "../../metrics/meter.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { ClientSeat } from "./client_seat.ts";
@@ -22,6 +23,8 @@ export interface ConnectionHost {
   readonly scheduler: Scheduler;
   readonly vbd: Vbd;
   readonly slots: NbdSlots;
+  /** Counts requests for monitoring programs, by the slot of their head. */
+  readonly meter: Meter;
   /** The export as it is now. */
   describe(): ExportDescription;
   /** The connection has replies to send at the end of the turn. */

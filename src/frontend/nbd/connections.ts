@@ -1,6 +1,8 @@
 import { closeFile } from "../../../ffi/files.ts";
 import { Deferral } from "../../driver/deferral.ts";
 import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
+import { Meter } from "../../metrics/meter.ts";
+import { SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { messageOf } from "../../../ffi/errno.ts";
 import { clientMemoryOf } from "./client_memory.ts";
@@ -49,6 +51,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly scheduler: Scheduler;
   readonly vbd: Vbd;
   readonly slots = new NbdSlots();
+  readonly meter: Meter;
   readonly #owner: ConnectionsOwner | null;
   readonly #log: (message: string) => void;
   readonly #connections = new Set<ServedConnection>();
@@ -70,17 +73,22 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   readonly #lastRetired: ServedConnection[] = [];
   #closed = false;
 
-  /** @param log Writes a line to the log, which limits the number of similar ones. */
+  /**
+   * @param log Writes a line to the log, which limits the number of similar ones.
+   * @param meter Counts the requests; without it, nobody sees how many there are.
+   */
   constructor(
     scheduler: Scheduler,
     vbd: Vbd,
-    { owner = null, log = () => {} }: {
+    { owner = null, log = () => {}, meter }: {
       owner?: ConnectionsOwner | null;
       log?: (message: string) => void;
+      meter?: Meter;
     } = {},
   ) {
     this.scheduler = scheduler;
     this.vbd = vbd;
+    this.meter = meter ?? new Meter(SLOTS, scheduler.lastMs);
     this.#owner = owner;
     this.#log = log;
     this.#due = new Deferral(scheduler);

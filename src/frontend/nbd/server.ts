@@ -15,6 +15,8 @@ import { waitForDescriptor } from "../../../ffi/poll.ts";
 import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import type { Meter } from "../../metrics/meter.ts";
+import { SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { clientMemoryOf, MOST_CLIENTS } from "./client_memory.ts";
 import { NbdConnections } from "./connections.ts";
@@ -34,6 +36,7 @@ export class NbdServer implements FdHandler, FaultOwner {
   readonly #socketPath: string;
   readonly #fd: number;
   readonly #connections: NbdConnections;
+  readonly #meter: Meter;
   #acceptTimer = 0;
 
   /**
@@ -53,7 +56,8 @@ export class NbdServer implements FdHandler, FaultOwner {
     this.#socketPath = socketPath;
     removeSocket(socketPath);
     this.#fd = unixListen(socketPath, BACKLOG);
-    this.#connections = new NbdConnections(scheduler, vbd, { log });
+    this.#meter = vbd.openMeter({ of: "nbd", minor: vbd.minor }, SLOTS);
+    this.#connections = new NbdConnections(scheduler, vbd, { log, meter: this.#meter });
     try {
       scheduler.watch(this.#fd, EPOLLIN, this, this);
     } catch (error) {
@@ -134,6 +138,7 @@ export class NbdServer implements FdHandler, FaultOwner {
     closeFile(this.#fd);
     removeSocket(this.#socketPath);
     this.#connections.close();
+    this.#meter.hide();
   }
 }
 

@@ -1,0 +1,85 @@
+import {
+  DirectionWord,
+  METRICS_VERSION,
+  type MetricsPage,
+  MetricsWord,
+  privatePage,
+} from "./metrics.ts";
+
+/** The last kind of request that has counters of its own. */
+const WRITE = 1;
+
+const HALF = 0x1_0000_0000;
+
+/** Adds a number of 32 bits to a field of 64. Readers may see the low half without the carry. */
+function add(words: Uint32Array, at: number, amount: number): void {
+  const low = (words[at] + amount) >>> 0;
+  words[at] = low;
+  if (low < amount) words[at + 1]++;
+}
+
+/**
+ * Counts requests in a page, where each has a number while it is under way. Nothing is allocated, and
+ * no clock is read but the time that the loop read last.
+ */
+export class Meter {
+  #page = privatePage();
+  #words = this.#page.words;
+  #outstanding = 0;
+  /** By number: when it began, milliseconds. */
+  readonly #cameMs: Float64Array;
+  readonly #clock: Float64Array;
+
+  /**
+   * @param requests How many numbers there are.
+   * @param clock The time that the loop read last, milliseconds, at index 0.
+   */
+  constructor(requests: number, clock: Float64Array) {
+    this.#cameMs = new Float64Array(requests);
+    this.#clock = clock;
+  }
+
+  /** Counts in a new page from now on, from zero, and closes the one before. */
+  show(page: MetricsPage): void {
+    const before = this.#page;
+    this.#page = page;
+    this.#words = page.words;
+    this.#words[MetricsWord.Version] = METRICS_VERSION;
+    this.#words[MetricsWord.Outstanding] = this.#outstanding;
+    before.close();
+  }
+
+  /** Counts in private memory from now on; requests may be under way. */
+  hide(): void {
+    this.show(privatePage());
+  }
+
+  /**
+   * A request begins.
+   *
+   * @param kind 0 for a read and 1 for a write, as in `RequestKind`, NBD_CMD_* and BLKTAP_OP_*; other
+   * numbers for what moves no data.
+   */
+  begin(number: number, kind: number): void {
+    const words = this.#words;
+    this.#cameMs[number] = this.#clock[0];
+    words[MetricsWord.Outstanding] = ++this.#outstanding;
+    if (kind > WRITE) return;
+    add(words, MetricsWord.Reads + kind * DirectionWord.Count + DirectionWord.Submitted, 1);
+  }
+
+  /** A request ends. Those that fail move no sectors. */
+  end(number: number, kind: number, sectors: number, errno: number): void {
+    const words = this.#words;
+    words[MetricsWord.Outstanding] = --this.#outstanding;
+    if (errno !== 0) add(words, MetricsWord.Errors, 1);
+    if (kind > WRITE) return;
+    const at = MetricsWord.Reads + kind * DirectionWord.Count;
+    add(words, at + DirectionWord.Completed, 1);
+    if (errno === 0) add(words, at + DirectionWord.Sectors, sectors);
+    const tookUs = Math.round((this.#clock[0] - this.#cameMs[number]) * 1000);
+    add(words, at + DirectionWord.Ticks, tookUs >>> 0);
+    // A request may have waited for more than an hour for the end of a pause.
+    if (tookUs >= HALF) words[at + DirectionWord.Ticks + 1] += Math.floor(tookUs / HALF);
+  }
+}

@@ -1,0 +1,80 @@
+/**
+ * `src/metrics`: counters of requests in shared memory, which monitoring programs such as xentop read
+ * while a disk is served: a file of one page for each disk, and for each way to it, in the folder
+ * `/dev/shm/td3-<PID>`.
+ *
+ * This file has the names of the files and the layout of a page (`struct stats` of blktap's
+ * tapdisk-metrics-stats.h, as an x86-64 machine has it in memory): a u32 with the version, four bytes
+ * unused, then a u64 each:
+ *
+ * | offset | field                                                          |
+ * | ------ | -------------------------------------------------------------- |
+ * | 8      | requests that have not ended, of all kinds                     |
+ * | 16     | reads that began                                               |
+ * | 24     | reads that ended                                               |
+ * | 32     | sectors that were read                                         |
+ * | 40     | time that all reads took, from beginning to end, microseconds  |
+ * | 48     | the same four of writes                                        |
+ * | 80     | requests that ended with an error                              |
+ * | 88     | flags, all 0                                                   |
+ *
+ * `meter.ts` counts, `metrics_folder.ts` makes the files. This folder must not know disks or requests,
+ * and a file that cannot be made must not keep a disk from being served.
+ *
+ * @module
+ */
+
+/** Bytes of a file. */
+export const METRICS_BYTES = 4096;
+/** Value of the first field. */
+export const METRICS_VERSION = 1;
+
+/** Places in a page, in words of 32 bits. A field of 64 bits has its low half first. */
+export const MetricsWord = { Version: 0, Outstanding: 2, Reads: 4, Errors: 20 } as const;
+/** Places in the fields of reads, and in those of writes behind them; and the words of each. */
+export const DirectionWord = {
+  Submitted: 0,
+  Completed: 2,
+  Sectors: 4,
+  Ticks: 6,
+  Count: 8,
+} as const;
+
+/** What the requests of a file have in common. */
+export type MetricsSubject =
+  /** The requests to a disk, from wherever they come. */
+  | { readonly of: "vdi"; readonly minor: number }
+  /** The requests of its NBD clients. */
+  | { readonly of: "nbd"; readonly minor: number }
+  /** The requests of its block device of the blktap2 driver. */
+  | { readonly of: "blktap"; readonly minor: number }
+  /** The requests in the ring of a guest. */
+  | { readonly of: "vbd"; readonly domain: number; readonly device: number };
+
+/** Name of the file of a subject, such as `vbd-3-51712`. */
+export function metricsName(subject: MetricsSubject): string {
+  return subject.of === "vbd"
+    ? `vbd-${subject.domain}-${subject.device}`
+    : `${subject.of}-${subject.minor}`;
+}
+
+/** A page of counters. */
+export interface MetricsPage {
+  readonly words: Uint32Array<ArrayBuffer>;
+  /** Removes its file. `words` must not be touched afterwards. */
+  close(): void;
+}
+
+/** Where pages come from. */
+export interface MetricsPages {
+  /** A page of zeros. Does not throw: what cannot be shared is private memory. */
+  open(subject: MetricsSubject): MetricsPage;
+}
+
+/** A page that nobody else can read. */
+export function privatePage(): MetricsPage {
+  return { words: new Uint32Array(METRICS_BYTES / 4), close: (): void => {} };
+}
+
+/** Pages that nobody else can read. */
+export const privatePages: MetricsPages = { open: privatePage };
