@@ -8,6 +8,11 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/blktap2_ring.ts")).target,
   },
   {
+    name: "cbt-logs",
+    weight: 1,
+    load: async () => (await import("./targets/cbt_logs.ts")).target,
+  },
+  {
     name: "config",
     weight: 2,
     load: async () => (await import("./targets/config.ts")).target,

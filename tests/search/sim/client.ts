@@ -7,6 +7,7 @@
 import { Errno } from "../../../ffi/errno.ts";
 import { RequestKind, type RequestOwner } from "../../../src/vbd/slots.ts";
 import type { Vbd } from "../../../src/vbd/vbd.ts";
+import type { LogModel } from "./changed_blocks.ts";
 import { formatNamed } from "./formats/registry.ts";
 import { Change, CUT, type ImageModel, type Moment, NOISE, type Ticks } from "./model.ts";
 import { SECTOR_BYTES, stamp } from "./stamps.ts";
@@ -55,6 +56,7 @@ export interface ClientWorld {
 /** The only client of a device. */
 export class Client implements RequestOwner {
   readonly #underWay = new Map<number, UnderWay>();
+  #log: LogModel | null = null;
 
   constructor(
     readonly world: ClientWorld,
@@ -62,6 +64,19 @@ export class Client implements RequestOwner {
     /** The image that is served. */
     public leaf: ImageModel,
   ) {}
+
+  /** The log of changed blocks that the device has. */
+  get log(): LogModel | null {
+    return this.#log;
+  }
+
+  /** Requests that wait while the device has none open get their bits in this one. */
+  set log(log: LogModel | null) {
+    this.#log = log;
+    for (const { request: { sector, count }, change } of this.#underWay.values()) {
+      if (change !== null) log?.started(sector, count);
+    }
+  }
 
   /** Requests that were not answered. */
   get outstanding(): number {
@@ -97,6 +112,7 @@ export class Client implements RequestOwner {
       const values = isDiscard && encrypted ? [NOISE] : [value];
       const mark = { change, values, keeps: isDiscard };
       for (const each of this.world.hotSectors(sector, count)) this.leaf.mark(each, mark);
+      this.#log?.started(sector, count);
     }
     if (kind === "write") {
       const { buffer, byteOffset } = requests.memory.bytes;
@@ -122,6 +138,7 @@ export class Client implements RequestOwner {
         change.end = end;
         change.answered = errno === 0;
         if (request.fua && errno === 0) change.durable = true;
+        if (errno === 0) this.#log?.answered(request.sector, request.count);
       } else if (errno === 0) this.#verify(slot, { request, start });
     } catch (error) {
       this.world.fail(error);

@@ -77,6 +77,14 @@ export function judge(
       see: (bytes, sector) => image.compare(bytes, sector, moment, why("read served")),
     });
   }
+  for (const log of world.logs) {
+    world.count("logs read after a cut");
+    try {
+      log.compare(photo, moment);
+    } catch (error) {
+      throw new Error(why(String(error)), { cause: error });
+    }
+  }
   const images = keeps ? observe(world, photo) : new Map<string, ImageModel>();
   const leftovers = new Set(photo.paths.filter((path) => !images.has(path)));
   return { disk: photo, images, leftovers, name: `${world.parts.name}.${cut}` };

@@ -12,6 +12,7 @@ import { beginWithOthers, beginWithOurs } from "./beginnings.ts";
 import { Camera } from "./camera.ts";
 import { formatNamed } from "./formats/registry.ts";
 import type { Verdict } from "./judge.ts";
+import { NOW } from "./model.ts";
 import type { Region } from "./regions.ts";
 import { readOffline } from "./steps/offline.ts";
 import { STEPS } from "./steps/registry.ts";
@@ -153,6 +154,7 @@ async function finish(world: World): Promise<void> {
   }
   world.step = "after the end";
   world.disk.beforeOperation = null;
+  for (const log of world.logs) log.compare(world.disk, NOW);
   for (const image of world.images.values()) {
     readOffline(world, image);
     const { mayHaveData } = world;

@@ -6,6 +6,7 @@
  * @module
  */
 import { errnoName, SystemError } from "../../../ffi/errno.ts";
+import { changeCbtLog, createCbtLog } from "../../../src/cbt/log_file.ts";
 import { Random } from "../../../src/testing/random.ts";
 import type { SimulatedConnection } from "../../../src/testing/simulated_connection.ts";
 import {
@@ -19,6 +20,7 @@ import { createVbdContext, type VbdContext } from "../../../src/vbd/vbd_context.
 import { Vbd } from "../../../src/vbd/vbd.ts";
 import { checkedDrivers } from "../../support/checked_drivers.ts";
 import type { Camera } from "./camera.ts";
+import { LogModel } from "./changed_blocks.ts";
 import { Client, type ClientWorld, endsByClose } from "./client.ts";
 import { Faults } from "./faults.ts";
 import type { LookOptions } from "./formats/format.ts";
@@ -28,6 +30,7 @@ import { formatNamed } from "./formats/registry.ts";
 import { deviceBytes } from "./formats/vhd.ts";
 import { type ImageModel, Ticks, WrongSectorError } from "./model.ts";
 import { type Region, within } from "./regions.ts";
+import { SECTOR_BYTES } from "./stamps.ts";
 import { Touches } from "./touches.ts";
 
 /** A piece of work that is under way, as far as a power cut can show a part of it. */
@@ -83,6 +86,11 @@ export interface WorldParts {
   readonly note: (what: string) => void;
 }
 
+/** The part of the devices that have a log of changed blocks. */
+const WITH_LOG = 0.35;
+/** The largest disk for which a log is made. */
+const MOST_LOGGED_BYTES = 2 ** 36;
+
 /** How the names of block devices end. */
 export const DEVICE = ".lv";
 
@@ -96,6 +104,8 @@ export class World implements ClientWorld {
   readonly context: VbdContext;
   readonly faults: Faults;
   readonly devices: Device[] = [];
+  /** The logs of changed blocks, also those that a disk had before. */
+  readonly logs: LogModel[] = [];
   readonly log: string[] = [];
   /** The work that is under way. */
   operation: Operation | null = null;
@@ -240,16 +250,45 @@ export class World implements ClientWorld {
     const vbd = new Vbd(this.context, this.devices.length);
     const device: Device = { client: new Client(this, vbd, leaf), filter };
     this.devices.push(device);
+    const isLogged = leaf.sectors * SECTOR_BYTES <= MOST_LOGGED_BYTES;
+    if (isLogged && this.random.chance(WITH_LOG)) device.client.log = this.newLog(leaf);
     this.reopen(device);
     return device;
+  }
+
+  /** A log of changed blocks of a disk, in a file or on a block device. Throws `SystemError`. */
+  newLog({ sectors }: ImageModel): LogModel {
+    const log = new LogModel(this.newPath(".cbtlog"), sectors * SECTOR_BYTES);
+    // It is no image, and may be there in part while it is made.
+    this.leftovers.add(log.path);
+    const { sizeBytes } = log;
+    if (this.random.chance(0.2)) {
+      const deviceBytes = 2 ** 22;
+      this.disk.addBlockDevice(log.path, { sizeBytes: deviceBytes, garbage: this.random.bits() });
+    }
+    createCbtLog(log.path, { storage: this.disk, sizeBytes });
+    this.logs.push(log);
+    this.count("logs of changed blocks");
+    return log;
+  }
+
+  /** What the caller of a tapdisk does before it opens a disk with a log. Throws `SystemError`. */
+  prepareLog({ client: { leaf, log } }: Device): void {
+    if (log === null) return;
+    const sizeBytes = leaf.sectors * SECTOR_BYTES;
+    const grown = sizeBytes === log.sizeBytes ? {} : { sizeBytes };
+    changeCbtLog(log.path, { storage: this.disk, consistent: 0, ...grown });
+    log.sizeBytes = sizeBytes;
   }
 
   /** Opens the image of a closed device again. Throws `SystemError`. */
   reopen(device: Device): void {
     const { client, filter } = device;
+    this.prepareLog(device);
     client.vbd.open(`${filter}${this.nameOf(client.leaf)}`, {
       retry: { attempts: 20 },
       key: formatNamed(client.leaf.format).encrypted ? diskKey() : undefined,
+      changedBlocks: client.log?.path,
     });
   }
 

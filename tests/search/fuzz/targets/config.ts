@@ -8,6 +8,7 @@
  */
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../../../ffi/errno.ts";
+import { cbtUtilMain } from "../../../../src/cli/cbt_util/main.ts";
 import { tapCtlMain } from "../../../../src/cli/tap_ctl/main.ts";
 import { tapdiskMain } from "../../../../src/cli/tapdisk/main.ts";
 import { vhdUtilMain } from "../../../../src/cli/vhd_util/main.ts";
@@ -115,7 +116,24 @@ const STARTERS = [
   "free",
   "allocate",
 ];
-const OPTIONS = ["-n", "-m", "-p", "-a", "-s", "-v", "-f", "-r", "-j", "-t", "-R", "-C", "--json"];
+const OPTIONS = [
+  "-n",
+  "-m",
+  "-p",
+  "-a",
+  "-s",
+  "-v",
+  "-f",
+  "-r",
+  "-j",
+  "-t",
+  "-R",
+  "-C",
+  "-c",
+  "-2",
+  "-e",
+  "--json",
+];
 
 class ConfigTarget implements Target {
   #folder = "";
@@ -192,10 +210,12 @@ class ConfigTarget implements Target {
   }
 
   async #commandLine(random: Random, context: SearchContext): Promise<void> {
-    const program = pick(random, ["vhd-util", "tap-ctl", "tapdisk"]);
+    const program = pick(random, ["vhd-util", "tap-ctl", "tapdisk", "cbt-util"]);
     const isWrong = program === "tapdisk" || random.chance(0.7);
     const names = program === "vhd-util"
       ? [...READERS, ...isWrong ? WRITERS : []]
+      : program === "cbt-util"
+      ? ["get", "extents", ...isWrong ? ["create", "set", "coalesce"] : []]
       : [...HARMLESS, ...isWrong ? STARTERS : []];
     const args = program === "tapdisk" ? [] : [pick(random, names)];
     for (let left = random.below(6); left > 0; left--) {
@@ -215,7 +235,12 @@ class ConfigTarget implements Target {
   async #run(program: string, args: readonly string[], isWrong: boolean): Promise<void> {
     const before = this.#state();
     const shown = `${program} ${JSON.stringify(args)}`;
-    const mains = { "vhd-util": vhdUtilMain, "tap-ctl": tapCtlMain, tapdisk: tapdiskMain };
+    const mains = {
+      "vhd-util": vhdUtilMain,
+      "tap-ctl": tapCtlMain,
+      tapdisk: tapdiskMain,
+      "cbt-util": cbtUtilMain,
+    };
     const main = mains[program as keyof typeof mains];
     const { result: status, printed } = await quietly(() => main([...args]));
     assert.ok(

@@ -13,6 +13,7 @@ import {
   MessageType,
   messageType,
 } from "../../../../src/control/protocol/message.ts";
+import { createCbtLog } from "../../../../src/cbt/log_file.ts";
 import { createDynamic } from "../../../../src/vhd/create.ts";
 import type { SearchContext } from "../../search.ts";
 import type { Target } from "../target.ts";
@@ -63,6 +64,8 @@ class ControlTarget implements Target {
   #folder = "";
   #canary = "";
   #images: readonly string[] = [];
+  /** Paths of logs of changed blocks: good ones, and others. */
+  #logs: readonly string[] = [];
 
   async setUp({ folder }: SearchContext): Promise<void> {
     const tapdisk = await ServedTapdisk.start(`${folder}/c`);
@@ -74,6 +77,9 @@ class ControlTarget implements Target {
       createDynamic(path(name), { sizeBytes: 16 * MIB });
     }
     Deno.writeFileSync(path("a.raw"), new Uint8Array(MIB));
+    createCbtLog(path("a.cbtlog"), { sizeBytes: 16 * MIB });
+    createCbtLog(path("raw.cbtlog"), { sizeBytes: MIB });
+    this.#logs = ["a.cbtlog", "raw.cbtlog", "a.vhd", "canary.vhd", "none", "snapshots"].map(path);
     this.#canary = this.#digest();
     for (const minor of VICTIMS) {
       Deno.writeTextFileSync(`${tapdisk.control}/tapdisk/tapdisk-${minor}`, "");
@@ -195,7 +201,7 @@ class ControlTarget implements Target {
     if (random.chance(0.05)) message.fill(random.bits(), random.below(200) + 4);
     this.#spare(random, message);
     const flags = new DataView(message.buffer).getUint32(8, true);
-    return withTrailer(random, message, flags);
+    return withTrailer(random, message, { flags, logs: this.#logs });
   }
 
   #flags(random: Random): number {
@@ -253,12 +259,16 @@ function putText(random: Random, message: Uint8Array, at: number, text: string):
 function withTrailer(
   random: Random,
   message: Uint8Array,
-  flags: number,
+  { flags, logs }: { flags: number; logs: readonly string[] },
 ): Uint8Array<ArrayBuffer> {
   const type = messageType(message);
   const parts: number[] = [];
   const hasTrailer = type === MessageType.OPEN || type === MessageType.RESUME;
-  if (hasTrailer && (flags & ADD_LOG) !== 0) parts.push(...anyBytes(random, TEXT_BYTES));
+  if (hasTrailer && (flags & ADD_LOG) !== 0) {
+    const log = random.chance(0.3) ? anyBytes(random, TEXT_BYTES) : new Uint8Array(TEXT_BYTES);
+    if (random.chance(0.8)) putText(random, log, 0, pick(random, logs));
+    parts.push(...log);
+  }
   if (type === MessageType.OPEN && (flags & ENCRYPTED) !== 0) {
     const length = pick(random, [0, 1, 32, 64, 255]);
     parts.push(length, ...anyBytes(random, length));

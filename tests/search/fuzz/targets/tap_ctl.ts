@@ -58,10 +58,22 @@ const CALLS: readonly Call[] = [
     true,
     () => openImage(device, { ...OPEN_DEFAULTS, image: "vhd:/x" }),
   ],
+  [
+    "open",
+    MessageType.OPEN_RSP,
+    true,
+    () => openImage(device, { ...OPEN_DEFAULTS, image: "vhd:/x", changedBlocks: "/x.cbtlog" }),
+  ],
   ["close", MessageType.CLOSE_RSP, false, () => closeImage(device, LIMIT)],
   ["pause", MessageType.PAUSE_RSP, true, () => pauseDevice(device, LIMIT)],
   ["snapshot", MessageType.SNAPSHOT_RSP, true, () => snapshotDevice(device, snapshot)],
   ["unpause", MessageType.RESUME_RSP, true, () => resumeDevice(device, { image: null })],
+  ...[null, "/x.cbtlog"].map((changedBlocks) => [
+    "unpause",
+    MessageType.RESUME_RSP,
+    true,
+    () => resumeDevice(device, { image: null, changedBlocks }),
+  ]),
   ["list", MessageType.LIST_RSP, true, () => withNodes(inventory())],
 ].map(([name, response, isPatient, run]) => ({ name, response, isPatient, run }) as Call);
 

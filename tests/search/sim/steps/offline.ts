@@ -220,9 +220,10 @@ export const offlineSteps: readonly Step[] = [
       const image = idleLeaf(world, random);
       if (image === null || isFixed(image) || image.sectors > FILL_SECTORS) return;
       const options = { storage: world.disk };
-      const blocksOnly = random.chance(0.4);
+      const { encrypted, onDevice } = formatNamed(image.format);
+      // Blocks without a parent would show what the block device held (`preallocate`).
+      const blocksOnly = random.chance(0.4) && !(onDevice && image.parent === null);
       // Only a device has the key. Blocks in which no bit is set, as with a parent, need none.
-      const { encrypted } = formatNamed(image.format);
       const needsKey = encrypted && (!blocksOnly || image.parent === null);
       const refusals = needsKey ? [Errno.EINVAL] : [];
       const filled = await attempt(

@@ -5,8 +5,10 @@
  */
 import { type Done, Errno, type SystemError } from "../../../../ffi/errno.ts";
 import { liveSnapshot } from "../../../../src/vbd/live_snapshot.ts";
+import { changeCbtLog } from "../../../../src/cbt/log_file.ts";
 import { snapshot } from "../../../../src/vhd/snapshot.ts";
 import { formatNamed, newFormat } from "../formats/registry.ts";
+import type { Client } from "../client.ts";
 import { ImageModel } from "../model.ts";
 import { DEVICE, type Device, type World } from "../world.ts";
 import { attempt, isClosed, isOpen, isPaused, someDevice, type Step } from "./step.ts";
@@ -37,9 +39,10 @@ export function call(
   return (ended as { error: SystemError | null } | null)?.error ?? null;
 }
 
-/** What was answered before an image was closed in order is durable. */
-function closedInOrder(world: World, image: ImageModel): void {
-  image.flushed(world.ticks.next());
+/** What was answered before an image was closed in order is durable, and so is its log. */
+function closedInOrder(world: World, { leaf, log }: Client): void {
+  leaf.flushed(world.ticks.next());
+  log?.closedInOrder();
 }
 
 /** Whether something ended because its time was over. */
@@ -52,17 +55,30 @@ export function pause(world: World, { client }: Device, timeoutMs = Infinity): P
   return attempt(world, { what: "pause", mayBe: [] }, () => {
     const error = call(world, "A pause", (done) => client.vbd.pause(done, timeoutMs));
     if (error !== null && !isLate(error, timeoutMs)) throw error;
-    if (error === null) closedInOrder(world, client.leaf);
+    if (error === null) closedInOrder(world, client);
   });
 }
 
 /** Resumes a device that is paused, with its leaf; returns whether that succeeded. */
-export function resume(world: World, device: Device): Promise<boolean> {
+export function resume(world: World, device: Device, isNewLog = false): Promise<boolean> {
   const { client } = device;
   const name = `${device.filter}${world.nameOf(client.leaf)}`;
   return attempt(world, { what: "resume", mayBe: [] }, () => {
-    const error = call(world, "A resume", (done) => client.vbd.resume(name, done));
-    if (error !== null) throw error;
+    // As after a snapshot: the log belongs to it from now on, and the disk gets another.
+    const next = isNewLog && client.log !== null ? world.newLog(client.leaf) : null;
+    if (next === null) world.prepareLog(device);
+    const options = next === null ? {} : { changedBlocks: next.path };
+    // Requests that waited start within the call.
+    const before = client.log;
+    if (next !== null) client.log = next;
+    const error = call(world, "A resume", (done) => client.vbd.resume(name, done, options));
+    if (error !== null) {
+      client.log = before;
+      throw error;
+    }
+    if (next !== null && before !== null) {
+      changeCbtLog(before.path, { storage: world.disk, consistent: 1 });
+    }
   });
 }
 
@@ -74,7 +90,11 @@ export function close(world: World, { client }: Device): Promise<boolean> {
     const error = call(world, "A close", (done) => client.vbd.close(done));
     world.closing = false;
     if (error !== null) throw error;
-    if (isOpened) closedInOrder(world, client.leaf);
+    if (!isOpened) return;
+    closedInOrder(world, client);
+    if (client.log !== null) {
+      changeCbtLog(client.log.path, { storage: world.disk, consistent: 1 });
+    }
   });
 }
 
@@ -111,7 +131,7 @@ async function snapshotLive(world: World, device: Device, rename: boolean): Prom
         timeoutMs,
         done: (...[failure]) => {
           if (failure === null) {
-            closedInOrder(world, client.leaf);
+            closedInOrder(world, client);
             if (rename) renameModel(world, client.leaf, added);
             addChild(world, device, rename ? path : added);
           }
@@ -149,7 +169,7 @@ export const stateSteps: readonly Step[] = [
     can: ({ devices }) => devices.some(isPaused),
     async run(world, random) {
       const device = someDevice(world, random, isPaused);
-      if (device !== null) await resume(world, device);
+      if (device !== null) await resume(world, device, random.chance(0.15));
     },
   },
   {
