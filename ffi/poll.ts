@@ -15,6 +15,8 @@ const libc = openLibc({
 /** Events of poll(2) (asm-generic/poll.h). */
 export const POLLIN = 0x001;
 export const POLLOUT = 0x004;
+/** The peer has closed its end, or will send no more. */
+export const POLLRDHUP = 0x2000;
 
 // struct pollfd (asm-generic/poll.h): i32 fd @0, i16 events @4, i16 revents @6.
 const POLLFD_BYTES = 8;
@@ -24,7 +26,7 @@ const LONGEST_POLL_MS = 0x7fff_ffff;
 /**
  * Waits until a descriptor is ready, has failed or has ended.
  *
- * @param events A union of POLLIN and POLLOUT; 0 waits for an error or a hang-up only.
+ * @param events A union of POLL* bits; 0 waits for an error or a hang-up only.
  * @param timeoutMs Infinity waits without a limit.
  * @returns False when `timeoutMs` passed first.
  * @throws {SystemError}
@@ -36,7 +38,7 @@ export function waitForDescriptor(fd: number, events: number, timeoutMs: number)
 /**
  * Waits until at least one of several descriptors is ready, has failed or has ended.
  *
- * @param events A union of POLLIN and POLLOUT, for all of them.
+ * @param events A union of POLL* bits, for all of them.
  * @param timeoutMs Infinity waits without a limit.
  * @returns Those that are ready; none when `timeoutMs` passed first.
  * @throws {SystemError}

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Errno, lastErrno, SystemError } from "./errno.ts";
+import { Errno, errnoName, lastErrno, SystemError } from "./errno.ts";
 import { openLibc } from "./libc.ts";
 import { memoryAddress } from "./memory.ts";
 import { encodeName } from "./names.ts";
@@ -25,6 +25,8 @@ const libc = openLibc({
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
   // int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen)
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
+  // int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen)
+  getpeername: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int socketpair(int domain, int type, int protocol, int sv[2])
   socketpair: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int close(int fd)
@@ -45,11 +47,14 @@ const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+const SO_TYPE = 3;
 const SO_ERROR = 4;
 const SO_SNDBUF = 7;
 const SO_KEEPALIVE = 9;
 const SO_SNDTIMEO = 21;
+const SO_ACCEPTCONN = 30;
 const SO_SNDBUFFORCE = 32;
+const SO_DOMAIN = 39;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_KEEPIDLE = 4;
@@ -59,6 +64,8 @@ const TCP_USER_TIMEOUT = 18;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SUN_PATH_BYTES = 108;
+/** Bytes of a `struct sockaddr_storage`, which holds an address of any family. */
+const SOCKADDR_BYTES = 128;
 /** Mode of the sockets that others connect to by path: connecting takes the right to write. */
 const SOCKET_MODE = 0o600;
 
@@ -191,11 +198,34 @@ function watchOverTcp(fd: number): void {
   }
 }
 
+/** An option of a socket that is an int, or -errno. */
+function socketOption(fd: number, option: number): number {
+  const value = new Int32Array(1);
+  const size = new Uint32Array([4]);
+  return libc.getsockopt(fd, SOL_SOCKET, option, value, size) < 0 ? -lastErrno() : value[0];
+}
+
 /** The result of `beginConnect`: 0 or a positive errno. */
 export function connectionError(fd: number): number {
-  const error = new Int32Array(1);
-  const size = new Uint32Array([4]);
-  return libc.getsockopt(fd, SOL_SOCKET, SO_ERROR, error, size) < 0 ? lastErrno() : error[0];
+  return Math.abs(socketOption(fd, SO_ERROR));
+}
+
+/** Why a descriptor is not a connected stream of bytes, such as "it listens"; null when it is one. */
+export function streamFault(fd: number): string | null {
+  const type = socketOption(fd, SO_TYPE);
+  if (type < 0) return `it is no socket (${errnoName(-type)})`;
+  if (type !== SOCK_STREAM) return "it is no stream socket";
+  if (socketOption(fd, SO_ACCEPTCONN) !== 0) return "it listens for connections";
+  const size = new Uint32Array([SOCKADDR_BYTES]);
+  if (libc.getpeername(fd, new Uint8Array(SOCKADDR_BYTES), size) < 0) {
+    return `it is not connected (${errnoName(lastErrno())})`;
+  }
+  return null;
+}
+
+/** Prepares a stream that another program made: one over TCP gets the options of `beginConnect`. */
+export function adoptStream(fd: number): void {
+  if (socketOption(fd, SO_DOMAIN) !== AF_UNIX) watchOverTcp(fd);
 }
 
 /**

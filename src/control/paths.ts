@@ -10,6 +10,7 @@
 import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { namesInFolder, workingFolder } from "../../ffi/paths.ts";
 import { untrustedPart } from "../files/trusted_path.ts";
+import type { NbdSockets } from "../frontend/nbd/server.ts";
 
 /** The folder for the state of all tapdisks, unless `BLKTAP_CONTROL_DIR` names another one. */
 export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
@@ -40,6 +41,22 @@ export function minorPath(minor: number): string {
 /** The NBD socket for a minor's disk. */
 export function nbdSocketPath(pid: number, minor: number): string {
   return `${controlFolder()}/nbd${pid}.${minor}`;
+}
+
+/** The sockets of the NBD server of a minor's disk. */
+export function nbdSockets(pid: number, minor: number): NbdSockets {
+  const folder = controlFolder();
+  return {
+    newstyle: nbdSocketPath(pid, minor),
+    oldstyle: `${folder}/nbd-old${pid}.${minor}`,
+    handoverNewstyle: `${folder}/nbdserver-new${pid}.${minor}`,
+    handoverOldstyle: `${folder}/nbdserver${pid}.${minor}`,
+  };
+}
+
+/** Where a tapdisk is handed connections to NBD servers, for images named `nbd:NAME`. */
+export function nbdClientSocketPath(pid: number): string {
+  return `${controlFolder()}/nbdclient${pid}`;
 }
 
 /** The largest number of a process or a minor (pid_t). */

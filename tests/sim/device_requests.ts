@@ -25,7 +25,7 @@ function print(requests: number, bytes: Map<string, number>): void {
 async function serve(socket: string): Promise<void> {
   const device = new RealDevice("ram:64", {}, driverOfType);
   const { scheduler, vbd } = device;
-  const server = new NbdServer(scheduler, vbd, socket, () => {});
+  const server = new NbdServer(scheduler, vbd, { newstyle: socket }, () => {});
   const count = (): number => {
     const { read, write, flush } = vbd.statistics().latency_us;
     return read.requests + write.requests + flush.requests;

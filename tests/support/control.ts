@@ -80,6 +80,14 @@ export class ControlBench {
     return names.filter((name) => name !== "log" && name !== "tapdisk").sort();
   }
 
+  /** The names of the sockets of a tapdisk with these minors open. */
+  socketsOf(pid: number, ...minors: number[]): string[] {
+    const ofDisks = ["nbd", "nbd-old", "nbdserver", "nbdserver-new"].flatMap((stem) =>
+      minors.map((minor) => `${stem}${pid}.${minor}`)
+    );
+    return [`ctl${pid}`, `nbdclient${pid}`, ...ofDisks].sort();
+  }
+
   /** The log of the tapdisks of this bench. */
   log(): string {
     return Deno.readTextFileSync(`${this.control}/log/tapdisk.log`);

@@ -100,14 +100,14 @@ function patch(): void {
     const name = owner?.constructor.name ?? "";
     const faulty = {
       ready(ready: number): void {
-        if (name === "NbdServer" && isArmed("server's socket")) throw injected("server's socket");
+        if (name === "NbdListener" && isArmed("server's socket")) throw injected("server's socket");
         if (name === "ControlConnection" && isArmed("control connection")) {
           throw injected("control connection");
         }
         handler.ready(ready);
       },
     };
-    const isHit = name === "NbdServer" || name === "ControlConnection";
+    const isHit = name === "NbdListener" || name === "ControlConnection";
     watch.call(this, fd, events, isHit ? faulty : handler, owner);
   };
   EpollScheduler.prototype.addTurnWork = function (work, owner): void {

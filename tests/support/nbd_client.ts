@@ -65,6 +65,7 @@ export const Chunk = {
 } as const;
 
 const GREETING_MAGIC = 0x4e42444d41474943n;
+const OLDSTYLE_MAGIC = 0x00420281861253n;
 const OPTION_MAGIC = 0x49484156454f5054n;
 const OPTION_REPLY_MAGIC = 0x0003e889045565a9n;
 const REQUEST_MAGIC = 0x25609513;
@@ -175,6 +176,20 @@ export class NbdClient implements Disposable {
   /** Connects and sends nothing. */
   static async connect(socket: string, silenceMs: number = SILENCE_MS): Promise<NbdClient> {
     return new NbdClient(await Deno.connect({ transport: "unix", path: socket }), silenceMs);
+  }
+
+  /** Speaks on a connection that was made already. */
+  static on(connection: Deno.UnixConn): NbdClient {
+    return new NbdClient(connection, SILENCE_MS);
+  }
+
+  /** Receives the greeting of an oldstyle server, after which requests may be sent. */
+  async oldstyle(): Promise<ExportInfo> {
+    const view = await this.receive(152);
+    if (view.getBigUint64(0) !== GREETING_MAGIC || view.getBigUint64(8) !== OLDSTYLE_MAGIC) {
+      throw new Error("The server greets with other magic numbers");
+    }
+    return { sizeBytes: Number(view.getBigUint64(16)), flags: view.getUint32(24) };
   }
 
   /** Connects and completes the handshake. */

@@ -110,7 +110,7 @@ export class Tapdisks {
     for (const pid of this.#pids) {
       await waitUntil(() => !isRunning(pid), `tapdisk ${pid} ends with its last disk`);
       const left = Array.from(Deno.readDirSync(this.controlFolder), ({ name }) => name)
-        .filter((name) => new RegExp(`^(ctl|nbd)${pid}(\\.|$)`).test(name));
+        .filter((name) => new RegExp(`^(ctl|nbd[a-z-]*)${pid}(\\.|$)`).test(name));
       assert.deepEqual(left, [], "sockets that an ended tapdisk left");
     }
   }

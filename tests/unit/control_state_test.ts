@@ -10,7 +10,9 @@ import {
   controlFolder,
   controlSocketPath,
   minorPath,
+  nbdClientSocketPath,
   nbdSocketPath,
+  nbdSockets,
 } from "../../src/control/paths.ts";
 import { ownerOfSocket, removeStaleSockets } from "../../src/control/client/stale_sockets.ts";
 import { until } from "../support/control.ts";
@@ -34,6 +36,13 @@ Deno.test("state: everything lies in the control folder", () => {
   withControlFolder((folder) => {
     assert.equal(controlSocketPath(12), `${folder}/ctl12`);
     assert.equal(nbdSocketPath(12, 3), `${folder}/nbd12.3`);
+    assert.equal(nbdClientSocketPath(12), `${folder}/nbdclient12`);
+    assert.deepEqual(nbdSockets(12, 3), {
+      newstyle: `${folder}/nbd12.3`,
+      oldstyle: `${folder}/nbd-old12.3`,
+      handoverNewstyle: `${folder}/nbdserver-new12.3`,
+      handoverOldstyle: `${folder}/nbdserver12.3`,
+    });
     assert.equal(minorPath(3), `${folder}/tapdisk/tapdisk-3`);
     Deno.env.set("BLKTAP_CONTROL_DIR", "some/where/");
     assert.equal(controlFolder(), `${Deno.cwd()}/some/where`);
@@ -83,7 +92,15 @@ Deno.test("state: sockets of dead processes go, others stay", () => {
     Deno.mkdirSync(folder);
     const dead = 0x3fff_fffe;
     const listen = (name: string) => Deno.listen({ transport: "unix", path: `${folder}/${name}` });
-    for (const name of [`ctl${dead}`, `nbd${dead}.0`]) leaveSocket(`${folder}/${name}`);
+    const names = [
+      "ctlN",
+      "nbdclientN",
+      "nbdN.0",
+      "nbd-oldN.0",
+      "nbdserverN.0",
+      "nbdserver-newN.0",
+    ];
+    for (const name of names) leaveSocket(`${folder}/${name.replace("N", `${dead}`)}`);
     const ours = listen(`ctl${Deno.pid}`);
     const elsewhere = listen(`ctl${dead - 1}`);
     Deno.writeTextFileSync(`${folder}/ctlx`, "");
@@ -122,8 +139,12 @@ Deno.test("state: sockets of a killed process go while nobody has waited for it"
 
 Deno.test("state: a socket's name tells its process", () => {
   assert.equal(ownerOfSocket("ctl12"), 12);
-  assert.equal(ownerOfSocket("nbd12.3"), 12);
-  for (const name of ["ctl", "ctl1x", "nbdx.1", "nbd-old1.0", "tapdisk", "nbdclient12"]) {
+  for (const name of ["nbd12.3", "nbd-old12.3", "nbdserver12.3", "nbdserver-new12.3"]) {
+    assert.equal(ownerOfSocket(name), 12, name);
+  }
+  assert.equal(ownerOfSocket("nbdclient12"), 12);
+  const others = ["nbdclient12.3", "nbd12", "nbdserver12", "nbd-new12.3", "nbdserver-old1.0"];
+  for (const name of ["ctl", "ctl1x", "ctl1.0", "nbdx.1", "tapdisk", ...others]) {
     assert.equal(ownerOfSocket(name), undefined, name);
   }
 });

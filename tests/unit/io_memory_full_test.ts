@@ -39,7 +39,7 @@ Deno.test("I/O memory used up: clients of an open disk are served all the same",
   await withTempDir(async (folder) => {
     const device = new RealDevice("ram:4096");
     const socket = `${folder}/nbd`;
-    const server = new NbdServer(device.scheduler, device.vbd, socket, () => {});
+    const server = new NbdServer(device.scheduler, device.vbd, { newstyle: socket }, () => {});
     const running = device.scheduler.run();
     await withFullMemory(async () => {
       for (let i = 0; i < 3; i++) {

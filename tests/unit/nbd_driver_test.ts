@@ -56,11 +56,17 @@ Deno.test("NBD driver: exports by name and by URI", () => {
     ["///disk?socket=/run/n.sock", unix("/run/n.sock", "disk")],
     ["///?socket=/run/n%20.sock", unix("/run/n .sock")],
   ];
-  for (const [name, expected] of names) assert.deepEqual(parseExportName(name), expected, name);
-  const wrong = ["host", "unix:n.sock", "host:0", "host:65536", "host:x", ":1", "//", "///disk"];
+  const descriptor = (name: string) => ({ server: { kind: "descriptor", name }, exportName: "" });
+  for (const name of ["host", "host:x", "vbd/20/xvda", "/run/n.sock", "a b", "4f2c:x1"]) {
+    names.push([name, descriptor(name)]);
+  }
+  const parse = (name: string) => parseExportName(name, (path) => path === "/run/blktap/nbd1.0");
+  names.push(["/run/blktap/nbd1.0", unix("/run/blktap/nbd1.0")]);
+  for (const [name, expected] of names) assert.deepEqual(parse(name), expected, name);
+  const wrong = ["unix:n.sock", "host:0", "host:65536", ":1", "//", "///disk"];
   wrong.push("//host/%", "//host/d?socket=/run/n.sock", "::1:10809", "");
   for (const name of wrong) {
-    assert.throws(() => parseExportName(name), { name: "SystemError", code: "EINVAL" }, name);
+    assert.throws(() => parse(name), { name: "SystemError", code: "EINVAL" }, name);
   }
 });
 
@@ -118,7 +124,7 @@ Deno.test("NBD driver: servers that say no, and those that say too little", () =
   const unsupported = [0x80, 0, 0, 1];
   const refusals: [Uint8Array[], string, RegExp][] = [
     [[bytesOf("HTTP/1.1 400 Bad Request")], "EPROTO", /no NBD server/],
-    [[bytesOf("NBDMAGIC", [0, 0, 0x42, 2, 0x81, 0x86, 0x12, 0x53, 0, 0])], "EPROTONOSUPPORT", /./],
+    [[bytesOf("NBDMAGICIHAVEOPT", [0, 0])], "EPROTONOSUPPORT", /./],
     [[GREETING, reply(9, [0, 0, 0, 1])], "EPROTO", /breaks the NBD protocol/],
     [[GREETING, reply(8, [0x80, 0, 0, 5], "no TLS")], "EACCES", /TLS.*"no TLS"/],
     [[GREETING, reply(8, unsupported), reply(7, [0x80, 0, 0, 6])], "ENOENT", /no such export/],
@@ -177,6 +183,29 @@ Deno.test("NBD driver: a server that knows the oldest option only", () => {
   client.receive(bytesOf([0, 0, 0, 0, 0, 16, 0, 0, 0, 5]));
   assert.equal(client.result?.sizeBytes, 1 << 20);
   assert.equal(client.result?.structured, false);
+});
+
+Deno.test("NBD driver: a server that greets in the oldstyle, whole and byte by byte", () => {
+  const magic = bytesOf("NBDMAGIC", [0, 0, 0x42, 2, 0x81, 0x86, 0x12, 0x53]);
+  const size = [0, 0, 0, 1, 0, 0, 2, 0];
+  const greeting = bytesOf([...magic], size, [0, 0, 0, 5], new Array<number>(124).fill(0));
+  assert.equal(greeting.length, 152);
+  for (const step of [152, 1]) {
+    const client = new ClientHandshake("disk", "nbd:test");
+    for (let at = 0; at < 152; at += step) {
+      assert.equal(client.result, null);
+      client.receive(greeting.subarray(at, at + step));
+    }
+    assert.deepEqual(client.toSend, []);
+    assert.deepEqual(client.result, {
+      sizeBytes: 2 ** 32 + 512,
+      flags: 5,
+      structured: false,
+      allocationId: null,
+      minimumBlockBytes: 1,
+      maximumBlockBytes: 32 << 20,
+    });
+  }
 });
 
 /** Calls `body` with a device on an export of the scripted server. */

@@ -10,6 +10,7 @@ import { socketPair } from "../../ffi/sockets.ts";
 import { clientMemoryOf } from "../../src/frontend/nbd/client_memory.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import { REQUEST_SLOTS } from "../../src/driver/driver.ts";
+import type { GreetingStyle } from "../../src/frontend/nbd/handshake.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import {
   Chunk,
@@ -55,11 +56,22 @@ class Rig {
     this.connections = new NbdConnections(this.loop, this.device.vbd, { log, meter });
   }
 
-  connect({ negotiated }: { negotiated: boolean }): SocketEnd {
+  connect(style: GreetingStyle): SocketEnd {
     const [ours, theirs] = socketPair();
     const memory = clientMemoryOf(this.device.vbd.requests).take();
-    this.connections.add(ours, memory, { negotiated });
-    const end = new SocketEnd(theirs);
+    this.connections.add(ours, memory, { style, handedOver: false });
+    return this.#keep(theirs);
+  }
+
+  /** Connects on a descriptor that another process handed over. */
+  handOver(style: GreetingStyle): SocketEnd {
+    const [ours, theirs] = socketPair();
+    this.connections.addHandedOver(ours, style);
+    return this.#keep(theirs);
+  }
+
+  #keep(fd: number): SocketEnd {
+    const end = new SocketEnd(fd);
     this.#ends.add(end);
     return end;
   }
@@ -119,7 +131,7 @@ function fillBlocks({ device }: Rig): void {
 
 Deno.test("WRITE_ZEROES takes room with NO_HOLE, and none without", () => {
   const rig = new Rig();
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   const written = (): number => rig.device.vbd.statistics().images[0].written_bytes;
   const request = { command: Cmd.WriteZeroes, offset: BLOCK_BYTES, length: 65536 };
   assert.equal(errorOf(rig, end, request), 0);
@@ -131,7 +143,7 @@ Deno.test("WRITE_ZEROES takes room with NO_HOLE, and none without", () => {
 
 Deno.test("requests that make no sense are refused, and the next one is read right", () => {
   const rig = new Rig();
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   const read = { command: Cmd.Read, length: 512 };
   const payload = new Uint8Array(512).fill(1);
   const wrong: Parameters<typeof requestHeader>[0][] = [
@@ -168,7 +180,7 @@ Deno.test("errors reach the client as the protocol has them", () => {
   ];
   for (const [errno, expected] of cases) {
     const rig = new Rig();
-    const end = rig.connect({ negotiated: true });
+    const end = rig.connect("none");
     const payload = new Uint8Array(512);
     rig.simulation.lengthFault = errno;
     assert.equal(errorOf(rig, end, { command: Cmd.Write, length: 512, payload }), expected);
@@ -176,7 +188,7 @@ Deno.test("errors reach the client as the protocol has them", () => {
     rig.close();
   }
   const rig = new Rig();
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   const beyond = { command: Cmd.Write, offset: DISK_BYTES, length: 512 };
   const payload = new Uint8Array(512);
   assert.equal(errorOf(rig, end, { ...beyond, payload }), WireError.NoSpace);
@@ -186,7 +198,7 @@ Deno.test("errors reach the client as the protocol has them", () => {
 Deno.test("each reply has the cookie and the data of its request", () => {
   const rig = new Rig();
   fillBlocks(rig);
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   const sectors = [4096, 0, 8191, 17];
   const requests = sectors.map((sector) =>
     requestHeader({ command: Cmd.Read, offset: sector * 512, length: 512, cookie: 1000 + sector })
@@ -207,7 +219,7 @@ Deno.test("each reply has the cookie and the data of its request", () => {
 Deno.test("a write with FUA is synced before its reply, another is not", () => {
   const rig = new Rig();
   fillBlocks(rig);
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   let syncs = 0;
   rig.simulation.fault = (kind) => {
     if (kind === "sync") syncs++;
@@ -228,7 +240,7 @@ Deno.test("a write with FUA is synced before its reply, another is not", () => {
 Deno.test("a flush is answered after its sync, and with its error", () => {
   const rig = new Rig();
   fillBlocks(rig);
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   rig.simulation.fault = (kind) => kind === "sync" ? Errno.EINVAL : 0;
   assert.equal(errorOf(rig, end, { command: Cmd.Flush }), WireError.Inval);
   rig.simulation.fault = null;
@@ -238,7 +250,7 @@ Deno.test("a flush is answered after its sync, and with its error", () => {
 
 Deno.test("a long write that ends beyond the disk changes nothing", () => {
   const rig = new Rig();
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   const length = 2 * SLOT_BYTES;
   const payload = new Uint8Array(length).fill(1);
   const offset = DISK_BYTES - SLOT_BYTES;
@@ -254,7 +266,7 @@ Deno.test("a long write fails if any part of it fails", () => {
   for (const failing of [1, 2]) {
     const rig = new Rig();
     fillBlocks(rig);
-    const end = rig.connect({ negotiated: true });
+    const end = rig.connect("none");
     let writes = 0;
     rig.simulation.fault = (kind) => kind === "write" && ++writes === failing ? Errno.EINVAL : 0;
     // The parts are in different blocks, so that each is an operation.
@@ -280,7 +292,7 @@ Deno.test("extents tell clients data from holes", () => {
   const rig = new Rig();
   rig.device.write(0, stampedSectors(0, 16, 1));
   rig.device.settle();
-  const end = rig.connect({ negotiated: false });
+  const end = rig.connect("newstyle");
   rig.exchange(end, packed([4, 3]));
   rig.exchange(end, option(Opt.StructuredReply));
   rig.exchange(end, option(Opt.SetMetaContext, metaContent("", ["base:allocation"])));
@@ -298,7 +310,7 @@ Deno.test("extents tell clients data from holes", () => {
 
 Deno.test("a client that does not end its handshake is hung up on after ten seconds", () => {
   const rig = new Rig();
-  const slow = rig.connect({ negotiated: false });
+  const slow = rig.connect("newstyle");
   assert.equal(rig.exchange(slow, packed([4, 3])).byteLength, 18);
   assert.ok(rig.loop.turn());
   assert.equal(rig.loop.nowMs(), 10_000);
@@ -311,7 +323,7 @@ Deno.test("a client that does not end its handshake is hung up on after ten seco
 
 Deno.test("clients' requests are counted for monitoring programs, whatever their parts", () => {
   const rig = new Rig();
-  const end = rig.connect({ negotiated: true });
+  const end = rig.connect("none");
   const payload = new Uint8Array(2 * SLOT_BYTES + 512).fill(1);
   const write = { command: Cmd.Write, offset: 0, length: payload.length, payload };
   assert.equal(errorOf(rig, end, write), 0);
@@ -331,7 +343,7 @@ Deno.test("clients' requests are counted for monitoring programs, whatever their
   assert.equal(rig.metrics.read("vdi-0").write_reqs_completed, 3);
 
   // A client that leaves within a write, and one that leaves before its read ends.
-  const others = [rig.connect({ negotiated: true }), rig.connect({ negotiated: true })];
+  const others = [rig.connect("none"), rig.connect("none")];
   others[0].send(requestHeader({ command: Cmd.Write, offset: 0, length: 4096 }));
   rig.run();
   assert.equal(rig.metrics.read("nbd-0").oo_reqs, 1);
@@ -345,5 +357,85 @@ Deno.test("clients' requests are counted for monitoring programs, whatever their
   rig.run();
   assert.equal(rig.metrics.read("nbd-0").oo_reqs, 0);
   assert.equal(rig.metrics.read("nbd-0").io_errors, 2);
+  rig.close();
+});
+
+const OLDSTYLE_BYTES = 152;
+
+/** What an oldstyle server sends first. */
+function requireOldstyle(view: DataView): void {
+  assert.equal(view.byteLength, OLDSTYLE_BYTES);
+  assert.equal(view.getBigUint64(0), 0x4e42444d41474943n);
+  assert.equal(view.getBigUint64(8), 0x00420281861253n);
+  assert.equal(view.getBigUint64(16), BigInt(DISK_BYTES));
+  // HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, CAN_MULTI_CONN; DF needs structured replies.
+  assert.equal(view.getUint32(24), 0x16d);
+  assert.ok(new Uint8Array(view.buffer, view.byteOffset + 28, 124).every((byte) => byte === 0));
+}
+
+Deno.test("an oldstyle client is told of the disk, and its requests are served", () => {
+  const rig = new Rig();
+  const end = rig.connect("oldstyle");
+  requireOldstyle(rig.exchange(end));
+  const payload = new Uint8Array(512).fill(7);
+  assert.equal(errorOf(rig, end, { command: Cmd.Write, length: 512, payload }), 0);
+  const answer = rig.exchange(end, requestHeader({ command: Cmd.Read, length: 512, cookie: 1 }));
+  assert.deepEqual(new Uint8Array(answer.buffer, 16), payload);
+  end.send(requestHeader({ command: Cmd.Disc }));
+  rig.run();
+  assert.equal(end.receive(), null, "it is hung up on, as it connected by itself");
+  rig.close();
+});
+
+Deno.test("a client that was handed over is greeted again after it left", () => {
+  const rig = new Rig();
+  const end = rig.handOver("oldstyle");
+  for (let i = 0; i < 3; i++) {
+    requireOldstyle(rig.exchange(end));
+    assert.equal(errorOf(rig, end, { command: Cmd.Flush }), 0);
+    end.send(requestHeader({ command: Cmd.Disc }));
+    rig.run();
+  }
+  requireOldstyle(rig.exchange(end));
+  assert.equal(rig.connections.size, 1);
+  const modern = rig.handOver("newstyle");
+  for (let i = 0; i < 2; i++) {
+    assert.equal(rig.exchange(modern).byteLength, 18);
+    rig.exchange(modern, packed([4, 3]), option(Opt.Go, infoContent("")));
+    end.send(requestHeader({ command: Cmd.Flush }));
+    modern.send(requestHeader({ command: Cmd.Disc }));
+    rig.run();
+  }
+  rig.close();
+  assert.equal(rig.connections.size, 0);
+});
+
+Deno.test("a client that was handed over has time, and one that hangs up is gone", () => {
+  const rig = new Rig();
+  const end = rig.handOver("newstyle");
+  assert.equal(rig.exchange(end).byteLength, 18);
+  rig.loop.addTimer(60_000, () => {});
+  while (rig.loop.turn());
+  rig.run();
+  assert.equal(rig.loop.nowMs(), 60_000);
+  assert.equal(rig.connections.size, 1);
+  const gone = rig.handOver("oldstyle");
+  requireOldstyle(rig.exchange(gone));
+  gone.send(requestHeader({ command: Cmd.Disc }));
+  rig.disconnect(gone);
+  rig.run();
+  assert.equal(rig.connections.size, 1, "it is not greeted for ever");
+  rig.close();
+});
+
+Deno.test("a client that was handed over to a disk with too many is hung up on", () => {
+  const rig = new Rig();
+  const memories = clientMemoryOf(rig.device.vbd.requests);
+  const taken: number[] = [];
+  for (let memory = memories.take(); memory >= 0; memory = memories.take()) taken.push(memory);
+  const end = rig.handOver("oldstyle");
+  assert.equal(end.receive(), null);
+  assert.match(rig.log.join(), /Minor \d+: a client cannot be served: the disk has too many/);
+  for (const memory of taken) memories.give(memory);
   rig.close();
 });

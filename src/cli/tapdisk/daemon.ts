@@ -1,16 +1,24 @@
+import { messageOf } from "../../../ffi/errno.ts";
 import { controlCommands } from "../../control/daemon/commands.ts";
 import { Devices } from "../../control/daemon/devices.ts";
 import { adviceOn } from "../../control/daemon/remaining.ts";
 import { DEVICE_MAKERS } from "../../frontend/device_makers.ts";
-import { controlSocketPath, nbdSocketPath, prepareFolders } from "../../control/paths.ts";
+import {
+  controlSocketPath,
+  nbdClientSocketPath,
+  nbdSockets,
+  prepareFolders,
+} from "../../control/paths.ts";
 import { ControlServer } from "../../control/daemon/server.ts";
 import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
 import { formatStatistics } from "../../control/protocol/statistics.ts";
+import { handedOver } from "../../driver/nbd/handed_over.ts";
+import { HandoverSocket, shownText } from "../../frontend/handover_socket.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { MetricsFolder, removeStaleMetrics } from "../../metrics/metrics_folder.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
-import { ownedBy } from "../../scheduler/scheduler.ts";
+import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
 import { guardRuntime, tapdiskFaults } from "./faults.ts";
 import { queueContexts } from "./queues.ts";
 
@@ -33,6 +41,23 @@ export interface Tapdisk {
   logState(): void;
 }
 
+/** The socket on which other processes hand over connections to NBD servers; null without one. */
+function openHandover(scheduler: Scheduler, log: Logger): HandoverSocket | null {
+  const path = nbdClientSocketPath(Deno.pid);
+  try {
+    return new HandoverSocket(scheduler, path, {
+      log: (message) => log.warn(message),
+      taken(name, fd): void {
+        handedOver.put(name, fd);
+        log.info(`Took a descriptor for an image named nbd: and ${shownText(name)}`);
+      },
+    });
+  } catch (error) {
+    log.warn(`No descriptors can be handed over on ${path}: ${messageOf(error)}`);
+    return null;
+  }
+}
+
 /** Puts the parts of the daemon together and opens the control socket. Throws `SystemError`. */
 export function startTapdisk(log: Logger): Tapdisk {
   prepareFolders();
@@ -44,7 +69,11 @@ export function startTapdisk(log: Logger): Tapdisk {
   const faults = tapdiskFaults(log);
   guardRuntime(faults);
   const scheduler = new EpollScheduler({ lastResort: faults });
-  const stop = () => server.shutDown(() => scheduler.stop());
+  const warn = (message: string): void => log.warn(message);
+  const stop = () => {
+    handover?.close();
+    server.shutDown(() => scheduler.stop());
+  };
   // The answer to the last detach is sent before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
   const devices = new Devices({
@@ -52,9 +81,8 @@ export function startTapdisk(log: Logger): Tapdisk {
     contextOf: queueContexts(scheduler, { log, metrics }),
     frontends: [
       (vbd) => {
-        const path = nbdSocketPath(Deno.pid, vbd.minor);
-        const warn = (message: string): void => log.warn(message);
-        return new NbdServer(ownedBy(vbd, scheduler), vbd, path, warn);
+        const sockets = nbdSockets(Deno.pid, vbd.minor);
+        return new NbdServer(ownedBy(vbd, scheduler), vbd, sockets, warn);
       },
     ],
     makers: DEVICE_MAKERS,
@@ -68,6 +96,7 @@ export function startTapdisk(log: Logger): Tapdisk {
     commands: controlCommands(devices),
     log,
   });
+  const handover = openHandover(scheduler, log);
   return {
     socketPath,
     run: () => scheduler.run(),

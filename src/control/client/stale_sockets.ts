@@ -4,9 +4,19 @@ import { isAlive } from "../../../ffi/process.ts";
 import { unixConnectAtOnce } from "../../../ffi/sockets.ts";
 import { controlFolder, namesIn, numberAfter } from "../paths.ts";
 
+/** What the names of sockets of a process begin with, and those of sockets of its disks. */
+const OF_A_PROCESS = ["ctl", "nbdclient"];
+const OF_A_DISK = ["nbd", "nbd-old", "nbdserver", "nbdserver-new"];
+
 /** The process that a socket in the control folder belongs to: `ctl12` and `nbd12.0` to 12. */
 export function ownerOfSocket(name: string): number | undefined {
-  return numberAfter(name, "ctl") ?? numberAfter(name.replace(/\.\d+$/, ""), "nbd");
+  const ofDisk = /^(.*)\.\d+$/.exec(name)?.[1];
+  const [stem, prefixes] = ofDisk === undefined ? [name, OF_A_PROCESS] : [ofDisk, OF_A_DISK];
+  for (const prefix of prefixes) {
+    const pid = numberAfter(stem, prefix);
+    if (pid !== undefined) return pid;
+  }
+  return undefined;
 }
 
 /** Whether no process listens at a socket. A full backlog counts as listening. */

@@ -13,6 +13,7 @@ import {
 } from "../../../ffi/sockets.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import { type ExportName, parseExportName } from "./export_name.ts";
+import { handedOver } from "./handed_over.ts";
 import { ClientHandshake, type RemoteExport } from "./handshake.ts";
 
 /** How long a server may take from the first packet to the end of the handshake. */
@@ -28,16 +29,24 @@ export interface Connected {
   /** The socket, which the receiver closes. */
   readonly fd: number;
   readonly remote: RemoteExport;
-  /** The `struct sockaddr` that worked, to dial again without asking the resolver. */
-  readonly address: Uint8Array<ArrayBuffer>;
+  /** What worked, to dial again without asking the resolver. */
+  readonly destination: Destination;
 }
+
+/** A way to a server: a `struct sockaddr`, or the name of a descriptor that was handed over. */
+type Route = Uint8Array<ArrayBuffer> | string;
 
 /** Where to dial. */
 export interface Destination {
   readonly exportName: string;
   /** What the export is called in errors. */
   readonly title: string;
-  readonly address: Uint8Array<ArrayBuffer>;
+  readonly route: Route;
+}
+
+/** A socket on its way to a server. Throws `SystemError`. */
+function socketTo({ route, title }: Destination): number {
+  return typeof route === "string" ? handedOver.take(route, title) : beginConnect(route, title);
 }
 
 /** One attempt: a socket on its way to being connected, and the handshake on it. */
@@ -46,13 +55,14 @@ class Attempt {
   readonly #destination: Destination;
   readonly #handshake: ClientHandshake;
   readonly #buffer = new Uint8Array(RECEIVE_BYTES);
-  #connecting = true;
+  #connecting: boolean;
 
   /** Throws `SystemError`. */
   constructor(destination: Destination) {
     this.#destination = destination;
     this.#handshake = new ClientHandshake(destination.exportName, destination.title);
-    this.fd = beginConnect(destination.address, destination.title);
+    this.#connecting = typeof destination.route !== "string";
+    this.fd = socketTo(destination);
   }
 
   /** What the next step waits for: EPOLL* bits, which are those of poll(2). */
@@ -70,8 +80,7 @@ class Attempt {
     for (let i = 0; this.#handshake.result === null; i++) {
       if (i === MOST_RECEIVES || !this.#send() || !this.#receive()) return null;
     }
-    const { address } = this.#destination;
-    return { fd: this.fd, remote: this.#handshake.result, address };
+    return { fd: this.fd, remote: this.#handshake.result, destination: this.#destination };
   }
 
   /** Sends what there is; false when the socket takes no more now. */
@@ -109,7 +118,8 @@ function timedOut(title: string): SystemError {
   );
 }
 
-function addressesOf({ server }: ExportName): Uint8Array<ArrayBuffer>[] {
+function routesTo({ server }: ExportName): Route[] {
+  if (server.kind === "descriptor") return [server.name];
   return server.kind === "unix" ? [unixAddress(server.path)] : resolveTcp(server.host, server.port);
 }
 
@@ -128,9 +138,9 @@ export function dial(
   const { server, exportName } = parseExportName(name);
   let current: Dial | null = null;
   let isGivenUp = false;
-  const tryNext = (addresses: Uint8Array<ArrayBuffer>[], failure: Error | null): void => {
-    const [address, ...others] = addresses;
-    if (address === undefined) {
+  const tryNext = (routes: readonly Route[], failure: Error | null): void => {
+    const [route, ...others] = routes;
+    if (route === undefined) {
       return done(failure ?? new SystemError(Errno.EHOSTUNREACH, `Cannot connect to ${title}`));
     }
     const ended = (result: Connected | Error): void => {
@@ -140,12 +150,12 @@ export function dial(
       scheduler.addTimer(0, () => isGivenUp || tryNext(others, failure ?? result));
     };
     try {
-      current = new Dial(scheduler, { exportName, title, address }, ended);
+      current = new Dial(scheduler, { exportName, title, route }, ended);
     } catch (error) {
       ended(toError(error));
     }
   };
-  scheduler.settle(addressesAside(server), (found) => {
+  scheduler.settle(routesAside(server), (found) => {
     if (isGivenUp) return;
     if (found instanceof Error) done(found);
     else tryNext(found.slice(0, MOST_ADDRESSES), null);
@@ -156,10 +166,9 @@ export function dial(
   };
 }
 
-async function addressesAside(
-  server: ExportName["server"],
-): Promise<Uint8Array<ArrayBuffer>[] | Error> {
+async function routesAside(server: ExportName["server"]): Promise<Route[] | Error> {
   try {
+    if (server.kind === "descriptor") return [server.name];
     if (server.kind === "unix") return [unixAddress(server.path)];
     return await resolveTcpAside(server.host, server.port);
   } catch (error) {
@@ -180,9 +189,9 @@ function toError(error: unknown): Error {
 export function dialAndWait(name: string, title: string): Connected {
   const parsed = parseExportName(name);
   let failure: unknown = null;
-  for (const address of addressesOf(parsed)) {
+  for (const route of routesTo(parsed)) {
     try {
-      return waitFor({ exportName: parsed.exportName, title, address });
+      return waitFor({ exportName: parsed.exportName, title, route });
     } catch (error) {
       failure ??= error;
     }

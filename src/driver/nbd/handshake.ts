@@ -45,6 +45,7 @@ export interface RemoteExport {
 }
 
 const GREETING_BYTES = 18;
+const OLDSTYLE_BYTES = 152;
 const REPLY_HEADER_BYTES = 20;
 /** The longest answer that is taken; real ones are names and sentences. */
 const LONGEST_REPLY_BYTES = 16 * 1024;
@@ -61,8 +62,9 @@ const refusals = new Map<number, [errno: number, why: string]>([
 ]);
 
 /**
- * The client's half of the fixed newstyle negotiation of one export. It takes bytes as they come
- * and says what to send; it neither reads nor writes a socket.
+ * The client's half of the fixed newstyle negotiation of one export. A server that greets in the
+ * oldstyle has one export, and there is no negotiation. It takes bytes as they come and says what to
+ * send; it neither reads nor writes a socket.
  */
 export class ClientHandshake {
   /** What is to be sent, in order; the caller takes it out. */
@@ -126,8 +128,9 @@ export class ClientHandshake {
     }
     const isOld = view.getUint32(8) === OLDSTYLE_MAGIC_HIGH &&
       view.getUint32(12) === OLDSTYLE_MAGIC_LOW;
+    if (isOld) return this.#oldstyleGreeting(view);
     const flags = view.getUint16(16);
-    if (isOld || (flags & NBD_FLAG_FIXED_NEWSTYLE) === 0) {
+    if ((flags & NBD_FLAG_FIXED_NEWSTYLE) === 0) {
       throw this.#failure(Errno.EPROTONOSUPPORT, "the server does not speak fixed newstyle NBD");
     }
     if (view.getUint32(8) !== IHAVEOPT_HIGH || view.getUint32(12) !== IHAVEOPT_LOW) {
@@ -138,6 +141,14 @@ export class ClientHandshake {
     this.toSend.push(new Fields().u32(common).done());
     this.#ask(NBD_OPT_STRUCTURED_REPLY, new Uint8Array(0));
     return GREETING_BYTES;
+  }
+
+  /** The size, 16 bits of handshake flags, NBD_FLAG_* of the transmission, and zeros. */
+  #oldstyleGreeting(view: DataView): number {
+    if (view.byteLength < OLDSTYLE_BYTES) return 0;
+    this.#noteSize(view, 16, view.getUint16(26));
+    this.#finish();
+    return OLDSTYLE_BYTES;
   }
 
   #ask(option: number, content: Uint8Array): void {
@@ -231,8 +242,12 @@ export class ClientHandshake {
   }
 
   #noteExport(view: DataView, at: number): void {
+    this.#noteSize(view, at, view.getUint16(at + 8));
+  }
+
+  #noteSize(view: DataView, at: number, flags: number): void {
     this.#sizeBytes = view.getUint32(at) * 0x1_0000_0000 + view.getUint32(at + 4);
-    this.#flags = view.getUint16(at + 8);
+    this.#flags = flags;
   }
 
   /** The answer to NBD_OPT_EXPORT_NAME has no header; a refusal is that the server hangs up. */

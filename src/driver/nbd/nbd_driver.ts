@@ -18,7 +18,6 @@ import type {
 } from "../driver.ts";
 import { NAMES_OTHER } from "../image_name.ts";
 import { type Connected, dial, dialAndWait } from "./dial.ts";
-import { parseExportName } from "./export_name.ts";
 import { exportFault, NbdImage } from "./nbd_image.ts";
 
 /** A connection to an export that is to be opened. */
@@ -49,7 +48,6 @@ function titleOf({ type, path }: ImageSpec): string {
 }
 
 function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
-  const { exportName } = parseExportName(spec.path);
   const prepared = context.takePrepared();
   const connected = prepared instanceof DialledExport
     ? prepared.connected
@@ -59,14 +57,15 @@ function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageD
     closeFile(connected.fd);
     throw fault;
   }
-  return new NbdImage({ spec, context, sink, connected, exportName });
+  return new NbdImage({ spec, context, sink, connected });
 }
 
 /** Exports of NBD servers, by name (`nbd:HOST:PORT`) or as URIs. */
 export const nbdDriver: DriverType = {
   type: "nbd",
   where: "ADDRESS[:NAME]",
-  summary: "An export of an NBD server; ADDRESS is HOST:PORT or unix:SOCKET",
+  summary: "An export of an NBD server; ADDRESS is HOST:PORT or unix:SOCKET, " +
+    "or a descriptor's name",
   number: 15,
   named: () => NAMES_OTHER,
   prepare,

@@ -29,6 +29,7 @@ import {
 import { PieceLists } from "../pieces.ts";
 import { BackOff } from "./back_off.ts";
 import { type Connected, type Destination, Dial } from "./dial.ts";
+import { handedOver } from "./handed_over.ts";
 import type { RemoteExport } from "./handshake.ts";
 import { Operations } from "./operations.ts";
 import { type AnswerSink, ReplyReceiver } from "./reply_receiver.ts";
@@ -116,24 +117,23 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   #closed = false;
 
   constructor(
-    { spec, context, sink, connected, exportName }: {
+    { spec, context, sink, connected }: {
       spec: ImageSpec;
       context: ImageContext;
       sink: RequestSink;
       connected: Connected;
-      exportName: string;
     },
   ) {
     this.spec = spec;
     this.#context = context;
     this.#sink = sink;
-    const { remote, address } = connected;
+    const { remote, destination } = connected;
     this.sectors = Math.floor(remote.sizeBytes / SECTOR_BYTES);
     this.#mostSectors = Math.floor(remote.maximumBlockBytes / SECTOR_BYTES);
     const canZero = (remote.flags & NBD_FLAG_SEND_WRITE_ZEROES) !== 0;
     this.zeroSectors = canZero ? ZERO_SECTORS : context.zeros.sectors;
     this.fillSectors = context.zeros.sectors;
-    this.#destination = { exportName, address, title: this.#title };
+    this.#destination = destination;
     this.#sender = new RequestSender(context.pieces);
     this.#receiver = new ReplyReceiver(context.pieces, this.#operations, this);
     this.#use(connected);
@@ -429,18 +429,28 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   close(done: Done): void {
-    if (this.#fd !== NONE) this.#sayGoodbye();
+    const { route } = this.#destination;
+    if (this.#fd !== NONE) {
+      const isIdle = this.#operations.inUse === 0 && this.#sender.isEmpty;
+      const wasTold = this.#sayGoodbye();
+      if (isIdle && wasTold && typeof route === "string") {
+        handedOver.putBack(route, this.#letGo());
+      }
+    }
     this.abandon();
     done(null);
   }
 
-  /** Tells the server that this was all. */
-  #sayGoodbye(): void {
+  /**
+   * Tells the server that this was all; false when that could not be sent. Over a descriptor that was
+   * handed over, the server then greets again, for when the image is opened again.
+   */
+  #sayGoodbye(): boolean {
     const { pieces } = this.#context;
     const piece = pieces.take(NBD_CMD_DISC, 0, 0, 0, 0);
     this.#sender.add(0, piece);
     pieces.give(piece);
-    this.#sender.send(this.#fd);
+    return this.#sender.send(this.#fd) >= 0 && this.#sender.isEmpty;
   }
 
   abandon(): void {
@@ -457,10 +467,16 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   #hangUp(): void {
+    closeFile(this.#letGo());
+  }
+
+  /** Ends the use of the socket; returns it. */
+  #letGo(): number {
+    const fd = this.#fd;
     this.#context.scheduler.cancelTimer(this.#watchTimer);
     this.#watchTimer = 0;
-    this.#context.scheduler.unwatch(this.#fd);
-    closeFile(this.#fd);
+    this.#context.scheduler.unwatch(fd);
     this.#fd = NONE;
+    return fd;
   }
 }

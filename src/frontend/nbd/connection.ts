@@ -1,6 +1,5 @@
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
-import { closeFile } from "../../../ffi/files.ts";
 import { enlargeSendBuffer, sendAt } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
@@ -8,8 +7,8 @@ import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
 import { type ClientSeat, HANDSHAKE_BYTES } from "./client_seat.ts";
 import { carriesData, kindOf, refusalOf } from "./commands.ts";
-import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
-import { Handshake, type HandshakeStage } from "./handshake.ts";
+import type { ClientKind, ConnectionHost, ServedConnection } from "./connection_host.ts";
+import { Handshake } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
@@ -47,6 +46,7 @@ export class NbdConnection
   readonly seat: ClientSeat;
   readonly #fd: number;
   readonly #host: ConnectionHost;
+  readonly #kind: ClientKind;
   /** Whether the client is the kernel, which does not keep slots longer than needed. */
   readonly #isTrusted: boolean;
   readonly #handshake: Handshake;
@@ -65,18 +65,17 @@ export class NbdConnection
   #inFlight = 0;
   readonly #budget = new TurnBudget();
 
-  /** @param stage "transmission" for a client that sends requests without a handshake. */
-  constructor(fd: number, seat: ClientSeat, host: ConnectionHost, stage: HandshakeStage) {
+  constructor(fd: number, seat: ClientSeat, host: ConnectionHost, kind: ClientKind) {
     const { vbd, slots } = host;
     this.#fd = fd;
     this.#host = host;
     this.seat = seat;
-    this.#isTrusted = stage === "transmission";
+    this.#kind = kind;
+    this.#isTrusted = kind.style === "none";
     this.#claim = vbd.requests.shares.open(this);
     this.#reader = new RequestReader(fd, seat);
     this.#replies = new ReplyQueue(fd, { vbd, slots, seat, claim: this.#claim });
     this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
-    this.#handshake.stage = stage;
   }
 
   /** Starts to serve. Throws `SystemError` when the loop cannot watch the descriptor. */
@@ -89,7 +88,7 @@ export class NbdConnection
       throw error;
     }
     enlargeSendBuffer(this.#fd, SEND_BUFFER_BYTES);
-    this.#handshake.start(this.#handshake.stage);
+    this.#handshake.start(this.#kind.style);
   }
 
   get faults(): FaultOwner {
@@ -469,11 +468,10 @@ export class NbdConnection
     if (this.#closed) return;
     this.#closed = true;
     this.#host.scheduler.unwatch(this.#fd);
-    closeFile(this.#fd);
     this.#abandonWrite();
     this.#replies.close();
     this.#claim.end();
-    this.#host.gone(this);
+    this.#host.gone(this, this.#fd, this.#kind);
     this.#retireWhenDone();
   }
 

@@ -3,8 +3,18 @@ import type { Meter } from "../../metrics/meter.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { ClientSeat } from "./client_seat.ts";
-import type { ExportDescription } from "./handshake.ts";
+import type { ExportDescription, GreetingStyle } from "./handshake.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
+
+/** What is known of a client when it comes. */
+export interface ClientKind {
+  readonly style: GreetingStyle;
+  /**
+   * Whether another process handed the client's descriptor over. Its client may take long to answer
+   * the greeting, and comes back on the same descriptor after NBD_CMD_DISC, as in the reference.
+   */
+  readonly handedOver: boolean;
+}
 
 /** A connection, as the server that accepted it sees it. */
 export interface ServedConnection extends Deferred {
@@ -35,8 +45,8 @@ export interface ConnectionHost {
   negotiated(connection: ServedConnection): void;
   /** Closes a connection that violates the protocol or a limit, and logs why. */
   hangUp(connection: ServedConnection, why: string): void;
-  /** The connection has closed its descriptor. */
-  gone(connection: ServedConnection): void;
+  /** The connection has ended, and hands its descriptor back. */
+  gone(connection: ServedConnection, fd: number, kind: ClientKind): void;
   /** The last request of a closed connection has ended. */
   retire(connection: ServedConnection): void;
 }

@@ -8,8 +8,8 @@ import { messageOf } from "../../../ffi/errno.ts";
 import { clientMemoryOf } from "./client_memory.ts";
 import { ClientSeat } from "./client_seat.ts";
 import { NbdConnection } from "./connection.ts";
-import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
-import type { ExportDescription } from "./handshake.ts";
+import type { ClientKind, ConnectionHost, ServedConnection } from "./connection_host.ts";
+import type { ExportDescription, GreetingStyle } from "./handshake.ts";
 import { NbdSlots } from "./nbd_slots.ts";
 import {
   NBD_FLAG_CAN_MULTI_CONN,
@@ -71,6 +71,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
    * runtime discards the compiled code of the class, and the next client starts slowly.
    */
   readonly #lastRetired: ServedConnection[] = [];
+  #isClosing = false;
   #closed = false;
 
   /**
@@ -104,14 +105,12 @@ export class NbdConnections implements ConnectionHost, TurnWork {
    * Serves a client. When that fails, it closes the descriptor and logs why.
    *
    * @param memory What `ClientMemory.take` gave for it.
-   * @param negotiated Whether the client sends requests without a handshake, as the kernel does.
    */
-  add(fd: number, memory: number, { negotiated }: { negotiated: boolean }): void {
-    const stage = negotiated ? "transmission" : "flags";
-    const connection = new NbdConnection(fd, this.#seatAt(memory), this, stage);
+  add(fd: number, memory: number, kind: ClientKind): void {
+    const connection = new NbdConnection(fd, this.#seatAt(memory), this, kind);
     // The client may leave, and `gone` be called, within `start`.
     this.#connections.add(connection);
-    if (!negotiated) this.#noteGreeting(connection);
+    if (kind.style === "newstyle" && !kind.handedOver) this.#noteGreeting(connection);
     try {
       connection.start();
     } catch (error) {
@@ -188,9 +187,19 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     this.#log(`Minor ${this.vbd.minor}: ${what}`);
   }
 
-  gone(connection: ServedConnection): void {
+  gone(connection: ServedConnection, fd: number, kind: ClientKind): void {
     this.#forget(connection);
+    if (kind.handedOver && connection.hasLeft) this.addHandedOver(fd, kind.style);
+    else closeFile(fd);
     this.#owner?.connectionGone(connection);
+  }
+
+  /** Serves a client whose descriptor was handed over; logs why when that fails, and closes it. */
+  addHandedOver(fd: number, style: GreetingStyle): void {
+    const memory = this.#isClosing ? -1 : clientMemoryOf(this.vbd.requests).take();
+    if (memory >= 0) return this.add(fd, memory, { style, handedOver: true });
+    closeFile(fd);
+    if (!this.#isClosing) this.note("a client cannot be served: the disk has too many");
   }
 
   #forget(connection: ServedConnection): void {
@@ -211,7 +220,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   /** Drops all clients. None may be added afterwards. */
   close(): void {
-    if (this.#closed) return;
+    if (this.#isClosing) return;
+    this.#isClosing = true;
     this.scheduler.removeTurnWork(this);
     this.scheduler.cancelTimer(this.#greetingTimer);
     this.scheduler.cancelTimer(this.#nextTurnTimer);

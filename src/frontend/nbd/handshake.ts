@@ -26,6 +26,8 @@ import {
   NBD_REP_SERVER,
   NBDMAGIC_HIGH,
   NBDMAGIC_LOW,
+  OLDSTYLE_MAGIC_HIGH,
+  OLDSTYLE_MAGIC_LOW,
   OPTION_REPLY_MAGIC_HIGH,
   OPTION_REPLY_MAGIC_LOW,
   PREFERRED_BLOCK_BYTES,
@@ -42,6 +44,12 @@ export interface ExportDescription {
   readonly hasLog: boolean;
 }
 
+/**
+ * How a client is greeted: by the fixed newstyle negotiation, in the oldstyle, where the server tells
+ * of its export and requests follow, or not at all, as the kernel's client wants it.
+ */
+export type GreetingStyle = "newstyle" | "oldstyle" | "none";
+
 /** The state of a handshake. */
 export type HandshakeStage = "flags" | "options" | "transmission" | "closed";
 
@@ -52,7 +60,8 @@ const LONGEST_OPTION_BYTES = 8192;
 const LONGEST_TEXT_BYTES = 4096;
 /** The most options of a handshake. */
 const MOST_OPTIONS = 256;
-const EXPORT_NAME_PADDING_BYTES = 124;
+/** Zeros behind the size and flags of an export, in the oldstyle and after EXPORT_NAME. */
+const PADDING_BYTES = 124;
 
 /** Decodes the content of an option. Throws `RangeError` past its end. */
 class OptionReader {
@@ -86,8 +95,8 @@ class OptionReader {
 }
 
 /**
- * The server side of the fixed newstyle negotiation. It consumes received bytes and returns
- * messages by a callback. It does not use a socket.
+ * The server side of the negotiation. It consumes received bytes and returns messages by a callback.
+ * It does not use a socket.
  */
 export class Handshake {
   stage: HandshakeStage = "flags";
@@ -109,13 +118,23 @@ export class Handshake {
     this.#send = send;
   }
 
-  /** Sends the greeting. With stage "transmission" there is no handshake. */
-  start(stage: HandshakeStage = "flags"): void {
-    this.stage = stage;
-    if (stage !== "flags") return;
+  /** Sends the greeting. */
+  start(style: GreetingStyle = "newstyle"): void {
+    this.stage = style === "newstyle" ? "flags" : "transmission";
+    if (style === "oldstyle") return this.#oldstyle();
+    if (style === "none") return;
     this.#send(
       new Fields().u32(NBDMAGIC_HIGH).u32(NBDMAGIC_LOW).u32(IHAVEOPT_HIGH).u32(IHAVEOPT_LOW)
         .u16(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES).done(),
+    );
+  }
+
+  /** 152 bytes: magic numbers, the size, 16 bits of handshake flags, the export's flags, zeros. */
+  #oldstyle(): void {
+    const { sizeBytes, flags } = this.#described();
+    this.#send(
+      new Fields().u32(NBDMAGIC_HIGH).u32(NBDMAGIC_LOW).u32(OLDSTYLE_MAGIC_HIGH)
+        .u32(OLDSTYLE_MAGIC_LOW).u64(sizeBytes).u16(0).u16(flags).zeros(PADDING_BYTES).done(),
     );
   }
 
@@ -221,7 +240,7 @@ export class Handshake {
   /** Selects the export. There is one, and every name selects it, as in C blktap. */
   #exportName(): void {
     const { sizeBytes, flags } = this.#described();
-    const padding = this.#noZeroes ? 0 : EXPORT_NAME_PADDING_BYTES;
+    const padding = this.#noZeroes ? 0 : PADDING_BYTES;
     this.#send(new Fields().u64(sizeBytes).u16(flags).zeros(padding).done());
     this.stage = "transmission";
   }

@@ -1,5 +1,6 @@
 /**
- * `src/frontend/nbd` is the NBD server: a UNIX socket with one export and many clients. This file
+ * `src/frontend/nbd` is the NBD server: one export, on UNIX sockets that clients connect to and on
+ * descriptors that other processes hand over. This file has the sockets of a disk, `listener.ts`
  * accepts clients, `connections.ts` keeps them, `connection.ts` serves one. `handshake.ts`
  * negotiates, `request_reader.ts` receives, `reply_queue.ts` sends.
  *
@@ -8,39 +9,39 @@
  *
  * @module
  */
-import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { Errno, errnoName } from "../../../ffi/errno.ts";
-import { closeFile } from "../../../ffi/files.ts";
-import { waitForDescriptor } from "../../../ffi/poll.ts";
-import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
-import type { FaultOwner } from "../../scheduler/faults.ts";
-import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import { messageOf } from "../../../ffi/errno.ts";
+import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { Meter } from "../../metrics/meter.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { clientMemoryOf, MOST_CLIENTS } from "./client_memory.ts";
+import { HandoverSocket } from "../handover_socket.ts";
 import { NbdConnections } from "./connections.ts";
+import type { GreetingStyle } from "./handshake.ts";
+import { NbdListener } from "./listener.ts";
 
-/** Time until the next try after a client could not be accepted. */
-const ACCEPT_AGAIN_MS = 50;
-/** The most clients that are accepted in one turn. */
-const MOST_ACCEPTED = 16;
-/** Length of the listener's queue. */
-const BACKLOG = 1024;
+/** Where the server of a disk is. */
+export interface NbdSockets {
+  /** Clients connect here. */
+  readonly newstyle: string;
+  /** Clients that know only the oldstyle handshake connect here. */
+  readonly oldstyle?: string;
+  /** Other processes hand over descriptors here, on which clients wait for the newstyle handshake. */
+  readonly handoverNewstyle?: string;
+  /** The same for the oldstyle handshake. */
+  readonly handoverOldstyle?: string;
+}
 
-/** Serves one device on one socket. */
-export class NbdServer implements FdHandler, FaultOwner {
-  readonly failed = false;
-  readonly #scheduler: Scheduler;
-  readonly #vbd: Vbd;
-  readonly #socketPath: string;
-  readonly #fd: number;
+/** Serves one device. */
+export class NbdServer {
   readonly #connections: NbdConnections;
   readonly #meter: Meter;
-  #acceptTimer = 0;
+  /** What listens. */
+  readonly #sockets: { close(): void }[] = [];
+  readonly #log: (message: string) => void;
 
   /**
-   * Listens on `socketPath`, and replaces a socket that exists there.
+   * Makes the sockets, and replaces those that exist there. Without the sockets for oldstyle clients
+   * and for descriptors the disk is served all the same, and the log says why they are missing.
    *
    * @param log Writes a line to the log.
    * @throws {SystemError}
@@ -48,28 +49,40 @@ export class NbdServer implements FdHandler, FaultOwner {
   constructor(
     scheduler: Scheduler,
     vbd: Vbd,
-    socketPath: string,
+    sockets: NbdSockets,
     log: (message: string) => void,
   ) {
-    this.#scheduler = scheduler;
-    this.#vbd = vbd;
-    this.#socketPath = socketPath;
-    removeSocket(socketPath);
-    this.#fd = unixListen(socketPath, BACKLOG);
+    this.#log = log;
     this.#meter = vbd.openMeter({ of: "nbd", minor: vbd.minor }, SLOTS);
     this.#connections = new NbdConnections(scheduler, vbd, { log, meter: this.#meter });
     try {
-      scheduler.watch(this.#fd, EPOLLIN, this, this);
+      this.#sockets.push(new NbdListener(this.#connections, sockets.newstyle, "newstyle"));
     } catch (error) {
-      this.#leaveSocket();
+      this.close();
       throw error;
+    }
+    const { oldstyle, handoverNewstyle, handoverOldstyle } = sockets;
+    this.#add(oldstyle, (path) => new NbdListener(this.#connections, path, "oldstyle"));
+    this.#add(handoverNewstyle, (path) => this.#handover(path, "newstyle"));
+    this.#add(handoverOldstyle, (path) => this.#handover(path, "oldstyle"));
+  }
+
+  #add(path: string | undefined, open: (path: string) => { close(): void }): void {
+    if (path === undefined) return;
+    try {
+      this.#sockets.push(open(path));
+    } catch (error) {
+      this.#log(`Minor ${this.#connections.vbd.minor} has no socket ${path}: ${messageOf(error)}`);
     }
   }
 
-  /** Accepting a client failed by a fault: stops accepting for a moment. */
-  fault(error: unknown): void {
-    this.#vbd.noteFault("a client that connected", error);
-    this.#stopAccepting(Errno.EIO);
+  #handover(path: string, style: GreetingStyle): HandoverSocket {
+    const { scheduler } = this.#connections;
+    return new HandoverSocket(scheduler, path, {
+      log: this.#log,
+      // The text is the caller's name for the connection: a socket has one disk.
+      taken: (_text, fd) => this.#connections.addHandedOver(fd, style),
+    });
   }
 
   /** The number of connected clients. */
@@ -77,75 +90,10 @@ export class NbdServer implements FdHandler, FaultOwner {
     return this.#connections.size;
   }
 
-  /** Accepts waiting clients. */
-  ready(_events: number): void {
-    for (let i = 0; i < MOST_ACCEPTED; i++) if (!this.#accept()) return;
-  }
-
-  /** Accepts the next client; false when there is none, or it cannot be accepted now. */
-  #accept(): boolean {
-    const memories = clientMemoryOf(this.#vbd.requests);
-    const memory = memories.take();
-    if (memory < 0) return this.#acceptTooMany();
-    const fd = acceptConnection(this.#fd);
-    if (fd >= 0) {
-      this.#connections.add(fd, memory, { negotiated: false });
-      return true;
-    }
-    memories.give(memory);
-    // Without a free descriptor (EMFILE) the client stays in the queue, and the socket readable.
-    if (fd !== -Errno.EAGAIN) this.#stopAccepting(-fd);
-    return false;
-  }
-
-  /**
-   * There are as many clients as a disk serves. One that has not finished its handshake makes room,
-   * at the end of the turn; without such a one the next client is turned away.
-   */
-  #acceptTooMany(): boolean {
-    if (!waitForDescriptor(this.#fd, EPOLLIN, 0)) return false;
-    const connections = this.#connections;
-    if (connections.size < MOST_CLIENTS / 2) {
-      // Memory is missing because requests of clients that left are still in flight.
-      this.#stopAccepting(Errno.EUSERS);
-      return false;
-    }
-    if (connections.dropOldestGreeting()) return false;
-    const fd = acceptConnection(this.#fd);
-    if (fd < 0) return false;
-    connections.note(`hung up on an NBD client: the disk has ${MOST_CLIENTS} already`);
-    closeFile(fd);
-    return true;
-  }
-
-  /** Stops accepting for a moment. */
-  #stopAccepting(errno: number): void {
-    this.#connections.note(`NBD clients wait to be accepted (${errnoName(errno)})`);
-    this.#scheduler.rewatch(this.#fd, 0);
-    this.#acceptTimer = this.#scheduler.addTimer(ACCEPT_AGAIN_MS, () => {
-      this.#scheduler.rewatch(this.#fd, EPOLLIN);
-    });
-  }
-
-  /** Drops all clients and removes the socket. */
+  /** Drops all clients and removes the sockets. */
   close(): void {
-    this.#scheduler.cancelTimer(this.#acceptTimer);
-    this.#scheduler.unwatch(this.#fd);
-    this.#leaveSocket();
-  }
-
-  #leaveSocket(): void {
-    closeFile(this.#fd);
-    removeSocket(this.#socketPath);
-    this.#connections.close();
+    for (const socket of this.#sockets.splice(0)) socket.close();
     this.#meter.hide();
-  }
-}
-
-function removeSocket(path: string): void {
-  try {
-    if (Deno.lstatSync(path).isSocket) Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    this.#connections.close();
   }
 }

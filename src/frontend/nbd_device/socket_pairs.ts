@@ -56,7 +56,7 @@ export class SocketPairs {
     this.closeKernelEnds();
     const memories = this.#memories.splice(0);
     this.#ourEnds.splice(0).forEach((fd, i) => {
-      connections.add(fd, memories[i], { negotiated: true });
+      connections.add(fd, memories[i], { style: "none", handedOver: false });
     });
   }
 
