@@ -10,6 +10,8 @@ export interface ImageWish {
   readonly leaf: ImageSpec;
   /** The log of changed blocks to stand in front of it. */
   readonly changedBlocks?: string;
+  /** Makes what stands in front of an image that has a secondary image. */
+  readonly mirror?: (sink: RequestSink) => ImageDriver;
 }
 
 /**
@@ -23,7 +25,7 @@ export interface ImageWish {
  * cannot be used; what the images say.
  */
 export function openImages(
-  { leaf, changedBlocks }: ImageWish,
+  { leaf, changedBlocks, mirror }: ImageWish,
   context: DeviceContext,
   sink: RequestSink,
 ): ImageDriver[] {
@@ -37,6 +39,7 @@ export function openImages(
     return image;
   };
   try {
+    if (mirror !== undefined) images.push(mirror(sink));
     const walk = walkLayers<ImagePlace, ImageDriver>({
       storage,
       name: leaf.path,

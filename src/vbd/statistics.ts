@@ -4,6 +4,16 @@ import { driverOfType } from "../driver/registry.ts";
 import type { TimesSummary } from "./request_times.ts";
 import { RequestKind } from "./slots.ts";
 
+/** The secondary image of a device, as others know it. */
+export interface SecondaryState {
+  /** Whether a mirror failed, so that the device goes on without it. */
+  readonly hasFailed: boolean;
+  /** Whether sectors are at the secondary image alone, because the leaf is full. */
+  readonly isFull: boolean;
+  /** How many sectors were written to it alone. */
+  readonly redirectedSectors: number;
+}
+
 /** What `tap-ctl stats` shows of a device: the fields of the reference, and more behind them. */
 export interface VbdStatistics extends TimesSummary {
   /** `type:path` */
@@ -22,7 +32,9 @@ export interface VbdStatistics extends TimesSummary {
     read_bytes: number;
     written_bytes: number;
   }[];
+  /** Sectors that were written to the secondary image alone, because the image is full. */
   FIXME_enospc_redirect_count: number;
+  /** 1 when the secondary image has failed, and the device goes on without it. */
   nbd_mirror_failed: number;
   /** Open requests. */
   reqs_outstanding: number;
@@ -64,9 +76,10 @@ export class VbdCounts {
 
   /** The counts, and the present state of the device. */
   describe(
-    { name, images, outstanding, retrying, unansweredMs, direct, merges, times }: {
+    { name, images, secondary, outstanding, retrying, unansweredMs, direct, merges, times }: {
       name: string;
       images: readonly ImageDriver[];
+      secondary: SecondaryState;
       outstanding: number;
       retrying: number;
       unansweredMs: number;
@@ -91,8 +104,8 @@ export class VbdCounts {
         read_bytes: image.counts.readSectors * SECTOR_BYTES,
         written_bytes: image.counts.writtenSectors * SECTOR_BYTES,
       })),
-      FIXME_enospc_redirect_count: 0,
-      nbd_mirror_failed: 0,
+      FIXME_enospc_redirect_count: secondary.redirectedSectors,
+      nbd_mirror_failed: secondary.hasFailed ? 1 : 0,
       reqs_outstanding: outstanding,
       read_caching: String(!direct),
       retries: this.retries,

@@ -9,44 +9,33 @@
  * @module
  */
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import { type ImageDriver, type ImageSpec, SECTOR_BYTES } from "../driver/driver.ts";
+import {
+  type ImageDriver,
+  type ImageSpec,
+  type RequestSink,
+  SECTOR_BYTES,
+} from "../driver/driver.ts";
 import { CbtImage } from "../driver/cbt.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
+import { listedImages, MirrorImage, type SecondDisk } from "./mirror.ts";
 import { RetainedState } from "../driver/retained_state.ts";
 import { Meter } from "../metrics/meter.ts";
 import type { MetricsSubject } from "../metrics/metrics.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
-import type { DiskKey } from "../vhd/key.ts";
 import { ImageStack } from "./image_stack.ts";
+import { type OpenOptions, resumed, type ResumeOptions } from "./open_options.ts";
 import { Preparation } from "./preparation.ts";
 import { Requests } from "./requests.ts";
-import { type RetryLimits, retryLimits } from "./retry.ts";
-import type { VbdStatistics } from "./statistics.ts";
+import { retryLimits } from "./retry.ts";
+import { Secondary } from "./secondary.ts";
+import type { SecondaryState, VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
-/** How a device's image is opened. */
-export interface OpenOptions {
-  readonly readOnly?: boolean;
-  /** Past the page cache where the filesystem can (O_DIRECT); the default. */
-  readonly direct?: boolean;
-  readonly retry?: Partial<RetryLimits>;
-  /** Keep what is read in memory, as if the name began with `bc:`; also over changes of the image. */
-  readonly readCache?: boolean;
-  /** The key of an encrypted image; the device wipes it when it is closed. */
-  readonly key?: DiskKey;
-  /** The file of a log of changed blocks, in which each change is noted. */
-  readonly changedBlocks?: string;
-}
-
-/** What changes when a device resumes. */
-export interface ResumeOptions {
-  /** Another log of changed blocks, or null for none; without it, the one that the device had. */
-  readonly changedBlocks?: string | null;
-}
+export type { OpenOptions, ResumeOptions } from "./open_options.ts";
 
 /** What a device looks like to its users. */
 export interface VbdGeometry {
@@ -74,6 +63,8 @@ export class Vbd implements FaultOwner {
   failed = false;
   /** Called when a fault has ended it, and its requests. */
   whenFailed: (() => void) | null = null;
+  /** Called when the image has become full, or its mirror has failed. */
+  whenSecondaryChanged: (() => void) | null = null;
   /** Name of the open image, `type:path`; empty without one. */
   name = "";
   /** Where frontends bring their requests. */
@@ -82,6 +73,7 @@ export class Vbd implements FaultOwner {
   readonly #retained = new RetainedState();
   readonly #stack: ImageStack;
   readonly #preparation = new Preparation();
+  readonly #secondary: Secondary;
   #phase: VbdPhase = "closed";
   #resumeFailed = false;
   /** Of a device that failed: whether its images are closed. */
@@ -108,6 +100,21 @@ export class Vbd implements FaultOwner {
     this.minor = minor;
     this.requests = new Requests(context, minor, this);
     this.#stack = new ImageStack(this.#context);
+    this.#secondary = new Secondary({
+      make: () => new Vbd(context, minor),
+      log: (message) => context.log(`Minor ${minor}: ${message}`),
+      changed: () => this.whenSecondaryChanged?.(),
+    });
+  }
+
+  /** What is known of the secondary image. */
+  get secondary(): SecondaryState {
+    return this.#secondary;
+  }
+
+  /** The open images, the top one first. */
+  get images(): readonly ImageDriver[] {
+    return listedImages(this.#stack.images);
   }
 
   /** What the device does just now. */
@@ -144,22 +151,46 @@ export class Vbd implements FaultOwner {
    * where nothing takes time.
    */
   openLater(name: string, options: OpenOptions, done: Done): void {
-    const open = (error: unknown): void => {
+    if (this.name !== "" || this.#isOpening) return done(this.#taken(name));
+    const leaf = this.#leafOf(name, options);
+    this.#prepare(leaf, options, false, (error, second) => {
       try {
         if (error !== null) throw error;
-        this.open(name, options);
+        this.#openImages(name, options, second);
       } catch (failure) {
         return done(systemError(failure, `Cannot open ${name}`));
       }
       done(null);
-    };
-    if (this.name !== "" || this.#preparation.isRunning) return open(null);
-    const leaf = this.#leafOf(name, options);
-    this.#preparation.run(leaf, this.#context.scheduler, open);
+    });
+  }
+
+  get #isOpening(): boolean {
+    return this.#preparation.isRunning || this.#secondary.isOpening;
+  }
+
+  #taken(name: string): SystemError {
+    return new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${this.minor} has an image`);
+  }
+
+  /** Does what opening takes time for. An error comes without a second disk. */
+  #prepare(
+    leaf: ImageSpec,
+    options: OpenOptions,
+    isKept: boolean,
+    ready: (error: unknown, second: SecondDisk | null) => void,
+  ): void {
+    this.#secondary.openLater(options, isKept, (error, second) => {
+      if (error !== null) return ready(error, null);
+      this.#preparation.run(leaf, this.#context.scheduler, (failure) => {
+        if (failure !== null) leave(second);
+        ready(failure, failure === null ? second : null);
+      });
+    });
   }
 
   /** Gives up an `openLater`, or a `resume`, that waits for a server (ECANCELED). */
   cancelOpening(): void {
+    this.#secondary.cancelOpening();
     this.#preparation.cancel();
   }
 
@@ -178,26 +209,30 @@ export class Vbd implements FaultOwner {
    * @throws an error with an `errno` that names the image and the reason.
    */
   open(name: string, options: OpenOptions = {}): VbdGeometry {
-    if (this.name !== "") {
-      throw new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${this.minor} has an image`);
-    }
-    this.#openImages(name, options);
+    if (this.name !== "") throw this.#taken(name);
+    this.#openImages(name, options, this.#secondary.open(options));
     return this.geometry;
   }
 
-  #openImages(name: string, options: OpenOptions): void {
+  #openImages(name: string, options: OpenOptions, second: SecondDisk | null): void {
     const { readOnly = false, retry, changedBlocks } = options;
-    const leaf = this.#leafOf(name, options);
     let image: ImageDriver;
+    let hasMirror = false;
     this.#retained.opening();
     try {
+      const leaf = this.#leafOf(name, options);
+      const mirror = second === null ? undefined : (sink: RequestSink): ImageDriver => {
+        hasMirror = true;
+        return this.#mirror(leaf, { second, standby: options.standby ?? false, sink });
+      };
       const leastSectors = this.#sectors;
-      image = this.#stack.open({ leaf, changedBlocks }, {
+      image = this.#stack.open({ leaf, changedBlocks, mirror }, {
         name,
         sink: this.requests,
         leastSectors,
       });
     } catch (error) {
+      if (!hasMirror) leave(second);
       if (this.name === "") this.#retained.releaseAll();
       throw error;
     }
@@ -212,6 +247,14 @@ export class Vbd implements FaultOwner {
     this.#phase = "open";
     this.#resumeFailed = false;
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry) });
+  }
+
+  #mirror(
+    leaf: ImageSpec,
+    wish: { second: SecondDisk; standby: boolean; sink: RequestSink },
+  ): MirrorImage {
+    const { scheduler } = this.#context;
+    return new MirrorImage(leaf, { ...wish, scheduler, device: this, keeper: this.#secondary });
   }
 
   /**
@@ -293,18 +336,18 @@ export class Vbd implements FaultOwner {
    * The disk may have grown. On an error, such as EMEDIUMTYPE for a smaller disk than users know,
    * the device stays paused, and the next call begins with the options that it had before.
    */
-  resume(name: string | null, done: Done, { changedBlocks }: ResumeOptions = {}): void {
+  resume(name: string | null, done: Done, changes: ResumeOptions = {}): void {
     if (this.#phase === "open") return done(null);
-    if (!this.#canResume || this.#preparation.isRunning) return done(this.#busy());
-    const options = changedBlocks === undefined
-      ? this.#options
-      : { ...this.#options, changedBlocks: changedBlocks ?? undefined };
-    const open = (error: unknown): void => {
+    if (!this.#canResume || this.#isOpening) return done(this.#busy());
+    const options = resumed(this.#options, changes);
+    const isKept = changes.secondary === undefined;
+    const open = (error: unknown, second: SecondDisk | null): void => {
       const wasFailed = this.failed;
       try {
         if (error !== null) throw error;
         this.failed = false;
-        this.#openImages(name ?? this.name, options);
+        this.#openImages(name ?? this.name, options, second);
+        if (!isKept) this.#secondary.settled(options.secondary);
       } catch (failure) {
         this.failed = wasFailed;
         this.#resumeFailed = true;
@@ -317,9 +360,15 @@ export class Vbd implements FaultOwner {
     try {
       leaf = this.#leafOf(name ?? this.name, this.#options);
     } catch (error) {
-      return open(error);
+      return open(error, null);
     }
-    this.#preparation.run(leaf, this.#context.scheduler, open);
+    const refusal = this.#secondary.changeRefusal({
+      from: this.#options.secondary,
+      to: options.secondary,
+      isSameLeaf: name === null || name === this.name,
+    });
+    if (refusal !== null) return open(refusal, null);
+    this.#prepare(leaf, options, isKept, open);
   }
 
   get #canResume(): boolean {
@@ -359,6 +408,7 @@ export class Vbd implements FaultOwner {
     this.#context.scheduler.cancelTimer(this.#patienceTimer);
     this.name = "";
     this.#options.key?.wipe();
+    this.#secondary.reset();
     this.#sectors = 0;
     this.#retained.releaseAll();
     this.#phase = "closed";
@@ -441,7 +491,8 @@ export class Vbd implements FaultOwner {
   statistics(): VbdStatistics {
     return this.requests.counts.describe({
       name: this.name,
-      images: this.#stack.images,
+      images: this.images,
+      secondary: this.secondary,
       outstanding: this.requests.outstanding,
       retrying: this.requests.retrying,
       unansweredMs: this.requests.unansweredMs,
@@ -450,6 +501,11 @@ export class Vbd implements FaultOwner {
       times: this.requests.times.summary(),
     });
   }
+}
+
+/** Closes a second disk that is not needed after all. */
+function leave(second: SecondDisk | null): void {
+  second?.close(() => second.destroy());
 }
 
 /** An error that says all in its message. */

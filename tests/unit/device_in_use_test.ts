@@ -10,6 +10,7 @@ import { adviceOn, type RemainingDevice } from "../../src/control/daemon/remaini
 import { allocateMinor } from "../../src/control/minors/minors.ts";
 import { minorPath } from "../../src/control/paths.ts";
 import { readMinorRecord, recoveryHint } from "../../src/control/minors/minor_record.ts";
+import { OPEN_DEFAULTS } from "../../src/control/protocol/open_request.ts";
 import type { BlockDevice, DeviceMaker } from "../../src/frontend/block_device.ts";
 import { processWith, userOf } from "../../src/frontend/device_users.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
@@ -142,14 +143,11 @@ async function withDevice(
     prepare?.();
     let opened = false;
     const request = {
+      ...OPEN_DEFAULTS,
       image: `aio:${image}`,
-      readOnly: false,
       direct: false,
-      readCache: false,
-      requestTimeoutSeconds: 0,
       device: "ublk" as const,
       queue: "libaio" as const,
-      changedBlocks: null,
     };
     devices.find(MINOR, "open").open({ request }, (error, _disk) => void (opened = error === null));
     await bench.until("it opens", () => opened);

@@ -14,7 +14,6 @@ import {
   DEVICE_CHOICES,
   encodeOpen,
   encodeResume,
-  type ForeignOptions,
   OPEN_DEFAULTS,
   type OpenRequest,
   parseOpenRequest,
@@ -31,6 +30,8 @@ const REQUESTS: OpenRequest[] = [
   { ...PLAIN, readCache: true },
   { ...PLAIN, requestTimeoutSeconds: 65535 },
   { ...PLAIN, changedBlocks: "/a.cbtlog" },
+  { ...PLAIN, secondary: "nbd:unix:/a" },
+  { ...PLAIN, standby: true },
   ...DEVICE_CHOICES.map((device) => ({ ...PLAIN, device })),
   ...QUEUE_CHOICES.map((queue) => ({ ...PLAIN, queue })),
   {
@@ -42,6 +43,8 @@ const REQUESTS: OpenRequest[] = [
     device: "nbd",
     queue: "io_uring",
     changedBlocks: "/ö.cbtlog",
+    secondary: "vhd:/ü b",
+    standby: true,
   },
 ];
 
@@ -65,7 +68,9 @@ Deno.test("open request: the file of a minor keeps every field", () => {
       }
     }
     // A record of an earlier version.
-    const { readCache: _, changedBlocks: _log, ...earlier } = { ...PLAIN, node, encrypted: false };
+    const { image, readOnly, direct, requestTimeoutSeconds, device, queue } = PLAIN;
+    const opened = { image, readOnly, direct, requestTimeoutSeconds, device, queue };
+    const earlier = { ...opened, node, encrypted: false };
     Deno.writeTextFileSync(minorPath(minor), JSON.stringify(earlier));
     assert.deepEqual(readMinorRecord(minor), { ...PLAIN, node, encrypted: false });
     Deno.removeSync(node);
@@ -97,14 +102,16 @@ Deno.test("open request: it tells how long the key is that follows", () => {
 });
 
 Deno.test("open request: what a tapdisk does not carry out is refused by name", () => {
-  const refused: [ForeignOptions, RegExp][] = [
-    [{ secondary: "nbd:/mirror" }, /no support for a secondary image/],
-    [{ standby: true }, /no support for a standby image/],
+  const refused: [flag: number, message: RegExp][] = [
+    [MessageFlag.ADD_CACHE, /no support for a block cache/],
+    [MessageFlag.VHD_INDEX, /no support for a VHD index/],
   ];
-  for (const [foreign, message] of refused) {
+  for (const [flag, message] of refused) {
     const error = { code: "EOPNOTSUPP", message };
-    assert.throws(() => decodeOpen(encodeOpen(3, PLAIN, { foreign })), error);
-    assert.throws(() => decodeResume(encodeResume(3, { image: null }, foreign)), error);
+    const [open, resume] = [encodeOpen(3, PLAIN), encodeResume(3, { image: null })];
+    for (const request of [open, resume]) request[8] |= flag;
+    assert.throws(() => decodeOpen(open), error);
+    assert.throws(() => decodeResume(resume), error);
   }
   for (const flag of [MessageFlag.ADD_CACHE, MessageFlag.VHD_INDEX]) {
     const message = encodeOpen(3, PLAIN);
@@ -127,6 +134,8 @@ Deno.test("open request: a resume keeps the image or names another", () => {
     { image: "aio:/b" },
     { image: null, changedBlocks: null },
     { image: "aio:/b", changedBlocks: "/b.cbtlog" },
+    { image: null, secondary: null },
+    { image: null, changedBlocks: null, secondary: "nbd:host:1" },
   ];
   for (const request of requests) assert.deepEqual(decodeResume(encodeResume(3, request)), request);
 });

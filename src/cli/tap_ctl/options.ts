@@ -7,6 +7,7 @@ import {
   DEVICE_CHOICES,
   type DeviceChoice,
   type ForeignOptions,
+  NO_SECONDARY,
   type OpenRequest,
   QUEUE_CHOICES,
 } from "../../control/protocol/open_request.ts";
@@ -59,6 +60,8 @@ export interface ImageChoices extends Pick<OpenRequest, "device" | "queue" | "di
   readonly readOnly?: boolean;
   readonly leafCache?: boolean;
   readonly log?: string;
+  readonly secondary?: string;
+  readonly standby?: boolean;
   readonly timeout?: number;
 }
 
@@ -78,15 +81,13 @@ export function hiddenOption(flags: string, why: string): Option {
 
 /**
  * Options of the original that callers may give and that help does not show. The parent is opened by
- * its path, so its minor is ignored; tapdisk refuses the others and says why.
+ * its path, so its minor is ignored.
  */
 function hiddenImageOptions(command: Command): Command {
   return command
     .addOption(
       hiddenOption("-e, --existing-parent <minor>", "ignored").argParser(parseMinor),
-    )
-    .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
-    .addOption(hiddenOption("-s, --standby", "refused"));
+    );
 }
 
 /** The options of `create` and `open`, which differ in `device`. */
@@ -98,6 +99,8 @@ export function imageOptions(command: Command, device: Option): Command {
     .option("-R, --read-only", "refuse writes")
     .option("-r, --leaf-cache", "cache what is read in memory, as bc: does")
     .option("-C, --log <file>", "note changed blocks in this log, which cbt-util made")
+    .option("-2, --secondary <type:/path>", "write to this image as well; it takes over when full")
+    .option("-s, --standby", "write to the secondary image only when the image is full")
     .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
     .option("-D, --no-direct", "use the page cache (no O_DIRECT)")
     .addOption(device)
@@ -114,7 +117,7 @@ export function imagesHelp(): string {
 export function openRequest(
   { args, readOnly = false, leafCache = false, timeout = 0, ...rest }: ImageChoices,
 ): OpenRequest {
-  const { direct, device, queue, log } = rest;
+  const { direct, device, queue, log, secondary, standby = false } = rest;
   return {
     image: absoluteImage(args),
     readOnly,
@@ -124,14 +127,19 @@ export function openRequest(
     device,
     queue,
     changedBlocks: absoluteFile(log),
+    secondary: secondaryImage(secondary) ?? null,
+    standby,
   };
 }
 
-/** The hidden options, which the tapdisk refuses or ignores. */
-export function foreignOptions(
-  { existingParent, secondary, standby }: ForeignOptions,
-): ForeignOptions {
-  return { existingParent, secondary, standby };
+/** The secondary image that `-2` names: null for none; undefined without the option. */
+export function secondaryImage(name: string | undefined): string | null | undefined {
+  return name === undefined ? undefined : name === NO_SECONDARY ? null : absoluteImage(name);
+}
+
+/** The hidden options, which the tapdisk ignores. */
+export function foreignOptions({ existingParent }: ForeignOptions): ForeignOptions {
+  return { existingParent };
 }
 
 /** A file with an absolute path; null without one. */

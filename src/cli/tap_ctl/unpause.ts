@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { type DeviceAddress, resumeDevice } from "../../control/client/client.ts";
-import { absoluteFile, absoluteImage, deviceOptions, hiddenOption } from "./options.ts";
+import { absoluteFile, absoluteImage, deviceOptions, secondaryImage } from "./options.ts";
 
 interface UnpauseOptions extends DeviceAddress {
   readonly args?: string;
@@ -12,7 +12,7 @@ interface UnpauseOptions extends DeviceAddress {
 export function defineUnpause(command: Command): Command {
   return deviceOptions(command)
     .option("-a, --args <type:/path>", "open this image, which must not be smaller than the disk")
-    .addOption(hiddenOption("-2, --secondary <type:/path>", "refused"))
+    .option("-2, --secondary <type:/path>", "write to this image as well; 'null' ends that")
     .option("-c, --log <file>", "note changed blocks in this log, or in none without this option")
     .addHelpText(
       "after",
@@ -24,6 +24,7 @@ export function defineUnpause(command: Command): Command {
     .action((options: UnpauseOptions) => {
       const image = options.args === undefined ? null : absoluteImage(options.args);
       const changedBlocks = absoluteFile(options.log);
-      resumeDevice(options, { image, changedBlocks }, { secondary: options.secondary });
+      const secondary = secondaryImage(options.secondary);
+      resumeDevice(options, { image, changedBlocks, secondary });
     });
 }

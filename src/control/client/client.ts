@@ -132,10 +132,9 @@ export function snapshotDevice(
 export function resumeDevice(
   { pid, minor }: DeviceAddress,
   request: ResumeRequest,
-  foreign: ForeignOptions = {},
 ): void {
   withConnection(pid, Infinity, (connection) => {
-    connection.send(encodeResume(minor, request, foreign));
+    connection.send(encodeResume(minor, request));
     const what = `Cannot unpause minor ${minor} of tapdisk ${pid}`;
     connection.expect(MessageType.RESUME_RSP, what);
   });

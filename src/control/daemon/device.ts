@@ -15,6 +15,7 @@ import {
   recoveryHint,
   writeMinorRecord,
 } from "../minors/minor_record.ts";
+import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
 import type { OpenRequest, QueueChoice, ResumeRequest } from "../protocol/open_request.ts";
@@ -89,6 +90,7 @@ export class Device {
   #vbdOn(queue: QueueKind): Vbd {
     const vbd = new Vbd(this.#services.contextOf(queue), this.minor);
     vbd.whenFailed = () => this.#services.failed(this.minor);
+    vbd.whenSecondaryChanged = () => this.#secondaryChanged();
     return vbd;
   }
 
@@ -189,6 +191,11 @@ export class Device {
       const hint = `${was}; ${recoveryHint(minor, orphan.device)}`;
       throw new SystemError(Errno.EBUSY, `Cannot open ${image} on minor ${minor} (${hint})`);
     }
+    if (orphan?.full === true) {
+      const hint = `it became full, and what was written since is in ${orphan.secondary} alone; ` +
+        `'tap-ctl destroy -p PID -m ${minor}' ends the device`;
+      throw new SystemError(Errno.ESTALE, `Cannot open ${image} on minor ${minor} (${hint})`);
+    }
     const makers = makersFor(device, this.#services.makers);
     return { makers, required: device !== "auto", recover: orphan?.node ?? null };
   }
@@ -196,6 +203,8 @@ export class Device {
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
     const { image, readOnly, direct, readCache, requestTimeoutSeconds } = request;
     const changedBlocks = request.changedBlocks ?? undefined;
+    const secondary = request.secondary ?? undefined;
+    const { standby } = request;
     const queue = queueFor(request, plan);
     if (this.#services.contextOf(queue) !== this.#services.contextOf(this.#queue)) {
       const vbd = this.#vbdOn(queue);
@@ -207,8 +216,8 @@ export class Device {
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };
     const vbd = this.#vbd;
-    const options = { readOnly, direct, readCache, key, retry, changedBlocks };
-    vbd.openLater(image, options, (error) => {
+    const open = { readOnly, direct, readCache, key, retry };
+    vbd.openLater(image, { ...open, changedBlocks, secondary, standby }, (error) => {
       if (error === null) this.#disk = vbd.geometry;
       done(error);
     });
@@ -219,7 +228,22 @@ export class Device {
     const { node, kind } = this.#access;
     if (this.#request === null || node === null) return;
     const changed = { image: this.name, device: kind, node, encrypted: this.#encrypted };
-    this.#writeRecord({ ...this.#request, ...changed });
+    const { hasFailed, isFull } = this.#vbd.secondary;
+    // What a mirror lacks that failed, it would lack for ever.
+    const secondary = hasFailed ? null : this.#request.secondary;
+    const full = isFull ? { full: true } : {};
+    this.#writeRecord({ ...this.#request, ...changed, secondary, ...full });
+  }
+
+  /** The image became full, or its mirror failed: others must know, also if this tapdisk dies. */
+  #secondaryChanged(): void {
+    this.#recordDevice();
+    if (!this.#vbd.secondary.isFull) return;
+    try {
+      touchEnospcFile(this.minor);
+    } catch (error) {
+      this.#log.warn(messageOf(error));
+    }
   }
 
   /** A record that cannot be written is no reason to stop: only a takeover depends on it. */
@@ -324,7 +348,7 @@ export class Device {
    *
    * @returns A function that cancels the open while an image on a server is being opened.
    */
-  resume({ image, changedBlocks }: ResumeRequest, done: Done): () => void {
+  resume({ image, changedBlocks, secondary }: ResumeRequest, done: Done): () => void {
     const vbd = this.#vbd;
     if (vbd.phase !== "paused" && vbd.phase !== "failed") {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${this.minor} (it is not paused)`);
@@ -333,6 +357,9 @@ export class Device {
       if (error !== null) return done(error);
       if (this.#request !== null && changedBlocks !== undefined) {
         this.#request = { ...this.#request, changedBlocks };
+      }
+      if (this.#request !== null && secondary !== undefined) {
+        this.#request = { ...this.#request, secondary };
       }
       const { sectors } = this.#disk;
       const isGrown = vbd.sectors !== sectors;
@@ -346,7 +373,7 @@ export class Device {
       if (isGrown) this.#access.resized(resumed);
       else resumed();
     };
-    vbd.resume(image, opened, { changedBlocks });
+    vbd.resume(image, opened, { changedBlocks, secondary });
     return () => vbd.cancelOpening();
   }
 }

@@ -11,6 +11,8 @@ export interface MinorRecord extends OpenRequest {
   readonly node: string;
   /** Whether the image opens only with a key, which is not in the record. */
   readonly encrypted: boolean;
+  /** Whether the image became full: what was written since is at its secondary image alone. */
+  readonly full?: boolean;
 }
 
 /** Writes the record of a block device; null when there is none any more. Throws `SystemError`. */
@@ -36,9 +38,9 @@ export function recoveryHint(minor: number, device: DeviceChoice): string {
 function parseMinorRecord(value: unknown): MinorRecord | null {
   const request = parseOpenRequest(value);
   if (request === null || typeof value !== "object" || value === null) return null;
-  const { node, encrypted }: { node?: unknown; encrypted?: unknown } = value;
+  const { node, encrypted, full }: { node?: unknown; encrypted?: unknown; full?: unknown } = value;
   if (typeof node !== "string" || typeof encrypted !== "boolean") return null;
-  return { ...request, node, encrypted };
+  return { ...request, node, encrypted, ...(full === true ? { full } : {}) };
 }
 
 /** The record of a minor's block device, if its node still exists; else null. */

@@ -2,7 +2,14 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { DEVICE_KINDS } from "../../frontend/block_device.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
 import { messageCookie, MessageType } from "./message.ts";
-import { decodeParams, encodeParams, encodeTrailer, logPath, MessageFlag } from "./params.ts";
+import {
+  decodeParams,
+  encodeParams,
+  encodeTrailer,
+  logPath,
+  MessageFlag,
+  type Params,
+} from "./params.ts";
 
 /** Kinds of block device that a disk can be served as, in the order of their numbers in a message. */
 export const DEVICE_CHOICES = ["none", "auto", ...DEVICE_KINDS] as const;
@@ -31,6 +38,10 @@ export interface OpenRequest extends VbdOptions {
   readonly queue: QueueChoice;
   /** The file of a log of changed blocks; null for none. */
   readonly changedBlocks: string | null;
+  /** `type:/path` of a secondary image, to which writes go as well; null for none. */
+  readonly secondary: string | null;
+  /** Whether the secondary image only takes over when the image itself is full. */
+  readonly standby: boolean;
 }
 
 /** An open request without its image, where nothing else is asked for. */
@@ -42,18 +53,20 @@ export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   device: "none",
   queue: "auto",
   changedBlocks: null,
+  secondary: null,
+  standby: false,
 };
 
+/** What a message names instead of a secondary image, for none. */
+export const NO_SECONDARY = "null";
+
 /**
- * Options of the original tap-ctl that this tapdisk does not carry out. They are sent, so that the
- * tapdisk refuses them and says why. It ignores `existingParent`: the parent is opened by its path.
+ * Options of the original tap-ctl that this tapdisk does not carry out. `existingParent` is ignored:
+ * the parent is opened by its path.
  */
 export interface ForeignOptions {
   /** The minor whose image is the parent. */
   readonly existingParent?: number;
-  /** `type:/path` of a second image. */
-  readonly secondary?: string;
-  readonly standby?: boolean;
 }
 
 /** The longest time-out that a message has room for. */
@@ -61,8 +74,11 @@ const MOST_SECONDS = 0xffff;
 const DEVICE_UNIT = 0x1_0000;
 const QUEUE_UNIT = 0x8_0000;
 
-function requestFlags({ readOnly, direct, readCache, device, queue }: OpenRequest): number {
+function requestFlags(
+  { readOnly, direct, readCache, device, queue, standby }: OpenRequest,
+): number {
   let flags = DEVICE_CHOICES.indexOf(device) * DEVICE_UNIT;
+  if (standby) flags |= MessageFlag.STANDBY;
   flags |= QUEUE_CHOICES.indexOf(queue) * QUEUE_UNIT;
   if (readOnly) flags |= MessageFlag.RDONLY;
   if (!direct) flags |= MessageFlag.NO_O_DIRECT;
@@ -73,21 +89,22 @@ function requestFlags({ readOnly, direct, readCache, device, queue }: OpenReques
 function withTrailer(
   type: number,
   minor: number,
-  { image, flags = 0, requestTimeoutSeconds = 0, keyBytes = null, log, foreign }: {
+  { image, flags = 0, requestTimeoutSeconds = 0, keyBytes = null, log, secondary, foreign = {} }: {
     image: string;
     flags?: number;
     requestTimeoutSeconds?: number;
     keyBytes?: number | null;
     /** The file of a log of changed blocks. */
     log: string | null;
-    foreign: ForeignOptions;
+    /** The secondary image, or `NO_SECONDARY`; null where the message says nothing of one. */
+    secondary: string | null;
+    foreign?: ForeignOptions;
   },
 ): Uint8Array<ArrayBuffer> {
-  const { existingParent, secondary, standby } = foreign;
+  const { existingParent } = foreign;
   let all = flags;
   if (existingParent !== undefined) all |= MessageFlag.REUSE_PRT;
-  if (secondary !== undefined) all |= MessageFlag.SECONDARY;
-  if (standby === true) all |= MessageFlag.STANDBY;
+  if (secondary !== null) all |= MessageFlag.SECONDARY;
   if (log !== null) all |= MessageFlag.ADD_LOG;
   if (keyBytes !== null) all |= MessageFlag.OPEN_ENCRYPTED;
   const message = encodeParams(type, minor, {
@@ -114,7 +131,7 @@ export function encodeOpen(
   request: OpenRequest,
   { keyBytes, foreign = {} }: { keyBytes?: number; foreign?: ForeignOptions } = {},
 ): Uint8Array<ArrayBuffer> {
-  const { image, requestTimeoutSeconds, changedBlocks: log } = request;
+  const { image, requestTimeoutSeconds, changedBlocks: log, secondary } = request;
   const flags = requestFlags(request);
   return withTrailer(MessageType.OPEN, minor, {
     image,
@@ -122,6 +139,7 @@ export function encodeOpen(
     requestTimeoutSeconds,
     keyBytes,
     log,
+    secondary,
     foreign,
   });
 }
@@ -135,25 +153,25 @@ export interface ResumeRequest {
    * that the device had.
    */
   readonly changedBlocks?: string | null;
+  /** Another secondary image; null for none; without it, the one that the device had. */
+  readonly secondary?: string | null;
 }
 
 /** A `resume` with its trailer. Throws `SystemError` (ENAMETOOLONG). */
 export function encodeResume(
   minor: number,
-  { image, changedBlocks }: ResumeRequest,
-  foreign: ForeignOptions = {},
+  { image, changedBlocks, secondary: named }: ResumeRequest,
 ): Uint8Array<ArrayBuffer> {
   const flags = changedBlocks === undefined ? MessageFlag.KEEP_LOG : 0;
   const log = changedBlocks ?? null;
-  return withTrailer(MessageType.RESUME, minor, { image: image ?? "", flags, log, foreign });
+  const secondary = named === undefined ? null : named ?? NO_SECONDARY;
+  return withTrailer(MessageType.RESUME, minor, { image: image ?? "", flags, log, secondary });
 }
 
 /** Flags of `open` and `resume` that this tapdisk does not carry out, with their meaning. */
 const UNSUPPORTED_FLAGS: readonly (readonly [number, string])[] = [
   [MessageFlag.ADD_CACHE, "a block cache"],
   [MessageFlag.VHD_INDEX, "a VHD index"],
-  [MessageFlag.SECONDARY, "a secondary image"],
-  [MessageFlag.STANDBY, "a standby image"],
   [MessageFlag.OPEN_ENCRYPTED, "a new key"],
 ];
 
@@ -163,11 +181,18 @@ function refuseUnsupported(flags: number, what: string): void {
   throw new SystemError(Errno.EOPNOTSUPP, `${what} (this tapdisk has no support for ${wanted[1]})`);
 }
 
+/** The secondary image that a message names; null for none, undefined where it says nothing. */
+function namedSecondary({ flags, secondary }: Params): string | null | undefined {
+  if ((flags & MessageFlag.SECONDARY) === 0) return undefined;
+  return secondary === NO_SECONDARY ? null : secondary;
+}
+
 /**
  * The request in an `open`. The key is not part of it. Throws `SystemError`: EINVAL, EOPNOTSUPP.
  */
 export function decodeOpen(message: Uint8Array): OpenRequest {
-  const { flags, path, requestTimeoutSeconds } = decodeParams(message);
+  const params = decodeParams(message);
+  const { flags, path, requestTimeoutSeconds } = params;
   const what = `Cannot open ${path} on minor ${messageCookie(message)}`;
   refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, what);
   const device = DEVICE_CHOICES[(flags & MessageFlag.DEVICE_MASK) / DEVICE_UNIT];
@@ -184,16 +209,22 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     device,
     queue,
     changedBlocks: logPath(message),
+    secondary: namedSecondary(params) ?? null,
+    standby: (flags & MessageFlag.STANDBY) !== 0,
   };
 }
 
 /** The request in a `resume`. Throws `SystemError`: EINVAL, EOPNOTSUPP. */
 export function decodeResume(message: Uint8Array): ResumeRequest {
-  const { flags, path } = decodeParams(message);
+  const params = decodeParams(message);
+  const { flags, path } = params;
   refuseUnsupported(flags, `Cannot unpause minor ${messageCookie(message)}`);
-  const image = path === "" ? null : path;
-  if ((flags & MessageFlag.KEEP_LOG) !== 0) return { image };
-  return { image, changedBlocks: logPath(message) };
+  const secondary = namedSecondary(params);
+  return {
+    image: path === "" ? null : path,
+    ...((flags & MessageFlag.KEEP_LOG) !== 0 ? {} : { changedBlocks: logPath(message) }),
+    ...(secondary === undefined ? {} : { secondary }),
+  };
 }
 
 /**
@@ -204,7 +235,7 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (typeof value !== "object" || value === null) return null;
   const record = value as { [Field in keyof OpenRequest]?: unknown };
   const { image, requestTimeoutSeconds, readOnly, direct, device, queue } = record;
-  const { readCache = false, changedBlocks = null } = record;
+  const { readCache = false, changedBlocks = null, secondary = null, standby = false } = record;
   const deviceChoice = DEVICE_CHOICES.find((choice) => choice === device);
   const queueChoice = QUEUE_CHOICES.find((choice) => choice === queue);
   if (typeof image !== "string" || typeof requestTimeoutSeconds !== "number") return null;
@@ -214,6 +245,8 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (typeof readOnly !== "boolean" || typeof direct !== "boolean") return null;
   if (typeof readCache !== "boolean") return null;
   if (typeof changedBlocks !== "string" && changedBlocks !== null) return null;
+  if (typeof secondary !== "string" && secondary !== null) return null;
+  if (typeof standby !== "boolean") return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;
   return {
     image,
@@ -224,5 +257,7 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     device: deviceChoice,
     queue: queueChoice,
     changedBlocks,
+    secondary,
+    standby,
   };
 }

@@ -1,0 +1,40 @@
+import type { DiskKey } from "../vhd/key.ts";
+import type { RetryLimits } from "./retry.ts";
+
+/** How a device's image is opened. */
+export interface OpenOptions {
+  readonly readOnly?: boolean;
+  /** Past the page cache where the filesystem can (O_DIRECT); the default. */
+  readonly direct?: boolean;
+  readonly retry?: Partial<RetryLimits>;
+  /** Keep what is read in memory, as if the name began with `bc:`; also over changes of the image. */
+  readonly readCache?: boolean;
+  /** The key of an encrypted image; the device wipes it when it is closed. */
+  readonly key?: DiskKey;
+  /** The file of a log of changed blocks, in which each change is noted. */
+  readonly changedBlocks?: string;
+  /** Name of a secondary image, to which writes go as well. */
+  readonly secondary?: string;
+  /** Whether they go there only when the image is full. */
+  readonly standby?: boolean;
+}
+
+/** What changes when a device resumes. */
+export interface ResumeOptions {
+  /** Another log of changed blocks, or null for none; without it, the one that the device had. */
+  readonly changedBlocks?: string | null;
+  /** Another secondary image, or null for none; without it, the one that the device had. */
+  readonly secondary?: string | null;
+}
+
+/** The options of a device that goes on with changed ones. */
+export function resumed(
+  options: OpenOptions,
+  { changedBlocks, secondary }: ResumeOptions,
+): OpenOptions {
+  return {
+    ...options,
+    ...(changedBlocks === undefined ? {} : { changedBlocks: changedBlocks ?? undefined }),
+    ...(secondary === undefined ? {} : { secondary: secondary ?? undefined }),
+  };
+}

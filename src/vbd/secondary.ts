@@ -1,0 +1,161 @@
+import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
+import type { MirrorKeeper, SecondDisk } from "./mirror.ts";
+import type { SecondaryState } from "./statistics.ts";
+import { Redirects } from "./redirects.ts";
+import type { OpenOptions } from "./open_options.ts";
+
+/** A second disk, before and while it is open. */
+export interface ClosedDisk extends SecondDisk {
+  open(name: string, options: OpenOptions): unknown;
+  openLater(name: string, options: OpenOptions, done: Done): void;
+  cancelOpening(): void;
+}
+
+/**
+ * The secondary image of a device: opens it, and keeps what must be known of it while the images are
+ * closed because the device is paused.
+ */
+export class Secondary implements MirrorKeeper, SecondaryState {
+  hasFailed = false;
+  isFull = false;
+  redirectedSectors = 0;
+  readonly #make: () => ClosedDisk;
+  readonly #log: (message: string) => void;
+  readonly #changed: () => void;
+  #redirects: { readonly map: Redirects; readonly sectors: number } | null = null;
+  /** The disk that is being opened. */
+  #opening: ClosedDisk | null = null;
+
+  /**
+   * @param make Makes a second disk, without an image.
+   * @param changed Called when the image has become full, or a mirror has failed.
+   */
+  constructor(
+    { make, log, changed }: {
+      make: () => ClosedDisk;
+      log: (message: string) => void;
+      changed: () => void;
+    },
+  ) {
+    this.#make = make;
+    this.#log = log;
+    this.#changed = changed;
+  }
+
+  /**
+   * Opens the secondary image that the options name, or calls back with null when there is none.
+   *
+   * @param isKept Whether it is the one that the device had: then a device whose leaf has all data
+   * goes on without a secondary image that cannot be opened.
+   */
+  openLater(
+    options: OpenOptions,
+    isKept: boolean,
+    done: (error: unknown, second: SecondDisk | null) => void,
+  ): void {
+    const { secondary } = options;
+    if (secondary === undefined || (isKept && this.hasFailed)) return done(null, null);
+    const disk = this.#make();
+    this.#opening = disk;
+    const opened: Done = (error) => {
+      this.#opening = null;
+      if (error === null) return done(null, disk);
+      disk.destroy();
+      if (!isKept || this.isFull || error.errno === Errno.ECANCELED) return done(error, null);
+      this.mirrorFailed(error);
+      done(null, null);
+    };
+    try {
+      disk.openLater(secondary, secondOptions(options), opened);
+    } catch (error) {
+      if (this.#opening === null) throw error;
+      opened(systemError(error, `Cannot open ${secondary}`));
+    }
+  }
+
+  /** As `openLater`, at once. Throws `SystemError`. */
+  open(options: OpenOptions): SecondDisk | null {
+    const { secondary } = options;
+    if (secondary === undefined) return null;
+    const disk = this.#make();
+    try {
+      disk.open(secondary, secondOptions(options));
+    } catch (error) {
+      disk.destroy();
+      throw systemError(error, `Cannot open ${secondary}`);
+    }
+    return disk;
+  }
+
+  /** Whether one is being opened. */
+  get isOpening(): boolean {
+    return this.#opening !== null;
+  }
+
+  /** Gives up an `openLater` (ECANCELED). */
+  cancelOpening(): void {
+    this.#opening?.cancelOpening();
+  }
+
+  /**
+   * Why a device cannot go on without its secondary image, or with another; null when it can.
+   *
+   * @param isSameLeaf Whether it goes on with the image that it had.
+   */
+  changeRefusal(
+    { from, to, isSameLeaf }: { from?: string; to?: string; isSameLeaf: boolean },
+  ): SystemError | null {
+    if (!this.isFull || from === to || (to === undefined && !isSameLeaf)) return null;
+    const hint = "the image became full, and what was written since is there alone; " +
+      `unpause with '-2 null -a ${from}' if that image has all data of the disk`;
+    return new SystemError(Errno.EBUSY, `Cannot leave the secondary image ${from} (${hint})`);
+  }
+
+  /** The device runs with the secondary image that it was told, or with none. */
+  settled(secondary: string | undefined): void {
+    this.hasFailed = false;
+    if (secondary === undefined) this.reset();
+  }
+
+  /** There is no secondary image any more. */
+  reset(): void {
+    this.hasFailed = false;
+    this.isFull = false;
+    this.redirectedSectors = 0;
+    this.#redirects?.map.release();
+    this.#redirects = null;
+  }
+
+  redirectsOf(sectors: number): Redirects {
+    const known = this.#redirects;
+    if (known?.sectors === sectors) return known.map;
+    const map = new Redirects(sectors);
+    if (known !== null) {
+      map.copyFrom(known.map, Math.min(sectors, known.sectors));
+      known.map.release();
+    }
+    this.#redirects = { map, sectors };
+    return map;
+  }
+
+  leafFull(): void {
+    this.isFull = true;
+    this.#log("the image is full: writes go to the secondary image alone from now on");
+    this.#changed();
+  }
+
+  mirrorFailed(why: SystemError): void {
+    this.hasFailed = true;
+    this.#log(`the secondary image has failed, and is not written to any more: ${why.message}`);
+    this.#changed();
+  }
+
+  redirected(sectors: number): void {
+    this.redirectedSectors += sectors;
+  }
+}
+
+/** A request to a secondary image is made once: the device decides what an error means. */
+function secondOptions({ readOnly, direct }: OpenOptions): OpenOptions {
+  return { readOnly, direct, retry: { attempts: 0 } };
+}
