@@ -27,6 +27,14 @@ export interface ResumeOptions {
   readonly secondary?: string | null;
 }
 
+/** What a device looks like to its users. */
+export interface VbdGeometry {
+  readonly sectors: number;
+  readonly sectorSizeBytes: number;
+  /** VDISK_* bits of Xen's protocol: 0, or `VDISK_READONLY`. */
+  readonly info: number;
+}
+
 /** The options of a device that goes on with changed ones. */
 export function resumed(
   options: OpenOptions,

@@ -159,3 +159,8 @@ export class Secondary implements MirrorKeeper, SecondaryState {
 function secondOptions({ readOnly, direct }: OpenOptions): OpenOptions {
   return { readOnly, direct, retry: { attempts: 0 } };
 }
+
+/** Closes a second disk that is not needed after all. */
+export function leaveDisk(second: SecondDisk | null): void {
+  second?.close(() => second.destroy());
+}

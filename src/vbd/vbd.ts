@@ -26,24 +26,16 @@ import type { MetricsSubject } from "../metrics/metrics.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import { ImageStack } from "./image_stack.ts";
-import { type OpenOptions, resumed, type ResumeOptions } from "./open_options.ts";
+import { type OpenOptions, resumed, type ResumeOptions, type VbdGeometry } from "./open_options.ts";
 import { Preparation } from "./preparation.ts";
 import { Requests } from "./requests.ts";
 import { retryLimits } from "./retry.ts";
-import { Secondary } from "./secondary.ts";
+import { leaveDisk, Secondary } from "./secondary.ts";
 import type { SecondaryState, VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
-export type { OpenOptions, ResumeOptions } from "./open_options.ts";
-
-/** What a device looks like to its users. */
-export interface VbdGeometry {
-  readonly sectors: number;
-  readonly sectorSizeBytes: number;
-  /** VDISK_* bits of Xen's protocol: 0, or `VDISK_READONLY`. */
-  readonly info: number;
-}
+export type { OpenOptions, ResumeOptions, VbdGeometry } from "./open_options.ts";
 
 /** How long a device that is being closed waits for what is under way at others, such as servers. */
 const CLOSE_PATIENCE_MS = 10_000;
@@ -182,7 +174,7 @@ export class Vbd implements FaultOwner {
     this.#secondary.openLater(options, isKept, (error, second) => {
       if (error !== null) return ready(error, null);
       this.#preparation.run(leaf, this.#context.scheduler, (failure) => {
-        if (failure !== null) leave(second);
+        if (failure !== null) leaveDisk(second);
         ready(failure, failure === null ? second : null);
       });
     });
@@ -223,7 +215,9 @@ export class Vbd implements FaultOwner {
       const leaf = this.#leafOf(name, options);
       const mirror = second === null ? undefined : (sink: RequestSink): ImageDriver => {
         hasMirror = true;
-        return this.#mirror(leaf, { second, standby: options.standby ?? false, sink });
+        const [{ standby = false }, { scheduler }] = [options, this.#context];
+        const keeper = this.#secondary;
+        return new MirrorImage(leaf, { second, standby, sink, scheduler, device: this, keeper });
       };
       const leastSectors = this.#sectors;
       image = this.#stack.open({ leaf, changedBlocks, mirror }, {
@@ -232,7 +226,7 @@ export class Vbd implements FaultOwner {
         leastSectors,
       });
     } catch (error) {
-      if (!hasMirror) leave(second);
+      if (!hasMirror) leaveDisk(second);
       if (this.name === "") this.#retained.releaseAll();
       throw error;
     }
@@ -247,14 +241,6 @@ export class Vbd implements FaultOwner {
     this.#phase = "open";
     this.#resumeFailed = false;
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry) });
-  }
-
-  #mirror(
-    leaf: ImageSpec,
-    wish: { second: SecondDisk; standby: boolean; sink: RequestSink },
-  ): MirrorImage {
-    const { scheduler } = this.#context;
-    return new MirrorImage(leaf, { ...wish, scheduler, device: this, keeper: this.#secondary });
   }
 
   /**
@@ -501,11 +487,6 @@ export class Vbd implements FaultOwner {
       times: this.requests.times.summary(),
     });
   }
-}
-
-/** Closes a second disk that is not needed after all. */
-function leave(second: SecondDisk | null): void {
-  second?.close(() => second.destroy());
 }
 
 /** An error that says all in its message. */
