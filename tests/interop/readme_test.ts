@@ -16,7 +16,7 @@ const { ignore, suffix } = needs(
 );
 
 /** Documents with `console` blocks. */
-const DOCUMENTS = ["README.md", "docs/images.md"];
+const DOCUMENTS = ["README.md", "docs/images.md", "docs/changed-blocks.md"];
 
 for (const document of DOCUMENTS) {
   Deno.test({
