@@ -15,8 +15,9 @@ import { readCbtLog } from "../../src/cbt/log_file.ts";
 import { cbtUtilMain } from "../../src/cli/cbt_util/main.ts";
 import { Random } from "../../src/testing/random.ts";
 import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
-import { withTempDir } from "../support/tools.ts";
-import { putFile, runProgram } from "../support/vhd.ts";
+import { holdToTranscript, inWorkingFolder } from "../support/golden_transcript.ts";
+import { needs, withTempDir } from "../support/tools.ts";
+import { goldenText, putFile, runProgram } from "../support/vhd.ts";
 
 const GIB = 2 ** 30;
 const UUID = "00112233-4455-6677-8899-aabbccddeeff";
@@ -164,6 +165,18 @@ Deno.test("cbt-util: wrong command lines print the usage and end with EINVAL", (
     Deno.writeFileSync(path, before.subarray(0, 47));
     assert.equal((await cbtUtil("get", "-n", path, "-p")).code, 5);
   }));
+
+const { ignore, suffix } = needs("bash", "xxd");
+
+Deno.test({
+  name: `cbt-util answers as the reference does, and its files are the same${suffix}`,
+  ignore,
+  fn: (test) =>
+    inWorkingFolder(async () => {
+      const program = { name: "cbt-util", run: cbtUtil, hasErrors: false };
+      await holdToTranscript(test, program, { expected: goldenText("cbt-util.expected") });
+    }),
+});
 
 Deno.test("cbt: a header that claims a huge disk does not take memory", () => {
   const storage = new SimulatedDisk();
