@@ -1,3 +1,24 @@
+const MULTIPLES: ReadonlyMap<string, number> = new Map([
+  ["", 1],
+  ["k", 1e3],
+  ["m", 1e6],
+  ["g", 1e9],
+  ["ki", 2 ** 10],
+  ["mi", 2 ** 20],
+  ["gi", 2 ** 30],
+]);
+
+/**
+ * Parses a whole number of units: `500`, `0x1000`, `60M` (60,000,000), `128Mi`. Null for what is none,
+ * or is beyond 2^53.
+ */
+export function parseAmount(text: string): number | null {
+  const [, digits, unit] = /^(0x[0-9a-f]+|\d+)([kmg]i?)?$/i.exec(text) ?? [];
+  if (digits === undefined) return null;
+  const amount = Number(digits) * (MULTIPLES.get((unit ?? "").toLowerCase()) ?? NaN);
+  return Number.isSafeInteger(amount) ? amount : null;
+}
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** Formats a number of bytes in three or four digits: `45.5 KiB`. */

@@ -1,7 +1,7 @@
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 
-/** A device whose requests wait for room in the disk queue. */
+/** A device whose requests wait. */
 export interface AdmissionClient {
   /** What a fault of `admit` ends. */
   readonly faults: FaultOwner;
@@ -11,9 +11,25 @@ export interface AdmissionClient {
   readonly wantsAdmission: boolean;
 }
 
-/** Lets devices start their waiting requests as the disk queue gets room, one after the other. */
+/** Devices, in a list that keeps its room when it is emptied. */
+class ClientList {
+  readonly clients: (AdmissionClient | null)[] = [];
+  size = 0;
+
+  /** Puts a device at the end, unless it is in the list. */
+  add(client: AdmissionClient): void {
+    for (let i = 0; i < this.size; i++) if (this.clients[i] === client) return;
+    this.clients[this.size++] = client;
+  }
+}
+
+/**
+ * Lets devices start their waiting requests as the disk queue gets room, and as the limits of a device
+ * allow, one device after the other.
+ */
 export class Admission implements TurnWork {
-  #clients: AdmissionClient[] = [];
+  #waiting = new ClientList();
+  #running = new ClientList();
   readonly #scheduler: Pick<Scheduler, "contain">;
 
   /** @param scheduler Contains faults. */
@@ -23,22 +39,32 @@ export class Admission implements TurnWork {
 
   /** Puts a device behind the others that wait. */
   add(client: AdmissionClient): void {
-    if (!this.#clients.includes(client)) this.#clients.push(client);
+    this.#waiting.add(client);
   }
 
   endOfTurn(): boolean {
-    if (this.#clients.length === 0) return false;
+    if (this.#waiting.size === 0) return false;
+    const list = this.#waiting;
+    this.#waiting = this.#running;
+    this.#running = list;
     let any = false;
-    const clients = this.#clients;
-    this.#clients = [];
-    for (const client of clients) {
-      try {
-        if (client.admit()) any = true;
-        if (client.wantsAdmission) this.add(client);
-      } catch (error) {
-        this.#scheduler.contain(error, client.faults);
-      }
+    for (let i = 0; i < list.size; i++) {
+      const client = list.clients[i];
+      list.clients[i] = null;
+      if (client !== null && this.#admit(client)) any = true;
     }
+    list.size = 0;
     return any;
+  }
+
+  #admit(client: AdmissionClient): boolean {
+    try {
+      const any = client.admit();
+      if (client.wantsAdmission) this.add(client);
+      return any;
+    } catch (error) {
+      this.#scheduler.contain(error, client.faults);
+      return false;
+    }
   }
 }

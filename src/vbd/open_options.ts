@@ -1,4 +1,5 @@
 import type { DiskKey } from "../vhd/key.ts";
+import type { RateLimits } from "./rate_limits.ts";
 import type { RetryLimits } from "./retry.ts";
 
 /** How a device's image is opened. */
@@ -17,6 +18,8 @@ export interface OpenOptions {
   readonly secondary?: string;
   /** Whether they go there only when the image is full. */
   readonly standby?: boolean;
+  /** What the device does in a second at most; without it, there are no limits. */
+  readonly limits?: RateLimits;
 }
 
 /** What changes when a device resumes. */

@@ -14,6 +14,8 @@ function stageWords(stage: number): string {
       return "held by a pause";
     case Stage.Retry:
       return "to be tried again";
+    case Stage.Limit:
+      return "held by a rate limit";
     default:
       return "at the disk";
   }

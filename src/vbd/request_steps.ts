@@ -53,7 +53,7 @@ export class RequestSteps {
 
   /** The most disk operations that the next step of a request can make at once. */
   operations(slot: number): number {
-    return this.#gate.image.operationsFor(this.#sectors(slot));
+    return this.#gate.image.operationsFor(this.sectors(slot));
   }
 
   /**
@@ -78,7 +78,7 @@ export class RequestSteps {
   }
 
   /** Sectors of the next step of a request; 1 for those that move no data. */
-  #sectors(slot: number): number {
+  sectors(slot: number): number {
     const slots = this.#slots;
     const kind = slots.kind[slot];
     if (kind === RequestKind.Flush || kind === RequestKind.Status) return 1;
@@ -92,7 +92,7 @@ export class RequestSteps {
     if (slots.flushing[slot] === 1) return this.#flush(slot);
     const image = this.#gate.image;
     const sector = slots.sector[slot] + slots.progress[slot];
-    const count = this.#sectors(slot);
+    const count = this.sectors(slot);
     slots.pending[slot] = count;
     switch (slots.kind[slot]) {
       case RequestKind.Read:
@@ -154,7 +154,7 @@ export class RequestSteps {
     const errno = slots.error[slot];
     if (errno !== 0) return this.#sink.stepFailed(slot, errno);
     if (GOES_IN_STEPS[slots.kind[slot]]) {
-      if (slots.flushing[slot] === 0) slots.progress[slot] += this.#sectors(slot);
+      if (slots.flushing[slot] === 0) slots.progress[slot] += this.sectors(slot);
       if (slots.progress[slot] < slots.count[slot]) return this.#sink.stepDone(slot);
     }
     if (slots.fua[slot] === 1 && slots.flushing[slot] === 0) {

@@ -13,6 +13,8 @@ export const Stage = {
   Retry: 3,
   /** It is at the image. */
   Disk: 4,
+  /** It waits because a limit of the device is used up. */
+  Limit: 5,
 } as const;
 /** One of `Stage`. */
 export type Stage = (typeof Stage)[keyof typeof Stage];
@@ -31,10 +33,10 @@ export interface TimesSummary {
   /** Open requests: now, the most there were, and the average that a new request found. */
   queue_depth: { now: number; highest: number; average: number };
   /** Time that requests spent waiting, and not at the disk. */
-  waited: { room: Wait; pause: Wait; retry: Wait };
+  waited: { room: Wait; pause: Wait; retry: Wait; limit: Wait };
 }
 
-const STAGES = 5;
+const STAGES = Object.keys(Stage).length;
 
 /**
  * When each request began, where it is, and since when. It reads no clock, but the time that the loop
@@ -143,7 +145,12 @@ export class RequestTimes {
         highest: this.#highestDepth,
         average: came === 0 ? 0 : Math.round(100 * found / came) / 100,
       },
-      waited: { room: wait(Stage.Room), pause: wait(Stage.Paused), retry: wait(Stage.Retry) },
+      waited: {
+        room: wait(Stage.Room),
+        pause: wait(Stage.Paused),
+        retry: wait(Stage.Retry),
+        limit: wait(Stage.Limit),
+      },
     };
   }
 }

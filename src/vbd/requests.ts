@@ -8,6 +8,7 @@ import type { AdmissionClient } from "./admission.ts";
 import { DiskRoom } from "./disk_room.ts";
 import { DrainGate, type RequestTarget } from "./drain_gate.ts";
 import { ExtentSearch } from "./extents.ts";
+import type { RateLimits } from "./rate_limits.ts";
 import { reportRequests } from "./request_report.ts";
 import { RequestSteps, type StepSink } from "./request_steps.ts";
 import { RequestTimes, Stage } from "./request_times.ts";
@@ -16,12 +17,13 @@ import { SlotQueue } from "./slot_queue.ts";
 import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES, SLOTS, SlotTable } from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
+import { Throttle } from "./throttle.ts";
 import type { VbdContext } from "./vbd_context.ts";
 
 /**
  * The requests of a device, from their start in a slot to their end. This class only passes them on
- * between its parts: a request waits for the gate to the image and for room in the disk queue, goes
- * to the image step by step, and waits for its next try when it fails.
+ * between its parts: a request waits for the gate to the image, for the limits of the device and for
+ * room in the disk queue, goes to the image step by step, and waits for its next try when it fails.
  */
 export class Requests implements RequestSink, AdmissionClient, Deferred, StepSink, RetrySink {
   /** For the end-of-turn list; not for anyone else. */
@@ -40,6 +42,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   readonly #room: DiskRoom;
   readonly #steps: RequestSteps;
   readonly #retries: RetryQueue;
+  /** Holds back what goes beyond the limits. */
+  readonly #throttle: Throttle;
   /** Requests that wait for the gate, or for room. */
   readonly #waiting = new SlotQueue();
   /** Decides who gets the free slots. */
@@ -62,6 +66,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.meter = new Meter(SLOTS, context.scheduler.lastMs);
     this.#room = new DiskRoom(context.queue);
     this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
+    this.#throttle = new Throttle(this.#slots, {
+      scheduler: context.scheduler,
+      faults,
+      due: () => context.admission.add(this),
+    });
     this.#steps = new RequestSteps({
       slots: this.#slots,
       extents: this.#extents,
@@ -75,12 +84,24 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /** How many requests are open. */
   get outstanding(): number {
-    return this.#gate.inFlight + this.#waiting.size + this.#retries.size;
+    return this.#gate.inFlight + this.#waiting.size + this.#throttle.size + this.#retries.size;
   }
 
   /** How many requests failed and wait for their next try. */
   get retrying(): number {
     return this.#retries.size;
+  }
+
+  /** What the device does in a second at most. */
+  get limits(): RateLimits {
+    return this.#throttle.limits;
+  }
+
+  /** Changes the limits, also for requests that wait already. They outlast pauses. */
+  limit(limits: RateLimits): void {
+    this.#throttle.stop();
+    this.#throttle.set(limits);
+    this.#throttle.arm();
   }
 
   /** Age of the oldest request at the disk, milliseconds. */
@@ -116,12 +137,23 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
       if (!hold) this.#endWaiting();
       drained();
     });
-    if (hold) this.times.moveAll(Stage.Room, Stage.Paused);
-    else {
+    this.#gather();
+    if (hold) {
+      this.times.moveAll(Stage.Room, Stage.Paused);
+      this.times.moveAll(Stage.Limit, Stage.Paused);
+    } else {
       this.#retries.stop();
       this.#endWaiting();
     }
     this.#gate.finish();
+  }
+
+  /** Lets requests that wait for a limit wait with the others. */
+  #gather(): void {
+    this.#throttle.stop();
+    for (let left = this.#throttle.size; left > 0; left--) {
+      this.#waiting.push(this.#throttle.shift());
+    }
   }
 
   /** Takes `stop` back, and starts requests again; false when no request is at the image any more. */
@@ -156,6 +188,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#gate.fail();
     this.#retries.clear();
     this.#waiting.clear();
+    this.#throttle.clear();
     for (let slot = 0; slot < SLOTS; slot++) {
       if (this.#slots.isOpen(slot)) this.#drop(slot, Errno.EIO);
     }
@@ -258,7 +291,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.times.begin(slot);
     this.meter.begin(slot, kind);
     this.#slots.open(slot);
-    if (!this.#gate.isOpen || this.#waiting.size > 0 || !this.#issue(slot)) this.#wait(slot);
+    if (!this.#gate.isOpen || this.#waiting.size > 0 || !this.#issue(slot, true)) this.#wait(slot);
   }
 
   /** Starts a request for the extents of a range; at most `mostExtents` are found. */
@@ -299,40 +332,66 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     if (isOpen) this.#context.admission.add(this);
   }
 
+  get #isRunning(): boolean {
+    return this.#gate.isOpen && !this.faults.failed;
+  }
+
   get wantsAdmission(): boolean {
-    return this.#gate.isOpen && this.#waiting.size > 0 && !this.faults.failed;
+    return this.#isRunning && (this.#waiting.size > 0 || this.#throttle.isDue);
   }
 
   admit(): boolean {
     let any = false;
-    while (this.wantsAdmission) {
+    while (this.#isRunning && this.#waiting.size > 0) {
       const slot = this.#waiting.shift();
-      if (!this.#issue(slot)) {
+      if (!this.#issue(slot, true)) {
         this.#waiting.unshift(slot);
-        break;
+        return any;
       }
       any = true;
     }
+    return this.#throttle.size > 0 && this.#admitHeld() || any;
+  }
+
+  /** Starts requests whose time by the limits has come. */
+  #admitHeld(): boolean {
+    let any = false;
+    for (let slot = 0; this.#isRunning && (slot = this.#throttle.release()) >= 0;) {
+      if (!this.#issue(slot, false)) {
+        this.#throttle.putBack(slot);
+        return any;
+      }
+      any = true;
+    }
+    if (this.#isRunning) this.#throttle.arm();
     return any;
   }
 
   /**
    * Hands a request to the image; false when the disk queue has no room for it. A fault of the image
    * ends the disk, and this request with it, and not the frontend that called.
+   *
+   * @param mayHold Whether it may be held back by a limit instead.
    */
-  #issue(slot: number): boolean {
+  #issue(slot: number, mayHold: boolean): boolean {
     try {
-      return this.#handOver(slot);
+      return this.#handOver(slot, mayHold);
     } catch (error) {
       this.#context.scheduler.contain(error, this.faults);
       return true;
     }
   }
 
-  #handOver(slot: number): boolean {
+  #handOver(slot: number, mayHold: boolean): boolean {
     const { kind, sector, count } = this.#slots;
     const refusal = this.#refusal(kind[slot], sector[slot], count[slot]);
+    const isLimited = this.#throttle.isOn && refusal === 0;
+    if (isLimited && mayHold && this.#throttle.holds(slot)) {
+      this.times.move(slot, Stage.Limit);
+      return true;
+    }
     if (!this.#room.take(slot, this.#steps.operations(slot))) return false;
+    if (isLimited) this.#throttle.pass(slot, this.#steps.sectors(slot));
     this.times.move(slot, Stage.Disk);
     this.#gate.enter();
     if (refusal !== 0) this.#end(slot, refusal);

@@ -1,6 +1,7 @@
 import type { ImageDriver } from "../driver/driver.ts";
 import { SECTOR_BYTES } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
+import { type RateLimits, type RateLimitsSummary, summaryOfLimits } from "./rate_limits.ts";
 import type { TimesSummary } from "./request_times.ts";
 import { RequestKind } from "./slots.ts";
 
@@ -47,6 +48,8 @@ export interface VbdStatistics extends TimesSummary {
   unanswered_seconds: number;
   /** Operations that were merged with a neighbour. */
   merges: number;
+  /** What the device does in a second at most; null without limits. */
+  limits: RateLimitsSummary | null;
 }
 
 function cacheCounts(
@@ -76,17 +79,19 @@ export class VbdCounts {
 
   /** The counts, and the present state of the device. */
   describe(
-    { name, images, secondary, outstanding, retrying, unansweredMs, direct, merges, times }: {
-      name: string;
-      images: readonly ImageDriver[];
-      secondary: SecondaryState;
-      outstanding: number;
-      retrying: number;
-      unansweredMs: number;
-      direct: boolean;
-      merges: number;
-      times: TimesSummary;
-    },
+    { name, images, secondary, outstanding, retrying, unansweredMs, direct, merges, times, limits }:
+      {
+        name: string;
+        images: readonly ImageDriver[];
+        secondary: SecondaryState;
+        outstanding: number;
+        retrying: number;
+        unansweredMs: number;
+        direct: boolean;
+        merges: number;
+        times: TimesSummary;
+        limits: RateLimits;
+      },
   ): VbdStatistics {
     return {
       name,
@@ -112,6 +117,7 @@ export class VbdCounts {
       retrying,
       unanswered_seconds: Math.floor(unansweredMs / 1000),
       merges,
+      limits: summaryOfLimits(limits),
       ...times,
     };
   }

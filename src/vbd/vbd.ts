@@ -28,6 +28,7 @@ import { ownedBy } from "../scheduler/scheduler.ts";
 import { ImageStack } from "./image_stack.ts";
 import { type OpenOptions, resumed, type ResumeOptions, type VbdGeometry } from "./open_options.ts";
 import { Preparation } from "./preparation.ts";
+import { NO_LIMITS } from "./rate_limits.ts";
 import { Requests } from "./requests.ts";
 import { retryLimits } from "./retry.ts";
 import { leaveDisk, Secondary } from "./secondary.ts";
@@ -202,6 +203,7 @@ export class Vbd implements FaultOwner {
    */
   open(name: string, options: OpenOptions = {}): VbdGeometry {
     if (this.name !== "") throw this.#taken(name);
+    this.requests.limit(options.limits ?? NO_LIMITS);
     this.#openImages(name, options, this.#secondary.open(options));
     return this.geometry;
   }
@@ -485,6 +487,7 @@ export class Vbd implements FaultOwner {
       direct: this.#options.direct ?? true,
       merges: this.#stack.merges,
       times: this.requests.times.summary(),
+      limits: this.requests.limits,
     });
   }
 }

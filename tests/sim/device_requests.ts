@@ -1,6 +1,6 @@
 /**
- * Requests on the real loop. `ask IMAGE` sends requests to any image; `serve SOCKET` serves a disk
- * in memory over NBD. After a warm-up, each prints as JSON the heap allocations of its own code, by
+ * Requests on the real loop. `ask IMAGE` sends requests to any image, `limit IMAGE` to one with rate
+ * limits; `serve SOCKET` serves a disk in memory over NBD. After a warm-up, each prints as JSON the heap allocations of its own code, by
  * function, and the number of requests.
  *
  * @module
@@ -8,6 +8,7 @@
 import { driverOfType } from "../../src/driver/registry.ts";
 import { NbdServer } from "../../src/frontend/nbd/server.ts";
 import { Random } from "../../src/testing/random.ts";
+import { isLimited, NO_LIMITS, type RateLimits } from "../../src/vbd/rate_limits.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { watchAllocations } from "../support/allocations.ts";
 import { RealDevice } from "../support/real_device.ts";
@@ -96,8 +97,11 @@ class Client implements RequestOwner {
   }
 }
 
-async function ask(image: string): Promise<void> {
-  const device = new RealDevice(image, {}, driverOfType);
+/** Requests wait for these, in groups. */
+const LIMITS = { ...NO_LIMITS, totalIops: 100_000, readBps: 400_000_000, burstMs: 10 };
+
+async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void> {
+  const device = new RealDevice(image, { limits }, driverOfType);
   const client = new Client(device);
   await client.run(WARM_UP);
   const before = client.ended;
@@ -105,8 +109,12 @@ async function ask(image: string): Promise<void> {
   await client.run(REQUESTS);
   if (client.failed > 0) throw new Error(`${client.failed} requests failed`);
   print(client.ended - before, await finish());
+  const { waited } = device.vbd.statistics();
+  const isHeld = waited.limit.requests > REQUESTS / 10;
+  if (isLimited(limits) !== isHeld) throw new Error(`${waited.limit.requests} requests waited`);
   await device.close();
 }
 
 const [role, what] = Deno.args;
-await (role === "serve" ? serve : ask)(what);
+if (role === "serve") await serve(what);
+else await ask(what, role === "limit" ? LIMITS : NO_LIMITS);

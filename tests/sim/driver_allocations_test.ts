@@ -19,7 +19,9 @@ const MOST_BYTES = 4;
  */
 const ATTEMPTS = 3;
 
-function start(role: "serve" | "ask", what: string): Deno.ChildProcess {
+type Role = "serve" | "ask" | "limit";
+
+function start(role: Role, what: string): Deno.ChildProcess {
   const program = new URL("./device_requests.ts", import.meta.url).pathname;
   const args = ["run", "-A", program, role, what];
   return new Deno.Command(Deno.execPath(), { args, stdout: "piped", stderr: "inherit" }).spawn();
@@ -47,8 +49,8 @@ async function assertLittle(run: () => Promise<string[]>): Promise<void> {
   }
 }
 
-async function ask(image: string): Promise<string> {
-  const { stdout, success } = await start("ask", image).output();
+async function ask(image: string, role: Role = "ask"): Promise<string> {
+  const { stdout, success } = await start(role, image).output();
   assert.ok(success);
   return new TextDecoder().decode(stdout);
 }
@@ -63,6 +65,9 @@ for (const filter of ["bc:4:", "log:bc:4:"]) {
 
 Deno.test("requests to ram: allocate nothing", () =>
   assertLittle(async () => [await ask("ram:16")]));
+
+Deno.test("requests that wait for rate limits allocate nothing", () =>
+  assertLittle(async () => [await ask("ram:16", "limit")]));
 
 Deno.test("requests by NBD allocate nothing in the driver and in the server", () =>
   withTempDir((folder) =>

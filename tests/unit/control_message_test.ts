@@ -31,6 +31,17 @@ import {
   encodeStatisticsHead,
 } from "../../src/control/protocol/statistics.ts";
 
+import {
+  decodeLimit,
+  decodeLimitReply,
+  encodeLimit,
+  encodeLimitReply,
+  type LimitChanges,
+  LIMITS_BYTES,
+} from "../../src/control/protocol/limit.ts";
+import { decodeOpen, encodeOpen, OPEN_DEFAULTS } from "../../src/control/protocol/open_request.ts";
+import { NO_LIMITS, type RateLimits } from "../../src/vbd/rate_limits.ts";
+
 /** Zeros, with the given bytes (hexadecimal) or text at the given offsets. */
 function bytes(
   parts: Record<number, string>,
@@ -189,21 +200,58 @@ Deno.test("message: a log's path and the length of a key follow an open", () => 
 });
 
 Deno.test("message: how long a request is shows as its bytes come in", () => {
-  const flags = MessageFlag.ADD_LOG | MessageFlag.OPEN_ENCRYPTED;
+  const flags = MessageFlag.ADD_LOG | MessageFlag.LIMITS | MessageFlag.OPEN_ENCRYPTED;
   const request = new Uint8Array(LONGEST_REQUEST_BYTES);
   request.set(encodeParams(MessageType.OPEN, 3, { ...PLAIN, flags }));
-  request[MESSAGE_BYTES + 256] = 255;
+  request[MESSAGE_BYTES + 256 + LIMITS_BYTES] = 255;
   assert.equal(requestLength(request.subarray(0, 0)), MESSAGE_BYTES);
   assert.equal(requestLength(request.subarray(0, 100)), MESSAGE_BYTES);
-  assert.equal(requestLength(request.subarray(0, MESSAGE_BYTES)), MESSAGE_BYTES + 257);
-  assert.equal(requestLength(request.subarray(0, MESSAGE_BYTES + 257)), LONGEST_REQUEST_BYTES);
+  assert.equal(requestLength(request.subarray(0, MESSAGE_BYTES)), LONGEST_REQUEST_BYTES);
+  const whole = MESSAGE_BYTES + 256 + LIMITS_BYTES + 1;
+  assert.equal(requestLength(request.subarray(0, whole)), LONGEST_REQUEST_BYTES);
   assert.equal(requestLength(request), LONGEST_REQUEST_BYTES);
   // A pause has no parameters: the bytes of the flags of an open are ignored.
   const pause = bytes({ 0: "09 00 03", 8: "ff ff ff ff" });
   assert.equal(requestLength(pause), MESSAGE_BYTES);
-  // A resume has a log, but never a key.
+  // A resume has a log, but never limits or a key.
   const resume = encodeParams(MessageType.RESUME, 3, { ...PLAIN, flags });
   assert.equal(requestLength(resume), MESSAGE_BYTES + 256);
+});
+
+const SOME_LIMITS = { ...NO_LIMITS, readIops: 500, totalBps: 2 ** 40 + 1, burstMs: 1000 };
+
+Deno.test("message: limits of an open follow the path of its log", () => {
+  const plain = { ...OPEN_DEFAULTS, image: "vhd:/a", limits: SOME_LIMITS };
+  for (const request of [plain, { ...plain, changedBlocks: "/a.cbtlog" }]) {
+    for (const keyBytes of [undefined, 16]) {
+      const message = encodeOpen(3, request, { keyBytes });
+      assert.equal(requestLength(message), message.length);
+      assert.deepEqual(decodeOpen(message), request);
+      assert.equal(keyLength(message), keyBytes ?? null);
+    }
+  }
+  const message = encodeOpen(3, plain);
+  message.fill(0xff, MESSAGE_BYTES, MESSAGE_BYTES + 8);
+  assert.throws(() => decodeOpen(message), { code: "EINVAL", message: /limits/ });
+});
+
+Deno.test("message: a limit changes what it names, and its answer has all limits", () => {
+  assert.equal(decodeLimit(encodeLimit(3, {}), SOME_LIMITS), null);
+  const changes: [LimitChanges, RateLimits][] = [
+    [{ readIops: 0 }, { ...SOME_LIMITS, readIops: 0 }],
+    [{ burstMs: 50 }, { ...SOME_LIMITS, burstMs: 50 }],
+    [{ writeBps: 7, writeIops: 8 }, { ...SOME_LIMITS, writeBps: 7, writeIops: 8 }],
+    [{ ...NO_LIMITS }, NO_LIMITS],
+  ];
+  for (const [change, after] of changes) {
+    const message = encodeLimit(3, change);
+    assert.equal(message.length, MESSAGE_BYTES);
+    assert.deepEqual(decodeLimit(message, SOME_LIMITS), after);
+    assert.deepEqual(decodeLimitReply(encodeLimitReply(3, after)), after);
+  }
+  for (const burstMs of [0, 9, 3_600_001]) {
+    assert.throws(() => decodeLimit(encodeLimit(3, { burstMs }), NO_LIMITS), { code: "EINVAL" });
+  }
 });
 
 Deno.test("message: a path of 255 bytes fits, a longer one is refused by name", () => {

@@ -1,15 +1,8 @@
 import assert from "node:assert/strict";
 import { type ListedDevice, parseDeviceList } from "../../src/control/client/device_list.ts";
+import { OPEN_DEFAULTS } from "../../src/control/protocol/open_request.ts";
 
-const PLAIN = {
-  device: "auto",
-  queue: "auto",
-  readOnly: false,
-  direct: true,
-  readCache: false,
-  requestTimeoutSeconds: 0,
-  auto: true,
-};
+const PLAIN = { ...OPEN_DEFAULTS, device: "auto", auto: true };
 
 function parse(...lines: string[]): { devices: ListedDevice[]; faults: string[] } {
   const { devices, faults } = parseDeviceList(lines.join("\n"));
@@ -23,6 +16,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
     "data vhd:/srv/data.vhd",
     "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,queue=libaio,timeout=60,no-direct ",
     "vault  vhd:/v  defaults,key-file=/etc/a\\054b",
+    "slow   vhd:/s  read-iops=100,write-bps=5000000,burst=1000",
   );
   assert.deepEqual(faults, []);
   assert.deepEqual(devices, [
@@ -31,15 +25,22 @@ Deno.test("list of devices: blanks, comments and options", () => {
       line: 4,
       name: "two.2",
       image: "log:bc:aio:/srv/a b\\",
+      ...PLAIN,
       device: "ublk",
       queue: "libaio",
       readOnly: true,
       direct: false,
-      readCache: false,
       requestTimeoutSeconds: 60,
       auto: false,
     },
     { line: 5, name: "vault", image: "vhd:/v", ...PLAIN, keyFile: "/etc/a,b" },
+    {
+      line: 6,
+      name: "slow",
+      image: "vhd:/s",
+      ...PLAIN,
+      limits: { ...PLAIN.limits, readIops: 100, writeBps: 5_000_000, burstMs: 1000 },
+    },
   ]);
 });
 
@@ -60,6 +61,8 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "a vhd:/a ro 0 0",
     "a vhd:/a",
     "a vhd:/b",
+    "b vhd:/b read-iops=10K",
+    "b vhd:/b burst=1",
   );
   assert.deepEqual(devices, [{ line: 14, name: "a", image: "vhd:/a", ...PLAIN }]);
   assert.deepEqual(faults, [
@@ -77,6 +80,8 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "12: key-file must be a whole path",
     "13: nothing must follow the options, '0 0' does",
     "15: there is a disk of the name a above",
+    "16: a limit must be a whole number",
+    "17: a burst must be from 10 to 3600000 milliseconds",
   ]);
 });
 
@@ -87,5 +92,5 @@ Deno.test("list of devices: the one that is installed has no disks, and its exam
   const examples = text.slice(text.indexOf("# Examples:\n") + 12).replaceAll(/^#/gm, "");
   const { devices, faults } = parseDeviceList(examples);
   assert.deepEqual(faults, []);
-  assert.deepEqual(devices.map(({ name }) => name), ["data", "install", "vault"]);
+  assert.deepEqual(devices.map(({ name }) => name), ["data", "install", "shared", "vault"]);
 });

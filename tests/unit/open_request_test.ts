@@ -8,6 +8,7 @@ import { allocateMinor } from "../../src/control/minors/minors.ts";
 import { minorPath } from "../../src/control/paths.ts";
 import { MESSAGE_BYTES } from "../../src/control/protocol/message.ts";
 import { keyLength, MessageFlag } from "../../src/control/protocol/params.ts";
+import { NO_LIMITS } from "../../src/vbd/rate_limits.ts";
 import {
   decodeOpen,
   decodeResume,
@@ -32,6 +33,7 @@ const REQUESTS: OpenRequest[] = [
   { ...PLAIN, changedBlocks: "/a.cbtlog" },
   { ...PLAIN, secondary: "nbd:unix:/a" },
   { ...PLAIN, standby: true },
+  { ...PLAIN, limits: { ...NO_LIMITS, writeBps: 2 ** 40 } },
   ...DEVICE_CHOICES.map((device) => ({ ...PLAIN, device })),
   ...QUEUE_CHOICES.map((queue) => ({ ...PLAIN, queue })),
   {
@@ -45,6 +47,15 @@ const REQUESTS: OpenRequest[] = [
     changedBlocks: "/ö.cbtlog",
     secondary: "vhd:/ü b",
     standby: true,
+    limits: {
+      readIops: 1,
+      writeIops: 2,
+      totalIops: 3,
+      readBps: 4,
+      writeBps: 5,
+      totalBps: 6,
+      burstMs: 700,
+    },
   },
 ];
 
@@ -89,6 +100,11 @@ Deno.test("open request: JSON with a field of another type is none", () => {
       if (field === "image" && value === "x1") continue;
       assert.equal(parseOpenRequest({ ...PLAIN, [field]: value }), null, `${field} ${value}`);
     }
+  }
+  for (
+    const limits of [null, 7, [], {}, { ...NO_LIMITS, readIops: -1 }, { ...NO_LIMITS, burstMs: 1 }]
+  ) {
+    assert.equal(parseOpenRequest({ ...PLAIN, limits }), null);
   }
   for (const value of [null, 7, "text", []]) assert.equal(parseOpenRequest(value), null);
 });

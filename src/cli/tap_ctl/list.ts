@@ -1,5 +1,10 @@
 import type { Command } from "commander";
-import { inventory, type InventoryEntry, withNodes } from "../../control/client/inventory.ts";
+import {
+  inventory,
+  type InventoryEntry,
+  withLimits,
+  withNodes,
+} from "../../control/client/inventory.ts";
 import { filterOptions } from "./options.ts";
 import { warnOfSilent } from "./silent.ts";
 import { printJson, printLine } from "../print.ts";
@@ -47,7 +52,7 @@ function list({ pid, minor, type, file, json }: ListOptions): void {
     (file === undefined || entry.path === file)
   );
   if (json) {
-    printJson(withNodes(chosen));
+    printJson(withLimits(withNodes(chosen)));
     return;
   }
   const format = Deno.stdout.isTerminal() ? row : fields;
@@ -59,7 +64,7 @@ export function defineList(command: Command): Command {
   return filterOptions(command)
     .option("-t, --type <type>", "only devices with an image of this type")
     .option("-f, --file <path>", "only devices with this image")
-    .option("--json", "print JSON, with the NBD socket and the block device of each")
+    .option("--json", "print JSON, with the NBD socket, block device and limits of each")
     .addHelpText(
       "after",
       "\nOn a terminal, the columns are process, minor, state, type and path. Otherwise, a line has the\n" +

@@ -1,6 +1,8 @@
 import { workingFolder } from "../../../ffi/paths.ts";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { describeTypes, fileInName } from "../../driver/layers.ts";
+import { NO_LIMITS } from "../../vbd/rate_limits.ts";
+import { limitChanges, type LimitChoices, limitOptions } from "./limit_options.ts";
 import type { TimeLimit } from "../../control/client/client.ts";
 import { ALL_MINORS } from "../../control/protocol/message.ts";
 import {
@@ -55,7 +57,8 @@ export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
 }
 
 /** The options of `create` and `open`, as they are parsed. */
-export interface ImageChoices extends Pick<OpenRequest, "device" | "queue" | "direct"> {
+export interface ImageChoices
+  extends Pick<OpenRequest, "device" | "queue" | "direct">, LimitChoices {
   readonly args: string;
   readonly readOnly?: boolean;
   readonly leafCache?: boolean;
@@ -94,18 +97,21 @@ function hiddenImageOptions(command: Command): Command {
 export function imageOptions(command: Command, device: Option): Command {
   const queue = new Option("--queue <kind>", "the kernel's interface for disk I/O")
     .choices(QUEUE_CHOICES).default("auto");
-  return hiddenImageOptions(command)
+  hiddenImageOptions(command)
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
     .option("-r, --leaf-cache", "cache what is read in memory, as bc: does")
     .option("-C, --log <file>", "note changed blocks in this log, which cbt-util made")
-    .option("-2, --secondary <type:/path>", "write to this image as well; it takes over when full")
+    .option(
+      "-2, --secondary <type:/path>",
+      "write to this image as well; it takes over when full",
+    )
     .option("-s, --standby", "write to the secondary image only when the image is full")
     .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
     .option("-D, --no-direct", "use the page cache (no O_DIRECT)")
     .addOption(device)
-    .addOption(queue)
-    .addHelpText("after", `\n${imagesHelp()}`);
+    .addOption(queue);
+  return limitOptions(command).addHelpText("after", `\n${imagesHelp()}`);
 }
 
 /** What `--help` says of images' names. */
@@ -129,6 +135,7 @@ export function openRequest(
     changedBlocks: absoluteFile(log),
     secondary: secondaryImage(secondary) ?? null,
     standby,
+    limits: { ...NO_LIMITS, ...limitChanges(rest) },
   };
 }
 

@@ -6,6 +6,12 @@
  */
 import { isImageName } from "../../driver/layers.ts";
 import {
+  areRateLimits,
+  LEAST_BURST_MS,
+  MOST_BURST_MS,
+  type RateLimits,
+} from "../../vbd/rate_limits.ts";
+import {
   DEVICE_CHOICES,
   OPEN_DEFAULTS,
   type OpenRequest,
@@ -76,6 +82,30 @@ function setKeyFile(options: Options, value: string): string | null {
   return null;
 }
 
+/** Sets a limit, which is a whole number. */
+function setLimit(name: keyof RateLimits): Apply {
+  return (options, value) => {
+    const limits = { ...options.limits, [name]: Number(value) };
+    if (!/^\d+$/.test(value) || !areRateLimits(limits)) {
+      return name === "burstMs"
+        ? `a burst must be from ${LEAST_BURST_MS} to ${MOST_BURST_MS} milliseconds`
+        : "a limit must be a whole number";
+    }
+    options.limits = limits;
+    return null;
+  };
+}
+
+const LIMITS: Record<string, Apply> = {
+  "read-iops": setLimit("readIops"),
+  "write-iops": setLimit("writeIops"),
+  "total-iops": setLimit("totalIops"),
+  "read-bps": setLimit("readBps"),
+  "write-bps": setLimit("writeBps"),
+  "total-bps": setLimit("totalBps"),
+  burst: setLimit("burstMs"),
+};
+
 const OPTIONS: Record<string, Apply> = {
   defaults: set({}),
   ro: set({ readOnly: true }),
@@ -85,8 +115,9 @@ const OPTIONS: Record<string, Apply> = {
   queue: setQueue,
   timeout: setTimeLimit,
   "key-file": setKeyFile,
+  ...LIMITS,
 };
-const WITH_VALUE = new Set(["device", "queue", "timeout", "key-file"]);
+const WITH_VALUE = new Set(["device", "queue", "timeout", "key-file", ...Object.keys(LIMITS)]);
 
 /** Whether a name can be a file in /dev/blktap. The kernel's driver uses `control` and `blktapN`. */
 function isName(name: string): boolean {

@@ -10,7 +10,9 @@ import { minorHolders, UNKNOWN_HOLDER } from "../minors/holders.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { listMinors, MAX_ID } from "../minors/minors.ts";
 import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
+import { type RateLimitsSummary, summaryOfLimits } from "../../vbd/rate_limits.ts";
 import { decodeNode } from "../protocol/answers.ts";
+import { decodeLimitReply, encodeLimit } from "../protocol/limit.ts";
 import { decodeListEntry, type ListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, MessageType } from "../protocol/message.ts";
 import { brokenAnswer } from "./connection.ts";
@@ -33,6 +35,8 @@ export interface InventoryEntry {
   readonly nbd: string | null;
   /** The block device of the disk. For a device with a tapdisk, `withNodes` asks for it. */
   readonly device: string | null;
+  /** What the disk does in a second at most; null without limits. `withLimits` asks for it. */
+  readonly limits: RateLimitsSummary | null;
   /** Set when the tapdisk does not answer; what only the tapdisk knows is null. */
   readonly silent?: true;
 }
@@ -54,6 +58,7 @@ const NOTHING: InventoryEntry = {
   args: null,
   nbd: null,
   device: null,
+  limits: null,
 };
 
 function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): InventoryEntry {
@@ -79,6 +84,28 @@ export function withNodes(entries: readonly InventoryEntry[]): InventoryEntry[] 
     nodes.set(asked[index], "answer" in outcome ? outcome.answer.node : null);
   });
   return entries.map((entry) => ({ ...entry, device: nodes.get(entry) ?? entry.device }));
+}
+
+/** The entries with their limits, which the tapdisks are asked for. */
+export function withLimits(entries: readonly InventoryEntry[]): InventoryEntry[] {
+  const asked = entries.filter(({ args }) => args !== null);
+  const limits = new Map<InventoryEntry, RateLimitsSummary | null>();
+  askAll(asked.map(limitQuestion), ANSWER_TIMEOUT_MS).forEach((outcome, index) => {
+    limits.set(asked[index], "answer" in outcome ? outcome.answer.limits : null);
+  });
+  return entries.map((entry) => ({ ...entry, limits: limits.get(entry) ?? null }));
+}
+
+function limitQuestion(
+  { pid, minor }: InventoryEntry,
+): Question<{ limits: RateLimitsSummary | null }> {
+  return {
+    pid: pid ?? 0,
+    request: encodeLimit(minor ?? 0, {}),
+    response: MessageType.LIMIT_RSP,
+    what: `Cannot get the limits of minor ${minor} of tapdisk ${pid}`,
+    take: (message) => ({ limits: summaryOfLimits(decodeLimitReply(message)) }),
+  };
 }
 
 function nodeQuestion({ pid, minor }: InventoryEntry): Question<{ node: string | null }> {

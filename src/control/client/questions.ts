@@ -1,4 +1,6 @@
 import { decodeNode, decodePid } from "../protocol/answers.ts";
+import { decodeLimitReply, encodeLimit, type LimitChanges } from "../protocol/limit.ts";
+import type { RateLimits } from "../../vbd/rate_limits.ts";
 import { encodePlain, MessageType } from "../protocol/message.ts";
 import { decodeStatisticsLength } from "../protocol/statistics.ts";
 import type { DeviceAddress } from "./client.ts";
@@ -30,6 +32,19 @@ export function deviceStatistics({ pid, minor }: DeviceAddress): string {
     const lengthBytes = decodeStatisticsLength(head);
     if (lengthBytes > MOST_TEXT_BYTES) throw brokenAnswer(what, `they have ${lengthBytes} bytes`);
     return new TextDecoder().decode(connection.receive(lengthBytes));
+  });
+}
+
+/**
+ * Changes limits of a device; those that are not given stay. Throws `SystemError`, `TapdiskError`.
+ *
+ * @returns The limits that it has from now on.
+ */
+export function limitDevice({ pid, minor }: DeviceAddress, changes: LimitChanges): RateLimits {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodeLimit(minor, changes));
+    const what = `Cannot limit minor ${minor} of tapdisk ${pid}`;
+    return decodeLimitReply(connection.expect(MessageType.LIMIT_RSP, what));
   });
 }
 

@@ -6,6 +6,7 @@ import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo } from "../protocol/disk_info.ts";
+import { decodeLimit, encodeLimitReply } from "../protocol/limit.ts";
 import { encodeListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, messageCookie, MessageType } from "../protocol/message.ts";
 import { decodeOpen, decodeResume } from "../protocol/open_request.ts";
@@ -200,11 +201,24 @@ export function controlCommands(devices: Devices): CommandTable {
   ]);
 }
 
+/** Changes limits, at any time: also while a pause waits for the disk. */
+function limitReply(
+  devices: Devices,
+  request: Uint8Array,
+  minor: number,
+): Uint8Array<ArrayBuffer> {
+  const device = devices.find(minor, "limit");
+  const limits = decodeLimit(request, device.limits);
+  if (limits !== null) device.limit(limits);
+  return encodeLimitReply(minor, device.limits);
+}
+
 function questions(devices: Devices): [type: number, command: Command][] {
   return [
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
     [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
+    [MessageType.LIMIT, question((request, minor) => limitReply(devices, request, minor))],
     [MessageType.WRITE_LOG, question((request, minor) => writeLogReply(devices, request, minor))],
     [
       MessageType.DISK_INFO,

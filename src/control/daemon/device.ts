@@ -5,6 +5,7 @@ import type { DeviceMaker } from "../../frontend/block_device.ts";
 import type { Log } from "../../log/log.ts";
 import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
+import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { Vbd } from "../../vbd/vbd.ts";
 import type { VbdContext } from "../../vbd/vbd_context.ts";
@@ -201,7 +202,7 @@ export class Device {
   }
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
-    const { image, readOnly, direct, readCache, requestTimeoutSeconds } = request;
+    const { image, readOnly, direct, readCache, requestTimeoutSeconds, limits } = request;
     const changedBlocks = request.changedBlocks ?? undefined;
     const secondary = request.secondary ?? undefined;
     const { standby } = request;
@@ -216,11 +217,27 @@ export class Device {
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? {} : { timeoutMs };
     const vbd = this.#vbd;
-    const open = { readOnly, direct, readCache, key, retry };
+    const open = { readOnly, direct, readCache, key, retry, limits };
     vbd.openLater(image, { ...open, changedBlocks, secondary, standby }, (error) => {
       if (error === null) this.#disk = vbd.geometry;
       done(error);
     });
+  }
+
+  /** What the disk does in a second at most. */
+  get limits(): RateLimits {
+    return this.#vbd.requests.limits;
+  }
+
+  /** Changes the limits of the open disk. Throws `SystemError`: EINVAL without an image. */
+  limit(limits: RateLimits): void {
+    if (this.#request === null) {
+      throw new SystemError(Errno.EINVAL, `Cannot limit minor ${this.minor} (it has no image)`);
+    }
+    this.#vbd.requests.limit(limits);
+    this.#request = { ...this.#request, limits };
+    this.#log.info(`Minor ${this.minor} is limited to: ${describeLimits(limits)}`);
+    this.#recordDevice();
   }
 
   /** Records what another tapdisk needs to take the block device over, if there is one. */

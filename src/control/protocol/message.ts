@@ -29,6 +29,8 @@
  * |            |                 | so many bytes follow, pages of 32,768 sectors: u32 number,     |
  * |            |                 | 4096 bytes of bits                                             |
  * | node       | answers.ts      | the answer: path[256] of the block device @12, empty for none  |
+ * | limit      | limit.ts        | u32 which of the limits change, a bit each @8; limits @16: six |
+ * |            |                 | u64, u32 burst (ms) @64; the answer: the limits @16            |
  *
  * @module
  */
@@ -81,6 +83,8 @@ export const MessageType = {
   WRITE_LOG_RSP: 65,
   NODE: 66,
   NODE_RSP: 67,
+  LIMIT: 0x210,
+  LIMIT_RSP: 0x211,
 } as const;
 
 const namesByType = new Map<number, string>(

@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { DEVICE_KINDS } from "../../frontend/block_device.ts";
+import { areRateLimits, isLimited, NO_LIMITS, type RateLimits } from "../../vbd/rate_limits.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
 import { messageCookie, MessageType } from "./message.ts";
 import {
@@ -9,6 +10,7 @@ import {
   logPath,
   MessageFlag,
   type Params,
+  requestLimits,
 } from "./params.ts";
 
 /** Kinds of block device that a disk can be served as, in the order of their numbers in a message. */
@@ -42,6 +44,8 @@ export interface OpenRequest extends VbdOptions {
   readonly secondary: string | null;
   /** Whether the secondary image only takes over when the image itself is full. */
   readonly standby: boolean;
+  /** What the device does in a second at most. */
+  readonly limits: RateLimits;
 }
 
 /** An open request without its image, where nothing else is asked for. */
@@ -55,6 +59,7 @@ export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   changedBlocks: null,
   secondary: null,
   standby: false,
+  limits: NO_LIMITS,
 };
 
 /** What a message names instead of a secondary image, for none. */
@@ -89,7 +94,16 @@ function requestFlags(
 function withTrailer(
   type: number,
   minor: number,
-  { image, flags = 0, requestTimeoutSeconds = 0, keyBytes = null, log, secondary, foreign = {} }: {
+  {
+    image,
+    flags = 0,
+    requestTimeoutSeconds = 0,
+    keyBytes = null,
+    log,
+    secondary,
+    limits = null,
+    foreign = {},
+  }: {
     image: string;
     flags?: number;
     requestTimeoutSeconds?: number;
@@ -98,6 +112,7 @@ function withTrailer(
     log: string | null;
     /** The secondary image, or `NO_SECONDARY`; null where the message says nothing of one. */
     secondary: string | null;
+    limits?: RateLimits | null;
     foreign?: ForeignOptions;
   },
 ): Uint8Array<ArrayBuffer> {
@@ -106,6 +121,7 @@ function withTrailer(
   if (existingParent !== undefined) all |= MessageFlag.REUSE_PRT;
   if (secondary !== null) all |= MessageFlag.SECONDARY;
   if (log !== null) all |= MessageFlag.ADD_LOG;
+  if (limits !== null) all |= MessageFlag.LIMITS;
   if (keyBytes !== null) all |= MessageFlag.OPEN_ENCRYPTED;
   const message = encodeParams(type, minor, {
     flags: all,
@@ -115,7 +131,7 @@ function withTrailer(
     requestTimeoutSeconds,
     secondary: secondary ?? "",
   });
-  const trailer = encodeTrailer({ logPath: log, keyBytes });
+  const trailer = encodeTrailer({ logPath: log, limits, keyBytes });
   const request = new Uint8Array(message.length + trailer.length);
   request.set(message);
   request.set(trailer, message.length);
@@ -140,6 +156,7 @@ export function encodeOpen(
     keyBytes,
     log,
     secondary,
+    limits: isLimited(request.limits) ? request.limits : null,
     foreign,
   });
 }
@@ -211,6 +228,7 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     changedBlocks: logPath(message),
     secondary: namedSecondary(params) ?? null,
     standby: (flags & MessageFlag.STANDBY) !== 0,
+    limits: requestLimits(message) ?? NO_LIMITS,
   };
 }
 
@@ -235,7 +253,13 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (typeof value !== "object" || value === null) return null;
   const record = value as { [Field in keyof OpenRequest]?: unknown };
   const { image, requestTimeoutSeconds, readOnly, direct, device, queue } = record;
-  const { readCache = false, changedBlocks = null, secondary = null, standby = false } = record;
+  const {
+    readCache = false,
+    changedBlocks = null,
+    secondary = null,
+    standby = false,
+    limits = NO_LIMITS,
+  } = record;
   const deviceChoice = DEVICE_CHOICES.find((choice) => choice === device);
   const queueChoice = QUEUE_CHOICES.find((choice) => choice === queue);
   if (typeof image !== "string" || typeof requestTimeoutSeconds !== "number") return null;
@@ -247,6 +271,7 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (typeof changedBlocks !== "string" && changedBlocks !== null) return null;
   if (typeof secondary !== "string" && secondary !== null) return null;
   if (typeof standby !== "boolean") return null;
+  if (!areRateLimits(limits)) return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;
   return {
     image,
@@ -259,5 +284,6 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     changedBlocks,
     secondary,
     standby,
+    limits,
   };
 }

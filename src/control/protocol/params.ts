@@ -1,3 +1,5 @@
+import type { RateLimits } from "../../vbd/rate_limits.ts";
+import { LIMITS_BYTES, limitsAt, putLimits } from "./limit.ts";
 import {
   encodePathField,
   MESSAGE_BYTES,
@@ -30,6 +32,8 @@ export const MessageFlag = {
   QUEUE_MASK: 0x18_0000,
   /** Of a `resume`, not in the original: the log of changed blocks stays. */
   KEEP_LOG: 0x20_0000,
+  /** Of an `open`, not in the original: limits follow. */
+  LIMITS: 0x100_0000,
 } as const;
 
 /** The fields of `open`, `resume` and `snapshot`, as they are on the wire. */
@@ -78,21 +82,28 @@ export function decodeParams(message: Uint8Array): Params {
 
 /**
  * The bytes that follow an `open` or a `resume` on the socket: with flag `ADD_LOG` 256 bytes with a
- * path; then, behind an `open` with flag `OPEN_ENCRYPTED`, one byte with the length of a key. The key
- * itself follows. It is not part of a request here, because it belongs in memory for keys.
+ * path; then, behind an `open` with flag `LIMITS`, the limits (limit.ts), and with flag
+ * `OPEN_ENCRYPTED` one byte with the length of a key. The key itself follows. It is not part of a
+ * request here, because it belongs in memory for keys.
  */
 export interface Trailer {
   readonly logPath: string | null;
+  /** Limits of the device; none by default. */
+  readonly limits?: RateLimits | null;
   /** The length of the key that follows; null without one. */
   readonly keyBytes: number | null;
 }
 
 /** The bytes of a trailer. Throws `SystemError` (ENAMETOOLONG). */
-export function encodeTrailer({ logPath, keyBytes }: Trailer): Uint8Array<ArrayBuffer> {
+export function encodeTrailer(
+  { logPath, limits = null, keyBytes }: Trailer,
+): Uint8Array<ArrayBuffer> {
   const log = logPath === null ? new Uint8Array(0) : encodePathField(logPath);
-  const trailer = new Uint8Array(log.length + (keyBytes === null ? 0 : 1));
+  const keyAt = log.length + (limits === null ? 0 : LIMITS_BYTES);
+  const trailer = new Uint8Array(keyAt + (keyBytes === null ? 0 : 1));
   trailer.set(log);
-  if (keyBytes !== null) trailer[log.length] = keyBytes;
+  if (limits !== null) putLimits(viewOf(trailer), log.length, limits);
+  if (keyBytes !== null) trailer[keyAt] = keyBytes;
   return trailer;
 }
 
@@ -107,20 +118,28 @@ export function requestLength(bytes: Uint8Array): number {
   const flags = viewOf(bytes).getUint32(8, true);
   let length = MESSAGE_BYTES;
   if ((flags & MessageFlag.ADD_LOG) !== 0) length += MESSAGE_STRING_BYTES;
-  if (type === MessageType.OPEN && (flags & MessageFlag.OPEN_ENCRYPTED) !== 0) {
-    length += 1;
-  }
+  if (type !== MessageType.OPEN) return length;
+  if ((flags & MessageFlag.LIMITS) !== 0) length += LIMITS_BYTES;
+  if ((flags & MessageFlag.OPEN_ENCRYPTED) !== 0) length += 1;
   return length;
 }
 
 /** The most bytes that a request can have, without the key that follows. */
-export const LONGEST_REQUEST_BYTES = MESSAGE_BYTES + MESSAGE_STRING_BYTES + 1;
+export const LONGEST_REQUEST_BYTES = MESSAGE_BYTES + MESSAGE_STRING_BYTES + LIMITS_BYTES + 1;
 
 /** The path behind a whole request with flag `ADD_LOG`; null without the flag. */
 export function logPath(request: Uint8Array): string | null {
   const hasPath = requestLength(request) > MESSAGE_BYTES &&
     (viewOf(request).getUint32(8, true) & MessageFlag.ADD_LOG) !== 0;
   return hasPath ? textAt(request, MESSAGE_BYTES) : null;
+}
+
+/** The limits behind a whole `open` with flag `LIMITS`; null without. Throws `SystemError` (EINVAL). */
+export function requestLimits(request: Uint8Array): RateLimits | null {
+  const flags = viewOf(request).getUint32(8, true);
+  if (requestLength(request) <= MESSAGE_BYTES || (flags & MessageFlag.LIMITS) === 0) return null;
+  const hasLog = (flags & MessageFlag.ADD_LOG) !== 0;
+  return limitsAt(viewOf(request), MESSAGE_BYTES + (hasLog ? MESSAGE_STRING_BYTES : 0));
 }
 
 /** The length of the key that follows a whole request; null without one. */
