@@ -68,8 +68,12 @@ function readTail(spec: ImageSpec, { files }: ImageContext, disk: DiskFile): Are
 }
 
 /** Makes an image's file known to the queue. Says so in the log when it goes through the page cache. */
-export function registerFile(file: DiskFile, { queue, faults, log }: ImageContext): void {
-  queue.register(file.file, faults);
+export function registerFile(
+  file: DiskFile,
+  { direct }: ImageSpec,
+  { queue, faults, log }: ImageContext,
+): void {
+  queue.register(file.file, faults, direct && file.cachedBecause === null);
   if (file.cachedBecause !== null) {
     log(`${file.path} goes through the page cache: ${file.cachedBecause}`);
   }
@@ -117,7 +121,7 @@ export class AioImage implements ImageDriver, IoOwner {
     this.#context = context;
     this.#sink = sink;
     this.#file = file;
-    registerFile(file, context);
+    registerFile(file, spec, context);
   }
 
   get file(): number {

@@ -2,8 +2,11 @@ import {
   DirectionWord,
   METRICS_VERSION,
   type MetricsPage,
+  type MetricsPages,
+  type MetricsSubject,
   MetricsWord,
   privatePage,
+  privatePages,
 } from "./metrics.ts";
 
 /** The last kind of request that has counters of its own. */
@@ -83,3 +86,34 @@ export class Meter {
     if (tookUs >= HALF) words[at + DirectionWord.Ticks + 1] += Math.floor(tookUs / HALF);
   }
 }
+
+/** Makes meters whose pages monitoring programs can read. */
+export class Meters {
+  readonly #pages: MetricsPages;
+  readonly #clock: Float64Array;
+
+  /** @param clock As for a `Meter`. */
+  constructor(pages: MetricsPages, clock: Float64Array) {
+    this.#pages = pages;
+    this.#clock = clock;
+  }
+
+  /**
+   * Counts what comes by one way, such as a guest's ring. The caller hides the meter at the end.
+   *
+   * @param requests How many requests there are at once; their numbers are below that.
+   */
+  open(subject: MetricsSubject, requests: number): Meter {
+    const meter = new Meter(requests, this.#clock);
+    this.show(meter, subject);
+    return meter;
+  }
+
+  /** Counts in a new page from now on, from zero. */
+  show(meter: Meter, subject: MetricsSubject): void {
+    meter.show(this.#pages.open(subject));
+  }
+}
+
+/** Make meters that nobody else can read, and that count no time. */
+export const privateMeters: Meters = new Meters(privatePages, new Float64Array(1));

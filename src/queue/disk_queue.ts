@@ -12,6 +12,7 @@ import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "./backend.ts";
+import { FileHealth, isErrorOfPlace } from "./file_health.ts";
 
 /** What started an operation, and is called at its end. */
 export interface IoOwner {
@@ -85,6 +86,8 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #mergesOf = new Float64Array(64);
   /** By file: operations that were started and have not ended. */
   #pendingOf = new Int32Array(64);
+  /** How the files' disks are. */
+  readonly health: FileHealth;
   /** By file: the disk that a fault of an owner of its operations ends. */
   readonly #faultsOf: (FaultOwner | undefined)[] = [];
 
@@ -93,6 +96,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#scheduler = scheduler;
     this.#backend = backend;
     this.capacity = capacity;
+    this.health = new FileHealth(scheduler.lastMs);
     this.#available = capacity;
     this.#owners = new Array<IoOwner>(capacity).fill(nobody);
     this.#tokens = new Int32Array(capacity);
@@ -116,8 +120,9 @@ export class DiskQueue implements CompletionSink, TurnWork {
    *
    * @param faults The disk that ends when an owner of the file's operations throws. Once it has failed,
    * owners are not called any more.
+   * @param isDirect Whether its operations go to the disk, past the page cache.
    */
-  register(file: number, faults?: FaultOwner): void {
+  register(file: number, faults?: FaultOwner, isDirect = false): void {
     if (2 * file + 1 >= this.#open.length) {
       const larger = new Int32Array(4 * file + 4).fill(NONE);
       larger.set(this.#open);
@@ -135,6 +140,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     while (this.#faultsOf.length <= file) this.#faultsOf.push(undefined);
     this.#faultsOf[file] = faults;
     this.#mergesOf[file] = 0;
+    this.health.register(file, isDirect);
     this.#backend.register(file);
   }
 
@@ -216,7 +222,10 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#next[io] = NONE;
     this.#pendingOf[file]++;
     this.statistics.operations++;
-    if (kind === IoKind.Sync || !this.#merge(io)) this.#append(io);
+    if (kind === IoKind.Sync || !this.#merge(io)) {
+      this.#append(io);
+      if (kind !== IoKind.Sync) this.#open[2 * file + kind] = io;
+    }
   }
 
   /** Adds an operation to the waiting group that it continues on disk, if there is one. */
@@ -244,7 +253,6 @@ export class DiskQueue implements CompletionSink, TurnWork {
     if (this.#lastWaiting === NONE) this.#firstWaiting = io;
     else this.#nextGroup[this.#lastWaiting] = io;
     this.#lastWaiting = io;
-    if (this.#kinds[io] !== IoKind.Sync) this.#open[2 * this.#files[io] + this.#kinds[io]] = io;
   }
 
   /** Submits what the turn gathered and hands out what has finished. */
@@ -336,6 +344,13 @@ export class DiskQueue implements CompletionSink, TurnWork {
     const faults = this.#faultsOf[file];
     this.#underWay--;
     this.#underWayOf[file]--;
+    if (result < 0) this.health.failed(file, this.#kinds[group]);
+    else {
+      const sectors = this.#groupSectors[group];
+      this.health.succeeded(file, this.#kinds[group], sectors, this.#sectors, group);
+    }
+    const mayDivide = result < 0 && this.#groupCount[group] > 1 && faults?.failed !== true;
+    if (mayDivide && isErrorOfPlace(-result)) return this.#startSingly(group);
     let left = result / SECTOR_BYTES;
     // A transfer that ended early: owners that did not get all of it may try again. The kernel writes
     // as much as there is room for, and says that there is no more only the next time.
@@ -352,6 +367,16 @@ export class DiskQueue implements CompletionSink, TurnWork {
       this.#pendingOf[file]--;
       if (faults === undefined) owner.ioDone(this.#tokens[io], count, errno);
       else if (!faults.failed) this.#tell(owner, this.#tokens[io], count, errno, faults);
+      io = next;
+    }
+  }
+
+  /** Starts each operation of a group again: the place of one cannot be used, and others can. */
+  #startSingly(group: number): void {
+    for (let io = group; io !== NONE;) {
+      const next = this.#next[io];
+      this.#next[io] = NONE;
+      this.#append(io);
       io = next;
     }
   }

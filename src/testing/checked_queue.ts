@@ -35,8 +35,8 @@ export class CheckedQueue implements ImageQueue {
     this.#watch = watch;
   }
 
-  register(file: number, faults?: FaultOwner): void {
-    this.#queue.register(file, faults);
+  register(file: number, faults?: FaultOwner, isDirect?: boolean): void {
+    this.#queue.register(file, faults, isDirect);
   }
 
   reserve(operations: number, held = 0): boolean {

@@ -9,6 +9,8 @@ export interface RequestTarget {
   readonly name: string;
   readonly readOnly: boolean;
   readonly retry: RetryLimits;
+  /** The files of the image and of those below it, at the disk queue. */
+  readonly files: readonly number[];
 }
 
 /**

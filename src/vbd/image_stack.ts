@@ -47,6 +47,11 @@ export class ImageStack {
     return top;
   }
 
+  /** Their files at the disk queue. */
+  get files(): readonly number[] {
+    return this.#images.flatMap(({ file }) => file ?? []);
+  }
+
   /** Closes all images; no request may be at them. */
   close(name: string, done: Done): void {
     const images = this.#images;

@@ -10,6 +10,7 @@ import { DrainGate, type RequestTarget } from "./drain_gate.ts";
 import { ExtentSearch } from "./extents.ts";
 import type { RateLimits } from "./rate_limits.ts";
 import { reportRequests } from "./request_report.ts";
+import { MediaErrors } from "./media_errors.ts";
 import { RequestSteps, type StepSink } from "./request_steps.ts";
 import { RequestTimes, Stage } from "./request_times.ts";
 import { RetryQueue, type RetrySink } from "./retry.ts";
@@ -44,6 +45,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   readonly #retries: RetryQueue;
   /** Holds back what goes beyond the limits. */
   readonly #throttle: Throttle;
+  readonly #media: MediaErrors;
   /** Requests that wait for the gate, or for room. */
   readonly #waiting = new SlotQueue();
   /** Decides who gets the free slots. */
@@ -65,6 +67,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.times = new RequestTimes(context.scheduler.lastMs);
     this.meter = new Meter(SLOTS, context.scheduler.lastMs);
     this.#room = new DiskRoom(context.queue);
+    this.#media = new MediaErrors(context.queue, this.#gate, () => this.#leaveGate());
     this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
     this.#throttle = new Throttle(this.#slots, {
       scheduler: context.scheduler,
@@ -121,6 +124,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** Runs requests against an image, those first that waited for it. */
   run(target: RequestTarget): void {
     this.#steps.fit(target.image);
+    this.#media.open(target.files);
     this.#gate.open(target);
     this.#retries.beginAll();
     this.#startWaiting();
@@ -197,6 +201,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** Gives the room of the disk queue back that a disk that failed held: it is not used any more. */
   releaseRoom(): void {
     this.#room.giveAll();
+    this.#media.forget();
   }
 
   /**
@@ -205,6 +210,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
    */
   destroy(): void {
     this.#slots.destroy();
+    this.#media.destroy();
   }
 
   // ---- slots ------------------------------------------------------------------------------
@@ -402,6 +408,10 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** The request leaves the image: it ended, or waits for its next step or try. */
   #leave(slot: number): void {
     this.#room.give(slot);
+    this.#leaveGate();
+  }
+
+  #leaveGate(): void {
     // The image that ended the last request is still in a call: it is closed after that.
     if (this.#gate.leave()) this.#context.deferral.add(this);
   }
@@ -454,7 +464,9 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   stepFailed(slot: number, errno: number): void {
     const { target } = this.#gate;
     const again = target !== null && this.#retries.noteFailure(slot, errno, target.retry);
-    if (target !== null && this.#retries.failures(slot) === 1) {
+    const isOfPlace = !again && this.#retries.failedAtPlace(slot);
+    if (isOfPlace) this.counts.mediaErrors++;
+    if (target !== null && (this.#retries.failures(slot) === 1 || isOfPlace)) {
       const failure = this.#retries.describeFailure(slot, target.name);
       this.#context.log(`minor ${this.#minor}: ${failure}`);
     }
@@ -463,6 +475,14 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#retries.push(slot);
     this.times.move(slot, Stage.Retry);
     this.#leave(slot);
+  }
+
+  areErrorsOfPlaces(sinceMs: number): boolean {
+    return this.#media.areOfPlaces(sinceMs);
+  }
+
+  retriesBegin(sinceMs: number): void {
+    this.#media.probe(sinceMs);
   }
 
   retry(slot: number): void {

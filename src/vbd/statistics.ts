@@ -3,6 +3,7 @@ import { SECTOR_BYTES } from "../driver/driver.ts";
 import { driverOfType } from "../driver/registry.ts";
 import { type RateLimits, type RateLimitsSummary, summaryOfLimits } from "./rate_limits.ts";
 import type { TimesSummary } from "./request_times.ts";
+import type { RetryPolicy } from "./retry.ts";
 import { RequestKind } from "./slots.ts";
 
 /** The secondary image of a device, as others know it. */
@@ -42,6 +43,10 @@ export interface VbdStatistics extends TimesSummary {
   read_caching: string;
   /** Tries of requests after the first. */
   retries: number;
+  /** Which errors are tried again. */
+  retry_policy: RetryPolicy;
+  /** Errors that were handed up because a single place of a disk that works is at fault. */
+  media_errors: number;
   /** Requests that failed and wait for their next try. */
   retrying: number;
   /** Age of the oldest request at the disk, whole seconds. After a few the disk hangs. */
@@ -65,6 +70,7 @@ export class VbdCounts {
   failedReads = 0;
   failedWrites = 0;
   retries = 0;
+  mediaErrors = 0;
 
   /** Counts a request that ended. */
   note(kind: RequestKind, sectors: number, errno: number): void {
@@ -79,19 +85,31 @@ export class VbdCounts {
 
   /** The counts, and the present state of the device. */
   describe(
-    { name, images, secondary, outstanding, retrying, unansweredMs, direct, merges, times, limits }:
-      {
-        name: string;
-        images: readonly ImageDriver[];
-        secondary: SecondaryState;
-        outstanding: number;
-        retrying: number;
-        unansweredMs: number;
-        direct: boolean;
-        merges: number;
-        times: TimesSummary;
-        limits: RateLimits;
-      },
+    {
+      name,
+      images,
+      secondary,
+      outstanding,
+      retrying,
+      unansweredMs,
+      direct,
+      policy,
+      merges,
+      times,
+      limits,
+    }: {
+      name: string;
+      images: readonly ImageDriver[];
+      secondary: SecondaryState;
+      outstanding: number;
+      retrying: number;
+      unansweredMs: number;
+      direct: boolean;
+      policy: RetryPolicy;
+      merges: number;
+      times: TimesSummary;
+      limits: RateLimits;
+    },
   ): VbdStatistics {
     return {
       name,
@@ -114,6 +132,8 @@ export class VbdCounts {
       reqs_outstanding: outstanding,
       read_caching: String(!direct),
       retries: this.retries,
+      retry_policy: policy,
+      media_errors: this.mediaErrors,
       retrying,
       unanswered_seconds: Math.floor(unansweredMs / 1000),
       merges,

@@ -21,8 +21,7 @@ import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import { listedImages, MirrorImage, type SecondDisk } from "./mirror.ts";
 import { RetainedState } from "../driver/retained_state.ts";
-import { Meter } from "../metrics/meter.ts";
-import type { MetricsSubject } from "../metrics/metrics.ts";
+import { type Meters, privateMeters } from "../metrics/meter.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import { ImageStack } from "./image_stack.ts";
@@ -62,6 +61,8 @@ export class Vbd implements FaultOwner {
   name = "";
   /** Where frontends bring their requests. */
   readonly requests: Requests;
+  /** Count requests for monitoring programs. */
+  readonly meters: Meters;
   readonly #context: DeviceContext;
   readonly #retained = new RetainedState();
   readonly #stack: ImageStack;
@@ -91,10 +92,12 @@ export class Vbd implements FaultOwner {
       takePrepared: () => this.#preparation.take(),
     };
     this.minor = minor;
+    this.meters = context.meters;
     this.requests = new Requests(context, minor, this);
     this.#stack = new ImageStack(this.#context);
     this.#secondary = new Secondary({
-      make: () => new Vbd(context, minor),
+      // Its requests are counted where they come from.
+      make: () => new Vbd({ ...context, meters: privateMeters }, minor),
       log: (message) => context.log(`Minor ${minor}: ${message}`),
       changed: () => this.whenSecondaryChanged?.(),
     });
@@ -235,26 +238,13 @@ export class Vbd implements FaultOwner {
     this.#retained.opened();
     this.#sectors = image.sectors;
     // The counters go on over pauses.
-    if (this.name === "") {
-      this.requests.meter.show(this.#context.metrics.open({ of: "vdi", minor: this.minor }));
-    }
+    if (this.name === "") this.meters.show(this.requests.meter, { of: "vdi", minor: this.minor });
     this.name = name;
     this.#options = options;
     this.#phase = "open";
     this.#resumeFailed = false;
-    this.requests.run({ image, name, readOnly, retry: retryLimits(retry) });
-  }
-
-  /**
-   * Counts what comes by one way, such as a ring, for monitoring programs. The caller hides the meter
-   * at the end.
-   *
-   * @param requests How many requests there are at once; their numbers are below that.
-   */
-  openMeter(subject: MetricsSubject, requests: number): Meter {
-    const meter = new Meter(requests, this.#context.scheduler.lastMs);
-    meter.show(this.#context.metrics.open(subject));
-    return meter;
+    const { files } = this.#stack;
+    this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files });
   }
 
   /**
@@ -485,6 +475,7 @@ export class Vbd implements FaultOwner {
       retrying: this.requests.retrying,
       unansweredMs: this.requests.unansweredMs,
       direct: this.#options.direct ?? true,
+      policy: retryLimits(this.#options.retry).policy,
       merges: this.#stack.merges,
       times: this.requests.times.summary(),
       limits: this.requests.limits,

@@ -11,6 +11,7 @@ import { driverOfType } from "../driver/registry.ts";
 import type { DiskBackend } from "../queue/backend.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
+import { Meters } from "../metrics/meter.ts";
 import { type MetricsPages, privatePages } from "../metrics/metrics.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { Admission } from "./admission.ts";
@@ -28,7 +29,7 @@ export interface VbdContext extends DriverContext {
   readonly driverOf: DriverLookup;
   readonly admission: Admission;
   /** Where requests are counted for monitoring programs. */
-  readonly metrics: MetricsPages;
+  readonly meters: Meters;
 }
 
 /** What the images of one device are opened with. */
@@ -67,6 +68,6 @@ export function createVbdContext(
     zeros: { at: zeros.sector, sectors: ZERO_BYTES / SECTOR_BYTES },
     log,
     driverOf,
-    metrics,
+    meters: new Meters(metrics, scheduler.lastMs),
   };
 }

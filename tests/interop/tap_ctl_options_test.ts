@@ -75,10 +75,13 @@ async function stepByStep(bench: OptionBench, image: string): Promise<void> {
   await bench.ok("allocate");
   const device = `-p ${pid} -m 0`;
   await bench.ok(`attach ${device}`);
-  await bench.ok(`open ${device} -a vhd:${image} -R -D -r -t 7 --device none --queue libaio`);
+  await bench.ok(
+    `open ${device} -a vhd:${image} -R -D -r -t 7 --retry none --device none --queue libaio`,
+  );
   assert.match(await bench.ok(`list -p ${pid} -m 0`), /args=vhd:/);
   const stats = JSON.parse(await bench.ok(`stats ${device}`));
   assert.match(JSON.stringify(stats), /"bc"/, "-r puts a cache in front");
+  assert.equal(stats.retry_policy, "none");
   await bench.ok(`pause ${device} -t 5`);
   assert.match(await bench.ok("list -t vhd"), /state=0x2a/);
   await bench.ok(`unpause ${device} -a vhd:${image}`);
@@ -104,7 +107,7 @@ async function mirrored(bench: OptionBench, device: string, image: string): Prom
 /** Creates disks and uses the commands for running disks. */
 async function created(bench: OptionBench, folder: string): Promise<void> {
   const image = `${folder}/a.vhd`;
-  await bench.ok(`create -a log:vhd:${image} -D -r -t 9 --device none --queue libaio`);
+  await bench.ok(`create -a log:vhd:${image} -D -r -t 9 --retry all --device none --queue libaio`);
   const pid = await pidOf(bench, 0);
   assert.match(await bench.ok(`list -f ${image} -t vhd`) + await bench.ok("list"), /log:vhd/);
   await bench.ok(`log -p ${pid} -m 0 --clear`);

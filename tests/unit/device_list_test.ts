@@ -14,7 +14,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
     "# a comment",
     "",
     "data vhd:/srv/data.vhd",
-    "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,queue=libaio,timeout=60,no-direct ",
+    "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,queue=libaio,timeout=60,retry=none,no-direct ",
     "vault  vhd:/v  defaults,key-file=/etc/a\\054b",
     "slow   vhd:/s  read-iops=100,write-bps=5000000,burst=1000",
   );
@@ -22,15 +22,16 @@ Deno.test("list of devices: blanks, comments and options", () => {
   assert.deepEqual(devices, [
     { line: 3, name: "data", image: "vhd:/srv/data.vhd", ...PLAIN },
     {
+      ...PLAIN,
       line: 4,
       name: "two.2",
       image: "log:bc:aio:/srv/a b\\",
-      ...PLAIN,
       device: "ublk",
       queue: "libaio",
       readOnly: true,
       direct: false,
       requestTimeoutSeconds: 60,
+      retry: "none",
       auto: false,
     },
     { line: 5, name: "vault", image: "vhd:/v", ...PLAIN, keyFile: "/etc/a,b" },
@@ -57,6 +58,7 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "a vhd:/a device=floppy",
     "a vhd:/a queue=fifo",
     "a vhd:/a timeout=65536",
+    "a vhd:/a retry=some",
     "a vhd:/a key-file=key",
     "a vhd:/a ro 0 0",
     "a vhd:/a",
@@ -64,7 +66,7 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "b vhd:/b read-iops=10K",
     "b vhd:/b burst=1",
   );
-  assert.deepEqual(devices, [{ line: 14, name: "a", image: "vhd:/a", ...PLAIN }]);
+  assert.deepEqual(devices, [{ line: 15, name: "a", image: "vhd:/a", ...PLAIN }]);
   assert.deepEqual(faults, [
     "1: an image, such as vhd:/srv/disk.vhd, must follow the name",
     "2: '../up' cannot be a name under /dev/blktap",
@@ -77,11 +79,12 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "9: device must be one of none, auto, blktap2, ublk, nbd",
     "10: queue must be one of auto, libaio, io_uring",
     "11: timeout must be a whole number of seconds up to 65535",
-    "12: key-file must be a whole path",
-    "13: nothing must follow the options, '0 0' does",
-    "15: there is a disk of the name a above",
-    "16: a limit must be a whole number",
-    "17: a burst must be from 10 to 3600000 milliseconds",
+    "12: retry must be one of all, transient, none",
+    "13: key-file must be a whole path",
+    "14: nothing must follow the options, '0 0' does",
+    "16: there is a disk of the name a above",
+    "17: a limit must be a whole number",
+    "18: a burst must be from 10 to 3600000 milliseconds",
   ]);
 });
 

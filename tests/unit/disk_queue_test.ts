@@ -37,6 +37,8 @@ class NotedBackend implements DiskBackend {
   readonly batch = 64;
   readonly groups: Group[] = [];
   readonly #ended: number[] = [];
+  /** With which error groups of several operations end. */
+  errno = 0;
 
   constructor(readonly capacity: number) {}
 
@@ -67,7 +69,8 @@ class NotedBackend implements DiskBackend {
     for (const io of ended) {
       const at = this.groups.findIndex((group) => group.io === io);
       const [group] = this.groups.splice(at, 1);
-      sink.completed(io, group.count * SECTOR_BYTES);
+      const fails = this.errno !== 0 && group.parts.length > 1;
+      sink.completed(io, fails ? -this.errno : group.count * SECTOR_BYTES);
     }
     return ended.length;
   }
@@ -202,6 +205,37 @@ Deno.test("disk queue: what an owner throws ends its disk, and no other operatio
   assert.deepEqual(rig.ended, [500]);
   assert.equal(faults.length, 1);
   rig.close();
+});
+
+Deno.test("disk queue: what was joined with a bad place is started again alone, unless its disk ended", () => {
+  for (
+    const [errno, failed, again] of [[Errno.EIO, false, 3], [Errno.ENOSPC, false, 0], [
+      Errno.EIO,
+      true,
+      0,
+    ]]
+  ) {
+    const rig = new Rig();
+    const disk = { failed: false, fault() {} };
+    rig.queue.register(3, disk);
+    for (let i = 0; i < 3; i++) rig.start("write", 100 + i, 1, 250 - 2 * i);
+    assert.equal(rig.groups().length, 1);
+    disk.failed = Boolean(failed);
+    rig.backend.errno = Number(errno);
+    rig.backend.end(3);
+    assert.deepEqual(
+      rig.groups().map(([sector, count]) => [sector, count]),
+      [[100, 1], [101, 1], [102, 1]].slice(0, Number(again)),
+    );
+    assert.equal(rig.queue.pendingOf(3), again);
+    // Those of another turn are joined again.
+    rig.start("write", 200, 1, 10);
+    rig.start("write", 201, 1, 20);
+    assert.equal(rig.groups().length, Number(again) + 1);
+    disk.failed = false;
+    rig.backend.errno = 0;
+    rig.close();
+  }
 });
 
 const BACKENDS = {

@@ -52,7 +52,7 @@ class Rig {
     createDynamic("/disk.vhd", { storage: this.simulation.disk, sizeBytes: DISK_BYTES });
     this.device = this.simulation.open("vhd:/disk.vhd");
     const log = (line: string): void => void this.log.push(line);
-    const meter = this.device.vbd.openMeter({ of: "nbd", minor: 0 }, REQUEST_SLOTS);
+    const meter = this.device.vbd.meters.open({ of: "nbd", minor: 0 }, REQUEST_SLOTS);
     this.connections = new NbdConnections(this.loop, this.device.vbd, { log, meter });
   }
 

@@ -20,6 +20,7 @@ import {
   parseOpenRequest,
   QUEUE_CHOICES,
 } from "../../src/control/protocol/open_request.ts";
+import { RETRY_POLICIES } from "../../src/vbd/retry.ts";
 
 const PLAIN: OpenRequest = { ...OPEN_DEFAULTS, image: "vhd:/a.vhd" };
 
@@ -30,6 +31,7 @@ const REQUESTS: OpenRequest[] = [
   { ...PLAIN, direct: false },
   { ...PLAIN, readCache: true },
   { ...PLAIN, requestTimeoutSeconds: 65535 },
+  ...RETRY_POLICIES.map((retry) => ({ ...PLAIN, retry })),
   { ...PLAIN, changedBlocks: "/a.cbtlog" },
   { ...PLAIN, secondary: "nbd:unix:/a" },
   { ...PLAIN, standby: true },
@@ -42,6 +44,7 @@ const REQUESTS: OpenRequest[] = [
     direct: false,
     readCache: true,
     requestTimeoutSeconds: 1,
+    retry: "transient",
     device: "nbd",
     queue: "io_uring",
     changedBlocks: "/ö.cbtlog",
@@ -106,6 +109,7 @@ Deno.test("open request: JSON with a field of another type is none", () => {
   ) {
     assert.equal(parseOpenRequest({ ...PLAIN, limits }), null);
   }
+  assert.equal(parseOpenRequest({ ...PLAIN, retry: "some" }), null);
   for (const value of [null, 7, "text", []]) assert.equal(parseOpenRequest(value), null);
 });
 
@@ -142,6 +146,9 @@ Deno.test("open request: a choice that this version does not know is refused", (
   const message = encodeOpen(3, PLAIN);
   message[10] = 0x07;
   assert.throws(() => decodeOpen(message), { code: "EINVAL", message: /another version/ });
+  const other = encodeOpen(3, PLAIN);
+  other[11] |= 0x30;
+  assert.throws(() => decodeOpen(other), { code: "EINVAL", message: /another version/ });
 });
 
 Deno.test("open request: a resume keeps the image or names another", () => {

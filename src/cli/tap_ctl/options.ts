@@ -13,6 +13,7 @@ import {
   type OpenRequest,
   QUEUE_CHOICES,
 } from "../../control/protocol/open_request.ts";
+import { RETRY_POLICIES } from "../../vbd/retry.ts";
 
 function integer(least: number, most: number): (text: string) => number {
   return (text) => {
@@ -58,7 +59,7 @@ export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
 
 /** The options of `create` and `open`, as they are parsed. */
 export interface ImageChoices
-  extends Pick<OpenRequest, "device" | "queue" | "direct">, LimitChoices {
+  extends Pick<OpenRequest, "device" | "queue" | "direct" | "retry">, LimitChoices {
   readonly args: string;
   readonly readOnly?: boolean;
   readonly leafCache?: boolean;
@@ -97,6 +98,8 @@ function hiddenImageOptions(command: Command): Command {
 export function imageOptions(command: Command, device: Option): Command {
   const queue = new Option("--queue <kind>", "the kernel's interface for disk I/O")
     .choices(QUEUE_CHOICES).default("auto");
+  const retry = new Option("--retry <which>", "which errors of the disk are tried again")
+    .choices(RETRY_POLICIES).default("all");
   hiddenImageOptions(command)
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
@@ -109,6 +112,7 @@ export function imageOptions(command: Command, device: Option): Command {
     .option("-s, --standby", "write to the secondary image only when the image is full")
     .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
     .option("-D, --no-direct", "use the page cache (no O_DIRECT)")
+    .addOption(retry)
     .addOption(device)
     .addOption(queue);
   return limitOptions(command).addHelpText("after", `\n${imagesHelp()}`);
@@ -123,13 +127,14 @@ export function imagesHelp(): string {
 export function openRequest(
   { args, readOnly = false, leafCache = false, timeout = 0, ...rest }: ImageChoices,
 ): OpenRequest {
-  const { direct, device, queue, log, secondary, standby = false } = rest;
+  const { direct, retry, device, queue, log, secondary, standby = false } = rest;
   return {
     image: absoluteImage(args),
     readOnly,
     direct,
     readCache: leafCache,
     requestTimeoutSeconds: timeout,
+    retry,
     device,
     queue,
     changedBlocks: absoluteFile(log),

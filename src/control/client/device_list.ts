@@ -5,6 +5,7 @@
  * @module
  */
 import { isImageName } from "../../driver/layers.ts";
+import { RETRY_POLICIES } from "../../vbd/retry.ts";
 import {
   areRateLimits,
   LEAST_BURST_MS,
@@ -68,6 +69,13 @@ function setQueue(options: Options, value: string): string | null {
   return null;
 }
 
+function setRetry(options: Options, value: string): string | null {
+  const policy = RETRY_POLICIES.find((known) => known === value);
+  if (policy === undefined) return `retry must be one of ${RETRY_POLICIES.join(", ")}`;
+  options.retry = policy;
+  return null;
+}
+
 function setTimeLimit(options: Options, value: string): string | null {
   if (!/^\d{1,5}$/.test(value) || Number(value) > 0xffff) {
     return "timeout must be a whole number of seconds up to 65535";
@@ -113,11 +121,15 @@ const OPTIONS: Record<string, Apply> = {
   "no-direct": set({ direct: false }),
   device: setDevice,
   queue: setQueue,
+  retry: setRetry,
   timeout: setTimeLimit,
   "key-file": setKeyFile,
   ...LIMITS,
 };
-const WITH_VALUE = new Set(["device", "queue", "timeout", "key-file", ...Object.keys(LIMITS)]);
+const WITH_VALUE = new Set([
+  ...["device", "queue", "retry", "timeout", "key-file"],
+  ...Object.keys(LIMITS),
+]);
 
 /** Whether a name can be a file in /dev/blktap. The kernel's driver uses `control` and `blktapN`. */
 function isName(name: string): boolean {

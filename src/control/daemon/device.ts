@@ -203,6 +203,7 @@ export class Device {
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
     const { image, readOnly, direct, readCache, requestTimeoutSeconds, limits } = request;
+    const { retry: policy } = request;
     const changedBlocks = request.changedBlocks ?? undefined;
     const secondary = request.secondary ?? undefined;
     const { standby } = request;
@@ -215,7 +216,7 @@ export class Device {
       this.#queue = queue;
     }
     const timeoutMs = requestTimeoutSeconds * 1000;
-    const retry = timeoutMs === 0 ? {} : { timeoutMs };
+    const retry = timeoutMs === 0 ? { policy } : { policy, timeoutMs };
     const vbd = this.#vbd;
     const open = { readOnly, direct, readCache, key, retry, limits };
     vbd.openLater(image, { ...open, changedBlocks, secondary, standby }, (error) => {

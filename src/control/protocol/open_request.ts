@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { DEVICE_KINDS } from "../../frontend/block_device.ts";
 import { areRateLimits, isLimited, NO_LIMITS, type RateLimits } from "../../vbd/rate_limits.ts";
+import { RETRY_POLICIES, type RetryPolicy } from "../../vbd/retry.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
 import { messageCookie, MessageType } from "./message.ts";
 import {
@@ -36,6 +37,8 @@ export interface OpenRequest extends VbdOptions {
   readonly image: string;
   /** After how long a request fails; 0 for the default. */
   readonly requestTimeoutSeconds: number;
+  /** Which errors are tried again. */
+  readonly retry: RetryPolicy;
   readonly device: DeviceChoice;
   readonly queue: QueueChoice;
   /** The file of a log of changed blocks; null for none. */
@@ -54,6 +57,7 @@ export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   direct: true,
   readCache: false,
   requestTimeoutSeconds: 0,
+  retry: "all",
   device: "none",
   queue: "auto",
   changedBlocks: null,
@@ -78,13 +82,15 @@ export interface ForeignOptions {
 const MOST_SECONDS = 0xffff;
 const DEVICE_UNIT = 0x1_0000;
 const QUEUE_UNIT = 0x8_0000;
+const RETRY_UNIT = 0x1000_0000;
 
 function requestFlags(
-  { readOnly, direct, readCache, device, queue, standby }: OpenRequest,
+  { readOnly, direct, readCache, device, queue, standby, retry }: OpenRequest,
 ): number {
   let flags = DEVICE_CHOICES.indexOf(device) * DEVICE_UNIT;
   if (standby) flags |= MessageFlag.STANDBY;
   flags |= QUEUE_CHOICES.indexOf(queue) * QUEUE_UNIT;
+  flags |= RETRY_POLICIES.indexOf(retry) * RETRY_UNIT;
   if (readOnly) flags |= MessageFlag.RDONLY;
   if (!direct) flags |= MessageFlag.NO_O_DIRECT;
   if (readCache) flags |= MessageFlag.ADD_LCACHE;
@@ -214,7 +220,8 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
   refuseUnsupported(flags & ~MessageFlag.OPEN_ENCRYPTED, what);
   const device = DEVICE_CHOICES[(flags & MessageFlag.DEVICE_MASK) / DEVICE_UNIT];
   const queue = QUEUE_CHOICES[(flags & MessageFlag.QUEUE_MASK) / QUEUE_UNIT];
-  if (device === undefined || queue === undefined) {
+  const retry = RETRY_POLICIES[(flags & MessageFlag.RETRY_MASK) / RETRY_UNIT];
+  if (device === undefined || queue === undefined || retry === undefined) {
     throw new SystemError(Errno.EINVAL, `${what} (tap-ctl is of another version)`);
   }
   return {
@@ -223,6 +230,7 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
     readCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
     requestTimeoutSeconds,
+    retry,
     device,
     queue,
     changedBlocks: logPath(message),
@@ -259,7 +267,9 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     secondary = null,
     standby = false,
     limits = NO_LIMITS,
+    retry = "all",
   } = record;
+  const retryPolicy = RETRY_POLICIES.find((policy) => policy === retry);
   const deviceChoice = DEVICE_CHOICES.find((choice) => choice === device);
   const queueChoice = QUEUE_CHOICES.find((choice) => choice === queue);
   if (typeof image !== "string" || typeof requestTimeoutSeconds !== "number") return null;
@@ -273,12 +283,14 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (typeof standby !== "boolean") return null;
   if (!areRateLimits(limits)) return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;
+  if (retryPolicy === undefined) return null;
   return {
     image,
     requestTimeoutSeconds,
     readOnly,
     direct,
     readCache,
+    retry: retryPolicy,
     device: deviceChoice,
     queue: queueChoice,
     changedBlocks,

@@ -34,6 +34,8 @@ export const MessageFlag = {
   KEEP_LOG: 0x20_0000,
   /** Of an `open`, not in the original: limits follow. */
   LIMITS: 0x100_0000,
+  /** Of an `open`, not in the original: a number from 0 to 3, which errors are tried again. */
+  RETRY_MASK: 0x3000_0000,
 } as const;
 
 /** The fields of `open`, `resume` and `snapshot`, as they are on the wire. */

@@ -97,7 +97,7 @@ export class VhdDisk implements ImageDriver {
       ...parts,
       unpinned: () => this.#loader.retryStarved(),
     });
-    registerFile(file.disk, context);
+    registerFile(file.disk, spec, context);
   }
 
   putBelow(below: ImageDriver): void {

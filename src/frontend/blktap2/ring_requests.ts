@@ -89,7 +89,7 @@ export class RingRequests implements FdHandler, TurnWork, RequestOwner, SlotWait
     this.#vbd = vbd;
     this.#tap = tap;
     this.#owner = owner;
-    this.#meter = vbd.openMeter({ of: "blktap", minor: vbd.minor }, BLKTAP_RING_SIZE);
+    this.#meter = vbd.meters.open({ of: "blktap", minor: vbd.minor }, BLKTAP_RING_SIZE);
   }
 
   /** Ends the counting for monitoring programs. */

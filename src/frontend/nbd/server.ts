@@ -53,7 +53,7 @@ export class NbdServer {
     log: (message: string) => void,
   ) {
     this.#log = log;
-    this.#meter = vbd.openMeter({ of: "nbd", minor: vbd.minor }, SLOTS);
+    this.#meter = vbd.meters.open({ of: "nbd", minor: vbd.minor }, SLOTS);
     this.#connections = new NbdConnections(scheduler, vbd, { log, meter: this.#meter });
     try {
       this.#sockets.push(new NbdListener(this.#connections, sockets.newstyle, "newstyle"));

@@ -50,6 +50,8 @@ const WORDS = [
   ...[
     "timeout=5",
     "timeout=99999",
+    "retry=transient",
+    "retry=",
     "device=none",
     "device=",
     "queue=io_uring",

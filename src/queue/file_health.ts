@@ -1,0 +1,100 @@
+import { Errno } from "../../ffi/errno.ts";
+import { IoKind } from "./backend.ts";
+
+const KINDS = Object.keys(IoKind).length;
+const NEVER = -Infinity;
+
+/** Sectors of a read that looks whether a file's disk works. */
+export const PROBE_SECTORS = 8;
+
+/** Errors with which the kernel says that a place of a disk cannot be read or written. */
+const ofPlace: ReadonlySet<number> = new Set([
+  Errno.EIO,
+  // A critical medium error of a block device, and data that its checksum refutes.
+  Errno.ENODATA,
+  Errno.EILSEQ,
+  Errno.EREMOTEIO,
+]);
+
+/** Whether an error may be that of a single place of a disk. It may also be that of the whole disk. */
+export function isErrorOfPlace(errno: number): boolean {
+  return ofPlace.has(errno);
+}
+
+/**
+ * When the operations on each file last succeeded, and last failed. Where others of the same kind
+ * succeed all the while, an error belongs to a place of the disk, and not to the disk.
+ *
+ * The success of a file that goes through the page cache says nothing about its disk, and is not noted.
+ */
+export class FileHealth {
+  readonly #clock: Float64Array;
+  /** By kind and file, milliseconds. */
+  #succeededMs = new Float64Array(KINDS * 64).fill(NEVER);
+  #failedMs = new Float64Array(KINDS * 64).fill(NEVER);
+  /** By file: see `goodSector`. */
+  #goodSector = new Float64Array(64);
+  #isDirect = new Uint8Array(64);
+
+  /** @param clock The time that the loop read last, milliseconds, at index 0. */
+  constructor(clock: Float64Array) {
+    this.#clock = clock;
+  }
+
+  /** A file is new; its number may have been that of another file before. */
+  register(file: number, isDirect: boolean): void {
+    if (file >= this.#isDirect.length) this.#grow(2 * file);
+    this.#succeededMs.fill(NEVER, KINDS * file, KINDS * (file + 1));
+    this.#failedMs.fill(NEVER, KINDS * file, KINDS * (file + 1));
+    this.#goodSector[file] = 0;
+    this.#isDirect[file] = isDirect ? 1 : 0;
+  }
+
+  #grow(files: number): void {
+    const times = (before: Float64Array): Float64Array<ArrayBuffer> => {
+      const larger = new Float64Array(KINDS * files).fill(NEVER);
+      larger.set(before);
+      return larger;
+    };
+    this.#succeededMs = times(this.#succeededMs);
+    this.#failedMs = times(this.#failedMs);
+    const goodSector = new Float64Array(files);
+    goodSector.set(this.#goodSector);
+    this.#goodSector = goodSector;
+    const isDirect = new Uint8Array(files);
+    isDirect.set(this.#isDirect);
+    this.#isDirect = isDirect;
+  }
+
+  /** An operation of `count` sectors succeeded, from the sector on that `sectors` has at `io`. */
+  succeeded(file: number, kind: number, count: number, sectors: Float64Array, io: number): void {
+    if (this.#isDirect[file] === 0) return;
+    this.#succeededMs[KINDS * file + kind] = this.#clock[0];
+    if (kind === IoKind.Read && count >= PROBE_SECTORS) this.#goodSector[file] = sectors[io];
+  }
+
+  /** An operation failed. */
+  failed(file: number, kind: number): void {
+    this.#failedMs[KINDS * file + kind] = this.#clock[0];
+  }
+
+  /** Whether a read, or any operation, failed since then. */
+  hasFailed(file: number, sinceMs: number, { reads = false } = {}): boolean {
+    const at = KINDS * file;
+    const end = reads ? at + 1 : at + KINDS;
+    return this.#failedMs.subarray(at + IoKind.Read, end).some((ms) => ms >= sinceMs);
+  }
+
+  /** Whether each kind of operation that failed since then also succeeded, elsewhere in the file. */
+  isHealthy(file: number, sinceMs: number): boolean {
+    for (let at = KINDS * file; at < KINDS * (file + 1); at++) {
+      if (this.#failedMs[at] >= sinceMs && this.#succeededMs[at] < sinceMs) return false;
+    }
+    return true;
+  }
+
+  /** Where a read of `PROBE_SECTORS` sectors last succeeded; 0 when none did. */
+  goodSector(file: number): number {
+    return this.#goodSector[file];
+  }
+}
