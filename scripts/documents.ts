@@ -10,6 +10,7 @@ import { tapCtlCompletion, tapCtlPage, tapdiskPage } from "../src/cli/tap_ctl/do
 import { loadCommands } from "../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../src/cli/tapdisk/main.ts";
 import { manualPage, overviewPage, programCompletion } from "../src/cli/subcommands/documents.ts";
+import { ratedCompletion, ratedPage } from "../src/cli/td_rated/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
 import { VHD_UTIL } from "../src/cli/vhd_util/main.ts";
 
@@ -21,6 +22,8 @@ async function main(): Promise<void> {
     "man/man8/blktap.8": ".so man8/tapdisk.8\n",
     "man/man8/tap-ctl.8": tapCtlPage(tapCtl),
     "man/man8/tapdisk.8": tapdiskPage(tapdiskCommand()),
+    "man/man1/td-rated.1": ratedPage(),
+    [`${completions}/td-rated`]: ratedCompletion(),
     [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),
   };
   for (const program of [VHD_UTIL, CBT_UTIL]) {

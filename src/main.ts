@@ -36,6 +36,8 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/vhd_util/main.ts")).vhdUtilMain(args);
     case "cbt-util":
       return await (await import("./cli/cbt_util/main.ts")).cbtUtilMain(args);
+    case "td-rated":
+      return await (await import("./cli/td_rated/main.ts")).tdRatedMain(args);
   }
 }
 

@@ -19,6 +19,7 @@ Commands (a link to blktap that has the name of a command runs that command):
   tap-ctl    start, control and query the tapdisks of this machine
   vhd-util   make, inspect, change and repair VHD images
   cbt-util   make, read and change logs of changed blocks
+  td-rated   share a rate of writing between disks
 
 'blktap COMMAND --help' describes a command.`;
 

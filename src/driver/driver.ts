@@ -196,6 +196,11 @@ export interface ImageDriver {
    */
   status(slot: number, sector: number, count: number): void;
   /**
+   * The device is to be paused or closed: what waits only because others share the disk goes on now.
+   * It may still be told to run on afterwards.
+   */
+  drain?(): void;
+  /**
    * The device is being closed, and the time for that is over: requests that wait for another
    * program, such as a server, end with an error at once. An image that only waits for the disks of
    * this machine leaves it out.

@@ -12,6 +12,7 @@ import type { DriverType } from "./driver.ts";
 import { logDriver } from "./log.ts";
 import { nbdDriver, nbdUnixDriver } from "./nbd/nbd_driver.ts";
 import { ramDriver } from "./ram.ts";
+import { valveDriver } from "./valve.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
 
 const drivers: DriverType[] = [
@@ -21,6 +22,7 @@ const drivers: DriverType[] = [
   nbdDriver,
   nbdUnixDriver,
   ramDriver,
+  valveDriver,
   vhdDriver,
 ];
 

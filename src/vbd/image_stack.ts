@@ -77,11 +77,20 @@ export class ImageStack {
     }
   }
 
+  /** The device is to be paused or closed: what waits only for its share of the disk goes on. */
+  drain(): void {
+    this.#tellAll((image) => image.drain?.());
+  }
+
   /** Ends at once what waits for others, such as servers. */
   hurry(): void {
+    this.#tellAll((image) => image.giveUp?.());
+  }
+
+  #tellAll(tell: (image: ImageDriver) => void): void {
     for (const image of this.#images) {
       try {
-        image.giveUp?.();
+        tell(image);
       } catch (error) {
         return this.#context.scheduler.contain(error, this.#context.faults);
       }

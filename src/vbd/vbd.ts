@@ -261,6 +261,7 @@ export class Vbd implements FaultOwner {
       const { scheduler } = this.#context;
       this.#pauseTimer = scheduler.addTimer(timeoutMs, () => this.#pauseTimedOut());
     }
+    this.#stack.drain();
     this.requests.stop(true, () => this.#stack.close(this.name, (error) => this.#paused(error)));
   }
 
@@ -373,6 +374,7 @@ export class Vbd implements FaultOwner {
   }
 
   #drainAndClose(): void {
+    this.#stack.drain();
     this.requests.stop(false, () => this.#stack.close(this.name, (error) => this.#closed(error)));
   }
 

@@ -1,12 +1,14 @@
 /**
  * Requests on the real loop. `ask IMAGE` sends requests to any image, `limit IMAGE` to one with rate
- * limits; `serve SOCKET` serves a disk in memory over NBD. After a warm-up, each prints as JSON the heap allocations of its own code, by
+ * limits, `valve IMAGE` behind a bridge; `serve SOCKET` serves a disk in memory over NBD. After a warm-up, each prints as JSON the heap allocations of its own code, by
  * function, and the number of requests.
  *
  * @module
  */
 import { driverOfType } from "../../src/driver/registry.ts";
 import { NbdServer } from "../../src/frontend/nbd/server.ts";
+import { Bridge } from "../../src/rated/bridge.ts";
+import { TokenBucket } from "../../src/rated/limiter.ts";
 import { Random } from "../../src/testing/random.ts";
 import { isLimited, NO_LIMITS, type RateLimits } from "../../src/vbd/rate_limits.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
@@ -97,11 +99,7 @@ class Client implements RequestOwner {
   }
 }
 
-/** Requests wait for these, in groups. */
-const LIMITS = { ...NO_LIMITS, totalIops: 100_000, readBps: 400_000_000, burstMs: 10 };
-
-async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void> {
-  const device = new RealDevice(image, { limits }, driverOfType);
+async function measure(device: RealDevice): Promise<void> {
   const client = new Client(device);
   await client.run(WARM_UP);
   const before = client.ended;
@@ -109,6 +107,14 @@ async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void>
   await client.run(REQUESTS);
   if (client.failed > 0) throw new Error(`${client.failed} requests failed`);
   print(client.ended - before, await finish());
+}
+
+/** Requests wait for these, in groups. */
+const LIMITS = { ...NO_LIMITS, totalIops: 100_000, readBps: 400_000_000, burstMs: 10 };
+
+async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void> {
+  const device = new RealDevice(image, { limits }, driverOfType);
+  await measure(device);
   const { waited } = device.vbd.statistics();
   const isHeld = waited.limit.requests > REQUESTS / 10;
   if (isLimited(limits) !== isHeld) throw new Error(`${waited.limit.requests} requests waited`);
@@ -116,5 +122,21 @@ async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void>
 }
 
 const [role, what] = Deno.args;
+/** Asks for an image behind a bridge, which grants all. */
+async function askBehindValve(image: string): Promise<void> {
+  const folder = Deno.makeTempDirSync();
+  const path = `${folder}/bridge`;
+  const device = new RealDevice(image, {}, driverOfType);
+  const log = { info(): void {}, warn(): void {}, error(): void {} };
+  const bridge = new Bridge(device.scheduler, path, { limiter: new TokenBucket(1e12, 0), log });
+  device.vbd.close(() => {});
+  device.vbd.open(`valve:${path}:${image}`);
+  await measure(device);
+  bridge.close();
+  await device.close();
+  Deno.removeSync(folder, { recursive: true });
+}
+
 if (role === "serve") await serve(what);
+else if (role === "valve") await askBehindValve(what);
 else await ask(what, role === "limit" ? LIMITS : NO_LIMITS);

@@ -19,7 +19,7 @@ const MOST_BYTES = 4;
  */
 const ATTEMPTS = 3;
 
-type Role = "serve" | "ask" | "limit";
+type Role = "serve" | "ask" | "limit" | "valve";
 
 function start(role: Role, what: string): Deno.ChildProcess {
   const program = new URL("./device_requests.ts", import.meta.url).pathname;
@@ -34,7 +34,9 @@ function start(role: Role, what: string): Deno.ChildProcess {
 function bytesOfRequest(line: string): { each: number; most: string } {
   const { requests, bytes }: { requests: number; bytes: Record<string, number> } = JSON.parse(line);
   assert.ok(requests >= 80_000, `${requests} requests`);
-  const parts = Object.entries(bytes).filter(([name]) => !name.includes("src/scheduler/"));
+  // The bridge is another process's.
+  const parts = Object.entries(bytes)
+    .filter(([name]) => !name.includes("src/scheduler/") && !name.includes("src/rated/"));
   const each = parts.reduce((sum, [, count]) => sum + count, 0) / requests;
   const most = parts.toSorted(([, a], [, b]) => b - a).slice(0, 5);
   return { each, most: JSON.stringify(most) };
@@ -68,6 +70,9 @@ Deno.test("requests to ram: allocate nothing", () =>
 
 Deno.test("requests that wait for rate limits allocate nothing", () =>
   assertLittle(async () => [await ask("ram:16", "limit")]));
+
+Deno.test("requests behind a valve allocate nothing", () =>
+  assertLittle(async () => [await ask("ram:16", "valve")]));
 
 Deno.test("requests by NBD allocate nothing in the driver and in the server", () =>
   withTempDir((folder) =>

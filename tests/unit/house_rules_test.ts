@@ -17,6 +17,7 @@ const FLOORS: readonly (readonly string[])[] = [
   ["src/vhd/image"],
   ["src/vhd", "src/vhd/check", "src/vhd/resize", "src/cbt"],
   ["src/scheduler"],
+  ["src/rated"],
   ["src/queue"],
   ["src/driver"],
   ["src/bulk"],
@@ -45,6 +46,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/vhd": "create.ts",
   "src/cbt": "cbt_log.ts",
   "src/scheduler": "scheduler.ts",
+  "src/rated": "bridge.ts",
   "src/queue": "disk_queue.ts",
   "src/driver": "driver.ts",
   "src/driver/vhd": "vhd_driver.ts",
@@ -66,6 +68,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/cli/tapdisk": "main.ts",
   "src/cli/vhd_util": "main.ts",
   "src/cli/cbt_util": "main.ts",
+  "src/cli/td_rated": "main.ts",
   "src/cli/subcommands": "program.ts",
   "src/testing": "simulated_disk.ts",
 };
