@@ -157,6 +157,8 @@ export interface ImageDriver {
   readonly pending?: number;
   /** Whether its data is encrypted, with the key of its `spec`. */
   readonly encrypted?: boolean;
+  /** Its type's number in statistics, where its type is none of the registry. */
+  readonly typeNumber?: number;
   /** The image that shows through where this one has no data; null when zeros do. */
   readonly parent: ImageSpec | null;
   /** Where the image below tells the ends of pieces; without it, where this image does. */

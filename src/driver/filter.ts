@@ -13,6 +13,10 @@ export class FilterImage implements ImageDriver {
   readonly counts: ImageCounts = { readSectors: 0, writtenSectors: 0 };
   /** Where the image below tells the ends of pieces; null: where this image does. */
   readonly sinkBelow: RequestSink | null = null;
+  /** Whether statistics leave it out: it has no name, and only connects others. */
+  readonly isUnlisted: boolean = false;
+  /** Whether others than the image above it make requests of the image below it. */
+  readonly isShared: boolean = false;
   #below: ImageDriver | null = null;
 
   /** @param below The image that this one stands in front of. */
@@ -25,8 +29,8 @@ export class FilterImage implements ImageDriver {
     this.#below = below;
   }
 
-  /** The image below. */
-  protected get below(): ImageDriver {
+  /** The image below, open. */
+  get below(): ImageDriver {
     if (this.#below === null) throw new Error(`Nothing is open below ${this.spec.type}`);
     return this.#below;
   }

@@ -29,6 +29,7 @@ import {
   REQUEST_SECTORS,
   type RequestSink,
 } from "../driver/driver.ts";
+import { FilterImage } from "../driver/filter.ts";
 import { CheckedFiles, CheckedQueue, type DiskWatch } from "./checked_queue.ts";
 import { CheckedRequests, SlotUse } from "./checked_requests.ts";
 import { ContractViolation } from "./contract.ts";
@@ -150,9 +151,17 @@ class CheckedImage implements ImageDriver, DiskWatch {
   putBelow(below: ImageDriver): void {
     const hasParent = this.#image.parent !== null && this.#image.putBelow !== undefined;
     this.#require(this.#below === null && hasParent, "a parent it has not");
-    if (below instanceof CheckedImage) {
-      this.#below = below;
-      below.#above = this;
+    // What passes requests on to the image below is not seen.
+    let next = below;
+    let isShared = false;
+    while (next instanceof FilterImage) {
+      isShared ||= next.isShared;
+      next = next.below;
+    }
+    if (next instanceof CheckedImage) {
+      // Of an image that others use too, not all operations are those of this image's requests.
+      if (!isShared) this.#below = next;
+      next.#above = this;
     }
     this.#image.putBelow?.(below);
   }

@@ -1,17 +1,27 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { CbtImage } from "../driver/cbt.ts";
+import { canCache, localCache, type LocalCacheWish } from "../driver/local_cache.ts";
 import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
 import { lastLayer, type NameLayer } from "../driver/layers.ts";
 import type { DeviceContext } from "./vbd_context.ts";
 import { type LayerPlace, walkLayers } from "../vhd/image/chain_walk.ts";
+
+/** Makes an image of the stack; the argument is where it tells the ends of pieces. */
+export type LayerMaker = (sink: RequestSink) => ImageDriver;
 
 /** What is opened for a device. */
 export interface ImageWish {
   readonly leaf: ImageSpec;
   /** The log of changed blocks to stand in front of it. */
   readonly changedBlocks?: string;
-  /** Makes what stands in front of an image that has a secondary image. */
-  readonly mirror?: (sink: RequestSink) => ImageDriver;
+  /** What stands in front of an image that has a secondary image. */
+  readonly mirror?: LayerMaker;
+  /** A secondary image that is read below the leaf, and what stands between them. */
+  readonly second?: { readonly spec: ImageSpec; readonly between: LayerMaker };
+  /** What keeps in the leaf what is read below it. */
+  readonly cache?: LocalCacheWish;
+  /** What is read below the leaf instead of its own parent, if it has the parent that it had first. */
+  readonly parent?: { readonly spec: ImageSpec; standsFor(own: ImageSpec): boolean };
 }
 
 /**
@@ -25,28 +35,28 @@ export interface ImageWish {
  * cannot be used; what the images say.
  */
 export function openImages(
-  { leaf, changedBlocks, mirror }: ImageWish,
+  wish: ImageWish,
   context: DeviceContext,
   sink: RequestSink,
 ): ImageDriver[] {
-  checkedLayer(leaf);
-  const images: ImageDriver[] = [];
+  const { leaf, changedBlocks } = wish;
+  const stack = new StackBuilder(wish, context, sink);
+  const { images } = stack;
   const { storage } = context.files;
-  const open = (spec: ImageSpec): ImageDriver => {
-    sink = images.at(-1)?.sinkBelow ?? sink;
-    const image = context.driverOf(spec.type).open(spec, context, sink);
-    images.push(image);
-    return image;
-  };
   try {
-    if (mirror !== undefined) images.push(mirror(sink));
+    // First of all: a second disk is open, and is closed with its mirror.
+    if (wish.mirror !== undefined) stack.put(wish.mirror);
+    checkedLayer(leaf);
     const walk = walkLayers<ImagePlace, ImageDriver>({
       storage,
       name: leaf.path,
       topPath: layerPath(leaf, context),
-      top: open(leaf),
-      below: ({ parent }) => parent && { spec: parent, path: layerPath(parent, context) },
-      open: ({ spec }) => open(spec),
+      top: stack.openLayer(leaf),
+      below: (layer) => {
+        const parent = stack.parentOf(layer);
+        return parent && { spec: parent, path: layerPath(parent, context) };
+      },
+      open: ({ spec }) => stack.openLayer(spec),
     });
     for (const step of walk) if (step.parent === null) break;
     for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow?.(images[i]);
@@ -58,6 +68,61 @@ export function openImages(
   } catch (error) {
     for (const image of images) closeImage(image, context.log);
     throw error;
+  }
+}
+
+/** Builds the stack of a device from the top down: each image tells the one above of its pieces. */
+class StackBuilder {
+  readonly images: ImageDriver[] = [];
+  readonly #wish: ImageWish;
+  readonly #context: DeviceContext;
+  #sink: RequestSink;
+  /** The first image that is no filter. */
+  #leaf: ImageDriver | null = null;
+
+  constructor(wish: ImageWish, context: DeviceContext, sink: RequestSink) {
+    this.#wish = wish;
+    this.#context = context;
+    this.#sink = sink;
+  }
+
+  /** Puts an image below those that are there. */
+  put(make: LayerMaker): ImageDriver {
+    this.#sink = this.images.at(-1)?.sinkBelow ?? this.#sink;
+    const image = make(this.#sink);
+    this.images.push(image);
+    return image;
+  }
+
+  #open(spec: ImageSpec): ImageDriver {
+    const { driverOf } = this.#context;
+    return this.put((sink) => driverOf(spec.type).open(spec, this.#context, sink));
+  }
+
+  /** Opens a layer of the chain, with what belongs around it. */
+  openLayer(spec: ImageSpec): ImageDriver {
+    const { cache, second } = this.#wish;
+    const isFilter = this.#context.driverOf(spec.type).named(spec.path).kind === "image";
+    if (isFilter || this.#leaf !== null) return this.#open(spec);
+    const local = cache === undefined ? null : localCache(spec, cache);
+    if (local !== null) this.put(local.front);
+    const leaf = this.#open(spec);
+    this.#leaf = leaf;
+    if (local !== null && canCache(leaf)) this.put(local.below);
+    if (second !== undefined) {
+      this.put(second.between);
+      this.#open(second.spec);
+    }
+    return leaf;
+  }
+
+  /** What is below a layer. Throws `SystemError` EINVAL for a leaf that is to have another parent. */
+  parentOf(layer: ImageDriver): ImageSpec | null {
+    const { parent } = this.#wish;
+    if (layer !== this.#leaf || parent === undefined) return layer.parent;
+    if (layer.parent !== null) return parent.standsFor(layer.parent) ? parent.spec : layer.parent;
+    const why = "it has no parent, which another disk could stand for";
+    throw new SystemError(Errno.EINVAL, `Cannot open ${layer.spec.path} (${why})`);
   }
 }
 

@@ -7,11 +7,9 @@ import {
   type RequestSink,
 } from "../driver/driver.ts";
 import { FilterImage } from "../driver/filter.ts";
-import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { Redirects } from "./redirects.ts";
-import type { Requests } from "./requests.ts";
-import { SecondaryRequests, type SecondarySink } from "./secondary_requests.ts";
+import type { Second, SecondSink } from "./second.ts";
 import { RequestKind } from "./slots.ts";
 
 /**
@@ -40,61 +38,49 @@ type MirrorMode = (typeof MirrorMode)[keyof typeof MirrorMode];
 const Part = {
   /** The leaf has not ended it. */
   Leaf: 1,
-  /** The secondary disk has not ended it. */
+  /** The secondary image has not ended it. */
   Second: 2,
-  /** The leaf lacked room for it: the secondary disk alone has the data. */
+  /** The leaf lacked room for it: the secondary image alone has the data. */
   Redirected: 4,
   /** It is a read, one run of sectors after the other. */
   Reading: 8,
   /** The loop that starts its runs is in a call. */
   Calling: 16,
-  /** The secondary disk has it. */
+  /** The secondary image has it. */
   Held: 32,
 } as const;
 
 const WAITING = Part.Leaf | Part.Second;
 
-/** A second disk, open. */
-export interface SecondDisk {
-  readonly requests: Requests;
-  readonly sectors: number;
-  readonly name: string;
-  /** Its images, the top one first. */
-  readonly images: readonly ImageDriver[];
-  close(done: Done): void;
-  hurry(): void;
-  destroy(): void;
-}
-
 /** What a mirror tells its device. */
 export interface MirrorKeeper {
-  /** Whether the leaf was full, so that sectors are at the secondary disk alone. */
+  /** Whether the leaf was full, so that sectors are at the secondary image alone. */
   readonly isFull: boolean;
   /** Which sectors, of a disk of so many. Throws `SystemError` EFBIG, ENOMEM. */
   redirectsOf(sectors: number): Redirects;
   /** The leaf is full now. */
   leafFull(): void;
-  /** The secondary disk is of no use any more. */
+  /** The secondary image is of no use any more. */
   mirrorFailed(why: SystemError): void;
-  /** A write of so many sectors went to the secondary disk alone. */
+  /** A write of so many sectors went to the secondary image alone. */
   redirected(sectors: number): void;
 }
 
 /**
- * A filter in front of a leaf that has a secondary image, which is a disk of its own. While both are
- * there, what is acknowledged is on both. When the leaf is full, it is only read any more: what is
- * written goes to the secondary disk, and a map in memory tells which sectors are there.
+ * A filter in front of an image that has a secondary image. While both are there, what is acknowledged
+ * is on both. When the image is full, it is only read any more: what is written goes to the secondary
+ * image, and a map in memory tells which sectors are there.
  */
-export class MirrorImage extends FilterImage implements RequestSink, SecondarySink {
+export class MirrorImage extends FilterImage implements RequestSink, SecondSink {
   override readonly sinkBelow = this;
-  readonly second: SecondDisk;
+  override readonly isUnlisted = true;
+  readonly second: Second;
   readonly #sink: RequestSink;
   readonly #scheduler: Scheduler;
   readonly #keeper: MirrorKeeper;
-  readonly #seconds: SecondaryRequests;
   #mode: MirrorMode;
   #map: Redirects | null = null;
-  /** Whether the secondary disk has been closed, or will be. */
+  /** Whether the secondary image has been closed, or will be. */
   #isLeft = false;
   /** By slot: a union of `Part` bits, and the request. */
   readonly #parts = new Uint8Array(REQUEST_SLOTS);
@@ -113,28 +99,40 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
 
   constructor(
     leaf: ImageSpec,
-    { second, standby, sink, scheduler, device, keeper }: {
-      second: SecondDisk;
+    { secondFor, standby, sink, scheduler, keeper }: {
+      /** Makes the secondary image, which tells this mirror of the ends of requests. */
+      secondFor: (mirror: SecondSink) => Second;
       standby: boolean;
       sink: RequestSink;
       scheduler: Scheduler;
-      device: FaultOwner;
       keeper: MirrorKeeper;
     },
   ) {
-    super({ ...leaf, type: "mirror", path: second.name }, leaf);
-    this.second = second;
+    super(leaf, leaf);
+    this.second = secondFor(this);
     this.#sink = sink;
     this.#scheduler = scheduler;
     this.#keeper = keeper;
-    this.#seconds = new SecondaryRequests(second.requests, device, this);
     this.#mode = standby ? MirrorMode.Standby : MirrorMode.Mirror;
     if (keeper.isFull) this.#mode = MirrorMode.Redirect;
   }
 
-  /** What writes do just now. */
-  get mode(): MirrorMode {
-    return this.#mode;
+  /** Whether reads ask the secondary image: before the leaf, behind it, or not at all. */
+  get reads(): "before" | "behind" | "not" {
+    if (this.#mode === MirrorMode.Redirect) return "before";
+    return this.#mode === MirrorMode.Mirror ? "behind" : "not";
+  }
+
+  override get zeroSectors(): number {
+    return Math.min(this.below.zeroSectors, this.second.zeroSectors);
+  }
+
+  override get fillSectors(): number {
+    return Math.min(this.below.fillSectors, this.second.fillSectors);
+  }
+
+  override operationsFor(sectors: number): number {
+    return this.below.operationsFor(sectors) + this.second.operationsFor(sectors);
   }
 
   /** @throws {SystemError} EINVAL for disks of two sizes. */
@@ -182,7 +180,7 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
   }
 
   /**
-   * Notes a request, and starts the part of the secondary disk, which goes first: a leaf that fails at
+   * Notes a request, and starts the part of the secondary image, which goes first: a leaf that fails at
    * once must find it. Returns whether the leaf has a part.
    */
   #begin(
@@ -216,9 +214,10 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
   #startSecond(slot: number, sector: number, count: number, memorySector: number): void {
     const kind = this.#kind[slot] as RequestKind;
     this.#startMs[slot] = this.#scheduler.lastMs[0];
-    if (this.#mode === MirrorMode.Mirror && this.#lookTimer === 0) this.#lookLater();
+    const isWatched = this.#mode === MirrorMode.Mirror && !this.second.isNeeded;
+    if (isWatched && this.#lookTimer === 0) this.#lookLater();
     const sectors = kind === RequestKind.Flush ? 0 : count;
-    this.#seconds.start(slot, kind, sector, sectors, memorySector);
+    this.second.start(slot, kind, sector, sectors, memorySector);
   }
 
   pieceDone(slot: number, sectors: number, errno: number): void {
@@ -249,12 +248,12 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
     this.#startSecond(slot, this.#sector[slot], this.#count[slot], this.#memory[slot]);
   }
 
-  secondaryDone(slot: number, errno: number): void {
+  secondDone(slot: number, errno: number): void {
     if ((this.#parts[slot] & Part.Reading) !== 0) {
       this.#parts[slot] &= ~Part.Second;
       return this.#runDone(slot, errno);
     }
-    if (errno !== 0 && this.#mode === MirrorMode.Mirror) {
+    if (errno !== 0 && this.#mode === MirrorMode.Mirror && !this.second.isNeeded) {
       this.#fail(new SystemError(errno, `a request to it failed (${errnoName(errno)})`));
     }
     this.#secondEnded(slot, this.#mode === MirrorMode.Off ? 0 : errno);
@@ -280,28 +279,27 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
     this.#sink.pieceDone(slot, count, errno);
   }
 
-  // ---- a secondary disk that fails ----------------------------------------------------------
+  // ---- a secondary image that fails ----------------------------------------------------------
 
-  /** Goes on without the secondary disk: what waits for it alone ends well, as the leaf has it. */
+  /** Goes on without the secondary image: what waits for it alone ends well, as the leaf has it. */
   #fail(why: SystemError): void {
     this.#mode = MirrorMode.Off;
     this.#scheduler.cancelTimer(this.#lookTimer);
     this.#lookTimer = 0;
     this.#keeper.mirrorFailed(why);
     for (let slot = 0; slot < REQUEST_SLOTS; slot++) {
-      if (!this.#seconds.has(slot)) continue;
-      this.#seconds.forget(slot);
+      if (!this.second.has(slot)) continue;
+      this.second.forget(slot);
       this.#secondEnded(slot, 0);
     }
     this.#leaveSecond();
   }
 
-  /** Closes the secondary disk, when it has ended what it was asked. Nobody waits for that. */
+  /** Closes the secondary image, when it has ended what it was asked. Nobody waits for that. */
   #leaveSecond(): void {
-    const { second } = this;
     this.#isLeft = true;
-    second.close(() => second.destroy());
-    second.hurry();
+    this.second.close(() => {});
+    this.second.hurry();
   }
 
   #lookLater(): void {
@@ -313,7 +311,7 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
     if (this.#mode !== MirrorMode.Mirror) return;
     let oldestMs = Infinity;
     for (let slot = 0; slot < REQUEST_SLOTS; slot++) {
-      if (this.#seconds.has(slot)) oldestMs = Math.min(oldestMs, this.#startMs[slot]);
+      if (this.second.has(slot)) oldestMs = Math.min(oldestMs, this.#startMs[slot]);
     }
     if (oldestMs === Infinity) return;
     if (this.#scheduler.nowMs() - oldestMs < SECONDARY_TIMEOUT_MS) return this.#lookLater();
@@ -355,7 +353,7 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
     this.#progress[slot] += Math.abs(run);
     if (run > 0) {
       this.#parts[slot] |= Part.Second;
-      this.#seconds.start(slot, RequestKind.Read, sector, run, memorySector);
+      this.second.start(slot, RequestKind.Read, sector, run, memorySector);
     } else {
       this.#parts[slot] |= Part.Leaf;
       this.#leafLeft[slot] = -run;
@@ -397,11 +395,7 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
     this.#lookTimer = 0;
     if (this.#isLeft) return done(null);
     this.#isLeft = true;
-    const { second } = this;
-    second.close((error) => {
-      second.destroy();
-      done(error);
-    });
+    this.second.close(done);
   }
 
   override abandon(): void {
@@ -409,19 +403,4 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondarySi
     this.#lookTimer = 0;
     if (!this.#isLeft) this.#leaveSecond();
   }
-}
-
-/** The images of a device as others know them: a secondary image is where it takes part in reads. */
-export function listedImages(images: readonly ImageDriver[]): readonly ImageDriver[] {
-  const at = images.findIndex((image) => image instanceof MirrorImage);
-  const mirror = images[at];
-  if (!(mirror instanceof MirrorImage)) return images;
-  const [top] = mirror.second.images;
-  const [leaf, ...below] = images.slice(at + 1);
-  const above = images.slice(0, at);
-  if (top === undefined) return [...above, leaf, ...below];
-  if (mirror.mode === MirrorMode.Redirect) return [...above, top, leaf, ...below];
-  return mirror.mode === MirrorMode.Mirror
-    ? [...above, leaf, top, ...below]
-    : [...above, leaf, ...below];
 }

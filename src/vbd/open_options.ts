@@ -8,8 +8,13 @@ export interface OpenOptions {
   /** Past the page cache where the filesystem can (O_DIRECT); the default. */
   readonly direct?: boolean;
   readonly retry?: Partial<RetryLimits>;
-  /** Keep what is read in memory, as if the name began with `bc:`; also over changes of the image. */
-  readonly readCache?: boolean;
+  /** Keep in the image what is read from the images below it. */
+  readonly localCache?: boolean;
+  /**
+   * Names what is read below the image instead of its own parent, each time when images are opened;
+   * null for its own parent. Throws `SystemError`.
+   */
+  readonly findParent?: () => string | null;
   /** The key of an encrypted image; the device wipes it when it is closed. */
   readonly key?: DiskKey;
   /** The file of a log of changed blocks, in which each change is noted. */

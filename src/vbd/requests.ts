@@ -14,6 +14,7 @@ import { MediaErrors } from "./media_errors.ts";
 import { RequestSteps, type StepSink } from "./request_steps.ts";
 import { RequestTimes, Stage } from "./request_times.ts";
 import { RetryQueue, type RetrySink } from "./retry.ts";
+import { ImageSlots } from "./own_slots.ts";
 import { SlotQueue } from "./slot_queue.ts";
 import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES, SLOTS, SlotTable } from "./slots.ts";
@@ -50,6 +51,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   readonly #waiting = new SlotQueue();
   /** Decides who gets the free slots. */
   readonly shares: SlotShares;
+  /** For requests that the image makes itself. */
+  readonly own: ImageSlots;
 
   /**
    * @param minor The device's number, for the log.
@@ -68,19 +71,17 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.meter = new Meter(SLOTS, context.scheduler.lastMs);
     this.#room = new DiskRoom(context.queue);
     this.#media = new MediaErrors(context.queue, this.#gate, () => this.#leaveGate());
+    const parts = { slots: this.#slots, gate: this.#gate };
+    const leave = (slot: number): void => this.#leave(slot);
+    const seats = { shares: this.shares, room: this.#room };
+    this.own = new ImageSlots({ ...parts, ...seats, device: faults, leave });
     this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
     this.#throttle = new Throttle(this.#slots, {
       scheduler: context.scheduler,
       faults,
       due: () => context.admission.add(this),
     });
-    this.#steps = new RequestSteps({
-      slots: this.#slots,
-      extents: this.#extents,
-      gate: this.#gate,
-      context,
-      sink: this,
-    });
+    this.#steps = new RequestSteps({ ...parts, extents: this.#extents, context, sink: this });
   }
 
   // ---- the device -------------------------------------------------------------------------

@@ -1,8 +1,12 @@
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import type { MirrorKeeper, SecondDisk } from "./mirror.ts";
-import type { SecondaryState } from "./statistics.ts";
-import { Redirects } from "./redirects.ts";
+import { firstLayer } from "../driver/layers.ts";
+import type { SecondDisk } from "./beside_second.ts";
+import type { MirrorKeeper } from "./mirror.ts";
+import { isLayer, type ReadySecond } from "./mirror_wish.ts";
 import type { OpenOptions } from "./open_options.ts";
+import { Redirects } from "./redirects.ts";
+import type { SecondaryState } from "./statistics.ts";
+import type { DeviceContext } from "./vbd_context.ts";
 
 /** A second disk, before and while it is open. */
 export interface ClosedDisk extends SecondDisk {
@@ -20,7 +24,8 @@ export class Secondary implements MirrorKeeper, SecondaryState {
   isFull = false;
   redirectedSectors = 0;
   readonly #make: () => ClosedDisk;
-  readonly #log: (message: string) => void;
+  readonly #context: DeviceContext;
+  readonly #minor: number;
   readonly #changed: () => void;
   #redirects: { readonly map: Redirects; readonly sectors: number } | null = null;
   /** The disk that is being opened. */
@@ -31,35 +36,47 @@ export class Secondary implements MirrorKeeper, SecondaryState {
    * @param changed Called when the image has become full, or a mirror has failed.
    */
   constructor(
-    { make, log, changed }: {
-      make: () => ClosedDisk;
-      log: (message: string) => void;
-      changed: () => void;
-    },
+    context: DeviceContext,
+    { minor, make, changed }: { minor: number; make: () => ClosedDisk; changed: () => void },
   ) {
+    this.#context = context;
+    this.#minor = minor;
     this.#make = make;
-    this.#log = log;
     this.#changed = changed;
+  }
+
+  #log(message: string): void {
+    this.#context.log(`Minor ${this.#minor}: ${message}`);
+  }
+
+  /** The secondary image as a layer of the chain, where it is one; else null. */
+  #layerOf(name: string, { secondary, standby }: OpenOptions): ReadySecond | null {
+    if (secondary === undefined || standby === true) return null;
+    return isLayer(name, secondary, this.#context) ? { layer: layerSpec(secondary) } : null;
   }
 
   /**
    * Opens the secondary image that the options name, or calls back with null when there is none.
    *
+   * @param name The image, `type:path`.
    * @param isKept Whether it is the one that the device had: then a device whose leaf has all data
    * goes on without a secondary image that cannot be opened.
    */
   openLater(
+    name: string,
     options: OpenOptions,
     isKept: boolean,
-    done: (error: unknown, second: SecondDisk | null) => void,
+    done: (error: unknown, second: ReadySecond | null) => void,
   ): void {
     const { secondary } = options;
     if (secondary === undefined || (isKept && this.hasFailed)) return done(null, null);
+    const layer = this.#layerOf(name, options);
+    if (layer !== null) return done(null, layer);
     const disk = this.#make();
     this.#opening = disk;
     const opened: Done = (error) => {
       this.#opening = null;
-      if (error === null) return done(null, disk);
+      if (error === null) return done(null, { disk });
       disk.destroy();
       if (!isKept || this.isFull || error.errno === Errno.ECANCELED) return done(error, null);
       this.mirrorFailed(error);
@@ -74,9 +91,11 @@ export class Secondary implements MirrorKeeper, SecondaryState {
   }
 
   /** As `openLater`, at once. Throws `SystemError`. */
-  open(options: OpenOptions): SecondDisk | null {
+  open(name: string, options: OpenOptions): ReadySecond | null {
     const { secondary } = options;
     if (secondary === undefined) return null;
+    const layer = this.#layerOf(name, options);
+    if (layer !== null) return layer;
     const disk = this.#make();
     try {
       disk.open(secondary, secondOptions(options));
@@ -84,7 +103,7 @@ export class Secondary implements MirrorKeeper, SecondaryState {
       disk.destroy();
       throw systemError(error, `Cannot open ${secondary}`);
     }
-    return disk;
+    return { disk };
   }
 
   /** Whether one is being opened. */
@@ -161,6 +180,13 @@ function secondOptions({ readOnly, direct }: OpenOptions): OpenOptions {
 }
 
 /** Closes a second disk that is not needed after all. */
-export function leaveDisk(second: SecondDisk | null): void {
-  second?.close(() => second.destroy());
+export function leaveSecond(second: ReadySecond | null): void {
+  if (second === null || !("disk" in second)) return;
+  const { disk } = second;
+  disk.close(() => disk.destroy());
+}
+
+function layerSpec(name: string): { type: string; path: string } {
+  const { type, path } = firstLayer(name);
+  return { type, path };
 }

@@ -119,7 +119,7 @@ export class VbdCounts {
         hits: [image.counts.readSectors, image.counts.writtenSectors],
         fail: index === 0 ? [this.failedReads, this.failedWrites] : [0, 0],
         driver: {
-          type: driverOfType(image.spec.type).number ?? -1,
+          type: image.typeNumber ?? driverOfType(image.spec.type).number ?? -1,
           name: image.spec.type,
           status: null,
         },

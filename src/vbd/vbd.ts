@@ -9,17 +9,12 @@
  * @module
  */
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import {
-  type ImageDriver,
-  type ImageSpec,
-  type RequestSink,
-  SECTOR_BYTES,
-} from "../driver/driver.ts";
+import { type ImageDriver, type ImageSpec, SECTOR_BYTES } from "../driver/driver.ts";
 import { CbtImage } from "../driver/cbt.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
-import { listedImages, MirrorImage, type SecondDisk } from "./mirror.ts";
+import { listedImages } from "./listed_images.ts";
 import { RetainedState } from "../driver/retained_state.ts";
 import { type Meters, privateMeters } from "../metrics/meter.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
@@ -30,7 +25,16 @@ import { Preparation } from "./preparation.ts";
 import { NO_LIMITS } from "./rate_limits.ts";
 import { Requests } from "./requests.ts";
 import { retryLimits } from "./retry.ts";
-import { leaveDisk, Secondary } from "./secondary.ts";
+import {
+  FirstParent,
+  NOTHING_READY,
+  type Opening,
+  parentFor,
+  prepareParts,
+  type ReadyParts,
+  wishFor,
+} from "./ready_parts.ts";
+import { Secondary } from "./secondary.ts";
 import type { SecondaryState, VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
@@ -68,6 +72,7 @@ export class Vbd implements FaultOwner {
   readonly #stack: ImageStack;
   readonly #preparation = new Preparation();
   readonly #secondary: Secondary;
+  readonly #firstParent = new FirstParent();
   #phase: VbdPhase = "closed";
   #resumeFailed = false;
   /** Of a device that failed: whether its images are closed. */
@@ -95,10 +100,10 @@ export class Vbd implements FaultOwner {
     this.meters = context.meters;
     this.requests = new Requests(context, minor, this);
     this.#stack = new ImageStack(this.#context);
-    this.#secondary = new Secondary({
+    this.#secondary = new Secondary(this.#context, {
+      minor,
       // Its requests are counted where they come from.
       make: () => new Vbd({ ...context, meters: privateMeters }, minor),
-      log: (message) => context.log(`Minor ${minor}: ${message}`),
       changed: () => this.whenSecondaryChanged?.(),
     });
   }
@@ -149,10 +154,11 @@ export class Vbd implements FaultOwner {
   openLater(name: string, options: OpenOptions, done: Done): void {
     if (this.name !== "" || this.#isOpening) return done(this.#taken(name));
     const leaf = this.#leafOf(name, options);
-    this.#prepare(leaf, options, false, (error, second) => {
+    this.#prepare({ name, leaf, options, isKept: false }, (error, parts) => {
       try {
         if (error !== null) throw error;
-        this.#openImages(name, options, second);
+        this.requests.limit(options.limits ?? NO_LIMITS);
+        this.#openImages(name, options, parts);
       } catch (failure) {
         return done(systemError(failure, `Cannot open ${name}`));
       }
@@ -168,20 +174,10 @@ export class Vbd implements FaultOwner {
     return new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${this.minor} has an image`);
   }
 
-  /** Does what opening takes time for. An error comes without a second disk. */
-  #prepare(
-    leaf: ImageSpec,
-    options: OpenOptions,
-    isKept: boolean,
-    ready: (error: unknown, second: SecondDisk | null) => void,
-  ): void {
-    this.#secondary.openLater(options, isKept, (error, second) => {
-      if (error !== null) return ready(error, null);
-      this.#preparation.run(leaf, this.#context.scheduler, (failure) => {
-        if (failure !== null) leaveDisk(second);
-        ready(failure, failure === null ? second : null);
-      });
-    });
+  /** Does what opening takes time for. */
+  #prepare(opening: Opening, ready: (error: unknown, parts: ReadyParts) => void): void {
+    const parts = { secondary: this.#secondary, preparation: this.#preparation };
+    prepareParts(opening, { ...parts, context: this.#context }, ready);
   }
 
   /** Gives up an `openLater`, or a `resume`, that waits for a server (ECANCELED). */
@@ -192,10 +188,9 @@ export class Vbd implements FaultOwner {
 
   #leafOf(
     name: string,
-    { readOnly = false, direct = true, readCache, key }: OpenOptions,
+    { readOnly = false, direct = true, key }: OpenOptions,
   ): ImageSpec {
-    const top = readCache === true ? `bc:${name}` : name;
-    return { ...firstLayer(top), readOnly, direct, key };
+    return { ...firstLayer(name), readOnly, direct, key };
   }
 
   /**
@@ -207,32 +202,31 @@ export class Vbd implements FaultOwner {
   open(name: string, options: OpenOptions = {}): VbdGeometry {
     if (this.name !== "") throw this.#taken(name);
     this.requests.limit(options.limits ?? NO_LIMITS);
-    this.#openImages(name, options, this.#secondary.open(options));
+    const parent = parentFor(this.#leafOf(name, options), options);
+    this.#openImages(name, options, { second: this.#secondary.open(name, options), parent });
     return this.geometry;
   }
 
-  #openImages(name: string, options: OpenOptions, second: SecondDisk | null): void {
-    const { readOnly = false, retry, changedBlocks } = options;
+  #openImages(name: string, options: OpenOptions, parts: ReadyParts): void {
+    const { readOnly = false, retry } = options;
+    const leaf = this.#leafOf(name, options);
+    const device = {
+      context: this.#context,
+      secondary: this.#secondary,
+      requests: this.requests,
+      firstParent: this.#firstParent,
+    };
     let image: ImageDriver;
-    let hasMirror = false;
     this.#retained.opening();
     try {
-      const leaf = this.#leafOf(name, options);
-      const mirror = second === null ? undefined : (sink: RequestSink): ImageDriver => {
-        hasMirror = true;
-        const [{ standby = false }, { scheduler }] = [options, this.#context];
-        const keeper = this.#secondary;
-        return new MirrorImage(leaf, { second, standby, sink, scheduler, device: this, keeper });
-      };
+      const wish = wishFor({ leaf, options }, parts, device);
       const leastSectors = this.#sectors;
-      image = this.#stack.open({ leaf, changedBlocks, mirror }, {
-        name,
-        sink: this.requests,
-        leastSectors,
-      });
+      image = this.#stack.open(wish, { name, sink: this.requests, leastSectors });
     } catch (error) {
-      if (!hasMirror) leaveDisk(second);
-      if (this.name === "") this.#retained.releaseAll();
+      if (this.name === "") {
+        this.#retained.releaseAll();
+        this.#firstParent.reset();
+      }
       throw error;
     }
     this.#retained.opened();
@@ -320,12 +314,12 @@ export class Vbd implements FaultOwner {
     if (!this.#canResume || this.#isOpening) return done(this.#busy());
     const options = resumed(this.#options, changes);
     const isKept = changes.secondary === undefined;
-    const open = (error: unknown, second: SecondDisk | null): void => {
+    const open = (error: unknown, parts: ReadyParts = NOTHING_READY): void => {
       const wasFailed = this.failed;
       try {
         if (error !== null) throw error;
         this.failed = false;
-        this.#openImages(name ?? this.name, options, second);
+        this.#openImages(name ?? this.name, options, parts);
         if (!isKept) this.#secondary.settled(options.secondary);
       } catch (failure) {
         this.failed = wasFailed;
@@ -339,15 +333,15 @@ export class Vbd implements FaultOwner {
     try {
       leaf = this.#leafOf(name ?? this.name, this.#options);
     } catch (error) {
-      return open(error, null);
+      return open(error);
     }
     const refusal = this.#secondary.changeRefusal({
       from: this.#options.secondary,
       to: options.secondary,
       isSameLeaf: name === null || name === this.name,
     });
-    if (refusal !== null) return open(refusal, null);
-    this.#prepare(leaf, options, isKept, open);
+    if (refusal !== null) return open(refusal);
+    this.#prepare({ name: name ?? this.name, leaf, options, isKept }, open);
   }
 
   get #canResume(): boolean {
@@ -389,6 +383,7 @@ export class Vbd implements FaultOwner {
     this.name = "";
     this.#options.key?.wipe();
     this.#secondary.reset();
+    this.#firstParent.reset();
     this.#sectors = 0;
     this.#retained.releaseAll();
     this.#phase = "closed";

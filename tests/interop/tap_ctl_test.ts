@@ -303,7 +303,7 @@ Deno.test({
     }),
 });
 
-test("XenServer's options: a read cache, a parent in use", async (bench) => {
+test("XenServer's options: a local cache, a parent that another minor serves", async (bench) => {
   const base = `${bench.folder}/base.vhd`;
   const child = `${bench.folder}/child.vhd`;
   createDynamic(base, { sizeBytes: 64 << 20 });
@@ -312,13 +312,15 @@ test("XenServer's options: a read cache, a parent in use", async (bench) => {
   const device = `-p ${pid} -m 0`;
   await bench.ok("allocate");
   await bench.ok(`attach ${device}`);
-  await bench.ok(`open ${device} -a vhd:${child} -r -e 5`);
+  const absent = /Cannot read from the disk of minor 5 \(no tapdisk serves it\)/;
+  await refused(bench, `open ${device} -a vhd:${child} -r -e 5`, 2, absent);
+  await bench.ok(`open ${device} -a vhd:${child} -r`);
   for (let round = 0; round < 2; round++) {
     assert.deepEqual(await bench.list(), [`pid=${pid} minor=0 state=0 args=vhd:${child}`]);
     const { images } = JSON.parse(await bench.ok(`stats ${device}`));
     assert.deepEqual(
       images.map(({ driver }: { driver: { name: string } }) => driver.name),
-      ["bc", "vhd", "vhd"],
+      ["vhd", "lc", "vhd"],
     );
     await bench.ok(`pause ${device}`);
     await bench.ok(`unpause ${device}`);

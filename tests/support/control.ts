@@ -37,9 +37,9 @@ export class ControlBench {
   readonly control: string;
   readonly env: Record<string, string>;
 
-  constructor(folder: string) {
+  constructor(folder: string, control = `${folder}/control`) {
     this.folder = folder;
-    this.control = `${folder}/control`;
+    this.control = control;
     this.env = { BLKTAP_CONTROL_DIR: this.control, BLKTAP_LOG_DIR: "", BLKTAP_DEVICE: "none" };
   }
 

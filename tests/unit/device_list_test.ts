@@ -26,6 +26,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
       line: 4,
       name: "two.2",
       image: "log:bc:aio:/srv/a b\\",
+      ...PLAIN,
       device: "ublk",
       queue: "libaio",
       readOnly: true,

@@ -3,10 +3,8 @@ import { createDevice } from "../../control/client/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
-import type { ForeignOptions } from "../../control/protocol/open_request.ts";
 import {
   deviceChoice,
-  foreignOptions,
   hiddenOption,
   type ImageChoices,
   imageOptions,
@@ -27,9 +25,9 @@ export function defineCreate(command: Command): Command {
         "the device over only with one connection, the default. BLKTAP_NBD_INTERFACE is the interface that\n" +
         "makes an nbd device: netlink or ioctl.",
     )
-    .action(async (choices: ImageChoices & ForeignOptions & KeyChoices & ParentRootChoices) => {
+    .action(async (choices: ImageChoices & KeyChoices & ParentRootChoices) => {
       allowParentRoots(choices);
-      const extras = { key: encryptionKey(choices), foreign: foreignOptions(choices) };
+      const extras = { key: encryptionKey(choices) };
       const device = await createDevice(openRequest(choices), extras);
       printLine(device.node ?? minorPath(device.minor));
     });

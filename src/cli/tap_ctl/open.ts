@@ -1,11 +1,9 @@
 import type { Command } from "commander";
 import { type DeviceAddress, openImage } from "../../control/client/client.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
-import type { ForeignOptions } from "../../control/protocol/open_request.ts";
 import {
   deviceChoice,
   deviceOptions,
-  foreignOptions,
   type ImageChoices,
   imageOptions,
   openRequest,
@@ -14,8 +12,8 @@ import {
 /** `tap-ctl open`. */
 export function defineOpen(command: Command): Command {
   return keyOptions(imageOptions(deviceOptions(command), deviceChoice("none")))
-    .action((choices: ImageChoices & ForeignOptions & KeyChoices & DeviceAddress) => {
-      const extras = { key: encryptionKey(choices), foreign: foreignOptions(choices) };
+    .action((choices: ImageChoices & KeyChoices & DeviceAddress) => {
+      const extras = { key: encryptionKey(choices) };
       openImage(choices, openRequest(choices), extras);
     });
 }

@@ -8,7 +8,6 @@ import { ALL_MINORS } from "../../control/protocol/message.ts";
 import {
   DEVICE_CHOICES,
   type DeviceChoice,
-  type ForeignOptions,
   NO_SECONDARY,
   type OpenRequest,
   QUEUE_CHOICES,
@@ -62,10 +61,11 @@ export interface ImageChoices
   extends Pick<OpenRequest, "device" | "queue" | "direct" | "retry">, LimitChoices {
   readonly args: string;
   readonly readOnly?: boolean;
-  readonly leafCache?: boolean;
+  readonly localCache?: boolean;
   readonly log?: string;
   readonly secondary?: string;
   readonly standby?: boolean;
+  readonly existingParent?: number;
   readonly timeout?: number;
 }
 
@@ -83,31 +83,22 @@ export function hiddenOption(flags: string, why: string): Option {
   return new Option(flags, why).hideHelp();
 }
 
-/**
- * Options of the original that callers may give and that help does not show. The parent is opened by
- * its path, so its minor is ignored.
- */
-function hiddenImageOptions(command: Command): Command {
-  return command
-    .addOption(
-      hiddenOption("-e, --existing-parent <minor>", "ignored").argParser(parseMinor),
-    );
-}
-
 /** The options of `create` and `open`, which differ in `device`. */
 export function imageOptions(command: Command, device: Option): Command {
   const queue = new Option("--queue <kind>", "the kernel's interface for disk I/O")
     .choices(QUEUE_CHOICES).default("auto");
   const retry = new Option("--retry <which>", "which errors of the disk are tried again")
     .choices(RETRY_POLICIES).default("all");
-  hiddenImageOptions(command)
+  command
     .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
     .option("-R, --read-only", "refuse writes")
-    .option("-r, --leaf-cache", "cache what is read in memory, as bc: does")
+    .option("-r, --local-cache", "keep in the image what is read from its parents")
     .option("-C, --log <file>", "note changed blocks in this log, which cbt-util made")
+    .option("-2, --secondary <type:/path>", "write to this image as well; it takes over when full")
     .option(
-      "-2, --secondary <type:/path>",
-      "write to this image as well; it takes over when full",
+      "-e, --existing-parent <minor>",
+      "read from this device what the image lacks, and not from its parent",
+      parseMinor,
     )
     .option("-s, --standby", "write to the secondary image only when the image is full")
     .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
@@ -125,14 +116,15 @@ export function imagesHelp(): string {
 
 /** The request that the options of `create` and `open` make. */
 export function openRequest(
-  { args, readOnly = false, leafCache = false, timeout = 0, ...rest }: ImageChoices,
+  { args, readOnly = false, localCache = false, timeout = 0, ...rest }: ImageChoices,
 ): OpenRequest {
   const { direct, retry, device, queue, log, secondary, standby = false } = rest;
+  const { existingParent = null } = rest;
   return {
     image: absoluteImage(args),
     readOnly,
     direct,
-    readCache: leafCache,
+    localCache,
     requestTimeoutSeconds: timeout,
     retry,
     device,
@@ -141,17 +133,13 @@ export function openRequest(
     secondary: secondaryImage(secondary) ?? null,
     standby,
     limits: { ...NO_LIMITS, ...limitChanges(rest) },
+    existingParent,
   };
 }
 
 /** The secondary image that `-2` names: null for none; undefined without the option. */
 export function secondaryImage(name: string | undefined): string | null | undefined {
   return name === undefined ? undefined : name === NO_SECONDARY ? null : absoluteImage(name);
-}
-
-/** The hidden options, which the tapdisk ignores. */
-export function foreignOptions({ existingParent }: ForeignOptions): ForeignOptions {
-  return { existingParent };
 }
 
 /** A file with an absolute path; null without one. */

@@ -13,7 +13,6 @@ import { encodePlain, MessageType } from "../protocol/message.ts";
 import {
   encodeOpen,
   encodeResume,
-  type ForeignOptions,
   type OpenRequest,
   type ResumeRequest,
 } from "../protocol/open_request.ts";
@@ -70,17 +69,16 @@ export function detachDevice(device: DeviceAddress, limit: TimeLimit = {}): void
 export interface OpenExtras {
   /** The key of an encrypted image. */
   readonly key?: Secret;
-  readonly foreign?: ForeignOptions;
 }
 
 /** Opens an image on a minor. Throws `SystemError`, `TapdiskError`. */
 export function openImage(
   { pid, minor }: DeviceAddress,
   request: OpenRequest,
-  { key, foreign }: OpenExtras = {},
+  { key }: OpenExtras = {},
 ): DiskInfo {
   return withConnection(pid, Infinity, (connection) => {
-    connection.send(encodeOpen(minor, request, { keyBytes: key?.bytes.length, foreign }));
+    connection.send(encodeOpen(minor, request, { keyBytes: key?.bytes.length }));
     if (key !== undefined) connection.sendKey(key);
     const what = `Cannot open ${request.image} on minor ${minor} of tapdisk ${pid}`;
     return decodeDiskInfo(connection.expect(MessageType.OPEN_RSP, what));

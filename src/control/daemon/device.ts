@@ -16,6 +16,7 @@ import {
   recoveryHint,
   writeMinorRecord,
 } from "../minors/minor_record.ts";
+import { diskOfMinor } from "../minors/parent_disk.ts";
 import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
@@ -202,11 +203,12 @@ export class Device {
   }
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
-    const { image, readOnly, direct, readCache, requestTimeoutSeconds, limits } = request;
+    const { image, readOnly, direct, localCache, requestTimeoutSeconds, limits } = request;
     const { retry: policy } = request;
     const changedBlocks = request.changedBlocks ?? undefined;
     const secondary = request.secondary ?? undefined;
     const { standby } = request;
+    const findParent = (): string | null => this.#findParent(request);
     const queue = queueFor(request, plan);
     if (this.#services.contextOf(queue) !== this.#services.contextOf(this.#queue)) {
       const vbd = this.#vbdOn(queue);
@@ -218,8 +220,8 @@ export class Device {
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? { policy } : { policy, timeoutMs };
     const vbd = this.#vbd;
-    const open = { readOnly, direct, readCache, key, retry, limits };
-    vbd.openLater(image, { ...open, changedBlocks, secondary, standby }, (error) => {
+    const open = { readOnly, direct, localCache, key, retry, limits };
+    vbd.openLater(image, { ...open, changedBlocks, secondary, standby, findParent }, (error) => {
       if (error === null) this.#disk = vbd.geometry;
       done(error);
     });
@@ -239,6 +241,21 @@ export class Device {
     this.#request = { ...this.#request, limits };
     this.#log.info(`Minor ${this.minor} is limited to: ${describeLimits(limits)}`);
     this.#recordDevice();
+  }
+
+  /**
+   * The disk that is read below the image, by its minor. A device that resumes while nobody serves that
+   * disk reads the image's own parent, which has the same data.
+   */
+  #findParent({ existingParent: minor }: OpenRequest): string | null {
+    if (minor === null) return null;
+    try {
+      return diskOfMinor(minor);
+    } catch (error) {
+      if (this.#request === null) throw error;
+      this.#log.warn(`${messageOf(error)}; ${this.name} is opened with its own parent`);
+      return null;
+    }
   }
 
   /** Records what another tapdisk needs to take the block device over, if there is one. */

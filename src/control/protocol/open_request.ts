@@ -3,7 +3,7 @@ import { DEVICE_KINDS } from "../../frontend/block_device.ts";
 import { areRateLimits, isLimited, NO_LIMITS, type RateLimits } from "../../vbd/rate_limits.ts";
 import { RETRY_POLICIES, type RetryPolicy } from "../../vbd/retry.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
-import { messageCookie, MessageType } from "./message.ts";
+import { ALL_MINORS, messageCookie, MessageType } from "./message.ts";
 import {
   decodeParams,
   encodeParams,
@@ -25,7 +25,7 @@ export const QUEUE_CHOICES = ["auto", "libaio", "io_uring"] as const;
 export type QueueChoice = (typeof QUEUE_CHOICES)[number];
 
 /** What of an open request is the vbd's business. */
-type VbdOptions = Required<Pick<OpenOptions, "readOnly" | "direct" | "readCache">>;
+type VbdOptions = Required<Pick<OpenOptions, "readOnly" | "direct" | "localCache">>;
 
 /**
  * How an image is opened. There is one such record, whether the request comes from a command line,
@@ -49,13 +49,15 @@ export interface OpenRequest extends VbdOptions {
   readonly standby: boolean;
   /** What the device does in a second at most. */
   readonly limits: RateLimits;
+  /** The minor whose disk is read below the image instead of its parent; null for none. */
+  readonly existingParent: number | null;
 }
 
 /** An open request without its image, where nothing else is asked for. */
 export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   readOnly: false,
   direct: true,
-  readCache: false,
+  localCache: false,
   requestTimeoutSeconds: 0,
   retry: "all",
   device: "none",
@@ -64,19 +66,11 @@ export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   secondary: null,
   standby: false,
   limits: NO_LIMITS,
+  existingParent: null,
 };
 
 /** What a message names instead of a secondary image, for none. */
 export const NO_SECONDARY = "null";
-
-/**
- * Options of the original tap-ctl that this tapdisk does not carry out. `existingParent` is ignored:
- * the parent is opened by its path.
- */
-export interface ForeignOptions {
-  /** The minor whose image is the parent. */
-  readonly existingParent?: number;
-}
 
 /** The longest time-out that a message has room for. */
 const MOST_SECONDS = 0xffff;
@@ -85,7 +79,7 @@ const QUEUE_UNIT = 0x8_0000;
 const RETRY_UNIT = 0x1000_0000;
 
 function requestFlags(
-  { readOnly, direct, readCache, device, queue, standby, retry }: OpenRequest,
+  { readOnly, direct, localCache, device, queue, standby, retry }: OpenRequest,
 ): number {
   let flags = DEVICE_CHOICES.indexOf(device) * DEVICE_UNIT;
   if (standby) flags |= MessageFlag.STANDBY;
@@ -93,7 +87,7 @@ function requestFlags(
   flags |= RETRY_POLICIES.indexOf(retry) * RETRY_UNIT;
   if (readOnly) flags |= MessageFlag.RDONLY;
   if (!direct) flags |= MessageFlag.NO_O_DIRECT;
-  if (readCache) flags |= MessageFlag.ADD_LCACHE;
+  if (localCache) flags |= MessageFlag.ADD_LCACHE;
   return flags;
 }
 
@@ -108,7 +102,7 @@ function withTrailer(
     log,
     secondary,
     limits = null,
-    foreign = {},
+    parent = null,
   }: {
     image: string;
     flags?: number;
@@ -119,12 +113,12 @@ function withTrailer(
     /** The secondary image, or `NO_SECONDARY`; null where the message says nothing of one. */
     secondary: string | null;
     limits?: RateLimits | null;
-    foreign?: ForeignOptions;
+    /** The minor whose disk is the parent. */
+    parent?: number | null;
   },
 ): Uint8Array<ArrayBuffer> {
-  const { existingParent } = foreign;
   let all = flags;
-  if (existingParent !== undefined) all |= MessageFlag.REUSE_PRT;
+  if (parent !== null) all |= MessageFlag.REUSE_PRT;
   if (secondary !== null) all |= MessageFlag.SECONDARY;
   if (log !== null) all |= MessageFlag.ADD_LOG;
   if (limits !== null) all |= MessageFlag.LIMITS;
@@ -133,7 +127,7 @@ function withTrailer(
     flags: all,
     minor,
     path: image,
-    parentMinor: existingParent ?? -1,
+    parentMinor: parent ?? -1,
     requestTimeoutSeconds,
     secondary: secondary ?? "",
   });
@@ -151,9 +145,10 @@ function withTrailer(
 export function encodeOpen(
   minor: number,
   request: OpenRequest,
-  { keyBytes, foreign = {} }: { keyBytes?: number; foreign?: ForeignOptions } = {},
+  { keyBytes }: { keyBytes?: number } = {},
 ): Uint8Array<ArrayBuffer> {
   const { image, requestTimeoutSeconds, changedBlocks: log, secondary } = request;
+  const { existingParent: parent } = request;
   const flags = requestFlags(request);
   return withTrailer(MessageType.OPEN, minor, {
     image,
@@ -163,7 +158,7 @@ export function encodeOpen(
     log,
     secondary,
     limits: isLimited(request.limits) ? request.limits : null,
-    foreign,
+    parent,
   });
 }
 
@@ -228,7 +223,7 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     image: path,
     readOnly: (flags & MessageFlag.RDONLY) !== 0,
     direct: (flags & MessageFlag.NO_O_DIRECT) === 0,
-    readCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
+    localCache: (flags & MessageFlag.ADD_LCACHE) !== 0,
     requestTimeoutSeconds,
     retry,
     device,
@@ -237,6 +232,7 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     secondary: namedSecondary(params) ?? null,
     standby: (flags & MessageFlag.STANDBY) !== 0,
     limits: requestLimits(message) ?? NO_LIMITS,
+    existingParent: (flags & MessageFlag.REUSE_PRT) === 0 ? null : params.parentMinor,
   };
 }
 
@@ -253,6 +249,10 @@ export function decodeResume(message: Uint8Array): ResumeRequest {
   };
 }
 
+function isMinor(value: unknown): value is number {
+  return typeof value === "number" && Number.isInteger(value) && value >= 0 && value < ALL_MINORS;
+}
+
 /**
  * The request in parsed JSON, to which an open request is written as it is; null when it is none.
  * What earlier versions did not write has its default.
@@ -262,10 +262,11 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   const record = value as { [Field in keyof OpenRequest]?: unknown };
   const { image, requestTimeoutSeconds, readOnly, direct, device, queue } = record;
   const {
-    readCache = false,
+    localCache = false,
     changedBlocks = null,
     secondary = null,
     standby = false,
+    existingParent = null,
     limits = NO_LIMITS,
     retry = "all",
   } = record;
@@ -277,11 +278,12 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     requestTimeoutSeconds <= MOST_SECONDS;
   if (!isTime) return null;
   if (typeof readOnly !== "boolean" || typeof direct !== "boolean") return null;
-  if (typeof readCache !== "boolean") return null;
+  if (typeof localCache !== "boolean") return null;
   if (typeof changedBlocks !== "string" && changedBlocks !== null) return null;
   if (typeof secondary !== "string" && secondary !== null) return null;
   if (typeof standby !== "boolean") return null;
   if (!areRateLimits(limits)) return null;
+  if (existingParent !== null && !isMinor(existingParent)) return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;
   if (retryPolicy === undefined) return null;
   return {
@@ -289,7 +291,7 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     requestTimeoutSeconds,
     readOnly,
     direct,
-    readCache,
+    localCache,
     retry: retryPolicy,
     device: deviceChoice,
     queue: queueChoice,
@@ -297,5 +299,6 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     secondary,
     standby,
     limits,
+    existingParent,
   };
 }

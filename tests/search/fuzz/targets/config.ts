@@ -184,7 +184,12 @@ class ConfigTarget implements Target {
       requestTimeoutSeconds: 0,
       readOnly: false,
       direct: true,
-      readCache: false,
+      localCache: false,
+      changedBlocks: null,
+      secondary: "vhd:/y",
+      standby: false,
+      existingParent: 1,
+      full: false,
       device: "none",
       queue: "auto",
       node: "/dev/null",
@@ -197,6 +202,7 @@ class ConfigTarget implements Target {
     if (record !== null) {
       const types = [record.image, record.node].every((name) => typeof name === "string") &&
         typeof record.encrypted === "boolean" && record.requestTimeoutSeconds >= 0 &&
+        Number.isInteger(record.existingParent ?? 0) &&
         record.requestTimeoutSeconds < 65_536 && record.requestTimeoutSeconds % 1 === 0;
       assert.ok(types, `a record of ${value}`);
     }

@@ -1,0 +1,70 @@
+import type { ImageDriver, ImageSpec } from "../driver/driver.ts";
+import type { ImageName } from "../driver/image_name.ts";
+import { firstLayer } from "../driver/layers.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+import { HD_TYPE_DIFF } from "../vhd/format/footer.ts";
+import { readFooter } from "../vhd/image/footer_reader.ts";
+import { BesideSecond, type SecondDisk } from "./beside_second.ts";
+import type { ImageWish } from "./chain.ts";
+import { MirrorImage, type MirrorKeeper } from "./mirror.ts";
+import type { SecondSink } from "./second.ts";
+import { ThroughSecond } from "./through_second.ts";
+import type { DeviceContext } from "./vbd_context.ts";
+
+/**
+ * How a secondary image is used: as a disk of its own, which is open, or as a layer of the device's
+ * chain, which is opened with it.
+ */
+export type ReadySecond = { readonly disk: SecondDisk } | { readonly layer: ImageName };
+
+/**
+ * Whether a secondary image is a layer below the leaf, as in the original: both are differencing VHDs,
+ * so that what neither has is in the parent. A secondary image that was written earlier, and a leaf
+ * that is new, make one disk.
+ */
+export function isLayer(leaf: string, secondary: string, context: DeviceContext): boolean {
+  return isDifferencing(leaf, context) && isDifferencing(secondary, context);
+}
+
+function isDifferencing(name: string, { driverOf, files: { storage } }: DeviceContext): boolean {
+  try {
+    const { type, path } = firstLayer(name);
+    if (driverOf(type).parentAs !== "vhd") return false;
+    const file = storage.open(path, "read");
+    try {
+      return readFooter(file, {}).footer.diskType === HD_TYPE_DIFF;
+    } finally {
+      file.close();
+    }
+  } catch {
+    // Opening the image says why.
+    return false;
+  }
+}
+
+/** What stands in front of an image with a secondary image, and below it. */
+export function mirrorWish(
+  leaf: ImageSpec,
+  second: ReadySecond,
+  { standby = false, scheduler, device, keeper }: {
+    standby?: boolean;
+    scheduler: Scheduler;
+    device: FaultOwner;
+    keeper: MirrorKeeper;
+  },
+): Pick<ImageWish, "mirror" | "second"> {
+  const parts = { standby, scheduler, keeper };
+  if ("disk" in second) {
+    const secondFor = (mirror: SecondSink): BesideSecond =>
+      new BesideSecond(second.disk, device, mirror);
+    return { mirror: (sink): ImageDriver => new MirrorImage(leaf, { ...parts, secondFor, sink }) };
+  }
+  const spec = { ...leaf, ...second.layer };
+  const through = new ThroughSecond(spec);
+  const secondFor = (mirror: SecondSink): ThroughSecond => through.madeFor(mirror);
+  return {
+    mirror: (sink): ImageDriver => new MirrorImage(leaf, { ...parts, secondFor, sink }),
+    second: { spec, between: (sink): ImageDriver => through.placed(sink) },
+  };
+}
