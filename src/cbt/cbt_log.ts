@@ -90,18 +90,17 @@ export function checkDiskSize(sizeBytes: number, path: string): void {
   );
 }
 
-/** Sets the bits of the blocks from `first` to `last`. Allocates nothing. */
+/**
+ * Sets the bits of the blocks from `first` to `last`. Allocates nothing, and stores only to bytes that
+ * lack a bit: in a mapped file each page that is stored to is written to the disk.
+ */
 export function setChanged(bits: Uint8Array, first: number, last: number): void {
-  let block = first;
-  while (block <= last && (block & 7) !== 0) setBit(bits, block++);
-  const wholeBytes = (last + 1 - block) >>> 3;
-  if (block + 7 <= last) bits.fill(0xff, block >>> 3, (block >>> 3) + wholeBytes);
-  if (block <= last) block += wholeBytes << 3;
-  while (block <= last) setBit(bits, block++);
-}
-
-function setBit(bits: Uint8Array, block: number): void {
-  bits[block >>> 3] |= 1 << (block & 7);
+  for (let at = first >>> 3; at <= last >>> 3; at++) {
+    const from = at === first >>> 3 ? first & 7 : 0;
+    const to = at === last >>> 3 ? last & 7 : 7;
+    const mask = (0xff << from) & (0xff >>> (7 - to));
+    if ((bits[at] & mask) !== mask) bits[at] |= mask;
+  }
 }
 
 /** A run of changed bytes of a disk. */

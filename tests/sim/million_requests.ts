@@ -1,10 +1,13 @@
 /**
  * Sends mixed requests to a simulated disk, by a client that allocates nothing. Prints as JSON the
- * size of the heap before and after. Run with `--v8-flags=--expose-gc,--trace-gc` and the number of
- * requests; `encrypted` after the number encrypts the images.
+ * size of the heap before and after, and the processor time. Run with
+ * `--v8-flags=--expose-gc,--trace-gc` and the number of requests; `encrypted` after the number
+ * encrypts the images, `logged` gives the disk a log of changed blocks.
  *
  * @module
  */
+import { createCbtLog } from "../../src/cbt/log_file.ts";
+import process from "node:process";
 import { driverOfType } from "../../src/driver/registry.ts";
 import { MetricsFolder } from "../../src/metrics/metrics_folder.ts";
 import { Random } from "../../src/testing/random.ts";
@@ -31,7 +34,10 @@ if (KEY !== null) {
   storeKeyhash("/base.vhd", { storage, nonce, hash: hashKey(KEY, nonce) });
 }
 snapshot("/child.vhd", { storage, parent: "/base.vhd" });
-const device = simulation.open("vhd:/child.vhd", KEY === null ? {} : { key: new DiskKey(KEY) });
+const options = KEY === null ? {} : { key: new DiskKey(KEY) };
+if (Deno.args[1] === "logged") createCbtLog("/log", { storage, sizeBytes: DISK_SECTORS * 512 });
+const changedBlocks = Deno.args[1] === "logged" ? "/log" : undefined;
+const device = simulation.open("vhd:/child.vhd", { ...options, changedBlocks });
 const { requests } = device.vbd;
 const random = new Random(2);
 
@@ -77,8 +83,10 @@ const client = new Client();
 client.run(WARM_UP);
 collect();
 const before = Deno.memoryUsage().heapUsed;
+const startUs = process.cpuUsage().user;
 client.run(REQUESTS);
+const cpuMs = (process.cpuUsage().user - startUs) / 1000;
 const after = Deno.memoryUsage().heapUsed;
 metrics.close();
 Deno.removeSync(folder);
-console.log(JSON.stringify({ ended: client.ended, failed: client.failed, before, after }));
+console.log(JSON.stringify({ ended: client.ended, failed: client.failed, before, after, cpuMs }));

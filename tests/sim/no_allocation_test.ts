@@ -58,6 +58,10 @@ Deno.test(`nor do requests of an encrypted disk${suffix}`, { ignore }, () => {
   assertNothingAllocated("./million_requests.ts", ENCRYPTED_REQUESTS, "encrypted");
 });
 
+Deno.test("nor do requests of a disk with a log of changed blocks", () => {
+  assertNothingAllocated("./million_requests.ts", REQUESTS, "logged");
+});
+
 Deno.test("nor do requests that come through ublk", () => {
   assertNothingAllocated("./million_ublk_requests.ts", REQUESTS);
 });
