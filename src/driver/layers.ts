@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { SystemError } from "../../ffi/errno.ts";
 import type { DriverType } from "./driver.ts";
 import { type ImageName, type Named, parseImageName } from "./image_name.ts";
 import { allDrivers, driverOfType } from "./registry.ts";
@@ -22,7 +22,7 @@ export interface NameLayer {
 /**
  * The last layer of a name, behind the filters in front of it.
  *
- * @throws {SystemError} EINVAL for a name that is not one of an image, or an unknown type.
+ * @throws {SystemError} EINVAL for a name that is not one of an image, ENOENT for an unknown type.
  */
 export function lastLayer(name: string): NameLayer {
   for (let at = 0;;) {
@@ -59,7 +59,7 @@ export function fileInName(name: string): FileInName | null {
   try {
     layer = lastLayer(name);
   } catch (error) {
-    if (error instanceof SystemError && error.errno === Errno.EINVAL) return null;
+    if (error instanceof SystemError) return null;
     throw error;
   }
   const { named: { kind, at }, rest } = layer;

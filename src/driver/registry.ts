@@ -39,13 +39,13 @@ export function registerDriver(driver: DriverType): void {
   drivers.push(driver);
 }
 
-/** The driver of this name. Throws `SystemError` EINVAL when there is none. */
+/** The driver of this name. Throws `SystemError` ENOENT, as the original has it, when there is none. */
 export function driverOfType(type: string): DriverType {
   const driver = drivers.find((candidate) => candidate.type === type);
   if (driver === undefined) {
     const types = drivers.map((candidate) => candidate.type).join(", ");
     throw new SystemError(
-      Errno.EINVAL,
+      Errno.ENOENT,
       `Cannot open an image of type ${JSON.stringify(type)} (types: ${types})`,
     );
   }

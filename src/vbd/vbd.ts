@@ -74,6 +74,7 @@ export class Vbd implements FaultOwner {
   readonly #secondary: Secondary;
   readonly #firstParent = new FirstParent();
   #phase: VbdPhase = "closed";
+  #wasOpened = false;
   #resumeFailed = false;
   /** Of a device that failed: whether its images are closed. */
   #abandoned = false;
@@ -126,7 +127,8 @@ export class Vbd implements FaultOwner {
   /** The device's state as the control protocol has it, a union of TD_VBD_* bits. */
   get state(): number {
     const { failed } = this;
-    return stateBits({ phase: this.#phase, failed, resumeFailed: this.#resumeFailed });
+    const [phase, wasOpened] = [this.#phase, this.#wasOpened];
+    return stateBits({ phase, wasOpened, failed, resumeFailed: this.#resumeFailed });
   }
 
   /** Size of the device, sectors, also while it is paused; 0 without an image. */
@@ -236,6 +238,7 @@ export class Vbd implements FaultOwner {
     this.name = name;
     this.#options = options;
     this.#phase = "open";
+    this.#wasOpened = true;
     this.#resumeFailed = false;
     const { files } = this.#stack;
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files });
@@ -382,6 +385,7 @@ export class Vbd implements FaultOwner {
     this.#context.scheduler.cancelTimer(this.#patienceTimer);
     this.name = "";
     this.#options.key?.wipe();
+    this.#options = {};
     this.#secondary.reset();
     this.#firstParent.reset();
     this.#sectors = 0;

@@ -38,14 +38,17 @@ export function isEndedByFault(state: number): boolean {
 
 /** A device's state as the control protocol has it. */
 export function stateBits(
-  { phase, failed, resumeFailed }: {
+  { phase, wasOpened, failed, resumeFailed }: {
     phase: VbdPhase;
+    /** Whether the device ever had an image; before that it is not closed. */
+    wasOpened: boolean;
     /** Whether a fault has ended the device, which may be closing since. */
     failed: boolean;
     /** Whether the last attempt to resume it failed. */
     resumeFailed: boolean;
   },
 ): number {
+  if (!wasOpened) return 0;
   const dead = failed && phase === "closing" ? StateBit.Dead : 0;
   return PHASE_BITS[phase] | dead | (resumeFailed ? StateBit.ResumeFailed : 0);
 }

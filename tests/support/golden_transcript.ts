@@ -80,8 +80,25 @@ export async function holdToTranscript(
   for (const { command } of blocks) {
     transcript += `$ ${command}\n${await runLine(program, command)}`;
   }
-  const actual = blocksOf(program.normalise?.(transcript) ?? transcript);
-  for (const [index, { command, lines }] of blocks.entries()) {
+  await compareBlocks(test, blocks, blocksOf(program.normalise?.(transcript) ?? transcript));
+}
+
+/** Compares two transcripts of the same commands, a test step for each. */
+export async function assertTranscript(
+  test: Deno.TestContext,
+  { expected, actual }: { expected: string; actual: string },
+): Promise<void> {
+  const [blocks, found] = [blocksOf(expected), blocksOf(actual)];
+  assert.deepEqual(found.map(({ command }) => command), blocks.map(({ command }) => command));
+  await compareBlocks(test, blocks, found);
+}
+
+async function compareBlocks(
+  test: Deno.TestContext,
+  expected: readonly Block[],
+  actual: readonly Block[],
+): Promise<void> {
+  for (const [index, { command, lines }] of expected.entries()) {
     await test.step(command, () => {
       if (!matches(lines, actual[index].lines)) assert.deepEqual(actual[index].lines, lines);
     });

@@ -51,7 +51,9 @@ export function hasTool(name: string): boolean {
 }
 
 /** The path of the binary under one of its names, built by `scripts/build`. */
-export function binaryPath(name: "blktap" | "tapdisk" | "tap-ctl" | "vhd-util"): string {
+export function binaryPath(
+  name: "blktap" | "tapdisk" | "tap-ctl" | "vhd-util" | "cbt-util",
+): string {
   return `${ROOT}dist/${name}`;
 }
 

@@ -13,16 +13,26 @@ const BITS: readonly [VbdPhase, number][] = [
 
 Deno.test("each phase of a device has its state bits of the control protocol", () => {
   for (const [phase, bits] of BITS) {
-    assert.equal(stateBits({ phase, failed: false, resumeFailed: false }), bits, phase);
+    assert.equal(stateOf(phase), bits, phase);
   }
 });
 
+Deno.test("a device that never had an image has no state bit, as in tapdisk", () => {
+  assert.equal(stateOf("closed", { wasOpened: false }), 0);
+});
+
+type Facts = Partial<Omit<Parameters<typeof stateBits>[0], "phase">>;
+
+function stateOf(phase: VbdPhase, facts: Facts = {}): number {
+  return stateBits({ phase, wasOpened: true, failed: false, resumeFailed: false, ...facts });
+}
+
 Deno.test("a resume that failed is a bit of its own, also after a fault", () => {
-  assert.equal(stateBits({ phase: "paused", failed: false, resumeFailed: true }), 0x22a);
-  assert.equal(stateBits({ phase: "failed", failed: true, resumeFailed: true }), 0x201);
+  assert.equal(stateOf("paused", { resumeFailed: true }), 0x22a);
+  assert.equal(stateOf("failed", { failed: true, resumeFailed: true }), 0x201);
 });
 
 Deno.test("a device that failed and is being closed is dead still", () => {
-  assert.equal(stateBits({ phase: "closing", failed: true, resumeFailed: false }), 0x41);
-  assert.equal(stateBits({ phase: "open", failed: true, resumeFailed: false }), 0);
+  assert.equal(stateOf("closing", { failed: true }), 0x41);
+  assert.equal(stateOf("open", { failed: true }), 0);
 });
