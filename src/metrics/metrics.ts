@@ -58,6 +58,14 @@ export function metricsName(subject: MetricsSubject): string {
     : `${subject.of}-${subject.minor}`;
 }
 
+/**
+ * Name of the folder, beside those of the tapdisks, by which rrdp-iostat finds out that there is a
+ * ring: it looks for the file when the folder is made. Null for what is no ring.
+ */
+export function noticeName(fileName: string): string | null {
+  return fileName.startsWith("vbd-") ? fileName.replace("vbd-", "vbd3-") : null;
+}
+
 /** A page of counters. */
 export interface MetricsPage {
   readonly words: Uint32Array<ArrayBuffer>;

@@ -14,7 +14,7 @@ import {
   writeAt,
 } from "../../ffi/files.ts";
 import { MappedFile } from "../../ffi/mapped_file.ts";
-import { namesInFolder, pathStatus, removePath } from "../../ffi/paths.ts";
+import { namesInFolder, pathExists, pathStatus, removePath } from "../../ffi/paths.ts";
 import { effectiveUser, isAlive } from "../../ffi/process.ts";
 import { ShortSleep } from "../../ffi/short_sleep.ts";
 import { untrustedPart } from "../files/trusted_path.ts";
@@ -24,6 +24,7 @@ import {
   type MetricsPage,
   type MetricsPages,
   type MetricsSubject,
+  noticeName,
   privatePage,
 } from "./metrics.ts";
 
@@ -36,6 +37,7 @@ const TRY_AGAIN_US = 1000;
 
 /** The files of one process, in a folder that it holds a lock of. */
 export class MetricsFolder implements MetricsPages {
+  readonly #root: string;
   readonly #path: string;
   readonly #log: (message: string) => void;
   /** The open folder; null when there is none. */
@@ -48,10 +50,11 @@ export class MetricsFolder implements MetricsPages {
    * @param root Where the folder is; `/dev/shm` by default.
    */
   constructor(log: (message: string) => void, root = SHARED_MEMORY, pid = Deno.pid) {
+    this.#root = root;
     this.#path = `${root}/td3-${pid}`;
     this.#log = log;
     try {
-      this.#lock = takeFolder(this.#path);
+      this.#lock = takeFolder(root, this.#path);
     } catch (error) {
       log(`Monitoring programs see no counters of this process: ${messageOf(error)}`);
     }
@@ -59,19 +62,38 @@ export class MetricsFolder implements MetricsPages {
 
   open(subject: MetricsSubject): MetricsPage {
     if (this.#lock === null) return privatePage();
-    const path = `${this.#path}/${metricsName(subject)}`;
+    const name = metricsName(subject);
+    const path = `${this.#path}/${name}`;
     try {
-      return makePage(path);
+      return this.#noticed(name, makePage(path));
     } catch (error) {
       this.#log(`Monitoring programs see no counters in ${path}: ${messageOf(error)}`);
       return privatePage();
     }
   }
 
+  /** A page, with the notice of a ring. */
+  #noticed(name: string, page: MetricsPage): MetricsPage {
+    const root = this.#root;
+    const notice = noticeName(name);
+    if (notice === null) return page;
+    const close = (): void => {
+      page.close();
+      removeNotice(root, name);
+    };
+    try {
+      makeFolder(`${root}/${notice}`);
+    } catch (error) {
+      close();
+      throw error;
+    }
+    return { words: page.words, close };
+  }
+
   /** Removes the folder and the files that are left in it. */
   close(): void {
     if (this.#lock === null) return;
-    removeFolder(this.#path);
+    removeFolder(this.#root, this.#path);
     closeFile(this.#lock);
     this.#lock = null;
   }
@@ -108,13 +130,13 @@ function makePage(path: string): MetricsPage {
  * @throws {SystemError} EPERM for a folder or a link that another user made; EBUSY for that of a process
  * in another container.
  */
-function takeFolder(path: string): number {
+function takeFolder(root: string, path: string): number {
   let pause: ShortSleep | null = null;
   for (let tries = 0; tries < MOST_TRIES; tries++) {
     makeFolder(path);
     const fd = openOwnFolder(path);
     if (fd !== null && tryLockExclusive(fd) && isStill(path, fd)) {
-      emptyFolder(path);
+      emptyFolder(root, path);
       return fd;
     }
     if (fd !== null) closeFile(fd);
@@ -169,16 +191,37 @@ function remove(path: string): void {
   }
 }
 
-function emptyFolder(path: string): void {
-  for (const name of namesInFolder(path)) remove(`${path}/${name}`);
+function emptyFolder(root: string, path: string): void {
+  for (const name of namesInFolder(path)) {
+    remove(`${path}/${name}`);
+    removeNotice(root, name);
+  }
 }
 
-function removeFolder(path: string): void {
+function removeFolder(root: string, path: string): void {
   try {
-    emptyFolder(path);
-    Deno.removeSync(path);
+    emptyFolder(root, path);
+    removeEmptyFolder(path);
   } catch {
     // As above.
+  }
+}
+
+/** Removes the notice of a ring, unless another process has the ring meanwhile. */
+function removeNotice(root: string, name: string): void {
+  const notice = noticeName(name);
+  if (notice === null) return;
+  const isServed = namesIn(root).some((folder) =>
+    FOLDER_NAME.test(folder) && pathExists(`${root}/${folder}/${name}`)
+  );
+  if (!isServed) removeEmptyFolder(`${root}/${notice}`);
+}
+
+function removeEmptyFolder(path: string): void {
+  try {
+    if (Deno.lstatSync(path).isDirectory) Deno.removeSync(path);
+  } catch {
+    // It is gone, or has files of another program.
   }
 }
 
@@ -191,15 +234,15 @@ function removeFolder(path: string): void {
 export function removeStaleMetrics(root = SHARED_MEMORY): void {
   for (const name of namesIn(root)) {
     const pid = Number(FOLDER_NAME.exec(name)?.[1] ?? 0);
-    if (pid !== 0 && !isAlive(pid)) removeStaleFolder(`${root}/${name}`);
+    if (pid !== 0 && !isAlive(pid)) removeStaleFolder(root, `${root}/${name}`);
   }
 }
 
-function removeStaleFolder(path: string): void {
+function removeStaleFolder(root: string, path: string): void {
   let fd: number | null = null;
   try {
     fd = openOwnFolder(path);
-    if (fd !== null && tryLockExclusive(fd) && isStill(path, fd)) removeFolder(path);
+    if (fd !== null && tryLockExclusive(fd) && isStill(path, fd)) removeFolder(root, path);
   } catch {
     // It belongs to another user.
   } finally {

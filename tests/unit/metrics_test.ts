@@ -137,6 +137,45 @@ Deno.test("metrics: files have a page each, are for their owner only, and go wit
     assert.equal(folder.open({ of: "vdi", minor: 7 }).words.length, METRICS_BYTES / 4);
   }));
 
+Deno.test("metrics: rrdp-iostat is told of a guest's ring, which is counted where xentop looks", () =>
+  withTempDir((root) => {
+    const namesOf = (folder = root): string[] =>
+      [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+    const ring = { of: "vbd", domain: 3, device: 51712 } as const;
+    const { folder, log } = folderIn(root);
+    const meter = new Meter(32, new Float64Array(1));
+    meter.show(folder.open(ring));
+    meter.begin(0, 1);
+    assert.deepEqual(namesOf(), [`td3-${Deno.pid}`, "vbd3-3-51712"].sort());
+    const seen = readStats(`${root}/td3-${Deno.pid}/vbd-3-51712`);
+    assert.deepEqual([seen.oo_reqs, seen.write_reqs_submitted], [1, 1]);
+    // Another tapdisk has the ring next, before this one has let go of it.
+    const next = folderIn(root, NO_PROCESS).folder;
+    const page = next.open(ring);
+    meter.hide();
+    assert.deepEqual(namesOf(), [`td3-${Deno.pid}`, `td3-${NO_PROCESS}`, "vbd3-3-51712"].sort());
+    page.close();
+    assert.deepEqual(namesOf(), [`td3-${Deno.pid}`, `td3-${NO_PROCESS}`].sort());
+    folder.open(ring);
+    next.open(ring);
+    // It ends without closing anything.
+    next.close();
+    assert.deepEqual(namesOf(), [`td3-${Deno.pid}`, "vbd3-3-51712"].sort());
+    folder.close();
+    assert.deepEqual([...namesOf(), ...log], []);
+    Deno.mkdirSync(`${root}/td3-${NO_PROCESS}`, { mode: 0o700 });
+    Deno.writeTextFileSync(`${root}/td3-${NO_PROCESS}/vbd-1-768`, "");
+    for (const name of ["vbd3-1-768", "vbd3-1-832"]) Deno.mkdirSync(`${root}/${name}`);
+    removeStaleMetrics(root);
+    assert.deepEqual(namesOf(), ["vbd3-1-832"]);
+    // A file is in the way of the notice.
+    const again = folderIn(root);
+    Deno.writeTextFileSync(`${root}/vbd3-3-51712`, "");
+    again.folder.open(ring).words[0] = 1;
+    again.folder.close();
+    assert.deepEqual(namesOf(), ["vbd3-1-832", "vbd3-3-51712"]);
+  }));
+
 Deno.test("metrics: what a dead process of the same number left is cleared away", () =>
   withTempDir((root) => {
     const path = `${root}/td3-${Deno.pid}`;
