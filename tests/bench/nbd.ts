@@ -34,6 +34,7 @@ import {
   SERVERS,
   serversOn,
 } from "./nbd_servers.ts";
+import { cpuSeconds } from "./processor_time.ts";
 
 /** A load of fio. */
 export interface Workload {
@@ -122,14 +123,6 @@ function parse(): Options {
     .option("--json <file>", "write all samples to a file")
     .parse(Deno.args, { from: "user" })
     .opts<Options>();
-}
-
-/** Processor time of a process so far, all threads, in seconds. */
-function cpuSeconds(pid: number): number {
-  const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
-  // utime and stime are fields 14 and 15; field 2, a name, may contain spaces.
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
 async function measure(
