@@ -344,17 +344,17 @@ export class DiskQueue implements CompletionSink, TurnWork {
     const faults = this.#faultsOf[file];
     this.#underWay--;
     this.#underWayOf[file]--;
-    if (result < 0) this.health.failed(file, this.#kinds[group]);
-    else {
-      const sectors = this.#groupSectors[group];
-      this.health.succeeded(file, this.#kinds[group], sectors, this.#sectors, group);
-    }
+    const kind = this.#kinds[group];
+    const sectors = this.#groupSectors[group];
+    if (result === sectors * SECTOR_BYTES) {
+      this.health.succeeded(file, kind, sectors, this.#sectors, group);
+    } else this.health.failed(file, kind, result);
     const mayDivide = result < 0 && this.#groupCount[group] > 1 && faults?.failed !== true;
     if (mayDivide && isErrorOfPlace(-result)) return this.#startSingly(group);
     let left = result / SECTOR_BYTES;
     // A transfer that ended early: owners that did not get all of it may try again. The kernel writes
     // as much as there is room for, and says that there is no more only the next time.
-    const early = this.#kinds[group] === IoKind.Write ? Errno.ENOSPC : Errno.EIO;
+    const early = kind === IoKind.Write ? Errno.ENOSPC : Errno.EIO;
     for (let io = group; io !== NONE;) {
       const next = this.#next[io];
       const count = this.#counts[io];

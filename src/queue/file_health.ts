@@ -73,8 +73,15 @@ export class FileHealth {
     if (kind === IoKind.Read && count >= PROBE_SECTORS) this.#goodSector[file] = sectors[io];
   }
 
-  /** An operation failed. */
-  failed(file: number, kind: number): void {
+  /**
+   * An operation failed, or ended early. A disk that has no room is in order.
+   *
+   * @param result Bytes moved, or a negative errno.
+   */
+  failed(file: number, kind: number, result: number): void {
+    const lacksRoom = result === -Errno.ENOSPC || result === -Errno.EDQUOT ||
+      (result >= 0 && kind === IoKind.Write);
+    if (lacksRoom) return;
     this.#failedMs[KINDS * file + kind] = this.#clock[0];
   }
 

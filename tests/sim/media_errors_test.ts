@@ -175,6 +175,29 @@ Deno.test("media error: a full disk, and a disk through the page cache, are wait
   cached.close();
 });
 
+Deno.test("media error: a file that was cut is one, also while the disk is full", () => {
+  const rig = new Rig();
+  const { device, simulation } = rig;
+  simulation.disk.beforeOperation = ({ kind, queued, offsetBytes, lengthBytes }) => {
+    if (!queued || kind === "sync") return 0;
+    if (kind === "write") return Errno.ENOSPC;
+    const isCut = offsetBytes < (BAD + 1) * SECTOR_BYTES &&
+      offsetBytes + lengthBytes > BAD * SECTOR_BYTES;
+    return isCut ? { does: "shorten", lengthBytes: SECTOR_BYTES } : 0;
+  };
+  const write = device.write(GOOD, stampedSectors(GOOD, 8, 1));
+  const read = device.read(BAD - 3, 8);
+  const startMs = simulation.scheduler.nowMs();
+  simulation.runUntil(() => read.errno !== null, "The read");
+  const seconds = Math.round((simulation.scheduler.nowMs() - startMs) / 1000);
+  assert.ok(seconds >= 10 && seconds <= 12, `${seconds} s`);
+  assert.deepEqual([read.errno, write.errno], [Errno.EIO, null]);
+  setFault(simulation, () => 0);
+  device.settle();
+  assert.equal(write.errno, 0);
+  rig.close();
+});
+
 Deno.test("media error: a time-out that was asked for counts if it is sooner", () => {
   const rig = new Rig({ retry: { timeoutMs: 4000 } });
   rig.fault = badSector("read");
