@@ -23,6 +23,8 @@ export interface OpenOptions {
   readonly secondary?: string;
   /** Whether they go there only when the image is full. */
   readonly standby?: boolean;
+  /** Whether the device goes on without a secondary image that cannot be opened. */
+  readonly mayLackSecondary?: boolean;
   /** What the device does in a second at most; without it, there are no limits. */
   readonly limits?: RateLimits;
 }

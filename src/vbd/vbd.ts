@@ -156,7 +156,8 @@ export class Vbd implements FaultOwner {
   openLater(name: string, options: OpenOptions, done: Done): void {
     if (this.name !== "" || this.#isOpening) return done(this.#taken(name));
     const leaf = this.#leafOf(name, options);
-    this.#prepare({ name, leaf, options, isKept: false }, (error, parts) => {
+    const isKept = options.mayLackSecondary ?? false;
+    this.#prepare({ name, leaf, options, isKept }, (error, parts) => {
       try {
         if (error !== null) throw error;
         this.requests.limit(options.limits ?? NO_LIMITS);

@@ -9,7 +9,7 @@ import type { DriverType, ImageDriver } from "../../src/driver/driver.ts";
 import { vhdDriver } from "../../src/driver/vhd/vhd_driver.ts";
 import { Random } from "../../src/testing/random.ts";
 import type { DiskOperation } from "../../src/testing/simulated_disk.ts";
-import type { ResumeOptions } from "../../src/vbd/vbd.ts";
+import type { OpenOptions, ResumeOptions } from "../../src/vbd/vbd.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { burst, DISK_MIB, DISK_SECTORS, Model, readAll } from "../support/disk_model.ts";
@@ -278,6 +278,28 @@ Deno.test("mirror: unpause begins, changes and ends it", () => {
   assert.deepEqual(stamps("aio:/raw"), [0, 1, 0, 0]);
   assert.deepEqual(stamps("aio:/other"), [0, 0, 1, 0]);
   assert.deepEqual(stamps(`vhd:${LEAF}`), [1, 1, 1, 1]);
+  simulation.close();
+});
+
+Deno.test("mirror: a disk that is taken over goes on without a mirror that is gone", () => {
+  const simulation = prepared(1);
+  const device = simulation.open(`vhd:${LEAF}`);
+  device.close();
+  const open = (options: OpenOptions): number => {
+    let errno = -1;
+    device.vbd.openLater(`vhd:${LEAF}`, options, (error) => errno = error?.errno ?? 0);
+    simulation.runUntil(() => errno >= 0, "An open");
+    return errno;
+  };
+  const secondary = "aio:/gone";
+  assert.equal(open({ secondary }), Errno.ENOENT);
+  assert.equal(open({ secondary, mayLackSecondary: true }), 0);
+  assert.equal(device.vbd.statistics().nbd_mirror_failed, 1);
+  const model = new Model();
+  burst(device, model, new Random(1), 1);
+  readAll(device, model);
+  assert.equal(resume(device, null, { secondary: null }), 0);
+  device.close();
   simulation.close();
 });
 

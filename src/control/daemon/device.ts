@@ -220,8 +220,11 @@ export class Device {
     const timeoutMs = requestTimeoutSeconds * 1000;
     const retry = timeoutMs === 0 ? { policy } : { policy, timeoutMs };
     const vbd = this.#vbd;
+    // A descriptor that was handed over has died with the tapdisk before, and users wait for the disk.
+    const mayLackSecondary = plan.recover !== null;
+    const second = { secondary, standby, mayLackSecondary };
     const open = { readOnly, direct, localCache, key, retry, limits };
-    vbd.openLater(image, { ...open, changedBlocks, secondary, standby, findParent }, (error) => {
+    vbd.openLater(image, { ...open, ...second, changedBlocks, findParent }, (error) => {
       if (error === null) this.#disk = vbd.geometry;
       done(error);
     });
