@@ -231,7 +231,7 @@ Deno.test("mirror: an unpause that cannot be carried out leaves the disk paused,
       ["aio:/missing", Errno.ENOENT],
       ["aio:/small", Errno.EINVAL],
       [`vhd:${LEAF}`, Errno.EBUSY],
-      ["odd:/x", Errno.EINVAL],
+      ["odd:/x", Errno.ENOENT],
       ["nonsense", Errno.EINVAL],
     ] as const
   ) {
