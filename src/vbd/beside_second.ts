@@ -17,7 +17,8 @@ export interface SecondDisk {
   /** Its images, the top one first. */
   readonly images: readonly ImageDriver[];
   close(done: Done): void;
-  hurry(): void;
+  /** Ends at once what waits for others, such as servers. */
+  giveUp(): void;
   destroy(): void;
 }
 
@@ -109,7 +110,7 @@ export class BesideSecond implements Second, RequestOwner {
   }
 
   hurry(): void {
-    this.#disk.hurry();
+    this.#disk.giveUp();
   }
 
   close(done: Done): void {

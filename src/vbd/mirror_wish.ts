@@ -3,8 +3,8 @@ import type { ImageName } from "../driver/image_name.ts";
 import { firstLayer } from "../driver/layers.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
-import { HD_TYPE_DIFF } from "../vhd/format/footer.ts";
-import { readFooter } from "../vhd/image/footer_reader.ts";
+import { DD_BLK_UNUSED } from "../vhd/format/bat.ts";
+import { openVhd } from "../vhd/image/image.ts";
 import { BesideSecond, type SecondDisk } from "./beside_second.ts";
 import type { ImageWish } from "./chain.ts";
 import { MirrorImage, type MirrorKeeper } from "./mirror.ts";
@@ -19,27 +19,35 @@ import type { DeviceContext } from "./vbd_context.ts";
 export type ReadySecond = { readonly disk: SecondDisk } | { readonly layer: ImageName };
 
 /**
- * Whether a secondary image is a layer below the leaf, as in the original: both are differencing VHDs,
- * so that what neither has is in the parent. A secondary image that was written earlier, and a leaf
- * that is new, make one disk.
+ * Whether a secondary image is a layer below the leaf, as in the original, and whether that has data:
+ * both are differencing VHDs, so that what neither has is in the parent. A secondary image that was
+ * written earlier, and a leaf that is new, make one disk.
  */
-export function isLayer(leaf: string, secondary: string, context: DeviceContext): boolean {
-  return isDifferencing(leaf, context) && isDifferencing(secondary, context);
+export function layerKind(
+  leaf: string,
+  secondary: string,
+  context: DeviceContext,
+): "none" | "empty" | "data" {
+  if (blocksOf(leaf, context) === null) return "none";
+  const blocks = blocksOf(secondary, context);
+  if (blocks === null) return "none";
+  return blocks.every((block) => block === DD_BLK_UNUSED) ? "empty" : "data";
 }
 
-function isDifferencing(name: string, { driverOf, files: { storage } }: DeviceContext): boolean {
+/** Where the blocks of a differencing VHD are; null for other images. */
+function blocksOf(
+  name: string,
+  { driverOf, files: { storage } }: DeviceContext,
+): Uint32Array | null {
   try {
     const { type, path } = firstLayer(name);
-    if (driverOf(type).parentAs !== "vhd") return false;
-    const file = storage.open(path, "read");
-    try {
-      return readFooter(file, {}).footer.diskType === HD_TYPE_DIFF;
-    } finally {
-      file.close();
-    }
+    if (driverOf(type).parentAs !== "vhd") return null;
+    const image = openVhd(path, { storage, readOnly: true });
+    image.close();
+    return image.type === "differencing" ? image.bat : null;
   } catch {
     // Opening the image says why.
-    return false;
+    return null;
   }
 }
 

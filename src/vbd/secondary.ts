@@ -2,10 +2,10 @@ import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { firstLayer } from "../driver/layers.ts";
 import type { SecondDisk } from "./beside_second.ts";
 import type { MirrorKeeper } from "./mirror.ts";
-import { isLayer, type ReadySecond } from "./mirror_wish.ts";
+import { layerKind, type ReadySecond } from "./mirror_wish.ts";
 import type { OpenOptions } from "./open_options.ts";
 import { Redirects } from "./redirects.ts";
-import type { SecondaryState } from "./statistics.ts";
+import type { SecondarySummary } from "./statistics.ts";
 import type { DeviceContext } from "./vbd_context.ts";
 
 /** A second disk, before and while it is open. */
@@ -13,6 +13,14 @@ export interface ClosedDisk extends SecondDisk {
   open(name: string, options: OpenOptions): unknown;
   openLater(name: string, options: OpenOptions, done: Done): void;
   cancelOpening(): void;
+}
+
+/** What is known of the secondary image of a device. */
+export interface SecondaryState {
+  /** Whether a mirror failed, so that the device goes on without it. */
+  readonly hasFailed: boolean;
+  /** Whether sectors are at the secondary image alone, because the image is full. */
+  readonly isFull: boolean;
 }
 
 /**
@@ -28,6 +36,8 @@ export class Secondary implements MirrorKeeper, SecondaryState {
   readonly #minor: number;
   readonly #changed: () => void;
   #redirects: { readonly map: Redirects; readonly sectors: number } | null = null;
+  /** The secondary image as a layer, and whether it had data when it became one. */
+  #layer: { readonly name: string; readonly hadData: boolean } | null = null;
   /** The disk that is being opened. */
   #opening: ClosedDisk | null = null;
 
@@ -52,7 +62,12 @@ export class Secondary implements MirrorKeeper, SecondaryState {
   /** The secondary image as a layer of the chain, where it is one; else null. */
   #layerOf(name: string, { secondary, standby }: OpenOptions): ReadySecond | null {
     if (secondary === undefined || standby === true) return null;
-    return isLayer(name, secondary, this.#context) ? { layer: layerSpec(secondary) } : null;
+    const kind = layerKind(name, secondary, this.#context);
+    if (kind === "none") return null;
+    if (this.#layer?.name !== secondary) {
+      this.#layer = { name: secondary, hadData: kind === "data" };
+    }
+    return { layer: layerSpec(secondary) };
   }
 
   /**
@@ -106,6 +121,14 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     return { disk };
   }
 
+  /** For statistics; null without a secondary image. */
+  describe({ secondary: name, standby }: OpenOptions): SecondarySummary | null {
+    if (name === undefined) return null;
+    const working = this.isFull ? "alone" : standby === true ? "standby" : "mirror";
+    const state = this.hasFailed ? "failed" : working;
+    return { name, state, redirected: this.redirectedSectors };
+  }
+
   /** Whether one is being opened. */
   get isOpening(): boolean {
     return this.#opening !== null;
@@ -124,10 +147,15 @@ export class Secondary implements MirrorKeeper, SecondaryState {
   changeRefusal(
     { from, to, isSameLeaf }: { from?: string; to?: string; isSameLeaf: boolean },
   ): SystemError | null {
-    if (!this.isFull || from === to || (to === undefined && !isSameLeaf)) return null;
-    const hint = "the image became full, and what was written since is there alone; " +
-      `unpause with '-2 null -a ${from}' if that image has all data of the disk`;
-    return new SystemError(Errno.EBUSY, `Cannot leave the secondary image ${from} (${hint})`);
+    if (from === undefined || from === to || (to === undefined && !isSameLeaf)) return null;
+    const hadData = this.#layer?.name === from && this.#layer.hadData;
+    if (!this.isFull && !hadData) return null;
+    const why = this.isFull
+      ? "the image became full, and what was written since is there alone"
+      : "it is a layer of the disk, and had data before";
+    const hint = `'unpause -2 null -a ${from}' goes on with it alone`;
+    const message = `Cannot leave the secondary image ${from} (${why}; ${hint})`;
+    return new SystemError(Errno.EBUSY, message);
   }
 
   /** The device runs with the secondary image that it was told, or with none. */
@@ -141,6 +169,7 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     this.hasFailed = false;
     this.isFull = false;
     this.redirectedSectors = 0;
+    this.#layer = null;
     this.#redirects?.map.release();
     this.#redirects = null;
   }

@@ -6,14 +6,17 @@ import type { TimesSummary } from "./request_times.ts";
 import type { RetryPolicy } from "./retry.ts";
 import { RequestKind } from "./slots.ts";
 
-/** The secondary image of a device, as others know it. */
-export interface SecondaryState {
-  /** Whether a mirror failed, so that the device goes on without it. */
-  readonly hasFailed: boolean;
-  /** Whether sectors are at the secondary image alone, because the leaf is full. */
-  readonly isFull: boolean;
-  /** How many sectors were written to it alone. */
-  readonly redirectedSectors: number;
+/** What writes do with a secondary image. */
+export interface SecondarySummary {
+  /** `type:path` */
+  name: string;
+  /**
+   * `standby`: it takes over when the image is full; `mirror`: writes go to both; `alone`: the image is
+   * full, and writes go to the secondary one; `failed`: it is not used any more.
+   */
+  state: "standby" | "mirror" | "alone" | "failed";
+  /** Sectors that were written to it alone. */
+  redirected: number;
 }
 
 /** What `tap-ctl stats` shows of a device: the fields of the reference, and more behind them. */
@@ -38,6 +41,8 @@ export interface VbdStatistics extends TimesSummary {
   FIXME_enospc_redirect_count: number;
   /** 1 when the secondary image has failed, and the device goes on without it. */
   nbd_mirror_failed: number;
+  /** The secondary image; null without one. */
+  secondary: SecondarySummary | null;
   /** Open requests. */
   reqs_outstanding: number;
   read_caching: string;
@@ -100,7 +105,7 @@ export class VbdCounts {
     }: {
       name: string;
       images: readonly ImageDriver[];
-      secondary: SecondaryState;
+      secondary: SecondarySummary | null;
       outstanding: number;
       retrying: number;
       unansweredMs: number;
@@ -127,8 +132,9 @@ export class VbdCounts {
         read_bytes: image.counts.readSectors * SECTOR_BYTES,
         written_bytes: image.counts.writtenSectors * SECTOR_BYTES,
       })),
-      FIXME_enospc_redirect_count: secondary.redirectedSectors,
-      nbd_mirror_failed: secondary.hasFailed ? 1 : 0,
+      FIXME_enospc_redirect_count: secondary?.redirected ?? 0,
+      nbd_mirror_failed: secondary?.state === "failed" ? 1 : 0,
+      secondary,
       reqs_outstanding: outstanding,
       read_caching: String(!direct),
       retries: this.retries,

@@ -34,8 +34,8 @@ import {
   type ReadyParts,
   wishFor,
 } from "./ready_parts.ts";
-import { Secondary } from "./secondary.ts";
-import type { SecondaryState, VbdStatistics } from "./statistics.ts";
+import { Secondary, type SecondaryState } from "./secondary.ts";
+import type { VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
@@ -378,7 +378,12 @@ export class Vbd implements FaultOwner {
 
   /** Of a device that is being closed: ends at once what waits for others, such as servers. */
   hurry(): void {
-    if (this.#closing !== null && !this.failed) this.#stack.hurry();
+    if (this.#closing !== null) this.giveUp();
+  }
+
+  /** Ends at once what waits for others, such as servers; nothing more is asked of them. */
+  giveUp(): void {
+    if (!this.failed) this.#stack.hurry();
   }
 
   /** There is no image any more. */
@@ -472,7 +477,7 @@ export class Vbd implements FaultOwner {
     return this.requests.counts.describe({
       name: this.name,
       images: this.images,
-      secondary: this.secondary,
+      secondary: this.#secondary.describe(this.#options),
       outstanding: this.requests.outstanding,
       retrying: this.requests.retrying,
       unansweredMs: this.requests.unansweredMs,

@@ -1,7 +1,8 @@
 /**
  * Requests on the real loop. `ask IMAGE` sends requests to any image, `limit IMAGE` to one with rate
- * limits, `valve IMAGE` behind a bridge; `serve SOCKET` serves a disk in memory over NBD. After a warm-up, each prints as JSON the heap allocations of its own code, by
- * function, and the number of requests.
+ * limits, `valve IMAGE` behind a bridge; `mirror IMAGE SECONDARY` to one with a secondary image and a
+ * local cache; `serve SOCKET` serves a disk in memory over NBD. After a warm-up, each prints as JSON the
+ * heap allocations of its own code, by function, and the number of requests.
  *
  * @module
  */
@@ -121,7 +122,15 @@ async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void>
   await device.close();
 }
 
-const [role, what] = Deno.args;
+const [role, what, secondary] = Deno.args;
+
+async function askMirrored(image: string): Promise<void> {
+  const device = new RealDevice(image, { secondary, localCache: true }, driverOfType);
+  await measure(device);
+  if (device.vbd.secondary.hasFailed) throw new Error("The mirror has failed");
+  await device.close();
+}
+
 /** Asks for an image behind a bridge, which grants all. */
 async function askBehindValve(image: string): Promise<void> {
   const folder = Deno.makeTempDirSync();
@@ -139,4 +148,5 @@ async function askBehindValve(image: string): Promise<void> {
 
 if (role === "serve") await serve(what);
 else if (role === "valve") await askBehindValve(what);
+else if (role === "mirror") await askMirrored(what);
 else await ask(what, role === "limit" ? LIMITS : NO_LIMITS);

@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import { osStorage } from "../../src/files/storage.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
 import { withTempDir } from "../support/tools.ts";
 
 const MIB = 1 << 20;
@@ -19,11 +20,11 @@ const MOST_BYTES = 4;
  */
 const ATTEMPTS = 3;
 
-type Role = "serve" | "ask" | "limit" | "valve";
+type Role = "serve" | "ask" | "limit" | "valve" | "mirror";
 
-function start(role: Role, what: string): Deno.ChildProcess {
+function start(role: Role, ...what: string[]): Deno.ChildProcess {
   const program = new URL("./device_requests.ts", import.meta.url).pathname;
-  const args = ["run", "-A", program, role, what];
+  const args = ["run", "-A", program, role, ...what];
   return new Deno.Command(Deno.execPath(), { args, stdout: "piped", stderr: "inherit" }).spawn();
 }
 
@@ -51,8 +52,8 @@ async function assertLittle(run: () => Promise<string[]>): Promise<void> {
   }
 }
 
-async function ask(image: string, role: Role = "ask"): Promise<string> {
-  const { stdout, success } = await start(role, image).output();
+async function ask(image: string, role: Role = "ask", ...more: string[]): Promise<string> {
+  const { stdout, success } = await start(role, image, ...more).output();
   assert.ok(success);
   return new TextDecoder().decode(stdout);
 }
@@ -67,6 +68,17 @@ for (const filter of ["bc:4:", "log:bc:4:"]) {
 
 Deno.test("requests to ram: allocate nothing", () =>
   assertLittle(async () => [await ask("ram:16")]));
+
+Deno.test("requests to a disk with a secondary image beside it allocate nothing", () =>
+  assertLittle(async () => [await ask("ram:16", "mirror", "ram:16")]));
+
+Deno.test("requests to a disk with a local cache and a secondary image below it do not", () =>
+  withTempDir(async (folder) => {
+    const [base, leaf, second] = ["base", "leaf", "second"].map((name) => `${folder}/${name}`);
+    createDynamic(base, { storage: osStorage, sizeBytes: 16 * MIB });
+    for (const path of [leaf, second]) snapshot(path, { parent: base, keepEmptyParent: true });
+    await assertLittle(async () => [await ask(`vhd:${leaf}`, "mirror", `vhd:${second}`)]);
+  }));
 
 Deno.test("requests that wait for rate limits allocate nothing", () =>
   assertLittle(async () => [await ask("ram:16", "limit")]));

@@ -220,6 +220,36 @@ Deno.test("local cache: a snapshot of a leaf that reads another disk reads the o
   simulation.close();
 });
 
+Deno.test("IntelliCache: a shared leaf with data is not left behind, an empty one may be", () => {
+  for (const hasData of [true, false]) {
+    const { simulation } = prepared(1);
+    if (hasData) {
+      const shared = simulation.open(`vhd:${SHARED}`);
+      shared.write(8, stampedSectors(8, 8, 7));
+      shared.settle();
+      shared.close();
+    }
+    const device = simulation.open(`vhd:${LEAF}`, { secondary: `vhd:${SHARED}` });
+    device.write(0, stampedSectors(0, 8, 8));
+    device.settle();
+    const without = (name: string | null): number => {
+      let errno = -1;
+      device.vbd.resume(name, (error) => errno = error?.errno ?? 0, { secondary: null });
+      simulation.runUntil(() => errno >= 0, "A resume");
+      return errno;
+    };
+    device.pause();
+    device.resume();
+    device.pause();
+    assert.equal(without(null), hasData ? Errno.EBUSY : 0);
+    if (hasData) assert.equal(without(`vhd:${SHARED}`), 0);
+    assertHolds(device, 0, 8, 8);
+    if (hasData) assertHolds(device, 8, 8, 7);
+    device.close();
+    simulation.close();
+  }
+});
+
 Deno.test("local cache: an error of the shared leaf is the disk's, and is tried again", () => {
   const { simulation } = prepared(1);
   const device = simulation.open(`vhd:${LEAF}`, { secondary: `vhd:${SHARED}` });

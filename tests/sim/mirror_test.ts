@@ -323,6 +323,38 @@ Deno.test("mirror: data that the secondary image alone has is not left behind", 
   simulation.close();
 });
 
+/** Raw images that answer no write until they are given up. */
+const stuck: DriverType = {
+  ...aioDriver,
+  open(spec, context, sink): ImageDriver {
+    const image = aioDriver.open(spec, context, sink);
+    const held: { slot: number; count: number }[] = [];
+    image.write = (slot, _sector, count): void => void held.push({ slot, count });
+    image.giveUp = (): void => {
+      for (const { slot, count } of held.splice(0)) sink.pieceDone(slot, count, Errno.ENOTCONN);
+    };
+    return image;
+  },
+};
+
+Deno.test("mirror: a forced close does not wait for the image that took over", () => {
+  const simulation = prepared(1, { driverOf: (type) => type === "aio" ? stuck : vhdDriver });
+  const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw", standby: true });
+  fill(simulation);
+  const outcome = device.write(0, stampedSectors(0, 8, 1));
+  const { scheduler } = simulation;
+  scheduler.addTimer(20_000, () => {});
+  simulation.runUntil(() => scheduler.nowMs() >= 20_000, "Twenty seconds");
+  assert.equal(outcome.errno, null);
+  let isClosed = false;
+  device.vbd.close(() => isClosed = true);
+  device.vbd.hurry();
+  simulation.runUntil(() => isClosed, "The close");
+  assert.ok(scheduler.nowMs() < 21_000);
+  assert.ok(outcome.errno !== null && outcome.errno !== 0);
+  simulation.close();
+});
+
 /** Raw images whose writes throw. */
 const throwing: DriverType = {
   ...aioDriver,
