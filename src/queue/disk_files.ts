@@ -209,8 +209,8 @@ export const osDiskFiles: DiskFiles = {
     const { fd, status } = openToWrite(path);
     try {
       if (status.sizeBytes < lengthBytes) throw shorter(path, status.sizeBytes, lengthBytes);
-      // A store to a hole on a full file system would end the process.
-      allocateRange(fd, 0, lengthBytes);
+      // A store to a hole on a full file system would end the process. A block device has no holes.
+      if (status.kind === "file") allocateRange(fd, 0, lengthBytes);
       const file = new MappedFile(fd, lengthBytes);
       return {
         file: fd,

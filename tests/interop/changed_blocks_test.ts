@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import { commandLine, type ControlBench, withControlBench } from "../support/control.ts";
+import { loops, withLoopDevice } from "../support/loop_device.ts";
 import { needs, run, runOk } from "../support/tools.ts";
 
 const MIB = 1024 * 1024;
@@ -51,11 +52,15 @@ class Bench {
   }
 }
 
-function test(name: string, body: (bench: Bench) => Promise<void>): void {
+function test(
+  name: string,
+  body: (bench: Bench) => Promise<void>,
+  more = { ignore: false, suffix: "" },
+): void {
   const { suffix, ignore } = needs("qemu-io", "nbdinfo");
   Deno.test({
-    name: `changed blocks: ${name}${suffix}`,
-    ignore,
+    name: `changed blocks: ${name}${suffix}${more.suffix}`,
+    ignore: ignore || more.ignore,
     fn: () => withControlBench((control) => body(new Bench(control))),
   });
 }
@@ -113,6 +118,33 @@ test("cbt-util reads the log of a running disk and changes what is not the tapdi
   assert.equal((await bench.cbtUtil("set", "-n", bench.log, "-s", String(32 * MIB))).code, 0);
   assert.equal(await bench.extents(), "0 65536\n");
 });
+
+test("a log on a block device, as the storage manager keeps it on LVM", async (bench) => {
+  const { folder } = bench.control;
+  const file = `${folder}/volume`;
+  const garbage = crypto.getRandomValues(new Uint8Array(65536));
+  Deno.writeFileSync(file, garbage);
+  await withLoopDevice(file, 4 * MIB, async (device) => {
+    await bench.newLog(device);
+    assert.equal(await bench.extents(device), "");
+    await bench.create(`-C ${device}`);
+    await bench.write(65536, 512);
+    // What the tapdisk has set is seen, and what others set stays.
+    const uuid = "6f1ed002-ab59-5e2e-bc1a-1b2c3d4e5f60";
+    assert.equal((await bench.cbtUtil("set", "-n", device, "-c", uuid)).code, 0);
+    await bench.write(3 * 65536, 512);
+    assert.equal(await bench.extents(device), "65536 65536\n196608 65536\n");
+    await bench.control.ok(`destroy ${bench.device}`);
+    assert.equal((await bench.cbtUtil("set", "-n", device, "-f", "1")).code, 0);
+    const facts = JSON.parse((await bench.cbtUtil("get", "-n", device, "--json")).stdout);
+    assert.deepEqual([facts.child, facts.consistent, facts.changedBytes], [uuid, true, 131072]);
+    assert.equal((await bench.cbtUtil("set", "-n", device, "-s", String(64 * MIB))).code, 0);
+    assert.equal(await bench.extents(device), "65536 65536\n196608 65536\n");
+  });
+  // Behind the log of 64 MiB, 48 and 128 bytes, is what was there.
+  const bytes = Deno.readFileSync(file);
+  assert.deepEqual(bytes.subarray(176, garbage.length), garbage.subarray(176));
+}, loops);
 
 test("NBD clients find the changed blocks in two meta contexts", async (bench) => {
   await bench.newLog(bench.log);

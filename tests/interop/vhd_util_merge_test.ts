@@ -10,6 +10,7 @@ import { allowParentsIn } from "../../src/files/confinement.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
+import { loops } from "../support/loop_device.ts";
 import { binaryPath, needs, run, runOk, withTempDir } from "../support/tools.ts";
 import { vhdUtil } from "../support/vhd.ts";
 
@@ -45,16 +46,6 @@ function assertSame(actual: Uint8Array, expected: Uint8Array, what: string): voi
   assert.ok(Buffer.compare(actual, expected) === 0, what);
 }
 
-async function canLoop(): Promise<boolean> {
-  if (needs("root", "losetup").ignore) return false;
-  return await withTempDir(async (folder) => {
-    Deno.writeFileSync(`${folder}/file`, new Uint8Array(4096));
-    const { code, stdout } = await run("losetup", ["-f", "--show", `${folder}/file`]);
-    if (code === 0) await runOk("losetup", ["-d", stdout.trim()]);
-    return code === 0;
-  });
-}
-
 const built = needs("dist/vhd-util");
 Deno.test({
   name: `coalesce killed by SIGKILL at many moments, then run to its end${built.suffix}`,
@@ -86,10 +77,9 @@ Deno.test({
     }),
 });
 
-const loops = await canLoop();
 Deno.test({
-  name: `coalesce and copy onto block devices${loops ? "" : " (skipped: needs loop devices)"}`,
-  ignore: !loops,
+  name: `coalesce and copy onto block devices${loops.suffix}`,
+  ignore: loops.ignore,
   fn: () =>
     withTempDir(async (folder) => {
       const devices: string[] = [];

@@ -1,7 +1,8 @@
 /** Changes to images by vhd-util, on block devices and checked by qemu-img. */
 
 import assert from "node:assert/strict";
-import { needs, run, runOk, withTempDir } from "../support/tools.ts";
+import { loops, withLoopDevice } from "../support/loop_device.ts";
+import { needs, runOk, withTempDir } from "../support/tools.ts";
 import { vhdUtil } from "../support/vhd.ts";
 
 async function call(...args: string[]): Promise<string> {
@@ -10,44 +11,14 @@ async function call(...args: string[]): Promise<string> {
   return stdout;
 }
 
-/** Whether loop devices can be created here; containers often forbid it. */
-async function canLoop(): Promise<boolean> {
-  if (needs("root", "losetup").ignore) return false;
-  return await withTempDir(async (folder) => {
-    Deno.writeFileSync(`${folder}/file`, new Uint8Array(4096));
-    const { code, stdout } = await run("losetup", ["-f", "--show", `${folder}/file`]);
-    if (code !== 0) return false;
-    await runOk("losetup", ["-d", stdout.trim()]);
-    return true;
-  });
-}
-
-/** Calls `body` with a block device of this size. */
-async function withDevice(
-  file: string,
-  sizeBytes: number,
-  body: (device: string) => Promise<void>,
-): Promise<void> {
-  Deno.writeFileSync(file, new Uint8Array(0));
-  Deno.truncateSync(file, sizeBytes);
-  const device = (await runOk("losetup", ["-f", "--show", file])).trim();
-  try {
-    await body(device);
-  } finally {
-    await runOk("losetup", ["-d", device]);
-  }
-}
-
-const loops = await canLoop();
-
 Deno.test({
-  name: "images and journals on block devices" + (loops ? "" : " (skipped: needs loop devices)"),
-  ignore: !loops,
+  name: `images and journals on block devices${loops.suffix}`,
+  ignore: loops.ignore,
   async fn() {
     await withTempDir(async (folder) => {
       const size = 24 << 20;
-      await withDevice(`${folder}/disk`, size, async (disk) => {
-        await withDevice(`${folder}/journal`, 6 << 20, async (journal) => {
+      await withLoopDevice(`${folder}/disk`, size, async (disk) => {
+        await withLoopDevice(`${folder}/journal`, 6 << 20, async (journal) => {
           await call("create", "-n", disk, "-s", "16");
           await call("fill", "-n", disk, "-b", "-f", "0", "-t", "9000");
           await call("set", "-n", disk, "-f", "hidden", "-v", "1");
