@@ -60,6 +60,8 @@ export interface VbdStatistics extends TimesSummary {
   merges: number;
   /** What the device does in a second at most; null without limits. */
   limits: RateLimitsSummary | null;
+  /** The file of the log of changed blocks; null without one. */
+  changed_blocks: string | null;
 }
 
 function cacheCounts(
@@ -102,6 +104,7 @@ export class VbdCounts {
       merges,
       times,
       limits,
+      changedBlocks,
     }: {
       name: string;
       images: readonly ImageDriver[];
@@ -114,6 +117,7 @@ export class VbdCounts {
       merges: number;
       times: TimesSummary;
       limits: RateLimits;
+      changedBlocks: string | null;
     },
   ): VbdStatistics {
     return {
@@ -144,6 +148,7 @@ export class VbdCounts {
       unanswered_seconds: Math.floor(unansweredMs / 1000),
       merges,
       limits: summaryOfLimits(limits),
+      changed_blocks: changedBlocks,
       ...times,
     };
   }

@@ -464,6 +464,11 @@ export class Vbd implements FaultOwner {
     return top instanceof CbtImage ? top.bits : null;
   }
 
+  /** The file of the log of changed blocks, also while the device is paused; null without one. */
+  get changedBlocksLog(): string | null {
+    return this.#options.changedBlocks ?? null;
+  }
+
   /** How the device is, and where each of its requests is, a line each, for the log. */
   report(): string[] {
     const { outstanding } = this.requests;
@@ -486,6 +491,7 @@ export class Vbd implements FaultOwner {
       merges: this.#stack.merges,
       times: this.requests.times.summary(),
       limits: this.requests.limits,
+      changedBlocks: this.changedBlocksLog,
     });
   }
 }

@@ -71,6 +71,10 @@ test("a write, zeroing and a discard are in the log at once, and after a kill", 
   await bench.write(65536 + 512, 512);
   await runOk("qemu-io", ["-f", "raw", "-c", `write -z ${4 * MIB} ${MIB}`, bench.uri]);
   await runOk("qemu-io", ["-f", "raw", "-d", "unmap", "-c", `discard ${8 * MIB} 4096`, bench.uri]);
+  const stats = JSON.parse(await bench.control.ok(`stats ${bench.device}`));
+  assert.deepEqual([stats.changed_blocks, stats.images[0].name], [bench.log, bench.log]);
+  const [listed] = JSON.parse(await bench.control.ok("list --json"));
+  assert.equal(listed.changedBlocks, bench.log);
   const wanted = `65536 65536\n${4 * MIB} ${MIB}\n${8 * MIB} 65536\n`;
   assert.equal(await bench.extents(), wanted);
   Deno.kill(Number(/-p (\d+)/.exec(bench.device)?.[1]), "SIGKILL");

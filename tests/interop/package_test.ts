@@ -109,7 +109,9 @@ async function serveDisk(
     Deno.writeFileSync(`${outside}/${KEY_NAME}`, key);
     await ok(place, "vhd-util", "key", "-s", "-n", image, ...keyOptions);
   }
-  await ok(place, "tap-ctl", "create", "-a", `vhd:${image}`, ...keyOptions);
+  const log = `${folder}/disk.cbtlog`;
+  await ok(place, "cbt-util", "create", "-n", log, "-s", String(16 * MIB));
+  await ok(place, "tap-ctl", "create", "-a", `vhd:${image}`, "-C", log, ...keyOptions);
   const [, pid, minor] = /^pid=(\d+) minor=(\d+) /.exec(await ok(place, "tap-ctl", "list")) ?? [];
   try {
     const socket = (JSON.parse(await ok(place, "tap-ctl", "list", "--json")) as { nbd: string }[])
@@ -134,6 +136,7 @@ async function serveDisk(
   }
   await until("the tapdisk ends", () => !isRunning(Number(pid)));
   assert.equal(await ok(place, "vhd-util", "check", "-n", image), `${image} is valid`);
+  assert.equal(await ok(place, "cbt-util", "extents", "-n", log), `${2 * MIB} ${MIB}`);
   const holdsPattern = new TextDecoder("latin1").decode(Deno.readFileSync(`${outside}/disk.vhd`))
     .includes("\x4d".repeat(512));
   assert.equal(holdsPattern, key === undefined);
@@ -188,14 +191,13 @@ Deno.test({
       const conffiles = Deno.readTextFileSync(`${root}/DEBIAN/conffiles`).trim().split("\n");
       for (const path of conffiles) assert.ok(Deno.statSync(root + path).isFile);
       const documents = [
-        ...["man1/vhd-util", "man8/tap-ctl", "man8/tapdisk"].map((name) =>
-          `man/${name}.${name[3]}.gz`
-        ),
-        ...["tap-ctl", "vhd-util"].map((name) => `bash-completion/completions/${name}`),
+        ...["man1/vhd-util", "man1/cbt-util", "man1/cbt-util-get", "man8/tap-ctl", "man8/tapdisk"]
+          .map((name) => `man/${name}.${name[3]}.gz`),
+        ...["tap-ctl", "vhd-util", "cbt-util"].map((name) => `bash-completion/completions/${name}`),
       ];
       for (const path of documents) assert.ok(Deno.statSync(`${root}/usr/share/${path}`).isFile);
       const binary = Deno.realPathSync(`${root}/usr/lib/blktap/bin/blktap`);
-      for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util"]) {
+      for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util", "cbt-util", "td-rated"]) {
         assert.equal(Deno.realPathSync(`${root}/usr/bin/${name}`), binary);
       }
     }),

@@ -178,11 +178,12 @@ test("list leaves out what was not asked for", async (bench) => {
     args: `vhd:${vhd}`,
     nbd: `${bench.control}/nbd${pid}.1`,
     device: null,
+    changedBlocks: null,
     limits: null,
   }]);
   const nothing = { pid: null, state: null, type: null, path: null, args: null };
   assert.deepEqual(JSON.parse(await bench.ok("list --json -m 2")), [
-    { ...nothing, minor: 2, nbd: null, device: null, limits: null },
+    { ...nothing, minor: 2, nbd: null, device: null, changedBlocks: null, limits: null },
   ]);
 });
 

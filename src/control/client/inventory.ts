@@ -11,7 +11,7 @@ import { readMinorRecord } from "../minors/minor_record.ts";
 import { listMinors, MAX_ID } from "../minors/minors.ts";
 import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
 import { type RateLimitsSummary, summaryOfLimits } from "../../vbd/rate_limits.ts";
-import { decodeNode } from "../protocol/answers.ts";
+import { decodeNode, type NodeAnswer } from "../protocol/answers.ts";
 import { decodeLimitReply, encodeLimit } from "../protocol/limit.ts";
 import { decodeListEntry, type ListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, MessageType } from "../protocol/message.ts";
@@ -35,6 +35,8 @@ export interface InventoryEntry {
   readonly nbd: string | null;
   /** The block device of the disk. For a device with a tapdisk, `withNodes` asks for it. */
   readonly device: string | null;
+  /** The file of its log of changed blocks; null without one. `withNodes` asks for it. */
+  readonly changedBlocks: string | null;
   /** What the disk does in a second at most; null without limits. `withLimits` asks for it. */
   readonly limits: RateLimitsSummary | null;
   /** Set when the tapdisk does not answer; what only the tapdisk knows is null. */
@@ -58,6 +60,7 @@ const NOTHING: InventoryEntry = {
   args: null,
   nbd: null,
   device: null,
+  changedBlocks: null,
   limits: null,
 };
 
@@ -75,15 +78,18 @@ function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): Inve
   };
 }
 
-/** The entries with their block devices, which the tapdisks are asked for. */
+/** The entries with their block devices and logs of changed blocks, which the tapdisks are asked for. */
 export function withNodes(entries: readonly InventoryEntry[]): InventoryEntry[] {
   const asked = entries.filter(({ args }) => args !== null);
-  const nodes = new Map<InventoryEntry, string | null>();
+  const nodes = new Map<InventoryEntry, NodeAnswer>();
   askAll(asked.map(nodeQuestion), ANSWER_TIMEOUT_MS).forEach((outcome, index) => {
     // Another implementation of tapdisk does not know the question.
-    nodes.set(asked[index], "answer" in outcome ? outcome.answer.node : null);
+    if ("answer" in outcome) nodes.set(asked[index], outcome.answer);
   });
-  return entries.map((entry) => ({ ...entry, device: nodes.get(entry) ?? entry.device }));
+  return entries.map((entry) => {
+    const { node = null, changedBlocks = null } = nodes.get(entry) ?? {};
+    return { ...entry, device: node ?? entry.device, changedBlocks };
+  });
 }
 
 /** The entries with their limits, which the tapdisks are asked for. */
@@ -108,13 +114,13 @@ function limitQuestion(
   };
 }
 
-function nodeQuestion({ pid, minor }: InventoryEntry): Question<{ node: string | null }> {
+function nodeQuestion({ pid, minor }: InventoryEntry): Question<NodeAnswer> {
   return {
     pid: pid ?? 0,
     request: encodePlain(MessageType.NODE, minor ?? 0),
     response: MessageType.NODE_RSP,
     what: `Cannot get the block device of minor ${minor} of tapdisk ${pid}`,
-    take: (message) => ({ node: decodeNode(message) }),
+    take: decodeNode,
   };
 }
 

@@ -56,6 +56,6 @@ export function askNode({ pid, minor }: DeviceAddress): string | null {
   return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
     connection.send(encodePlain(MessageType.NODE, minor));
     const what = `Cannot get the block device of minor ${minor} of tapdisk ${pid}`;
-    return decodeNode(connection.expect(MessageType.NODE_RSP, what));
+    return decodeNode(connection.expect(MessageType.NODE_RSP, what)).node;
   });
 }

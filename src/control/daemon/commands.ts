@@ -230,7 +230,7 @@ function questions(devices: Devices): [type: number, command: Command][] {
     [
       MessageType.NODE,
       question((_request, minor) =>
-        encodeNode(minor, devices.find(minor, "get the block device of").node)
+        encodeNode(minor, devices.find(minor, "get the block device of"))
       ),
     ],
   ];

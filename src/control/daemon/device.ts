@@ -117,6 +117,11 @@ export class Device {
     return this.#access.node;
   }
 
+  /** The file of the log of changed blocks; null without one. */
+  get changedBlocks(): string | null {
+    return this.#vbd.changedBlocksLog;
+  }
+
   /** The disk; all zeros without an image. */
   get disk(): DiskInfo {
     return this.#disk;

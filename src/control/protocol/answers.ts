@@ -20,16 +20,34 @@ export function decodePid(message: Uint8Array): number {
   return viewOf(message).getInt32(8, true);
 }
 
-/** The answer to `node`: the path of the block device, or null. */
-export function encodeNode(cookie: number, node: string | null): Uint8Array<ArrayBuffer> {
+/** What `node` asks for; null for what the device has not. */
+export interface NodeAnswer {
+  /** The path of the block device. */
+  readonly node: string | null;
+  /** The file of the log of changed blocks. */
+  readonly changedBlocks: string | null;
+}
+
+const NODE_AT = 12;
+const CHANGED_BLOCKS_AT = NODE_AT + MESSAGE_STRING_BYTES;
+
+/** The answer to `node`. */
+export function encodeNode(
+  cookie: number,
+  { node, changedBlocks }: NodeAnswer,
+): Uint8Array<ArrayBuffer> {
   const [message] = startMessage(MessageType.NODE_RSP, cookie);
-  message.set(encodePathField(node ?? ""), 12);
+  message.set(encodePathField(node ?? ""), NODE_AT);
+  message.set(encodePathField(changedBlocks ?? ""), CHANGED_BLOCKS_AT);
   return message;
 }
 
-/** The path in the answer to `node`; null without a block device. Throws `SystemError` (EINVAL). */
-export function decodeNode(message: Uint8Array): string | null {
-  return textAt(message, 12) || null;
+/** What is in the answer to `node`. Throws `SystemError` (EINVAL). */
+export function decodeNode(message: Uint8Array): NodeAnswer {
+  return {
+    node: textAt(message, NODE_AT) || null,
+    changedBlocks: textAt(message, CHANGED_BLOCKS_AT) || null,
+  };
 }
 
 /** How a request ended. */
