@@ -46,7 +46,7 @@ export type MetricsSubject =
   | { readonly of: "vdi"; readonly minor: number }
   /** The requests of its NBD clients. */
   | { readonly of: "nbd"; readonly minor: number }
-  /** The requests of its block device of the blktap2 driver. */
+  /** The requests of its block device, whichever driver it is of. */
   | { readonly of: "blktap"; readonly minor: number }
   /** The requests in the ring of a guest. */
   | { readonly of: "vbd"; readonly domain: number; readonly device: number };

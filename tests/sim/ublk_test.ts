@@ -4,13 +4,14 @@ import { Random } from "../../src/testing/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { SLOT_BYTES, SLOTS } from "../../src/vbd/slots.ts";
 import { burst, DISK_MIB, Model, readAll } from "../support/disk_model.ts";
+import { SeenPages } from "../support/metrics.ts";
 import { DEPTH, PlayedUblk, QUEUES } from "../support/played_ublk.ts";
 import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
 
 const TAGS = QUEUES * DEPTH;
 
-function open(seed: number, latencyMs: number): SimulatedDevice {
-  const simulation = new Simulation({ seed, latencyMs });
+function open(seed: number, latencyMs: number, metrics?: SeenPages): SimulatedDevice {
+  const simulation = new Simulation({ seed, latencyMs, metrics });
   const storage = simulation.disk;
   createDynamic("/disk.vhd", { storage, sizeBytes: DISK_MIB * 1024 * 1024 });
   return simulation.open("vhd:/disk.vhd");
@@ -27,7 +28,8 @@ function end(device: SimulatedDevice, kernel: PlayedUblk): void {
 for (let seed = 1; seed <= 6; seed++) {
   Deno.test(`requests of a ublk device read back as a model says, seed ${seed}`, () => {
     const random = new Random(seed);
-    const device = open(seed, seed % 3 === 0 ? 0 : 5);
+    const metrics = new SeenPages();
+    const device = open(seed, seed % 3 === 0 ? 0 : 5, metrics);
     const kernel = new PlayedUblk(device);
     const model = new Model();
     for (let round = 1; round <= 12; round++) {
@@ -38,6 +40,10 @@ for (let seed = 1; seed <= 6; seed++) {
     }
     readAll(kernel, model);
     assert.equal(kernel.failed, 0);
+    // Each request of the kernel is one of the disk: none is in parts.
+    const seen = metrics.read("blktap-0");
+    assert.deepEqual(seen, metrics.read("vdi-0"));
+    assert.ok(seen.read_sectors > 0 && seen.write_sectors > 0 && seen.oo_reqs === 0);
     end(device, kernel);
   });
 }

@@ -21,6 +21,7 @@ import {
   UBLK_IO_RES_ABORT,
 } from "../../ffi/ublk.ts";
 import { type CommandRing, UblkQueue } from "../../src/frontend/ublk/queue.ts";
+import { REQUEST_SLOTS } from "../../src/driver/driver.ts";
 import type { Log } from "../../src/log/log.ts";
 import type { UringUser } from "../../src/queue/uring_loop.ts";
 import type { DiskClient } from "./disk_model.ts";
@@ -72,6 +73,7 @@ export class PlayedUblk implements CommandRing, DiskClient {
       requests: device.vbd.requests,
       uring: this,
       log: silent,
+      meter: device.vbd.meters.open({ of: "blktap", minor: 0 }, REQUEST_SLOTS),
       fd: this.#fd,
       encoded: false,
       queueGone: () => void this.gone++,

@@ -45,8 +45,9 @@ class IoctlDevice implements BlockDevice {
 
   /** Starts the device. It is ready when the kernel shows its size. */
   start(pairs: SocketPairs, done: Done): void {
-    const { scheduler } = this.#host;
+    const { scheduler, vbd } = this.#host;
     devices++;
+    vbd.meters.show(this.#connections.meter, { of: "blktap", minor: vbd.minor });
     pairs.serve(this.#connections);
     nbdDoIt(this.#fd).then(() => scheduler.addTimer(0, () => this.#end()));
     this.#awaitSize(scheduler.nowMs() + START_TIMEOUT_MS, done);
@@ -67,7 +68,7 @@ class IoctlDevice implements BlockDevice {
   #end(): void {
     if (this.#fd < 0) return;
     devices--;
-    this.#connections.close();
+    this.#hangUp();
     nbdClearSock(this.#fd);
     const { scheduler, log } = this.#host;
     scheduler.settle(closeAside(this.#fd), () => {
@@ -75,6 +76,11 @@ class IoctlDevice implements BlockDevice {
       else this.#ended();
     });
     this.#fd = -1;
+  }
+
+  #hangUp(): void {
+    this.#connections.meter.hide();
+    this.#connections.close();
   }
 
   resized(): boolean {
@@ -92,12 +98,12 @@ class IoctlDevice implements BlockDevice {
     const user = userOf(this.node);
     if (user !== "") return done(cannotTakeAway(this.node, Errno.EBUSY, user));
     this.#ended = () => done(null);
-    this.#host.scheduler.settle(nbdSayDisconnect(this.#fd), () => this.#connections.close());
+    this.#host.scheduler.settle(nbdSayDisconnect(this.#fd), () => this.#hangUp());
   }
 
   abandon(): void {
     this.#ended ??= () => {};
-    this.#connections.close();
+    this.#hangUp();
   }
 }
 

@@ -34,6 +34,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   readonly #host: DeviceHost;
   readonly #index: number;
   readonly #connections: NbdConnections;
+  #isCounted = false;
   #state: "serving" | "detaching" | "gone" = "serving";
 
   /** @param outlives Whether it can be taken over when its tapdisk dies. */
@@ -51,6 +52,12 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
 
   /** Serves the requests of the kernel. */
   serve(pairs: SocketPairs): void {
+    const { vbd } = this.#host;
+    // A connection may be replaced, and the counters go on.
+    if (!this.#isCounted) {
+      vbd.meters.show(this.#connections.meter, { of: "blktap", minor: vbd.minor });
+    }
+    this.#isCounted = true;
     pairs.serve(this.#connections);
   }
 
@@ -97,6 +104,11 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     this.join((error) => {
       if (error !== null) log.error(error.message);
     });
+  }
+
+  #hangUp(): void {
+    this.#connections.meter.hide();
+    this.#connections.close();
   }
 
   resized(): boolean {
@@ -156,14 +168,14 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
 
   #left(done: Done): void {
     this.#state = "gone";
-    this.#connections.close();
+    this.#hangUp();
     done(null);
   }
 
   abandon(): void {
-    if (this.#state === "gone") return this.#connections.close();
+    if (this.#state === "gone") return this.#hangUp();
     this.#state = "gone";
-    nbdDrop(this.#index, this.#backend, () => this.#connections.close());
+    nbdDrop(this.#index, this.#backend, () => this.#hangUp());
   }
 }
 

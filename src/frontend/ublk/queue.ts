@@ -19,6 +19,7 @@ import {
 } from "../../../ffi/ublk.ts";
 import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { Log } from "../../log/log.ts";
+import type { Meter } from "../../metrics/meter.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { UringLoop, UringUser } from "../../queue/uring_loop.ts";
 import type { Requests } from "../../vbd/requests.ts";
@@ -36,6 +37,7 @@ const Place = {
 } as const;
 
 const UNKNOWN_KIND = -1;
+const SECTOR_SHIFT = Math.log2(SECTOR_BYTES);
 const OPERATION_MASK = 0xff;
 
 /**
@@ -80,6 +82,8 @@ export interface QueueHost {
   readonly requests: Requests;
   readonly uring: CommandRing;
   readonly log: Log;
+  /** Counts requests for monitoring programs, by slot. */
+  readonly meter: Meter;
   /** The device's own file, /dev/ublkcN. */
   readonly fd: number;
   /** Whether the kernel takes encoded numbers of commands. */
@@ -107,6 +111,8 @@ export class UblkQueue implements RequestOwner, UringUser {
   readonly #slots: Int32Array;
   readonly #memorySectors: Int32Array;
   readonly #places: Uint8Array;
+  /** By tag: a `RequestKind`. */
+  readonly #kinds: Uint8Array;
   /** By tag: the result without an error, which is the bytes of a read or write. */
   readonly #bytes: Int32Array;
   /** By tag: whether the VBD has a request in the slot. */
@@ -126,6 +132,7 @@ export class UblkQueue implements RequestOwner, UringUser {
     this.#slots = new Int32Array(depth);
     this.#memorySectors = new Int32Array(depth);
     this.#places = new Uint8Array(depth);
+    this.#kinds = new Uint8Array(depth);
     this.#bytes = new Int32Array(depth);
     this.#atVbd = new Uint8Array(depth);
     this.#descriptors = new RequestDescriptors(host.fd, index, depth);
@@ -180,12 +187,15 @@ export class UblkQueue implements RequestOwner, UringUser {
     this.#atVbd[tag] = 1;
     const fua = (flags & UBLK_IO_F_FUA) !== 0;
     const slot = this.#slots[tag];
+    this.#host.meter.begin(slot, kind);
+    this.#kinds[tag] = kind;
     this.#host.requests.start(slot, kind, descriptors.sector(tag), count, fua, this);
   }
 
   requestDone(slot: number, errno: number): void {
     const tag = this.#tags[slot];
     this.#atVbd[tag] = 0;
+    this.#host.meter.end(slot, this.#kinds[tag], this.#bytes[tag] >>> SECTOR_SHIFT, errno);
     if (this.#places[tag] === Place.Here) {
       this.#send(this.#commitCommand, tag, errno === 0 ? this.#bytes[tag] : resultOf(errno));
     } else if (this.#places[tag] === Place.Gone) this.#host.requests.releaseSlot(slot);

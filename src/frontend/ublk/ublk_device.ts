@@ -14,7 +14,9 @@
 import { type Done, Errno, errnoMessage, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile } from "../../../ffi/files.ts";
 import { type DeviceInfo, UBLK_F_USER_RECOVERY } from "../../../ffi/ublk.ts";
+import type { Meter } from "../../metrics/meter.ts";
 import type { UringLoop } from "../../queue/uring_loop.ts";
+import { SLOTS } from "../../vbd/slots.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
 import { cannotTakeAway, userOf } from "../device_users.ts";
 import type { UblkControl } from "./control.ts";
@@ -42,6 +44,7 @@ export class UblkDevice implements BlockDevice {
   readonly #host: UblkHost;
   #fd = -1;
   #queues: UblkQueue[] = [];
+  #meter: Meter | null = null;
   #stopping = false;
   #whenQueuesGone: (() => void) | null = null;
 
@@ -65,10 +68,12 @@ export class UblkDevice implements BlockDevice {
       throw new SystemError(Errno.ENOBUFS, `Cannot serve ${this.node} (${refusal})`);
     }
     this.#fd = openFile(`/dev/ublkc${this.number}`, O_RDWR);
+    this.#meter = vbd.meters.open({ of: "blktap", minor: vbd.minor }, SLOTS);
     const host = {
       requests: vbd.requests,
       uring,
       log,
+      meter: this.#meter,
       fd: this.#fd,
       encoded: control.encoded,
       queueGone: () => this.#queueGone(),
@@ -96,6 +101,7 @@ export class UblkDevice implements BlockDevice {
   #closeQueues(): void {
     for (const queue of this.#queues) queue.close();
     this.#queues = [];
+    this.#meter?.hide();
     if (this.#fd >= 0) closeFile(this.#fd);
     this.#fd = -1;
     const done = this.#whenQueuesGone;
