@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
+import { type Done, Errno, type SystemError, systemError } from "../../ffi/errno.ts";
 import { type ImageDriver, type ImageSpec, SECTOR_BYTES } from "../driver/driver.ts";
 import { CbtImage } from "../driver/cbt.ts";
 import { firstLayer } from "../driver/layers.ts";
@@ -37,6 +37,7 @@ import {
 import { Secondary, type SecondaryState } from "./secondary.ts";
 import type { VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
+import { busy, endedByFault, sayingAll, taken } from "./vbd_errors.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
 export type { OpenOptions, ResumeOptions, VbdGeometry } from "./open_options.ts";
@@ -154,7 +155,7 @@ export class Vbd implements FaultOwner {
    * where nothing takes time.
    */
   openLater(name: string, options: OpenOptions, done: Done): void {
-    if (this.name !== "" || this.#isOpening) return done(this.#taken(name));
+    if (this.name !== "" || this.#isOpening) return done(taken(this, name));
     const leaf = this.#leafOf(name, options);
     const isKept = options.mayLackSecondary ?? false;
     this.#prepare({ name, leaf, options, isKept }, (error, parts) => {
@@ -171,10 +172,6 @@ export class Vbd implements FaultOwner {
 
   get #isOpening(): boolean {
     return this.#preparation.isRunning || this.#secondary.isOpening;
-  }
-
-  #taken(name: string): SystemError {
-    return new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${this.minor} has an image`);
   }
 
   /** Does what opening takes time for. */
@@ -203,7 +200,7 @@ export class Vbd implements FaultOwner {
    * @throws an error with an `errno` that names the image and the reason.
    */
   open(name: string, options: OpenOptions = {}): VbdGeometry {
-    if (this.name !== "") throw this.#taken(name);
+    if (this.name !== "") throw taken(this, name);
     this.requests.limit(options.limits ?? NO_LIMITS);
     const parent = parentFor(this.#leafOf(name, options), options);
     this.#openImages(name, options, { second: this.#secondary.open(name, options), parent });
@@ -251,8 +248,8 @@ export class Vbd implements FaultOwner {
    */
   pause(done: Done, timeoutMs = Infinity): void {
     if (this.#phase === "paused") return done(null);
-    if (this.failed) return done(this.#ended());
-    if (this.#phase !== "open") return done(this.#busy());
+    if (this.failed) return done(endedByFault(this));
+    if (this.#phase !== "open") return done(busy(this));
     this.#phase = "pausing";
     this.#pausing = done;
     if (timeoutMs !== Infinity) {
@@ -266,14 +263,14 @@ export class Vbd implements FaultOwner {
   /** Ends a pause that is under way (ECANCELED); nothing happens when there is none. */
   cancelPause(): void {
     const why = "nobody waits for it any more, or the disk is to be closed";
-    this.#breakPause(ending(Errno.ECANCELED, `Cannot pause minor ${this.minor}: ${why}`));
+    this.#breakPause(sayingAll(Errno.ECANCELED, `Cannot pause minor ${this.minor}: ${why}`));
   }
 
   #pauseTimedOut(): void {
     const { outstanding } = this.requests;
     const message = `Cannot pause minor ${this.minor} in time: its disk owes answers, and ` +
       `${outstanding} requests have not ended; it runs on`;
-    this.#breakPause(ending(Errno.ETIMEDOUT, message));
+    this.#breakPause(sayingAll(Errno.ETIMEDOUT, message));
   }
 
   #breakPause(error: SystemError): void {
@@ -302,12 +299,6 @@ export class Vbd implements FaultOwner {
     });
   }
 
-  #busy(): SystemError {
-    return this.name === ""
-      ? ending(Errno.EINVAL, `Minor ${this.minor} has no image`)
-      : ending(Errno.EAGAIN, `Minor ${this.minor} is changing its state; try again`);
-  }
-
   /**
    * Opens the images again, those of `name` if it is not null, and starts the requests that wait.
    * The disk may have grown. On an error, such as EMEDIUMTYPE for a smaller disk than users know,
@@ -315,7 +306,7 @@ export class Vbd implements FaultOwner {
    */
   resume(name: string | null, done: Done, changes: ResumeOptions = {}): void {
     if (this.#phase === "open") return done(null);
-    if (!this.#canResume || this.#isOpening) return done(this.#busy());
+    if (!this.#canResume || this.#isOpening) return done(busy(this));
     const options = resumed(this.#options, changes);
     const isKept = changes.secondary === undefined;
     const open = (error: unknown, parts: ReadyParts = NOTHING_READY): void => {
@@ -358,7 +349,7 @@ export class Vbd implements FaultOwner {
    * at most, or as long as `hurry` is not called.
    */
   close(done: Done): void {
-    if (this.#phase === "closing") return done(this.#busy());
+    if (this.#phase === "closing") return done(busy(this));
     this.cancelPause();
     this.cancelOpening();
     const isClosingImages = this.#phase === "pausing";
@@ -406,12 +397,6 @@ export class Vbd implements FaultOwner {
     done?.(error);
   }
 
-  #ended(): SystemError {
-    const message = `Minor ${this.minor} was ended by a fault of this program (see the log); ` +
-      "'tap-ctl unpause' or 'tap-ctl recover' opens its image again";
-    return ending(Errno.EIO, message);
-  }
-
   /** Writes to the log that a client of the device was ended by a fault. */
   noteFault(what: string, error: unknown): void {
     this.#context.log(`Minor ${this.minor}: ${what} was ended by a fault: ${describeFault(error)}`);
@@ -437,7 +422,7 @@ export class Vbd implements FaultOwner {
     }
     if (this.#phase !== "closing") this.#phase = "failed";
     this.#resumeFailed = false;
-    const error = this.#ended();
+    const error = endedByFault(this);
     log(`${error.message}; until then its requests end with EIO, its block device stays`);
     this.#endPause(error);
     this.#stack.abandon(() => {
@@ -494,9 +479,4 @@ export class Vbd implements FaultOwner {
       changedBlocks: this.changedBlocksLog,
     });
   }
-}
-
-/** An error that says all in its message. */
-function ending(errno: number, message: string): SystemError {
-  return new SystemError(errno, message, { message });
 }

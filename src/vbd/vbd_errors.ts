@@ -1,0 +1,37 @@
+/**
+ * Why a device does not do what it is asked, in its present state. Each message says all.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../ffi/errno.ts";
+
+/** A device, as its errors name it. */
+interface Named {
+  readonly minor: number;
+  /** Name of its image; empty without one. */
+  readonly name: string;
+}
+
+/** An error whose message is all of `message`. */
+export function sayingAll(errno: number, message: string): SystemError {
+  return new SystemError(errno, message, { message });
+}
+
+/** It has an image already. */
+export function taken({ minor }: Named, name: string): SystemError {
+  return new SystemError(Errno.EEXIST, `Cannot open ${name}: minor ${minor} has an image`);
+}
+
+/** It has no image, or is changing its state. */
+export function busy({ minor, name }: Named): SystemError {
+  return name === ""
+    ? sayingAll(Errno.EINVAL, `Minor ${minor} has no image`)
+    : sayingAll(Errno.EAGAIN, `Minor ${minor} is changing its state; try again`);
+}
+
+/** A fault has ended it. */
+export function endedByFault({ minor }: Named): SystemError {
+  const message = `Minor ${minor} was ended by a fault of this program (see the log); ` +
+    "'tap-ctl unpause' or 'tap-ctl recover' opens its image again";
+  return sayingAll(Errno.EIO, message);
+}
