@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import { closeFile, O_RDONLY, openFile } from "../../ffi/files.ts";
 import { socketPair, unixConnect } from "../../ffi/sockets.ts";
-import { type ControlBench, isRunning, until, withControlBench } from "../support/control.ts";
+import { ControlBench, isRunning, until, withControlBench } from "../support/control.ts";
 import { handOver, tcpPair } from "../support/hand_over.ts";
 import { Cmd, infoContent, NbdClient, noise, Opt } from "../support/nbd_client.ts";
 import { openDescriptors } from "../support/served.ts";
@@ -166,6 +166,29 @@ Deno.test("handed over: hostile descriptors are refused, logged, and not kept", 
     const client = await NbdClient.open(`${bench.control}/nbd${pid}.0`);
     client.client.close();
     await until("all descriptors are closed", () => openDescriptors(pid) <= before);
+  }));
+
+/** The longest path of a socket, bytes. */
+const LONGEST_PATH = 107;
+
+Deno.test("handed over: a control folder with room for the main sockets only is used all the same", () =>
+  withControlBench(async ({ folder }) => {
+    const deepest = `${folder}/`.padEnd(LONGEST_PATH - "/control/nbd4194304.0".length, "d");
+    Deno.mkdirSync(deepest);
+    const bench = new ControlBench(deepest);
+    try {
+      const { pid } = await serve(bench, `aio:${bench.rawImage("a.raw", 4 * MIB)}`);
+      const { client, info } = await NbdClient.open(`${bench.control}/nbd${pid}.0`);
+      assert.equal(info.sizeBytes, 4 * MIB);
+      client.close();
+      const missing = bench.socketsOf(pid, 0).filter((name) => !bench.sockets().includes(name));
+      assert.ok(missing.includes(`nbdserver-new${pid}.0`), missing.join());
+      for (const name of missing) {
+        assert.match(bench.log(), new RegExp(`/${name}: .*107 are the most`));
+      }
+    } finally {
+      await bench.end();
+    }
   }));
 
 const oldClients = needs("qemu-img", "nbdinfo");

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import fc from "fast-check";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { BackOff } from "../../src/driver/nbd/back_off.ts";
 import { parseExportName } from "../../src/driver/nbd/export_name.ts";
@@ -206,6 +207,35 @@ Deno.test("NBD driver: a server that greets in the oldstyle, whole and byte by b
       maximumBlockBytes: 32 << 20,
     });
   }
+});
+
+Deno.test("NBD driver: a greeting in the oldstyle that was changed, in any pieces", () => {
+  const honest = bytesOf(
+    "NBDMAGIC",
+    [0, 0, 0x42, 2, 0x81, 0x86, 0x12, 0x53],
+    new Array(160).fill(1),
+  );
+  const change = fc.record({ at: fc.nat(honest.length - 1), byte: fc.nat(255) });
+  fc.assert(
+    fc.property(
+      fc.array(change, { maxLength: 3 }),
+      fc.integer({ min: 1, max: 200 }),
+      (all, step) => {
+        const bytes = Uint8Array.from(honest);
+        for (const { at, byte } of all) bytes[at] = byte;
+        const client = new ClientHandshake("disk", "nbd:test");
+        try {
+          for (let at = 0; at < bytes.length && client.result === null; at += step) {
+            client.receive(bytes.subarray(at, at + step));
+          }
+        } catch (error) {
+          assert.ok(error instanceof SystemError, `${error}`);
+        }
+        // What came behind the greeting is no answer to a request: it is refused, or not read yet.
+        assert.ok(client.result === null || client.result.sizeBytes >= 0);
+      },
+    ),
+  );
 });
 
 /** Calls `body` with a device on an export of the scripted server. */
