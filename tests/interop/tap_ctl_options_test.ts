@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import type { Command } from "commander";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
+import { createCbtLog } from "../../src/cbt/log_file.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import {
@@ -86,6 +87,7 @@ async function stepByStep(bench: OptionBench, image: string): Promise<void> {
   await bench.ok(`unpause ${device} -a vhd:${image}`);
   await bench.ok(`close ${device} -t 5`);
   await mirrored(bench, device, image);
+  await loggedAndLimited(bench, device, image);
   assert.match(await bench.ok(`list -p ${pid}`), /state=0x2$/);
   await bench.ok(`open ${device} -a vhd:${image}`);
   await bench.ok(`close ${device} -f`);
@@ -100,6 +102,27 @@ async function mirrored(bench: OptionBench, device: string, image: string): Prom
   await bench.ok(`open ${device} -a vhd:${image} -2 vhd:${copy} -s`);
   await bench.ok(`pause ${device}`);
   await bench.ok(`unpause ${device} -2 null`);
+  await bench.ok(`close ${device}`);
+}
+
+const LIMITS = "--read-iops 7K --write-iops 6000 --total-iops 9000 --read-bps 8Mi --write-bps 7M " +
+  "--total-bps 9M --burst 200";
+
+/** Opens with a log of changed blocks and limits, and changes both. */
+async function loggedAndLimited(bench: OptionBench, device: string, image: string): Promise<void> {
+  const [log, other] = [`${image}.log`, `${image}.other`];
+  for (const path of [log, other]) createCbtLog(path, { sizeBytes: 4 << 20 });
+  await bench.ok(`open ${device} -a vhd:${image} --log ${log} ${LIMITS}`);
+  const limits = JSON.parse(await bench.ok(`limit ${device} --json`));
+  assert.match(JSON.stringify(limits), /7000\D.*6000\D.*9000\D/);
+  assert.equal(JSON.parse(await bench.ok(`stats ${device}`)).changed_blocks, log);
+  await bench.ok(`pause ${device}`);
+  await bench.ok(`unpause ${device} --log ${other}`);
+  assert.equal(JSON.parse(await bench.ok(`stats ${device}`)).changed_blocks, other);
+  await bench.ok(
+    `limit ${device} ${LIMITS.replaceAll(/ \d+[KMi]*/g, " 0").replace("burst 0", "burst 50")}`,
+  );
+  assert.equal(JSON.parse(await bench.ok(`limit ${device} --json`)), null);
   await bench.ok(`close ${device}`);
 }
 
@@ -134,6 +157,7 @@ async function created(bench: OptionBench, folder: string): Promise<void> {
   await bench.ok(`log -p ${pid} -m 0 --clear`);
   assert.equal(JSON.parse(await bench.ok(`log -p ${pid} -m 0 --json`)).runs.length, 0);
   await bench.ok(`destroy -p ${pid} -m 0 -t 9`);
+  createCbtLog(`${folder}/log`, { sizeBytes: 4 << 20 });
   await bench.ok(`create -a vhd:${image} -2 ram:4 -s`);
   const second = await pidOf(bench, 0);
   const made = await bench.ok(`snapshot -p ${second} -m 0 -n ${folder}/b.vhd -t 9`);
@@ -143,7 +167,7 @@ async function created(bench: OptionBench, folder: string): Promise<void> {
   );
   assert.equal(renamed.parent, `${folder}/c.vhd`);
   await bench.ok(`destroy -p ${second} -m 0`);
-  await bench.ok(`create -a vhd:${image} -R`);
+  await bench.ok(`create -a vhd:${image} -R --log ${folder}/log ${LIMITS}`);
   const reader = await pidOf(bench, 0);
   const nbd = JSON.parse(await bench.ok("list --json"))[0].nbd;
   assert.match(await runOk("nbdinfo", [`nbd+unix:///?socket=${nbd}`]), /is_read_only: true/);
