@@ -23,6 +23,9 @@ export interface SecondaryState {
   readonly isFull: boolean;
 }
 
+/** Why a secondary image cannot be taken for the layer of the disk that it was. */
+const NO_LAYER = "it was a layer of the disk, and is another image now";
+
 /**
  * The secondary image of a device: opens it, and keeps what must be known of it while the images are
  * closed because the device is paused.
@@ -70,12 +73,17 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     return { layer: layerSpec(secondary) };
   }
 
+  /** Whether a disk has data in this image that is nowhere else: it was a layer, and not a new one. */
+  #isLayerWithData(secondary: string): boolean {
+    return this.#layer?.name === secondary && this.#layer.hadData;
+  }
+
   /**
    * Opens the secondary image that the options name, or calls back with null when there is none.
    *
    * @param name The image, `type:path`.
-   * @param isKept Whether it is the one that the device had: then a device whose leaf has all data
-   * goes on without a secondary image that cannot be opened.
+   * @param isKept Whether it is the one that the device had: then a device whose leaf and parents have
+   * all data goes on without a secondary image that cannot be opened.
    */
   openLater(
     name: string,
@@ -89,11 +97,16 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     if (layer !== null) return done(null, layer);
     const disk = this.#make();
     this.#opening = disk;
+    const hasData = this.isFull || this.#isLayerWithData(secondary);
     const opened: Done = (error) => {
       this.#opening = null;
+      if (error === null && isKept && this.#isLayerWithData(secondary)) {
+        disk.close(() => disk.destroy());
+        return done(new SystemError(Errno.ESTALE, `Cannot open ${secondary} (${NO_LAYER})`), null);
+      }
       if (error === null) return done(null, { disk });
       disk.destroy();
-      if (!isKept || this.isFull || error.errno === Errno.ECANCELED) return done(error, null);
+      if (!isKept || hasData || error.errno === Errno.ECANCELED) return done(error, null);
       this.mirrorFailed(error);
       done(null, null);
     };
@@ -148,8 +161,7 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     { from, to, isSameLeaf }: { from?: string; to?: string; isSameLeaf: boolean },
   ): SystemError | null {
     if (from === undefined || from === to || (to === undefined && !isSameLeaf)) return null;
-    const hadData = this.#layer?.name === from && this.#layer.hadData;
-    if (!this.isFull && !hadData) return null;
+    if (!this.isFull && !this.#isLayerWithData(from)) return null;
     const why = this.isFull
       ? "the image became full, and what was written since is there alone"
       : "it is a layer of the disk, and had data before";

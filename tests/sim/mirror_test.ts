@@ -303,6 +303,33 @@ Deno.test("mirror: a disk that is taken over goes on without a mirror that is go
   simulation.close();
 });
 
+Deno.test("mirror: a layer with data that cannot be opened any more is not left out", () => {
+  const simulation = prepared(1);
+  const storage = simulation.disk;
+  const layer = "/layer.vhd";
+  snapshot(layer, { storage, parent: "/base.vhd", keepEmptyParent: true });
+  const before = simulation.open(`vhd:${layer}`);
+  before.write(0, stampedSectors(0, 8, 1));
+  before.settle();
+  before.close();
+  const device = simulation.open(`vhd:${LEAF}`, { secondary: `vhd:${layer}` });
+  assertHolds(device, 0, 8, 1);
+  device.pause();
+  storage.rename(layer, "/away.vhd");
+  assert.equal(resume(device, null, {}), Errno.ENOENT);
+  assert.equal(device.vbd.phase, "paused");
+  makeRaw(simulation, layer, DISK_MIB * MIB);
+  assert.notEqual(resume(device, null, {}), 0);
+  createDynamic("/other.vhd", { storage, sizeBytes: DISK_MIB * MIB });
+  storage.rename("/other.vhd", layer);
+  assert.equal(resume(device, null, {}), Errno.ESTALE);
+  storage.rename("/away.vhd", layer);
+  device.resume();
+  assertHolds(device, 0, 8, 1);
+  device.close();
+  simulation.close();
+});
+
 Deno.test("mirror: data that the secondary image alone has is not left behind", () => {
   const simulation = prepared(1);
   const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw" });

@@ -226,7 +226,8 @@ export class Device {
     const retry = timeoutMs === 0 ? { policy } : { policy, timeoutMs };
     const vbd = this.#vbd;
     // A descriptor that was handed over has died with the tapdisk before, and users wait for the disk.
-    const mayLackSecondary = plan.recover !== null;
+    // Another secondary image may have data of the disk.
+    const mayLackSecondary = plan.recover !== null && secondary?.startsWith("nbd:") === true;
     const second = { secondary, standby, mayLackSecondary };
     const open = { readOnly, direct, localCache, key, retry, limits };
     vbd.openLater(image, { ...open, ...second, changedBlocks, findParent }, (error) => {
