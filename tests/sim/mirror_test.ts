@@ -9,14 +9,14 @@ import type { DriverType, ImageDriver } from "../../src/driver/driver.ts";
 import { vhdDriver } from "../../src/driver/vhd/vhd_driver.ts";
 import { Random } from "../../src/testing/random.ts";
 import type { DiskOperation } from "../../src/testing/simulated_disk.ts";
-import type { OpenOptions, ResumeOptions } from "../../src/vbd/vbd.ts";
+import { type OpenOptions, type ResumeOptions, Vbd } from "../../src/vbd/vbd.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { burst, DISK_MIB, DISK_SECTORS, Model, readAll } from "../support/disk_model.ts";
 import {
   assertHolds,
   SECTOR_BYTES,
-  type SimulatedDevice,
+  SimulatedDevice,
   Simulation,
   type SimulationOptions,
   stampedSectors,
@@ -283,8 +283,7 @@ Deno.test("mirror: unpause begins, changes and ends it", () => {
 
 Deno.test("mirror: a disk that is taken over goes on without a mirror that is gone", () => {
   const simulation = prepared(1);
-  const device = simulation.open(`vhd:${LEAF}`);
-  device.close();
+  const device = new SimulatedDevice(simulation, new Vbd(simulation.context, 0));
   const open = (options: OpenOptions): number => {
     let errno = -1;
     device.vbd.openLater(`vhd:${LEAF}`, options, (error) => errno = error?.errno ?? 0);
