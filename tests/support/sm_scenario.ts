@@ -197,6 +197,7 @@ async function playVhd(vhd: VhdUtil, transcript: Transcript, { folder }: Stage):
   await vhd.query(at("child"), "-a");
   transcript.heading("vhdutil: images that tapdisks serve later");
   await vhd.snapshot(at("leaf"), at("base"));
+  await vhd.snapshot(at("shared"), at("base"));
   await vhd.create(at("encrypted"), 16);
   await vhd.setKey(at("encrypted"), await hashOf(KEY));
 }
@@ -248,6 +249,7 @@ async function playTapdisks(tap: TapCtl, transcript: Transcript, stage: Stage): 
   }
   transcript.heading("TapCtl: keys and caches");
   await openOthers(tap, stage);
+  await openCached(tap, stage);
   await pauses(tap, transcript, { pid, image, stage });
   transcript.heading("TapCtl: the end");
   await tap.detach(pid, 0);
@@ -303,12 +305,45 @@ async function openOthers(tap: TapCtl, { folder, control }: Stage): Promise<void
     const { code } = await tap.open(pid, 1, image, choices);
     await tap.list({ pid, minor: 1 });
     if (code === 0) {
-      if (choices.lcache !== true) await tap.stats(pid, 1);
+      await tap.stats(pid, 1);
       await tap.close(pid, 1);
     }
     await tap.detach(pid, 1);
     await until("the tapdisk ends", () => !exists(`${control}/ctl${pid}`));
   }
+}
+
+/** IntelliCache: the parent is in a tapdisk of its own, and leaves read it there. */
+async function openCached(tap: TapCtl, { folder, control }: Stage): Promise<void> {
+  const [base, leaf, secondary] = ["base", "leaf", "shared"].map((name) =>
+    `vhd:${folder}/${name}.vhd`
+  );
+  await tap.allocate();
+  const parent = pidOf(await tap.spawn());
+  await tap.attach(parent, 1);
+  await tap.open(parent, 1, base, { rdonly: true, lcache: true });
+  await tap.stats(parent, 1);
+  const common = { existingPrt: 1, secondary };
+  for (const choices of [{ ...common, lcache: true }, { ...common, standby: true }]) {
+    const pid = pidOf(await tap.spawn());
+    await tap.attach(pid, 2);
+    await tap.open(pid, 2, leaf, choices);
+    await tap.list({ minor: 2 });
+    await tap.stats(pid, 2);
+    await tap.close(pid, 2);
+    await tap.detach(pid, 2);
+    await until("the tapdisk ends", () => !exists(`${control}/ctl${pid}`));
+  }
+  const pid = pidOf(await tap.spawn());
+  await tap.attach(pid, 2);
+  await tap.open(pid, 2, leaf, { existingPrt: 9, secondary, standby: true });
+  await tap.detach(pid, 2);
+  await tap.close(parent, 1);
+  await tap.detach(parent, 1);
+  for (const each of [pid, parent]) {
+    await until("the tapdisk ends", () => !exists(`${control}/ctl${each}`));
+  }
+  await tap.free(2);
 }
 
 function exists(path: string): boolean {
