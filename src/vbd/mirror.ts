@@ -395,7 +395,12 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondSink 
     this.#lookTimer = 0;
     if (this.#isLeft) return done(null);
     this.#isLeft = true;
-    this.second.close(done);
+    this.second.close((error) => {
+      // The image itself has all data, unless it was full.
+      if (error === null || this.#mode === MirrorMode.Redirect) return done(error);
+      if (this.#mode === MirrorMode.Mirror) this.#keeper.mirrorFailed(error);
+      done(null);
+    });
   }
 
   override abandon(): void {

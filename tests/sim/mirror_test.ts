@@ -219,6 +219,24 @@ Deno.test("mirror: a secondary image that hangs holds up a write for eleven seco
   simulation.close();
 });
 
+Deno.test("mirror: a pause does not fail because the secondary image cannot be closed in order", () => {
+  for (const standby of [false, true]) {
+    const simulation = prepared(1);
+    const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw", standby });
+    device.write(0, stampedSectors(0, 8, 1));
+    device.settle();
+    simulation.disk.beforeOperation = ({ kind, path }) =>
+      kind === "sync" && path === "/raw" ? Errno.EIO : 0;
+    device.pause();
+    simulation.disk.beforeOperation = null;
+    device.resume();
+    assert.equal(device.vbd.statistics().nbd_mirror_failed, standby ? 0 : 1);
+    assertHolds(device, 0, 8, 1);
+    device.close();
+    simulation.close();
+  }
+});
+
 Deno.test("mirror: an unpause that cannot be carried out leaves the disk paused, as it was", () => {
   const simulation = prepared(1);
   const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw" });
