@@ -248,3 +248,93 @@ export function strictInt(text: string, base = 10): number {
   assert.match(number, base === 16 ? /^(0x)?[0-9a-f]+$/ : /^-?\d+$/);
   return parseInt(number, base);
 }
+
+/** What vhdutil.py knows of an image. */
+export interface VhdInfo {
+  path: string;
+  uuid: string;
+  sizeVirt: number;
+  sizePhys: number;
+  sizeAllocated: number;
+  hidden: number;
+  parentPath: string;
+  parentUuid: string;
+  error: string;
+}
+
+/** An image of which nothing is known. */
+export const NO_INFO: VhdInfo = {
+  path: "",
+  uuid: "",
+  sizeVirt: -1,
+  sizePhys: -1,
+  sizeAllocated: -1,
+  hidden: 0,
+  parentPath: "",
+  parentUuid: "",
+  error: "",
+};
+
+const MIB = 1024 * 1024;
+
+/** As in the file SR: the name without folder and extension. */
+export function extractUuid(path: string): string {
+  const name = path.slice(path.lastIndexOf("/") + 1).trim();
+  return name.replace(/\.vhd$/, "");
+}
+
+/** getVHDInfo: the output of a query with `-vsafp`, or `-vsaf` without the parent. */
+export function parseVhdInfo(stdout: string, path: string, includeParent = true): VhdInfo {
+  const fields = stdout.trim().split("\n");
+  const info = { ...NO_INFO, path, uuid: extractUuid(path) };
+  info.sizeVirt = strictInt(fields[0]) * MIB;
+  info.sizePhys = strictInt(fields[1]);
+  let next = 2;
+  if (includeParent) {
+    if (!fields[next].includes("no parent")) {
+      info.parentPath = fields[next];
+      info.parentUuid = extractUuid(fields[next]);
+    }
+    next++;
+  }
+  info.hidden = strictInt(fields[next].replace("hidden: ", ""));
+  info.sizeAllocated = strictInt(fields[next + 1]) * 2 * MIB;
+  assert.equal(fields.length, next + 2);
+  return info;
+}
+
+/** _parseVHDInfo: a line of `scan`; null for what is none. */
+export function parseScanLine(line: string): VhdInfo | null {
+  const values = line.split(/\s+/).filter(Boolean);
+  if (values.length < 1 || !values[0].includes("vhd=")) return null;
+  const info = { ...NO_INFO };
+  for (const keyAndValue of values) {
+    const parts = keyAndValue.split("=");
+    assert.equal(parts.length, 2, `${keyAndValue} unpacks to two`);
+    const [key, value] = parts;
+    if (key === "vhd") [info.uuid, info.path] = [extractUuid(value), value];
+    else if (key === "scan-error") {
+      info.error = line;
+      break;
+    } else if (key === "capacity") info.sizeVirt = strictInt(value);
+    else if (key === "size") info.sizePhys = strictInt(value);
+    else if (key === "hidden") info.hidden = strictInt(value);
+    else if (key === "parent" && value !== "none") {
+      [info.parentPath, info.parentUuid] = [value, extractUuid(value)];
+    }
+  }
+  return info;
+}
+
+/** hasParent: the output of `read -p`. */
+export function parseHasParent(stdout: string): boolean {
+  const type = /^.*Disk type\s+: (\S+) hard disk.*/s.exec(stdout)?.[1];
+  assert.ok(type === "Differencing" || type === "Dynamic");
+  return type === "Differencing";
+}
+
+/** getParent: the output of a query with `-p`. */
+export function parseParent(stdout: string): string | null {
+  assert.ok(!stdout.includes("query failed") && !stdout.includes("Failed opening"));
+  return stdout.includes("no parent") ? null : extractUuid(stdout);
+}

@@ -6,133 +6,68 @@
  */
 
 import assert from "node:assert/strict";
+import {
+  type Answer,
+  NO_INFO,
+  parseHasParent,
+  parseParent,
+  parseScanLine,
+  parseVhdInfo,
+  strictInt,
+  type VhdInfo,
+  VhdUtil,
+} from "../support/storage_manager.ts";
 import { goldenImage, vhdUtil } from "../support/vhd.ts";
 import { withTempDir } from "../support/tools.ts";
 
-const DEBUG = "--debug";
 const MIB = 1024 * 1024;
-const BLOCK = 2 * MIB;
 
-/** Runs a command that must succeed, like `ioretry`; returns its output. */
-async function call(...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await vhdUtil(...args);
-  assert.equal(code, 0, `vhd-util ${args.join(" ")}: ${stdout}${stderr}`);
-  return stdout;
+/** The calls, which must succeed, like `ioretry`. */
+const sm = new VhdUtil(async (_program, args) => {
+  const answer = await vhdUtil(...args);
+  assert.equal(answer.code, 0, `vhd-util ${args.join(" ")}: ${answer.stdout}${answer.stderr}`);
+  return answer;
+});
+
+/** The calls, which may fail. */
+const mayFail = new VhdUtil((_program, args) => vhdUtil(...args));
+
+async function textOf(call: Promise<Answer>): Promise<string> {
+  return (await call).stdout;
 }
 
-function strictInt(text: string): number {
-  assert.match(text.trim(), /^-?\d+$/);
-  return Number(text.trim());
+async function numberOf(call: Promise<Answer>): Promise<number> {
+  return strictInt(await textOf(call));
 }
 
-/** As in the file SR: the name without folder and extension. */
-function extractUuid(path: string): string {
-  const name = path.slice(path.lastIndexOf("/") + 1).trim();
-  return name.replace(/\.vhd$/, "");
-}
-
-interface VhdInfo {
-  path: string;
-  uuid: string;
-  sizeVirt: number;
-  sizePhys: number;
-  sizeAllocated: number;
-  hidden: number;
-  parentPath: string;
-  parentUuid: string;
-  error: string;
-}
-
-const NO_INFO: VhdInfo = {
-  path: "",
-  uuid: "",
-  sizeVirt: -1,
-  sizePhys: -1,
-  sizeAllocated: -1,
-  hidden: 0,
-  parentPath: "",
-  parentUuid: "",
-  error: "",
-};
-
-/** getVHDInfo */
 async function getVhdInfo(path: string, includeParent = true): Promise<VhdInfo> {
   const options = includeParent ? "-vsafp" : "-vsaf";
-  const fields = (await call("query", DEBUG, options, "-n", path)).trim().split("\n");
-  const info = { ...NO_INFO, path, uuid: extractUuid(path) };
-  info.sizeVirt = strictInt(fields[0]) * MIB;
-  info.sizePhys = strictInt(fields[1]);
-  let next = 2;
-  if (includeParent) {
-    if (!fields[next].includes("no parent")) {
-      info.parentPath = fields[next];
-      info.parentUuid = extractUuid(fields[next]);
-    }
-    next++;
-  }
-  info.hidden = strictInt(fields[next].replace("hidden: ", ""));
-  info.sizeAllocated = strictInt(fields[next + 1]) * BLOCK;
-  assert.equal(fields.length, next + 2);
-  return info;
+  return parseVhdInfo(await textOf(sm.query(path, options)), path, includeParent);
 }
 
-/** _parseVHDInfo */
-function parseVhdInfo(line: string): VhdInfo | null {
-  const values = line.split(/\s+/).filter(Boolean);
-  if (values.length < 1 || !values[0].includes("vhd=")) return null;
-  const info = { ...NO_INFO };
-  for (const keyAndValue of values) {
-    const parts = keyAndValue.split("=");
-    assert.equal(parts.length, 2, `${keyAndValue} unpacks to two`);
-    const [key, value] = parts;
-    if (key === "vhd") [info.uuid, info.path] = [extractUuid(value), value];
-    else if (key === "scan-error") {
-      info.error = line;
-      break;
-    } else if (key === "capacity") info.sizeVirt = strictInt(value);
-    else if (key === "size") info.sizePhys = strictInt(value);
-    else if (key === "hidden") info.hidden = strictInt(value);
-    else if (key === "parent" && value !== "none") {
-      [info.parentPath, info.parentUuid] = [value, extractUuid(value)];
-    }
-  }
-  return info;
+async function getParent(path: string): Promise<string | null> {
+  return parseParent(await textOf(sm.query(path, "-p")));
+}
+
+async function hasParent(path: string): Promise<boolean> {
+  return parseHasParent(await textOf(sm.readHeaders(path)));
 }
 
 /** getAllVHDs, with its second attempt after a failure. */
 async function getAllVhds(
   pattern: string,
-  { group, parentsOnly = false }: { group?: string; parentsOnly?: boolean } = {},
+  options: { group?: string; parentsOnly?: boolean } = {},
 ): Promise<Map<string, VhdInfo>> {
-  const command = ["scan", "-f", "-m", pattern];
-  if (group !== undefined) command.push("-l", group);
-  if (parentsOnly) command.push("-a");
-  let { code, stdout } = await vhdUtil(...command);
-  if (code !== 0) stdout = await call(...command, "-c");
+  let { code, stdout } = await mayFail.scan(pattern, options);
+  if (code !== 0) ({ stdout } = await sm.scan(pattern, { ...options, nofail: true }));
   const found = new Map<string, VhdInfo>();
   for (const line of stdout.split("\n")) {
     if (line.trim() === "") continue;
-    const info = parseVhdInfo(line);
+    const info = parseScanLine(line);
     assert.ok(info !== null, `parses: ${line}`);
     found.set(info.uuid, info);
   }
   return found;
-}
-
-/** hasParent */
-async function hasParent(path: string): Promise<boolean> {
-  const match = /^.*Disk type\s+: (\S+) hard disk.*/s.exec(
-    await call("read", DEBUG, "-p", "-n", path),
-  );
-  assert.ok(match !== null && (match[1] === "Differencing" || match[1] === "Dynamic"));
-  return match[1] === "Differencing";
-}
-
-/** getParent */
-async function getParent(path: string): Promise<string | null> {
-  const text = await call("query", DEBUG, "-p", "-n", path);
-  assert.ok(!text.includes("query failed") && !text.includes("Failed opening"));
-  return text.includes("no parent") ? null : extractUuid(text);
 }
 
 function inFolder(name: string, body: (at: (name: string) => string) => Promise<void>): void {
@@ -144,9 +79,9 @@ function inFolder(name: string, body: (at: (name: string) => string) => Promise<
 }
 
 inFolder("create, getVHDInfo, sizes", async (at) => {
-  await call("create", DEBUG, "-n", at("a.vhd"), "-s", "64");
-  await call("create", DEBUG, "-n", at("b.vhd"), "-s", "64", "-S", "2098");
-  await call("create", DEBUG, "-n", at("c.vhd"), "-s", "4", "-r");
+  await sm.create(at("a.vhd"), 64);
+  await sm.create(at("b.vhd"), 64, false, 2098);
+  await sm.create(at("c.vhd"), 4, true);
   const info = await getVhdInfo(at("a.vhd"));
   assert.deepEqual(info, {
     ...NO_INFO,
@@ -156,19 +91,19 @@ inFolder("create, getVHDInfo, sizes", async (at) => {
     sizePhys: 3584,
     sizeAllocated: 0,
   });
-  assert.equal(strictInt(await call("query", DEBUG, "-v", "-n", at("a.vhd"))) * MIB, 64 * MIB);
-  assert.equal(strictInt(await call("query", DEBUG, "-S", "-n", at("b.vhd"))), 2098);
+  assert.equal(await numberOf(sm.query(at("a.vhd"), "-v")) * MIB, 64 * MIB);
+  assert.equal(await numberOf(sm.query(at("b.vhd"), "-S")), 2098);
   const { size } = Deno.statSync(at("a.vhd"));
-  assert.equal(strictInt(await call("query", DEBUG, "-s", "-n", at("a.vhd"))), size);
-  assert.equal(strictInt(await call("query", DEBUG, "-a", "-n", at("a.vhd"))), 0);
+  assert.equal(await numberOf(sm.query(at("a.vhd"), "-s")), size);
+  assert.equal(await numberOf(sm.query(at("a.vhd"), "-a")), 0);
 });
 
 inFolder("snapshot, parents, depth", async (at) => {
-  await call("create", DEBUG, "-n", at("a.vhd"), "-s", "64");
-  await call("snapshot", DEBUG, "-n", at("b.vhd"), "-p", at("a.vhd"), "-e");
-  await call("snapshot", DEBUG, "-n", at("c.vhd"), "-p", at("b.vhd"), "-S", "128", "-e");
+  await sm.create(at("a.vhd"), 64);
+  await sm.snapshot(at("b.vhd"), at("a.vhd"), { checkEmpty: false });
+  await sm.snapshot(at("c.vhd"), at("b.vhd"), { msize: 128, checkEmpty: false });
   Deno.writeFileSync(at("raw"), new Uint8Array(4 * MIB));
-  await call("snapshot", DEBUG, "-n", at("d.vhd"), "-p", at("raw"), "-m");
+  await sm.snapshot(at("d.vhd"), at("raw"), { raw: true });
   const info = await getVhdInfo(at("c.vhd"));
   assert.equal(info.parentPath, at("b.vhd"));
   assert.equal(info.parentUuid, "b");
@@ -177,84 +112,84 @@ inFolder("snapshot, parents, depth", async (at) => {
   assert.equal(await getParent(at("a.vhd")), null);
   assert.equal(await hasParent(at("c.vhd")), true);
   assert.equal(await hasParent(at("a.vhd")), false);
-  const depth = await call("query", DEBUG, "-d", "-n", at("c.vhd"));
+  const depth = await textOf(sm.query(at("c.vhd"), "-d"));
   assert.ok(depth.startsWith("chain depth:"));
   assert.equal(strictInt(depth.split(":")[1]), 3);
   // _getVHDParentNoCheck
-  const line = (await call("read", "-p", "-n", at("d.vhd"))).split("\n")
+  const line = (await textOf(sm.readHeaders(at("d.vhd")))).split("\n")
     .find((text) => text.includes("decoded name :"));
   assert.equal(line?.split(":")[1].trim(), "./raw");
 });
 
 inFolder("hidden, parent, killData, setSizePhys", async (at) => {
-  await call("create", DEBUG, "-n", at("a.vhd"), "-s", "64");
-  await call("set", DEBUG, "-n", at("a.vhd"), "-f", "hidden", "-v", "1");
-  const hidden = await call("query", DEBUG, "-f", "-n", at("a.vhd"));
+  await sm.create(at("a.vhd"), 64);
+  await sm.setHidden(at("a.vhd"), true);
+  const hidden = await textOf(sm.query(at("a.vhd"), "-f"));
   assert.equal(strictInt(hidden.split(":").at(-1) ?? ""), 1);
-  await call("set", DEBUG, "-n", at("a.vhd"), "-f", "hidden", "-v", "0");
-  await call("create", DEBUG, "-n", at("b.vhd"), "-s", "64");
-  await call("snapshot", DEBUG, "-n", at("c.vhd"), "-p", at("a.vhd"), "-e");
-  await call("modify", DEBUG, "-p", at("b.vhd"), "-n", at("c.vhd"));
+  await sm.setHidden(at("a.vhd"), false);
+  await sm.create(at("b.vhd"), 64);
+  await sm.snapshot(at("c.vhd"), at("a.vhd"), { checkEmpty: false });
+  await sm.setParent(at("c.vhd"), at("b.vhd"));
   assert.equal(await getParent(at("c.vhd")), "b");
   Deno.writeFileSync(at("raw"), new Uint8Array(4 * MIB));
-  await call("modify", DEBUG, "-p", at("raw"), "-n", at("c.vhd"), "-m");
+  await sm.setParent(at("c.vhd"), at("raw"), true);
   assert.equal(await getParent(at("c.vhd")), "raw");
   Deno.writeFileSync(at("base.vhd"), await goldenImage("base.vhd"));
-  await call("modify", DEBUG, "-z", "-n", at("base.vhd"));
+  await sm.killData(at("base.vhd"));
   const { stdoutBytes } = await vhdUtil("read", "-n", at("base.vhd"), "-r", "0", "-c", "1");
   assert.ok(stdoutBytes.every((byte) => byte === 0), "killData");
   const { size } = Deno.statSync(at("base.vhd"));
-  await call("modify", DEBUG, "-s", String(size + MIB), "-n", at("base.vhd"));
+  await sm.setSizePhys(at("base.vhd"), size + MIB);
   assert.equal(Deno.statSync(at("base.vhd")).size, size + MIB);
 });
 
 inFolder("resize, journal, revert, fast resize", async (at) => {
-  await call("create", DEBUG, "-n", at("a.vhd"), "-s", "64", "-S", "128");
-  await call("resize", DEBUG, "-s", "128", "-n", at("a.vhd"), "-f");
-  assert.equal(strictInt(await call("query", DEBUG, "-v", "-n", at("a.vhd"))), 128);
-  await call("resize", DEBUG, "-s", "4096", "-n", at("a.vhd"), "-j", at("journal"));
-  assert.equal(strictInt(await call("query", DEBUG, "-v", "-n", at("a.vhd"))), 4096);
+  await sm.create(at("a.vhd"), 64, false, 128);
+  await sm.resizeFast(at("a.vhd"), 128);
+  assert.equal(await numberOf(sm.query(at("a.vhd"), "-v")), 128);
+  await sm.resize(at("a.vhd"), 4096, at("journal"));
+  assert.equal(await numberOf(sm.query(at("a.vhd"), "-v")), 4096);
   // The end of the change removed the journal, so there is nothing to revert.
-  const { code } = await vhdUtil("revert", DEBUG, "-n", at("a.vhd"), "-j", at("journal"));
+  const { code } = await mayFail.revert(at("a.vhd"), at("journal"));
   assert.notEqual(code, 0);
-  await call("check", DEBUG, "-n", at("a.vhd"));
+  await sm.check(at("a.vhd"));
 });
 
 inFolder("check, repair", async (at) => {
   Deno.writeFileSync(at("base.vhd"), await goldenImage("base.vhd"));
-  await call("check", DEBUG, "-n", at("base.vhd"));
-  await call("check", DEBUG, "-n", at("base.vhd"), "-i", "-B");
+  await sm.check(at("base.vhd"));
+  await sm.check(at("base.vhd"), { missingFooter: true, fast: true });
   const { size } = Deno.statSync(at("base.vhd"));
   Deno.truncateSync(at("base.vhd"), size - 512);
-  assert.notEqual((await vhdUtil("check", DEBUG, "-n", at("base.vhd"))).code, 0);
-  await call("check", DEBUG, "-n", at("base.vhd"), "-i");
-  await call("repair", "-n", at("base.vhd"));
-  await call("check", DEBUG, "-n", at("base.vhd"));
+  assert.notEqual((await mayFail.check(at("base.vhd"))).code, 0);
+  await sm.check(at("base.vhd"), { missingFooter: true });
+  await sm.repair(at("base.vhd"));
+  await sm.check(at("base.vhd"));
 });
 
 inFolder("getBlockBitmap, coalesce", async (at) => {
   Deno.writeFileSync(at("base.vhd"), await goldenImage("base.vhd"));
   Deno.writeFileSync(at("child.vhd"), await goldenImage("child.vhd"));
-  const { stdoutBytes } = await vhdUtil("read", DEBUG, "-B", "-n", at("base.vhd"));
+  const { stdoutBytes } = await vhdUtil("read", "--debug", "-B", "-n", at("base.vhd"));
   assert.deepEqual([...stdoutBytes], [0xf0, 0x00, 0x10, 0x00]);
-  const text = await call("coalesce", DEBUG, "-n", at("child.vhd"));
+  const text = await textOf(sm.coalesce(at("child.vhd")));
   assert.equal(Number(/^Coalesced (\d+) sectors/.exec(text)?.[1]), 6272);
 });
 
 inFolder("getKeyHash, setKey", async (at) => {
-  await call("create", DEBUG, "-n", at("a.vhd"), "-s", "64");
-  assert.equal((await call("key", "-p", "-n", at("a.vhd"))).trim(), "none");
+  await sm.create(at("a.vhd"), 64);
+  assert.equal((await textOf(sm.keyHash(at("a.vhd")))).trim(), "none");
   const hash = "ab".repeat(32);
-  await call("key", "-s", "-n", at("a.vhd"), "-H", hash);
-  const values = (await call("key", "-p", "-n", at("a.vhd"))).trim().split(/\s+/);
+  await sm.setKey(at("a.vhd"), hash);
+  const values = (await textOf(sm.keyHash(at("a.vhd")))).trim().split(/\s+/);
   assert.equal(values.length, 2);
   assert.equal(values[1], hash);
 });
 
 inFolder("getAllVHDs of a folder, also with a damaged image", async (at) => {
-  await call("create", DEBUG, "-n", at("a.vhd"), "-s", "64");
-  await call("snapshot", DEBUG, "-n", at("b.vhd"), "-p", at("a.vhd"), "-e");
-  await call("create", DEBUG, "-n", at("f.vhd"), "-s", "2", "-r");
+  await sm.create(at("a.vhd"), 64);
+  await sm.snapshot(at("b.vhd"), at("a.vhd"), { checkEmpty: false });
+  await sm.create(at("f.vhd"), 2, true);
   let found = await getAllVhds(at("*.vhd"));
   assert.deepEqual([...found.keys()], ["a", "b", "f"]);
   assert.deepEqual(found.get("b"), {
@@ -281,11 +216,10 @@ async function withVolumes(
   const device = at("device");
   Deno.writeFileSync(device, new Uint8Array(MIB));
   const images = ["VHD-1111", "VHD-2222"];
-  await call("create", "-n", at("VG_XenStorage--x-VHD--1111"), "-s", "64");
-  await call(
-    ...["snapshot", "-n", at("VG_XenStorage--x-VHD--2222"), "-e"],
-    ...["-p", at("VG_XenStorage--x-VHD--1111")],
-  );
+  await sm.create(at("VG_XenStorage--x-VHD--1111"), 64);
+  await sm.snapshot(at("VG_XenStorage--x-VHD--2222"), at("VG_XenStorage--x-VHD--1111"), {
+    checkEmpty: false,
+  });
   const file = Deno.openSync(device, { write: true });
   for (const [index, name] of images.entries()) {
     file.seekSync(MIB + index * extent, Deno.SeekMode.Start);
@@ -311,7 +245,9 @@ async function withVolumes(
 
 inFolder("getAllVHDs, getVHDInfoLVM and getParentChain of logical volumes", async (at) => {
   await withVolumes(at, async (group) => {
-    const one = parseVhdInfo(await call("scan", "-f", "-l", group, "-m", "VHD-1111"));
+    const one = parseScanLine(
+      (await vhdUtil("scan", "-f", "-l", group, "-m", "VHD-1111")).stdout,
+    );
     assert.equal(one?.path, "VHD-1111");
     assert.equal(one?.sizePhys, 4 * MIB);
     assert.equal(one?.sizeVirt, 64 * MIB);

@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import { encodeFooter, footerChecksum } from "../../src/vhd/format/footer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
+import { parseHasParent, parseVhdInfo } from "../support/storage_manager.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
 import { withTempDir } from "../support/tools.ts";
 import { vhdUtil } from "../support/vhd.ts";
@@ -35,37 +36,19 @@ function writeBlock(path: string): void {
   image.close();
 }
 
-interface VhdInfo {
-  readonly sizeVirt: number;
-  readonly sizePhys: number;
-  readonly parentPath: string;
-  readonly hidden: number;
-  readonly allocated: number;
-}
-
-async function getVhdInfo(path: string, includeParent = true): Promise<VhdInfo> {
-  const opts = includeParent ? "-vsafp" : "-vsaf";
-  const fields = (await call("query", DEBUG, opts, "-n", path)).trim().split("\n");
-  let next = 2;
-  let parentPath = "";
-  if (includeParent) {
-    if (!fields[next].includes("no parent")) parentPath = fields[next];
-    next += 1;
-  }
-  return {
-    sizeVirt: Number(fields[0]) * 1024 * 1024,
-    sizePhys: Number(fields[1]),
-    parentPath,
-    hidden: Number(fields[next].replace("hidden: ", "")),
-    allocated: Number(fields[next + 1]),
-  };
+/** What is read of an image, as far as it is compared here. */
+async function getVhdInfo(path: string, includeParent = true) {
+  const stdout = await call("query", DEBUG, includeParent ? "-vsafp" : "-vsaf", "-n", path);
+  const { sizeVirt, sizePhys, parentPath, hidden, sizeAllocated } = parseVhdInfo(
+    stdout,
+    path,
+    includeParent,
+  );
+  return { sizeVirt, sizePhys, parentPath, hidden, allocated: sizeAllocated };
 }
 
 async function isDifferencing(path: string): Promise<boolean> {
-  const text = await call("read", DEBUG, "-p", "-n", path);
-  const type = /[\s\S]*Disk type\s+: (\S+) hard disk[\s\S]*/.exec(text)?.[1];
-  assert.ok(type === "Differencing" || type === "Dynamic");
-  return type === "Differencing";
+  return parseHasParent(await call("read", DEBUG, "-p", "-n", path));
 }
 
 Deno.test("the storage manager's calls return what it parses", async () => {
