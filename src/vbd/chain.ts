@@ -111,7 +111,8 @@ class StackBuilder {
     if (local !== null && canCache(leaf)) this.put(local.below);
     if (second !== undefined) {
       this.put(second.between);
-      this.#open(second.spec);
+      const { encrypted } = this.#open(second.spec);
+      if (second.spec.key !== undefined && encrypted !== true) throw keyNotWanted(second.spec);
     }
     return leaf;
   }

@@ -1,5 +1,6 @@
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
-import { firstLayer } from "../driver/layers.ts";
+import { firstLayer, lastLayer } from "../driver/layers.ts";
+import type { DiskKey } from "../vhd/key.ts";
 import type { SecondDisk } from "./beside_second.ts";
 import type { MirrorKeeper } from "./mirror.ts";
 import { layerKind, type ReadySecond } from "./mirror_wish.ts";
@@ -96,6 +97,7 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     const layer = this.#layerOf(name, options);
     if (layer !== null) return done(null, layer);
     const disk = this.#make();
+    const key = keyFor(secondary, options);
     this.#opening = disk;
     const hasData = this.isFull || this.#isLayerWithData(secondary);
     const opened: Done = (error) => {
@@ -105,13 +107,14 @@ export class Secondary implements MirrorKeeper, SecondaryState {
         return done(new SystemError(Errno.ESTALE, `Cannot open ${secondary} (${NO_LAYER})`), null);
       }
       if (error === null) return done(null, { disk });
+      key?.wipe();
       disk.destroy();
       if (!isKept || hasData || error.errno === Errno.ECANCELED) return done(error, null);
       this.mirrorFailed(error);
       done(null, null);
     };
     try {
-      disk.openLater(secondary, secondOptions(options), opened);
+      disk.openLater(secondary, { ...secondOptions(options), key }, opened);
     } catch (error) {
       if (this.#opening === null) throw error;
       opened(systemError(error, `Cannot open ${secondary}`));
@@ -125,9 +128,11 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     const layer = this.#layerOf(name, options);
     if (layer !== null) return layer;
     const disk = this.#make();
+    const key = keyFor(secondary, options);
     try {
-      disk.open(secondary, secondOptions(options));
+      disk.open(secondary, { ...secondOptions(options), key });
     } catch (error) {
+      key?.wipe();
       disk.destroy();
       throw systemError(error, `Cannot open ${secondary}`);
     }
@@ -218,6 +223,20 @@ export class Secondary implements MirrorKeeper, SecondaryState {
 /** A request to a secondary image is made once: the device decides what an error means. */
 function secondOptions({ readOnly, direct }: OpenOptions): OpenOptions {
   return { readOnly, direct, retry: { attempts: 0 } };
+}
+
+/**
+ * The key of a secondary image, for a type that can be encrypted: it must be if the disk is. The second
+ * disk wipes its copy.
+ */
+function keyFor(secondary: string, { key }: OpenOptions): DiskKey | undefined {
+  if (key === undefined) return undefined;
+  try {
+    return lastLayer(secondary).driver.takesKey === true ? key.copy() : undefined;
+  } catch {
+    // Opening the image says why.
+    return undefined;
+  }
 }
 
 /** Closes a second disk that is not needed after all. */

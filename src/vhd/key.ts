@@ -99,6 +99,12 @@ export class DiskKey {
     return new AesXts(this.#secret.bytes);
   }
 
+  /** Another copy of the key, which is wiped on its own. */
+  copy(): DiskKey {
+    assert(!this.#wiped, "A copy is wanted of a key that was overwritten");
+    return new DiskKey(this.#secret.bytes);
+  }
+
   /** Overwrites the key. It matches no key hash afterwards. */
   wipe(): void {
     this.#wiped = true;

@@ -112,3 +112,51 @@ test("an unpause with a secondary image that does not open is refused", async (b
   await bench.ok(`unpause ${source.device}`);
   await source.io("write -P 1 0 4k");
 });
+
+test("a target that hangs holds up a write for eleven seconds at most", async (bench) => {
+  const source = await created(bench, `-a aio:${bench.rawImage("a.raw", 16 * MIB)}`);
+  const target = await created(bench, `-a aio:${bench.rawImage("b.raw", 16 * MIB)}`);
+  await source.again(`-2 nbd:unix:${target.socket}`);
+  Deno.kill(target.pid, "SIGSTOP");
+  try {
+    const startMs = performance.now();
+    await source.io("write -P 1 0 64k");
+    const tookMs = performance.now() - startMs;
+    // qemu-io itself takes up to a few seconds to start on a busy machine.
+    assert.ok(tookMs > 9_000 && tookMs < 18_000, `${tookMs} ms`);
+    const { nbd_mirror_failed, secondary } = await source.statistics();
+    assert.equal(nbd_mirror_failed, 1);
+    assert.equal((secondary as { state: string }).state, "failed");
+    await source.again();
+    await source.io("read -P 1 0 64k");
+    await bench.ok(`destroy ${source.device}`);
+  } finally {
+    Deno.kill(target.pid, "SIGCONT");
+  }
+});
+
+test("a device whose image was full is not taken over without its secondary one", async (bench) => {
+  const image = bench.rawImage("a.raw", MIB);
+  const pid = await bench.spawn();
+  await bench.ok("allocate");
+  await bench.ok(`attach -p ${pid} -m 0`);
+  const record = {
+    image: `aio:${image}`,
+    readOnly: false,
+    direct: true,
+    requestTimeoutSeconds: 0,
+    device: "none",
+    queue: "auto",
+    secondary: "aio:/second",
+    node: image,
+    encrypted: false,
+    full: true,
+  };
+  const path = `${bench.control}/tapdisk/tapdisk-0`;
+  Deno.writeTextFileSync(path, JSON.stringify(record));
+  const { code, stderr } = await bench.tapCtl(`open -p ${pid} -m 0 -a aio:${image}`);
+  assert.equal(code, 116, stderr);
+  assert.match(stderr, /became full, and what was written since is in aio:\/second alone/);
+  Deno.writeTextFileSync(path, JSON.stringify({ ...record, full: false }));
+  await bench.ok(`open -p ${pid} -m 0 -a aio:${image}`);
+});

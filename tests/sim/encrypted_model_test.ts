@@ -142,3 +142,38 @@ Deno.test(`keys that are missing, wrong or not wanted are refused${suffix}`, { i
   simulation.open("vhd:/secret.vhd", { key: key(1) }).close();
   simulation.close();
 });
+
+Deno.test(`a secondary image of an encrypted disk is encrypted too${suffix}`, { ignore }, () => {
+  for (const isLayer of [false, true]) {
+    const random = new Random(7);
+    const simulation = new Simulation({ seed: 7, latencyMs: 2 });
+    const { disk: storage } = simulation;
+    const key = (): DiskKey => new DiskKey(keyBytes(512, 1));
+    create(storage, "/base.vhd");
+    for (const path of ["/leaf.vhd", "/second.vhd", "/plain.vhd"]) {
+      if (isLayer) snapshot(path, { storage, parent: "/base.vhd", keepEmptyParent: true });
+      else create(storage, path);
+      if (path !== "/plain.vhd") encrypt(storage, path, keyBytes(512, 1));
+    }
+    assert.throws(
+      () => simulation.open("vhd:/leaf.vhd", { key: key(), secondary: "vhd:/plain.vhd" }),
+      { code: "EINVAL", message: /plain\.vhd with a key: it is not an encrypted/ },
+    );
+    simulation.runUntil(() => storage.openFiles === 0, "Closing what was opened");
+    const model = new Model();
+    const device = simulation.open("vhd:/leaf.vhd", { key: key(), secondary: "vhd:/second.vhd" });
+    for (let round = 1; round <= 3; round++) {
+      burst(device, model, random, round);
+      device.pause();
+      device.resume();
+    }
+    assert.equal(device.vbd.statistics().nbd_mirror_failed, 0);
+    device.close();
+    for (const name of ["vhd:/leaf.vhd", "vhd:/second.vhd"]) {
+      const alone = simulation.open(name, { readOnly: true, key: key() });
+      readAll(alone, model);
+      alone.close();
+    }
+    simulation.close();
+  }
+});
