@@ -9,7 +9,7 @@ import { Random } from "../../src/testing/random.ts";
 import { NO_LIMITS, type RateLimits } from "../../src/vbd/rate_limits.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
-import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import { type Outcome, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
 
 const MIB = 1 << 20;
 const DISK_SECTORS = 32768;
@@ -185,6 +185,20 @@ Deno.test("limits: reads and writes share a total, and clients their direction",
   assertNear(second.reads, 200, 4, "reads of the second client");
 });
 
+Deno.test("limits: a request that comes when another may pass does not overtake it", () => {
+  const { simulation, device } = start({ readIops: 10, burstMs: 10 }, { latencyMs: 0 });
+  // It comes at the moment at which the second may pass, before the limit's own timer.
+  let third: Outcome | null = null;
+  simulation.scheduler.addTimer(90, () => third = device.read(16, 8));
+  const [first, second] = [device.read(0, 8), device.read(8, 8)];
+  elapse(simulation, 95);
+  const now = [first, second, third].map((outcome) => outcome?.errno);
+  assert.deepEqual(now, [0, 0, null]);
+  device.settle();
+  device.close();
+  simulation.close();
+});
+
 Deno.test("limits: what was not used is there for the time of the burst, and no longer", () => {
   const { simulation, device } = start({ readIops: 100, burstMs: 200 }, { latencyMs: 0 });
   elapse(simulation, 60_000);
@@ -308,6 +322,16 @@ Deno.test("limits: a disk that a fault ends, and one without room, lose nothing 
   queue.release(room);
   device.settle();
   assert.deepEqual(outcomes.map(({ errno }) => errno), [0, 0, 0, 0]);
+  // Now the room is gone when the time of those that wait has come.
+  const held = [0, 1, 2].map((i) => device.read(i * 8, 8));
+  elapse(simulation, 12);
+  room = queue.capacity;
+  while (!queue.reserve(room)) room--;
+  elapse(simulation, 1000);
+  assert.equal(held.filter(({ errno }) => errno === 0).length, 1);
+  queue.release(room);
+  device.settle();
+  assert.deepEqual(held.map(({ errno }) => errno), [0, 0, 0]);
   simulation.expectsFaults = true;
   const lost = [0, 1, 2, 3].map((i) => device.read(i * 8, 8));
   device.vbd.fault(new Error("A fault of the test"));

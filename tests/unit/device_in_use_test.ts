@@ -16,6 +16,7 @@ import { processWith, userOf } from "../../src/frontend/device_users.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
+import { NO_LIMITS } from "../../src/vbd/rate_limits.ts";
 import { createVbdContext } from "../../src/vbd/vbd_context.ts";
 
 const MINOR = 0;
@@ -232,6 +233,22 @@ Deno.test("a paused device is made again after its pause", options, async () => 
     devices.find(MINOR, "resume").resume({ image: null, changedBlocks: null }, () => {});
     await until("it is made again", () => maker.made.length > 1);
     assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
+  });
+});
+
+Deno.test("the limits of a device outlast a pause and its tapdisk", options, async () => {
+  await withDevice({}, async ({ grow, devices, log }) => {
+    const device = devices.find(MINOR, "limit");
+    const limits = { ...NO_LIMITS, readIops: 300, burstMs: 50 };
+    assert.deepEqual(device.limits, NO_LIMITS);
+    device.limit(limits);
+    assert.deepEqual(readMinorRecord(MINOR)?.limits, limits);
+    assert.ok(log.some((line) => line.includes("is limited to: readIops 300")));
+    await grow();
+    assert.deepEqual(device.limits, limits);
+    assert.deepEqual(readMinorRecord(MINOR)?.limits, limits);
+    device.limit(NO_LIMITS);
+    assert.deepEqual(readMinorRecord(MINOR)?.limits, NO_LIMITS);
   });
 });
 

@@ -48,10 +48,15 @@ const ORDERS: readonly number[] = [
   MessageType.CLOSE,
   MessageType.FORCE_SHUTDOWN,
   MessageType.SNAPSHOT,
+  MessageType.LIMIT,
 ];
-/** Flags that lengthen a message: a log's path, a key. */
+/** Flags that lengthen a message: a log's path, a key, limits. */
 const ADD_LOG = 0x10;
 const ENCRYPTED = 0x400;
+const LIMITS = 0x100_0000;
+/** Limits take so many bytes; the burst is behind six of 64 bits. */
+const LIMITS_BYTES = 56;
+const BURST_AT = 48;
 const PATH_AT = 20;
 const SECONDARY_AT = 282;
 const TEXT_BYTES = 256;
@@ -96,6 +101,8 @@ class ControlTarget implements Target {
       `bc:1:ram:4`,
       `nbd:unix:${path("n.sock")}`,
       `nbd:unix:${path("none.sock")}:x`,
+      `valve:${path("n.sock")}:ram:4`,
+      `valve:${path("none.sock")}:vhd:${path("a.vhd")}`,
       `nbd:127.0.0.1:1`,
       `vhd:${path("none.vhd")}`,
       `vhd:${path("a.raw")}`,
@@ -206,7 +213,9 @@ class ControlTarget implements Target {
 
   #flags(random: Random): number {
     if (random.chance(0.6)) return pick(random, [0, 0, 1, 0x200]);
-    if (random.chance(0.3)) return pick(random, [ADD_LOG, ENCRYPTED, ADD_LOG | ENCRYPTED]);
+    if (random.chance(0.3)) {
+      return pick(random, [ADD_LOG, ENCRYPTED, LIMITS, ADD_LOG | ENCRYPTED | LIMITS]);
+    }
     return hostileWord(random);
   }
 
@@ -268,6 +277,13 @@ function withTrailer(
     const log = random.chance(0.3) ? anyBytes(random, TEXT_BYTES) : new Uint8Array(TEXT_BYTES);
     if (random.chance(0.8)) putText(random, log, 0, pick(random, logs));
     parts.push(...log);
+  }
+  if (type === MessageType.OPEN && (flags & LIMITS) !== 0) {
+    const limits = random.chance(0.3)
+      ? anyBytes(random, LIMITS_BYTES)
+      : new Uint8Array(LIMITS_BYTES);
+    if (random.chance(0.8)) limits.set([random.below(256), random.below(256)], BURST_AT);
+    parts.push(...limits);
   }
   if (type === MessageType.OPEN && (flags & ENCRYPTED) !== 0) {
     const length = pick(random, [0, 1, 32, 64, 255]);

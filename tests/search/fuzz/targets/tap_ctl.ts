@@ -17,8 +17,13 @@ import {
   snapshotDevice,
 } from "../../../../src/control/client/client.ts";
 import { deviceLog } from "../../../../src/control/client/device_log.ts";
-import { inventory, withNodes } from "../../../../src/control/client/inventory.ts";
-import { askNode, askPid, deviceStatistics } from "../../../../src/control/client/questions.ts";
+import { inventory, withLimits, withNodes } from "../../../../src/control/client/inventory.ts";
+import {
+  askNode,
+  askPid,
+  deviceStatistics,
+  limitDevice,
+} from "../../../../src/control/client/questions.ts";
 import { encodeListEntry } from "../../../../src/control/protocol/list.ts";
 import { MESSAGE_BYTES, MessageType } from "../../../../src/control/protocol/message.ts";
 import { OPEN_DEFAULTS } from "../../../../src/control/protocol/open_request.ts";
@@ -48,6 +53,7 @@ const snapshot = { path: "/x", rename: false, timeoutSeconds: 0 };
 const CALLS: readonly Call[] = [
   ["pid", MessageType.PID_RSP, true, () => askPid(pid)],
   ["node", MessageType.NODE_RSP, true, () => askNode(device)],
+  ["limit", MessageType.LIMIT_RSP, true, () => limitDevice(device, { readIops: 5 })],
   ["stats", MessageType.STATS_RSP, true, () => deviceStatistics(device)],
   ["log", MessageType.WRITE_LOG_RSP, true, () => deviceLog(device)],
   ["attach", MessageType.ATTACH_RSP, true, () => attachDevice(device)],
@@ -74,7 +80,7 @@ const CALLS: readonly Call[] = [
     true,
     () => resumeDevice(device, { image: null, changedBlocks }),
   ]),
-  ["list", MessageType.LIST_RSP, true, () => withNodes(inventory())],
+  ["list", MessageType.LIST_RSP, true, () => withLimits(withNodes(inventory()))],
 ].map(([name, response, isPatient, run]) => ({ name, response, isPatient, run }) as Call);
 
 class TapCtlTarget implements Target {

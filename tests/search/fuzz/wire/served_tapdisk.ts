@@ -26,6 +26,11 @@ const FAULT = /\bfault\b|Uncaught|panicked/i;
 const HEAP_KIB = 96 * 1024;
 /** Batches after which the memory is taken that must not grow: compiled code, slots, the heap. */
 const WARM_UP_BATCHES = 12;
+/**
+ * The most descriptors by which a batch can differ from another: four disks that are open have four
+ * sockets each, images, a log, and a connection to a server or a bridge. What leaks is more soon.
+ */
+const DISKS_DESCRIPTORS = 40;
 
 const PRINTED_CHARACTERS = 2000;
 
@@ -168,7 +173,7 @@ ${this.#printed}`);
     this.#batches++;
     if (this.#batches < WARM_UP_BATCHES) return;
     if (this.#descriptors === 0) {
-      this.#descriptors = openDescriptors(this.pid) + 8;
+      this.#descriptors = openDescriptors(this.pid) + DISKS_DESCRIPTORS;
       this.#memoryKib = privateMemoryKib(this.pid) + HEAP_KIB;
     }
     const areClosed = (): boolean => openDescriptors(this.pid) <= this.#descriptors;
