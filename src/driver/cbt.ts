@@ -4,9 +4,11 @@ import {
   bitmapBytes,
   CBT_BLOCK_BYTES,
   CBT_HEADER_BYTES,
+  type CbtHeader,
   decodeCbtHeader,
   setChanged,
 } from "../cbt/cbt_log.ts";
+import { readCbtHeader } from "../cbt/log_file.ts";
 import { PAGE_BYTES } from "../../ffi/memory.ts";
 import type { SharedBytes } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
@@ -104,18 +106,22 @@ export class CbtImage extends FilterImage {
   }
 }
 
+function checkSize({ sizeBytes }: CbtHeader, path: string, diskBytes: number): void {
+  if (sizeBytes === diskBytes) return;
+  const sizes = `it is for a disk of ${sizeBytes} bytes; this one has ${diskBytes}`;
+  throw new SystemError(Errno.EINVAL, `Cannot use ${path}: ${sizes}`);
+}
+
 function openLog(path: string, sectors: number, context: ImageContext): SharedBytes {
   const diskBytes = sectors * SECTOR_BYTES;
   const lengthBytes = CBT_HEADER_BYTES + bitmapBytes(diskBytes);
   const { files, queue, faults } = context;
   let log: SharedBytes | null = null;
   try {
+    // A mapping gives the file room, and changes its times: what is not the disk's log stays as it is.
+    checkSize(readCbtHeader(path, files), path, diskBytes);
     log = files.map(path, lengthBytes);
-    const { sizeBytes } = decodeCbtHeader(log.bytes, path);
-    if (sizeBytes !== diskBytes) {
-      const sizes = `it is for a disk of ${sizeBytes} bytes; this one has ${diskBytes}`;
-      throw new SystemError(Errno.EINVAL, `Cannot use ${path}: ${sizes}`);
-    }
+    checkSize(decodeCbtHeader(log.bytes, path), path, diskBytes);
     if (!queue.reserve(CLOSE_OPERATIONS)) {
       const why = "this tapdisk serves too many images (start another)";
       throw new SystemError(Errno.EBUSY, `Cannot use ${path}: ${why}`);

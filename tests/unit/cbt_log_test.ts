@@ -16,6 +16,7 @@ import { cbtUtilMain } from "../../src/cli/cbt_util/main.ts";
 import { Random } from "../../src/testing/random.ts";
 import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { holdToTranscript, inWorkingFolder } from "../support/golden_transcript.ts";
+import { RealDevice } from "../support/real_device.ts";
 import { needs, withTempDir } from "../support/tools.ts";
 import { goldenText, putFile, runProgram } from "../support/vhd.ts";
 
@@ -30,6 +31,22 @@ Deno.test("cbt: a log has a bit for each 64 KiB, in whole bytes", () => {
   const sizes = [[1, 1], [65536, 1], [65537, 1], [8 * 65536, 1], [8 * 65536 + 1, 2], [GIB, 2048]];
   for (const [sizeBytes, bytes] of sizes) assert.equal(bitmapBytes(sizeBytes), bytes);
 });
+
+Deno.test("cbt: a file that is not the log of a disk gets no room when it is refused", () =>
+  withTempDir((folder) => {
+    const path = `${folder}/sparse`;
+    const none = new Uint8Array(16);
+    const header = { parent: none, child: none, consistent: 1, sizeBytes: GIB };
+    for (const front of [new Uint8Array(1), encodeCbtHeader(header)]) {
+      Deno.writeFileSync(path, front);
+      Deno.truncateSync(path, 1 << 20);
+      const before = Deno.statSync(path);
+      const wanted = { code: "EPERM", message: /Cannot track changed blocks/ };
+      assert.throws(() => new RealDevice("ram:64", { changedBlocks: path }), wanted);
+      const { blocks, mtime } = Deno.statSync(path);
+      assert.deepEqual([blocks, mtime], [before.blocks, before.mtime]);
+    }
+  }));
 
 Deno.test("cbt: bits of any range are set, and no others", () => {
   const random = new Random(11);
