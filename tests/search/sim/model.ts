@@ -140,11 +140,18 @@ export class ImageModel {
     for (const sector of this.#open) {
       for (const mark of this.#marks.get(sector) ?? []) {
         if (mark.change.end !== Infinity) continue;
-        to.mark(sector, mark);
-        // A try of it may have reached this image in part.
+        // A part of it may have reached this image, and then a change that it met at this sector came
+        // last: the image above has nothing there.
+        to.mark(sector, { ...mark, keeps: mark.keeps || this.#meets(sector, mark) });
         this.#replace(sector, mark, now);
       }
     }
+  }
+
+  /** Whether another change of a sector was under way at the same time. */
+  #meets(sector: number, mark: Mark): boolean {
+    const marks = this.#marks.get(sector) ?? [];
+    return marks.some(({ change }) => change !== mark.change && change.end > mark.change.start);
   }
 
   #replace(sector: number, mark: Mark, now: number): void {
