@@ -170,6 +170,7 @@ function ownsItsRoom({ footer, header, batmap, locatorFaults }: VhdImage, index:
  * Changes the parent without a journal. The names go to the old locators' space, or to new space.
  */
 function changeInPlace(image: VhdImage, header: DynamicHeader, parent: ParentToWrite): void {
+  const present = header.locators;
   const chosen = chooseLocators(image, header, parent);
   const isNew = chosen.every(({ index }) => locatorSpaceBytes(header.locators[index]) === 0);
   if (isNew) return addLocators(image, header, { parent, chosen });
@@ -181,7 +182,7 @@ function changeInPlace(image: VhdImage, header: DynamicHeader, parent: ParentToW
         `give a journal, so that it can be made`,
     );
   }
-  replaceNames(image, header, { parent, chosen });
+  replaceNames(image, header, { parent, chosen, present });
 }
 
 interface Change {
@@ -217,15 +218,25 @@ function addLocators(image: VhdImage, header: DynamicHeader, { parent, chosen }:
 /**
  * Writes the new names over the old ones, of which there are at least two. A locator is not in the
  * header while its name is being written. At every moment another locator is valid: one of the old
- * parent until the header has the new parent, one of the new parent afterwards.
+ * parent until the header has the new parent, one of the new parent afterwards. The one of the old
+ * parent may be one whose space cannot be written to; it is removed with the old parent.
+ *
+ * @param change.present All locators that the header has had.
  */
-function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }: Change): void {
+function replaceNames(
+  image: VhdImage,
+  header: DynamicHeader,
+  { parent, chosen, present }: Change & { readonly present: readonly ParentLocator[] },
+): void {
   const old = header.locators;
   const renewed = [...old];
   for (const { index, bytes } of chosen) {
     renewed[index] = { ...old[index], dataLength: bytes.length, reserved: 0 };
   }
-  const without = (locators: ParentLocator[], left: readonly NewLocator[]): ParentLocator[] =>
+  const without = (
+    locators: readonly ParentLocator[],
+    left: readonly NewLocator[],
+  ): ParentLocator[] =>
     locators.map((locator, i) => (left.some(({ index }) => index === i) ? NO_LOCATOR : locator));
   const putHeader = (locators: ParentLocator[]): void => {
     header.locators = locators;
@@ -238,7 +249,7 @@ function replaceNames(image: VhdImage, header: DynamicHeader, { parent, chosen }
   };
   const [first, ...others] = [...chosen.filter((each) => !leads(each)), ...chosen.filter(leads)];
   assert(others.length > 0, "While a name is written, another one leads to a parent");
-  putHeader(without(old, [first]));
+  putHeader(without(present, [first]));
   writeName(image, first.bytes, old[first.index]);
   setParent(header, parent);
   putHeader(without(renewed, others));

@@ -3,12 +3,12 @@ import { changesOnly, DeadProcessError, SimulatedDisk } from "../../src/testing/
 import { Random } from "../../src/testing/random.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
-import { PLAT_CODE_W2KU, PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";
+import { PLAT_CODE_MACX, PLAT_CODE_W2KU, PLAT_CODE_W2RU } from "../../src/vhd/format/locator.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { changeParent } from "../../src/vhd/modify.ts";
 import { repairImage } from "../../src/vhd/repair.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
-import { putForeignImage } from "../support/foreign_vhd.ts";
+import { type ForeignImage, putForeignImage } from "../support/foreign_vhd.ts";
 import { syncFile } from "../support/vhd.ts";
 
 Deno.test("a power cut while an image without blocks is relinked below a running disk", () => {
@@ -40,14 +40,42 @@ Deno.test("a power cut while an image without blocks is relinked below a running
 
 Deno.test("a locator that leads nowhere is rewritten before one that leads to the parent", () => {
   using origin = new SimulatedDisk();
-  const parents = ["/a.vhd", "/b.vhd"].map((path) => putForeignImage(origin, path, {}));
-  putForeignImage(origin, "/child.vhd", {
-    parent: { uuid: parents[0], name: "other.vhd" },
+  putFamily(origin, {
     locators: [
       { code: PLAT_CODE_W2KU, path: "./a.vhd" },
       { code: PLAT_CODE_W2RU, path: "./nowhere.vhd" },
     ],
   });
+  assertOpensWhenever(origin);
+});
+
+Deno.test("a locator that cannot be rewritten leads to the parent until the names change", () => {
+  using origin = new SimulatedDisk();
+  putFamily(origin, {
+    locators: [
+      { code: PLAT_CODE_MACX, path: "./nowhere.vhd" },
+      { code: PLAT_CODE_MACX, path: "./child.vhd" },
+      { code: PLAT_CODE_W2RU, path: "./a.vhd" },
+      { code: 0x7856_3412, bytes: new Uint8Array(16) },
+    ],
+    header({ locators }) {
+      locators[3] = { ...locators[2], code: locators[3].code };
+    },
+  });
+  assertOpensWhenever(origin);
+});
+
+/** Two parents, and a child of the first that no name but those of locators leads to. */
+function putFamily(storage: SimulatedDisk, child: ForeignImage): void {
+  const parents = ["/a.vhd", "/b.vhd"].map((path) => putForeignImage(storage, path, {}));
+  putForeignImage(storage, "/child.vhd", {
+    parent: { uuid: parents[0], name: "other.vhd" },
+    ...child,
+  });
+}
+
+/** The child opens, whenever the process that gives it the other parent is killed. */
+function assertOpensWhenever(origin: SimulatedDisk): void {
   let done = false;
   for (let left = 0; !done; left++) {
     using storage = origin.copy();
@@ -64,4 +92,4 @@ Deno.test("a locator that leads nowhere is rewritten before one that leads to th
     storage.beforeOperation = null;
     openChain("/child.vhd", { storage }).close();
   }
-});
+}
