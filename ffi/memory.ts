@@ -189,6 +189,7 @@ export class Arena {
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** The memory as fields of any width. */
   readonly view: DataView<ArrayBuffer>;
+  #isReleased = false;
 
   /**
    * @param sizeBytes Rounded up to pages.
@@ -236,6 +237,9 @@ export class Arena {
 
   /** Releases the memory. The views must not be used afterwards. */
   release(): void {
+    // Two arenas would get it the next time: two disks with one memory.
+    assert(!this.#isReleased, "Memory is released once");
+    this.#isReleased = true;
     this.discard(0, this.sizeBytes);
     noteReleased(this.address, this.sizeBytes);
   }

@@ -51,3 +51,12 @@ Deno.test("no copy, zeroing or operation reaches beyond I/O memory", () => {
   context.close();
   queue.close();
 });
+
+Deno.test("memory is released once: what comes twice would be given to two disks", () => {
+  const arena = new Arena(4096);
+  arena.release();
+  assert.throws(() => arena.release(), AssertionError);
+  const [first, second] = [new Arena(4096), new Arena(4096)];
+  assert.notEqual(first.sector, second.sector);
+  for (const each of [first, second]) each.release();
+});
