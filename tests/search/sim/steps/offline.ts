@@ -141,12 +141,16 @@ async function resize(world: World, image: ImageModel, random: Random): Promise<
   const journal = world.newPath(".journal");
   let hasReserve = false;
   let isOurs = false;
+  let lacksFooter = false;
   const opened = await attempt(world, { what: "open", mayBe: [] }, () => {
     const found = openVhd(image.path, { storage: world.disk });
     found.close();
     const { header, sectorsPerBlock, footer } = found;
     hasReserve = (header?.maxBatEntries ?? 0) * sectorsPerBlock >= sectors;
     isOurs = footer.creatorApplication === VHD_CREATOR_TAP;
+    lacksFooter = world.mayHaveData &&
+      world.faultsOf(world.disk, image, { data: false, mayHaveData: true })
+        .some((fault) => MISSING_FOOTER.test(fault));
   });
   if (!opened || !isOurs) return;
   const options = { storage: world.disk, sizeBytes: sectors * SECTOR_BYTES };
@@ -157,8 +161,9 @@ async function resize(world: World, image: ImageModel, random: Random): Promise<
       mayBe: [journal],
       journal: { path: journal, image: image.path },
       sizes: new Map([[image.path, sectors]]),
-      // The metadata of an image of another program may lie where it cannot grow.
-      refusals: image.format === "made" ? [Errno.EINVAL] : [],
+      // The metadata of an image of another program may lie where it cannot grow. Errors of earlier
+      // work may have left an image without its footer, which has to be repaired first.
+      refusals: image.format === "made" || lacksFooter ? [Errno.EINVAL] : [],
     },
     () =>
       hasReserve
