@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { Errno } from "../../ffi/errno.ts";
-import { LOG_PAGE_RECORD_BYTES, WriteLog } from "../../src/driver/log.ts";
+import { LOG_PAGE_RECORD_BYTES, LOG_PAGE_SECTORS, WriteLog } from "../../src/driver/log.ts";
 import { Random } from "../../src/testing/random.ts";
 import { testBit } from "../../src/vhd/format/bitmap.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
@@ -278,6 +278,18 @@ Deno.test("log: a size that no disk has is refused each time, and the log stays"
     assert.equal(log.sectors, 2048);
   }
   assert.equal(log.pages()[4 + 12], 0x0f);
+  log.release();
+});
+
+Deno.test("log: sectors beyond 2^32 are noted where they are", () => {
+  const log = new WriteLog();
+  const sink = { pieceDone() {}, extent: () => true, statusDone() {} };
+  log.attach(sink, 2 ** 33);
+  log.begin(0, 2 ** 32 + 100, 8);
+  const pages = log.pages();
+  assert.equal(pages.length, LOG_PAGE_RECORD_BYTES);
+  assert.equal(new DataView(pages.buffer).getUint32(0, true), 2 ** 32 / LOG_PAGE_SECTORS);
+  assert.deepEqual([...pages.subarray(4 + 12, 4 + 14)], [0x0f, 0xf0]);
   log.release();
 });
 

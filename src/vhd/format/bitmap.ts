@@ -1,4 +1,4 @@
-/** Whether bit `index` is set. Bit 0 is the most significant bit of the first byte. */
+/** Whether bit `index`, below 2^32, is set. Bit 0 is the most significant bit of the first byte. */
 export function testBit(bits: Uint8Array, index: number): boolean {
   return (bits[index >>> 3] & (0x80 >>> (index & 7))) !== 0;
 }
@@ -11,13 +11,20 @@ export function clearBit(bits: Uint8Array, index: number): void {
   bits[index >>> 3] &= ~(0x80 >>> (index & 7));
 }
 
+/** Sets `count` bits from `index` on, which may be beyond 2^32: places are divided, not shifted. */
 export function setBits(bits: Uint8Array, index: number, count: number): void {
   const end = index + count;
-  while (index < end && (index & 7) !== 0) setBit(bits, index++);
-  const wholeBytes = (end - index) >>> 3;
-  if (index < end) bits.fill(0xff, index >>> 3, (index >>> 3) + wholeBytes);
-  index += wholeBytes << 3;
-  while (index < end) setBit(bits, index++);
+  const first = Math.floor(index / 8);
+  const last = Math.floor(end / 8);
+  const fromIndex = 0xff >>> (index & 7);
+  const fromEnd = 0xff >>> (end & 7);
+  if (first === last) {
+    if (count > 0) bits[first] |= fromIndex & ~fromEnd;
+    return;
+  }
+  bits[first] |= fromIndex;
+  bits.fill(0xff, first + 1, last);
+  if ((end & 7) !== 0) bits[last] |= ~fromEnd;
 }
 
 /** The end of the run of equal bits that starts at `index`, at most `end`. */
