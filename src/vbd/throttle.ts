@@ -110,7 +110,9 @@ export class Throttle {
     const direction = DIRECTIONS[this.#slots.kind[slot]];
     if (direction === FREE) return false;
     const queue = this.#held[direction];
-    if (queue.size === 0 && this.#mayPass(direction)) return false;
+    // What came before it in the other direction has its turn first, or a total might never get to it.
+    const other = READ + WRITE - direction;
+    if (queue.size === 0 && this.#mayPass(direction) && !this.#isDue(other)) return false;
     queue.push(slot);
     if (queue.size === 1) this.arm();
     return true;

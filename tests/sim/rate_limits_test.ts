@@ -199,6 +199,23 @@ Deno.test("limits: a request that comes when another may pass does not overtake 
   simulation.close();
 });
 
+Deno.test("limits: reads that come when a write may pass do not overtake it", () => {
+  const { simulation, device } = start({ totalIops: 10, burstMs: 10 }, { latencyMs: 0 });
+  const { scheduler } = simulation;
+  const reads: Outcome[] = [];
+  // One comes at each moment at which a request may pass, before the limit's own timer.
+  for (let ms = 90; ms < 1000; ms += 100) {
+    scheduler.addTimer(ms, () => reads.push(device.read(16, 8)));
+  }
+  const writes = [0, 8].map((sector) => device.write(sector, stampedSectors(sector, 8, 1)));
+  elapse(simulation, 200);
+  assert.deepEqual(writes.map(({ errno }) => errno), [0, 0]);
+  elapse(simulation, 3_000);
+  assert.ok(reads.length === 10 && reads.every(({ errno }) => errno === 0));
+  device.close();
+  simulation.close();
+});
+
 Deno.test("limits: what was not used is there for the time of the burst, and no longer", () => {
   const { simulation, device } = start({ readIops: 100, burstMs: 200 }, { latencyMs: 0 });
   elapse(simulation, 60_000);
