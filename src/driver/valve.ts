@@ -220,9 +220,12 @@ class ValveImage extends FilterImage implements RequestSink, FdHandler, Deferred
 
   #connect(): void {
     const { log, scheduler } = this.#context;
+    let fd = NONE;
     try {
-      this.#fd = unixConnectAtOnce(this.#path);
+      fd = unixConnectAtOnce(this.#path);
+      scheduler.watch(fd, EPOLLIN, this);
     } catch (error) {
+      if (fd !== NONE) closeFile(fd);
       const why = messageOf(error);
       if (why !== this.#toldWhy) log(`${why}; writes pass until the bridge is there`);
       this.#toldWhy = why;
@@ -230,7 +233,7 @@ class ValveImage extends FilterImage implements RequestSink, FdHandler, Deferred
       return;
     }
     this.#toldWhy = "";
-    scheduler.watch(this.#fd, EPOLLIN, this);
+    this.#fd = fd;
   }
 
   ready(events: number): void {

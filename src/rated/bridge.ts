@@ -154,8 +154,14 @@ export class Bridge implements FdHandler, FaultOwner {
         return;
       }
       const valve = new ConnectedValve(this.#number++, fd, this);
+      try {
+        this.#scheduler.watch(fd, EPOLLIN, valve, valve);
+      } catch (error) {
+        // A valve that is hung up on lets everything pass; one that nobody hears would wait for ever.
+        closeFile(fd);
+        throw error;
+      }
       this.#valves.add(valve);
-      this.#scheduler.watch(fd, EPOLLIN, valve, valve);
       this.#log.info(`Valve ${valve.number} is connected`);
     }
     this.#listenLater(`there are ${MOST_VALVES}`);
@@ -229,8 +235,12 @@ export class Bridge implements FdHandler, FaultOwner {
     this.#scheduler.unwatch(this.#listener);
     closeFile(this.#listener);
     this.#listener = -1;
-    Deno.removeSync(this.#path);
     for (const valve of [...this.#valves]) this.left(valve, null);
+    try {
+      Deno.removeSync(this.#path);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
   }
 }
 

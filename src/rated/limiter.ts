@@ -1,3 +1,5 @@
+import { messageOf } from "../../ffi/errno.ts";
+
 /** What needs bytes of a limiter. */
 export interface Waiting {
   readonly needBytes: number;
@@ -93,6 +95,8 @@ export class MemoryLimiter implements Limiter {
   readonly #look: () => MemoryState;
   #state: MemoryState;
   #lookedMs = -Infinity;
+  /** Why the last look failed; empty if it did not. */
+  #whyBlind = "";
   #congested = false;
 
   /** @param look Reads the state of the memory. */
@@ -109,8 +113,8 @@ export class MemoryLimiter implements Limiter {
 
   take(needBytes: number, nowMs: number, pendingBytes: number): number {
     if (nowMs - this.#lookedMs >= this.#limits.periodMs) {
-      this.#state = this.#look();
       this.#lookedMs = nowMs;
+      this.#lookAgain();
     }
     const { total, dirty } = this.#state;
     const pending = pendingBytes / 1024;
@@ -126,6 +130,16 @@ export class MemoryLimiter implements Limiter {
     return Math.min(needBytes, Math.max(1, Math.floor(free * 1024)));
   }
 
+  /** An error must not end the turns of those that wait: what was seen before counts until the next look. */
+  #lookAgain(): void {
+    try {
+      this.#state = this.#look();
+      this.#whyBlind = "";
+    } catch (error) {
+      this.#whyBlind = messageOf(error);
+    }
+  }
+
   nextMs(nowMs: number): number {
     return Math.min(this.#bucket.nextMs(), nowMs + this.#limits.periodMs);
   }
@@ -133,7 +147,8 @@ export class MemoryLimiter implements Limiter {
   describe(nowMs: number): string[] {
     const { highPercent, lowPercent, periodMs } = this.#limits;
     const { total, dirty } = this.#state;
-    const state = this.#congested ? "the rate is limited" : "all passes";
+    const blind = this.#whyBlind === "" ? "" : ` (as it was: ${this.#whyBlind})`;
+    const state = (this.#congested ? "the rate is limited" : "all passes") + blind;
     return [
       `memory: ${dirty} kB of ${total} wait to be written, low/high ${lowPercent}/${highPercent} %, ` +
       `every ${periodMs} ms; ${state}`,

@@ -55,6 +55,28 @@ Deno.test("td-rated: by memory, all passes until the high mark, then a rate unti
   assert.match(limiter.describe(306)[0], /400000 kB of 1000000 .* all passes/);
 });
 
+Deno.test("td-rated: when the memory cannot be read, what was seen before counts", () => {
+  let dirty = 700_000;
+  let fails = false;
+  const look = (): { total: number; dirty: number } => {
+    if (fails) throw new Error("Cannot read /proc/meminfo (EMFILE)");
+    return { total: 1_000_000, dirty };
+  };
+  const limits = { highPercent: 60, lowPercent: 40, periodMs: 100 };
+  const limiter = new MemoryLimiter(limits, new TokenBucket(1_000_000, 0), look);
+  limiter.begin(0);
+  assert.equal(limiter.take(NEED, 0, 0), 10_000);
+  fails = true;
+  dirty = 0;
+  assert.equal(limiter.take(NEED, 200, 0), 10_000);
+  assert.match(limiter.describe(200)[0], /the rate is limited \(as it was: Cannot read .*\)$/);
+  fails = false;
+  // It looks again in the next period, and not before.
+  assert.equal(limiter.take(NEED, 299, 0), 10_000);
+  assert.equal(limiter.take(NEED, 300, 0), NEED);
+  assert.match(limiter.describe(300)[0], /all passes$/);
+});
+
 Deno.test("td-rated: amounts in the original's notation", () => {
   const amounts: [string, number | null][] = [
     ["7", 7],

@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import { EPOLLIN } from "../../ffi/epoll.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { addressOf } from "../../ffi/libc.ts";
 import {
@@ -111,6 +112,41 @@ Deno.test("bridge: it grants what is needed, in parts, and no more", () =>
     scheduler.close();
   }));
 
+/** A loop that cannot watch connections now and then: the kernel has no memory, or no watches left. */
+class PoorScheduler extends EpollScheduler {
+  poor = false;
+
+  override watch(...[fd, events, handler, owner]: Parameters<EpollScheduler["watch"]>): void {
+    if (this.poor) throw new SystemError(Errno.ENOSPC, "Cannot watch a descriptor");
+    super.watch(fd, events, handler, owner);
+  }
+}
+
+Deno.test("bridge: a valve that cannot be watched is hung up on; a socket that is gone is no error", () =>
+  withTempDir(async (folder) => {
+    const scheduler = new PoorScheduler();
+    const lines: string[] = [];
+    const write = (line: string): void => void lines.push(line);
+    const log = { info: write, warn: write, error: write };
+    const limiter = new TokenBucket(100 * MIB, 0);
+    const bridge = new Bridge(scheduler, `${folder}/b`, { limiter, log });
+    const good = new Peer(unixConnectAtOnce(`${folder}/b`));
+    await until(scheduler, "it is connected", () => bridge.describe().length === 2);
+    scheduler.poor = true;
+    const bad = new Peer(unixConnectAtOnce(`${folder}/b`));
+    await until(scheduler, "it is hung up on", () => bad.numbers.length === 0 && bad.hungUp);
+    assert.equal(bridge.describe().length, 2);
+    assert.ok(lines.some((line) => line.includes("Cannot watch a descriptor")));
+    good.send(4096, 0);
+    await until(scheduler, "the other one gets on", () => good.sum === 4096);
+    Deno.removeSync(`${folder}/b`);
+    bridge.close();
+    assert.equal(good.numbers.length, 1);
+    assert.ok(good.hungUp);
+    for (const peer of [good, bad]) peer.close();
+    scheduler.close();
+  }));
+
 /** A device behind a valve, whose bridge is played. */
 class Bench {
   readonly device: RealDevice;
@@ -201,4 +237,26 @@ Deno.test("valve: a bridge that grants what nobody asked for is left", () =>
       bench.device.log.some((line) => line.includes("it granted more than it was asked for")),
     );
     await bench.close();
+  }));
+
+Deno.test("valve: a bridge that cannot be watched is as good as none", () =>
+  withTempDir(async (folder) => {
+    const { watch } = EpollScheduler.prototype;
+    EpollScheduler.prototype.watch = function (...[fd, events, handler, owner]): void {
+      if (handler.constructor.name === "ValveImage") {
+        throw new SystemError(Errno.ENOSPC, "Cannot watch a descriptor");
+      }
+      watch.call(this, fd, events, handler, owner);
+    };
+    try {
+      const bench = new Bench(folder);
+      bench.start(RequestKind.Write, 8);
+      await bench.until("the write passes", () => bench.ended === 1);
+      const bridge = await bench.connected(1);
+      await bench.until("it is hung up on", () => bridge.numbers.length === 0 && bridge.hungUp);
+      assert.ok(bench.device.log.some((line) => line.includes("writes pass until the bridge is")));
+      await bench.close();
+    } finally {
+      EpollScheduler.prototype.watch = watch;
+    }
   }));
