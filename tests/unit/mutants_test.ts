@@ -74,6 +74,7 @@ Deno.test("mutants: all kinds of faults are planted, in all parts of the product
     const part of [
       ...["src/files", "src/vhd", "src/queue", "src/driver", "src/bulk", "src/vbd"],
       ...["src/frontend", "src/control", "src/cli", "src/log", "src/scheduler"],
+      ...["src/metrics", "src/rated"],
     ]
   ) assert.ok(parts.includes(part), part);
   assert.ok(parts.some((part) => part.startsWith("ffi/")));
