@@ -110,7 +110,7 @@ class ValveImage extends FilterImage implements RequestSink, FdHandler, Deferred
   #waitsForRoom = false;
   readonly #reconnect = (): void => {
     this.#timer = 0;
-    this.#connect();
+    if (!this.faults.failed) this.#connect();
   };
 
   constructor(
@@ -237,6 +237,8 @@ class ValveImage extends FilterImage implements RequestSink, FdHandler, Deferred
   }
 
   ready(events: number): void {
+    // What waits must not go on to the images of a disk that has failed: its requests end with EIO.
+    if (this.faults.failed) return this.abandon();
     if ((events & EPOLLOUT) !== 0) this.#send();
     if (this.#fd !== NONE && (events & ~EPOLLOUT) !== 0) this.#receive();
   }
@@ -263,7 +265,7 @@ class ValveImage extends FilterImage implements RequestSink, FdHandler, Deferred
 
   /** The end-of-turn list calls this: all that a turn needs is one message. */
   runDeferred(): void {
-    if (this.#fd !== NONE && !this.#waitsForRoom) this.#send();
+    if (this.#fd !== NONE && !this.#waitsForRoom && !this.faults.failed) this.#send();
   }
 
   #send(): void {

@@ -154,9 +154,9 @@ class Bench {
   readonly bridges: Peer[] = [];
   ended = 0;
 
-  constructor(folder: string) {
+  constructor(folder: string, image = "ram:64") {
     this.#listener = unixListen(`${folder}/b`);
-    this.device = new RealDevice(`valve:${folder}/b:ram:64`);
+    this.device = new RealDevice(`valve:${folder}/b:${image}`);
     this.scheduler.watch(this.#listener, EPOLLIN, {
       ready: () => void this.bridges.push(new Peer(acceptConnection(this.#listener))),
     });
@@ -260,3 +260,38 @@ Deno.test("valve: a bridge that cannot be watched is as good as none", () =>
       EpollScheduler.prototype.watch = watch;
     }
   }));
+
+for (const event of ["grants", "hangs up"]) {
+  Deno.test(`valve: a write that waits does not reach a disk that has failed when the bridge ${event}`, () =>
+    withTempDir(async (folder) => {
+      const image = `${folder}/image`;
+      Deno.writeFileSync(image, new Uint8Array(MIB));
+      const bench = new Bench(folder, `aio:${image}`);
+      const { device } = bench;
+      const bridge = await bench.connected(1);
+      const { requests } = device.vbd;
+      const slot = requests.takeSlot();
+      requests.memory.bytes.fill(1, requests.slotOffset(slot), requests.slotOffset(slot) + 4096);
+      let errno = -1;
+      requests.start(slot, RequestKind.Write, 0, 8, false, {
+        requestDone: (slot, result): void => {
+          errno = result;
+          requests.releaseSlot(slot);
+        },
+      });
+      await bench.until("it asks", () => bridge.numbers.length === 2);
+      if (event === "grants") bridge.send(4096);
+      else bridge.close();
+      device.vbd.fault(new Error("A fault of the test"));
+      await bench.until("the write fails", () => errno >= 0);
+      await bench.until("a turn", () => true);
+      assert.equal(errno, Errno.EIO);
+      assert.ok(Deno.readFileSync(image).every((byte) => byte === 0));
+      let isOpen = false;
+      device.vbd.resume(null, (error) => isOpen = error === null);
+      await bench.until("it is open again", () => isOpen);
+      await bench.connected(2);
+      if (event === "hangs up") bench.bridges.shift();
+      await bench.close();
+    }));
+}
