@@ -130,7 +130,7 @@ function openLog(path: string, sectors: number, context: ImageContext): SharedBy
     return log;
   } catch (cause) {
     log?.close();
-    const message = `Cannot track changed blocks: ${messageOf(cause)}`;
-    throw new SystemError(Errno.EPERM, message, { message, cause });
+    const what = `Cannot track changed blocks (${messageOf(cause)})`;
+    throw new SystemError(Errno.EPERM, what, { cause });
   }
 }

@@ -220,12 +220,10 @@ Deno.test({
     }),
 });
 
-Deno.test("options: those that tapdisk has no support for are refused, and not in the help", () =>
+Deno.test("options: what cannot be carried out is refused, and what has no support is not in the help", () =>
   withControlBench(async (control) => {
     const image = control.rawImage("a.raw");
-    const refused = [
-      "major -c",
-    ];
+    const refused = ["major -c", `create -a aio:${image} -s`];
     for (const line of refused) {
       const { code, stderr } = await control.tapCtl(line);
       assert.ok(code === 95 || code === 22, `${line}: ${code} ${stderr}`);

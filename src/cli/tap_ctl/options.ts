@@ -1,3 +1,4 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { describeTypes, fileInName } from "../../driver/layers.ts";
@@ -120,6 +121,9 @@ export function openRequest(
 ): OpenRequest {
   const { direct, retry, device, queue, log, secondary, standby = false } = rest;
   const { existingParent = null } = rest;
+  if (standby && secondary === undefined) {
+    throw new SystemError(Errno.EINVAL, "Cannot stand by without a secondary image (-s needs -2)");
+  }
   return {
     image: absoluteImage(args),
     readOnly,
