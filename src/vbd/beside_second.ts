@@ -30,10 +30,10 @@ export class BesideSecond implements Second, RequestOwner {
   readonly isNeeded = false;
   readonly zeroSectors = Infinity;
   readonly fillSectors = Infinity;
+  /** The device: what throws at the end of a request is above the second disk. */
+  readonly faults: FaultOwner;
   readonly #disk: SecondDisk;
   readonly #sink: SecondSink;
-  /** The device. Once it has failed, the memory of its requests belongs to others. */
-  readonly #device: FaultOwner;
   /** By slot of the second disk: the device's slot, and where its data is read to. */
   readonly #slotOf = new Int32Array(SLOTS).fill(NONE);
   readonly #memory = new Int32Array(SLOTS);
@@ -44,7 +44,7 @@ export class BesideSecond implements Second, RequestOwner {
 
   constructor(disk: SecondDisk, device: FaultOwner, sink: SecondSink) {
     this.#disk = disk;
-    this.#device = device;
+    this.faults = device;
     this.#sink = sink;
   }
 
@@ -88,14 +88,15 @@ export class BesideSecond implements Second, RequestOwner {
     const { requests } = this.#disk;
     const slot = this.#slotOf[own];
     const count = this.#readSectors[own];
-    if (slot !== NONE && errno === 0 && count > 0 && !this.#device.failed) {
+    // Once the device has failed, the memory of its requests belongs to others.
+    if (slot !== NONE && errno === 0 && count > 0 && !this.faults.failed) {
       copySectors(this.#memory[own], requests.slotSector(own), count);
     }
     this.#slotOf[own] = NONE;
     requests.releaseSlot(own);
     if (slot === NONE) return;
     this.#ownSlot[slot] = NONE;
-    if (!this.#device.failed) this.#sink.secondDone(slot, errno);
+    if (!this.faults.failed) this.#sink.secondDone(slot, errno);
   }
 
   has(slot: number): boolean {

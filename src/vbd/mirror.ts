@@ -406,6 +406,8 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondSink 
   override abandon(): void {
     this.#scheduler.cancelTimer(this.#lookTimer);
     this.#lookTimer = 0;
+    // The device goes on with other requests in these slots, while the secondary image may hang.
+    for (let slot = 0; slot < REQUEST_SLOTS; slot++) this.second.forget(slot);
     if (!this.#isLeft) this.#leaveSecond();
   }
 }

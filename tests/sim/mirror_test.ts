@@ -423,3 +423,77 @@ Deno.test("mirror: a fault of the secondary image's driver ends the mirror, and 
   device.close();
   simulation.close();
 });
+
+Deno.test("mirror: a disk that failed goes on while its secondary image still hangs", () => {
+  const simulation = prepared(1);
+  simulation.expectsFaults = true;
+  const { scheduler } = simulation;
+  const after = (ms: number): void => {
+    const endMs = scheduler.nowMs() + ms;
+    scheduler.addTimer(ms, () => {});
+    simulation.runUntil(() => scheduler.nowMs() >= endMs, `${ms} ms`);
+  };
+  const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw" });
+  simulation.hang("/raw", 5_000);
+  const failed = Array.from(
+    { length: 100 },
+    (_, i) => device.write(i * 8, stampedSectors(i * 8, 8, 1)),
+  );
+  after(500);
+  device.vbd.fault(new Error("planted"));
+  after(500);
+  for (const { errno } of failed) assert.equal(errno, Errno.EIO);
+  assert.equal(resume(device, null, { secondary: null }), 0);
+  // The next requests have the slots of those that the secondary image has not ended.
+  simulation.hang(LEAF, 20_000);
+  const outcomes = Array.from(
+    { length: 100 },
+    (_, i) => device.write(i * 8, stampedSectors(i * 8, 8, 2)),
+  );
+  after(10_000);
+  for (const { errno } of outcomes) assert.equal(errno, null);
+  device.settle();
+  for (const { errno } of outcomes) assert.equal(errno, 0);
+  assertHolds(device, 0, 800, 2);
+  device.close();
+  simulation.runUntil(() => simulation.disk.openFiles === 0, "The secondary image");
+  simulation.close();
+});
+
+/** VHDs whose reads throw, once told. */
+function throwingReads(): { driver: DriverType; begin: () => void } {
+  let throws = false;
+  const driver: DriverType = {
+    ...vhdDriver,
+    open(spec, context, sink): ImageDriver {
+      const image = vhdDriver.open(spec, context, sink);
+      const read = image.read.bind(image);
+      image.read = (slot, sector, count, memorySector): void => {
+        if (throws) throw new Error("planted");
+        read(slot, sector, count, memorySector);
+      };
+      return image;
+    },
+  };
+  return { driver, begin: () => throws = true };
+}
+
+Deno.test("mirror: a fault of the image below a request to the secondary one ends the disk", () => {
+  const { driver, begin } = throwingReads();
+  const simulation = prepared(1, { driverOf: (type) => type === "aio" ? aioDriver : driver });
+  simulation.expectsFaults = true;
+  const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw", standby: true });
+  fill(simulation);
+  device.write(0, stampedSectors(0, 8, 1));
+  device.settle();
+  assert.equal(device.vbd.secondary.isFull, true);
+  begin();
+  // The secondary image has the first half; the image itself is asked for the rest after that.
+  const outcome = device.read(0, 16);
+  simulation.runUntil(() => outcome.errno !== null, "The read");
+  assert.equal(outcome.errno, Errno.EIO);
+  assert.equal(device.vbd.failed, true);
+  device.close();
+  simulation.runUntil(() => simulation.disk.openFiles === 0, "The secondary image");
+  simulation.close();
+});
