@@ -69,6 +69,12 @@ Deno.test("handed over: ten are kept; those whose server hung up make room", () 
     servers.put("3", pair);
     assert.equal(servers.kept.size, MOST_DESCRIPTORS, "the same name needs no room");
     assert.ok(isClosed(ends[3]));
+    const used = servers.kept.take("5", "nbd:5");
+    servers.put("late", pair);
+    servers.kept.putBack("5", used);
+    assert.ok(isClosed(ends[5]), "others took its place, and the close of its image goes on");
+    closeFile(servers.kept.take("late", "nbd:late"));
+    servers.put("5", pair);
     servers.hangUp(ends[7]);
     assert.ok(!isClosed(servers.put("more", pair)));
     assert.throws(() => servers.kept.take("7", "nbd:7"), { code: "ENOENT" });

@@ -176,7 +176,8 @@ async function routesAside(server: ExportName["server"]): Promise<Route[] | Erro
   }
 }
 
-function toError(error: unknown): Error {
+/** What was thrown, as an error. */
+export function toError(error: unknown): Error {
   return error instanceof Error ? error : new Error(String(error));
 }
 
@@ -237,7 +238,12 @@ export class Dial implements FdHandler {
     this.#done = done;
     this.#attempt = new Attempt(destination);
     this.#events = this.#attempt.events;
-    scheduler.watch(this.#attempt.fd, this.#events, this);
+    try {
+      scheduler.watch(this.#attempt.fd, this.#events, this);
+    } catch (error) {
+      closeFile(this.#attempt.fd);
+      throw error;
+    }
     this.#timer = scheduler.addTimer(DIAL_TIMEOUT_MS, () => {
       this.cancel();
       done(timedOut(destination.title));

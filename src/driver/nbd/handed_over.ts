@@ -24,8 +24,7 @@ export class HandedOver {
    */
   put(name: string, fd: number): void {
     this.#close(name);
-    if (this.#descriptors.size >= MOST_DESCRIPTORS) this.#closeEnded();
-    if (this.#descriptors.size >= MOST_DESCRIPTORS) {
+    if (!this.#hasRoom()) {
       closeFile(fd);
       const hint = `${MOST_DESCRIPTORS} are kept already`;
       throw new SystemError(
@@ -36,10 +35,19 @@ export class HandedOver {
     this.#descriptors.set(name, fd);
   }
 
-  /** Keeps a descriptor that was taken, unless there is a newer one of that name. */
+  /**
+   * Keeps a descriptor that was taken. It is closed when there is a newer one of that name, or when
+   * others took its place meanwhile: whoever gives it back is closing an image, which must not fail.
+   */
   putBack(name: string, fd: number): void {
-    if (this.#descriptors.has(name)) closeFile(fd);
-    else this.put(name, fd);
+    if (this.#descriptors.has(name) || !this.#hasRoom()) closeFile(fd);
+    else this.#descriptors.set(name, fd);
+  }
+
+  /** Whether another one can be kept. */
+  #hasRoom(): boolean {
+    if (this.#descriptors.size >= MOST_DESCRIPTORS) this.#closeEnded();
+    return this.#descriptors.size < MOST_DESCRIPTORS;
   }
 
   /** Takes a descriptor, which the caller then owns. Throws `SystemError` ENOENT when there is none. */

@@ -28,7 +28,7 @@ import {
 } from "../driver.ts";
 import { PieceLists } from "../pieces.ts";
 import { BackOff } from "./back_off.ts";
-import { type Connected, type Destination, Dial } from "./dial.ts";
+import { type Connected, type Destination, Dial, toError } from "./dial.ts";
 import { handedOver } from "./handed_over.ts";
 import type { RemoteExport } from "./handshake.ts";
 import { Operations } from "./operations.ts";
@@ -136,14 +136,26 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     this.#destination = destination;
     this.#sender = new RequestSender(context.pieces);
     this.#receiver = new ReplyReceiver(context.pieces, this.#operations, this);
-    this.#use(connected);
+    try {
+      this.#use(connected);
+    } catch (error) {
+      this.abandon();
+      throw error;
+    }
   }
 
   get #title(): string {
     return `${this.spec.type}:${this.spec.path}`;
   }
 
+  /** Takes a connection; closes it when the loop cannot watch it. Throws `SystemError`. */
   #use({ fd, remote }: Connected): void {
+    try {
+      this.#context.scheduler.watch(fd, EPOLLIN, this);
+    } catch (error) {
+      closeFile(fd);
+      throw error;
+    }
     this.#fd = fd;
     this.#backOff.connected(this.#context.scheduler.nowMs());
     this.#flags = remote.flags;
@@ -152,7 +164,6 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     this.#sender.clear();
     this.#watched = EPOLLIN;
     enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
-    this.#context.scheduler.watch(fd, EPOLLIN, this);
   }
 
   operationsFor(sectors: number): number {
@@ -235,7 +246,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     return this.#context.faults;
   }
 
-  /** The end-of-turn list calls this. */
+  /** The end-of-turn list calls this, and `ready`. A device that has failed sends nothing. */
   runDeferred(): void {
     if (!this.#context.faults.failed) this.#send();
   }
@@ -293,7 +304,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   // ---- answers ----------------------------------------------------------------------------
 
   ready(events: number): void {
-    if ((events & EPOLLOUT) !== 0) this.#send();
+    if ((events & EPOLLOUT) !== 0) this.runDeferred();
     if (this.#fd === NONE || (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) === 0) return;
     const result = this.#receiver.receive(this.#fd);
     if (result < 0) this.#lose(-result);
@@ -400,7 +411,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
         else this.#reconnected(result);
       });
     } catch (error) {
-      this.#notConnected(error instanceof Error ? error : new Error(String(error)));
+      this.#notConnected(toError(error));
     }
   }
 
@@ -423,8 +434,12 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
       closeFile(fd);
       return this.#notConnected(fault);
     }
+    try {
+      this.#use(connected);
+    } catch (error) {
+      return this.#notConnected(toError(error));
+    }
     this.#toldWhy = "";
-    this.#use(connected);
     this.#context.log(`${this.#title}: connected again`);
   }
 
