@@ -63,7 +63,9 @@ export class ImageStack {
     if (left === 0) return done(null);
     const closed: Done = (error) => {
       firstError ??= error;
-      if (--left > 0) return;
+      // A secondary image may end its close after its device has failed, and runs again.
+      const isAbandoned = this.#context.faults.failed || this.#closing !== images;
+      if (--left > 0 || isAbandoned) return;
       this.#closing = [];
       done(firstError === null ? null : notInOrder(name, firstError));
     };

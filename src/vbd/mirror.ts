@@ -408,6 +408,8 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondSink 
     this.#lookTimer = 0;
     // The device goes on with other requests in these slots, while the secondary image may hang.
     for (let slot = 0; slot < REQUEST_SLOTS; slot++) this.second.forget(slot);
+    // An error of a close that is under way is none of the device's either.
+    this.#mode = MirrorMode.Off;
     if (!this.#isLeft) this.#leaveSecond();
   }
 }

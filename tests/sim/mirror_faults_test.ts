@@ -1,0 +1,105 @@
+/** A disk that fails while its secondary image is being closed is not told of the end of that. */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { aioDriver } from "../../src/driver/aio.ts";
+import type { DriverType, ImageDriver } from "../../src/driver/driver.ts";
+import { vhdDriver } from "../../src/driver/vhd/vhd_driver.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+
+const LEAF = "/leaf.vhd";
+const SIZE_BYTES = 4 * 1024 * 1024;
+const CLOSE_MS = 5_000;
+
+/** Raw images whose close takes long, as that of a connection to a server may. */
+const slow: DriverType = {
+  ...aioDriver,
+  open(spec, context, sink): ImageDriver {
+    const image = aioDriver.open(spec, context, sink);
+    const close = image.close.bind(image);
+    image.close = (done): void => {
+      context.scheduler.addTimer(CLOSE_MS, () => close(done));
+    };
+    return image;
+  },
+};
+
+function prepared(): SimulatedDevice {
+  const driverOf = (type: string): DriverType => type === "aio" ? slow : vhdDriver;
+  const simulation = new Simulation({ seed: 1, latencyMs: 2, driverOf });
+  simulation.expectsFaults = true;
+  createDynamic(LEAF, { storage: simulation.disk, sizeBytes: SIZE_BYTES });
+  const raw = simulation.disk.open("/raw", "create");
+  raw.truncate(SIZE_BYTES);
+  raw.close();
+  const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw" });
+  device.write(0, stampedSectors(0, 8, 1));
+  device.settle();
+  return device;
+}
+
+function pass(simulation: Simulation, ms: number): void {
+  const { scheduler } = simulation;
+  const endMs = scheduler.nowMs() + ms;
+  scheduler.addTimer(ms, () => {});
+  simulation.runUntil(() => scheduler.nowMs() >= endMs, `${ms} ms`);
+}
+
+Deno.test("mirror: a disk that failed in a pause runs on when the secondary image is closed", () => {
+  const device = prepared();
+  const { simulation, vbd } = device;
+  let paused = 0;
+  vbd.pause((error) => paused = error?.errno ?? -1);
+  pass(simulation, 500);
+  vbd.fault(new Error("planted"));
+  pass(simulation, 500);
+  assert.equal(paused, Errno.EIO);
+  assert.equal(vbd.phase, "failed");
+  let resumed = -1;
+  vbd.resume(null, (error) => resumed = error?.errno ?? 0, { secondary: null });
+  assert.equal(resumed, 0);
+  const { openFiles } = simulation.disk;
+  pass(simulation, 2 * CLOSE_MS);
+  assert.deepEqual([vbd.phase, vbd.failed], ["open", false]);
+  assert.equal(simulation.disk.openFiles, openFiles - 1);
+  device.write(8, stampedSectors(8, 8, 2));
+  device.settle();
+  assertHolds(device, 0, 8, 1);
+  assertHolds(device, 8, 8, 2);
+  device.close();
+  assert.equal(simulation.disk.openFiles, 0);
+  simulation.close();
+});
+
+Deno.test("mirror: a disk that failed in a pause can resume after the secondary image is closed", () => {
+  const device = prepared();
+  const { simulation, vbd } = device;
+  vbd.pause(() => {});
+  pass(simulation, CLOSE_MS - 500);
+  vbd.fault(new Error("planted"));
+  pass(simulation, 2 * CLOSE_MS);
+  assert.deepEqual([vbd.phase, vbd.failed], ["failed", true]);
+  device.resume();
+  assertHolds(device, 0, 8, 1);
+  device.close();
+  simulation.runUntil(() => simulation.disk.openFiles === 0, "The secondary image");
+  simulation.close();
+});
+
+Deno.test("mirror: a minor whose disk failed in a close can open another before the secondary image is closed", () => {
+  const device = prepared();
+  const { simulation, vbd } = device;
+  let closed = 0;
+  vbd.close((error) => closed = error?.errno ?? -1);
+  pass(simulation, 500);
+  vbd.fault(new Error("planted"));
+  pass(simulation, 500);
+  assert.equal(closed, Errno.EIO);
+  vbd.open(`vhd:${LEAF}`);
+  pass(simulation, 2 * CLOSE_MS);
+  assert.deepEqual([vbd.phase, vbd.name], ["open", `vhd:${LEAF}`]);
+  assertHolds(device, 0, 8, 1);
+  device.close();
+  assert.equal(simulation.disk.openFiles, 0);
+  simulation.close();
+});
