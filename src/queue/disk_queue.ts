@@ -336,7 +336,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
   }
 
   /** Splits the result of a group among its operations. */
-  completed(group: number, result: number): void {
+  completed(group: number, told: number): void {
     // All answers of a batch come at the same time, as far as anyone is told.
     if (this.#isFirst) this.#scheduler.nowMs();
     this.#isFirst = false;
@@ -346,6 +346,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#underWayOf[file]--;
     const kind = this.#kinds[group];
     const sectors = this.#groupSectors[group];
+    const result = kind === IoKind.Sync ? this.health.syncResult(file, told) : told;
     if (result === sectors * SECTOR_BYTES) {
       this.health.succeeded(file, kind, sectors, this.#sectors, group);
     } else this.health.failed(file, kind, result);

@@ -35,6 +35,8 @@ export class FileHealth {
   /** By file: see `goodSector`. */
   #goodSector = new Float64Array(64);
   #isDirect = new Uint8Array(64);
+  /** By file: how a sync through the page cache ended that failed, a negative errno; 0 without one. */
+  #failedSync = new Int32Array(64);
 
   /** @param clock The time that the loop read last, milliseconds, at index 0. */
   constructor(clock: Float64Array) {
@@ -48,6 +50,7 @@ export class FileHealth {
     this.#failedMs.fill(NEVER, KINDS * file, KINDS * (file + 1));
     this.#goodSector[file] = 0;
     this.#isDirect[file] = isDirect ? 1 : 0;
+    this.#failedSync[file] = 0;
   }
 
   #grow(files: number): void {
@@ -64,6 +67,22 @@ export class FileHealth {
     const isDirect = new Uint8Array(files);
     isDirect.set(this.#isDirect);
     this.#isDirect = isDirect;
+    const failedSync = new Int32Array(files);
+    failedSync.set(this.#failedSync);
+    this.#failedSync = failedSync;
+  }
+
+  /**
+   * How a sync ended, of which the kernel says `result`. The kernel takes a page that it could not
+   * write for written: the next sync of the file ends well, and the page is lost. So once a sync of a
+   * file that goes through the page cache has failed, all do, until the file is opened again.
+   */
+  syncResult(file: number, result: number): number {
+    if (this.#isDirect[file] === 1 || result === -Errno.EINTR || result === -Errno.EAGAIN) {
+      return result;
+    }
+    if (result < 0 && this.#failedSync[file] === 0) this.#failedSync[file] = result;
+    return this.#failedSync[file] === 0 ? result : this.#failedSync[file];
   }
 
   /** An operation of `count` sectors succeeded, from the sector on that `sectors` has at `io`. */

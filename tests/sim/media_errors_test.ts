@@ -175,6 +175,36 @@ Deno.test("media error: a full disk, and a disk through the page cache, are wait
   cached.close();
 });
 
+Deno.test("sync error: through the page cache no flush ends well after it, until the disk is reopened", () => {
+  for (const direct of [true, false]) {
+    const rig = new Rig({ direct, retry: { policy: "none" } });
+    const { device } = rig;
+    const end = (outcome: Outcome): number | null => {
+      device.settle();
+      return outcome.errno;
+    };
+    assert.equal(end(device.write(GOOD, stampedSectors(GOOD, 8, 1))), 0);
+    rig.fault = (kind) => kind === "sync" ? Errno.EINTR : 0;
+    assert.equal(end(device.flush()), Errno.EINTR);
+    rig.fault = () => 0;
+    assert.equal(end(device.flush()), 0, "what was interrupted lost nothing");
+    rig.fault = (kind) => kind === "sync" ? Errno.ENOSPC : 0;
+    assert.equal(end(device.flush()), Errno.ENOSPC);
+    rig.fault = () => 0;
+    const after = direct ? 0 : Errno.ENOSPC;
+    assert.equal(end(device.flush()), after);
+    assert.equal(end(device.write(GOOD, stampedSectors(GOOD, 8, 2), true)), after);
+    assert.equal(end(device.read(GOOD, 8)), 0);
+    let errno = -1;
+    device.vbd.pause((error) => errno = error?.errno ?? 0);
+    rig.simulation.runUntil(() => errno >= 0, "The pause");
+    assert.equal(errno, after);
+    device.resume();
+    assert.equal(end(device.flush()), 0);
+    rig.close();
+  }
+});
+
 Deno.test("media error: a file that was cut is one, also while the disk is full", () => {
   const rig = new Rig();
   const { device, simulation } = rig;
