@@ -11,6 +11,7 @@ import {
   readCbtHeader,
   readCbtLog,
 } from "../../src/cbt/log_file.ts";
+import { describeExport } from "../../src/frontend/nbd/connections.ts";
 import { Random } from "../../src/testing/random.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
@@ -110,6 +111,18 @@ Deno.test("cbt: a disk resumes with another log, or with none", () => {
   device.close();
   assert.deepEqual(changedIn(simulation), [1]);
   assert.deepEqual(changedIn(simulation, "/second.cbtlog"), [2]);
+  simulation.close();
+});
+
+Deno.test("cbt: NBD clients that come during a pause are told that there is a log", () => {
+  const simulation = prepared();
+  const device = simulation.open("vhd:/a.vhd", { changedBlocks: LOG });
+  assert.ok(describeExport(device.vbd).hasLog);
+  device.pause();
+  assert.ok(describeExport(device.vbd).hasLog);
+  device.vbd.resume(null, (error) => assert.equal(error, null), { changedBlocks: null });
+  assert.ok(!describeExport(device.vbd).hasLog);
+  device.close();
   simulation.close();
 });
 

@@ -31,7 +31,8 @@ export function describeExport(vbd: Vbd): ExportDescription {
   const access = vbd.readOnly
     ? NBD_FLAG_READ_ONLY
     : NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
-  const hasLog = vbd.changedBits !== null;
+  // Also while it is paused: a block status then waits for the end of the pause.
+  const hasLog = vbd.changedBlocksLog !== null;
   return { sizeBytes: vbd.sectors * SECTOR_BYTES, flags: common | access, hasLog };
 }
 
