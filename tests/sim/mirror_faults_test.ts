@@ -1,4 +1,7 @@
-/** A disk that fails while its secondary image is being closed is not told of the end of that. */
+/**
+ * A disk that fails while its secondary image has requests, or is being closed: it is not told of their
+ * end, and the image is not opened again before that.
+ */
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import { aioDriver } from "../../src/driver/aio.ts";
@@ -24,15 +27,15 @@ const slow: DriverType = {
   },
 };
 
-function prepared(): SimulatedDevice {
-  const driverOf = (type: string): DriverType => type === "aio" ? slow : vhdDriver;
+function prepared(raws = slow, standby = false): SimulatedDevice {
+  const driverOf = (type: string): DriverType => type === "aio" ? raws : vhdDriver;
   const simulation = new Simulation({ seed: 1, latencyMs: 2, driverOf });
   simulation.expectsFaults = true;
   createDynamic(LEAF, { storage: simulation.disk, sizeBytes: SIZE_BYTES });
   const raw = simulation.disk.open("/raw", "create");
   raw.truncate(SIZE_BYTES);
   raw.close();
-  const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw" });
+  const device = simulation.open(`vhd:${LEAF}`, { secondary: "aio:/raw", standby });
   device.write(0, stampedSectors(0, 8, 1));
   device.settle();
   return device;
@@ -101,5 +104,55 @@ Deno.test("mirror: a minor whose disk failed in a close can open another before 
   assertHolds(device, 0, 8, 1);
   device.close();
   assert.equal(simulation.disk.openFiles, 0);
+  simulation.close();
+});
+
+Deno.test("mirror: what is under way at the image that took over never writes over later data", () => {
+  const device = prepared(aioDriver, true);
+  const { simulation, vbd } = device;
+  simulation.disk.beforeOperation = ({ kind, path }) =>
+    kind === "truncate" && path === LEAF ? Errno.ENOSPC : 0;
+  // The first write made the first block.
+  const sector = SIZE_BYTES / 1024;
+  device.write(sector, stampedSectors(sector, 8, 1));
+  device.settle();
+  assert.equal(vbd.secondary.isFull, true);
+  simulation.hang("/raw", 5_000);
+  const failed = device.write(sector, stampedSectors(sector, 8, 2));
+  pass(simulation, 500);
+  vbd.fault(new Error("planted"));
+  pass(simulation, 500);
+  assert.equal(failed.errno, Errno.EIO);
+  let resumed = -1;
+  const resume = (): void => vbd.resume(null, (error) => resumed = error?.errno ?? 0);
+  resume();
+  assert.equal(resumed, Errno.EBUSY);
+  assert.equal(vbd.phase, "failed");
+  pass(simulation, 5_000);
+  resume();
+  assert.equal(resumed, 0);
+  device.write(sector, stampedSectors(sector, 8, 3));
+  device.settle();
+  assertHolds(device, sector, 8, 3);
+  device.close();
+  assert.equal(simulation.disk.openFiles, 0);
+  simulation.close();
+});
+
+Deno.test("mirror: a disk that failed leaves a mirror that still has requests of before", () => {
+  const device = prepared(aioDriver);
+  const { simulation, vbd } = device;
+  simulation.hang("/raw", 5_000);
+  device.write(0, stampedSectors(0, 8, 2));
+  pass(simulation, 500);
+  vbd.fault(new Error("planted"));
+  pass(simulation, 500);
+  device.resume();
+  assert.equal(vbd.statistics().nbd_mirror_failed, 1);
+  device.write(0, stampedSectors(0, 8, 3));
+  device.settle();
+  assertHolds(device, 0, 8, 3);
+  device.close();
+  simulation.runUntil(() => simulation.disk.openFiles === 0, "The secondary image");
   simulation.close();
 });
