@@ -1,4 +1,4 @@
-import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { CbtImage } from "../driver/cbt.ts";
 import { canCache, localCache, type LocalCacheWish } from "../driver/local_cache.ts";
 import type { ImageDriver, ImageSpec, RequestSink } from "../driver/driver.ts";
@@ -66,7 +66,7 @@ export function openImages(
     }
     return images;
   } catch (error) {
-    for (const image of images) closeImage(image, context.log);
+    dropImages(images, context.log);
     throw error;
   }
 }
@@ -143,6 +143,24 @@ function keyNotWanted({ path }: ImageSpec): SystemError {
     Errno.EINVAL,
     `Cannot open ${path} with a key: it is not an encrypted image`,
   );
+}
+
+/**
+ * Closes images that are not used after all. Files are closed at once, without a sync: nothing went
+ * to them, and the caller may open them again right away.
+ */
+export function dropImages(images: readonly ImageDriver[], log: (message: string) => void): void {
+  for (const image of images) {
+    if (image.file === undefined) {
+      closeImage(image, log);
+      continue;
+    }
+    try {
+      image.abandon();
+    } catch (error) {
+      log(systemError(error, `Cannot close ${image.spec.path}`).message);
+    }
+  }
 }
 
 /** Closes an image. An error goes to the log, and then to `done`. */

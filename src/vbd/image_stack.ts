@@ -1,7 +1,7 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageDriver, RequestSink } from "../driver/driver.ts";
 import { describeFault } from "../scheduler/faults.ts";
-import { closeImage, type ImageWish, openImages } from "./chain.ts";
+import { closeImage, dropImages, type ImageWish, openImages } from "./chain.ts";
 import type { DeviceContext } from "./vbd_context.ts";
 
 /** How long to wait between two looks whether the images of a disk that failed are idle. */
@@ -39,7 +39,7 @@ export class ImageStack {
     const images = openImages(wish, this.#context, sink);
     const [top] = images;
     if (top.sectors < leastSectors) {
-      for (const image of images) closeImage(image, this.#context.log);
+      dropImages(images, this.#context.log);
       const sizes = `it has ${top.sectors} sectors, the device ${leastSectors}`;
       throw new SystemError(Errno.EMEDIUMTYPE, `Cannot go on with ${name} (${sizes})`);
     }

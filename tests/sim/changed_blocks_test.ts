@@ -13,7 +13,7 @@ import {
 } from "../../src/cbt/log_file.ts";
 import { describeExport } from "../../src/frontend/nbd/connections.ts";
 import { Random } from "../../src/testing/random.ts";
-import { createDynamic } from "../../src/vhd/create.ts";
+import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { SECTOR_BYTES, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
 
@@ -156,6 +156,25 @@ Deno.test("cbt: a log that cannot be used refuses the open and the unpause with 
   }
   device.close();
   assert.deepEqual(changedIn(simulation), [0]);
+  simulation.close();
+});
+
+Deno.test("cbt: after a log that cannot be used, an image is free at once", () => {
+  const simulation = prepared();
+  const storage = simulation.disk;
+  createFixed("/fixed.vhd", { storage, sizeBytes: DISK_BYTES });
+  for (const name of ["vhd:/a.vhd", "vhd:/fixed.vhd", "aio:/fixed.vhd"]) {
+    const sectors = DISK_BYTES / SECTOR_BYTES;
+    const device = simulation.open(name);
+    device.pause();
+    let errno = 0;
+    device.vbd.resume(null, (error) => errno = error?.errno ?? 0, { changedBlocks: "/missing" });
+    assert.equal(errno, 1, name);
+    storage.open(name.slice(4), "write").close();
+    device.resume();
+    assert.ok(device.vbd.geometry.sectors >= sectors);
+    device.close();
+  }
   simulation.close();
 });
 

@@ -25,6 +25,8 @@ interface UnderWay {
   readonly start: number;
   readonly change: Change | null;
   readonly what: string;
+  /** The log that the device had when the request was started. */
+  readonly log: LogModel | null;
 }
 
 const KINDS = {
@@ -119,7 +121,7 @@ export class Client implements RequestOwner {
       const at = byteOffset + requests.slotOffset(slot);
       stamp(new Uint32Array(buffer, at, count * SECTOR_BYTES / 4), { sector, count, value });
     }
-    this.#underWay.set(slot, { request, start, change, what });
+    this.#underWay.set(slot, { request, start, change, what, log: this.#log });
     if (kind === "status") requests.startStatus(slot, sector, count, MOST_EXTENTS, this);
     else requests.start(slot, KINDS[kind], sector, count, fua, this);
   }
@@ -138,7 +140,9 @@ export class Client implements RequestOwner {
         change.end = end;
         change.answered = errno === 0;
         if (request.fua && errno === 0) change.durable = true;
-        if (errno === 0) this.#log?.answered(request.sector, request.count);
+        // Parts of a request that goes in steps may have been carried out with the log before.
+        const isInLog = request.kind === "write" || entry.log === this.#log;
+        if (errno === 0 && isInLog) this.#log?.answered(request.sector, request.count);
       } else if (errno === 0) this.#verify(slot, { request, start });
     } catch (error) {
       this.world.fail(error);
