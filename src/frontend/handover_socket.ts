@@ -6,7 +6,7 @@ import { nameAt } from "../../ffi/names.ts";
 import { acceptConnection, adoptStream, streamFault, unixListen } from "../../ffi/sockets.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../scheduler/scheduler.ts";
-import { removeSocket } from "./socket_file.ts";
+import { leaveSocket, removeSocket } from "./socket_file.ts";
 
 /** Connections at once; more wait in the listen backlog. */
 const MOST_PEERS = 8;
@@ -66,7 +66,7 @@ export class HandoverSocket implements FdHandler, FaultOwner {
       scheduler.watch(this.#fd, EPOLLIN, this, this);
     } catch (error) {
       closeFile(this.#fd);
-      removeSocket(path);
+      leaveSocket(path);
       throw error;
     }
   }
@@ -133,7 +133,7 @@ export class HandoverSocket implements FdHandler, FaultOwner {
     for (const peer of this.#peers) peer.close();
     this.#scheduler.unwatch(this.#fd);
     closeFile(this.#fd);
-    removeSocket(this.#path);
+    leaveSocket(this.#path);
   }
 }
 

@@ -6,3 +6,15 @@ export function removeSocket(path: string): void {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
+
+/**
+ * Removes the socket of somebody who stops listening. What cannot be removed, as on a filesystem that
+ * has become read-only, stays: it must not keep a disk from being closed.
+ */
+export function leaveSocket(path: string): void {
+  try {
+    removeSocket(path);
+  } catch {
+    // Nobody can connect to it, and who listens there next replaces it.
+  }
+}

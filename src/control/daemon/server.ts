@@ -3,6 +3,7 @@ import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import type { Secret } from "../../../ffi/secret.ts";
 import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
+import { leaveSocket } from "../../frontend/socket_file.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
@@ -227,7 +228,7 @@ export class ControlServer implements FdHandler, FaultOwner {
       this.#scheduler.unwatch(this.#listener);
       closeFile(this.#listener);
       this.#listener = -1;
-      removeSocket(this.#path);
+      leaveSocket(this.#path);
     }
     for (const connection of this.#connections) if (!connection.awaitsAnswer) connection.close();
     this.#checkDrained();

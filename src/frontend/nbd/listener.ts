@@ -6,7 +6,7 @@ import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { removeSocket } from "../socket_file.ts";
+import { leaveSocket, removeSocket } from "../socket_file.ts";
 import { clientMemoryOf, MOST_CLIENTS } from "./client_memory.ts";
 import type { ClientKind } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
@@ -119,6 +119,6 @@ export class NbdListener implements FdHandler, FaultOwner {
 
   #leaveSocket(): void {
     closeFile(this.#fd);
-    removeSocket(this.#socketPath);
+    leaveSocket(this.#socketPath);
   }
 }
