@@ -9,7 +9,6 @@ import {
   setChanged,
 } from "../cbt/cbt_log.ts";
 import { readCbtHeader } from "../cbt/log_file.ts";
-import { PAGE_BYTES } from "../../ffi/memory.ts";
 import type { SharedBytes } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
 import { type ImageContext, type ImageDriver, SECTOR_BYTES } from "./driver.ts";
@@ -83,18 +82,13 @@ export class CbtImage extends FilterImage {
   override close(done: Done): void {
     const owner: IoOwner = {
       ioDone: (_token, _sectors, errno): void => {
-        if (errno !== 0) this.#makeDirty();
+        // The kernel takes pages for written after an error. The next sync has to write them again.
+        if (errno !== 0) this.#log.rewrite(CBT_HEADER_BYTES);
         this.abandon();
         done(errno === 0 ? null : new SystemError(errno, `Cannot sync ${this.spec.path}`));
       },
     };
     this.#context.queue.sync(this.#log.file, owner, 0);
-  }
-
-  /** The kernel takes pages for written after an error. The next sync has to write them again. */
-  #makeDirty(): void {
-    const { bytes } = this.#log;
-    for (let at = 0; at < bytes.length; at += PAGE_BYTES) Atomics.or(bytes, at, 0);
   }
 
   override abandon(): void {

@@ -17,6 +17,7 @@ import {
   seekData,
   seekHole,
   truncateFile,
+  writeAt,
 } from "../../ffi/files.ts";
 import { MappedFile } from "../../ffi/mapped_file.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
@@ -80,6 +81,12 @@ export interface SharedBytes {
   /** Its number in the queue's operations; only syncs. */
   readonly file: number;
   readonly bytes: Uint8Array<ArrayBuffer>;
+  /**
+   * Has the next sync write all from an offset on, also what the kernel takes for written after a sync
+   * that failed. Does nothing where the file cannot be written any more: a store to a page of such a
+   * file would end the process.
+   */
+  rewrite(offsetBytes: number): void;
   /** Ends the mapping and closes the file. `bytes` must not be touched afterwards. */
   close(): void;
 }
@@ -196,6 +203,14 @@ export function shorter(path: string, sizeBytes: number, lengthBytes: number): S
   return new SystemError(Errno.EINVAL, `Cannot map ${path}: ${sizes}`);
 }
 
+function rewrite(fd: number, bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+  try {
+    writeAt(fd, bytes.subarray(offsetBytes), offsetBytes);
+  } catch {
+    // The sync that failed has been told.
+  }
+}
+
 /** The operating system's files. */
 export const osDiskFiles: DiskFiles = {
   storage: osStorage,
@@ -215,6 +230,7 @@ export const osDiskFiles: DiskFiles = {
       return {
         file: fd,
         bytes: file.bytes,
+        rewrite: (offsetBytes) => rewrite(fd, file.bytes, offsetBytes),
         close(): void {
           file.unmap();
           closeFile(fd);

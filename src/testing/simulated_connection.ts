@@ -162,6 +162,8 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     return {
       file: opened.file,
       bytes: mapping.bytes,
+      // A simulated sync that failed leaves what it has not written for the next one.
+      rewrite: (): void => {},
       close: (): void => {
         if (this.#mapped.delete(mapping)) content.unmap(mapping);
         opened.close();
