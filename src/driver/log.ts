@@ -15,8 +15,11 @@ import type { Retained, RetainedState } from "./retained_state.ts";
 
 /** Sectors whose bits are in one page of a log. */
 export const LOG_PAGE_SECTORS = PAGE_BYTES * 8;
-/** The largest disk of which a log is kept: 256 TiB, whose bits take 64 GiB of address space. */
-const MOST_SECTORS = 2 ** 39;
+/**
+ * The largest disk of which a log is kept: 64 TiB, whose bits take 16 GiB of address space. The runtime
+ * ends the process when it is given 32 GiB at once.
+ */
+const MOST_SECTORS = 2 ** 37;
 /** Bytes of a page of a log in an answer: its number, little-endian, and its bits. */
 export const LOG_PAGE_RECORD_BYTES = 4 + PAGE_BYTES;
 

@@ -1,8 +1,11 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena } from "../../ffi/memory.ts";
 
-/** The largest disk that can be redirected: 256 TiB, whose bits take 64 GiB of address space. */
-const MOST_SECTORS = 2 ** 39;
+/**
+ * The largest disk that can be redirected: 64 TiB, whose bits take 16 GiB of address space. The runtime
+ * ends the process when it is given 32 GiB at once.
+ */
+const MOST_SECTORS = 2 ** 37;
 
 /**
  * The sectors of a disk that only its secondary image has: a bit each. Pages of it without a bit take

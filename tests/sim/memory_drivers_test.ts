@@ -273,11 +273,13 @@ Deno.test("log: a size that no disk has is refused each time, and the log stays"
   const sink = { pieceDone() {}, extent: () => true, statusDone() {} };
   log.attach(sink, 2048);
   log.begin(0, 100, 8);
-  for (const sectors of [2 ** 39 + 8, 2 ** 44, 2 ** 44]) {
+  for (const sectors of [2 ** 37 + 8, 2 ** 39, 2 ** 44, 2 ** 44]) {
     assert.throws(() => log.attach(sink, sectors), { code: "EFBIG" });
     assert.equal(log.sectors, 2048);
   }
   assert.equal(log.pages()[4 + 12], 0x0f);
+  log.attach(sink, 2 ** 37);
+  assert.equal(log.sectors, 2 ** 37);
   log.release();
 });
 
