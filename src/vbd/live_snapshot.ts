@@ -74,6 +74,8 @@ export function liveSnapshot(
   vbd.pause((pauseError) => {
     if (pauseError !== null) return done(pauseError, null);
     try {
+      // The image may have become full while the disk drained.
+      refuseSecondary(vbd);
       makeChild(storage, plan);
     } catch (error) {
       return goBack(systemError(error, WHAT));
@@ -88,6 +90,13 @@ export function liveSnapshot(
       goBack(resumeError, failure === "" ? "" : `; ${failure}`);
     });
   }, timeoutMs);
+}
+
+/** The image would not keep what the disk holds. Throws `SystemError` EBUSY. */
+function refuseSecondary({ minor, secondary }: Vbd): void {
+  if (!secondary.hasOwnData) return;
+  const why = "its secondary image has data that the image lacks";
+  throw new SystemError(Errno.EBUSY, `Cannot make a snapshot of minor ${minor} (${why})`);
 }
 
 /** An error with more behind its message. */
@@ -109,6 +118,7 @@ function planFor(
     const isPaused = vbd.phase === "paused";
     refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
   }
+  refuseSecondary(vbd);
   if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
   const file = fileInName(vbd.name);
   if (file === null || file.driver.parentAs === undefined) {

@@ -22,6 +22,8 @@ export interface SecondaryState {
   readonly hasFailed: boolean;
   /** Whether sectors are at the secondary image alone, because the image is full. */
   readonly isFull: boolean;
+  /** Whether it has data of the disk that the image and its parents lack. */
+  readonly hasOwnData: boolean;
 }
 
 /** Why a secondary image cannot be taken for the layer of the disk that it was. */
@@ -145,6 +147,10 @@ export class Secondary implements MirrorKeeper, SecondaryState {
     const working = this.isFull ? "alone" : standby === true ? "standby" : "mirror";
     const state = this.hasFailed ? "failed" : working;
     return { name, state, redirected: this.redirectedSectors };
+  }
+
+  get hasOwnData(): boolean {
+    return this.isFull || this.#layer?.hadData === true;
   }
 
   /** Whether one is being opened. */

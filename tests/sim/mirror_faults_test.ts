@@ -3,10 +3,12 @@
  * end, and the image is not opened again before that.
  */
 import assert from "node:assert/strict";
-import { Errno } from "../../ffi/errno.ts";
+import { type DoneWith, Errno, errnoOf } from "../../ffi/errno.ts";
 import { aioDriver } from "../../src/driver/aio.ts";
 import type { DriverType, ImageDriver } from "../../src/driver/driver.ts";
 import { vhdDriver } from "../../src/driver/vhd/vhd_driver.ts";
+import { Redirects } from "../../src/vbd/redirects.ts";
+import { type LiveSnapshot, liveSnapshot } from "../../src/vbd/live_snapshot.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
 
@@ -155,4 +157,47 @@ Deno.test("mirror: a disk that failed leaves a mirror that still has requests of
   device.close();
   simulation.runUntil(() => simulation.disk.openFiles === 0, "The secondary image");
   simulation.close();
+});
+
+Deno.test("mirror: no snapshot is made of an image that lacks what its secondary image has", () => {
+  const device = prepared(aioDriver, true);
+  const { simulation, vbd } = device;
+  const makeSnapshot = (path: string): number => {
+    let errno = -1;
+    const done: DoneWith<LiveSnapshot> = (error, _made) => {
+      errno = error?.errno ?? 0;
+    };
+    liveSnapshot(simulation.context, vbd, { path, rename: false, timeoutMs: Infinity, done });
+    simulation.runUntil(() => errno >= 0, "A snapshot");
+    return errno;
+  };
+  const sector = SIZE_BYTES / 1024;
+  // The image becomes full while the disk drains for the snapshot.
+  let left = 1;
+  simulation.disk.beforeOperation = ({ kind, path }) =>
+    kind === "write" && path === LEAF && left-- > 0 ? Errno.ENOSPC : 0;
+  const outcome = device.write(0, stampedSectors(0, 8, 2));
+  assert.equal(vbd.secondary.isFull, false);
+  assert.equal(makeSnapshot("/new.vhd"), Errno.EBUSY);
+  assert.deepEqual([outcome.errno, vbd.secondary.isFull, vbd.phase], [0, true, "open"]);
+  assert.equal(makeSnapshot("/new.vhd"), Errno.EBUSY);
+  assert.equal(simulation.disk.exists("/new.vhd"), false);
+  device.write(sector, stampedSectors(sector, 8, 3));
+  device.settle();
+  assertHolds(device, 0, 8, 2);
+  assertHolds(device, sector, 8, 3);
+  device.close();
+  assert.equal(simulation.disk.openFiles, 0);
+  simulation.close();
+});
+
+Deno.test("mirror: the map of the largest disk does not end the process, and a larger disk has none", () => {
+  const most = 2 ** 37;
+  const map = new Redirects(most);
+  map.mark(2 ** 36 + 3, 7);
+  map.mark(most - 20, 20);
+  assert.deepEqual([map.runFrom(2 ** 36, 100), map.runFrom(2 ** 36 + 3, 100)], [-3, 7]);
+  assert.deepEqual([map.runFrom(most - 30, 30), map.runFrom(most - 20, 20)], [-10, 20]);
+  map.release();
+  assert.throws(() => new Redirects(most + 1), (error) => errnoOf(error) === Errno.EFBIG);
 });
