@@ -10,6 +10,7 @@ import {
   type Disk,
   openDescriptors,
   privateMemoryKib,
+  settledDescriptors,
   vhdUtilOk,
   withTapdisks,
 } from "./served.ts";
@@ -52,7 +53,7 @@ export async function holdLoad(options: LoadOptions): Promise<LoadFigures> {
     const keeper = await tapdisks.serve(`vhd:${await createVhd(`${folder}/keeper.vhd`, 1)}`, {
       pid,
     });
-    const one = [privateMemoryKib(pid), openDescriptors(pid)];
+    const one = [privateMemoryKib(pid), await settledDescriptors(pid)];
     const paths: string[] = [];
     const served: Disk[] = [];
     for (let i = 0; i < options.disks; i++) {
@@ -62,7 +63,7 @@ export async function holdLoad(options: LoadOptions): Promise<LoadFigures> {
     const all = privateMemoryKib(pid);
     const load = await runLoad(pid, served.slice(0, options.clients), options);
     for (const disk of served) await tapdisks.stop(disk);
-    const emptied = [privateMemoryKib(pid), openDescriptors(pid)];
+    const emptied = [privateMemoryKib(pid), await settledDescriptors(pid)];
     for (const path of paths) await vhdUtilOk("check", "-n", path);
     await tapdisks.stop(keeper);
     const { operations, bytes, processorSeconds, early, end } = load;

@@ -163,6 +163,18 @@ export function openDescriptors(pid: number): number {
   return Array.from(Deno.readDirSync(`/proc/${pid}/fd`)).length;
 }
 
+/** The number of open descriptors of a process, once it has not changed for 300 ms. */
+export async function settledDescriptors(pid: number): Promise<number> {
+  let known = -1;
+  for (let same = 0; same < 30; same++) {
+    const now = openDescriptors(pid);
+    if (now !== known) same = 0;
+    known = now;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  return known;
+}
+
 /** Private memory of a process in KiB. */
 export function privateMemoryKib(pid: number): number {
   const rollup = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`);
