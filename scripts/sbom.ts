@@ -13,6 +13,7 @@
  */
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
 
 const ROOT = new URL("../", import.meta.url).pathname;
 /** Where packages have the program and its libraries. */
@@ -103,13 +104,22 @@ function importedPackages({ modules, npmPackages }: ModuleGraph): string[] {
   return [...found].sort();
 }
 
+/** Where the cache has a file of a package; each registry has a folder of its own there. */
+function cachedManifest(npmCache: string, file: string): string {
+  for (const { name } of Deno.readDirSync(npmCache)) {
+    const path = `${npmCache}/${name}/${file}`;
+    if (existsSync(path)) return path;
+  }
+  throw new Error(`The cache of npm packages has no ${file}`);
+}
+
 function npmComponents(): Component[] {
   const graph: ModuleGraph = JSON.parse(run(Deno.execPath(), "info", "--json", "src/main.ts"));
   const { npmCache } = JSON.parse(run(Deno.execPath(), "info", "--json"));
   const locked = readJson(`${ROOT}deno.lock`).npm as Record<string, { integrity: string }>;
   return importedPackages(graph).map((id) => {
     const { name, version } = graph.npmPackages[id];
-    const { license } = readJson(`${npmCache}/registry.npmjs.org/${name}/${version}/package.json`);
+    const { license } = readJson(cachedManifest(npmCache, `${name}/${version}/package.json`));
     const content = Buffer.from(locked[id].integrity.replace(/^sha512-/, ""), "base64")
       .toString("hex");
     return {
