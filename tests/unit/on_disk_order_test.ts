@@ -2,7 +2,15 @@ import assert from "node:assert/strict";
 
 const ROOT = new URL("../../", import.meta.url);
 const DOCUMENT = "docs/on-disk-order.md";
-const FOLDERS = ["src/vhd", "src/driver/vhd", "src/bulk", "src/vbd", "src/files", "src/cbt"];
+const FOLDERS = [
+  "src/vhd",
+  "src/driver/vhd",
+  "src/bulk",
+  "src/vbd",
+  "src/files",
+  "src/cbt",
+  "src/queue",
+];
 
 function textOf(path: string): string {
   return Deno.readTextFileSync(new URL(path, ROOT));
