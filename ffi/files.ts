@@ -25,6 +25,9 @@ const libc = openLibc({
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
   // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset)
   pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
+  // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset), below 4 GiB: the runtime
+  // compiles a call with buffers and 32-bit numbers
+  pwriteLow: { name: "pwrite", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },
   // int ftruncate(int fd, off_t length)
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
   // int fsync(int fd)
@@ -221,6 +224,30 @@ export function writeAt(fd: number, from: Uint8Array<ArrayBuffer>, offsetBytes: 
       throw new SystemError(lastErrno(), `Cannot write ${wanted} bytes at ${offsetBytes + done}`);
     }
   }
+}
+
+/**
+ * Writes the first bytes of `from` at an offset below 4 GiB. Allocates nothing unless the kernel ends
+ * the write early. The data path may call it for a few bytes that go to the page cache.
+ *
+ * @returns 0, or an error number; part of it may have been written then.
+ */
+export function writeLow(
+  fd: number,
+  from: Uint8Array<ArrayBuffer>,
+  lengthBytes: number,
+  offsetBytes: number,
+): number {
+  if (lengthBytes > from.length) throw new RangeError("A write reads beyond its buffer");
+  let done = 0;
+  while (done < lengthBytes) {
+    const rest = done === 0 ? from : from.subarray(done);
+    const put = libc.pwriteLow(fd, rest, lengthBytes - done, offsetBytes + done);
+    if (put > 0) done += put;
+    else if (put === 0) return Errno.EIO;
+    else if (lastErrno() !== Errno.EINTR) return lastErrno();
+  }
+  return 0;
 }
 
 /** Sets the length of a file: it is cut, or extended with zeros. Throws `SystemError`. */

@@ -90,17 +90,11 @@ export function checkDiskSize(sizeBytes: number, path: string): void {
   );
 }
 
-/**
- * Sets the bits of the blocks from `first` to `last`. Allocates nothing, and stores only to bytes that
- * lack a bit: in a mapped file each page that is stored to is written to the disk.
- */
-export function setChanged(bits: Uint8Array, first: number, last: number): void {
-  for (let at = first >>> 3; at <= last >>> 3; at++) {
-    const from = at === first >>> 3 ? first & 7 : 0;
-    const to = at === last >>> 3 ? last & 7 : 7;
-    const mask = (0xff << from) & (0xff >>> (7 - to));
-    if ((bits[at] & mask) !== mask) bits[at] |= mask;
-  }
+/** Byte `at` of the bits, with those of the blocks from `first` to `last` set. */
+export function changedByte(bits: Uint8Array, at: number, first: number, last: number): number {
+  const from = at === first >>> 3 ? first & 7 : 0;
+  const to = at === last >>> 3 ? last & 7 : 7;
+  return bits[at] | ((0xff << from) & (0xff >>> (7 - to)));
 }
 
 /** A run of changed bytes of a disk. */

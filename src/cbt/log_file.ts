@@ -11,7 +11,7 @@ import {
   encodeCbtHeader,
 } from "./cbt_log.ts";
 
-/** A tapdisk maps its log, so all others use the page cache as well. */
+/** A tapdisk writes bits to the page cache, so all others use the page cache as well. */
 const CACHED = { cached: true } as const;
 
 /**
@@ -39,8 +39,8 @@ export function createCbtLog(
 }
 
 /**
- * Writes zeros. A hole would not do: a tapdisk stores to the mapped file, and a store to a hole on a
- * full file system ends the process.
+ * Writes zeros. A hole would not do: on a full file system, changes of the disk would wait for room for
+ * their bits.
  */
 function writeZeros(file: StorageFile, offsetBytes: number, lengthBytes: number): void {
   const zeros = new Uint8Array(Math.min(lengthBytes, 1 << 20));
@@ -57,12 +57,12 @@ function isBlockDevice(storage: Storage, path: string): boolean {
 
 /** Reads the front of a log. Throws `SystemError`: EIO for a file that is too short. */
 export function readCbtHeader(path: string, { storage = osStorage }: OnStorage = {}): CbtHeader {
-  return reading(storage, path, headerOf);
+  return reading(storage, path, cbtHeaderOf);
 }
 
 /** Reads a log. Throws `SystemError`: EIO for a file that is too short. */
 export function readCbtLog(path: string, { storage = osStorage }: OnStorage = {}): CbtLog {
-  return reading(storage, path, logOf);
+  return reading(storage, path, cbtLogOf);
 }
 
 function reading<Result>(
@@ -78,24 +78,29 @@ function reading<Result>(
   }
 }
 
-function headerOf(file: StorageFile): CbtHeader {
+/** A log that is open. */
+export type OpenCbtLog = Pick<StorageFile, "path" | "sizeBytes" | "readAt">;
+
+/** Reads the front of an open log. Throws `SystemError`: EIO for a file that is too short. */
+export function cbtHeaderOf(file: OpenCbtLog): CbtHeader {
   return decodeCbtHeader(readWhole(file, 0, CBT_HEADER_BYTES), file.path);
 }
 
-function logOf(file: StorageFile): CbtLog {
-  const header = headerOf(file);
+/** Reads an open log. Throws `SystemError`: EIO for a file that is too short. */
+export function cbtLogOf(file: OpenCbtLog): CbtLog {
+  const header = cbtHeaderOf(file);
   const lengthBytes = bitmapBytes(header.sizeBytes);
   checkLength(file, lengthBytes);
   return { header, bits: readWhole(file, CBT_HEADER_BYTES, lengthBytes) };
 }
 
 /** Throws `SystemError` EIO for a file without room for so many bytes of bits. */
-function checkLength(file: StorageFile, bitsBytes: number): void {
+function checkLength(file: OpenCbtLog, bitsBytes: number): void {
   if (file.sizeBytes() < CBT_HEADER_BYTES + bitsBytes) throw tooShort(file.path);
 }
 
 function readWhole(
-  file: StorageFile,
+  file: OpenCbtLog,
   offsetBytes: number,
   lengthBytes: number,
 ): Uint8Array<ArrayBuffer> {
@@ -140,7 +145,7 @@ export function changeCbtLog(path: string, changes: CbtChanges): void {
   const unlocked = fields.sizeBytes === undefined;
   const file = storage.open(path, "write", { ...CACHED, unlocked });
   try {
-    const header = headerOf(file);
+    const header = cbtHeaderOf(file);
     if (fields.sizeBytes !== undefined) growBits(file, header, fields.sizeBytes);
     const encoded = encodeCbtHeader({ ...header, ...fields });
     for (const field of ["parent", "child", "consistent", "sizeBytes"] as const) {
@@ -186,7 +191,7 @@ export function coalesceCbtLogs(
   const { bits: added } = readCbtLog(parent, { storage });
   const file = storage.open(child, "write", CACHED);
   try {
-    const { bits } = logOf(file);
+    const { bits } = cbtLogOf(file);
     if (added.length > bits.length) {
       const message = `Cannot add ${parent} to ${child}: ` +
         "Parent bitmap larger than child bitmap, can't coalesce";

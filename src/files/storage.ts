@@ -68,7 +68,7 @@ export interface StorageOpenOptions {
   readonly besideTapdisk?: boolean;
   /** For `write`: without the lock, to change bytes that no other program changes as well. */
   readonly unlocked?: boolean;
-  /** Through the page cache, also of a block device: another process may have the file mapped. */
+  /** Through the page cache, also of a block device: a tapdisk may write to it there. */
   readonly cached?: boolean;
 }
 

@@ -17,9 +17,8 @@ import {
   seekData,
   seekHole,
   truncateFile,
-  writeAt,
+  writeLow,
 } from "../../ffi/files.ts";
-import { MappedFile } from "../../ffi/mapped_file.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
@@ -46,6 +45,22 @@ export interface DiskFile {
   close(): void;
 }
 
+/** A file that goes through the page cache, of which parts are read and written synchronously. */
+export interface CachedFile extends DiskFile {
+  /** Reads until `into` is full or the file ends; returns the bytes read. */
+  readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number;
+  /** Gives the start of a regular file room, where the file system can. Throws ENOSPC. */
+  allocate(lengthBytes: number): void;
+  /**
+   * Writes the first bytes of `from` to the page cache, at an offset below 4 GiB. They are seen at once
+   * by all who read the file, outlast the death of the process, and are durable after a sync. Allocates
+   * nothing and does not throw.
+   *
+   * @returns 0, or an error number; part of it may have been written then.
+   */
+  write(from: Uint8Array<ArrayBuffer>, lengthBytes: number, offsetBytes: number): number;
+}
+
 /** How a file is opened for the queue. */
 export interface DiskFileOptions {
   readonly readOnly: boolean;
@@ -67,28 +82,11 @@ export interface DiskFiles {
    */
   open(path: string, options: DiskFileOptions): DiskFile;
   /**
-   * Opens a file for writing, takes its lock, and maps its first `lengthBytes`, for which it must
-   * have room.
+   * Opens a file for writing through the page cache, and takes its lock. The queue only syncs it.
    *
-   * @throws {SystemError} EBUSY when somebody else has the file open for writing; EINVAL for a shorter
-   * file; ENOSPC when the file has holes that the disk has no room for.
+   * @throws {SystemError} As `open`.
    */
-  map(path: string, lengthBytes: number): SharedBytes;
-}
-
-/** A file in memory: what is stored to `bytes` is in the file, and durable after a sync. */
-export interface SharedBytes {
-  /** Its number in the queue's operations; only syncs. */
-  readonly file: number;
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  /**
-   * Has the next sync write all from an offset on, also what the kernel takes for written after a sync
-   * that failed. Does nothing where the file cannot be written any more: a store to a page of such a
-   * file would end the process.
-   */
-  rewrite(offsetBytes: number): void;
-  /** Ends the mapping and closes the file. `bytes` must not be touched afterwards. */
-  close(): void;
+  openCached(path: string): CachedFile;
 }
 
 const SECTOR_BYTES = 512;
@@ -136,6 +134,21 @@ class OsDiskFile implements DiskFile {
 
   close(): void {
     closeFile(this.file);
+  }
+}
+
+class OsCachedFile extends OsDiskFile implements CachedFile {
+  readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+    return readAt(this.file, into, offsetBytes);
+  }
+
+  allocate(lengthBytes: number): void {
+    // A block device has no holes.
+    if (!this.isBlockDevice) allocateRange(this.file, 0, lengthBytes);
+  }
+
+  write(from: Uint8Array<ArrayBuffer>, lengthBytes: number, offsetBytes: number): number {
+    return writeLow(this.file, from, lengthBytes, offsetBytes);
   }
 }
 
@@ -197,20 +210,6 @@ function openDescriptor(path: string, options: DiskFileOptions): OpenedFile {
   return { ...openOnce(path, { ...options, direct: false }), notDirect: fault };
 }
 
-/** The error for a file that is too short to be mapped. */
-export function shorter(path: string, sizeBytes: number, lengthBytes: number): SystemError {
-  const sizes = `it has ${sizeBytes} bytes, and ${lengthBytes} are needed`;
-  return new SystemError(Errno.EINVAL, `Cannot map ${path}: ${sizes}`);
-}
-
-function rewrite(fd: number, bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
-  try {
-    writeAt(fd, bytes.subarray(offsetBytes), offsetBytes);
-  } catch {
-    // The sync that failed has been told.
-  }
-}
-
 /** The operating system's files. */
 export const osDiskFiles: DiskFiles = {
   storage: osStorage,
@@ -220,25 +219,8 @@ export const osDiskFiles: DiskFiles = {
     return new OsDiskFile(path, fd, notDirect, status);
   },
 
-  map(path: string, lengthBytes: number): SharedBytes {
+  openCached(path: string): CachedFile {
     const { fd, status } = openToWrite(path);
-    try {
-      if (status.sizeBytes < lengthBytes) throw shorter(path, status.sizeBytes, lengthBytes);
-      // A store to a hole on a full file system would end the process. A block device has no holes.
-      if (status.kind === "file") allocateRange(fd, 0, lengthBytes);
-      const file = new MappedFile(fd, lengthBytes);
-      return {
-        file: fd,
-        bytes: file.bytes,
-        rewrite: (offsetBytes) => rewrite(fd, file.bytes, offsetBytes),
-        close(): void {
-          file.unmap();
-          closeFile(fd);
-        },
-      };
-    } catch (error) {
-      closeFile(fd);
-      throw error;
-    }
+    return new OsCachedFile(path, fd, null, status);
   },
 };

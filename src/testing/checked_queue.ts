@@ -1,5 +1,5 @@
 import type { ImageQueue } from "../driver/driver.ts";
-import type { DiskFile, DiskFileOptions, DiskFiles, SharedBytes } from "../queue/disk_files.ts";
+import type { CachedFile, DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
 import type { IoOwner } from "../queue/disk_queue.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Storage } from "../files/storage.ts";
@@ -103,8 +103,8 @@ export class CheckedFiles implements DiskFiles {
     this.storage = files.storage;
   }
 
-  map(path: string, lengthBytes: number): SharedBytes {
-    return this.#files.map(path, lengthBytes);
+  openCached(path: string): CachedFile {
+    return this.#files.openCached(path);
   }
 
   open(path: string, options: DiskFileOptions): DiskFile {

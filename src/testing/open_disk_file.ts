@@ -1,7 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
 import { IoKind } from "../queue/backend.ts";
-import type { DiskFile } from "../queue/disk_files.ts";
+import type { CachedFile } from "../queue/disk_files.ts";
 import type { Misdeed, OperationKind } from "./disk_operation.ts";
 import type { DiskState } from "./disk_state.ts";
 import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
@@ -9,7 +9,7 @@ import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
 const SECTOR_BYTES = 512;
 
 /** A file of a simulated disk, open for the queue. */
-export class OpenDiskFile implements DiskFile {
+export class OpenDiskFile implements CachedFile {
   readonly path: string;
   readonly file: number;
   readonly content: SimulatedFile;
@@ -43,7 +43,12 @@ export class OpenDiskFile implements DiskFile {
     disk.opened(content);
   }
 
-  #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): Misdeed | null {
+  #admit(
+    kind: OperationKind,
+    offsetBytes: number,
+    lengthBytes: number,
+    queued = true,
+  ): Misdeed | null {
     this.#disk.assertAlive(this.#boot);
     if (this.#readOnly || !this.#isOpen) {
       throw new SystemError(Errno.EBADF, `Cannot ${kind} ${this.path}`);
@@ -51,7 +56,7 @@ export class OpenDiskFile implements DiskFile {
     if (offsetBytes + lengthBytes > MOST_FILE_BYTES) {
       throw new SystemError(Errno.EFBIG, `Cannot ${kind} ${this.path} at ${offsetBytes}`);
     }
-    return this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued: true });
+    return this.#disk.admit({ kind, path: this.path, offsetBytes, lengthBytes, queued });
   }
 
   get identity(): FileIdentity {
@@ -92,6 +97,38 @@ export class OpenDiskFile implements DiskFile {
     if (whole === 0) return -Errno.ENOSPC;
     this.content.writeSectors(memorySector, sector, whole);
     return whole * SECTOR_BYTES;
+  }
+
+  readAt(into: Uint8Array<ArrayBuffer>, offsetBytes: number): number {
+    this.#disk.assertAlive(this.#boot);
+    const { path } = this;
+    const range = { offsetBytes, lengthBytes: into.length };
+    const misdeed = this.#disk.admit({ kind: "read", path, ...range, queued: false });
+    if (misdeed?.does === "rot") this.content.rot(offsetBytes * 8 + misdeed.bit);
+    return this.content.read(into, offsetBytes);
+  }
+
+  /** The fault model has no room that is set aside. */
+  allocate(): void {}
+
+  write(from: Uint8Array<ArrayBuffer>, lengthBytes: number, offsetBytes: number): number {
+    try {
+      const misdeed = this.#admit("write", offsetBytes, lengthBytes, false);
+      if (misdeed?.does === "lose") return 0;
+      if (misdeed?.does === "shorten") {
+        const done = misdeed.lengthBytes;
+        this.content.write(from.subarray(0, done), offsetBytes);
+        return this.write(from.subarray(done), lengthBytes - done, offsetBytes + done);
+      }
+      if (misdeed?.does === "rot") this.content.rot(offsetBytes * 8 + misdeed.bit);
+      const at = misdeed?.does === "misdirect" ? misdeed.offsetBytes : offsetBytes;
+      const room = this.#disk.roomFor(this.content, at, lengthBytes);
+      this.content.write(from.subarray(0, room), at);
+      return room < lengthBytes ? Errno.ENOSPC : 0;
+    } catch (error) {
+      if (error instanceof SystemError) return error.errno;
+      throw error;
+    }
   }
 
   close(): void {

@@ -5,16 +5,9 @@ import { IOVEC_BYTES } from "../../ffi/sockets.ts";
 import { normalizePath } from "../files/paths.ts";
 import type { Storage } from "../files/storage.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "../queue/backend.ts";
-import {
-  type DiskFile,
-  type DiskFileOptions,
-  type DiskFiles,
-  type SharedBytes,
-  shorter,
-} from "../queue/disk_files.ts";
+import type { CachedFile, DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
-import type { FileMapping } from "./file_mapping.ts";
 import type { Misdeed, OperationKind } from "./disk_operation.ts";
 import type { DiskState } from "./disk_state.ts";
 import { OpenDiskFile } from "./open_disk_file.ts";
@@ -77,7 +70,6 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   /** Null unless the operations are traced. */
   #origins: QueueOrigins | null = null;
   readonly #from: (string | null)[] = [];
-  readonly #mapped = new Map<FileMapping, SimulatedFile>();
   #underWay = 0;
   #timer = 0;
   #timerMs = 0;
@@ -125,7 +117,15 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
 
   // ---- files ------------------------------------------------------------------------------
 
-  open(path: string, { readOnly, same }: DiskFileOptions): DiskFile {
+  open(path: string, options: DiskFileOptions): DiskFile {
+    return this.#openFile(path, options);
+  }
+
+  openCached(path: string): CachedFile {
+    return this.#openFile(path, { readOnly: false, direct: false });
+  }
+
+  #openFile(path: string, { readOnly, same }: DiskFileOptions): OpenDiskFile {
     this.#assertAlive();
     this.#disk.admit({ kind: "open", path, offsetBytes: 0, lengthBytes: 0, queued: true });
     const content = this.#disk.same(normalizePath(this.storage, path), same);
@@ -147,28 +147,6 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     if (this.#disk.trace === null) return;
     this.#origins = new QueueOrigins();
     noteOrigins(queue, this.#origins);
-  }
-
-  map(path: string, lengthBytes: number): SharedBytes {
-    const opened = this.open(path, { readOnly: false, direct: false });
-    if (opened.sizeBytes() < lengthBytes) {
-      const sizeBytes = opened.sizeBytes();
-      opened.close();
-      throw shorter(path, sizeBytes, lengthBytes);
-    }
-    const content = this.#disk.named(normalizePath(this.storage, path));
-    const mapping = content.map(lengthBytes);
-    this.#mapped.set(mapping, content);
-    return {
-      file: opened.file,
-      bytes: mapping.bytes,
-      // A simulated sync that failed leaves what it has not written for the next one.
-      rewrite: (): void => {},
-      close: (): void => {
-        if (this.#mapped.delete(mapping)) content.unmap(mapping);
-        opened.close();
-      },
-    };
   }
 
   register(file: number): void {
@@ -198,8 +176,6 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
       this.#ios[i] = NOTHING;
     }
     this.#underWay = 0;
-    for (const [mapping, content] of this.#mapped) content.unmap(mapping);
-    this.#mapped.clear();
     for (const file of this.#open) file?.close();
   }
 

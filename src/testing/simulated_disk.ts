@@ -33,9 +33,8 @@
  *   changes since its sync; a range that was added and did not survive reads as zeros. The names
  *   are those after any of the changes of names since the last sync of any file or folder: a
  *   journalling file system commits them in order, and with the sync of a file.
- * - **Mapped files.** What a process stores to a mapped file is seen at once by all, survives its
- *   death, and is durable after a sync of the file; a power cut before that keeps, of each sector,
- *   what it had or what was stored.
+ * - **Cached files.** What a process writes to a file that it opened by `openCached` takes effect at
+ *   once, as a call of synchronous code.
  * - **Photographs.** `photograph` gives another disk: this one as a power cut at this moment would
  *   leave it. `undecided` lists what the cut decides, and `photographWith` takes any choice of it.
  *   The run goes on as if no photograph had been taken.

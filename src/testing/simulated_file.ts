@@ -1,5 +1,4 @@
 import type { FileIdentity } from "../../ffi/files.ts";
-import { FileMapping } from "./file_mapping.ts";
 import { PAGE_BYTES } from "./page_pool.ts";
 import { memoryBytes, SparseBytes, wholeSectors } from "./sparse_bytes.ts";
 import type { Survival } from "./survival.ts";
@@ -33,7 +32,6 @@ export class SimulatedFile {
   #sizeBytes: number;
   readonly #durable: Durable | null;
   #changes: Change[] = [];
-  readonly #mappings = new Set<FileMapping>();
   /** Number of open handles. */
   handles = 0;
   /** The handle that holds the lock, which every writer takes. */
@@ -57,7 +55,6 @@ export class SimulatedFile {
    * there.
    */
   copy(): SimulatedFile {
-    this.#takeStores();
     const copy = new SimulatedFile(this.#durable !== null, this.identity, this.device);
     copy.#content = this.#content.copy();
     copy.#sizeBytes = this.#sizeBytes;
@@ -97,38 +94,12 @@ export class SimulatedFile {
     return this.#content.run(offsetBytes, lengthBytes);
   }
 
-  /** Maps the start of the file, which must be that long. */
-  map(lengthBytes: number): FileMapping {
-    const bytes = new Uint8Array(lengthBytes);
-    this.read(bytes, 0);
-    const mapping = new FileMapping(bytes);
-    this.#mappings.add(mapping);
-    return mapping;
-  }
-
-  /** Ends a mapping; does nothing where a power cut has ended it. */
-  unmap(mapping: FileMapping): void {
-    this.#takeStores();
-    this.#mappings.delete(mapping);
-  }
-
-  /** What processes have stored to mappings becomes the content. */
-  #takeStores(): void {
-    for (const mapping of this.#mappings) {
-      for (const { bytes, offsetBytes } of mapping.stores()) {
-        this.#content.write(bytes, offsetBytes);
-        if (this.#durable !== null) this.#note(offsetBytes, bytes);
-      }
-    }
-  }
-
   #readable(offsetBytes: number, lengthBytes: number): number {
     return Math.max(0, Math.min(lengthBytes, this.#sizeBytes - offsetBytes));
   }
 
   /** Reads into I/O memory; returns bytes, fewer at the end of the file. */
   readSectors(memorySector: number, sector: number, count: number): number {
-    this.#takeStores();
     const length = this.#readable(sector * SECTOR_BYTES, count * SECTOR_BYTES);
     const whole = wholeSectors(length);
     this.#content.readSectors(memorySector, sector, whole);
@@ -141,7 +112,6 @@ export class SimulatedFile {
 
   /** Writes from I/O memory. */
   writeSectors(memorySector: number, sector: number, count: number): void {
-    if (this.#mappings.size > 0) throw new TypeError("The queue writes to a file that is mapped");
     const offsetBytes = sector * SECTOR_BYTES;
     this.#content.writeSectors(memorySector, sector, count);
     this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + count * SECTOR_BYTES);
@@ -151,7 +121,6 @@ export class SimulatedFile {
 
   /** Reads into ordinary memory; returns the number of bytes, fewer at the end of the file. */
   read(into: Uint8Array, offsetBytes: number): number {
-    this.#takeStores();
     const length = this.#readable(offsetBytes, into.length);
     this.#content.read(into.subarray(0, length), offsetBytes);
     return length;
@@ -159,8 +128,6 @@ export class SimulatedFile {
 
   /** Writes from ordinary memory. */
   write(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
-    this.#takeStores();
-    for (const mapping of this.#mappings) mapping.written(from, offsetBytes);
     this.#content.write(from, offsetBytes);
     this.#sizeBytes = Math.max(this.#sizeBytes, offsetBytes + from.length);
     if (this.#durable !== null) this.#note(offsetBytes, from.slice());
@@ -174,8 +141,6 @@ export class SimulatedFile {
 
   /** Sets the length; an added range reads as zeros. */
   truncate(sizeBytes: number): void {
-    const isCut = [...this.#mappings].some(({ bytes }) => bytes.length > sizeBytes);
-    if (isCut) throw new TypeError("A mapped file is cut, which ends its process");
     const before = this.#sizeBytes;
     if (sizeBytes < before) this.#content.zero(sizeBytes, before);
     this.#sizeBytes = sizeBytes;
@@ -207,7 +172,6 @@ export class SimulatedFile {
 
   /** Makes all changes durable. */
   sync(): void {
-    this.#takeStores();
     const durable = this.#durable;
     if (durable === null || this.#changes.length === 0) return;
     const changed = new Set<number>();
@@ -226,8 +190,6 @@ export class SimulatedFile {
 
   /** Cuts the power; the fault model of the disk defines what survives. */
   cutPower(survival: Survival): void {
-    this.#takeStores();
-    this.#mappings.clear();
     const durable = this.#recorded();
     const changes = this.#changes;
     this.#changes = [];
@@ -246,7 +208,6 @@ export class SimulatedFile {
 
   /** The changes that a power cut may undo, and the length before them. */
   get unflushed(): { readonly changes: readonly Change[]; readonly startBytes: number } {
-    this.#takeStores();
     return { changes: this.#changes, startBytes: this.#recorded().sizeBytes };
   }
 

@@ -62,7 +62,7 @@ export function openImages(
     for (let i = images.length - 1; i > 0; i--) images[i - 1].putBelow?.(images[i]);
     if (leaf.key !== undefined && images[0].encrypted !== true) throw keyNotWanted(leaf);
     if (changedBlocks !== undefined) {
-      images.unshift(new CbtImage(changedBlocks, images[0], context));
+      images.unshift(new CbtImage(changedBlocks, images[0], context, sink));
     }
     return images;
   } catch (error) {

@@ -150,6 +150,33 @@ test("a log on a block device, as the storage manager keeps it on LVM", async (b
   assert.deepEqual(bytes.subarray(176, garbage.length), garbage.subarray(176));
 }, loops);
 
+for (const lengthBytes of [0, 48]) {
+  test(`a log cut to ${lengthBytes} bytes under a running tapdisk does not end it`, async (bench) => {
+    const { control, log } = bench;
+    await bench.newLog(log);
+    await bench.create(`-C ${log}`);
+    await bench.write(0, 512);
+    Deno.truncateSync(log, lengthBytes);
+    await bench.write(65536, 512);
+    // No new bit: no call, and the length stays.
+    Deno.truncateSync(log, lengthBytes);
+    await bench.write(65536, 512);
+    assert.equal(Deno.statSync(log).size, lengthBytes);
+    await bench.write(255 * 65536, 512);
+    assert.equal((await control.list()).length, 1);
+    await control.ok(`destroy ${bench.device}`);
+    // All bits are there again. What else was cut off is not: such a log is of no disk.
+    const bits = Deno.readFileSync(log).subarray(48);
+    assert.deepEqual([bits.length, bits[0], bits[31]], [32, 0b11, 0b1000_0000]);
+    if (lengthBytes === 48) {
+      assert.equal(await bench.extents(), `0 131072\n${255 * 65536} 65536\n`);
+      return;
+    }
+    const { code, stderr } = await control.tapCtl(`create -a aio:${bench.image} -C ${log}`);
+    assert.deepEqual([code, /Cannot track changed blocks/.test(stderr)], [1, true], stderr);
+  });
+}
+
 test("NBD clients find the changed blocks in two meta contexts", async (bench) => {
   await bench.newLog(bench.log);
   await bench.create(`-C ${bench.log}`);

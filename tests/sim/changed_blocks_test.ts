@@ -3,6 +3,7 @@
  * reaches the image, through pauses and snapshots, and no other block has one.
  */
 import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
 import { CBT_BLOCK_BYTES } from "../../src/cbt/cbt_log.ts";
 import {
   changeCbtLog,
@@ -12,10 +13,17 @@ import {
   readCbtLog,
 } from "../../src/cbt/log_file.ts";
 import { describeExport } from "../../src/frontend/nbd/connections.ts";
+import type { DiskOperation } from "../../src/testing/simulated_disk.ts";
 import { Random } from "../../src/testing/random.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
-import { SECTOR_BYTES, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import {
+  assertHolds,
+  SECTOR_BYTES,
+  type SimulatedDevice,
+  Simulation,
+  stampedSectors,
+} from "../support/sim.ts";
 
 const MIB = 1024 * 1024;
 const DISK_BYTES = 24 * MIB;
@@ -284,5 +292,188 @@ Deno.test("cbt: an error of the sync of the log is told, and the disk runs on af
   device.settle();
   device.close();
   assert.deepEqual(changedIn(simulation), [0, 1]);
+  simulation.close();
+});
+
+type Change = "write" | "zero" | "fill" | "discard";
+
+function start(device: SimulatedDevice, change: Change, sector: number, count: number) {
+  if (change !== "write") return device[change](sector, count);
+  return device.write(sector, stampedSectors(sector, count, 7));
+}
+
+function isSetInMemory({ vbd }: SimulatedDevice, block: number): boolean {
+  return ((vbd.changedBits?.[block >> 3] ?? 0) >> (block & 7) & 1) === 1;
+}
+
+for (const kind of ["write", "zero", "fill", "discard"] as const) {
+  for (const errno of [Errno.EIO, Errno.ENOSPC]) {
+    Deno.test(`cbt: a ${kind} waits while its bit cannot be written, error ${errno}`, () => {
+      const simulation = prepared();
+      const device = simulation.open("vhd:/a.vhd", { changedBlocks: LOG });
+      device.write(0, stampedSectors(0, 1, 1));
+      // What is to be changed has a block in the image, so that each kind goes to the disk.
+      device.write(9 * BLOCK_SECTORS, stampedSectors(9 * BLOCK_SECTORS, 8, 1));
+      device.settle();
+      device.pause();
+      createCbtLog(LOG, { storage: simulation.disk, sizeBytes: DISK_BYTES });
+      device.resume();
+      const { scheduler, disk } = simulation;
+      const toImage: DiskOperation[] = [];
+      let failed = 0;
+      let isBroken = true;
+      disk.beforeOperation = (operation) => {
+        const { kind, path } = operation;
+        const changes = kind === "write" || kind === "punch";
+        if (path === "/a.vhd" && changes) toImage.push(operation);
+        if (path !== LOG || !changes || !isBroken) return 0;
+        failed++;
+        return errno;
+      };
+      const sector = 9 * BLOCK_SECTORS;
+      const outcome = start(device, kind, sector, 8);
+      const untilMs = scheduler.nowMs() + 10_000;
+      simulation.runUntil(() => scheduler.nowMs() >= untilMs, "Ten seconds");
+      assert.equal(outcome.errno, null);
+      assert.ok(failed > 5, `${failed} tries`);
+      assert.equal(toImage.length, 0);
+      assert.ok(!isSetInMemory(device, 9));
+      assert.deepEqual(changedIn(simulation), []);
+      isBroken = false;
+      device.settle();
+      assert.equal(outcome.errno, 0);
+      assert.ok(toImage.length > 0);
+      assert.ok(isSetInMemory(device, 9));
+      assert.deepEqual(changedIn(simulation), [9]);
+      if (kind === "write") assertHolds(device, sector, 8, 7);
+      disk.beforeOperation = null;
+      device.close();
+      assert.deepEqual(changedIn(simulation), [9]);
+      simulation.close();
+    });
+  }
+}
+
+Deno.test("cbt: an error that is not tried again ends the write; its bit and the image stay", () => {
+  const simulation = prepared();
+  const device = simulation.open("vhd:/a.vhd", { changedBlocks: LOG });
+  let toImage = 0;
+  simulation.disk.beforeOperation = ({ kind, path }) => {
+    if (kind === "write" && path !== LOG) toImage++;
+    return kind === "write" && path === LOG ? Errno.EROFS : 0;
+  };
+  const outcome = device.write(0, stampedSectors(0, 1, 1));
+  device.settle();
+  assert.deepEqual([outcome.errno, toImage], [Errno.EROFS, 0]);
+  assert.ok(!isSetInMemory(device, 0));
+  simulation.disk.beforeOperation = null;
+  device.close();
+  assert.deepEqual(changedIn(simulation), []);
+  simulation.close();
+});
+
+Deno.test("cbt: the log has all bits before the first write to the image, and each is written once", () => {
+  const simulation = prepared();
+  const random = new Random(4);
+  const device = simulation.open("vhd:/a.vhd", { changedBlocks: LOG });
+  const known = new Set<number>();
+  let [toImage, toLog] = [0, 0];
+  let wanted = new Set<number>();
+  simulation.disk.beforeOperation = ({ kind, path, offsetBytes, lengthBytes }) => {
+    if (kind !== "write" && kind !== "punch") return 0;
+    if (path === "/a.vhd") {
+      toImage++;
+      const bits = changedIn(simulation);
+      assert.deepEqual([...wanted].filter((block) => !bits.includes(block)), []);
+      return 0;
+    }
+    toLog++;
+    const fresh = [...wanted].filter((block) => !known.has(block)).map((block) => block >> 3);
+    assert.deepEqual(
+      [offsetBytes, lengthBytes],
+      [48 + Math.min(...fresh), 1 + Math.max(...fresh) - Math.min(...fresh)],
+    );
+    for (const block of wanted) known.add(block);
+    return 0;
+  };
+  for (let i = 0; i < 200; i++) {
+    wanted = new Set();
+    change(device, random, wanted);
+    device.settle();
+  }
+  assert.ok(toImage > 100 && toLog > 20 && toLog < 180, `${toImage} and ${toLog}`);
+  toLog = 0;
+  simulation.disk.beforeOperation = ({ path }) => {
+    if (path === LOG) toLog++;
+    return 0;
+  };
+  const fillAll = (): number => {
+    for (let block = 0; block < BLOCKS; block += 4) device.fill(block * BLOCK_SECTORS, 512);
+    device.settle();
+    return toLog;
+  };
+  const after = fillAll();
+  assert.equal(changedIn(simulation).length, BLOCKS);
+  // What has its bits costs no call.
+  toLog = after;
+  assert.equal(fillAll(), after);
+  simulation.disk.beforeOperation = null;
+  device.close();
+  simulation.close();
+});
+
+Deno.test("cbt: bits that a failed sync lost, and that cannot be written again, are in the next log", () => {
+  const simulation = prepared();
+  const { disk } = simulation;
+  const device = simulation.open("vhd:/a.vhd", { changedBlocks: LOG });
+  device.write(0, stampedSectors(0, 1, 1));
+  device.settle();
+  let [syncs, writes] = [0, 0];
+  let isDropping = false;
+  disk.beforeOperation = ({ kind, path }) => {
+    if (path !== LOG) return 0;
+    if (kind === "sync") {
+      syncs++;
+      return Errno.EIO;
+    }
+    if (kind !== "write" || syncs === 0 || isDropping) return 0;
+    if (++writes > 1) return Errno.EIO;
+    // The kernel has dropped the pages that it could not write.
+    const file = disk.open(LOG, "write", { unlocked: true });
+    isDropping = true;
+    file.writeAt(new Uint8Array(BLOCKS / 8), 48);
+    isDropping = false;
+    file.close();
+    return Errno.EIO;
+  };
+  let errno = 0;
+  device.vbd.pause((error) => errno = error?.errno ?? -1);
+  simulation.runUntil(() => errno !== 0, "The pause");
+  assert.deepEqual([errno, device.vbd.phase, syncs, writes], [Errno.EIO, "paused", 1, 2]);
+  assert.deepEqual(changedIn(simulation), []);
+  disk.beforeOperation = null;
+  device.resume();
+  assert.ok(isSetInMemory(device, 0));
+  assert.deepEqual(changedIn(simulation), [0]);
+  device.close();
+  assert.deepEqual(changedIn(simulation), [0]);
+  simulation.close();
+});
+
+Deno.test("cbt: the bits of a log that was cut meanwhile are there again after the close", () => {
+  const simulation = prepared();
+  const device = simulation.open("vhd:/a.vhd", { changedBlocks: LOG });
+  const write = (block: number): void => {
+    device.write(block * BLOCK_SECTORS, stampedSectors(block * BLOCK_SECTORS, 1, 1));
+    device.settle();
+  };
+  write(1);
+  write(BLOCKS - 1);
+  const file = simulation.disk.open(LOG, "write", { unlocked: true });
+  file.truncate(48);
+  file.close();
+  write(100);
+  device.close();
+  assert.deepEqual(changedIn(simulation), [1, 100, BLOCKS - 1]);
   simulation.close();
 });

@@ -12,7 +12,7 @@ import { Simulation } from "../support/sim.ts";
 function closedWithEio(files: DiskFiles): DiskFiles {
   return {
     storage: files.storage,
-    map: (path, lengthBytes) => files.map(path, lengthBytes),
+    openCached: (path) => files.openCached(path),
     open: (path, options): DiskFile => {
       const file = files.open(path, options);
       const close = file.close.bind(file);

@@ -6,10 +6,10 @@ import assert from "node:assert/strict";
 import {
   bitmapBytes,
   CBT_HEADER_BYTES,
+  changedByte,
   changedBytes,
   changedExtents,
   encodeCbtHeader,
-  setChanged,
 } from "../../src/cbt/cbt_log.ts";
 import { readCbtLog } from "../../src/cbt/log_file.ts";
 import { cbtUtilMain } from "../../src/cli/cbt_util/main.ts";
@@ -47,6 +47,10 @@ Deno.test("cbt: a file that is not the log of a disk gets no room when it is ref
       assert.deepEqual([blocks, mtime], [before.blocks, before.mtime]);
     }
   }));
+
+function setChanged(bits: Uint8Array, first: number, last: number): void {
+  for (let at = first >> 3; at <= last >> 3; at++) bits[at] = changedByte(bits, at, first, last);
+}
 
 Deno.test("cbt: bits of any range are set, and no others", () => {
   const random = new Random(11);

@@ -4,7 +4,7 @@ const ROOT = new URL("../../", import.meta.url);
 const DOCUMENT = "docs/on-disk-order.md";
 const FOLDERS = [
   "src/vhd",
-  "src/driver/vhd",
+  "src/driver",
   "src/bulk",
   "src/vbd",
   "src/files",
