@@ -5,6 +5,7 @@
 import assert from "node:assert/strict";
 import { commandLine, type ControlBench, withControlBench } from "../support/control.ts";
 import { loops, withLoopDevice } from "../support/loop_device.ts";
+import { mayMount } from "../support/mounts.ts";
 import { needs, run, runOk } from "../support/tools.ts";
 
 const MIB = 1024 * 1024;
@@ -51,6 +52,10 @@ class Bench {
     return (await this.cbtUtil("extents", "-n", path)).stdout;
   }
 }
+
+const mounts = !needs("root", "mount", "umount").ignore && mayMount()
+  ? { ignore: false, suffix: "" }
+  : { ignore: true, suffix: " (skipped: may not mount a tmpfs)" };
 
 function test(
   name: string,
@@ -176,6 +181,36 @@ for (const lengthBytes of [0, 48]) {
     assert.deepEqual([code, /Cannot track changed blocks/.test(stderr)], [1, true], stderr);
   });
 }
+
+test("a write waits while a full file system has no room for its bit", async (bench) => {
+  const { control } = bench;
+  const small = `${control.folder}/small`;
+  Deno.mkdirSync(small);
+  await runOk("mount", ["-t", "tmpfs", "-o", "size=64k", "none", small]);
+  try {
+    const log = await bench.newLog(`${small}/disk.cbtlog`);
+    await bench.create(`-C ${log}`);
+    // The log had room, until somebody cut it and took the room.
+    Deno.truncateSync(log, 0);
+    const full = Deno.openSync(`${small}/other`, { write: true, create: true });
+    assert.throws(() => {
+      for (;;) full.writeSync(new Uint8Array(4096));
+    });
+    full.close();
+    let hasEnded = false;
+    const write = bench.write(65536, 512).then(() => hasEnded = true);
+    await new Promise((resolve) => setTimeout(resolve, 2500));
+    assert.ok(!hasEnded);
+    assert.ok(Deno.readFileSync(bench.image).every((byte) => byte === 0));
+    Deno.removeSync(`${small}/other`);
+    await write;
+    assert.deepEqual(Deno.readFileSync(log).subarray(48), new Uint8Array([0b10]));
+    assert.ok(Deno.readFileSync(bench.image).some((byte) => byte !== 0));
+    await control.ok(`destroy ${bench.device}`);
+  } finally {
+    await runOk("umount", ["-l", small]);
+  }
+}, mounts);
 
 test("NBD clients find the changed blocks in two meta contexts", async (bench) => {
   await bench.newLog(bench.log);

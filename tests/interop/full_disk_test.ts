@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import { fio } from "../support/fio.ts";
+import { mayMount } from "../support/mounts.ts";
 import { Cmd, NbdClient, noise } from "../support/nbd_client.ts";
 import {
   createVhd,
@@ -15,18 +16,6 @@ import { run, runOk } from "../support/tools.ts";
 const MIB = 1024 * 1024;
 const DISK_MIB = 64;
 const FULL_MIB = 24;
-
-/** Whether this process may mount filesystems; in a container root may not. */
-function mayMount(): boolean {
-  const folder = Deno.makeTempDirSync();
-  try {
-    const args = ["-t", "tmpfs", "-o", "size=1m", "none", folder];
-    if (!new Deno.Command("mount", { args, stderr: "null" }).outputSync().success) return false;
-    return new Deno.Command("umount", { args: [folder] }).outputSync().success;
-  } finally {
-    Deno.removeSync(folder);
-  }
-}
 
 const { ignore, suffix } = needsServed("root", "fio", "mount", "umount");
 const refused = !ignore && !mayMount();

@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import { readAll } from "../support/copy_blocks.ts";
 import { Host, Migration } from "../support/migration.ts";
+import { mayMount } from "../support/mounts.ts";
 import { type Disk, needsServed } from "../support/served.ts";
 import { runOk, withTempDir } from "../support/tools.ts";
 import { type GuestReport, VerifyingGuest } from "../support/verifying_guest.ts";
@@ -160,18 +161,6 @@ Deno.test({
       await giveUp(migration);
     }),
 });
-
-/** Whether this process may mount filesystems; in a container root may not. */
-function mayMount(): boolean {
-  const folder = Deno.makeTempDirSync();
-  try {
-    const args = ["-t", "tmpfs", "-o", "size=1m", "none", folder];
-    if (!new Deno.Command("mount", { args, stderr: "null" }).outputSync().success) return false;
-    return new Deno.Command("umount", { args: [folder] }).outputSync().success;
-  } finally {
-    Deno.removeSync(folder);
-  }
-}
 
 const full = needsServed("fio", "root", "mount", "umount");
 const refused = !full.ignore && !mayMount();
