@@ -157,7 +157,7 @@ export interface ImageDriver {
   readonly pending?: number;
   /** Whether its data is encrypted, with the key of its `spec`. */
   readonly encrypted?: boolean;
-  /** Its type's number in statistics, where its type is none of the registry. */
+  /** The type's number in statistics, where the registry does not have the type. */
   readonly typeNumber?: number;
   /** The image that shows through where this one has no data; null when zeros do. */
   readonly parent: ImageSpec | null;

@@ -1,4 +1,3 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { setBits } from "../vhd/format/bitmap.ts";
 import {
@@ -12,14 +11,10 @@ import {
 import { FilterImage } from "./filter.ts";
 import { NAMES_IMAGE, parseImageName } from "./image_name.ts";
 import type { Retained, RetainedState } from "./retained_state.ts";
+import { sectorBits } from "./sector_bits.ts";
 
 /** Sectors whose bits are in one page of a log. */
 export const LOG_PAGE_SECTORS = PAGE_BYTES * 8;
-/**
- * The largest disk of which a log is kept: 64 TiB, whose bits take 16 GiB of address space. The runtime
- * ends the process when it is given 32 GiB at once.
- */
-const MOST_SECTORS = 2 ** 37;
 /** Bytes of a page of a log in an answer: its number, little-endian, and its bits. */
 export const LOG_PAGE_RECORD_BYTES = 4 + PAGE_BYTES;
 
@@ -67,7 +62,7 @@ export class WriteLog implements Retained, RequestSink {
     if (sectors === this.#sectors) return;
     const [bits, touched] = [this.#bits, this.#touched];
     // A log that cannot be made leaves the old one as it is.
-    this.#bits = logBits(sectors);
+    this.#bits = sectorBits(sectors, "a log of the changes of a disk");
     this.#touched = new Uint8Array(Math.ceil(sectors / LOG_PAGE_SECTORS));
     this.#sectors = sectors;
     for (let page = 0; page < Math.min(touched.length, this.#touched.length); page++) {
@@ -142,13 +137,6 @@ export class WriteLog implements Retained, RequestSink {
   release(): void {
     this.#bits.release();
   }
-}
-
-/** Memory for the bits of a disk. A server may claim any size. */
-function logBits(sectors: number): Arena {
-  if (sectors <= MOST_SECTORS) return new Arena(Math.ceil(sectors / 8));
-  const most = `it has ${sectors} sectors, and ${MOST_SECTORS} are the most`;
-  throw new SystemError(Errno.EFBIG, `Cannot keep a log of the changes of a disk (${most})`);
 }
 
 /** A filter that notes writes. */

@@ -8,13 +8,13 @@ export function removeSocket(path: string): void {
 }
 
 /**
- * Removes the socket of somebody who stops listening. What cannot be removed, as on a filesystem that
+ * Removes the socket of a listener that ends. What cannot be removed, as on a filesystem that
  * has become read-only, stays: it must not keep a disk from being closed.
  */
 export function leaveSocket(path: string): void {
   try {
     removeSocket(path);
   } catch {
-    // Nobody can connect to it, and who listens there next replaces it.
+    // No program can connect to it, and the next listener replaces it.
   }
 }

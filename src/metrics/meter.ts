@@ -115,5 +115,5 @@ export class Meters {
   }
 }
 
-/** Make meters that nobody else can read, and that count no time. */
+/** Makes meters in private memory that count no time. */
 export const privateMeters: Meters = new Meters(privatePages, new Float64Array(1));

@@ -42,7 +42,7 @@ export const DirectionWord = {
 
 /** What the requests of a file have in common. */
 export type MetricsSubject =
-  /** The requests to a disk, from wherever they come. */
+  /** The requests to a disk, from all its clients. */
   | { readonly of: "vdi"; readonly minor: number }
   /** The requests of its NBD clients. */
   | { readonly of: "nbd"; readonly minor: number }
@@ -79,10 +79,10 @@ export interface MetricsPages {
   open(subject: MetricsSubject): MetricsPage;
 }
 
-/** A page that nobody else can read. */
+/** A page of private memory. */
 export function privatePage(): MetricsPage {
   return { words: new Uint32Array(METRICS_BYTES / 4), close: (): void => {} };
 }
 
-/** Pages that nobody else can read. */
+/** Pages of private memory. */
 export const privatePages: MetricsPages = { open: privatePage };

@@ -23,7 +23,7 @@ export function isErrorOfPlace(errno: number): boolean {
 
 /**
  * When the operations on each file last succeeded, and last failed. Where others of the same kind
- * succeed all the while, an error belongs to a place of the disk, and not to the disk.
+ * succeed meanwhile, an error concerns a place of the disk, and not the whole disk.
  *
  * The success of a file that goes through the page cache says nothing about its disk, and is not noted.
  */

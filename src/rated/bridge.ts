@@ -157,7 +157,7 @@ export class Bridge implements FdHandler, FaultOwner {
       try {
         this.#scheduler.watch(fd, EPOLLIN, valve, valve);
       } catch (error) {
-        // A valve that is hung up on lets everything pass; one that nobody hears would wait for ever.
+        // A valve without a connection lets everything pass; one that is not watched would wait for ever.
         closeFile(fd);
         throw error;
       }
@@ -261,7 +261,7 @@ function listen(path: string): number {
   }
 }
 
-/** Whether a path is a socket at which nobody listens. */
+/** Whether a path is a socket without a listener. */
 function isAbandoned(path: string): boolean {
   if (Deno.lstatSync(path).isSocket !== true) return false;
   try {

@@ -7,7 +7,7 @@ export interface Waiting {
 
 /** Decides how many bytes may pass. */
 export interface Limiter {
-  /** Somebody needs bytes, after nobody did. */
+  /** A valve needs bytes, after none did. */
   begin(nowMs: number): void;
   /**
    * Takes bytes of a need; 0: nothing may pass now.
@@ -30,7 +30,7 @@ const LEAST_PART_BYTES = 4096;
  * 0 it is a leaky bucket.
  *
  * It has the time that it is used up to. A pause before that is not longer ago than the cap allows;
- * while somebody waits nothing is forgotten, so that a timer that comes late costs no bytes.
+ * while a valve waits nothing is forgotten, so that a timer that comes late costs no bytes.
  */
 export class TokenBucket implements Limiter {
   readonly #rate: number;

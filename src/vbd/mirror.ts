@@ -60,7 +60,7 @@ export interface MirrorKeeper {
   redirectsOf(sectors: number): Redirects;
   /** The leaf is full now. */
   leafFull(): void;
-  /** The secondary image is of no use any more. */
+  /** The secondary image has failed and is not used any more. */
   mirrorFailed(why: SystemError): void;
   /** A write of so many sectors went to the secondary image alone. */
   redirected(sectors: number): void;
@@ -68,7 +68,7 @@ export interface MirrorKeeper {
 
 /**
  * A filter in front of an image that has a secondary image. While both are there, what is acknowledged
- * is on both. When the image is full, it is only read any more: what is written goes to the secondary
+ * is on both. When the image is full, it is only read from then on: what is written goes to the secondary
  * image, and a map in memory tells which sectors are there.
  */
 export class MirrorImage extends FilterImage implements RequestSink, SecondSink {
@@ -295,7 +295,7 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondSink 
     this.#leaveSecond();
   }
 
-  /** Closes the secondary image, when it has ended what it was asked. Nobody waits for that. */
+  /** Closes the secondary image, when its requests have ended. The caller does not wait for that. */
   #leaveSecond(): void {
     this.#isLeft = true;
     this.second.close(() => {});
@@ -408,7 +408,7 @@ export class MirrorImage extends FilterImage implements RequestSink, SecondSink 
     this.#lookTimer = 0;
     // The device goes on with other requests in these slots, while the secondary image may hang.
     for (let slot = 0; slot < REQUEST_SLOTS; slot++) this.second.forget(slot);
-    // An error of a close that is under way is none of the device's either.
+    // The device ignores an error of a close that is under way.
     this.#mode = MirrorMode.Off;
     if (!this.#isLeft) this.#leaveSecond();
   }

@@ -1,11 +1,5 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
-import { Arena } from "../../ffi/memory.ts";
-
-/**
- * The largest disk that can be redirected: 64 TiB, whose bits take 16 GiB of address space. The runtime
- * ends the process when it is given 32 GiB at once.
- */
-const MOST_SECTORS = 2 ** 37;
+import type { Arena } from "../../ffi/memory.ts";
+import { sectorBits } from "../driver/sector_bits.ts";
 
 /**
  * The sectors of a disk that only its secondary image has: a bit each. Pages of it without a bit take
@@ -17,12 +11,8 @@ export class Redirects {
 
   /** @throws {SystemError} EFBIG, ENOMEM for a disk that is too large. */
   constructor(sectors: number) {
-    if (sectors > MOST_SECTORS) {
-      const most = `it has ${sectors} sectors, and ${MOST_SECTORS} are the most`;
-      throw new SystemError(Errno.EFBIG, `Cannot keep a map of redirected sectors (${most})`);
-    }
     this.#sectors = sectors;
-    this.#bits = new Arena(Math.ceil(sectors / 8));
+    this.#bits = sectorBits(sectors, "a map of redirected sectors");
   }
 
   /** Notes that the secondary image has these sectors, and the leaf has not. */

@@ -31,7 +31,7 @@ export interface Second {
   start(slot: number, kind: RequestKind, sector: number, count: number, memorySector: number): void;
   /** Whether a request of this slot is under way. */
   has(slot: number): boolean;
-  /** Nobody waits for a request any more. */
+  /** The end of a request is not told any more. */
   forget(slot: number): void;
   /** Ends at once what waits for others, such as servers. */
   hurry(): void;

@@ -77,7 +77,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   /**
    * @param log Writes a line to the log, which limits the number of similar ones.
-   * @param meter Counts the requests; without it, nobody sees how many there are.
+   * @param meter Counts the requests; without it, they are not counted.
    */
   constructor(
     scheduler: Scheduler,
