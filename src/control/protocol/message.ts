@@ -13,6 +13,10 @@
  * | params     | params.ts       | u32 flags @8, u32 device number @12, u32 domain @16, path[256] |
  * |            |                 | @20, u32 device number of the parent @276, u16 request time-out |
  * |            |                 | (s) @280, secondary[256] @282; for `open` and `resume`         |
+ * | ring       | guest_ring.ts   | u32 domain @8, u32 device @12, u32 grant references[8] @16,    |
+ * |            |                 | u32 page order @48, u32 protocol @52, pool[256] @56, u32 event |
+ * |            |                 | channel @312, u32 time to poll (µs) @316, u32 idle share of    |
+ * |            |                 | the processors to poll with (%) @320                           |
  * | response   | answers.ts      | i32 error @8, message[256] @12                                 |
  * | list       | list.ts         | i32 count @8, i32 minor @12, i32 state @16, path[256] @20      |
  * | statistics | statistics.ts   | u64 length @16; so many bytes of text follow the message       |
