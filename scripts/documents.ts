@@ -11,6 +11,7 @@ import { loadCommands } from "../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../src/cli/tapdisk/main.ts";
 import { manualPage, overviewPage, programCompletion } from "../src/cli/subcommands/documents.ts";
 import { ratedCompletion, ratedPage } from "../src/cli/td_rated/documents.ts";
+import { tapbackCompletion, tapbackPage } from "../src/cli/tapback/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
 import { VHD_UTIL } from "../src/cli/vhd_util/main.ts";
 
@@ -22,8 +23,10 @@ async function main(): Promise<void> {
     "man/man8/blktap.8": ".so man8/tapdisk.8\n",
     "man/man8/tap-ctl.8": tapCtlPage(tapCtl),
     "man/man8/tapdisk.8": tapdiskPage(tapdiskCommand()),
+    "man/man8/tapback.8": tapbackPage(),
     "man/man1/td-rated.1": ratedPage(),
     [`${completions}/td-rated`]: ratedCompletion(),
+    [`${completions}/tapback`]: tapbackCompletion(),
     [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),
   };
   for (const program of [VHD_UTIL, CBT_UTIL]) {

@@ -38,6 +38,8 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/cbt_util/main.ts")).cbtUtilMain(args);
     case "td-rated":
       return await (await import("./cli/td_rated/main.ts")).tdRatedMain(args);
+    case "tapback":
+      return await (await import("./cli/tapback/main.ts")).tapbackMain(args);
   }
 }
 

@@ -20,6 +20,7 @@ Commands (a link to blktap that has the name of a command runs that command):
   vhd-util   make, inspect, change and repair VHD images
   cbt-util   make, read and change logs of changed blocks
   td-rated   share a rate of writing between disks
+  tapback    connect Xen guests to the disks of tapdisks
 
 'blktap COMMAND --help' describes a command.`;
 

@@ -9,7 +9,14 @@
  */
 
 /** The commands of the binary. The binary can be called under each of these names. */
-export const COMMAND_NAMES = ["tapdisk", "tap-ctl", "vhd-util", "cbt-util", "td-rated"] as const;
+export const COMMAND_NAMES = [
+  "tapdisk",
+  "tap-ctl",
+  "vhd-util",
+  "cbt-util",
+  "td-rated",
+  "tapback",
+] as const;
 
 /** One of {@linkcode COMMAND_NAMES}. */
 export type CommandName = typeof COMMAND_NAMES[number];

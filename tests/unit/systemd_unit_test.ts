@@ -1,10 +1,13 @@
-/** The systemd unit of the package: its settings and its exposure level. */
+/** The systemd units of the package: their settings and their exposure levels. */
 import assert from "node:assert/strict";
 import { needs, run } from "../support/tools.ts";
 
 const UNIT = new URL("../../packaging/blktap.service", import.meta.url).pathname;
+const TAPBACK_UNIT = new URL("../../packaging/tapback.service", import.meta.url).pathname;
 /** The limit, out of 10; a higher value is "exposed" or worse. */
 const MOST_EXPOSURE = 5;
+/** tapback has no use for disks and networks. */
+const MOST_TAPBACK_EXPOSURE = 3;
 
 const tools = needs("systemd-analyze");
 
@@ -19,14 +22,13 @@ Deno.test({
   name: `systemd takes the unit to be confined${tools.suffix}`,
   ignore: !await canAnalyze(),
   async fn() {
-    const { stdout } = await run("systemd-analyze", [
-      "security",
-      "--offline=true",
-      "--no-pager",
-      UNIT,
-    ]);
-    const exposure = Number(/exposure level for blktap\.service: (\d+\.\d)/.exec(stdout)?.[1]);
-    assert.ok(exposure < MOST_EXPOSURE, stdout);
+    const limits = [[UNIT, MOST_EXPOSURE], [TAPBACK_UNIT, MOST_TAPBACK_EXPOSURE]] as const;
+    for (const [unit, most] of limits) {
+      const args = ["security", "--offline=true", "--no-pager", unit];
+      const { stdout } = await run("systemd-analyze", args);
+      const exposure = Number(/exposure level for \w+\.service: (\d+\.\d)/.exec(stdout)?.[1]);
+      assert.ok(exposure < most, stdout);
+    }
   },
 });
 

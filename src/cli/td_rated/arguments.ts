@@ -1,9 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { DAEMON_ARGUMENT } from "../background.ts";
 import { type GivenOption, parseOptions } from "../getopt.ts";
 import { parseAmount } from "../sizes.ts";
-
-/** The argument of the process that runs in the background. */
-export const DAEMON_ARGUMENT = "daemon-child";
 
 /** A token bucket; with a cap of 0, a leaky one. */
 export interface BucketChoice {

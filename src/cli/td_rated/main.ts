@@ -6,11 +6,7 @@
  */
 import { Errno, errnoOf, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
-import {
-  detachStandardStreams,
-  keepDescriptorsFromChildren,
-  raiseDescriptorLimit,
-} from "../../../ffi/process.ts";
+import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { Logger, type LogLevel } from "../../log/log.ts";
 import { SyslogSink } from "../../log/syslog_sink.ts";
 import { Bridge } from "../../rated/bridge.ts";
@@ -18,17 +14,15 @@ import { type Limiter, MemoryLimiter, type MemoryState, TokenBucket } from "../.
 import { bridgePath, VALVE_FOLDER } from "../../rated/valve_protocol.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
-import { printErrorLine, printErrorText, printLine, printText } from "../print.ts";
+import { goToBackground, startInBackground } from "../background.ts";
+import { printErrorLine, printErrorText, printText } from "../print.ts";
 import {
   type BucketChoice,
-  DAEMON_ARGUMENT,
   type MemoryChoice,
   parseRated,
   type RatedChoices,
 } from "./arguments.ts";
 import { helpText, SYNOPSES } from "./texts.ts";
-
-const READY = "ready";
 
 /** The memory of the machine. Throws `SystemError`. */
 function memoryState(): MemoryState {
@@ -95,9 +89,7 @@ async function serve({ name, limiter, isDaemon }: RatedChoices): Promise<void> {
   log.info(`Serves valves at ${path}, process ${Deno.pid}`);
   logState();
   if (isDaemon) {
-    printLine(READY);
-    detachStandardStreams();
-    Deno.chdir("/");
+    goToBackground();
   }
   try {
     await scheduler.run();
@@ -112,44 +104,6 @@ async function serve({ name, limiter, isDaemon }: RatedChoices): Promise<void> {
   }
 }
 
-/** The command line that starts this program. */
-function ownCommand(): { program: string; first: string[] } {
-  const program = Deno.execPath();
-  if (Deno.build.standalone) return { program, first: ["td-rated"] };
-  const main = decodeURIComponent(new URL("../../main.ts", import.meta.url).pathname);
-  return { program, first: ["run", "--allow-all", "--quiet", main, "td-rated"] };
-}
-
-/** Starts the bridge in the background; returns the exit status once it serves, or failed. */
-async function startDaemon(args: readonly string[]): Promise<number> {
-  const { program, first } = ownCommand();
-  keepDescriptorsFromChildren();
-  const child = new Deno.Command(program, {
-    args: [...first, `--${DAEMON_ARGUMENT}`, ...args],
-    detached: true,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
-  const reader = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  while (!text.includes("\n")) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    text += value;
-  }
-  if (text.startsWith(READY)) {
-    child.unref();
-    return 0;
-  }
-  const [reason, { code, signal }] = await Promise.all([
-    new Response(child.stderr).text(),
-    child.status,
-  ]);
-  printErrorText(reason.trimEnd() || `td-rated: It did not start (${signal ?? code})`);
-  return code || Errno.EIO;
-}
-
 /** Runs a command line; returns the exit status. */
 async function run(args: readonly string[]): Promise<number> {
   const choices = parseRated(args);
@@ -158,7 +112,7 @@ async function run(args: readonly string[]): Promise<number> {
     return 0;
   }
   const { name, debug, isDaemon } = choices;
-  if (debug === 0 && !isDaemon) return await startDaemon(args);
+  if (debug === 0 && !isDaemon) return await startInBackground("td-rated", args);
   await serve({ ...choices, name: name.includes("/") ? absolute(name) : name });
   return 0;
 }

@@ -1,0 +1,405 @@
+/**
+ * The state machine of one device: what happened goes in, what is to be done comes out. It reads and
+ * writes nothing itself, so that tests try it in every order.
+ *
+ * It decides by what xenstore has now, and by what the tapdisk has answered, not by the order of
+ * events. So an event that is lost, repeated or late changes nothing, and a tapback that starts under
+ * running guests finds its place.
+ *
+ * @module
+ */
+import { Errno, errnoName } from "../../ffi/errno.ts";
+import type { GuestDevice, GuestRing } from "../control/protocol/guest_ring.ts";
+import type { DiskInfo } from "../control/protocol/disk_info.ts";
+import { connectedNodes, type DeviceOptions, initialNodes, tapdiskNodes } from "./nodes.ts";
+import type { DeviceSeen, FrontendSeen, WantedDisk } from "./observation.ts";
+import { stateName, XenbusState } from "./xenbus.ts";
+
+/** A tapdisk that has a minor. */
+export interface Tapdisk {
+  readonly pid: number;
+  readonly minor: number;
+}
+
+/** A tapdisk and its disk. */
+export interface FoundDisk extends Tapdisk {
+  readonly info: DiskInfo;
+}
+
+/** What happened. */
+export type DeviceEvent =
+  /** Xenstore was read; null when the device does not exist. */
+  | { readonly kind: "seen"; readonly seen: DeviceSeen | null }
+  /** The answer to `find`; an error number when there is no disk. */
+  | { readonly kind: "found"; readonly found: FoundDisk | number }
+  /** The answer to `connect`: 0, or an error number. */
+  | { readonly kind: "connected"; readonly errno: number }
+  /** The answer to `disconnect`: 0, or an error number. */
+  | { readonly kind: "disconnected"; readonly errno: number }
+  /** The time of `retry` has passed. */
+  | { readonly kind: "retried" }
+  /** The disk may have another size, and its tapdisk may have died. */
+  | { readonly kind: "doubted" };
+
+/** What is to be done. */
+export type DeviceAction =
+  /** Ask a tapdisk for its disk; when it does not exist, the one that has the minor now. */
+  | { readonly kind: "find"; readonly disk: WantedDisk }
+  | { readonly kind: "connect"; readonly tapdisk: Tapdisk; readonly ring: GuestRing }
+  | { readonly kind: "disconnect"; readonly tapdisk: Tapdisk; readonly guest: GuestDevice }
+  /** Write nodes at once, unless xenstore has changed since it was read. */
+  | {
+    readonly kind: "write";
+    readonly nodes: Readonly<Record<string, string>>;
+    readonly seen: DeviceSeen;
+  }
+  /** Send `retried` after some time. */
+  | { readonly kind: "retry"; readonly delayMs: number }
+  | { readonly kind: "log"; readonly level: "info" | "warn"; readonly text: string }
+  /** The device is over: forget this machine. */
+  | { readonly kind: "forget" };
+
+/** How long to wait after a failure: twice as long after each further one. */
+const FIRST_RETRY_MS = 250;
+const LONGEST_RETRY_MS = 8_000;
+
+/** Errors that say that a ring is connected nowhere: no tapdisk, no such minor, no such ring. */
+const NOT_CONNECTED: readonly number[] = [
+  Errno.ENOENT,
+  Errno.ESRCH,
+  Errno.ENODEV,
+  Errno.ENXIO,
+  Errno.ECONNREFUSED,
+];
+
+/** A ring that a tapdisk has, or may have. */
+interface HeldRing {
+  /** Null when the tapdisk is not known yet. */
+  readonly tapdisk: Tapdisk | null;
+  /** The disk that the toolstack wanted, as text. */
+  readonly disk: string;
+  /** What was connected; null for a ring that another tapback may have connected. */
+  readonly ring: string | null;
+}
+
+/** Whether the toolstack means this tapdisk. */
+function isNamedBy(disk: WantedDisk | null, tapdisk: Tapdisk | null): boolean {
+  return disk !== null && tapdisk !== null && disk.pid === tapdisk.pid &&
+    disk.minor === tapdisk.minor;
+}
+
+/** What is to be done in which order is written in `#next`. */
+export class DeviceMachine {
+  readonly guest: GuestDevice;
+  readonly #options: DeviceOptions;
+  #seen: DeviceSeen | null = null;
+  #isFirst = true;
+  #hadFrontend = false;
+  #lastFrontend: number = XenbusState.UNKNOWN;
+  /** The call to a tapdisk about the ring that has not been answered. */
+  #call:
+    | { readonly kind: "connect"; readonly held: HeldRing }
+    | { readonly kind: "disconnect" }
+    | null = null;
+  #isFinding = false;
+  #isDoubted = false;
+  /** The disk that the last `find` was for, as text, and what it found. */
+  #foundFor = "";
+  #found: FoundDisk | null = null;
+  #findFailed = false;
+  #held: HeldRing | null = null;
+  /** Whether the frontend has begun again with its ring. */
+  #isRenewed = false;
+  #waitsFor = "";
+  #delayMs = FIRST_RETRY_MS;
+  #loggedFault = "";
+  #actions: DeviceAction[] = [];
+
+  constructor(guest: GuestDevice, options: DeviceOptions) {
+    this.guest = guest;
+    this.#options = options;
+  }
+
+  /** The ring's tapdisk, for the log; null while there is none. */
+  get tapdisk(): Tapdisk | null {
+    return this.#held?.tapdisk ?? null;
+  }
+
+  /** Takes an event; returns what is to be done, in order. */
+  step(event: DeviceEvent): DeviceAction[] {
+    this.#actions = [];
+    this.#take(event);
+    this.#next();
+    return this.#actions;
+  }
+
+  #take(event: DeviceEvent): void {
+    switch (event.kind) {
+      case "seen":
+        return this.#takeSeen(event.seen);
+      case "found":
+        return this.#takeFound(event.found);
+      case "connected":
+        return this.#takeConnected(event.errno);
+      case "disconnected":
+        return this.#takeDisconnected(event.errno);
+      case "retried":
+        this.#waitsFor = "";
+        return;
+      case "doubted":
+        this.#isDoubted = true;
+    }
+  }
+
+  #takeSeen(seen: DeviceSeen | null): void {
+    this.#seen = seen;
+    if (seen === null) return;
+    if (this.#isFirst) this.#adopt(seen);
+    this.#isFirst = false;
+    const state = seen.frontend?.state ?? XenbusState.UNKNOWN;
+    const isNew = seen.state === XenbusState.UNKNOWN || seen.state === XenbusState.INITIALISING;
+    // A device that was made again has no frontend before it has one.
+    this.#hadFrontend = seen.frontend !== null || (this.#hadFrontend && !isNew);
+    const { CONNECTED, INITIALISED } = XenbusState;
+    if (this.#lastFrontend === CONNECTED && state === INITIALISED) this.#isRenewed = true;
+    this.#lastFrontend = state;
+    if (this.#waitsFor !== "" && this.#waitsFor !== this.#situation(seen)) {
+      this.#waitsFor = "";
+      this.#delayMs = FIRST_RETRY_MS;
+    }
+  }
+
+  /** At the start, a tapback before this one may have connected the ring. */
+  #adopt(seen: DeviceSeen): void {
+    const { CONNECTED, CLOSING } = XenbusState;
+    if (seen.state !== CONNECTED && seen.state !== CLOSING) return;
+    const { disk } = seen;
+    const tapdisk = disk === null || disk.pid === null
+      ? null
+      : { pid: disk.pid, minor: disk.minor };
+    this.#held = { tapdisk, disk: JSON.stringify(disk), ring: null };
+    this.#hadFrontend = true;
+  }
+
+  #takeFound(found: FoundDisk | number): void {
+    this.#isFinding = false;
+    this.#findFailed = typeof found === "number";
+    if (typeof found !== "number") {
+      const before = this.#found;
+      this.#found = found;
+      this.#delayMs = FIRST_RETRY_MS;
+      if (before === null || before.pid !== found.pid) {
+        this.#log("info", `Its disk is minor ${found.minor} of tapdisk ${found.pid}`);
+      }
+      return;
+    }
+    // The tapdisk may have lost the ring too.
+    if (this.#held !== null) this.#held = { ...this.#held, ring: null };
+    if (this.#found !== null) this.#isDoubted = true;
+    this.#found = null;
+    this.#fail(`Has no disk: no tapdisk has it (${errnoName(found)})`);
+  }
+
+  #takeConnected(errno: number): void {
+    const held = this.#call?.kind === "connect" ? this.#call.held : null;
+    this.#call = null;
+    if (held === null) return;
+    // A ring that this process did not connect may be an old one of a guest that began again.
+    const isSame = errno === Errno.EALREADY && this.#held !== null;
+    if (errno === 0 || isSame) {
+      this.#held = held;
+      this.#isRenewed = false;
+      this.#delayMs = FIRST_RETRY_MS;
+      const verb = isSame ? "has" : "serves";
+      return this.#log("info", `Tapdisk ${held.tapdisk?.pid} ${verb} its ring`);
+    }
+    if (errno === Errno.EALREADY) {
+      this.#held = { ...held, ring: null };
+      this.#isRenewed = true;
+      return this.#fail(`Tapdisk ${held.tapdisk?.pid} has another ring of it`);
+    }
+    this.#held = null;
+    if (NOT_CONNECTED.includes(errno)) this.#isDoubted = true;
+    this.#fail(`Cannot connect its ring to tapdisk ${held.tapdisk?.pid} (${errnoName(errno)})`);
+  }
+
+  #takeDisconnected(errno: number): void {
+    this.#call = null;
+    if (errno === 0 || NOT_CONNECTED.includes(errno)) {
+      this.#log("info", `Tapdisk ${this.#held?.tapdisk?.pid} has no ring of it`);
+      this.#held = null;
+      this.#isRenewed = false;
+      return;
+    }
+    this.#fail(
+      `Cannot disconnect its ring from tapdisk ${this.#held?.tapdisk?.pid} (${errnoName(errno)})`,
+    );
+  }
+
+  /** A call failed: it is tried again after a time, or when the situation has changed. */
+  #fail(text: string): void {
+    this.#log("warn", text);
+    this.#waitsFor = this.#situation(this.#seen);
+    this.#actions.push({ kind: "retry", delayMs: this.#delayMs });
+    this.#delayMs = Math.min(2 * this.#delayMs, LONGEST_RETRY_MS);
+  }
+
+  /** What a failure depends on. */
+  #situation(seen: DeviceSeen | null): string {
+    if (seen === null) return "gone";
+    const { frontend, disk, isReady } = seen;
+    return JSON.stringify([frontend?.state, frontend?.ring, disk, isReady]);
+  }
+
+  #log(level: "info" | "warn", text: string): void {
+    this.#actions.push({ kind: "log", level, text });
+  }
+
+  /** Decides. Rings first: a state that says that there is none is written when there is none. */
+  #next(): void {
+    const seen = this.#seen;
+    if (this.#isFirst && seen === null) return;
+    if (seen !== null) this.#find(seen);
+    if (this.#call !== null) return;
+    if (this.#held !== null && this.#mustDrop(seen, this.#held)) return this.#drop(this.#held);
+    if (seen === null) return void this.#actions.push({ kind: "forget" });
+    const ring = this.#ringToConnect(seen);
+    if (ring !== null) return this.#connect(seen, ring);
+    this.#write(seen);
+  }
+
+  /** Asks for the disk when it is not known, or in doubt. */
+  #find(seen: DeviceSeen): void {
+    const { disk } = seen;
+    const wanted = JSON.stringify(disk);
+    if (this.#foundFor !== wanted) {
+      this.#foundFor = wanted;
+      if (!isNamedBy(disk, this.#found)) this.#found = null;
+      this.#findFailed = false;
+    }
+    if (disk === null || this.#isFinding || this.#waitsFor !== "") return;
+    if (this.#found !== null && !this.#isDoubted) return;
+    this.#isFinding = true;
+    this.#isDoubted = false;
+    this.#actions.push({ kind: "find", disk });
+  }
+
+  /** Whether a ring must not be served any more as it is. */
+  #mustDrop(seen: DeviceSeen | null, held: HeldRing): boolean {
+    const frontend = seen?.frontend ?? null;
+    if (seen === null || frontend === null) return true;
+    const { INITIALISING, INITIALISED, CLOSED } = XenbusState;
+    if (frontend.state === INITIALISING || frontend.state === CLOSED) return true;
+    if (seen.disk === null) return true;
+    // The disk is another one, or another tapdisk has it now.
+    if (held.disk !== JSON.stringify(seen.disk) && !isNamedBy(seen.disk, held.tapdisk)) return true;
+    if (this.#found !== null && held.tapdisk !== null && this.#found.pid !== held.tapdisk.pid) {
+      return true;
+    }
+    if (frontend.state !== INITIALISED || frontend.ring === null) return false;
+    return this.#isRenewed || held.ring !== JSON.stringify(frontend.ring);
+  }
+
+  #drop(held: HeldRing): void {
+    const tapdisk = held.tapdisk ?? this.#found;
+    if (tapdisk === null) {
+      // Nobody has the minor, so nobody has the ring; or that is not known yet.
+      if (this.#seen !== null && this.#seen.disk !== null && !this.#findFailed) return;
+      this.#held = null;
+      return this.#next();
+    }
+    if (this.#waitsFor !== "") return;
+    this.#held = { ...held, tapdisk };
+    this.#call = { kind: "disconnect" };
+    const { pid, minor } = tapdisk;
+    this.#actions.push({ kind: "disconnect", tapdisk: { pid, minor }, guest: this.guest });
+  }
+
+  /** The ring that is to be connected now; null for none. */
+  #ringToConnect(seen: DeviceSeen): GuestRing | null {
+    const { frontend, isReady, isOnline, state } = seen;
+    if (frontend === null || !isReady || this.#found === null || this.#waitsFor !== "") return null;
+    const { INITIALISED, CONNECTED, CLOSING, CLOSED } = XenbusState;
+    if (frontend.state !== INITIALISED && frontend.state !== CONNECTED) return null;
+    if (this.#held !== null && this.#held.ring !== null) return null;
+    if (state === CLOSING || (!isOnline && state !== CONNECTED)) return null;
+    if (state === CLOSED && frontend.state === CONNECTED) return null;
+    this.#logFault(frontend);
+    return frontend.ring;
+  }
+
+  #logFault({ fault }: FrontendSeen): void {
+    if (fault !== this.#loggedFault && fault !== "") {
+      this.#log("warn", `Its ring is wrong: ${fault}`);
+    }
+    this.#loggedFault = fault;
+  }
+
+  #connect(seen: DeviceSeen, ring: GuestRing): void {
+    if (this.#found === null) return;
+    const { pid, minor } = this.#found;
+    const tapdisk = { pid, minor };
+    const held = { tapdisk, disk: JSON.stringify(seen.disk), ring: JSON.stringify(ring) };
+    this.#call = { kind: "connect", held };
+    this.#actions.push({ kind: "connect", tapdisk, ring });
+  }
+
+  /** Writes what is to be written, with the state. */
+  #write(seen: DeviceSeen): void {
+    const nodes: Record<string, string> = { ...initialNodes(seen) };
+    if (this.#found !== null) Object.assign(nodes, tapdiskNodes(seen, this.#found));
+    let state = this.#stateToWrite(seen);
+    const isServed = this.#held !== null && this.#held.ring !== null;
+    if (this.#found !== null && isServed) {
+      const connected = connectedNodes(seen, this.#found.info, this.#options);
+      const isConnected = seen.state === XenbusState.CONNECTED;
+      if (state === XenbusState.CONNECTED || (isConnected && connected.isNew)) {
+        Object.assign(nodes, connected.nodes);
+        // A guest reads the size again when the state is written, even if it is the same one.
+        state = XenbusState.CONNECTED;
+      }
+    }
+    if (state !== null) nodes.state = String(state);
+    if (Object.keys(nodes).length === 0) return;
+    if (state !== null && state !== seen.state) {
+      this.#log("info", `Goes to state ${stateName(state)}`);
+    }
+    this.#actions.push({ kind: "write", nodes, seen });
+  }
+
+  /** The state that this side goes to; null to stay. */
+  #stateToWrite(seen: DeviceSeen): number | null {
+    const wanted = this.#wantedState(seen);
+    return wanted === seen.state ? null : wanted;
+  }
+
+  #wantedState(seen: DeviceSeen): number {
+    const { state, isOnline, frontend } = seen;
+    const { UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED } =
+      XenbusState;
+    // libxl waits for this before it runs the script that finds the disk.
+    const isNew = state === UNKNOWN || state === INITIALISING;
+    const begun = isNew ? INIT_WAIT : state;
+    if (frontend === null) {
+      const waits = isNew || (!this.#hadFrontend && isOnline && state === INIT_WAIT);
+      return waits ? INIT_WAIT : CLOSED;
+    }
+    switch (frontend.state) {
+      case INITIALISING:
+        if (isOnline) return INIT_WAIT;
+        // The toolstack removes a device that the guest never used.
+        return state === CLOSING ? CLOSED : state;
+      case INITIALISED:
+      case CONNECTED:
+        return this.#held === null || this.#held.ring === null || state === CLOSING
+          ? begun
+          : CONNECTED;
+      case CLOSING:
+        return state === CLOSED && !isOnline ? CLOSED : CLOSING;
+      case CLOSED:
+        return CLOSED;
+      default:
+        return begun;
+    }
+  }
+}

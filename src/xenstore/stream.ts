@@ -1,0 +1,133 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { closeFile, O_NONBLOCK, O_RDWR, openFile } from "../../ffi/files.ts";
+import { addressOf } from "../../ffi/libc.ts";
+import { POLLIN, POLLOUT, waitForDescriptor } from "../../ffi/poll.ts";
+import { receiveAt, sendAt, unixConnect } from "../../ffi/sockets.ts";
+import { readStream, writeStream } from "../../ffi/streams.ts";
+import {
+  decodeXsMessage,
+  encodeXsMessage,
+  XENSTORE_PAYLOAD_MAX,
+  XS_HEADER_BYTES,
+  type XsMessage,
+} from "./wire.ts";
+
+/** The socket of xenstored, unless `XENSTORED_PATH` names another one, as for Xen's own programs. */
+const XENSTORED_SOCKET = "/run/xenstored/socket";
+/** The kernel's way to a xenstored, which may run in another domain. */
+const XENBUS_DEVICE = "/dev/xen/xenbus";
+
+/** Messages to and from xenstored, in order. */
+export interface XenstoreStream {
+  /** Is readable when a message has arrived. */
+  readonly fd: number;
+  /** Sends a message. Throws `SystemError`. */
+  send(message: XsMessage): void;
+  /**
+   * The next message.
+   *
+   * @returns Null when `timeoutMs` passed first.
+   * @throws {SystemError}
+   */
+  receive(timeoutMs: number): XsMessage | null;
+  close(): void;
+}
+
+/** Room for some messages. */
+const INPUT_BYTES = 4 * (XS_HEADER_BYTES + XENSTORE_PAYLOAD_MAX);
+/** How long xenstored may take to take a message. */
+const SEND_TIMEOUT_MS = 10_000;
+/** The name of the peer, for errors. */
+const PEER = "xenstored";
+
+type Transfer = (fd: number, address: number, lengthBytes: number) => number;
+
+/** A descriptor that does not block. */
+class DescriptorStream implements XenstoreStream {
+  readonly #input = new Uint8Array(INPUT_BYTES);
+  readonly #inputAddress = addressOf(this.#input);
+  #received = 0;
+
+  constructor(readonly fd: number, readonly read: Transfer, readonly write: Transfer) {}
+
+  send(message: XsMessage): void {
+    const bytes = encodeXsMessage(message);
+    const address = addressOf(bytes);
+    for (let done = 0; done < bytes.length;) {
+      const put = this.write(this.fd, address + done, bytes.length - done);
+      if (put > 0) done += put;
+      else if (put === -Errno.EAGAIN) this.#waitToSend();
+      else if (put !== -Errno.EINTR) {
+        throw new SystemError(put === 0 ? Errno.EPIPE : -put, `Cannot send to ${PEER}`);
+      }
+    }
+  }
+
+  #waitToSend(): void {
+    if (waitForDescriptor(this.fd, POLLOUT, SEND_TIMEOUT_MS)) return;
+    throw new SystemError(Errno.ETIMEDOUT, `Cannot send to ${PEER}`);
+  }
+
+  receive(timeoutMs: number): XsMessage | null {
+    const untilMs = performance.now() + timeoutMs;
+    for (;;) {
+      const message = this.#take();
+      if (message !== null) return message;
+      if (!this.#fill() && !waitForDescriptor(this.fd, POLLIN, untilMs - performance.now())) {
+        return null;
+      }
+    }
+  }
+
+  #take(): XsMessage | null {
+    const taken = decodeXsMessage(this.#input.subarray(0, this.#received));
+    if (taken === null) return null;
+    this.#input.copyWithin(0, taken.lengthBytes, this.#received);
+    this.#received -= taken.lengthBytes;
+    return taken.message;
+  }
+
+  /** Receives what is there; false when there is nothing. */
+  #fill(): boolean {
+    const room = INPUT_BYTES - this.#received;
+    const got = this.read(this.fd, this.#inputAddress + this.#received, room);
+    if (got > 0) {
+      this.#received += got;
+      return true;
+    }
+    if (got === -Errno.EAGAIN || got === -Errno.EINTR) return false;
+    const why = got === 0 ? `Cannot receive from ${PEER} (it closed the connection)` : null;
+    throw new SystemError(got === 0 ? Errno.EPIPE : -got, why ?? `Cannot receive from ${PEER}`);
+  }
+
+  close(): void {
+    closeFile(this.fd);
+  }
+}
+
+/**
+ * Connects to xenstored: by its socket, or else by the kernel's device.
+ *
+ * @throws {SystemError} Neither way works.
+ */
+export function openXenstoreStream(): XenstoreStream {
+  const chosen = Deno.env.get("XENSTORED_PATH") ?? "";
+  const path = chosen === "" ? XENSTORED_SOCKET : chosen;
+  try {
+    return new DescriptorStream(unixConnect(path, SEND_TIMEOUT_MS), receiveAt, sendAt);
+  } catch (error) {
+    if (!(error instanceof SystemError) || chosen !== "") throw error;
+    return openDevice(error);
+  }
+}
+
+function openDevice(socketError: SystemError): XenstoreStream {
+  try {
+    const fd = openFile(XENBUS_DEVICE, O_RDWR | O_NONBLOCK);
+    return new DescriptorStream(fd, readStream, writeStream);
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    const hint = "start xenstored, or name its socket in XENSTORED_PATH";
+    throw new SystemError(error.errno, `${socketError.message}, and ${error.message}`, { hint });
+  }
+}
