@@ -215,22 +215,24 @@ export class Arena {
   }
 
   /**
-   * Replaces this memory by a shared mapping of `fd`, a device or a file, from its first byte on.
-   * Throws `SystemError`, and the memory is unchanged then.
+   * Replaces this memory by a shared mapping of `fd`, a device or a file. Throws `SystemError`. The
+   * memory is unchanged then, unless a device refused: then there is none until `unmapDescriptor`.
+   *
+   * @param offsetBytes Where the mapping begins in the device or file; 0 by default.
    */
-  mapDescriptor(fd: number): void {
-    this.#map(MAP_SHARED | MAP_FIXED, fd);
+  mapDescriptor(fd: number, offsetBytes = 0): void {
+    this.#map(MAP_SHARED | MAP_FIXED, fd, offsetBytes);
   }
 
   /** Replaces the mapping of `mapDescriptor` by zeroed private memory. Throws `SystemError`. */
   unmapDescriptor(): void {
-    this.#map(PRIVATE_FLAGS | MAP_FIXED, -1);
+    this.#map(PRIVATE_FLAGS | MAP_FIXED, -1, 0);
     adviseRegion(this.address, this.sizeBytes);
   }
 
-  #map(flags: number, fd: number): void {
+  #map(flags: number, fd: number, offsetBytes: number): void {
     const protection = PROT_READ | PROT_WRITE;
-    const pointer = libc.mmap(this.address, this.sizeBytes, protection, flags, fd, 0);
+    const pointer = libc.mmap(this.address, this.sizeBytes, protection, flags, fd, offsetBytes);
     if (pointerAddress(pointer) === this.address) return;
     throw new SystemError(lastErrno(), `Cannot map ${this.sizeBytes} bytes of descriptor ${fd}`);
   }

@@ -40,6 +40,8 @@ export class EpollScheduler implements Scheduler {
   readonly #sleep = new ShortSleep();
   /** Requests that clients sent in this turn. */
   #requests = 0;
+  /** Whether the loop does not sleep after the turn. */
+  #isAwake = false;
   /** When the last turn ended. */
   #endedMs = 0;
   /** When the wait after it ended. */
@@ -109,6 +111,10 @@ export class EpollScheduler implements Scheduler {
     this.#requests++;
   }
 
+  stayAwake(): void {
+    this.#isAwake = true;
+  }
+
   addTurnWork(work: TurnWork, owner?: FaultOwner): void {
     this.#works.add(work, owner);
   }
@@ -168,6 +174,12 @@ export class EpollScheduler implements Scheduler {
     const gatherUs = this.#gathering.after(this.#requests, sinceLastUs);
     this.#endedMs = nowMs;
     this.#requests = 0;
+    if (this.#isAwake) {
+      this.#isAwake = false;
+      const polled = this.#epoll.wait(0);
+      this.#wokenMs = this.nowMs();
+      return polled;
+    }
     if (gatherUs > 0 && !this.#sleep.sleep(gatherUs)) return -Errno.EINTR;
     const count = gatherUs > 0 || lookUs === 0
       ? this.#epoll.wait(Math.max(0, Math.ceil(untilMs - nowMs)))

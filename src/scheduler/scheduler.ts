@@ -56,6 +56,8 @@ export interface Scheduler {
   settle<T>(promise: Promise<T>, callback: (value: T) => void, owner?: FaultOwner): void;
   /** Counts a request of a client. The loop decides by their number how it waits for more. */
   noteRequest(): void;
+  /** The loop does not sleep after this turn: somebody polls. */
+  stayAwake(): void;
   /**
    * Adds work for the end of every turn, behind the work that was added before. Work without an
    * owner belongs to all disks: a fault of it ends the process.
@@ -115,6 +117,10 @@ class OwnedScheduler implements Scheduler {
 
   noteRequest(): void {
     this.#scheduler.noteRequest();
+  }
+
+  stayAwake(): void {
+    this.#scheduler.stayAwake();
   }
 
   addTurnWork(work: TurnWork, owner = this.#owner): void {

@@ -11,6 +11,8 @@ import {
 const FIRST_EVENT = 2 ** 30;
 /** The descriptor can be read. */
 const EPOLLIN = 1;
+/** How long a turn takes whose loop does not sleep. */
+const AWAKE_TURN_MS = 0.01;
 
 /**
  * A loop with its own clock, which advances only to the next timer: minutes on a real machine take
@@ -24,6 +26,8 @@ export class SimulatedScheduler implements Scheduler {
   readonly #events = new Map<number, { handler: FdHandler; owner?: FaultOwner } | null>();
   readonly #signalled = new Set<number>();
   #lastEvent = FIRST_EVENT;
+  /** Whether the next turn comes at once. */
+  #isAwake = false;
   readonly loop = this;
   readonly lastMs = new Float64Array(1);
 
@@ -101,6 +105,10 @@ export class SimulatedScheduler implements Scheduler {
 
   noteRequest(): void {}
 
+  stayAwake(): void {
+    this.#isAwake = true;
+  }
+
   addTurnWork(work: TurnWork, owner?: FaultOwner): void {
     this.#works.add(work, owner);
   }
@@ -124,6 +132,13 @@ export class SimulatedScheduler implements Scheduler {
       return true;
     }
     const dueMs = this.#timers.nextDueMs();
+    if (this.#isAwake) {
+      this.#isAwake = false;
+      this.lastMs[0] = Math.min(this.lastMs[0] + AWAKE_TURN_MS, Math.max(dueMs, this.lastMs[0]));
+      this.#timers.fire(this.lastMs[0], this);
+      this.#works.finish(this);
+      return true;
+    }
     if (dueMs === Infinity) return false;
     this.lastMs[0] = Math.max(this.lastMs[0], dueMs);
     this.#timers.fire(this.lastMs[0], this);

@@ -88,7 +88,7 @@ test("more connections than it takes wait for their turn", async (bench, pid) =>
 
 test("what it does not know is refused", async (bench, pid) => {
   const unknown = [0, 2, MessageType.LIST_MINORS, MessageType.EXIT, 31, 77, 65535];
-  for (const type of [...unknown, MessageType.PID_RSP, MessageType.XENBLKIF_CONNECT]) {
+  for (const type of [...unknown, MessageType.PID_RSP, MessageType.XENBLKIF_CONNECT_RSP]) {
     const answer = await ask(bench, pid, encodePlain(type, 0));
     assert.equal(messageType(answer), MessageType.ERROR, `type ${type}`);
     assert.equal(decodeResponse(answer).error, 22, `type ${type}`);

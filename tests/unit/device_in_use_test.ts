@@ -3,6 +3,7 @@
  * visible when the last user has closed the device. The log has the necessary steps for each kind
  * of device.
  */
+import { noXen } from "../support/xen/played_xen.ts";
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Devices } from "../../src/control/daemon/devices.ts";
@@ -103,6 +104,8 @@ async function withDevice(
       bench.busy ? void waiting.push(() => job(() => {})) : job(() => {}),
     emptied() {},
     failed() {},
+    xen: noXen,
+    processors: () => ({ idle: 0, all: 0 }),
   });
   const image = `${folder}/disk.raw`;
   let sectors = SECTORS;

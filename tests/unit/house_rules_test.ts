@@ -60,6 +60,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/frontend/nbd": "server.ts",
   "src/frontend/blktap2": "blktap2_device.ts",
   "src/frontend/ublk": "ublk_device.ts",
+  "src/frontend/xenblkif": "xen_ring.ts",
   "src/frontend/nbd_device": "nbd_device.ts",
   "src/control": "paths.ts",
   "src/control/protocol": "message.ts",

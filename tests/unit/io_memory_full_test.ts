@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { noXen } from "../support/xen/played_xen.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { Devices, type DevicesHost } from "../../src/control/daemon/devices.ts";
@@ -70,6 +71,8 @@ Deno.test("I/O memory used up: a failed attach lets go of its minor", async () =
       emptied: () => {},
       runExclusive: (_minor, job) => job(() => {}),
       failed: () => {},
+      xen: noXen,
+      processors: () => ({ idle: 0, all: 0 }),
     };
     const devices = new Devices(host);
     const minor = allocateMinor();

@@ -1,4 +1,5 @@
 import { messageOf } from "../../../ffi/errno.ts";
+import { kernelXen } from "../../../ffi/xen.ts";
 import { controlCommands } from "../../control/daemon/commands.ts";
 import { Devices } from "../../control/daemon/devices.ts";
 import { adviceOn } from "../../control/daemon/remaining.ts";
@@ -14,6 +15,7 @@ import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
 import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { handedOver } from "../../driver/nbd/handed_over.ts";
 import { HandoverSocket, shownText } from "../../frontend/handover_socket.ts";
+import { kernelProcessorTimes } from "../../frontend/xenblkif/polling.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { MetricsFolder, removeStaleMetrics } from "../../metrics/metrics_folder.ts";
@@ -90,6 +92,8 @@ export function startTapdisk(log: Logger): Tapdisk {
     runExclusive: (minor, job) => server.runExclusive(minor, job),
     emptied,
     failed: (minor) => server.diskFailed(minor),
+    xen: kernelXen,
+    processors: kernelProcessorTimes,
   });
   const socketPath = controlSocketPath(Deno.pid);
   const server = new ControlServer(scheduler, socketPath, {

@@ -1,3 +1,4 @@
+import { nameOfGuest } from "../../frontend/xenblkif/guest.ts";
 import {
   encodeConnect,
   encodeDisconnect,
@@ -18,7 +19,7 @@ import { QUESTION_TIMEOUT_MS } from "./questions.ts";
 export function connectRing({ pid, minor }: DeviceAddress, ring: GuestRing): void {
   withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
     connection.send(encodeConnect(minor, ring));
-    const what = `Cannot connect device ${ring.device} of domain ${ring.domain} to tapdisk ${pid}`;
+    const what = `Cannot connect ${nameOfGuest(ring)} to tapdisk ${pid}`;
     connection.expect(MessageType.XENBLKIF_CONNECT_RSP, what);
   });
 }
@@ -29,11 +30,11 @@ export function connectRing({ pid, minor }: DeviceAddress, ring: GuestRing): voi
  */
 export function disconnectRing(
   { pid, minor }: DeviceAddress,
-  { domain, device }: GuestDevice,
+  guest: GuestDevice,
 ): void {
   withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
-    connection.send(encodeDisconnect(minor, { domain, device }));
-    const what = `Cannot disconnect device ${device} of domain ${domain} from tapdisk ${pid}`;
+    connection.send(encodeDisconnect(minor, guest));
+    const what = `Cannot disconnect ${nameOfGuest(guest)} from tapdisk ${pid}`;
     connection.expect(MessageType.XENBLKIF_DISCONNECT_RSP, what);
   });
 }

@@ -6,6 +6,7 @@ import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo } from "../protocol/disk_info.ts";
+import { decodeConnect, decodeGuestDevice } from "../protocol/guest_ring.ts";
 import { decodeLimit, encodeLimitReply } from "../protocol/limit.ts";
 import { encodeListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, messageCookie, MessageType } from "../protocol/message.ts";
@@ -188,8 +189,19 @@ export function controlCommands(devices: Devices): CommandTable {
     devices.detach(minor);
     return encodePlain(MessageType.DETACH_RSP, minor);
   });
+  const connecting = change((request, minor) => {
+    devices.connectRing(minor, decodeConnect(request));
+    return encodePlain(MessageType.XENBLKIF_CONNECT_RSP, minor);
+  });
+  // The guest may have gone: nothing that a disk does may delay this. The cookie says no minor.
+  const disconnecting = question((request, cookie) => {
+    devices.disconnectRing(decodeGuestDevice(request));
+    return encodePlain(MessageType.XENBLKIF_DISCONNECT_RSP, cookie);
+  });
   return new Map<number, Command>([
     ...questions(devices),
+    [MessageType.XENBLKIF_CONNECT, connecting],
+    [MessageType.XENBLKIF_DISCONNECT, disconnecting],
     [MessageType.ATTACH, attaching],
     [MessageType.DETACH, detaching],
     [MessageType.OPEN, openCommand(devices)],

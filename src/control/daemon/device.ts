@@ -2,6 +2,9 @@ import { type Done, type DoneWith, Errno, messageOf, SystemError } from "../../.
 import { closeFile } from "../../../ffi/files.ts";
 import type { WriteLog } from "../../driver/log.ts";
 import type { DeviceMaker } from "../../frontend/block_device.ts";
+import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
+import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
+import type { Xen } from "../../../ffi/xen.ts";
 import type { Log } from "../../log/log.ts";
 import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
 import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
@@ -39,6 +42,8 @@ export interface DeviceServices {
   runExclusive(minor: number, job: (finished: () => void) => void): void;
   /** Called when a fault has ended a device; a command that runs on it may never end. */
   failed(minor: number): void;
+  readonly xen: Xen;
+  readonly processors: ProcessorClock;
 }
 
 /** An open request with the key that came with it. */
@@ -104,6 +109,8 @@ export class Device {
       vbd,
       runExclusive: (job) => this.#services.runExclusive(this.minor, job),
       remade: () => this.#recordDevice(),
+      xen: this.#services.xen,
+      processors: this.#services.processors,
     });
   }
 
@@ -300,6 +307,25 @@ export class Device {
     }
   }
 
+  /** Whether the ring of a guest's device is connected. */
+  serves(guest: GuestDevice): boolean {
+    return this.#access.rings.has(guest);
+  }
+
+  /** Serves a guest's ring. Throws `SystemError`: EINVAL without an image. */
+  connectRing(guest: GuestRing): void {
+    if (this.#request === null) {
+      const why = `minor ${this.minor} has no image`;
+      throw new SystemError(Errno.EINVAL, `Cannot connect ${nameOfGuest(guest)} (${why})`);
+    }
+    this.#access.rings.connect(guest);
+  }
+
+  /** Leaves a guest's ring. */
+  disconnectRing(guest: GuestDevice): void {
+    this.#access.rings.disconnect(guest);
+  }
+
   /**
    * Closes the block device, the frontends and the image. Requests in flight are answered first,
    * unless `force` says to drop the clients. It fails with EBUSY, and the device runs on, when its
@@ -330,8 +356,13 @@ export class Device {
 
   #closeImage(done: Done): void {
     const { name } = this;
+    // A guest waits for an answer that does not come; an error would make its filesystem read-only.
+    this.#access.rings.hold();
     this.#vbd.close((error) => {
-      if (this.name !== "") return done(error);
+      if (this.name !== "") {
+        this.#access.rings.goOn();
+        return done(error);
+      }
       // Frontends send the last answers at the end of this turn.
       this.#services.scheduler.addTimer(0, () => {
         this.#access.close();

@@ -9,6 +9,7 @@
  */
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { secretsNotLocked } from "../../../ffi/secret.ts";
+import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
 import type { Log } from "../../log/log.ts";
 import { MAX_ID } from "../minors/minors.ts";
 import { Device, type DeviceServices, type DeviceSummary } from "./device.ts";
@@ -82,6 +83,32 @@ export class Devices {
     device.release();
     this.#devices.delete(device.minor);
     this.#log.info(`Detached minor ${device.minor}`);
+  }
+
+  /** Serves a guest's ring by the disk of a minor. Throws `SystemError`: EALREADY, ENODEV, EINVAL. */
+  connectRing(minor: number, guest: GuestRing): void {
+    const device = this.find(minor, `connect ${nameOfGuest(guest)} to`);
+    const other = this.#servantOf(guest);
+    if (other !== undefined) {
+      const why = `it is connected to minor ${other.minor}`;
+      throw new SystemError(Errno.EALREADY, `Cannot connect ${nameOfGuest(guest)} (${why})`);
+    }
+    device.connectRing(guest);
+  }
+
+  /** Leaves a guest's ring. Throws `SystemError`: ENODEV when it is not connected. */
+  disconnectRing(guest: GuestDevice): void {
+    const device = this.#servantOf(guest);
+    if (device === undefined) {
+      const why = "it is not connected here";
+      throw new SystemError(Errno.ENODEV, `Cannot disconnect ${nameOfGuest(guest)} (${why})`);
+    }
+    device.disconnectRing(guest);
+  }
+
+  /** The device that serves a guest's ring. */
+  #servantOf(guest: GuestDevice): Device | undefined {
+    return this.#devices.values().find((device) => device.serves(guest));
   }
 
   /** A disk with a key is open. The administrator must know when the key may get into swap. */

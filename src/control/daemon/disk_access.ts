@@ -3,6 +3,9 @@ import { canOpenExclusively } from "../../../ffi/files.ts";
 import { becomeIoFlusher } from "../../../ffi/process.ts";
 import type { BlockDevice, DeviceHost, DeviceMaker } from "../../frontend/block_device.ts";
 import { userOf } from "../../frontend/device_users.ts";
+import { GuestRings } from "../../frontend/xenblkif/guest_rings.ts";
+import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
+import type { Xen } from "../../../ffi/xen.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
 
@@ -56,11 +59,15 @@ export interface DiskAccessHost extends DeviceHost {
   runExclusive(job: (finished: () => void) => void): void;
   /** Called when the block device was made again without a command; it may have another node. */
   remade(): void;
+  readonly xen: Xen;
+  readonly processors: ProcessorClock;
 }
 
 /** How users reach one open disk: its frontends and its block device. */
 export class DiskAccess {
   readonly #host: DiskAccessHost;
+  /** The rings of guests. */
+  readonly rings: GuestRings;
   #userTimer = 0;
   #frontends: Frontend[] = [];
   #device: BlockDevice | null = null;
@@ -69,6 +76,7 @@ export class DiskAccess {
 
   constructor(host: DiskAccessHost) {
     this.#host = host;
+    this.rings = new GuestRings(host);
   }
 
   /** The block device's node; null without one. */
@@ -233,6 +241,7 @@ export class DiskAccess {
   /** Closes what is still open. */
   close(): void {
     this.abandonDevice();
+    this.rings.close();
     this.#closeFrontends();
   }
 

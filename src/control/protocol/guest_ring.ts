@@ -1,27 +1,9 @@
 import { BlkifProtocol, MOST_RING_PAGE_ORDER } from "../../../ffi/blkif_ring.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
 import { encodePathField, MessageType, startMessage, textAt, viewOf } from "./message.ts";
 
-/** The block device of a guest. */
-export interface GuestDevice {
-  /** Number of the domain. */
-  readonly domain: number;
-  /** Number of the device, such as 51712 for xvda. */
-  readonly device: number;
-}
-
-/** The ring of a guest's block device, and how it is served. */
-export interface GuestRing extends GuestDevice {
-  /** The grant references of its pages: 1, 2, 4 or 8. */
-  readonly references: readonly number[];
-  /** The guest's event channel. */
-  readonly port: number;
-  readonly protocol: BlkifProtocol;
-  /** How long the ring is polled after the last request, microseconds; 0 for never. */
-  readonly pollDurationUs: number;
-  /** The ring is polled only while more of the processors is idle, percent. */
-  readonly pollIdleThreshold: number;
-}
+export type { GuestDevice, GuestRing };
 
 // struct tapdisk_message_blkif (tapdisk-message.h): u32 domid @8, u32 devid @12, u32 gref[8] @16,
 // u32 order @48, u32 proto @52, char pool[256] @56, u32 port @312, u32 poll_duration @316, u32
@@ -64,7 +46,7 @@ export function encodeConnect(minor: number, ring: GuestRing): Uint8Array<ArrayB
 export function decodeConnect(message: Uint8Array): GuestRing {
   const view = viewOf(message);
   const guest = decodeGuestDevice(message);
-  const what = `Cannot connect device ${guest.device} of domain ${guest.domain}`;
+  const what = `Cannot connect ${nameOfGuest(guest)}`;
   const order = view.getUint32(ORDER_AT, true);
   if (order > MOST_RING_PAGE_ORDER) {
     throw new SystemError(

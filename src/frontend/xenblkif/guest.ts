@@ -1,0 +1,27 @@
+import type { BlkifProtocol } from "../../../ffi/blkif_ring.ts";
+
+/** The block device of a guest. */
+export interface GuestDevice {
+  /** Number of the domain. */
+  readonly domain: number;
+  /** Number of the device, such as 51712 for xvda. */
+  readonly device: number;
+}
+
+/** The ring of a guest's block device, and how it is served. */
+export interface GuestRing extends GuestDevice {
+  /** The grant references of its pages: 1, 2, 4 or 8. */
+  readonly references: readonly number[];
+  /** The guest's event channel. */
+  readonly port: number;
+  readonly protocol: BlkifProtocol;
+  /** How long the ring is polled after the last request, microseconds; 0 for never. */
+  readonly pollDurationUs: number;
+  /** The ring is polled only while more of the processors is idle, percent. */
+  readonly pollIdleThreshold: number;
+}
+
+/** A guest's device, for messages. */
+export function nameOfGuest({ domain, device }: GuestDevice): string {
+  return `device ${device} of domain ${domain}`;
+}

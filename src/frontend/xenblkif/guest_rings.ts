@@ -1,0 +1,66 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { type GuestDevice, type GuestRing, nameOfGuest } from "./guest.ts";
+import { XenRing, type XenRingHost } from "./xen_ring.ts";
+
+/** The most rings of a disk. A disk that several guests share has one for each. */
+const MOST_RINGS = 64;
+
+/** The rings of guests that one disk serves. */
+export class GuestRings {
+  readonly #host: XenRingHost;
+  readonly #rings = new Set<XenRing>();
+
+  constructor(host: XenRingHost) {
+    this.#host = host;
+  }
+
+  #find({ domain, device }: GuestDevice): XenRing | null {
+    for (const ring of this.#rings) {
+      const isSame = ring.guest.domain === domain && ring.guest.device === device;
+      if (isSame && !ring.failed) return ring;
+    }
+    return null;
+  }
+
+  /** Whether the ring of a guest's device is connected. */
+  has(guest: GuestDevice): boolean {
+    return this.#find(guest) !== null;
+  }
+
+  /** Connects a ring. Throws `SystemError`. */
+  connect(guest: GuestRing): void {
+    for (const ring of this.#rings) if (ring.failed) this.#rings.delete(ring);
+    if (this.#rings.size >= MOST_RINGS) {
+      const what = `Cannot connect ${nameOfGuest(guest)}`;
+      throw new SystemError(Errno.EUSERS, `${what} (the disk has ${MOST_RINGS} rings)`);
+    }
+    this.#rings.add(new XenRing(this.#host, guest));
+    const { log, vbd } = this.#host;
+    log.info(`Connected ${nameOfGuest(guest)} to minor ${vbd.minor}`);
+  }
+
+  /** Disconnects a ring, which must be connected. */
+  disconnect(guest: GuestDevice): void {
+    const ring = this.#find(guest);
+    if (ring === null) return;
+    this.#rings.delete(ring);
+    ring.close();
+    const { log, vbd } = this.#host;
+    log.info(`Disconnected ${nameOfGuest(guest)} from minor ${vbd.minor}`);
+  }
+
+  /** Takes no more requests for now. */
+  hold(): void {
+    for (const ring of this.#rings) if (!ring.failed) ring.hold();
+  }
+
+  /** Takes requests again. */
+  goOn(): void {
+    for (const ring of this.#rings) if (!ring.failed) ring.goOn();
+  }
+
+  /** Disconnects all rings. */
+  close(): void {
+    for (const { guest } of [...this.#rings]) this.disconnect(guest);
+  }
+}

@@ -1,0 +1,492 @@
+import { assert } from "../../../ffi/assert.ts";
+import {
+  BLKIF_OP_DISCARD,
+  BLKIF_OP_FLUSH_DISKCACHE,
+  BLKIF_OP_INDIRECT,
+  BLKIF_OP_READ,
+  BLKIF_OP_WRITE,
+  BLKIF_OP_WRITE_BARRIER,
+  BLKIF_RSP_EOPNOTSUPP,
+  BLKIF_RSP_ERROR,
+  BLKIF_RSP_OKAY,
+  type BlkifRing,
+} from "../../../ffi/blkif_ring.ts";
+import { Errno } from "../../../ffi/errno.ts";
+import type { Grants } from "../../../ffi/xen.ts";
+import type { Meter } from "../../metrics/meter.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
+import type { Scheduler } from "../../scheduler/scheduler.ts";
+import type { SlotWaiter } from "../../vbd/slot_shares.ts";
+import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import { NumberQueue } from "./number_queue.ts";
+import { MOST_SEGMENTS, SegmentTable } from "./segment_table.ts";
+import { Transfers } from "./transfers.ts";
+
+/** What the requests of a ring need. */
+export interface RingRequestsHost {
+  readonly scheduler: Scheduler;
+  readonly vbd: Vbd;
+  /** What a fault ends: the ring. */
+  readonly owner: FaultOwner;
+  /** Counts requests for monitoring programs, by their numbers here. */
+  readonly meter: Meter;
+  /** The ring makes no sense. No more requests are taken from it. */
+  broken(reason: string): void;
+}
+
+/** The first steps of a request that waits for all before it, and that all behind it wait for. */
+const OrderStep = {
+  /** It is no such request, or requests before it have no answer yet. */
+  Waits: 0,
+  /** What was written before it is being flushed. */
+  Flushes: 1,
+  /** Its own data may be written. */
+  Flushed: 2,
+} as const;
+
+const NONE = -1;
+
+// Elements of `#at`.
+const TAKEN = 0;
+const ANSWERED = 1;
+const PUBLISHED = 2;
+
+function statusOf(errno: number): number {
+  if (errno === 0) return BLKIF_RSP_OKAY;
+  return errno === Errno.EOPNOTSUPP ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR;
+}
+
+/**
+ * The requests of a guest's ring. A request is copied and checked, then gets a number of its own, which
+ * is below the ring's number of entries, and waits for its turn. It is started in parts, each of which
+ * takes a slot, and gets its response when all of its parts have ended. The number that the guest gave
+ * it is only returned: it may be any, and several requests may have it.
+ *
+ * The memory of a slot gets the sectors of a part in the order of the disk, however they are scattered
+ * over the guest's pages. So no page of the guest is in use by the disk, and a guest may go, or take
+ * its grants back, at any time.
+ */
+export class RingRequests implements RequestOwner, SlotWaiter {
+  readonly #host: RingRequestsHost;
+  readonly #ring: BlkifRing;
+  readonly #segments: SegmentTable;
+  readonly #transfers: Transfers;
+  /** Requests taken, responses written and responses published in all, modulo 2^32. */
+  readonly #at = new Int32Array(3);
+  #isTaking = true;
+  /** The ring is not mapped any more. */
+  #isGone = false;
+  /** By number. */
+  readonly #operation: Uint8Array;
+  readonly #kind: Uint8Array;
+  readonly #idLow: Int32Array;
+  readonly #idHigh: Int32Array;
+  /** First sector of the next part, on the disk. */
+  readonly #sector: Float64Array;
+  /** Sectors of a discard. */
+  readonly #discardSectors: Float64Array;
+  /** Parts that have not ended, plus one until all have started. */
+  readonly #partsLeft: Int32Array;
+  readonly #error: Int32Array;
+  /** Whether all requests before it must have ended, and all behind it wait for its end. */
+  readonly #isOrdered: Uint8Array;
+  readonly #step: Uint8Array;
+  /** Numbers that no request has. */
+  readonly #free: Uint16Array;
+  #freeCount: number;
+  /** Requests with parts that have not started, in order of arrival. */
+  readonly #waiting: NumberQueue;
+  /** The ordered request whose end those that wait are waiting for. */
+  #barrier = NONE;
+  /** Whether those that wait may be able to go on. */
+  #isDue = false;
+  /** By slot: the request of the part in it. */
+  readonly #numberOf = new Uint16Array(SLOTS);
+
+  /** @param domain The guest. */
+  constructor(
+    host: RingRequestsHost,
+    { ring, grants, domain }: { ring: BlkifRing; grants: Grants; domain: number },
+  ) {
+    const { entries } = ring;
+    this.#host = host;
+    this.#ring = ring;
+    this.#segments = new SegmentTable(entries, grants, domain);
+    this.#transfers = new Transfers(host.vbd.requests, this.#segments, grants, domain);
+    this.#operation = new Uint8Array(entries);
+    this.#kind = new Uint8Array(entries);
+    this.#idLow = new Int32Array(entries);
+    this.#idHigh = new Int32Array(entries);
+    this.#sector = new Float64Array(entries);
+    this.#discardSectors = new Float64Array(entries);
+    this.#partsLeft = new Int32Array(entries);
+    this.#error = new Int32Array(entries);
+    this.#isOrdered = new Uint8Array(entries);
+    this.#step = new Uint8Array(entries);
+    this.#free = Uint16Array.from({ length: entries }, (_, i) => i);
+    this.#freeCount = entries;
+    this.#waiting = new NumberQueue(entries);
+    // Of a tapdisk that had the ring before, the answers are there.
+    this.#at.fill(ring.answered());
+  }
+
+  get faults(): FaultOwner {
+    return this.#host.owner;
+  }
+
+  /** How many requests were taken from the ring and have no response. */
+  get unanswered(): number {
+    return this.#at[TAKEN] - this.#at[ANSWERED] | 0;
+  }
+
+  // ---- from the ring ----------------------------------------------------------------------
+
+  /**
+   * Takes new requests from the ring and starts them.
+   *
+   * @param wantsEvent Whether the guest shall notify of the next one.
+   * @returns Whether there was one.
+   */
+  takeRequests(wantsEvent: boolean): boolean {
+    if (!this.#isTaking) return false;
+    let any = false;
+    for (;;) {
+      const count = this.#ring.produced() - this.#at[TAKEN] | 0;
+      if (count === 0) {
+        if (!wantsEvent) break;
+        this.#ring.askForEvent(this.#at[TAKEN]);
+        // The guest may have added one before it could see that.
+        if (this.#ring.produced() === this.#at[TAKEN]) break;
+        continue;
+      }
+      // A request that has no answer yet keeps its entry, so that this ends.
+      if (count < 0 || count > this.#freeCount) {
+        this.#break(`${count} new requests, and ${this.unanswered} without an answer`);
+        break;
+      }
+      any = true;
+      this.#take(count);
+    }
+    if (any) this.#startWaiting();
+    return any;
+  }
+
+  #take(count: number): void {
+    for (let left = count; left > 0; left--) {
+      if (!this.#segments.hasRoom) this.#readTables();
+      this.#ring.take(this.#at[TAKEN]++);
+      this.#host.scheduler.noteRequest();
+      this.#admit();
+    }
+    this.#readTables();
+  }
+
+  #break(reason: string): void {
+    this.#isTaking = false;
+    this.#host.broken(reason);
+  }
+
+  /** Copies and checks the request that was taken last, and queues it. */
+  #admit(): void {
+    const number = this.#free[--this.#freeCount];
+    this.#idLow[number] = this.#ring.idLow();
+    this.#idHigh[number] = this.#ring.idHigh();
+    this.#operation[number] = this.#ring.operation();
+    this.#kind[number] = RequestKind.Flush;
+    this.#isOrdered[number] = 0;
+    this.#step[number] = OrderStep.Waits;
+    this.#partsLeft[number] = 1;
+    this.#segments.clear(number);
+    this.#error[number] = this.#copy(number);
+    this.#host.meter.begin(number, this.#kind[number]);
+    this.#waiting.push(number);
+  }
+
+  /** Copies and checks a request; returns 0 or the errno with which it fails. */
+  #copy(number: number): number {
+    const ring = this.#ring;
+    this.#sector[number] = ring.sector();
+    switch (this.#operation[number]) {
+      case BLKIF_OP_READ:
+        this.#kind[number] = RequestKind.Read;
+        return this.#copySegments(number, ring.segments());
+      case BLKIF_OP_WRITE:
+        this.#kind[number] = RequestKind.Write;
+        return this.#copySegments(number, ring.segments());
+      case BLKIF_OP_WRITE_BARRIER:
+      case BLKIF_OP_FLUSH_DISKCACHE:
+        return this.#copyFlush(number);
+      case BLKIF_OP_DISCARD:
+        this.#kind[number] = RequestKind.Discard;
+        this.#discardSectors[number] = ring.discardSectors();
+        return this.#checkRange(number, this.#discardSectors[number]);
+      case BLKIF_OP_INDIRECT:
+        return this.#copyIndirect(number);
+      default:
+        return Errno.EOPNOTSUPP;
+    }
+  }
+
+  /** A barrier or a flush; either may carry data, which is written after the flush. */
+  #copyFlush(number: number): number {
+    const segments = this.#ring.segments();
+    const isBarrier = this.#operation[number] === BLKIF_OP_WRITE_BARRIER;
+    this.#isOrdered[number] = isBarrier || segments > 0 ? 1 : 0;
+    if (segments === 0) return 0;
+    this.#kind[number] = RequestKind.Write;
+    return this.#copySegments(number, segments);
+  }
+
+  #copySegments(number: number, segments: number): number {
+    if (!this.#segments.copy(number, this.#ring, segments)) return Errno.EINVAL;
+    return this.#checkRange(number, this.#segments.sectors[number]);
+  }
+
+  /** A request whose segments are in a page of the guest. They are read with those of others. */
+  #copyIndirect(number: number): number {
+    const operation = this.#ring.indirectOperation();
+    // The response is that of the operation itself.
+    this.#operation[number] = operation;
+    if (operation === BLKIF_OP_READ) this.#kind[number] = RequestKind.Read;
+    else if (operation === BLKIF_OP_WRITE) this.#kind[number] = RequestKind.Write;
+    else return Errno.EOPNOTSUPP;
+    const segments = this.#ring.indirectSegments();
+    if (segments < 1 || segments > MOST_SEGMENTS) return Errno.EINVAL;
+    this.#segments.readLater(number, this.#ring.indirectReference(), segments);
+    return 0;
+  }
+
+  /** Reads and checks the segments of indirect requests. */
+  #readTables(): void {
+    const count = this.#segments.readTables();
+    for (let i = 0; i < count; i++) {
+      const number = this.#segments.wasRead(i);
+      if (number < 0) this.#error[-1 - number] = Errno.EINVAL;
+      else this.#error[number] = this.#checkRange(number, this.#segments.sectors[number]);
+    }
+  }
+
+  /** Checks the range of the whole request, so that no part of it fails after another was done. */
+  #checkRange(number: number, count: number): number {
+    const sector = this.#sector[number];
+    const { sectors } = this.#host.vbd;
+    return sector < 0 || count < 0 || sector + count > sectors ? Errno.EINVAL : 0;
+  }
+
+  // ---- to the disk ------------------------------------------------------------------------
+
+  /** Starts the queued requests as long as there are free slots. */
+  #startWaiting(): void {
+    this.#isDue = false;
+    while (this.#waiting.size > 0 && this.#barrier === NONE) {
+      const number = this.#waiting.first;
+      if (this.#error[number] === 0 && !this.#startParts(number)) break;
+      this.#waiting.shift();
+      if (this.#isOrdered[number] === 1) this.#barrier = number;
+      this.#partEnded(number);
+    }
+    this.#startStaged();
+  }
+
+  slotsFree(): void {
+    if (!this.#isGone) this.#startWaiting();
+  }
+
+  /** Starts all parts of a request that have not started; false when it has to wait. */
+  #startParts(number: number): boolean {
+    if (this.#isOrdered[number] === 1 && !this.#isFlushed(number)) return false;
+    const kind = this.#kind[number];
+    if (kind === RequestKind.Read || kind === RequestKind.Write) {
+      while (this.#segments.hasNext(number)) if (!this.#startTransfer(number)) return false;
+      return true;
+    }
+    if (this.#isOrdered[number] === 1) return true;
+    const count = kind === RequestKind.Discard ? this.#discardSectors[number] : 0;
+    return this.#startWhole(number, kind, count);
+  }
+
+  /** Starts a request without data, or the flush before one with data. */
+  #startWhole(number: number, kind: number, count: number): boolean {
+    const { requests } = this.#host.vbd;
+    const slot = this.#takeSlot(number);
+    if (slot < 0) return false;
+    const sector = kind === RequestKind.Discard ? this.#sector[number] : 0;
+    requests.start(slot, kind as RequestKind, sector, count, false, this);
+    return true;
+  }
+
+  /** Takes a slot for a part; -1 when there is none. */
+  #takeSlot(number: number): number {
+    const { requests } = this.#host.vbd;
+    const slot = requests.takeSlot();
+    if (slot < 0) {
+      requests.waitForSlots(this);
+      return slot;
+    }
+    this.#numberOf[slot] = number;
+    this.#partsLeft[number]++;
+    return slot;
+  }
+
+  /** Whether the data of an ordered request may be written; starts the flush before it. */
+  #isFlushed(number: number): boolean {
+    if (this.#step[number] === OrderStep.Waits) {
+      const underWay = this.unanswered - this.#waiting.size;
+      if (underWay > 0) return false;
+      this.#step[number] = OrderStep.Flushes;
+      if (!this.#startWhole(number, RequestKind.Flush, 0)) this.#step[number] = OrderStep.Waits;
+    }
+    return this.#step[number] === OrderStep.Flushed;
+  }
+
+  /** Starts the next part of a request: the segments that a slot has room for. */
+  #startTransfer(number: number): boolean {
+    const slot = this.#takeSlot(number);
+    if (slot < 0) return false;
+    const transfers = this.#transfers;
+    const { requests } = this.#host.vbd;
+    const sector = this.#sector[number];
+    const count = transfers.describe(slot, number, sector);
+    this.#sector[number] = sector + count;
+    if (this.#kind[number] === RequestKind.Read) {
+      requests.start(slot, RequestKind.Read, sector, count, false, this);
+      return true;
+    }
+    if (!transfers.stageWrite(slot)) {
+      this.#startStaged();
+      assert(transfers.stageWrite(slot), "A part has more segments than fit into a call");
+    }
+    return true;
+  }
+
+  /** Copies the data of the writes that were staged out of the guest's pages, and starts them. */
+  #startStaged(): void {
+    const transfers = this.#transfers;
+    const { requests } = this.#host.vbd;
+    const count = transfers.copyStaged();
+    for (let i = 0; i < count; i++) {
+      const slot = transfers.staged[i];
+      const number = this.#numberOf[slot];
+      if (transfers.failed[slot] === 1) {
+        this.requestDone(slot, Errno.EIO);
+        continue;
+      }
+      const { sector, count: sectors } = transfers;
+      const fua = this.#isOrdered[number] === 1;
+      requests.start(slot, RequestKind.Write, sector[slot], sectors[slot], fua, this);
+    }
+  }
+
+  // ---- back to the guest ------------------------------------------------------------------
+
+  requestDone(slot: number, errno: number): void {
+    const number = this.#numberOf[slot];
+    const isRead = this.#kind[number] === RequestKind.Read;
+    // The data goes to the guest with that of the other reads of the turn.
+    if (isRead && errno === 0 && !this.#isGone) return this.#transfers.stageRead(slot);
+    this.#host.vbd.requests.releaseSlot(slot);
+    if (errno !== 0) this.#error[number] = errno;
+    if (this.#step[number] === OrderStep.Flushes) {
+      this.#step[number] = OrderStep.Flushed;
+      this.#isDue = true;
+    }
+    this.#partEnded(number);
+  }
+
+  #partEnded(number: number): void {
+    if (--this.#partsLeft[number] > 0) return;
+    this.#free[this.#freeCount++] = number;
+    const { meter } = this.#host;
+    const kind = this.#kind[number];
+    meter.end(number, kind, this.#segments.sectors[number], this.#error[number]);
+    const index = this.#at[ANSWERED]++;
+    if (this.#barrier === number) this.#barrier = NONE;
+    if (this.#waiting.size > 0) this.#isDue = true;
+    if (this.#isGone) return;
+    this.#ring.answer(
+      index,
+      this.#idLow[number],
+      this.#idHigh[number],
+      this.#operation[number],
+      statusOf(this.#error[number]),
+    );
+  }
+
+  /** Copies what was read into the guest's pages. */
+  #finishReads(): boolean {
+    const transfers = this.#transfers;
+    const count = transfers.copyReads();
+    for (let i = 0; i < count; i++) {
+      const slot = transfers.ended[i];
+      const number = this.#numberOf[slot];
+      if (transfers.failed[slot] === 1) this.#error[number] = Errno.EIO;
+      this.#host.vbd.requests.releaseSlot(slot);
+      this.#partEnded(number);
+    }
+    return count > 0;
+  }
+
+  /** Does what is left of a turn; false when there was nothing. */
+  finishTurn(): boolean {
+    if (this.#isGone) return false;
+    let any = this.#finishReads();
+    if (this.#isDue) {
+      any = true;
+      this.#startWaiting();
+    }
+    return any;
+  }
+
+  /**
+   * Shows the guest all responses of the turn.
+   *
+   * @returns Whether it has to be notified.
+   */
+  publish(): boolean {
+    const before = this.#at[PUBLISHED];
+    const index = this.#at[ANSWERED];
+    if (before === index || this.#isGone) return false;
+    this.#at[PUBLISHED] = index;
+    return this.#ring.publish(before, index);
+  }
+
+  // ---- the end ----------------------------------------------------------------------------
+
+  /** Takes no more requests, or takes them again. */
+  hold(isHeld: boolean): void {
+    if (!this.#isGone) this.#isTaking = !isHeld;
+  }
+
+  /**
+   * The ring is to be unmapped: no memory of the guest is touched any more. Requests that have started
+   * go on; the others are dropped.
+   */
+  leave(): void {
+    this.#isTaking = false;
+    this.#isGone = true;
+    this.#dropTransfers();
+    while (this.#waiting.size > 0) {
+      const number = this.#waiting.first;
+      this.#waiting.shift();
+      this.#error[number] = Errno.ESHUTDOWN;
+      this.#partEnded(number);
+    }
+    this.#transfers.release();
+    this.#segments.release();
+  }
+
+  #dropTransfers(): void {
+    const transfers = this.#transfers;
+    const reads = transfers.dropReads();
+    for (let i = 0; i < reads; i++) this.#dropPart(transfers.ended[i]);
+    // There are some only after a fault.
+    const writes = transfers.dropStaged();
+    for (let i = 0; i < writes; i++) this.#dropPart(transfers.staged[i]);
+  }
+
+  #dropPart(slot: number): void {
+    this.#host.vbd.requests.releaseSlot(slot);
+    this.#partEnded(this.#numberOf[slot]);
+  }
+}

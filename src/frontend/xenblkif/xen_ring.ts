@@ -1,0 +1,176 @@
+/**
+ * `src/frontend/xenblkif` serves the block devices of Xen's guests without a driver in the kernel: the
+ * guest's ring is mapped, its data is copied between its pages and I/O memory by the hypervisor, and an
+ * event channel wakes either side. `ring_requests.ts` is the data path, `guest_rings.ts` the rings of a
+ * disk, and this file has the life of a ring.
+ *
+ * It must not trust the guest, which can write to the ring at any time and gives any grant reference,
+ * and it must not touch memory of the guest after a ring has ended.
+ *
+ * @module
+ */
+import { BlkifRing } from "../../../ffi/blkif_ring.ts";
+import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { Arena, PAGE_BYTES } from "../../../ffi/memory.ts";
+import type { EventChannel, Grants, Xen } from "../../../ffi/xen.ts";
+import type { Log } from "../../log/log.ts";
+import type { Meter } from "../../metrics/meter.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
+import type { FdHandler, Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
+import type { Vbd } from "../../vbd/vbd.ts";
+import { type GuestRing, nameOfGuest } from "./guest.ts";
+import { Polling, type ProcessorClock } from "./polling.ts";
+import { RingRequests, type RingRequestsHost } from "./ring_requests.ts";
+
+/** What the rings of a disk need. */
+export interface XenRingHost {
+  readonly scheduler: Scheduler;
+  readonly log: Log;
+  readonly vbd: Vbd;
+  readonly xen: Xen;
+  readonly processors: ProcessorClock;
+}
+
+/** A guest's ring, from its connection on. A fault in this code ends the ring only. */
+export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHost {
+  readonly guest: GuestRing;
+  readonly meter: Meter;
+  readonly #host: XenRingHost;
+  readonly #arena: Arena;
+  readonly #grants: Grants;
+  readonly #channel: EventChannel;
+  readonly #requests: RingRequests;
+  readonly #polling: Polling;
+  #isClosed = false;
+  #isHeld = false;
+  #saidThatNotifyFails = false;
+
+  /** Connects. Throws `SystemError`; then nothing is left. */
+  constructor(host: XenRingHost, guest: GuestRing) {
+    this.#host = host;
+    this.guest = guest;
+    this.#polling = new Polling(host.scheduler, guest, host.processors);
+    const { references, domain, protocol } = guest;
+    this.#grants = host.xen.openGrants();
+    this.#arena = new Arena(references.length * PAGE_BYTES);
+    let channel: EventChannel | null = null;
+    let meter: Meter | null = null;
+    try {
+      this.#grants.map(domain, references, this.#arena);
+      channel = host.xen.bind(domain, guest.port);
+      this.#channel = channel;
+      const ring = new BlkifRing(this.#arena, protocol);
+      requireSound(ring, guest);
+      const subject = { of: "vbd", domain, device: guest.device } as const;
+      this.meter = meter = host.vbd.meters.open(subject, ring.entries);
+      this.#requests = new RingRequests(this, { ring, grants: this.#grants, domain });
+      host.scheduler.watch(channel.fd, EPOLLIN, this, this);
+    } catch (error) {
+      meter?.hide();
+      channel?.close();
+      this.#releaseGrants();
+      throw error;
+    }
+    host.scheduler.addTurnWork(this, this);
+    // What the guest added before it could notify.
+    this.#requests.takeRequests(true);
+  }
+
+  #releaseGrants(): void {
+    this.#grants.unmap();
+    this.#grants.close();
+    this.#arena.release();
+  }
+
+  get scheduler(): Scheduler {
+    return this.#host.scheduler;
+  }
+
+  get vbd(): Vbd {
+    return this.#host.vbd;
+  }
+
+  get owner(): FaultOwner {
+    return this;
+  }
+
+  get failed(): boolean {
+    return this.#isClosed;
+  }
+
+  fault(error: unknown): void {
+    this.#host.vbd.noteFault(`the ring of ${nameOfGuest(this.guest)}`, error);
+    this.close();
+  }
+
+  /** The guest has notified. */
+  ready(_events: number): void {
+    this.#channel.takeEvent();
+    this.#take();
+  }
+
+  #take(): boolean {
+    const any = this.#requests.takeRequests(false);
+    if (any) this.#polling.noteRequests();
+    // The guest need not notify of what a poll finds.
+    return this.#polling.isOn ? any : this.#requests.takeRequests(true) || any;
+  }
+
+  endOfTurn(): boolean {
+    if (this.#isClosed) return false;
+    const any = this.#requests.finishTurn();
+    if (this.#requests.publish()) this.#notify();
+    if (!this.#polling.isOn || this.#isHeld) return any;
+    this.#polling.goOn();
+    return this.#take() || any;
+  }
+
+  #notify(): void {
+    const errno = this.#channel.notify();
+    if (errno === 0 || this.#saidThatNotifyFails) return;
+    this.#saidThatNotifyFails = true;
+    const { log } = this.#host;
+    log.warn(`Cannot notify ${nameOfGuest(this.guest)} (${errnoName(errno)})`);
+  }
+
+  broken(reason: string): void {
+    const { log, vbd } = this.#host;
+    const what = `Minor ${vbd.minor} takes no more requests of ${nameOfGuest(this.guest)}`;
+    log.error(`${what}: its ring makes no sense (${reason})`);
+  }
+
+  /** Takes no more requests from the ring for now. */
+  hold(): void {
+    this.#isHeld = true;
+    this.#requests.hold(true);
+  }
+
+  /** Takes requests again. */
+  goOn(): void {
+    this.#isHeld = false;
+    this.#requests.hold(false);
+    this.#requests.takeRequests(true);
+  }
+
+  /** Leaves the ring. Requests that the disk has already go on; their answers are dropped. */
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    const { scheduler } = this.#host;
+    scheduler.unwatch(this.#channel.fd);
+    scheduler.removeTurnWork(this);
+    this.#requests.leave();
+    this.meter.hide();
+    this.#channel.close();
+    this.#releaseGrants();
+  }
+}
+
+/** Throws `SystemError` for a ring whose indices are not those of a ring. */
+function requireSound(ring: BlkifRing, guest: GuestRing): void {
+  const waiting = ring.produced() - ring.answered() | 0;
+  if (waiting >= 0 && waiting <= ring.entries) return;
+  const why = `its ring of ${ring.entries} entries has ${waiting} requests without an answer`;
+  throw new SystemError(Errno.EINVAL, `Cannot connect ${nameOfGuest(guest)} (${why})`);
+}

@@ -1,0 +1,91 @@
+/**
+ * Guests with their rings at simulated disks of one process.
+ *
+ * @module
+ */
+import type { SimulatedScheduler } from "../../../src/testing/simulated_scheduler.ts";
+import { GuestRings } from "../../../src/frontend/xenblkif/guest_rings.ts";
+import type { ProcessorTimes } from "../../../src/frontend/xenblkif/polling.ts";
+import { createDynamic } from "../../../src/vhd/create.ts";
+import { SeenPages } from "../metrics.ts";
+import { SECTOR_BYTES, type SimulatedDevice, Simulation, type SimulationOptions } from "../sim.ts";
+import { type GuestOptions, type GuestResponse, PlayedGuest } from "./played_guest.ts";
+import { type Events, PlayedXen } from "./played_xen.ts";
+
+/** Events of a simulated loop. */
+function eventsOf(scheduler: SimulatedScheduler): Events {
+  return {
+    openEvent: () => scheduler.openEvent(),
+    signal: (fd) => scheduler.signal(fd),
+    taken() {},
+    closeEvent: (fd) => scheduler.closeEvent(fd),
+  };
+}
+
+/** A disk, and the rings that it serves. */
+export interface ServedDisk {
+  readonly device: SimulatedDevice;
+  readonly rings: GuestRings;
+}
+
+/** A process with Xen, and any number of disks and guests. */
+export class XenRig {
+  readonly metrics = new SeenPages();
+  readonly simulation: Simulation;
+  readonly xen: PlayedXen;
+  readonly log: string[] = [];
+  readonly guests: PlayedGuest[] = [];
+  readonly disks: ServedDisk[] = [];
+  times: ProcessorTimes = { idle: 0, all: 0 };
+
+  constructor(options: Partial<SimulationOptions> = {}) {
+    this.simulation = new Simulation({ seed: 1, metrics: this.metrics, ...options });
+    this.xen = new PlayedXen(eventsOf(this.simulation.scheduler));
+  }
+
+  /** A new disk that is served. */
+  disk(sectors: number, options: { readOnly?: boolean } = {}): ServedDisk {
+    const path = `/disk${this.disks.length}.vhd`;
+    createDynamic(path, { storage: this.simulation.disk, sizeBytes: sectors * SECTOR_BYTES });
+    const device = this.simulation.open(`vhd:${path}`, options);
+    const write = (message: string): void => void this.log.push(message);
+    const rings = new GuestRings({
+      scheduler: this.simulation.scheduler,
+      log: { info: write, warn: write, error: write },
+      vbd: device.vbd,
+      xen: this.xen,
+      processors: () => this.times,
+    });
+    const disk = { device, rings };
+    this.disks.push(disk);
+    return disk;
+  }
+
+  /** A guest whose ring is connected to a disk. */
+  guest({ rings }: ServedDisk, options: GuestOptions = {}): PlayedGuest {
+    const guest = new PlayedGuest(this.xen, { domain: this.guests.length + 1, ...options });
+    this.guests.push(guest);
+    rings.connect(guest.ring);
+    return guest;
+  }
+
+  /** Runs turns until a guest has so many responses; returns all that there are. */
+  responses(guest: PlayedGuest, count: number): GuestResponse[] {
+    const { scheduler } = this.simulation;
+    for (let turns = 0; guest.waiting < count && turns < 10_000; turns++) {
+      if (!scheduler.turn()) break;
+    }
+    scheduler.turn();
+    return guest.take();
+  }
+
+  /** Ends all rings and disks. */
+  close(): void {
+    for (const { rings, device } of this.disks) {
+      rings.close();
+      device.close();
+    }
+    for (const guest of this.guests) guest.close();
+    this.simulation.close();
+  }
+}
