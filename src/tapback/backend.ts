@@ -284,7 +284,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     switch (action.kind) {
       case "find":
         return tapdisks.find(action.disk, (found) => {
-          this.#happened(device, { kind: "found", found });
+          this.#happened(device, { kind: "found", disk: action.disk, found });
         });
       case "connect":
         return tapdisks.connect(action.tapdisk, action.ring, (errno) => {

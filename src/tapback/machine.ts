@@ -11,8 +11,15 @@
 import { Errno, errnoName } from "../../ffi/errno.ts";
 import type { GuestDevice, GuestRing } from "../control/protocol/guest_ring.ts";
 import type { DiskInfo } from "../control/protocol/disk_info.ts";
-import { connectedNodes, type DeviceOptions, initialNodes, tapdiskNodes } from "./nodes.ts";
-import type { DeviceSeen, FrontendSeen, WantedDisk } from "./observation.ts";
+import {
+  connectedNodes,
+  type DeviceOptions,
+  initialNodes,
+  ringNodes,
+  ringText,
+  tapdiskNodes,
+} from "./nodes.ts";
+import { type DeviceSeen, type FrontendSeen, RING_NODE, type WantedDisk } from "./observation.ts";
 import { stateName, XenbusState } from "./xenbus.ts";
 
 /** A tapdisk that has a minor. */
@@ -31,7 +38,7 @@ export type DeviceEvent =
   /** Xenstore was read; null when the device does not exist. */
   | { readonly kind: "seen"; readonly seen: DeviceSeen | null }
   /** The answer to `find`; an error number when there is no disk. */
-  | { readonly kind: "found"; readonly found: FoundDisk | number }
+  | { readonly kind: "found"; readonly disk: WantedDisk; readonly found: FoundDisk | number }
   /** The answer to `connect`: 0, or an error number. */
   | { readonly kind: "connected"; readonly errno: number }
   /** The answer to `disconnect`: 0, or an error number. */
@@ -63,6 +70,9 @@ export type DeviceAction =
 const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 8_000;
 
+/** How long a toolstack may take to write the frontend of a device. */
+const PATIENCE_MS = 5_000;
+
 /** Errors that say that a ring is connected nowhere: no tapdisk, no such minor, no such ring. */
 const NOT_CONNECTED: readonly number[] = [
   Errno.ENOENT,
@@ -78,8 +88,10 @@ interface HeldRing {
   readonly tapdisk: Tapdisk | null;
   /** The disk that the toolstack wanted, as text. */
   readonly disk: string;
-  /** What was connected; null for a ring that another tapback may have connected. */
+  /** What was connected; null when that is not certain. */
   readonly ring: string | null;
+  /** What a tapback before this one has connected, as it wrote; null when that is not known. */
+  readonly earlier: string | null;
 }
 
 /** Whether the toolstack means this tapdisk. */
@@ -101,7 +113,8 @@ export class DeviceMachine {
     | { readonly kind: "connect"; readonly held: HeldRing }
     | { readonly kind: "disconnect" }
     | null = null;
-  #isFinding = false;
+  /** The disk that is being found, as text; empty for none. */
+  #finding = "";
   #isDoubted = false;
   /** The disk that the last `find` was for, as text, and what it found. */
   #foundFor = "";
@@ -110,6 +123,8 @@ export class DeviceMachine {
   #held: HeldRing | null = null;
   /** Whether the frontend has begun again with its ring. */
   #isRenewed = false;
+  /** How long a frontend that has not been seen is waited for. */
+  #patience: "long" | "short" | "none" = "long";
   #waitsFor = "";
   #delayMs = FIRST_RETRY_MS;
   #loggedFault = "";
@@ -138,13 +153,14 @@ export class DeviceMachine {
       case "seen":
         return this.#takeSeen(event.seen);
       case "found":
-        return this.#takeFound(event.found);
+        return this.#takeFound(event.found, JSON.stringify(event.disk));
       case "connected":
         return this.#takeConnected(event.errno);
       case "disconnected":
         return this.#takeDisconnected(event.errno);
       case "retried":
         this.#waitsFor = "";
+        if (this.#patience === "short") this.#patience = "none";
         return;
       case "doubted":
         this.#isDoubted = true;
@@ -154,12 +170,14 @@ export class DeviceMachine {
   #takeSeen(seen: DeviceSeen | null): void {
     this.#seen = seen;
     if (seen === null) return;
-    if (this.#isFirst) this.#adopt(seen);
+    const isFirst = this.#isFirst;
+    if (isFirst) this.#adopt(seen);
     this.#isFirst = false;
     const state = seen.frontend?.state ?? XenbusState.UNKNOWN;
     const isNew = seen.state === XenbusState.UNKNOWN || seen.state === XenbusState.INITIALISING;
-    // A device that was made again has no frontend before it has one.
-    this.#hadFrontend = seen.frontend !== null || (this.#hadFrontend && !isNew);
+    // A device that was made again may get its frontend later than its own nodes.
+    this.#hadFrontend = seen.frontend !== null || !isNew && (this.#hadFrontend || isFirst);
+    if (this.#hadFrontend) this.#patience = "long";
     const { CONNECTED, INITIALISED } = XenbusState;
     if (this.#lastFrontend === CONNECTED && state === INITIALISED) this.#isRenewed = true;
     this.#lastFrontend = state;
@@ -177,12 +195,14 @@ export class DeviceMachine {
     const tapdisk = disk === null || disk.pid === null
       ? null
       : { pid: disk.pid, minor: disk.minor };
-    this.#held = { tapdisk, disk: JSON.stringify(disk), ring: null };
-    this.#hadFrontend = true;
+    const earlier = seen.own.get(RING_NODE) ?? null;
+    this.#held = { tapdisk, disk: JSON.stringify(disk), ring: null, earlier };
   }
 
-  #takeFound(found: FoundDisk | number): void {
-    this.#isFinding = false;
+  #takeFound(found: FoundDisk | number, disk: string): void {
+    // The toolstack has chosen another disk meanwhile.
+    if (disk !== this.#finding) return;
+    this.#finding = "";
     this.#findFailed = typeof found === "number";
     if (typeof found !== "number") {
       const before = this.#found;
@@ -276,10 +296,11 @@ export class DeviceMachine {
       this.#foundFor = wanted;
       if (!isNamedBy(disk, this.#found)) this.#found = null;
       this.#findFailed = false;
+      this.#finding = "";
     }
-    if (disk === null || this.#isFinding || this.#waitsFor !== "") return;
+    if (disk === null || this.#finding !== "" || this.#waitsFor !== "") return;
     if (this.#found !== null && !this.#isDoubted) return;
-    this.#isFinding = true;
+    this.#finding = wanted;
     this.#isDoubted = false;
     this.#actions.push({ kind: "find", disk });
   }
@@ -288,7 +309,7 @@ export class DeviceMachine {
   #mustDrop(seen: DeviceSeen | null, held: HeldRing): boolean {
     const frontend = seen?.frontend ?? null;
     if (seen === null || frontend === null) return true;
-    const { INITIALISING, INITIALISED, CLOSED } = XenbusState;
+    const { INITIALISING, INITIALISED, CONNECTED, CLOSED } = XenbusState;
     if (frontend.state === INITIALISING || frontend.state === CLOSED) return true;
     if (seen.disk === null) return true;
     // The disk is another one, or another tapdisk has it now.
@@ -296,8 +317,14 @@ export class DeviceMachine {
     if (this.#found !== null && held.tapdisk !== null && this.#found.pid !== held.tapdisk.pid) {
       return true;
     }
-    if (frontend.state !== INITIALISED || frontend.ring === null) return false;
-    return this.#isRenewed || held.ring !== JSON.stringify(frontend.ring);
+    if (frontend.ring === null) return false;
+    const ring = ringText(frontend.ring);
+    if (frontend.state !== INITIALISED) {
+      // A guest in another state keeps its ring, unless it has begun again before this process did.
+      return frontend.state === CONNECTED && held.ring === null && held.earlier !== null &&
+        held.earlier !== ring;
+    }
+    return this.#isRenewed || (held.ring ?? held.earlier) !== ring;
   }
 
   #drop(held: HeldRing): void {
@@ -339,7 +366,12 @@ export class DeviceMachine {
     if (this.#found === null) return;
     const { pid, minor } = this.#found;
     const tapdisk = { pid, minor };
-    const held = { tapdisk, disk: JSON.stringify(seen.disk), ring: JSON.stringify(ring) };
+    const held = {
+      tapdisk,
+      disk: JSON.stringify(seen.disk),
+      ring: ringText(ring),
+      earlier: null,
+    };
     this.#call = { kind: "connect", held };
     this.#actions.push({ kind: "connect", tapdisk, ring });
   }
@@ -349,8 +381,9 @@ export class DeviceMachine {
     const nodes: Record<string, string> = { ...initialNodes(seen) };
     if (this.#found !== null) Object.assign(nodes, tapdiskNodes(seen, this.#found));
     let state = this.#stateToWrite(seen);
-    const isServed = this.#held !== null && this.#held.ring !== null;
-    if (this.#found !== null && isServed) {
+    const ring = this.#held?.ring ?? null;
+    if (this.#found !== null && ring !== null) {
+      Object.assign(nodes, ringNodes(seen, ring));
       const connected = connectedNodes(seen, this.#found.info, this.#options);
       const isConnected = seen.state === XenbusState.CONNECTED;
       if (state === XenbusState.CONNECTED || (isConnected && connected.isNew)) {
@@ -360,6 +393,10 @@ export class DeviceMachine {
       }
     }
     if (state !== null) nodes.state = String(state);
+    if (this.#patience === "long" && this.#waitsForFrontend(seen)) {
+      this.#patience = "short";
+      this.#actions.push({ kind: "retry", delayMs: PATIENCE_MS });
+    }
     if (Object.keys(nodes).length === 0) return;
     if (state !== null && state !== seen.state) {
       this.#log("info", `Goes to state ${stateName(state)}`);
@@ -373,6 +410,12 @@ export class DeviceMachine {
     return wanted === seen.state ? null : wanted;
   }
 
+  /** Whether a device without a frontend may still get one: the toolstack may write it later. */
+  #waitsForFrontend({ frontend, isOnline, state }: DeviceSeen): boolean {
+    return frontend === null && state === XenbusState.INIT_WAIT && isOnline &&
+      !this.#hadFrontend && this.#patience !== "none";
+  }
+
   #wantedState(seen: DeviceSeen): number {
     const { state, isOnline, frontend } = seen;
     const { UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED } =
@@ -381,8 +424,7 @@ export class DeviceMachine {
     const isNew = state === UNKNOWN || state === INITIALISING;
     const begun = isNew ? INIT_WAIT : state;
     if (frontend === null) {
-      const waits = isNew || (!this.#hadFrontend && isOnline && state === INIT_WAIT);
-      return waits ? INIT_WAIT : CLOSED;
+      return isNew || this.#waitsForFrontend(seen) ? INIT_WAIT : CLOSED;
     }
     switch (frontend.state) {
       case INITIALISING:

@@ -5,7 +5,8 @@
  */
 import { MOST_RING_PAGE_ORDER } from "../../ffi/blkif_ring.ts";
 import type { DiskInfo } from "../control/protocol/disk_info.ts";
-import type { DeviceSeen } from "./observation.ts";
+import type { GuestRing } from "../control/protocol/guest_ring.ts";
+import { type DeviceSeen, RING_NODE } from "./observation.ts";
 
 /** Bits of `info` (VDISK_* of io/blkif.h). */
 const VDISK_CDROM = 1;
@@ -47,6 +48,16 @@ export function tapdiskNodes(
 export interface DeviceOptions {
   /** Whether barriers are offered. */
   readonly barrier: boolean;
+}
+
+/** A ring as text: two that are equal are the same ring. */
+export function ringText({ references, port, protocol }: GuestRing): string {
+  return `${references.join(",")} ${port} ${protocol}`;
+}
+
+/** What tells a tapback that starts later which ring is connected. */
+export function ringNodes(seen: DeviceSeen, ring: string): Values {
+  return missing(seen, { [RING_NODE]: ring });
 }
 
 /** What a guest reads when this side is connected, and whether its disk is not what it was told. */

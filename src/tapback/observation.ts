@@ -50,6 +50,9 @@ export interface DeviceSeen {
   readonly own: ReadonlyMap<string, string | null>;
 }
 
+/** The node with the ring that is connected, for a tapback that starts later. */
+export const RING_NODE = "tapback-ring";
+
 /** The nodes whose present values are looked at before they are written. */
 const OWN_NODES = [
   "max-ring-page-order",
@@ -59,6 +62,7 @@ const OWN_NODES = [
   "info",
   "pid",
   "physical-device-path",
+  RING_NODE,
 ] as const;
 
 /** A whole number up to a limit; null for any other text. */

@@ -159,7 +159,7 @@ Deno.test("xenstore: a node that must not be read is like none; other errors are
   played.hidden.add("/secret");
   assert.equal(store.read("/secret"), null);
   played.beforeRequest = () => {
-    throw PlayedXenstored.error("EIO");
+    throw played.error("EIO");
   };
   assert.equal(errnoFrom(() => store.read("/secret")), Errno.EIO);
   assert.equal(store.isLost, false);

@@ -46,8 +46,6 @@ export class PlayedClient {
   /** Called when a message is put into the outbox. */
   notify: () => void = () => {};
 
-  constructor(readonly domain: number) {}
-
   put(message: XsMessage): void {
     this.outbox.push(message);
     this.notify();
@@ -69,20 +67,21 @@ export class PlayedXenstored {
   #lastTransaction = 0;
   /** Called for each request, before it is done: for faults and races. It may throw `XsError`s. */
   beforeRequest: (message: XsMessage) => void = () => {};
+  /** Called for each change that a client made: null for a node that was removed. */
+  changed: (path: string, value: string | null) => void = () => {};
+  #isClients = false;
   /** How often a transaction was in vain. */
   conflicts = 0;
-  /** Paths that only domain 0 may not read. */
+  /** Paths that clients may not read. */
   readonly hidden = new Set<string>();
-  /** All that was written, in order, as `path=value` or `-path`. */
-  readonly journal: string[] = [];
 
   /** A stream to it in this process. */
-  connect(domain = 0): XenstoreStream & { readonly client: PlayedClient } {
-    const client = new PlayedClient(domain);
+  connect(fd = -1): XenstoreStream & { readonly client: PlayedClient } {
+    const client = new PlayedClient();
     this.clients.add(client);
     return {
       client,
-      fd: -1,
+      fd,
       send: (message) => {
         if (client.isClosed) throw new SystemError(Errno.EPIPE, "Cannot send");
         this.handle(client, message);
@@ -110,7 +109,7 @@ export class PlayedXenstored {
   }
 
   async #serveOne(connection: Deno.UnixConn): Promise<void> {
-    const client = new PlayedClient(0);
+    const client = new PlayedClient();
     this.clients.add(client);
     let sending = Promise.resolve();
     client.notify = () => {
@@ -148,6 +147,7 @@ export class PlayedXenstored {
     const { type, request, transaction, payload } = message;
     try {
       this.beforeRequest(message);
+      this.#isClients = true;
       const reply = this.#do(client, { type, transaction, payload });
       if (reply.length > XENSTORE_PAYLOAD_MAX) throw new XsError("E2BIG");
       client.put({ type, request, transaction, payload: reply });
@@ -158,6 +158,8 @@ export class PlayedXenstored {
     } catch (error) {
       if (!(error instanceof XsError)) throw error;
       client.put({ type: XsType.ERROR, request, transaction, payload: encodeTexts(error.message) });
+    } finally {
+      this.#isClients = false;
     }
   }
 
@@ -266,7 +268,7 @@ export class PlayedXenstored {
       inside.written.push(path);
       return;
     }
-    this.journal.push(value === null ? `-${path}` : `${path}=${value}`);
+    if (this.#isClients) this.changed(path, value);
     this.#changed.set(path, ++this.#changes);
     if (isNew) this.#changed.set(parentOf(path), this.#changes);
     this.#fire(path);
@@ -350,7 +352,7 @@ export class PlayedXenstored {
   }
 
   /** An error that a request ends with, to be thrown by `beforeRequest`. */
-  static error(name: string): Error {
+  error(name: string): Error {
     return new XsError(name);
   }
 }

@@ -1,0 +1,315 @@
+/** tapback on a played Xen host: each life of a device, step by step. */
+import assert from "node:assert/strict";
+import { PlayedHost } from "../support/xen/played_host.ts";
+
+Deno.test("tapback: a device goes from its first node to its last one", () => {
+  const host = new PlayedHost(1);
+  const device = host.add(3, 51712);
+  device.plug();
+  device.isAwake = false;
+  host.run(1000);
+  // libxl waits for this state before it runs the script.
+  assert.deepEqual([device.backState, device.get("max-ring-page-order")], [2, "3"]);
+  device.isAwake = true;
+  host.run(1000);
+  assert.deepEqual([device.frontState, device.backState], [3, 2]);
+  device.attach(8192);
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  const names = ["sectors", "sector-size", "info", "feature-barrier", "kthread-pid"];
+  assert.deepEqual(names.map((name) => device.get(name)), ["8192", "512", "0", "1", "1000"]);
+  device.requestUnplug();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [6, 6]);
+  device.remove();
+  host.rest();
+  assert.match(host.lines.at(-1) ?? "", /Device 51712 of domain 3: Ends/);
+  assert.equal([...host.store.nodes.keys()].filter((path) => path.includes("51712")).length, 0);
+});
+
+Deno.test("tapback: a disk that is ready before the guest waits for it", () => {
+  const host = new PlayedHost(2);
+  const device = host.add(3, 51712);
+  device.isAwake = false;
+  device.plug({ mode: "r", "device-type": "cdrom" });
+  device.attach();
+  host.rest();
+  assert.deepEqual([device.backState, host.tapdisks.holders(device.guest)], [2, []]);
+  device.isAwake = true;
+  host.rest();
+  assert.deepEqual([device.backState, device.get("info")], [4, "5"]);
+});
+
+Deno.test("tapback: a guest that unloads its driver and loads it again gets its disk again", () => {
+  const host = new PlayedHost(3);
+  const device = host.addConnected(3, 51712);
+  for (let round = 0; round < 3; round++) {
+    device.frontState = 5;
+    host.rest();
+    assert.deepEqual([device.frontState, device.backState], [6, 6]);
+    device.frontState = 1;
+    host.rest();
+    assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  }
+});
+
+Deno.test("tapback: a guest that crashed begins again; one that resumes has another ring", () => {
+  const host = new PlayedHost(4);
+  const device = host.addConnected(3, 51712);
+  device.frontState = 1;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  // Resumed in the same domain.
+  device.makeRing();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  const ring = host.tapdisks.processes.get(device.pid)?.rings.get("3/51712")?.ring;
+  assert.equal(ring?.references[0], 300);
+});
+
+Deno.test("tapback: a domain that is destroyed has its devices closed, with their rings", () => {
+  const host = new PlayedHost(5);
+  const devices = [host.addConnected(3, 51712), host.addConnected(3, 51728)];
+  const other = host.addConnected(4, 51712);
+  host.store.remove("/local/domain/3");
+  host.rest();
+  assert.deepEqual(devices.map(({ backState }) => backState), [6, 6]);
+  assert.deepEqual([other.frontState, other.backState], [4, 4]);
+  // All of the domain goes at once.
+  host.store.remove("/local/domain/0/backend/vbd3/3");
+  host.rest();
+  assert.equal(host.lines.filter((line) => line.endsWith("Ends")).length, 2);
+});
+
+Deno.test("tapback: a device that is removed at once loses its ring", () => {
+  const host = new PlayedHost(6);
+  const device = host.addConnected(3, 51712);
+  host.store.remove(device.back);
+  host.rest();
+  assert.deepEqual(host.tapdisks.holders(device.guest), []);
+  // And it may come again at once.
+  device.remove();
+  device.plug();
+  device.attach();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
+Deno.test("tapback: a disk in use stays connected while the toolstack asks for its end", () => {
+  const host = new PlayedHost(7);
+  const device = host.addConnected(3, 51712);
+  device.isInUse = true;
+  device.requestUnplug();
+  host.run(20_000);
+  assert.deepEqual([device.frontState, device.backState], [5, 5]);
+  assert.deepEqual(host.tapdisks.holders(device.guest), [device.pid]);
+  device.isInUse = false;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [6, 6]);
+});
+
+Deno.test("tapback: a device that the guest never used is closed at once", () => {
+  const host = new PlayedHost(8);
+  const device = host.add(3, 51712);
+  device.isAwake = false;
+  device.plug();
+  device.attach();
+  host.rest();
+  device.requestUnplug();
+  host.run(1000);
+  assert.deepEqual([device.frontState, device.backState], [1, 6]);
+});
+
+Deno.test("tapback: a disk that grows is told to the guest, which stays connected", () => {
+  const host = new PlayedHost(9);
+  const device = host.addConnected(3, 51712, { sectors: 2048 });
+  device.resize(4096);
+  host.rest();
+  assert.deepEqual([device.guestSectors, device.backState], [4096, 4]);
+});
+
+Deno.test("tapback: an empty drive gets a medium, another one, and none", () => {
+  const host = new PlayedHost(10);
+  const nodes = { "device-type": "cdrom", mode: "r" };
+  const device = host.add(3, 51712);
+  device.plug(nodes);
+  device.put({ "physical-device-path": "", "hotplug-status": "connected" });
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [3, 2]);
+  device.attach(1000);
+  host.rest();
+  assert.deepEqual([device.guestSectors, device.backState], [1000, 4]);
+  const [old] = host.tapdisks.holders(device.guest);
+  device.put({ "physical-device-path": "" });
+  host.run(5000);
+  assert.deepEqual(host.tapdisks.holders(device.guest), []);
+  device.attach(3000);
+  host.rest();
+  assert.deepEqual([device.guestSectors, device.backState], [3000, 4]);
+  assert.notEqual(device.pid, old);
+});
+
+Deno.test("tapback: a tapdisk dies, and another one takes over the disk with the guest's ring", () => {
+  const host = new PlayedHost(11);
+  const device = host.addConnected(3, 51712);
+  const other = host.addConnected(4, 51712);
+  const sectors = device.sectors;
+  host.tapdisks.kill(device.pid);
+  host.run(30_000);
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  host.tapdisks.start(++device.pid + 500, device.minor, sectors);
+  device.pid += 500;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  const path = `/run/blktap-control/nbd${device.pid}.${device.minor}`;
+  assert.deepEqual([device.get("physical-device-path"), device.get("pid")], [
+    path,
+    `${device.pid}`,
+  ]);
+  assert.deepEqual([other.frontState, other.backState], [4, 4]);
+});
+
+Deno.test("tapback: it starts again under running guests, which do not notice", () => {
+  const host = new PlayedHost(12);
+  const device = host.addConnected(3, 51712);
+  const gone = host.addConnected(3, 51728);
+  const again = host.addConnected(3, 51744);
+  const removed = host.addConnected(3, 51760);
+  host.stop();
+  gone.frontState = 6;
+  again.makeRing();
+  removed.requestUnplug();
+  host.run(1000);
+  let writes = 0;
+  const check = host.store.changed;
+  host.store.changed = (path, value) => {
+    if (path.startsWith(`${device.back}/`)) writes++;
+    check(path, value);
+  };
+  host.start();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState, writes], [4, 4, 0]);
+  assert.deepEqual([gone.frontState, gone.backState], [6, 6]);
+  assert.deepEqual([again.frontState, again.backState], [4, 4]);
+  const rings = host.tapdisks.processes.get(again.pid)?.rings;
+  assert.equal(rings?.get("3/51744")?.ring.port, 2);
+  assert.deepEqual([removed.frontState, removed.backState], [6, 6]);
+});
+
+Deno.test("tapback: a xenstored that drops the connection is found again", () => {
+  const host = new PlayedHost(13);
+  const device = host.addConnected(3, 51712);
+  host.dropConnections();
+  host.run(10);
+  const other = host.addConnected(3, 51728);
+  device.frontState = 5;
+  host.rest();
+  assert.deepEqual([device.backState, other.backState], [6, 4]);
+  assert.ok(host.lines.some((line) => /Connected to xenstored again/.test(line)));
+});
+
+Deno.test("tapback: a tapdisk that does not answer delays no other device", () => {
+  const host = new PlayedHost(14);
+  const stuck = host.add(3, 51712);
+  stuck.plug();
+  host.tapdisks.silent.add(host.nextPid);
+  stuck.attach();
+  host.run(1000);
+  assert.deepEqual([stuck.frontState, stuck.backState], [3, 2]);
+  host.addConnected(3, 51728);
+  host.addConnected(4, 51712);
+});
+
+Deno.test("tapback: nodes of a guest that make no sense are not used", () => {
+  const long = "9".repeat(4000);
+  const wrong: Record<string, string>[] = [
+    { "ring-page-order": "4" },
+    { "ring-page-order": "-1" },
+    { "ring-page-order": long },
+    { "ring-page-order": "0", "ring-ref": "" },
+    { "ring-page-order": "0", "ring-ref": "4294967296" },
+    { "ring-page-order": "0", "ring-ref": "0x10" },
+    { "event-channel": "-5" },
+    { "event-channel": "1 2" },
+    { "protocol": "arm-abi" },
+    { "protocol": long },
+    { state: "9" },
+    { state: long },
+    { state: "" },
+    { state: "4\u0000" },
+  ];
+  for (const [index, nodes] of wrong.entries()) {
+    const host = new PlayedHost(100 + index);
+    const device = host.add(3, 51712);
+    const other = host.add(4, 51712);
+    other.plug();
+    other.attach();
+    device.isAwake = false;
+    device.plug();
+    device.attach();
+    host.run(100);
+    device.makeRing();
+    device.putFront(nodes);
+    host.run(20_000);
+    assert.deepEqual([device.backState, other.backState], [2, 4], JSON.stringify(nodes));
+    assert.deepEqual(host.tapdisks.holders(device.guest), []);
+    assert.ok(host.lines.every((line) => line.length < 400));
+    // The guest comes to its senses.
+    device.isAwake = true;
+    device.frontState = 1;
+    host.rest();
+    assert.deepEqual([device.frontState, device.backState], [4, 4], JSON.stringify(nodes));
+  }
+});
+
+Deno.test("tapback: nodes that vanish, and names that are no devices", () => {
+  const host = new PlayedHost(15);
+  const device = host.addConnected(3, 51712);
+  host.store.remove(`${device.front}/ring-ref`);
+  host.store.remove(`${device.front}/event-channel`);
+  host.store.write({
+    "/local/domain/0/backend/vbd3/x/1": "",
+    "/local/domain/0/backend/vbd3/3/abc/frontend": "/local/domain/3/device/vbd/abc",
+    "/local/domain/0/backend/vbd3/3/007/frontend": "/local/domain/3/device/vbd/007",
+    "/local/domain/0/backend/vbd3/3/99999999999/frontend": "/x",
+    "/local/domain/0/backend/vbd3/5/1/frontend": "nonsense",
+    "/local/domain/0/backend/vbd3/5/2/frontend": "/a b/c",
+    "/local/domain/0/backend/vbd3/5/3/frontend": "",
+    "/local/domain/0/backend/vbd3/5/4/nothing": "",
+  });
+  for (const name of [1, 2, 3]) host.add(5, name);
+  host.run(20_000);
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  host.addConnected(6, 51712);
+});
+
+Deno.test("tapback: a device whose writes are refused is tried again, and disturbs no other", () => {
+  const host = new PlayedHost(16);
+  let isRefused = true;
+  host.store.beforeRequest = ({ type, payload }) => {
+    const path = new TextDecoder().decode(payload);
+    if (isRefused && type === 11 && path.includes("/3/51712/")) {
+      throw host.store.error("ENOSPC");
+    }
+  };
+  const device = host.add(3, 51712);
+  device.plug();
+  device.attach();
+  host.addConnected(4, 51712);
+  assert.equal(device.backState, 1);
+  isRefused = false;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
+Deno.test("tapback: of one domain only, until that has no devices", () => {
+  const host = new PlayedHost(17, 3);
+  const other = host.add(4, 51712);
+  other.plug();
+  other.attach();
+  const device = host.addConnected(3, 51712);
+  assert.equal(other.backState, 1);
+  host.store.remove("/local/domain/0/backend/vbd3/3");
+  host.run(5000);
+  assert.deepEqual([host.hasEnded, device.exists], [true, false]);
+});
