@@ -68,6 +68,9 @@ assert(
   "An entry of a guest's ring does not have room for its segments",
 );
 
+/** How far ahead of the requests an event is that never comes. */
+const NO_EVENT_AHEAD = 2 ** 30;
+
 /** The upper half of 2^53, the first number that is not a safe integer. */
 const HIGH_END = 1 << 21;
 
@@ -115,6 +118,21 @@ export class BlkifRing {
   /** Sets `req_event`: the guest notifies when it adds the request after the first `taken` ones. */
   askForEvent(taken: number): void {
     Atomics.store(this.#words, REQ_EVENT_WORD, taken + 1 | 0);
+  }
+
+  /** Sets `req_event` so that the guest notifies of nothing: it is far from all that it adds. */
+  askForNoEvent(taken: number): void {
+    Atomics.store(this.#words, REQ_EVENT_WORD, taken + NO_EVENT_AHEAD | 0);
+  }
+
+  /**
+   * Whether the one who served the ring last may have taken requests that have no answer. It asked for
+   * an event behind the last request that it took, before it answered any of those.
+   */
+  get mayHaveLostRequests(): boolean {
+    const isAllAnswered = this.produced() === this.answered();
+    const event = Atomics.load(this.#words, REQ_EVENT_WORD);
+    return !isAllAnswered && event !== (this.answered() + 1 | 0);
   }
 
   #at(index: number): number {

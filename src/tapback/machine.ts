@@ -10,7 +10,7 @@
  */
 import { Errno, errnoName } from "../../ffi/errno.ts";
 import type { GuestDevice, GuestRing } from "../control/protocol/guest_ring.ts";
-import type { DiskInfo } from "../control/protocol/disk_info.ts";
+import { type DiskInfo, RingFeature } from "../control/protocol/disk_info.ts";
 import {
   connectedNodes,
   type DeviceOptions,
@@ -31,6 +31,8 @@ export interface Tapdisk {
 /** A tapdisk and its disk. */
 export interface FoundDisk extends Tapdisk {
   readonly info: DiskInfo;
+  /** A union of `RingFeature`. */
+  readonly ringFeatures: number;
 }
 
 /** What happened. */
@@ -352,7 +354,25 @@ export class DeviceMachine {
     if (state === CLOSING || (!isOnline && state !== CONNECTED)) return null;
     if (state === CLOSED && frontend.state === CONNECTED) return null;
     this.#logFault(frontend);
+    if (frontend.ring !== null && this.#isInUse(seen, this.#found)) return null;
     return frontend.ring;
+  }
+
+  /**
+   * Whether a guest is in the middle of its ring, and the tapdisk would begin at the ring's start. That
+   * would do old requests again. A tapdisk that has the ring already is none of those.
+   */
+  #isInUse(seen: DeviceSeen, { pid, ringFeatures }: FoundDisk): boolean {
+    const isRunning = seen.state === XenbusState.CONNECTED &&
+      seen.frontend?.state === XenbusState.CONNECTED;
+    const mayHaveIt = this.#held?.tapdisk?.pid === pid;
+    const continues = (ringFeatures & RingFeature.CONTINUES) !== 0;
+    const isStuck = isRunning && !mayHaveIt && !continues;
+    if (isStuck && this.#loggedFault === "") {
+      this.#loggedFault = `tapdisk ${pid} cannot go on with a ring`;
+      this.#log("warn", `Its guest must connect again: ${this.#loggedFault}`);
+    }
+    return isStuck;
   }
 
   #logFault({ fault }: FrontendSeen): void {
@@ -384,7 +404,7 @@ export class DeviceMachine {
     const ring = this.#held?.ring ?? null;
     if (this.#found !== null && ring !== null) {
       Object.assign(nodes, ringNodes(seen, ring));
-      const connected = connectedNodes(seen, this.#found.info, this.#options);
+      const connected = connectedNodes(seen, this.#found, this.#options);
       const isConnected = seen.state === XenbusState.CONNECTED;
       if (state === XenbusState.CONNECTED || (isConnected && connected.isNew)) {
         Object.assign(nodes, connected.nodes);

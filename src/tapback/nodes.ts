@@ -4,7 +4,7 @@
  * @module
  */
 import { MOST_RING_PAGE_ORDER } from "../../ffi/blkif_ring.ts";
-import type { DiskInfo } from "../control/protocol/disk_info.ts";
+import { type DiskInfo, RingFeature } from "../control/protocol/disk_info.ts";
 import type { GuestRing } from "../control/protocol/guest_ring.ts";
 import { type DeviceSeen, RING_NODE } from "./observation.ts";
 
@@ -14,6 +14,16 @@ const VDISK_READONLY = 4;
 
 /** Nodes by name. */
 type Values = Record<string, string>;
+
+/** The most segments of a request with a table of them. */
+const MOST_SEGMENTS = "256";
+/** A discard frees what it can; what it cannot free, it leaves. */
+const DISCARD: Values = {
+  "feature-discard": "1",
+  "discard-granularity": "4096",
+  "discard-alignment": "0",
+  "discard-secure": "0",
+};
 
 /** Those of `values` that are not in xenstore. */
 function missing(seen: DeviceSeen, values: Values): Values {
@@ -63,7 +73,7 @@ export function ringNodes(seen: DeviceSeen, ring: string): Values {
 /** What a guest reads when this side is connected, and whether its disk is not what it was told. */
 export function connectedNodes(
   seen: DeviceSeen,
-  disk: DiskInfo,
+  { info: disk, ringFeatures }: { readonly info: DiskInfo; readonly ringFeatures: number },
   { barrier }: DeviceOptions,
 ): { readonly nodes: Values; readonly isNew: boolean } {
   const info = disk.info | (seen.isCdrom ? VDISK_CDROM : 0) |
@@ -73,6 +83,13 @@ export function connectedNodes(
     sectors: String(disk.sectors),
     info: String(info),
   };
-  const nodes = { "feature-barrier": barrier ? "1" : "0", ...size };
+  const can = (feature: number): boolean => (ringFeatures & feature) !== 0;
+  const nodes: Values = {
+    "feature-barrier": barrier ? "1" : "0",
+    "feature-flush-cache": can(RingFeature.FLUSH) ? "1" : "0",
+    ...(can(RingFeature.INDIRECT) ? { "feature-max-indirect-segments": MOST_SEGMENTS } : {}),
+    ...(can(RingFeature.DISCARD) && seen.allowsDiscard && seen.isWritable ? DISCARD : {}),
+    ...size,
+  };
   return { nodes, isNew: Object.keys(missing(seen, size)).length > 0 };
 }

@@ -7,7 +7,11 @@ import { receiveAt, sendAt, unixConnectAtOnce } from "../../ffi/sockets.ts";
 import { checkAnswer } from "../control/client/connection.ts";
 import { minorHolders } from "../control/minors/holders.ts";
 import { controlFolder, controlSocketPath, namesIn } from "../control/paths.ts";
-import { decodeDiskInfo, type DiskInfo } from "../control/protocol/disk_info.ts";
+import {
+  decodeDiskInfo,
+  decodeRingFeatures,
+  type DiskInfo,
+} from "../control/protocol/disk_info.ts";
 import {
   encodeConnect,
   encodeDisconnect,
@@ -152,7 +156,8 @@ export class LocalTapdisks implements Tapdisks {
     new Call(this.#scheduler, question, (answer) => {
       if (typeof answer === "number") return done(answer);
       const info = decodeDiskInfo(answer);
-      done(isDisk(info) ? { ...tapdisk, info } : Errno.ENOMEDIUM);
+      const ringFeatures = decodeRingFeatures(answer);
+      done(isDisk(info) ? { ...tapdisk, info, ringFeatures } : Errno.ENOMEDIUM);
     });
   }
 

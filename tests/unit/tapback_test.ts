@@ -16,8 +16,10 @@ Deno.test("tapback: a device goes from its first node to its last one", () => {
   device.attach(8192);
   host.rest();
   assert.deepEqual([device.frontState, device.backState], [4, 4]);
-  const names = ["sectors", "sector-size", "info", "feature-barrier", "kthread-pid"];
-  assert.deepEqual(names.map((name) => device.get(name)), ["8192", "512", "0", "1", "1000"]);
+  const values = ["sectors", "sector-size", "info", "kthread-pid", "feature-barrier"];
+  assert.deepEqual(values.map((name) => device.get(name)), ["8192", "512", "0", "1000", "1"]);
+  const features = ["feature-flush-cache", "feature-discard", "feature-max-indirect-segments"];
+  assert.deepEqual(features.map((name) => device.get(name)), ["1", "1", "256"]);
   device.requestUnplug();
   host.rest();
   assert.deepEqual([device.frontState, device.backState], [6, 6]);
@@ -312,4 +314,41 @@ Deno.test("tapback: of one domain only, until that has no devices", () => {
   host.store.remove("/local/domain/0/backend/vbd3/3");
   host.run(5000);
   assert.deepEqual([host.hasEnded, device.exists], [true, false]);
+});
+
+Deno.test("tapback: another tapdisk than this project's is offered what it has", () => {
+  const host = new PlayedHost(18);
+  host.tapdisks.features = 0;
+  const device = host.addConnected(3, 51712);
+  const names = [
+    "feature-barrier",
+    "feature-flush-cache",
+    "feature-discard",
+    "discard-granularity",
+  ];
+  assert.deepEqual(names.map((name) => device.get(name)), ["1", "0", undefined, undefined]);
+  // It would begin at the start of a ring that is in use. The guest must connect again.
+  device.recover();
+  host.run(30_000);
+  assert.deepEqual([device.backState, host.tapdisks.holders(device.guest)], [4, []]);
+  assert.ok(host.lines.some((line) => /Its guest must connect again: tapdisk 1001/.test(line)));
+  device.frontState = 5;
+  host.rest();
+  device.frontState = 1;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  // Restarted, tapback finds that this tapdisk has the ring.
+  host.stop();
+  host.start();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
+Deno.test("tapback: a disk that cannot be written offers no discards", () => {
+  const host = new PlayedHost(19);
+  const readOnly = host.addConnected(3, 51712, { nodes: { mode: "r" } });
+  const refused = host.addConnected(3, 51728, { nodes: { "discard-enable": "0" } });
+  const names = ["feature-discard", "info"];
+  assert.deepEqual(names.map((name) => readOnly.get(name)), [undefined, "4"]);
+  assert.deepEqual(names.map((name) => refused.get(name)), [undefined, "0"]);
 });

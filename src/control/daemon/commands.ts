@@ -5,7 +5,7 @@ import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
-import { encodeDiskInfo } from "../protocol/disk_info.ts";
+import { encodeDiskInfo, RING_FEATURES } from "../protocol/disk_info.ts";
 import { decodeConnect, decodeGuestDevice } from "../protocol/guest_ring.ts";
 import { decodeLimit, encodeLimitReply } from "../protocol/limit.ts";
 import { encodeListEntry } from "../protocol/list.ts";
@@ -236,7 +236,7 @@ function questions(devices: Devices): [type: number, command: Command][] {
       MessageType.DISK_INFO,
       question((_request, minor) => {
         const { disk } = devices.find(minor, "get the size of");
-        return encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, disk);
+        return encodeDiskInfo(MessageType.DISK_INFO_RSP, minor, disk, RING_FEATURES);
       }),
     ],
     [

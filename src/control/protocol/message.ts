@@ -9,7 +9,8 @@
  * | Member     | File            | Fields                                                         |
  * | ---------- | --------------- | -------------------------------------------------------------- |
  * | pid        | answers.ts      | i32 @8                                                         |
- * | image      | disk_info.ts    | u64 sectors @8, u32 sector size @16, u32 info @20              |
+ * | image      | disk_info.ts    | u64 sectors @8, u32 sector size @16, u32 info @20, u32 what it |
+ * |            |                 | can do with rings @24 (the original: 0)                        |
  * | params     | params.ts       | u32 flags @8, u32 device number @12, u32 domain @16, path[256] |
  * |            |                 | @20, u32 device number of the parent @276, u16 request time-out |
  * |            |                 | (s) @280, secondary[256] @282; for `open` and `resume`         |

@@ -172,6 +172,11 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     return any;
   }
 
+  /** Requests are found without an event from now on. */
+  expectNoEvent(): void {
+    this.#ring.askForNoEvent(this.#at[TAKEN]);
+  }
+
   #take(count: number): void {
     for (let left = count; left > 0; left--) {
       if (!this.#segments.hasRoom) this.#readTables();

@@ -113,8 +113,10 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
   #take(): boolean {
     const any = this.#requests.takeRequests(false);
     if (any) this.#polling.noteRequests();
+    if (!this.#polling.isOn) return this.#requests.takeRequests(true) || any;
     // The guest need not notify of what a poll finds.
-    return this.#polling.isOn ? any : this.#requests.takeRequests(true) || any;
+    if (any) this.#requests.expectNoEvent();
+    return any;
   }
 
   endOfTurn(): boolean {
@@ -170,7 +172,17 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
 /** Throws `SystemError` for a ring whose indices are not those of a ring. */
 function requireSound(ring: BlkifRing, guest: GuestRing): void {
   const waiting = ring.produced() - ring.answered() | 0;
-  if (waiting >= 0 && waiting <= ring.entries) return;
-  const why = `its ring of ${ring.entries} entries has ${waiting} requests without an answer`;
-  throw new SystemError(Errno.EINVAL, `Cannot connect ${nameOfGuest(guest)} (${why})`);
+  const what = `Cannot connect ${nameOfGuest(guest)}`;
+  if (waiting < 0 || waiting > ring.entries) {
+    const why = `its ring of ${ring.entries} entries has ${waiting} requests without an answer`;
+    throw new SystemError(Errno.EINVAL, `${what} (${why})`);
+  }
+  // Answers are not in the order of requests: of those without an answer, the ring may have some that
+  // were answered, whose pages the guest has reused, and not have others any more.
+  if (ring.mayHaveLostRequests) {
+    const why = "a tapdisk before this one took requests that it did not answer";
+    throw new SystemError(Errno.ESTALE, `${what} (${why})`, {
+      hint: "the guest must connect again, or be restarted",
+    });
+  }
 }

@@ -10,6 +10,7 @@
  */
 import assert from "node:assert/strict";
 import { Errno } from "../../../ffi/errno.ts";
+import { RING_FEATURES } from "../../../src/control/protocol/disk_info.ts";
 import type { GuestDevice, GuestRing } from "../../../src/control/protocol/guest_ring.ts";
 import type { Log } from "../../../src/log/log.ts";
 import { Backend } from "../../../src/tapback/backend.ts";
@@ -37,6 +38,8 @@ export class PlayedTapdisks implements Tapdisks {
   readonly processes = new Map<number, PlayedTapdisk>();
   /** How likely it is that a call goes wrong. */
   faults = 0;
+  /** What they can do with rings. */
+  features: number = RING_FEATURES;
   /** Tapdisks that do not answer. */
   readonly silent = new Set<number>();
   calls = 0;
@@ -68,7 +71,12 @@ export class PlayedTapdisks implements Tapdisks {
     if (process === undefined) return Errno.ECONNREFUSED;
     const sectors = process.disks.get(minor);
     if (sectors === undefined) return Errno.ENODEV;
-    return { pid, minor, info: { sectors, sectorSizeBytes: 512, info: 0 } };
+    return {
+      pid,
+      minor,
+      info: { sectors, sectorSizeBytes: 512, info: 0 },
+      ringFeatures: this.features,
+    };
   }
 
   find(disk: WantedDisk, done: (found: FoundDisk | number) => void): void {
