@@ -2,3 +2,6 @@
 import { searched } from "../support/searched.ts";
 
 Deno.test("fuzzing: 200,000 cases", () => searched("fuzz", "--count", "200000"));
+
+Deno.test("fuzzing: a million requests of hostile guests to their rings", () =>
+  searched("fuzz", "--only", "xenblkif-ring", "--count", "1000000"));

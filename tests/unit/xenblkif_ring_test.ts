@@ -422,9 +422,9 @@ Deno.test("a call for copies that fails is an error of its requests only", () =>
     { operation: Op.Write, id: 2n, segments },
     { operation: Op.Indirect, id: 3n, segments, indirect },
   ];
-  rig.xen.copyErrno = 14;
+  guest.memory.copyErrno = 14;
   for (const request of requests) assert.equal(statusOf(rig, guest, request), ERROR);
-  rig.xen.copyErrno = 0;
+  guest.memory.copyErrno = 0;
   for (const request of requests) assert.equal(statusOf(rig, guest, request), OKAY);
   assert.equal(disk.device.vbd.requests.freeSlots, SLOTS);
   rig.close();

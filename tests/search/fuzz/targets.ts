@@ -62,4 +62,9 @@ export const TARGETS: readonly TargetEntry[] = [
     weight: 0.4,
     load: async () => (await import("./targets/vhd_util.ts")).target,
   },
+  {
+    name: "xenblkif-ring",
+    weight: 5,
+    load: async () => (await import("./targets/xenblkif_ring.ts")).target,
+  },
 ];

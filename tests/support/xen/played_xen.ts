@@ -51,6 +51,10 @@ export class GuestMemory {
   /** By page: one of `Access`. */
   readonly access: Uint8Array;
   readonly fd: number;
+  /** The errno of calls for copies; 0: they are made. */
+  copyErrno = 0;
+  /** Called before each copy, as a guest may act at any time. */
+  beforeCopy: (() => void) | null = null;
 
   constructor(readonly domain: number, pages: number) {
     const path = `/dev/shm/played-guest-${crypto.randomUUID()}`;
@@ -85,12 +89,10 @@ export class PlayedXen implements Xen {
   /** Calls for copies, and copies. */
   calls = 0;
   copies = 0;
+  /** The backend's memory of the ring that was unmapped last. */
+  left = new Uint8Array(0);
   /** Handles that are open. */
   open = 0;
-  /** The errno of the next calls for copies; 0: they are made. */
-  copyErrno = 0;
-  /** Called before each copy, as a guest may act at any time. */
-  beforeCopy: (() => void) | null = null;
   readonly window = memoryWindow(WINDOW_BYTES);
 
   constructor(events: Events) {
@@ -159,6 +161,7 @@ class PlayedChannel implements EventChannel {
 class PlayedGrants implements Grants {
   readonly #xen: PlayedXen;
   #mapped: Arena | null = null;
+  #memory: GuestMemory | null = null;
 
   constructor(xen: PlayedXen) {
     this.#xen = xen;
@@ -176,10 +179,13 @@ class PlayedGrants implements Grants {
     }
     arena.mapDescriptor(memory.fd, pages[0] * PAGE_BYTES);
     this.#mapped = arena;
+    this.#memory = memory;
   }
 
   unmap(): void {
-    this.#mapped?.unmapDescriptor();
+    if (this.#mapped === null) return;
+    this.#mapped.unmapDescriptor();
+    this.#xen.left = this.#mapped.bytes;
     this.#mapped = null;
   }
 
@@ -188,9 +194,10 @@ class PlayedGrants implements Grants {
     if (view.getUint32(0, true) !== count || count === 0) return Errno.EINVAL;
     xen.calls++;
     xen.copies += count;
-    if (xen.copyErrno !== 0) return xen.copyErrno;
+    const memory = this.#memory;
+    if (memory !== null && memory.copyErrno !== 0) return memory.copyErrno;
     for (let i = 0; i < count; i++) {
-      xen.beforeCopy?.();
+      memory?.beforeCopy?.();
       const at = SEGMENTS_AT + i * SEGMENT_BYTES;
       view.setInt16(at + 20, this.#copyOne(view, at), true);
     }

@@ -7,8 +7,9 @@ import type { SimulatedScheduler } from "../../../src/testing/simulated_schedule
 import { GuestRings } from "../../../src/frontend/xenblkif/guest_rings.ts";
 import type { ProcessorTimes } from "../../../src/frontend/xenblkif/polling.ts";
 import { createDynamic } from "../../../src/vhd/create.ts";
+import { Vbd } from "../../../src/vbd/vbd.ts";
 import { SeenPages } from "../metrics.ts";
-import { SECTOR_BYTES, type SimulatedDevice, Simulation, type SimulationOptions } from "../sim.ts";
+import { SECTOR_BYTES, SimulatedDevice, Simulation, type SimulationOptions } from "../sim.ts";
 import { type GuestOptions, type GuestResponse, PlayedGuest } from "./played_guest.ts";
 import { type Events, PlayedXen } from "./played_xen.ts";
 
@@ -47,7 +48,9 @@ export class XenRig {
   disk(sectors: number, options: { readOnly?: boolean } = {}): ServedDisk {
     const path = `/disk${this.disks.length}.vhd`;
     createDynamic(path, { storage: this.simulation.disk, sizeBytes: sectors * SECTOR_BYTES });
-    const device = this.simulation.open(`vhd:${path}`, options);
+    const vbd = new Vbd(this.simulation.context, this.disks.length);
+    vbd.open(`vhd:${path}`, options);
+    const device = new SimulatedDevice(this.simulation, vbd);
     const write = (message: string): void => void this.log.push(message);
     const rings = new GuestRings({
       scheduler: this.simulation.scheduler,
