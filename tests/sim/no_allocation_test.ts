@@ -65,3 +65,7 @@ Deno.test("nor do requests of a disk with a log of changed blocks", () => {
 Deno.test("nor do requests that come through ublk", () => {
   assertNothingAllocated("./million_ublk_requests.ts", REQUESTS);
 });
+
+Deno.test("nor do requests in the ring of a guest", () => {
+  assertNothingAllocated("./million_xenblkif_requests.ts", REQUESTS);
+});
