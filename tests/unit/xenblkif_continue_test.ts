@@ -1,0 +1,77 @@
+/** A guest's ring goes from one who serves it to another: only when no request can be lost. */
+import assert from "node:assert/strict";
+import { Errno, errnoOf } from "../../ffi/errno.ts";
+import { Op, type PlayedGuest } from "../support/xen/played_guest.ts";
+import { XenRig } from "../support/xen/xen_rig.ts";
+
+const DATA_PAGE = 16;
+
+function write(guest: PlayedGuest, id: bigint, operation: number = Op.Write): void {
+  const segments = [[guest.reference(DATA_PAGE), 0, 7]] as const;
+  guest.add({ operation, id, sector: Number(id) * 64, segments });
+}
+
+function errnoFrom(call: () => void): number {
+  try {
+    call();
+  } catch (error) {
+    return errnoOf(error);
+  }
+  return 0;
+}
+
+Deno.test("a guest's ring: another disk goes on with it when all requests are answered", () => {
+  const rig = new XenRig();
+  const disk = rig.disk(16384);
+  const guest = rig.guest(disk);
+  for (let id = 0n; id < 40n; id++) {
+    write(guest, id);
+    guest.push();
+    guest.notify();
+    assert.equal(rig.responses(guest, 1).length, 1);
+  }
+  disk.rings.disconnect(guest.ring);
+  // What the guest adds while nobody serves it waits.
+  for (let id = 40n; id < 50n; id++) write(guest, id);
+  guest.push();
+  disk.rings.connect(guest.ring);
+  const responses = rig.responses(guest, 10);
+  assert.ok(responses.every(({ status }) => status === 0));
+  const ids = responses.map(({ id }) => Number(id)).sort();
+  assert.deepEqual(ids, Array.from({ length: 10 }, (_, i) => 40 + i));
+  rig.close();
+});
+
+Deno.test("a guest's ring: requests that were taken and not answered keep others from it", () => {
+  for (const pollDurationUs of [0, 1_000_000]) {
+    const rig = new XenRig({ latencyMs: 50 });
+    rig.times = { idle: 100, all: 100 };
+    const disk = rig.disk(16384);
+    const guest = rig.guest(disk, { pollDurationUs });
+    // One at first, so that polling begins.
+    write(guest, 0n);
+    guest.push();
+    guest.notify();
+    rig.responses(guest, 1);
+    write(guest, 1n);
+    // Nothing was written there: these need no disk, and are answered before the first.
+    const [far, count] = [200n, 4];
+    for (let id = far; id < far + BigInt(count); id++) write(guest, id, Op.Read);
+    guest.push();
+    guest.notify();
+    for (let turns = 0; guest.waiting < count && turns < 10_000; turns++) {
+      rig.simulation.scheduler.turn();
+    }
+    assert.equal(guest.waiting, count);
+    disk.rings.disconnect(guest.ring);
+    assert.equal(errnoFrom(() => disk.rings.connect(guest.ring)), Errno.ESTALE);
+    // The guest connects again, with a new ring.
+    guest.reset();
+    disk.rings.connect(guest.ring);
+    write(guest, 1n);
+    guest.push();
+    guest.notify();
+    assert.equal(rig.responses(guest, 1).length, 1);
+    rig.close();
+  }
+});
