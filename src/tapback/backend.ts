@@ -212,6 +212,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
   }
 
   #noteDevice(domain: string, device: string): void {
+    if (Number(domain) === this.#parts.domain) this.#hasSeenDomain = true;
     if (isNumber(domain) && isNumber(device)) this.#dirty.add(`${domain}/${device}`);
   }
 

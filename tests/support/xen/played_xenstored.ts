@@ -28,6 +28,8 @@ interface Transaction {
   readonly nodes: Map<string, string>;
   readonly touched: Set<string>;
   readonly written: string[];
+  /** Nodes that were removed themselves, and not with a node above. */
+  readonly removed: Set<string>;
   readonly start: number;
 }
 
@@ -253,11 +255,18 @@ export class PlayedXenstored {
     const nodes = this.#nodes(inside);
     const made: string[] = [];
     for (let up = parentOf(path); !nodes.has(up); up = parentOf(up)) made.push(up);
-    for (const each of made.reverse()) this.#set(inside, each, "");
+    // Nobody is told of these.
+    for (const each of made.reverse()) this.#set(inside, each, "", "none");
     this.#set(inside, path, value);
   }
 
-  #set(inside: Transaction | null, path: string, value: string | null): void {
+  /** @param told Who is told: all that watch the node or one above, only its own watches, nobody. */
+  #set(
+    inside: Transaction | null,
+    path: string,
+    value: string | null,
+    told: "all" | "own" | "none" = "all",
+  ): void {
     const nodes = this.#nodes(inside);
     const isNew = nodes.has(path) !== (value !== null);
     if (value === null) nodes.delete(path);
@@ -271,7 +280,7 @@ export class PlayedXenstored {
     if (this.#isClients) this.changed(path, value);
     this.#changed.set(path, ++this.#changes);
     if (isNew) this.#changed.set(parentOf(path), this.#changes);
-    this.#fire(path);
+    if (told !== "none") this.#fire(path, told === "own");
   }
 
   #remove(inside: Transaction | null, path: string): void {
@@ -281,14 +290,17 @@ export class PlayedXenstored {
       throw new XsError("ENOENT");
     }
     const below = [...nodes.keys()].filter((each) => each === path || each.startsWith(`${path}/`));
-    for (const each of below.sort().reverse()) this.#set(inside, each, null);
+    inside?.removed.add(path);
+    for (const each of below.sort().reverse()) {
+      this.#set(inside, each, null, each === path ? "all" : "own");
+    }
   }
 
-  #fire(path: string): void {
+  #fire(path: string, isOwn = false): void {
     for (const client of this.clients) {
       for (const watch of client.watches) {
         const at = this.#absolute(watch.path);
-        if (path === at || path.startsWith(`${at}/`)) {
+        if (path === at || (!isOwn && path.startsWith(`${at}/`))) {
           client.put(eventFor(watch, watch.isRelative ? path.slice(HOME.length) : path));
         }
       }
@@ -315,6 +327,7 @@ export class PlayedXenstored {
       nodes: new Map(this.nodes),
       touched: new Set(),
       written: [],
+      removed: new Set(),
       start: this.#changes,
     });
     return number;
@@ -331,7 +344,10 @@ export class PlayedXenstored {
         throw new XsError("EAGAIN");
       }
     }
-    for (const path of inside.written) this.#set(null, path, inside.nodes.get(path) ?? null);
+    for (const path of inside.written) {
+      const value = inside.nodes.get(path) ?? null;
+      this.#set(null, path, value, value !== null || inside.removed.has(path) ? "all" : "own");
+    }
   }
 
   // What a test does itself, as another client.

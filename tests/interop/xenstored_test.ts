@@ -1,0 +1,173 @@
+/** The client of xenstored, and tapback, with Xen's own xenstored. */
+import assert from "node:assert/strict";
+import { Errno, errnoOf } from "../../ffi/errno.ts";
+import { Xenstore } from "../../src/xenstore/store.ts";
+import { commandLine, until } from "../support/control.ts";
+import { needs, withTempDir } from "../support/tools.ts";
+import { PlayedControl } from "../support/xen/played_control.ts";
+import { MISSING_FOR_XENSTORED, RealXenstored } from "../support/xen/real_xenstored.ts";
+
+const tools = needs(...MISSING_FOR_XENSTORED);
+
+async function withXenstored(body: (folder: string) => Promise<void> | void): Promise<void> {
+  await withTempDir(async (folder) => {
+    const store = `${folder}/store`;
+    Deno.mkdirSync(store);
+    const xenstored = await RealXenstored.start(store);
+    Deno.env.set("XENSTORED_PATH", xenstored.socket);
+    try {
+      await body(folder);
+    } finally {
+      Deno.env.delete("XENSTORED_PATH");
+      await xenstored.end();
+    }
+  });
+}
+
+function errnoFrom(call: () => unknown): number {
+  try {
+    call();
+  } catch (error) {
+    return errnoOf(error);
+  }
+  return 0;
+}
+
+function events(store: Xenstore): string[] {
+  const found: string[] = [];
+  for (let event = store.nextEvent(); event !== null; event = store.nextEvent()) {
+    found.push(`${event.path} ${event.token}`);
+  }
+  return found;
+}
+
+Deno.test({
+  name: `xenstored: nodes, lists, watches and errors${tools.suffix}`,
+  ignore: tools.ignore,
+  fn: () =>
+    withXenstored(() => {
+      const store = new Xenstore();
+      assert.deepEqual([store.read("/a/b"), store.list("/a")], [null, null]);
+      store.write("/a/b", "one");
+      store.make("/a/c");
+      store.make("/a/c");
+      assert.deepEqual([store.read("/a/b"), store.read("/a/c")], ["one", ""]);
+      assert.deepEqual(store.list("/a"), ["b", "c"]);
+      assert.deepEqual(store.permissions("/a/b"), ["n0"]);
+      store.write("backend/x", "2");
+      assert.equal(store.read("/local/domain/0/backend/x"), "2");
+      const names = Array.from({ length: 900 }, (_, i) => `node-${i}`);
+      for (const name of names) store.write(`/long/${name}`, "");
+      assert.deepEqual(store.list("/long")?.sort(), names.sort());
+      assert.equal(store.read("/a//b"), null);
+      assert.equal(errnoFrom(() => store.write("/a b", "")), Errno.EINVAL);
+      store.remove("/q/w/e");
+
+      store.watch("backend/y", "t");
+      assert.equal(errnoFrom(() => store.watch("backend/y", "t")), Errno.EEXIST);
+      store.write("backend/y/1/2", "");
+      store.watch("/z/1/state", "f");
+      store.write("/z/1/state", "3");
+      store.write("/z/1/other", "3");
+      store.remove("/z");
+      store.remove("backend/y");
+      assert.equal(store.read("/a/b"), "one");
+      assert.deepEqual(events(store), [
+        "backend/y t",
+        "backend/y/1/2 t",
+        "/z/1/state f",
+        "/z/1/state f",
+        "/z/1/state f",
+        "backend/y t",
+      ]);
+      store.unwatch("backend/y", "t");
+      store.unwatch("backend/y", "t");
+      store.close();
+      assert.equal(errnoFrom(() => store.read("/a")) > 0, true);
+    }),
+});
+
+Deno.test({
+  name: `xenstored: a transaction is done again until nobody interferes${tools.suffix}`,
+  ignore: tools.ignore,
+  fn: () =>
+    withXenstored(() => {
+      const [store, other] = [new Xenstore(), new Xenstore()];
+      store.write("/count", "0");
+      let others = 3;
+      const add = (): boolean =>
+        store.transaction((nodes) => {
+          const count = Number(nodes.read("/count"));
+          if (others-- > 0) other.write("/count", String(count + 10));
+          nodes.write("/count", String(count + 1));
+          return true;
+        });
+      assert.equal(add(), true);
+      assert.equal(store.read("/count"), "31");
+      assert.equal(
+        store.transaction((nodes) => {
+          nodes.remove("/count");
+          return nodes.list("/count") !== null;
+        }),
+        false,
+      );
+      assert.equal(store.read("/count"), "31");
+      others = Infinity;
+      assert.equal(errnoFrom(add), Errno.EAGAIN);
+      store.close();
+      other.close();
+    }),
+});
+
+Deno.test({
+  name: `xenstored: tapback serves a device from its start to its end${tools.suffix}`,
+  ignore: tools.ignore,
+  fn: () =>
+    withXenstored(async (folder) => {
+      Deno.mkdirSync(`${folder}/control/tapdisk`, { recursive: true });
+      const control = new PlayedControl(`${folder}/control`, 4711, 2, 8192);
+      const [program, ...args] = commandLine("tapback", "-d", "-v", "-x", "3");
+      const child = new Deno.Command(program, {
+        args,
+        env: { BLKTAP_CONTROL_DIR: `${folder}/control` },
+        stdin: "null",
+        stdout: "null",
+        stderr: "piped",
+      }).spawn();
+      const log = new Response(child.stderr).text();
+      const store = new Xenstore();
+      const back = "/local/domain/0/backend/vbd3/3/51712";
+      const front = "/local/domain/3/device/vbd/51712";
+      const put = (folder: string, nodes: Record<string, string>): void =>
+        void store.transaction((inside) => {
+          for (const [name, value] of Object.entries(nodes)) {
+            inside.write(`${folder}/${name}`, value);
+          }
+          return true;
+        });
+      const state = (wanted: number): Promise<void> =>
+        until(`state ${wanted}`, () => store.read(`${back}/state`) === String(wanted));
+      put(front, { state: "1" });
+      const nodes = { frontend: front, online: "1", mode: "w", "device-type": "disk", state: "1" };
+      put(back, nodes);
+      await state(2);
+      put(back, { "physical-device-path": "/run/blktap-control/nbd4711.2" });
+      put(back, { "hotplug-status": "connected" });
+      put(front, { "ring-ref": "8", "event-channel": "9", protocol: "x86_64-abi", state: "3" });
+      await state(4);
+      assert.equal(store.read(`${back}/sectors`), "8192");
+      assert.equal(control.rings.size, 1);
+      put(front, { state: "4" });
+      put(back, { online: "0", state: "5" });
+      put(front, { state: "6" });
+      await state(6);
+      assert.equal(control.rings.size, 0);
+      store.remove(`/local/domain/0/backend/vbd3/3`);
+      store.remove("/local/domain/3");
+      // It served only this domain.
+      assert.equal((await child.status).code, 0, await log);
+      assert.equal(store.read(back), null);
+      control.close();
+      store.close();
+    }),
+});
