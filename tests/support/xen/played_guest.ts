@@ -47,6 +47,8 @@ export interface GuestOptions {
   readonly protocol?: BlkifProtocol;
   readonly pages?: number;
   readonly pollDurationUs?: number;
+  /** A file for the memory, which another process serves. */
+  readonly path?: string;
 }
 
 /** The frontend of one device. Its ring is in the first pages of its memory. */
@@ -69,7 +71,7 @@ export class PlayedGuest {
     const { domain = 1, device = 51712, order = 0, protocol = BlkifProtocol.X86_64 } = options;
     const { pages = 600, pollDurationUs = 0 } = options;
     this.#xen = xen;
-    this.memory = xen.memory(domain, pages);
+    this.memory = xen.memory(domain, pages, options.path);
     const { bytes } = this.memory.arena;
     this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     this.words = new Int32Array(bytes.buffer, bytes.byteOffset, 16);

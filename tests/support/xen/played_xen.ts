@@ -5,7 +5,7 @@
  * @module
  */
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { closeFile, O_CREAT, O_EXCL, O_RDWR, openFile, truncateFile } from "../../../ffi/files.ts";
+import { closeFile, O_CREAT, O_RDWR, openFile, truncateFile } from "../../../ffi/files.ts";
 import { Arena, isMemory, memoryAddress, memoryWindow, PAGE_BYTES } from "../../../ffi/memory.ts";
 import type { EventChannel, GrantCopies, Grants, Xen } from "../../../ffi/xen.ts";
 
@@ -42,6 +42,8 @@ export interface Events {
   signal(fd: number): void;
   /** The signal was taken. */
   taken(fd: number): void;
+  /** The backend notifies the guest. */
+  notify?(fd: number): void;
   closeEvent(fd: number): void;
 }
 
@@ -56,10 +58,11 @@ export class GuestMemory {
   /** Called before each copy, as a guest may act at any time. */
   beforeCopy: (() => void) | null = null;
 
-  constructor(readonly domain: number, pages: number) {
-    const path = `/dev/shm/played-guest-${crypto.randomUUID()}`;
-    this.fd = openFile(path, O_RDWR | O_CREAT | O_EXCL, 0o600);
-    Deno.removeSync(path);
+  /** @param path A file that other processes map, too; by default one without a name. */
+  constructor(readonly domain: number, pages: number, path?: string) {
+    const own = path ?? `/dev/shm/played-guest-${crypto.randomUUID()}`;
+    this.fd = openFile(own, O_RDWR | O_CREAT, 0o600);
+    if (path === undefined) Deno.removeSync(own);
     truncateFile(this.fd, pages * PAGE_BYTES);
     this.arena = new Arena(pages * PAGE_BYTES);
     this.arena.mapDescriptor(this.fd);
@@ -99,8 +102,8 @@ export class PlayedXen implements Xen {
     this.events = events;
   }
 
-  memory(domain: number, pages: number): GuestMemory {
-    const memory = new GuestMemory(domain, pages);
+  memory(domain: number, pages: number, path?: string): GuestMemory {
+    const memory = new GuestMemory(domain, pages, path);
     this.memories.set(domain, memory);
     return memory;
   }
@@ -148,6 +151,7 @@ class PlayedChannel implements EventChannel {
   notify(): number {
     if (this.isDead) return Errno.ENOTCONN;
     this.notified++;
+    this.#xen.events.notify?.(this.fd);
     return 0;
   }
 
