@@ -15,7 +15,8 @@ import {
   connectedNodes,
   type DeviceOptions,
   initialNodes,
-  ringNodes,
+  recordOf,
+  ringRecord,
   ringText,
   tapdiskNodes,
 } from "./nodes.ts";
@@ -191,14 +192,20 @@ export class DeviceMachine {
 
   /** At the start, a tapback before this one may have connected the ring. */
   #adopt(seen: DeviceSeen): void {
+    const { disk } = seen;
+    const record = recordOf(seen);
+    if (record !== null) {
+      const { pid, minor, ring: earlier } = record;
+      this.#held = { tapdisk: { pid, minor }, disk: JSON.stringify(disk), ring: null, earlier };
+      return;
+    }
+    // The original leaves no record.
     const { CONNECTED, CLOSING } = XenbusState;
     if (seen.state !== CONNECTED && seen.state !== CLOSING) return;
-    const { disk } = seen;
     const tapdisk = disk === null || disk.pid === null
       ? null
       : { pid: disk.pid, minor: disk.minor };
-    const earlier = seen.own.get(RING_NODE) ?? null;
-    this.#held = { tapdisk, disk: JSON.stringify(disk), ring: null, earlier };
+    this.#held = { tapdisk, disk: JSON.stringify(disk), ring: null, earlier: null };
   }
 
   #takeFound(found: FoundDisk | number, disk: string): void {
@@ -386,6 +393,11 @@ export class DeviceMachine {
     if (this.#found === null) return;
     const { pid, minor } = this.#found;
     const tapdisk = { pid, minor };
+    const record = ringRecord(tapdisk, ring);
+    if (seen.own.get(RING_NODE) !== record) {
+      this.#actions.push({ kind: "write", nodes: { [RING_NODE]: record }, seen });
+      return;
+    }
     const held = {
       tapdisk,
       disk: JSON.stringify(seen.disk),
@@ -401,9 +413,8 @@ export class DeviceMachine {
     const nodes: Record<string, string> = { ...initialNodes(seen) };
     if (this.#found !== null) Object.assign(nodes, tapdiskNodes(seen, this.#found));
     let state = this.#stateToWrite(seen);
-    const ring = this.#held?.ring ?? null;
-    if (this.#found !== null && ring !== null) {
-      Object.assign(nodes, ringNodes(seen, ring));
+    if (this.#held === null && (seen.own.get(RING_NODE) ?? "") !== "") nodes[RING_NODE] = "";
+    if (this.#found !== null && this.#held !== null && this.#held.ring !== null) {
       const connected = connectedNodes(seen, this.#found, this.#options);
       const isConnected = seen.state === XenbusState.CONNECTED;
       if (state === XenbusState.CONNECTED || (isConnected && connected.isNew)) {

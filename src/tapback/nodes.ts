@@ -65,9 +65,21 @@ export function ringText({ references, port, protocol }: GuestRing): string {
   return `${references.join(",")} ${port} ${protocol}`;
 }
 
-/** What tells a tapback that starts later which ring is connected. */
-export function ringNodes(seen: DeviceSeen, ring: string): Values {
-  return missing(seen, { [RING_NODE]: ring });
+/** A tapdisk and the ring that it has, as `RING_NODE` has it. */
+export function ringRecord(
+  { pid, minor }: { readonly pid: number; readonly minor: number },
+  ring: GuestRing,
+): string {
+  return `${pid}.${minor} ${ringText(ring)}`;
+}
+
+/** What `RING_NODE` says; null when it says nothing. */
+export function recordOf(
+  seen: DeviceSeen,
+): { readonly pid: number; readonly minor: number; readonly ring: string } | null {
+  const text = seen.own.get(RING_NODE) ?? "";
+  const [, pid, minor, ring] = /^(\d{1,10})\.(\d{1,10}) (.*)$/.exec(text) ?? [];
+  return pid === undefined ? null : { pid: Number(pid), minor: Number(minor), ring };
 }
 
 /** What a guest reads when this side is connected, and whether its disk is not what it was told. */

@@ -50,7 +50,10 @@ export interface DeviceSeen {
   readonly own: ReadonlyMap<string, string | null>;
 }
 
-/** The node with the ring that is connected, for a tapback that starts later. */
+/**
+ * The node with the ring that a tapdisk has, for a tapback that starts later. It is written before the
+ * tapdisk is asked, and emptied after the tapdisk has let go of the ring.
+ */
 export const RING_NODE = "tapback-ring";
 
 /** The nodes whose present values are looked at before they are written. */
