@@ -247,8 +247,10 @@ export class DeviceMachine {
       this.#isRenewed = true;
       return this.#fail(`Tapdisk ${held.tapdisk?.pid} has another ring of it`);
     }
-    this.#held = null;
-    if (NOT_CONNECTED.includes(errno)) this.#isDoubted = true;
+    const isCertain = NOT_CONNECTED.includes(errno);
+    // A tapdisk that did not answer may have connected it all the same.
+    this.#held = isCertain ? null : { ...held, ring: null, earlier: held.ring };
+    if (isCertain) this.#isDoubted = true;
     this.#fail(`Cannot connect its ring to tapdisk ${held.tapdisk?.pid} (${errnoName(errno)})`);
   }
 

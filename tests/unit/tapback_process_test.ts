@@ -7,7 +7,7 @@ import { tapbackCompletion, tapbackPage } from "../../src/cli/tapback/documents.
 import { parseTapback } from "../../src/cli/tapback/arguments.ts";
 import { helpText } from "../../src/cli/tapback/texts.ts";
 import { MessageType } from "../../src/control/protocol/message.ts";
-import { commandLine, isRunning, until } from "../support/control.ts";
+import { commandLine, ControlBench, isRunning, until } from "../support/control.ts";
 import { findTool, run, runOk, withTempDir } from "../support/tools.ts";
 import { PlayedControl } from "../support/xen/played_control.ts";
 import { PlayedXenstored } from "../support/xen/played_xenstored.ts";
@@ -180,6 +180,28 @@ Deno.test("tapback: a process that starts under a running guest, and a tapdisk t
     await until("it is served", () => other.rings.get("3/51712")?.port === 10);
     await bench.state(4);
     assert.match(await second.end(), /has its ring.*Its guest must connect again/s);
+  }));
+
+Deno.test("tapback: it finds a disk of this project's tapdisk, which needs Xen for a ring", () =>
+  withBench(async (bench) => {
+    const control = new ControlBench(bench.folder);
+    try {
+      const node = await control.ok("create -a ram:8");
+      const [, pid] = /^pid=(\d+) minor=0 /.exec((await control.list())[0]) ?? [];
+      assert.match(node, /tapdisk-0$/);
+      const tapback = await bench.start("-v");
+      bench.plug(Number(pid), 0);
+      await bench.state(2);
+      await until("the tapdisk is named", () => bench.store.get(`${BACK}/kthread-pid`) === pid);
+      bench.connect();
+      const record = `${pid}.0 8 9 1`;
+      await until("it is asked", () => bench.store.get(`${BACK}/tapback-ring`) === record);
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      assert.equal(bench.store.get(`${BACK}/state`), "2");
+      assert.match(await tapback.end(), /Cannot connect its ring to tapdisk \d+ \(E[A-Z]+\)/);
+    } finally {
+      await control.end();
+    }
   }));
 
 Deno.test("tapback: command lines", async () => {

@@ -311,7 +311,14 @@ export class PlayedHost {
   constructor(seed: number, readonly domain: number | null = null) {
     this.random = new Random(seed);
     this.tapdisks = new PlayedTapdisks(this.scheduler, this.random);
-    this.store.changed = (path, value) => this.#check(path, value);
+    this.store.changed = (path, value) => {
+      try {
+        this.#check(path, value);
+      } catch (error) {
+        // tapback takes this for an error of xenstored.
+        this.#faults.push(String(error));
+      }
+    };
     this.start();
   }
 
