@@ -167,7 +167,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
       for (let taken = 0; taken < EVENTS_A_TURN; taken++) {
         const event = store.nextEvent();
         if (event === null) return false;
-        this.#take(store, event);
+        this.#tryToTake(store, event);
       }
     } catch (error) {
       if (!store.isLost) throw error;
@@ -175,6 +175,19 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
       return false;
     }
     return true;
+  }
+
+  /** Takes an event again later when xenstored refuses what it needs. */
+  #tryToTake(store: Xenstore, event: WatchEvent): void {
+    try {
+      this.#take(store, event);
+    } catch (error) {
+      if (store.isLost || !(error instanceof SystemError)) throw error;
+      this.#log.error(error.message);
+      this.#scheduler.addTimer(REFUSED_MS, () => {
+        if (this.#store === store) this.#tryToTake(store, event);
+      }, this);
+    }
   }
 
   #take(store: Xenstore, { path, token }: WatchEvent): void {

@@ -1,5 +1,7 @@
 /** tapback on a played Xen host: each life of a device, step by step. */
 import assert from "node:assert/strict";
+import fc from "fast-check";
+import { observe } from "../../src/tapback/observation.ts";
 import { PlayedHost } from "../support/xen/played_host.ts";
 
 Deno.test("tapback: a device goes from its first node to its last one", () => {
@@ -351,4 +353,57 @@ Deno.test("tapback: a disk that cannot be written offers no discards", () => {
   const names = ["feature-discard", "info"];
   assert.deepEqual(names.map((name) => readOnly.get(name)), [undefined, "4"]);
   assert.deepEqual(names.map((name) => refused.get(name)), [undefined, "0"]);
+});
+
+Deno.test("tapback: a list that xenstored refuses is asked for again", () => {
+  const host = new PlayedHost(20);
+  host.run(100);
+  let refused = 0;
+  host.store.beforeRequest = ({ type }) => {
+    if (type === 1 && refused++ < 3) throw host.store.error("ENOMEM");
+  };
+  const device = host.add(3, 51712);
+  host.stop();
+  device.plug();
+  device.attach();
+  host.start();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState, refused >= 3], [4, 4, true]);
+});
+
+Deno.test("tapback: whatever nodes hold, what is seen is within its limits", () => {
+  const number = fc.oneof(fc.bigInt(-(2n ** 33n), 2n ** 33n), fc.integer({ min: -1, max: 9 }));
+  const text = fc.option(fc.oneof(
+    fc.string({ maxLength: 40 }),
+    number.map(String),
+    fc.constantFrom(
+      "x86_32-abi",
+      "x86_64-abi",
+      "/local/domain/3/x",
+      "a/nbd1.2",
+      "fe:3",
+      "connected",
+    ),
+  ));
+  fc.assert(
+    fc.property(fc.infiniteStream(text), (texts) => {
+      const guest = { domain: 3, device: 51712 };
+      const read = (path: string): string | null =>
+        path === "b/frontend" ? "/f" : texts.next().value ?? null;
+      const seen = observe(read, "b", guest);
+      assert.ok(seen !== null && seen.state >= 0 && seen.state <= 8);
+      const { frontend, disk } = seen;
+      if (disk !== null) {
+        assert.ok(Number.isInteger(disk.minor) && disk.minor >= 0 && disk.minor < 2 ** 31);
+      }
+      if (frontend === null) return;
+      assert.ok(frontend.state >= 0 && frontend.state <= 8 && frontend.fault.length < 100);
+      assert.equal(frontend.ring === null, frontend.fault !== "");
+      if (frontend.ring === null) return;
+      const { references, port } = frontend.ring;
+      assert.ok([1, 2, 4, 8].includes(references.length));
+      for (const value of [...references, port]) assert.equal(value, value >>> 0);
+    }),
+    { numRuns: 3000, seed: 7 },
+  );
 });
