@@ -5,6 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { Random } from "../../src/testing/random.ts";
+import { XsType } from "../../src/xenstore/wire.ts";
 import { type PlayedDevice, PlayedHost } from "../support/xen/played_host.ts";
 
 const SEEDS = Number(Deno.env.get("TAPBACK_SEEDS") ?? 20);
@@ -99,6 +100,13 @@ function runSeed(seed: number): void {
   for (const domain of [3, 4]) for (const number of [51712, 51728]) host.add(domain, number);
   const moved = host.devices.slice(1);
   const done: string[] = [];
+  // Others act between what tapback reads and what it writes.
+  host.store.beforeRequest = ({ transaction, type }) => {
+    if (!host.isMoving || (transaction === 0 && type !== XsType.TRANSACTION_START)) return;
+    if (!random.chance(0.02)) return;
+    done.push(`(${move(host, moved[random.below(moved.length)], random)})`);
+  };
+  host.isMoving = true;
   try {
     for (let i = 0; i < MOVES; i++) {
       const device = moved[random.below(moved.length)];
@@ -107,6 +115,7 @@ function runSeed(seed: number): void {
       assert.deepEqual([bystander.frontState, bystander.backState], [4, 4], "the bystander");
     }
     host.tapdisks.faults = 0;
+    host.isMoving = false;
     host.run(40_000);
     for (const device of moved) settle(host, device);
     host.rest();

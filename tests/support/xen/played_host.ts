@@ -3,7 +3,7 @@
  * know who has which ring, a toolstack that makes and removes devices as libxl does, and guests whose
  * frontends behave as Linux's blkfront does. All may be slow, and go wrong, by a seed.
  *
- * At every step it is checked that a device says that it has no ring only when no tapdisk has it, that
+ * At every step it is checked that no device that the toolstack ends begins again, that a device says that it has no ring only when no tapdisk has it, that
  * it is connected only with the guest's present ring, and that what the toolstack removed stays away.
  *
  * @module
@@ -132,6 +132,8 @@ export class PlayedDevice {
   isAwake = true;
   /** Whether the guest has the disk open, so that it does not let go of it. */
   isInUse = false;
+  /** Whether the toolstack has asked for its end. */
+  isLeaving = false;
   #rings = 0;
 
   constructor(readonly host: PlayedHost, readonly guest: GuestDevice) {
@@ -179,6 +181,7 @@ export class PlayedDevice {
   /** The toolstack makes the device, as libxl does. */
   plug(nodes: Readonly<Record<string, string>> = {}): void {
     const { domain } = this.guest;
+    this.isLeaving = false;
     this.putFront({ "backend-id": "0", backend: this.back, state: "1", "device-type": "disk" });
     this.put({
       frontend: this.front,
@@ -232,6 +235,7 @@ export class PlayedDevice {
 
   /** The toolstack asks for the end of the device. */
   requestUnplug(): void {
+    this.isLeaving = true;
     this.put({ online: "0", state: "5" });
   }
 
@@ -305,6 +309,8 @@ export class PlayedHost {
   nextPid = 1000;
   nextMinor = 0;
   hasEnded = false;
+  /** Whether others act meanwhile. */
+  isMoving = false;
   #backend: Backend | null = null;
   #faults: string[] = [];
 
@@ -412,6 +418,7 @@ export class PlayedHost {
     assert.ok(device !== undefined && device.exists, `tapback made ${path} again`);
     if (!path.endsWith("/state") || value === null) return;
     const holders = this.tapdisks.holders(device.guest);
+    if (value === "2" || value === "4") assert.ok(!device.isLeaving, `state ${value} on leaving`);
     if (value !== "4") {
       if (value !== "5") assert.deepEqual(holders, [], `state ${value} with a ring`);
       return;
