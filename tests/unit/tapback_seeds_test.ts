@@ -102,8 +102,9 @@ function runSeed(seed: number): void {
   const done: string[] = [];
   // Others act between what tapback reads and what it writes.
   host.store.beforeRequest = ({ transaction, type }) => {
-    if (!host.isMoving || (transaction === 0 && type !== XsType.TRANSACTION_START)) return;
-    if (!random.chance(0.02)) return;
+    const isStart = type === XsType.TRANSACTION_START;
+    if (!host.isMoving || (transaction === 0 && !isStart)) return;
+    if (!random.chance(isStart ? 0.2 : 0.02)) return;
     done.push(`(${move(host, moved[random.below(moved.length)], random)})`);
   };
   host.isMoving = true;
