@@ -145,6 +145,16 @@ export class BlkifRing {
     for (let i = 0; i < this.#entryWords; i++) this.#entry[i] = this.#words[start + i];
   }
 
+  /** Writes the request that was taken last to 28 words. */
+  save(words: Int32Array, at: number): void {
+    for (let i = 0; i < ENTRY_WORDS; i++) words[at + i] = this.#entry[i];
+  }
+
+  /** Makes a request that was saved the one that was taken last. */
+  load(words: Int32Array, at: number): void {
+    for (let i = 0; i < ENTRY_WORDS; i++) this.#entry[i] = words[at + i];
+  }
+
   /** The operation: a BLKIF_OP_*, or any other byte. */
   operation(): number {
     return this.#entry[0] & 0xff;

@@ -11,6 +11,7 @@ import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { namesInFolder, workingFolder } from "../../ffi/paths.ts";
 import { untrustedPart } from "../files/trusted_path.ts";
 import type { NbdSockets } from "../frontend/nbd/server.ts";
+import type { GuestDevice } from "../frontend/xenblkif/guest.ts";
 
 /** The folder for the state of all tapdisks, unless `BLKTAP_CONTROL_DIR` names another one. */
 export const BLKTAP2_CONTROL_DIR = "/run/blktap-control";
@@ -52,6 +53,11 @@ export function nbdSockets(pid: number, minor: number): NbdSockets {
     handoverNewstyle: `${folder}/nbdserver-new${pid}.${minor}`,
     handoverOldstyle: `${folder}/nbdserver${pid}.${minor}`,
   };
+}
+
+/** Where the requests of a guest's ring are noted, for another tapdisk to go on with it. */
+export function ringJournalPath({ domain, device }: GuestDevice): string {
+  return `${controlFolder()}/ring-${domain}-${device}`;
 }
 
 /** Where a tapdisk is handed connections to NBD servers, for images named `nbd:NAME`. */

@@ -35,7 +35,12 @@ const xen = new PlayedXen({
 const guest = new PlayedGuest(xen);
 const log = { info() {}, warn() {}, error() {} };
 const times = { idle: 0, all: 0 };
-const ring = new XenRing({ scheduler, log, vbd, xen, processors: () => times }, guest.ring);
+const journal = `/dev/shm/played-journal-${Deno.pid}`;
+const ring = new XenRing(
+  { scheduler, log, vbd, xen, processors: () => times },
+  guest.ring,
+  journal,
+);
 
 const { bytes } = guest.memory.arena;
 const words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
@@ -89,6 +94,7 @@ function run(total: number): void {
 const collect = (globalThis as unknown as { gc?: () => void }).gc;
 if (collect === undefined) throw new Error("Run with --v8-flags=--expose-gc");
 
+Deno.removeSync(journal);
 run(WARM_UP);
 collect();
 const before = Deno.memoryUsage().heapUsed;

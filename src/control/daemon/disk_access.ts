@@ -7,6 +7,7 @@ import { GuestRings } from "../../frontend/xenblkif/guest_rings.ts";
 import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
 import type { Xen } from "../../../ffi/xen.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
+import { ringJournalPath } from "../paths.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
 
 /** A frontend that needs no kernel, such as the NBD server; it exists while the image is open. */
@@ -76,7 +77,7 @@ export class DiskAccess {
 
   constructor(host: DiskAccessHost) {
     this.#host = host;
-    this.rings = new GuestRings(host);
+    this.rings = new GuestRings(host, ringJournalPath);
   }
 
   /** The block device's node; null without one. */

@@ -8,10 +8,13 @@ const MOST_RINGS = 64;
 /** The rings of guests that one disk serves. */
 export class GuestRings {
   readonly #host: XenRingHost;
+  readonly #journalPath: (guest: GuestDevice) => string | null;
   readonly #rings = new Set<XenRing>();
 
-  constructor(host: XenRingHost) {
+  /** @param journalPath Where the requests of a ring are noted, for another tapdisk to go on with it. */
+  constructor(host: XenRingHost, journalPath: (guest: GuestDevice) => string | null) {
     this.#host = host;
+    this.#journalPath = journalPath;
   }
 
   #find({ domain, device }: GuestDevice): XenRing | null {
@@ -34,7 +37,7 @@ export class GuestRings {
       const what = `Cannot connect ${nameOfGuest(guest)}`;
       throw new SystemError(Errno.EUSERS, `${what} (the disk has ${MOST_RINGS} rings)`);
     }
-    this.#rings.add(new XenRing(this.#host, guest));
+    this.#rings.add(new XenRing(this.#host, guest, this.#journalPath(guest)));
     const { log, vbd } = this.#host;
     log.info(`Connected ${nameOfGuest(guest)} to minor ${vbd.minor}`);
   }

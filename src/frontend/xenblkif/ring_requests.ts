@@ -6,9 +6,6 @@ import {
   BLKIF_OP_READ,
   BLKIF_OP_WRITE,
   BLKIF_OP_WRITE_BARRIER,
-  BLKIF_RSP_EOPNOTSUPP,
-  BLKIF_RSP_ERROR,
-  BLKIF_RSP_OKAY,
   type BlkifRing,
 } from "../../../ffi/blkif_ring.ts";
 import { Errno } from "../../../ffi/errno.ts";
@@ -20,6 +17,8 @@ import type { SlotWaiter } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { NumberQueue } from "./number_queue.ts";
+import { OrderStep, RequestTable, statusOf } from "./request_table.ts";
+import type { RingJournal } from "./ring_journal.ts";
 import { MOST_SEGMENTS, SegmentTable } from "./segment_table.ts";
 import { Transfers } from "./transfers.ts";
 
@@ -35,27 +34,12 @@ export interface RingRequestsHost {
   broken(reason: string): void;
 }
 
-/** The first steps of a request that waits for all before it, and that all behind it wait for. */
-const OrderStep = {
-  /** It is no such request, or requests before it have no answer yet. */
-  Waits: 0,
-  /** What was written before it is being flushed. */
-  Flushes: 1,
-  /** Its own data may be written. */
-  Flushed: 2,
-} as const;
-
 const NONE = -1;
 
 // Elements of `#at`.
 const TAKEN = 0;
 const ANSWERED = 1;
 const PUBLISHED = 2;
-
-function statusOf(errno: number): number {
-  if (errno === 0) return BLKIF_RSP_OKAY;
-  return errno === Errno.EOPNOTSUPP ? BLKIF_RSP_EOPNOTSUPP : BLKIF_RSP_ERROR;
-}
 
 /**
  * The requests of a guest's ring. A request is copied and checked, then gets a number of its own, which
@@ -72,26 +56,14 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   readonly #ring: BlkifRing;
   readonly #segments: SegmentTable;
   readonly #transfers: Transfers;
+  readonly #table: RequestTable;
+  /** Null where another tapdisk could not go on with the ring. */
+  readonly #journal: RingJournal | null;
   /** Requests taken, responses written and responses published in all, modulo 2^32. */
   readonly #at = new Int32Array(3);
   #isTaking = true;
   /** The ring is not mapped any more. */
   #isGone = false;
-  /** By number. */
-  readonly #operation: Uint8Array;
-  readonly #kind: Uint8Array;
-  readonly #idLow: Int32Array;
-  readonly #idHigh: Int32Array;
-  /** First sector of the next part, on the disk. */
-  readonly #sector: Float64Array;
-  /** Sectors of a discard. */
-  readonly #discardSectors: Float64Array;
-  /** Parts that have not ended, plus one until all have started. */
-  readonly #partsLeft: Int32Array;
-  readonly #error: Int32Array;
-  /** Whether all requests before it must have ended, and all behind it wait for its end. */
-  readonly #isOrdered: Uint8Array;
-  readonly #step: Uint8Array;
   /** Numbers that no request has. */
   readonly #free: Uint16Array;
   #freeCount: number;
@@ -107,23 +79,20 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   /** @param domain The guest. */
   constructor(
     host: RingRequestsHost,
-    { ring, grants, domain }: { ring: BlkifRing; grants: Grants; domain: number },
+    { ring, grants, domain, journal }: {
+      ring: BlkifRing;
+      grants: Grants;
+      domain: number;
+      journal: RingJournal | null;
+    },
   ) {
     const { entries } = ring;
     this.#host = host;
     this.#ring = ring;
     this.#segments = new SegmentTable(entries, grants, domain);
     this.#transfers = new Transfers(host.vbd.requests, this.#segments, grants, domain);
-    this.#operation = new Uint8Array(entries);
-    this.#kind = new Uint8Array(entries);
-    this.#idLow = new Int32Array(entries);
-    this.#idHigh = new Int32Array(entries);
-    this.#sector = new Float64Array(entries);
-    this.#discardSectors = new Float64Array(entries);
-    this.#partsLeft = new Int32Array(entries);
-    this.#error = new Int32Array(entries);
-    this.#isOrdered = new Uint8Array(entries);
-    this.#step = new Uint8Array(entries);
+    this.#table = new RequestTable(entries);
+    this.#journal = journal;
     this.#free = Uint16Array.from({ length: entries }, (_, i) => i);
     this.#freeCount = entries;
     this.#waiting = new NumberQueue(entries);
@@ -172,6 +141,23 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     return any;
   }
 
+  /** Carries out what another tapdisk took from the ring and did not answer. */
+  resume(journal: RingJournal): void {
+    const numbers = journal.unanswered();
+    const others = this.#free.filter((number) => !numbers.includes(number));
+    this.#free.set(others);
+    this.#freeCount = others.length;
+    this.#at[TAKEN] = journal.taken;
+    this.#at[ANSWERED] = journal.answered;
+    for (const number of numbers) {
+      if (!this.#segments.hasRoom) this.#readTables();
+      journal.load(number, this.#ring);
+      this.#admit(number);
+    }
+    this.#readTables();
+    this.#startWaiting();
+  }
+
   /** Requests are found without an event from now on. */
   expectNoEvent(): void {
     this.#ring.askForNoEvent(this.#at[TAKEN]);
@@ -180,9 +166,12 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   #take(count: number): void {
     for (let left = count; left > 0; left--) {
       if (!this.#segments.hasRoom) this.#readTables();
-      this.#ring.take(this.#at[TAKEN]++);
+      const index = this.#at[TAKEN]++;
+      this.#ring.take(index);
+      const number = this.#free[--this.#freeCount];
+      this.#journal?.noteTaken(number, index, this.#ring);
       this.#host.scheduler.noteRequest();
-      this.#admit();
+      this.#admit(number);
     }
     this.#readTables();
   }
@@ -193,39 +182,38 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   }
 
   /** Copies and checks the request that was taken last, and queues it. */
-  #admit(): void {
-    const number = this.#free[--this.#freeCount];
-    this.#idLow[number] = this.#ring.idLow();
-    this.#idHigh[number] = this.#ring.idHigh();
-    this.#operation[number] = this.#ring.operation();
-    this.#kind[number] = RequestKind.Flush;
-    this.#isOrdered[number] = 0;
-    this.#step[number] = OrderStep.Waits;
-    this.#partsLeft[number] = 1;
+  #admit(number: number): void {
+    this.#table.idLow[number] = this.#ring.idLow();
+    this.#table.idHigh[number] = this.#ring.idHigh();
+    this.#table.operation[number] = this.#ring.operation();
+    this.#table.kind[number] = RequestKind.Flush;
+    this.#table.isOrdered[number] = 0;
+    this.#table.step[number] = OrderStep.Waits;
+    this.#table.partsLeft[number] = 1;
     this.#segments.clear(number);
-    this.#error[number] = this.#copy(number);
-    this.#host.meter.begin(number, this.#kind[number]);
+    this.#table.error[number] = this.#copy(number);
+    this.#host.meter.begin(number, this.#table.kind[number]);
     this.#waiting.push(number);
   }
 
   /** Copies and checks a request; returns 0 or the errno with which it fails. */
   #copy(number: number): number {
     const ring = this.#ring;
-    this.#sector[number] = ring.sector();
-    switch (this.#operation[number]) {
+    this.#table.sector[number] = ring.sector();
+    switch (this.#table.operation[number]) {
       case BLKIF_OP_READ:
-        this.#kind[number] = RequestKind.Read;
+        this.#table.kind[number] = RequestKind.Read;
         return this.#copySegments(number, ring.segments());
       case BLKIF_OP_WRITE:
-        this.#kind[number] = RequestKind.Write;
+        this.#table.kind[number] = RequestKind.Write;
         return this.#copySegments(number, ring.segments());
       case BLKIF_OP_WRITE_BARRIER:
       case BLKIF_OP_FLUSH_DISKCACHE:
         return this.#copyFlush(number);
       case BLKIF_OP_DISCARD:
-        this.#kind[number] = RequestKind.Discard;
-        this.#discardSectors[number] = ring.discardSectors();
-        return this.#checkRange(number, this.#discardSectors[number]);
+        this.#table.kind[number] = RequestKind.Discard;
+        this.#table.discardSectors[number] = ring.discardSectors();
+        return this.#checkRange(number, this.#table.discardSectors[number]);
       case BLKIF_OP_INDIRECT:
         return this.#copyIndirect(number);
       default:
@@ -236,10 +224,10 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   /** A barrier or a flush; either may carry data, which is written after the flush. */
   #copyFlush(number: number): number {
     const segments = this.#ring.segments();
-    const isBarrier = this.#operation[number] === BLKIF_OP_WRITE_BARRIER;
-    this.#isOrdered[number] = isBarrier || segments > 0 ? 1 : 0;
+    const isBarrier = this.#table.operation[number] === BLKIF_OP_WRITE_BARRIER;
+    this.#table.isOrdered[number] = isBarrier || segments > 0 ? 1 : 0;
     if (segments === 0) return 0;
-    this.#kind[number] = RequestKind.Write;
+    this.#table.kind[number] = RequestKind.Write;
     return this.#copySegments(number, segments);
   }
 
@@ -252,9 +240,9 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   #copyIndirect(number: number): number {
     const operation = this.#ring.indirectOperation();
     // The response is that of the operation itself.
-    this.#operation[number] = operation;
-    if (operation === BLKIF_OP_READ) this.#kind[number] = RequestKind.Read;
-    else if (operation === BLKIF_OP_WRITE) this.#kind[number] = RequestKind.Write;
+    this.#table.operation[number] = operation;
+    if (operation === BLKIF_OP_READ) this.#table.kind[number] = RequestKind.Read;
+    else if (operation === BLKIF_OP_WRITE) this.#table.kind[number] = RequestKind.Write;
     else return Errno.EOPNOTSUPP;
     const segments = this.#ring.indirectSegments();
     if (segments < 1 || segments > MOST_SEGMENTS) return Errno.EINVAL;
@@ -267,14 +255,14 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     const count = this.#segments.readTables();
     for (let i = 0; i < count; i++) {
       const number = this.#segments.wasRead(i);
-      if (number < 0) this.#error[-1 - number] = Errno.EINVAL;
-      else this.#error[number] = this.#checkRange(number, this.#segments.sectors[number]);
+      if (number < 0) this.#table.error[-1 - number] = Errno.EINVAL;
+      else this.#table.error[number] = this.#checkRange(number, this.#segments.sectors[number]);
     }
   }
 
   /** Checks the range of the whole request, so that no part of it fails after another was done. */
   #checkRange(number: number, count: number): number {
-    const sector = this.#sector[number];
+    const sector = this.#table.sector[number];
     const { sectors } = this.#host.vbd;
     return sector < 0 || count < 0 || sector + count > sectors ? Errno.EINVAL : 0;
   }
@@ -286,9 +274,9 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     this.#isDue = false;
     while (this.#waiting.size > 0 && this.#barrier === NONE) {
       const number = this.#waiting.first;
-      if (this.#error[number] === 0 && !this.#startParts(number)) break;
+      if (this.#table.error[number] === 0 && !this.#startParts(number)) break;
       this.#waiting.shift();
-      if (this.#isOrdered[number] === 1) this.#barrier = number;
+      if (this.#table.isOrdered[number] === 1) this.#barrier = number;
       this.#partEnded(number);
     }
     this.#startStaged();
@@ -300,14 +288,14 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /** Starts all parts of a request that have not started; false when it has to wait. */
   #startParts(number: number): boolean {
-    if (this.#isOrdered[number] === 1 && !this.#isFlushed(number)) return false;
-    const kind = this.#kind[number];
+    if (this.#table.isOrdered[number] === 1 && !this.#isFlushed(number)) return false;
+    const kind = this.#table.kind[number];
     if (kind === RequestKind.Read || kind === RequestKind.Write) {
       while (this.#segments.hasNext(number)) if (!this.#startTransfer(number)) return false;
       return true;
     }
-    if (this.#isOrdered[number] === 1) return true;
-    const count = kind === RequestKind.Discard ? this.#discardSectors[number] : 0;
+    if (this.#table.isOrdered[number] === 1) return true;
+    const count = kind === RequestKind.Discard ? this.#table.discardSectors[number] : 0;
     return this.#startWhole(number, kind, count);
   }
 
@@ -316,7 +304,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     const { requests } = this.#host.vbd;
     const slot = this.#takeSlot(number);
     if (slot < 0) return false;
-    const sector = kind === RequestKind.Discard ? this.#sector[number] : 0;
+    const sector = kind === RequestKind.Discard ? this.#table.sector[number] : 0;
     requests.start(slot, kind as RequestKind, sector, count, false, this);
     return true;
   }
@@ -330,19 +318,21 @@ export class RingRequests implements RequestOwner, SlotWaiter {
       return slot;
     }
     this.#numberOf[slot] = number;
-    this.#partsLeft[number]++;
+    this.#table.partsLeft[number]++;
     return slot;
   }
 
   /** Whether the data of an ordered request may be written; starts the flush before it. */
   #isFlushed(number: number): boolean {
-    if (this.#step[number] === OrderStep.Waits) {
+    if (this.#table.step[number] === OrderStep.Waits) {
       const underWay = this.unanswered - this.#waiting.size;
       if (underWay > 0) return false;
-      this.#step[number] = OrderStep.Flushes;
-      if (!this.#startWhole(number, RequestKind.Flush, 0)) this.#step[number] = OrderStep.Waits;
+      this.#table.step[number] = OrderStep.Flushes;
+      if (!this.#startWhole(number, RequestKind.Flush, 0)) {
+        this.#table.step[number] = OrderStep.Waits;
+      }
     }
-    return this.#step[number] === OrderStep.Flushed;
+    return this.#table.step[number] === OrderStep.Flushed;
   }
 
   /** Starts the next part of a request: the segments that a slot has room for. */
@@ -351,10 +341,10 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     if (slot < 0) return false;
     const transfers = this.#transfers;
     const { requests } = this.#host.vbd;
-    const sector = this.#sector[number];
+    const sector = this.#table.sector[number];
     const count = transfers.describe(slot, number, sector);
-    this.#sector[number] = sector + count;
-    if (this.#kind[number] === RequestKind.Read) {
+    this.#table.sector[number] = sector + count;
+    if (this.#table.kind[number] === RequestKind.Read) {
       requests.start(slot, RequestKind.Read, sector, count, false, this);
       return true;
     }
@@ -378,7 +368,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
         continue;
       }
       const { sector, count: sectors } = transfers;
-      const fua = this.#isOrdered[number] === 1;
+      const fua = this.#table.isOrdered[number] === 1;
       requests.start(slot, RequestKind.Write, sector[slot], sectors[slot], fua, this);
     }
   }
@@ -387,35 +377,35 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   requestDone(slot: number, errno: number): void {
     const number = this.#numberOf[slot];
-    const isRead = this.#kind[number] === RequestKind.Read;
+    const isRead = this.#table.kind[number] === RequestKind.Read;
     // The data goes to the guest with that of the other reads of the turn.
     if (isRead && errno === 0 && !this.#isGone) return this.#transfers.stageRead(slot);
     this.#host.vbd.requests.releaseSlot(slot);
-    if (errno !== 0) this.#error[number] = errno;
-    if (this.#step[number] === OrderStep.Flushes) {
-      this.#step[number] = OrderStep.Flushed;
+    if (errno !== 0) this.#table.error[number] = errno;
+    if (this.#table.step[number] === OrderStep.Flushes) {
+      this.#table.step[number] = OrderStep.Flushed;
       this.#isDue = true;
     }
     this.#partEnded(number);
   }
 
   #partEnded(number: number): void {
-    if (--this.#partsLeft[number] > 0) return;
-    this.#free[this.#freeCount++] = number;
+    if (--this.#table.partsLeft[number] > 0) return;
+    const table = this.#table;
     const { meter } = this.#host;
-    const kind = this.#kind[number];
-    meter.end(number, kind, this.#segments.sectors[number], this.#error[number]);
-    const index = this.#at[ANSWERED]++;
+    meter.end(number, table.kind[number], this.#segments.sectors[number], table.error[number]);
+    if (!this.#isGone) this.#answer(number);
+    this.#free[this.#freeCount++] = number;
     if (this.#barrier === number) this.#barrier = NONE;
     if (this.#waiting.size > 0) this.#isDue = true;
-    if (this.#isGone) return;
-    this.#ring.answer(
-      index,
-      this.#idLow[number],
-      this.#idHigh[number],
-      this.#operation[number],
-      statusOf(this.#error[number]),
-    );
+  }
+
+  #answer(number: number): void {
+    const { idLow, idHigh, operation, error } = this.#table;
+    const index = this.#at[ANSWERED]++;
+    const status = statusOf(error[number]);
+    this.#ring.answer(index, idLow[number], idHigh[number], operation[number], status);
+    this.#journal?.noteAnswered(number, index);
   }
 
   /** Copies what was read into the guest's pages. */
@@ -425,7 +415,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     for (let i = 0; i < count; i++) {
       const slot = transfers.ended[i];
       const number = this.#numberOf[slot];
-      if (transfers.failed[slot] === 1) this.#error[number] = Errno.EIO;
+      if (transfers.failed[slot] === 1) this.#table.error[number] = Errno.EIO;
       this.#host.vbd.requests.releaseSlot(slot);
       this.#partEnded(number);
     }
@@ -474,7 +464,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     while (this.#waiting.size > 0) {
       const number = this.#waiting.first;
       this.#waiting.shift();
-      this.#error[number] = Errno.ESHUTDOWN;
+      this.#table.error[number] = Errno.ESHUTDOWN;
       this.#partEnded(number);
     }
     this.#transfers.release();

@@ -11,7 +11,7 @@
  */
 import { BlkifRing } from "../../../ffi/blkif_ring.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { Errno, errnoName, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { Arena, PAGE_BYTES } from "../../../ffi/memory.ts";
 import type { EventChannel, Grants, Xen } from "../../../ffi/xen.ts";
 import type { Log } from "../../log/log.ts";
@@ -21,6 +21,7 @@ import type { FdHandler, Scheduler, TurnWork } from "../../scheduler/scheduler.t
 import type { Vbd } from "../../vbd/vbd.ts";
 import { type GuestRing, nameOfGuest } from "./guest.ts";
 import { Polling, type ProcessorClock } from "./polling.ts";
+import { RingJournal } from "./ring_journal.ts";
 import { RingRequests, type RingRequestsHost } from "./ring_requests.ts";
 
 /** What the rings of a disk need. */
@@ -46,8 +47,14 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
   #isHeld = false;
   #saidThatNotifyFails = false;
 
-  /** Connects. Throws `SystemError`; then nothing is left. */
-  constructor(host: XenRingHost, guest: GuestRing) {
+  readonly #journal: RingJournal | null;
+
+  /**
+   * Connects. Throws `SystemError`; then nothing is left, but the journal of another tapdisk.
+   *
+   * @param journalPath Where the requests under way are noted, for another tapdisk to go on; null: nowhere.
+   */
+  constructor(host: XenRingHost, guest: GuestRing, journalPath: string | null) {
     this.#host = host;
     this.guest = guest;
     this.#polling = new Polling(host.scheduler, guest, host.processors);
@@ -56,25 +63,52 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     this.#arena = new Arena(references.length * PAGE_BYTES);
     let channel: EventChannel | null = null;
     let meter: Meter | null = null;
+    let left: RingJournal | null = null;
+    let journal: RingJournal | null = null;
     try {
       this.#grants.map(domain, references, this.#arena);
       channel = host.xen.bind(domain, guest.port);
       this.#channel = channel;
       const ring = new BlkifRing(this.#arena, protocol);
-      requireSound(ring, guest);
+      left = findJournal(ring, guest, journalPath);
+      this.#journal = journal = left ?? this.#makeJournal(ring, journalPath);
       const subject = { of: "vbd", domain, device: guest.device } as const;
       this.meter = meter = host.vbd.meters.open(subject, ring.entries);
-      this.#requests = new RingRequests(this, { ring, grants: this.#grants, domain });
+      const parts = { ring, grants: this.#grants, domain, journal };
+      this.#requests = new RingRequests(this, parts);
       host.scheduler.watch(channel.fd, EPOLLIN, this, this);
     } catch (error) {
       meter?.hide();
       channel?.close();
+      if (journal !== left) journal?.close();
       this.#releaseGrants();
       throw error;
     }
     host.scheduler.addTurnWork(this, this);
+    if (left !== null) this.#resume(left);
     // What the guest added before it could notify.
     this.#requests.takeRequests(true);
+  }
+
+  /** A ring without a journal is served all the same. */
+  #makeJournal(ring: BlkifRing, path: string | null): RingJournal | null {
+    if (path === null) return null;
+    try {
+      return RingJournal.make(path, this.guest, ring);
+    } catch (error) {
+      const what = `No tapdisk can go on with the ring of ${
+        nameOfGuest(this.guest)
+      } after this one`;
+      this.#host.log.warn(`${what}: ${messageOf(error)}`);
+      return null;
+    }
+  }
+
+  #resume(journal: RingJournal): void {
+    const { log } = this.#host;
+    const count = journal.unanswered().length;
+    log.info(`Carrying out ${count} requests of ${nameOfGuest(this.guest)} that had no answer`);
+    this.#requests.resume(journal);
   }
 
   #releaseGrants(): void {
@@ -166,11 +200,16 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     this.meter.hide();
     this.#channel.close();
     this.#releaseGrants();
+    this.#journal?.close();
   }
 }
 
-/** Throws `SystemError` for a ring whose indices are not those of a ring. */
-function requireSound(ring: BlkifRing, guest: GuestRing): void {
+/**
+ * The journal of the tapdisk that served a ring before, with which its requests can be carried out; null
+ * when there are none to carry out. Throws `SystemError`: EINVAL for a ring whose indices are not those
+ * of a ring, ESTALE when requests may be lost.
+ */
+function findJournal(ring: BlkifRing, guest: GuestRing, path: string | null): RingJournal | null {
   const waiting = ring.produced() - ring.answered() | 0;
   const what = `Cannot connect ${nameOfGuest(guest)}`;
   if (waiting < 0 || waiting > ring.entries) {
@@ -179,10 +218,13 @@ function requireSound(ring: BlkifRing, guest: GuestRing): void {
   }
   // Answers are not in the order of requests: of those without an answer, the ring may have some that
   // were answered, whose pages the guest has reused, and not have others any more.
-  if (ring.mayHaveLostRequests) {
+  if (!ring.mayHaveLostRequests) return null;
+  const journal = path === null ? null : RingJournal.find(path, guest, ring);
+  if (journal === null) {
     const why = "a tapdisk before this one took requests that it did not answer";
     throw new SystemError(Errno.ESTALE, `${what} (${why})`, {
       hint: "the guest must connect again, or be restarted",
     });
   }
+  return journal;
 }

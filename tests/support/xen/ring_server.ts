@@ -41,7 +41,11 @@ const xen = new PlayedXen({
 xen.memory(guest.domain, Number(pages), `${folder}/memory`);
 new NbdServer(scheduler, vbd, { newstyle: `${folder}/nbd` }, complain);
 const log = { info() {}, warn: complain, error: complain };
-new XenRing({ scheduler, log, vbd, xen, processors: kernelProcessorTimes }, guest);
+new XenRing(
+  { scheduler, log, vbd, xen, processors: kernelProcessorTimes },
+  guest,
+  `${folder}/journal`,
+);
 
 scheduler.watch(0, EPOLLIN, { ready: () => scheduler.stop() });
 console.log("ready");

@@ -37,6 +37,8 @@ export class XenRig {
   readonly log: string[] = [];
   readonly guests: PlayedGuest[] = [];
   readonly disks: ServedDisk[] = [];
+  /** The folder of the rings' journals; null: they have none. */
+  journals: string | null = null;
   times: ProcessorTimes = { idle: 0, all: 0 };
 
   constructor(options: Partial<SimulationOptions> = {}) {
@@ -58,7 +60,7 @@ export class XenRig {
       vbd: device.vbd,
       xen: this.xen,
       processors: () => this.times,
-    });
+    }, ({ domain }) => this.journals === null ? null : `${this.journals}/${domain}`);
     const disk = { device, rings };
     this.disks.push(disk);
     return disk;

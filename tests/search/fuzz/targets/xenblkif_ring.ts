@@ -88,8 +88,9 @@ class XenblkifTarget implements Target {
   #page = DATA_PAGE;
   #table = TABLE_PAGE;
 
-  setUp(): void {
+  setUp({ folder }: SearchContext): void {
     const rig = new XenRig({ latencyMs: LATENCY_MS });
+    rig.journals = folder;
     this.#rig = rig;
     this.#disk = rig.disk(DISK_SECTORS);
     this.#other = rig.guest(rig.disk(DISK_SECTORS), { domain: 2, pages: 64 });
