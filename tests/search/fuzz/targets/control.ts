@@ -49,6 +49,8 @@ const ORDERS: readonly number[] = [
   MessageType.FORCE_SHUTDOWN,
   MessageType.SNAPSHOT,
   MessageType.LIMIT,
+  MessageType.XENBLKIF_CONNECT,
+  MessageType.XENBLKIF_DISCONNECT,
 ];
 /** Flags that lengthen a message: a log's path, a key, limits. */
 const ADD_LOG = 0x10;
