@@ -342,6 +342,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
 
   #forget(device: Device, store: Xenstore): void {
     this.#devices.delete(device.key);
+    this.#parts.tapdisks.forget(device.machine.guest);
     this.#log.info(`${titleOf(device.key)}: Ends`);
     const { watched } = device;
     if (watched !== "") store.unwatch(watched, `${FRONTEND_TOKEN}${device.key}`);

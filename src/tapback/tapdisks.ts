@@ -2,11 +2,12 @@ import { EPOLLIN } from "../../ffi/epoll.ts";
 import { Errno, errnoOf } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { addressOf } from "../../ffi/libc.ts";
+import { removePath } from "../../ffi/paths.ts";
 import { isAlive } from "../../ffi/process.ts";
 import { receiveAt, sendAt, unixConnectAtOnce } from "../../ffi/sockets.ts";
 import { checkAnswer } from "../control/client/connection.ts";
 import { minorHolders } from "../control/minors/holders.ts";
-import { controlFolder, controlSocketPath, namesIn } from "../control/paths.ts";
+import { controlFolder, controlSocketPath, namesIn, ringJournalPath } from "../control/paths.ts";
 import {
   decodeDiskInfo,
   decodeRingFeatures,
@@ -31,6 +32,8 @@ export interface Tapdisks {
   connect(tapdisk: Tapdisk, ring: GuestRing, done: (errno: number) => void): void;
   /** Disconnects a guest's ring, after its requests have ended. */
   disconnect(tapdisk: Tapdisk, guest: GuestDevice, done: (errno: number) => void): void;
+  /** A device is over: nobody goes on with its ring. */
+  forget(guest: GuestDevice): void;
 }
 
 /** How long a tapdisk may take to answer. */
@@ -180,6 +183,14 @@ export class LocalTapdisks implements Tapdisks {
       what: `Cannot disconnect device ${device} of domain ${domain} from tapdisk ${pid}`,
       timeoutMs: DISCONNECT_TIMEOUT_MS,
     }, done);
+  }
+
+  forget(guest: GuestDevice): void {
+    try {
+      removePath(ringJournalPath(guest));
+    } catch {
+      // No tapdisk has left one, as a rule.
+    }
   }
 
   #order(question: Question, done: (errno: number) => void): void {

@@ -141,6 +141,8 @@ Deno.test("tapback: a process serves a device, from its start to its end", () =>
     bench.store.write({ [`${FRONT}/state`]: "6" });
     await bench.state(6);
     assert.equal(control.rings.size, 0);
+    const journal = `${bench.folder}/control/ring-3-51712`;
+    Deno.writeTextFileSync(journal, "");
     bench.store.remove(BACK);
     const { DISK_INFO, XENBLKIF_CONNECT, XENBLKIF_DISCONNECT } = MessageType;
     assert.deepEqual(
@@ -148,6 +150,7 @@ Deno.test("tapback: a process serves a device, from its start to its end", () =>
       [DISK_INFO, XENBLKIF_CONNECT, XENBLKIF_DISCONNECT],
     );
     await until("the device is over", () => [...bench.store.clients][0].watches.length === 1);
+    assert.throws(() => Deno.statSync(journal), Deno.errors.NotFound);
     const log = await tapback.end();
     assert.match(log, /Serves devices of type vbd3.*Goes to state 4 .*: Ends.*Ends, by SIGTERM/s);
     assert.throws(() => Deno.statSync(pidFile), Deno.errors.NotFound);

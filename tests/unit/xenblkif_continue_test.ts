@@ -1,5 +1,6 @@
 /** A guest's ring goes from one who serves it to another: only when no request can be lost. */
 import assert from "node:assert/strict";
+import { withTempDir } from "../support/tools.ts";
 import { Errno, errnoOf } from "../../ffi/errno.ts";
 import { Op, type PlayedGuest } from "../support/xen/played_guest.ts";
 import { XenRig } from "../support/xen/xen_rig.ts";
@@ -75,3 +76,28 @@ Deno.test("a guest's ring: requests that were taken and not answered keep others
     rig.close();
   }
 });
+
+Deno.test("a guest's ring: requests under way at a disconnect are answered by the next one", () =>
+  withTempDir((folder) => {
+    const rig = new XenRig({ latencyMs: 50 });
+    rig.journals = folder;
+    const files = (): number => [...Deno.readDirSync(folder)].length;
+    const disk = rig.disk(16384);
+    const guest = rig.guest(disk);
+    write(guest, 1n);
+    for (let id = 200n; id < 204n; id++) write(guest, id, Op.Read);
+    guest.push();
+    guest.notify();
+    for (let turns = 0; guest.waiting < 4 && turns < 10_000; turns++) {
+      rig.simulation.scheduler.turn();
+    }
+    assert.deepEqual(guest.take().map(({ id }) => Number(id)).sort(), [200, 201, 202, 203]);
+    disk.rings.disconnect(guest.ring);
+    assert.equal(files(), 1);
+    disk.rings.connect(guest.ring);
+    assert.deepEqual(rig.responses(guest, 1).map(({ id, status }) => [id, status]), [[1n, 0]]);
+    // Nobody waits for anything: there is nothing to go on with.
+    disk.rings.disconnect(guest.ring);
+    assert.equal(files(), 0);
+    rig.close();
+  }));

@@ -158,7 +158,12 @@ export class RingJournal {
     Atomics.store(words, ANSWERED_AT, index + 1 | 0);
   }
 
-  /** Removes the file: the ring was left. */
+  /** Leaves the file to the next one who serves the ring. */
+  leave(): void {
+    this.#file.unmap();
+  }
+
+  /** Removes the file: the ring was left, and nothing is left to do. */
   close(): void {
     this.#file.unmap();
     remove(this.#path);

@@ -104,6 +104,11 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     return this.#host.owner;
   }
 
+  /** Whether the guest waits for the answer to a request that was taken. */
+  get isAwaited(): boolean {
+    return this.#at[TAKEN] !== this.#at[PUBLISHED];
+  }
+
   /** How many requests were taken from the ring and have no response. */
   get unanswered(): number {
     return this.#at[TAKEN] - this.#at[ANSWERED] | 0;

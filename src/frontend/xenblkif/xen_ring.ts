@@ -189,18 +189,23 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     this.#requests.takeRequests(true);
   }
 
-  /** Leaves the ring. Requests that the disk has already go on; their answers are dropped. */
+  /**
+   * Leaves the ring. Requests that the disk has already go on; their answers are dropped. The journal
+   * stays when the guest waits for answers: it may get them from the next one who serves the ring.
+   */
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
     const { scheduler } = this.#host;
     scheduler.unwatch(this.#channel.fd);
     scheduler.removeTurnWork(this);
+    const isAwaited = this.#requests.isAwaited;
     this.#requests.leave();
     this.meter.hide();
     this.#channel.close();
     this.#releaseGrants();
-    this.#journal?.close();
+    if (isAwaited) this.#journal?.leave();
+    else this.#journal?.close();
   }
 }
 

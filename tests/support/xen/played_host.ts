@@ -92,6 +92,10 @@ export class PlayedTapdisks implements Tapdisks {
     });
   }
 
+  forget(guest: GuestDevice): void {
+    assert.deepEqual(this.holders(guest), [], "a device is over, and its ring is not");
+  }
+
   connect({ pid, minor }: Tapdisk, ring: GuestRing, done: (errno: number) => void): void {
     this.#later(pid, () => {
       if (this.random.chance(this.faults / 2)) return done(Errno.EIO);
