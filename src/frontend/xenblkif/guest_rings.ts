@@ -10,6 +10,8 @@ export class GuestRings {
   readonly #host: XenRingHost;
   readonly #journalPath: (guest: GuestDevice) => string | null;
   readonly #rings = new Set<XenRing>();
+  /** Rings that were left while the disk had requests of them. */
+  readonly #left = new Set<XenRing>();
 
   /** @param journalPath Where the requests of a ring are noted, for another tapdisk to go on with it. */
   constructor(host: XenRingHost, journalPath: (guest: GuestDevice) => string | null) {
@@ -30,9 +32,30 @@ export class GuestRings {
     return this.#find(guest) !== null;
   }
 
-  /** Connects a ring. Throws `SystemError`. */
+  #leave(ring: XenRing): void {
+    this.#rings.delete(ring);
+    if (!ring.isQuiet) this.#left.add(ring);
+  }
+
+  /**
+   * A write of the guest that the disk still has could end after one that the guest makes later, and
+   * would bring back old data. Throws `SystemError` (EBUSY) until there is none.
+   */
+  #requireQuiet({ domain, device }: GuestDevice): void {
+    for (const ring of this.#left) {
+      if (ring.isQuiet) this.#left.delete(ring);
+      else if (ring.guest.domain === domain && ring.guest.device === device) {
+        const why = "requests that it made before have not ended";
+        const what = `Cannot connect ${nameOfGuest(ring.guest)} (${why})`;
+        throw new SystemError(Errno.EBUSY, what, { hint: "try again" });
+      }
+    }
+  }
+
+  /** Connects a ring. Throws `SystemError`: EBUSY while requests that the guest made before go on. */
   connect(guest: GuestRing): void {
-    for (const ring of this.#rings) if (ring.failed) this.#rings.delete(ring);
+    for (const ring of this.#rings) if (ring.failed) this.#leave(ring);
+    this.#requireQuiet(guest);
     if (this.#rings.size >= MOST_RINGS) {
       const what = `Cannot connect ${nameOfGuest(guest)}`;
       throw new SystemError(Errno.EUSERS, `${what} (the disk has ${MOST_RINGS} rings)`);
@@ -46,8 +69,8 @@ export class GuestRings {
   disconnect(guest: GuestDevice): void {
     const ring = this.#find(guest);
     if (ring === null) return;
-    this.#rings.delete(ring);
     ring.close();
+    this.#leave(ring);
     const { log, vbd } = this.#host;
     log.info(`Disconnected ${nameOfGuest(guest)} from minor ${vbd.minor}`);
   }

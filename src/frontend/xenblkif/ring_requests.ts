@@ -109,6 +109,11 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     return this.#at[TAKEN] !== this.#at[PUBLISHED];
   }
 
+  /** Whether no request is under way, after the ring was left. */
+  get isQuiet(): boolean {
+    return this.#freeCount === this.#ring.entries;
+  }
+
   /** How many requests were taken from the ring and have no response. */
   get unanswered(): number {
     return this.#at[TAKEN] - this.#at[ANSWERED] | 0;

@@ -133,6 +133,11 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     return this.#isClosed;
   }
 
+  /** Whether no request is under way, after the ring was left. */
+  get isQuiet(): boolean {
+    return this.#requests.isQuiet;
+  }
+
   fault(error: unknown): void {
     this.#host.vbd.noteFault(`the ring of ${nameOfGuest(this.guest)}`, error);
     this.close();
