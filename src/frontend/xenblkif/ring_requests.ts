@@ -62,6 +62,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   /** Requests taken, responses written and responses published in all, modulo 2^32. */
   readonly #at = new Int32Array(3);
   #isTaking = true;
+  #isBroken = false;
   /** The ring is not mapped any more. */
   #isGone = false;
   /** Numbers that no request has. */
@@ -188,6 +189,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   #break(reason: string): void {
     this.#isTaking = false;
+    this.#isBroken = true;
     this.#host.broken(reason);
   }
 
@@ -460,7 +462,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /** Takes no more requests, or takes them again. */
   hold(isHeld: boolean): void {
-    if (!this.#isGone) this.#isTaking = !isHeld;
+    this.#isTaking = !isHeld && !this.#isGone && !this.#isBroken;
   }
 
   /**

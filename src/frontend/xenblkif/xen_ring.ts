@@ -59,8 +59,8 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     this.guest = guest;
     this.#polling = new Polling(host.scheduler, guest, host.processors);
     const { references, domain, protocol } = guest;
-    this.#grants = host.xen.openGrants();
     this.#arena = new Arena(references.length * PAGE_BYTES);
+    this.#grants = openGrants(host.xen, this.#arena);
     let channel: EventChannel | null = null;
     let meter: Meter | null = null;
     let left: RingJournal | null = null;
@@ -85,9 +85,14 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
       throw error;
     }
     host.scheduler.addTurnWork(this, this);
-    if (left !== null) this.#resume(left);
-    // What the guest added before it could notify.
-    this.#requests.takeRequests(true);
+    try {
+      if (left !== null) this.#resume(left);
+      // What the guest added before it could notify.
+      this.#requests.takeRequests(true);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 
   /** A ring without a journal is served all the same. */
@@ -211,6 +216,16 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     this.#releaseGrants();
     if (isAwaited) this.#journal?.leave();
     else this.#journal?.close();
+  }
+}
+
+/** Opens the driver of grants. Throws `SystemError`; the arena is released then. */
+function openGrants(xen: Xen, arena: Arena): Grants {
+  try {
+    return xen.openGrants();
+  } catch (error) {
+    arena.release();
+    throw error;
   }
 }
 
