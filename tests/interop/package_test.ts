@@ -5,6 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { COMMAND_NAMES } from "../../src/cli/dispatch.ts";
 import { isRunning, until } from "../support/control.ts";
 import { LIBCRYPTO_CHOICES } from "../../ffi/libcrypto.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
@@ -191,13 +192,22 @@ Deno.test({
       const conffiles = Deno.readTextFileSync(`${root}/DEBIAN/conffiles`).trim().split("\n");
       for (const path of conffiles) assert.ok(Deno.statSync(root + path).isFile);
       const documents = [
-        ...["man1/vhd-util", "man1/cbt-util", "man1/cbt-util-get", "man8/tap-ctl", "man8/tapdisk"]
+        ...[
+          "man1/vhd-util",
+          "man1/cbt-util",
+          "man1/cbt-util-get",
+          "man8/tap-ctl",
+          "man8/tapdisk",
+          "man8/tapback",
+        ]
           .map((name) => `man/${name}.${name[3]}.gz`),
-        ...["tap-ctl", "vhd-util", "cbt-util"].map((name) => `bash-completion/completions/${name}`),
+        ...["tap-ctl", "vhd-util", "cbt-util", "tapback"].map((name) =>
+          `bash-completion/completions/${name}`
+        ),
       ];
       for (const path of documents) assert.ok(Deno.statSync(`${root}/usr/share/${path}`).isFile);
       const binary = Deno.realPathSync(`${root}/usr/lib/blktap/bin/blktap`);
-      for (const name of ["blktap", "tapdisk", "tap-ctl", "vhd-util", "cbt-util", "td-rated"]) {
+      for (const name of ["blktap", ...COMMAND_NAMES]) {
         assert.equal(Deno.realPathSync(`${root}/usr/bin/${name}`), binary);
       }
     }),
@@ -272,8 +282,10 @@ Deno.test({
         Deno.writeTextFileSync(`${root}/var/lib/dpkg/${file}`, "");
       }
       await dpkg(root, "--install", deb);
-      const wanted = `${root}/etc/systemd/system/multi-user.target.wants/blktap.service`;
-      assert.equal(Deno.readLinkSync(wanted), "/lib/systemd/system/blktap.service");
+      for (const unit of ["blktap.service", "tapback.service"]) {
+        const wanted = `${root}/etc/systemd/system/multi-user.target.wants/${unit}`;
+        assert.equal(Deno.readLinkSync(wanted), `/lib/systemd/system/${unit}`);
+      }
 
       const list = "disk ram:8 device=none\n";
       Deno.writeTextFileSync(`${root}/etc/blktap/devices`, list);
