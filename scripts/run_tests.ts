@@ -11,9 +11,13 @@
  */
 
 import { readJunit, type TestResult } from "./junit.ts";
+import { describeProcesses, killTree, Printed, processes } from "./processes.ts";
 
 /** Time limit of a test file; the slowest files boot an emulated machine. */
 const FILE_TIMEOUT_MS = 15 * 60_000;
+
+/** How long a stream is read that a program keeps open after its tests have ended. */
+const LEFT_OPEN_MS = 5000;
 
 /**
  * Lines of a failure's reason that the summary repeats; the full reason is in the output of the
@@ -93,29 +97,29 @@ async function deno(
   args: string[],
   { timeoutMs, output }: { timeoutMs: number; output: Output },
 ): Promise<string | undefined> {
-  const stdout = output === "live" ? "inherit" : "piped";
-  const command = { args, stdin: "null", stdout, stderr: stdout } as const;
+  const before = new Set(processes().map(({ pid }) => pid));
+  const command = { args, stdin: "null", stdout: "piped", stderr: "piped" } as const;
   const child = new Deno.Command(Deno.execPath(), command).spawn();
-  let timedOut = false;
+  let stuck = "";
   const timer = setTimeout(() => {
-    timedOut = true;
-    child.kill("SIGKILL");
+    // What the tests left to another parent, as daemons are, is among the new ones.
+    stuck = describeProcesses(processes().filter(({ pid }) => !before.has(pid)));
+    killTree(child.pid);
   }, timeoutMs);
-  const texts = output === "live" ? [] : [child.stdout, child.stderr].map(readAll);
+  const printed = new Printed(child.stdout, output === "live" ? Deno.stdout : null);
+  const errors = new Printed(child.stderr, output === "live" ? Deno.stderr : null);
   const status = await child.status;
   clearTimeout(timer);
-  for (const text of await Promise.all(texts)) console.log(text);
-  if (timedOut) {
-    return `still ran after ${timeoutMs / 1000} s`;
+  await Promise.all([printed.end(LEFT_OPEN_MS), errors.end(LEFT_OPEN_MS)]);
+  if (output === "whole") console.log(`${printed.text}${errors.text}`);
+  if (stuck !== "") {
+    const last = printed.text.trimEnd().split("\n").at(-1) ?? "";
+    return `still ran after ${timeoutMs / 1000} s; its last line: ${last}\n${stuck}`;
   }
   if (status.signal !== null) {
     return `ended by ${status.signal}`;
   }
   return status.success ? undefined : `exit status ${status.code}`;
-}
-
-function readAll(stream: ReadableStream<Uint8Array>): Promise<string> {
-  return new Response(stream).text();
 }
 
 async function runTask(task: string): Promise<TestResult> {

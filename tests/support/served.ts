@@ -115,6 +115,17 @@ export class Tapdisks {
     }
   }
 
+  /** What the disks of a failed test have under way. */
+  async report(): Promise<string> {
+    const lines = [...this.#disks].map(async ({ pid, minor, image }) => {
+      const options = { env: this.#env, timeoutMs: 5000 };
+      const args = ["stats", "-p", `${pid}`, "-m", `${minor}`];
+      const stats = await run(binaryPath("tap-ctl"), args, options).catch((error) => `${error}`);
+      return `${image}: ${typeof stats === "string" ? stats : stats.stdout + stats.stderr}`;
+    });
+    return (await Promise.all(lines)).join("\n");
+  }
+
   /** Ends the leftovers of a failed test. */
   abandon(): void {
     for (const pid of this.#pids) if (isRunning(pid)) Deno.kill(pid, "SIGKILL");
@@ -131,6 +142,9 @@ export async function withTapdisks(
   try {
     await body(tapdisks, folder);
     await tapdisks.finish();
+  } catch (error) {
+    console.log(await tapdisks.report());
+    throw error;
   } finally {
     tapdisks.abandon();
     Deno.removeSync(folder, { recursive: true });

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { describeProcesses, isLate, killTree, Printed, treeOf } from "../../scripts/processes.ts";
+
 const ROOT = new URL("../../", import.meta.url).pathname;
 
 /**
@@ -75,10 +77,14 @@ export function needs(...requirements: string[]): Needs {
     : { ignore: true, suffix: ` (skipped: needs ${missing.join(", ")})` };
 }
 
+/** How long the output of a program that was killed is waited for. */
+const KILLED_OUTPUT_MS = 2000;
+
 /**
  * Runs a program to its end.
  *
- * @throws {Error} When it does not end in time.
+ * @throws {Error} When it does not end in time. It is killed then, with all that it started. The
+ * message has its processes, and what each waited for.
  */
 export async function run(
   command: string,
@@ -94,21 +100,25 @@ export async function run(
     stdout: "piped",
     stderr: "piped",
   }).spawn();
-  let timedOut = false;
-  const timer = setTimeout(() => {
-    timedOut = true;
-    child.kill("SIGKILL");
-  }, timeoutMs);
-  const abort = (): void => child.kill("SIGKILL");
+  const abort = (): void => killTree(child.pid);
   options.signal?.addEventListener("abort", abort);
+  const printed = [new Printed(child.stdout), new Printed(child.stderr)];
   const fed = options.stdin === undefined ? undefined : feed(child.stdin, options.stdin);
-  const { code, stdout, stderr } = await child.output();
-  clearTimeout(timer);
+  const late = await isLate(
+    Promise.all([child.status, ...printed.map(({ done }) => done)]),
+    timeoutMs,
+  );
+  const stuck = late ? describeProcesses(treeOf(child.pid)) : "";
+  if (late) killTree(child.pid);
+  // A program that is no child of it any more may have its output open for ever.
+  await Promise.all(printed.map((stream) => stream.end(KILLED_OUTPUT_MS)));
   options.signal?.removeEventListener("abort", abort);
   await fed;
-  const result = { code, stdout: text(stdout), stderr: text(stderr) };
-  if (timedOut) {
-    throw new Error(`Stopped ${describe(command, args)} after ${timeoutMs} ms\n${output(result)}`);
+  const { code } = await child.status;
+  const result = { code, stdout: printed[0].text, stderr: printed[1].text };
+  if (late) {
+    const what = `Stopped ${describe(command, args)} after ${timeoutMs} ms`;
+    throw new Error(`${what}\n${stuck}\n${output(result)}`);
   }
   return result;
 }
@@ -186,10 +196,6 @@ async function feed(
       throw error;
     }
   }
-}
-
-function text(bytes: Uint8Array): string {
-  return new TextDecoder().decode(bytes);
 }
 
 function describe(command: string, args: readonly string[]): string {
