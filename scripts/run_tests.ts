@@ -31,6 +31,10 @@ const ROOT = new URL("..", import.meta.url).pathname;
 const MEASURES =
   /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$|\/soak_test\.ts$/;
 
+/** Files of tests/interop to which it does not matter how long anything takes. */
+const UNTIMED =
+  /\/(?:binary|deep_chain|encrypted|image_lock|image_types|keys_in_memory|memory_drivers|names|nbd_options|nbd_protocol|package|parent_roots|readme|restore|sbom|sm_calls|special_files|tap_ctl\w*|tapdisk_new|temporary_files|trusted_files|vhd_images|vhd_limit|vhd_util_merge|vhd_util_offline)_test\.ts$/;
+
 /** Searches take minutes on all processors; they run one at a time, with nothing beside them. */
 const SEARCHES = /^tests\/search\//;
 
@@ -60,14 +64,15 @@ function plan(args: readonly string[]): Plan {
   const named = rest.filter((arg) => !arg.startsWith("-"));
   if (named.length > 0) return { tasks, lanes: [], alone: named, testOptions };
   const files = testFilesIn("tests").filter((file) => !quick || isQuick(file));
-  const shared = files.filter((file) => !MEASURES.test(file) && !MACHINES.test(file));
+  const measures = files.filter((file) => MEASURES.test(file) && !UNTIMED.test(file));
+  const shared = files.filter((file) => !measures.includes(file) && !MACHINES.test(file));
   const machines = files.filter((file) => MACHINES.test(file));
   const searches = shared.filter((file) => SEARCHES.test(file));
   const quicker = shared.filter((file) => !SEARCHES.test(file));
   const simulated = quicker.filter((file) => file.startsWith("tests/sim/"));
   const others = quicker.filter((file) => !file.startsWith("tests/sim/"));
   const lanes = machines.length > 0 ? [machines, quicker] : [simulated, others];
-  const alone = [...searches, ...files.filter((file) => MEASURES.test(file))];
+  const alone = [...searches, ...measures];
   return { tasks, lanes, alone, testOptions };
 }
 

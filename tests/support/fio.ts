@@ -26,14 +26,14 @@ export interface FioJob {
 /**
  * Runs fio against an export. `options` are options of fio without the dashes: `rw=randread`.
  * `jobs` are further jobs, each a list of options that begins with its name; `options` apply to all
- * of them.
+ * of them. A run may take four minutes by default: machines for tests have slow moments.
  *
  * @throws {Error} With the output of fio besides its report, when fio finds wrong data or fails.
  */
 export async function fio(
   uri: string,
   options: readonly string[],
-  { jobs = [["name=job"]], timeoutMs, signal }: {
+  { jobs = [["name=job"]], timeoutMs = 240_000, signal }: {
     jobs?: readonly (readonly string[])[];
     timeoutMs?: number;
     signal?: AbortSignal;
