@@ -1,3 +1,5 @@
+import { Bucket } from "./bucket.ts";
+
 /** Entries of one shape that pass in a row, and the time after which one more passes. */
 const BURST = 6;
 const ONE_MORE_MS = 10_000;
@@ -7,30 +9,6 @@ const TOTAL_ONE_MORE_MS = 100;
 /** Shapes that are counted separately. */
 const MOST_SHAPES = 256;
 const SHAPE_CHARACTERS = 160;
-
-/** A token bucket: room for a burst of entries, refilled with time. */
-class Bucket {
-  #left: number;
-  #sinceMs: number;
-  readonly #burst: number;
-  readonly #oneMoreMs: number;
-
-  constructor(burst: number, oneMoreMs: number, nowMs: number) {
-    this.#burst = burst;
-    this.#oneMoreMs = oneMoreMs;
-    this.#left = burst;
-    this.#sinceMs = nowMs;
-  }
-
-  take(nowMs: number): boolean {
-    const more = Math.max(0, Math.floor((nowMs - this.#sinceMs) / this.#oneMoreMs));
-    this.#left = Math.min(this.#burst, this.#left + more);
-    this.#sinceMs += more * this.#oneMoreMs;
-    if (this.#left === 0) return false;
-    this.#left--;
-    return true;
-  }
-}
 
 /**
  * Limits the number of similar entries in a log. Entries that differ only in numbers have the same

@@ -10,17 +10,27 @@
 import { EPOLLIN } from "../../ffi/epoll.ts";
 import { SystemError } from "../../ffi/errno.ts";
 import type { GuestDevice } from "../control/protocol/guest_ring.ts";
+import { Bucket } from "../log/bucket.ts";
 import type { Log } from "../log/log.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import type { FdHandler, Scheduler, TurnWork } from "../scheduler/scheduler.ts";
 import type { WatchEvent, Xenstore } from "../xenstore/store.ts";
-import { type DeviceAction, type DeviceEvent, DeviceMachine } from "./machine.ts";
+import type { DeviceAction, DeviceEvent } from "./device_events.ts";
+import { DeviceMachine } from "./machine.ts";
 import type { DeviceOptions } from "./nodes.ts";
 import { type DeviceSeen, observe } from "./observation.ts";
 import type { Tapdisks } from "./tapdisks.ts";
 
 /** How often the sizes of disks, and the lives of their tapdisks, are looked at. */
 const DOUBT_MS = 5_000;
+/** In so many parts, so that not all tapdisks are asked at the same time. */
+const DOUBT_PARTS = 20;
+/** A guest that changes its nodes all the time: looks at its device in a row, and then one after each time. */
+const LOOKS = 64;
+const ONE_MORE_LOOK_MS = 50;
+/** The same for warnings about its device, which it may cause. */
+const WARNINGS = 20;
+const ONE_MORE_WARNING_MS = 10_000;
 /** After how long to try again what xenstored refused. */
 const REFUSED_MS = 1_000;
 /** After how long to connect to xenstored again. */
@@ -57,6 +67,10 @@ interface Device {
   readonly events: DeviceEvent[];
   /** The node of its frontend that is watched; empty for none. */
   watched: string;
+  readonly looks: Bucket;
+  /** Whether it waits for its next look. */
+  isPutOff: boolean;
+  readonly warnings: Bucket;
 }
 
 /** All devices of one type. */
@@ -71,8 +85,11 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
   /** Devices, by key, that are to be looked at. */
   #dirty = new Set<string>();
   #store: Xenstore | null = null;
+  /** Of the only domain: whether it had devices, and whether all of them were removed. */
   #hasSeenDomain = false;
+  #isDomainGone = false;
   #doubtTimer = 0;
+  #doubtPart = 0;
   #isClosed = false;
 
   /** Begins to serve. Throws `SystemError` without a xenstored. */
@@ -132,12 +149,29 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
   }
 
   #doubtLater(): void {
-    this.#doubtTimer = this.#scheduler.addTimer(DOUBT_MS, () => {
+    this.#doubtTimer = this.#scheduler.addTimer(DOUBT_MS / DOUBT_PARTS, () => {
+      this.#doubtPart = (this.#doubtPart + 1) % DOUBT_PARTS;
+      let number = 0;
       for (const device of this.#devices.values()) {
-        if (device.machine.tapdisk !== null) this.#happened(device, { kind: "doubted" });
+        if (number++ % DOUBT_PARTS === this.#doubtPart) this.#doubt(device);
       }
       this.#doubtLater();
     }, this);
+  }
+
+  #doubt(device: Device): void {
+    const { key, machine, events } = device;
+    if (machine.tapdisk === null) return;
+    const store = this.#store;
+    // What is served is asked for without reading all of its nodes again.
+    if (store !== null && machine.isServed && events.length === 0 && !this.#dirty.has(key)) {
+      try {
+        return this.#step(device, store, { kind: "doubted" });
+      } catch (error) {
+        return this.#refused(key, store, error);
+      }
+    }
+    this.#happened(device, { kind: "doubted" });
   }
 
   /** Events have arrived: they are taken at the end of the turn. */
@@ -146,13 +180,15 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
   /** One round for all: a guest that changes its nodes all the time delays nobody else. */
   endOfTurn(): boolean {
     if (this.#store === null || this.#isClosed) return false;
-    const hasMore = this.#takeEvents(this.#store);
+    const hadMore = this.#takeEvents(this.#store);
     const dirty = this.#dirty;
     this.#dirty = new Set();
     for (const key of dirty) {
       if (this.#store === null) this.#dirty.add(key);
       else this.#lookAt(key, this.#store);
     }
+    // Events that came with the answers are in memory: the descriptor does not tell of them.
+    const hasMore = this.#store !== null && (this.#takeEvents(this.#store) || hadMore);
     if (this.#store !== null && (hasMore || this.#dirty.size > 0)) this.#nextTurn();
     return false;
   }
@@ -220,21 +256,43 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     const names = store.list(`backend/${this.#parts.type}/${domain}`);
     for (const name of names ?? []) this.#noteDevice(domain, name);
     if (this.#parts.domain === null) return;
-    if (names === null && this.#hasSeenDomain) this.#parts.ended();
+    this.#isDomainGone = names === null && this.#hasSeenDomain;
     this.#hasSeenDomain ||= names !== null;
+    this.#endWithDomain();
+  }
+
+  /** The rings of the only domain are disconnected first. */
+  #endWithDomain(): void {
+    if (this.#isDomainGone && this.#devices.size === 0) this.#parts.ended();
   }
 
   #noteDevice(domain: string, device: string): void {
-    if (Number(domain) === this.#parts.domain) this.#hasSeenDomain = true;
+    if (Number(domain) === this.#parts.domain) {
+      this.#hasSeenDomain = true;
+      this.#isDomainGone = false;
+    }
     if (isNumber(domain) && isNumber(device)) this.#dirty.add(`${domain}/${device}`);
   }
 
   #lookAt(key: string, store: Xenstore): void {
+    const device = this.#devices.get(key);
+    if (device !== undefined && !device.looks.take(this.#scheduler.nowMs())) {
+      return this.#putOff(device);
+    }
     try {
       this.#drive(key, store);
     } catch (error) {
       this.#refused(key, store, error);
     }
+  }
+
+  #putOff(device: Device): void {
+    if (device.isPutOff) return;
+    device.isPutOff = true;
+    this.#scheduler.addTimer(ONE_MORE_LOOK_MS, () => {
+      device.isPutOff = false;
+      this.#dirty.add(device.key);
+    }, this);
   }
 
   /** What failed for one device is tried again later, and disturbs no other. */
@@ -269,7 +327,17 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
 
   #add(key: string, path: string, guest: GuestDevice): Device {
     const machine = new DeviceMachine(guest, this.#parts.options);
-    const device: Device = { key, path, machine, events: [], watched: "" };
+    const nowMs = this.#scheduler.nowMs();
+    const device: Device = {
+      key,
+      path,
+      machine,
+      events: [],
+      watched: "",
+      looks: new Bucket(LOOKS, ONE_MORE_LOOK_MS, nowMs),
+      isPutOff: false,
+      warnings: new Bucket(WARNINGS, ONE_MORE_WARNING_MS, nowMs),
+    };
     this.#devices.set(key, device);
     this.#log.info(`${titleOf(key)}: Begins`);
     return device;
@@ -298,6 +366,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     switch (action.kind) {
       case "find":
         return tapdisks.find(action.disk, (found) => {
+          if (device.machine.isConfirmed(action.disk, found)) return;
           this.#happened(device, { kind: "found", disk: action.disk, found });
         });
       case "connect":
@@ -316,6 +385,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
         }, this);
         return;
       case "log":
+        if (action.level === "warn" && !device.warnings.take(this.#scheduler.nowMs())) return;
         return this.#log[action.level](`${titleOf(device.key)}: ${action.text}`);
       case "forget":
         return this.#forget(device, store);
@@ -345,7 +415,11 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     this.#parts.tapdisks.forget(device.machine.guest);
     this.#log.info(`${titleOf(device.key)}: Ends`);
     const { watched } = device;
-    if (watched !== "") store.unwatch(watched, `${FRONTEND_TOKEN}${device.key}`);
+    try {
+      if (watched !== "") store.unwatch(watched, `${FRONTEND_TOKEN}${device.key}`);
+    } finally {
+      this.#endWithDomain();
+    }
   }
 
   /** Ends. The rings stay as they are: a tapback that starts later goes on with them. */

@@ -10,7 +10,8 @@
  */
 import { Errno, errnoName } from "../../ffi/errno.ts";
 import type { GuestDevice, GuestRing } from "../control/protocol/guest_ring.ts";
-import { type DiskInfo, RingFeature } from "../control/protocol/disk_info.ts";
+import { RingFeature } from "../control/protocol/disk_info.ts";
+import type { DeviceAction, DeviceEvent, FoundDisk, Tapdisk } from "./device_events.ts";
 import {
   connectedNodes,
   type DeviceOptions,
@@ -22,52 +23,6 @@ import {
 } from "./nodes.ts";
 import { type DeviceSeen, type FrontendSeen, RING_NODE, type WantedDisk } from "./observation.ts";
 import { stateName, XenbusState } from "./xenbus.ts";
-
-/** A tapdisk that has a minor. */
-export interface Tapdisk {
-  readonly pid: number;
-  readonly minor: number;
-}
-
-/** A tapdisk and its disk. */
-export interface FoundDisk extends Tapdisk {
-  readonly info: DiskInfo;
-  /** A union of `RingFeature`. */
-  readonly ringFeatures: number;
-}
-
-/** What happened. */
-export type DeviceEvent =
-  /** Xenstore was read; null when the device does not exist. */
-  | { readonly kind: "seen"; readonly seen: DeviceSeen | null }
-  /** The answer to `find`; an error number when there is no disk. */
-  | { readonly kind: "found"; readonly disk: WantedDisk; readonly found: FoundDisk | number }
-  /** The answer to `connect`: 0, or an error number. */
-  | { readonly kind: "connected"; readonly errno: number }
-  /** The answer to `disconnect`: 0, or an error number. */
-  | { readonly kind: "disconnected"; readonly errno: number }
-  /** The time of `retry` has passed. */
-  | { readonly kind: "retried" }
-  /** The disk may have another size, and its tapdisk may have died. */
-  | { readonly kind: "doubted" };
-
-/** What is to be done. */
-export type DeviceAction =
-  /** Ask a tapdisk for its disk; when it does not exist, the one that has the minor now. */
-  | { readonly kind: "find"; readonly disk: WantedDisk }
-  | { readonly kind: "connect"; readonly tapdisk: Tapdisk; readonly ring: GuestRing }
-  | { readonly kind: "disconnect"; readonly tapdisk: Tapdisk; readonly guest: GuestDevice }
-  /** Write nodes at once, unless xenstore has changed since it was read. */
-  | {
-    readonly kind: "write";
-    readonly nodes: Readonly<Record<string, string>>;
-    readonly seen: DeviceSeen;
-  }
-  /** Send `retried` after some time. */
-  | { readonly kind: "retry"; readonly delayMs: number }
-  | { readonly kind: "log"; readonly level: "info" | "warn"; readonly text: string }
-  /** The device is over: forget this machine. */
-  | { readonly kind: "forget" };
 
 /** How long to wait after a failure: twice as long after each further one. */
 const FIRST_RETRY_MS = 250;
@@ -141,6 +96,20 @@ export class DeviceMachine {
   /** The ring's tapdisk, for the log; null while there is none. */
   get tapdisk(): Tapdisk | null {
     return this.#held?.tapdisk ?? null;
+  }
+
+  /** Whether the ring is certain to be served. */
+  get isServed(): boolean {
+    return this.#held !== null && this.#held.ring !== null && this.#call === null;
+  }
+
+  /** Takes an answer to `find` for a ring that is served, if it says nothing new; else returns false. */
+  isConfirmed(disk: WantedDisk, found: FoundDisk | number): boolean {
+    if (!this.isServed || this.#isDoubted || this.#finding !== JSON.stringify(disk)) return false;
+    if (JSON.stringify(found) !== JSON.stringify(this.#found)) return false;
+    this.#finding = "";
+    this.#findFailed = false;
+    return true;
   }
 
   /** Takes an event; returns what is to be done, in order. */
@@ -330,12 +299,12 @@ export class DeviceMachine {
     }
     if (frontend.ring === null) return false;
     const ring = ringText(frontend.ring);
-    if (frontend.state !== INITIALISED) {
-      // A guest in another state keeps its ring, unless it has begun again before this process did.
-      return frontend.state === CONNECTED && held.ring === null && held.earlier !== null &&
-        held.earlier !== ring;
-    }
-    return this.#isRenewed || (held.ring ?? held.earlier) !== ring;
+    const isAnother = (held.ring ?? held.earlier) !== ring;
+    if (frontend.state === INITIALISED) return this.#isRenewed || isAnother;
+    // A guest that resumes goes to CONNECTED by itself, for it finds this side there. Its INITIALISED
+    // may have passed unseen.
+    return frontend.state === CONNECTED && isAnother &&
+      (held.ring !== null || held.earlier !== null);
   }
 
   #drop(held: HeldRing): void {

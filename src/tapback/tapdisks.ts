@@ -21,7 +21,7 @@ import {
 } from "../control/protocol/guest_ring.ts";
 import { encodePlain, MESSAGE_BYTES, MessageType } from "../control/protocol/message.ts";
 import type { FdHandler, Scheduler } from "../scheduler/scheduler.ts";
-import type { FoundDisk, Tapdisk } from "./machine.ts";
+import type { FoundDisk, Tapdisk } from "./device_events.ts";
 import type { WantedDisk } from "./observation.ts";
 
 /** What is asked of tapdisks. Each call ends later with its callback, which gets an error number. */

@@ -51,6 +51,11 @@ export class SimulatedScheduler implements Scheduler {
     if (this.#events.has(fd)) this.#signalled.add(fd);
   }
 
+  /** Takes a signal back, as reading an eventfd does. */
+  clearSignal(fd: number): void {
+    this.#signalled.delete(fd);
+  }
+
   closeEvent(fd: number): void {
     if (this.#events.get(fd) !== null) throw new TypeError(`Event ${fd} is closed and watched`);
     this.#events.delete(fd);

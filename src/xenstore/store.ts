@@ -10,7 +10,7 @@
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { decodeName, encodeName } from "../../ffi/names.ts";
-import { openXenstoreStream, type XenstoreStream } from "./stream.ts";
+import { openXenstoreStream, RefusedMessage, type XenstoreStream } from "./stream.ts";
 import {
   decodeTexts,
   encodeTexts,
@@ -56,7 +56,8 @@ export interface Nodes {
 /** A connection to xenstored. Every call may throw `SystemError`; `isLost` tells when it is over. */
 export class Xenstore implements Nodes {
   readonly #stream: XenstoreStream;
-  readonly #events: WatchEvent[] = [];
+  /** Events that wait, by what they say: one that is said again says nothing new. */
+  readonly #events = new Map<string, WatchEvent>();
   #lastRequest = 0;
   #isLost = false;
 
@@ -107,15 +108,17 @@ export class Xenstore implements Nodes {
   /** Ends a watch, if there is one. Events of it that wait are dropped. Throws `SystemError`. */
   unwatch(path: string, token: string): void {
     allowing(Errno.ENOENT, () => this.ask(XsType.UNWATCH, encodeTexts(path, token)));
-    for (let i = this.#events.length - 1; i >= 0; i--) {
-      if (this.#events[i].token === token) this.#events.splice(i, 1);
+    for (const [key, event] of this.#events) {
+      if (event.token === token) this.#events.delete(key);
     }
   }
 
   /** The next event, without waiting; null when there is none. Throws `SystemError`. */
   nextEvent(): WatchEvent | null {
-    const event = this.#events.shift();
-    if (event !== undefined) return event;
+    for (const [key, event] of this.#events) {
+      this.#events.delete(key);
+      return event;
+    }
     const message = this.#whole(() => this.#stream.receive(0));
     if (message === null) return null;
     if (message.type === XsType.WATCH_EVENT) return eventOf(message);
@@ -258,11 +261,12 @@ export class Xenstore implements Nodes {
       const message = this.#stream.receive(ANSWER_TIMEOUT_MS);
       if (message === null) throw this.#lost(Errno.ETIMEDOUT, "it does not answer");
       if (message.type !== XsType.WATCH_EVENT) {
-        if (message.request === request) return message;
+        if (message.request === request || isKernels(message)) return message;
         throw this.#lost(Errno.EPROTO, "it answered another request");
       }
-      if (this.#events.length === MOST_EVENTS) throw this.#lost(Errno.ENOBUFS, "too many events");
-      this.#events.push(eventOf(message));
+      if (this.#events.size === MOST_EVENTS) throw this.#lost(Errno.ENOBUFS, "too many events");
+      const event = eventOf(message);
+      this.#events.set(`${event.path}\0${event.token}`, event);
     }
   }
 
@@ -271,7 +275,7 @@ export class Xenstore implements Nodes {
     try {
       return transfer();
     } catch (error) {
-      this.#isLost = true;
+      if (!(error instanceof RefusedMessage)) this.#isLost = true;
       throw error;
     }
   }
@@ -315,6 +319,14 @@ class TransactionNodes implements Nodes {
   permissions(path: string): string[] {
     return decodeTexts(this.store.ask(XsType.GET_PERMS, encodeTexts(path), this.number));
   }
+}
+
+/**
+ * Whether the kernel itself has answered, as it does for the watches of /dev/xen/xenbus: its answer does
+ * not have the number of the request (xenbus_write_watch of Linux's xenbus_dev_frontend.c).
+ */
+function isKernels({ type, request }: XsMessage): boolean {
+  return request === 0 && (type === XsType.WATCH || type === XsType.UNWATCH);
 }
 
 function eventOf(message: XsMessage): WatchEvent {

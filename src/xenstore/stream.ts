@@ -17,11 +17,14 @@ const XENSTORED_SOCKET = "/run/xenstored/socket";
 /** The kernel's way to a xenstored, which may run in another domain. */
 const XENBUS_DEVICE = "/dev/xen/xenbus";
 
+/** A message that was not taken; the connection is as it was. */
+export class RefusedMessage extends SystemError {}
+
 /** Messages to and from xenstored, in order. */
 export interface XenstoreStream {
   /** Is readable when a message has arrived. */
   readonly fd: number;
-  /** Sends a message. Throws `SystemError`. */
+  /** Sends a message. Throws `SystemError`; `RefusedMessage` when the connection goes on. */
   send(message: XsMessage): void;
   /**
    * The next message.
@@ -48,7 +51,13 @@ class DescriptorStream implements XenstoreStream {
   readonly #inputAddress = addressOf(this.#input);
   #received = 0;
 
-  constructor(readonly fd: number, readonly read: Transfer, readonly write: Transfer) {}
+  /** @param isDevice Whether this is the kernel's device, and not a socket. */
+  constructor(
+    readonly fd: number,
+    readonly read: Transfer,
+    readonly write: Transfer,
+    readonly isDevice: boolean,
+  ) {}
 
   send(message: XsMessage): void {
     const bytes = encodeXsMessage(message);
@@ -57,10 +66,18 @@ class DescriptorStream implements XenstoreStream {
       const put = this.write(this.fd, address + done, bytes.length - done);
       if (put > 0) done += put;
       else if (put === -Errno.EAGAIN) this.#waitToSend();
-      else if (put !== -Errno.EINTR) {
-        throw new SystemError(put === 0 ? Errno.EPIPE : -put, `Cannot send to ${PEER}`);
-      }
+      else if (put !== -Errno.EINTR) this.#fail(put, done);
     }
+  }
+
+  /**
+   * The kernel tells by a failed write what xenstored thinks of a watch (xenbus_file_write of Linux's
+   * xenbus_dev_frontend.c). It has taken the whole message then.
+   */
+  #fail(put: number, done: number): never {
+    const errno = put === 0 ? Errno.EPIPE : -put;
+    const isRefused = this.isDevice && done === 0;
+    throw new (isRefused ? RefusedMessage : SystemError)(errno, `Cannot send to ${PEER}`);
   }
 
   #waitToSend(): void {
@@ -114,7 +131,7 @@ export function openXenstoreStream(): XenstoreStream {
   const chosen = Deno.env.get("XENSTORED_PATH") ?? "";
   const path = chosen === "" ? XENSTORED_SOCKET : chosen;
   try {
-    return new DescriptorStream(unixConnect(path, SEND_TIMEOUT_MS), receiveAt, sendAt);
+    return new DescriptorStream(unixConnect(path, SEND_TIMEOUT_MS), receiveAt, sendAt, false);
   } catch (error) {
     if (!(error instanceof SystemError) || chosen !== "") throw error;
     return openDevice(error);
@@ -124,7 +141,7 @@ export function openXenstoreStream(): XenstoreStream {
 function openDevice(socketError: SystemError): XenstoreStream {
   try {
     const fd = openFile(XENBUS_DEVICE, O_RDWR | O_NONBLOCK);
-    return new DescriptorStream(fd, readStream, writeStream);
+    return new DescriptorStream(fd, readStream, writeStream, true);
   } catch (error) {
     if (!(error instanceof SystemError)) throw error;
     const hint = "start xenstored, or name its socket in XENSTORED_PATH";

@@ -315,7 +315,7 @@ Deno.test("tapback: of one domain only, until that has no devices", () => {
   assert.equal(other.backState, 1);
   host.store.remove("/local/domain/0/backend/vbd3/3");
   host.run(5000);
-  assert.deepEqual([host.hasEnded, device.exists], [true, false]);
+  assert.deepEqual([host.hasEnded, device.exists, host.ringsAtEnd], [true, false, 0]);
 });
 
 Deno.test("tapback: another tapdisk than this project's is offered what it has", () => {
@@ -353,6 +353,93 @@ Deno.test("tapback: a disk that cannot be written offers no discards", () => {
   const names = ["feature-discard", "info"];
   assert.deepEqual(names.map((name) => readOnly.get(name)), [undefined, "4"]);
   assert.deepEqual(names.map((name) => refused.get(name)), [undefined, "0"]);
+});
+
+Deno.test("tapback: what happens while a device is looked at is taken at once", () => {
+  const host = new PlayedHost(21);
+  const device = host.add(3, 51712);
+  device.isAwake = false;
+  device.plug();
+  device.attach();
+  host.rest();
+  let looks = 0;
+  host.store.beforeRequest = ({ type, payload }) => {
+    const path = new TextDecoder().decode(payload);
+    // The last node that is read, long after the state of the guest.
+    if (type === 2 && path.includes("/tapback-ring") && looks++ === 0) device.makeRing();
+  };
+  const startMs = host.scheduler.nowMs();
+  device.put({ params: "looked at" });
+  // Without the steps of the guests, so that nothing else wakes tapback up.
+  host.scheduler.runUntil(() => device.backState === 4);
+  assert.ok(host.scheduler.nowMs() - startMs < 500);
+});
+
+Deno.test("tapback: a guest that resumes connects before its new ring was seen", () => {
+  const host = new PlayedHost(22);
+  const device = host.addConnected(3, 51712);
+  // It finds this side connected, and does not wait.
+  device.makeRing();
+  device.frontState = 4;
+  host.rest();
+  const ring = host.tapdisks.processes.get(device.pid)?.rings.get("3/51712")?.ring;
+  assert.deepEqual([ring?.port, device.frontState, device.backState], [2, 4, 4]);
+});
+
+Deno.test("tapback: a guest that changes its nodes all the time costs little, and delays no other", () => {
+  const host = new PlayedHost(23);
+  const device = host.add(3, 51712);
+  device.isAwake = false;
+  device.plug();
+  device.attach();
+  host.run(1_000);
+  let looks = 0;
+  host.store.beforeRequest = ({ type, transaction, payload }) => {
+    const path = new TextDecoder().decode(payload);
+    if (type === 2 && transaction === 0 && path.includes("vbd3/3/51712/frontend")) looks++;
+  };
+  const other = host.add(4, 51712);
+  const lines = host.lines.length;
+  const { scheduler } = host;
+  const startMs = scheduler.nowMs();
+  let writes = 0;
+  const write = (): void => {
+    if (scheduler.nowMs() - startMs >= 10_000) return;
+    writes++;
+    // A ring that makes no sense, in another way each time.
+    const text = String.fromCharCode(97 + writes % 26);
+    device.putFront({
+      "ring-page-order": "0",
+      "ring-ref": text.repeat(1 + writes % 30),
+      state: writes % 2 === 0 ? "3" : "4",
+    });
+    scheduler.addTimer(1, write);
+  };
+  write();
+  host.run(1_000);
+  other.plug();
+  other.attach();
+  host.run(1_000);
+  assert.deepEqual([other.frontState, other.backState], [4, 4]);
+  host.run(10_000);
+  assert.ok(writes > 9_000 && looks < 400, `${looks} looks at ${writes} changes`);
+  const warnings = host.lines.slice(lines).filter((line) => line.startsWith("warn"));
+  assert.ok(warnings.length > 5 && warnings.length < 50, `${warnings.length} warnings`);
+  device.isAwake = true;
+  device.frontState = 1;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
+Deno.test("tapback: a device that is served is only asked for, and not read again", () => {
+  const host = new PlayedHost(24);
+  host.addConnected(3, 51712);
+  const calls = host.tapdisks.calls;
+  let requests = 0;
+  host.store.beforeRequest = () => requests++;
+  host.run(60_000);
+  assert.equal(requests, 0);
+  assert.ok(host.tapdisks.calls - calls >= 11);
 });
 
 Deno.test("tapback: a list that xenstored refuses is asked for again", () => {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { Errno, errnoOf } from "../../ffi/errno.ts";
 import { Xenstore } from "../../src/xenstore/store.ts";
+import { RefusedMessage } from "../../src/xenstore/stream.ts";
 import {
   decodeTexts,
   decodeXsMessage,
@@ -114,6 +115,50 @@ Deno.test("xenstore: watches tell once at the start, and of every change below",
   store.unwatch("backend/x", "t");
   store.unwatch("backend/x", "t");
   assert.equal(store.nextEvent(), null);
+});
+
+Deno.test("xenstore: events of the same meaning are kept once, however many there are", () => {
+  const played = new PlayedXenstored();
+  const stream = played.connect();
+  let more = 0;
+  const payload = encodeTexts("/a/state", "t");
+  const event = { type: XsType.WATCH_EVENT, request: 0, transaction: 0, payload };
+  const store = new Xenstore({
+    ...stream,
+    receive: (timeoutMs) => more-- > 0 ? event : stream.receive(timeoutMs),
+  });
+  store.watch("/a", "t");
+  more = 100_000;
+  assert.equal(store.read("/a"), null);
+  played.write({ "/a/other": "" });
+  const events = [];
+  for (let event = store.nextEvent(); event !== null; event = store.nextEvent()) {
+    events.push(event.path);
+  }
+  assert.deepEqual(events, ["/a/state", "/a", "/a/other"]);
+});
+
+Deno.test("xenstore: the kernel's device answers watches without the number of the request", () => {
+  const played = new PlayedXenstored();
+  played.isKernel = true;
+  const stream = played.connect();
+  const store = new Xenstore({
+    ...stream,
+    send(message): void {
+      if (message.type === XsType.WATCH && message.payload.includes(0x20)) {
+        throw new RefusedMessage(Errno.EINVAL, "Cannot send to xenstored");
+      }
+      stream.send(message);
+    },
+  });
+  store.watch("/a", "t");
+  // A watch that it refuses is no end of the connection.
+  assert.equal(errnoFrom(() => store.watch("/a b", "t")), Errno.EINVAL);
+  played.write({ "/a": "1" });
+  assert.deepEqual([store.read("/a"), store.isLost], ["1", false]);
+  assert.deepEqual(store.nextEvent(), { path: "/a", token: "t" });
+  store.unwatch("/a", "t");
+  assert.deepEqual([store.nextEvent(), store.isLost], [null, false]);
 });
 
 Deno.test("xenstore: a transaction is done again until nobody interferes", () => {

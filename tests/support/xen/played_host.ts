@@ -14,7 +14,7 @@ import { RING_FEATURES } from "../../../src/control/protocol/disk_info.ts";
 import type { GuestDevice, GuestRing } from "../../../src/control/protocol/guest_ring.ts";
 import type { Log } from "../../../src/log/log.ts";
 import { Backend } from "../../../src/tapback/backend.ts";
-import type { FoundDisk, Tapdisk } from "../../../src/tapback/machine.ts";
+import type { FoundDisk, Tapdisk } from "../../../src/tapback/device_events.ts";
 import type { WantedDisk } from "../../../src/tapback/observation.ts";
 import type { Tapdisks } from "../../../src/tapback/tapdisks.ts";
 import { Random } from "../../../src/testing/random.ts";
@@ -317,6 +317,8 @@ export class PlayedHost {
   nextPid = 1000;
   nextMinor = 0;
   hasEnded = false;
+  /** The rings that were connected when it ended. */
+  ringsAtEnd = 0;
   /** Whether others act meanwhile. */
   isMoving = false;
   #backend: Backend | null = null;
@@ -351,7 +353,12 @@ export class PlayedHost {
       type: "vbd3",
       domain: this.domain,
       options: { barrier: true },
-      ended: () => this.hasEnded = true,
+      ended: () => {
+        this.hasEnded = true;
+        for (const { guest } of this.devices) {
+          this.ringsAtEnd += this.tapdisks.holders(guest).length;
+        }
+      },
     });
   }
 
@@ -361,6 +368,12 @@ export class PlayedHost {
     stream.client.notify = () => this.scheduler.signal(fd);
     return new Xenstore({
       ...stream,
+      receive: (timeoutMs) => {
+        const message = stream.receive(timeoutMs);
+        // All that has arrived is in the buffer of the stream now, and the descriptor is not readable.
+        if (!stream.client.isClosed) this.scheduler.clearSignal(fd);
+        return message;
+      },
       close: () => {
         stream.close();
         this.scheduler.closeEvent(fd);

@@ -76,6 +76,8 @@ export class PlayedXenstored {
   conflicts = 0;
   /** Paths that clients may not read. */
   readonly hidden = new Set<string>();
+  /** Whether watches are answered as by the kernel's /dev/xen/xenbus: without a request's number. */
+  isKernel = false;
 
   /** A stream to it in this process. */
   connect(fd = -1): XenstoreStream & { readonly client: PlayedClient } {
@@ -152,7 +154,9 @@ export class PlayedXenstored {
       this.#isClients = true;
       const reply = this.#do(client, { type, transaction, payload });
       if (reply.length > XENSTORE_PAYLOAD_MAX) throw new XsError("E2BIG");
-      client.put({ type, request, transaction, payload: reply });
+      const isWatch = type === XsType.WATCH || type === XsType.UNWATCH;
+      const number = this.isKernel && isWatch ? 0 : request;
+      client.put({ type, request: number, transaction, payload: reply });
       if (type === XsType.WATCH) {
         const watch = client.watches[client.watches.length - 1];
         client.put(eventFor(watch, decodeTexts(payload)[0]));
