@@ -32,6 +32,21 @@ Deno.test({
   },
 });
 
+Deno.test("the unit of tapback can reach xenstored both ways, and write where it must", () => {
+  const lines = Deno.readTextFileSync(TAPBACK_UNIT).split("\n");
+  for (
+    const line of [
+      // Its lock, and the journals of rings that are over.
+      "ReadWritePaths=/run",
+      // ProtectClock= implies that devices are refused which are not named.
+      "DeviceAllow=/dev/xen/xenbus rw",
+      "Restart=always",
+      "StartLimitIntervalSec=0",
+    ]
+  ) assert.ok(lines.includes(line), line);
+  assert.ok(!lines.some((line) => line.startsWith("PrivateDevices")));
+});
+
 Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot do without", () => {
   const text = Deno.readTextFileSync(UNIT);
   const settings = text.replaceAll(/ *\\\n */g, " ").split("\n")

@@ -263,6 +263,36 @@ Deno.test("tapback: without a xenstored it says so, in the foreground and in the
   }
 });
 
+Deno.test("tapback: one for all devices, or one for each domain; a second one is refused", () =>
+  withBench(async (bench) => {
+    const refused = async (...args: string[]): Promise<string> => {
+      const [program, ...rest] = commandLine("tapback", ...args);
+      const { code, stderr } = await run(program, rest, { env: bench.env, timeoutMs: 20_000 });
+      assert.equal(code, 16, stderr);
+      return stderr.trimEnd();
+    };
+    const pidFile = `${bench.folder}/pid`;
+    const all = await bench.start("-p", pidFile);
+    const pid = Deno.readTextFileSync(pidFile).trimEnd();
+    const error =
+      `tapback: Cannot serve devices of type vbd3: process ${pid} is a tapback for them`;
+    assert.equal(await refused("-d"), error);
+    assert.equal(await refused("-p", pidFile), error);
+    assert.equal(await refused("-d", "-x", "3"), error);
+    // The file of the one that runs is as it was.
+    assert.equal(Deno.readTextFileSync(pidFile), `${pid}\n`);
+    const other = await bench.start("-n", "vbd");
+    await all.end();
+    const third = await bench.start("-x", "3");
+    const fourth = await bench.start("-x", "4");
+    assert.match(await refused("-d"), /process \d+ is a tapback for them/);
+    assert.match(await refused("-d", "-x", "4"), /process \d+ is a tapback for them/);
+    for (const each of [other, third, fourth]) await each.end();
+    // In the journal, lines have priorities.
+    bench.env.JOURNAL_STREAM = "8:4711";
+    assert.match(await (await bench.start()).end(), /^<6>Serves devices of type vbd3/);
+  }));
+
 Deno.test("tapback: it runs in the background until a signal", () =>
   withBench(async (bench) => {
     const pidFile = `${bench.folder}/pid`;
@@ -274,8 +304,12 @@ Deno.test("tapback: it runs in the background until a signal", () =>
     bench.control(4711, 2, 8192);
     bench.plug(4711, 2);
     await bench.state(2);
+    Deno.kill(pid, "SIGHUP");
+    bench.connect();
+    await bench.state(4);
     Deno.kill(pid, "SIGTERM");
     await until("it has ended", () => !isRunning(pid));
+    assert.throws(() => Deno.statSync(pidFile), Deno.errors.NotFound);
   }));
 
 Deno.test("tapback: its manual page is roff and has every option; bash completes them", async () => {

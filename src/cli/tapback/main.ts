@@ -5,12 +5,14 @@
  * @module
  */
 import { Errno, errnoOf, messageOf, systemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { type Log, Logger, type LogLevel } from "../../log/log.ts";
 import { SyslogSink } from "../../log/syslog_sink.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { Backend } from "../../tapback/backend.ts";
+import { lockInstance } from "../../tapback/instance.ts";
 import { LocalTapdisks } from "../../tapback/tapdisks.ts";
 import { Xenstore } from "../../xenstore/store.ts";
 import { goToBackground, startInBackground } from "../background.ts";
@@ -18,11 +20,20 @@ import { printErrorLine, printErrorText, printText } from "../print.ts";
 import { parseTapback, type TapbackChoices } from "./arguments.ts";
 import { helpText, SYNOPSIS } from "./texts.ts";
 
+/** The priorities of sd-daemon(3), by which the journal knows how much a line matters. */
+const PRIORITIES: Record<LogLevel, number> = { error: 3, warning: 4, info: 6 };
+
+/** The start of a line on standard error, which may be the journal. */
+function startOf(level: LogLevel): string {
+  const isJournal = (Deno.env.get("JOURNAL_STREAM") ?? "") !== "";
+  return isJournal ? `<${PRIORITIES[level]}>` : `tapback: ${level}: `;
+}
+
 function openLog(onStandardError: boolean): Logger {
   const log = new Logger([]);
   if (onStandardError) {
     log.addSink({
-      write: (level: LogLevel, message: string) => printErrorLine(`tapback: ${level}: ${message}`),
+      write: (level: LogLevel, message: string) => printErrorLine(`${startOf(level)}${message}`),
       reopen(): void {},
       close(): void {},
     });
@@ -65,6 +76,7 @@ function removePidFile(path: string): void {
 async function serve(choices: TapbackChoices): Promise<void> {
   const { type, domain, pidFile, barrier, isDaemon, isVerbose } = choices;
   raiseDescriptorLimit();
+  const lock = lockInstance({ type, domain });
   const log = openLog(!isDaemon);
   const scheduler = new EpollScheduler({
     lastResort: {
@@ -93,6 +105,11 @@ async function serve(choices: TapbackChoices): Promise<void> {
       scheduler.stop();
     });
   }
+  // A terminal that goes is no reason to end.
+  Deno.addSignalListener("SIGHUP", () => {
+    log.reopen();
+    log.info("Opened the log anew, by SIGHUP");
+  });
   if (pidFile !== null) writePidFile(pidFile);
   log.info(`Serves devices of type ${type}, process ${Deno.pid}`);
   if (isDaemon) goToBackground();
@@ -107,6 +124,7 @@ async function serve(choices: TapbackChoices): Promise<void> {
     scheduler.close();
     if (pidFile !== null) removePidFile(pidFile);
     log.close();
+    closeFile(lock);
   }
 }
 

@@ -20,8 +20,11 @@ export const DESCRIPTION = [
   "tapdisk, or the one of the minor in physical-device. When a disk gets another size, the guest is " +
   "told. When another tapdisk takes over a disk, as after tap-ctl recover, the guest's ring moves " +
   "there. A device whose path becomes another one gets that disk: this is how media are changed.",
-  "tapback runs in the background and logs to syslog. SIGTERM and SIGINT end it. Guests go on with " +
-  "their disks meanwhile, and a tapback that starts later goes on with the guests.",
+  "tapback runs in the background and logs to syslog. With -d it logs to standard error, which may " +
+  "be the journal. SIGTERM and SIGINT end it. Guests go on with their disks meanwhile, and a tapback " +
+  "that starts later goes on with the guests. SIGHUP opens the log anew.",
+  "A second tapback for the same devices is refused (EBUSY): they are locked by files in the control " +
+  "folder.",
   "It needs a xenstored, by its socket or by /dev/xen/xenbus. XENSTORED_PATH names another socket, " +
   "and BLKTAP_CONTROL_DIR the folder of the tapdisks.",
 ] as const;
@@ -41,7 +44,10 @@ export const OPTIONS: readonly TapbackOption[] = [
     use: "-x, --domain DOMAIN",
     text: "serve only this guest, and end when it has no devices any more",
   },
-  { use: "-p, --pidfile FILE", text: "write the number of the process to this file" },
+  {
+    use: "-p, --pidfile FILE",
+    text: "write the number of the process to this file, which is removed at the end",
+  },
   { use: "-h, --help", text: "print this text" },
 ];
 
