@@ -82,6 +82,12 @@ export function recordOf(
   return pid === undefined ? null : { pid: Number(pid), minor: Number(minor), ring };
 }
 
+/** The nodes of a feature; what was offered with another tapdisk before is taken back. */
+function offered(seen: DeviceSeen, name: string, isOffered: boolean, nodes: Values): Values {
+  if (isOffered) return nodes;
+  return (seen.own.get(name) ?? null) === null ? {} : { [name]: "0" };
+}
+
 /** What a guest reads when this side is connected, and whether its disk is not what it was told. */
 export function connectedNodes(
   seen: DeviceSeen,
@@ -99,8 +105,15 @@ export function connectedNodes(
   const nodes: Values = {
     "feature-barrier": barrier ? "1" : "0",
     "feature-flush-cache": can(RingFeature.FLUSH) ? "1" : "0",
-    ...(can(RingFeature.INDIRECT) ? { "feature-max-indirect-segments": MOST_SEGMENTS } : {}),
-    ...(can(RingFeature.DISCARD) && seen.allowsDiscard && seen.isWritable ? DISCARD : {}),
+    ...offered(seen, "feature-max-indirect-segments", can(RingFeature.INDIRECT), {
+      "feature-max-indirect-segments": MOST_SEGMENTS,
+    }),
+    ...offered(
+      seen,
+      "feature-discard",
+      can(RingFeature.DISCARD) && seen.allowsDiscard && seen.isWritable,
+      DISCARD,
+    ),
     ...size,
   };
   return { nodes, isNew: Object.keys(missing(seen, size)).length > 0 };

@@ -13,9 +13,11 @@ export type ReadNode = (path: string) => string | null;
 
 /** The disk that a device is to have: a minor, and the tapdisk that is named with it. */
 export interface WantedDisk {
-  /** Null when only the minor is known. */
+  /** Null when only a device of the kernel's blktap driver is known. */
   readonly pid: number | null;
   readonly minor: number;
+  /** The major number of that device; null with `pid`. */
+  readonly major: number | null;
 }
 
 /** The guest's side of a device. */
@@ -63,6 +65,8 @@ const OWN_NODES = [
   "sectors",
   "sector-size",
   "info",
+  "feature-discard",
+  "feature-max-indirect-segments",
   "pid",
   "physical-device-path",
   RING_NODE,
@@ -100,13 +104,14 @@ function protocolOf(text: string | null): BlkifProtocol {
   throw new RingFault(`protocol is ${shown(text)}`);
 }
 
-/** How a ring is polled: nodes that the toolstack writes. */
-interface Polling {
+/** How a ring is served: nodes that the toolstack writes. */
+interface Service {
   readonly pollDurationUs: number;
   readonly pollIdleThreshold: number;
+  readonly isReadOnly: boolean;
 }
 
-function ringOf(read: ReadNode, path: string, guest: GuestDevice, polling: Polling): GuestRing {
+function ringOf(read: ReadNode, path: string, guest: GuestDevice, service: Service): GuestRing {
   const orderText = read(`${path}/ring-page-order`);
   const order = orderText === null
     ? 0
@@ -119,7 +124,7 @@ function ringOf(read: ReadNode, path: string, guest: GuestDevice, polling: Polli
     references: names.map((name) => wantNumber(name, read(`${path}/${name}`))),
     port: wantNumber("event-channel", read(`${path}/event-channel`)),
     protocol: protocolOf(read(`${path}/protocol`)),
-    ...polling,
+    ...service,
   };
 }
 
@@ -130,13 +135,13 @@ function frontendOf(
   read: ReadNode,
   path: string,
   guest: GuestDevice,
-  polling: Polling,
+  service: Service,
 ): FrontendSeen | null {
   const text = read(`${path}/state`);
   if (text === null) return null;
   const state = stateOf(text);
   try {
-    return { state, ring: ringOf(read, path, guest, polling), fault: "" };
+    return { state, ring: ringOf(read, path, guest, service), fault: "" };
   } catch (error) {
     if (!(error instanceof RingFault)) throw error;
     return { state, ring: null, fault: error.message };
@@ -145,7 +150,7 @@ function frontendOf(
 
 /**
  * The disk that the toolstack chose: `physical-device-path`, which is the path of a tapdisk's NBD
- * socket, or `physical-device`, whose minor is a tapdisk's.
+ * socket, or `physical-device`, a device of the kernel's blktap driver, whose minor is a tapdisk's.
  */
 function diskOf(read: ReadNode, path: string): WantedDisk | null {
   const socket = read(`${path}/physical-device-path`);
@@ -154,12 +159,14 @@ function diskOf(read: ReadNode, path: string): WantedDisk | null {
     const [pidNumber, minorNumber] = [numberOf(pid, MOST_PID), numberOf(minor, MOST_PID)];
     return pidNumber === null || minorNumber === null
       ? null
-      : { pid: pidNumber, minor: minorNumber };
+      : { pid: pidNumber, minor: minorNumber, major: null };
   }
-  const [, minor] = /^[0-9a-fA-F]{1,8}:([0-9a-fA-F]{1,5})$/.exec(
+  const [, major, minor] = /^([0-9a-fA-F]{1,8}):([0-9a-fA-F]{1,5})$/.exec(
     read(`${path}/physical-device`) ?? "",
   ) ?? [];
-  return minor === undefined ? null : { pid: null, minor: parseInt(minor, 16) };
+  return minor === undefined
+    ? null
+    : { pid: null, minor: parseInt(minor, 16), major: parseInt(major, 16) };
 }
 
 /**
@@ -172,9 +179,11 @@ export function observe(read: ReadNode, path: string, guest: GuestDevice): Devic
   const frontendPath = read(`${path}/frontend`);
   if (frontendPath === null) return null;
   const stateText = read(`${path}/state`) ?? "";
-  const polling = {
+  const isWritable = read(`${path}/mode`) === "w";
+  const service = {
     pollDurationUs: numberOf(read(`${path}/polling-duration`), MOST_POLL_US) ?? 0,
     pollIdleThreshold: numberOf(read(`${path}/polling-idle-threshold`), 100) ?? 0,
+    isReadOnly: !isWritable,
   };
   const isAbsolute = /^\/[^\0]*[^/\0]$/.test(frontendPath);
   const kind = read(`${path}/device-type`) ??
@@ -183,10 +192,10 @@ export function observe(read: ReadNode, path: string, guest: GuestDevice): Devic
     frontendPath,
     stateText,
     state: stateOf(stateText),
-    frontend: isAbsolute ? frontendOf(read, frontendPath, guest, polling) : null,
+    frontend: isAbsolute ? frontendOf(read, frontendPath, guest, service) : null,
     isOnline: read(`${path}/online`) !== "0",
     isReady: read(`${path}/hotplug-status`) === "connected",
-    isWritable: read(`${path}/mode`) === "w",
+    isWritable,
     isCdrom: kind === "cdrom",
     allowsDiscard: read(`${path}/discard-enable`) !== "0",
     disk: diskOf(read, path),

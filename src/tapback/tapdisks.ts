@@ -7,6 +7,7 @@ import { isAlive } from "../../ffi/process.ts";
 import { receiveAt, sendAt, unixConnectAtOnce } from "../../ffi/sockets.ts";
 import { checkAnswer } from "../control/client/connection.ts";
 import { minorHolders } from "../control/minors/holders.ts";
+import { tapdevMajor } from "../control/minors/tapdev.ts";
 import { controlFolder, controlSocketPath, namesIn, ringJournalPath } from "../control/paths.ts";
 import {
   decodeDiskInfo,
@@ -133,6 +134,10 @@ export class LocalTapdisks implements Tapdisks {
   }
 
   find(disk: WantedDisk, done: (found: FoundDisk | number) => void): void {
+    // The minor of another driver's device means another disk, or none.
+    if (disk.pid === null && disk.major !== tapdevMajor()) {
+      return this.#later(() => done(Errno.ENODEV));
+    }
     const pid = disk.pid ?? holderOf(disk.minor, 0);
     if (pid === null) return this.#later(() => done(Errno.ESRCH));
     this.#askInfo({ pid, minor: disk.minor }, (found) => {

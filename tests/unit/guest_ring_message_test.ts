@@ -23,6 +23,7 @@ const RING: GuestRing = {
   protocol: BlkifProtocol.X86_32,
   pollDurationUs: 1000,
   pollIdleThreshold: 50,
+  isReadOnly: true,
 };
 
 Deno.test("a connect has its fields where the original has them", () => {
@@ -41,6 +42,8 @@ Deno.test("a connect has its fields where the original has them", () => {
     [312, 23],
     [316, 1000],
     [320, 50],
+    // Behind the original's structure.
+    [324, 1],
   ];
   for (const [at, value] of words) expected.setUint32(at, value, true);
   assert.deepEqual(encodeConnect(5, RING), new Uint8Array(expected.buffer));

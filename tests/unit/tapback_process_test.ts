@@ -131,6 +131,7 @@ Deno.test("tapback: a process serves a device, from its start to its end", () =>
       protocol: 1,
       pollDurationUs: 0,
       pollIdleThreshold: 0,
+      isReadOnly: false,
     });
     assert.deepEqual(
       ["sectors", "sector-size", "kthread-pid"].map((name) => bench.store.get(`${BACK}/${name}`)),
@@ -183,6 +184,28 @@ Deno.test("tapback: a process that starts under a running guest, and a tapdisk t
     await until("it is served", () => other.rings.get("3/51712")?.port === 10);
     await bench.state(4);
     assert.match(await second.end(), /has its ring.*Its guest must connect again/s);
+  }));
+
+Deno.test("tapback: a device of another driver is no disk of the tapdisk with the same minor", () =>
+  withBench(async (bench) => {
+    const control = bench.control(Deno.pid, 0, 8192);
+    Deno.writeTextFileSync(`${bench.folder}/control/nbd${Deno.pid}.0`, "");
+    const tapback = await bench.start("-v");
+    bench.plug(Deno.pid, 0);
+    bench.store.remove(`${BACK}/physical-device-path`);
+    // What the toolstacks' scripts write for a socket or a file.
+    bench.store.write({ [`${BACK}/physical-device`]: "0:0" });
+    await bench.state(2);
+    await until("it has looked", () => bench.store.get(`${BACK}/max-ring-page-order`) === "3");
+    bench.store.write({ [`${BACK}/physical-device`]: "7:0" });
+    bench.connect();
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    bench.store.write({ [`${BACK}/physical-device`]: "" });
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    assert.deepEqual([bench.store.get(`${BACK}/state`), control.rings.size], ["2", 0]);
+    bench.point(Deno.pid, 0);
+    await bench.state(4);
+    assert.match(await tapback.end(), /Has no disk: no tapdisk has it \(ENODEV\)/);
   }));
 
 Deno.test("tapback: it finds a disk of this project's tapdisk, which needs Xen for a ring", () =>

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { observe } from "../../src/tapback/observation.ts";
-import { PlayedHost } from "../support/xen/played_host.ts";
+import { type PlayedDevice, PlayedHost } from "../support/xen/played_host.ts";
 
 Deno.test("tapback: a device goes from its first node to its last one", () => {
   const host = new PlayedHost(1);
@@ -339,6 +339,20 @@ Deno.test("tapback: another tapdisk than this project's is offered what it has",
   device.frontState = 1;
   host.rest();
   assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  // What was offered in front of one tapdisk is taken back in front of another.
+  const mixed = host.add(5, 51712);
+  host.tapdisks.features = 15;
+  mixed.plug();
+  mixed.attach();
+  host.rest();
+  host.tapdisks.features = 0;
+  mixed.frontState = 5;
+  host.rest();
+  mixed.recover();
+  mixed.frontState = 1;
+  host.rest();
+  const taken = ["feature-discard", "feature-max-indirect-segments", "feature-flush-cache"];
+  assert.deepEqual(taken.map((name) => mixed.get(name)), ["0", "0", "0"]);
   // Restarted, tapback finds that this tapdisk has the ring.
   host.stop();
   host.start();
@@ -353,6 +367,10 @@ Deno.test("tapback: a disk that cannot be written offers no discards", () => {
   const names = ["feature-discard", "info"];
   assert.deepEqual(names.map((name) => readOnly.get(name)), [undefined, "4"]);
   assert.deepEqual(names.map((name) => refused.get(name)), [undefined, "0"]);
+  // A guest need not believe what it is told: its tapdisk refuses writes. xl opens all disks for writing.
+  const ring = ({ pid, guest: { device } }: PlayedDevice) =>
+    host.tapdisks.processes.get(pid)?.rings.get(`3/${device}`)?.ring;
+  assert.deepEqual([ring(readOnly)?.isReadOnly, ring(refused)?.isReadOnly], [true, false]);
 });
 
 Deno.test("tapback: what happens while a device is looked at is taken at once", () => {

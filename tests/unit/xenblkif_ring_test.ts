@@ -246,6 +246,31 @@ Deno.test("a read-only disk: a guest's writes fail", () => {
   rig.close();
 });
 
+Deno.test("a guest that must not write cannot, on a disk that another one writes", () => {
+  const rig = new XenRig();
+  const disk = rig.disk(DISK_SECTORS);
+  const writer = rig.guest(disk);
+  const reader = rig.guest(disk, { isReadOnly: true });
+  const segments = shapes(writer, 3);
+  const count = sectorsOf(segments);
+  fill(writer, segments, stampedSectors(0, count, 9));
+  assert.equal(statusOf(rig, writer, { operation: Op.Write, id: 1n, segments }), OKAY);
+  fill(reader, segments, stampedSectors(0, count, 10));
+  for (const operation of [Op.Write, Op.Barrier, Op.Flush]) {
+    assert.equal(statusOf(rig, reader, { operation, id: 1n, segments }), ERROR);
+  }
+  const indirect = { operation: Op.Write, page: 400 };
+  const whole = { operation: Op.Indirect, id: 7n, segments, indirect };
+  assert.equal(statusOf(rig, reader, whole), ERROR);
+  assert.equal(statusOf(rig, reader, { operation: Op.Discard, id: 1n, sectors: 8 }), ERROR);
+  assertHolds(disk.device, 0, count, 9);
+  assert.equal(statusOf(rig, reader, { operation: Op.Flush, id: 1n }), OKAY);
+  assert.equal(statusOf(rig, reader, { operation: Op.Read, id: 1n, segments }), OKAY);
+  const got = Uint8Array.from(gathered(reader, segments).flatMap((part) => [...part]));
+  assert.deepEqual(got, stampedSectors(0, count, 9));
+  rig.close();
+});
+
 Deno.test("a guest whose producer index jumps loses its ring; other rings do not notice", () => {
   for (const jump of [33, 1000, -1, 2 ** 31]) {
     const rig = new XenRig();

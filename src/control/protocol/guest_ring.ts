@@ -7,7 +7,8 @@ export type { GuestDevice, GuestRing };
 
 // struct tapdisk_message_blkif (tapdisk-message.h): u32 domid @8, u32 devid @12, u32 gref[8] @16,
 // u32 order @48, u32 proto @52, char pool[256] @56, u32 port @312, u32 poll_duration @316, u32
-// poll_idle_threshold @320.
+// poll_idle_threshold @320. The original's structure ends there. Its messages are zero behind it, and its
+// tapdisk does not look there: u32 flags @324.
 const DOMAIN_AT = 8;
 const DEVICE_AT = 12;
 const REFERENCES_AT = 16;
@@ -17,6 +18,10 @@ const POOL_AT = 56;
 const PORT_AT = 312;
 const POLL_DURATION_AT = 316;
 const POLL_IDLE_THRESHOLD_AT = 320;
+const FLAGS_AT = 324;
+
+/** The guest must not write. */
+const FLAG_READ_ONLY = 1;
 
 /** DOMID_FIRST_RESERVED of Xen's public xen.h: the domains of guests have lower numbers. */
 const FIRST_RESERVED_DOMAIN = 0x7ff0;
@@ -39,6 +44,7 @@ export function encodeConnect(minor: number, ring: GuestRing): Uint8Array<ArrayB
   view.setUint32(PORT_AT, ring.port, true);
   view.setUint32(POLL_DURATION_AT, ring.pollDurationUs, true);
   view.setUint32(POLL_IDLE_THRESHOLD_AT, ring.pollIdleThreshold, true);
+  view.setUint32(FLAGS_AT, ring.isReadOnly ? FLAG_READ_ONLY : 0, true);
   return message;
 }
 
@@ -70,6 +76,7 @@ export function decodeConnect(message: Uint8Array): GuestRing {
     protocol: protocol as BlkifProtocol,
     pollDurationUs: view.getUint32(POLL_DURATION_AT, true),
     pollIdleThreshold: view.getUint32(POLL_IDLE_THRESHOLD_AT, true),
+    isReadOnly: (view.getUint32(FLAGS_AT, true) & FLAG_READ_ONLY) !== 0,
   };
 }
 

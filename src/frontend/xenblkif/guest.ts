@@ -19,6 +19,8 @@ export interface GuestRing extends GuestDevice {
   readonly pollDurationUs: number;
   /** The ring is polled only while more of the processors is idle, percent. */
   readonly pollIdleThreshold: number;
+  /** Whether the guest must not write, also where the disk itself can be written. */
+  readonly isReadOnly: boolean;
 }
 
 /** A guest's device, for messages. */

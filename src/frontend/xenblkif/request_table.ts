@@ -1,5 +1,6 @@
 import { BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY } from "../../../ffi/blkif_ring.ts";
 import { Errno } from "../../../ffi/errno.ts";
+import { RequestKind } from "../../vbd/slots.ts";
 
 /** The first steps of a request that waits for all before it, and that all behind it wait for. */
 export const OrderStep = {
@@ -38,7 +39,11 @@ export class RequestTable {
   /** How far an ordered request is. */
   readonly step: Uint8Array;
 
-  constructor(entries: number) {
+  readonly #isReadOnly: boolean;
+
+  /** @param isReadOnly Whether the guest must not change the disk. */
+  constructor(entries: number, isReadOnly: boolean) {
+    this.#isReadOnly = isReadOnly;
     this.operation = new Uint8Array(entries);
     this.kind = new Uint8Array(entries);
     this.idLow = new Int32Array(entries);
@@ -49,5 +54,12 @@ export class RequestTable {
     this.error = new Int32Array(entries);
     this.isOrdered = new Uint8Array(entries);
     this.step = new Uint8Array(entries);
+  }
+
+  /** The errno of a checked request: EPERM when it would change a disk that the guest must not change. */
+  allowed(number: number, errno: number): number {
+    const kind = this.kind[number];
+    const changes = kind === RequestKind.Write || kind === RequestKind.Discard;
+    return this.#isReadOnly && changes ? Errno.EPERM : errno;
   }
 }

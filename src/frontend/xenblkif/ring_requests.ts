@@ -80,11 +80,12 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   /** @param domain The guest. */
   constructor(
     host: RingRequestsHost,
-    { ring, grants, domain, journal }: {
+    { ring, grants, domain, journal, isReadOnly }: {
       ring: BlkifRing;
       grants: Grants;
       domain: number;
       journal: RingJournal | null;
+      isReadOnly: boolean;
     },
   ) {
     const { entries } = ring;
@@ -92,7 +93,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     this.#ring = ring;
     this.#segments = new SegmentTable(entries, grants, domain);
     this.#transfers = new Transfers(host.vbd.requests, this.#segments, grants, domain);
-    this.#table = new RequestTable(entries);
+    this.#table = new RequestTable(entries, isReadOnly);
     this.#journal = journal;
     this.#free = Uint16Array.from({ length: entries }, (_, i) => i);
     this.#freeCount = entries;
@@ -203,7 +204,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     this.#table.step[number] = OrderStep.Waits;
     this.#table.partsLeft[number] = 1;
     this.#segments.clear(number);
-    this.#table.error[number] = this.#copy(number);
+    this.#table.error[number] = this.#table.allowed(number, this.#copy(number));
     this.#host.meter.begin(number, this.#table.kind[number]);
     this.#waiting.push(number);
   }
@@ -268,7 +269,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     for (let i = 0; i < count; i++) {
       const number = this.#segments.wasRead(i);
       if (number < 0) this.#table.error[-1 - number] = Errno.EINVAL;
-      else this.#table.error[number] = this.#checkRange(number, this.#segments.sectors[number]);
+      else this.#table.error[number] ||= this.#checkRange(number, this.#segments.sectors[number]);
     }
   }
 

@@ -74,7 +74,8 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
       this.#journal = journal = left ?? this.#makeJournal(ring, journalPath);
       const subject = { of: "vbd", domain, device: guest.device } as const;
       this.meter = meter = host.vbd.meters.open(subject, ring.entries);
-      const parts = { ring, grants: this.#grants, domain, journal };
+      const { isReadOnly } = guest;
+      const parts = { ring, grants: this.#grants, domain, journal, isReadOnly };
       this.#requests = new RingRequests(this, parts);
       host.scheduler.watch(channel.fd, EPOLLIN, this, this);
     } catch (error) {

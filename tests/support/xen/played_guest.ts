@@ -47,6 +47,7 @@ export interface GuestOptions {
   readonly protocol?: BlkifProtocol;
   readonly pages?: number;
   readonly pollDurationUs?: number;
+  readonly isReadOnly?: boolean;
   /** A file for the memory, which another process serves. */
   readonly path?: string;
 }
@@ -81,7 +82,8 @@ export class PlayedGuest {
     this.entries = 2 ** Math.floor(Math.log2(room));
     const references = Array.from({ length: 1 << order }, (_, i) => FIRST_REFERENCE + i);
     const polling = { pollDurationUs, pollIdleThreshold: 50 };
-    this.ring = { domain, device, references, port: 5, protocol, ...polling };
+    const { isReadOnly = false } = options;
+    this.ring = { domain, device, references, port: 5, protocol, ...polling, isReadOnly };
     this.reset();
   }
 
