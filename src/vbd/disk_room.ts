@@ -22,6 +22,11 @@ export class DiskRoom {
     return true;
   }
 
+  /** Whether a request holds room. */
+  holds(slot: number): boolean {
+    return this.#operations[slot] > 0;
+  }
+
   /** Gives the room of a request back. */
   give(slot: number): void {
     const operations = this.#operations[slot];

@@ -187,7 +187,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /**
    * The disk has failed: all requests end with EIO, and so do those that come, until `run`. The disk
-   * queue may still move bytes of some, so that its room stays taken until `releaseRoom`.
+   * queue may still move bytes of some, so that their room and their slots stay taken until
+   * `releaseRoom`: a slot's next write would go to the place of the one before.
    */
   fail(): void {
     this.#gate.fail();
@@ -195,13 +196,16 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#waiting.clear();
     this.#throttle.clear();
     for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.#room.holds(slot)) this.#slots.detain(slot);
       if (this.#slots.isOpen(slot)) this.#drop(slot, Errno.EIO);
     }
   }
 
-  /** Gives the room of the disk queue back that a disk that failed held: it is not used any more. */
+  /** Gives back the room of the disk queue, and the slots, that a disk that failed used until now. */
   releaseRoom(): void {
     this.#room.giveAll();
+    this.#slots.releaseDetained();
+    if (this.shares.isWanted) this.#context.deferral.add(this);
     this.#media.forget();
   }
 

@@ -81,6 +81,8 @@ export class SlotTable {
   /** Memory of the slots, and behind it that of frontends: copies between them stay within it. */
   readonly arena = new Arena(SLOTS * SLOT_BYTES + FRONTEND_BYTES);
   readonly #life = new Uint8Array(SLOTS);
+  /** Whether nobody gets a slot that was given back, as the disk may still use its memory. */
+  readonly #isDetained = new Uint8Array(SLOTS);
   readonly #next = new Int32Array(SLOTS);
   #free = 0;
   #freeCount = SLOTS;
@@ -115,10 +117,31 @@ export class SlotTable {
     this.#life[slot] = SlotLife.Free;
     this.owner[slot] = nobody;
     this.dataSector[slot] = this.memorySector(slot);
+    if (this.#isDetained[slot] === 0) this.#makeFree(slot);
+  }
+
+  #makeFree(slot: number): void {
     this.#next[slot] = this.#free;
     this.#free = slot;
     this.#freeCount++;
     if (this.#destroyed) this.#unmapUnused();
+  }
+
+  /**
+   * Keeps a slot from others, also when it is given back, until `releaseDetained`: the disk may still
+   * write from its memory, or read into it, after its request has ended.
+   */
+  detain(slot: number): void {
+    this.#isDetained[slot] = 1;
+  }
+
+  /** The disk uses the memory of no slot any more whose request has ended. */
+  releaseDetained(): void {
+    for (let slot = 0; slot < SLOTS; slot++) {
+      if (this.#isDetained[slot] === 0) continue;
+      this.#isDetained[slot] = 0;
+      if (this.#life[slot] === SlotLife.Free) this.#makeFree(slot);
+    }
   }
 
   /** Describes a request, before it is refused or opened. */
