@@ -274,17 +274,21 @@ Deno.test("tapback: command lines", async () => {
   );
 });
 
-Deno.test("tapback: without a xenstored it says so, in the foreground and in the background", async () => {
-  const env = { XENSTORED_PATH: "/nonexistent/xenstored" };
-  for (const args of [["-d"], []]) {
-    const [program, ...rest] = commandLine("tapback", ...args);
-    const { code, stderr } = await run(program, rest, { env, timeoutMs: 20_000 });
-    assert.deepEqual([code, stderr.trimEnd()], [
-      2,
-      "tapback: Cannot connect to /nonexistent/xenstored: No such file or directory (ENOENT)",
-    ]);
-  }
-});
+Deno.test("tapback: without a xenstored it says so, in the foreground and in the background", () =>
+  withTempDir(async (folder) => {
+    const env = {
+      XENSTORED_PATH: "/nonexistent/xenstored",
+      BLKTAP_CONTROL_DIR: `${folder}/control`,
+    };
+    for (const args of [["-d"], []]) {
+      const [program, ...rest] = commandLine("tapback", ...args);
+      const { code, stderr } = await run(program, rest, { env, timeoutMs: 20_000 });
+      assert.deepEqual([code, stderr.trimEnd()], [
+        2,
+        "tapback: Cannot connect to /nonexistent/xenstored: No such file or directory (ENOENT)",
+      ]);
+    }
+  }));
 
 Deno.test("tapback: one for all devices, or one for each domain; a second one is refused", () =>
   withBench(async (bench) => {
