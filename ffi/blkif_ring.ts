@@ -43,11 +43,12 @@ export const BLKIF_SEGMENT_BYTES = 8;
 export const BLKIF_PAGE_SECTORS = PAGE_BYTES / SECTOR_BYTES;
 
 // DEFINE_RING_TYPES of io/ring.h: u32 req_prod @0, req_event @4, rsp_prod @8, rsp_event @12, entries
-// from @64.
+// from @64. The bytes between have no use; SHARED_RING_INIT, with which a frontend begins, clears them.
 const REQ_PROD_WORD = 0;
 const REQ_EVENT_WORD = 1;
 const RSP_PROD_WORD = 2;
 const RSP_EVENT_WORD = 3;
+const MARK_WORD = 14;
 const ENTRIES_WORD = 16;
 
 // struct blkif_request: u8 operation @0, u8 nr_segments @1, u16 handle @2, u64 id @8, u64
@@ -133,6 +134,25 @@ export class BlkifRing {
     const isAllAnswered = this.produced() === this.answered();
     const event = Atomics.load(this.#words, REQ_EVENT_WORD);
     return !isAllAnswered && event !== (this.answered() + 1 | 0);
+  }
+
+  /** Low half of the mark. */
+  get markLow(): number {
+    return this.#words[MARK_WORD];
+  }
+
+  /** High half of the mark. */
+  get markHigh(): number {
+    return this.#words[MARK_WORD + 1];
+  }
+
+  /**
+   * Writes a mark where no frontend looks. It tells this ring from others that a guest, or another guest
+   * of the same number, had in the same pages: a frontend that begins anew clears it.
+   */
+  mark(low: number, high: number): void {
+    this.#words[MARK_WORD] = low;
+    Atomics.store(this.#words, MARK_WORD + 1, high);
   }
 
   #at(index: number): number {

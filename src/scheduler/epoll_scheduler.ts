@@ -25,6 +25,7 @@ const AWAITED_TURN_MS = 2;
 export class EpollScheduler implements Scheduler {
   readonly loop = this;
   readonly lastMs = new Float64Array(1);
+  readonly turns = new Uint32Array(1);
   readonly #epoll = new Epoll(MOST_EVENTS);
   readonly #handlers: (FdHandler | undefined)[] = [];
   /** By descriptor: what a fault of its handler ends. */
@@ -149,6 +150,7 @@ export class EpollScheduler implements Scheduler {
   #turn(latestMs: number): boolean {
     const untilMs = Math.min(this.#timers.nextDueMs(), latestMs);
     const count = this.#wait(untilMs);
+    this.turns[0]++;
     for (let i = 0; i < count; i++) this.#dispatch(this.#epoll.fdOf(i), this.#epoll.eventsOf(i));
     if (this.#timers.nextDueMs() !== Infinity) this.#timers.fire(this.nowMs(), this);
     this.#works.finish(this);

@@ -34,6 +34,8 @@ export interface Scheduler {
   nowMs(): number;
   /** What `nowMs` returned last, at index 0. Each turn begins with a call of it. */
   readonly lastMs: Float64Array;
+  /** How many turns have begun, modulo 2^32, at index 0. */
+  readonly turns: Uint32Array;
   /**
    * Calls `handler` when `fd` is ready for `events` (EPOLL* bits).
    *
@@ -77,6 +79,7 @@ export function ownedBy(owner: FaultOwner, scheduler: Scheduler): Scheduler {
 class OwnedScheduler implements Scheduler {
   readonly loop: Scheduler;
   readonly lastMs: Float64Array;
+  readonly turns: Uint32Array;
   readonly #owner: FaultOwner;
   readonly #scheduler: Scheduler;
 
@@ -85,6 +88,7 @@ class OwnedScheduler implements Scheduler {
     this.#scheduler = scheduler;
     this.loop = scheduler.loop;
     this.lastMs = scheduler.lastMs;
+    this.turns = scheduler.turns;
   }
 
   nowMs(): number {

@@ -30,6 +30,7 @@ export class SimulatedScheduler implements Scheduler {
   #isAwake = false;
   readonly loop = this;
   readonly lastMs = new Float64Array(1);
+  readonly turns = new Uint32Array(1);
 
   /** @param lastResort Handles faults that belong to no owner. */
   constructor(lastResort: LastResort = THROW_ON) {
@@ -131,6 +132,7 @@ export class SimulatedScheduler implements Scheduler {
    * timer. False without a timer.
    */
   turn(): boolean {
+    this.turns[0]++;
     this.#works.finish(this);
     if (this.#callWatchers()) {
       this.#works.finish(this);

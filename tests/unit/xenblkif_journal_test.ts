@@ -24,6 +24,8 @@ const DISK_SECTORS = 16384;
 const DATA_PAGE = 8;
 const TABLE_PAGE = 100;
 const PAGES = 128;
+/** Places in a journal, in words of 32 bits. */
+const [TAKEN, ANSWERED, RECORDS, RECORD] = [13, 14, 32, 32];
 const GENERATIONS = 4;
 const SEEDS = 25;
 
@@ -60,7 +62,12 @@ class Life {
       this.answers.push(...before.answers);
       Deno.writeFileSync(this.#journal, before.journal);
     }
-    disk.rings.connect(this.guest.ring);
+    try {
+      disk.rings.connect(this.guest.ring);
+    } catch (error) {
+      this.rig.close();
+      throw error;
+    }
     this.isResumed = this.rig.log.some((line) => line.includes("that had no answer"));
   }
 
@@ -77,7 +84,7 @@ class Life {
 
   take(): void {
     for (const { id, status } of this.guest.take()) {
-      assert.equal(status, 0);
+      assert.equal(status, isWrong(id) ? -1 : 0);
       this.answers.push(id);
     }
   }
@@ -86,6 +93,11 @@ class Life {
     this.take();
     this.rig.close();
   }
+}
+
+/** Whether a request goes beyond the end, so that it has its answer as soon as it is taken. */
+function isWrong(id: bigint): boolean {
+  return id % 7n === 3n;
 }
 
 /** Requests of all kinds. */
@@ -97,7 +109,7 @@ function put(random: Random, guest: PlayedGuest): void {
   );
   const operation =
     [Op.Read, Op.Write, Op.Write, Op.Barrier, Op.Flush, Op.Indirect][random.below(6)];
-  const sector = 8 * random.below(1000);
+  const sector = isWrong(id) ? DISK_SECTORS : 8 * random.below(1000);
   if (operation !== Op.Indirect) return guest.add({ operation, id, sector, segments });
   const page = TABLE_PAGE + guest.put % 24;
   guest.add({ operation, id, sector, segments, indirect: { operation: random.below(2), page } });
@@ -214,4 +226,107 @@ Deno.test("a ring with requests that may be lost is refused without its journal"
     const second = new Life(folder, {}, remains);
     assert.ok(second.isResumed);
     second.end();
+  }));
+
+/** What a tapdisk leaves that was killed with requests under way, and requests that failed. */
+function killed(folder: string): Remains {
+  const life = new Life(folder, {}, null);
+  const random = new Random(1);
+  for (let i = 0; i < 30; i++) put(random, life.guest);
+  life.guest.push();
+  while (life.guest.waiting < 15 && life.rig.simulation.scheduler.turn());
+  life.take();
+  const remains = life.remains();
+  life.rig.close();
+  return remains;
+}
+
+/** Another tapdisk goes on; returns what the guest has in the end. */
+function resumed(folder: string, remains: Remains): bigint[] {
+  const life = new Life(folder, {}, remains);
+  assert.ok(life.isResumed);
+  while (life.rig.simulation.scheduler.turn());
+  life.end();
+  return [...life.answers].sort((a, b) => Number(a - b));
+}
+
+Deno.test("a request that fails at once overwrites an entry: a kill then loses nothing", () =>
+  withTempDir((folder) => {
+    let kills = 0;
+    let any = true;
+    for (let stores = 0; any; stores++) {
+      const life = new Life(folder, {}, null);
+      const { guest, rig } = life;
+      // It has too many segments, and the number of an answer is a write of one in its place.
+      const ids = [0x6_0101n, 4n, 5n];
+      guest.sectors(DATA_PAGE, 0, 7).fill(0xff);
+      const segments: Segment[] = [[guest.reference(DATA_PAGE), 0, 7]];
+      guest.add({ operation: Op.Read, id: ids[0], sector: 8, segments, count: 12 });
+      for (const id of ids.slice(1)) guest.add({ operation: Op.Read, id, sector: 80, segments });
+      guest.push();
+      let left = stores;
+      const killed: Remains[] = [];
+      const kill = (): void => {
+        if (left-- === 0) killed.push(life.remains());
+      };
+      withStores(kill, () => rig.simulation.scheduler.turn());
+      any = killed.length > 0;
+      rig.close();
+      for (const remains of killed) {
+        kills++;
+        const next = new Life(folder, {}, remains);
+        while (next.rig.simulation.scheduler.turn());
+        assertHolds(next.rig.disks[0].device, 8, 8, 0);
+        next.end();
+        assert.deepEqual(next.answers.toSorted(), ids.toSorted(), `store ${stores}`);
+      }
+    }
+    assert.ok(kills > 10, `${kills} kills`);
+  }));
+
+Deno.test("a ring is taken over after billions of requests", () =>
+  withTempDir((folder) => {
+    const before = killed(folder);
+    const ids = Array.from({ length: before.put }, (_, i) => BigInt(i));
+    assert.deepEqual(resumed(folder, before), ids);
+    for (const later of [2 ** 31 - 64, 2 ** 31, 2 ** 31 + 96, 2 ** 32 - 32]) {
+      const memory = before.memory.slice();
+      const journal = before.journal.slice();
+      const ring = new Int32Array(memory.buffer, 0, 4);
+      for (let i = 0; i < 4; i++) ring[i] += later;
+      const words = new Int32Array(journal.buffer);
+      words[TAKEN] += later;
+      words[ANSWERED] += later;
+      // Numbers that have requests under way. The others were used long ago.
+      for (let at = RECORDS; at < words.length; at += RECORD) {
+        if (words[at] === 1) words[at + 1] += later;
+      }
+      const remains = { ...before, memory, journal };
+      const counted = { put: before.put + later, taken: before.taken + later };
+      assert.deepEqual(resumed(folder, { ...remains, ...counted }), ids, `${later}`);
+    }
+  }));
+
+Deno.test("a journal of a guest that is gone does not fit a later guest's ring", () =>
+  withTempDir((folder) => {
+    const remains = killed(folder);
+    const answer = (memory: Uint8Array): string => {
+      try {
+        const life = new Life(folder, {}, { ...remains, memory });
+        const { isResumed } = life;
+        life.end();
+        return isResumed ? "resumed" : "begun";
+      } catch (error) {
+        return (error as { code: string }).code;
+      }
+    };
+    // A ring with the same pages, channel and counters, which nobody has served yet.
+    const other = remains.memory.slice();
+    other.fill(0, 16, 64);
+    assert.equal(answer(other), "ESTALE");
+    // One that begins anew.
+    other.fill(0, 0, PAGE);
+    new Int32Array(other.buffer, 0, 4).set([0, 1, 0, 1]);
+    assert.equal(answer(other), "begun");
+    assert.equal(answer(remains.memory.slice()), "resumed");
   }));

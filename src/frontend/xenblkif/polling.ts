@@ -46,6 +46,8 @@ export class Polling {
   readonly #threshold: number;
   readonly #clock: ProcessorClock;
   #untilMs = 0;
+  /** The turn in which the ring was looked at last. */
+  #lookedIn = -1;
   /** When the load was looked at, and what it was. */
   #lookedMs = -Infinity;
   #times: ProcessorTimes = { idle: 0, all: 0 };
@@ -71,10 +73,18 @@ export class Polling {
     this.isOn = this.#idlePercent > this.#threshold;
   }
 
-  /** Goes on, or ends when no request has come for a while. */
-  goOn(): void {
-    this.isOn = this.#scheduler.lastMs[0] < this.#untilMs;
-    if (this.isOn) this.#scheduler.stayAwake();
+  /**
+   * Whether the ring is to be looked at now: once in a turn, as a guest that adds requests without a
+   * pause would keep the loop from all others. It may end here, as no request has come for a while.
+   */
+  isDue(): boolean {
+    if (!this.isOn) return false;
+    const { lastMs, turns } = this.#scheduler;
+    this.#scheduler.stayAwake();
+    if (this.#lookedIn === turns[0]) return false;
+    this.#lookedIn = turns[0];
+    this.isOn = lastMs[0] < this.#untilMs;
+    return true;
   }
 
   #look(nowMs: number): void {

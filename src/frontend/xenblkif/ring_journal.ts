@@ -17,10 +17,11 @@ import type { GuestRing } from "./guest.ts";
 /** "blkj". */
 const MAGIC = 0x626c_6b6a;
 // Words of 32 bits: magic, entries, protocol, port, pages, references[8] @5, requests taken @13,
-// requests answered @14; from word 32 on, 32 words for each number of a request.
-const MAGIC_AT = 0;
+// requests answered @14, mark of the ring @15; from word 32 on, 32 words for each number of a request.
+const HEAD_AT = 0;
 const TAKEN_AT = 13;
 const ANSWERED_AT = 14;
+const MARK_AT = 15;
 const RECORDS_AT = 32;
 const RECORD_WORDS = 32;
 // Words of a record: its state, the index of the request, the entry @2, the index of the answer @30.
@@ -39,6 +40,9 @@ const State = { Free: 0, Taken: 1, Answered: 2 } as const;
  *
  * The order of stores is that in which a kill may leave them: the entry before the state that says it is
  * there, the answer in the ring before the state that says so, and either before the counters.
+ *
+ * A ring and its journal have the same mark, a random number. So a journal that was left of a guest that
+ * is gone fits no ring of a later guest with the same number, nor a ring that its guest began anew.
  */
 export class RingJournal {
   readonly #file: MappedFile;
@@ -65,8 +69,10 @@ export class RingJournal {
       writeAt(fd, new Uint8Array(sizeBytes), 0);
       const journal = new RingJournal(path, new MappedFile(fd, sizeBytes), ring.entries);
       const words = journal.#words;
-      words.set(headOf(guest, ring), MAGIC_AT);
+      words.set(headOf(guest, ring), HEAD_AT);
       words.fill(ring.answered(), TAKEN_AT, ANSWERED_AT + 1);
+      words.set(crypto.getRandomValues(new Int32Array(2)), MARK_AT);
+      ring.mark(words[MARK_AT], words[MARK_AT + 1]);
       return journal;
     } catch (error) {
       remove(path);
@@ -88,8 +94,7 @@ export class RingJournal {
       const sizeBytes = sizeOf(ring.entries);
       if (fileStatus(fd).sizeBytes !== sizeBytes) return null;
       const journal = new RingJournal(path, new MappedFile(fd, sizeBytes), ring.entries);
-      const head = headOf(guest, ring);
-      const fits = head.every((word, at) => journal.#words[at] === word) && journal.#restore(ring);
+      const fits = journal.#isOf(guest, ring) && journal.#restore(ring);
       if (fits) return journal;
       journal.#file.unmap();
       return null;
@@ -98,14 +103,26 @@ export class RingJournal {
     }
   }
 
+  #isOf(guest: GuestRing, ring: BlkifRing): boolean {
+    const words = this.#words;
+    const isMarked = words[MARK_AT] === ring.markLow && words[MARK_AT + 1] === ring.markHigh;
+    return isMarked && headOf(guest, ring).every((word, at) => words[HEAD_AT + at] === word);
+  }
+
   /** Completes the counters after a kill; false when they do not go with the ring. */
   #restore(ring: BlkifRing): boolean {
     const words = this.#words;
+    // A counter lacks one request at most, as it is stored next. Numbers may not have been used for
+    // billions of requests, so that it is not told from an index which of two counts is ahead.
+    const [taken, answered] = [words[TAKEN_AT], words[ANSWERED_AT]];
     for (let number = 0; number < this.#entries; number++) {
       const at = RECORDS_AT + number * RECORD_WORDS;
-      if (words[at + STATE] === State.Taken) raise(words, TAKEN_AT, words[at + REQUEST_INDEX] + 1);
-      if (words[at + STATE] === State.Answered) {
-        raise(words, ANSWERED_AT, words[at + ANSWER_INDEX] + 1);
+      const state = words[at + STATE];
+      if (state === State.Taken && words[at + REQUEST_INDEX] === taken) {
+        words[TAKEN_AT] = taken + 1;
+      }
+      if (state === State.Answered && words[at + ANSWER_INDEX] === answered) {
+        words[ANSWERED_AT] = answered + 1;
       }
     }
     const isIn = (count: number): boolean => count >= 0 && count <= this.#entries;
@@ -187,9 +204,4 @@ function headOf(guest: GuestRing, ring: BlkifRing): number[] {
   const { protocol, port, references } = guest;
   const words = [MAGIC, ring.entries, protocol, port, references.length, ...references];
   return words.map((word) => word | 0);
-}
-
-/** Sets a counter modulo 2^32 to a number if that is ahead of it. */
-function raise(words: Int32Array, at: number, count: number): void {
-  if ((count - words[at] | 0) > 0) words[at] = count;
 }

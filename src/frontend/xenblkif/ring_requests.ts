@@ -1,13 +1,5 @@
 import { assert } from "../../../ffi/assert.ts";
-import {
-  BLKIF_OP_DISCARD,
-  BLKIF_OP_FLUSH_DISKCACHE,
-  BLKIF_OP_INDIRECT,
-  BLKIF_OP_READ,
-  BLKIF_OP_WRITE,
-  BLKIF_OP_WRITE_BARRIER,
-  type BlkifRing,
-} from "../../../ffi/blkif_ring.ts";
+import type { BlkifRing } from "../../../ffi/blkif_ring.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import type { Grants } from "../../../ffi/xen.ts";
 import type { Meter } from "../../metrics/meter.ts";
@@ -17,9 +9,10 @@ import type { SlotWaiter } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { NumberQueue } from "./number_queue.ts";
+import { RequestChecks } from "./request_checks.ts";
 import { OrderStep, RequestTable, statusOf } from "./request_table.ts";
 import type { RingJournal } from "./ring_journal.ts";
-import { MOST_SEGMENTS, SegmentTable } from "./segment_table.ts";
+import { SegmentTable } from "./segment_table.ts";
 import { Transfers } from "./transfers.ts";
 
 /** What the requests of a ring need. */
@@ -57,17 +50,22 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   readonly #segments: SegmentTable;
   readonly #transfers: Transfers;
   readonly #table: RequestTable;
+  readonly #checks: RequestChecks;
   /** Null where another tapdisk could not go on with the ring. */
   readonly #journal: RingJournal | null;
   /** Requests taken, responses written and responses published in all, modulo 2^32. */
   readonly #at = new Int32Array(3);
   #isTaking = true;
+  /** The disk is being closed. */
+  #isHeld = false;
   #isBroken = false;
   /** The ring is not mapped any more. */
   #isGone = false;
   /** Numbers that no request has. */
   readonly #free: Uint16Array;
   #freeCount: number;
+  /** Requests that a disk that is being closed did not carry out. They have no answer. */
+  #leftOver = 0;
   /** Requests with parts that have not started, in order of arrival. */
   readonly #waiting: NumberQueue;
   /** The ordered request whose end those that wait are waiting for. */
@@ -94,6 +92,8 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     this.#segments = new SegmentTable(entries, grants, domain);
     this.#transfers = new Transfers(host.vbd.requests, this.#segments, grants, domain);
     this.#table = new RequestTable(entries, isReadOnly);
+    const parts = { ring, table: this.#table, segments: this.#segments, vbd: host.vbd };
+    this.#checks = new RequestChecks(parts);
     this.#journal = journal;
     this.#free = Uint16Array.from({ length: entries }, (_, i) => i);
     this.#freeCount = entries;
@@ -113,7 +113,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /** Whether no request is under way, after the ring was left. */
   get isQuiet(): boolean {
-    return this.#freeCount === this.#ring.entries;
+    return this.#freeCount + this.#leftOver === this.#ring.entries;
   }
 
   /** How many requests were taken from the ring and have no response. */
@@ -125,6 +125,9 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /**
    * Takes new requests from the ring and starts them.
+   *
+   * The event that the guest is asked for is moved on before any of them has an answer, which may
+   * overwrite its entry: by the event, another tapdisk knows that it needs the journal.
    *
    * @param wantsEvent Whether the guest shall notify of the next one.
    * @returns Whether there was one.
@@ -149,8 +152,10 @@ export class RingRequests implements RequestOwner, SlotWaiter {
       any = true;
       this.#take(count);
     }
-    if (any) this.#startWaiting();
-    return any;
+    if (!any) return false;
+    if (!wantsEvent || !this.#isTaking) this.#ring.askForNoEvent(this.#at[TAKEN]);
+    this.#startWaiting();
+    return true;
   }
 
   /** Carries out what another tapdisk took from the ring and did not answer. */
@@ -162,22 +167,15 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     this.#at[TAKEN] = journal.taken;
     this.#at[ANSWERED] = journal.answered;
     for (const number of numbers) {
-      if (!this.#segments.hasRoom) this.#readTables();
       journal.load(number, this.#ring);
       this.#admit(number);
     }
-    this.#readTables();
+    this.#checks.readTables();
     this.#startWaiting();
-  }
-
-  /** Requests are found without an event from now on. */
-  expectNoEvent(): void {
-    this.#ring.askForNoEvent(this.#at[TAKEN]);
   }
 
   #take(count: number): void {
     for (let left = count; left > 0; left--) {
-      if (!this.#segments.hasRoom) this.#readTables();
       const index = this.#at[TAKEN]++;
       this.#ring.take(index);
       const number = this.#free[--this.#freeCount];
@@ -185,7 +183,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
       this.#host.scheduler.noteRequest();
       this.#admit(number);
     }
-    this.#readTables();
+    this.#checks.readTables();
   }
 
   #break(reason: string): void {
@@ -196,88 +194,9 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /** Copies and checks the request that was taken last, and queues it. */
   #admit(number: number): void {
-    this.#table.idLow[number] = this.#ring.idLow();
-    this.#table.idHigh[number] = this.#ring.idHigh();
-    this.#table.operation[number] = this.#ring.operation();
-    this.#table.kind[number] = RequestKind.Flush;
-    this.#table.isOrdered[number] = 0;
-    this.#table.step[number] = OrderStep.Waits;
-    this.#table.partsLeft[number] = 1;
-    this.#segments.clear(number);
-    this.#table.error[number] = this.#table.allowed(number, this.#copy(number));
+    this.#checks.admit(number);
     this.#host.meter.begin(number, this.#table.kind[number]);
     this.#waiting.push(number);
-  }
-
-  /** Copies and checks a request; returns 0 or the errno with which it fails. */
-  #copy(number: number): number {
-    const ring = this.#ring;
-    this.#table.sector[number] = ring.sector();
-    switch (this.#table.operation[number]) {
-      case BLKIF_OP_READ:
-        this.#table.kind[number] = RequestKind.Read;
-        return this.#copySegments(number, ring.segments());
-      case BLKIF_OP_WRITE:
-        this.#table.kind[number] = RequestKind.Write;
-        return this.#copySegments(number, ring.segments());
-      case BLKIF_OP_WRITE_BARRIER:
-      case BLKIF_OP_FLUSH_DISKCACHE:
-        return this.#copyFlush(number);
-      case BLKIF_OP_DISCARD:
-        this.#table.kind[number] = RequestKind.Discard;
-        this.#table.discardSectors[number] = ring.discardSectors();
-        return this.#checkRange(number, this.#table.discardSectors[number]);
-      case BLKIF_OP_INDIRECT:
-        return this.#copyIndirect(number);
-      default:
-        return Errno.EOPNOTSUPP;
-    }
-  }
-
-  /** A barrier or a flush; either may carry data, which is written after the flush. */
-  #copyFlush(number: number): number {
-    const segments = this.#ring.segments();
-    const isBarrier = this.#table.operation[number] === BLKIF_OP_WRITE_BARRIER;
-    this.#table.isOrdered[number] = isBarrier || segments > 0 ? 1 : 0;
-    if (segments === 0) return 0;
-    this.#table.kind[number] = RequestKind.Write;
-    return this.#copySegments(number, segments);
-  }
-
-  #copySegments(number: number, segments: number): number {
-    if (!this.#segments.copy(number, this.#ring, segments)) return Errno.EINVAL;
-    return this.#checkRange(number, this.#segments.sectors[number]);
-  }
-
-  /** A request whose segments are in a page of the guest. They are read with those of others. */
-  #copyIndirect(number: number): number {
-    const operation = this.#ring.indirectOperation();
-    // The response is that of the operation itself.
-    this.#table.operation[number] = operation;
-    if (operation === BLKIF_OP_READ) this.#table.kind[number] = RequestKind.Read;
-    else if (operation === BLKIF_OP_WRITE) this.#table.kind[number] = RequestKind.Write;
-    else return Errno.EOPNOTSUPP;
-    const segments = this.#ring.indirectSegments();
-    if (segments < 1 || segments > MOST_SEGMENTS) return Errno.EINVAL;
-    this.#segments.readLater(number, this.#ring.indirectReference(), segments);
-    return 0;
-  }
-
-  /** Reads and checks the segments of indirect requests. */
-  #readTables(): void {
-    const count = this.#segments.readTables();
-    for (let i = 0; i < count; i++) {
-      const number = this.#segments.wasRead(i);
-      if (number < 0) this.#table.error[-1 - number] = Errno.EINVAL;
-      else this.#table.error[number] ||= this.#checkRange(number, this.#segments.sectors[number]);
-    }
-  }
-
-  /** Checks the range of the whole request, so that no part of it fails after another was done. */
-  #checkRange(number: number, count: number): number {
-    const sector = this.#table.sector[number];
-    const { sectors } = this.#host.vbd;
-    return sector < 0 || count < 0 || sector + count > sectors ? Errno.EINVAL : 0;
   }
 
   // ---- to the disk ------------------------------------------------------------------------
@@ -285,8 +204,10 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   /** Starts the queued requests as long as there are free slots. */
   #startWaiting(): void {
     this.#isDue = false;
-    while (this.#waiting.size > 0 && this.#barrier === NONE) {
+    while (this.#waiting.size > 0 && this.#barrier === NONE && !this.#isGone) {
       const number = this.#waiting.first;
+      // The disk may still write from the memory of slots that it gave up.
+      if (this.#host.vbd.failed) this.#table.error[number] = Errno.EIO;
       if (this.#table.error[number] === 0 && !this.#startParts(number)) break;
       this.#waiting.shift();
       if (this.#table.isOrdered[number] === 1) this.#barrier = number;
@@ -370,6 +291,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /** Copies the data of the writes that were staged out of the guest's pages, and starts them. */
   #startStaged(): void {
+    if (this.#isGone) return;
     const transfers = this.#transfers;
     const { requests } = this.#host.vbd;
     const count = transfers.copyStaged();
@@ -394,7 +316,9 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     // The data goes to the guest with that of the other reads of the turn.
     if (isRead && errno === 0 && !this.#isGone) return this.#transfers.stageRead(slot);
     this.#host.vbd.requests.releaseSlot(slot);
-    if (errno !== 0) this.#table.error[number] = errno;
+    if (errno !== 0 && this.#table.error[number] !== Errno.ESHUTDOWN) {
+      this.#table.error[number] = errno;
+    }
     if (this.#table.step[number] === OrderStep.Flushes) {
       this.#table.step[number] = OrderStep.Flushed;
       this.#isDue = true;
@@ -405,6 +329,11 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   #partEnded(number: number): void {
     if (--this.#table.partsLeft[number] > 0) return;
     const table = this.#table;
+    if (this.#isHeld && !this.#isGone && table.error[number] === Errno.ESHUTDOWN) {
+      // For the guest it is under way. Another tapdisk carries it out.
+      this.#leftOver++;
+      return;
+    }
     const { meter } = this.#host;
     meter.end(number, table.kind[number], this.#segments.sectors[number], table.error[number]);
     if (!this.#isGone) this.#answer(number);
@@ -461,8 +390,12 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   // ---- the end ----------------------------------------------------------------------------
 
-  /** Takes no more requests, or takes them again. */
+  /**
+   * Takes no more requests, or takes them again. Meanwhile, a request that the disk does not carry out
+   * has no answer: an error would make a guest's filesystem read-only, or lose what it wrote.
+   */
   hold(isHeld: boolean): void {
+    this.#isHeld = isHeld;
     this.#isTaking = !isHeld && !this.#isGone && !this.#isBroken;
   }
 

@@ -81,6 +81,7 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     } catch (error) {
       meter?.hide();
       channel?.close();
+      left?.leave();
       if (journal !== left) journal?.close();
       this.#releaseGrants();
       throw error;
@@ -158,18 +159,14 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
   #take(): boolean {
     const any = this.#requests.takeRequests(false);
     if (any) this.#polling.noteRequests();
-    if (!this.#polling.isOn) return this.#requests.takeRequests(true) || any;
-    // The guest need not notify of what a poll finds.
-    if (any) this.#requests.expectNoEvent();
-    return any;
+    return !this.#polling.isOn && this.#requests.takeRequests(true) || any;
   }
 
   endOfTurn(): boolean {
     if (this.#isClosed) return false;
     const any = this.#requests.finishTurn();
     if (this.#requests.publish()) this.#notify();
-    if (!this.#polling.isOn || this.#isHeld) return any;
-    this.#polling.goOn();
+    if (this.#isHeld || !this.#polling.isDue()) return any;
     return this.#take() || any;
   }
 
