@@ -7,10 +7,14 @@ import {
   MetricsWord,
   privatePage,
   privatePages,
+  RingDirectionWord,
+  RingWord,
 } from "./metrics.ts";
 
-/** The last kind of request that has counters of its own. */
+/** The last kind of request whose sectors and times are counted. */
 const WRITE = 1;
+const FLUSH = 2;
+const DISCARD = 3;
 
 const HALF = 0x1_0000_0000;
 
@@ -21,6 +25,43 @@ function add(words: Uint32Array, at: number, amount: number): void {
   if (low < amount) words[at + 1]++;
 }
 
+/** Adds a time. A request may have waited for more than an hour for the end of a pause. */
+function addTime(words: Uint32Array, at: number, tookUs: number): void {
+  add(words, at, tookUs >>> 0);
+  if (tookUs >= HALF) words[at + 1] += Math.floor(tookUs / HALF);
+}
+
+/** Counts a ring's requests as the kernel's backend does. */
+class RingCounts {
+  readonly #words: Uint32Array;
+  /** The longest time of a read, and of a write, microseconds. */
+  readonly #longestUs = new Float64Array(2);
+
+  constructor(words: Uint32Array) {
+    this.#words = words;
+  }
+
+  begin(kind: number): void {
+    if (kind <= WRITE) {
+      add(this.#words, RingWord.Reads + kind * RingDirectionWord.Count, 1);
+    } else if (kind === FLUSH) add(this.#words, RingWord.Flushes, 1);
+    else if (kind === DISCARD) add(this.#words, RingWord.Discards, 1);
+  }
+
+  /** A read or a write ends. */
+  end(kind: number, sectors: number, tookUs: number): void {
+    const words = this.#words;
+    const at = RingWord.Reads + kind * RingDirectionWord.Count;
+    add(words, at + RingDirectionWord.Completed, 1);
+    add(words, at + RingDirectionWord.Sectors, sectors);
+    addTime(words, at + RingDirectionWord.Time, tookUs);
+    if (tookUs <= this.#longestUs[kind]) return;
+    this.#longestUs[kind] = tookUs;
+    words[at + RingDirectionWord.Longest] = tookUs >>> 0;
+    words[at + RingDirectionWord.Longest + 1] = Math.floor(tookUs / HALF);
+  }
+}
+
 /**
  * Counts requests in a page, where each has a number while it is under way. Nothing is allocated, and
  * no clock is read but the time that the loop read last.
@@ -28,6 +69,7 @@ function add(words: Uint32Array, at: number, amount: number): void {
 export class Meter {
   #page = privatePage();
   #words = this.#page.words;
+  #ring: RingCounts | null = null;
   #outstanding = 0;
   /** By number: when it began, milliseconds. */
   readonly #cameMs: Float64Array;
@@ -47,6 +89,7 @@ export class Meter {
     const before = this.#page;
     this.#page = page;
     this.#words = page.words;
+    this.#ring = page.ring === undefined ? null : new RingCounts(page.ring);
     this.#words[MetricsWord.Version] = METRICS_VERSION;
     this.#words[MetricsWord.Outstanding] = this.#outstanding;
     before.close();
@@ -61,12 +104,13 @@ export class Meter {
    * A request begins.
    *
    * @param kind 0 for a read and 1 for a write, as in `RequestKind`, NBD_CMD_* and BLKTAP_OP_*; other
-   * numbers for what moves no data.
+   * numbers for what moves no data; of a ring, those of `RequestKind`.
    */
   begin(number: number, kind: number): void {
     const words = this.#words;
     this.#cameMs[number] = this.#clock[0];
     words[MetricsWord.Outstanding] = ++this.#outstanding;
+    if (this.#ring !== null) this.#ring.begin(kind);
     if (kind > WRITE) return;
     add(words, MetricsWord.Reads + kind * DirectionWord.Count + DirectionWord.Submitted, 1);
   }
@@ -81,9 +125,8 @@ export class Meter {
     add(words, at + DirectionWord.Completed, 1);
     if (errno === 0) add(words, at + DirectionWord.Sectors, sectors);
     const tookUs = Math.round((this.#clock[0] - this.#cameMs[number]) * 1000);
-    add(words, at + DirectionWord.Ticks, tookUs >>> 0);
-    // A request may have waited for more than an hour for the end of a pause.
-    if (tookUs >= HALF) words[at + DirectionWord.Ticks + 1] += Math.floor(tookUs / HALF);
+    addTime(words, at + DirectionWord.Ticks, tookUs);
+    if (this.#ring !== null) this.#ring.end(kind, errno === 0 ? sectors : 0, tookUs);
   }
 }
 

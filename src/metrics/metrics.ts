@@ -18,6 +18,22 @@
  * | 80     | requests that ended with an error                              |
  * | 88     | flags, all 0                                                   |
  *
+ * Beside it, a guest's ring has the file `statistics` in the folder `/dev/shm/vbd3-<DOM>-<DEV>`, a page
+ * with the counters of the kernel's backend (`struct blkback_stats` of blktap's blktap3.h), a u64 each:
+ *
+ * | offset | field                                                              |
+ * | ------ | ------------------------------------------------------------------ |
+ * | 0      | discards that began                                                |
+ * | 8      | flushes that began                                                 |
+ * | 16     | requests for which there was no memory, which is 0                 |
+ * | 24     | reads that began                                                   |
+ * | 32     | reads that ended                                                   |
+ * | 40     | sectors that were read                                             |
+ * | 48     | time that all reads took, from beginning to end, microseconds      |
+ * | 56     | time that the slowest read took, microseconds                      |
+ * | 64     | the same five of writes                                            |
+ * | 104    | flags, all 0                                                       |
+ *
  * `meter.ts` counts, `metrics_folder.ts` makes the files. This folder must not know disks or requests,
  * and a file that cannot be made must not keep a disk from being served.
  *
@@ -40,6 +56,18 @@ export const DirectionWord = {
   Count: 8,
 } as const;
 
+/** Places in the page of a ring, in words of 32 bits. */
+export const RingWord = { Discards: 0, Flushes: 2, Reads: 6 } as const;
+/** Places in the fields of reads of a ring, and in those of writes behind them; and the words of each. */
+export const RingDirectionWord = {
+  Submitted: 0,
+  Completed: 2,
+  Sectors: 4,
+  Time: 6,
+  Longest: 8,
+  Count: 10,
+} as const;
+
 /** What the requests of a file have in common. */
 export type MetricsSubject =
   /** The requests to a disk, from all its clients. */
@@ -58,6 +86,9 @@ export function metricsName(subject: MetricsSubject): string {
     : `${subject.of}-${subject.minor}`;
 }
 
+/** Name of a ring's own file, in the folder of its notice. */
+export const RING_STATISTICS = "statistics";
+
 /**
  * Name of the folder, beside those of the tapdisks, by which rrdp-iostat finds out that there is a
  * ring: it looks for the file when the folder is made. Null for what is no ring.
@@ -69,6 +100,8 @@ export function noticeName(fileName: string): string | null {
 /** A page of counters. */
 export interface MetricsPage {
   readonly words: Uint32Array<ArrayBuffer>;
+  /** The second page of a ring. */
+  readonly ring?: Uint32Array<ArrayBuffer>;
   /** Removes its file. `words` must not be touched afterwards. */
   close(): void;
 }

@@ -26,6 +26,7 @@ import {
   type MetricsSubject,
   noticeName,
   privatePage,
+  RING_STATISTICS,
 } from "./metrics.ts";
 
 /** Where the folders are: a filesystem in memory, in which all users may make files. */
@@ -77,8 +78,10 @@ export class MetricsFolder implements MetricsPages {
     const root = this.#root;
     const notice = noticeName(name);
     if (notice === null) return page;
+    let second: MappedPage | null = null;
     const close = (): void => {
       page.close();
+      second?.unmap();
       removeNotice(root, name);
     };
     try {
@@ -87,7 +90,21 @@ export class MetricsFolder implements MetricsPages {
       close();
       throw error;
     }
-    return { words: page.words, close };
+    second = this.#secondPage(`${root}/${notice}`);
+    return { words: page.words, ring: second?.words, close };
+  }
+
+  /** The page in the folder of a ring's notice, in place of one that a killed tapdisk left. */
+  #secondPage(folder: string): MappedPage | null {
+    const path = `${folder}/${RING_STATISTICS}`;
+    try {
+      if (!isOwnFolder(folder)) throw new SystemError(Errno.ENOENT, `Cannot make ${path}`);
+      remove(path);
+      return mapPage(path);
+    } catch (error) {
+      this.#log(`Monitoring programs see no counters in ${path}: ${messageOf(error)}`);
+      return null;
+    }
   }
 
   /** Removes the folder and the files that are left in it. */
@@ -99,8 +116,24 @@ export class MetricsFolder implements MetricsPages {
   }
 }
 
+interface MappedPage {
+  readonly words: Uint32Array<ArrayBuffer>;
+  unmap(): void;
+}
+
 /** Makes a page and its file. Throws `SystemError`: EEXIST when there is something of that name. */
 function makePage(path: string): MetricsPage {
+  const { words, unmap } = mapPage(path);
+  return {
+    words,
+    close(): void {
+      unmap();
+      remove(path);
+    },
+  };
+}
+
+function mapPage(path: string): MappedPage {
   const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
   let file: MappedFile;
   try {
@@ -114,13 +147,7 @@ function makePage(path: string): MetricsPage {
   } finally {
     closeFile(fd);
   }
-  return {
-    words: new Uint32Array(file.bytes.buffer),
-    close(): void {
-      file.unmap();
-      remove(path);
-    },
-  };
+  return { words: new Uint32Array(file.bytes.buffer), unmap: () => file.unmap() };
 }
 
 /**
@@ -172,6 +199,14 @@ function openOwnFolder(path: string): number | null {
   throw new SystemError(Errno.EPERM, `Cannot use ${path}, which another user owns`);
 }
 
+/** Whether a folder is there, and is this user's. Throws `SystemError` for one of another. */
+function isOwnFolder(path: string): boolean {
+  const fd = openOwnFolder(path);
+  if (fd === null) return false;
+  closeFile(fd);
+  return true;
+}
+
 function isStill(path: string, fd: number): boolean {
   try {
     const [there, open] = [pathStatus(path, { link: true }), fileStatus(fd)];
@@ -207,14 +242,20 @@ function removeFolder(root: string, path: string): void {
   }
 }
 
-/** Removes the notice of a ring, unless another process has the ring meanwhile. */
+/** Removes the notice of a ring and the file in it, unless another process has the ring meanwhile. */
 function removeNotice(root: string, name: string): void {
   const notice = noticeName(name);
   if (notice === null) return;
   const isServed = namesIn(root).some((folder) =>
     FOLDER_NAME.test(folder) && pathExists(`${root}/${folder}/${name}`)
   );
-  if (!isServed) removeEmptyFolder(`${root}/${notice}`);
+  if (isServed) return;
+  try {
+    if (isOwnFolder(`${root}/${notice}`)) remove(`${root}/${notice}/${RING_STATISTICS}`);
+  } catch {
+    // Another user made it.
+  }
+  removeEmptyFolder(`${root}/${notice}`);
 }
 
 function removeEmptyFolder(path: string): void {

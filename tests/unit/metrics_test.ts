@@ -5,6 +5,7 @@ import { closeFile, O_RDONLY, openFile, tryLockExclusive } from "../../ffi/files
 import { Meter } from "../../src/metrics/meter.ts";
 import { METRICS_BYTES } from "../../src/metrics/metrics.ts";
 import { MetricsFolder, removeStaleMetrics } from "../../src/metrics/metrics_folder.ts";
+import { RequestKind } from "../../src/vbd/slots.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { Simulation, stampedSectors } from "../support/sim.ts";
 import { readStats, SeenPages, type Vbd3Stats } from "../support/metrics.ts";
@@ -149,6 +150,7 @@ Deno.test("metrics: rrdp-iostat is told of a guest's ring, which is counted wher
     assert.deepEqual(namesOf(), [`td3-${Deno.pid}`, "vbd3-3-51712"].sort());
     const seen = readStats(`${root}/td3-${Deno.pid}/vbd-3-51712`);
     assert.deepEqual([seen.oo_reqs, seen.write_reqs_submitted], [1, 1]);
+    assert.deepEqual(namesOf(`${root}/vbd3-3-51712`), ["statistics"]);
     // Another tapdisk has the ring next, before this one has let go of it.
     const next = folderIn(root, NO_PROCESS).folder;
     const page = next.open(ring);
@@ -310,3 +312,66 @@ Deno.test({
       }
     }),
 });
+
+/** The numbers of a ring's own file. */
+function readRing(path: string): number[] {
+  const bytes = Deno.readFileSync(path);
+  assert.equal(bytes.length, METRICS_BYTES);
+  const view = new DataView(bytes.buffer);
+  return Array.from({ length: 14 }, (_, i) => Number(view.getBigUint64(8 * i, true)));
+}
+
+Deno.test("metrics: a guest's ring is counted as the kernel's backend does, too", () =>
+  withTempDir((root) => {
+    const { folder, log } = folderIn(root);
+    const clock = new Float64Array(1);
+    const meter = new Meter(32, clock);
+    const ring = { of: "vbd", domain: 3, device: 51712 } as const;
+    const path = `${root}/vbd3-3-51712/statistics`;
+    // What a killed tapdisk left.
+    Deno.mkdirSync(`${root}/vbd3-3-51712`, { mode: 0o700 });
+    Deno.writeTextFileSync(path, "old");
+    meter.show(folder.open(ring));
+    assert.deepEqual(readRing(path), new Array(14).fill(0));
+    assert.equal((Deno.statSync(path).mode ?? 0) & 0o777, 0o600);
+    const pass = (kind: number, sectors: number, errno: number, tookMs: number): void => {
+      meter.begin(5, kind);
+      clock[0] += tookMs;
+      meter.end(5, kind, sectors, errno);
+    };
+    pass(RequestKind.Read, 8, 0, 2);
+    pass(RequestKind.Read, 16, 0, 7);
+    pass(RequestKind.Read, 16, 5, 3);
+    pass(RequestKind.Write, 24, 0, 5_000_000);
+    pass(RequestKind.Flush, 0, 0, 1);
+    pass(RequestKind.Discard, 0, 0, 1);
+    pass(RequestKind.Discard, 0, 0, 1);
+    meter.begin(6, RequestKind.Write);
+    const reads = [3, 3, 24, 12_000, 7_000];
+    const writes = [2, 1, 24, 5_000_000_000, 5_000_000_000];
+    assert.deepEqual(readRing(path), [2, 1, 0, ...reads, ...writes, 0]);
+    meter.hide();
+    meter.end(6, RequestKind.Write, 8, 0);
+    assert.deepEqual([...Deno.readDirSync(root)].map(({ name }) => name), [`td3-${Deno.pid}`]);
+    // A killed tapdisk's are cleared away with its folder.
+    folder.open(ring);
+    const dead = `${root}/td3-${NO_PROCESS}`;
+    Deno.renameSync(`${root}/td3-${Deno.pid}`, dead);
+    folder.close();
+    Deno.mkdirSync(dead, { recursive: true, mode: 0o700 });
+    Deno.writeTextFileSync(`${dead}/vbd-3-51712`, "");
+    removeStaleMetrics(root);
+    assert.deepEqual([...Deno.readDirSync(root)], []);
+    assert.deepEqual(log, []);
+    // Nothing is removed or written through a link that another made.
+    Deno.mkdirSync(`${root}/outside`, { mode: 0o700 });
+    Deno.writeTextFileSync(`${root}/outside/statistics`, "mine");
+    Deno.symlinkSync(`${root}/outside`, `${root}/vbd3-3-51712`);
+    const other = folderIn(root);
+    meter.show(other.folder.open(ring));
+    pass(RequestKind.Read, 8, 0, 2);
+    meter.hide();
+    other.folder.close();
+    assert.equal(Deno.readTextFileSync(`${root}/outside/statistics`), "mine");
+    assert.equal(other.log.length, 1);
+  }));
