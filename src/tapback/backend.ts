@@ -88,6 +88,8 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
   /** Of the only domain: whether it had devices, and whether all of them were removed. */
   #hasSeenDomain = false;
   #isDomainGone = false;
+  /** Devices, by key, of a xenstored that was replaced by an empty one. */
+  readonly #orphans = new Set<string>();
   #doubtTimer = 0;
   #doubtPart = 0;
   #isClosed = false;
@@ -112,11 +114,25 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     const store = this.#parts.openStore();
     this.#scheduler.watch(store.fd, EPOLLIN, this, this);
     this.#store = store;
+    this.#knowAgain(store);
     store.watch(this.#root, BACKEND_TOKEN);
     for (const device of this.#devices.values()) {
       device.watched = "";
       this.#dirty.add(device.key);
     }
+  }
+
+  /**
+   * A xenstored that died has lost all nodes. The guests still run, so that devices which the next one
+   * does not have keep their rings. A mark tells whether it is the same.
+   */
+  #knowAgain(store: Xenstore): void {
+    const mark = `tapback/${this.#parts.type}`;
+    if (store.read(mark) !== null) return;
+    store.write(mark, "");
+    if (this.#devices.size === 0) return;
+    this.#log.error("xenstored has lost its nodes: rings stay as they are");
+    for (const key of this.#devices.keys()) this.#orphans.add(key);
   }
 
   /** The connection to xenstored is over: a new one is made. Rings are served meanwhile. */
@@ -307,6 +323,8 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     const guest = guestOf(key);
     const path = `backend/${this.#parts.type}/${key}`;
     const seen = observe((node) => store.read(node), path, guest);
+    if (seen !== null) this.#orphans.delete(key);
+    else if (this.#orphans.has(key)) return;
     const device = this.#devices.get(key) ?? (seen === null ? null : this.#add(key, path, guest));
     if (device === null) return;
     const events: DeviceEvent[] = [{ kind: "seen", seen }, ...device.events.splice(0)];

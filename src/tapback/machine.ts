@@ -292,6 +292,8 @@ export class DeviceMachine {
     const { INITIALISING, INITIALISED, CONNECTED, CLOSED } = XenbusState;
     if (frontend.state === INITIALISING || frontend.state === CLOSED) return true;
     if (seen.disk === null) return true;
+    // The toolstack has made the device again: its ring may look the same, and is another one.
+    if (held.ring !== null && seen.own.get(RING_NODE) === null) return true;
     // The disk is another one, or another tapdisk has it now.
     if (held.disk !== JSON.stringify(seen.disk) && !isNamedBy(seen.disk, held.tapdisk)) return true;
     if (this.#found !== null && held.tapdisk !== null && this.#found.pid !== held.tapdisk.pid) {

@@ -22,8 +22,8 @@ import {
 
 /** How long xenstored may take to answer. */
 const ANSWER_TIMEOUT_MS = 30_000;
-/** How often a transaction is tried while others change what it read. */
-const MOST_TRIES = 100;
+/** How often a transaction is tried at once while others change what it read. */
+const MOST_TRIES = 16;
 /** Events that wait to be taken: beyond this number the connection is given up. */
 const MOST_EVENTS = 1 << 16;
 /** How often a long list is read again because it changed. */

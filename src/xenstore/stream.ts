@@ -145,6 +145,7 @@ function openDevice(socketError: SystemError): XenstoreStream {
   } catch (error) {
     if (!(error instanceof SystemError)) throw error;
     const hint = "start xenstored, or name its socket in XENSTORED_PATH";
-    throw new SystemError(error.errno, `${socketError.message}, and ${error.message}`, { hint });
+    const message = `${socketError.message}, and ${error.message}; ${hint}`;
+    throw new SystemError(error.errno, "Cannot connect to xenstored", { message });
   }
 }

@@ -212,6 +212,53 @@ Deno.test("tapback: a xenstored that drops the connection is found again", () =>
   assert.ok(host.lines.some((line) => /Connected to xenstored again/.test(line)));
 });
 
+Deno.test("tapback: a xenstored that lost its nodes takes no guest's ring away", () => {
+  const host = new PlayedHost(25);
+  const device = host.addConnected(3, 51712);
+  const nodes = new Map(host.store.nodes);
+  host.dropConnections();
+  host.store.nodes = new Map([["/", ""]]);
+  host.run(20_000);
+  assert.deepEqual(host.tapdisks.holders(device.guest), [device.pid]);
+  assert.ok(host.lines.some((line) => /xenstored has lost its nodes/.test(line)));
+  // The toolstack writes them again, and then removes the device.
+  host.store.write(Object.fromEntries([...nodes].filter(([path]) => path.includes("/51712"))));
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  device.remove();
+  host.rest();
+  assert.match(host.lines.at(-1) ?? "", /Ends/);
+});
+
+Deno.test("tapback: a device that was made again at once gets its ring again", () => {
+  const host = new PlayedHost(26);
+  const device = host.add(3, 51712);
+  device.plug();
+  device.attach();
+  device.isAwake = false;
+  host.run(1000);
+  device.makeRing();
+  host.run(1000);
+  assert.deepEqual([device.frontState, device.backState], [3, 4]);
+  const rings = host.tapdisks.processes.get(device.pid)?.rings;
+  const old = rings?.get("3/51712");
+  assert.ok(old !== undefined);
+  // All at once, with a ring that has the same numbers.
+  const front = [...host.store.nodes].filter(([path]) => path.startsWith(`${device.front}/ring`));
+  host.store.remove(device.back);
+  host.store.remove(device.front);
+  device.plug({ state: "2" });
+  device.point();
+  device.put({ "hotplug-status": "connected" });
+  host.store.write(Object.fromEntries(front));
+  device.putFront({ "event-channel": String(old.ring.port), protocol: "x86_64-abi", state: "3" });
+  device.isAwake = true;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  assert.deepEqual(rings?.get("3/51712")?.ring, old.ring);
+  assert.notEqual(rings?.get("3/51712"), old);
+});
+
 Deno.test("tapback: a tapdisk that does not answer delays no other device", () => {
   const host = new PlayedHost(14);
   const stuck = host.add(3, 51712);
