@@ -208,6 +208,22 @@ Deno.test("tapback: a device of another driver is no disk of the tapdisk with th
     assert.match(await tapback.end(), /Has no disk: no tapdisk has it \(ENODEV\)/);
   }));
 
+Deno.test("tapback: journals of rings go when it starts and their domains are gone", () =>
+  withBench(async (bench) => {
+    const folder = `${bench.folder}/control`;
+    bench.store.write({ "/local/domain/3/name": "a guest that runs" });
+    // Some are none: a number that no tapdisk writes, another file.
+    const stay = ["ring-3-51712", "ring-3-768", "ring-04-768", "ring-4-", "ring-4-768.old"];
+    const go = ["ring-4-51712", "ring-30-768", "ring-32751-4294967295"];
+    for (const name of [...stay, ...go]) Deno.writeTextFileSync(`${folder}/${name}`, "");
+    const tapback = await bench.start();
+    const left = [...Deno.readDirSync(folder)].map(({ name }) => name).filter((name) =>
+      name.startsWith("ring-")
+    );
+    assert.deepEqual(left.sort(), stay.toSorted());
+    assert.match(await tapback.end(), /Removed the journals of 3 rings of domains that are gone/);
+  }));
+
 Deno.test("tapback: it finds a disk of this project's tapdisk, which needs Xen for a ring", () =>
   withBench(async (bench) => {
     const control = new ControlBench(bench.folder);

@@ -14,6 +14,7 @@ import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { Backend } from "../../tapback/backend.ts";
 import { lockInstance } from "../../tapback/instance.ts";
 import { LocalTapdisks } from "../../tapback/tapdisks.ts";
+import { removeStaleJournals } from "../../tapback/stale_journals.ts";
 import { Xenstore } from "../../xenstore/store.ts";
 import { goToBackground, startInBackground } from "../background.ts";
 import { printErrorLine, printErrorText, printText } from "../print.ts";
@@ -86,9 +87,16 @@ async function serve(choices: TapbackChoices): Promise<void> {
       },
     },
   });
+  let hasLooked = false;
   const backend = new Backend({
     scheduler,
-    openStore: () => new Xenstore(),
+    openStore(): Xenstore {
+      const store = new Xenstore();
+      const stale = hasLooked ? 0 : removeStaleJournals(store);
+      hasLooked = true;
+      if (stale > 0) log.info(`Removed the journals of ${stale} rings of domains that are gone`);
+      return store;
+    },
     tapdisks: new LocalTapdisks(scheduler),
     log: deviceLog(log, isVerbose),
     type,

@@ -209,6 +209,8 @@ export class RingRequests implements RequestOwner, SlotWaiter {
       // The disk may still write from the memory of slots that it gave up.
       if (this.#host.vbd.failed) this.#table.error[number] = Errno.EIO;
       if (this.#table.error[number] === 0 && !this.#startParts(number)) break;
+      // A fault of an answer within that has ended the ring.
+      if (this.#isGone) return;
       this.#waiting.shift();
       if (this.#table.isOrdered[number] === 1) this.#barrier = number;
       this.#partEnded(number);
@@ -225,7 +227,9 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     if (this.#table.isOrdered[number] === 1 && !this.#isFlushed(number)) return false;
     const kind = this.#table.kind[number];
     if (kind === RequestKind.Read || kind === RequestKind.Write) {
-      while (this.#segments.hasNext(number)) if (!this.#startTransfer(number)) return false;
+      while (this.#segments.hasNext(number)) {
+        if (this.#isGone || !this.#startTransfer(number)) return false;
+      }
       return true;
     }
     if (this.#table.isOrdered[number] === 1) return true;
