@@ -10,27 +10,50 @@ import { findTool, runOk } from "../tools.ts";
 const ROOT = new URL("../../../", import.meta.url).pathname;
 const SHIM = new URL("without_xen.c", import.meta.url).pathname;
 
-/** The newest program, and the folder of its libraries; null when there is none. */
-function findXenstored(): { readonly program: string; readonly root: string } | null {
-  const roots = ["/"];
+/** A xenstored, and how it is run. */
+interface Found {
+  readonly program: string;
+  readonly libraries: string;
+  /** The loader of its own C library; null for that of this machine. */
+  readonly loader: string | null;
+  /** Of Xen 4. */
+  readonly minor: number;
+}
+
+function isFile(path: string): boolean {
   try {
-    for (const { name } of Deno.readDirSync(`${ROOT}.toolchain/vm`)) {
-      roots.push(`${ROOT}.toolchain/vm/${name}/`);
-    }
+    return Deno.statSync(path).isFile;
   } catch {
-    // No packages were fetched.
+    return false;
   }
-  for (const root of roots) {
-    try {
-      for (const { name } of Deno.readDirSync(`${root}usr/lib`)) {
-        const program = `${root}usr/lib/${name}/bin/xenstored`;
-        if (name.startsWith("xen-") && Deno.statSync(program).isFile) return { program, root };
-      }
-    } catch {
-      // Not here.
-    }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].map(({ name }) => name);
+  } catch {
+    return [];
   }
-  return null;
+}
+
+/** The newest program; null when there is none. */
+function findXenstored(): Found | null {
+  const packages = `${ROOT}.toolchain/vm`;
+  const roots = ["/", ...namesIn(packages).map((name) => `${packages}/${name}/`)];
+  const all = roots.flatMap((root) =>
+    namesIn(`${root}usr/lib`).map((name): Found => {
+      const libraries = `${root}usr/lib/x86_64-linux-gnu`;
+      const loader = `${libraries}/ld-linux-x86-64.so.2`;
+      return {
+        program: `${root}usr/lib/${name}/bin/xenstored`,
+        libraries,
+        loader: root !== "/" && isFile(loader) ? loader : null,
+        minor: Number(/^xen-4\.(\d+)$/.exec(name)?.[1] ?? NaN),
+      };
+    })
+  );
+  const usable = all.filter(({ program, minor }) => minor > 0 && isFile(program));
+  return usable.sort((a, b) => b.minor - a.minor).at(0) ?? null;
 }
 
 const found = findXenstored();
@@ -54,13 +77,17 @@ export class RealXenstored {
     if (found === null) throw new Error("There is no xenstored");
     const shim = `${folder}/without_xen.so`;
     await runOk("gcc", ["-shared", "-fPIC", "-O", "-o", shim, SHIM, "-ldl"]);
-    const child = new Deno.Command(found.program, {
-      args: ["-N"],
+    const { program, libraries, loader } = found;
+    const command = loader === null
+      ? [program]
+      : [loader, "--library-path", libraries, "--preload", shim, program];
+    const child = new Deno.Command(command[0], {
+      args: [...command.slice(1), "-N"],
       env: {
-        LD_PRELOAD: shim,
-        ...(found.root === "/" ? {} : { LD_LIBRARY_PATH: `${found.root}usr/lib/x86_64-linux-gnu` }),
+        ...(loader === null ? { LD_PRELOAD: shim, LD_LIBRARY_PATH: libraries } : {}),
         XENSTORED_RUNDIR: folder,
         XENSTORED_ROOTDIR: folder,
+        XEN_RUN_DIR: folder,
       },
       stdin: "null",
       stdout: "null",
