@@ -66,6 +66,9 @@ const IORING_OFF_SQ_RING = 0;
 const IORING_OFF_SQES = 0x10000000;
 const NEEDED_FEATURES = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE;
 
+/** Calls in a row that may bring no completion. More would keep the process from all else. */
+const MOST_CALLS = 100;
+
 const WORD_BYTES = 4;
 const CQE_WORDS = 4;
 const SQE_BYTES = 64;
@@ -340,7 +343,10 @@ export class Uring {
    * consume completions until this returns 0: those within a call have not signalled it.
    */
   completions(): number {
-    while (this.#wantsKernel) {
+    for (let calls = 0; calls < MOST_CALLS && this.#wantsKernel; calls++) {
+      // The kernel adds work, and then sets the flag. When this thread does the work in between, the
+      // flag stays set with nothing to do. What is added from here on sets it again.
+      Atomics.and(this.#ring, this.#sqFlagsAt, ~IORING_SQ_TASKRUN);
       this.#enter(0, 0, IORING_ENTER_GETEVENTS);
       // The kernel may hold back more. A full ring must be read first.
       if (this.#waiting > 0) break;

@@ -7,6 +7,7 @@ import { Uring } from "../../ffi/uring.ts";
 import { uringMissing } from "../../ffi/uring_probe.ts";
 import { sharedUringLoop, UringLoop, type UringUser } from "../../src/queue/uring_loop.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
+import { runOk } from "../support/tools.ts";
 
 const missing = uringMissing();
 const named = (what: string): string => missing === null ? what : `${what} (skipped: ${missing})`;
@@ -118,6 +119,18 @@ Deno.test({
     }
     epoll.close();
     ring.close();
+  },
+});
+
+Deno.test({
+  name: named(
+    "uring: a flag of work that is left set without work is looked at once, not for ever",
+  ),
+  ignore,
+  async fn() {
+    const program = new URL("../support/stale_task_flag.ts", import.meta.url).pathname;
+    const printed = await runOk(Deno.execPath(), ["run", "-A", program], { timeoutMs: 30_000 });
+    assert.equal(printed, "completions 1\ncompletions 0, flags 0\n");
   },
 });
 
