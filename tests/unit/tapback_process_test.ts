@@ -49,8 +49,13 @@ class Bench {
       stderr: "piped",
     }).spawn();
     this.#children.push(child);
-    const log = new Response(child.stderr).text();
-    await until("tapback watches", () => [...this.store.clients].some((c) => c.watches.length > 0));
+    let text = "";
+    const log = (async (): Promise<string> => {
+      for await (const part of child.stderr.pipeThrough(new TextDecoderStream())) text += part;
+      return text;
+    })();
+    // It watches before that, and has its pid file and its listeners of signals after it.
+    await until("tapback serves", () => text.includes("Serves devices of type"));
     return {
       async end(): Promise<string> {
         if (isRunning(child.pid)) child.kill("SIGTERM");
