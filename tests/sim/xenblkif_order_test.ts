@@ -9,7 +9,8 @@ import assert from "node:assert/strict";
 import { BlkifProtocol } from "../../ffi/blkif_ring.ts";
 import { Random } from "../../src/testing/random.ts";
 import { SLOTS } from "../../src/vbd/slots.ts";
-import { Simulation, stampedSectors, stampOf } from "../support/sim.ts";
+import { type SimulatedDevice, Simulation, stampedSectors, stampOf } from "../support/sim.ts";
+import { withTempDir } from "../support/tools.ts";
 import { Op, type PlayedGuest, type Segment } from "../support/xen/played_guest.ts";
 import { XenRig } from "../support/xen/xen_rig.ts";
 
@@ -65,6 +66,9 @@ class Writer {
   readonly writes: Write[][] = Array.from({ length: PLACES }, () => []);
   readonly #random: Random;
   readonly #busy = new Set<number>();
+  /** Pages for tables of segments. One is in use until its request has an answer. */
+  readonly #tables = Array.from({ length: PAGES - TABLE_PAGE }, (_, i) => TABLE_PAGE + i);
+  readonly #tableOf = new Map<Sent, number>();
   readonly #ordering: readonly Ordering[];
   #answers = 0;
   #stamp = 0;
@@ -109,7 +113,9 @@ class Writer {
     const request = { operation, id, sector: sectorOf(place), segments };
     this.all.push(sent);
     if (ordering !== null || random.chance(0.7)) return this.guest.add(request);
-    const table = TABLE_PAGE + this.guest.put % this.guest.entries;
+    const table = this.#tables.pop();
+    if (table === undefined) return this.guest.add(request);
+    this.#tableOf.set(sent, table);
     this.guest.add({ ...request, operation: Op.Indirect, indirect: { operation, page: table } });
   }
 
@@ -128,6 +134,8 @@ class Writer {
       assert.ok(sent !== undefined, `an answer to no request: ${id}, ${operation}`);
       sent.answer = this.#answers++;
       this.#busy.delete(sent.place);
+      const table = this.#tableOf.get(sent);
+      if (table !== undefined) this.#tables.push(table);
       const covered = this.#covered.get(sent);
       if (covered === undefined) continue;
       isPromise = true;
@@ -179,57 +187,100 @@ function sectorOf(place: number): number {
   return place * PLACE_STEP;
 }
 
-Deno.test("a guest's ring: one answer each, in order, and nothing that was flushed is lost", () => {
-  let barriers = 0;
-  let kept = 0;
-  for (let seed = 1; seed <= SEEDS; seed++) {
-    const random = new Random(seed);
-    const rig = new XenRig({ seed, latencyMs: 1 + random.below(8), powerCuts: true });
-    rig.times = { idle: 90, all: 100 };
-    const guest = rig.guest(rig.disk(DISK_SECTORS), {
+/** How a run ends: by itself, by a power cut, or by itself after kills of the process. */
+type End = "itself" | "cut" | "kills";
+const ENDS: readonly End[] = ["itself", "cut", "kills"];
+
+class Run {
+  rig: XenRig;
+  readonly writer: Writer;
+  kills = 0;
+  readonly #guest: PlayedGuest;
+  readonly #random: Random;
+  readonly #seed: number;
+
+  constructor(seed: number, folder: string) {
+    const random = this.#random = new Random(seed);
+    this.#seed = seed;
+    this.rig = new XenRig({ seed, latencyMs: 1 + random.below(8), powerCuts: true });
+    this.rig.times = { idle: 90, all: 100 };
+    this.rig.journals = folder;
+    this.#guest = this.rig.guest(this.rig.disk(DISK_SECTORS), {
       order: random.below(4),
       protocol: random.chance(0.5) ? BlkifProtocol.X86_32 : BlkifProtocol.X86_64,
       pollDurationUs: random.chance(0.3) ? 500 : 0,
       pages: PAGES,
     });
-    const writer = new Writer(guest, random, ORDERINGS[seed % ORDERINGS.length]);
-    const isCut = seed % 2 === 0;
+    this.writer = new Writer(this.#guest, random, ORDERINGS[seed % ORDERINGS.length]);
+  }
+
+  go(end: End): void {
+    const random = this.#random;
     for (let round = 0; round < ROUNDS; round++) {
-      writer.send();
-      for (let left = random.below(6); left > 0; left--) rig.simulation.scheduler.turn();
-      const isPromise = random.chance(0.7) && writer.take();
+      this.writer.send();
+      for (let left = random.below(6); left > 0; left--) this.rig.simulation.scheduler.turn();
+      if (end === "kills" && random.chance(0.1)) this.#kill();
+      const isPromise = random.chance(0.7) && this.writer.take();
       // The power goes as soon as something was promised, as the next request may keep it by chance.
-      if (isCut && isPromise && random.chance(0.2)) break;
+      if (end === "cut" && isPromise && random.chance(0.2)) return;
     }
-    if (!isCut) {
-      while (rig.simulation.scheduler.turn());
-      writer.take();
-      assert.ok(writer.all.every(({ answer }) => answer >= 0), `seed ${seed}`);
-      assert.equal(rig.disks[0].device.vbd.requests.freeSlots, SLOTS);
+    if (end === "cut") return;
+    while (this.rig.simulation.scheduler.turn());
+    this.writer.take();
+    assert.ok(this.writer.all.every(({ answer }) => answer >= 0), `seed ${this.#seed}`);
+    assert.equal(this.rig.disks[0].device.vbd.requests.freeSlots, SLOTS);
+    // Without a power cut, all that has an answer is there.
+    for (const write of this.writer.writes.flat()) write.isKept = true;
+  }
+
+  #kill(): void {
+    this.kills++;
+    this.rig = this.rig.kill();
+    this.rig.disk(DISK_SECTORS, { exists: true }).rings.connect(this.#guest.ring);
+  }
+
+  check(end: End): void {
+    this.writer.checkOrder();
+    if (end !== "cut") {
+      this.#checkDisk(this.rig.simulation, this.rig.disks[0].device);
+      return this.rig.close();
     }
-    writer.checkOrder();
-    barriers += writer.all.filter(({ operation }) => operation === Op.Barrier).length;
-    kept += writer.writes.flat().filter(({ isKept }) => isKept).length;
-    const after = isCut ? new Simulation({ seed: seed + 1000 }, rig.simulation) : rig.simulation;
-    const device = isCut ? after.open("vhd:/disk0.vhd") : rig.disks[0].device;
-    for (let place = 0; place < PLACES; place++) {
-      const outcome = device.read(sectorOf(place), 8);
-      after.runUntil(() => outcome.data !== null, `The read of place ${place}, seed ${seed}`);
-      const data = outcome.data ?? new Uint8Array(0);
-      const stamps = Array.from({ length: 8 }, (_, i) => stampOf(data, i, sectorOf(place) + i));
-      writer.checkPlace(place, stamps);
-    }
-    if (!isCut) {
-      rig.close();
-      continue;
-    }
-    device.vbd.close(() => {});
-    after.scheduler.turn();
-    device.vbd.destroy();
+    const after = new Simulation({ seed: this.#seed + 1000 }, this.rig.simulation);
+    const device = after.open("vhd:/disk0.vhd");
+    this.#checkDisk(after, device);
+    device.close();
     after.close();
     // The requests never end and would keep their memory.
-    rig.disks[0].device.vbd.requests.memory.release();
-    guest.close();
+    this.rig.disks[0].device.vbd.requests.memory.release();
+    this.#guest.close();
   }
-  assert.ok(barriers > SEEDS && kept > SEEDS, `${barriers} barriers, ${kept} writes kept`);
-});
+
+  #checkDisk(simulation: Simulation, device: SimulatedDevice): void {
+    for (let place = 0; place < PLACES; place++) {
+      const outcome = device.read(sectorOf(place), 8);
+      simulation.runUntil(() => outcome.data !== null, `The read of place ${place}`);
+      const data = outcome.data ?? new Uint8Array(0);
+      const stamps = Array.from({ length: 8 }, (_, i) => stampOf(data, i, sectorOf(place) + i));
+      this.writer.checkPlace(place, stamps);
+    }
+  }
+}
+
+Deno.test("a guest's ring: one answer each, in order, and nothing that was flushed is lost", () =>
+  withTempDir((folder) => {
+    const seen = { barriers: 0, kept: 0, kills: 0 };
+    for (let seed = 1; seed <= SEEDS; seed++) {
+      const end = ENDS[Math.floor(seed / ORDERINGS.length) % ENDS.length];
+      const run = new Run(seed, folder);
+      try {
+        run.go(end);
+        run.check(end);
+      } catch (error) {
+        throw new Error(`Seed ${seed}, which ends by ${end}`, { cause: error });
+      }
+      seen.barriers += run.writer.all.filter(({ operation }) => operation === Op.Barrier).length;
+      seen.kept += run.writer.writes.flat().filter(({ isKept }) => isKept).length;
+      seen.kills += run.kills;
+    }
+    assert.ok(Object.values(seen).every((count) => count > SEEDS), JSON.stringify(seen));
+  }));

@@ -59,7 +59,7 @@ export class PlayedGuest {
   readonly entries: number;
   readonly view: DataView<ArrayBuffer>;
   readonly words: Int32Array<ArrayBuffer>;
-  readonly #xen: PlayedXen;
+  #xen: PlayedXen;
   readonly #is32: boolean;
   readonly #entryBytes: number;
   /** Requests put and responses taken in all. */
@@ -85,6 +85,12 @@ export class PlayedGuest {
     const { isReadOnly = false } = options;
     this.ring = { domain, device, references, port: 5, protocol, ...polling, isReadOnly };
     this.reset();
+  }
+
+  /** Another process serves the guest from now on, as it is. */
+  moveTo(xen: PlayedXen): void {
+    xen.memories.set(this.ring.domain, this.memory);
+    this.#xen = xen;
   }
 
   /** SHARED_RING_INIT and FRONT_RING_INIT. */

@@ -41,15 +41,32 @@ export class XenRig {
   journals: string | null = null;
   times: ProcessorTimes = { idle: 0, all: 0 };
 
+  readonly #options: Partial<SimulationOptions>;
+
   constructor(options: Partial<SimulationOptions> = {}) {
+    this.#options = options;
     this.simulation = new Simulation({ seed: 1, metrics: this.metrics, ...options });
     this.xen = new PlayedXen(eventsOf(this.simulation.scheduler));
   }
 
-  /** A new disk that is served. */
-  disk(sectors: number, options: { readOnly?: boolean } = {}): ServedDisk {
+  /** Kills the process. The next one has the same disk and guests, and serves nothing yet. */
+  kill(): XenRig {
+    this.simulation.connection.die();
+    // Requests that never end would keep their memory.
+    for (const { device } of this.disks) device.vbd.requests.memory.release();
+    const next = new XenRig({ ...this.#options, disk: this.simulation.disk });
+    next.journals = this.journals;
+    next.times = this.times;
+    for (const guest of this.guests) guest.moveTo(next.xen);
+    next.guests.push(...this.guests);
+    return next;
+  }
+
+  /** A disk that is served. */
+  disk(sectors: number, options: { readOnly?: boolean; exists?: boolean } = {}): ServedDisk {
     const path = `/disk${this.disks.length}.vhd`;
-    createDynamic(path, { storage: this.simulation.disk, sizeBytes: sectors * SECTOR_BYTES });
+    const storage = this.simulation.disk;
+    if (!options.exists) createDynamic(path, { storage, sizeBytes: sectors * SECTOR_BYTES });
     const vbd = new Vbd(this.simulation.context, this.disks.length);
     vbd.open(`vhd:${path}`, options);
     const device = new SimulatedDevice(this.simulation, vbd);
