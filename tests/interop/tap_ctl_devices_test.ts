@@ -11,10 +11,10 @@ function leaveDevice(
   bench: ControlBench,
   minor: number,
   image: string,
-  node = "/dev/null",
+  change: { readonly node?: string; readonly device?: string } = {},
 ): void {
   const record = {
-    node,
+    node: "/dev/null",
     device: "ublk",
     queue: "auto",
     image,
@@ -22,6 +22,7 @@ function leaveDevice(
     direct: true,
     requestTimeoutSeconds: 0,
     encrypted: false,
+    ...change,
   };
   Deno.writeTextFileSync(`${bench.control}/tapdisk/tapdisk-${minor}`, JSON.stringify(record));
 }
@@ -96,12 +97,44 @@ test("a minor whose tapdisk died and left a device is not lost", async (bench) =
   assert.match(busy.stderr, /another tapdisk has/);
 });
 
+test("a guest's ring that a killed tapdisk left is found by recover, and ended by destroy", async (bench) => {
+  const image = `aio:${bench.rawImage("a.raw")}`;
+  const journal = `${bench.control}/ring-7-51712`;
+  for (const command of ["recover", "recover -m 0"]) {
+    await bench.ok("allocate");
+    Deno.writeTextFileSync(journal, "");
+    leaveDevice(bench, 0, image, { node: journal, device: "none" });
+    assert.equal(JSON.parse(await bench.ok("list --json"))[0].device, null);
+    assert.match((await bench.tapCtl("free -m 0")).stderr, /left .*ring-7-51712; 'tap-ctl recover/);
+    assert.equal((await bench.ok(command)).trim(), `${bench.control}/tapdisk/tapdisk-0`);
+    const [{ pid, minor, args }] = JSON.parse(await bench.ok("list --json"));
+    assert.deepEqual([minor, args], [0, image]);
+    await bench.ok(`destroy -p ${pid} -m 0`);
+  }
+
+  await bench.ok("allocate");
+  leaveDevice(bench, 0, image, { node: journal, device: "none" });
+  const pid = await bench.spawn();
+  await bench.ok(`attach -p ${pid} -m 0`);
+  const opened = await bench.tapCtl(`open -p ${pid} -m 0 -a aio:${bench.rawImage("b.raw")}`);
+  assert.equal(opened.code, 16);
+  assert.match(opened.stderr, /ring-7-51712 was.*'tap-ctl recover -m 0'/);
+  await bench.ok(`open -p ${pid} -m 0 -a ${image}`);
+  await bench.ok(`destroy -p ${pid} -m 0`);
+
+  await bench.ok("allocate");
+  leaveDevice(bench, 0, image, { node: journal, device: "none" });
+  // A tapdisk that is dead.
+  await bench.ok(`destroy -p ${pid} -m 0`);
+  assert.deepEqual(await bench.list(), []);
+});
+
 test("where no device is left, recover says so", async (bench) => {
   assert.equal(await bench.ok("recover"), "");
   await bench.ok("allocate");
   const { code, stderr } = await bench.tapCtl("recover -m 0");
   assert.equal(code, 19);
-  assert.match(stderr, /no tapdisk that died left a block device there/);
+  assert.match(stderr, /no tapdisk that died left a block device or a ring there/);
 });
 
 test("a file of a minor that holds something else, or a device that is gone, counts as empty", async (bench) => {
@@ -118,6 +151,6 @@ test("a file of a minor that holds something else, or a device that is gone, cou
     if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
     else Deno.env.set("BLKTAP_CONTROL_DIR", before);
   }
-  leaveDevice(bench, 0, "aio:/a", "/dev/gone");
+  leaveDevice(bench, 0, "aio:/a", { node: "/dev/gone" });
   await bench.ok("free -m 0");
 });

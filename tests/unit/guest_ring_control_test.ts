@@ -11,6 +11,7 @@ import { receiveAt, sendAt, socketPair } from "../../ffi/sockets.ts";
 import { controlCommands } from "../../src/control/daemon/commands.ts";
 import { Devices } from "../../src/control/daemon/devices.ts";
 import { allocateMinor } from "../../src/control/minors/minors.ts";
+import { readMinorRecord, writeMinorRecord } from "../../src/control/minors/minor_record.ts";
 import { ringJournalPath } from "../../src/control/paths.ts";
 import { decodeResponse } from "../../src/control/protocol/answers.ts";
 import { encodeConnect, encodeDisconnect } from "../../src/control/protocol/guest_ring.ts";
@@ -107,8 +108,8 @@ class Bench {
     return this.ask(encodePlain(type, this.minor));
   }
 
-  open(): Promise<number> {
-    return this.ask(encodeOpen(this.minor, { ...OPEN_DEFAULTS, image: IMAGE, device: "none" }));
+  open(image = IMAGE): Promise<number> {
+    return this.ask(encodeOpen(this.minor, { ...OPEN_DEFAULTS, image, device: "none" }));
   }
 
   async close(): Promise<void> {
@@ -125,12 +126,22 @@ function hasFile(path: string): boolean {
   }
 }
 
-Deno.test("a tapdisk serves a guest's ring from its connect to its disconnect, or to the disk's close", () =>
-  withTempDir(async (folder) => {
+/** Calls a body with a bench, whose control folder is temporary. */
+function withBench(body: (bench: Bench) => Promise<void>): Promise<void> {
+  return withTempDir(async (folder) => {
     const before = Deno.env.get("BLKTAP_CONTROL_DIR");
     Deno.env.set("BLKTAP_CONTROL_DIR", folder);
     Deno.mkdirSync(`${folder}/tapdisk`);
     const bench = new Bench();
+    await body(bench);
+    await bench.close();
+    if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
+    else Deno.env.set("BLKTAP_CONTROL_DIR", before);
+  });
+}
+
+Deno.test("a tapdisk serves a guest's ring from its connect to its disconnect, or to the disk's close", () =>
+  withBench(async (bench) => {
     const { guest } = bench;
     const path = ringJournalPath(guest.ring);
     const [ENODEV, EINVAL, EALREADY] = [19, 22, 114];
@@ -171,7 +182,52 @@ Deno.test("a tapdisk serves a guest's ring from its connect to its disconnect, o
     assert.equal(bench.xen.open, 0);
     assert.equal(await bench.disconnect(), -ENODEV);
     await bench.order(MessageType.DETACH);
-    await bench.close();
-    if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
-    else Deno.env.set("BLKTAP_CONTROL_DIR", before);
+  }));
+
+Deno.test("the file of a minor tells how to take over a disk, as long as a guest has a ring", () =>
+  withBench(async (bench) => {
+    const { guest, minor } = bench;
+    const node = ringJournalPath(guest.ring);
+    const recorded = (): unknown => {
+      const record = readMinorRecord(minor);
+      return record === null ? null : [record.image, record.device, record.node];
+    };
+    const kept = [IMAGE, "none", node];
+    await bench.order(MessageType.ATTACH);
+    await bench.open();
+    assert.equal(recorded(), null);
+    await bench.connect();
+    assert.deepEqual(recorded(), kept);
+    await bench.disconnect();
+    assert.equal(recorded(), null);
+    guest.reset();
+    await bench.connect();
+    assert.deepEqual(recorded(), kept);
+    await bench.order(MessageType.CLOSE);
+    // Another tapdisk has a ring of the same name meanwhile.
+    Deno.writeTextFileSync(node, "");
+    assert.equal(recorded(), null, "after a close");
+
+    // A tapdisk that was killed has left this.
+    writeMinorRecord(minor, {
+      ...OPEN_DEFAULTS,
+      image: IMAGE,
+      device: "none",
+      node,
+      encrypted: false,
+    });
+    assert.equal(await bench.open("ram:8"), -16);
+    assert.equal(await bench.open(), MessageType.OPEN_RSP);
+    assert.deepEqual(recorded(), kept, "until tapback comes");
+    await bench.order(MessageType.PAUSE);
+    await bench.order(MessageType.RESUME);
+    assert.deepEqual(recorded(), kept);
+    guest.reset();
+    await bench.connect();
+    assert.deepEqual(recorded(), kept);
+    await bench.disconnect();
+    Deno.writeTextFileSync(node, "");
+    assert.equal(recorded(), null, "after a disconnect");
+    await bench.order(MessageType.CLOSE);
+    await bench.order(MessageType.DETACH);
   }));

@@ -53,7 +53,8 @@ export function defineRecover(command: Command): Command {
     .addHelpText(
       "after",
       "\nBrings back disks after a fault, and prints their nodes:\n" +
-        "- When a tapdisk died, a new one takes over its block devices. Their users see only a pause.\n" +
+        "- When a tapdisk died, a new one takes over its block devices. Their users see only a pause. A\n" +
+        "  Xen guest's ring is taken over, too: tapback connects it to the new tapdisk.\n" +
         "- When a fault ended a single disk (state 0x1 in 'tap-ctl list', requests fail with EIO), its\n" +
         "  tapdisk opens the image again, as 'tap-ctl unpause' does.\n" +
         "When a disk cannot be recovered, the others still are; the exit status is that of the first\n" +

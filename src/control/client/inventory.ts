@@ -149,7 +149,7 @@ function listQuestion(pid: number): Question<ListEntry[]> {
 /** A minor without a tapdisk, and the block device that a tapdisk which died left there. */
 function orphan(minor: number): InventoryEntry {
   const record = readMinorRecord(minor);
-  return { ...NOTHING, minor, device: record?.node ?? null };
+  return { ...NOTHING, minor, device: record?.device === "none" ? null : record?.node ?? null };
 }
 
 /** What the control folder shows without a question to any tapdisk. */

@@ -71,9 +71,9 @@ export async function createDevice(
 }
 
 /**
- * Starts a tapdisk that takes over the block device of one that died. The users of the device see
- * only a pause. Throws `SystemError`, `TapdiskError`: ENODEV when there is no such block device, EBUSY
- * when its tapdisk is alive; the block device then stays as it is.
+ * Starts a tapdisk that takes over the block device of one that died, or the disk of a guest whose ring
+ * tapback then brings. The users see only a pause. Throws `SystemError`, `TapdiskError`: ENODEV when
+ * there is no such device, EBUSY when its tapdisk is alive; the device then stays as it is.
  */
 export async function recoverDevice(
   minor: number,
@@ -81,7 +81,8 @@ export async function recoverDevice(
 ): Promise<CreatedDevice> {
   const record = readMinorRecord(minor);
   if (record === null) {
-    const what = `Cannot recover minor ${minor} (no tapdisk that died left a block device there)`;
+    const what =
+      `Cannot recover minor ${minor} (no tapdisk that died left a block device or a ring there)`;
     throw new SystemError(Errno.ENODEV, what);
   }
   closeFile(holdMinor(minor));
@@ -102,7 +103,7 @@ export function disksEndedByFaults(present: readonly InventoryEntry[]): CreatedD
   );
 }
 
-/** The minors whose block devices wait for a tapdisk to take them over. */
+/** The minors whose block devices, or guests, wait for a tapdisk to take them over. */
 export function orphanedMinors(): number[] {
   return listMinors().filter((minor) => {
     if (readMinorRecord(minor) === null) return false;
@@ -140,6 +141,11 @@ export async function destroyDevice(device: DeviceAddress, limit: TimeLimit): Pr
 /** A new tapdisk with the block device of a dead one; null when the dead one left none. */
 async function takeOver(minor: number): Promise<CreatedDevice | null> {
   if (!orphanedMinors().includes(minor)) return null;
+  // A guest's ring need not be closed in order: its requests stay in its journal.
+  if (readMinorRecord(minor)?.device === "none") {
+    writeMinorRecord(minor, null);
+    return null;
+  }
   try {
     return await recoverDevice(minor);
   } catch (error) {

@@ -78,6 +78,10 @@ export class Device {
   /** How the image was opened; null without one. */
   #request: OpenRequest | null = null;
   #encrypted = false;
+  /** The journal of a ring that a tapdisk before this one left, until this one has a ring. */
+  #leftJournal: string | null = null;
+  /** Whether the file of the minor has a record. */
+  #isRecorded = false;
 
   /** Takes hold of a minor. Throws `SystemError`: ENOENT, EBUSY. */
   constructor(services: DeviceServices, minor: number) {
@@ -200,7 +204,10 @@ export class Device {
   #planDevice({ image, device }: OpenRequest): DevicePlan {
     const { minor } = this;
     const orphan = readMinorRecord(minor);
-    if (orphan !== null && (orphan.image !== image || orphan.device !== device)) {
+    // The users of a ring do not see which kind of block device there is beside it.
+    const isRing = orphan?.device === "none";
+    const isSame = orphan?.image === image && (isRing || orphan.device === device);
+    if (orphan !== null && !isSame) {
       const was = `${orphan.node} was left there with ${orphan.image}`;
       const hint = `${was}; ${recoveryHint(minor, orphan.device)}`;
       throw new SystemError(Errno.EBUSY, `Cannot open ${image} on minor ${minor} (${hint})`);
@@ -210,8 +217,11 @@ export class Device {
         `'tap-ctl destroy -p PID -m ${minor}' ends the device`;
       throw new SystemError(Errno.ESTALE, `Cannot open ${image} on minor ${minor} (${hint})`);
     }
+    this.#leftJournal = isRing ? orphan.node : null;
+    this.#isRecorded = orphan !== null;
     const makers = makersFor(device, this.#services.makers);
-    return { makers, required: device !== "auto", recover: orphan?.node ?? null };
+    const recover = isRing ? null : orphan?.node ?? null;
+    return { makers, required: device !== "auto", recover };
   }
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
@@ -274,10 +284,11 @@ export class Device {
     }
   }
 
-  /** Records what another tapdisk needs to take the block device over, if there is one. */
+  /** Records what another tapdisk needs to take the block device or the ring over. */
   #recordDevice(): void {
-    const { node, kind } = this.#access;
-    if (this.#request === null || node === null) return;
+    const { kind, rings } = this.#access;
+    const node = this.#access.node ?? rings.journal ?? this.#leftJournal;
+    if (this.#request === null || node === null) return this.#removeRecord();
     const changed = { image: this.name, device: kind, node, encrypted: this.#encrypted };
     const { hasFailed, isFull } = this.#vbd.secondary;
     // What a mirror lacks that failed, it would lack for ever.
@@ -301,10 +312,15 @@ export class Device {
   #writeRecord(record: MinorRecord | null): void {
     try {
       writeMinorRecord(this.minor, record);
+      this.#isRecorded = record !== null;
     } catch (error) {
-      const what = `'tap-ctl recover' will not know the block device of minor ${this.minor}`;
+      const what = `'tap-ctl recover' will not know the device of minor ${this.minor}`;
       this.#log.warn(`${what}: ${messageOf(error)}`);
     }
+  }
+
+  #removeRecord(): void {
+    if (this.#isRecorded) this.#writeRecord(null);
   }
 
   /** Whether the ring of a guest's device is connected. */
@@ -319,11 +335,15 @@ export class Device {
       throw new SystemError(Errno.EINVAL, `Cannot connect ${nameOfGuest(guest)} (${why})`);
     }
     this.#access.rings.connect(guest);
+    this.#leftJournal = null;
+    this.#recordDevice();
   }
 
   /** Leaves a guest's ring. */
   disconnectRing(guest: GuestDevice): void {
     this.#access.rings.disconnect(guest);
+    this.#leftJournal = null;
+    this.#recordDevice();
   }
 
   /**
@@ -368,7 +388,8 @@ export class Device {
         this.#access.close();
         this.#disk = NO_DISK;
         this.#request = null;
-        if (readMinorRecord(this.minor) !== null) this.#writeRecord(null);
+        this.#leftJournal = null;
+        this.#removeRecord();
         this.#log.info(`Closed ${name || "nothing"} on minor ${this.minor}`);
         done(error);
       });

@@ -3,11 +3,11 @@ import { minorPath } from "../paths.ts";
 import { type DeviceChoice, type OpenRequest, parseOpenRequest } from "../protocol/open_request.ts";
 
 /**
- * A tapdisk writes this record of its block device to the file of the minor. When the tapdisk dies,
- * another one can take the device over: it opens the image as the record says.
+ * A tapdisk writes this record of its block device, or of a guest's ring, to the file of the minor.
+ * When the tapdisk dies, another one can take the device over: it opens the image as the record says.
  */
 export interface MinorRecord extends OpenRequest {
-  /** The node of the block device, such as /dev/ublkb0. */
+  /** What stays: the node of the block device, such as /dev/ublkb0, or the journal of a ring. */
   readonly node: string;
   /** Whether the image opens only with a key, which is not in the record. */
   readonly encrypted: boolean;
@@ -15,7 +15,10 @@ export interface MinorRecord extends OpenRequest {
   readonly full?: boolean;
 }
 
-/** Writes the record of a block device; null when there is none any more. Throws `SystemError`. */
+/**
+ * Writes the record of a block device or of a ring; null when there is none any more. Throws
+ * `SystemError`.
+ */
 export function writeMinorRecord(minor: number, record: MinorRecord | null): void {
   const path = minorPath(minor);
   try {
@@ -28,7 +31,7 @@ export function writeMinorRecord(minor: number, record: MinorRecord | null): voi
   }
 }
 
-/** What the administrator can do about a block device of a tapdisk that died. */
+/** What the administrator can do about a block device, or a ring, of a tapdisk that died. */
 export function recoveryHint(minor: number, device: DeviceChoice): string {
   // The driver removes such a device when its tapdisk dies; the node may still exist.
   if (device === "blktap2") return `'tap-ctl destroy -p PID -m ${minor}' removes the rest`;
@@ -43,14 +46,14 @@ function parseMinorRecord(value: unknown): MinorRecord | null {
   return { ...request, node, encrypted, ...(full === true ? { full } : {}) };
 }
 
-/** The record of a minor's block device, if its node still exists; else null. */
+/** The record of a minor's block device or ring, if that still exists; else null. */
 export function readMinorRecord(minor: number): MinorRecord | null {
   try {
     const record = parseMinorRecord(JSON.parse(Deno.readTextFileSync(minorPath(minor))));
     if (record !== null) Deno.lstatSync(record.node);
     return record;
   } catch {
-    // The file of a minor without a block device is empty.
+    // The file of a minor without a block device or a ring is empty.
     return null;
   }
 }

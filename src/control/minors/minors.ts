@@ -68,7 +68,7 @@ export function allocateMinor(): number {
 
 /**
  * Frees a minor. Throws `SystemError`: ENOENT when it is not allocated, EAGAIN when a tapdisk has it,
- * EBUSY when a tapdisk that died left a block device there.
+ * EBUSY when a tapdisk that died left a block device or a ring there.
  */
 export function freeMinor(minor: number): void {
   withFolderLocked(() => {

@@ -32,6 +32,12 @@ export class GuestRings {
     return this.#find(guest) !== null;
   }
 
+  /** The journal of a ring, with which another tapdisk can go on; null without a ring. */
+  get journal(): string | null {
+    for (const ring of this.#rings) if (!ring.failed) return this.#journalPath(ring.guest);
+    return null;
+  }
+
   #leave(ring: XenRing): void {
     this.#rings.delete(ring);
     if (!ring.isQuiet) this.#left.add(ring);
