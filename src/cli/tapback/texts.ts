@@ -17,9 +17,10 @@ export const DESCRIPTION = [
   "to the tapdisks, which serve them. xl makes such devices for disks with backendtype=tap, and " +
   "XenServer for all disks of its storage manager.",
   "The disk of a device is the one at the node physical-device-path, which is the NBD socket of a " +
-  "tapdisk, or the one of the minor in physical-device. When a disk gets another size, the guest is " +
-  "told. When another tapdisk takes over a disk, as after tap-ctl recover, the guest's ring moves " +
-  "there. A device whose path becomes another one gets that disk: this is how media are changed.",
+  "tapdisk, or the one of physical-device, where that is a device of the kernel's blktap driver. When " +
+  "a disk gets another size, the guest is told. When another tapdisk takes over a disk, as after " +
+  "tap-ctl recover, the guest's ring moves there. A device whose path becomes another one gets that " +
+  "disk: this is how media are changed.",
   "tapback runs in the background and logs to syslog. With -d it logs to standard error, which may " +
   "be the journal. SIGTERM and SIGINT end it. Guests go on with their disks meanwhile, and a tapback " +
   "that starts later goes on with the guests. SIGHUP opens the log anew.",
