@@ -8,7 +8,7 @@
  * @module
  */
 import { EPOLLIN } from "../../ffi/epoll.ts";
-import { SystemError } from "../../ffi/errno.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { GuestDevice } from "../control/protocol/guest_ring.ts";
 import { Bucket } from "../log/bucket.ts";
 import type { Log } from "../log/log.ts";
@@ -28,6 +28,9 @@ const DOUBT_PARTS = 20;
 /** A guest that changes its nodes all the time: looks at its device in a row, and then one after each time. */
 const LOOKS = 64;
 const ONE_MORE_LOOK_MS = 50;
+/** The same for new rings of a guest. Each is work for its tapdisk. */
+const CONNECTS = 10;
+const ONE_MORE_CONNECT_MS = 2_000;
 /** The same for warnings about its device, which it may cause. */
 const WARNINGS = 20;
 const ONE_MORE_WARNING_MS = 10_000;
@@ -70,6 +73,7 @@ interface Device {
   readonly looks: Bucket;
   /** Whether it waits for its next look. */
   isPutOff: boolean;
+  readonly connects: Bucket;
   readonly warnings: Bucket;
 }
 
@@ -354,6 +358,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
       watched: "",
       looks: new Bucket(LOOKS, ONE_MORE_LOOK_MS, nowMs),
       isPutOff: false,
+      connects: new Bucket(CONNECTS, ONE_MORE_CONNECT_MS, nowMs),
       warnings: new Bucket(WARNINGS, ONE_MORE_WARNING_MS, nowMs),
     };
     this.#devices.set(key, device);
@@ -388,6 +393,9 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
           this.#happened(device, { kind: "found", disk: action.disk, found });
         });
       case "connect":
+        if (!device.connects.take(this.#scheduler.nowMs())) {
+          return this.#happened(device, { kind: "connected", errno: Errno.EAGAIN });
+        }
         return tapdisks.connect(action.tapdisk, action.ring, (errno) => {
           this.#happened(device, { kind: "connected", errno });
         });

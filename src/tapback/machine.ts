@@ -31,8 +31,9 @@ const LONGEST_RETRY_MS = 8_000;
 /** How long a toolstack may take to write the frontend of a device. */
 const PATIENCE_MS = 5_000;
 
-/** Errors that say that a ring is connected nowhere: no tapdisk, no such minor, no such ring. */
+/** Errors that say that a ring is connected nowhere: not asked, no tapdisk, no such minor or ring. */
 const NOT_CONNECTED: readonly number[] = [
+  Errno.EAGAIN,
   Errno.ENOENT,
   Errno.ESRCH,
   Errno.ENODEV,
@@ -81,6 +82,8 @@ export class DeviceMachine {
   #held: HeldRing | null = null;
   /** Whether the frontend has begun again with its ring. */
   #isRenewed = false;
+  /** Whether a disconnect has begun: it has to end before anything else, for it may have been done. */
+  #isLeaving = false;
   /** How long a frontend that has not been seen is waited for. */
   #patience: "long" | "short" | "none" = "long";
   #waitsFor = "";
@@ -229,6 +232,7 @@ export class DeviceMachine {
       this.#log("info", `Tapdisk ${this.#held?.tapdisk?.pid} has no ring of it`);
       this.#held = null;
       this.#isRenewed = false;
+      this.#isLeaving = false;
       return;
     }
     this.#fail(
@@ -288,7 +292,7 @@ export class DeviceMachine {
   /** Whether a ring must not be served any more as it is. */
   #mustDrop(seen: DeviceSeen | null, held: HeldRing): boolean {
     const frontend = seen?.frontend ?? null;
-    if (seen === null || frontend === null) return true;
+    if (this.#isLeaving || seen === null || frontend === null) return true;
     const { INITIALISING, INITIALISED, CONNECTED, CLOSED } = XenbusState;
     if (frontend.state === INITIALISING || frontend.state === CLOSED) return true;
     if (seen.disk === null) return true;
@@ -315,9 +319,11 @@ export class DeviceMachine {
       // Nobody has the minor, so nobody has the ring; or that is not known yet.
       if (this.#seen !== null && this.#seen.disk !== null && !this.#findFailed) return;
       this.#held = null;
+      this.#isLeaving = false;
       return this.#next();
     }
     if (this.#waitsFor !== "") return;
+    this.#isLeaving = true;
     this.#held = { ...held, tapdisk };
     this.#call = { kind: "disconnect" };
     const { pid, minor } = tapdisk;

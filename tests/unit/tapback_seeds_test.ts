@@ -11,8 +11,11 @@ import { type PlayedDevice, PlayedHost } from "../support/xen/played_host.ts";
 const SEEDS = Number(Deno.env.get("TAPBACK_SEEDS") ?? 20);
 const FIRST_SEED = Number(Deno.env.get("TAPBACK_SEED") ?? 1);
 const MOVES = 120;
-/** Seeds that found faults: a ring at a tapdisk that was replaced, a connect without an answer. */
-const KEPT = [2, 100, 1034];
+/**
+ * Seeds that found faults: a ring at a tapdisk that was replaced, a connect and a disconnect without an
+ * answer.
+ */
+const KEPT = [2, 100, 1034, 9352];
 
 /** A text that a guest may write. */
 function nonsense(random: Random): string {
@@ -44,6 +47,8 @@ function move(host: PlayedHost, device: PlayedDevice, random: Random): string {
       ["destroy", () => host.store.remove(`/local/domain/${device.guest.domain}`)],
       ["resize", () => device.resize(1000 + random.below(5000))],
       ["recover", () => device.pid !== 0 && device.recover()],
+      ["hang", () => device.pid !== 0 && host.tapdisks.silent.add(device.pid)],
+      ["wake", () => host.tapdisks.wake(device.pid)],
       ["kill", () => host.tapdisks.kill(device.pid)],
       ["medium", () => device.pid !== 0 && (host.tapdisks.kill(0), device.attach(2000))],
       ["eject", () => device.put({ "physical-device-path": "" })],
@@ -72,6 +77,9 @@ function hostMove(host: PlayedHost, random: Random): string {
       host.dropConnections();
       return "drop connections";
     case 1:
+      // A tapdisk that hangs may connect a ring for a tapback that has ended, and for a device whose
+      // nodes, with the record of that ring, are gone: nobody can know of it. So it is killed.
+      for (const pid of host.tapdisks.silent) host.tapdisks.kill(pid);
       host.stop();
       host.run(random.below(100));
       host.start();
@@ -117,6 +125,7 @@ function runSeed(seed: number): void {
     }
     host.tapdisks.faults = 0;
     host.isMoving = false;
+    host.tapdisks.wakeAll();
     host.run(40_000);
     for (const device of moved) settle(host, device);
     host.rest();

@@ -496,6 +496,42 @@ Deno.test("tapback: a guest that changes its nodes all the time costs little, an
   assert.deepEqual([device.frontState, device.backState], [4, 4]);
 });
 
+Deno.test("tapback: a guest that begins again all the time is served less and less often", () => {
+  const host = new PlayedHost(27);
+  const device = host.addConnected(3, 51712);
+  device.isAwake = false;
+  const before = host.tapdisks.connects;
+  for (let round = 0; round < 100; round++) {
+    device.frontState = 1;
+    host.run(100);
+    device.makeRing();
+    host.run(100);
+  }
+  const count = host.tapdisks.connects - before;
+  assert.ok(count >= 15 && count <= 25, `${count} connects`);
+  device.isAwake = true;
+  device.frontState = 1;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
+Deno.test("tapback: a disconnect without an answer may have been done, and is asked for again", () => {
+  const host = new PlayedHost(28);
+  const device = host.addConnected(3, 51712);
+  const ring = host.tapdisks.processes.get(device.pid)?.rings.get("3/51712")?.ring;
+  device.isAwake = false;
+  host.tapdisks.lostAnswers = 1;
+  device.frontState = 1;
+  host.run(60);
+  assert.deepEqual(host.tapdisks.holders(device.guest), []);
+  // The new ring has the numbers of the old one.
+  device.frontState = 3;
+  device.isAwake = true;
+  host.rest();
+  const rings = host.tapdisks.processes.get(device.pid)?.rings;
+  assert.deepEqual(rings?.get("3/51712")?.ring, ring);
+});
+
 Deno.test("tapback: a device that is served is only asked for, and not read again", () => {
   const host = new PlayedHost(24);
   host.addConnected(3, 51712);

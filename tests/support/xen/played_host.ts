@@ -25,6 +25,9 @@ import { PlayedXenstored } from "./played_xenstored.ts";
 /** How often guests have a turn. */
 const STEP_MS = 20;
 
+/** How long tapback waits for an answer. */
+const ANSWER_TIMEOUT_MS = 10_000;
+
 const BACKENDS = "/local/domain/0/backend/vbd3";
 
 /** A tapdisk: its minors with their sizes, and the rings that it has, by guest. */
@@ -40,11 +43,13 @@ export class PlayedTapdisks implements Tapdisks {
   faults = 0;
   /** What they can do with rings. */
   features: number = RING_FEATURES;
-  /** Tapdisks that do not answer. */
+  /** Tapdisks that hang, and do later what they were asked for. */
   readonly silent = new Set<number>();
+  readonly #asked: { readonly pid: number; readonly call: () => void }[] = [];
   /** Guests' devices whose rings ended with a tapdisk. */
   readonly died = new Set<string>();
   calls = 0;
+  connects = 0;
 
   constructor(readonly scheduler: SimulatedScheduler, readonly random: Random) {}
 
@@ -55,6 +60,11 @@ export class PlayedTapdisks implements Tapdisks {
   kill(pid: number): void {
     for (const key of this.processes.get(pid)?.rings.keys() ?? []) this.died.add(key);
     this.processes.delete(pid);
+    this.wake(pid);
+  }
+
+  wakeAll(): void {
+    for (const pid of [...this.silent]) this.wake(pid);
   }
 
   /** Those that have the ring of a guest's device. */
@@ -63,10 +73,33 @@ export class PlayedTapdisks implements Tapdisks {
       .map(([pid]) => pid);
   }
 
-  #later(pid: number, call: () => void): void {
+  /** Does `call` later, which answers; who asked gets ETIMEDOUT when that takes too long. */
+  #later<Answer>(
+    pid: number,
+    done: (answer: Answer | number) => void,
+    call: (answer: (answer: Answer | number) => void) => void,
+  ): void {
     this.calls++;
-    if (this.silent.has(pid)) return;
-    this.scheduler.addTimer(this.random.below(30), call);
+    let isOver = false;
+    const answer = (value: Answer | number): void => {
+      if (!isOver) done(value);
+      isOver = true;
+    };
+    if (!this.silent.has(pid)) {
+      this.scheduler.addTimer(this.random.below(30), () => call(answer));
+      return;
+    }
+    this.#asked.push({ pid, call: () => call(answer) });
+    this.scheduler.addTimer(ANSWER_TIMEOUT_MS, () => answer(Errno.ETIMEDOUT));
+  }
+
+  /** A tapdisk goes on. */
+  wake(pid: number): void {
+    this.silent.delete(pid);
+    for (const asked of this.#asked.filter((each) => each.pid === pid)) {
+      this.#asked.splice(this.#asked.indexOf(asked), 1);
+      asked.call();
+    }
   }
 
   #disk(pid: number, minor: number): FoundDisk | number {
@@ -83,7 +116,7 @@ export class PlayedTapdisks implements Tapdisks {
   }
 
   find(disk: WantedDisk, done: (found: FoundDisk | number) => void): void {
-    this.#later(disk.pid ?? 0, () => {
+    this.#later<FoundDisk>(disk.pid ?? 0, done, (done) => {
       if (this.random.chance(this.faults)) return done(Errno.ETIMEDOUT);
       const first = this.#disk(disk.pid ?? 0, disk.minor);
       if (typeof first !== "number") return done(first);
@@ -97,7 +130,8 @@ export class PlayedTapdisks implements Tapdisks {
   }
 
   connect({ pid, minor }: Tapdisk, ring: GuestRing, done: (errno: number) => void): void {
-    this.#later(pid, () => {
+    this.connects++;
+    this.#later<number>(pid, done, (done) => {
       if (this.random.chance(this.faults / 2)) return done(Errno.EIO);
       const found = this.#disk(pid, minor);
       if (typeof found === "number") return done(found);
@@ -111,12 +145,16 @@ export class PlayedTapdisks implements Tapdisks {
     });
   }
 
+  /** Disconnects that are done, and whose answer is lost. */
+  lostAnswers = 0;
+
   disconnect({ pid }: Tapdisk, guest: GuestDevice, done: (errno: number) => void): void {
-    this.#later(pid, () => {
+    this.#later<number>(pid, done, (done) => {
       if (this.random.chance(this.faults / 2)) return done(Errno.EIO);
       const process = this.processes.get(pid);
       if (process === undefined) return done(Errno.ECONNREFUSED);
       if (!process.rings.delete(`${guest.domain}/${guest.device}`)) return done(Errno.ENODEV);
+      if (this.lostAnswers-- > 0) return done(Errno.EPIPE);
       done(this.random.chance(this.faults / 2) ? Errno.ETIMEDOUT : 0);
     });
   }
