@@ -388,7 +388,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     const { tapdisks } = this.#parts;
     switch (action.kind) {
       case "find":
-        return tapdisks.find(action.disk, (found) => {
+        return tapdisks.find(action.disk, action.file, (found) => {
           if (device.machine.isConfirmed(action.disk, found)) return;
           this.#happened(device, { kind: "found", disk: action.disk, found });
         });

@@ -13,6 +13,8 @@ export interface FoundDisk extends Tapdisk {
   readonly info: DiskInfo;
   /** A union of `RingFeature`. */
   readonly ringFeatures: number;
+  /** Tells the minor from a later one that got the same number; empty when that is not known. */
+  readonly file: string;
 }
 
 /** What happened. */
@@ -32,8 +34,11 @@ export type DeviceEvent =
 
 /** What is to be done. */
 export type DeviceAction =
-  /** Ask a tapdisk for its disk; when it does not exist, the one that has the minor now. */
-  | { readonly kind: "find"; readonly disk: WantedDisk }
+  /**
+   * Ask a tapdisk for its disk; when it does not exist, the one that has the minor now. `file` is that
+   * of the minor, as `FoundDisk` has it, as far as it is known.
+   */
+  | { readonly kind: "find"; readonly disk: WantedDisk; readonly file: string }
   | { readonly kind: "connect"; readonly tapdisk: Tapdisk; readonly ring: GuestRing }
   | { readonly kind: "disconnect"; readonly tapdisk: Tapdisk; readonly guest: GuestDevice }
   /** Write nodes at once, unless xenstore has changed since it was read. */

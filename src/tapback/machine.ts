@@ -15,6 +15,7 @@ import type { DeviceAction, DeviceEvent, FoundDisk, Tapdisk } from "./device_eve
 import {
   connectedNodes,
   type DeviceOptions,
+  fileOf,
   initialNodes,
   recordOf,
   ringRecord,
@@ -78,6 +79,8 @@ export class DeviceMachine {
   /** The disk that the last `find` was for, as text, and what it found. */
   #foundFor = "";
   #found: FoundDisk | null = null;
+  /** That of the disk's minor, as far as it is known. */
+  #file = "";
   #findFailed = false;
   #held: HeldRing | null = null;
   /** Whether the frontend has begun again with its ring. */
@@ -188,6 +191,7 @@ export class DeviceMachine {
     if (typeof found !== "number") {
       const before = this.#found;
       this.#found = found;
+      this.#file = found.file;
       this.#delayMs = FIRST_RETRY_MS;
       if (before === null || before.pid !== found.pid) {
         this.#log("info", `Its disk is minor ${found.minor} of tapdisk ${found.pid}`);
@@ -278,7 +282,10 @@ export class DeviceMachine {
     const wanted = JSON.stringify(disk);
     if (this.#foundFor !== wanted) {
       this.#foundFor = wanted;
-      if (!isNamedBy(disk, this.#found)) this.#found = null;
+      if (!isNamedBy(disk, this.#found)) {
+        this.#found = null;
+        this.#file = disk === null ? "" : fileOf(seen, disk.minor);
+      }
       this.#findFailed = false;
       this.#finding = "";
     }
@@ -286,7 +293,7 @@ export class DeviceMachine {
     if (this.#found !== null && !this.#isDoubted) return;
     this.#finding = wanted;
     this.#isDoubted = false;
-    this.#actions.push({ kind: "find", disk });
+    this.#actions.push({ kind: "find", disk, file: this.#file });
   }
 
   /** Whether a ring must not be served any more as it is. */

@@ -6,7 +6,7 @@
 import { MOST_RING_PAGE_ORDER } from "../../ffi/blkif_ring.ts";
 import { type DiskInfo, RingFeature } from "../control/protocol/disk_info.ts";
 import type { GuestRing } from "../control/protocol/guest_ring.ts";
-import { type DeviceSeen, RING_NODE } from "./observation.ts";
+import { type DeviceSeen, MINOR_NODE, RING_NODE } from "./observation.ts";
 
 /** Bits of `info` (VDISK_* of io/blkif.h). */
 const VDISK_CDROM = 1;
@@ -43,15 +43,22 @@ export function initialNodes(seen: DeviceSeen): Values {
  */
 export function tapdiskNodes(
   seen: DeviceSeen,
-  { pid, minor }: { readonly pid: number; readonly minor: number },
+  { pid, minor, file }: { readonly pid: number; readonly minor: number; readonly file: string },
 ): Values {
-  const values: Values = { "kthread-pid": String(pid) };
+  const values: Values = { "kthread-pid": String(pid), [MINOR_NODE]: `${minor} ${file}` };
   const path = seen.own.get("physical-device-path") ?? null;
   if (path !== null && seen.disk !== null && seen.disk.pid !== pid) {
     values["physical-device-path"] = path.replace(/nbd\d+\.\d+$/, `nbd${pid}.${minor}`);
     if (seen.own.get("pid") !== null) values.pid = String(pid);
   }
   return missing(seen, values);
+}
+
+/** What was noted of a minor by `tapdiskNodes`; empty when that is nothing. */
+export function fileOf(seen: DeviceSeen, minor: number): string {
+  const text = seen.own.get(MINOR_NODE) ?? "";
+  const [, number, file = ""] = /^(\d{1,10}) (.*)$/.exec(text) ?? [];
+  return Number(number) === minor ? file : "";
 }
 
 /** What is chosen for all devices. */

@@ -58,6 +58,9 @@ export interface DeviceSeen {
  */
 export const RING_NODE = "tapback-ring";
 
+/** The node with the minor of the disk, and what tells it from a later one with the same number. */
+export const MINOR_NODE = "tapback-minor";
+
 /** The nodes whose present values are looked at before they are written. */
 const OWN_NODES = [
   "max-ring-page-order",
@@ -69,6 +72,7 @@ const OWN_NODES = [
   "feature-max-indirect-segments",
   "pid",
   "physical-device-path",
+  MINOR_NODE,
   RING_NODE,
 ] as const;
 

@@ -8,7 +8,13 @@ import { receiveAt, sendAt, unixConnectAtOnce } from "../../ffi/sockets.ts";
 import { checkAnswer } from "../control/client/connection.ts";
 import { minorHolders } from "../control/minors/holders.ts";
 import { tapdevMajor } from "../control/minors/tapdev.ts";
-import { controlFolder, controlSocketPath, namesIn, ringJournalPath } from "../control/paths.ts";
+import {
+  controlFolder,
+  controlSocketPath,
+  minorPath,
+  namesIn,
+  ringJournalPath,
+} from "../control/paths.ts";
 import {
   decodeDiskInfo,
   decodeRingFeatures,
@@ -27,8 +33,11 @@ import type { WantedDisk } from "./observation.ts";
 
 /** What is asked of tapdisks. Each call ends later with its callback, which gets an error number. */
 export interface Tapdisks {
-  /** Finds the disk of a minor: in the tapdisk that is named, or in the one that has it now. */
-  find(disk: WantedDisk, done: (found: FoundDisk | number) => void): void;
+  /**
+   * Finds the disk of a minor: in the tapdisk that is named, or in the one that has it now, if it is the
+   * minor that `file` tells.
+   */
+  find(disk: WantedDisk, file: string, done: (found: FoundDisk | number) => void): void;
   /** Connects a guest's ring. */
   connect(tapdisk: Tapdisk, ring: GuestRing, done: (errno: number) => void): void;
   /** Disconnects a guest's ring, after its requests have ended. */
@@ -133,7 +142,7 @@ export class LocalTapdisks implements Tapdisks {
     this.#scheduler = scheduler;
   }
 
-  find(disk: WantedDisk, done: (found: FoundDisk | number) => void): void {
+  find(disk: WantedDisk, file: string, done: (found: FoundDisk | number) => void): void {
     // The minor of another driver's device means another disk, or none.
     if (disk.pid === null && disk.major !== tapdevMajor()) {
       return this.#later(() => done(Errno.ENODEV));
@@ -142,9 +151,13 @@ export class LocalTapdisks implements Tapdisks {
     if (pid === null) return this.#later(() => done(Errno.ESRCH));
     this.#askInfo({ pid, minor: disk.minor }, (found) => {
       if (typeof found !== "number" || disk.pid === null) return done(found);
+      // The number of a minor that was freed goes to the next disk, which is another guest's.
+      if (file === "" || minorFile(disk.minor) !== file) return done(found);
       const other = holderOf(disk.minor, disk.pid);
       if (other === null) return done(found);
-      this.#askInfo({ pid: other, minor: disk.minor }, done);
+      this.#askInfo({ pid: other, minor: disk.minor }, (taken) => {
+        done(typeof taken !== "number" && taken.file !== file ? Errno.ESTALE : taken);
+      });
     });
   }
 
@@ -165,7 +178,8 @@ export class LocalTapdisks implements Tapdisks {
       if (typeof answer === "number") return done(answer);
       const info = decodeDiskInfo(answer);
       const ringFeatures = decodeRingFeatures(answer);
-      done(isDisk(info) ? { ...tapdisk, info, ringFeatures } : Errno.ENOMEDIUM);
+      const file = minorFile(minor);
+      done(isDisk(info) ? { ...tapdisk, info, ringFeatures, file } : Errno.ENOMEDIUM);
     });
   }
 
@@ -211,6 +225,16 @@ export class LocalTapdisks implements Tapdisks {
 function isDisk({ sectors, sectorSizeBytes }: DiskInfo): boolean {
   return sectors > 0 && sectors <= MOST_SECTORS && sectorSizeBytes > 0 &&
     sectorSizeBytes % 512 === 0;
+}
+
+/** What tells the file of a minor from a later one; empty when there is none. */
+function minorFile(minor: number): string {
+  try {
+    const { ino, birthtime } = Deno.statSync(minorPath(minor));
+    return `${ino}-${birthtime?.getTime() ?? 0}`;
+  } catch {
+    return "";
+  }
 }
 
 /** Another tapdisk than `except` that has a minor: by its lock, or by its NBD socket; or null. */

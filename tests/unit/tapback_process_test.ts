@@ -165,6 +165,8 @@ Deno.test("tapback: a process serves a device, from its start to its end", () =>
 Deno.test("tapback: a process that starts under a running guest, and a tapdisk that took over", () =>
   withBench(async (bench) => {
     const control = bench.control(4711, 2, 8192);
+    const minor = `${bench.folder}/control/tapdisk/tapdisk-2`;
+    Deno.writeTextFileSync(minor, "");
     const first = await bench.start("-v");
     bench.plug(4711, 2);
     await bench.state(2);
@@ -181,6 +183,12 @@ Deno.test("tapback: a process that starts under a running guest, and a tapdisk t
     Deno.removeSync(`${bench.folder}/control/ctl4711`);
     const other = bench.control(Deno.pid, 2, 8192);
     Deno.writeTextFileSync(`${bench.folder}/control/nbd${Deno.pid}.2`, "");
+    // It is not found for as long as it has a minor that only has the same number.
+    Deno.renameSync(minor, `${minor}.kept`);
+    Deno.writeTextFileSync(minor, "");
+    await new Promise((resolve) => setTimeout(resolve, 7_000));
+    assert.equal(bench.store.get(`${BACK}/kthread-pid`), "4711");
+    Deno.renameSync(`${minor}.kept`, minor);
     const path = `/run/blktap-control/nbd${Deno.pid}.2`;
     await until("it is found", () => bench.store.get(`${BACK}/physical-device-path`) === path);
     // This played one cannot go on with a ring that is in use: the guest connects again.

@@ -173,6 +173,29 @@ Deno.test("tapback: a tapdisk dies, and another one takes over the disk with the
   assert.deepEqual([other.frontState, other.backState], [4, 4]);
 });
 
+Deno.test("tapback: the number of a freed minor is another guest's disk", () => {
+  const host = new PlayedHost(29);
+  const device = host.addConnected(3, 51712);
+  const { minor } = device;
+  host.tapdisks.kill(device.pid);
+  // The administrator ends what is left of it. The next disk gets the lowest number that is free.
+  host.tapdisks.free(minor);
+  host.tapdisks.start(5000, minor, 9999);
+  host.run(30_000);
+  assert.deepEqual(host.tapdisks.holders(device.guest), []);
+  assert.equal(device.get("kthread-pid"), String(device.pid));
+  // A tapback that starts then does not know better.
+  host.stop();
+  host.start();
+  host.run(30_000);
+  assert.deepEqual(host.tapdisks.holders(device.guest), []);
+  // Only the toolstack can say that it is the disk.
+  device.pid = 5000;
+  device.point();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
 Deno.test("tapback: it starts again under running guests, which do not notice", () => {
   const host = new PlayedHost(12);
   const device = host.addConnected(3, 51712);

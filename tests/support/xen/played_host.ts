@@ -53,7 +53,17 @@ export class PlayedTapdisks implements Tapdisks {
 
   constructor(readonly scheduler: SimulatedScheduler, readonly random: Random) {}
 
+  /** What tells minors from later ones with the same number. */
+  readonly #files = new Map<number, string>();
+  #lastFile = 0;
+
+  /** A minor is free, so that its number means another disk from now on. */
+  free(minor: number): void {
+    this.#files.set(minor, `file ${++this.#lastFile}`);
+  }
+
   start(pid: number, minor: number, sectors: number): void {
+    if (!this.#files.has(minor)) this.free(minor);
     this.processes.set(pid, { disks: new Map([[minor, sectors]]), rings: new Map() });
   }
 
@@ -112,14 +122,16 @@ export class PlayedTapdisks implements Tapdisks {
       minor,
       info: { sectors, sectorSizeBytes: 512, info: 0 },
       ringFeatures: this.features,
+      file: this.#files.get(minor) ?? "",
     };
   }
 
-  find(disk: WantedDisk, done: (found: FoundDisk | number) => void): void {
+  find(disk: WantedDisk, file: string, done: (found: FoundDisk | number) => void): void {
     this.#later<FoundDisk>(disk.pid ?? 0, done, (done) => {
       if (this.random.chance(this.faults)) return done(Errno.ETIMEDOUT);
       const first = this.#disk(disk.pid ?? 0, disk.minor);
       if (typeof first !== "number") return done(first);
+      if (this.#files.get(disk.minor) !== file) return done(first);
       const others = [...this.processes.keys()].map((pid) => this.#disk(pid, disk.minor));
       done(others.find((each) => typeof each !== "number") ?? first);
     });
