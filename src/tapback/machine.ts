@@ -284,7 +284,7 @@ export class DeviceMachine {
       this.#foundFor = wanted;
       if (!isNamedBy(disk, this.#found)) {
         this.#found = null;
-        this.#file = disk === null ? "" : fileOf(seen, disk.minor);
+        this.#file = disk === null ? "" : fileOf(seen, disk);
       }
       this.#findFailed = false;
       this.#finding = "";

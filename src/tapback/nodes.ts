@@ -54,8 +54,12 @@ export function tapdiskNodes(
   return missing(seen, values);
 }
 
-/** What was noted of a minor by `tapdiskNodes`; empty when that is nothing. */
-export function fileOf(seen: DeviceSeen, minor: number): string {
+/** What was noted by `tapdiskNodes` of the disk that is named; empty when that is nothing. */
+export function fileOf(
+  seen: DeviceSeen,
+  { pid, minor }: { readonly pid: number | null; readonly minor: number },
+): string {
+  if (seen.own.get("kthread-pid") !== String(pid)) return "";
   const text = seen.own.get(MINOR_NODE) ?? "";
   const [, number, file = ""] = /^(\d{1,10}) (.*)$/.exec(text) ?? [];
   return Number(number) === minor ? file : "";

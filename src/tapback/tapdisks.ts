@@ -150,9 +150,12 @@ export class LocalTapdisks implements Tapdisks {
     const pid = disk.pid ?? holderOf(disk.minor, 0);
     if (pid === null) return this.#later(() => done(Errno.ESRCH));
     this.#askInfo({ pid, minor: disk.minor }, (found) => {
-      if (typeof found !== "number" || disk.pid === null) return done(found);
-      // The number of a minor that was freed goes to the next disk, which is another guest's.
-      if (file === "" || minorFile(disk.minor) !== file) return done(found);
+      // The number of a minor that was freed goes to the next disk, which is another guest's. That of a
+      // process may come again, too.
+      const now = minorFile(disk.minor);
+      const isOther = file !== "" && now !== "" && now !== file;
+      if (isOther && disk.pid !== null) return done(Errno.ESTALE);
+      if (typeof found !== "number" || disk.pid === null || file === "") return done(found);
       const other = holderOf(disk.minor, disk.pid);
       if (other === null) return done(found);
       this.#askInfo({ pid: other, minor: disk.minor }, (taken) => {

@@ -184,6 +184,11 @@ Deno.test("tapback: the number of a freed minor is another guest's disk", () => 
   host.run(30_000);
   assert.deepEqual(host.tapdisks.holders(device.guest), []);
   assert.equal(device.get("kthread-pid"), String(device.pid));
+  // Numbers of processes come again, too.
+  host.tapdisks.start(device.pid, minor, 9999);
+  host.run(30_000);
+  assert.deepEqual(host.tapdisks.holders(device.guest), []);
+  host.tapdisks.kill(device.pid);
   // A tapback that starts then does not know better.
   host.stop();
   host.start();

@@ -130,8 +130,9 @@ export class PlayedTapdisks implements Tapdisks {
     this.#later<FoundDisk>(disk.pid ?? 0, done, (done) => {
       if (this.random.chance(this.faults)) return done(Errno.ETIMEDOUT);
       const first = this.#disk(disk.pid ?? 0, disk.minor);
-      if (typeof first !== "number") return done(first);
-      if (this.#files.get(disk.minor) !== file) return done(first);
+      const isOther = file !== "" && this.#files.get(disk.minor) !== file;
+      if (isOther) return done(Errno.ESTALE);
+      if (typeof first !== "number" || file === "") return done(first);
       const others = [...this.processes.keys()].map((pid) => this.#disk(pid, disk.minor));
       done(others.find((each) => typeof each !== "number") ?? first);
     });
