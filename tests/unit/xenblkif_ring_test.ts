@@ -437,6 +437,10 @@ Deno.test("a ring that cannot be connected leaves nothing behind", () => {
     assert.ok(!disk.rings.has(guest.ring));
   };
   refused({ references: [0] });
+  // Another tapdisk has its channel.
+  const other = rig.xen.bind(guest.ring.domain, guest.ring.port);
+  assert.throws(() => disk.rings.connect(guest.ring), { code: "EINVAL" });
+  other.close();
   refused({ domain: 99 });
   refused({ port: 0 });
   guest.claim(guest.entries + 1);

@@ -121,7 +121,9 @@ export class PlayedXen implements Xen {
   }
 
   bind(domain: number, port: number): EventChannel {
-    if (!this.memories.has(domain) || port <= 0 || port > 4095) {
+    // One that is bound already is none that can be bound: evtchn_bind_interdomain of Xen.
+    const isBound = this.channels.has(`${domain}:${port}`);
+    if (!this.memories.has(domain) || port <= 0 || port > 4095 || isBound) {
       throw new SystemError(Errno.EINVAL, `Cannot bind to event channel ${port} of ${domain}`);
     }
     return new PlayedChannel(this, `${domain}:${port}`);
