@@ -6,7 +6,7 @@
  */
 import { BlkifProtocol, MOST_RING_PAGE_ORDER } from "../../ffi/blkif_ring.ts";
 import type { GuestDevice, GuestRing } from "../control/protocol/guest_ring.ts";
-import { shown, stateOf } from "./xenbus.ts";
+import { shown, stateOf, XenbusState } from "./xenbus.ts";
 
 /** Reads one node; null when there is none. */
 export type ReadNode = (path: string) => string | null;
@@ -24,7 +24,7 @@ export interface WantedDisk {
 export interface FrontendSeen {
   /** A `XenbusState`. */
   readonly state: number;
-  /** Its ring; null when what it wrote is no ring. */
+  /** Its ring, in states 3 and 4; null when what it wrote is no ring. */
   readonly ring: GuestRing | null;
   /** What is wrong with its ring; empty when nothing is. */
   readonly fault: string;
@@ -144,6 +144,9 @@ function frontendOf(
   const text = read(`${path}/state`);
   if (text === null) return null;
   const state = stateOf(text);
+  // In other states there is no ring, or it does not matter.
+  const hasRing = state === XenbusState.INITIALISED || state === XenbusState.CONNECTED;
+  if (!hasRing) return { state, ring: null, fault: "" };
   try {
     return { state, ring: ringOf(read, path, guest, service), fault: "" };
   } catch (error) {

@@ -614,7 +614,8 @@ Deno.test("tapback: whatever nodes hold, what is seen is within its limits", () 
       }
       if (frontend === null) return;
       assert.ok(frontend.state >= 0 && frontend.state <= 8 && frontend.fault.length < 100);
-      assert.equal(frontend.ring === null, frontend.fault !== "");
+      const hasRing = frontend.state === 3 || frontend.state === 4;
+      assert.equal(hasRing && frontend.ring === null, frontend.fault !== "");
       if (frontend.ring === null) return;
       const { references, port } = frontend.ring;
       assert.ok([1, 2, 4, 8].includes(references.length));
