@@ -14,7 +14,7 @@ import { Bucket } from "../log/bucket.ts";
 import type { Log } from "../log/log.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import type { FdHandler, Scheduler, TurnWork } from "../scheduler/scheduler.ts";
-import type { WatchEvent, Xenstore } from "../xenstore/store.ts";
+import type { Nodes, WatchEvent, Xenstore } from "../xenstore/store.ts";
 import type { DeviceAction, DeviceEvent } from "./device_events.ts";
 import { DeviceMachine } from "./machine.ts";
 import type { DeviceOptions } from "./nodes.ts";
@@ -131,9 +131,9 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
    * does not have keep their rings. A mark tells whether it is the same.
    */
   #knowAgain(store: Xenstore): void {
-    const mark = `tapback/${this.#parts.type}`;
-    if (store.read(mark) !== null) return;
-    store.write(mark, "");
+    const { type } = this.#parts;
+    if (isKnownStore(store, type)) return;
+    store.write(markOf(type), "");
     if (this.#devices.size === 0) return;
     this.#log.error("xenstored has lost its nodes: rings stay as they are");
     for (const key of this.#devices.keys()) this.#orphans.add(key);
@@ -455,6 +455,15 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     this.#scheduler.removeTurnWork(this);
     if (this.#store !== null) this.#closeStore(this.#store);
   }
+}
+
+function markOf(type: string): string {
+  return `tapback/${type}`;
+}
+
+/** Whether a tapback was connected to this xenstored before. */
+export function isKnownStore(store: Nodes, type: string): boolean {
+  return store.read(markOf(type)) !== null;
 }
 
 /** Does all steps, also those after one that throws; then throws the first error. */

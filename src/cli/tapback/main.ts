@@ -11,7 +11,7 @@ import { type Log, Logger, type LogLevel } from "../../log/log.ts";
 import { SyslogSink } from "../../log/syslog_sink.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
-import { Backend } from "../../tapback/backend.ts";
+import { Backend, isKnownStore } from "../../tapback/backend.ts";
 import { lockInstance } from "../../tapback/instance.ts";
 import { LocalTapdisks } from "../../tapback/tapdisks.ts";
 import { removeStaleJournals } from "../../tapback/stale_journals.ts";
@@ -92,7 +92,9 @@ async function serve(choices: TapbackChoices): Promise<void> {
     scheduler,
     openStore(): Xenstore {
       const store = new Xenstore();
-      const stale = hasLooked ? 0 : removeStaleJournals(store);
+      // A xenstored that lost its nodes does not know the guests that run.
+      const knowsGuests = !hasLooked && isKnownStore(store, type);
+      const stale = knowsGuests ? removeStaleJournals(store) : 0;
       hasLooked = true;
       if (stale > 0) log.info(`Removed the journals of ${stale} rings of domains that are gone`);
       return store;
