@@ -381,6 +381,33 @@ Deno.test("tapback: a device whose writes are refused is tried again, and distur
   assert.deepEqual([device.frontState, device.backState], [4, 4]);
 });
 
+Deno.test("tapback: a device whose transactions are always in vain delays no other", () => {
+  const host = new PlayedHost(30);
+  const device = host.add(3, 51712);
+  let isBusy = true;
+  let tries = 0;
+  host.store.beforeRequest = ({ type, transaction, payload }) => {
+    const path = new TextDecoder().decode(payload);
+    if (!isBusy || type !== 2 || transaction === 0 || !path.includes("/3/51712/frontend")) return;
+    tries++;
+    // Another client writes what was read.
+    device.put({ frontend: device.front });
+  };
+  device.plug();
+  device.attach();
+  host.run(1000);
+  const other = host.add(4, 51712);
+  other.plug();
+  other.attach();
+  host.run(1000);
+  assert.deepEqual([other.frontState, other.backState, device.backState], [4, 4, 1]);
+  // Each change of the other client is one more reason to look, 64 times and then 20 times a second.
+  assert.ok(tries > 16 && tries < 2000, `${tries} tries`);
+  isBusy = false;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+});
+
 Deno.test("tapback: of one domain only, until that has no devices", () => {
   const host = new PlayedHost(17, 3);
   const other = host.add(4, 51712);
