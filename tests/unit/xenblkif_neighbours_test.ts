@@ -6,6 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { SLOTS } from "../../src/vbd/slots.ts";
+import type { SlotClaim } from "../../src/vbd/slot_shares.ts";
 import { withTempDir } from "../support/tools.ts";
 import { assertHolds, stampedSectors } from "../support/sim.ts";
 import { Op, type PlayedGuest, type Segment } from "../support/xen/played_guest.ts";
@@ -126,5 +127,53 @@ Deno.test("a disk that failed: a guest's requests end with an error, and take no
   write(guest, 20);
   guest.push();
   assert.deepEqual(rig.responses(guest, 1).map(({ status }) => status), [0]);
+  rig.close();
+});
+
+Deno.test("a guest with deep requests leaves slots for other clients of its disk", () => {
+  const rig = new XenRig({ latencyMs: 20 });
+  const disk = rig.disk(DISK_SECTORS);
+  const guest = rig.guest(disk, { order: 3 });
+  const table = 300;
+  const segments = Array.from(
+    { length: 256 },
+    (_, i): Segment => [guest.reference(DATA_PAGE + i), 0, 7],
+  );
+  const indirect = { operation: Op.Write, page: table };
+  const fillRing = (): void => {
+    guest.take();
+    while (guest.hasRoom) guest.add({ operation: Op.Indirect, id: 1n, segments, indirect });
+    guest.push();
+  };
+  const { requests } = disk.device.vbd;
+  const waiting: SlotClaim[] = [];
+  let given = 0;
+  // Clients like those of NBD: each needs a slot now and then.
+  const claims = Array.from({ length: 4 }, (): SlotClaim => {
+    const claim: SlotClaim = requests.shares.open({
+      slotsFree(): void {
+        waiting.splice(waiting.indexOf(claim), 1);
+        take(claim);
+      },
+      giveUpSlots(): void {},
+    });
+    return claim;
+  });
+  const take = (claim: SlotClaim): void => {
+    if (claim.mayTake(1) === 0) {
+      waiting.push(claim);
+      return claim.wait();
+    }
+    given++;
+    claim.give(claim.take());
+  };
+  for (let round = 0; round < 400; round++) {
+    fillRing();
+    rig.simulation.scheduler.turn();
+    for (const claim of claims) if (!waiting.includes(claim)) take(claim);
+  }
+  assert.ok(given >= 1000, `${given} slots for the others`);
+  assert.ok(guest.taken > 100, `${guest.taken} requests of the guest`);
+  for (const claim of claims) claim.end();
   rig.close();
 });

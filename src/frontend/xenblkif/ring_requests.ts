@@ -5,7 +5,7 @@ import type { Grants } from "../../../ffi/xen.ts";
 import type { Meter } from "../../metrics/meter.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
-import type { SlotWaiter } from "../../vbd/slot_shares.ts";
+import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { NumberQueue } from "./number_queue.ts";
@@ -44,13 +44,15 @@ const PUBLISHED = 2;
  * over the guest's pages. So no page of the guest is in use by the disk, and a guest may go, or take
  * its grants back, at any time.
  */
-export class RingRequests implements RequestOwner, SlotWaiter {
+export class RingRequests implements RequestOwner, SlotHolder {
   readonly #host: RingRequestsHost;
   readonly #ring: BlkifRing;
   readonly #segments: SegmentTable;
   readonly #transfers: Transfers;
   readonly #table: RequestTable;
   readonly #checks: RequestChecks;
+  /** Its share of the disk's slots, which other guests and clients of the disk need, too. */
+  readonly #claim: SlotClaim;
   /** Null where another tapdisk could not go on with the ring. */
   readonly #journal: RingJournal | null;
   /** Requests taken, responses written and responses published in all, modulo 2^32. */
@@ -94,6 +96,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     this.#table = new RequestTable(entries, isReadOnly);
     const parts = { ring, table: this.#table, segments: this.#segments, vbd: host.vbd };
     this.#checks = new RequestChecks(parts);
+    this.#claim = host.vbd.requests.shares.open(this);
     this.#journal = journal;
     this.#free = Uint16Array.from({ length: entries }, (_, i) => i);
     this.#freeCount = entries;
@@ -222,6 +225,10 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     if (!this.#isGone) this.#startWaiting();
   }
 
+  giveUpSlots(): void {
+    // No slot waits for the guest.
+  }
+
   /** Starts all parts of a request that have not started; false when it has to wait. */
   #startParts(number: number): boolean {
     if (this.#table.isOrdered[number] === 1 && !this.#isFlushed(number)) return false;
@@ -249,12 +256,11 @@ export class RingRequests implements RequestOwner, SlotWaiter {
 
   /** Takes a slot for a part; -1 when there is none. */
   #takeSlot(number: number): number {
-    const { requests } = this.#host.vbd;
-    const slot = requests.takeSlot();
-    if (slot < 0) {
-      requests.waitForSlots(this);
-      return slot;
+    if (this.#claim.mayTake(1) === 0) {
+      this.#claim.wait();
+      return NONE;
     }
+    const slot = this.#claim.take();
     this.#numberOf[slot] = number;
     this.#table.partsLeft[number]++;
     return slot;
@@ -319,7 +325,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
     const isRead = this.#table.kind[number] === RequestKind.Read;
     // The data goes to the guest with that of the other reads of the turn.
     if (isRead && errno === 0 && !this.#isGone) return this.#transfers.stageRead(slot);
-    this.#host.vbd.requests.releaseSlot(slot);
+    this.#claim.give(slot);
     if (errno !== 0 && this.#table.error[number] !== Errno.ESHUTDOWN) {
       this.#table.error[number] = errno;
     }
@@ -362,7 +368,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
       const slot = transfers.ended[i];
       const number = this.#numberOf[slot];
       if (transfers.failed[slot] === 1) this.#table.error[number] = Errno.EIO;
-      this.#host.vbd.requests.releaseSlot(slot);
+      this.#claim.give(slot);
       this.#partEnded(number);
     }
     return count > 0;
@@ -410,6 +416,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   leave(): void {
     this.#isTaking = false;
     this.#isGone = true;
+    this.#claim.end();
     this.#dropTransfers();
     while (this.#waiting.size > 0) {
       const number = this.#waiting.first;
@@ -431,7 +438,7 @@ export class RingRequests implements RequestOwner, SlotWaiter {
   }
 
   #dropPart(slot: number): void {
-    this.#host.vbd.requests.releaseSlot(slot);
+    this.#claim.give(slot);
     this.#partEnded(this.#numberOf[slot]);
   }
 }

@@ -65,6 +65,7 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     let meter: Meter | null = null;
     let left: RingJournal | null = null;
     let journal: RingJournal | null = null;
+    let requests: RingRequests | null = null;
     try {
       this.#grants.map(domain, references, this.#arena);
       // Xen refuses a channel that another tapdisk has. So nobody else serves the ring that is read next.
@@ -77,9 +78,10 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
       this.meter = meter = host.vbd.meters.open(subject, ring.entries);
       const { isReadOnly } = guest;
       const parts = { ring, grants: this.#grants, domain, journal, isReadOnly };
-      this.#requests = new RingRequests(this, parts);
+      this.#requests = requests = new RingRequests(this, parts);
       host.scheduler.watch(channel.fd, EPOLLIN, this, this);
     } catch (error) {
+      requests?.leave();
       meter?.hide();
       channel?.close();
       left?.leave();
