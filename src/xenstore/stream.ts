@@ -36,7 +36,7 @@ export interface XenstoreStream {
   close(): void;
 }
 
-/** Room for some messages. */
+/** Room for some messages; there is more when one needs it. */
 const INPUT_BYTES = 4 * (XS_HEADER_BYTES + XENSTORE_PAYLOAD_MAX);
 /** How long xenstored may take to take a message. */
 const SEND_TIMEOUT_MS = 10_000;
@@ -47,8 +47,8 @@ type Transfer = (fd: number, address: number, lengthBytes: number) => number;
 
 /** A descriptor that does not block. */
 class DescriptorStream implements XenstoreStream {
-  readonly #input = new Uint8Array(INPUT_BYTES);
-  readonly #inputAddress = addressOf(this.#input);
+  #input = new Uint8Array(INPUT_BYTES);
+  #inputAddress = addressOf(this.#input);
   #received = 0;
 
   /** @param isDevice Whether this is the kernel's device, and not a socket. */
@@ -106,7 +106,8 @@ class DescriptorStream implements XenstoreStream {
 
   /** Receives what is there; false when there is nothing. */
   #fill(): boolean {
-    const room = INPUT_BYTES - this.#received;
+    if (this.#received === this.#input.length) this.#grow();
+    const room = this.#input.length - this.#received;
     const got = this.read(this.fd, this.#inputAddress + this.#received, room);
     if (got > 0) {
       this.#received += got;
@@ -115,6 +116,14 @@ class DescriptorStream implements XenstoreStream {
     if (got === -Errno.EAGAIN || got === -Errno.EINTR) return false;
     const why = got === 0 ? `Cannot receive from ${PEER} (it closed the connection)` : null;
     throw new SystemError(got === 0 ? Errno.EPIPE : -got, why ?? `Cannot receive from ${PEER}`);
+  }
+
+  /** A message is longer than the buffer. No message is longer than `XENSTORE_ANSWER_MAX`. */
+  #grow(): void {
+    const input = new Uint8Array(2 * this.#input.length);
+    input.set(this.#input);
+    this.#input = input;
+    this.#inputAddress = addressOf(input);
   }
 
   close(): void {

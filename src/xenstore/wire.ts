@@ -1,6 +1,6 @@
 /**
- * The messages of xenstored: 16 bytes of header, in the byte order of the machine, and a payload of at
- * most 4096 bytes (struct xsd_sockmsg in Xen's public io/xs_wire.h): u32 type @0, u32 request @4, u32
+ * The messages of xenstored: 16 bytes of header, in the byte order of the machine, and a payload, which
+ * is at most 4096 bytes in a request (struct xsd_sockmsg in Xen's public io/xs_wire.h): u32 type @0, u32 request @4, u32
  * transaction @8, u32 length of the payload @12.
  *
  * @module
@@ -27,8 +27,10 @@ export const XsType = {
 
 /** Bytes of a header. */
 export const XS_HEADER_BYTES = 16;
-/** The largest payload (XENSTORE_PAYLOAD_MAX). */
+/** The largest payload of a request (XENSTORE_PAYLOAD_MAX). */
 export const XENSTORE_PAYLOAD_MAX = 4096;
+/** The same of an answer: XenServer's oxenstored sends whole lists by its socket, however long. */
+export const XENSTORE_ANSWER_MAX = 1 << 20;
 
 /** A message. */
 export interface XsMessage {
@@ -68,7 +70,7 @@ export function encodeXsMessage(message: XsMessage): Uint8Array<ArrayBuffer> {
  * Takes the first message out of received bytes.
  *
  * @returns The message and its length; null when it is not complete.
- * @throws {SystemError} EPROTO when its payload is longer than any.
+ * @throws {SystemError} EPROTO when its payload is longer than any answer.
  */
 export function decodeXsMessage(
   bytes: Uint8Array,
@@ -76,7 +78,7 @@ export function decodeXsMessage(
   if (bytes.length < XS_HEADER_BYTES) return null;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const payloadBytes = view.getUint32(12, true);
-  if (payloadBytes > XENSTORE_PAYLOAD_MAX) {
+  if (payloadBytes > XENSTORE_ANSWER_MAX) {
     throw new SystemError(
       Errno.EPROTO,
       `Cannot read from xenstored (a message has ${payloadBytes} bytes)`,

@@ -199,6 +199,22 @@ Deno.test("tapback: a process that starts under a running guest, and a tapdisk t
     assert.match(await second.end(), /has its ring.*Its guest must connect again/s);
   }));
 
+Deno.test("tapback: an oxenstored sends long lists in one message", () =>
+  withBench(async (bench) => {
+    bench.store.sendsLongAnswers = true;
+    bench.control(4711, 2, 8192);
+    bench.plug(4711, 2);
+    // 21 KB of names, which are more than the buffer for messages has room for.
+    for (let domain = 10_000; domain < 13_500; domain++) {
+      bench.store.write({ [`/local/domain/0/backend/vbd3/${domain}`]: "" });
+    }
+    const tapback = await bench.start("-v");
+    await bench.state(2);
+    bench.connect();
+    await bench.state(4);
+    assert.doesNotMatch(await tapback.end(), /error|warning/);
+  }));
+
 Deno.test("tapback: a device of another driver is no disk of the tapdisk with the same minor", () =>
   withBench(async (bench) => {
     const control = bench.control(Deno.pid, 0, 8192);

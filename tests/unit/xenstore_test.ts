@@ -39,6 +39,8 @@ Deno.test("xenstore: messages have the layout of xs_wire.h", () => {
     assert.equal(decodeXsMessage(bytes.subarray(0, length)), null);
   }
   new DataView(bytes.buffer).setUint32(12, 4097, true);
+  assert.equal(decodeXsMessage(bytes), null);
+  new DataView(bytes.buffer).setUint32(12, 2 ** 20 + 1, true);
   assert.equal(errnoFrom(() => decodeXsMessage(bytes)), Errno.EPROTO);
   const payload = new Uint8Array(4097);
   assert.equal(errnoFrom(() => encodeXsMessage({ ...message, payload })), Errno.E2BIG);

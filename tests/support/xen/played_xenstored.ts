@@ -78,6 +78,8 @@ export class PlayedXenstored {
   readonly hidden = new Set<string>();
   /** Whether watches are answered as by the kernel's /dev/xen/xenbus: without a request's number. */
   isKernel = false;
+  /** Whether answers may be longer than requests, as those of oxenstored. */
+  sendsLongAnswers = false;
 
   /** A stream to it in this process. */
   connect(fd = -1): XenstoreStream & { readonly client: PlayedClient } {
@@ -117,7 +119,7 @@ export class PlayedXenstored {
     this.clients.add(client);
     let sending = Promise.resolve();
     client.notify = () => {
-      const bytes = client.outbox.splice(0).map(encodeXsMessage);
+      const bytes = client.outbox.splice(0).map(encodeAnswer);
       sending = sending.then(async () => {
         for (const each of bytes) await writeAll(connection, each);
       }).catch(() => {});
@@ -153,7 +155,8 @@ export class PlayedXenstored {
       this.beforeRequest(message);
       this.#isClients = true;
       const reply = this.#do(client, { type, transaction, payload });
-      if (reply.length > XENSTORE_PAYLOAD_MAX) throw new XsError("E2BIG");
+      const isTooLong = reply.length > XENSTORE_PAYLOAD_MAX && !this.sendsLongAnswers;
+      if (isTooLong) throw new XsError("E2BIG");
       const isWatch = type === XsType.WATCH || type === XsType.UNWATCH;
       const number = this.isKernel && isWatch ? 0 : request;
       client.put({ type, request: number, transaction, payload: reply });
@@ -375,6 +378,13 @@ export class PlayedXenstored {
   error(name: string): Error {
     return new XsError(name);
   }
+}
+
+/** An answer, which may be longer than a request. */
+function encodeAnswer(message: XsMessage): Uint8Array<ArrayBuffer> {
+  const head = encodeXsMessage({ ...message, payload: new Uint8Array() });
+  new DataView(head.buffer).setUint32(12, message.payload.length, true);
+  return new Uint8Array([...head, ...message.payload]);
 }
 
 function eventFor({ token }: Watch, path: string): XsMessage {
