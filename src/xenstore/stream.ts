@@ -118,7 +118,7 @@ class DescriptorStream implements XenstoreStream {
     throw new SystemError(got === 0 ? Errno.EPIPE : -got, why ?? `Cannot receive from ${PEER}`);
   }
 
-  /** A message is longer than the buffer. No message is longer than `XENSTORE_ANSWER_MAX`. */
+  /** A message is longer than the buffer. `decodeXsMessage` has a limit. */
   #grow(): void {
     const input = new Uint8Array(2 * this.#input.length);
     input.set(this.#input);

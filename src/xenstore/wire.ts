@@ -30,7 +30,7 @@ export const XS_HEADER_BYTES = 16;
 /** The largest payload of a request (XENSTORE_PAYLOAD_MAX). */
 export const XENSTORE_PAYLOAD_MAX = 4096;
 /** The same of an answer: XenServer's oxenstored sends whole lists by its socket, however long. */
-export const XENSTORE_ANSWER_MAX = 1 << 20;
+const XENSTORE_ANSWER_MAX = 1 << 20;
 
 /** A message. */
 export interface XsMessage {
