@@ -29,7 +29,7 @@ async function scripts(): Promise<{ layer: string; ignore: boolean; suffix: stri
   const { ignore, suffix } = needs("root", "unshare", "bash");
   if (ignore) return { layer: "", ignore, suffix };
   try {
-    return { layer: await prepareXenLayer(), ignore: false, suffix: "" };
+    return { layer: await prepareXenLayer("4.17"), ignore: false, suffix: "" };
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     return { layer: "", ignore: true, suffix: ` (skipped: ${why})` };

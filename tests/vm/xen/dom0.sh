@@ -1,10 +1,11 @@
 #!/bin/bash
-# Runs in the first domain of Xen. Starts Xen's services and a guest for each kind of block device.
+# Runs in the first domain of Xen. Starts Xen's services, then scripts of this folder one after the other, with
+# their names.
 #
-#   dom0.sh KIND…
+#   dom0.sh VERSION NAME=SCRIPT…
 #
-# Writes facts to $OUT/xen.facts, and for each kind to $OUT/KIND.facts. See disks.sh for its
-# requirements.
+# $OUT must have slow_clock.so, and what the scripts say. Writes facts to $OUT/xen.facts, and those of each
+# script to $OUT/NAME.facts.
 
 here=$(dirname "$0")
 export FACTS=$OUT/xen.facts
@@ -12,7 +13,7 @@ export FACTS=$OUT/xen.facts
 . "$here/../guest/facts.sh"
 
 export XEN_LOGS=/var/log/xen
-PATH=/usr/lib/xen-4.17/bin:$PATH
+PATH=/usr/lib/xen-$1/bin:$PATH
 
 start_xen() {
   modprobe -a xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback || return
@@ -26,14 +27,20 @@ start_xen() {
     xenconsoled --log=guest "--log-dir=$XEN_LOGS/console"
 }
 
+# xl waits for its scripts with limits that fit a real machine. The scripts of this folder call this function.
+xl() {
+  LD_PRELOAD=$OUT/slow_clock.so command xl "$@"
+}
+export -f xl
+
 version() {
   xl info | sed -n 's/^xen_version *: \([0-9]*\.[0-9]*\).*/\1/p'
 }
 
 check "Xen's services start with Debian's kernel as the first domain" start_xen || exit
-check "xl finds the hypervisor" is 4.17 version
+check "xl finds the hypervisor" is "$1" version
 modprobe -a nbd ublk_drv
-for kind in "$@"; do
-  FACTS=$OUT/$kind.facts bash "$here/disks.sh" "$kind"
+for each in "${@:2}"; do
+  FACTS=$OUT/${each%%=*}.facts bash "$here/${each#*=}" "${each%%=*}"
 done
 tail -n 20 "$XEN_LOGS"/*.log
