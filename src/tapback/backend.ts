@@ -373,7 +373,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
     if (device.watched !== "") store.unwatch(device.watched, token);
     device.watched = "";
     if (path === "") return;
-    store.watch(path, token);
+    store.watch(path, token, { tellsBelow: false });
     device.watched = path;
   }
 

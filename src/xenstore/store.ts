@@ -58,6 +58,8 @@ export class Xenstore implements Nodes {
   readonly #stream: XenstoreStream;
   /** Events that wait, by what they say: one that is said again says nothing new. */
   readonly #events = new Map<string, WatchEvent>();
+  /** The paths of watches, by token, whose events do not tell what changed below. */
+  readonly #closed = new Map<string, string>();
   #lastRequest = 0;
   #isLost = false;
 
@@ -100,13 +102,20 @@ export class Xenstore implements Nodes {
     return decodeTexts(this.ask(XsType.GET_PERMS, encodeTexts(path)));
   }
 
-  /** Watches a node and all below it. There is one event at once. Throws `SystemError`: EEXIST. */
-  watch(path: string, token: string): void {
+  /**
+   * Watches a node and all below it. There is one event at once. Throws `SystemError`: EEXIST.
+   *
+   * @param options.tellsBelow Whether events have the paths of what changed below. Without them, a guest
+   * that makes many nodes there causes one event.
+   */
+  watch(path: string, token: string, { tellsBelow = true } = {}): void {
     this.ask(XsType.WATCH, encodeTexts(path, token));
+    if (!tellsBelow) this.#closed.set(token, path);
   }
 
   /** Ends a watch, if there is one. Events of it that wait are dropped. Throws `SystemError`. */
   unwatch(path: string, token: string): void {
+    this.#closed.delete(token);
     allowing(Errno.ENOENT, () => this.ask(XsType.UNWATCH, encodeTexts(path, token)));
     for (const [key, event] of this.#events) {
       if (event.token === token) this.#events.delete(key);
@@ -121,7 +130,7 @@ export class Xenstore implements Nodes {
     }
     const message = this.#whole(() => this.#stream.receive(0));
     if (message === null) return null;
-    if (message.type === XsType.WATCH_EVENT) return eventOf(message);
+    if (message.type === XsType.WATCH_EVENT) return this.#eventOf(message);
     throw this.#lost(Errno.EPROTO, `it sent message ${message.type}, which nobody asked for`);
   }
 
@@ -265,9 +274,14 @@ export class Xenstore implements Nodes {
         throw this.#lost(Errno.EPROTO, "it answered another request");
       }
       if (this.#events.size === MOST_EVENTS) throw this.#lost(Errno.ENOBUFS, "too many events");
-      const event = eventOf(message);
+      const event = this.#eventOf(message);
       this.#events.set(`${event.path}\0${event.token}`, event);
     }
+  }
+
+  #eventOf(message: XsMessage): WatchEvent {
+    const [path = "", token = ""] = decodeTexts(message.payload);
+    return { path: this.#closed.get(token) ?? path, token };
   }
 
   /** Does a transfer; the connection is over when it fails. */
@@ -327,11 +341,6 @@ class TransactionNodes implements Nodes {
  */
 function isKernels({ type, request }: XsMessage): boolean {
   return request === 0 && (type === XsType.WATCH || type === XsType.UNWATCH);
-}
-
-function eventOf(message: XsMessage): WatchEvent {
-  const [path = "", token = ""] = decodeTexts(message.payload);
-  return { path, token };
 }
 
 function allowing(errno: number, call: () => unknown): void {

@@ -140,6 +140,24 @@ Deno.test("xenstore: events of the same meaning are kept once, however many ther
   assert.deepEqual(events, ["/a/state", "/a", "/a/other"]);
 });
 
+Deno.test("xenstore: nodes that a guest makes below a watched one are one event", () => {
+  const stream = new PlayedXenstored().connect();
+  let more = 0;
+  const store = new Xenstore({
+    ...stream,
+    receive(timeoutMs) {
+      if (more === 0) return stream.receive(timeoutMs);
+      const payload = encodeTexts(`/guest/state/${more--}`, "t");
+      return { type: XsType.WATCH_EVENT, request: 0, transaction: 0, payload };
+    },
+  });
+  store.watch("/guest/state", "t", { tellsBelow: false });
+  more = 100_000;
+  assert.deepEqual([store.read("/a"), store.isLost], [null, false]);
+  assert.deepEqual(store.nextEvent(), { path: "/guest/state", token: "t" });
+  assert.equal(store.nextEvent(), null);
+});
+
 Deno.test("xenstore: the kernel's device answers watches without the number of the request", () => {
   const played = new PlayedXenstored();
   played.isKernel = true;
