@@ -168,6 +168,9 @@ export class DeviceMachine {
   /** At the start, a tapback before this one may have connected the ring. */
   #adopt(seen: DeviceSeen): void {
     const { disk } = seen;
+    const { CONNECTED, CLOSING, INITIALISED } = XenbusState;
+    // The guest waits for this side to connect, which it is: it has begun again, perhaps with the same numbers.
+    this.#isRenewed = seen.state === CONNECTED && seen.frontend?.state === INITIALISED;
     const record = recordOf(seen);
     if (record !== null) {
       const { pid, minor, ring: earlier } = record;
@@ -175,7 +178,6 @@ export class DeviceMachine {
       return;
     }
     // The original leaves no record.
-    const { CONNECTED, CLOSING } = XenbusState;
     if (seen.state !== CONNECTED && seen.state !== CLOSING) return;
     const tapdisk = disk === null || disk.pid === null
       ? null

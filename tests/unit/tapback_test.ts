@@ -228,6 +228,24 @@ Deno.test("tapback: it starts again under running guests, which do not notice", 
   assert.deepEqual([removed.frontState, removed.backState], [6, 6]);
 });
 
+Deno.test("tapback: a guest has begun again with the same numbers before tapback starts", () => {
+  const host = new PlayedHost(31);
+  const device = host.addConnected(3, 51712);
+  const rings = host.tapdisks.processes.get(device.pid)?.rings;
+  const old = rings?.get("3/51712");
+  host.stop();
+  device.frontState = 3;
+  device.isAwake = false;
+  host.run(1000);
+  host.start();
+  host.run(1000);
+  device.isAwake = true;
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [4, 4]);
+  assert.deepEqual(rings?.get("3/51712")?.ring, old?.ring);
+  assert.notEqual(rings?.get("3/51712"), old);
+});
+
 Deno.test("tapback: a xenstored that drops the connection is found again", () => {
   const host = new PlayedHost(13);
   const device = host.addConnected(3, 51712);
