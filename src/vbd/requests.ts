@@ -187,8 +187,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /**
    * The disk has failed: all requests end with EIO, and so do those that come, until `run`. The disk
-   * queue may still move bytes of some, so that their room and their slots stay taken until
-   * `releaseRoom`: a slot's next write would go to the place of the one before.
+   * queue may still move bytes of some: their room and slots stay taken until `releaseRoom`.
    */
   fail(): void {
     this.#gate.fail();
@@ -233,6 +232,11 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** Gives a slot back whose request has ended or was never started. */
   releaseSlot(slot: number): void {
     this.shares.release(slot);
+  }
+
+  /** Whether the disk may still use a slot's memory after the end of its request, as it failed. */
+  isDetained(slot: number): boolean {
+    return this.#slots.isDetained(slot);
   }
 
   /** Address of a slot's memory, `SLOT_BYTES` of it. */

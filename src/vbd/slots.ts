@@ -135,6 +135,11 @@ export class SlotTable {
     this.#isDetained[slot] = 1;
   }
 
+  /** Whether the disk may still use a slot's memory, although its request has ended. */
+  isDetained(slot: number): boolean {
+    return this.#isDetained[slot] === 1;
+  }
+
   /** The disk uses the memory of no slot any more whose request has ended. */
   releaseDetained(): void {
     for (let slot = 0; slot < SLOTS; slot++) {

@@ -6,7 +6,13 @@ import { SLOT_BYTES, SLOTS } from "../../src/vbd/slots.ts";
 import { burst, DISK_MIB, Model, readAll } from "../support/disk_model.ts";
 import { SeenPages } from "../support/metrics.ts";
 import { DEPTH, PlayedUblk, QUEUES } from "../support/played_ublk.ts";
-import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import {
+  assertHolds,
+  type SimulatedDevice,
+  Simulation,
+  stampedSectors,
+  stampOf,
+} from "../support/sim.ts";
 
 const TAGS = QUEUES * DEPTH;
 
@@ -154,4 +160,47 @@ Deno.test("a ublk write with FUA is synced before its answer, another is not", (
   }
   device.simulation.fault = null;
   end(device, kernel);
+});
+
+Deno.test("a disk that failed: the kernel puts no data where the disk may still read that of a request", () => {
+  for (let seed = 1; seed <= 10; seed++) {
+    const device = open(seed, 50);
+    const { simulation, vbd } = device;
+    simulation.expectsFaults = true;
+    const kernel = new PlayedUblk(device);
+    const first = kernel.write(0, stampedSectors(0, 64, 1));
+    kernel.settle();
+    assert.equal(first.errno, 0);
+    const second = kernel.write(0, stampedSectors(0, 64, 2));
+    for (let turns = seed % 3; turns > 0; turns--) simulation.scheduler.turn();
+    kernel.take();
+    vbd.fault(new Error("a fault of the test"));
+    for (let turns = 0; second.errno === null && turns < 100; turns++) {
+      simulation.scheduler.turn();
+      kernel.take();
+    }
+    // All tags have a request that is refused.
+    for (let tag = 0; tag < TAGS; tag++) {
+      const other = kernel.write(1024 + tag, stampedSectors(0, 64, 3));
+      kernel.take();
+      assert.equal(other.errno, Errno.EIO);
+    }
+    while (simulation.scheduler.turn()) kernel.take();
+    let error: unknown = "never called";
+    vbd.resume(null, (resumed) => error = resumed);
+    simulation.runUntil(() => error === null, "The unpause");
+    const read = device.read(0, 64);
+    device.settle();
+    const { data } = read;
+    assert.ok(data !== null);
+    for (let i = 0; i < 64; i++) assert.ok([1, 2].includes(stampOf(data, i, i)), `seed ${seed}`);
+    // At most one more request of a tag is refused. Then its data is that of the kernel.
+    const again = kernel.write(0, stampedSectors(0, 64, 4));
+    kernel.settle();
+    const last = again.errno === 0 ? again : kernel.write(0, stampedSectors(0, 64, 4));
+    kernel.settle();
+    assert.equal(last.errno, 0);
+    assertHolds(device, 0, 64, 4);
+    end(device, kernel);
+  }
 });

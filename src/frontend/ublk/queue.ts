@@ -110,6 +110,11 @@ export class UblkQueue implements RequestOwner, UringUser {
   /** By tag. */
   readonly #slots: Int32Array;
   readonly #memorySectors: Int32Array;
+  /**
+   * By tag: whether the kernel has other memory for the data of the next request, as the disk failed and
+   * may still use the slot's. That request has an error.
+   */
+  readonly #isAside: Uint8Array;
   readonly #places: Uint8Array;
   /** By tag: a `RequestKind`. */
   readonly #kinds: Uint8Array;
@@ -131,6 +136,7 @@ export class UblkQueue implements RequestOwner, UringUser {
     this.#commitCommand = commandNumber(UBLK_IO_COMMIT_AND_FETCH_REQ, host.encoded);
     this.#slots = new Int32Array(depth);
     this.#memorySectors = new Int32Array(depth);
+    this.#isAside = new Uint8Array(depth);
     this.#places = new Uint8Array(depth);
     this.#kinds = new Uint8Array(depth);
     this.#bytes = new Int32Array(depth);
@@ -160,7 +166,8 @@ export class UblkQueue implements RequestOwner, UringUser {
     const { uring, fd } = this.#host;
     const at = uring.prepareCommand(fd, command, tag, this.#ringTag);
     this.#places[tag] = Place.Kernel;
-    putIoCommand(uring.commands, at, this.#index, tag, result, this.#memorySectors[tag]);
+    const memory = this.#isAside[tag] === 1 ? nowhereSector() : this.#memorySectors[tag];
+    putIoCommand(uring.commands, at, this.#index, tag, result, memory);
   }
 
   get faults(): FaultOwner {
@@ -170,6 +177,7 @@ export class UblkQueue implements RequestOwner, UringUser {
   uringDone(tag: number, result: number): void {
     if (result !== UBLK_IO_RES_OK) this.#tagGone(tag, result);
     else if (this.#abandoned) this.#send(this.#commitCommand, tag, -Errno.EIO);
+    else if (this.#isAside[tag] === 1) this.#refuse(tag);
     else this.#begin(tag);
   }
 
@@ -192,9 +200,20 @@ export class UblkQueue implements RequestOwner, UringUser {
     this.#host.requests.start(slot, kind, descriptors.sector(tag), count, fua, this);
   }
 
+  /** Answers a request whose data is not in its slot. */
+  #refuse(tag: number): void {
+    this.#noteAside(tag);
+    this.#send(this.#commitCommand, tag, -Errno.EIO);
+  }
+
+  #noteAside(tag: number): void {
+    this.#isAside[tag] = this.#host.requests.isDetained(this.#slots[tag]) ? 1 : 0;
+  }
+
   requestDone(slot: number, errno: number): void {
     const tag = this.#tags[slot];
     this.#atVbd[tag] = 0;
+    if (errno !== 0) this.#noteAside(tag);
     this.#host.meter.end(slot, this.#kinds[tag], this.#bytes[tag] >>> SECTOR_SHIFT, errno);
     if (this.#places[tag] === Place.Here) {
       this.#send(this.#commitCommand, tag, errno === 0 ? this.#bytes[tag] : resultOf(errno));
