@@ -35,8 +35,9 @@ create() {
 # Usage: is_up NAME; waits until a guest takes commands. Sets ${domain[NAME]}.
 declare -A domain
 is_up() {
+  local deadline=$((SECONDS + 480))
   until grep -q "guest: ready" "$(console "$1")"; do
-    kill -0 "${manager[$1]}" || {
+    [ "$SECONDS" -lt "$deadline" ] && kill -0 "${manager[$1]}" || {
       cat "$folder/$1.xl" "$(console "$1")"
       return 1
     }
