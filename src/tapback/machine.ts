@@ -215,7 +215,6 @@ export class DeviceMachine {
     const isSame = errno === Errno.EALREADY && this.#held !== null;
     if (errno === 0 || isSame) {
       this.#held = held;
-      this.#isRenewed = false;
       this.#delayMs = FIRST_RETRY_MS;
       const verb = isSame ? "has" : "serves";
       return this.#log("info", `Tapdisk ${held.tapdisk?.pid} ${verb} its ring`);
@@ -392,6 +391,8 @@ export class DeviceMachine {
       ring: ringText(ring),
       earlier: null,
     };
+    // A guest that begins again from now on means another ring than the one of this call.
+    this.#isRenewed = false;
     this.#call = { kind: "connect", held };
     this.#actions.push({ kind: "connect", tapdisk, ring });
   }

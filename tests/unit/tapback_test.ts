@@ -1,6 +1,9 @@
 /** tapback on a played Xen host: each life of a device, step by step. */
 import assert from "node:assert/strict";
 import fc from "fast-check";
+import { BlkifProtocol } from "../../ffi/blkif_ring.ts";
+import type { DeviceEvent } from "../../src/tapback/device_events.ts";
+import { DeviceMachine } from "../../src/tapback/machine.ts";
 import { observe } from "../../src/tapback/observation.ts";
 import { type PlayedDevice, PlayedHost } from "../support/xen/played_host.ts";
 
@@ -244,6 +247,40 @@ Deno.test("tapback: a guest has begun again with the same numbers before tapback
   assert.deepEqual([device.frontState, device.backState], [4, 4]);
   assert.deepEqual(rings?.get("3/51712")?.ring, old?.ring);
   assert.notEqual(rings?.get("3/51712"), old);
+});
+
+Deno.test("tapback: a guest begins again while a tapdisk is asked for the ring before", () => {
+  const guest = { domain: 3, device: 51712 };
+  const [back, front] = ["backend/vbd3/3/51712", "/local/domain/3/device/vbd/51712"];
+  const nodes: Record<string, string> = {
+    [`${back}/frontend`]: front,
+    [`${back}/state`]: "4",
+    [`${back}/mode`]: "w",
+    [`${back}/hotplug-status`]: "connected",
+    [`${back}/physical-device-path`]: "/run/blktap-control/nbd1000.2",
+    [`${back}/tapback-ring`]: `1000.2 8 5 ${BlkifProtocol.Native}`,
+    [`${front}/state`]: "4",
+    [`${front}/ring-ref`]: "8",
+    [`${front}/event-channel`]: "5",
+    [`${front}/protocol`]: "x86_64-abi",
+  };
+  const machine = new DeviceMachine(guest, { barrier: true });
+  const step = (event: DeviceEvent): string[] => machine.step(event).map(({ kind }) => kind);
+  const seen = (): DeviceEvent => ({
+    kind: "seen",
+    seen: observe((path) => nodes[path] ?? null, back, guest),
+  });
+  const disk = { pid: 1000, minor: 2, major: null };
+  const info = { sectors: 8192, sectorSizeBytes: 512, info: 0 };
+  assert.deepEqual(step(seen()), ["find", "write"]);
+  const found = step({ kind: "found", disk, found: { ...disk, info, file: "", ringFeatures: ~0 } });
+  assert.equal(found.at(-1), "connect");
+  nodes[`${front}/state`] = "3";
+  assert.deepEqual(step(seen()), []);
+  // The tapdisk has the ring that the guest has left.
+  assert.equal(step({ kind: "connected", errno: 114 }).at(-1), "disconnect");
+  assert.equal(step({ kind: "disconnected", errno: 0 }).at(-1), "connect");
+  assert.equal(step({ kind: "connected", errno: 0 }).at(-1), "write");
 });
 
 Deno.test("tapback: a xenstored that drops the connection is found again", () => {
