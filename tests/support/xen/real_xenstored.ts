@@ -39,7 +39,9 @@ function namesIn(folder: string): string[] {
 /** The newest program; null when there is none. */
 function findXenstored(): Found | null {
   const packages = `${ROOT}.toolchain/vm`;
-  const roots = ["/", ...namesIn(packages).map((name) => `${packages}/${name}/`)];
+  // What is being unpacked has another name until it is whole.
+  const whole = namesIn(packages).filter((name) => !name.endsWith(".new"));
+  const roots = ["/", ...whole.map((name) => `${packages}/${name}/`)];
   const all = roots.flatMap((root) =>
     namesIn(`${root}usr/lib`).map((name): Found => {
       const libraries = `${root}usr/lib/x86_64-linux-gnu`;

@@ -52,7 +52,8 @@ await testXen({
 
 /** The first guest's disk: its chain as one image, read by qemu-img. */
 async function rawDisk(folder: string): Promise<string> {
-  const [copy, raw] = [`${folder}/copy.vhd`, `${folder}/copy.raw`];
+  const into = Deno.makeTempDirSync({ dir: folder });
+  const [copy, raw] = [`${into}/copy.vhd`, `${into}/copy.raw`];
   await runOk(binaryPath("vhd-util"), ["copy", "-n", `${folder}/leaf.vhd`, "-N", copy]);
   await runOk("qemu-img", ["convert", "-f", "vpc", "-O", "raw", copy, raw]);
   return raw;
