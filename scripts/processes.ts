@@ -45,7 +45,7 @@ export function treeOf(pid: number, all: readonly Process[] = processes()): Proc
   return [...own, ...children.flatMap((child) => treeOf(child.pid, all))];
 }
 
-/** Kills a process and all that it started, with SIGKILL. */
+/** Kills a process and all that it started, with SIGKILL. Nothing happens when it has ended. */
 export function killTree(pid: number): void {
   for (const process of treeOf(pid)) {
     try {

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { killTree } from "../../../scripts/processes.ts";
 import { Random } from "../../../src/testing/random.ts";
 import type { Tapdisks } from "../../support/served.ts";
 import { binaryPath, run, runOk, type RunResult } from "../../support/tools.ts";
@@ -142,7 +143,7 @@ export class Soak {
     const command = binaryPath("vhd-util");
     const options = { args, stdin: "null", stdout: "null", stderr: "null" } as const;
     const child = new Deno.Command(command, options).spawn();
-    const timer = setTimeout(() => child.kill("SIGKILL"), afterMs);
+    const timer = setTimeout(() => killTree(child.pid), afterMs);
     const { success, signal } = await child.status;
     clearTimeout(timer);
     this.journal.note(subject, `vhd-util ${args.join(" ")}: ${signal ?? "had ended"}`);

@@ -10,6 +10,7 @@
  * @module
  */
 
+import { killTree } from "../../../scripts/processes.ts";
 import { findTool, run, runOk } from "../../support/tools.ts";
 
 const ROOT = new URL("../../../", import.meta.url).pathname;
@@ -275,7 +276,7 @@ async function watch(
   let timedOut = false;
   const timer = setTimeout(() => {
     timedOut = true;
-    child.kill("SIGKILL");
+    killTree(child.pid);
   }, options.timeoutMs ?? 300_000);
   const chunks: string[] = [];
   const read = async (stream: ReadableStream<Uint8Array>): Promise<void> => {
@@ -285,7 +286,7 @@ async function watch(
       chunks.push(text);
       options.onConsole?.(bytes);
       // QEMU would wait forever with the machine stopped.
-      if (text.includes("KVM internal error")) child.kill("SIGKILL");
+      if (text.includes("KVM internal error")) killTree(child.pid);
     }
   };
   await Promise.all([read(child.stdout), read(child.stderr), child.status]);
