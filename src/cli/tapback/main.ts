@@ -7,8 +7,7 @@
 import { Errno, errnoOf, messageOf, systemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
-import { type Log, Logger, type LogLevel } from "../../log/log.ts";
-import { SyslogSink } from "../../log/syslog_sink.ts";
+import type { Log } from "../../log/log.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { Backend, isKnownStore } from "../../tapback/backend.ts";
@@ -17,36 +16,10 @@ import { LocalTapdisks } from "../../tapback/tapdisks.ts";
 import { removeStaleJournals } from "../../tapback/stale_journals.ts";
 import { Xenstore } from "../../xenstore/store.ts";
 import { goToBackground, startInBackground } from "../background.ts";
+import { openDaemonLog } from "../daemon_log.ts";
 import { printErrorLine, printErrorText, printText } from "../print.ts";
 import { parseTapback, type TapbackChoices } from "./arguments.ts";
 import { helpText, SYNOPSIS } from "./texts.ts";
-
-/** The priorities of sd-daemon(3), by which the journal knows how much a line matters. */
-const PRIORITIES: Record<LogLevel, number> = { error: 3, warning: 4, info: 6 };
-
-/** The start of a line on standard error, which may be the journal. */
-function startOf(level: LogLevel): string {
-  const isJournal = (Deno.env.get("JOURNAL_STREAM") ?? "") !== "";
-  return isJournal ? `<${PRIORITIES[level]}>` : `tapback: ${level}: `;
-}
-
-function openLog(onStandardError: boolean): Logger {
-  const log = new Logger([]);
-  if (onStandardError) {
-    log.addSink({
-      write: (level: LogLevel, message: string) => printErrorLine(`${startOf(level)}${message}`),
-      reopen(): void {},
-      close(): void {},
-    });
-    return log;
-  }
-  try {
-    log.addSink(new SyslogSink("tapback"));
-  } catch {
-    // This machine has no syslog daemon, which is not an error.
-  }
-  return log;
-}
 
 /** The log of devices: their ordinary changes only with `--verbose`. */
 function deviceLog(log: Log, isVerbose: boolean): Log {
@@ -78,7 +51,7 @@ async function serve(choices: TapbackChoices): Promise<void> {
   const { type, domain, pidFile, barrier, isDaemon, isVerbose } = choices;
   raiseDescriptorLimit();
   const lock = lockInstance({ type, domain });
-  const log = openLog(!isDaemon);
+  const log = openDaemonLog("tapback", !isDaemon);
   const scheduler = new EpollScheduler({
     lastResort: {
       unowned: (error) => log.error(`A fault: ${describeFault(error)}`),

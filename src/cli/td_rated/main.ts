@@ -7,14 +7,13 @@
 import { Errno, errnoOf, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
 import { workingFolder } from "../../../ffi/paths.ts";
 import { raiseDescriptorLimit } from "../../../ffi/process.ts";
-import { Logger, type LogLevel } from "../../log/log.ts";
-import { SyslogSink } from "../../log/syslog_sink.ts";
 import { Bridge } from "../../rated/bridge.ts";
 import { type Limiter, MemoryLimiter, type MemoryState, TokenBucket } from "../../rated/limiter.ts";
 import { bridgePath, VALVE_FOLDER } from "../../rated/valve_protocol.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { goToBackground, startInBackground } from "../background.ts";
+import { openDaemonLog } from "../daemon_log.ts";
 import { printErrorLine, printErrorText, printText } from "../print.ts";
 import {
   type BucketChoice,
@@ -50,29 +49,11 @@ function limiterOf(choice: BucketChoice | MemoryChoice): Limiter {
     : bucketOf(choice);
 }
 
-function openLog(onStandardError: boolean): Logger {
-  const log = new Logger([]);
-  if (onStandardError) {
-    log.addSink({
-      write: (level: LogLevel, message: string) => printErrorLine(`td-rated: ${level}: ${message}`),
-      reopen(): void {},
-      close(): void {},
-    });
-    return log;
-  }
-  try {
-    log.addSink(new SyslogSink("td-rated"));
-  } catch {
-    // This machine has no syslog daemon, which is not an error.
-  }
-  return log;
-}
-
 /** Serves valves until a signal ends it. */
 async function serve({ name, limiter, isDaemon }: RatedChoices): Promise<void> {
   if (!name.startsWith("/")) Deno.mkdirSync(VALVE_FOLDER, { recursive: true, mode: 0o700 });
   raiseDescriptorLimit();
-  const log = openLog(!isDaemon);
+  const log = openDaemonLog("td-rated", !isDaemon);
   const scheduler = new EpollScheduler();
   const path = bridgePath(name);
   const bridge = new Bridge(scheduler, path, { limiter: limiterOf(limiter), log });
