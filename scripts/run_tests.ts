@@ -45,7 +45,8 @@ const MACHINES = /^tests\/vm\//;
 const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
 /** Files that `--quick` leaves out because they take long. */
-const SLOW = /(?:\/contributing|_allocations?|\/io_memory_full|\/nbd_driver)_test\.ts$/;
+const SLOW =
+  /(?:\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/offline_coalesce|\/tapback_process)_test\.ts$/;
 
 interface Plan {
   readonly tasks: string[];
@@ -69,9 +70,9 @@ function plan(args: readonly string[]): Plan {
   const machines = files.filter((file) => MACHINES.test(file));
   const searches = shared.filter((file) => SEARCHES.test(file));
   const quicker = shared.filter((file) => !SEARCHES.test(file));
-  const simulated = quicker.filter((file) => file.startsWith("tests/sim/"));
-  const others = quicker.filter((file) => !file.startsWith("tests/sim/"));
-  const lanes = machines.length > 0 ? [machines, quicker] : [simulated, others];
+  const units = quicker.filter((file) => file.startsWith("tests/unit/"));
+  const others = quicker.filter((file) => !units.includes(file));
+  const lanes = machines.length > 0 ? [machines, quicker] : [units, others];
   const alone = [...searches, ...measures];
   return { tasks, lanes, alone, testOptions };
 }
