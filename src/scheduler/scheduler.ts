@@ -58,7 +58,7 @@ export interface Scheduler {
   settle<T>(promise: Promise<T>, callback: (value: T) => void, owner?: FaultOwner): void;
   /** Counts a request of a client. The loop decides by their number how it waits for more. */
   noteRequest(): void;
-  /** The loop does not sleep after this turn: somebody polls. */
+  /** The loop does not sleep after this turn: a ring is polled. */
   stayAwake(): void;
   /**
    * Adds work for the end of every turn, behind the work that was added before. Work without an

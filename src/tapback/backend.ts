@@ -197,7 +197,7 @@ export class Backend implements FdHandler, FaultOwner, TurnWork {
   /** Events have arrived: they are taken at the end of the turn. */
   ready(): void {}
 
-  /** One round for all: a guest that changes its nodes all the time delays nobody else. */
+  /** One round for all: a guest that changes its nodes all the time delays no other. */
   endOfTurn(): boolean {
     if (this.#store === null || this.#isClosed) return false;
     const hadMore = this.#takeEvents(this.#store);

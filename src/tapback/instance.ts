@@ -72,7 +72,7 @@ function lock(name: string, { type }: Served): number {
 export function lockInstance(served: Served): number {
   prepareFolders();
   const { type, domain } = served;
-  // Everyone takes this one first, so that nobody can begin meanwhile.
+  // Each tapback takes this one first, so that no other can begin meanwhile.
   const all = lock(lockName({ type, domain: null }), served);
   let mine = all;
   try {

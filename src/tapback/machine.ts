@@ -324,7 +324,7 @@ export class DeviceMachine {
   #drop(held: HeldRing): void {
     const tapdisk = held.tapdisk ?? this.#found;
     if (tapdisk === null) {
-      // Nobody has the minor, so nobody has the ring; or that is not known yet.
+      // No tapdisk has the minor, so none has the ring; or that is not known yet.
       if (this.#seen !== null && this.#seen.disk !== null && !this.#findFailed) return;
       this.#held = null;
       this.#isLeaving = false;

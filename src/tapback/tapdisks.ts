@@ -42,7 +42,7 @@ export interface Tapdisks {
   connect(tapdisk: Tapdisk, ring: GuestRing, done: (errno: number) => void): void;
   /** Disconnects a guest's ring, after its requests have ended. */
   disconnect(tapdisk: Tapdisk, guest: GuestDevice, done: (errno: number) => void): void;
-  /** A device is over: nobody goes on with its ring. */
+  /** A device was removed: no tapdisk goes on with its ring. */
   forget(guest: GuestDevice): void;
 }
 
@@ -64,7 +64,7 @@ interface Question {
   readonly timeoutMs: number;
 }
 
-/** A question that has not been answered. It blocks nobody else. */
+/** A question that has not been answered. It delays no other one. */
 class Call implements FdHandler {
   readonly failed = false;
   readonly #scheduler: Scheduler;

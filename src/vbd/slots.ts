@@ -81,7 +81,7 @@ export class SlotTable {
   /** Memory of the slots, and behind it that of frontends: copies between them stay within it. */
   readonly arena = new Arena(SLOTS * SLOT_BYTES + FRONTEND_BYTES);
   readonly #life = new Uint8Array(SLOTS);
-  /** Whether nobody gets a slot that was given back, as the disk may still use its memory. */
+  /** Whether slots that were given back stay taken, as the disk may still use its memory. */
   readonly #isDetained = new Uint8Array(SLOTS);
   readonly #next = new Int32Array(SLOTS);
   #free = 0;

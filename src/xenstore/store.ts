@@ -131,7 +131,7 @@ export class Xenstore implements Nodes {
     const message = this.#whole(() => this.#stream.receive(0));
     if (message === null) return null;
     if (message.type === XsType.WATCH_EVENT) return this.#eventOf(message);
-    throw this.#lost(Errno.EPROTO, `it sent message ${message.type}, which nobody asked for`);
+    throw this.#lost(Errno.EPROTO, `it sent message ${message.type}, which was not asked for`);
   }
 
   /**

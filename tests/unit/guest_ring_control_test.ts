@@ -5,9 +5,6 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { closeFile } from "../../ffi/files.ts";
-import { Arena } from "../../ffi/memory.ts";
-import { receiveAt, sendAt, socketPair } from "../../ffi/sockets.ts";
 import { controlCommands } from "../../src/control/daemon/commands.ts";
 import { Devices } from "../../src/control/daemon/devices.ts";
 import { allocateMinor } from "../../src/control/minors/minors.ts";
@@ -20,6 +17,7 @@ import { encodeOpen, OPEN_DEFAULTS } from "../../src/control/protocol/open_reque
 import { Logger } from "../../src/log/log.ts";
 import { RealDevice } from "../support/real_device.ts";
 import { withTempDir } from "../support/tools.ts";
+import { realEvents } from "../support/xen/guest_tapdisk.ts";
 import { Op, PlayedGuest, type Segment } from "../support/xen/played_guest.ts";
 import { PlayedXen } from "../support/xen/played_xen.ts";
 
@@ -35,21 +33,7 @@ class Bench {
 
   constructor() {
     const { scheduler, context } = this.#real;
-    const peers = new Map<number, number>();
-    const byte = new Arena(1);
-    this.xen = new PlayedXen({
-      openEvent: () => {
-        const [own, other] = socketPair();
-        peers.set(own, other);
-        return own;
-      },
-      signal: (fd) => void sendAt(peers.get(fd) ?? -1, byte.address, 1),
-      taken: (fd) => void receiveAt(fd, byte.address, byte.sizeBytes),
-      closeEvent(fd): void {
-        closeFile(fd);
-        closeFile(peers.get(fd) ?? -1);
-      },
-    });
+    this.xen = new PlayedXen(realEvents());
     this.devices = new Devices({
       scheduler,
       contextOf: () => context,

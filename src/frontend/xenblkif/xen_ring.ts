@@ -68,7 +68,7 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     let requests: RingRequests | null = null;
     try {
       this.#grants.map(domain, references, this.#arena);
-      // Xen refuses a channel that another tapdisk has. So nobody else serves the ring that is read next.
+      // Xen refuses a channel that another tapdisk has. So no other one serves the ring that is read next.
       channel = host.xen.bind(domain, guest.port);
       this.#channel = channel;
       const ring = new BlkifRing(this.#arena, protocol);

@@ -25,7 +25,7 @@ const LIMIT_MS = 20_000;
 const STEP_MS = 5;
 
 /** Events of the real loop. */
-function realEvents(): Events {
+export function realEvents(): Events {
   const peers = new Map<number, number>();
   const byte = new Arena(1);
   return {
