@@ -31,11 +31,11 @@ import { type DynamicHeader, emptyHeader, encodeHeader } from "./format/header.t
 import { blocksOf, newBatmapHeader } from "./format/layout.ts";
 import type { ParentLocator } from "./format/locator.ts";
 import { emptyBatmap, writeBatmap } from "./image/batmap_writer.ts";
+import { writeNewImage } from "../files/new_file.ts";
 import {
   type FileIdentity,
   type OnStorage,
   osStorage,
-  removeOwn,
   type Storage,
   type StorageFile,
 } from "../files/storage.ts";
@@ -157,39 +157,6 @@ export function reserveSize(path: string, sizeBytes: number, reserveBytes: numbe
   if (maxBytes >= sizeBytes) return maxBytes;
   const problem = `metadata for ${reserveBytes} bytes is less than its size of ${sizeBytes} bytes`;
   throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as ${problem}`);
-}
-
-/** The file of a new image. */
-export interface NewFile {
-  readonly path: string;
-  /**
-   * The file that the caller has made under this name. Without it, the file is created or emptied.
-   */
-  readonly same?: FileIdentity;
-}
-
-/**
- * Opens a file, creating it or, once the lock is taken, emptying it. `write` fills the file, which
- * is then synced. After a failure the file is removed.
- *
- * @throws {SystemError} EBUSY when another process may write to an existing file, which is
- * unchanged then.
- */
-export function writeNewImage(
-  storage: Storage,
-  { path, same }: NewFile,
-  write: (file: StorageFile) => void,
-): void {
-  const file = storage.open(path, "create", { same });
-  try {
-    write(file);
-    file.sync();
-  } catch (error) {
-    if (!file.isBlockDevice) removeOwn(storage, path, file.identity);
-    file.close();
-    throw error;
-  }
-  file.close();
 }
 
 /** A footer with every field at its default. */

@@ -3,12 +3,10 @@ import { DD_BLK_UNUSED } from "./format/bat.ts";
 import { encodeBatmapHeader, type KeyHash } from "./format/batmap.ts";
 import { openChain, openRawParent, requireFitsBelow, walkImages } from "./image/chain.ts";
 import {
-  type NewFile,
   type ParentToWrite,
   reserveSize,
   roundToBlocks,
   validateSize,
-  writeNewImage,
   writeSparseImage,
 } from "./create.ts";
 import { VhdChainError } from "./image/errors.ts";
@@ -20,6 +18,7 @@ import {
   PLAT_CODE_W2KU,
   PLAT_CODE_W2RU,
 } from "./format/locator.ts";
+import { type NewFile, writeNewImage } from "../files/new_file.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
 import { type OnStorage, osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime } from "./format/time.ts";

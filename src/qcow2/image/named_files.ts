@@ -1,0 +1,118 @@
+/**
+ * The files that an image names: its backing file and its data file. Their places are confined as
+ * those of a VHD's parents are.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { admitParent, type Confinement, describeRefusal } from "../../files/confinement.ts";
+import { canonicalPath, folderOf, normalizePath } from "../../files/paths.ts";
+import type { FileIdentity, Storage } from "../../files/storage.ts";
+import type { Qcow2Image } from "./image.ts";
+
+/** What QEMU calls the formats that a backing file can have, and the types that serve them. */
+const TYPE_OF_FORMAT: ReadonlyMap<string, string> = new Map([
+  ["raw", "aio"],
+  ["qcow2", "qcow2"],
+  ["vpc", "vhd"],
+]);
+
+/** A file that an image names, which may be opened. */
+export interface NamedFile extends FileIdentity {
+  readonly path: string;
+  /** The image that names it. */
+  readonly childPath: string;
+  /** The folders in which the files that it names may be. */
+  readonly confinement: Confinement;
+}
+
+/** A backing file. */
+export interface BackingFile extends NamedFile {
+  /** The type of driver that serves it. */
+  readonly type: string;
+}
+
+/** The image that names another file, as far as that matters for finding it. */
+export interface Namer {
+  readonly path: string;
+  readonly storage: Storage;
+  readonly confinement: Confinement;
+}
+
+/**
+ * Finds the backing file of an image; null without one.
+ *
+ * @throws {SystemError} EINVAL without a format, which is never guessed; EOPNOTSUPP for a format or a
+ * protocol that is not supported; ENOENT when it is missing; EPERM when its place is not allowed.
+ */
+export function locateBacking(image: Qcow2Image): BackingFile | null {
+  const { backing, path } = image;
+  if (backing === null) return null;
+  const { name, format } = backing;
+  if (format === null) {
+    throw new SystemError(
+      Errno.EINVAL,
+      `Cannot use ${path}: it has a backing file without format`,
+      {
+        hint: `say it by qemu-img rebase -u -b ${JSON.stringify(name)} -F FORMAT`,
+      },
+    );
+  }
+  const type = TYPE_OF_FORMAT.get(format);
+  if (type === undefined) {
+    const known = [...TYPE_OF_FORMAT.keys()].join(", ");
+    throw new SystemError(
+      Errno.EOPNOTSUPP,
+      `Cannot use ${path}: its backing file has the format ${JSON.stringify(format)}, not ${known}`,
+    );
+  }
+  return { type, ...locateNamed(image, name, "backing file") };
+}
+
+/**
+ * Finds the data file of an image.
+ *
+ * @throws {SystemError} EINVAL when the image has no name for it, else as `locateBacking`.
+ */
+export function locateDataFile(image: Qcow2Image): NamedFile | null {
+  if (image.dataFile === null) return null;
+  const { name } = image.dataFile;
+  if (name !== null) return locateNamed(image, name, "data file");
+  throw new SystemError(Errno.EINVAL, `Cannot use ${image.path}: it does not name its data file`, {
+    hint: "set it by qemu-img amend -o data_file=FILE",
+  });
+}
+
+/** Finds a file by a name in an image: an absolute path, or one from the image's folder. */
+export function locateNamed(image: Namer, stored: string, what: string): NamedFile {
+  const { storage, confinement, path: childPath } = image;
+  const name = withoutProtocol(childPath, stored, what);
+  const path = name.startsWith("/")
+    ? name
+    : `${folderOf(canonicalPath(storage, childPath))}/${name}`;
+  if (!storage.exists(path)) {
+    throw new SystemError(Errno.ENOENT, `Cannot open ${path}, the ${what} of ${childPath}`);
+  }
+  const location = admitParent(storage, confinement, path);
+  if (location === null) {
+    const why = describeRefusal(confinement, normalizePath(storage, path));
+    const message = `Cannot follow the chain from ${childPath}: ${why}`;
+    throw new SystemError(Errno.EPERM, message, { message });
+  }
+  const { device, inode } = location;
+  const known = name.startsWith("/") ? path : canonicalPath(storage, path);
+  return { path: known, device, inode, childPath, confinement };
+}
+
+/** Takes `file:` away. Throws `SystemError` EOPNOTSUPP for what is not a file's name. */
+function withoutProtocol(childPath: string, stored: string, what: string): string {
+  const colon = stored.indexOf(":");
+  const slash = stored.indexOf("/");
+  const hasProtocol = colon >= 0 && (slash < 0 || colon < slash);
+  if (!hasProtocol) return stored;
+  if (stored.startsWith("file:")) return stored.slice(5).replace(/^\/\/(?=\/)/, "");
+  throw new SystemError(
+    Errno.EOPNOTSUPP,
+    `Cannot use ${childPath}: its ${what} ${JSON.stringify(stored)} is not the name of a file`,
+  );
+}
