@@ -11,6 +11,7 @@ import { bcDriver } from "./bc.ts";
 import type { DriverType } from "./driver.ts";
 import { logDriver } from "./log.ts";
 import { nbdDriver, nbdUnixDriver } from "./nbd/nbd_driver.ts";
+import { qcowDriver } from "./qcow/qcow_driver.ts";
 import { ramDriver } from "./ram.ts";
 import { valveDriver } from "./valve.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
@@ -21,6 +22,7 @@ const drivers: DriverType[] = [
   logDriver,
   nbdDriver,
   nbdUnixDriver,
+  qcowDriver,
   ramDriver,
   valveDriver,
   vhdDriver,
