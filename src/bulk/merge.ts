@@ -120,7 +120,7 @@ export async function mergeIntoNew(context: BulkContext, wanted: NewImage): Prom
  * cancelled operation.
  */
 export async function writeOutput(
-  { files: { storage } }: BulkContext,
+  { files: { storage } }: Pick<BulkContext, "files">,
   { output, signal }: { readonly output: string; readonly signal?: AbortSignal },
   write: (file: Required<NewFile>) => Promise<number>,
 ): Promise<number> {

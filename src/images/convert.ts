@@ -1,0 +1,209 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { SECTOR_BYTES } from "../../ffi/memory.ts";
+import { writeOutput } from "../bulk/merge.ts";
+import { fileInName, firstLayer } from "../driver/layers.ts";
+import type { ProgressListener } from "../files/progress.ts";
+import { createEngine, type Engine, type EngineMaker } from "./engine.ts";
+import { kindNames, kindOf } from "./kinds.ts";
+import { OpenImage } from "./open_image.ts";
+import { type Piece, type Stretch, walkImage } from "./walk.ts";
+import { eachData } from "./zeros.ts";
+
+/** What is either zeros or data: 4 KiB. */
+const UNIT_SECTORS = 8;
+
+/** Options of a conversion. */
+export interface ConvertOptions {
+  /** Makes a VHD with all its room at once. */
+  readonly fixed?: boolean;
+  /** Leaves out what is read as zeros, also where the source has data. True by default. */
+  readonly detectZeros?: boolean;
+  /** Called with sectors that are done and their total. */
+  readonly onProgress?: ProgressListener;
+  /** Cancels the conversion, which then fails with ECANCELED. */
+  readonly signal?: AbortSignal;
+  /** Takes lines that drivers log. */
+  readonly log?: (message: string) => void;
+  readonly makeEngine?: EngineMaker;
+}
+
+/** What a conversion did. */
+export interface Converted {
+  /** Size of the disk. */
+  readonly sectors: number;
+  /** Sectors that were written. */
+  readonly writtenSectors: number;
+}
+
+/**
+ * Copies a disk into an image of another type, or of the same one. The new image has no parent. Holes
+ * stay holes. A file's name appears when the copy is whole and durable; a block device and an export of
+ * an NBD server are written in place.
+ *
+ * @param from An image as tapdisk names it, of any type: `vhd:/disk.vhd`.
+ * @param to The image to make: `aio:/disk.raw`, `nbd:localhost:10809`.
+ * @throws {SystemError} EEXIST for a file that exists; errors of the images.
+ */
+export async function convertImage(
+  from: string,
+  to: string,
+  options: ConvertOptions = {},
+): Promise<Converted> {
+  const engine = (options.makeEngine ?? createEngine)(options.log ?? (() => {}));
+  try {
+    const source = await OpenImage.open(engine, from, { readOnly: true });
+    try {
+      return await convertOpen(engine, { source, to, options });
+    } finally {
+      await source.close(engine);
+    }
+  } finally {
+    engine.close();
+  }
+}
+
+interface Conversion {
+  readonly source: OpenImage;
+  readonly to: string;
+  readonly options: ConvertOptions;
+}
+
+async function convertOpen(engine: Engine, conversion: Conversion): Promise<Converted> {
+  const { source, to, options: { signal, fixed } } = conversion;
+  const { sectors } = source;
+  const file = fileInName(to);
+  if (file === null) {
+    const writtenSectors = await fill(engine, { ...conversion, target: to, isNew: false });
+    return { sectors, writtenSectors };
+  }
+  const kind = kindOf(firstLayer(to).type);
+  if (kind === null || file.head !== `${kind.type}:`) {
+    const what = `Cannot make an image named ${to} (types: ${kindNames()}, and nbd)`;
+    throw new SystemError(Errno.EINVAL, what);
+  }
+  const { storage } = engine.context.files;
+  const writtenSectors = await writeOutput(
+    engine.context,
+    { output: file.path, signal },
+    async ({ path, same }) => {
+      kind.create(storage, { path, same }, { sizeBytes: sectors * SECTOR_BYTES, fixed });
+      // What a device held before shows in a raw image.
+      const isNew = kind.type !== "aio" || storage.status(path).kind !== "block";
+      return await fill(engine, { ...conversion, target: `${kind.type}:${path}`, isNew });
+    },
+  );
+  return { sectors, writtenSectors };
+}
+
+/** Writes all of the disk to an image that exists; returns the sectors that were written. */
+async function fill(
+  engine: Engine,
+  { source, target, isNew, options }: Conversion & { target: string; isNew: boolean },
+): Promise<number> {
+  const image = await OpenImage.open(engine, target, { readOnly: false });
+  try {
+    requireRoom(source, image);
+    if (!isNew) await zeroHoles(engine, source, image);
+    const writer = new Writer(image, { ...options, isNew });
+    await walkImage(engine, {
+      source,
+      operations: image.operations,
+      signal: options.signal,
+      onProgress: options.onProgress,
+      take: (piece, done) => writer.write(piece, done),
+    });
+    await engine.run((finished) => writer.flush(finished));
+    writer.throwError();
+    return writer.written;
+  } finally {
+    await image.close(engine);
+  }
+}
+
+function requireRoom(source: OpenImage, image: OpenImage): void {
+  if (image.sectors >= source.sectors) return;
+  const why = `it has ${image.sectors} sectors, and ${source.name} ${source.sectors}`;
+  throw new SystemError(Errno.ENOSPC, `Cannot write to ${image.name} (${why})`);
+}
+
+/** Makes an image read as zeros where a disk has holes, and behind its end. */
+async function zeroHoles(engine: Engine, source: OpenImage, image: OpenImage): Promise<void> {
+  const holes: Stretch[] = [];
+  await walkImage(engine, {
+    source,
+    stretch: (stretch, isData) => void (isData || holes.push(stretch)),
+  });
+  if (image.sectors > source.sectors) {
+    holes.push({ sector: source.sectors, count: image.sectors - source.sectors });
+  }
+  for (const { sector, count } of holes) {
+    for (let done = 0; done < count; done += image.zeroSectors) {
+      const part = Math.min(image.zeroSectors, count - done);
+      let errno = 0;
+      await engine.run((finished) => {
+        image.user = {
+          requestDone: (_slot, failed) => {
+            errno = failed;
+            finished();
+          },
+        };
+        image.zero(0, sector + done, part);
+      });
+      if (errno !== 0) {
+        throw new SystemError(
+          errno,
+          `Cannot write zeros to sector ${sector + done} of ${image.name}`,
+        );
+      }
+    }
+  }
+}
+
+/** Writes pieces of a disk to an image. */
+class Writer {
+  written = 0;
+  readonly #image: OpenImage;
+  readonly #skipsZeros: boolean;
+  /** By slot: what is called after the write that is under way. */
+  readonly #next: ((errno: number) => void)[] = [];
+  #errno = 0;
+
+  constructor(
+    image: OpenImage,
+    { isNew, detectZeros = true }: { isNew: boolean; detectZeros?: boolean },
+  ) {
+    this.#image = image;
+    this.#skipsZeros = isNew && detectZeros;
+    image.user = { requestDone: (slot, errno) => this.#next[slot](errno) };
+  }
+
+  /** Writes a piece, without its zeros where nothing else was. */
+  write({ slot, sector, count, memorySector, bytes }: Piece, done: (errno: number) => void): void {
+    const runs: { from: number; count: number }[] = [];
+    const add = (from: number, sectors: number): void => void runs.push({ from, count: sectors });
+    if (this.#skipsZeros) eachData(bytes, { unitSectors: UNIT_SECTORS, memorySector }, add);
+    else add(0, count);
+    const step = (errno: number): void => {
+      const run = runs.shift();
+      if (errno !== 0 || run === undefined) return done(errno);
+      this.written += run.count;
+      this.#next[slot] = step;
+      this.#image.write(slot, sector + run.from, run.count, memorySector + run.from);
+    };
+    step(0);
+  }
+
+  /** Makes all writes durable. */
+  flush(finished: () => void): void {
+    this.#next[0] = (errno) => {
+      this.#errno = errno;
+      finished();
+    };
+    this.#image.flush(0);
+  }
+
+  throwError(): void {
+    if (this.#errno === 0) return;
+    throw new SystemError(this.#errno, `Cannot flush ${this.#image.name}`);
+  }
+}
