@@ -15,6 +15,7 @@ import { qcowDriver } from "./qcow/qcow_driver.ts";
 import { ramDriver } from "./ram.ts";
 import { valveDriver } from "./valve.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
+import { vhdxDriver } from "./vhdx/vhdx_driver.ts";
 
 const drivers: DriverType[] = [
   aioDriver,
@@ -26,6 +27,7 @@ const drivers: DriverType[] = [
   ramDriver,
   valveDriver,
   vhdDriver,
+  vhdxDriver,
 ];
 
 /** All drivers. */

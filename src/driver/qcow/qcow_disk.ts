@@ -18,8 +18,8 @@ import { PieceKind, PieceLists } from "../pieces.ts";
 import { Inflater, type InflaterOwner } from "./inflater.ts";
 import { QcowFile } from "./qcow_file.ts";
 import { QcowWriter } from "./qcow_writer.ts";
-import { TableCache } from "./table_cache.ts";
-import { TableLoader } from "./table_loader.ts";
+import { TableCache } from "../table_cache.ts";
+import { TableLoader } from "../table_loader.ts";
 
 const NONE = -1;
 
@@ -83,7 +83,7 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
     this.#loader = new TableLoader({
       context,
       file: file.file,
-      l1: image.l1,
+      placeOf: (table) => image.l1[table],
       tableSectors,
       cache,
       waiting,

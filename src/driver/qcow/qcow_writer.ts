@@ -16,7 +16,7 @@ import {
 import { Batch, MOST_RUNS } from "./batch.ts";
 import type { Inflater } from "./inflater.ts";
 import type { QcowFile } from "./qcow_file.ts";
-import type { TableCache } from "./table_cache.ts";
+import type { TableCache } from "../table_cache.ts";
 import { TABLE_OPERATIONS, TablePublisher } from "./table_publisher.ts";
 
 const NONE = -1;

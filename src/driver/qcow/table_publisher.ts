@@ -5,7 +5,7 @@ import type { IoOwner } from "../../queue/disk_queue.ts";
 import { type ImageQueue, SECTOR_BYTES } from "../driver.ts";
 import { type Batch, MOST_SECTORS } from "./batch.ts";
 import type { QcowFile } from "./qcow_file.ts";
-import type { TableCache } from "./table_cache.ts";
+import type { TableCache } from "../table_cache.ts";
 
 const ENTRIES_PER_SECTOR = SECTOR_BYTES / 8;
 /** Tables that one batch adds. */

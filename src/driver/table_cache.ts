@@ -1,6 +1,6 @@
-import { assert } from "../../../ffi/assert.ts";
-import { Arena } from "../../../ffi/memory.ts";
-import { PieceLists } from "../pieces.ts";
+import { assert } from "../../ffi/assert.ts";
+import { Arena } from "../../ffi/memory.ts";
+import { PieceLists } from "./pieces.ts";
 
 const BUDGET_BYTES = 1 << 20;
 const FEWEST_ENTRIES = 16;
@@ -8,14 +8,14 @@ const MOST_ENTRIES = 512;
 const NONE = -1;
 
 /**
- * L2 tables in use, as the disk has them, and the pieces that wait for them. Entries in use are
- * pinned. The clock algorithm replaces an entry that is not pinned and was not used lately.
+ * Parts of an image's metadata, all of one size, as the disk has them, and the pieces that wait for them:
+ * L2 tables, bitmaps. Entries in use are pinned. The clock algorithm replaces an entry that is not pinned and was not used lately.
  */
 export class TableCache {
   readonly entries: number;
   /** The tables, one after the other. */
   readonly view: DataView<ArrayBuffer>;
-  /** The entry's index in the L1 table; -1 for an entry that is free. */
+  /** Which table an entry has; -1 for an entry that is free. */
   readonly table: Int32Array;
   /** Pieces that wait for the table to be read. */
   readonly forLoad: PieceLists;
@@ -28,8 +28,8 @@ export class TableCache {
   #hand = 0;
 
   /**
-   * @param tables Entries of the L1 table.
-   * @param tableBytes Bytes of an L2 table, whole sectors.
+   * @param tables How many there are.
+   * @param tableBytes Bytes of each, whole sectors.
    */
   constructor(tables: number, tableBytes: number) {
     const affordable = Math.floor(BUDGET_BYTES / tableBytes);

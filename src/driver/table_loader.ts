@@ -1,6 +1,6 @@
-import type { IoOwner } from "../../queue/disk_queue.ts";
-import type { ImageContext } from "../driver.ts";
-import { PieceLists } from "../pieces.ts";
+import type { IoOwner } from "../queue/disk_queue.ts";
+import type { ImageContext } from "./driver.ts";
+import { PieceLists } from "./pieces.ts";
 import type { TableCache } from "./table_cache.ts";
 
 const NONE = -1;
@@ -15,21 +15,25 @@ export interface WaitingPieces {
   entryFree(): void;
 }
 
-/** Reads L2 tables into the cache. Pieces wait here for a table, or for a place in the cache. */
+/** Reads tables of an image's metadata into a cache. Pieces wait here for a table, or for a place in the cache. */
 export class TableLoader implements IoOwner {
   readonly #context: ImageContext;
   readonly #file: number;
-  readonly #l1: Float64Array;
+  readonly #placeOf: (table: number) => number;
+  readonly #loaded: ((entry: number) => void) | null;
   readonly #tableSectors: number;
   readonly #cache: TableCache;
   readonly #waiting: WaitingPieces;
   readonly #starved = new PieceLists(1);
 
   constructor(
-    { context, file, l1, tableSectors, cache, waiting }: {
+    { context, file, placeOf, loaded = null, tableSectors, cache, waiting }: {
       context: ImageContext;
       file: number;
-      l1: Float64Array;
+      /** The sector of the file at which a table begins. */
+      placeOf: (table: number) => number;
+      /** Called when a table has been read. */
+      loaded?: ((entry: number) => void) | null;
       tableSectors: number;
       cache: TableCache;
       waiting: WaitingPieces;
@@ -37,7 +41,8 @@ export class TableLoader implements IoOwner {
   ) {
     this.#context = context;
     this.#file = file;
-    this.#l1 = l1;
+    this.#placeOf = placeOf;
+    this.#loaded = loaded;
     this.#tableSectors = tableSectors;
     this.#cache = cache;
     this.#waiting = waiting;
@@ -64,7 +69,7 @@ export class TableLoader implements IoOwner {
     this.#cache.pin(entry);
     const { queue } = this.#context;
     const at = this.#cache.memoryOf(entry);
-    queue.read(this.#file, this.#l1[table], this.#tableSectors, at, this, entry);
+    queue.read(this.#file, this.#placeOf(table), this.#tableSectors, at, this, entry);
     return entry;
   }
 
@@ -72,7 +77,8 @@ export class TableLoader implements IoOwner {
     const cache = this.#cache;
     cache.setLoading(entry, false);
     let piece = cache.forLoad.takeAll(entry);
-    if (errno !== 0) {
+    if (errno === 0) this.#loaded?.(entry);
+    else {
       cache.unpin(entry);
       cache.drop(entry);
     }
