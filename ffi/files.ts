@@ -71,6 +71,7 @@ export const O_PATH = 0o10000000;
 const SYS_fstat = 5;
 const F_GETFL = 3;
 const F_SETFL = 4;
+const SEEK_CUR = 1;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 const LOCK_EX = 2;
@@ -400,4 +401,17 @@ export function blockDeviceSectorBytes(fd: number): number {
   const size = new Int32Array(1);
   check(libc.ioctl(fd, BLKSSZGET, size), () => "Cannot get the sector size of the block device");
   return size[0];
+}
+
+/**
+ * Moves the position of a descriptor forward, where that leaves a hole: at the end of a regular file.
+ * False where it does not; nothing has changed then.
+ */
+export function skipAhead(fd: number, lengthBytes: number): boolean {
+  const { kind, sizeBytes } = fileStatus(fd);
+  const flags = libc.fcntl(fd, F_GETFL, 0);
+  if (kind !== "file" || flags < 0 || (flags & O_APPEND) !== 0) return false;
+  if (Number(libc.lseek(fd, 0, SEEK_CUR)) < sizeBytes) return false;
+  checkOffset("skip", lengthBytes);
+  return Number(libc.lseek(fd, lengthBytes, SEEK_CUR)) >= 0;
 }

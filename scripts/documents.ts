@@ -13,6 +13,7 @@ import { manualPage, overviewPage, programCompletion } from "../src/cli/subcomma
 import { ratedCompletion, ratedPage } from "../src/cli/td_rated/documents.ts";
 import { tapbackCompletion, tapbackPage } from "../src/cli/tapback/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
+import { TD_UTIL } from "../src/cli/td_util/main.ts";
 import { VHD_UTIL } from "../src/cli/vhd_util/main.ts";
 
 async function main(): Promise<void> {
@@ -29,7 +30,7 @@ async function main(): Promise<void> {
     [`${completions}/tapback`]: tapbackCompletion(),
     [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),
   };
-  for (const program of [VHD_UTIL, CBT_UTIL]) {
+  for (const program of [VHD_UTIL, CBT_UTIL, TD_UTIL]) {
     const { name } = program;
     const commands = await Promise.all([...program.subcommands.values()].map((load) => load()));
     files[`man/man1/${name}.1`] = overviewPage(program, commands);

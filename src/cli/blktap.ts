@@ -18,6 +18,7 @@ Commands (a link to blktap that has the name of a command runs that command):
   tapdisk    serve disks, any number in one process
   tap-ctl    start, control and query the tapdisks of this machine
   vhd-util   make, inspect, change and repair VHD images
+  td-util    make, inspect, convert and compare images of every type
   cbt-util   make, read and change logs of changed blocks
   td-rated   share a rate of writing between disks
   tapback    connect Xen guests to the disks of tapdisks

@@ -16,6 +16,7 @@ export const COMMAND_NAMES = [
   "cbt-util",
   "td-rated",
   "tapback",
+  "td-util",
 ] as const;
 
 /** One of {@linkcode COMMAND_NAMES}. */

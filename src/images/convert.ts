@@ -1,10 +1,10 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { writeOutput } from "../bulk/merge.ts";
-import { fileInName, firstLayer } from "../driver/layers.ts";
+import { fileInName } from "../driver/layers.ts";
 import type { ProgressListener } from "../files/progress.ts";
 import { createEngine, type Engine, type EngineMaker } from "./engine.ts";
-import { kindNames, kindOf } from "./kinds.ts";
+import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
 import { eachData } from "./zeros.ts";
@@ -76,17 +76,17 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     const writtenSectors = await fill(engine, { ...conversion, target: to, isNew: false });
     return { sectors, writtenSectors };
   }
-  const kind = kindOf(firstLayer(to).type);
-  if (kind === null || file.head !== `${kind.type}:`) {
-    const what = `Cannot make an image named ${to} (types: ${kindNames()}, and nbd)`;
-    throw new SystemError(Errno.EINVAL, what);
+  const { kind } = knownImage(to, "make");
+  const { create } = kind;
+  if (create === undefined) {
+    throw new SystemError(Errno.EOPNOTSUPP, `Cannot make an image named ${to}: it is only read`);
   }
   const { storage } = engine.context.files;
   const writtenSectors = await writeOutput(
     engine.context,
     { output: file.path, signal },
     async ({ path, same }) => {
-      kind.create(storage, { path, same }, { sizeBytes: sectors * SECTOR_BYTES, fixed });
+      create(storage, { path, same }, { sizeBytes: sectors * SECTOR_BYTES, fixed });
       // What a device held before shows in a raw image.
       const isNew = kind.type !== "aio" || storage.status(path).kind !== "block";
       return await fill(engine, { ...conversion, target: `${kind.type}:${path}`, isNew });
@@ -178,14 +178,18 @@ class Writer {
   }
 
   /** Writes a piece, without its zeros where nothing else was. */
-  write({ slot, sector, count, memorySector, bytes }: Piece, done: (errno: number) => void): void {
+  write({ slot, sector, count, memorySector, bytes }: Piece, done: Done): void {
     const runs: { from: number; count: number }[] = [];
     const add = (from: number, sectors: number): void => void runs.push({ from, count: sectors });
     if (this.#skipsZeros) eachData(bytes, { unitSectors: UNIT_SECTORS, memorySector }, add);
     else add(0, count);
     const step = (errno: number): void => {
       const run = runs.shift();
-      if (errno !== 0 || run === undefined) return done(errno);
+      if (errno !== 0) {
+        const what = `Cannot write to sector ${sector} of ${this.#image.name}`;
+        return done(new SystemError(errno, what));
+      }
+      if (run === undefined) return done(null);
       this.written += run.count;
       this.#next[slot] = step;
       this.#image.write(slot, sector + run.from, run.count, memorySector + run.from);

@@ -55,9 +55,25 @@ export class OpenImage implements RequestSink, FaultOwner {
     name: string,
     { readOnly }: { readOnly: boolean },
   ): Promise<OpenImage> {
-    const image = new OpenImage(name, context.log);
     const { type, path } = firstLayer(name);
     const leaf: ImageSpec = { type, path, readOnly, direct: false };
+    return await OpenImage.#open({ context, run }, { leaf, isAlone: false });
+  }
+
+  /**
+   * Opens one layer of a chain without those below it: what it does not hold itself is a hole.
+   *
+   * @param leaf As `layers` of an open chain has it.
+   */
+  static async openAlone(engine: Engine, leaf: ImageSpec): Promise<OpenImage> {
+    return await OpenImage.#open(engine, { leaf, isAlone: true });
+  }
+
+  static async #open(
+    { context, run }: Pick<Engine, "context" | "run">,
+    { leaf, isAlone }: { leaf: ImageSpec; isAlone: boolean },
+  ): Promise<OpenImage> {
+    const image = new OpenImage(`${leaf.type}:${leaf.path}`, context.log);
     const preparation = new Preparation();
     const own = {
       ...context,
@@ -72,7 +88,9 @@ export class OpenImage implements RequestSink, FaultOwner {
       preparation.run(leaf, context.scheduler, (error) => {
         try {
           if (error !== null) throw error;
-          image.#images = openImages({ leaf }, own, image);
+          image.#images = isAlone
+            ? [context.driverOf(leaf.type).open(leaf, own, image)]
+            : openImages({ leaf }, own, image);
         } catch (thrown) {
           failure = thrown;
         }

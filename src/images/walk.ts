@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, SECTOR_BYTES } from "../../ffi/memory.ts";
 import { REQUEST_SECTORS, REQUEST_SLOTS } from "../driver/driver.ts";
 import type { ProgressListener } from "../files/progress.ts";
@@ -36,8 +36,8 @@ export interface Stretch {
 /** A walk over a disk. */
 export interface Walk {
   readonly source: OpenImage;
-  /** The part of the disk; all of it by default. */
-  readonly range?: Stretch;
+  /** Parts of the disk, in rising order; all of it by default. */
+  readonly ranges?: readonly Stretch[];
   /** Operations that a request of the largest size needs beside reading. */
   readonly operations?: number;
   readonly signal?: AbortSignal;
@@ -46,9 +46,9 @@ export interface Walk {
   stretch?(stretch: Stretch, isData: boolean): void;
   /**
    * Takes sectors of a stretch of data that have been read; requests may overtake each other. Calls
-   * `done`, with 0 or an error number, when the memory can be used again.
+   * `done`, with null or an error, when the memory can be used again.
    */
-  take?(piece: Piece, done: (errno: number) => void): void;
+  take?(piece: Piece, done: Done): void;
 }
 
 /**
@@ -74,9 +74,11 @@ class Walker {
   readonly #idle: number[] = [];
   /** Stretches of data that were found and not read yet, the next one first. */
   readonly #found: { sector: number; count: number }[] = [];
-  readonly #end: number;
+  /** Ranges that are left, the one in which extents are being found first. */
+  readonly #ranges: readonly Stretch[];
+  #range = 0;
   /** Up to here extents are known. */
-  #known: number;
+  #known = 0;
   #isAsking = false;
   #underWay = 0;
   #error: unknown = null;
@@ -85,10 +87,11 @@ class Walker {
   #finished: (() => void) | null = null;
 
   constructor(walk: Walk) {
-    const { source, range, operations = 0 } = walk;
+    const { source, operations = 0 } = walk;
     this.#walk = walk;
-    this.#known = range?.sector ?? 0;
-    this.#end = range === undefined ? source.sectors : range.sector + range.count;
+    const all = walk.ranges ?? [{ sector: 0, count: source.sectors }];
+    this.#ranges = all.filter(({ count }) => count > 0);
+    this.#known = this.#ranges[0]?.sector ?? 0;
     const affordable = Math.floor(MOST_OPERATIONS / Math.max(1, source.operations + operations));
     const slots = Math.max(1, Math.min(MOST_SLOTS, affordable));
     this.#arena = new Arena(walk.take === undefined ? 0 : slots * REQUEST_SECTORS * SECTOR_BYTES);
@@ -109,9 +112,18 @@ class Walker {
     this.#go();
   }
 
+  /** Where the range ends in which extents are being found. */
+  get #endOfRange(): number {
+    const range = this.#ranges[this.#range];
+    return range === undefined ? 0 : range.sector + range.count;
+  }
+
   #extent(count: number, isData: boolean): void {
     const stretch = { sector: this.#known, count };
     this.#known += count;
+    if (this.#known >= this.#endOfRange) {
+      this.#known = this.#ranges[++this.#range]?.sector ?? Infinity;
+    }
     this.#walk.stretch?.(stretch, isData);
     if (!isData || this.#walk.take === undefined) return;
     const last = this.#found.at(-1);
@@ -135,7 +147,8 @@ class Walker {
       this.#startSome();
     }
     this.#isGoing = false;
-    const isOver = this.#error !== null || (this.#found.length === 0 && this.#known >= this.#end);
+    const isOver = this.#error !== null ||
+      (this.#found.length === 0 && this.#range >= this.#ranges.length);
     if (!isOver || this.#underWay > 0 || this.#isAsking) return;
     this.#finished?.();
     this.#finished = null;
@@ -159,11 +172,17 @@ class Walker {
       this.#underWay++;
       source.read(slot, this.#sectorOf[slot], count, this.#memoryOf(slot));
     }
-    onProgress?.(this.#found[0]?.sector ?? this.#known, this.#end);
-    if (this.#error !== null || this.#isAsking || this.#known >= this.#end) return;
+    const { sectors } = source;
+    onProgress?.(this.#found[0]?.sector ?? Math.min(this.#known, sectors), sectors);
+    const isKnown = this.#range >= this.#ranges.length;
+    if (this.#error !== null || this.#isAsking || isKnown) return;
     if (this.#found.length > MOST_FOUND) return;
     this.#isAsking = true;
-    source.status(STATUS_SLOT, this.#known, Math.min(STATUS_SECTORS, this.#end - this.#known));
+    source.status(
+      STATUS_SLOT,
+      this.#known,
+      Math.min(STATUS_SECTORS, this.#endOfRange - this.#known),
+    );
   }
 
   #memoryOf(slot: number): number {
@@ -181,8 +200,8 @@ class Walker {
     const sector = this.#sectorOf[slot];
     const piece = { slot, sector, count, memorySector: this.#memoryOf(slot), bytes };
     try {
-      this.#walk.take?.(piece, (taken) => {
-        if (taken !== 0) this.#error ??= new SystemError(taken, `Cannot write sector ${sector}`);
+      this.#walk.take?.(piece, (error) => {
+        this.#error ??= error;
         this.#free(slot);
       });
     } catch (error) {

@@ -82,6 +82,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/cli/tapdisk": "main.ts",
   "src/cli/vhd_util": "main.ts",
   "src/cli/cbt_util": "main.ts",
+  "src/cli/td_util": "main.ts",
   "src/cli/td_rated": "main.ts",
   "src/cli/tapback": "main.ts",
   "src/cli/subcommands": "program.ts",

@@ -1,3 +1,4 @@
+import { skipAhead } from "../../../ffi/files.ts";
 import { plainLines, plainText } from "../../log/plain_text.ts";
 
 /** Where a command's output goes: the streams of the process, or a test. */
@@ -10,11 +11,14 @@ export interface Output {
   printRaw(text: string): void;
   /** Writes data to standard output. */
   printBytes(bytes: Uint8Array): void;
+  /** Writes zeros to standard output: a hole, where that is a file. */
+  printZeros(lengthBytes: number): void;
   /** Prints a line to standard error. Escapes control characters and adds the line's end. */
   printError(line: string): void;
 }
 
 const BUFFER_SIZE = 65536;
+const STDOUT = 1;
 
 /** Escapes control characters. Subclasses write the bytes. */
 export abstract class PlainOutput implements Output {
@@ -41,6 +45,12 @@ export abstract class PlainOutput implements Output {
     this.add(new Uint8Array(bytes));
   }
 
+  printZeros(lengthBytes: number): void {
+    for (let done = 0; done < lengthBytes; done += BUFFER_SIZE) {
+      this.add(new Uint8Array(Math.min(BUFFER_SIZE, lengthBytes - done)));
+    }
+  }
+
   printError(line: string): void {
     this.addError(this.#encoder.encode(`${plainText(line)}\n`));
   }
@@ -55,6 +65,14 @@ export class StandardOutput extends PlainOutput {
     this.#pending.push(bytes);
     this.#pendingBytes += bytes.length;
     if (this.#pendingBytes >= BUFFER_SIZE) this.flush();
+  }
+
+  override printZeros(lengthBytes: number): void {
+    if (lengthBytes < BUFFER_SIZE) return super.printZeros(lengthBytes);
+    this.flush();
+    // The last byte gives the file its length.
+    const isSkipped = skipAhead(STDOUT, lengthBytes - 1);
+    super.printZeros(isSkipped ? 1 : lengthBytes);
   }
 
   protected addError(bytes: Uint8Array<ArrayBuffer>): void {

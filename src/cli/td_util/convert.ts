@@ -1,0 +1,52 @@
+import { convertImage } from "../../images/convert.ts";
+import { interruptible } from "../interruption.ts";
+import { openProgress } from "../progress.ts";
+import type { CommandCall, Subcommand } from "../subcommands/command.ts";
+import { imageOf, operandsOf, QUIET_OPTION } from "./operands.ts";
+
+/** Converts an image, with a bar on a terminal. */
+export async function convertWithProgress(
+  call: CommandCall,
+  { from, to }: { from: string; to: string },
+): Promise<void> {
+  const progress = call.has("quiet")
+    ? null
+    : await openProgress(call.has("fixed") ? "fill" : "copy");
+  try {
+    await interruptible((signal) =>
+      convertImage(from, to, {
+        fixed: call.has("fixed"),
+        detectZeros: !call.has("keep-zeros"),
+        signal,
+        onProgress: progress?.update,
+        log: (line) => call.output.printError(line),
+      })
+    );
+  } finally {
+    progress?.stop();
+  }
+}
+
+/** `td-util convert`. */
+export const convertCommand: Subcommand = {
+  name: "convert",
+  summary: "Copy a disk into a new image of another type",
+  synopsis: "[--fixed] [--keep-zeros] [--quiet] IMAGE NEW",
+  usage: "td-util convert [--fixed] [--keep-zeros] [--quiet] IMAGE NEW",
+  options: [
+    { name: "fixed", text: "make a fixed VHD" },
+    { name: "keep-zeros", text: "write zeros that the image holds; by default they become holes" },
+    QUIET_OPTION,
+  ],
+  operands: true,
+  followsParents: true,
+  example: `
+$ td-util convert vhd:disk.vhd raw:disk.raw
+$ td-util convert vhdx:disk.vhdx nbd:localhost:10809`,
+
+  async run(call: CommandCall): Promise<number> {
+    const [from, to] = operandsOf(call, "IMAGE", "NEW");
+    await convertWithProgress(call, { from: imageOf(from), to: imageOf(to) });
+    return 0;
+  },
+};

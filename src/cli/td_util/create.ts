@@ -1,0 +1,24 @@
+import { osStorage } from "../../files/storage.ts";
+import { createImage } from "../../images/create.ts";
+import type { CommandCall, Subcommand } from "../subcommands/command.ts";
+import { imageOf, operandsOf, sizeOf } from "./operands.ts";
+
+/** `td-util create`. */
+export const createCommand: Subcommand = {
+  name: "create",
+  summary: "Make an empty image",
+  synopsis: "[--fixed] IMAGE SIZE",
+  usage: "td-util create [--fixed] IMAGE SIZE",
+  options: [{ name: "fixed", text: "make a fixed VHD" }],
+  operands: true,
+  example: `
+$ td-util create qcow:disk.qcow 10Gi
+$ td-util create --fixed vhd:disk.vhd 512Mi`,
+
+  run(call: CommandCall): number {
+    const [image, size] = operandsOf(call, "IMAGE", "SIZE");
+    const options = { sizeBytes: sizeOf(size), fixed: call.has("fixed"), storage: osStorage };
+    createImage(imageOf(image), options);
+    return 0;
+  },
+};

@@ -1,0 +1,197 @@
+/** td-util, run in this process on real files. */
+import assert from "node:assert/strict";
+import type { Subcommand } from "../../src/cli/subcommands/command.ts";
+import { TD_UTIL, tdUtilMain } from "../../src/cli/td_util/main.ts";
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
+import "../../src/images/convert.ts";
+import { withTempDir } from "../support/tools.ts";
+import { type ProgramResult, runProgram } from "../support/vhd.ts";
+import { MadeVhdx } from "../support/vhdx.ts";
+
+const MIB = 1 << 20;
+const DISK_BYTES = 9 * MIB + 512;
+
+function tdUtil(...args: string[]): Promise<ProgramResult> {
+  return runProgram(tdUtilMain, args);
+}
+
+async function ok(...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await tdUtil(...args);
+  assert.equal(code, 0, `${args.join(" ")}: ${stderr}`);
+  return stdout;
+}
+
+async function fails(message: RegExp, ...args: string[]): Promise<void> {
+  const { code, stderr } = await tdUtil(...args);
+  assert.notEqual(code, 0);
+  assert.match(stderr, message);
+}
+
+/** A disk with data, zeros and holes. */
+function someContent(): Uint8Array<ArrayBuffer> {
+  const content = new Uint8Array(DISK_BYTES);
+  for (const [at, length] of [[0, 700], [70_000, 5], [2 * MIB - 100, 5000], [5 * MIB, 3 * MIB]]) {
+    for (let i = 0; i < length; i++) content[at + i] = 1 + (at + i * 7) % 250;
+  }
+  content[DISK_BYTES - 1] = 9;
+  return content;
+}
+
+function withImages(fn: (folder: string, content: Uint8Array) => Promise<void>): Promise<void> {
+  return withTempDir(async (folder) => {
+    const content = someContent();
+    Deno.writeFileSync(`${folder}/src.raw`, content);
+    await fn(folder, content);
+  });
+}
+
+const WRITABLE = [
+  { name: "raw", type: "raw", options: [] },
+  { name: "qcow", type: "qcow", options: [] },
+  { name: "dynamic", type: "vhd", options: [] },
+  { name: "fixed", type: "vhd", options: ["--fixed"] },
+];
+
+for (const from of WRITABLE) {
+  for (const to of WRITABLE) {
+    Deno.test(`td-util: convert keeps all bytes, ${from.name} to ${to.name}`, () =>
+      withImages(async (folder, content) => {
+        const [a, b, c] = [`${from.type}:${folder}/a`, `${to.type}:${folder}/b`, `${folder}/c.raw`];
+        await ok("convert", ...from.options, `raw:${folder}/src.raw`, a);
+        await ok("convert", ...to.options, a, b);
+        await ok("convert", b, `aio:${c}`);
+        assert.deepEqual(Deno.readFileSync(c), content);
+        assert.deepEqual((await tdUtil("stream", b)).stdoutBytes, content);
+        assert.equal((await tdUtil("diff", a, b)).code, 0);
+        const room = (Deno.statSync(c).blocks ?? 0) * 512;
+        assert.ok(room <= 4 * MIB, `${room} bytes for 3 MiB of data`);
+      }));
+  }
+}
+
+Deno.test("td-util: a copy has the type of its image, and no parent", () =>
+  withImages(async (folder, content) => {
+    await ok("convert", `raw:${folder}/src.raw`, `vhd:${folder}/a.vhd`);
+    await ok("copy", `vhd:${folder}/a.vhd`, `${folder}/b.vhd`);
+    assert.match(await ok("info", `vhd:${folder}/b.vhd`), /kind: dynamic/);
+    assert.deepEqual((await tdUtil("stream", `vhd:${folder}/b.vhd`)).stdoutBytes, content);
+  }));
+
+Deno.test("td-util: a part of a disk is streamed", () =>
+  withImages(async (folder, content) => {
+    const { stdoutBytes } = await tdUtil(
+      "stream",
+      "--skip",
+      "4000",
+      "--count",
+      "9000",
+      `raw:${folder}/src.raw`,
+    );
+    assert.deepEqual(stdoutBytes, content.slice(4000 * 512, 13_000 * 512));
+    await fails(
+      /Cannot start at sector 99999999/,
+      "stream",
+      "--skip",
+      "99999999",
+      `raw:${folder}/src.raw`,
+    );
+  }));
+
+Deno.test("td-util: diff finds each sector, and what only one disk has", () =>
+  withImages(async (folder, content) => {
+    const [a, b] = [`${folder}/a.raw`, `${folder}/b.qcow`];
+    await ok("convert", `raw:${folder}/src.raw`, `qcow:${b}`);
+    const other = content.slice();
+    for (const at of [0, 3 * MIB + 17, 5 * MIB + 511, 5 * MIB + 512]) other[at] ^= 1;
+    Deno.writeFileSync(a, other);
+    for (const images of [[`raw:${a}`, `qcow:${b}`], [`qcow:${b}`, `raw:${a}`]]) {
+      const { code, stdout } = await tdUtil("diff", "--json", ...images);
+      assert.equal(code, 1);
+      const ranges = JSON.parse(stdout).ranges.map(
+        (
+          range: { offsetBytes: number; lengthBytes: number },
+        ) => [range.offsetBytes, range.lengthBytes],
+      );
+      assert.deepEqual(ranges, [[0, 512], [3 * MIB, 512], [5 * MIB, 1024]]);
+    }
+    Deno.writeFileSync(a, content.slice(0, 4 * MIB));
+    const { code, stdout } = await tdUtil("diff", `raw:${a}`, `qcow:${b}`);
+    assert.deepEqual([code, stdout], [1, `The disks have ${4 * MIB} and ${DISK_BYTES} bytes\n`]);
+    assert.equal((await tdUtil("diff", "--quiet", `raw:${a}`, `qcow:${b}`)).stdout, "");
+  }));
+
+Deno.test("td-util: map says which image holds what", () =>
+  withTempDir(async (folder) => {
+    const guids = ["aaaaaaaa-0000-4000-8000-000000000001", "aaaaaaaa-0000-4000-8000-000000000002"];
+    const sectors = (...list: number[]): Map<number, Uint8Array> =>
+      new Map(list.map((sector) => [sector, new Uint8Array(512).fill(7)]));
+    const shape = { sizeBytes: 8 * MIB };
+    const base = new MadeVhdx({ ...shape, dataGuid: guids[0], sectors: sectors(9) });
+    const parent = { path: "base.vhdx", dataGuid: guids[0] };
+    const child = new MadeVhdx({
+      ...shape,
+      dataGuid: guids[1],
+      parent,
+      sectors: sectors(1, 2, 5000),
+    });
+    Deno.writeFileSync(`${folder}/base.vhdx`, base.bytes);
+    Deno.writeFileSync(`${folder}/child.vhdx`, child.bytes);
+    const { layers, extents } = JSON.parse(await ok("map", "--json", `vhdx:${folder}/child.vhdx`));
+    assert.deepEqual(layers, [`vhdx:${folder}/child.vhdx`, `vhdx:${folder}/base.vhdx`]);
+    const found = extents.map(
+      (
+        extent: { offsetBytes: number; lengthBytes: number; layer: number | null },
+      ) => [extent.offsetBytes / 512, extent.lengthBytes / 512, extent.layer],
+    );
+    assert.deepEqual(found, [
+      [0, 1, 1],
+      [1, 2, 0],
+      [3, 4093, 1],
+      [4096, 904, null],
+      [5000, 1, 0],
+      [5001, 11_383, null],
+    ]);
+    const info = JSON.parse(await ok("info", "--json", `vhdx:${folder}/child.vhdx`));
+    assert.equal(info.layers.length, 2);
+    assert.equal(info.layers[0].facts.differencing, true);
+    await ok("convert", `vhdx:${folder}/child.vhdx`, `vhd:${folder}/flat.vhd`);
+    assert.equal(
+      (await tdUtil("diff", `vhdx:${folder}/child.vhdx`, `vhd:${folder}/flat.vhd`)).code,
+      0,
+    );
+    Deno.removeSync(`${folder}/base.vhdx`);
+    const { stdout } = await tdUtil("info", `vhdx:${folder}/child.vhdx`);
+    assert.match(stdout, /chain: .*base\.vhdx/);
+  }));
+
+Deno.test("td-util: nothing is overwritten, and no part of a copy is left", () =>
+  withImages(async (folder, content) => {
+    const source = `raw:${folder}/src.raw`;
+    Deno.writeTextFileSync(`${folder}/there`, "mine");
+    await fails(/choose another name/, "convert", source, `qcow:${folder}/there`);
+    await fails(/choose another name/, "create", `qcow:${folder}/there`, "1Mi");
+    assert.equal(Deno.readTextFileSync(`${folder}/there`), "mine");
+    await fails(/only read/, "convert", source, `vhdx:${folder}/new.vhdx`);
+    await fails(/Cannot make an image named log:aio:/, "convert", source, `log:aio:${folder}/new`);
+    await fails(/such as 10Gi/, "create", `qcow:${folder}/new`, "1000");
+    Deno.writeFileSync(`${folder}/bad.qcow`, content);
+    await fails(/header\.magic/, "convert", `qcow:${folder}/bad.qcow`, `raw:${folder}/new`);
+    assert.deepEqual([...Deno.readDirSync(folder)].map(({ name }) => name).sort(), [
+      "bad.qcow",
+      "src.raw",
+      "there",
+    ]);
+  }));
+
+Deno.test("td-util: every command has help with its options and a worked example", async () => {
+  const commands = await Promise.all(
+    [...TD_UTIL.subcommands.values()].map((load): Promise<Subcommand> => load()),
+  );
+  for (const command of commands) {
+    const help = (await ok(command.name, "--help")).replace(/\s+/g, " ");
+    for (const { text } of command.options) assert.ok(help.includes(text), text);
+    assert.ok(command.example.includes(`$ td-util ${command.name} `), command.name);
+    const { code, stdout } = await tdUtil(command.name);
+    assert.deepEqual([code, stdout], [22, `${command.usage}\n`]);
+  }
+});
