@@ -1,7 +1,7 @@
 import { assertShared } from "../../ffi/assert.ts";
 
 /** What a piece of a request is waiting to do. */
-export const PieceKind = { Read: 0, Write: 1, Status: 2, Zero: 3 } as const;
+export const PieceKind = { Read: 0, Write: 1, Status: 2, Zero: 3, Discard: 4, Copy: 5 } as const;
 
 const NONE = -1;
 

@@ -12,6 +12,7 @@ import type { DriverType } from "./driver.ts";
 import { logDriver } from "./log.ts";
 import { nbdDriver, nbdUnixDriver } from "./nbd/nbd_driver.ts";
 import { qcowDriver } from "./qcow/qcow_driver.ts";
+import { qcow2Driver } from "./qcow2/qcow2_driver.ts";
 import { ramDriver } from "./ram.ts";
 import { valveDriver } from "./valve.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
@@ -24,6 +25,7 @@ const drivers: DriverType[] = [
   nbdDriver,
   nbdUnixDriver,
   qcowDriver,
+  qcow2Driver,
   ramDriver,
   valveDriver,
   vhdDriver,

@@ -63,6 +63,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/driver/nbd": "nbd_driver.ts",
   "src/driver/qcow": "qcow_driver.ts",
   "src/driver/vhdx": "vhdx_driver.ts",
+  "src/driver/qcow2": "qcow2_driver.ts",
   "src/bulk": "bulk_context.ts",
   "src/vbd": "vbd.ts",
   "src/images": "engine.ts",

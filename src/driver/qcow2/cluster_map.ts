@@ -1,0 +1,126 @@
+import {
+  OFLAG_COMPRESSED_HIGH,
+  OFLAG_COPIED_HIGH,
+  OFLAG_ZERO_LOW,
+  sectorOfEntry,
+} from "../../qcow2/format/entries.ts";
+import type { Geometry } from "../../qcow2/format/units.ts";
+import type { Qcow2Image } from "../../qcow2/image/image.ts";
+import { MOST_SLICE_BYTES, SliceCache } from "./slice_cache.ts";
+
+/** What an image has of a part of a cluster. */
+export const Held = {
+  /** Nothing: the image below shows through, or zeros. */
+  Nothing: 0,
+  /** It reads as zeros. */
+  Zeros: 1,
+  /** Data in the file. */
+  Data: 2,
+  /** Data in the file, compressed. */
+  Compressed: 3,
+} as const;
+
+/** Memory for slices of L2 tables. With clusters of 64 KiB it covers 64 GiB of the disk. */
+const L2_CACHE_BYTES = 8 << 20;
+
+/**
+ * Where the clusters of the disk are: the L1 table, and the slices of L2 tables that are in use. It has
+ * what is in the file; changes that are on their way there are not in it.
+ */
+export class ClusterMap {
+  readonly geometry: Geometry;
+  readonly cache: SliceCache;
+  /** The L1 table, as it is in the file. */
+  readonly l1: DataView<ArrayBuffer>;
+  /** Clusters of a slice of an L2 table. */
+  readonly clustersPerSlice: number;
+  readonly slicesPerTable: number;
+  readonly #entryBytes: number;
+  /** Entries of a standard cluster of version 2 have no flag for zeros. */
+  readonly #hasZeroFlag: boolean;
+
+  constructor({ geometry, l1, header }: Qcow2Image) {
+    this.geometry = geometry;
+    this.l1 = l1;
+    const sliceBytes = Math.min(geometry.clusterBytes, MOST_SLICE_BYTES);
+    this.#entryBytes = geometry.l2EntryBytes;
+    this.clustersPerSlice = sliceBytes / geometry.l2EntryBytes;
+    this.slicesPerTable = geometry.clusterBytes / sliceBytes;
+    this.#hasZeroFlag = header.version >= 3 && !geometry.hasSubclusters;
+    const slices = l1.byteLength / 8 * this.slicesPerTable;
+    this.cache = new SliceCache(sliceBytes, Math.min(L2_CACHE_BYTES, slices * sliceBytes));
+  }
+
+  /** The number of the slice that has a cluster's entry. */
+  sliceOf(cluster: number): number {
+    return Math.floor(cluster / this.clustersPerSlice);
+  }
+
+  /** The index in the L1 table of the table that has a slice. */
+  tableOf(slice: number): number {
+    return Math.floor(slice / this.slicesPerTable);
+  }
+
+  /** Sector of the file at which an L2 table begins; 0 when there is none. */
+  tableSector(table: number): number {
+    return sectorOfEntry(
+      this.l1.getUint32(8 * table, false),
+      this.l1.getUint32(8 * table + 4, false),
+    );
+  }
+
+  /** Whether an L2 table is only the active L1 table's, so that it may be written. */
+  isOwnTable(table: number): boolean {
+    return (this.l1.getUint32(8 * table, false) & OFLAG_COPIED_HIGH) !== 0;
+  }
+
+  /** Sector of the file at which a slice begins; 0 when its table does not exist. */
+  sliceSector(slice: number): number {
+    const table = this.tableOf(slice);
+    const start = this.tableSector(table);
+    if (start === 0) return 0;
+    return start + (slice - table * this.slicesPerTable) * this.cache.sliceSectors;
+  }
+
+  /** Byte of the cache's view at which a cluster's entry begins. */
+  entryAt(slice: number, cluster: number): number {
+    const index = cluster - Math.floor(cluster / this.clustersPerSlice) * this.clustersPerSlice;
+    return this.cache.byteOf(slice) + index * this.#entryBytes;
+  }
+
+  /** What the image has of a subcluster, by the entry at a byte of the cache's view. */
+  heldAt(at: number, subcluster: number): number {
+    const { view } = this.cache;
+    const high = view.getUint32(at, false);
+    if ((high & OFLAG_COMPRESSED_HIGH) !== 0) return Held.Compressed;
+    if (this.geometry.hasSubclusters) {
+      const bit = 1 << subcluster;
+      if ((view.getUint32(at + 12, false) & bit) !== 0) return Held.Data;
+      return (view.getUint32(at + 8, false) & bit) !== 0 ? Held.Zeros : Held.Nothing;
+    }
+    const low = view.getUint32(at + 4, false);
+    if (this.#hasZeroFlag && (low & OFLAG_ZERO_LOW) !== 0) return Held.Zeros;
+    // An entry of a data file at offset 0 has only the flag.
+    const isThere = (high & OFLAG_COPIED_HIGH) !== 0 || sectorOfEntry(high, low) !== 0;
+    return isThere ? Held.Data : Held.Nothing;
+  }
+
+  /** Sector of the file at which a standard cluster begins. */
+  sectorAt(at: number): number {
+    const { view } = this.cache;
+    return sectorOfEntry(view.getUint32(at, false), view.getUint32(at + 4, false));
+  }
+
+  /** Whether a standard cluster has a place that nothing else refers to. */
+  isOwn(at: number): boolean {
+    return (this.cache.view.getUint32(at, false) & OFLAG_COPIED_HIGH) !== 0;
+  }
+
+  /** How many subclusters from one on, up to the end of a range, the image has alike. */
+  runAt(at: number, first: number, end: number): number {
+    const held = this.heldAt(at, first);
+    let last = first + 1;
+    while (last < end && this.heldAt(at, last) === held) last++;
+    return last - first;
+  }
+}

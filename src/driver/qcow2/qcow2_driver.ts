@@ -1,0 +1,95 @@
+/**
+ * `src/driver/qcow2`: serves QCOW2 images: reads and writes of sectors become operations on clusters,
+ * L2 tables and reference counts, in the order of docs/on-disk-order.md.
+ *
+ * It is on the data path: it must not allocate for a request, and it must not read or write the file
+ * except through the disk queue. Only the file's length and holes are changed by direct calls.
+ * Compressed clusters are the exception: decompressing one allocates.
+ *
+ * This file opens an image for the driver.
+ *
+ * @module
+ */
+import { openQcow2, type Qcow2Image } from "../../qcow2/image/image.ts";
+import { locateBacking, locateDataFile } from "../../qcow2/image/named_files.ts";
+import type { DiskFile } from "../../queue/disk_files.ts";
+import {
+  type DriverType,
+  type ImageContext,
+  type ImageDriver,
+  type ImageSpec,
+  type RequestSink,
+} from "../driver.ts";
+import { NAMES_FILE } from "../image_name.ts";
+import { Qcow2Disk } from "./qcow2_disk.ts";
+import { Qcow2File } from "./qcow2_file.ts";
+
+/** QCOW2 images, version 2 and 3. */
+export const qcow2Driver: DriverType = {
+  type: "qcow2",
+  where: "FILE",
+  summary: "A QCOW2 image",
+  suffix: ".qcow2",
+  named: () => NAMES_FILE,
+
+  open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
+    const { asParent, readOnly } = spec;
+    // Opening for writing takes the lock: the metadata that is read next cannot change.
+    const disk = context.files.open(spec.path, { ...spec, same: asParent });
+    const parts: Parts = { disk, data: null, image: null, file: null };
+    try {
+      const { storage } = context.files;
+      const confinement = asParent?.confinement;
+      const options = { storage, readOnly, same: disk.identity, confinement };
+      const image = openQcow2(
+        spec.path,
+        readOnly ? options : { ...options, lockedBy: disk.identity },
+      );
+      parts.image = image;
+      const parent = parentSpec(image, spec);
+      parts.data = openDataFile(image, spec, context);
+      const file = new Qcow2File(image, { disk, data: parts.data, readOnly, log: context.log });
+      parts.file = file;
+      return new Qcow2Disk({ spec, context, sink, file, parent });
+    } catch (error) {
+      if (parts.file !== null) parts.file.close();
+      else {
+        parts.image?.close();
+        parts.data?.close();
+        disk.close();
+      }
+      throw error;
+    }
+  },
+};
+
+interface Parts {
+  readonly disk: DiskFile;
+  data: DiskFile | null;
+  image: Qcow2Image | null;
+  file: Qcow2File | null;
+}
+
+function openDataFile(
+  image: Qcow2Image,
+  spec: ImageSpec,
+  { files }: ImageContext,
+): DiskFile | null {
+  const found = locateDataFile(image);
+  if (found === null) return null;
+  return files.open(found.path, { readOnly: spec.readOnly, direct: spec.direct, same: found });
+}
+
+/** Where the image's backing file is. */
+function parentSpec(image: Qcow2Image, child: ImageSpec): ImageSpec | null {
+  const backing = locateBacking(image);
+  if (backing === null) return null;
+  return {
+    type: backing.type,
+    path: backing.path,
+    readOnly: true,
+    direct: child.direct,
+    key: child.key,
+    asParent: { ...backing, raw: backing.type === "aio", uuid: null },
+  };
+}

@@ -1,0 +1,145 @@
+import { assert } from "../../../ffi/assert.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
+import { Arena, copySectors, zeroSectors } from "../../../ffi/memory.ts";
+import type { DiskFile } from "../../queue/disk_files.ts";
+import { MAX_HOST_OFFSET } from "../../qcow2/format/units.ts";
+import type { Qcow2Image } from "../../qcow2/image/image.ts";
+import { SECTOR_BYTES } from "../driver.ts";
+
+/** The file is lengthened by so many clusters at once, as a call for each would cost time. */
+const CLUSTERS_AT_ONCE = 64;
+
+/**
+ * The file of an open image: how long it is, and what of it is known to be zero.
+ */
+export class Qcow2File {
+  readonly image: Qcow2Image;
+  readonly disk: DiskFile;
+  /** Where the data of guests is: this file, or the data file. */
+  readonly data: DiskFile;
+  readonly clusterSectors: number;
+  /** Of an image that is read: the first sector that is not whole in the file. */
+  readonly endSector: number;
+  /** The part of that sector that is in the file, then zeros; null when nothing of it is there. */
+  readonly #tail: Arena | null;
+  /** Clusters that the file has room for. */
+  #clusters: number;
+  /** The first cluster that has held nothing since before the file was as long: it is a hole. */
+  #untouched: number;
+  #canPunch = true;
+  readonly #log: (message: string) => void;
+
+  constructor(
+    image: Qcow2Image,
+    { disk, data, readOnly, log }: {
+      disk: DiskFile;
+      /** The data file; null for an image without one. */
+      data: DiskFile | null;
+      readOnly: boolean;
+      log: (message: string) => void;
+    },
+  ) {
+    this.image = image;
+    this.disk = disk;
+    this.data = data ?? disk;
+    this.#log = log;
+    const { clusterBytes, clusterSectors } = image.geometry;
+    this.clusterSectors = clusterSectors;
+    const sizeBytes = disk.sizeBytes();
+    const whole = Math.ceil(sizeBytes / clusterBytes);
+    this.endSector = readOnly ? Math.floor(sizeBytes / SECTOR_BYTES) : Infinity;
+    this.#tail = readOnly ? this.#readTail(sizeBytes) : null;
+    if (!readOnly && !disk.isBlockDevice && whole * clusterBytes > sizeBytes) {
+      // What is missing of the last cluster reads as zeros; then it can be read like the others.
+      disk.truncate(whole * clusterBytes);
+    }
+    this.#clusters = disk.isBlockDevice ? Math.floor(sizeBytes / clusterBytes) : whole;
+    this.#untouched = disk.isBlockDevice ? Infinity : whole;
+  }
+
+  #readTail(sizeBytes: number): Arena | null {
+    const bytes = new Uint8Array(sizeBytes % SECTOR_BYTES);
+    if (bytes.length === 0) return null;
+    this.image.file.readAt(bytes, sizeBytes - bytes.length);
+    const tail = new Arena(SECTOR_BYTES);
+    tail.bytes.set(bytes);
+    return tail;
+  }
+
+  /** Whether the data is in a file of its own. */
+  get hasDataFile(): boolean {
+    return this.data !== this.disk;
+  }
+
+  /** Clusters that the file has room for: new ones lie behind them. */
+  get clusters(): number {
+    return this.#clusters;
+  }
+
+  /** Whether a cluster that is given out now is known to be a hole. */
+  isUntouched(cluster: number): boolean {
+    return cluster >= this.#untouched;
+  }
+
+  /**
+   * A cluster is given out. The file is made as long as that takes.
+   *
+   * @throws {SystemError} ENOSPC on a device that is too small, EFBIG, or what the file says.
+   */
+  take(cluster: number): void {
+    const { clusterBytes } = this.image.geometry;
+    if (cluster >= this.#clusters) {
+      if (this.disk.isBlockDevice) {
+        throw new SystemError(Errno.ENOSPC, `Cannot find room on ${this.disk.path}`);
+      }
+      if ((cluster + 1) * clusterBytes > MAX_HOST_OFFSET) {
+        throw new SystemError(Errno.EFBIG, `Cannot find room in ${this.disk.path}`);
+      }
+      const clusters = cluster + CLUSTERS_AT_ONCE;
+      this.disk.truncate(clusters * clusterBytes);
+      this.#clusters = clusters;
+    }
+    if (cluster >= this.#untouched) this.#untouched = cluster + 1;
+  }
+
+  /** Frees the room of a cluster that nothing refers to. */
+  punch(cluster: number, count: number): void {
+    if (!this.#canPunch) return;
+    const { clusterBytes } = this.image.geometry;
+    try {
+      this.#canPunch = this.disk.punchHole(cluster * clusterBytes, count * clusterBytes);
+    } catch (error) {
+      this.#canPunch = false;
+      this.#log(`${this.disk.path} cannot give room back: ${messageOf(error)}`);
+    }
+  }
+
+  /** Reads sectors that lie behind `endSector` of the file, where they are all zeros but the first. */
+  readPastEnd(sector: number, count: number, memorySector: number): void {
+    assert(sector >= this.endSector, "A read past the end of a file starts in front of it");
+    zeroSectors(memorySector, count);
+    if (this.#tail !== null && sector === this.endSector) {
+      copySectors(memorySector, this.#tail.sector, 1);
+    }
+  }
+
+  /** Cuts the room behind the last cluster that was given out, and syncs. Throws `SystemError`. */
+  finish(): void {
+    const { clusterBytes } = this.image.geometry;
+    try {
+      const isLonger = this.#untouched < this.#clusters;
+      if (isLonger) this.disk.truncate(this.#untouched * clusterBytes);
+      this.image.file.sync();
+    } finally {
+      this.close();
+    }
+  }
+
+  /** Closes the files without writing anything. */
+  close(): void {
+    this.#tail?.release();
+    this.image.close();
+    if (this.hasDataFile) this.data.close();
+    this.disk.close();
+  }
+}
