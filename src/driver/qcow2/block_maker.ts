@@ -71,9 +71,13 @@ export class BlockMaker implements IoOwner {
     return this.#growth !== null;
   }
 
-  /** Makes the refcount block for a cluster, which lies behind all that are in use. */
+  /**
+   * Makes the refcount block for a cluster, which lies behind all that are in use. Nothing is done when
+   * the block has been made since it was missed.
+   */
   start(cluster: number): void {
-    if (this.#growth !== null) return;
+    assert(this.#growth === null, "Refcount blocks are made while others are");
+    if (this.#refcounts.blockSector(this.#refcounts.groupOf(cluster)) !== 0) return;
     const { geometry } = this.#file.image;
     const entries = this.#refcounts.table.byteLength / 8;
     const growth = planGrowth(cluster, geometry, entries);

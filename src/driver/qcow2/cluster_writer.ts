@@ -162,8 +162,8 @@ export class ClusterWriter implements Deferred {
       buffers: this.#buffers,
       owner: {
         tableWritten: () => {
-          this.#wantCommit();
           this.#mayRetry = true;
+          this.#wantCommit();
           this.copier.buffersFree();
         },
       },
@@ -610,7 +610,8 @@ export class ClusterWriter implements Deferred {
 
   #wantCommit(): void {
     this.#isStalled = false;
-    this.#context.deferral.add(this);
+    // At the end of a commit everything is looked at again.
+    if (!this.#committer.busy) this.#context.deferral.add(this);
   }
 
   #wantBlock(cluster: number): void {
@@ -619,6 +620,7 @@ export class ClusterWriter implements Deferred {
   }
 
   #blocksMade(errno: number): void {
+    this.#blockWanted = NONE;
     if (errno !== 0) this.#failAll(this.#starved.takeAll(0), errno);
     this.#changed();
   }
