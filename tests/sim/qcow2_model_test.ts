@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 import { Random } from "../../src/testing/random.ts";
 import { assertQemuClean, putFile, qemuCreate, takeFile } from "../support/qcow2.ts";
 import { type Outcome, SECTOR_BYTES, type SimulatedDevice, Simulation } from "../support/sim.ts";
-import { needs, runOk, withTempDir } from "../support/tools.ts";
+import { needs, run, runOk, withTempDir } from "../support/tools.ts";
 
 const { ignore, suffix } = needs("qemu-img", "qemu-io");
 
@@ -126,6 +126,112 @@ for (const options of OPTIONS) {
   });
 }
 
+/** A pattern that is not zero and differs from sector to sector. */
+function pattern(sizeBytes: number, stamp: number): Uint8Array {
+  const bytes = new Uint8Array(sizeBytes);
+  for (let at = 0; at < sizeBytes; at += SECTOR_BYTES) {
+    if ((at / 4096) % 3 === stamp % 3) continue;
+    bytes.fill(1 + (at / SECTOR_BYTES + stamp) % 255, at, at + SECTOR_BYTES);
+  }
+  return bytes;
+}
+
+/** A disk of an image that was made, as it reads. */
+type Maker = (folder: string, path: string, size: number) => Promise<Uint8Array>;
+
+/** Images with more than one file, or with content of their own. */
+const MAKERS: Readonly<Record<string, Maker>> = {
+  async "a raw backing file that is shorter"(folder, path, size) {
+    const bytes = pattern(size, 1);
+    Deno.writeFileSync(`${folder}/base.raw`, bytes.subarray(0, size / 2));
+    bytes.fill(0, size / 2);
+    const backing = ["-b", "base.raw", "-F", "raw"];
+    await runOk("qemu-img", ["create", "-q", "-f", "qcow2", ...backing, path, String(size)]);
+    return bytes;
+  },
+  async "a backing chain of version 2, with 4 KiB clusters"(folder, path, size) {
+    const bytes = pattern(size, 2);
+    Deno.writeFileSync(`${folder}/base.raw`, bytes);
+    const old = ["-o", "compat=0.10,cluster_size=4k"];
+    const create = ["create", "-q", "-f", "qcow2", ...old];
+    await runOk("qemu-img", [...create, "-b", "base.raw", "-F", "raw", `${folder}/mid.qcow2`]);
+    await runOk("qemu-io", ["-c", "write -q -P 77 40k 100k", `${folder}/mid.qcow2`]);
+    bytes.fill(77, 40 * 1024, 140 * 1024);
+    await runOk("qemu-img", [...create, "-b", "mid.qcow2", "-F", "qcow2", path]);
+    return bytes;
+  },
+  async "a VHD below"(folder, path, size) {
+    const bytes = pattern(size, 3);
+    Deno.writeFileSync(`${folder}/base.raw`, bytes);
+    const out = ["-O", "vpc", "-o", "force_size=on"];
+    await runOk("qemu-img", ["convert", ...out, `${folder}/base.raw`, `${folder}/base.vhd`]);
+    Deno.removeSync(`${folder}/base.raw`);
+    const backing = ["-b", "base.vhd", "-F", "vpc"];
+    await runOk("qemu-img", ["create", "-q", "-f", "qcow2", ...backing, path, String(size)]);
+    return bytes;
+  },
+  async "subclusters and a backing file"(folder, path, size) {
+    const bytes = pattern(size, 1);
+    Deno.writeFileSync(`${folder}/base.raw`, bytes);
+    const options = ["-o", "extended_l2=on,cluster_size=64k"];
+    const backing = ["-b", "base.raw", "-F", "raw"];
+    await runOk("qemu-img", ["create", "-q", "-f", "qcow2", ...options, ...backing, path]);
+    await runOk("qemu-io", ["-c", "write -q -P 9 66k 3k", "-c", "write -qz 100k 10k", path]);
+    bytes.fill(9, 66 * 1024, 69 * 1024);
+    bytes.fill(0, 100 * 1024, 110 * 1024);
+    return bytes.subarray(0, size);
+  },
+  "clusters compressed by zlib": (folder, path, size) => compressed(folder, path, size, []),
+  "clusters compressed by zstd": (folder, path, size) =>
+    compressed(folder, path, size, ["-o", "compression_type=zstd"]),
+  "small clusters compressed by zlib": (folder, path, size) =>
+    compressed(folder, path, size, ["-o", "cluster_size=4k"]),
+  async "an internal snapshot"(_folder, path, size) {
+    await qemuCreate(path, size, ["cluster_size=16k"]);
+    await runOk("qemu-io", ["-c", "write -q -P 5 0 3M", path]);
+    await runOk("qemu-img", ["snapshot", "-c", "first", path]);
+    await runOk("qemu-io", ["-c", "write -q -P 6 1M 1M", path]);
+    const bytes = new Uint8Array(size);
+    bytes.fill(5, 0, 3 * MIB);
+    bytes.fill(6, MIB, 2 * MIB);
+    return bytes;
+  },
+  async "an internal snapshot and subclusters"(_folder, path, size) {
+    await qemuCreate(path, size, ["extended_l2=on"]);
+    await runOk("qemu-io", ["-c", "write -q -P 5 3k 2M", path]);
+    await runOk("qemu-img", ["snapshot", "-c", "first", path]);
+    const bytes = new Uint8Array(size);
+    bytes.fill(5, 3072, 3072 + 2 * MIB);
+    return bytes;
+  },
+};
+
+for (const [name, make] of Object.entries(MAKERS)) {
+  Deno.test({
+    name: `random requests to ${name}${suffix}`,
+    ignore,
+    fn: () =>
+      withTempDir(async (folder) => {
+        const path = `${folder}/top.qcow2`;
+        await assertServed(path, await make(folder, path, 8 * MIB), name);
+      }),
+  });
+}
+
+async function compressed(
+  folder: string,
+  path: string,
+  size: number,
+  options: readonly string[],
+): Promise<Uint8Array> {
+  const bytes = pattern(size, 4);
+  Deno.writeFileSync(`${folder}/in.raw`, bytes);
+  const args = ["convert", "-c", "-f", "raw", "-O", "qcow2", ...options];
+  await runOk("qemu-img", [...args, `${folder}/in.raw`, path]);
+  Deno.removeSync(`${folder}/in.raw`);
+  return bytes;
+}
+
 /** Serves an image of real files for a while, and lets qemu-img judge the result. */
 async function assertServed(path: string, bytes: Uint8Array, name: string): Promise<void> {
   const folder = path.slice(0, path.lastIndexOf("/"));
@@ -146,6 +252,13 @@ async function assertServed(path: string, bytes: Uint8Array, name: string): Prom
     }
     const out = `${folder}/out-${seed}.qcow2`;
     takeFile(storage, served, out);
+    for (const { name: file } of Deno.readDirSync(folder)) {
+      if (file.startsWith("out")) continue;
+      const after = `${folder}/out-other`;
+      takeFile(storage, `/d/${file}`, after);
+      const isSame = await run("cmp", ["-s", `${folder}/${file}`, after]);
+      assert.equal(isSame.code !== 0, `/d/${file}` === served, `${file} has changed, or has not`);
+    }
     await assertQemuClean(out);
     const raw = `${folder}/out-${seed}.raw`;
     await runOk("qemu-img", ["convert", "-O", "raw", "-f", "qcow2", out, raw]);
