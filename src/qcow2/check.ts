@@ -1,0 +1,275 @@
+import {
+  compressedPlace,
+  L1_RESERVED_HIGH,
+  L1_RESERVED_LOW,
+  L2_RESERVED_HIGH,
+  L2_RESERVED_LOW,
+  OFLAG_COMPRESSED_HIGH,
+  OFLAG_COPIED_HIGH,
+  sectorOfEntry,
+} from "./format/entries.ts";
+import { ExtensionType } from "./format/extensions.ts";
+import { refcountAt } from "./format/refcounts.ts";
+import { SECTOR_BYTES } from "./format/units.ts";
+import type { Qcow2Image } from "./image/image.ts";
+import { References } from "./references.ts";
+
+/** Findings of one kind that are kept with their text. */
+const MOST_TEXTS = 64;
+/** Entries of the directory of bitmaps that are accepted. */
+const MOST_BITMAPS = 65535;
+
+/** What a check found. */
+export interface Qcow2Findings {
+  /** Contradictions that endanger data. */
+  readonly errors: readonly string[];
+  readonly errorCount: number;
+  /** Clusters with more references than are there: lost room, and nothing else. */
+  readonly leakedClusters: number;
+  readonly references: References;
+  /** The first byte behind the last cluster in use. */
+  readonly endOfData: number;
+}
+
+/**
+ * Checks the tables of an image against each other: all clusters that are referred to are counted, and
+ * the counts are compared with the reference counts. Nothing is written.
+ */
+export function checkQcow2(image: Qcow2Image): Qcow2Findings {
+  return new Check(image).run();
+}
+
+class Check {
+  readonly #image: Qcow2Image;
+  readonly #references = new References();
+  readonly #errors: string[] = [];
+  #errorCount = 0;
+  #leaks = 0;
+  readonly #clusterBytes: number;
+  readonly #fileBytes: number;
+  readonly #seenTables = new Map<number, DataView<ArrayBuffer>>();
+
+  constructor(image: Qcow2Image) {
+    this.#image = image;
+    this.#clusterBytes = image.geometry.clusterBytes;
+    this.#fileBytes = image.file.sizeBytes();
+  }
+
+  #error(text: string): void {
+    this.#errorCount++;
+    if (this.#errors.length < MOST_TEXTS) this.#errors.push(text);
+  }
+
+  run(): Qcow2Findings {
+    const { header, l1, refcountTable, snapshotTable } = this.#image;
+    this.#addRange("the header", 0, this.#clusterBytes);
+    const l1Offset = Number(header.l1TableOffset);
+    this.#addRange("the L1 table", l1Offset, l1.byteLength);
+    const tableOffset = Number(header.refcountTableOffset);
+    this.#addRange("the refcount table", tableOffset, refcountTable.byteLength);
+    this.#addRange("the snapshot table", snapshotTable.offsetBytes, snapshotTable.lengthBytes);
+    this.#addRefcountBlocks();
+    this.#addTables(l1, "");
+    for (const { id, l1Offset: offset, l1Entries } of snapshotTable.snapshots) {
+      const what = ` of snapshot ${JSON.stringify(id)}`;
+      const bytes = new Uint8Array(l1Entries * 8);
+      this.#image.file.readAt(bytes, offset);
+      this.#addRange(`the L1 table${what}`, offset, bytes.length);
+      this.#addTables(new DataView(bytes.buffer), what);
+    }
+    this.#addBitmaps();
+    this.#addCryptHeader();
+    this.#compare();
+    this.#checkFlags();
+    return {
+      errors: this.#errors,
+      errorCount: this.#errorCount,
+      leakedClusters: this.#leaks,
+      references: this.#references,
+      endOfData: this.#references.end * this.#clusterBytes,
+    };
+  }
+
+  /** Counts the clusters of a range of the file. */
+  #addRange(what: string, offsetBytes: number, lengthBytes: number): void {
+    if (lengthBytes === 0) return;
+    const first = Math.floor(offsetBytes / this.#clusterBytes);
+    const end = Math.ceil((offsetBytes + lengthBytes) / this.#clusterBytes);
+    if (end * this.#clusterBytes >= this.#fileBytes + 2 * this.#clusterBytes) {
+      return this.#error(`${what} at byte ${offsetBytes} lies past the end of the file`);
+    }
+    for (let cluster = first; cluster < end; cluster++) this.#references.add(cluster);
+  }
+
+  #isCluster(what: string, offsetBytes: number): boolean {
+    if (offsetBytes % this.#clusterBytes === 0) return true;
+    this.#error(`${what} leads to byte ${offsetBytes}, where no cluster begins`);
+    return false;
+  }
+
+  #addRefcountBlocks(): void {
+    const { refcountTable: table } = this.#image;
+    for (let i = 0; i < table.byteLength / 8; i++) {
+      const high = table.getUint32(8 * i, false);
+      const low = table.getUint32(8 * i + 4, false);
+      const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
+      const what = `refcount_table[${i}]`;
+      if ((low & L1_RESERVED_LOW) !== 0) this.#error(`${what} has reserved bits`);
+      if (offset === 0) continue;
+      if (this.#isCluster(what, offset)) this.#addRange(what, offset, this.#clusterBytes);
+    }
+  }
+
+  #addTables(l1: DataView, of: string): void {
+    for (let i = 0; i < l1.byteLength / 8; i++) {
+      const high = l1.getUint32(8 * i, false);
+      const low = l1.getUint32(8 * i + 4, false);
+      const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
+      const what = `l1[${i}]${of}`;
+      if ((high & L1_RESERVED_HIGH) !== 0 || (low & L1_RESERVED_LOW) !== 0) {
+        this.#error(`${what} has reserved bits`);
+      }
+      if (offset === 0) continue;
+      if (!this.#isCluster(what, offset)) continue;
+      this.#addRange(what, offset, this.#clusterBytes);
+      this.#addEntries(this.#readTable(offset), what);
+    }
+  }
+
+  #readTable(offset: number): DataView<ArrayBuffer> {
+    const known = this.#seenTables.get(offset);
+    if (known !== undefined) return known;
+    const bytes = new Uint8Array(this.#clusterBytes);
+    this.#image.file.readAt(bytes, offset);
+    const view = new DataView(bytes.buffer);
+    // Only tables that snapshots share are read twice.
+    if (this.#image.header.nbSnapshots > 0) this.#seenTables.set(offset, view);
+    return view;
+  }
+
+  #addEntries(table: DataView, of: string): void {
+    const { l2EntryBytes, l2Entries, clusterBits, hasSubclusters } = this.#image.geometry;
+    for (let i = 0; i < l2Entries; i++) {
+      const high = table.getUint32(i * l2EntryBytes, false);
+      const low = table.getUint32(i * l2EntryBytes + 4, false);
+      if (high === 0 && low === 0) continue;
+      const what = `l2[${i}] of ${of}`;
+      if ((high & OFLAG_COMPRESSED_HIGH) !== 0) {
+        if ((high & OFLAG_COPIED_HIGH) !== 0) this.#error(`${what} is compressed and not shared`);
+        if (this.#image.dataFile !== null) this.#error(`${what} is compressed in a data file`);
+        const { offsetBytes, lengthBytes } = compressedPlace(high, low, clusterBits);
+        this.#addRange(what, offsetBytes, lengthBytes);
+        continue;
+      }
+      if ((high & L2_RESERVED_HIGH) !== 0 || (low & L2_RESERVED_LOW) !== 0) {
+        this.#error(`${what} has reserved bits`);
+      }
+      if (hasSubclusters) this.#checkSubclusters(table, i * l2EntryBytes, what);
+      const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
+      if (offset === 0 || !this.#isCluster(what, offset)) continue;
+      if (this.#image.dataFile === null) this.#addRange(what, offset, this.#clusterBytes);
+    }
+  }
+
+  #checkSubclusters(table: DataView, at: number, what: string): void {
+    const zeros = table.getUint32(at + 8, false);
+    const data = table.getUint32(at + 12, false);
+    if ((zeros & data) !== 0) this.#error(`${what} has subclusters with data that are zeros`);
+    const hasPlace = table.getUint32(at, false) !== 0 || table.getUint32(at + 4, false) !== 0;
+    if (data !== 0 && !hasPlace) this.#error(`${what} has subclusters with data and no cluster`);
+  }
+
+  #addBitmaps(): void {
+    const { bitmaps, file } = this.#image;
+    if (bitmaps === null || bitmaps.bitmaps > MOST_BITMAPS) return;
+    this.#addRange("the bitmaps", bitmaps.directoryOffset, bitmaps.directoryBytes);
+    let at = bitmaps.directoryOffset;
+    const end = at + bitmaps.directoryBytes;
+    for (let i = 0; i < bitmaps.bitmaps && at + 24 <= end; i++) {
+      const entry = new Uint8Array(24);
+      file.readAt(entry, at);
+      const view = new DataView(entry.buffer);
+      const offset = Number(view.getBigUint64(0, false));
+      const entries = view.getUint32(8, false);
+      const more = view.getUint32(20, false) + view.getUint16(18, false);
+      at += Math.ceil((24 + more) / 8) * 8;
+      this.#addRange(`the table of bitmap ${i}`, offset, entries * 8);
+      const table = new Uint8Array(Math.min(entries * 8, Math.max(0, this.#fileBytes - offset)));
+      file.readAt(table, offset);
+      const clusters = new DataView(table.buffer);
+      for (let k = 0; k + 8 <= table.length; k += 8) {
+        const cluster = sectorOfEntry(clusters.getUint32(k, false), clusters.getUint32(k + 4, false));
+        if (cluster !== 0) this.#addRange(`bitmap ${i}`, cluster * SECTOR_BYTES, this.#clusterBytes);
+      }
+    }
+  }
+
+  #addCryptHeader(): void {
+    const { extensions } = this.#image;
+    const found = extensions.find(({ type }) => type === ExtensionType.CryptoHeader);
+    if (found === undefined || found.data.length < 16) return;
+    const view = new DataView(found.data.buffer, found.data.byteOffset, 16);
+    const offset = Number(view.getBigUint64(0, false));
+    this.#addRange("the encryption header", offset, Number(view.getBigUint64(8, false)));
+  }
+
+  /** Calls back with the number and the reference count of each cluster that a block counts. */
+  #eachCount(visit: (cluster: number, count: number) => void): void {
+    const { refcountTable: table, geometry } = this.#image;
+    const { refcountsPerBlock, refcountBits } = geometry;
+    const block = new Uint8Array(this.#clusterBytes);
+    const view = new DataView(block.buffer);
+    for (let i = 0; i < table.byteLength / 8; i++) {
+      const high = table.getUint32(8 * i, false);
+      const sector = sectorOfEntry(high, table.getUint32(8 * i + 4, false));
+      block.fill(0);
+      if (sector !== 0) this.#image.file.readAt(block, sector * SECTOR_BYTES);
+      else if (i * refcountsPerBlock >= this.#references.end) continue;
+      for (let k = 0; k < refcountsPerBlock; k++) {
+        visit(i * refcountsPerBlock + k, refcountAt(view, 0, k, refcountBits));
+      }
+    }
+    const counted = table.byteLength / 8 * refcountsPerBlock;
+    for (let cluster = counted; cluster < this.#references.end; cluster++) visit(cluster, 0);
+  }
+
+  #counts = new Map<number, number>();
+
+  #compare(): void {
+    this.#eachCount((cluster, count) => {
+      const references = this.#references.of(cluster);
+      if (count > references) this.#leaks++;
+      else if (count < references) {
+        const counted = `its reference count is ${count}, not ${references}`;
+        this.#error(`the cluster at byte ${cluster * this.#clusterBytes}: ${counted}`);
+      }
+      if (count > 1) this.#counts.set(cluster, count);
+    });
+  }
+
+  /** The flag for a cluster that has one reference must be right in the active tables. */
+  #checkFlags(): void {
+    const { l1, geometry, dataFile } = this.#image;
+    const { l2EntryBytes, l2Entries } = geometry;
+    const isOwn = (sector: number): boolean =>
+      !this.#counts.has(Math.floor(sector * SECTOR_BYTES / this.#clusterBytes));
+    for (let i = 0; i < l1.byteLength / 8; i++) {
+      const high = l1.getUint32(8 * i, false);
+      const sector = sectorOfEntry(high, l1.getUint32(8 * i + 4, false));
+      if (sector === 0 || sector * SECTOR_BYTES % this.#clusterBytes !== 0) continue;
+      const copied = (high & OFLAG_COPIED_HIGH) !== 0;
+      if (copied !== isOwn(sector)) this.#error(`l1[${i}] has a wrong flag for a table of its own`);
+      const table = this.#readTable(sector * SECTOR_BYTES);
+      for (let k = 0; k < l2Entries && dataFile === null; k++) {
+        const entryHigh = table.getUint32(k * l2EntryBytes, false);
+        const entryLow = table.getUint32(k * l2EntryBytes + 4, false);
+        if ((entryHigh & OFLAG_COMPRESSED_HIGH) !== 0) continue;
+        const place = sectorOfEntry(entryHigh, entryLow);
+        if (place === 0) continue;
+        if (((entryHigh & OFLAG_COPIED_HIGH) !== 0) !== isOwn(place)) {
+          this.#error(`l2[${k}] of l1[${i}] has a wrong flag for a cluster of its own`);
+        }
+      }
+    }
+  }
+}
