@@ -73,7 +73,7 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
   const { sectors } = source;
   const file = fileInName(to);
   if (file === null) {
-    const writtenSectors = await fill(engine, { ...conversion, target: to, isNew: false });
+    const writtenSectors = await copyInto(engine, { ...conversion, target: to, isNew: false });
     return { sectors, writtenSectors };
   }
   const { kind } = knownImage(to, "make");
@@ -89,16 +89,20 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
       create(storage, { path, same }, { sizeBytes: sectors * SECTOR_BYTES, fixed });
       // What a device held before shows in a raw image.
       const isNew = kind.type !== "aio" || storage.status(path).kind !== "block";
-      return await fill(engine, { ...conversion, target: `${kind.type}:${path}`, isNew });
+      return await copyInto(engine, { ...conversion, target: `${kind.type}:${path}`, isNew });
     },
   );
   return { sectors, writtenSectors };
 }
 
-/** Writes all of the disk to an image that exists; returns the sectors that were written. */
-async function fill(
+/**
+ * Writes all that a disk holds to an image that exists; returns the sectors that were written.
+ *
+ * @param isNew Whether the image reads as zeros; otherwise zeros are written where the disk has holes.
+ */
+export async function copyInto(
   engine: Engine,
-  { source, target, isNew, options }: Conversion & { target: string; isNew: boolean },
+  { source, target, isNew, options }: Omit<Conversion, "to"> & { target: string; isNew: boolean },
 ): Promise<number> {
   const image = await OpenImage.open(engine, target, { readOnly: false });
   try {

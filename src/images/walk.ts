@@ -6,7 +6,7 @@ import type { Engine } from "./engine.ts";
 import type { OpenImage } from "./open_image.ts";
 
 /** Requests under way, where the images have room for so many. */
-const MOST_SLOTS = 32;
+const MOST_SLOTS = 16;
 /** Operations of the disk queue that all requests may take. */
 const MOST_OPERATIONS = 24000;
 /** The slot of questions for extents. */

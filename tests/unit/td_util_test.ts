@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import type { Subcommand } from "../../src/cli/subcommands/command.ts";
 import { TD_UTIL, tdUtilMain } from "../../src/cli/td_util/main.ts";
 // Loaded here because Deno reports a library that is loaded within a test as a leak.
-import "../../src/images/convert.ts";
+import { copyInto } from "../../src/images/convert.ts";
+import { createEngine } from "../../src/images/engine.ts";
+import { OpenImage } from "../../src/images/open_image.ts";
 import { withTempDir } from "../support/tools.ts";
 import { type ProgramResult, runProgram } from "../support/vhd.ts";
 import { MadeVhdx } from "../support/vhdx.ts";
@@ -162,6 +164,125 @@ Deno.test("td-util: map says which image holds what", () =>
     Deno.removeSync(`${folder}/base.vhdx`);
     const { stdout } = await tdUtil("info", `vhdx:${folder}/child.vhdx`);
     assert.match(stdout, /chain: .*base\.vhdx/);
+  }));
+
+/** A chain of one kind: a base with the content, and an empty image on it. */
+const CHAINS = [
+  { base: "raw:base", child: "qcow:child", other: "qcow:other" },
+  { base: "qcow:base", child: "qcow:child", other: "raw:other" },
+  { base: "raw:base", child: "vhd:child", other: "vhd:other" },
+  { base: "vhd:base", child: "vhd:child", other: "raw:other" },
+];
+
+function placed(folder: string, name: string): string {
+  return name.replace(":", `:${folder}/`);
+}
+
+/** Writes to a disk through another image, which is converted back. */
+async function change(
+  folder: string,
+  image: string,
+  bytes: Uint8Array<ArrayBuffer>,
+): Promise<void> {
+  Deno.writeFileSync(`${folder}/change.raw`, bytes);
+  const engine = createEngine(() => {});
+  const source = await OpenImage.open(engine, `aio:${folder}/change.raw`, { readOnly: true });
+  await copyInto(engine, { source, target: image, isNew: false, options: {} });
+  await source.close(engine);
+  engine.close();
+}
+
+for (const { base, child, other } of CHAINS) {
+  const between = `${child} on ${base}`;
+
+  Deno.test(`td-util: snapshot, commit, ${between}`, () =>
+    withTempDir(async (folder) => {
+      const [below, above] = [placed(folder, base), placed(folder, child)];
+      const content = new Uint8Array(4 * MIB).fill(3);
+      Deno.writeFileSync(`${folder}/src.raw`, content);
+      await ok("convert", `raw:${folder}/src.raw`, below);
+      await ok("snapshot", below, above);
+      assert.deepEqual((await tdUtil("stream", above)).stdoutBytes, content);
+      const changed = content.slice();
+      changed.fill(0, 1 * MIB, 2 * MIB + 512);
+      changed.fill(8, 3 * MIB + 512, 3 * MIB + 5000);
+      await change(folder, above.replace("raw:", "aio:"), changed);
+      assert.deepEqual((await tdUtil("stream", above)).stdoutBytes, changed);
+      assert.deepEqual((await tdUtil("stream", below)).stdoutBytes, content);
+      assert.match(await ok("commit", above), /^Wrote \d+ sectors/);
+      assert.deepEqual((await tdUtil("stream", below)).stdoutBytes, changed);
+      assert.deepEqual((await tdUtil("stream", above)).stdoutBytes, changed);
+      assert.match(await ok("check", "--chain", above), /is valid/);
+    }));
+
+  Deno.test(`td-util: rebase keeps what is read, ${between}, then on ${other}`, () =>
+    withTempDir(async (folder) => {
+      const [below, above, next] = [base, child, other].map((name) => placed(folder, name));
+      const content = someContent().slice(0, 8 * MIB);
+      Deno.writeFileSync(`${folder}/src.raw`, content);
+      await ok("convert", `raw:${folder}/src.raw`, below);
+      const unlike = content.slice().fill(9, 3 * MIB, 6 * MIB).fill(0, 0, 4096);
+      Deno.writeFileSync(`${folder}/unlike.raw`, unlike);
+      await ok("convert", `raw:${folder}/unlike.raw`, next);
+      await ok("snapshot", below, above);
+      await ok("rebase", above, next);
+      assert.deepEqual((await tdUtil("stream", above)).stdoutBytes, content);
+      const { layers } = JSON.parse(await ok("info", "--json", above));
+      assert.ok(layers[1].name.endsWith("/other"), layers[1].name);
+      await ok("rebase", "-u", above, below);
+      assert.deepEqual((await tdUtil("stream", above)).stdoutBytes, content);
+      await fails(/what is below it can be of/, "rebase", above, `vhdx:${folder}/src.raw`);
+    }));
+}
+
+Deno.test("td-util: resize keeps the content, and shrinks only when it is told to", () =>
+  withTempDir(async (folder) => {
+    const content = new Uint8Array(4 * MIB).fill(1, 0, 3 * MIB);
+    Deno.writeFileSync(`${folder}/disk.raw`, content);
+    await ok("convert", `raw:${folder}/disk.raw`, `vhd:${folder}/disk.vhd`);
+    for (const image of [`raw:${folder}/disk.raw`, `vhd:${folder}/disk.vhd`]) {
+      await ok("resize", image, "8Mi");
+      const grown = (await tdUtil("stream", image)).stdoutBytes;
+      assert.equal(grown.length, 8 * MIB);
+      assert.deepEqual(grown.subarray(0, 4 * MIB), content);
+      await fails(/it would lose data/, "resize", image, "4Mi");
+      await ok("resize", "--shrink", image, "4Mi");
+      assert.deepEqual((await tdUtil("stream", image)).stdoutBytes, content);
+    }
+    await ok("create", `qcow:${folder}/disk.qcow`, "4Mi");
+    await fails(/convert it/, "resize", `qcow:${folder}/disk.qcow`, "8Mi");
+  }));
+
+Deno.test("td-util: compact gives the room of zeros back", () =>
+  withTempDir(async (folder) => {
+    const content = new Uint8Array(20 * MIB).fill(1);
+    Deno.writeFileSync(`${folder}/disk.raw`, content);
+    const image = `vhd:${folder}/disk.vhd`;
+    await ok("convert", `raw:${folder}/disk.raw`, image);
+    content.fill(0, 0, 13 * MIB);
+    await change(folder, image, content);
+    assert.match(await ok("compact", image), /^The file has 8\.0 MiB, 12.0 MiB less than before/);
+    assert.deepEqual((await tdUtil("stream", image)).stdoutBytes, content);
+    assert.match(await ok("check", image), /is valid/);
+    assert.match(await ok("compact", image), /, 0 B less/);
+  }));
+
+Deno.test("td-util: check finds faults, and repairs what can be repaired", () =>
+  withTempDir(async (folder) => {
+    await ok("create", `vhd:${folder}/disk.vhd`, "4Mi");
+    const bytes = Deno.readFileSync(`${folder}/disk.vhd`);
+    bytes[bytes.length - 400] ^= 1;
+    Deno.writeFileSync(`${folder}/disk.vhd`, bytes);
+    const bad = await tdUtil("check", `vhd:${folder}/disk.vhd`);
+    assert.deepEqual([bad.code, /is damaged/.test(bad.stdout)], [22, true]);
+    assert.match(await ok("check", "--repair", `vhd:${folder}/disk.vhd`), /^repaired: .*is valid/s);
+    await ok("create", `qcow:${folder}/disk.qcow`, "4Mi");
+    const qcow = Deno.readFileSync(`${folder}/disk.qcow`);
+    qcow[55] = 16;
+    Deno.writeFileSync(`${folder}/disk.qcow`, qcow);
+    assert.equal((await tdUtil("check", "--json", `qcow:${folder}/disk.qcow`)).code, 22);
+    await fails(/nothing can be mended/, "check", "--repair", `qcow:${folder}/disk.qcow`);
+    await fails(/nothing to check/, "check", `raw:${folder}/disk.vhd`);
   }));
 
 Deno.test("td-util: nothing is overwritten, and no part of a copy is left", () =>

@@ -8,6 +8,7 @@ import { Errno, SystemError } from "../../../../ffi/errno.ts";
 import { coalesce } from "../../../../src/bulk/coalesce.ts";
 import { copyImage } from "../../../../src/bulk/copy.ts";
 import { changesOnly, type SimulatedDisk } from "../../../../src/testing/simulated_disk.ts";
+import { compactVhd } from "../../../../src/vhd/compact.ts";
 import { createDynamic, createFixed } from "../../../../src/vhd/create.ts";
 import { fillImage, preallocate } from "../../../../src/vhd/fill.ts";
 import { HD_FOOTER_SIZE } from "../../../../src/vhd/format/footer.ts";
@@ -19,6 +20,7 @@ import { revertJournal } from "../../../../src/vhd/resize/journal_revert.ts";
 import { growWithinMetadata, resizeVhd } from "../../../../src/vhd/resize/resize.ts";
 import { setField } from "../../../../src/vhd/set_fields.ts";
 import { snapshot } from "../../../../src/vhd/snapshot.ts";
+import { finishWriting, writeRange } from "../../../../src/vhd/write.ts";
 import { putForeignImage } from "../../../support/foreign_vhd.ts";
 import {
   BLOCK,
@@ -55,6 +57,19 @@ function requireSize(path: string, sizeBytes: number): (disk: SimulatedDisk) => 
 function requireParent(path: string, parent: string): (disk: SimulatedDisk) => void {
   const name = parent.slice(parent.lastIndexOf("/") + 1);
   return (disk) => assert.equal(look(disk, path, (image) => image.parent?.name), name);
+}
+
+/** Writes zeros to a disk. */
+function clear(disk: SimulatedDisk, path: string, sector: number, count: number): void {
+  const image = openVhd(path, { storage: disk, readOnly: false });
+  writeRange(image, new Uint8Array(count * SECTOR), sector * SECTOR);
+  finishWriting(image);
+  image.close();
+}
+
+/** The last sector at which the first block of an image may lie. */
+function endOfFront({ endOfHeadersBytes }: VhdImage): number {
+  return endOfHeadersBytes / SECTOR + BLOCK;
 }
 
 /** Overwrites a part of an image. */
@@ -169,6 +184,24 @@ function onChain(place: Place): Operation[] {
       run: (storage) => killData(child, { storage }),
       verify: (disk) =>
         assert.ok(look(disk, child, ({ bat }) => bat.every((entry) => entry === 0xffff_ffff))),
+    },
+    {
+      name: "compact",
+      images: chain.images,
+      make: (disk) => {
+        makeChain(disk, place);
+        clear(disk, base, 0, 2 * BLOCK);
+      },
+      run: (storage) => compactVhd(base, { storage }),
+      // The first two blocks are gone, and the last one has taken their place.
+      verify: (disk) =>
+        assert.deepEqual(
+          look(disk, base, (image) =>
+            [...image.bat].map((entry) =>
+              entry === 0xffff_ffff ? 0 : entry > endOfFront(image) ? 2 : 1
+            )),
+          [0, 0, 0, 1, 0, 0],
+        ),
     },
     {
       name: "fill",

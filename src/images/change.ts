@@ -1,0 +1,135 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { coalesce } from "../bulk/coalesce.ts";
+import { osStorage } from "../files/storage.ts";
+import type { ProgressListener } from "../files/progress.ts";
+import type { ImageSpec } from "../driver/driver.ts";
+import { createEngine, type Engine } from "./engine.ts";
+import { copyInto } from "./convert.ts";
+import { knownImage } from "./names.ts";
+import { OpenImage } from "./open_image.ts";
+
+/** Options of work that takes time. */
+export interface WorkOptions {
+  readonly onProgress?: ProgressListener;
+  readonly signal?: AbortSignal;
+}
+
+/** The error for work that a type does not have. */
+function unsupported(what: string, why: string): SystemError {
+  return new SystemError(Errno.EOPNOTSUPP, `Cannot ${what} (${why})`);
+}
+
+/**
+ * Makes an image that holds the later writes of another, its parent.
+ *
+ * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for types that do not go together.
+ */
+export function snapshotImage(parent: string, child: string): void {
+  const above = knownImage(child, "make");
+  const below = knownImage(parent, "make a snapshot of");
+  if (osStorage.exists(above.path) && osStorage.status(above.path).kind !== "block") {
+    throw new SystemError(Errno.EEXIST, `Cannot create ${above.path}: choose another name`);
+  }
+  const make = above.kind.snapshot;
+  if (make === undefined || make.parents.includes(below.kind.type) !== true) {
+    const can = make?.parents.join(" or ") ?? "no type";
+    throw unsupported(`make ${child} on ${parent}`, `its parent can be of ${can}`);
+  }
+  make.run(osStorage, above.path, { type: below.kind.type, path: below.path, name: parent });
+}
+
+/**
+ * Changes the size of a disk. What is added reads as zeros.
+ *
+ * @param options.shrink Allows a smaller size, which cuts data off.
+ * @throws {SystemError} EINVAL for a smaller size without that; EOPNOTSUPP for types without this.
+ */
+export async function resizeImage(
+  name: string,
+  { sizeBytes, shrink = false, onProgress }: WorkOptions & {
+    readonly sizeBytes: number;
+    readonly shrink?: boolean;
+  },
+): Promise<void> {
+  const { kind, path } = knownImage(name, "resize");
+  if (kind.resize === undefined) {
+    throw unsupported(`resize ${name}`, "images of its type have one size; convert it");
+  }
+  const nowBytes = await sizeOf(name);
+  if (sizeBytes < nowBytes && !shrink) {
+    const what =
+      `Cannot resize ${name} from ${nowBytes} to ${sizeBytes} bytes (it would lose data)`;
+    throw new SystemError(Errno.EINVAL, what, { hint: "allow that by --shrink" });
+  }
+  kind.resize(osStorage, path, { sizeBytes, onProgress });
+}
+
+async function sizeOf(name: string): Promise<number> {
+  return await withEngine(async (engine) => {
+    const image = await OpenImage.open(engine, name, { readOnly: true });
+    const { sectors } = image;
+    await image.close(engine);
+    return sectors * 512;
+  });
+}
+
+async function withEngine<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
+  const engine = createEngine(() => {});
+  try {
+    return await work(engine);
+  } finally {
+    engine.close();
+  }
+}
+
+/**
+ * Gives room back that an image does not need.
+ *
+ * @returns Length of the file before and after.
+ * @throws {SystemError} EOPNOTSUPP for types without this; EBUSY when a tapdisk uses the image.
+ */
+export function compactImage(
+  name: string,
+  { onProgress }: WorkOptions = {},
+): { beforeBytes: number; afterBytes: number } {
+  const { kind, path } = knownImage(name, "compact");
+  if (kind.compact !== undefined) return kind.compact(osStorage, path, onProgress);
+  throw unsupported(`compact ${name}`, "nothing can be freed in images of its type; convert it");
+}
+
+/**
+ * Writes what an image holds into the image below it. The image itself is not changed, and reads the
+ * same at every moment, so this may be killed and repeated.
+ *
+ * @returns The sectors that were written.
+ * @throws {SystemError} EINVAL for an image with nothing below it; ENOSPC when that is smaller.
+ */
+export async function commitImage(name: string, options: WorkOptions = {}): Promise<number> {
+  const { kind, path } = knownImage(name, "commit");
+  if (kind.type === "vhd") return await coalesce(path, options);
+  return await withEngine(async (engine) => {
+    const [own, below] = await chainOf(engine, name);
+    if (below === undefined) {
+      throw new SystemError(Errno.EINVAL, `Cannot commit ${name}: there is no image below it`);
+    }
+    const source = await OpenImage.openAlone(engine, own);
+    try {
+      const target = `${below.type}:${below.path}`;
+      return await copyInto(engine, {
+        source,
+        target,
+        isNew: true,
+        options: { ...options, detectZeros: false },
+      });
+    } finally {
+      await source.close(engine);
+    }
+  });
+}
+
+async function chainOf(engine: Engine, name: string): Promise<ImageSpec[]> {
+  const image = await OpenImage.open(engine, name, { readOnly: true });
+  const specs = image.layers.map(({ spec }) => spec);
+  await image.close(engine);
+  return specs;
+}
