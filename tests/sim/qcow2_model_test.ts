@@ -5,6 +5,10 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { checkQcow2 } from "../../src/qcow2/check.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
+import { openQcow2 } from "../../src/qcow2/image/image.ts";
 import { Random } from "../../src/testing/random.ts";
 import { assertQemuClean, putFile, qemuCreate, takeFile } from "../support/qcow2.ts";
 import { type Outcome, SECTOR_BYTES, type SimulatedDevice, Simulation } from "../support/sim.ts";
@@ -267,4 +271,47 @@ async function assertServed(path: string, bytes: Uint8Array, name: string): Prom
     assertSame(read, model, 0, model.sectors);
     simulation.close();
   }
+}
+
+for (const seed of [1, 2, 3, 4, 5, 6, 7, 8]) {
+  Deno.test(`disk errors and a full disk only delay requests to a QCOW2 image, seed ${seed}`, () => {
+    const random = new Random(seed);
+    const simulation = new Simulation({ seed, latencyMs: seed % 3 });
+    const storage = simulation.disk;
+    const extendedL2 = seed % 4 === 0;
+    createQcow2("/a.qcow2", {
+      storage,
+      sizeBytes: 4 * MIB,
+      extendedL2,
+      clusterBytes: extendedL2 ? 16384 : 2 ** (9 + random.below(8)),
+    });
+    const model = new Model(new Uint8Array(4 * MIB));
+    const device = simulation.open("qcow2:/a.qcow2");
+    const errno = random.chance(0.5) ? Errno.EIO : Errno.ENOSPC;
+    for (let round = 0; round < 8; round++) {
+      let left = 40;
+      simulation.fault = round % 2 === 0 ? null : (kind) => {
+        // A sync that fails through the page cache ends all flushes that follow.
+        if (kind === "sync") return 0;
+        // A request with many clusters must get through within its time.
+        return left > 0 && random.chance(0.08) ? (left--, errno) : 0;
+      };
+      simulation.lengthFault = round === 3 ? Errno.ENOSPC : 0;
+      const timer = simulation.scheduler.addTimer(5000, () => simulation.lengthFault = 0);
+      work(device, model, random, 20);
+      simulation.scheduler.cancelTimer(timer);
+    }
+    simulation.fault = null;
+    simulation.lengthFault = 0;
+    readAll(device, model);
+    device.close();
+    const image = openQcow2("/a.qcow2", { storage });
+    const { errors } = checkQcow2(image);
+    image.close();
+    assert.deepEqual(errors, []);
+    const again = simulation.open("qcow2:/a.qcow2");
+    readAll(again, model);
+    again.close();
+    simulation.close();
+  });
 }

@@ -669,7 +669,7 @@ export class ClusterWriter implements Deferred {
       this.#blockWanted = NONE;
       this.#blockMaker.start(cluster);
     }
-    if (!this.#isStalled) this.#committer.start();
+    if (!this.#isStalled || this.#committer.hasRequests) this.#committer.start();
     this.#checkIdle();
   }
 

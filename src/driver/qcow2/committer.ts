@@ -115,8 +115,12 @@ export class Committer {
   }
 
   get #hasWork(): boolean {
-    return this.#firstReady !== NONE || this.#tables.hasReady || this.#drops.wantSync ||
-      this.#refcounts.dirtySectors > 0;
+    return this.hasRequests || this.#drops.wantSync || this.#refcounts.dirtySectors > 0;
+  }
+
+  /** Whether requests wait for the next commit. */
+  get hasRequests(): boolean {
+    return this.#firstReady !== NONE || this.#tables.hasReady;
   }
 
   /** Adds a record all of whose data is written. */
