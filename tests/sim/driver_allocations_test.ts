@@ -6,6 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { osStorage } from "../../src/files/storage.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { withTempDir } from "../support/tools.ts";
@@ -65,6 +66,12 @@ for (const filter of ["bc:4:", "log:bc:4:"]) {
       await assertLittle(async () => [await ask(`${filter}vhd:${folder}/a.vhd`)]);
     }));
 }
+
+Deno.test("requests to qcow2: allocate nothing", () =>
+  withTempDir(async (folder) => {
+    createQcow2(`${folder}/a.qcow2`, { storage: osStorage, sizeBytes: 16 * MIB });
+    await assertLittle(async () => [await ask(`qcow2:${folder}/a.qcow2`)]);
+  }));
 
 Deno.test("requests to ram: allocate nothing", () =>
   assertLittle(async () => [await ask("ram:16")]));
