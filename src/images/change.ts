@@ -4,9 +4,10 @@ import { osStorage } from "../files/storage.ts";
 import type { ProgressListener } from "../files/progress.ts";
 import type { ImageSpec } from "../driver/driver.ts";
 import { createEngine, type Engine } from "./engine.ts";
-import { copyInto } from "./convert.ts";
+import { copyInto, zeroStretches } from "./convert.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
+import { type Stretch, walkImage } from "./walk.ts";
 
 /** Options of work that takes time. */
 export interface WorkOptions {
@@ -108,28 +109,64 @@ export async function commitImage(name: string, options: WorkOptions = {}): Prom
   const { kind, path } = knownImage(name, "commit");
   if (kind.type === "vhd") return await coalesce(path, options);
   return await withEngine(async (engine) => {
-    const [own, below] = await chainOf(engine, name);
-    if (below === undefined) {
-      throw new SystemError(Errno.EINVAL, `Cannot commit ${name}: there is no image below it`);
-    }
-    const source = await OpenImage.openAlone(engine, own);
+    const whole = await OpenImage.open(engine, name, { readOnly: true });
     try {
+      const [own, below] = whole.layers.map(({ spec }) => spec);
+      if (below === undefined) {
+        throw new SystemError(Errno.EINVAL, `Cannot commit ${name}: there is no image below it`);
+      }
       const target = `${below.type}:${below.path}`;
-      return await copyInto(engine, {
-        source,
-        target,
-        isNew: true,
-        options: { ...options, detectZeros: false },
-      });
+      const written = await commitData(engine, { own, target, options });
+      return written + await commitZeros(engine, { whole, target, options });
     } finally {
-      await source.close(engine);
+      await whole.close(engine);
     }
   });
 }
 
-async function chainOf(engine: Engine, name: string): Promise<ImageSpec[]> {
-  const image = await OpenImage.open(engine, name, { readOnly: true });
-  const specs = image.layers.map(({ spec }) => spec);
-  await image.close(engine);
-  return specs;
+interface Commit {
+  /** The name of the image below. */
+  readonly target: string;
+  readonly options: WorkOptions;
+}
+
+/** Writes what an image itself has. */
+async function commitData(
+  engine: Engine,
+  { own, target, options }: Commit & { own: ImageSpec },
+): Promise<number> {
+  const source = await OpenImage.openAlone(engine, own);
+  try {
+    const copy = { ...options, detectZeros: false };
+    return await copyInto(engine, { source, target, isNew: true, options: copy });
+  } finally {
+    await source.close(engine);
+  }
+}
+
+/** Writes zeros where the image says that there are some, and the image below has something else. */
+async function commitZeros(
+  engine: Engine,
+  { whole, target, options }: Commit & { whole: OpenImage },
+): Promise<number> {
+  const holes: Stretch[] = [];
+  await walkImage(engine, {
+    source: whole,
+    stretch: (stretch, isData) => void (isData || holes.push(stretch)),
+  });
+  const below = await OpenImage.open(engine, target, { readOnly: true });
+  const found: Stretch[] = [];
+  try {
+    const end = below.sectors;
+    await walkImage(engine, {
+      source: below,
+      ranges: holes.map(({ sector, count }) => ({ sector, count: Math.min(count, end - sector) })),
+      signal: options.signal,
+      stretch: (stretch, isData) => void (isData && found.push(stretch)),
+    });
+  } finally {
+    await below.close(engine);
+  }
+  await zeroStretches(engine, target, found);
+  return found.reduce((sum, { count }) => sum + count, 0);
 }

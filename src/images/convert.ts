@@ -140,7 +140,36 @@ async function zeroHoles(engine: Engine, source: OpenImage, image: OpenImage): P
   if (image.sectors > source.sectors) {
     holes.push({ sector: source.sectors, count: image.sectors - source.sectors });
   }
-  for (const { sector, count } of holes) {
+  await writeZeros(engine, image, holes);
+}
+
+/**
+ * Makes stretches of an image read as zeros, and them durable.
+ *
+ * @param target The image's name.
+ * @throws {SystemError} errors of the image.
+ */
+export async function zeroStretches(
+  engine: Engine,
+  target: string,
+  stretches: readonly Stretch[],
+): Promise<void> {
+  if (stretches.length === 0) return;
+  const image = await OpenImage.open(engine, target, { readOnly: false });
+  try {
+    await writeZeros(engine, image, stretches);
+  } finally {
+    // Closing makes durable what was written.
+    await image.close(engine);
+  }
+}
+
+async function writeZeros(
+  engine: Engine,
+  image: OpenImage,
+  stretches: readonly Stretch[],
+): Promise<void> {
+  for (const { sector, count } of stretches) {
     for (let done = 0; done < count; done += image.zeroSectors) {
       const part = Math.min(image.zeroSectors, count - done);
       let errno = 0;

@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type OnStorage, osStorage } from "../files/storage.ts";
-import type { NewImageOptions } from "./kinds.ts";
+import type { NewImageOptions } from "./kind.ts";
 import { knownImage } from "./names.ts";
 
 /**

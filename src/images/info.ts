@@ -3,7 +3,8 @@ import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import type { ImageDriver } from "../driver/driver.ts";
 import { fileInName } from "../driver/layers.ts";
 import { createEngine, type Engine } from "./engine.ts";
-import { type ImageFacts, kindOf } from "./kinds.ts";
+import type { ImageFacts } from "./kind.ts";
+import { kindOf } from "./kinds.ts";
 import { OpenImage } from "./open_image.ts";
 
 /** What is known of one image of a chain. */

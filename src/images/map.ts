@@ -1,5 +1,5 @@
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
-import { createEngine } from "./engine.ts";
+import { createEngine, type Engine } from "./engine.ts";
 import { OpenImage } from "./open_image.ts";
 import { walkImage } from "./walk.ts";
 
@@ -35,42 +35,56 @@ export async function mapImage(name: string): Promise<ImageMap> {
     const whole = await OpenImage.open(engine, name, { readOnly: true });
     const { sectors } = whole;
     const specs = whole.layers.map(({ spec }) => spec);
-    await whole.close(engine);
+    const data = await heldBy(engine, whole);
     const held: Held[][] = [];
     for (const spec of specs) {
-      const image = await OpenImage.openAlone(engine, spec);
-      const stretches: Held[] = [];
-      try {
-        await walkImage(engine, {
-          source: image,
-          stretch({ sector, count }, isData): void {
-            const last = stretches.at(-1);
-            if (!isData) return;
-            if (last?.end === sector) {
-              stretches[stretches.length - 1] = { ...last, end: sector + count };
-            } else stretches.push({ start: sector, end: sector + count });
-          },
-        });
-      } finally {
-        await image.close(engine);
-      }
-      held.push(stretches);
+      held.push(await heldBy(engine, await OpenImage.openAlone(engine, spec)));
     }
     const layers = specs.map(({ type, path }) => `${type}:${path}`);
-    return { layers, extents: [...merge(held, sectors)] };
+    return { layers, extents: [...merge(held, { data, sectors })] };
   } finally {
     engine.close();
   }
 }
 
-/** The topmost layer counts. */
-function* merge(held: readonly Held[][], sectors: number): Generator<MapExtent> {
+/** The stretches in which an image has data. Closes the image. */
+async function heldBy(engine: Engine, source: OpenImage): Promise<Held[]> {
+  const stretches: Held[] = [];
+  try {
+    await walkImage(engine, {
+      source,
+      stretch({ sector, count }, isData): void {
+        if (!isData) return;
+        const last = stretches.at(-1);
+        if (last?.end === sector) stretches.pop();
+        const start = last?.end === sector ? last.start : sector;
+        stretches.push({ start, end: sector + count });
+      },
+    });
+  } finally {
+    await source.close(engine);
+  }
+  return stretches;
+}
+
+/**
+ * The topmost layer counts. What is a hole of the whole disk is one, although a layer below has data: a
+ * layer above may say that there are zeros.
+ */
+function* merge(
+  held: readonly Held[][],
+  { data, sectors }: { data: readonly Held[]; sectors: number },
+): Generator<MapExtent> {
   const next = held.map(() => 0);
+  let shown = 0;
   let pending: { start: number; end: number; layer: number | null } | null = null;
   for (let at = 0; at < sectors;) {
     let end = sectors;
     let layer: number | null = null;
-    for (let i = 0; i < held.length && layer === null; i++) {
+    while (shown < data.length && data[shown].end <= at) shown++;
+    const isShown = shown < data.length && data[shown].start <= at;
+    end = Math.min(end, isShown ? data[shown].end : data[shown]?.start ?? sectors);
+    for (let i = 0; isShown && i < held.length && layer === null; i++) {
       while (next[i] < held[i].length && held[i][next[i]].end <= at) next[i]++;
       const stretch = held[i][next[i]];
       if (stretch === undefined) continue;

@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type FileInName, fileInName, firstLayer } from "../driver/layers.ts";
-import { type ImageKind, kindNames, kindOf } from "./kinds.ts";
+import type { ImageKind } from "./kind.ts";
+import { kindNames, kindOf } from "./kinds.ts";
 
 /** An image whose file is known, and what can be done with images of its type. */
 export interface KnownImage extends FileInName {

@@ -198,8 +198,13 @@ class Check {
       file.readAt(table, offset);
       const clusters = new DataView(table.buffer);
       for (let k = 0; k + 8 <= table.length; k += 8) {
-        const cluster = sectorOfEntry(clusters.getUint32(k, false), clusters.getUint32(k + 4, false));
-        if (cluster !== 0) this.#addRange(`bitmap ${i}`, cluster * SECTOR_BYTES, this.#clusterBytes);
+        const cluster = sectorOfEntry(
+          clusters.getUint32(k, false),
+          clusters.getUint32(k + 4, false),
+        );
+        if (cluster !== 0) {
+          this.#addRange(`bitmap ${i}`, cluster * SECTOR_BYTES, this.#clusterBytes);
+        }
       }
     }
   }

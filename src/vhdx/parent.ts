@@ -9,7 +9,7 @@ import { openVhdx, type OpenVhdxOptions, type VhdxImage } from "./image.ts";
 const MOST_ENTRIES = 64;
 
 /** What a differencing image says of its parent. */
-export interface ParentNames {
+interface ParentNames {
   /** GUIDs one of which the parent's data has. */
   readonly linkages: readonly string[];
   /** Names of its file, the best one first. */
@@ -27,7 +27,7 @@ export interface FoundVhdxParent extends NamedFile {
  *
  * @throws {SystemError} EOPNOTSUPP for a locator of an unknown type.
  */
-export function parentNames(image: VhdxImage): ParentNames | null {
+function parentNames(image: VhdxImage): ParentNames | null {
   const { locator } = image;
   if (locator === null) return null;
   const view = new DataView(locator.buffer, locator.byteOffset, locator.byteLength);

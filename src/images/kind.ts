@@ -1,0 +1,63 @@
+import type { NewFile } from "../files/new_file.ts";
+import type { ProgressListener } from "../files/progress.ts";
+import type { Storage } from "../files/storage.ts";
+import type { CheckResult } from "../vhd/check/check.ts";
+
+/** Options of a new image without a parent. */
+export interface NewImageOptions {
+  /** Size of the disk, whole sectors. */
+  readonly sizeBytes: number;
+  /** All room is there from the start, where the type has both: a fixed VHD. */
+  readonly fixed?: boolean;
+}
+
+/** Facts about an image that only its type has, by name. */
+export type ImageFacts = Readonly<Record<string, string | number | boolean | null>>;
+
+/** A type of image, and what can be done with its images. What is missing cannot be done. */
+export interface ImageKind {
+  /** The driver's name. */
+  readonly type: string;
+  /** Makes an empty image, whose disk reads as zeros. */
+  create?(storage: Storage, file: NewFile, options: NewImageOptions): void;
+  /** Says what is special about an image. */
+  facts?(storage: Storage, path: string): ImageFacts;
+  /** Looks for faults; a damaged image is a result. */
+  check?(storage: Storage, path: string, onProgress?: ProgressListener): CheckResult;
+  /** Mends what can be mended; returns a line for each repair. */
+  repair?(storage: Storage, path: string): string[];
+  /** Makes an image that holds the later writes of another. */
+  readonly snapshot?: {
+    /** The types of drivers that can serve what is below. */
+    readonly parents: readonly string[];
+    run(storage: Storage, path: string, parent: ParentImage): void;
+  };
+  /** Gives the disk another size. */
+  resize?(storage: Storage, path: string, options: ResizeOptions): void;
+  /** Gives unused room back. */
+  compact?(
+    storage: Storage,
+    path: string,
+    onProgress?: ProgressListener,
+  ): { beforeBytes: number; afterBytes: number };
+  /** Changes which image is below, whatever they hold. */
+  readonly rebase?: {
+    readonly parents: readonly string[];
+    run(storage: Storage, path: string, parent: ParentImage): void;
+  };
+}
+
+/** An image that is to be below another. */
+export interface ParentImage {
+  /** The type of its driver. */
+  readonly type: string;
+  readonly path: string;
+  /** As it was named. */
+  readonly name: string;
+}
+
+/** Options of a resize. */
+export interface ResizeOptions {
+  readonly sizeBytes: number;
+  readonly onProgress?: ProgressListener;
+}
