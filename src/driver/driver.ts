@@ -242,8 +242,8 @@ export interface DriverType {
   readonly suffix?: string;
   /** Whether its images may be encrypted. A filter does not say: the image below decides. */
   readonly takesKey?: boolean;
-  /** As what a VHD can have an image of this type as its parent, if it can. */
-  readonly parentAs?: "vhd" | "raw";
+  /** As what another image can have an image of this type as its parent, if it can. */
+  readonly parentAs?: "vhd" | "raw" | "qcow2";
   /** What the text behind the type and its colon names. */
   named(rest: string): Named;
   /**

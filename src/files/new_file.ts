@@ -32,3 +32,16 @@ export function writeNewImage(
   }
   file.close();
 }
+
+/**
+ * Makes what was written to a file durable, such as a parent of a new image: a tapdisk that was killed
+ * has not synced it, and from now on flushes sync the child only.
+ */
+export function syncFile(storage: Storage, path: string): void {
+  const file = storage.open(path, "read");
+  try {
+    file.sync();
+  } finally {
+    file.close();
+  }
+}

@@ -2,6 +2,7 @@ import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../..
 import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
 import { fileInName } from "../driver/layers.ts";
+import { snapshotQcow2 } from "../qcow2/snapshot.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import { removeOwn, type Storage } from "../files/storage.ts";
 import { isSameFile } from "../files/open_file.ts";
@@ -19,6 +20,8 @@ export interface LiveSnapshotOptions {
   readonly rename: boolean;
   /** How long draining may take, milliseconds. */
   readonly timeoutMs: number;
+  /** The type of the new image; without it, `qcow2` on a QCOW2, and `vhd` on all others. */
+  readonly childType?: string;
 }
 
 /** A snapshot that was made. */
@@ -37,7 +40,10 @@ interface Plan {
   readonly stack: string;
   /** The running image. */
   readonly image: string;
-  readonly raw: boolean;
+  /** Its type, as a parent. */
+  readonly parentAs: "vhd" | "raw" | "qcow2";
+  /** The driver of the new image. */
+  readonly childType: "vhd" | "qcow2";
   /** Where the running image is afterwards. */
   readonly parent: string;
   /** Where the new image is afterwards, and where it is made. */
@@ -53,14 +59,14 @@ interface Plan {
 export function liveSnapshot(
   context: VbdContext,
   vbd: Vbd,
-  { path, rename, timeoutMs, done }: LiveSnapshotOptions & {
+  { path, rename, timeoutMs, childType, done }: LiveSnapshotOptions & {
     readonly done: DoneWith<LiveSnapshot>;
   },
 ): void {
   const { scheduler, files: { storage } } = context;
   let plan: Plan;
   try {
-    plan = planFor(vbd, { storage, path, rename });
+    plan = planFor(vbd, { storage, path, rename, childType });
   } catch (error) {
     return done(systemError(error, WHAT), null);
   }
@@ -80,7 +86,7 @@ export function liveSnapshot(
     } catch (error) {
       return goBack(systemError(error, WHAT));
     }
-    const name = `${plan.stack}vhd:${plan.child}`;
+    const name = `${plan.stack}${plan.childType}:${plan.child}`;
     vbd.resume(name, (resumeError) => {
       if (resumeError === null) {
         const stallMs = scheduler.nowMs() - startMs;
@@ -108,7 +114,12 @@ function withMore(error: SystemError, more: string): SystemError {
 
 function planFor(
   vbd: Vbd,
-  { storage, path, rename }: { storage: Storage; path: string; rename: boolean },
+  { storage, path, rename, childType }: {
+    storage: Storage;
+    path: string;
+    rename: boolean;
+    childType?: string;
+  },
 ): Plan {
   const refuse = (errno: number, why: string): never => {
     throw new SystemError(errno, `Cannot make a snapshot of minor ${vbd.minor} (${why})`);
@@ -122,11 +133,19 @@ function planFor(
   if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
   const file = fileInName(vbd.name);
   if (file === null || file.driver.parentAs === undefined) {
-    return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor raw`);
+    return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor QCOW2 nor raw`);
+  }
+  const { parentAs } = file.driver;
+  const type = childType ?? (parentAs === "qcow2" ? "qcow2" : "vhd");
+  if (type !== "vhd" && type !== "qcow2") {
+    return refuse(Errno.EINVAL, `the new image is a vhd or a qcow2, not ${JSON.stringify(type)}`);
+  }
+  if (type === "vhd" && parentAs === "qcow2") {
+    return refuse(Errno.EOPNOTSUPP, "a VHD cannot be on a QCOW2");
   }
   const stack = file.above;
   const image = canonicalPath(storage, file.path);
-  const raw = file.driver.parentAs === "raw";
+  const common = { stack, image, parentAs, childType: type } as const;
   if (!path.startsWith("/")) refuse(Errno.EINVAL, `${path} is not an absolute path`);
   const target = normalizePath(storage, path);
   const isDevice = storage.exists(target) && storage.status(target).kind === "block";
@@ -136,7 +155,7 @@ function planFor(
     if (admitParent(storage, confinement, image) === null) {
       refuse(Errno.EPERM, describeRefusal(confinement, image));
     }
-    return { stack, image, raw, parent: image, child: target, draft: target };
+    return { ...common, parent: image, child: target, draft: target };
   }
   if (storage.status(image).kind !== "file") {
     refuse(Errno.EINVAL, `${image} is a device, which cannot be renamed`);
@@ -149,7 +168,7 @@ function planFor(
   }
   const draft = `${image}.snapshot`;
   if (storage.exists(draft)) refuse(Errno.EEXIST, `${draft}, of an attempt that ended early`);
-  return { stack, image, raw, parent: target, child: image, draft };
+  return { ...common, parent: target, child: image, draft };
 }
 
 /** Makes the new image. When that fails, the files are as before. */
@@ -158,13 +177,7 @@ function makeChild(storage: Storage, plan: Plan): void {
   if (moves) linkParent(storage, plan);
   const wasThere = storage.exists(plan.draft);
   try {
-    snapshot(plan.draft, {
-      storage,
-      parent: plan.parent,
-      rawParent: plan.raw,
-      // Each layer keeps its moment, also one in which nothing had been written.
-      keepEmptyParent: true,
-    });
+    writeChild(storage, plan);
     if (moves) storage.rename(plan.draft, plan.child);
   } catch (error) {
     // Renamed already, if it was the sync of the folder that failed.
@@ -176,6 +189,15 @@ function makeChild(storage: Storage, plan: Plan): void {
     if (moves) storage.remove(plan.parent);
     throw error;
   }
+}
+
+function writeChild(storage: Storage, { draft, parent, parentAs, childType }: Plan): void {
+  if (childType === "qcow2") {
+    const type = parentAs === "raw" ? "aio" : parentAs;
+    return snapshotQcow2(draft, { storage, parent: { type, path: parent } });
+  }
+  // Each layer keeps its moment, also one in which nothing had been written.
+  snapshot(draft, { storage, parent, rawParent: parentAs === "raw", keepEmptyParent: true });
 }
 
 /** Gives the image its second name. When that fails, the name is gone again. */

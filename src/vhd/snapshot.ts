@@ -18,7 +18,7 @@ import {
   PLAT_CODE_W2KU,
   PLAT_CODE_W2RU,
 } from "./format/locator.ts";
-import { type NewFile, writeNewImage } from "../files/new_file.ts";
+import { type NewFile, syncFile, writeNewImage } from "../files/new_file.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
 import { type OnStorage, osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime } from "./format/time.ts";
@@ -86,26 +86,13 @@ export function snapshot(path: string, options: SnapshotOptions & OnStorage): vo
   const sizeBytes = Math.max(roundToBlocks(target.sizeBytes), parent.sizeBytes);
   validateSize(path, sizeBytes);
   const maxBytes = reserveSize(path, sizeBytes, reserveBytes);
-  syncParent(storage, target.path);
+  syncFile(storage, target.path);
   writeNewImage(storage, { path }, (file) => {
     const childPath = canonicalPath(storage, path);
     const toWrite = parentToWrite(storage, { childPath, parentPath: target.path, parent });
     writeSparseImage(file, { sizeBytes, maxBytes, parent: toWrite });
   });
   if (parent.keyhash !== null) setKeyhash(storage, { path }, parent.keyhash);
-}
-
-/**
- * Makes what was written to the parent durable. A tapdisk that was killed has not synced it, and
- * from now on flushes sync the child only.
- */
-function syncParent(storage: Storage, path: string): void {
-  const file = storage.open(path, "read");
-  try {
-    file.sync();
-  } finally {
-    file.close();
-  }
 }
 
 /**

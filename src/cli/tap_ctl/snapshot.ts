@@ -8,21 +8,28 @@ interface SnapshotChoices extends DeviceAddress {
   readonly name: string;
   readonly rename?: boolean;
   readonly timeout?: number;
+  readonly type?: string;
   readonly json?: boolean;
 }
 
 const NOTES = `
-The running image keeps the data of this moment and is not written to any more. A new VHD on top of it
-takes all writes from now on. The new VHD is FILE. With --rename, the running image becomes FILE, and
-the new VHD gets its old name. The running image may be a VHD or a raw image.
+The running image keeps the data of this moment and is not written to any more. A new image on top of it
+takes all writes from now on: a QCOW2 on a QCOW2, and a VHD on a VHD or a raw image. The new image is
+FILE. With --rename, the running image becomes FILE, and the new image gets its old name. With --type
+qcow2, the new image is a QCOW2 whatever it is on.
 
 Prints how long requests were held back. When the snapshot fails, the disk keeps the image that it had.`;
 
 function makeSnapshot(
-  { name, rename = false, timeout = 0, json, ...device }: SnapshotChoices,
+  { name, rename = false, timeout = 0, json, type, ...device }: SnapshotChoices,
 ): void {
   const path = name.startsWith("/") ? name : `${workingFolder()}/${name}`;
-  const made = snapshotDevice(device, { path, rename, timeoutSeconds: timeout });
+  const made = snapshotDevice(device, {
+    path,
+    rename,
+    timeoutSeconds: timeout,
+    childType: type,
+  });
   if (json) {
     const { image, parent, stallMs } = made;
     printJson({ image, parent, stall_ms: stallMs });
@@ -39,6 +46,7 @@ export function defineSnapshot(command: Command): Command {
       "-n, --name <file>",
       "the new image or, with --rename, the running one's new name",
     )
+    .option("--type <type>", "the new image's type: vhd or qcow2")
     .option("--rename", "give the running image's name to the new one")
     .option("--json", "print JSON")
     .addHelpText("after", NOTES)

@@ -144,9 +144,9 @@ function snapshotCommand(devices: Devices): Command {
     exclusive: true,
     cancellable: true,
     run(request, reply): () => void {
-      const { minor, path, rename, timeoutSeconds } = decodeSnapshot(request);
+      const { minor, path, rename, timeoutSeconds, childType } = decodeSnapshot(request);
       const timeoutMs = timeoutSeconds === 0 ? Infinity : timeoutSeconds * 1000;
-      const options = { path, rename, timeoutMs };
+      const options = { path, rename, timeoutMs, childType };
       const device = devices.find(minor, "make a snapshot of");
       return device.snapshot(options, (error, made) => {
         if (error !== null) return reply(errorReply(request, error));

@@ -7,7 +7,11 @@ import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
 import type { Xen } from "../../../ffi/xen.ts";
 import type { Log } from "../../log/log.ts";
 import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
-import { type LiveSnapshot, liveSnapshot } from "../../vbd/live_snapshot.ts";
+import {
+  type LiveSnapshot,
+  liveSnapshot,
+  type LiveSnapshotOptions,
+} from "../../vbd/live_snapshot.ts";
 import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { Vbd } from "../../vbd/vbd.ts";
@@ -418,7 +422,7 @@ export class Device {
    * @returns A function that cancels the snapshot while requests are drained.
    */
   snapshot(
-    options: { path: string; rename: boolean; timeoutMs: number },
+    options: LiveSnapshotOptions,
     done: DoneWith<LiveSnapshot>,
   ): () => void {
     const vbd = this.#vbd;

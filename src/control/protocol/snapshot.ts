@@ -16,12 +16,14 @@ export interface SnapshotRequest {
   readonly rename: boolean;
   /** How long the drain of the requests in flight may take, whole seconds; 0 for no limit. */
   readonly timeoutSeconds: number;
+  /** The type of the new image; undefined for the one that suits the running image. */
+  readonly childType?: string;
 }
 
 /** A `snapshot`. Throws `SystemError` (ENAMETOOLONG). */
 export function encodeSnapshot(
   minor: number,
-  { path, rename, timeoutSeconds }: SnapshotRequest,
+  { path, rename, timeoutSeconds, childType }: SnapshotRequest,
 ): Uint8Array<ArrayBuffer> {
   return encodeParams(MessageType.SNAPSHOT, minor, {
     flags: rename ? MessageFlag.RENAME : 0,
@@ -29,18 +31,19 @@ export function encodeSnapshot(
     path,
     parentMinor: -1,
     requestTimeoutSeconds: timeoutSeconds,
-    secondary: "",
+    secondary: childType ?? "",
   });
 }
 
 /** The fields of a `snapshot`, and its minor. Throws `SystemError` (EINVAL). */
 export function decodeSnapshot(message: Uint8Array): SnapshotRequest & { readonly minor: number } {
-  const { flags, path, requestTimeoutSeconds } = decodeParams(message);
+  const { flags, path, requestTimeoutSeconds, secondary } = decodeParams(message);
   return {
     minor: messageCookie(message),
     path,
     rename: (flags & MessageFlag.RENAME) !== 0,
     timeoutSeconds: requestTimeoutSeconds,
+    childType: secondary === "" ? undefined : secondary,
   };
 }
 

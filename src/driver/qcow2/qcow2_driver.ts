@@ -30,6 +30,7 @@ export const qcow2Driver: DriverType = {
   where: "FILE",
   summary: "A QCOW2 image",
   suffix: ".qcow2",
+  parentAs: "qcow2",
   named: () => NAMES_FILE,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {

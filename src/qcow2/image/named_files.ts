@@ -17,6 +17,12 @@ const TYPE_OF_FORMAT: ReadonlyMap<string, string> = new Map([
   ["vpc", "vhd"],
 ]);
 
+/** What QEMU calls the format of images that a type of driver serves; null when none can be below. */
+export function formatOfType(type: string): string | null {
+  for (const [format, known] of TYPE_OF_FORMAT) if (known === type) return format;
+  return null;
+}
+
 /** A file that an image names, which may be opened. */
 export interface NamedFile extends FileIdentity {
   readonly path: string;
