@@ -26,7 +26,9 @@ export interface QemuCheck {
 
 /** Checks an image by qemu-img. */
 export async function qemuCheck(path: string): Promise<QemuCheck> {
-  const { stdout, stderr } = await run("qemu-img", ["check", "-f", "qcow2", path]);
+  // QEMU looks for a data file in the folder that it runs in.
+  const cwd = path.slice(0, path.lastIndexOf("/"));
+  const { stdout, stderr } = await run("qemu-img", ["check", "-f", "qcow2", path], { cwd });
   const text = stdout + stderr;
   const errors = /(\d+) errors were found/.exec(text)?.[1];
   const leaks = /(\d+) leaked clusters were found/.exec(text)?.[1];

@@ -1,0 +1,215 @@
+/** Features of QCOW2 images that other programs made: data files, bitmaps, marks, wrong tables. */
+import assert from "node:assert/strict";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { checkQcow2 } from "../../src/qcow2/check.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
+import { openQcow2 } from "../../src/qcow2/image/image.ts";
+import type { Storage } from "../../src/files/storage.ts";
+import { assertQemuClean, putFile, takeFile } from "../support/qcow2.ts";
+import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
+import { needs, run, runOk, withTempDir } from "../support/tools.ts";
+
+const { ignore, suffix } = needs("qemu-img", "qemu-io");
+const MIB = 1 << 20;
+
+for (const raw of [false, true]) {
+  Deno.test({
+    name: `data goes to ${raw ? "a raw data file" : "a data file"}${suffix}`,
+    ignore,
+    fn: () =>
+      withTempDir(async (folder) => {
+        const path = `${folder}/a.qcow2`;
+        const options = `data_file=data.raw${raw ? ",data_file_raw=on" : ""}`;
+        const create = ["create", "-q", "-f", "qcow2", "-o", options, path, "8M"];
+        await runOk("qemu-img", create, { cwd: folder });
+        await runOk("qemu-io", ["-c", "write -q -P 1 0 1M", path], { cwd: folder });
+        const simulation = new Simulation({ seed: 1, latencyMs: 3 });
+        const storage = simulation.disk;
+        for (const name of ["a.qcow2", "data.raw"]) {
+          putFile(storage, `/${name}`, `${folder}/${name}`);
+        }
+        const device = simulation.open("qcow2:/a.qcow2");
+        device.write(10, stampedSectors(10, 300, 7));
+        device.write(8000, stampedSectors(8000, 5, 8));
+        device.zero(512, 1024);
+        device.settle();
+        device.write(600, stampedSectors(600, 5, 9));
+        device.discard(0, 128);
+        device.settle();
+        device.flush();
+        device.settle();
+        assertHolds(device, 128, 182, 7);
+        assertHolds(device, 512, 88, 0);
+        assertHolds(device, 600, 5, 9);
+        assertHolds(device, 605, 100, 0);
+        assertHolds(device, 7990, 10, 0);
+        assertHolds(device, 8000, 5, 8);
+        device.close();
+        for (const name of ["a.qcow2", "data.raw"]) {
+          takeFile(storage, `/${name}`, `${folder}/${name}`);
+        }
+        await assertQemuClean(path);
+        const convert = ["convert", "-O", "raw", path, `${folder}/out.raw`];
+        await runOk("qemu-img", convert, { cwd: folder });
+        const out = Deno.readFileSync(`${folder}/out.raw`);
+        const expected = stampedSectors(8000, 5, 8);
+        assert.deepEqual(out.subarray(8000 * 512, 8005 * 512), expected);
+        if (raw) {
+          const data = Deno.readFileSync(`${folder}/data.raw`);
+          assert.ok(
+            out.every((byte, i) => byte === (data[i] ?? 0)),
+            "the raw file has the disk",
+          );
+        }
+        simulation.close();
+      }),
+  });
+}
+
+/** Sets a field of 64 bits in a file. */
+function setField(storage: Storage, path: string, offset: number, value: bigint): void {
+  const file = storage.open(path, "write");
+  const bytes = new Uint8Array(8);
+  new DataView(bytes.buffer).setBigUint64(0, value);
+  file.writeAt(bytes, offset);
+  file.close();
+}
+
+function field(storage: Storage, path: string, offset: number): bigint {
+  const file = storage.open(path, "read");
+  const bytes = new Uint8Array(8);
+  file.readAt(bytes, offset);
+  file.close();
+  return new DataView(bytes.buffer).getBigUint64(0);
+}
+
+Deno.test("autoclear features are cleared by the first write, and not before", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+  const storage = simulation.disk;
+  createQcow2("/a", { storage, sizeBytes: MIB });
+  setField(storage, "/a", 88, 0x8000_0000_0000_0005n);
+  const reading = simulation.open("qcow2:/a");
+  assertHolds(reading, 0, 8, 0);
+  reading.close();
+  assert.equal(field(storage, "/a", 88), 0x8000_0000_0000_0005n);
+  const writing = simulation.open("qcow2:/a");
+  const outcomes = [writing.write(0, stampedSectors(0, 1, 1)), writing.zero(100, 50)];
+  writing.settle();
+  assert.deepEqual(outcomes.map(({ errno }) => errno), [0, 0]);
+  assert.equal(field(storage, "/a", 88), 0n);
+  writing.close();
+  simulation.close();
+});
+
+Deno.test({
+  name: `bitmaps of QEMU count as inconsistent after a write${suffix}`,
+  ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      const path = `${folder}/a.qcow2`;
+      await runOk("qemu-img", ["create", "-q", "-f", "qcow2", path, "8M"]);
+      await runOk("qemu-img", ["bitmap", "--add", path, "b0"]);
+      const simulation = new Simulation({ seed: 1 });
+      putFile(simulation.disk, "/a.qcow2", path);
+      const device = simulation.open("qcow2:/a.qcow2");
+      device.write(0, stampedSectors(0, 1, 1));
+      device.settle();
+      device.close();
+      takeFile(simulation.disk, "/a.qcow2", path);
+      // Nothing refers to the clusters of the bitmaps until QEMU removes these.
+      await assertQemuClean(path, true);
+      const { stdout, stderr } = await run("qemu-img", ["info", path]);
+      assert.match(stdout + stderr, /inconsistent|in-use/);
+      simulation.close();
+    }),
+});
+
+Deno.test("an entry that leads into a table marks the image as corrupt, and nothing is written", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/a", { storage, sizeBytes: 64 * MIB });
+  const first = simulation.open("qcow2:/a");
+  first.write(0, stampedSectors(0, 8, 1));
+  first.settle();
+  first.close();
+  const image = openQcow2("/a", { storage });
+  const table = image.l1.getUint32(4, false);
+  const refcounts = image.header.refcountTableOffset;
+  image.close();
+  // The first cluster of the disk lies on the refcount table.
+  setField(storage, "/a", table, refcounts | 1n << 63n);
+  const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  const outcome = device.write(0, stampedSectors(0, 8, 2));
+  device.settle();
+  assert.equal(outcome.errno, Errno.EIO);
+  assert.match(simulation.log.join("\n"), /is marked as corrupt.* into the refcount table/);
+  assert.equal(field(storage, "/a", 72), 2n);
+  device.close();
+  assert.throws(() => simulation.open("qcow2:/a"), /marked as corrupt/);
+  const reading = simulation.open("qcow2:/a", { readOnly: true });
+  assertHolds(reading, 200, 8, 0);
+  reading.close();
+  const again = openQcow2("/a", { storage });
+  assert.ok(checkQcow2(again).errorCount > 0);
+  again.close();
+  simulation.close();
+});
+
+/** How opening an image fails. */
+function refusal(change: (storage: Storage) => void): string {
+  const simulation = new Simulation({ seed: 1 });
+  try {
+    createQcow2("/d/a", {
+      storage: simulation.disk,
+      sizeBytes: MIB,
+      backing: { name: "base", format: "raw" },
+    });
+    change(simulation.disk);
+    simulation.open("qcow2:/d/a").close();
+    return "";
+  } catch (error) {
+    assert.ok(error instanceof SystemError, String(error));
+    return error.message;
+  } finally {
+    simulation.close();
+  }
+}
+
+const set = (offset: number, value: bigint) => (storage: Storage): void =>
+  setField(storage, "/d/a", offset, value);
+
+const REFUSED: readonly [string, (storage: Storage) => void, RegExp][] = [
+  ["another magic number", set(0, 3n), /is not the magic number/],
+  ["the first version", set(0, 0x514649fb00000001n), /name it qcow:FILE/],
+  ["version 4", set(0, 0x514649fb00000004n), /header.version .* 4, which is not known/],
+  ["clusters of 256 bytes", set(16, 8n), /cluster_bits .* is not between 9 and 21/],
+  ["AES", set(32, 1n << 32n | 1n), /is encrypted by AES.*qemu-img convert/],
+  ["LUKS", set(32, 2n << 32n | 1n), /is encrypted by LUKS/],
+  ["no L1 table", set(32, 0n), /l1_size .* is less than the 1 needed/],
+  ["an unknown feature", set(72, 1n << 40n), /incompatible features .*\(bit 40\)/],
+  ["zstd without its bit", set(104, 1n << 56n), /contradicts the feature bit/],
+  ["refcounts of 128 bits", set(96, 7n << 32n | 112n), /refcount_order .* is more than 6/],
+  ["a table off a cluster", set(48, 65536n + 512n), /is not the offset of a cluster/],
+  ["a table past the end", set(40, 1n << 40n), /lies past the end of the file/],
+  ["a short header", set(96, 4n << 32n | 96n), /header_length/],
+  ["a missing backing file", () => {}, /Cannot open \/d\/base, the backing file of \/d\/a/],
+  ["a backing file without format", set(112, 0x12345678_00000003n), /backing file without format/],
+];
+
+for (const [name, change, pattern] of REFUSED) {
+  Deno.test(`${name} is refused`, () => assert.match(refusal(change), pattern));
+}
+
+Deno.test("an unknown feature is named as the image names it", () => {
+  const text = refusal((storage) => {
+    // The table of names follows the format of the backing file.
+    const file = storage.open("/d/a", "write");
+    const bytes = new Uint8Array(512);
+    file.readAt(bytes, 0);
+    const at = new TextDecoder("latin1").decode(bytes).indexOf("dirty bit") - 1;
+    file.writeAt(Uint8Array.of(9), at);
+    file.close();
+    setField(storage, "/d/a", 72, 1n << 9n);
+  });
+  assert.match(text, /\("dirty bit"\)/);
+});
