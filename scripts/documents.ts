@@ -13,6 +13,8 @@ import { manualPage, overviewPage, programCompletion } from "../src/cli/subcomma
 import { ratedCompletion, ratedPage } from "../src/cli/td_rated/documents.ts";
 import { tapbackCompletion, tapbackPage } from "../src/cli/tapback/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
+import { imageToolPage } from "../src/cli/image_tools/documents.ts";
+import { IMAGE_TOOLS } from "../src/cli/image_tools/main.ts";
 import { TD_UTIL } from "../src/cli/td_util/main.ts";
 import { VHD_UTIL } from "../src/cli/vhd_util/main.ts";
 
@@ -39,6 +41,7 @@ async function main(): Promise<void> {
       files[`man/man1/${name}-${command.name}.1`] = manualPage(program, command);
     }
   }
+  for (const tool of IMAGE_TOOLS) files[`man/man1/${tool.name}.1`] = imageToolPage(tool);
   for (const [name, text] of Object.entries(files)) {
     const path = `${folder}/${name}`;
     Deno.mkdirSync(path.slice(0, path.lastIndexOf("/")), { recursive: true });

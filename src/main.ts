@@ -42,6 +42,12 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/tapback/main.ts")).tapbackMain(args);
     case "td-util":
       return await (await import("./cli/td_util/main.ts")).tdUtilMain(args);
+    case "img2qcow":
+    case "qcow2raw":
+    case "qcow-create":
+    case "tapdisk-diff":
+    case "tapdisk-stream":
+      return await (await import("./cli/image_tools/main.ts")).imageToolMain(call.name, args);
   }
 }
 

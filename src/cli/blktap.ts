@@ -19,6 +19,8 @@ Commands (a link to blktap that has the name of a command runs that command):
   tap-ctl    start, control and query the tapdisks of this machine
   vhd-util   make, inspect, change and repair VHD images
   td-util    make, inspect, convert and compare images of every type
+             (img2qcow, qcow2raw, qcow-create, tapdisk-diff and tapdisk-stream do
+             parts of that with the arguments that they had in the first blktap)
   cbt-util   make, read and change logs of changed blocks
   td-rated   share a rate of writing between disks
   tapback    connect Xen guests to the disks of tapdisks

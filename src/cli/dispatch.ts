@@ -17,6 +17,11 @@ export const COMMAND_NAMES = [
   "td-rated",
   "tapback",
   "td-util",
+  "img2qcow",
+  "qcow2raw",
+  "qcow-create",
+  "tapdisk-diff",
+  "tapdisk-stream",
 ] as const;
 
 /** One of {@linkcode COMMAND_NAMES}. */

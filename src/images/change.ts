@@ -5,6 +5,7 @@ import type { ProgressListener } from "../files/progress.ts";
 import type { ImageSpec } from "../driver/driver.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { copyInto, zeroStretches } from "./convert.ts";
+import type { SnapshotImageOptions } from "./kind.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Stretch, walkImage } from "./walk.ts";
@@ -25,7 +26,11 @@ function unsupported(what: string, why: string): SystemError {
  *
  * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for types that do not go together.
  */
-export function snapshotImage(parent: string, child: string): void {
+export function snapshotImage(
+  parent: string,
+  child: string,
+  options: SnapshotImageOptions = {},
+): void {
   const above = knownImage(child, "make");
   const below = knownImage(parent, "make a snapshot of");
   if (osStorage.exists(above.path) && osStorage.status(above.path).kind !== "block") {
@@ -36,7 +41,8 @@ export function snapshotImage(parent: string, child: string): void {
     const can = make?.parents.join(" or ") ?? "no type";
     throw unsupported(`make ${child} on ${parent}`, `its parent can be of ${can}`);
   }
-  make.run(osStorage, above.path, { type: below.kind.type, path: below.path, name: parent });
+  const image = { type: below.kind.type, path: below.path, name: parent };
+  make.run(osStorage, above.path, image, options);
 }
 
 /**

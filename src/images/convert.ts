@@ -9,6 +9,9 @@ import { OpenImage } from "./open_image.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
 import { eachData } from "./zeros.ts";
 
+/** Azure takes disks of whole MiB only. */
+const AZURE_BYTES = 1 << 20;
+
 /** What is either zeros or data: 4 KiB. */
 const UNIT_SECTORS = 8;
 
@@ -16,6 +19,8 @@ const UNIT_SECTORS = 8;
 export interface ConvertOptions {
   /** Makes a VHD with all its room at once. */
   readonly fixed?: boolean;
+  /** Makes a VHD as Azure wants it: fixed, with whole MiB. What is added to the disk is zeros. */
+  readonly azure?: boolean;
   /** Leaves out what is read as zeros, also where the source has data. True by default. */
   readonly detectZeros?: boolean;
   /** Called with sectors that are done and their total. */
@@ -69,8 +74,13 @@ interface Conversion {
 }
 
 async function convertOpen(engine: Engine, conversion: Conversion): Promise<Converted> {
-  const { source, to, options: { signal, fixed } } = conversion;
+  const { source, to, options: { signal, fixed, azure = false } } = conversion;
   const { sectors } = source;
+  const unitBytes = azure ? AZURE_BYTES : SECTOR_BYTES;
+  const sizeBytes = Math.ceil(sectors * SECTOR_BYTES / unitBytes) * unitBytes;
+  if (azure && !to.startsWith("vhd:")) {
+    throw new SystemError(Errno.EINVAL, `Cannot make ${to} for Azure (it must be named vhd:FILE)`);
+  }
   const file = fileInName(to);
   if (file === null) {
     const writtenSectors = await copyInto(engine, { ...conversion, target: to, isNew: false });
@@ -86,7 +96,7 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     engine.context,
     { output: file.path, signal },
     async ({ path, same }) => {
-      create(storage, { path, same }, { sizeBytes: sectors * SECTOR_BYTES, fixed });
+      create(storage, { path, same }, { sizeBytes, fixed: fixed === true || azure });
       // What a device held before shows in a raw image.
       const isNew = kind.type !== "aio" || storage.status(path).kind !== "block";
       return await copyInto(engine, { ...conversion, target: `${kind.type}:${path}`, isNew });

@@ -7,7 +7,7 @@ import type { CheckResult } from "../vhd/check/check.ts";
 export interface NewImageOptions {
   /** Size of the disk, whole sectors. */
   readonly sizeBytes: number;
-  /** All room is there from the start, where the type has both: a fixed VHD. */
+  /** All room is there from the start, where the type has both: a fixed VHD, a QCOW's table. */
   readonly fixed?: boolean;
 }
 
@@ -30,7 +30,7 @@ export interface ImageKind {
   readonly snapshot?: {
     /** The types of drivers that can serve what is below. */
     readonly parents: readonly string[];
-    run(storage: Storage, path: string, parent: ParentImage): void;
+    run(storage: Storage, path: string, parent: ParentImage, options: SnapshotImageOptions): void;
   };
   /** Gives the disk another size. */
   resize?(storage: Storage, path: string, options: ResizeOptions): void;
@@ -45,6 +45,14 @@ export interface ImageKind {
     readonly parents: readonly string[];
     run(storage: Storage, path: string, parent: ParentImage): void;
   };
+}
+
+/** Options of an image on another. Not all types have them. */
+export interface SnapshotImageOptions {
+  /** Size of the disk; that of the image below by default. */
+  readonly sizeBytes?: number;
+  /** See `NewImageOptions`. */
+  readonly fixed?: boolean;
 }
 
 /** An image that is to be below another. */

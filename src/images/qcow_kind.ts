@@ -26,9 +26,10 @@ export const qcowKind: ImageKind = {
   check: (storage, path) => checkQcow(path, { storage }),
   snapshot: {
     parents: BACKING_TYPES,
-    run(storage, path, parent): void {
-      const sizeBytes = Math.ceil(qcowParentBytes(storage, parent) / 512) * 512;
-      createQcow(storage, { path }, { sizeBytes, backingName: backingNameFor(storage, parent) });
+    run(storage, path, parent, { sizeBytes, fixed }): void {
+      const sameBytes = Math.ceil(qcowParentBytes(storage, parent) / 512) * 512;
+      const backingName = backingNameFor(storage, parent);
+      createQcow(storage, { path }, { sizeBytes: sizeBytes ?? sameBytes, backingName, fixed });
     },
   },
   rebase: {

@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type NewFile, writeNewImage } from "../files/new_file.ts";
 import type { Storage, StorageFile } from "../files/storage.ts";
+import { writeZeros } from "../vhd/create.ts";
 import {
   encodeHeader,
   l1Entries,
@@ -17,6 +18,8 @@ export interface CreateQcowOptions {
   readonly sizeBytes: number;
   /** The name of the backing file, as it is to be in the header; none by default. */
   readonly backingName?: string;
+  /** The table has room in the file at once; by default it is a hole. */
+  readonly fixed?: boolean;
 }
 
 /** The largest disk: its L1 table has 4 Mi entries of 2 MiB each. */
@@ -32,7 +35,7 @@ const MOST_QCOW_BYTES = 8 * 1024 ** 4;
 export function createQcow(
   storage: Storage,
   file: NewFile,
-  { sizeBytes, backingName }: CreateQcowOptions,
+  { sizeBytes, backingName, fixed = false }: CreateQcowOptions,
 ): void {
   const cannot = (why: string): SystemError =>
     new SystemError(Errno.EINVAL, `Cannot create ${file.path} (${why})`);
@@ -55,7 +58,10 @@ export function createQcow(
     cryptMethod: QCOW_CRYPT_NONE,
     l1OffsetBytes: Math.ceil((QCOW_HEADER_BYTES + name.length) / 8) * 8,
   };
-  writeNewImage(storage, file, (opened) => writeEmpty(opened, header, name));
+  writeNewImage(storage, file, (opened) => {
+    writeEmpty(opened, header, name);
+    if (fixed) writeZeros(opened, header.l1OffsetBytes, 8 * l1Entries(header));
+  });
 }
 
 function writeEmpty(file: StorageFile, header: QcowHeader, name: Uint8Array<ArrayBuffer>): void {

@@ -84,6 +84,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/cli/vhd_util": "main.ts",
   "src/cli/cbt_util": "main.ts",
   "src/cli/td_util": "main.ts",
+  "src/cli/image_tools": "main.ts",
   "src/cli/td_rated": "main.ts",
   "src/cli/tapback": "main.ts",
   "src/cli/subcommands": "program.ts",

@@ -80,6 +80,17 @@ Deno.test("td-util: a copy has the type of its image, and no parent", () =>
     assert.deepEqual((await tdUtil("stream", `vhd:${folder}/b.vhd`)).stdoutBytes, content);
   }));
 
+Deno.test("td-util: a VHD for Azure is fixed, and has whole MiB", () =>
+  withImages(async (folder, content) => {
+    const image = `vhd:${folder}/azure.vhd`;
+    await ok("convert", "--azure", `raw:${folder}/src.raw`, image);
+    assert.match(await ok("info", image), /disk: 10 MiB \(10485760 bytes\)\n.*\n  kind: fixed/);
+    assert.equal(Deno.statSync(`${folder}/azure.vhd`).size, 10 * MIB + 512);
+    const { stdoutBytes } = await tdUtil("stream", "--count", String(DISK_BYTES / 512), image);
+    assert.deepEqual(stdoutBytes, content);
+    await fails(/for Azure/, "convert", "--azure", `raw:${folder}/src.raw`, `qcow:${folder}/x`);
+  }));
+
 Deno.test("td-util: a part of a disk is streamed", () =>
   withImages(async (folder, content) => {
     const { stdoutBytes } = await tdUtil(

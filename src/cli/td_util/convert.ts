@@ -9,13 +9,12 @@ export async function convertWithProgress(
   call: CommandCall,
   { from, to }: { from: string; to: string },
 ): Promise<void> {
-  const progress = call.has("quiet")
-    ? null
-    : await openProgress(call.has("fixed") ? "fill" : "copy");
+  const progress = call.has("quiet") ? null : await openProgress("copy");
   try {
     await interruptible((signal) =>
       convertImage(from, to, {
         fixed: call.has("fixed"),
+        azure: call.has("azure"),
         detectZeros: !call.has("keep-zeros"),
         signal,
         onProgress: progress?.update,
@@ -31,10 +30,11 @@ export async function convertWithProgress(
 export const convertCommand: Subcommand = {
   name: "convert",
   summary: "Copy a disk into a new image of another type",
-  synopsis: "[--fixed] [--keep-zeros] [--quiet] IMAGE NEW",
-  usage: "td-util convert [--fixed] [--keep-zeros] [--quiet] IMAGE NEW",
+  synopsis: "[--fixed | --azure] [--keep-zeros] [--quiet] IMAGE NEW",
+  usage: "td-util convert [--fixed | --azure] [--keep-zeros] [--quiet] IMAGE NEW",
   options: [
     { name: "fixed", text: "make a fixed VHD" },
+    { name: "azure", text: "make a VHD as Azure wants it: fixed, with whole MiB" },
     { name: "keep-zeros", text: "write zeros that the image holds; by default they become holes" },
     QUIET_OPTION,
   ],
