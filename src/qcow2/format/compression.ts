@@ -36,7 +36,7 @@ export function decompressCluster(
  *
  * @throws {RangeError} when there is none, or it is not whole.
  */
-export function zstdFrameBytes(bytes: Uint8Array<ArrayBuffer>): number {
+function zstdFrameBytes(bytes: Uint8Array<ArrayBuffer>): number {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (view.getUint32(0, true) !== ZSTD_MAGIC) throw new RangeError("It is no Zstandard frame");
   const descriptor = view.getUint8(4);

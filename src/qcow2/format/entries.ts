@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { MAX_CLUSTER_BITS, SECTOR_BYTES } from "./units.ts";
+import { SECTOR_BYTES } from "./units.ts";
 
 /** Bit 63: the refcount of the cluster or table is exactly one. Of the upper half. */
 export const OFLAG_COPIED_HIGH = 0x80000000;
@@ -73,6 +73,3 @@ export function compressedPlace(high: number, low: number, clusterBits: number):
     offsetBytes % SECTOR_BYTES;
   return { offsetBytes, lengthBytes };
 }
-
-/** The most sectors that the L2 entry of a compressed cluster can name. */
-export const MOST_COMPRESSED_SECTORS = 2 ** (MAX_CLUSTER_BITS - 8);

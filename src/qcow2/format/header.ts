@@ -1,7 +1,7 @@
 import { SECTOR_BYTES } from "./units.ts";
 
 /** "QFI\xfb". */
-export const QCOW_MAGIC = 0x514649fb;
+const QCOW_MAGIC = 0x514649fb;
 /** Bytes of the header of version 2, and the fewest of version 3. */
 export const V2_HEADER_BYTES = 72;
 export const V3_HEADER_BYTES = 104;

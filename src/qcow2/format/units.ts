@@ -19,7 +19,7 @@ export const MAX_CLUSTER_BITS = 21;
 /** The smallest size of a cluster that has subclusters, as a power of 2. */
 export const MIN_EXTENDED_CLUSTER_BITS = 14;
 /** Subclusters of a cluster in an image with extended L2 entries. */
-export const SUBCLUSTERS = 32;
+const SUBCLUSTERS = 32;
 /** The longest L1 table and the longest refcount table that are accepted, bytes. */
 export const MAX_L1_BYTES = 32 << 20;
 export const MAX_REFCOUNT_TABLE_BYTES = 8 << 20;
