@@ -1,20 +1,14 @@
 import { ImageFormatError } from "../files/format_error.ts";
-import { canonicalPath, folderOf, normalizePath, relativePath } from "../files/paths.ts";
 import type { Storage } from "../files/storage.ts";
 import { checkQcow2 } from "../qcow2/check.ts";
 import { createQcow2 } from "../qcow2/create.ts";
 import { openQcow2 } from "../qcow2/image/image.ts";
+import { repairQcow2 } from "../qcow2/repair.ts";
+import { resizeQcow2 } from "../qcow2/resize.ts";
+import { snapshotQcow2 } from "../qcow2/snapshot.ts";
 import { Findings } from "../vhd/check/findings.ts";
 import type { CheckResult } from "../vhd/check/check.ts";
-import { openVhd } from "../vhd/image/image.ts";
-import type { ImageFacts, ImageKind, ParentImage } from "./kind.ts";
-
-/** What QEMU calls the formats of backing files, by the types of their drivers. */
-const FORMAT_OF_TYPE: ReadonlyMap<string, string> = new Map([
-  ["aio", "raw"],
-  ["qcow2", "qcow2"],
-  ["vhd", "vpc"],
-]);
+import type { ImageFacts, ImageKind } from "./kind.ts";
 
 /** QCOW2 images. */
 export const qcow2Kind: ImageKind = {
@@ -40,39 +34,13 @@ export const qcow2Kind: ImageKind = {
     }
   },
   check,
+  repair: (storage, path) => repairQcow2(path, { storage }),
   snapshot: {
-    parents: [...FORMAT_OF_TYPE.keys()],
-    run(storage, path, parent): void {
-      const format = FORMAT_OF_TYPE.get(parent.type) ?? "raw";
-      const backing = { name: storedName(storage, path, parent.path), format };
-      createQcow2(path, { storage, sizeBytes: sizeOf(storage, parent), backing });
-    },
+    parents: ["aio", "qcow2", "vhd"],
+    run: (storage, path, parent) => snapshotQcow2(path, { storage, parent }),
   },
+  resize: (storage, path, { sizeBytes }) => resizeQcow2(path, { storage, sizeBytes }),
 };
-
-/** The parent's name from the folder of the child, so that both can move. */
-function storedName(storage: Storage, childPath: string, parentPath: string): string {
-  // The child does not exist yet.
-  const folder = canonicalPath(storage, folderOf(normalizePath(storage, childPath)));
-  const parent = canonicalPath(storage, parentPath);
-  const relative = relativePath(`${folder}/child`, parent).replace(/^\.\//, "");
-  // QEMU takes what stands in front of a colon for a protocol.
-  return relative.includes(":") ? parent : relative;
-}
-
-function sizeOf(storage: Storage, { type, path }: ParentImage): number {
-  if (type === "qcow2" || type === "vhd") {
-    const image = type === "vhd" ? openVhd(path, { storage }) : openQcow2(path, { storage });
-    image.close();
-    return image.sizeBytes;
-  }
-  const file = storage.open(path, "read");
-  try {
-    return file.sizeBytes();
-  } finally {
-    file.close();
-  }
-}
 
 function check(storage: Storage, path: string): CheckResult {
   const findings = new Findings();

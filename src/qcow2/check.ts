@@ -24,6 +24,8 @@ export interface Qcow2Findings {
   /** Contradictions that endanger data. */
   readonly errors: readonly string[];
   readonly errorCount: number;
+  /** Whether all errors are wrong reference counts and flags, which `repairQcow2` makes right. */
+  readonly isMendable: boolean;
   /** Clusters with more references than are there: lost room, and nothing else. */
   readonly leakedClusters: number;
   readonly references: References;
@@ -39,11 +41,20 @@ export function checkQcow2(image: Qcow2Image): Qcow2Findings {
   return new Check(image).run();
 }
 
+/**
+ * Counts the references to all clusters but those of the refcount table and its blocks, as if there
+ * were none.
+ */
+export function countReferences(image: Qcow2Image): Qcow2Findings {
+  return new Check(image).run(false);
+}
+
 class Check {
   readonly #image: Qcow2Image;
   readonly #references = new References();
   readonly #errors: string[] = [];
   #errorCount = 0;
+  #isMendable = true;
   #leaks = 0;
   readonly #clusterBytes: number;
   readonly #fileBytes: number;
@@ -55,20 +66,23 @@ class Check {
     this.#fileBytes = image.file.sizeBytes();
   }
 
-  #error(text: string): void {
+  #error(text: string, isMendable = false): void {
     this.#errorCount++;
+    this.#isMendable &&= isMendable;
     if (this.#errors.length < MOST_TEXTS) this.#errors.push(text);
   }
 
-  run(): Qcow2Findings {
+  run(withCounts = true): Qcow2Findings {
     const { header, l1, refcountTable, snapshotTable } = this.#image;
     this.#addRange("the header", 0, this.#clusterBytes);
     const l1Offset = Number(header.l1TableOffset);
     this.#addRange("the L1 table", l1Offset, l1.byteLength);
-    const tableOffset = Number(header.refcountTableOffset);
-    this.#addRange("the refcount table", tableOffset, refcountTable.byteLength);
+    if (withCounts) {
+      const tableOffset = Number(header.refcountTableOffset);
+      this.#addRange("the refcount table", tableOffset, refcountTable.byteLength);
+      this.#addRefcountBlocks();
+    }
     this.#addRange("the snapshot table", snapshotTable.offsetBytes, snapshotTable.lengthBytes);
-    this.#addRefcountBlocks();
     this.#addTables(l1, "");
     for (const { id, l1Offset: offset, l1Entries } of snapshotTable.snapshots) {
       const what = ` of snapshot ${JSON.stringify(id)}`;
@@ -79,11 +93,14 @@ class Check {
     }
     this.#addBitmaps();
     this.#addCryptHeader();
-    this.#compare();
-    this.#checkFlags();
+    if (withCounts) {
+      this.#compare();
+      this.#checkFlags();
+    }
     return {
       errors: this.#errors,
       errorCount: this.#errorCount,
+      isMendable: this.#isMendable,
       leakedClusters: this.#leaks,
       references: this.#references,
       endOfData: this.#references.end * this.#clusterBytes,
@@ -224,18 +241,19 @@ class Check {
     const { refcountsPerBlock, refcountBits } = geometry;
     const block = new Uint8Array(this.#clusterBytes);
     const view = new DataView(block.buffer);
+    const { end } = this.#references;
     for (let i = 0; i < table.byteLength / 8; i++) {
       const high = table.getUint32(8 * i, false);
       const sector = sectorOfEntry(high, table.getUint32(8 * i + 4, false));
+      if (sector === 0 && i * refcountsPerBlock >= end) continue;
       block.fill(0);
       if (sector !== 0) this.#image.file.readAt(block, sector * SECTOR_BYTES);
-      else if (i * refcountsPerBlock >= this.#references.end) continue;
       for (let k = 0; k < refcountsPerBlock; k++) {
         visit(i * refcountsPerBlock + k, refcountAt(view, 0, k, refcountBits));
       }
     }
     const counted = table.byteLength / 8 * refcountsPerBlock;
-    for (let cluster = counted; cluster < this.#references.end; cluster++) visit(cluster, 0);
+    for (let cluster = counted; cluster < end; cluster++) visit(cluster, 0);
   }
 
   #counts = new Map<number, number>();
@@ -246,7 +264,7 @@ class Check {
       if (count > references) this.#leaks++;
       else if (count < references) {
         const counted = `its reference count is ${count}, not ${references}`;
-        this.#error(`the cluster at byte ${cluster * this.#clusterBytes}: ${counted}`);
+        this.#error(`the cluster at byte ${cluster * this.#clusterBytes}: ${counted}`, true);
       }
       if (count > 1) this.#counts.set(cluster, count);
     });
@@ -263,7 +281,9 @@ class Check {
       const sector = sectorOfEntry(high, l1.getUint32(8 * i + 4, false));
       if (sector === 0 || sector * SECTOR_BYTES % this.#clusterBytes !== 0) continue;
       const copied = (high & OFLAG_COPIED_HIGH) !== 0;
-      if (copied !== isOwn(sector)) this.#error(`l1[${i}] has a wrong flag for a table of its own`);
+      if (copied !== isOwn(sector)) {
+        this.#error(`l1[${i}] has a wrong flag for a table of its own`, true);
+      }
       const table = this.#readTable(sector * SECTOR_BYTES);
       for (let k = 0; k < l2Entries && dataFile === null; k++) {
         const entryHigh = table.getUint32(k * l2EntryBytes, false);
@@ -272,7 +292,7 @@ class Check {
         const place = sectorOfEntry(entryHigh, entryLow);
         if (place === 0) continue;
         if (((entryHigh & OFLAG_COPIED_HIGH) !== 0) !== isOwn(place)) {
-          this.#error(`l2[${k}] of l1[${i}] has a wrong flag for a cluster of its own`);
+          this.#error(`l2[${k}] of l1[${i}] has a wrong flag for a cluster of its own`, true);
         }
       }
     }

@@ -18,9 +18,17 @@ export class References {
     counts[cluster % PART]++;
   }
 
+  /** One reference to a cluster less. */
+  remove(cluster: number): void {
+    const counts = this.#parts.get(Math.floor(cluster / PART));
+    if (counts === undefined || counts[cluster % PART] === 0) {
+      throw new AssertionError("A reference is taken away that is not there");
+    }
+    counts[cluster % PART]--;
+  }
+
   /** References to a cluster. */
   of(cluster: number): number {
-    if (cluster < 0) throw new AssertionError("A cluster has a negative number");
     return this.#parts.get(Math.floor(cluster / PART))?.[cluster % PART] ?? 0;
   }
 

@@ -45,7 +45,9 @@ export function snapshotQcow2(
   }
   const facts = factsOf(storage, parent);
   syncFile(storage, parentPath);
-  const name = relativePath(childPath, parentPath);
+  const relative = relativePath(childPath, parentPath).replace(/^\.\//, "");
+  // QEMU takes what stands in front of a colon for a protocol.
+  const name = relative.includes(":") ? parentPath : relative;
   createQcow2(path, { storage, same, ...facts, backing: { name, format } });
 }
 

@@ -10,8 +10,12 @@
  *
  * @module
  */
-import { openQcow2, type Qcow2Image } from "../../qcow2/image/image.ts";
+import type { FileIdentity, Storage } from "../../files/storage.ts";
+import { Incompatible } from "../../qcow2/format/header.ts";
+import { hasFeature } from "../../qcow2/image/header_reader.ts";
+import { openQcow2, type Qcow2Image, type Qcow2OpenOptions } from "../../qcow2/image/image.ts";
 import { locateBacking, locateDataFile } from "../../qcow2/image/named_files.ts";
+import { repairQcow2 } from "../../qcow2/repair.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
 import {
   type DriverType,
@@ -42,10 +46,9 @@ export const qcow2Driver: DriverType = {
       const { storage } = context.files;
       const confinement = asParent?.confinement;
       const options = { storage, readOnly, same: disk.identity, confinement };
-      const image = openQcow2(
-        spec.path,
-        readOnly ? options : { ...options, lockedBy: disk.identity },
-      );
+      const image = readOnly
+        ? openQcow2(spec.path, options)
+        : openToWrite(spec.path, { ...options, lockedBy: disk.identity }, context);
       parts.image = image;
       const parent = parentSpec(image, spec);
       parts.data = openDataFile(image, spec, context);
@@ -63,6 +66,22 @@ export const qcow2Driver: DriverType = {
     }
   },
 };
+
+/**
+ * Opens an image for writing. One whose last user kept reference counts in memory and was killed is
+ * mended first, which reads all its tables while other disks wait.
+ */
+function openToWrite(
+  path: string,
+  options: Qcow2OpenOptions & { storage: Storage; lockedBy: FileIdentity },
+  { log }: ImageContext,
+): Qcow2Image {
+  const image = openQcow2(path, options);
+  if (!hasFeature(image.header, Incompatible.Dirty)) return image;
+  image.close();
+  for (const line of repairQcow2(path, options)) log(`${path}: ${line}`);
+  return openQcow2(path, options);
+}
 
 interface Parts {
   readonly disk: DiskFile;
