@@ -180,7 +180,10 @@ Deno.test("snapshots of images behind filters keep the filters, and the log of w
 
 Deno.test("snapshots of what can have no layer on top are refused, and it runs on", () => {
   const refusals: [string, RegExp][] = [
-    ["ram:8", /Cannot make a snapshot of minor 0 \(ram:8 is neither VHD nor QCOW2 nor raw\).*EOPNOTSUPP/],
+    [
+      "ram:8",
+      /Cannot make a snapshot of minor 0 \(ram:8 is neither VHD nor QCOW2 nor raw\).*EOPNOTSUPP/,
+    ],
     ["log:bc:ram:8", /\(log:bc:ram:8 is neither VHD nor QCOW2 nor raw\).*EOPNOTSUPP/],
   ];
   for (const [name, expected] of refusals) {

@@ -84,7 +84,7 @@ Deno.test("td-util: a VHD for Azure is fixed, and has whole MiB", () =>
   withImages(async (folder, content) => {
     const image = `vhd:${folder}/azure.vhd`;
     await ok("convert", "--azure", `raw:${folder}/src.raw`, image);
-    assert.match(await ok("info", image), /disk: 10 MiB \(10485760 bytes\)\n.*\n  kind: fixed/);
+    assert.match(await ok("info", image), /disk: 10 MiB \(10485760 bytes\)\n.*\n {2}kind: fixed/);
     assert.equal(Deno.statSync(`${folder}/azure.vhd`).size, 10 * MIB + 512);
     const { stdoutBytes } = await tdUtil("stream", "--count", String(DISK_BYTES / 512), image);
     assert.deepEqual(stdoutBytes, content);

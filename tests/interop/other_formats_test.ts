@@ -1,0 +1,206 @@
+/**
+ * QCOW of version 1 and VHDX beside QEMU and libvhdi: what they made is read here, and what is written
+ * here is read by them.
+ */
+import assert from "node:assert/strict";
+import { Random } from "../../src/testing/random.ts";
+import { needsServed, withTapdisks } from "../support/served.ts";
+import { binaryPath, needs, run, runOk, withTempDir } from "../support/tools.ts";
+import { MadeVhdx } from "../support/vhdx.ts";
+
+const MIB = 1 << 20;
+const SIZE = 24 * MIB + 512;
+const tool = needs("dist/td-util", "qemu-img", "qemu-io");
+const served = needsServed("qemu-img", "qemu-io");
+const python = needs("/usr/lib/python3/dist-packages/pyvhdi.cpython-311-x86_64-linux-gnu.so");
+
+function tdUtil(...args: string[]): Promise<string> {
+  return runOk(binaryPath("td-util"), args);
+}
+
+/** A sparse raw file; each run of bytes differs from the others. */
+function makeRaw(path: string, seed: number): void {
+  const random = new Random(seed);
+  const bytes = new Uint8Array(SIZE);
+  for (let i = 0; i < 60; i++) {
+    const at = random.below(SIZE - 70_000);
+    bytes.fill(1 + random.below(255), at, at + 1 + random.below(70_000));
+  }
+  Deno.writeFileSync(path, bytes);
+}
+
+function same(a: string, b: string): void {
+  assert.deepEqual(Deno.readFileSync(a), Deno.readFileSync(b));
+}
+
+function test(name: string, fn: (folder: string) => Promise<void>): void {
+  const { ignore, suffix } = tool;
+  Deno.test({ name: `${name}${suffix}`, ignore, fn: () => withTempDir(fn) });
+}
+
+const MADE_BY_QEMU = [
+  ["qcow", "qcow", []],
+  ["qcow", "qcow", ["-c"]],
+  ["vhdx", "vhdx", []],
+  ["vhdx", "vhdx", ["-o", "subformat=fixed"]],
+  ["vhdx", "vhdx", ["-o", "block_size=1M,block_state_zero=off"]],
+  ["vhdx", "vhdx", ["-o", "block_size=32M,log_size=2M"]],
+  ["qcow2", "qcow2", ["-c"]],
+] as const;
+
+for (const [type, format, options] of MADE_BY_QEMU) {
+  test(`QEMU's ${format} ${options.join(" ")} is read as QEMU reads it`, async (folder) => {
+    makeRaw(`${folder}/a.raw`, 3);
+    // QEMU compresses only whole clusters of a QCOW.
+    if (type === "qcow") Deno.truncateSync(`${folder}/a.raw`, 24 * MIB);
+    const made = ["convert", "-f", "raw", "-O", format, ...options, `${folder}/a.raw`];
+    // qemu-img 7.2 ends with status 1 after it has written a compressed QCOW.
+    await run("qemu-img", [...made, `${folder}/a`]);
+    const compared = ["compare", "-f", "raw", "-F", format, `${folder}/a.raw`, `${folder}/a`];
+    await runOk("qemu-img", compared);
+
+    await tdUtil("convert", `${type}:${folder}/a`, `raw:${folder}/b.raw`);
+    same(`${folder}/a.raw`, `${folder}/b.raw`);
+    await tdUtil("check", `${type}:${folder}/a`);
+  });
+}
+
+for (const [type, format] of [["qcow", "qcow"], ["vhd", "vpc"], ["qcow2", "qcow2"]]) {
+  test(`QEMU reads our ${type}, and writes to it`, async (folder) => {
+    makeRaw(`${folder}/a.raw`, 4);
+    await tdUtil("convert", `raw:${folder}/a.raw`, `${type}:${folder}/a`);
+    await runOk("qemu-img", [
+      "compare",
+      "-f",
+      "raw",
+      "-F",
+      format,
+      `${folder}/a.raw`,
+      `${folder}/a`,
+    ]);
+    for (const file of [["raw", `${folder}/a.raw`], [format, `${folder}/a`]]) {
+      await runOk("qemu-io", [
+        "-f",
+        file[0],
+        "-c",
+        "write -P 7 1M 3M",
+        "-c",
+        "write -P 8 20M 512",
+        file[1],
+      ]);
+    }
+    await tdUtil("convert", `${type}:${folder}/a`, `raw:${folder}/b.raw`);
+    same(`${folder}/a.raw`, `${folder}/b.raw`);
+  });
+}
+
+test("QEMU follows the names of backing files that td-util writes", async (folder) => {
+  makeRaw(`${folder}/a.raw`, 5);
+  for (const [type, format] of [["qcow", "qcow"], ["qcow2", "qcow2"]]) {
+    await tdUtil("snapshot", `raw:${folder}/a.raw`, `${type}:${folder}/${type}.1`);
+    await tdUtil("snapshot", `${type}:${folder}/${type}.1`, `${type}:${folder}/${type}.2`);
+    const top = `${folder}/${type}.2`;
+    await runOk("qemu-img", ["compare", "-f", "raw", "-F", format, `${folder}/a.raw`, top]);
+    await runOk("qemu-io", ["-f", format, "-c", "write -P 9 5M 70000", top]);
+    await runOk("qemu-img", ["convert", "-f", format, "-O", "raw", top, `${folder}/${type}.raw`]);
+    await tdUtil("diff", `${type}:${top}`, `raw:${folder}/${type}.raw`);
+  }
+});
+
+test("a stream leaves holes in a file, and none in one that is appended to", async (folder) => {
+  makeRaw(`${folder}/a.raw`, 6);
+  await tdUtil("convert", `raw:${folder}/a.raw`, `qcow:${folder}/a.qcow`);
+  const script = `"$1" stream "qcow:$2/a.qcow" > "$2/b.raw" && printf x > "$2/c.raw" && ` +
+    `"$1" stream "qcow:$2/a.qcow" >> "$2/c.raw" && ("$1" stream "qcow:$2/a.qcow"; printf y) > "$2/d.raw"`;
+  await runOk("sh", ["-c", script, "sh", binaryPath("td-util"), folder]);
+  same(`${folder}/a.raw`, `${folder}/b.raw`);
+  const content = Deno.readFileSync(`${folder}/a.raw`);
+  assert.deepEqual(Deno.readFileSync(`${folder}/c.raw`).subarray(1), content);
+  const followed = Deno.readFileSync(`${folder}/d.raw`);
+  assert.deepEqual([followed.length, followed.at(-1)], [SIZE + 1, 121]);
+  assert.ok((Deno.statSync(`${folder}/b.raw`).blocks ?? 0) * 512 < SIZE / 2);
+});
+
+test("a conversion that a signal stops leaves nothing", async (folder) => {
+  const raw = `${folder}/big.raw`;
+  await runOk("sh", ["-c", `head -c 300000000 /dev/urandom > "$1"`, "sh", raw]);
+  const program = [binaryPath("td-util"), "convert", `raw:${raw}`, `vhd:${folder}/new.vhd`];
+  const { code } = await run("timeout", ["-s", "TERM", "0.7", ...program]);
+  const left = [...Deno.readDirSync(folder)].map(({ name }) => name);
+  // On a quick machine it may end before the signal.
+  assert.deepEqual(left.sort(), code === 0 ? ["big.raw", "new.vhd"] : ["big.raw"]);
+});
+
+Deno.test({
+  name: `libvhdi reads our differencing VHDXs as td-util does${tool.suffix}${python.suffix}`,
+  ignore: tool.ignore || python.ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      for (const sectorBytes of [512, 4096]) {
+        const random = new Random(sectorBytes);
+        const guids = [1, 2].map((n) => `aaaaaaaa-0000-4000-8000-00000000000${n}`);
+        const layers = guids.map((_, layer) =>
+          new Map(
+            Array.from({ length: 500 }, () => random.below(48 * 2048 * 512 / sectorBytes)).flatMap(
+              (unit) =>
+                Array.from(
+                  { length: sectorBytes / 512 },
+                  (_, i) =>
+                    [unit * sectorBytes / 512 + i, new Uint8Array(512).fill(1 + layer)] as const,
+                ),
+            ),
+          )
+        );
+        const shape = { sizeBytes: 48 * MIB, sectorBytes };
+        const parent = { path: "base.vhdx", dataGuid: guids[0] };
+        const base = new MadeVhdx({ ...shape, dataGuid: guids[0], sectors: layers[0] });
+        const child = new MadeVhdx({ ...shape, dataGuid: guids[1], parent, sectors: layers[1] });
+        Deno.writeFileSync(`${folder}/base.vhdx`, base.bytes);
+        Deno.writeFileSync(`${folder}/child.vhdx`, child.bytes);
+        const script = "import pyvhdi, sys\n" +
+          "p = pyvhdi.file(); p.open(sys.argv[1] + '/base.vhdx')\n" +
+          "c = pyvhdi.file(); c.open(sys.argv[1] + '/child.vhdx'); c.set_parent(p)\n" +
+          "open(sys.argv[1] + '/theirs', 'wb').write(c.read_buffer_at_offset(c.get_media_size(), 0))\n";
+        await runOk("/usr/bin/python3", ["-c", script, folder]);
+        await runOk("sh", [
+          "-c",
+          `"$1" stream "vhdx:$2/child.vhdx" > "$2/ours"`,
+          "sh",
+          binaryPath("td-util"),
+          folder,
+        ]);
+        same(`${folder}/ours`, `${folder}/theirs`);
+      }
+    }),
+});
+
+Deno.test({
+  name: `a QCOW that a tapdisk serves is written like a raw file that QEMU writes${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      makeRaw(`${folder}/base.raw`, 7);
+      Deno.copyFileSync(`${folder}/base.raw`, `${folder}/model.raw`);
+      await tdUtil("snapshot", `raw:${folder}/base.raw`, `qcow:${folder}/top.qcow`);
+      const disk = await tapdisks.serve(`qcow:${folder}/top.qcow`);
+      const random = new Random(8);
+      const writes = Array.from({ length: 60 }, (_, i) => {
+        const sectors = 1 + random.below(i % 3 === 0 ? 400 : 20);
+        const at = random.below(SIZE / 512 - sectors);
+        return ["-c", `write -P ${1 + i} ${at * 512} ${sectors * 512}`];
+      }).flat();
+      await runOk("qemu-io", ["-f", "raw", ...writes, `nbd+unix:///?socket=${disk.socket}`]);
+      await runOk("qemu-io", ["-f", "raw", ...writes, `${folder}/model.raw`]);
+      await tapdisks.stop(disk);
+      await runOk("qemu-img", [
+        "compare",
+        "-f",
+        "raw",
+        "-F",
+        "qcow",
+        `${folder}/model.raw`,
+        `${folder}/top.qcow`,
+      ]);
+      await tdUtil("check", `qcow:${folder}/top.qcow`);
+    }),
+});
