@@ -213,3 +213,28 @@ Deno.test("an unknown feature is named as the image names it", () => {
   });
   assert.match(text, /\("dirty bit"\)/);
 });
+
+Deno.test("a write that gives subclusters data leaves those beside it to the writes under way", () => {
+  for (let seed = 1; seed <= 20; seed++) {
+    const simulation = new Simulation({ seed, latencyMs: 5 });
+    createQcow2("/a", {
+      storage: simulation.disk,
+      sizeBytes: 4 * MIB,
+      clusterBytes: 65536,
+      extendedL2: true,
+    });
+    const device = simulation.open("qcow2:/a");
+    device.write(0, stampedSectors(0, 4, 1));
+    device.settle();
+    // Subclusters have four sectors: the second write ends in one that has no data yet.
+    device.write(0, stampedSectors(0, 1, 2));
+    device.write(2, stampedSectors(2, 4, 3));
+    device.settle();
+    assertHolds(device, 0, 1, 2);
+    assertHolds(device, 1, 1, 1);
+    assertHolds(device, 2, 4, 3);
+    assertHolds(device, 6, 100, 0);
+    device.close();
+    simulation.close();
+  }
+});

@@ -251,10 +251,15 @@ export class ClusterWriter {
     const isWhole = !hasSubclusters || (isNew && this.#hasOldPlace(at));
     const firstSub = isWhole ? 0 : Math.floor(first / subclusterSectors);
     const endSub = isWhole ? this.#map.geometry.subclusters : Math.ceil(end / subclusterSectors);
-    records.headStart[record] = firstSub * subclusterSectors;
+    // A subcluster that has data at this place keeps it. Other writes to it may be under way, which
+    // copying it onto itself would undo.
+    const keepsHead = !isNew && this.#map.heldAt(at, firstSub) === Held.Data;
+    const keepsTail = !isNew && this.#map.heldAt(at, endSub - 1) === Held.Data;
+    records.headStart[record] = keepsHead ? first : firstSub * subclusterSectors;
     records.headEnd[record] = first;
     records.tailStart[record] = end;
-    records.tailEnd[record] = Math.min(clusterSectors, endSub * subclusterSectors);
+    const tailEnd = Math.min(clusterSectors, endSub * subclusterSectors);
+    records.tailEnd[record] = keepsTail ? end : tailEnd;
     let bits = 0;
     for (let sub = firstSub; sub < endSub; sub++) bits |= 1 << sub;
     records.subclusters[record] = bits;

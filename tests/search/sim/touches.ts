@@ -13,6 +13,7 @@ import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { DD_BLK_UNUSED } from "../../../src/vhd/format/bat.ts";
 import { bitmapOffset, dataOffset } from "../../../src/vhd/image/block.ts";
 import { openVhd } from "../../../src/vhd/image/image.ts";
+import { Qcow2Reader } from "../../support/qcow2_reader.ts";
 import { formatNamed } from "./formats/registry.ts";
 import type { ImageModel } from "./model.ts";
 import { SECTOR_BYTES } from "./stamps.ts";
@@ -66,7 +67,14 @@ function placesOf(disk: SimulatedDisk, { path, format }: ImageModel, sector: num
     offsetBytes: sector * SECTOR_BYTES,
     lengthBytes: SECTOR_BYTES,
   };
-  if (formatNamed(format).parentAs === "raw") return [flat];
+  const { parentAs } = formatNamed(format);
+  if (parentAs === "raw") return [flat];
+  if (parentAs === null) {
+    const reader = new Qcow2Reader(disk, path);
+    const offsetBytes = reader.placeOf(sector);
+    reader.close();
+    return offsetBytes < 0 ? [] : [{ ...flat, offsetBytes }];
+  }
   const image = openVhd(path, { storage: disk, lenient: true, ignoreDisabled: true });
   image.close();
   if (image.type === "fixed") return [flat];

@@ -1,5 +1,6 @@
 import { hasLibcrypto } from "../../../support/libcrypto.ts";
 import { madeFormat } from "./made.ts";
+import { qcow2Format } from "./qcow2.ts";
 import { rawDeviceFormat, rawFormat } from "./raw.ts";
 import type { SimFormat } from "./format.ts";
 import {
@@ -24,6 +25,9 @@ export const FORMATS: readonly SimFormat[] = [
   foreignFormat,
   fixedFormat,
   rawFormat,
+  qcow2Format,
+  qcow2Format,
+  qcow2Format,
   deviceFormat,
   deviceFormat,
   fixedDeviceFormat,
