@@ -16,6 +16,7 @@ import {
 } from "../../support/sim.ts";
 import { SECTOR } from "./images.ts";
 import type { Stages } from "./operation.ts";
+import { isQcow2 } from "./versions.ts";
 
 /** A device of a process of its own. Each call that it offers is a stage, unless it says otherwise. */
 export class Served {
@@ -34,7 +35,10 @@ export class Served {
     this.#stages = stages;
     this.#simulation = new Simulation({ disk });
     try {
-      this.#device = this.#simulation.open(`vhd:${path}`, key === undefined ? {} : { key });
+      this.#device = this.#simulation.open(
+        `${isQcow2(path) ? "qcow2" : "vhd"}:${path}`,
+        key === undefined ? {} : { key },
+      );
     } catch (error) {
       this.#dies();
       throw error;

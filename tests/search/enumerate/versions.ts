@@ -11,6 +11,7 @@ import { presentSectors } from "../../../src/vhd/image/block.ts";
 import { openChain } from "../../../src/vhd/image/chain.ts";
 import { openVhd } from "../../../src/vhd/image/image.ts";
 import { readRange } from "../../../src/vhd/image/read.ts";
+import { Qcow2Reader } from "../../support/qcow2_reader.ts";
 import { DISK_BYTES, DISK_SECTORS, SECTOR } from "./images.ts";
 import type { Operation } from "./operation.ts";
 
@@ -38,6 +39,27 @@ export function isRaw(path: string): boolean {
   return path === "/raw";
 }
 
+/** Whether an image is a QCOW2: on a raw image, if it has a parent. */
+export function isQcow2(path: string): boolean {
+  return path.endsWith(".qcow2");
+}
+
+function readQcow2(disk: SimulatedDisk, path: string, bytes: Uint8Array<ArrayBuffer>): void {
+  const reader = new Qcow2Reader(disk, path);
+  try {
+    reader.read(bytes, 0);
+    if (reader.image.backing === null) return;
+    const below = readDisk(disk, "/raw");
+    for (let sector = 0; sector < DISK_SECTORS; sector++) {
+      if (reader.placeOf(sector) !== -1) continue;
+      const at = sector * SECTOR;
+      bytes.set(below.subarray(at, at + SECTOR), at);
+    }
+  } finally {
+    reader.close();
+  }
+}
+
 /** The disk of an image. A larger one is compared at its start only. */
 export function readDisk(disk: SimulatedDisk, path: string): Uint8Array {
   const bytes = new Uint8Array(DISK_BYTES);
@@ -45,6 +67,10 @@ export function readDisk(disk: SimulatedDisk, path: string): Uint8Array {
     const file = disk.open(path, "read");
     file.readAt(bytes, 0);
     file.close();
+    return bytes;
+  }
+  if (isQcow2(path)) {
+    readQcow2(disk, path, bytes);
     return bytes;
   }
   const chain = openChain(path, { storage: disk });
@@ -60,6 +86,12 @@ function contentOf(disk: SimulatedDisk, { contents = readDisk }: Operation, path
   const isDevice = disk.locate(path).kind === "block";
   const bytes = contents(disk, path);
   if (isRaw(path)) return { bytes, isDevice, held: new Array(DISK_SECTORS).fill(true) };
+  if (isQcow2(path)) {
+    const reader = new Qcow2Reader(disk, path);
+    const held = Array.from({ length: DISK_SECTORS }, (_, i) => reader.placeOf(i) !== -1);
+    reader.close();
+    return { bytes, isDevice, held };
+  }
   const image = openVhd(path, { storage: disk });
   try {
     const held = Array.from({ length: DISK_SECTORS }, (_, sector) => {

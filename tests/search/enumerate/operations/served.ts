@@ -5,10 +5,14 @@
  */
 import type { SimulatedDisk } from "../../../../src/testing/simulated_disk.ts";
 import { DiskKey, hashKey, storeKeyhash } from "../../../../src/vhd/key.ts";
+import { createQcow2, type CreateQcow2Options } from "../../../../src/qcow2/create.ts";
 import { hasLibcrypto } from "../../../support/libcrypto.ts";
+import { stampedSectors } from "../../../support/sim.ts";
 import {
   BLOCK,
   CHILD_PARTS,
+  DISK_BYTES,
+  DISK_SECTORS,
   makeBases,
   makeChain,
   makeEmptyChild,
@@ -128,6 +132,45 @@ function encrypted(): Operation[] {
   }));
 }
 
+const QCOW2 = "/c.qcow2";
+
+/** QCOW2 images whose clusters are as large as a block, smaller, and larger with subclusters. */
+const QCOW2_KINDS: Readonly<Record<string, Omit<CreateQcow2Options, "sizeBytes">>> = {
+  "QCOW2": { clusterBytes: 4096 },
+  "QCOW2 with small clusters": { clusterBytes: 512, refcountBits: 64 },
+  "QCOW2 with subclusters": { clusterBytes: 16384, extendedL2: true },
+  "QCOW2 of version 2": { clusterBytes: 4096, version: 2 },
+};
+
+function makeQcow2(disk: SimulatedDisk, options: Omit<CreateQcow2Options, "sizeBytes">): void {
+  const { backing } = options;
+  if (backing !== undefined) {
+    const raw = disk.open("/raw", "create-new");
+    raw.writeAt(new Uint8Array(stampedSectors(0, DISK_SECTORS, 0x40)), 0);
+    raw.close();
+  }
+  createQcow2(QCOW2, { storage: disk, sizeBytes: DISK_BYTES, ...options });
+  serve(disk, { path: QCOW2, stages: NO_STAGES }, (served) => {
+    for (const [sector, count] of CHILD_PARTS) served.write(sector, count);
+  });
+}
+
+/** The same work on QCOW2 images, alone and on a raw image. */
+function qcow2(): Operation[] {
+  const backing = { name: "raw", format: "raw" };
+  return Object.entries(QCOW2_KINDS).flatMap(([kind, options]) =>
+    [options, { ...options, backing }].flatMap((each) =>
+      Object.entries(WORK).map(([what, work]) => ({
+        name: `${what}, ${kind}${"backing" in each ? " on a raw image" : ""}`,
+        make: (disk: SimulatedDisk) => makeQcow2(disk, each),
+        run: (disk: SimulatedDisk, stages: Stages) => serve(disk, { path: QCOW2, stages }, work),
+        images: "backing" in each ? ["/raw", QCOW2] : [QCOW2],
+        ...more(what),
+      }))
+    )
+  );
+}
+
 function snapshotOf(rename: boolean): Operation {
   const { base, child, made } = namesIn("files");
   const run = (disk: SimulatedDisk, stages: Stages): void =>
@@ -156,6 +199,7 @@ export const SERVED: readonly Operation[] = [
   ...served("files"),
   ...served("devices"),
   ...(hasLibcrypto() ? encrypted() : []),
+  ...qcow2(),
   {
     name: "first write to a block, in front of a raw parent",
     make: makeRawChain,
