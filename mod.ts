@@ -82,6 +82,22 @@
  * assert.ok(flat.type === "dynamic" && flat.layers.length === 1);
  * ```
  *
+ * Images of every type are named as for tapdisk. `convertImage` copies a disk into an image of another type,
+ * and `imageInfo`, `mapImage`, `diffImages` and `streamImage` look at them:
+ *
+ * ```ts
+ * import assert from "node:assert/strict";
+ * import { convertImage, createDynamic, diffImages, imageInfo } from "blktap";
+ *
+ * const folder = Deno.makeTempDirSync();
+ * createDynamic(`${folder}/disk.vhd`, { sizeBytes: 64 * 1024 * 1024 });
+ * await convertImage(`vhd:${folder}/disk.vhd`, `qcow:${folder}/disk.qcow`);
+ * const { layers } = await imageInfo(`qcow:${folder}/disk.qcow`);
+ * assert.ok(layers[0].type === "qcow" && layers[0].sizeBytes === 64 * 1024 * 1024);
+ * const { ranges } = await diffImages(`vhd:${folder}/disk.vhd`, `qcow:${folder}/disk.qcow`);
+ * assert.ok(ranges.length === 0);
+ * ```
+ *
  * An error names the action, the file and the reason, and has an `errno`:
  *
  * ```ts
@@ -116,6 +132,24 @@ export {
   openVhd,
   snapshot,
 } from "./src/bulk/library.ts";
+export { checkChain, type CheckChainOptions, type ImageCheck } from "./src/images/check.ts";
+export {
+  commitImage,
+  compactImage,
+  resizeImage,
+  type ResizeImageOptions,
+  snapshotImage,
+} from "./src/images/change.ts";
+export { type Converted, convertImage, type ConvertOptions } from "./src/images/convert.ts";
+export { createImage } from "./src/images/create.ts";
+export { type Difference, diffImages } from "./src/images/diff.ts";
+export { type ImageInfo, imageInfo, type LayerInfo } from "./src/images/info.ts";
+export type { ImageFacts, NewImageOptions, SnapshotImageOptions } from "./src/images/kind.ts";
+export { type ImageMap, type MapExtent, mapImage } from "./src/images/map.ts";
+export { rebaseImage, type RebaseOptions } from "./src/images/rebase.ts";
+export { streamImage, type StreamOptions, type StreamSink } from "./src/images/stream.ts";
+export type { WorkOptions } from "./src/images/work.ts";
+export { type FormatFault, ImageFormatError } from "./src/files/format_error.ts";
 export { allowParentsIn } from "./src/files/confinement.ts";
 export type { ProgressListener } from "./src/files/progress.ts";
 export type { CheckOptions, CheckResult } from "./src/vhd/check/check.ts";

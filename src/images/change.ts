@@ -1,7 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { coalesce } from "../bulk/coalesce.ts";
 import { osStorage } from "../files/storage.ts";
-import type { ProgressListener } from "../files/progress.ts";
 import type { ImageSpec } from "../driver/driver.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { copyInto, zeroStretches } from "./convert.ts";
@@ -9,11 +8,14 @@ import type { SnapshotImageOptions } from "./kind.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Stretch, walkImage } from "./walk.ts";
+import type { WorkOptions } from "./work.ts";
 
-/** Options of work that takes time. */
-export interface WorkOptions {
-  readonly onProgress?: ProgressListener;
-  readonly signal?: AbortSignal;
+/** Options of a new size. */
+export interface ResizeImageOptions extends WorkOptions {
+  /** The new size, whole sectors. */
+  readonly sizeBytes: number;
+  /** Allows a smaller size, which cuts data off. */
+  readonly shrink?: boolean;
 }
 
 /** The error for work that a type does not have. */
@@ -48,15 +50,11 @@ export function snapshotImage(
 /**
  * Changes the size of a disk. What is added reads as zeros.
  *
- * @param options.shrink Allows a smaller size, which cuts data off.
  * @throws {SystemError} EINVAL for a smaller size without that; EOPNOTSUPP for types without this.
  */
 export async function resizeImage(
   name: string,
-  { sizeBytes, shrink = false, onProgress }: WorkOptions & {
-    readonly sizeBytes: number;
-    readonly shrink?: boolean;
-  },
+  { sizeBytes, shrink = false, onProgress }: ResizeImageOptions,
 ): Promise<void> {
   const { kind, path } = knownImage(name, "resize");
   if (kind.resize === undefined) {

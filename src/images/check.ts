@@ -6,12 +6,15 @@ import { createEngine } from "./engine.ts";
 import { kindOf } from "./kinds.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
+import type { WorkOptions } from "./work.ts";
 
 /** What a check found in one image. */
 export interface ImageCheck {
   /** `vhd:/disk.vhd`. */
   readonly name: string;
+  /** Whether no finding is an error. */
   readonly valid: boolean;
+  /** What was found. */
   readonly findings: readonly {
     readonly severity: "error" | "warning";
     readonly message: string;
@@ -21,12 +24,11 @@ export interface ImageCheck {
 }
 
 /** Options of a check. */
-export interface CheckImageOptions {
+export interface CheckChainOptions extends Pick<WorkOptions, "onProgress"> {
   /** Mends the image itself, and checks again. The images below it are not changed. */
   readonly repair?: boolean;
   /** Also the images below it. */
   readonly chain?: boolean;
-  readonly onProgress?: ProgressListener;
 }
 
 /**
@@ -35,9 +37,9 @@ export interface CheckImageOptions {
  * @throws {SystemError} EOPNOTSUPP for a type that nothing is checked of, or that cannot be repaired;
  * errors of the file system. A damaged image is a result, not an error.
  */
-export async function checkImage(
+export async function checkChain(
   name: string,
-  { repair = false, chain = false, onProgress }: CheckImageOptions = {},
+  { repair = false, chain = false, onProgress }: CheckChainOptions = {},
 ): Promise<ImageCheck[]> {
   const first = checkOne(name, { repair, onProgress });
   if (!chain || !first.valid) return [first];

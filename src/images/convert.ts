@@ -2,11 +2,11 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { writeOutput } from "../bulk/merge.ts";
 import { fileInName } from "../driver/layers.ts";
-import type { ProgressListener } from "../files/progress.ts";
-import { createEngine, type Engine, type EngineMaker } from "./engine.ts";
+import { createEngine, type Engine } from "./engine.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
+import type { WorkOptions } from "./work.ts";
 import { eachData } from "./zeros.ts";
 
 /** Azure takes disks of whole MiB only. */
@@ -16,20 +16,15 @@ const AZURE_BYTES = 1 << 20;
 const UNIT_SECTORS = 8;
 
 /** Options of a conversion. */
-export interface ConvertOptions {
+export interface ConvertOptions extends WorkOptions {
   /** Makes a VHD with all its room at once. */
   readonly fixed?: boolean;
   /** Makes a VHD as Azure wants it: fixed, with whole MiB. What is added to the disk is zeros. */
   readonly azure?: boolean;
   /** Leaves out what is read as zeros, also where the source has data. True by default. */
   readonly detectZeros?: boolean;
-  /** Called with sectors that are done and their total. */
-  readonly onProgress?: ProgressListener;
-  /** Cancels the conversion, which then fails with ECANCELED. */
-  readonly signal?: AbortSignal;
   /** Takes lines that drivers log. */
   readonly log?: (message: string) => void;
-  readonly makeEngine?: EngineMaker;
 }
 
 /** What a conversion did. */
@@ -54,7 +49,7 @@ export async function convertImage(
   to: string,
   options: ConvertOptions = {},
 ): Promise<Converted> {
-  const engine = (options.makeEngine ?? createEngine)(options.log ?? (() => {}));
+  const engine = createEngine(options.log ?? (() => {}));
   try {
     const source = await OpenImage.open(engine, from, { readOnly: true });
     try {

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { type OnStorage, osStorage } from "../files/storage.ts";
+import { osStorage } from "../files/storage.ts";
 import type { NewImageOptions } from "./kind.ts";
 import { knownImage } from "./names.ts";
 
@@ -10,10 +10,7 @@ import { knownImage } from "./names.ts";
  * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for a type that is only read; EINVAL
  * for a size that the type cannot have.
  */
-export function createImage(
-  name: string,
-  { storage = osStorage, ...options }: NewImageOptions & OnStorage,
-): void {
+export function createImage(name: string, options: NewImageOptions): void {
   const { kind, path } = knownImage(name, "make");
   if (kind.create === undefined) {
     throw new SystemError(
@@ -21,8 +18,8 @@ export function createImage(
       `Cannot make ${name}: images of this type are only read`,
     );
   }
-  if (storage.exists(path) && storage.status(path).kind !== "block") {
+  if (osStorage.exists(path) && osStorage.status(path).kind !== "block") {
     throw new SystemError(Errno.EEXIST, `Cannot create ${path}: choose another name`);
   }
-  kind.create(storage, { path }, options);
+  kind.create(osStorage, { path }, options);
 }

@@ -4,6 +4,7 @@ import { REQUEST_SECTORS } from "../driver/driver.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
+import type { WorkOptions } from "./work.ts";
 import { eachData } from "./zeros.ts";
 
 /** Slots of a walk are below this. */
@@ -17,12 +18,6 @@ export interface Difference {
   readonly ranges: readonly { readonly offsetBytes: number; readonly lengthBytes: number }[];
 }
 
-/** Options of a comparison. */
-export interface DiffOptions {
-  readonly signal?: AbortSignal;
-  readonly onProgress?: (done: number, total: number) => void;
-}
-
 /**
  * Compares two disks, sector by sector. Holes are zeros, and what both images say is a hole is not
  * read.
@@ -32,7 +27,7 @@ export interface DiffOptions {
 export async function diffImages(
   first: string,
   second: string,
-  options: DiffOptions = {},
+  options: WorkOptions = {},
 ): Promise<Difference> {
   const engine = createEngine(() => {});
   try {
@@ -56,7 +51,7 @@ export async function diffImages(
 
 async function compare(
   engine: Engine,
-  { one, other, options }: { one: OpenImage; other: OpenImage; options: DiffOptions },
+  { one, other, options }: { one: OpenImage; other: OpenImage; options: WorkOptions },
 ): Promise<Difference["ranges"]> {
   const sectors = Math.min(one.sectors, other.sectors);
   const found: Stretch[] = [];

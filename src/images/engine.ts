@@ -23,10 +23,7 @@ export interface Engine {
   close(): void;
 }
 
-/** Makes an engine, which writes what drivers log to `log`. */
-export type EngineMaker = (log: (message: string) => void) => Engine;
-
-/** Makes an engine for the files of the operating system. */
+/** Makes an engine for the files of the operating system, which writes what drivers log to `log`. */
 export function createEngine(log: (message: string) => void): Engine {
   const scheduler = new EpollScheduler({ runtimeTurnMs: RUNTIME_TURN_MS });
   const backend = new LibaioBackend(scheduler);

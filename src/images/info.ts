@@ -11,11 +11,13 @@ import { OpenImage } from "./open_image.ts";
 export interface LayerInfo {
   /** `vhd:/disk.vhd`. */
   readonly name: string;
+  /** `vhd`. */
   readonly type: string;
   /** Size of the disk; null when the image could not be opened. */
   readonly sizeBytes: number | null;
-  /** Length of the file, and the room that it takes; null for what is no regular file. */
+  /** Length of the file; null for what is no regular file. */
   readonly fileBytes: number | null;
+  /** The room that the file takes; null for what is no regular file. */
   readonly roomBytes: number | null;
   /** What only the type has. */
   readonly facts: ImageFacts;

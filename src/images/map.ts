@@ -5,7 +5,9 @@ import { walkImage } from "./walk.ts";
 
 /** A range of a disk. */
 export interface MapExtent {
+  /** Offset of the range on the disk. */
   readonly offsetBytes: number;
+  /** Length of the range. */
   readonly lengthBytes: number;
   /** The number of the image that holds it: 0 for the image itself; null for a hole. */
   readonly layer: number | null;
@@ -15,6 +17,7 @@ export interface MapExtent {
 export interface ImageMap {
   /** The names of the images, the image itself first. */
   readonly layers: readonly string[];
+  /** All of the disk, from start to end. */
   readonly extents: readonly MapExtent[];
 }
 

@@ -2,19 +2,17 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, equalMemory, memoryAddress, SECTOR_BYTES, zeroSectors } from "../../ffi/memory.ts";
 import { REQUEST_SECTORS, REQUEST_SLOTS } from "../driver/driver.ts";
 import { osStorage } from "../files/storage.ts";
-import type { ProgressListener } from "../files/progress.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
+import type { WorkOptions } from "./work.ts";
 import { eachData } from "./zeros.ts";
 
 /** Options of a rebase. */
-export interface RebaseOptions {
+export interface RebaseOptions extends WorkOptions {
   /** Only the name is changed: the new image must read like the one that was below before. */
   readonly unsafe?: boolean;
-  readonly onProgress?: ProgressListener;
-  readonly signal?: AbortSignal;
 }
 
 /**

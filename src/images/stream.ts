@@ -3,21 +3,22 @@ import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { createEngine } from "./engine.ts";
 import { OpenImage } from "./open_image.ts";
 import { walkImage } from "./walk.ts";
+import type { WorkOptions } from "./work.ts";
 
 /** Where a stream goes: it gets all bytes in their order. */
 export interface StreamSink {
+  /** The next bytes. */
   write(bytes: Uint8Array): void;
   /** So many zeros follow, of a hole. */
   skip(lengthBytes: number): void;
 }
 
 /** Options of a stream. */
-export interface StreamOptions {
+export interface StreamOptions extends Pick<WorkOptions, "signal"> {
   /** The first sector; 0 by default. */
   readonly skip?: number;
   /** How many sectors; all that follow by default. */
   readonly count?: number;
-  readonly signal?: AbortSignal;
 }
 
 /**

@@ -16,7 +16,7 @@ Deno.test("the examples in the documentation run", () =>
       env: { TMPDIR: folder, NO_COLOR: "1" },
     });
     assert.equal(code, 0, stdout + stderr);
-    assert.match(stdout, / 9 passed/);
+    assert.match(stdout, / 10 passed/);
   }));
 
 Deno.test("docs/images.md lists the commands that have --parent-root", async () => {

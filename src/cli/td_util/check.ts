@@ -1,5 +1,5 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { checkImage, type ImageCheck } from "../../images/check.ts";
+import { checkChain, type ImageCheck } from "../../images/check.ts";
 import { jsonText } from "../json.ts";
 import { openProgress } from "../progress.ts";
 import type { CommandCall, Subcommand } from "../subcommands/command.ts";
@@ -26,7 +26,7 @@ vhd:disk.vhd is valid`,
   async run(call: CommandCall): Promise<number> {
     const [image] = operandsOf(call, "IMAGE");
     const progress = call.has("quiet") ? null : await openProgress("check");
-    const checks = await checkImage(imageOf(image), {
+    const checks = await checkChain(imageOf(image), {
       repair: call.has("repair"),
       chain: call.has("chain"),
       onProgress: progress?.update,

@@ -1,4 +1,3 @@
-import { osStorage } from "../../files/storage.ts";
 import { createImage } from "../../images/create.ts";
 import type { CommandCall, Subcommand } from "../subcommands/command.ts";
 import { imageOf, operandsOf, sizeOf } from "./operands.ts";
@@ -17,7 +16,7 @@ $ td-util create --fixed vhd:disk.vhd 512Mi`,
 
   run(call: CommandCall): number {
     const [image, size] = operandsOf(call, "IMAGE", "SIZE");
-    const options = { sizeBytes: sizeOf(size), fixed: call.has("fixed"), storage: osStorage };
+    const options = { sizeBytes: sizeOf(size), fixed: call.has("fixed") };
     createImage(imageOf(image), options);
     return 0;
   },

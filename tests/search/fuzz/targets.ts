@@ -43,6 +43,11 @@ export const TARGETS: readonly TargetEntry[] = [
     load: async () => (await import("./targets/nbd_server.ts")).target,
   },
   {
+    name: "other-formats",
+    weight: 5,
+    load: async () => (await import("./targets/other_formats.ts")).target,
+  },
+  {
     name: "qemu",
     weight: 1,
     load: async () => (await import("./targets/qemu.ts")).target,
