@@ -47,7 +47,7 @@ Deno.test({
     Deno.writeTextFileSync(`${folder}/disk.key`, "");
     assert.deepEqual(await complete("res"), ["restore"]);
     assert.deepEqual(await complete("restore", "--s"), ["--stop"]);
-    assert.deepEqual(await complete("create", "-a", "v"), ["valve:", "vhd:"]);
+    assert.deepEqual(await complete("create", "-a", "v"), ["valve:", "vhd:", "vhdx:"]);
     assert.deepEqual(await complete("create", "-a", "nbd"), ["nbd:", "nbd+unix:"]);
     assert.deepEqual(await complete("create", "-a", "vhd", ":"), ["disk.key"]);
     assert.deepEqual(await complete("create", "-a", "vhd", ":", "di"), ["disk.key"]);
