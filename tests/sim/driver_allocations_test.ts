@@ -6,6 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { osStorage } from "../../src/files/storage.ts";
+import { createQcow } from "../../src/qcow/create.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
@@ -71,6 +72,16 @@ Deno.test("requests to qcow2: allocate nothing", () =>
   withTempDir(async (folder) => {
     createQcow2(`${folder}/a.qcow2`, { storage: osStorage, sizeBytes: 16 * MIB });
     await assertLittle(async () => [await ask(`qcow2:${folder}/a.qcow2`)]);
+  }));
+
+Deno.test("requests to qcow: allocate nothing, alone and on a raw image", () =>
+  withTempDir(async (folder) => {
+    createQcow(osStorage, { path: `${folder}/a.qcow` }, { sizeBytes: 16 * MIB });
+    await assertLittle(async () => [await ask(`qcow:${folder}/a.qcow`)]);
+    Deno.writeFileSync(`${folder}/base.raw`, new Uint8Array(16 * MIB).fill(1));
+    const options = { sizeBytes: 16 * MIB, backingName: "base.raw" };
+    createQcow(osStorage, { path: `${folder}/b.qcow` }, options);
+    await assertLittle(async () => [await ask(`qcow:raw:${folder}/b.qcow`)]);
   }));
 
 Deno.test("requests to ram: allocate nothing", () =>
