@@ -1,3 +1,4 @@
+import { syncFile } from "../files/new_file.ts";
 import { canonicalPath } from "../files/paths.ts";
 import type { Storage } from "../files/storage.ts";
 import { backingNameOf } from "../qcow/backing.ts";
@@ -29,6 +30,8 @@ export const qcowKind: ImageKind = {
     run(storage, path, parent, { sizeBytes, fixed }): void {
       const sameBytes = Math.ceil(qcowParentBytes(storage, parent) / 512) * 512;
       const backingName = backingNameFor(storage, parent);
+      // From now on flushes sync the child only.
+      syncFile(storage, parent.path);
       createQcow(storage, { path }, { sizeBytes: sizeBytes ?? sameBytes, backingName, fixed });
     },
   },

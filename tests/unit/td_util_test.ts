@@ -265,6 +265,12 @@ Deno.test("td-util: resize keeps the content, and shrinks only when it is told t
       await ok("resize", "--shrink", image, "4Mi");
       assert.deepEqual((await tdUtil("stream", image)).stdoutBytes, content);
     }
+    const qcow2 = `qcow2:${folder}/disk.qcow2`;
+    await ok("convert", `raw:${folder}/disk.raw`, qcow2);
+    await ok("resize", qcow2, "8Mi");
+    const { stdoutBytes } = await tdUtil("stream", "--count", "8192", qcow2);
+    assert.deepEqual(stdoutBytes, content);
+    await fails(/not made smaller/, "resize", "--shrink", qcow2, "4Mi");
     await ok("create", `qcow:${folder}/disk.qcow`, "4Mi");
     await fails(/convert it/, "resize", `qcow:${folder}/disk.qcow`, "8Mi");
   }));
