@@ -242,7 +242,9 @@ class Check {
     const block = new Uint8Array(this.#clusterBytes);
     const view = new DataView(block.buffer);
     const { end } = this.#references;
-    for (let i = 0; i < table.byteLength / 8; i++) {
+    // What counts clusters behind the end of the file counts nothing, and may be a million blocks.
+    const last = Math.max(end, Math.ceil(this.#fileBytes / this.#clusterBytes));
+    for (let i = 0; i < table.byteLength / 8 && i * refcountsPerBlock < last; i++) {
       const high = table.getUint32(8 * i, false);
       const sector = sectorOfEntry(high, table.getUint32(8 * i + 4, false));
       if (sector === 0 && i * refcountsPerBlock >= end) continue;
