@@ -30,5 +30,9 @@ export function locateBacking(image: QcowImage, given: BackingFormat | null): Fo
       { hint: `name it qcow:raw:${path} or qcow:qcow:${path}` },
     );
   }
+  if (named.format !== null && format !== named.format) {
+    const what = `Cannot open ${path} with a backing file that is ${format}`;
+    throw new SystemError(Errno.EINVAL, `${what}: the image says that it is ${named.format}`);
+  }
   return { ...locateNamed(image, named.path, "backing file"), format };
 }

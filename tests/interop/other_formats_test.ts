@@ -3,14 +3,15 @@
  * here is read by them.
  */
 import assert from "node:assert/strict";
+import { osStorage } from "../../src/files/storage.ts";
 import { Random } from "../../src/testing/random.ts";
-import { needsServed, withTapdisks } from "../support/served.ts";
-import { binaryPath, needs, run, runOk, withTempDir } from "../support/tools.ts";
+import { needsServed, waitUntil, withTapdisks } from "../support/served.ts";
+import { binaryPath, findTool, needs, run, runOk, withTempDir } from "../support/tools.ts";
 import { MadeVhdx } from "../support/vhdx.ts";
 
 const MIB = 1 << 20;
 const SIZE = 24 * MIB + 512;
-const tool = needs("dist/td-util", "qemu-img", "qemu-io");
+const tool = needs("dist/td-util", "qemu-img", "qemu-io", "qemu-nbd");
 const served = needsServed("qemu-img", "qemu-io");
 const python = needs("/usr/lib/python3/dist-packages/pyvhdi.cpython-311-x86_64-linux-gnu.so");
 
@@ -105,6 +106,26 @@ test("QEMU follows the names of backing files that td-util writes", async (folde
     await runOk("qemu-img", ["convert", "-f", format, "-O", "raw", top, `${folder}/${type}.raw`]);
     await tdUtil("diff", `${type}:${top}`, `raw:${folder}/${type}.raw`);
   }
+});
+
+test("a conversion writes to an export of an NBD server, and reads from it", async (folder) => {
+  makeRaw(`${folder}/a.raw`, 9);
+  await tdUtil("convert", `raw:${folder}/a.raw`, `qcow:${folder}/a.qcow`);
+  Deno.writeFileSync(`${folder}/export.raw`, new Uint8Array(SIZE).fill(0xee));
+  const socket = `${folder}/socket`;
+  const server = new Deno.Command(findTool("qemu-nbd") ?? "", {
+    args: ["-f", "raw", "-t", "-k", socket, `${folder}/export.raw`],
+  }).spawn();
+  try {
+    await waitUntil(() => osStorage.exists(socket), "the server listens");
+    await tdUtil("convert", `qcow:${folder}/a.qcow`, `nbd:unix:${socket}`);
+    await tdUtil("convert", `nbd:unix:${socket}`, `vhd:${folder}/b.vhd`);
+  } finally {
+    server.kill();
+    await server.status;
+  }
+  same(`${folder}/a.raw`, `${folder}/export.raw`);
+  await tdUtil("diff", `raw:${folder}/a.raw`, `vhd:${folder}/b.vhd`);
 });
 
 test("a stream leaves holes in a file, and none in one that is appended to", async (folder) => {

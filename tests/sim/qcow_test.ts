@@ -264,6 +264,7 @@ Deno.test("QCOW: nothing guesses the format of a backing file", () => {
   const json = 'json:{"driver":"raw","file":{"driver":"file","filename":"/base.raw"}}';
   makeImage(simulation, "/named.qcow", { clusterBits: 12, l2Bits: 9, backing: json });
   simulation.open("qcow:/named.qcow").close();
+  assert.throws(() => simulation.open("qcow:qcow:/named.qcow"), /the image says that it is raw/);
   makeImage(simulation, "/top.qcow", { clusterBits: 12, l2Bits: 9, backing: "disk.qcow" });
   const device = simulation.open("qcow:qcow,raw:/top.qcow");
   const { data } = read(device, 0, 2);
