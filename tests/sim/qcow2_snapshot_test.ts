@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
+import { snapshotQcow2 } from "../../src/qcow2/snapshot.ts";
 import type { Storage } from "../../src/files/storage.ts";
 import { liveSnapshot, type LiveSnapshotOptions } from "../../src/vbd/live_snapshot.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
@@ -88,5 +89,47 @@ Deno.test("a VHD cannot be on a QCOW2, and other types are no new images", () =>
   device.settle();
   assertHolds(device, 0, 1, 1);
   device.close();
+  simulation.close();
+});
+
+Deno.test("a chain of 256 images is served; one more is refused", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/d/0", { storage, sizeBytes: SIZE });
+  for (let i = 1; i <= 256; i++) {
+    snapshotQcow2(`/d/${i}`, { storage, parent: { type: "qcow2", path: `/d/${i - 1}` } });
+  }
+  const device = simulation.open("qcow2:/d/255");
+  device.write(100, stampedSectors(100, 300, 1));
+  device.settle();
+  device.zero(150, 10);
+  device.settle();
+  assertHolds(device, 100, 50, 1);
+  assertHolds(device, 150, 10, 0);
+  assertHolds(device, 160, 240, 1);
+  assertHolds(device, 20000, 500, 0);
+  device.close();
+  assert.throws(() => simulation.open("qcow2:/d/256"), /more than 256 layers/);
+  simulation.close();
+});
+
+Deno.test("an image of 16 TiB is opened and written with little memory", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/d/a", { storage, sizeBytes: 2 ** 44 });
+  const startMs = performance.now();
+  const device = simulation.open("qcow2:/d/a");
+  const openMs = performance.now() - startMs;
+  for (const sector of [0, 2 ** 30, 2 ** 35 - 8]) {
+    device.write(sector, stampedSectors(sector % 2 ** 31, 8, 1));
+    device.settle();
+    const read = device.read(sector, 8);
+    device.settle();
+    assert.deepEqual(read.data, stampedSectors(sector % 2 ** 31, 8, 1));
+  }
+  device.close();
+  assertSound(storage, "/d/a");
+  // A hundred milliseconds are promised; a busy machine takes longer.
+  assert.ok(openMs < 1000, `${openMs} ms`);
   simulation.close();
 });

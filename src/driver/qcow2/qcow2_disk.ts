@@ -134,11 +134,11 @@ export class Qcow2Disk implements ImageDriver {
     const below = this.#below;
     if (below === null) return this.#writer === null ? own : own + 2;
     // Each run may be one that the image below cuts again, but all of them together are the sectors.
-    const reads = Math.max(own, runs + below.operationsFor(moved));
+    const reads = Math.max(own, Math.min(moved, runs + below.operationsFor(moved)));
     if (this.#writer === null) return reads;
     // A write fills what surrounds its data in its first and its last cluster.
     const around = below.operationsFor(Math.min(clusterSectors, REQUEST_SECTORS));
-    return Math.max(reads, own) + 2 * Math.max(1, around);
+    return reads + 2 * Math.max(1, around);
   }
 
   // ---- reads ----------------------------------------------------------------------------------
