@@ -161,7 +161,9 @@ function refcountClusters(
   { clusterBytes, refcountsPerBlock }: Geometry,
   l1Clusters: number,
 ): { tableClusters: number; blocks: number } {
-  for (let blocks = 1, tableClusters = 1;;) {
+  let blocks = 1;
+  let tableClusters = 1;
+  for (;;) {
     const clusters = 1 + tableClusters + blocks + l1Clusters;
     const neededBlocks = Math.ceil(clusters / refcountsPerBlock);
     const neededTable = Math.ceil(neededBlocks * 8 / clusterBytes);

@@ -75,7 +75,9 @@ function planPiece(
   for (let group = 0; group < used; group++) {
     if (hasReference(references, group * perBlock, perBlock)) inUse.push(group);
   }
-  for (let tableClusters = 1, blocks = inUse.length;;) {
+  let tableClusters = 1;
+  let blocks = inUse.length;
+  for (;;) {
     const end = first + tableClusters + blocks;
     const groups = new Set(inUse);
     for (let g = Math.floor(first / perBlock); g * perBlock < end; g++) groups.add(g);

@@ -31,7 +31,9 @@ export function planGrowth(first: number, geometry: Geometry, tableEntries: numb
   const { refcountsPerBlock, clusterBytes } = geometry;
   const firstGroup = Math.floor(first / refcountsPerBlock);
   if (firstGroup < tableEntries) return { first, firstGroup, blocks: 1, tableClusters: 0 };
-  for (let blocks = 1, tableClusters = 0;;) {
+  let blocks = 1;
+  let tableClusters = 0;
+  for (;;) {
     const last = first + blocks + tableClusters - 1;
     const groups = Math.floor(last / refcountsPerBlock) + 1;
     // Half as many entries again, so that it is not moved often.
