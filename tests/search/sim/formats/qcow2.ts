@@ -16,9 +16,19 @@ const SMALL_SECTORS = 65536;
 /** 16 TiB. */
 const LARGE_SECTORS = 2 ** 35;
 
-function make({ disk, path, random, mostSectors }: Wish): MadeImage {
+function make(wish: Wish): MadeImage {
+  return makeIn(wish, wish.random.chance(0.1));
+}
+
+/** Room of a device: that of all data, of tables, and of clusters that cuts and errors take for good. */
+function makeOnDevice(wish: Wish): MadeImage {
+  const sizeBytes = 3 * Math.min(SMALL_SECTORS, wish.mostSectors) * SECTOR_BYTES + (256 << 20);
+  wish.disk.addBlockDevice(wish.path, { sizeBytes });
+  return makeIn(wish, false);
+}
+
+function makeIn({ disk, path, random, mostSectors }: Wish, isLarge: boolean): MadeImage {
   const extendedL2 = random.chance(0.25);
-  const isLarge = random.chance(0.1);
   const least = isLarge ? 16 : extendedL2 ? 14 : 9;
   const clusterBytes = 2 ** (least + random.below(22 - least));
   const wanted = isLarge ? LARGE_SECTORS : 1 + random.below(SMALL_SECTORS);
@@ -67,4 +77,12 @@ export const qcow2Format: SimFormat = {
     reader.close();
     return found;
   },
+};
+
+/** QCOW2 images on block devices. */
+export const qcow2DeviceFormat: SimFormat = {
+  ...qcow2Format,
+  name: "qcow2 on a device",
+  onDevice: true,
+  make: makeOnDevice,
 };

@@ -1,6 +1,6 @@
 import { hasLibcrypto } from "../../../support/libcrypto.ts";
 import { madeFormat } from "./made.ts";
-import { qcow2Format } from "./qcow2.ts";
+import { qcow2DeviceFormat, qcow2Format } from "./qcow2.ts";
 import { rawDeviceFormat, rawFormat } from "./raw.ts";
 import type { SimFormat } from "./format.ts";
 import {
@@ -27,7 +27,7 @@ export const FORMATS: readonly SimFormat[] = [
   rawFormat,
   qcow2Format,
   qcow2Format,
-  qcow2Format,
+  qcow2DeviceFormat,
   deviceFormat,
   deviceFormat,
   fixedDeviceFormat,
