@@ -199,7 +199,16 @@ async function change(
   image: string,
   bytes: Uint8Array<ArrayBuffer>,
 ): Promise<void> {
-  Deno.writeFileSync(`${folder}/change.raw`, bytes);
+  // Zeros are holes, so that the image is told to have zeros there.
+  const file = Deno.openSync(`${folder}/change.raw`, { create: true, write: true, truncate: true });
+  file.truncateSync(bytes.length);
+  for (let at = 0; at < bytes.length; at += 4096) {
+    const part = bytes.subarray(at, at + 4096);
+    if (part.every((byte) => byte === 0)) continue;
+    file.seekSync(at, Deno.SeekMode.Start);
+    file.writeSync(part);
+  }
+  file.close();
   const engine = createEngine(() => {});
   const source = await OpenImage.open(engine, `aio:${folder}/change.raw`, { readOnly: true });
   await copyInto(engine, { source, target: image, isNew: false, options: {} });
