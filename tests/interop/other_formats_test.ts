@@ -5,6 +5,7 @@
 import assert from "node:assert/strict";
 import { osStorage } from "../../src/files/storage.ts";
 import { Random } from "../../src/testing/random.ts";
+import { assertBytes } from "../support/nbd_disks.ts";
 import { needsServed, waitUntil, withTapdisks } from "../support/served.ts";
 import { binaryPath, findTool, needs, run, runOk, withTempDir } from "../support/tools.ts";
 import { MadeVhdx } from "../support/vhdx.ts";
@@ -31,7 +32,7 @@ function makeRaw(path: string, seed: number): void {
 }
 
 function same(a: string, b: string): void {
-  assert.deepEqual(Deno.readFileSync(a), Deno.readFileSync(b));
+  assertBytes(Deno.readFileSync(a), Deno.readFileSync(b));
 }
 
 function test(name: string, fn: (folder: string) => Promise<void>): void {
