@@ -250,7 +250,10 @@ class Check {
       if (sector === 0 && i * refcountsPerBlock >= end) continue;
       block.fill(0);
       if (sector !== 0) this.#image.file.readAt(block, sector * SECTOR_BYTES);
-      for (let k = 0; k < refcountsPerBlock; k++) {
+      // Most of a block of large clusters counts nothing.
+      const counts = Math.ceil(usedBytes(block) * 8 / refcountBits);
+      const last = Math.min(refcountsPerBlock, Math.max(counts, end - i * refcountsPerBlock));
+      for (let k = 0; k < last; k++) {
         visit(i * refcountsPerBlock + k, refcountAt(view, 0, k, refcountBits));
       }
     }
@@ -299,4 +302,12 @@ class Check {
       }
     }
   }
+}
+
+/** Bytes up to the last one that is not zero, rounded up to words of 4 bytes. */
+function usedBytes(bytes: Uint8Array<ArrayBuffer>): number {
+  const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  let end = words.length;
+  while (end > 0 && words[end - 1] === 0) end--;
+  return end * 4;
 }
