@@ -173,7 +173,7 @@ class FieldCheck {
       const fits = headerLength >= V3_HEADER_BYTES && headerLength <= 2 ** clusterBits;
       this.#require(fits, "header_length", 100, headerLength, "is below 104 or beyond the cluster");
     }
-    this.#require(size < 2n ** 63n, "size", 24, size, "is more than 2^63 bytes");
+    this.#require(size <= 2n ** 53n, "size", 24, size, "is more than 2^53 bytes");
     this.#require(refcountOrder <= 6, "refcount_order", 96, refcountOrder, "is more than 6");
   }
 
