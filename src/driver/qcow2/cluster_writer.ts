@@ -302,7 +302,7 @@ export class ClusterWriter {
     const records = this.#records;
     const { pieces } = this.#context;
     // The place was never named, and all writes to it have ended.
-    if (errno !== 0 && records.isNew[record] === 1 && this.#metadata.drops.room > 0) {
+    if (errno !== 0 && records.isNew[record] === 1 && this.#metadata.drops.hasSpareRoom) {
       this.#metadata.drops.add(records.place[record] / this.#file.clusterSectors);
     }
     this.#map.cache.unpin(records.slice[record]);

@@ -134,14 +134,17 @@ export class Committer {
   /** Starts a commit of all that is ready. */
   start(): void {
     if (this.#busy || !this.#hasWork) return;
-    this.#busy = true;
     this.#errno = 0;
     this.#entryPlaces = 0;
     this.#tablePlaces = 0;
     this.#takeReady();
     this.#takeTables();
-    this.#stamp = this.#order.written();
     this.#left = this.#refcounts.dirtySectors;
+    // Changes may have to wait until references of others have been taken away.
+    const isEmpty = this.#entryPlaces + this.#tablePlaces + this.#left === 0;
+    if (isEmpty && !this.#drops.wantSync) return;
+    this.#busy = true;
+    this.#stamp = this.#order.written();
     const sectors = this.#left;
     if (sectors === 0) return this.#sync();
     for (let i = 0; i < sectors; i++) {

@@ -5,6 +5,8 @@ import type { Refcounts } from "./refcounts.ts";
 
 /** Clusters that can wait for their references to be taken away. */
 const MOST = 16384;
+/** Room that is left for the commit that is under way. */
+const KEPT = 4096;
 
 /**
  * Clusters that no entry in memory refers to any more. A reference is taken away only when the entry
@@ -43,6 +45,11 @@ export class Drops {
   /** How many more can come. */
   get room(): number {
     return MOST - (this.#came - this.#done);
+  }
+
+  /** Whether there is room for others than those of commits; otherwise their clusters are lost. */
+  get hasSpareRoom(): boolean {
+    return this.room > KEPT;
   }
 
   /** Whether some wait for a sync. */

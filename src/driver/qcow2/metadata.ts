@@ -130,7 +130,7 @@ export class Metadata implements Deferred {
       owner: {
         blocksMade: (errno) => this.#blocksMade(errno),
         oldTable: (cluster, count) => {
-          for (let i = 0; i < count && this.drops.room > 0; i++) this.drops.add(cluster + i);
+          for (let i = 0; i < count && this.drops.hasSpareRoom; i++) this.drops.add(cluster + i);
         },
       },
     });
