@@ -18,6 +18,8 @@ import { References } from "./references.ts";
 const MOST_TEXTS = 64;
 /** Entries of the directory of bitmaps that are accepted. */
 const MOST_BITMAPS = 65535;
+/** The longest table that is accepted, bytes. */
+const MOST_RANGE_BYTES = 64 << 20;
 
 /** What a check found. */
 export interface Qcow2Findings {
@@ -58,7 +60,6 @@ class Check {
   #leaks = 0;
   readonly #clusterBytes: number;
   readonly #fileBytes: number;
-  readonly #seenTables = new Map<number, DataView<ArrayBuffer>>();
 
   constructor(image: Qcow2Image) {
     this.#image = image;
@@ -86,16 +87,16 @@ class Check {
     this.#addTables(l1, "");
     for (const { id, l1Offset: offset, l1Entries } of snapshotTable.snapshots) {
       const what = ` of snapshot ${JSON.stringify(id)}`;
+      if (!this.#addRange(`the L1 table${what}`, offset, l1Entries * 8)) continue;
       const bytes = new Uint8Array(l1Entries * 8);
       this.#image.file.readAt(bytes, offset);
-      this.#addRange(`the L1 table${what}`, offset, bytes.length);
       this.#addTables(new DataView(bytes.buffer), what);
     }
     this.#addBitmaps();
     this.#addCryptHeader();
     if (withCounts) {
       this.#compare();
-      this.#checkFlags();
+      if (this.#isMendable) this.#checkFlags();
     }
     return {
       errors: this.#errors,
@@ -107,15 +108,21 @@ class Check {
     };
   }
 
-  /** Counts the clusters of a range of the file. */
-  #addRange(what: string, offsetBytes: number, lengthBytes: number): void {
-    if (lengthBytes === 0) return;
+  /** Counts the clusters of a range of the file; false when it cannot be one. */
+  #addRange(what: string, offsetBytes: number, lengthBytes: number): boolean {
+    if (lengthBytes === 0) return true;
+    if (lengthBytes > MOST_RANGE_BYTES) {
+      this.#error(`${what} at byte ${offsetBytes} has ${lengthBytes} bytes, which is too long`);
+      return false;
+    }
     const first = Math.floor(offsetBytes / this.#clusterBytes);
     const end = Math.ceil((offsetBytes + lengthBytes) / this.#clusterBytes);
     if (end * this.#clusterBytes >= this.#fileBytes + 2 * this.#clusterBytes) {
-      return this.#error(`${what} at byte ${offsetBytes} lies past the end of the file`);
+      this.#error(`${what} at byte ${offsetBytes} lies past the end of the file`);
+      return false;
     }
     for (let cluster = first; cluster < end; cluster++) this.#references.add(cluster);
+    return true;
   }
 
   #isCluster(what: string, offsetBytes: number): boolean {
@@ -138,6 +145,7 @@ class Check {
   }
 
   #addTables(l1: DataView, of: string): void {
+    const seen = new Set<number>();
     for (let i = 0; i < l1.byteLength / 8; i++) {
       const high = l1.getUint32(8 * i, false);
       const low = l1.getUint32(8 * i + 4, false);
@@ -148,20 +156,17 @@ class Check {
       }
       if (offset === 0) continue;
       if (!this.#isCluster(what, offset)) continue;
-      this.#addRange(what, offset, this.#clusterBytes);
-      this.#addEntries(this.#readTable(offset), what);
+      if (!this.#addRange(what, offset, this.#clusterBytes)) continue;
+      if (seen.has(offset)) this.#error(`${what} leads to the table of another entry`);
+      else this.#addEntries(this.#readTable(offset), what);
+      seen.add(offset);
     }
   }
 
   #readTable(offset: number): DataView<ArrayBuffer> {
-    const known = this.#seenTables.get(offset);
-    if (known !== undefined) return known;
     const bytes = new Uint8Array(this.#clusterBytes);
     this.#image.file.readAt(bytes, offset);
-    const view = new DataView(bytes.buffer);
-    // Only tables that snapshots share are read twice.
-    if (this.#image.header.nbSnapshots > 0) this.#seenTables.set(offset, view);
-    return view;
+    return new DataView(bytes.buffer);
   }
 
   #addEntries(table: DataView, of: string): void {
@@ -210,7 +215,7 @@ class Check {
       const entries = view.getUint32(8, false);
       const more = view.getUint32(20, false) + view.getUint16(18, false);
       at += Math.ceil((24 + more) / 8) * 8;
-      this.#addRange(`the table of bitmap ${i}`, offset, entries * 8);
+      if (!this.#addRange(`the table of bitmap ${i}`, offset, entries * 8)) continue;
       const table = new Uint8Array(Math.min(entries * 8, Math.max(0, this.#fileBytes - offset)));
       file.readAt(table, offset);
       const clusters = new DataView(table.buffer);
@@ -261,7 +266,8 @@ class Check {
     for (let cluster = counted; cluster < end; cluster++) visit(cluster, 0);
   }
 
-  #counts = new Map<number, number>();
+  /** Clusters whose reference count is more than 1. */
+  readonly #shared = new References();
 
   #compare(): void {
     this.#eachCount((cluster, count) => {
@@ -271,7 +277,7 @@ class Check {
         const counted = `its reference count is ${count}, not ${references}`;
         this.#error(`the cluster at byte ${cluster * this.#clusterBytes}: ${counted}`, true);
       }
-      if (count > 1) this.#counts.set(cluster, count);
+      if (count > 1) this.#shared.add(cluster);
     });
   }
 
@@ -280,7 +286,7 @@ class Check {
     const { l1, geometry, dataFile } = this.#image;
     const { l2EntryBytes, l2Entries } = geometry;
     const isOwn = (sector: number): boolean =>
-      !this.#counts.has(Math.floor(sector * SECTOR_BYTES / this.#clusterBytes));
+      this.#shared.of(Math.floor(sector * SECTOR_BYTES / this.#clusterBytes)) === 0;
     for (let i = 0; i < l1.byteLength / 8; i++) {
       const high = l1.getUint32(8 * i, false);
       const sector = sectorOfEntry(high, l1.getUint32(8 * i + 4, false));
