@@ -1,5 +1,4 @@
 import { assert } from "../../../ffi/assert.ts";
-import { Errno } from "../../../ffi/errno.ts";
 import { Arena, copySectors } from "../../../ffi/memory.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { PublishOrder } from "../../vhd/format/publish_order.ts";
@@ -316,17 +315,6 @@ export class Committer {
   #end(): void {
     this.#busy = false;
     this.#owner.commitEnded(this.#errno);
-  }
-
-  /** All records that are ready fail, as the image must not be written any more. */
-  failReady(): void {
-    for (let record = this.#firstReady; record !== NONE;) {
-      const next = this.#records.next[record];
-      this.#owner.committed(record, Errno.EIO);
-      record = next;
-    }
-    this.#firstReady = NONE;
-    this.#lastReady = NONE;
   }
 
   /** Unmaps its memory; it must be idle. */

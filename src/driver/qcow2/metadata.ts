@@ -71,7 +71,7 @@ export class Metadata implements Deferred {
   readonly #tables: Tables;
   readonly #committer: Committer;
   /** Pieces that wait for anything: a record, a place, a table. */
-  readonly starved = new PieceLists(1);
+  readonly #starved = new PieceLists(1);
   #mayRetry = false;
   #blockWanted = NONE;
   /** A commit failed: what is left waits for the next request, or for the close. */
@@ -204,7 +204,7 @@ export class Metadata implements Deferred {
   #prepared(errno: number): void {
     this.#isPreparing = false;
     this.#isPrepared = errno === 0;
-    if (errno !== 0) return this.#failAll(this.starved.takeAll(0), errno);
+    if (errno !== 0) return this.#failAll(this.#starved.takeAll(0), errno);
     this.changed();
   }
 
@@ -217,7 +217,7 @@ export class Metadata implements Deferred {
     memorySector: number,
   ): void {
     const { pieces } = this.#context;
-    pieces.append(this.starved, 0, pieces.take(kind, slot, sector, count, memorySector));
+    pieces.append(this.#starved, 0, pieces.take(kind, slot, sector, count, memorySector));
   }
 
   /**
@@ -316,14 +316,14 @@ export class Metadata implements Deferred {
 
   #blocksMade(errno: number): void {
     this.#blockWanted = NONE;
-    if (errno !== 0) this.#failAll(this.starved.takeAll(0), errno);
+    if (errno !== 0) this.#failAll(this.#starved.takeAll(0), errno);
     this.changed();
   }
 
   #countsLoaded(errno: number): void {
     if (errno !== 0) {
       this.drops.giveUpNext();
-      this.#failAll(this.starved.takeAll(0), errno);
+      this.#failAll(this.#starved.takeAll(0), errno);
     }
     this.changed();
   }
@@ -341,7 +341,7 @@ export class Metadata implements Deferred {
   #commitEnded(errno: number): void {
     this.#isStalled = errno !== 0;
     if (errno !== 0) {
-      this.#failAll(this.starved.takeAll(0), errno);
+      this.#failAll(this.#starved.takeAll(0), errno);
       this.#lastError = errno;
     }
     this.changed();
@@ -352,7 +352,7 @@ export class Metadata implements Deferred {
     this.drops.run();
     if (this.#mayRetry) {
       this.#mayRetry = false;
-      for (let piece = this.starved.takeAll(0); piece !== NONE;) {
+      for (let piece = this.#starved.takeAll(0); piece !== NONE;) {
         const next = this.#context.pieces.next(piece);
         this.#waiting.resume(piece);
         piece = next;
