@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
-import { openQcow2 } from "../../src/qcow2/image/image.ts";
+import { openQcow2, type Qcow2Image } from "../../src/qcow2/image/image.ts";
 import type { Storage } from "../../src/files/storage.ts";
 import { assertQemuClean, putFile, takeFile } from "../support/qcow2.ts";
 import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
@@ -238,3 +238,42 @@ Deno.test("a write that gives subclusters data leaves those beside it to the wri
     simulation.close();
   }
 });
+
+const MISLED: readonly [string, RegExp, (image: Qcow2Image) => [number, bigint]][] = [
+  [
+    "an L2 table on the refcount table",
+    /lead into the refcount table/,
+    ({ header }) => [Number(header.l1TableOffset), header.refcountTableOffset | 1n << 63n],
+  ],
+  [
+    "a refcount block on the L1 table",
+    /lead into the L1 table/,
+    ({ header }) => [Number(header.refcountTableOffset), header.l1TableOffset],
+  ],
+  [
+    "a refcount block that begins within a cluster",
+    /lead into a place that is no cluster/,
+    ({ header }) => [Number(header.refcountTableOffset), 0x20200n],
+  ],
+];
+
+for (const [name, pattern, misled] of MISLED) {
+  Deno.test(`${name} is not written, and the image is marked as corrupt`, () => {
+    const simulation = new Simulation({ seed: 1, latencyMs: 1 });
+    const storage = simulation.disk;
+    createQcow2("/a", { storage, sizeBytes: 64 * MIB });
+    const image = openQcow2("/a", { storage });
+    image.close();
+    setField(storage, "/a", ...misled(image));
+    const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+    const outcomes = [device.write(8, stampedSectors(8, 8, 2)), device.zero(900, 200)];
+    device.settle();
+    const late = device.write(5000, stampedSectors(5000, 8, 2));
+    device.settle();
+    assert.deepEqual([outcomes[0].errno, late.errno], [Errno.EIO, Errno.EIO]);
+    assert.match(simulation.log.join("\n"), pattern);
+    device.close();
+    assert.equal(field(storage, "/a", 72), 2n);
+    simulation.close();
+  });
+}

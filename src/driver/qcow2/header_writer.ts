@@ -60,12 +60,12 @@ export class HeaderWriter implements IoOwner {
   }
 
   /** Marks the image as corrupt; version 2 has no mark. */
-  markCorrupt(): void {
+  markCorrupt(done: HeaderDone): void {
     if (this.#version < 3) return;
     const at = HeaderField.IncompatibleFeatures + 4;
     const { view } = this.#arena;
     view.setUint32(at, (view.getUint32(at, false) | Incompatible.Corrupt) >>> 0, false);
-    this.#write(() => {});
+    this.#write(done);
   }
 
   /** The refcount table is elsewhere. */

@@ -245,6 +245,10 @@ export class Metadata implements Deferred {
       }
       return NONE;
     }
+    if (!this.#isPlace(this.#map.tableSector(table))) {
+      this.#sink.pieceDone(slot, count, Errno.EIO);
+      return NONE;
+    }
     const entry = this.loader.entryFor(slice, this.#map.sliceSector(slice));
     if (!this.loader.mustWait(entry)) return this.#map.entryAt(entry, cluster);
     this.loader.wait(pieces.take(kind, slot, sector, count, memorySector), entry);
@@ -253,7 +257,11 @@ export class Metadata implements Deferred {
 
   /** Whether a cluster may be written; otherwise the image is marked as corrupt. */
   mayWrite(place: number): boolean {
-    if (this.#file.hasDataFile) return true;
+    return this.#file.hasDataFile || this.#isPlace(place);
+  }
+
+  /** Whether a cluster of the file may be written; otherwise the image is marked as corrupt. */
+  #isPlace(place: number): boolean {
     const { clusterSectors } = this.#file;
     if (place % clusterSectors !== 0) return this.#foundOverlap(NONE);
     const overlap = this.#places.overlap(place, clusterSectors);
@@ -266,10 +274,11 @@ export class Metadata implements Deferred {
     this.isBroken = true;
     const what = index === NONE ? "a place that is no cluster" : this.#places.nameOf(index);
     this.#context.log(
-      `${this.#file.disk.path} is marked as corrupt and not written any more: its tables would put ` +
-        `data into ${what}; mend it by qemu-img check -r all`,
+      `${this.#file.disk.path} is marked as corrupt and not written any more: its tables lead into ` +
+        `${what}; mend it by qemu-img check -r all`,
     );
-    this.#header.markCorrupt();
+    this.#header.markCorrupt(() => this.changed());
+    this.changed();
     return false;
   }
 
@@ -384,7 +393,8 @@ export class Metadata implements Deferred {
     const done = this.#idle;
     if (done === null) return;
     // What cannot be written stays: references that nothing has.
-    const isDone = this.#lastError !== 0 || (this.#committer.isIdle && this.drops.isIdle);
+    const isDone = this.#lastError !== 0 || this.isBroken ||
+      (this.#committer.isIdle && this.drops.isIdle);
     const isIdle = isDone && !this.#committer.busy && this.#tables.isIdle && this.#header.isIdle &&
       !this.#blockMaker.isBusy && this.#records.used === 0 && this.#countLoader.isIdle &&
       this.loader.isIdle;

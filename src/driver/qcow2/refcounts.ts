@@ -26,7 +26,11 @@ export interface RefcountOwner {
   wantBlock(cluster: number): void;
   /** Sectors are to be written before more can change. */
   wantWrites(): void;
-  /** A cluster that is free by its reference count lies in a structure. */
+  /**
+   * A cluster that is free by its reference count, or a refcount block, lies in a structure.
+   *
+   * @param index Of `ProtectedPlaces`; -1: it is no cluster.
+   */
   overlap(index: number): void;
 }
 
@@ -127,6 +131,7 @@ export class Refcounts {
     if (known !== NONE) return this.cache.isLoading(known) ? NONE : known;
     const block = this.blockSector(this.groupOf(cluster));
     if (block === 0) return -2;
+    if (!this.#isBlock(block)) return NONE;
     const inBlock = key - Math.floor(key / this.#slicesPerBlock) * this.#slicesPerBlock;
     const loader = this.#loader;
     assert(loader !== null, "Reference counts are read before there is a loader");
@@ -134,6 +139,16 @@ export class Refcounts {
       this.#owner.wantWrites();
     }
     return NONE;
+  }
+
+  /** Whether a refcount block may be at a sector of the file. */
+  #isBlock(sector: number): boolean {
+    const { clusterSectors } = this.#file;
+    const isCluster = sector % clusterSectors === 0;
+    const overlap = isCluster ? this.#places.overlap(sector, clusterSectors) : NONE;
+    if (isCluster && overlap === NONE) return true;
+    this.#owner.overlap(overlap);
+    return false;
   }
 
   #indexOf(cluster: number): number {
