@@ -277,3 +277,25 @@ for (const [name, pattern, misled] of MISLED) {
     simulation.close();
   });
 }
+
+Deno.test("the memory for tables can be chosen, within limits", () => {
+  const variable = "BLKTAP_QCOW2_CACHE_MIB";
+  const simulation = new Simulation({ seed: 1 });
+  createQcow2("/a", { storage: simulation.disk, sizeBytes: MIB });
+  try {
+    for (const wish of ["0", "129", "1.5", "much"]) {
+      Deno.env.set(variable, wish);
+      const why = new RegExp(`${variable} for a size: "${wish}".* 1 to 128`);
+      assert.throws(() => simulation.open("qcow2:/a"), why);
+    }
+    Deno.env.set(variable, "1");
+    const device = simulation.open("qcow2:/a");
+    device.write(0, stampedSectors(0, 8, 1));
+    device.settle();
+    assertHolds(device, 0, 8, 1);
+    device.close();
+  } finally {
+    Deno.env.delete(variable);
+    simulation.close();
+  }
+});

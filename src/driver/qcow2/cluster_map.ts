@@ -1,3 +1,4 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 import {
   OFLAG_COMPRESSED_HIGH,
   OFLAG_COPIED_HIGH,
@@ -20,8 +21,20 @@ export const Held = {
   Compressed: 3,
 } as const;
 
-/** Memory for slices of L2 tables. With clusters of 64 KiB it covers 64 GiB of the disk. */
-const L2_CACHE_BYTES = 8 << 20;
+/** How much memory slices of L2 tables may take, MiB; see `docs/images.md`. */
+const CACHE_VARIABLE = "BLKTAP_QCOW2_CACHE_MIB";
+/** With clusters of 64 KiB it covers 64 GiB of the disk. */
+const DEFAULT_CACHE_MIB = 8;
+const MOST_CACHE_MIB = 128;
+
+/** Memory for slices of L2 tables, bytes. Throws `SystemError` EINVAL for a wish that is no size. */
+function cacheBytes(): number {
+  const wish = Deno.env.get(CACHE_VARIABLE) ?? "";
+  const mib = wish === "" ? DEFAULT_CACHE_MIB : Number(wish);
+  if (Number.isInteger(mib) && mib > 0 && mib <= MOST_CACHE_MIB) return mib << 20;
+  const what = `Cannot take ${CACHE_VARIABLE} for a size: ${JSON.stringify(wish)}`;
+  throw new SystemError(Errno.EINVAL, what, { hint: `give MiB from 1 to ${MOST_CACHE_MIB}` });
+}
 
 /**
  * Where the clusters of the disk are: the L1 table, and the slices of L2 tables that are in use. It has
@@ -48,7 +61,7 @@ export class ClusterMap {
     this.slicesPerTable = geometry.clusterBytes / sliceBytes;
     this.#hasZeroFlag = header.version >= 3 && !geometry.hasSubclusters;
     const slices = l1.byteLength / 8 * this.slicesPerTable;
-    this.cache = new SliceCache(sliceBytes, Math.min(L2_CACHE_BYTES, slices * sliceBytes));
+    this.cache = new SliceCache(sliceBytes, Math.min(cacheBytes(), slices * sliceBytes));
   }
 
   /** The number of the slice that has a cluster's entry. */
