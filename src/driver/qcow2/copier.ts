@@ -1,5 +1,4 @@
-import { zeroSectors } from "../../../ffi/memory.ts";
-import { copySectors } from "../../../ffi/memory.ts";
+import { copySectors, zeroSectors } from "../../../ffi/memory.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import { type ImageContext, type ImageDriver, REQUEST_SLOTS, type RequestSink } from "../driver.ts";
 import { PieceKind } from "../pieces.ts";
