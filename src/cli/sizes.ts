@@ -3,9 +3,11 @@ const MULTIPLES: ReadonlyMap<string, number> = new Map([
   ["k", 1e3],
   ["m", 1e6],
   ["g", 1e9],
+  ["t", 1e12],
   ["ki", 2 ** 10],
   ["mi", 2 ** 20],
   ["gi", 2 ** 30],
+  ["ti", 2 ** 40],
 ]);
 
 /**
@@ -13,7 +15,7 @@ const MULTIPLES: ReadonlyMap<string, number> = new Map([
  * or is beyond 2^53.
  */
 export function parseAmount(text: string): number | null {
-  const [, digits, unit] = /^(0x[0-9a-f]+|\d+)([kmg]i?)?$/i.exec(text) ?? [];
+  const [, digits, unit] = /^(0x[0-9a-f]+|\d+)([kmgt]i?)?$/i.exec(text) ?? [];
   if (digits === undefined) return null;
   const amount = Number(digits) * (MULTIPLES.get((unit ?? "").toLowerCase()) ?? NaN);
   return Number.isSafeInteger(amount) ? amount : null;

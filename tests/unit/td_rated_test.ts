@@ -87,6 +87,8 @@ Deno.test("td-rated: amounts in the original's notation", () => {
     ["2Ki", 2048],
     ["128mi", 128 << 20],
     ["1Gi", 1 << 30],
+    ["2T", 2e12],
+    ["16Ti", 2 ** 44],
     ["", null],
     ["M", null],
     ["1.5M", null],

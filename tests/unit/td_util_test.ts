@@ -336,6 +336,21 @@ Deno.test("td-util: nothing is overwritten, and no part of a copy is left", () =
     ]);
   }));
 
+Deno.test("td-util: units of sizes are powers of 1024", () =>
+  withImages(async (folder) => {
+    const sizes: [string, number][] = [
+      ["3Ti", 3 * 2 ** 40],
+      ["1t", 2 ** 40],
+      ["0x400000", 1 << 22],
+      ["10G", 10 * 2 ** 30],
+    ];
+    for (const [size, bytes] of sizes) {
+      await ok("create", `qcow2:${folder}/${size}`, size);
+      const { layers } = JSON.parse(await ok("info", "--json", `qcow2:${folder}/${size}`));
+      assert.equal(layers[0].sizeBytes, bytes, size);
+    }
+  }));
+
 Deno.test("td-util: every command has help with its options and a worked example", async () => {
   const commands = await Promise.all(
     [...TD_UTIL.subcommands.values()].map((load): Promise<Subcommand> => load()),

@@ -26,12 +26,13 @@ export function imageOf(operand: string): string {
 }
 
 /**
- * A size in bytes: a number, with a unit or not, such as `10Gi`.
+ * A size in bytes: a number, with a unit or not, such as `10Gi`. `10G` is the same: sizes of disks are in powers of
+ * 1024, as for qemu-img, truncate and LVM.
  *
  * @throws {UsageError} for what is none, or is not whole sectors.
  */
 export function sizeOf(text: string): number {
-  const bytes = parseAmount(text);
+  const bytes = parseAmount(text.replace(/[kmgt]$/i, "$&i"));
   if (bytes !== null && bytes > 0 && bytes % 512 === 0) return bytes;
   throw new UsageError(
     `Cannot read '${text}' as a size: it must be whole sectors of 512 bytes, such as 10Gi or 512Mi`,
