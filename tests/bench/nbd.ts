@@ -3,7 +3,7 @@
  *
  *     deno task bench [--rounds 3] [--seconds 3] [--where tmpfs,disk] [--only vhd,nbdkit-raw]
  *                     [--queue auto,libaio,io_uring] [--workloads randread-32,…] [--size 1024]
- *                     [--no-memory] [--json FILE]
+ *                     [--no-memory] [--no-qcow2] [--json FILE]
  *
  * Every server serves the same content, 1 GiB of random data: tapdisk as VHD and raw, qemu-nbd as
  * VHD, nbdkit's file plugin raw; from tmpfs (/dev/shm) and from disk (/var/tmp). fio's nbd engine
@@ -14,45 +14,34 @@
  * images once on each of the given queues.
  *
  * At the end the program prints which of the project's targets the run has met on tmpfs, and the
- * memory of each further disk in a process. `--json` writes all samples to a file. The machine
+ * memory of each further disk in a process, and then runs the benchmark of QCOW2 images
+ * (`qcow2.ts`). `--json` writes all samples to a file. The machine
  * should be idle; single runs still vary by a tenth or more.
  *
  * @module
  */
 import { Command, InvalidArgumentError } from "commander";
-import { fio } from "../support/fio.ts";
 import { needsServed } from "../support/served.ts";
+import { type Figures, measure, type Served, type Workload } from "./measure.ts";
 import { measureMemory } from "./nbd_memory.ts";
 import { printReport } from "./nbd_report.ts";
 import {
   makeContent,
   type QueueName,
   queueNames,
-  type Served,
   type ServerName,
   serverNames,
   SERVERS,
   serversOn,
 } from "./nbd_servers.ts";
-import { cpuSeconds } from "./processor_time.ts";
-
-/** A load of fio. */
-export interface Workload {
-  readonly name: string;
-  readonly direction: "read" | "write";
-  readonly blockBytes: number;
-  readonly options: readonly string[];
-}
+import { benchQcow2, QCOW2_LOADS } from "./qcow2.ts";
 
 /** One run of fio against one server. */
-export interface Sample {
+export interface Sample extends Figures {
   readonly where: string;
   readonly workload: string;
   readonly server: ServerName;
   readonly round: number;
-  readonly iops: number;
-  readonly bytesPerSecond: number;
-  readonly cpuMicrosecondsPerIo: number;
 }
 
 const KIB = 1024;
@@ -90,6 +79,7 @@ interface Options {
   readonly workloads: string[];
   readonly size: number;
   readonly memory: boolean;
+  readonly qcow2: boolean;
   readonly json?: string;
 }
 
@@ -120,26 +110,10 @@ function parse(): Options {
     .option("--workloads <names>", names.join(","), choice(names), names)
     .option("--size <mebibytes>", "size of the disk", number, 1024)
     .option("--no-memory", "do not measure memory")
+    .option("--no-qcow2", "do not measure QCOW2 images")
     .option("--json <file>", "write all samples to a file")
     .parse(Deno.args, { from: "user" })
     .opts<Options>();
-}
-
-async function measure(
-  served: Served,
-  { options, direction, blockBytes }: Workload,
-  seconds: number,
-): Promise<Pick<Sample, "iops" | "bytesPerSecond" | "cpuMicrosecondsPerIo">> {
-  const before = cpuSeconds(served.pid);
-  const length = ["time_based", `runtime=${seconds}`, `size=${served.sizeBytes}`];
-  const [job] = await fio(served.uri, [...options, ...length]);
-  const cpu = cpuSeconds(served.pid) - before;
-  const { iops, total_ios } = job[direction];
-  return {
-    iops,
-    bytesPerSecond: iops * blockBytes,
-    cpuMicrosecondsPerIo: (cpu / Math.max(1, total_ios)) * 1e6,
-  };
 }
 
 /** Runs all rounds in one place; prints each sample to standard error at once. */
@@ -185,6 +159,8 @@ async function main(): Promise<void> {
   for (const where of options.where) await runIn(where, options, samples);
   const memoryMib = options.memory ? await measureMemory() : undefined;
   printReport(samples, { memoryMib });
+  const { rounds, seconds, size } = options;
+  if (options.qcow2) await benchQcow2({ rounds, seconds, size, loads: QCOW2_LOADS });
   if (options.json !== undefined) {
     Deno.writeTextFileSync(options.json, JSON.stringify({ samples, memoryMib }, null, 2));
   }

@@ -1,3 +1,4 @@
+import { median, printColumns } from "./measure.ts";
 import type { Sample } from "./nbd.ts";
 import { type ServerName, SERVERS } from "./nbd_servers.ts";
 
@@ -27,14 +28,6 @@ const TARGETS: readonly Target[] = [
 ];
 const MEMORY_TARGET_MIB = 6;
 
-/** The median of some numbers; NaN without numbers. */
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = Math.floor(sorted.length / 2);
-  if (sorted.length % 2 === 1) return sorted[middle];
-  return (sorted[middle - 1] + sorted[middle]) / 2;
-}
-
 /** Medians of the samples, by place, workload and server. */
 class Medians {
   readonly #samples: readonly Sample[];
@@ -48,16 +41,6 @@ class Medians {
       sample.where === where && sample.workload === workload && sample.server === server
     );
     return median(mine.map((sample) => sample[figure]));
-  }
-}
-
-function printColumns(rows: readonly (readonly string[])[]): void {
-  const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
-  for (const row of rows) {
-    const cells = row.map((cell, column) =>
-      column === 0 ? cell.padEnd(widths[column]) : cell.padStart(widths[column])
-    );
-    console.log(cells.join("  "));
   }
 }
 

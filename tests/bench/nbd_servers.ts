@@ -1,5 +1,6 @@
 import { Tapdisks, waitUntil } from "../support/served.ts";
 import { findTool, runOk } from "../support/tools.ts";
+import type { Served } from "./measure.ts";
 
 /** The compared servers; the first two are tapdisk. */
 export const serverNames = ["vhd", "raw", "qemu-vhd", "nbdkit-raw"] as const;
@@ -20,14 +21,6 @@ export function serversOn(
 ): ServerName[] {
   if (name !== "vhd" && name !== "raw") return [name];
   return queues.map((queue) => queue === "auto" ? name : `${name}-${queue}` as const);
-}
-
-/** A running server. */
-export interface Served {
-  readonly pid: number;
-  readonly uri: string;
-  readonly sizeBytes: number;
-  stop(): Promise<void>;
 }
 
 /** The served images. All have the same content; each server writes to its own image. */
@@ -111,11 +104,15 @@ function tapdiskServer(name: OwnName, queue: QueueName): Server {
   };
 }
 
-/** Starts a server in the foreground and waits for its socket. */
-async function startForeground(
+/**
+ * Starts a server in the foreground.
+ *
+ * @param ready The file that is there when the server listens; the socket by default.
+ */
+export async function startForeground(
   command: string,
   args: readonly string[],
-  { socket, sizeBytes }: { socket: string; sizeBytes: number },
+  { socket, sizeBytes, ready = socket }: { socket: string; sizeBytes: number; ready?: string },
 ): Promise<Served> {
   const child = new Deno.Command(findTool(command) ?? command, {
     args: [...args],
@@ -123,7 +120,7 @@ async function startForeground(
     stdout: "null",
     stderr: "inherit",
   }).spawn();
-  await waitUntil(() => exists(socket), `${command} listens`);
+  await waitUntil(() => exists(ready), `${command} listens`);
   return {
     pid: child.pid,
     uri: `nbd+unix:///?socket=${socket}`,

@@ -18,7 +18,7 @@ import { socketPair } from "../../ffi/sockets.ts";
 import { fio } from "../support/fio.ts";
 import { handOver } from "../support/hand_over.ts";
 import { binaryPath, needs, runOk } from "../support/tools.ts";
-import { median } from "./nbd_report.ts";
+import { median } from "./measure.ts";
 import { cpuSeconds } from "./processor_time.ts";
 
 /** A new process runs without machine code for a while. */
