@@ -5,8 +5,14 @@ import { guidAt, NO_GUID, PAGE_BYTES, textAt, type VhdxHeader } from "./format.t
 
 /** The longest log that is replayed. It is read as a whole. */
 const MOST_LOG_BYTES = 64 << 20;
-/** Pages that a log may change: 1 GiB. */
+/** Pages that a log may set to zero: 1 GiB. Those with data lie in the log. */
 const MOST_PAGES = 1 << 18;
+/**
+ * Limits of the work on a log. Entries of a program lie side by side, and the newest ones need each
+ * other; those of a hostile image may overlap, and need any other.
+ */
+const MOST_SUMMED_FACTOR = 4;
+const MOST_WALKED = 1 << 20;
 const HEADER_BYTES = 64;
 const DESCRIPTOR_BYTES = 32;
 
@@ -68,7 +74,7 @@ export function readLog(file: StorageFile, header: VhdxHeader): LogPages {
         `log[${entry.at}]`,
         logOffsetBytes + entry.at,
         `${entry.sequence}`,
-        "has a descriptor that makes no sense, or changes more than 1 GiB",
+        "has a descriptor that makes no sense, or sets more than 1 GiB to zero",
       );
     }
   }
@@ -81,6 +87,11 @@ class Log {
   readonly #guid: string;
   /** Entries by their offset; null for a place without one. */
   readonly #known = new Map<number, Entry | null>();
+  /** Entries that were followed, and bytes whose checksum was computed. */
+  #walked = 0;
+  #summed = 0;
+  /** Pages that descriptors have set to zero, also those that were set before. */
+  #changed = 0;
 
   constructor(bytes: Uint8Array<ArrayBuffer>, guid: string) {
     this.#bytes = bytes;
@@ -90,44 +101,38 @@ class Log {
 
   /** The active sequence: the whole one whose last entry is the newest. Empty without one. */
   newestSequence(): Entry[] {
-    let best: Entry[] = [];
+    const entries: Entry[] = [];
     for (let at = 0; at < this.#bytes.length; at += PAGE_BYTES) {
-      const sequence = this.#sequenceFrom(at);
-      const [last, known] = [sequence.at(-1), best.at(-1)];
-      if (last !== undefined && (known === undefined || last.sequence > known.sequence)) {
-        best = sequence;
-      }
+      const entry = this.#readEntry(at);
+      this.#known.set(at, entry);
+      if (entry !== null) entries.push(entry);
     }
-    return best;
+    entries.sort((a, b) => a.sequence > b.sequence ? -1 : a.sequence < b.sequence ? 1 : 0);
+    for (const last of entries) {
+      const sequence = this.#sequenceTo(last);
+      if (sequence.length > 0) return sequence;
+    }
+    return [];
   }
 
-  /** The longest whole sequence that begins here; empty without one. */
-  #sequenceFrom(start: number): Entry[] {
+  /** The sequence that ends with an entry, from the first one that it needs; empty when one is missing. */
+  #sequenceTo(last: Entry): Entry[] {
     const entries: Entry[] = [];
-    let whole = 0;
     let used = 0;
-    for (let at = start; used < this.#bytes.length;) {
-      const entry = this.#entryAt(at);
+    for (let at = last.tail;;) {
+      // A place that is not known is none at which an entry can begin.
+      const entry = this.#known.get(at) ?? null;
       const before = entries.at(-1);
       if (entry === null || (before !== undefined && entry.sequence !== before.sequence + 1n)) {
-        break;
+        return [];
       }
+      this.#walked++;
       used += entry.lengthBytes;
-      if (used > this.#bytes.length) break;
+      if (used > this.#bytes.length || this.#walked > MOST_WALKED) return [];
       entries.push(entry);
-      // An entry names the first one that is needed with it.
-      if (entry.tail === start) whole = entries.length;
+      if (entry === last) return entries;
       at = (at + entry.lengthBytes) % this.#bytes.length;
     }
-    return entries.slice(0, whole);
-  }
-
-  #entryAt(at: number): Entry | null {
-    const known = this.#known.get(at);
-    if (known !== undefined) return known;
-    const entry = this.#readEntry(at);
-    this.#known.set(at, entry);
-    return entry;
   }
 
   #readEntry(at: number): Entry | null {
@@ -138,6 +143,8 @@ class Log {
     const isLength = lengthBytes >= PAGE_BYTES && lengthBytes % PAGE_BYTES === 0 &&
       lengthBytes <= this.#bytes.length;
     if (!isLength || HEADER_BYTES + descriptors * DESCRIPTOR_BYTES > lengthBytes) return null;
+    this.#summed += lengthBytes;
+    if (this.#summed > MOST_SUMMED_FACTOR * this.#bytes.length) return null;
     if (crc32cWithout(this.#span(at, lengthBytes), 4) !== view.getUint32(at + 4, true)) return null;
     return {
       at,
@@ -159,7 +166,7 @@ class Log {
     return whole;
   }
 
-  /** Does what an entry says; false when that makes no sense. */
+  /** Does what an entry says; false when that makes no sense, or all entries change too much. */
   replay(entry: Entry, pages: Map<number, Uint8Array<ArrayBuffer> | null>): boolean {
     const bytes = this.#span(entry.at, entry.lengthBytes);
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -172,7 +179,10 @@ class Log {
       if (!isOurs || offset % PAGE_BYTES !== 0) return false;
       const kind = textAt(view, at, 4);
       if (kind === "zero") {
-        if (!putZeros(pages, offset, Number(view.getBigUint64(at + 8, true)))) return false;
+        const lengthBytes = Number(view.getBigUint64(at + 8, true));
+        this.#changed += lengthBytes / PAGE_BYTES;
+        if (lengthBytes % PAGE_BYTES !== 0 || this.#changed > MOST_PAGES) return false;
+        putZeros(pages, offset, lengthBytes);
       } else if (kind === "desc" && dataAt + PAGE_BYTES <= bytes.length) {
         if (!isDataSector(view, dataAt, entry.sequence)) return false;
         const page = bytes.slice(dataAt, dataAt + PAGE_BYTES);
@@ -182,7 +192,7 @@ class Log {
         dataAt += PAGE_BYTES;
       } else return false;
     }
-    return pages.size <= MOST_PAGES;
+    return true;
   }
 }
 
@@ -196,8 +206,6 @@ function putZeros(
   pages: Map<number, Uint8Array<ArrayBuffer> | null>,
   offset: number,
   lengthBytes: number,
-): boolean {
-  if (lengthBytes % PAGE_BYTES !== 0 || lengthBytes / PAGE_BYTES > MOST_PAGES) return false;
+): void {
   for (let i = 0; i < lengthBytes / PAGE_BYTES; i++) pages.set(offset / PAGE_BYTES + i, null);
-  return true;
 }
