@@ -15,6 +15,12 @@ const AZURE_BYTES = 1 << 20;
 /** What is either zeros or data: 4 KiB. */
 const UNIT_SECTORS = 8;
 
+/**
+ * Requests under way where all data goes through the page cache, which serves one request after another:
+ * what is read is written while the processor's own cache still has it.
+ */
+const CACHED_SLOTS = 4;
+
 /** Options of a conversion. */
 export interface ConvertOptions extends WorkOptions {
   /** Makes a VHD with all its room at once. */
@@ -117,6 +123,7 @@ export async function copyInto(
     await walkImage(engine, {
       source,
       operations: image.operations,
+      slots: source.isCached && image.isCached ? CACHED_SLOTS : undefined,
       signal: options.signal,
       onProgress: options.onProgress,
       take: (piece, done) => writer.write(piece, done),

@@ -130,6 +130,11 @@ export class OpenImage implements RequestSink, FaultOwner {
     return this.#top.operationsFor(REQUEST_SECTORS);
   }
 
+  /** Whether all data comes from files, and goes to files, by the page cache. */
+  get isCached(): boolean {
+    return this.#images.every(({ file }) => file !== undefined);
+  }
+
   /** Reads sectors into I/O memory. */
   read(slot: number, sector: number, count: number, memorySector: number): void {
     this.#begin(slot, count);

@@ -40,6 +40,8 @@ export interface Walk {
   readonly ranges?: readonly Stretch[];
   /** Operations that a request of the largest size needs beside reading. */
   readonly operations?: number;
+  /** The most requests under way. */
+  readonly slots?: number;
   readonly signal?: AbortSignal;
   readonly onProgress?: ProgressListener;
   /** Is told of each stretch, data or hole, in rising order. Without `take` nothing is read. */
@@ -87,13 +89,13 @@ class Walker {
   #finished: (() => void) | null = null;
 
   constructor(walk: Walk) {
-    const { source, operations = 0 } = walk;
+    const { source, operations = 0, slots: wanted = MOST_SLOTS } = walk;
     this.#walk = walk;
     const all = walk.ranges ?? [{ sector: 0, count: source.sectors }];
     this.#ranges = all.filter(({ count }) => count > 0);
     this.#known = this.#ranges[0]?.sector ?? 0;
     const affordable = Math.floor(MOST_OPERATIONS / Math.max(1, source.operations + operations));
-    const slots = Math.max(1, Math.min(MOST_SLOTS, affordable));
+    const slots = Math.max(1, Math.min(wanted, affordable));
     this.#arena = new Arena(walk.take === undefined ? 0 : slots * REQUEST_SECTORS * SECTOR_BYTES);
     this.#sectorOf = new Float64Array(slots);
     this.#countOf = new Int32Array(slots);

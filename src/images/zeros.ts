@@ -1,18 +1,18 @@
 import { equalMemory, memoryAddress, SECTOR_BYTES } from "../../ffi/memory.ts";
 
-/** Bytes that are looked at one by one before the rest is compared. */
-const PROBE_BYTES = 64;
+const WORD_BYTES = 8;
+const WORDS_PER_SECTOR = SECTOR_BYTES / WORD_BYTES;
 
-/** Whether sectors of I/O memory hold only zeros. */
-function isZero(bytes: Uint8Array, memorySector: number): boolean {
-  for (let i = 0; i < PROBE_BYTES; i++) if (bytes[i] !== 0) return false;
-  const address = memoryAddress(memorySector);
+/** Whether memory at an address, whose first word is zero, holds only zeros. */
+function isZero(address: number, lengthBytes: number): boolean {
   // Memory whose start is zero, and which equals itself at an offset, is zero.
-  return equalMemory(address, address + PROBE_BYTES, bytes.length - PROBE_BYTES);
+  return equalMemory(address, address + WORD_BYTES, lengthBytes - WORD_BYTES);
 }
 
 /**
- * Calls back with runs of memory: those that hold data, in whole units, without units of zeros.
+ * Calls back with runs of memory: those that hold data, in whole units, without units of zeros. A look
+ * at the ends of each unit finds most of the data. What then may be zeros is compared in as long a
+ * piece as possible, and by units only if there is data in it.
  *
  * @param unitSectors What is either data or zeros.
  * @param memorySector Where `bytes` are.
@@ -22,17 +22,35 @@ export function eachData(
   { unitSectors, memorySector }: { unitSectors: number; memorySector: number },
   call: (from: number, count: number) => void,
 ): void {
+  const words = new BigInt64Array(bytes.buffer, bytes.byteOffset, bytes.length / WORD_BYTES);
   const sectors = bytes.length / SECTOR_BYTES;
+  const address = memoryAddress(memorySector);
+  const mayBeZero = (at: number): boolean =>
+    words[at * WORDS_PER_SECTOR] === 0n &&
+    words[Math.min(sectors, at + unitSectors) * WORDS_PER_SECTOR - 1] === 0n;
+  const isZeroFrom = (at: number, end: number): boolean =>
+    isZero(address + at * SECTOR_BYTES, (end - at) * SECTOR_BYTES);
+  /** Start of the data that `call` was not told of; -1: none. */
   let start = -1;
-  for (let at = 0; at < sectors; at += unitSectors) {
-    const end = Math.min(sectors, at + unitSectors);
-    const unit = bytes.subarray(at * SECTOR_BYTES, end * SECTOR_BYTES);
-    const zero = isZero(unit, memorySector + at);
-    if (!zero && start < 0) start = at;
-    if (zero && start >= 0) {
-      call(start, at - start);
-      start = -1;
+  const zeros = (from: number): void => {
+    if (start >= 0) call(start, from - start);
+    start = -1;
+  };
+  for (let at = 0; at < sectors;) {
+    let end = at;
+    while (end < sectors && mayBeZero(end)) end = Math.min(sectors, end + unitSectors);
+    if (end === at) {
+      if (start < 0) start = at;
+      at += unitSectors;
+    } else if (isZeroFrom(at, end)) {
+      zeros(at);
+      at = end;
+    } else {
+      for (; at < end; at += unitSectors) {
+        if (isZeroFrom(at, Math.min(sectors, at + unitSectors))) zeros(at);
+        else if (start < 0) start = at;
+      }
     }
   }
-  if (start >= 0) call(start, sectors - start);
+  zeros(sectors);
 }
