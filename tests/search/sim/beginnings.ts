@@ -48,16 +48,26 @@ export function beginWithOthers(
   return { images: new Map(made.images), regions, stamp: made.lastStamp };
 }
 
+/** The formats of images that a world may begin with: those that `--only` names the first word of. */
+function formatsFor({ only }: SearchContext): readonly SimFormat[] {
+  if (only === null) return FORMATS;
+  const named = FORMATS.filter(({ name }) => name === only || name.startsWith(`${only} `));
+  if (named.length > 0) return named;
+  const names = [...new Set(FORMATS.map(({ name }) => name))].join(", ");
+  throw new TypeError(`There is no format ${only}; formats: ${names}`);
+}
+
 /** One or two images of our formats. */
 export function beginWithOurs(
   disk: SimulatedDisk,
   random: Random,
   context: SearchContext,
 ): Beginning {
+  const formats = formatsFor(context);
   const images = new Map<string, ImageModel>();
   let [sectors, blockSectors] = [0, 1];
   for (let i = random.chance(0.3) ? 2 : 1; i > 0; i--) {
-    const format = FORMATS[random.below(FORMATS.length)];
+    const format = formats[random.below(formats.length)];
     context.count(`images: ${format.name}`);
     const suffix = format.onDevice ? DEVICE : format.parentAs === "raw" ? ".raw" : ".vhd";
     const wish = { disk, path: `/${i}${suffix}`, random, mostSectors: NO_LIMIT };

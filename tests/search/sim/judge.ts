@@ -185,7 +185,7 @@ function observe(world: World, photo: SimulatedDisk): Map<string, ImageModel> {
       let model = models.get(layer.path);
       if (model === undefined) {
         const known = world.images.get(layer.path)?.format;
-        const name = known ?? (layer.raw ? "raw" : formatOfNew(world, photo, layer));
+        const name = known ?? (layer.type === "raw" ? "raw" : formatOfNew(world, photo, layer));
         model = new ImageModel(layer.path, layer.sectors, parent, name);
         models.set(layer.path, model);
         settleAll(world, photo, model);
@@ -200,10 +200,10 @@ function observe(world: World, photo: SimulatedDisk): Map<string, ImageModel> {
 function formatOfNew(
   { images }: World,
   photo: SimulatedDisk,
-  { path, encrypted }: Layer,
+  { path, type, encrypted }: Layer,
 ): string {
-  if ([...images.values()].some(({ format }) => format === "made")) return "made";
-  return newFormat({ encrypted, onDevice: photo.status(path).kind === "block" }).name;
+  if (type === "vhd" && [...images.values()].some(({ format }) => format === "made")) return "made";
+  return newFormat({ type, encrypted, onDevice: photo.status(path).kind === "block" }).name;
 }
 
 function settleAll(world: World, photo: SimulatedDisk, model: ImageModel): void {

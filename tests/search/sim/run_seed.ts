@@ -12,7 +12,7 @@ import { beginWithOthers, beginWithOurs } from "./beginnings.ts";
 import { Camera } from "./camera.ts";
 import { formatNamed } from "./formats/registry.ts";
 import type { Verdict } from "./judge.ts";
-import { NOW } from "./model.ts";
+import { type ImageModel, NOW } from "./model.ts";
 import type { Region } from "./regions.ts";
 import { readOffline } from "./steps/offline.ts";
 import { STEPS } from "./steps/registry.ts";
@@ -29,6 +29,8 @@ const STEPS_OF_OTHERS = 10;
 const MOST_GENERATIONS = 3;
 /** An image of more sectors costs more to open, so there are fewer cuts. */
 const LARGE_SECTORS = 4096 * 4096;
+/** The largest disk with a record of its changes in memory, 2 TiB. */
+const MOST_LOGGED_SECTORS = 2 ** 32;
 /** Files that a device's cache may hold are small, so that they are dropped, too. */
 const FILTERS = ["", "", "", "", "", "bc:1:", "log:"];
 
@@ -43,7 +45,7 @@ interface Common {
 /** Runs a seed; returns the number of cuts. */
 export async function runSeed(random: Random, context: SearchContext): Promise<number> {
   const disk = new SimulatedDisk({ seed: random.bits(), powerCuts: true });
-  const { images, regions, stamp } = random.chance(OF_OTHERS)
+  const { images, regions, stamp } = context.only === null && random.chance(OF_OTHERS)
     ? beginWithOthers(disk, random, context)
     : beginWithOurs(disk, random, context);
   const known = new Set<string>();
@@ -107,11 +109,17 @@ async function runWorlds(common: Common, { verdict, random, generation }: Start)
   return cuts;
 }
 
+function filterFor({ sectors }: ImageModel, random: Random): string {
+  const filter = FILTERS[random.below(FILTERS.length)];
+  // Its bits for more would lie outside of the memory that the simulated disk sees.
+  return filter === "log:" && sectors > MOST_LOGGED_SECTORS ? "" : filter;
+}
+
 /** The steps of a world. */
 async function live(world: World, steps: number): Promise<void> {
   const { random } = world;
   for (const leaf of world.leaves()) {
-    if (leaf.sectors > 0) world.open(leaf, FILTERS[random.below(FILTERS.length)]);
+    if (leaf.sectors > 0) world.open(leaf, filterFor(leaf, random));
   }
   for (let i = 0; i < steps; i++) {
     const step = choose(world);

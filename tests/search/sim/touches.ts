@@ -69,7 +69,7 @@ function placesOf(disk: SimulatedDisk, { path, format }: ImageModel, sector: num
   };
   const { parentAs } = formatNamed(format);
   if (parentAs === "raw") return [flat];
-  if (parentAs === null) {
+  if (parentAs === "qcow2") {
     const reader = new Qcow2Reader(disk, path);
     const offsetBytes = reader.placeOf(sector);
     reader.close();

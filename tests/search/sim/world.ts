@@ -27,6 +27,7 @@ import type { LookOptions } from "./formats/format.ts";
 import { driversByLibrary } from "./formats/by_library.ts";
 import { diskKey } from "./formats/keys.ts";
 import { formatNamed } from "./formats/registry.ts";
+import { qcow2DeviceBytes } from "./formats/qcow2.ts";
 import { deviceBytes } from "./formats/vhd.ts";
 import { type ImageModel, Ticks, WrongSectorError } from "./model.ts";
 import { type Region, within } from "./regions.ts";
@@ -221,8 +222,9 @@ export class World implements ClientWorld {
    * A block device for an image of this size: one that was used before, with what it held, or a new
    * one with garbage.
    */
-  newDevice(sectors: number): string {
-    const wantedBytes = deviceBytes(sectors);
+  newDevice(sectors: number, type: "vhd" | "qcow2"): string {
+    const bytesFor = type === "vhd" ? deviceBytes : qcow2DeviceBytes;
+    const wantedBytes = bytesFor(sectors);
     const unused = [...this.leftovers].filter((path) =>
       path.endsWith(DEVICE) && !this.images.has(path)
     );

@@ -23,12 +23,15 @@ export interface Wish {
   readonly mostSectors: number;
 }
 
+/** What an image is, as far as the images on it are concerned. */
+export type Container = "vhd" | "raw" | "qcow2";
+
 /** A layer of a chain. */
 export interface Layer {
   readonly path: string;
   readonly sectors: number;
-  /** Whether it is a raw image, of which nothing else is known. */
-  readonly raw: boolean;
+  /** A raw image is one of which nothing else is known. */
+  readonly type: Container;
   readonly encrypted: boolean;
 }
 
@@ -49,8 +52,8 @@ export interface LookOptions {
 /** A format of images. */
 export interface SimFormat {
   readonly name: string;
-  /** Whether an image of the format can be below a VHD, and as what. */
-  readonly parentAs: "vhd" | "raw" | null;
+  /** What an image of the format is, as a parent. A QCOW2 can be on all, a VHD not on a QCOW2. */
+  readonly parentAs: Container;
   /** Whether its data is encrypted, with the key of `keys.ts`. */
   readonly encrypted: boolean;
   /** Whether an image is a block device, not a file. */

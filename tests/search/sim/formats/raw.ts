@@ -44,7 +44,7 @@ export const rawFormat: SimFormat = {
     const file = disk.open(path, "read");
     const sizeBytes = file.sizeBytes();
     file.close();
-    return [{ path, sectors: Math.floor(sizeBytes / SECTOR_BYTES), raw: true, encrypted: false }];
+    return [{ path, sectors: Math.floor(sizeBytes / SECTOR_BYTES), type: "raw", encrypted: false }];
   },
   held: (_disk, _path, { sector, count }) =>
     new Set(Array.from({ length: count }, (_, i) => sector + i)),

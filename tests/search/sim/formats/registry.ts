@@ -2,7 +2,7 @@ import { hasLibcrypto } from "../../../support/libcrypto.ts";
 import { madeFormat } from "./made.ts";
 import { qcow2DeviceFormat, qcow2Format } from "./qcow2.ts";
 import { rawDeviceFormat, rawFormat } from "./raw.ts";
-import type { SimFormat } from "./format.ts";
+import type { Container, SimFormat } from "./format.ts";
 import {
   deviceFormat,
   dynamicFormat,
@@ -42,10 +42,15 @@ export function formatNamed(name: string): SimFormat {
   return format;
 }
 
-/** The format of a new image of ours. */
+/** The format of a new image of ours: a VHD, or a QCOW2. */
 export function newFormat(
-  { encrypted, onDevice }: { encrypted: boolean; onDevice: boolean },
+  { type = "vhd", encrypted, onDevice }: {
+    type?: Container;
+    encrypted: boolean;
+    onDevice: boolean;
+  },
 ): SimFormat {
+  if (type === "qcow2") return onDevice ? qcow2DeviceFormat : qcow2Format;
   if (encrypted) return onDevice ? encryptedDeviceFormat : encryptedFormat;
   return onDevice ? deviceFormat : dynamicFormat;
 }

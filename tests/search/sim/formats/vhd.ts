@@ -140,17 +140,17 @@ function decryptRange(chain: VhdChain, bytes: Uint8Array<ArrayBuffer>, first: nu
 function layers(disk: SimulatedDisk, path: string): Layer[] {
   const chain = openChain(path, { storage: disk });
   chain.close();
-  const found = chain.images.map((image) => ({
+  const found: Layer[] = chain.images.map((image) => ({
     path: image.path,
     sectors: image.sizeBytes / SECTOR_BYTES,
-    raw: false,
+    type: "vhd",
     encrypted: isEncrypted(image),
   }));
   if (chain.raw === null) return found;
   return [...found, {
     path: chain.raw.path,
     sectors: chain.raw.sizeBytes / SECTOR_BYTES,
-    raw: true,
+    type: "raw",
     encrypted: false,
   }];
 }

@@ -11,7 +11,7 @@ import { changeParent } from "../../../../src/vhd/modify.ts";
 import { formatNamed } from "../formats/registry.ts";
 import { Change, FALL, type ImageModel, NOW } from "../model.ts";
 import type { Device, World } from "../world.ts";
-import { remove } from "./offline.ts";
+import { isVhd, remove } from "./offline.ts";
 import { pause, resume } from "./states.ts";
 import { attempt, isOpen, someDevice, type Step } from "./step.ts";
 
@@ -28,6 +28,8 @@ function tripleOf(world: World, { client: { leaf } }: Device): Triple | null {
   if (middle === null || base === null || base.sectors !== middle.sectors) return null;
   // Data is moved as it is in the files.
   if (formatNamed(base.format).encrypted !== formatNamed(middle.format).encrypted) return null;
+  // Nothing merges these below a disk that runs.
+  if (!isVhd(leaf) || !isVhd(middle) || formatNamed(base.format).parentAs === "qcow2") return null;
   const children = [...world.images.values()].filter(({ parent }) =>
     parent === middle || parent === base
   );

@@ -7,6 +7,7 @@ import { type Done, Errno, type SystemError } from "../../../../ffi/errno.ts";
 import { liveSnapshot } from "../../../../src/vbd/live_snapshot.ts";
 import { changeCbtLog } from "../../../../src/cbt/log_file.ts";
 import { snapshot } from "../../../../src/vhd/snapshot.ts";
+import { snapshotQcow2 } from "../../../../src/qcow2/snapshot.ts";
 import { formatNamed, newFormat } from "../formats/registry.ts";
 import type { Client } from "../client.ts";
 import { ImageModel } from "../model.ts";
@@ -15,6 +16,10 @@ import { attempt, isClosed, isOpen, isPaused, someDevice, type Step } from "./st
 
 const MOST_LAYERS = 5;
 const MOST_IMAGES = 9;
+/** 2040 GiB. */
+const MOST_VHD_SECTORS = 1_044_480 * 4096;
+/** The part of the images on VHDs and raw images that are QCOW2. */
+const QCOW2_SHARE = 0.3;
 
 function depthOf(image: ImageModel): number {
   return image.parent === null ? 1 : 1 + depthOf(image.parent);
@@ -22,8 +27,14 @@ function depthOf(image: ImageModel): number {
 
 /** Whether a world may have one more layer on an image. */
 export function mayGrow(world: World, image: ImageModel): boolean {
-  return depthOf(image) < MOST_LAYERS && world.images.size < MOST_IMAGES &&
-    formatNamed(image.format).parentAs !== null && image.sectors <= 1_044_480 * 4096;
+  return depthOf(image) < MOST_LAYERS && world.images.size < MOST_IMAGES;
+}
+
+/** What the child of an image is to be. A QCOW2 cannot be encrypted, and has no VHD on it. */
+function typeOfChild(world: World, { format, sectors }: ImageModel): "vhd" | "qcow2" {
+  const { parentAs, encrypted } = formatNamed(format);
+  if (parentAs === "qcow2" || sectors > MOST_VHD_SECTORS) return "qcow2";
+  return !encrypted && world.random.chance(QCOW2_SHARE) ? "qcow2" : "vhd";
 }
 
 /** Runs something that calls back; returns its error. */
@@ -98,13 +109,17 @@ export function close(world: World, { client }: Device): Promise<boolean> {
   });
 }
 
-function addChild(world: World, device: Device, path: string): void {
+function addChild(
+  world: World,
+  device: Device,
+  { path, type }: { path: string; type: "vhd" | "qcow2" },
+): void {
   const { client } = device;
   // The one may come to have the other's name; warnings about images of others are no faults.
   const { encrypted } = formatNamed(client.leaf.format);
-  const format = client.leaf.format === "made"
+  const format = client.leaf.format === "made" && type === "vhd"
     ? "made"
-    : newFormat({ encrypted, onDevice: path.endsWith(DEVICE) }).name;
+    : newFormat({ type, encrypted, onDevice: path.endsWith(DEVICE) }).name;
   const child = new ImageModel(path, client.leaf.sectors, client.leaf, format);
   world.images.set(path, child);
   client.leaf.handOver(child, world.ticks.next());
@@ -112,15 +127,23 @@ function addChild(world: World, device: Device, path: string): void {
 }
 
 /** A path for the child of an image; a block device mostly if the image is one. */
-function placeOfChild(world: World, { path, format, sectors }: ImageModel): string {
+function placeOfChild(
+  world: World,
+  { path, format, sectors }: ImageModel,
+  type: "vhd" | "qcow2",
+): string {
   const isDevice = formatNamed(format).onDevice && world.random.chance(0.9);
-  return isDevice ? world.newDevice(sectors) : world.newPath(".vhd", path);
+  return isDevice ? world.newDevice(sectors, type) : world.newPath(`.${type}`, path);
 }
 
-async function snapshotLive(world: World, device: Device, rename: boolean): Promise<void> {
+async function snapshotLive(
+  world: World,
+  device: Device,
+  { type, rename }: { type: "vhd" | "qcow2"; rename: boolean },
+): Promise<void> {
   const { client } = device;
   const { path } = client.leaf;
-  const added = rename ? world.newPath(".vhd", path) : placeOfChild(world, client.leaf);
+  const added = rename ? world.newPath(`.${type}`, path) : placeOfChild(world, client.leaf, type);
   const mayBe = rename ? [added, `${path}.snapshot`] : [added];
   const timeoutMs = world.random.chance(0.8) ? Infinity : world.random.below(300);
   await attempt(world, { what: "snapshot", mayBe }, () => {
@@ -129,17 +152,31 @@ async function snapshotLive(world: World, device: Device, rename: boolean): Prom
         path: added,
         rename,
         timeoutMs,
+        childType: type,
         done: (...[failure]) => {
           if (failure === null) {
             closedInOrder(world, client);
             if (rename) renameModel(world, client.leaf, added);
-            addChild(world, device, rename ? path : added);
+            addChild(world, device, { path: rename ? path : added, type });
           }
           done(failure);
         },
       }));
     if (error !== null && !isLate(error, timeoutMs)) throw error;
   });
+}
+
+function snapshotOffline(
+  { disk }: World,
+  { path, leaf, type }: { path: string; leaf: ImageModel; type: "vhd" | "qcow2" },
+): void {
+  const { parentAs } = formatNamed(leaf.format);
+  if (type === "qcow2") {
+    const parent = { type: parentAs === "raw" ? "aio" : parentAs, path: leaf.path };
+    return snapshotQcow2(path, { storage: disk, parent });
+  }
+  const rawParent = parentAs === "raw";
+  snapshot(path, { storage: disk, parent: leaf.path, rawParent, keepEmptyParent: true });
 }
 
 function renameModel(world: World, image: ImageModel, path: string): void {
@@ -179,12 +216,13 @@ export const stateSteps: readonly Step[] = [
     async run(world, random) {
       const device = someDevice(world, random, isOpen);
       if (device === null || !mayGrow(world, device.client.leaf)) return;
-      // A raw image that is renamed has a VHD in its place: another name than the device has.
+      // An image of another type in the place of one that is renamed has another name than the device.
       const { path, format } = device.client.leaf;
+      const type = typeOfChild(world, device.client.leaf);
       const { parentAs, onDevice } = formatNamed(format);
-      const canRename = parentAs === "vhd" && !onDevice &&
+      const canRename = parentAs === type && !onDevice &&
         !world.leftovers.has(`${path}.snapshot`);
-      await snapshotLive(world, device, canRename && random.chance(0.5));
+      await snapshotLive(world, device, { type, rename: canRename && random.chance(0.5) });
     },
   },
   {
@@ -195,19 +233,14 @@ export const stateSteps: readonly Step[] = [
       const device = someDevice(world, random, (each) => isPaused(each) || isClosed(each));
       if (device === null || !mayGrow(world, device.client.leaf)) return;
       const { leaf } = device.client;
-      const path = placeOfChild(world, leaf);
+      const type = typeOfChild(world, leaf);
+      const path = placeOfChild(world, leaf, type);
       const made = await attempt(
         world,
         { what: "offline snapshot", mayBe: [path] },
-        () =>
-          snapshot(path, {
-            storage: world.disk,
-            parent: leaf.path,
-            rawParent: formatNamed(leaf.format).parentAs === "raw",
-            keepEmptyParent: true,
-          }),
+        () => snapshotOffline(world, { path, leaf, type }),
       );
-      if (made) addChild(world, device, path);
+      if (made) addChild(world, device, { path, type });
     },
   },
   {
