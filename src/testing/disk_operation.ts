@@ -35,13 +35,15 @@ export interface DiskOperation {
  * - "rot": a bit of the file flips first, counted from the start of the operation's range;
  * - "shorten": a read or write moves `lengthBytes` only, more than 0 and less than it was to move.
  *   The caller sees a short transfer; synchronous code goes on with the rest, in an operation of
- *   its own.
+ *   its own;
+ * - "fail late": a queued write is executed, and reported as failed with `errno`.
  */
 export type Misdeed =
   | { readonly does: "lose" }
   | { readonly does: "misdirect"; readonly offsetBytes: number }
   | { readonly does: "rot"; readonly bit: number }
-  | { readonly does: "shorten"; readonly lengthBytes: number };
+  | { readonly does: "shorten"; readonly lengthBytes: number }
+  | { readonly does: "fail late"; readonly errno: number };
 
 /** What becomes of an operation: 0: it is executed; an errno, with which it fails; a misdeed. */
 export type Verdict = number | Misdeed;

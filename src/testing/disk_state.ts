@@ -328,10 +328,13 @@ const POSSIBLE: Readonly<Record<Misdeed["does"], readonly OperationKind[]>> = {
   misdirect: ["write"],
   rot: ["read", "write"],
   shorten: ["read", "write"],
+  "fail late": ["write"],
 };
 
-function requirePossible({ kind, lengthBytes }: DiskOperation, misdeed: Misdeed): void {
-  if (!POSSIBLE[misdeed.does].includes(kind)) {
+function requirePossible({ kind, lengthBytes, queued }: DiskOperation, misdeed: Misdeed): void {
+  const isPossible = POSSIBLE[misdeed.does].includes(kind) &&
+    (queued || misdeed.does !== "fail late");
+  if (!isPossible) {
     throw new TypeError(`A disk cannot ${misdeed.does} an operation of kind ${kind}`);
   }
   if (misdeed.does !== "shorten") return;

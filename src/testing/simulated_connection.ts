@@ -301,6 +301,9 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
           this.#sectors[place] * SECTOR_BYTES * 8 + misdeed.bit,
         );
         return this.#move(place);
+      case "fail late":
+        this.#move(place);
+        return -misdeed.errno;
       case "shorten":
         return this.#move(place, this.#sectors[place], misdeed.lengthBytes / SECTOR_BYTES);
     }

@@ -15,6 +15,8 @@
  *   operation changes nothing; a sync that fails makes nothing durable.
  * - **Short transfers.** With the verdict "shorten" of the hook, a read or write moves only a part. A
  *   queue sees a short transfer, synchronous code makes a second one.
+ * - **Late errors.** With the verdict "fail late" of the hook, a queued write is executed, and is reported
+ *   as failed: a path to the disk broke, or a time-out passed.
  * - **Full disk.** With `capacityBytes`, a write that needs more room ends short, or fails with
  *   ENOSPC when there is room for none of it. Room is counted in pages of 4 KiB that hold data.
  *   Extending a file takes no room; freeing a range releases its whole pages.

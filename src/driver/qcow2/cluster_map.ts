@@ -51,8 +51,9 @@ export class ClusterMap {
   readonly #entryBytes: number;
   /** Entries of a standard cluster of version 2 have no flag for zeros. */
   readonly #hasZeroFlag: boolean;
+  readonly #hasDataFile: boolean;
 
-  constructor({ geometry, l1, header }: Qcow2Image) {
+  constructor({ geometry, l1, header, dataFile }: Qcow2Image) {
     this.geometry = geometry;
     this.l1 = l1;
     const sliceBytes = Math.min(geometry.clusterBytes, MOST_SLICE_BYTES);
@@ -60,6 +61,7 @@ export class ClusterMap {
     this.clustersPerSlice = sliceBytes / geometry.l2EntryBytes;
     this.slicesPerTable = geometry.clusterBytes / sliceBytes;
     this.#hasZeroFlag = header.version >= 3 && !geometry.hasSubclusters;
+    this.#hasDataFile = dataFile !== null;
     const slices = l1.byteLength / 8 * this.slicesPerTable;
     this.cache = new SliceCache(sliceBytes, Math.min(cacheBytes(), slices * sliceBytes));
   }
@@ -80,6 +82,11 @@ export class ClusterMap {
       this.l1.getUint32(8 * table, false),
       this.l1.getUint32(8 * table + 4, false),
     );
+  }
+
+  /** Whether the table that has a slice begins where a cluster does. */
+  hasSoundTable(slice: number): boolean {
+    return this.tableSector(this.tableOf(slice)) % this.geometry.clusterSectors === 0;
   }
 
   /** Whether an L2 table is only the active L1 table's, so that it may be written. */
@@ -113,9 +120,9 @@ export class ClusterMap {
     }
     const low = view.getUint32(at + 4, false);
     if (this.#hasZeroFlag && (low & OFLAG_ZERO_LOW) !== 0) return Held.Zeros;
-    // An entry of a data file at offset 0 has only the flag.
-    const isThere = (high & OFLAG_COPIED_HIGH) !== 0 || sectorOfEntry(high, low) !== 0;
-    return isThere ? Held.Data : Held.Nothing;
+    if (sectorOfEntry(high, low) !== 0) return Held.Data;
+    // The entry of the first cluster of a data file has only the flag.
+    return this.#hasDataFile && (high & OFLAG_COPIED_HIGH) !== 0 ? Held.Data : Held.Nothing;
   }
 
   /** Sector of the file at which a standard cluster begins. */
@@ -127,6 +134,18 @@ export class ClusterMap {
   /** Whether a standard cluster has a place that nothing else refers to. */
   isOwn(at: number): boolean {
     return (this.cache.view.getUint32(at, false) & OFLAG_COPIED_HIGH) !== 0;
+  }
+
+  /**
+   * Whether the place of a standard cluster is one that a cluster can have. With subclusters also
+   * whether there is one for their data.
+   */
+  hasSoundPlace(at: number, cluster: number): boolean {
+    const place = this.sectorAt(at);
+    const { clusterSectors, hasSubclusters } = this.geometry;
+    if (this.#hasDataFile) return place === 0 || place === cluster * clusterSectors;
+    if (place !== 0) return place % clusterSectors === 0;
+    return !hasSubclusters || this.cache.view.getUint32(at + 12, false) === 0;
   }
 
   /** How many subclusters from one on, up to the end of a range, the image has alike. */

@@ -128,6 +128,7 @@ export class ClusterWriter {
       cluster,
     );
     if (at < 0) return;
+    if (!this.#mayChange(at, cluster)) return this.#sink.pieceDone(slot, count, Errno.EIO);
     const first = sector - cluster * clusterSectors;
     if (this.#isInPlace(at, first, first + count)) {
       return this.#writeInPlace(at, slot, first, count, memorySector);
@@ -135,9 +136,17 @@ export class ClusterWriter {
     this.#giveMemory(at, slot, sector, count, memorySector, cluster);
   }
 
-  /** Whether a range of a cluster has data at a place that only it refers to. */
+  /** The places of compressed clusters are looked at when they lose their references. */
+  #mayChange(at: number, cluster: number): boolean {
+    return this.#map.heldAt(at, 0) === Held.Compressed || this.#metadata.mayChange(at, cluster);
+  }
+
+  /**
+   * Whether a range of a cluster has data at a place that only it refers to, and the file surely has
+   * the entry.
+   */
   #isInPlace(at: number, first: number, end: number): boolean {
-    if (!this.#map.isOwn(at)) return false;
+    if (!this.#map.isOwn(at) || this.#map.cache.isUncertain(at)) return false;
     const { subclusterSectors } = this.#map.geometry;
     const last = Math.ceil(end / subclusterSectors);
     for (let sub = Math.floor(first / subclusterSectors); sub < last; sub++) {
@@ -147,12 +156,10 @@ export class ClusterWriter {
   }
 
   #writeInPlace(at: number, slot: number, first: number, count: number, memory: number): void {
-    const place = this.#map.sectorAt(at);
-    if (!this.#metadata.mayWrite(place)) return this.#sink.pieceDone(slot, count, Errno.EIO);
     this.#counts.writtenSectors += count;
     this.#context.queue.write(
       this.#file.data.file,
-      place + first,
+      this.#map.sectorAt(at) + first,
       count,
       memory,
       this.#flights.begin(this.#directOwners),
@@ -215,7 +222,7 @@ export class ClusterWriter {
       if (host < WAIT) return this.#sink.pieceDone(slot, count, WAIT - host);
       place = host * clusterSectors;
       isUntouched = this.#metadata.refcounts.lastWasUntouched;
-    } else if (!this.#metadata.mayWrite(place)) return this.#sink.pieceDone(slot, count, Errno.EIO);
+    }
     const record = records.take(cluster, Change.Data);
     const isNew = !hasPlace && !hasDataFile;
     records.place[record] = place;
@@ -259,7 +266,10 @@ export class ClusterWriter {
     records.headEnd[record] = first;
     records.tailStart[record] = end;
     const tailEnd = Math.min(clusterSectors, endSub * subclusterSectors);
-    records.tailEnd[record] = keepsTail ? end : tailEnd;
+    // A data file may have no room behind the end of the disk.
+    const diskEnd = this.#diskSectors - records.cluster[record] * clusterSectors;
+    const mostEnd = this.#file.hasDataFile ? Math.min(tailEnd, diskEnd) : tailEnd;
+    records.tailEnd[record] = keepsTail ? end : mostEnd;
     let bits = 0;
     for (let sub = firstSub; sub < endSub; sub++) bits |= 1 << sub;
     records.subclusters[record] = bits;
@@ -372,7 +382,9 @@ export class ClusterWriter {
     return Math.ceil(this.#file.image.sizeBytes / 512);
   }
 
+  /** Whether sectors of a cluster are zero, and surely in the file, too. */
   #isZero(at: number, sector: number, first: number, end: number): boolean {
+    if (this.#map.cache.isUncertain(at)) return false;
     const { subclusterSectors } = this.#map.geometry;
     const last = Math.ceil(end / subclusterSectors);
     const shows = this.showsBelow(sector);
@@ -400,6 +412,7 @@ export class ClusterWriter {
     }
     const at = this.#metadata.entryToChange(kind, slot, sector, count, 0, cluster);
     if (at < 0) return;
+    if (!this.#mayChange(at, cluster)) return this.#sink.pieceDone(slot, count, Errno.EIO);
     const change = this.#hasParent ? Change.Zeros : Change.Nothing;
     const record = this.#records.take(cluster, change);
     this.#records.dropsOld[record] = this.#file.hasDataFile ? 0 : 1;

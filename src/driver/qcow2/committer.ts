@@ -276,6 +276,7 @@ export class Committer {
   #entriesWritten(place: number, errno: number, isInFile: boolean): void {
     const records = this.#records;
     this.#placeOf[this.#placeKey[place]] = 0;
+    if (isInFile) this.#map.cache.setUncertain(this.#placeKey[place], errno !== 0);
     let record = this.#placeRecords[place];
     this.#placeRecords[place] = NONE;
     while (record !== NONE) {

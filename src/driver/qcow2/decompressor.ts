@@ -78,6 +78,8 @@ export class Decompressor {
 
   /** Gets the compressed cluster whose entry is at a byte of the map's cache, for a piece. */
   get(piece: number, at: number): void {
+    // A data file has whole clusters only.
+    if (this.#file.hasDataFile) return this.#owner.notDecompressed(piece, Errno.EIO);
     const { clusterBits } = this.#map.geometry;
     const { view } = this.#map.cache;
     const high = view.getUint32(at, false);

@@ -255,9 +255,20 @@ export class Metadata implements Deferred {
     return NONE;
   }
 
-  /** Whether a cluster may be written; otherwise the image is marked as corrupt. */
-  mayWrite(place: number): boolean {
-    return this.#file.hasDataFile || this.#isPlace(place);
+  /**
+   * Whether a standard cluster may change: what its entry names is a place that a cluster can have.
+   * Otherwise the image is marked as corrupt. What is missing of it at the end of the file is added.
+   *
+   * @param at The byte of the map's cache with its entry.
+   */
+  mayChange(at: number, cluster: number): boolean {
+    if (!this.#map.hasSoundPlace(at, cluster)) return this.#foundOverlap(NONE);
+    const place = this.#map.sectorAt(at);
+    if (this.#file.hasDataFile || place === 0) return true;
+    const { clusterSectors } = this.#file;
+    const overlap = this.#places.overlap(place, clusterSectors);
+    if (overlap !== NONE) return this.#foundOverlap(overlap);
+    return place < this.#file.endSector || this.#file.reach(place / clusterSectors);
   }
 
   /** Whether a cluster of the file may be written; otherwise the image is marked as corrupt. */

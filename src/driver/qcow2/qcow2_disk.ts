@@ -160,6 +160,7 @@ export class Qcow2Disk implements ImageDriver {
     const slice = this.#map.sliceOf(cluster);
     const place = this.#map.sliceSector(slice);
     if (place === 0) return this.#readBelow(slot, sector, count, memorySector);
+    if (!this.#map.hasSoundTable(slice)) return this.#refuse(slot, count);
     const entry = this.#loader.entryFor(slice, place);
     if (this.#loader.mustWait(entry)) {
       const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, count, memorySector);
@@ -177,6 +178,7 @@ export class Qcow2Disk implements ImageDriver {
     at: number,
   ): void {
     const { subclusterSectors } = this.#map.geometry;
+    const cluster = Math.floor(sector / this.#file.clusterSectors);
     let inCluster = sector % this.#file.clusterSectors;
     const end = inCluster + count;
     const last = Math.ceil(end / subclusterSectors);
@@ -185,7 +187,8 @@ export class Qcow2Disk implements ImageDriver {
       const held = this.#map.heldAt(at, sub);
       const runEnd = (sub + this.#map.runAt(at, sub, last)) * subclusterSectors;
       const run = Math.min(end, runEnd) - inCluster;
-      if (held === Held.Data) this.#readData(slot, at, inCluster, run, memorySector);
+      if (held === Held.Data && !this.#map.hasSoundPlace(at, cluster)) this.#refuse(slot, run);
+      else if (held === Held.Data) this.#readData(slot, at, inCluster, run, memorySector);
       else if (held === Held.Nothing) this.#readBelow(slot, sector, run, memorySector);
       else if (held === Held.Zeros) this.#readZeros(slot, run, memorySector);
       else {
@@ -199,15 +202,8 @@ export class Qcow2Disk implements ImageDriver {
   }
 
   #readData(slot: number, at: number, first: number, count: number, memory: number): void {
-    const place = this.#map.sectorAt(at);
-    if (place % this.#file.clusterSectors !== 0) {
-      this.#context.log(`${this.spec.path} has an entry that leads to no cluster (EIO)`);
-      return this.#sink.pieceDone(slot, count, Errno.EIO);
-    }
-    const start = place + first;
-    const missing = this.#file.hasDataFile
-      ? 0
-      : Math.min(count, start + count - this.#file.endSector);
+    const start = this.#map.sectorAt(at) + first;
+    const missing = Math.min(count, start + count - this.#file.endSector);
     if (missing > 0) {
       const there = count - missing;
       this.#file.readPastEnd(start + there, missing, memory + there);
@@ -223,6 +219,12 @@ export class Qcow2Disk implements ImageDriver {
       this.#flights.begin(this.#readOwners),
       slot,
     );
+  }
+
+  /** Ends a part of a request that needs an entry which leads to no cluster. */
+  #refuse(slot: number, count: number): void {
+    this.#context.log(`${this.spec.path} has an entry that leads to no cluster (EIO)`);
+    this.#sink.pieceDone(slot, count, Errno.EIO);
   }
 
   #readZeros(slot: number, count: number, memorySector: number): void {
@@ -397,6 +399,7 @@ export class Qcow2Disk implements ImageDriver {
 
   #waitForStatus(slot: number, sector: number, count: number): void {
     const slice = this.#map.sliceOf(Math.floor(sector / this.#file.clusterSectors));
+    if (!this.#map.hasSoundTable(slice)) return this.#sink.statusDone(slot, Errno.EIO);
     const entry = this.#loader.entryFor(slice, this.#map.sliceSector(slice));
     this.#loader.wait(this.#context.pieces.take(PieceKind.Status, slot, sector, count, 0), entry);
   }

@@ -18,9 +18,9 @@ export class Qcow2File {
   /** Where the data of guests is: this file, or the data file. */
   readonly data: DiskFile;
   readonly clusterSectors: number;
-  /** Of an image that is read: the first sector that is not whole in the file. */
-  readonly endSector: number;
-  /** The part of that sector that is in the file, then zeros; null when nothing of it is there. */
+  /** The first sector that is not whole in the file with the data of guests. */
+  #endSector: number;
+  /** Of an image that is read: the part of that sector that is in the file, then zeros; null when nothing of it is there. */
   readonly #tail: Arena | null;
   /** Clusters that the file has room for. */
   #clusters: number;
@@ -47,12 +47,12 @@ export class Qcow2File {
     this.clusterSectors = clusterSectors;
     const sizeBytes = disk.sizeBytes();
     const whole = Math.ceil(sizeBytes / clusterBytes);
-    this.endSector = readOnly ? Math.floor(sizeBytes / SECTOR_BYTES) : Infinity;
-    this.#tail = readOnly ? this.#readTail(sizeBytes) : null;
-    if (!readOnly && !disk.isBlockDevice && whole * clusterBytes > sizeBytes) {
-      // What is missing of the last cluster reads as zeros; then it can be read like the others.
-      disk.truncate(whole * clusterBytes);
-    }
+    // What is missing of the last cluster reads as zeros; then it can be read like the others.
+    if (!readOnly) lengthen(disk, whole * clusterBytes);
+    if (!readOnly && data !== null) lengthen(data, Math.ceil(image.sizeBytes / SECTOR_BYTES) * 512);
+    const dataBytes = this.data.sizeBytes();
+    this.#endSector = Math.floor(dataBytes / SECTOR_BYTES);
+    this.#tail = readOnly ? this.#readTail(dataBytes) : null;
     this.#clusters = disk.isBlockDevice ? Math.floor(sizeBytes / clusterBytes) : whole;
     this.#untouched = disk.isBlockDevice ? Infinity : whole;
   }
@@ -60,10 +60,21 @@ export class Qcow2File {
   #readTail(sizeBytes: number): Arena | null {
     const bytes = new Uint8Array(sizeBytes % SECTOR_BYTES);
     if (bytes.length === 0) return null;
-    this.image.file.readAt(bytes, sizeBytes - bytes.length);
+    const { path, identity } = this.data;
+    const file = this.image.storage.open(path, "read", { same: identity });
+    try {
+      file.readAt(bytes, sizeBytes - bytes.length);
+    } finally {
+      file.close();
+    }
     const tail = new Arena(SECTOR_BYTES);
     tail.bytes.set(bytes);
     return tail;
+  }
+
+  /** The first sector that is not whole in the file with the data of guests: it reads as zeros. */
+  get endSector(): number {
+    return this.#endSector;
   }
 
   /** Whether the data is in a file of its own. */
@@ -98,8 +109,23 @@ export class Qcow2File {
       const clusters = cluster + CLUSTERS_AT_ONCE;
       this.disk.truncate(clusters * clusterBytes);
       this.#clusters = clusters;
+      if (!this.hasDataFile) this.#endSector = clusters * this.clusterSectors;
     }
     if (cluster >= this.#untouched) this.#untouched = cluster + 1;
+  }
+
+  /**
+   * A cluster that the tables name, and that lies behind the end of the file, is written. The file is
+   * made as long as that takes: it may not be cut there later. False when that cannot be done.
+   */
+  reach(cluster: number): boolean {
+    try {
+      this.take(cluster);
+      return true;
+    } catch (error) {
+      this.#log(`${this.disk.path} cannot be made longer: ${messageOf(error)}`);
+      return false;
+    }
   }
 
   /** Frees the room of a cluster that nothing refers to. */
@@ -142,4 +168,9 @@ export class Qcow2File {
     if (this.hasDataFile) this.data.close();
     this.disk.close();
   }
+}
+
+/** Makes a regular file as long as that; what is added reads as zeros. */
+function lengthen(file: DiskFile, lengthBytes: number): void {
+  if (!file.isBlockDevice && file.sizeBytes() < lengthBytes) file.truncate(lengthBytes);
 }

@@ -279,9 +279,15 @@ export class Refcounts {
 
   /**
    * Takes a reference to a cluster away. Returns the references that are left; -1 when it has to
-   * wait; -2 when there was none, and nothing changes.
+   * wait; -2 when there was none, or the cluster is not one of data, and nothing changes.
    */
   drop(cluster: number): number {
+    const { clusterSectors } = this.#file;
+    const overlap = this.#places.overlap(cluster * clusterSectors, clusterSectors);
+    if (overlap !== NONE) {
+      this.#owner.overlap(overlap);
+      return -2;
+    }
     const entry = this.#sliceOf(cluster);
     if (entry < 0) return entry;
     const index = this.#indexOf(cluster);

@@ -27,6 +27,8 @@ export class SliceCache {
   readonly #arena: Arena;
   readonly #isLoading: Uint8Array;
   readonly #isRecent: Uint8Array;
+  /** By sector. */
+  readonly #isUncertain: Uint8Array;
   readonly #pins: Int32Array;
   readonly #bucket = new Int16Array(BUCKETS).fill(NONE);
   readonly #nextInBucket: Int16Array;
@@ -47,6 +49,7 @@ export class SliceCache {
     this.forLoad = new PieceLists(this.entries);
     this.#isLoading = new Uint8Array(this.entries);
     this.#isRecent = new Uint8Array(this.entries);
+    this.#isUncertain = new Uint8Array(this.entries * this.sliceSectors);
     this.#pins = new Int32Array(this.entries);
     this.#nextInBucket = new Int16Array(this.entries);
   }
@@ -71,6 +74,8 @@ export class SliceCache {
     this.#isRecent[entry] = 1;
     this.#isLoading[entry] = 1;
     this.#pins[entry] = 1;
+    const firstSector = entry * this.sliceSectors;
+    this.#isUncertain.fill(0, firstSector, firstSector + this.sliceSectors);
     return entry;
   }
 
@@ -121,6 +126,19 @@ export class SliceCache {
   unpin(entry: number): void {
     assert(this.#pins[entry] > 0, "An entry of a cache is unpinned more than pinned");
     this.#pins[entry]--;
+  }
+
+  /**
+   * Whether the file may have other entries than the cache has at a byte of `view`: a write of the
+   * sector failed. What was to be written may be there, and it may not.
+   */
+  isUncertain(at: number): boolean {
+    return this.#isUncertain[Math.floor(at / SECTOR_BYTES)] === 1;
+  }
+
+  /** A write of a sector of the cache failed, or did not. */
+  setUncertain(sector: number, isUncertain: boolean): void {
+    this.#isUncertain[sector] = isUncertain ? 1 : 0;
   }
 
   /** Byte of `view` at which a slice begins. */

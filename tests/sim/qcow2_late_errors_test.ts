@@ -1,0 +1,115 @@
+/**
+ * Writes of metadata that a disk reports as failed although it has done them: the file has other
+ * entries than the memory. What is written and flushed afterwards is in the file.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { checkQcow2 } from "../../src/qcow2/check.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
+import type { Storage } from "../../src/files/storage.ts";
+import { openQcow2 } from "../../src/qcow2/image/image.ts";
+import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+
+const MIB = 1 << 20;
+
+/** Fails the next write of a single sector behind the first clusters late: that of an L2 table. */
+function failNextEntries({ disk }: Simulation): void {
+  const l1End = openL1End(disk);
+  disk.beforeOperation = ({ kind, offsetBytes, lengthBytes, queued }) => {
+    if (!queued || kind !== "write" || lengthBytes !== 512 || offsetBytes < l1End) return 0;
+    disk.beforeOperation = null;
+    return { does: "fail late", errno: Errno.EIO };
+  };
+}
+
+function openL1End(storage: Storage): number {
+  const { header, geometry, close } = openQcow2("/a", { storage });
+  close();
+  return Number(header.l1TableOffset) + geometry.clusterBytes;
+}
+
+function assertDurable(
+  simulation: Simulation,
+  device: SimulatedDevice,
+  check: (after: SimulatedDevice) => void,
+): void {
+  const after = new Simulation({ seed: 1 }, simulation);
+  const image = openQcow2("/a", { storage: after.disk });
+  assert.deepEqual(checkQcow2(image).errors, []);
+  image.close();
+  const again = after.open("qcow2:/a");
+  check(again);
+  again.close();
+  device.vbd.requests.memory.release();
+  after.close();
+}
+
+for (const kind of ["discard", "zero"] as const) {
+  for (const extendedL2 of [false, true]) {
+    const name = extendedL2 ? " with subclusters" : "";
+    Deno.test(`a ${kind} that failed late does not take away what is written next${name}`, () => {
+      const simulation = new Simulation({ seed: 3, latencyMs: 2, powerCuts: true });
+      const { disk: storage } = simulation;
+      createQcow2("/a", { storage, sizeBytes: 64 * MIB, extendedL2 });
+      const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+      device.write(0, stampedSectors(0, 128, 1));
+      device.write(256, stampedSectors(256, 128, 2));
+      device.settle();
+      failNextEntries(simulation);
+      const failed = device[kind](0, 128);
+      device.settle();
+      assert.equal(failed.errno, Errno.EIO);
+      const written = device.write(8, stampedSectors(8, 8, 3));
+      device.settle();
+      const flushed = device.flush();
+      device.settle();
+      assert.deepEqual([written.errno, flushed.errno], [0, 0]);
+      assertHolds(device, 8, 8, 3);
+      assertDurable(simulation, device, (after) => {
+        assertHolds(after, 8, 8, 3);
+        assertHolds(after, 256, 128, 2);
+      });
+    });
+  }
+}
+
+Deno.test("zeros that follow a write that failed late are zeros in the file", () => {
+  const simulation = new Simulation({ seed: 3, latencyMs: 2, powerCuts: true });
+  createQcow2("/a", { storage: simulation.disk, sizeBytes: 64 * MIB });
+  const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  device.write(256, stampedSectors(256, 128, 2));
+  device.settle();
+  failNextEntries(simulation);
+  const failed = device.write(0, stampedSectors(0, 128, 1));
+  device.settle();
+  assert.equal(failed.errno, Errno.EIO);
+  const cleared = device.zero(0, 128);
+  device.settle();
+  const flushed = device.flush();
+  device.settle();
+  assert.deepEqual([cleared.errno, flushed.errno], [0, 0]);
+  assertDurable(simulation, device, (after) => assertHolds(after, 0, 128, 0));
+});
+
+Deno.test("a first write that failed late is followed by others to the same clusters", () => {
+  const simulation = new Simulation({ seed: 3, latencyMs: 2, powerCuts: true });
+  const { disk: storage } = simulation;
+  createQcow2("/a", { storage, sizeBytes: 64 * MIB, clusterBytes: 4096 });
+  const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  for (let round = 0; round < 40; round++) {
+    const sector = 8 * (round % 7);
+    if (round % 3 === 0) failNextEntries(simulation);
+    if (round % 5 === 4) device.discard(sector, 8);
+    else device.write(sector, stampedSectors(sector, 8, round + 1));
+    device.settle();
+  }
+  for (let i = 0; i < 7; i++) device.write(8 * i, stampedSectors(8 * i, 8, 100 + i));
+  device.settle();
+  device.flush();
+  device.settle();
+  assertDurable(simulation, device, (after) => {
+    for (let i = 0; i < 7; i++) assertHolds(after, 8 * i, 8, 100 + i);
+  });
+});

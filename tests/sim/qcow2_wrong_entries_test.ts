@@ -1,0 +1,238 @@
+/**
+ * Entries of L2 tables that contradict the rest of a QCOW2 image: they fail the requests that need
+ * them, and nothing that belongs to others is freed, overwritten or cut off.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import { createQcow2, type CreateQcow2Options } from "../../src/qcow2/create.ts";
+import { openQcow2, type Qcow2Image } from "../../src/qcow2/image/image.ts";
+import type { Storage } from "../../src/files/storage.ts";
+import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
+
+const MIB = 1 << 20;
+const CLUSTER = 65536;
+const COPIED = 1n << 63n;
+const COMPRESSED = 1n << 62n;
+
+function writeWords(storage: Storage, path: string, offset: number, ...words: bigint[]): void {
+  const file = storage.open(path, "write");
+  const bytes = new Uint8Array(8 * words.length);
+  for (const [i, word] of words.entries()) new DataView(bytes.buffer).setBigUint64(8 * i, word);
+  file.writeAt(bytes, offset);
+  file.sync();
+  file.close();
+}
+
+function readWord(storage: Storage, path: string, offset: number): bigint {
+  const file = storage.open(path, "read");
+  const bytes = new Uint8Array(8);
+  file.readAt(bytes, offset);
+  file.close();
+  return new DataView(bytes.buffer).getBigUint64(0);
+}
+
+/** Where structures of an image are. */
+interface Places {
+  readonly image: Qcow2Image;
+  /** Byte at which the first L2 table begins. */
+  readonly l2: number;
+}
+
+/** An image with data in its first cluster and in its cluster 8, and where its tables are. */
+function makeImage(
+  simulation: Simulation,
+  options: Omit<CreateQcow2Options, "sizeBytes"> = {},
+): Places {
+  const { disk: storage } = simulation;
+  createQcow2("/a", { storage, sizeBytes: 64 * MIB, ...options });
+  const device = simulation.open("qcow2:/a");
+  device.write(0, stampedSectors(0, 128, 1));
+  device.write(1024, stampedSectors(1024, 128, 2));
+  device.settle();
+  device.close();
+  const image = openQcow2("/a", { storage });
+  image.close();
+  return { image, l2: image.l1.getUint32(4, false) };
+}
+
+Deno.test("an entry with a flag and no place is no cluster of the header", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { l2 } = makeImage(simulation);
+  writeWords(simulation.disk, "/a", l2 + 8, COPIED);
+  const device = simulation.open("qcow2:/a");
+  assertHolds(device, 128, 128, 0);
+  const outcome = device.write(130, stampedSectors(130, 4, 3));
+  device.settle();
+  assert.equal(outcome.errno, 0);
+  assertHolds(device, 128, 2, 0);
+  assertHolds(device, 130, 4, 3);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("subclusters with data in a cluster without place cannot be read or written", () => {
+  for (const flag of [0n, COPIED]) {
+    const simulation = new Simulation({ seed: 1 });
+    const { l2 } = makeImage(simulation, { extendedL2: true });
+    writeWords(simulation.disk, "/a", l2 + 16, flag, 0xffn);
+    const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+    const reading = device.read(128, 8);
+    device.settle();
+    assert.equal(reading.errno, Errno.EIO);
+    assertHolds(device, 0, 128, 1);
+    const writing = device.write(200, stampedSectors(200, 4, 3));
+    device.settle();
+    assert.equal(writing.errno, Errno.EIO);
+    assert.equal(readWord(simulation.disk, "/a", l2 + 16), flag);
+    device.close();
+    simulation.close();
+  }
+});
+
+const DANGEROUS: readonly [string, (places: Places) => bigint][] = [
+  ["a shared cluster on the L1 table", ({ image }) => image.header.l1TableOffset],
+  ["zeros whose place is the refcount table", ({ image }) => image.header.refcountTableOffset | 1n],
+  ["a compressed cluster on the L1 table", ({ image }) => image.header.l1TableOffset | COMPRESSED],
+  ["a shared cluster that begins in another", ({ l2 }) => BigInt(l2) + 0x10200n],
+];
+
+for (const [name, entryOf] of DANGEROUS) {
+  for (const change of ["write", "overwrite", "discard", "zero"] as const) {
+    Deno.test(`${name}: a ${change} frees nothing that is in use`, () => {
+      const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+      const { disk: storage } = simulation;
+      const places = makeImage(simulation);
+      writeWords(storage, "/a", places.l2 + 8, entryOf(places));
+      const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+      if (change === "write") device.write(130, stampedSectors(130, 4, 3));
+      else if (change === "overwrite") device.write(128, stampedSectors(128, 128, 3));
+      else device[change](128, 128);
+      device.settle();
+      // The references of what was replaced are taken away after the next commit.
+      for (let i = 0; i < 4; i++) {
+        device.write(2048 + 256 * i, stampedSectors(2048 + 256 * i, 8, 9));
+        device.settle();
+      }
+      assertHolds(device, 0, 128, 1);
+      assertHolds(device, 1024, 128, 2);
+      try {
+        device.close();
+      } catch (error) {
+        assert.match(String(error), /Closing ended with error/);
+      }
+      const { image } = places;
+      const l1 = readWord(storage, "/a", Number(image.header.l1TableOffset));
+      assert.equal(l1, BigInt(places.l2) | COPIED);
+      const table = readWord(storage, "/a", Number(image.header.refcountTableOffset));
+      assert.notEqual(table, 0n);
+      const again = simulation.open("qcow2:/a", { readOnly: true });
+      assertHolds(again, 0, 128, 1);
+      assertHolds(again, 1024, 128, 2);
+      again.close();
+      simulation.close();
+    });
+  }
+}
+
+Deno.test("what is written behind the end of the file stays when the file grows, and at a close", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { l2 } = makeImage(simulation);
+  // As in a file whose end is missing: the cluster is counted, and lies past the end.
+  const far = 900;
+  const { disk: storage } = simulation;
+  writeWords(storage, "/a", l2 + 8, BigInt(far * CLUSTER) | COPIED);
+  writeWords(storage, "/a", 2 * CLUSTER + 2 * (far - far % 4), 1n << BigInt(16 * (3 - far % 4)));
+  for (const readOnly of [true, false]) {
+    const reading = simulation.open("qcow2:/a", { readOnly });
+    assertHolds(reading, 128, 128, 0);
+    reading.close();
+  }
+  const device = simulation.open("qcow2:/a");
+  device.write(130, stampedSectors(130, 4, 3));
+  device.settle();
+  for (let i = 0; i < 100; i++) {
+    device.write(2048 + 128 * i, stampedSectors(2048 + 128 * i, 8, 9));
+    device.settle();
+  }
+  assertHolds(device, 130, 4, 3);
+  device.close();
+  const again = simulation.open("qcow2:/a");
+  assertHolds(again, 130, 4, 3);
+  assertHolds(again, 2048 + 128 * 99, 8, 9);
+  again.close();
+  simulation.close();
+});
+
+Deno.test("clusters of a data file are at the place that they have in the disk", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { disk: storage } = simulation;
+  storage.open("/data", "create-new").close();
+  const { l2 } = makeImage(simulation, { dataFile: { name: "data", raw: false } });
+  writeWords(storage, "/a", l2 + 8, BigInt(8 * CLUSTER) | COPIED);
+  const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  const reading = device.read(128, 8);
+  const writing = device.write(128, stampedSectors(128, 8, 7));
+  device.settle();
+  assert.deepEqual([reading.errno, writing.errno], [Errno.EIO, Errno.EIO]);
+  assertHolds(device, 1024, 128, 2);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("an L2 table that begins within a cluster is not read", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { image, l2 } = makeImage(simulation);
+  writeWords(simulation.disk, "/a", Number(image.header.l1TableOffset), BigInt(l2 + 4096) | COPIED);
+  const device = simulation.open("qcow2:/a", { readOnly: true, retry: { timeoutMs: 0 } });
+  const outcome = device.read(0, 8);
+  const status = device.status(0, 8);
+  device.settle();
+  assert.deepEqual([outcome.errno, status.errno], [Errno.EIO, Errno.EIO]);
+  device.close();
+  simulation.close();
+});
+
+for (const kind of ["file", "device"] as const) {
+  Deno.test(`a data file on a ${kind} as long as the disk, which ends within a cluster`, () => {
+    const simulation = new Simulation({ seed: 1 });
+    const { disk: storage } = simulation;
+    const sectors = 1000;
+    if (kind === "device") storage.addBlockDevice("/data", { sizeBytes: sectors * 512 });
+    else storage.open("/data", "create-new").close();
+    const dataFile = { name: "data", raw: false };
+    createQcow2("/a", { storage, sizeBytes: sectors * 512, dataFile });
+    const device = simulation.open("qcow2:/a");
+    const outcome = device.write(900, stampedSectors(900, 10, 3));
+    device.settle();
+    assert.equal(outcome.errno, 0);
+    assertHolds(device, 896, 4, 0);
+    assertHolds(device, 900, 10, 3);
+    assertHolds(device, 910, 90, 0);
+    device.close();
+    const file = storage.open("/data", "read");
+    assert.equal(file.sizeBytes(), sectors * 512);
+    file.close();
+    simulation.close();
+  });
+}
+
+Deno.test("a data file that is shorter than the disk reads as zeros behind its end", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { disk: storage } = simulation;
+  storage.open("/data", "create-new").close();
+  const { image } = makeImage(simulation, { dataFile: { name: "data", raw: false } });
+  assert.ok(image.dataFile);
+  const file = storage.open("/data", "write");
+  file.truncate(10 * 512 + 100);
+  file.close();
+  for (const readOnly of [true, false]) {
+    const device = simulation.open("qcow2:/a", { readOnly });
+    assertHolds(device, 0, 10, 1);
+    assertHolds(device, 12, 100, 0);
+    assertHolds(device, 1024, 128, 0);
+    device.close();
+  }
+  simulation.close();
+});
