@@ -3,6 +3,7 @@ import { type OnStorage, osStorage } from "../files/storage.ts";
 import { countReferences } from "./check.ts";
 import { Autoclear, HeaderField } from "./format/header.ts";
 import { l1EntriesOf, MAX_L1_BYTES, SECTOR_BYTES } from "./format/units.ts";
+import { clearBehindEnd } from "./old_end.ts";
 import { openQcow2, type Qcow2Image } from "./image/image.ts";
 import { locateDataFile } from "./image/named_files.ts";
 import { changeHeader, type HeaderChange, rebuildRefcounts, tableChanges } from "./rebuild.ts";
@@ -12,7 +13,8 @@ import { changeHeader, type HeaderChange, rebuildRefcounts, tableChanges } from 
  * as before until one sector, that of the header, is written.
  *
  * @throws {SystemError} EINVAL for a size that is smaller or no multiple of a sector; EFBIG for one that
- * its clusters cannot hold; EOPNOTSUPP for an image of version 2 with snapshots.
+ * its clusters cannot hold; EOPNOTSUPP for an image of version 2 with snapshots, and for one whose
+ * backing file is longer than its disk.
  */
 export function resizeQcow2(
   path: string,
@@ -22,6 +24,7 @@ export function resizeQcow2(
   try {
     requireSize(image, sizeBytes);
     image.file.refuseReaders();
+    if (sizeBytes > image.sizeBytes) clearBehindEnd(image);
     growDataFile(image, sizeBytes);
     const entries = l1EntriesOf(sizeBytes, image.geometry);
     const { header } = image;

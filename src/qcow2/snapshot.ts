@@ -61,7 +61,7 @@ function placeOf(storage: Storage, path: string): string {
 }
 
 /** The size of the parent's disk, and what the child takes over. */
-function factsOf(
+export function factsOf(
   storage: Storage,
   { type, path }: BackingImage,
 ): { sizeBytes: number; clusterBytes?: number } {

@@ -144,3 +144,40 @@ for (const [name, options, before, after] of SIZES) {
     assert.throws(() => resizeQcow2(path, { sizeBytes: before }), /is not made smaller/);
   });
 }
+
+const ODD_END = 2 * MIB - 4096 - 512;
+
+test("a disk that is made larger shows nothing of what lay behind its end", async (folder) => {
+  const path = `${folder}/a.qcow2`;
+  for (const options of [[], ["extended_l2=on"], ["data_file=data"], ["cluster_size=2M"]]) {
+    for (const cut of [ODD_END, MIB]) {
+      await runOk("rm", ["-f", path, "data"], { cwd: folder });
+      const more = options.length === 0 ? [] : ["-o", options.join(",")];
+      const create = ["create", "-q", "-f", "qcow2", ...more, "a.qcow2", String(2 * MIB)];
+      await runOk("qemu-img", create, { cwd: folder });
+      await runOk("qemu-io", ["-c", "write -P 3 0 2M", "a.qcow2"], { cwd: folder });
+      const shrink = ["resize", "-q", "--shrink", "a.qcow2", String(cut)];
+      await runOk("qemu-img", shrink, { cwd: folder });
+      resizeQcow2(path, { sizeBytes: 4 * MIB });
+      const reads = [`read -P 3 0 ${cut}`, `read -P 0 ${cut} ${4 * MIB - cut}`];
+      await runOk("qemu-io", ["-c", reads[0], "-c", reads[1], "a.qcow2"], { cwd: folder });
+    }
+  }
+});
+
+test("a disk whose end holds more than it shows is not made larger", async (folder) => {
+  const path = `${folder}/a.qcow2`;
+  const size = String(ODD_END);
+  await runOk("qemu-img", ["create", "-q", "-f", "raw", `${folder}/base`, "2M"]);
+  const backing = ["-b", "base", "-F", "raw"];
+  await runOk("qemu-img", ["create", "-q", "-f", "qcow2", ...backing, path, size]);
+  assert.throws(() => resizeQcow2(path, { sizeBytes: 4 * MIB }), /base is longer/);
+  const base = Deno.openSync(`${folder}/base`, { write: true });
+  base.writeSync(new Uint8Array(2 * MIB).fill(7));
+  base.truncateSync(2 * MIB);
+  base.close();
+  const compress = ["convert", "-c", "-f", "raw", "-O", "qcow2", `${folder}/base`, path];
+  await runOk("qemu-img", compress);
+  await runOk("qemu-img", ["resize", "-q", "--shrink", path, size]);
+  assert.throws(() => resizeQcow2(path, { sizeBytes: 4 * MIB }), /behind the end of the disk/);
+});
