@@ -33,7 +33,7 @@ const MEASURES =
 
 /** Files of tests/interop to which it does not matter how long anything takes. */
 const UNTIMED =
-  /\/(?:binary|blktap2_ring|changed_blocks|deep_chain|durability|encrypted|full_disk|image_lock|image_types|keys_in_memory|live_snapshot|local_cache|memory_drivers|migration|mirror|names|nbd_clients|nbd_handover|nbd_options|nbd_protocol|package|parent_roots|qcow2\w*|readme|restore|sbom|sm_calls|special_files|tap_ctl\w*|tapdisk_new|temporary_files|trusted_files|vhd_images|vhd_limit|vhd_util_merge|vhd_util_offline)_test\.ts$/;
+  /\/(?:binary|blktap2_ring|changed_blocks|deep_chain|durability|encrypted|full_disk|image_lock|image_types|keys_in_memory|live_snapshot|local_cache|memory_drivers|migration|mirror|names|nbd_clients|nbd_handover|nbd_options|nbd_protocol|package|parent_roots|qcow2\w*|readme|restore|sbom|sm_\w+|special_files|tap_ctl\w*|tapdisk_new|temporary_files|trusted_files|vhd_images|vhd_limit|vhd_util_merge|vhd_util_offline)_test\.ts$/;
 
 /** Searches take minutes on all processors; they run one at a time, with nothing beside them. */
 const SEARCHES = /^tests\/search\//;
