@@ -5,6 +5,7 @@ import { Autoclear, HeaderField } from "./format/header.ts";
 import { l1EntriesOf, MAX_L1_BYTES, SECTOR_BYTES } from "./format/units.ts";
 import { clearBehindEnd } from "./old_end.ts";
 import { openQcow2, type Qcow2Image } from "./image/image.ts";
+import { markedDirectory } from "./image/bitmap_directory.ts";
 import { locateDataFile } from "./image/named_files.ts";
 import { changeHeader, type HeaderChange, rebuildRefcounts, tableChanges } from "./rebuild.ts";
 
@@ -33,14 +34,23 @@ export function resizeQcow2(
       ...(entries > header.l1Size ? growTable(image, entries) : []),
     ];
     if (header.version >= 3) {
-      // The bitmaps are as long as the disk was.
-      const value = header.autoclearFeatures & BigInt(Autoclear.RawDataFile);
+      const kept = keepBitmaps(image)
+        ? Autoclear.Bitmaps | Autoclear.RawDataFile
+        : Autoclear.RawDataFile;
+      const value = header.autoclearFeatures & BigInt(kept);
       changes.push({ offset: HeaderField.AutoclearFeatures, value });
     }
     changeHeader(image.file, changes);
   } finally {
     image.close();
   }
+}
+
+/** Bitmaps are as long as the disk was: marks say so. Returns whether they can be kept with them. */
+function keepBitmaps(image: Qcow2Image): boolean {
+  const directory = markedDirectory(image);
+  if (directory?.isInFile === false) image.file.writeAt(directory.bytes, directory.offsetBytes);
+  return directory !== null;
 }
 
 function requireSize(

@@ -103,8 +103,8 @@ export class Metadata implements Deferred {
     this.#waiting = parts.waiting;
     this.#records = records;
     const { queue } = context;
-    this.#places = new ProtectedPlaces(file.image);
     this.#header = new HeaderWriter(file.image, file.disk.file, queue);
+    this.#places = new ProtectedPlaces(file.image, this.#header.keepsBitmaps);
     this.#isPrepared = !this.#header.needsClearing(this.#keepsRaw);
     this.refcounts = new Refcounts(file, this.#places, {
       wantBlock: (cluster) => this.#wantBlock(cluster),

@@ -14,7 +14,11 @@ export class ProtectedPlaces {
   readonly #end = new Float64Array(MOST);
   readonly #names: string[] = [];
 
-  constructor({ header, geometry, snapshotTable, bitmaps, l1 }: Qcow2Image) {
+  /** @param keepsBitmaps Whether the directory of bitmaps still counts after a write. */
+  constructor(
+    { header, geometry, snapshotTable, bitmaps, l1 }: Qcow2Image,
+    keepsBitmaps: boolean,
+  ) {
     const { clusterBytes } = geometry;
     this.#add("the header", 0, clusterBytes);
     this.#add("the L1 table", Number(header.l1TableOffset), l1.byteLength);
@@ -23,7 +27,7 @@ export class ProtectedPlaces {
       header.refcountTableClusters * clusterBytes,
     );
     this.#add("the snapshot table", snapshotTable.offsetBytes, snapshotTable.lengthBytes);
-    if (bitmaps !== null) {
+    if (bitmaps !== null && keepsBitmaps) {
       this.#add("the directory of bitmaps", bitmaps.directoryOffset, bitmaps.directoryBytes);
     }
   }

@@ -47,7 +47,7 @@ export interface Qcow2Image {
   /** The refcount table as it is in the file. */
   readonly refcountTable: DataView<ArrayBuffer>;
   readonly snapshotTable: SnapshotTable;
-  /** The bitmaps extension; null without one. */
+  /** The bitmaps extension; null without one, and when a program has changed the disk without it. */
   readonly bitmaps: BitmapsExtension | null;
   /** The backing file's name and its format, as they are stored; null without one. */
   readonly backing: { readonly name: string; readonly format: string | null } | null;
@@ -126,7 +126,7 @@ function readImage(file: StorageFile, storage: Storage, options: Qcow2OpenOption
     l1: new DataView(l1.buffer),
     refcountTable: new DataView(refcountTable.buffer),
     snapshotTable: readSnapshotTable(file, header),
-    bitmaps: bitmapsOf(extensions),
+    bitmaps: bitmapsOf(header, extensions),
     backing: backingName === null
       ? null
       : { name: backingName, format: textOf(extensions, ExtensionType.BackingFormat) },
@@ -140,7 +140,8 @@ function textOf(extensions: readonly Extension[], wanted: number): string | null
   return found === undefined ? null : new TextDecoder().decode(found.data);
 }
 
-function bitmapsOf(extensions: readonly Extension[]): BitmapsExtension | null {
+function bitmapsOf(header: Header, extensions: readonly Extension[]): BitmapsExtension | null {
+  if ((header.autoclearFeatures & BigInt(Autoclear.Bitmaps)) === 0n) return null;
   const found = extensions.find(({ type }) => type === ExtensionType.Bitmaps);
   return found === undefined ? null : decodeBitmapsExtension(found.data);
 }
