@@ -2,6 +2,7 @@ import { ImageFormatError } from "../files/format_error.ts";
 import type { Storage } from "../files/storage.ts";
 import { checkQcow2 } from "../qcow2/check.ts";
 import { createQcow2 } from "../qcow2/create.ts";
+import { ExtensionType } from "../qcow2/format/extensions.ts";
 import { openQcow2 } from "../qcow2/image/image.ts";
 import { repairQcow2 } from "../qcow2/repair.ts";
 import { resizeQcow2 } from "../qcow2/resize.ts";
@@ -18,13 +19,16 @@ export const qcow2Kind: ImageKind = {
   facts(storage, path): ImageFacts {
     const image = openQcow2(path, { storage });
     try {
-      const { header, geometry, backing, dataFile, snapshotTable } = image;
+      const { header, geometry, backing, dataFile, snapshotTable, extensions, bitmaps } = image;
+      const hidden = extensions.find(({ type }) => type === ExtensionType.Hidden)?.data[0] ?? 0;
       return {
         version: header.version,
         clusterSizeBytes: geometry.clusterBytes,
         subclusters: geometry.hasSubclusters,
         refcountBits: geometry.refcountBits,
         snapshots: snapshotTable.snapshots.length,
+        bitmaps: bitmaps?.bitmaps ?? 0,
+        hidden: hidden !== 0,
         storedBackingName: backing?.name ?? null,
         storedBackingFormat: backing?.format ?? null,
         dataFile: dataFile?.name ?? null,

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
+import { qcow2Kind } from "../../src/images/qcow2_kind.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import { resizeQcow2 } from "../../src/qcow2/resize.ts";
 import { openQcow2, type Qcow2Image } from "../../src/qcow2/image/image.ts";
@@ -132,6 +133,34 @@ Deno.test({
       await assertQemuClean(path);
       simulation.close();
     }),
+});
+
+Deno.test("XCP-ng's mark of hidden images stays, and td-util info shows it", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/a", { storage, sizeBytes: MIB, clusterBytes: 512 });
+  const image = openQcow2("/a", { storage });
+  const at = image.header.headerLength;
+  image.close();
+  const mark = [0x76617465_00000008n, 1n << 56n, 0n];
+  for (const [i, value] of mark.entries()) setField(storage, "/a", at + 8 * i, value);
+  // Behind the mark another one, which nothing here knows.
+  setField(storage, "/a", at + 16, 0x12345678_00000003n);
+  setField(storage, "/a", at + 24, 0x616263_0000000000n);
+  setField(storage, "/a", at + 32, 0n);
+  const bytes = (): bigint[] => [0, 8, 16, 24, 32].map((i) => field(storage, "/a", at + i));
+  const before = bytes();
+  resizeQcow2("/a", { storage, sizeBytes: 64 * MIB });
+  const device = simulation.open("qcow2:/a");
+  // The refcount table moves.
+  for (let i = 0; i < 64; i++) device.write(2048 * i, stampedSectors(2048 * i, 512, 1));
+  device.settle();
+  device.close();
+  assert.deepEqual(bytes(), before);
+  assert.equal(qcow2Kind.facts?.(storage, "/a").hidden, true);
+  setField(storage, "/a", at + 8, 0n);
+  assert.equal(qcow2Kind.facts?.(storage, "/a").hidden, false);
+  simulation.close();
 });
 
 /** Puts an extension with bitmaps into an image, of which nothing says that it is not true. */

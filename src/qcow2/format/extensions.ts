@@ -12,6 +12,8 @@ export const ExtensionType = {
   Bitmaps: 0x23852875,
   CryptoHeader: 0x0537be77,
   DataFile: 0x44415441,
+  /** XCP-ng's: its first byte says whether storage managers show the image. */
+  Hidden: 0x76617465,
 } as const;
 
 /** One header extension. */
