@@ -1,6 +1,8 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, equalMemory, memoryAddress, SECTOR_BYTES, zeroSectors } from "../../ffi/memory.ts";
 import { REQUEST_SECTORS, REQUEST_SLOTS } from "../driver/driver.ts";
+import { fileInName } from "../driver/layers.ts";
+import { isSameFile } from "../files/open_file.ts";
 import { osStorage } from "../files/storage.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { knownImage } from "./names.ts";
@@ -34,15 +36,47 @@ export async function rebaseImage(
     const what = `Cannot put ${parent} below ${name} (what is below it can be of ${can})`;
     throw new SystemError(Errno.EOPNOTSUPP, what);
   }
-  if (!unsafe) {
-    const engine = createEngine(() => {});
-    try {
-      await keepContent(engine, name, { parent, onProgress, signal });
-    } finally {
-      engine.close();
-    }
+  const engine = createEngine(() => {});
+  try {
+    await refuseLoop(engine, path, { name, parent, parentPath: below.path, unsafe });
+    if (!unsafe) await keepContent(engine, name, { parent, onProgress, signal });
+  } finally {
+    engine.close();
   }
   kind.rebase.run(osStorage, path, { type: below.kind.type, path: below.path, name: parent });
+}
+
+/**
+ * Refuses an image as its own parent, and one that has it below it: no image of such a chain could be
+ * opened. An image whose parents are missing may be put below another when nothing is read of it.
+ */
+async function refuseLoop(
+  engine: Engine,
+  path: string,
+  { name, parent, parentPath, unsafe }: {
+    name: string;
+    parent: string;
+    parentPath: string;
+    unsafe: boolean;
+  },
+): Promise<void> {
+  const own = osStorage.locate(path);
+  const isOwn = (file: string): boolean => isSameFile(osStorage.locate(file), own);
+  let isLoop = isOwn(parentPath);
+  try {
+    const image = await OpenImage.open(engine, parent, { readOnly: true });
+    const names = image.layers.map(({ spec }) => `${spec.type}:${spec.path}`);
+    await image.close(engine);
+    isLoop ||= names.some((layer) => {
+      const file = fileInName(layer);
+      return file !== null && isOwn(file.path);
+    });
+  } catch (error) {
+    if (!isLoop && !(unsafe && error instanceof SystemError)) throw error;
+  }
+  if (!isLoop) return;
+  const what = `Cannot put ${parent} below ${name} (it is that image, or has it below it)`;
+  throw new SystemError(Errno.ELOOP, what);
 }
 
 /** Writes into an image what it shows of the images below, where another one would show something else. */

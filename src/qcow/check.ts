@@ -8,6 +8,7 @@ import {
   clusterSector,
   packedLength,
   packedOffset,
+  QCOW_HEADER_BYTES,
   SECTOR_BYTES,
   tableBytes,
 } from "./format.ts";
@@ -77,11 +78,10 @@ class Check {
 
   run(): void {
     const { header, l1 } = this.#image;
-    const frontBytes = Math.max(
-      header.l1OffsetBytes + 8 * l1.length,
-      header.backingOffsetBytes + header.backingLengthBytes,
-    );
-    this.#mark(0, Math.ceil(frontBytes / SECTOR_BYTES));
+    this.#markBytes(0, QCOW_HEADER_BYTES);
+    this.#markBytes(header.l1OffsetBytes, 8 * l1.length);
+    // A rebase puts the name behind the data.
+    this.#markBytes(header.backingOffsetBytes, header.backingLengthBytes);
     const bytes = new Uint8Array(tableBytes(header));
     for (let table = 0; table < l1.length; table++) {
       if (l1[table] === 0) continue;
@@ -130,13 +130,18 @@ class Check {
       return;
     }
     // Compressed clusters may share a sector.
-    const first = Math.floor(offset / SECTOR_BYTES);
-    this.#mark(first, Math.ceil((offset + length) / SECTOR_BYTES) - first);
+    this.#markBytes(offset, length);
   }
 
   #overlap(field: string, at: number): void {
     if (!this.#findings.hasRoom(field.replace(/\[.*/, ""))) return;
     this.#findings.error(`${field} names room that something else has`, field, at);
+  }
+
+  /** Marks the sectors that bytes lie in. */
+  #markBytes(offset: number, length: number): void {
+    const first = Math.floor(offset / SECTOR_BYTES);
+    this.#mark(first, Math.ceil((offset + length) / SECTOR_BYTES) - first);
   }
 
   /** Marks sectors of the file as used; false when one of them was. */

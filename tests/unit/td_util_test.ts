@@ -255,7 +255,17 @@ for (const { base, child, other } of CHAINS) {
       assertBytes((await tdUtil("stream", above)).stdoutBytes, content);
       const { layers } = JSON.parse(await ok("info", "--json", above));
       assert.ok(layers[1].name.endsWith("/other"), layers[1].name);
+      await ok("check", above);
       await ok("rebase", "-u", above, below);
+      await ok("check", above);
+      assertBytes((await tdUtil("stream", above)).stdoutBytes, content);
+      // A chain would lead back to itself.
+      for (const options of [[], ["-u"]]) {
+        await fails(/it is that image, or has it below it/, "rebase", ...options, above, above);
+        const over = `${above.split(":")[0]}:${folder}/over`;
+        if (options.length === 0) await ok("snapshot", above, over);
+        await fails(/it is that image, or has it below it/, "rebase", ...options, above, over);
+      }
       assertBytes((await tdUtil("stream", above)).stdoutBytes, content);
       await fails(/what is below it can be of/, "rebase", above, `vhdx:${folder}/src.raw`);
     }));
