@@ -1,3 +1,4 @@
+import { assert } from "../../ffi/assert.ts";
 import { type Done, Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { createEngine } from "./engine.ts";
@@ -47,7 +48,7 @@ export async function streamImage(
         signal,
         stretch: (stretch, isData) => order.stretch(stretch.count, isData),
         take: (piece, done) => order.add(piece.sector, piece.bytes, done),
-      });
+      }).finally(() => order.throwFailure());
     } finally {
       await source.close(engine);
     }
@@ -70,15 +71,27 @@ class InOrder {
   /** Where the stream is. */
   #at: number;
   #isGoing = false;
+  /** What the sink threw first; nothing is written after that. */
+  #failure: unknown = null;
 
   constructor(sink: StreamSink, sector: number) {
     this.#sink = sink;
     this.#at = sector;
   }
 
+  /** Throws what the sink threw, as it is: a pipe that nobody reads ends a program without a message. */
+  throwFailure(): void {
+    if (this.#failure !== null) throw this.#failure;
+  }
+
+  /** Throws what the sink throws: the walk ends with that. */
   stretch(count: number, isData: boolean): void {
-    this.#stretches.push({ count, isData });
+    const last = this.#stretches.at(-1);
+    // A piece may have data of several stretches that follow each other.
+    if (last?.isData === isData) last.count += count;
+    else this.#stretches.push({ count, isData });
     this.#go();
+    this.throwFailure();
   }
 
   add(sector: number, bytes: Uint8Array, done: Done): void {
@@ -91,16 +104,36 @@ class InOrder {
     if (this.#isGoing) return;
     this.#isGoing = true;
     for (let [next] = this.#stretches; next !== undefined; [next] = this.#stretches) {
+      if (this.#failure !== null) break;
       if (!next.isData) this.#skip(next.count);
       else if (!this.#write(next)) break;
     }
     this.#isGoing = false;
+    if (this.#failure !== null) this.#giveUp(this.#failure);
+  }
+
+  /** Calls the sink; false when it fails. */
+  #call(sink: () => void): boolean {
+    try {
+      sink();
+      return true;
+    } catch (error) {
+      this.#failure ??= error;
+      return false;
+    }
+  }
+
+  /** The walk ends when all pieces that were read have been taken. */
+  #giveUp(failure: unknown): void {
+    const waiting = [...this.#waiting.values()];
+    this.#waiting.clear();
+    for (const { done } of waiting) done(systemError(failure, "Cannot write the stream"));
   }
 
   #skip(count: number): void {
     this.#stretches.shift();
     this.#at += count;
-    this.#sink.skip(count * SECTOR_BYTES);
+    this.#call(() => this.#sink.skip(count * SECTOR_BYTES));
   }
 
   /** Writes the next piece of a stretch; false when it has not been read. */
@@ -108,17 +141,13 @@ class InOrder {
     const piece = this.#waiting.get(this.#at);
     if (piece === undefined) return false;
     const count = piece.bytes.length / SECTOR_BYTES;
+    if (!this.#call(() => this.#sink.write(piece.bytes))) return false;
     this.#waiting.delete(this.#at);
     this.#at += count;
     stretch.count -= count;
-    if (stretch.count <= 0) this.#stretches.shift();
-    let failure: SystemError | null = null;
-    try {
-      this.#sink.write(piece.bytes);
-    } catch (error) {
-      failure = systemError(error, "Cannot write the stream");
-    }
-    piece.done(failure);
-    return failure === null;
+    assert(stretch.count >= 0, "A piece of a disk is longer than the data that was found");
+    if (stretch.count === 0) this.#stretches.shift();
+    piece.done(null);
+    return true;
   }
 }

@@ -126,7 +126,12 @@ class Walker {
     if (this.#known >= this.#endOfRange) {
       this.#known = this.#ranges[++this.#range]?.sector ?? Infinity;
     }
-    this.#walk.stretch?.(stretch, isData);
+    try {
+      this.#walk.stretch?.(stretch, isData);
+    } catch (error) {
+      // It must not end the work of the driver that calls this.
+      this.#error ??= error;
+    }
     if (!isData || this.#walk.take === undefined) return;
     const last = this.#found.at(-1);
     if (last !== undefined && last.sector + last.count === stretch.sector) last.count += count;

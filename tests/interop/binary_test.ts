@@ -66,3 +66,19 @@ binaryTest("a reader that goes away ends it without a stack trace", async () => 
   const { stderr } = await run("/bin/bash", ["-c", script]);
   assert.match(stderr, /^status (0|141)\n$/);
 });
+
+binaryTest("a stream that nobody reads ends, and one that finds no room says so", async () => {
+  await withTempDir(async (folder) => {
+    const image = `qcow2:${folder}/disk.qcow2`;
+    const [tdUtil, stream] = [binaryPath("td-util"), binaryPath("tapdisk-stream")];
+    const made = await run(tdUtil, ["create", image, "1Gi"]);
+    assert.equal(made.code, 0, made.stderr);
+    for (const command of [`'${tdUtil}' stream '${image}'`, `'${stream}' -n '${image}'`]) {
+      const piped = await run("/bin/bash", ["-c", `{ ${command}; echo "status $?" >&2; } | true`]);
+      assert.equal(piped.stderr, "status 141\n");
+      const full = await run("/bin/bash", ["-c", `${command} > /dev/full`]);
+      const why = "Cannot write to standard output: No space left on device (ENOSPC)\n";
+      assert.deepEqual([full.code, full.stderr], [Errno.ENOSPC, why]);
+    }
+  });
+});

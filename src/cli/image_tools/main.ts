@@ -11,7 +11,8 @@ import { raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { parseOptions } from "../getopt.ts";
 import { Interrupted } from "../interruption.ts";
 import { expectedErrno } from "../subcommands/command.ts";
-import { type Output, StandardOutput } from "../subcommands/output.ts";
+import type { Output } from "../subcommands/output.ts";
+import { toStandardOutput } from "../subcommands/program.ts";
 import { diffTool } from "./diff.ts";
 import { createTool, fromRawTool, toRawTool } from "./qcow.ts";
 import { streamTool } from "./stream.ts";
@@ -40,10 +41,7 @@ export async function imageToolMain(
   if (tool === undefined) return Errno.EINVAL;
   if (output !== undefined) return await runTool(tool, args, output);
   raiseDescriptorLimit();
-  const standard = new StandardOutput();
-  const status = await runTool(tool, args, standard);
-  standard.flush();
-  return status;
+  return await toStandardOutput((standard) => runTool(tool, args, standard));
 }
 
 async function runTool(tool: ImageTool, args: readonly string[], output: Output): Promise<number> {

@@ -1,3 +1,4 @@
+import { systemError } from "../../../ffi/errno.ts";
 import { skipAhead } from "../../../ffi/files.ts";
 import { plainLines, plainText } from "../../log/plain_text.ts";
 
@@ -85,14 +86,24 @@ export class StandardOutput extends PlainOutput {
     const pending = this.#pending;
     this.#pending = [];
     this.#pendingBytes = 0;
-    if (pending.length === 1) return writeFully(Deno.stdout, pending[0]);
+    if (pending.length === 1) return writeOut(pending[0]);
     const all = new Uint8Array(pending.reduce((sum, bytes) => sum + bytes.length, 0));
     let at = 0;
     for (const bytes of pending) {
       all.set(bytes, at);
       at += bytes.length;
     }
-    writeFully(Deno.stdout, all);
+    writeOut(all);
+  }
+}
+
+/** Throws `SystemError`, or `BrokenPipe` where nobody reads what is printed. */
+function writeOut(bytes: Uint8Array): void {
+  try {
+    writeFully(Deno.stdout, bytes);
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) throw error;
+    throw systemError(error, "Cannot write to standard output");
   }
 }
 

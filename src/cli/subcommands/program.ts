@@ -52,10 +52,21 @@ export async function programMain(
   if (output !== undefined) return await runCommand(program, args, output);
   // Each layer of a chain takes a descriptor.
   raiseDescriptorLimit();
-  const standard = new StandardOutput();
-  const status = await runCommand(program, args, standard);
-  standard.flush();
-  return status;
+  return await toStandardOutput((standard) => runCommand(program, args, standard));
+}
+
+/** Runs a command that prints to standard output. What cannot be printed is an error as others are. */
+export async function toStandardOutput(run: (output: Output) => Promise<number>): Promise<number> {
+  const output = new StandardOutput();
+  try {
+    const status = await run(output);
+    output.flush();
+    return status;
+  } catch (error) {
+    const errno = expectedErrno(error);
+    output.printError(messageOf(error));
+    return errno;
+  }
 }
 
 async function runCommand(
