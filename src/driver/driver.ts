@@ -171,7 +171,7 @@ export interface ImageDriver {
   putBelow?(below: ImageDriver): void;
   /**
    * The most operations at the disk queue, or records of `pieces`, that a step of so many sectors
-   * can need at once, here and below.
+   * can need at once, here and below. It does not change once the image below has been put there.
    */
   operationsFor(sectors: number): number;
   /** Reads sectors into I/O memory. */

@@ -34,6 +34,8 @@ export class RequestSteps {
   readonly #sink: StepSink;
   /** The most sectors of a step, by kind of request. */
   readonly #mostSectors = new Int32Array(GOES_IN_STEPS.length);
+  /** What `operationsFor` says of so many sectors, + 1; 0: not asked yet. A deep chain is long to ask. */
+  readonly #operationsFor = new Int32Array(REQUEST_SECTORS + 1);
 
   constructor(
     { slots, extents, gate, context, sink }: {
@@ -53,7 +55,12 @@ export class RequestSteps {
 
   /** The most disk operations that the next step of a request can make at once. */
   operations(slot: number): number {
-    return this.#gate.image.operationsFor(this.sectors(slot));
+    const sectors = this.sectors(slot);
+    if (sectors > REQUEST_SECTORS) return this.#gate.image.operationsFor(sectors);
+    if (this.#operationsFor[sectors] === 0) {
+      this.#operationsFor[sectors] = this.#gate.image.operationsFor(sectors) + 1;
+    }
+    return this.#operationsFor[sectors] - 1;
   }
 
   /**
@@ -62,6 +69,7 @@ export class RequestSteps {
    * has would wait for ever.
    */
   fit(image: ImageDriver): void {
+    this.#operationsFor.fill(0);
     const { queue } = this.#context;
     const most = queue.capacity / STEP_SHARE;
     const fitting = (sectors: number): number => {

@@ -49,6 +49,14 @@ export class ClusterMap {
   readonly clustersPerSlice: number;
   readonly slicesPerTable: number;
   readonly #entryBytes: number;
+  /**
+   * All sizes are powers of 2, so these products are exact, and masks take the place of remainders,
+   * which cost a call where a number is no small integer.
+   */
+  readonly #clustersPerSector: number;
+  readonly #slicesPerCluster: number;
+  readonly #tablesPerSlice: number;
+  readonly #clusterMask: number;
   /** Entries of a standard cluster of version 2 have no flag for zeros. */
   readonly #hasZeroFlag: boolean;
   readonly #hasDataFile: boolean;
@@ -60,20 +68,34 @@ export class ClusterMap {
     this.#entryBytes = geometry.l2EntryBytes;
     this.clustersPerSlice = sliceBytes / geometry.l2EntryBytes;
     this.slicesPerTable = geometry.clusterBytes / sliceBytes;
+    this.#clustersPerSector = 1 / geometry.clusterSectors;
+    this.#slicesPerCluster = 1 / this.clustersPerSlice;
+    this.#tablesPerSlice = 1 / this.slicesPerTable;
+    this.#clusterMask = geometry.clusterSectors - 1;
     this.#hasZeroFlag = header.version >= 3 && !geometry.hasSubclusters;
     this.#hasDataFile = dataFile !== null;
     const slices = l1.byteLength / 8 * this.slicesPerTable;
     this.cache = new SliceCache(sliceBytes, Math.min(cacheBytes(), slices * sliceBytes));
   }
 
+  /** The cluster that a sector lies in. */
+  clusterOf(sector: number): number {
+    return Math.floor(sector * this.#clustersPerSector);
+  }
+
+  /** A sector's place within its cluster. */
+  inCluster(sector: number): number {
+    return sector & this.#clusterMask;
+  }
+
   /** The number of the slice that has a cluster's entry. */
   sliceOf(cluster: number): number {
-    return Math.floor(cluster / this.clustersPerSlice);
+    return Math.floor(cluster * this.#slicesPerCluster);
   }
 
   /** The index in the L1 table of the table that has a slice. */
   tableOf(slice: number): number {
-    return Math.floor(slice / this.slicesPerTable);
+    return Math.floor(slice * this.#tablesPerSlice);
   }
 
   /** Sector of the file at which an L2 table begins; 0 when there is none. */
@@ -86,7 +108,7 @@ export class ClusterMap {
 
   /** Whether the table that has a slice begins where a cluster does. */
   hasSoundTable(slice: number): boolean {
-    return this.tableSector(this.tableOf(slice)) % this.geometry.clusterSectors === 0;
+    return this.inCluster(this.tableSector(this.tableOf(slice))) === 0;
   }
 
   /** Whether an L2 table is only the active L1 table's, so that it may be written. */
@@ -104,8 +126,7 @@ export class ClusterMap {
 
   /** Byte of the cache's view at which a cluster's entry begins. */
   entryAt(slice: number, cluster: number): number {
-    const index = cluster - Math.floor(cluster / this.clustersPerSlice) * this.clustersPerSlice;
-    return this.cache.byteOf(slice) + index * this.#entryBytes;
+    return this.cache.byteOf(slice) + (cluster & (this.clustersPerSlice - 1)) * this.#entryBytes;
   }
 
   /** What the image has of a subcluster, by the entry at a byte of the cache's view. */
@@ -144,7 +165,7 @@ export class ClusterMap {
     const place = this.sectorAt(at);
     const { clusterSectors, hasSubclusters } = this.geometry;
     if (this.#hasDataFile) return place === 0 || place === cluster * clusterSectors;
-    if (place !== 0) return place % clusterSectors === 0;
+    if (place !== 0) return this.inCluster(place) === 0;
     return !hasSubclusters || this.cache.view.getUint32(at + 12, false) === 0;
   }
 

@@ -115,7 +115,7 @@ export class ClusterWriter {
   /** Writes sectors of one cluster. */
   write(slot: number, sector: number, count: number, memorySector: number): void {
     const { clusterSectors } = this.#file;
-    const cluster = Math.floor(sector / clusterSectors);
+    const cluster = this.#map.clusterOf(sector);
     if (this.#metadata.mustStarve(PieceKind.Write, slot, sector, count, memorySector)) return;
     const record = this.#records.find(cluster);
     if (record !== NONE) return this.#join(record, slot, sector, count, memorySector);
@@ -348,7 +348,7 @@ export class ClusterWriter {
    */
   clear(kind: number, slot: number, sector: number, count: number): void {
     const { clusterSectors } = this.#file;
-    const cluster = Math.floor(sector / clusterSectors);
+    const cluster = this.#map.clusterOf(sector);
     if (this.#metadata.mustStarve(kind, slot, sector, count, 0)) return;
     const record = this.#records.find(cluster);
     if (record !== NONE) {

@@ -3,7 +3,7 @@ import type { Flights } from "./flights.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import type { Refcounts } from "./refcounts.ts";
 
-/** Clusters that can wait for their references to be taken away. */
+/** Clusters that can wait for their references to be taken away; a power of 2. */
 const MOST = 16384;
 /** Room that is left for the commit that is under way. */
 const KEPT = 4096;
@@ -65,7 +65,7 @@ export class Drops {
   /** The entry that referred to a cluster has been overwritten in the file. */
   add(cluster: number): void {
     assert(this.room > 0, "Too many clusters wait for their references to be taken away");
-    this.#clusters[this.#came++ % MOST] = cluster;
+    this.#clusters[this.#came++ & (MOST - 1)] = cluster;
   }
 
   /** A sync starts. */
@@ -90,7 +90,7 @@ export class Drops {
     let start = -1;
     let end = -1;
     while (this.#done < this.#landed) {
-      const cluster = this.#clusters[this.#done % MOST];
+      const cluster = this.#clusters[this.#done & (MOST - 1)];
       const left = this.#refcounts.drop(cluster);
       if (left === -1) break;
       this.#done++;

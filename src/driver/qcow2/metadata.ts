@@ -274,7 +274,7 @@ export class Metadata implements Deferred {
   /** Whether a cluster of the file may be written; otherwise the image is marked as corrupt. */
   #isPlace(place: number): boolean {
     const { clusterSectors } = this.#file;
-    if (place % clusterSectors !== 0) return this.#foundOverlap(NONE);
+    if (this.#map.inCluster(place) !== 0) return this.#foundOverlap(NONE);
     const overlap = this.#places.overlap(place, clusterSectors);
     return overlap === NONE || this.#foundOverlap(overlap);
   }

@@ -146,8 +146,7 @@ export class Qcow2Disk implements ImageDriver {
   read(slot: number, sector: number, count: number, memorySector: number): void {
     const { clusterSectors } = this.#file;
     while (count > 0) {
-      const inCluster = sector % clusterSectors;
-      const part = Math.min(count, clusterSectors - inCluster);
+      const part = Math.min(count, clusterSectors - this.#map.inCluster(sector));
       this.#readCluster(slot, sector, part, memorySector);
       sector += part;
       count -= part;
@@ -156,17 +155,23 @@ export class Qcow2Disk implements ImageDriver {
   }
 
   #readCluster(slot: number, sector: number, count: number, memorySector: number): void {
-    const cluster = Math.floor(sector / this.#file.clusterSectors);
-    const slice = this.#map.sliceOf(cluster);
-    const place = this.#map.sliceSector(slice);
-    if (place === 0) return this.#readBelow(slot, sector, count, memorySector);
-    if (!this.#map.hasSoundTable(slice)) return this.#refuse(slot, count);
-    const entry = this.#loader.entryFor(slice, place);
+    const map = this.#map;
+    const cluster = map.clusterOf(sector);
+    const slice = map.sliceOf(cluster);
+    let entry = map.cache.find(slice);
+    if (entry < 0) {
+      const place = map.sliceSector(slice);
+      if (place === 0) return this.#readBelow(slot, sector, count, memorySector);
+      if (!map.hasSoundTable(slice)) return this.#refuse(slot, count);
+      entry = this.#loader.entryFor(slice, place);
+    }
     if (this.#loader.mustWait(entry)) {
       const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, count, memorySector);
       return this.#loader.wait(piece, entry);
     }
-    this.#readRuns(slot, sector, count, memorySector, this.#map.entryAt(entry, cluster));
+    const at = map.entryAt(entry, cluster);
+    if (map.geometry.hasSubclusters) return this.#readRuns(slot, sector, count, memorySector, at);
+    this.#readRun(slot, sector, count, memorySector, at, map.heldAt(at, 0));
   }
 
   /** Reads sectors of the cluster whose entry is at a byte of the map's cache. */
@@ -178,8 +183,7 @@ export class Qcow2Disk implements ImageDriver {
     at: number,
   ): void {
     const { subclusterSectors } = this.#map.geometry;
-    const cluster = Math.floor(sector / this.#file.clusterSectors);
-    let inCluster = sector % this.#file.clusterSectors;
+    let inCluster = this.#map.inCluster(sector);
     const end = inCluster + count;
     const last = Math.ceil(end / subclusterSectors);
     while (inCluster < end) {
@@ -187,18 +191,31 @@ export class Qcow2Disk implements ImageDriver {
       const held = this.#map.heldAt(at, sub);
       const runEnd = (sub + this.#map.runAt(at, sub, last)) * subclusterSectors;
       const run = Math.min(end, runEnd) - inCluster;
-      if (held === Held.Data && !this.#map.hasSoundPlace(at, cluster)) this.#refuse(slot, run);
-      else if (held === Held.Data) this.#readData(slot, at, inCluster, run, memorySector);
-      else if (held === Held.Nothing) this.#readBelow(slot, sector, run, memorySector);
-      else if (held === Held.Zeros) this.#readZeros(slot, run, memorySector);
-      else {
-        const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, run, memorySector);
-        this.#decompressor.get(piece, at);
-      }
+      this.#readRun(slot, sector, run, memorySector, at, held);
       inCluster += run;
       sector += run;
       memorySector += run;
     }
+  }
+
+  /** Reads sectors of one cluster, all of which the image has in the same way. */
+  #readRun(
+    slot: number,
+    sector: number,
+    count: number,
+    memorySector: number,
+    at: number,
+    held: number,
+  ): void {
+    if (held === Held.Nothing) return this.#readBelow(slot, sector, count, memorySector);
+    if (held === Held.Data) {
+      const isSound = this.#map.hasSoundPlace(at, this.#map.clusterOf(sector));
+      if (!isSound) return this.#refuse(slot, count);
+      return this.#readData(slot, at, this.#map.inCluster(sector), count, memorySector);
+    }
+    if (held === Held.Zeros) return this.#readZeros(slot, count, memorySector);
+    const piece = this.#context.pieces.take(PieceKind.Read, slot, sector, count, memorySector);
+    this.#decompressor.get(piece, at);
   }
 
   #readData(slot: number, at: number, first: number, count: number, memory: number): void {
@@ -248,7 +265,7 @@ export class Qcow2Disk implements ImageDriver {
     const slot = pieces.slot[piece];
     const count = pieces.count[piece];
     if (errno === 0) {
-      const inCluster = pieces.sector[piece] % this.#file.clusterSectors;
+      const inCluster = this.#map.inCluster(pieces.sector[piece]);
       copySectors(pieces.memory[piece], memory + inCluster, count);
       this.counts.readSectors += count;
     }
@@ -294,7 +311,7 @@ export class Qcow2Disk implements ImageDriver {
     const { clusterSectors } = this.#file;
     const writer = this.#own;
     while (count > 0) {
-      const part = Math.min(count, clusterSectors - sector % clusterSectors);
+      const part = Math.min(count, clusterSectors - this.#map.inCluster(sector));
       writer.write(slot, sector, part, memorySector);
       sector += part;
       count -= part;
@@ -318,7 +335,7 @@ export class Qcow2Disk implements ImageDriver {
     const { clusterSectors } = this.#file;
     const writer = this.#own;
     while (count > 0) {
-      const part = Math.min(count, clusterSectors - sector % clusterSectors);
+      const part = Math.min(count, clusterSectors - this.#map.inCluster(sector));
       writer.clear(kind, slot, sector, part);
       sector += part;
       count -= part;
@@ -367,8 +384,7 @@ export class Qcow2Disk implements ImageDriver {
    */
   #runHere(sector: number, count: number): number {
     const { clusterSectors } = this.#file;
-    const first = Math.floor(sector / clusterSectors);
-    const slice = this.#map.sliceOf(first);
+    const slice = this.#map.sliceOf(this.#map.clusterOf(sector));
     const place = this.#map.sliceSector(slice);
     const end = Math.min(sector + count, (slice + 1) * this.#map.clustersPerSlice * clusterSectors);
     this.#isHeld = false;
@@ -383,7 +399,7 @@ export class Qcow2Disk implements ImageDriver {
     while (at < end) {
       const here = this.#heldAt(entry, at);
       if ((here >= Held.Data) !== isData || (here === Held.Nothing) === this.#isHeld) break;
-      at += subclusterSectors - at % subclusterSectors;
+      at += subclusterSectors - (at & (subclusterSectors - 1));
     }
     const run = Math.min(at, end) - sector;
     return isData ? run : -run;

@@ -2,6 +2,7 @@ import { assert } from "../../../ffi/assert.ts";
 import { PieceLists } from "../pieces.ts";
 
 const NONE = -1;
+/** A power of 2, as in `slice_cache.ts`. */
 const BUCKETS = 1024;
 /** Changes of clusters that an image can have under way. */
 export const MOST_RECORDS = 1024;
@@ -73,7 +74,7 @@ export class Records {
 
   /** The record of a cluster; -1 without one. */
   find(cluster: number): number {
-    let record = this.#bucket[cluster % BUCKETS];
+    let record = this.#bucket[cluster & (BUCKETS - 1)];
     while (record !== NONE && this.cluster[record] !== cluster) record = this.#nextInBucket[record];
     return record;
   }
@@ -86,8 +87,8 @@ export class Records {
     this.#free = this.next[record];
     this.#used++;
     this.cluster[record] = cluster;
-    this.#nextInBucket[record] = this.#bucket[cluster % BUCKETS];
-    this.#bucket[cluster % BUCKETS] = record;
+    this.#nextInBucket[record] = this.#bucket[cluster & (BUCKETS - 1)];
+    this.#bucket[cluster & (BUCKETS - 1)] = record;
     this.change[record] = change;
     this.place[record] = 0;
     this.isNew[record] = 0;
@@ -110,7 +111,7 @@ export class Records {
   give(record: number): void {
     assert(this.pieces.isEmpty(record), "A change of a cluster ends in front of its requests");
     assert(this.waiting.isEmpty(record), "Requests wait for a change of a cluster that is over");
-    const bucket = this.cluster[record] % BUCKETS;
+    const bucket = this.cluster[record] & (BUCKETS - 1);
     if (this.#bucket[bucket] === record) this.#bucket[bucket] = this.#nextInBucket[record];
     else {
       let before = this.#bucket[bucket];

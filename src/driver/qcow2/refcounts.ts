@@ -144,7 +144,7 @@ export class Refcounts {
   /** Whether a refcount block may be at a sector of the file. */
   #isBlock(sector: number): boolean {
     const { clusterSectors } = this.#file;
-    const isCluster = sector % clusterSectors === 0;
+    const isCluster = (sector & (clusterSectors - 1)) === 0;
     const overlap = isCluster ? this.#places.overlap(sector, clusterSectors) : NONE;
     if (isCluster && overlap === NONE) return true;
     this.#owner.overlap(overlap);
@@ -152,7 +152,7 @@ export class Refcounts {
   }
 
   #indexOf(cluster: number): number {
-    return cluster - Math.floor(cluster / this.#perSlice) * this.#perSlice;
+    return cluster & (this.#perSlice - 1);
   }
 
   #countAt(entry: number, index: number): number {

@@ -4,6 +4,7 @@ import { SECTOR_BYTES } from "../driver.ts";
 import { PieceLists } from "../pieces.ts";
 
 const NONE = -1;
+/** A power of 2: the remainder of a number that is no small integer costs a call. */
 const BUCKETS = 1024;
 /** The most bytes of a slice: a part of a table that is read at once. */
 export const MOST_SLICE_BYTES = 4096;
@@ -56,7 +57,7 @@ export class SliceCache {
 
   /** The entry of a slice, or -1. It may still be read. */
   find(key: number): number {
-    let entry = this.#bucket[key % BUCKETS];
+    let entry = this.#bucket[key & (BUCKETS - 1)];
     while (entry !== NONE && this.key[entry] !== key) entry = this.#nextInBucket[entry];
     if (entry !== NONE) this.#isRecent[entry] = 1;
     return entry;
@@ -69,8 +70,8 @@ export class SliceCache {
     if (entry === NONE) return NONE;
     if (this.key[entry] !== NONE) this.drop(entry);
     this.key[entry] = key;
-    this.#nextInBucket[entry] = this.#bucket[key % BUCKETS];
-    this.#bucket[key % BUCKETS] = entry;
+    this.#nextInBucket[entry] = this.#bucket[key & (BUCKETS - 1)];
+    this.#bucket[key & (BUCKETS - 1)] = entry;
     this.#isRecent[entry] = 1;
     this.#isLoading[entry] = 1;
     this.#pins[entry] = 1;
@@ -106,7 +107,7 @@ export class SliceCache {
     const key = this.key[entry];
     assert(this.#pins[entry] === 0 && key !== NONE, "A slice of a table is dropped while in use");
     assert(this.forLoad.isEmpty(entry), "A slice of a table is dropped while requests wait");
-    const bucket = key % BUCKETS;
+    const bucket = key & (BUCKETS - 1);
     if (this.#bucket[bucket] === entry) this.#bucket[bucket] = this.#nextInBucket[entry];
     else {
       let before = this.#bucket[bucket];

@@ -37,7 +37,7 @@ export function highOfSector(sector: number): number {
 
 /** The lower half of such an entry. */
 export function lowOfSector(sector: number): number {
-  return ((sector % SECTORS_PER_HIGH) * SECTOR_BYTES) >>> 0;
+  return ((sector & (SECTORS_PER_HIGH - 1)) * SECTOR_BYTES) >>> 0;
 }
 
 /** Where a compressed cluster is. */
