@@ -117,7 +117,8 @@ class Check {
     }
     const first = Math.floor(offsetBytes / this.#clusterBytes);
     const end = Math.ceil((offsetBytes + lengthBytes) / this.#clusterBytes);
-    if (end * this.#clusterBytes >= this.#fileBytes + 2 * this.#clusterBytes) {
+    // The last cluster may be there in part.
+    if (offsetBytes + lengthBytes >= this.#fileBytes + this.#clusterBytes) {
       this.#error(`${what} at byte ${offsetBytes} lies past the end of the file`);
       return false;
     }
@@ -139,6 +140,8 @@ class Check {
       const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
       const what = `refcount_table[${i}]`;
       if ((low & L1_RESERVED_LOW) !== 0) this.#error(`${what} has reserved bits`);
+      // All of the upper bits belong to the place of a block.
+      if (high >= 1 << 24) this.#error(`${what} leads past the end of the file`);
       if (offset === 0) continue;
       if (this.#isCluster(what, offset)) this.#addRange(what, offset, this.#clusterBytes);
     }
@@ -174,11 +177,17 @@ class Check {
     for (let i = 0; i < l2Entries; i++) {
       const high = table.getUint32(i * l2EntryBytes, false);
       const low = table.getUint32(i * l2EntryBytes + 4, false);
-      if (high === 0 && low === 0) continue;
       const what = `l2[${i}] of ${of}`;
+      if (high === 0 && low === 0) {
+        if (hasSubclusters) this.#checkSubclusters(table, i * l2EntryBytes, what);
+        continue;
+      }
       if ((high & OFLAG_COMPRESSED_HIGH) !== 0) {
         if ((high & OFLAG_COPIED_HIGH) !== 0) this.#error(`${what} is compressed and not shared`);
         if (this.#image.dataFile !== null) this.#error(`${what} is compressed in a data file`);
+        if (hasSubclusters && hasBits(table, i * l2EntryBytes)) {
+          this.#error(`${what} is compressed and has subclusters`);
+        }
         const { offsetBytes, lengthBytes } = compressedPlace(high, low, clusterBits);
         this.#addRange(what, offsetBytes, lengthBytes);
         continue;
@@ -308,6 +317,11 @@ class Check {
       }
     }
   }
+}
+
+/** Whether a word of subclusters beside an entry says something of any of them. */
+function hasBits(table: DataView, at: number): boolean {
+  return table.getUint32(at + 8, false) !== 0 || table.getUint32(at + 12, false) !== 0;
 }
 
 /** Bytes up to the last one that is not zero, rounded up to words of 4 bytes. */

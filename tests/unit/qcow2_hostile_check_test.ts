@@ -31,3 +31,68 @@ Deno.test("a refcount table with a million blocks, all of them in one place, is 
   image.close();
   simulation.close();
 });
+
+Deno.test("tables that lead past the end of the file are errors, and a part of a cluster is none", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  const clusterBytes = 65536;
+  createQcow2("/a.qcow2", { storage, sizeBytes: 1 << 20 });
+  const made = getFile(storage, "/a.qcow2");
+  const findings = (change: (view: DataView) => void, endBytes: number): readonly string[] => {
+    // A table of clusters and a cluster behind what is there.
+    const table = Math.ceil(made.length / clusterBytes) * clusterBytes;
+    const bytes = new Uint8Array(table + endBytes);
+    bytes.set(made.subarray(0, Math.min(made.length, bytes.length)));
+    const view = new DataView(bytes.buffer);
+    view.setBigUint64(Number(view.getBigUint64(40)), BigInt(table) | 1n << 63n);
+    view.setBigUint64(table, BigInt(table + clusterBytes) | 1n << 63n);
+    const counts = Number(view.getBigUint64(Number(view.getBigUint64(48))));
+    for (const cluster of [0, 1]) view.setUint16(counts + 2 * (table / clusterBytes + cluster), 1);
+    change(view);
+    putFile(storage, "/a.qcow2", bytes);
+    const image = openQcow2("/a.qcow2", { storage });
+    const { errors } = checkQcow2(image);
+    image.close();
+    return errors;
+  };
+  const nothing = (): void => {};
+  assert.deepEqual(findings(nothing, 2 * clusterBytes), []);
+  assert.deepEqual(findings(nothing, clusterBytes + 1), []);
+  assert.match(findings(nothing, clusterBytes).join(), /l2\[0\] .* past the end of the file/);
+  const farBlock = (view: DataView): void =>
+    view.setBigUint64(Number(view.getBigUint64(48)) + 8, 1n << 63n);
+  assert.match(findings(farBlock, 2 * clusterBytes).join(), /refcount_table\[1\] leads past/);
+  simulation.close();
+});
+
+Deno.test("subclusters with data of a cluster that has no place, or is compressed, are errors", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/a.qcow2", { storage, sizeBytes: 1 << 20, extendedL2: true });
+  const made = getFile(storage, "/a.qcow2");
+  const table = Math.ceil(made.length / 65536) * 65536;
+  const findings = (entry: bigint, bits: bigint): readonly string[] => {
+    const bytes = new Uint8Array(table + 2 * 65536);
+    bytes.set(made);
+    const view = new DataView(bytes.buffer);
+    view.setBigUint64(Number(view.getBigUint64(40)), BigInt(table) | 1n << 63n);
+    view.setBigUint64(table, entry);
+    view.setBigUint64(table + 8, bits);
+    const counts = Number(view.getBigUint64(Number(view.getBigUint64(48))));
+    view.setUint16(counts + 2 * (table / 65536), 1);
+    if (entry !== 0n) view.setUint16(counts + 2 * (table / 65536 + 1), 1);
+    putFile(storage, "/a.qcow2", bytes);
+    const image = openQcow2("/a.qcow2", { storage });
+    const { errors } = checkQcow2(image);
+    image.close();
+    return errors;
+  };
+  const cluster = BigInt(table + 65536);
+  assert.deepEqual(findings(0n, 0n), []);
+  assert.deepEqual(findings(0n, 1n << 40n), []);
+  assert.deepEqual(findings(cluster | 1n << 63n, 1n), []);
+  assert.deepEqual(findings(cluster | 1n << 62n, 0n), []);
+  assert.match(findings(0n, 1n).join(), /data and no cluster/);
+  assert.match(findings(cluster | 1n << 62n, 1n).join(), /compressed and has subclusters/);
+  simulation.close();
+});
