@@ -40,6 +40,10 @@ const libc = openLibc({
   flock: { parameters: ["i32", "i32"], result: "i32" },
   // int fcntl(int fd, int op, int arg), for the operations whose argument is an int
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int fcntl(int fd, int op, struct flock *lock)
+  fcntlLock: { name: "fcntl", parameters: ["i32", "i32", "buffer"], result: "i32" },
+  // int fstatfs(int fd, struct statfs *buf)
+  fstatfs: { parameters: ["i32", "buffer"], result: "i32" },
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // long syscall(SYS_fstat, int fd, struct stat *buf), in any glibc
@@ -49,8 +53,17 @@ const libc = openLibc({
 /** Leases and their signal (fcntl.h, signal.h). SIGURG is ignored by default. */
 const F_SETSIG = 10;
 const F_SETLEASE = 1024;
+const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
+/** Locks of ranges that belong to the open file, not to the process (fcntl.h). */
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+/** struct flock on x86-64: l_type, l_whence (SEEK_SET), l_start, l_len, l_pid. */
+const FLOCK_BYTES = 32;
+/** struct statfs on x86-64, which begins with f_type; the types of SMB file systems (linux/magic.h). */
+const STATFS_BYTES = 120;
+const SMB_TYPES: readonly number[] = [0xfe534d42, 0xff534d42];
 const SIGURG = 23;
 
 /** Flags of open(2) on x86-64 (fcntl.h). */
@@ -324,6 +337,43 @@ export function tryLockExclusive(fd: number): boolean {
   const errno = lastErrno();
   if (errno === Errno.EAGAIN) return false;
   throw new SystemError(errno, "Cannot lock the file");
+}
+
+/**
+ * Whether locks of bytes are advice: whoever does not look at them can read and write there. On an SMB
+ * file system they are not, and not even their holder can write to bytes that it has locked.
+ */
+export function areByteLocksAdvice(fd: number): boolean {
+  const status = new Uint8Array(STATFS_BYTES);
+  if (libc.fstatfs(fd, status) !== 0) return false;
+  return !SMB_TYPES.includes(new DataView(status.buffer).getUint32(0, true));
+}
+
+function rangeLock(type: number, byte: number): Uint8Array<ArrayBuffer> {
+  const lock = new Uint8Array(FLOCK_BYTES);
+  const view = new DataView(lock.buffer);
+  view.setInt16(0, type, true);
+  view.setBigInt64(8, BigInt(byte), true);
+  view.setBigInt64(16, 1n, true);
+  return lock;
+}
+
+/**
+ * Takes the shared lock of a byte of an open file, which others can take, too. It ends with the
+ * descriptor. False when that cannot be done.
+ */
+export function tryLockByteShared(fd: number, byte: number): boolean {
+  return libc.fcntlLock(fd, F_OFD_SETLK, rangeLock(F_RDLCK, byte)) === 0;
+}
+
+/**
+ * Whether somebody else has a lock of a byte of a file, by another open file; false where the file
+ * system does not tell.
+ */
+export function isByteLocked(fd: number, byte: number): boolean {
+  const lock = rangeLock(F_WRLCK, byte);
+  if (libc.fcntlLock(fd, F_OFD_GETLK, lock) !== 0) return false;
+  return new DataView(lock.buffer).getInt16(0, true) !== F_UNLCK;
 }
 
 /**

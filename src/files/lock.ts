@@ -4,10 +4,21 @@
  * writes into a parent that a tapdisk reads, and the disk's content does not change. Operations
  * that discard or move blocks must call {@linkcode refuseReaders} too.
  *
+ * QEMU's programs know nothing of flock(2): they lock single bytes, which say what somebody does with a
+ * file, and what others may not do. So these are taken and looked at as well: QEMU does not write to a
+ * file that is open for writing here, and the other way round. What only reads is not kept out.
+ *
  * @module
  */
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { type FileIdentity, isOpenElsewhere, tryLockExclusive } from "../../ffi/files.ts";
+import {
+  areByteLocksAdvice,
+  type FileIdentity,
+  isByteLocked,
+  isOpenElsewhere,
+  tryLockByteShared,
+  tryLockExclusive,
+} from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 
 /**
@@ -33,12 +44,40 @@ export function takeLock(
     if (none) return true;
     throw error;
   }
-  if (locked) return true;
+  if (locked) {
+    refuseQemu(fd, path, file);
+    return true;
+  }
   if (besideTapdisk && tapdiskWith(file, fd) !== null) return false;
   throw new SystemError(
     Errno.EBUSY,
     `Cannot open ${path} for writing: ${describeHolder(file)} has it open for writing; ` +
       "pause or close a disk that uses it (see tap-ctl list), or wait",
+  );
+}
+
+/**
+ * Bytes that QEMU's programs lock (block/file-posix.c): who writes or changes the size, and who wants
+ * nobody else to.
+ */
+const QEMU_DOES = [101, 103] as const;
+const QEMU_FORBIDS = [201, 203] as const;
+
+/** Keeps QEMU's programs from writing to a file. Throws `SystemError` EBUSY when one does. */
+function refuseQemu(fd: number, path: string, file: FileIdentity): void {
+  if (!areByteLocksAdvice(fd)) return;
+  // First the own wish, then the look at others, as in QEMU: of two that come at once, one sees the other.
+  for (const byte of QEMU_FORBIDS) tryLockByteShared(fd, byte);
+  if (!QEMU_DOES.some((byte) => isByteLocked(fd, byte))) return;
+  const isQemu = (pid: number): boolean =>
+    readText(`/proc/${pid}/comm`).startsWith("qemu") && hasOpen(pid, file) === true;
+  const pid = processes().find(isQemu);
+  const holder = pid === undefined
+    ? "another process, by its lock one of QEMU,"
+    : `${readText(`/proc/${pid}/comm`).trim()} (process ${pid})`;
+  throw new SystemError(
+    Errno.EBUSY,
+    `Cannot open ${path} for writing: ${holder} has it open for writing; end it, or wait`,
   );
 }
 
