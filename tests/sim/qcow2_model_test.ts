@@ -11,7 +11,14 @@ import { createQcow2 } from "../../src/qcow2/create.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
 import { Random } from "../../src/testing/random.ts";
 import { assertQemuClean, putFile, qemuCreate, takeFile } from "../support/qcow2.ts";
-import { type Outcome, SECTOR_BYTES, type SimulatedDevice, Simulation } from "../support/sim.ts";
+import {
+  assertHolds,
+  type Outcome,
+  SECTOR_BYTES,
+  type SimulatedDevice,
+  Simulation,
+  stampedSectors,
+} from "../support/sim.ts";
 import { needs, run, runOk, withTempDir } from "../support/tools.ts";
 
 const { ignore, suffix } = needs("qemu-img", "qemu-io");
@@ -315,3 +322,27 @@ for (const seed of [1, 2, 3, 4, 5, 6, 7, 8]) {
     simulation.close();
   });
 }
+
+Deno.test("zeros over large clusters of version 2 read the image below in few operations at once", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 5 });
+  const { disk: storage } = simulation;
+  const sizeBytes = 36 * MIB;
+  const sectors = sizeBytes / SECTOR_BYTES;
+  createQcow2("/base", { storage, sizeBytes, clusterBytes: 512 });
+  const base = simulation.open("qcow2:/base");
+  for (let at = 0; at < sectors; at += 2) base.write(at, stampedSectors(at, 1, 7));
+  base.settle();
+  base.close();
+  const backing = { name: "base", format: "qcow2" };
+  createQcow2("/a", { storage, sizeBytes, version: 2, clusterBytes: 2 * MIB, backing });
+  // The drivers of a simulation throw for operations that there is no room for.
+  const device = simulation.open("qcow2:/a");
+  const outcome = device.zero(8, sectors - 16);
+  device.settle();
+  assert.equal(outcome.errno, 0);
+  assertHolds(device, 0, 1, 7);
+  assertHolds(device, 8, 400, 0);
+  assertHolds(device, sectors - 8, 1, 7);
+  device.close();
+  simulation.close();
+});

@@ -25,6 +25,21 @@ const MOST_ZERO_SECTORS = 1 << 20;
 const ZERO_CLUSTERS = 512;
 
 /**
+ * The most sectors of one `zero`. Where it has to write zeros, and writes those of a cluster in parts, the
+ * first part fills the cluster from the image below: that of many clusters at once would take more
+ * operations than there is room for.
+ */
+function mostZeroSectors(
+  { clusterSectors, image: { header, dataFile } }: Qcow2File,
+  hasParent: boolean,
+  atOnce: number,
+): number {
+  const mayWrite = hasParent && (header.version < 3 || dataFile?.raw === true);
+  if (mayWrite && clusterSectors > atOnce) return clusterSectors;
+  return Math.min(MOST_ZERO_SECTORS, ZERO_CLUSTERS * clusterSectors);
+}
+
+/**
  * An open QCOW2 image. Cuts every request at the boundaries of clusters, and hands each part on: to
  * the file, to the image below, to the writer of clusters, or to the loader of L2 tables, where it
  * waits.
@@ -67,9 +82,8 @@ export class Qcow2Disk implements ImageDriver {
     this.#context = context;
     this.#sink = sink;
     this.#file = file;
-    const { clusterSectors } = file;
     this.sectors = Math.ceil(file.image.sizeBytes / SECTOR_BYTES);
-    this.zeroSectors = Math.min(MOST_ZERO_SECTORS, ZERO_CLUSTERS * clusterSectors);
+    this.zeroSectors = mostZeroSectors(file, parent !== null, context.zeros.sectors);
     this.fillSectors = context.zeros.sectors;
     registerFile(file.disk, spec, context);
     if (file.hasDataFile) registerFile(file.data, spec, context);
