@@ -10,7 +10,10 @@
 export interface OptionSpec {
   /** getopt's notation: letters, with a colon after those that take a value: `n:vsp`. */
   readonly short: string;
-  /** Names of long options, without dashes, with a colon after those that take a value. */
+  /**
+   * Names of long options, without dashes, with a colon after those that take a value, and two after
+   * those that may have one, which then is in the same word.
+   */
   readonly long?: readonly string[];
 }
 
@@ -78,6 +81,10 @@ function parseLong(long: readonly string[], arg: string, next: string | undefine
   if (long.includes(name)) {
     if (equals >= 0) return fail(`option '--${name}' doesn't allow an argument`);
     return { option: { name, value: "" }, fault: null, usedNext: false };
+  }
+  if (long.includes(`${name}::`)) {
+    const value = equals < 0 ? "" : arg.slice(equals + 1);
+    return { option: { name, value }, fault: null, usedNext: false };
   }
   if (!long.includes(`${name}:`)) return fail(`unrecognized option '${arg}'`);
   const value = equals < 0 ? next : arg.slice(equals + 1);

@@ -94,6 +94,16 @@ export class PieceTable {
     lists.last[list] = piece;
   }
 
+  /** Takes the first record out of list `list`; -1 when it is empty. */
+  takeFirst(lists: PieceLists, list: number): number {
+    const piece = lists.first[list];
+    if (piece === NONE) return NONE;
+    lists.first[list] = this.#next[piece];
+    if (lists.first[list] === NONE) lists.last[list] = NONE;
+    this.#next[piece] = NONE;
+    return piece;
+  }
+
   /** The record behind one in its list; -1 at the end. */
   next(piece: number): number {
     return this.#next[piece];

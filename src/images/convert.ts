@@ -2,18 +2,19 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { writeOutput } from "../bulk/merge.ts";
 import { fileInName } from "../driver/layers.ts";
+import { Compression } from "../qcow2/format/header.ts";
+import { Compressors } from "./compressors.ts";
 import { createEngine, type Engine } from "./engine.ts";
+import type { SequentialImage } from "./kind.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
+import { copySequentially } from "./sequential.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
 import type { WorkOptions } from "./work.ts";
-import { eachData } from "./zeros.ts";
+import { eachData, UNIT_SECTORS } from "./zeros.ts";
 
 /** Azure takes disks of whole MiB only. */
 const AZURE_BYTES = 1 << 20;
-
-/** What is either zeros or data: 4 KiB. */
-const UNIT_SECTORS = 8;
 
 /**
  * Requests under way where all data goes through the page cache, which serves one request after another:
@@ -27,6 +28,8 @@ export interface ConvertOptions extends WorkOptions {
   readonly fixed?: boolean;
   /** Makes a VHD as Azure wants it: fixed, with whole MiB. What is added to the disk is zeros. */
   readonly azure?: boolean;
+  /** Compresses the clusters of a QCOW2. */
+  readonly compression?: "zlib" | "zstd";
   /** Leaves out what is read as zeros, also where the source has data. True by default. */
   readonly detectZeros?: boolean;
   /** Takes lines that drivers log. */
@@ -75,12 +78,16 @@ interface Conversion {
 }
 
 async function convertOpen(engine: Engine, conversion: Conversion): Promise<Converted> {
-  const { source, to, options: { signal, fixed, azure = false } } = conversion;
+  const { source, to, options: { signal, fixed, azure = false, compression } } = conversion;
   const { sectors } = source;
   const unitBytes = azure ? AZURE_BYTES : SECTOR_BYTES;
   const sizeBytes = Math.ceil(sectors * SECTOR_BYTES / unitBytes) * unitBytes;
   if (azure && !to.startsWith("vhd:")) {
     throw new SystemError(Errno.EINVAL, `Cannot make ${to} for Azure (it must be named vhd:FILE)`);
+  }
+  if (compression !== undefined && !to.startsWith("qcow2:")) {
+    const why = "only a QCOW2 is compressed, which must be named qcow2:FILE";
+    throw new SystemError(Errno.EINVAL, `Cannot compress ${to} (${why})`);
   }
   const file = fileInName(to);
   if (file === null) {
@@ -88,7 +95,7 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     return { sectors, writtenSectors };
   }
   const { kind } = knownImage(to, "make");
-  const { create } = kind;
+  const { create, createSequential } = kind;
   if (create === undefined) {
     throw new SystemError(Errno.EOPNOTSUPP, `Cannot make an image named ${to}: it is only read`);
   }
@@ -97,6 +104,10 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     engine.context,
     { output: file.path, signal },
     async ({ path, same }) => {
+      if (createSequential !== undefined) {
+        const image = createSequential(storage, { path, same }, { sizeBytes, compression });
+        return await copyOver(engine, image, conversion);
+      }
       create(storage, { path, same }, { sizeBytes, fixed: fixed === true || azure });
       // What a device held before shows in a raw image.
       const isNew = kind.type !== "aio" || storage.status(path).kind !== "block";
@@ -104,6 +115,25 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     },
   );
   return { sectors, writtenSectors };
+}
+
+/** Writes all that a disk holds to a new image from start to end. */
+async function copyOver(
+  engine: Engine,
+  image: SequentialImage,
+  { source, options: { compression, detectZeros = true, signal, onProgress } }: Conversion,
+): Promise<number> {
+  const slots = source.isCached ? CACHED_SLOTS : undefined;
+  const copy = { source, detectZeros, slots, signal, onProgress };
+  if (compression === undefined) {
+    return await copySequentially(engine, image, { ...copy, compressors: null });
+  }
+  const compressors = new Compressors(Compression[compression === "zstd" ? "Zstd" : "Zlib"]);
+  try {
+    return await copySequentially(engine, image, { ...copy, compressors });
+  } finally {
+    compressors.close();
+  }
 }
 
 /**

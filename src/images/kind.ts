@@ -11,6 +11,26 @@ export interface NewImageOptions {
   readonly fixed?: boolean;
 }
 
+/** Options of a new image that is written from start to end. */
+export interface SequentialOptions {
+  /** Size of the disk, whole sectors. */
+  readonly sizeBytes: number;
+  readonly compression?: "zlib" | "zstd";
+}
+
+/** A new image that is written once, from the start of the disk to its end. Calls throw `SystemError`. */
+export interface SequentialImage {
+  readonly clusterBytes: number;
+  /** Writes whole sectors behind those before. */
+  write(bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
+  /** Writes a compressed cluster behind what was written before. */
+  writeCompressed(cluster: number, packed: Uint8Array): void;
+  /** Makes the image whole and durable, and closes it, also when that fails. */
+  finish(): void;
+  /** Closes an image that is not whole. */
+  abandon(): void;
+}
+
 /** Facts about an image that only its type has, by name. */
 export type ImageFacts = Readonly<Record<string, string | number | boolean | null>>;
 
@@ -20,6 +40,8 @@ export interface ImageKind {
   readonly type: string;
   /** Makes an empty image, whose disk reads as zeros. */
   create?(storage: Storage, file: NewFile, options: NewImageOptions): void;
+  /** Makes an image that is written from start to end. */
+  createSequential?(storage: Storage, file: NewFile, options: SequentialOptions): SequentialImage;
   /** Says what is special about an image. */
   facts?(storage: Storage, path: string): ImageFacts;
   /** Looks for faults; a damaged image is a result. */

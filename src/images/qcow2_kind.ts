@@ -6,6 +6,7 @@ import { ExtensionType } from "../qcow2/format/extensions.ts";
 import { openQcow2 } from "../qcow2/image/image.ts";
 import { repairQcow2 } from "../qcow2/repair.ts";
 import { resizeQcow2 } from "../qcow2/resize.ts";
+import { SequentialQcow2 } from "../qcow2/sequential.ts";
 import { snapshotQcow2 } from "../qcow2/snapshot.ts";
 import { Findings } from "../vhd/check/findings.ts";
 import type { CheckResult } from "../vhd/check/check.ts";
@@ -16,6 +17,8 @@ export const qcow2Kind: ImageKind = {
   type: "qcow2",
   create: (storage, { path, same }, { sizeBytes }) =>
     createQcow2(path, { storage, same, sizeBytes }),
+  createSequential: (storage, { path, same }, options) =>
+    new SequentialQcow2(path, { storage, same, ...options }),
   facts(storage, path): ImageFacts {
     const image = openQcow2(path, { storage });
     try {

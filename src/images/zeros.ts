@@ -1,5 +1,8 @@
 import { equalMemory, memoryAddress, SECTOR_BYTES } from "../../ffi/memory.ts";
 
+/** What a copy takes for either zeros or data: 4 KiB. */
+export const UNIT_SECTORS = 8;
+
 const WORD_BYTES = 8;
 const WORDS_PER_SECTOR = SECTOR_BYTES / WORD_BYTES;
 

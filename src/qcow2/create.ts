@@ -39,6 +39,7 @@ import {
   MAX_BACKING_NAME_BYTES,
   MAX_CLUSTER_BITS,
   MAX_L1_BYTES,
+  MAX_REFCOUNT_TABLE_BYTES,
   MIN_CLUSTER_BITS,
   MIN_EXTENDED_CLUSTER_BITS,
   SECTOR_BYTES,
@@ -60,7 +61,9 @@ export interface CreateQcow2Options {
   readonly lazyRefcounts?: boolean;
   /** With 32 subclusters for each cluster. */
   readonly extendedL2?: boolean;
-  /** How compressed clusters, if another program adds some, are compressed. */
+  /** The refcount table has entries for a file of this length from the start. */
+  readonly roomForBytes?: number;
+  /** How compressed clusters, if some are added, are compressed. */
   readonly compression?: "zlib" | "zstd";
   /** The backing file's name, as it is stored, and QEMU's name of its format. */
   readonly backing?: { readonly name: string; readonly format: string };
@@ -146,7 +149,8 @@ function planFor(path: string, options: CreateQcow2Options): Plan {
     refuse(path, `clusters of ${clusterBytes} bytes cannot hold a disk of this size`, Errno.EFBIG);
   }
   const l1Clusters = Math.max(1, Math.ceil(l1Entries * 8 / clusterBytes));
-  return { geometry, sizeBytes, l1Entries, l1Clusters, ...refcountClusters(geometry, l1Clusters) };
+  const counted = refcountClusters(geometry, l1Clusters, options.roomForBytes ?? 0);
+  return { geometry, sizeBytes, l1Entries, l1Clusters, ...counted };
 }
 
 function refuseNewFeatures(path: string, options: CreateQcow2Options, refcountBits: number): void {
@@ -156,17 +160,23 @@ function refuseNewFeatures(path: string, options: CreateQcow2Options, refcountBi
   if (isNew) refuse(path, "version 2 has none of the features that were asked for");
 }
 
-/** How many refcount blocks and clusters of the refcount table the structures themselves need. */
+/**
+ * How many refcount blocks and clusters of the refcount table the structures themselves need, with a table
+ * for a file of this length.
+ */
 function refcountClusters(
   { clusterBytes, refcountsPerBlock }: Geometry,
   l1Clusters: number,
+  roomForBytes: number,
 ): { tableClusters: number; blocks: number } {
   let blocks = 1;
-  let tableClusters = 1;
+  const groups = Math.ceil(roomForBytes / clusterBytes / refcountsPerBlock);
+  const most = MAX_REFCOUNT_TABLE_BYTES / clusterBytes;
+  let tableClusters = Math.max(1, Math.min(most, Math.ceil(groups * 8 / clusterBytes)));
   for (;;) {
     const clusters = 1 + tableClusters + blocks + l1Clusters;
     const neededBlocks = Math.ceil(clusters / refcountsPerBlock);
-    const neededTable = Math.ceil(neededBlocks * 8 / clusterBytes);
+    const neededTable = Math.max(tableClusters, Math.ceil(neededBlocks * 8 / clusterBytes));
     if (neededBlocks === blocks && neededTable === tableClusters) return { tableClusters, blocks };
     [blocks, tableClusters] = [neededBlocks, neededTable];
   }

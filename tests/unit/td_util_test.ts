@@ -73,6 +73,26 @@ for (const from of WRITABLE) {
   }
 }
 
+for (const type of ["zlib", "zstd"]) {
+  Deno.test(`td-util: convert compresses by ${type}, and what does not get shorter is plain`, () =>
+    withImages(async (folder, content) => {
+      const [raw, image] = [`${folder}/a.raw`, `qcow2:${folder}/a.qcow2`];
+      crypto.getRandomValues(content.subarray(6 * MIB, 6 * MIB + 65536));
+      Deno.writeFileSync(raw, content);
+      await ok(
+        "convert",
+        type === "zlib" ? "--compress" : `--compress=${type}`,
+        `raw:${raw}`,
+        image,
+      );
+      assertBytes((await tdUtil("stream", image)).stdoutBytes, content);
+      assert.equal((await tdUtil("check", image)).code, 0);
+      assert.ok(Deno.statSync(`${folder}/a.qcow2`).size < MIB);
+      await fails(/only a QCOW2/, "convert", "--compress", `raw:${raw}`, `vhd:${folder}/x`);
+      await fails(/zlib or zstd/, "convert", "--compress=gzip", `raw:${raw}`, `qcow2:${folder}/x`);
+    }));
+}
+
 Deno.test("td-util: a copy has the type of its image, and no parent", () =>
   withImages(async (folder, content) => {
     await ok("convert", `raw:${folder}/src.raw`, `vhd:${folder}/a.vhd`);

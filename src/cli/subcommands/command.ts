@@ -10,6 +10,8 @@ export interface CommandOption {
   readonly name: string;
   /** What the value stands for, where the option takes one: `FILE`. */
   readonly value?: string;
+  /** The same for a value that can be left out. */
+  readonly optionalValue?: string;
   readonly text: string;
 }
 

@@ -35,8 +35,10 @@ export function manualPage({ name }: Program, command: Subcommand): string {
 }
 
 function optionEntry(option: CommandOption): string[] {
-  const value = option.value === undefined ? "" : ` " " ${option.value}`;
-  return [".TP", `.BI ${roff(optionWord(option))}${value}`, roff(option.text)];
+  const { value, optionalValue } = option;
+  const optional = optionalValue === undefined ? "" : ` [= ${optionalValue} ]`;
+  const follows = value === undefined ? optional : ` " " ${value}`;
+  return [".TP", `.BI ${roff(optionWord(option))}${follows}`, roff(option.text)];
 }
 
 /** The manual page of the program itself. */

@@ -19,7 +19,10 @@ export function optionWord({ name }: CommandOption): string {
 
 /** An option with the name of its value: `-n FILE`. */
 function optionUse(option: CommandOption): string {
-  return option.value === undefined ? optionWord(option) : `${optionWord(option)} ${option.value}`;
+  const { value, optionalValue } = option;
+  const word = optionWord(option);
+  if (optionalValue !== undefined) return `${word}[=${optionalValue}]`;
+  return value === undefined ? word : `${word} ${value}`;
 }
 
 /** Each form of a subcommand's command line. */

@@ -144,8 +144,8 @@ function specOf(command: Subcommand): { short: string; long: string[] } {
     ...command.ignoredOptions ?? [],
     ...(command.followsParents === true ? [PARENT_ROOT_OPTION] : []),
   ];
-  const notation = ({ name, value }: CommandOption): string =>
-    value === undefined ? name : `${name}:`;
+  const notation = ({ name, value, optionalValue }: CommandOption): string =>
+    optionalValue !== undefined ? `${name}::` : value === undefined ? name : `${name}:`;
   const letters = options.filter((option) => option.name.length === 1);
   const long = options.filter((option) => option.name.length > 1);
   return { short: `${letters.map(notation).join("")}h`, long: [...long.map(notation), "help"] };

@@ -1,7 +1,7 @@
 import { convertImage } from "../../images/convert.ts";
 import { interruptible } from "../interruption.ts";
 import { openProgress } from "../progress.ts";
-import type { CommandCall, Subcommand } from "../subcommands/command.ts";
+import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
 import { imageOf, operandsOf, QUIET_OPTION } from "./operands.ts";
 
 /** Converts an image, with a bar on a terminal. */
@@ -15,6 +15,7 @@ export async function convertWithProgress(
       convertImage(from, to, {
         fixed: call.has("fixed"),
         azure: call.has("azure"),
+        compression: compressionOf(call),
         detectZeros: !call.has("keep-zeros"),
         signal,
         onProgress: progress?.update,
@@ -26,15 +27,30 @@ export async function convertWithProgress(
   }
 }
 
+/** How the clusters of the new image are compressed, if they are. */
+function compressionOf(call: CommandCall): "zlib" | "zstd" | undefined {
+  const value = call.value("compress");
+  if (value === null) return undefined;
+  if (value === "" || value === "zlib") return "zlib";
+  if (value === "zstd") return "zstd";
+  throw new UsageError(`Cannot compress by '${value}': it must be zlib or zstd`);
+}
+
 /** `td-util convert`. */
 export const convertCommand: Subcommand = {
   name: "convert",
   summary: "Copy a disk into a new image of another type",
-  synopsis: "[--fixed | --azure] [--keep-zeros] [--quiet] IMAGE NEW",
-  usage: "td-util convert [--fixed | --azure] [--keep-zeros] [--quiet] IMAGE NEW",
+  synopsis: "[--fixed | --azure | --compress[=TYPE]] [--keep-zeros] [--quiet] IMAGE NEW",
+  usage:
+    "td-util convert [--fixed | --azure | --compress[=TYPE]] [--keep-zeros] [--quiet] IMAGE NEW",
   options: [
     { name: "fixed", text: "make a fixed VHD" },
     { name: "azure", text: "make a VHD as Azure wants it: fixed, with whole MiB" },
+    {
+      name: "compress",
+      optionalValue: "TYPE",
+      text: "compress the clusters of a new qcow2 by zlib, or by zstd; all processors do that",
+    },
     { name: "keep-zeros", text: "write zeros that the image holds; by default they become holes" },
     QUIET_OPTION,
   ],
@@ -42,6 +58,7 @@ export const convertCommand: Subcommand = {
   followsParents: true,
   example: `
 $ td-util convert vhd:disk.vhd raw:disk.raw
+$ td-util convert --compress=zstd raw:disk.raw qcow2:disk.qcow2
 $ td-util convert vhdx:disk.vhdx nbd:localhost:10809`,
 
   async run(call: CommandCall): Promise<number> {

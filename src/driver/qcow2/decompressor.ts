@@ -138,10 +138,9 @@ export class Decompressor {
       else this.#owner.notDecompressed(piece, result);
       piece = next;
     }
-    for (let piece = this.#starved.takeAll(0); piece !== NONE;) {
-      const next = pieces.next(piece);
-      this.resume(piece);
-      piece = next;
+    // Only as many as find a worker: many thousands may wait where clusters are small.
+    while (!this.#starved.isEmpty(0) && this.#idle() !== NONE) {
+      this.resume(pieces.takeFirst(this.#starved, 0));
     }
   }
 

@@ -7,6 +7,22 @@
 import { constants, inflateRawSync, zstdDecompressSync } from "node:zlib";
 import { Compression } from "./header.ts";
 
+/**
+ * A program for a worker, which compresses clusters as QEMU does. It gets `{ id, bytes, type }` and answers
+ * `{ id, bytes, packed }`: `packed` is null when it would not be shorter. A worker of a compiled program
+ * has no files, so this is its text.
+ */
+export const COMPRESSOR = `
+import { deflateRawSync, zstdCompressSync } from "node:zlib";
+onmessage = ({ data: { id, bytes, type } }) => {
+  const result = type === ${Compression.Zstd}
+    ? zstdCompressSync(bytes)
+    : deflateRawSync(bytes, { windowBits: 12, memLevel: 9 });
+  const packed = result.length < bytes.length ? new Uint8Array(result) : null;
+  postMessage({ id, bytes, packed }, packed === null ? [bytes.buffer] : [bytes.buffer, packed.buffer]);
+};
+`;
+
 const ZSTD_MAGIC = 0xfd2fb528;
 const BLOCK_HEAD_BYTES = 3;
 const RLE_BLOCK = 1;

@@ -66,6 +66,16 @@ export function compressedSectors(high: number, clusterBits: number): number {
   return ((high & 0x3fffffff) >>> (bits - 32)) + 1;
 }
 
+/**
+ * The upper half of the entry of a compressed cluster; the lower one is that of the offset.
+ *
+ * @param sectors Sectors behind the one of the offset that have some of it.
+ */
+export function compressedHigh(offsetBytes: number, sectors: number, clusterBits: number): number {
+  const shift = offsetBitsOf(clusterBits) - 32;
+  return (OFLAG_COMPRESSED_HIGH | (sectors << shift) | Math.floor(offsetBytes / 2 ** 32)) >>> 0;
+}
+
 /** The place of a compressed cluster. */
 export function compressedPlace(high: number, low: number, clusterBits: number): CompressedPlace {
   const offsetBytes = compressedOffset(high, low, clusterBits);
