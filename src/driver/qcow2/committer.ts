@@ -19,8 +19,11 @@ const FIRST_TABLE_SECTOR = MOST_ENTRY_SECTORS;
 const MOST_PLACES = MOST_ENTRY_SECTORS + MOST_TABLES;
 /** References that a change can take away: a compressed cluster can lie in three. */
 const MOST_DROPS = 3;
-/** Operations that commits can have under way. */
-export const COMMITTER_OPERATIONS = MOST_PLACES + MOST_DIRTY_SECTORS;
+/**
+ * Operations that a commit has under way if there is no room for more. Room for all of a commit is
+ * taken when it starts, so that a tapdisk can serve hundreds of images that do not write.
+ */
+export const COMMITTER_OPERATIONS = 4;
 
 /** Where a committer tells the ends. */
 export interface CommitterOwner {
@@ -69,7 +72,13 @@ export class Committer {
   readonly #placeOf: Uint16Array;
   readonly #counts = new Int32Array(MOST_DIRTY_SECTORS);
   #stamp = 0;
+  /** Writes of the step: all, those that were started, and those that have not ended. */
+  #writes = 0;
+  #started = 0;
   #left = 0;
+  /** Room of the disk queue that the commit has taken beside its least. */
+  #moreRoom = 0;
+  #isWritingCounts = false;
   #errno = 0;
   #busy = false;
   readonly #countOwner: IoOwner = {
@@ -145,13 +154,44 @@ export class Committer {
     this.#busy = true;
     this.#stamp = this.#order.written();
     const sectors = this.#left;
+    this.#takeRoom(Math.max(sectors, this.#entryPlaces + this.#tablePlaces));
     if (sectors === 0) return this.#sync();
     for (let i = 0; i < sectors; i++) {
-      const memory = this.#arena.sector + MOST_PLACES + i;
-      this.#counts[i] = this.#refcounts.stage(memory);
-      const sector = this.#refcounts.sectorOf(this.#counts[i]);
-      this.#queue.write(this.#file.disk.file, sector, 1, memory, this.#countOwner, i);
+      this.#counts[i] = this.#refcounts.stage(this.#arena.sector + MOST_PLACES + i);
     }
+    this.#isWritingCounts = true;
+    this.#startWrites(sectors);
+  }
+
+  #takeRoom(operations: number): void {
+    const more = operations - COMMITTER_OPERATIONS;
+    if (more > 0 && this.#queue.reserve(more)) this.#moreRoom = more;
+  }
+
+  /** Starts the writes of a step, as many at once as there is room for. */
+  #startWrites(writes: number): void {
+    this.#writes = writes;
+    this.#started = 0;
+    this.#left = writes;
+    this.#continueWrites();
+  }
+
+  #continueWrites(): void {
+    const room = COMMITTER_OPERATIONS + this.#moreRoom;
+    while (this.#started < this.#writes) {
+      const ended = this.#writes - this.#left;
+      if (this.#started - ended >= room) return;
+      const index = this.#started++;
+      if (this.#isWritingCounts) this.#writeCount(index);
+      else if (index < this.#entryPlaces) this.#write(index);
+      else this.#write(FIRST_TABLE_SECTOR + index - this.#entryPlaces);
+    }
+  }
+
+  #writeCount(index: number): void {
+    const memory = this.#arena.sector + MOST_PLACES + index;
+    const sector = this.#refcounts.sectorOf(this.#counts[index]);
+    this.#queue.write(this.#file.disk.file, sector, 1, memory, this.#countOwner, index);
   }
 
   /** Finds the sectors of the ready records, as many as one commit can write. */
@@ -189,7 +229,8 @@ export class Committer {
   #countWritten(index: number, errno: number): void {
     if (errno !== 0) this.#errno = errno;
     this.#refcounts.staged(this.#counts[index], errno === 0);
-    if (--this.#left > 0) return;
+    if (--this.#left > 0) return this.#continueWrites();
+    this.#isWritingCounts = false;
     if (this.#errno !== 0) return this.#failAll(this.#errno);
     this.#sync();
   }
@@ -210,16 +251,13 @@ export class Committer {
     this.#order.syncEnded(this.#errno === 0);
     if (this.#errno !== 0) return this.#failAll(this.#errno);
     this.#drops.synced();
-    this.#left = this.#entryPlaces + this.#tablePlaces;
-    if (this.#left === 0) return this.#end();
+    const writes = this.#entryPlaces + this.#tablePlaces;
+    if (writes === 0) return this.#end();
     this.#order.requireDurable(this.#stamp);
     // All sectors are made first: a write that ends at once must not change what others are made of.
     for (let place = 0; place < this.#entryPlaces; place++) this.#fillEntries(place);
     for (let i = 0; i < this.#tablePlaces; i++) this.#fillTables(i);
-    const entryPlaces = this.#entryPlaces;
-    const tablePlaces = this.#tablePlaces;
-    for (let place = 0; place < entryPlaces; place++) this.#write(place);
-    for (let i = 0; i < tablePlaces; i++) this.#write(FIRST_TABLE_SECTOR + i);
+    this.#startWrites(writes);
   }
 
   #write(place: number): void {
@@ -271,6 +309,7 @@ export class Committer {
     else this.#entriesWritten(place, errno, true);
     assert(this.#left > 0, "More writes of a commit ended than were started");
     if (--this.#left === 0) this.#end();
+    else this.#continueWrites();
   }
 
   #entriesWritten(place: number, errno: number, isInFile: boolean): void {
@@ -314,6 +353,8 @@ export class Committer {
   }
 
   #end(): void {
+    if (this.#moreRoom > 0) this.#queue.release(this.#moreRoom);
+    this.#moreRoom = 0;
     this.#busy = false;
     this.#owner.commitEnded(this.#errno);
   }
