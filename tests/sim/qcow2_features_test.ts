@@ -396,3 +396,38 @@ Deno.test("the memory for tables can be chosen, within limits", () => {
     simulation.close();
   }
 });
+
+Deno.test("an image that gets little room of the disk queue is written; without room it is not opened", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 3 });
+  const { disk: storage, context: { queue } } = simulation;
+  createQcow2("/a", { storage, sizeBytes: 4 * MIB, clusterBytes: 512, refcountBits: 64 });
+  let taken = 0;
+  while (queue.reserve(1)) taken++;
+  assert.throws(
+    () => simulation.open("qcow2:/a"),
+    (error) =>
+      error instanceof SystemError && error.errno === Errno.EBUSY &&
+      /serves too many images \(start another\)/.test(error.message),
+  );
+  // Room for the image, and for some requests.
+  queue.release(64);
+  const device = simulation.open("qcow2:/a");
+  for (let round = 0; round < 3; round++) {
+    const outcomes = Array.from({ length: 100 }, (_, i) => {
+      const sector = (i * 79 + round) % 8192;
+      return device.write(sector, stampedSectors(sector, 1, round));
+    });
+    device.settle();
+    assert.ok(outcomes.every(({ errno }) => errno === 0));
+  }
+  for (let i = 0; i < 100; i++) assertHolds(device, (i * 79 + 2) % 8192, 1, 2);
+  device.close();
+  queue.release(taken - 64);
+  const image = openQcow2("/a", { storage });
+  assert.deepEqual(checkQcow2(image).errors, []);
+  image.close();
+  // Nothing of the room is lost.
+  assert.ok(queue.reserve(queue.capacity));
+  queue.release(queue.capacity);
+  simulation.close();
+});
