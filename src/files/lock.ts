@@ -200,6 +200,11 @@ function hasOpen(pid: number, file: FileIdentity, but: number | null = null): bo
   }
 }
 
+/** Whether this process has a file open; false where the system does not tell. */
+export function isOpenHere(file: FileIdentity): boolean {
+  return hasOpen(Deno.pid, file) === true;
+}
+
 function processes(): number[] {
   try {
     return [...Deno.readDirSync("/proc")].map(({ name }) => Number(name)).filter(Number.isInteger);

@@ -100,6 +100,9 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     throw new SystemError(Errno.EOPNOTSUPP, `Cannot make an image named ${to}: it is only read`);
   }
   const { storage } = engine.context.files;
+  // A file that exists is refused anyway, and a device is written in place.
+  const isDevice = storage.exists(file.path) && storage.status(file.path).kind === "block";
+  if (isDevice) source.refuseAsTarget(file.path);
   const writtenSectors = await writeOutput(
     engine.context,
     { output: file.path, signal },

@@ -1,5 +1,5 @@
 import { assert } from "../../ffi/assert.ts";
-import { type SystemError, systemError } from "../../ffi/errno.ts";
+import { Errno, SystemError, systemError } from "../../ffi/errno.ts";
 import {
   type ImageDriver,
   type ImageSpec,
@@ -7,9 +7,12 @@ import {
   REQUEST_SLOTS,
   type RequestSink,
 } from "../driver/driver.ts";
-import { firstLayer } from "../driver/layers.ts";
+import { fileInName, firstLayer } from "../driver/layers.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import { RetainedState } from "../driver/retained_state.ts";
+import { isOpenHere } from "../files/lock.ts";
+import { isSameFile } from "../files/open_file.ts";
+import { osStorage } from "../files/storage.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import { closeImage, openImages } from "../vbd/chain.ts";
@@ -118,6 +121,23 @@ export class OpenImage implements RequestSink, FaultOwner {
   /** The image, and the images below it. */
   get layers(): readonly ImageDriver[] {
     return this.#images;
+  }
+
+  /**
+   * Refuses a file that the disk is read from as the place of its copy.
+   *
+   * @throws {SystemError} EINVAL.
+   */
+  refuseAsTarget(path: string): void {
+    const target = osStorage.locate(path);
+    const isLayer = this.layers.some(({ spec: { type, path } }) => {
+      const file = fileInName(`${type}:${path}`);
+      return file !== null && isSameFile(osStorage.locate(file.path), target);
+    });
+    // An image may have its data in another file.
+    if (!isLayer && !isOpenHere(target)) return;
+    const what = `Cannot write ${this.name} to ${path} (it is read from there)`;
+    throw new SystemError(Errno.EINVAL, what);
   }
 
   /** The most sectors of one `zero`. */

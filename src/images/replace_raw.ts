@@ -10,7 +10,8 @@ import { OpenImage } from "./open_image.ts";
  *
  * @param from The image, as for tapdisk.
  * @param path The file or device.
- * @throws {SystemError} ENOSPC for a device that is too small; EBUSY when a tapdisk uses the file.
+ * @throws {SystemError} EINVAL for a file that the disk is read from; ENOSPC for a device that is too
+ * small; EBUSY when a tapdisk uses the file.
  */
 export async function replaceRaw(
   from: string,
@@ -21,6 +22,7 @@ export async function replaceRaw(
   try {
     const source = await OpenImage.open(engine, from, { readOnly: true });
     try {
+      source.refuseAsTarget(path);
       const file = engine.context.files.storage.open(path, "write");
       const { isBlockDevice } = file;
       try {
