@@ -81,12 +81,18 @@ class Check {
     this.#markBytes(0, QCOW_HEADER_BYTES);
     this.#markBytes(header.l1OffsetBytes, 8 * l1.length);
     // A rebase puts the name behind the data.
-    this.#markBytes(header.backingOffsetBytes, header.backingLengthBytes);
+    if (header.backingLengthBytes > 0) {
+      this.#markBytes(header.backingOffsetBytes, header.backingLengthBytes);
+    }
     const bytes = new Uint8Array(tableBytes(header));
     for (let table = 0; table < l1.length; table++) {
       if (l1[table] === 0) continue;
       const isFree = this.#mark(l1[table], bytes.length / SECTOR_BYTES);
-      if (!isFree) this.#overlap(`l1[${table}]`, header.l1OffsetBytes + 8 * table);
+      // A table that others overlap is not looked into: they could be millions.
+      if (!isFree) {
+        this.#overlap(`l1[${table}]`, header.l1OffsetBytes + 8 * table);
+        continue;
+      }
       bytes.fill(0, this.#image.file.readAt(bytes, l1[table] * SECTOR_BYTES));
       this.#checkTable(table, new DataView(bytes.buffer));
     }
@@ -114,7 +120,10 @@ class Check {
   #checkPlain(place: number, field: string, at: number): void {
     const { header } = this.#image;
     const clusterBytes = 2 ** header.clusterBits;
+    const end = place * SECTOR_BYTES + clusterBytes;
+    // The file may end within its last cluster.
     const isInside = place > 0 && place * SECTOR_BYTES < this.#fileBytes &&
+      end <= Math.ceil(this.#fileBytes / clusterBytes) * clusterBytes &&
       !overlapsFront(header, place * SECTOR_BYTES, clusterBytes);
     if (!isInside) this.#findings.error(`${field} is no place for a cluster`, field, at);
     else if (!this.#mark(place, clusterBytes / SECTOR_BYTES)) this.#overlap(field, at);

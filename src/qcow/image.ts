@@ -209,7 +209,7 @@ function checkedTable(
 export function overlapsFront(header: QcowHeader, from: number, lengthBytes: number): boolean {
   const { l1OffsetBytes, backingOffsetBytes, backingLengthBytes } = header;
   const meets = (start: number, length: number): boolean =>
-    from < start + length && start < from + lengthBytes;
+    length > 0 && from < start + length && start < from + lengthBytes;
   return meets(0, QCOW_HEADER_BYTES) || meets(l1OffsetBytes, 8 * l1Entries(header)) ||
     (backingOffsetBytes !== 0 && meets(backingOffsetBytes, backingLengthBytes));
 }

@@ -77,17 +77,17 @@ class Check {
     const { header, l1, refcountTable, snapshotTable } = this.#image;
     this.#addRange("the header", 0, this.#clusterBytes);
     const l1Offset = Number(header.l1TableOffset);
-    this.#addRange("the L1 table", l1Offset, l1.byteLength);
+    this.#addTable("the L1 table", l1Offset, l1.byteLength);
     if (withCounts) {
       const tableOffset = Number(header.refcountTableOffset);
-      this.#addRange("the refcount table", tableOffset, refcountTable.byteLength);
+      this.#addTable("the refcount table", tableOffset, refcountTable.byteLength);
       this.#addRefcountBlocks();
     }
-    this.#addRange("the snapshot table", snapshotTable.offsetBytes, snapshotTable.lengthBytes);
+    this.#addTable("the snapshot table", snapshotTable.offsetBytes, snapshotTable.lengthBytes);
     this.#addTables(l1, "");
     for (const { id, l1Offset: offset, l1Entries } of snapshotTable.snapshots) {
       const what = ` of snapshot ${JSON.stringify(id)}`;
-      if (!this.#addRange(`the L1 table${what}`, offset, l1Entries * 8)) continue;
+      if (!this.#addTable(`the L1 table${what}`, offset, l1Entries * 8)) continue;
       const bytes = new Uint8Array(l1Entries * 8);
       this.#image.file.readAt(bytes, offset);
       this.#addTables(new DataView(bytes.buffer), what);
@@ -106,6 +106,14 @@ class Check {
       references: this.#references,
       endOfData: this.#references.end * this.#clusterBytes,
     };
+  }
+
+  /** Counts the clusters of a table, which must be in the file whole; false when it cannot be one. */
+  #addTable(what: string, offsetBytes: number, lengthBytes: number): boolean {
+    if (!this.#addRange(what, offsetBytes, lengthBytes)) return false;
+    if (lengthBytes === 0 || offsetBytes + lengthBytes <= this.#fileBytes) return true;
+    this.#error(`${what} at byte ${offsetBytes} is cut by the end of the file`);
+    return false;
   }
 
   /** Counts the clusters of a range of the file; false when it cannot be one. */
@@ -143,7 +151,7 @@ class Check {
       // All of the upper bits belong to the place of a block.
       if (high >= 1 << 24) this.#error(`${what} leads past the end of the file`);
       if (offset === 0) continue;
-      if (this.#isCluster(what, offset)) this.#addRange(what, offset, this.#clusterBytes);
+      if (this.#isCluster(what, offset)) this.#addTable(what, offset, this.#clusterBytes);
     }
   }
 
@@ -159,9 +167,9 @@ class Check {
       }
       if (offset === 0) continue;
       if (!this.#isCluster(what, offset)) continue;
-      if (!this.#addRange(what, offset, this.#clusterBytes)) continue;
+      if (!this.#addTable(what, offset, this.#clusterBytes)) continue;
       if (seen.has(offset)) this.#error(`${what} leads to the table of another entry`);
-      else this.#addEntries(this.#readTable(offset), what);
+      else this.#addEntries(this.#readTable(offset), what, i);
       seen.add(offset);
     }
   }
@@ -172,16 +180,13 @@ class Check {
     return new DataView(bytes.buffer);
   }
 
-  #addEntries(table: DataView, of: string): void {
+  #addEntries(table: DataView, of: string, index: number): void {
     const { l2EntryBytes, l2Entries, clusterBits, hasSubclusters } = this.#image.geometry;
     for (let i = 0; i < l2Entries; i++) {
       const high = table.getUint32(i * l2EntryBytes, false);
       const low = table.getUint32(i * l2EntryBytes + 4, false);
+      if (high === 0 && low === 0 && !hasSubclusters) continue;
       const what = `l2[${i}] of ${of}`;
-      if (high === 0 && low === 0) {
-        if (hasSubclusters) this.#checkSubclusters(table, i * l2EntryBytes, what);
-        continue;
-      }
       if ((high & OFLAG_COMPRESSED_HIGH) !== 0) {
         if ((high & OFLAG_COPIED_HIGH) !== 0) this.#error(`${what} is compressed and not shared`);
         if (this.#image.dataFile !== null) this.#error(`${what} is compressed in a data file`);
@@ -195,19 +200,23 @@ class Check {
       if ((high & L2_RESERVED_HIGH) !== 0 || (low & L2_RESERVED_LOW) !== 0) {
         this.#error(`${what} has reserved bits`);
       }
-      if (hasSubclusters) this.#checkSubclusters(table, i * l2EntryBytes, what);
       const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
-      if (offset === 0 || !this.#isCluster(what, offset)) continue;
+      const isThere = offset !== 0 ||
+        (this.#image.dataFile !== null && (high & OFLAG_COPIED_HIGH) !== 0);
+      if (hasSubclusters) this.#checkSubclusters(table, i * l2EntryBytes, what, isThere);
+      if (!isThere || !this.#isCluster(what, offset)) continue;
       if (this.#image.dataFile === null) this.#addRange(what, offset, this.#clusterBytes);
+      else if (offset !== (index * l2Entries + i) * this.#clusterBytes) {
+        this.#error(`${what} leads to byte ${offset} of the data file, which is another cluster's`);
+      }
     }
   }
 
-  #checkSubclusters(table: DataView, at: number, what: string): void {
+  #checkSubclusters(table: DataView, at: number, what: string, isThere: boolean): void {
     const zeros = table.getUint32(at + 8, false);
     const data = table.getUint32(at + 12, false);
     if ((zeros & data) !== 0) this.#error(`${what} has subclusters with data that are zeros`);
-    const hasPlace = table.getUint32(at, false) !== 0 || table.getUint32(at + 4, false) !== 0;
-    if (data !== 0 && !hasPlace) this.#error(`${what} has subclusters with data and no cluster`);
+    if (data !== 0 && !isThere) this.#error(`${what} has subclusters with data and no cluster`);
   }
 
   #addBitmaps(): void {

@@ -9,13 +9,14 @@ import { createQcow } from "../../src/qcow/create.ts";
 import { encodeHeader, l1Entries, type QcowHeader } from "../../src/qcow/format.ts";
 import { Random } from "../../src/testing/random.ts";
 import {
+  assertHolds,
   type Outcome,
   type SimulatedDevice,
   Simulation,
   stampedSectors,
   stampOf,
 } from "../support/sim.ts";
-import { putFile, syncFile } from "../support/vhd.ts";
+import { getFile, putFile, syncFile } from "../support/vhd.ts";
 
 const DISK_SECTORS = 24 * 2048 - 3;
 
@@ -270,5 +271,45 @@ Deno.test("QCOW: nothing guesses the format of a backing file", () => {
   const { data } = read(device, 0, 2);
   assert.equal(data && stampOf(data, 1, 1), 7);
   device.close();
+  simulation.close();
+});
+
+Deno.test("QCOW: a cluster that goes beyond the end of the file is not where new ones are put", () => {
+  const simulation = new Simulation({ seed: 1 });
+  makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 9 });
+  const first = simulation.open("qcow:/disk.qcow");
+  first.write(0, stampedSectors(0, 8, 1));
+  first.settle();
+  first.close();
+  const bytes = getFile(simulation.disk, "/disk.qcow");
+  const view = new DataView(bytes.buffer);
+  const table = Number(view.getBigUint64(Number(view.getBigUint64(40))));
+  // The second cluster begins in the last sector of the file.
+  view.setBigUint64(table + 8, BigInt(bytes.length - 512));
+  putFile(simulation.disk, "/disk.qcow", bytes);
+  const { findings } = checkQcow("/disk.qcow", { storage: simulation.disk });
+  assert.match(findings.map(({ message }) => message).join(), /l2\[1\] is no place for a cluster/);
+  const device = simulation.open("qcow:/disk.qcow", { retry: { timeoutMs: 0 } });
+  device.write(16, stampedSectors(16, 8, 2));
+  device.settle();
+  const wrong = device.write(8, stampedSectors(8, 8, 3));
+  device.settle();
+  assert.equal(wrong.errno, Errno.EIO);
+  assertHolds(device, 16, 8, 2);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("QCOW: the place of a name without length is nowhere", () => {
+  const simulation = new Simulation({ seed: 1 });
+  makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 9 });
+  const bytes = getFile(simulation.disk, "/disk.qcow");
+  new DataView(bytes.buffer).setBigUint64(8, 9000n);
+  putFile(simulation.disk, "/disk.qcow", bytes);
+  const device = simulation.open("qcow:/disk.qcow");
+  device.write(0, stampedSectors(0, 64, 1));
+  device.settle();
+  device.close();
+  assert.deepEqual(checkQcow("/disk.qcow", { storage: simulation.disk }).findings, []);
   simulation.close();
 });

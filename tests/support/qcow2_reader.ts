@@ -1,4 +1,4 @@
-import { OFLAG_COPIED_HIGH, sectorOfEntry } from "../../src/qcow2/format/entries.ts";
+import { sectorOfEntry } from "../../src/qcow2/format/entries.ts";
 import type { Storage } from "../../src/files/storage.ts";
 import { openQcow2, type Qcow2Image } from "../../src/qcow2/image/image.ts";
 
@@ -33,9 +33,7 @@ export class Qcow2Reader {
       return (entry.getUint32(8, false) & bit) !== 0 ? -2 : -1;
     }
     if ((entryLow & 1) !== 0) return -2;
-    return (entryHigh & OFLAG_COPIED_HIGH) !== 0 || place >= SECTOR_BYTES * clusterSectors
-      ? place
-      : -1;
+    return place >= SECTOR_BYTES * clusterSectors ? place : -1;
   }
 
   read(into: Uint8Array<ArrayBuffer>, sector: number): void {

@@ -211,7 +211,9 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
       }
     }
     this.#run = Math.min(run, count);
-    return place > 0 ? place + inCluster : place;
+    if (place <= 0) return place;
+    const end = place + inCluster + this.#run;
+    return this.#file.goesBeyond(place, end) ? Cluster.Wrong : place + inCluster;
   }
 
   /** Reads or writes sectors that lie in the file in one piece. */

@@ -18,6 +18,8 @@ export class QcowFile {
   readonly sectorsPerTable: number;
   /** Whole sectors of the file. */
   endSector: number;
+  /** The end of the file as it was opened for writing: clusters of this process lie behind it. */
+  #openedEnd = Infinity;
   /** The part of the next sector that is in the file, then zeros; null when nothing of it is there. */
   readonly tail: Arena | null = null;
   /** The place of the next cluster or table. */
@@ -61,6 +63,7 @@ export class QcowFile {
     // What is missing of the last cluster reads as zeros.
     if (sizeBytes < this.#next * SECTOR_BYTES) this.disk.truncate(this.#next * SECTOR_BYTES);
     this.endSector = this.#next;
+    this.#openedEnd = this.#next;
   }
 
   /**
@@ -71,6 +74,14 @@ export class QcowFile {
     const behind = this.tail === null ? this.endSector : this.endSector + 1;
     if (sector < 1 || sector >= behind) return false;
     return sector >= this.#l1First + this.#l1Sectors || sector + count <= this.#l1First;
+  }
+
+  /**
+   * Whether the clusters of a table, from this place on, go beyond what was in the file when it was opened:
+   * new clusters lie there. Clusters that begin at a multiple of their size cannot.
+   */
+  goesBeyond(place: number, endSector: number): boolean {
+    return endSector > this.#openedEnd && place % this.clusterSectors !== 0;
   }
 
   /**

@@ -235,7 +235,13 @@ export class Metadata implements Deferred {
     const { pieces } = this.#context;
     const slice = this.#map.sliceOf(cluster);
     const table = this.#map.tableOf(slice);
-    if (!this.#map.isOwnTable(table)) {
+    // A table that is not there is made, and one that a snapshot shares is copied and loses a reference.
+    const place = this.#map.tableSector(table);
+    if (place !== 0 && !this.#isPlace(place)) {
+      this.#sink.pieceDone(slot, count, Errno.EIO);
+      return NONE;
+    }
+    if (place === 0 || !this.#map.isOwnTable(table)) {
       const job = this.#tables.want(table);
       if (job < NONE) this.#sink.pieceDone(slot, count, NONE - job);
       else if (job === NONE) this.starve(kind, slot, sector, count, memorySector);
@@ -243,10 +249,6 @@ export class Metadata implements Deferred {
         const piece = pieces.take(kind, slot, sector, count, memorySector);
         pieces.append(this.#tables.waiting, job, piece);
       }
-      return NONE;
-    }
-    if (!this.#isPlace(this.#map.tableSector(table))) {
-      this.#sink.pieceDone(slot, count, Errno.EIO);
       return NONE;
     }
     const entry = this.loader.entryFor(slice, this.#map.sliceSector(slice));
