@@ -400,7 +400,7 @@ Deno.test("the memory for tables can be chosen, within limits", () => {
 Deno.test("an image that gets little room of the disk queue is written; without room it is not opened", () => {
   const simulation = new Simulation({ seed: 1, latencyMs: 3 });
   const { disk: storage, context: { queue } } = simulation;
-  createQcow2("/a", { storage, sizeBytes: 4 * MIB, clusterBytes: 512, refcountBits: 64 });
+  createQcow2("/a", { storage, sizeBytes: 4 * MIB, clusterBytes: 1024, refcountBits: 64 });
   let taken = 0;
   while (queue.reserve(1)) taken++;
   assert.throws(
@@ -409,20 +409,36 @@ Deno.test("an image that gets little room of the disk queue is written; without 
       error instanceof SystemError && error.errno === Errno.EBUSY &&
       /serves too many images \(start another\)/.test(error.message),
   );
-  // Room for the image, and for some requests.
-  queue.release(64);
+  queue.release(taken);
   const device = simulation.open("qcow2:/a");
+  // Commits write single sectors; all else is whole clusters.
+  let [underWay, most] = [0, 0];
+  const write = queue.write.bind(queue);
+  const reserve = queue.reserve.bind(queue);
+  queue.write = (file, sector, count, memory, owner, token): void => {
+    if (count > 1) return write(file, sector, count, memory, owner, token);
+    most = Math.max(most, ++underWay);
+    const ioDone = (...ended: [number, number, number]): void => {
+      underWay--;
+      owner.ioDone(...ended);
+    };
+    write(file, sector, count, memory, { ioDone }, token);
+  };
   for (let round = 0; round < 3; round++) {
     const outcomes = Array.from({ length: 100 }, (_, i) => {
-      const sector = (i * 79 + round) % 8192;
-      return device.write(sector, stampedSectors(sector, 1, round));
+      const sector = i * 80 + round * 2;
+      return device.write(sector, stampedSectors(sector, 2, round));
     });
+    // Other disks have all that these requests do not.
+    queue.reserve = (): boolean => false;
     device.settle();
+    queue.reserve = reserve;
     assert.ok(outcomes.every(({ errno }) => errno === 0));
   }
-  for (let i = 0; i < 100; i++) assertHolds(device, (i * 79 + 2) % 8192, 1, 2);
+  for (let i = 0; i < 100; i++) assertHolds(device, i * 80 + 4, 2, 2);
+  // A new refcount block is one more, and so is the header.
+  assert.ok(most > 1 && most <= 6, `${most} writes of a commit at once`);
   device.close();
-  queue.release(taken - 64);
   const image = openQcow2("/a", { storage });
   assert.deepEqual(checkQcow2(image).errors, []);
   image.close();
