@@ -9,6 +9,7 @@ import {
 } from "../files/paths.ts";
 import { type FileIdentity, type OnStorage, osStorage, type Storage } from "../files/storage.ts";
 import { openVhd } from "../vhd/image/image.ts";
+import { keyhashOf } from "../vhd/snapshot.ts";
 import { createQcow2 } from "./create.ts";
 import { openQcow2 } from "./image/image.ts";
 import { formatOfType } from "./image/named_files.ts";
@@ -73,6 +74,10 @@ export function factsOf(
   if (type === "vhd") {
     const image = openVhd(path, { storage });
     image.close();
+    if (keyhashOf(image) !== null) {
+      const why = `${path} is encrypted, and a QCOW2 on it would not be`;
+      throw new SystemError(Errno.EOPNOTSUPP, `Cannot make a snapshot (${why})`);
+    }
     return { sizeBytes: image.sizeBytes };
   }
   const file = storage.open(path, "read");

@@ -7,6 +7,8 @@ import { snapshotQcow2 } from "../../src/qcow2/snapshot.ts";
 import type { Storage } from "../../src/files/storage.ts";
 import { liveSnapshot, type LiveSnapshotOptions } from "../../src/vbd/live_snapshot.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import { hasLibcrypto } from "../support/libcrypto.ts";
+import { addKeyhash, diskKey } from "../search/sim/formats/keys.ts";
 import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
 
 const SIZE = 16 << 20;
@@ -90,6 +92,33 @@ Deno.test("a VHD cannot be on a QCOW2, and other types are no new images", () =>
   assertHolds(device, 0, 1, 1);
   device.close();
   simulation.close();
+});
+
+function refusesEncrypted(): void {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createDynamic("/d/a", { storage, sizeBytes: SIZE });
+  addKeyhash(storage, "/d/a");
+  assert.throws(
+    () => snapshotQcow2("/d/b", { storage, parent: { type: "vhd", path: "/d/a" } }),
+    /\/d\/a is encrypted, and a QCOW2 on it would not be/,
+  );
+  const device = simulation.open("vhd:/d/a", { key: diskKey() });
+  assert.match(take(device, { childType: "qcow2" }), /is encrypted/);
+  assert.equal(storage.exists("/d/new.qcow2") || storage.exists("/d/b"), false);
+  device.write(0, stampedSectors(0, 1, 1));
+  device.settle();
+  assertHolds(device, 0, 1, 1);
+  device.close();
+  simulation.close();
+}
+
+Deno.test({
+  name: "nothing that an encrypted VHD would have encrypted goes to a QCOW2",
+  ignore: !hasLibcrypto(),
+  // The library stays loaded.
+  sanitizeResources: false,
+  fn: refusesEncrypted,
 });
 
 Deno.test("a chain of 256 images is served; one more is refused", () => {
