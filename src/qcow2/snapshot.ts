@@ -44,12 +44,22 @@ export function snapshotQcow2(
   if (childPath === parentPath) {
     throw new SystemError(Errno.EINVAL, `Cannot create ${path}, as it would be its own parent`);
   }
+  if (parent.type === "vhd") refuseEncrypted(storage, parentPath, childPath);
   const facts = factsOf(storage, parent);
   syncFile(storage, parentPath);
   const relative = relativePath(childPath, parentPath).replace(/^\.\//, "");
   // QEMU takes what stands in front of a colon for a protocol.
   const name = relative.includes(":") ? parentPath : relative;
   createQcow2(path, { storage, same, ...facts, backing: { name, format } });
+}
+
+/** What the guest writes from now on would not be encrypted. */
+function refuseEncrypted(storage: Storage, parentPath: string, childPath: string): void {
+  const image = openVhd(parentPath, { storage });
+  image.close();
+  if (keyhashOf(image) === null) return;
+  const why = `${parentPath} is encrypted, and a QCOW2 on it would not be`;
+  throw new SystemError(Errno.EOPNOTSUPP, `Cannot create ${childPath} (${why})`);
 }
 
 /** The real path of a file that may not exist yet. */
@@ -74,10 +84,6 @@ export function factsOf(
   if (type === "vhd") {
     const image = openVhd(path, { storage });
     image.close();
-    if (keyhashOf(image) !== null) {
-      const why = `${path} is encrypted, and a QCOW2 on it would not be`;
-      throw new SystemError(Errno.EOPNOTSUPP, `Cannot make a snapshot (${why})`);
-    }
     return { sizeBytes: image.sizeBytes };
   }
   const file = storage.open(path, "read");

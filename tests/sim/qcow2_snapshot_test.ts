@@ -116,8 +116,6 @@ function refusesEncrypted(): void {
 Deno.test({
   name: "nothing that an encrypted VHD would have encrypted goes to a QCOW2",
   ignore: !hasLibcrypto(),
-  // The library stays loaded.
-  sanitizeResources: false,
   fn: refusesEncrypted,
 });
 
