@@ -155,6 +155,18 @@ Deno.test("td-util: diff finds each sector, and what only one disk has", () =>
     assert.equal((await tdUtil("diff", "--quiet", `raw:${a}`, `qcow:${b}`)).stdout, "");
   }));
 
+Deno.test("td-util: a disk that may not be read does not differ", () =>
+  withTempDir((outside) =>
+    withImages(async (folder) => {
+      const image = `qcow2:${folder}/child.qcow2`;
+      Deno.writeFileSync(`${outside}/base.raw`, new Uint8Array(4096));
+      await ok("snapshot", `raw:${outside}/base.raw`, image);
+      const { code, stderr } = await tdUtil("diff", image, `raw:${folder}/src.raw`);
+      assert.match(stderr, /lies outside of .*\(EPERM\)/);
+      assert.equal(code, 13);
+    })
+  ));
+
 Deno.test("td-util: map says which image holds what", () =>
   withTempDir(async (folder) => {
     const guids = ["aaaaaaaa-0000-4000-8000-000000000001", "aaaaaaaa-0000-4000-8000-000000000002"];

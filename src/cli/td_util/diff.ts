@@ -1,3 +1,4 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { diffImages } from "../../images/diff.ts";
 import { interruptible } from "../interruption.ts";
 import { jsonText } from "../json.ts";
@@ -30,7 +31,7 @@ $ echo $?
     const progress = isQuiet ? null : await openProgress("diff");
     const { sizesBytes, ranges } = await interruptible((signal) =>
       diffImages(first, second, { signal, onProgress: progress?.update })
-    ).finally(() => progress?.stop());
+    ).catch(refuseAsDifferent).finally(() => progress?.stop());
     const [a, b] = sizesBytes;
     if (call.has("json")) call.output.print(jsonText({ sizesBytes, ranges }));
     else if (!isQuiet) {
@@ -44,3 +45,9 @@ $ echo $?
     return a === b && ranges.length === 0 ? 0 : DIFFERENT;
   },
 };
+
+/** The number of EPERM is the status for disks that differ. */
+function refuseAsDifferent(error: unknown): never {
+  if (!(error instanceof SystemError) || error.errno !== Errno.EPERM) throw error;
+  throw new SystemError(Errno.EACCES, error.message, { message: error.message, cause: error });
+}
