@@ -14,7 +14,7 @@ import { LibaioBackend } from "../queue/libaio.ts";
 import { EpollScheduler } from "../scheduler/epoll_scheduler.ts";
 
 /** The interval at which the runtime gets a turn, in which a signal can cancel the operation. */
-const RUNTIME_TURN_MS = 20;
+const RUNTIME_TURN_MS = 100;
 
 /** A disk queue, the files that it moves data of, and the loop that runs it. */
 export interface BulkContext {

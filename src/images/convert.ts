@@ -1,14 +1,15 @@
 import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { writeOutput } from "../bulk/merge.ts";
+import type { NewFile } from "../files/new_file.ts";
 import { fileInName } from "../driver/layers.ts";
 import { Compression } from "../qcow2/format/header.ts";
 import { Compressors } from "./compressors.ts";
 import { createEngine, type Engine } from "./engine.ts";
-import type { SequentialImage } from "./kind.ts";
+import type { CompressionName, ImageKind } from "./kind.ts";
 import { knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
-import { copySequentially } from "./sequential.ts";
+import { copyCompressed, copySequentially } from "./sequential.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
 import type { WorkOptions } from "./work.ts";
 import { eachData, UNIT_SECTORS } from "./zeros.ts";
@@ -29,7 +30,7 @@ export interface ConvertOptions extends WorkOptions {
   /** Makes a VHD as Azure wants it: fixed, with whole MiB. What is added to the disk is zeros. */
   readonly azure?: boolean;
   /** Compresses the clusters of a QCOW2. */
-  readonly compression?: "zlib" | "zstd";
+  readonly compression?: CompressionName;
   /** Leaves out what is read as zeros, also where the source has data. True by default. */
   readonly detectZeros?: boolean;
   /** Takes lines that drivers log. */
@@ -95,7 +96,7 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     return { sectors, writtenSectors };
   }
   const { kind } = knownImage(to, "make");
-  const { create, createSequential } = kind;
+  const { create } = kind;
   if (create === undefined) {
     throw new SystemError(Errno.EOPNOTSUPP, `Cannot make an image named ${to}: it is only read`);
   }
@@ -107,10 +108,8 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
     engine.context,
     { output: file.path, signal },
     async ({ path, same }) => {
-      if (createSequential !== undefined) {
-        const image = createSequential(storage, { path, same }, { sizeBytes, compression });
-        return await copyOver(engine, image, conversion);
-      }
+      const copied = await copyOver(engine, { kind, file: { path, same }, sizeBytes }, conversion);
+      if (copied !== null) return copied;
       create(storage, { path, same }, { sizeBytes, fixed: fixed === true || azure });
       // What a device held before shows in a raw image.
       const isNew = kind.type !== "aio" || storage.status(path).kind !== "block";
@@ -120,20 +119,33 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
   return { sectors, writtenSectors };
 }
 
-/** Writes all that a disk holds to a new image from start to end. */
+/**
+ * Makes a new image and writes all that a disk holds to it, from start to end.
+ *
+ * @returns The sectors that were written; null for a type whose images are not made like that.
+ */
 async function copyOver(
   engine: Engine,
-  image: SequentialImage,
-  { source, options: { compression, detectZeros = true, signal, onProgress } }: Conversion,
-): Promise<number> {
+  { kind, file, sizeBytes }: { kind: ImageKind; file: NewFile; sizeBytes: number },
+  { source, options }: Conversion,
+): Promise<number | null> {
+  const { fixed, azure, compression, detectZeros = true, signal, onProgress } = options;
+  const { storage } = engine.context.files;
   const slots = source.isCached ? CACHED_SLOTS : undefined;
   const copy = { source, detectZeros, slots, signal, onProgress };
   if (compression === undefined) {
-    return await copySequentially(engine, image, { ...copy, compressors: null });
+    if (fixed === true || azure === true || kind.createSequential === undefined) return null;
+    return await copySequentially(
+      engine,
+      kind.createSequential(storage, file, { sizeBytes }),
+      copy,
+    );
   }
+  if (kind.createCompressed === undefined) return null;
+  const image = kind.createCompressed(storage, file, { sizeBytes, compression });
   const compressors = new Compressors(Compression[compression === "zstd" ? "Zstd" : "Zlib"]);
   try {
-    return await copySequentially(engine, image, { ...copy, compressors });
+    return await copyCompressed(engine, image, { ...copy, compressors });
   } finally {
     compressors.close();
   }

@@ -13,7 +13,7 @@ import { EpollScheduler } from "../scheduler/epoll_scheduler.ts";
 import { createVbdContext, type VbdContext } from "../vbd/vbd_context.ts";
 
 /** The interval at which the runtime gets a turn, in which a signal can cancel the operation. */
-const RUNTIME_TURN_MS = 20;
+const RUNTIME_TURN_MS = 100;
 
 /** What the images of one operation are opened with, and the loop that runs it. */
 export interface Engine {

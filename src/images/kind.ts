@@ -15,21 +15,27 @@ export interface NewImageOptions {
 export interface SequentialOptions {
   /** Size of the disk, whole sectors. */
   readonly sizeBytes: number;
-  readonly compression?: "zlib" | "zstd";
 }
 
 /** A new image that is written once, from the start of the disk to its end. Calls throw `SystemError`. */
 export interface SequentialImage {
-  readonly clusterBytes: number;
   /** Writes whole sectors behind those before. */
   write(bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
-  /** Writes a compressed cluster behind what was written before. */
-  writeCompressed(cluster: number, packed: Uint8Array): void;
   /** Makes the image whole and durable, and closes it, also when that fails. */
   finish(): void;
   /** Closes an image that is not whole. */
   abandon(): void;
 }
+
+/** Such an image whose clusters can be compressed. */
+export interface CompressedImage extends SequentialImage {
+  readonly clusterBytes: number;
+  /** Writes a compressed cluster behind what was written before. */
+  writeCompressed(cluster: number, packed: Uint8Array): void;
+}
+
+/** How clusters are compressed. */
+export type CompressionName = "zlib" | "zstd";
 
 /** Facts about an image that only its type has, by name. */
 export type ImageFacts = Readonly<Record<string, string | number | boolean | null>>;
@@ -42,6 +48,12 @@ export interface ImageKind {
   create?(storage: Storage, file: NewFile, options: NewImageOptions): void;
   /** Makes an image that is written from start to end. */
   createSequential?(storage: Storage, file: NewFile, options: SequentialOptions): SequentialImage;
+  /** The same for one whose clusters are compressed. */
+  createCompressed?(
+    storage: Storage,
+    file: NewFile,
+    options: SequentialOptions & { readonly compression: CompressionName },
+  ): CompressedImage;
   /** Says what is special about an image. */
   facts?(storage: Storage, path: string): ImageFacts;
   /** Looks for faults; a damaged image is a result. */

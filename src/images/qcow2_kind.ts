@@ -19,6 +19,8 @@ export const qcow2Kind: ImageKind = {
     createQcow2(path, { storage, same, sizeBytes }),
   createSequential: (storage, { path, same }, options) =>
     new SequentialQcow2(path, { storage, same, ...options }),
+  createCompressed: (storage, { path, same }, options) =>
+    new SequentialQcow2(path, { storage, same, ...options }),
   facts(storage, path): ImageFacts {
     const image = openQcow2(path, { storage });
     try {

@@ -3,7 +3,7 @@ import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import type { Compressed, Compressors } from "./compressors.ts";
 import type { Engine } from "./engine.ts";
 import { InOrder, type OrderedSink } from "./in_order.ts";
-import type { SequentialImage } from "./kind.ts";
+import type { CompressedImage, SequentialImage } from "./kind.ts";
 import type { OpenImage } from "./open_image.ts";
 import { type Piece, walkImage } from "./walk.ts";
 import type { WorkOptions } from "./work.ts";
@@ -16,9 +16,8 @@ const JOBS_FOR_ONE = 8;
 export interface SequentialCopy extends WorkOptions {
   readonly source: OpenImage;
   readonly detectZeros: boolean;
+  /** The most requests under way. */
   readonly slots?: number;
-  /** Without them, data is written as it is. */
-  readonly compressors: Compressors | null;
 }
 
 /**
@@ -28,11 +27,38 @@ export interface SequentialCopy extends WorkOptions {
 export async function copySequentially(
   engine: Engine,
   image: SequentialImage,
-  { source, detectZeros, slots, compressors, signal, onProgress }: SequentialCopy,
+  copy: SequentialCopy,
 ): Promise<number> {
-  const sink = compressors === null
-    ? new PlainSink(image, detectZeros)
-    : new CompressingSink(engine, image, { compressors, detectZeros });
+  const sink = new PlainSink(image, copy.detectZeros);
+  return await copyInto(engine, { image, copy, sink });
+}
+
+/** The same with compressed clusters. */
+export async function copyCompressed(
+  engine: Engine,
+  image: CompressedImage,
+  copy: SequentialCopy & { readonly compressors: Compressors },
+): Promise<number> {
+  const sink = new CompressingSink(engine, image, copy);
+  return await copyInto(engine, { image, copy, sink });
+}
+
+interface Sink extends OrderedSink {
+  /** Sectors that were taken. */
+  readonly written: number;
+  /** Ends what is under way after the last piece. */
+  end(finished: () => void): void;
+  throwError(): void;
+}
+
+async function copyInto(
+  engine: Engine,
+  { image, copy: { source, slots, signal, onProgress }, sink }: {
+    image: SequentialImage;
+    copy: SequentialCopy;
+    sink: Sink;
+  },
+): Promise<number> {
   try {
     const order = new InOrder(sink, 0);
     await walkImage(engine, {
@@ -43,10 +69,8 @@ export async function copySequentially(
       stretch: ({ count }, isData) => order.stretch(count, isData),
       take: (piece, done) => order.add(piece, done),
     }).finally(() => order.throwFailure());
-    if (sink instanceof CompressingSink) {
-      await engine.run((finished) => sink.end(finished));
-      sink.throwError();
-    }
+    await engine.run((finished) => sink.end(finished));
+    sink.throwError();
   } catch (error) {
     image.abandon();
     throw error;
@@ -66,7 +90,7 @@ function eachRun(
 }
 
 /** Writes data as it is. */
-class PlainSink implements OrderedSink {
+class PlainSink implements Sink {
   written = 0;
   readonly #image: SequentialImage;
   readonly #detectZeros: boolean;
@@ -87,6 +111,12 @@ class PlainSink implements OrderedSink {
   }
 
   skip(): void {}
+
+  end(finished: () => void): void {
+    finished();
+  }
+
+  throwError(): void {}
 }
 
 /** A cluster that is compressed, or waits to be written. */
@@ -96,10 +126,10 @@ interface Job {
 }
 
 /** Compresses clusters, many at once, and writes them in their order. */
-class CompressingSink implements OrderedSink {
+class CompressingSink implements Sink {
   written = 0;
   readonly #engine: Engine;
-  readonly #image: SequentialImage;
+  readonly #image: CompressedImage;
   readonly #compressors: Compressors;
   readonly #detectZeros: boolean;
   /** The cluster that is being put together; null when there is none. */
@@ -115,7 +145,7 @@ class CompressingSink implements OrderedSink {
 
   constructor(
     engine: Engine,
-    image: SequentialImage,
+    image: CompressedImage,
     { compressors, detectZeros }: { compressors: Compressors; detectZeros: boolean },
   ) {
     this.#engine = engine;

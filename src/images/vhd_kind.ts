@@ -6,6 +6,7 @@ import { describeVhd } from "../vhd/describe.ts";
 import { changeParent } from "../vhd/modify.ts";
 import { repairImage } from "../vhd/repair.ts";
 import { resizeVhd } from "../vhd/resize/resize.ts";
+import { SequentialVhd } from "../vhd/sequential.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import type { ImageFacts, ImageKind } from "./kind.ts";
 
@@ -18,6 +19,8 @@ export const vhdKind: ImageKind = {
     const options = { sizeBytes, maxBytes: sizeBytes };
     writeNewImage(storage, { path, same }, (file) => writeSparseImage(file, options));
   },
+  createSequential: (storage, { path, same }, { sizeBytes }) =>
+    new SequentialVhd(path, { storage, same, sizeBytes }),
   facts(storage, path): ImageFacts {
     const found = describeVhd(path, { storage });
     return {

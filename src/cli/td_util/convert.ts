@@ -1,4 +1,5 @@
 import { convertImage } from "../../images/convert.ts";
+import type { CompressionName } from "../../images/kind.ts";
 import { interruptible } from "../interruption.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
@@ -28,7 +29,7 @@ export async function convertWithProgress(
 }
 
 /** How the clusters of the new image are compressed, if they are. */
-function compressionOf(call: CommandCall): "zlib" | "zstd" | undefined {
+function compressionOf(call: CommandCall): CompressionName | undefined {
   const value = call.value("compress");
   if (value === null) return undefined;
   if (value === "" || value === "zlib") return "zlib";
