@@ -447,3 +447,33 @@ Deno.test("an image that gets little room of the disk queue is written; without 
   queue.release(queue.capacity);
   simulation.close();
 });
+
+Deno.test({
+  name: `copies of tables that wait for memory lose no room${suffix}`,
+  ignore,
+  fn: () =>
+    withTempDir(async (folder) => {
+      const path = `${folder}/a.qcow2`;
+      await runOk("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "cluster_size=1k", path, "8M"]);
+      await runOk("qemu-io", ["-c", "write -q -P 5 0 8M", path]);
+      await runOk("qemu-img", ["snapshot", "-c", "first", path]);
+      const simulation = new Simulation({ seed: 1, latencyMs: 5 });
+      putFile(simulation.disk, "/a.qcow2", path);
+      const device = simulation.open("qcow2:/a.qcow2");
+      const tableSectors = 256;
+      device.write(0, stampedSectors(0, 1, 1));
+      device.settle();
+      // These copy the other half of their clusters, and take all the memory for copies.
+      for (let i = 1; i < 60; i++) device.write(2 * i, stampedSectors(2 * i, 1, 2));
+      for (let i = 1; i < 30; i++) {
+        device.write(i * tableSectors, stampedSectors(i * tableSectors, 1, 3));
+      }
+      device.settle();
+      for (let i = 1; i < 60; i++) assertHolds(device, 2 * i, 1, 2);
+      for (let i = 1; i < 30; i++) assertHolds(device, i * tableSectors, 1, 3);
+      device.close();
+      takeFile(simulation.disk, "/a.qcow2", path);
+      await assertQemuClean(path);
+      simulation.close();
+    }),
+});

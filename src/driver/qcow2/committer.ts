@@ -29,8 +29,8 @@ export const COMMITTER_OPERATIONS = 4;
 export interface CommitterOwner {
   /** The entry in the file has a change now, or, with an errno, may not have it. */
   committed(record: number, errno: number): void;
-  /** The L1 table points at the table of a job, or, with an errno, may not. */
-  tableCommitted(job: number, errno: number): void;
+  /** The L1 table points at the table of a job, or, with an errno, does not, or may with `isInFile`. */
+  tableCommitted(job: number, errno: number, isInFile: boolean): void;
   /** A commit came to its end; the next can start. */
   commitEnded(errno: number): void;
 }
@@ -340,7 +340,7 @@ export class Committer {
       l1.setUint32(8 * table + 4, lowOfSector(place), false);
       if (old !== 0) this.#drops.add(old / this.#file.clusterSectors);
     }
-    this.#owner.tableCommitted(job, errno);
+    this.#owner.tableCommitted(job, errno, true);
   }
 
   /** A step in front of the tables failed: nothing of the changes is in the file. */
@@ -348,7 +348,9 @@ export class Committer {
     const entryPlaces = this.#entryPlaces;
     const tablePlaces = this.#tablePlaces;
     for (let place = 0; place < entryPlaces; place++) this.#entriesWritten(place, errno, false);
-    for (let i = 0; i < tablePlaces; i++) this.#owner.tableCommitted(this.#tableOfPlace[i], errno);
+    for (let i = 0; i < tablePlaces; i++) {
+      this.#owner.tableCommitted(this.#tableOfPlace[i], errno, false);
+    }
     this.#end();
   }
 

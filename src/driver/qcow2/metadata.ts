@@ -147,6 +147,9 @@ export class Metadata implements Deferred {
           this.#wantCommit();
           owner.buffersFree();
         },
+        unused: (cluster) => {
+          if (this.drops.hasSpareRoom) this.drops.add(cluster);
+        },
       },
     });
     this.#tables.failPieces = (first, errno) => this.#failAll(first, errno);
@@ -161,7 +164,7 @@ export class Metadata implements Deferred {
       queue,
       owner: {
         committed: (record, errno) => owner.committed(record, errno),
-        tableCommitted: (job, errno) => this.#tableCommitted(job, errno),
+        tableCommitted: (job, errno, isInFile) => this.#tableCommitted(job, errno, isInFile),
         commitEnded: (errno) => this.#commitEnded(errno),
       },
     });
@@ -350,9 +353,9 @@ export class Metadata implements Deferred {
     this.changed();
   }
 
-  #tableCommitted(job: number, errno: number): void {
+  #tableCommitted(job: number, errno: number, isInFile: boolean): void {
     const first = errno === 0 ? this.#tables.waiting.takeAll(job) : NONE;
-    this.#tables.committed(job, errno);
+    this.#tables.committed(job, errno, isInFile);
     for (let piece = first; piece !== NONE;) {
       const next = this.#context.pieces.next(piece);
       this.#waiting.resume(piece);

@@ -17,12 +17,14 @@ export const TABLE_OPERATIONS = MOST_TABLES;
 export interface TableOwner {
   /** The content of a table is in the file, or, with an errno, is not. */
   tableWritten(errno: number): void;
+  /** Nothing leads to a cluster that a table was to have. */
+  unused(cluster: number): void;
 }
 
 /**
  * Makes L2 tables: empty ones where there is none, and copies of those that snapshots share. The
- * pieces that need a table wait for it here. A table that could not be made keeps its place, and is
- * written again when it is wanted again.
+ * pieces that need a table wait for it here. A table that could not be made gives its place back, unless
+ * the file may lead there.
  */
 export class Tables implements IoOwner {
   /** By job: the index in the L1 table; -1: no job. */
@@ -89,22 +91,21 @@ export class Tables implements IoOwner {
    * @returns The job that pieces can wait for; -1: wait for anything; below: -1 - errno.
    */
   want(table: number): number {
-    let job = this.#find(table);
-    if (job !== NONE && this.#state[job] !== State.Failed) return job;
-    if (job === NONE) {
-      job = this.#unused();
-      if (job === NONE) return NONE;
-      const cluster = this.#refcounts.allocate();
-      if (cluster < 0) return cluster === WAIT ? NONE : cluster;
-      this.table[job] = table;
-      this.place[job] = cluster * this.#file.clusterSectors;
-    }
+    const known = this.#find(table);
+    if (known !== NONE) return known;
+    const job = this.table.indexOf(NONE);
+    if (job === NONE) return NONE;
     const isCopy = this.#map.tableSector(table) !== 0;
+    // First what is given back easily: the place would be lost with a table that cannot be made now.
     const buffer = isCopy ? this.#buffers.take() : NONE;
-    if (isCopy && buffer === NONE) {
-      this.#state[job] = State.Failed;
-      return NONE;
+    if (isCopy && buffer === NONE) return NONE;
+    const cluster = this.#refcounts.allocate();
+    if (cluster < 0) {
+      if (buffer !== NONE) this.#buffers.give(buffer);
+      return cluster === WAIT ? NONE : cluster;
     }
+    this.table[job] = table;
+    this.place[job] = cluster * this.#file.clusterSectors;
     this.#buffer[job] = buffer;
     this.#state[job] = State.Writing;
     this.#written[job] = 0;
@@ -112,16 +113,6 @@ export class Tables implements IoOwner {
     this.#writing++;
     this.#writePart(job);
     return job;
-  }
-
-  /** A job without a table, or one that failed and that nobody waits for: its place is lost. */
-  #unused(): number {
-    const free = this.table.indexOf(NONE);
-    if (free !== NONE) return free;
-    for (let job = 0; job < MOST_TABLES; job++) {
-      if (this.#state[job] === State.Failed) return job;
-    }
-    return NONE;
   }
 
   #writePart(job: number): void {
@@ -158,18 +149,27 @@ export class Tables implements IoOwner {
     this.#writing--;
     if (this.#buffer[job] !== NONE) this.#buffers.give(this.#buffer[job]);
     this.#buffer[job] = NONE;
-    this.#state[job] = errno === 0 ? State.Ready : State.Failed;
-    if (errno === 0) this.#ready++;
-    else this.failed(job, errno);
+    if (errno === 0) {
+      this.#state[job] = State.Ready;
+      this.#ready++;
+    } else this.#failed(job, errno, false);
     this.#owner.tableWritten(errno);
   }
 
   /** Ends the pieces that wait for a job. Set by the owner of the pieces. */
   failPieces: (first: number, errno: number) => void = () => {};
 
-  /** A job failed: its pieces end with the error. */
-  failed(job: number, errno: number): void {
-    this.failPieces(this.waiting.takeAll(job), errno);
+  /** A job failed: its pieces end with the error. What they start then may want the table again. */
+  #failed(job: number, errno: number, isInFile: boolean): void {
+    const first = this.waiting.takeAll(job);
+    this.#end(job);
+    if (!isInFile) this.#owner.unused(this.place[job] / this.#file.clusterSectors);
+    this.failPieces(first, errno);
+  }
+
+  #end(job: number): void {
+    this.#state[job] = State.None;
+    this.table[job] = NONE;
   }
 
   /** A ready job is being pointed at. */
@@ -179,15 +179,15 @@ export class Tables implements IoOwner {
     this.#ready--;
   }
 
-  /** The L1 table points at the table of a job, or, with an errno, may not. Returns its pieces. */
-  committed(job: number, errno: number): void {
-    if (errno !== 0) {
-      this.#state[job] = State.Failed;
-      return this.failed(job, errno);
-    }
-    this.#state[job] = State.None;
-    this.table[job] = NONE;
+  /**
+   * The L1 table points at the table of a job, or, with an errno, it does not.
+   *
+   * @param isInFile Whether it may, with an errno.
+   */
+  committed(job: number, errno: number, isInFile: boolean): void {
+    if (errno !== 0) return this.#failed(job, errno, isInFile);
+    this.#end(job);
   }
 }
 
-const State = { None: 0, Writing: 1, Ready: 2, Committing: 3, Failed: 4 } as const;
+const State = { None: 0, Writing: 1, Ready: 2, Committing: 3 } as const;
