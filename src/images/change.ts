@@ -107,7 +107,8 @@ export function compactImage(
  * same at every moment, so this may be killed and repeated.
  *
  * @returns The sectors that were written.
- * @throws {SystemError} EINVAL for an image with nothing below it; ENOSPC when that is smaller.
+ * @throws {SystemError} EINVAL for an image with nothing below it; ENOSPC when that is smaller; EBUSY
+ * when a tapdisk writes to that, or has it open and it is a QCOW2.
  */
 export async function commitImage(name: string, options: WorkOptions = {}): Promise<number> {
   const { kind, path } = knownImage(name, "commit");
@@ -120,12 +121,26 @@ export async function commitImage(name: string, options: WorkOptions = {}): Prom
         throw new SystemError(Errno.EINVAL, `Cannot commit ${name}: there is no image below it`);
       }
       const target = `${below.type}:${below.path}`;
+      if (below.type === "qcow2") refuseReaders(below.path);
       const written = await commitData(engine, { own, target, options });
       return written + await commitZeros(engine, { whole, target, options });
     } finally {
       await whole.close(engine);
     }
   });
+}
+
+/**
+ * A write to a part of a cluster that is compressed, or belongs to a snapshot too, moves all of it. A
+ * tapdisk that reads the image would look for the rest in the old place.
+ */
+function refuseReaders(path: string): void {
+  const file = osStorage.open(path, "write");
+  try {
+    file.refuseReaders();
+  } finally {
+    file.close();
+  }
 }
 
 interface Commit {

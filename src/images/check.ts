@@ -35,7 +35,7 @@ export interface CheckChainOptions extends Pick<WorkOptions, "onProgress"> {
  * Checks an image.
  *
  * @throws {SystemError} EOPNOTSUPP for a type that nothing is checked of, or that cannot be repaired;
- * errors of the file system. A damaged image is a result, not an error.
+ * EBUSY for faults that may come from a program that writes the image; errors of the file system. A damaged image is a result, not an error.
  */
 export async function checkChain(
   name: string,
@@ -60,7 +60,22 @@ function checkOne(
   }
   const repairs = repair ? kind.repair?.(osStorage, path) ?? [] : [];
   const { valid, findings } = kind.check(osStorage, path, onProgress);
+  if (!valid) refuseWritten(name, path);
   return { name, valid, findings, repairs };
+}
+
+/** Tables that are read at different moments may contradict each other without a fault. */
+function refuseWritten(name: string, path: string): void {
+  try {
+    osStorage.open(path, "write").close();
+  } catch (error) {
+    if (!(error instanceof SystemError) || error.errno !== Errno.EBUSY) return;
+    const what = `Cannot check ${name} while it is written`;
+    throw new SystemError(Errno.EBUSY, what, {
+      hint: "pause or close the disk that uses it (see tap-ctl list)",
+      cause: error,
+    });
+  }
 }
 
 /** The names of the images below one, as far as something of their types can be checked. */

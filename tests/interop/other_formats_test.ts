@@ -226,3 +226,40 @@ Deno.test({
       await tdUtil("check", `qcow:${folder}/top.qcow`);
     }),
 });
+
+Deno.test({
+  name:
+    `td-util does not judge a QCOW2 that is written, nor move what is read of one${served.suffix}`,
+  ignore: served.ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const [base, child] = [`qcow2:${folder}/base`, `qcow2:${folder}/child`];
+      await tdUtil("create", base, "16Mi");
+      await tdUtil("snapshot", base, child);
+      const disk = await tapdisks.serve(child);
+      // The reference count of the first cluster, as if its block was read too early.
+      const bytes = Deno.readFileSync(`${folder}/child`);
+      const view = new DataView(bytes.buffer);
+      const counts = Number(view.getBigUint64(Number(view.getBigUint64(48))));
+      const file = Deno.openSync(`${folder}/child`, { write: true });
+      const put = (count: number): void => {
+        file.seekSync(counts, Deno.SeekMode.Start);
+        file.writeSync(Uint8Array.of(0, count));
+      };
+      put(0);
+      const fails = async (...args: string[]): Promise<string> => {
+        const { code, stderr } = await run(binaryPath("td-util"), args);
+        assert.equal(code, 16, stderr);
+        return stderr;
+      };
+      assert.match(await fails("check", child), /Cannot check .* while it is written/);
+      put(1);
+      await tdUtil("check", child);
+      assert.match(await fails("commit", child), /Cannot change .*base: tapdisk .* reads it/);
+      await tapdisks.stop(disk);
+      await tdUtil("commit", child);
+      put(0);
+      file.close();
+      assert.equal((await run(binaryPath("td-util"), ["check", child])).code, 22);
+    }),
+});
