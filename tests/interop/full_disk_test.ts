@@ -11,13 +11,14 @@ import {
   vhdUtilOk,
   withTapdisks,
 } from "../support/served.ts";
+import { assertQemuClean, qemuCreate } from "../support/qcow2.ts";
 import { run, runOk } from "../support/tools.ts";
 
 const MIB = 1024 * 1024;
 const DISK_MIB = 64;
 const FULL_MIB = 24;
 
-const { ignore, suffix } = needsServed("root", "fio", "mount", "umount");
+const { ignore, suffix } = needsServed("root", "fio", "qemu-img", "mount", "umount");
 const refused = !ignore && !mayMount();
 
 function fullDiskTest(
@@ -66,14 +67,38 @@ async function grow(folder: string): Promise<void> {
   await runOk("mount", ["-o", "remount,size=128m", folder]);
 }
 
-for (const type of ["vhd", "aio"]) {
+/** Images by type: what they are called, and how they are made and judged. */
+const IMAGES: Readonly<
+  Record<string, {
+    what: string;
+    make: (path: string) => Promise<unknown>;
+    judge: (path: string) => Promise<unknown>;
+  }>
+> = {
+  vhd: {
+    what: "a dynamic VHD",
+    make: (path) => createVhd(path, DISK_MIB),
+    judge: (path) => vhdUtilOk("check", "-n", path),
+  },
+  aio: {
+    what: "a raw image",
+    make: (path) => runOk("truncate", ["-s", `${DISK_MIB}M`, path]),
+    judge: () => Promise.resolve(),
+  },
+  // 512 clusters take another refcount block, and another L2 table.
+  qcow2: {
+    what: "a QCOW2",
+    make: (path) => qemuCreate(path, DISK_MIB * MIB, ["cluster_size=4k", "refcount_bits=64"]),
+    judge: (path) => assertQemuClean(path, true),
+  },
+};
+
+for (const [type, { what, make, judge }] of Object.entries(IMAGES)) {
   fullDiskTest(
-    `fio verifies ${type === "vhd" ? "a dynamic VHD" : "a raw image"} on a filesystem that ` +
-      "becomes full and is given room later",
+    `fio verifies ${what} on a filesystem that becomes full and is given room later`,
     async (tapdisks, folder) => {
       const path = `${folder}/a.${type}`;
-      if (type === "vhd") await createVhd(path, DISK_MIB);
-      else await runOk("truncate", ["-s", `${DISK_MIB}M`, path]);
+      await make(path);
       const disk = await tapdisks.serve(`${type}:${path}`);
       const load = ["rw=randwrite", "bs=16k", "iodepth=16", `size=${DISK_MIB}M`, "fsync=32"];
       const running = fio(disk.uri, [...load, "verify=crc32c", "verify_fatal=1"]);
@@ -88,7 +113,7 @@ for (const type of ["vhd", "aio"]) {
       assert.ok(job.read.io_bytes >= DISK_MIB * MIB, "all of it was read back");
       assert.equal((await statistics(tapdisks, disk)).retrying, 0);
       await tapdisks.stop(disk);
-      if (type === "vhd") await vhdUtilOk("check", "-n", path);
+      await judge(path);
     },
   );
 }
