@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type OnStorage, osStorage } from "../files/storage.ts";
-import { countReferences } from "./check.ts";
+import { checkQcow2, countReferences } from "./check.ts";
 import { Autoclear, HeaderField } from "./format/header.ts";
 import { l1EntriesOf, MAX_L1_BYTES, SECTOR_BYTES } from "./format/units.ts";
 import { clearBehindEnd } from "./old_end.ts";
@@ -96,8 +96,9 @@ function growTable(image: Qcow2Image, entries: number): HeaderChange[] {
   }
   const { references, errors, isMendable } = countReferences(image);
   if (!isMendable) throw new SystemError(Errno.EINVAL, `Cannot resize ${image.path}: ${errors[0]}`);
-  const end = file.isBlockDevice ? references.end : Math.ceil(file.sizeBytes() / clusterBytes);
-  const first = Math.max(end, references.end);
+  // The refcount blocks are in use until the header leads to new ones.
+  const end = file.isBlockDevice ? checkQcow2(image).endOfData : file.sizeBytes();
+  const first = Math.max(Math.ceil(end / clusterBytes), references.end);
   const table = new Uint8Array(Math.ceil(entries * 8 / clusterBytes) * clusterBytes);
   table.set(new Uint8Array(l1.buffer, l1.byteOffset, l1.byteLength));
   file.writeAt(table, first * clusterBytes);
