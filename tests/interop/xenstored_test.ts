@@ -1,8 +1,13 @@
 /** The client of xenstored, and tapback, with Xen's own xenstored. */
 import assert from "node:assert/strict";
 import { Errno, errnoOf } from "../../ffi/errno.ts";
+import { osStorage } from "../../src/files/storage.ts";
+import { checkQcow2 } from "../../src/qcow2/check.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
+import { openQcow2 } from "../../src/qcow2/image/image.ts";
 import { Xenstore } from "../../src/xenstore/store.ts";
 import { commandLine, until } from "../support/control.ts";
+import { Qcow2Reader } from "../support/qcow2_reader.ts";
 import { needs, withTempDir } from "../support/tools.ts";
 import { encodeTexts } from "../../src/xenstore/wire.ts";
 import { GuestTapdisk } from "../support/xen/guest_tapdisk.ts";
@@ -130,76 +135,103 @@ function startTapback(folder: string): Deno.ChildProcess {
 /** XS_SET_PERMS of xs_wire.h: what a toolstack does. */
 const SET_PERMS = 14;
 
-Deno.test({
-  name:
-    `xenstored: a guest's disk, through tapback and a tapdisk, and without tapback${tools.suffix}`,
-  ignore: tools.ignore,
-  fn: () =>
-    withXenstored(async (folder) => {
-      Deno.mkdirSync(`${folder}/control/tapdisk`, { recursive: true });
-      Deno.env.set("BLKTAP_CONTROL_DIR", `${folder}/control`);
-      const tapdisk = new GuestTapdisk({ domain: 3, order: 1 });
-      const { guest, minor } = tapdisk;
-      const store = new Xenstore();
-      const back = "/local/domain/0/backend/vbd3/3/51712";
-      const front = "/local/domain/3/device/vbd/51712";
-      const put = (folder: string, nodes: Record<string, string>): void => {
-        for (const [name, value] of Object.entries(nodes)) store.write(`${folder}/${name}`, value);
-      };
-      const state = (wanted: number): Promise<void> =>
-        tapdisk.until(`state ${wanted}`, () => store.read(`${back}/state`) === String(wanted));
-      const segments: Segment[] = [[guest.reference(8), 0, 7]];
-      const useDisk = async (value: number): Promise<void> => {
-        guest.sectors(8, 0, 7).fill(value);
-        assert.equal(await tapdisk.request({ operation: Op.Write, id: 1n, segments }), 0);
-        guest.sectors(8, 0, 7).fill(0);
-        assert.equal(await tapdisk.request({ operation: Op.Read, id: 2n, segments }), 0);
-        assert.ok(guest.sectors(8, 0, 7).every((byte) => byte === value));
-      };
-      let child = startTapback(folder);
-      store.make(front);
-      store.ask(SET_PERMS, encodeTexts(front, "n3", "r0"));
-      store.make(back);
-      // The guest may read what its backend writes, and change none of it.
-      store.ask(SET_PERMS, encodeTexts(back, "n0", "r3"));
-      put(front, { "device-type": "disk", state: "1" });
-      put(back, { frontend: front, online: "1", mode: "w", "device-type": "disk", state: "1" });
-      await state(2);
-      put(back, {
-        "physical-device-path": `/run/blktap-control/nbd${Deno.pid}.${minor}`,
-        "hotplug-status": "connected",
-      });
-      put(front, { ...tapdisk.ringNodes, state: "3" });
-      await state(4);
-      put(front, { state: "4" });
-      await useDisk(1);
-      for (const name of store.list(back) ?? []) {
-        assert.deepEqual(store.permissions(`${back}/${name}`), ["n0", "r3"], name);
-      }
-      child.kill("SIGKILL");
-      await child.status;
-      await useDisk(2);
-      child = startTapback(folder);
-      await tapdisk.until("the ring is found", () => tapdisk.log.some((l) => /EALREADY/.test(l)));
-      await useDisk(3);
-      // The guest resumes, with a new ring.
-      guest.reset();
-      put(front, { state: "3" });
-      await tapdisk.until("another ring", () =>
-        tapdisk.log.filter((line) => line.startsWith("Connected device")).length === 2);
-      put(front, { state: "4" });
-      await useDisk(4);
-      put(back, { online: "0", state: "5" });
-      put(front, { state: "6" });
-      await state(6);
-      store.remove("/local/domain/0/backend/vbd3/3");
-      child.kill("SIGTERM");
-      assert.equal((await child.status).code, 0);
-      store.close();
-      await tapdisk.close();
-      Deno.env.delete("BLKTAP_CONTROL_DIR");
-    }),
-});
+/** An empty disk of 4 MiB. */
+function imageOf(folder: string, type: string): string {
+  if (type !== "qcow2") return "ram:4";
+  createQcow2(`${folder}/disk.qcow2`, { sizeBytes: 4 << 20 });
+  return `qcow2:${folder}/disk.qcow2`;
+}
+
+/** The guest's last write is in the image, and nothing is wrong with it. */
+function assertSound(path: string): void {
+  const image = openQcow2(path);
+  const { errors, leakedClusters } = checkQcow2(image);
+  image.close();
+  assert.deepEqual([errors, leakedClusters], [[], 0]);
+  const reader = new Qcow2Reader(osStorage, path);
+  const sector = new Uint8Array(512);
+  reader.read(sector, 0);
+  reader.close();
+  assert.ok(sector.every((byte) => byte === 4));
+}
+
+for (const type of ["ram", "qcow2"]) {
+  Deno.test({
+    name:
+      `xenstored: a guest's disk, a ${type}, through tapback and a tapdisk, and without tapback${tools.suffix}`,
+    ignore: tools.ignore,
+    fn: () =>
+      withXenstored(async (folder) => {
+        Deno.mkdirSync(`${folder}/control/tapdisk`, { recursive: true });
+        Deno.env.set("BLKTAP_CONTROL_DIR", `${folder}/control`);
+        const tapdisk = new GuestTapdisk({ domain: 3, order: 1 }, imageOf(folder, type));
+        const { guest, minor } = tapdisk;
+        const store = new Xenstore();
+        const back = "/local/domain/0/backend/vbd3/3/51712";
+        const front = "/local/domain/3/device/vbd/51712";
+        const put = (folder: string, nodes: Record<string, string>): void => {
+          for (const [name, value] of Object.entries(nodes)) {
+            store.write(`${folder}/${name}`, value);
+          }
+        };
+        const state = (wanted: number): Promise<void> =>
+          tapdisk.until(`state ${wanted}`, () => store.read(`${back}/state`) === String(wanted));
+        const segments: Segment[] = [[guest.reference(8), 0, 7]];
+        const useDisk = async (value: number): Promise<void> => {
+          guest.sectors(8, 0, 7).fill(value);
+          assert.equal(await tapdisk.request({ operation: Op.Write, id: 1n, segments }), 0);
+          guest.sectors(8, 0, 7).fill(0);
+          assert.equal(await tapdisk.request({ operation: Op.Read, id: 2n, segments }), 0);
+          assert.ok(guest.sectors(8, 0, 7).every((byte) => byte === value));
+        };
+        let child = startTapback(folder);
+        store.make(front);
+        store.ask(SET_PERMS, encodeTexts(front, "n3", "r0"));
+        store.make(back);
+        // The guest may read what its backend writes, and change none of it.
+        store.ask(SET_PERMS, encodeTexts(back, "n0", "r3"));
+        put(front, { "device-type": "disk", state: "1" });
+        put(back, { frontend: front, online: "1", mode: "w", "device-type": "disk", state: "1" });
+        await state(2);
+        put(back, {
+          "physical-device-path": `/run/blktap-control/nbd${Deno.pid}.${minor}`,
+          "hotplug-status": "connected",
+        });
+        put(front, { ...tapdisk.ringNodes, state: "3" });
+        await state(4);
+        put(front, { state: "4" });
+        await useDisk(1);
+        for (const name of store.list(back) ?? []) {
+          assert.deepEqual(store.permissions(`${back}/${name}`), ["n0", "r3"], name);
+        }
+        child.kill("SIGKILL");
+        await child.status;
+        await useDisk(2);
+        child = startTapback(folder);
+        await tapdisk.until("the ring is found", () => tapdisk.log.some((l) => /EALREADY/.test(l)));
+        await useDisk(3);
+        // The guest resumes, with a new ring.
+        guest.reset();
+        put(front, { state: "3" });
+        await tapdisk.until(
+          "another ring",
+          () => tapdisk.log.filter((line) => line.startsWith("Connected device")).length === 2,
+        );
+        put(front, { state: "4" });
+        await useDisk(4);
+        put(back, { online: "0", state: "5" });
+        put(front, { state: "6" });
+        await state(6);
+        store.remove("/local/domain/0/backend/vbd3/3");
+        child.kill("SIGTERM");
+        assert.equal((await child.status).code, 0);
+        store.close();
+        await tapdisk.close();
+        Deno.env.delete("BLKTAP_CONTROL_DIR");
+        if (type === "qcow2") assertSound(`${folder}/disk.qcow2`);
+      }),
+  });
+}
 
 Deno.test({
   name: `xenstored: tapback serves a device from its start to its end${tools.suffix}`,

@@ -52,7 +52,8 @@ export class GuestTapdisk {
   readonly minor: number;
   readonly guest: PlayedGuest;
 
-  constructor(guest: GuestOptions) {
+  /** @param image The disk; by default one in memory. */
+  constructor(guest: GuestOptions, image = IMAGE) {
     const { scheduler, context } = this.#real;
     const xen = new PlayedXen(realEvents());
     const write = (_level: string, message: string): void => void this.log.push(message);
@@ -75,7 +76,7 @@ export class GuestTapdisk {
     this.guest = new PlayedGuest(xen, guest);
     const orders = [
       encodePlain(MessageType.ATTACH, this.minor),
-      encodeOpen(this.minor, { ...OPEN_DEFAULTS, image: IMAGE, device: "none" }),
+      encodeOpen(this.minor, { ...OPEN_DEFAULTS, image, device: "none" }),
     ];
     this.#commands = commands;
     for (const order of orders) this.#order(order);

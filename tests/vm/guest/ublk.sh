@@ -104,6 +104,46 @@ users_dropped() {
   check "SIGTERM ends a tapdisk and takes its device away" within 20 gone
 }
 
+# Usage: recovered; kills the tapdisk under a load, which must end well after tap-ctl recover.
+recovered() {
+  load --rate_iops=200 >load.log 2>&1 &
+  local loader=$!
+  sleep 2
+  kill -9 "$pid"
+  tap-ctl recover -m "$minor" || return
+  wait "$loader" || {
+    cat load.log
+    return 1
+  }
+}
+
+qcow2_disk() {
+  td-util create "qcow2:$folder/base.qcow2" 64Mi
+  td-util snapshot "qcow2:$folder/base.qcow2" "qcow2:$folder/disk.qcow2"
+  node=$(tap-ctl create -a "qcow2:$folder/disk.qcow2" --device ublk)
+  check "a QCOW2 on a QCOW2 is a device" test -b "$node" || return
+  [[ $(tap-ctl list -f "$folder/disk.qcow2") =~ ^pid=([0-9]+)\ minor=([0-9]+)\  ]]
+  pid=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
+  check "fio verifies a QCOW2 over a kill of its tapdisk and tap-ctl recover" recovered
+  [[ $(tap-ctl list -f "$folder/disk.qcow2") =~ ^pid=([0-9]+)\  ]] && pid=${BASH_REMATCH[1]}
+  head -c 8M /dev/urandom >noise
+  dd if=noise of="$node" bs=1M seek=16 oflag=direct status=none
+  check "a discard gives its room back" given_back
+  check "it is taken away" destroy
+  check "td-util finds no faults of it" td-util check "qcow2:$folder/disk.qcow2"
+}
+
+given_back() {
+  local before after
+  before=$(stat -c %b disk.qcow2)
+  blkdiscard -o 16M -l 8M "$node" || return
+  # The room of the discard is given back with the next change.
+  dd if=noise of="$node" bs=64K count=1 seek=512 oflag=direct status=none
+  after=$(stat -c %b disk.qcow2)
+  echo "$before blocks, then $after"
+  [ "$after" -lt $((before - 7 * 2048)) ]
+}
+
 # Usage: cycles COUNT; creates and removes devices, and checks for leftovers.
 cycles() {
   "$deno" run -A --no-lock --v8-flags=--expose-gc "$here/device_cycles.ts" ublk 2 "$1"
@@ -114,4 +154,5 @@ several_queues
 grows
 image_gone
 users_dropped
+qcow2_disk
 check "devices that come and go leave nothing behind" cycles 30
