@@ -21,6 +21,7 @@ import {
   fileStatus,
   O_PATH,
   openFile,
+  punchHole,
   readAt,
   syncFile,
   truncateFile,
@@ -40,6 +41,7 @@ import {
 import { refuseReaders } from "./lock.ts";
 import { changeNames, osFolders } from "./names.ts";
 import { type DirectFile, readDirect, writeDirect } from "./direct_io.ts";
+import { allocatedRun } from "./runs.ts";
 import {
   isBlockDevice,
   isSameFile,
@@ -90,6 +92,13 @@ export interface StorageFile {
   /** Writes all of `from`. The file grows when necessary. */
   writeAt(from: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
   truncate(lengthBytes: number): void;
+  /**
+   * The length of the run at an offset, at most `lengthBytes`: positive for data, negative for a hole.
+   * All of a block device is data.
+   */
+  allocatedRun(offsetBytes: number, lengthBytes: number): number;
+  /** Frees a range, which then reads as zeros. False where the file system cannot do that. */
+  punchHole(offsetBytes: number, lengthBytes: number): boolean;
   /**
    * Refuses (EBUSY) a file that a tapdisk has open, even only for reading. Called before data is
    * discarded or moved.
@@ -186,6 +195,14 @@ class OsFile implements StorageFile {
 
   truncate(lengthBytes: number): void {
     this.#named("set the length of", () => truncateFile(this.#fd, lengthBytes));
+  }
+
+  allocatedRun(offsetBytes: number, lengthBytes: number): number {
+    return this.isBlockDevice ? lengthBytes : allocatedRun(this.#fd, offsetBytes, lengthBytes);
+  }
+
+  punchHole(offsetBytes: number, lengthBytes: number): boolean {
+    return this.#named("free room of", () => punchHole(this.#fd, offsetBytes, lengthBytes));
   }
 
   refuseReaders(): void {

@@ -1,6 +1,5 @@
 import {
   compressedPlace,
-  L1_RESERVED_HIGH,
   L1_RESERVED_LOW,
   L2_RESERVED_HIGH,
   L2_RESERVED_LOW,
@@ -12,7 +11,9 @@ import { ExtensionType } from "./format/extensions.ts";
 import { refcountAt } from "./format/refcounts.ts";
 import { SECTOR_BYTES } from "./format/units.ts";
 import type { Qcow2Image } from "./image/image.ts";
+import { L1Tables } from "./l1_tables.ts";
 import { References } from "./references.ts";
+import { TableReader } from "./table_reader.ts";
 
 /** Findings of one kind that are kept with their text. */
 const MOST_TEXTS = 64;
@@ -20,6 +21,8 @@ const MOST_TEXTS = 64;
 const MOST_BITMAPS = 65535;
 /** The longest table that is accepted, bytes. */
 const MOST_RANGE_BYTES = 64 << 20;
+/** The most bytes of the L1 tables of all snapshots together. */
+const MOST_SNAPSHOT_TABLE_BYTES = 256 << 20;
 
 /** What a check found. */
 export interface Qcow2Findings {
@@ -51,6 +54,9 @@ export function countReferences(image: Qcow2Image): Qcow2Findings {
   return new Check(image).run(false);
 }
 
+/** A name that is only made when it is needed. */
+type Named = string | (() => string);
+
 class Check {
   readonly #image: Qcow2Image;
   readonly #references = new References();
@@ -60,17 +66,21 @@ class Check {
   #leaks = 0;
   readonly #clusterBytes: number;
   readonly #fileBytes: number;
+  /** Clusters from here on lie past the end of the file. */
+  readonly #endCluster: number;
 
   constructor(image: Qcow2Image) {
     this.#image = image;
     this.#clusterBytes = image.geometry.clusterBytes;
     this.#fileBytes = image.file.sizeBytes();
+    this.#endCluster = Math.ceil(this.#fileBytes / this.#clusterBytes);
   }
 
-  #error(text: string, isMendable = false): void {
+  #error(what: Named, problem: string, isMendable = false): void {
     this.#errorCount++;
     this.#isMendable &&= isMendable;
-    if (this.#errors.length < MOST_TEXTS) this.#errors.push(text);
+    if (this.#errors.length >= MOST_TEXTS) return;
+    this.#errors.push(`${typeof what === "string" ? what : what()} ${problem}`);
   }
 
   run(withCounts = true): Qcow2Findings {
@@ -84,14 +94,7 @@ class Check {
       this.#addRefcountBlocks();
     }
     this.#addTable("the snapshot table", snapshotTable.offsetBytes, snapshotTable.lengthBytes);
-    this.#addTables(l1, "");
-    for (const { id, l1Offset: offset, l1Entries } of snapshotTable.snapshots) {
-      const what = ` of snapshot ${JSON.stringify(id)}`;
-      if (!this.#addTable(`the L1 table${what}`, offset, l1Entries * 8)) continue;
-      const bytes = new Uint8Array(l1Entries * 8);
-      this.#image.file.readAt(bytes, offset);
-      this.#addTables(new DataView(bytes.buffer), what);
-    }
+    this.#addTables();
     this.#addBitmaps();
     this.#addCryptHeader();
     if (withCounts) {
@@ -109,34 +112,34 @@ class Check {
   }
 
   /** Counts the clusters of a table, which must be in the file whole; false when it cannot be one. */
-  #addTable(what: string, offsetBytes: number, lengthBytes: number): boolean {
-    if (!this.#addRange(what, offsetBytes, lengthBytes)) return false;
+  #addTable(what: Named, offsetBytes: number, lengthBytes: number, times = 1): boolean {
+    if (!this.#addRange(what, offsetBytes, lengthBytes, times)) return false;
     if (lengthBytes === 0 || offsetBytes + lengthBytes <= this.#fileBytes) return true;
-    this.#error(`${what} at byte ${offsetBytes} is cut by the end of the file`);
+    this.#error(what, `at byte ${offsetBytes} is cut by the end of the file`);
     return false;
   }
 
   /** Counts the clusters of a range of the file; false when it cannot be one. */
-  #addRange(what: string, offsetBytes: number, lengthBytes: number): boolean {
+  #addRange(what: Named, offsetBytes: number, lengthBytes: number, times = 1): boolean {
     if (lengthBytes === 0) return true;
     if (lengthBytes > MOST_RANGE_BYTES) {
-      this.#error(`${what} at byte ${offsetBytes} has ${lengthBytes} bytes, which is too long`);
+      this.#error(what, `at byte ${offsetBytes} has ${lengthBytes} bytes, which is too long`);
       return false;
     }
     const first = Math.floor(offsetBytes / this.#clusterBytes);
     const end = Math.ceil((offsetBytes + lengthBytes) / this.#clusterBytes);
     // The last cluster may be there in part.
     if (offsetBytes + lengthBytes >= this.#fileBytes + this.#clusterBytes) {
-      this.#error(`${what} at byte ${offsetBytes} lies past the end of the file`);
+      this.#error(what, `at byte ${offsetBytes} lies past the end of the file`);
       return false;
     }
-    for (let cluster = first; cluster < end; cluster++) this.#references.add(cluster);
+    for (let cluster = first; cluster < end; cluster++) this.#references.add(cluster, times);
     return true;
   }
 
-  #isCluster(what: string, offsetBytes: number): boolean {
+  #isCluster(what: Named, offsetBytes: number): boolean {
     if (offsetBytes % this.#clusterBytes === 0) return true;
-    this.#error(`${what} leads to byte ${offsetBytes}, where no cluster begins`);
+    this.#error(what, `leads to byte ${offsetBytes}, where no cluster begins`);
     return false;
   }
 
@@ -145,78 +148,121 @@ class Check {
     for (let i = 0; i < table.byteLength / 8; i++) {
       const high = table.getUint32(8 * i, false);
       const low = table.getUint32(8 * i + 4, false);
+      if (high === 0 && low === 0) continue;
       const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
-      const what = `refcount_table[${i}]`;
-      if ((low & L1_RESERVED_LOW) !== 0) this.#error(`${what} has reserved bits`);
+      const what = (): string => `refcount_table[${i}]`;
+      if ((low & L1_RESERVED_LOW) !== 0) this.#error(what, "has reserved bits");
       // All of the upper bits belong to the place of a block.
-      if (high >= 1 << 24) this.#error(`${what} leads past the end of the file`);
+      if (high >= 1 << 24) this.#error(what, "leads past the end of the file");
       if (offset === 0) continue;
       if (this.#isCluster(what, offset)) this.#addTable(what, offset, this.#clusterBytes);
     }
   }
 
-  #addTables(l1: DataView, of: string): void {
-    const seen = new Set<number>();
-    for (let i = 0; i < l1.byteLength / 8; i++) {
-      const high = l1.getUint32(8 * i, false);
-      const low = l1.getUint32(8 * i + 4, false);
-      const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
-      const what = `l1[${i}]${of}`;
-      if ((high & L1_RESERVED_HIGH) !== 0 || (low & L1_RESERVED_LOW) !== 0) {
-        this.#error(`${what} has reserved bits`);
-      }
-      if (offset === 0) continue;
-      if (!this.#isCluster(what, offset)) continue;
-      if (!this.#addTable(what, offset, this.#clusterBytes)) continue;
-      if (seen.has(offset)) this.#error(`${what} leads to the table of another entry`);
-      else this.#addEntries(this.#readTable(offset), what, i);
-      seen.add(offset);
+  #addTables(): void {
+    const nameOf = (index: number, of: string) => (): string => `l1[${index}]${of}`;
+    const tables = new L1Tables({
+      fault: (index, of, problem) => this.#error(nameOf(index, of), problem),
+      refers: (index, of, offset, times) => {
+        const what = nameOf(index, of);
+        return this.#isCluster(what, offset) &&
+          this.#addTable(what, offset, this.#clusterBytes, times);
+      },
+    });
+    tables.add(this.#image.l1, "", 1);
+    this.#addSnapshotTables(tables);
+    const reader = new TableReader(this.#image);
+    for (const { offset, index, of, times, isElsewhere } of tables.tables) {
+      const table = reader.read(offset);
+      if (table === null) continue;
+      this.#addEntries(table, { index, of: nameOf(index, of), times });
+      if (!isElsewhere || this.#image.dataFile === null) continue;
+      this.#error(nameOf(index, of), "leads to the table of another entry");
     }
   }
 
-  #readTable(offset: number): DataView<ArrayBuffer> {
-    const bytes = new Uint8Array(this.#clusterBytes);
-    this.#image.file.readAt(bytes, offset);
-    return new DataView(bytes.buffer);
+  /** Takes the tables of snapshots; what several snapshots share is read once. */
+  #addSnapshotTables(tables: L1Tables): void {
+    const { snapshotTable: { snapshots }, file } = this.#image;
+    const found = new Map<string, { of: string; offset: number; bytes: number; times: number }>();
+    for (const { id, l1Offset: offset, l1Entries } of snapshots) {
+      const known = found.get(`${offset} ${l1Entries}`);
+      if (known !== undefined) known.times++;
+      else {
+        const of = ` of snapshot ${JSON.stringify(id)}`;
+        found.set(`${offset} ${l1Entries}`, { of, offset, bytes: l1Entries * 8, times: 1 });
+      }
+    }
+    let left = MOST_SNAPSHOT_TABLE_BYTES;
+    for (const { of, offset, bytes, times } of found.values()) {
+      if (!this.#addTable(`the L1 table${of}`, offset, bytes, times)) continue;
+      left -= bytes;
+      if (left < 0) return this.#error(`the L1 table${of}`, "makes all of them too long");
+      const table = new Uint8Array(bytes);
+      file.readAt(table, offset);
+      tables.add(new DataView(table.buffer), of, times);
+    }
   }
 
-  #addEntries(table: DataView, of: string, index: number): void {
-    const { l2EntryBytes, l2Entries, clusterBits, hasSubclusters } = this.#image.geometry;
+  #addEntries(
+    table: DataView,
+    { index, of, times }: { index: number; of: () => string; times: number },
+  ): void {
+    const { l2EntryBytes, l2Entries, clusterSectors, hasSubclusters } = this.#image.geometry;
+    const isPlain = this.#image.dataFile === null && !hasSubclusters;
     for (let i = 0; i < l2Entries; i++) {
-      const high = table.getUint32(i * l2EntryBytes, false);
-      const low = table.getUint32(i * l2EntryBytes + 4, false);
+      const at = i * l2EntryBytes;
+      const high = table.getUint32(at, false);
+      const low = table.getUint32(at + 4, false);
       if (high === 0 && low === 0 && !hasSubclusters) continue;
-      const what = `l2[${i}] of ${of}`;
-      if ((high & OFLAG_COMPRESSED_HIGH) !== 0) {
-        if ((high & OFLAG_COPIED_HIGH) !== 0) this.#error(`${what} is compressed and not shared`);
-        if (this.#image.dataFile !== null) this.#error(`${what} is compressed in a data file`);
-        if (hasSubclusters && hasBits(table, i * l2EntryBytes)) {
-          this.#error(`${what} is compressed and has subclusters`);
-        }
-        const { offsetBytes, lengthBytes } = compressedPlace(high, low, clusterBits);
-        this.#addRange(what, offsetBytes, lengthBytes);
-        continue;
-      }
-      if ((high & L2_RESERVED_HIGH) !== 0 || (low & L2_RESERVED_LOW) !== 0) {
-        this.#error(`${what} has reserved bits`);
-      }
-      const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
-      const isThere = offset !== 0 ||
-        (this.#image.dataFile !== null && (high & OFLAG_COPIED_HIGH) !== 0);
-      if (hasSubclusters) this.#checkSubclusters(table, i * l2EntryBytes, what, isThere);
-      if (!isThere || !this.#isCluster(what, offset)) continue;
-      if (this.#image.dataFile === null) this.#addRange(what, offset, this.#clusterBytes);
-      else if (offset !== (index * l2Entries + i) * this.#clusterBytes) {
-        this.#error(`${what} leads to byte ${offset} of the data file, which is another cluster's`);
-      }
+      const isOdd = (high & (OFLAG_COMPRESSED_HIGH | L2_RESERVED_HIGH)) !== 0 ||
+        (low & L2_RESERVED_LOW) !== 0;
+      const cluster = sectorOfEntry(high, low) / clusterSectors;
+      if (!isPlain || isOdd || !Number.isInteger(cluster) || cluster >= this.#endCluster) {
+        const diskCluster = index * l2Entries + i;
+        this.#addOddEntry(table, at, { what: () => `l2[${i}] of ${of()}`, times, diskCluster });
+      } else if (cluster > 0) this.#references.add(cluster, times);
     }
   }
 
-  #checkSubclusters(table: DataView, at: number, what: string, isThere: boolean): void {
+  /** Takes an entry that is no plain cluster in the file. */
+  #addOddEntry(
+    table: DataView,
+    at: number,
+    { what, times, diskCluster }: { what: () => string; times: number; diskCluster: number },
+  ): void {
+    const { clusterBits, hasSubclusters } = this.#image.geometry;
+    const hasOwnData = this.#image.dataFile === null;
+    const high = table.getUint32(at, false);
+    const low = table.getUint32(at + 4, false);
+    if ((high & OFLAG_COMPRESSED_HIGH) !== 0) {
+      if ((high & OFLAG_COPIED_HIGH) !== 0) this.#error(what, "is compressed and not shared");
+      if (!hasOwnData) this.#error(what, "is compressed in a data file");
+      if (hasSubclusters && hasBits(table, at)) {
+        this.#error(what, "is compressed and has subclusters");
+      }
+      const { offsetBytes, lengthBytes } = compressedPlace(high, low, clusterBits);
+      this.#addRange(what, offsetBytes, lengthBytes, times);
+      return;
+    }
+    if ((high & L2_RESERVED_HIGH) !== 0 || (low & L2_RESERVED_LOW) !== 0) {
+      this.#error(what, "has reserved bits");
+    }
+    const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
+    const isThere = offset !== 0 || (!hasOwnData && (high & OFLAG_COPIED_HIGH) !== 0);
+    if (hasSubclusters) this.#checkSubclusters(table, at, what, isThere);
+    if (!isThere || !this.#isCluster(what, offset)) return;
+    if (hasOwnData) this.#addRange(what, offset, this.#clusterBytes, times);
+    else if (offset !== diskCluster * this.#clusterBytes) {
+      this.#error(what, `leads to byte ${offset} of the data file, which is another cluster's`);
+    }
+  }
+
+  #checkSubclusters(table: DataView, at: number, what: Named, isThere: boolean): void {
     const zeros = table.getUint32(at + 8, false);
     const data = table.getUint32(at + 12, false);
-    if ((zeros & data) !== 0) this.#error(`${what} has subclusters with data that are zeros`);
-    if (data !== 0 && !isThere) this.#error(`${what} has subclusters with data and no cluster`);
+    if ((zeros & data) !== 0) this.#error(what, "has subclusters with data that are zeros");
+    if (data !== 0 && !isThere) this.#error(what, "has subclusters with data and no cluster");
   }
 
   #addBitmaps(): void {
@@ -292,8 +338,8 @@ class Check {
       const references = this.#references.of(cluster);
       if (count > references) this.#leaks++;
       else if (count < references) {
-        const counted = `its reference count is ${count}, not ${references}`;
-        this.#error(`the cluster at byte ${cluster * this.#clusterBytes}: ${counted}`, true);
+        const what = (): string => `the cluster at byte ${cluster * this.#clusterBytes}:`;
+        this.#error(what, `its reference count is ${count}, not ${references}`, true);
       }
       if (count > 1) this.#shared.add(cluster);
     });
@@ -303,6 +349,8 @@ class Check {
   #checkFlags(): void {
     const { l1, geometry, dataFile } = this.#image;
     const { l2EntryBytes, l2Entries } = geometry;
+    const reader = new TableReader(this.#image);
+    const seen = new Set<number>();
     const isOwn = (sector: number): boolean =>
       this.#shared.of(Math.floor(sector * SECTOR_BYTES / this.#clusterBytes)) === 0;
     for (let i = 0; i < l1.byteLength / 8; i++) {
@@ -311,9 +359,12 @@ class Check {
       if (sector === 0 || sector * SECTOR_BYTES % this.#clusterBytes !== 0) continue;
       const copied = (high & OFLAG_COPIED_HIGH) !== 0;
       if (copied !== isOwn(sector)) {
-        this.#error(`l1[${i}] has a wrong flag for a table of its own`, true);
+        this.#error(`l1[${i}]`, "has a wrong flag for a table of its own", true);
       }
-      const table = this.#readTable(sector * SECTOR_BYTES);
+      if (seen.has(sector)) continue;
+      seen.add(sector);
+      const table = reader.read(sector * SECTOR_BYTES);
+      if (table === null) continue;
       for (let k = 0; k < l2Entries && dataFile === null; k++) {
         const entryHigh = table.getUint32(k * l2EntryBytes, false);
         const entryLow = table.getUint32(k * l2EntryBytes + 4, false);
@@ -321,7 +372,8 @@ class Check {
         const place = sectorOfEntry(entryHigh, entryLow);
         if (place === 0) continue;
         if (((entryHigh & OFLAG_COPIED_HIGH) !== 0) !== isOwn(place)) {
-          this.#error(`l2[${k}] of l1[${i}] has a wrong flag for a cluster of its own`, true);
+          const what = (): string => `l2[${k}] of l1[${i}]`;
+          this.#error(what, "has a wrong flag for a cluster of its own", true);
         }
       }
     }

@@ -95,11 +95,13 @@ function fixFlags(image: Qcow2Image, references: References, isSetting: boolean)
     return true;
   };
   let hasChanged = false;
+  const seen = new Set<number>();
   for (let i = 0; i < l1.byteLength / 8; i++) {
     const sector = sectorOfEntry(l1.getUint32(8 * i, false), l1.getUint32(8 * i + 4, false));
     if (sector === 0) continue;
     if (fix(l1, 8 * i)) hasChanged = true;
-    if (dataFile !== null) continue;
+    if (dataFile !== null || seen.has(sector)) continue;
+    seen.add(sector);
     const bytes = new Uint8Array(clusterBytes);
     file.readAt(bytes, sector * SECTOR_BYTES);
     const table = new DataView(bytes.buffer);

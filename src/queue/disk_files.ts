@@ -14,13 +14,12 @@ import {
   fileStatus,
   punchHole,
   readAt,
-  seekData,
-  seekHole,
   truncateFile,
   writeLow,
 } from "../../ffi/files.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
+import { allocatedRun } from "../files/runs.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 
 /** One file, open for the queue. Calls throw `SystemError` unless they say otherwise. */
@@ -118,18 +117,7 @@ class OsDiskFile implements DiskFile {
   }
 
   allocatedRun(offsetBytes: number, lengthBytes: number): number {
-    if (this.isBlockDevice) return lengthBytes;
-    try {
-      return runBetween(
-        { data: seekData(this.file, offsetBytes), hole: () => seekHole(this.file, offsetBytes) },
-        offsetBytes,
-        lengthBytes,
-      );
-    } catch (error) {
-      // EIO, ESTALE, or EINVAL from a filesystem without SEEK_DATA.
-      if (!(error instanceof SystemError)) throw error;
-      return lengthBytes;
-    }
+    return this.isBlockDevice ? lengthBytes : allocatedRun(this.file, offsetBytes, lengthBytes);
   }
 
   close(): void {
@@ -150,25 +138,6 @@ class OsCachedFile extends OsDiskFile implements CachedFile {
   write(from: Uint8Array<ArrayBuffer>, lengthBytes: number, offsetBytes: number): number {
     return writeLow(this.file, from, lengthBytes, offsetBytes);
   }
-}
-
-/**
- * The run at an offset, from what lseek(2) says: where the next data starts (-1: nowhere), and
- * where the next hole does (-1: past the end). The file may change between the two calls, and odd
- * filesystems answer with offsets that lie before the one they were asked about.
- */
-export function runBetween(
-  { data, hole }: { data: number; hole: () => number },
-  offsetBytes: number,
-  lengthBytes: number,
-): number {
-  if (data < 0 || data >= offsetBytes + lengthBytes) return -lengthBytes;
-  // A hole ends, and data starts, on a sector, wherever the filesystem says it does.
-  const firstSector = Math.floor(data / SECTOR_BYTES) * SECTOR_BYTES;
-  if (firstSector > offsetBytes) return offsetBytes - firstSector;
-  const start = hole();
-  const end = start < 0 ? Infinity : Math.ceil(start / SECTOR_BYTES) * SECTOR_BYTES;
-  return end > offsetBytes ? Math.min(lengthBytes, end - offsetBytes) : lengthBytes;
 }
 
 /** Why direct I/O in sectors of 512 bytes does not work on an open file; null when it does. */

@@ -155,7 +155,7 @@ class OpenFile implements StorageFile {
 
   #admit(kind: OperationKind, offsetBytes: number, lengthBytes: number): Misdeed | null {
     this.#disk.assertAlive(this.#boot);
-    const changes = kind === "write" || kind === "truncate";
+    const changes = kind === "write" || kind === "truncate" || kind === "punch";
     if (!this.#isOpen || (changes && this.#readOnly)) {
       throw new SystemError(Errno.EBADF, `Cannot ${kind} ${this.path}`);
     }
@@ -208,6 +208,18 @@ class OpenFile implements StorageFile {
       throw new SystemError(Errno.EINVAL, `Cannot truncate ${this.path}: it is a block device`);
     }
     this.#file.truncate(lengthBytes);
+  }
+
+  allocatedRun(offsetBytes: number, lengthBytes: number): number {
+    this.#disk.assertAlive(this.#boot);
+    return this.#file.run(offsetBytes, lengthBytes);
+  }
+
+  punchHole(offsetBytes: number, lengthBytes: number): boolean {
+    if (this.#admit("punch", offsetBytes, lengthBytes) === null) {
+      this.#file.punchHole(offsetBytes, lengthBytes);
+    }
+    return true;
   }
 
   /** Simulated files have no other readers than the tapdisk that they are shared with. */

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { osDiskFiles, runBetween } from "../../src/queue/disk_files.ts";
+import { runBetween } from "../../src/files/runs.ts";
+import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { withTempDir } from "../support/tools.ts";
 
 const KIB = 1024;

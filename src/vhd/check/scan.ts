@@ -199,6 +199,14 @@ class VolumeFile implements StorageFile {
     this.writeAt();
   }
 
+  allocatedRun(_offsetBytes: number, lengthBytes: number): number {
+    return lengthBytes;
+  }
+
+  punchHole(): boolean {
+    return false;
+  }
+
   refuseReaders(): void {
     this.writeAt();
   }
