@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { StorageFile } from "../files/storage.ts";
+import { backingFacts } from "./backing.ts";
 import { decompressCluster } from "./format/compression.ts";
 import {
   compressedPlace,
@@ -11,7 +12,6 @@ import {
 import { SECTOR_BYTES } from "./format/units.ts";
 import type { Qcow2Image } from "./image/image.ts";
 import { locateBacking, locateDataFile } from "./image/named_files.ts";
-import { factsOf } from "./snapshot.ts";
 
 /**
  * Makes sure that nothing lies behind the end of the disk that would be seen when it gets larger: a
@@ -23,7 +23,7 @@ import { factsOf } from "./snapshot.ts";
 export function clearBehindEnd(image: Qcow2Image): void {
   const { storage, path, sizeBytes } = image;
   const backing = locateBacking(image);
-  if (backing !== null && factsOf(storage, backing).sizeBytes > sizeBytes) {
+  if (backing !== null && backingFacts(storage, backing).sizeBytes > sizeBytes) {
     throw new SystemError(
       Errno.EOPNOTSUPP,
       `Cannot resize ${path}: its backing file ${backing.path} is longer, and would be seen there`,

@@ -30,6 +30,8 @@ export const Compression = { Zlib: 0, Zstd: 1 } as const;
 
 /** Offsets of the fields that change in an image that exists. */
 export const HeaderField = {
+  BackingFileOffset: 8,
+  BackingFileSize: 16,
   Size: 24,
   L1Size: 36,
   L1TableOffset: 40,
