@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import { SystemError } from "../../../ffi/errno.ts";
 import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { checkQcow2 } from "../../../src/qcow2/check.ts";
+import { repairQcow2 } from "../../../src/qcow2/repair.ts";
 import { openQcow2 } from "../../../src/qcow2/image/image.ts";
 import { checkImage } from "../../../src/vhd/check/check.ts";
 import { repairImage } from "../../../src/vhd/repair.ts";
@@ -42,8 +43,14 @@ export function judge(disk: SimulatedDisk, operation: Operation, moment: Moment)
   const paths = made !== undefined && moment.done ? [...images, made] : images;
   const repairs: string[] = [];
   for (const path of paths) {
-    if (isQcow2(path)) requireSound(disk, path);
-    else if (!isRaw(path)) repairs.push(...putInOrder(disk, path, { operation, moment }));
+    if (isQcow2(path)) {
+      // What was damaged before may still be.
+      if (operation.damage !== undefined && !moment.done) repairQcow2(path, { storage: disk });
+      requireSound(disk, path);
+    }
+    if (!isQcow2(path) && !isRaw(path)) {
+      repairs.push(...putInOrder(disk, path, { operation, moment }));
+    }
     requireVersion(disk, operation, { path, range: moment });
   }
   if (moment.done) operation.verify?.(disk);

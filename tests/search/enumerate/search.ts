@@ -7,10 +7,11 @@
 import type { Search } from "../search.ts";
 import { enumerate } from "./enumerate.ts";
 import { OFFLINE } from "./operations/offline.ts";
+import { OFFLINE_QCOW2 } from "./operations/offline_qcow2.ts";
 import { SERVED } from "./operations/served.ts";
 
 /** All operations. */
-export const OPERATIONS = [...SERVED, ...OFFLINE];
+export const OPERATIONS = [...SERVED, ...OFFLINE, ...OFFLINE_QCOW2];
 
 /** The enumeration. */
 export const enumeration: Search = {

@@ -36,7 +36,7 @@ export interface Range {
 }
 
 export function isRaw(path: string): boolean {
-  return path === "/raw";
+  return path.startsWith("/raw");
 }
 
 /** Whether an image is a QCOW2: on a raw image, if it has a parent. */
@@ -48,8 +48,9 @@ function readQcow2(disk: SimulatedDisk, path: string, bytes: Uint8Array<ArrayBuf
   const reader = new Qcow2Reader(disk, path);
   try {
     reader.read(bytes, 0);
-    if (reader.image.backing === null) return;
-    const below = readDisk(disk, "/raw");
+    const { backing } = reader.image;
+    if (backing === null) return;
+    const below = readDisk(disk, `/${backing.name}`);
     for (let sector = 0; sector < DISK_SECTORS; sector++) {
       if (reader.placeOf(sector) !== -1) continue;
       const at = sector * SECTOR;
