@@ -133,9 +133,9 @@ export {
   snapshot,
 } from "./src/bulk/library.ts";
 export { checkChain, type CheckChainOptions, type ImageCheck } from "./src/images/check.ts";
+export { type CompactedImage, compactImage } from "./src/images/compact.ts";
 export {
   commitImage,
-  compactImage,
   resizeImage,
   type ResizeImageOptions,
   snapshotImage,

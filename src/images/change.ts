@@ -88,21 +88,6 @@ async function withEngine<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
 }
 
 /**
- * Gives room back that an image does not need.
- *
- * @returns Length of the file before and after.
- * @throws {SystemError} EOPNOTSUPP for types without this; EBUSY when a tapdisk uses the image.
- */
-export function compactImage(
-  name: string,
-  { onProgress }: WorkOptions = {},
-): { beforeBytes: number; afterBytes: number } {
-  const { kind, path } = knownImage(name, "compact");
-  if (kind.compact !== undefined) return kind.compact(osStorage, path, onProgress);
-  throw unsupported(`compact ${name}`, "nothing can be freed in images of its type; convert it");
-}
-
-/**
  * Writes what an image holds into the image below it. The image itself is not changed, and reads the
  * same at every moment, so this may be killed and repeated.
  *

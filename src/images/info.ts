@@ -3,6 +3,7 @@ import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import type { ImageDriver } from "../driver/driver.ts";
 import { fileInName } from "../driver/layers.ts";
 import { createEngine, type Engine } from "./engine.ts";
+import { fileSizes } from "./file_sizes.ts";
 import type { ImageFacts } from "./kind.ts";
 import { kindOf } from "./kinds.ts";
 import { OpenImage } from "./open_image.ts";
@@ -79,10 +80,4 @@ function layerInfo(engine: Engine, { spec, sectors }: ImageDriver): LayerInfo {
     ...(isFile ? fileSizes(file.path) : { fileBytes: null, roomBytes: null }),
     facts: isFile ? kindOf(spec.type)?.facts?.(storage, file.path) ?? {} : {},
   };
-}
-
-function fileSizes(path: string): Pick<LayerInfo, "fileBytes" | "roomBytes"> {
-  const { isFile, size, blocks } = Deno.statSync(path);
-  if (!isFile) return { fileBytes: null, roomBytes: null };
-  return { fileBytes: size, roomBytes: blocks === null ? null : blocks * SECTOR_BYTES };
 }

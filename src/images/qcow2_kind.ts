@@ -1,9 +1,11 @@
 import { ImageFormatError } from "../files/format_error.ts";
 import type { Storage } from "../files/storage.ts";
 import { checkQcow2 } from "../qcow2/check.ts";
+import { compactQcow2 } from "../qcow2/compact.ts";
 import { createQcow2 } from "../qcow2/create.ts";
 import { ExtensionType } from "../qcow2/format/extensions.ts";
 import { openQcow2 } from "../qcow2/image/image.ts";
+import { setBackingFile } from "../qcow2/rebase.ts";
 import { repairQcow2 } from "../qcow2/repair.ts";
 import { resizeQcow2 } from "../qcow2/resize.ts";
 import { SequentialQcow2 } from "../qcow2/sequential.ts";
@@ -48,7 +50,12 @@ export const qcow2Kind: ImageKind = {
     parents: ["aio", "qcow2", "vhd"],
     run: (storage, path, parent) => snapshotQcow2(path, { storage, parent }),
   },
-  resize: (storage, path, { sizeBytes }) => resizeQcow2(path, { storage, sizeBytes }),
+  compact: (storage, path, onProgress) => compactQcow2(path, { storage, onProgress }),
+  rebase: {
+    parents: ["aio", "qcow2", "vhd"],
+    run: (storage, path, parent) => setBackingFile(path, { storage, parent }),
+  },
+  resize: (storage, path, { sizeBytes }) => resizeQcow2(path, { storage, sizeBytes, shrink: true }),
 };
 
 function check(storage: Storage, path: string): CheckResult {

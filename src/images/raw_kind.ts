@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { writeNewImage } from "../files/new_file.ts";
 import type { Storage } from "../files/storage.ts";
+import { compactRaw } from "./compact_raw.ts";
 import type { ImageKind, ResizeOptions } from "./kind.ts";
 
 /** Raw images. */
@@ -13,6 +14,7 @@ export const rawKind: ImageKind = {
     });
   },
   resize: resizeRaw,
+  compact: compactRaw,
 };
 
 /** Cuts a raw image, or makes it longer. */
