@@ -6,11 +6,13 @@ import type { WorkOptions } from "./work.ts";
 
 /** What was won. */
 export interface CompactedImage {
-  /** Length of what the image takes of its file or device, before and after. */
+  /** Length of what the image takes of its file or device, before that. */
   readonly beforeBytes: number;
+  /** The same, afterwards. */
   readonly afterBytes: number;
-  /** The room that the file takes, before and after; null for a device. */
+  /** The room that the file takes, before that; null for a device. */
   readonly roomBeforeBytes: number | null;
+  /** The same, afterwards. */
   readonly roomAfterBytes: number | null;
 }
 

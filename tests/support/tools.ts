@@ -54,7 +54,15 @@ export function hasTool(name: string): boolean {
 
 /** The path of the binary under one of its names, built by `scripts/build`. */
 export function binaryPath(
-  name: "blktap" | "tapdisk" | "tap-ctl" | "vhd-util" | "cbt-util" | "td-util",
+  name:
+    | "blktap"
+    | "tapdisk"
+    | "tap-ctl"
+    | "vhd-util"
+    | "cbt-util"
+    | "td-util"
+    | "tapdisk-diff"
+    | "tapdisk-stream",
 ): string {
   return `${ROOT}dist/${name}`;
 }
