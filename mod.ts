@@ -144,7 +144,12 @@ export { type Converted, convertImage, type ConvertOptions } from "./src/images/
 export { createImage } from "./src/images/create.ts";
 export { type Difference, diffImages } from "./src/images/diff.ts";
 export { type ImageInfo, imageInfo, type LayerInfo } from "./src/images/info.ts";
-export type { ImageFacts, NewImageOptions, SnapshotImageOptions } from "./src/images/kind.ts";
+export type {
+  CompressionName,
+  ImageFacts,
+  NewImageOptions,
+  SnapshotImageOptions,
+} from "./src/images/kind.ts";
 export { type ImageMap, type MapExtent, mapImage } from "./src/images/map.ts";
 export { rebaseImage, type RebaseOptions } from "./src/images/rebase.ts";
 export { streamImage, type StreamOptions, type StreamSink } from "./src/images/stream.ts";
