@@ -21,6 +21,14 @@ export const Held = {
   Compressed: 3,
 } as const;
 
+/** Whether an image has something of a cluster. */
+export const Holds = {
+  Nothing: 0,
+  Something: 1,
+  /** The part of the table with its entry is not in memory. */
+  Unknown: 2,
+} as const;
+
 /** How much memory slices of L2 tables may take, MiB; see `docs/images.md`. */
 const CACHE_VARIABLE = "BLKTAP_QCOW2_CACHE_MIB";
 /** With clusters of 64 KiB it covers 64 GiB of the disk. */
@@ -144,6 +152,22 @@ export class ClusterMap {
     if (sectorOfEntry(high, low) !== 0) return Held.Data;
     // The entry of the first cluster of a data file has only the flag.
     return this.#hasDataFile && (high & OFLAG_COPIED_HIGH) !== 0 ? Held.Data : Held.Nothing;
+  }
+
+  /** Whether the image has something of a cluster, as far as that is known without a read. */
+  holds(cluster: number): number {
+    const slice = this.sliceOf(cluster);
+    const entry = this.cache.find(slice);
+    if (entry < 0) return this.sliceSector(slice) === 0 ? Holds.Nothing : Holds.Unknown;
+    if (this.cache.isLoading(entry)) return Holds.Unknown;
+    const at = this.entryAt(entry, cluster);
+    if (!this.geometry.hasSubclusters) {
+      return this.heldAt(at, 0) === Held.Nothing ? Holds.Nothing : Holds.Something;
+    }
+    const { view } = this.cache;
+    const isCompressed = (view.getUint32(at, false) & OFLAG_COMPRESSED_HIGH) !== 0;
+    const bits = view.getUint32(at + 8, false) | view.getUint32(at + 12, false);
+    return isCompressed || bits !== 0 ? Holds.Something : Holds.Nothing;
   }
 
   /** Sector of the file at which a standard cluster begins. */

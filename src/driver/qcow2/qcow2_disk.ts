@@ -16,6 +16,7 @@ import { PieceKind } from "../pieces.ts";
 import { ClusterMap, Held } from "./cluster_map.ts";
 import { ClusterWriter } from "./cluster_writer.ts";
 import { Decompressor } from "./decompressor.ts";
+import { DeepReads } from "./deep_reads.ts";
 import { FlightOwners, Flights } from "./flights.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import { SliceLoader } from "./slice_loader.ts";
@@ -64,6 +65,8 @@ export class Qcow2Disk implements ImageDriver {
   readonly #flushErrors = new Int32Array(REQUEST_SLOTS);
   readonly #flushesLeft = new Uint8Array(REQUEST_SLOTS);
   #below: ImageDriver | null = null;
+  /** Of the first of the images of a chain that are only read; null for the others. */
+  #deep: DeepReads<Qcow2Disk> | null = null;
   #isOpen = true;
   readonly #flushOwner: IoOwner = { ioDone: (slot, _n, errno) => this.#flushed(slot, errno) };
 
@@ -114,6 +117,9 @@ export class Qcow2Disk implements ImageDriver {
     this.#readOwners = new FlightOwners(flights, {
       ioDone: (slot, sectors, errno) => this.#sink.pieceDone(slot, sectors, errno),
     });
+    if (spec.readOnly) {
+      this.#deep = new DeepReads({ disk: this, map: this.#map, sectors: this.sectors });
+    }
     this.#writer = spec.readOnly ? null : new ClusterWriter({
       context,
       sink,
@@ -134,6 +140,10 @@ export class Qcow2Disk implements ImageDriver {
 
   putBelow(below: ImageDriver): void {
     this.#below = below;
+    const deep = below instanceof Qcow2Disk ? below.#deep : null;
+    if (below instanceof Qcow2Disk && deep !== null && this.#deep?.takeBelow(deep)) {
+      below.#deep = null;
+    }
     this.#writer?.putBelow(below);
   }
 
@@ -161,7 +171,8 @@ export class Qcow2Disk implements ImageDriver {
     const { clusterSectors } = this.#file;
     while (count > 0) {
       const part = Math.min(count, clusterSectors - this.#map.inCluster(sector));
-      this.#readCluster(slot, sector, part, memorySector);
+      const disk = this.#deep === null ? this : this.#deep.diskOf(sector, part);
+      disk.#readCluster(slot, sector, part, memorySector);
       sector += part;
       count -= part;
       memorySector += part;
