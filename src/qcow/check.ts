@@ -81,7 +81,7 @@ class Check {
     this.#markBytes(0, QCOW_HEADER_BYTES);
     this.#markBytes(header.l1OffsetBytes, 8 * l1.length);
     // A rebase puts the name behind the data.
-    if (header.backingLengthBytes > 0) {
+    if (header.backingOffsetBytes > 0 && header.backingLengthBytes > 0) {
       this.#markBytes(header.backingOffsetBytes, header.backingLengthBytes);
     }
     const bytes = new Uint8Array(tableBytes(header));

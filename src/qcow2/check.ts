@@ -5,6 +5,7 @@ import {
   L2_RESERVED_LOW,
   OFLAG_COMPRESSED_HIGH,
   OFLAG_COPIED_HIGH,
+  OFLAG_ZERO_LOW,
   sectorOfEntry,
 } from "./format/entries.ts";
 import { ExtensionType } from "./format/extensions.ts";
@@ -195,6 +196,7 @@ class Check {
     }
     let left = MOST_SNAPSHOT_TABLE_BYTES;
     for (const { of, offset, bytes, times } of found.values()) {
+      if (!this.#isCluster(`the L1 table${of}`, offset)) continue;
       if (!this.#addTable(`the L1 table${of}`, offset, bytes, times)) continue;
       left -= bytes;
       if (left < 0) return this.#error(`the L1 table${of}`, "makes all of them too long");
@@ -210,19 +212,26 @@ class Check {
   ): void {
     const { l2EntryBytes, l2Entries, clusterSectors, hasSubclusters } = this.#image.geometry;
     const isPlain = this.#image.dataFile === null && !hasSubclusters;
+    const reservedLow = this.#reservedLow;
     for (let i = 0; i < l2Entries; i++) {
       const at = i * l2EntryBytes;
       const high = table.getUint32(at, false);
       const low = table.getUint32(at + 4, false);
       if (high === 0 && low === 0 && !hasSubclusters) continue;
       const isOdd = (high & (OFLAG_COMPRESSED_HIGH | L2_RESERVED_HIGH)) !== 0 ||
-        (low & L2_RESERVED_LOW) !== 0;
+        (low & reservedLow) !== 0;
       const cluster = sectorOfEntry(high, low) / clusterSectors;
       if (!isPlain || isOdd || !Number.isInteger(cluster) || cluster >= this.#endCluster) {
         const diskCluster = index * l2Entries + i;
         this.#addOddEntry(table, at, { what: () => `l2[${i}] of ${of()}`, times, diskCluster });
       } else if (cluster > 0) this.#references.add(cluster, times);
     }
+  }
+
+  /** Bits of the lower half of an L2 entry that must be 0. Version 2 and subclusters have no flag for zeros. */
+  get #reservedLow(): number {
+    const { geometry: { hasSubclusters }, header: { version } } = this.#image;
+    return hasSubclusters || version < 3 ? L2_RESERVED_LOW | OFLAG_ZERO_LOW : L2_RESERVED_LOW;
   }
 
   /** Takes an entry that is no plain cluster in the file. */
@@ -245,7 +254,7 @@ class Check {
       this.#addRange(what, offsetBytes, lengthBytes, times);
       return;
     }
-    if ((high & L2_RESERVED_HIGH) !== 0 || (low & L2_RESERVED_LOW) !== 0) {
+    if ((high & L2_RESERVED_HIGH) !== 0 || (low & this.#reservedLow) !== 0) {
       this.#error(what, "has reserved bits");
     }
     const offset = sectorOfEntry(high, low) * SECTOR_BYTES;

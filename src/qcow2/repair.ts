@@ -68,8 +68,9 @@ function mend(
     done.push("cleared the mark of an image that was not closed, or is corrupt");
   }
   changeHeader(file, changes);
-  // A cluster may be written in place only when its count is right.
-  if (errorCount > 0) {
+  // A cluster may be written in place only when its count is right. One that has lost all other references
+  // gets its flag.
+  if (errorCount + leakedClusters > 0) {
     fixFlags(image, references, true);
     file.sync();
   }

@@ -300,16 +300,22 @@ Deno.test("QCOW: a cluster that goes beyond the end of the file is not where new
   simulation.close();
 });
 
-Deno.test("QCOW: the place of a name without length is nowhere", () => {
-  const simulation = new Simulation({ seed: 1 });
-  makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 9 });
-  const bytes = getFile(simulation.disk, "/disk.qcow");
-  new DataView(bytes.buffer).setBigUint64(8, 9000n);
-  putFile(simulation.disk, "/disk.qcow", bytes);
-  const device = simulation.open("qcow:/disk.qcow");
-  device.write(0, stampedSectors(0, 64, 1));
-  device.settle();
-  device.close();
-  assert.deepEqual(checkQcow("/disk.qcow", { storage: simulation.disk }).findings, []);
-  simulation.close();
-});
+for (const place of [0, 9000]) {
+  Deno.test(`QCOW: a name at ${place} without a place or a length is nowhere`, () => {
+    const simulation = new Simulation({ seed: 1 });
+    makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 9 });
+    const bytes = getFile(simulation.disk, "/disk.qcow");
+    const view = new DataView(bytes.buffer);
+    const isPlace = place > 0;
+    view.setBigUint64(8, BigInt(place));
+    // Without a place the length says nothing.
+    view.setUint32(16, isPlace ? 0 : 0xffffffff);
+    putFile(simulation.disk, "/disk.qcow", bytes);
+    const device = simulation.open("qcow:/disk.qcow");
+    device.write(0, stampedSectors(0, 64, 1));
+    device.settle();
+    device.close();
+    assert.deepEqual(checkQcow("/disk.qcow", { storage: simulation.disk }).findings, []);
+    simulation.close();
+  });
+}

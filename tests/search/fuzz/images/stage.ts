@@ -2,7 +2,7 @@ import { Errno } from "../../../../ffi/errno.ts";
 import { osStorage, type Storage } from "../../../../src/files/storage.ts";
 import { createDynamic } from "../../../../src/vhd/create.ts";
 import type { SimulatedDisk } from "../../../../src/testing/simulated_disk.ts";
-import { Vbd } from "../../../../src/vbd/vbd.ts";
+import { type OpenOptions, Vbd } from "../../../../src/vbd/vbd.ts";
 import { SECTOR_BYTES, SimulatedDevice, Simulation, stampedSectors } from "../../../support/sim.ts";
 import { putFile } from "../../../support/vhd.ts";
 import { hold } from "./finding.ts";
@@ -35,14 +35,21 @@ export class Stage {
     this.watch = new Watch(disk);
   }
 
-  /** Opens the image of a case; throws a refusal. */
-  serve(path: string, { readOnly }: { readOnly: boolean }): SimulatedDevice {
-    this.#vbd.open(`vhd:${path}`, { readOnly });
+  /** Opens the VHD of a case; throws a refusal. */
+  serve(path: string, options: OpenOptions): SimulatedDevice {
+    return this.serveImage(`vhd:${path}`, options);
+  }
+
+  /** Opens an image of any type; throws a refusal. */
+  serveImage(name: string, options: OpenOptions): SimulatedDevice {
+    this.#vbd.open(name, options);
     return new SimulatedDevice(this.#simulation, this.#vbd);
   }
 
   /** Closes the image that `serve` opened; returns an errno. */
   endService(): number {
+    // Each run of the loop looks through the log for faults.
+    this.#simulation.log.length = 0;
     let result: number | null = null;
     this.#vbd.close((error) => result = error?.errno ?? 0);
     this.#simulation.runUntil(() => result !== null, "Closing");
@@ -86,6 +93,11 @@ export class Stage {
       if (path === NEIGHBOUR || FORBIDDEN.includes(path)) continue;
       this.disk.remove(path);
     }
+    this.requireClosed();
+  }
+
+  /** Requires that a case has left no file open. */
+  requireClosed(): void {
     const { openFiles } = this.disk;
     hold(openFiles === 2, () => `${openFiles - 2} files of the case are still open`);
   }

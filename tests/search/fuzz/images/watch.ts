@@ -44,6 +44,11 @@ export class Watch {
     this.#bytes = 0;
   }
 
+  /** Whether a file was written since `start`. */
+  wrote(path: string): boolean {
+    return this.#written.has(path);
+  }
+
   /** Requires that only these files were written since `start`. */
   requireWritten(...allowed: readonly string[]): void {
     for (const path of this.#written) {
