@@ -143,14 +143,61 @@ test("a stream leaves holes in a file, and none in one that is appended to", asy
   assert.ok((Deno.statSync(`${folder}/b.raw`).blocks ?? 0) * 512 < SIZE / 2);
 });
 
-test("a conversion that a signal stops leaves nothing", async (folder) => {
-  const raw = `${folder}/big.raw`;
-  await runOk("sh", ["-c", `head -c 300000000 /dev/urandom > "$1"`, "sh", raw]);
-  const program = [binaryPath("td-util"), "convert", `raw:${raw}`, `vhd:${folder}/new.vhd`];
-  const { code } = await run("timeout", ["-s", "TERM", "0.7", ...program]);
-  const left = [...Deno.readDirSync(folder)].map(({ name }) => name);
-  // On a quick machine it may end before the signal.
-  assert.deepEqual(left.sort(), code === 0 ? ["big.raw", "new.vhd"] : ["big.raw"]);
+for (
+  const [signal, options, image] of [
+    ["TERM", [], "vhd:new"],
+    ["INT", [], "qcow2:new"],
+    ["INT", ["--compress"], "qcow2:new"],
+    ["HUP", ["--keep-zeros"], "raw:new"],
+  ] as const
+) {
+  const what = ["convert", ...options, image].join(" ");
+  test(`SIG${signal} stops ${what}, which leaves nothing`, async (folder) => {
+    const raw = `${folder}/big.raw`;
+    await runOk("sh", ["-c", `head -c 300000256 /dev/urandom > "$1"`, "sh", raw]);
+    const [type] = image.split(":");
+    const program = [binaryPath("td-util"), "convert", ...options, `raw:${raw}`];
+    const { code } = await run("timeout", [
+      ...["-s", signal, "0.5", ...program],
+      `${type}:${folder}/new`,
+    ]);
+    const left = [...Deno.readDirSync(folder)].map(({ name }) => name);
+    // On a quick machine it may end before the signal.
+    assert.deepEqual(left.sort(), code === 0 ? ["big.raw", "new"] : ["big.raw"]);
+  });
+}
+
+for (const [option, type] of [["--compress", "zlib"], ["--compress=zstd", "zstd"]]) {
+  test(`QEMU reads what convert ${option} writes, as qemu-img convert -c does`, async (folder) => {
+    makeRaw(`${folder}/a.raw`, 5);
+    const [raw, ours, theirs] = ["a.raw", "ours", "theirs"].map((name) => `${folder}/${name}`);
+    await tdUtil("convert", option, `raw:${raw}`, `qcow2:${ours}`);
+    await runOk("qemu-img", ["check", "-f", "qcow2", ours]);
+    await runOk("qemu-img", ["compare", "-f", "raw", "-F", "qcow2", raw, ours]);
+    const made = ["-O", "qcow2", "-c", "-o", `compression_type=${type}`];
+    await runOk("qemu-img", ["convert", "-f", "raw", ...made, raw, theirs]);
+    await tdUtil("diff", `qcow2:${ours}`, `qcow2:${theirs}`);
+    const sizes = [ours, theirs].map((path) => Deno.statSync(path).size);
+    assert.ok(sizes[0] < 1.3 * sizes[1], `${sizes[0]} bytes, and ${sizes[1]} by QEMU`);
+    // Both write to what was compressed.
+    await runOk("qemu-io", ["-f", "qcow2", "-c", "write -P 7 1M 300k", ours]);
+    await runOk("qemu-img", ["check", "-f", "qcow2", ours]);
+  });
+}
+
+test("QEMU sees a VHD for Azure as fixed, with whole MiB and a footer at its end", async (folder) => {
+  makeRaw(`${folder}/a.raw`, 6);
+  await tdUtil("convert", "--azure", `raw:${folder}/a.raw`, `vhd:${folder}/a.vhd`);
+  const told = await runOk("qemu-img", ["info", "-f", "vpc", "--output=json", `${folder}/a.vhd`]);
+  assert.equal(JSON.parse(told)["virtual-size"], 25 * MIB);
+  const bytes = Deno.readFileSync(`${folder}/a.vhd`);
+  assert.equal(bytes.length, 25 * MIB + 512);
+  const footer = new DataView(bytes.buffer, 25 * MIB);
+  // Both sizes, the geometry of the specification's appendix, and the type.
+  assert.equal(footer.getBigUint64(40), BigInt(25 * MIB));
+  assert.equal(footer.getBigUint64(48), BigInt(25 * MIB));
+  assert.deepEqual([footer.getUint16(56), footer.getUint8(58), footer.getUint8(59)], [752, 4, 17]);
+  assert.equal(footer.getUint32(60), 2);
 });
 
 Deno.test({
