@@ -7,13 +7,30 @@ import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import { Random } from "../../src/testing/random.ts";
 import type { DiskOperation } from "../../src/testing/simulated_disk.ts";
-import { checkImage } from "../../src/vhd/check/check.ts";
+import { qcow2Kind } from "../../src/images/qcow2_kind.ts";
+import { vhdKind } from "../../src/images/vhd_kind.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
+import { snapshotQcow2 } from "../../src/qcow2/snapshot.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { burst, DISK_MIB, DISK_SECTORS, Model, readAll } from "../support/disk_model.ts";
 import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
 
 const MIB = 1024 * 1024;
+
+/** Those with `diff` and `over` are on a base. */
+const IMAGES = [
+  "vhd:/%.diff",
+  "vhd:/%.diff",
+  "vhd:/%.vhd",
+  "aio:/%.raw",
+  "qcow2:/%.qcow2",
+  "qcow2:/%.over",
+];
+
+function pathOf(name: string): string {
+  return name.slice(name.indexOf(":") + 1);
+}
 
 /** One disk, and what happens to it. */
 class World {
@@ -48,9 +65,13 @@ class World {
       file.truncate(DISK_MIB * MIB);
       file.close();
     }
-    const images = ["vhd:/%.diff", "vhd:/%.diff", "vhd:/%.vhd", "aio:/%.raw"];
-    this.leaf = images[random.below(4)].replace("%", "leaf");
-    this.second = images[random.below(4)].replace("%", "second");
+    for (const image of ["leaf", "second"]) {
+      const clusterBytes = 2 ** (9 + random.below(8));
+      createQcow2(`/${image}.qcow2`, { storage, sizeBytes: DISK_MIB * MIB, clusterBytes });
+      snapshotQcow2(`/${image}.over`, { storage, parent: { type: "vhd", path: "/base.vhd" } });
+    }
+    this.leaf = IMAGES[random.below(IMAGES.length)].replace("%", "leaf");
+    this.second = IMAGES[random.below(IMAGES.length)].replace("%", "second");
     this.standby = random.chance(0.3);
     this.localCache = random.chance(0.5);
     storage.beforeOperation = (operation): number => this.#verdict(operation);
@@ -123,8 +144,8 @@ class World {
     else if (dice === 1) this.#leafFull = false;
     else if (dice === 2) this.#leafErrors = 1 + random.below(4);
     else if (dice === 3) this.#secondErrors = 1 + random.below(3);
-    else if (dice === 4) simulation.hang(this.second.slice(4), 1000 * (1 + random.below(30)));
-    else if (dice === 5) simulation.hang(this.leaf.slice(4), 1000 * (1 + random.below(8)));
+    else if (dice === 4) simulation.hang(pathOf(this.second), 1000 * (1 + random.below(30)));
+    else if (dice === 5) simulation.hang(pathOf(this.leaf), 1000 * (1 + random.below(8)));
   }
 
   run(): void {
@@ -189,8 +210,9 @@ class World {
       const image = simulation.open(name, { readOnly: true });
       readAll(image, model);
       image.close();
-      if (!name.startsWith("vhd:")) continue;
-      const { findings } = checkImage(name.slice(4), { storage: simulation.disk });
+      if (name.startsWith("aio:")) continue;
+      const kind = name.startsWith("vhd:") ? vhdKind : qcow2Kind;
+      const { findings } = kind.check?.(simulation.disk, pathOf(name)) ?? { findings: [] };
       const faults = findings.filter(({ severity }) => severity === "error");
       assert.deepEqual(faults, [], name);
     }

@@ -477,3 +477,24 @@ Deno.test({
       simulation.close();
     }),
 });
+
+Deno.test("a file that cannot be made shorter is closed as it is", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/a", { storage, sizeBytes: 64 * MIB });
+  const device = simulation.open("qcow2:/a");
+  device.write(0, stampedSectors(0, 8, 1));
+  device.settle();
+  simulation.lengthFault = Errno.ENOSPC;
+  device.close();
+  simulation.lengthFault = 0;
+  assert.match(simulation.log.join("\n"), /\/a cannot be made shorter: .*ENOSPC/);
+  const image = openQcow2("/a", { storage });
+  const { errors, leakedClusters } = checkQcow2(image);
+  image.close();
+  assert.deepEqual([errors, leakedClusters], [[], 0]);
+  const again = simulation.open("qcow2:/a");
+  assertHolds(again, 0, 8, 1);
+  again.close();
+  simulation.close();
+});

@@ -151,13 +151,20 @@ export class Qcow2File {
 
   /** Cuts the room behind the last cluster that was given out, and syncs. Throws `SystemError`. */
   finish(): void {
-    const { clusterBytes } = this.image.geometry;
     try {
-      const isLonger = this.#untouched < this.#clusters;
-      if (isLonger) this.disk.truncate(this.#untouched * clusterBytes);
+      if (this.#untouched < this.#clusters) this.#cut();
       this.image.file.sync();
     } finally {
       this.close();
+    }
+  }
+
+  #cut(): void {
+    try {
+      this.disk.truncate(this.#untouched * this.image.geometry.clusterBytes);
+    } catch (error) {
+      // A full filesystem that copies on write refuses it. Nothing refers to the room.
+      this.#log(`${this.disk.path} cannot be made shorter: ${messageOf(error)}`);
     }
   }
 
