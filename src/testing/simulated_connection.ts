@@ -70,6 +70,8 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   /** Null unless the operations are traced. */
   #origins: QueueOrigins | null = null;
   readonly #from: (string | null)[] = [];
+  /** How much longer an operation that starts at a sector takes, milliseconds; null: no longer. */
+  delayOf: ((kind: OperationKind, sector: number) => number) | null = null;
   #underWay = 0;
   #timer = 0;
   #timerMs = 0;
@@ -238,7 +240,8 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
     if (iovecCount > 0) this.#keepIovecs(place, memorySector, iovecCount);
     const hangsUntilMs = this.#open[file]?.content.hangsUntilMs ?? 0;
     const startMs = Math.max(this.#scheduler.nowMs(), hangsUntilMs);
-    this.#dueMs[place] = startMs + this.#random.next() * this.#latencyMs;
+    const moreMs = this.delayOf?.(KIND_NAMES[kind], sectors[io]) ?? 0;
+    this.#dueMs[place] = startMs + this.#random.next() * this.#latencyMs + moreMs;
     this.#underWay++;
   }
 

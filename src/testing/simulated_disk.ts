@@ -10,7 +10,8 @@
  *
  * - **Order.** Queued operations end in any order, each within `latencyMs`. An operation takes
  *   effect when it ends. Synchronous calls take effect at once.
- * - **Delay.** `SimulatedConnection.hang` holds back all completions of a file for some time.
+ * - **Delay.** `SimulatedConnection.hang` holds back all completions of a file for some time, `delayOf`
+ *   those of single operations.
  * - **Errors.** `beforeOperation` returns an errno for an operation that is to fail. Such an
  *   operation changes nothing; a sync that fails makes nothing durable.
  * - **Short transfers.** With the verdict "shorten" of the hook, a read or write moves only a part. A
