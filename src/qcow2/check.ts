@@ -1,5 +1,6 @@
 import {
   compressedPlace,
+  hasWrongOffset,
   L1_RESERVED_LOW,
   L2_RESERVED_HIGH,
   L2_RESERVED_LOW,
@@ -144,6 +145,7 @@ class Check {
     return false;
   }
 
+  /** What is wrong here is mended: a repair writes all counts anew, in other places. */
   #addRefcountBlocks(): void {
     const { refcountTable: table } = this.#image;
     for (let i = 0; i < table.byteLength / 8; i++) {
@@ -151,13 +153,22 @@ class Check {
       const low = table.getUint32(8 * i + 4, false);
       if (high === 0 && low === 0) continue;
       const offset = sectorOfEntry(high, low) * SECTOR_BYTES;
-      const what = (): string => `refcount_table[${i}]`;
-      if ((low & L1_RESERVED_LOW) !== 0) this.#error(what, "has reserved bits");
-      // All of the upper bits belong to the place of a block.
-      if (high >= 1 << 24) this.#error(what, "leads past the end of the file");
-      if (offset === 0) continue;
-      if (this.#isCluster(what, offset)) this.#addTable(what, offset, this.#clusterBytes);
+      const problem = this.#problemOfBlock(high, low, offset);
+      if (problem !== null) this.#error(`refcount_table[${i}]`, problem, true);
+      else if (offset !== 0) this.#references.add(offset / this.#clusterBytes);
     }
+  }
+
+  #problemOfBlock(high: number, low: number, offset: number): string | null {
+    if ((low & L1_RESERVED_LOW) !== 0) return "has reserved bits";
+    // All of the upper bits belong to the place of a block.
+    if (high >= 1 << 24) return "leads past the end of the file";
+    if (offset % this.#clusterBytes !== 0) {
+      return `leads to byte ${offset}, where no cluster begins`;
+    }
+    if (offset + this.#clusterBytes <= this.#fileBytes) return null;
+    const isCut = offset < this.#fileBytes;
+    return `at byte ${offset} ${isCut ? "is cut by" : "lies past"} the end of the file`;
   }
 
   #addTables(): void {
@@ -247,6 +258,9 @@ class Check {
     if ((high & OFLAG_COMPRESSED_HIGH) !== 0) {
       if ((high & OFLAG_COPIED_HIGH) !== 0) this.#error(what, "is compressed and not shared");
       if (!hasOwnData) this.#error(what, "is compressed in a data file");
+      if (hasWrongOffset(high, clusterBits)) {
+        return this.#error(what, "leads past the end of the file");
+      }
       if (hasSubclusters && hasBits(table, at)) {
         this.#error(what, "is compressed and has subclusters");
       }

@@ -60,6 +60,12 @@ export function compressedOffset(high: number, low: number, clusterBits: number)
   return (high & mask & OFFSET_MASK_HIGH) * 2 ** 32 + (low >>> 0);
 }
 
+/** Whether bits of the offset are set that are beyond all files: where clusters are small, it has some. */
+export function hasWrongOffset(high: number, clusterBits: number): boolean {
+  const mask = 2 ** (offsetBitsOf(clusterBits) - 32) - 1;
+  return (high & mask & ~OFFSET_MASK_HIGH) !== 0;
+}
+
 /** Sectors that a compressed cluster has some of, the one of its offset included. */
 export function compressedSectors(high: number, clusterBits: number): number {
   const bits = offsetBitsOf(clusterBits);
