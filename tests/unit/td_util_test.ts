@@ -217,9 +217,9 @@ const CHAINS = [
   { base: "qcow:base", child: "qcow:child", other: "raw:other" },
   { base: "raw:base", child: "vhd:child", other: "vhd:other" },
   { base: "vhd:base", child: "vhd:child", other: "raw:other" },
-  { base: "raw:base", child: "qcow2:child", other: null },
-  { base: "qcow2:base", child: "qcow2:child", other: null },
-  { base: "vhd:base", child: "qcow2:child", other: null },
+  { base: "raw:base", child: "qcow2:child", other: "qcow2:other" },
+  { base: "qcow2:base", child: "qcow2:child", other: "vhd:other" },
+  { base: "vhd:base", child: "qcow2:child", other: "raw:other" },
 ];
 
 function placed(folder: string, name: string): string {
@@ -272,7 +272,6 @@ for (const { base, child, other } of CHAINS) {
       assert.match(await ok("check", "--chain", above), /is valid/);
     }));
 
-  if (other === null) continue;
   Deno.test(`td-util: rebase keeps what is read, ${between}, then on ${other}`, () =>
     withTempDir(async (folder) => {
       const [below, above, next] = [base, child, other].map((name) => placed(folder, name));
