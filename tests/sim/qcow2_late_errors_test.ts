@@ -113,3 +113,25 @@ Deno.test("a first write that failed late is followed by others to the same clus
     for (let i = 0; i < 7; i++) assertHolds(after, 8 * i, 8, 100 + i);
   });
 });
+
+Deno.test("the place of a first write that failed late is given to nothing else", () => {
+  const simulation = new Simulation({ seed: 3, latencyMs: 2, powerCuts: true });
+  createQcow2("/a", { storage: simulation.disk, sizeBytes: 64 * MIB, clusterBytes: 4096 });
+  const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  device.write(800, stampedSectors(800, 8, 1));
+  device.settle();
+  failNextEntries(simulation);
+  const failed = device.write(0, stampedSectors(0, 8, 1));
+  device.settle();
+  assert.equal(failed.errno, Errno.EIO);
+  // In another sector of the table: the one of the first write keeps what it may have.
+  for (let at = 1600; at < 1760; at += 8) {
+    device.write(at, stampedSectors(at, 8, 2));
+    device.settle();
+  }
+  device.flush();
+  device.settle();
+  assertDurable(simulation, device, (after) => {
+    for (let at = 1600; at < 1760; at += 8) assertHolds(after, at, 8, 2);
+  });
+});

@@ -5,6 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
@@ -76,7 +77,7 @@ function atEachCut(
   const random = new Random(1);
   const left: SimulatedDisk[] = [];
   disk.beforeOperation = changesOnly(() => {
-    for (let i = 0; i < 4; i++) left.push(disk.photograph(random));
+    for (let i = 0; i < 12; i++) left.push(disk.photograph(random));
     return 0;
   });
   work();
@@ -196,6 +197,48 @@ Deno.test("zeros in an image of version 2 are data", () => {
   simulation.close();
 });
 
+Deno.test("subclusters that get data are no zeros any more", () => {
+  const simulation = new Simulation({ seed: 1 });
+  createQcow2(PATH, { storage: simulation.disk, sizeBytes: MIB, extendedL2: true });
+  const device = simulation.open(`qcow2:${PATH}`);
+  device.write(0, stampedSectors(0, 128, 1));
+  device.settle();
+  device.zero(0, 128);
+  device.settle();
+  const { table } = placesOf(simulation.disk);
+  // As a program makes them that keeps clusters of zeros apart from holes.
+  device.close();
+  put(simulation.disk, table + 8, 0xffffffffn << 32n);
+  const again = simulation.open(`qcow2:${PATH}`);
+  again.write(5, stampedSectors(5, 10, 2));
+  again.settle();
+  assertHolds(again, 5, 10, 2);
+  assertHolds(again, 15, 100, 0);
+  again.close();
+  assert.equal(faults(simulation.disk), "");
+  simulation.close();
+});
+
+Deno.test("a write fails whose reference count cannot be written", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 1 });
+  const { disk } = simulation;
+  made(simulation);
+  const { counts } = placesOf(disk);
+  const device = simulation.open(`qcow2:${PATH}`, { retry: { timeoutMs: 0 } });
+  disk.beforeOperation = ({ kind, offsetBytes }) =>
+    kind === "write" && offsetBytes >= counts && offsetBytes < counts + 65536 ? Errno.EIO : 0;
+  const outcome = device.write(1024, stampedSectors(1024, 8, 2));
+  device.settle();
+  assert.equal(outcome.errno, Errno.EIO);
+  disk.beforeOperation = null;
+  assertHolds(device, 1024, 8, 0);
+  device.write(1032, stampedSectors(1032, 8, 3));
+  device.settle();
+  device.close();
+  assert.equal(faults(disk), "");
+  simulation.close();
+});
+
 // The devices that a cut of power takes keep their memory: these tests come last.
 
 Deno.test("a flush makes the data in a data file durable", () => {
@@ -224,7 +267,7 @@ Deno.test("what a data file held before never shows", () => {
     madeWithDataFile(simulation);
     const device = simulation.open(`qcow2:${PATH}`);
     for (let at = 8; at < 1024; at += 128) device.write(at, stampedSectors(at, 16, 1));
-    for (let turns = 0; turns < seed; turns++) simulation.scheduler.turn();
+    for (let turns = 0; turns < 3 * seed; turns++) simulation.scheduler.turn();
     const after = new Simulation({ seed }, simulation);
     const left = after.open(`qcow2:${PATH}`);
     const outcome = left.read(0, 512);

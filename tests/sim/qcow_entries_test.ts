@@ -105,6 +105,23 @@ Deno.test("QCOW: a check finds two clusters in one place, and two tables", () =>
   simulation.close();
 });
 
+Deno.test("QCOW: an image of which two entries lead to one table is not written", () => {
+  const simulation = new Simulation({ seed: 1 });
+  createQcow(simulation.disk, { path: PATH }, { sizeBytes: 8 << 20 });
+  const device = simulation.open(`qcow:${PATH}`);
+  device.write(0, stampedSectors(0, 16, 1));
+  device.settle();
+  device.close();
+  const bytes = getFile(simulation.disk, PATH);
+  const view = new DataView(bytes.buffer);
+  const l1 = Number(view.getBigUint64(40));
+  view.setBigUint64(l1 + 8, view.getBigUint64(l1));
+  putFile(simulation.disk, PATH, bytes);
+  assert.throws(() => simulation.open(`qcow:${PATH}`), /two entries of its L1 table/);
+  simulation.open(`qcow:${PATH}`, { readOnly: true }).close();
+  simulation.close();
+});
+
 Deno.test("QCOW: of a batch, a write that fails leaves what was below", () => {
   const simulation = new Simulation({ seed: 1, latencyMs: 5 });
   const { disk } = simulation;
@@ -127,5 +144,9 @@ Deno.test("QCOW: of a batch, a write that fails leaves what was below", () => {
   assertHolds(device, 64, 24, 6);
   assertHolds(device, 1000, 8, 4);
   device.close();
+  const again = simulation.open(`qcow:raw:${PATH}`, { readOnly: true });
+  assertHolds(again, 0, 64, 3);
+  assertHolds(again, 64, 24, 6);
+  again.close();
   simulation.close();
 });

@@ -84,6 +84,18 @@ Deno.test("VHDX: an entry that an earlier one is missing for is not replayed", (
   assert.equal(replayed(image), "header.LogGuid");
 });
 
+Deno.test("VHDX: the newer of two headers counts, wherever it is", () => {
+  for (const older of [65536, 131072]) {
+    const image = made();
+    image.leaveInLog([{ at: FIRST, page: page(1) }]);
+    // The older header leads to a log that is not there.
+    image.view.setBigUint64(older + 8, 1n, true);
+    image.view.setUint32(older + 48, 7, true);
+    image.seal(older, 4096);
+    assert.equal(replayed(image), "1 0", `${older}`);
+  }
+});
+
 Deno.test("VHDX: a sequence goes on at the start of the log, wherever it begins", () => {
   const changes = [1, 2, 3].map((stamp) => ({ at: FIRST, page: page(stamp) }));
   for (let start = MIB - 6 * 4096; start < MIB; start += 4096) {
