@@ -6,6 +6,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { compactQcow2 } from "../../src/qcow2/compact.ts";
 import { Random } from "../../src/testing/random.ts";
 import { assertBytes } from "./nbd_disks.ts";
 import { putFile, qemuCheck, takeFile } from "./qcow2.ts";
@@ -232,6 +233,16 @@ class Peers {
     this.hasBitmap = false;
   }
 
+  /** Compacts the image, which changes nothing that anybody reads. */
+  async compact(): Promise<void> {
+    if (this.options.dataFile !== "none") return;
+    this.steps.push("compact");
+    const before = Deno.statSync(this.path).size;
+    compactQcow2(this.path);
+    assert.ok(Deno.statSync(this.path).size <= before, "compacting made the file longer");
+    await this.judge();
+  }
+
   /** Goes back to a snapshot, as QEMU does. */
   async apply(): Promise<void> {
     // QEMU refuses it for an image with bitmaps.
@@ -253,6 +264,7 @@ export async function runPeers(folder: string, seed: number): Promise<void> {
       if (peers.random.chance(0.4)) await peers.addSnapshot();
       if (peers.random.chance(0.3)) await peers.addBitmap();
       await peers.weWrite();
+      if (peers.random.chance(0.4)) await peers.compact();
       if (peers.random.chance(0.2)) await peers.apply();
     }
     // QEMU takes what it shares away again.
