@@ -37,7 +37,10 @@ export class DiskCounts {
     return this.blockOf(Math.floor(cluster / this.#perBlock)) > 0;
   }
 
-  /** Makes the counts of clusters at least 1. They are to be durable before something leads there. */
+  /**
+   * Makes the counts of clusters 1 that nothing refers to: lost ones may have others. They are to be
+   * durable before something leads there.
+   */
   raise(clusters: readonly number[]): void {
     const groups = new Map<number, number[]>();
     for (const cluster of clusters) {
@@ -47,7 +50,7 @@ export class DiskCounts {
       groups.set(group, indices);
     }
     for (const [group, indices] of groups) {
-      this.#change(group, indices, (count) => Math.max(count, 1));
+      this.#change(group, indices, () => 1);
     }
   }
 

@@ -1,5 +1,5 @@
 /**
- * Repair and resize of a QCOW2, and a new backing file of a QCOW, with a power cut before each of their
+ * Repair, resize and compact of a QCOW2, and a new backing file of a QCOW, with a power cut before each of their
  * operations: the images open, hold the same data, and have at most lost clusters.
  */
 import assert from "node:assert/strict";
@@ -8,7 +8,9 @@ import { createQcow } from "../../src/qcow/create.ts";
 import { openQcow } from "../../src/qcow/image.ts";
 import { setBackingName } from "../../src/qcow/rebase.ts";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
+import { compactQcow2 } from "../../src/qcow2/compact.ts";
 import { createQcow2, type CreateQcow2Options } from "../../src/qcow2/create.ts";
+import { DiskCounts } from "../../src/qcow2/disk_counts.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
 import { repairQcow2 } from "../../src/qcow2/repair.ts";
 import { resizeQcow2 } from "../../src/qcow2/resize.ts";
@@ -44,8 +46,9 @@ function everyCut(
   judge(storage, true);
 }
 
-/** Sectors of the disk that hold something. */
+/** Sectors of the disk that hold something, and those that have a cluster of zeros. */
 const DATA = [0, 65, 701, 2047];
+const ZEROS = [1, 66, 700, 1500];
 
 /** Puts data into an image with clusters of a sector, whose counts are then those of an empty one. */
 function putData(storage: SimulatedDisk, path: string, lengthBytes: number): void {
@@ -60,11 +63,12 @@ function putData(storage: SimulatedDisk, path: string, lengthBytes: number): voi
   };
   const tables = new Map<number, DataView<ArrayBuffer>>();
   const perTable = geometry.l2Entries;
-  for (const sector of DATA) {
+  for (const sector of [...ZEROS, ...DATA]) {
     const index = Math.floor(sector / perTable);
     const table = tables.get(index) ?? new DataView(new ArrayBuffer(512));
     tables.set(index, table);
-    const place = take(new Uint8Array(512).fill(1 + sector % 250));
+    const byte = DATA.includes(sector) ? 1 + sector % 250 : 0;
+    const place = take(new Uint8Array(512).fill(byte));
     table.setBigUint64(8 * (sector % perTable), BigInt(place) | 1n << 63n);
   }
   for (const [index, table] of tables) {
@@ -138,6 +142,41 @@ for (const onDevice of [false, true]) {
         judgeDisk(storage, { isMendable: false, sizes: isOver ? [3 * MIB] : [MIB, 3 * MIB] }),
     );
   });
+}
+
+/** Gives free clusters a reference count as if they were lost. */
+function loseClusters(storage: SimulatedDisk, count: number): void {
+  const image = openQcow2("/dev/a", { storage, readOnly: false });
+  const { references } = checkQcow2(image);
+  const counts = new DiskCounts(image);
+  const { file, geometry: { refcountBits, refcountsPerBlock } } = image;
+  assert.equal(refcountBits, 16);
+  for (let cluster = 0; cluster < references.end; cluster++) {
+    const block = counts.blockOf(Math.floor(cluster / refcountsPerBlock));
+    if (block === 0 || references.of(cluster) > 0) continue;
+    file.writeAt(Uint8Array.of(0, count), block * 512 + 2 * (cluster % refcountsPerBlock));
+  }
+  file.sync();
+  image.close();
+}
+
+for (const onDevice of [false, true]) {
+  const where = onDevice ? "on a block device" : "in a file";
+  for (const lost of [0, 3]) {
+    Deno.test(`a QCOW2 ${where} may be cut while it is compacted, lost counts of ${lost}`, () => {
+      using origin = damaged({ onDevice });
+      repairQcow2("/dev/a", { storage: origin });
+      loseClusters(origin, lost);
+      everyCut(
+        origin,
+        (storage) => {
+          const { freedClusters, movedClusters } = compactQcow2("/dev/a", { storage });
+          assert.ok(freedClusters >= ZEROS.length && movedClusters > 0);
+        },
+        (storage) => judgeDisk(storage, { isMendable: false, sizes: [MIB] }),
+      );
+    });
+  }
 }
 
 Deno.test("a QCOW may be cut while it gets another backing file", () => {
