@@ -77,6 +77,8 @@ export interface ImageKind {
   /** Changes which image is below, whatever they hold. */
   readonly rebase?: {
     readonly parents: readonly string[];
+    /** Refuses an image that shows more of what is below it than its disk. */
+    refuse?(storage: Storage, path: string): void;
     run(storage: Storage, path: string, parent: ParentImage): void;
   };
 }

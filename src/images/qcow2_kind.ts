@@ -5,7 +5,7 @@ import { compactQcow2 } from "../qcow2/compact.ts";
 import { createQcow2 } from "../qcow2/create.ts";
 import { ExtensionType } from "../qcow2/format/extensions.ts";
 import { openQcow2 } from "../qcow2/image/image.ts";
-import { setBackingFile } from "../qcow2/rebase.ts";
+import { refuseSnapshots, setBackingFile } from "../qcow2/rebase.ts";
 import { repairQcow2 } from "../qcow2/repair.ts";
 import { resizeQcow2 } from "../qcow2/resize.ts";
 import { SequentialQcow2 } from "../qcow2/sequential.ts";
@@ -53,6 +53,7 @@ export const qcow2Kind: ImageKind = {
   compact: (storage, path, onProgress) => compactQcow2(path, { storage, onProgress }),
   rebase: {
     parents: ["aio", "qcow2", "vhd"],
+    refuse: (storage, path) => refuseSnapshots(path, { storage }),
     run: (storage, path, parent) => setBackingFile(path, { storage, parent }),
   },
   resize: (storage, path, { sizeBytes }) => resizeQcow2(path, { storage, sizeBytes, shrink: true }),

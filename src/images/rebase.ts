@@ -21,7 +21,7 @@ export interface RebaseOptions extends WorkOptions {
  * Puts another image below an image. Where the two read differently, the image gets what it showed
  * before, so the disk reads the same at every moment, and this may be killed and repeated.
  *
- * @throws {SystemError} EOPNOTSUPP for types that do not go together; EINVAL for an image with nothing
+ * @throws {SystemError} EOPNOTSUPP for types that do not go together, and for an image with snapshots; EINVAL for an image with nothing
  * below it; errors of the images.
  */
 export async function rebaseImage(
@@ -36,6 +36,7 @@ export async function rebaseImage(
     const what = `Cannot put ${parent} below ${name} (what is below it can be of ${can})`;
     throw new SystemError(Errno.EOPNOTSUPP, what);
   }
+  if (!unsafe) kind.rebase.refuse?.(osStorage, path);
   const engine = createEngine(() => {});
   try {
     await refuseLoop(engine, path, { name, parent, parentPath: below.path, unsafe });

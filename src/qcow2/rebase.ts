@@ -32,6 +32,19 @@ export function setBackingFile(
   }
 }
 
+/**
+ * Refuses an image with snapshots, which show what is below it too.
+ *
+ * @throws {SystemError} EOPNOTSUPP.
+ */
+export function refuseSnapshots(path: string, { storage = osStorage }: OnStorage = {}): void {
+  const image = openQcow2(path, { storage });
+  image.close();
+  if (image.header.nbSnapshots === 0) return;
+  const what = `Cannot rebase ${path} (its snapshots would read differently)`;
+  throw new SystemError(Errno.EOPNOTSUPP, what, { hint: "use -u if the two images read alike" });
+}
+
 /** A new first cluster. */
 interface Front {
   /** From byte 0 on: the new first sector, and what follows it up to the end of what changes. */

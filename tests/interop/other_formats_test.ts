@@ -310,3 +310,20 @@ Deno.test({
       assert.equal((await run(binaryPath("td-util"), ["check", child])).code, 22);
     }),
 });
+
+test("a QCOW2 with snapshots keeps the image that they show below it", async (folder) => {
+  makeRaw(`${folder}/a.raw`, 3);
+  makeRaw(`${folder}/b.raw`, 4);
+  const image = `qcow2:${folder}/a`;
+  await tdUtil("snapshot", `raw:${folder}/a.raw`, image);
+  await runOk("qemu-img", ["snapshot", "-c", "one", `${folder}/a`]);
+  const refused = await run(binaryPath("td-util"), ["rebase", image, `raw:${folder}/b.raw`]);
+  assert.match(refused.stderr, /its snapshots would read differently/);
+  assert.equal(refused.code, 95);
+  await runOk("qemu-img", ["convert", "-l", "one", "-O", "raw", `${folder}/a`, `${folder}/c.raw`]);
+  Deno.truncateSync(`${folder}/c.raw`, SIZE);
+  same(`${folder}/a.raw`, `${folder}/c.raw`);
+  await Deno.copyFile(`${folder}/a.raw`, `${folder}/moved.raw`);
+  await tdUtil("rebase", "-u", image, `raw:${folder}/moved.raw`);
+  await tdUtil("diff", image, `raw:${folder}/a.raw`);
+});
