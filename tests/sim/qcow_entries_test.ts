@@ -105,6 +105,15 @@ Deno.test("QCOW: a check finds two clusters in one place, and two tables", () =>
   simulation.close();
 });
 
+Deno.test("QCOW: an image with a table that the end of the file cuts is refused", () => {
+  const image = made();
+  image.view.setBigUint64(image.l1, BigInt(image.bytes.length - 512));
+  for (const readOnly of [true, false]) {
+    assert.throws(() => open(image, readOnly), /l1\[0\] .* no place for a table/);
+  }
+  image.simulation.close();
+});
+
 Deno.test("QCOW: an image of which two entries lead to one table is not written", () => {
   const simulation = new Simulation({ seed: 1 });
   createQcow(simulation.disk, { path: PATH }, { sizeBytes: 8 << 20 });
