@@ -290,11 +290,15 @@ class Check {
 
   #addBitmaps(): void {
     const { bitmaps, file } = this.#image;
-    if (bitmaps === null || bitmaps.bitmaps > MOST_BITMAPS) return;
+    if (bitmaps === null) return;
+    if (bitmaps.bitmaps > MOST_BITMAPS) {
+      return this.#error("the bitmaps", `are ${bitmaps.bitmaps}, which is too many`);
+    }
     this.#addRange("the bitmaps", bitmaps.directoryOffset, bitmaps.directoryBytes);
     let at = bitmaps.directoryOffset;
     const end = at + bitmaps.directoryBytes;
-    for (let i = 0; i < bitmaps.bitmaps && at + 24 <= end; i++) {
+    for (let i = 0; i < bitmaps.bitmaps; i++) {
+      if (at + 24 > end) return this.#error("the directory of bitmaps", `has no entry ${i}`);
       const entry = new Uint8Array(24);
       file.readAt(entry, at);
       const view = new DataView(entry.buffer);

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
+import { repairQcow2 } from "../../src/qcow2/repair.ts";
 import { Simulation } from "../support/sim.ts";
 import { getFile, putFile } from "../support/vhd.ts";
 
@@ -94,5 +95,32 @@ Deno.test("subclusters with data of a cluster that has no place, or is compresse
   assert.deepEqual(findings(cluster | 1n << 62n, 0n), []);
   assert.match(findings(0n, 1n).join(), /data and no cluster/);
   assert.match(findings(cluster | 1n << 62n, 1n).join(), /compressed and has subclusters/);
+  simulation.close();
+});
+
+Deno.test("bitmaps that cannot all be found are not taken for lost clusters", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const storage = simulation.disk;
+  createQcow2("/a.qcow2", { storage, sizeBytes: 1 << 20 });
+  const bytes = getFile(storage, "/a.qcow2");
+  const view = new DataView(bytes.buffer);
+  const at = view.getUint32(100);
+  // The extension, instead of the names of features, and the end of extensions.
+  view.setBigUint64(88, 1n);
+  view.setUint32(at, 0x23852875);
+  view.setUint32(at + 4, 24);
+  view.setBigUint64(at + 16, 24n);
+  view.setBigUint64(at + 24, 65536n * 3n);
+  view.setBigUint64(at + 32, 0n);
+  for (const [count, problem] of [[100_000, /too many/], [2, /no entry 1/]] as const) {
+    view.setUint32(at + 8, count);
+    putFile(storage, "/a.qcow2", bytes);
+    const image = openQcow2("/a.qcow2", { storage });
+    const { errors, isMendable } = checkQcow2(image);
+    image.close();
+    assert.match(errors.join(), problem);
+    assert.ok(!isMendable);
+    assert.throws(() => repairQcow2("/a.qcow2", { storage }), /Cannot mend/);
+  }
   simulation.close();
 });
