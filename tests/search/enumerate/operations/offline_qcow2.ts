@@ -146,7 +146,9 @@ export const OFFLINE_QCOW2: readonly Operation[] = [
       if (options.clusterBytes === 512 && options.backing === undefined) {
         resizeQcow2(PATH, { storage: disk, sizeBytes: LARGE_BYTES });
       }
-      clear(disk, BLOCK, 2 * BLOCK);
+      // Room that is free before, and not counted.
+      serve(disk, { path: PATH, stages: NO_STAGES }, (served) => served.discard(4 * BLOCK, BLOCK));
+      clear(disk, 2 * BLOCK, BLOCK);
       clear(disk, 5 * BLOCK, BLOCK);
     },
     run: (storage) => void compactQcow2(PATH, { storage }),
