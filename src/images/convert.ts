@@ -5,6 +5,7 @@ import type { NewFile } from "../files/new_file.ts";
 import { fileInName } from "../driver/layers.ts";
 import { Compression } from "../qcow2/format/header.ts";
 import { Compressors } from "./compressors.ts";
+import { requireFixed } from "./create.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import type { CompressionName, ImageKind } from "./kind.ts";
 import { knownImage } from "./names.ts";
@@ -100,6 +101,7 @@ async function convertOpen(engine: Engine, conversion: Conversion): Promise<Conv
   if (create === undefined) {
     throw new SystemError(Errno.EOPNOTSUPP, `Cannot make an image named ${to}: it is only read`);
   }
+  if (fixed === true) requireFixed(to, kind);
   const { storage } = engine.context.files;
   // A file that exists is refused anyway, and a device is written in place.
   const isDevice = storage.exists(file.path) && storage.status(file.path).kind === "block";

@@ -1,6 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { osStorage } from "../files/storage.ts";
-import type { NewImageOptions } from "./kind.ts";
+import type { ImageKind, NewImageOptions } from "./kind.ts";
 import { knownImage } from "./names.ts";
 
 /**
@@ -8,7 +8,7 @@ import { knownImage } from "./names.ts";
  *
  * @param name As for tapdisk: `vhd:/disk.vhd`.
  * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for a type that is only read; EINVAL
- * for a size that the type cannot have.
+ * for a size that the type cannot have, and for a fixed image of a type without those.
  */
 export function createImage(name: string, options: NewImageOptions): void {
   const { kind, path } = knownImage(name, "make");
@@ -18,8 +18,16 @@ export function createImage(name: string, options: NewImageOptions): void {
       `Cannot make ${name}: images of this type are only read`,
     );
   }
+  if (options.fixed === true) requireFixed(name, kind);
   if (osStorage.exists(path) && osStorage.status(path).kind !== "block") {
     throw new SystemError(Errno.EEXIST, `Cannot create ${path}: choose another name`);
   }
   kind.create(osStorage, { path }, options);
+}
+
+/** Throws `SystemError` EINVAL for a type whose images cannot have all their room from the start. */
+export function requireFixed(name: string, { hasFixed = false }: ImageKind): void {
+  if (hasFixed) return;
+  const why = "images of its type have no room from the start";
+  throw new SystemError(Errno.EINVAL, `Cannot make ${name} fixed (${why})`);
 }

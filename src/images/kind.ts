@@ -44,6 +44,8 @@ export type ImageFacts = Readonly<Record<string, string | number | boolean | nul
 export interface ImageKind {
   /** The driver's name. */
   readonly type: string;
+  /** Whether images can have all their room from the start. */
+  readonly hasFixed?: boolean;
   /** Makes an empty image, whose disk reads as zeros. */
   create?(storage: Storage, file: NewFile, options: NewImageOptions): void;
   /** Makes an image that is written from start to end. */

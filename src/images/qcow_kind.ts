@@ -14,6 +14,7 @@ const BACKING_TYPES = ["qcow", "aio"] as const;
 /** QCOWs of version 1. */
 export const qcowKind: ImageKind = {
   type: "qcow",
+  hasFixed: true,
   create: createQcow,
   facts(storage, path): ImageFacts {
     const image = openQcow(path, { storage });

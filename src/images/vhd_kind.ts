@@ -13,6 +13,7 @@ import type { ImageFacts, ImageKind } from "./kind.ts";
 /** VHDs. */
 export const vhdKind: ImageKind = {
   type: "vhd",
+  hasFixed: true,
   create(storage, { path, same }, { sizeBytes, fixed = false }): void {
     validateSize(path, sizeBytes);
     if (fixed) return writeFixed(path, { storage, sizeBytes, sparse: true, same });

@@ -360,6 +360,14 @@ Deno.test("td-util: check finds faults, and repairs what can be repaired", () =>
     Deno.writeFileSync(`${folder}/disk.qcow`, qcow);
     assert.equal((await tdUtil("check", "--json", `qcow:${folder}/disk.qcow`)).code, 22);
     await fails(/nothing can be mended/, "check", "--repair", `qcow:${folder}/disk.qcow`);
+    await fails(/no room from the start/, "create", "--fixed", `qcow2:${folder}/a`, "4Mi");
+    await fails(
+      /no room from the start/,
+      "convert",
+      "--fixed",
+      `vhd:${folder}/disk.vhd`,
+      `raw:${folder}/a`,
+    );
     await fails(/nothing to check/, "check", `raw:${folder}/disk.vhd`);
   }));
 

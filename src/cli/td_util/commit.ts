@@ -10,7 +10,7 @@ export const commitCommand: Subcommand = {
   summary: "Write what an image holds into the image below it",
   synopsis: "[--quiet] IMAGE",
   usage: "td-util commit [--quiet] IMAGE",
-  options: [QUIET_OPTION],
+  options: [{ ...QUIET_OPTION, text: "print nothing" }],
   operands: true,
   followsParents: true,
   example: `

@@ -11,7 +11,7 @@ export const compactCommand: Subcommand = {
   summary: "Give back the room of what holds only zeros",
   synopsis: "[--json] [--quiet] IMAGE",
   usage: "td-util compact [--json] [--quiet] IMAGE",
-  options: [JSON_OPTION, QUIET_OPTION],
+  options: [JSON_OPTION, { ...QUIET_OPTION, text: "print nothing" }],
   operands: true,
   example: `
 $ td-util compact vhd:disk.vhd

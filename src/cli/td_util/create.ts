@@ -8,7 +8,7 @@ export const createCommand: Subcommand = {
   summary: "Make an empty image",
   synopsis: "[--fixed] IMAGE SIZE",
   usage: "td-util create [--fixed] IMAGE SIZE",
-  options: [{ name: "fixed", text: "make a fixed VHD" }],
+  options: [{ name: "fixed", text: "make a fixed VHD, or a QCOW with its table" }],
   operands: true,
   example: `
 $ td-util create qcow:disk.qcow 10Gi
