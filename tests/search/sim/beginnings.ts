@@ -12,6 +12,7 @@ import type { SearchContext } from "../search.ts";
 import type { MadeImage, SimFormat } from "./formats/format.ts";
 import { addKeyhash } from "./formats/keys.ts";
 import { makeWorldOfOthers } from "./formats/made.ts";
+import { qcowFormat } from "./formats/qcow.ts";
 import { FORMATS, newFormat } from "./formats/registry.ts";
 import { deviceBytes } from "./formats/vhd.ts";
 import { ImageModel } from "./model.ts";
@@ -51,7 +52,9 @@ export function beginWithOthers(
 /** The formats of images that a world may begin with: those that `--only` names the first word of. */
 function formatsFor({ only }: SearchContext): readonly SimFormat[] {
   if (only === null) return FORMATS;
-  const named = FORMATS.filter(({ name }) => name === only || name.startsWith(`${only} `));
+  const named = [...FORMATS, qcowFormat].filter(({ name }) =>
+    name === only || name.startsWith(`${only} `)
+  );
   if (named.length > 0) return named;
   const names = [...new Set(FORMATS.map(({ name }) => name))].join(", ");
   throw new TypeError(`There is no format ${only}; formats: ${names}`);

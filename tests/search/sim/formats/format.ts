@@ -24,7 +24,7 @@ export interface Wish {
 }
 
 /** What an image is, as far as the images on it are concerned. */
-export type Container = "vhd" | "raw" | "qcow2";
+export type Container = "vhd" | "raw" | "qcow2" | "qcow";
 
 /** A layer of a chain. */
 export interface Layer {

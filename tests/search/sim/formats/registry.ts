@@ -1,5 +1,6 @@
 import { hasLibcrypto } from "../../../support/libcrypto.ts";
 import { madeFormat } from "./made.ts";
+import { qcowFormat } from "./qcow.ts";
 import { qcow2DeviceFormat, qcow2Format } from "./qcow2.ts";
 import { rawDeviceFormat, rawFormat } from "./raw.ts";
 import type { Container, SimFormat } from "./format.ts";
@@ -37,7 +38,7 @@ export const FORMATS: readonly SimFormat[] = [
 
 /** The format of this name. */
 export function formatNamed(name: string): SimFormat {
-  const format = [...FORMATS, madeFormat].find((each) => each.name === name);
+  const format = [...FORMATS, madeFormat, qcowFormat].find((each) => each.name === name);
   if (format === undefined) throw new TypeError(`There is no format ${name}`);
   return format;
 }

@@ -27,6 +27,8 @@ function depthOf(image: ImageModel): number {
 
 /** Whether a world may have one more layer on an image. */
 export function mayGrow(world: World, image: ImageModel): boolean {
+  // Nothing that is made here can be on a QCOW of version 1.
+  if (formatNamed(image.format).parentAs === "qcow") return false;
   return depthOf(image) < MOST_LAYERS && world.images.size < MOST_IMAGES;
 }
 
