@@ -2,7 +2,6 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { Arena, SECTOR_BYTES } from "../../ffi/memory.ts";
 import { REQUEST_SECTORS, REQUEST_SLOTS } from "../driver/driver.ts";
 import type { ProgressListener } from "../files/progress.ts";
-import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { Engine } from "./engine.ts";
 import type { OpenImage } from "./open_image.ts";
 
@@ -17,12 +16,6 @@ const STATUS_SECTORS = 1 << 19;
 
 /** Stretches of data that may be known ahead of the reads; a question can find many more. */
 const MOST_FOUND = 16;
-
-/**
- * Requests that one turn of the loop starts. Those of the page cache end within the call that submits them, so
- * that the turn would last as long as the walk, and no signal would be noticed.
- */
-const MOST_IN_TURN = 64;
 
 /** Sectors of a disk in I/O memory. */
 export interface Piece {
@@ -66,7 +59,7 @@ export interface Walk {
  * @throws {SystemError} for a request that fails; ECANCELED when the walk is cancelled.
  */
 export async function walkImage(engine: Engine, walk: Walk): Promise<void> {
-  const walker = new Walker(walk, engine.context.scheduler);
+  const walker = new Walker(walk);
   try {
     await engine.run((finished) => walker.start(finished));
   } finally {
@@ -94,15 +87,8 @@ class Walker {
   #isGoing = false;
   #goesOn = false;
   #finished: (() => void) | null = null;
-  readonly #scheduler: Pick<Scheduler, "turns" | "addTimer">;
-  /** The turn in which requests were started last, and how many. */
-  #turn = -1;
-  #inTurn = 0;
-  #isPostponed = false;
-  #isReleased = false;
 
-  constructor(walk: Walk, scheduler: Pick<Scheduler, "turns" | "addTimer">) {
-    this.#scheduler = scheduler;
+  constructor(walk: Walk) {
     const { source, operations = 0, slots: wanted = MOST_SLOTS } = walk;
     this.#walk = walk;
     const all = walk.ranges ?? [{ sector: 0, count: source.sectors }];
@@ -161,7 +147,7 @@ class Walker {
   /** Starts what can be started. Requests may end within the call that starts them. */
   #go(): void {
     this.#goesOn = true;
-    if (this.#isGoing || this.#isReleased) return;
+    if (this.#isGoing) return;
     this.#isGoing = true;
     while (this.#goesOn) {
       this.#goesOn = false;
@@ -181,8 +167,8 @@ class Walker {
       this.#error ??= new SystemError(Errno.ECANCELED, "Stopped before the end");
     }
     while (this.#error === null && this.#found.length > 0) {
-      if (this.#idle.length === 0 || !this.#mayStart()) break;
-      const slot = this.#idle.pop() ?? 0;
+      const slot = this.#idle.pop();
+      if (slot === undefined) break;
       const [next] = this.#found;
       const count = Math.min(next.count, REQUEST_SECTORS - next.sector % REQUEST_SECTORS);
       this.#sectorOf[slot] = next.sector;
@@ -197,29 +183,13 @@ class Walker {
     onProgress?.(this.#found[0]?.sector ?? Math.min(this.#known, sectors), sectors);
     const isKnown = this.#range >= this.#ranges.length;
     if (this.#error !== null || this.#isAsking || isKnown) return;
-    if (this.#found.length > MOST_FOUND || !this.#mayStart()) return;
+    if (this.#found.length > MOST_FOUND) return;
     this.#isAsking = true;
     source.status(
       STATUS_SLOT,
       this.#known,
       Math.min(STATUS_SECTORS, this.#endOfRange - this.#known),
     );
-  }
-
-  /** Whether one more request is started in this turn; if not, the next turn goes on. */
-  #mayStart(): boolean {
-    const [turn] = this.#scheduler.turns;
-    if (turn !== this.#turn) this.#inTurn = 0;
-    this.#turn = turn;
-    if (++this.#inTurn <= MOST_IN_TURN) return true;
-    if (!this.#isPostponed) {
-      this.#scheduler.addTimer(0, () => {
-        this.#isPostponed = false;
-        this.#go();
-      });
-    }
-    this.#isPostponed = true;
-    return false;
   }
 
   #memoryOf(slot: number): number {
@@ -262,7 +232,6 @@ class Walker {
   }
 
   release(): void {
-    this.#isReleased = true;
     this.#arena.release();
   }
 }

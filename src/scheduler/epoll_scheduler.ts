@@ -13,6 +13,11 @@ import {
 import { Spin } from "./spin.ts";
 
 const MOST_EVENTS = 64;
+/**
+ * How often the work at the end of a turn begins again at most. I/O of files in memory ends within the call that
+ * submits it: a copy of a whole image would be one turn, in which no signal and no timer is noticed.
+ */
+const MOST_ROUNDS = 16;
 /** The longest time between two turns of the runtime's own loop, by default. */
 const RUNTIME_TURN_MS = 500;
 /** The same while a promise of the runtime is awaited. */
@@ -153,7 +158,7 @@ export class EpollScheduler implements Scheduler {
     this.turns[0]++;
     for (let i = 0; i < count; i++) this.#dispatch(this.#epoll.fdOf(i), this.#epoll.eventsOf(i));
     if (this.#timers.nextDueMs() !== Infinity) this.#timers.fire(this.nowMs(), this);
-    this.#works.finish(this);
+    if (!this.#works.finish(this, MOST_ROUNDS)) this.#isAwake = true;
     return count >= 0;
   }
 

@@ -206,10 +206,14 @@ export class TurnWorks {
   /**
    * Does the work until none is left. Later work in the list is done only when all before it has
    * nothing to do, so that answers leave in one batch.
+   *
+   * @param mostRounds How often the work begins from the front at most.
+   * @returns Whether none is left.
    */
-  finish(scheduler: Pick<Scheduler, "contain">): void {
+  finish(scheduler: Pick<Scheduler, "contain">, mostRounds = Infinity): boolean {
     const works = this.#works;
     const owners = this.#owners;
+    let rounds = 0;
     for (let i = 0; i < works.length;) {
       let any = false;
       try {
@@ -217,7 +221,9 @@ export class TurnWorks {
       } catch (error) {
         scheduler.contain(error, owners[i]);
       }
+      if (any && ++rounds >= mostRounds) return false;
       i = any ? 0 : i + 1;
     }
+    return true;
   }
 }

@@ -82,6 +82,18 @@ Deno.test("work at the end of a turn is done again from the first as long as any
   assert.equal(owner.faults.length, 1);
 });
 
+Deno.test("work that never ends does not keep a turn from ending", () => {
+  const works = new TurnWorks();
+  let first = 0;
+  works.add({ endOfTurn: () => ++first > 0 });
+  assert.equal(works.finish(container, 5), false);
+  assert.equal(first, 5);
+  let left = 3;
+  const few = new TurnWorks();
+  few.add({ endOfTurn: () => left-- > 0 });
+  assert.equal(few.finish(container, 5), true);
+});
+
 Deno.test("what is added through the view of an owner ends that owner alone", () => {
   const scheduler = new SimulatedScheduler();
   const owner = new Owner();
