@@ -7,7 +7,6 @@
 import type { Random } from "../../../src/testing/random.ts";
 import type { SimulatedDisk } from "../../../src/testing/simulated_disk.ts";
 import { revertJournal } from "../../../src/vhd/resize/journal_revert.ts";
-import { openVhd } from "../../../src/vhd/image/image.ts";
 import type { Layer } from "./formats/format.ts";
 import { formatNamed, newFormat } from "./formats/registry.ts";
 import { FALL, ImageModel, type Moment, valueAt } from "./model.ts";
@@ -144,10 +143,9 @@ function assertSize(
   photo: SimulatedDisk,
   { image, why }: { image: ImageModel; why: Why },
 ): void {
-  if (formatNamed(image.format).parentAs !== "vhd") return;
-  const opened = openVhd(image.path, { storage: photo });
-  opened.close();
-  const sectors = opened.sizeBytes / SECTOR_BYTES;
+  const format = formatNamed(image.format);
+  if (format.parentAs === "raw") return;
+  const [{ sectors }] = format.layers(photo, image.path);
   if (sectors === image.sectors || world.operation?.sizes?.get(image.path) === sectors) return;
   throw new Error(why(`${image.path} has ${sectors} sectors, not ${image.sectors}`));
 }
