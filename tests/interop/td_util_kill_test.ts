@@ -92,16 +92,13 @@ for (const { name, below, args, images } of KILLED) {
         const start = performance.now();
         await tdUtil("info", above);
         const startMs = performance.now() - start;
-        let killed = 0;
         for (let i = 0; i < KILLS; i++) {
           // Random moments: no run depends on which of them it is.
           if (!await isKilled(args(folder), startMs + Math.random() * 150)) break;
-          killed++;
           await look(true);
         }
         await tdUtil(...args(folder));
         await look(false);
-        assert.ok(killed >= 0);
       }),
   });
 }

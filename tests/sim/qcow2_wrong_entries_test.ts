@@ -136,6 +136,31 @@ for (const [name, entryOf] of DANGEROUS) {
   }
 }
 
+Deno.test("a compressed cluster beyond all files is not that of the lower bits of its offset", () => {
+  const simulation = new Simulation({ seed: 1, latencyMs: 2 });
+  const { disk: storage } = simulation;
+  const { l2 } = makeImage(simulation, { clusterBytes: 512 });
+  const cluster = readWord(storage, "/a", l2 + 8) & ~COPIED;
+  writeWords(storage, "/a", l2 + 24, COMPRESSED | 1n << 60n | cluster);
+  const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  const reading = device.read(3, 1);
+  device.settle();
+  assert.equal(reading.errno, Errno.EIO);
+  const writing = device.write(3, stampedSectors(3, 1, 3));
+  device.settle();
+  assert.equal(writing.errno, 0);
+  // Were the cluster of the lower bits free, one of these would get it.
+  for (let i = 0; i < 40; i++) device.write(20_000 + i, stampedSectors(20_000 + i, 1, 9));
+  device.settle();
+  for (let i = 0; i < 40; i++) device.write(30_000 + i, stampedSectors(30_000 + i, 1, 9));
+  device.settle();
+  assertHolds(device, 0, 3, 1);
+  assertHolds(device, 3, 1, 3);
+  assertHolds(device, 4, 124, 1);
+  device.close();
+  simulation.close();
+});
+
 Deno.test("what is written behind the end of the file stays when the file grows, and at a close", () => {
   const simulation = new Simulation({ seed: 1 });
   const { l2 } = makeImage(simulation);

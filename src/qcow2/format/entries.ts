@@ -53,11 +53,13 @@ function offsetBitsOf(clusterBits: number): number {
   return 62 - (clusterBits - 8);
 }
 
-/** Byte offset of the data of a compressed cluster. */
+/**
+ * Byte offset of the data of a compressed cluster. Where clusters are small, the entry has bits beyond
+ * 2^56, which is behind the end of all files.
+ */
 export function compressedOffset(high: number, low: number, clusterBits: number): number {
-  const bits = offsetBitsOf(clusterBits);
-  const mask = 2 ** (bits - 32) - 1;
-  return (high & mask & OFFSET_MASK_HIGH) * 2 ** 32 + (low >>> 0);
+  const mask = 2 ** (offsetBitsOf(clusterBits) - 32) - 1;
+  return (high & mask) * 2 ** 32 + (low >>> 0);
 }
 
 /** Whether bits of the offset are set that are beyond all files: where clusters are small, it has some. */
