@@ -354,7 +354,7 @@ class Check {
       }
     }
     const counted = table.byteLength / 8 * refcountsPerBlock;
-    for (let cluster = counted; cluster < end; cluster++) visit(cluster, 0);
+    this.#references.eachFrom(counted, (cluster) => visit(cluster, 0));
   }
 
   /** Clusters whose reference count is more than 1. */

@@ -83,6 +83,16 @@ export class References {
     return found;
   }
 
+  /** Calls back with each cluster from one on that is referred to. */
+  eachFrom(first: number, visit: (cluster: number) => void): void {
+    for (const [part, counts] of this.#parts) {
+      if ((part + 1) * PART <= first) continue;
+      for (let i = Math.max(0, first - part * PART); i < counts.length; i++) {
+        if (counts[i] > 0) visit(part * PART + i);
+      }
+    }
+  }
+
   /** One more than the last cluster with a reference; 0 without one. */
   get end(): number {
     let end = 0;
