@@ -21,6 +21,15 @@ export function parseAmount(text: string): number | null {
   return Number.isSafeInteger(amount) ? amount : null;
 }
 
+/**
+ * Parses the size of a disk: whole sectors, a number with a unit or not, such as `10Gi`. `10G` is the
+ * same: sizes of disks are in powers of 1024, as for qemu-img, truncate and LVM. Null for what is none.
+ */
+export function parseDiskSize(text: string): number | null {
+  const bytes = parseAmount(text.replace(/[kmgt]$/i, "$&i"));
+  return bytes !== null && bytes > 0 && bytes % 512 === 0 ? bytes : null;
+}
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** Formats a number of bytes in three or four digits: `45.5 KiB`. */

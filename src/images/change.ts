@@ -48,6 +48,20 @@ export function snapshotImage(
 }
 
 /**
+ * The change of an image's size, when its type has one.
+ *
+ * @throws {SystemError} EOPNOTSUPP for a type without it; EINVAL for what is no image in a file.
+ */
+export function resizeOf(name: string): (options: ResizeImageOptions) => void {
+  const { kind, path } = knownImage(name, "resize");
+  const { resize } = kind;
+  if (resize === undefined) {
+    throw unsupported(`resize ${name}`, "images of its type have one size; convert it");
+  }
+  return (options) => resize(osStorage, path, options);
+}
+
+/**
  * Changes the size of a disk. What is added reads as zeros.
  *
  * @throws {SystemError} EINVAL for a smaller size without that; EOPNOTSUPP for types without this.
@@ -56,17 +70,14 @@ export async function resizeImage(
   name: string,
   { sizeBytes, shrink = false, onProgress }: ResizeImageOptions,
 ): Promise<void> {
-  const { kind, path } = knownImage(name, "resize");
-  if (kind.resize === undefined) {
-    throw unsupported(`resize ${name}`, "images of its type have one size; convert it");
-  }
+  const change = resizeOf(name);
   const nowBytes = await sizeOf(name);
   if (sizeBytes < nowBytes && !shrink) {
     const what =
       `Cannot resize ${name} from ${nowBytes} to ${sizeBytes} bytes (it would lose data)`;
     throw new SystemError(Errno.EINVAL, what, { hint: "allow that by --shrink" });
   }
-  kind.resize(osStorage, path, { sizeBytes, onProgress });
+  change({ sizeBytes, onProgress });
 }
 
 async function sizeOf(name: string): Promise<number> {

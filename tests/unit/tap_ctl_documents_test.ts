@@ -45,7 +45,7 @@ Deno.test({
     };
     const folder = Deno.makeTempDirSync();
     Deno.writeTextFileSync(`${folder}/disk.key`, "");
-    assert.deepEqual(await complete("res"), ["restore"]);
+    assert.deepEqual(await complete("rest"), ["restore"]);
     assert.deepEqual(await complete("restore", "--s"), ["--stop"]);
     assert.deepEqual(await complete("create", "-a", "v"), ["valve:", "vhd:", "vhdx:"]);
     assert.deepEqual(await complete("create", "-a", "nbd"), ["nbd:", "nbd+unix:"]);

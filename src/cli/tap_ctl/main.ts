@@ -74,6 +74,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Snapshot a running disk: its image keeps the present data, a new one takes writes",
     load: async () => (await import("./snapshot.ts")).defineSnapshot,
   },
+  resize: {
+    summary: "Make a running disk larger",
+    load: async () => (await import("./resize.ts")).defineResize,
+  },
   limit: {
     summary: "Limit the requests and bytes that a disk serves in a second, or print the limits",
     load: async () => (await import("./limit.ts")).defineLimit,

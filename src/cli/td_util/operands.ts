@@ -1,5 +1,5 @@
 import { imageName } from "../../images/names.ts";
-import { parseAmount } from "../sizes.ts";
+import { parseDiskSize } from "../sizes.ts";
 import { type CommandCall, type CommandOption, UsageError } from "../subcommands/command.ts";
 
 /** The option of work that takes time. */
@@ -26,14 +26,13 @@ export function imageOf(operand: string): string {
 }
 
 /**
- * A size in bytes: a number, with a unit or not, such as `10Gi`. `10G` is the same: sizes of disks are in powers of
- * 1024, as for qemu-img, truncate and LVM.
+ * A size in bytes, such as `10Gi`.
  *
  * @throws {UsageError} for what is none, or is not whole sectors.
  */
 export function sizeOf(text: string): number {
-  const bytes = parseAmount(text.replace(/[kmgt]$/i, "$&i"));
-  if (bytes !== null && bytes > 0 && bytes % 512 === 0) return bytes;
+  const bytes = parseDiskSize(text);
+  if (bytes !== null) return bytes;
   throw new UsageError(
     `Cannot read '${text}' as a size: it must be whole sectors of 512 bytes, such as 10Gi or 512Mi`,
   );
