@@ -367,7 +367,7 @@ export function tryLockByteShared(fd: number, byte: number): boolean {
 }
 
 /**
- * Whether somebody else has a lock of a byte of a file, by another open file; false where the file
+ * Whether another open file has a lock of a byte of a file; false where the file
  * system does not tell.
  */
 export function isByteLocked(fd: number, byte: number): boolean {

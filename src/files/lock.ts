@@ -4,9 +4,10 @@
  * writes into a parent that a tapdisk reads, and the disk's content does not change. Operations
  * that discard or move blocks must call {@linkcode refuseReaders} too.
  *
- * QEMU's programs know nothing of flock(2): they lock single bytes, which say what somebody does with a
- * file, and what others may not do. So these are taken and looked at as well: QEMU does not write to a
- * file that is open for writing here, and the other way round. What only reads is not kept out.
+ * QEMU's programs know nothing of flock(2): they lock single bytes, which say what a program does
+ * with a file, and what other programs must not do. The lock here takes and checks these bytes as well:
+ * QEMU does not write to a file that is open for writing here, and the other way round. Programs that
+ * only read are not kept out.
  *
  * @module
  */
@@ -57,8 +58,8 @@ export function takeLock(
 }
 
 /**
- * Bytes that QEMU's programs lock (block/file-posix.c): who writes or changes the size, and who wants
- * nobody else to.
+ * Bytes that QEMU's programs lock (block/file-posix.c): those of a program that writes or changes the
+ * size, and those of a program that allows no other to do so.
  */
 const QEMU_DOES = [101, 103] as const;
 const QEMU_FORBIDS = [201, 203] as const;

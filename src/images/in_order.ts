@@ -32,7 +32,7 @@ export class InOrder {
     this.#at = sector;
   }
 
-  /** Throws what the sink threw, as it is: a pipe that nobody reads ends a program without a message. */
+  /** Throws what the sink threw, as it is: a pipe without a reader ends a program without a message. */
   throwFailure(): void {
     if (this.#failure !== null) throw this.#failure;
   }

@@ -27,13 +27,13 @@ export interface ImageUser {
   extent?(slot: number, sectors: number, isData: boolean): void;
 }
 
-const nobody: ImageUser = { requestDone: () => {} };
+const noUser: ImageUser = { requestDone: () => {} };
 
 /** An image and what is below it, open for one operation. A slot has one request at a time. */
 export class OpenImage implements RequestSink, FaultOwner {
   failed = false;
   /** Whose requests they are. */
-  user: ImageUser = nobody;
+  user: ImageUser = noUser;
   readonly #name: string;
   readonly #left = new Float64Array(REQUEST_SLOTS);
   readonly #errno = new Int32Array(REQUEST_SLOTS);

@@ -10,8 +10,8 @@ export interface FoundBacking extends NamedFile {
 
 /**
  * Finds the backing file of an image. The format of QCOW does not say what a backing file is, and its
- * content may come from a guest, so somebody else must say it: the image's name, or the name of the
- * backing file in the form that QEMU understands too.
+ * content may come from a guest, so it must be stated elsewhere: in the image's name, or in the name of
+ * the backing file, in the form that QEMU understands too.
  *
  * @param given What the name of the image says; null when it says nothing.
  * @returns Null for an image without a backing file.

@@ -39,7 +39,7 @@ export function hasEntriesBehind(image: Qcow2Image, sizeBytes: number): boolean 
 
 /**
  * Takes all entries for clusters behind a size out of the active tables, and their references away.
- * The size in the header is smaller by now: nobody reads there.
+ * The size in the header is smaller by now: no program reads there.
  *
  * @throws {SystemError} EOPNOTSUPP for entries in a table that a snapshot shares.
  */

@@ -30,7 +30,7 @@ interface Counts {
 }
 
 /**
- * A new image that is written once, from the start of the disk to its end, and that nobody reads before
+ * A new image that is written once, from the start of the disk to its end, and not read before
  * `finish`. Clusters lie in the file in the order of the disk. Compressed ones follow each other without
  * gaps, as qemu-img packs them. Of the tables, those that are being filled are in memory, and the L1 and
  * the refcount table; the others are in the file.

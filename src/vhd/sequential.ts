@@ -20,7 +20,7 @@ export interface SequentialVhdOptions {
 }
 
 /**
- * A new dynamic image that is written once, from the start of the disk to its end, and that nobody reads
+ * A new dynamic image that is written once, from the start of the disk to its end, and not read
  * before `finish`. The BAT and the batmap are in memory until then, and so is the bitmap of one block.
  *
  * Writes have no order on disk: before the end of `finish` the image is not whole. Then it is durable.

@@ -67,7 +67,7 @@ binaryTest("a reader that goes away ends it without a stack trace", async () => 
   assert.match(stderr, /^status (0|141)\n$/);
 });
 
-binaryTest("a stream that nobody reads ends, and one that finds no room says so", async () => {
+binaryTest("a stream whose reader has gone ends, and one that finds no room says so", async () => {
   await withTempDir(async (folder) => {
     const image = `qcow2:${folder}/disk.qcow2`;
     const [tdUtil, stream] = [binaryPath("td-util"), binaryPath("tapdisk-stream")];

@@ -77,7 +77,7 @@ class FailingSink implements StreamSink {
   }
 
   write(): void {
-    if (--this.#left < 0) throw new Deno.errors.BrokenPipe("Nobody reads");
+    if (--this.#left < 0) throw new Deno.errors.BrokenPipe("The reader has gone");
   }
 
   skip(): void {

@@ -97,7 +97,7 @@ export class StandardOutput extends PlainOutput {
   }
 }
 
-/** Throws `SystemError`, or `BrokenPipe` where nobody reads what is printed. */
+/** Throws `SystemError`, or `BrokenPipe` where the reader of what is printed has gone. */
 function writeOut(bytes: Uint8Array): void {
   try {
     writeFully(Deno.stdout, bytes);

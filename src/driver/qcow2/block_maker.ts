@@ -114,7 +114,7 @@ export class BlockMaker implements IoOwner {
   ioDone(_token: number, _sectors: number, errno: number): void {
     const growth = this.#growth;
     const table = this.#table;
-    assert(growth !== null && table !== null, "A refcount block is written that nobody makes");
+    assert(growth !== null && table !== null, "A refcount block is written that is not being made");
     if (errno !== 0) return this.#end(errno);
     const { clusterSectors } = this.#file;
     const sectors = (growth.blocks + growth.tableClusters) * clusterSectors;

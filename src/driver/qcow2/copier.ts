@@ -197,7 +197,7 @@ export class Copier implements RequestSink {
     this.#partRead(record, errno);
   }
 
-  /** Begins a part again for which there was nobody to decompress its cluster. Gives the piece back. */
+  /** Begins a part again for whose cluster no decompressor was free. Gives the piece back. */
   resume(piece: number): void {
     const record = this.#context.pieces.entry[piece];
     this.#context.pieces.give(piece);
