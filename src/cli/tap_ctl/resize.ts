@@ -24,7 +24,8 @@ interface ServedDisk {
 const NOTES = `
 Makes a running disk larger: its requests wait while its image is made larger, and what is added reads
 as zeros. SIZE is in bytes; 20Gi and 20G are 20 GiB. Who sees the new size and when is as for unpause.
-When the image cannot be made larger, the disk continues with the size that it had.`;
+When the image cannot be made larger, the disk continues with the size that it had. When tap-ctl is
+killed meanwhile, the disk stays paused; unpause it.`;
 
 function diskSize(text: string): number {
   const bytes = parseDiskSize(text);
