@@ -70,5 +70,12 @@ Deno.test({
         assert.match(stderr, why);
         assert.equal((await endOf(disk, 0))[0], 16 * MIB);
       }
+      const paused = await tapdisks.serve(`vhd:${await createVhd(`${folder}/c.vhd`, 16)}`);
+      const address = ["-p", `${paused.pid}`, "-m", `${paused.minor}`];
+      await tapdisks.tapCtlOk("pause", ...address);
+      const { code, stderr } = await tapdisks.tapCtl(...resizeArgs(paused, "32M"));
+      assert.equal(code, Errno.EBUSY, stderr);
+      assert.match(await tapdisks.tapCtlOk("list", "-p", `${paused.pid}`), /state=0x2a/);
+      await tapdisks.tapCtlOk("unpause", ...address);
     }),
 });

@@ -1,6 +1,7 @@
 import { type Command, InvalidArgumentError } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { type DeviceAddress, pauseDevice, resumeDevice } from "../../control/client/client.ts";
+import { inventory } from "../../control/client/inventory.ts";
 import { deviceStatistics } from "../../control/client/questions.ts";
 import { resizeImage, resizeOf } from "../../images/change.ts";
 import { imageInfo } from "../../images/info.ts";
@@ -47,6 +48,10 @@ async function resize({ size, timeout, ...device }: ResizeChoices): Promise<void
   }
   if (disk.secondary !== null) {
     throw refused(what, "it is written to a second image too", "end that by unpause -2 null");
+  }
+  if (inventory(device).some(({ state }) => state !== 0)) {
+    // Another program that paused it would not expect it to run again.
+    throw new SystemError(Errno.EBUSY, `${what} (it does not run)`, { hint: "see tap-ctl list" });
   }
   // What cannot be resized is not paused.
   resizeOf(disk.name);
