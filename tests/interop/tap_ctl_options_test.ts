@@ -174,6 +174,18 @@ async function created(bench: OptionBench, folder: string): Promise<void> {
   await bench.ok(`destroy -p ${reader} -m 0`);
 }
 
+/** A running disk gets a child of another type, and becomes larger. */
+async function grown(bench: OptionBench, folder: string): Promise<void> {
+  createDynamic(`${folder}/small.vhd`, { sizeBytes: 4 << 20 });
+  await bench.ok(`create -a vhd:${folder}/small.vhd`);
+  const device = `-p ${await pidOf(bench, 0)} -m 0`;
+  await bench.ok(`snapshot ${device} -n ${folder}/larger.qcow2 --type qcow2`);
+  await bench.ok(`resize ${device} -s 8Mi -t 9`);
+  const nbd = JSON.parse(await bench.ok("list --json"))[0].nbd;
+  assert.equal(await runOk("nbdinfo", ["--size", `nbd+unix:///?socket=${nbd}`]), "8388608\n");
+  await bench.ok(`destroy ${device}`);
+}
+
 async function restored(bench: OptionBench, folder: string): Promise<void> {
   Deno.writeTextFileSync(`${folder}/list`, `one vhd:${folder}/a.vhd device=none\n`);
   assert.match(await bench.ok(`restore --file ${folder}/list`), /^one: /);
@@ -211,6 +223,7 @@ Deno.test({
       await stepByStep(bench, `${control.folder}/a.vhd`);
       await cached(bench, control.folder);
       await created(bench, control.folder);
+      await grown(bench, control.folder);
       await restored(bench, control.folder);
       await withParentOutside(bench, control.folder);
       assert.ok("devices" in JSON.parse(await bench.ok("check --json")));

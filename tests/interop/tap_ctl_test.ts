@@ -266,7 +266,7 @@ test("every command has help", async (bench) => {
   assert.deepEqual(
     commands,
     ("list allocate free create destroy recover spawn attach detach open close restore pause unpause snapshot " +
-      "limit stats log major check").split(" "),
+      "resize limit stats log major check").split(" "),
   );
   assert.equal(await bench.ok("help"), help);
   for (const command of commands) {
