@@ -4,6 +4,9 @@ const ROOT = new URL("../../", import.meta.url);
 const DOCUMENT = "docs/on-disk-order.md";
 const FOLDERS = [
   "src/vhd",
+  "src/qcow2",
+  "src/qcow",
+  "src/images",
   "src/driver",
   "src/bulk",
   "src/vbd",
