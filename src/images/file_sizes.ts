@@ -1,4 +1,4 @@
-import { SECTOR_BYTES } from "../../ffi/memory.ts";
+import { pathStatus } from "../../ffi/paths.ts";
 
 /** How long a file is, and how much room it takes; null for what is no regular file. */
 export interface FileSizes {
@@ -8,7 +8,7 @@ export interface FileSizes {
 
 /** The sizes of a file. */
 export function fileSizes(path: string): FileSizes {
-  const { isFile, size, blocks } = Deno.statSync(path);
-  if (!isFile) return { fileBytes: null, roomBytes: null };
-  return { fileBytes: size, roomBytes: blocks === null ? null : blocks * SECTOR_BYTES };
+  const { kind, sizeBytes, blocksBytes } = pathStatus(path);
+  if (kind !== "file") return { fileBytes: null, roomBytes: null };
+  return { fileBytes: sizeBytes, roomBytes: blocksBytes };
 }

@@ -1,3 +1,4 @@
+import { encodeName } from "../../ffi/names.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type NewFile, writeNewImage } from "../files/new_file.ts";
 import type { Storage, StorageFile } from "../files/storage.ts";
@@ -43,7 +44,7 @@ export function createQcow(
     throw cannot("its size must be whole sectors of 512 bytes, at least one");
   }
   if (sizeBytes > MOST_QCOW_BYTES) throw cannot("a QCOW has at most 8 TiB");
-  const name = new TextEncoder().encode(backingName ?? "");
+  const name = encodeName(backingName ?? "");
   if (name.length > MOST_NAME_BYTES) {
     throw cannot(`the name of its backing file is longer than ${MOST_NAME_BYTES} bytes`);
   }

@@ -1,3 +1,4 @@
+import { decodeName } from "../../ffi/names.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { type Confinement, confinementOf } from "../files/confinement.ts";
 import { type FormatFault, ImageFormatError } from "../files/format_error.ts";
@@ -222,7 +223,7 @@ function readBackingName(
   const bytes = new Uint8Array(backingLengthBytes);
   const got = file.readAt(bytes, backingOffsetBytes);
   const end = bytes.indexOf(0);
-  if (got === bytes.length && end < 0) return new TextDecoder().decode(bytes);
+  if (got === bytes.length && end < 0) return decodeName(bytes);
   throw qcowFault(file.path, {
     field: "header.backing_file_offset",
     offsetBytes: 8,

@@ -1,3 +1,4 @@
+import { encodeName } from "../../ffi/names.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { Storage } from "../files/storage.ts";
 import { encodeHeader, MOST_NAME_BYTES, SECTOR_BYTES } from "./format.ts";
@@ -11,7 +12,7 @@ import { openQcow } from "./image.ts";
  * when a tapdisk uses the image.
  */
 export function setBackingName(storage: Storage, path: string, name: string): void {
-  const bytes = new TextEncoder().encode(name);
+  const bytes = encodeName(name);
   if (bytes.length > MOST_NAME_BYTES) {
     const why = `its name is longer than ${MOST_NAME_BYTES} bytes`;
     throw new SystemError(Errno.EINVAL, `Cannot change the backing file of ${path}: ${why}`);

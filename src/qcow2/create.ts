@@ -10,6 +10,7 @@
  *
  * @module
  */
+import { encodeName } from "../../ffi/names.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { writeNewImage } from "../files/new_file.ts";
 import { type FileIdentity, type OnStorage, osStorage } from "../files/storage.ts";
@@ -217,15 +218,14 @@ function firstCluster(
   { geometry: { clusterBytes } }: Plan,
   { backing, dataFile }: CreateQcow2Options,
 ): Uint8Array<ArrayBuffer> {
-  const text = (value: string): Uint8Array<ArrayBuffer> => new TextEncoder().encode(value);
   const extensions: Extension[] = [];
   if (backing !== undefined) {
-    extensions.push({ type: ExtensionType.BackingFormat, data: text(backing.format) });
+    extensions.push({ type: ExtensionType.BackingFormat, data: encodeName(backing.format) });
   }
   if (dataFile !== undefined) {
-    extensions.push({ type: ExtensionType.DataFile, data: text(dataFile.name) });
+    extensions.push({ type: ExtensionType.DataFile, data: encodeName(dataFile.name) });
   }
-  const name = text(backing?.name ?? "");
+  const name = encodeName(backing?.name ?? "");
   const withNames = [
     ...extensions,
     { type: ExtensionType.FeatureNames, data: encodeFeatureNames(FEATURE_NAMES) },

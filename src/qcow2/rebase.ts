@@ -1,3 +1,4 @@
+import { encodeName } from "../../ffi/names.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { syncFile } from "../files/new_file.ts";
 import { type OnStorage, osStorage } from "../files/storage.ts";
@@ -59,7 +60,7 @@ function writeFront(image: Qcow2Image, stored: StoredBacking): void {
     throw new SystemError(Errno.EOPNOTSUPP, `Cannot rebase ${path} (${why})`);
   };
   if (dataFile?.raw === true) refuse("a raw data file excludes a backing file");
-  const name = new TextEncoder().encode(stored.name);
+  const name = encodeName(stored.name);
   if (name.length > MAX_BACKING_NAME_BYTES) refuse("the name of the other image is too long");
   const now = new Uint8Array(clusterBytes);
   file.readAt(now, 0);

@@ -1,3 +1,4 @@
+import { decodeName } from "../../../ffi/names.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { ImageFormatError } from "../../files/format_error.ts";
 import type { StorageFile } from "../../files/storage.ts";
@@ -250,6 +251,6 @@ class FieldCheck {
     const problem = "puts the name beyond the header's cluster";
     this.#require(isInside, "backing_file_offset", 8, backingFileOffset, problem);
     const start = Number(backingFileOffset);
-    return new TextDecoder().decode(cluster.subarray(start, start + length));
+    return decodeName(cluster.subarray(start, start + length));
   }
 }

@@ -10,6 +10,7 @@
  *
  * @module
  */
+import { decodeName } from "../../../ffi/names.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { type Confinement, confinementOf } from "../../files/confinement.ts";
 import {
@@ -137,7 +138,7 @@ function readImage(file: StorageFile, storage: Storage, options: Qcow2OpenOption
 
 function textOf(extensions: readonly Extension[], wanted: number): string | null {
   const found = extensions.find(({ type }) => type === wanted);
-  return found === undefined ? null : new TextDecoder().decode(found.data);
+  return found === undefined ? null : decodeName(found.data);
 }
 
 function bitmapsOf(header: Header, extensions: readonly Extension[]): BitmapsExtension | null {
