@@ -156,7 +156,7 @@ Deno.test("td-rated: wrong command lines, and a socket that is taken", () =>
       [[path], 22, /--type required/],
       [[path, "-t", "token"], 22, /--rate required/],
       [[path, "-t", "token", "--", "--rate=0"], 22, /--rate required/],
-      [[path, "-t", "token", "--", "--rate=6T"], 22, /invalid --rate: '6T'/],
+      [[path, "-t", "token", "--", "--rate=6X"], 22, /invalid --rate: '6X'/],
       [[path, "-t", "leaky", "--", "--rate=6", "-c", "1"], 22, /invalid option -- 'c'/],
       [[path, "-t", "bucket"], 3, /No such driver: bucket/],
       [[path, "-x"], 22, /invalid option -- 'x'/],
