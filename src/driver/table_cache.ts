@@ -21,6 +21,8 @@ export class TableCache {
   readonly forLoad: PieceLists;
   readonly #loading: Uint8Array;
   readonly #recent: Uint8Array;
+  /** By sector of the cache. */
+  readonly #uncertain: Uint8Array;
   readonly #pins: Int32Array;
   readonly #arena: Arena;
   readonly #tableBytes: number;
@@ -41,6 +43,7 @@ export class TableCache {
     this.forLoad = new PieceLists(this.entries);
     this.#loading = new Uint8Array(this.entries);
     this.#recent = new Uint8Array(this.entries);
+    this.#uncertain = new Uint8Array(this.entries * tableBytes / 512);
     this.#pins = new Int32Array(this.entries);
     this.#entryOfTable = new Int16Array(tables);
   }
@@ -63,6 +66,7 @@ export class TableCache {
     this.#entryOfTable[table] = entry + 1;
     const first = entry * this.#tableBytes;
     this.#arena.bytes.fill(0, first, first + this.#tableBytes);
+    this.#uncertain.fill(0, first / 512, (first + this.#tableBytes) / 512);
     return entry;
   }
 
@@ -107,6 +111,22 @@ export class TableCache {
   /** The table is being read, or not any more. */
   setLoading(entry: number, isLoading: boolean): void {
     this.#loading[entry] = isLoading ? 1 : 0;
+  }
+
+  /**
+   * A write of a sector of a table failed, or did not. After an error the file may have what was to be
+   * written, until the sector is written or read again.
+   */
+  setUncertain(entry: number, sectorInTable: number, isUncertain: boolean): void {
+    this.#uncertain[entry * this.#tableBytes / 512 + sectorInTable] = isUncertain ? 1 : 0;
+  }
+
+  /** Whether the file may have other entries of a table than the cache, from one to another. */
+  isUncertain(entry: number, firstIndex: number, lastIndex: number): boolean {
+    const last = Math.floor(this.at(entry, lastIndex) / 512);
+    let sector = Math.floor(this.at(entry, firstIndex) / 512);
+    while (sector < last && this.#uncertain[sector] === 0) sector++;
+    return this.#uncertain[sector] !== 0;
   }
 
   /** Where in `view` an entry of a table is. */

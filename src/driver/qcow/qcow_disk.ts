@@ -255,10 +255,21 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
     entry: number,
   ): void {
     if (kind === PieceKind.Read) return this.#readBelow(slot, sector, count, memorySector);
-    if (kind === PieceKind.Zero && !this.#showsParentAt(sector)) {
+    const isZero = kind === PieceKind.Zero && !this.#showsParentAt(sector);
+    if (isZero && !this.#isUncertain(sector, count, table, entry)) {
       return this.#sink.pieceDone(slot, count, 0);
     }
     this.#allocate(kind, slot, sector, count, memorySector, table, entry);
+  }
+
+  /** Whether the file may hold sectors that memory has none of, after an error. */
+  #isUncertain(sector: number, count: number, table: number, entry: number): boolean {
+    if (entry === NONE) return this.#file.isUncertain(table);
+    const { clusterSectors, sectorsPerTable } = this.#file;
+    const inTable = sector - table * sectorsPerTable;
+    const first = Math.floor(inTable / clusterSectors);
+    const last = Math.floor((inTable + count - 1) / clusterSectors);
+    return this.#cache.isUncertain(entry, first, last);
   }
 
   #allocate(

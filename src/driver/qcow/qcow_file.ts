@@ -24,6 +24,8 @@ export class QcowFile {
   readonly tail: Arena | null = null;
   /** The place of the next cluster or table. */
   #next = 0;
+  /** By table: whether the L1 table on disk may name one that the one in memory does not. */
+  readonly #uncertain: Uint8Array;
   /** The sectors of the file that the L1 table lies in: the first, and how many. */
   readonly #l1First: number;
   readonly #l1Sectors: number;
@@ -38,6 +40,7 @@ export class QcowFile {
     this.tableSectors = tableBytes(header) / SECTOR_BYTES;
     this.sectorsPerTable = sectorsPerTable(header);
     const end = header.l1OffsetBytes + 8 * l1.length;
+    this.#uncertain = new Uint8Array(l1.length);
     this.#l1First = Math.floor(header.l1OffsetBytes / SECTOR_BYTES);
     this.#l1Sectors = Math.ceil(end / SECTOR_BYTES) - this.#l1First;
     this.#edges = new Uint8Array(2 * SECTOR_BYTES);
@@ -106,6 +109,22 @@ export class QcowFile {
   /** The sector of the file that has the L1 entry of a table. */
   l1SectorOf(table: number): number {
     return Math.floor((this.image.header.l1OffsetBytes + 8 * table) / SECTOR_BYTES);
+  }
+
+  /** Whether the file may have a table that is not in memory: a write of its L1 entry failed. */
+  isUncertain(table: number): boolean {
+    return this.#uncertain[table] !== 0;
+  }
+
+  /** The L1 table's sector with a new table could not be written; the disk may have done it. */
+  noteUncertain(table: number): void {
+    this.#uncertain[table] = 1;
+  }
+
+  /** A sector of the L1 table on disk is as it is in memory, but for the tables that it names now. */
+  noteL1Written(sector: number): void {
+    const first = (sector * SECTOR_BYTES - this.image.header.l1OffsetBytes) / 8;
+    this.#uncertain.fill(0, Math.max(0, first), Math.max(0, first + SECTOR_BYTES / 8));
   }
 
   /** Puts a sector of the L1 table, and what else it has, into memory. */

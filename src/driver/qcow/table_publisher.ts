@@ -230,14 +230,25 @@ export class TablePublisher {
 
   #sectorWritten(at: number, errno: number): void {
     if (at >= 0 && errno !== 0) this.#failSector(this.#sectors[at], errno);
+    else if (at >= 0) this.#noteWritten(this.#sectors[at]);
     if (--this.#left === 0) this.#apply();
+  }
+
+  /** The file has what memory has in a sector, beside the clusters and tables of the batch. */
+  #noteWritten(sector: number): void {
+    const run = this.#runIn(sector);
+    if (run === NONE) return this.#file.noteL1Written(sector);
+    const { l1 } = this.#file.image;
+    this.#cache.setUncertain(this.#batch.entry[run], sector - l1[this.#batch.table[run]], false);
   }
 
   #failSector(sector: number, errno: number): void {
     const batch = this.#batch;
     if (this.#runIn(sector) === NONE) {
       for (let at = 0; at < this.#newTables; at++) {
-        if (this.#file.l1SectorOf(this.#tables[at]) === sector) this.#failTable(at, errno);
+        if (this.#file.l1SectorOf(this.#tables[at]) !== sector) continue;
+        this.#failTable(at, errno);
+        this.#file.noteUncertain(this.#tables[at]);
       }
       return;
     }
@@ -255,12 +266,25 @@ export class TablePublisher {
     const { l1 } = this.#file.image;
     for (let run = 0; run < this.#batch.size; run++) {
       const table = this.#batch.table[run];
-      if (l1[table] !== 0) this.#putEntries(table, this.#batch.entry[run]);
+      if (l1[table] === 0) continue;
+      if (this.#batch.errno[run] !== 0) this.#noteUncertain(run);
+      else this.#putEntries(table, this.#batch.entry[run]);
     }
     for (let at = 0; at < this.#newTables; at++) {
       if (this.#errnos[at] === 0) l1[this.#tables[at]] = this.#places[at];
     }
     this.#finish();
+  }
+
+  /** Entries of a run that failed may be in the file: in the sectors that were written, or in all. */
+  #noteUncertain(run: number): void {
+    const table = this.#batch.table[run];
+    const cluster = this.#batch.cluster[run];
+    const first = this.#sectorOf(table, cluster) - this.#file.image.l1[table];
+    const last = this.#sectorOf(table, cluster + this.#batch.clusters[run] - 1);
+    for (let i = first; i <= last - this.#file.image.l1[table]; i++) {
+      this.#cache.setUncertain(this.#batch.entry[run], i, true);
+    }
   }
 
   #finish(): void {

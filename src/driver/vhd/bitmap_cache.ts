@@ -13,8 +13,13 @@ export const BlockFlag = {
   Writing: 4,
   /** Used since the clock's hand last passed. */
   Recent: 8,
-  /** The BAT is about to point at the block: the sync for that has started. */
+  /**
+   * The BAT on disk may point at the block, or is about to: the sync for that has started. It stays so
+   * after an error, as a disk may have done what it reports as failed.
+   */
   Publishing: 16,
+  /** A write of the bitmap failed: the one on disk may have more bits. */
+  Uncertain: 32,
 } as const;
 
 const BUDGET_BYTES = 256 * 1024;

@@ -164,10 +164,13 @@ export class Publisher {
       this.#footerSector = -1;
     } else {
       const sector = this.#batSectors[token];
+      if (errno === 0) this.#file.noteBatWritten(sector);
       for (let i = 0; i < this.#batchSize; i++) {
         const entry = this.#batch[i];
         if (this.#batSectorOf(entry) !== sector) continue;
-        if (errno === 0) this.#file.bat[this.#cache.block[entry]] = this.#cache.location[entry];
+        const block = this.#cache.block[entry];
+        if (errno === 0) this.#file.bat[block] = this.#cache.location[entry];
+        else this.#file.noteUncertain(block);
         this.#owner.published(entry, errno);
       }
     }

@@ -12,7 +12,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import { PieceKind } from "../pieces.ts";
-import { BitmapCache } from "./bitmap_cache.ts";
+import { BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import { BitmapLoader } from "./bitmap_loader.ts";
 import { BlockReader } from "./block_reader.ts";
 import { HolePuncher } from "./hole_puncher.ts";
@@ -203,10 +203,16 @@ export class VhdDisk implements ImageDriver {
       return this.#loader.wait(piece, entry);
     }
     if (kind === PieceKind.Zero && !this.#reader.showsParentAt(sector)) {
-      return this.#writeZeros(writer, slot, sector, count, entry);
+      if (!this.#isUncertain(entry)) return this.#writeZeros(writer, slot, sector, count, entry);
     }
     this.counts.writtenSectors += count;
     writer.write(slot, sector, count, memorySector, entry);
+  }
+
+  /** Whether the file may hold sectors of a block that memory does not know of, after an error. */
+  #isUncertain(entry: number): boolean {
+    const block = this.#cache.block[entry];
+    return this.#cache.has(entry, BlockFlag.Uncertain) || this.#file.isUncertain(block);
   }
 
   /** Writes zeros from the first to the last sector of a range that hold data; others are zero. */
@@ -245,7 +251,8 @@ export class VhdDisk implements ImageDriver {
   }
 
   #zeroInBlock(slot: number, sector: number, count: number, block: number): void {
-    const unused = this.#file.locationOf(block) === NONE && this.#cache.find(block) === NONE;
+    const unused = this.#file.locationOf(block) === NONE && this.#cache.find(block) === NONE &&
+      !this.#file.isUncertain(block);
     if (unused && !this.#reader.showsParentAt(sector)) return this.#sink.pieceDone(slot, count, 0);
     const { at, sectors: most } = this.#context.zeros;
     for (let done = 0; done < count; done += most) {

@@ -1,8 +1,9 @@
 import { assert } from "../../../ffi/assert.ts";
 import { Arena, copySectors, zeroSectors } from "../../../ffi/memory.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
-import { DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
+import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED } from "../../vhd/format/bat.ts";
 import { setBit, testBit } from "../../vhd/format/bitmap.ts";
+import { encodeFooter } from "../../vhd/format/footer.ts";
 import { blockEnd, endOfBlocksSector, nextBlockSector } from "../../vhd/format/layout.ts";
 import {
   blocksWithoutRoom,
@@ -31,6 +32,11 @@ export class VhdFile {
    * not used: where it is wrong, it would hide data of a parent.
    */
   readonly #full: Uint8Array<ArrayBuffer>;
+  /**
+   * Blocks that are not allocated in memory, and may be on disk: a write of their BAT entries failed, and
+   * the disk may have done it. One bit each.
+   */
+  readonly #uncertain: Uint8Array<ArrayBuffer>;
   readonly sectorsPerBlock: number;
   readonly bitmapSectors: number;
   /** The first sector that is not whole in the file, when the file ends within a block. */
@@ -49,6 +55,7 @@ export class VhdFile {
     this.disk = disk;
     this.bat = image.bat;
     this.#full = new Uint8Array(Math.ceil(image.bat.length / 8));
+    this.#uncertain = new Uint8Array(Math.ceil(image.bat.length / 8));
     this.sectorsPerBlock = image.sectorsPerBlock;
     this.bitmapSectors = image.bitmapSectors;
     this.#sizeBytes = disk.sizeBytes();
@@ -105,6 +112,22 @@ export class VhdFile {
   notePartial(block: number): void {
     assert(!this.isFull(block), "A full block of a VHD has become partial");
     noteFull(this.image, block, false);
+  }
+
+  /** Whether the BAT on disk may have a block that the one in memory does not. */
+  isUncertain(block: number): boolean {
+    return testBit(this.#uncertain, block);
+  }
+
+  /** The BAT's sector with a new block could not be written. */
+  noteUncertain(block: number): void {
+    setBit(this.#uncertain, block);
+  }
+
+  /** A sector of the BAT on disk is as it is in memory, but for the blocks that it names now. */
+  noteBatWritten(sector: number): void {
+    const first = sector * BAT_ENTRIES_PER_SECTOR / 8;
+    this.#uncertain.fill(0, first, first + BAT_ENTRIES_PER_SECTOR / 8);
   }
 
   /** Byte offset at which the footer belongs just now. */
@@ -168,12 +191,22 @@ export class VhdFile {
     try {
       // The batmap repeats bitmaps: those must be on stable storage first.
       file.sync();
-      if (this.#allocated || this.image.footerSource !== "primary") placeFooter(this.image);
+      if (this.#allocated || this.image.footerSource !== "primary") this.#placeFooter();
       if (batmap?.dirty) writeBatmap(this.image);
       file.sync();
     } finally {
       this.close();
     }
+  }
+
+  /**
+   * Writes the footer to its place. Blocks that may be in the BAT on disk alone keep their room: an image
+   * with a block behind its end does not open.
+   */
+  #placeFooter(): void {
+    const keepsRoom = this.#uncertain.some((bits) => bits !== 0);
+    if (!keepsRoom || this.disk.isBlockDevice) return placeFooter(this.image);
+    this.image.file.writeAt(encodeFooter(this.image.footer), this.footerOffsetBytes);
   }
 
   /** Closes the files without writing anything. */

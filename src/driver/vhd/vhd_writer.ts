@@ -158,7 +158,7 @@ export class VhdWriter implements Deferred, PublisherOwner, DataSyncOwner {
     if (errno !== 0) return this.#end(piece, errno);
     const entry = this.#context.pieces.entry[piece];
     const cache = this.#cache;
-    // The sync for the BAT, if it has not started, also serves the data of a new block.
+    // The first sync for the BAT, if it has not started, also serves the data of a new block.
     const isHidden = cache.has(entry, BlockFlag.Unpublished) &&
       !cache.has(entry, BlockFlag.Publishing);
     if (isHidden) return this.#wantBitmap(piece, entry);
@@ -249,9 +249,11 @@ export class VhdWriter implements Deferred, PublisherOwner, DataSyncOwner {
     cache.flags[entry] &= ~BlockFlag.Writing;
     cache.pin(entry);
     if (errno !== 0) {
+      cache.flags[entry] |= BlockFlag.Uncertain;
       this.#forgetBits(entry);
       this.#endAll(cache.inBitmap, entry, errno);
     } else {
+      cache.flags[entry] &= ~BlockFlag.Uncertain;
       const unpublished = cache.has(entry, BlockFlag.Unpublished);
       for (let piece = cache.inBitmap.takeAll(entry); piece !== NONE;) {
         const next = pieces.next(piece);
@@ -287,9 +289,8 @@ export class VhdWriter implements Deferred, PublisherOwner, DataSyncOwner {
   published(entry: number, errno: number): void {
     const cache = this.#cache;
     cache.pin(entry);
-    cache.flags[entry] &= ~BlockFlag.Publishing;
     if (errno === 0) {
-      cache.flags[entry] &= ~BlockFlag.Unpublished;
+      cache.flags[entry] &= ~(BlockFlag.Publishing | BlockFlag.Unpublished);
       cache.unpin(entry);
       this.#noteBitmap(entry);
     }
