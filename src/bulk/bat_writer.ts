@@ -3,6 +3,7 @@ import type { DiskFile } from "../queue/disk_files.ts";
 import type { DiskQueue, IoOwner } from "../queue/disk_queue.ts";
 import type { VhdImage } from "../vhd/image/image.ts";
 import { batSectorOf, putBatSector } from "../vhd/format/bat.ts";
+import { noteFull } from "../vhd/image/batmap_writer.ts";
 import { PublishOrder } from "../vhd/format/publish_order.ts";
 import { VHD_SECTOR_SIZE } from "../vhd/format/units.ts";
 
@@ -14,11 +15,13 @@ interface NewBlock {
   readonly block: number;
   readonly sector: number;
   readonly stamp: number;
+  readonly isFull: boolean;
 }
 
 /**
  * Makes the BAT point at new blocks, many at once. A sync makes their data and bitmaps durable;
- * then the sectors of the BAT that hold their entries are written.
+ * then the sectors of the BAT that hold their entries are written. After that the batmap has the bits
+ * of those that are full.
  */
 export class BatWriter implements IoOwner {
   readonly #image: VhdImage;
@@ -27,6 +30,8 @@ export class BatWriter implements IoOwner {
   readonly #arena = new Arena(MOST_SECTORS * VHD_SECTOR_SIZE);
   /** Blocks whose data has been written. */
   readonly #waiting: NewBlock[] = [];
+  /** Blocks whose entries are being written. */
+  #published: NewBlock[] = [];
   readonly #order = new PublishOrder();
   #pending = 0;
   #errno = 0;
@@ -42,9 +47,10 @@ export class BatWriter implements IoOwner {
     this.#queue = queue;
   }
 
-  /** Adds a block whose data and bitmap have been written at this sector. */
-  add(block: number, sector: number): void {
-    this.#waiting.push({ block, sector, stamp: this.#order.written() });
+  /** Adds a block whose data and bitmap, full or not, have been written at this sector. */
+  add(block: number, sector: number, isFull: boolean): void {
+    noteFull(this.#image, block, false);
+    this.#waiting.push({ block, sector, stamp: this.#order.written(), isFull });
     if (this.#waiting.length >= BLOCKS_AT_ONCE && this.#errno === 0) this.#start();
   }
 
@@ -84,7 +90,7 @@ export class BatWriter implements IoOwner {
       }
       this.#image.bat[block] = sector;
     }
-    this.#waiting.splice(0, taken);
+    this.#published = this.#waiting.splice(0, taken);
     this.#pending = sectors.length;
     for (const [index, batSector] of sectors.entries()) this.#writeSector(index, batSector);
   }
@@ -110,6 +116,10 @@ export class BatWriter implements IoOwner {
 
   #ended(errno: number): void {
     this.#errno = errno;
+    for (const { block, isFull } of this.#published) {
+      if (errno === 0) noteFull(this.#image, block, isFull);
+    }
+    this.#published = [];
     this.#busy = false;
     if (this.#finished !== null) this.#goOn();
     else if (this.#waiting.length >= BLOCKS_AT_ONCE && errno === 0) this.#start();

@@ -91,11 +91,13 @@ export class VhdTarget implements Target {
   #showNew(unit: Unit, block: number, done: (errno: number) => void): void {
     const image = this.#image;
     this.#addBits(unit);
-    noteFull(image, block, allSet(unit.bitmap, this.unitSectors));
     const offset = bitmapOffset(image, block);
     unit.phase(
       () => unit.write(this.#disk.file, offset, this.bitmapBytes, unit.bitmapAddress),
-      done,
+      (errno) => {
+        if (errno === 0) noteFull(image, block, allSet(unit.bitmap, this.unitSectors));
+        done(errno);
+      },
     );
   }
 
@@ -122,10 +124,7 @@ export class VhdTarget implements Target {
         writeRuns(unit, this.#disk.file, offset + this.bitmapBytes);
       }
     }, (errno) => {
-      if (errno === 0) {
-        noteFull(this.#image, block, full);
-        this.#batWriter.add(block, sector);
-      }
+      if (errno === 0) this.#batWriter.add(block, sector, full);
       done(errno);
     });
   }

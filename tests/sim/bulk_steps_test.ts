@@ -132,6 +132,30 @@ Deno.test("data of an allocated block that could not be written gets no bits", a
   assert.equal(Buffer.compare(after, before.subarray(offset, offset + 8192)), 0);
 });
 
+Deno.test("a write or sync that fails leaves a batmap that repeats bitmaps of blocks in the BAT", async () => {
+  let failed = true;
+  for (let nth = 1; failed; nth++) {
+    const storage = new SimulatedDisk({ seed: 1 });
+    createDynamic("/a.vhd", { storage, sizeBytes: DISK_BYTES });
+    write(storage, "/a.vhd", 0, filled(65536, 1));
+    snapshot("/b.vhd", { storage, parent: "/a.vhd" });
+    // A block that becomes full, and a new one that is full.
+    write(storage, "/b.vhd", 0, filled(BLOCK_BYTES, 3));
+    write(storage, "/b.vhd", 2 * BLOCK_BYTES, filled(BLOCK_BYTES, 5));
+    let left = nth;
+    storage.beforeOperation = ({ kind, queued }): number => {
+      const counts = queued && (kind === "write" || kind === "sync");
+      return counts && --left === 0 ? Errno.EIO : 0;
+    };
+    const merging = coalesce("/b.vhd", { makeContext: storage.bulkContext() });
+    await merging.catch((error) => assert.match(String(error), /EIO/));
+    storage.beforeOperation = null;
+    failed = left <= 0;
+    assert.ok(checkImage("/a.vhd", { storage, checkData: true }).valid, `step ${nth}`);
+    if (!failed) assert.ok(nth > 5);
+  }
+});
+
 Deno.test("a copy of which a part cannot be read or written fails, and leaves nothing", async () => {
   for (const failing of ["read", "write", "sync"]) {
     const storage = makePair();
