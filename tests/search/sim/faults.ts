@@ -15,11 +15,16 @@ export interface FaultRule {
   /** The file; null for all. */
   readonly path: string | null;
   readonly errno: number;
+  /** Whether queued writes are done although they are reported as failed. */
+  readonly isLate: boolean;
   /** The part of such operations that fail. */
   readonly share: number;
   /** Operations that still fail. */
   left: number;
 }
+
+/** The part of the rules whose writes fail after they have been done. */
+const LATE_SHARE = 0.3;
 
 /** Errors that a disk may have; the last ones are not tried again by a device. */
 const ERRNOS = [
@@ -62,6 +67,7 @@ export class Faults {
       kinds: KINDS[random.below(KINDS.length)],
       path: random.chance(0.5) ? null : paths[random.below(paths.length)],
       errno: ERRNOS[random.below(ERRNOS.length)],
+      isLate: random.chance(LATE_SHARE),
       share: random.chance(0.5) ? 1 : 0.1 + random.next() * 0.6,
       left: random.chance(0.5) ? 1 : 1 + random.below(40),
     };
@@ -88,7 +94,8 @@ export class Faults {
       if (!this.#random.chance(rule.share)) continue;
       rule.left--;
       this.hits++;
-      return rule.errno;
+      const isLate = rule.isLate && queued && kind === "write";
+      return isLate ? { does: "fail late", errno: rule.errno } : rule.errno;
     }
     const isLong = lengthBytes > SECTOR_BYTES && (kind === "read" || kind === "write");
     if (!isLong || !this.#random.chance(this.#shortShare)) return 0;
