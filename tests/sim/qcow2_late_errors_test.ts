@@ -10,7 +10,9 @@ import { checkQcow2 } from "../../src/qcow2/check.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import type { Storage } from "../../src/files/storage.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
+import { LateErrorsWork } from "../support/late_errors.ts";
 import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import { syncFile } from "../support/vhd.ts";
 
 const MIB = 1 << 20;
 
@@ -30,15 +32,19 @@ function openL1End(storage: Storage): number {
   return Number(header.l1TableOffset) + geometry.clusterBytes;
 }
 
+function requireValid({ disk: storage }: Simulation): void {
+  const image = openQcow2("/a", { storage });
+  assert.deepEqual(checkQcow2(image).errors, []);
+  image.close();
+}
+
 function assertDurable(
   simulation: Simulation,
   device: SimulatedDevice,
   check: (after: SimulatedDevice) => void,
 ): void {
   const after = new Simulation({ seed: 1 }, simulation);
-  const image = openQcow2("/a", { storage: after.disk });
-  assert.deepEqual(checkQcow2(image).errors, []);
-  image.close();
+  requireValid(after);
   const again = after.open("qcow2:/a");
   check(again);
   again.close();
@@ -135,3 +141,29 @@ Deno.test("the place of a first write that failed late is given to nothing else"
     for (let at = 1600; at < 1760; at += 8) assertHolds(after, at, 8, 2);
   });
 });
+
+const SHAPES = [
+  { clusterBytes: 512 },
+  { clusterBytes: 4096 },
+  { clusterBytes: 16384, extendedL2: true },
+  { clusterBytes: 65536 },
+] as const;
+
+for (const shape of SHAPES) {
+  const { clusterBytes } = shape;
+  Deno.test(`random work with writes that fail late, clusters of ${clusterBytes} bytes`, () => {
+    for (let seed = 1; seed <= 8; seed++) {
+      const simulation = new Simulation({ seed, latencyMs: 3, powerCuts: true });
+      createQcow2("/a", { storage: simulation.disk, sizeBytes: 64 * MIB, ...shape });
+      syncFile(simulation.disk, "/a");
+      const starts = [0, 50, 120, 500, 1990];
+      new LateErrorsWork(simulation, seed, {
+        name: "qcow2:/a",
+        regions: [0, 4096, 40_000].flatMap((first) => starts.map((start) => first + start)),
+        regionSectors: 48,
+        initial: () => 0,
+        check: requireValid,
+      }).run(30);
+    }
+  });
+}

@@ -184,11 +184,7 @@ for (const { clusterBits, l2Bits, isBacked } of SHAPES) {
       const starts = [0, 50, 120, 500, 1990];
       new LateErrorsWork(simulation, seed, {
         name: isBacked ? `qcow:raw:${PATH}` : `qcow:${PATH}`,
-        regions: [
-          ...starts,
-          ...starts.map((start) => start + 4096),
-          ...starts.map((start) => start + 40_000),
-        ],
+        regions: [0, 4096, 40_000].flatMap((first) => starts.map((start) => first + start)),
         regionSectors: 48,
         initial: (sector) => isBacked && sector < 2048 ? 7 : 0,
         check: requireValid,

@@ -240,22 +240,19 @@ Deno.test("zeros of a block that was given up after its BAT sector failed late a
   afterCut(simulation, device, (after) => assertHolds(after, 0, 8, 0));
 });
 
-for (const isChild of [false, true]) {
-  const name = isChild ? "a child" : "an image";
-  Deno.test(`random work on ${name} whose writes fail late`, () => {
+for (const kind of ["an image", "a child", "an image on a block device"] as const) {
+  Deno.test(`random work on ${kind} whose writes fail late`, () => {
+    const isChild = kind === "a child";
     for (let seed = 1; seed <= 12; seed++) {
       const simulation = new Simulation({ seed, latencyMs: 3, powerCuts: true });
       const { disk: storage } = simulation;
       const base = isChild ? "/base.vhd" : PATH;
+      if (kind === "an image on a block device") {
+        storage.addBlockDevice(PATH, { sizeBytes: 80 * MIB, garbage: seed });
+      }
       createDynamic(base, { storage, sizeBytes: 64 * MIB });
       const regions = Array.from({ length: 20 }, (_, i) => i * BLOCK + 100);
-      if (isChild) {
-        const device = simulation.open(`vhd:${base}`);
-        for (const first of regions) device.write(first, stampedSectors(first, 24, 7));
-        device.settle();
-        device.close();
-        snapshot(PATH, { storage, parent: base });
-      }
+      if (isChild) makeChild(simulation, base, regions);
       for (const path of new Set([base, PATH])) syncFile(storage, path);
       new LateErrorsWork(simulation, seed, {
         name: `vhd:${PATH}`,
@@ -266,4 +263,13 @@ for (const isChild of [false, true]) {
       }).run(30);
     }
   });
+}
+
+/** Puts data into a base, and a child on it. */
+function makeChild(simulation: Simulation, base: string, regions: readonly number[]): void {
+  const device = simulation.open(`vhd:${base}`);
+  for (const first of regions) device.write(first, stampedSectors(first, 24, 7));
+  device.settle();
+  device.close();
+  snapshot(PATH, { storage: simulation.disk, parent: base });
 }

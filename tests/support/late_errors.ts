@@ -187,8 +187,9 @@ export class LateErrorsWork {
   }
 
   #reopen(): void {
-    this.#device.close();
+    // A close tells of errors, and leaves the image to the next opening.
     this.#simulation.disk.beforeOperation = null;
+    this.#device.close();
     this.#subject.check(this.#simulation);
     this.#device = this.#open();
     this.#readAll("now");
