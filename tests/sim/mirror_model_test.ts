@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import { Random } from "../../src/testing/random.ts";
-import type { DiskOperation } from "../../src/testing/simulated_disk.ts";
+import type { DiskOperation, OperationKind, Verdict } from "../../src/testing/disk_operation.ts";
 import { qcow2Kind } from "../../src/images/qcow2_kind.ts";
 import { vhdKind } from "../../src/images/vhd_kind.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
@@ -74,7 +74,7 @@ class World {
     this.second = IMAGES[random.below(IMAGES.length)].replace("%", "second");
     this.standby = random.chance(0.3);
     this.localCache = random.chance(0.5);
-    storage.beforeOperation = (operation): number => this.#verdict(operation);
+    storage.beforeOperation = (operation): Verdict => this.#verdict(operation);
     const { standby, localCache, second: secondary } = this;
     this.device = this.simulation.open(this.leaf, { secondary, standby, localCache });
     this.device.vbd.whenSecondaryChanged = () => this.#told++;
@@ -89,7 +89,7 @@ class World {
     return `${this.leaf} ${mode} ${this.second}${this.localCache ? " cached" : ""}`;
   }
 
-  #verdict({ kind, path, offsetBytes, queued }: DiskOperation): number {
+  #verdict({ kind, path, offsetBytes, queued }: DiskOperation): Verdict {
     if (!queued) return 0;
     const changes = kind === "write" || kind === "truncate";
     if (this.leaf.endsWith(path)) {
@@ -100,14 +100,20 @@ class World {
       if (isFull && lacksRoom) return Errno.ENOSPC;
       if (this.#leafErrors > 0 && changes && kind === "write") {
         this.#leafErrors--;
-        return Errno.EIO;
+        return this.#error(kind, Errno.EIO);
       }
     }
     if (this.second.endsWith(path) && this.#secondErrors > 0 && (changes || kind === "sync")) {
       this.#secondErrors--;
-      return this.random.chance(0.5) ? Errno.EIO : Errno.ENOSPC;
+      return this.#error(kind, this.random.chance(0.5) ? Errno.EIO : Errno.ENOSPC);
     }
     return 0;
+  }
+
+  /** Some writes fail after the disk has done them. */
+  #error(kind: OperationKind, errno: number): Verdict {
+    const isLate = kind === "write" && this.random.chance(0.5);
+    return isLate ? { does: "fail late", errno } : errno;
   }
 
   /** Reads and changes that meet each other, some of which end late. */
