@@ -273,6 +273,7 @@ function faultsOf({ kind, lengthBytes, queued }: DiskOperation): Verdict[] {
     if (half < lengthBytes) faults.push({ does: "shorten", lengthBytes: half });
     if (!queued) faults.push({ does: "shorten", lengthBytes: 100 });
   }
+  if (queued && kind === "write") faults.push({ does: "fail late", errno: Errno.EIO });
   return faults;
 }
 
@@ -330,9 +331,10 @@ class Errors {
 }
 
 function isPossible(
-  { kind, lengthBytes }: DiskOperation,
+  { kind, lengthBytes, queued }: DiskOperation,
   fault: Exclude<Verdict, number>,
 ): boolean {
+  if (fault.does === "fail late") return queued && kind === "write";
   return (kind === "read" || kind === "write") && fault.does === "shorten" &&
     fault.lengthBytes < lengthBytes;
 }
