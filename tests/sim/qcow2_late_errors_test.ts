@@ -99,6 +99,31 @@ Deno.test("zeros that follow a write that failed late are zeros in the file", ()
   assertDurable(simulation, device, (after) => assertHolds(after, 0, 128, 0));
 });
 
+for (const kind of ["zero", "discard"] as const) {
+  Deno.test(`a ${kind} that follows a first table whose L1 entry failed late`, () => {
+    const simulation = new Simulation({ seed: 3, latencyMs: 2, powerCuts: true });
+    const { disk: storage } = simulation;
+    createQcow2("/a", { storage, sizeBytes: 64 * MIB });
+    const { header, close } = openQcow2("/a", { storage });
+    close();
+    const device = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+    let failures = 0;
+    storage.beforeOperation = ({ kind, offsetBytes, queued }) => {
+      const isL1 = queued && kind === "write" && offsetBytes === Number(header.l1TableOffset);
+      return isL1 && ++failures === 1 ? { does: "fail late", errno: Errno.EIO } : 0;
+    };
+    const failed = device.write(0, stampedSectors(0, 128, 1));
+    device.settle();
+    const changed = device[kind](0, 128);
+    device.settle();
+    const flushed = device.flush();
+    device.settle();
+    assert.ok(failures > 0);
+    assert.deepEqual([failed.errno, changed.errno, flushed.errno], [Errno.EIO, 0, 0]);
+    assertDurable(simulation, device, (after) => assertHolds(after, 0, 128, 0));
+  });
+}
+
 Deno.test("a first write that failed late is followed by others to the same clusters", () => {
   const simulation = new Simulation({ seed: 3, latencyMs: 2, powerCuts: true });
   const { disk: storage } = simulation;
