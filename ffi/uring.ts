@@ -51,6 +51,12 @@ export const IORING_OP_READ = 22;
 export const IORING_OP_WRITE = 23;
 const IORING_OP_URING_CMD = 46;
 
+/**
+ * Added to the operation of a transfer: a thread of the kernel does it, also where nothing has to be waited
+ * for. It is IOSQE_ASYNC, in the entry's flags: the byte behind the operation.
+ */
+export const IORING_BY_THREAD = 1 << 12;
+
 /** Flag of IORING_OP_FSYNC: fdatasync(2). */
 const IORING_FSYNC_DATASYNC = 1;
 
@@ -62,6 +68,7 @@ const IORING_SQ_CQ_OVERFLOW = 1 << 1;
 const IORING_SQ_TASKRUN = 1 << 2;
 const IORING_CQ_EVENTFD_DISABLED = 1 << 0;
 const IORING_REGISTER_EVENTFD = 4;
+const IORING_REGISTER_IOWQ_MAX_WORKERS = 19;
 const IORING_OFF_SQ_RING = 0;
 const IORING_OFF_SQES = 0x10000000;
 const NEEDED_FEATURES = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE;
@@ -226,6 +233,17 @@ export class Uring {
     if (result < 0) throw new SystemError(lastErrno(), "Cannot give an io_uring its eventfd");
   }
 
+  /**
+   * Limits the threads on which the kernel moves bytes of files for this process. Kernels before 5.15 keep
+   * their own limit.
+   */
+  limitThreads(most: number): void {
+    // u32 limits[2]: of work on files and block devices, and of all other; 0 keeps what there is.
+    const limits = new Uint32Array([most, 0]);
+    const opcode = IORING_REGISTER_IOWQ_MAX_WORKERS;
+    libc.io_uring_register(SYS_io_uring_register, this.#fd, opcode, limits, limits.length);
+  }
+
   /** How many entries are prepared that the kernel has not taken. */
   get prepared(): number {
     return (this.#sqTail - this.#sqTaken) | 0;
@@ -254,7 +272,7 @@ export class Uring {
   /**
    * Prepares a transfer between a file and I/O memory.
    *
-   * @param opcode IORING_OP_READ, READV, WRITE or WRITEV.
+   * @param opcode IORING_OP_READ, READV, WRITE or WRITEV, perhaps with IORING_BY_THREAD.
    * @param memorySector Sector of I/O memory at which the buffer begins, or for READV and WRITEV
    * the iovecs.
    * @param length Bytes of the buffer, or for READV and WRITEV the number of iovecs.
@@ -269,7 +287,8 @@ export class Uring {
     id: number,
     tag: number,
   ): void {
-    const vectored = opcode === IORING_OP_READV || opcode === IORING_OP_WRITEV;
+    const operation = opcode & ~IORING_BY_THREAD;
+    const vectored = operation === IORING_OP_READV || operation === IORING_OP_WRITEV;
     requireMemory(memorySector, length, vectored);
     const at = this.#entry(opcode, fd, id, tag);
     const sqes = this.#sqes;

@@ -118,6 +118,11 @@ export interface ImageContext extends DriverContext {
   takePrepared(): Prepared | null;
   /** What the images of this device keep in memory over a pause. */
   readonly retained: RetainedState;
+  /**
+   * Whether `status` looks for holes of the file in what an image holds, too: for copies of a disk that
+   * is not written. Which image of the chain holds such zeros is not told then.
+   */
+  readonly findsHoles?: boolean;
 }
 
 /** Which image, and how. */

@@ -81,6 +81,11 @@ export interface StorageFile {
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
   /**
+   * The descriptor of a regular file, which others may write to before the next call of `sync`. A simulated
+   * file has none, and neither has a block device: it may be open past the page cache.
+   */
+  readonly descriptor?: number;
+  /**
    * Whether a tapdisk has the file open for writing. Only the header and the locators may be
    * written then: a tapdisk never writes them, and does not read them again while it has the image
    * open.
@@ -177,6 +182,10 @@ class OsFile implements StorageFile {
       : null;
   }
 
+  get descriptor(): number | undefined {
+    return this.isBlockDevice ? undefined : this.#fd;
+  }
+
   sizeBytes(): number {
     return this.#named("get the size of", () => fileStatus(this.#fd).sizeBytes);
   }
@@ -244,7 +253,8 @@ export const osStorage: Storage = {
     try {
       const file = new OsFile(path, opened, options.cached === true);
       if (mode === "create") {
-        file.refuseReaders();
+        // An empty file, such as one that the caller has just made, has nothing that a tapdisk could read.
+        if (file.isBlockDevice || file.sizeBytes() > 0) file.refuseReaders();
         if (!file.isBlockDevice) file.truncate(0);
       }
       return file;

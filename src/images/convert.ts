@@ -18,12 +18,6 @@ import { eachData, UNIT_SECTORS } from "./zeros.ts";
 /** Azure takes disks of whole MiB only. */
 const AZURE_BYTES = 1 << 20;
 
-/**
- * Requests under way where all data goes through the page cache, which serves one request after another:
- * what is read is written while the processor's own cache still has it.
- */
-const CACHED_SLOTS = 4;
-
 /** Options of a conversion. */
 export interface ConvertOptions extends WorkOptions {
   /** Makes a VHD with all its room at once. */
@@ -62,7 +56,7 @@ export async function convertImage(
 ): Promise<Converted> {
   const engine = createEngine(options.log ?? (() => {}));
   try {
-    const source = await OpenImage.open(engine, from, { readOnly: true });
+    const source = await OpenImage.open(engine, from, { readOnly: true, findsHoles: true });
     try {
       return await convertOpen(engine, { source, to, options });
     } finally {
@@ -133,7 +127,7 @@ async function copyOver(
 ): Promise<number | null> {
   const { fixed, azure, compression, detectZeros = true, signal, onProgress } = options;
   const { storage } = engine.context.files;
-  const slots = source.isCached ? CACHED_SLOTS : undefined;
+  const slots = source.isCached ? engine.cachedSlots : undefined;
   const copy = { source, detectZeros, slots, signal, onProgress };
   if (compression === undefined) {
     if (fixed === true || azure === true || kind.createSequential === undefined) return null;
@@ -170,7 +164,7 @@ export async function copyInto(
     await walkImage(engine, {
       source,
       operations: image.operations,
-      slots: source.isCached && image.isCached ? CACHED_SLOTS : undefined,
+      slots: source.isCached && image.isCached ? engine.cachedSlots : undefined,
       signal: options.signal,
       onProgress: options.onProgress,
       take: (piece, done) => writer.write(piece, done),

@@ -1,6 +1,6 @@
 import type { NewFile } from "../files/new_file.ts";
 import type { ProgressListener } from "../files/progress.ts";
-import type { Storage } from "../files/storage.ts";
+import type { Storage, StorageFile } from "../files/storage.ts";
 import type { CheckResult } from "../vhd/check/check.ts";
 
 /** Options of a new image without a parent. */
@@ -17,10 +17,19 @@ export interface SequentialOptions {
   readonly sizeBytes: number;
 }
 
+/** Writes bytes to a place of a file, in whole sectors. */
+export type PutBytes = (bytes: Uint8Array<ArrayBuffer>, offsetBytes: number) => void;
+
 /** A new image that is written once, from the start of the disk to its end. Calls throw `SystemError`. */
 export interface SequentialImage {
-  /** Writes whole sectors behind those before. */
-  write(bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void;
+  readonly file: StorageFile;
+  /**
+   * Writes whole sectors behind those before.
+   *
+   * @param put Writes part of the bytes to a place of the file, now or later, but before `finish`. By
+   * default the image does that.
+   */
+  write(bytes: Uint8Array<ArrayBuffer>, offsetBytes: number, put?: PutBytes): void;
   /** Makes the image whole and durable, and closes it, also when that fails. */
   finish(): void;
   /** Closes an image that is not whole. */

@@ -51,16 +51,17 @@ export class OpenImage implements RequestSink, FaultOwner {
    * Opens an image of any type and the images below it.
    *
    * @param name As for tapdisk: `vhd:/disk.vhd`.
+   * @param findsHoles `status` looks for holes of the files in what the images hold, too.
    * @throws {SystemError} for what cannot be opened.
    */
   static async open(
     { context, run }: Engine,
     name: string,
-    { readOnly }: { readOnly: boolean },
+    { readOnly, findsHoles = false }: { readOnly: boolean; findsHoles?: boolean },
   ): Promise<OpenImage> {
     const { type, path } = firstLayer(name);
     const leaf: ImageSpec = { type, path, readOnly, direct: false };
-    return await OpenImage.#open({ context, run }, { leaf, isAlone: false });
+    return await OpenImage.#open({ context, run }, { leaf, isAlone: false, findsHoles });
   }
 
   /**
@@ -69,12 +70,13 @@ export class OpenImage implements RequestSink, FaultOwner {
    * @param leaf As `layers` of an open chain has it.
    */
   static async openAlone(engine: Engine, leaf: ImageSpec): Promise<OpenImage> {
-    return await OpenImage.#open(engine, { leaf, isAlone: true });
+    // A hole of the file is zeros that hide what is below: this layer does hold them.
+    return await OpenImage.#open(engine, { leaf, isAlone: true, findsHoles: false });
   }
 
   static async #open(
     { context, run }: Pick<Engine, "context" | "run">,
-    { leaf, isAlone }: { leaf: ImageSpec; isAlone: boolean },
+    { leaf, isAlone, findsHoles }: { leaf: ImageSpec; isAlone: boolean; findsHoles: boolean },
   ): Promise<OpenImage> {
     const image = new OpenImage(`${leaf.type}:${leaf.path}`, context.log);
     const preparation = new Preparation();
@@ -84,6 +86,7 @@ export class OpenImage implements RequestSink, FaultOwner {
       pieces: new PieceTable(context.pieces),
       retained: image.#retained,
       faults: image,
+      findsHoles,
       takePrepared: () => preparation.take(),
     };
     let failure: unknown = null;

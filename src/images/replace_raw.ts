@@ -20,7 +20,7 @@ export async function replaceRaw(
 ): Promise<void> {
   const engine = createEngine(() => {});
   try {
-    const source = await OpenImage.open(engine, from, { readOnly: true });
+    const source = await OpenImage.open(engine, from, { readOnly: true, findsHoles: true });
     try {
       source.refuseAsTarget(path);
       const file = engine.context.files.storage.open(path, "write");

@@ -3,11 +3,15 @@ import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import type { Compressed, Compressors } from "./compressors.ts";
 import type { Engine } from "./engine.ts";
 import { InOrder, type OrderedSink } from "./in_order.ts";
-import type { CompressedImage, SequentialImage } from "./kind.ts";
+import type { CompressedImage, PutBytes, SequentialImage } from "./kind.ts";
 import type { OpenImage } from "./open_image.ts";
+import { QueuedWrites } from "./queued_writes.ts";
 import { type Piece, walkImage } from "./walk.ts";
 import type { WorkOptions } from "./work.ts";
 import { eachData, UNIT_SECTORS } from "./zeros.ts";
+
+/** The most writes of one piece: parts of 4 KiB with zeros between them, some of them in two clusters. */
+const WRITES_OF_PIECE = 128;
 
 /** Clusters for each compressor that wait for it, so that it never waits for them. */
 const JOBS_FOR_ONE = 8;
@@ -29,7 +33,7 @@ export async function copySequentially(
   image: SequentialImage,
   copy: SequentialCopy,
 ): Promise<number> {
-  const sink = new PlainSink(image, copy.detectZeros);
+  const sink = new PlainSink(engine, image, copy.detectZeros);
   return await copyInto(engine, { image, copy, sink });
 }
 
@@ -46,6 +50,8 @@ export async function copyCompressed(
 interface Sink extends OrderedSink {
   /** Sectors that were taken. */
   readonly written: number;
+  /** Operations of the disk queue that a piece needs. */
+  readonly operations: number;
   /** Ends what is under way after the last piece. */
   end(finished: () => void): void;
   throwError(): void;
@@ -63,6 +69,7 @@ async function copyInto(
     const order = new InOrder(sink, 0);
     await walkImage(engine, {
       source,
+      operations: sink.operations,
       slots,
       signal,
       onProgress,
@@ -89,25 +96,39 @@ function eachRun(
   else call(0, count);
 }
 
-/** Writes data as it is. */
+/** Writes data as it is: to a regular file by the disk queue, while further data is read. */
 class PlainSink implements Sink {
   written = 0;
+  readonly operations: number;
   readonly #image: SequentialImage;
   readonly #detectZeros: boolean;
+  /** Null where the image writes its file itself. */
+  readonly #writes: QueuedWrites | null;
 
-  constructor(image: SequentialImage, detectZeros: boolean) {
+  constructor({ context }: Engine, image: SequentialImage, detectZeros: boolean) {
     this.#image = image;
     this.#detectZeros = detectZeros;
+    const { path, descriptor } = image.file;
+    this.#writes = descriptor === undefined
+      ? null
+      : new QueuedWrites(context.queue, { path, file: descriptor });
+    this.operations = this.#writes === null ? 0 : WRITES_OF_PIECE;
   }
 
   write(piece: Piece, done: Done): void {
+    const writes = this.#writes;
+    if (writes !== null) return writes.write(piece, done, (put) => this.#write(piece, put));
+    this.#write(piece);
+    done(null);
+  }
+
+  #write(piece: Piece, put?: PutBytes): void {
     const { bytes, sector } = piece;
     eachRun(piece, this.#detectZeros, (from, count) => {
       const run = bytes.subarray(from * SECTOR_BYTES, (from + count) * SECTOR_BYTES);
-      this.#image.write(run, (sector + from) * SECTOR_BYTES);
+      this.#image.write(run, (sector + from) * SECTOR_BYTES, put);
       this.written += count;
     });
-    done(null);
   }
 
   skip(): void {}
@@ -128,6 +149,7 @@ interface Job {
 /** Compresses clusters, many at once, and writes them in their order. */
 class CompressingSink implements Sink {
   written = 0;
+  readonly operations = 0;
   readonly #engine: Engine;
   readonly #image: CompressedImage;
   readonly #compressors: Compressors;

@@ -34,7 +34,7 @@ export async function streamImage(
 ): Promise<void> {
   const engine = createEngine(() => {});
   try {
-    const source = await OpenImage.open(engine, name, { readOnly: true });
+    const source = await OpenImage.open(engine, name, { readOnly: true, findsHoles: true });
     try {
       if (skip > source.sectors) {
         const what = `Cannot start at sector ${skip} of ${name} (it has ${source.sectors})`;

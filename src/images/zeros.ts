@@ -4,7 +4,7 @@ import { equalMemory, memoryAddress, SECTOR_BYTES } from "../../ffi/memory.ts";
 export const UNIT_SECTORS = 8;
 
 const WORD_BYTES = 8;
-const WORDS_PER_SECTOR = SECTOR_BYTES / WORD_BYTES;
+const HALVES_PER_SECTOR = 2 * SECTOR_BYTES / WORD_BYTES;
 
 /** Whether memory at an address, whose first word is zero, holds only zeros. */
 function isZero(address: number, lengthBytes: number): boolean {
@@ -25,12 +25,13 @@ export function eachData(
   { unitSectors, memorySector }: { unitSectors: number; memorySector: number },
   call: (from: number, count: number) => void,
 ): void {
-  const words = new BigInt64Array(bytes.buffer, bytes.byteOffset, bytes.length / WORD_BYTES);
+  const halves = new Int32Array(bytes.buffer, bytes.byteOffset, 2 * bytes.length / WORD_BYTES);
   const sectors = bytes.length / SECTOR_BYTES;
   const address = memoryAddress(memorySector);
+  const isZeroWord = (at: number): boolean => halves[at] === 0 && halves[at + 1] === 0;
   const mayBeZero = (at: number): boolean =>
-    words[at * WORDS_PER_SECTOR] === 0n &&
-    words[Math.min(sectors, at + unitSectors) * WORDS_PER_SECTOR - 1] === 0n;
+    isZeroWord(at * HALVES_PER_SECTOR) &&
+    isZeroWord(Math.min(sectors, at + unitSectors) * HALVES_PER_SECTOR - 2);
   const isZeroFrom = (at: number, end: number): boolean =>
     isZero(address + at * SECTOR_BYTES, (end - at) * SECTOR_BYTES);
   /** Start of the data that `call` was not told of; -1: none. */

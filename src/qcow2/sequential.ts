@@ -88,6 +88,11 @@ export class SequentialQcow2 {
     assert(this.#counts.group === 0, "The structures of a new image have one refcount block");
   }
 
+  /** The file that the image is written to. */
+  get file(): StorageFile {
+    return this.#file;
+  }
+
   /** Bytes of a cluster. */
   get clusterBytes(): number {
     return this.#geometry.clusterBytes;
@@ -97,9 +102,15 @@ export class SequentialQcow2 {
    * Writes whole sectors as they are. What is not written of a cluster reads as zeros.
    *
    * @param offsetBytes On the disk, behind what was written before.
+   * @param put Writes part of the bytes to a place of the file, before `finish`.
    * @throws {SystemError} Errors of the file system.
    */
-  write(bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
+  write(
+    bytes: Uint8Array<ArrayBuffer>,
+    offsetBytes: number,
+    put: (part: Uint8Array<ArrayBuffer>, at: number) => void = (part, at) =>
+      this.#file.writeAt(part, at),
+  ): void {
     const { clusterBytes } = this.#geometry;
     for (let at = 0; at < bytes.length;) {
       const inCluster = (offsetBytes + at) % clusterBytes;
@@ -111,7 +122,7 @@ export class SequentialQcow2 {
         if (next !== start + end - at) break;
         end += clusterBytes;
       }
-      this.#file.writeAt(bytes.subarray(at, Math.min(end, bytes.length)), start);
+      put(bytes.subarray(at, Math.min(end, bytes.length)), start);
       at = end;
     }
   }

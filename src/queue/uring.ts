@@ -1,4 +1,5 @@
 import {
+  IORING_BY_THREAD,
   IORING_OP_READ,
   IORING_OP_READV,
   IORING_OP_WRITE,
@@ -23,14 +24,23 @@ export class UringBackend implements DiskBackend, UringUser {
   readonly batch = BATCH;
   readonly #loop: UringLoop;
   readonly #tag: number;
+  /** Added to the operations of transfers. */
+  readonly #flags: number;
   /** Operations that ended, until they are reaped: number and result. */
   readonly #ended = new Int32Array(2 * CAPACITY);
   #endedCount = 0;
 
-  /** Throws `SystemError` where there is no io_uring; see `uringMissing`. */
-  constructor(scheduler: Scheduler) {
+  /**
+   * Throws `SystemError` where there is no io_uring; see `uringMissing`.
+   *
+   * @param threads All transfers run on threads of the kernel, at most so many at once. Without it, those
+   * run there that would have to wait.
+   */
+  constructor(scheduler: Scheduler, { threads }: { threads?: number } = {}) {
     this.#loop = sharedUringLoop(scheduler);
     this.#tag = this.#loop.add(this);
+    this.#flags = threads === undefined ? 0 : IORING_BY_THREAD;
+    if (threads !== undefined) this.#loop.limitThreads(threads);
   }
 
   register(_file: number): void {}
@@ -53,7 +63,8 @@ export class UringBackend implements DiskBackend, UringUser {
       ? (vectored ? IORING_OP_READV : IORING_OP_READ)
       : (vectored ? IORING_OP_WRITEV : IORING_OP_WRITE);
     const length = vectored ? iovecCount : count * SECTOR_BYTES;
-    this.#loop.prepareTransfer(opcode, file, memorySector, length, sectors, io, this.#tag);
+    const operation = opcode | this.#flags;
+    this.#loop.prepareTransfer(operation, file, memorySector, length, sectors, io, this.#tag);
   }
 
   submit(): void {

@@ -77,6 +77,11 @@ export class UringLoop implements FdHandler, TurnWork {
     return this.#ring.commands;
   }
 
+  /** See {@linkcode Uring.limitThreads}. */
+  limitThreads(most: number): void {
+    this.#ring.limitThreads(most);
+  }
+
   /** Whether the last user is gone, and the ring with it. */
   get isClosed(): boolean {
     return this.#closed;

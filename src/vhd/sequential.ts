@@ -1,6 +1,6 @@
 import { assert } from "../../ffi/assert.ts";
 import { writeNewImage } from "../files/new_file.ts";
-import { type FileIdentity, osStorage, type Storage } from "../files/storage.ts";
+import { type FileIdentity, osStorage, type Storage, type StorageFile } from "../files/storage.ts";
 import { validateSize, writeSparseImage, writeZeros } from "./create.ts";
 import { allSet, setBits } from "./format/bitmap.ts";
 import { blockEnd } from "./format/layout.ts";
@@ -47,19 +47,30 @@ export class SequentialVhd {
     this.#bitmap = new Uint8Array(bitmapSectors * VHD_SECTOR_SIZE);
   }
 
+  /** The file that the image is written to. */
+  get file(): StorageFile {
+    return this.#image.file;
+  }
+
   /**
    * Writes whole sectors. What is not written reads as zeros.
    *
    * @param offsetBytes On the disk, behind what was written before.
+   * @param put Writes part of the bytes to a place of the file, before `finish`.
    * @throws {SystemError} EFBIG, or ENOSPC on a device, for a block without room; errors of the file system.
    */
-  write(bytes: Uint8Array<ArrayBuffer>, offsetBytes: number): void {
-    const { file, blockSizeBytes, bitmapSectors } = this.#image;
+  write(
+    bytes: Uint8Array<ArrayBuffer>,
+    offsetBytes: number,
+    put: (part: Uint8Array<ArrayBuffer>, at: number) => void = (part, at) =>
+      this.file.writeAt(part, at),
+  ): void {
+    const { blockSizeBytes, bitmapSectors } = this.#image;
     for (let at = 0; at < bytes.length;) {
       const inBlock = (offsetBytes + at) % blockSizeBytes;
       const part = bytes.subarray(at, at + blockSizeBytes - inBlock);
       this.#begin((offsetBytes + at - inBlock) / blockSizeBytes);
-      file.writeAt(part, (this.#place + bitmapSectors) * VHD_SECTOR_SIZE + inBlock);
+      put(part, (this.#place + bitmapSectors) * VHD_SECTOR_SIZE + inBlock);
       setBits(this.#bitmap, inBlock / VHD_SECTOR_SIZE, part.length / VHD_SECTOR_SIZE);
       at += part.length;
     }

@@ -4,6 +4,7 @@ import { Errno } from "../../ffi/errno.ts";
 import { Arena } from "../../ffi/memory.ts";
 import { uringMissing } from "../../ffi/uring_probe.ts";
 import type { DiskBackend } from "../../src/queue/backend.ts";
+import { CachedBackend } from "../../src/queue/cached.ts";
 import { type DiskFile, osDiskFiles } from "../../src/queue/disk_files.ts";
 import { DiskQueue, type IoOwner } from "../../src/queue/disk_queue.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
@@ -25,6 +26,7 @@ interface Kind {
 const KINDS: readonly Kind[] = [
   { name: "libaio", missing: null, make: (scheduler) => new LibaioBackend(scheduler) },
   { name: "io_uring", missing: uringIsMissing, make: (scheduler) => new UringBackend(scheduler) },
+  { name: "threads", missing: uringIsMissing, make: (scheduler) => new CachedBackend(scheduler) },
   { name: "both", missing: uringIsMissing, make: (scheduler) => new MixedBackend(scheduler) },
 ];
 

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { deflateRawSync } from "node:zlib";
 import { osStorage } from "../../src/files/storage.ts";
+import type { PutBytes } from "../../src/images/kind.ts";
 import { streamImage } from "../../src/images/stream.ts";
 import { checkQcow2 } from "../../src/qcow2/check.ts";
 import { openQcow2 } from "../../src/qcow2/image/image.ts";
@@ -9,6 +10,7 @@ import { SequentialQcow2 } from "../../src/qcow2/sequential.ts";
 import { Random } from "../../src/testing/random.ts";
 import { assertBytes } from "../support/nbd_disks.ts";
 import { findTool, runOk, withTempDir } from "../support/tools.ts";
+import { writeLater } from "../support/write_later.ts";
 
 const SECTOR_BYTES = 512;
 
@@ -18,8 +20,12 @@ function fillEasily(bytes: Uint8Array, random: Random): void {
   for (let i = random.below(20); i > 0; i--) bytes[random.below(bytes.length)] = random.below(256);
 }
 
-/** Writes random clusters and runs of sectors; returns what the disk then holds. */
-function writeSome(image: SequentialQcow2, sizeBytes: number, random: Random): Uint8Array {
+/** Writes random clusters, and runs of sectors perhaps by `put`; returns what the disk then holds. */
+function writeSome(
+  image: SequentialQcow2,
+  { sizeBytes, random }: { sizeBytes: number; random: Random },
+  put?: PutBytes,
+): Uint8Array {
   const { clusterBytes } = image;
   const content = new Uint8Array(sizeBytes);
   const plainShare = random.next();
@@ -31,7 +37,7 @@ function writeSome(image: SequentialQcow2, sizeBytes: number, random: Random): U
       const from = at + random.below(clusterBytes / SECTOR_BYTES) * SECTOR_BYTES;
       const run = content.subarray(from, end);
       for (let i = 0; i < run.length; i++) run[i] = random.below(256);
-      image.write(run.slice(), from);
+      image.write(run.slice(), from, put);
       at = end;
     } else {
       const bytes = content.subarray(at, at + clusterBytes);
@@ -68,7 +74,10 @@ for (const [clusterBytes, sizeBytes] of [[512, 700_416], [4096, 8 << 20], [65536
       for (let seed = 0; seed < 5; seed++) {
         const path = `${folder}/${seed}.qcow2`;
         const image = new SequentialQcow2(path, { sizeBytes, clusterBytes });
-        const content = writeSome(image, sizeBytes, new Random(seed));
+        const wanted = { sizeBytes, random: new Random(seed) };
+        const content = seed % 2 === 0
+          ? writeSome(image, wanted)
+          : writeLater(image.file, (put) => writeSome(image, wanted, put));
         image.finish();
         const opened = openQcow2(path);
         try {

@@ -44,3 +44,20 @@ Deno.test("zeros: each byte of each unit counts, and the runs are whole units", 
     arena.release();
   }
 });
+
+Deno.test("zeros: memory that repeats a word is not zero, whichever bit the word has", () => {
+  const arena = new Arena(16 * 1024);
+  try {
+    const { buffer, byteOffset, length } = arena.bytes;
+    const words = new BigUint64Array(buffer, byteOffset, length / 8);
+    for (let bit = 0n; bit < 64n; bit++) {
+      words.fill(1n << bit);
+      const found: number[][] = [];
+      const options = { unitSectors: UNIT_SECTORS, memorySector: arena.sector };
+      eachData(arena.bytes, options, (from, count) => found.push([from, count]));
+      assert.deepEqual(found, [[0, arena.sizeBytes / SECTOR_BYTES]], `bit ${bit}`);
+    }
+  } finally {
+    arena.release();
+  }
+});

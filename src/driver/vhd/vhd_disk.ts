@@ -11,6 +11,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { FileRuns } from "../file_runs.ts";
 import { PieceKind } from "../pieces.ts";
 import { BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import { BitmapLoader } from "./bitmap_loader.ts";
@@ -47,6 +48,8 @@ export class VhdDisk implements ImageDriver {
   readonly #loader: BitmapLoader;
   readonly #reader: BlockReader;
   readonly #holes: HolePuncher;
+  /** Null where holes within blocks are not looked for. */
+  readonly #runs: FileRuns | null;
   #isOpen = true;
   readonly #directOwner: IoOwner = {
     ioDone: (slot, sectors, errno) =>
@@ -74,6 +77,9 @@ export class VhdDisk implements ImageDriver {
     this.#sink = sink;
     this.#file = file;
     this.#holes = new HolePuncher(file, context);
+    // Zeros of the file are none of an encrypted disk.
+    const looks = context.findsHoles === true && spec.readOnly && cipher === null;
+    this.#runs = looks ? new FileRuns(file.disk) : null;
     this.sectors = Math.floor(file.image.sizeBytes / SECTOR_BYTES);
     this.#sectorsPerBlock = file.sectorsPerBlock;
     this.#cache = new BitmapCache(file.bat.length, file.bitmapSectors * SECTOR_BYTES);
@@ -276,13 +282,14 @@ export class VhdDisk implements ImageDriver {
   /** Reports the extents of this image and those past its parent's end; the parent reports the rest. */
   status(slot: number, sector: number, count: number): void {
     for (let wanted = true; wanted && count > 0;) {
-      const run = this.#runHere(sector, count);
-      if (run === 0) return this.#waitForStatus(slot, sector, count);
-      const sectors = Math.abs(run);
-      const below = run < 0 && this.#reader.showsParentAt(sector) ? this.#reader.below : null;
+      const held = this.#runHere(sector, count);
+      if (held === 0) return this.#waitForStatus(slot, sector, count);
+      const below = held < 0 && this.#reader.showsParentAt(sector) ? this.#reader.below : null;
       if (below !== null) {
-        return below.status(slot, sector, Math.min(sectors, below.sectors - sector));
+        return below.status(slot, sector, Math.min(-held, below.sectors - sector));
       }
+      const run = held > 0 ? this.#runInFile(sector, held) : held;
+      const sectors = Math.abs(run);
       wanted = this.#sink.extent(slot, sectors, run > 0);
       sector += sectors;
       count -= sectors;
@@ -305,6 +312,13 @@ export class VhdDisk implements ImageDriver {
     const bit = this.#cache.bitOf(entry) + this.#file.inBlock(sector);
     const run = runEnd(this.#cache.onDisk, bit, bit + part) - bit;
     return testBit(this.#cache.onDisk, bit) ? run : -run;
+  }
+
+  /** How many sectors that this image holds are alike: negative where they are a hole of the file. */
+  #runInFile(sector: number, count: number): number {
+    if (this.#runs === null) return count;
+    const location = this.#file.locationOf(this.#file.blockOf(sector));
+    return this.#runs.at(location + this.#file.bitmapSectors + this.#file.inBlock(sector), count);
   }
 
   #waitForStatus(slot: number, sector: number, count: number): void {

@@ -14,6 +14,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { FileRuns } from "../file_runs.ts";
 import { PieceKind } from "../pieces.ts";
 import { TableCache } from "../table_cache.ts";
 import { TableLoader } from "../table_loader.ts";
@@ -47,6 +48,8 @@ export class VhdxDisk implements ImageDriver {
   /** Null in an image without bitmaps. */
   readonly #cache: TableCache | null;
   readonly #loader: TableLoader | null;
+  /** Null where holes within blocks are not looked for. */
+  readonly #runs: FileRuns | null;
   #below: ImageDriver | null = null;
   #isOpen = true;
   readonly #owner: IoOwner = {
@@ -78,6 +81,7 @@ export class VhdxDisk implements ImageDriver {
     const pages = image.bitmaps.length * this.#pagesPerBitmap;
     this.#cache = pages === 0 ? null : new TableCache(pages, PAGE_BYTES);
     this.#loader = this.#cache === null ? null : this.#makeLoader(this.#cache);
+    this.#runs = context.findsHoles === true ? new FileRuns(file) : null;
     registerFile(file, spec, context);
   }
 
@@ -151,9 +155,13 @@ export class VhdxDisk implements ImageDriver {
 
   #readData(slot: number, sector: number, count: number, memory: number, block: number): void {
     this.counts.readSectors += count;
-    const inBlock = sector - block * this.#blockSectors;
-    const place = this.#image.places[block] * MIB_SECTORS + inBlock;
+    const place = this.#placeOfData(sector, block);
     this.#context.queue.read(this.file, place, count, memory, this.#owner, slot);
+  }
+
+  /** The sector of the file at which a sector of a block lies. */
+  #placeOfData(sector: number, block: number): number {
+    return this.#image.places[block] * MIB_SECTORS + sector - block * this.#blockSectors;
   }
 
   #readZeros(slot: number, count: number, memory: number): void {
@@ -301,6 +309,11 @@ export class VhdxDisk implements ImageDriver {
       const isBelow = !isHere && (state === BlockState.NotPresent || state === BlockState.Partial);
       const below = isBelow && sector < (this.#below?.sectors ?? 0) ? this.#below : null;
       if (below !== null) return below.status(slot, sector, Math.min(part, below.sectors - sector));
+      if (isHere && this.#runs !== null) {
+        const run = this.#runs.at(this.#placeOfData(sector, block), part);
+        isHere = run > 0;
+        part = Math.abs(run);
+      }
       wanted = this.#sink.extent(slot, part, isHere);
       sector += part;
       count -= part;
