@@ -58,7 +58,8 @@ export async function attempt(
     const isRefused = error instanceof SystemError && operation.refusals?.includes(error.errno);
     if (!isRefused && !world.mayFail(error, hitsBefore)) throw error;
     world.trace(() => `  failed: ${error instanceof SystemError ? error.message : error}`);
-    for (const path of world.disk.paths) {
+    // A name that was taken back is there again after a power cut, if its folder could not be synced.
+    for (const path of [...world.disk.paths, ...operation.mayBe]) {
       if (!world.images.has(path)) world.leftovers.add(path);
     }
     return false;
