@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
+import "../../src/images/convert.ts";
 import { run, withTempDir } from "../support/tools.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;

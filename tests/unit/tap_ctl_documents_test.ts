@@ -3,6 +3,8 @@ import { tapCtlCompletion, tapCtlPage, tapdiskPage } from "../../src/cli/tap_ctl
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { needs, run, runOk } from "../support/tools.ts";
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
+import "../../src/images/convert.ts";
 
 Deno.test("tap-ctl(8) has every command with its options and notes", async () => {
   const page = tapCtlPage(await loadCommands());
