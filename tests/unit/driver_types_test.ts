@@ -19,6 +19,8 @@ import { liveSnapshot } from "../../src/vbd/live_snapshot.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { DiskKey } from "../../src/vhd/key.ts";
 import { Simulation } from "../support/sim.ts";
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
+import "../../src/images/convert.ts";
 
 const twin: DriverType = {
   ...aioDriver,
