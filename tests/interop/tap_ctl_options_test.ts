@@ -9,6 +9,8 @@ import type { Command } from "commander";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { createCbtLog } from "../../src/cbt/log_file.ts";
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
+import "../../src/images/convert.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import {
