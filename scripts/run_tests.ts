@@ -46,7 +46,7 @@ const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
 /** Files that `--quick` leaves out because they take long. */
 const SLOW =
-  /(?:\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process)_test\.ts$/;
+  /(?:\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow2_bad_input|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process)_test\.ts$/;
 
 interface Plan {
   readonly tasks: string[];
