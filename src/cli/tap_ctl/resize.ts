@@ -24,7 +24,7 @@ interface ServedDisk {
 
 const NOTES = `
 Makes a running disk larger: its requests wait while its image is made larger, and what is added reads
-as zeros. SIZE is in bytes; 20Gi and 20G are 20 GiB. Who sees the new size and when is as for unpause.
+as zeros. SIZE is in bytes; 20Gi and 20G are 20 GiB. Users see the new size as they do after unpause.
 When the image cannot be made larger, the disk continues with the size that it had. When tap-ctl is
 killed meanwhile, the disk stays paused; unpause it.`;
 
@@ -50,7 +50,7 @@ async function resize({ size, timeout, ...device }: ResizeChoices): Promise<void
     throw refused(what, "it is written to a second image too", "end that by unpause -2 null");
   }
   if (inventory(device).some(({ state }) => state !== 0)) {
-    // Another program that paused it would not expect it to run again.
+    // Another program may have paused it; only that program resumes it.
     throw new SystemError(Errno.EBUSY, `${what} (it does not run)`, { hint: "see tap-ctl list" });
   }
   // What cannot be resized is not paused.
@@ -60,7 +60,7 @@ async function resize({ size, timeout, ...device }: ResizeChoices): Promise<void
     const why = `it has ${sizeBytes} bytes, and a running disk is never made smaller`;
     throw new SystemError(Errno.EINVAL, `${what} to ${size} bytes (${why})`);
   }
-  // A signal that comes while the disk is paused is obeyed when it runs again.
+  // A signal during the pause ends the command after the disk has been resumed.
   await interruptible(async () => {
     pauseDevice(device, timeLimit({ timeout }));
     try {
