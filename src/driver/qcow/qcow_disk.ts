@@ -14,6 +14,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { failPiece } from "../fail_piece.ts";
 import { PieceKind, PieceLists } from "../pieces.ts";
 import { Inflater, type InflaterOwner } from "./inflater.ts";
 import { QcowFile } from "./qcow_file.ts";
@@ -373,13 +374,7 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
   }
 
   #fail(piece: number, errno: number): void {
-    const { pieces } = this.#context;
-    const slot = pieces.slot[piece];
-    const count = pieces.count[piece];
-    const isStatus = pieces.kind[piece] === PieceKind.Status;
-    pieces.give(piece);
-    if (isStatus) this.#sink.statusDone(slot, errno);
-    else this.#sink.pieceDone(slot, count, errno);
+    failPiece(this.#context.pieces, this.#sink, piece, errno);
   }
 
   #resume(piece: number): void {

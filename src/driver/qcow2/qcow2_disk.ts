@@ -12,6 +12,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { failPiece } from "../fail_piece.ts";
 import { PieceKind } from "../pieces.ts";
 import { ClusterMap, Held } from "./cluster_map.ts";
 import { ClusterWriter } from "./cluster_writer.ts";
@@ -301,13 +302,7 @@ export class Qcow2Disk implements ImageDriver {
   // ---- what waited ----------------------------------------------------------------------------
 
   #fail(piece: number, errno: number): void {
-    const { pieces } = this.#context;
-    const slot = pieces.slot[piece];
-    const count = pieces.count[piece];
-    const isStatus = pieces.kind[piece] === PieceKind.Status;
-    pieces.give(piece);
-    if (isStatus) this.#sink.statusDone(slot, errno);
-    else this.#sink.pieceDone(slot, count, errno);
+    failPiece(this.#context.pieces, this.#sink, piece, errno);
   }
 
   #resume(piece: number): void {

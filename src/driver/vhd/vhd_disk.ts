@@ -12,6 +12,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import { FileRuns } from "../file_runs.ts";
+import { failPiece } from "../fail_piece.ts";
 import { PieceKind } from "../pieces.ts";
 import { BitmapCache, BlockFlag } from "./bitmap_cache.ts";
 import { BitmapLoader } from "./bitmap_loader.ts";
@@ -160,13 +161,7 @@ export class VhdDisk implements ImageDriver {
   }
 
   #fail(piece: number, errno: number): void {
-    const { pieces } = this.#context;
-    const slot = pieces.slot[piece];
-    const count = pieces.count[piece];
-    const isStatus = pieces.kind[piece] === PieceKind.Status;
-    pieces.give(piece);
-    if (isStatus) this.#sink.statusDone(slot, errno);
-    else this.#sink.pieceDone(slot, count, errno);
+    failPiece(this.#context.pieces, this.#sink, piece, errno);
   }
 
   #resume(piece: number): void {

@@ -15,6 +15,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import { FileRuns } from "../file_runs.ts";
+import { failPiece } from "../fail_piece.ts";
 import { PieceKind } from "../pieces.ts";
 import { TableCache } from "../table_cache.ts";
 import { TableLoader } from "../table_loader.ts";
@@ -261,13 +262,7 @@ export class VhdxDisk implements ImageDriver {
   }
 
   #fail(piece: number, errno: number): void {
-    const { pieces } = this.#context;
-    const isStatus = pieces.kind[piece] === PieceKind.Status;
-    const slot = pieces.slot[piece];
-    const count = pieces.count[piece];
-    pieces.give(piece);
-    if (isStatus) this.#sink.statusDone(slot, errno);
-    else this.#sink.pieceDone(slot, count, errno);
+    failPiece(this.#context.pieces, this.#sink, piece, errno);
   }
 
   write(): void {
