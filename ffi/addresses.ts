@@ -25,15 +25,19 @@ const libc = openLibc({
 });
 
 const SOCK_STREAM = 1;
+const AI_PASSIVE = 0x01;
+const AI_NUMERICHOST = 0x04;
 const AI_ADDRCONFIG = 0x20;
+const AF_INET = 2;
+const AF_INET6 = 10;
 const EAI_SYSTEM = -11;
 // struct addrinfo (netdb.h): i32 flags @0, family @4, socktype @8, protocol @12, u32 addrlen @16,
 // sockaddr *addr @24, char *canonname @32, addrinfo *next @40.
 const ADDRINFO_BYTES = 48;
 
-function tcpHints(): Int32Array<ArrayBuffer> {
+function tcpHints(flags = AI_ADDRCONFIG): Int32Array<ArrayBuffer> {
   const hints = new Int32Array(ADDRINFO_BYTES / 4);
-  hints[0] = AI_ADDRCONFIG;
+  hints[0] = flags;
   hints[2] = SOCK_STREAM;
   return hints;
 }
@@ -49,6 +53,41 @@ export function resolveTcp(host: string, port: number): Uint8Array<ArrayBuffer>[
   const result = new BigUint64Array(1);
   const code = libc.getaddrinfo(cString(host), cString(String(port)), tcpHints(), result);
   return takeAddresses(code, result, { host, errno: code === EAI_SYSTEM ? lastErrno() : 0 });
+}
+
+/** The `struct sockaddr` of a port of an address in numbers; never asks a server. Throws as `resolveTcp`. */
+export function tcpAddress(address: string, port: number): Uint8Array<ArrayBuffer> {
+  const result = new BigUint64Array(1);
+  const hints = tcpHints(AI_NUMERICHOST);
+  const code = libc.getaddrinfo(cString(address), cString(String(port)), hints, result);
+  return takeAddresses(code, result, { host: address, errno: 0 })[0];
+}
+
+/** The addresses of a host on which a server can listen, in numbers. Blocks as `resolveTcp` does. */
+export function listeningAddresses(host: string): string[] {
+  const result = new BigUint64Array(1);
+  const code = libc.getaddrinfo(cString(host), cString("0"), tcpHints(AI_PASSIVE), result);
+  const errno = code === EAI_SYSTEM ? lastErrno() : 0;
+  return takeAddresses(code, result, { host, errno }).map(addressText);
+}
+
+/** The address in a `struct sockaddr`, in numbers: `192.0.2.1`, `2001:db8:0:0:0:0:0:1`. */
+export function addressText(address: Uint8Array): string {
+  // sockaddr_in: u16 family @0, u16 port @2 (big-endian), u8 addr[4] @4.
+  // sockaddr_in6: u16 family @0, u16 port @2, u32 flow @4, u8 addr[16] @8.
+  const view = new DataView(address.buffer, address.byteOffset, address.byteLength);
+  const family = view.getUint16(0, true);
+  if (family === AF_INET) return Array.from(address.subarray(4, 8)).join(".");
+  if (family !== AF_INET6) return "";
+  const groups = Array.from({ length: 8 }, (_, i) => view.getUint16(8 + 2 * i, false));
+  const isMapped = groups.slice(0, 5).every((group) => group === 0) && groups[5] === 0xffff;
+  if (isMapped) return Array.from(address.subarray(20, 24)).join(".");
+  return groups.map((group) => group.toString(16)).join(":");
+}
+
+/** The port in a `struct sockaddr` of TCP. */
+export function addressPort(address: Uint8Array): number {
+  return address[2] * 256 + address[3];
 }
 
 /** As `resolveTcp`; another thread waits. The promise fails as that throws. */

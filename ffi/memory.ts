@@ -268,6 +268,23 @@ export function copySectors(to: number, from: number, count: number): void {
   }
 }
 
+/** The part of I/O memory in which the offset of a byte is below 2^31. */
+const BYTES_WINDOW_BYTES = 2 * 1024 ** 3 - PAGE_BYTES;
+let window: Uint8Array<ArrayBuffer> | null = null;
+
+/**
+ * Copies bytes of I/O memory, whose places are offsets in all of it. The ranges must not overlap.
+ * Throws `AssertionError` out of range.
+ */
+export function copyMemory(to: number, from: number, lengthBytes: number): void {
+  const end = Math.max(to, from) + lengthBytes;
+  assert(to >= 0 && from >= 0 && end <= usedBytes, "A copy leaves I/O memory");
+  region ??= reserveRegion();
+  window ??= memoryWindow(Math.min(BYTES_WINDOW_BYTES, region.sizeBytes));
+  if (end <= window.length) window.copyWithin(to, from, from + lengthBytes);
+  else libc.memcpy(region.address + to, region.address + from, lengthBytes);
+}
+
 function makeWords(): Float64Array {
   region ??= reserveRegion();
   return new Float64Array(memoryAt(region.address, Math.min(WINDOW_BYTES, region.sizeBytes) - 8));

@@ -27,6 +27,14 @@ const libc = openLibc({
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   // int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen)
   getpeername: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
+  // int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen)
+  getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
+  // int accept4(int sockfd, struct sockaddr *addr, socklen_t *addrlen, int flags)
+  acceptFrom: {
+    name: "accept4",
+    parameters: ["i32", "buffer", "buffer", "i32"],
+    result: "i32",
+  },
   // int socketpair(int domain, int type, int protocol, int sv[2])
   socketpair: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int close(int fd)
@@ -42,11 +50,13 @@ const libc = openLibc({
 });
 
 const AF_UNIX = 1;
+const AF_INET6 = 10;
 const SOCK_STREAM = 1;
 const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+const SO_REUSEADDR = 2;
 const SO_TYPE = 3;
 const SO_ERROR = 4;
 const SO_SNDBUF = 7;
@@ -56,11 +66,14 @@ const SO_ACCEPTCONN = 30;
 const SO_SNDBUFFORCE = 32;
 const SO_DOMAIN = 39;
 const IPPROTO_TCP = 6;
+const IPPROTO_IPV6 = 41;
+const IPV6_V6ONLY = 26;
 const TCP_NODELAY = 1;
 const TCP_KEEPIDLE = 4;
 const TCP_KEEPINTVL = 5;
 const TCP_KEEPCNT = 6;
 const TCP_USER_TIMEOUT = 18;
+const TCP_ULP = 31;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const SUN_PATH_BYTES = 108;
@@ -183,6 +196,40 @@ export function beginConnect(address: Uint8Array<ArrayBuffer>, title: string): n
   return fd;
 }
 
+/**
+ * Listens on a `struct sockaddr` of TCP. The descriptor does not block. A socket of IPv6 takes clients
+ * of IPv4 as well when `isDual`.
+ *
+ * @param title Name of the address for the error.
+ * @throws {SystemError} EADDRINUSE when another process listens there.
+ */
+export function tcpListen(
+  address: Uint8Array<ArrayBuffer>,
+  title: string,
+  { backlog, isDual }: { backlog: number; isDual: boolean },
+): number {
+  const family = new DataView(address.buffer, address.byteOffset).getUint16(0, true);
+  const fd = libc.socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) throw new SystemError(lastErrno(), "Cannot create a socket");
+  libc.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, new Int32Array([1]), 4);
+  if (family === AF_INET6) {
+    libc.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, new Int32Array([isDual ? 0 : 1]), 4);
+  }
+  checkSocket(fd, libc.bind(fd, address, address.length), `Cannot listen on ${title}`);
+  checkSocket(fd, libc.listen(fd, backlog), `Cannot listen on ${title}`);
+  return fd;
+}
+
+/** The `struct sockaddr` that a socket is bound to. Throws `SystemError`. */
+export function boundAddress(fd: number): Uint8Array<ArrayBuffer> {
+  const address = new Uint8Array(SOCKADDR_BYTES);
+  const size = new Uint32Array([SOCKADDR_BYTES]);
+  if (libc.getsockname(fd, address, size) < 0) {
+    throw new SystemError(lastErrno(), "Cannot get the address of a socket");
+  }
+  return address.slice(0, size[0]);
+}
+
 /** Disables Nagle's algorithm, and detects a peer that vanished within half a minute. */
 function watchOverTcp(fd: number): void {
   const options = [
@@ -196,6 +243,14 @@ function watchOverTcp(fd: number): void {
   for (const [level, option, value] of options) {
     libc.setsockopt(fd, level, option, new Int32Array([value]), 4);
   }
+}
+
+/**
+ * Prepares a connected TCP socket for TLS in the kernel; false where the kernel has none. The kernel
+ * loads its module for a process with CAP_NET_ADMIN. The socket stays as it is until keys are set.
+ */
+export function prepareKernelTls(fd: number): boolean {
+  return libc.setsockopt(fd, IPPROTO_TCP, TCP_ULP, encodeName("tls\0"), 4) === 0;
 }
 
 /** An option of a socket that is an int, or -errno. */
@@ -252,6 +307,19 @@ export function connectDatagrams(path: string): number {
 export function acceptConnection(fd: number): number {
   const connection = libc.accept4(fd, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
   return connection >= 0 ? connection : -lastErrno();
+}
+
+/**
+ * As `acceptConnection`, of a client over TCP, which gets the options of `beginConnect`.
+ *
+ * @param from Filled with the `struct sockaddr` of the client; 128 bytes.
+ */
+export function acceptTcp(fd: number, from: Uint8Array<ArrayBuffer>): number {
+  const size = new Uint32Array([SOCKADDR_BYTES]);
+  const connection = libc.acceptFrom(fd, from, size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (connection < 0) return -lastErrno();
+  watchOverTcp(connection);
+  return connection;
 }
 
 /**

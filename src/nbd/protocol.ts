@@ -36,6 +36,7 @@ export const NBD_FLAG_CAN_MULTI_CONN = 256;
 export const NBD_OPT_EXPORT_NAME = 1;
 export const NBD_OPT_ABORT = 2;
 export const NBD_OPT_LIST = 3;
+export const NBD_OPT_STARTTLS = 5;
 export const NBD_OPT_INFO = 6;
 export const NBD_OPT_GO = 7;
 export const NBD_OPT_STRUCTURED_REPLY = 8;

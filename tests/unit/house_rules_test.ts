@@ -11,7 +11,7 @@ import { type SourceFile, sourceFiles } from "../support/source_files.ts";
  */
 const FLOORS: readonly (readonly string[])[] = [
   ["ffi"],
-  ["src/files", "src/log", "src/nbd"],
+  ["src/files", "src/log", "src/nbd", "src/tls"],
   ["src/metrics"],
   ["src/vhd/format", "src/qcow2/format"],
   ["src/vhd/image", "src/qcow2/image"],
@@ -41,6 +41,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/files": "storage.ts",
   "src/log": "log.ts",
   "src/nbd": "protocol.ts",
+  "src/tls": "tls.ts",
   "src/metrics": "metrics.ts",
   "src/vhd/format": "units.ts",
   "src/vhd/image": "image.ts",

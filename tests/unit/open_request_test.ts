@@ -61,8 +61,22 @@ const REQUESTS: OpenRequest[] = [
       burstMs: 700,
     },
     existingParent: 5,
+    serve: [],
   },
 ];
+
+/** What a message does not carry: it is served by messages of its own. */
+const SERVED: OpenRequest = {
+  ...PLAIN,
+  serve: [{
+    addresses: ["127.0.0.1", "0:0:0:0:0:0:0:1"],
+    port: 10809,
+    name: "ä b",
+    tls: { mode: "require", certificates: "/pki", psk: null, verifyPeer: true },
+    maxClients: 9,
+    maxClientsPerAddress: 3,
+  }],
+};
 
 Deno.test("open request: a message carries every field", () => {
   for (const request of REQUESTS) assert.deepEqual(decodeOpen(encodeOpen(7, request)), request);
@@ -76,7 +90,7 @@ Deno.test("open request: the file of a minor keeps every field", () => {
     const minor = allocateMinor();
     const node = `${folder}/node`;
     Deno.writeTextFileSync(node, "");
-    for (const request of REQUESTS) {
+    for (const request of [...REQUESTS, SERVED]) {
       for (const encrypted of [false, true]) {
         const record = { ...request, node, encrypted };
         writeMinorRecord(minor, record);

@@ -58,6 +58,14 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Close the image of a minor",
     load: async () => (await import("./close.ts")).defineClose,
   },
+  serve: {
+    summary: "Serve a running disk by NBD over TCP, with or without TLS",
+    load: async () => (await import("./serve.ts")).defineServe,
+  },
+  unserve: {
+    summary: "Stop serving a disk over TCP",
+    load: async () => (await import("./unserve.ts")).defineUnserve,
+  },
   restore: {
     summary: "Serve the disks in /etc/blktap/devices, as at boot, or stop serving them",
     load: async () => (await import("./restore.ts")).defineRestore,

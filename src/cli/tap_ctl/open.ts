@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { type DeviceAddress, openImage } from "../../control/client/client.ts";
+import { type DeviceAddress, openAndServe } from "../../control/client/client.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
 import {
   deviceChoice,
@@ -14,6 +14,6 @@ export function defineOpen(command: Command): Command {
   return keyOptions(imageOptions(deviceOptions(command), deviceChoice("none")))
     .action((choices: ImageChoices & KeyChoices & DeviceAddress) => {
       const extras = { key: encryptionKey(choices) };
-      openImage(choices, openRequest(choices), extras);
+      openAndServe(choices, openRequest(choices), extras);
     });
 }

@@ -13,6 +13,8 @@ import {
   type OpenRequest,
   QUEUE_CHOICES,
 } from "../../control/protocol/open_request.ts";
+import { absolutePath } from "./paths.ts";
+import { type ServeChoices, serveOptions, serveRequest } from "./serve_options.ts";
 import { RETRY_POLICIES } from "../../vbd/retry.ts";
 
 function integer(least: number, most: number): (text: string) => number {
@@ -59,7 +61,7 @@ export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
 
 /** The options of `create` and `open`, as they are parsed. */
 export interface ImageChoices
-  extends Pick<OpenRequest, "device" | "queue" | "direct" | "retry">, LimitChoices {
+  extends Pick<OpenRequest, "device" | "queue" | "direct" | "retry">, LimitChoices, ServeChoices {
   readonly args: string;
   readonly readOnly?: boolean;
   readonly localCache?: boolean;
@@ -107,7 +109,7 @@ export function imageOptions(command: Command, device: Option): Command {
     .addOption(retry)
     .addOption(device)
     .addOption(queue);
-  return limitOptions(command).addHelpText("after", `\n${imagesHelp()}`);
+  return serveOptions(limitOptions(command)).addHelpText("after", `\n${imagesHelp()}`);
 }
 
 /** What `--help` says of images' names. */
@@ -121,6 +123,7 @@ export function openRequest(
 ): OpenRequest {
   const { direct, retry, device, queue, log, secondary, standby = false } = rest;
   const { existingParent = null } = rest;
+  const serve = serveRequest(rest);
   if (standby && secondary === undefined) {
     throw new SystemError(Errno.EINVAL, "Cannot stand by without a secondary image (-s needs -2)");
   }
@@ -138,6 +141,7 @@ export function openRequest(
     standby,
     limits: { ...NO_LIMITS, ...limitChanges(rest) },
     existingParent,
+    serve: serve === null ? [] : [serve],
   };
 }
 
@@ -148,8 +152,7 @@ export function secondaryImage(name: string | undefined): string | null | undefi
 
 /** A file with an absolute path; null without one. */
 export function absoluteFile(path?: string): string | null {
-  if (path === undefined) return null;
-  return path.startsWith("/") ? path : `${workingFolder()}/${path}`;
+  return path === undefined ? null : absolutePath(path);
 }
 
 /**

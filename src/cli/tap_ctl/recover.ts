@@ -14,7 +14,7 @@ import { minorPath } from "../../control/paths.ts";
 import { parseMinor } from "./options.ts";
 import { Tries } from "./tries.ts";
 import { warnOfSilent } from "./silent.ts";
-import { printLine } from "../print.ts";
+import { printErrorLine, printLine } from "../print.ts";
 
 function printNode({ node, minor }: Pick<CreatedDevice, "node" | "minor">): void {
   printLine(node ?? minorPath(minor));
@@ -30,8 +30,11 @@ async function recover(only: number | undefined, key: Secret | undefined): Promi
   const present = inventory({ minor: only });
   warnOfSilent("recover", present);
   const ended = disksEndedByFaults(present);
-  const takeOver = async (minor: number): Promise<void> =>
-    printNode(await recoverDevice(minor, { key }));
+  const takeOver = async (minor: number): Promise<void> => {
+    const { unserved = [], ...device } = await recoverDevice(minor, { key });
+    for (const why of unserved) printErrorLine(`tap-ctl recover: minor ${minor}: ${why}`);
+    printNode(device);
+  };
   if (only !== undefined) {
     const disk = ended.find(({ minor }) => minor === only);
     return disk === undefined ? await takeOver(only) : resume(disk);

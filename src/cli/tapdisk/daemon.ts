@@ -16,6 +16,7 @@ import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { handedOver } from "../../driver/nbd/handed_over.ts";
 import { HandoverSocket, shownText } from "../../frontend/handover_socket.ts";
 import { kernelProcessorTimes } from "../../frontend/xenblkif/polling.ts";
+import { NbdPorts } from "../../frontend/nbd/ports.ts";
 import { NbdServer } from "../../frontend/nbd/server.ts";
 import type { Logger } from "../../log/log.ts";
 import { MetricsFolder, removeStaleMetrics } from "../../metrics/metrics_folder.ts";
@@ -78,13 +79,14 @@ export function startTapdisk(log: Logger): Tapdisk {
   };
   // The answer to the last detach is sent before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
+  const ports = new NbdPorts(scheduler, warn);
   const devices = new Devices({
     scheduler,
     contextOf: queueContexts(scheduler, { log, metrics }),
     frontends: [
       (vbd) => {
         const sockets = nbdSockets(Deno.pid, vbd.minor);
-        return new NbdServer(ownedBy(vbd, scheduler), vbd, sockets, warn);
+        return new NbdServer(ownedBy(vbd, scheduler), vbd, sockets, warn, ports);
       },
     ],
     makers: DEVICE_MAKERS,

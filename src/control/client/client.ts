@@ -16,7 +16,14 @@ import {
   type OpenRequest,
   type ResumeRequest,
 } from "../protocol/open_request.ts";
+import type { ServeRequest } from "../../frontend/nbd/ports.ts";
 import { encodePause } from "../protocol/pause.ts";
+import {
+  decodeServeReply,
+  encodeServe,
+  encodeUnserve,
+  type UnserveRequest,
+} from "../protocol/serve.ts";
 import {
   decodeSnapshotReply,
   encodeSnapshot,
@@ -25,6 +32,8 @@ import {
 } from "../protocol/snapshot.ts";
 import { withConnection } from "./connection.ts";
 
+/** How long a tapdisk may take to listen, or to stop. A pause before it may take longer. */
+const SERVE_TIMEOUT_MS = 60_000;
 /** How long a tapdisk may take to answer that a time limit has passed. */
 const GRACE_MS = 1_000;
 
@@ -82,6 +91,42 @@ export function openImage(
     if (key !== undefined) connection.sendKey(key);
     const what = `Cannot open ${request.image} on minor ${minor} of tapdisk ${pid}`;
     return decodeDiskInfo(connection.expect(MessageType.OPEN_RSP, what));
+  });
+}
+
+/** Serves a disk over TCP; returns where. Throws `SystemError`, `TapdiskError`. */
+export function serveDevice({ pid, minor }: DeviceAddress, request: ServeRequest): string {
+  return withConnection(pid, SERVE_TIMEOUT_MS, (connection) => {
+    connection.send(encodeServe(minor, request));
+    const what = `Cannot serve minor ${minor} of tapdisk ${pid}`;
+    return decodeServeReply(connection.expect(MessageType.SERVE_RSP, what));
+  });
+}
+
+/**
+ * Opens an image on a minor, and serves it over TCP where the request says so; both or neither.
+ * Throws `SystemError`, `TapdiskError`.
+ */
+export function openAndServe(
+  device: DeviceAddress,
+  request: OpenRequest,
+  extras: OpenExtras = {},
+): void {
+  openImage(device, request, extras);
+  try {
+    for (const serve of request.serve) serveDevice(device, serve);
+  } catch (error) {
+    closeImage(device);
+    throw error;
+  }
+}
+
+/** Ends exports of a disk over TCP. Throws `SystemError`, `TapdiskError`. */
+export function unserveDevice({ pid, minor }: DeviceAddress, request: UnserveRequest): void {
+  withConnection(pid, SERVE_TIMEOUT_MS, (connection) => {
+    connection.send(encodeUnserve(minor, request));
+    const what = `Cannot stop serving minor ${minor} of tapdisk ${pid}`;
+    connection.expect(MessageType.UNSERVE_RSP, what);
   });
 }
 

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { askNode, askPid, QUESTION_TIMEOUT_MS } from "./questions.ts";
 import {
@@ -8,8 +8,10 @@ import {
   type DeviceAddress,
   type OpenExtras,
   openImage,
+  serveDevice,
   type TimeLimit,
 } from "./client.ts";
+import type { ServeRequest } from "../../frontend/nbd/ports.ts";
 import { TapdiskError } from "./connection.ts";
 import type { OpenRequest } from "../protocol/open_request.ts";
 import { removeStaleMetrics } from "../../metrics/metrics_folder.ts";
@@ -32,19 +34,42 @@ function attempt(undo: () => void): void {
 /** A device that was made, and the node of its block device, if it has one. */
 export interface CreatedDevice extends DeviceAddress {
   readonly node: string | null;
+  /** Of a device that was taken over: why it is not served over TCP as before. */
+  readonly unserved?: readonly string[];
+}
+
+/** Serves a disk over TCP. A disk that is taken over is brought back in any case. */
+function tryToServe(
+  device: DeviceAddress,
+  request: ServeRequest,
+  { isTakenOver = false }: ServeExtras,
+): string[] {
+  try {
+    serveDevice(device, request);
+    return [];
+  } catch (error) {
+    if (!isTakenOver) throw error;
+    return [messageOf(error)];
+  }
+}
+
+interface ServeExtras extends OpenExtras {
+  /** Whether the disk has users that wait for it. */
+  readonly isTakenOver?: boolean;
 }
 
 /** Starts a tapdisk with an image on a minor. Throws; then the tapdisk has ended. */
 async function serveMinor(
   minor: number,
   request: OpenRequest,
-  extras: OpenExtras,
+  extras: ServeExtras,
 ): Promise<CreatedDevice> {
   const device = { pid: await spawnTapdisk(), minor };
   try {
     attachDevice(device);
     openImage(device, request, extras);
-    return { ...device, node: askNode(device) };
+    const unserved = request.serve.flatMap((serve) => tryToServe(device, serve, extras));
+    return { ...device, node: askNode(device), ...(unserved.length > 0 ? { unserved } : {}) };
   } catch (error) {
     // A tapdisk ends when its last device is detached. One that never had a device needs a signal.
     attempt(() => detachDevice(device));
@@ -86,7 +111,7 @@ export async function recoverDevice(
     throw new SystemError(Errno.ENODEV, what);
   }
   closeFile(holdMinor(minor));
-  const recovered = await serveMinor(minor, record, { key });
+  const recovered = await serveMinor(minor, record, { key, isTakenOver: true });
   removeStaleSockets();
   removeStaleMetrics();
   return recovered;

@@ -1,9 +1,9 @@
 import { type Done, Errno } from "../../../ffi/errno.ts";
 import type { Secret } from "../../../ffi/secret.ts";
 import { DiskKey } from "../../vhd/key.ts";
-import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
+import type { DeviceStatistics } from "./disk_access.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo, RING_FEATURES } from "../protocol/disk_info.ts";
 import { decodeConnect, decodeGuestDevice } from "../protocol/guest_ring.ts";
@@ -12,6 +12,7 @@ import { encodeListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, messageCookie, MessageType } from "../protocol/message.ts";
 import { decodeOpen, decodeResume } from "../protocol/open_request.ts";
 import { decodePauseTimeoutMs } from "../protocol/pause.ts";
+import { decodeServe, decodeUnserve, encodeServeReply } from "../protocol/serve.ts";
 import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
@@ -80,7 +81,7 @@ function listReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
 }
 
 function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
-  const statisticsOf = (minor: number): VbdStatistics =>
+  const statisticsOf = (minor: number): DeviceStatistics =>
     devices.find(minor, "get the statistics of").statistics();
   const value = cookie === ALL_MINORS
     ? devices.list().map(({ minor }) => statisticsOf(minor))
@@ -193,6 +194,14 @@ export function controlCommands(devices: Devices): CommandTable {
     devices.connectRing(minor, decodeConnect(request));
     return encodePlain(MessageType.XENBLKIF_CONNECT_RSP, minor);
   });
+  const serving = change((request, minor) => {
+    const listen = devices.find(minor, "serve").serve(decodeServe(request));
+    return encodeServeReply(minor, listen);
+  });
+  const unserving = change((request, minor) => {
+    devices.find(minor, "stop serving").unserve(decodeUnserve(request));
+    return encodePlain(MessageType.UNSERVE_RSP, minor);
+  });
   // The guest may have gone: nothing that a disk does may delay this. The cookie says no minor.
   const disconnecting = question((request, cookie) => {
     devices.disconnectRing(decodeGuestDevice(request));
@@ -210,6 +219,8 @@ export function controlCommands(devices: Devices): CommandTable {
     [MessageType.RESUME, resuming],
     [MessageType.CLOSE, closing(false)],
     [MessageType.FORCE_SHUTDOWN, closing(true)],
+    [MessageType.SERVE, serving],
+    [MessageType.UNSERVE, unserving],
   ]);
 }
 

@@ -7,10 +7,15 @@ import { receiveAt, sendAt } from "../../../ffi/sockets.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import { MESSAGE_BYTES } from "../protocol/message.ts";
+import { MOST_SERVE_BYTES } from "../protocol/serve.ts";
 import { keyLength, LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
 
 /** How long a peer may take to send its request, or to receive the answer. */
 const PEER_TIMEOUT_MS = 10_000;
+
+/** The longest request that there is. */
+const MOST_INPUT_BYTES = Math.max(LONGEST_REQUEST_BYTES, MESSAGE_BYTES + MOST_SERVE_BYTES);
 
 /**
  * Takes a request. The key that came behind it is in memory for keys; whoever takes the request
@@ -29,7 +34,7 @@ export class ControlConnection implements FdHandler, FaultOwner {
   readonly #requested: RequestTaker;
   readonly #closed: (connection: ControlConnection) => void;
   readonly #log: Log;
-  readonly #input = new Uint8Array(LONGEST_REQUEST_BYTES);
+  readonly #input = new Uint8Array(MOST_INPUT_BYTES);
   #received = 0;
   /** The key behind the request, once its length is known. */
   #key: Secret | null = null;

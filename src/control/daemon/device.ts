@@ -13,7 +13,6 @@ import {
   type LiveSnapshotOptions,
 } from "../../vbd/live_snapshot.ts";
 import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
-import type { VbdStatistics } from "../../vbd/statistics.ts";
 import { Vbd } from "../../vbd/vbd.ts";
 import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { DiskKey } from "../../vhd/key.ts";
@@ -27,8 +26,12 @@ import { diskOfMinor } from "../minors/parent_disk.ts";
 import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
+import { isChosen, listenText, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import type { OpenRequest, QueueChoice, ResumeRequest } from "../protocol/open_request.ts";
-import { type DevicePlan, DiskAccess, type FrontendFactory, makersFor } from "./disk_access.ts";
+import type { UnserveRequest } from "../protocol/serve.ts";
+import { type DevicePlan, type DeviceStatistics, DiskAccess } from "./disk_access.ts";
+import { type FrontendFactory, makersFor } from "./disk_access.ts";
+import type { DeviceSummary } from "./device_summary.ts";
 import type { RemainingDevice } from "./remaining.ts";
 
 /** The interface for disk I/O: one for all files, or "mixed": the faster one for each file. */
@@ -55,15 +58,6 @@ export interface KeyedRequest {
   readonly request: OpenRequest;
   /** The key of an encrypted image; the device wipes it when it is closed. */
   readonly key?: DiskKey;
-}
-
-/** A device in the list of a tapdisk. */
-export interface DeviceSummary {
-  readonly minor: number;
-  /** A union of TD_VBD_* bits. */
-  readonly state: number;
-  /** `type:/path`; empty without an image. */
-  readonly name: string;
 }
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
@@ -165,8 +159,28 @@ export class Device {
     return this.#vbd.report();
   }
 
-  statistics(): VbdStatistics {
-    return this.#vbd.statistics();
+  statistics(): DeviceStatistics {
+    return { ...this.#vbd.statistics(), exports: this.#access.exports };
+  }
+
+  /** Serves the disk over TCP; returns where. Throws `SystemError`. */
+  serve(request: ServeRequest): string {
+    const served = this.#access.serve(request);
+    this.#noteServed((serve) => [...serve, served]);
+    return listenText(served.addresses, served.port);
+  }
+
+  /** Ends exports of the disk over TCP. Throws `SystemError`: ENOENT when there is none of these. */
+  unserve(chosen: UnserveRequest): void {
+    this.#access.unserve(chosen);
+    this.#noteServed((serve) => serve.filter((each) => !isChosen(each, chosen)));
+  }
+
+  /** Notes for a tapdisk that takes the device over where it is served. */
+  #noteServed(change: (serve: readonly ServeRequest[]) => readonly ServeRequest[]): void {
+    if (this.#request === null) return;
+    this.#request = { ...this.#request, serve: change(this.#request.serve) };
+    this.#recordDevice();
   }
 
   /** Releases the minor and the memory. The image must be closed. */

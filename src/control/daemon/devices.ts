@@ -12,7 +12,8 @@ import { secretsNotLocked } from "../../../ffi/secret.ts";
 import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
 import type { Log } from "../../log/log.ts";
 import { MAX_ID } from "../minors/minors.ts";
-import { Device, type DeviceServices, type DeviceSummary } from "./device.ts";
+import { Device, type DeviceServices } from "./device.ts";
+import type { DeviceSummary } from "./device_summary.ts";
 import type { RemainingDevice } from "./remaining.ts";
 
 /** What the devices need of their process. */

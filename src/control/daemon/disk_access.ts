@@ -6,12 +6,27 @@ import { userOf } from "../../frontend/device_users.ts";
 import { GuestRings } from "../../frontend/xenblkif/guest_rings.ts";
 import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
 import type { Xen } from "../../../ffi/xen.ts";
+import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { ringJournalPath } from "../paths.ts";
+import { listenText, type ServedExport, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
+import type { UnserveRequest } from "../protocol/serve.ts";
+
+/** Serves a disk over the network. */
+export interface NetworkAccess {
+  /** Serves it; returns the request with the port that was chosen. Throws `SystemError`. */
+  serve(request: ServeRequest): ServeRequest;
+  /** Ends what was chosen; returns how many exports there were. */
+  unserve(chosen: UnserveRequest): number;
+  /** Where it is served. */
+  exports(): ServedExport[];
+}
 
 /** A frontend that needs no kernel, such as the NBD server; it exists while the image is open. */
 export interface Frontend {
+  /** How it serves the disk over the network, if it does. */
+  readonly network?: NetworkAccess;
   /** Drops its clients and closes its socket. */
   close(): void;
 }
@@ -49,6 +64,12 @@ export function makersFor(choice: DeviceChoice, all: readonly DeviceMaker[]): De
   return makers;
 }
 
+/** The statistics of a device. */
+export interface DeviceStatistics extends VbdStatistics {
+  /** Where it is served over TCP. */
+  exports: ServedExport[];
+}
+
 /** The shortest time between two checks for users of a device whose new size is not visible yet. */
 const USER_CHECK_MS = 1000;
 /** A check reads all of /proc. The time between two is this many times the time that one takes. */
@@ -78,6 +99,37 @@ export class DiskAccess {
   constructor(host: DiskAccessHost) {
     this.#host = host;
     this.rings = new GuestRings(host, ringJournalPath);
+  }
+
+  /** Serves the disk over the network. Throws `SystemError`: EINVAL while it is not open. */
+  get #network(): NetworkAccess {
+    for (const { network } of this.#frontends) if (network !== undefined) return network;
+    const what = `Cannot serve minor ${this.#host.vbd.minor} (it has no image)`;
+    throw new SystemError(Errno.EINVAL, what);
+  }
+
+  /** Serves the disk over TCP. Throws `SystemError`. */
+  serve(request: ServeRequest): ServeRequest {
+    const { log, vbd } = this.#host;
+    const served = this.#network.serve(request);
+    const where = listenText(served.addresses, served.port);
+    log.info(`Minor ${vbd.minor} is served on ${where}, named ${JSON.stringify(served.name)}`);
+    return served;
+  }
+
+  /** Ends exports of the disk over TCP. Throws `SystemError`: ENOENT when there is none of these. */
+  unserve(chosen: UnserveRequest): void {
+    const { log, vbd } = this.#host;
+    if (this.#network.unserve(chosen) === 0) {
+      const what = `Cannot stop serving minor ${vbd.minor}`;
+      throw new SystemError(Errno.ENOENT, `${what} (it is not served there)`);
+    }
+    log.info(`Minor ${vbd.minor} is served no more on ${chosen.at ?? "TCP"}`);
+  }
+
+  /** Where the disk is served over the network. */
+  get exports(): ServedExport[] {
+    return this.#frontends.flatMap(({ network }) => network?.exports() ?? []);
   }
 
   /** The block device's node; null without one. */

@@ -36,6 +36,9 @@
  * | node       | answers.ts      | the answer: path[256] of the block device @12, empty for none  |
  * | limit      | limit.ts        | u32 which of the limits change, a bit each @8; limits @16: six |
  * |            |                 | u64, u32 burst (ms) @64; the answer: the limits @16            |
+ * | serve      | serve.ts        | u32 length @8; so many bytes of JSON follow; the answer:       |
+ * |            |                 | path[256] with addresses and port @12                          |
+ * | unserve    | serve.ts        | as serve; the answer has no fields                             |
  *
  * @module
  */
@@ -90,6 +93,10 @@ export const MessageType = {
   NODE_RSP: 67,
   LIMIT: 0x210,
   LIMIT_RSP: 0x211,
+  SERVE: 0x220,
+  SERVE_RSP: 0x221,
+  UNSERVE: 0x222,
+  UNSERVE_RSP: 0x223,
 } as const;
 
 const namesByType = new Map<number, string>(

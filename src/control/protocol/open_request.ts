@@ -3,6 +3,8 @@ import { DEVICE_KINDS } from "../../frontend/block_device.ts";
 import { areRateLimits, isLimited, NO_LIMITS, type RateLimits } from "../../vbd/rate_limits.ts";
 import { RETRY_POLICIES, type RetryPolicy } from "../../vbd/retry.ts";
 import type { OpenOptions } from "../../vbd/vbd.ts";
+import type { ServeRequest } from "../../frontend/nbd/ports.ts";
+import { parseServeRequest } from "./serve.ts";
 import { ALL_MINORS, messageCookie, MessageType } from "./message.ts";
 import {
   decodeParams,
@@ -51,6 +53,8 @@ export interface OpenRequest extends VbdOptions {
   readonly limits: RateLimits;
   /** The minor whose disk is read below the image instead of its parent; null for none. */
   readonly existingParent: number | null;
+  /** Where the disk is served over TCP, once it is open. */
+  readonly serve: readonly ServeRequest[];
 }
 
 /** An open request without its image, where nothing else is asked for. */
@@ -67,6 +71,7 @@ export const OPEN_DEFAULTS: Omit<OpenRequest, "image"> = {
   standby: false,
   limits: NO_LIMITS,
   existingParent: null,
+  serve: [],
 };
 
 /** What a message names instead of a secondary image, for none. */
@@ -233,6 +238,8 @@ export function decodeOpen(message: Uint8Array): OpenRequest {
     standby: (flags & MessageFlag.STANDBY) !== 0,
     limits: requestLimits(message) ?? NO_LIMITS,
     existingParent: (flags & MessageFlag.REUSE_PRT) === 0 ? null : params.parentMinor,
+    // A disk that is open is served by messages of their own.
+    serve: [],
   };
 }
 
@@ -267,6 +274,7 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     secondary = null,
     standby = false,
     existingParent = null,
+    serve = [],
     limits = NO_LIMITS,
     retry = "all",
   } = record;
@@ -285,7 +293,8 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
   if (!areRateLimits(limits)) return null;
   if (existingParent !== null && !isMinor(existingParent)) return null;
   if (deviceChoice === undefined || queueChoice === undefined) return null;
-  if (retryPolicy === undefined) return null;
+  if (retryPolicy === undefined || !Array.isArray(serve)) return null;
+  const served = serve.map(parseServeRequest).filter((each) => each !== null);
   return {
     image,
     requestTimeoutSeconds,
@@ -300,5 +309,6 @@ export function parseOpenRequest(value: unknown): OpenRequest | null {
     standby,
     limits,
     existingParent,
+    serve: served,
   };
 }

@@ -1,5 +1,6 @@
 import type { RateLimits } from "../../vbd/rate_limits.ts";
 import { LIMITS_BYTES, limitsAt, putLimits } from "./limit.ts";
+import { serveTextBytes } from "./serve.ts";
 import {
   encodePathField,
   MESSAGE_BYTES,
@@ -116,6 +117,9 @@ export function encodeTrailer(
 export function requestLength(bytes: Uint8Array): number {
   if (bytes.length < MESSAGE_BYTES) return MESSAGE_BYTES;
   const type = messageType(bytes);
+  if (type === MessageType.SERVE || type === MessageType.UNSERVE) {
+    return MESSAGE_BYTES + serveTextBytes(bytes);
+  }
   if (type !== MessageType.OPEN && type !== MessageType.RESUME) return MESSAGE_BYTES;
   const flags = viewOf(bytes).getUint32(8, true);
   let length = MESSAGE_BYTES;

@@ -1,5 +1,5 @@
 import { Errno } from "../../../ffi/errno.ts";
-import { RequestKind } from "../../vbd/slots.ts";
+import { RequestKind, SLOT_BYTES } from "../../vbd/slots.ts";
 import {
   MAXIMUM_BLOCK_BYTES,
   MINIMUM_BLOCK_BYTES,
@@ -75,4 +75,18 @@ export function refusalOf(
   if (!carriesData(command) || length <= MAXIMUM_BLOCK_BYTES) return 0;
   // EOVERFLOW tells a client that set DF to send smaller requests.
   return isUnfragmented ? Errno.EOVERFLOW : Errno.EINVAL;
+}
+
+/**
+ * Checks the range of a request that takes several slots; returns as `refusalOf` does. The device
+ * checks each part alone: without this, a part could fail after another was done.
+ */
+export function refusalBeyond(
+  command: number,
+  offset: number,
+  length: number,
+  diskBytes: number,
+): number {
+  if (length <= SLOT_BYTES || offset + length <= diskBytes) return 0;
+  return command === NBD_CMD_WRITE ? Errno.ENOSPC : Errno.EINVAL;
 }

@@ -6,7 +6,7 @@ import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
 import { type ClientSeat, HANDSHAKE_BYTES } from "./client_seat.ts";
-import { carriesData, kindOf, refusalOf } from "./commands.ts";
+import { carriesData, kindOf, refusalBeyond, refusalOf } from "./commands.ts";
 import type { ClientKind, ConnectionHost, ServedConnection } from "./connection_host.ts";
 import { Handshake } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
@@ -20,9 +20,10 @@ import {
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
 } from "../../nbd/protocol.ts";
-import { MOST_EXTENTS, partsOf, releaseParts, takeParts } from "./nbd_slots.ts";
+import { MOST_EXTENTS, partsOf, putRequest, releaseParts, takeParts } from "./nbd_slots.ts";
 import { ReplyQueue } from "./reply_queue.ts";
 import { RequestReader } from "./request_reader.ts";
+import { TlsWake } from "./tls_wake.ts";
 import { TurnBudget } from "./turn_budget.ts";
 
 const NONE = -1;
@@ -45,6 +46,7 @@ export class NbdConnection
   /** The memory of the client. Its server releases it. */
   readonly seat: ClientSeat;
   readonly #fd: number;
+  readonly #wake: TlsWake;
   readonly #host: ConnectionHost;
   readonly #kind: ClientKind;
   /** Whether the client is the kernel, which does not keep slots longer than needed. */
@@ -73,9 +75,12 @@ export class NbdConnection
     this.#kind = kind;
     this.#isTrusted = kind.style === "none";
     this.#claim = vbd.requests.shares.open(this);
-    this.#reader = new RequestReader(fd, seat);
-    this.#replies = new ReplyQueue(fd, { vbd, slots, seat, claim: this.#claim });
-    this.#handshake = new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
+    const tls = kind.entered?.tls ?? null;
+    this.#wake = new TlsWake(tls, host);
+    this.#reader = new RequestReader(fd, seat, tls);
+    this.#replies = new ReplyQueue(fd, { vbd, slots, seat, claim: this.#claim, tls });
+    this.#handshake = kind.entered?.handshake ??
+      new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
   }
 
   /** Starts to serve. Throws `SystemError` when the loop cannot watch the descriptor. */
@@ -88,7 +93,12 @@ export class NbdConnection
       throw error;
     }
     enlargeSendBuffer(this.#fd, SEND_BUFFER_BYTES);
-    this.#handshake.start(this.#kind.style);
+    const { entered, style } = this.#kind;
+    if (entered === undefined) return this.#handshake.start(style);
+    this.#reader.put(entered.rest);
+    this.#negotiate();
+    this.#consume();
+    this.#updateWatch();
   }
 
   get faults(): FaultOwner {
@@ -119,6 +129,7 @@ export class NbdConnection
     if ((events & EPOLLOUT) !== 0) this.runDeferred();
     if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.hasLeft) this.#receive();
     else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
+    this.#wake.look(this, this.#watched);
   }
 
   #receive(): void {
@@ -173,9 +184,10 @@ export class NbdConnection
   }
 
   #negotiate(): void {
-    const { memory } = this.seat;
-    const view = new DataView(memory.bytes.buffer, this.#reader.at, this.#reader.bytes);
-    this.#reader.take(this.#handshake.consume(view));
+    const { buffer } = this.seat.memory.bytes;
+    this.#reader.take(
+      this.#handshake.consume(new DataView(buffer, this.#reader.at, this.#reader.bytes)),
+    );
     const { stage } = this.#handshake;
     this.#replies.structured = this.#handshake.structuredReplies;
     this.#replies.contexts = this.#handshake.contexts;
@@ -245,15 +257,9 @@ export class NbdConnection
     if (head === NONE) return false;
     reader.take(REQUEST_BYTES);
     this.#noteTaken(isRead ? dataBytes : 0);
-    const { slots } = this.#host;
-    slots.cookieHigh[head] = view.getUint32(at + 8, false);
-    slots.cookieLow[head] = view.getUint32(at + 12, false);
     // There is a byte for the command. Unknown ones above it must not turn into a known one.
-    slots.command[head] = Math.min(command, UNKNOWN_COMMAND) | (flags << 8);
-    slots.offset[head] = offset;
-    slots.totalLength[head] = length;
-    slots.announced[head] = length;
-    slots.error[head] = 0;
+    const packed = Math.min(command, UNKNOWN_COMMAND) | (flags << 8);
+    putRequest(this.#host.slots, head, view, at, packed);
     if (!isRead) reader.expectsLargeWrites = false;
     if (refusal !== 0) this.#refuse(head, command, length, refusal);
     else if (command === NBD_CMD_WRITE && length > 0) this.#startWrite(head);
@@ -286,6 +292,7 @@ export class NbdConnection
   /** Continues in a new turn after the work of one turn was done. */
   nextTurn(): void {
     this.#budget.startTurn();
+    if (this.#wake.take(this.#watched)) this.#receive();
     this.#host.makeDue(this);
   }
 
@@ -294,11 +301,8 @@ export class NbdConnection
     const { structuredReplies, contexts } = this.#handshake;
     if (command === NBD_CMD_BLOCK_STATUS && contexts.length === 0) return Errno.EINVAL;
     const refusal = refusalOf(command, flags, structuredReplies, offset, length);
-    if (refusal !== 0 || length <= SLOT_BYTES) return refusal;
-    // The device checks each part alone. Check the whole range here, so that no part fails after
-    // another was done.
-    if (offset + length <= this.#host.vbd.sectors * SECTOR_BYTES) return 0;
-    return command === NBD_CMD_WRITE ? Errno.ENOSPC : Errno.EINVAL;
+    if (refusal !== 0) return refusal;
+    return refusalBeyond(command, offset, length, this.#host.vbd.sectors * SECTOR_BYTES);
   }
 
   /** Starts a write, whose data comes next. `partsLeft` is one more until all parts have started. */
@@ -354,9 +358,8 @@ export class NbdConnection
 
   /** Takes the slots for `dataBytes`; without them it returns -1 and the connection waits. */
   #takeSlots(dataBytes: number): number {
-    const parts = partsOf(dataBytes);
-    if (this.#claim.mayTake(parts) === parts) {
-      return takeParts(this.#host.slots, this.#claim, parts, dataBytes);
+    if (this.#canTake(dataBytes)) {
+      return takeParts(this.#host.slots, this.#claim, partsOf(dataBytes), dataBytes);
     }
     this.#stall();
     return NONE;
@@ -450,9 +453,10 @@ export class NbdConnection
   #updateWatch(): void {
     const receiving = !this.#stalled && !this.hasLeft && !this.#longRead.isActive;
     const wanted = (receiving ? EPOLLIN : 0) | (this.#replies.isEmpty ? 0 : EPOLLOUT);
-    if (wanted === this.#watched || this.#closed) return;
+    if (this.#closed) return;
+    if (wanted !== this.#watched) this.#host.scheduler.rewatch(this.#fd, wanted);
     this.#watched = wanted;
-    this.#host.scheduler.rewatch(this.#fd, wanted);
+    this.#wake.look(this, wanted);
   }
 
   /** The client sent NBD_CMD_DISC. Earlier requests still get replies. */

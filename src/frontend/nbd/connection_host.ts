@@ -1,13 +1,27 @@
+import type { TlsStream } from "../../../ffi/tls_stream.ts";
 import type { Deferred } from "../../driver/deferral.ts";
 import type { Meter } from "../../metrics/meter.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { ClientSeat } from "./client_seat.ts";
-import type { ExportDescription, GreetingStyle } from "./handshake.ts";
+import type { ExportDescription, GreetingStyle, Handshake } from "./handshake.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
+
+/** A client that has ended its handshake on a port that disks share. */
+export interface EnteredClient {
+  readonly handshake: Handshake;
+  /** What it has sent behind the handshake. */
+  readonly rest: Uint8Array;
+  /** Its TLS; null without. */
+  readonly tls: TlsStream | null;
+  /** Called when it has gone. */
+  left(): void;
+}
 
 /** What is known of a client when it comes. */
 export interface ClientKind {
+  /** Of a client whose handshake has ended already. */
+  readonly entered?: EnteredClient;
   readonly style: GreetingStyle;
   /**
    * Whether another process handed the client's descriptor over. Its client may take long to answer

@@ -45,7 +45,14 @@ export interface ConnectionsOwner {
 }
 
 /** Time limit of a handshake. */
-const HANDSHAKE_MS = 10_000;
+export const HANDSHAKE_MS = 10_000;
+
+/** Closes the socket of a client, and its TLS. */
+function closeClient(fd: number, { entered }: ClientKind): void {
+  entered?.tls?.close();
+  closeFile(fd);
+  entered?.left();
+}
 
 /** The connections to one device. */
 export class NbdConnections implements ConnectionHost, TurnWork {
@@ -111,12 +118,13 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     const connection = new NbdConnection(fd, this.#seatAt(memory), this, kind);
     // The client may leave, and `gone` be called, within `start`.
     this.#connections.add(connection);
-    if (kind.style === "newstyle" && !kind.handedOver) this.#noteGreeting(connection);
+    const isGreeted = kind.style === "newstyle" && !kind.handedOver && kind.entered === undefined;
+    if (isGreeted) this.#noteGreeting(connection);
     try {
       connection.start();
     } catch (error) {
       this.#forget(connection);
-      closeFile(fd);
+      closeClient(fd, kind);
       clientMemoryOf(this.vbd.requests).give(memory);
       this.note(`a client cannot be served: ${messageOf(error)}`);
     }
@@ -191,7 +199,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   gone(connection: ServedConnection, fd: number, kind: ClientKind): void {
     this.#forget(connection);
     if (kind.handedOver && connection.hasLeft) this.addHandedOver(fd, kind.style);
-    else closeFile(fd);
+    else closeClient(fd, kind);
     this.#owner?.connectionGone(connection);
   }
 

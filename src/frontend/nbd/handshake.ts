@@ -16,10 +16,14 @@ import {
   NBD_OPT_LIST,
   NBD_OPT_LIST_META_CONTEXT,
   NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_POLICY,
+  NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
+  NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
   NBD_REP_INFO,
   NBD_REP_META_CONTEXT,
@@ -33,6 +37,7 @@ import {
   PREFERRED_BLOCK_BYTES,
 } from "../../nbd/protocol.ts";
 import { Fields } from "../../nbd/fields.ts";
+import type { TlsMode } from "../../tls/tls.ts";
 import { contextsOf, isAskedFor, type MetaContext } from "./meta_contexts.ts";
 
 /** The properties of the export that the handshake sends. */
@@ -50,8 +55,33 @@ export interface ExportDescription {
  */
 export type GreetingStyle = "newstyle" | "oldstyle" | "none";
 
-/** The state of a handshake. */
-export type HandshakeStage = "flags" | "options" | "transmission" | "closed";
+/** The state of a handshake. In `tls` it waits for `secured`. */
+export type HandshakeStage = "flags" | "options" | "tls" | "transmission" | "closed";
+
+/** The exports of a server, and its TLS. */
+export interface HandshakeServer {
+  /** The names that a client is told. */
+  names(): readonly string[];
+  /** The export of a name as it is now; null when there is none. */
+  find(name: string): ExportDescription | null;
+  /** Lets a client use an export; returns why not, or null when it may. */
+  enter(name: string): string | null;
+  readonly tls: TlsMode;
+  /** Whether every name is that of the same export. */
+  readonly isSingle?: true;
+}
+
+/** A server with one export. Every name selects it, as in C blktap. */
+function singleExport(describe: () => ExportDescription): HandshakeServer {
+  return { names: () => [""], find: describe, enter: () => null, tls: "off", isSingle: true };
+}
+
+/** An error of a client that is answered, with the type of the answer. */
+class Refusal extends Error {
+  constructor(readonly type: number, message: string) {
+    super(message);
+  }
+}
 
 const OPTION_HEADER_BYTES = 16;
 /** The longest option that is decoded. Longer ones are refused, and their content is discarded. */
@@ -92,6 +122,17 @@ class OptionReader {
     this.#at += length;
     return bytes;
   }
+
+  /** All bytes that are left. */
+  rest(): Uint8Array {
+    const start = this.view.byteOffset + this.#at;
+    return new Uint8Array(this.view.buffer, start, this.view.byteLength - this.#at);
+  }
+}
+
+/** A name as text. Bytes that are no UTF-8 make a name that no export has. */
+function nameOf(bytes: Uint8Array): string {
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
 }
 
 /**
@@ -103,19 +144,37 @@ export class Handshake {
   structuredReplies = false;
   /** The meta contexts that the client chose, in the order of their numbers. */
   contexts: readonly MetaContext[] = [];
-  readonly #describe: () => ExportDescription;
+  readonly #server: HandshakeServer;
   readonly #send: (bytes: Uint8Array) => void;
+  /** Whether the connection has TLS. */
+  #isSecured = false;
+  /** The export for which meta contexts were chosen. */
+  #contextsOf = "";
   #noZeroes = false;
   #options = 0;
   #skip = 0;
 
   /**
-   * @param describe Returns the export as it is now.
+   * @param served The exports; a function returns the only one as it is now.
    * @param send Sends bytes to the client.
    */
-  constructor(describe: () => ExportDescription, send: (bytes: Uint8Array) => void) {
-    this.#describe = describe;
+  constructor(
+    served: HandshakeServer | (() => ExportDescription),
+    send: (bytes: Uint8Array) => void,
+  ) {
+    this.#server = typeof served === "function" ? singleExport(served) : served;
     this.#send = send;
+  }
+
+  /**
+   * The connection has TLS from now on. What was said before may be another's words: it counts no
+   * more.
+   */
+  secured(): void {
+    this.#isSecured = true;
+    this.structuredReplies = false;
+    this.contexts = [];
+    this.stage = "options";
   }
 
   /** Sends the greeting. */
@@ -131,7 +190,7 @@ export class Handshake {
 
   /** 152 bytes: magic numbers, the size, 16 bits of handshake flags, the export's flags, zeros. */
   #oldstyle(): void {
-    const { sizeBytes, flags } = this.#described();
+    const { sizeBytes, flags } = this.#described("");
     this.#send(
       new Fields().u32(NBDMAGIC_HIGH).u32(NBDMAGIC_LOW).u32(OLDSTYLE_MAGIC_HIGH)
         .u32(OLDSTYLE_MAGIC_LOW).u64(sizeBytes).u16(0).u16(flags).zeros(PADDING_BYTES).done(),
@@ -188,8 +247,9 @@ export class Handshake {
     try {
       this.#answer(option, new OptionReader(content));
     } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      this.#reply(option, NBD_REP_ERR_INVALID);
+      if (error instanceof RangeError) this.#reply(option, NBD_REP_ERR_INVALID);
+      else if (error instanceof Refusal) this.#refuse(option, error);
+      else throw error;
     }
     return OPTION_HEADER_BYTES + length;
   }
@@ -201,6 +261,12 @@ export class Handshake {
     return OPTION_HEADER_BYTES;
   }
 
+  /** A refusal; EXPORT_NAME has none but the end of the connection. */
+  #refuse(option: number, { type, message }: Refusal): void {
+    if (option === NBD_OPT_EXPORT_NAME) this.stage = "closed";
+    else this.#reply(option, type, new TextEncoder().encode(message));
+  }
+
   #reply(option: number, type: number, content: Uint8Array = new Uint8Array(0)): void {
     this.#send(
       new Fields().u32(OPTION_REPLY_MAGIC_HIGH).u32(OPTION_REPLY_MAGIC_LOW).u32(option).u32(type)
@@ -209,9 +275,15 @@ export class Handshake {
   }
 
   #answer(option: number, content: OptionReader): void {
+    const isAllowed = this.#isSecured || this.#server.tls !== "require";
+    if (!isAllowed && option !== NBD_OPT_STARTTLS && option !== NBD_OPT_ABORT) {
+      throw new Refusal(NBD_REP_ERR_TLS_REQD, "this server requires TLS");
+    }
     switch (option) {
+      case NBD_OPT_STARTTLS:
+        return this.#startTls(content);
       case NBD_OPT_EXPORT_NAME:
-        return this.#exportName();
+        return this.#exportName(content);
       case NBD_OPT_ABORT:
         this.#reply(option, NBD_REP_ACK);
         this.stage = "closed";
@@ -231,23 +303,48 @@ export class Handshake {
     }
   }
 
-  /** The export, with the flags that are valid after the negotiated options. */
-  #described(): ExportDescription {
-    const { flags, ...others } = this.#describe();
+  #startTls(content: OptionReader): void {
+    if (this.#server.tls === "off") return this.#reply(NBD_OPT_STARTTLS, NBD_REP_ERR_UNSUP);
+    if (!content.isAtEnd) throw new RangeError("STARTTLS has no content");
+    if (this.#isSecured) throw new RangeError("There is TLS already");
+    this.#reply(NBD_OPT_STARTTLS, NBD_REP_ACK);
+    this.stage = "tls";
+  }
+
+  /** The export of a name, with the flags that are valid after the negotiated options. */
+  #described(name: string): ExportDescription {
+    const found = this.#server.find(name);
+    if (found === null) throw new Refusal(NBD_REP_ERR_UNKNOWN, "there is no export of this name");
+    const { flags, ...others } = found;
     return { ...others, flags: this.structuredReplies ? flags : flags & ~NBD_FLAG_SEND_DF };
   }
 
-  /** Selects the export. There is one, and every name selects it, as in C blktap. */
-  #exportName(): void {
-    const { sizeBytes, flags } = this.#described();
+  /** Lets the client use an export. Contexts that it chose for another do not apply. */
+  #enter(name: string): void {
+    const why = this.#server.enter(name);
+    if (why !== null) throw new Refusal(NBD_REP_ERR_POLICY, why);
+    if (!this.#server.isSingle && this.#contextsOf !== name) this.contexts = [];
+    this.stage = "transmission";
+  }
+
+  #exportName(content: OptionReader): void {
+    const name = nameOf(content.rest());
+    const { sizeBytes, flags } = this.#described(name);
+    this.#enter(name);
     const padding = this.#noZeroes ? 0 : PADDING_BYTES;
     this.#send(new Fields().u64(sizeBytes).u16(flags).zeros(padding).done());
-    this.stage = "transmission";
   }
 
   #list(content: OptionReader): void {
     if (!content.isAtEnd) throw new RangeError("LIST has no content");
-    this.#reply(NBD_OPT_LIST, NBD_REP_SERVER, new Fields().u32(0).done());
+    for (const name of this.#server.names()) {
+      const bytes = new TextEncoder().encode(name);
+      this.#reply(
+        NBD_OPT_LIST,
+        NBD_REP_SERVER,
+        new Fields().u32(bytes.length).bytes(bytes).done(),
+      );
+    }
     this.#reply(NBD_OPT_LIST, NBD_REP_ACK);
   }
 
@@ -256,7 +353,8 @@ export class Handshake {
     const wanted: number[] = [];
     for (let left = content.u16(); left > 0; left--) wanted.push(content.u16());
     if (!content.isAtEnd) throw new RangeError("More than was announced");
-    const { sizeBytes, flags } = this.#described();
+    const { sizeBytes, flags } = this.#described(nameOf(name));
+    if (option === NBD_OPT_GO) this.#enter(nameOf(name));
     const exported = new Fields().u16(NBD_INFO_EXPORT).u64(sizeBytes).u16(flags).done();
     this.#reply(option, NBD_REP_INFO, exported);
     if (wanted.includes(NBD_INFO_NAME)) {
@@ -266,7 +364,6 @@ export class Handshake {
       .u32(PREFERRED_BLOCK_BYTES).u32(MAXIMUM_BLOCK_BYTES).done();
     this.#reply(option, NBD_REP_INFO, sizes);
     this.#reply(option, NBD_REP_ACK);
-    if (option === NBD_OPT_GO) this.stage = "transmission";
   }
 
   #structuredReply(content: OptionReader): void {
@@ -277,9 +374,9 @@ export class Handshake {
 
   #metaContext(option: number, content: OptionReader): void {
     if (!this.structuredReplies) throw new RangeError("Meta contexts need structured replies");
-    content.text();
+    const exportName = nameOf(content.text());
     const setting = option === NBD_OPT_SET_META_CONTEXT;
-    const offered = contextsOf(this.#describe().hasLog);
+    const offered = contextsOf(this.#described(exportName).hasLog);
     const count = content.u32();
     const chosen = new Set(!setting && count === 0 ? offered : []);
     for (let left = count; left > 0; left--) {
@@ -288,7 +385,10 @@ export class Handshake {
     }
     if (!content.isAtEnd) throw new RangeError("More than was announced");
     const contexts = offered.filter((context) => chosen.has(context));
-    if (setting) this.contexts = contexts;
+    if (setting) {
+      this.contexts = contexts;
+      this.#contextsOf = exportName;
+    }
     for (const { id, name } of contexts) {
       const shown = new Fields().u32(setting ? id : 0).text(name).done();
       this.#reply(option, NBD_REP_META_CONTEXT, shown);

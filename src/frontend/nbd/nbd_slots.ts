@@ -65,3 +65,22 @@ export function releaseParts(slots: NbdSlots, claim: SlotClaim, head: number): v
     slot = next;
   }
 }
+
+/** Sets up the request whose header is at offset `at`, in its head. */
+export function putRequest(
+  slots: NbdSlots,
+  head: number,
+  view: DataView,
+  at: number,
+  command: number,
+): void {
+  const length = view.getUint32(at + 24, false);
+  const offset = view.getUint32(at + 16, false) * 0x1_0000_0000 + view.getUint32(at + 20, false);
+  slots.cookieHigh[head] = view.getUint32(at + 8, false);
+  slots.cookieLow[head] = view.getUint32(at + 12, false);
+  slots.command[head] = command;
+  slots.offset[head] = offset;
+  slots.totalLength[head] = length;
+  slots.announced[head] = length;
+  slots.error[head] = 0;
+}

@@ -9,6 +9,7 @@ import {
   shortenIovec,
   UIO_MAXIOV,
 } from "../../../ffi/sockets.ts";
+import type { TlsStream } from "../../../ffi/tls_stream.ts";
 import type { SlotClaim } from "../../vbd/slot_shares.ts";
 import { SLOT_BYTES, SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
@@ -67,6 +68,7 @@ export class ReplyQueue {
   /** Whether the socket is full, so that the client has to receive replies. */
   isBlocked = false;
   readonly #fd: number;
+  readonly #tls: TlsStream | null;
   readonly #vbd: Vbd;
   readonly #requests: Requests;
   readonly #slots: NbdSlots;
@@ -90,14 +92,17 @@ export class ReplyQueue {
 
   constructor(
     fd: number,
-    { vbd, slots, seat, claim }: {
+    { vbd, slots, seat, claim, tls = null }: {
       vbd: Vbd;
       slots: NbdSlots;
       seat: ClientSeat;
       claim: SlotClaim;
+      /** The TLS of the connection; null without. */
+      tls?: TlsStream | null;
     },
   ) {
     this.#fd = fd;
+    this.#tls = tls;
     this.#vbd = vbd;
     this.#requests = vbd.requests;
     this.#slots = slots;
@@ -108,7 +113,7 @@ export class ReplyQueue {
 
   /** Whether there is nothing to send. */
   get isEmpty(): boolean {
-    return this.#messageSize === 0 && this.#queueSize === 0;
+    return this.#messageSize === 0 && this.#queueSize === 0 && !(this.#tls?.hasUnsent ?? false);
   }
 
   /** The most extents that the device has to find for a block status. */
@@ -131,12 +136,15 @@ export class ReplyQueue {
   send(): number {
     this.isBlocked = false;
     for (;;) {
-      if (this.#messageSize === 0 && !this.#compose()) return 0;
+      if (this.#messageSize === 0 && !this.#compose()) return this.#flush();
       const { view, sector } = this.#memory;
       const { sendIovecsAt, sendMsghdrAt, sendMsghdr } = this.#seat;
       const iovecs = sendIovecsAt + this.#firstIovec * IOVEC_BYTES;
-      putMsghdr(view, sendMsghdrAt, sector, iovecs, this.#iovecs - this.#firstIovec);
-      const sent = sendMessage(this.#fd, sendMsghdr);
+      const count = this.#iovecs - this.#firstIovec;
+      putMsghdr(view, sendMsghdrAt, sector, iovecs, count);
+      const sent = this.#tls === null
+        ? sendMessage(this.#fd, sendMsghdr)
+        : this.#tls.send(sendMsghdr, view, iovecs, count);
       if (sent < 0) {
         this.isBlocked = true;
         return sent;
@@ -145,6 +153,13 @@ export class ReplyQueue {
       this.#releaseSent(sent);
       if (isAll) this.#messageSize = this.#answersSent = 0;
     }
+  }
+
+  /** Sends what TLS has encrypted and not sent; returns as `send` does. */
+  #flush(): number {
+    const left = this.#tls === null ? 0 : this.#tls.flush();
+    this.isBlocked = left < 0;
+    return left;
   }
 
   /** Moves past the bytes that were sent; true when that was all. */

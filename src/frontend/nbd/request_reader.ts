@@ -1,5 +1,6 @@
 import { assert } from "../../../ffi/assert.ts";
 import { IOVEC_BYTES, putIovec, putMsghdr, receiveMessage } from "../../../ffi/sockets.ts";
+import type { TlsStream } from "../../../ffi/tls_stream.ts";
 import { REQUEST_BYTES } from "../../nbd/protocol.ts";
 import { type ClientSeat, RECEIVE_BYTES } from "./client_seat.ts";
 
@@ -16,6 +17,7 @@ export class RequestReader {
   /** Whether the last receive filled its buffers, so that the socket may have more. */
   wasFull = false;
   readonly #fd: number;
+  readonly #tls: TlsStream | null;
   readonly #seat: ClientSeat;
   /** Offsets of received bytes that are not processed. */
   #start: number;
@@ -28,8 +30,10 @@ export class RequestReader {
   /** Bytes of a refused write that are still to be discarded. */
   #skip = 0;
 
-  constructor(fd: number, seat: ClientSeat) {
+  /** @param tls The TLS of the connection; null without. */
+  constructor(fd: number, seat: ClientSeat, tls: TlsStream | null = null) {
     this.#fd = fd;
+    this.#tls = tls;
     this.#seat = seat;
     this.#start = this.#end = seat.receiveAt;
   }
@@ -58,6 +62,13 @@ export class RequestReader {
   take(bytes: number): void {
     assert(bytes <= this.#end - this.#start, "No more is worked through than was received");
     this.#start += bytes;
+  }
+
+  /** Adds bytes that were received elsewhere. They are fewer than one receive brings. */
+  put(bytes: Uint8Array): void {
+    assert(this.#end + bytes.length <= this.#seat.receiveAt + RECEIVE_BYTES, "The bytes have room");
+    this.#seat.memory.bytes.set(bytes, this.#end);
+    this.#end += bytes.length;
   }
 
   /** Drops the received bytes. */
@@ -118,7 +129,9 @@ export class RequestReader {
     const most = this.expectsLargeWrites && missing > 0 ? missing : room;
     putIovec(view, receiveIovecsAt, sector, this.#end, most);
     putMsghdr(view, receiveMsghdrAt, sector, receiveIovecsAt, 1);
-    const got = receiveMessage(this.#fd, receiveMsghdr);
+    const got = this.#tls === null
+      ? receiveMessage(this.#fd, receiveMsghdr)
+      : this.#tls.receive(receiveMsghdr, view, receiveIovecsAt, 1);
     this.wasFull = got === most;
     if (got > 0) this.#end += got;
     return got;
@@ -134,8 +147,11 @@ export class RequestReader {
     const behind = isLast ? (this.expectsLargeWrites ? REQUEST_BYTES : RECEIVE_BYTES) : 0;
     putIovec(view, receiveIovecsAt, sector, this.#payloadAt, missing);
     putIovec(view, receiveIovecsAt + IOVEC_BYTES, sector, receiveAt, behind);
-    putMsghdr(view, receiveMsghdrAt, sector, receiveIovecsAt, isLast ? 2 : 1);
-    const got = receiveMessage(this.#fd, receiveMsghdr);
+    const iovecs = isLast ? 2 : 1;
+    putMsghdr(view, receiveMsghdrAt, sector, receiveIovecsAt, iovecs);
+    const got = this.#tls === null
+      ? receiveMessage(this.#fd, receiveMsghdr)
+      : this.#tls.receive(receiveMsghdr, view, receiveIovecsAt, iovecs);
     this.wasFull = got === missing + behind;
     if (got <= 0) return got;
     const filled = Math.min(got, missing);

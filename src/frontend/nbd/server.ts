@@ -1,8 +1,10 @@
 /**
  * `src/frontend/nbd` is the NBD server: one export, on UNIX sockets that clients connect to and on
- * descriptors that other processes hand over. This file has the sockets of a disk, `listener.ts`
- * accepts clients, `connections.ts` keeps them, `connection.ts` serves one. `handshake.ts`
- * negotiates, `request_reader.ts` receives, `reply_queue.ts` sends.
+ * descriptors that other processes hand over, and on TCP ports that the disks of a process share.
+ * This file has the sockets of a disk, `listener.ts` accepts clients, `connections.ts` keeps them,
+ * `connection.ts` serves one. `handshake.ts` negotiates, `request_reader.ts` receives,
+ * `reply_queue.ts` sends. `ports.ts` has the ports of the process, `port.ts` one of them, and
+ * `port_client.ts` a client that has not chosen its disk.
  *
  * It must not let a client harm others: a client is bounded in its handshake, its slots and its
  * share of a turn, and a fault in its code ends that client only.
@@ -18,6 +20,7 @@ import { HandoverSocket } from "../handover_socket.ts";
 import { NbdConnections } from "./connections.ts";
 import type { GreetingStyle } from "./handshake.ts";
 import { NbdListener } from "./listener.ts";
+import type { NbdPorts, ServedExport, ServeRequest } from "./ports.ts";
 
 /** Where the server of a disk is. */
 export interface NbdSockets {
@@ -38,12 +41,19 @@ export class NbdServer {
   /** What listens. */
   readonly #sockets: { close(): void }[] = [];
   readonly #log: (message: string) => void;
+  /** Serves the disk over TCP; undefined where the process has no ports. */
+  readonly network?: {
+    serve(request: ServeRequest): ServeRequest;
+    unserve(chosen: { at?: string; name?: string }): number;
+    exports(): ServedExport[];
+  };
 
   /**
    * Makes the sockets, and replaces those that exist there. Without the sockets for oldstyle clients
    * and for descriptors the disk is served all the same, and the log says why they are missing.
    *
    * @param log Writes a line to the log.
+   * @param ports The TCP ports of the process, for `network`.
    * @throws {SystemError}
    */
   constructor(
@@ -51,10 +61,12 @@ export class NbdServer {
     vbd: Vbd,
     sockets: NbdSockets,
     log: (message: string) => void,
+    ports?: NbdPorts,
   ) {
     this.#log = log;
     this.#meter = vbd.meters.open({ of: "nbd", minor: vbd.minor }, SLOTS);
-    this.#connections = new NbdConnections(scheduler, vbd, { log, meter: this.#meter });
+    const connections = new NbdConnections(scheduler, vbd, { log, meter: this.#meter });
+    this.#connections = connections;
     try {
       this.#sockets.push(new NbdListener(this.#connections, sockets.newstyle, "newstyle"));
     } catch (error) {
@@ -65,6 +77,12 @@ export class NbdServer {
     this.#add(oldstyle, (path) => new NbdListener(this.#connections, path, "oldstyle"));
     this.#add(handoverNewstyle, (path) => this.#handover(path, "newstyle"));
     this.#add(handoverOldstyle, (path) => this.#handover(path, "oldstyle"));
+    if (ports === undefined) return;
+    this.network = {
+      serve: (request) => ports.serve(connections, request),
+      unserve: (chosen) => ports.unserve(connections, chosen),
+      exports: () => ports.list(connections),
+    };
   }
 
   #add(path: string | undefined, open: (path: string) => { close(): void }): void {
@@ -92,6 +110,7 @@ export class NbdServer {
 
   /** Drops all clients and removes the sockets. */
   close(): void {
+    this.network?.unserve({});
     for (const socket of this.#sockets.splice(0)) socket.close();
     this.#meter.hide();
     this.#connections.close();

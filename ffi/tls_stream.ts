@@ -1,0 +1,417 @@
+/**
+ * A connection with TLS, by OpenSSL, on a socket that does not block.
+ *
+ * Where the kernel has TLS for the keys that were agreed on, data goes through plain recvmsg(2) and
+ * sendmsg(2). Otherwise it is encrypted here: the socket's bytes go through a pair of BIOs of fixed
+ * sizes, so that one call receives or sends many records. Data is copied through one buffer whose
+ * pointers are made once, so that a transfer allocates nothing.
+ *
+ * @module
+ */
+import { assert } from "./assert.ts";
+import { Errno, SystemError } from "./errno.ts";
+import { cString, pointerTo } from "./libc.ts";
+import { type Libssl, takeSslErrors } from "./libssl.ts";
+import { Arena, copyMemory, memoryAddress, SECTOR_BYTES } from "./memory.ts";
+import {
+  IOVEC_BYTES,
+  prepareKernelTls,
+  putIovec,
+  putMsghdr,
+  receiveMessage,
+  sendMessage,
+} from "./sockets.ts";
+import type { TlsContext } from "./tls_context.ts";
+
+const SSL_ERROR_WANT_READ = 2;
+const SSL_ERROR_WANT_WRITE = 3;
+const SSL_ERROR_ZERO_RETURN = 6;
+const SSL_CTRL_SET_TLSEXT_HOSTNAME = 55;
+const BIO_CTRL_GET_KTLS_SEND = 73;
+const BIO_CTRL_GET_KTLS_RECV = 76;
+
+/** The most data of a record. */
+const RECORD_BYTES = 16 * 1024;
+/** The most that encryption adds to a record (RFC 8446, 5.2, and the header). */
+const RECORD_OVERHEAD_BYTES = 5 + 256;
+/** Bytes of one receive, and of one send. */
+const IN_BYTES = 64 * 1024;
+const OUT_BYTES = 128 * 1024;
+/** The most records without data, and steps of a handshake, that are taken at once. */
+const MOST_STEPS = 32;
+
+const IN_MSGHDR_AT = 0;
+const OUT_MSGHDR_AT = 64;
+const IN_IOVEC_AT = 128;
+const OUT_IOVEC_AT = IN_IOVEC_AT + IOVEC_BYTES;
+const STAGE_AT = 4096;
+const IN_AT = STAGE_AT + RECORD_BYTES;
+const OUT_AT = IN_AT + IN_BYTES;
+
+/** The state of a connection that goes on. */
+const FINE = 1;
+
+/** Who the other end has to be. */
+export interface TlsPeerName {
+  /** The host name or the address that its certificate must have. */
+  readonly host: string;
+}
+
+const LIKE_AN_ADDRESS = /^\d+\.\d+\.\d+\.\d+$|:/;
+
+/** A connection with TLS. Its user closes the socket after it. */
+export class TlsStream {
+  readonly fd: number;
+  /** Why it failed, in OpenSSL's words; empty for an error of the socket. */
+  why = "";
+  /** Whether the handshake waits to send, and not to receive. */
+  wantsToSend = false;
+  /** Whether the kernel encrypts, and decrypts. */
+  kernelSends = false;
+  kernelReceives = false;
+  readonly #library: Libssl;
+  readonly #ssl: Deno.PointerValue;
+  /** The outer end of the pair of BIOs; null while there is none. */
+  #outer: Deno.PointerValue = null;
+  /** The inner end, from which OpenSSL reads. */
+  #inner: Deno.PointerValue = null;
+  readonly #arena = new Arena(OUT_AT + OUT_BYTES);
+  readonly #memoryStart = memoryAddress(0);
+  readonly #stageOffset = this.#arena.sector * SECTOR_BYTES + STAGE_AT;
+  readonly #stage = this.#arena.pointerAt(STAGE_AT);
+  readonly #in = this.#arena.pointerAt(IN_AT);
+  readonly #out = this.#arena.pointerAt(OUT_AT);
+  readonly #inMsghdr = this.#arena.pointerAt(IN_MSGHDR_AT);
+  readonly #outMsghdr = this.#arena.pointerAt(OUT_MSGHDR_AT);
+  /** Bytes in the buffer to send that are not sent. */
+  #outStart = 0;
+  #outEnd = 0;
+  /** Whether OpenSSL may have written to the pair since it was emptied. */
+  #hasWritten = false;
+  /** `FINE`, 0 after the end of the stream, or -errno. */
+  #state = FINE;
+  #closed = false;
+
+  /**
+   * Prepares a connection, whose handshake `handshake` does.
+   *
+   * @param peer Of a client: the server that is wanted. It is checked when certificates are.
+   * @throws {SystemError}
+   */
+  constructor(fd: number, context: TlsContext, peer?: TlsPeerName) {
+    const { library, role, pointer } = context;
+    this.fd = fd;
+    this.#library = library;
+    const { view, sector } = this.#arena;
+    putIovec(view, IN_IOVEC_AT, sector, IN_AT, IN_BYTES);
+    putMsghdr(view, IN_MSGHDR_AT, sector, IN_IOVEC_AT, 1);
+    putMsghdr(view, OUT_MSGHDR_AT, sector, OUT_IOVEC_AT, 1);
+    this.#ssl = library.SSL_new(pointer);
+    if (this.#ssl === null) {
+      this.#arena.release();
+      throw new SystemError(Errno.ENOMEM, `Cannot use TLS (${takeSslErrors(library)})`);
+    }
+    if (role === "server") library.SSL_set_accept_state(this.#ssl);
+    else library.SSL_set_connect_state(this.#ssl);
+    if (peer !== undefined) this.#expect(peer.host);
+    // The kernel takes keys only from a handshake that OpenSSL does on the socket itself.
+    if (prepareKernelTls(fd)) library.SSL_set_fd(this.#ssl, fd);
+    else library.SSL_set_bio(this.#ssl, this.#makePair(), this.#inner);
+  }
+
+  #expect(host: string): void {
+    const { SSL_get0_param, SSL_set1_host, SSL_ctrl, X509_VERIFY_PARAM_set1_ip_asc } =
+      this.#library;
+    const name = cString(host);
+    if (LIKE_AN_ADDRESS.test(host)) {
+      X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(this.#ssl), name);
+    } else {
+      SSL_set1_host(this.#ssl, name);
+      SSL_ctrl(this.#ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, name);
+    }
+  }
+
+  #makePair(): Deno.PointerValue {
+    const ends = [new BigUint64Array(1), new BigUint64Array(1)] as const;
+    const sizes = [OUT_BYTES, IN_BYTES] as const;
+    if (this.#library.BIO_new_bio_pair(ends[0], sizes[0], ends[1], sizes[1]) !== 1) {
+      throw new SystemError(Errno.ENOMEM, "Cannot use TLS (no memory for its buffers)");
+    }
+    this.#inner = pointerTo(Number(ends[0][0]));
+    this.#outer = pointerTo(Number(ends[1][0]));
+    return this.#inner;
+  }
+
+  /** Whether OpenSSL reads and writes the pair, and not the socket. */
+  get #hasPair(): boolean {
+    return this.#outer !== null;
+  }
+
+  /**
+   * Goes on with the handshake. Returns 0 when it has ended, -EAGAIN when it waits for the socket
+   * (see `wantsToSend`), or another -errno when it failed; `why` says more then.
+   */
+  handshake(): number {
+    this.wantsToSend = false;
+    for (let i = 0; i < MOST_STEPS && this.#state === FINE; i++) {
+      const result = this.#library.SSL_do_handshake(this.#ssl);
+      const error = result === 1 ? 0 : this.#library.SSL_get_error(this.#ssl, result);
+      const isWaiting = error === SSL_ERROR_WANT_READ || error === SSL_ERROR_WANT_WRITE;
+      if (result !== 1 && !isWaiting) this.#fail();
+      this.#hasWritten = true;
+      const sent = this.flush();
+      if (sent < 0 && sent !== -Errno.EAGAIN) return this.#state = sent;
+      if (this.#state !== FINE) break;
+      if (result === 1) {
+        this.#handOver();
+        return 0;
+      }
+      if (sent < 0 || (!this.#hasPair && error === SSL_ERROR_WANT_WRITE)) {
+        this.wantsToSend = true;
+        return -Errno.EAGAIN;
+      }
+      if (!this.#hasPair) return -Errno.EAGAIN;
+      if (this.#library.BIO_ctrl_pending(this.#inner) > 0) continue;
+      const got = this.#pull();
+      if (got === 0) return this.#state = -Errno.ECONNRESET;
+      if (got < 0) return got;
+    }
+    return this.#state === FINE ? this.#fail() : this.#state;
+  }
+
+  /** Notes that OpenSSL refuses the connection, and tells the peer. */
+  #fail(): number {
+    this.#state = -Errno.EPROTO;
+    const verified = Number(this.#library.SSL_get_verify_result(this.#ssl));
+    const reason = verified === 0 ? null : this.#library.X509_verify_cert_error_string(verified);
+    const detail = reason === null ? "" : ` (${Deno.UnsafePointerView.getCString(reason)})`;
+    this.why = `${takeSslErrors(this.#library) || "the peer breaks the protocol"}${detail}`;
+    this.#hasWritten = true;
+    this.flush();
+    return this.#state;
+  }
+
+  /** After the handshake: what the kernel does, and a pair of BIOs for the rest. */
+  #handOver(): void {
+    const library = this.#library;
+    if (this.#hasPair) return;
+    const reading = library.SSL_get_rbio(this.#ssl);
+    const writing = library.SSL_get_wbio(this.#ssl);
+    this.kernelSends = Number(library.BIO_ctrl(writing, BIO_CTRL_GET_KTLS_SEND, 0, null)) === 1;
+    this.kernelReceives = Number(library.BIO_ctrl(reading, BIO_CTRL_GET_KTLS_RECV, 0, null)) === 1;
+    if (this.kernelSends && this.kernelReceives) return;
+    const pair = this.#makePair();
+    // OpenSSL has no bytes of its own here: it receives no more than a record at a time.
+    if (this.kernelSends) library.SSL_set0_rbio(this.#ssl, pair);
+    else if (this.kernelReceives) library.SSL_set0_wbio(this.#ssl, pair);
+    else library.SSL_set_bio(this.#ssl, pair, pair);
+  }
+
+  /** The version of TLS, such as `TLSv1.3`. */
+  get version(): string {
+    const text = this.#library.SSL_get_version(this.#ssl);
+    return text === null ? "" : Deno.UnsafePointerView.getCString(text);
+  }
+
+  /** Whether there is received data that the socket does not show any more. */
+  get hasPending(): boolean {
+    if (this.kernelReceives || this.#state !== FINE) return false;
+    return this.#library.SSL_pending(this.#ssl) > 0 ||
+      this.#library.BIO_ctrl_pending(this.#inner) > 0;
+  }
+
+  /** Whether encrypted bytes wait for room in the socket. */
+  get hasUnsent(): boolean {
+    return this.#outStart < this.#outEnd || this.#hasWritten;
+  }
+
+  /**
+   * Receives to the iovecs of a message, as recvmsg(2) without waiting does: bytes, 0 at the end of
+   * the stream, or -errno: -EPROTO when the peer breaks TLS; `why` says more then.
+   *
+   * @param msghdr The message, for the kernel.
+   * @param iovecsAt Offset of the message's iovecs in `view`.
+   */
+  receive(
+    msghdr: Deno.PointerObject,
+    view: DataView,
+    iovecsAt: number,
+    iovecs: number,
+  ): number {
+    if (this.kernelReceives) {
+      const got = receiveMessage(this.fd, msghdr);
+      // The next record is an alert, or changes keys: OpenSSL takes it.
+      if (got !== -Errno.EIO) return got;
+    }
+    let total = 0;
+    for (let i = 0; i < iovecs; i++) {
+      const at = iovecsAt + i * IOVEC_BYTES;
+      let to = this.#offsetOf(view, at);
+      let left = view.getUint32(at + 8, true);
+      while (left > 0) {
+        const got = this.#read(left < RECORD_BYTES ? left : RECORD_BYTES);
+        if (got <= 0) return total > 0 ? total : got;
+        copyMemory(to, this.#stageOffset, got);
+        to += got;
+        left -= got;
+        total += got;
+      }
+    }
+    return total;
+  }
+
+  /** The offset in I/O memory of an iovec. */
+  #offsetOf(view: DataView, at: number): number {
+    const address = view.getUint32(at + 4, true) * 0x1_0000_0000 + view.getUint32(at, true);
+    return address - this.#memoryStart;
+  }
+
+  /** Reads data of one record to the stage; returns as `receive` does. */
+  #read(mostBytes: number): number {
+    const library = this.#library;
+    for (let i = 0; i < MOST_STEPS; i++) {
+      if (this.#state !== FINE) return this.#state;
+      const got = library.SSL_read(this.#ssl, this.#stage, mostBytes);
+      if (got > 0) return got;
+      const error = library.SSL_get_error(this.#ssl, got);
+      if (error === SSL_ERROR_ZERO_RETURN) return this.#state = 0;
+      // To answer a change of keys, OpenSSL may want to send while the socket is full. Such a
+      // connection is ended: waiting for both directions would let a peer keep the loop busy.
+      if (error !== SSL_ERROR_WANT_READ) return this.#fail();
+      if (this.kernelReceives) return -Errno.EAGAIN;
+      if (library.BIO_ctrl_pending(this.#inner) > 0) continue;
+      const pulled = this.#pull();
+      if (pulled === 0) this.#state = 0;
+      if (pulled <= 0) return pulled;
+    }
+    this.why = "the peer sends records without data";
+    return this.#state = -Errno.EPROTO;
+  }
+
+  /** Receives bytes of the socket for OpenSSL. Returns as `receive` does. */
+  #pull(): number {
+    const got = receiveMessage(this.fd, this.#inMsghdr);
+    if (got <= 0) return got;
+    const taken = this.#library.BIO_write(this.#outer, this.#in, got);
+    assert(taken === got, "OpenSSL takes all that was received for it");
+    return got;
+  }
+
+  /**
+   * Sends the iovecs of a message, as sendmsg(2) without waiting does. Bytes that it took may still
+   * wait here; `flush` sends them.
+   */
+  send(
+    msghdr: Deno.PointerObject,
+    view: DataView,
+    iovecsAt: number,
+    iovecs: number,
+  ): number {
+    if (this.kernelSends) return sendMessage(this.fd, msghdr);
+    if (this.#state < 0) return this.#state;
+    let total = 0;
+    let index = 0;
+    let skipped = 0;
+    while (index < iovecs) {
+      const sent = this.flush();
+      if (sent < 0) return total > 0 && sent === -Errno.EAGAIN ? total : sent;
+      for (let room = OUT_BYTES; index < iovecs && room >= RECORD_BYTES + RECORD_OVERHEAD_BYTES;) {
+        let staged = 0;
+        while (index < iovecs && staged < RECORD_BYTES) {
+          const at = iovecsAt + index * IOVEC_BYTES;
+          const length = view.getUint32(at + 8, true) - skipped;
+          const part = length < RECORD_BYTES - staged ? length : RECORD_BYTES - staged;
+          copyMemory(this.#stageOffset + staged, this.#offsetOf(view, at) + skipped, part);
+          staged += part;
+          skipped = part === length ? 0 : skipped + part;
+          if (part === length) index++;
+        }
+        if (!this.#write(staged)) return this.#state;
+        room -= staged + RECORD_OVERHEAD_BYTES;
+        total += staged;
+      }
+    }
+    const sent = this.flush();
+    return sent < 0 && sent !== -Errno.EAGAIN ? sent : total;
+  }
+
+  /** Encrypts what is in the stage; false when OpenSSL refuses. There is room for the record. */
+  #write(bytes: number): boolean {
+    if (bytes === 0) return true;
+    this.#hasWritten = true;
+    const written = this.#library.SSL_write(this.#ssl, this.#stage, bytes);
+    if (written === bytes) return true;
+    this.#fail();
+    return false;
+  }
+
+  /** Sends encrypted bytes that wait. Returns 0 when all have left, else -errno. */
+  flush(): number {
+    if (!this.#hasPair || this.kernelSends || this.#closed) {
+      this.#hasWritten = false;
+      return 0;
+    }
+    for (;;) {
+      if (this.#outStart === this.#outEnd) {
+        if (!this.#hasWritten) return 0;
+        const got = this.#library.BIO_read(this.#outer, this.#out, OUT_BYTES);
+        this.#outStart = 0;
+        this.#outEnd = got > 0 ? got : 0;
+        if (got <= 0) {
+          this.#hasWritten = false;
+          return 0;
+        }
+      }
+      const { view, sector } = this.#arena;
+      const length = this.#outEnd - this.#outStart;
+      putIovec(view, OUT_IOVEC_AT, sector, OUT_AT + this.#outStart, length);
+      const sent = sendMessage(this.fd, this.#outMsghdr);
+      if (sent < 0) return sent;
+      this.#outStart += sent;
+    }
+  }
+
+  /** Receives into an array, for the negotiation; returns as `receive` does. */
+  receiveBytes(into: Uint8Array): number {
+    const got = this.#read(Math.min(into.length, RECORD_BYTES));
+    if (got > 0) into.set(this.#arena.bytes.subarray(STAGE_AT, STAGE_AT + got));
+    return got;
+  }
+
+  /** Sends an array of at most 16 KiB, for the negotiation; returns as `send` does. */
+  sendBytes(bytes: Uint8Array): number {
+    if (this.#state < 0) return this.#state;
+    const sent = this.flush();
+    if (sent < 0) return sent;
+    const part = Math.min(bytes.length, RECORD_BYTES);
+    this.#arena.bytes.set(bytes.subarray(0, part), STAGE_AT);
+    if (this.kernelSends) {
+      const written = this.#library.SSL_write(this.#ssl, this.#stage, part);
+      if (written > 0) return written;
+      const error = this.#library.SSL_get_error(this.#ssl, written);
+      return error === SSL_ERROR_WANT_WRITE ? -Errno.EAGAIN : this.#fail();
+    }
+    if (!this.#write(part)) return this.#state;
+    const left = this.flush();
+    return left < 0 && left !== -Errno.EAGAIN ? left : part;
+  }
+
+  /** Tells the peer that this was all, if that can be sent at once, and frees the memory. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    const library = this.#library;
+    if (this.#state >= 0 && !(this.#outStart < this.#outEnd)) {
+      library.SSL_shutdown(this.#ssl);
+      library.ERR_clear_error();
+      this.#hasWritten = true;
+      this.flush();
+    }
+    this.#state = -Errno.ENOTCONN;
+    this.#outStart = this.#outEnd = 0;
+    this.#hasWritten = false;
+    library.SSL_free(this.#ssl);
+    if (this.#outer !== null) library.BIO_free(this.#outer);
+    this.#arena.release();
+  }
+}

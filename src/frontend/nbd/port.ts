@@ -1,0 +1,285 @@
+import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { addressPort, addressText, tcpAddress } from "../../../ffi/addresses.ts";
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
+import { acceptTcp, boundAddress, tcpListen } from "../../../ffi/sockets.ts";
+import type { TlsContext } from "../../../ffi/tls_context.ts";
+import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
+import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import { serverContext, type ServerTls } from "../../tls/tls.ts";
+import { clientMemoryOf } from "./client_memory.ts";
+import type { NbdConnections } from "./connections.ts";
+import type { Handshake, HandshakeServer } from "./handshake.ts";
+import { greet, PortClient, type PortClientHost } from "./port_client.ts";
+
+/** The most clients of a port in the handshake, and those from one address. */
+const MOST_GREETINGS = 64;
+const MOST_GREETINGS_OF_ADDRESS = 16;
+/** The most clients that are accepted in one turn, and the length of the listener's queue. */
+const MOST_ACCEPTED = 16;
+const BACKLOG = 128;
+const ACCEPT_AGAIN_MS = 50;
+const SOCKADDR_BYTES = 128;
+/** All addresses of this machine, of both families. */
+const EVERYWHERE = "::";
+
+/** A disk on a port. */
+export interface PortExport {
+  readonly name: string;
+  readonly connections: NbdConnections;
+  readonly maxClients: number;
+  readonly maxClientsPerAddress: number;
+  /** Its clients by address. */
+  readonly clients: Map<string, number>;
+  /** How many clients were turned away because there were too many. */
+  turnedAway: number;
+}
+
+/** How many clients an export has. */
+export function clientsOf({ clients }: PortExport): number {
+  let count = 0;
+  for (const ofAddress of clients.values()) count += ofAddress;
+  return count;
+}
+
+/** An address that clients are counted by. A site has a /64 network of IPv6, not one address. */
+function countedAddress(address: string): string {
+  return address.includes(":") ? `${address.split(":").slice(0, 4).join(":")}::/64` : address;
+}
+
+/**
+ * A TCP port on which disks of this process are served, each by its name. It listens on one or more
+ * addresses of the machine.
+ */
+export class NbdPort implements PortClientHost {
+  readonly scheduler: Scheduler;
+  readonly tls: TlsContext | null;
+  readonly settings: ServerTls;
+  readonly exports = new Map<string, PortExport>();
+  /** The port; chosen by the kernel when 0 was asked for. */
+  readonly port: number;
+  readonly #log: (message: string) => void;
+  readonly #listeners: Listener[] = [];
+  /** Clients in the handshake, the oldest first, and the exports that they enter. */
+  readonly #greeting = new Set<PortClient>();
+  readonly #entering = new Map<PortClient, { into: PortExport; memory: number }>();
+  #closed = false;
+
+  /**
+   * Listens.
+   *
+   * @param addresses Addresses in numbers; none for all of the machine.
+   * @throws {SystemError} EADDRINUSE; what `serverContext` throws.
+   */
+  constructor(
+    scheduler: Scheduler,
+    { addresses, port, tls }: {
+      addresses: readonly string[];
+      port: number;
+      tls: ServerTls;
+    },
+    log: (message: string) => void,
+  ) {
+    this.scheduler = scheduler;
+    this.settings = tls;
+    this.#log = log;
+    this.tls = tls.mode === "off" ? null : serverContext(tls);
+    try {
+      this.port = this.#listen(addresses, port);
+    } catch (error) {
+      this.close();
+      throw error;
+    }
+  }
+
+  /** Listens on all addresses; returns the port. */
+  #listen(addresses: readonly string[], wanted: number): number {
+    if (addresses.length === 0) return this.#listenEverywhere(wanted);
+    let port = wanted;
+    for (const address of addresses) port = this.#listenOn(address, port, false);
+    return port;
+  }
+
+  /** A machine may have no IPv6. */
+  #listenEverywhere(port: number): number {
+    try {
+      return this.#listenOn(EVERYWHERE, port, true);
+    } catch (error) {
+      const isMissing = error instanceof SystemError && error.errno !== Errno.EADDRINUSE &&
+        error.errno !== Errno.EACCES;
+      if (!isMissing) throw error;
+      return this.#listenOn("0.0.0.0", port, false);
+    }
+  }
+
+  #listenOn(address: string, port: number, isDual: boolean): number {
+    const title = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+    const fd = tcpListen(tcpAddress(address, port), title, { backlog: BACKLOG, isDual });
+    this.#listeners.push(new Listener(fd, this.scheduler, this));
+    return addressPort(boundAddress(fd));
+  }
+
+  /** Logs an event of a client. */
+  note(what: string): void {
+    this.#log(`Port ${this.port}: ${what}`);
+  }
+
+  /** Takes a client that has connected. */
+  accepted(fd: number, address: string): void {
+    const from = countedAddress(address);
+    const ofAddress = [...this.#greeting].filter((client) => client.from === from);
+    const why = "it had not finished the handshake when others wanted to connect";
+    if (ofAddress.length >= MOST_GREETINGS_OF_ADDRESS) ofAddress[0].end(why);
+    else if (this.#greeting.size >= MOST_GREETINGS) this.#greeting.values().next().value?.end(why);
+    const client = greet(fd, from, this);
+    if (typeof client === "string") this.note(`a client cannot be served: ${client}`);
+    else if (!client.failed) this.#greeting.add(client);
+  }
+
+  serverFor(client: PortClient): HandshakeServer {
+    return {
+      names: () => [...this.exports.keys()],
+      find: (name) => this.#find(name)?.connections.describe() ?? null,
+      enter: (name) => this.#enter(client, name),
+      tls: this.settings.mode,
+    };
+  }
+
+  /** The export of a name. No name is that of the only export. */
+  #find(name: string): PortExport | null {
+    const found = this.exports.get(name);
+    if (found !== undefined || name !== "" || this.exports.size !== 1) return found ?? null;
+    return [...this.exports.values()][0];
+  }
+
+  #enter(client: PortClient, name: string): string | null {
+    const into = this.#find(name);
+    if (into === null) return "there is no export of this name";
+    const ofAddress = into.clients.get(client.from) ?? 0;
+    const isFull = clientsOf(into) >= into.maxClients;
+    const memory = isFull || ofAddress >= into.maxClientsPerAddress
+      ? -1
+      : clientMemoryOf(into.connections.vbd.requests).take();
+    if (memory < 0) {
+      into.turnedAway++;
+      const why = isFull || ofAddress < into.maxClientsPerAddress
+        ? "the export has too many clients"
+        : "the export has too many clients of this address";
+      this.note(`turned away an NBD client from ${client.from}: ${why}`);
+      return why;
+    }
+    into.clients.set(client.from, ofAddress + 1);
+    this.#entering.set(client, { into, memory });
+    return null;
+  }
+
+  entered(client: PortClient, handshake: Handshake, rest: Uint8Array): void {
+    this.#greeting.delete(client);
+    const place = this.#entering.get(client);
+    if (place === undefined) throw new RangeError("A client enters without a place");
+    this.#entering.delete(client);
+    const { into, memory } = place;
+    const left = (): void => leave(into, client.from);
+    const entered = { handshake, rest, tls: client.tls, left };
+    into.connections.add(client.fd, memory, { style: "newstyle", handedOver: false, entered });
+  }
+
+  gone(client: PortClient, why: string): void {
+    this.#greeting.delete(client);
+    const place = this.#entering.get(client);
+    this.#entering.delete(client);
+    if (place !== undefined) {
+      const { into, memory } = place;
+      clientMemoryOf(into.connections.vbd.requests).give(memory);
+      leave(into, client.from);
+    }
+    if (why !== "") this.note(`hung up on an NBD client from ${client.from}: ${why}`);
+  }
+
+  /** Adds a disk. Throws `SystemError`: EEXIST for a name that is taken. */
+  add(added: PortExport): void {
+    if (this.exports.has(added.name)) {
+      const what = `Cannot serve an export named ${JSON.stringify(added.name)} on this port`;
+      throw new SystemError(Errno.EEXIST, `${what} (there is one of this name already)`);
+    }
+    this.exports.set(added.name, added);
+  }
+
+  /** Removes a disk. Clients that are about to enter it are dropped; those that have entered stay. */
+  remove(removed: PortExport): void {
+    this.exports.delete(removed.name);
+    for (const [client, { into }] of [...this.#entering]) {
+      if (into === removed) client.end("its disk is served no more");
+    }
+  }
+
+  /** Stops listening and drops the clients in the handshake. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const listener of this.#listeners) listener.close();
+    for (const client of [...this.#greeting]) client.end("");
+    this.tls?.close();
+  }
+}
+
+function leave({ clients }: PortExport, from: string): void {
+  const left = (clients.get(from) ?? 1) - 1;
+  if (left === 0) clients.delete(from);
+  else clients.set(from, left);
+}
+
+/** A socket of a port. */
+class Listener implements FdHandler, FaultOwner {
+  readonly failed = false;
+  readonly #fd: number;
+  readonly #scheduler: Scheduler;
+  readonly #port: NbdPort;
+  readonly #from = new Uint8Array(SOCKADDR_BYTES);
+  #acceptTimer = 0;
+
+  /** Throws `SystemError`; the descriptor is closed then. */
+  constructor(fd: number, scheduler: Scheduler, port: NbdPort) {
+    this.#fd = fd;
+    this.#scheduler = scheduler;
+    this.#port = port;
+    try {
+      scheduler.watch(fd, EPOLLIN, this, this);
+    } catch (error) {
+      closeFile(fd);
+      throw error;
+    }
+  }
+
+  fault(error: unknown): void {
+    this.#port.note(`a client that connected was not served: ${describeFault(error)}`);
+    this.#acceptLater();
+  }
+
+  ready(_events: number): void {
+    for (let i = 0; i < MOST_ACCEPTED; i++) {
+      const fd = acceptTcp(this.#fd, this.#from);
+      if (fd === -Errno.EAGAIN) return;
+      if (fd === -Errno.ECONNABORTED || fd === -Errno.EINTR) continue;
+      if (fd < 0) {
+        this.#port.note(`NBD clients wait to be accepted (${errnoName(-fd)})`);
+        return this.#acceptLater();
+      }
+      this.#port.accepted(fd, addressText(this.#from));
+    }
+  }
+
+  /** Stops accepting for a moment. */
+  #acceptLater(): void {
+    this.#scheduler.rewatch(this.#fd, 0);
+    const again = (): void => this.#scheduler.rewatch(this.#fd, EPOLLIN);
+    this.#scheduler.cancelTimer(this.#acceptTimer);
+    this.#acceptTimer = this.#scheduler.addTimer(ACCEPT_AGAIN_MS, again, this);
+  }
+
+  close(): void {
+    this.#scheduler.cancelTimer(this.#acceptTimer);
+    this.#scheduler.unwatch(this.#fd);
+    closeFile(this.#fd);
+  }
+}

@@ -1,0 +1,133 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import type { Scheduler } from "../../scheduler/scheduler.ts";
+import type { ServerTls, TlsMode } from "../../tls/tls.ts";
+import type { NbdConnections } from "./connections.ts";
+import { clientsOf, NbdPort, type PortExport } from "./port.ts";
+
+/** How a disk is served over TCP. */
+export interface ServeRequest {
+  /** Addresses of this machine in numbers; none for all of them. */
+  readonly addresses: readonly string[];
+  /** The port; 0 for one that the kernel chooses. */
+  readonly port: number;
+  /** The export's name. */
+  readonly name: string;
+  readonly tls: ServerTls;
+  /** The most clients, in all and from one address. */
+  readonly maxClients: number;
+  readonly maxClientsPerAddress: number;
+}
+
+/** Where a disk is served over TCP, and to how many clients; the names are those of the statistics. */
+export interface ServedExport {
+  listen: string;
+  name: string;
+  tls: TlsMode;
+  verify_peer: boolean;
+  clients: number;
+  max_clients: number;
+  max_clients_per_address: number;
+  /** Clients that were turned away because there were too many. */
+  turned_away: number;
+}
+
+/** Addresses and port as they are written: `*:10809`, `127.0.0.1:10809,[0:0:0:0:0:0:0:1]:10809`. */
+export function listenText(addresses: readonly string[], port: number): string {
+  if (addresses.length === 0) return `*:${port}`;
+  return addresses
+    .map((address) => address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`)
+    .join(",");
+}
+
+/** Whether what was asked for is among the exports that are chosen; all are without a choice. */
+export function isChosen(
+  { addresses, port, name }: ServeRequest,
+  chosen: { at?: string; name?: string },
+): boolean {
+  return (chosen.at === undefined || chosen.at === listenText(addresses, port)) &&
+    (chosen.name === undefined || chosen.name === name);
+}
+
+function sameTls(a: ServerTls, b: ServerTls): boolean {
+  return a.mode === b.mode && a.certificates === b.certificates && a.psk === b.psk &&
+    a.verifyPeer === b.verifyPeer;
+}
+
+/** The TCP ports of this process, which its disks share. */
+export class NbdPorts {
+  readonly #scheduler: Scheduler;
+  readonly #log: (message: string) => void;
+  /** By addresses and port. */
+  readonly #ports = new Map<string, NbdPort>();
+
+  /** @param log Writes a line to the log, which limits the number of similar ones. */
+  constructor(scheduler: Scheduler, log: (message: string) => void) {
+    this.#scheduler = scheduler;
+    this.#log = log;
+  }
+
+  /**
+   * Serves a disk.
+   *
+   * @returns The request, with the port that the kernel chose.
+   * @throws {SystemError} EADDRINUSE, EEXIST for a name that is taken, EINVAL when the port is served
+   * with other settings of TLS, and what opening TLS throws.
+   */
+  serve(connections: NbdConnections, request: ServeRequest): ServeRequest {
+    const { name, tls, maxClients, maxClientsPerAddress, addresses } = request;
+    const wanted = listenText(addresses, request.port);
+    const known = this.#ports.get(wanted);
+    if (known !== undefined && !sameTls(known.settings, tls)) {
+      const what = `Cannot serve ${JSON.stringify(name)} on ${wanted}`;
+      throw new SystemError(Errno.EINVAL, `${what} (the port is served with other TLS settings)`);
+    }
+    const port = known ?? new NbdPort(this.#scheduler, request, this.#log);
+    const clients = new Map<string, number>();
+    port.add({ name, connections, maxClients, maxClientsPerAddress, clients, turnedAway: 0 });
+    this.#ports.set(listenText(addresses, port.port), port);
+    return { ...request, port: port.port };
+  }
+
+  /** The exports of a disk, with the port of each. */
+  #of(connections: NbdConnections): [at: string, port: NbdPort, served: PortExport][] {
+    return [...this.#ports].flatMap(([at, port]) =>
+      [...port.exports.values()]
+        .filter((served) => served.connections === connections)
+        .map((served): [string, NbdPort, PortExport] => [at, port, served])
+    );
+  }
+
+  /**
+   * Ends exports of a disk. Clients that have connected stay; a port without an export is closed.
+   *
+   * @param chosen Which; all without.
+   * @returns How many there were.
+   */
+  unserve(connections: NbdConnections, chosen: { at?: string; name?: string } = {}): number {
+    const ending = this.#of(connections).filter(([at, _port, { name }]) =>
+      (chosen.at === undefined || chosen.at === at) &&
+      (chosen.name === undefined || chosen.name === name)
+    );
+    for (const [at, port, served] of ending) {
+      port.remove(served);
+      if (port.exports.size > 0) continue;
+      port.close();
+      this.#ports.delete(at);
+    }
+    return ending.length;
+  }
+
+  /** Where a disk is served. */
+  list(connections: NbdConnections): ServedExport[] {
+    return this.#of(connections).map(([at, { settings }, served]) => ({
+      listen: at,
+      name: served.name,
+      tls: settings.mode,
+      verify_peer: settings.verifyPeer,
+      clients: clientsOf(served),
+      max_clients: served.maxClients,
+      max_clients_per_address: served.maxClientsPerAddress,
+      turned_away: served.turnedAway,
+    }));
+  }
+}

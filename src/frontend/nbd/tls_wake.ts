@@ -1,0 +1,34 @@
+import { EPOLLIN } from "../../../ffi/epoll.ts";
+import type { TlsStream } from "../../../ffi/tls_stream.ts";
+import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
+
+/**
+ * Continues a connection with TLS in the next turn when OpenSSL has received more than the connection
+ * took: the socket does not show that data any more.
+ */
+export class TlsWake {
+  readonly #tls: TlsStream | null;
+  readonly #host: ConnectionHost;
+  #isDue = false;
+
+  /** @param tls The TLS of the connection; null without. */
+  constructor(tls: TlsStream | null, host: ConnectionHost) {
+    this.#tls = tls;
+    this.#host = host;
+  }
+
+  /** Looks for such data, if the connection waits for the socket at all. */
+  look(connection: ServedConnection, watched: number): void {
+    if (this.#tls === null || this.#isDue) return;
+    if ((watched & EPOLLIN) === 0 || !this.#tls.hasPending) return;
+    this.#isDue = true;
+    this.#host.makeDueNextTurn(connection);
+  }
+
+  /** Whether the turn that begins is to receive. */
+  take(watched: number): boolean {
+    const isDue = this.#isDue && (watched & EPOLLIN) !== 0;
+    this.#isDue = false;
+    return isDue;
+  }
+}
