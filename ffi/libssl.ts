@@ -6,7 +6,7 @@
  */
 import { Errno, SystemError } from "./errno.ts";
 import { type Calls, openLibrary } from "./libc.ts";
-import { LIBCRYPTO_CHOICES } from "./libcrypto.ts";
+import { libcrypto, LIBCRYPTO_CHOICES } from "./libcrypto.ts";
 
 const SYMBOLS = {
   // const SSL_METHOD *TLS_method(void)
@@ -115,18 +115,29 @@ let opened: Libssl | null = null;
 /** The library. Throws `SystemError`: ENOENT when it is missing. */
 export function libssl(): Libssl {
   if (opened !== null) return opened;
-  for (const name of LIBCRYPTO_CHOICES) {
-    try {
-      opened = openLibrary(name.replace("libcrypto", "libssl"), SYMBOLS);
-      return opened;
-    } catch {
-      // Try the next name.
-    }
+  try {
+    // libssl then uses the libcrypto that was chosen.
+    libcrypto();
+    opened = openLibssl();
+  } catch {
+    opened = null;
   }
+  if (opened !== null) return opened;
   throw new SystemError(
     Errno.ENOENT,
     "Cannot use TLS: OpenSSL's libssl is missing (Debian: install libssl3)",
   );
+}
+
+function openLibssl(): Libssl | null {
+  for (const name of LIBCRYPTO_CHOICES) {
+    try {
+      return openLibrary(name.replace("libcrypto", "libssl"), SYMBOLS);
+    } catch {
+      // Try the next name.
+    }
+  }
+  return null;
 }
 
 const ERROR_TEXT_BYTES = 256;

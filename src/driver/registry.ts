@@ -10,7 +10,7 @@ import { aioDriver } from "./aio.ts";
 import { bcDriver } from "./bc.ts";
 import type { DriverType } from "./driver.ts";
 import { logDriver } from "./log.ts";
-import { nbdDriver, nbdUnixDriver } from "./nbd/nbd_driver.ts";
+import { nbdDriver, nbdsDriver, nbdsUnixDriver, nbdUnixDriver } from "./nbd/nbd_driver.ts";
 import { qcowDriver } from "./qcow/qcow_driver.ts";
 import { qcow2Driver } from "./qcow2/qcow2_driver.ts";
 import { ramDriver } from "./ram.ts";
@@ -24,6 +24,8 @@ const drivers: DriverType[] = [
   logDriver,
   nbdDriver,
   nbdUnixDriver,
+  nbdsDriver,
+  nbdsUnixDriver,
   qcowDriver,
   qcow2Driver,
   ramDriver,

@@ -177,13 +177,22 @@ test("list leaves out what was not asked for", async (bench) => {
     path: vhd,
     args: `vhd:${vhd}`,
     nbd: `${bench.control}/nbd${pid}.1`,
+    exports: [],
     device: null,
     changedBlocks: null,
     limits: null,
   }]);
   const nothing = { pid: null, state: null, type: null, path: null, args: null };
   assert.deepEqual(JSON.parse(await bench.ok("list --json -m 2")), [
-    { ...nothing, minor: 2, nbd: null, device: null, changedBlocks: null, limits: null },
+    {
+      ...nothing,
+      minor: 2,
+      nbd: null,
+      exports: null,
+      device: null,
+      changedBlocks: null,
+      limits: null,
+    },
   ]);
 });
 

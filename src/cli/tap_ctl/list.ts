@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import {
   inventory,
   type InventoryEntry,
+  withExports,
   withLimits,
   withNodes,
 } from "../../control/client/inventory.ts";
@@ -52,7 +53,7 @@ function list({ pid, minor, type, file, json }: ListOptions): void {
     (file === undefined || entry.path === file)
   );
   if (json) {
-    printJson(withLimits(withNodes(chosen)));
+    printJson(withExports(withLimits(withNodes(chosen))));
     return;
   }
   const format = Deno.stdout.isTerminal() ? row : fields;
@@ -64,7 +65,7 @@ export function defineList(command: Command): Command {
   return filterOptions(command)
     .option("-t, --type <type>", "only devices with an image of this type")
     .option("-f, --file <path>", "only devices with this image")
-    .option("--json", "print JSON, with the NBD socket, block device and limits of each")
+    .option("--json", "print JSON, with sockets, block device, limits and ports of each")
     .addHelpText(
       "after",
       "\nOn a terminal, the columns are process, minor, state, type and path. Otherwise, a line has the\n" +

@@ -15,7 +15,10 @@ import { decodeNode, type NodeAnswer } from "../protocol/answers.ts";
 import { decodeLimitReply, encodeLimit } from "../protocol/limit.ts";
 import { decodeListEntry, type ListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, MessageType } from "../protocol/message.ts";
+import type { ServedExport } from "../../frontend/nbd/ports.ts";
+import type { DeviceAddress } from "./client.ts";
 import { brokenAnswer } from "./connection.ts";
+import { deviceStatistics } from "./questions.ts";
 import { askAll, type Question } from "./survey.ts";
 
 /** How long all tapdisks together may take to answer. */
@@ -39,6 +42,8 @@ export interface InventoryEntry {
   readonly changedBlocks: string | null;
   /** What the disk does in a second at most; null without limits. `withLimits` asks for it. */
   readonly limits: RateLimitsSummary | null;
+  /** Where the disk is served over TCP; null where that is not known. `withExports` asks for it. */
+  readonly exports: readonly ServedExport[] | null;
   /** Set when the tapdisk does not answer; what only the tapdisk knows is null. */
   readonly silent?: true;
 }
@@ -62,6 +67,7 @@ const NOTHING: InventoryEntry = {
   device: null,
   changedBlocks: null,
   limits: null,
+  exports: null,
 };
 
 function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): InventoryEntry {
@@ -100,6 +106,28 @@ export function withLimits(entries: readonly InventoryEntry[]): InventoryEntry[]
     limits.set(asked[index], "answer" in outcome ? outcome.answer.limits : null);
   });
   return entries.map((entry) => ({ ...entry, limits: limits.get(entry) ?? null }));
+}
+
+/**
+ * The entries with where they are served over TCP, which the tapdisks are asked for one after another:
+ * the answer is longer than a message. Only such disks are asked for as have a tapdisk that answers.
+ */
+export function withExports(entries: readonly InventoryEntry[]): InventoryEntry[] {
+  return entries.map((entry) => {
+    const { pid, minor, args } = entry;
+    if (pid === null || minor === null || args === null) return entry;
+    return { ...entry, exports: exportsOf({ pid, minor }) };
+  });
+}
+
+function exportsOf(device: DeviceAddress): readonly ServedExport[] | null {
+  try {
+    const { exports }: { exports?: ServedExport[] } = JSON.parse(deviceStatistics(device));
+    return exports ?? null;
+  } catch {
+    // Another implementation of tapdisk, or a disk that has been closed meanwhile.
+    return null;
+  }
 }
 
 function limitQuestion(

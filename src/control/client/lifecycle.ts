@@ -71,6 +71,7 @@ async function serveMinor(
     const unserved = request.serve.flatMap((serve) => tryToServe(device, serve, extras));
     return { ...device, node: askNode(device), ...(unserved.length > 0 ? { unserved } : {}) };
   } catch (error) {
+    attempt(() => closeImage(device));
     // A tapdisk ends when its last device is detached. One that never had a device needs a signal.
     attempt(() => detachDevice(device));
     attempt(() => Deno.kill(device.pid, "SIGTERM"));

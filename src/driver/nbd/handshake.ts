@@ -12,6 +12,7 @@ import {
   NBD_OPT_EXPORT_NAME,
   NBD_OPT_GO,
   NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_REP_ACK,
   NBD_REP_ERR_BLOCK_SIZE_REQD,
@@ -56,7 +57,10 @@ const EXPORT_NAME_PADDING_BYTES = 124;
 const refusals = new Map<number, [errno: number, why: string]>([
   [NBD_REP_ERR_UNKNOWN, [Errno.ENOENT, "the server has no such export"]],
   [NBD_REP_ERR_POLICY, [Errno.EACCES, "the server does not allow it"]],
-  [NBD_REP_ERR_TLS_REQD, [Errno.EACCES, "the server wants TLS, which is not supported here"]],
+  [NBD_REP_ERR_TLS_REQD, [
+    Errno.EACCES,
+    "the server wants TLS, which the types nbds and nbds+unix have",
+  ]],
   [NBD_REP_ERR_SHUTDOWN, [Errno.ESHUTDOWN, "the server is shutting down"]],
   [NBD_REP_ERR_BLOCK_SIZE_REQD, [Errno.EINVAL, "the server wants larger blocks"]],
 ]);
@@ -71,8 +75,11 @@ export class ClientHandshake {
   readonly toSend: Uint8Array[] = [];
   /** What came of it; null while it goes on. */
   result: RemoteExport | null = null;
+  /** Whether the server waits for TLS, after which the caller calls `secured`. */
+  isSecuring = false;
   readonly #exportName: string;
   readonly #title: string;
+  readonly #wantsTls: boolean;
   #received: Uint8Array<ArrayBuffer> = new Uint8Array(0);
   /** The option that an answer is awaited to; 0 before the first. */
   #option = 0;
@@ -85,10 +92,20 @@ export class ClientHandshake {
   #minimumBlockBytes = 1;
   #maximumBlockBytes = MAXIMUM_BLOCK_BYTES;
 
-  /** @param title What the export is called in errors. */
-  constructor(exportName: string, title: string) {
+  /**
+   * @param title What the export is called in errors.
+   * @param wantsTls Whether nothing is said of the export before there is TLS.
+   */
+  constructor(exportName: string, title: string, wantsTls = false) {
     this.#exportName = exportName;
     this.#title = title;
+    this.#wantsTls = wantsTls;
+  }
+
+  /** The connection has TLS from now on. */
+  secured(): void {
+    this.isSecuring = false;
+    this.#ask(NBD_OPT_STRUCTURED_REPLY, new Uint8Array(0));
   }
 
   /** Takes what the server sent. Throws `SystemError` when there is no agreement. */
@@ -97,13 +114,15 @@ export class ClientHandshake {
     all.set(this.#received);
     all.set(bytes, this.#received.length);
     let at = 0;
-    while (this.result === null) {
+    while (this.result === null && !this.isSecuring) {
       const taken = this.#takeOne(new DataView(all.buffer, at));
       if (taken === 0) break;
       at += taken;
     }
     this.#received = all.slice(at);
-    if (this.result !== null && this.#received.length > 0) throw this.#breach();
+    // Bytes ahead of TLS may be another's words.
+    const isOver = this.result !== null || this.isSecuring;
+    if (isOver && this.#received.length > 0) throw this.#breach();
   }
 
   #failure(errno: number, why: string): SystemError {
@@ -128,6 +147,9 @@ export class ClientHandshake {
     }
     const isOld = view.getUint32(8) === OLDSTYLE_MAGIC_HIGH &&
       view.getUint32(12) === OLDSTYLE_MAGIC_LOW;
+    if (isOld && this.#wantsTls) {
+      throw this.#failure(Errno.EPROTONOSUPPORT, "the server knows only the oldstyle, without TLS");
+    }
     if (isOld) return this.#oldstyleGreeting(view);
     const flags = view.getUint16(16);
     if ((flags & NBD_FLAG_FIXED_NEWSTYLE) === 0) {
@@ -139,7 +161,8 @@ export class ClientHandshake {
     this.#noZeroes = (flags & NBD_FLAG_NO_ZEROES) !== 0;
     const common = NBD_FLAG_FIXED_NEWSTYLE | (flags & NBD_FLAG_NO_ZEROES);
     this.toSend.push(new Fields().u32(common).done());
-    this.#ask(NBD_OPT_STRUCTURED_REPLY, new Uint8Array(0));
+    const option = this.#wantsTls ? NBD_OPT_STARTTLS : NBD_OPT_STRUCTURED_REPLY;
+    this.#ask(option, new Uint8Array(0));
     return GREETING_BYTES;
   }
 
@@ -195,6 +218,7 @@ export class ClientHandshake {
       this.#noteContext(content);
     } else if (type === NBD_REP_INFO && this.#option === NBD_OPT_GO) this.#noteInfo(content);
     else if (type !== NBD_REP_ACK) throw this.#breach();
+    else if (this.#option === NBD_OPT_STARTTLS) this.isSecuring = true;
     else if (this.#option === NBD_OPT_STRUCTURED_REPLY) {
       this.#structured = true;
       this.#askForAllocation();
@@ -204,6 +228,9 @@ export class ClientHandshake {
 
   /** An option was refused: what is not needed is done without. */
   #refused(type: number, content: DataView<ArrayBuffer>): void {
+    if (this.#option === NBD_OPT_STARTTLS) {
+      throw this.#failure(Errno.EPROTONOSUPPORT, "the server has no TLS");
+    }
     if (this.#option !== NBD_OPT_GO) {
       if (type === NBD_REP_ERR_TLS_REQD) throw this.#refusal(type, content);
       this.#allocationId = null;

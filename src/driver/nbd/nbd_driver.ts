@@ -5,7 +5,6 @@
  *
  * @module
  */
-import { closeFile } from "../../../ffi/files.ts";
 import { type DoneWith, systemError } from "../../../ffi/errno.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type {
@@ -17,7 +16,8 @@ import type {
   RequestSink,
 } from "../driver.ts";
 import { NAMES_OTHER } from "../image_name.ts";
-import { type Connected, dial, dialAndWait } from "./dial.ts";
+import { closeConnected, type Connected, dial, dialAndWait } from "./dial.ts";
+import { type ExportName, parseExportName } from "./export_name.ts";
 import { exportFault, NbdImage } from "./nbd_image.ts";
 
 /** A connection to an export that is to be opened. */
@@ -29,18 +29,23 @@ class DialledExport implements Prepared {
   }
 
   discard(): void {
-    closeFile(this.connected.fd);
+    closeConnected(this.connected);
   }
 }
 
 function prepare(spec: ImageSpec, scheduler: Scheduler, done: DoneWith<Prepared>): () => void {
-  return dial(spec.path, titleOf(spec), {
+  return dial(nameOf(spec), titleOf(spec), {
     scheduler,
     done(result): void {
       if (!(result instanceof Error)) done(null, new DialledExport(result));
       else done(systemError(result, `Cannot open ${titleOf(spec)}`), null);
     },
   });
+}
+
+/** Where the image is. Throws `SystemError` EINVAL for a name that is none. */
+function nameOf({ type, path }: ImageSpec): ExportName {
+  return parseExportName(path, undefined, type.startsWith("nbds"));
 }
 
 function titleOf({ type, path }: ImageSpec): string {
@@ -51,10 +56,10 @@ function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageD
   const prepared = context.takePrepared();
   const connected = prepared instanceof DialledExport
     ? prepared.connected
-    : dialAndWait(spec.path, titleOf(spec));
+    : dialAndWait(nameOf(spec), titleOf(spec));
   const fault = exportFault(connected.remote, spec);
   if (fault !== null) {
-    closeFile(connected.fd);
+    closeConnected(connected);
     throw fault;
   }
   return new NbdImage({ spec, context, sink, connected });
@@ -78,4 +83,20 @@ export const nbdUnixDriver: DriverType = {
   type: "nbd+unix",
   where: "///NAME?socket=SOCKET",
   summary: "An export of an NBD server on a Unix socket, as a URI",
+};
+
+/** The same over TLS, as URIs. */
+export const nbdsDriver: DriverType = {
+  ...nbdDriver,
+  type: "nbds",
+  where: "//HOST/NAME?tls-certificates=FOLDER",
+  summary: "An export of an NBD server over TLS, as a URI",
+};
+
+/** The same over TLS on a Unix socket. */
+export const nbdsUnixDriver: DriverType = {
+  ...nbdDriver,
+  type: "nbds+unix",
+  where: "///NAME?socket=SOCKET",
+  summary: "An export of an NBD server on a Unix socket over TLS, as a URI",
 };

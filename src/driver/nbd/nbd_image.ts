@@ -1,24 +1,18 @@
-import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
-import { type Done, Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
-import { closeFile } from "../../../ffi/files.ts";
-import { enlargeSendBuffer } from "../../../ffi/sockets.ts";
+import { type Done, Errno, SystemError } from "../../../ffi/errno.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
-  NBD_CMD_DISC,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
   NBD_CMD_WRITE_ZEROES,
+  NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_TRIM,
   NBD_FLAG_SEND_WRITE_ZEROES,
   NBD_STATE_ZERO,
 } from "../../nbd/protocol.ts";
-import type { FaultOwner } from "../../scheduler/faults.ts";
-import type { FdHandler } from "../../scheduler/scheduler.ts";
-import type { Deferred } from "../deferral.ts";
 import {
   type ImageContext,
   type ImageDriver,
@@ -26,29 +20,23 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
-import { PieceLists } from "../pieces.ts";
 import { BackOff } from "./back_off.ts";
-import { type Connected, type Destination, Dial, toError } from "./dial.ts";
+import { closeConnected, type Connected, type Destination, Dial, toError } from "./dial.ts";
 import { handedOver } from "./handed_over.ts";
 import type { RemoteExport } from "./handshake.ts";
-import { Operations } from "./operations.ts";
-import { type AnswerSink, ReplyReceiver } from "./reply_receiver.ts";
-import { RequestSender } from "./request_sender.ts";
+import { Link, type LinkHost, lossText } from "./link.ts";
 
-const NONE = -1;
 const EXTENT_BYTES = 8;
-const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 /** Sectors of one request to write zeros, and of one for extents: its length has 32 bits. */
 const ZERO_SECTORS = 1 << 16;
 const STATUS_SECTORS = 1 << 22;
 
-/**
- * How long a server may take for one request. Beyond that the connection counts as lost: the request
- * is made again on another one, as after a server that hung up.
- */
-const REQUEST_TIMEOUT_MS = 30_000;
-/** How often the oldest request is looked at. */
-const WATCH_MS = 5_000;
+/** The most connections to a server that allows several. */
+const MOST_LINKS = 4;
+/** So many requests on each connection call for another one. */
+const BUSY_LOAD = 12;
+/** How long not to try again after another connection could not be made. */
+const MORE_AGAIN_MS = 30_000;
 
 /** Why an export cannot be this image; null when it can. */
 export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError | null {
@@ -77,39 +65,40 @@ export function exportFault(remote: RemoteExport, spec: ImageSpec): SystemError 
 /**
  * An export of an NBD server. Many requests are in flight at once and end in any order. When the
  * connection is lost, requests fail with ENOTCONN, which the device retries, and the image connects
- * again.
+ * again: to the address that it had, then to the others that have the export.
+ *
+ * To a server that allows it, more connections are opened while those that there are have much to do.
+ * They go to the address of the first one, and are closed with it, so that never two servers have
+ * requests of one disk.
  *
  * A write that the server answered before the connection was lost counts as written. A later flush
  * makes durable what the server still has.
  */
-export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
+export class NbdImage implements ImageDriver, LinkHost {
   readonly spec: ImageSpec;
   readonly sectors: number;
   readonly parent = null;
   readonly zeroSectors: number;
   readonly fillSectors: number;
   readonly counts = { readSectors: 0, writtenSectors: 0 };
-  /** For the end-of-turn list; not for anyone else. */
-  deferred = false;
-  readonly #context: ImageContext;
+  readonly context: ImageContext;
   readonly #sink: RequestSink;
-  readonly #destination: Destination;
-  readonly #operations = new Operations();
-  readonly #sender: RequestSender;
-  readonly #receiver: ReplyReceiver;
-  /** Pieces that have not been sent. */
-  readonly #waiting = new PieceLists(1);
+  /** Where the export is: the address in use first. */
+  #destinations: Destination[];
+  /** Which of them is tried next. */
+  #next = 0;
+  /** The connections. The first one is always wanted. */
+  readonly #links: Link[] = [];
   readonly #mostSectors: number;
   #flags = 0;
   #allocationId: number | null = null;
-  /** The socket; -1 while there is none. */
-  #fd = NONE;
-  #watched = EPOLLIN;
   #dial: Dial | null = null;
   #redialTimer = 0;
-  /** Runs while a request is at the server. */
-  #watchTimer = 0;
-  readonly #lookAtOldest = (): void => this.#checkOldest();
+  /** The attempt to make another connection, and until when there is none. */
+  #moreDial: Dial | null = null;
+  #moreDueMs = 0;
+  /** Whether the server allows another connection, and there is room for it. */
+  #mayHaveMore = false;
   readonly #backOff = new BackOff();
   /** The device is to be closed: nothing is asked of the server any more. */
   #givenUp = false;
@@ -125,17 +114,16 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     },
   ) {
     this.spec = spec;
-    this.#context = context;
+    this.context = context;
     this.#sink = sink;
-    const { remote, destination } = connected;
+    const { remote, destination, others } = connected;
     this.sectors = Math.floor(remote.sizeBytes / SECTOR_BYTES);
     this.#mostSectors = Math.floor(remote.maximumBlockBytes / SECTOR_BYTES);
     const canZero = (remote.flags & NBD_FLAG_SEND_WRITE_ZEROES) !== 0;
     this.zeroSectors = canZero ? ZERO_SECTORS : context.zeros.sectors;
     this.fillSectors = context.zeros.sectors;
-    this.#destination = destination;
-    this.#sender = new RequestSender(context.pieces);
-    this.#receiver = new ReplyReceiver(context.pieces, this.#operations, this);
+    this.#destinations = [destination, ...others];
+    this.#links.push(new Link(this));
     try {
       this.#use(connected);
     } catch (error) {
@@ -148,28 +136,20 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     return `${this.spec.type}:${this.spec.path}`;
   }
 
-  /** Takes a connection; closes it when the loop cannot watch it. Throws `SystemError`. */
-  #use({ fd, remote }: Connected): void {
-    try {
-      this.#context.scheduler.watch(fd, EPOLLIN, this);
-    } catch (error) {
-      closeFile(fd);
-      throw error;
-    }
-    this.#fd = fd;
-    this.#backOff.connected(this.#context.scheduler.nowMs());
+  /** Takes the first connection; closes it when the loop cannot watch it. Throws `SystemError`. */
+  #use(connected: Connected): void {
+    const { remote } = connected;
+    this.#links[0].use(connected);
+    this.#backOff.connected(this.context.scheduler.nowMs());
     this.#flags = remote.flags;
     this.#allocationId = remote.allocationId;
-    this.#receiver.reset(remote.structured, remote.allocationId);
-    this.#sender.clear();
-    this.#watched = EPOLLIN;
-    enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
+    this.#noteRoom();
   }
 
   operationsFor(sectors: number): number {
     return Math.max(
       1,
-      Math.ceil(sectors / Math.min(this.#mostSectors, this.#context.zeros.sectors)),
+      Math.ceil(sectors / Math.min(this.#mostSectors, this.context.zeros.sectors)),
     );
   }
 
@@ -206,7 +186,7 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   #writeZeros(slot: number, sector: number, count: number): void {
-    const { at, sectors } = this.#context.zeros;
+    const { at, sectors } = this.context.zeros;
     const most = Math.min(this.#mostSectors, sectors);
     for (let done = 0; done < count; done += most) {
       const part = Math.min(most, count - done);
@@ -220,14 +200,14 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   flush(slot: number): void {
-    if ((this.#flags & NBD_FLAG_SEND_FLUSH) === 0 && this.#fd !== NONE) {
+    if ((this.#flags & NBD_FLAG_SEND_FLUSH) === 0 && this.#links[0].isOpen) {
       return this.#sink.pieceDone(slot, 1, 0);
     }
     this.#start(NBD_CMD_FLUSH, slot, 0, 1, 0);
   }
 
   status(slot: number, sector: number, count: number): void {
-    if (this.#allocationId === null && this.#fd !== NONE) {
+    if (this.#allocationId === null && this.#links[0].isOpen) {
       this.#sink.extent(slot, count, true);
       return this.#sink.statusDone(slot, 0);
     }
@@ -235,123 +215,39 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
   }
 
   #start(command: number, slot: number, sector: number, count: number, memorySector: number): void {
-    if (this.#fd === NONE) return this.#end(command, slot, count, Errno.ENOTCONN);
-    const { pieces, deferral } = this.#context;
-    const piece = pieces.take(command, slot, sector, count, memorySector);
-    pieces.append(this.#waiting, 0, piece);
-    deferral.add(this);
+    const link = this.#leastBusy();
+    if (!link.isOpen) return this.pieceEnded(command, slot, count, Errno.ENOTCONN);
+    link.start(command, slot, sector, count, memorySector);
+    if (link.load > BUSY_LOAD) this.#connectMore();
   }
 
-  get faults(): FaultOwner {
-    return this.#context.faults;
-  }
-
-  /** The end-of-turn list calls this, and `ready`. A device that has failed sends nothing. */
-  runDeferred(): void {
-    if (!this.#context.faults.failed) this.#send();
-  }
-
-  /** Sends what waits, as far as the server and the socket take it. */
-  #send(): void {
-    while (this.#fd !== NONE) {
-      if (this.#sender.isEmpty && !this.#compose()) return this.#watch(EPOLLIN);
-      const result = this.#sender.send(this.#fd);
-      if (result === -Errno.EAGAIN || result === -Errno.EINTR) {
-        return this.#watch(EPOLLIN | EPOLLOUT);
-      }
-      if (result < 0) return this.#lose(-result);
+  /** The open connection with the fewest requests; the first one when none is open. */
+  #leastBusy(): Link {
+    let best = this.#links[0];
+    for (let i = 1; i < this.#links.length; i++) {
+      const link = this.#links[i];
+      if (link.isOpen && link.load < best.load) best = link;
     }
-  }
-
-  /** Puts what waits into the message; false when there is nothing, or no room at the server. */
-  #compose(): boolean {
-    const { pieces, scheduler } = this.#context;
-    const nowMs = scheduler.lastMs[0];
-    let any = false;
-    while (!this.#waiting.isEmpty(0)) {
-      const piece = this.#waiting.first[0];
-      const operation = this.#operations.take(piece, nowMs);
-      if (operation === NONE) break;
-      this.#waiting.first[0] = pieces.next(piece);
-      if (this.#waiting.first[0] === NONE) this.#waiting.last[0] = NONE;
-      if (pieces.kind[piece] === NBD_CMD_READ) this.#operations.reads++;
-      this.#sender.add(operation, piece);
-      any = true;
-    }
-    if (any && this.#watchTimer === 0) this.#watchLater();
-    return any;
-  }
-
-  #watchLater(): void {
-    this.#watchTimer = this.#context.scheduler.addTimer(WATCH_MS, this.#lookAtOldest);
-  }
-
-  /** Leaves a server that owes an answer for too long. */
-  #checkOldest(): void {
-    this.#watchTimer = 0;
-    if (this.#fd === NONE || this.#operations.inUse === 0) return;
-    const waitedMs = this.#context.scheduler.nowMs() - this.#operations.oldestMs;
-    if (waitedMs >= REQUEST_TIMEOUT_MS) this.#lose(Errno.ETIMEDOUT);
-    else this.#watchLater();
-  }
-
-  #watch(events: number): void {
-    if (this.#watched === events) return;
-    this.#watched = events;
-    this.#context.scheduler.rewatch(this.#fd, events);
+    return best;
   }
 
   // ---- answers ----------------------------------------------------------------------------
 
-  ready(events: number): void {
-    if ((events & EPOLLOUT) !== 0) this.runDeferred();
-    if (this.#fd === NONE || (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) === 0) return;
-    const result = this.#receiver.receive(this.#fd);
-    if (result < 0) this.#lose(-result);
-    else if (!this.#waiting.isEmpty(0)) this.#context.deferral.add(this);
-  }
-
-  answered(operation: number, errno: number): void {
-    const piece = this.#giveOperation(operation);
-    this.#endPiece(piece, errno);
-  }
-
-  #giveOperation(operation: number): number {
-    const piece = this.#operations.give(operation);
-    if (this.#context.pieces.kind[piece] === NBD_CMD_READ) this.#operations.reads--;
-    return piece;
-  }
-
-  /** Ends a piece; returns the one behind it in its list. */
-  #endPiece(piece: number, errno: number): number {
-    const { pieces } = this.#context;
-    const command = pieces.kind[piece];
-    const slot = pieces.slot[piece];
-    const count = pieces.count[piece];
-    const next = pieces.give(piece);
-    this.#end(command, slot, count, errno);
-    return next;
-  }
-
   /** Tells the end of a piece. The one place that does: a status request ends in its own way. */
-  #end(command: number, slot: number, count: number, errno: number): void {
+  pieceEnded(command: number, slot: number, count: number, errno: number): void {
     if (command === NBD_CMD_BLOCK_STATUS) this.#sink.statusDone(slot, errno);
     else this.#sink.pieceDone(slot, count, errno);
   }
 
-  answeredExtents(operation: number, view: DataView, at: number, count: number): void {
-    const { pieces } = this.#context;
-    const piece = this.#giveOperation(operation);
-    const slot = pieces.slot[piece];
-    let left = pieces.count[piece];
-    pieces.give(piece);
+  extentsCame(slot: number, sectors: number, view: DataView, at: number, count: number): void {
+    let left = sectors;
     for (let i = 0; i < count && left > 0; i++) {
       const bytes = view.getUint32(at + EXTENT_BYTES * i, false);
       const isZero = (view.getUint32(at + EXTENT_BYTES * i + 4, false) & NBD_STATE_ZERO) !== 0;
       // An extent that ends within its first sector counts as data.
-      const sectors = Math.min(left, Math.max(1, Math.floor(bytes / SECTOR_BYTES)));
-      left -= sectors;
-      const wanted = this.#sink.extent(slot, sectors, !isZero || bytes < SECTOR_BYTES);
+      const whole = Math.min(left, Math.max(1, Math.floor(bytes / SECTOR_BYTES)));
+      left -= whole;
+      const wanted = this.#sink.extent(slot, whole, !isZero || bytes < SECTOR_BYTES);
       // After an extent that ends within a sector, the rest is asked for again.
       if (!wanted || bytes % SECTOR_BYTES !== 0) break;
     }
@@ -360,52 +256,113 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
 
   // ---- the connection ---------------------------------------------------------------------
 
-  /** The connection is of no use any more: all that is under way fails, and another is sought. */
-  #lose(errno: number): void {
-    const { log } = this.#context;
-    log(`${this.#title}: lost the connection (${errnoName(errno)}); connecting again`);
-    this.#hangUp();
-    this.#sender.clear();
-    this.#receiver.reset(false, null);
-    this.#backOff.lost(this.#context.scheduler.nowMs());
+  linkLost(link: Link, errno: number): void {
+    const { log, scheduler } = this.context;
+    const why = lossText(link, errno);
+    if (link !== this.#links[0]) {
+      // Its requests are made again on the others.
+      this.#moreDueMs = scheduler.nowMs() + MORE_AGAIN_MS;
+      this.#noteRoom();
+      return log(`${this.#title}: lost one of several connections (${why})`);
+    }
+    log(`${this.#title}: lost the connection (${why}); connecting again`);
+    this.#backOff.lost(scheduler.nowMs());
+    this.#next = 0;
     this.#redialLater();
-    this.#failAll();
+    this.#closeOthers();
+  }
+
+  /** Ends the connections behind the first one. */
+  #closeOthers(): void {
+    this.#moreDial?.cancel();
+    this.#moreDial = null;
+    for (const other of this.#links.slice(1)) {
+      other.hangUp();
+      other.failAll();
+    }
   }
 
   giveUp(): void {
     this.#givenUp = true;
-    const { log, scheduler } = this.#context;
+    const { log, scheduler } = this.context;
     scheduler.cancelTimer(this.#redialTimer);
     this.#dial?.cancel();
     this.#dial = null;
-    if (this.#fd === NONE) return;
+    const [first] = this.#links;
+    if (!first.isOpen) return;
     log(`${this.#title}: its server does not answer; it is left, with what it was asked`);
-    this.#hangUp();
-    this.#sender.clear();
-    this.#receiver.reset(false, null);
-    this.#failAll();
+    first.hangUp();
+    this.#closeOthers();
+    first.failAll();
   }
 
-  #failAll(): void {
-    const { piece } = this.#operations;
-    for (let operation = 0; operation < piece.length; operation++) {
-      if (piece[operation] !== NONE) this.answered(operation, Errno.ENOTCONN);
+  // ---- more connections -------------------------------------------------------------------
+
+  /** Makes another connection to the server in use, if it allows that and there is none on its way. */
+  #connectMore(): void {
+    if (!this.#mayHaveMore || this.#moreDial !== null || this.#givenUp || this.#closed) return;
+    const { scheduler, log } = this.context;
+    if (scheduler.lastMs[0] < this.#moreDueMs) return;
+    try {
+      this.#moreDial = new Dial(scheduler, this.#destinations[0], (result) => {
+        this.#moreDial = null;
+        const fault = result instanceof Error ? result : this.#takeMore(result);
+        if (fault === null) return;
+        this.#moreDueMs = scheduler.nowMs() + MORE_AGAIN_MS;
+        log(`${this.#title}: goes on with ${this.#openLinks} connections: ${fault.message}`);
+      });
+    } catch {
+      this.#moreDueMs = scheduler.nowMs() + MORE_AGAIN_MS;
     }
-    let waiting = this.#waiting.takeAll(0);
-    while (waiting !== NONE) waiting = this.#endPiece(waiting, Errno.ENOTCONN);
   }
+
+  get #openLinks(): number {
+    return this.#links.filter(({ isOpen }) => isOpen).length;
+  }
+
+  #noteRoom(): void {
+    this.#mayHaveMore = (this.#flags & NBD_FLAG_CAN_MULTI_CONN) !== 0 &&
+      typeof this.#destinations[0].route !== "string" && this.#openLinks < MOST_LINKS;
+  }
+
+  /** Takes another connection; returns why not. */
+  #takeMore(connected: Connected): Error | null {
+    const fault = this.#faultOf(connected.remote);
+    if (fault !== null) {
+      closeConnected(connected);
+      return fault;
+    }
+    try {
+      let link = this.#links.find(({ isOpen }) => !isOpen);
+      if (link === undefined) {
+        link = new Link(this);
+        this.#links.push(link);
+      }
+      link.use(connected);
+      this.#noteRoom();
+      return null;
+    } catch (error) {
+      return toError(error);
+    }
+  }
+
+  // ---- the first connection ---------------------------------------------------------------
 
   #redialLater(): void {
     if (this.#givenUp) return;
-    this.#redialTimer = this.#context.scheduler.addTimer(this.#backOff.nextMs(), () => {
+    // The other addresses are tried before the next pause.
+    const pauseMs = this.#next === 0 ? this.#backOff.nextMs() : 0;
+    this.#redialTimer = this.context.scheduler.addTimer(pauseMs, () => {
       this.#redialTimer = 0;
       this.#redial();
     });
   }
 
   #redial(): void {
+    const destination = this.#destinations[this.#next];
+    this.#next = (this.#next + 1) % this.#destinations.length;
     try {
-      this.#dial = new Dial(this.#context.scheduler, this.#destination, (result) => {
+      this.#dial = new Dial(this.context.scheduler, destination, (result) => {
         this.#dial = null;
         if (result instanceof Error) this.#notConnected(result);
         else this.#reconnected(result);
@@ -417,21 +374,26 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
 
   /** An attempt failed; why is logged once, and again when it changes. */
   #notConnected(error: Error): void {
-    if (error.message !== this.#toldWhy) this.#context.log(error.message);
+    if (error.message !== this.#toldWhy) this.context.log(error.message);
     this.#toldWhy = error.message;
     this.#redialLater();
   }
 
-  #reconnected(connected: Connected): void {
-    const { remote, fd } = connected;
+  /** Why the image cannot go on with an export; null when it can. */
+  #faultOf(remote: RemoteExport): SystemError | null {
     const isSame = Math.floor(remote.sizeBytes / SECTOR_BYTES) === this.sectors &&
       Math.floor(remote.maximumBlockBytes / SECTOR_BYTES) >= this.#mostSectors;
-    const fault = isSame ? exportFault(remote, this.spec) : new SystemError(
+    return isSame ? exportFault(remote, this.spec) : new SystemError(
       Errno.ESTALE,
       `Cannot go on with ${this.#title} (its size has changed to ${remote.sizeBytes} bytes)`,
     );
+  }
+
+  #reconnected(connected: Connected): void {
+    const { remote, destination } = connected;
+    const fault = this.#faultOf(remote);
     if (fault !== null) {
-      closeFile(fd);
+      closeConnected(connected);
       return this.#notConnected(fault);
     }
     try {
@@ -439,59 +401,43 @@ export class NbdImage implements ImageDriver, FdHandler, Deferred, AnswerSink {
     } catch (error) {
       return this.#notConnected(toError(error));
     }
+    const isOther = destination !== this.#destinations[0];
+    const rest = this.#destinations.filter((each) => each !== destination);
+    this.#destinations = [destination, ...rest];
     this.#toldWhy = "";
-    this.#context.log(`${this.#title}: connected again`);
+    const where = isOther ? `, to another address${hostText(destination)}` : "";
+    this.context.log(`${this.#title}: connected again${where}`);
   }
 
   close(done: Done): void {
-    const { route } = this.#destination;
-    if (this.#fd !== NONE) {
-      const isIdle = this.#operations.inUse === 0 && this.#sender.isEmpty;
-      const wasTold = this.#sayGoodbye();
-      if (isIdle && wasTold && typeof route === "string") {
-        handedOver.putBack(route, this.#letGo());
-      }
+    const [{ route }] = this.#destinations;
+    for (const link of this.#links) {
+      const fd = link.leave();
+      if (fd < 0) continue;
+      if (typeof route === "string") handedOver.putBack(route, fd);
+      else closeConnected({ fd, tls: null });
     }
     this.abandon();
     done(null);
   }
 
-  /**
-   * Tells the server that this was all; false when that could not be sent. Over a descriptor that was
-   * handed over, the server then greets again, for when the image is opened again.
-   */
-  #sayGoodbye(): boolean {
-    const { pieces } = this.#context;
-    const piece = pieces.take(NBD_CMD_DISC, 0, 0, 0, 0);
-    this.#sender.add(0, piece);
-    pieces.give(piece);
-    return this.#sender.send(this.#fd) >= 0 && this.#sender.isEmpty;
-  }
-
   abandon(): void {
     if (this.#closed) return;
     this.#closed = true;
-    const { scheduler } = this.#context;
+    const { scheduler } = this.context;
     scheduler.cancelTimer(this.#redialTimer);
     this.#dial?.cancel();
     this.#dial = null;
-    if (this.#fd !== NONE) this.#hangUp();
-    this.#receiver.reset(false, null);
-    this.#receiver.release();
-    this.#sender.release();
+    this.#moreDial?.cancel();
+    this.#moreDial = null;
+    for (const link of this.#links) {
+      link.hangUp();
+      link.release();
+    }
   }
+}
 
-  #hangUp(): void {
-    closeFile(this.#letGo());
-  }
-
-  /** Ends the use of the socket; returns it. */
-  #letGo(): number {
-    const fd = this.#fd;
-    this.#context.scheduler.cancelTimer(this.#watchTimer);
-    this.#watchTimer = 0;
-    this.#context.scheduler.unwatch(fd);
-    this.#fd = NONE;
-    return fd;
-  }
+/** The host of a destination, for the log. */
+function hostText({ host }: Destination): string {
+  return host === undefined ? "" : ` (${host})`;
 }

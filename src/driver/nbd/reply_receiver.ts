@@ -7,6 +7,7 @@ import {
   putMsghdr,
   receiveMessage,
 } from "../../../ffi/sockets.ts";
+import type { TlsStream } from "../../../ffi/tls_stream.ts";
 import {
   CHUNK_HEADER_BYTES,
   NBD_CMD_BLOCK_STATUS,
@@ -57,6 +58,10 @@ export class ReplyReceiver {
   readonly #fragments = new Fragments();
   readonly #arena = new Arena(BUFFER_AT + BUFFER_BYTES);
   readonly #msghdr = this.#arena.pointerAt(0);
+  /** The TLS of the connection; null without. */
+  #tls: TlsStream | null = null;
+  /** Why TLS failed; empty for another end. */
+  why = "";
   #structured = false;
   #allocationId: number | null = null;
   /** What was received and not worked through. */
@@ -70,6 +75,8 @@ export class ReplyReceiver {
   #filled = 0;
   #missing = 0;
   #isLast = false;
+  /** Iovecs of the next receive. */
+  #iovecs = 0;
   /** Bytes of an answer that nobody wants. */
   #skip = 0;
   /** Counts connections: a sink may end this one while it is told of an answer. */
@@ -83,7 +90,9 @@ export class ReplyReceiver {
   }
 
   /** Forgets all of a connection before another begins, or after it. */
-  reset(structured: boolean, allocationId: number | null): void {
+  reset(structured: boolean, allocationId: number | null, tls: TlsStream | null = null): void {
+    this.#tls = tls;
+    if (tls !== null) this.why = "";
     this.#structured = structured;
     this.#allocationId = allocationId;
     this.#start = BUFFER_AT;
@@ -102,7 +111,10 @@ export class ReplyReceiver {
     const connection = this.#connection;
     for (let i = 0; i < MOST_RECEIVES; i++) {
       const wanted = this.#prepare();
-      const got = receiveMessage(fd, this.#msghdr);
+      const got = this.#tls === null
+        ? receiveMessage(fd, this.#msghdr)
+        : this.#tls.receive(this.#msghdr, this.#arena.view, IOVECS_AT, this.#iovecs);
+      if (got < 0 && this.#tls !== null) this.why = this.#tls.why;
       if (got === 0) return -Errno.ECONNRESET;
       if (got === -Errno.EAGAIN || got === -Errno.EINTR) return 0;
       if (got < 0) return got;
@@ -138,6 +150,7 @@ export class ReplyReceiver {
     const at = IOVECS_AT + IOVEC_BYTES * iovecs++;
     putIovec(view, at, sector, this.#end, behind);
     putIovecCount(view, 0, iovecs);
+    this.#iovecs = iovecs;
     return this.#missing + behind;
   }
 

@@ -6,6 +6,7 @@ import {
   sendMessage,
   shortenIovec,
 } from "../../../ffi/sockets.ts";
+import type { TlsStream } from "../../../ffi/tls_stream.ts";
 import {
   NBD_CMD_FLUSH,
   NBD_CMD_WRITE,
@@ -28,6 +29,8 @@ export class RequestSender {
   readonly #pieces: PieceTable;
   readonly #arena = new Arena(HEADERS_AT + WINDOW * HEADER_ROOM_BYTES);
   readonly #msghdr = this.#arena.pointerAt(0);
+  /** The TLS of the connection; null without. */
+  tls: TlsStream | null = null;
   #iovecs = 0;
   #firstIovec = 0;
 
@@ -37,7 +40,7 @@ export class RequestSender {
 
   /** Whether the message has left as a whole, so that a new one may begin. */
   get isEmpty(): boolean {
-    return this.#firstIovec === this.#iovecs;
+    return this.#firstIovec === this.#iovecs && !(this.tls?.hasUnsent ?? false);
   }
 
   /** Adds an operation to the message, no part of which has been sent. */
@@ -72,15 +75,19 @@ export class RequestSender {
    */
   send(fd: number): number {
     const { view, sector } = this.#arena;
+    const { tls } = this;
     while (this.#firstIovec < this.#iovecs) {
       const iovecs = IOVECS_AT + this.#firstIovec * IOVEC_BYTES;
-      putMsghdr(view, 0, sector, iovecs, this.#iovecs - this.#firstIovec);
-      const sent = sendMessage(fd, this.#msghdr);
+      const count = this.#iovecs - this.#firstIovec;
+      putMsghdr(view, 0, sector, iovecs, count);
+      const sent = tls === null
+        ? sendMessage(fd, this.#msghdr)
+        : tls.send(this.#msghdr, view, iovecs, count);
       if (sent < 0) return sent;
       this.#advance(sent);
     }
     this.clear();
-    return 0;
+    return tls === null ? 0 : tls.flush();
   }
 
   #advance(sent: number): void {
