@@ -1,0 +1,524 @@
+/**
+ * Ports that disks share: clients before and after their handshake, with and without TLS, and those
+ * that mean harm. The loop has real sockets and a clock that the test advances.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { tcpAddress } from "../../ffi/addresses.ts";
+import { Errno } from "../../ffi/errno.ts";
+import { libssl } from "../../ffi/libssl.ts";
+import { beginConnect } from "../../ffi/sockets.ts";
+import { TlsContext } from "../../ffi/tls_context.ts";
+import { TlsStream } from "../../ffi/tls_stream.ts";
+import { parseListen } from "../../src/cli/tap_ctl/serve_options.ts";
+import { REQUEST_SLOTS } from "../../src/driver/driver.ts";
+import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
+import { NbdPorts, type ServeRequest } from "../../src/frontend/nbd/ports.ts";
+import { findPreSharedKey } from "../../src/tls/psk_file.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import {
+  Cmd,
+  infoContent,
+  joined,
+  metaContent,
+  Opt,
+  packed,
+  Rep,
+  requestHeader,
+} from "../support/nbd_client.ts";
+import { SeenPages } from "../support/metrics.ts";
+import { PlayedLoop, SocketEnd } from "../support/played_loop.ts";
+import { PSK_TEXT } from "../support/pki.ts";
+import { Simulation } from "../support/sim.ts";
+
+/** The runtime reports a library that is opened within a test as a leak. */
+const hasTls = ((): boolean => {
+  try {
+    libssl();
+    return true;
+  } catch {
+    return false;
+  }
+})();
+
+const MIB = 1 << 20;
+const DISK_BYTES = 64 * MIB;
+const OPTION_MAGIC = 0x49484156454f5054n;
+const CLIENT_FLAGS = packed([4, 3]);
+const ERR_TLS_REQD = 0x80000005;
+const LOCALHOST = "127.0.0.1";
+
+const PLAIN: ServeRequest = {
+  addresses: [LOCALHOST],
+  port: 0,
+  name: "disk",
+  tls: { mode: "off", certificates: null, psk: null, verifyPeer: false },
+  maxClients: 100,
+  maxClientsPerAddress: 100,
+};
+
+const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
+const keys = `${folder}/keys.psk`;
+Deno.writeTextFileSync(keys, PSK_TEXT);
+addEventListener("unload", () => Deno.removeSync(folder, { recursive: true }));
+
+const KEYED: ServeRequest = {
+  ...PLAIN,
+  tls: { mode: "require", certificates: null, psk: keys, verifyPeer: false },
+};
+
+function option(code: number, content: Uint8Array = new Uint8Array(0)): Uint8Array<ArrayBuffer> {
+  return joined(packed([8, OPTION_MAGIC], [4, code], [4, content.length]), content);
+}
+
+/** Types of the replies to options, whose contents are passed over. */
+function replyTypes(bytes: Uint8Array): number[] {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const types: number[] = [];
+  for (let at = 0; at + 20 <= bytes.length; at += 20 + view.getUint32(at + 16)) {
+    assert.equal(view.getUint32(at), 0x0003e889);
+    types.push(view.getUint32(at + 12));
+  }
+  return types;
+}
+
+/** A client's end with TLS, by the same class as the server's. */
+class TlsEnd {
+  readonly stream: TlsStream;
+  readonly context: TlsContext;
+
+  constructor(readonly rig: Rig, readonly end: SocketEnd, username = "alice") {
+    const find = (): ReturnType<typeof findPreSharedKey> => findPreSharedKey(keys, username);
+    this.context = new TlsContext("client", { identity: username, find });
+    this.stream = new TlsStream(end.fd, this.context);
+  }
+
+  /** Does the handshake; returns 0 or -errno. */
+  handshake(): number {
+    for (let i = 0; i < 100; i++) {
+      const result = this.stream.handshake();
+      if (result !== -Errno.EAGAIN) {
+        this.rig.run();
+        return result;
+      }
+      this.rig.run();
+    }
+    return -Errno.ETIMEDOUT;
+  }
+
+  send(...parts: readonly Uint8Array[]): void {
+    for (const part of parts) {
+      for (let at = 0; at < part.length;) {
+        const sent = this.stream.sendBytes(part.subarray(at));
+        if (sent > 0) at += sent;
+        else assert.equal(sent, -Errno.EAGAIN);
+        this.rig.run();
+      }
+    }
+    this.stream.flush();
+    this.rig.run();
+  }
+
+  /** What has come, at most `most` bytes; null at the end of the stream. */
+  receive(most = Infinity): Uint8Array | null {
+    const buffer = new Uint8Array(16 * 1024);
+    const all: Uint8Array[] = [];
+    for (let total = 0; total < most;) {
+      const got = this.stream.receiveBytes(buffer);
+      if (got <= 0) {
+        if (got === 0 || got !== -Errno.EAGAIN) return all.length === 0 ? null : joined(...all);
+        break;
+      }
+      all.push(buffer.slice(0, got));
+      total += got;
+      this.rig.run();
+    }
+    return joined(...all);
+  }
+
+  close(): void {
+    this.stream.close();
+    this.context.close();
+  }
+}
+
+/** Disks on simulated storage, and the ports of their process. */
+class Rig {
+  readonly simulation = new Simulation({ seed: 1, metrics: new SeenPages() });
+  readonly loop = new PlayedLoop();
+  readonly log: string[] = [];
+  readonly ports = new NbdPorts(this.loop, (line) => void this.log.push(line));
+  readonly device;
+  readonly connections: NbdConnections;
+  readonly port: number;
+  readonly #ends = new Set<SocketEnd>();
+  readonly #tls: TlsEnd[] = [];
+
+  constructor(request: ServeRequest) {
+    createDynamic("/disk.vhd", { storage: this.simulation.disk, sizeBytes: DISK_BYTES });
+    this.device = this.simulation.open("vhd:/disk.vhd");
+    const log = (line: string): void => void this.log.push(line);
+    const meter = this.device.vbd.meters.open({ of: "nbd", minor: 0 }, REQUEST_SLOTS);
+    this.connections = new NbdConnections(this.loop, this.device.vbd, { log, meter });
+    this.port = this.ports.serve(this.connections, request).port;
+  }
+
+  connect(): SocketEnd {
+    const end = new SocketEnd(beginConnect(tcpAddress(LOCALHOST, this.port), "the port"));
+    this.#ends.add(end);
+    this.run();
+    return end;
+  }
+
+  /** Runs both loops. The disk's clock goes on only while the disk has something to do. */
+  run(): void {
+    for (let i = 0; i < 30; i++) {
+      this.loop.poll();
+      const { scheduler } = this.simulation;
+      if (this.device.vbd.requests.outstanding === 0) scheduler.addTimer(0, () => {});
+      scheduler.turn();
+      this.#fireDue();
+    }
+  }
+
+  /** Fires the timers that are due without letting time pass. */
+  #fireDue(): void {
+    this.loop.addTimer(0, () => {});
+    this.loop.turn();
+  }
+
+  exchange(end: SocketEnd, ...parts: readonly Uint8Array[]): Uint8Array | null {
+    end.send(...parts);
+    this.run();
+    return end.receive();
+  }
+
+  /** A client behind the greeting. */
+  greeted(): SocketEnd {
+    const end = this.connect();
+    assert.equal(end.receive()?.length, 18);
+    this.exchange(end, CLIENT_FLAGS);
+    return end;
+  }
+
+  /** A client with TLS, before it has said more. */
+  secured(username?: string): TlsEnd {
+    const end = this.greeted();
+    const ack = this.exchange(end, option(Opt.StartTls));
+    assert.deepEqual(replyTypes(ack ?? new Uint8Array(0)), [Rep.Ack]);
+    const tls = new TlsEnd(this, end, username);
+    this.#tls.push(tls);
+    return tls;
+  }
+
+  /** A client with TLS that has entered the disk. */
+  entered(): TlsEnd {
+    const tls = this.secured();
+    assert.equal(tls.handshake(), 0, tls.stream.why);
+    tls.send(option(Opt.Go, infoContent("disk")));
+    assert.deepEqual(replyTypes(tls.receive() ?? new Uint8Array(0)).at(-1), Rep.Ack);
+    return tls;
+  }
+
+  close(): void {
+    for (const tls of this.#tls) tls.close();
+    for (const end of this.#ends) end.close();
+    this.run();
+    this.ports.unserve(this.connections);
+    this.connections.close();
+    this.run();
+    this.device.close();
+    this.simulation.close();
+  }
+}
+
+function portTest(name: string, request: ServeRequest, body: (rig: Rig) => void): void {
+  const isKeyed = request.tls.mode !== "off";
+  Deno.test({
+    name: `port: ${name}${isKeyed && !hasTls ? " (skipped: needs libssl)" : ""}`,
+    ignore: isKeyed && !hasTls,
+    fn: () => {
+      const rig = new Rig(request);
+      try {
+        body(rig);
+      } finally {
+        rig.close();
+      }
+    },
+  });
+}
+
+portTest("a client enters the export that it names", PLAIN, (rig) => {
+  for (const name of ["disk", ""]) {
+    const end = rig.greeted();
+    const reply = rig.exchange(end, option(Opt.Go, infoContent(name)));
+    assert.equal(replyTypes(reply ?? new Uint8Array(0)).at(-1), Rep.Ack);
+  }
+  assert.equal(rig.connections.size, 2);
+  const end = rig.greeted();
+  const reply = rig.exchange(end, option(Opt.Go, infoContent("disc")));
+  assert.deepEqual(replyTypes(reply ?? new Uint8Array(0)), [Rep.ErrUnknown]);
+  // Requests may follow the last option at once.
+  const request = requestHeader({ command: Cmd.Read, offset: 0, length: 512, cookie: 9 });
+  const answer = rig.exchange(end, option(Opt.Go, infoContent("disk")), request) ?? [];
+  assert.equal(answer.length, 20 + 12 + 20 + 14 + 20 + 16 + 512);
+  assert.equal(rig.connections.size, 3);
+});
+
+portTest("clients that say nothing are dropped", PLAIN, (rig) => {
+  const silent = Array.from({ length: 20 }, () => rig.connect());
+  // Sixteen of one address, the oldest first.
+  const dropped = silent.map((end) => (end.receive(), end.receive() === null));
+  assert.deepEqual(dropped, silent.map((_, i) => i < 4));
+  assert.match(rig.log.join(), /others wanted to connect/);
+  const prompt = rig.greeted();
+  rig.exchange(prompt, option(Opt.Go, infoContent("disk")));
+  for (let i = 0; i < 40 && rig.loop.nowMs() < 10_000; i++) rig.loop.turn();
+  rig.run();
+  assert.equal(rig.loop.nowMs(), 10_000);
+  assert.ok(silent.every((end) => end.receive() === null), "a silent client is kept");
+  assert.match(rig.log.join(), /did not finish the handshake in 10 s/);
+  assert.equal(rig.connections.size, 1);
+});
+
+portTest("a client that does not read the answers is dropped", PLAIN, (rig) => {
+  const end = rig.greeted();
+  // Each is answered by 40 bytes; the answers are more than a client may leave unread.
+  const options = joined(...Array.from({ length: 255 }, () => option(Opt.List)));
+  for (let i = 0; i < 255 && !rig.log.join().includes("hung up"); i++) {
+    try {
+      end.send(options);
+    } catch {
+      break;
+    }
+    rig.run();
+  }
+  assert.equal(rig.connections.size, 0);
+  assert.ok(rig.ports.list(rig.connections)[0].clients === 0);
+});
+
+portTest("clients are limited in all and by address", {
+  ...PLAIN,
+  maxClients: 3,
+  maxClientsPerAddress: 2,
+}, (rig) => {
+  const go = option(Opt.Go, infoContent("disk"));
+  const first = rig.greeted();
+  rig.exchange(first, go);
+  rig.exchange(rig.greeted(), go);
+  const third = rig.greeted();
+  assert.deepEqual(replyTypes(rig.exchange(third, go) ?? new Uint8Array(0)), [Rep.ErrPolicy]);
+  const [{ clients, turned_away }] = rig.ports.list(rig.connections);
+  assert.deepEqual([clients, turned_away], [2, 1]);
+  first.send(requestHeader({ command: Cmd.Disc }));
+  rig.run();
+  assert.equal(replyTypes(rig.exchange(third, go) ?? new Uint8Array(0)).at(-1), Rep.Ack);
+});
+
+portTest("contexts that were chosen for another export do not apply", PLAIN, (rig) => {
+  rig.ports.serve(rig.connections, { ...PLAIN, port: rig.port, name: "other" });
+  const end = rig.greeted();
+  const choose = option(Opt.SetMetaContext, metaContent("other", ["base:allocation"]));
+  rig.exchange(end, option(Opt.StructuredReply), choose);
+  rig.exchange(end, option(Opt.Go, infoContent("disk")));
+  const status = { command: Cmd.BlockStatus, offset: 0, length: 512, cookie: 3 };
+  const answer = rig.exchange(end, requestHeader(status));
+  // A chunk of an error: EINVAL.
+  const view = new DataView(answer?.buffer ?? new ArrayBuffer(0));
+  assert.deepEqual([view.getUint16(6), view.getUint32(20)], [0x8001, 22]);
+});
+
+portTest("nothing but STARTTLS and ABORT goes without TLS", KEYED, (rig) => {
+  const end = rig.greeted();
+  const codes = [Opt.List, Opt.StructuredReply, 77];
+  for (const code of codes) {
+    const reply = rig.exchange(end, option(code));
+    assert.deepEqual(replyTypes(reply ?? new Uint8Array(0)), [ERR_TLS_REQD]);
+  }
+  for (const code of [Opt.Go, Opt.Info]) {
+    const reply = rig.exchange(end, option(code, infoContent("disk")));
+    assert.deepEqual(replyTypes(reply ?? new Uint8Array(0)), [ERR_TLS_REQD]);
+  }
+  assert.deepEqual(replyTypes(rig.exchange(end, option(Opt.Abort)) ?? new Uint8Array()), [Rep.Ack]);
+  assert.equal(end.receive(), null);
+  const old = rig.greeted();
+  assert.equal(rig.exchange(old, option(Opt.ExportName, new TextEncoder().encode("disk"))), null);
+  assert.equal(rig.connections.size, 0);
+});
+
+portTest("data ahead of TLS ends the connection", KEYED, (rig) => {
+  const end = rig.greeted();
+  const injected = joined(option(Opt.StartTls), option(Opt.StructuredReply));
+  end.send(injected);
+  rig.run();
+  end.receive();
+  assert.equal(end.receive(), null);
+  assert.match(rig.log.join(), /sent data ahead of TLS/);
+});
+
+portTest("what was said before TLS does not count", {
+  ...KEYED,
+  tls: { ...KEYED.tls, mode: "on" },
+}, (rig) => {
+  const end = rig.greeted();
+  const structured = rig.exchange(end, option(Opt.StructuredReply)) ?? new Uint8Array(0);
+  assert.deepEqual(replyTypes(structured), [Rep.Ack]);
+  rig.exchange(end, option(Opt.StartTls));
+  const tls = new TlsEnd(rig, end);
+  assert.equal(tls.handshake(), 0);
+  tls.send(option(Opt.Go, infoContent("disk")));
+  tls.receive();
+  tls.send(requestHeader({ command: Cmd.Read, offset: 0, length: 512, cookie: 1 }));
+  const answer = tls.receive() ?? new Uint8Array(4);
+  assert.equal(new DataView(answer.buffer).getUint32(0), 0x67446698, "a simple reply");
+  // A second STARTTLS is refused.
+  const other = rig.secured();
+  assert.equal(other.handshake(), 0);
+  other.send(option(Opt.StartTls));
+  assert.deepEqual(replyTypes(other.receive() ?? new Uint8Array(0)), [Rep.ErrInvalid]);
+  tls.close();
+});
+
+portTest("a client with another key, or none of its name, is refused", KEYED, (rig) => {
+  for (const username of ["carol", "alice"]) {
+    const tls = rig.secured(username);
+    if (username === "alice") {
+      assert.equal(tls.handshake(), 0);
+      continue;
+    }
+    assert.ok(tls.handshake() < 0, "carol has no key");
+    assert.match(rig.log.join(), /hung up on an NBD client from 127.0.0.1/);
+  }
+});
+
+portTest("a client that stops within the handshake of TLS is dropped", KEYED, (rig) => {
+  const end = rig.greeted();
+  rig.exchange(end, option(Opt.StartTls));
+  // The header of a record whose body does not come.
+  rig.exchange(end, packed([1, 22], [2, 0x0301], [2, 512]), new Uint8Array(100));
+  for (let i = 0; i < 40 && rig.loop.nowMs() < 10_000; i++) rig.loop.turn();
+  rig.run();
+  assert.equal(end.receive(), null);
+  assert.match(rig.log.join(), /did not finish the handshake/);
+});
+
+portTest("records that are none end one connection", KEYED, (rig) => {
+  const good = rig.entered();
+  const noise = [
+    new Uint8Array(300).fill(0x41),
+    packed([1, 23], [2, 0x0303], [2, 0xffff]),
+    joined(packed([1, 23], [2, 0x0303], [2, 64]), new Uint8Array(64).fill(7)),
+    joined(packed([1, 21], [2, 0x0303], [2, 2]), packed([1, 2], [1, 40])),
+    joined(packed([1, 22], [2, 0x0303], [2, 40]), new Uint8Array(40).fill(1)),
+    joined(...Array.from({ length: 200 }, () => packed([1, 20], [2, 0x0303], [2, 1], [1, 1]))),
+  ];
+  for (const bytes of noise) {
+    const bad = rig.entered();
+    assert.equal(rig.connections.size, 2);
+    bad.end.send(bytes);
+    rig.run();
+    assert.equal(rig.connections.size, 1, `${bytes.slice(0, 5)}`);
+    good.send(requestHeader({ command: Cmd.Read, offset: 0, length: 512, cookie: 4 }));
+    assert.equal(good.receive()?.length, 16 + 512);
+  }
+  // In the handshake as well.
+  for (const bytes of noise) {
+    const end = rig.greeted();
+    rig.exchange(end, option(Opt.StartTls));
+    end.send(bytes);
+    rig.run();
+  }
+  assert.equal(rig.connections.size, 1);
+});
+
+portTest("many requests in one record, and a request in many", KEYED, (rig) => {
+  const tls = rig.entered();
+  // More than one turn takes; the socket is empty after the first receive.
+  const count = 580;
+  const reads = Array.from(
+    { length: count },
+    (_, i) => requestHeader({ command: Cmd.Read, offset: 512 * i, length: 512, cookie: i }),
+  );
+  const all = joined(...reads);
+  assert.ok(all.length < 16384);
+  tls.send(all);
+  let got = 0;
+  for (let i = 0; i < 200 && got < count * 528; i++) {
+    rig.run();
+    got += tls.receive()?.length ?? 0;
+  }
+  assert.equal(got, count * 528);
+  const write = joined(
+    requestHeader({ command: Cmd.Write, offset: 0, length: 512, cookie: 1 }),
+    new Uint8Array(512).fill(9),
+  );
+  for (const byte of write) tls.send(Uint8Array.of(byte));
+  assert.equal(tls.receive()?.length, 16);
+});
+
+portTest("long writes and reads, by a client that reads late", KEYED, (rig) => {
+  const tls = rig.entered();
+  const bytes = crypto.getRandomValues(new Uint8Array(65536));
+  const parts = Array.from({ length: 16 }, () => bytes);
+  tls.send(requestHeader({ command: Cmd.Write, offset: 0, length: MIB, cookie: 1 }), ...parts);
+  rig.run();
+  assert.equal(tls.receive()?.length, 16);
+  // The answers of 40 MiB do not fit in the socket; the client receives them afterwards.
+  const reads = 40;
+  for (let i = 0; i < reads; i++) {
+    tls.send(requestHeader({ command: Cmd.Read, offset: 0, length: MIB, cookie: i }));
+  }
+  const wanted = reads * (MIB + 16);
+  let total = 0;
+  for (let i = 0; i < 5000 && total < wanted; i++) {
+    rig.run();
+    const part = tls.receive(MIB);
+    assert.ok(part !== null, rig.log.join());
+    const start = total;
+    total += part.length;
+    if (start === 0) assert.deepEqual(part.slice(16, 16 + 4096), bytes.slice(0, 4096));
+  }
+  assert.equal(total, wanted);
+});
+
+Deno.test("port: addresses and ports as they are written", () => {
+  const cases: [string, string | null, number][] = [
+    ["host:5", "host", 5],
+    ["host", "host", 10809],
+    [":5", null, 5],
+    ["*:5", null, 5],
+    ["", null, 10809],
+    ["[::1]", "::1", 10809],
+    ["[::1]:0", "::1", 0],
+    ["192.0.2.1:65535", "192.0.2.1", 65535],
+  ];
+  for (const [text, host, port] of cases) assert.deepEqual(parseListen(text), { host, port }, text);
+  for (const text of ["host:65536", "::1", "host:x", "[::1", "a:1:2"]) {
+    assert.throws(() => parseListen(text), /It must be HOST:PORT/, text);
+  }
+});
+
+Deno.test("port: keys in a file", () => {
+  const path = `${folder}/many.psk`;
+  const lines = Array.from(
+    { length: 3000 },
+    (_, i) => `user${i}:${i.toString(16).padStart(8, "0")}`,
+  );
+  const odd = ["bad:0", "bad:xyz", "none:", "crlf:0a0B\r", `long:${"00".repeat(3000)}`];
+  Deno.writeTextFileSync(path, [...odd, ...lines, "last:ff"].join("\n"));
+  const key = (name: string): string | null => {
+    const secret = findPreSharedKey(path, name);
+    const text = secret === null ? null : Array.from(secret.bytes).join();
+    secret?.release();
+    return text;
+  };
+  assert.equal(key("user0"), "0,0,0,0");
+  assert.equal(key("user2999"), "0,0,11,183");
+  assert.equal(key("crlf"), "10,11");
+  assert.equal(key("last"), "255");
+  for (const name of ["user3000", "bad", "none", "long", "", "user", "a:b"]) {
+    assert.equal(key(name), null, name);
+  }
+  assert.throws(() => findPreSharedKey(`${folder}/missing`, "a"), { code: "ENOENT" });
+});
