@@ -21,6 +21,7 @@ import {
   withControlBench,
 } from "../support/control.ts";
 import { commandLine } from "../support/control.ts";
+import { makePki, PSK_TEXT } from "../support/pki.ts";
 import { needs, run, runOk } from "../support/tools.ts";
 
 /** The long names of the options in a command's help. */
@@ -188,6 +189,44 @@ async function grown(bench: OptionBench, folder: string): Promise<void> {
   await bench.ok(`destroy ${device}`);
 }
 
+const CLIENTS = "--max-clients 5 --max-clients-per-address 2";
+
+/** Serves disks over TCP, with certificates and with keys, and ends that. */
+async function servedOverTcp(bench: OptionBench, folder: string): Promise<void> {
+  const pki = await makePki(`${folder}/pki`);
+  const keys = `${folder}/keys.psk`;
+  Deno.writeTextFileSync(keys, PSK_TEXT);
+  const certified = `--tls on --tls-certificates ${pki} --tls-verify-peer ${CLIENTS}`;
+  const exportsOf = async (device: string): Promise<unknown[]> =>
+    JSON.parse(await bench.ok(`stats ${device}`)).exports
+      .map(({ name, tls, verify_peer, max_clients }: Record<string, unknown>) => [
+        name,
+        tls,
+        verify_peer,
+        max_clients,
+      ]);
+  const listen = "--listen localhost:0 --export-name";
+  await bench.ok(`create -a vhd:${folder}/a.vhd ${listen} a ${certified}`);
+  const device = `-p ${await pidOf(bench, 0)} -m 0`;
+  assert.deepEqual(await exportsOf(device), [["a", "on", true, 5]]);
+  await bench.ok(`serve ${device} ${listen} b ${certified}`);
+  const where = await bench.ok(`serve ${device} ${listen} c --tls-psk ${keys} --tls require`);
+  assert.match(where, /^127\.0\.0\.1:\d+/);
+  assert.equal((await exportsOf(device)).length, 3);
+  const port = /:(\d+)$/.exec(where)?.[1];
+  await bench.ok(`unserve ${device} --listen localhost:${port} --export-name c`);
+  await bench.ok(`unserve ${device}`);
+  assert.deepEqual(await exportsOf(device), []);
+  await bench.ok(`close ${device}`);
+  await bench.ok(`open ${device} -a vhd:${folder}/a.vhd ${listen} d ${certified}`);
+  await bench.ok(`close ${device}`);
+  await bench.ok(`open ${device} -a vhd:${folder}/a.vhd ${listen} e --tls-psk ${keys}`);
+  assert.deepEqual(await exportsOf(device), [["e", "require", false, 128]]);
+  await bench.ok(`destroy ${device}`);
+  await bench.ok(`create -a vhd:${folder}/a.vhd ${listen} f --tls-psk ${keys}`);
+  await bench.ok(`destroy -p ${await pidOf(bench, 0)} -m 0`);
+}
+
 async function restored(bench: OptionBench, folder: string): Promise<void> {
   Deno.writeTextFileSync(`${folder}/list`, `one vhd:${folder}/a.vhd device=none\n`);
   assert.match(await bench.ok(`restore --file ${folder}/list`), /^one: /);
@@ -213,7 +252,7 @@ async function withParentOutside(bench: OptionBench, folder: string): Promise<vo
   await bench.ok(`destroy -p ${pid} -m 0`);
 }
 
-const { ignore, suffix } = needs("nbdinfo");
+const { ignore, suffix } = needs("nbdinfo", "openssl");
 
 Deno.test({
   name: `options: each that tap-ctl's help lists works${suffix}`,
@@ -226,6 +265,7 @@ Deno.test({
       await cached(bench, control.folder);
       await created(bench, control.folder);
       await grown(bench, control.folder);
+      await servedOverTcp(bench, control.folder);
       await restored(bench, control.folder);
       await withParentOutside(bench, control.folder);
       assert.ok("devices" in JSON.parse(await bench.ok("check --json")));
