@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { type ListedDevice, parseDeviceList } from "../../src/control/client/device_list.ts";
 import { OPEN_DEFAULTS } from "../../src/control/protocol/open_request.ts";
 
-const PLAIN = { ...OPEN_DEFAULTS, device: "auto", auto: true };
+const PLAIN = { ...OPEN_DEFAULTS, device: "auto", auto: true, overTcp: {} };
 
 function parse(...lines: string[]): { devices: ListedDevice[]; faults: string[] } {
   const { devices, faults } = parseDeviceList(lines.join("\n"));
@@ -17,6 +17,7 @@ Deno.test("list of devices: blanks, comments and options", () => {
     "\t two.2\t log:bc:aio:/srv/a\\040b\\134  ro,noauto,device=ublk,queue=libaio,timeout=60,retry=none,no-direct ",
     "vault  vhd:/v  defaults,key-file=/etc/a\\054b",
     "slow   vhd:/s  read-iops=100,write-bps=5000000,burst=1000",
+    "far vhd:/f listen=[::1]:7,export-name=a\\054b,tls=on,tls-certificates=/p,tls-verify-peer,max-clients=3",
   );
   assert.deepEqual(faults, []);
   assert.deepEqual(devices, [
@@ -43,6 +44,20 @@ Deno.test("list of devices: blanks, comments and options", () => {
       ...PLAIN,
       limits: { ...PLAIN.limits, readIops: 100, writeBps: 5_000_000, burstMs: 1000 },
     },
+    {
+      line: 7,
+      name: "far",
+      image: "vhd:/f",
+      ...PLAIN,
+      overTcp: {
+        listen: { host: "::1", port: 7 },
+        exportName: "a,b",
+        tls: "on",
+        tlsCertificates: "/p",
+        tlsVerifyPeer: true,
+        maxClients: 3,
+      },
+    },
   ]);
 });
 
@@ -66,6 +81,11 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "a vhd:/b",
     "b vhd:/b read-iops=10K",
     "b vhd:/b burst=1",
+    "b vhd:/b listen=a:b",
+    "b vhd:/b tls=maybe",
+    "b vhd:/b tls-psk=keys",
+    "b vhd:/b tls-verify-peer=yes",
+    "b vhd:/b max-clients=0",
   );
   assert.deepEqual(devices, [{ line: 15, name: "a", image: "vhd:/a", ...PLAIN }]);
   assert.deepEqual(faults, [
@@ -86,6 +106,11 @@ Deno.test("list of devices: a line that makes no sense is told of, others are re
     "16: there is a disk of the name a above",
     "17: a limit must be a whole number",
     "18: a burst must be from 10 to 3600000 milliseconds",
+    "19: listen must be HOST:PORT, such as :10809",
+    "20: tls must be one of off, on, require",
+    "21: tls-psk must be a whole path",
+    "22: option tls-verify-peer takes no value",
+    "23: a number of clients must be from 1 to 512",
   ]);
 });
 

@@ -50,7 +50,12 @@ Deno.test({
     assert.deepEqual(await complete("rest"), ["restore"]);
     assert.deepEqual(await complete("restore", "--s"), ["--stop"]);
     assert.deepEqual(await complete("create", "-a", "v"), ["valve:", "vhd:", "vhdx:"]);
-    assert.deepEqual(await complete("create", "-a", "nbd"), ["nbd:", "nbd+unix:", "nbds:", "nbds+unix:"]);
+    assert.deepEqual(await complete("create", "-a", "nbd"), [
+      "nbd:",
+      "nbd+unix:",
+      "nbds:",
+      "nbds+unix:",
+    ]);
     assert.deepEqual(await complete("create", "-a", "vhd", ":"), ["disk.key"]);
     assert.deepEqual(await complete("create", "-a", "vhd", ":", "di"), ["disk.key"]);
     assert.deepEqual(await complete("create", "-t", ""), []);

@@ -14,7 +14,8 @@ import {
   QUEUE_CHOICES,
 } from "../../control/protocol/open_request.ts";
 import { absolutePath } from "./paths.ts";
-import { type ServeChoices, serveOptions, serveRequest } from "./serve_options.ts";
+import type { ServeChoices } from "../../control/client/serve_choices.ts";
+import { requestOf, serveOptions } from "./serve_options.ts";
 import { RETRY_POLICIES } from "../../vbd/retry.ts";
 
 function integer(least: number, most: number): (text: string) => number {
@@ -123,7 +124,7 @@ export function openRequest(
 ): OpenRequest {
   const { direct, retry, device, queue, log, secondary, standby = false } = rest;
   const { existingParent = null } = rest;
-  const serve = serveRequest(rest);
+  const serve = requestOf(rest);
   if (standby && secondary === undefined) {
     throw new SystemError(Errno.EINVAL, "Cannot stand by without a secondary image (-s needs -2)");
   }

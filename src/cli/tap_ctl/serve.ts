@@ -2,7 +2,8 @@ import type { Command } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { type DeviceAddress, serveDevice } from "../../control/client/client.ts";
 import { deviceOptions } from "./options.ts";
-import { type ServeChoices, serveOptions, serveRequest } from "./serve_options.ts";
+import type { ServeChoices } from "../../control/client/serve_choices.ts";
+import { requestOf, serveOptions } from "./serve_options.ts";
 import { printLine } from "../print.ts";
 
 const NOTES = `
@@ -22,7 +23,7 @@ export function defineServe(command: Command): Command {
   return serveOptions(deviceOptions(command))
     .addHelpText("after", NOTES)
     .action((choices: DeviceAddress & ServeChoices) => {
-      const request = serveRequest(choices);
+      const request = requestOf(choices);
       if (request === null) {
         throw new SystemError(Errno.EINVAL, "Cannot serve the disk without --listen");
       }

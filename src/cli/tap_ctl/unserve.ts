@@ -3,7 +3,8 @@ import { listeningAddresses } from "../../../ffi/addresses.ts";
 import { type DeviceAddress, unserveDevice } from "../../control/client/client.ts";
 import { listenText } from "../../frontend/nbd/ports.ts";
 import { deviceOptions } from "./options.ts";
-import { type ListenChoice, listenOption } from "./serve_options.ts";
+import type { ListenChoice } from "../../control/client/serve_choices.ts";
+import { listenOption } from "./serve_options.ts";
 
 interface UnserveChoices extends DeviceAddress {
   readonly listen?: ListenChoice;

@@ -5,6 +5,7 @@
  * @module
  */
 import { isImageName } from "../../driver/layers.ts";
+import { TLS_MODES } from "../../tls/tls.ts";
 import { RETRY_POLICIES } from "../../vbd/retry.ts";
 import {
   areRateLimits,
@@ -18,6 +19,8 @@ import {
   type OpenRequest,
   QUEUE_CHOICES,
 } from "../protocol/open_request.ts";
+import { MOST_EXPORT_CLIENTS } from "../protocol/serve.ts";
+import { parseListen, type ServeChoices } from "./serve_choices.ts";
 
 /** Where the list is. */
 export const DEVICE_LIST_PATH = "/etc/blktap/devices";
@@ -32,6 +35,8 @@ export interface ListedDevice extends OpenRequest {
   readonly keyFile?: string;
   /** Whether it is served when no names are given. */
   readonly auto: boolean;
+  /** How it is served over TCP; its host is looked up when it is. */
+  readonly overTcp: ServeChoices;
 }
 
 /** A line that is not valid. */
@@ -104,6 +109,48 @@ function setLimit(name: keyof RateLimits): Apply {
   };
 }
 
+/** Sets how the disk is served over TCP. `read` returns null for a value that is none. */
+function setServe<Name extends keyof ServeChoices>(
+  name: Name,
+  hint: string,
+  read: (value: string) => ServeChoices[Name] | null,
+): Apply {
+  return (options, value) => {
+    const choice = read(value);
+    if (choice === null) return hint;
+    options.overTcp = { ...options.overTcp, [name]: choice };
+    return null;
+  };
+}
+
+function wholePath(value: string): string | null {
+  return value.startsWith("/") ? value : null;
+}
+
+function clientCount(value: string): number | null {
+  const count = Number(value);
+  return /^\d+$/.test(value) && count >= 1 && count <= MOST_EXPORT_CLIENTS ? count : null;
+}
+
+const CLIENTS_HINT = `a number of clients must be from 1 to ${MOST_EXPORT_CLIENTS}`;
+const SERVING: Record<string, Apply> = {
+  listen: setServe("listen", "listen must be HOST:PORT, such as :10809", parseListen),
+  "export-name": setServe("exportName", "", (value) => value),
+  tls: setServe(
+    "tls",
+    `tls must be one of ${TLS_MODES.join(", ")}`,
+    (value) => TLS_MODES.find((mode) => mode === value) ?? null,
+  ),
+  "tls-certificates": setServe(
+    "tlsCertificates",
+    "tls-certificates must be a whole path",
+    wholePath,
+  ),
+  "tls-psk": setServe("tlsPsk", "tls-psk must be a whole path", wholePath),
+  "max-clients": setServe("maxClients", CLIENTS_HINT, clientCount),
+  "max-clients-per-address": setServe("maxClientsPerAddress", CLIENTS_HINT, clientCount),
+};
+
 const LIMITS: Record<string, Apply> = {
   "read-iops": setLimit("readIops"),
   "write-iops": setLimit("writeIops"),
@@ -124,10 +171,13 @@ const OPTIONS: Record<string, Apply> = {
   retry: setRetry,
   timeout: setTimeLimit,
   "key-file": setKeyFile,
+  "tls-verify-peer": setServe("tlsVerifyPeer", "", () => true),
+  ...SERVING,
   ...LIMITS,
 };
 const WITH_VALUE = new Set([
   ...["device", "queue", "retry", "timeout", "key-file"],
+  ...Object.keys(SERVING),
   ...Object.keys(LIMITS),
 ]);
 
@@ -142,7 +192,7 @@ function unescape(field: string): string {
 }
 
 function parseOptions(text: string): Options | string {
-  const options: Options = { ...OPEN_DEFAULTS, device: "auto", auto: true };
+  const options: Options = { ...OPEN_DEFAULTS, device: "auto", auto: true, overTcp: {} };
   for (const word of text.split(",")) {
     const [, name, equals, value] = /^([^=]*)(=?)(.*)$/s.exec(word) ?? [];
     if (!Object.hasOwn(OPTIONS, name)) return `there is no option '${name}'`;

@@ -19,6 +19,7 @@ import {
   recoverDevice,
 } from "./lifecycle.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
+import { serveRequest } from "./serve_choices.ts";
 import { controlFolder, namesIn, prepareFolders } from "../paths.ts";
 
 /** What the file of a name has. */
@@ -130,7 +131,9 @@ async function serve(
     return { ...await recoverDevice(record.minor, { key }), how: "recovered" };
   }
   if (record !== null) await clearAway(record);
-  return { ...await createDevice(listed, { key }), how: "created" };
+  const overTcp = serveRequest(listed.overTcp);
+  const request = { ...listed, serve: overTcp === null ? [] : [overTcp] };
+  return { ...await createDevice(request, { key }), how: "created" };
 }
 
 /**
