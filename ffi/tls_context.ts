@@ -79,6 +79,8 @@ function putKey(
 export class TlsContext {
   readonly library: Libssl;
   readonly role: "server" | "client";
+  /** Whether the kernel may encrypt and decrypt where it can. */
+  readonly mayUseKernel: boolean;
   /** For `SSL_new`. */
   readonly pointer: Deno.PointerValue;
   #callback: { close(): void } | null = null;
@@ -88,9 +90,14 @@ export class TlsContext {
    *
    * @throws {SystemError} ENOENT without libssl or a file; EINVAL for a file that is not valid.
    */
-  constructor(role: "server" | "client", credentials: TlsCredentials) {
+  constructor(
+    role: "server" | "client",
+    credentials: TlsCredentials,
+    { mayUseKernel = true }: { mayUseKernel?: boolean } = {},
+  ) {
     this.library = libssl();
     this.role = role;
+    this.mayUseKernel = mayUseKernel;
     hideMemory();
     this.pointer = this.library.SSL_CTX_new(this.library.TLS_method());
     try {
@@ -106,7 +113,7 @@ export class TlsContext {
   #setUp(): void {
     const { library, pointer } = this;
     const options = SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION;
-    library.SSL_CTX_set_options(pointer, options | SSL_OP_ENABLE_KTLS);
+    library.SSL_CTX_set_options(pointer, options | (this.mayUseKernel ? SSL_OP_ENABLE_KTLS : 0));
     const mode = SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER;
     library.SSL_CTX_ctrl(pointer, SSL_CTRL_MODE, mode, null);
     library.SSL_CTX_ctrl(pointer, SSL_CTRL_CLEAR_MODE, SSL_MODE_AUTO_RETRY, null);

@@ -99,7 +99,7 @@ export class TlsStream {
    * @throws {SystemError}
    */
   constructor(fd: number, context: TlsContext, peer?: TlsPeerName) {
-    const { library, role, pointer } = context;
+    const { library, role, pointer, mayUseKernel } = context;
     this.fd = fd;
     this.#library = library;
     const { view, sector } = this.#arena;
@@ -115,7 +115,7 @@ export class TlsStream {
     else library.SSL_set_connect_state(this.#ssl);
     if (peer !== undefined) this.#expect(peer.host);
     // The kernel takes keys only from a handshake that OpenSSL does on the socket itself.
-    if (prepareKernelTls(fd)) library.SSL_set_fd(this.#ssl, fd);
+    if (mayUseKernel && prepareKernelTls(fd)) library.SSL_set_fd(this.#ssl, fd);
     else library.SSL_set_bio(this.#ssl, this.#makePair(), this.#inner);
   }
 

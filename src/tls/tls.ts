@@ -41,6 +41,11 @@ export interface ClientTls {
   readonly verifyPeer: boolean;
 }
 
+/** `BLKTAP_KERNEL_TLS=off` keeps TLS in this process. */
+function kernelChoice(): { mayUseKernel: boolean } {
+  return { mayUseKernel: Deno.env.get("BLKTAP_KERNEL_TLS") !== "off" };
+}
+
 function serverCertificates(folder: string, verifyPeer: boolean): TlsCertificates {
   const revoked = `${folder}/ca-crl.pem`;
   return {
@@ -73,14 +78,15 @@ function clientCertificates(folder: string | null, verifyPeer: boolean): TlsCert
 export function serverContext({ certificates, psk, verifyPeer }: ServerTls): TlsContext {
   if (psk === null) {
     const folder = certificates ?? TLS_CERTIFICATES_FOLDER;
-    return new TlsContext("server", serverCertificates(folder, verifyPeer));
+    return new TlsContext("server", serverCertificates(folder, verifyPeer), kernelChoice());
   }
   if (certificates !== null || verifyPeer) {
     const hint = "keys and certificates exclude each other";
     throw new SystemError(Errno.EINVAL, `Cannot use TLS with the keys of ${psk} (${hint})`);
   }
   requireKeyFile(psk);
-  return new TlsContext("server", { find: (identity) => findPreSharedKey(psk, identity) });
+  const keys = { find: (identity: string) => findPreSharedKey(psk, identity) };
+  return new TlsContext("server", keys, kernelChoice());
 }
 
 function clientCredentials(
@@ -98,7 +104,7 @@ function clientCredentials(
 
 /** As `serverContext`, for a client. ENOKEY when the file has no key for its name. */
 export function clientContext(tls: ClientTls): TlsContext {
-  return new TlsContext("client", clientCredentials(tls));
+  return new TlsContext("client", clientCredentials(tls), kernelChoice());
 }
 
 /** What of the settings of a server is no setting; null when all are. */
