@@ -104,6 +104,8 @@ export class TlsContext {
       this.#setUp();
       if ("find" in credentials) this.#useKeys(credentials);
       else this.#useCertificates(credentials);
+      // What OpenSSL tried and did without.
+      this.library.ERR_clear_error();
     } catch (error) {
       this.close();
       throw error;

@@ -37,8 +37,10 @@ const RECORD_OVERHEAD_BYTES = 5 + 256;
 /** Bytes of one receive, and of one send. */
 const IN_BYTES = 64 * 1024;
 const OUT_BYTES = 128 * 1024;
-/** The most records without data, and steps of a handshake, that are taken at once. */
+/** The most records without data, and receives, for one read; others have their turn then. */
 const MOST_STEPS = 32;
+/** The most steps of a handshake at once. */
+const MOST_HANDSHAKE_STEPS = 256;
 
 const IN_MSGHDR_AT = 0;
 const OUT_MSGHDR_AT = 64;
@@ -113,22 +115,31 @@ export class TlsStream {
     }
     if (role === "server") library.SSL_set_accept_state(this.#ssl);
     else library.SSL_set_connect_state(this.#ssl);
-    if (peer !== undefined) this.#expect(peer.host);
-    // The kernel takes keys only from a handshake that OpenSSL does on the socket itself.
-    if (mayUseKernel && prepareKernelTls(fd)) library.SSL_set_fd(this.#ssl, fd);
-    else library.SSL_set_bio(this.#ssl, this.#makePair(), this.#inner);
+    try {
+      if (peer !== undefined) this.#expect(peer.host);
+      // The kernel takes keys only from a handshake that OpenSSL does on the socket itself.
+      if (mayUseKernel && prepareKernelTls(fd)) library.SSL_set_fd(this.#ssl, fd);
+      else library.SSL_set_bio(this.#ssl, this.#makePair(), this.#inner);
+    } catch (error) {
+      library.SSL_free(this.#ssl);
+      this.#arena.release();
+      throw error;
+    }
   }
 
   #expect(host: string): void {
-    const { SSL_get0_param, SSL_set1_host, SSL_ctrl, X509_VERIFY_PARAM_set1_ip_asc } =
-      this.#library;
+    const library = this.#library;
     const name = cString(host);
-    if (LIKE_AN_ADDRESS.test(host)) {
-      X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(this.#ssl), name);
-    } else {
-      SSL_set1_host(this.#ssl, name);
-      SSL_ctrl(this.#ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, name);
+    const isAddress = LIKE_AN_ADDRESS.test(host);
+    // Without a name to compare with, a certificate of any name would do.
+    const isSet = isAddress
+      ? library.X509_VERIFY_PARAM_set1_ip_asc(library.SSL_get0_param(this.#ssl), name)
+      : library.SSL_set1_host(this.#ssl, name);
+    if (isSet !== 1) {
+      const what = `Cannot compare a certificate with the name ${JSON.stringify(host)}`;
+      throw new SystemError(Errno.EINVAL, what);
     }
+    if (!isAddress) library.SSL_ctrl(this.#ssl, SSL_CTRL_SET_TLSEXT_HOSTNAME, 0, name);
   }
 
   #makePair(): Deno.PointerValue {
@@ -153,7 +164,9 @@ export class TlsStream {
    */
   handshake(): number {
     this.wantsToSend = false;
-    for (let i = 0; i < MOST_STEPS && this.#state === FINE; i++) {
+    // An error that another call left would be taken for one of this connection.
+    this.#library.ERR_clear_error();
+    for (let i = 0; i < MOST_HANDSHAKE_STEPS && this.#state === FINE; i++) {
       const result = this.#library.SSL_do_handshake(this.#ssl);
       const error = result === 1 ? 0 : this.#library.SSL_get_error(this.#ssl, result);
       const isWaiting = error === SSL_ERROR_WANT_READ || error === SSL_ERROR_WANT_WRITE;
@@ -194,6 +207,7 @@ export class TlsStream {
   /** After the handshake: what the kernel does, and a pair of BIOs for the rest. */
   #handOver(): void {
     const library = this.#library;
+    library.ERR_clear_error();
     if (this.#hasPair) return;
     const reading = library.SSL_get_rbio(this.#ssl);
     const writing = library.SSL_get_wbio(this.#ssl);
@@ -215,7 +229,7 @@ export class TlsStream {
 
   /** Whether there is received data that the socket does not show any more. */
   get hasPending(): boolean {
-    if (this.kernelReceives || this.#state !== FINE) return false;
+    if (this.kernelReceives || this.#state !== FINE || this.#inner === null) return false;
     return this.#library.SSL_pending(this.#ssl) > 0 ||
       this.#library.BIO_ctrl_pending(this.#inner) > 0;
   }
@@ -284,8 +298,7 @@ export class TlsStream {
       if (pulled === 0) this.#state = 0;
       if (pulled <= 0) return pulled;
     }
-    this.why = "the peer sends records without data";
-    return this.#state = -Errno.EPROTO;
+    return -Errno.EAGAIN;
   }
 
   /** Receives bytes of the socket for OpenSSL. Returns as `receive` does. */

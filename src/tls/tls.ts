@@ -96,6 +96,8 @@ function clientCredentials(
   requireKeyFile(psk);
   const key = findPreSharedKey(psk, username);
   if (key === null) {
+    const named = username === "" ? "no name of a key is given (tls-username)" : null;
+    if (named !== null) throw new SystemError(Errno.ENOKEY, `Cannot use TLS (${named})`);
     throw new SystemError(Errno.ENOKEY, `Cannot use TLS (${psk} has no key for ${username})`);
   }
   key.release();

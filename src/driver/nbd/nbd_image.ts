@@ -103,6 +103,7 @@ export class NbdImage implements ImageDriver, LinkHost {
   /** The device is to be closed: nothing is asked of the server any more. */
   #givenUp = false;
   #toldWhy = "";
+  #toldMore = "";
   #closed = false;
 
   constructor(
@@ -309,6 +310,8 @@ export class NbdImage implements ImageDriver, LinkHost {
         const fault = result instanceof Error ? result : this.#takeMore(result);
         if (fault === null) return;
         this.#moreDueMs = scheduler.nowMs() + MORE_AGAIN_MS;
+        if (fault.message === this.#toldMore) return;
+        this.#toldMore = fault.message;
         log(`${this.#title}: goes on with ${this.#openLinks} connections: ${fault.message}`);
       });
     } catch {

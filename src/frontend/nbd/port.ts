@@ -13,8 +13,12 @@ import type { Handshake, HandshakeServer } from "./handshake.ts";
 import { greet, PortClient, type PortClientHost } from "./port_client.ts";
 
 /** The most clients of a port in the handshake, and those from one address. */
-const MOST_GREETINGS = 64;
-const MOST_GREETINGS_OF_ADDRESS = 16;
+const MOST_GREETINGS = 128;
+const MOST_GREETINGS_OF_ADDRESS = 32;
+/** How long a client has for its handshake when others wait. */
+const GREETING_MS = 1000;
+/** The most steps of handshakes of TLS in one turn: each may take milliseconds. */
+const MOST_SECURED = 4;
 /** The most clients that are accepted in one turn, and the length of the listener's queue. */
 const MOST_ACCEPTED = 16;
 const BACKLOG = 128;
@@ -63,6 +67,9 @@ export class NbdPort implements PortClientHost {
   /** Clients in the handshake, the oldest first, and the exports that they enter. */
   readonly #greeting = new Set<PortClient>();
   readonly #entering = new Map<PortClient, { into: PortExport; memory: number }>();
+  /** Steps of TLS in a turn of the loop. */
+  #securingTurn = -1;
+  #secured = 0;
   #closed = false;
 
   /**
@@ -127,13 +134,31 @@ export class NbdPort implements PortClientHost {
   /** Takes a client that has connected. */
   accepted(fd: number, address: string): void {
     const from = countedAddress(address);
-    const ofAddress = [...this.#greeting].filter((client) => client.from === from);
-    const why = "it had not finished the handshake when others wanted to connect";
-    if (ofAddress.length >= MOST_GREETINGS_OF_ADDRESS) ofAddress[0].end(why);
-    else if (this.#greeting.size >= MOST_GREETINGS) this.#greeting.values().next().value?.end(why);
+    if (!this.#makeRoom(from)) {
+      closeFile(fd);
+      return this.note(`turned away an NBD client from ${from}: too many are in the handshake`);
+    }
     const client = greet(fd, from, this);
     if (typeof client === "string") this.note(`a client cannot be served: ${client}`);
     else if (!client.failed) this.#greeting.add(client);
+  }
+
+  /** Whether there is room for a client in the handshake; one that is slow has to make room. */
+  #makeRoom(from: string): boolean {
+    const ofAddress = [...this.#greeting].filter((client) => client.from === from);
+    const isFull = this.#greeting.size >= MOST_GREETINGS;
+    if (!isFull && ofAddress.length < MOST_GREETINGS_OF_ADDRESS) return true;
+    const [oldest] = isFull ? this.#greeting : ofAddress;
+    if (this.scheduler.nowMs() - oldest.sinceMs < GREETING_MS) return false;
+    oldest.end("it had not finished the handshake when others wanted to connect");
+    return true;
+  }
+
+  maySecure(): boolean {
+    const [turn] = this.scheduler.turns;
+    if (turn !== this.#securingTurn) this.#secured = 0;
+    this.#securingTurn = turn;
+    return this.#secured++ < MOST_SECURED;
   }
 
   serverFor(client: PortClient): HandshakeServer {

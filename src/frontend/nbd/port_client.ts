@@ -24,6 +24,8 @@ export interface PortClientHost {
   readonly tls: TlsContext | null;
   /** The server, as this client sees it. `enter` notes the export of the client. */
   serverFor(client: PortClient): HandshakeServer;
+  /** Whether another step of a handshake of TLS may be done in this turn. */
+  maySecure(): boolean;
   /** The handshake has ended: the export's connections take the client over. */
   entered(client: PortClient, handshake: Handshake, rest: Uint8Array): void;
   /** The client has ended before that. */
@@ -35,6 +37,8 @@ export class PortClient implements FdHandler, FaultOwner {
   readonly fd: number;
   /** Where it comes from, such as `192.0.2.1`; of IPv6 the network that a site has. */
   readonly from: string;
+  /** When it connected, milliseconds of the loop. */
+  readonly sinceMs: number;
   tls: TlsStream | null = null;
   readonly #host: PortClientHost;
   readonly #handshake: Handshake;
@@ -52,6 +56,7 @@ export class PortClient implements FdHandler, FaultOwner {
   constructor(fd: number, from: string, host: PortClientHost) {
     this.fd = fd;
     this.from = from;
+    this.sinceMs = host.scheduler.nowMs();
     this.#host = host;
     this.#handshake = new Handshake(host.serverFor(this), (bytes) => this.#queue(bytes));
     host.scheduler.watch(fd, EPOLLIN, this, this);
@@ -163,7 +168,8 @@ export class PortClient implements FdHandler, FaultOwner {
 
   #secure(): void {
     const { tls } = this;
-    if (tls === null) return;
+    // What is left in the socket calls again in the next turn.
+    if (tls === null || !this.#host.maySecure()) return;
     const result = tls.handshake();
     if (result === -Errno.EAGAIN) return this.#watch(tls.wantsToSend ? EPOLLOUT : EPOLLIN);
     if (result < 0) return this.#lost(result);

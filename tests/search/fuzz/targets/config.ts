@@ -18,6 +18,7 @@ import { inventory } from "../../../../src/control/client/inventory.ts";
 import { restoredNames } from "../../../../src/control/client/restore.ts";
 import { readMinorRecord } from "../../../../src/control/minors/minor_record.ts";
 import { fileInName, isImageName, lastLayer } from "../../../../src/driver/layers.ts";
+import { parseListen } from "../../../../src/control/client/serve_choices.ts";
 import { parseExportName } from "../../../../src/driver/nbd/export_name.ts";
 import { parseParentRoots } from "../../../../src/files/confinement.ts";
 import type { Random } from "../../../../src/testing/random.ts";
@@ -311,6 +312,9 @@ function checkNames(text: string): void {
   fileInName(text);
   systemErrorsOnly(() => lastLayer(text));
   systemErrorsOnly(() => parseExportName(text));
+  systemErrorsOnly(() => parseExportName(text, undefined, true));
+  const listen = parseListen(text);
+  assert.ok(listen === null || (listen.port >= 0 && listen.port <= 65_535 && listen.host !== ""));
 }
 
 function checkArguments(random: Random, text: string): void {
