@@ -71,7 +71,21 @@ export function listeningAddresses(host: string): string[] {
   return takeAddresses(code, result, { host, errno }).map(addressText);
 }
 
-/** The address in a `struct sockaddr`, in numbers: `192.0.2.1`, `2001:db8:0:0:0:0:0:1`. */
+/** Groups of an IPv6 address as text, with `::` for the longest run of zeros (RFC 5952). */
+function groupsText(groups: readonly number[]): string {
+  let best = { at: -1, length: 1 };
+  for (let at = 0; at < groups.length; at++) {
+    let length = 0;
+    while (groups[at + length] === 0) length++;
+    if (length > best.length) best = { at, length };
+  }
+  const text = (part: readonly number[]): string =>
+    part.map((group) => group.toString(16)).join(":");
+  if (best.at < 0) return text(groups);
+  return `${text(groups.slice(0, best.at))}::${text(groups.slice(best.at + best.length))}`;
+}
+
+/** The address in a `struct sockaddr`, in numbers: `192.0.2.1`, `2001:db8::1`. */
 export function addressText(address: Uint8Array): string {
   // sockaddr_in: u16 family @0, u16 port @2 (big-endian), u8 addr[4] @4.
   // sockaddr_in6: u16 family @0, u16 port @2, u32 flow @4, u8 addr[16] @8.
@@ -82,7 +96,19 @@ export function addressText(address: Uint8Array): string {
   const groups = Array.from({ length: 8 }, (_, i) => view.getUint16(8 + 2 * i, false));
   const isMapped = groups.slice(0, 5).every((group) => group === 0) && groups[5] === 0xffff;
   if (isMapped) return Array.from(address.subarray(20, 24)).join(".");
-  return groups.map((group) => group.toString(16)).join(":");
+  return groupsText(groups);
+}
+
+/**
+ * What clients are counted by: an address of IPv4, or a /64 network of IPv6, which is what a site has
+ * at least. The bytes are those of a `struct sockaddr`.
+ */
+export function siteText(address: Uint8Array): string {
+  const text = addressText(address);
+  if (!text.includes(":")) return text;
+  const network = address.slice();
+  network.fill(0, 16, 24);
+  return `${addressText(network)}/64`;
 }
 
 /** The port in a `struct sockaddr` of TCP. */

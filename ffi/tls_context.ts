@@ -100,6 +100,9 @@ export class TlsContext {
     this.mayUseKernel = mayUseKernel;
     hideMemory();
     this.pointer = this.library.SSL_CTX_new(this.library.TLS_method());
+    if (this.pointer === null) {
+      throw new SystemError(Errno.ENOMEM, `Cannot use TLS (${takeSslErrors(this.library)})`);
+    }
     try {
       this.#setUp();
       if ("find" in credentials) this.#useKeys(credentials);

@@ -5,6 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { addressPort, addressText, siteText, tcpAddress } from "../../ffi/addresses.ts";
 import { parseListen } from "../../src/control/client/serve_choices.ts";
 import type { ServeRequest } from "../../src/frontend/nbd/ports.ts";
 import { findPreSharedKey } from "../../src/tls/psk_file.ts";
@@ -327,4 +328,23 @@ Deno.test("port: keys in a file", () => {
     assert.equal(key(name), null, name);
   }
   assert.throws(() => findPreSharedKey(`${folder}/missing`, "a"), { code: "ENOENT" });
+});
+
+Deno.test("port: addresses in numbers, and what clients are counted by", () => {
+  const cases: [string, string, string][] = [
+    ["192.0.2.7", "192.0.2.7", "192.0.2.7"],
+    ["::", "::", "::/64"],
+    ["::1", "::1", "::/64"],
+    ["2001:db8:0:0:1:0:0:1", "2001:db8::1:0:0:1", "2001:db8::/64"],
+    ["2001:db8:1:2:3:4:5:6", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"],
+    ["fe80:0:0:0:1::", "fe80::1:0:0:0", "fe80::/64"],
+    ["::ffff:192.0.2.7", "192.0.2.7", "192.0.2.7"],
+    ["1:0:2:0:3:0:4:0", "1:0:2:0:3:0:4:0", "1:0:2::/64"],
+  ];
+  for (const [text, shown, site] of cases) {
+    const address = tcpAddress(text, 5);
+    assert.deepEqual([addressText(address), siteText(address)], [shown, site], text);
+    assert.equal(addressPort(address), 5);
+  }
+  assert.throws(() => tcpAddress("localhost", 5), { code: "EHOSTUNREACH" });
 });

@@ -1,5 +1,5 @@
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { addressPort, addressText, tcpAddress } from "../../../ffi/addresses.ts";
+import { addressPort, siteText, tcpAddress } from "../../../ffi/addresses.ts";
 import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { acceptTcp, boundAddress, tcpListen } from "../../../ffi/sockets.ts";
@@ -44,11 +44,6 @@ export function clientsOf({ clients }: PortExport): number {
   let count = 0;
   for (const ofAddress of clients.values()) count += ofAddress;
   return count;
-}
-
-/** An address that clients are counted by. A site has a /64 network of IPv6, not one address. */
-function countedAddress(address: string): string {
-  return address.includes(":") ? `${address.split(":").slice(0, 4).join(":")}::/64` : address;
 }
 
 /**
@@ -103,7 +98,17 @@ export class NbdPort implements PortClientHost {
   #listen(addresses: readonly string[], wanted: number): number {
     if (addresses.length === 0) return this.#listenEverywhere(wanted);
     let port = wanted;
-    for (const address of addresses) port = this.#listenOn(address, port, false);
+    const failures: SystemError[] = [];
+    for (const address of addresses) {
+      try {
+        port = this.#listenOn(address, port, false);
+      } catch (error) {
+        // A name may have an address of a family that the machine does not use.
+        if (!isMissing(error)) throw error;
+        failures.push(error);
+      }
+    }
+    if (failures.length === addresses.length) throw failures[0];
     return port;
   }
 
@@ -112,9 +117,7 @@ export class NbdPort implements PortClientHost {
     try {
       return this.#listenOn(EVERYWHERE, port, true);
     } catch (error) {
-      const isMissing = error instanceof SystemError && error.errno !== Errno.EADDRINUSE &&
-        error.errno !== Errno.EACCES;
-      if (!isMissing) throw error;
+      if (!isMissing(error)) throw error;
       return this.#listenOn("0.0.0.0", port, false);
     }
   }
@@ -131,9 +134,12 @@ export class NbdPort implements PortClientHost {
     this.#log(`Port ${this.port}: ${what}`);
   }
 
-  /** Takes a client that has connected. */
-  accepted(fd: number, address: string): void {
-    const from = countedAddress(address);
+  /**
+   * Takes a client that has connected.
+   *
+   * @param from What it is counted by.
+   */
+  accepted(fd: number, from: string): void {
     if (!this.#makeRoom(from)) {
       closeFile(fd);
       return this.note(`turned away an NBD client from ${from}: too many are in the handshake`);
@@ -248,6 +254,12 @@ export class NbdPort implements PortClientHost {
   }
 }
 
+/** Whether an error says that the machine has no such address. */
+function isMissing(error: unknown): error is SystemError {
+  return error instanceof SystemError &&
+    (error.errno === Errno.EADDRNOTAVAIL || error.errno === Errno.EAFNOSUPPORT);
+}
+
 function leave({ clients }: PortExport, from: string): void {
   const left = (clients.get(from) ?? 1) - 1;
   if (left === 0) clients.delete(from);
@@ -290,7 +302,7 @@ class Listener implements FdHandler, FaultOwner {
         this.#port.note(`NBD clients wait to be accepted (${errnoName(-fd)})`);
         return this.#acceptLater();
       }
-      this.#port.accepted(fd, addressText(this.#from));
+      this.#port.accepted(fd, siteText(this.#from));
     }
   }
 
