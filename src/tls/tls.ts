@@ -71,6 +71,14 @@ function clientCertificates(folder: string | null, verifyPeer: boolean): TlsCert
   };
 }
 
+/** The files of a server's certificates; none for keys, which are read for each connection. */
+export function serverFiles({ certificates, psk }: ServerTls): string[] {
+  if (psk !== null) return [];
+  const folder = certificates ?? TLS_CERTIFICATES_FOLDER;
+  return ["server-cert.pem", "server-key.pem", "ca-cert.pem", "ca-crl.pem"]
+    .map((name) => `${folder}/${name}`);
+}
+
 /**
  * What the connections of a server have in common. Throws `SystemError`: ENOENT without OpenSSL or a
  * file, EINVAL for a file that is not valid.

@@ -180,6 +180,27 @@ tlsTest("clients are verified", async ({ tapdisks, folder, pki }) => {
   assert.equal(await size(uri(pki)), DISK_MIB * MIB);
 });
 
+tlsTest("renewed certificates count from the next client on", async ({ tapdisks, folder, pki }) => {
+  const other = await makePki(`${folder}/other`);
+  const served = `${folder}/served`;
+  Deno.mkdirSync(served);
+  const install = (from: string, ...names: string[]): void => {
+    for (const name of names) Deno.copyFileSync(`${from}/${name}.pem`, `${served}/${name}.pem`);
+  };
+  install(pki, "server-cert", "server-key");
+  const disk = await madeDisk(tapdisks, folder);
+  const port = await listen(tapdisks, disk, "--tls-certificates", served);
+  const uri = (certificates: string): string =>
+    `nbds://localhost:${port}/?tls-certificates=${certificates}`;
+  assert.equal(await size(uri(pki)), DISK_MIB * MIB);
+  // Half of them: the certificate does not go with the key.
+  install(other, "server-cert");
+  assert.equal(await size(uri(pki)), DISK_MIB * MIB);
+  install(other, "server-key");
+  assert.equal(await size(uri(other)), DISK_MIB * MIB);
+  await refused(uri(pki));
+});
+
 tlsTest("keys instead of certificates", async ({ tapdisks, folder, pki, psk }) => {
   const disk = await madeDisk(tapdisks, folder);
   const port = await listen(tapdisks, disk, "--tls-psk", psk);

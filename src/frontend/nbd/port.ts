@@ -6,7 +6,8 @@ import { acceptTcp, boundAddress, tcpListen } from "../../../ffi/sockets.ts";
 import type { TlsContext } from "../../../ffi/tls_context.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
-import { serverContext, type ServerTls } from "../../tls/tls.ts";
+import { RenewedContext } from "../../tls/renewed_context.ts";
+import type { ServerTls } from "../../tls/tls.ts";
 import { clientMemoryOf } from "./client_memory.ts";
 import type { NbdConnections } from "./connections.ts";
 import type { Handshake, HandshakeServer } from "./handshake.ts";
@@ -52,7 +53,7 @@ export function clientsOf({ clients }: PortExport): number {
  */
 export class NbdPort implements PortClientHost {
   readonly scheduler: Scheduler;
-  readonly tls: TlsContext | null;
+  readonly #tls: RenewedContext | null;
   readonly settings: ServerTls;
   readonly exports = new Map<string, PortExport>();
   /** The port; chosen by the kernel when 0 was asked for. */
@@ -85,7 +86,7 @@ export class NbdPort implements PortClientHost {
     this.scheduler = scheduler;
     this.settings = tls;
     this.#log = log;
-    this.tls = tls.mode === "off" ? null : serverContext(tls);
+    this.#tls = tls.mode === "off" ? null : new RenewedContext(tls, (what) => this.note(what));
     try {
       this.port = this.#listen(addresses, port);
     } catch (error) {
@@ -158,6 +159,10 @@ export class NbdPort implements PortClientHost {
     if (this.scheduler.nowMs() - oldest.sinceMs < GREETING_MS) return false;
     oldest.end("it had not finished the handshake when others wanted to connect");
     return true;
+  }
+
+  get tls(): TlsContext | null {
+    return this.#tls?.current() ?? null;
   }
 
   maySecure(): boolean {
@@ -250,7 +255,7 @@ export class NbdPort implements PortClientHost {
     this.#closed = true;
     for (const listener of this.#listeners) listener.close();
     for (const client of [...this.#greeting]) client.end("");
-    this.tls?.close();
+    this.#tls?.close();
   }
 }
 

@@ -20,7 +20,7 @@ const MOST_RECEIVES = 16;
 /** What a client of a port needs of it. */
 export interface PortClientHost {
   readonly scheduler: Scheduler;
-  /** TLS for a client that asks for it; null without. */
+  /** TLS for a client that asks for it now; null without. */
   readonly tls: TlsContext | null;
   /** The server, as this client sees it. `enter` notes the export of the client. */
   serverFor(client: PortClient): HandshakeServer;
