@@ -91,10 +91,14 @@ const SYMBOLS = {
   BIO_new_bio_pair: { parameters: ["buffer", "usize", "buffer", "usize"], result: "i32" },
   // int BIO_free(BIO *a)
   BIO_free: { parameters: ["pointer"], result: "i32" },
-  // int BIO_read(BIO *b, void *data, int dlen)
-  BIO_read: { parameters: ["pointer", "pointer", "i32"], result: "i32" },
-  // int BIO_write(BIO *b, const void *data, int dlen)
-  BIO_write: { parameters: ["pointer", "pointer", "i32"], result: "i32" },
+  // int BIO_nread0(BIO *bio, char **buf)
+  BIO_nread0: { parameters: ["pointer", "buffer"], result: "i32" },
+  // int BIO_nread(BIO *bio, char **buf, int num)
+  BIO_nread: { parameters: ["pointer", "buffer", "i32"], result: "i32" },
+  // int BIO_nwrite0(BIO *bio, char **buf)
+  BIO_nwrite0: { parameters: ["pointer", "buffer"], result: "i32" },
+  // int BIO_nwrite(BIO *bio, char **buf, int num)
+  BIO_nwrite: { parameters: ["pointer", "buffer", "i32"], result: "i32" },
   // size_t BIO_ctrl_pending(BIO *b); it is below 2^31 here, and a number of 32 bits costs no BigInt
   BIO_ctrl_pending: { parameters: ["pointer"], result: "u32" },
   // long BIO_ctrl(BIO *bp, int cmd, long larg, void *parg)

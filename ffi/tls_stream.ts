@@ -2,9 +2,10 @@
  * A connection with TLS, by OpenSSL, on a socket that does not block.
  *
  * Where the kernel has TLS for the keys that were agreed on, data goes through plain recvmsg(2) and
- * sendmsg(2). Otherwise it is encrypted here: the socket's bytes go through a pair of BIOs of fixed
- * sizes, so that one call receives or sends many records. Data is copied through one buffer whose
- * pointers are made once, so that a transfer allocates nothing.
+ * sendmsg(2). Otherwise it is encrypted here: the socket's bytes are received to, and sent from, the
+ * buffers of a pair of BIOs, which have fixed sizes, so that one call receives or sends many records.
+ * Data goes through one buffer whose pointer is made once, or from where it lies by a pointer that is
+ * kept, so that a transfer allocates nothing.
  *
  * @module
  */
@@ -12,11 +13,17 @@ import { assert } from "./assert.ts";
 import { Errno, SystemError } from "./errno.ts";
 import { cString, pointerTo } from "./libc.ts";
 import { type Libssl, takeSslErrors } from "./libssl.ts";
-import { Arena, copyMemory, memoryAddress, SECTOR_BYTES } from "./memory.ts";
+import {
+  Arena,
+  copyMemory,
+  isMemory,
+  memoryAddress,
+  SECTOR_BYTES,
+  SectorPointers,
+} from "./memory.ts";
 import {
   IOVEC_BYTES,
   prepareKernelTls,
-  putIovec,
   putMsghdr,
   receiveMessage,
   sendMessage,
@@ -47,8 +54,10 @@ const OUT_MSGHDR_AT = 64;
 const IN_IOVEC_AT = 128;
 const OUT_IOVEC_AT = IN_IOVEC_AT + IOVEC_BYTES;
 const STAGE_AT = 4096;
-const IN_AT = STAGE_AT + RECORD_BYTES;
-const OUT_AT = IN_AT + IN_BYTES;
+/** Pointers to data to keep: as many as the requests of two busy disks need. */
+const MOST_PLACES = 8192;
+
+let places: SectorPointers | null = null;
 
 /** The state of a connection that goes on. */
 const FINE = 1;
@@ -77,18 +86,16 @@ export class TlsStream {
   #outer: Deno.PointerValue = null;
   /** The inner end, from which OpenSSL reads. */
   #inner: Deno.PointerValue = null;
-  readonly #arena = new Arena(OUT_AT + OUT_BYTES);
+  readonly #arena = new Arena(STAGE_AT + RECORD_BYTES);
   readonly #memoryStart = memoryAddress(0);
   readonly #stageOffset = this.#arena.sector * SECTOR_BYTES + STAGE_AT;
   readonly #stage = this.#arena.pointerAt(STAGE_AT);
-  readonly #in = this.#arena.pointerAt(IN_AT);
-  readonly #out = this.#arena.pointerAt(OUT_AT);
+  readonly #places = places ??= new SectorPointers(MOST_PLACES);
+  /** An address in the pair's buffers, in two halves, and the memory where OpenSSL puts it. */
+  readonly #address = new Uint32Array(2);
   readonly #inMsghdr = this.#arena.pointerAt(IN_MSGHDR_AT);
   readonly #outMsghdr = this.#arena.pointerAt(OUT_MSGHDR_AT);
-  /** Bytes in the buffer to send that are not sent. */
-  #outStart = 0;
-  #outEnd = 0;
-  /** Whether OpenSSL may have written to the pair since it was emptied. */
+  /** Whether OpenSSL may have written to the pair since all of it was sent. */
   #hasWritten = false;
   /** `FINE`, 0 after the end of the stream, or -errno. */
   #state = FINE;
@@ -105,7 +112,6 @@ export class TlsStream {
     this.fd = fd;
     this.#library = library;
     const { view, sector } = this.#arena;
-    putIovec(view, IN_IOVEC_AT, sector, IN_AT, IN_BYTES);
     putMsghdr(view, IN_MSGHDR_AT, sector, IN_IOVEC_AT, 1);
     putMsghdr(view, OUT_MSGHDR_AT, sector, OUT_IOVEC_AT, 1);
     this.#ssl = library.SSL_new(pointer);
@@ -236,7 +242,7 @@ export class TlsStream {
 
   /** Whether encrypted bytes wait for room in the socket. */
   get hasUnsent(): boolean {
-    return this.#outStart < this.#outEnd || this.#hasWritten;
+    return this.#hasWritten;
   }
 
   /**
@@ -303,11 +309,23 @@ export class TlsStream {
 
   /** Receives bytes of the socket for OpenSSL. Returns as `receive` does. */
   #pull(): number {
+    // The pair is empty: there is room.
+    const room = this.#library.BIO_nwrite0(this.#outer, this.#address);
+    this.#putAddress(IN_IOVEC_AT, room);
     const got = receiveMessage(this.fd, this.#inMsghdr);
     if (got <= 0) return got;
-    const taken = this.#library.BIO_write(this.#outer, this.#in, got);
+    const taken = this.#library.BIO_nwrite(this.#outer, this.#address, got);
     assert(taken === got, "OpenSSL takes all that was received for it");
     return got;
+  }
+
+  /** Makes an iovec of bytes in the pair's buffers. */
+  #putAddress(at: number, bytes: number): void {
+    assert(bytes > 0, "A part of a BIO's buffer has bytes");
+    const { view } = this.#arena;
+    view.setUint32(at, this.#address[0], true);
+    view.setUint32(at + 4, this.#address[1], true);
+    view.setUint32(at + 8, bytes, true);
   }
 
   /**
@@ -330,16 +348,26 @@ export class TlsStream {
       if (sent < 0) return total > 0 && sent === -Errno.EAGAIN ? total : sent;
       for (let room = OUT_BYTES; index < iovecs && room >= RECORD_BYTES + RECORD_OVERHEAD_BYTES;) {
         let staged = 0;
+        let place: Deno.PointerObject | null = null;
         while (index < iovecs && staged < RECORD_BYTES) {
           const at = iovecsAt + index * IOVEC_BYTES;
           const length = view.getUint32(at + 8, true) - skipped;
+          if (length >= RECORD_BYTES) {
+            const from = this.#offsetOf(view, at) + skipped;
+            // A whole record of data is encrypted from where it lies, after what is staged.
+            const isSector = from % SECTOR_BYTES === 0;
+            if (isSector && staged > 0) break;
+            if (isSector) place = this.#placeOf(from / SECTOR_BYTES);
+          }
           const part = length < RECORD_BYTES - staged ? length : RECORD_BYTES - staged;
-          copyMemory(this.#stageOffset + staged, this.#offsetOf(view, at) + skipped, part);
+          if (place === null) {
+            copyMemory(this.#stageOffset + staged, this.#offsetOf(view, at) + skipped, part);
+          }
           staged += part;
           skipped = part === length ? 0 : skipped + part;
           if (part === length) index++;
         }
-        if (!this.#write(staged)) return this.#state;
+        if (!this.#write(place ?? this.#stage, staged)) return this.#state;
         room -= staged + RECORD_OVERHEAD_BYTES;
         total += staged;
       }
@@ -348,11 +376,16 @@ export class TlsStream {
     return sent < 0 && sent !== -Errno.EAGAIN ? sent : total;
   }
 
-  /** Encrypts what is in the stage; false when OpenSSL refuses. There is room for the record. */
-  #write(bytes: number): boolean {
+  #placeOf(sector: number): Deno.PointerObject {
+    assert(isMemory(sector, RECORD_BYTES / SECTOR_BYTES), "A record goes beyond I/O memory");
+    return this.#places.at(sector);
+  }
+
+  /** Encrypts a record; false when OpenSSL refuses. There is room for it. */
+  #write(from: Deno.PointerObject, bytes: number): boolean {
     if (bytes === 0) return true;
     this.#hasWritten = true;
-    const written = this.#library.SSL_write(this.#ssl, this.#stage, bytes);
+    const written = this.#library.SSL_write(this.#ssl, from, bytes);
     if (written === bytes) return true;
     this.#fail();
     return false;
@@ -364,24 +397,19 @@ export class TlsStream {
       this.#hasWritten = false;
       return 0;
     }
-    for (;;) {
-      if (this.#outStart === this.#outEnd) {
-        if (!this.#hasWritten) return 0;
-        const got = this.#library.BIO_read(this.#outer, this.#out, OUT_BYTES);
-        this.#outStart = 0;
-        this.#outEnd = got > 0 ? got : 0;
-        if (got <= 0) {
-          this.#hasWritten = false;
-          return 0;
-        }
+    while (this.#hasWritten) {
+      const bytes = this.#library.BIO_nread0(this.#outer, this.#address);
+      if (bytes <= 0) {
+        this.#hasWritten = false;
+        return 0;
       }
-      const { view, sector } = this.#arena;
-      const length = this.#outEnd - this.#outStart;
-      putIovec(view, OUT_IOVEC_AT, sector, OUT_AT + this.#outStart, length);
+      this.#putAddress(OUT_IOVEC_AT, bytes);
       const sent = sendMessage(this.fd, this.#outMsghdr);
       if (sent < 0) return sent;
-      this.#outStart += sent;
+      const left = this.#library.BIO_nread(this.#outer, this.#address, sent);
+      assert(left === sent, "OpenSSL gives up what was sent");
     }
+    return 0;
   }
 
   /** Receives into an array, for the negotiation; returns as `receive` does. */
@@ -404,7 +432,7 @@ export class TlsStream {
       const error = this.#library.SSL_get_error(this.#ssl, written);
       return error === SSL_ERROR_WANT_WRITE ? -Errno.EAGAIN : this.#fail();
     }
-    if (!this.#write(part)) return this.#state;
+    if (!this.#write(this.#stage, part)) return this.#state;
     const left = this.flush();
     return left < 0 && left !== -Errno.EAGAIN ? left : part;
   }
@@ -412,16 +440,15 @@ export class TlsStream {
   /** Tells the peer that this was all, if that can be sent at once, and frees the memory. */
   close(): void {
     if (this.#closed) return;
-    this.#closed = true;
     const library = this.#library;
-    if (this.#state >= 0 && !(this.#outStart < this.#outEnd)) {
+    if (this.#state >= 0 && this.flush() === 0) {
       library.SSL_shutdown(this.#ssl);
       library.ERR_clear_error();
       this.#hasWritten = true;
       this.flush();
     }
+    this.#closed = true;
     this.#state = -Errno.ENOTCONN;
-    this.#outStart = this.#outEnd = 0;
     this.#hasWritten = false;
     library.SSL_free(this.#ssl);
     if (this.#outer !== null) library.BIO_free(this.#outer);
