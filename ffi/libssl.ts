@@ -19,6 +19,8 @@ const SYMBOLS = {
   SSL_CTX_ctrl: { parameters: ["pointer", "i32", "i64", "pointer"], result: "i64" },
   // uint64_t SSL_CTX_set_options(SSL_CTX *ctx, uint64_t options)
   SSL_CTX_set_options: { parameters: ["pointer", "u64"], result: "u64" },
+  // int SSL_CTX_set_ciphersuites(SSL_CTX *ctx, const char *str)
+  SSL_CTX_set_ciphersuites: { parameters: ["pointer", "buffer"], result: "i32" },
   // int SSL_CTX_set_num_tickets(SSL_CTX *ctx, size_t num_tickets)
   SSL_CTX_set_num_tickets: { parameters: ["pointer", "usize"], result: "i32" },
   // int SSL_CTX_use_certificate_chain_file(SSL_CTX *ctx, const char *file)
