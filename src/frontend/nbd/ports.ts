@@ -4,6 +4,9 @@ import type { ServerTls, TlsMode } from "../../tls/tls.ts";
 import type { NbdConnections } from "./connections.ts";
 import { clientsOf, NbdPort, type PortExport } from "./port.ts";
 
+/** The most exports of a disk over TCP. */
+const MOST_EXPORTS = 64;
+
 /** How a disk is served over TCP. */
 export interface ServeRequest {
   /** Addresses of this machine in numbers; none for all of them. */
@@ -76,6 +79,10 @@ export class NbdPorts {
   serve(connections: NbdConnections, request: ServeRequest): ServeRequest {
     const { name, tls, maxClients, maxClientsPerAddress, addresses } = request;
     const wanted = listenText(addresses, request.port);
+    if (this.#of(connections).length >= MOST_EXPORTS) {
+      const what = `Cannot serve ${JSON.stringify(name)} on ${wanted}`;
+      throw new SystemError(Errno.EMFILE, `${what} (a disk has at most ${MOST_EXPORTS} exports)`);
+    }
     const known = this.#ports.get(wanted);
     if (known !== undefined && !sameTls(known.settings, tls)) {
       const what = `Cannot serve ${JSON.stringify(name)} on ${wanted}`;

@@ -51,6 +51,8 @@ const ORDERS: readonly number[] = [
   MessageType.LIMIT,
   MessageType.XENBLKIF_CONNECT,
   MessageType.XENBLKIF_DISCONNECT,
+  MessageType.SERVE,
+  MessageType.UNSERVE,
 ];
 /** Flags that lengthen a message: a log's path, a key, limits. */
 const ADD_LOG = 0x10;
@@ -63,6 +65,8 @@ const PATH_AT = 20;
 const SECONDARY_AT = 282;
 const TEXT_BYTES = 256;
 const SNAPSHOTS = 6;
+/** The most bytes of text behind a message that serves a disk over TCP. */
+const MOST_SERVE_BYTES = 8192;
 
 class ControlTarget implements Target {
   #tapdisk: ServedTapdisk | null = null;
@@ -274,6 +278,14 @@ function withTrailer(
 ): Uint8Array<ArrayBuffer> {
   const type = messageType(message);
   const parts: number[] = [];
+  if (type === MessageType.SERVE || type === MessageType.UNSERVE) {
+    const text = serveText(random);
+    const length = random.chance(0.9) ? text.length : hostileWord(random) >>> 0;
+    new DataView(message.buffer, message.byteOffset).setUint32(8, length, true);
+    const body = new Uint8Array(length > MOST_SERVE_BYTES ? 0 : length);
+    body.set(text.subarray(0, body.length));
+    parts.push(...body);
+  }
   const hasTrailer = type === MessageType.OPEN || type === MessageType.RESUME;
   if (hasTrailer && (flags & ADD_LOG) !== 0) {
     const log = random.chance(0.3) ? anyBytes(random, TEXT_BYTES) : new Uint8Array(TEXT_BYTES);
@@ -293,6 +305,22 @@ function withTrailer(
   }
   if (random.chance(0.02)) parts.push(...anyBytes(random, 1 + random.below(600)));
   return Uint8Array.from([...message, ...parts]);
+}
+
+/** What is behind a message that serves a disk over TCP, or ends that: JSON, good and bad. */
+function serveText(random: Random): Uint8Array {
+  const tls = { mode: "off", certificates: null, psk: null, verifyPeer: false };
+  const value = {
+    addresses: pick<unknown>(random, [["127.0.0.1"], ["127.0.0.1", "::1"], ["nowhere"], [7], "x"]),
+    port: pick(random, [0, 0, 0, 0, 65_536, -1, "80"]),
+    name: pick(random, ["", "a", "b", "x".repeat(5000), null]),
+    at: pick(random, ["*:1", 5, undefined]),
+    tls: pick<unknown>(random, [tls, tls, { ...tls, mode: "require", psk: "/none" }, {}, null]),
+    maxClients: pick(random, [1, 5, 512, 0, 1e9, 1.5]),
+    maxClientsPerAddress: pick(random, [1, 5, 512, "1"]),
+  };
+  const text = new TextEncoder().encode(JSON.stringify(value));
+  return random.chance(0.2) ? mutated(random, text) : text;
 }
 
 /** Whether a path of an order fills its field without an end. */
