@@ -143,6 +143,8 @@ portTest("nothing but STARTTLS and ABORT goes without TLS", KEYED, (rig) => {
     const reply = rig.exchange(end, option(code));
     assert.deepEqual(replyTypes(reply ?? new Uint8Array(0)), [ERR_TLS_REQD]);
   }
+  const long = rig.exchange(end, option(Opt.Info, new Uint8Array(10_000)));
+  assert.deepEqual(replyTypes(long ?? new Uint8Array(0)), [ERR_TLS_REQD]);
   for (const code of [Opt.Go, Opt.Info]) {
     const reply = rig.exchange(end, option(code, infoContent("disk")));
     assert.deepEqual(replyTypes(reply ?? new Uint8Array(0)), [ERR_TLS_REQD]);

@@ -54,7 +54,9 @@ Environment: BLKTAP_CONTROL_DIR is the folder of the sockets, by default /run/bl
 BLKTAP_LOG_DIR is the folder of the log, by default /var/log/blktap, or log in BLKTAP_CONTROL_DIR.
 Parents of an image must be in the folder tree of the image, or in one of the folders of
 BLKTAP_PARENT_ROOTS (separated by colons) and /etc/blktap/parent-roots (one per line). The folder 'any'
-allows all folders.`;
+allows all folders. BLKTAP_TLS_CERTIFICATES, BLKTAP_TLS_PSK_FILE and BLKTAP_TLS_USERNAME are the
+certificates, the file of keys and the name of the key of images of the types nbds and nbds+unix, unless
+their names say others. With BLKTAP_KERNEL_TLS=off, TLS is done in the process and never in the kernel.`;
 
 /** The command line of tapdisk. */
 export function tapdiskCommand(): Command {

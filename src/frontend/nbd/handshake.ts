@@ -256,7 +256,7 @@ export class Handshake {
 
   #refuseLong(option: number, length: number): number {
     if (option === NBD_OPT_EXPORT_NAME) this.stage = "closed";
-    else this.#reply(option, NBD_REP_ERR_TOO_BIG);
+    else this.#reply(option, this.#isAllowed(option) ? NBD_REP_ERR_TOO_BIG : NBD_REP_ERR_TLS_REQD);
     this.#skip = length;
     return OPTION_HEADER_BYTES;
   }
@@ -274,9 +274,14 @@ export class Handshake {
     );
   }
 
+  /** Whether an option is one for this moment: without the TLS that is required, few are. */
+  #isAllowed(option: number): boolean {
+    return this.#isSecured || this.#server.tls !== "require" || option === NBD_OPT_STARTTLS ||
+      option === NBD_OPT_ABORT;
+  }
+
   #answer(option: number, content: OptionReader): void {
-    const isAllowed = this.#isSecured || this.#server.tls !== "require";
-    if (!isAllowed && option !== NBD_OPT_STARTTLS && option !== NBD_OPT_ABORT) {
+    if (!this.#isAllowed(option)) {
       throw new Refusal(NBD_REP_ERR_TLS_REQD, "this server requires TLS");
     }
     switch (option) {
