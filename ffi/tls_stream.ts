@@ -233,9 +233,10 @@ export class TlsStream {
     return text === null ? "" : Deno.UnsafePointerView.getCString(text);
   }
 
-  /** Whether there is received data that the socket does not show any more. */
+  /** Whether there is received data, or an end, that the socket does not show any more. */
   get hasPending(): boolean {
-    if (this.kernelReceives || this.#state !== FINE || this.#inner === null) return false;
+    if (this.#state !== FINE) return !this.#closed;
+    if (this.kernelReceives || this.#inner === null) return false;
     return this.#library.SSL_pending(this.#ssl) > 0 ||
       this.#library.BIO_ctrl_pending(this.#inner) > 0;
   }

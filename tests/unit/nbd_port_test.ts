@@ -6,7 +6,13 @@
  */
 import assert from "node:assert/strict";
 import { addressPort, addressText, siteText, tcpAddress } from "../../ffi/addresses.ts";
+import { EPOLLOUT } from "../../ffi/epoll.ts";
+import { closeFile } from "../../ffi/files.ts";
+import { waitForDescriptor } from "../../ffi/poll.ts";
+import { enlargeSendBuffer, socketPair } from "../../ffi/sockets.ts";
+import type { TlsContext } from "../../ffi/tls_context.ts";
 import { parseListen } from "../../src/control/client/serve_choices.ts";
+import { greet } from "../../src/frontend/nbd/port_client.ts";
 import type { ServeRequest } from "../../src/frontend/nbd/ports.ts";
 import { findPreSharedKey } from "../../src/tls/psk_file.ts";
 import {
@@ -19,7 +25,7 @@ import {
   Rep,
   requestHeader,
 } from "../support/nbd_client.ts";
-import type { SocketEnd } from "../support/played_loop.ts";
+import { SocketEnd } from "../support/played_loop.ts";
 import {
   folder,
   hasTls,
@@ -289,6 +295,102 @@ portTest("long writes and reads, by a client that reads late", KEYED, (rig) => {
     if (start === 0) assert.deepEqual(part.slice(16, 16 + 4096), bytes.slice(0, 4096));
   }
   assert.equal(total, wanted);
+});
+
+/** Notes the descriptors that the loop watches from now on. */
+function watchedBy({ loop }: Rig): number[] {
+  const watch = loop.watch.bind(loop);
+  const fds: number[] = [];
+  loop.watch = (fd, events, handler, owner): void => {
+    fds.push(fd);
+    watch(fd, events, handler, owner);
+  };
+  return fds;
+}
+
+portTest("what the socket has no room for is sent when it has, be it the last", KEYED, (rig) => {
+  const fds = watchedBy(rig);
+  const tls = rig.entered();
+  const fd = fds[fds.length - 1];
+  enlargeSendBuffer(fd, 64 * 1024);
+  const bytes = 4096;
+  let cookie = 0;
+  const ask = (): void =>
+    tls.send(requestHeader({ command: Cmd.Read, offset: 0, length: bytes, cookie: cookie++ }));
+  // One more request each time, so that the last answer once is all that does not fit.
+  for (let more = 0; more < 32; more++) {
+    const first = cookie;
+    while (waitForDescriptor(fd, EPOLLOUT, 0)) ask();
+    for (let i = 0; i < more; i++) ask();
+    const wanted = (cookie - first) * (bytes + 16);
+    let got = 0;
+    for (let i = 0; i < 400 && got < wanted; i++) {
+      rig.run();
+      got += tls.receive()?.length ?? 0;
+    }
+    assert.equal(got, wanted, `with ${more} more`);
+  }
+});
+
+portTest(
+  "a client that says good-bye to TLS is gone, whatever came ahead of that",
+  KEYED,
+  (rig) => {
+    for (const request of [[], [requestHeader({ command: Cmd.Read, offset: 0, length: 512 })]]) {
+      const tls = rig.entered();
+      assert.equal(rig.connections.size, 1);
+      for (const part of request) tls.stream.sendBytes(part);
+      // The socket stays open.
+      tls.stream.close();
+      rig.run();
+      assert.equal(rig.connections.size, 0, `${request.length} requests`);
+    }
+  },
+);
+
+portTest("a fault with the first bytes of a client ends it once", PLAIN, (rig) => {
+  const peers = socketPair();
+  const end = new SocketEnd(peers[0]);
+  end.send(packed([4, 3]), option(Opt.StartTls));
+  let gone = 0;
+  const client = greet(peers[1], "here", {
+    scheduler: rig.loop,
+    get tls(): TlsContext {
+      throw new RangeError("no memory");
+    },
+    serverFor: () => ({ names: () => [], find: () => null, enter: () => "no", tls: "require" }),
+    maySecure: () => true,
+    entered: () => {},
+    gone: () => gone++,
+  });
+  assert.ok(typeof client !== "string" && client.failed);
+  assert.ok(!rig.loop.isWatched(peers[1]));
+  // Another gets the number of the descriptor. Nobody may close it.
+  const others = socketPair();
+  assert.ok(others.includes(peers[1]));
+  for (let i = 0; i < 40 && rig.loop.nowMs() < 11_000; i++) rig.loop.turn();
+  assert.equal(gone, 1);
+  end.close();
+  for (const fd of others) closeFile(fd);
+});
+
+portTest("a fault with the first request of a client ends it alone", PLAIN, (rig) => {
+  const end = rig.greeted();
+  const note = rig.loop.noteRequest;
+  rig.loop.noteRequest = (): void => {
+    rig.loop.noteRequest = note;
+    throw new RangeError("a fault");
+  };
+  const read = requestHeader({ command: Cmd.Read, offset: 0, length: 512 });
+  rig.exchange(end, option(Opt.Go, infoContent("disk")), read);
+  assert.equal(end.receive(), null);
+  // The descriptor is not closed behind the loop's back.
+  assert.doesNotMatch(rig.log.join(), /cannot be served/);
+  assert.equal(rig.connections.size, 0);
+  assert.equal(rig.ports.list(rig.connections)[0].clients, 0);
+  const other = rig.greeted();
+  const answer = rig.exchange(other, option(Opt.Go, infoContent("disk")), read) ?? [];
+  assert.equal(answer.length, 20 + 12 + 20 + 14 + 20 + 16 + 512);
 });
 
 Deno.test("port: addresses and ports as they are written", () => {

@@ -123,6 +123,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     try {
       connection.start();
     } catch (error) {
+      // The loop has the descriptor, and requests may need the memory: the connection ends itself.
+      if (!connection.failed) return connection.fault(error);
       this.#forget(connection);
       closeClient(fd, kind);
       clientMemoryOf(this.vbd.requests).give(memory);

@@ -63,8 +63,13 @@ export class PortClient implements FdHandler, FaultOwner {
     const seconds = HANDSHAKE_MS / 1000;
     const late = (): void => this.end(`it did not finish the handshake in ${seconds} s`);
     this.#timer = host.scheduler.addTimer(HANDSHAKE_MS, late, this);
-    this.#handshake.start();
-    this.#advance();
+    try {
+      this.#handshake.start();
+      this.#advance();
+    } catch (error) {
+      // The loop knows the descriptor by now, so that only `end` may close it.
+      this.fault(error);
+    }
   }
 
   get failed(): boolean {
