@@ -330,7 +330,14 @@ export class NbdImage implements ImageDriver, LinkHost {
 
   /** Takes another connection; returns why not. */
   #takeMore(connected: Connected): Error | null {
-    const fault = this.#faultOf(connected.remote);
+    const { remote } = connected;
+    const isAlike = remote.flags === this.#flags &&
+      (remote.allocationId === null) === (this.#allocationId === null);
+    // Another program, or another version, behind the same address may not be coherent with this one.
+    const fault = isAlike ? this.#faultOf(remote) : new SystemError(
+      Errno.ESTALE,
+      `Cannot use another connection of ${this.#title} (its server answers differently there)`,
+    );
     if (fault !== null) {
       closeConnected(connected);
       return fault;

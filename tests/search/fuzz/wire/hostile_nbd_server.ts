@@ -53,7 +53,7 @@ class Connection {
     this.#isDeaf = server.deaf > 0;
     if (this.#isDeaf) server.deaf--;
     const isLie = random.chance(this.#hostility / 4);
-    this.offer = { ...HONEST_OFFER, ...isLie ? pick(random, LIES) : {} };
+    this.offer = { ...HONEST_OFFER, ...server.more, ...isLie ? pick(random, LIES) : {} };
     this.#say(GREETING);
   }
 
@@ -224,6 +224,8 @@ export class HostileNbdServer {
   hostility = 0;
   /** So many of the next connections take requests and answer none. */
   deaf = 0;
+  /** What the next connections offer besides, or instead. */
+  more: Partial<Offer> = {};
   /** Answers that were lies. */
   cases = 0;
   /** What the client did that it must not do. */
@@ -252,10 +254,17 @@ export class HostileNbdServer {
     return any;
   }
 
-  /** Ends all connections. */
-  hangUp(): void {
-    for (const connection of this.#connections) connection.close();
-    this.#connections = [];
+  /** How many connections there are. */
+  get connections(): number {
+    return this.#connections.length;
+  }
+
+  /** Ends all connections, or one of them, the oldest being 0. */
+  hangUp(only?: number): void {
+    for (const [i, connection] of this.#connections.entries()) {
+      if (only === undefined || only === i) connection.close();
+    }
+    this.#connections = this.#connections.filter(({ isOpen }) => isOpen);
   }
 
   close(): void {
