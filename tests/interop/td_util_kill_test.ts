@@ -64,7 +64,14 @@ const KILLED: readonly Killed[] = [
 /** Starts a command, and kills it after some time. False when it had ended. */
 async function isKilled(args: string[], afterMs: number): Promise<boolean> {
   const child = new Deno.Command(TD_UTIL, { args, stdout: "null", stderr: "null" }).spawn();
-  const timer = setTimeout(() => child.kill("SIGKILL"), afterMs);
+  const timer = setTimeout(() => {
+    try {
+      child.kill("SIGKILL");
+    } catch (error) {
+      // It has ended, and its status is about to come.
+      if (!(error instanceof TypeError)) throw error;
+    }
+  }, afterMs);
   const { signal } = await child.status;
   clearTimeout(timer);
   return signal === "SIGKILL";
@@ -72,6 +79,19 @@ async function isKilled(args: string[], afterMs: number): Promise<boolean> {
 
 function inFolder(folder: string, image: string): string {
   return image.replace(":", `:${folder}/`);
+}
+
+/**
+ * Checks an image. A VHD grows over the footer at its end, which is written again when it is closed: until
+ * then the copy at its start counts, and a repair brings the footer back.
+ */
+async function checkAfterKill(image: string): Promise<void> {
+  const { code, stdout } = await run(TD_UTIL, ["check", image]);
+  if (code === 0) return;
+  const errors = stdout.split("\n").filter((line) => line.startsWith("error: "));
+  assert.deepEqual(errors.filter((error) => !error.includes("primary footer invalid")), [], stdout);
+  assert.ok(image.startsWith("vhd:") && errors.length > 0, stdout);
+  await tdUtil("check", "--repair", image);
 }
 
 for (const { name, below, args, images } of KILLED) {
@@ -84,7 +104,7 @@ for (const { name, below, args, images } of KILLED) {
         await makeChain(folder, inFolder(folder, below), above);
         await runOk("qemu-img", ["convert", "-O", "raw", `${folder}/above`, `${folder}/kept`]);
         const look = async (mayLeak: boolean): Promise<void> => {
-          for (const image of images) await tdUtil("check", inFolder(folder, image));
+          for (const image of images) await checkAfterKill(inFolder(folder, image));
           const { code, stderr } = await run("qemu-img", ["check", `${folder}/above`]);
           assert.ok(code === 0 || (code === 3 && mayLeak), stderr);
           await tdUtil("diff", above, `raw:${folder}/kept`);
