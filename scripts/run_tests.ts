@@ -46,11 +46,21 @@ const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
 
 /** Files that `--quick` leaves out because they take long. */
 const SLOW =
-  /(?:\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow2_bad_input|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process)_test\.ts$/;
+  /(?:\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow|\/qcow_offline_cuts|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_deep_chain|\/qcow2_model|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process|\/td_util|\/vhd_resize|\/xenblkif_journal)_test\.ts$/;
+
+/** The name of a task among files. */
+const TASK = /^deno task (.*)$/;
+
+/** Files that can run beside all others: they start no tapdisk with the folders of the whole host. */
+const MOVABLE = /^tests\/(?:unit|sim)\//;
 
 interface Plan {
+  /** Tasks that must have ended before a test starts. */
   readonly tasks: string[];
-  /** Lists of files; the lists run in parallel, the files of a list in order. */
+  /**
+   * Lists of files, and of tasks beside which tests can run; the lists run in parallel, the files of a
+   * list in order. A list that is through takes files from the other one's end; see `MOVABLE`.
+   */
   readonly lanes: string[][];
   /** Files that run after the lanes, one at a time. */
   readonly alone: string[];
@@ -58,12 +68,13 @@ interface Plan {
 }
 
 function plan(args: readonly string[]): Plan {
-  const tasks = ["build", "check"].filter((task) => args.includes(`--${task}`));
+  const tasks = args.includes("--build") ? ["build"] : [];
+  const check = args.includes("--check") ? ["deno task check"] : [];
   const quick = args.includes("--quick");
   const rest = args.filter((arg) => !["--build", "--check", "--quick"].includes(arg));
   const testOptions = rest.filter((arg) => arg.startsWith("-"));
   const named = rest.filter((arg) => !arg.startsWith("-"));
-  if (named.length > 0) return { tasks, lanes: [], alone: named, testOptions };
+  if (named.length > 0) return { tasks, lanes: [check], alone: named, testOptions };
   const files = testFilesIn("tests").filter((file) => !quick || isQuick(file));
   const measures = files.filter((file) => MEASURES.test(file) && !UNTIMED.test(file));
   const shared = files.filter((file) => !measures.includes(file) && !MACHINES.test(file));
@@ -72,7 +83,9 @@ function plan(args: readonly string[]): Plan {
   const quicker = shared.filter((file) => !SEARCHES.test(file));
   const units = quicker.filter((file) => file.startsWith("tests/unit/"));
   const others = quicker.filter((file) => !units.includes(file));
-  const lanes = machines.length > 0 ? [machines, quicker] : [units, others];
+  const lanes = machines.length > 0
+    ? [machines, [...check, ...others, ...units]]
+    : [[...check, ...units], others];
   const alone = [...searches, ...measures];
   return { tasks, lanes, alone, testOptions };
 }
@@ -128,12 +141,9 @@ async function deno(
   return status.success ? undefined : `exit status ${status.code}`;
 }
 
-async function runTask(task: string): Promise<TestResult> {
+async function runTask(task: string, output: Output = "live"): Promise<TestResult> {
   console.log(`\n# deno task ${task}`);
-  const failure = await deno(["task", "--quiet", task], {
-    timeoutMs: FILE_TIMEOUT_MS,
-    output: "live",
-  });
+  const failure = await deno(["task", "--quiet", task], { timeoutMs: FILE_TIMEOUT_MS, output });
   return { file: `deno task ${task}`, name: failure ?? "", outcome: failure ? "failed" : "passed" };
 }
 
@@ -183,15 +193,23 @@ function summarise(results: readonly TestResult[]): boolean {
   return failed.length === 0;
 }
 
-async function runFiles(
-  files: readonly string[],
-  how: { options: string[]; output: Output },
-): Promise<TestResult[]> {
+type How = Parameters<typeof runFile>[1];
+
+async function runFiles(next: () => string | undefined, how: How): Promise<TestResult[]> {
   const results: TestResult[] = [];
-  for (const file of files) {
-    results.push(...await runFile(file, how));
+  for (let file = next(); file !== undefined; file = next()) {
+    const [, task] = TASK.exec(file) ?? [];
+    if (task === undefined) results.push(...await runFile(file, how));
+    else results.push(await runTask(task, how.output));
   }
   return results;
+}
+
+/** Takes the next file of a lane; when it is through, the last one of another lane that can be moved. */
+function nextOf(lane: string[], lanes: readonly string[][]): string | undefined {
+  const own = lane.shift();
+  if (own !== undefined) return own;
+  return lanes.find((other) => MOVABLE.test(other.at(-1) ?? ""))?.pop();
 }
 
 async function main(): Promise<number> {
@@ -201,9 +219,11 @@ async function main(): Promise<number> {
   for (const task of tasks) {
     results.push(await runTask(task));
   }
-  const sideBySide = lanes.map((files) => runFiles(files, { options, output: "whole" }));
+  const sideBySide = lanes.map((lane) =>
+    runFiles(() => nextOf(lane, lanes), { options, output: "whole" })
+  );
   results.push(...(await Promise.all(sideBySide)).flat());
-  results.push(...await runFiles(alone, { options, output: "live" }));
+  results.push(...await runFiles(() => alone.shift(), { options, output: "live" }));
   return summarise(results) ? 0 : 1;
 }
 
