@@ -38,7 +38,7 @@ export type Libcrypto = Calls<typeof SYMBOLS>;
 
 const SONAMES = ["libcrypto.so.3", "libcrypto.so.1.1"];
 /** Folders in which distributions keep 64-bit libraries. */
-const SYSTEM_FOLDERS = [
+export const SYSTEM_FOLDERS: readonly string[] = [
   "/usr/lib/x86_64-linux-gnu",
   "/lib/x86_64-linux-gnu",
   "/usr/lib64",

@@ -14,6 +14,7 @@ import { nbdDriver, nbdsDriver, nbdsUnixDriver, nbdUnixDriver } from "./nbd/nbd_
 import { qcowDriver } from "./qcow/qcow_driver.ts";
 import { qcow2Driver } from "./qcow2/qcow2_driver.ts";
 import { ramDriver } from "./ram.ts";
+import { rbdDriver } from "./rbd/rbd_driver.ts";
 import { valveDriver } from "./valve.ts";
 import { vhdDriver } from "./vhd/vhd_driver.ts";
 import { vhdxDriver } from "./vhdx/vhdx_driver.ts";
@@ -29,6 +30,7 @@ const drivers: DriverType[] = [
   qcowDriver,
   qcow2Driver,
   ramDriver,
+  rbdDriver,
   valveDriver,
   vhdDriver,
   vhdxDriver,

@@ -2,7 +2,8 @@
  * Requests on the real loop. `ask IMAGE` sends requests to any image, `limit IMAGE` to one with rate
  * limits, `valve IMAGE` behind a bridge; `mirror IMAGE SECONDARY` to one with a secondary image and a
  * local cache; `serve SOCKET` serves a disk in memory over NBD. After a warm-up, each prints as JSON the
- * heap allocations of its own code, by function, and the number of requests.
+ * heap allocations of its own code, by function, and the number of requests. `ask IMAGE REQUESTS` warms
+ * up with so many requests, and measures so many.
  *
  * @module
  */
@@ -100,12 +101,15 @@ class Client implements RequestOwner {
   }
 }
 
-async function measure(device: RealDevice): Promise<void> {
+async function measure(
+  device: RealDevice,
+  { warmUp, requests } = { warmUp: WARM_UP, requests: REQUESTS },
+): Promise<void> {
   const client = new Client(device);
-  await client.run(WARM_UP);
+  await client.run(warmUp);
   const before = client.ended;
   const finish = watchAllocations();
-  await client.run(REQUESTS);
+  await client.run(requests);
   if (client.failed > 0) throw new Error(`${client.failed} requests failed`);
   print(client.ended - before, await finish());
 }
@@ -119,6 +123,13 @@ async function ask(image: string, limits: RateLimits = NO_LIMITS): Promise<void>
   const { waited } = device.vbd.statistics();
   const isHeld = waited.limit.requests > REQUESTS / 10;
   if (isLimited(limits) !== isHeld) throw new Error(`${waited.limit.requests} requests waited`);
+  await device.close();
+}
+
+/** Fewer requests, to an image that takes its time. */
+async function askSome(image: string, requests: number): Promise<void> {
+  const device = new RealDevice(image, {}, driverOfType);
+  await measure(device, { warmUp: requests, requests });
   await device.close();
 }
 
@@ -149,4 +160,5 @@ async function askBehindValve(image: string): Promise<void> {
 if (role === "serve") await serve(what);
 else if (role === "valve") await askBehindValve(what);
 else if (role === "mirror") await askMirrored(what);
-else await ask(what, role === "limit" ? LIMITS : NO_LIMITS);
+else if (secondary === undefined) await ask(what, role === "limit" ? LIMITS : NO_LIMITS);
+else await askSome(what, Number(secondary));

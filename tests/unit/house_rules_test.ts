@@ -65,6 +65,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/driver/qcow": "qcow_driver.ts",
   "src/driver/vhdx": "vhdx_driver.ts",
   "src/driver/qcow2": "qcow2_driver.ts",
+  "src/driver/rbd": "rbd_driver.ts",
   "src/bulk": "bulk_context.ts",
   "src/vbd": "vbd.ts",
   "src/images": "engine.ts",

@@ -1,0 +1,383 @@
+/**
+ * An image on a Ceph cluster: opening, its lock, what is known of it, and closing. Each image has a
+ * connection of its own to the cluster, so that a client that the cluster shuts out is one disk.
+ *
+ * @module
+ */
+import { createEventFd } from "./epoll.ts";
+import { Errno, SystemError } from "./errno.ts";
+import { closeFile } from "./files.ts";
+import { cString, pointerTo } from "./libc.ts";
+import { type Argument, librbd, type RemoteCall } from "./librbd.ts";
+
+// rbd/features.h
+const RBD_FEATURE_EXCLUSIVE_LOCK = 4n;
+const RBD_FEATURE_OBJECT_MAP = 8n;
+// librbd.h
+const RBD_FLAG_OBJECT_MAP_INVALID = 1n;
+const RBD_LOCK_MODE_EXCLUSIVE = 0;
+const EVENT_TYPE_EVENTFD = 2;
+// rbd_image_info_t: u64 size @0, u64 obj_size @8, u64 num_objs @16, …
+const INFO_BYTES = 160;
+// rbd_image_watcher_t: char *addr @0, i64 id @8, u64 cookie @16
+const WATCHER_WORDS = 3;
+const MOST_WATCHERS = 64;
+const MOST_OWNERS = 8;
+const ID_BYTES = 256;
+
+/**
+ * What is set whatever the configuration file says. Without librbd's cache a write that ended is
+ * with the cluster, and the error of a write is that of a request: the cache tells of it at a later
+ * flush, after it has dropped the data. Errors go to the log of this program.
+ */
+const SETTINGS: readonly (readonly [string, string])[] = [
+  ["rbd_cache", "false"],
+  ["log_to_stderr", "false"],
+  ["err_to_stderr", "false"],
+];
+/** How long a connection may take, seconds, where the configuration file says nothing else. */
+const CONNECT_SECONDS = "30";
+
+/** Which image, and how. */
+export interface RbdPlace {
+  /** For errors: the image's whole name. */
+  readonly title: string;
+  readonly pool: string;
+  readonly namespace: string;
+  readonly image: string;
+  /** Null for the image itself. */
+  readonly snapshot: string | null;
+  /** The cluster's name, and the user without `client.`. */
+  readonly cluster: string;
+  readonly user: string;
+  /** The configuration file; null for the usual places. */
+  readonly conf: string | null;
+  readonly readOnly: boolean;
+}
+
+/** A call to the cluster: the part of a sequence that can wait here, or on a thread. */
+interface Step {
+  readonly call: RemoteCall;
+  readonly args: readonly Argument[];
+}
+type Steps<Result> = Generator<Step, Result, number>;
+
+/** Makes the calls of a sequence one after another, and waits for each. */
+function runHere<Result>(steps: Steps<Result>): Result {
+  const library = librbd();
+  let next = steps.next();
+  while (next.done !== true) next = steps.next(library.here(next.value.call, next.value.args));
+  return next.value;
+}
+
+/** The same, while threads of the runtime wait. */
+async function runAside<Result>(steps: Steps<Result>): Promise<Result> {
+  const library = librbd();
+  let next = steps.next();
+  while (next.done !== true) {
+    next = steps.next(await library.aside(next.value.call, next.value.args));
+  }
+  return next.value;
+}
+
+/** Opens an image, and waits for the cluster. Throws `SystemError`. */
+export function openRbd(place: RbdPlace): RbdSession {
+  return runHere(opening(place));
+}
+
+/** Opens an image while threads wait. The promise fails with a `SystemError`. */
+export function openRbdAside(place: RbdPlace): Promise<RbdSession> {
+  return runAside(opening(place));
+}
+
+/** The handles of an image, as far as it is open. */
+interface Handles {
+  cluster: number;
+  pool: number;
+  image: number;
+}
+
+function failed(place: RbdPlace, result: number, why: string): SystemError {
+  return new SystemError(-result, `Cannot open ${place.title} (${why})`);
+}
+
+function* opening(place: RbdPlace): Steps<RbdSession> {
+  const handles: Handles = { cluster: 0, pool: 0, image: 0 };
+  try {
+    makeClient(place, handles);
+    yield* connecting(place, handles);
+    yield* openingImage(place, handles);
+    const facts = yield* asking(place, handles);
+    if (!place.readOnly && facts.hasLock) yield* locking(place, handles);
+    return new RbdSession(place, handles, facts);
+  } catch (error) {
+    yield* closing(handles);
+    throw error;
+  }
+}
+
+/** Makes a client, and reads its configuration. */
+function makeClient(place: RbdPlace, handles: Handles): void {
+  const { rados } = librbd();
+  const { cluster, user, conf } = place;
+  const made = new BigUint64Array(1);
+  const result = rados.rados_create2(made, cString(cluster), cString(`client.${user}`), 0);
+  if (result < 0) throw failed(place, result, "a client cannot be made");
+  handles.cluster = Number(made[0]);
+  const set = (option: string, value: string): void => {
+    // An option that this version of the library lacks changes nothing.
+    rados.rados_conf_set(handles.cluster, cString(option), cString(value));
+  };
+  set("client_mount_timeout", CONNECT_SECONDS);
+  const read = rados.rados_conf_read_file(handles.cluster, conf === null ? null : cString(conf));
+  if (read < 0) throw failed(place, read, confFault(place));
+  for (const [option, value] of SETTINGS) set(option, value);
+}
+
+function confFault({ conf, cluster }: RbdPlace): string {
+  return conf !== null
+    ? `its configuration ${conf} cannot be read`
+    : `there is no configuration such as /etc/ceph/${cluster}.conf; name one by ,conf=FILE`;
+}
+
+function* connecting(place: RbdPlace, handles: Handles): Steps<void> {
+  const { pool, namespace, user } = place;
+  const connected = yield { call: "rados_connect", args: [handles.cluster] };
+  if (connected < 0) {
+    const keys = `its monitors do not answer, or refuse client.${user}: see its keyring`;
+    throw failed(place, connected, keys);
+  }
+  const made = new BigUint64Array(1);
+  const args = [handles.cluster, cString(pool), made];
+  const result = yield { call: "rados_ioctx_create", args };
+  if (result < 0) throw failed(place, result, `the pool ${pool}`);
+  handles.pool = Number(made[0]);
+  librbd().rados.rados_ioctx_set_namespace(handles.pool, cString(namespace));
+}
+
+function* openingImage(place: RbdPlace, handles: Handles): Steps<void> {
+  const { image, snapshot, readOnly } = place;
+  if (snapshot !== null && !readOnly) {
+    throw failed(place, -Errno.EROFS, "a snapshot is open for reading only");
+  }
+  const made = new BigUint64Array(1);
+  const name = snapshot === null ? null : cString(snapshot);
+  const args = [handles.pool, cString(image), made, name];
+  let result = yield { call: "rbd_open", args };
+  // A user who may only read cannot watch the image.
+  if (readOnly && (result === -Errno.EPERM || result === -Errno.EACCES)) {
+    result = yield { call: "rbd_open_read_only", args };
+  }
+  if (result < 0) throw failed(place, result, snapshot === null ? "the image" : "the snapshot");
+  handles.image = Number(made[0]);
+}
+
+/** What is known of an open image. */
+interface ImageFacts {
+  readonly sizeBytes: number;
+  readonly objectBytes: number;
+  /** So many bytes at its start are those of the image that it is a clone of, until written. */
+  readonly overlapBytes: number;
+  /** Whether it has a lock that one client owns. */
+  readonly hasLock: boolean;
+  /** The object that tells which objects exist; null without one. */
+  readonly objectMap: string | null;
+}
+
+function* asking(place: RbdPlace, { image }: Handles): Steps<ImageFacts> {
+  const number = new BigUint64Array(1);
+  const must = (result: number): void => {
+    if (result < 0) throw failed(place, result, "what is known of it");
+  };
+  const info = new Uint8Array(INFO_BYTES);
+  must(yield { call: "rbd_stat", args: [image, info, INFO_BYTES] });
+  const view = new DataView(info.buffer);
+  must(yield { call: "rbd_get_features", args: [image, number] });
+  const features = number[0];
+  must(yield { call: "rbd_get_stripe_count", args: [image, number] });
+  const isStriped = number[0] > 1n;
+  const overlap = yield { call: "rbd_get_overlap", args: [image, number] };
+  const overlapBytes = overlap < 0 ? 0 : Number(number[0]);
+  const hasMap = (features & RBD_FEATURE_OBJECT_MAP) !== 0n && !isStriped;
+  return {
+    sizeBytes: Number(view.getBigUint64(0, true)),
+    objectBytes: Number(view.getBigUint64(8, true)),
+    overlapBytes,
+    hasLock: (features & RBD_FEATURE_EXCLUSIVE_LOCK) !== 0n,
+    objectMap: hasMap ? yield* objectMapOf(place, image) : null,
+  };
+}
+
+/** The name of the object with the map (OBJECT_MAP_PREFIX of Ceph's ObjectMap.h). */
+function* objectMapOf({ snapshot }: RbdPlace, image: number): Steps<string | null> {
+  const id = new Uint8Array(ID_BYTES);
+  const result = yield { call: "rbd_get_id", args: [image, id, ID_BYTES] };
+  if (result < 0) return null;
+  const head = `rbd_object_map.${new TextDecoder().decode(id.subarray(0, id.indexOf(0)))}`;
+  if (snapshot === null) return head;
+  const number = new BigUint64Array(1);
+  const found = yield { call: "rbd_snap_get_id", args: [image, cString(snapshot), number] };
+  return found < 0 ? null : `${head}.${number[0].toString(16).padStart(16, "0")}`;
+}
+
+/**
+ * Takes the lock of an image and keeps it: other clients get it when this one closes the image, or
+ * when they break it. A client that is gone loses it.
+ */
+function* locking(place: RbdPlace, { image }: Handles): Steps<void> {
+  const owner = yield* livingOwner(image);
+  if (owner !== null) throw isLocked(place, -Errno.EBUSY, owner);
+  const result = yield { call: "rbd_lock_acquire", args: [image, RBD_LOCK_MODE_EXCLUSIVE] };
+  if (result >= 0) return;
+  throw isLocked(place, result, yield* livingOwner(image));
+}
+
+function isLocked(place: RbdPlace, result: number, owner: string | null): SystemError {
+  // librbd says EROFS for a lock that its owner keeps.
+  const isTaken = owner !== null || result === -Errno.EROFS;
+  const why = owner === null ? "its lock cannot be taken" : `the client at ${owner} has its lock`;
+  return failed(place, isTaken ? -Errno.EBUSY : result, why);
+}
+
+/** The address of the client that owns an image's lock and still watches the image; else null. */
+function* livingOwner(image: number): Steps<string | null> {
+  const { rbd } = librbd();
+  const [mode, owners] = [new BigUint64Array(1), new BigUint64Array(MOST_OWNERS)];
+  const count = BigUint64Array.of(BigInt(MOST_OWNERS));
+  if ((yield { call: "rbd_lock_get_owners", args: [image, mode, owners, count] }) < 0) return null;
+  const [owner] = stringsAt(owners, Number(count[0]), 1);
+  rbd.rbd_lock_get_owners_cleanup(bytesOf(owners), Number(count[0]));
+  if (owner === undefined) return null;
+  const watchers = new BigUint64Array(WATCHER_WORDS * MOST_WATCHERS);
+  count[0] = BigInt(MOST_WATCHERS);
+  const listed = yield { call: "rbd_watchers_list", args: [image, watchers, count] };
+  if (listed < 0) return owner;
+  const addresses = stringsAt(watchers, Number(count[0]), WATCHER_WORDS);
+  rbd.rbd_watchers_list_cleanup(bytesOf(watchers), Number(count[0]));
+  return addresses.includes(owner) ? owner : null;
+}
+
+function bytesOf(words: BigUint64Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(words.buffer);
+}
+
+/** The C strings that every `step`th word points to. */
+function stringsAt(words: BigUint64Array, count: number, step: number): string[] {
+  return Array.from({ length: count }, (_, i) => {
+    const pointer = Deno.UnsafePointer.create(words[i * step]);
+    return pointer === null ? "" : Deno.UnsafePointerView.getCString(pointer);
+  });
+}
+
+/** Lets go of all that is open; the first error of the library, or 0. */
+function* closing(handles: Handles): Steps<number> {
+  const { cluster, pool, image } = handles;
+  handles.cluster = handles.pool = handles.image = 0;
+  let result = 0;
+  if (image !== 0) result = yield { call: "rbd_close", args: [image] };
+  if (pool !== 0) librbd().rados.rados_ioctx_destroy(pool);
+  if (cluster !== 0) yield { call: "rados_shutdown", args: [cluster] };
+  return Math.min(0, result);
+}
+
+function* flushingAndClosing(handles: Handles): Steps<number> {
+  const flushed = yield { call: "rbd_flush", args: [handles.image] };
+  const closed = yield* closing(handles);
+  return flushed < 0 ? flushed : closed;
+}
+
+/** Largest map of objects that is asked for: that of 256 TiB in objects of 4 MiB. */
+const MOST_MAP_BYTES = 16 * 1024 * 1024;
+/** What the answer has beside the bits. */
+const MAP_FRAME_BYTES = 64 * 1024;
+
+/** An open image. */
+export class RbdSession {
+  /** Readable when requests have ended. */
+  readonly fd: number;
+  readonly sizeBytes: number;
+  readonly objectBytes: number;
+  readonly overlapBytes: number;
+  /** Whether this client has the image's lock, and nobody else writes to it. */
+  readonly isLocked: boolean;
+  readonly hasObjectMap: boolean;
+  /** The image, for calls of each request. */
+  readonly pointer: Deno.PointerObject;
+  readonly #handles: Handles;
+  readonly #objectMap: string | null;
+
+  /** @param handles They are this object's from now on. */
+  constructor(place: RbdPlace, handles: Handles, facts: ImageFacts) {
+    this.sizeBytes = facts.sizeBytes;
+    this.objectBytes = facts.objectBytes;
+    this.overlapBytes = facts.overlapBytes;
+    this.isLocked = facts.hasLock && !place.readOnly;
+    this.hasObjectMap = facts.objectMap !== null;
+    this.#objectMap = facts.objectMap;
+    this.#handles = handles;
+    this.pointer = pointerTo(handles.image);
+    this.fd = createEventFd();
+    const { rbd } = librbd();
+    const result = rbd.rbd_set_image_notification(handles.image, this.fd, EVENT_TYPE_EVENTFD);
+    if (result >= 0) return;
+    closeFile(this.fd);
+    throw failed(place, result, "its events cannot be watched");
+  }
+
+  /**
+   * Asks which objects exist: two bits an object, the first object in the highest bits of a byte.
+   * Null when the cluster has no map that is valid.
+   */
+  async loadObjectMap(): Promise<Uint8Array | null> {
+    const { aside } = librbd();
+    const { image, pool } = this.#handles;
+    if (this.#objectMap === null) return null;
+    const flags = new BigUint64Array(1);
+    const asked = await aside("rbd_get_flags", [image, flags]);
+    if (asked < 0 || (flags[0] & RBD_FLAG_OBJECT_MAP_INVALID) !== 0n) return null;
+    const objects = Math.ceil(this.sizeBytes / this.objectBytes);
+    const mostBytes = Math.min(MOST_MAP_BYTES, Math.ceil(objects / 4)) + MAP_FRAME_BYTES;
+    const out = new Uint8Array(mostBytes);
+    const nothing = new Uint8Array(1);
+    const names = [this.#objectMap, "rbd", "object_map_load"].map(cString);
+    const length = await aside("rados_exec", [pool, ...names, nothing, 0, out, mostBytes]);
+    return length < 0 ? null : objectBits(out.subarray(0, length));
+  }
+
+  /** The size of the disk now, bytes, or a negative error number. */
+  async askSize(): Promise<number> {
+    const info = new Uint8Array(INFO_BYTES);
+    const result = await librbd().aside("rbd_stat", [this.#handles.image, info, INFO_BYTES]);
+    return result < 0 ? result : Number(new DataView(info.buffer).getBigUint64(0, true));
+  }
+
+  /**
+   * Closes the image, and its connection to the cluster. No request and no question may be under way.
+   *
+   * @param flush Whether writes are brought to stable storage before.
+   * @returns 0, or a negative error number.
+   */
+  close({ flush }: { flush: boolean }): Promise<number> {
+    return runAside(flush ? flushingAndClosing(this.#handles) : closing(this.#handles));
+  }
+
+  /** Closes the descriptor. It must not be watched any more. */
+  closeDescriptor(): void {
+    closeFile(this.fd);
+  }
+}
+
+/**
+ * The bits of an encoded BitVector of Ceph (bit_vector.hpp): u32 length of the head, the head (u8
+ * version, u8 compatible version, u32 length, u64 size in elements), the bits, a footer.
+ */
+export function objectBits(encoded: Uint8Array): Uint8Array | null {
+  const view = new DataView(encoded.buffer, encoded.byteOffset, encoded.byteLength);
+  if (encoded.length < 18) return null;
+  const headBytes = view.getUint32(0, true);
+  const elements = view.getUint32(10, true) + view.getUint32(14, true) * 2 ** 32;
+  const bits = 4 + headBytes;
+  const lengthBytes = Math.ceil(elements / 4);
+  if (headBytes < 14 || bits + lengthBytes > encoded.length) return null;
+  return encoded.subarray(bits, bits + lengthBytes);
+}

@@ -1,0 +1,293 @@
+/** Disks on images of a real Ceph cluster, which the test starts. */
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { CephCluster, needsCeph } from "../support/ceph.ts";
+import { fio } from "../support/fio.ts";
+import { Cmd, NbdClient, noise } from "../support/nbd_client.ts";
+import {
+  type Disk,
+  openDescriptors,
+  settledDescriptors,
+  type Tapdisks,
+  withTapdisks,
+} from "../support/served.ts";
+import { binaryPath, run, runOk } from "../support/tools.ts";
+
+const MIB = 1 << 20;
+const { ignore, suffix } = needsCeph("fio", "dist/td-util", "nbdinfo", "qemu-img");
+
+/** A verifying load that lasts until a time has passed, but writes each block once. */
+const VERIFIED = ["rw=randwrite", "bs=4k-64k", "iodepth=16", "verify=crc32c", "verify_fatal=1"];
+
+/** Permitted average bytes for a request: the addresses of two completions are numbers on the heap. */
+const MOST_BYTES = 40;
+
+/** What a test of the cluster does. */
+type Body = (cluster: CephCluster, tapdisks: Tapdisks, folder: string) => Promise<void>;
+
+const address = ({ pid, minor }: Disk): string[] => ["-p", `${pid}`, "-m", `${minor}`];
+
+/** The extents of a disk as nbdinfo has them: `offset length type`. */
+async function extentsOf(disk: Disk): Promise<string[]> {
+  const text = await runOk("nbdinfo", ["--map", disk.uri]);
+  return text.trim().split("\n").map((line) => line.trim().split(/\s+/).slice(0, 3).join(" "));
+}
+
+/** Exports an image by Ceph's own tool. */
+async function exported(cluster: CephCluster, name: string, folder: string): Promise<Uint8Array> {
+  const path = `${folder}/${name.replace("@", "-")}.raw`;
+  await cluster.rbd("export", "--no-progress", `rbd/${name}`, path);
+  const bytes = Deno.readFileSync(path);
+  Deno.removeSync(path);
+  return bytes;
+}
+
+/** Refuses to be served. */
+async function refusal(tapdisks: Tapdisks, image: string): Promise<string> {
+  try {
+    await tapdisks.serve(image);
+  } catch (error) {
+    return `${error}`;
+  }
+  return "it was served";
+}
+
+const TESTS: Readonly<Record<string, Body>> = {
+  async "what fio wrote and verified is what rbd exports"(cluster, tapdisks, folder) {
+    await cluster.rbd("create", "--size", "32M", "rbd/fio");
+    const disk = await tapdisks.serve(cluster.image("fio"));
+    await fio(disk.uri, [...VERIFIED, "size=32M"]);
+    const { client } = await NbdClient.open(disk.socket);
+    const seen: Uint8Array[] = [];
+    for (let at = 0; at < 32; at++) seen.push(await client.read(at * MIB, MIB));
+    await client.disconnect();
+    await tapdisks.stop(disk);
+    assert.ok(Buffer.concat(seen).equals(await exported(cluster, "fio", folder)));
+  },
+
+  async "holes are holes, zeros and discards make them, forced writes last"(cluster, tapdisks) {
+    await cluster.rbd("create", "--size", "40M", "rbd/holes");
+    const disk = await tapdisks.serve(cluster.image("holes"));
+    assert.deepEqual(await extentsOf(disk), [`0 ${40 * MIB} 3`]);
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(8 * MIB, noise(MIB, 1), 1);
+    await client.write(20 * MIB, noise(MIB, 2));
+    await client.flush();
+    const data = (from: number, to: number): string[] => [
+      `0 ${from * MIB} 3`,
+      `${from * MIB} ${(to - from) * MIB} 0`,
+    ];
+    assert.deepEqual(await extentsOf(disk), [
+      ...data(8, 12),
+      `${12 * MIB} ${8 * MIB} 3`,
+      `${20 * MIB} ${4 * MIB} 0`,
+      `${24 * MIB} ${16 * MIB} 3`,
+    ]);
+    // A part of an object becomes zeros; a whole object goes.
+    const zero = { command: Cmd.WriteZeroes, cookie: 1 };
+    await client.do({ ...zero, offset: 8 * MIB + 4096, length: 8192 });
+    await client.do({ ...zero, command: Cmd.Trim, offset: 20 * MIB, length: 4 * MIB });
+    const expected = noise(MIB, 1);
+    expected.fill(0, 4096, 4096 + 8192);
+    assert.deepEqual(await client.read(8 * MIB, MIB), expected);
+    assert.deepEqual(await client.read(20 * MIB, MIB), new Uint8Array(MIB));
+    assert.deepEqual((await extentsOf(disk)).slice(0, 2), data(8, 12));
+    await client.disconnect();
+  },
+
+  async "one tapdisk at a time writes to an image; others are told whose it is"(cluster, tapdisks) {
+    await cluster.rbd("create", "--size", "8M", "rbd/lock");
+    const image = cluster.image("lock");
+    const first = await tapdisks.serve(image);
+    const refused = await refusal(tapdisks, image);
+    assert.match(refused, /the client at 127\.0\.0\.1:0\/\d+ has its lock.*\(EBUSY\)/);
+    // Reading is permitted beside it.
+    const reader = await tapdisks.serve(image, { options: ["-R"] });
+    await tapdisks.stop(reader);
+    await tapdisks.stop(first);
+    await tapdisks.stop(await tapdisks.serve(image));
+  },
+
+  async "a disk whose lock is broken ends with a clear error, and its image is intact"(
+    cluster,
+    tapdisks,
+  ) {
+    await cluster.rbd("create", "--size", "8M", "rbd/stolen");
+    const disk = await tapdisks.serve(cluster.image("stolen"));
+    const bystander = await tapdisks.serve("ram:4", { pid: disk.pid });
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(0, noise(4096, 1));
+    const [lock] = JSON.parse(await cluster.rbd("lock", "ls", "--format", "json", "rbd/stolen"));
+    await cluster.rbd("lock", "rm", "rbd/stolen", lock.id, lock.locker);
+    const late = { command: Cmd.Write, cookie: 2, offset: 0, length: 4096 };
+    await assert.rejects(client.do({ ...late, payload: noise(4096, 2) }));
+    client.close();
+    const log = Deno.readTextFileSync(`${tapdisks.controlFolder}/log/tapdisk.log`);
+    assert.match(log, /Cannot go on with rbd:rbd\/stolen.*shut this client out.*ESHUTDOWN/);
+    const other = await NbdClient.open(bystander.socket);
+    await other.client.write(0, noise(4096, 3));
+    await other.client.disconnect();
+    const again = await tapdisks.serve(cluster.image("stolen"));
+    const second = await NbdClient.open(again.socket);
+    assert.deepEqual(await second.client.read(0, 4096), noise(4096, 1));
+    await second.client.disconnect();
+  },
+
+  async "a snapshot is read only, and keeps its moment"(cluster, tapdisks, folder) {
+    await cluster.rbd("create", "--size", "16M", "rbd/snap");
+    const disk = await tapdisks.serve(cluster.image("snap"));
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(0, noise(MIB, 1));
+    await client.flush();
+    await cluster.rbd("snap", "create", "--no-progress", "rbd/snap@one");
+    await client.write(0, noise(MIB, 2));
+    await client.disconnect();
+    const snapshot = cluster.image("snap@one");
+    assert.match(await refusal(tapdisks, snapshot), /a snapshot is open for reading only.*EROFS/);
+    const kept = await tapdisks.serve(snapshot, { options: ["-R"] });
+    const reader = await NbdClient.open(kept.socket);
+    assert.deepEqual(await reader.client.read(0, MIB), noise(MIB, 1));
+    await reader.client.disconnect();
+    assert.deepEqual(await extentsOf(kept), [`0 ${4 * MIB} 0`, `${4 * MIB} ${12 * MIB} 3`]);
+    await tapdisks.stop(kept);
+    await tapdisks.stop(disk);
+    const moment = await exported(cluster, "snap@one", folder);
+    assert.deepEqual(moment.subarray(0, MIB), noise(MIB, 1));
+  },
+
+  async "requests wait while the OSD and the monitor are away, and none fails"(cluster, tapdisks) {
+    await cluster.rbd("create", "--size", "32M", "rbd/away");
+    const disk = await tapdisks.serve(cluster.image("away"), { options: ["-t", "60"] });
+    const bystander = await tapdisks.serve("ram:4", { pid: disk.pid });
+    let ended = false;
+    const load = fio(disk.uri, [...VERIFIED, "size=32M", "rate_iops=100"])
+      .finally(() => ended = true);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    await cluster.stopOsd();
+    const started = performance.now();
+    const { client } = await NbdClient.open(bystander.socket);
+    await client.write(0, noise(4096, 3));
+    await client.disconnect();
+    assert.ok(performance.now() - started < 1000, "the other disk of the process answers");
+    const waiting = JSON.parse(await tapdisks.tapCtlOk("stats", ...address(disk)));
+    assert.ok(!ended && waiting.reqs_outstanding > 0, "requests wait for the OSD");
+    cluster.startOsd();
+    await cluster.stopMonitor();
+    cluster.startMonitor();
+    await load;
+    const stats = JSON.parse(await tapdisks.tapCtlOk("stats", ...address(disk)));
+    assert.deepEqual([stats.images[0].fail, stats.retries], [[0, 0], 0]);
+  },
+
+  async "writes wait while the cluster is full"(cluster, tapdisks) {
+    await cluster.rbd("create", "--size", "8M", "rbd/full");
+    const disk = await tapdisks.serve(cluster.image("full"));
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(0, noise(4096, 1));
+    await cluster.ceph("osd", "set-full-ratio", "0.003");
+    await cluster.healthHas("OSD_FULL");
+    let ended = false;
+    const write = client.write(0, noise(4096, 2)).then(() => ended = true);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    assert.equal(ended, false);
+    await cluster.ceph("osd", "set-full-ratio", "0.95");
+    await write;
+    assert.deepEqual(await client.read(0, 4096), noise(4096, 2));
+    await client.disconnect();
+  },
+
+  async "an image that was resized has its new size after a pause"(cluster, tapdisks) {
+    await cluster.rbd("create", "--size", "8M", "rbd/grows");
+    const disk = await tapdisks.serve(cluster.image("grows"));
+    await cluster.rbd("resize", "--no-progress", "--size", "24M", "rbd/grows");
+    await tapdisks.tapCtlOk("pause", ...address(disk));
+    await tapdisks.tapCtlOk("unpause", ...address(disk));
+    assert.equal(await runOk("nbdinfo", ["--size", disk.uri]), `${24 * MIB}\n`);
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(23 * MIB, noise(MIB, 1));
+    assert.deepEqual(await client.read(23 * MIB, MIB), noise(MIB, 1));
+    await client.disconnect();
+  },
+
+  async "td-util copies to an image and from it"(cluster, _tapdisks, folder) {
+    await cluster.rbd("create", "--size", "16M", "rbd/copy");
+    const [raw, vhd] = [`${folder}/a.raw`, `${folder}/b.vhd`];
+    const bytes = new Uint8Array(16 * MIB);
+    bytes.set(noise(MIB, 1), 5 * MIB);
+    Deno.writeFileSync(raw, bytes);
+    const tdUtil = (...args: string[]): Promise<string> => runOk(binaryPath("td-util"), args);
+    await tdUtil("convert", `aio:${raw}`, cluster.image("copy"));
+    const there = await exported(cluster, "copy", folder);
+    assert.ok(Buffer.from(there).equals(bytes));
+    await tdUtil("convert", cluster.image("copy"), `vhd:${vhd}`);
+    await runOk("qemu-img", ["compare", "-f", "raw", "-F", "vpc", raw, vhd]);
+    assert.match(await tdUtil("info", cluster.image("copy")), /16 MiB/);
+  },
+
+  async "requests make no objects: a call boxes two numbers"(cluster) {
+    await cluster.rbd("create", "--size", "32M", "rbd/heap");
+    const program = new URL("../sim/device_requests.ts", import.meta.url).pathname;
+    const args = ["run", "-A", program, "ask", cluster.image("heap"), "12000"];
+    let each = Infinity;
+    let most = "";
+    // On a busy machine code is compiled late, and uncompiled code allocates.
+    for (let attempt = 0; attempt < 3 && each > MOST_BYTES; attempt++) {
+      const { requests, bytes } = JSON.parse(await runOk(Deno.execPath(), args));
+      const parts = Object.entries<number>(bytes)
+        .filter(([name]) => !name.includes("src/scheduler/"));
+      each = parts.reduce((sum, [, count]) => sum + count, 0) / requests;
+      most = JSON.stringify(parts.filter(([, count]) => count > requests));
+    }
+    assert.ok(each <= MOST_BYTES, `${each} bytes a request: ${most}`);
+  },
+
+  async "images that are not there, and users without a key, are refused"(cluster) {
+    const cases = [
+      [cluster.image("none"), /the image.*ENOENT/],
+      [cluster.image("fio@none"), /the snapshot.*ENOENT/],
+      [`rbd:none/fio,conf=${cluster.conf}`, /the pool none.*ENOENT/],
+      [`rbd:rbd/space/fio,conf=${cluster.conf}`, /the image.*ENOENT/],
+      [`rbd:rbd/fio,id=nobody,conf=${cluster.conf}`, /refuse client\.nobody/],
+      ["rbd:rbd/fio,conf=/none", /configuration \/none cannot be read.*ENOENT/],
+    ] as const;
+    for (const [image, why] of cases) {
+      const { code, stderr } = await run(binaryPath("td-util"), ["info", image]);
+      assert.notEqual(code, 0);
+      assert.match(stderr, why);
+    }
+  },
+
+  async "a disk that is closed leaves no descriptor and no lock"(cluster, tapdisks) {
+    await cluster.rbd("create", "--size", "8M", "rbd/leaves");
+    const pid = await tapdisks.spawn();
+    const keeper = await tapdisks.serve("ram:4", { pid });
+    const once = async (): Promise<number> => {
+      await tapdisks.stop(await tapdisks.serve(cluster.image("leaves"), { pid }));
+      return await settledDescriptors(pid);
+    };
+    const before = await once();
+    for (let i = 0; i < 2; i++) await once();
+    assert.ok(openDescriptors(pid) <= before, `${openDescriptors(pid)} after ${before}`);
+    const locks = await cluster.rbd("lock", "ls", "--format", "json", "rbd/leaves");
+    assert.deepEqual(JSON.parse(locks), []);
+    await tapdisks.stop(keeper);
+  },
+};
+
+Deno.test({
+  name: `disks on a Ceph cluster${suffix}`,
+  ignore,
+  async fn(test) {
+    const cluster = await CephCluster.start();
+    try {
+      for (const [name, body] of Object.entries(TESTS)) {
+        await test.step(
+          name,
+          () => withTapdisks((tapdisks, folder) => body(cluster, tapdisks, folder)),
+        );
+      }
+    } finally {
+      await cluster.stop();
+    }
+  },
+});

@@ -1,0 +1,156 @@
+/** Names of images on Ceph, maps of objects, and the driver's parts that need no cluster. */
+import assert from "node:assert/strict";
+import { objectBits } from "../../ffi/rbd_session.ts";
+import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
+import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
+import { Operations } from "../../src/driver/rbd/operations.ts";
+import { parseRbdName } from "../../src/driver/rbd/rbd_name.ts";
+
+Deno.test("names of images on Ceph have their parts", () => {
+  const common = { readOnly: false, cluster: "ceph", user: "admin", conf: null };
+  const cases = [
+    ["p/i", { pool: "p", namespace: "", image: "i", snapshot: null }],
+    ["p/n/i@s", { pool: "p", namespace: "n", image: "i", snapshot: "s" }],
+    ["p/i@a@b", { pool: "p", namespace: "", image: "i", snapshot: "a@b" }],
+    ["p/i,id=client.x,cluster=c,conf=/f=1", {
+      pool: "p",
+      namespace: "",
+      image: "i",
+      snapshot: null,
+      user: "x",
+      cluster: "c",
+      conf: "/f=1",
+    }],
+  ] as const;
+  for (const [name, parts] of cases) {
+    const place = parseRbdName(name, { readOnly: false });
+    assert.deepEqual(place, { ...common, title: `rbd:${name}`, ...parts });
+  }
+});
+
+Deno.test("what is no name of an image on Ceph is refused", () => {
+  const cases = [
+    ["p", /named rbd:POOL\/IMAGE/],
+    ["p/n/i/x", /named rbd:POOL\/IMAGE/],
+    ["/i", /part of its name is empty/],
+    ["p/", /part of its name is empty/],
+    ["p//i", /part of its name is empty/],
+    ["p/i@", /part of its name is empty/],
+    ["p/@s", /part of its name is empty/],
+    ["p/i,conf=ceph.conf", /absolute path/],
+    ["p/i,conf=", /"conf=" is none of/],
+    ["p/i,pool=x", /"pool=x" is none of/],
+    ["p/i,", /"" is none of/],
+    ["p/i,id=a,id=b", /id= is there twice/],
+  ] as const;
+  for (const [name, why] of cases) {
+    assert.throws(() => parseRbdName(name, { readOnly: false }), why, name);
+  }
+});
+
+/** A map as the cluster encodes it: 4 objects a byte, the first in the highest bits. */
+function encodedMap(objects: number, bits: readonly number[]): Uint8Array {
+  const head = [14, 0, 0, 0, 1, 1, 8, 0, 0, 0, objects, 0, 0, 0, 0, 0, 0, 0];
+  return Uint8Array.from([...head, ...bits, 0, 0, 0, 0]);
+}
+
+Deno.test("maps of objects are decoded, and refused when they are short", () => {
+  assert.deepEqual(objectBits(encodedMap(5, [0b00_01_11_00, 0b01_00_00_00]))?.length, 2);
+  const whole = encodedMap(32, [1, 2, 3, 4, 5, 6, 7, 8]);
+  assert.deepEqual([...objectBits(whole) ?? []], [1, 2, 3, 4, 5, 6, 7, 8]);
+  for (let length = 0; length < whole.length - 4; length++) {
+    assert.equal(objectBits(whole.subarray(0, length)), null, `${length} bytes`);
+  }
+  const huge = encodedMap(255, [0]);
+  huge.fill(0xff, 10, 18);
+  assert.equal(objectBits(huge), null);
+});
+
+/** Asks for extents of an image whose map the test answers; each extent is `+COUNT` or `-COUNT`. */
+class Asked {
+  readonly told: string[] = [];
+  readonly questions: ExtentQuestions;
+  loads = 0;
+  #answers: ((map: Uint8Array | null) => void)[] = [];
+
+  constructor(overlapBytes: number, mostExtents = Infinity) {
+    const sink = {
+      extent: (slot: number, sectors: number, isData: boolean): boolean => {
+        this.told.push(`${slot}:${isData ? "+" : "-"}${sectors}`);
+        return this.told.length < mostExtents;
+      },
+      statusDone: (slot: number, errno: number): void => void this.told.push(`${slot}=${errno}`),
+    } as unknown as RequestSink;
+    const context = {
+      faults: { failed: false },
+      scheduler: {
+        settle: <T>(promise: Promise<T>, callback: (value: T) => void): void => {
+          promise.then(callback);
+        },
+      },
+    } as unknown as ImageContext;
+    const image = {
+      objectBytes: 4096,
+      overlapBytes,
+      hasObjectMap: true,
+      loadObjectMap: (): Promise<Uint8Array | null> => {
+        this.loads++;
+        return new Promise((resolve) => this.#answers.push(resolve));
+      },
+    };
+    this.questions = new ExtentQuestions(image, context, sink);
+  }
+
+  async answer(map: readonly number[] | null): Promise<void> {
+    this.#answers.shift()?.(map === null ? null : Uint8Array.from(map));
+    await new Promise((resolve) => setTimeout(resolve, 0));
+  }
+}
+
+Deno.test("extents are those of the map: holes, data, what a clone shows, what is beyond", async () => {
+  // Objects of 8 sectors: none, exists, pending, clean, none.
+  const map = [0b00_01_10_11, 0b00_00_00_00];
+  const plain = new Asked(0);
+  plain.questions.ask(3, 4, 40);
+  assert.equal(plain.questions.asked, 1);
+  await plain.answer(map);
+  assert.deepEqual(plain.told, ["3:-4", "3:+24", "3:-12", "3=0"]);
+  assert.equal(plain.questions.asked, 0);
+  const clone = new Asked(4096);
+  clone.questions.ask(0, 0, 80);
+  await clone.answer(map);
+  assert.deepEqual(clone.told, ["0:+32", "0:-32", "0:+16", "0=0"]);
+  const none = new Asked(0);
+  none.questions.ask(0, 0, 80);
+  await none.answer(null);
+  assert.deepEqual(none.told, ["0:+80", "0=0"]);
+  const few = new Asked(0, 1);
+  few.questions.ask(0, 0, 40);
+  await few.answer(map);
+  assert.deepEqual(few.told, ["0:-8", "0=0"]);
+});
+
+Deno.test("a request for extents is answered by a map that was asked for after it came", async () => {
+  const asked = new Asked(0);
+  asked.questions.ask(0, 0, 8);
+  asked.questions.ask(1, 0, 8);
+  assert.equal(asked.loads, 1);
+  await asked.answer([0]);
+  assert.deepEqual(asked.told, ["0:-8", "0=0"]);
+  assert.equal(asked.loads, 2);
+  asked.questions.ask(2, 0, 8);
+  await asked.answer([0b01_00_00_00]);
+  assert.deepEqual(asked.told.slice(2), ["1:+8", "1=0"]);
+  await asked.answer([0]);
+  assert.deepEqual([asked.told.slice(4), asked.questions.asked], [["2:-8", "2=0"], 0]);
+});
+
+Deno.test("operations are a fixed number, each known while it is in use", () => {
+  const operations = new Operations(2);
+  const [a, b] = [operations.take(1, 5, 8), operations.take(2, 6, 16)];
+  assert.deepEqual([operations.take(0, 0, 1), operations.inUse], [-1, 2]);
+  assert.ok(operations.isInUse(a) && operations.isInUse(b) && !operations.isInUse(2));
+  operations.give(a);
+  assert.deepEqual([operations.isInUse(a), operations.inUse], [false, 1]);
+  assert.equal(operations.take(3, 7, 1), a);
+});
