@@ -4,9 +4,9 @@
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { cString, memoryAt, openLibc } from "./libc.ts";
+import { cString, memoryAt, openLibcLater } from "./libc.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
   //                 struct addrinfo **res)
   getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },

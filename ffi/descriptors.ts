@@ -4,10 +4,10 @@
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { addressOf, openLibc } from "./libc.ts";
+import { addressOf, openLibcLater } from "./libc.ts";
 import { IOVEC_BYTES, MSGHDR_BYTES, putNumber64 } from "./sockets.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags); lengths stay below 2 GiB
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "i32" },
 });

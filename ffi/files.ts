@@ -5,9 +5,9 @@
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { cString, openLibc } from "./libc.ts";
+import { cString, openLibc, openLibcLater } from "./libc.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int open(const char *pathname, int flags, mode_t mode)
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   // int open(const char *pathname, int flags, mode_t mode), by another thread; its errno is lost
@@ -25,9 +25,6 @@ const libc = openLibc({
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
   // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset)
   pwrite: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
-  // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset), below 4 GiB: the runtime
-  // compiles a call with buffers and 32-bit numbers
-  pwriteLow: { name: "pwrite", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },
   // int ftruncate(int fd, off_t length)
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
   // int fsync(int fd)
@@ -48,6 +45,12 @@ const libc = openLibc({
   ioctl: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // long syscall(SYS_fstat, int fd, struct stat *buf), in any glibc
   syscall: { parameters: ["i64", "i32", "buffer"], result: "i32" },
+});
+
+const data = openLibc({
+  // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset), below 4 GiB: the runtime
+  // compiles a call with buffers and 32-bit numbers
+  pwriteLow: { name: "pwrite", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },
 });
 
 /** Leases and their signal (fcntl.h, signal.h). SIGURG is ignored by default. */
@@ -256,7 +259,7 @@ export function writeLow(
   let done = 0;
   while (done < lengthBytes) {
     const rest = done === 0 ? from : from.subarray(done);
-    const put = libc.pwriteLow(fd, rest, lengthBytes - done, offsetBytes + done);
+    const put = data.pwriteLow(fd, rest, lengthBytes - done, offsetBytes + done);
     if (put > 0) done += put;
     else if (put === 0) return Errno.EIO;
     else if (lastErrno() !== Errno.EINTR) return lastErrno();

@@ -49,6 +49,32 @@ export function openLibc<const Symbols extends Deno.ForeignLibraryInterface>(
   return openLibrary("libc.so.6", symbols);
 }
 
+/**
+ * Opens each function of libc when it is called first. To open one takes a quarter of a millisecond, which
+ * a short-lived program spends on those that it calls only. Not for calls of the data path: the runtime
+ * compiles a direct call of those that {@linkcode openLibc} opens.
+ */
+export function openLibcLater<const Symbols extends Deno.ForeignLibraryInterface>(
+  symbols: Symbols,
+): Calls<Symbols> {
+  // From sources all are opened at once: in tests, the runtime takes one that a test opens for a leak.
+  if (!Deno.build.standalone) return openLibc(symbols);
+  const later = Object.entries(symbols).map(([name, symbol]) => {
+    let call: ((...args: never[]) => unknown) | undefined;
+    return [name, (...args: never[]): unknown => {
+      call ??= openAny({ [name]: symbol })[name];
+      return call(...args);
+    }];
+  });
+  return Object.fromEntries(later);
+}
+
+function openAny(
+  symbols: Deno.ForeignLibraryInterface,
+): Record<string, (...args: never[]) => unknown> {
+  return openLibc(symbols) as ReturnType<typeof openAny>;
+}
+
 /** The address of a pointer, as a number; 0 for null. Addresses fit in 53 bits. */
 export function pointerAddress(pointer: Deno.PointerValue): number {
   return Number(Deno.UnsafePointer.value(pointer));

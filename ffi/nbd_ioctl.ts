@@ -5,9 +5,9 @@
  * @module
  */
 import { lastErrno } from "./errno.ts";
-import { openLibc } from "./libc.ts";
+import { openLibcLater } from "./libc.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int ioctl(int fd, unsigned long request, unsigned long arg)
   ioctl: { parameters: ["i32", "usize", "usize"], result: "i32" },
   // int ioctl(int fd, unsigned long request, unsigned long arg), by another thread

@@ -5,9 +5,9 @@
  * @module
  */
 import { Errno, lastErrno } from "./errno.ts";
-import { openLibc } from "./libc.ts";
+import { openLibcLater } from "./libc.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int socket(int domain, int type, int protocol)
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)

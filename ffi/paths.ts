@@ -14,10 +14,10 @@ import {
   openFile,
   STAT_BYTES,
 } from "./files.ts";
-import { cString, openLibc } from "./libc.ts";
+import { cString, openLibcLater } from "./libc.ts";
 import { nameAt } from "./names.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // char *realpath(const char *path, char *resolved_path)
   realpath: { parameters: ["buffer", "buffer"], result: "pointer" },
   // int rename(const char *oldpath, const char *newpath)

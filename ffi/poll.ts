@@ -5,9 +5,9 @@
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { openLibc } from "./libc.ts";
+import { openLibcLater } from "./libc.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
 });

@@ -5,10 +5,10 @@
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { O_RDWR, openFile } from "./files.ts";
-import { openLibc } from "./libc.ts";
+import { openLibcLater } from "./libc.ts";
 import { namesInFolder } from "./paths.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int kill(pid_t pid, int sig)
   kill: { parameters: ["i32", "i32"], result: "i32" },
   // uid_t geteuid(void)
@@ -107,6 +107,15 @@ export function hideMemory(): void {
  */
 export function becomeIoFlusher(): boolean {
   return libc.prctlAll(PR_SET_IO_FLUSHER, 1, 0, 0, 0) === 0;
+}
+
+/** How many more descriptors this process may open. Throws `SystemError`. */
+export function descriptorsLeft(): number {
+  const limit = new BigUint64Array(2);
+  if (libc.getrlimit(RLIMIT_NOFILE, limit) < 0) {
+    throw new SystemError(lastErrno(), "Cannot get the limit of open descriptors");
+  }
+  return Number(limit[0]) - namesInFolder("/proc/self/fd").length;
 }
 
 /**

@@ -7,11 +7,11 @@
  */
 import { assert } from "./assert.ts";
 import { lastErrno, SystemError } from "./errno.ts";
-import { memoryAt, openLibc, pointerAddress } from "./libc.ts";
+import { memoryAt, openLibcLater, pointerAddress } from "./libc.ts";
 import { PAGE_BYTES } from "./memory.ts";
 import { hideMemory } from "./process.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int madvise(void *addr, size_t length, int advice)

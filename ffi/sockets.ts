@@ -4,11 +4,11 @@
  * @module
  */
 import { Errno, errnoName, lastErrno, SystemError } from "./errno.ts";
-import { openLibc } from "./libc.ts";
+import { openLibc, openLibcLater } from "./libc.ts";
 import { memoryAddress } from "./memory.ts";
 import { encodeName } from "./names.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int socket(int domain, int type, int protocol)
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
@@ -39,6 +39,9 @@ const libc = openLibc({
   socketpair: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
+});
+
+const data = openLibc({
   // ssize_t recv(int sockfd, void *buf, size_t len, int flags); lengths stay below 2 GiB
   recv: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
@@ -335,13 +338,13 @@ export function enlargeSendBuffer(fd: number, sizeBytes: number): void {
 
 /** Receives into memory without waiting. Returns bytes, 0 at the end of the stream, or -errno. */
 export function receiveAt(fd: number, address: number, lengthBytes: number): number {
-  const got = libc.recv(fd, address, lengthBytes, MSG_DONTWAIT);
+  const got = data.recv(fd, address, lengthBytes, MSG_DONTWAIT);
   return got >= 0 ? got : -lastErrno();
 }
 
 /** Sends from memory without waiting. Returns the bytes that the send buffer took, or -errno. */
 export function sendAt(fd: number, address: number, lengthBytes: number): number {
-  const put = libc.send(fd, address, lengthBytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const put = data.send(fd, address, lengthBytes, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();
 }
 
@@ -414,12 +417,12 @@ export function putMsghdr(
 
 /** Receives by a `struct msghdr` without waiting. Returns as `receiveAt` does. */
 export function receiveMessage(fd: number, msghdr: Deno.PointerObject): number {
-  const got = libc.recvmsg(fd, msghdr, MSG_DONTWAIT);
+  const got = data.recvmsg(fd, msghdr, MSG_DONTWAIT);
   return got >= 0 ? got : -lastErrno();
 }
 
 /** Sends by a `struct msghdr` without waiting. Returns as `sendAt` does. */
 export function sendMessage(fd: number, msghdr: Deno.PointerObject): number {
-  const put = libc.sendmsg(fd, msghdr, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const put = data.sendmsg(fd, msghdr, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();
 }

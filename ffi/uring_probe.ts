@@ -6,11 +6,11 @@
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { O_DIRECT } from "./files.ts";
-import { openLibc } from "./libc.ts";
+import { openLibcLater } from "./libc.ts";
 import { Arena, PAGE_BYTES, SECTOR_BYTES } from "./memory.ts";
 import { Uring } from "./uring.ts";
 
-const libc = openLibc({
+const libc = openLibcLater({
   // ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags)
   preadv2: { parameters: ["i32", "buffer", "i32", "i64", "i32"], result: "isize" },
   // int fcntl(int fd, int op)

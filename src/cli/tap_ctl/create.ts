@@ -3,13 +3,8 @@ import { createDevice } from "../../control/client/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
-import {
-  deviceChoice,
-  hiddenOption,
-  type ImageChoices,
-  imageOptions,
-  openRequest,
-} from "./options.ts";
+import { deviceChoice, type ImageChoices, imageOptions, openRequest } from "./image_options.ts";
+import { hiddenOption } from "./options.ts";
 import { printLine } from "../print.ts";
 
 /** `tap-ctl create`. */

@@ -1,13 +1,8 @@
 import type { Command } from "commander";
 import { type DeviceAddress, openAndServe } from "../../control/client/client.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
-import {
-  deviceChoice,
-  deviceOptions,
-  type ImageChoices,
-  imageOptions,
-  openRequest,
-} from "./options.ts";
+import { deviceChoice, type ImageChoices, imageOptions, openRequest } from "./image_options.ts";
+import { deviceOptions } from "./options.ts";
 
 /** `tap-ctl open`. */
 export function defineOpen(command: Command): Command {

@@ -1,22 +1,6 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { workingFolder } from "../../../ffi/paths.ts";
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { describeTypes, fileInName } from "../../driver/layers.ts";
-import { NO_LIMITS } from "../../vbd/rate_limits.ts";
-import { limitChanges, type LimitChoices, limitOptions } from "./limit_options.ts";
 import type { TimeLimit } from "../../control/client/client.ts";
 import { ALL_MINORS } from "../../control/protocol/message.ts";
-import {
-  DEVICE_CHOICES,
-  type DeviceChoice,
-  NO_SECONDARY,
-  type OpenRequest,
-  QUEUE_CHOICES,
-} from "../../control/protocol/open_request.ts";
-import { absolutePath } from "./paths.ts";
-import type { ServeChoices } from "../../control/client/serve_choices.ts";
-import { requestOf, serveOptions } from "./serve_options.ts";
-import { RETRY_POLICIES } from "../../vbd/retry.ts";
 
 function integer(least: number, most: number): (text: string) => number {
   return (text) => {
@@ -29,7 +13,8 @@ function integer(least: number, most: number): (text: string) => number {
 /** A minor, as an option's value. */
 export const parseMinor = integer(0, ALL_MINORS - 1);
 const parsePid = integer(1, 0x7fff_ffff);
-const parseSeconds = integer(0, 0xffff);
+/** A number of seconds, as the value of an option. */
+export const parseSeconds = integer(0, 0xffff);
 
 /** `-m`. */
 export function minorOption(command: Command): Command {
@@ -60,108 +45,7 @@ export function timeLimit({ timeout }: { timeout?: number }): TimeLimit {
   return timeout === undefined ? {} : { timeoutMs: timeout * 1000 };
 }
 
-/** The options of `create` and `open`, as they are parsed. */
-export interface ImageChoices
-  extends Pick<OpenRequest, "device" | "queue" | "direct" | "retry">, LimitChoices, ServeChoices {
-  readonly args: string;
-  readonly readOnly?: boolean;
-  readonly localCache?: boolean;
-  readonly log?: string;
-  readonly secondary?: string;
-  readonly standby?: boolean;
-  readonly existingParent?: number;
-  readonly timeout?: number;
-}
-
-/** `--device`. */
-export function deviceChoice(
-  preset: DeviceChoice,
-  text = "the kind of block device to make",
-): Option {
-  return new Option("--device <kind>", text)
-    .choices(DEVICE_CHOICES).default(preset);
-}
-
 /** An option that help does not show. */
 export function hiddenOption(flags: string, why: string): Option {
   return new Option(flags, why).hideHelp();
-}
-
-/** The options of `create` and `open`, which differ in `device`. */
-export function imageOptions(command: Command, device: Option): Command {
-  const queue = new Option("--queue <kind>", "the kernel's interface for disk I/O")
-    .choices(QUEUE_CHOICES).default("auto");
-  const retry = new Option("--retry <which>", "which errors of the disk are tried again")
-    .choices(RETRY_POLICIES).default("all");
-  command
-    .requiredOption("-a, --args <type:/path>", "the image, such as vhd:/srv/disk.vhd")
-    .option("-R, --read-only", "refuse writes")
-    .option("-r, --local-cache", "keep in the image what is read from its parents")
-    .option("-C, --log <file>", "note changed blocks in this log, which cbt-util made")
-    .option("-2, --secondary <type:/path>", "write to this image as well; it takes over when full")
-    .option(
-      "-e, --existing-parent <minor>",
-      "read from this device what the image lacks, and not from its parent",
-      parseMinor,
-    )
-    .option("-s, --standby", "write to the secondary image only when the image is full")
-    .option("-t, --timeout <seconds>", "fail a request that takes longer", parseSeconds)
-    .option("-D, --no-direct", "use the page cache (no O_DIRECT)")
-    .addOption(retry)
-    .addOption(device)
-    .addOption(queue);
-  return serveOptions(limitOptions(command)).addHelpText("after", `\n${imagesHelp()}`);
-}
-
-/** What `--help` says of images' names. */
-export function imagesHelp(): string {
-  return `Images, of which IMAGE is any:\n\n  ${describeTypes().join("\n  ")}`;
-}
-
-/** The request that the options of `create` and `open` make. */
-export function openRequest(
-  { args, readOnly = false, localCache = false, timeout = 0, ...rest }: ImageChoices,
-): OpenRequest {
-  const { direct, retry, device, queue, log, secondary, standby = false } = rest;
-  const { existingParent = null } = rest;
-  const serve = requestOf(rest);
-  if (standby && secondary === undefined) {
-    throw new SystemError(Errno.EINVAL, "Cannot stand by without a secondary image (-s needs -2)");
-  }
-  return {
-    image: absoluteImage(args),
-    readOnly,
-    direct,
-    localCache,
-    requestTimeoutSeconds: timeout,
-    retry,
-    device,
-    queue,
-    changedBlocks: absoluteFile(log),
-    secondary: secondaryImage(secondary) ?? null,
-    standby,
-    limits: { ...NO_LIMITS, ...limitChanges(rest) },
-    existingParent,
-    serve: serve === null ? [] : [serve],
-  };
-}
-
-/** The secondary image that `-2` names: null for none; undefined without the option. */
-export function secondaryImage(name: string | undefined): string | null | undefined {
-  return name === undefined ? undefined : name === NO_SECONDARY ? null : absoluteImage(name);
-}
-
-/** A file with an absolute path; null without one. */
-export function absoluteFile(path?: string): string | null {
-  return path === undefined ? null : absolutePath(path);
-}
-
-/**
- * An image with an absolute path. A relative path is relative to the folder of this process; a tapdisk
- * runs in the root folder.
- */
-export function absoluteImage(args: string): string {
-  const file = fileInName(args);
-  if (file === null || file.path.startsWith("/")) return args;
-  return `${file.head}${workingFolder()}/${file.path}`;
 }

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { type DeviceAddress, resumeDevice } from "../../control/client/client.ts";
-import { absoluteFile, absoluteImage, deviceOptions, secondaryImage } from "./options.ts";
+import { absoluteFile, absoluteImage, secondaryImage } from "./image_options.ts";
+import { deviceOptions } from "./options.ts";
 
 interface UnpauseOptions extends DeviceAddress {
   readonly args?: string;

@@ -188,7 +188,7 @@ class Folder {
   readonly minors: readonly number[];
   /** The NBD sockets: which process serves which minor. */
   readonly #serving: { readonly pid: number; readonly minor: number }[] = [];
-  readonly #holders: Map<number, number> | null;
+  #known: Map<number, number> | null | undefined;
 
   constructor() {
     for (const name of namesIn(controlFolder())) {
@@ -199,7 +199,12 @@ class Folder {
     }
     this.pids.sort((a, b) => a - b);
     this.minors = listMinors();
-    this.#holders = minorHolders(this.minors);
+  }
+
+  /** Read when it is needed: the table of locks is one of the whole machine. */
+  get #holders(): Map<number, number> | null {
+    if (this.#known === undefined) this.#known = minorHolders(this.minors);
+    return this.#known;
   }
 
   /** The minors that a tapdisk has, as far as sockets and locks show. */
