@@ -121,6 +121,13 @@ export function requireMemory(sector: number, length: number, vectored: boolean)
   );
 }
 
+/** Bytes of I/O memory that are left for new arenas; those of the largest region before the first. */
+export function freeMemoryBytes(): number {
+  let released = 0;
+  for (const [size, addresses] of releasedBySize) released += size * addresses.length;
+  return (region?.sizeBytes ?? REGION_BYTES[0]) - usedBytes + released;
+}
+
 /** Takes a part of the smallest released piece that is large enough; null without one. */
 function takeFromReleased(sizeBytes: number): number | null {
   let smallest = Infinity;

@@ -29,6 +29,14 @@ export function minorsFolder(): string {
   return `${controlFolder()}/tapdisk`;
 }
 
+/**
+ * The folder with a file for each tapdisk that takes disks of several callers: its name is the number of
+ * the process, and its text says which callers.
+ */
+export function sharedFolder(): string {
+  return `${controlFolder()}/shared`;
+}
+
 /** The control socket of a tapdisk. */
 export function controlSocketPath(pid: number): string {
   return `${controlFolder()}/ctl${pid}`;

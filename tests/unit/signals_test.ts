@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { endBySignals } from "../../src/cli/tapdisk/signals.ts";
+import { endBySignals, serviceManagerSignals } from "../../src/cli/tapdisk/signals.ts";
 
 /** A tapdisk that receives a signal, and its resulting state. */
-function bench(): {
+function bench(outlives = false): {
   signal: ReturnType<typeof endBySignals>;
   did: string[];
   refuse: () => void;
@@ -14,7 +14,12 @@ function bench(): {
     refuse = refused;
   };
   const log = { info(): void {}, error(): void {} };
-  const signal = endBySignals({ end }, log, (status) => did.push(`exit ${status}`));
+  const outlivesSigterm = (): boolean => outlives;
+  const signal = endBySignals(
+    { end, outlivesSigterm },
+    log,
+    (status) => did.push(`exit ${status}`),
+  );
   return { signal, did, refuse: () => refuse() };
 }
 
@@ -38,4 +43,29 @@ Deno.test("a signal while disks are being closed ends the process at once", () =
   other.signal("SIGINT");
   other.signal("SIGTERM");
   assert.deepEqual(other.did, ["close", "exit 143"]);
+});
+
+Deno.test("a tapdisk with disks of several callers ends by SIGINT, not by SIGTERM", () => {
+  const { signal, did } = bench(true);
+  signal("SIGTERM");
+  assert.deepEqual(did, []);
+  signal("SIGINT");
+  signal("SIGTERM");
+  assert.deepEqual(did, ["close"]);
+});
+
+Deno.test("SIGTERM with SIGCONT, in either order, is a service manager's", () => {
+  for (const order of [["SIGTERM", "SIGCONT"], ["SIGCONT", "SIGTERM"]] as const) {
+    let ended = 0;
+    let nowMs = 0;
+    const signal = serviceManagerSignals(() => ended++, () => nowMs);
+    for (const each of order) signal(each);
+    assert.equal(ended, 1);
+    nowMs += 1000;
+    signal(order[0]);
+    assert.equal(ended, 1, "each pair counts once");
+    nowMs += 5000;
+    signal(order[1]);
+    assert.equal(ended, 1, "they came apart");
+  }
 });

@@ -11,6 +11,9 @@ import {
   prepareFolders,
 } from "../../control/paths.ts";
 import { ControlServer } from "../../control/daemon/server.ts";
+import { announceShared, withdrawShared } from "../../control/client/shared_tapdisk.ts";
+import { Room } from "../../control/daemon/room.ts";
+import { tapdiskSettings } from "../../control/settings.ts";
 import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
 import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { handedOver } from "../../driver/nbd/handed_over.ts";
@@ -28,11 +31,19 @@ import { queueContexts } from "./queues.ts";
 /** After how long the log names the disks that are still being closed. */
 const SLOW_END_MS = 5_000;
 
+/** How long a minor without an image may stay after its caller told the process to end. */
+const ABANDONED_MS = 60_000;
+
 /** A tapdisk in this process. */
 export interface Tapdisk {
   readonly socketPath: string;
   /** Serves until the last device is detached, or until `end` has closed all disks. */
   run(): Promise<void>;
+  /**
+   * Whether SIGTERM is not for this process: it may be meant for the disk of one caller, and others have
+   * disks here. What that caller left is taken away later.
+   */
+  outlivesSigterm(): boolean;
   /**
    * Closes all disks in order, removes the sockets, and lets `run` return. Disks whose block device is
    * in use stay open; then the process keeps running.
@@ -61,8 +72,25 @@ function openHandover(scheduler: Scheduler, log: Logger): HandoverSocket | null 
   }
 }
 
-/** Puts the parts of the daemon together and opens the control socket. Throws `SystemError`. */
-export function startTapdisk(log: Logger): Tapdisk {
+/** The room of a process for disks of several callers. */
+function sharedRoom(scheduler: Scheduler, log: Logger, devices: () => Devices): Room {
+  const { disksPerProcess: disks, idleSeconds } = tapdiskSettings();
+  return new Room({
+    ...{ scheduler, log, disks, idleMs: idleSeconds * 1000 },
+    attached: () => devices().count,
+    idle(): void {
+      log.info(`Ending: there was no disk for ${idleSeconds} s`);
+      devices().endUnused();
+    },
+  });
+}
+
+/**
+ * Puts the parts of the daemon together and opens the control socket. Throws `SystemError`.
+ *
+ * @param shared Whether it takes disks of several callers.
+ */
+export function startTapdisk(log: Logger, { shared }: { shared: boolean }): Tapdisk {
   prepareFolders();
   removeStaleSockets();
   removeStaleMetrics();
@@ -74,13 +102,16 @@ export function startTapdisk(log: Logger): Tapdisk {
   const scheduler = new EpollScheduler({ lastResort: faults });
   const warn = (message: string): void => log.warn(message);
   const stop = () => {
+    if (room !== undefined) withdrawShared();
     handover?.close();
     server.shutDown(() => scheduler.stop());
   };
   // The answer to the last detach is sent before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
   const ports = new NbdPorts(scheduler, warn);
-  const devices = new Devices({
+  const room = shared ? sharedRoom(scheduler, log, () => devices) : undefined;
+  const devices: Devices = new Devices({
+    room,
     scheduler,
     contextOf: queueContexts(scheduler, { log, metrics }),
     frontends: [
@@ -103,9 +134,15 @@ export function startTapdisk(log: Logger): Tapdisk {
     log,
   });
   const handover = openHandover(scheduler, log);
+  if (room !== undefined) announceShared();
   return {
     socketPath,
     run: () => scheduler.run(),
+    outlivesSigterm(): boolean {
+      if (room === undefined || devices.count + room.kept === 0) return false;
+      devices.detachAbandoned(ABANDONED_MS);
+      return true;
+    },
     end(refused): void {
       const late = scheduler.addTimer(SLOW_END_MS, () => {
         for (const { minor, name } of devices.list()) {

@@ -11,9 +11,9 @@ import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/proces
 import { createDevice } from "../../control/client/lifecycle.ts";
 import { type DeviceChoice, OPEN_DEFAULTS } from "../../control/protocol/open_request.ts";
 import { controlSocketPath, nbdSocketPath, requireOwnFolder } from "../../control/paths.ts";
-import { DAEMON_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
+import { DAEMON_ARGUMENT, SHARED_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
-import { absoluteImage, deviceChoice, imagesHelp } from "../tap_ctl/options.ts";
+import { absoluteImage, deviceChoice, imagesHelp } from "../tap_ctl/image_options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { openLog } from "./logging.ts";
@@ -27,6 +27,8 @@ interface TapdiskOptions extends ParentRootChoices {
   readonly daemon: boolean;
   /** True in the process that runs in the background. */
   readonly daemonChild?: boolean;
+  /** True in a process that takes disks of several callers. */
+  readonly shared?: boolean;
   /** The image to serve, for `-n`. */
   readonly new?: string;
   readonly device: DeviceChoice;
@@ -47,7 +49,8 @@ ${STDIN_ARGUMENTS_NOTE}:
 
 Signals: SIGTERM and SIGINT close all disks in order and end tapdisk. A second signal during that time
 ends tapdisk at once. While a block device is in use, its disk stays open and tapdisk keeps running; the
-log says so, and the next signal tries again. SIGHUP opens the log file again. SIGUSR1 logs all disks,
+log says so, and the next signal tries again. A tapdisk of several callers (BLKTAP_DISKS_PER_PROCESS)
+ignores SIGTERM while it has disks, unless SIGCONT comes with it, as from systemd. SIGHUP opens the log file again. SIGUSR1 logs all disks,
 the requests in flight, and the statistics.
 
 Environment: BLKTAP_CONTROL_DIR is the folder of the sockets, by default /run/blktap-control.
@@ -71,6 +74,7 @@ export function tapdiskCommand(): Command {
       deviceChoice("auto", "with -n: the kind of block device to make").env("BLKTAP_DEVICE"),
     )
     .addOption(new Option(DAEMON_ARGUMENT).hideHelp())
+    .addOption(new Option(SHARED_ARGUMENT).hideHelp())
     .helpOption("-h, --help", "show this help")
     .addHelpText("after", `${NOTES}\n\n${imagesHelp()}`)
     .allowExcessArguments(false)
@@ -98,13 +102,15 @@ function raiseLimits(log: Logger): void {
 }
 
 /** Serves in this process until the daemon ends; returns the exit status. */
-async function serve({ inForeground }: { inForeground: boolean }): Promise<number> {
+async function serve(
+  { inForeground, shared }: { inForeground: boolean; shared: boolean },
+): Promise<number> {
   // The log may be in it.
   requireOwnFolder();
   const log = openLog({ onStandardError: inForeground });
   try {
     raiseLimits(log);
-    const tapdisk = startTapdisk(log);
+    const tapdisk = startTapdisk(log, { shared });
     handleSignals(tapdisk, log);
     log.info(`Ready on ${tapdisk.socketPath}`);
     printLine(tapdisk.socketPath);
@@ -145,13 +151,13 @@ async function serveImage(image: string, device: DeviceChoice): Promise<void> {
 export async function tapdiskMain(args: string[]): Promise<number> {
   try {
     const options = parse(args);
-    const { daemon, daemonChild = false, new: image, device } = options;
+    const { daemon, daemonChild = false, shared = false, new: image, device } = options;
     allowParentRoots(options);
     if (image !== undefined) {
       await serveImage(image, device);
       return 0;
     }
-    if (!daemon || daemonChild) return await serve({ inForeground: !daemonChild });
+    if (!daemon || daemonChild) return await serve({ inForeground: !daemonChild, shared });
     printLine(controlSocketPath(await spawnTapdisk()));
     return 0;
   } catch (error) {

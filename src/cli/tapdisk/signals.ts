@@ -12,12 +12,15 @@ export type EndSignal = keyof typeof SIGNAL_NUMBERS;
  * first one.
  */
 export function endBySignals(
-  tapdisk: Pick<Tapdisk, "end">,
+  tapdisk: Pick<Tapdisk, "end" | "outlivesSigterm">,
   log: Pick<Logger, "info" | "error">,
   exit: (status: number) => void,
 ): (signal: EndSignal) => void {
   let isClosing = false;
   return (signal) => {
+    if (signal === "SIGTERM" && tapdisk.outlivesSigterm()) {
+      return log.info("Ignored SIGTERM: it may be for one disk of several; SIGINT ends them all");
+    }
     if (isClosing) {
       log.error(`Ended at once by a second ${signal}: disks were not closed in order`);
       return exit(128 + SIGNAL_NUMBERS[signal]);
@@ -28,12 +31,39 @@ export function endBySignals(
   };
 }
 
+/** The longest time between the two signals of a service manager. */
+const TOGETHER_MS = 2_000;
+
+/**
+ * Tells the SIGTERM of a service manager, which ends all that runs, from that of a storage manager, which
+ * ends one disk: a service manager sends SIGCONT with it. The signals may be handled in either order.
+ */
+export function serviceManagerSignals(
+  end: () => void,
+  nowMs: () => number,
+): (signal: "SIGTERM" | "SIGCONT") => void {
+  const seenMs = { SIGTERM: -Infinity, SIGCONT: -Infinity };
+  return (signal) => {
+    seenMs[signal] = nowMs();
+    if (Math.abs(seenMs.SIGTERM - seenMs.SIGCONT) > TOGETHER_MS) return;
+    seenMs.SIGTERM = seenMs.SIGCONT = -Infinity;
+    end();
+  };
+}
+
 /** Installs the signal handlers of the daemon. */
 export function handleSignals(tapdisk: Tapdisk, log: Logger): void {
   const end = endBySignals(tapdisk, log, (status) => Deno.exit(status));
-  for (const signal of ["SIGTERM", "SIGINT"] as const) {
-    Deno.addSignalListener(signal, () => end(signal));
-  }
+  const together = serviceManagerSignals(
+    () => tapdisk.outlivesSigterm() && end("SIGINT"),
+    () => performance.now(),
+  );
+  Deno.addSignalListener("SIGINT", () => end("SIGINT"));
+  Deno.addSignalListener("SIGTERM", () => {
+    end("SIGTERM");
+    together("SIGTERM");
+  });
+  Deno.addSignalListener("SIGCONT", () => together("SIGCONT"));
   Deno.addSignalListener("SIGHUP", () => {
     log.reopen();
     log.info("Opened the log anew, by SIGHUP");

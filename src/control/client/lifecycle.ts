@@ -19,7 +19,7 @@ import { isEndedByFault } from "../../vbd/vbd_phase.ts";
 import { type InventoryEntry, withNodes } from "./inventory.ts";
 import { readMinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
 import { allocateMinor, freeMinor, holdMinor, listMinors } from "../minors/minors.ts";
-import { spawnTapdisk } from "./spawn.ts";
+import { tapdiskForDisk } from "./shared_tapdisk.ts";
 import { removeStaleSockets } from "./stale_sockets.ts";
 
 /** Undoes a step. Its own error is ignored: the error that made it necessary is reported. */
@@ -64,7 +64,7 @@ async function serveMinor(
   request: OpenRequest,
   extras: ServeExtras,
 ): Promise<CreatedDevice> {
-  const device = { pid: await spawnTapdisk(), minor };
+  const device = { pid: await tapdiskForDisk(), minor };
   try {
     attachDevice(device);
     openImage(device, request, extras);
@@ -72,7 +72,8 @@ async function serveMinor(
     return { ...device, node: askNode(device), ...(unserved.length > 0 ? { unserved } : {}) };
   } catch (error) {
     attempt(() => closeImage(device));
-    // A tapdisk ends when its last device is detached. One that never had a device needs a signal.
+    // A tapdisk ends when its last device is detached. One that never had a device needs a signal. One
+    // with disks of others does not obey it.
     attempt(() => detachDevice(device));
     attempt(() => Deno.kill(device.pid, "SIGTERM"));
     throw error;

@@ -1,8 +1,10 @@
 import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
 import { keepDescriptorsFromChildren } from "../../../ffi/process.ts";
+import { becomeNice, runOn } from "../../../ffi/schedule.ts";
 import { TapdiskError } from "./connection.ts";
 import { numberAfter } from "../paths.ts";
+import { tapdiskSettings } from "../settings.ts";
 
 /** How long a new tapdisk may take until it answers. */
 const START_TIMEOUT_MS = 30_000;
@@ -12,6 +14,9 @@ const START_TIMEOUT_MS = 30_000;
  * on standard output, and then closes the standard streams.
  */
 export const DAEMON_ARGUMENT = "--daemon-child";
+
+/** The argument for a tapdisk that takes disks of several callers. */
+export const SHARED_ARGUMENT = "--shared";
 
 /** The command that starts tapdisk: this binary, by its link `tapdisk` if there is one. */
 function tapdiskCommand(): { program: string; args: string[] } {
@@ -54,19 +59,28 @@ async function failure(child: Deno.ChildProcess): Promise<Error> {
     : new TapdiskError(errno, reason.replace(/^tapdisk: /, ""));
 }
 
+/** Gives this thread, and so its children, the processors and the niceness of the settings. */
+function takeSettings(): void {
+  const { processors, niceness } = tapdiskSettings();
+  if (processors !== null) runOn(processors);
+  if (niceness !== null) becomeNice(niceness);
+}
+
 /**
  * Starts a tapdisk in a session of its own and waits until its control socket takes connections.
  * Throws `SystemError`, `TapdiskError`: the reason why it did not start; ETIMEDOUT.
  *
+ * @param options With `shared`, it takes disks of several callers.
  * @returns Its process number.
  */
-export async function spawnTapdisk(): Promise<number> {
+export async function spawnTapdisk({ shared = false } = {}): Promise<number> {
   const { program, args } = tapdiskCommand();
   let child: Deno.ChildProcess;
   keepDescriptorsFromChildren();
+  takeSettings();
   try {
     child = new Deno.Command(program, {
-      args: [...args, DAEMON_ARGUMENT],
+      args: [...args, DAEMON_ARGUMENT, ...(shared ? [SHARED_ARGUMENT] : [])],
       detached: true,
       stdin: "null",
       stdout: "piped",

@@ -239,6 +239,13 @@ function limitReply(
 function questions(devices: Devices): [type: number, command: Command][] {
   return [
     [MessageType.PID, question((_request, cookie) => encodePid(cookie, Deno.pid))],
+    [
+      MessageType.RESERVE,
+      question((_request, cookie) => {
+        devices.reserve();
+        return encodePlain(MessageType.RESERVE_RSP, cookie);
+      }),
+    ],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
     [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
     [MessageType.LIMIT, question((request, minor) => limitReply(devices, request, minor))],

@@ -65,6 +65,7 @@ const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
 /** One device: its minor, its vbd, and how users reach the disk. */
 export class Device {
   readonly minor: number;
+  wasOpened = false;
   readonly #services: DeviceServices;
   readonly #log: Log;
   /** The descriptor that holds the minor. */
@@ -209,6 +210,7 @@ export class Device {
       this.#access.open(this.#services.frontends, plan, (error) => {
         if (error !== null) return this.#vbd.close(() => done(error, null));
         this.#request = request;
+        this.wasOpened = true;
         this.#encrypted = key !== undefined;
         this.#log.info(`Opened ${request.image} on minor ${this.minor}`);
         this.#recordDevice();
@@ -244,10 +246,9 @@ export class Device {
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
     const { image, readOnly, direct, localCache, requestTimeoutSeconds, limits } = request;
-    const { retry: policy } = request;
+    const { retry: policy, standby } = request;
     const changedBlocks = request.changedBlocks ?? undefined;
     const secondary = request.secondary ?? undefined;
-    const { standby } = request;
     const findParent = (): string | null => this.#findParent(request);
     const queue = queueFor(request, plan);
     if (this.#services.contextOf(queue) !== this.#services.contextOf(this.#queue)) {

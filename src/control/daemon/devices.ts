@@ -15,11 +15,14 @@ import { MAX_ID } from "../minors/minors.ts";
 import { Device, type DeviceServices } from "./device.ts";
 import type { DeviceSummary } from "./device_summary.ts";
 import type { RemainingDevice } from "./remaining.ts";
+import type { Room } from "./room.ts";
 
 /** What the devices need of their process. */
 export interface DevicesHost extends DeviceServices {
   /** Called when the last device is detached. */
   emptied(): void;
+  /** The room for disks of several callers; without it the process ends with its last device. */
+  readonly room?: Room;
 }
 
 /** The devices of this process. */
@@ -52,6 +55,21 @@ export class Devices {
     this.#devices.get(minor)?.hurryClose();
   }
 
+  /** Keeps a place for a disk. Throws `SystemError`: the caller must look for another process. */
+  reserve(): void {
+    const { room } = this.#host;
+    if (this.#ending || room === undefined) {
+      const why = this.#ending ? "tapdisk is ending" : "it serves disks of one caller";
+      throw new SystemError(Errno.ESHUTDOWN, `Cannot take another disk (${why})`);
+    }
+    room.reserve();
+  }
+
+  /** How many devices there are. */
+  get count(): number {
+    return this.#devices.size;
+  }
+
   /** Makes a device without an image. Throws `SystemError`: EEXIST, EINVAL, ENOENT, EBUSY. */
   attach(minor: number): void {
     if (this.#ending) {
@@ -64,6 +82,7 @@ export class Devices {
       throw new SystemError(Errno.EINVAL, `Cannot attach minor ${minor} (${MAX_ID - 1} is last)`);
     }
     this.#devices.set(minor, new Device(this.#host, minor));
+    this.#host.room?.taken();
     this.#log.info(`Attached minor ${minor}`);
   }
 
@@ -75,9 +94,34 @@ export class Devices {
       throw new SystemError(Errno.EBUSY, `Cannot detach minor ${minor} (${hint})`);
     }
     this.#remove(device);
-    if (this.#devices.size > 0) return;
+    const { room } = this.#host;
+    if (room !== undefined) room.left();
+    else if (this.#devices.size === 0) this.endUnused();
+  }
+
+  /** Ends the process, which has no device. */
+  endUnused(): void {
     this.#ending = true;
     this.#host.emptied();
+  }
+
+  /**
+   * Whoever told a process of many disks to end may have left minors here that never had an image. They
+   * are detached when they still have none after `delayMs`.
+   */
+  detachAbandoned(delayMs: number): void {
+    const { scheduler, runExclusive } = this.#host;
+    for (const device of this.#devices.values()) {
+      if (device.wasOpened) continue;
+      const { minor } = device;
+      scheduler.addTimer(delayMs, () => {
+        runExclusive(minor, (finished) => {
+          const isAbandoned = this.#devices.get(minor) === device && !device.wasOpened;
+          if (isAbandoned && device.name === "") this.detach(minor);
+          finished();
+        });
+      });
+    }
   }
 
   #remove(device: Device): void {

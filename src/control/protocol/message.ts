@@ -39,6 +39,8 @@
  * | serve      | serve.ts        | u32 length @8; so many bytes of JSON follow; the answer:       |
  * |            |                 | path[256] with addresses and port @12                          |
  * | unserve    | serve.ts        | as serve; the answer has no fields                             |
+ * | reserve    | -               | none, and none in the answer: a place for a disk in a process  |
+ * |            |                 | that several callers of `tap-ctl spawn` share                  |
  *
  * @module
  */
@@ -97,6 +99,8 @@ export const MessageType = {
   SERVE_RSP: 0x221,
   UNSERVE: 0x222,
   UNSERVE_RSP: 0x223,
+  RESERVE: 0x230,
+  RESERVE_RSP: 0x231,
 } as const;
 
 const namesByType = new Map<number, string>(
