@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { readMinorRecord } from "../../src/control/minors/minor_record.ts";
-import { type ControlBench, withControlBench } from "../support/control.ts";
+import { type ControlBench, isRunning, until, withControlBench } from "../support/control.ts";
 
 function test(name: string, body: (bench: ControlBench) => Promise<void>): void {
   Deno.test(`tap-ctl devices: ${name}`, () => withControlBench(body));
@@ -11,7 +11,7 @@ function leaveDevice(
   bench: ControlBench,
   minor: number,
   image: string,
-  change: { readonly node?: string; readonly device?: string } = {},
+  change: { readonly node?: string; readonly device?: string; readonly serve?: unknown[] } = {},
 ): void {
   const record = {
     node: "/dev/null",
@@ -127,6 +127,43 @@ test("a guest's ring that a killed tapdisk left is found by recover, and ended b
   // A tapdisk that is dead.
   await bench.ok(`destroy -p ${pid} -m 0`);
   assert.deepEqual(await bench.list(), []);
+});
+
+test("a disk that is taken over is served over TCP as before, or else without that", async (bench) => {
+  const image = `aio:${bench.rawImage("a.raw")}`;
+  const journal = `${bench.control}/ring-7-51712`;
+  await bench.ok(`create -a ${image} --listen 127.0.0.1:0 --export-name disk --max-clients 3`);
+  Deno.writeTextFileSync(journal, "");
+  const [{ pid, exports: before }] = JSON.parse(await bench.ok("list --json"));
+  const port = Number(before[0].listen.split(":")[1]);
+  Deno.kill(pid, "SIGKILL");
+  await until("it is dead", () => !isRunning(pid));
+  const tls = { mode: "off", certificates: null, psk: null, verifyPeer: false };
+  const limits = { maxClients: 3, maxClientsPerAddress: 3 };
+  const serve = [{ addresses: ["127.0.0.1"], port, name: "disk", tls, ...limits }];
+  leaveDevice(bench, 0, image, { node: journal, device: "none", serve });
+  await bench.ok("recover");
+  const [taken] = JSON.parse(await bench.ok("list --json"));
+  assert.deepEqual(taken.exports, before);
+  // Another has the port meanwhile: the disk matters more.
+  Deno.kill(taken.pid, "SIGKILL");
+  let listener: Deno.Listener | undefined;
+  await until("its port is free", () => {
+    try {
+      listener = Deno.listen({ hostname: "127.0.0.1", port });
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+    return listener !== undefined;
+  });
+  leaveDevice(bench, 0, image, { node: journal, device: "none", serve });
+  const { code, stderr } = await bench.tapCtl("recover -m 0");
+  listener?.close();
+  assert.equal(code, 0);
+  assert.match(stderr, /^tap-ctl recover: minor 0: .*Cannot listen on 127\.0\.0\.1.*EADDRINUSE/);
+  const [again] = JSON.parse(await bench.ok("list --json"));
+  assert.deepEqual([again.args, again.exports], [image, []]);
+  await bench.ok(`destroy -p ${again.pid} -m 0`);
 });
 
 test("where no device is left, recover says so", async (bench) => {

@@ -21,7 +21,7 @@ import { encryptionKey } from "./encryption.ts";
 import { timeLimit, timeLimitOption } from "./options.ts";
 import { warnOfSilent } from "./silent.ts";
 import { Tries } from "./tries.ts";
-import { printLine } from "../print.ts";
+import { printErrorLine, printLine } from "../print.ts";
 
 interface RestoreChoices {
   readonly file: string;
@@ -67,7 +67,9 @@ async function restore(names: readonly string[], path: string): Promise<void> {
   for (const listed of chosenFrom(devices, names)) {
     await tries.each(`${path}, line ${listed.line}: ${listed.name}`, async () => {
       const readKey = () => encryptionKey({ keyFile: listed.keyFile });
-      const { node, pid, minor, how } = await restoreDevice(listed, { present, readKey });
+      const restored = await restoreDevice(listed, { present, readKey });
+      const { node, pid, minor, how, unserved = [] } = restored;
+      for (const why of unserved) printErrorLine(`tap-ctl restore: ${listed.name}: ${why}`);
       const where = node ?? nbdSocketPath(pid, minor);
       printLine(`${listed.name}: ${where}${how === "created" ? "" : ` (${how})`}`);
     });

@@ -71,7 +71,8 @@ async function serveMinor(
     const unserved = request.serve.flatMap((serve) => tryToServe(device, serve, extras));
     return { ...device, node: askNode(device), ...(unserved.length > 0 ? { unserved } : {}) };
   } catch (error) {
-    attempt(() => closeImage(device));
+    // Of a disk that is taken over, users wait for the device: it stays.
+    if (!extras.isTakenOver) attempt(() => closeImage(device));
     // A tapdisk ends when its last device is detached. One that never had a device needs a signal. One
     // with disks of others does not obey it.
     attempt(() => detachDevice(device));
