@@ -9,6 +9,7 @@ import { COMMAND_NAMES } from "../../src/cli/dispatch.ts";
 import { isRunning, until } from "../support/control.ts";
 import { LIBCRYPTO_CHOICES } from "../../ffi/libcrypto.ts";
 import { hasLibcrypto } from "../support/libcrypto.ts";
+import { PSK_TEXT } from "../support/pki.ts";
 import { faultsOf, readBill } from "../support/sbom.ts";
 import { findTool, needs, run, runOk, type RunResult, withTempDir } from "../support/tools.ts";
 
@@ -132,6 +133,11 @@ async function serveDisk(
     // The system's libcrypto, which the distribution updates, has priority over the one in the
     // package.
     if (key !== undefined) assert.equal(foreign.some(isLibcrypto), systemCrypto);
+    await serveWithTls(place, ["-p", pid, "-m", minor]);
+    const secured = mappedLibraries(Number(pid)).filter((path) => /lib(ssl|crypto)\.so/.test(path));
+    assert.equal(secured.filter((path) => path.includes("libssl")).length, 1);
+    // Both come from the same place.
+    assert.equal(new Set(secured.map((path) => path.replace(/[^/]*$/, ""))).size, 1, `${secured}`);
   } finally {
     await ok(place, "tap-ctl", "destroy", "-p", pid, "-m", minor);
   }
@@ -142,6 +148,16 @@ async function serveDisk(
     .includes("\x4d".repeat(512));
   assert.equal(holdsPattern, key === undefined);
   Deno.removeSync(`${outside}/disk.vhd`);
+}
+
+/** Serves a disk over TCP with keys; a client outside reads its size. */
+async function serveWithTls(place: Place, device: readonly string[]): Promise<void> {
+  const { folder, outside } = place;
+  Deno.writeTextFileSync(`${outside}/keys.psk`, PSK_TEXT);
+  const options = ["--listen", "127.0.0.1:0", "--tls-psk", `${folder}/keys.psk`];
+  const where = (await ok(place, "tap-ctl", "serve", ...device, ...options)).trim();
+  const uri = `nbds://alice@${where}/?tls-psk-file=${outside}/keys.psk`;
+  assert.equal((await runOk("nbdinfo", ["--size", uri])).trim(), String(16 * MIB));
 }
 
 /** Commands in a root folder that has only the package. */
@@ -234,7 +250,9 @@ Deno.test({
             purl?.startsWith("pkg:deb/") && version !== undefined && licenses !== undefined
           );
           assert.ok(ofDebian.some(({ name }) => name.endsWith("/libc.so.6")));
-          assert.ok(ofDebian.some(({ name }) => name.includes("/libcrypto.so.")));
+          for (const library of ["/libcrypto.so.", "/libssl.so."]) {
+            assert.ok(ofDebian.some(({ name }) => name.includes(library)), library);
+          }
         }
         assert.ok(bill.components.some((component) => component["bom-ref"] === "deno"));
         const terms = Deno.readTextFileSync(`${root}/usr/share/doc/blktap/copyright`);
