@@ -81,6 +81,13 @@ const RBD_REMOTE = {
   rbd_lock_get_owners: { parameters: ["usize", "buffer", "buffer", "buffer"], result: "i32" },
   // int rbd_watchers_list(rbd_image_t image, rbd_image_watcher_t *watchers, size_t *max_watchers)
   rbd_watchers_list: { parameters: ["usize", "buffer", "buffer"], result: "i32" },
+  // int rbd_snap_create(rbd_image_t image, const char *snapname)
+  rbd_snap_create: { parameters: ["usize", "buffer"], result: "i32" },
+  // int rbd_create4(rados_ioctx_t io, const char *name, uint64_t size, rbd_image_options_t opts)
+  rbd_create4: { parameters: ["usize", "buffer", "u64", "usize"], result: "i32" },
+  // int rbd_resize2(rbd_image_t image, uint64_t size, bool allow_shrink, librbd_progress_fn_t cb,
+  //   void *cbdata); bool is the lowest byte
+  rbd_resize2: { parameters: ["usize", "u64", "i32", "pointer", "pointer"], result: "i32" },
   // int rbd_lock_acquire(rbd_image_t image, rbd_lock_mode_t lock_mode)
   rbd_lock_acquire: { parameters: ["usize", "i32"], result: "i32" },
 } as const;
@@ -92,6 +99,10 @@ const RBD_REMOTE = {
 const RBD_LOCAL = {
   // void rbd_lock_get_owners_cleanup(char **lock_owners, size_t lock_owner_count)
   rbd_lock_get_owners_cleanup: { parameters: ["buffer", "usize"], result: "void" },
+  // void rbd_image_options_create(rbd_image_options_t *opts)
+  rbd_image_options_create: { parameters: ["buffer"], result: "void" },
+  // void rbd_image_options_destroy(rbd_image_options_t opts)
+  rbd_image_options_destroy: { parameters: ["usize"], result: "void" },
   // void rbd_watchers_list_cleanup(rbd_image_watcher_t *watchers, size_t num_watchers)
   rbd_watchers_list_cleanup: { parameters: ["buffer", "usize"], result: "void" },
   // int rbd_set_image_notification(rbd_image_t image, int fd, int type)

@@ -42,6 +42,8 @@ const CONNECT_SECONDS = "30";
 export interface RbdPlace {
   /** For errors: the image's whole name. */
   readonly title: string;
+  /** For errors: what is done; `open` by default. */
+  readonly doing?: string;
   readonly pool: string;
   readonly namespace: string;
   readonly image: string;
@@ -90,6 +92,16 @@ export function openRbdAside(place: RbdPlace): Promise<RbdSession> {
   return runAside(opening(place));
 }
 
+/** Makes an empty image with the cluster's default features. Waits. Throws `SystemError`. */
+export function createRbd(place: RbdPlace, sizeBytes: number): void {
+  runHere(creating({ ...place, doing: "make" }, sizeBytes));
+}
+
+/** Gives an image another size. The client that has its lock does that. Waits. Throws `SystemError`. */
+export function resizeRbd(place: RbdPlace, sizeBytes: number): void {
+  runHere(resizing({ ...place, doing: "resize" }, sizeBytes));
+}
+
 /** The handles of an image, as far as it is open. */
 interface Handles {
   cluster: number;
@@ -97,8 +109,8 @@ interface Handles {
   image: number;
 }
 
-function failed(place: RbdPlace, result: number, why: string): SystemError {
-  return new SystemError(-result, `Cannot open ${place.title} (${why})`);
+function failed({ title, doing = "open" }: RbdPlace, result: number, why: string): SystemError {
+  return new SystemError(-result, `Cannot ${doing} ${title} (${why})`);
 }
 
 function* opening(place: RbdPlace): Steps<RbdSession> {
@@ -113,6 +125,41 @@ function* opening(place: RbdPlace): Steps<RbdSession> {
   } catch (error) {
     yield* closing(handles);
     throw error;
+  }
+}
+
+function* creating(place: RbdPlace, sizeBytes: number): Steps<void> {
+  const handles: Handles = { cluster: 0, pool: 0, image: 0 };
+  const { rbd } = librbd();
+  const options = new BigUint64Array(1);
+  rbd.rbd_image_options_create(bytesOf(options));
+  try {
+    if (place.snapshot !== null) {
+      throw failed(place, -Errno.EINVAL, "a snapshot is made of an image");
+    }
+    makeClient(place, handles);
+    yield* connecting(place, handles);
+    const args = [handles.pool, cString(place.image), sizeBytes, Number(options[0])];
+    const result = yield { call: "rbd_create4", args };
+    if (result < 0) throw failed(place, result, "the cluster refuses it");
+  } finally {
+    yield* closing(handles);
+    rbd.rbd_image_options_destroy(Number(options[0]));
+  }
+}
+
+function* resizing(place: RbdPlace, sizeBytes: number): Steps<void> {
+  const handles: Handles = { cluster: 0, pool: 0, image: 0 };
+  try {
+    makeClient(place, handles);
+    yield* connecting(place, handles);
+    yield* openingImage(place, handles);
+    const shrink = 1;
+    const args = [handles.image, sizeBytes, shrink, null, null];
+    const result = yield { call: "rbd_resize2", args };
+    if (result < 0) throw failed(place, result, "the cluster refuses it");
+  } finally {
+    yield* closing(handles);
   }
 }
 
@@ -305,6 +352,8 @@ export class RbdSession {
   readonly pointer: Deno.PointerObject;
   readonly #handles: Handles;
   readonly #objectMap: string | null;
+  /** Questions under way: the image stays open until they end. */
+  readonly #questions = new Set<Promise<number>>();
 
   /** @param handles They are this object's from now on. */
   constructor(place: RbdPlace, handles: Handles, facts: ImageFacts) {
@@ -329,36 +378,50 @@ export class RbdSession {
    * Null when the cluster has no map that is valid.
    */
   async loadObjectMap(): Promise<Uint8Array | null> {
-    const { aside } = librbd();
     const { image, pool } = this.#handles;
     if (this.#objectMap === null) return null;
     const flags = new BigUint64Array(1);
-    const asked = await aside("rbd_get_flags", [image, flags]);
+    const asked = await this.#ask("rbd_get_flags", [image, flags]);
     if (asked < 0 || (flags[0] & RBD_FLAG_OBJECT_MAP_INVALID) !== 0n) return null;
     const objects = Math.ceil(this.sizeBytes / this.objectBytes);
     const mostBytes = Math.min(MOST_MAP_BYTES, Math.ceil(objects / 4)) + MAP_FRAME_BYTES;
+    if (this.#handles.image === 0) return null;
     const out = new Uint8Array(mostBytes);
     const nothing = new Uint8Array(1);
     const names = [this.#objectMap, "rbd", "object_map_load"].map(cString);
-    const length = await aside("rados_exec", [pool, ...names, nothing, 0, out, mostBytes]);
+    const length = await this.#ask("rados_exec", [pool, ...names, nothing, 0, out, mostBytes]);
     return length < 0 ? null : objectBits(out.subarray(0, length));
   }
 
-  /** The size of the disk now, bytes, or a negative error number. */
-  async askSize(): Promise<number> {
-    const info = new Uint8Array(INFO_BYTES);
-    const result = await librbd().aside("rbd_stat", [this.#handles.image, info, INFO_BYTES]);
-    return result < 0 ? result : Number(new DataView(info.buffer).getBigUint64(0, true));
+  /**
+   * Makes a snapshot of what the writes that ended have written; requests go on.
+   *
+   * @returns 0, or a negative error number.
+   */
+  makeSnapshot(name: string): Promise<number> {
+    return this.#ask("rbd_snap_create", [this.#handles.image, cString(name)]);
+  }
+
+  /** Makes a call on a thread, for which `close` waits. */
+  async #ask(call: RemoteCall, args: readonly Argument[]): Promise<number> {
+    const question = librbd().aside(call, args);
+    this.#questions.add(question);
+    try {
+      return await question;
+    } finally {
+      this.#questions.delete(question);
+    }
   }
 
   /**
-   * Closes the image, and its connection to the cluster. No request and no question may be under way.
+   * Closes the image, and its connection to the cluster. No request may be under way.
    *
    * @param flush Whether writes are brought to stable storage before.
    * @returns 0, or a negative error number.
    */
-  close({ flush }: { flush: boolean }): Promise<number> {
-    return runAside(flush ? flushingAndClosing(this.#handles) : closing(this.#handles));
+  async close({ flush }: { flush: boolean }): Promise<number> {
+    await Promise.allSettled(this.#questions);
+    return await runAside(flush ? flushingAndClosing(this.#handles) : closing(this.#handles));
   }
 
   /** Closes the descriptor. It must not be watched any more. */

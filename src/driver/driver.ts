@@ -214,6 +214,11 @@ export interface ImageDriver {
    */
   giveUp?(): void;
   /**
+   * Makes a snapshot within the image, of what the writes that ended have written. Requests go on.
+   * Images without that leave it out.
+   */
+  makeSnapshot?(name: string, done: Done): void;
+  /**
    * Puts the image in order and closes it; no request may be under way. What was written
    * to files of this machine is durable when that ends without an error. The image is closed also
    * when it ends with one.

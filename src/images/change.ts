@@ -1,7 +1,10 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { resizeRbd } from "../../ffi/rbd_session.ts";
 import { coalesce } from "../bulk/coalesce.ts";
 import { osStorage } from "../files/storage.ts";
 import type { ImageSpec } from "../driver/driver.ts";
+import { firstLayer } from "../driver/layers.ts";
+import { parseRbdName } from "../driver/rbd/rbd_name.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { copyInto, zeroStretches } from "./convert.ts";
 import type { SnapshotImageOptions } from "./kind.ts";
@@ -53,6 +56,11 @@ export function snapshotImage(
  * @throws {SystemError} EOPNOTSUPP for a type without it; EINVAL for what is no image in a file.
  */
 export function resizeOf(name: string): (options: ResizeImageOptions) => void {
+  const { type, path: rest } = firstLayer(name);
+  if (type === "rbd") {
+    const place = parseRbdName(rest, { readOnly: false });
+    return ({ sizeBytes }) => resizeRbd(place, sizeBytes);
+  }
   const { kind, path } = knownImage(name, "resize");
   const { resize } = kind;
   if (resize === undefined) {

@@ -1,4 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { createRbd } from "../../ffi/rbd_session.ts";
+import { firstLayer } from "../driver/layers.ts";
+import { parseRbdName } from "../driver/rbd/rbd_name.ts";
 import { osStorage } from "../files/storage.ts";
 import type { ImageKind, NewImageOptions } from "./kind.ts";
 import { knownImage } from "./names.ts";
@@ -11,6 +14,11 @@ import { knownImage } from "./names.ts";
  * for a size that the type cannot have, and for a fixed image of a type without those.
  */
 export function createImage(name: string, options: NewImageOptions): void {
+  const { type, path: rest } = firstLayer(name);
+  if (type === "rbd") {
+    if (options.fixed === true) throw noFixed(name);
+    return createRbd(parseRbdName(rest, { readOnly: false }), options.sizeBytes);
+  }
   const { kind, path } = knownImage(name, "make");
   if (kind.create === undefined) {
     throw new SystemError(
@@ -27,7 +35,10 @@ export function createImage(name: string, options: NewImageOptions): void {
 
 /** Throws `SystemError` EINVAL for a type whose images cannot have all their room from the start. */
 export function requireFixed(name: string, { hasFixed = false }: ImageKind): void {
-  if (hasFixed) return;
+  if (!hasFixed) throw noFixed(name);
+}
+
+function noFixed(name: string): SystemError {
   const why = "images of its type have no room from the start";
-  throw new SystemError(Errno.EINVAL, `Cannot make ${name} fixed (${why})`);
+  return new SystemError(Errno.EINVAL, `Cannot make ${name} fixed (${why})`);
 }

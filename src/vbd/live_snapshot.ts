@@ -1,7 +1,7 @@
 import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../../ffi/errno.ts";
 import { canonicalPath, folderOf, normalizePath } from "../files/paths.ts";
 import { admitParent, confinementOf, describeRefusal } from "../files/confinement.ts";
-import { fileInName } from "../driver/layers.ts";
+import { fileInName, lastLayer } from "../driver/layers.ts";
 import { snapshotQcow2 } from "../qcow2/snapshot.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import { removeOwn, type Storage } from "../files/storage.ts";
@@ -12,6 +12,11 @@ import type { Vbd } from "./vbd.ts";
 /** What was being done, for errors of the runtime. */
 const WHAT = "Cannot make a snapshot";
 
+/** The type of a snapshot within an image on Ceph. */
+const INSIDE = "rbd";
+/** The answer to a snapshot has so much room for its name. */
+const MOST_NAME = 255;
+
 /** How a snapshot of a running device is made. */
 export interface LiveSnapshotOptions {
   /** Path of the new image; with `rename`, the one that the running image goes by from now on. */
@@ -20,7 +25,10 @@ export interface LiveSnapshotOptions {
   readonly rename: boolean;
   /** How long draining may take, milliseconds. */
   readonly timeoutMs: number;
-  /** The type of the new image; without it, `qcow2` on a QCOW2, and `vhd` on all others. */
+  /**
+   * `rbd`: the snapshot is one within the image, and `path` is its name. Else the type of the new image;
+   * without it, `qcow2` on a QCOW2, and `vhd` on all others.
+   */
   readonly childType?: string;
 }
 
@@ -66,6 +74,7 @@ export function liveSnapshot(
   const { scheduler, files: { storage } } = context;
   let plan: Plan;
   try {
+    if (childType === INSIDE) return snapshotInside(vbd, { path, rename, done });
     plan = planFor(vbd, { storage, path, rename, childType });
   } catch (error) {
     return done(systemError(error, WHAT), null);
@@ -112,6 +121,47 @@ function withMore(error: SystemError, more: string): SystemError {
   return new SystemError(error.errno, message, { message, cause: error });
 }
 
+/** Makes a snapshot within the running image, which stays the one that is open. */
+function snapshotInside(
+  vbd: Vbd,
+  { path: name, rename, done }: { path: string; rename: boolean; done: DoneWith<LiveSnapshot> },
+): void {
+  const refuse = refuserOf(vbd);
+  requireRunning(vbd);
+  const { driver: { type }, rest } = lastLayer(vbd.name);
+  const image = vbd.images.find(({ spec }) => spec.type === type);
+  if (type !== INSIDE || image?.makeSnapshot === undefined) {
+    return refuse(Errno.EOPNOTSUPP, `${vbd.name} is no image on Ceph`);
+  }
+  if (rename) refuse(Errno.EINVAL, "an image on Ceph keeps its name");
+  if (!/^[^/@,\0]+$/.test(name)) refuse(Errno.EINVAL, `${JSON.stringify(name)} cannot be its name`);
+  const parent = `${INSIDE}:${rest.replace(/,.*/, "")}@${name}`;
+  if (parent.length > MOST_NAME) refuse(Errno.ENAMETOOLONG, parent);
+  image.makeSnapshot(name, (error) => {
+    if (error !== null) done(error, null);
+    else done(null, { name: vbd.name, parent, stallMs: 0 });
+  });
+}
+
+/** Throws the reason why no snapshot is made. */
+function refuserOf(vbd: Vbd): (errno: number, why: string) => never {
+  return (errno, why) => {
+    throw new SystemError(errno, `Cannot make a snapshot of minor ${vbd.minor} (${why})`);
+  };
+}
+
+/** Refuses a device without an image that is written to. */
+function requireRunning(vbd: Vbd): void {
+  const refuse = refuserOf(vbd);
+  if (vbd.name === "") refuse(Errno.EINVAL, "it has no image");
+  if (vbd.phase !== "open") {
+    const isPaused = vbd.phase === "paused";
+    refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
+  }
+  refuseSecondary(vbd);
+  if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
+}
+
 function planFor(
   vbd: Vbd,
   { storage, path, rename, childType }: {
@@ -121,19 +171,17 @@ function planFor(
     childType?: string;
   },
 ): Plan {
-  const refuse = (errno: number, why: string): never => {
-    throw new SystemError(errno, `Cannot make a snapshot of minor ${vbd.minor} (${why})`);
-  };
-  if (vbd.name === "") refuse(Errno.EINVAL, "it has no image");
-  if (vbd.phase !== "open") {
-    const isPaused = vbd.phase === "paused";
-    refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
+  const refuse = refuserOf(vbd);
+  requireRunning(vbd);
+  if (lastLayer(vbd.name).driver.type === INSIDE) {
+    refuse(Errno.EOPNOTSUPP, "an image on Ceph has its snapshots within it: say --type rbd");
   }
-  refuseSecondary(vbd);
-  if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
   const file = fileInName(vbd.name);
   if (file === null || file.driver.parentAs === undefined) {
-    return refuse(Errno.EOPNOTSUPP, `${vbd.name} is neither VHD nor QCOW2 nor raw`);
+    return refuse(
+      Errno.EOPNOTSUPP,
+      `${vbd.name} is neither VHD nor QCOW2 nor raw`,
+    );
   }
   const { parentAs } = file.driver;
   const type = childType ?? (parentAs === "qcow2" ? "qcow2" : "vhd");

@@ -1,6 +1,7 @@
 /** Disks on images of a real Ceph cluster, which the test starts. */
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { Errno } from "../../ffi/errno.ts";
 import { CephCluster, needsCeph } from "../support/ceph.ts";
 import { fio } from "../support/fio.ts";
 import { Cmd, NbdClient, noise } from "../support/nbd_client.ts";
@@ -155,6 +156,34 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.deepEqual(moment.subarray(0, MIB), noise(MIB, 1));
   },
 
+  async "tap-ctl snapshot makes a snapshot of a running image, under load"(
+    cluster,
+    tapdisks,
+    folder,
+  ) {
+    await cluster.rbd("create", "--size", "16M", "rbd/live");
+    const disk = await tapdisks.serve(cluster.image("live"));
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(12 * MIB, noise(MIB, 1));
+    const load = fio(disk.uri, [...VERIFIED, "size=8M"]);
+    const args = ["snapshot", ...address(disk), "--type", "rbd"];
+    const made = await tapdisks.tapCtlOk(...args, "-n", "one");
+    assert.match(made, /rbd:rbd\/live,conf=\S+ is open, with the snapshot rbd:rbd\/live@one/);
+    await client.write(12 * MIB, noise(MIB, 2));
+    await load;
+    const moment = await exported(cluster, "live@one", folder);
+    assert.deepEqual(moment.subarray(12 * MIB, 13 * MIB), noise(MIB, 1));
+    assert.deepEqual(await client.read(12 * MIB, MIB), noise(MIB, 2));
+    const refusals = [["one", Errno.EEXIST], ["a@b", Errno.EINVAL], ["/a", Errno.EINVAL]] as const;
+    for (const [name, errno] of refusals) {
+      assert.equal((await tapdisks.tapCtl(...args, "-n", name)).code, errno, name);
+    }
+    const file = await tapdisks.tapCtl("snapshot", ...address(disk), "-n", `${folder}/x.vhd`);
+    assert.equal(file.code, Errno.EOPNOTSUPP);
+    assert.match(file.stderr, /--type rbd/);
+    await client.disconnect();
+  },
+
   async "requests wait while the OSD and the monitor are away, and none fails"(cluster, tapdisks) {
     await cluster.rbd("create", "--size", "32M", "rbd/away");
     const disk = await tapdisks.serve(cluster.image("away"), { options: ["-t", "60"] });
@@ -196,7 +225,10 @@ const TESTS: Readonly<Record<string, Body>> = {
     await client.disconnect();
   },
 
-  async "an image that was resized has its new size after a pause"(cluster, tapdisks) {
+  async "an image that was resized has its new size after a pause; tap-ctl resizes it"(
+    cluster,
+    tapdisks,
+  ) {
     await cluster.rbd("create", "--size", "8M", "rbd/grows");
     const disk = await tapdisks.serve(cluster.image("grows"));
     await cluster.rbd("resize", "--no-progress", "--size", "24M", "rbd/grows");
@@ -205,23 +237,37 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.equal(await runOk("nbdinfo", ["--size", disk.uri]), `${24 * MIB}\n`);
     const { client } = await NbdClient.open(disk.socket);
     await client.write(23 * MIB, noise(MIB, 1));
-    assert.deepEqual(await client.read(23 * MIB, MIB), noise(MIB, 1));
     await client.disconnect();
+    await tapdisks.tapCtlOk("resize", ...address(disk), "-s", "32M");
+    const grown = await NbdClient.open(disk.socket);
+    assert.equal(grown.info.sizeBytes, 32 * MIB);
+    assert.deepEqual(await grown.client.read(23 * MIB, MIB), noise(MIB, 1));
+    assert.deepEqual(await grown.client.read(31 * MIB, MIB), new Uint8Array(MIB));
+    await grown.client.disconnect();
+    const smaller = await tapdisks.tapCtl("resize", ...address(disk), "-s", "8M");
+    assert.equal(smaller.code, Errno.EINVAL);
   },
 
-  async "td-util copies to an image and from it"(cluster, _tapdisks, folder) {
-    await cluster.rbd("create", "--size", "16M", "rbd/copy");
+  async "td-util makes an image, resizes it, and copies to it and from it"(
+    cluster,
+    _tapdisks,
+    folder,
+  ) {
     const [raw, vhd] = [`${folder}/a.raw`, `${folder}/b.vhd`];
     const bytes = new Uint8Array(16 * MIB);
     bytes.set(noise(MIB, 1), 5 * MIB);
     Deno.writeFileSync(raw, bytes);
     const tdUtil = (...args: string[]): Promise<string> => runOk(binaryPath("td-util"), args);
+    await tdUtil("create", cluster.image("copy"), "8M");
+    await tdUtil("resize", "--quiet", cluster.image("copy"), "16M");
     await tdUtil("convert", `aio:${raw}`, cluster.image("copy"));
     const there = await exported(cluster, "copy", folder);
     assert.ok(Buffer.from(there).equals(bytes));
     await tdUtil("convert", cluster.image("copy"), `vhd:${vhd}`);
     await runOk("qemu-img", ["compare", "-f", "raw", "-F", "vpc", raw, vhd]);
     assert.match(await tdUtil("info", cluster.image("copy")), /16 MiB/);
+    const again = await run(binaryPath("td-util"), ["create", cluster.image("copy"), "8M"]);
+    assert.equal(again.code, Errno.EEXIST, again.stderr);
   },
 
   async "requests make no objects: a call boxes two numbers"(cluster) {

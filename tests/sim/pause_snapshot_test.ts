@@ -33,13 +33,18 @@ function start(): { simulation: Simulation; device: SimulatedDevice } {
 function snapshotOf(
   { simulation, device }: { simulation: Simulation; device: SimulatedDevice },
   path: string,
-  { rename = false, timeoutMs = Infinity } = {},
+  { rename = false, timeoutMs = Infinity, childType }: {
+    rename?: boolean;
+    timeoutMs?: number;
+    childType?: string;
+  } = {},
 ): { errno: number; message: string; made: LiveSnapshot | null } {
   let result: ReturnType<typeof snapshotOf> | null = null;
   liveSnapshot(simulation.context, device.vbd, {
     path,
     rename,
     timeoutMs,
+    childType,
     done: (error, made) => {
       result = { errno: error?.errno ?? 0, message: error?.message ?? "", made };
     },
@@ -192,6 +197,9 @@ Deno.test("snapshots of what can have no layer on top are refused, and it runs o
     const { errno, message } = snapshotOf({ simulation, device }, "/new.vhd");
     assert.equal(errno, Errno.EOPNOTSUPP);
     assert.match(message, expected);
+    const inside = snapshotOf({ simulation, device }, "new", { childType: "rbd" });
+    assert.equal(inside.errno, Errno.EOPNOTSUPP);
+    assert.match(inside.message, /ram:8 is no image on Ceph/);
     assert.equal(device.vbd.phase, "open");
     assertHolds(device, 0, 8, 0);
     device.close();

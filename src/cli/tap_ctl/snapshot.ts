@@ -18,12 +18,16 @@ takes all writes from now on: a QCOW2 on a QCOW2, and a VHD on a VHD or a raw im
 FILE. With --rename, the running image becomes FILE, and the new image gets its old name. With --type
 qcow2, the new image is a QCOW2 whatever it is on.
 
+With --type rbd, the running image is one on Ceph, and FILE is the name of a snapshot that is made within
+it. The image stays the one that is written to, and requests go on.
+
 Prints how long requests were held back. When the snapshot fails, the disk keeps the image that it had.`;
 
 function makeSnapshot(
   { name, rename = false, timeout = 0, json, type, ...device }: SnapshotChoices,
 ): void {
-  const path = name.startsWith("/") ? name : `${workingFolder()}/${name}`;
+  const isFile = type !== "rbd";
+  const path = !isFile || name.startsWith("/") ? name : `${workingFolder()}/${name}`;
   const made = snapshotDevice(device, {
     path,
     rename,
@@ -34,7 +38,7 @@ function makeSnapshot(
     const { image, parent, stallMs } = made;
     printJson({ image, parent, stall_ms: stallMs });
   } else {
-    printLine(`${made.image} is open, on ${made.parent}`);
+    printLine(`${made.image} is open, ${isFile ? "on" : "with the snapshot"} ${made.parent}`);
     printLine(`requests waited ${made.stallMs.toFixed(1)} ms`);
   }
 }
@@ -46,7 +50,10 @@ export function defineSnapshot(command: Command): Command {
       "-n, --name <file>",
       "the new image or, with --rename, the running one's new name",
     )
-    .option("--type <type>", "the new image's type: vhd or qcow2")
+    .option(
+      "--type <type>",
+      "the new image's type: vhd or qcow2; rbd for a snapshot within an image",
+    )
     .option("--rename", "give the running image's name to the new one")
     .option("--json", "print JSON")
     .addHelpText("after", NOTES)

@@ -229,6 +229,13 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     scheduler.contain(new SystemError(errno, message, { message }), faults);
   }
 
+  makeSnapshot(name: string, done: Done): void {
+    this.#context.scheduler.settle(this.#session.makeSnapshot(name), (result) => {
+      const what = `Cannot make the snapshot ${name} of rbd:${this.spec.path}`;
+      done(result < 0 ? new SystemError(-result, what) : null);
+    });
+  }
+
   // ---- the end ----------------------------------------------------------------------------
 
   close(done: Done): void {
