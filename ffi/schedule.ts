@@ -40,3 +40,16 @@ export function becomeNice(niceness: number): void {
   if (libc.setpriority(PRIO_PROCESS, 0, niceness) === 0) return;
   throw new SystemError(lastErrno(), `Cannot have niceness ${niceness}`);
 }
+
+/** The niceness of this process. */
+export function niceness(): number {
+  const stat = Deno.readTextFileSync("/proc/self/stat");
+  // The fields follow the name, which is in parentheses and may contain any character.
+  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[16]);
+}
+
+/** The processors that this process may run on, as the kernel writes them: `0-3,8`. */
+export function processorsAllowed(): string {
+  const status = Deno.readTextFileSync("/proc/self/status");
+  return /^Cpus_allowed_list:\t(.*)$/m.exec(status)?.[1] ?? "";
+}

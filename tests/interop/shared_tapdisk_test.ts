@@ -1,7 +1,13 @@
 /** One process for disks of several callers: BLKTAP_DISKS_PER_PROCESS. */
 import assert from "node:assert/strict";
 import { OPEN_DEFAULTS } from "../../src/control/protocol/open_request.ts";
-import { type ControlBench, isRunning, until, withControlBench } from "../support/control.ts";
+import {
+  commandLine,
+  type ControlBench,
+  isRunning,
+  until,
+  withControlBench,
+} from "../support/control.ts";
 import { NbdClient } from "../support/nbd_client.ts";
 import { binaryPath, needs, runOk } from "../support/tools.ts";
 
@@ -161,6 +167,17 @@ test("a tapdisk runs where and how the settings say", 8, async (bench) => {
     assert.match(of("status"), /Cpus_allowed_list:\t0\n/);
     assert.equal(of("stat").replace(/^.*\) /, "").split(" ")[16], "19");
   }
+  assert.doesNotMatch(bench.log(), /in the settings/);
+
+  // Without the right to lower it the disks are served all the same.
+  Deno.writeTextFileSync(config, "BLKTAP_NICE=-5\n");
+  const without = Deno.uid() === 0
+    ? ["setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice"]
+    : ["env"];
+  const [program, ...args] = [...without, ...commandLine("tap-ctl", "spawn")];
+  await runOk(program, args, { env: bench.env });
+  assert.match(bench.log(), /The niceness is \d+, not -5 as in the settings/);
+
   Deno.writeTextFileSync(config, "BLKTAP_CPUS=8191\n");
   const { code, stderr } = await bench.tapCtl("spawn");
   assert.equal(code, 22);

@@ -11,7 +11,12 @@ import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/proces
 import { createDevice } from "../../control/client/lifecycle.ts";
 import { type DeviceChoice, OPEN_DEFAULTS } from "../../control/protocol/open_request.ts";
 import { controlSocketPath, nbdSocketPath, requireOwnFolder } from "../../control/paths.ts";
-import { DAEMON_ARGUMENT, SHARED_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
+import {
+  DAEMON_ARGUMENT,
+  settingsNotInEffect,
+  SHARED_ARGUMENT,
+  spawnTapdisk,
+} from "../../control/client/spawn.ts";
 import type { Logger } from "../../log/log.ts";
 import { absoluteImage, deviceChoice, imagesHelp } from "../tap_ctl/image_options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
@@ -112,6 +117,7 @@ async function serve(
     raiseLimits(log);
     const tapdisk = startTapdisk(log, { shared });
     handleSignals(tapdisk, log);
+    if (!inForeground) { for (const line of settingsNotInEffect()) log.warn(line); }
     log.info(`Ready on ${tapdisk.socketPath}`);
     printLine(tapdisk.socketPath);
     if (!inForeground) {

@@ -1,10 +1,10 @@
 import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
 import { keepDescriptorsFromChildren } from "../../../ffi/process.ts";
-import { becomeNice, runOn } from "../../../ffi/schedule.ts";
+import { becomeNice, niceness, processorsAllowed, runOn } from "../../../ffi/schedule.ts";
 import { TapdiskError } from "./connection.ts";
 import { numberAfter } from "../paths.ts";
-import { tapdiskSettings } from "../settings.ts";
+import { parseProcessors, tapdiskSettings } from "../settings.ts";
 
 /** How long a new tapdisk may take until it answers. */
 const START_TIMEOUT_MS = 30_000;
@@ -59,11 +59,39 @@ async function failure(child: Deno.ChildProcess): Promise<Error> {
     : new TapdiskError(errno, reason.replace(/^tapdisk: /, ""));
 }
 
-/** Gives this thread, and so its children, the processors and the niceness of the settings. */
+/** Does what this process may lack the right to do. Throws `SystemError` for any other reason. */
+function ifPermitted(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    const errno = error instanceof SystemError ? error.errno : 0;
+    if (errno !== Errno.EPERM && errno !== Errno.EACCES) throw error;
+  }
+}
+
+/**
+ * Gives this thread, and so its children, the processors and the niceness of the settings. Without the
+ * right to do so a disk is served all the same, and its tapdisk logs `settingsNotInEffect`.
+ */
 function takeSettings(): void {
-  const { processors, niceness } = tapdiskSettings();
-  if (processors !== null) runOn(processors);
-  if (niceness !== null) becomeNice(niceness);
+  const { processors, niceness: nice } = tapdiskSettings();
+  if (processors !== null) ifPermitted(() => runOn(processors));
+  if (nice !== null) ifPermitted(() => becomeNice(nice));
+}
+
+/** The settings that whoever started this tapdisk could not give it, a line each. */
+export function settingsNotInEffect(): string[] {
+  const wanted = tapdiskSettings();
+  const lines: string[] = [];
+  if (wanted.niceness !== null && niceness() !== wanted.niceness) {
+    lines.push(`The niceness is ${niceness()}, not ${wanted.niceness} as in the settings`);
+  }
+  const allowed = new Set(parseProcessors(processorsAllowed()));
+  const { processors } = wanted;
+  if (processors !== null && !allowed.isSubsetOf(new Set(processors))) {
+    lines.push(`The processors are ${[...allowed].join(",")}, not those of the settings`);
+  }
+  return lines;
 }
 
 /**
