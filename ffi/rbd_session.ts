@@ -36,7 +36,7 @@ const SETTINGS: readonly (readonly [string, string])[] = [
   ["err_to_stderr", "false"],
 ];
 /** How long a connection may take, seconds, where the configuration file says nothing else. */
-const CONNECT_SECONDS = "30";
+const TIMEOUT_SECONDS = "30";
 
 /** Which image, and how. */
 export interface RbdPlace {
@@ -55,6 +55,8 @@ export interface RbdPlace {
   /** The configuration file; null for the usual places. */
   readonly conf: string | null;
   readonly readOnly: boolean;
+  /** Whether calls and requests fail when the cluster does not answer; by default they wait. */
+  readonly givesUp?: boolean;
 }
 
 /** A call to the cluster: the part of a sequence that can wait here, or on a thread. */
@@ -82,9 +84,12 @@ async function runAside<Result>(steps: Steps<Result>): Promise<Result> {
   return next.value;
 }
 
-/** Opens an image, and waits for the cluster. Throws `SystemError`. */
+/**
+ * Opens an image, and waits for the cluster: half a minute for each answer, unless the configuration
+ * says more. The image's requests wait as long, too, and fail then (ETIMEDOUT). Throws `SystemError`.
+ */
 export function openRbd(place: RbdPlace): RbdSession {
-  return runHere(opening(place));
+  return runHere(opening({ ...place, givesUp: true }));
 }
 
 /** Opens an image while threads wait. The promise fails with a `SystemError`. */
@@ -175,7 +180,11 @@ function makeClient(place: RbdPlace, handles: Handles): void {
     // An option that this version of the library lacks changes nothing.
     rados.rados_conf_set(handles.cluster, cString(option), cString(value));
   };
-  set("client_mount_timeout", CONNECT_SECONDS);
+  set("client_mount_timeout", TIMEOUT_SECONDS);
+  if (place.givesUp === true) {
+    set("rados_osd_op_timeout", TIMEOUT_SECONDS);
+    set("rados_mon_op_timeout", TIMEOUT_SECONDS);
+  }
   const read = rados.rados_conf_read_file(handles.cluster, conf === null ? null : cString(conf));
   if (read < 0) throw failed(place, read, confFault(place));
   for (const [option, value] of SETTINGS) set(option, value);

@@ -2,7 +2,7 @@ import { type Command, Option } from "commander";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { workingFolder } from "../../ffi/paths.ts";
 import { PARENT_ROOT_TEXT } from "./shared_texts.ts";
-import { ANY_FOLDER, PARENT_ROOTS_VARIABLE } from "../files/confinement.ts";
+import { ANY_FOLDER, ON_CEPH, PARENT_ROOTS_VARIABLE } from "../files/confinement.ts";
 
 /** The values of `--parent-root`. */
 export interface ParentRootChoices {
@@ -28,7 +28,8 @@ export function allowParentRoots({ parentRoot = [] }: ParentRootChoices): void {
       const why = `${PARENT_ROOTS_VARIABLE} cannot hold a name with a colon`;
       throw new SystemError(Errno.EINVAL, `Cannot allow parents in ${root}: ${why}`);
     }
-    return root.startsWith("/") || root === ANY_FOLDER ? root : `${workingFolder()}/${root}`;
+    const isWord = root === ANY_FOLDER || root === ON_CEPH;
+    return root.startsWith("/") || isWord ? root : `${workingFolder()}/${root}`;
   });
   const before = Deno.env.get(PARENT_ROOTS_VARIABLE) ?? "";
   if (roots.length > 0) {

@@ -1,2 +1,3 @@
 /** What every `--help` and manual page says of the option that allows folders for parents. */
-export const PARENT_ROOT_TEXT = "allow parents in this folder too; 'any' allows all; repeatable";
+export const PARENT_ROOT_TEXT =
+  "allow parents in this folder too, or 'any', or 'rbd' (Ceph); repeatable";

@@ -40,6 +40,7 @@ import type { Deferral } from "./deferral.ts";
 import type { Named } from "./image_name.ts";
 import type { FoundParent } from "../vhd/image/parent.ts";
 import type { DiskKey } from "../vhd/key.ts";
+import type { Storage } from "../files/storage.ts";
 import type { RetainedState } from "./retained_state.ts";
 import type { PieceTable } from "./pieces.ts";
 
@@ -260,11 +261,17 @@ export interface DriverType {
    * Does the part of opening an image that takes time, while the loop serves other disks; `open`
    * finds what it got ready in its context.
    *
-   * @param done Called in a later turn.
+   * @param done Called in a later turn, or at once where nothing takes time.
    * @returns Gives it up; `done` is not called then.
+   * @param storage Where its files are.
    * @throws {SystemError} For what is refused at once.
    */
-  prepare?(spec: ImageSpec, scheduler: Scheduler, done: DoneWith<Prepared>): () => void;
+  prepare?(
+    spec: ImageSpec,
+    scheduler: Scheduler,
+    done: DoneWith<Prepared>,
+    storage: Storage,
+  ): () => void;
   /** Opens an image. Throws an error that names the file and the reason and has an `errno`. */
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver;
 }

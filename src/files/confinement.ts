@@ -15,12 +15,15 @@ import { folderOf, isWithin, normalizePath, volumeNames } from "./paths.ts";
 import { requireTrustedFile } from "./trusted_path.ts";
 import type { FileLocation, Storage } from "./storage.ts";
 
-/** One folder a line. `any` allows all folders; a `#` starts a comment. */
+/** One folder a line. `any` allows all folders, `rbd` images on Ceph; a `#` starts a comment. */
 const PARENT_ROOTS_FILE = "/etc/blktap/parent-roots";
 /** Folders separated by colons, or `any`. */
 export const PARENT_ROOTS_VARIABLE = "BLKTAP_PARENT_ROOTS";
 /** The value that allows all folders. */
 export const ANY_FOLDER = "any";
+
+/** The value that allows images on Ceph as parents. */
+export const ON_CEPH = "rbd";
 
 /**
  * The advice in an error about a refused parent. It is short, as a control message has 255 bytes.
@@ -37,6 +40,8 @@ const SR_MOUNT_FOLDERS = ["/run/sr-mount", "/var/run/sr-mount"];
 export interface Confinement {
   /** Real paths, with all links resolved. Null allows all folders. */
   readonly roots: readonly string[] | null;
+  /** Whether images on Ceph may be parents, too. */
+  readonly onCeph: boolean;
 }
 
 let allowed: readonly string[] = [];
@@ -56,7 +61,7 @@ export function allowParentsIn(folders: readonly string[]): readonly string[] {
 /** Parses the text of `/etc/blktap/parent-roots` into folders. */
 export function parseParentRoots(text: string): string[] {
   return text.split("\n").map((line) => line.replace(/#.*/, "").trim())
-    .filter((line) => line.startsWith("/") || line === ANY_FOLDER);
+    .filter((line) => line.startsWith("/") || line === ANY_FOLDER || line === ON_CEPH);
 }
 
 /** The allowed folders besides the image's own. */
@@ -85,9 +90,10 @@ function fileRoots(): string[] {
 
 /** The allowed folders for the parents of an image that the caller named. */
 export function confinementOf(storage: Storage, path: string): Confinement {
-  if (allowed.includes(ANY_FOLDER)) return { roots: null };
-  const folders = allowedFolders();
-  if (folders.includes(ANY_FOLDER)) return { roots: null };
+  if (allowed.includes(ANY_FOLDER)) return ANYWHERE;
+  const settings = allowedFolders();
+  if (settings.includes(ANY_FOLDER)) return ANYWHERE;
+  const folders = settings.filter((setting) => setting !== ON_CEPH);
   const absolute = path.startsWith("/") ? path : `${storage.workingDirectory()}/${path}`;
   const own = realFolder(storage, folderOf(absolute));
   const plain = normalizePath(storage, path);
@@ -95,8 +101,13 @@ export function confinementOf(storage: Storage, path: string): Confinement {
     isWithin(plain, folder) || isWithin(own, realFolder(storage, folder))
   );
   const roots = [own, ...(inRepository ? SR_MOUNT_FOLDERS : []), ...folders];
-  return { roots: [...new Set(roots.map((root) => realFolder(storage, root)))] };
+  return {
+    roots: [...new Set(roots.map((root) => realFolder(storage, root)))],
+    onCeph: folders.length < settings.length,
+  };
 }
+
+const ANYWHERE: Confinement = { roots: null, onCeph: true };
 
 /**
  * The real path of a folder, with all links resolved. A folder that does not exist stays as

@@ -91,7 +91,7 @@ export class OpenImage implements RequestSink, FaultOwner {
     };
     let failure: unknown = null;
     await run((finished) =>
-      preparation.run(leaf, context.scheduler, (error) => {
+      preparation.run(leaf, context, (error) => {
         try {
           if (error !== null) throw error;
           image.#images = isAlone

@@ -1,6 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import type { ImageSpec, Prepared } from "../driver/driver.ts";
-import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { DriverContext, ImageSpec, Prepared } from "../driver/driver.ts";
 import { checkedLayer } from "./chain.ts";
 
 /**
@@ -22,7 +21,11 @@ export class Preparation {
    *
    * @param ready Opens the image, which takes what was prepared by `take`; or null and an error.
    */
-  run(leaf: ImageSpec, scheduler: Scheduler, ready: (error: unknown) => void): void {
+  run(
+    leaf: ImageSpec,
+    { scheduler, files: { storage } }: Pick<DriverContext, "scheduler" | "files">,
+    ready: (error: unknown) => void,
+  ): void {
     let isOver = false;
     const end = (error: unknown, prepared: Prepared | null): void => {
       isOver = true;
@@ -36,7 +39,8 @@ export class Preparation {
     try {
       const { driver, rest } = checkedLayer(leaf);
       if (driver.prepare === undefined) return end(null, null);
-      stop = driver.prepare({ ...leaf, type: driver.type, path: rest }, scheduler, end);
+      const spec = { ...leaf, type: driver.type, path: rest };
+      stop = driver.prepare(spec, scheduler, end, storage);
     } catch (error) {
       if (isOver) throw error;
       return end(error, null);

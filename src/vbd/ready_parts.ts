@@ -67,7 +67,7 @@ export function prepareParts(
   }
   secondary.openLater(name, options, isKept, (error, second) => {
     if (error !== null) return ready(error, NOTHING_READY);
-    preparation.run(parent ?? leaf, context.scheduler, (failure) => {
+    preparation.run(parent ?? leaf, context, (failure) => {
       if (failure !== null) leaveSecond(second);
       ready(failure, { second, parent });
     });

@@ -2,7 +2,7 @@
  * Measures the speed of a served image on a Ceph cluster, and compares it with qemu-nbd on the same
  * image. (nbdkit has no plugin for such images in Debian.)
  *
- *     deno task bench:rbd [--rounds 3] [--seconds 3] [--size 128]
+ *     deno task bench:rbd [--rounds 3] [--seconds 3] [--size 128] [--loads randwrite-32,…]
  *
  * The cluster is that of the tests: a monitor and an OSD in memory on this machine, so most of the time
  * is the OSD's. The image holds data everywhere. fio's nbd engine generates the load; the servers take
@@ -46,7 +46,12 @@ async function startServer(
 }
 
 async function bench(
-  { rounds, seconds, size }: { rounds: number; seconds: number; size: number },
+  { rounds, seconds, size, loads }: {
+    rounds: number;
+    seconds: number;
+    size: number;
+    loads: readonly string[];
+  },
 ): Promise<Sample[]> {
   const folder = Deno.makeTempDirSync({ prefix: "blktap-bench-" });
   const cluster = await CephCluster.start();
@@ -56,7 +61,7 @@ async function bench(
     const fill = ["--io-type", "write", "--io-size", "4M", "--io-total", `${size}M`];
     await cluster.rbd("bench", ...fill, "rbd/bench");
     for (let round = 1; round <= rounds; round++) {
-      for (const load of LOADS) {
+      for (const load of LOADS.filter(({ name }) => loads.includes(name))) {
         for (const server of SERVERS) {
           const served = await startServer(server, { cluster, folder, sizeBytes: size * MIB });
           const figures = await measure(served, load, seconds);
@@ -83,6 +88,7 @@ function printTable(samples: readonly Sample[]): void {
           .map((sample) => sample[figure]),
       );
     for (const server of SERVERS) {
+      if (!samples.some(({ load }) => load === name)) continue;
       const [iops, cpu] = [of(server, "iops"), of(server, "cpuMicrosecondsPerIo")];
       rows.push([
         `${name.padEnd(14)}${server}`,
@@ -106,7 +112,13 @@ if (import.meta.main) {
   const program = new Command()
     .option("--rounds <count>", "rounds of all loads", Number, 3)
     .option("--seconds <count>", "seconds of each run", Number, 3)
-    .option("--size <mib>", "MiB of the image", Number, 128);
+    .option("--size <mib>", "MiB of the image", Number, 128)
+    .option(
+      "--loads <names>",
+      "which loads",
+      (names: string) => names.split(","),
+      LOADS.map(({ name }) => name),
+    );
   program.parse(Deno.args, { from: "user" });
   printTable(await bench(program.opts()));
 }

@@ -12,7 +12,7 @@ import {
   type Tapdisks,
   withTapdisks,
 } from "../support/served.ts";
-import { binaryPath, run, runOk } from "../support/tools.ts";
+import { binaryPath, run, runOk, type RunResult } from "../support/tools.ts";
 
 const MIB = 1 << 20;
 const { ignore, suffix } = needsCeph("fio", "dist/td-util", "nbdinfo", "qemu-img");
@@ -268,6 +268,52 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.match(await tdUtil("info", cluster.image("copy")), /16 MiB/);
     const again = await run(binaryPath("td-util"), ["create", cluster.image("copy"), "8M"]);
     assert.equal(again.code, Errno.EEXIST, again.stderr);
+  },
+
+  async "a QCOW2 on this machine is on an image of the cluster, where that is allowed"(
+    cluster,
+    _tapdisks,
+    folder,
+  ) {
+    await cluster.rbd("create", "--size", "16M", "rbd/golden");
+    const raw = `${folder}/golden.raw`;
+    const golden = new Uint8Array(16 * MIB);
+    golden.set(noise(MIB, 1), 9 * MIB);
+    Deno.writeFileSync(raw, golden);
+    const tdUtil = (...args: string[]): Promise<RunResult> =>
+      run(binaryPath("td-util"), args, { env: { CEPH_CONF: cluster.conf } });
+    assert.equal((await tdUtil("convert", `aio:${raw}`, cluster.image("golden"))).code, 0);
+    await cluster.rbd("snap", "create", "--no-progress", "rbd/golden@v1");
+    const child = async (name: string, backing: string): Promise<string> => {
+      const path = `${folder}/${name}.qcow2`;
+      const create = ["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing];
+      await runOk("qemu-img", [...create, path, "16M"]);
+      return `qcow2:${path}`;
+    };
+    const image = await child("child", "rbd:rbd/golden@v1:id=admin");
+    const refused = await tdUtil("map", image);
+    assert.match(refused.stderr, /allow images on Ceph by --parent-root rbd/);
+    const hostile = await child("hostile", `rbd:rbd/golden@v1:conf=${cluster.conf}`);
+    const answer = await tdUtil("map", "--parent-root", "rbd", hostile);
+    assert.match(answer.stderr, /only id= may be an option/);
+    const env = { CEPH_CONF: cluster.conf, BLKTAP_PARENT_ROOTS: "rbd" };
+    await withTapdisks(async (tapdisks) => {
+      const disk = await tapdisks.serve(image);
+      const { client } = await NbdClient.open(disk.socket);
+      assert.deepEqual(await client.read(9 * MIB, MIB), noise(MIB, 1));
+      await client.write(9 * MIB + 4096, noise(8192, 2));
+      const expected = noise(MIB, 1);
+      expected.set(noise(8192, 2), 4096);
+      assert.deepEqual(await client.read(9 * MIB, MIB), expected);
+      assert.deepEqual(await client.read(0, MIB), new Uint8Array(MIB));
+      await client.disconnect();
+    }, { env });
+    const grandchild = `${folder}/grandchild.qcow2`;
+    const top = ["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "child.qcow2"];
+    await runOk("qemu-img", [...top, grandchild, "16M"]);
+    const map = await tdUtil("map", "--parent-root", "rbd", `qcow2:${grandchild}`);
+    assert.match(map.stdout, /qcow2:\S+child\.qcow2\n.*rbd:rbd\/golden@v1,id=admin/);
+    assert.ok(Buffer.from(await exported(cluster, "golden@v1", folder)).equals(golden));
   },
 
   async "requests make no objects: a call boxes two numbers"(cluster) {

@@ -32,18 +32,21 @@ export class Tapdisks {
   readonly #disks = new Set<Disk>();
   readonly #pids = new Set<number>();
   readonly #queue: string;
+  readonly #more: Record<string, string>;
 
   /**
    * @param folder Where the control folder is created.
    * @param queue The disk queue, for `--queue`.
+   * @param more More of the environment of tap-ctl and the tapdisks.
    */
-  constructor(folder: string, queue: string = TEST_QUEUE) {
+  constructor(folder: string, queue: string = TEST_QUEUE, more: Record<string, string> = {}) {
     this.controlFolder = `${folder}/ctl`;
     this.#queue = queue;
+    this.#more = more;
   }
 
   get #env(): Record<string, string> {
-    return { BLKTAP_CONTROL_DIR: this.controlFolder, BLKTAP_DEVICE: "none" };
+    return { BLKTAP_CONTROL_DIR: this.controlFolder, BLKTAP_DEVICE: "none", ...this.#more };
   }
 
   tapCtl(...args: string[]): Promise<RunResult> {
@@ -135,10 +138,10 @@ export class Tapdisks {
 /** Calls `body` with a new folder and its tapdisks, and removes all of them afterwards. */
 export async function withTapdisks(
   body: (tapdisks: Tapdisks, folder: string) => Promise<void>,
-  { parent, queue }: { parent?: string; queue?: string } = {},
+  { parent, queue, env }: { parent?: string; queue?: string; env?: Record<string, string> } = {},
 ): Promise<void> {
   const folder = Deno.makeTempDirSync({ prefix: "blktap-test-", dir: parent });
-  const tapdisks = new Tapdisks(folder, queue);
+  const tapdisks = new Tapdisks(folder, queue, env);
   try {
     await body(tapdisks, folder);
     await tapdisks.finish();

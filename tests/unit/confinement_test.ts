@@ -265,6 +265,6 @@ Deno.test("the rule by itself: folder and target within a root, or a block devic
   assert.deepEqual(volumeNames("/dev/mapper/VG_Xen--1-VHD--2"), ["/dev/VG_Xen-1/VHD-2"]);
   assert.deepEqual(volumeNames("/dev/mapper/control"), []);
   assert.deepEqual(volumeNames("/srv/a/b"), []);
-  const text = "# roots\n/srv/vm  # ours\n\n  /data\nrelative\nany\n";
-  assert.deepEqual(parseParentRoots(text), ["/srv/vm", "/data", "any"]);
+  const text = "# roots\n/srv/vm  # ours\n\n  /data\nrelative\nany\nrbd # Ceph\n";
+  assert.deepEqual(parseParentRoots(text), ["/srv/vm", "/data", "any", "rbd"]);
 });

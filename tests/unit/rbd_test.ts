@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { objectBits } from "../../ffi/rbd_session.ts";
 import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
 import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
+import { backingOnCeph } from "../../src/qcow2/image/named_files.ts";
 import { Operations } from "../../src/driver/rbd/operations.ts";
 import { parseRbdName } from "../../src/driver/rbd/rbd_name.ts";
 
@@ -45,6 +46,35 @@ Deno.test("what is no name of an image on Ceph is refused", () => {
   ] as const;
   for (const [name, why] of cases) {
     assert.throws(() => parseRbdName(name, { readOnly: false }), why, name);
+  }
+});
+
+Deno.test("an image on Ceph below a QCOW2 is what QEMU names, where that is allowed", () => {
+  const below = (name: string, { onCeph = true, format = "raw" as string | null } = {}) =>
+    backingOnCeph({
+      backing: { name, format },
+      path: "/d.qcow2",
+      confinement: { roots: ["/"], onCeph },
+    });
+  assert.equal(below("rbd:p/n/i@s:id=x"), "p/n/i@s,id=x");
+  assert.equal(below("rbd:p/i"), "p/i");
+  assert.equal(below("base.raw"), null);
+  assert.equal(below("./rbd:p/i"), null);
+  assert.throws(() => below("rbd:p/i", { onCeph: false }), /--parent-root rbd/);
+  assert.throws(() => below("rbd:p/i", { format: "qcow2" }), /is not raw/);
+  assert.throws(() => below("rbd:p/i", { format: null }), /is not raw/);
+  for (
+    const name of [
+      "p/i,conf=/f",
+      "p/i:conf=/f",
+      "p/i:id=x,conf=/f",
+      "p/i:id=",
+      "p\\:q/i",
+      "",
+      "p/i:",
+    ]
+  ) {
+    assert.throws(() => below(`rbd:${name}`), /only id= may be an option/, name);
   }
 });
 

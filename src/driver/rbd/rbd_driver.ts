@@ -69,7 +69,7 @@ function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageD
 }
 
 /** Images on Ceph. */
-export const rbdDriver: DriverType = {
+export const rbdDriver: DriverType & Required<Pick<DriverType, "prepare">> = {
   type: "rbd",
   where: "POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]",
   summary: "An image on a Ceph cluster; ,conf=FILE ,id=USER ,cluster=NAME may follow",

@@ -5,7 +5,12 @@
  * @module
  */
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { admitParent, type Confinement, describeRefusal } from "../../files/confinement.ts";
+import {
+  admitParent,
+  type Confinement,
+  describeRefusal,
+  ON_CEPH,
+} from "../../files/confinement.ts";
 import { canonicalPath, folderOf, normalizePath } from "../../files/paths.ts";
 import type { FileIdentity, Storage } from "../../files/storage.ts";
 import type { Qcow2Image } from "./image.ts";
@@ -73,6 +78,35 @@ export function locateBacking(image: Qcow2Image): BackingFile | null {
     );
   }
   return { type, ...locateNamed(image, name, "backing file") };
+}
+
+/** How QEMU names an image on Ceph: `rbd:POOL/IMAGE[@SNAPSHOT][:OPTION=VALUE]…`. */
+const CEPH_PROTOCOL = "rbd:";
+
+/**
+ * The image on Ceph that an image has as its backing file, as tapdisk names it behind `rbd:`; null when
+ * its backing file is another, or there is none.
+ *
+ * Only `id` may follow its name: with a configuration file of its choice, an image that comes from
+ * anywhere could make this program write to a log of its choice.
+ *
+ * @throws {SystemError} EPERM when images on Ceph are not allowed, or for another option; EINVAL for a
+ * format that is not raw.
+ */
+export function backingOnCeph(
+  { backing, path, confinement }: Pick<Qcow2Image, "backing" | "path" | "confinement">,
+): string | null {
+  if (backing === null || !backing.name.startsWith(CEPH_PROTOCOL)) return null;
+  const what = `Cannot use ${path}: its backing file is ${JSON.stringify(backing.name)}`;
+  if (!confinement.onCeph) {
+    const hint = `allow images on Ceph by --parent-root ${ON_CEPH}`;
+    throw new SystemError(Errno.EPERM, what, { hint });
+  }
+  if (backing.format !== "raw") throw new SystemError(Errno.EINVAL, `${what}, and is not raw`);
+  const [name, ...options] = backing.name.slice(CEPH_PROTOCOL.length).split(":");
+  const isPlain = /^[^\\,]+$/.test(name) && options.every((option) => /^id=[^\\,]+$/.test(option));
+  if (!isPlain) throw new SystemError(Errno.EPERM, `${what}, of which only id= may be an option`);
+  return [name, ...options].join(",");
 }
 
 /**

@@ -173,7 +173,8 @@ class ConfigTarget implements Target {
     else if (kind === 4) checkArguments(random, text);
     else {
       const roots = parseParentRoots(text);
-      assert.ok(roots.every((root) => root.startsWith("/") || root === "any"), `${roots}`);
+      const isRoot = (root: string): boolean => /^(?:\/.*|any|rbd)$/s.test(root);
+      assert.ok(roots.every(isRoot), `${roots}`);
     }
   }
 
