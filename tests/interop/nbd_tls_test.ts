@@ -33,10 +33,14 @@ interface World {
   readonly peers: Deno.ChildProcess[];
 }
 
-function tlsTest(name: string, body: (world: World) => Promise<void>): void {
+function tlsTest(
+  name: string,
+  body: (world: World) => Promise<void>,
+  { needed = "" }: { needed?: string } = {},
+): void {
   Deno.test({
-    name: `NBD over TCP: ${name}${suffix}`,
-    ignore,
+    name: `NBD over TCP: ${name}${suffix}${needed === "" ? "" : ` (skipped: needs ${needed})`}`,
+    ignore: ignore || needed !== "",
     fn: () =>
       withTapdisks(async (tapdisks, folder) => {
         const pki = await makePki(`${folder}/pki`);
@@ -158,6 +162,41 @@ tlsTest("fio verifies through TLS at both ends", async ({ tapdisks, folder, pki 
   await tapdisks.stop(near);
   await waitForClients(tapdisks, disk, 0);
 });
+
+/** What this machine lacks of IPv6; empty when it has it. */
+function missingIpv6(): string {
+  try {
+    Deno.listen({ hostname: "::1", port: 0 }).close();
+    return "";
+  } catch {
+    return "IPv6";
+  }
+}
+
+tlsTest("peers over IPv6, and over both", async ({ tapdisks, folder, pki }) => {
+  const disk = await madeDisk(tapdisks, folder);
+  const serve = (at: string, folder = pki): Promise<string> =>
+    tapdisks.tapCtlOk(
+      ...["serve", ...serveArgs(disk), "--listen", at, "--tls-certificates", folder],
+    );
+  const query = `/?tls-certificates=${pki}`;
+  const alone = /^\[::1\]:(\d+)$/.exec((await serve("[::1]:0")).trim())?.[1];
+  assert.equal(await size(`nbds://[::1]:${alone}${query}`), DISK_MIB * MIB);
+  await refused(`nbds://127.0.0.1:${alone}${query}`);
+  // All addresses of both families, on one socket.
+  const both = /^\*:(\d+)$/.exec((await serve(":0")).trim())?.[1];
+  for (const host of ["[::1]", "127.0.0.1", "localhost"]) {
+    assert.equal(await size(`nbds://${host}:${both}${query}`), DISK_MIB * MIB, host);
+    // The driver compares the certificate with the address.
+    const near = await tapdisks.serve(`nbds://${host}:${both}${query}`);
+    assert.equal(await size(near.uri), DISK_MIB * MIB, host);
+    await tapdisks.stop(near);
+  }
+  const other = await makePki(`${folder}/other`, { altNames: "DNS:localhost,IP:127.0.0.1" });
+  const where = (await serve("[::1]:0", other)).trim();
+  const named = `nbds://${where}/?tls-certificates=${other}`;
+  await assert.rejects(() => tapdisks.serve(named), /address mismatch/);
+}, { needed: missingIpv6() });
 
 tlsTest("clients are verified", async ({ tapdisks, folder, pki }) => {
   const disk = await madeDisk(tapdisks, folder);
