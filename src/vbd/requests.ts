@@ -115,11 +115,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /** One line for each open request, the oldest first, for the log. */
   report(): string[] {
-    return reportRequests(this.#slots, {
-      times: this.times,
-      retries: this.#retries,
-      nowMs: this.#context.scheduler.nowMs(),
-    });
+    const nowMs = this.#context.scheduler.nowMs();
+    return reportRequests(this.#slots, { times: this.times, retries: this.#retries, nowMs });
   }
 
   /** Runs requests against an image, those first that waited for it. */
@@ -399,7 +396,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   #handOver(slot: number, mayHold: boolean): boolean {
     const { kind, sector, count } = this.#slots;
-    const refusal = this.#refusal(kind[slot], sector[slot], count[slot]);
+    const refusal = this.#retries.moot(slot) ||
+      this.#refusal(kind[slot], sector[slot], count[slot]);
     const isLimited = this.#throttle.isOn && refusal === 0;
     if (isLimited && mayHold && this.#throttle.holds(slot)) {
       this.times.move(slot, Stage.Limit);

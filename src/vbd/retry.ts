@@ -127,6 +127,15 @@ export class RetryQueue {
     return this.#lastErrors[slot];
   }
 
+  /**
+   * ECONNRESET for a request that failed, and whose client has gone without an answer: the client may
+   * have made it again on another connection, and written something newer since. Else 0.
+   */
+  moot(slot: number): number {
+    if (this.#failures[slot] === 0) return 0;
+    return this.#slots.owner[slot].faults?.failed === true ? Errno.ECONNRESET : 0;
+  }
+
   /** A try of a request failed. Says whether there is to be another. */
   noteFailure(slot: number, errno: number, { policy, attempts, timeoutMs }: RetryLimits): boolean {
     const nowMs = this.#scheduler.nowMs();

@@ -195,6 +195,31 @@ Deno.test("errors reach the client as the protocol has them", () => {
   rig.close();
 });
 
+Deno.test("a write of a client that left is not tried again over what was written since", () => {
+  const rig = new Rig();
+  const slow = rig.connect("none");
+  const write = (byte: number): Uint8Array =>
+    joined(
+      requestHeader({ command: Cmd.Write, offset: 10 * MIB, length: 512, cookie: byte }),
+      new Uint8Array(512).fill(byte),
+    );
+  rig.simulation.lengthFault = Errno.ENOSPC;
+  slow.send(write(1));
+  rig.loop.poll();
+  const { requests } = rig.device.vbd;
+  while (requests.retrying === 0) rig.simulation.scheduler.turn();
+  // It goes without an answer. What it has written on another connection is newer.
+  rig.disconnect(slow);
+  assert.equal(rig.connections.size, 0);
+  rig.simulation.lengthFault = 0;
+  const again = rig.connect("none");
+  assert.equal(rig.exchange(again, write(2)).getUint32(4), 0);
+  while (requests.outstanding > 0) rig.run();
+  const read = { command: Cmd.Read, offset: 10 * MIB, length: 512 };
+  assert.equal(rig.exchange(again, requestHeader(read)).getUint8(16), 2);
+  rig.close();
+});
+
 Deno.test("each reply has the cookie and the data of its request", () => {
   const rig = new Rig();
   fillBlocks(rig);
