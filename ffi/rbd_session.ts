@@ -289,10 +289,14 @@ function* locking(place: RbdPlace, { image }: Handles): Steps<void> {
 }
 
 function isLocked(place: RbdPlace, result: number, owner: string | null): SystemError {
-  // librbd says EROFS for a lock that its owner keeps.
-  const isTaken = owner !== null || result === -Errno.EROFS;
-  const why = owner === null ? "its lock cannot be taken" : `the client at ${owner} has its lock`;
-  return failed(place, isTaken ? -Errno.EBUSY : result, why);
+  if (owner === null) {
+    // librbd says EROFS for a lock that its owner keeps.
+    const errno = result === -Errno.EROFS ? -Errno.EBUSY : result;
+    return failed(place, errno, "its lock cannot be taken");
+  }
+  const what = `Cannot open ${place.title} (the client at ${owner} has its lock)`;
+  const hint = "one that was killed keeps it for half a minute";
+  return new SystemError(Errno.EBUSY, what, { hint });
 }
 
 /** The address of the client that owns an image's lock and still watches the image; else null. */
@@ -351,7 +355,8 @@ const MAP_FRAME_BYTES = 64 * 1024;
 export class RbdSession {
   /** Readable when requests have ended. */
   readonly fd: number;
-  readonly sizeBytes: number;
+  /** Size of the disk, as `askSize` found it last. */
+  sizeBytes: number;
   readonly objectBytes: number;
   readonly overlapBytes: number;
   /** Whether this client has the image's lock, and nobody else writes to it. */
@@ -400,6 +405,14 @@ export class RbdSession {
     const names = [this.#objectMap, "rbd", "object_map_load"].map(cString);
     const length = await this.#ask("rados_exec", [pool, ...names, nothing, 0, out, mostBytes]);
     return length < 0 ? null : objectBits(out.subarray(0, length));
+  }
+
+  /** Asks for the size of the disk now; false when that is not known. */
+  async askSize(): Promise<boolean> {
+    const info = new Uint8Array(INFO_BYTES);
+    const result = await this.#ask("rbd_stat", [this.#handles.image, info, INFO_BYTES]);
+    if (result >= 0) this.sizeBytes = Number(new DataView(info.buffer).getBigUint64(0, true));
+    return result >= 0;
   }
 
   /**

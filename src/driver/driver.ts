@@ -117,6 +117,8 @@ export interface ImageContext extends DriverContext {
   readonly faults: FaultOwner;
   /** Takes what was got ready for the image that is being opened; null when nothing was. */
   takePrepared(): Prepared | null;
+  /** An image has become larger while it was open. */
+  readonly grew?: () => void;
   /** What the images of this device keep in memory over a pause. */
   readonly retained: RetainedState;
   /**
@@ -152,7 +154,7 @@ export interface ImageCounts {
 export interface ImageDriver {
   readonly spec: ImageSpec;
   readonly counts: ImageCounts;
-  /** Size, sectors. */
+  /** Size, sectors. It may grow, which the image tells by `grew`. */
   readonly sectors: number;
   /** Its file's number at the disk queue; an image without a file has none. */
   readonly file?: number;

@@ -60,6 +60,8 @@ export class Vbd implements FaultOwner {
   failed = false;
   /** Called when a fault has ended it, and its requests. */
   whenFailed: (() => void) | null = null;
+  /** Called when the image has become larger while it was open. */
+  whenGrown: (() => void) | null = null;
   /** Called when the image has become full, or its mirror has failed. */
   whenSecondaryChanged: (() => void) | null = null;
   /** Name of the open image, `type:path`; empty without one. */
@@ -97,6 +99,7 @@ export class Vbd implements FaultOwner {
       retained: this.#retained,
       faults: this,
       takePrepared: () => this.#preparation.take(),
+      grew: () => this.#grew(),
     };
     this.minor = minor;
     this.meters = context.meters;
@@ -240,6 +243,16 @@ export class Vbd implements FaultOwner {
     this.#resumeFailed = false;
     const { files } = this.#stack;
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files });
+  }
+
+  /** What stands in front of an image has a place for each of its sectors, and is opened anew for more. */
+  #grew(): void {
+    const [image, ...others] = this.#stack.images;
+    const isAlone = image !== undefined && others.length === 0;
+    if (this.#phase !== "open" || this.failed || !isAlone) return;
+    if (image.sectors <= this.#sectors) return;
+    this.#sectors = image.sectors;
+    this.whenGrown?.();
   }
 
   /**

@@ -64,6 +64,8 @@ async function bench(
       for (const load of LOADS.filter(({ name }) => loads.includes(name))) {
         for (const server of SERVERS) {
           const served = await startServer(server, { cluster, folder, sizeBytes: size * MIB });
+          // Programs that have just started are slow.
+          await measure(served, load, 1);
           const figures = await measure(served, load, seconds);
           await served.stop();
           samples.push({ load: load.name, server, ...figures });

@@ -197,7 +197,7 @@ const TESTS: Readonly<Record<string, Body>> = {
     const { client } = await NbdClient.open(bystander.socket);
     await client.write(0, noise(4096, 3));
     await client.disconnect();
-    assert.ok(performance.now() - started < 1000, "the other disk of the process answers");
+    assert.ok(performance.now() - started < 10_000, "the other disk of the process answers");
     const waiting = JSON.parse(await tapdisks.tapCtlOk("stats", ...address(disk)));
     assert.ok(!ended && waiting.reqs_outstanding > 0, "requests wait for the OSD");
     cluster.startOsd();
@@ -225,16 +225,20 @@ const TESTS: Readonly<Record<string, Body>> = {
     await client.disconnect();
   },
 
-  async "an image that was resized has its new size after a pause; tap-ctl resizes it"(
+  async "an image that grew has its new size without a pause; tap-ctl resizes it, too"(
     cluster,
     tapdisks,
   ) {
     await cluster.rbd("create", "--size", "8M", "rbd/grows");
     const disk = await tapdisks.serve(cluster.image("grows"));
     await cluster.rbd("resize", "--no-progress", "--size", "24M", "rbd/grows");
-    await tapdisks.tapCtlOk("pause", ...address(disk));
-    await tapdisks.tapCtlOk("unpause", ...address(disk));
-    assert.equal(await runOk("nbdinfo", ["--size", disk.uri]), `${24 * MIB}\n`);
+    let size = "";
+    for (let tries = 0; tries < 100 && size !== `${24 * MIB}\n`; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      size = await runOk("nbdinfo", ["--size", disk.uri]);
+    }
+    assert.equal(size, `${24 * MIB}\n`);
+    assert.deepEqual(await extentsOf(disk), [`0 ${24 * MIB} 3`]);
     const { client } = await NbdClient.open(disk.socket);
     await client.write(23 * MIB, noise(MIB, 1));
     await client.disconnect();
@@ -324,7 +328,9 @@ const TESTS: Readonly<Record<string, Body>> = {
     let most = "";
     // On a busy machine code is compiled late, and uncompiled code allocates.
     for (let attempt = 0; attempt < 3 && each > MOST_BYTES; attempt++) {
-      const { requests, bytes } = JSON.parse(await runOk(Deno.execPath(), args));
+      const { requests, bytes } = JSON.parse(
+        await runOk(Deno.execPath(), args, { timeoutMs: 240_000 }),
+      );
       const parts = Object.entries<number>(bytes)
         .filter(([name]) => !name.includes("src/scheduler/"));
       each = parts.reduce((sum, [, count]) => sum + count, 0) / requests;

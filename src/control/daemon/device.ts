@@ -101,7 +101,16 @@ export class Device {
     const vbd = new Vbd(this.#services.contextOf(queue), this.minor);
     vbd.whenFailed = () => this.#services.failed(this.minor);
     vbd.whenSecondaryChanged = () => this.#secondaryChanged();
+    vbd.whenGrown = () => this.#grew(vbd);
     return vbd;
+  }
+
+  /** Another program has made the image larger. Users that come from now on see the new size. */
+  #grew(vbd: Vbd): void {
+    const { sectors } = this.#disk;
+    this.#disk = vbd.geometry;
+    this.#log.info(`Minor ${this.minor} has ${vbd.sectors} instead of ${sectors} sectors`);
+    this.#access.resized(() => this.#recordDevice());
   }
 
   #accessTo(vbd: Vbd): DiskAccess {

@@ -20,6 +20,8 @@ import { Operations } from "./operations.ts";
 
 /** The most requests that librbd has of one image at once; others wait here. */
 const WINDOW = REQUEST_SLOTS;
+/** How often the size is asked for. */
+const SIZE_MS = 5_000;
 /** How long a close waits for the cluster. */
 const CLOSE_TIMEOUT_MS = 30_000;
 /** Sectors of one request to write zeros: librbd makes a request of each object of it, all at once. */
@@ -32,7 +34,6 @@ const ZERO_SECTORS = 1 << 17;
  */
 export class RbdImage implements ImageDriver, FdHandler, Deferred {
   readonly spec: ImageSpec;
-  readonly sectors: number;
   readonly parent = null;
   readonly zeroSectors = ZERO_SECTORS;
   readonly fillSectors = ZERO_SECTORS;
@@ -47,6 +48,10 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   /** Pieces beyond what librbd is given. */
   readonly #waiting = new PieceLists(1);
   readonly #extents: ExtentQuestions;
+  #sectors: number;
+  #sizeTimer = 0;
+  /** The smaller size that was logged. */
+  #toldSectors = -1;
   #isOpen = true;
   /** The end of a request was a fault: nobody is told of ends any more. */
   #isFaulty = false;
@@ -63,7 +68,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     this.#context = context;
     this.#sink = sink;
     this.#session = session;
-    this.sectors = Math.floor(session.sizeBytes / SECTOR_BYTES);
+    this.#sectors = Math.floor(session.sizeBytes / SECTOR_BYTES);
     if (this.sectors === 0) {
       throw new SystemError(
         Errno.EINVAL,
@@ -73,9 +78,14 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     this.#io = new RbdIo(session.pointer);
     this.#extents = new ExtentQuestions(session, context, sink);
     context.scheduler.watch(session.fd, EPOLLIN | EPOLLET, this);
+    this.#askSizeLater();
     if (!spec.readOnly && !session.isLocked) {
       context.log(`rbd:${spec.path} has no exclusive lock: others may write to it meanwhile`);
     }
+  }
+
+  get sectors(): number {
+    return this.#sectors;
   }
 
   get faults(): FaultOwner {
@@ -229,14 +239,47 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     scheduler.contain(new SystemError(errno, message, { message }), faults);
   }
 
+  // ---- the size ---------------------------------------------------------------------------
+
+  /** Other clients may resize the image at any time. */
+  #askSizeLater(): void {
+    const { scheduler } = this.#context;
+    this.#sizeTimer = scheduler.addTimer(SIZE_MS, () => {
+      if (this.#isGone) return;
+      const asked = this.#session.askSize().catch(() => false);
+      scheduler.settle(asked, (isKnown) => {
+        if (this.#isGone) return;
+        if (isKnown) this.#noteSize();
+        this.#askSizeLater();
+      });
+    });
+  }
+
+  get #isGone(): boolean {
+    return !this.#isOpen || this.#context.faults.failed;
+  }
+
+  #noteSize(): void {
+    const sectors = Math.floor(this.#session.sizeBytes / SECTOR_BYTES);
+    if (sectors === this.#sectors) return;
+    const { log, grew } = this.#context;
+    if (sectors > this.#sectors) {
+      this.#sectors = sectors;
+      grew?.();
+    } else if (sectors !== this.#toldSectors) {
+      log(`rbd:${this.spec.path} was cut to ${sectors} sectors: requests beyond them fail`);
+      this.#toldSectors = sectors;
+    }
+  }
+
+  // ---- the end of its life, and snapshots -------------------------------------------------
+
   makeSnapshot(name: string, done: Done): void {
     this.#context.scheduler.settle(this.#session.makeSnapshot(name), (result) => {
       const what = `Cannot make the snapshot ${name} of rbd:${this.spec.path}`;
       done(result < 0 ? new SystemError(-result, what) : null);
     });
   }
-
-  // ---- the end ----------------------------------------------------------------------------
 
   close(done: Done): void {
     const { scheduler } = this.#context;
@@ -271,6 +314,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   #leave(): boolean {
     if (!this.#isOpen) return false;
     this.#isOpen = false;
+    this.#context.scheduler.cancelTimer(this.#sizeTimer);
     this.#context.scheduler.unwatch(this.#session.fd);
     this.#session.closeDescriptor();
     return true;
