@@ -1,4 +1,4 @@
-import type { QueueKind } from "../../control/daemon/device.ts";
+import type { QueueKind } from "../../control/daemon/queue_kind.ts";
 import type { Log } from "../../log/log.ts";
 import type { MetricsPages } from "../../metrics/metrics.ts";
 import type { DiskBackend } from "../../queue/backend.ts";

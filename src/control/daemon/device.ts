@@ -27,15 +27,13 @@ import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
 import { isChosen, listenText, type ServeRequest } from "../../frontend/nbd/ports.ts";
-import type { OpenRequest, QueueChoice, ResumeRequest } from "../protocol/open_request.ts";
+import type { OpenRequest, ResumeRequest } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
 import { type DevicePlan, type DeviceStatistics, DiskAccess } from "./disk_access.ts";
 import { type FrontendFactory, makersFor } from "./disk_access.ts";
 import type { DeviceSummary } from "./device_summary.ts";
+import { queueFor, type QueueKind } from "./queue_kind.ts";
 import type { RemainingDevice } from "./remaining.ts";
-
-/** The interface for disk I/O: one for all files, or "mixed": the faster one for each file. */
-export type QueueKind = QueueChoice | "mixed";
 
 /** What the devices of a process share. */
 export interface DeviceServices {
@@ -500,9 +498,4 @@ export class Device {
     vbd.resume(image, opened, { changedBlocks, secondary });
     return () => vbd.cancelOpening();
   }
-}
-
-/** A ublk device uses io_uring; "mixed" submits the I/O of the disk in the same system calls. */
-function queueFor({ queue }: OpenRequest, { makers }: DevicePlan): QueueKind {
-  return queue === "auto" && makers[0]?.kind === "ublk" ? "mixed" : queue;
 }
