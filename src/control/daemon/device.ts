@@ -105,9 +105,8 @@ export class Device {
 
   /** Another program has made the image larger. Users that come from now on see the new size. */
   #grew(vbd: Vbd): void {
-    const { sectors } = this.#disk;
     this.#disk = vbd.geometry;
-    this.#log.info(`Minor ${this.minor} has ${vbd.sectors} instead of ${sectors} sectors`);
+    this.#log.info(`Minor ${this.minor} has grown to ${vbd.sectors} sectors`);
     this.#access.resized(() => this.#recordDevice());
   }
 
