@@ -12,6 +12,8 @@ export interface FioDirection {
   readonly iops: number;
   readonly bw_bytes: number;
   readonly runtime: number;
+  /** Latencies by percentile, such as `99.000000`. */
+  readonly clat_ns: { readonly percentile: Readonly<Record<string, number>> };
 }
 
 /** fio's results for a job. */
