@@ -186,9 +186,9 @@ class Folder {
   readonly pids: number[] = [];
   /** The minors that are allocated. */
   readonly minors: readonly number[];
+  #holders: Map<number, number> | null = null;
   /** The NBD sockets: which process serves which minor. */
   readonly #serving: { readonly pid: number; readonly minor: number }[] = [];
-  #known: Map<number, number> | null | undefined;
 
   constructor() {
     for (const name of namesIn(controlFolder())) {
@@ -201,24 +201,21 @@ class Folder {
     this.minors = listMinors();
   }
 
-  /** Read when it is needed: the table of locks is one of the whole machine. */
-  get #holders(): Map<number, number> | null {
-    if (this.#known === undefined) this.#known = minorHolders(this.minors);
-    return this.#known;
-  }
-
   /** The minors that a tapdisk has, as far as sockets and locks show. */
   minorsOf(pid: number): number[] {
     const found = new Set<number>();
     for (const served of this.#serving) if (served.pid === pid) found.add(served.minor);
-    for (const [minor, holder] of this.#holders ?? []) if (holder === pid) found.add(minor);
+    // Read when it is needed: the table of locks is one of the whole machine.
+    this.#holders ??= minorHolders(this.minors) ?? new Map();
+    for (const [minor, holder] of this.#holders) if (holder === pid) found.add(minor);
     return [...found].sort((a, b) => a - b);
   }
 
   /** The tapdisks that may have a minor, and so must be asked. */
   candidates(minor: number): number[] {
-    const holder = this.#holders?.get(minor);
-    const unclear = this.#holders === null || holder === UNKNOWN_HOLDER;
+    const holders = minorHolders([minor]);
+    const holder = holders?.get(minor);
+    const unclear = holders === null || holder === UNKNOWN_HOLDER;
     if (unclear && this.minors.includes(minor)) return this.pids;
     return this.pids.filter((pid) => pid === holder || this.#serves(pid, minor));
   }
