@@ -21,6 +21,10 @@ const MARK_BYTES = 4096;
 class UnwrittenBits {
   bits: Uint8Array = NO_BITS;
 
+  get isEmpty(): boolean {
+    return this.bits.every((byte) => byte === 0);
+  }
+
   release(): void {}
 }
 

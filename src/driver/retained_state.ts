@@ -4,6 +4,8 @@ import { Errno, SystemError } from "../../ffi/errno.ts";
 export interface Retained {
   /** Gives its memory back; it is not used again. */
   release(): void;
+  /** Whether nothing would be lost with it. */
+  readonly isEmpty?: boolean;
 }
 
 /**
@@ -53,6 +55,11 @@ export class RetainedState {
   find<Kind extends Retained>(kind: new (...args: never[]) => Kind): Kind | undefined {
     for (const thing of this.#kept.values()) if (thing instanceof kind) return thing;
     return undefined;
+  }
+
+  /** What would be lost with this process. */
+  get names(): string[] {
+    return [...this.#kept].filter(([, { isEmpty }]) => isEmpty !== true).map(([name]) => name);
   }
 
   /** Releases everything. */

@@ -21,6 +21,7 @@ import {
   tryLockExclusive,
 } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
+import { isAlive } from "../../ffi/process.ts";
 
 /**
  * Takes the lock of an open file without waiting. Closing the descriptor releases it.
@@ -83,11 +84,13 @@ function refuseQemu(fd: number, path: string, file: FileIdentity): void {
 }
 
 function describeHolder(file: FileIdentity): string {
-  const pid = lockHolder(
+  const taker = lockHolder(
     readText("/proc/locks"),
     file,
     (process, locked) => hasOpen(process, locked),
   );
+  // The lock of a tapdisk that was replaced is still noted for the one that took it.
+  const pid = taker !== null && isAlive(taker) ? taker : tapdiskWith(file, -1);
   if (pid === null) return "another process, perhaps on another host,";
   if (pid === Deno.pid) return "this process";
   const name = readText(`/proc/${pid}/comm`).trim();

@@ -24,6 +24,7 @@ import {
   openFile,
 } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
+import { takeLocked } from "./kept_locks.ts";
 import { takeLock } from "./lock.ts";
 import { osFolders, syncNames } from "./names.ts";
 
@@ -31,6 +32,8 @@ import { osFolders, syncNames } from "./names.ts";
 const IMAGE_MODE = 0o640;
 /** The number of attempts to open a file whose name leads to another file once it is locked. */
 const MOST_ATTEMPTS = 10;
+
+const NO_DIRECT = "the filesystem refuses O_DIRECT (EINVAL)";
 
 const KIND_NAMES: Readonly<Record<FileKind, string>> = {
   file: "a regular file",
@@ -111,6 +114,8 @@ export function openToWrite(
 ): OpenedFile {
   if (unlocked) return openExisting(path, { flags: O_RDWR, direct, same });
   if (lockedBy !== undefined) return openExisting(path, { flags: O_RDWR, direct, same: lockedBy });
+  const taken = takenFromBefore(path, { direct, same });
+  if (taken !== null) return taken;
   for (let attempt = 1;; attempt++) {
     const opened = openExisting(path, { flags: O_RDWR, direct, same });
     const lock = lockOf(path, opened, besideTapdisk);
@@ -210,6 +215,22 @@ function kindOf(path: string): FileKind {
   }
 }
 
+/** The file with the lock that this process, or the one before it, had; null without one. */
+function takenFromBefore(
+  path: string,
+  { direct, same }: { direct: boolean; same?: FileIdentity },
+): OpenedFile | null {
+  const taken = takeLocked(path, { access: O_RDWR, direct });
+  if (taken === null) return null;
+  const { fd, status, isDirect } = taken;
+  if (same !== undefined && !isSameFile(status, same)) {
+    closeFile(fd);
+    return null;
+  }
+  const notDirect = direct && !isDirect ? NO_DIRECT : null;
+  return { fd, status, isShared: false, notDirect };
+}
+
 function openExisting(
   path: string,
   { flags, direct, same }: { flags: number; direct: boolean; same?: FileIdentity },
@@ -223,7 +244,7 @@ function openExisting(
     fd = openFile(path, direct ? quiet | O_DIRECT : quiet);
   } catch (error) {
     if (!direct || !isErrno(error, Errno.EINVAL)) throw error;
-    notDirect = "the filesystem refuses O_DIRECT (EINVAL)";
+    notDirect = NO_DIRECT;
     fd = openFile(path, quiet);
   }
   try {

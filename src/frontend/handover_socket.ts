@@ -3,10 +3,10 @@ import { Errno, errnoName, messageOf } from "../../ffi/errno.ts";
 import { type HandedMessage, receiveDescriptors } from "../../ffi/descriptors.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { nameAt } from "../../ffi/names.ts";
-import { acceptConnection, adoptStream, streamFault, unixListen } from "../../ffi/sockets.ts";
+import { adoptStream, streamFault } from "../../ffi/sockets.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../scheduler/scheduler.ts";
-import { leaveSocket, removeSocket } from "./socket_file.ts";
+import { acceptHere, listenAt, stopListening } from "./listening.ts";
 
 /** Connections at once; more wait in the listen backlog. */
 const MOST_PEERS = 8;
@@ -60,13 +60,11 @@ export class HandoverSocket implements FdHandler, FaultOwner {
     this.#path = path;
     this.#taken = taken;
     this.#log = log;
-    removeSocket(path);
-    this.#fd = unixListen(path);
+    this.#fd = listenAt(path);
     try {
       scheduler.watch(this.#fd, EPOLLIN, this, this);
     } catch (error) {
-      closeFile(this.#fd);
-      leaveSocket(path);
+      stopListening(path, this.#fd);
       throw error;
     }
   }
@@ -79,7 +77,7 @@ export class HandoverSocket implements FdHandler, FaultOwner {
   /** Accepts waiting peers. Their messages mostly are there already. */
   ready(): void {
     while (this.#peers.size < MOST_PEERS) {
-      const fd = acceptConnection(this.#fd);
+      const fd = acceptHere(this.#fd);
       if (fd === -Errno.EAGAIN) return;
       if (fd < 0) {
         this.#log(`A connection to ${this.#path} was not taken (${errnoName(-fd)})`);
@@ -132,8 +130,7 @@ export class HandoverSocket implements FdHandler, FaultOwner {
     this.#scheduler.cancelTimer(this.#retryTimer);
     for (const peer of this.#peers) peer.close();
     this.#scheduler.unwatch(this.#fd);
-    closeFile(this.#fd);
-    leaveSocket(this.#path);
+    stopListening(this.#path, this.#fd);
   }
 }
 

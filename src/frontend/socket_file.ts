@@ -1,7 +1,11 @@
-/** Removes the socket at a path. Nothing happens when there is none, or something else. */
+/**
+ * Removes the socket at a path, or a link there, such as the one that a tapdisk leaves whose disks were
+ * taken over. Nothing happens when there is none, or something else.
+ */
 export function removeSocket(path: string): void {
   try {
-    if (Deno.lstatSync(path).isSocket) Deno.removeSync(path);
+    const { isSocket, isSymlink } = Deno.lstatSync(path);
+    if (isSocket || isSymlink) Deno.removeSync(path);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }

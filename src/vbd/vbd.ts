@@ -123,6 +123,11 @@ export class Vbd implements FaultOwner {
     return listedImages(this.#stack.images);
   }
 
+  /** What of the disk is in the memory of this process alone. */
+  get inMemory(): readonly string[] {
+    return this.#retained.names;
+  }
+
   /** What the device does just now. */
   get phase(): VbdPhase {
     return this.#phase;

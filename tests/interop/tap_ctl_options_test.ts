@@ -227,6 +227,17 @@ async function servedOverTcp(bench: OptionBench, folder: string): Promise<void> 
   await bench.ok(`destroy -p ${await pidOf(bench, 0)} -m 0`);
 }
 
+/** Another process takes over a disk, also from sources. */
+async function upgraded(bench: OptionBench, folder: string): Promise<void> {
+  await bench.ok(`create -a vhd:${folder}/a.vhd`);
+  const before = await pidOf(bench, 0);
+  const now = Number(await bench.ok(`upgrade -p ${before}`));
+  assert.equal(await pidOf(bench, 0), now);
+  assert.notEqual(now, before);
+  assert.equal(await bench.ok("upgrade"), "");
+  await bench.ok(`destroy -p ${now} -m 0`);
+}
+
 async function restored(bench: OptionBench, folder: string): Promise<void> {
   Deno.writeTextFileSync(`${folder}/list`, `one vhd:${folder}/a.vhd device=none\n`);
   assert.match(await bench.ok(`restore --file ${folder}/list`), /^one: /);
@@ -266,6 +277,7 @@ Deno.test({
       await created(bench, control.folder);
       await grown(bench, control.folder);
       await servedOverTcp(bench, control.folder);
+      await upgraded(bench, control.folder);
       await restored(bench, control.folder);
       await withParentOutside(bench, control.folder);
       assert.ok("devices" in JSON.parse(await bench.ok("check --json")));

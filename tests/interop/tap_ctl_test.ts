@@ -274,7 +274,7 @@ test("every command has help", async (bench) => {
   const commands = [...help.matchAll(/^ {2}([a-z]+) {2,}\S/gm)].map((match) => match[1]);
   assert.deepEqual(
     commands,
-    ("list allocate free create destroy recover spawn attach detach open close serve unserve restore pause " +
+    ("list allocate free create destroy recover upgrade spawn attach detach open close serve unserve restore pause " +
       "unpause snapshot resize limit stats log major check").split(" "),
   );
   assert.equal(await bench.ok("help"), help);

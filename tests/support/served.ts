@@ -94,6 +94,17 @@ export class Tapdisks {
     await this.tapCtlOk("destroy", "-p", `${disk.pid}`, "-m", `${disk.minor}`);
   }
 
+  /** Another tapdisk has taken over all disks of `pid`, which has ended. */
+  upgraded(pid: number, now: number): void {
+    for (const disk of this.#disks) {
+      if (disk.pid !== pid) continue;
+      this.#disks.delete(disk);
+      this.#disks.add({ ...disk, pid: now });
+    }
+    this.#pids.delete(pid);
+    this.#pids.add(now);
+  }
+
   /** A tapdisk has ended, by a signal of the test. */
   forget(pid: number): void {
     for (const disk of this.#disks) if (disk.pid === pid) this.#disks.delete(disk);

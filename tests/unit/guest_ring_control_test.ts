@@ -57,7 +57,7 @@ class Bench {
     let answer: Uint8Array | null = null;
     const reply = (bytes: Uint8Array): void => void (answer = bytes);
     try {
-      command.run(message, reply, null);
+      command.run(message, reply, null, null);
     } catch (error) {
       return -Number((error as { errno?: number }).errno);
     }

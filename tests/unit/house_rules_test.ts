@@ -79,6 +79,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/control/protocol": "message.ts",
   "src/control/daemon": "devices.ts",
   "src/control/client": "client.ts",
+  "src/control/handover": "channel.ts",
   "src/control/minors": "minors.ts",
   "src/cli": "dispatch.ts",
   "src/cli/tap_ctl": "main.ts",

@@ -38,6 +38,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Bring back disks after a fault: those of tapdisks that died, and single ones",
     load: async () => (await import("./recover.ts")).defineRecover,
   },
+  upgrade: {
+    summary: "Let the installed version take over the disks of running tapdisks",
+    load: async () => (await import("./upgrade.ts")).defineUpgrade,
+  },
   spawn: {
     summary: "Start a tapdisk and print its process number",
     load: async () => (await import("./spawn.ts")).defineSpawn,

@@ -12,7 +12,8 @@ function integer(least: number, most: number): (text: string) => number {
 
 /** A minor, as an option's value. */
 export const parseMinor = integer(0, ALL_MINORS - 1);
-const parsePid = integer(1, 0x7fff_ffff);
+/** A process number, as an option's value. */
+export const parsePid = integer(1, 0x7fff_ffff);
 /** A number of seconds, as the value of an option. */
 export const parseSeconds = integer(0, 0xffff);
 

@@ -1,4 +1,5 @@
-import { messageOf } from "../../../ffi/errno.ts";
+import { type Done, messageOf, type SystemError } from "../../../ffi/errno.ts";
+import { detachStandardStreams } from "../../../ffi/process.ts";
 import { kernelXen } from "../../../ffi/xen.ts";
 import { controlCommands } from "../../control/daemon/commands.ts";
 import { Devices } from "../../control/daemon/devices.ts";
@@ -11,9 +12,14 @@ import {
   prepareFolders,
 } from "../../control/paths.ts";
 import { ControlServer } from "../../control/daemon/server.ts";
+import { SHARED_ARGUMENT } from "../../control/client/spawn.ts";
 import { announceShared, withdrawShared } from "../../control/client/shared_tapdisk.ts";
 import { Room } from "../../control/daemon/room.ts";
 import { tapdiskSettings } from "../../control/settings.ts";
+import { rehearse } from "../../control/handover/rehearsal.ts";
+import { removeLinksTo } from "../../control/handover/names.ts";
+import { TakeOver } from "../../control/handover/take_over.ts";
+import { Upgrades } from "../../control/handover/upgrade.ts";
 import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
 import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { handedOver } from "../../driver/nbd/handed_over.ts";
@@ -25,6 +31,7 @@ import type { Logger } from "../../log/log.ts";
 import { MetricsFolder, removeStaleMetrics } from "../../metrics/metrics_folder.ts";
 import { EpollScheduler } from "../../scheduler/epoll_scheduler.ts";
 import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
+import { printErrorLine } from "../print.ts";
 import { guardRuntime, tapdiskFaults } from "./faults.ts";
 import { queueContexts } from "./queues.ts";
 
@@ -85,12 +92,24 @@ function sharedRoom(scheduler: Scheduler, log: Logger, devices: () => Devices): 
   });
 }
 
+/** How a tapdisk starts. */
+export interface StartOptions {
+  /** Whether others wait for the end of this process. */
+  readonly inForeground: boolean;
+  /** Whether it takes disks of several callers. */
+  readonly shared: boolean;
+  /** The process whose disks it takes over. */
+  readonly takeOver?: number;
+}
+
 /**
- * Puts the parts of the daemon together and opens the control socket. Throws `SystemError`.
- *
- * @param shared Whether it takes disks of several callers.
+ * Puts the parts of the daemon together, and opens the control socket or takes that of another process
+ * over. Throws `SystemError`.
  */
-export function startTapdisk(log: Logger, { shared }: { shared: boolean }): Tapdisk {
+export function startTapdisk(
+  log: Logger,
+  { inForeground, shared, takeOver }: StartOptions,
+): Tapdisk {
   prepareFolders();
   removeStaleSockets();
   removeStaleMetrics();
@@ -101,19 +120,26 @@ export function startTapdisk(log: Logger, { shared }: { shared: boolean }): Tapd
   guardRuntime(faults);
   const scheduler = new EpollScheduler({ lastResort: faults });
   const warn = (message: string): void => log.warn(message);
+  let parts: { server: ControlServer; handover: HandoverSocket | null } | null = null;
+  const server = (): ControlServer => {
+    if (parts === null) throw new Error("The control socket is not open yet");
+    return parts.server;
+  };
   const stop = () => {
     if (room !== undefined) withdrawShared();
-    handover?.close();
-    server.shutDown(() => scheduler.stop());
+    parts?.handover?.close();
+    removeLinksTo(Deno.pid);
+    server().shutDown(() => scheduler.stop());
   };
   // The answer to the last detach is sent before the socket closes.
   const emptied = () => void scheduler.addTimer(0, stop);
   const ports = new NbdPorts(scheduler, warn);
+  const contextOf = queueContexts(scheduler, { log, metrics });
   const room = shared ? sharedRoom(scheduler, log, () => devices) : undefined;
   const devices: Devices = new Devices({
     room,
     scheduler,
-    contextOf: queueContexts(scheduler, { log, metrics }),
+    contextOf,
     frontends: [
       (vbd) => {
         const sockets = nbdSockets(Deno.pid, vbd.minor);
@@ -122,19 +148,53 @@ export function startTapdisk(log: Logger, { shared }: { shared: boolean }): Tapd
     ],
     makers: DEVICE_MAKERS,
     log,
-    runExclusive: (minor, job) => server.runExclusive(minor, job),
+    runExclusive: (minor, job) => server().runExclusive(minor, job),
     emptied,
-    failed: (minor) => server.diskFailed(minor),
+    failed: (minor) => server().diskFailed(minor),
     xen: kernelXen,
     processors: kernelProcessorTimes,
   });
   const socketPath = controlSocketPath(Deno.pid);
-  const server = new ControlServer(scheduler, socketPath, {
-    commands: controlCommands(devices),
+  const exit = (status: number): never => {
+    log.close();
+    Deno.exit(status);
+  };
+  const upgrades = new Upgrades({
+    scheduler,
     log,
+    devices,
+    server,
+    whyStaying: inForeground ? "it runs in the foreground (-D), and others wait for its end" : null,
+    args: shared ? [SHARED_ARGUMENT] : [],
+    exit(): void {
+      if (room !== undefined) withdrawShared();
+      exit(0);
+    },
   });
-  const handover = openHandover(scheduler, log);
-  if (room !== undefined) announceShared();
+  const openSockets = (): ControlServer => {
+    const commands = controlCommands(devices, upgrades);
+    const opened = new ControlServer(scheduler, socketPath, { commands, log });
+    parts = { server: opened, handover: openHandover(scheduler, log) };
+    return opened;
+  };
+  if (takeOver === undefined) {
+    openSockets();
+    if (room !== undefined) announceShared();
+  } else {
+    const failed = (error: SystemError): void => {
+      log.error(error.message);
+      printErrorLine(`tapdisk: ${error.message}`);
+      exit(error.errno);
+    };
+    const serving = (): void => {
+      detachStandardStreams();
+      if (room !== undefined) announceShared();
+    };
+    const tries = (images: readonly string[], done: Done): void =>
+      rehearse(contextOf("auto"), images, done);
+    const host = { scheduler, log, devices, rehearse: tries, openSockets, serving, failed };
+    new TakeOver(host, takeOver);
+  }
   return {
     socketPath,
     run: () => scheduler.run(),
@@ -151,7 +211,7 @@ export function startTapdisk(log: Logger, { shared }: { shared: boolean }): Tapd
           );
         }
       });
-      devices.endAll((minor, job) => server.preempt(minor, job), (remaining) => {
+      devices.endAll((minor, job) => server().preempt(minor, job), (remaining) => {
         scheduler.cancelTimer(late);
         if (remaining.length === 0) return stop();
         for (const device of remaining) log.error(adviceOn(device));

@@ -17,12 +17,13 @@ import {
   SHARED_ARGUMENT,
   spawnTapdisk,
 } from "../../control/client/spawn.ts";
+import { TAKE_OVER_ARGUMENT } from "../../control/handover/successor.ts";
 import type { Logger } from "../../log/log.ts";
 import { absoluteImage, deviceChoice, imagesHelp } from "../tap_ctl/image_options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { openLog } from "./logging.ts";
-import { startTapdisk } from "./daemon.ts";
+import { type StartOptions, startTapdisk } from "./daemon.ts";
 import { handleSignals } from "./signals.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printLine, writeError } from "../print.ts";
@@ -34,6 +35,8 @@ interface TapdiskOptions extends ParentRootChoices {
   readonly daemonChild?: boolean;
   /** True in a process that takes disks of several callers. */
   readonly shared?: boolean;
+  /** The process whose disks it takes over. */
+  readonly takeOver?: number;
   /** The image to serve, for `-n`. */
   readonly new?: string;
   readonly device: DeviceChoice;
@@ -80,6 +83,7 @@ export function tapdiskCommand(): Command {
     )
     .addOption(new Option(DAEMON_ARGUMENT).hideHelp())
     .addOption(new Option(SHARED_ARGUMENT).hideHelp())
+    .addOption(new Option(`${TAKE_OVER_ARGUMENT} <pid>`).argParser(Number).hideHelp())
     .helpOption("-h, --help", "show this help")
     .addHelpText("after", `${NOTES}\n\n${imagesHelp()}`)
     .allowExcessArguments(false)
@@ -107,21 +111,22 @@ function raiseLimits(log: Logger): void {
 }
 
 /** Serves in this process until the daemon ends; returns the exit status. */
-async function serve(
-  { inForeground, shared }: { inForeground: boolean; shared: boolean },
-): Promise<number> {
+async function serve({ inForeground, shared, takeOver }: StartOptions): Promise<number> {
   // The log may be in it.
   requireOwnFolder();
   const log = openLog({ onStandardError: inForeground });
   try {
     raiseLimits(log);
-    const tapdisk = startTapdisk(log, { shared });
+    const tapdisk = startTapdisk(log, { inForeground, shared, takeOver });
     handleSignals(tapdisk, log);
     if (!inForeground) { for (const line of settingsNotInEffect()) log.warn(line); }
-    log.info(`Ready on ${tapdisk.socketPath}`);
-    printLine(tapdisk.socketPath);
+    if (takeOver === undefined) {
+      log.info(`Ready on ${tapdisk.socketPath}`);
+      printLine(tapdisk.socketPath);
+    } else log.info(`Asks process ${takeOver} for its disks`);
     if (!inForeground) {
-      detachStandardStreams();
+      // A process that takes over says there why it cannot.
+      if (takeOver === undefined) detachStandardStreams();
       Deno.chdir("/");
     }
     await tapdisk.run();
@@ -157,13 +162,16 @@ async function serveImage(image: string, device: DeviceChoice): Promise<void> {
 export async function tapdiskMain(args: string[]): Promise<number> {
   try {
     const options = parse(args);
-    const { daemon, daemonChild = false, shared = false, new: image, device } = options;
+    const { daemon, daemonChild = false, shared = false, takeOver, device } = options;
+    const { new: image } = options;
     allowParentRoots(options);
     if (image !== undefined) {
       await serveImage(image, device);
       return 0;
     }
-    if (!daemon || daemonChild) return await serve({ inForeground: !daemonChild, shared });
+    if (!daemon || daemonChild) {
+      return await serve({ inForeground: !daemonChild, shared, takeOver });
+    }
     printLine(controlSocketPath(await spawnTapdisk()));
     return 0;
   } catch (error) {

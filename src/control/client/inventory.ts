@@ -180,6 +180,14 @@ function orphan(minor: number): InventoryEntry {
   return { ...NOTHING, minor, device: record?.device === "none" ? null : record?.node ?? null };
 }
 
+function isSymbolicLink(path: string): boolean {
+  try {
+    return Deno.lstatSync(path).isSymlink;
+  } catch {
+    return false;
+  }
+}
+
 /** What the control folder shows without a question to any tapdisk. */
 class Folder {
   /** The tapdisks that have a control socket, in ascending order. */
@@ -193,7 +201,9 @@ class Folder {
   constructor() {
     for (const name of namesIn(controlFolder())) {
       const pid = numberAfter(name, "ctl");
-      if (pid !== undefined) this.pids.push(pid);
+      // A link was left by a tapdisk whose disks another one took over.
+      const isLink = pid !== undefined && isSymbolicLink(`${controlFolder()}/${name}`);
+      if (pid !== undefined && !isLink) this.pids.push(pid);
       const served = /^nbd(\d+)\.(\d+)$/.exec(name);
       if (served !== null) this.#serving.push({ pid: +served[1], minor: +served[2] });
     }
@@ -223,6 +233,11 @@ class Folder {
   #serves(pid: number, minor: number): boolean {
     return this.#serving.some((served) => served.pid === pid && served.minor === minor);
   }
+}
+
+/** The tapdisks that have a control socket, in ascending order. Throws `SystemError`. */
+export function listTapdisks(): number[] {
+  return new Folder().pids;
 }
 
 /** The entries of one tapdisk: one when it has no device, none when it does not exist. */

@@ -2,6 +2,7 @@ import { Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { pathExists } from "../../../ffi/paths.ts";
 import { keepDescriptorsFromChildren } from "../../../ffi/process.ts";
 import { becomeNice, niceness, processorsAllowed, runOn } from "../../../ffi/schedule.ts";
+import type { ProgramCall } from "../protocol/upgrade.ts";
 import { TapdiskError } from "./connection.ts";
 import { numberAfter } from "../paths.ts";
 import { parseProcessors, tapdiskSettings } from "../settings.ts";
@@ -19,7 +20,7 @@ export const DAEMON_ARGUMENT = "--daemon-child";
 export const SHARED_ARGUMENT = "--shared";
 
 /** The command that starts tapdisk: this binary, by its link `tapdisk` if there is one. */
-function tapdiskCommand(): { program: string; args: string[] } {
+export function tapdiskCommand(): ProgramCall {
   const program = Deno.execPath();
   if (!Deno.build.standalone) {
     const main = decodeURIComponent(new URL("../../main.ts", import.meta.url).pathname);

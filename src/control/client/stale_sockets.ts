@@ -2,6 +2,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { isAlive } from "../../../ffi/process.ts";
 import { unixConnectAtOnce } from "../../../ffi/sockets.ts";
+import { pathExists, pathStatus } from "../../../ffi/paths.ts";
 import { controlFolder, namesIn, numberAfter } from "../paths.ts";
 
 /** What the names of sockets of a process begin with, and those of sockets of its disks. */
@@ -22,6 +23,8 @@ export function ownerOfSocket(name: string): number | undefined {
 /** Whether no process listens at a socket. A full backlog counts as listening. */
 function isDead(path: string): boolean {
   try {
+    // A link to a socket of a process that took over. Connecting would reach that one.
+    if (pathStatus(path, { link: true }).kind === "other") return !pathExists(path);
     closeFile(unixConnectAtOnce(path));
     return false;
   } catch (error) {

@@ -1,6 +1,7 @@
 import { errnoOf, messageOf } from "../../../ffi/errno.ts";
 import type { Secret } from "../../../ffi/secret.ts";
 import { encodeError } from "../protocol/answers.ts";
+import type { ControlConnection } from "./control_connection.ts";
 import { messageCookie } from "../protocol/message.ts";
 
 /** How requests of one message type are carried out. */
@@ -25,6 +26,7 @@ export interface Command {
    *
    * @param request The message with its trailer.
    * @param key The key that came behind an `open`, else null. The command releases it.
+   * @param connection Where the request came from; null when it did not come over the socket.
    * @returns A function that cancels the command, if that can be done; the answer then follows soon.
    * It is called when the peer hangs up before the answer, or for a command that preempts.
    */
@@ -32,6 +34,7 @@ export interface Command {
     request: Uint8Array<ArrayBuffer>,
     answer: (reply: Uint8Array<ArrayBuffer>) => void,
     key: Secret | null,
+    connection: ControlConnection | null,
   ): void | (() => void);
 }
 

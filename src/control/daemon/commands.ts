@@ -16,6 +16,8 @@ import { decodeServe, decodeUnserve, encodeServeReply } from "../protocol/serve.
 import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
+import { decodeTakeOver, decodeUpgrade, encodeUpgradeReply } from "../protocol/upgrade.ts";
+import type { Upgrades } from "../handover/upgrade.ts";
 import { type Command, type CommandTable, errorReply } from "./command.ts";
 
 /** A question, answered at once. */
@@ -158,8 +160,33 @@ function snapshotCommand(devices: Devices): Command {
   };
 }
 
+/**
+ * Hands the disks over to a new process, and answers which; then this process ends. The new process asks
+ * for the disks by the second command, which frames follow in place of an answer.
+ */
+function upgradeCommands(upgrades: Upgrades): [type: number, command: Command][] {
+  const upgrading: Command = {
+    exclusive: false,
+    run(request, reply, _key, connection): void {
+      upgrades.begin(decodeUpgrade(request), connection, (error, upgraded) =>
+        reply(
+          error === null
+            ? encodeUpgradeReply(messageCookie(request), upgraded)
+            : errorReply(request, error),
+        ));
+    },
+  };
+  const joining: Command = {
+    exclusive: false,
+    run(request, _reply, _key, connection): void {
+      if (connection !== null) upgrades.join(connection, decodeTakeOver(request));
+    },
+  };
+  return [[MessageType.UPGRADE, upgrading], [MessageType.TAKE_OVER, joining]];
+}
+
 /** The command for each message that a tapdisk carries out. */
-export function controlCommands(devices: Devices): CommandTable {
+export function controlCommands(devices: Devices, upgrades: Upgrades | null = null): CommandTable {
   const closing = (force: boolean) =>
     longChange(devices, {
       verb: "close",
@@ -221,6 +248,7 @@ export function controlCommands(devices: Devices): CommandTable {
     [MessageType.FORCE_SHUTDOWN, closing(true)],
     [MessageType.SERVE, serving],
     [MessageType.UNSERVE, unserving],
+    ...(upgrades === null ? [] : upgradeCommands(upgrades)),
   ]);
 }
 

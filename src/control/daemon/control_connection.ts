@@ -9,13 +9,18 @@ import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import { MESSAGE_BYTES } from "../protocol/message.ts";
 import { MOST_SERVE_BYTES } from "../protocol/serve.ts";
+import { MOST_UPGRADE_BYTES } from "../protocol/upgrade.ts";
 import { keyLength, LONGEST_REQUEST_BYTES, requestLength } from "../protocol/params.ts";
 
 /** How long a peer may take to send its request, or to receive the answer. */
 const PEER_TIMEOUT_MS = 10_000;
 
 /** The longest request that there is. */
-const MOST_INPUT_BYTES = Math.max(LONGEST_REQUEST_BYTES, MESSAGE_BYTES + MOST_SERVE_BYTES);
+const MOST_INPUT_BYTES = Math.max(
+  LONGEST_REQUEST_BYTES,
+  MESSAGE_BYTES + MOST_SERVE_BYTES,
+  MESSAGE_BYTES + MOST_UPGRADE_BYTES,
+);
 
 /**
  * Takes a request. The key that came behind it is in memory for keys; whoever takes the request
@@ -91,7 +96,11 @@ export class ControlConnection implements FdHandler, FaultOwner {
     const got = this.#receiveInto(address, this.#missing);
     if (got === 0) return;
     this.#received += got;
-    if (this.#missing > 0) return;
+    if (this.#missing === 0) this.#begun();
+  }
+
+  /** All but the key is there. */
+  #begun(): void {
     const keyBytes = keyLength(this.#input.subarray(0, this.#received));
     if (keyBytes !== null) this.#key = new Secret(keyBytes);
     if (keyBytes === null || keyBytes === 0) this.#whole();
@@ -150,6 +159,33 @@ export class ControlConnection implements FdHandler, FaultOwner {
     this.#waitsForRoom = true;
     this.#scheduler.rewatch(this.fd, EPOLLOUT);
     this.#timer = this.#scheduler.addTimer(PEER_TIMEOUT_MS, () => this.close(), this);
+  }
+
+  /**
+   * What has arrived of a request whose command does not run, for another process to go on with; null
+   * when an answer is being sent, or a key has come, which stays in this process.
+   */
+  get unanswered(): Uint8Array<ArrayBuffer> | null {
+    const request = this.#input.slice(0, this.#received);
+    const isWhole = request.length > 0 && this.#missing === 0;
+    const hasKey = isWhole && keyLength(request) !== null;
+    return this.open && this.#output === undefined && !hasKey ? request : null;
+  }
+
+  /** Goes on with a request of which another process has received the beginning. */
+  resume(begun: Uint8Array): void {
+    this.#input.set(begun.subarray(0, this.#input.length));
+    this.#received = Math.min(begun.length, this.#input.length);
+    if (this.#received > 0 && this.#missing === 0) this.#begun();
+  }
+
+  /** Gives the connection up to the caller, who owns the descriptor from then on. */
+  release(): number {
+    this.open = false;
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#scheduler.unwatch(this.fd);
+    this.#closed(this);
+    return this.fd;
   }
 
   close(): void {

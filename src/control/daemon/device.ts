@@ -16,12 +16,7 @@ import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
 import { Vbd } from "../../vbd/vbd.ts";
 import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { DiskKey } from "../../vhd/key.ts";
-import {
-  type MinorRecord,
-  readMinorRecord,
-  recoveryHint,
-  writeMinorRecord,
-} from "../minors/minor_record.ts";
+import { type MinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
 import { diskOfMinor } from "../minors/parent_disk.ts";
 import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
@@ -29,8 +24,9 @@ import type { DiskInfo } from "../protocol/disk_info.ts";
 import { isChosen, listenText, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import type { OpenRequest, ResumeRequest } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
+import { planDevice } from "./device_plan.ts";
 import { type DevicePlan, type DeviceStatistics, DiskAccess } from "./disk_access.ts";
-import { type FrontendFactory, makersFor } from "./disk_access.ts";
+import type { FrontendFactory } from "./disk_access.ts";
 import type { DeviceSummary } from "./device_summary.ts";
 import { queueFor, type QueueKind } from "./queue_kind.ts";
 import type { RemainingDevice } from "./remaining.ts";
@@ -49,6 +45,16 @@ export interface DeviceServices {
   failed(minor: number): void;
   readonly xen: Xen;
   readonly processors: ProcessorClock;
+}
+
+/** The parts of a device. */
+export interface DeviceParts {
+  readonly vbd: Vbd;
+  readonly access: DiskAccess;
+  /** How the image was opened; null without one. */
+  readonly request: OpenRequest | null;
+  /** Whether it was opened with a key. */
+  readonly encrypted: boolean;
 }
 
 /** An open request with the key that came with it. */
@@ -190,6 +196,16 @@ export class Device {
     this.#recordDevice();
   }
 
+  /** Its parts, for another process to go on with them. */
+  get parts(): DeviceParts {
+    return {
+      vbd: this.#vbd,
+      access: this.#access,
+      request: this.#request,
+      encrypted: this.#encrypted,
+    };
+  }
+
   /** Releases the minor and the memory. The image must be closed. */
   release(): void {
     closeFile(this.#hold);
@@ -226,28 +242,15 @@ export class Device {
     return () => this.#vbd.cancelOpening();
   }
 
-  /** Which block device is made, or taken over from a tapdisk that had the minor and died. */
-  #planDevice({ image, device }: OpenRequest): DevicePlan {
-    const { minor } = this;
-    const orphan = readMinorRecord(minor);
-    // The users of a ring do not see which kind of block device there is beside it.
-    const isRing = orphan?.device === "none";
-    const isSame = orphan?.image === image && (isRing || orphan.device === device);
-    if (orphan !== null && !isSame) {
-      const was = `${orphan.node} was left there with ${orphan.image}`;
-      const hint = `${was}; ${recoveryHint(minor, orphan.device)}`;
-      throw new SystemError(Errno.EBUSY, `Cannot open ${image} on minor ${minor} (${hint})`);
-    }
-    if (orphan?.full === true) {
-      const hint = `it became full, and what was written since is in ${orphan.secondary} alone; ` +
-        `'tap-ctl destroy -p PID -m ${minor}' ends the device`;
-      throw new SystemError(Errno.ESTALE, `Cannot open ${image} on minor ${minor} (${hint})`);
-    }
-    this.#leftJournal = isRing ? orphan.node : null;
-    this.#isRecorded = orphan !== null;
-    const makers = makersFor(device, this.#services.makers);
-    const recover = isRing ? null : orphan?.node ?? null;
-    return { makers, required: device !== "auto", recover };
+  #planDevice(request: OpenRequest): DevicePlan {
+    const { plan, leftJournal, isRecorded } = planDevice(
+      request,
+      this.minor,
+      this.#services.makers,
+    );
+    this.#leftJournal = leftJournal;
+    this.#isRecorded = isRecorded;
+    return plan;
   }
 
   #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {

@@ -162,6 +162,16 @@ export class Devices {
     if (reason !== null) this.#log.warn(`Minor ${minor}: ${reason.message}`);
   }
 
+  /** All devices. */
+  get all(): Device[] {
+    return [...this.#devices.values()];
+  }
+
+  /** Whether the process is about to end. */
+  get isEnding(): boolean {
+    return this.#ending;
+  }
+
   /** All devices, in the order in which they were attached. */
   list(): DeviceSummary[] {
     return Array.from(this.#devices.values(), ({ summary }) => summary);

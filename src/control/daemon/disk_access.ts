@@ -9,6 +9,7 @@ import type { Xen } from "../../../ffi/xen.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { ringJournalPath } from "../paths.ts";
+import type { ClientsHandover } from "../../frontend/nbd/clients_handover.ts";
 import { listenText, type ServedExport, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
@@ -27,6 +28,8 @@ export interface NetworkAccess {
 export interface Frontend {
   /** How it serves the disk over the network, if it does. */
   readonly network?: NetworkAccess;
+  /** Its clients, for another process to go on with them. */
+  readonly handover: ClientsHandover;
   /** Drops its clients and closes its socket. */
   close(): void;
 }
@@ -130,6 +133,11 @@ export class DiskAccess {
   /** Where the disk is served over the network. */
   get exports(): ServedExport[] {
     return this.#frontends.flatMap(({ network }) => network?.exports() ?? []);
+  }
+
+  /** The clients of its frontends, for another process to go on with them. */
+  get handovers(): ClientsHandover[] {
+    return this.#frontends.map(({ handover }) => handover);
   }
 
   /** The block device's node; null without one. */

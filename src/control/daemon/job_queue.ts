@@ -1,3 +1,5 @@
+import { assert } from "../../../ffi/assert.ts";
+
 /** Exclusive work on a minor. */
 export interface Job {
   readonly minor: number;
@@ -14,6 +16,9 @@ export interface Job {
 export class JobQueue {
   #waiting: Job[] = [];
   readonly #running = new Map<number, Job>();
+  /** The job of all minors, while it waits; and whether it runs. */
+  #whole: ((finished: () => void) => void) | null = null;
+  #isWhole = false;
 
   /** Adds a job. A cancellable job behind one that preempts is cancelled at once. */
   add(job: Job): void {
@@ -27,8 +32,42 @@ export class JobQueue {
     else if (job.preempts) running.cancel?.();
   }
 
+  /**
+   * Runs a job when no other runs, and starts no other until it has finished. One at a time.
+   *
+   * @returns A function that gives it up before it runs; false when it runs already.
+   */
+  whole(run: (finished: () => void) => void): () => boolean {
+    assert(this.#whole === null, "One job at a time is that of all minors");
+    this.#whole = run;
+    this.#next();
+    return () => {
+      if (this.#whole !== run) return false;
+      this.#wholeEnded();
+      return true;
+    };
+  }
+
+  #wholeEnded(): void {
+    this.#whole = null;
+    this.#isWhole = false;
+    this.#next();
+  }
+
+  /** Whether the job of all minors runs or waits. */
+  #keepsWhole(): boolean {
+    const run = this.#whole;
+    if (run !== null && this.#running.size === 0) {
+      this.#whole = null;
+      this.#isWhole = true;
+      run(() => this.#wholeEnded());
+    }
+    return run !== null || this.#isWhole;
+  }
+
   /** Starts the first job of each minor for which none runs. */
   #next(): void {
+    if (this.#keepsWhole()) return;
     const held = new Set(this.#running.keys());
     const ready = this.#waiting.filter(({ minor }) => {
       const mayStart = !held.has(minor);

@@ -1,9 +1,7 @@
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
-import { closeFile } from "../../../ffi/files.ts";
 import type { Secret } from "../../../ffi/secret.ts";
-import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
-import { leaveSocket } from "../../frontend/socket_file.ts";
+import { acceptHere, listenAt, stopListening } from "../../frontend/listening.ts";
 import type { Log } from "../../log/log.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
@@ -21,6 +19,7 @@ const ACCEPT_RETRY_MS = 1_000;
 
 /** A request, and the key that came behind it. */
 interface KeyedMessage {
+  readonly connection: ControlConnection;
   readonly request: Uint8Array<ArrayBuffer>;
   readonly key: Secret | null;
 }
@@ -55,8 +54,7 @@ export class ControlServer implements FdHandler, FaultOwner {
     this.#path = path;
     this.#commands = commands;
     this.#log = log;
-    removeSocket(path);
-    this.#listener = unixListen(path, MOST_CONNECTIONS);
+    this.#listener = listenAt(path, MOST_CONNECTIONS);
     scheduler.watch(this.#listener, EPOLLIN, this, this);
   }
 
@@ -102,21 +100,43 @@ export class ControlServer implements FdHandler, FaultOwner {
   /** Takes the next connections: the listening socket is ready. */
   ready(): void {
     while (this.#connections.size < MOST_CONNECTIONS) {
-      const fd = acceptConnection(this.#listener);
+      const fd = acceptHere(this.#listener);
       if (fd < 0) {
         if (fd !== -Errno.EAGAIN) this.#acceptFailed(-fd);
         return;
       }
-      this.#connections.add(
-        new ControlConnection(fd, {
-          scheduler: this.#scheduler,
-          log: this.#log,
-          requested: (connection, request, key) => this.#requested(connection, request, key),
-          closed: (connection) => this.#closed(connection),
-        }),
-      );
+      this.#take(fd);
     }
     this.#listen(false);
+  }
+
+  #take(fd: number): ControlConnection {
+    const connection = new ControlConnection(fd, {
+      scheduler: this.#scheduler,
+      log: this.#log,
+      requested: (connection, request, key) => this.#requested(connection, request, key),
+      closed: (connection) => this.#closed(connection),
+    });
+    this.#connections.add(connection);
+    return connection;
+  }
+
+  /** Runs a job when no exclusive command runs on any minor; see `JobQueue.whole`. */
+  runWhole(run: (finished: () => void) => void): () => boolean {
+    return this.#jobs.whole(run);
+  }
+
+  /** The connections whose commands have not begun, for another process to go on with. */
+  unanswered(except: ControlConnection | null): { fd: number; begun: Uint8Array<ArrayBuffer> }[] {
+    return [...this.#connections].flatMap((connection) => {
+      const begun = connection === except ? null : connection.unanswered;
+      return begun === null ? [] : [{ fd: connection.fd, begun }];
+    });
+  }
+
+  /** Goes on with a connection of another process. */
+  resume(fd: number, begun: Uint8Array): void {
+    this.#take(fd).resume(begun);
   }
 
   /** An accept failed, such as for want of descriptors: connections wait in the backlog. */
@@ -150,15 +170,15 @@ export class ControlServer implements FdHandler, FaultOwner {
       return connection.answer(errorReply(request, new SystemError(Errno.EINVAL, what)));
     }
     if (!command.exclusive) {
-      this.#run(command, { request, key }, (reply) => connection.answer(reply));
+      this.#run(command, { connection, request, key }, (reply) => connection.answer(reply));
       return;
     }
-    this.#jobs.add(this.#jobOf(command, connection, { request, key }));
+    this.#jobs.add(this.#jobOf(command, { connection, request, key }));
     command.announced?.(request);
   }
 
-  #jobOf(command: Command, connection: ControlConnection, keyed: KeyedMessage): Job {
-    const { request, key } = keyed;
+  #jobOf(command: Command, keyed: KeyedMessage): Job {
+    const { connection, request, key } = keyed;
     let cancelled = false;
     const job: Job = {
       minor: messageCookie(request),
@@ -193,7 +213,7 @@ export class ControlServer implements FdHandler, FaultOwner {
 
   #run(
     command: Command,
-    { request, key }: KeyedMessage,
+    { connection, request, key }: KeyedMessage,
     answer: (reply: Uint8Array<ArrayBuffer>) => void,
   ): (() => void) | undefined {
     let answered = false;
@@ -203,7 +223,7 @@ export class ControlServer implements FdHandler, FaultOwner {
       answer(reply);
     };
     try {
-      return command.run(request, answerOnce, key) ?? undefined;
+      return command.run(request, answerOnce, key, connection) ?? undefined;
     } catch (error) {
       key?.release();
       const isExpected = error instanceof Error && "errno" in error;
@@ -226,9 +246,8 @@ export class ControlServer implements FdHandler, FaultOwner {
     this.#drained = done;
     if (this.#listener >= 0) {
       this.#scheduler.unwatch(this.#listener);
-      closeFile(this.#listener);
+      stopListening(this.#path, this.#listener);
       this.#listener = -1;
-      leaveSocket(this.#path);
     }
     for (const connection of this.#connections) if (!connection.awaitsAnswer) connection.close();
     this.#checkDrained();
@@ -239,13 +258,5 @@ export class ControlServer implements FdHandler, FaultOwner {
     const done = this.#drained;
     this.#drained = undefined;
     done();
-  }
-}
-
-function removeSocket(path: string): void {
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }

@@ -1,9 +1,13 @@
 import { closeFile, fileStatus, O_RDONLY, openFile } from "../../../ffi/files.ts";
+import { isAlive } from "../../../ffi/process.ts";
 import { minorPath } from "../paths.ts";
 
 const LOCKS_FILE = "/proc/locks";
 
-/** A process that this one cannot see, such as one of another container. */
+/**
+ * A process that this one cannot see, such as one of another container. The table also names the process
+ * that took a lock when it has ended, and another has the open file.
+ */
 export const UNKNOWN_HOLDER = 0;
 
 /** A file's device and inode in the format of /proc/locks: `fe:00:2171826`. */
@@ -55,7 +59,7 @@ export function minorHolders(minors: readonly number[]): Map<number, number> | n
   for (const minor of minors) {
     const key = lockKey(minorPath(minor));
     const pid = key === null ? undefined : locks.get(key);
-    if (pid !== undefined) holders.set(minor, pid);
+    if (pid !== undefined) holders.set(minor, isAlive(pid) ? pid : UNKNOWN_HOLDER);
   }
   return holders;
 }

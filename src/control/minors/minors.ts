@@ -18,6 +18,7 @@ import {
   openFile,
   tryLockExclusive,
 } from "../../../ffi/files.ts";
+import { takeLocked } from "../../files/kept_locks.ts";
 import { readMinorRecord, recoveryHint } from "./minor_record.ts";
 import {
   minorPath,
@@ -107,6 +108,8 @@ function isStillAt(path: string, fd: number): boolean {
  */
 export function holdMinor(minor: number): number {
   const path = minorPath(minor);
+  const taken = takeLocked(path, { access: O_RDONLY, direct: false });
+  if (taken !== null) return taken.fd;
   const file = openFile(path, O_RDONLY);
   try {
     if (tryLockExclusive(file) && isStillAt(path, file)) return file;

@@ -34,6 +34,11 @@
  * |            |                 | so many bytes follow, pages of 32,768 sectors: u32 number,     |
  * |            |                 | 4096 bytes of bits                                             |
  * | node       | answers.ts      | the answer: path[256] of the block device @12, empty for none  |
+ * | upgrade    | upgrade.ts      | u32 length @8 of the text behind it: the program, in JSON; the |
+ * |            |                 | answer: i32 the new process @8, u32 time that users waited     |
+ * |            |                 | (µs) @12                                                       |
+ * | take over  | upgrade.ts      | u32 format of the frames @8; frames follow in place of an      |
+ * |            |                 | answer (src/control/handover/channel.ts)                       |
  * | limit      | limit.ts        | u32 which of the limits change, a bit each @8; limits @16: six |
  * |            |                 | u64, u32 burst (ms) @64; the answer: the limits @16            |
  * | serve      | serve.ts        | u32 length @8; so many bytes of JSON follow; the answer:       |
@@ -101,6 +106,9 @@ export const MessageType = {
   UNSERVE_RSP: 0x223,
   RESERVE: 0x230,
   RESERVE_RSP: 0x231,
+  UPGRADE: 0x240,
+  UPGRADE_RSP: 0x241,
+  TAKE_OVER: 0x242,
 } as const;
 
 const namesByType = new Map<number, string>(

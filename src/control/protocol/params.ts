@@ -1,6 +1,7 @@
 import type { RateLimits } from "../../vbd/rate_limits.ts";
 import { LIMITS_BYTES, limitsAt, putLimits } from "./limit.ts";
 import { serveTextBytes } from "./serve.ts";
+import { upgradeTextBytes } from "./upgrade.ts";
 import {
   encodePathField,
   MESSAGE_BYTES,
@@ -120,6 +121,7 @@ export function requestLength(bytes: Uint8Array): number {
   if (type === MessageType.SERVE || type === MessageType.UNSERVE) {
     return MESSAGE_BYTES + serveTextBytes(bytes);
   }
+  if (type === MessageType.UPGRADE) return MESSAGE_BYTES + upgradeTextBytes(bytes);
   if (type !== MessageType.OPEN && type !== MessageType.RESUME) return MESSAGE_BYTES;
   const flags = viewOf(bytes).getUint32(8, true);
   let length = MESSAGE_BYTES;

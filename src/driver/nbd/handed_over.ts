@@ -44,6 +44,11 @@ export class HandedOver {
     else this.#descriptors.set(name, fd);
   }
 
+  /** All of them, for another process. */
+  all(): [name: string, fd: number][] {
+    return [...this.#descriptors];
+  }
+
   /** Whether another one can be kept. */
   #hasRoom(): boolean {
     if (this.#descriptors.size >= MOST_DESCRIPTORS) this.#closeEnded();

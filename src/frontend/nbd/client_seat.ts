@@ -1,13 +1,13 @@
 import { assert } from "../../../ffi/assert.ts";
 import type { Arena } from "../../../ffi/memory.ts";
-import { IOVEC_BYTES, UIO_MAXIOV } from "../../../ffi/sockets.ts";
+import { IOVEC_BYTES, sendAt, UIO_MAXIOV } from "../../../ffi/sockets.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import { CLIENT_BYTES } from "./client_memory.ts";
 
 /** The longest header of a reply, with the fixed fields of its content. */
 const MOST_HEADER_BYTES = 32;
 /** The longest message of the handshake. */
-export const HANDSHAKE_BYTES = 8000;
+const HANDSHAKE_BYTES = 8000;
 /** Bytes of one receive that does not go to slots. */
 export const RECEIVE_BYTES = 128 * 1024;
 
@@ -58,5 +58,13 @@ export class ClientSeat {
     this.sendIovecsAt = base + SEND_IOVECS_AT;
     this.sendMsghdr = memory.pointerAt(this.sendMsghdrAt);
     this.headersAt = base + HEADERS_AT;
+  }
+
+  /** Sends a message of the handshake; false when the socket does not take all of it. */
+  send(fd: number, bytes: Uint8Array): boolean {
+    if (bytes.length > HANDSHAKE_BYTES) throw new RangeError("An answer is too long");
+    const { memory, handshakeAt } = this;
+    memory.bytes.set(bytes, handshakeAt);
+    return sendAt(fd, memory.address + handshakeAt, bytes.length) === bytes.length;
   }
 }

@@ -1,26 +1,32 @@
+import { assert } from "../../../ffi/assert.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
-import { enlargeSendBuffer, sendAt } from "../../../ffi/sockets.ts";
+import { enlargeSendBuffer } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
-import { type ClientSeat, HANDSHAKE_BYTES } from "./client_seat.ts";
-import { carriesData, kindOf, refusalBeyond, refusalOf } from "./commands.ts";
-import type { ClientKind, ConnectionHost, ServedConnection } from "./connection_host.ts";
+import { beginRequest } from "./begin_request.ts";
+import type { ClientSeat } from "./client_seat.ts";
+import { carriesData, refusalBeyond, refusalOf } from "./commands.ts";
+import type {
+  ClientKind,
+  ConnectionHost,
+  HandedClient,
+  ServedConnection,
+} from "./connection_host.ts";
 import { Handshake } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_DISC,
   NBD_CMD_FLAG_FUA,
-  NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_READ,
   NBD_CMD_WRITE,
   NBD_REQUEST_MAGIC,
   REQUEST_BYTES,
 } from "../../nbd/protocol.ts";
-import { MOST_EXTENTS, partsOf, putRequest, releaseParts, takeParts } from "./nbd_slots.ts";
+import { partsOf, putRequest, releaseParts, takeParts } from "./nbd_slots.ts";
 import { ReplyQueue } from "./reply_queue.ts";
 import { RequestReader } from "./request_reader.ts";
 import { TlsWake } from "./tls_wake.ts";
@@ -48,9 +54,7 @@ export class NbdConnection
   readonly #fd: number;
   readonly #wake: TlsWake;
   readonly #host: ConnectionHost;
-  readonly #kind: ClientKind;
-  /** Whether the client is the kernel, which does not keep slots longer than needed. */
-  readonly #isTrusted: boolean;
+  readonly kind: ClientKind;
   readonly #handshake: Handshake;
   readonly #claim: SlotClaim;
   readonly #replies: ReplyQueue;
@@ -63,28 +67,33 @@ export class NbdConnection
   /** Whether the client waits for slots. Nothing is received meanwhile. */
   #stalled = false;
   #watched = EPOLLIN;
+  #held = false;
   #closed = false;
   #inFlight = 0;
-  readonly #budget = new TurnBudget();
+  readonly #budget: TurnBudget;
 
   constructor(fd: number, seat: ClientSeat, host: ConnectionHost, kind: ClientKind) {
     const { vbd, slots } = host;
     this.#fd = fd;
     this.#host = host;
     this.seat = seat;
-    this.#kind = kind;
-    this.#isTrusted = kind.style === "none";
+    this.kind = kind;
     this.#claim = vbd.requests.shares.open(this);
     const tls = kind.entered?.tls ?? null;
     this.#wake = new TlsWake(tls, host);
+    this.#budget = new TurnBudget(this, host);
     this.#reader = new RequestReader(fd, seat, tls);
     this.#replies = new ReplyQueue(fd, { vbd, slots, seat, claim: this.#claim, tls });
     this.#handshake = kind.entered?.handshake ??
       new Handshake(() => host.describe(), (bytes) => this.#sendNow(bytes));
   }
 
-  /** Starts to serve. Throws `SystemError` when the loop cannot watch the descriptor. */
-  start(): void {
+  /**
+   * Starts to serve. Throws `SystemError` when the loop cannot watch the descriptor.
+   *
+   * @param isHeld Whether no requests are taken until `goOn`.
+   */
+  start(isHeld: boolean): void {
     try {
       this.#host.scheduler.watch(this.#fd, EPOLLIN, this, this);
     } catch (error) {
@@ -93,12 +102,36 @@ export class NbdConnection
       throw error;
     }
     enlargeSendBuffer(this.#fd, SEND_BUFFER_BYTES);
-    const { entered, style } = this.#kind;
-    if (entered === undefined) return this.#handshake.start(style);
-    this.#reader.put(entered.rest);
-    this.#negotiate();
+    this.#held = isHeld;
+    const { entered, resumed, style } = this.kind;
+    const { rest } = entered ?? resumed ?? {};
+    if (rest === undefined) return this.#handshake.start(style);
+    if (resumed !== undefined) this.#handshake.restore(resumed.state.handshake);
+    this.#reader.put(rest);
+    this.#negotiated();
     this.#consume();
     this.#updateWatch();
+  }
+
+  hold(isHeld: boolean): void {
+    this.#held = isHeld;
+    this.#consume();
+    this.#updateWatch();
+  }
+
+  /** Whether no request is being received, or read in pieces, while no more are taken. */
+  get #isIdle(): boolean {
+    return this.#held && this.#writeHead === NONE && !this.#reader.isSkipping &&
+      !this.#longRead.isActive;
+  }
+
+  get isQuiet(): boolean {
+    return this.#isIdle && this.#inFlight === 0 && this.#replies.isEmpty;
+  }
+
+  handOver(): HandedClient {
+    assert(this.isQuiet && !this.#closed, "A client that is handed over is owed nothing");
+    return { fd: this.#fd, handshake: this.#handshake.state, rest: this.#reader.rest };
   }
 
   get faults(): FaultOwner {
@@ -117,11 +150,7 @@ export class NbdConnection
   /** Sends a message of the handshake. A client whose socket is full is dropped. */
   #sendNow(bytes: Uint8Array): void {
     if (this.#closed) return;
-    if (bytes.length > HANDSHAKE_BYTES) throw new RangeError("An answer is too long");
-    const { memory, handshakeAt } = this.seat;
-    memory.bytes.set(bytes, handshakeAt);
-    const sent = sendAt(this.#fd, memory.address + handshakeAt, bytes.length);
-    if (sent !== bytes.length) this.close();
+    if (!this.seat.send(this.#fd, bytes)) this.close();
   }
 
   ready(events: number): void {
@@ -149,12 +178,12 @@ export class NbdConnection
 
   /** Whether more requests can be taken now. */
   get #isTaking(): boolean {
-    return !this.#closed && !this.#stalled && !this.hasLeft && this.#budget.isLeft;
+    return !this.#closed && !this.#stalled && !this.hasLeft && this.#budget.isLeft && !this.#isIdle;
   }
 
   /** Processes the received bytes. */
   #consume(): void {
-    if (this.#handshake.stage !== "transmission") this.#negotiate();
+    if (this.#handshake.stage !== "transmission" && !this.#held) this.#negotiate();
     if (this.#handshake.stage === "transmission") {
       while (this.#isTaking && (this.#longRead.isActive || this.#reader.bytes > 0)) {
         if (!this.#step()) break;
@@ -177,7 +206,8 @@ export class NbdConnection
 
   /** Tells the claim whether slots wait for the client to receive replies or to send data. */
   #noteWaiting(): void {
-    if (this.#isTrusted || this.#closed) return;
+    // The kernel's client does not keep slots longer than needed.
+    if (this.kind.style === "none" || this.#closed) return;
     const wantsData = this.#writeHead !== NONE && !this.#stalled;
     if (this.#replies.isBlocked || wantsData) this.#claim.waitForPeer();
     else this.#claim.peerMoved();
@@ -188,6 +218,10 @@ export class NbdConnection
     this.#reader.take(
       this.#handshake.consume(new DataView(buffer, this.#reader.at, this.#reader.bytes)),
     );
+    this.#negotiated();
+  }
+
+  #negotiated(): void {
     const { stage } = this.#handshake;
     this.#replies.structured = this.#handshake.structuredReplies;
     this.#replies.contexts = this.#handshake.contexts;
@@ -206,7 +240,7 @@ export class NbdConnection
     const fua = ((slots.command[head] >>> 8) & NBD_CMD_FLAG_FUA) !== 0;
     this.#part = NONE;
     this.#claim.peerMoved();
-    this.#noteData(slots.length[part]);
+    this.#budget.takeData(slots.length[part]);
     slots.partsLeft[head]++;
     vbd.requests.start(part, RequestKind.Write, sector, count, fua, this);
     if (this.#writeLeft > 0) return this.#nextPart();
@@ -256,7 +290,7 @@ export class NbdConnection
     const head = this.#takeSlots(isRead ? dataBytes : Math.min(dataBytes, SLOT_BYTES));
     if (head === NONE) return false;
     reader.take(REQUEST_BYTES);
-    this.#noteTaken(isRead ? dataBytes : 0);
+    this.#budget.takeRequest(isRead ? dataBytes : 0);
     // There is a byte for the command. Unknown ones above it must not turn into a known one.
     const packed = Math.min(command, UNKNOWN_COMMAND) | (flags << 8);
     putRequest(this.#host.slots, head, view, at, packed);
@@ -277,16 +311,6 @@ export class NbdConnection
     this.#inFlight--;
     const sectors = slots.totalLength[head] / SECTOR_BYTES;
     meter.end(head, slots.command[head] & 0xff, sectors, errno);
-  }
-
-  #noteTaken(dataBytes: number): void {
-    this.#host.scheduler.noteRequest();
-    if (this.#budget.takeRequest()) this.#host.makeDue(this);
-    if (this.#budget.takeHeaderAndData(dataBytes)) this.#host.makeDueNextTurn(this);
-  }
-
-  #noteData(bytes: number): void {
-    if (this.#budget.takeData(bytes)) this.#host.makeDueNextTurn(this);
   }
 
   /** Continues in a new turn after the work of one turn was done. */
@@ -318,7 +342,7 @@ export class NbdConnection
   #startLongRead(at: number): boolean {
     this.#longRead.start(this.seat.memory.view, at);
     this.#reader.take(REQUEST_BYTES);
-    this.#noteTaken(0);
+    this.#budget.takeRequest(0);
     this.#updateWatch();
     return true;
   }
@@ -332,12 +356,9 @@ export class NbdConnection
       this.#updateWatch();
       return true;
     }
-    const parts = this.#claim.mayTake(longRead.mostParts);
-    if (parts === 0) return this.#stall();
-    const bytes = longRead.bytesFor(parts);
-    const head = takeParts(this.#host.slots, this.#claim, parts, bytes);
-    longRead.putPiece(this.#host.slots, head, bytes);
-    this.#noteData(bytes);
+    const head = longRead.takePiece(this.#host.slots, this.#claim);
+    if (head === NONE) return this.#stall();
+    this.#budget.takeData(this.#host.slots.totalLength[head]);
     this.#begin(head);
     return true;
   }
@@ -385,31 +406,8 @@ export class NbdConnection
 
   /** Starts a request that needs no data of the client. */
   #begin(head: number): void {
-    const { vbd, slots } = this.#host;
-    const command = slots.command[head] & 0xff;
-    const flags = slots.command[head] >>> 8;
-    slots.command[head] = command;
-    const kind = kindOf(command, flags);
-    const total = slots.totalLength[head];
-    const fua = (flags & NBD_CMD_FLAG_FUA) !== 0 && command !== NBD_CMD_READ;
-    let sector = slots.offset[head] / SECTOR_BYTES;
     this.#opened(head);
-    if (command === NBD_CMD_BLOCK_STATUS) {
-      slots.mostExtents[head] = (flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : MOST_EXTENTS;
-      const most = this.#replies.mostAllocationExtents(head);
-      return vbd.requests.startStatus(head, sector, total / SECTOR_BYTES, most, this);
-    }
-    if (command !== NBD_CMD_READ && command !== NBD_CMD_WRITE) {
-      return vbd.requests.start(head, kind, sector, total / SECTOR_BYTES, fua, this);
-    }
-    for (let part = head; part !== NONE;) {
-      // The last part may end within `start`, and the request with it.
-      const next = slots.next[part];
-      const sectors = slots.length[part] / SECTOR_BYTES;
-      vbd.requests.start(part, kind, sector, sectors, fua, this);
-      sector += sectors;
-      part = next;
-    }
+    beginRequest(this.#host, head, this.#replies, this);
   }
 
   requestDone(slot: number, errno: number): void {
@@ -451,7 +449,7 @@ export class NbdConnection
   }
 
   #updateWatch(): void {
-    const receiving = !this.#stalled && !this.hasLeft && !this.#longRead.isActive;
+    const receiving = !this.#stalled && !this.hasLeft && !this.#longRead.isActive && !this.#isIdle;
     const wanted = (receiving ? EPOLLIN : 0) | (this.#replies.isEmpty ? 0 : EPOLLOUT);
     if (this.#closed) return;
     if (wanted !== this.#watched) this.#host.scheduler.rewatch(this.#fd, wanted);
@@ -475,7 +473,7 @@ export class NbdConnection
     this.#abandonWrite();
     this.#replies.close();
     this.#claim.end();
-    this.#host.gone(this, this.#fd, this.#kind);
+    this.#host.gone(this, this.#fd, this.kind);
     this.#retireWhenDone();
   }
 

@@ -4,7 +4,7 @@ import type { Meter } from "../../metrics/meter.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import type { ClientSeat } from "./client_seat.ts";
-import type { ExportDescription, GreetingStyle, Handshake } from "./handshake.ts";
+import type { ExportDescription, GreetingStyle, Handshake, HandshakeState } from "./handshake.ts";
 import type { NbdSlots } from "./nbd_slots.ts";
 
 /** A client that has ended its handshake on a port that disks share. */
@@ -14,6 +14,41 @@ export interface EnteredClient {
   readonly rest: Uint8Array;
   /** Its TLS; null without. */
   readonly tls: TlsStream | null;
+  /** Where it entered. */
+  readonly place: PortPlace;
+  /** Called when it has gone. */
+  left(): void;
+}
+
+/** The export of a port that a client uses, and where the client comes from. */
+export interface PortPlace {
+  readonly port: number;
+  readonly name: string;
+  readonly from: string;
+}
+
+/** A client that owes and is owed nothing. */
+export interface HandedClient {
+  readonly fd: number;
+  readonly handshake: HandshakeState;
+  /** What it has sent and was not carried out. */
+  readonly rest: Uint8Array<ArrayBuffer>;
+}
+
+/** What another process must know of a client to go on with it. */
+export interface ClientState {
+  readonly style: GreetingStyle;
+  readonly handedOver: boolean;
+  readonly handshake: HandshakeState;
+  /** Of a client that came over TCP. */
+  readonly place?: PortPlace;
+}
+
+/** A client that another process served before. */
+export interface ResumedClient {
+  readonly state: ClientState;
+  /** What it has sent and the other process did not carry out. */
+  readonly rest: Uint8Array;
   /** Called when it has gone. */
   left(): void;
 }
@@ -22,6 +57,8 @@ export interface EnteredClient {
 export interface ClientKind {
   /** Of a client whose handshake has ended already. */
   readonly entered?: EnteredClient;
+  /** Of a client of another process. */
+  readonly resumed?: ResumedClient;
   readonly style: GreetingStyle;
   /**
    * Whether another process handed the client's descriptor over. Its client may take long to answer
@@ -36,6 +73,14 @@ export interface ServedConnection extends Deferred {
   readonly seat: ClientSeat;
   /** Whether the client sent NBD_CMD_DISC. */
   readonly hasLeft: boolean;
+  /** What was known of it when it came. */
+  readonly kind: ClientKind;
+  /** Takes no more requests, from the end of the one that is being received; or takes them again. */
+  hold(isHeld: boolean): void;
+  /** Whether it is held, and owes nothing. */
+  readonly isQuiet: boolean;
+  /** A client that is quiet, for another process to go on with. */
+  handOver(): HandedClient;
   /** Continues in a new turn, after `makeDueNextTurn`. */
   nextTurn(): void;
   /** Drops the client. Its requests in flight end by themselves. */

@@ -4,11 +4,17 @@ import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import { Meter } from "../../metrics/meter.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { messageOf } from "../../../ffi/errno.ts";
+import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { clientMemoryOf } from "./client_memory.ts";
 import { ClientSeat } from "./client_seat.ts";
 import { NbdConnection } from "./connection.ts";
-import type { ClientKind, ConnectionHost, ServedConnection } from "./connection_host.ts";
+import type {
+  ClientKind,
+  ClientState,
+  ConnectionHost,
+  ResumedClient,
+  ServedConnection,
+} from "./connection_host.ts";
 import type { ExportDescription, GreetingStyle } from "./handshake.ts";
 import { NbdSlots } from "./nbd_slots.ts";
 import {
@@ -44,14 +50,20 @@ export interface ConnectionsOwner {
   connectionRetired(connection: ServedConnection): void;
 }
 
+/** Whether a client has a handshake before it, whose time is limited. */
+function isGreeted({ style, handedOver, entered, resumed }: ClientKind): boolean {
+  const isOver = entered !== undefined || resumed?.state.handshake.stage === "transmission";
+  return style === "newstyle" && !handedOver && !isOver;
+}
+
 /** Time limit of a handshake. */
 export const HANDSHAKE_MS = 10_000;
 
 /** Closes the socket of a client, and its TLS. */
-function closeClient(fd: number, { entered }: ClientKind): void {
+function closeClient(fd: number, { entered, resumed }: ClientKind): void {
   entered?.tls?.close();
   closeFile(fd);
-  entered?.left();
+  (entered ?? resumed)?.left();
 }
 
 /** The connections to one device. */
@@ -79,6 +91,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
    * runtime discards the compiled code of the class, and the next client starts slowly.
    */
   readonly #lastRetired: ServedConnection[] = [];
+  #isHeld = false;
   #isClosing = false;
   #closed = false;
 
@@ -118,10 +131,9 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     const connection = new NbdConnection(fd, this.#seatAt(memory), this, kind);
     // The client may leave, and `gone` be called, within `start`.
     this.#connections.add(connection);
-    const isGreeted = kind.style === "newstyle" && !kind.handedOver && kind.entered === undefined;
-    if (isGreeted) this.#noteGreeting(connection);
+    if (isGreeted(kind)) this.#noteGreeting(connection);
     try {
-      connection.start();
+      connection.start(this.#isHeld);
     } catch (error) {
       // The loop has the descriptor, and requests may need the memory: the connection ends itself.
       if (!connection.failed) return connection.fault(error);
@@ -130,6 +142,55 @@ export class NbdConnections implements ConnectionHost, TurnWork {
       clientMemoryOf(this.vbd.requests).give(memory);
       this.note(`a client cannot be served: ${messageOf(error)}`);
     }
+  }
+
+  /**
+   * Takes no more requests of any client, from the ends of those that are being received; or takes them
+   * again.
+   */
+  hold(isHeld: boolean): void {
+    this.#isHeld = isHeld;
+    for (const connection of [...this.#connections]) connection.hold(isHeld);
+  }
+
+  /** Whether all clients are held, and are owed nothing. */
+  get areQuiet(): boolean {
+    return this.#connections.values().every(({ isQuiet }) => isQuiet);
+  }
+
+  /** Why its clients cannot be handed over; null when they can. */
+  get whyStaying(): string | null {
+    const isSecret = this.#connections.values().some(({ kind }) =>
+      (kind.entered?.tls ?? null) !== null
+    );
+    return isSecret ? "a client is connected with TLS, whose keys are in this process" : null;
+  }
+
+  /** The clients, which must be quiet, for another process. */
+  handOver(): { fd: number; state: ClientState; rest: Uint8Array<ArrayBuffer> }[] {
+    return Array.from(this.#connections, (connection) => {
+      const { fd, handshake, rest } = connection.handOver();
+      const { style, handedOver, entered, resumed } = connection.kind;
+      const { place } = entered ?? resumed?.state ?? {};
+      return { fd, state: { style, handedOver, handshake, place }, rest };
+    });
+  }
+
+  /** Serves a client of another process. Throws `SystemError`: EUSERS. */
+  resume(fd: number, resumed: ResumedClient): void {
+    const memory = clientMemoryOf(this.vbd.requests).take();
+    if (memory < 0) {
+      closeFile(fd);
+      throw new SystemError(Errno.EUSERS, `Cannot take over a client of minor ${this.vbd.minor}`);
+    }
+    const { style, handedOver } = resumed.state;
+    const before = this.#connections.size;
+    this.add(fd, memory, { style, handedOver, resumed });
+    if (this.#connections.size > before) return;
+    throw new SystemError(
+      Errno.EIO,
+      `Cannot serve a client of minor ${this.vbd.minor} (see the log)`,
+    );
   }
 
   #seatAt(memory: number): ClientSeat {
@@ -191,6 +252,11 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   hangUp(connection: ServedConnection, why: string): void {
     this.note(`hung up on an NBD client: ${why}`);
     connection.close();
+  }
+
+  /** Closes all connections, and logs why. */
+  hangUpAll(why: string): void {
+    for (const connection of [...this.#connections]) this.hangUp(connection, why);
   }
 
   /** Logs an event of a client. */

@@ -93,6 +93,17 @@ const MOST_OPTIONS = 256;
 /** Zeros behind the size and flags of an export, in the oldstyle and after EXPORT_NAME. */
 const PADDING_BYTES = 124;
 
+/** How far a handshake is, for another process that goes on with it. */
+export interface HandshakeState {
+  readonly stage: HandshakeStage;
+  readonly structuredReplies: boolean;
+  /** The names of the contexts that the client chose. */
+  readonly contexts: readonly string[];
+  readonly noZeroes: boolean;
+  readonly options: number;
+  readonly skip: number;
+}
+
 /** Decodes the content of an option. Throws `RangeError` past its end. */
 class OptionReader {
   #at = 0;
@@ -175,6 +186,28 @@ export class Handshake {
     this.structuredReplies = false;
     this.contexts = [];
     this.stage = "options";
+  }
+
+  /** How far it is. It must be without TLS, and of a server with one export unless it has ended. */
+  get state(): HandshakeState {
+    return {
+      stage: this.stage,
+      structuredReplies: this.structuredReplies,
+      contexts: this.contexts.map(({ name }) => name),
+      noZeroes: this.#noZeroes,
+      options: this.#options,
+      skip: this.#skip,
+    };
+  }
+
+  /** Goes on where another process was. */
+  restore({ stage, structuredReplies, contexts, noZeroes, options, skip }: HandshakeState): void {
+    this.stage = stage;
+    this.structuredReplies = structuredReplies;
+    this.contexts = contextsOf(true).filter(({ name }) => contexts.includes(name));
+    this.#noZeroes = noZeroes;
+    this.#options = options;
+    this.#skip = skip;
   }
 
   /** Sends the greeting. */

@@ -2,11 +2,10 @@ import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { Errno, errnoName } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { waitForDescriptor } from "../../../ffi/poll.ts";
-import { acceptConnection, unixListen } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { leaveSocket, removeSocket } from "../socket_file.ts";
+import { acceptHere, listenAt, stopListening } from "../listening.ts";
 import { clientMemoryOf, MOST_CLIENTS } from "./client_memory.ts";
 import type { ClientKind } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
@@ -44,8 +43,7 @@ export class NbdListener implements FdHandler, FaultOwner {
     this.#connections = connections;
     this.#kind = { style, handedOver: false };
     this.#socketPath = socketPath;
-    removeSocket(socketPath);
-    this.#fd = unixListen(socketPath, BACKLOG);
+    this.#fd = listenAt(socketPath, BACKLOG);
     try {
       scheduler.watch(this.#fd, EPOLLIN, this, this);
     } catch (error) {
@@ -70,7 +68,7 @@ export class NbdListener implements FdHandler, FaultOwner {
     const memories = clientMemoryOf(this.#vbd.requests);
     const memory = memories.take();
     if (memory < 0) return this.#acceptTooMany();
-    const fd = acceptConnection(this.#fd);
+    const fd = acceptHere(this.#fd);
     if (fd >= 0) {
       this.#connections.add(fd, memory, this.#kind);
       return true;
@@ -94,7 +92,7 @@ export class NbdListener implements FdHandler, FaultOwner {
       return false;
     }
     if (connections.dropOldestGreeting()) return false;
-    const fd = acceptConnection(this.#fd);
+    const fd = acceptHere(this.#fd);
     if (fd < 0) return false;
     connections.note(`hung up on an NBD client: the disk has ${MOST_CLIENTS} already`);
     closeFile(fd);
@@ -118,7 +116,6 @@ export class NbdListener implements FdHandler, FaultOwner {
   }
 
   #leaveSocket(): void {
-    closeFile(this.#fd);
-    leaveSocket(this.#socketPath);
+    stopListening(this.#socketPath, this.#fd);
   }
 }

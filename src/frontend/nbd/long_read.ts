@@ -1,5 +1,6 @@
 import { SLOT_BYTES } from "../../vbd/slots.ts";
-import type { NbdSlots } from "./nbd_slots.ts";
+import type { SlotClaim } from "../../vbd/slot_shares.ts";
+import { type NbdSlots, takeParts } from "./nbd_slots.ts";
 import { NBD_CMD_READ } from "../../nbd/protocol.ts";
 
 const NONE = -1;
@@ -43,18 +44,12 @@ export class LongRead {
     this.isActive = false;
   }
 
-  /** The most slots that the next piece takes. */
-  get mostParts(): number {
-    return Math.ceil(Math.min(this.#left, READ_PIECE_BYTES) / SLOT_BYTES);
-  }
-
-  /** Bytes of the next piece if it has `parts` slots. */
-  bytesFor(parts: number): number {
-    return Math.min(this.#left, parts * SLOT_BYTES);
-  }
-
-  /** Sets up the next piece in slot `head`. */
-  putPiece(slots: NbdSlots, head: number, bytes: number): void {
+  /** Takes slots for the next piece, and sets it up; returns its head, or -1 without slots. */
+  takePiece(slots: NbdSlots, claim: SlotClaim): number {
+    const parts = claim.mayTake(Math.ceil(Math.min(this.#left, READ_PIECE_BYTES) / SLOT_BYTES));
+    if (parts === 0) return NONE;
+    const bytes = Math.min(this.#left, parts * SLOT_BYTES);
+    const head = takeParts(slots, claim, parts, bytes);
     slots.cookieHigh[head] = this.#cookieHigh;
     slots.cookieLow[head] = this.#cookieLow;
     slots.command[head] = NBD_CMD_READ;
@@ -65,6 +60,7 @@ export class LongRead {
     this.#piece = head;
     this.#offset += bytes;
     this.#left -= bytes;
+    return head;
   }
 
   /**

@@ -2,13 +2,15 @@ import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { addressPort, siteText, tcpAddress } from "../../../ffi/addresses.ts";
 import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import { acceptTcp, boundAddress, tcpListen } from "../../../ffi/sockets.ts";
+import { boundAddress } from "../../../ffi/sockets.ts";
 import type { TlsContext } from "../../../ffi/tls_context.ts";
 import { describeFault, type FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import { RenewedContext } from "../../tls/renewed_context.ts";
 import type { ServerTls } from "../../tls/tls.ts";
+import { acceptTcpHere, listenTcp, stopListeningTcp } from "../listening.ts";
 import { clientMemoryOf } from "./client_memory.ts";
+import type { PortPlace } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
 import type { Handshake, HandshakeServer } from "./handshake.ts";
 import { greet, PortClient, type PortClientHost } from "./port_client.ts";
@@ -125,7 +127,7 @@ export class NbdPort implements PortClientHost {
 
   #listenOn(address: string, port: number, isDual: boolean): number {
     const title = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
-    const fd = tcpListen(tcpAddress(address, port), title, { backlog: BACKLOG, isDual });
+    const fd = listenTcp(tcpAddress(address, port), title, { backlog: BACKLOG, isDual });
     this.#listeners.push(new Listener(fd, this.scheduler, this));
     return addressPort(boundAddress(fd));
   }
@@ -211,12 +213,13 @@ export class NbdPort implements PortClientHost {
 
   entered(client: PortClient, handshake: Handshake, rest: Uint8Array): void {
     this.#greeting.delete(client);
-    const place = this.#entering.get(client);
-    if (place === undefined) throw new RangeError("A client enters without a place");
+    const seat = this.#entering.get(client);
+    if (seat === undefined) throw new RangeError("A client enters without a place");
     this.#entering.delete(client);
-    const { into, memory } = place;
+    const { into, memory } = seat;
     const left = (): void => leave(into, client.from);
-    const entered = { handshake, rest, tls: client.tls, left };
+    const place = { port: this.port, name: into.name, from: client.from };
+    const entered = { handshake, rest, tls: client.tls, place, left };
     into.connections.add(client.fd, memory, { style: "newstyle", handedOver: false, entered });
   }
 
@@ -230,6 +233,19 @@ export class NbdPort implements PortClientHost {
       leave(into, client.from);
     }
     if (why !== "") this.note(`hung up on an NBD client from ${client.from}: ${why}`);
+  }
+
+  /** How many clients are in the handshake. */
+  get greeting(): number {
+    return this.#greeting.size;
+  }
+
+  /** Counts a client of another process that has entered there; returns what to call when it has gone. */
+  countResumed({ name, from }: PortPlace): () => void {
+    const into = this.exports.get(name);
+    if (into === undefined) return () => {};
+    into.clients.set(from, (into.clients.get(from) ?? 0) + 1);
+    return () => leave(into, from);
   }
 
   /** Adds a disk. Throws `SystemError`: EEXIST for a name that is taken. */
@@ -288,7 +304,7 @@ class Listener implements FdHandler, FaultOwner {
     try {
       scheduler.watch(fd, EPOLLIN, this, this);
     } catch (error) {
-      closeFile(fd);
+      stopListeningTcp(fd);
       throw error;
     }
   }
@@ -300,7 +316,7 @@ class Listener implements FdHandler, FaultOwner {
 
   ready(_events: number): void {
     for (let i = 0; i < MOST_ACCEPTED; i++) {
-      const fd = acceptTcp(this.#fd, this.#from);
+      const fd = acceptTcpHere(this.#fd, this.#from);
       if (fd === -Errno.EAGAIN) return;
       if (fd === -Errno.ECONNABORTED || fd === -Errno.EINTR) continue;
       if (fd < 0) {
@@ -322,6 +338,6 @@ class Listener implements FdHandler, FaultOwner {
   close(): void {
     this.#scheduler.cancelTimer(this.#acceptTimer);
     this.#scheduler.unwatch(this.#fd);
-    closeFile(this.#fd);
+    stopListeningTcp(this.#fd);
   }
 }

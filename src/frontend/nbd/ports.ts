@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { ServerTls, TlsMode } from "../../tls/tls.ts";
+import type { PortPlace } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
 import { clientsOf, NbdPort, type PortExport } from "./port.ts";
 
@@ -122,6 +123,17 @@ export class NbdPorts {
       this.#ports.delete(at);
     }
     return ending.length;
+  }
+
+  /** How many clients are in the handshake. */
+  get greeting(): number {
+    return this.#ports.values().reduce((sum, { greeting }) => sum + greeting, 0);
+  }
+
+  /** Counts a client of another process that has entered there; returns what to call when it has gone. */
+  countResumed(place: PortPlace): () => void {
+    const port = this.#ports.values().find((each) => each.port === place.port);
+    return port?.countResumed(place) ?? (() => {});
   }
 
   /** Where a disk is served. */

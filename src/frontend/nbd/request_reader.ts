@@ -48,6 +48,11 @@ export class RequestReader {
     return this.#end - this.#start;
   }
 
+  /** A copy of the received bytes. */
+  get rest(): Uint8Array<ArrayBuffer> {
+    return this.#seat.memory.bytes.slice(this.#start, this.#end);
+  }
+
   /** Whether data of a part is missing. */
   get isFilling(): boolean {
     return this.#payloadLeft > 0;

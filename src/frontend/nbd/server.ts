@@ -17,6 +17,7 @@ import type { Meter } from "../../metrics/meter.ts";
 import { SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { HandoverSocket } from "../handover_socket.ts";
+import { ClientsHandover } from "./clients_handover.ts";
 import { NbdConnections } from "./connections.ts";
 import type { GreetingStyle } from "./handshake.ts";
 import { NbdListener } from "./listener.ts";
@@ -41,6 +42,8 @@ export class NbdServer {
   /** What listens. */
   readonly #sockets: { close(): void }[] = [];
   readonly #log: (message: string) => void;
+  /** For another process to go on with the clients. */
+  readonly handover: ClientsHandover;
   /** Serves the disk over TCP; undefined where the process has no ports. */
   readonly network?: {
     serve(request: ServeRequest): ServeRequest;
@@ -67,6 +70,7 @@ export class NbdServer {
     this.#meter = vbd.meters.open({ of: "nbd", minor: vbd.minor }, SLOTS);
     const connections = new NbdConnections(scheduler, vbd, { log, meter: this.#meter });
     this.#connections = connections;
+    this.handover = new ClientsHandover(connections, ports);
     try {
       this.#sockets.push(new NbdListener(this.#connections, sockets.newstyle, "newstyle"));
     } catch (error) {

@@ -85,7 +85,7 @@ export class GuestTapdisk {
   /** Carries out a message; returns whether it was answered. */
   #order(message: Uint8Array<ArrayBuffer>): () => boolean {
     let isAnswered = false;
-    this.#commands.get(messageType(message))?.run(message, () => isAnswered = true, null);
+    this.#commands.get(messageType(message))?.run(message, () => isAnswered = true, null, null);
     return () => isAnswered;
   }
 

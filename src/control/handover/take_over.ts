@@ -1,0 +1,230 @@
+import { peerOf } from "../../../ffi/descriptors.ts";
+import { EPOLLIN } from "../../../ffi/epoll.ts";
+import { type Done, Errno, SystemError, systemError } from "../../../ffi/errno.ts";
+import { addressOf } from "../../../ffi/libc.ts";
+import { effectiveUser } from "../../../ffi/process.ts";
+import { sendAt, unixConnectAtOnce } from "../../../ffi/sockets.ts";
+import { handedOver } from "../../driver/nbd/handed_over.ts";
+import { adoptLock, dropLocks } from "../../files/kept_locks.ts";
+import { adoptSocket, dropAdopted, holdAccepting } from "../../frontend/listening.ts";
+import type { Log } from "../../log/log.ts";
+import type { FaultOwner } from "../../scheduler/faults.ts";
+import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import type { Devices } from "../daemon/devices.ts";
+import type { ControlServer } from "../daemon/server.ts";
+import { controlSocketPath, requireOwnFolder } from "../paths.ts";
+import { encodeTakeOver } from "../protocol/upgrade.ts";
+import { type Frame, HandoverChannel } from "./channel.ts";
+import {
+  decodeBytes,
+  type DiskFrame,
+  HANDOVER_FORMAT,
+  type NewFrame,
+  type OldFrame,
+  oldFrame,
+} from "./frames.ts";
+import { linkNames, renamedFor } from "./names.ts";
+
+/** How long an answer may wait for room in the channel. */
+const SEND_MS = 5_000;
+
+/** What a process needs to take over from another. */
+export interface TakeOverHost {
+  readonly scheduler: Scheduler;
+  readonly log: Log;
+  readonly devices: Devices;
+  /** Opens images for a moment, to find out whether that can be done, without writing to them. */
+  rehearse(images: readonly string[], done: Done): void;
+  /** Opens the control socket, and the other sockets of the process. */
+  openSockets(): ControlServer;
+  /** The disks are this process's from now on. */
+  serving(): void;
+  /** Ends this process: it takes nothing over. */
+  failed(error: SystemError): void;
+}
+
+type ClientFrame = Extract<OldFrame, { kind: "client" }>;
+
+/** Takes over the disks of another process. Its side is `upgrade.ts`. */
+export class TakeOver implements FdHandler, FaultOwner {
+  readonly failed = false;
+  readonly #host: TakeOverHost;
+  readonly #pid: number;
+  readonly #channel: HandoverChannel;
+  #server: ControlServer | null = null;
+  readonly #disks: DiskFrame[] = [];
+  readonly #clients: { frame: ClientFrame; fd: number }[] = [];
+  readonly #commands: { begun: string; fd: number }[] = [];
+  #isServing = false;
+
+  /**
+   * Asks a process for its disks.
+   *
+   * @throws {SystemError}
+   */
+  constructor(host: TakeOverHost, pid: number) {
+    this.#host = host;
+    this.#pid = pid;
+    requireOwnFolder();
+    const fd = unixConnectAtOnce(controlSocketPath(pid));
+    const { uid } = peerOf(fd);
+    if (uid !== effectiveUser() && uid !== 0) {
+      const why = `user ${uid} listens there`;
+      throw new SystemError(Errno.EPERM, `Cannot take over from process ${pid} (${why})`);
+    }
+    const wish = encodeTakeOver(HANDOVER_FORMAT);
+    if (sendAt(fd, addressOf(wish), wish.length) !== wish.length) {
+      throw new SystemError(Errno.EPIPE, `Cannot ask process ${pid} for its disks`);
+    }
+    this.#channel = new HandoverChannel(fd);
+    holdAccepting(true);
+    host.scheduler.watch(fd, EPOLLIN, this, this);
+  }
+
+  fault(error: unknown): void {
+    this.#fail(systemError(error, "Cannot take over"));
+  }
+
+  ready(): void {
+    try {
+      for (let frame = this.#channel.take(); frame !== null; frame = this.#channel.take()) {
+        this.#take(frame);
+        if (this.#isServing) return;
+      }
+    } catch (error) {
+      this.#fail(systemError(error, `Cannot take over from process ${this.#pid}`));
+    }
+  }
+
+  #take({ value, descriptors }: Frame): void {
+    const frame = oldFrame(value);
+    switch (frame.kind) {
+      case "rehearse":
+        return this.#host.rehearse(frame.images, (error) => {
+          if (error !== null) return this.#fail(error);
+          try {
+            this.#answer({ kind: "ready" });
+          } catch (problem) {
+            this.#fail(systemError(problem, "Cannot take over"));
+          }
+        });
+      case "locks":
+        return descriptors.forEach(adoptLock);
+      case "sockets":
+        return frame.at.forEach((was, i) => {
+          const at = renamedFor(was, this.#pid, Deno.pid);
+          adoptSocket({ at, was, fd: descriptors[i] });
+        });
+      case "handed":
+        return frame.names.forEach((name, i) => handedOver.put(name, descriptors[i]));
+      case "disk":
+        return void this.#disks.push(frame);
+      case "client":
+        return void this.#clients.push({ frame, fd: descriptors[0] });
+      case "command":
+        return void this.#commands.push({ begun: frame.begun, fd: descriptors[0] });
+      case "open":
+        return this.#open();
+      case "serve":
+        return this.#serve();
+    }
+  }
+
+  #answer(frame: NewFrame): void {
+    this.#channel.send(frame, [], performance.now() + SEND_MS);
+  }
+
+  /** Opens the control socket and all disks. Nothing is accepted or received yet. */
+  #open(): void {
+    this.#server = this.#host.openSockets();
+    let left = this.#disks.length;
+    let failure: SystemError | null = null;
+    const opened: Done = (error) => {
+      failure ??= error;
+      if (--left > 0) return;
+      if (failure !== null) return this.#fail(failure);
+      try {
+        this.#takeClients();
+        this.#answer({ kind: "opened" });
+      } catch (problem) {
+        this.#fail(systemError(problem, "Cannot take over the clients"));
+      }
+    };
+    if (left === 0) {
+      left = 1;
+      return opened(null);
+    }
+    for (const disk of this.#disks) this.#openDisk(disk, opened);
+  }
+
+  #openDisk({ minor, request, sectors, counts }: DiskFrame, done: Done): void {
+    const { devices } = this.#host;
+    try {
+      devices.attach(minor);
+      if (request === null) return done(null);
+      const device = devices.find(minor, "open");
+      // Where it is served is noted when it is.
+      device.open({ request: { ...request, serve: [] } }, (error, _disk) => {
+        if (error !== null) return done(error);
+        const { vbd, access } = device.parts;
+        if (vbd.sectors < sectors) {
+          const sizes = `it has ${vbd.sectors} sectors, and had ${sectors}`;
+          return done(
+            new SystemError(Errno.EMEDIUMTYPE, `Cannot go on with ${vbd.name} (${sizes})`),
+          );
+        }
+        Object.assign(vbd.requests.counts, counts);
+        for (const clients of access.handovers) clients.hold(true);
+        try {
+          for (const each of request.serve) device.serve(each);
+        } catch (failure) {
+          return done(systemError(failure, `Cannot serve minor ${minor}`));
+        }
+        done(null);
+      });
+    } catch (error) {
+      done(systemError(error, `Cannot open minor ${minor}`));
+    }
+  }
+
+  #takeClients(): void {
+    for (const { frame, fd } of this.#clients) {
+      const { access } = this.#host.devices.find(frame.minor, "serve").parts;
+      const { state, rest } = frame;
+      access.handovers[frame.frontend].resume({ fd, state, rest: decodeBytes(rest) });
+    }
+  }
+
+  /**
+   * The other process serves no more. It goes on if this one ends before its answer, so the answer is
+   * the first that happens.
+   */
+  #serve(): void {
+    this.#answer({ kind: "serving" });
+    this.#isServing = true;
+    const { devices, log, scheduler } = this.#host;
+    scheduler.unwatch(this.#channel.fd);
+    holdAccepting(false);
+    for (const { parts } of devices.all) {
+      for (const clients of parts.access.handovers) clients.hold(false);
+    }
+    linkNames(this.#pid, Deno.pid);
+    for (const { begun, fd } of this.#commands) this.#server?.resume(fd, decodeBytes(begun));
+    dropLocks();
+    dropAdopted();
+    this.#channel.close();
+    log.info(`Took over the disks of process ${this.#pid}`);
+    this.#host.serving();
+  }
+
+  /** Says why, and ends this process; the other one goes on. */
+  #fail(error: SystemError): void {
+    if (this.#isServing) return this.#host.log.error(error.message);
+    try {
+      this.#answer({ kind: "failed", errno: error.errno, message: error.message });
+    } catch {
+      // The other process has ended, or sees the end of this one.
+    }
+    this.#host.failed(error);
+  }
+}

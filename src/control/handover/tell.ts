@@ -1,0 +1,59 @@
+import { handedOver } from "../../driver/nbd/handed_over.ts";
+import { listeningSockets } from "../../frontend/listening.ts";
+import type { Device } from "../daemon/device.ts";
+import type { HandoverChannel } from "./channel.ts";
+import { MOST_DESCRIPTORS } from "./channel.ts";
+import { type DiskFrame, encodeBytes, type OldFrame } from "./frames.ts";
+
+/** What is handed over besides the listening sockets and handed-over connections of the process. */
+export interface Inventory {
+  /** All devices. Their clients are quiet, and their disks are paused. */
+  readonly devices: readonly Device[];
+  /** Descriptors of files that are locked. */
+  readonly locks: readonly number[];
+  readonly commands: readonly { fd: number; begun: Uint8Array }[];
+}
+
+/** Calls `each` with so many at a time as a frame carries. */
+function inFrames<T>(all: readonly T[], each: (some: readonly T[]) => void): void {
+  for (let i = 0; i < all.length; i += MOST_DESCRIPTORS) each(all.slice(i, i + MOST_DESCRIPTORS));
+}
+
+/** What another process needs to open a disk. */
+function diskFrame({ minor, parts }: Device): DiskFrame {
+  const { vbd, request } = parts;
+  const counts = Object.fromEntries(
+    Object.entries(vbd.requests.counts).filter(([, value]) => typeof value === "number"),
+  );
+  if (request === null) return { kind: "disk", minor, request, sectors: 0, counts };
+  // There is no block device: the new process must not make one.
+  const now = { ...request, image: vbd.name, device: "none", limits: vbd.requests.limits } as const;
+  return { kind: "disk", minor, request: now, sectors: vbd.sectors, counts };
+}
+
+/** Tells the new process of all that it takes over. Throws `SystemError`. */
+export function tellAll(
+  channel: HandoverChannel,
+  { devices, locks, commands }: Inventory,
+  untilMs: number,
+): void {
+  const tell = (frame: OldFrame, descriptors: readonly number[] = []): void =>
+    channel.send(frame, descriptors, untilMs);
+  inFrames(locks, (some) => tell({ kind: "locks" }, some));
+  inFrames(
+    listeningSockets(),
+    (some) => tell({ kind: "sockets", at: some.map(({ at }) => at) }, some.map(({ fd }) => fd)),
+  );
+  const handed = handedOver.all();
+  tell({ kind: "handed", names: handed.map(([name]) => name) }, handed.map(([, fd]) => fd));
+  for (const device of devices) tell(diskFrame(device));
+  for (const { minor, parts } of devices) {
+    parts.access.handovers.forEach((clients, frontend) => {
+      for (const { fd, state, rest } of clients.handOver()) {
+        tell({ kind: "client", minor, frontend, state, rest: encodeBytes(rest) }, [fd]);
+      }
+    });
+  }
+  for (const { fd, begun } of commands) tell({ kind: "command", begun: encodeBytes(begun) }, [fd]);
+  tell({ kind: "open" });
+}

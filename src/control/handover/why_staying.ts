@@ -1,0 +1,43 @@
+import type { ImageSpec } from "../../driver/driver.ts";
+import { parseExportName } from "../../driver/nbd/export_name.ts";
+import type { Device } from "../daemon/device.ts";
+import { readMinorRecord } from "../minors/minor_record.ts";
+
+/**
+ * Why an image can be opened by this process only; null when it is not so. When the next process failed
+ * with such an image, this one could not open it again.
+ */
+function whyBound({ type, path }: ImageSpec): string | null {
+  if (type === "rbd") return "its image is on Ceph, whose lock belongs to this process";
+  if (type === "nbd" && parseExportName(path).server.kind === "descriptor") {
+    return `its connection ${path} was handed to this process`;
+  }
+  return null;
+}
+
+/** Why another process cannot take a device over, without its minor; null when it can. */
+export function whyStaying(device: Device): string | null {
+  const { vbd, access, request, encrypted } = device.parts;
+  if (request === null) return vbd.phase === "closed" ? null : "its image is being opened";
+  if (vbd.failed) return "a fault has ended its disk; 'tap-ctl recover' opens it again";
+  if (vbd.phase !== "open") return "its disk is paused, or changes its state";
+  if (encrypted) return "its image is encrypted, and the key is in this process";
+  const { secondary } = vbd.statistics();
+  if (secondary !== null) return `its secondary image is in the state ${secondary.state}`;
+  if (request.existingParent !== null) {
+    return "it reads another tapdisk's disk in place of its parent";
+  }
+  for (const { spec } of vbd.images) {
+    const why = whyBound(spec);
+    if (why !== null) return why;
+  }
+  const [first] = vbd.inMemory;
+  if (first !== undefined) return `the content of ${first} is in the memory of this process`;
+  if (access.node !== null) return `${access.node} is a block device of kind ${access.kind}`;
+  // The journal of a ring is named there.
+  if (readMinorRecord(device.minor) !== null) {
+    return "the ring of a guest is connected, or was left";
+  }
+  for (const { whyStaying } of access.handovers) if (whyStaying !== null) return whyStaying;
+  return null;
+}

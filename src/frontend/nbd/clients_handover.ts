@@ -1,0 +1,65 @@
+import { closeFile } from "../../../ffi/files.ts";
+import type { ClientState } from "./connection_host.ts";
+import type { NbdConnections } from "./connections.ts";
+import type { NbdPorts } from "./ports.ts";
+
+/** A client that owes and is owed nothing, for another process. */
+export interface HandedOverClient {
+  readonly fd: number;
+  readonly state: ClientState;
+  /** What it has sent and was not carried out. */
+  readonly rest: Uint8Array<ArrayBuffer>;
+}
+
+/** The clients of an NBD server, as far as another process can go on with them. */
+export class ClientsHandover {
+  readonly #connections: NbdConnections;
+  readonly #ports: NbdPorts | undefined;
+
+  constructor(connections: NbdConnections, ports: NbdPorts | undefined) {
+    this.#connections = connections;
+    this.#ports = ports;
+  }
+
+  /** Why another process cannot go on with them; null when it can. */
+  get whyStaying(): string | null {
+    return this.#connections.whyStaying;
+  }
+
+  /** Takes no more requests, from the ends of those that are being received; or takes them again. */
+  hold(isHeld: boolean): void {
+    this.#connections.hold(isHeld);
+  }
+
+  /** Whether all are held, and none owes or is owed anything. */
+  get areQuiet(): boolean {
+    return this.#connections.areQuiet && (this.#ports?.greeting ?? 0) === 0;
+  }
+
+  /** Closes all connections. */
+  drop(why: string): void {
+    this.#connections.hangUpAll(why);
+  }
+
+  /** The clients, which must be quiet. */
+  handOver(): HandedOverClient[] {
+    return this.#connections.handOver();
+  }
+
+  /**
+   * Serves a client of another process.
+   *
+   * @param client Its descriptor belongs to this from now on.
+   * @throws {SystemError}
+   */
+  resume({ fd, state, rest }: HandedOverClient): void {
+    let left = (): void => {};
+    try {
+      if (state.place !== undefined) left = this.#ports?.countResumed(state.place) ?? left;
+    } catch (error) {
+      closeFile(fd);
+      throw error;
+    }
+    this.#connections.resume(fd, { state, rest, left });
+  }
+}

@@ -1,0 +1,339 @@
+/**
+ * A new tapdisk takes over the disks of a running one, whose users go on.
+ *
+ * @module
+ */
+import assert from "node:assert/strict";
+import { closeFile, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
+import { decodeResponse } from "../../src/control/protocol/answers.ts";
+import { MESSAGE_BYTES, MessageType, messageType } from "../../src/control/protocol/message.ts";
+import {
+  decodeUpgradeReply,
+  encodeTakeOver,
+  encodeUpgrade,
+  type ProgramCall,
+} from "../../src/control/protocol/upgrade.ts";
+import { fio } from "../support/fio.ts";
+import { Cmd, infoContent, NbdClient, Opt, requestHeader } from "../support/nbd_client.ts";
+import {
+  createVhd,
+  isRunning,
+  needsServed,
+  openDescriptors,
+  privateMemoryKib,
+  settledDescriptors,
+  snapshotVhd,
+  type Tapdisks,
+  waitUntil,
+  withTapdisks,
+} from "../support/served.ts";
+import { type Step, STEPS } from "../support/successor.ts";
+
+const { ignore, suffix } = needsServed();
+const withFio = needsServed("fio");
+const KIB = 1024;
+/** A machine for tests may be busy; an idle one needs less than 200 ms. */
+const LONGEST_STALL_MS = 5_000;
+
+function upgradeTest(
+  name: string,
+  fn: (tapdisks: Tapdisks, folder: string) => Promise<void>,
+  needed = { ignore, suffix },
+): void {
+  Deno.test({
+    name: `upgrade: ${name}${needed.suffix}`,
+    ignore: needed.ignore,
+    fn: () => withTapdisks(fn),
+  });
+}
+
+/** Sends a control message, and returns the answer. */
+async function ask(tapdisks: Tapdisks, pid: number, message: Uint8Array): Promise<Uint8Array> {
+  const path = `${tapdisks.controlFolder}/ctl${pid}`;
+  using connection = await Deno.connect({ transport: "unix", path });
+  await connection.write(message);
+  const answer = new Uint8Array(MESSAGE_BYTES);
+  for (let got = 0; got < MESSAGE_BYTES;) {
+    const more = await connection.read(answer.subarray(got));
+    if (more === null) throw new Error("It hung up");
+    got += more;
+  }
+  return answer;
+}
+
+/** Asks a tapdisk to hand over to a program; returns the error, or the new process. */
+async function upgradeTo(
+  tapdisks: Tapdisks,
+  pid: number,
+  call: ProgramCall,
+): Promise<{ error: string } | { pid: number }> {
+  const answer = await ask(tapdisks, pid, encodeUpgrade(call));
+  if (messageType(answer) === MessageType.UPGRADE_RSP) return decodeUpgradeReply(answer);
+  assert.equal(messageType(answer), MessageType.ERROR);
+  return { error: decodeResponse(answer).message };
+}
+
+function playing(step: Step): ProgramCall {
+  const script = new URL("../support/successor.ts", import.meta.url).pathname;
+  return { program: Deno.execPath(), args: ["run", "--quiet", "--allow-all", script, step] };
+}
+
+/** Upgrades by tap-ctl; returns the new process. */
+async function upgrade(tapdisks: Tapdisks, pid: number): Promise<number> {
+  const now = Number(await tapdisks.tapCtlOk("upgrade", "-p", `${pid}`));
+  await waitUntil(() => !isRunning(pid), `process ${pid} ends`);
+  tapdisks.upgraded(pid, now);
+  return now;
+}
+
+/** How long users waited in each upgrade, milliseconds, by the log. */
+function stalls(tapdisks: Tapdisks): number[] {
+  const log = Deno.readTextFileSync(`${tapdisks.controlFolder}/log/tapdisk.log`);
+  return Array.from(log.matchAll(/users waited ([\d.]+) ms/g), ([, ms]) => Number(ms));
+}
+
+async function write(client: NbdClient, sector: number, value: number): Promise<void> {
+  const payload = new Uint8Array(512).fill(value);
+  await client.request({ command: Cmd.Write, offset: sector * 512, payload });
+  assert.equal((await client.reply()).error, 0);
+}
+
+async function expectSector(client: NbdClient, sector: number, value: number): Promise<void> {
+  await client.request({ command: Cmd.Read, offset: sector * 512, length: 512 });
+  const { error, data } = await client.reply();
+  assert.equal(error, 0);
+  assert.deepEqual(data, new Uint8Array(512).fill(value));
+}
+
+/** Tries to take the lock of a file all the time; `stop` tells how often that worked. */
+function lockThief(path: string): { stop: () => number } {
+  let taken = 0;
+  let isOn = true;
+  (async () => {
+    while (isOn) {
+      const fd = openFile(path, O_RDWR);
+      if (tryLockExclusive(fd)) taken++;
+      closeFile(fd);
+      await new Promise((resolve) => setTimeout(resolve, 0));
+    }
+  })();
+  return {
+    stop(): number {
+      isOn = false;
+      return taken;
+    },
+  };
+}
+
+upgradeTest(
+  "a new process that goes wrong at any step leaves the old one serving",
+  async (tapdisks, folder) => {
+    const path = await createVhd(`${folder}/d.vhd`, 16);
+    const disk = await tapdisks.serve(`vhd:${path}`);
+    const { client } = await NbdClient.open(disk.socket);
+    await write(client, 0, 1);
+    const names = (): string[] =>
+      Array.from(Deno.readDirSync(tapdisks.controlFolder), ({ name }) => name).sort();
+    const before = names();
+    const descriptors = await settledDescriptors(disk.pid);
+    const thief = lockThief(path);
+    let value = 1;
+    for (const step of STEPS) {
+      const outcome = await upgradeTo(tapdisks, disk.pid, playing(step));
+      assert.ok(
+        "error" in outcome && outcome.error.startsWith("Cannot"),
+        `${step}: ${JSON.stringify(outcome)}`,
+      );
+      await expectSector(client, 0, value);
+      await write(client, 0, ++value);
+      const { client: other } = await NbdClient.open(disk.socket);
+      await expectSector(other, 0, value);
+      other[Symbol.dispose]();
+      assert.deepEqual(names(), before, step);
+    }
+    assert.equal(thief.stop(), 0, "the image was without its lock");
+    assert.equal(await settledDescriptors(disk.pid), descriptors);
+    const last = await upgradeTo(tapdisks, disk.pid, playing("exits"));
+    assert.ok("error" in last && last.error.includes("no luck today"), JSON.stringify(last));
+    client[Symbol.dispose]();
+  },
+);
+
+upgradeTest("SIGKILL of the new process while the old one waits", async (tapdisks, folder) => {
+  const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
+  const { client } = await NbdClient.open(disk.socket);
+  const outcome = upgradeTo(tapdisks, disk.pid, playing("waits"));
+  const log = `${tapdisks.controlFolder}/log/tapdisk.log`;
+  const started = (): string | undefined =>
+    /process (\d+), to take over/.exec(Deno.readTextFileSync(log))?.[1];
+  await waitUntil(() => started() !== undefined, "the program runs");
+  // Another process asks in its place, and another upgrade is asked for.
+  const intruder = decodeResponse(await ask(tapdisks, disk.pid, encodeTakeOver(1)));
+  assert.match(intruder.message, /is not the one that was started for that/);
+  const second = await upgradeTo(tapdisks, disk.pid, playing("waits"));
+  assert.ok("error" in second && second.error.includes("another upgrade is under way"));
+  await write(client, 1, 7);
+  Deno.kill(Number(started()), "SIGKILL");
+  const end = await outcome;
+  assert.ok("error" in end && end.error.includes("SIGKILL"), JSON.stringify(end));
+  await expectSector(client, 1, 7);
+  client[Symbol.dispose]();
+});
+
+upgradeTest(
+  "half a header, clients in the handshake, and a chain cross over",
+  async (tapdisks, folder) => {
+    const base = await createVhd(`${folder}/base.vhd`, 16);
+    const disk = await tapdisks.serve(`vhd:${await snapshotVhd(`${folder}/leaf.vhd`, base)}`);
+    const { client } = await NbdClient.open(disk.socket, { structured: true });
+    const greeted = await NbdClient.connect(disk.socket);
+    await greeted.greet();
+    const silent = await NbdClient.connect(disk.socket);
+    const header = requestHeader({ command: Cmd.Read, cookie: 77, offset: 0, length: 512 });
+    await client.send(header.subarray(0, 14));
+    await upgrade(tapdisks, disk.pid);
+    await client.send(header.subarray(14));
+    const head = await client.receive(20);
+    assert.equal(head.getUint32(0), 0x668e33ef);
+    assert.equal(Number(head.getBigUint64(8)), 77);
+    greeted[Symbol.dispose]();
+    silent[Symbol.dispose]();
+    client[Symbol.dispose]();
+    const { client: later } = await NbdClient.open(disk.socket);
+    await write(later, 3, 9);
+    await expectSector(later, 3, 9);
+    later[Symbol.dispose]();
+  },
+);
+
+upgradeTest(
+  "a client that has sent half a write keeps the old tapdisk",
+  async (tapdisks, folder) => {
+    const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
+    const { client } = await NbdClient.open(disk.socket);
+    const payload = new Uint8Array(64 * KIB).fill(5);
+    await client.send(requestHeader({ command: Cmd.Write, cookie: 9, length: payload.length }));
+    await client.send(payload.subarray(0, 1000));
+    const refused = await tapdisks.tapCtl("upgrade", "-p", `${disk.pid}`);
+    assert.notEqual(refused.code, 0);
+    assert.match(refused.stderr, /minor 0: a client has sent a part of a request only/);
+    await client.send(payload.subarray(1000));
+    assert.equal((await client.receive(16)).getUint32(4), 0);
+    await expectSector(client, 127, 5);
+    await upgrade(tapdisks, disk.pid);
+    await expectSector(client, 127, 5);
+    client[Symbol.dispose]();
+  },
+);
+
+upgradeTest(
+  "what cannot be taken over is refused, and nothing changes",
+  async (tapdisks, folder) => {
+    const refusal = async (pid: number): Promise<string> => {
+      const { code, stderr } = await tapdisks.tapCtl("upgrade", "-p", `${pid}`);
+      assert.notEqual(code, 0);
+      assert.ok(isRunning(pid));
+      return stderr;
+    };
+    const paused = await tapdisks.serve(`vhd:${await createVhd(`${folder}/p.vhd`, 16)}`);
+    const address = ["-p", `${paused.pid}`, "-m", `${paused.minor}`];
+    await tapdisks.tapCtlOk("pause", ...address);
+    assert.match(await refusal(paused.pid), /its disk is paused/);
+    await tapdisks.tapCtlOk("unpause", ...address);
+    const ram = await tapdisks.serve("ram:8");
+    assert.match(await refusal(ram.pid), /ram:8 is in the memory of this process/);
+    const log = await tapdisks.serve(`log:vhd:${await createVhd(`${folder}/l.vhd`, 16)}`);
+    assert.match(await refusal(log.pid), /log is in the memory of this process/);
+    const copy = await createVhd(`${folder}/m2.vhd`, 16);
+    const mirror = await tapdisks.serve(`vhd:${await createVhd(`${folder}/m1.vhd`, 16)}`, {
+      options: ["-2", `vhd:${copy}`],
+    });
+    assert.match(await refusal(mirror.pid), /its secondary image is in the state mirror/);
+    // An image that is not at its path any more is missed before the disk is paused.
+    const gone = await tapdisks.serve(`vhd:${await createVhd(`${folder}/g.vhd`, 16)}`);
+    const { client } = await NbdClient.open(gone.socket);
+    Deno.renameSync(`${folder}/g.vhd`, `${folder}/h.vhd`);
+    assert.match(await refusal(gone.pid), /Cannot open .*g\.vhd/);
+    await write(client, 2, 2);
+    Deno.renameSync(`${folder}/h.vhd`, `${folder}/g.vhd`);
+    await upgrade(tapdisks, gone.pid);
+    await expectSector(client, 2, 2);
+    client[Symbol.dispose]();
+  },
+);
+
+upgradeTest("a tapdisk without disks, and minors without images", async (tapdisks) => {
+  const pid = await tapdisks.spawn();
+  const minor = (await tapdisks.tapCtlOk("allocate")).replace(/^.*-/, "");
+  const empty = await upgrade(tapdisks, pid);
+  await tapdisks.tapCtlOk("attach", "-p", `${empty}`, "-m", minor);
+  const now = await upgrade(tapdisks, empty);
+  assert.equal(await tapdisks.tapCtlOk("list"), `pid=${now} minor=${minor} state=0`);
+  await tapdisks.tapCtlOk("detach", "-p", `${pid}`, "-m", minor);
+  await tapdisks.tapCtlOk("free", "-m", minor);
+});
+
+upgradeTest("a disk on a TCP port keeps its clients", async (tapdisks, folder) => {
+  const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
+  const address = ["-p", `${disk.pid}`, "-m", `${disk.minor}`];
+  const where = await tapdisks.tapCtlOk(
+    "serve",
+    ...address,
+    "--listen",
+    "127.0.0.1:0",
+    "--export-name",
+    "one",
+  );
+  const port = Number(where.replace(/^.*:/, ""));
+  const connection = await Deno.connect({ port });
+  const client = NbdClient.on(connection as unknown as Deno.UnixConn);
+  await client.greet();
+  await client.acknowledged(Opt.Go, infoContent("one"));
+  await write(client, 4, 4);
+  const pid = await upgrade(tapdisks, disk.pid);
+  await expectSector(client, 4, 4);
+  const stats = async (): Promise<{ listen: string; clients: number }[]> =>
+    JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${disk.minor}`)).exports;
+  assert.deepEqual((await stats()).map(({ listen, clients }) => [listen, clients]), [[where, 1]]);
+  client[Symbol.dispose]();
+  while ((await stats())[0].clients > 0) await new Promise((resolve) => setTimeout(resolve, 10));
+  await Deno.connect({ port }).then((again) => again.close());
+});
+
+upgradeTest("20 upgrades under a verifying load", async (tapdisks, folder) => {
+  const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 64)}`);
+  const load = fio(disk.uri, [
+    "rw=randwrite",
+    "bssplit=4k/60:64k/30:1m/10",
+    "iodepth=16",
+    "size=48m",
+    "time_based",
+    "runtime=30",
+    "verify=crc32c",
+    "verify_backlog=512",
+    "verify_fatal=1",
+  ]);
+  const first = disk.pid;
+  let pid = disk.pid;
+  let known: { descriptors: number; kib: number } | null = null;
+  for (let i = 0; i < 20; i++) {
+    pid = await upgrade(tapdisks, pid);
+    // A program that knows the first process only.
+    JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${first}`, "-m", `${disk.minor}`));
+    if (i === 2) known = { descriptors: openDescriptors(pid), kib: privateMemoryKib(pid) };
+  }
+  const [{ error }] = await load;
+  assert.equal(error, 0);
+  assert.ok(known !== null);
+  // The client of the load has left.
+  assert.ok(await settledDescriptors(pid) < known.descriptors);
+  assert.ok(privateMemoryKib(pid) < 1.5 * known.kib);
+  const waited = stalls(tapdisks);
+  console.log(`    users waited ${Math.max(...waited)} ms at most, ${waited.length} upgrades`);
+  assert.equal(waited.length, 20);
+  assert.ok(Math.max(...waited) < LONGEST_STALL_MS, `${waited}`);
+  assert.deepEqual((await tapdisks.tapCtlOk("list")).split("\n").length, 1);
+  const written =
+    JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${disk.minor}`)).secs[1];
+  assert.ok(written > 1000, "the counters go on");
+}, withFio);

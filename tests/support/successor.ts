@@ -1,0 +1,88 @@
+/**
+ * A program that is started in place of a tapdisk to take over disks, and goes wrong at the step that its
+ * first argument names.
+ *
+ * @module
+ */
+import { addressOf } from "../../ffi/libc.ts";
+import { sendAt, unixConnect } from "../../ffi/sockets.ts";
+import { HandoverChannel } from "../../src/control/handover/channel.ts";
+import { HANDOVER_FORMAT } from "../../src/control/handover/frames.ts";
+import { controlSocketPath } from "../../src/control/paths.ts";
+import { encodeTakeOver } from "../../src/control/protocol/upgrade.ts";
+
+/** The steps at which it goes wrong. */
+export const STEPS = [
+  "exits",
+  "speaks another format",
+  "dies when it has asked",
+  "cannot open the images",
+  "dies before it is told",
+  "dies when it is told",
+  "refuses when it is told",
+  "sends nonsense when it is told",
+  "dies when it has opened",
+  "dies when it is to serve",
+] as const;
+
+/** One of `STEPS`. */
+export type Step = (typeof STEPS)[number] | "waits";
+
+const LONG_MS = 60_000;
+
+function die(): never {
+  Deno.kill(Deno.pid, "SIGKILL");
+  for (;;);
+}
+
+/** Receives frames up to one of a kind. */
+function upTo(channel: HandoverChannel, kind: string): void {
+  for (;;) {
+    const { value } = channel.receive(performance.now() + LONG_MS);
+    if (typeof value === "object" && value !== null && "kind" in value && value.kind === kind) {
+      return;
+    }
+  }
+}
+
+function play(step: Step, pid: number): void {
+  if (step === "exits") {
+    console.error("tapdisk: no luck today");
+    Deno.exit(3);
+  }
+  const fd = unixConnect(controlSocketPath(pid));
+  const format = step === "speaks another format" ? HANDOVER_FORMAT + 1 : HANDOVER_FORMAT;
+  const wish = encodeTakeOver(format);
+  sendAt(fd, addressOf(wish), wish.length);
+  if (step === "dies when it has asked") die();
+  const channel = new HandoverChannel(fd);
+  const tell = (kind: string, more: object = {}): void =>
+    channel.send({ kind, ...more }, [], performance.now() + LONG_MS);
+  upTo(channel, "rehearse");
+  if (step === "cannot open the images") {
+    tell("failed", { errno: 2, message: "Cannot open the image: it is not there" });
+    upTo(channel, "nothing");
+  }
+  if (step === "waits") upTo(channel, "nothing");
+  tell("ready");
+  if (step === "dies before it is told") die();
+  upTo(channel, "open");
+  if (step === "dies when it is told") die();
+  if (step === "refuses when it is told") {
+    tell("failed", { errno: 5, message: "Cannot open the image: a bad day" });
+    upTo(channel, "nothing");
+  }
+  if (step === "sends nonsense when it is told") {
+    tell("what");
+    upTo(channel, "nothing");
+  }
+  tell("opened");
+  if (step === "dies when it has opened") die();
+  upTo(channel, "serve");
+  die();
+}
+
+if (import.meta.main) {
+  const [step, ...others] = Deno.args;
+  play(step as Step, Number(others.at(-1)));
+}

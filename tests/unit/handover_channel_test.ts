@@ -1,0 +1,174 @@
+import assert from "node:assert/strict";
+import { descriptorFlags } from "../../ffi/descriptors.ts";
+import { addressOf } from "../../ffi/libc.ts";
+import { closeFile, O_RDONLY, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
+import { sendAt, socketPair } from "../../ffi/sockets.ts";
+import { HandoverChannel } from "../../src/control/handover/channel.ts";
+import { decodeBytes, encodeBytes, newFrame, oldFrame } from "../../src/control/handover/frames.ts";
+import { linkNames, removeLinksTo, renamedFor } from "../../src/control/handover/names.ts";
+import { dropLocks, keepLocks } from "../../src/files/kept_locks.ts";
+import { openToWrite } from "../../src/files/open_file.ts";
+import { openDescriptors } from "../support/served.ts";
+import { withTempDir } from "../support/tools.ts";
+
+const soon = (): number => performance.now() + 5_000;
+
+/** Calls `body` with both ends of a channel; no descriptor may stay open. */
+function withChannel(
+  body: (one: HandoverChannel, other: HandoverChannel, fds: number[]) => void,
+): void {
+  const before = openDescriptors(Deno.pid);
+  const fds = socketPair();
+  const [one, other] = fds.map((fd) => new HandoverChannel(fd));
+  body(one, other, fds);
+  one.close();
+  other.close();
+  assert.equal(openDescriptors(Deno.pid), before);
+}
+
+Deno.test("a frame carries its text and its descriptors, whole and in order", () =>
+  withChannel((one, other) => {
+    const files = Array.from({ length: 250 }, () => openFile("/dev/null", O_RDONLY));
+    one.send({ a: 1 }, files.slice(0, 3), soon());
+    one.send({ b: "x".repeat(40_000) }, [], soon());
+    one.send({ c: 3 }, files, soon());
+    const frames = [other.receive(soon()), other.receive(soon()), other.receive(soon())];
+    assert.deepEqual(frames.map(({ descriptors }) => descriptors.length), [3, 0, 250]);
+    assert.deepEqual(frames.map(({ value }) => Object.keys(value as object)), [["a"], ["b"], [
+      "c",
+    ]]);
+    assert.equal(other.take(), null);
+    for (const fd of [...files, ...frames.flatMap(({ descriptors }) => descriptors)]) closeFile(fd);
+  }));
+
+Deno.test("the end, silence, a full socket and nonsense are errors", () => {
+  withChannel((one, other, [fd]) => {
+    assert.throws(() => other.receive(performance.now() + 10), /does not answer/);
+    assert.throws(() => {
+      for (;;) one.send({ a: "x".repeat(100_000) }, [], performance.now() + 10);
+    }, /does not answer/);
+    assert.ok(fd >= 0);
+  });
+  for (
+    const bytes of [[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], [2, 0, 0, 0, 9, 0, 0, 0, 123, 125], [
+      1,
+      0,
+      0,
+      0,
+      0,
+      0,
+      0,
+      0,
+      64,
+    ]]
+  ) {
+    withChannel((_one, other, [fd]) => {
+      const rubbish = Uint8Array.from(bytes);
+      sendAt(fd, addressOf(rubbish), rubbish.length);
+      assert.throws(() => other.take(), /makes no sense/);
+    });
+  }
+  const [a, b] = socketPair();
+  closeFile(a);
+  const channel = new HandoverChannel(b);
+  assert.throws(() => channel.take(), /has ended/);
+  channel.close();
+});
+
+Deno.test("descriptors of a frame that nobody took are closed with the channel", () =>
+  withChannel((one, _other) => {
+    const file = openFile("/dev/null", O_RDONLY);
+    one.send({ a: 1 }, [file, file], soon());
+    closeFile(file);
+  }));
+
+Deno.test("frames of unknown kinds, and disks that make no sense, are refused", () => {
+  for (const value of [null, 1, {}, { kind: "what" }, { kind: "disk", request: { image: 3 } }]) {
+    assert.throws(() => oldFrame(value), /makes no sense/);
+  }
+  assert.deepEqual(oldFrame({ kind: "open" }), { kind: "open" });
+  assert.throws(() => newFrame({ kind: "opened" }, "serving"), /makes no sense/);
+  assert.throws(
+    () => newFrame({ kind: "failed", errno: 2, message: "Why not" }, "opened"),
+    /^\w+: Why not$/,
+  );
+  newFrame({ kind: "serving" }, "serving");
+  const bytes = Uint8Array.from({ length: 70_000 }, (_, i) => (i * 7) & 0xff);
+  assert.deepEqual(decodeBytes(encodeBytes(bytes)), bytes);
+});
+
+Deno.test("a lock that is kept outlasts its file, and is had again by its path", () =>
+  withTempDir((folder) => {
+    const path = `${folder}/image`;
+    Deno.writeFileSync(path, new Uint8Array(512));
+    const canLock = (): boolean => {
+      const fd = openFile(path, O_RDWR);
+      const got = tryLockExclusive(fd);
+      closeFile(fd);
+      return got;
+    };
+    const { fd } = openToWrite(path);
+    const kept = keepLocks();
+    assert.ok(kept.length >= 1);
+    closeFile(fd);
+    assert.equal(canLock(), false);
+    const again = openToWrite(path);
+    assert.equal(descriptorFlags(again.fd) & O_RDWR, O_RDWR);
+    assert.equal(canLock(), false);
+    dropLocks();
+    assert.equal(canLock(), false);
+    closeFile(again.fd);
+    assert.equal(canLock(), true);
+    assert.throws(() => openToWrite(`${folder}/none`), /ENOENT/);
+  }));
+
+Deno.test("a name at which another file is now is not the kept one", () =>
+  withTempDir((folder) => {
+    const path = `${folder}/image`;
+    Deno.writeFileSync(path, new Uint8Array(512));
+    const { fd } = openToWrite(path);
+    keepLocks();
+    closeFile(fd);
+    Deno.renameSync(path, `${folder}/moved`);
+    Deno.writeFileSync(path, new Uint8Array(1024));
+    const other = openToWrite(path);
+    assert.equal(other.status.sizeBytes, 1024);
+    closeFile(other.fd);
+    dropLocks();
+  }));
+
+Deno.test("names with a process number become links, also after several processes", () =>
+  withTempDir((folder) => {
+    const before = Deno.env.get("BLKTAP_CONTROL_DIR");
+    Deno.env.set("BLKTAP_CONTROL_DIR", folder);
+    try {
+      assert.equal(renamedFor(`${folder}/nbd12.3`, 12, 40), `${folder}/nbd40.3`);
+      assert.equal(renamedFor(`${folder}/ctl12`, 13, 40), `${folder}/ctl12`);
+      assert.equal(renamedFor("tcp:[::]:10809", 10809, 40), "tcp:[::]:10809");
+      for (const name of ["ctl1", "nbdserver-new1.0", "other"]) {
+        Deno.writeTextFileSync(`${folder}/${name}`, "1");
+      }
+      const next = (from: number, to: number): void => {
+        for (const stem of ["ctl", "nbdserver-new"]) {
+          const end = stem === "ctl" ? "" : ".0";
+          Deno.linkSync(`${folder}/${stem}${from}${end}`, `${folder}/${stem}${to}${end}`);
+        }
+        linkNames(from, to);
+      };
+      next(1, 22);
+      next(22, 333);
+      for (const name of ["ctl1", "ctl22"]) {
+        assert.equal(Deno.readLinkSync(`${folder}/${name}`), "ctl333");
+      }
+      assert.equal(Deno.readLinkSync(`${folder}/nbdserver-new1.0`), "nbdserver-new333.0");
+      removeLinksTo(333);
+      assert.deepEqual(Array.from(Deno.readDirSync(folder), ({ name }) => name).sort(), [
+        "ctl333",
+        "nbdserver-new333.0",
+        "other",
+      ]);
+    } finally {
+      if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
+      else Deno.env.set("BLKTAP_CONTROL_DIR", before);
+    }
+  }));
