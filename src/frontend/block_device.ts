@@ -11,6 +11,7 @@
  * @module
  */
 import type { Done, DoneWith } from "../../ffi/errno.ts";
+import type { ClientsHandover } from "./nbd/clients_handover.ts";
 import type { Log } from "../log/log.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { Vbd } from "../vbd/vbd.ts";
@@ -31,6 +32,8 @@ export interface BlockDevice {
    * Whether the device outlives its tapdisk: its users wait until another tapdisk takes it over.
    */
   readonly outlives: boolean;
+  /** What another process needs to go on with it; without it, none can. */
+  readonly handover?: ClientsHandover;
   /** Tells the kernel the new size of the VBD. False when the kernel cannot change it. */
   resized(): boolean;
   /**
@@ -70,6 +73,11 @@ export interface DeviceMaker {
    * created again, whose users know its node. Only ublk supports it.
    */
   attach(host: DeviceHost, recover: string | null, done: Attached, wanted?: string): void;
+  /**
+   * Goes on with a device of a process that has handed its clients over: they come later, by `handover` of
+   * the device. Kinds whose devices have a `handover` have it.
+   */
+  adopt?(host: DeviceHost, node: string, done: Attached): void;
   /**
    * Removes the device of a dead tapdisk that cannot be taken over, because its image is gone. Only
    * kinds whose devices outlive their tapdisk have it.

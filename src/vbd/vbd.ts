@@ -71,7 +71,7 @@ export class Vbd implements FaultOwner {
   /** Count requests for monitoring programs. */
   readonly meters: Meters;
   readonly #context: DeviceContext;
-  readonly #retained = new RetainedState();
+  readonly retained = new RetainedState();
   readonly #stack: ImageStack;
   readonly #preparation = new Preparation();
   readonly #secondary: Secondary;
@@ -96,7 +96,7 @@ export class Vbd implements FaultOwner {
       ...context,
       scheduler: ownedBy(this, context.scheduler),
       pieces: new PieceTable(context.pieces),
-      retained: this.#retained,
+      retained: this.retained,
       faults: this,
       takePrepared: () => this.#preparation.take(),
       grew: () => this.#grew(),
@@ -121,11 +121,6 @@ export class Vbd implements FaultOwner {
   /** The open images, the top one first. */
   get images(): readonly ImageDriver[] {
     return listedImages(this.#stack.images);
-  }
-
-  /** What of the disk is in the memory of this process alone. */
-  get inMemory(): readonly string[] {
-    return this.#retained.names;
   }
 
   /** What the device does just now. */
@@ -225,19 +220,19 @@ export class Vbd implements FaultOwner {
       firstParent: this.#firstParent,
     };
     let image: ImageDriver;
-    this.#retained.opening();
+    this.retained.opening();
     try {
       const wish = wishFor({ leaf, options }, parts, device);
       const leastSectors = this.#sectors;
       image = this.#stack.open(wish, { name, sink: this.requests, leastSectors });
     } catch (error) {
       if (this.name === "") {
-        this.#retained.releaseAll();
+        this.retained.releaseAll();
         this.#firstParent.reset();
       }
       throw error;
     }
-    this.#retained.opened();
+    this.retained.opened();
     this.#sectors = image.sectors;
     // The counters go on over pauses.
     if (this.name === "") this.meters.show(this.requests.meter, { of: "vdi", minor: this.minor });
@@ -404,7 +399,7 @@ export class Vbd implements FaultOwner {
     this.#secondary.reset();
     this.#firstParent.reset();
     this.#sectors = 0;
-    this.#retained.releaseAll();
+    this.retained.releaseAll();
     this.#phase = "closed";
     this.#resumeFailed = false;
     this.failed = false;
@@ -458,7 +453,7 @@ export class Vbd implements FaultOwner {
 
   /** Which sectors changed, of an image that is named `log:…`; undefined for others. */
   get writeLog(): WriteLog | undefined {
-    return this.#retained.find(WriteLog);
+    return this.retained.find(WriteLog);
   }
 
   /** The bits of the log of changed blocks, one for 64 KiB; null when there is no log just now. */

@@ -15,9 +15,9 @@ Programs that know the old number go on: its sockets become links to those of th
 that one lives. 'tap-ctl list' shows the new number only.
 
 Refused before anything changes: disks that are paused, have a secondary image, are encrypted, are named
-ram:, log: or rbd:, are block devices, or serve a Xen guest's ring; clients with TLS; a tapdisk in the
-foreground. When a step fails, or the new tapdisk does not get ready in time, it is ended, and the old one
-serves on.`;
+ram:, log: or rbd:, are block devices of ublk or blktap2, or serve a Xen guest's ring; clients with TLS; a
+tapdisk in the foreground. When a step fails, or the new tapdisk does not get ready in time, it is ended,
+and the old one serves on.`;
 
 async function upgradeAll(): Promise<void> {
   const tries = new Tries("upgraded", "tapdisks");

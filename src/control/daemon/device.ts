@@ -24,6 +24,7 @@ import type { DiskInfo } from "../protocol/disk_info.ts";
 import { isChosen, listenText, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import type { OpenRequest, ResumeRequest } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
+import type { DeviceParts } from "./device_parts.ts";
 import { planDevice } from "./device_plan.ts";
 import { type DevicePlan, type DeviceStatistics, DiskAccess } from "./disk_access.ts";
 import type { FrontendFactory } from "./disk_access.ts";
@@ -47,21 +48,13 @@ export interface DeviceServices {
   readonly processors: ProcessorClock;
 }
 
-/** The parts of a device. */
-export interface DeviceParts {
-  readonly vbd: Vbd;
-  readonly access: DiskAccess;
-  /** How the image was opened; null without one. */
-  readonly request: OpenRequest | null;
-  /** Whether it was opened with a key. */
-  readonly encrypted: boolean;
-}
-
 /** An open request with the key that came with it. */
 export interface KeyedRequest {
   readonly request: OpenRequest;
   /** The key of an encrypted image; the device wipes it when it is closed. */
   readonly key?: DiskKey;
+  /** Whether the block device is that of a process that hands it over. */
+  readonly adopt?: boolean;
 }
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
@@ -226,7 +219,7 @@ export class Device {
         `Cannot open ${request.image} on minor ${this.minor} (${this.name} is open on it)`;
       throw new SystemError(Errno.EALREADY, what);
     }
-    const plan = this.#planDevice(request);
+    const plan = { ...this.#planDevice(request), adopt: keyed.adopt };
     this.#openImage(keyed, plan, (failure) => {
       if (failure !== null) return done(failure, null);
       this.#access.open(this.#services.frontends, plan, (error) => {

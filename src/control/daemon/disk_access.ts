@@ -1,7 +1,12 @@
 import { type Done, Errno, SystemError, systemError } from "../../../ffi/errno.ts";
 import { canOpenExclusively } from "../../../ffi/files.ts";
 import { becomeIoFlusher } from "../../../ffi/process.ts";
-import type { BlockDevice, DeviceHost, DeviceMaker } from "../../frontend/block_device.ts";
+import type {
+  Attached,
+  BlockDevice,
+  DeviceHost,
+  DeviceMaker,
+} from "../../frontend/block_device.ts";
 import { userOf } from "../../frontend/device_users.ts";
 import { GuestRings } from "../../frontend/xenblkif/guest_rings.ts";
 import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
@@ -48,6 +53,8 @@ export interface DevicePlan {
   readonly required: boolean;
   /** The node to take over from a tapdisk that died; null for a new device. */
   readonly recover: string | null;
+  /** Whether `recover` is that of a process that hands it over. */
+  readonly adopt?: boolean;
   /** The node that a new device gets if it is free. */
   readonly wanted?: string;
 }
@@ -137,7 +144,15 @@ export class DiskAccess {
 
   /** The clients of its frontends, for another process to go on with them. */
   get handovers(): ClientsHandover[] {
-    return this.#frontends.map(({ handover }) => handover);
+    const ofDevice = this.#device?.handover;
+    const ofFrontends = this.#frontends.map(({ handover }) => handover);
+    return ofDevice === undefined ? ofFrontends : [...ofFrontends, ofDevice];
+  }
+
+  /** Whether there is a block device with which no other process can go on. */
+  get isDeviceBound(): boolean {
+    return this.#device !== null &&
+      (this.#device.gone === true || this.#device.handover === undefined);
   }
 
   /** The block device's node; null without one. */
@@ -176,7 +191,7 @@ export class DiskAccess {
     if (!becomeIoFlusher()) {
       log.warn(`Minor ${vbd.minor} may hang when memory is short (no right to PR_SET_IO_FLUSHER)`);
     }
-    makers[index].attach(this.#host, recover, (error, device) => {
+    const attached: Attached = (error, device) => {
       if (error === null) {
         this.#device = device;
         this.#maker = makers[index];
@@ -186,7 +201,14 @@ export class DiskAccess {
       if (required) return done(error);
       log.warn(error.message);
       this.#attach(plan, index + 1, done);
-    }, wanted);
+    };
+    const maker = makers[index];
+    if (plan.adopt !== true) return maker.attach(this.#host, recover, attached, wanted);
+    if (maker.adopt !== undefined && recover !== null) {
+      return maker.adopt(this.#host, recover, attached);
+    }
+    const why = `minor ${vbd.minor} has no ${maker.kind} device to go on with`;
+    done(new SystemError(Errno.ENODEV, `Cannot take over (${why})`));
   }
 
   /**

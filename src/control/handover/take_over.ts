@@ -164,7 +164,7 @@ export class TakeOver implements FdHandler, FaultOwner {
       if (request === null) return done(null);
       const device = devices.find(minor, "open");
       // Where it is served is noted when it is.
-      device.open({ request: { ...request, serve: [] } }, (error, _disk) => {
+      device.open({ request: { ...request, serve: [] }, adopt: true }, (error, _disk) => {
         if (error !== null) return done(error);
         const { vbd, access } = device.parts;
         if (vbd.sectors < sectors) {

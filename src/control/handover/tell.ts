@@ -21,13 +21,13 @@ function inFrames<T>(all: readonly T[], each: (some: readonly T[]) => void): voi
 
 /** What another process needs to open a disk. */
 function diskFrame({ minor, parts }: Device): DiskFrame {
-  const { vbd, request } = parts;
+  const { vbd, access, request } = parts;
   const counts = Object.fromEntries(
     Object.entries(vbd.requests.counts).filter(([, value]) => typeof value === "number"),
   );
   if (request === null) return { kind: "disk", minor, request, sectors: 0, counts };
-  // There is no block device: the new process must not make one.
-  const now = { ...request, image: vbd.name, device: "none", limits: vbd.requests.limits } as const;
+  // Without a block device, the new process must not make one.
+  const now = { ...request, image: vbd.name, device: access.kind, limits: vbd.requests.limits };
   return { kind: "disk", minor, request: now, sectors: vbd.sectors, counts };
 }
 

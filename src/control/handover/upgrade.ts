@@ -283,7 +283,7 @@ class Upgrade implements FdHandler, FaultOwner {
     const { devices } = this.#host;
     try {
       for (const { minor, parts } of devices.all) {
-        const [lost] = parts.vbd.inMemory;
+        const [lost] = parts.vbd.retained.names;
         if (lost === undefined) continue;
         const why = `minor ${minor}: ${lost} could not be written`;
         throw new SystemError(Errno.EIO, `Cannot hand over (${why})`);

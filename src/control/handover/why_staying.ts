@@ -31,13 +31,12 @@ export function whyStaying(device: Device): string | null {
     const why = whyBound(spec);
     if (why !== null) return why;
   }
-  const [first] = vbd.inMemory;
+  const [first] = vbd.retained.names;
   if (first !== undefined) return `the content of ${first} is in the memory of this process`;
-  if (access.node !== null) return `${access.node} is a block device of kind ${access.kind}`;
-  // The journal of a ring is named there.
-  if (readMinorRecord(device.minor) !== null) {
-    return "the ring of a guest is connected, or was left";
-  }
+  if (access.isDeviceBound) return `its block device (${access.kind}) is bound to this process`;
+  // The journal of a ring is named in the record.
+  const left = readMinorRecord(device.minor)?.device === "none";
+  if (left || access.rings.journal !== null) return "the ring of a guest is connected, or was left";
   for (const { whyStaying } of access.handovers) if (whyStaying !== null) return whyStaying;
   return null;
 }

@@ -82,6 +82,21 @@ export class NbdDeviceMaker implements DeviceMaker {
     });
   }
 
+  adopt(host: DeviceHost, node: string, done: Attached): void {
+    const index = indexOf(node);
+    const facts = index === null ? null : nbdFacts(index);
+    try {
+      if (index === null || facts === null || !facts.isConnected) throw nothingLeft(node);
+      refuseOthers(node, facts, host);
+    } catch (error) {
+      return done(systemError(error, `Cannot go on with ${node}`), null);
+    }
+    const outlives = isHeldForTakeover(facts);
+    const device = new NetlinkDevice(host, index, { outlives });
+    device.count();
+    done(null, device);
+  }
+
   #takeOver(host: DeviceHost, node: string, done: Attached): void {
     const { scheduler, vbd } = host;
     const index = indexOf(node);

@@ -10,6 +10,7 @@ import { SECTOR_BYTES } from "../../driver/driver.ts";
 import type { BlockDevice, DeviceHost } from "../block_device.ts";
 import { cannotTakeAway } from "../device_users.ts";
 import type { ServedConnection } from "../nbd/connection_host.ts";
+import { ClientsHandover } from "../nbd/clients_handover.ts";
 import { type ConnectionsOwner, NbdConnections } from "../nbd/connections.ts";
 import { kernelAtLeast, nbdFacts, nodeOf } from "./kernel_facts.ts";
 import { SocketPairs } from "./socket_pairs.ts";
@@ -31,6 +32,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
   readonly kind = "nbd";
   readonly outlives: boolean;
   readonly node: string;
+  readonly handover: ClientsHandover;
   readonly #host: DeviceHost;
   readonly #index: number;
   readonly #connections: NbdConnections;
@@ -44,6 +46,7 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
     this.#index = index;
     this.node = nodeOf(index);
     this.#connections = new NbdConnections(host.scheduler, host.vbd, { owner: this });
+    this.handover = new ClientsHandover(this.#connections, undefined);
   }
 
   get #backend(): string {
@@ -52,13 +55,17 @@ export class NetlinkDevice implements BlockDevice, ConnectionsOwner {
 
   /** Serves the requests of the kernel. */
   serve(pairs: SocketPairs): void {
+    this.count();
+    pairs.serve(this.#connections);
+  }
+
+  /** Shows its counters. A connection may be replaced, and the counters go on. */
+  count(): void {
     const { vbd } = this.#host;
-    // A connection may be replaced, and the counters go on.
     if (!this.#isCounted) {
       vbd.meters.show(this.#connections.meter, { of: "blktap", minor: vbd.minor });
     }
     this.#isCounted = true;
-    pairs.serve(this.#connections);
   }
 
   /**

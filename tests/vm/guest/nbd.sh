@@ -78,9 +78,20 @@ grow() {
     tap-ctl unpause -p "$pid" -m "$minor" && within 5 is $((96 * MIB)) blockdev --getsize64 "$node"
 }
 
+# A new process takes over the device, whose users go on.
+upgraded() {
+  local now
+  now=$(tap-ctl upgrade -p "$pid") || return
+  [ "$now" != "$pid" ] && find_device && is "$now" echo "$pid" && [ -e "$sysfs/pid" ]
+}
+
 by_netlink() {
   check "by netlink: a device is made" create || return
   check "by netlink: fio verifies at depth 32" load
+  begin_load 40
+  check "by netlink: a new tapdisk takes the device over" upgraded
+  check "by netlink: and another one" upgraded
+  check "by netlink: fio notices nothing of two upgrades" end_load
   hold_open
   check "by netlink: destroy is refused while somebody only reads: EBUSY" fails_with 16 destroy
   check "by netlink: and the device goes on" load

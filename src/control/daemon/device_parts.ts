@@ -1,0 +1,13 @@
+import type { Vbd } from "../../vbd/vbd.ts";
+import type { OpenRequest } from "../protocol/open_request.ts";
+import type { DiskAccess } from "./disk_access.ts";
+
+/** The parts of a device. */
+export interface DeviceParts {
+  readonly vbd: Vbd;
+  readonly access: DiskAccess;
+  /** How the image was opened; null without one. */
+  readonly request: OpenRequest | null;
+  /** Whether it was opened with a key. */
+  readonly encrypted: boolean;
+}
