@@ -117,8 +117,11 @@ export interface ImageContext extends DriverContext {
   readonly faults: FaultOwner;
   /** Takes what was got ready for the image that is being opened; null when nothing was. */
   takePrepared(): Prepared | null;
-  /** An image has become larger while it was open. */
-  readonly grew?: () => void;
+  /**
+   * An image that is open has become larger. False when it keeps the size that it has until it is opened
+   * anew: what stands in front of it has a place for each of its sectors.
+   */
+  readonly grow?: (sectors: number) => boolean;
   /** What the images of this device keep in memory over a pause. */
   readonly retained: RetainedState;
   /**
@@ -154,7 +157,7 @@ export interface ImageCounts {
 export interface ImageDriver {
   readonly spec: ImageSpec;
   readonly counts: ImageCounts;
-  /** Size, sectors. It may grow, which the image tells by `grew`. */
+  /** Size, sectors. It grows where `ImageContext.grow` says so. */
   readonly sectors: number;
   /** Its file's number at the disk queue; an image without a file has none. */
   readonly file?: number;

@@ -99,7 +99,7 @@ export class Vbd implements FaultOwner {
       retained: this.retained,
       faults: this,
       takePrepared: () => this.#preparation.take(),
-      grew: () => this.#grew(),
+      grow: (sectors) => this.#grow(sectors),
     };
     this.minor = minor;
     this.meters = context.meters;
@@ -245,14 +245,13 @@ export class Vbd implements FaultOwner {
     this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files });
   }
 
-  /** What stands in front of an image has a place for each of its sectors, and is opened anew for more. */
-  #grew(): void {
-    const [image, ...others] = this.#stack.images;
-    const isAlone = image !== undefined && others.length === 0;
-    if (this.#phase !== "open" || this.failed || !isAlone) return;
-    if (image.sectors <= this.#sectors) return;
-    this.#sectors = image.sectors;
+  /** Of an image that is all of the stack: the device has its new size. */
+  #grow(sectors: number): boolean {
+    const isAlone = this.#stack.images.length === 1;
+    if (this.#phase !== "open" || this.failed || !isAlone) return false;
+    this.#sectors = sectors;
     this.whenGrown?.();
+    return true;
   }
 
   /**

@@ -5,6 +5,9 @@ import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
 import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
 import { backingOnCeph } from "../../src/qcow2/image/named_files.ts";
 import { Operations } from "../../src/driver/rbd/operations.ts";
+import { ramDriver } from "../../src/driver/ram.ts";
+import { registerDriver } from "../../src/driver/registry.ts";
+import { Simulation } from "../support/sim.ts";
 import { parseRbdName } from "../../src/driver/rbd/rbd_name.ts";
 
 Deno.test("names of images on Ceph have their parts", () => {
@@ -173,6 +176,35 @@ Deno.test("a request for extents is answered by a map that was asked for after i
   assert.deepEqual(asked.told.slice(2), ["1:+8", "1=0"]);
   await asked.answer([0]);
   assert.deepEqual([asked.told.slice(4), asked.questions.asked], [["2:-8", "2=0"], 0]);
+});
+
+/** Where the last image of type `growing` says that it has become larger. */
+let growing: ImageContext | null = null;
+
+registerDriver({
+  ...ramDriver,
+  type: "growing",
+  open(spec, context, sink) {
+    growing = context;
+    return ramDriver.open(spec, context, sink);
+  },
+});
+
+Deno.test("a disk grows with its image where nothing stands in front of it, and it runs", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const device = simulation.open("growing:4");
+  const { vbd } = device;
+  let told = 0;
+  vbd.whenGrown = () => told = vbd.sectors;
+  assert.equal(growing?.grow?.(16384), true);
+  assert.deepEqual([vbd.sectors, vbd.geometry.sectors, told], [16384, 16384, 16384]);
+  device.close();
+  assert.equal(growing?.grow?.(32768), false);
+  const logged = simulation.open("log:growing:4");
+  assert.equal(growing?.grow?.(16384), false);
+  assert.equal(logged.vbd.sectors, 8192);
+  logged.close();
+  simulation.close();
 });
 
 Deno.test("operations are a fixed number, each known while it is in use", () => {

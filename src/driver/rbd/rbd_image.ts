@@ -262,10 +262,9 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   #noteSize(): void {
     const sectors = Math.floor(this.#session.sizeBytes / SECTOR_BYTES);
     if (sectors === this.#sectors) return;
-    const { log, grew } = this.#context;
+    const { log, grow } = this.#context;
     if (sectors > this.#sectors) {
-      this.#sectors = sectors;
-      grew?.();
+      if (grow?.(sectors) === true) this.#sectors = sectors;
     } else if (sectors !== this.#toldSectors) {
       log(`rbd:${this.spec.path} was cut to ${sectors} sectors: requests beyond them fail`);
       this.#toldSectors = sectors;
