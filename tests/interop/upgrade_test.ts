@@ -5,6 +5,7 @@
  */
 import assert from "node:assert/strict";
 import { closeFile, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
+import { pathExists } from "../../ffi/paths.ts";
 import { decodeResponse } from "../../src/control/protocol/answers.ts";
 import { MESSAGE_BYTES, MessageType, messageType } from "../../src/control/protocol/message.ts";
 import {
@@ -105,15 +106,17 @@ async function expectSector(client: NbdClient, sector: number, value: number): P
   assert.deepEqual(data, new Uint8Array(512).fill(value));
 }
 
-/** Tries to take the lock of a file all the time; `stop` tells how often that worked. */
+/** Tries to take the lock of a file that is there, all the time; `stop` tells how often that worked. */
 function lockThief(path: string): { stop: () => number } {
   let taken = 0;
   let isOn = true;
   (async () => {
     while (isOn) {
-      const fd = openFile(path, O_RDWR);
-      if (tryLockExclusive(fd)) taken++;
-      closeFile(fd);
+      if (pathExists(path)) {
+        const fd = openFile(path, O_RDWR);
+        if (tryLockExclusive(fd)) taken++;
+        closeFile(fd);
+      }
       await new Promise((resolve) => setTimeout(resolve, 0));
     }
   })();
