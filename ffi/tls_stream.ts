@@ -97,6 +97,8 @@ export class TlsStream {
   readonly #outMsghdr = this.#arena.pointerAt(OUT_MSGHDR_AT);
   /** Whether OpenSSL may have written to the pair since all of it was sent. */
   #hasWritten = false;
+  /** Whether the last receive of the socket took all there was, since the caller wants data. */
+  #isDrained = false;
   /** `FINE`, 0 after the end of the stream, or -errno. */
   #state = FINE;
   #closed = false;
@@ -190,7 +192,7 @@ export class TlsStream {
         return -Errno.EAGAIN;
       }
       if (!this.#hasPair) return -Errno.EAGAIN;
-      if (this.#library.BIO_ctrl_pending(this.#inner) > 0) continue;
+      if (!this.#isInnerEmpty) continue;
       const got = this.#pull();
       if (got === 0) return this.#state = -Errno.ECONNRESET;
       if (got < 0) return got;
@@ -237,8 +239,12 @@ export class TlsStream {
   get hasPending(): boolean {
     if (this.#state !== FINE) return !this.#closed;
     if (this.kernelReceives || this.#inner === null) return false;
-    return this.#library.SSL_pending(this.#ssl) > 0 ||
-      this.#library.BIO_ctrl_pending(this.#inner) > 0;
+    return this.#library.SSL_pending(this.#ssl) > 0 || !this.#isInnerEmpty;
+  }
+
+  /** Whether OpenSSL has taken all that was received for it. */
+  get #isInnerEmpty(): boolean {
+    return this.#library.BIO_ctrl_pending(this.#inner) === 0;
   }
 
   /** Whether encrypted bytes wait for room in the socket. */
@@ -264,18 +270,23 @@ export class TlsStream {
       // The next record is an alert, or changes keys: OpenSSL takes it.
       if (got !== -Errno.EIO) return got;
     }
+    // What is left of the last receive comes first. The socket tells the loop of what it has besides.
+    if (this.#isDrained && !this.hasPending) this.#isDrained = false;
     let total = 0;
     for (let i = 0; i < iovecs; i++) {
       const at = iovecsAt + i * IOVEC_BYTES;
       let to = this.#offsetOf(view, at);
       let left = view.getUint32(at + 8, true);
       while (left > 0) {
-        const got = this.#read(left < RECORD_BYTES ? left : RECORD_BYTES);
+        const most = left < RECORD_BYTES ? left : RECORD_BYTES;
+        const got = this.#read(most);
         if (got <= 0) return total > 0 ? total : got;
         copyMemory(to, this.#stageOffset, got);
         to += got;
         left -= got;
         total += got;
+        // A record ended, and there is no other: one call less of OpenSSL, and one of the kernel.
+        if (got < most && this.#isDrained && this.#isInnerEmpty) return total;
       }
     }
     return total;
@@ -300,7 +311,8 @@ export class TlsStream {
       // connection is ended: waiting for both directions would let a peer keep the loop busy.
       if (error !== SSL_ERROR_WANT_READ) return this.#fail();
       if (this.kernelReceives) return -Errno.EAGAIN;
-      if (library.BIO_ctrl_pending(this.#inner) > 0) continue;
+      if (!this.#isInnerEmpty) continue;
+      if (this.#isDrained) return -Errno.EAGAIN;
       const pulled = this.#pull();
       if (pulled === 0) this.#state = 0;
       if (pulled <= 0) return pulled;
@@ -317,6 +329,7 @@ export class TlsStream {
     if (got <= 0) return got;
     const taken = this.#library.BIO_nwrite(this.#outer, this.#address, got);
     assert(taken === got, "OpenSSL takes all that was received for it");
+    this.#isDrained = got < room;
     return got;
   }
 
@@ -415,6 +428,7 @@ export class TlsStream {
 
   /** Receives into an array, for the negotiation; returns as `receive` does. */
   receiveBytes(into: Uint8Array): number {
+    this.#isDrained = false;
     const got = this.#read(Math.min(into.length, RECORD_BYTES));
     if (got > 0) into.set(this.#arena.bytes.subarray(STAGE_AT, STAGE_AT + got));
     return got;
