@@ -348,6 +348,27 @@ portTest(
   },
 );
 
+portTest(
+  "a client that enters with TLS while clients are held is not handed over",
+  KEYED,
+  (rig) => {
+    const { connections } = rig;
+    const tls = rig.secured();
+    // Another process is about to take the clients over. This one ends its handshake meanwhile.
+    assert.equal(connections.whyStaying, null);
+    connections.hold(true);
+    assert.equal(tls.handshake(), 0);
+    tls.send(option(Opt.Go, infoContent("disk")));
+    assert.equal(replyTypes(tls.receive() ?? new Uint8Array(0)).at(-1), Rep.Ack);
+    assert.ok(connections.areQuiet);
+    assert.match(connections.whyStaying ?? "", /TLS/);
+    assert.throws(() => connections.handOver(), /would go on without it/);
+    connections.hold(false);
+    tls.send(requestHeader({ command: Cmd.Read, offset: 0, length: 512, cookie: 4 }));
+    assert.equal(tls.receive()?.length, 16 + 512);
+  },
+);
+
 portTest("a fault with the first bytes of a client ends it once", PLAIN, (rig) => {
   const peers = socketPair();
   const end = new SocketEnd(peers[0]);

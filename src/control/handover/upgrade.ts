@@ -212,14 +212,21 @@ class Upgrade implements FdHandler, FaultOwner {
     });
   }
 
+  /** Whether all can be handed over; when it cannot, that is the end. */
+  #isReady(): boolean {
+    try {
+      this.#requireReady();
+      return true;
+    } catch (error) {
+      this.#fail(systemError(error, "Cannot hand over"));
+      return false;
+    }
+  }
+
   /** No command runs: clients finish what they are about. */
   #hold(): void {
     if (this.#failure !== null) return this.#restore();
-    try {
-      this.#requireReady();
-    } catch (error) {
-      return this.#fail(systemError(error, "Cannot hand over"));
-    }
+    if (!this.#isReady()) return;
     const { scheduler } = this.#host;
     scheduler.cancelTimer(this.#timer);
     this.#isHeld = true;
@@ -240,7 +247,8 @@ class Upgrade implements FdHandler, FaultOwner {
     const loud = this.#host.devices.all.find(({ parts }) =>
       parts.access.handovers.some(({ areQuiet }) => !areQuiet)
     );
-    if (loud === undefined) return this.#pause();
+    // A client that was in the handshake may have entered with TLS.
+    if (loud === undefined) return this.#isReady() ? this.#pause() : undefined;
     if (performance.now() - this.#heldMs > CLIENTS_MS) {
       const why =
         "a client has sent a part of a request only, does not receive its answers, or its " +

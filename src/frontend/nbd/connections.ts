@@ -1,3 +1,4 @@
+import { assert } from "../../../ffi/assert.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { Deferral } from "../../driver/deferral.ts";
 import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
@@ -168,6 +169,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   /** The clients, which must be quiet, for another process. */
   handOver(): { fd: number; state: ClientState; rest: Uint8Array<ArrayBuffer> }[] {
+    assert(this.whyStaying === null, "A client with TLS would go on without it");
     return Array.from(this.#connections, (connection) => {
       const { fd, handshake, rest } = connection.handOver();
       const { style, handedOver, entered, resumed } = connection.kind;
