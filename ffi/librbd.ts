@@ -170,7 +170,7 @@ export function librbd(): Librbd {
   }
   throw new SystemError(
     Errno.ENOENT,
-    "Cannot use images on Ceph: librbd or librados is missing (Debian: install librbd1)",
+    "Cannot use images on Ceph: librbd of Ceph 16 or later is missing (Debian: install librbd1)",
   );
 }
 

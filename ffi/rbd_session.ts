@@ -436,19 +436,20 @@ export class RbdSession {
   }
 
   /**
-   * Closes the image, and its connection to the cluster. No request may be under way.
+   * Closes the image, its descriptor and its connection to the cluster. No request may be under way,
+   * and the descriptor must not be watched any more.
    *
    * @param flush Whether writes are brought to stable storage before.
    * @returns 0, or a negative error number.
    */
   async close({ flush }: { flush: boolean }): Promise<number> {
     await Promise.allSettled(this.#questions);
-    return await runAside(flush ? flushingAndClosing(this.#handles) : closing(this.#handles));
-  }
-
-  /** Closes the descriptor. It must not be watched any more. */
-  closeDescriptor(): void {
-    closeFile(this.fd);
+    try {
+      return await runAside(flush ? flushingAndClosing(this.#handles) : closing(this.#handles));
+    } finally {
+      // Not before: librbd would write to whatever had the number of the descriptor then.
+      closeFile(this.fd);
+    }
   }
 }
 

@@ -4,7 +4,7 @@ import { Buffer } from "node:buffer";
 import { Errno } from "../../ffi/errno.ts";
 import { CephCluster, needsCeph } from "../support/ceph.ts";
 import { fio } from "../support/fio.ts";
-import { Cmd, NbdClient, noise } from "../support/nbd_client.ts";
+import { Cmd, CmdFlag, NbdClient, noise } from "../support/nbd_client.ts";
 import {
   type Disk,
   openDescriptors,
@@ -93,6 +93,11 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.deepEqual(await client.read(8 * MIB, MIB), expected);
     assert.deepEqual(await client.read(20 * MIB, MIB), new Uint8Array(MIB));
     assert.deepEqual((await extentsOf(disk)).slice(0, 2), data(8, 12));
+    // Zeros that take room are data, though nothing was there.
+    const filled = { ...zero, offset: 32 * MIB, length: 4 * MIB, flags: CmdFlag.NoHole };
+    assert.equal((await client.do(filled)).error, 0);
+    assert.deepEqual((await extentsOf(disk))[3], `${32 * MIB} ${4 * MIB} 0`);
+    assert.deepEqual(await client.read(32 * MIB, MIB), new Uint8Array(MIB));
     await client.disconnect();
   },
 

@@ -36,7 +36,6 @@ class OpenedImage implements Prepared {
 
 /** Closes an image to which nothing was written. Nobody waits for that. */
 function letGo(session: RbdSession): void {
-  session.closeDescriptor();
   session.close({ flush: false }).catch(() => {});
 }
 

@@ -315,7 +315,6 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     this.#isOpen = false;
     this.#context.scheduler.cancelTimer(this.#sizeTimer);
     this.#context.scheduler.unwatch(this.#session.fd);
-    this.#session.closeDescriptor();
     return true;
   }
 }
