@@ -6,6 +6,7 @@ import {
   type DriverType,
   type ImageContext,
   type ImageDriver,
+  type ImageQueue,
   type ImageSpec,
   type RequestSink,
   SECTOR_BYTES,
@@ -67,15 +68,24 @@ function readTail(spec: ImageSpec, { files }: ImageContext, disk: DiskFile): Are
   }
 }
 
-/** Makes an image's file known to the queue. Says so in the log when it goes through the page cache. */
+/**
+ * Makes an image's file known to the queue. Says so in the log when it goes through the page cache, and
+ * when it has no lock.
+ */
 export function registerFile(
-  file: DiskFile,
-  { direct }: ImageSpec,
-  { queue, faults, log }: ImageContext,
+  file: Pick<DiskFile, "file" | "path" | "cachedBecause" | "unlockedBecause">,
+  { direct }: Pick<ImageSpec, "direct">,
+  { queue, faults, log }:
+    & { readonly queue: Pick<ImageQueue, "register"> }
+    & Pick<ImageContext, "faults" | "log">,
 ): void {
   queue.register(file.file, faults, direct && file.cachedBecause === null);
   if (file.cachedBecause !== null) {
     log(`${file.path} goes through the page cache: ${file.cachedBecause}`);
+  }
+  if (file.unlockedBecause !== null) {
+    const so = "nothing keeps other programs from writing to it";
+    log(`${file.path} is open for writing without a lock: ${file.unlockedBecause}; ${so}`);
   }
 }
 

@@ -11,7 +11,7 @@
  *
  * @module
  */
-import { Errno, SystemError } from "../../ffi/errno.ts";
+import { Errno, errnoName, SystemError } from "../../ffi/errno.ts";
 import {
   areByteLocksAdvice,
   type FileIdentity,
@@ -23,11 +23,20 @@ import {
 import { pathStatus } from "../../ffi/paths.ts";
 import { isAlive } from "../../ffi/process.ts";
 
+/** How the lock of a file was taken. */
+export interface TakenLock {
+  /** A tapdisk holds it, beside which the file is opened. */
+  readonly isShared: boolean;
+  /** Why nobody holds it: the filesystem has no locks, or its server gives none; else null. */
+  readonly refused: string | null;
+}
+
+const HELD: TakenLock = { isShared: false, refused: null };
+
 /**
  * Takes the lock of an open file without waiting. Closing the descriptor releases it.
  *
  * @param options.besideTapdisk Accept a lock that a tapdisk of this host holds.
- * @returns False when a tapdisk holds the lock.
  * @throws {SystemError} EBUSY with the holder's name, when another process holds the lock.
  */
 export function takeLock(
@@ -35,7 +44,7 @@ export function takeLock(
   path: string,
   file: FileIdentity,
   { besideTapdisk = false }: { besideTapdisk?: boolean } = {},
-): boolean {
+): TakenLock {
   let locked: boolean;
   try {
     locked = tryLockExclusive(fd);
@@ -43,14 +52,14 @@ export function takeLock(
     // The filesystem has no locks, so the file is opened without one.
     const none = error instanceof SystemError &&
       (error.errno === Errno.ENOLCK || error.errno === Errno.EOPNOTSUPP);
-    if (none) return true;
-    throw error;
+    if (!none) throw error;
+    return { isShared: false, refused: `the filesystem has no locks (${errnoName(error.errno)})` };
   }
   if (locked) {
     refuseQemu(fd, path, file);
-    return true;
+    return HELD;
   }
-  if (besideTapdisk && tapdiskWith(file, fd) !== null) return false;
+  if (besideTapdisk && tapdiskWith(file, fd) !== null) return { isShared: true, refused: null };
   throw new SystemError(
     Errno.EBUSY,
     `Cannot open ${path} for writing: ${describeHolder(file)} has it open for writing; ` +

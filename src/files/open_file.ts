@@ -25,7 +25,7 @@ import {
 } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 import { takeLocked } from "./kept_locks.ts";
-import { takeLock } from "./lock.ts";
+import { takeLock, type TakenLock } from "./lock.ts";
 import { osFolders, syncNames } from "./names.ts";
 
 /** Mode of new images: the owner may read and write, the group may read. The umask applies. */
@@ -59,6 +59,8 @@ export interface OpenedFile {
   readonly isShared: boolean;
   /** The reason why a requested O_DIRECT does not work; null when it works or was not requested. */
   readonly notDirect: string | null;
+  /** The reason why a file that was opened for writing has no lock; null when it has one, or needs none. */
+  readonly notLocked: string | null;
 }
 
 /** Whether two descriptors or names stand for the same file. */
@@ -120,7 +122,8 @@ export function openToWrite(
     const opened = openExisting(path, { flags: O_RDWR, direct, same });
     const lock = lockOf(path, opened, besideTapdisk);
     if (lock !== "stale" || attempt >= MOST_ATTEMPTS) {
-      return { ...opened, isShared: lock === "shared" };
+      const { isShared, refused } = lock === "stale" ? { isShared: false, refused: null } : lock;
+      return { ...opened, isShared, notLocked: refused };
     }
     closeFile(opened.fd);
   }
@@ -157,9 +160,9 @@ export function openToReplace(path: string, { same }: OpenFileOptions = {}): Ope
 export function openNew(path: string): OpenedFile {
   const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, IMAGE_MODE);
   try {
-    takeLock(fd, path, fileStatus(fd));
+    const { refused: notLocked } = takeLock(fd, path, fileStatus(fd));
     syncNames(osFolders, [path]);
-    return { fd, status: fileStatus(fd), isShared: false, notDirect: null };
+    return { fd, status: fileStatus(fd), isShared: false, notDirect: null, notLocked };
   } catch (error) {
     closeFile(fd);
     throw error;
@@ -180,19 +183,15 @@ export function isBlockDevice(path: string): boolean {
   }
 }
 
-/**
- * Takes the lock. "stale": the name leads to another file now; "shared": a tapdisk holds the lock.
- * Closes the file before it throws.
- */
+/** Takes the lock. "stale": the name leads to another file now. Closes the file before it throws. */
 function lockOf(
   path: string,
   { fd, status }: OpenedFile,
   besideTapdisk?: boolean,
-): "held" | "shared" | "stale" {
+): TakenLock | "stale" {
   try {
-    const isHeld = takeLock(fd, path, status, { besideTapdisk });
-    if (!isSameFile(status, pathStatus(path))) return "stale";
-    return isHeld ? "held" : "shared";
+    const lock = takeLock(fd, path, status, { besideTapdisk });
+    return isSameFile(status, pathStatus(path)) ? lock : "stale";
   } catch (error) {
     closeFile(fd);
     if (isErrno(error, Errno.ENOENT)) {
@@ -228,7 +227,7 @@ function takenFromBefore(
     return null;
   }
   const notDirect = direct && !isDirect ? NO_DIRECT : null;
-  return { fd, status, isShared: false, notDirect };
+  return { fd, status, isShared: false, notDirect, notLocked: null };
 }
 
 function openExisting(
@@ -255,7 +254,7 @@ function openExisting(
       throw new SystemError(Errno.ESTALE, `Cannot open ${path}: ${why}; try again`);
     }
     makeBlocking(fd);
-    return { fd, status, isShared: false, notDirect };
+    return { fd, status, isShared: false, notDirect, notLocked: null };
   } catch (error) {
     closeFile(fd);
     throw error;

@@ -20,6 +20,8 @@ import {
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
 import { allocatedRun } from "../files/runs.ts";
+import { type FileNote, noteFile, openByName, whyNotSame } from "../files/same_file.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
 
 /** One file, open for the queue. Calls throw `SystemError` unless they say otherwise. */
@@ -30,8 +32,12 @@ export interface DiskFile {
   /** Block devices keep their size. */
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
+  /** Differs from that of any other file: device, inode, and handle if there is one. */
+  readonly mark: string;
   /** Why the page cache is in between, although it should not be; null when all is as asked. */
   readonly cachedBecause: string | null;
+  /** Why it has no lock although it is open for writing; null when all is as it should be. */
+  readonly unlockedBecause: string | null;
   sizeBytes(): number;
   truncate(lengthBytes: number): void;
   /** Frees a range, which then reads as zeros; false where that cannot be done. */
@@ -41,6 +47,17 @@ export interface DiskFile {
    * never 0. Does not throw: what cannot be found out counts as data, which is always safe to read.
    */
   allocatedRun(offsetBytes: number, lengthBytes: number): number;
+  /**
+   * Tells why the file that `path` leads to now is not provably this one, as the end of a sentence about it;
+   * null when it is. Opens that file for a moment, in a later turn.
+   *
+   * @param mayHaveChanged Whether it may have been changed since the kernel last heard of it.
+   */
+  findAgain(
+    scheduler: Pick<Scheduler, "settle">,
+    mayHaveChanged: boolean,
+    found: (why: string | null) => void,
+  ): void;
   close(): void;
 }
 
@@ -93,15 +110,23 @@ const SECTOR_BYTES = 512;
 class OsDiskFile implements DiskFile {
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
+  readonly cachedBecause: string | null;
+  readonly unlockedBecause: string | null;
+  readonly mark: string;
+  readonly #note: FileNote | null;
+  #isOpen = true;
 
   constructor(
     readonly path: string,
     readonly file: number,
-    readonly cachedBecause: string | null,
-    status: FileStatus,
+    { status, notDirect, notLocked }: OpenedFile,
   ) {
+    this.cachedBecause = notDirect;
+    this.unlockedBecause = notLocked;
     this.isBlockDevice = status.kind === "block";
     this.identity = { device: status.device, inode: status.inode };
+    this.#note = noteFile(file, status);
+    this.mark = `${status.device}:${status.inode}:${this.#note?.handle}`;
   }
 
   sizeBytes(): number {
@@ -120,7 +145,20 @@ class OsDiskFile implements DiskFile {
     return this.isBlockDevice ? lengthBytes : allocatedRun(this.file, offsetBytes, lengthBytes);
   }
 
+  findAgain(
+    scheduler: Pick<Scheduler, "settle">,
+    mayHaveChanged: boolean,
+    found: (why: string | null) => void,
+  ): void {
+    scheduler.settle(openByName(this.path), (fdByName) => {
+      // The number of a closed file may be that of another one by now.
+      const fd = this.#isOpen ? this.file : -1;
+      found(whyNotSame(fdByName, { fd, note: this.#note, mayHaveChanged }));
+    });
+  }
+
   close(): void {
+    this.#isOpen = false;
     closeFile(this.file);
   }
 }
@@ -184,12 +222,12 @@ export const osDiskFiles: DiskFiles = {
   storage: osStorage,
 
   open(path: string, options: DiskFileOptions): DiskFile {
-    const { fd, status, notDirect } = openDescriptor(path, options);
-    return new OsDiskFile(path, fd, notDirect, status);
+    const opened = openDescriptor(path, options);
+    return new OsDiskFile(path, opened.fd, opened);
   },
 
   openCached(path: string): CachedFile {
-    const { fd, status } = openToWrite(path);
-    return new OsCachedFile(path, fd, null, status);
+    const opened = openToWrite(path);
+    return new OsCachedFile(path, opened.fd, opened);
   },
 };

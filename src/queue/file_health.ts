@@ -119,6 +119,11 @@ export class FileHealth {
     return true;
   }
 
+  /** When an operation on a file last succeeded; -Infinity when none did. */
+  lastSuccessMs(file: number): number {
+    return Math.max(...this.#succeededMs.subarray(KINDS * file, KINDS * (file + 1)));
+  }
+
   /** Where a read of `PROBE_SECTORS` sectors last succeeded; 0 when none did. */
   goodSector(file: number): number {
     return this.#goodSector[file];

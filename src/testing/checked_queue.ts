@@ -120,9 +120,13 @@ export class CheckedFiles implements DiskFiles {
       path: file.path,
       isBlockDevice: file.isBlockDevice,
       identity: file.identity,
+      mark: file.mark,
       cachedBecause: file.cachedBecause,
+      unlockedBecause: file.unlockedBecause,
       sizeBytes: () => file.sizeBytes(),
       allocatedRun: (offsetBytes, lengthBytes) => file.allocatedRun(offsetBytes, lengthBytes),
+      findAgain: (scheduler, mayHaveChanged, found) =>
+        file.findAgain(scheduler, mayHaveChanged, found),
       truncate: (lengthBytes) => change("a new length", () => file.truncate(lengthBytes)),
       punchHole: (offsetBytes, lengthBytes) =>
         change("a hole", () => file.punchHole(offsetBytes, lengthBytes)),

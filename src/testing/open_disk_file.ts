@@ -1,3 +1,4 @@
+import { assertShared } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
 import { IoKind } from "../queue/backend.ts";
@@ -15,6 +16,7 @@ export class OpenDiskFile implements CachedFile {
   readonly content: SimulatedFile;
   readonly isBlockDevice: boolean;
   readonly cachedBecause = null;
+  readonly unlockedBecause = null;
   readonly #disk: DiskState;
   readonly #readOnly: boolean;
   readonly #boot: number;
@@ -63,6 +65,10 @@ export class OpenDiskFile implements CachedFile {
     return this.content.identity;
   }
 
+  get mark(): string {
+    return `${this.content.identity.inode}`;
+  }
+
   sizeBytes(): number {
     this.#disk.assertAlive(this.#boot);
     return this.content.sizeBytes;
@@ -87,10 +93,26 @@ export class OpenDiskFile implements CachedFile {
     return this.content.run(offsetBytes, lengthBytes);
   }
 
+  /** Nobody changes a file here without its lock. */
+  findAgain(
+    _scheduler: unknown,
+    _mayHaveChanged: boolean,
+    found: (why: string | null) => void,
+  ): void {
+    const { path } = this;
+    try {
+      this.#disk.admit({ kind: "open", path, offsetBytes: 0, lengthBytes: 0, queued: false });
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+      return found("cannot be opened");
+    }
+    found(this.#disk.find(path) === this.content ? null : "is another file now");
+  }
+
   /** Moves sectors to or from I/O memory; returns bytes, or a negative errno. */
   move(kind: number, sector: number, count: number, memorySector: number): number {
     if (kind === IoKind.Read) return this.content.readSectors(memorySector, sector, count);
-    if (this.#readOnly) return -Errno.EBADF;
+    assertShared(!this.#readOnly, "A write goes to a file that is open for reading");
     const lengthBytes = count * SECTOR_BYTES;
     const room = this.#disk.roomFor(this.content, sector * SECTOR_BYTES, lengthBytes);
     const whole = Math.floor(room / SECTOR_BYTES);

@@ -1,4 +1,3 @@
-import { Errno } from "../../ffi/errno.ts";
 import { assertShared } from "../../ffi/assert.ts";
 import { memoryAddress, memoryWindow } from "../../ffi/memory.ts";
 import { IOVEC_BYTES } from "../../ffi/sockets.ts";
@@ -315,7 +314,7 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
   /** Executes an operation: `most` sectors of it, at `sector`. */
   #move(place: number, sector = this.#sectors[place], most = this.#counts[place]): number {
     const file = this.#open[this.#files[place]];
-    if (file === null || file === undefined) return -Errno.EBADF;
+    assertShared(file !== null && file !== undefined, "The disk queue uses a file that is closed");
     const kind = this.#kinds[place];
     if (kind === IoKind.Sync) {
       this.#disk.sync(file.content);

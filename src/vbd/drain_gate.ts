@@ -1,5 +1,6 @@
 import { assert } from "../../ffi/assert.ts";
 import type { ImageDriver } from "../driver/driver.ts";
+import type { Reopening } from "./reopening.ts";
 import type { RetryLimits } from "./retry.ts";
 
 /** What requests run against: an open image, and how it is to be treated. */
@@ -11,6 +12,8 @@ export interface RequestTarget {
   readonly retry: RetryLimits;
   /** The files of the image and of those below it, at the disk queue. */
   readonly files: readonly number[];
+  /** Opens it anew when its server does not know its files; failures before that go on to count. */
+  readonly reopening: Pick<Reopening, "isRunning" | "consider">;
 }
 
 /**

@@ -2,6 +2,7 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import type { ImageDriver, RequestSink } from "../driver/driver.ts";
 import { describeFault } from "../scheduler/faults.ts";
 import { closeImage, dropImages, type ImageWish, openImages } from "./chain.ts";
+import { OpenedFiles } from "./opened_files.ts";
 import type { DeviceContext } from "./vbd_context.ts";
 
 /** How long to wait between two looks whether the images of a disk that failed are idle. */
@@ -15,9 +16,12 @@ export class ImageStack {
   #closing: ImageDriver[] = [];
   /** Merges on files that have been closed since. */
   #earlierMerges = 0;
+  #opened: OpenedFiles;
+  #openedMs = 0;
 
   constructor(context: DeviceContext) {
     this.#context = context;
+    this.#opened = new OpenedFiles(context.files);
   }
 
   /** The images that are open and not being closed. */
@@ -28,15 +32,22 @@ export class ImageStack {
   /**
    * Opens an image and the chain below it; returns the image.
    *
+   * @param isSame The files must be those that were open before (ESTALE).
    * @param leastSectors Users know this size, and may have data up to there: a smaller image is
    * refused (EMEDIUMTYPE).
    * @throws {SystemError}
    */
   open(
     wish: ImageWish,
-    { name, sink, leastSectors }: { name: string; sink: RequestSink; leastSectors: number },
+    { name, sink, leastSectors, isSame }: {
+      name: string;
+      sink: RequestSink;
+      leastSectors: number;
+      isSame: boolean;
+    },
   ): ImageDriver {
-    const images = openImages(wish, this.#context, sink);
+    const files = new OpenedFiles(this.#context.files, isSame ? this.#opened : null);
+    const images = openImages(wish, { ...this.#context, files }, sink);
     const [top] = images;
     if (top.sectors < leastSectors) {
       dropImages(images, this.#context.log);
@@ -44,7 +55,19 @@ export class ImageStack {
       throw new SystemError(Errno.EMEDIUMTYPE, `Cannot go on with ${name} (${sizes})`);
     }
     this.#images = images;
+    this.#opened = files;
+    this.#openedMs = this.#context.scheduler.nowMs();
     return top;
+  }
+
+  /** See {@linkcode OpenedFiles.findAgain}. */
+  findAgain(found: (why: string | null) => void): void {
+    const opened = this.#opened;
+    const { queue: { health }, scheduler } = this.#context;
+    const heardOf = (file: number): number => Math.max(health.lastSuccessMs(file), this.#openedMs);
+    opened.findAgain(scheduler, heardOf, (why) => {
+      found(this.#opened === opened ? why : "they were opened anew meanwhile");
+    });
   }
 
   /** Their files at the disk queue. */

@@ -1,3 +1,4 @@
+import { SECTOR_BYTES } from "../driver/driver.ts";
 import type { DiskKey } from "../vhd/key.ts";
 import type { RateLimits } from "./rate_limits.ts";
 import type { RetryLimits } from "./retry.ts";
@@ -55,4 +56,14 @@ export function resumed(
     ...(changedBlocks === undefined ? {} : { changedBlocks: changedBlocks ?? undefined }),
     ...(secondary === undefined ? {} : { secondary: secondary ?? undefined }),
   };
+}
+
+/** VDISK_READONLY of xen/interface/io/blkif.h. */
+const VDISK_READONLY = 4;
+
+/** What a device looks like. */
+export function geometryOf(
+  { sectors, readOnly }: { readonly sectors: number; readonly readOnly: boolean },
+): VbdGeometry {
+  return { sectors, sectorSizeBytes: SECTOR_BYTES, info: readOnly ? VDISK_READONLY : 0 };
 }

@@ -2,6 +2,7 @@ import { errnoName } from "../../ffi/errno.ts";
 import { type RequestTimes, Stage } from "./request_times.ts";
 import type { RetryQueue } from "./retry.ts";
 import { RequestKind, SLOTS, type SlotTable } from "./slots.ts";
+import type { VbdPhase } from "./vbd_phase.ts";
 
 /** By `RequestKind`. */
 const KINDS = Object.keys(RequestKind).map((name) => name.toLowerCase());
@@ -45,4 +46,21 @@ export function reportRequests(
     const age = seconds(nowMs - cameMs[slot]);
     return `${what}, ${where}, age ${age}, failed ${retries.failures(slot)} times, ${last}`;
   });
+}
+
+/** A device, as its report describes it. */
+export interface ReportedDevice {
+  /** Name of its image; empty without one. */
+  readonly name: string;
+  readonly phase: VbdPhase;
+  readonly state: number;
+  readonly requests: { readonly outstanding: number; report(): string[] };
+}
+
+/** How a device is, and where each of its requests is, a line each. */
+export function reportDevice({ name, phase, state, requests }: ReportedDevice): string[] {
+  const { outstanding } = requests;
+  const how = phase === "open" ? "runs" : `state 0x${state.toString(16)}`;
+  const left = `${outstanding} request${outstanding === 1 ? " has" : "s have"} not ended`;
+  return [`${name || "no image"}, ${how}, ${left}`, ...requests.report()];
 }

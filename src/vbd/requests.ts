@@ -11,6 +11,7 @@ import { ExtentSearch } from "./extents.ts";
 import type { RateLimits } from "./rate_limits.ts";
 import { reportRequests } from "./request_report.ts";
 import { MediaErrors } from "./media_errors.ts";
+import { isOfUnknownFile } from "./reopening.ts";
 import { RequestSteps, type StepSink } from "./request_steps.ts";
 import { RequestTimes, Stage } from "./request_times.ts";
 import { RetryQueue, type RetrySink } from "./retry.ts";
@@ -124,7 +125,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#steps.fit(target.image);
     this.#media.open(target.files);
     this.#gate.open(target);
-    this.#retries.beginAll();
+    if (!target.reopening.isRunning) this.#retries.beginAll();
     this.#startWaiting();
   }
 
@@ -143,10 +144,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     if (hold) {
       this.times.moveAll(Stage.Room, Stage.Paused);
       this.times.moveAll(Stage.Limit, Stage.Paused);
-    } else {
-      this.#retries.stop();
-      this.#endWaiting();
-    }
+    } else this.#endWaiting();
     this.#gate.finish();
   }
 
@@ -171,6 +169,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   }
 
   #endWaiting(): void {
+    this.#retries.stop();
     for (let left = this.#retries.size; left > 0; left--) this.#drop(this.#retries.shift());
     for (let left = this.#waiting.size; left > 0; left--) this.#drop(this.#waiting.shift());
   }
@@ -478,6 +477,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
       this.#context.log(`minor ${this.#minor}: ${failure}`);
     }
     if (!again) return this.#end(slot, errno);
+    if (isOfUnknownFile(errno)) target.reopening.consider(target.retry);
     this.counts.retries++;
     this.#retries.push(slot);
     this.times.move(slot, Stage.Retry);

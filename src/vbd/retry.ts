@@ -43,12 +43,13 @@ const transient: ReadonlySet<number> = new Set([Errno.EAGAIN, Errno.EBUSY, Errno
 const PROOFS_TO_READ = 10;
 const PROOFS_TO_CHANGE = 30;
 
-/** Errors of a request that is wrong in itself: trying again cannot help. */
+/**
+ * Errors of a request that is wrong in itself: trying again cannot help. EACCES and EBADF are none of them:
+ * for an open file only a server says so, while its exports change.
+ */
 const final: ReadonlySet<number> = new Set([
   Errno.EINVAL,
   Errno.EPERM,
-  Errno.EACCES,
-  Errno.EBADF,
   Errno.EFAULT,
   Errno.EFBIG,
   Errno.EROFS,

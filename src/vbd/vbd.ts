@@ -8,8 +8,8 @@
  *
  * @module
  */
-import { type Done, Errno, type SystemError, systemError } from "../../ffi/errno.ts";
-import { type ImageDriver, type ImageSpec, SECTOR_BYTES } from "../driver/driver.ts";
+import { type Done, type SystemError, systemError } from "../../ffi/errno.ts";
+import type { ImageDriver, ImageSpec } from "../driver/driver.ts";
 import { CbtImage } from "../driver/cbt.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
@@ -20,9 +20,17 @@ import { type Meters, privateMeters } from "../metrics/meter.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
 import { ownedBy } from "../scheduler/scheduler.ts";
 import { ImageStack } from "./image_stack.ts";
-import { type OpenOptions, resumed, type ResumeOptions, type VbdGeometry } from "./open_options.ts";
+import {
+  geometryOf,
+  type OpenOptions,
+  resumed,
+  type ResumeOptions,
+  type VbdGeometry,
+} from "./open_options.ts";
 import { Preparation } from "./preparation.ts";
 import { NO_LIMITS } from "./rate_limits.ts";
+import { Reopening } from "./reopening.ts";
+import { reportDevice } from "./request_report.ts";
 import { Requests } from "./requests.ts";
 import { retryLimits } from "./retry.ts";
 import {
@@ -37,15 +45,13 @@ import {
 import { Secondary, type SecondaryState } from "./secondary.ts";
 import type { VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
-import { busy, endedByFault, sayingAll, taken } from "./vbd_errors.ts";
+import { busy, endedByFault, lateToPause, pauseCancelled, taken } from "./vbd_errors.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
 export type { OpenOptions, ResumeOptions, VbdGeometry } from "./open_options.ts";
 
 /** How long a device that is being closed waits for what is under way at others, such as servers. */
 const CLOSE_PATIENCE_MS = 10_000;
-/** VDISK_READONLY of xen/interface/io/blkif.h. */
-const VDISK_READONLY = 4;
 
 /**
  * One virtual block device: an image, open or paused, and the requests to it.
@@ -76,6 +82,7 @@ export class Vbd implements FaultOwner {
   readonly #preparation = new Preparation();
   readonly #secondary: Secondary;
   readonly #firstParent = new FirstParent();
+  readonly #reopening: Reopening;
   #phase: VbdPhase = "closed";
   #wasOpened = false;
   #resumeFailed = false;
@@ -111,6 +118,13 @@ export class Vbd implements FaultOwner {
       make: () => new Vbd({ ...context, meters: privateMeters }, minor),
       changed: () => this.whenSecondaryChanged?.(),
     });
+    this.#reopening = new Reopening(this.#context, {
+      vbd: this,
+      findAgain: (found) =>
+        this.#options.secondary ? found("there is a mirror") : this.#stack.findAgain(found),
+      pauseNow: (done, timeoutMs) => this.#pauseNow(done, timeoutMs),
+      resumeNow: (done) => this.#resumeNow(null, done),
+    });
   }
 
   /** What is known of the secondary image. */
@@ -130,8 +144,7 @@ export class Vbd implements FaultOwner {
 
   /** The device's state as the control protocol has it, a union of TD_VBD_* bits. */
   get state(): number {
-    const { failed } = this;
-    const [phase, wasOpened] = [this.#phase, this.#wasOpened];
+    const [phase, failed, wasOpened] = [this.#phase, this.failed, this.#wasOpened];
     return stateBits({ phase, wasOpened, failed, resumeFailed: this.#resumeFailed });
   }
 
@@ -146,11 +159,7 @@ export class Vbd implements FaultOwner {
 
   /** What the device looks like just now. */
   get geometry(): VbdGeometry {
-    return {
-      sectors: this.#sectors,
-      sectorSizeBytes: SECTOR_BYTES,
-      info: this.readOnly ? VDISK_READONLY : 0,
-    };
+    return geometryOf(this);
   }
 
   /**
@@ -189,10 +198,7 @@ export class Vbd implements FaultOwner {
     this.#preparation.cancel();
   }
 
-  #leafOf(
-    name: string,
-    { readOnly = false, direct = true, key }: OpenOptions,
-  ): ImageSpec {
+  #leafOf(name: string, { readOnly = false, direct = true, key }: OpenOptions): ImageSpec {
     return { ...firstLayer(name), readOnly, direct, key };
   }
 
@@ -213,18 +219,14 @@ export class Vbd implements FaultOwner {
   #openImages(name: string, options: OpenOptions, parts: ReadyParts): void {
     const { readOnly = false, retry } = options;
     const leaf = this.#leafOf(name, options);
-    const device = {
-      context: this.#context,
-      secondary: this.#secondary,
-      requests: this.requests,
-      firstParent: this.#firstParent,
-    };
+    const [context, secondary, reopening] = [this.#context, this.#secondary, this.#reopening];
+    const device = { context, secondary, requests: this.requests, firstParent: this.#firstParent };
     let image: ImageDriver;
     this.retained.opening();
     try {
       const wish = wishFor({ leaf, options }, parts, device);
-      const leastSectors = this.#sectors;
-      image = this.#stack.open(wish, { name, sink: this.requests, leastSectors });
+      const [sink, leastSectors, isSame] = [this.requests, this.#sectors, reopening.isRunning];
+      image = this.#stack.open(wish, { name, sink, leastSectors, isSame });
     } catch (error) {
       if (this.name === "") {
         this.retained.releaseAll();
@@ -242,7 +244,7 @@ export class Vbd implements FaultOwner {
     this.#wasOpened = true;
     this.#resumeFailed = false;
     const { files } = this.#stack;
-    this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files });
+    this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files, reopening });
   }
 
   /** Of an image that is all of the stack: the device has its new size. */
@@ -259,14 +261,19 @@ export class Vbd implements FaultOwner {
    * takes longer than `timeoutMs` (ETIMEDOUT), the device runs on.
    */
   pause(done: Done, timeoutMs = Infinity): void {
+    if (!this.#reopening.isRunning) return this.#pauseNow(done, timeoutMs);
+    if (!this.#reopening.delays(() => this.#pauseNow(done, timeoutMs), done)) done(busy(this));
+  }
+
+  #pauseNow(done: Done, timeoutMs: number): void {
     if (this.#phase === "paused") return done(null);
     if (this.failed) return done(endedByFault(this));
     if (this.#phase !== "open") return done(busy(this));
     this.#phase = "pausing";
     this.#pausing = done;
     if (timeoutMs !== Infinity) {
-      const { scheduler } = this.#context;
-      this.#pauseTimer = scheduler.addTimer(timeoutMs, () => this.#pauseTimedOut());
+      const late = (): void => this.#breakPause(lateToPause(this));
+      this.#pauseTimer = this.#context.scheduler.addTimer(timeoutMs, late);
     }
     this.#stack.drain();
     this.requests.stop(true, () => this.#stack.close(this.name, (error) => this.#paused(error)));
@@ -274,15 +281,9 @@ export class Vbd implements FaultOwner {
 
   /** Ends a pause that is under way (ECANCELED); nothing happens when there is none. */
   cancelPause(): void {
-    const why = "nobody waits for it any more, or the disk is to be closed";
-    this.#breakPause(sayingAll(Errno.ECANCELED, `Cannot pause minor ${this.minor}: ${why}`));
-  }
-
-  #pauseTimedOut(): void {
-    const { outstanding } = this.requests;
-    const message = `Cannot pause minor ${this.minor} in time: its disk owes answers, and ` +
-      `${outstanding} requests have not ended; it runs on`;
-    this.#breakPause(sayingAll(Errno.ETIMEDOUT, message));
+    const error = pauseCancelled(this);
+    this.#reopening.cancelPause(error);
+    this.#breakPause(error);
   }
 
   #breakPause(error: SystemError): void {
@@ -305,7 +306,7 @@ export class Vbd implements FaultOwner {
     if (this.#closing !== null) return this.#drainAndClose();
     this.#phase = "paused";
     if (error === null && this.#pausing !== null) return this.#endPause(null);
-    this.resume(null, (resumeError) => {
+    this.#resumeNow(null, (resumeError) => {
       if (resumeError !== null) this.#context.log(resumeError.message);
       this.#endPause(error);
     });
@@ -317,6 +318,11 @@ export class Vbd implements FaultOwner {
    * the device stays paused, and the next call begins with the options that it had before.
    */
   resume(name: string | null, done: Done, changes: ResumeOptions = {}): void {
+    if (this.#phase === "paused") this.#reopening.end();
+    this.#resumeNow(name, done, changes);
+  }
+
+  #resumeNow(name: string | null, done: Done, changes: ResumeOptions = {}): void {
     if (this.#phase === "open") return done(null);
     if (!this.#canResume || this.#isOpening) return done(busy(this));
     const options = resumed(this.#options, changes);
@@ -367,8 +373,7 @@ export class Vbd implements FaultOwner {
     const isClosingImages = this.#phase === "pausing";
     this.#phase = "closing";
     this.#closing = done;
-    const { scheduler } = this.#context;
-    this.#patienceTimer = scheduler.addTimer(CLOSE_PATIENCE_MS, () => this.hurry());
+    this.#patienceTimer = this.#context.scheduler.addTimer(CLOSE_PATIENCE_MS, () => this.hurry());
     if (this.failed) {
       if (this.#abandoned) this.#closed(null);
     } else if (!isClosingImages) this.#drainAndClose();
@@ -392,6 +397,7 @@ export class Vbd implements FaultOwner {
   /** There is no image any more. */
   #closed(error: SystemError | null): void {
     this.#context.scheduler.cancelTimer(this.#patienceTimer);
+    this.#reopening.end();
     this.name = "";
     this.#options.key?.wipe();
     this.#options = {};
@@ -426,6 +432,7 @@ export class Vbd implements FaultOwner {
   #fail(): void {
     const { log } = this.#context;
     this.requests.fail();
+    this.#reopening.end();
     this.cancelOpening();
     if (this.name === "") {
       this.failed = false;
@@ -468,10 +475,7 @@ export class Vbd implements FaultOwner {
 
   /** How the device is, and where each of its requests is, a line each, for the log. */
   report(): string[] {
-    const { outstanding } = this.requests;
-    const state = this.#phase === "open" ? "runs" : `state 0x${this.state.toString(16)}`;
-    const requests = `${outstanding} request${outstanding === 1 ? " has" : "s have"} not ended`;
-    return [`${this.name || "no image"}, ${state}, ${requests}`, ...this.requests.report()];
+    return reportDevice(this);
   }
 
   /** What `tap-ctl stats` shows. */

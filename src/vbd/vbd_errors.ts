@@ -13,7 +13,7 @@ interface Named {
 }
 
 /** An error whose message is all of `message`. */
-export function sayingAll(errno: number, message: string): SystemError {
+function sayingAll(errno: number, message: string): SystemError {
   return new SystemError(errno, message, { message });
 }
 
@@ -27,6 +27,21 @@ export function busy({ minor, name }: Named): SystemError {
   return name === ""
     ? sayingAll(Errno.EINVAL, `Minor ${minor} has no image`)
     : sayingAll(Errno.EAGAIN, `Minor ${minor} is changing its state; try again`);
+}
+
+/** It could not be paused in time. */
+export function lateToPause(
+  { minor, requests }: Named & { readonly requests: { readonly outstanding: number } },
+): SystemError {
+  const message = `Cannot pause minor ${minor} in time: its disk owes answers, and ` +
+    `${requests.outstanding} requests have not ended; it runs on`;
+  return sayingAll(Errno.ETIMEDOUT, message);
+}
+
+/** Its pause was given up. */
+export function pauseCancelled({ minor }: Named): SystemError {
+  const why = "nobody waits for it any more, or the disk is to be closed";
+  return sayingAll(Errno.ECANCELED, `Cannot pause minor ${minor}: ${why}`);
 }
 
 /** A fault has ended it. */

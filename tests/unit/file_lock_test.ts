@@ -7,6 +7,8 @@ import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile, isOpenElsewhere, O_RDWR, openFile } from "../../ffi/files.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
+import { registerFile } from "../../src/driver/aio.ts";
+import type { FaultOwner } from "../../src/scheduler/faults.ts";
 import { osStorage } from "../../src/files/storage.ts";
 import { withTempDir } from "../support/tools.ts";
 
@@ -96,4 +98,29 @@ Deno.test("a file that another descriptor has open is known, and one that none h
     assert.equal(isOpenElsewhere(fd), false, "the lease is given back");
     closeFile(fd);
   });
+});
+
+Deno.test("a file that has no lock, or goes through the page cache, is named in the log, a line each", () => {
+  const log: string[] = [];
+  const registered: (boolean | undefined)[] = [];
+  const context = {
+    queue: {
+      register: (_file: number, _faults?: FaultOwner, isDirect?: boolean): void =>
+        void registered.push(isDirect),
+    },
+    faults: { failed: false, fault(): void {} },
+    log: (line: string): void => void log.push(line),
+  };
+  const file = { file: 7, path: "/sr/disk.vhd", cachedBecause: null, unlockedBecause: null };
+  registerFile(file, { direct: true }, context);
+  assert.deepEqual(log, []);
+  registerFile({ ...file, unlockedBecause: "no locks (ENOLCK)" }, { direct: true }, context);
+  assert.match(
+    log.join("\n"),
+    /^\/sr\/disk\.vhd is open for writing without a lock: no locks \(ENOLCK\); .*$/,
+  );
+  registerFile({ ...file, cachedBecause: "no O_DIRECT (EINVAL)" }, { direct: true }, context);
+  assert.equal(log.length, 2);
+  assert.match(log[1], /^\/sr\/disk\.vhd goes through the page cache: no O_DIRECT/);
+  assert.deepEqual(registered, [true, true, false]);
 });

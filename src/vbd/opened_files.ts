@@ -1,0 +1,78 @@
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import type { CachedFile, DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
+import type { Storage } from "../files/storage.ts";
+import type { Scheduler } from "../scheduler/scheduler.ts";
+
+/** The lease of NFS servers, where nobody has set another one. */
+const LEASE_MS = 90_000;
+
+/** The files of a device's images, each noted when it is opened. */
+export class OpenedFiles implements DiskFiles {
+  readonly storage: Storage;
+  readonly #files: DiskFiles;
+  readonly #before: OpenedFiles | null;
+  readonly #opened: {
+    readonly file: DiskFile;
+    readonly isReadOnly: boolean;
+    readonly isDirect: boolean;
+  }[] = [];
+
+  /** @param before Each file must be one of these, by the same name (ESTALE); null: any may be opened. */
+  constructor(files: DiskFiles, before: OpenedFiles | null = null) {
+    this.#files = files;
+    this.#before = before;
+    this.storage = files.storage;
+  }
+
+  open(path: string, options: DiskFileOptions): DiskFile {
+    const file = this.#files.open(path, options);
+    if (this.#before?.holds(file) === false) {
+      file.close();
+      throw new SystemError(Errno.ESTALE, `Cannot open ${path}: it is another file than before`);
+    }
+    const isDirect = options.direct && file.cachedBecause === null;
+    this.#opened.push({ file, isReadOnly: options.readOnly, isDirect });
+    return file;
+  }
+
+  openCached(path: string): CachedFile {
+    const file = this.#files.openCached(path);
+    this.#opened.push({ file, isReadOnly: false, isDirect: false });
+    return file;
+  }
+
+  /** Whether a file is one of these. */
+  holds({ path, mark }: DiskFile): boolean {
+    return this.#opened.some(({ file }) => file.path === path && file.mark === mark);
+  }
+
+  /**
+   * Tells why the files must not be opened anew in place of those that are open; null when each name still
+   * leads to the same file, and no page of it that was written can be lost.
+   *
+   * @param scheduler Its owner ends by a fault in here.
+   * @param heardOf When an operation on a file last succeeded, milliseconds.
+   */
+  findAgain(
+    scheduler: Pick<Scheduler, "settle" | "nowMs">,
+    heardOf: (file: number) => number,
+    found: (why: string | null) => void,
+  ): void {
+    const cached = this.#opened.find(({ isReadOnly, isDirect }) => !isReadOnly && !isDirect);
+    if (cached !== undefined) {
+      const { path } = cached.file;
+      return found(`${path} is written through the page cache, which may have lost writes`);
+    }
+    if (this.#opened.length === 0) return found("it has no files");
+    const find = (index: number): void => {
+      if (index === this.#opened.length) return found(null);
+      const { file, isReadOnly } = this.#opened[index];
+      const isRecent = scheduler.nowMs() - heardOf(file.file) < LEASE_MS;
+      file.findAgain(scheduler, isReadOnly || isRecent, (why) => {
+        if (why === null) find(index + 1);
+        else found(`${file.path} ${why}`);
+      });
+    };
+    find(0);
+  }
+}

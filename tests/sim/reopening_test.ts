@@ -1,0 +1,251 @@
+/** Images that are opened anew when requests fail with ESTALE. */
+import assert from "node:assert/strict";
+import { Errno, errnoName, type SystemError } from "../../ffi/errno.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
+import { createDynamic } from "../../src/vhd/create.ts";
+import { snapshot } from "../../src/vhd/snapshot.ts";
+import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+
+const MIB = 1024 * 1024;
+const COUNT = 16;
+
+/** Files that the server does not know any more, by the names that they were opened by. */
+class StaleFiles {
+  readonly simulation = new Simulation({ seed: 7, latencyMs: 2 });
+  readonly #stale = new Set<string>();
+  /** Errors of opening files; 0: they open. */
+  openErrno = 0;
+  /** Errors of files that the server does not know. */
+  staleErrno: number = Errno.ESTALE;
+  /** How often the queue's files were opened. */
+  opens = 0;
+
+  constructor() {
+    const { disk } = this.simulation;
+    disk.beforeOperation = ({ kind, path, queued }): number => {
+      if (kind === "open") {
+        if (this.openErrno !== 0) return this.openErrno;
+        if (queued) {
+          this.opens++;
+          this.#stale.delete(path);
+        }
+        return 0;
+      }
+      // What opens an image reads from files of its own.
+      const isOld = queued || ["write", "sync", "truncate"].includes(kind);
+      return isOld && this.#stale.has(path) ? this.staleErrno : 0;
+    };
+  }
+
+  /** From now on all that is done to an open file fails, until the file is opened again. */
+  makeStale(...paths: string[]): void {
+    for (const path of paths) this.#stale.add(path);
+  }
+
+  /** A VHD with a parent, which holds stamp 1 at the start, open as a device. */
+  chain(): SimulatedDevice {
+    const storage = this.simulation.disk;
+    createDynamic("/base.vhd", { storage, sizeBytes: 16 * MIB });
+    const base = this.simulation.open("vhd:/base.vhd");
+    base.write(0, stampedSectors(0, COUNT, 1));
+    base.settle();
+    base.close();
+    snapshot("/disk.vhd", { storage, parent: "/base.vhd" });
+    const device = this.simulation.open("vhd:/disk.vhd");
+    device.write(4096, stampedSectors(4096, COUNT, 2));
+    device.settle();
+    this.opens = 0;
+    return device;
+  }
+
+  logged(text: string): number {
+    return this.simulation.log.filter((line) => line.includes(text)).length;
+  }
+
+  /** Closes the device, and checks the images. */
+  end(device: SimulatedDevice): void {
+    device.close();
+    for (const name of ["/base.vhd", "/disk.vhd"]) {
+      assert.deepEqual(checkImage(name, { storage: this.simulation.disk }).findings, []);
+    }
+    this.simulation.close();
+  }
+}
+
+const CASES = [
+  { paths: ["/disk.vhd"], errno: Errno.ESTALE },
+  { paths: ["/base.vhd"], errno: Errno.ESTALE },
+  { paths: ["/disk.vhd", "/base.vhd"], errno: Errno.ESTALE },
+  { paths: ["/disk.vhd"], errno: Errno.EBADF },
+];
+
+for (const { paths, errno } of CASES) {
+  const what = `${paths.join(" and ")} that went stale (${errnoName(errno)})`;
+  Deno.test(`${what}: opened anew, and no request fails`, () => {
+    const files = new StaleFiles();
+    files.staleErrno = errno;
+    const device = files.chain();
+    files.makeStale(...paths);
+    const outcomes = [
+      device.read(0, COUNT),
+      device.read(4096, COUNT),
+      device.write(8192, stampedSectors(8192, COUNT, 3), true),
+      device.write(4096 + COUNT, stampedSectors(4096 + COUNT, COUNT, 4)),
+      device.flush(),
+    ];
+    device.settle();
+    assert.deepEqual(outcomes.map(({ errno }) => errno), [0, 0, 0, 0, 0]);
+    assert.equal(files.opens, 2, files.simulation.log.join("\n"));
+    assert.ok(device.vbd.statistics().retries > 0);
+    assert.equal(files.logged("are opened anew"), 1);
+    assertHolds(device, 0, COUNT, 1);
+    assertHolds(device, 4096, COUNT, 2);
+    assertHolds(device, 8192, COUNT, 3);
+    assertHolds(device, 4096 + COUNT, COUNT, 4);
+    files.end(device);
+  });
+}
+
+Deno.test("another file under the name is not opened: requests are tried again on the old one", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  const storage = files.simulation.disk;
+  storage.rename("/disk.vhd", "/aside.vhd");
+  snapshot("/disk.vhd", { storage, parent: "/base.vhd" });
+  files.opens = 0;
+  files.makeStale("/disk.vhd");
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.settle();
+  assert.equal(outcome.errno, Errno.ESTALE);
+  assert.equal(files.opens, 0);
+  assert.equal(files.logged("is another file now"), 1, files.simulation.log.join("\n"));
+  storage.rename("/aside.vhd", "/disk.vhd");
+  const again = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.settle();
+  assert.equal(again.errno, 0);
+  assertHolds(device, 8192, COUNT, 3);
+  files.end(device);
+});
+
+Deno.test("a server that is away for a while is waited for", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  files.makeStale("/disk.vhd");
+  files.openErrno = Errno.ESTALE;
+  files.simulation.scheduler.addTimer(20_000, () => files.openErrno = 0);
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.settle();
+  assert.equal(outcome.errno, 0);
+  const tookMs = files.simulation.scheduler.nowMs();
+  assert.ok(tookMs >= 20_000 && tookMs < 23_000, `${tookMs} ms`);
+  assert.equal(files.logged("cannot be opened"), 1);
+  files.end(device);
+});
+
+/** Lets the file be looked at, and not opened. */
+function failOpens(files: StaleFiles, errno: number): void {
+  const hook = files.simulation.disk.beforeOperation;
+  files.simulation.disk.beforeOperation = (operation) =>
+    operation.kind === "open" && operation.queued && files.openErrno === 0
+      ? errno
+      : hook?.(operation) ?? 0;
+}
+
+Deno.test("images that cannot be opened after all: requests wait for the limit, and then fail", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  files.makeStale("/disk.vhd");
+  const hook = files.simulation.disk.beforeOperation;
+  failOpens(files, Errno.EBUSY);
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.settle();
+  assert.equal(outcome.errno, Errno.ESHUTDOWN);
+  const tookMs = files.simulation.scheduler.nowMs();
+  assert.ok(tookMs >= 99_000 && tookMs < 110_000, `${tookMs} ms`);
+  assert.equal(device.vbd.phase, "paused");
+  files.simulation.disk.beforeOperation = hook;
+  device.resume();
+  const again = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.settle();
+  assert.equal(again.errno, 0);
+  files.end(device);
+});
+
+Deno.test("a file that goes stale again and again: the failures of a request add up", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  files.simulation.disk.beforeOperation = ({ kind, queued }): number =>
+    queued && kind === "write" ? Errno.ESTALE : 0;
+  const outcome = device.write(4096, stampedSectors(4096, COUNT, 3));
+  device.settle();
+  assert.equal(outcome.errno, Errno.ESTALE);
+  assert.ok(files.simulation.scheduler.nowMs() < 210_000);
+  files.simulation.disk.beforeOperation = null;
+  files.end(device);
+});
+
+Deno.test("a pause that is asked for meanwhile begins when the images are open again", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  files.makeStale("/disk.vhd");
+  failOpens(files, Errno.EBUSY);
+  const { vbd, simulation } = device;
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  simulation.runUntil(() => vbd.phase === "paused", "Closing the images");
+  const ends: (SystemError | null)[] = [];
+  vbd.pause((error) => ends.push(error));
+  vbd.pause((error) => ends.push(error));
+  // A second pause is refused, and the first one has not begun.
+  assert.deepEqual(ends.map((error) => error?.errno), [Errno.EAGAIN]);
+  files.simulation.disk.beforeOperation = null;
+  simulation.runUntil(() => ends.length === 2, "The pause");
+  assert.equal(ends[1], null);
+  assert.equal(vbd.phase, "paused");
+  // Nothing opens a disk that its user has paused.
+  const untilMs = simulation.scheduler.nowMs() + 10_000;
+  let isLater = false;
+  simulation.scheduler.addTimer(10_000, () => isLater = true);
+  simulation.runUntil(() => isLater, "Ten seconds");
+  assert.ok(simulation.scheduler.nowMs() >= untilMs);
+  assert.equal(vbd.phase, "paused");
+  device.resume();
+  device.settle();
+  assert.equal(outcome.errno, 0);
+  files.end(device);
+});
+
+Deno.test("a close ends it", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  files.makeStale("/disk.vhd");
+  failOpens(files, Errno.EBUSY);
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.simulation.runUntil(() => device.vbd.phase === "paused", "Closing the images");
+  let waited: SystemError | null = null;
+  device.vbd.pause((error) => waited = error);
+  device.close();
+  assert.equal(outcome.errno, Errno.ESHUTDOWN);
+  assert.equal((waited as SystemError | null)?.errno, Errno.ECANCELED);
+  files.simulation.close();
+});
+
+Deno.test("a file that is replaced while requests drain is not opened", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  const storage = files.simulation.disk;
+  files.makeStale("/disk.vhd");
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.simulation.runUntil(() => device.vbd.phase === "pausing", "The end of the first try");
+  storage.rename("/disk.vhd", "/aside.vhd");
+  snapshot("/new.vhd", { storage, parent: "/base.vhd" });
+  storage.rename("/new.vhd", "/disk.vhd");
+  device.settle();
+  assert.equal(outcome.errno, Errno.ESHUTDOWN);
+  assert.ok([1, 2, 3].includes(files.logged("it is another file than before")));
+  // It is the user's decision to go on with another one.
+  device.resume();
+  const again = device.write(8192, stampedSectors(8192, COUNT, 3));
+  device.settle();
+  assert.equal(again.errno, 0);
+  files.end(device);
+});
