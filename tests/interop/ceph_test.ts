@@ -18,7 +18,7 @@ const MIB = 1 << 20;
 const { ignore, suffix } = needsCeph("fio", "dist/td-util", "nbdinfo", "qemu-img");
 
 /** A verifying load that lasts until a time has passed, but writes each block once. */
-const VERIFIED = ["rw=randwrite", "bs=4k-64k", "iodepth=16", "verify=crc32c", "verify_fatal=1"];
+const VERIFIED = ["rw=randwrite", "bssplit=4k/50:16k/30:64k/20", "iodepth=16", "verify=crc32c", "verify_fatal=1"];
 
 /** Permitted average bytes for a request: the addresses of two completions are numbers on the heap. */
 const MOST_BYTES = 40;
@@ -194,7 +194,7 @@ const TESTS: Readonly<Record<string, Body>> = {
     const disk = await tapdisks.serve(cluster.image("away"), { options: ["-t", "60"] });
     const bystander = await tapdisks.serve("ram:4", { pid: disk.pid });
     let ended = false;
-    const load = fio(disk.uri, [...VERIFIED, "size=32M", "rate_iops=100"])
+    const load = fio(disk.uri, [...VERIFIED, "size=32M", "rate_iops=200"])
       .finally(() => ended = true);
     await new Promise((resolve) => setTimeout(resolve, 500));
     await cluster.stopOsd();
