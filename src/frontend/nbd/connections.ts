@@ -241,11 +241,14 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   makeDueNextTurn(connection: ServedConnection): void {
     this.#dueNextTurn.push(connection);
     if (this.#nextTurnTimer !== 0) return;
-    this.#nextTurnTimer = this.scheduler.addTimer(0, () => {
-      this.#nextTurnTimer = 0;
-      for (const due of this.#dueNextTurn.splice(0)) due.nextTurn();
-    });
+    this.#nextTurnTimer = this.scheduler.addTimer(0, this.#startNextTurn);
   }
+
+  /** One function for all turns: beside other clients there are many. */
+  readonly #startNextTurn = (): void => {
+    this.#nextTurnTimer = 0;
+    for (const due of this.#dueNextTurn.splice(0)) due.nextTurn();
+  };
 
   negotiated(connection: ServedConnection): void {
     this.#greeting.delete(connection);

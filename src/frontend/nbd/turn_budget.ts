@@ -1,3 +1,4 @@
+import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
 
 /**
@@ -11,6 +12,41 @@ const MOST_REQUESTS = 12;
  */
 const MOST_WORK = 256;
 const WORK_SHIFT = 13;
+/**
+ * The same while another client of the process has work: 16 small requests, some 0.1 ms, or 128 KiB. A
+ * request of one disk waits for this work of the others.
+ */
+const MOST_SHARED_WORK = 16;
+/** How much work one client does without another until it has its turns for itself again. */
+const REMEMBERED_WORK = 1 << 16;
+
+/** Whether one client of a process has had work alone, and for how much work. */
+class Company {
+  last: TurnBudget | null = null;
+  aloneWork = REMEMBERED_WORK;
+
+  /** Notes work of a client. */
+  note(budget: TurnBudget, work: number): void {
+    if (this.last === budget) {
+      if (this.aloneWork < REMEMBERED_WORK) this.aloneWork += work;
+      return;
+    }
+    // The first client of a process is alone.
+    if (this.last !== null) this.aloneWork = 0;
+    this.last = budget;
+  }
+}
+
+const companies = new WeakMap<Scheduler, Company>();
+
+/** The clients of a process have one loop. */
+function companyOn(loop: Scheduler): Company {
+  const known = companies.get(loop);
+  if (known !== undefined) return known;
+  const company = new Company();
+  companies.set(loop, company);
+  return company;
+}
 
 /** How much of a client's requests is taken before others get their turn. */
 export class TurnBudget {
@@ -20,15 +56,18 @@ export class TurnBudget {
   #taken = 0;
   /** Work of this turn, see `MOST_WORK`. */
   #work = 0;
+  #most = MOST_WORK;
+  readonly #company: Company;
 
   constructor(connection: ServedConnection, host: ConnectionHost) {
     this.#connection = connection;
     this.#host = host;
+    this.#company = companyOn(host.scheduler.loop);
   }
 
   /** Whether more requests can be taken now. */
   get isLeft(): boolean {
-    return this.#taken < MOST_REQUESTS && this.#work < MOST_WORK;
+    return this.#taken < MOST_REQUESTS && this.#work < this.#most;
   }
 
   /** Notes a request, and data that it reads. Replies may be due before the next one. */
@@ -45,9 +84,10 @@ export class TurnBudget {
 
   /** Notes work. The client goes on in the next turn when that of this one ends with it. */
   #take(work: number): void {
-    const wasLeft = this.#work < MOST_WORK;
+    const wasLeft = this.#work < this.#most;
     this.#work += work;
-    if (wasLeft && this.#work >= MOST_WORK) this.#host.makeDueNextTurn(this.#connection);
+    this.#company.note(this, work);
+    if (wasLeft && this.#work >= this.#most) this.#host.makeDueNextTurn(this.#connection);
   }
 
   /** Replies were sent. */
@@ -58,5 +98,7 @@ export class TurnBudget {
   /** A new turn begins. */
   startTurn(): void {
     this.#work = 0;
+    const { aloneWork } = this.#company;
+    this.#most = aloneWork < REMEMBERED_WORK ? MOST_SHARED_WORK : MOST_WORK;
   }
 }
