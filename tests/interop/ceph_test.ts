@@ -18,7 +18,13 @@ const MIB = 1 << 20;
 const { ignore, suffix } = needsCeph("fio", "dist/td-util", "nbdinfo", "qemu-img");
 
 /** A verifying load that lasts until a time has passed, but writes each block once. */
-const VERIFIED = ["rw=randwrite", "bssplit=4k/50:16k/30:64k/20", "iodepth=16", "verify=crc32c", "verify_fatal=1"];
+const VERIFIED = [
+  "rw=randwrite",
+  "bssplit=4k/50:16k/30:64k/20",
+  "iodepth=16",
+  "verify=crc32c",
+  "verify_fatal=1",
+];
 
 /** Permitted average bytes for a request: the addresses of two completions are numbers on the heap. */
 const MOST_BYTES = 40;
