@@ -176,7 +176,7 @@ Deno.test("errors reach the client as the protocol has them", () => {
     [Errno.EFBIG, WireError.NoSpace],
     [Errno.EINVAL, WireError.Inval],
     [Errno.EPERM, WireError.Perm],
-    [Errno.EBADF, WireError.Io],
+    [Errno.EFAULT, WireError.Io],
   ];
   for (const [errno, expected] of cases) {
     const rig = new Rig();
