@@ -13,8 +13,9 @@ const PARTS = [
   { name: "nbd", command: ["device.sh", "nbd"] },
   { name: "lvm", command: ["lvm.sh", "/dev/vdb"] },
 ];
+const NFS = { name: "nfs", command: ["nfs.sh"], packages: ["nfs-kernel-server", "netbase"] };
 
-const outFolder = await testInMachine(PARTS);
+const outFolder = await testInMachine([...PARTS, NFS]);
 if (outFolder !== null) {
   for (const { name } of PARTS) testImage(name, `${outFolder}/${name}`);
 }

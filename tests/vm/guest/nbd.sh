@@ -96,13 +96,13 @@ by_netlink() {
   check "by netlink: destroy is refused while somebody only reads: EBUSY" fails_with 16 destroy
   check "by netlink: and the device goes on" load
   let_go
-  begin_load 30
+  begin_load 18
   check "by netlink: a pause begins" tap-ctl pause -p "$pid" -m "$minor"
   # Twice the time after which the kernel checks for unanswered requests.
   sleep 11
   check "by netlink: and ends" tap-ctl unpause -p "$pid" -m "$minor"
   check "by netlink: fio notices nothing of a pause longer than the kernel likes" end_load
-  begin_load 30
+  begin_load 18
   kill -9 "$pid"
   sleep 6
   check "by netlink: a tapdisk that has been dead for a while is replaced" \
@@ -156,6 +156,6 @@ cycles() {
 by_netlink
 by_ioctl
 several_connections
-check "100 devices by netlink leave nothing behind" cycles netlink 100
+check "30 devices by netlink leave nothing behind" cycles netlink 30
 check "30 devices by ioctl leave nothing behind" cycles ioctl 30
 check "the kernel has no complaint" eval '! dmesg | grep -E "WARNING:|BUG:|blocked for more"'

@@ -6,7 +6,7 @@
 
 import { needs } from "../../support/tools.ts";
 import { testFacts } from "./facts.ts";
-import { type MachineFiles, prepareMachine, runMachine } from "./machine.ts";
+import { type MachineFiles, prepareLayer, prepareMachine, runMachine } from "./machine.ts";
 
 const GUEST = new URL("../guest", import.meta.url).pathname;
 
@@ -19,6 +19,8 @@ export interface Part {
   readonly name: string;
   /** Its name in tests/vm/guest, and its arguments. */
   readonly command: readonly string[];
+  /** Debian packages that the machine gets for it. Where they cannot be had, it is skipped. */
+  readonly packages?: readonly string[];
 }
 
 /**
@@ -27,14 +29,23 @@ export interface Part {
  *
  * @returns The folder that was `$OUT`, removed after the tests; null without a machine.
  */
-export async function testInMachine(parts: readonly Part[]): Promise<string | null> {
-  const files = await prepare();
-  if (typeof files === "string") {
-    for (const { name } of parts) {
-      Deno.test({ name: `${name}: in a virtual machine${files}`, ignore: true, fn() {} });
-    }
+export async function testInMachine(wanted: readonly Part[]): Promise<string | null> {
+  const prepared = await prepare();
+  if (typeof prepared === "string") {
+    for (const { name } of wanted) skipPart(name, prepared);
     return null;
   }
+  const layers = [...prepared.layers];
+  const parts: Part[] = [];
+  for (const part of wanted) {
+    try {
+      if (part.packages !== undefined) layers.push(await prepareLayer(part.name, part.packages));
+      parts.push(part);
+    } catch (error) {
+      skipPart(part.name, skippedBy(error));
+    }
+  }
+  const files = { ...prepared, layers };
   const outFolder = Deno.makeTempDirSync({ prefix: "blktap-vm-out-" });
   Deno.test.afterAll(() => Deno.removeSync(outFolder, { recursive: true }));
   const result = await runMachine({
@@ -63,6 +74,14 @@ async function prepare(): Promise<MachineFiles | string> {
   try {
     return await prepareMachine();
   } catch (error) {
-    return ` (skipped: ${error instanceof Error ? error.message : error})`;
+    return skippedBy(error);
   }
+}
+
+function skippedBy(error: unknown): string {
+  return ` (skipped: ${error instanceof Error ? error.message : error})`;
+}
+
+function skipPart(name: string, why: string): void {
+  Deno.test({ name: `${name}: in a virtual machine${why}`, ignore: true, fn() {} });
 }
