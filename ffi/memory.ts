@@ -33,6 +33,7 @@ const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
 const PRIVATE_FLAGS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 const MADV_DONTNEED = 4;
+const MADV_DONTFORK = 10;
 const MADV_NOHUGEPAGE = 15;
 const MADV_DONTDUMP = 16;
 
@@ -75,6 +76,9 @@ function adviseRegion(address: number, sizeBytes: number): void {
   libc.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
   // The data of guests does not belong in a core dump of this process.
   libc.madvise(address, sizeBytes, MADV_DONTDUMP);
+  // A fork shares private pages until one side writes. While the kernel reads from a disk into a page, a
+  // write here would go to a copy, and what was read would be lost (open(2), O_DIRECT and fork).
+  libc.madvise(address, sizeBytes, MADV_DONTFORK);
 }
 
 let region: Region | null = null;
