@@ -62,14 +62,26 @@ export function keepLocks(): number[] {
 export function adoptLock(fd: number): void {
   const key = keyOf(fileStatus(fd));
   const known = kept.get(key);
-  if (known !== undefined) closeFile(known);
   kept.set(key, fd);
+  if (known !== undefined) leaveFile(known);
 }
 
 /** Closes what was kept and not taken: those locks end with the files that are open otherwise. */
 export function dropLocks(): void {
-  for (const fd of kept.values()) closeFile(fd);
+  for (const fd of kept.values()) leaveFile(fd);
   kept.clear();
+}
+
+/**
+ * Closes a descriptor. An NFS server that has no room for what was written tells so then; the disk hears
+ * of it by its own descriptor, and here nothing waits for the data.
+ */
+function leaveFile(fd: number): void {
+  try {
+    closeFile(fd);
+  } catch {
+    // It is closed all the same (close(2)).
+  }
 }
 
 /** An open file, with its lock, that was kept. */

@@ -4,6 +4,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
 import { pathExists } from "../../ffi/paths.ts";
 import { decodeResponse } from "../../src/control/protocol/answers.ts";
@@ -29,6 +30,7 @@ import {
   withTapdisks,
 } from "../support/served.ts";
 import { type Step, STEPS } from "../support/successor.ts";
+import { binaryPath } from "../support/tools.ts";
 
 const { ignore, suffix } = needsServed();
 const withFio = needsServed("fio");
@@ -85,6 +87,13 @@ async function upgrade(tapdisks: Tapdisks, pid: number): Promise<number> {
   await waitUntil(() => !isRunning(pid), `process ${pid} ends`);
   tapdisks.upgraded(pid, now);
   return now;
+}
+
+/** Whether a process has a handler of a signal (proc(5), SigCgt). */
+function catches(pid: number, signal: number): boolean {
+  const [, mask] = /^SigCgt:\s+([0-9a-f]+)$/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`)) ??
+    [];
+  return (BigInt(`0x${mask}`) >> BigInt(signal - 1) & 1n) === 1n;
 }
 
 /** How long users waited in each upgrade, milliseconds, by the log. */
@@ -265,6 +274,33 @@ upgradeTest(
   },
 );
 
+upgradeTest(
+  "a signal to a new process that does not serve yet ends it alone",
+  async (tapdisks) => {
+    // The test plays the old process, which has a disk.
+    Deno.mkdirSync(tapdisks.controlFolder, { mode: 0o700 });
+    const path = `${tapdisks.controlFolder}/ctl${Deno.pid}`;
+    using listener = Deno.listen({ transport: "unix", path });
+    for (const signal of ["SIGTERM", "SIGINT"] as const) {
+      const child = new Deno.Command(binaryPath("tapdisk"), {
+        args: ["--daemon-child", "--take-over", `${Deno.pid}`],
+        env: { BLKTAP_CONTROL_DIR: tapdisks.controlFolder },
+        stdin: "null",
+        stdout: "null",
+        stderr: "piped",
+      }).spawn();
+      using connection = await listener.accept();
+      // It has asked for the disks, and its handlers of signals are there.
+      await connection.read(new Uint8Array(MESSAGE_BYTES));
+      await waitUntil(() => catches(child.pid, 15), "it handles signals");
+      child.kill(signal);
+      const { code, stderr } = await child.output();
+      assert.equal(code, Errno.EINTR);
+      assert.match(new TextDecoder().decode(stderr), /Cannot take over .* a signal ended/);
+    }
+  },
+);
+
 upgradeTest("a tapdisk without disks, and minors without images", async (tapdisks) => {
   const pid = await tapdisks.spawn();
   const minor = (await tapdisks.tapCtlOk("allocate")).replace(/^.*-/, "");
@@ -293,7 +329,12 @@ upgradeTest("a disk on a TCP port keeps its clients", async (tapdisks, folder) =
   await client.greet();
   await client.acknowledged(Opt.Go, infoContent("one"));
   await write(client, 4, 4);
+  // Anybody can connect, say nothing, and would so keep the old program running for ever.
+  const silent = await Deno.connect({ port });
+  assert.equal(await silent.read(new Uint8Array(18)), 18);
   const pid = await upgrade(tapdisks, disk.pid);
+  assert.equal(await silent.read(new Uint8Array(1)), null);
+  silent.close();
   await expectSector(client, 4, 4);
   const stats = async (): Promise<{ listen: string; clients: number }[]> =>
     JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${disk.minor}`)).exports;

@@ -5,7 +5,12 @@ import { closeFile, O_RDONLY, O_RDWR, openFile, tryLockExclusive } from "../../f
 import { sendAt, socketPair } from "../../ffi/sockets.ts";
 import { HandoverChannel } from "../../src/control/handover/channel.ts";
 import { decodeBytes, encodeBytes, newFrame, oldFrame } from "../../src/control/handover/frames.ts";
-import { linkNames, removeLinksTo, renamedFor } from "../../src/control/handover/names.ts";
+import {
+  linkNames,
+  removeLinksTo,
+  removeNamesOf,
+  renamedFor,
+} from "../../src/control/handover/names.ts";
 import { dropLocks, keepLocks } from "../../src/files/kept_locks.ts";
 import { openToWrite } from "../../src/files/open_file.ts";
 import { openDescriptors } from "../support/served.ts";
@@ -122,6 +127,21 @@ Deno.test("a lock that is kept outlasts its file, and is had again by its path",
     assert.throws(() => openToWrite(`${folder}/none`), /ENOENT/);
   }));
 
+Deno.test("a kept descriptor that cannot be closed does not keep the others open", () =>
+  withTempDir((folder) => {
+    const opened = ["a", "b"].map((name) => {
+      Deno.writeFileSync(`${folder}/${name}`, new Uint8Array(512));
+      return openToWrite(`${folder}/${name}`).fd;
+    });
+    const before = openDescriptors(Deno.pid);
+    const kept = keepLocks();
+    // As by a server that has no room for what was written: close(2) fails, and the descriptor is gone.
+    closeFile(kept[0]);
+    dropLocks();
+    assert.equal(openDescriptors(Deno.pid), before);
+    for (const fd of opened) closeFile(fd);
+  }));
+
 Deno.test("a name at which another file is now is not the kept one", () =>
   withTempDir((folder) => {
     const path = `${folder}/image`;
@@ -137,38 +157,62 @@ Deno.test("a name at which another file is now is not the kept one", () =>
     dropLocks();
   }));
 
-Deno.test("names with a process number become links, also after several processes", () =>
-  withTempDir((folder) => {
+/** Calls `body` with a control folder of its own. */
+async function withControlFolder(body: (folder: string) => void): Promise<void> {
+  await withTempDir((folder) => {
     const before = Deno.env.get("BLKTAP_CONTROL_DIR");
     Deno.env.set("BLKTAP_CONTROL_DIR", folder);
     try {
-      assert.equal(renamedFor(`${folder}/nbd12.3`, 12, 40), `${folder}/nbd40.3`);
-      assert.equal(renamedFor(`${folder}/ctl12`, 13, 40), `${folder}/ctl12`);
-      assert.equal(renamedFor("tcp:[::]:10809", 10809, 40), "tcp:[::]:10809");
-      for (const name of ["ctl1", "nbdserver-new1.0", "other"]) {
-        Deno.writeTextFileSync(`${folder}/${name}`, "1");
-      }
-      const next = (from: number, to: number): void => {
-        for (const stem of ["ctl", "nbdserver-new"]) {
-          const end = stem === "ctl" ? "" : ".0";
-          Deno.linkSync(`${folder}/${stem}${from}${end}`, `${folder}/${stem}${to}${end}`);
-        }
-        linkNames(from, to);
-      };
-      next(1, 22);
-      next(22, 333);
-      for (const name of ["ctl1", "ctl22"]) {
-        assert.equal(Deno.readLinkSync(`${folder}/${name}`), "ctl333");
-      }
-      assert.equal(Deno.readLinkSync(`${folder}/nbdserver-new1.0`), "nbdserver-new333.0");
-      removeLinksTo(333);
-      assert.deepEqual(Array.from(Deno.readDirSync(folder), ({ name }) => name).sort(), [
-        "ctl333",
-        "nbdserver-new333.0",
-        "other",
-      ]);
+      body(folder);
     } finally {
       if (before === undefined) Deno.env.delete("BLKTAP_CONTROL_DIR");
       else Deno.env.set("BLKTAP_CONTROL_DIR", before);
     }
+  });
+}
+
+Deno.test("links of an earlier process stay when another one gets its number", () =>
+  withControlFolder((folder) => {
+    // 1 handed over to 20. Another tapdisk has the number 1 now, and hands over to 30.
+    Deno.symlinkSync("nbd20.0", `${folder}/nbd1.0`);
+    for (const name of ["nbd20.0", "ctl1", "ctl30"]) {
+      Deno.writeTextFileSync(`${folder}/${name}`, "");
+    }
+    linkNames(1, 30);
+    assert.equal(Deno.readLinkSync(`${folder}/nbd1.0`), "nbd20.0");
+    assert.equal(Deno.readLinkSync(`${folder}/ctl1`), "ctl30");
+    // A process with that number was to take over, and failed.
+    Deno.writeTextFileSync(`${folder}/nbd1.5`, "");
+    removeNamesOf(1);
+    assert.equal(Deno.readLinkSync(`${folder}/nbd1.0`), "nbd20.0");
+    assert.throws(() => Deno.lstatSync(`${folder}/nbd1.5`));
+  }));
+
+Deno.test("names with a process number become links, also after several processes", () =>
+  withControlFolder((folder) => {
+    assert.equal(renamedFor(`${folder}/nbd12.3`, 12, 40), `${folder}/nbd40.3`);
+    assert.equal(renamedFor(`${folder}/ctl12`, 13, 40), `${folder}/ctl12`);
+    assert.equal(renamedFor("tcp:[::]:10809", 10809, 40), "tcp:[::]:10809");
+    for (const name of ["ctl1", "nbdserver-new1.0", "other"]) {
+      Deno.writeTextFileSync(`${folder}/${name}`, "1");
+    }
+    const next = (from: number, to: number): void => {
+      for (const stem of ["ctl", "nbdserver-new"]) {
+        const end = stem === "ctl" ? "" : ".0";
+        Deno.linkSync(`${folder}/${stem}${from}${end}`, `${folder}/${stem}${to}${end}`);
+      }
+      linkNames(from, to);
+    };
+    next(1, 22);
+    next(22, 333);
+    for (const name of ["ctl1", "ctl22"]) {
+      assert.equal(Deno.readLinkSync(`${folder}/${name}`), "ctl333");
+    }
+    assert.equal(Deno.readLinkSync(`${folder}/nbdserver-new1.0`), "nbdserver-new333.0");
+    removeLinksTo(333);
+    assert.deepEqual(Array.from(Deno.readDirSync(folder), ({ name }) => name).sort(), [
+      "ctl333",
+      "nbdserver-new333.0",
+      "other",
+    ]);
   }));

@@ -12,6 +12,7 @@ import { waitForDescriptor } from "../../ffi/poll.ts";
 import { enlargeSendBuffer, socketPair } from "../../ffi/sockets.ts";
 import type { TlsContext } from "../../ffi/tls_context.ts";
 import { parseListen } from "../../src/control/client/serve_choices.ts";
+import { ClientsHandover } from "../../src/frontend/nbd/clients_handover.ts";
 import { greet } from "../../src/frontend/nbd/port_client.ts";
 import type { ServeRequest } from "../../src/frontend/nbd/ports.ts";
 import { findPreSharedKey } from "../../src/tls/psk_file.ts";
@@ -368,6 +369,21 @@ portTest(
     assert.equal(tls.receive()?.length, 16 + 512);
   },
 );
+
+portTest("clients that do not end their handshake do not hold up an upgrade", PLAIN, (rig) => {
+  const handover = new ClientsHandover(rig.connections, rig.ports);
+  const silent = rig.greeted();
+  const entered = rig.greeted();
+  rig.exchange(entered, option(Opt.Go, infoContent("disk")));
+  handover.hold(true);
+  assert.equal(handover.areQuiet, false);
+  handover.dropGreetings();
+  assert.equal(handover.areQuiet, true);
+  assert.equal(silent.receive(), null);
+  handover.hold(false);
+  const request = requestHeader({ command: Cmd.Read, offset: 0, length: 512, cookie: 4 });
+  assert.equal(rig.exchange(entered, request)?.length, 16 + 512);
+});
 
 portTest("a fault with the first bytes of a client ends it once", PLAIN, (rig) => {
   const peers = socketPair();

@@ -129,6 +129,27 @@ function fillBlocks({ device }: Rig): void {
   device.settle();
 }
 
+Deno.test("a fault of a client that is held, or let go, ends that client only", () => {
+  for (const isFirst of [true, false]) {
+    const rig = new Rig();
+    const ends = [rig.connect("none"), rig.connect("none"), rig.connect("none")];
+    const rewatch = rig.loop.rewatch.bind(rig.loop);
+    if (!isFirst) rig.connections.hold(true);
+    let calls = 0;
+    rig.loop.rewatch = (fd, events): void => {
+      if (++calls === 2) throw new Error("a fault");
+      rewatch(fd, events);
+    };
+    rig.connections.hold(isFirst);
+    assert.equal(rig.connections.size, 2);
+    assert.equal(rig.connections.areQuiet, isFirst);
+    rig.connections.hold(false);
+    assert.equal(errorOf(rig, ends[0], { command: Cmd.Flush }), 0);
+    assert.equal(errorOf(rig, ends[2], { command: Cmd.Flush }), 0);
+    rig.close();
+  }
+});
+
 Deno.test("WRITE_ZEROES takes room with NO_HOLE, and none without", () => {
   const rig = new Rig();
   const end = rig.connect("none");

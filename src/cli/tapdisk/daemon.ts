@@ -155,6 +155,7 @@ export function startTapdisk(
     processors: kernelProcessorTimes,
   });
   const socketPath = controlSocketPath(Deno.pid);
+  let takingOver: TakeOver | null = null;
   const exit = (status: number): never => {
     log.close();
     Deno.exit(status);
@@ -193,7 +194,7 @@ export function startTapdisk(
     const tries = (images: readonly string[], done: Done): void =>
       rehearse(contextOf("auto"), images, done);
     const host = { scheduler, log, devices, rehearse: tries, openSockets, serving, failed };
-    new TakeOver(host, takeOver);
+    takingOver = new TakeOver(host, takeOver);
   }
   return {
     socketPath,
@@ -204,6 +205,7 @@ export function startTapdisk(
       return true;
     },
     end(refused): void {
+      if (takingOver?.giveUp() === true) return;
       const late = scheduler.addTimer(SLOW_END_MS, () => {
         for (const { minor, name } of devices.list()) {
           log.warn(

@@ -17,11 +17,15 @@ export function renamedFor(at: string, from: number, to: number): string {
   return folder + name.replace(/\d+/, String(to));
 }
 
-/** Removes the names of sockets with the number of a process. */
+/**
+ * Removes the names of sockets with the number of a process. A link with its number is that of an earlier
+ * process, whose disks others have.
+ */
 export function removeNamesOf(pid: number): void {
   const folder = controlFolder();
+  const known = new Set(links().map(({ name }) => name));
   for (const name of namesIn(folder)) {
-    if (ownerOfSocket(name) === pid) remove(`${folder}/${name}`);
+    if (ownerOfSocket(name) === pid && !known.has(name)) remove(`${folder}/${name}`);
   }
 }
 
@@ -59,7 +63,8 @@ export function linkNames(from: number, to: number): void {
   for (const name of namesIn(folder)) {
     const path = `${folder}/${name}`;
     const target = renamedFor(path, from, to).slice(folder.length + 1);
-    if (ownerOfSocket(name) !== from) continue;
+    // A link with this number leads to the socket of another process.
+    if (ownerOfSocket(name) !== from || known.some((link) => link.name === name)) continue;
     for (const each of [name, ...known.filter((link) => link.to === name).map((l) => l.name)]) {
       replaceByLink(`${folder}/${each}`, target);
     }

@@ -1,6 +1,6 @@
 import { peerOf } from "../../../ffi/descriptors.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { type Done, Errno, SystemError, systemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { effectiveUser } from "../../../ffi/process.ts";
 import { sendAt, unixConnectAtOnce } from "../../../ffi/sockets.ts";
@@ -206,15 +206,42 @@ export class TakeOver implements FdHandler, FaultOwner {
     scheduler.unwatch(this.#channel.fd);
     holdAccepting(false);
     for (const { parts } of devices.all) {
-      for (const clients of parts.access.handovers) clients.hold(false);
+      for (const clients of parts.access.handovers) this.#attempt(() => clients.hold(false));
     }
-    linkNames(this.#pid, Deno.pid);
-    for (const { begun, fd } of this.#commands) this.#server?.resume(fd, decodeBytes(begun));
+    this.#attempt(() => linkNames(this.#pid, Deno.pid));
+    for (const { begun, fd } of this.#commands) {
+      this.#attempt(() => this.#server?.resume(fd, decodeBytes(begun)));
+    }
     dropLocks();
-    dropAdopted();
-    this.#channel.close();
+    this.#attempt(() => dropAdopted());
+    this.#attempt(() => this.#channel.close());
     log.info(`Took over the disks of process ${this.#pid}`);
     this.#host.serving();
+  }
+
+  /** There is no way back: what fails is missing, and the rest is done. */
+  #attempt(step: () => void): void {
+    try {
+      step();
+    } catch (error) {
+      this.#host.log.error(`Of process ${this.#pid} something is missing: ${messageOf(error)}`);
+    }
+  }
+
+  /**
+   * A signal is to end this process. Before it serves, it has no disks to close in order: the other
+   * process has them.
+   *
+   * @returns False when it serves.
+   */
+  giveUp(): boolean {
+    if (this.#isServing) return false;
+    this.#fail(
+      new SystemError(Errno.EINTR, `Cannot take over from process ${this.#pid}`, {
+        hint: "a signal ended the new process",
+      }),
+    );
+    return true;
   }
 
   /** Says why, and ends this process; the other one goes on. */

@@ -1,6 +1,6 @@
 import { peerOf } from "../../../ffi/descriptors.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import { type DoneWith, Errno, SystemError, systemError } from "../../../ffi/errno.ts";
+import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
 import { effectiveUser } from "../../../ffi/process.ts";
 import { dropLocks, keepLocks } from "../../files/kept_locks.ts";
 import { holdAccepting } from "../../frontend/listening.ts";
@@ -27,6 +27,8 @@ const SEND_MS = 1_000;
 const COMMANDS_MS = 10_000;
 /** How long clients may take to send the rest of a request, and to receive their answers. */
 const CLIENTS_MS = 1_000;
+/** How long clients of a TCP port, whom nobody knows yet, may take to end their handshake. */
+const GREETINGS_MS = 500;
 const CLIENTS_POLL_MS = 1;
 /** How long the requests of a disk may take to end. */
 const PAUSE_MS = 5_000;
@@ -74,8 +76,11 @@ export class Upgrades {
     }
     this.#current = new Upgrade(this.#host, { call, asker: connection }, (...end) => {
       this.#current = null;
-      done(...end);
-      if (end[0] === null) this.#host.exit();
+      try {
+        done(...end);
+      } finally {
+        if (end[0] === null) this.#host.exit();
+      }
     });
   }
 
@@ -128,7 +133,7 @@ class Upgrade implements FdHandler, FaultOwner {
     this.#successor = new Successor(call, host.args);
     const { log, scheduler } = host;
     log.info(`Started ${call.program}, process ${this.#successor.pid}, to take over the disks`);
-    scheduler.settle(this.#successor.ended, (how) => this.#successorEnded(how));
+    scheduler.settle(this.#successor.ended, (how) => this.#successorEnded(how), this);
     this.#limit(START_MS, "it does not ask for the disks");
   }
 
@@ -154,7 +159,7 @@ class Upgrade implements FdHandler, FaultOwner {
   #limit(delayMs: number, why: string): void {
     const { scheduler } = this.#host;
     scheduler.cancelTimer(this.#timer);
-    this.#timer = scheduler.addTimer(delayMs, () => this.#fail(this.#tooLate(why)));
+    this.#timer = scheduler.addTimer(delayMs, () => this.#fail(this.#tooLate(why)), this);
   }
 
   #tooLate(why: string): SystemError {
@@ -249,13 +254,17 @@ class Upgrade implements FdHandler, FaultOwner {
     );
     // A client that was in the handshake may have entered with TLS.
     if (loud === undefined) return this.#isReady() ? this.#pause() : undefined;
-    if (performance.now() - this.#heldMs > CLIENTS_MS) {
+    const waitedMs = performance.now() - this.#heldMs;
+    if (waitedMs > GREETINGS_MS) {
+      for (const clients of loud.parts.access.handovers) clients.dropGreetings();
+    }
+    if (waitedMs > CLIENTS_MS) {
       const why =
         "a client has sent a part of a request only, does not receive its answers, or its " +
         "requests do not end";
       return this.#fail(this.#tooLate(`minor ${loud.minor}: ${why}`));
     }
-    this.#timer = this.#host.scheduler.addTimer(CLIENTS_POLL_MS, () => this.#awaitQuiet());
+    this.#timer = this.#host.scheduler.addTimer(CLIENTS_POLL_MS, () => this.#awaitQuiet(), this);
   }
 
   /** No request is under way: images are closed, and their locks are kept. */
@@ -275,7 +284,7 @@ class Upgrade implements FdHandler, FaultOwner {
         failure ??= error;
         if (--this.#pausing > 0) return;
         if (failure !== null) this.#fail(failure);
-        scheduler.addTimer(0, () => this.#tell());
+        scheduler.addTimer(0, () => this.#tell(), this);
       }, PAUSE_MS);
     }
   }
@@ -290,6 +299,9 @@ class Upgrade implements FdHandler, FaultOwner {
     if (channel === null) return;
     const { devices } = this.#host;
     try {
+      if (devices.isEnding) {
+        throw new SystemError(Errno.ECANCELED, "Cannot hand over (a signal came)");
+      }
       for (const { minor, parts } of devices.all) {
         const [lost] = parts.vbd.retained.names;
         if (lost === undefined) continue;
@@ -342,7 +354,7 @@ class Upgrade implements FdHandler, FaultOwner {
     if (this.#hasServed()) this.#dropClients();
     this.#channel?.close();
     this.#channel = null;
-    removeNamesOf(this.pid);
+    this.#removeNames();
     const paused = this.#host.devices.all.filter(({ parts }) => parts.vbd.phase === "paused");
     let left = this.#isHeld ? paused.length : 0;
     if (left === 0) return this.#restored();
@@ -353,6 +365,15 @@ class Upgrade implements FdHandler, FaultOwner {
         }
         if (--left === 0) this.#restored();
       });
+    }
+  }
+
+  /** Names that stay do no harm; users that wait for ever do. */
+  #removeNames(): void {
+    try {
+      removeNamesOf(this.pid);
+    } catch (error) {
+      this.#host.log.warn(`Sockets of process ${this.pid} stay: ${messageOf(error)}`);
     }
   }
 

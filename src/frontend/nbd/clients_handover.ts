@@ -36,6 +36,11 @@ export class ClientsHandover {
     return this.#connections.areQuiet && (this.#ports?.greeting ?? 0) === 0;
   }
 
+  /** Closes the connections to TCP ports that are in the handshake. They have no disk yet. */
+  dropGreetings(): void {
+    this.#ports?.dropGreetings("another process takes over, and it did not finish the handshake");
+  }
+
   /** Closes all connections. */
   drop(why: string): void {
     this.#connections.hangUpAll(why);

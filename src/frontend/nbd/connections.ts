@@ -151,7 +151,14 @@ export class NbdConnections implements ConnectionHost, TurnWork {
    */
   hold(isHeld: boolean): void {
     this.#isHeld = isHeld;
-    for (const connection of [...this.#connections]) connection.hold(isHeld);
+    for (const connection of [...this.#connections]) {
+      try {
+        connection.hold(isHeld);
+      } catch (error) {
+        // The other clients do not wait for ever because of this one.
+        this.scheduler.contain(error, connection.faults);
+      }
+    }
   }
 
   /** Whether all clients are held, and are owed nothing. */

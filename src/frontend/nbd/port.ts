@@ -240,6 +240,11 @@ export class NbdPort implements PortClientHost {
     return this.#greeting.size;
   }
 
+  /** Closes the connections of clients in the handshake. */
+  dropGreetings(why: string): void {
+    for (const client of [...this.#greeting]) client.end(why);
+  }
+
   /** Counts a client of another process that has entered there; returns what to call when it has gone. */
   countResumed({ name, from }: PortPlace): () => void {
     const into = this.exports.get(name);
@@ -270,7 +275,7 @@ export class NbdPort implements PortClientHost {
     if (this.#closed) return;
     this.#closed = true;
     for (const listener of this.#listeners) listener.close();
-    for (const client of [...this.#greeting]) client.end("");
+    this.dropGreetings("");
     this.#tls?.close();
   }
 }

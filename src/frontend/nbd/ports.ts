@@ -130,6 +130,11 @@ export class NbdPorts {
     return this.#ports.values().reduce((sum, { greeting }) => sum + greeting, 0);
   }
 
+  /** Closes the connections of clients in the handshake. */
+  dropGreetings(why: string): void {
+    for (const port of this.#ports.values()) port.dropGreetings(why);
+  }
+
   /** Counts a client of another process that has entered there; returns what to call when it has gone. */
   countResumed(place: PortPlace): () => void {
     const port = this.#ports.values().find((each) => each.port === place.port);
