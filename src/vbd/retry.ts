@@ -77,6 +77,8 @@ export class RetryQueue {
   readonly #waiting = new SlotQueue();
   /** By slot: failed tries, the error of the last one, and when the first one failed. */
   readonly #failures = new Uint32Array(SLOTS);
+  /** By slot: whether any try has failed, also one that does not count any more. */
+  readonly #hasFailed = new Uint8Array(SLOTS);
   readonly #lastErrors = new Int32Array(SLOTS);
   readonly #firstFailedMs = new Float64Array(SLOTS);
   /** By slot: tries that failed while others succeeded at other places. */
@@ -108,6 +110,7 @@ export class RetryQueue {
   /** A request begins: nothing of it has failed. */
   begin(slot: number): void {
     this.#failures[slot] = 0;
+    this.#hasFailed[slot] = 0;
     this.#lastErrors[slot] = 0;
     this.#proofs[slot] = 0;
   }
@@ -130,10 +133,11 @@ export class RetryQueue {
 
   /**
    * ECONNRESET for a request that failed, and whose client has gone without an answer: the client may
-   * have made it again on another connection, and written something newer since. Else 0.
+   * have made it again on another connection, and written something newer since. Else 0. That another
+   * image is open now, as after a pause, changes nothing about it.
    */
   moot(slot: number): number {
-    if (this.#failures[slot] === 0) return 0;
+    if (this.#hasFailed[slot] === 0) return 0;
     return this.#slots.owner[slot].faults?.failed === true ? Errno.ECONNRESET : 0;
   }
 
@@ -141,6 +145,7 @@ export class RetryQueue {
   noteFailure(slot: number, errno: number, { policy, attempts, timeoutMs }: RetryLimits): boolean {
     const nowMs = this.#scheduler.nowMs();
     this.#lastErrors[slot] = errno;
+    this.#hasFailed[slot] = 1;
     if (this.#failures[slot]++ === 0) this.#firstFailedMs[slot] = nowMs;
     if (policy === "none" || (policy === "transient" && !transient.has(errno))) return false;
     if (final.has(errno) || this.#failures[slot] > attempts) return false;

@@ -5,6 +5,7 @@ import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { assertHolds, Simulation, stampedSectors } from "../support/sim.ts";
+import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { syncFile } from "../support/vhd.ts";
 
 const DISK_MIB = 16;
@@ -205,6 +206,41 @@ Deno.test("a forced write whose sync fails has not ended; what follows it waits 
   assert.equal(order.at(0), "write");
   assert.deepEqual(order.filter((step) => step === "sync").length, 2);
   assertHolds(device, SECTOR, COUNT, 2);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("a write of a client that left is not tried again after a pause over what was written since", () => {
+  const simulation = new Simulation({ seed: 3, latencyMs: 2 });
+  const device = simulation.open(`vhd:${makeDisk(simulation, { child: false })}`);
+  device.write(SECTOR, stampedSectors(SECTOR, COUNT, 1));
+  device.settle();
+  const { requests } = device.vbd;
+  const ends: number[] = [];
+  const faults = { failed: false, fault: (): void => {} };
+  const client: RequestOwner = {
+    faults,
+    requestDone(slot, errno): void {
+      ends.push(errno);
+      requests.releaseSlot(slot);
+    },
+  };
+  const slot = requests.takeSlot();
+  requests.memory.bytes.set(stampedSectors(SECTOR, COUNT, 2), requests.slotOffset(slot));
+  simulation.fault = (kind) => kind === "write" ? Errno.ETIMEDOUT : 0;
+  requests.start(slot, RequestKind.Write, SECTOR, COUNT, false, client);
+  simulation.runUntil(() => requests.retrying === 1, "The first try");
+  simulation.fault = null;
+  // Its client goes without an answer, makes it again, and then writes something newer.
+  faults.failed = true;
+  const newer = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 3));
+  device.settle();
+  assert.deepEqual([newer.errno, requests.retrying], [0, 1]);
+  device.pause();
+  device.resume();
+  simulation.runUntil(() => requests.outstanding === 0, "The next try");
+  assert.deepEqual(ends, [Errno.ECONNRESET]);
+  assertHolds(device, SECTOR, COUNT, 3);
   device.close();
   simulation.close();
 });
