@@ -5,6 +5,8 @@ import assert from "node:assert/strict";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DiskFile, DiskFiles } from "../../src/queue/disk_files.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
+import type { Storage } from "../../src/files/storage.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
 import { Vbd } from "../../src/vbd/vbd.ts";
 import { Simulation } from "../support/sim.ts";
 
@@ -49,4 +51,55 @@ for (const name of ["vhd:/disk.vhd", "aio:/disk.raw", "log:bc:4:vhd:/disk.vhd"])
       simulation.close();
     });
   }
+}
+
+/** Files of metadata whose close returns EIO as soon as `isArmed`. */
+function metadataClosedWithEio(storage: Storage, isArmed: () => boolean): Storage {
+  const open: Storage["open"] = (path, mode, options) => {
+    const file = storage.open(path, mode, options);
+    const close = file.close.bind(file);
+    file.close = (): void => {
+      close();
+      if (isArmed()) throw new SystemError(Errno.EIO, `Cannot close ${path}`);
+    };
+    return file;
+  };
+  return new Proxy(storage, {
+    get(target, name): unknown {
+      if (name === "open") return open;
+      const value: unknown = Reflect.get(target, name, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+}
+
+for (const type of ["vhd", "qcow2"]) {
+  Deno.test(`an error of closing the metadata of a ${type} leaves no file open, and no lock`, () => {
+    const simulation = new Simulation({ seed: 1 });
+    const { context } = simulation;
+    const { files } = context;
+    const path = `/disk.${type}`;
+    if (type === "vhd") createDynamic(path, { storage: files.storage, sizeBytes: 4 << 20 });
+    else createQcow2(path, { storage: files.storage, sizeBytes: 4 << 20 });
+    let isArmed = false;
+    const storage = metadataClosedWithEio(files.storage, () => isArmed);
+    const vbd = new Vbd({
+      ...context,
+      files: {
+        storage,
+        openCached: (name) => files.openCached(name),
+        open: (name, options) => files.open(name, options),
+      },
+    }, 0);
+    vbd.open(`${type}:${path}`);
+    isArmed = true;
+    let errno: number | null = null;
+    vbd.close((error) => errno = error?.errno ?? 0);
+    simulation.runUntil(() => errno !== null, "Closing");
+    vbd.destroy();
+    assert.equal(errno, Errno.EIO);
+    // The lock is free.
+    simulation.open(`${type}:${path}`).close();
+    simulation.close();
+  });
 }

@@ -152,7 +152,11 @@ export class QcowFile {
   /** Closes the files without writing anything. */
   close(): void {
     this.tail?.release();
-    this.image.close();
-    this.disk.close();
+    try {
+      this.image.close();
+    } finally {
+      // A close that fails has closed. The lock is with the other descriptor.
+      this.disk.close();
+    }
   }
 }

@@ -171,9 +171,16 @@ export class Qcow2File {
   /** Closes the files without writing anything. */
   close(): void {
     this.#tail?.release();
-    this.image.close();
-    if (this.hasDataFile) this.data.close();
-    this.disk.close();
+    try {
+      this.image.close();
+    } finally {
+      // A close that fails has closed. The locks are with the other descriptors.
+      try {
+        if (this.hasDataFile) this.data.close();
+      } finally {
+        this.disk.close();
+      }
+    }
   }
 }
 

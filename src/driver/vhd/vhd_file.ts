@@ -212,8 +212,12 @@ export class VhdFile {
   /** Closes the files without writing anything. */
   close(): void {
     this.#tail?.release();
-    this.image.close();
-    this.disk.close();
+    try {
+      this.image.close();
+    } finally {
+      // A close that fails has closed. The lock is with the other descriptor.
+      this.disk.close();
+    }
   }
 
   /** The block that a sector of the disk lies in. */
