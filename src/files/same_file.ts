@@ -6,17 +6,22 @@
  *
  * - the device and the inode number: the same filesystem, which the same server exports;
  * - the handle: another file that got the inode number of a removed one has a different handle;
- * - the size, which is not less, and the time of the last change, which is not earlier, than when the file
- *   was opened, or later where the kernel still tells: a file that was put back to an earlier state has the
- *   same handle. No program can set that time.
+ * - the size, which is not less, and the time of the last change, which is not earlier, than the kernel knew
+ *   of the open file; nor is that time earlier than when the file was opened. A file that was put back to an
+ *   earlier state has the same handle. No program can set that time.
  *
  * The lock may have been lost, and another host may have had it since. No server gives a lock to another
  * host before its lease has passed, or its grace time after a start; until then the file is as it was. After
  * that it must not have been changed at all.
  *
+ * What the kernel knows of the open file is asked before the name is looked up, and not again until an
+ * operation succeeds: a lookup may tell the kernel the present state for the open file, too, and a file that
+ * is compared with itself is always the same.
+ *
  * @module
  */
-import { errnoName, SystemError } from "../../ffi/errno.ts";
+import { AssertionError } from "../../ffi/assert.ts";
+import { Errno, errnoName, SystemError } from "../../ffi/errno.ts";
 import { fileHandle, type LastKnown, lastKnown } from "../../ffi/file_handle.ts";
 import {
   closeFile,
@@ -52,10 +57,34 @@ function unlessRefused<T>(call: () => T): T | null {
   }
 }
 
-/** An open file, and what was noted of it when it was opened. */
+/** The numbers of an open file and its device; null where the kernel does not tell. */
+export function placeOf(fd: number): string | null {
+  return unlessRefused(() => lastKnown(fd))?.place ?? null;
+}
+
+/**
+ * What the kernel knows of an open file; null when it does not tell.
+ *
+ * @param place What `placeOf` said when the file was opened.
+ * @throws {AssertionError} The descriptor is closed, or that of another file, by a fault of this program.
+ * EBADF is not the server's word then, and what is tried again could be written into that other file.
+ */
+export function knownOf(fd: number, path: string, place: string | null): LastKnown | null {
+  try {
+    const known = lastKnown(fd);
+    if (place === null || known.place === place) return known;
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    if (error.errno !== Errno.EBADF) return null;
+  }
+  throw new AssertionError(`Descriptor ${fd} of ${path} was closed, or is another file's`);
+}
+
+/** What was noted of an open file when it was opened, and is known of it since. */
 export interface NotedFile {
-  readonly fd: number;
   readonly note: FileNote | null;
+  /** What the kernel knew before the name was looked up; null when it did not tell. */
+  readonly before: LastKnown | null;
   /** Whether it may have been changed since the kernel last heard of it. */
   readonly mayHaveChanged: boolean;
 }
@@ -71,12 +100,12 @@ export function openByName(path: string): Promise<number> {
 }
 
 /**
- * Why the file of a descriptor is not provably the noted one, as the end of a sentence about it; null when
- * it is. Closes the descriptor.
+ * Why the file of a descriptor, which its name led to, is not provably the noted one, as the end of a sentence
+ * about it; null when it is. Closes the descriptor.
  */
 export function whyNotSame(
   fdByName: number,
-  { fd, note, mayHaveChanged }: NotedFile,
+  { note, before, mayHaveChanged }: NotedFile,
 ): string | null {
   if (fdByName < 0) return "cannot be opened";
   try {
@@ -84,8 +113,9 @@ export function whyNotSame(
     const { handle, known } = noteOf(fdByName);
     if (!known.isRegular || known.place !== note.known.place) return "is another file now";
     if (handle !== note.handle) return "has another handle now";
-    const before = unlessRefused(() => lastKnown(fd)) ?? note.known;
-    return whyEarlier(before, known) ?? (mayHaveChanged ? null : whyChanged(before, known));
+    const last = before ?? note.known;
+    if (isEarlier(known, note.known)) return EARLIER;
+    return whyEarlier(last, known) ?? (mayHaveChanged ? null : whyChanged(last, known));
   } catch (error) {
     if (!(error instanceof SystemError)) throw error;
     return `tells nothing of itself (${errnoName(error.errno)})`;
@@ -94,15 +124,20 @@ export function whyNotSame(
   }
 }
 
+const EARLIER = "is what it was at an earlier time";
+
+function isEarlier(
+  { changed: [seconds, nanoseconds] }: LastKnown,
+  { changed }: LastKnown,
+): boolean {
+  return seconds < changed[0] || (seconds === changed[0] && nanoseconds < changed[1]);
+}
+
 function whyEarlier(before: LastKnown, now: LastKnown): string | null {
   if (now.sizeBytes < before.sizeBytes) {
     return `has ${now.sizeBytes} bytes, and had ${before.sizeBytes}`;
   }
-  const [seconds, nanoseconds] = now.changed;
-  const [beforeSeconds, beforeNanoseconds] = before.changed;
-  const isEarlier = seconds < beforeSeconds ||
-    (seconds === beforeSeconds && nanoseconds < beforeNanoseconds);
-  return isEarlier ? "is what it was at an earlier time" : null;
+  return isEarlier(now, before) ? EARLIER : null;
 }
 
 function whyChanged(before: LastKnown, now: LastKnown): string | null {

@@ -17,12 +17,28 @@ import {
   truncateFile,
   writeLow,
 } from "../../ffi/files.ts";
+import type { LastKnown } from "../../ffi/file_handle.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
 import { allocatedRun } from "../files/runs.ts";
-import { type FileNote, noteFile, openByName, whyNotSame } from "../files/same_file.ts";
+import {
+  type FileNote,
+  knownOf,
+  noteFile,
+  openByName,
+  placeOf,
+  whyNotSame,
+} from "../files/same_file.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import { osStorage, type Storage } from "../files/storage.ts";
+
+/** When a file was last heard of. */
+export interface HeardOf {
+  /** When an operation on it last succeeded, milliseconds. */
+  readonly heardMs: number;
+  /** Whether it may have been changed since then. */
+  readonly mayHaveChanged: boolean;
+}
 
 /** One file, open for the queue. Calls throw `SystemError` unless they say otherwise. */
 export interface DiskFile {
@@ -50,14 +66,14 @@ export interface DiskFile {
   /**
    * Tells why the file that `path` leads to now is not provably this one, as the end of a sentence about it;
    * null when it is. Opens that file for a moment, in a later turn.
-   *
-   * @param mayHaveChanged Whether it may have been changed since the kernel last heard of it.
    */
   findAgain(
     scheduler: Pick<Scheduler, "settle">,
-    mayHaveChanged: boolean,
+    heard: HeardOf,
     found: (why: string | null) => void,
   ): void;
+  /** Throws an `AssertionError` when its descriptor is closed, or that of another file. */
+  requireOwn(): void;
   close(): void;
 }
 
@@ -114,6 +130,9 @@ class OsDiskFile implements DiskFile {
   readonly unlockedBecause: string | null;
   readonly mark: string;
   readonly #note: FileNote | null;
+  readonly #place: string | null;
+  /** What the kernel knew of it before the first lookup since an operation on it last succeeded. */
+  #before: { readonly heardMs: number; readonly known: LastKnown | null } | null = null;
   #isOpen = true;
 
   constructor(
@@ -126,6 +145,7 @@ class OsDiskFile implements DiskFile {
     this.isBlockDevice = status.kind === "block";
     this.identity = { device: status.device, inode: status.inode };
     this.#note = noteFile(file, status);
+    this.#place = this.#note?.known.place ?? placeOf(file);
     this.mark = `${status.device}:${status.inode}:${this.#note?.handle}`;
   }
 
@@ -147,17 +167,35 @@ class OsDiskFile implements DiskFile {
 
   findAgain(
     scheduler: Pick<Scheduler, "settle">,
-    mayHaveChanged: boolean,
+    { heardMs, mayHaveChanged }: HeardOf,
     found: (why: string | null) => void,
   ): void {
+    if (this.#before?.heardMs !== heardMs) this.#before = { heardMs, known: this.#known() };
+    const { known: before } = this.#before;
     scheduler.settle(openByName(this.path), (fdByName) => {
-      // The number of a closed file may be that of another one by now.
-      const fd = this.#isOpen ? this.file : -1;
-      found(whyNotSame(fdByName, { fd, note: this.#note, mayHaveChanged }));
+      found(whyNotSame(fdByName, { note: this.#note, before, mayHaveChanged }));
     });
   }
 
+  /** What the kernel knows of it; null when it does not tell. Throws as `requireOwn`. */
+  #known(): LastKnown | null {
+    // The number of a closed file may be that of another one by now.
+    if (!this.#isOpen) return null;
+    try {
+      return knownOf(this.file, this.path, this.#place);
+    } catch (error) {
+      // Whoever has the number now goes on with it.
+      this.#isOpen = false;
+      throw error;
+    }
+  }
+
+  requireOwn(): void {
+    this.#known();
+  }
+
   close(): void {
+    if (!this.#isOpen) return;
     this.#isOpen = false;
     closeFile(this.file);
   }

@@ -125,8 +125,8 @@ export class CheckedFiles implements DiskFiles {
       unlockedBecause: file.unlockedBecause,
       sizeBytes: () => file.sizeBytes(),
       allocatedRun: (offsetBytes, lengthBytes) => file.allocatedRun(offsetBytes, lengthBytes),
-      findAgain: (scheduler, mayHaveChanged, found) =>
-        file.findAgain(scheduler, mayHaveChanged, found),
+      findAgain: (scheduler, heard, found) => file.findAgain(scheduler, heard, found),
+      requireOwn: () => file.requireOwn(),
       truncate: (lengthBytes) => change("a new length", () => file.truncate(lengthBytes)),
       punchHole: (offsetBytes, lengthBytes) =>
         change("a hole", () => file.punchHole(offsetBytes, lengthBytes)),

@@ -2,7 +2,7 @@ import { assertShared } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
 import { IoKind } from "../queue/backend.ts";
-import type { CachedFile } from "../queue/disk_files.ts";
+import type { CachedFile, HeardOf } from "../queue/disk_files.ts";
 import type { Misdeed, OperationKind } from "./disk_operation.ts";
 import type { DiskState } from "./disk_state.ts";
 import { MOST_FILE_BYTES, type SimulatedFile } from "./simulated_file.ts";
@@ -96,7 +96,7 @@ export class OpenDiskFile implements CachedFile {
   /** Nobody changes a file here without its lock. */
   findAgain(
     _scheduler: unknown,
-    _mayHaveChanged: boolean,
+    _heard: HeardOf,
     found: (why: string | null) => void,
   ): void {
     const { path } = this;
@@ -107,6 +107,10 @@ export class OpenDiskFile implements CachedFile {
       return found("cannot be opened");
     }
     found(this.#disk.find(path) === this.content ? null : "is another file now");
+  }
+
+  requireOwn(): void {
+    // There are no other files with its number.
   }
 
   /** Moves sectors to or from I/O memory; returns bytes, or a negative errno. */

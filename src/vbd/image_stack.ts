@@ -60,9 +60,15 @@ export class ImageStack {
     return top;
   }
 
-  /** See {@linkcode OpenedFiles.findAgain}. */
-  findAgain(found: (why: string | null) => void): void {
+  /**
+   * See {@linkcode OpenedFiles.findAgain}.
+   *
+   * @param refusal Why nothing is to be opened anew, whatever is found; null for nothing.
+   */
+  findAgain(refusal: string | null, found: (why: string | null) => void): void {
     const opened = this.#opened;
+    opened.requireOwn();
+    if (refusal !== null) return found(refusal);
     const { queue: { health }, scheduler } = this.#context;
     const heardOf = (file: number): number => Math.max(health.lastSuccessMs(file), this.#openedMs);
     opened.findAgain(scheduler, heardOf, (why) => {

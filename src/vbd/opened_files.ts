@@ -46,6 +46,11 @@ export class OpenedFiles implements DiskFiles {
     return this.#opened.some(({ file }) => file.path === path && file.mark === mark);
   }
 
+  /** Throws an `AssertionError` when the descriptor of one that is open is closed, or another file's. */
+  requireOwn(): void {
+    for (const { file } of this.#opened) file.requireOwn();
+  }
+
   /**
    * Tells why the files must not be opened anew in place of those that are open; null when each name still
    * leads to the same file, and no page of it that was written can be lost.
@@ -67,8 +72,9 @@ export class OpenedFiles implements DiskFiles {
     const find = (index: number): void => {
       if (index === this.#opened.length) return found(null);
       const { file, isReadOnly } = this.#opened[index];
-      const isRecent = scheduler.nowMs() - heardOf(file.file) < LEASE_MS;
-      file.findAgain(scheduler, isReadOnly || isRecent, (why) => {
+      const heardMs = heardOf(file.file);
+      const isRecent = scheduler.nowMs() - heardMs < LEASE_MS;
+      file.findAgain(scheduler, { heardMs, mayHaveChanged: isReadOnly || isRecent }, (why) => {
         if (why === null) find(index + 1);
         else found(`${file.path} ${why}`);
       });

@@ -94,9 +94,11 @@ export class Reopening {
     pauseNow(() => this.#open(), DRAIN_MS);
   }
 
-  /** The images are closed. They are open again already if they could not be closed in order. */
+  /** The images are closed, or will be. They are open again if they could not be closed in order. */
   #open(): void {
     const { vbd, resumeNow } = this.#device;
+    // The time for the pause is over while images are being closed: the device opens them after that.
+    if (vbd.phase === "pausing") return this.#openLater();
     if (vbd.phase !== "paused") return this.end();
     resumeNow((error) => {
       if (error === null) this.#tell(`files of ${vbd.name} are open again`);
@@ -107,8 +109,12 @@ export class Reopening {
         return this.end();
       }
       this.#tell(`${error.message}; requests wait, and this is tried again`);
-      this.#timer = this.#scheduler.addTimer(AGAIN_MS, () => this.#open());
+      this.#openLater();
     });
+  }
+
+  #openLater(): void {
+    this.#timer = this.#scheduler.addTimer(AGAIN_MS, () => this.#open());
   }
 
   #tell(message: string): void {

@@ -121,7 +121,7 @@ export class Vbd implements FaultOwner {
     this.#reopening = new Reopening(this.#context, {
       vbd: this,
       findAgain: (found) =>
-        this.#options.secondary ? found("there is a mirror") : this.#stack.findAgain(found),
+        this.#stack.findAgain(this.#options.secondary ? "there is a mirror" : null, found),
       pauseNow: (done, timeoutMs) => this.#pauseNow(done, timeoutMs),
       resumeNow: (done) => this.#resumeNow(null, done),
     });
@@ -318,7 +318,8 @@ export class Vbd implements FaultOwner {
    * the device stays paused, and the next call begins with the options that it had before.
    */
   resume(name: string | null, done: Done, changes: ResumeOptions = {}): void {
-    if (this.#phase === "paused") this.#reopening.end();
+    // While its own pause opens the images, which must be the same, this is refused.
+    if (this.#phase === "paused" && !this.#isOpening) this.#reopening.end();
     this.#resumeNow(name, done, changes);
   }
 

@@ -1,10 +1,15 @@
 /** Images that are opened anew when requests fail with ESTALE. */
 import assert from "node:assert/strict";
+import { AssertionError } from "../../ffi/assert.ts";
 import { Errno, errnoName, type SystemError } from "../../ffi/errno.ts";
+import { qcow2Driver } from "../../src/driver/qcow2/qcow2_driver.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
+import { OpenDiskFile } from "../../src/testing/open_disk_file.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { assertHolds, type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import { putFile } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
 const COUNT = 16;
@@ -248,4 +253,97 @@ Deno.test("a file that is replaced while requests drain is not opened", () => {
   device.settle();
   assert.equal(again.errno, 0);
   files.end(device);
+});
+
+Deno.test("a file that is replaced while a close takes longer than the pause may is not opened", () => {
+  const files = new StaleFiles();
+  const { disk } = files.simulation;
+  putFile(disk, "/disk.raw", new Uint8Array(MIB));
+  putFile(disk, "/new.raw", new Uint8Array(MIB));
+  const device = files.simulation.open("aio:/disk.raw");
+  files.makeStale("/disk.raw");
+  const outcome = device.write(64, stampedSectors(64, COUNT, 3));
+  device.simulation.runUntil(() => device.vbd.phase === "pausing", "The end of the first try");
+  files.simulation.hang("/disk.raw", 20_000);
+  disk.rename("/disk.raw", "/aside.raw");
+  disk.rename("/new.raw", "/disk.raw");
+  device.settle();
+  assert.equal(outcome.errno, Errno.ESHUTDOWN, files.simulation.log.join("\n"));
+  assert.ok(files.logged("it is another file than before") > 0);
+  assert.equal(device.vbd.phase, "paused");
+  device.close();
+  files.simulation.close();
+});
+
+Deno.test("a close that takes longer than the pause may, and fails: the same file is opened after it", () => {
+  const files = new StaleFiles();
+  const { disk } = files.simulation;
+  putFile(disk, "/disk.raw", new Uint8Array(MIB));
+  const device = files.simulation.open("aio:/disk.raw");
+  files.makeStale("/disk.raw");
+  const outcome = device.write(64, stampedSectors(64, COUNT, 3));
+  device.simulation.runUntil(() => device.vbd.phase === "pausing", "The end of the first try");
+  files.simulation.hang("/disk.raw", 20_000);
+  // The server is away when the close has ended, and does not stay away.
+  files.openErrno = Errno.ESTALE;
+  files.simulation.scheduler.addTimer(40_000, () => files.openErrno = 0);
+  device.settle();
+  assert.equal(outcome.errno, 0, files.simulation.log.join("\n"));
+  assertHolds(device, 64, COUNT, 3);
+  device.close();
+  files.simulation.close();
+});
+
+Deno.test("EBADF of a descriptor that is not the file's any more ends the disk: nothing is tried again", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  files.simulation.expectsFaults = true;
+  files.staleErrno = Errno.EBADF;
+  const { requireOwn } = OpenDiskFile.prototype;
+  OpenDiskFile.prototype.requireOwn = (): void => {
+    throw new AssertionError("Descriptor 7 of /disk.vhd was closed, or is another file's");
+  };
+  try {
+    files.makeStale("/disk.vhd");
+    const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+    device.settle();
+    assert.equal(outcome.errno, Errno.EIO);
+    assert.ok(files.simulation.scheduler.nowMs() < 1000, "before its next try");
+    assert.equal(device.vbd.failed, true);
+  } finally {
+    OpenDiskFile.prototype.requireOwn = requireOwn;
+  }
+  files.simulation.close();
+});
+
+Deno.test("an unpause that comes while the files are being opened anew does not lift the condition", () => {
+  const files = new StaleFiles();
+  const { disk } = files.simulation;
+  for (const path of ["/disk.qcow2", "/new.qcow2"]) {
+    createQcow2(path, { storage: disk, sizeBytes: 16 * MIB });
+  }
+  const device = files.simulation.open("qcow2:/disk.qcow2");
+  const { prepare } = qcow2Driver;
+  try {
+    // As with an image on Ceph below it.
+    qcow2Driver.prepare = (_spec, scheduler, done): () => void => {
+      const timer = scheduler.addTimer(300, () => done(null, { discard(): void {} }));
+      return () => scheduler.cancelTimer(timer);
+    };
+    files.makeStale("/disk.qcow2");
+    const outcome = device.write(64, stampedSectors(64, COUNT, 3));
+    device.simulation.runUntil(() => device.vbd.phase === "paused", "Closing the images");
+    disk.rename("/disk.qcow2", "/aside.qcow2");
+    disk.rename("/new.qcow2", "/disk.qcow2");
+    let refusal: SystemError | null = null;
+    device.vbd.resume(null, (error) => refusal = error);
+    assert.equal((refusal as SystemError | null)?.errno, Errno.EAGAIN);
+    device.settle();
+    assert.equal(outcome.errno, Errno.ESHUTDOWN);
+    assert.ok(files.logged("it is another file than before") > 0);
+  } finally {
+    if (prepare !== undefined) qcow2Driver.prepare = prepare;
+  }
+  device.close();
+  files.simulation.close();
 });

@@ -1,21 +1,32 @@
 /** Whether a name still leads to the file that is open. */
 import assert from "node:assert/strict";
+import { AssertionError } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { lastKnown } from "../../ffi/file_handle.ts";
 import { closeFile, fileStatus, O_RDWR, openFile } from "../../ffi/files.ts";
-import { type NotedFile, noteFile, openByName, whyNotSame } from "../../src/files/same_file.ts";
-import { osDiskFiles } from "../../src/queue/disk_files.ts";
+import {
+  knownOf,
+  type NotedFile,
+  noteFile,
+  openByName,
+  placeOf,
+  whyNotSame,
+} from "../../src/files/same_file.ts";
+import { type DiskFile, osDiskFiles } from "../../src/queue/disk_files.ts";
 import { OpenedFiles } from "../../src/vbd/opened_files.ts";
 import { runOk, withTempDir } from "../support/tools.ts";
 
 /** An open file, and the name that it was opened by. */
-interface Subject extends NotedFile {
+interface Subject extends Omit<NotedFile, "before"> {
   readonly path: string;
+  /** -1: the kernel tells nothing of it any more. */
+  readonly fd: number;
 }
 
 /** What tells of the file of a name; see `whyNotSame`. */
-async function whyNot({ path, ...file }: Subject): Promise<string | null> {
-  return whyNotSame(await openByName(path), file);
+async function whyNot({ path, fd, ...file }: Subject): Promise<string | null> {
+  const before = fd < 0 ? null : knownOf(fd, path, placeOf(fd));
+  return whyNotSame(await openByName(path), { ...file, before });
 }
 
 /** Runs with an open file of 8 KiB, which has a handle where the filesystem has any. */
@@ -85,6 +96,56 @@ Deno.test("a file that nobody heard of for long is the same only if it was not c
     assert.equal(await whyNot(older), null);
     assert.match(await whyNot({ ...older, mayHaveChanged: false }) ?? "", /was changed, perhaps/);
     assert.equal(await whyNot({ ...file, mayHaveChanged: false }), null);
+  }));
+
+/** What is found of an open file that was last heard of at 0 ms. */
+function findAgain(file: DiskFile, mayHaveChanged: boolean): Promise<string | null> {
+  const settle = <T>(promise: Promise<T>, callback: (value: T) => void): void =>
+    void promise.then(callback);
+  return new Promise((found) => file.findAgain({ settle }, { heardMs: 0, mayHaveChanged }, found));
+}
+
+Deno.test("a file is compared with what was known before the first lookup, not with itself", () =>
+  withTempDir(async (folder) => {
+    const path = `${folder}/disk.vhd`;
+    Deno.writeFileSync(path, new Uint8Array(8192));
+    const file = osDiskFiles.open(path, { readOnly: false, direct: false });
+    assert.equal(await findAgain(file, false), null);
+    // Here all descriptors of a file show its present state, as on NFS after a lookup.
+    await new Promise((wake) => setTimeout(wake, 20));
+    Deno.writeFileSync(path, new Uint8Array(512), { append: true });
+    for (let lookup = 0; lookup < 2; lookup++) {
+      assert.match(await findAgain(file, false) ?? "", /was changed, perhaps/);
+      assert.equal(await findAgain(file, true), null);
+    }
+    file.close();
+  }));
+
+Deno.test("a file that is older than when it was opened is not the same, whatever the kernel tells now", () =>
+  withFile(async (file) => {
+    assert.ok(file.note !== null, "no handles on this filesystem");
+    const { handle, known } = file.note;
+    const changed = [known.changed[0] + 1, known.changed[1]] as const;
+    const later = { ...file, note: { handle, known: { ...known, changed } } };
+    assert.equal(await whyNot(later), "is what it was at an earlier time");
+  }));
+
+Deno.test("a descriptor that something else has closed is a fault, and is not closed again", () =>
+  withTempDir((folder) => {
+    for (const name of ["a", "b"]) Deno.writeFileSync(`${folder}/${name}`, new Uint8Array(4096));
+    const options = { readOnly: false, direct: false };
+    const file = osDiskFiles.open(`${folder}/a`, options);
+    file.requireOwn();
+    closeFile(file.file);
+    const other = osDiskFiles.open(`${folder}/b`, options);
+    assert.equal(other.file, file.file);
+    assert.throws(() => file.requireOwn(), AssertionError);
+    file.close();
+    assert.equal(other.sizeBytes(), 4096);
+    closeFile(other.file);
+    assert.throws(() => other.requireOwn(), AssertionError);
+    other.close();
+    return Promise.resolve();
   }));
 
 Deno.test("what is no file, or has no handle, is not the same; a FIFO is not waited for", () =>
