@@ -166,14 +166,15 @@ export class SimulatedConnection implements DiskBackend, DiskFiles {
 
   /**
    * Kills the process and releases its locks. Each of its operations in flight is executed or not,
-   * because the kernel may already have it.
+   * because the kernel may already have it. Those of files that the end of the program has closed are not.
    */
   die(): void {
     if (!this.#alive) return;
     this.#alive = false;
     for (let i = 0; i < this.capacity; i++) {
       if (this.#ios[i] === NOTHING) continue;
-      if (this.#random.chance(0.5)) this.#move(i);
+      const isOpen = (this.#open[this.#files[i]] ?? null) !== null;
+      if (this.#random.chance(0.5) && isOpen) this.#move(i);
       this.#ios[i] = NOTHING;
     }
     this.#underWay = 0;
