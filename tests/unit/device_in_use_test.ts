@@ -13,12 +13,27 @@ import { minorPath } from "../../src/control/paths.ts";
 import { readMinorRecord, recoveryHint } from "../../src/control/minors/minor_record.ts";
 import { OPEN_DEFAULTS } from "../../src/control/protocol/open_request.ts";
 import type { BlockDevice, DeviceMaker } from "../../src/frontend/block_device.ts";
+import { aioDriver } from "../../src/driver/aio.ts";
+import type { ImageContext } from "../../src/driver/driver.ts";
+import { registerDriver } from "../../src/driver/registry.ts";
 import { processWith, userOf } from "../../src/frontend/device_users.ts";
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { LibaioBackend } from "../../src/queue/libaio.ts";
 import { EpollScheduler } from "../../src/scheduler/epoll_scheduler.ts";
 import { NO_LIMITS } from "../../src/vbd/rate_limits.ts";
 import { createVbdContext } from "../../src/vbd/vbd_context.ts";
+
+/** Where the last image of type `growing` says that it has become larger. */
+let growing: ImageContext | null = null;
+
+registerDriver({
+  ...aioDriver,
+  type: "growing",
+  open(spec, context, sink) {
+    growing = context;
+    return aioDriver.open(spec, context, sink);
+  },
+});
 
 const MINOR = 0;
 const SECTORS = 2048;
@@ -77,7 +92,11 @@ interface Bench {
 }
 
 async function withDevice(
-  { outlives = true, prepare }: { outlives?: boolean; prepare?: () => void },
+  { outlives = true, prepare, type = "aio" }: {
+    outlives?: boolean;
+    prepare?: () => void;
+    type?: "aio" | "growing";
+  },
   body: (bench: Bench) => Promise<void>,
 ): Promise<void> {
   const folder = Deno.makeTempDirSync({ prefix: "blktap-test-" });
@@ -148,7 +167,7 @@ async function withDevice(
     let opened = false;
     const request = {
       ...OPEN_DEFAULTS,
-      image: `aio:${image}`,
+      image: `${type}:${image}`,
       direct: false,
       device: "ublk" as const,
       queue: "libaio" as const,
@@ -238,6 +257,44 @@ Deno.test("a paused device is made again after its pause", options, async () => 
     assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
   });
 });
+
+Deno.test(
+  "a disk that grows by itself has its new size when no command runs",
+  options,
+  async () => {
+    await withDevice({ type: "growing" }, async (bench) => {
+      const { devices, maker, until } = bench;
+      const enlarge = (sectors: number): void => {
+        Deno.truncateSync(`${bench.folder}/disk.raw`, sectors * 512);
+        assert.equal(growing?.grow?.(sectors), true);
+      };
+      enlarge(2 * SECTORS);
+      await until("it is made again", () => maker.made.length > 1);
+      assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS]);
+      assert.equal(devices.find(MINOR, "read").disk.sectors, 2 * SECTORS);
+      assert.equal(readMinorRecord(MINOR)?.node, `${bench.folder}/node1`);
+      // It is paused when its turn comes: the next unpause shows the size.
+      bench.busy = true;
+      enlarge(4 * SECTORS);
+      let paused = false;
+      devices.find(MINOR, "pause").pause({ timeoutMs: Infinity }, () => (paused = true));
+      await until("it pauses", () => paused);
+      bench.busy = false;
+      await assert.rejects(until("it is made again", () => maker.made.length > 2, 500));
+      devices.find(MINOR, "resume").resume({ image: null, changedBlocks: null }, () => {});
+      await until("it is made again", () => maker.made.length > 2);
+      assert.deepEqual(maker.made, [SECTORS, 2 * SECTORS, 4 * SECTORS]);
+      // It is closed when its turn comes.
+      bench.busy = true;
+      enlarge(8 * SECTORS);
+      let closed = false;
+      devices.find(MINOR, "close").close({ force: false }, (error) => closed = error === null);
+      await until("it is closed", () => closed);
+      bench.busy = false;
+      await assert.rejects(until("it is made again", () => maker.made.length > 3, 500));
+    });
+  },
+);
 
 Deno.test("the limits of a device outlast a pause and its tapdisk", options, async () => {
   await withDevice({}, async ({ grow, devices, log }) => {

@@ -104,9 +104,11 @@ export class Device {
 
   /** Another program has made the image larger. Users that come from now on see the new size. */
   #grew(vbd: Vbd): void {
-    this.#disk = vbd.geometry;
     this.#log.info(`Minor ${this.minor} has grown to ${vbd.sectors} sectors`);
-    this.#access.resized(() => this.#recordDevice());
+    this.#access.grown(() => {
+      this.#disk = vbd.geometry;
+      this.#recordDevice();
+    });
   }
 
   #accessTo(vbd: Vbd): DiskAccess {

@@ -230,6 +230,20 @@ export class DiskAccess {
     });
   }
 
+  /**
+   * The disk has grown without a command: as `resized`, when no command runs on it. One that is paused or
+   * closed then is left alone: its new size is noticed when it is opened again.
+   */
+  grown(done: () => void): void {
+    this.#host.runExclusive((finished) => {
+      if (this.#host.vbd.phase !== "open") return finished();
+      this.resized(() => {
+        done();
+        finished();
+      });
+    });
+  }
+
   /** Waits for the last user of a device whose new size is not visible yet. */
   #checkUsersLater(device: BlockDevice, delayMs: number): void {
     const { scheduler } = this.#host;
