@@ -104,7 +104,9 @@ export function backingOnCeph(
   }
   if (backing.format !== "raw") throw new SystemError(Errno.EINVAL, `${what}, and is not raw`);
   const [name, ...options] = backing.name.slice(CEPH_PROTOCOL.length).split(":");
-  const isPlain = /^[^\\,]+$/.test(name) && options.every((option) => /^id=[^\\,]+$/.test(option));
+  // The name of a user is part of the names of files, such as a keyring and a log.
+  const isPlain = /^[^\\,]+$/.test(name) &&
+    options.every((option) => /^id=[^\\,/$\s]+$/.test(option));
   if (!isPlain) throw new SystemError(Errno.EPERM, `${what}, of which only id= may be an option`);
   return [name, ...options].join(",");
 }
