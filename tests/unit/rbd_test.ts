@@ -1,10 +1,12 @@
 /** Names of images on Ceph, maps of objects, and the driver's parts that need no cluster. */
 import assert from "node:assert/strict";
-import { objectBits } from "../../ffi/rbd_session.ts";
+import { objectBits, type RbdSession } from "../../ffi/rbd_session.ts";
 import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
 import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
 import { backingOnCeph } from "../../src/qcow2/image/named_files.ts";
+import { OpenedImage } from "../../src/driver/rbd/opened_image.ts";
 import { Operations } from "../../src/driver/rbd/operations.ts";
+import { rbdDriver } from "../../src/driver/rbd/rbd_driver.ts";
 import { ramDriver } from "../../src/driver/ram.ts";
 import { registerDriver } from "../../src/driver/registry.ts";
 import { Simulation } from "../support/sim.ts";
@@ -82,6 +84,30 @@ Deno.test("an image on Ceph below a QCOW2 is what QEMU names, where that is allo
   ) {
     assert.throws(() => below(`rbd:${name}`), /only id= may be an option/, name);
   }
+});
+
+Deno.test("an image that was opened for another name is closed, and not served", {
+  // librbd stays open.
+  sanitizeResources: false,
+}, () => {
+  const none = "conf=/nonexistent/ceph.conf";
+  const spec = { type: "rbd", path: `p/new,${none}`, readOnly: true, direct: true };
+  const sink = {} as RequestSink;
+  for (const other of [{ path: `p/old,${none}` }, { readOnly: false }]) {
+    let closed = 0;
+    const session = {
+      sizeBytes: 0,
+      close: () => Promise.resolve(void closed++),
+    } as unknown as RbdSession;
+    const prepared = new OpenedImage({ ...spec, ...other }, session);
+    const context = { takePrepared: () => prepared } as unknown as ImageContext;
+    assert.throws(() => rbdDriver.open(spec, context, sink), /ceph\.conf cannot be read|librbd1/);
+    assert.equal(closed, 1);
+  }
+  const session = { sizeBytes: 0, close: () => Promise.resolve(0) } as unknown as RbdSession;
+  const prepared = new OpenedImage(spec, session);
+  const context = { takePrepared: () => prepared } as unknown as ImageContext;
+  assert.throws(() => rbdDriver.open(spec, context, sink), /holds no whole sector/);
 });
 
 /** A map as the cluster encodes it: 4 objects a byte, the first in the highest bits. */

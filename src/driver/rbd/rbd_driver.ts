@@ -18,26 +18,9 @@ import type {
   RequestSink,
 } from "../driver.ts";
 import { NAMES_OTHER } from "../image_name.ts";
+import { letGo, OpenedImage } from "./opened_image.ts";
 import { RbdImage } from "./rbd_image.ts";
 import { parseRbdName } from "./rbd_name.ts";
-
-/** An image that is open, and whose requests have not begun. */
-class OpenedImage implements Prepared {
-  readonly session: RbdSession;
-
-  constructor(session: RbdSession) {
-    this.session = session;
-  }
-
-  discard(): void {
-    letGo(this.session);
-  }
-}
-
-/** Closes an image to which nothing was written. Nobody waits for that. */
-function letGo(session: RbdSession): void {
-  session.close({ flush: false }).catch(() => {});
-}
 
 function prepare(spec: ImageSpec, scheduler: Scheduler, done: DoneWith<Prepared>): () => void {
   const place = parseRbdName(spec.path, spec);
@@ -48,17 +31,23 @@ function prepare(spec: ImageSpec, scheduler: Scheduler, done: DoneWith<Prepared>
   scheduler.settle(opened, (result) => {
     if (result instanceof SystemError) {
       if (isWanted) done(result, null);
-    } else if (isWanted) done(null, new OpenedImage(result));
+    } else if (isWanted) done(null, new OpenedImage(spec, result));
     else letGo(result);
   });
   return () => void (isWanted = false);
 }
 
+/** Opens an image while the loop waits. What was prepared is another one, if anything was. */
+function openOther(spec: ImageSpec, prepared: Prepared | null): RbdSession {
+  prepared?.discard();
+  return openRbd(parseRbdName(spec.path, spec));
+}
+
 function open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
   const prepared = context.takePrepared();
-  const session = prepared instanceof OpenedImage
+  const session = prepared instanceof OpenedImage && prepared.isThatOf(spec)
     ? prepared.session
-    : openRbd(parseRbdName(spec.path, spec));
+    : openOther(spec, prepared);
   try {
     return new RbdImage({ spec, context, sink, session });
   } catch (error) {
