@@ -9,6 +9,7 @@ import { Errno, SystemError } from "./errno.ts";
 import { closeFile } from "./files.ts";
 import { cString, pointerTo } from "./libc.ts";
 import { type Argument, librbd, type RemoteCall } from "./librbd.ts";
+import { descriptorsLeft } from "./process.ts";
 
 // rbd/features.h
 const RBD_FEATURE_EXCLUSIVE_LOCK = 4n;
@@ -37,6 +38,13 @@ const SETTINGS: readonly (readonly [string, string])[] = [
 ];
 /** How long a connection may take, seconds, where the configuration file says nothing else. */
 const TIMEOUT_SECONDS = "30";
+/**
+ * What a client may need to connect. librados ends the whole process when it gets no descriptor for its
+ * threads; a socket that it cannot have later, it tries again.
+ */
+const CLIENT_DESCRIPTORS = 64;
+/** How many clients connect just now, and may still take theirs. */
+let clientsConnecting = 0;
 
 /** Which image, and how. */
 export interface RbdPlace {
@@ -68,18 +76,16 @@ type Steps<Result> = Generator<Step, Result, number>;
 
 /** Makes the calls of a sequence one after another, and waits for each. */
 function runHere<Result>(steps: Steps<Result>): Result {
-  const library = librbd();
   let next = steps.next();
-  while (next.done !== true) next = steps.next(library.here(next.value.call, next.value.args));
+  while (next.done !== true) next = steps.next(librbd().here(next.value.call, next.value.args));
   return next.value;
 }
 
 /** The same, while threads of the runtime wait. */
 async function runAside<Result>(steps: Steps<Result>): Promise<Result> {
-  const library = librbd();
   let next = steps.next();
   while (next.done !== true) {
-    next = steps.next(await library.aside(next.value.call, next.value.args));
+    next = steps.next(await librbd().aside(next.value.call, next.value.args));
   }
   return next.value;
 }
@@ -170,6 +176,13 @@ function* resizing(place: RbdPlace, sizeBytes: number): Steps<void> {
 
 /** Makes a client, and reads its configuration. */
 function makeClient(place: RbdPlace, handles: Handles): void {
+  if (descriptorsLeft() < CLIENT_DESCRIPTORS * (clientsConnecting + 1)) {
+    throw failed(
+      place,
+      -Errno.EMFILE,
+      "a client of a cluster needs more descriptors; see LimitNOFILE=",
+    );
+  }
   const { rados } = librbd();
   const { cluster, user, conf } = place;
   const made = new BigUint64Array(1);
@@ -198,7 +211,9 @@ function confFault({ conf, cluster }: RbdPlace): string {
 
 function* connecting(place: RbdPlace, handles: Handles): Steps<void> {
   const { pool, namespace, user } = place;
+  clientsConnecting++;
   const connected = yield { call: "rados_connect", args: [handles.cluster] };
+  clientsConnecting--;
   if (connected < 0) {
     const keys = `its monitors do not answer, or refuse client.${user}: see its keyring`;
     throw failed(place, connected, keys);

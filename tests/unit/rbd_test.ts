@@ -110,6 +110,31 @@ Deno.test("an image that was opened for another name is closed, and not served",
   assert.throws(() => rbdDriver.open(spec, context, sink), /holds no whole sector/);
 });
 
+Deno.test("an image is refused where its client would get too few descriptors", async () => {
+  const module = new URL("../../ffi/rbd_session.ts", import.meta.url).href;
+  const place = {
+    ...parseRbdName("p/i,conf=/nonexistent/ceph.conf", { readOnly: true }),
+    title: "rbd:p/i",
+  };
+  const program = `import { openRbd } from ${JSON.stringify(module)};
+    try { openRbd(${JSON.stringify(place)}); } catch (error) { console.log(error.message); }`;
+  const folder = Deno.makeTempDirSync();
+  Deno.writeTextFileSync(`${folder}/open.ts`, program);
+  const { stdout } = await new Deno.Command("sh", {
+    args: [
+      "-c",
+      'ulimit -n 70; exec "$@"',
+      "sh",
+      Deno.execPath(),
+      "run",
+      "-A",
+      `${folder}/open.ts`,
+    ],
+  }).output();
+  Deno.removeSync(folder, { recursive: true });
+  assert.match(new TextDecoder().decode(stdout), /^Cannot open rbd:p\/i .*descriptors.*EMFILE/);
+});
+
 /** A map as the cluster encodes it: 4 objects a byte, the first in the highest bits. */
 function encodedMap(objects: number, bits: readonly number[]): Uint8Array {
   const head = [14, 0, 0, 0, 1, 1, 8, 0, 0, 0, objects, 0, 0, 0, 0, 0, 0, 0];
