@@ -10,6 +10,7 @@ import { minorHolders, UNKNOWN_HOLDER } from "../minors/holders.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 import { listMinors, MAX_ID } from "../minors/minors.ts";
 import { controlFolder, namesIn, nbdSocketPath, numberAfter } from "../paths.ts";
+import { singleNames, type SocketName } from "../single_names.ts";
 import { type RateLimitsSummary, summaryOfLimits } from "../../vbd/rate_limits.ts";
 import { decodeNode, type NodeAnswer } from "../protocol/answers.ts";
 import { decodeLimitReply, encodeLimit } from "../protocol/limit.ts";
@@ -180,18 +181,10 @@ function orphan(minor: number): InventoryEntry {
   return { ...NOTHING, minor, device: record?.device === "none" ? null : record?.node ?? null };
 }
 
-function isSymbolicLink(path: string): boolean {
-  try {
-    return Deno.lstatSync(path).isSymlink;
-  } catch {
-    return false;
-  }
-}
-
 /** What the control folder shows without a question to any tapdisk. */
 class Folder {
   /** The tapdisks that have a control socket, in ascending order. */
-  readonly pids: number[] = [];
+  readonly pids: readonly number[];
   /** The minors that are allocated. */
   readonly minors: readonly number[];
   #holders: Map<number, number> | null = null;
@@ -199,15 +192,14 @@ class Folder {
   readonly #serving: { readonly pid: number; readonly minor: number }[] = [];
 
   constructor() {
+    const sockets: SocketName[] = [];
     for (const name of namesIn(controlFolder())) {
       const pid = numberAfter(name, "ctl");
-      // A link was left by a tapdisk whose disks another one took over.
-      const isLink = pid !== undefined && isSymbolicLink(`${controlFolder()}/${name}`);
-      if (pid !== undefined && !isLink) this.pids.push(pid);
+      if (pid !== undefined) sockets.push({ name, pid });
       const served = /^nbd(\d+)\.(\d+)$/.exec(name);
       if (served !== null) this.#serving.push({ pid: +served[1], minor: +served[2] });
     }
-    this.pids.sort((a, b) => a - b);
+    this.pids = singleNames(sockets).map(({ pid }) => pid).sort((a, b) => a - b);
     this.minors = listMinors();
   }
 
@@ -222,10 +214,12 @@ class Folder {
   }
 
   /** The tapdisks that may have a minor, and so must be asked. */
-  candidates(minor: number): number[] {
+  candidates(minor: number): readonly number[] {
     const holders = minorHolders([minor]);
     const holder = holders?.get(minor);
-    const unclear = holders === null || holder === UNKNOWN_HOLDER;
+    // A lock that was handed over is noted for the process that took it, whose number another may have.
+    const isTapdisk = holder === undefined || this.pids.includes(holder);
+    const unclear = holders === null || holder === UNKNOWN_HOLDER || !isTapdisk;
     if (unclear && this.minors.includes(minor)) return this.pids;
     return this.pids.filter((pid) => pid === holder || this.#serves(pid, minor));
   }
@@ -236,7 +230,7 @@ class Folder {
 }
 
 /** The tapdisks that have a control socket, in ascending order. Throws `SystemError`. */
-export function listTapdisks(): number[] {
+export function listTapdisks(): readonly number[] {
   return new Folder().pids;
 }
 

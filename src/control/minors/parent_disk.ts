@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { controlFolder, namesIn, nbdSocketPath } from "../paths.ts";
+import { singleNames } from "../single_names.ts";
 
 function isRunning(pid: number): boolean {
   try {
@@ -17,12 +18,13 @@ function isRunning(pid: number): boolean {
  */
 export function diskOfMinor(minor: number): string {
   const ending = `.${minor}`;
-  const pids = namesIn(controlFolder()).flatMap((name) => {
-    const pid = /^nbd(\d+)\.\d+$/.exec(name)?.[1];
-    return pid !== undefined && name.endsWith(ending) && isRunning(Number(pid)) ? [pid] : [];
+  const sockets = namesIn(controlFolder()).flatMap((name) => {
+    const pid = Number(/^nbd(\d+)\.\d+$/.exec(name)?.[1]);
+    return name.endsWith(ending) && isRunning(pid) ? [{ name, pid }] : [];
   });
+  const pids = singleNames(sockets).map(({ pid }) => pid);
   const [pid] = pids;
-  if (pids.length === 1) return `nbd:${nbdSocketPath(Number(pid), minor)}`;
+  if (pids.length === 1) return `nbd:${nbdSocketPath(pid, minor)}`;
   const [errno, why] = pid === undefined
     ? [Errno.ENOENT, "no tapdisk serves it"]
     : [Errno.EINVAL, `tapdisks ${pids.join(" and ")} serve it`];
