@@ -39,6 +39,8 @@ export function isOfUnknownFile(errno: number): boolean {
  * files any more, as when an export was taken away and given again. That happens only while the names lead
  * to the same files, see `src/files/same_file.ts`. Requests wait meanwhile, and are then tried again.
  *
+ * So it is after a pause that failed, when the images cannot be opened at once.
+ *
  * It is a pause that the device makes itself: metadata is read again, and locks are taken again. A write
  * that ended is in the files, as nothing of them goes through the page cache.
  */
@@ -72,15 +74,28 @@ export class Reopening {
   }
 
   /** A request has failed as by a server that does not know a file, and is tried again. */
-  consider({ attempts, timeoutMs }: RetryLimits): void {
+  consider(limits: RetryLimits): void {
     const nowMs = this.#scheduler.nowMs();
     if (this.#isLooking || this.#isRunning || nowMs < this.#nextMs) return;
     if (nowMs >= this.#nextMs + FORGET_MS) this.#told = "";
     this.#isLooking = true;
     this.#nextMs = nowMs + AGAIN_MS;
-    this.#endMs = nowMs + Math.min(attempts * AGAIN_MS, timeoutMs);
+    this.#limit(limits);
     // The caller is in the midst of the request.
     this.#scheduler.addTimer(0, () => this.#device.findAgain((why) => this.#found(why)));
+  }
+
+  #limit({ attempts, timeoutMs }: RetryLimits): void {
+    this.#endMs = this.#scheduler.nowMs() + Math.min(attempts * AGAIN_MS, timeoutMs);
+  }
+
+  /** The device was to run on after a pause that failed, and its images could not be opened. */
+  goOn(error: SystemError, limits: RetryLimits): void {
+    this.#log(error.message);
+    if (this.#isRunning || this.#device.vbd.phase !== "paused") return;
+    this.#isRunning = true;
+    this.#limit(limits);
+    this.#openLater();
   }
 
   #found(why: string | null): void {

@@ -307,7 +307,7 @@ export class Vbd implements FaultOwner {
     this.#phase = "paused";
     if (error === null && this.#pausing !== null) return this.#endPause(null);
     this.#resumeNow(null, (resumeError) => {
-      if (resumeError !== null) this.#context.log(resumeError.message);
+      if (resumeError !== null) this.#reopening.goOn(resumeError, retryLimits(this.#options.retry));
       this.#endPause(error);
     });
   }

@@ -219,6 +219,45 @@ Deno.test("a pause that is asked for meanwhile begins when the images are open a
   files.end(device);
 });
 
+Deno.test("a pause that fails while the server is away: the disk runs on when it is back", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  const { vbd, simulation } = device;
+  files.makeStale("/disk.vhd");
+  files.openErrno = Errno.EIO;
+  let ended: SystemError | null = null;
+  vbd.pause((error) => ended = error);
+  simulation.runUntil(() => ended !== null, "The pause");
+  assert.deepEqual([(ended as SystemError | null)?.errno, vbd.phase], [Errno.ESTALE, "paused"]);
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  simulation.scheduler.addTimer(20_000, () => files.openErrno = 0);
+  device.settle();
+  assert.deepEqual([outcome.errno, vbd.phase], [0, "open"]);
+  assertHolds(device, 8192, COUNT, 3);
+  files.end(device);
+});
+
+Deno.test("an unpause after a pause that failed opens what the name leads to, once", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  const { vbd, simulation } = device;
+  files.makeStale("/disk.vhd");
+  files.openErrno = Errno.EIO;
+  let hasEnded = false;
+  vbd.pause(() => hasEnded = true);
+  simulation.runUntil(() => hasEnded, "The pause");
+  files.openErrno = 0;
+  device.resume();
+  assert.equal(vbd.phase, "open");
+  device.pause();
+  let isLater = false;
+  simulation.scheduler.addTimer(10_000, () => isLater = true);
+  simulation.runUntil(() => isLater, "Ten seconds");
+  assert.equal(vbd.phase, "paused");
+  device.resume();
+  files.end(device);
+});
+
 Deno.test("a close ends it", () => {
   const files = new StaleFiles();
   const device = files.chain();
