@@ -79,7 +79,12 @@ export class FileSink implements LogSink {
   }
 
   close(): void {
-    if (this.#fd !== CLOSED) closeFile(this.#fd);
+    const fd = this.#fd;
     this.#fd = CLOSED;
+    try {
+      if (fd !== CLOSED) closeFile(fd);
+    } catch {
+      // A server without room tells so now. The process that closes its log is about to end, and must.
+    }
   }
 }
