@@ -20,6 +20,8 @@ const RADOS_LOCAL = {
   rados_conf_read_file: { parameters: ["usize", "buffer"], result: "i32" },
   // int rados_conf_set(rados_t cluster, const char *option, const char *value)
   rados_conf_set: { parameters: ["usize", "buffer", "buffer"], result: "i32" },
+  // int rados_conf_get(rados_t cluster, const char *option, char *buf, size_t len)
+  rados_conf_get: { parameters: ["usize", "buffer", "buffer", "usize"], result: "i32" },
   // void rados_ioctx_set_namespace(rados_ioctx_t io, const char *nspace)
   rados_ioctx_set_namespace: { parameters: ["usize", "buffer"], result: "void" },
   // void rados_ioctx_destroy(rados_ioctx_t io)

@@ -38,6 +38,10 @@ const SETTINGS: readonly (readonly [string, string])[] = [
 ];
 /** How long a connection may take, seconds, where the configuration file says nothing else. */
 const TIMEOUT_SECONDS = "30";
+const TIMEOUTS = ["client_mount_timeout"] as const;
+/** How long requests may take where they are waited for; without a limit otherwise. */
+const REQUEST_TIMEOUTS = ["rados_osd_op_timeout", "rados_mon_op_timeout"] as const;
+const OPTION_BYTES = 64;
 /**
  * What a client may need to connect. librados ends the whole process when it gets no descriptor for its
  * threads; a socket that it cannot have later, it tries again.
@@ -193,13 +197,19 @@ function makeClient(place: RbdPlace, handles: Handles): void {
     // An option that this version of the library lacks changes nothing.
     rados.rados_conf_set(handles.cluster, cString(option), cString(value));
   };
-  set("client_mount_timeout", TIMEOUT_SECONDS);
-  if (place.givesUp === true) {
-    set("rados_osd_op_timeout", TIMEOUT_SECONDS);
-    set("rados_mon_op_timeout", TIMEOUT_SECONDS);
-  }
+  const valueOf = (option: string): string => {
+    const value = new Uint8Array(OPTION_BYTES);
+    rados.rados_conf_get(handles.cluster, cString(option), value, OPTION_BYTES);
+    return new TextDecoder().decode(value.subarray(0, value.indexOf(0)));
+  };
+  const timeouts = place.givesUp === true ? [...TIMEOUTS, ...REQUEST_TIMEOUTS] : TIMEOUTS;
+  const defaults = timeouts.map(valueOf);
   const read = rados.rados_conf_read_file(handles.cluster, conf === null ? null : cString(conf));
   if (read < 0) throw failed(place, read, confFault(place));
+  // What is set here counts more than the file, also when it is set before.
+  timeouts.forEach((option, i) => {
+    if (valueOf(option) === defaults[i]) set(option, TIMEOUT_SECONDS);
+  });
   for (const [option, value] of SETTINGS) set(option, value);
 }
 

@@ -366,6 +366,18 @@ const TESTS: Readonly<Record<string, Body>> = {
     }
   },
 
+  async "the configuration says how long a connection may take"(_cluster, _tapdisks, folder) {
+    const conf = `${folder}/gone.conf`;
+    Deno.writeTextFileSync(
+      conf,
+      "[global]\nmon_host = 127.0.0.1:1\nauth_client_required = none\nclient_mount_timeout = 1\n",
+    );
+    const startMs = performance.now();
+    const { stderr } = await run(binaryPath("td-util"), ["info", `rbd:rbd/fio,conf=${conf}`]);
+    assert.match(stderr, /monitors do not answer.*ETIMEDOUT/);
+    assert.ok(performance.now() - startMs < 25_000, "it gave up after a second");
+  },
+
   async "a disk that is closed leaves no descriptor and no lock"(cluster, tapdisks) {
     await cluster.rbd("create", "--size", "8M", "rbd/leaves");
     const pid = await tapdisks.spawn();
