@@ -89,6 +89,9 @@ export interface NotedFile {
   readonly mayHaveChanged: boolean;
 }
 
+/** What `whyNotSame` says of a name that leads to no file that can be opened now. */
+export const CANNOT_OPEN = "cannot be opened";
+
 /**
  * Opens the file that a name leads to now, by another thread, as the server may not answer.
  *
@@ -107,7 +110,7 @@ export function whyNotSame(
   fdByName: number,
   { note, before, mayHaveChanged }: NotedFile,
 ): string | null {
-  if (fdByName < 0) return "cannot be opened";
+  if (fdByName < 0) return CANNOT_OPEN;
   try {
     if (note === null) return "has no handle on its filesystem that would tell it from others";
     const { handle, known } = noteOf(fdByName);

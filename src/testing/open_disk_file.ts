@@ -1,6 +1,7 @@
 import { assertShared } from "../../ffi/assert.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { FileIdentity } from "../../ffi/files.ts";
+import { CANNOT_OPEN } from "../files/same_file.ts";
 import { IoKind } from "../queue/backend.ts";
 import type { CachedFile, HeardOf } from "../queue/disk_files.ts";
 import type { Misdeed, OperationKind } from "./disk_operation.ts";
@@ -104,7 +105,7 @@ export class OpenDiskFile implements CachedFile {
       this.#disk.admit({ kind: "open", path, offsetBytes: 0, lengthBytes: 0, queued: false });
     } catch (error) {
       if (!(error instanceof SystemError)) throw error;
-      return found("cannot be opened");
+      return found(CANNOT_OPEN);
     }
     found(this.#disk.find(path) === this.content ? null : "is another file now");
   }

@@ -76,6 +76,11 @@ export class ImageStack {
     });
   }
 
+  /** See {@linkcode OpenedFiles.lookUp}. */
+  lookUp(found: (why: string | null) => void): void {
+    this.#opened.lookUp(this.#context.scheduler, found);
+  }
+
   /** Their files at the disk queue. */
   get files(): readonly number[] {
     return this.#images.flatMap(({ file }) => file ?? []);

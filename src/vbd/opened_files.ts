@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { CachedFile, DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
+import { CANNOT_OPEN } from "../files/same_file.ts";
 import type { Storage } from "../files/storage.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 
@@ -49,6 +50,22 @@ export class OpenedFiles implements DiskFiles {
   /** Throws an `AssertionError` when the descriptor of one that is open is closed, or another file's. */
   requireOwn(): void {
     for (const { file } of this.#opened) file.requireOwn();
+  }
+
+  /**
+   * Tells which of the files, which have been closed, cannot be opened by its name now; null when all can.
+   * Another thread tries: a server that does not answer must not hold up other disks.
+   */
+  lookUp(scheduler: Pick<Scheduler, "settle">, found: (why: string | null) => void): void {
+    const look = (index: number): void => {
+      if (index === this.#opened.length) return found(null);
+      const { file } = this.#opened[index];
+      file.findAgain(scheduler, { heardMs: 0, mayHaveChanged: true }, (why) => {
+        if (why === CANNOT_OPEN) found(`${file.path} ${why}`);
+        else look(index + 1);
+      });
+    };
+    look(0);
   }
 
   /**

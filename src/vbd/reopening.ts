@@ -20,6 +20,8 @@ export interface ReopeningDevice {
   };
   /** Tells why its files must not be opened anew; null when they are provably the same. */
   findAgain(found: (why: string | null) => void): void;
+  /** Tells which of its files, which are closed, cannot be opened now; null when all can. */
+  lookUp(found: (why: string | null) => void): void;
   /** Drains the device and closes its images. When the close fails, it opens them again. */
   pauseNow(done: Done, timeoutMs: number): void;
   /** Opens its images again, which must be in the same files (ESTALE). */
@@ -50,6 +52,8 @@ export class Reopening {
   readonly #log: (message: string) => void;
   #isLooking = false;
   #isRunning = false;
+  /** How often it has come to its end. */
+  #runs = 0;
   /** When to look again, and when to give up. */
   #nextMs = 0;
   #endMs = 0;
@@ -118,18 +122,33 @@ export class Reopening {
     resumeNow((error) => {
       if (error === null) this.#tell(`files of ${vbd.name} are open again`);
       if (error === null || vbd.phase !== "paused") return this.end();
-      if (this.#scheduler.nowMs() >= this.#endMs) {
-        this.#tell(`${error.message}; its requests end with an error until tap-ctl unpause`);
-        vbd.requests.stop(false, () => {});
-        return this.end();
-      }
-      this.#tell(`${error.message}; requests wait, and this is tried again`);
-      this.#openLater();
+      this.#notOpened(error.message);
     });
   }
 
+  #notOpened(why: string): void {
+    if (this.#scheduler.nowMs() >= this.#endMs) {
+      this.#tell(`${why}; its requests end with an error until tap-ctl unpause`);
+      this.#device.vbd.requests.stop(false, () => {});
+      return this.end();
+    }
+    this.#tell(`${why}; requests wait, and this is tried again`);
+    this.#openLater();
+  }
+
   #openLater(): void {
-    this.#timer = this.#scheduler.addTimer(AGAIN_MS, () => this.#open());
+    this.#timer = this.#scheduler.addTimer(AGAIN_MS, () => this.#lookUp());
+  }
+
+  #lookUp(): void {
+    if (this.#device.vbd.phase !== "paused") return this.#open();
+    const run = this.#runs;
+    this.#device.lookUp((why) => {
+      // Meanwhile the user may have opened the device, or closed it.
+      if (run !== this.#runs) return;
+      if (why === null || this.#device.vbd.phase !== "paused") this.#open();
+      else this.#notOpened(why);
+    });
   }
 
   #tell(message: string): void {
@@ -142,6 +161,7 @@ export class Reopening {
     this.#scheduler.cancelTimer(this.#timer);
     this.#isLooking = false;
     this.#isRunning = false;
+    this.#runs++;
     const waiting = this.#waiting;
     this.#waiting = null;
     waiting?.start();

@@ -122,6 +122,7 @@ export class Vbd implements FaultOwner {
       vbd: this,
       findAgain: (found) =>
         this.#stack.findAgain(this.#options.secondary ? "there is a mirror" : null, found),
+      lookUp: (found) => this.#stack.lookUp(found),
       pauseNow: (done, timeoutMs) => this.#pauseNow(done, timeoutMs),
       resumeNow: (done) => this.#resumeNow(null, done),
     });
