@@ -361,7 +361,12 @@ upgradeTest("20 upgrades under a verifying load", async (tapdisks, folder) => {
   let pid = disk.pid;
   let known: { descriptors: number; kib: number } | null = null;
   for (let i = 0; i < 20; i++) {
+    // An upgrade takes half a second: a list at another moment of each.
+    const listed = new Promise((resolve) => setTimeout(resolve, 25 * i))
+      .then(() => tapdisks.tapCtlOk("list"));
     pid = await upgrade(tapdisks, pid);
+    // Whenever the disk is looked for, it is there, and once: sm refuses a disk of two tapdisks.
+    assert.match(await listed, new RegExp(`^pid=\\d+ minor=${disk.minor} .*$`));
     // A program that knows the first process only.
     JSON.parse(await tapdisks.tapCtlOk("stats", "-p", `${first}`, "-m", `${disk.minor}`));
     if (i === 2) known = { descriptors: openDescriptors(pid), kib: privateMemoryKib(pid) };
