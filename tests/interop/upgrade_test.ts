@@ -171,6 +171,23 @@ upgradeTest(
   },
 );
 
+upgradeTest(
+  "a disk that is an image of the same tapdisk over TCP is open again when the new process fails",
+  async (tapdisks, folder) => {
+    const inner = await tapdisks.serve(`vhd:${await createVhd(`${folder}/i.vhd`, 16)}`);
+    const address = ["-p", `${inner.pid}`, "-m", `${inner.minor}`];
+    const where = await tapdisks.tapCtlOk("serve", ...address, "--listen", "127.0.0.1:0");
+    const outer = await tapdisks.serve(`nbd:${where}`, { pid: inner.pid });
+    const outcome = await upgradeTo(tapdisks, inner.pid, playing("dies when it has opened"));
+    assert.ok("error" in outcome);
+    const { client } = await NbdClient.open(outer.socket);
+    await write(client, 5, 5);
+    await expectSector(client, 5, 5);
+    client[Symbol.dispose]();
+    await tapdisks.stop(outer);
+  },
+);
+
 upgradeTest("SIGKILL of the new process while the old one waits", async (tapdisks, folder) => {
   const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
   const { client } = await NbdClient.open(disk.socket);
@@ -261,6 +278,11 @@ upgradeTest(
       options: ["-2", `vhd:${copy}`],
     });
     assert.match(await refusal(mirror.pid), /its secondary image is in the state mirror/);
+    // The same tapdisk serves a disk and an image of it.
+    const inner = await tapdisks.serve(`vhd:${await createVhd(`${folder}/i.vhd`, 16)}`);
+    const outer = await tapdisks.serve(`nbd:unix:${inner.socket}`, { pid: inner.pid });
+    assert.match(await refusal(inner.pid), /is another disk of this process/);
+    await tapdisks.stop(outer);
     // An image that is not at its path any more is missed before the disk is paused.
     const gone = await tapdisks.serve(`vhd:${await createVhd(`${folder}/g.vhd`, 16)}`);
     const { client } = await NbdClient.open(gone.socket);

@@ -355,8 +355,14 @@ class Upgrade implements FdHandler, FaultOwner {
     this.#channel?.close();
     this.#channel = null;
     this.#removeNames();
+    if (!this.#isHeld) return this.#restored();
+    // Before the images are open: one may be at a server that waits, or be another disk of this process.
+    // Requests wait for their disks.
+    this.#isHeld = false;
+    holdAccepting(false);
+    this.#holdClients(false);
     const paused = this.#host.devices.all.filter(({ parts }) => parts.vbd.phase === "paused");
-    let left = this.#isHeld ? paused.length : 0;
+    let left = paused.length;
     if (left === 0) return this.#restored();
     for (const { minor, parts } of paused) {
       parts.vbd.resume(null, (error) => {
@@ -401,11 +407,6 @@ class Upgrade implements FdHandler, FaultOwner {
 
   #restored(): void {
     dropLocks();
-    if (this.#isHeld) {
-      holdAccepting(false);
-      this.#holdClients(false);
-    }
-    this.#isHeld = false;
     this.#finished?.();
     this.#finished = null;
     const failure = this.#failure;

@@ -1,5 +1,8 @@
+import { pathExists, pathStatus } from "../../../ffi/paths.ts";
 import type { ImageSpec } from "../../driver/driver.ts";
 import { parseExportName } from "../../driver/nbd/export_name.ts";
+import { isSameFile } from "../../files/open_file.ts";
+import { listeningSockets } from "../../frontend/listening.ts";
 import type { Device } from "../daemon/device.ts";
 import { readMinorRecord } from "../minors/minor_record.ts";
 
@@ -9,10 +12,23 @@ import { readMinorRecord } from "../minors/minor_record.ts";
  */
 function whyBound({ type, path }: ImageSpec): string | null {
   if (type === "rbd") return "its image is on Ceph, whose lock belongs to this process";
-  if (type === "nbd" && parseExportName(path).server.kind === "descriptor") {
-    return `its connection ${path} was handed to this process`;
+  if (!type.startsWith("nbd")) return null;
+  const { server } = parseExportName(path, undefined, type.startsWith("nbds"));
+  if (server.kind === "descriptor") return `its connection ${path} was handed to this process`;
+  if (server.kind === "unix" && isServedHere(server.path)) {
+    return `its image ${type}:${path} is another disk of this process`;
   }
   return null;
+}
+
+/** Whether this process listens at a socket. It accepts nobody while it hands over. */
+function isServedHere(path: string): boolean {
+  try {
+    const file = pathStatus(path);
+    return listeningSockets().some(({ at }) => pathExists(at) && isSameFile(pathStatus(at), file));
+  } catch {
+    return false;
+  }
 }
 
 /** Why another process cannot take a device over, without its minor; null when it can. */
