@@ -108,3 +108,15 @@ takeOverTest(
     rig.close();
   },
 );
+
+takeOverTest("the end of the other process before its disks are taken ends this one", (folder) => {
+  for (const isTold of [false, true]) {
+    const rig = new Rig(folder);
+    if (isTold) rig.channel.send({ kind: "serve" }, [], soon());
+    rig.close();
+    rig.taking.ready();
+    assert.equal(rig.did.length, 1);
+    assert.match(rig.did[0], /EPIPE/);
+    Deno.removeSync(`${folder}/ctl${Deno.pid}`);
+  }
+});

@@ -60,14 +60,15 @@ function links(): { name: string; to: string }[] {
 export function linkNames(from: number, to: number): void {
   const folder = controlFolder();
   const known = links();
+  const own = new Set(known.map(({ name }) => name));
+  const linked = Map.groupBy(known, (link) => link.to);
   for (const name of namesIn(folder)) {
     const path = `${folder}/${name}`;
     const target = renamedFor(path, from, to).slice(folder.length + 1);
     // A link with this number leads to the socket of another process.
-    if (ownerOfSocket(name) !== from || known.some((link) => link.name === name)) continue;
-    for (const each of [name, ...known.filter((link) => link.to === name).map((l) => l.name)]) {
-      replaceByLink(`${folder}/${each}`, target);
-    }
+    if (ownerOfSocket(name) !== from || own.has(name)) continue;
+    for (const each of linked.get(name) ?? []) replaceByLink(`${folder}/${each.name}`, target);
+    replaceByLink(path, target);
   }
 }
 
