@@ -324,6 +324,14 @@ export class Vbd implements FaultOwner {
     this.#resumeNow(name, done, changes);
   }
 
+  /** As `resume`, of a pause that its users did not ask for: after an error it is tried again. */
+  runOn(done: Done): void {
+    this.resume(null, (error) => {
+      if (error !== null) this.#reopening.goOn(error, retryLimits(this.#options.retry));
+      done(error);
+    });
+  }
+
   #resumeNow(name: string | null, done: Done, changes: ResumeOptions = {}): void {
     if (this.#phase === "open") return done(null);
     if (!this.#canResume || this.#isOpening) return done(busy(this));

@@ -246,6 +246,24 @@ Deno.test("a pause that fails while the server is away: the disk runs on when it
   files.end(device);
 });
 
+Deno.test("a disk that is to run on after a pause of others does so when the server is back", () => {
+  const files = new StaleFiles();
+  const device = files.chain();
+  const { vbd, simulation } = device;
+  device.pause();
+  files.openErrno = Errno.EIO;
+  let ended: SystemError | null = null;
+  vbd.runOn((error) => ended = error);
+  simulation.runUntil(() => ended !== null, "The first try");
+  assert.deepEqual([(ended as SystemError | null)?.errno, vbd.phase], [Errno.EIO, "paused"]);
+  const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
+  simulation.scheduler.addTimer(20_000, () => files.openErrno = 0);
+  device.settle();
+  assert.deepEqual([outcome.errno, vbd.phase], [0, "open"]);
+  assertHolds(device, 8192, COUNT, 3);
+  files.end(device);
+});
+
 Deno.test("an unpause after a pause that failed opens what the name leads to, once", () => {
   const files = new StaleFiles();
   const device = files.chain();

@@ -365,9 +365,9 @@ class Upgrade implements FdHandler, FaultOwner {
     let left = paused.length;
     if (left === 0) return this.#restored();
     for (const { minor, parts } of paused) {
-      parts.vbd.resume(null, (error) => {
+      parts.vbd.runOn((error) => {
         if (error !== null) {
-          this.#host.log.error(`Minor ${minor} stays paused: ${error.message}`);
+          this.#host.log.error(`Minor ${minor} waits until its image opens: ${error.message}`);
         }
         if (--left === 0) this.#restored();
       });
