@@ -9,6 +9,8 @@ import { type Calls, openLibrary } from "./libc.ts";
 import { libcrypto, LIBCRYPTO_CHOICES } from "./libcrypto.ts";
 
 const SYMBOLS = {
+  // unsigned long OpenSSL_version_num(void); 0xMNN00PP0
+  OpenSSL_version_num: { parameters: [], result: "u64" },
   // const SSL_METHOD *TLS_method(void)
   TLS_method: { parameters: [], result: "pointer" },
   // SSL_CTX *SSL_CTX_new(const SSL_METHOD *method)
@@ -144,6 +146,17 @@ function openLibssl(): Libssl | null {
     }
   }
   return null;
+}
+
+const OPENSSL_3_2 = 0x30200000;
+
+/**
+ * Whether connections last when the kernel has the keys that a version of OpenSSL gives it. From 3.2 on
+ * it has the key to receive with of TLS 1.3, too. GnuTLS, which QEMU, libnbd and nbdkit use, changes that
+ * key after 2^24 records, which a kernel cannot follow.
+ */
+export function kernelCanFollow(version: number): boolean {
+  return version < OPENSSL_3_2;
 }
 
 const ERROR_TEXT_BYTES = 256;

@@ -7,7 +7,7 @@
 import { Errno, SystemError } from "./errno.ts";
 import { closeFile, O_RDONLY, openFile } from "./files.ts";
 import { cString, memoryAt, pointerAddress } from "./libc.ts";
-import { type Libssl, libssl, takeSslErrors } from "./libssl.ts";
+import { kernelCanFollow, type Libssl, libssl, takeSslErrors } from "./libssl.ts";
 import { hideMemory } from "./process.ts";
 import type { Secret } from "./secret.ts";
 
@@ -100,7 +100,8 @@ export class TlsContext {
   ) {
     this.library = libssl();
     this.role = role;
-    this.mayUseKernel = mayUseKernel;
+    this.mayUseKernel = mayUseKernel &&
+      kernelCanFollow(Number(this.library.OpenSSL_version_num()));
     hideMemory();
     this.pointer = this.library.SSL_CTX_new(this.library.TLS_method());
     if (this.pointer === null) {

@@ -17,6 +17,7 @@ import {
 } from "../../ffi/sockets.ts";
 import { TlsContext } from "../../ffi/tls_context.ts";
 import { TlsStream } from "../../ffi/tls_stream.ts";
+import { kernelCanFollow } from "../../ffi/libssl.ts";
 import { findPreSharedKey } from "../../src/tls/psk_file.ts";
 import { Random } from "../../src/testing/random.ts";
 import { folder, hasTls } from "../support/port_rig.ts";
@@ -192,5 +193,22 @@ Deno.test({
   fn() {
     const first = Number(Deno.env.get("BLKTAP_TEST_SEED") ?? Math.floor(Math.random() * 1e6));
     for (let seed = first; seed < first + CASES; seed++) runCase(seed);
+  },
+});
+
+Deno.test({
+  name: "no version of OpenSSL gives the kernel a key that a peer may change",
+  ignore: !hasTls,
+  // libssl stays open.
+  sanitizeResources: false,
+  fn(): void {
+    const versions = [0x3000_0130, 0x3010_0080, 0x3020_0000, 0x3050_0010];
+    assert.deepEqual(versions.map(kernelCanFollow), [true, true, false, false]);
+    const keys = { find: () => null };
+    const context = new TlsContext("server", keys);
+    const version = Number(context.library.OpenSSL_version_num());
+    assert.ok(version >= 0x1010_0000 && version < 0x1_0000_0000, version.toString(16));
+    assert.equal(context.mayUseKernel, version < 0x3020_0000);
+    context.close();
   },
 });
