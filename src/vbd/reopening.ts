@@ -26,6 +26,8 @@ export interface ReopeningDevice {
   pauseNow(done: Done, timeoutMs: number): void;
   /** Opens its images again, which must be in the same files (ESTALE). */
   resumeNow(done: Done): void;
+  /** How long its requests are tried again. */
+  limits(): RetryLimits;
 }
 
 /** Errors of open files that their server does not know any more. NFS version 4 says EBADF, too. */
@@ -93,12 +95,22 @@ export class Reopening {
     this.#endMs = this.#scheduler.nowMs() + Math.min(attempts * AGAIN_MS, timeoutMs);
   }
 
-  /** The device was to run on after a pause that failed, and its images could not be opened. */
-  goOn(error: SystemError, limits: RetryLimits): void {
+  /**
+   * The device runs on after a pause that its users did not ask for, or that failed. Calls back when its
+   * images are open, or with an error; then that is tried again.
+   */
+  runOn(done: Done): void {
+    this.#device.resumeNow((error) => {
+      if (error !== null) this.#goOn(error);
+      done(error);
+    });
+  }
+
+  #goOn(error: SystemError): void {
     this.#log(error.message);
     if (this.#isRunning || this.#device.vbd.phase !== "paused") return;
     this.#isRunning = true;
-    this.#limit(limits);
+    this.#limit(this.#device.limits());
     this.#openLater();
   }
 

@@ -82,7 +82,7 @@ export class Vbd implements FaultOwner {
   readonly #preparation = new Preparation();
   readonly #secondary: Secondary;
   readonly #firstParent = new FirstParent();
-  readonly #reopening: Reopening;
+  readonly reopening: Reopening;
   #phase: VbdPhase = "closed";
   #wasOpened = false;
   #resumeFailed = false;
@@ -118,13 +118,14 @@ export class Vbd implements FaultOwner {
       make: () => new Vbd({ ...context, meters: privateMeters }, minor),
       changed: () => this.whenSecondaryChanged?.(),
     });
-    this.#reopening = new Reopening(this.#context, {
+    this.reopening = new Reopening(this.#context, {
       vbd: this,
       findAgain: (found) =>
         this.#stack.findAgain(this.#options.secondary ? "there is a mirror" : null, found),
       lookUp: (found) => this.#stack.lookUp(found),
       pauseNow: (done, timeoutMs) => this.#pauseNow(done, timeoutMs),
       resumeNow: (done) => this.#resumeNow(null, done),
+      limits: () => retryLimits(this.#options.retry),
     });
   }
 
@@ -220,7 +221,7 @@ export class Vbd implements FaultOwner {
   #openImages(name: string, options: OpenOptions, parts: ReadyParts): void {
     const { readOnly = false, retry } = options;
     const leaf = this.#leafOf(name, options);
-    const [context, secondary, reopening] = [this.#context, this.#secondary, this.#reopening];
+    const [context, secondary, reopening] = [this.#context, this.#secondary, this.reopening];
     const device = { context, secondary, requests: this.requests, firstParent: this.#firstParent };
     let image: ImageDriver;
     this.retained.opening();
@@ -262,8 +263,8 @@ export class Vbd implements FaultOwner {
    * takes longer than `timeoutMs` (ETIMEDOUT), the device runs on.
    */
   pause(done: Done, timeoutMs = Infinity): void {
-    if (!this.#reopening.isRunning) return this.#pauseNow(done, timeoutMs);
-    if (!this.#reopening.delays(() => this.#pauseNow(done, timeoutMs), done)) done(busy(this));
+    if (!this.reopening.isRunning) return this.#pauseNow(done, timeoutMs);
+    if (!this.reopening.delays(() => this.#pauseNow(done, timeoutMs), done)) done(busy(this));
   }
 
   #pauseNow(done: Done, timeoutMs: number): void {
@@ -283,7 +284,7 @@ export class Vbd implements FaultOwner {
   /** Ends a pause that is under way (ECANCELED); nothing happens when there is none. */
   cancelPause(): void {
     const error = pauseCancelled(this);
-    this.#reopening.cancelPause(error);
+    this.reopening.cancelPause(error);
     this.#breakPause(error);
   }
 
@@ -307,10 +308,7 @@ export class Vbd implements FaultOwner {
     if (this.#closing !== null) return this.#drainAndClose();
     this.#phase = "paused";
     if (error === null && this.#pausing !== null) return this.#endPause(null);
-    this.#resumeNow(null, (resumeError) => {
-      if (resumeError !== null) this.#reopening.goOn(resumeError, retryLimits(this.#options.retry));
-      this.#endPause(error);
-    });
+    this.reopening.runOn(() => this.#endPause(error));
   }
 
   /**
@@ -320,16 +318,8 @@ export class Vbd implements FaultOwner {
    */
   resume(name: string | null, done: Done, changes: ResumeOptions = {}): void {
     // While its own pause opens the images, which must be the same, this is refused.
-    if (this.#phase === "paused" && !this.#isOpening) this.#reopening.end();
+    if (this.#phase === "paused" && !this.#isOpening) this.reopening.end();
     this.#resumeNow(name, done, changes);
-  }
-
-  /** As `resume`, of a pause that its users did not ask for: after an error it is tried again. */
-  runOn(done: Done): void {
-    this.resume(null, (error) => {
-      if (error !== null) this.#reopening.goOn(error, retryLimits(this.#options.retry));
-      done(error);
-    });
   }
 
   #resumeNow(name: string | null, done: Done, changes: ResumeOptions = {}): void {
@@ -407,7 +397,7 @@ export class Vbd implements FaultOwner {
   /** There is no image any more. */
   #closed(error: SystemError | null): void {
     this.#context.scheduler.cancelTimer(this.#patienceTimer);
-    this.#reopening.end();
+    this.reopening.end();
     this.name = "";
     this.#options.key?.wipe();
     this.#options = {};
@@ -442,7 +432,7 @@ export class Vbd implements FaultOwner {
   #fail(): void {
     const { log } = this.#context;
     this.requests.fail();
-    this.#reopening.end();
+    this.reopening.end();
     this.cancelOpening();
     if (this.name === "") {
       this.failed = false;

@@ -253,7 +253,7 @@ Deno.test("a disk that is to run on after a pause of others does so when the ser
   device.pause();
   files.openErrno = Errno.EIO;
   let ended: SystemError | null = null;
-  vbd.runOn((error) => ended = error);
+  vbd.reopening.runOn((error) => ended = error);
   simulation.runUntil(() => ended !== null, "The first try");
   assert.deepEqual([(ended as SystemError | null)?.errno, vbd.phase], [Errno.EIO, "paused"]);
   const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));

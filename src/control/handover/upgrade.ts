@@ -365,7 +365,7 @@ class Upgrade implements FdHandler, FaultOwner {
     let left = paused.length;
     if (left === 0) return this.#restored();
     for (const { minor, parts } of paused) {
-      parts.vbd.runOn((error) => {
+      parts.vbd.reopening.runOn((error) => {
         if (error !== null) {
           this.#host.log.error(`Minor ${minor} waits until its image opens: ${error.message}`);
         }
