@@ -4,12 +4,12 @@
  *
  * @module
  */
+import { clientRoomFault } from "./client_room.ts";
 import { createEventFd } from "./epoll.ts";
 import { Errno, SystemError } from "./errno.ts";
 import { closeFile } from "./files.ts";
 import { cString, pointerTo } from "./libc.ts";
 import { type Argument, librbd, type RemoteCall } from "./librbd.ts";
-import { descriptorsLeft } from "./process.ts";
 
 // rbd/features.h
 const RBD_FEATURE_EXCLUSIVE_LOCK = 4n;
@@ -42,11 +42,6 @@ const TIMEOUTS = ["client_mount_timeout"] as const;
 /** How long requests may take where they are waited for; without a limit otherwise. */
 const REQUEST_TIMEOUTS = ["rados_osd_op_timeout", "rados_mon_op_timeout"] as const;
 const OPTION_BYTES = 64;
-/**
- * What a client may need to connect. librados ends the whole process when it gets no descriptor for its
- * threads; a socket that it cannot have later, it tries again.
- */
-const CLIENT_DESCRIPTORS = 64;
 /** How many clients connect just now, and may still take theirs. */
 let clientsConnecting = 0;
 
@@ -180,13 +175,8 @@ function* resizing(place: RbdPlace, sizeBytes: number): Steps<void> {
 
 /** Makes a client, and reads its configuration. */
 function makeClient(place: RbdPlace, handles: Handles): void {
-  if (descriptorsLeft() < CLIENT_DESCRIPTORS * (clientsConnecting + 1)) {
-    throw failed(
-      place,
-      -Errno.EMFILE,
-      "a client of a cluster needs more descriptors; see LimitNOFILE=",
-    );
-  }
+  const fault = clientRoomFault(clientsConnecting + 1);
+  if (fault !== null) throw failed(place, -fault.errno, fault.why);
   const { rados } = librbd();
   const { cluster, user, conf } = place;
   const made = new BigUint64Array(1);
@@ -490,5 +480,8 @@ export function objectBits(encoded: Uint8Array): Uint8Array | null {
   const bits = 4 + headBytes;
   const lengthBytes = Math.ceil(elements / 4);
   if (headBytes < 14 || bits + lengthBytes > encoded.length) return null;
-  return encoded.subarray(bits, bits + lengthBytes);
+  const map = encoded.subarray(bits, bits + lengthBytes);
+  // What is beyond the last object exists, as far as is known.
+  if (elements % 4 !== 0) map[lengthBytes - 1] |= (1 << (8 - 2 * (elements % 4))) - 1;
+  return map;
 }
