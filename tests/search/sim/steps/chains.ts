@@ -70,8 +70,11 @@ async function merge(world: World, triple: Triple): Promise<boolean> {
   return merged;
 }
 
-/** Gives the leaf its new parent. After an error the disk is healed, and it is tried again. */
-async function relink(world: World, { leaf, base }: Triple): Promise<void> {
+/**
+ * Gives the leaf its new parent. After an error the disk is healed, and it is tried again: while the device
+ * is paused, as the first try may have left one locator of use.
+ */
+async function relink(world: World, device: Device, { leaf, base }: Triple): Promise<void> {
   const work = (): void =>
     void changeParent(leaf.path, {
       storage: world.disk,
@@ -81,7 +84,11 @@ async function relink(world: World, { leaf, base }: Triple): Promise<void> {
   const operation = { what: "relink", mayBe: [] };
   if (!await attempt(world, operation, work)) {
     world.heal();
+    const waits = isOpen(device);
+    while (waits && !await pause(world, device)) world.heal();
     await attempt(world, operation, work);
+    leaf.parent = base;
+    while (waits && !await resume(world, device)) world.heal();
   }
   leaf.parent = base;
 }
@@ -96,7 +103,7 @@ async function shorten(world: World, device: Device, random: Random): Promise<vo
   const mayTear = format === "made" || format.endsWith("on a device");
   const waits = mayTear && isOpen(device);
   while (waits && !await pause(world, device)) world.heal();
-  await relink(world, triple);
+  await relink(world, device, triple);
   while (waits && !await resume(world, device)) world.heal();
   if (!waits && isOpen(device)) {
     // Until then the device uses the old layer.
