@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { NbdImage } from "../../src/driver/nbd/nbd_image.ts";
+import { Link } from "../../src/driver/nbd/link.ts";
 import { VhdDisk } from "../../src/driver/vhd/vhd_disk.ts";
 import { VhdWriter } from "../../src/driver/vhd/vhd_writer.ts";
 import { Device } from "../../src/control/daemon/device.ts";
@@ -89,7 +89,8 @@ function patch(): void {
   before(VhdDisk.prototype, "close", "closing of an image", isVhdVictim);
   before(Requests.prototype, "pieceDone", "disk completion", ofVictim);
   before(VhdWriter.prototype, "runDeferred", "end of turn of a driver", ofVictim);
-  before(NbdImage.prototype, "ready", "remote", ofVictim);
+  // One disk has a connection to a server.
+  before(Link.prototype, "ready", "remote");
   before(NbdConnection.prototype, "ready", "client's handler");
   before(NbdConnection.prototype, "requestDone", "client's answer");
   before(NbdConnection.prototype, "runDeferred", "client's end of turn");
