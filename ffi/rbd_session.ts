@@ -268,6 +268,8 @@ function* asking(place: RbdPlace, { image }: Handles): Steps<ImageFacts> {
   must(yield { call: "rbd_get_stripe_count", args: [image, number] });
   const isStriped = number[0] > 1n;
   const overlap = yield { call: "rbd_get_overlap", args: [image, number] };
+  // With any other error, what a clone shows of its parent would be taken for holes.
+  if (overlap !== -Errno.ENOENT) must(overlap);
   const overlapBytes = overlap < 0 ? 0 : Number(number[0]);
   const hasMap = (features & RBD_FEATURE_OBJECT_MAP) !== 0n && !isStriped;
   return {
