@@ -263,6 +263,33 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.equal(smaller.code, Errno.EINVAL);
   },
 
+  async "a write beyond the end of an image that was cut fails, also when it begins before"(
+    cluster,
+    tapdisks,
+  ) {
+    await cluster.rbd("create", "--size", "8M", "rbd/cut");
+    const disk = await tapdisks.serve(cluster.image("cut"));
+    await cluster.rbd("resize", "--no-progress", "--allow-shrink", "--size", "4M", "rbd/cut");
+    const { client } = await NbdClient.open(disk.socket);
+    const across = { command: Cmd.Write, offset: 4 * MIB - 4096, payload: noise(8192, 1) };
+    let { error } = await client.ask(across);
+    for (let tries = 0; tries < 100 && error === 0; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      ({ error } = await client.ask(across));
+    }
+    assert.equal(error, Errno.EINVAL);
+    await client.write(4 * MIB - 8192, noise(8192, 2));
+    assert.deepEqual(await client.read(4 * MIB - 8192, 8192), noise(8192, 2));
+    await cluster.rbd("resize", "--no-progress", "--size", "8M", "rbd/cut");
+    error = Errno.EINVAL;
+    for (let tries = 0; tries < 100 && error !== 0; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      ({ error } = await client.ask(across));
+    }
+    assert.equal(error, 0, "it has its size again");
+    await client.disconnect();
+  },
+
   async "td-util makes an image, resizes it, and copies to it and from it"(
     cluster,
     _tapdisks,

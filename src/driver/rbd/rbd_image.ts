@@ -50,6 +50,11 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   readonly #extents: ExtentQuestions;
   #sectors: number;
   #sizeTimer = 0;
+  /**
+   * Where an image ends that was cut. librbd cuts a request that goes beyond, too, and ends it without an
+   * error.
+   */
+  #cutAt = Infinity;
   /** The smaller size that was logged. */
   #toldSectors = -1;
   #isOpen = true;
@@ -152,6 +157,10 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     count: number,
     memorySector: number,
   ): boolean {
+    if (sector + count > this.#cutAt && command !== RbdCommand.Flush) {
+      this.#end(command, slot, count, Errno.EINVAL);
+      return true;
+    }
     const operation = this.#operations.take(command, slot, count);
     if (operation < 0) return false;
     const result = this.#io.start(operation, command, sector, count, memorySector);
@@ -261,6 +270,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
 
   #noteSize(): void {
     const sectors = Math.floor(this.#session.sizeBytes / SECTOR_BYTES);
+    this.#cutAt = sectors < this.#sectors ? sectors : Infinity;
     if (sectors === this.#sectors) return;
     const { log, grow } = this.#context;
     if (sectors > this.#sectors) {
