@@ -81,8 +81,10 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   #greetingTimer = 0;
   /** Connections with replies to send. */
   readonly #due: Deferral;
-  /** Connections that have done the work of one turn, and have more. */
-  readonly #dueNextTurn: ServedConnection[] = [];
+  /** Clients that have done the work of one turn, and have more; and those of this turn. The lists keep their memory. */
+  #dueNextTurn: (ServedConnection | null)[] = [];
+  #started: (ServedConnection | null)[] = [];
+  #dueCount = 0;
   #nextTurnTimer = 0;
   /** Seats by the offset of their memory. They are kept for the next client. */
   readonly #seats = new Map<number, ClientSeat>();
@@ -246,7 +248,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   }
 
   makeDueNextTurn(connection: ServedConnection): void {
-    this.#dueNextTurn.push(connection);
+    this.#dueNextTurn[this.#dueCount++] = connection;
     if (this.#nextTurnTimer !== 0) return;
     this.#nextTurnTimer = this.scheduler.addTimer(0, this.#startNextTurn);
   }
@@ -254,7 +256,16 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   /** One function for all turns: beside other clients there are many. */
   readonly #startNextTurn = (): void => {
     this.#nextTurnTimer = 0;
-    for (const due of this.#dueNextTurn.splice(0)) due.nextTurn();
+    const due = this.#dueNextTurn;
+    const count = this.#dueCount;
+    this.#dueNextTurn = this.#started;
+    this.#started = due;
+    this.#dueCount = 0;
+    for (let i = 0; i < count; i++) {
+      const connection = due[i];
+      due[i] = null;
+      connection?.nextTurn();
+    }
   };
 
   negotiated(connection: ServedConnection): void {
