@@ -376,7 +376,7 @@ export class RbdSession {
   sizeBytes: number;
   readonly objectBytes: number;
   readonly overlapBytes: number;
-  /** Whether this client has the image's lock, and nobody else writes to it. */
+  /** Whether this client has the image's lock, so that no other one writes to it. */
   readonly isLocked: boolean;
   readonly hasObjectMap: boolean;
   /** The image, for calls of each request. */

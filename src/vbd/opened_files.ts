@@ -18,7 +18,7 @@ export class OpenedFiles implements DiskFiles {
     readonly isDirect: boolean;
   }[] = [];
 
-  /** @param before Each file must be one of these, by the same name (ESTALE); null: any may be opened. */
+  /** @param before Each file must be one of these, by the same name (ESTALE). With null, the names decide. */
   constructor(files: DiskFiles, before: OpenedFiles | null = null) {
     this.#files = files;
     this.#before = before;

@@ -33,7 +33,7 @@ export interface RoomHost {
   readonly idleMs: number;
   /** How many minors are attached. */
   attached(): number;
-  /** Called when the process has had no disk for `idleMs`, and nobody has a place in it. */
+  /** Called when the process has had no disk for `idleMs`, and keeps no place. */
   idle(): void;
   /** By default what this process has. */
   readonly left?: () => Resources;
@@ -80,7 +80,7 @@ export class Room {
     const { scheduler, log } = this.#host;
     const timer = scheduler.addTimer(KEPT_MS, () => {
       this.#kept.splice(this.#kept.indexOf(timer), 1);
-      log.warn(`Nobody attached a minor within ${KEPT_MS / 1000} s after 'tap-ctl spawn'`);
+      log.warn(`No minor was attached within ${KEPT_MS / 1000} s after 'tap-ctl spawn'`);
       this.left();
     });
     this.#kept.push(timer);
@@ -99,7 +99,7 @@ export class Room {
     this.#idleTimer = 0;
   }
 
-  /** A minor was detached, or nobody came for a place. */
+  /** A minor was detached, or a place was given up. */
   left(): void {
     const { scheduler, idleMs, attached, idle } = this.#host;
     this.#stayed();

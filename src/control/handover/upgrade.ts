@@ -27,7 +27,7 @@ const SEND_MS = 1_000;
 const COMMANDS_MS = 10_000;
 /** How long clients may take to send the rest of a request, and to receive their answers. */
 const CLIENTS_MS = 1_000;
-/** How long clients of a TCP port, whom nobody knows yet, may take to end their handshake. */
+/** How long clients of a TCP port may take to end their handshake. */
 const GREETINGS_MS = 500;
 const CLIENTS_POLL_MS = 1;
 /** How long the requests of a disk may take to end. */

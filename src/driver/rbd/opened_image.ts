@@ -24,7 +24,7 @@ export class OpenedImage implements Prepared {
   }
 }
 
-/** Closes an image to which nothing was written. Nobody waits for that. */
+/** Closes an image to which nothing was written, without waiting for the end. */
 export function letGo(session: RbdSession): void {
   session.close({ flush: false }).catch(() => {});
 }

@@ -58,7 +58,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   /** The smaller size that was logged. */
   #toldSectors = -1;
   #isOpen = true;
-  /** The end of a request was a fault: nobody is told of ends any more. */
+  /** The end of a request was a fault: further ends are not told. */
   #isFaulty = false;
 
   constructor(
