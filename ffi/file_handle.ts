@@ -69,7 +69,7 @@ export interface LastKnown {
 
 /**
  * What the kernel knows of an open file. It asks no server: once a server has answered with ESTALE, the
- * kernel refuses fstat(2) until nobody has the file open, even when the server knows the file again.
+ * kernel refuses fstat(2) until no descriptor of the file is open, even when the server knows the file again.
  */
 export function lastKnown(fd: number): LastKnown {
   const status = new Uint8Array(STATX_BYTES);

@@ -21,7 +21,7 @@ function whyBound({ type, path }: ImageSpec): string | null {
   return null;
 }
 
-/** Whether this process listens at a socket. It accepts nobody while it hands over. */
+/** Whether this process listens at a socket. It accepts no connection while it hands over. */
 function isServedHere(path: string): boolean {
   try {
     const file = pathStatus(path);
