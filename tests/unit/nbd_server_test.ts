@@ -354,12 +354,12 @@ Deno.test("extents tell clients data from holes", () => {
   rig.close();
 });
 
-Deno.test("a client that does not end its handshake is hung up on after ten seconds", () => {
+Deno.test("a client that does not end its handshake is hung up on after half a minute", () => {
   const rig = new Rig();
   const slow = rig.connect("newstyle");
   assert.equal(rig.exchange(slow, packed([4, 3])).byteLength, 18);
   assert.ok(rig.loop.turn());
-  assert.equal(rig.loop.nowMs(), 10_000);
+  assert.equal(rig.loop.nowMs(), 30_000);
   rig.run();
   assert.equal(slow.receive(), null);
   assert.match(rig.log.join(), /did not finish the handshake/);

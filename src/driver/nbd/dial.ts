@@ -19,8 +19,17 @@ import type { ExportName, TcpServer } from "./export_name.ts";
 import { handedOver } from "./handed_over.ts";
 import { ClientHandshake, type RemoteExport } from "./handshake.ts";
 
-/** How long a server may take from the first packet to the end of the handshake. */
-const DIAL_TIMEOUT_MS = 5000;
+/** How long a connection may take; another address is tried then. */
+const CONNECT_MS = 5000;
+/**
+ * How long a server may be silent after that. The handshake of TLS takes seconds of a processor that
+ * many programs share, so a server that goes on is waited for.
+ */
+const SILENCE_MS = 15_000;
+/** How long all of it may take. */
+const DIAL_MS = 60_000;
+/** How long after its limit an attempt is looked at again that the socket has something for. */
+const LATE_MS = 1000;
 const RECEIVE_BYTES = 4096;
 /** Addresses of a host that are tried. */
 const MOST_ADDRESSES = 8;
@@ -73,23 +82,59 @@ class Attempt {
   readonly #handshake: ClientHandshake;
   readonly #buffer = new Uint8Array(RECEIVE_BYTES);
   #connecting: boolean;
+  readonly #nowMs: () => number;
+  readonly #startMs: number;
   #tls: TlsStream | null = null;
   /** What TLS takes from the destination; kept until its handshake has ended. */
-  #context: TlsContext | null = null;
+  #context: TlsContext | null;
 
   /** Throws `SystemError`. */
-  constructor(destination: Destination) {
+  constructor(destination: Destination, nowMs: () => number) {
     this.#destination = destination;
+    this.#nowMs = nowMs;
     const { exportName, title, tls } = destination;
     this.#handshake = new ClientHandshake(exportName, title, tls !== undefined);
     this.#connecting = typeof destination.route !== "string";
-    this.fd = socketTo(destination);
+    // Before a server waits for it: to load a library and to read files takes a while.
+    this.#context = tls === undefined ? null : clientContext(tls);
+    try {
+      this.fd = socketTo(destination);
+    } catch (error) {
+      this.#closeContext();
+      throw error;
+    }
+    this.#startMs = nowMs();
   }
 
   /** What the next step waits for: EPOLL* bits, which are those of poll(2). */
   get events(): number {
-    if (this.#context !== null) return this.#tls?.wantsToSend ? EPOLLOUT : EPOLLIN;
-    return this.#connecting || this.#handshake.toSend.length > 0 ? EPOLLOUT : EPOLLIN;
+    if (this.#handshake.isSecuring) return this.#tls?.wantsToSend ? EPOLLOUT : EPOLLIN;
+    const sends = this.#handshake.toSend.length > 0 || this.#tls?.hasUnsent === true;
+    return this.#connecting || sends ? EPOLLOUT : EPOLLIN;
+  }
+
+  /** How long the next step may have to wait. Each step shows that the server goes on. */
+  get patienceMs(): number {
+    return this.#connecting ? CONNECT_MS : SILENCE_MS;
+  }
+
+  /** Why it is given up after `patienceMs`, or after `DIAL_MS` in all. */
+  get tooSlow(): SystemError {
+    const { title } = this.#destination;
+    const why = this.isOver
+      ? `the handshake has not ended in ${DIAL_MS / 1000} s`
+      : `no answer in ${this.patienceMs / 1000} s`;
+    return new SystemError(Errno.ETIMEDOUT, `Cannot open ${title} (${why})`);
+  }
+
+  /** Whether it has had all its time. */
+  get isOver(): boolean {
+    return this.leftMs <= 0;
+  }
+
+  /** The time that is left for it. */
+  get leftMs(): number {
+    return this.#startMs + DIAL_MS - this.#nowMs();
   }
 
   /** Goes as far as it can without waiting; null while it is not through. Throws `SystemError`. */
@@ -114,9 +159,8 @@ class Attempt {
   /** Goes on with the handshake of TLS; false while it waits. Throws `SystemError`. */
   #secure(): boolean {
     const { tls: settings, host, title } = this.#destination;
-    if (settings === undefined) return true;
+    if (settings === undefined || this.#context === null) return true;
     if (this.#tls === null) {
-      this.#context = clientContext(settings);
       const name = settings.hostname ?? host;
       const peer = settings.verifyPeer && name !== undefined ? { host: name } : undefined;
       this.#tls = new TlsStream(this.fd, this.#context, peer);
@@ -181,13 +225,6 @@ class Attempt {
   }
 }
 
-function timedOut(title: string): SystemError {
-  return new SystemError(
-    Errno.ETIMEDOUT,
-    `Cannot open ${title} (no answer in ${DIAL_TIMEOUT_MS / 1000} s)`,
-  );
-}
-
 /** A route, and the host that it leads to. */
 interface HostRoute {
   readonly route: Route;
@@ -222,7 +259,7 @@ function routesTo({ server }: ExportName): HostRoute[] {
 
 /**
  * Connects to the export of this name while the loop goes on. The addresses of the server's host are
- * tried in turn, each for at most five seconds.
+ * tried in turn: each has five seconds to connect, then a minute in which it is not silent for long.
  *
  * @returns Gives it up; `done` is not called then.
  */
@@ -291,8 +328,8 @@ export function toError(error: unknown): Error {
 }
 
 /**
- * Connects to the export of this name and waits for the connection, at most five seconds for each
- * address of the server's host. Only for programs that serve nothing else at that time.
+ * Connects to the export of this name and waits for the connection, for each address of the
+ * server's host as long as `dial` does. Only for programs that serve nothing else at that time.
  *
  * @throws {SystemError}
  */
@@ -311,13 +348,13 @@ export function dialAndWait(name: ExportName, title: string): Connected {
 }
 
 function waitFor(destination: Destination): Connected {
-  const attempt = new Attempt(destination);
-  const untilMs = performance.now() + DIAL_TIMEOUT_MS;
+  const attempt = new Attempt(destination, () => performance.now());
   try {
     for (;;) {
-      const leftMs = Math.ceil(untilMs - performance.now());
-      if (leftMs <= 0) throw timedOut(destination.title);
-      if (!waitForDescriptor(attempt.fd, attempt.events, leftMs)) continue;
+      // What the steps take here is no silence of the server.
+      const waitMs = Math.max(0, Math.min(attempt.patienceMs, attempt.leftMs));
+      const isReady = waitForDescriptor(attempt.fd, attempt.events, waitMs);
+      if (!isReady || attempt.isOver) throw attempt.tooSlow;
       const connected = attempt.step();
       if (connected !== null) return connected;
     }
@@ -332,7 +369,7 @@ export class Dial implements FdHandler {
   readonly #scheduler: Scheduler;
   readonly #attempt: Attempt;
   readonly #done: (result: Connected | Error) => void;
-  readonly #timer: number;
+  #timer: number;
   #events: number;
 
   /**
@@ -346,7 +383,7 @@ export class Dial implements FdHandler {
   ) {
     this.#scheduler = scheduler;
     this.#done = done;
-    this.#attempt = new Attempt(destination);
+    this.#attempt = new Attempt(destination, () => scheduler.nowMs());
     this.#events = this.#attempt.events;
     try {
       scheduler.watch(this.#attempt.fd, this.#events, this);
@@ -354,10 +391,24 @@ export class Dial implements FdHandler {
       this.#attempt.close();
       throw error;
     }
-    this.#timer = scheduler.addTimer(DIAL_TIMEOUT_MS, () => {
-      this.cancel();
-      done(timedOut(destination.title));
-    });
+    this.#timer = this.#wait(this.#attempt.patienceMs);
+  }
+
+  #wait(patienceMs: number): number {
+    const delayMs = Math.max(0, Math.min(patienceMs, this.#attempt.leftMs));
+    return this.#scheduler.addTimer(delayMs, () => this.#late());
+  }
+
+  #late(): void {
+    const attempt = this.#attempt;
+    // When the loop itself was late, what has come meanwhile was not looked at.
+    if (!attempt.isOver && waitForDescriptor(attempt.fd, attempt.events, 0)) {
+      this.#timer = this.#wait(LATE_MS);
+      return;
+    }
+    const why = attempt.tooSlow;
+    this.cancel();
+    this.#done(why);
   }
 
   ready(_events: number): void {
@@ -372,6 +423,8 @@ export class Dial implements FdHandler {
       this.#leaveLoop();
       return this.#done(connected);
     }
+    this.#scheduler.cancelTimer(this.#timer);
+    this.#timer = this.#wait(this.#attempt.patienceMs);
     const { events } = this.#attempt;
     if (events === this.#events) return;
     this.#events = events;

@@ -57,8 +57,8 @@ function isGreeted({ style, handedOver, entered, resumed }: ClientKind): boolean
   return style === "newstyle" && !handedOver && !isOver;
 }
 
-/** Time limit of a handshake. */
-export const HANDSHAKE_MS = 10_000;
+/** Time limit of a handshake. That of TLS takes seconds where many programs share a processor. */
+export const HANDSHAKE_MS = 30_000;
 
 /** Closes the socket of a client, and its TLS. */
 function closeClient(fd: number, { entered, resumed }: ClientKind): void {
