@@ -50,9 +50,9 @@ export function openLibc<const Symbols extends Deno.ForeignLibraryInterface>(
 }
 
 /**
- * Opens each function of libc when it is called first. To open one takes a quarter of a millisecond, which
- * a short-lived program spends on those that it calls only. Not for calls of the data path: the runtime
- * compiles a direct call of those that {@linkcode openLibc} opens.
+ * Finds each function of libc when it is called first, and has no direct call compiled for it: that takes the
+ * runtime a fifth of a millisecond, ten times as much as the rest, and a short-lived program calls most
+ * functions once. Not for calls of the data path: those that {@linkcode openLibc} opens are faster.
  */
 export function openLibcLater<const Symbols extends Deno.ForeignLibraryInterface>(
   symbols: Symbols,
@@ -62,17 +62,63 @@ export function openLibcLater<const Symbols extends Deno.ForeignLibraryInterface
   const later = Object.entries(symbols).map(([name, symbol]) => {
     let call: ((...args: never[]) => unknown) | undefined;
     return [name, (...args: never[]): unknown => {
-      call ??= openAny({ [name]: symbol })[name];
+      call ??= findCall(name, symbol);
       return call(...args);
     }];
   });
   return Object.fromEntries(later);
 }
 
-function openAny(
-  symbols: Deno.ForeignLibraryInterface,
-): Record<string, (...args: never[]) => unknown> {
-  return openLibc(symbols) as ReturnType<typeof openAny>;
+type AnyCall = (...args: never[]) => unknown;
+
+/** Results whose type in JavaScript is not the same when a function is called by its address. */
+const WIDE_RESULTS = new Set<unknown>(["i64", "u64", "isize", "usize"]);
+
+function findCall(name: string, symbol: Deno.ForeignLibraryInterface[string]): AnyCall {
+  if ("parameters" in symbol && symbol.nonblocking !== true && !WIDE_RESULTS.has(symbol.result)) {
+    const { parameters, result } = symbol;
+    const address = addressInLibc(symbol.name ?? name);
+    if (address !== null) {
+      const found = new Deno.UnsafeFnPointer(address as Deno.PointerObject<Deno.ForeignFunction>, {
+        parameters,
+        result,
+      });
+      const raw = { [name]: found.call.bind(found) as AnyCall };
+      return checkedCalls({ [name]: symbol }, raw)[name];
+    }
+  }
+  return (openLibc({ [name]: symbol }) as Record<string, AnyCall>)[name];
+}
+
+/** Flags of dlopen (dlfcn.h): libc is loaded already. */
+const RTLD_LAZY = 1;
+const RTLD_NOLOAD = 4;
+
+let libcSymbol: ((name: string) => Deno.PointerValue) | undefined;
+
+/** The address of a function of libc; null where it cannot be found this way. */
+function addressInLibc(name: string): Deno.PointerValue {
+  libcSymbol ??= openSymbols();
+  return libcSymbol(name);
+}
+
+function openSymbols(): (name: string) => Deno.PointerValue {
+  try {
+    const { dlsym } = Deno.dlopen("libc.so.6", {
+      // void *dlsym(void *handle, const char *symbol)
+      dlsym: { parameters: ["pointer", "buffer"], result: "pointer" },
+    }).symbols;
+    // void *dlopen(const char *filename, int flags)
+    const declaration = { parameters: ["buffer", "i32"], result: "pointer" } as const;
+    const open = dlsym(null, cString("dlopen")) as Deno.PointerObject<typeof declaration> | null;
+    if (open === null) return () => null;
+    const handle = new Deno.UnsafeFnPointer(open, declaration)
+      .call(cString("libc.so.6"), RTLD_LAZY | RTLD_NOLOAD);
+    return handle === null ? () => null : (name) => dlsym(handle, cString(name));
+  } catch {
+    // Before glibc 2.34, dlsym was in another library.
+    return () => null;
+  }
 }
 
 /** The address of a pointer, as a number; 0 for null. Addresses fit in 53 bits. */
