@@ -90,6 +90,22 @@ const RBD_REMOTE = {
   // int rbd_resize2(rbd_image_t image, uint64_t size, bool allow_shrink, librbd_progress_fn_t cb,
   //   void *cbdata); bool is the lowest byte
   rbd_resize2: { parameters: ["usize", "u64", "i32", "pointer", "pointer"], result: "i32" },
+  // int rbd_snap_remove(rbd_image_t image, const char *snapname)
+  rbd_snap_remove: { parameters: ["usize", "buffer"], result: "i32" },
+  // int rbd_snap_protect(rbd_image_t image, const char *snap_name)
+  rbd_snap_protect: { parameters: ["usize", "buffer"], result: "i32" },
+  // int rbd_snap_unprotect(rbd_image_t image, const char *snap_name)
+  rbd_snap_unprotect: { parameters: ["usize", "buffer"], result: "i32" },
+  // int rbd_clone3(rados_ioctx_t p_ioctx, const char *p_name, const char *p_snapname,
+  //   rados_ioctx_t c_ioctx, const char *c_name, rbd_image_options_t c_opts)
+  rbd_clone3: {
+    parameters: ["usize", "buffer", "buffer", "usize", "buffer", "usize"],
+    result: "i32",
+  },
+  // int rbd_remove(rados_ioctx_t io, const char *name)
+  rbd_remove: { parameters: ["usize", "buffer"], result: "i32" },
+  // int rbd_rename(rados_ioctx_t src_io_ctx, const char *srcname, const char *destname)
+  rbd_rename: { parameters: ["usize", "buffer", "buffer"], result: "i32" },
   // int rbd_lock_acquire(rbd_image_t image, rbd_lock_mode_t lock_mode)
   rbd_lock_acquire: { parameters: ["usize", "i32"], result: "i32" },
 } as const;
@@ -105,6 +121,10 @@ const RBD_LOCAL = {
   rbd_image_options_create: { parameters: ["buffer"], result: "void" },
   // void rbd_image_options_destroy(rbd_image_options_t opts)
   rbd_image_options_destroy: { parameters: ["usize"], result: "void" },
+  // int rbd_image_options_set_uint64(rbd_image_options_t opts, int optname, uint64_t optval)
+  rbd_image_options_set_uint64: { parameters: ["usize", "i32", "u64"], result: "i32" },
+  // int rbd_image_options_set_string(rbd_image_options_t opts, int optname, const char *optval)
+  rbd_image_options_set_string: { parameters: ["usize", "i32", "buffer"], result: "i32" },
   // void rbd_watchers_list_cleanup(rbd_image_watcher_t *watchers, size_t num_watchers)
   rbd_watchers_list_cleanup: { parameters: ["buffer", "usize"], result: "void" },
   // int rbd_set_image_notification(rbd_image_t image, int fd, int type)

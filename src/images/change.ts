@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { resizeRbd } from "../../ffi/rbd_session.ts";
+import { SECTOR_BYTES } from "../../ffi/memory.ts";
+import { resizeRbd, sizeOfRbd } from "../../ffi/rbd_images.ts";
 import { coalesce } from "../bulk/coalesce.ts";
 import { osStorage } from "../files/storage.ts";
 import type { ImageSpec } from "../driver/driver.ts";
@@ -8,7 +9,7 @@ import { parseRbdName } from "../driver/rbd/rbd_name.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { copyInto, zeroStretches } from "./convert.ts";
 import type { SnapshotImageOptions } from "./kind.ts";
-import { knownImage } from "./names.ts";
+import { type KnownImage, knownImage } from "./names.ts";
 import { OpenImage } from "./open_image.ts";
 import { type Stretch, walkImage } from "./walk.ts";
 import type { WorkOptions } from "./work.ts";
@@ -29,7 +30,8 @@ function unsupported(what: string, why: string): SystemError {
 /**
  * Makes an image that holds the later writes of another, its parent.
  *
- * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for types that do not go together.
+ * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for types that do not go together; EINVAL
+ * for an image on Ceph that is no snapshot.
  */
 export function snapshotImage(
   parent: string,
@@ -37,10 +39,12 @@ export function snapshotImage(
   options: SnapshotImageOptions = {},
 ): void {
   const above = knownImage(child, "make");
-  const below = knownImage(parent, "make a snapshot of");
+  const isOnCeph = firstLayer(parent).type === "rbd";
+  const below = isOnCeph ? null : knownImage(parent, "make a snapshot of");
   if (osStorage.exists(above.path) && osStorage.status(above.path).kind !== "block") {
     throw new SystemError(Errno.EEXIST, `Cannot create ${above.path}: choose another name`);
   }
+  if (below === null) return snapshotOfCeph(parent, above);
   const make = above.kind.snapshot;
   if (make === undefined || make.parents.includes(below.kind.type) !== true) {
     const can = make?.parents.join(" or ") ?? "no type";
@@ -48,6 +52,26 @@ export function snapshotImage(
   }
   const image = { type: below.kind.type, path: below.path, name: parent };
   make.run(osStorage, above.path, image, options);
+}
+
+/** Makes an image in a file on a snapshot of an image on Ceph. */
+function snapshotOfCeph(parent: string, { kind, path }: KnownImage): void {
+  const make = kind.snapshot?.onCeph;
+  if (make === undefined) throw unsupported(`make ${path} on ${parent}`, "its type cannot name it");
+  const { path: rest } = firstLayer(parent);
+  const place = parseRbdName(rest, { readOnly: true });
+  if (place.snapshot === null) {
+    const what = `Cannot make ${path} on ${parent} (others may write to that)`;
+    const hint = "make a snapshot of it by 'rbd snap create', and name that";
+    throw new SystemError(Errno.EINVAL, what, { hint });
+  }
+  const bytes = sizeOfRbd(place);
+  if (bytes === null) {
+    throw new SystemError(Errno.ENOENT, `Cannot open ${parent} (the image or its snapshot)`);
+  }
+  const sizeBytes = Math.floor(bytes / SECTOR_BYTES) * SECTOR_BYTES;
+  const user = /,id=/.test(rest) ? place.user : null;
+  make(osStorage, path, { name: rest.replace(/,.*/s, ""), user, sizeBytes });
 }
 
 /**

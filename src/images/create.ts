@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { createRbd } from "../../ffi/rbd_session.ts";
+import { createRbd } from "../../ffi/rbd_images.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { parseRbdName } from "../driver/rbd/rbd_name.ts";
 import { osStorage } from "../files/storage.ts";

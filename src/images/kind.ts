@@ -76,6 +76,8 @@ export interface ImageKind {
     /** The types of drivers that can serve what is below. */
     readonly parents: readonly string[];
     run(storage: Storage, path: string, parent: ParentImage, options: SnapshotImageOptions): void;
+    /** The same on an image on Ceph, where the type can name one. */
+    onCeph?(storage: Storage, path: string, parent: ParentOnCeph): void;
   };
   /** Gives the disk another size. */
   resize?(storage: Storage, path: string, options: ResizeOptions): void;
@@ -109,6 +111,16 @@ export interface ParentImage {
   readonly path: string;
   /** As it was named. */
   readonly name: string;
+}
+
+/** An image on Ceph that is to be below another. */
+export interface ParentOnCeph {
+  /** `POOL[/NAMESPACE]/IMAGE@SNAPSHOT`. */
+  readonly name: string;
+  /** The user whose key is used; null for the one that is used where none is named. */
+  readonly user: string | null;
+  /** Size of its disk. */
+  readonly sizeBytes: number;
 }
 
 /** Options of a resize. */

@@ -5,6 +5,7 @@ import { compactQcow2 } from "../qcow2/compact.ts";
 import { createQcow2 } from "../qcow2/create.ts";
 import { ExtensionType } from "../qcow2/format/extensions.ts";
 import { openQcow2 } from "../qcow2/image/image.ts";
+import { backingNameOnCeph } from "../qcow2/image/named_files.ts";
 import { refuseSnapshots, setBackingFile } from "../qcow2/rebase.ts";
 import { repairQcow2 } from "../qcow2/repair.ts";
 import { resizeQcow2 } from "../qcow2/resize.ts";
@@ -49,6 +50,10 @@ export const qcow2Kind: ImageKind = {
   snapshot: {
     parents: ["aio", "qcow2", "vhd"],
     run: (storage, path, parent) => snapshotQcow2(path, { storage, parent }),
+    onCeph(storage, path, { sizeBytes, ...named }): void {
+      const backing = { name: backingNameOnCeph(path, named), format: "raw" };
+      createQcow2(path, { storage, sizeBytes, backing });
+    },
   },
   compact: (storage, path, onProgress) => compactQcow2(path, { storage, onProgress }),
   rebase: {

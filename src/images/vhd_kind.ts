@@ -7,7 +7,7 @@ import { changeParent } from "../vhd/modify.ts";
 import { repairImage } from "../vhd/repair.ts";
 import { resizeVhd } from "../vhd/resize/resize.ts";
 import { SequentialVhd } from "../vhd/sequential.ts";
-import { snapshot } from "../vhd/snapshot.ts";
+import { snapshot, snapshotOnCeph } from "../vhd/snapshot.ts";
 import type { ImageFacts, ImageKind } from "./kind.ts";
 
 /** VHDs. */
@@ -40,6 +40,9 @@ export const vhdKind: ImageKind = {
     parents: ["vhd", "aio"],
     run(storage, path, { type, path: parent }): void {
       snapshot(path, { storage, parent, rawParent: type === "aio", keepEmptyParent: true });
+    },
+    onCeph(storage, path, { name, sizeBytes }): void {
+      snapshotOnCeph(path, { storage, name, sizeBytes });
     },
   },
   resize(storage, path, { sizeBytes, onProgress }): void {

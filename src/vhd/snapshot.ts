@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { DD_BLK_UNUSED } from "./format/bat.ts";
+import { pathOfCephName } from "./format/ceph_path.ts";
 import { encodeBatmapHeader, type KeyHash } from "./format/batmap.ts";
 import { openChain, openRawParent, requireFitsBelow, walkImages } from "./image/chain.ts";
 import {
@@ -11,6 +12,7 @@ import {
 } from "./create.ts";
 import { VhdChainError } from "./image/errors.ts";
 import { openVhd, type VhdImage } from "./image/image.ts";
+import { namedOnCeph } from "./image/parent_on_ceph.ts";
 import {
   encodeLocation,
   encodeParentName,
@@ -21,7 +23,7 @@ import {
 import { type NewFile, syncFile, writeNewImage } from "../files/new_file.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
 import { type OnStorage, osStorage, type Storage } from "../files/storage.ts";
-import { vhdTime } from "./format/time.ts";
+import { vhdTime, vhdTimeNow } from "./format/time.ts";
 import { isNullUuid } from "./format/uuid.ts";
 
 /** The locators of a new child, in header order. All hold the relative path. */
@@ -95,6 +97,40 @@ export function snapshot(path: string, options: SnapshotOptions & OnStorage): vo
   if (parent.keyhash !== null) setKeyhash(storage, { path }, parent.keyhash);
 }
 
+/** Options of a new differencing image on an image on Ceph. */
+export interface SnapshotOnCephOptions {
+  /** `POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]`. */
+  readonly name: string;
+  /** Size of the disk, bytes. */
+  readonly sizeBytes: number;
+}
+
+/**
+ * Creates a differencing image on an image on Ceph, which is for it a raw image. The cluster is not
+ * asked.
+ *
+ * @throws {SystemError} EINVAL for a name that a VHD cannot store, and a size that it cannot have;
+ * errors of the file system.
+ */
+export function snapshotOnCeph(path: string, options: SnapshotOnCephOptions & OnStorage): void {
+  const { storage = osStorage, name, sizeBytes } = options;
+  const parentPath = pathOfCephName(name);
+  if (parentPath === null) {
+    const why = `a VHD cannot store the name rbd:${name} of its parent`;
+    throw new SystemError(Errno.EINVAL, `Cannot create ${path} (${why})`);
+  }
+  validateSize(path, sizeBytes);
+  const parent: ParentToWrite = {
+    uuid: new Uint8Array(16),
+    timestamp: vhdTimeNow(),
+    name: encodeParentName(fileNameOf(parentPath)),
+    locators: LOCATOR_CODES.map((code) => ({ code, bytes: encodeLocation(code, parentPath) })),
+  };
+  writeNewImage(storage, { path }, (file) => {
+    writeSparseImage(file, { sizeBytes, maxBytes: sizeBytes, parent });
+  });
+}
+
 /**
  * The parent of the new image: the given image, or the first below it that is not empty. The last
  * VHD of a chain without a raw image is used even if it is empty.
@@ -110,7 +146,7 @@ function findTarget(storage: Storage, options: SnapshotOptions): Target {
       const { image } = step;
       const isTop = image === top;
       const isEmpty = image.bat.every((entry) => entry === DD_BLK_UNUSED);
-      if (!isEmpty || step.parent === null) {
+      if (!isEmpty || namedOnCeph(image) !== null || step.parent === null) {
         const path = isTop ? given : image.path;
         return { path, raw: false, sizeBytes: isTop ? 0 : top.sizeBytes };
       }

@@ -358,6 +358,73 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.ok(Buffer.from(await exported(cluster, "golden@v1", folder)).equals(golden));
   },
 
+  async "a VHD on this machine is on a snapshot on the cluster, and names it as the kernel would"(
+    cluster,
+    _tapdisks,
+    folder,
+  ) {
+    await cluster.rbd("create", "--size", "16M", "rbd/base");
+    const golden = new Uint8Array(16 * MIB);
+    golden.set(noise(MIB, 1), 9 * MIB);
+    Deno.writeFileSync(`${folder}/base.raw`, golden);
+    const env = { CEPH_CONF: cluster.conf };
+    type Tool = "td-util" | "vhd-util";
+    const tool = (name: Tool, ...args: string[]): Promise<RunResult> =>
+      run(binaryPath(name), args, { env });
+    const made = async (name: Tool, ...args: string[]): Promise<string> => {
+      const { code, stdout, stderr } = await tool(name, ...args);
+      assert.equal(code, 0, stderr);
+      return stdout;
+    };
+    await made("td-util", "convert", "--quiet", `aio:${folder}/base.raw`, cluster.image("base"));
+    const child = `${folder}/child.vhd`;
+    const changing = await tool("td-util", "snapshot", "rbd:rbd/base", `vhd:${child}`);
+    assert.match(changing.stderr, /others may write to that.*EINVAL.*rbd snap create/s);
+    await cluster.rbd("snap", "create", "--no-progress", "rbd/base@v1");
+    await made("td-util", "snapshot", "rbd:rbd/base@v1", `vhd:${child}`);
+    assert.match(
+      await made("vhd-util", "query", "-n", child, "-p", "-u"),
+      /^\/dev\/rbd\/rbd\/base@v1$/m,
+    );
+    await made("vhd-util", "check", "-n", child, "--parent-root", "rbd");
+    const refused = await tool("td-util", "map", `vhd:${child}`);
+    assert.match(refused.stderr, /its parent is rbd:rbd\/base@v1 \(EPERM\).*--parent-root rbd/);
+    // What knows nothing of Ceph misses the parent, and does not take another file for it.
+    const read = await tool("vhd-util", "coalesce", "-n", child, "--parent-root", "rbd");
+    assert.match(read.stderr, /its parent rbd:rbd\/base@v1 is on Ceph \(ENOENT\)/);
+    const device = "/dev/rbd/rbd/base@v1";
+    const other = `${folder}/other.vhd`;
+    await made("vhd-util", "snapshot", "-n", other, "-m", "-p", device);
+    await made("td-util", "diff", "--parent-root", "rbd", `vhd:${child}`, `vhd:${other}`);
+    await withTapdisks(async (tapdisks) => {
+      const disk = await tapdisks.serve(`vhd:${child}`);
+      const beside = await tapdisks.serve(`vhd:${other}`);
+      const { client } = await NbdClient.open(disk.socket);
+      assert.deepEqual(await client.read(9 * MIB, MIB), noise(MIB, 1));
+      await client.write(9 * MIB + 4096, noise(8192, 2));
+      await tapdisks.tapCtlOk("snapshot", ...address(disk), "-n", `${folder}/top.vhd`);
+      await client.write(9 * MIB + 16384, noise(4096, 3));
+      const expected = noise(MIB, 1);
+      expected.set(noise(8192, 2), 4096);
+      expected.set(noise(4096, 3), 16384);
+      assert.deepEqual(await client.read(9 * MIB, MIB), expected);
+      assert.deepEqual(await client.read(0, MIB), new Uint8Array(MIB));
+      await client.disconnect();
+      const reader = await NbdClient.open(beside.socket);
+      assert.deepEqual(await reader.client.read(9 * MIB, MIB), noise(MIB, 1));
+      await reader.client.disconnect();
+      const locks = await cluster.rbd("lock", "ls", "--format", "json", "rbd/base");
+      assert.deepEqual(JSON.parse(locks), [], "the parent is not locked");
+    }, { env: { ...env, BLKTAP_PARENT_ROOTS: "rbd" } });
+    const map = await made("td-util", "map", "--parent-root", "rbd", `vhd:${folder}/top.vhd`);
+    assert.match(map, /vhd:\S+child\.vhd\n.*rbd:rbd\/base@v1/s);
+    const qcow2 = `qcow2:${folder}/child.qcow2`;
+    await made("td-util", "snapshot", "rbd:rbd/base@v1,id=admin", qcow2);
+    const same = ["diff", "--parent-root", "rbd", qcow2, `vhd:${other}`];
+    await made("td-util", ...same);
+    assert.ok(Buffer.from(await exported(cluster, "base@v1", folder)).equals(golden));
+  },
+
   async "requests make no objects: a call boxes two numbers"(cluster) {
     await cluster.rbd("create", "--size", "32M", "rbd/heap");
     const program = new URL("../sim/device_requests.ts", import.meta.url).pathname;

@@ -1,10 +1,18 @@
 /** Names of images on Ceph, maps of objects, and the driver's parts that need no cluster. */
 import assert from "node:assert/strict";
 import { threadsLeft } from "../../ffi/client_room.ts";
+import { allowParentsIn } from "../../src/files/confinement.ts";
+import { checkImage } from "../../src/vhd/check/check.ts";
+import { cephNameOfPath, pathOfCephName } from "../../src/vhd/format/ceph_path.ts";
+import { openChain } from "../../src/vhd/image/chain.ts";
+import { openVhd } from "../../src/vhd/image/image.ts";
+import { unresolvedParent } from "../../src/vhd/image/parent.ts";
+import { parentOnCeph } from "../../src/vhd/image/parent_on_ceph.ts";
+import { snapshotOnCeph } from "../../src/vhd/snapshot.ts";
 import { objectBits, type RbdSession } from "../../ffi/rbd_session.ts";
 import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
 import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
-import { backingOnCeph } from "../../src/qcow2/image/named_files.ts";
+import { backingNameOnCeph, backingOnCeph } from "../../src/qcow2/image/named_files.ts";
 import { OpenedImage } from "../../src/driver/rbd/opened_image.ts";
 import { Operations } from "../../src/driver/rbd/operations.ts";
 import { rbdDriver } from "../../src/driver/rbd/rbd_driver.ts";
@@ -12,6 +20,8 @@ import { ramDriver } from "../../src/driver/ram.ts";
 import { registerDriver } from "../../src/driver/registry.ts";
 import { Simulation } from "../support/sim.ts";
 import { parseRbdName } from "../../src/driver/rbd/rbd_name.ts";
+
+const MIB = 1 << 20;
 
 Deno.test("names of images on Ceph have their parts", () => {
   const common = { readOnly: false, cluster: "ceph", user: "admin", conf: null };
@@ -55,6 +65,67 @@ Deno.test("what is no name of an image on Ceph is refused", () => {
   }
 });
 
+Deno.test("the user of an image on Ceph is that of its name, or of the environment", () => {
+  const userOf = (name: string): string => parseRbdName(name, { readOnly: true }).user;
+  Deno.env.set("BLKTAP_CEPH_USER", "xen");
+  try {
+    assert.deepEqual([userOf("p/i"), userOf("p/i,id=other")], ["xen", "other"]);
+  } finally {
+    Deno.env.delete("BLKTAP_CEPH_USER");
+  }
+  assert.equal(userOf("p/i"), "admin");
+});
+
+Deno.test("paths of the kernel's devices are names of images on Ceph, and nothing else is", () => {
+  for (const name of ["p/i", "p/i@s", "p/n/i@s", "p/.i", "p:q/i:r"]) {
+    assert.equal(pathOfCephName(name), `/dev/rbd/${name}`);
+    assert.equal(cephNameOfPath(`/dev/rbd/${name}`), name);
+  }
+  const names = ["p", "p/", "/i", "p//i", "p/n/m/i", "../i", "p/..", "p/./i", "p\\q/i", "p/i@a@b"];
+  for (const name of [...names, "p/i@", "p/i,id=x", "p/i,conf=/f", "p/i\0"]) {
+    assert.equal(pathOfCephName(name), null, name);
+    assert.equal(cephNameOfPath(`/dev/rbd/${name}`), null, name);
+  }
+  for (const path of ["rbd:p/i", "p/i", "/dev/rbd0", "./dev/rbd/p/i", "/x/dev/rbd/p/i"]) {
+    assert.equal(cephNameOfPath(path), null, path);
+  }
+});
+
+Deno.test("a VHD on an image on Ceph is followed there only where that is allowed", () => {
+  const folder = Deno.makeTempDirSync();
+  const path = `${folder}/child.vhd`;
+  assert.throws(
+    () => snapshotOnCeph(path, { name: "p/i,conf=/f", sizeBytes: 4 * MIB }),
+    /cannot store the name rbd:p\/i,conf=\/f of its parent.*EINVAL/,
+  );
+  snapshotOnCeph(path, { name: "pool/space/image@v1", sizeBytes: 4 * MIB });
+  const look = (): string | null => {
+    const image = openVhd(path);
+    try {
+      assert.equal(unresolvedParent(image), "/dev/rbd/pool/space/image@v1");
+      return parentOnCeph(image);
+    } finally {
+      image.close();
+    }
+  };
+  assert.throws(look, /its parent is rbd:pool\/space\/image@v1 \(EPERM\).*--parent-root rbd/);
+  assert.equal(checkImage(path).valid, false);
+  const before = allowParentsIn(["rbd"]);
+  try {
+    assert.equal(look(), "pool/space/image@v1");
+    assert.deepEqual(checkImage(path).findings, []);
+    // What reads VHDs without tapdisk's drivers has no parent, and reads nothing in its place.
+    assert.throws(() => openChain(path), /rbd:pool\/space\/image@v1 is on Ceph \(ENOENT\)/);
+    // A file in the tree of the child of that very name is what it was before: a parent that is there.
+    Deno.mkdirSync(`${folder}/dev/rbd/pool/space`, { recursive: true });
+    Deno.writeFileSync(`${folder}/dev/rbd/pool/space/image@v1`, new Uint8Array(4096));
+    assert.equal(look(), null);
+  } finally {
+    allowParentsIn(before);
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
 Deno.test("an image on Ceph below a QCOW2 is what QEMU names, where that is allowed", () => {
   const below = (name: string, { onCeph = true, format = "raw" as string | null } = {}) =>
     backingOnCeph({
@@ -67,6 +138,16 @@ Deno.test("an image on Ceph below a QCOW2 is what QEMU names, where that is allo
   assert.equal(below("base.raw"), null);
   assert.equal(below("./rbd:p/i"), null);
   assert.throws(() => below("rbd:p/i", { onCeph: false }), /--parent-root rbd/);
+  assert.equal(backingNameOnCeph("/d", { name: "p/i@s", user: "x" }), "rbd:p/i@s:id=x");
+  assert.equal(backingNameOnCeph("/d", { name: "p/i@s", user: null }), "rbd:p/i@s");
+  for (
+    const [name, user] of [["p:q/i", null], ["p/i,x", null], ["p/i", "a:b"], [
+      "p/i",
+      "a b",
+    ]] as const
+  ) {
+    assert.throws(() => backingNameOnCeph("/d", { name, user }), /EINVAL|EPERM/, name);
+  }
   assert.throws(() => below("rbd:p/i", { format: "qcow2" }), /is not raw/);
   assert.throws(() => below("rbd:p/i", { format: null }), /is not raw/);
   for (

@@ -67,7 +67,8 @@ Parents of an image must be in the folder tree of the image, or in one of the fo
 BLKTAP_PARENT_ROOTS (separated by colons) and /etc/blktap/parent-roots (one per line). The folder 'any'
 allows all folders. BLKTAP_TLS_CERTIFICATES, BLKTAP_TLS_PSK_FILE and BLKTAP_TLS_USERNAME are the
 certificates, the file of keys and the name of the key of images of the types nbds and nbds+unix, unless
-their names say others. With BLKTAP_KERNEL_TLS=off, TLS is done in the process and never in the kernel.`;
+their names say others. With BLKTAP_KERNEL_TLS=off, TLS is done in the process and never in the kernel.
+BLKTAP_CEPH_USER is the user of images on Ceph whose names have no ,id=USER, instead of admin.`;
 
 /** The command line of tapdisk. */
 export function tapdiskCommand(): Command {

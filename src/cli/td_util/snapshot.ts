@@ -13,7 +13,8 @@ export const snapshotCommand: Subcommand = {
   followsParents: true,
   example: `
 $ td-util snapshot raw:base.raw qcow:today.qcow
-$ td-util snapshot vhd:base.vhd vhd:today.vhd`,
+$ td-util snapshot vhd:base.vhd vhd:today.vhd
+$ td-util snapshot rbd:vms/golden@v1 vhd:today.vhd`,
 
   run(call: CommandCall): number {
     const [parent, child] = operandsOf(call, "IMAGE", "NEW").map(imageOf);

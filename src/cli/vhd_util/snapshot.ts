@@ -1,4 +1,6 @@
 import { Errno } from "../../../ffi/errno.ts";
+import { osStorage } from "../../files/storage.ts";
+import { cephNameOfPath } from "../../vhd/format/ceph_path.ts";
 import { snapshot, SnapshotDepthError } from "../../vhd/snapshot.ts";
 import { warnOfConfinement } from "./confined.ts";
 import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
@@ -16,7 +18,11 @@ export const snapshotCommand: Subcommand = {
     "if it's empty] [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image to make" },
-    { name: "p", value: "PARENT", text: "the parent image" },
+    {
+      name: "p",
+      value: "PARENT",
+      text: "the parent image; with -m also /dev/rbd/POOL/IMAGE@SNAPSHOT, on Ceph",
+    },
     { name: "l", value: "LAYERS", text: "fail if the chain would have more layers than this" },
     { name: "m", text: "the parent is a raw image" },
     {
@@ -35,10 +41,19 @@ $ vhd-util snapshot -n today.vhd -p disk.vhd
 $ vhd-util query -n today.vhd -p
 /images/disk.vhd`,
 
-  run(call: CommandCall): number {
+  async run(call: CommandCall): Promise<number> {
     const path = call.value("n");
     const parent = call.value("p");
     if (path === null || parent === null) throw new UsageError(null);
+    // As with all raw parents, -e and -l change nothing.
+    const onCeph = call.has("m") && !osStorage.exists(parent) ? cephNameOfPath(parent) : null;
+    if (onCeph !== null) {
+      if (call.has("S")) throw new UsageError("-S cannot be used with a parent on Ceph");
+      // What speaks to clusters is loaded for them only.
+      const { snapshotImage } = await import("../../images/change.ts");
+      snapshotImage(`rbd:${onCeph}`, `vhd:${path}`);
+      return 0;
+    }
     try {
       snapshot(path, {
         parent,

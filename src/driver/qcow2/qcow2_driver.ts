@@ -10,7 +10,6 @@
  *
  * @module
  */
-import { confinementOf } from "../../files/confinement.ts";
 import type { FileIdentity, Storage } from "../../files/storage.ts";
 import { Incompatible } from "../../qcow2/format/header.ts";
 import { hasFeature } from "../../qcow2/image/header_reader.ts";
@@ -23,11 +22,10 @@ import {
   type ImageContext,
   type ImageDriver,
   type ImageSpec,
-  type Prepared,
   type RequestSink,
 } from "../driver.ts";
 import { NAMES_FILE } from "../image_name.ts";
-import { rbdDriver } from "../rbd/rbd_driver.ts";
+import { prepareBelow } from "../rbd/prepare_below.ts";
 import { Qcow2Disk } from "./qcow2_disk.ts";
 import { Qcow2File } from "./qcow2_file.ts";
 
@@ -39,14 +37,7 @@ export const qcow2Driver: DriverType = {
   suffix: ".qcow2",
   parentAs: "qcow2",
   named: () => NAMES_FILE,
-
-  /** Opens the image on Ceph that is below. What is wrong with the image itself, `open` says. */
-  prepare(spec, scheduler, done, storage): () => void {
-    const below = belowOnCeph(spec, storage);
-    if (below !== null) return rbdDriver.prepare(below, scheduler, done, storage);
-    done(null, NOTHING);
-    return () => {};
-  },
+  prepare: prepareBelow,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     const { asParent, readOnly } = spec;
@@ -109,22 +100,6 @@ function openDataFile(
   const found = locateDataFile(image);
   if (found === null) return null;
   return files.open(found.path, { readOnly: spec.readOnly, direct: spec.direct, same: found });
-}
-
-const NOTHING: Prepared = { discard(): void {} };
-
-/** The image on Ceph below an image that may be damaged; null for any other. */
-function belowOnCeph({ path, direct }: ImageSpec, storage: Storage): ImageSpec | null {
-  try {
-    // Mostly none is allowed, and the image is not looked at.
-    if (!confinementOf(storage, path).onCeph) return null;
-    const image = openQcow2(path, { storage });
-    image.close();
-    const below = backingOnCeph(image);
-    return below === null ? null : { type: "rbd", path: below, readOnly: true, direct };
-  } catch {
-    return null;
-  }
 }
 
 /** Where the image's backing file is. */

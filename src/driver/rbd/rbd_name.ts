@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import type { RbdPlace } from "../../../ffi/rbd_session.ts";
+import type { RbdPlace } from "../../../ffi/rbd_client.ts";
 
 /** The options that may follow an image's name. */
 const OPTIONS = ["conf", "id", "cluster"] as const;
@@ -7,6 +7,8 @@ type Option = typeof OPTIONS[number];
 
 const DEFAULT_CLUSTER = "ceph";
 const DEFAULT_USER = "admin";
+/** The user of images whose names say none: a VHD cannot store one with the name of its parent. */
+const USER_VARIABLE = "BLKTAP_CEPH_USER";
 
 /**
  * Takes the name of an image on Ceph apart: `POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]`, and behind it
@@ -41,7 +43,10 @@ export function parseRbdName(name: string, { readOnly }: { readOnly: boolean }):
     image,
     snapshot,
     cluster: options.get("cluster") ?? DEFAULT_CLUSTER,
-    user: (options.get("id") ?? DEFAULT_USER).replace(/^client\./, ""),
+    user: (options.get("id") || Deno.env.get(USER_VARIABLE) || DEFAULT_USER).replace(
+      /^client\./,
+      "",
+    ),
     conf,
     readOnly,
   };

@@ -11,6 +11,7 @@
  * @module
  */
 import { locateParent, openParent } from "../../vhd/image/parent.ts";
+import { parentOnCeph } from "../../vhd/image/parent_on_ceph.ts";
 import { openVhd, type VhdImage } from "../../vhd/image/image.ts";
 import { AioImage } from "../aio.ts";
 import {
@@ -22,6 +23,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import { NAMES_FILE } from "../image_name.ts";
+import { prepareBelow } from "../rbd/prepare_below.ts";
 import { cipherFor, type SectorCipher } from "./sector_cipher.ts";
 import { VhdDisk } from "./vhd_disk.ts";
 import { VhdFile } from "./vhd_file.ts";
@@ -36,6 +38,7 @@ export const vhdDriver: DriverType = {
   takesKey: true,
   parentAs: "vhd",
   named: () => NAMES_FILE,
+  prepare: prepareBelow,
 
   open(spec: ImageSpec, context: ImageContext, sink: RequestSink): ImageDriver {
     // Opening for writing takes the lock: the metadata that is read next cannot change.
@@ -81,6 +84,10 @@ function warnOfLimit({ blocksWithoutRoom, disk }: VhdFile, { log }: ImageContext
 /** Where the image's parent is: the one that the child was made from. */
 function parentSpec(image: VhdImage, child: ImageSpec): ImageSpec | null {
   if (image.parent === null) return null;
+  const onCeph = parentOnCeph(image);
+  if (onCeph !== null) {
+    return { type: "rbd", path: onCeph, readOnly: true, direct: child.direct };
+  }
   const parent = locateParent(image);
   return {
     type: parent.raw ? "aio" : "vhd",

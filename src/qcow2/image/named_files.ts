@@ -112,6 +112,27 @@ export function backingOnCeph(
 }
 
 /**
+ * How an image is to name one on Ceph that is below it.
+ *
+ * @param options.name `POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]`.
+ * @param options.user Without `client.`; null for the one that is used where none is named.
+ * @throws {SystemError} EINVAL for what cannot be named.
+ */
+export function backingNameOnCeph(
+  path: string,
+  { name, user }: { name: string; user: string | null },
+): string {
+  const stored = `${CEPH_PROTOCOL}${name}${user === null ? "" : `:id=${user}`}`;
+  const confinement = { roots: null, onCeph: true };
+  const backing = { name: stored, format: "raw" };
+  // With a colon in a name, something else would be read.
+  const isSame = !name.includes(":") && !user?.includes(":");
+  if (isSame && backingOnCeph({ backing, path, confinement }) !== null) return stored;
+  const why = `a QCOW2 cannot store the name ${JSON.stringify(stored)}`;
+  throw new SystemError(Errno.EINVAL, `Cannot create ${path} (${why})`);
+}
+
+/**
  * Finds the data file of an image.
  *
  * @throws {SystemError} EINVAL when the image has no name for it, else as `locateBacking`.

@@ -1,6 +1,7 @@
 import { errnoName, SystemError } from "../../../ffi/errno.ts";
 import { findNamedParent, findParent, type FoundFile } from "../image/parent.ts";
-import { VhdFormatError } from "../image/errors.ts";
+import { VhdChainError, VhdFormatError } from "../image/errors.ts";
+import { namedOnCeph, parentOnCeph } from "../image/parent_on_ceph.ts";
 import type { Findings } from "./findings.ts";
 import { HEADER_OFFSETS } from "../format/header.ts";
 import { openVhd, type VhdImage } from "../image/image.ts";
@@ -109,10 +110,24 @@ function checkTarget(
   if (otherName !== null && !isIdentified) return refuse(otherName);
   const { found: location, refusal } = findParent(image, path);
   if (refusal !== null) return refuse(refusal.problem);
-  if (location === null) return refuse(otherName ?? `error resolving ${path}: no such file`);
+  if (location === null) {
+    if (otherName === null && namedOnCeph(image) !== null) return checkOnCeph(image);
+    return refuse(otherName ?? `error resolving ${path}: no such file`);
+  }
   const fault = targetFault(image, location, { ignoreParentUuid });
   if (fault !== null) return refuse(otherName ?? fault);
   return { isParent: true, problem: otherName };
+}
+
+/** An image on Ceph has nothing that could be compared: whether it is there shows when it is opened. */
+function checkOnCeph(image: VhdImage): Target {
+  try {
+    parentOnCeph(image);
+    return { isParent: true, problem: null };
+  } catch (error) {
+    if (!(error instanceof VhdChainError)) throw error;
+    return { isParent: false, problem: error.problem };
+  }
 }
 
 /** The fault of a file as the parent of an image; null without one. */

@@ -2,6 +2,7 @@ import { Errno } from "../../../ffi/errno.ts";
 import { admitParent, type Confinement, describeRefusal } from "../../files/confinement.ts";
 import { canonicalPath, fileNameOf, folderOf, normalizePath } from "../../files/paths.ts";
 import type { FileIdentity, Storage } from "../../files/storage.ts";
+import { cephNameOfPath } from "../format/ceph_path.ts";
 import { equalUuids, formatUuid } from "../format/uuid.ts";
 import { VhdChainError } from "./errors.ts";
 import { readFooter } from "./footer_reader.ts";
@@ -159,6 +160,12 @@ function noParent(image: VhdImage, missing: readonly string[]): VhdChainError {
   const names = missing.length > 0 || parent?.raw !== false ? missing : [parent.name];
   if (names.join("") === "") {
     return new VhdChainError(path, Errno.EINVAL, "it names no parent that can be read");
+  }
+  const onCeph = names.map(cephNameOfPath).find((name) => name !== null) ?? null;
+  if (onCeph !== null) {
+    const problem =
+      `its parent rbd:${onCeph} is on Ceph (ENOENT); only tapdisk and td-util read it`;
+    return new VhdChainError(path, Errno.ENOENT, problem);
   }
   return new VhdChainError(
     path,

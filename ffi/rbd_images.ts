@@ -1,0 +1,89 @@
+/**
+ * What is done with whole images on a Ceph cluster: making and resizing them. The calls are those of
+ * rbd's own command.
+ *
+ * @module
+ */
+import { Errno, type SystemError } from "./errno.ts";
+import { cString } from "./libc.ts";
+import { librbd } from "./librbd.ts";
+import {
+  bytesOf,
+  closing,
+  connecting,
+  failed,
+  type Handles,
+  makeClient,
+  openingImage,
+  type RbdPlace,
+  runHere,
+  statOf,
+  type Steps,
+} from "./rbd_client.ts";
+
+/** Makes an empty image with the cluster's default features. Waits. Throws `SystemError`. */
+export function createRbd(place: RbdPlace, sizeBytes: number): void {
+  runHere(onCluster({ ...place, doing: "make" }, (own, handles) => {
+    return creating(own, handles, { sizeBytes });
+  }));
+}
+
+/** Gives an image another size. The client that has its lock does that. Waits. Throws `SystemError`. */
+export function resizeRbd(place: RbdPlace, sizeBytes: number): void {
+  runHere(onCluster({ ...place, doing: "resize" }, function* (own, handles) {
+    yield* openingImage(own, handles);
+    const shrink = 1;
+    const args = [handles.image, sizeBytes, shrink, null, null];
+    accept(own, yield { call: "rbd_resize2", args });
+  }));
+}
+
+/** The size of an image, bytes; null when there is no such image. Waits. Throws `SystemError`. */
+export function sizeOfRbd(place: RbdPlace): number | null {
+  return runHere(onCluster({ ...place, readOnly: true }, function* (own, handles) {
+    try {
+      yield* openingImage(own, handles);
+    } catch (error) {
+      if ((error as SystemError).errno === Errno.ENOENT) return null;
+      throw error;
+    }
+    return (yield* statOf(own, handles)).sizeBytes;
+  }));
+}
+
+/** Makes a client, does work with it, and lets go of what that opened. */
+function* onCluster<Result>(
+  place: RbdPlace,
+  work: (place: RbdPlace, handles: Handles) => Steps<Result>,
+): Steps<Result> {
+  const handles: Handles = { cluster: 0, pool: 0, image: 0 };
+  try {
+    makeClient(place, handles);
+    yield* connecting(place, handles);
+    return yield* work(place, handles);
+  } finally {
+    yield* closing(handles);
+  }
+}
+
+function accept(place: RbdPlace, result: number, what = "the cluster refuses it"): void {
+  if (result < 0) throw failed(place, result, what);
+}
+
+function* creating(
+  place: RbdPlace,
+  { pool }: Handles,
+  { sizeBytes }: { readonly sizeBytes: number },
+): Steps<void> {
+  if (place.snapshot !== null) throw failed(place, -Errno.EINVAL, "a snapshot is made of an image");
+  const { rbd } = librbd();
+  const made = new BigUint64Array(1);
+  rbd.rbd_image_options_create(bytesOf(made));
+  const options = Number(made[0]);
+  try {
+    const args = [pool, cString(place.image), sizeBytes, options];
+    accept(place, yield { call: "rbd_create4", args });
+  } finally {
+    rbd.rbd_image_options_destroy(options);
+  }
+}
