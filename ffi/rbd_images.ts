@@ -1,6 +1,6 @@
 /**
- * What is done with whole images on a Ceph cluster: making and resizing them. The calls are those of
- * rbd's own command.
+ * What is done with whole images on a Ceph cluster: making, copying by a clone, renaming, removing and
+ * resizing them. The calls are those of rbd's own command.
  *
  * @module
  */
@@ -16,6 +16,7 @@ import {
   makeClient,
   openingImage,
   type RbdPlace,
+  runAside,
   runHere,
   statOf,
   type Steps,
@@ -51,6 +52,39 @@ export function sizeOfRbd(place: RbdPlace): number | null {
   }));
 }
 
+/**
+ * Makes a clone of what an image holds now, in its pool: a snapshot of the image, of the name of the
+ * clone, and the clone on it. When that fails, there is neither. The promise fails with a `SystemError`:
+ * EEXIST for a name that exists.
+ */
+export function cloneRbdAside(place: RbdPlace, name: string): Promise<void> {
+  return runAside(onCluster({ ...place, doing: "clone", givesUp: true }, function* (own, handles) {
+    yield* openingImage(own, handles);
+    const args = [handles.image, cString(name)];
+    accept(own, yield { call: "rbd_snap_create", args }, `its snapshot ${name}`);
+    const result = yield* cloning(own, handles, name);
+    if (result >= 0) return;
+    yield { call: "rbd_snap_remove", args };
+    accept(own, result, `the clone ${name}`);
+  }));
+}
+
+/** Removes such a clone again, and its snapshot. The promise fails with a `SystemError`. */
+export function removeCloneAside(place: RbdPlace, name: string): Promise<void> {
+  return runAside(onCluster({
+    ...place,
+    doing: "remove a clone of",
+    givesUp: true,
+  }, function* (own, handles) {
+    yield* removing({ ...own, image: name }, handles);
+    yield* openingImage(own, handles);
+    const args = [handles.image, cString(name)];
+    // It is protected only where clones need that.
+    yield { call: "rbd_snap_unprotect", args };
+    accept(own, yield { call: "rbd_snap_remove", args }, `its snapshot ${name}`);
+  }));
+}
+
 /** Makes a client, does work with it, and lets go of what that opened. */
 function* onCluster<Result>(
   place: RbdPlace,
@@ -83,6 +117,35 @@ function* creating(
   try {
     const args = [pool, cString(place.image), sizeBytes, options];
     accept(place, yield { call: "rbd_create4", args });
+  } finally {
+    rbd.rbd_image_options_destroy(options);
+  }
+}
+
+function* removing(place: RbdPlace, { pool }: Handles): Steps<void> {
+  const result = yield { call: "rbd_remove", args: [pool, cString(place.image)] };
+  accept(place, result, `the image ${place.image}`);
+}
+
+/**
+ * Makes a clone of a snapshot of its name. Clusters that still serve clients before Ceph 13 make clones
+ * of protected snapshots only (EINVAL).
+ */
+function* cloning(place: RbdPlace, { pool, image }: Handles, name: string): Steps<number> {
+  const { rbd } = librbd();
+  const made = new BigUint64Array(1);
+  rbd.rbd_image_options_create(bytesOf(made));
+  const options = Number(made[0]);
+  const args = [pool, cString(place.image), cString(name), pool, cString(name), options];
+  const snapshot = [image, cString(name)];
+  try {
+    const result = yield { call: "rbd_clone3", args };
+    if (result !== -Errno.EINVAL) return result;
+    const isProtected = yield { call: "rbd_snap_protect", args: snapshot };
+    if (isProtected < 0) return isProtected;
+    const again = yield { call: "rbd_clone3", args };
+    if (again < 0) yield { call: "rbd_snap_unprotect", args: snapshot };
+    return again;
   } finally {
     rbd.rbd_image_options_destroy(options);
   }

@@ -244,6 +244,21 @@ export interface Prepared {
   discard(): void;
 }
 
+/** Clones of images that are not open: each holds what its image held, and takes writes. */
+export interface ImageClones {
+  /**
+   * How a clone is named behind its type.
+   *
+   * @param path What stands behind the type in the image's name.
+   * @param name The clone's name.
+   */
+  nameOf(path: string, name: string): string;
+  /** Makes a clone, or nothing with an error. */
+  make(path: string, name: string, scheduler: Scheduler, done: Done): void;
+  /** Removes a clone that was made. */
+  remove(path: string, name: string, scheduler: Scheduler, done: Done): void;
+}
+
 /** A type of image: how its images are named, what is known of them, and how they are opened. */
 export interface DriverType {
   /** What images' names begin with: lower-case letters, digits and `+`. */
@@ -260,6 +275,8 @@ export interface DriverType {
   readonly takesKey?: boolean;
   /** As what another image can have an image of this type as its parent, if it can. */
   readonly parentAs?: "vhd" | "raw" | "qcow2";
+  /** Of a type whose images can have clones. */
+  readonly clones?: ImageClones;
   /** What the text behind the type and its colon names. */
   named(rest: string): Named;
   /**

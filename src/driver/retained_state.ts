@@ -14,11 +14,14 @@ export interface Retained {
  * resumes with images that do not ask for it.
  */
 export class RetainedState {
+  /** How often images were opened, or were to be. */
+  opens = 0;
   readonly #kept = new Map<string, Retained>();
   readonly #wanted = new Set<string>();
 
   /** Images are about to be opened. Until `opened`, each asks for what it kept. */
   opening(): void {
+    this.opens++;
     this.#wanted.clear();
   }
 

@@ -6,16 +6,19 @@ import { snapshotQcow2 } from "../qcow2/snapshot.ts";
 import { snapshot } from "../vhd/snapshot.ts";
 import { removeOwn, type Storage } from "../files/storage.ts";
 import { isSameFile } from "../files/open_file.ts";
+import {
+  type LiveSnapshot,
+  refuserOf,
+  refuseSecondary,
+  requireRunning,
+  WHAT,
+  withMore,
+} from "./snapshot_parts.ts";
+import { BY_CLONE, INSIDE, snapshotByClone, snapshotInside } from "./snapshots_on_ceph.ts";
 import type { VbdContext } from "./vbd_context.ts";
 import type { Vbd } from "./vbd.ts";
 
-/** What was being done, for errors of the runtime. */
-const WHAT = "Cannot make a snapshot";
-
-/** The type of a snapshot within an image on Ceph. */
-const INSIDE = "rbd";
-/** The answer to a snapshot has so much room for its name. */
-const MOST_NAME = 255;
+export type { LiveSnapshot } from "./snapshot_parts.ts";
 
 /** How a snapshot of a running device is made. */
 export interface LiveSnapshotOptions {
@@ -26,20 +29,11 @@ export interface LiveSnapshotOptions {
   /** How long draining may take, milliseconds. */
   readonly timeoutMs: number;
   /**
-   * `rbd`: the snapshot is one within the image, and `path` is its name. Else the type of the new image;
-   * without it, `qcow2` on a QCOW2, and `vhd` on all others.
+   * `rbd`: the snapshot is one within the image on Ceph, and `path` is its name. `rbd-clone`: the new image
+   * is a clone of it, and `path` is its name. Else the type of the new image; without it, `qcow2` on a
+   * QCOW2, and `vhd` on all others.
    */
   readonly childType?: string;
-}
-
-/** A snapshot that was made. */
-export interface LiveSnapshot {
-  /** Name of the image that is open now, `type:path`. */
-  readonly name: string;
-  /** Path of the image that keeps what the disk held at that moment. */
-  readonly parent: string;
-  /** How long requests were held back, milliseconds. */
-  readonly stallMs: number;
 }
 
 /** The paths before and after a snapshot. */
@@ -75,6 +69,9 @@ export function liveSnapshot(
   let plan: Plan;
   try {
     if (childType === INSIDE) return snapshotInside(vbd, { path, rename, done });
+    if (childType === BY_CLONE) {
+      return snapshotByClone(vbd, { name: path, rename, timeoutMs, scheduler, done });
+    }
     plan = planFor(vbd, { storage, path, rename, childType });
   } catch (error) {
     return done(systemError(error, WHAT), null);
@@ -107,61 +104,6 @@ export function liveSnapshot(
   }, timeoutMs);
 }
 
-/** The image would not keep what the disk holds. Throws `SystemError` EBUSY. */
-function refuseSecondary({ minor, secondary }: Vbd): void {
-  if (!secondary.hasOwnData) return;
-  const why = "its secondary image has data that the image lacks";
-  throw new SystemError(Errno.EBUSY, `Cannot make a snapshot of minor ${minor} (${why})`);
-}
-
-/** An error with more behind its message. */
-function withMore(error: SystemError, more: string): SystemError {
-  if (more === "") return error;
-  const message = `${error.message}${more}`;
-  return new SystemError(error.errno, message, { message, cause: error });
-}
-
-/** Makes a snapshot within the running image, which stays the one that is open. */
-function snapshotInside(
-  vbd: Vbd,
-  { path: name, rename, done }: { path: string; rename: boolean; done: DoneWith<LiveSnapshot> },
-): void {
-  const refuse = refuserOf(vbd);
-  requireRunning(vbd);
-  const { driver: { type }, rest } = lastLayer(vbd.name);
-  const image = vbd.images.find(({ spec }) => spec.type === type);
-  if (type !== INSIDE || image?.makeSnapshot === undefined) {
-    return refuse(Errno.EOPNOTSUPP, `${vbd.name} is no image on Ceph`);
-  }
-  if (rename) refuse(Errno.EINVAL, "an image on Ceph keeps its name");
-  if (!/^[^/@,\0]+$/.test(name)) refuse(Errno.EINVAL, `${JSON.stringify(name)} cannot be its name`);
-  const parent = `${INSIDE}:${rest.replace(/,.*/, "")}@${name}`;
-  if (parent.length > MOST_NAME) refuse(Errno.ENAMETOOLONG, parent);
-  image.makeSnapshot(name, (error) => {
-    if (error !== null) done(error, null);
-    else done(null, { name: vbd.name, parent, stallMs: 0 });
-  });
-}
-
-/** Throws the reason why no snapshot is made. */
-function refuserOf(vbd: Vbd): (errno: number, why: string) => never {
-  return (errno, why) => {
-    throw new SystemError(errno, `Cannot make a snapshot of minor ${vbd.minor} (${why})`);
-  };
-}
-
-/** Refuses a device without an image that is written to. */
-function requireRunning(vbd: Vbd): void {
-  const refuse = refuserOf(vbd);
-  if (vbd.name === "") refuse(Errno.EINVAL, "it has no image");
-  if (vbd.phase !== "open") {
-    const isPaused = vbd.phase === "paused";
-    refuse(Errno.EAGAIN, isPaused ? "it is paused" : "it is changing its state");
-  }
-  refuseSecondary(vbd);
-  if (vbd.readOnly) refuse(Errno.EROFS, `${vbd.name} is open for reading only`);
-}
-
 function planFor(
   vbd: Vbd,
   { storage, path, rename, childType }: {
@@ -174,7 +116,10 @@ function planFor(
   const refuse = refuserOf(vbd);
   requireRunning(vbd);
   if (lastLayer(vbd.name).driver.type === INSIDE) {
-    refuse(Errno.EOPNOTSUPP, "an image on Ceph has its snapshots within it: say --type rbd");
+    refuse(
+      Errno.EOPNOTSUPP,
+      "an image on Ceph has its snapshots on the cluster: say --type rbd, or rbd-clone",
+    );
   }
   const file = fileInName(vbd.name);
   if (file === null || file.driver.parentAs === undefined) {

@@ -195,6 +195,54 @@ const TESTS: Readonly<Record<string, Body>> = {
     await client.disconnect();
   },
 
+  async "tap-ctl snapshot makes a clone that the disk goes on with, under load"(
+    cluster,
+    tapdisks,
+    folder,
+  ) {
+    await cluster.rbd("create", "--size", "16M", "rbd/first");
+    const disk = await tapdisks.serve(cluster.image("first"));
+    const { client } = await NbdClient.open(disk.socket);
+    await client.write(12 * MIB, noise(MIB, 1));
+    const load = fio(disk.uri, [...VERIFIED, "size=8M"]);
+    const args = ["snapshot", ...address(disk), "--type", "rbd-clone"];
+    const made = await tapdisks.tapCtlOk(...args, "-n", "second");
+    assert.match(made, /rbd:rbd\/second,conf=\S+ is open, on rbd:rbd\/first@second/);
+    await client.write(12 * MIB + 4096, noise(8192, 2));
+    await load;
+    const expected = noise(MIB, 1);
+    expected.set(noise(8192, 2), 4096);
+    assert.deepEqual(await client.read(12 * MIB, MIB), expected);
+    const before = await exported(cluster, "first", folder);
+    assert.deepEqual(before.subarray(12 * MIB, 13 * MIB), noise(MIB, 1));
+    // What the cluster refuses leaves the disk on the image that it has, and nothing behind.
+    await cluster.rbd("create", "--size", "16M", "rbd/taken");
+    const refusals = [["taken", Errno.EEXIST], ["a/b", Errno.EINVAL], [
+      "a,b",
+      Errno.EINVAL,
+    ]] as const;
+    for (const [name, errno] of refusals) {
+      assert.equal((await tapdisks.tapCtl(...args, "-n", name)).code, errno, name);
+    }
+    assert.equal((await tapdisks.tapCtl(...args, "--rename", "-n", "x")).code, Errno.EINVAL);
+    const snapshots = await cluster.rbd("snap", "ls", "--format", "json", "rbd/second");
+    assert.deepEqual(JSON.parse(snapshots), []);
+    await client.write(13 * MIB, noise(4096, 3));
+    // A cluster that still serves old clients has clones of protected snapshots only.
+    await cluster.ceph("config", "set", "client", "rbd_default_clone_format", "1");
+    await tapdisks.tapCtlOk(...args, "-n", "third");
+    await cluster.ceph("config", "rm", "client", "rbd_default_clone_format");
+    const [third] = JSON.parse(await cluster.rbd("snap", "ls", "--format", "json", "rbd/second"));
+    assert.deepEqual([third.name, third.protected], ["third", "true"]);
+    assert.deepEqual(await client.read(13 * MIB, 4096), noise(4096, 3));
+    assert.deepEqual(await client.read(12 * MIB, MIB), expected);
+    await client.disconnect();
+    await tapdisks.stop(disk);
+    const after = await exported(cluster, "third", folder);
+    assert.deepEqual(after.subarray(12 * MIB, 13 * MIB), expected);
+    assert.deepEqual(after.subarray(13 * MIB, 13 * MIB + 4096), noise(4096, 3));
+  },
+
   async "requests wait while the OSD and the monitor are away, and none fails"(cluster, tapdisks) {
     await cluster.rbd("create", "--size", "32M", "rbd/away");
     const disk = await tapdisks.serve(cluster.image("away"), { options: ["-t", "60"] });

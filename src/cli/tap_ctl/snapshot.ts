@@ -19,14 +19,16 @@ FILE. With --rename, the running image becomes FILE, and the new image gets its 
 qcow2, the new image is a QCOW2 whatever it is on.
 
 With --type rbd, the running image is one on Ceph, and FILE is the name of a snapshot that is made within
-it. The image stays the one that is written to, and requests go on.
+it. The image stays the one that is written to, and requests go on. With --type rbd-clone, FILE is the
+name of a new image in its pool, a clone on a snapshot of that name: the clone takes all writes from now on.
 
 Prints how long requests were held back. When the snapshot fails, the disk keeps the image that it had.`;
 
 function makeSnapshot(
   { name, rename = false, timeout = 0, json, type, ...device }: SnapshotChoices,
 ): void {
-  const isFile = type !== "rbd";
+  const isInside = type === "rbd";
+  const isFile = !isInside && type !== "rbd-clone";
   const path = !isFile || name.startsWith("/") ? name : `${workingFolder()}/${name}`;
   const made = snapshotDevice(device, {
     path,
@@ -38,7 +40,7 @@ function makeSnapshot(
     const { image, parent, stallMs } = made;
     printJson({ image, parent, stall_ms: stallMs });
   } else {
-    printLine(`${made.image} is open, ${isFile ? "on" : "with the snapshot"} ${made.parent}`);
+    printLine(`${made.image} is open, ${isInside ? "with the snapshot" : "on"} ${made.parent}`);
     printLine(`requests waited ${made.stallMs.toFixed(1)} ms`);
   }
 }
@@ -52,7 +54,7 @@ export function defineSnapshot(command: Command): Command {
     )
     .option(
       "--type <type>",
-      "the new image's type: vhd or qcow2; rbd for a snapshot within an image",
+      "the new image's type: vhd, qcow2 or rbd-clone; rbd for a snapshot within an image",
     )
     .option("--rename", "give the running image's name to the new one")
     .option("--json", "print JSON")

@@ -18,6 +18,7 @@ import type {
   RequestSink,
 } from "../driver.ts";
 import { NAMES_OTHER } from "../image_name.ts";
+import { rbdClones } from "./clones.ts";
 import { letGo, OpenedImage } from "./opened_image.ts";
 import { RbdImage } from "./rbd_image.ts";
 import { parseRbdName } from "./rbd_name.ts";
@@ -62,6 +63,7 @@ export const rbdDriver: DriverType & Required<Pick<DriverType, "prepare">> = {
   where: "POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]",
   summary: "An image on a Ceph cluster; ,conf=FILE ,id=USER ,cluster=NAME may follow",
   named: () => NAMES_OTHER,
+  clones: rbdClones,
   prepare,
   open,
 };
