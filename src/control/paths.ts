@@ -47,6 +47,11 @@ export function minorPath(minor: number): string {
   return `${minorsFolder()}/tapdisk-${minor}`;
 }
 
+/** Where the record of a minor is while it is written to the file of the minor. */
+export function minorRecordPath(minor: number): string {
+  return `${minorsFolder()}/record-${minor}`;
+}
+
 /** The NBD socket for a minor's disk. */
 export function nbdSocketPath(pid: number, minor: number): string {
   return `${controlFolder()}/nbd${pid}.${minor}`;

@@ -17,6 +17,7 @@ import {
 import { BY_CLONE, INSIDE, snapshotByClone, snapshotInside } from "./snapshots_on_ceph.ts";
 import type { VbdContext } from "./vbd_context.ts";
 import type { Vbd } from "./vbd.ts";
+import { notOpenAgain } from "./vbd_errors.ts";
 
 export type { LiveSnapshot } from "./snapshot_parts.ts";
 
@@ -76,13 +77,9 @@ export function liveSnapshot(
   } catch (error) {
     return done(systemError(error, WHAT), null);
   }
-  const before = vbd.name;
   const startMs = scheduler.nowMs();
   const goBack = (error: SystemError, also = ""): void =>
-    vbd.resume(before, (resumeError) => {
-      const stays = resumeError === null ? "" : `; ${resumeError.message}; the device stays paused`;
-      done(withMore(error, `${also}${stays}`), null);
-    });
+    vbd.reopening.runOn((why) => done(notOpenAgain(vbd, withMore(error, also), why), null));
   vbd.pause((pauseError) => {
     if (pauseError !== null) return done(pauseError, null);
     try {

@@ -103,3 +103,11 @@ export function wishFor(
     ...(second === null ? {} : mirrorWish(leaf, second, parts)),
   };
 }
+
+/** The top layer of a name, as it is opened. */
+export function leafOf(
+  name: string,
+  { readOnly = false, direct = true, key }: OpenOptions,
+): ImageSpec {
+  return { ...firstLayer(name), readOnly, direct, key };
+}

@@ -96,8 +96,8 @@ export class Reopening {
   }
 
   /**
-   * The device runs on after a pause that its users did not ask for, or that failed. Calls back when its
-   * images are open, or with an error; then that is tried again.
+   * The device runs on after a pause that its users did not ask for, or that failed, or after a snapshot
+   * that failed. Calls back when its images are open, or with an error; then that is tried again.
    */
   runOn(done: Done): void {
     this.#device.resumeNow((error) => {
@@ -107,8 +107,9 @@ export class Reopening {
   }
 
   #goOn(error: SystemError): void {
-    this.#log(error.message);
-    if (this.#isRunning || this.#device.vbd.phase !== "paused") return;
+    if (this.#isRunning || this.#device.vbd.phase !== "paused") return this.#log(error.message);
+    this.#told = "";
+    this.#tell(`${error.message}; requests wait, and this is tried again`);
     this.#isRunning = true;
     this.#limit(this.#device.limits());
     this.#openLater();

@@ -96,27 +96,25 @@ export class VbdCounts {
       name,
       images,
       secondary,
-      outstanding,
-      retrying,
-      unansweredMs,
+      requests: { outstanding, retrying, unansweredMs, times, limits },
       direct,
       policy,
       merges,
-      times,
-      limits,
       changedBlocks,
     }: {
       name: string;
       images: readonly ImageDriver[];
       secondary: SecondarySummary | null;
-      outstanding: number;
-      retrying: number;
-      unansweredMs: number;
+      requests: {
+        readonly outstanding: number;
+        readonly retrying: number;
+        readonly unansweredMs: number;
+        readonly times: { summary(): TimesSummary };
+        readonly limits: RateLimits;
+      };
       direct: boolean;
       policy: RetryPolicy;
       merges: number;
-      times: TimesSummary;
-      limits: RateLimits;
       changedBlocks: string | null;
     },
   ): VbdStatistics {
@@ -149,7 +147,7 @@ export class VbdCounts {
       merges,
       limits: summaryOfLimits(limits),
       changed_blocks: changedBlocks,
-      ...times,
+      ...times.summary(),
     };
   }
 }

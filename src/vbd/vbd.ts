@@ -11,7 +11,6 @@
 import { type Done, type SystemError, systemError } from "../../ffi/errno.ts";
 import type { ImageDriver, ImageSpec } from "../driver/driver.ts";
 import { CbtImage } from "../driver/cbt.ts";
-import { firstLayer } from "../driver/layers.ts";
 import { WriteLog } from "../driver/log.ts";
 import { PieceTable } from "../driver/pieces.ts";
 import { listedImages } from "./listed_images.ts";
@@ -35,6 +34,7 @@ import { Requests } from "./requests.ts";
 import { retryLimits } from "./retry.ts";
 import {
   FirstParent,
+  leafOf,
   NOTHING_READY,
   type Opening,
   parentFor,
@@ -45,7 +45,14 @@ import {
 import { Secondary, type SecondaryState } from "./secondary.ts";
 import type { VbdStatistics } from "./statistics.ts";
 import type { DeviceContext, VbdContext } from "./vbd_context.ts";
-import { busy, endedByFault, lateToPause, pauseCancelled, taken } from "./vbd_errors.ts";
+import {
+  busy,
+  endedByFault,
+  lateToPause,
+  notOpenAgain,
+  pauseCancelled,
+  taken,
+} from "./vbd_errors.ts";
 import { stateBits, type VbdPhase } from "./vbd_phase.ts";
 
 export type { OpenOptions, ResumeOptions, VbdGeometry } from "./open_options.ts";
@@ -170,7 +177,7 @@ export class Vbd implements FaultOwner {
    */
   openLater(name: string, options: OpenOptions, done: Done): void {
     if (this.name !== "" || this.#isOpening) return done(taken(this, name));
-    const leaf = this.#leafOf(name, options);
+    const leaf = leafOf(name, options);
     const isKept = options.mayLackSecondary ?? false;
     this.#prepare({ name, leaf, options, isKept }, (error, parts) => {
       try {
@@ -200,10 +207,6 @@ export class Vbd implements FaultOwner {
     this.#preparation.cancel();
   }
 
-  #leafOf(name: string, { readOnly = false, direct = true, key }: OpenOptions): ImageSpec {
-    return { ...firstLayer(name), readOnly, direct, key };
-  }
-
   /**
    * Opens an image and the chain below it.
    *
@@ -213,14 +216,14 @@ export class Vbd implements FaultOwner {
   open(name: string, options: OpenOptions = {}): VbdGeometry {
     if (this.name !== "") throw taken(this, name);
     this.requests.limit(options.limits ?? NO_LIMITS);
-    const parent = parentFor(this.#leafOf(name, options), options);
+    const parent = parentFor(leafOf(name, options), options);
     this.#openImages(name, options, { second: this.#secondary.open(name, options), parent });
     return this.geometry;
   }
 
   #openImages(name: string, options: OpenOptions, parts: ReadyParts): void {
     const { readOnly = false, retry } = options;
-    const leaf = this.#leafOf(name, options);
+    const leaf = leafOf(name, options);
     const [context, secondary, reopening] = [this.#context, this.#secondary, this.reopening];
     const device = { context, secondary, requests: this.requests, firstParent: this.#firstParent };
     let image: ImageDriver;
@@ -308,7 +311,7 @@ export class Vbd implements FaultOwner {
     if (this.#closing !== null) return this.#drainAndClose();
     this.#phase = "paused";
     if (error === null && this.#pausing !== null) return this.#endPause(null);
-    this.reopening.runOn(() => this.#endPause(error));
+    this.reopening.runOn((why) => this.#endPause(notOpenAgain(this, error, why)));
   }
 
   /**
@@ -344,7 +347,7 @@ export class Vbd implements FaultOwner {
     };
     let leaf: ImageSpec;
     try {
-      leaf = this.#leafOf(name ?? this.name, this.#options);
+      leaf = leafOf(name ?? this.name, this.#options);
     } catch (error) {
       return open(error);
     }
@@ -484,14 +487,10 @@ export class Vbd implements FaultOwner {
       name: this.name,
       images: this.images,
       secondary: this.#secondary.describe(this.#options),
-      outstanding: this.requests.outstanding,
-      retrying: this.requests.retrying,
-      unansweredMs: this.requests.unansweredMs,
+      requests: this.requests,
       direct: this.#options.direct ?? true,
       policy: retryLimits(this.#options.retry).policy,
       merges: this.#stack.merges,
-      times: this.requests.times.summary(),
-      limits: this.requests.limits,
       changedBlocks: this.changedBlocksLog,
     });
   }

@@ -29,6 +29,24 @@ export function busy({ minor, name }: Named): SystemError {
     : sayingAll(Errno.EAGAIN, `Minor ${minor} is changing its state; try again`);
 }
 
+/**
+ * A pause or a snapshot failed, perhaps.
+ *
+ * @param why Why its images could not be opened again after that.
+ */
+export function notOpenAgain<Failure extends SystemError | null>(
+  { minor, reopening }: Named & { readonly reopening: { readonly isRunning: boolean } },
+  error: Failure,
+  why: SystemError | null,
+): Failure | SystemError {
+  if (error === null || why === null) return error;
+  const then = reopening.isRunning
+    ? "; its requests wait, and that is tried again each second, or at once by 'tap-ctl unpause'"
+    : "";
+  const message = `${error.message}; minor ${minor} does not run: ${why.message}${then}`;
+  return new SystemError(error.errno, message, { message, cause: error });
+}
+
 /** It could not be paused in time. */
 export function lateToPause(
   { minor, requests }: Named & { readonly requests: { readonly outstanding: number } },

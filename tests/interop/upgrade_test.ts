@@ -8,7 +8,12 @@ import { Errno } from "../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
 import { pathExists } from "../../ffi/paths.ts";
 import { decodeResponse } from "../../src/control/protocol/answers.ts";
-import { MESSAGE_BYTES, MessageType, messageType } from "../../src/control/protocol/message.ts";
+import {
+  encodePlain,
+  MESSAGE_BYTES,
+  MessageType,
+  messageType,
+} from "../../src/control/protocol/message.ts";
 import {
   decodeUpgradeReply,
   encodeTakeOver,
@@ -96,10 +101,13 @@ function catches(pid: number, signal: number): boolean {
   return (BigInt(`0x${mask}`) >> BigInt(signal - 1) & 1n) === 1n;
 }
 
+function logOf(tapdisks: Tapdisks): string {
+  return Deno.readTextFileSync(`${tapdisks.controlFolder}/log/tapdisk.log`);
+}
+
 /** How long users waited in each upgrade, milliseconds, by the log. */
 function stalls(tapdisks: Tapdisks): number[] {
-  const log = Deno.readTextFileSync(`${tapdisks.controlFolder}/log/tapdisk.log`);
-  return Array.from(log.matchAll(/users waited ([\d.]+) ms/g), ([, ms]) => Number(ms));
+  return Array.from(logOf(tapdisks).matchAll(/users waited ([\d.]+) ms/g), ([, ms]) => Number(ms));
 }
 
 async function write(client: NbdClient, sector: number, value: number): Promise<void> {
@@ -207,6 +215,103 @@ upgradeTest("SIGKILL of the new process while the old one waits", async (tapdisk
   assert.ok("error" in end && end.error.includes("SIGKILL"), JSON.stringify(end));
   await expectSector(client, 1, 7);
   client[Symbol.dispose]();
+});
+
+upgradeTest(
+  "what a new process that serves too late may have carried out is not carried out again",
+  async (tapdisks, folder) => {
+    const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
+    const { client } = await NbdClient.open(disk.socket);
+    await write(client, 0, 1);
+    const path = `${tapdisks.controlFolder}/ctl${disk.pid}`;
+    using command = await Deno.connect({ transport: "unix", path });
+    const message = encodePlain(MessageType.PAUSE, disk.minor);
+    await command.write(message.subarray(0, 8));
+    // It is asked before the upgrade is, so its beginning is there.
+    await tapdisks.tapCtlOk("list");
+    const outcome = await upgradeTo(tapdisks, disk.pid, playing("serves too late"));
+    assert.ok("error" in outcome && outcome.error.includes("makes no sense"));
+    await assert.rejects(
+      client.request({ command: Cmd.Read, offset: 0, length: 512 }).then(() => client.reply()),
+    );
+    client[Symbol.dispose]();
+    assert.equal(await command.read(new Uint8Array(1)), null);
+    const { client: again } = await NbdClient.open(disk.socket);
+    await expectSector(again, 0, 1);
+    await write(again, 0, 2);
+    again[Symbol.dispose]();
+    assert.match(logOf(tapdisks), /Hung up on 1 callers of tap-ctl: process \d+ had begun/);
+  },
+);
+
+upgradeTest(
+  "a signal to the old process in the last step reaches the new one",
+  async (tapdisks) => {
+    const pid = await tapdisks.spawn();
+    const outcome = await upgradeTo(tapdisks, pid, playing("waits for a signal"));
+    assert.ok("pid" in outcome, JSON.stringify(outcome));
+    tapdisks.upgraded(pid, outcome.pid);
+    const note = `${tapdisks.controlFolder}/signal-${pid}`;
+    await waitUntil(() => pathExists(note), "the new process is told");
+    await waitUntil(() => !isRunning(pid), "the old process ends");
+  },
+);
+
+upgradeTest("hostile messages end their connection, or get an error", async (tapdisks, folder) => {
+  const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
+  const { client } = await NbdClient.open(disk.socket);
+  await write(client, 0, 1);
+  const path = `${tapdisks.controlFolder}/ctl${disk.pid}`;
+  const text = (value: string): Uint8Array => {
+    const bytes = new TextEncoder().encode(value);
+    const message = encodeUpgrade({ program: "/", args: [] }).slice(0, MESSAGE_BYTES);
+    new DataView(message.buffer).setUint32(8, bytes.length, true);
+    return new Uint8Array([...message, ...bytes]);
+  };
+  const refused = [
+    encodeTakeOver(1),
+    encodeTakeOver(0xffff_ffff),
+    text(""),
+    text("{"),
+    text("[]"),
+    text('{"program":"sh","args":[]}'),
+    text('{"program":"/bin/true","args":[1]}'),
+    text('{"program":"/bin/\\u0000","args":[]}'),
+    text('{"program":"/bin/true","args":["\\u0000"]}'),
+    text('{"program":"/not/there","args":[]}'),
+    text('{"program":"/","args":[]}'),
+    text('{"program":"/bin/false","args":[]}'),
+    text('{"program":"/bin/true","args":[]}'),
+    new Uint8Array([
+      ...text("").slice(0, 8),
+      0xff,
+      0xff,
+      0xff,
+      0xff,
+      ...new Uint8Array(MESSAGE_BYTES - 12),
+    ]),
+  ];
+  const answerTo = async (message: Uint8Array): Promise<void> => {
+    const answer = await ask(tapdisks, disk.pid, message);
+    assert.equal(messageType(answer), MessageType.ERROR);
+    assert.match(decodeResponse(answer).message, /^Cannot/);
+  };
+  for (const message of refused) await answerTo(message);
+  const descriptors = await settledDescriptors(disk.pid);
+  for (const message of refused) {
+    await answerTo(message);
+    for (const cut of [1, 8, 11, MESSAGE_BYTES - 1, MESSAGE_BYTES + 1, message.length - 1]) {
+      if (cut >= message.length) continue;
+      using connection = await Deno.connect({ transport: "unix", path });
+      await connection.write(message.subarray(0, cut));
+    }
+  }
+  assert.equal(await settledDescriptors(disk.pid), descriptors);
+  await expectSector(client, 0, 1);
+  const now = await upgrade(tapdisks, disk.pid);
+  await expectSector(client, 0, 1);
+  client[Symbol.dispose]();
+  assert.ok(isRunning(now));
 });
 
 upgradeTest(

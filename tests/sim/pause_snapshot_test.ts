@@ -309,6 +309,37 @@ function failAt({ disk }: Simulation, step: "create" | "rename" | "reopen"): () 
   return () => disk.beforeOperation = null;
 }
 
+Deno.test("a snapshot that fails, and images that cannot be opened again: the disk runs on by itself", () => {
+  for (const rename of [false, true]) {
+    const bench = start();
+    const { simulation, device } = bench;
+    device.write(0, stampedSectors(0, 8, 1));
+    device.settle();
+    // The new image is made, and then nothing can be opened for a while.
+    let isAway = false;
+    simulation.disk.beforeOperation = ({ kind, queued }): number => {
+      isAway ||= kind === "open" && queued;
+      return isAway && kind === "open" ? Errno.EIO : 0;
+    };
+    const { errno, message } = snapshotOf(bench, "/new.vhd", { rename });
+    assert.equal(errno, Errno.EIO);
+    assert.match(message, /minor 0 does not run: .*its requests wait, .* 'tap-ctl unpause'/);
+    assert.ok(
+      simulation.log.some((line) => line.includes("requests wait, and this is tried again")),
+    );
+    assert.equal(device.vbd.phase, "paused");
+    const waits = device.write(100, stampedSectors(100, 8, 2));
+    simulation.scheduler.addTimer(20_000, () => simulation.disk.beforeOperation = null);
+    device.settle();
+    assert.deepEqual([waits.errno, device.vbd.phase, device.vbd.name], [0, "open", "vhd:/a.vhd"]);
+    assertHolds(device, 0, 8, 1);
+    assertHolds(device, 100, 8, 2);
+    assert.equal(snapshotOf(bench, "/later.vhd").errno, 0);
+    device.close();
+    simulation.close();
+  }
+});
+
 Deno.test("a snapshot makes durable what a killed tapdisk wrote to the parent", () => {
   for (const raw of [true, false]) {
     const simulation = new Simulation({ seed: 4, powerCuts: true });

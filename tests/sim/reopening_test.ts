@@ -231,6 +231,9 @@ Deno.test("a pause that fails while the server is away: the disk runs on when it
   vbd.pause((error) => ended = error);
   simulation.runUntil(() => ended !== null, "The pause");
   assert.deepEqual([(ended as SystemError | null)?.errno, vbd.phase], [Errno.ESTALE, "paused"]);
+  const { message } = ended as unknown as SystemError;
+  assert.match(message, /in order .*; minor 0 does not run: .* 'tap-ctl unpause'$/);
+  assert.equal(files.logged("requests wait, and this is tried again"), 1);
   const outcome = device.write(8192, stampedSectors(8192, COUNT, 3));
   files.queuedOpens = 0;
   let triedOpens = -1;

@@ -8,7 +8,7 @@ import { addressOf } from "../../ffi/libc.ts";
 import { sendAt, unixConnect } from "../../ffi/sockets.ts";
 import { HandoverChannel } from "../../src/control/handover/channel.ts";
 import { HANDOVER_FORMAT } from "../../src/control/handover/frames.ts";
-import { controlSocketPath } from "../../src/control/paths.ts";
+import { controlFolder, controlSocketPath } from "../../src/control/paths.ts";
 import { encodeTakeOver } from "../../src/control/protocol/upgrade.ts";
 
 /** The steps at which it goes wrong. */
@@ -23,10 +23,11 @@ export const STEPS = [
   "sends nonsense when it is told",
   "dies when it has opened",
   "dies when it is to serve",
+  "sends descriptors when it is told",
 ] as const;
 
 /** One of `STEPS`. */
-export type Step = (typeof STEPS)[number] | "waits";
+export type Step = (typeof STEPS)[number] | "waits" | "serves too late" | "waits for a signal";
 
 const LONG_MS = 60_000;
 
@@ -76,10 +77,42 @@ function play(step: Step, pid: number): void {
     tell("what");
     upTo(channel, "nothing");
   }
+  if (step === "sends descriptors when it is told") {
+    channel.send({ kind: "opened" }, [0, 0, 0], performance.now() + LONG_MS);
+    upTo(channel, "nothing");
+  }
   tell("opened");
   if (step === "dies when it has opened") die();
   upTo(channel, "serve");
+  if (step === "serves too late") {
+    // For the other process, its patience is over ahead of the answer.
+    sendAtOnce(fd, ["what", "serving"]);
+    upTo(channel, "nothing");
+  }
+  if (step === "waits for a signal") return serveUntilSignal(pid, () => tell("serving"));
   die();
+}
+
+/** Sends frames by one call: all have arrived when the first one has. */
+function sendAtOnce(fd: number, kinds: readonly string[]): void {
+  const bytes = kinds.flatMap((kind) => {
+    const text = new TextEncoder().encode(JSON.stringify({ kind }));
+    return [text.length, 0, 0, 0, 0, 0, 0, 0, ...text];
+  });
+  const frames = Uint8Array.from(bytes);
+  sendAt(fd, addressOf(frames), frames.length);
+}
+
+/** The other process gets a signal while it hands over; this one notes that it is told of it. */
+function serveUntilSignal(pid: number, serve: () => void): void {
+  const note = `${controlFolder()}/signal-${pid}`;
+  Deno.addSignalListener("SIGTERM", () => {
+    Deno.writeTextFileSync(note, "SIGTERM");
+    Deno.exit(0);
+  });
+  Deno.kill(pid, "SIGTERM");
+  serve();
+  setTimeout(() => Deno.exit(1), LONG_MS);
 }
 
 if (import.meta.main) {

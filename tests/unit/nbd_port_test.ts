@@ -12,6 +12,7 @@ import { waitForDescriptor } from "../../ffi/poll.ts";
 import { enlargeSendBuffer, socketPair } from "../../ffi/sockets.ts";
 import type { TlsContext } from "../../ffi/tls_context.ts";
 import { parseListen } from "../../src/control/client/serve_choices.ts";
+import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import { ClientsHandover } from "../../src/frontend/nbd/clients_handover.ts";
 import { greet } from "../../src/frontend/nbd/port_client.ts";
 import type { ServeRequest } from "../../src/frontend/nbd/ports.ts";
@@ -384,6 +385,32 @@ portTest("clients that do not end their handshake do not hold up an upgrade", PL
   const request = requestHeader({ command: Cmd.Read, offset: 0, length: 512, cookie: 4 });
   assert.equal(rig.exchange(entered, request)?.length, 16 + 512);
 });
+
+portTest(
+  "a client of another process counts on its own port, not on one of its number",
+  PLAIN,
+  (rig) => {
+    const { connections, ports, port } = rig;
+    ports.serve(connections, { ...PLAIN, addresses: ["127.0.0.2"], port });
+    const clients = (): [string, number][] =>
+      ports.list(connections).map(({ listen, clients }) => [listen, clients]);
+    const place = { port, name: "disk", from: "127.0.0.9" };
+    const at = `127.0.0.2:${port}`;
+    const left = ports.countResumed(connections, { ...place, at });
+    assert.deepEqual(clients(), [[`127.0.0.1:${port}`, 0], [at, 1]]);
+    left();
+    assert.deepEqual(clients(), [[`127.0.0.1:${port}`, 0], [at, 0]]);
+    // A process of an earlier version tells the number only.
+    ports.countResumed(connections, place)();
+    // An export that is another disk's now, and one that there is no more.
+    const others = new NbdConnections(rig.loop, rig.device.vbd);
+    ports.countResumed(others, { ...place, at })();
+    ports.countResumed(connections, { ...place, at: `127.0.0.3:${port}` })();
+    assert.deepEqual(clients().map(([, count]) => count), [0, 0]);
+    ports.unserve(connections, { at });
+    others.close();
+  },
+);
 
 portTest("a fault with the first bytes of a client ends it once", PLAIN, (rig) => {
   const peers = socketPair();

@@ -16,7 +16,7 @@ function bench(outlives = false): {
   const log = { info(): void {}, error(): void {} };
   const outlivesSigterm = (): boolean => outlives;
   const signal = endBySignals(
-    { end, outlivesSigterm },
+    { end, outlivesSigterm, passOn: () => false },
     log,
     (status) => did.push(`exit ${status}`),
   );

@@ -25,7 +25,8 @@ class Rig {
   constructor(folder: string, held: readonly (() => void)[] = []) {
     this.#listener = unixListen(`${folder}/ctl${Deno.pid}`);
     const handovers = held.map((hold) => ({ hold }));
-    const devices = { all: [{ parts: { access: { handovers } } }] } as unknown as Devices;
+    const device = { parts: { access: { handovers } }, servedHere(): void {} };
+    const devices = { all: [device] } as unknown as Devices;
     const note = (message: string): void => void this.did.push(message);
     this.taking = new TakeOver({
       scheduler: this.#scheduler,

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { listeningAddresses } from "../../../ffi/addresses.ts";
 import { type DeviceAddress, unserveDevice } from "../../control/client/client.ts";
-import { listenText } from "../../frontend/nbd/ports.ts";
+import { listenText } from "../../frontend/nbd/listen_text.ts";
 import { deviceOptions } from "./options.ts";
 import type { ListenChoice } from "../../control/client/serve_choices.ts";
 import { listenOption } from "./serve_options.ts";

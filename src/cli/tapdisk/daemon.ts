@@ -19,7 +19,7 @@ import { tapdiskSettings } from "../../control/settings.ts";
 import { rehearse } from "../../control/handover/rehearsal.ts";
 import { removeLinksTo } from "../../control/handover/names.ts";
 import { TakeOver } from "../../control/handover/take_over.ts";
-import { Upgrades } from "../../control/handover/upgrade.ts";
+import { Upgrades } from "../../control/handover/upgrades.ts";
 import { removeStaleSockets } from "../../control/client/stale_sockets.ts";
 import { formatStatistics } from "../../control/protocol/statistics.ts";
 import { handedOver } from "../../driver/nbd/handed_over.ts";
@@ -34,6 +34,7 @@ import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
 import { printErrorLine } from "../print.ts";
 import { guardRuntime, tapdiskFaults } from "./faults.ts";
 import { queueContexts } from "./queues.ts";
+import { Succession } from "./succession.ts";
 
 /** After how long the log names the disks that are still being closed. */
 const SLOW_END_MS = 5_000;
@@ -51,6 +52,10 @@ export interface Tapdisk {
    * disks here. What that caller left is taken away later.
    */
   outlivesSigterm(): boolean;
+  /** Whether another process serves the disks now, and this one is about to end. */
+  readonly hasSuccessor: boolean;
+  /** Sends a signal on to the process that serves the disks; false when it is this one. */
+  passOn(signal: Deno.Signal): boolean;
   /**
    * Closes all disks in order, removes the sockets, and lets `run` return. Disks whose block device is
    * in use stay open; then the process keeps running.
@@ -160,6 +165,7 @@ export function startTapdisk(
     log.close();
     Deno.exit(status);
   };
+  const succession = new Succession();
   const upgrades = new Upgrades({
     scheduler,
     log,
@@ -167,9 +173,11 @@ export function startTapdisk(
     server,
     whyStaying: inForeground ? "it runs in the foreground (-D), and others wait for its end" : null,
     args: shared ? [SHARED_ARGUMENT] : [],
-    exit(): void {
+    exit(pid): void {
       if (room !== undefined) withdrawShared();
-      exit(0);
+      succession.begin(pid);
+      // Nothing is left to be done in its turns.
+      scheduler.stop();
     },
   });
   const openSockets = (): ControlServer => {
@@ -198,9 +206,19 @@ export function startTapdisk(
   }
   return {
     socketPath,
-    run: () => scheduler.run(),
+    async run(): Promise<void> {
+      await scheduler.run();
+      if (succession.pid === null) return;
+      await succession.lastTurns();
+      exit(0);
+    },
+    get hasSuccessor(): boolean {
+      return succession.pid !== null;
+    },
+    passOn: (signal) => succession.passOn(signal),
     outlivesSigterm(): boolean {
       if (room === undefined || devices.count + room.kept === 0) return false;
+      succession.note("SIGTERM", ABANDONED_MS);
       devices.detachAbandoned(ABANDONED_MS);
       return true;
     },

@@ -12,12 +12,13 @@ export type EndSignal = keyof typeof SIGNAL_NUMBERS;
  * first one.
  */
 export function endBySignals(
-  tapdisk: Pick<Tapdisk, "end" | "outlivesSigterm">,
+  tapdisk: Pick<Tapdisk, "end" | "outlivesSigterm" | "passOn">,
   log: Pick<Logger, "info" | "error">,
   exit: (status: number) => void,
 ): (signal: EndSignal) => void {
   let isClosing = false;
   return (signal) => {
+    if (tapdisk.passOn(signal)) return;
     if (signal === "SIGTERM" && tapdisk.outlivesSigterm()) {
       return log.info("Ignored SIGTERM: it may be for one disk of several; SIGINT ends them all");
     }
@@ -61,9 +62,11 @@ export function handleSignals(tapdisk: Tapdisk, log: Logger): void {
   Deno.addSignalListener("SIGINT", () => end("SIGINT"));
   Deno.addSignalListener("SIGTERM", () => {
     end("SIGTERM");
-    together("SIGTERM");
+    if (!tapdisk.hasSuccessor) together("SIGTERM");
   });
-  Deno.addSignalListener("SIGCONT", () => together("SIGCONT"));
+  Deno.addSignalListener("SIGCONT", () => {
+    if (!tapdisk.passOn("SIGCONT")) together("SIGCONT");
+  });
   Deno.addSignalListener("SIGHUP", () => {
     log.reopen();
     log.info("Opened the log anew, by SIGHUP");

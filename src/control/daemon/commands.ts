@@ -17,7 +17,7 @@ import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
 import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
 import { decodeTakeOver, decodeUpgrade, encodeUpgradeReply } from "../protocol/upgrade.ts";
-import type { Upgrades } from "../handover/upgrade.ts";
+import type { Upgrades } from "../handover/upgrades.ts";
 import { type Command, type CommandTable, errorReply } from "./command.ts";
 
 /** A question, answered at once. */

@@ -1,12 +1,9 @@
 import { type Done, type DoneWith, Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import type { WriteLog } from "../../driver/log.ts";
-import type { DeviceMaker } from "../../frontend/block_device.ts";
 import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
-import type { ProcessorClock } from "../../frontend/xenblkif/polling.ts";
-import type { Xen } from "../../../ffi/xen.ts";
 import type { Log } from "../../log/log.ts";
-import { ownedBy, type Scheduler } from "../../scheduler/scheduler.ts";
+import { ownedBy } from "../../scheduler/scheduler.ts";
 import {
   type LiveSnapshot,
   liveSnapshot,
@@ -14,39 +11,23 @@ import {
 } from "../../vbd/live_snapshot.ts";
 import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
 import { Vbd } from "../../vbd/vbd.ts";
-import type { VbdContext } from "../../vbd/vbd_context.ts";
 import type { DiskKey } from "../../vhd/key.ts";
 import { type MinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
 import { diskOfMinor } from "../minors/parent_disk.ts";
 import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
-import { isChosen, listenText, type ServeRequest } from "../../frontend/nbd/ports.ts";
+import { isChosen, type ServeRequest } from "../../frontend/nbd/ports.ts";
+import { listenText } from "../../frontend/nbd/listen_text.ts";
 import type { OpenRequest, ResumeRequest } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
 import type { DeviceParts } from "./device_parts.ts";
+import type { DeviceServices } from "./device_services.ts";
 import { planDevice } from "./device_plan.ts";
 import { type DevicePlan, type DeviceStatistics, DiskAccess } from "./disk_access.ts";
-import type { FrontendFactory } from "./disk_access.ts";
 import type { DeviceSummary } from "./device_summary.ts";
 import { queueFor, type QueueKind } from "./queue_kind.ts";
 import type { RemainingDevice } from "./remaining.ts";
-
-/** What the devices of a process share. */
-export interface DeviceServices {
-  readonly scheduler: Scheduler;
-  /** The context of the disks on a queue. The first call for a queue makes the queue. */
-  contextOf(queue: QueueKind): VbdContext;
-  readonly frontends: readonly FrontendFactory[];
-  readonly makers: readonly DeviceMaker[];
-  readonly log: Log;
-  /** Runs a job when no exclusive command of the minor runs. */
-  runExclusive(minor: number, job: (finished: () => void) => void): void;
-  /** Called when a fault has ended a device; a command that runs on it may never end. */
-  failed(minor: number): void;
-  readonly xen: Xen;
-  readonly processors: ProcessorClock;
-}
 
 /** An open request with the key that came with it. */
 export interface KeyedRequest {
@@ -78,6 +59,8 @@ export class Device {
   #leftJournal: string | null = null;
   /** Whether the file of the minor has a record. */
   #isRecorded = false;
+  /** Whether another process serves the disk as yet, and the record is its. */
+  #isAwaited = false;
 
   /** Takes hold of a minor. Throws `SystemError`: ENOENT, EBUSY. */
   constructor(services: DeviceServices, minor: number) {
@@ -216,6 +199,7 @@ export class Device {
    */
   open(keyed: KeyedRequest, done: DoneWith<DiskInfo>): () => void {
     const { request, key } = keyed;
+    this.#isAwaited = keyed.adopt === true;
     if (this.name !== "") {
       const what =
         `Cannot open ${request.image} on minor ${this.minor} (${this.name} is open on it)`;
@@ -307,8 +291,18 @@ export class Device {
     }
   }
 
+  /**
+   * The disk is served by this process now, and no other: the record is its own. One that was to take it
+   * over may have changed the record.
+   */
+  servedHere(): void {
+    this.#isAwaited = false;
+    this.#recordDevice();
+  }
+
   /** Records what another tapdisk needs to take the block device or the ring over. */
   #recordDevice(): void {
+    if (this.#isAwaited) return;
     const { kind, rings } = this.#access;
     const node = this.#access.node ?? rings.journal ?? this.#leftJournal;
     if (this.#request === null || node === null) return this.#removeRecord();

@@ -15,7 +15,8 @@ import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { ringJournalPath } from "../paths.ts";
 import type { ClientsHandover } from "../../frontend/nbd/clients_handover.ts";
-import { listenText, type ServedExport, type ServeRequest } from "../../frontend/nbd/ports.ts";
+import type { ServedExport, ServeRequest } from "../../frontend/nbd/ports.ts";
+import { listenText } from "../../frontend/nbd/listen_text.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
 

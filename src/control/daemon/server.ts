@@ -17,6 +17,12 @@ const FAULT_GRACE_MS = 2_000;
 /** How long not to accept connections after an accept failed. */
 const ACCEPT_RETRY_MS = 1_000;
 
+/** A connection whose command has not begun, and what it has sent. */
+export interface UnansweredCommand {
+  readonly connection: Pick<ControlConnection, "fd" | "close">;
+  readonly begun: Uint8Array<ArrayBuffer>;
+}
+
 /** A request, and the key that came behind it. */
 interface KeyedMessage {
   readonly connection: ControlConnection;
@@ -127,10 +133,10 @@ export class ControlServer implements FdHandler, FaultOwner {
   }
 
   /** The connections whose commands have not begun, for another process to go on with. */
-  unanswered(except: ControlConnection | null): { fd: number; begun: Uint8Array<ArrayBuffer> }[] {
+  unanswered(except: ControlConnection | null): UnansweredCommand[] {
     return [...this.#connections].flatMap((connection) => {
       const begun = connection === except ? null : connection.unanswered;
-      return begun === null ? [] : [{ fd: connection.fd, begun }];
+      return begun === null ? [] : [{ connection, begun }];
     });
   }
 

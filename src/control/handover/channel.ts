@@ -39,8 +39,12 @@ export class HandoverChannel {
   #descriptors: number[] = [];
   #ended = false;
 
-  constructor(fd: number) {
+  readonly #mostDescriptors: number;
+
+  /** @param mostDescriptors How many descriptors a frame may bring. */
+  constructor(fd: number, mostDescriptors = MOST_DESCRIPTORS) {
     this.fd = fd;
+    this.#mostDescriptors = mostDescriptors;
   }
 
   /**
@@ -84,7 +88,7 @@ export class HandoverChannel {
       if (this.#ended) {
         throw new SystemError(Errno.EPIPE, "Cannot go on: the other tapdisk has ended");
       }
-      const message = receiveDescriptors(this.fd, RECEIVE_BYTES, MOST_DESCRIPTORS);
+      const message = receiveDescriptors(this.fd, RECEIVE_BYTES, this.#mostDescriptors);
       if (message === null) return null;
       this.#add(message);
     }
@@ -95,6 +99,8 @@ export class HandoverChannel {
     if (hadMore) {
       throw new SystemError(Errno.EMFILE, "Cannot take the descriptors of the other tapdisk");
     }
+    // Those of the frame that arrives, and those of one before it whose text was complete with them.
+    if (this.#descriptors.length > 2 * this.#mostDescriptors) throw broken();
     if (bytes.length === 0) this.#ended = true;
     const both = new Uint8Array(this.#bytes.length + bytes.length);
     both.set(this.#bytes);
@@ -108,7 +114,7 @@ export class HandoverChannel {
     const head = new DataView(bytes.buffer);
     const length = head.getUint32(0, true);
     const count = head.getUint32(4, true);
-    if (length > LONGEST_TEXT_BYTES || count > MOST_DESCRIPTORS) throw broken();
+    if (length > LONGEST_TEXT_BYTES || count > this.#mostDescriptors) throw broken();
     if (bytes.length < HEAD_BYTES + length) return null;
     if (this.#descriptors.length < count) throw broken();
     const text = new TextDecoder().decode(bytes.subarray(HEAD_BYTES, HEAD_BYTES + length));

@@ -1,7 +1,22 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
 import type { ClientState } from "../../frontend/nbd/connection_host.ts";
+import { HANDSHAKE_STAGES } from "../../frontend/nbd/handshake.ts";
 import type { OpenRequest } from "../protocol/open_request.ts";
 import { parseOpenRequest } from "../protocol/open_request.ts";
+import type { Frame } from "./channel.ts";
+import {
+  areNumbers,
+  isAbsentOr,
+  isBase64,
+  isCount,
+  isFlag,
+  isListOf,
+  isNullOr,
+  isObjectOf,
+  isOneOf,
+  isText,
+} from "./frame_checks.ts";
 
 /**
  * The format of the frames. A tapdisk hands over to one of the same format only: what it would leave out
@@ -73,22 +88,80 @@ function makesNoSense(): SystemError {
   return new SystemError(Errno.EPROTO, "Cannot take over: a frame makes no sense");
 }
 
-/** The frame in parsed JSON. The formats are the same, so the fields of a frame of a kind are too. */
+const isClient = isObjectOf({
+  style: isOneOf("newstyle", "oldstyle", "none"),
+  handedOver: isFlag,
+  handshake: isObjectOf({
+    stage: isOneOf(...HANDSHAKE_STAGES),
+    structuredReplies: isFlag,
+    contexts: isListOf(isText),
+    noZeroes: isFlag,
+    options: isCount,
+    skip: isCount,
+  }),
+  place: isAbsentOr(
+    isObjectOf({ at: isAbsentOr(isText), port: isCount, name: isText, from: isText }),
+  ),
+});
+
+/** What makes sense in a frame of each kind. */
+const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = {
+  rehearse: isObjectOf({ images: isListOf(isText) }),
+  locks: () => true,
+  sockets: isObjectOf({ at: isListOf(isText) }),
+  handed: isObjectOf({ names: isListOf(isText) }),
+  disk: isObjectOf({
+    ...{ minor: isCount, sectors: isCount, counts: areNumbers },
+    request: isNullOr((request) => parseOpenRequest(request) !== null),
+  }),
+  client: isObjectOf({ minor: isCount, frontend: isCount, state: isClient, rest: isBase64 }),
+  command: isObjectOf({ begun: isBase64 }),
+  open: () => true,
+  serve: () => true,
+};
+
+/** How many descriptors come with a frame; null for any number. */
+function descriptorsOf(frame: OldFrame): number | null {
+  switch (frame.kind) {
+    case "locks":
+      return null;
+    case "sockets":
+      return frame.at.length;
+    case "handed":
+      return frame.names.length;
+    case "client":
+    case "command":
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+/** A frame of the old tapdisk, and its descriptors. */
+export interface Arrived {
+  readonly frame: OldFrame;
+  readonly descriptors: readonly number[];
+}
+
+/** Checks a frame that has arrived. Throws `SystemError`: EPROTO; its descriptors are closed then. */
+export function arrivedFrame({ value, descriptors }: Frame): Arrived {
+  try {
+    const frame = oldFrame(value);
+    const wanted = descriptorsOf(frame);
+    if (wanted === null || wanted === descriptors.length) return { frame, descriptors };
+    throw makesNoSense();
+  } catch (error) {
+    for (const fd of descriptors) closeFile(fd);
+    throw error;
+  }
+}
+
+/** The frame in parsed JSON. Throws `SystemError`: EPROTO. */
 export function oldFrame(value: unknown): OldFrame {
   if (typeof value !== "object" || value === null) throw makesNoSense();
   const { kind }: { kind?: unknown } = value;
-  const kinds: readonly unknown[] = [
-    "rehearse",
-    "locks",
-    "sockets",
-    "handed",
-    "disk",
-    "client",
-    "command",
-    "open",
-    "serve",
-  ];
-  if (!kinds.includes(kind)) throw makesNoSense();
+  const check = Object.entries(CHECKS).find(([known]) => known === kind)?.[1];
+  if (check?.(value) !== true) throw makesNoSense();
   const frame = value as OldFrame;
   if (frame.kind !== "disk" || frame.request === null) return frame;
   const request = parseOpenRequest(frame.request);

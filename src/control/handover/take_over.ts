@@ -14,14 +14,15 @@ import type { Devices } from "../daemon/devices.ts";
 import type { ControlServer } from "../daemon/server.ts";
 import { controlSocketPath, requireOwnFolder } from "../paths.ts";
 import { encodeTakeOver } from "../protocol/upgrade.ts";
-import { type Frame, HandoverChannel } from "./channel.ts";
+import { HandoverChannel } from "./channel.ts";
 import {
+  type Arrived,
+  arrivedFrame,
   decodeBytes,
   type DiskFrame,
   HANDOVER_FORMAT,
   type NewFrame,
   type OldFrame,
-  oldFrame,
 } from "./frames.ts";
 import { linkNames, renamedFor } from "./names.ts";
 
@@ -88,7 +89,7 @@ export class TakeOver implements FdHandler, FaultOwner {
   ready(): void {
     try {
       for (let frame = this.#channel.take(); frame !== null; frame = this.#channel.take()) {
-        this.#take(frame);
+        this.#take(arrivedFrame(frame));
         if (this.#isServing) return;
       }
     } catch (error) {
@@ -96,8 +97,7 @@ export class TakeOver implements FdHandler, FaultOwner {
     }
   }
 
-  #take({ value, descriptors }: Frame): void {
-    const frame = oldFrame(value);
+  #take({ frame, descriptors }: Arrived): void {
     switch (frame.kind) {
       case "rehearse":
         return this.#host.rehearse(frame.images, (error) => {
@@ -208,6 +208,7 @@ export class TakeOver implements FdHandler, FaultOwner {
     for (const { parts } of devices.all) {
       for (const clients of parts.access.handovers) this.#attempt(() => clients.hold(false));
     }
+    for (const device of devices.all) this.#attempt(() => device.servedHere());
     this.#attempt(() => linkNames(this.#pid, Deno.pid));
     for (const { begun, fd } of this.#commands) {
       this.#attempt(() => this.#server?.resume(fd, decodeBytes(begun)));

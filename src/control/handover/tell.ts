@@ -1,6 +1,7 @@
 import { handedOver } from "../../driver/nbd/handed_over.ts";
 import { listeningSockets } from "../../frontend/listening.ts";
 import type { Device } from "../daemon/device.ts";
+import type { UnansweredCommand } from "../daemon/server.ts";
 import type { HandoverChannel } from "./channel.ts";
 import { MOST_DESCRIPTORS } from "./channel.ts";
 import { type DiskFrame, encodeBytes, type OldFrame } from "./frames.ts";
@@ -11,7 +12,7 @@ export interface Inventory {
   readonly devices: readonly Device[];
   /** Descriptors of files that are locked. */
   readonly locks: readonly number[];
-  readonly commands: readonly { fd: number; begun: Uint8Array }[];
+  readonly commands: readonly UnansweredCommand[];
 }
 
 /** Calls `each` with so many at a time as a frame carries. */
@@ -54,6 +55,8 @@ export function tellAll(
       }
     });
   }
-  for (const { fd, begun } of commands) tell({ kind: "command", begun: encodeBytes(begun) }, [fd]);
+  for (const { connection: { fd }, begun } of commands) {
+    tell({ kind: "command", begun: encodeBytes(begun) }, [fd]);
+  }
   tell({ kind: "open" });
 }

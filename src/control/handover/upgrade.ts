@@ -1,19 +1,16 @@
-import { peerOf } from "../../../ffi/descriptors.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
-import { effectiveUser } from "../../../ffi/process.ts";
-import { dropLocks, keepLocks } from "../../files/kept_locks.ts";
-import { holdAccepting } from "../../frontend/listening.ts";
 import type { Log } from "../../log/log.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import type { ControlConnection } from "../daemon/control_connection.ts";
 import type { Devices } from "../daemon/devices.ts";
-import type { ControlServer } from "../daemon/server.ts";
+import type { ControlServer, UnansweredCommand } from "../daemon/server.ts";
 import type { ProgramCall, UpgradeReply } from "../protocol/upgrade.ts";
 import { HandoverChannel } from "./channel.ts";
 import { HANDOVER_FORMAT, newFrame } from "./frames.ts";
 import { removeNamesOf } from "./names.ts";
+import { Standstill } from "./standstill.ts";
 import { Successor } from "./successor.ts";
 import { tellAll } from "./tell.ts";
 import { whyStaying } from "./why_staying.ts";
@@ -25,13 +22,6 @@ const REHEARSE_MS = 20_000;
 const SEND_MS = 1_000;
 /** How long commands that run may take to end. */
 const COMMANDS_MS = 10_000;
-/** How long clients may take to send the rest of a request, and to receive their answers. */
-const CLIENTS_MS = 1_000;
-/** How long clients of a TCP port may take to end their handshake. */
-const GREETINGS_MS = 500;
-const CLIENTS_POLL_MS = 1;
-/** How long the requests of a disk may take to end. */
-const PAUSE_MS = 5_000;
 /** How long the new process may take to open the disks, and how long to say that it serves them. */
 const OPEN_MS = 10_000;
 const SERVE_MS = 10_000;
@@ -46,57 +36,12 @@ export interface UpgradeHost {
   readonly args: readonly string[];
   /** Why this process cannot be replaced at all; null when it can. */
   readonly whyStaying: string | null;
-  /** Ends this process at once, and leaves all names to the one that serves now. */
-  exit(): void;
-}
-
-/** The handovers of a process, one at a time. The last one ends the process. */
-export class Upgrades {
-  readonly #host: UpgradeHost;
-  #current: Upgrade | null = null;
-
-  constructor(host: UpgradeHost) {
-    this.#host = host;
-  }
-
-  /**
-   * Starts a program, to which this process hands its disks over. Calls back when that one serves, and
-   * this process then ends; or with an error, and this process serves on.
-   *
-   * @param connection Where the wish came from: it is answered here.
-   * @throws {SystemError} Something cannot be handed over.
-   */
-  begin(
-    call: ProgramCall,
-    connection: ControlConnection | null,
-    done: DoneWith<UpgradeReply>,
-  ): void {
-    if (this.#current !== null) {
-      throw new SystemError(Errno.EALREADY, "Cannot upgrade (another upgrade is under way)");
-    }
-    this.#current = new Upgrade(this.#host, { call, asker: connection }, (...end) => {
-      this.#current = null;
-      try {
-        done(...end);
-      } finally {
-        if (end[0] === null) this.#host.exit();
-      }
-    });
-  }
-
-  /** The new process asks for the disks. Throws `SystemError`: EPERM for any other process. */
-  join(connection: ControlConnection, format: number): void {
-    const { pid, uid } = peerOf(connection.fd);
-    if (this.#current?.pid !== pid || (uid !== effectiveUser() && uid !== 0)) {
-      const why = `process ${pid} is not the one that was started for that`;
-      throw new SystemError(Errno.EPERM, `Cannot hand over the disks (${why})`);
-    }
-    this.#current.join(connection, format);
-  }
+  /** Ends this process, and leaves all names and signals to the one that serves now. */
+  exit(successor: number): void;
 }
 
 /** One handover, on the side of the process that has served until now. */
-class Upgrade implements FdHandler, FaultOwner {
+export class Upgrade implements FdHandler, FaultOwner {
   readonly failed = false;
   readonly #host: UpgradeHost;
   readonly #asker: ControlConnection | null;
@@ -108,13 +53,10 @@ class Upgrade implements FdHandler, FaultOwner {
   #giveUpWait: () => boolean = () => false;
   /** Lets other commands run again; null as long as they run. */
   #finished: (() => void) | null = null;
-  /** When clients began to wait. */
-  #heldMs = 0;
-  #isHeld = false;
-  /** Descriptors of the files that are locked. */
-  #locks: readonly number[] = [];
-  /** Disks whose pause has not ended. */
-  #pausing = 0;
+  /** While users wait. */
+  #standstill: Standstill | null = null;
+  /** Control connections that the new process may have gone on with. */
+  #commands: readonly UnansweredCommand[] = [];
   /** Whether the new process may have begun to serve. */
   #isToldToServe = false;
   #isRestored = false;
@@ -171,7 +113,8 @@ class Upgrade implements FdHandler, FaultOwner {
     if (this.#channel !== null || this.#failure !== null) {
       throw new SystemError(Errno.EALREADY, "Cannot hand over the disks twice");
     }
-    this.#channel = new HandoverChannel(connection.release());
+    // The new process has no descriptors to give.
+    this.#channel = new HandoverChannel(connection.release(), 0);
     if (format !== HANDOVER_FORMAT) {
       const formats =
         `it takes over in format ${format}, this one hands over in ${HANDOVER_FORMAT}`;
@@ -217,76 +160,24 @@ class Upgrade implements FdHandler, FaultOwner {
     });
   }
 
-  /** Whether all can be handed over; when it cannot, that is the end. */
-  #isReady(): boolean {
-    try {
-      this.#requireReady();
-      return true;
-    } catch (error) {
-      this.#fail(systemError(error, "Cannot hand over"));
-      return false;
-    }
-  }
-
-  /** No command runs: clients finish what they are about. */
+  /** No command runs: users wait from now on. */
   #hold(): void {
     if (this.#failure !== null) return this.#restore();
-    if (!this.#isReady()) return;
-    const { scheduler } = this.#host;
-    scheduler.cancelTimer(this.#timer);
-    this.#isHeld = true;
-    this.#heldMs = performance.now();
-    holdAccepting(true);
-    this.#holdClients(true);
-    this.#awaitQuiet();
-  }
-
-  #holdClients(isHeld: boolean): void {
-    for (const { parts } of this.#host.devices.all) {
-      for (const clients of parts.access.handovers) clients.hold(isHeld);
-    }
-  }
-
-  #awaitQuiet(): void {
-    if (this.#failure !== null) return;
-    const loud = this.#host.devices.all.find(({ parts }) =>
-      parts.access.handovers.some(({ areQuiet }) => !areQuiet)
-    );
-    // A client that was in the handshake may have entered with TLS.
-    if (loud === undefined) return this.#isReady() ? this.#pause() : undefined;
-    const waitedMs = performance.now() - this.#heldMs;
-    if (waitedMs > GREETINGS_MS) {
-      for (const clients of loud.parts.access.handovers) clients.dropGreetings();
-    }
-    if (waitedMs > CLIENTS_MS) {
-      const why =
-        "a client has sent a part of a request only, does not receive its answers, or its " +
-        "requests do not end";
-      return this.#fail(this.#tooLate(`minor ${loud.minor}: ${why}`));
-    }
-    this.#timer = this.#host.scheduler.addTimer(CLIENTS_POLL_MS, () => this.#awaitQuiet(), this);
-  }
-
-  /** No request is under way: images are closed, and their locks are kept. */
-  #pause(): void {
-    const open = this.#host.devices.all.filter(({ parts }) => parts.request !== null);
+    const { scheduler, log, devices } = this.#host;
     try {
-      this.#locks = keepLocks();
+      this.#requireReady();
     } catch (error) {
-      return this.#fail(systemError(error, "Cannot keep the locks of the images"));
+      return this.#fail(systemError(error, "Cannot hand over"));
     }
-    this.#pausing = open.length;
-    let failure: SystemError | null = null;
-    const { scheduler } = this.#host;
-    if (open.length === 0) return this.#tell();
-    for (const { parts } of open) {
-      parts.vbd.pause((error) => {
-        failure ??= error;
-        if (--this.#pausing > 0) return;
-        if (failure !== null) this.#fail(failure);
-        scheduler.addTimer(0, () => this.#tell(), this);
-      }, PAUSE_MS);
-    }
+    scheduler.cancelTimer(this.#timer);
+    const standstill = new Standstill({
+      ...{ scheduler, log, devices, owner: this },
+      requireReady: () => this.#requireReady(),
+      reached: () => this.#tell(),
+      failed: (error) => this.#fail(error),
+    });
+    this.#standstill = standstill;
+    standstill.begin();
   }
 
   /**
@@ -296,7 +187,8 @@ class Upgrade implements FdHandler, FaultOwner {
   #tell(): void {
     if (this.#failure !== null) return this.#restore();
     const channel = this.#channel;
-    if (channel === null) return;
+    const standstill = this.#standstill;
+    if (channel === null || standstill === null) return;
     const { devices } = this.#host;
     try {
       if (devices.isEnding) {
@@ -309,23 +201,26 @@ class Upgrade implements FdHandler, FaultOwner {
         throw new SystemError(Errno.EIO, `Cannot hand over (${why})`);
       }
       const openMs = performance.now() + OPEN_MS;
-      const commands = this.#host.server().unanswered(this.#asker);
-      tellAll(channel, { devices: devices.all, locks: this.#locks, commands }, openMs);
+      this.#commands = this.#host.server().unanswered(this.#asker);
+      const { locks } = standstill;
+      tellAll(channel, { devices: devices.all, locks, commands: this.#commands }, openMs);
+      standstill.step("telling");
       newFrame(channel.receive(openMs).value, "opened");
+      standstill.step("opening");
       const serveMs = performance.now() + SERVE_MS;
       this.#isToldToServe = true;
       channel.send({ kind: "serve" }, [], serveMs);
       newFrame(channel.receive(serveMs).value, "serving");
+      standstill.step("the start");
     } catch (error) {
       return this.#fail(systemError(error, `Cannot hand over to process ${this.pid}`));
     }
-    this.#succeed();
+    this.#succeed(standstill);
   }
 
-  #succeed(): void {
-    const stallMs = performance.now() - this.#heldMs;
-    const { log } = this.#host;
-    log.info(`Process ${this.pid} serves the disks; users waited ${stallMs.toFixed(1)} ms`);
+  #succeed({ elapsedMs: stallMs, steps }: Standstill): void {
+    const waited = `users waited ${stallMs.toFixed(1)} ms (${steps})`;
+    this.#host.log.info(`Process ${this.pid} serves the disks; ${waited}`);
     this.#done(null, { pid: this.pid, stallMs });
   }
 
@@ -342,6 +237,7 @@ class Upgrade implements FdHandler, FaultOwner {
     this.#failure = failure;
     this.#host.log.error(`${failure.message}; process ${Deno.pid} serves on`);
     this.#host.scheduler.cancelTimer(this.#timer);
+    this.#standstill?.stop();
     if (this.#giveUpWait()) this.#giveUpWait = () => false;
     this.#successor.kill();
     if (this.#hasEnded) this.#restore();
@@ -349,29 +245,16 @@ class Upgrade implements FdHandler, FaultOwner {
 
   /** The new process has ended: all is as it was before. */
   #restore(): void {
-    if (!this.#hasEnded || this.#pausing > 0 || this.#isRestored) return;
+    const standstill = this.#standstill;
+    if (!this.#hasEnded || standstill?.isPausing === true || this.#isRestored) return;
     this.#isRestored = true;
-    if (this.#hasServed()) this.#dropClients();
+    if (this.#hasServed()) this.#dropServed();
     this.#channel?.close();
     this.#channel = null;
     this.#removeNames();
-    if (!this.#isHeld) return this.#restored();
-    // Before the images are open: one may be at a server that waits, or be another disk of this process.
-    // Requests wait for their disks.
-    this.#isHeld = false;
-    holdAccepting(false);
-    this.#holdClients(false);
-    const paused = this.#host.devices.all.filter(({ parts }) => parts.vbd.phase === "paused");
-    let left = paused.length;
-    if (left === 0) return this.#restored();
-    for (const { minor, parts } of paused) {
-      parts.vbd.reopening.runOn((error) => {
-        if (error !== null) {
-          this.#host.log.error(`Minor ${minor} waits until its image opens: ${error.message}`);
-        }
-        if (--left === 0) this.#restored();
-      });
-    }
+    if (standstill === null) return this.#restored();
+    for (const device of this.#host.devices.all) device.servedHere();
+    standstill.end(() => this.#restored());
   }
 
   /** Names that stay do no harm; users that wait for ever do. */
@@ -396,17 +279,21 @@ class Upgrade implements FdHandler, FaultOwner {
     }
   }
 
-  /** What clients have sent may be with the process that has ended: they must connect again. */
-  #dropClients(): void {
+  /**
+   * What clients have sent may be with the process that has ended: they must connect again. It may have
+   * carried out commands: they are not carried out twice, and whoever sent them gets no answer.
+   */
+  #dropServed(): void {
+    const why = `process ${this.pid} had begun to serve it, and ended`;
     for (const { parts } of this.#host.devices.all) {
-      for (const clients of parts.access.handovers) {
-        clients.drop(`process ${this.pid} had begun to serve it, and ended`);
-      }
+      for (const clients of parts.access.handovers) clients.drop(why);
     }
+    for (const { connection } of this.#commands) connection.close();
+    const count = this.#commands.length;
+    if (count > 0) this.#host.log.warn(`Hung up on ${count} callers of tap-ctl: ${why}`);
   }
 
   #restored(): void {
-    dropLocks();
     this.#finished?.();
     this.#finished = null;
     const failure = this.#failure;

@@ -1,5 +1,5 @@
 import { systemError } from "../../../ffi/errno.ts";
-import { minorPath } from "../paths.ts";
+import { minorPath, minorRecordPath } from "../paths.ts";
 import { type DeviceChoice, type OpenRequest, parseOpenRequest } from "../protocol/open_request.ts";
 
 /**
@@ -16,18 +16,46 @@ export interface MinorRecord extends OpenRequest {
 }
 
 /**
- * Writes the record of a block device or of a ring; null when there is none any more. Throws
- * `SystemError`.
+ * Writes the record of a block device or of a ring; null when there is none any more. A file beside that
+ * of the minor has the new record until it is written: a process that is killed meanwhile leaves the
+ * record before or the new one. Throws `SystemError`.
  */
 export function writeMinorRecord(minor: number, record: MinorRecord | null): void {
   const path = minorPath(minor);
+  const aside = minorRecordPath(minor);
   try {
+    if (record === null) {
+      removeIfThere(aside);
+      return Deno.writeTextFileSync(path, "", { create: false });
+    }
+    const text = `${JSON.stringify(record)}\n`;
+    writeWhole(aside, text);
     // The file stays the same: whoever holds the minor holds its lock.
-    Deno.writeTextFileSync(path, record === null ? "" : `${JSON.stringify(record)}\n`, {
-      create: false,
-    });
+    Deno.writeTextFileSync(path, text, { create: false });
+    removeIfThere(aside);
   } catch (error) {
     throw systemError(error, `Cannot write ${path}`);
+  }
+}
+
+/** Writes a file that is there with all of a text, or not at all. */
+function writeWhole(path: string, text: string): void {
+  const draft = `${path}.draft`;
+  removeIfThere(draft);
+  {
+    using file = Deno.openSync(draft, { write: true, createNew: true, mode: 0o600 });
+    const bytes = new TextEncoder().encode(text);
+    for (let at = 0; at < bytes.length;) at += file.writeSync(bytes.subarray(at));
+    file.syncSync();
+  }
+  Deno.renameSync(draft, path);
+}
+
+function removeIfThere(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
 
@@ -48,12 +76,27 @@ function parseMinorRecord(value: unknown): MinorRecord | null {
 
 /** The record of a minor's block device or ring, if that still exists; else null. */
 export function readMinorRecord(minor: number): MinorRecord | null {
+  const record = recordIn(minorPath(minor)) ?? recordIn(minorRecordPath(minor));
   try {
-    const record = parseMinorRecord(JSON.parse(Deno.readTextFileSync(minorPath(minor))));
     if (record !== null) Deno.lstatSync(record.node);
     return record;
+  } catch {
+    return null;
+  }
+}
+
+/** The record in a file; null when there is none, or a part of one. */
+function recordIn(path: string): MinorRecord | null {
+  try {
+    return parseMinorRecord(JSON.parse(Deno.readTextFileSync(path)));
   } catch {
     // The file of a minor without a block device or a ring is empty.
     return null;
   }
+}
+
+/** Removes what a process that was killed has left beside the file of a minor. */
+export function removeMinorLeftovers(minor: number): void {
+  removeIfThere(minorRecordPath(minor));
+  removeIfThere(`${minorRecordPath(minor)}.draft`);
 }

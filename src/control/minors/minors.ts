@@ -19,7 +19,7 @@ import {
   tryLockExclusive,
 } from "../../../ffi/files.ts";
 import { takeLocked } from "../../files/kept_locks.ts";
-import { readMinorRecord, recoveryHint } from "./minor_record.ts";
+import { readMinorRecord, recoveryHint, removeMinorLeftovers } from "./minor_record.ts";
 import {
   minorPath,
   minorsFolder,
@@ -86,6 +86,7 @@ export function freeMinor(minor: number): void {
         const hint = `${died}; ${recoveryHint(minor, orphan.device)}`;
         throw new SystemError(Errno.EBUSY, `Cannot free minor ${minor} (${hint})`);
       }
+      removeMinorLeftovers(minor);
       Deno.removeSync(path);
     } finally {
       closeFile(file);

@@ -60,7 +60,8 @@ export class ClientsHandover {
   resume({ fd, state, rest }: HandedOverClient): void {
     let left = (): void => {};
     try {
-      if (state.place !== undefined) left = this.#ports?.countResumed(state.place) ?? left;
+      const { place } = state;
+      if (place !== undefined) left = this.#ports?.countResumed(this.#connections, place) ?? left;
     } catch (error) {
       closeFile(fd);
       throw error;

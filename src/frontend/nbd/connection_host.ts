@@ -22,6 +22,8 @@ export interface EnteredClient {
 
 /** The export of a port that a client uses, and where the client comes from. */
 export interface PortPlace {
+  /** The addresses and the port, as they are written; a process of an earlier version does not tell. */
+  readonly at?: string;
   readonly port: number;
   readonly name: string;
   readonly from: string;

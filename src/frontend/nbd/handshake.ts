@@ -55,8 +55,10 @@ export interface ExportDescription {
  */
 export type GreetingStyle = "newstyle" | "oldstyle" | "none";
 
-/** The state of a handshake. In `tls` it waits for `secured`. */
-export type HandshakeStage = "flags" | "options" | "tls" | "transmission" | "closed";
+/** The states of a handshake. In `tls` it waits for `secured`. */
+export const HANDSHAKE_STAGES = ["flags", "options", "tls", "transmission", "closed"] as const;
+/** One of `HANDSHAKE_STAGES`. */
+export type HandshakeStage = (typeof HANDSHAKE_STAGES)[number];
 
 /** The exports of a server, and its TLS. */
 export interface HandshakeServer {

@@ -13,6 +13,7 @@ import { clientMemoryOf } from "./client_memory.ts";
 import type { PortPlace } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
 import type { Handshake, HandshakeServer } from "./handshake.ts";
+import { listenText } from "./listen_text.ts";
 import { greet, PortClient, type PortClientHost } from "./port_client.ts";
 
 /** The most clients of a port in the handshake, and those from one address. */
@@ -60,6 +61,8 @@ export class NbdPort implements PortClientHost {
   readonly exports = new Map<string, PortExport>();
   /** The port; chosen by the kernel when 0 was asked for. */
   readonly port: number;
+  /** The addresses and the port, as they are written. */
+  readonly at: string;
   readonly #log: (message: string) => void;
   readonly #listeners: Listener[] = [];
   /** Clients in the handshake, the oldest first, and the exports that they enter. */
@@ -91,6 +94,7 @@ export class NbdPort implements PortClientHost {
     this.#tls = tls.mode === "off" ? null : new RenewedContext(tls, (what) => this.note(what));
     try {
       this.port = this.#listen(addresses, port);
+      this.at = listenText(addresses, this.port);
     } catch (error) {
       this.close();
       throw error;
@@ -218,7 +222,7 @@ export class NbdPort implements PortClientHost {
     this.#entering.delete(client);
     const { into, memory } = seat;
     const left = (): void => leave(into, client.from);
-    const place = { port: this.port, name: into.name, from: client.from };
+    const place = { at: this.at, port: this.port, name: into.name, from: client.from };
     const entered = { handshake, rest, tls: client.tls, place, left };
     into.connections.add(client.fd, memory, { style: "newstyle", handedOver: false, entered });
   }

@@ -3,6 +3,7 @@ import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { ServerTls, TlsMode } from "../../tls/tls.ts";
 import type { PortPlace } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
+import { listenText } from "./listen_text.ts";
 import { clientsOf, NbdPort, type PortExport } from "./port.ts";
 
 /** The most exports of a disk over TCP. */
@@ -33,14 +34,6 @@ export interface ServedExport {
   max_clients_per_address: number;
   /** Clients that were turned away because there were too many. */
   turned_away: number;
-}
-
-/** Addresses and port as they are written: `*:10809`, `127.0.0.1:10809,[::1]:10809`. */
-export function listenText(addresses: readonly string[], port: number): string {
-  if (addresses.length === 0) return `*:${port}`;
-  return addresses
-    .map((address) => address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`)
-    .join(",");
 }
 
 /** Whether what was asked for is among the exports that are chosen; all are without a choice. */
@@ -78,8 +71,8 @@ export class NbdPorts {
    * with other settings of TLS, and what opening TLS throws.
    */
   serve(connections: NbdConnections, request: ServeRequest): ServeRequest {
-    const { name, tls, maxClients, maxClientsPerAddress, addresses } = request;
-    const wanted = listenText(addresses, request.port);
+    const { name, tls, maxClients, maxClientsPerAddress } = request;
+    const wanted = listenText(request.addresses, request.port);
     if (this.#of(connections).length >= MOST_EXPORTS) {
       const what = `Cannot serve ${JSON.stringify(name)} on ${wanted}`;
       throw new SystemError(Errno.EMFILE, `${what} (a disk has at most ${MOST_EXPORTS} exports)`);
@@ -92,7 +85,7 @@ export class NbdPorts {
     const port = known ?? new NbdPort(this.#scheduler, request, this.#log);
     const clients = new Map<string, number>();
     port.add({ name, connections, maxClients, maxClientsPerAddress, clients, turnedAway: 0 });
-    this.#ports.set(listenText(addresses, port.port), port);
+    this.#ports.set(port.at, port);
     return { ...request, port: port.port };
   }
 
@@ -135,9 +128,15 @@ export class NbdPorts {
     for (const port of this.#ports.values()) port.dropGreetings(why);
   }
 
-  /** Counts a client of another process that has entered there; returns what to call when it has gone. */
-  countResumed(place: PortPlace): () => void {
-    const port = this.#ports.values().find((each) => each.port === place.port);
+  /**
+   * Counts a client of another process that uses a disk and has entered there; returns what to call when
+   * it has gone. Two ports may have the same number, on other addresses.
+   */
+  countResumed(connections: NbdConnections, place: PortPlace): () => void {
+    const port = this.#ports.values().find((each) =>
+      each.port === place.port && (place.at === undefined || place.at === each.at) &&
+      each.exports.get(place.name)?.connections === connections
+    );
     return port?.countResumed(place) ?? (() => {});
   }
 
