@@ -8,7 +8,7 @@ import { createDynamic } from "../../src/vhd/create.ts";
 import { SeenPages } from "../support/metrics.ts";
 import { Cmd, joined, requestHeader } from "../support/nbd_client.ts";
 import { PlayedLoop, SocketEnd } from "../support/played_loop.ts";
-import { Simulation } from "../support/sim.ts";
+import { type SimulatedDevice, Simulation } from "../support/sim.ts";
 
 const MIB = 1 << 20;
 const REPLY_BYTES = 16 + 512;
@@ -23,47 +23,80 @@ function reads(count: number): Uint8Array<ArrayBuffer> {
   );
 }
 
+interface TestDisk {
+  readonly simulation: Simulation;
+  readonly device: SimulatedDevice;
+  readonly connections: NbdConnections;
+  readonly end: SocketEnd;
+}
+
+/** A disk of a process, with one client. All disks have one loop. */
+function diskWithClient(loop: PlayedLoop, path: string): TestDisk {
+  const simulation = new Simulation({ seed: 1, metrics: new SeenPages() });
+  createDynamic(path, { storage: simulation.disk, sizeBytes: 64 * MIB });
+  const device = simulation.open(`vhd:${path}`);
+  const { vbd } = device;
+  const meter = vbd.meters.open({ of: "nbd", minor: 0 }, REQUEST_SLOTS);
+  const connections = new NbdConnections(loop, vbd, { log: () => {}, meter });
+  const [ours, theirs] = socketPair();
+  const memory = clientMemoryOf(vbd.requests).take();
+  connections.add(ours, memory, { style: "none", handedOver: false });
+  return { simulation, device, connections, end: new SocketEnd(theirs) };
+}
+
+/** Runs a turn of the loop; returns how many requests of each disk were answered. */
+function turn(loop: PlayedLoop, disks: readonly TestDisk[]): number[] {
+  loop.poll();
+  // What is left of a client's work waits for a timer.
+  loop.turn();
+  for (const { simulation } of disks) simulation.scheduler.turn();
+  return disks.map(({ end }) => (end.receive()?.length ?? 0) / REPLY_BYTES);
+}
+
+function close({ simulation, connections, device, end }: TestDisk): void {
+  connections.close();
+  end.close();
+  device.close();
+  simulation.close();
+}
+
+Deno.test("a client after one that has left takes as many requests a turn as came", () => {
+  const loop = new PlayedLoop();
+  const before = diskWithClient(loop, "/before.vhd");
+  const disk = diskWithClient(loop, "/disk.vhd");
+  before.end.send(reads(1));
+  assert.deepEqual(turn(loop, [before, disk]), [1, 0]);
+  close(before);
+  disk.end.send(reads(60));
+  let answered = 0;
+  for (let turns = 0; answered < 60; turns++) {
+    assert.ok(turns < 2, `${answered} are answered`);
+    answered += turn(loop, [disk])[0];
+  }
+  close(disk);
+});
+
 Deno.test("a client beside another takes 16 requests a turn, and alone as many as came", () => {
   const loop = new PlayedLoop();
-  // Two disks of one process: each has its clients, all have one loop.
-  const disks = ["/busy.vhd", "/quiet.vhd"].map((path) => {
-    const simulation = new Simulation({ seed: 1, metrics: new SeenPages() });
-    createDynamic(path, { storage: simulation.disk, sizeBytes: 64 * MIB });
-    const device = simulation.open(`vhd:${path}`);
-    const { vbd } = device;
-    const meter = vbd.meters.open({ of: "nbd", minor: 0 }, REQUEST_SLOTS);
-    const connections = new NbdConnections(loop, vbd, { log: () => {}, meter });
-    const [ours, theirs] = socketPair();
-    const memory = clientMemoryOf(vbd.requests).take();
-    connections.add(ours, memory, { style: "none", handedOver: false });
-    return { simulation, device, connections, end: new SocketEnd(theirs) };
-  });
+  const disks = ["/busy.vhd", "/quiet.vhd"].map((path) => diskWithClient(loop, path));
   const [busy, quiet] = disks.map(({ end }) => end);
-  /** Runs a turn of the loop; returns how many requests of each were answered. */
-  const turn = (): number[] => {
-    loop.poll();
-    // What is left of a client's work waits for a timer.
-    loop.turn();
-    for (const { simulation } of disks) simulation.scheduler.turn();
-    return [busy, quiet].map((end) => (end.receive()?.length ?? 0) / REPLY_BYTES);
-  };
   busy.send(reads(60));
   let answered = 0;
   for (let i = 0; answered < 60; i++) {
     assert.ok(i < 2, "it has the turns for itself");
-    answered += turn()[0];
+    answered += turn(loop, disks)[0];
   }
 
   quiet.send(reads(1));
-  turn();
-  turn();
+  turn(loop, disks);
+  turn(loop, disks);
   busy.send(reads(60));
   quiet.send(reads(1));
   let answeredQuiet = 0;
   let turns = 0;
   for (answered = 0; answered < 60; turns++) {
     assert.ok(turns < 20, `${answered} are answered`);
-    const [ofBusy, ofQuiet] = turn();
+    const [ofBusy, ofQuiet] = turn(loop, disks);
     assert.ok(ofBusy <= 32, `${ofBusy} in one turn`);
     answered += ofBusy;
     answeredQuiet += ofQuiet;
@@ -74,15 +107,10 @@ Deno.test("a client beside another takes 16 requests a turn, and alone as many a
   // After a long time alone it has the turns for itself again.
   for (let work = 0; work <= 1 << 16; work += 60) {
     busy.send(reads(60));
-    for (answered = 0; answered < 60;) answered += turn()[0];
+    for (answered = 0; answered < 60;) answered += turn(loop, disks)[0];
   }
   busy.send(reads(60));
-  for (answered = 0, turns = 0; answered < 60; turns++) answered += turn()[0];
+  for (answered = 0, turns = 0; answered < 60; turns++) answered += turn(loop, disks)[0];
   assert.ok(turns <= 2, `${turns}`);
-  for (const { simulation, connections, device, end } of disks) {
-    connections.close();
-    end.close();
-    device.close();
-    simulation.close();
-  }
+  for (const disk of disks) close(disk);
 });

@@ -473,6 +473,7 @@ export class NbdConnection
     this.#abandonWrite();
     this.#replies.close();
     this.#claim.end();
+    this.#budget.end();
     this.#host.gone(this, this.#fd, this.kind);
     this.#retireWhenDone();
   }

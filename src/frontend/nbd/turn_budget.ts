@@ -24,6 +24,7 @@ const REMEMBERED_WORK = 1 << 16;
 class Company {
   last: TurnBudget | null = null;
   aloneWork = REMEMBERED_WORK;
+  #hasLeft = false;
 
   /** Notes work of a client. */
   note(budget: TurnBudget, work: number): void {
@@ -31,9 +32,16 @@ class Company {
       if (this.aloneWork < REMEMBERED_WORK) this.aloneWork += work;
       return;
     }
-    // The first client of a process is alone.
-    if (this.last !== null) this.aloneWork = 0;
+    // The first client of a process is alone, and so is one after another that has left.
+    if (this.last !== null && !this.#hasLeft) this.aloneWork = 0;
     this.last = budget;
+    this.#hasLeft = false;
+  }
+
+  /** A client has left: the next one is not beside it. */
+  left(budget: TurnBudget): void {
+    // It is kept: see "Machine code stays" in docs/data-path.md.
+    if (this.last === budget) this.#hasLeft = true;
   }
 }
 
@@ -88,6 +96,11 @@ export class TurnBudget {
     this.#work += work;
     this.#company.note(this, work);
     if (wasLeft && this.#work >= this.#most) this.#host.makeDueNextTurn(this.#connection);
+  }
+
+  /** The client has left. */
+  end(): void {
+    this.#company.left(this);
   }
 
   /** Replies were sent. */
