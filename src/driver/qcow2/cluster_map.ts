@@ -68,6 +68,9 @@ export class ClusterMap {
   /** Entries of a standard cluster of version 2 have no flag for zeros. */
   readonly #hasZeroFlag: boolean;
   readonly #hasDataFile: boolean;
+  /** Whether there are subclusters, or the place of a cluster is known without its entry. */
+  readonly #hasMoreThanEntry: boolean;
+  readonly #slicesPerByte: number;
 
   constructor({ geometry, l1, header, dataFile }: Qcow2Image) {
     this.geometry = geometry;
@@ -82,6 +85,8 @@ export class ClusterMap {
     this.#clusterMask = geometry.clusterSectors - 1;
     this.#hasZeroFlag = header.version >= 3 && !geometry.hasSubclusters;
     this.#hasDataFile = dataFile !== null;
+    this.#hasMoreThanEntry = geometry.hasSubclusters || this.#hasDataFile;
+    this.#slicesPerByte = 1 / sliceBytes;
     const slices = l1.byteLength / 8 * this.slicesPerTable;
     this.cache = new SliceCache(sliceBytes, Math.min(cacheBytes(), slices * sliceBytes));
   }
@@ -135,6 +140,18 @@ export class ClusterMap {
   /** Byte of the cache's view at which a cluster's entry begins. */
   entryAt(slice: number, cluster: number): number {
     return this.cache.byteOf(slice) + (cluster & (this.clustersPerSlice - 1)) * this.#entryBytes;
+  }
+
+  /** The entry of the cache whose slice has a byte of the cache's view. */
+  sliceAt(at: number): number {
+    return Math.floor(at * this.#slicesPerByte);
+  }
+
+  /** Whether an entry is empty, and no more is to be known of its cluster: it has nothing, and no place. */
+  isBlank(at: number): boolean {
+    if (this.#hasMoreThanEntry) return false;
+    const { view } = this.cache;
+    return view.getUint32(at, false) === 0 && view.getUint32(at + 4, false) === 0;
   }
 
   /** What the image has of a subcluster, by the entry at a byte of the cache's view. */

@@ -1,4 +1,3 @@
-import { assert } from "../../../ffi/assert.ts";
 import { Errno } from "../../../ffi/errno.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import type { ImageContext, ImageCounts, ImageDriver, RequestSink } from "../driver.ts";
@@ -128,6 +127,9 @@ export class ClusterWriter {
       cluster,
     );
     if (at < 0) return;
+    if (this.#map.isBlank(at)) {
+      return this.#giveMemory(at, slot, sector, count, memorySector, cluster);
+    }
     if (!this.#mayChange(at, cluster)) return this.#sink.pieceDone(slot, count, Errno.EIO);
     const first = sector - cluster * clusterSectors;
     if (this.#isInPlace(at, first, first + count)) {
@@ -216,12 +218,14 @@ export class ClusterWriter {
     const { hasDataFile, clusterSectors } = this.#file;
     let place = hasDataFile ? cluster * clusterSectors : this.#map.sectorAt(at);
     let isUntouched = false;
+    let isReserved = false;
     if (!hasPlace && !hasDataFile) {
       const host = this.#metadata.refcounts.allocate();
       if (host === WAIT) return this.#metadata.starve(PieceKind.Write, slot, sector, count, memory);
       if (host < WAIT) return this.#sink.pieceDone(slot, count, WAIT - host);
       place = host * clusterSectors;
       isUntouched = this.#metadata.refcounts.lastWasUntouched;
+      isReserved = this.#metadata.refcounts.lastWasReserved;
     }
     const record = records.take(cluster, Change.Data);
     const isNew = !hasPlace && !hasDataFile;
@@ -231,8 +235,9 @@ export class ClusterWriter {
     records.dropsOld[record] = isNew ? 1 : 0;
     const first = sector - cluster * clusterSectors;
     this.#setRange(record, at, first, first + count, isNew);
-    this.#pin(record, cluster);
+    this.#pin(record, at);
     records.isOpen[record] = isUntouched && this.#isEmpty(at, cluster) ? 1 : 0;
+    records.isHole[record] = isReserved ? records.isOpen[record] : 0;
     const needsCopy = records.isOpen[record] === 0 &&
       (records.headStart[record] < records.headEnd[record] ||
         records.tailStart[record] < records.tailEnd[record]);
@@ -243,9 +248,9 @@ export class ClusterWriter {
     if (needsCopy) this.copier.start(record, isUntouched);
   }
 
-  #pin(record: number, cluster: number): void {
-    const entry = this.#map.cache.find(this.#map.sliceOf(cluster));
-    assert(entry !== NONE, "A cluster changes whose entry is not in memory");
+  /** Keeps the slice in memory that has a record's entry, which is at a byte of the map's cache. */
+  #pin(record: number, at: number): void {
+    const entry = this.#map.sliceAt(at);
     this.#records.slice[record] = entry;
     this.#map.cache.pin(entry);
   }
@@ -416,7 +421,7 @@ export class ClusterWriter {
     const change = this.#hasParent ? Change.Zeros : Change.Nothing;
     const record = this.#records.take(cluster, change);
     this.#records.dropsOld[record] = this.#file.hasDataFile ? 0 : 1;
-    this.#pin(record, cluster);
+    this.#pin(record, at);
     const { pieces } = this.#context;
     pieces.append(this.#records.pieces, record, pieces.take(kind, slot, sector, count, 0));
     this.#metadata.makeReady(record);

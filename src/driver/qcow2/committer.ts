@@ -43,6 +43,9 @@ export interface CommitterOwner {
  * 2. a sync, which also covers data and tables that have been written;
  * 3. write the sectors of L2 tables and of the L1 table that name them.
  *
+ * The first two are left out when all changes are first writes to clusters of zeros, at places of the
+ * reserve (`reserve.ts`) whose references are durable: an entry without its data shows zeros.
+ *
  * References of what was overwritten are taken away after the sync of the next commit.
  */
 export class Committer {
@@ -79,6 +82,8 @@ export class Committer {
   /** Room of the disk queue that the commit has taken beside its least. */
   #moreRoom = 0;
   #isWritingCounts = false;
+  /** Whether a change needs a sync in front of its entry. */
+  #needsSync = false;
   #errno = 0;
   #busy = false;
   readonly #countOwner: IoOwner = {
@@ -145,6 +150,8 @@ export class Committer {
     this.#errno = 0;
     this.#entryPlaces = 0;
     this.#tablePlaces = 0;
+    this.#needsSync = this.#drops.wantSync;
+    this.#refcounts.reserve.commitStarts();
     this.#takeReady();
     this.#takeTables();
     this.#left = this.#refcounts.dirtySectors;
@@ -155,7 +162,7 @@ export class Committer {
     this.#stamp = this.#order.written();
     const sectors = this.#left;
     this.#takeRoom(Math.max(sectors, this.#entryPlaces + this.#tablePlaces));
-    if (sectors === 0) return this.#sync();
+    if (sectors === 0) return this.#needsSync ? this.#sync() : this.#writeEntries();
     for (let i = 0; i < sectors; i++) {
       this.#counts[i] = this.#refcounts.stage(this.#arena.sector + MOST_PLACES + i);
     }
@@ -198,6 +205,7 @@ export class Committer {
   #takeReady(): void {
     const records = this.#records;
     const drops = Math.floor(this.#drops.room / MOST_DROPS) - MOST_TABLES;
+    const durableSectors = this.#refcounts.reserve.durableEnd * this.#file.clusterSectors;
     for (let taken = 0; this.#firstReady !== NONE && taken < drops; taken++) {
       const record = this.#firstReady;
       const key = this.#entries.sectorInCache(record);
@@ -214,6 +222,8 @@ export class Committer {
       records.next[record] = this.#placeRecords[place];
       this.#placeRecords[place] = record;
       records.isCommitting[record] = 1;
+      const isReady = records.isHole[record] === 1 && records.place[record] < durableSectors;
+      if (!isReady) this.#needsSync = true;
     }
   }
 
@@ -223,6 +233,7 @@ export class Committer {
       if (!this.#tables.isReady(job)) continue;
       this.#tables.commit(job);
       this.#tableOfPlace[this.#tablePlaces++] = job;
+      this.#needsSync = true;
     }
   }
 
@@ -236,7 +247,7 @@ export class Committer {
   }
 
   #sync(): void {
-    if (this.#entryPlaces + this.#tablePlaces === 0 && !this.#drops.wantSync) return this.#end();
+    if (this.#entryPlaces + this.#tablePlaces === 0 && !this.#needsSync) return this.#end();
     const { disk, data, hasDataFile } = this.#file;
     this.#order.syncStarts();
     this.#drops.syncStarts();
@@ -251,9 +262,14 @@ export class Committer {
     this.#order.syncEnded(this.#errno === 0);
     if (this.#errno !== 0) return this.#failAll(this.#errno);
     this.#drops.synced();
+    this.#refcounts.reserve.synced();
+    this.#order.requireDurable(this.#stamp);
+    this.#writeEntries();
+  }
+
+  #writeEntries(): void {
     const writes = this.#entryPlaces + this.#tablePlaces;
     if (writes === 0) return this.#end();
-    this.#order.requireDurable(this.#stamp);
     // All sectors are made first: a write that ends at once must not change what others are made of.
     for (let place = 0; place < this.#entryPlaces; place++) this.#fillEntries(place);
     for (let i = 0; i < this.#tablePlaces; i++) this.#fillTables(i);

@@ -13,6 +13,8 @@ import type { Drops } from "./drops.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
 import { Change, type Records } from "./records.ts";
 
+const SECTORS_PER_BYTE = 1 / SECTOR_BYTES;
+
 /** Makes the entries of L2 tables that changes of clusters lead to. */
 export class EntryWriter {
   readonly #map: ClusterMap;
@@ -40,7 +42,7 @@ export class EntryWriter {
 
   /** The sector of the map's cache that has a record's entry. */
   sectorInCache(record: number): number {
-    return Math.floor(this.#entryOf(record) / SECTOR_BYTES);
+    return Math.floor(this.#entryOf(record) * SECTORS_PER_BYTE);
   }
 
   /**

@@ -1,4 +1,4 @@
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { Errno, errnoName, SystemError } from "../../../ffi/errno.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { Deferred } from "../deferral.ts";
@@ -84,6 +84,10 @@ export class Metadata implements Deferred {
   #idle: ((errno: number) => void) | null = null;
   /** The error of the last commit since the image is being closed. */
   #lastError = 0;
+  /** The image is being closed, and only references of the reserve are left to be written. */
+  #isEmptying = false;
+  /** They cannot be written. */
+  #isReserveLost = false;
   readonly #prepareOwner: IoOwner = { ioDone: (_t, _n, errno) => this.#prepared(errno) };
 
   /** Throws `SystemError` EBUSY when the process serves too many images. */
@@ -348,6 +352,7 @@ export class Metadata implements Deferred {
   #countsLoaded(errno: number): void {
     if (errno !== 0) {
       this.drops.giveUpNext();
+      if (this.#isEmptying) this.#loseReserve(errno);
       this.#failAll(this.#starved.takeAll(0), errno);
     }
     this.changed();
@@ -365,16 +370,38 @@ export class Metadata implements Deferred {
 
   #commitEnded(errno: number): void {
     this.#isStalled = errno !== 0;
-    if (errno !== 0) {
+    if (errno !== 0 && this.#isEmptying) this.#loseReserve(errno);
+    else if (errno !== 0) {
       this.#failAll(this.#starved.takeAll(0), errno);
       this.#lastError = errno;
     }
     this.changed();
   }
 
+  /** Takes the references of the reserve away, when nothing else is left to be written. */
+  #emptyReserve(): void {
+    const { reserve } = this.refcounts;
+    if (reserve.count === 0) return;
+    if (this.isBroken || this.#lastError !== 0) return reserve.forget();
+    if (!this.#committer.isIdle || !this.drops.isIdle) return;
+    this.#isEmptying = true;
+    this.refcounts.emptyReserve();
+  }
+
+  /** The references of the reserve stay. This fails no close: they waste a little of the file's length. */
+  #loseReserve(errno: number): void {
+    this.#isReserveLost = true;
+    this.refcounts.reserve.forget();
+    this.#context.log(
+      `${this.#file.disk.path} keeps references to clusters that were not used ` +
+        `(${errnoName(errno)}); td-util check --repair takes them away`,
+    );
+  }
+
   runDeferred(): void {
     if (this.#context.faults.failed) return;
     this.drops.run();
+    if (this.#idle !== null) this.#emptyReserve();
     if (this.#mayRetry) {
       this.#mayRetry = false;
       for (let piece = this.#starved.takeAll(0); piece !== NONE;) {
@@ -401,6 +428,8 @@ export class Metadata implements Deferred {
   whenIdle(done: (errno: number) => void): void {
     this.#idle = done;
     this.#lastError = 0;
+    this.#isEmptying = false;
+    this.#isReserveLost = false;
     this.#isStalled = false;
     this.changed();
   }
@@ -409,8 +438,8 @@ export class Metadata implements Deferred {
     const done = this.#idle;
     if (done === null) return;
     // What cannot be written stays: references that nothing has.
-    const isDone = this.#lastError !== 0 || this.isBroken ||
-      (this.#committer.isIdle && this.drops.isIdle);
+    const isDone = this.#lastError !== 0 || this.isBroken || this.#isReserveLost ||
+      (this.#committer.isIdle && this.drops.isIdle && this.refcounts.reserve.count === 0);
     const isIdle = isDone && !this.#committer.busy && this.#tables.isIdle && this.#header.isIdle &&
       !this.#blockMaker.isBusy && this.#records.used === 0 && this.#countLoader.isIdle &&
       this.loader.isIdle;

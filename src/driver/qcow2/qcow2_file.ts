@@ -98,6 +98,22 @@ export class Qcow2File {
    * @throws {SystemError} ENOSPC on a device that is too small, EFBIG, or what the file says.
    */
   take(cluster: number): void {
+    this.#reachOver(cluster);
+    if (cluster >= this.#untouched) this.#untouched = cluster + 1;
+  }
+
+  /** Makes a file as long as a cluster takes that is not given out yet; false: it cannot be. */
+  makeRoom(cluster: number): boolean {
+    try {
+      this.#reachOver(cluster);
+      return true;
+    } catch {
+      // The error is told when there is no room for a cluster that is needed.
+      return false;
+    }
+  }
+
+  #reachOver(cluster: number): void {
     const { clusterBytes } = this.image.geometry;
     if (cluster >= this.#clusters) {
       if (this.disk.isBlockDevice) {
@@ -111,7 +127,6 @@ export class Qcow2File {
       this.#clusters = clusters;
       if (!this.hasDataFile) this.#endSector = clusters * this.clusterSectors;
     }
-    if (cluster >= this.#untouched) this.#untouched = cluster + 1;
   }
 
   /**

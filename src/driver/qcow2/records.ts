@@ -31,6 +31,11 @@ export class Records {
   readonly place = new Float64Array(MOST_RECORDS);
   /** Whether the place was given out for this change. */
   readonly isNew = new Uint8Array(MOST_RECORDS);
+  /**
+   * Whether the place was counted in advance and is a hole, and the cluster reads as zeros, so that the
+   * entry may be durable without the data.
+   */
+  readonly isHole = new Uint8Array(MOST_RECORDS);
   /** Whether what the cluster held before loses a reference. */
   readonly dropsOld = new Uint8Array(MOST_RECORDS);
   /** Subclusters that get data. */
@@ -92,6 +97,7 @@ export class Records {
     this.change[record] = change;
     this.place[record] = 0;
     this.isNew[record] = 0;
+    this.isHole[record] = 0;
     this.dropsOld[record] = 0;
     this.subclusters[record] = 0;
     this.isOpen[record] = 0;

@@ -6,6 +6,7 @@ import { maxRefcount, refcountAt, setRefcountAt } from "../../qcow2/format/refco
 import { SECTOR_BYTES } from "../driver.ts";
 import type { ProtectedPlaces } from "./protected_places.ts";
 import type { Qcow2File } from "./qcow2_file.ts";
+import { Reserve } from "./reserve.ts";
 import { MOST_SLICE_BYTES, SliceCache } from "./slice_cache.ts";
 import type { SliceLoader } from "./slice_loader.ts";
 
@@ -40,6 +41,8 @@ export interface RefcountOwner {
  */
 export class Refcounts {
   readonly cache: SliceCache;
+  /** Clusters that are counted before they are given out. */
+  readonly reserve: Reserve;
   /** The refcount table, as it is in the file. */
   table: DataView<ArrayBuffer>;
   readonly #file: Qcow2File;
@@ -83,6 +86,7 @@ export class Refcounts {
     this.#perSector = SECTOR_BYTES * 8 / this.#bits;
     this.#slicesPerBlock = geometry.clusterBytes / sliceBytes;
     this.cache = new SliceCache(sliceBytes, REFCOUNT_CACHE_BYTES);
+    this.reserve = new Reserve(geometry.clusterBytes);
     this.#isDirty = new Uint8Array(this.cache.entries * this.cache.sliceSectors);
     // On a device the first free cluster is looked for from the start.
     this.#next = file.disk.isBlockDevice ? 0 : file.clusters;
@@ -91,6 +95,8 @@ export class Refcounts {
 
   /** Whether the cluster that was given out last is a hole in the file. */
   lastWasUntouched = false;
+  /** Whether it was counted in advance. */
+  lastWasReserved = false;
 
   /** Reads slices; set once. */
   set loader(loader: SliceLoader) {
@@ -186,6 +192,7 @@ export class Refcounts {
 
   /** A cluster that nothing refers to, with a count of 1 from now on; -1: wait; below: -1 - errno. */
   allocate(): number {
+    this.lastWasReserved = false;
     const cluster = this.#find();
     if (cluster !== WAIT - Errno.ENOSPC || !this.#hasForgotten) return cluster;
     this.#hasForgotten = false;
@@ -196,6 +203,8 @@ export class Refcounts {
   #find(): number {
     if (this.#freeCount > 0) return this.#takeFree();
     this.#lookForFree();
+    this.#fillReserve();
+    if (this.reserve.count > 0) return this.#takeReserved();
     for (;;) {
       const cluster = this.#next;
       const entry = this.#sliceOf(cluster);
@@ -237,8 +246,66 @@ export class Refcounts {
     }
     this.#set(entry, index, 1);
     if (cluster >= this.#next) this.#next = cluster + 1;
-    this.#givenOut++;
+    this.#noteGivenOut();
     return cluster;
+  }
+
+  #noteGivenOut(): void {
+    this.#givenOut++;
+    this.reserve.noteGivenOut();
+  }
+
+  // ---- the reserve ----------------------------------------------------------------------------
+
+  #takeReserved(): number {
+    const cluster = this.reserve.take();
+    // The file is long enough.
+    this.#file.take(cluster);
+    this.lastWasUntouched = true;
+    this.lastWasReserved = true;
+    this.#noteGivenOut();
+    return cluster;
+  }
+
+  /** Counts clusters of the hole at the end of the file in advance, if there are too few. */
+  #fillReserve(): void {
+    const first = this.#next;
+    const wanted = this.reserve.wanted(first);
+    if (wanted === 0 || !this.#file.isUntouched(first)) return;
+    const entry = this.#sliceOf(first);
+    if (entry < 0) return;
+    const start = this.#indexOf(first);
+    const most = Math.min(wanted, this.#perSlice - start);
+    const { clusterSectors } = this.#file;
+    if (this.#places.overlap(first * clusterSectors, most * clusterSectors) !== NONE) return;
+    if (!this.#file.makeRoom(first + most - 1)) return;
+    let count = 0;
+    for (; count < most; count++) {
+      if (this.#countAt(entry, start + count) !== 0) break;
+      if (!this.#mayChange(entry, start + count)) break;
+      this.#set(entry, start + count, 1);
+    }
+    if (count === 0) return;
+    this.reserve.add(first, count);
+    this.#next = first + count;
+  }
+
+  /**
+   * Takes the references of the reserve away, as far as that can be done now; nothing may be given
+   * out any more.
+   */
+  emptyReserve(): void {
+    while (this.reserve.count > 0) {
+      const cluster = this.reserve.last;
+      const entry = this.#sliceOf(cluster);
+      if (entry === NONE) return;
+      const index = this.#indexOf(cluster);
+      if (entry >= 0) {
+        if (!this.#mayChange(entry, index)) return;
+        this.#set(entry, index, 0);
+      }
+      this.reserve.takeLast();
+    }
   }
 
   #takeFree(): number {
