@@ -6,7 +6,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { cString, memoryAt, openLibcLater } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
   //                 struct addrinfo **res)
   getaddrinfo: { parameters: ["buffer", "buffer", "buffer", "buffer"], result: "i32" },

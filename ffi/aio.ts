@@ -10,7 +10,7 @@ import { memoryAt, openLibc, pointerTo } from "./libc.ts";
 import { Arena, memoryAddress, requireMemory, SECTOR_BYTES } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // long syscall(SYS_io_setup, unsigned nr_events, aio_context_t *ctx)
   io_setup: { name: "syscall", parameters: ["i32", "u32", "buffer"], result: "i32" },
   // long syscall(SYS_io_destroy, aio_context_t ctx)

@@ -10,7 +10,7 @@ import { closeFile, O_RDONLY, O_RDWR, openFile } from "./files.ts";
 import { cString, openLibcLater } from "./libc.ts";
 import type { Arena } from "./memory.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "u32", "buffer"], result: "i32" },
   // int ioctl(int fd, unsigned long request, unsigned long arg); the driver reads 32 bits of arg

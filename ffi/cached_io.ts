@@ -7,7 +7,7 @@ import { lastErrno } from "./errno.ts";
 import { openLibc } from "./libc.ts";
 import { memoryAddress, requireMemory } from "./memory.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // ssize_t pread(int fd, void *buf, size_t count, off_t offset); counts stay below 2 GiB here
   pread: { parameters: ["i32", "usize", "usize", "i64"], result: "i32" },
   // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset)

@@ -7,7 +7,7 @@ import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { addressOf, openLibcLater } from "./libc.ts";
 import { IOVEC_BYTES, MSGHDR_BYTES, putNumber64 } from "./sockets.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags); lengths stay below 2 GiB
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "i32" },
   // ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags)

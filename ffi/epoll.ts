@@ -6,7 +6,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibc } from "./libc.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // int epoll_create1(int flags)
   epoll_create1: { parameters: ["i32"], result: "i32" },
   // int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { memoryAt, openLibc, pointerAddress } from "./libc.ts";
+import { memoryAt, openLibcLater, pointerAddress } from "./libc.ts";
 
 /** Error numbers by name (asm-generic/errno-base.h, asm-generic/errno.h). */
 export const Errno = {
@@ -81,7 +81,7 @@ export const Errno = {
   ENOKEY: 126,
 } as const;
 
-const libc = openLibc({
+const libc = openLibcLater({
   // int *__errno_location(void)
   __errno_location: { parameters: [], result: "pointer" },
   // char *strerror(int errnum)

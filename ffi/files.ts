@@ -7,7 +7,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { cString, openLibc, openLibcLater } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int open(const char *pathname, int flags, mode_t mode)
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
   // int open(const char *pathname, int flags, mode_t mode), by another thread; its errno is lost
@@ -47,7 +47,7 @@ const libc = openLibcLater({
   syscall: { parameters: ["i64", "i32", "buffer"], result: "i32" },
 });
 
-const data = openLibc({
+const data = /* @__PURE__ */ openLibc({
   // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset), below 4 GiB: the runtime
   // compiles a call with buffers and 32-bit numbers
   pwriteLow: { name: "pwrite", parameters: ["i32", "buffer", "u32", "u32"], result: "i32" },

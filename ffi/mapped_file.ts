@@ -7,7 +7,7 @@
 import { lastErrno, SystemError } from "./errno.ts";
 import { memoryAt, openLibcLater, pointerAddress } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)

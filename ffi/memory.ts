@@ -6,13 +6,16 @@
  */
 import { assert } from "./assert.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { memoryAt, openLibc, pointerAddress, pointerTo } from "./libc.ts";
+import { memoryAt, openLibc, openLibcLater, pointerAddress, pointerTo } from "./libc.ts";
 
-const libc = openLibc({
+const mapping = /* @__PURE__ */ openLibcLater({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int madvise(void *addr, size_t length, int advice)
   madvise: { parameters: ["usize", "usize", "i32"], result: "i32" },
+});
+
+const libc = /* @__PURE__ */ openLibc({
   // void *memcpy(void *dest, const void *src, size_t n); the result is not used
   memcpy: { parameters: ["usize", "usize", "usize"], result: "void" },
   // void *memcpy(void *dest, const void *src, size_t n), of fewer than 2^32 bytes: the runtime
@@ -62,7 +65,7 @@ function reserveRegion(): Region {
   const step = crypto.getRandomValues(new Uint32Array(1))[0] % REGION_STEPS;
   const wanted = REGION_LOWEST_ADDRESS + step * REGION_BYTES[0];
   for (const sizeBytes of REGION_BYTES) {
-    const pointer = libc.mmap(wanted, sizeBytes, PROT_READ | PROT_WRITE, PRIVATE_FLAGS, -1, 0);
+    const pointer = mapping.mmap(wanted, sizeBytes, PROT_READ | PROT_WRITE, PRIVATE_FLAGS, -1, 0);
     const address = pointerAddress(pointer);
     if (address === 0 || address > Number.MAX_SAFE_INTEGER) continue;
     adviseRegion(address, sizeBytes);
@@ -73,12 +76,12 @@ function reserveRegion(): Region {
 
 function adviseRegion(address: number, sizeBytes: number): void {
   // Without huge pages a touched byte costs 4 KiB. Arenas are large and mostly untouched.
-  libc.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
+  mapping.madvise(address, sizeBytes, MADV_NOHUGEPAGE);
   // The data of guests does not belong in a core dump of this process.
-  libc.madvise(address, sizeBytes, MADV_DONTDUMP);
+  mapping.madvise(address, sizeBytes, MADV_DONTDUMP);
   // A fork shares private pages until one side writes. While the kernel reads from a disk into a page, a
   // write here would go to a copy, and what was read would be lost (open(2), O_DIRECT and fork).
-  libc.madvise(address, sizeBytes, MADV_DONTFORK);
+  mapping.madvise(address, sizeBytes, MADV_DONTFORK);
 }
 
 let region: Region | null = null;
@@ -222,7 +225,7 @@ export class Arena {
 
   /** Frees the pages of a range; they read as zeros afterwards. */
   discard(offsetBytes: number, lengthBytes: number): void {
-    libc.madvise(this.address + offsetBytes, lengthBytes, MADV_DONTNEED);
+    mapping.madvise(this.address + offsetBytes, lengthBytes, MADV_DONTNEED);
   }
 
   /**
@@ -243,7 +246,7 @@ export class Arena {
 
   #map(flags: number, fd: number, offsetBytes: number): void {
     const protection = PROT_READ | PROT_WRITE;
-    const pointer = libc.mmap(this.address, this.sizeBytes, protection, flags, fd, offsetBytes);
+    const pointer = mapping.mmap(this.address, this.sizeBytes, protection, flags, fd, offsetBytes);
     if (pointerAddress(pointer) === this.address) return;
     throw new SystemError(lastErrno(), `Cannot map ${this.sizeBytes} bytes of descriptor ${fd}`);
   }

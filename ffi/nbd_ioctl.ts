@@ -7,7 +7,7 @@
 import { lastErrno } from "./errno.ts";
 import { openLibcLater } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int ioctl(int fd, unsigned long request, unsigned long arg)
   ioctl: { parameters: ["i32", "usize", "usize"], result: "i32" },
   // int ioctl(int fd, unsigned long request, unsigned long arg), by another thread

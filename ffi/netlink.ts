@@ -7,7 +7,7 @@
 import { Errno, lastErrno } from "./errno.ts";
 import { openLibcLater } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int socket(int domain, int type, int protocol)
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)

@@ -17,7 +17,7 @@ import {
 import { cString, openLibcLater } from "./libc.ts";
 import { nameAt } from "./names.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // char *realpath(const char *path, char *resolved_path)
   realpath: { parameters: ["buffer", "buffer"], result: "pointer" },
   // int rename(const char *oldpath, const char *newpath)

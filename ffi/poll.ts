@@ -7,7 +7,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibcLater } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "usize", "i32"], result: "i32" },
 });

@@ -8,7 +8,7 @@ import { O_RDWR, openFile } from "./files.ts";
 import { openLibcLater } from "./libc.ts";
 import { namesInFolder } from "./paths.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int kill(pid_t pid, int sig)
   kill: { parameters: ["i32", "i32"], result: "i32" },
   // uid_t geteuid(void)

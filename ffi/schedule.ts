@@ -6,7 +6,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibcLater } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int sched_setaffinity(pid_t pid, size_t cpusetsize, const cpu_set_t *mask)
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // int setpriority(int which, id_t who, int prio)

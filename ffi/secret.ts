@@ -11,7 +11,7 @@ import { memoryAt, openLibcLater, pointerAddress } from "./libc.ts";
 import { PAGE_BYTES } from "./memory.ts";
 import { hideMemory } from "./process.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int madvise(void *addr, size_t length, int advice)

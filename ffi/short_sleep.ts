@@ -5,7 +5,7 @@
  */
 import { openLibc } from "./libc.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // int nanosleep(const struct timespec *duration, struct timespec *rem)
   nanosleep: { parameters: ["buffer", "pointer"], result: "i32" },
   // int prctl(int option, unsigned long arg2)

@@ -8,7 +8,7 @@ import { openLibc, openLibcLater } from "./libc.ts";
 import { memoryAddress } from "./memory.ts";
 import { encodeName } from "./names.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // int socket(int domain, int type, int protocol)
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen)
@@ -41,11 +41,14 @@ const libc = openLibcLater({
   close: { parameters: ["i32"], result: "i32" },
 });
 
-const data = openLibc({
+const data = /* @__PURE__ */ openLibc({
   // ssize_t recv(int sockfd, void *buf, size_t len, int flags); lengths stay below 2 GiB
   recv: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
   send: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
+});
+
+const messages = /* @__PURE__ */ openLibc({
   // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags)
   recvmsg: { parameters: ["i32", "pointer", "i32"], result: "i32" },
   // ssize_t sendmsg(int sockfd, const struct msghdr *msg, int flags)
@@ -417,12 +420,12 @@ export function putMsghdr(
 
 /** Receives by a `struct msghdr` without waiting. Returns as `receiveAt` does. */
 export function receiveMessage(fd: number, msghdr: Deno.PointerObject): number {
-  const got = data.recvmsg(fd, msghdr, MSG_DONTWAIT);
+  const got = messages.recvmsg(fd, msghdr, MSG_DONTWAIT);
   return got >= 0 ? got : -lastErrno();
 }
 
 /** Sends by a `struct msghdr` without waiting. Returns as `sendAt` does. */
 export function sendMessage(fd: number, msghdr: Deno.PointerObject): number {
-  const put = data.sendmsg(fd, msghdr, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const put = messages.sendmsg(fd, msghdr, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();
 }

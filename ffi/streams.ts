@@ -7,7 +7,7 @@
 import { lastErrno } from "./errno.ts";
 import { openLibc } from "./libc.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // ssize_t read(int fd, void *buf, size_t count); lengths stay below 2 GiB
   read: { parameters: ["i32", "usize", "usize"], result: "i32" },
   // ssize_t write(int fd, const void *buf, size_t count)

@@ -14,7 +14,7 @@ import { memoryAddress, PAGE_BYTES } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 import { LONG_COMMAND_BYTES, SHORT_COMMAND_BYTES } from "./uring.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
   mmap: { parameters: ["usize", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)

@@ -21,7 +21,7 @@ import {
   setUpRing,
 } from "./uring_setup.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // long syscall(SYS_io_uring_enter, unsigned fd, u32 to_submit, u32 min_complete, u32 flags,
   //              const void *argp); without argp its size, the seventh, is not looked at
   io_uring_enter: {

@@ -10,7 +10,7 @@ import { openLibcLater } from "./libc.ts";
 import { Arena, PAGE_BYTES, SECTOR_BYTES } from "./memory.ts";
 import { Uring } from "./uring.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // ssize_t preadv2(int fd, const struct iovec *iov, int iovcnt, off_t offset, int flags)
   preadv2: { parameters: ["i32", "buffer", "i32", "i64", "i32"], result: "isize" },
   // int fcntl(int fd, int op)

@@ -7,7 +7,7 @@
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { openLibcLater, pointerAddress } from "./libc.ts";
 
-const libc = openLibcLater({
+const libc = /* @__PURE__ */ openLibcLater({
   // long syscall(SYS_io_uring_setup, u32 entries, struct io_uring_params *p)
   io_uring_setup: { name: "syscall", parameters: ["i32", "u32", "buffer"], result: "i32" },
   // void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)

@@ -12,7 +12,7 @@ import { Arena, memoryAddress } from "./memory.ts";
 import { pathExists } from "./paths.ts";
 import { putNumber64 } from "./sockets.ts";
 
-const libc = openLibc({
+const libc = /* @__PURE__ */ openLibc({
   // int ioctl(int fd, unsigned long request, void *argp)
   ioctl: { parameters: ["i32", "u32", "buffer"], result: "i32" },
   // int ioctl(int fd, unsigned long request, void *argp)

@@ -6,27 +6,31 @@
  * @module
  */
 
-import { Errno, messageOf } from "../ffi/errno.ts";
 import { type Call, calledName, chooseCall } from "./cli/dispatch.ts";
-import { readStandardInput, withStdinArguments } from "./cli/stdin_arguments.ts";
+import { QUICK_CALLS } from "./cli/quick_calls.ts";
 
-/** The arguments of a call, with those on standard input; null if they are invalid. */
-async function argumentsOf({ name, args }: Extract<Call, { kind: "command" }>) {
-  try {
-    return withStdinArguments(args, readStandardInput);
-  } catch (error) {
-    const { printErrorLine } = await import("./cli/print.ts");
-    printErrorLine(`${name}: ${messageOf(error)}`);
-    return null;
-  }
+type CommandCall = Extract<Call, { kind: "command" }>;
+
+/** Options of every command, of which the quick calls know nothing. */
+const SPECIAL_OPTIONS = ["--stdin-args", "--debug"];
+
+/** Runs one of the quick calls; null for all others. */
+async function runQuickly({ name, args }: CommandCall): Promise<number | null> {
+  const key = `${name} ${args[0]}`;
+  if (!Object.hasOwn(QUICK_CALLS, key)) return null;
+  if (SPECIAL_OPTIONS.some((option) => args.includes(option))) return null;
+  return await (await QUICK_CALLS[key]()).run(args.slice(1));
 }
 
 async function run(call: Call): Promise<number> {
   if (call.kind !== "command") {
     return (await import("./cli/blktap.ts")).blktapMain(call);
   }
-  const args = await argumentsOf(call);
-  if (args === null) return Errno.EINVAL;
+  const status = await runQuickly(call);
+  if (status !== null) return status;
+  const { argumentsOf } = await import("./cli/arguments.ts");
+  const args = argumentsOf(call.name, call.args);
+  if (typeof args === "number") return args;
   switch (call.name) {
     case "tapdisk":
       return await (await import("./cli/tapdisk/main.ts")).tapdiskMain(args);

@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 import { workingFolder } from "../../ffi/paths.ts";
 import { tapCtlCompletion, tapCtlPage, tapdiskPage } from "../../src/cli/tap_ctl/documents.ts";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
-import { absoluteImage } from "../../src/cli/tap_ctl/image_options.ts";
+import { absoluteImage } from "../../src/cli/tap_ctl/image_names.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { parseDeviceList } from "../../src/control/client/device_list.ts";
 import { aioDriver } from "../../src/driver/aio.ts";

@@ -91,6 +91,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/cli/td_rated": "main.ts",
   "src/cli/tapback": "main.ts",
   "src/cli/subcommands": "program.ts",
+  "src/cli/quick": "quick.ts",
   "src/testing": "simulated_disk.ts",
 };
 

@@ -69,6 +69,25 @@ export async function toStandardOutput(run: (output: Output) => Promise<number>)
   }
 }
 
+/**
+ * Runs a subcommand, as its program does.
+ *
+ * @returns The exit status, or null where its program has to print what this function does not know.
+ */
+export async function subcommandMain(
+  program: string,
+  command: Subcommand,
+  args: readonly string[],
+): Promise<number | null> {
+  const { fault, options } = parseOptions(specOf(command), args);
+  const asksHelp = options.some(({ name }) => name === "h" || name === "help");
+  if (fault !== null || asksHelp) return null;
+  raiseDescriptorLimit();
+  return await toStandardOutput((output) =>
+    runSubcommand({ name: program, usageStatus: 0 }, command, { args, output })
+  );
+}
+
 async function runCommand(
   program: Program,
   args: readonly string[],
@@ -93,7 +112,7 @@ async function runCommand(
 }
 
 async function runSubcommand(
-  program: Program,
+  program: Pick<Program, "name" | "usageStatus">,
   command: Subcommand,
   { args, output }: { args: readonly string[]; output: Output },
 ): Promise<number> {

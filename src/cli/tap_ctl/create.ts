@@ -3,6 +3,7 @@ import { createDevice } from "../../control/client/lifecycle.ts";
 import { minorPath } from "../../control/paths.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { encryptionKey, type KeyChoices, keyOptions } from "./encryption.ts";
+import { absoluteImage, imagesHelp } from "./image_names.ts";
 import { deviceChoice, type ImageChoices, imageOptions, openRequest } from "./image_options.ts";
 import { hiddenOption } from "./options.ts";
 import { printLine } from "../print.ts";
@@ -12,6 +13,7 @@ export function defineCreate(command: Command): Command {
   const withImage = imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE"));
   return parentRootOption(keyOptions(withImage))
     .addOption(hiddenOption("-d, --name <name>", "ignored"))
+    .addHelpText("after", `\n${imagesHelp()}`)
     .addHelpText(
       "after",
       "\nPrints the node of the block device, such as /dev/ublkb0, or the path of the minor when there is\n" +
@@ -23,7 +25,7 @@ export function defineCreate(command: Command): Command {
     .action(async (choices: ImageChoices & KeyChoices & ParentRootChoices) => {
       allowParentRoots(choices);
       const extras = { key: encryptionKey(choices) };
-      const device = await createDevice(openRequest(choices), extras);
+      const device = await createDevice(openRequest(absoluteImage, choices), extras);
       printLine(device.node ?? minorPath(device.minor));
     });
 }

@@ -1,7 +1,5 @@
 import { type Command, Option } from "commander";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { workingFolder } from "../../../ffi/paths.ts";
-import { describeTypes, fileInName } from "../../driver/layers.ts";
 import { NO_LIMITS } from "../../vbd/rate_limits.ts";
 import { limitChanges, type LimitChoices, limitOptions } from "./limit_options.ts";
 import {
@@ -62,16 +60,15 @@ export function imageOptions(command: Command, device: Option): Command {
     .addOption(retry)
     .addOption(device)
     .addOption(queue);
-  return serveOptions(limitOptions(command)).addHelpText("after", `\n${imagesHelp()}`);
+  return serveOptions(limitOptions(command));
 }
 
-/** What `--help` says of images' names. */
-export function imagesHelp(): string {
-  return `Images, of which IMAGE is any:\n\n  ${describeTypes().join("\n  ")}`;
-}
+/** Makes the path in an image's name absolute. */
+export type AbsoluteName = (name: string) => string;
 
 /** The request that the options of `create` and `open` make. */
 export function openRequest(
+  absolute: AbsoluteName,
   { args, readOnly = false, localCache = false, timeout = 0, ...rest }: ImageChoices,
 ): OpenRequest {
   const { direct, retry, device, queue, log, secondary, standby = false } = rest;
@@ -81,7 +78,7 @@ export function openRequest(
     throw new SystemError(Errno.EINVAL, "Cannot stand by without a secondary image (-s needs -2)");
   }
   return {
-    image: absoluteImage(args),
+    image: absolute(args),
     readOnly,
     direct,
     localCache,
@@ -90,7 +87,7 @@ export function openRequest(
     device,
     queue,
     changedBlocks: absoluteFile(log),
-    secondary: secondaryImage(secondary) ?? null,
+    secondary: secondaryImage(absolute, secondary) ?? null,
     standby,
     limits: { ...NO_LIMITS, ...limitChanges(rest) },
     existingParent,
@@ -99,21 +96,14 @@ export function openRequest(
 }
 
 /** The secondary image that `-2` names: null for none; undefined without the option. */
-export function secondaryImage(name: string | undefined): string | null | undefined {
-  return name === undefined ? undefined : name === NO_SECONDARY ? null : absoluteImage(name);
+export function secondaryImage(
+  absolute: AbsoluteName,
+  name: string | undefined,
+): string | null | undefined {
+  return name === undefined ? undefined : name === NO_SECONDARY ? null : absolute(name);
 }
 
 /** A file with an absolute path; null without one. */
 export function absoluteFile(path?: string): string | null {
   return path === undefined ? null : absolutePath(path);
-}
-
-/**
- * An image with an absolute path. A relative path is relative to the folder of this process; a tapdisk
- * runs in the root folder.
- */
-export function absoluteImage(args: string): string {
-  const file = fileInName(args);
-  if (file === null || file.path.startsWith("/")) return args;
-  return `${file.head}${workingFolder()}/${file.path}`;
 }

@@ -6,12 +6,10 @@
  * @module
  */
 import type { Command } from "commander";
-import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
+import { Errno } from "../../../ffi/errno.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
-import { printErrorLine, printText, writeError } from "../print.ts";
-
-/** Defines a command's options and its action. */
-type Define = (command: Command) => Command;
+import { printErrorLine, printText } from "../print.ts";
+import type { Define } from "./run.ts";
 
 const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }> = {
   list: {
@@ -145,17 +143,9 @@ async function trace(): Promise<void> {
 }
 
 async function loadCommand(name: string): Promise<Command> {
-  const { Command } = await import("commander");
+  const { bareCommand } = await import("./run.ts");
   const { summary, load } = COMMANDS[name];
-  return (await load())(
-    new Command(`tap-ctl ${name}`)
-      .description(summary)
-      .helpOption("-h, --help", "show this help")
-      .allowExcessArguments(false)
-      .showHelpAfterError()
-      .configureOutput({ outputError: writeError })
-      .exitOverride(),
-  );
+  return (await load())(bareCommand(name, summary));
 }
 
 /** All commands, for the manual page and the completion. */
@@ -163,18 +153,10 @@ export function loadCommands(): Promise<Command[]> {
   return Promise.all(Object.keys(COMMANDS).map(loadCommand));
 }
 
-async function runCommand(name: string, args: string[]): Promise<number> {
-  const { CommanderError } = await import("commander");
+async function runNamed(name: string, args: string[]): Promise<number> {
+  const { runCommand } = await import("./run.ts");
   const command = await loadCommand(name);
-  try {
-    await command.parseAsync(args, { from: "user" });
-    return 0;
-  } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : Errno.EINVAL;
-    if (error instanceof Deno.errors.BrokenPipe) throw error;
-    printErrorLine(`tap-ctl ${name}: ${messageOf(error)}`);
-    return errnoOf(error);
-  }
+  return await runCommand(name, () => command, args) ?? Errno.EINVAL;
 }
 
 /**
@@ -194,5 +176,5 @@ export async function tapCtlMain(args: string[]): Promise<number> {
     return Errno.EINVAL;
   }
   if (args.includes("--debug")) await trace();
-  return await runCommand(name, rest);
+  return await runNamed(name, rest);
 }

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { type DeviceAddress, resumeDevice } from "../../control/client/client.ts";
-import { absoluteFile, absoluteImage, secondaryImage } from "./image_options.ts";
+import { absoluteImage } from "./image_names.ts";
+import { absoluteFile, secondaryImage } from "./image_options.ts";
 import { deviceOptions } from "./options.ts";
 
 interface UnpauseOptions extends DeviceAddress {
@@ -25,7 +26,7 @@ export function defineUnpause(command: Command): Command {
     .action((options: UnpauseOptions) => {
       const image = options.args === undefined ? null : absoluteImage(options.args);
       const changedBlocks = absoluteFile(options.log);
-      const secondary = secondaryImage(options.secondary);
+      const secondary = secondaryImage(absoluteImage, options.secondary);
       resumeDevice(options, { image, changedBlocks, secondary });
     });
 }

@@ -19,7 +19,8 @@ import {
 } from "../../control/client/spawn.ts";
 import { TAKE_OVER_ARGUMENT } from "../../control/handover/successor.ts";
 import type { Logger } from "../../log/log.ts";
-import { absoluteImage, deviceChoice, imagesHelp } from "../tap_ctl/image_options.ts";
+import { absoluteImage, imagesHelp } from "../tap_ctl/image_names.ts";
+import { deviceChoice } from "../tap_ctl/image_options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
 import { describeFault } from "../../scheduler/faults.ts";
 import { openLog } from "./logging.ts";
