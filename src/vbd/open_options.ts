@@ -30,6 +30,14 @@ export interface OpenOptions {
   readonly limits?: RateLimits;
 }
 
+/** A disk whose images are not open, but known to its users. */
+export interface PausedDisk {
+  readonly name: string;
+  readonly options: OpenOptions;
+  /** The size that users know. */
+  readonly sectors: number;
+}
+
 /** What changes when a device resumes. */
 export interface ResumeOptions {
   /** Another log of changed blocks, or null for none; without it, the one that the device had. */

@@ -22,10 +22,12 @@ import { ImageStack } from "./image_stack.ts";
 import {
   geometryOf,
   type OpenOptions,
+  type PausedDisk,
   resumed,
   type ResumeOptions,
   type VbdGeometry,
 } from "./open_options.ts";
+import { PauseWait } from "./pause_wait.ts";
 import { Preparation } from "./preparation.ts";
 import { NO_LIMITS } from "./rate_limits.ts";
 import { Reopening } from "./reopening.ts";
@@ -97,9 +99,7 @@ export class Vbd implements FaultOwner {
   #abandoned = false;
   #sectors = 0;
   #options: OpenOptions = {};
-  /** Called at the end of the pause under way; null when there is none, or it was cancelled. */
-  #pausing: Done | null = null;
-  #pauseTimer = 0;
+  readonly #pausing: PauseWait;
   /** Called when the device is closed; null while it is not being closed. */
   #closing: Done | null = null;
   #patienceTimer = 0;
@@ -119,6 +119,7 @@ export class Vbd implements FaultOwner {
     this.meters = context.meters;
     this.requests = new Requests(context, minor, this);
     this.#stack = new ImageStack(this.#context);
+    this.#pausing = new PauseWait(this.#context.scheduler);
     this.#secondary = new Secondary(this.#context, {
       minor,
       // Its requests are counted where they come from.
@@ -240,16 +241,28 @@ export class Vbd implements FaultOwner {
       throw error;
     }
     this.retained.opened();
-    this.#sectors = image.sectors;
+    this.#become("open", { name, options, sectors: image.sectors });
+    const { files } = this.#stack;
+    this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files, reopening });
+  }
+
+  #become(phase: VbdPhase, { name, options, sectors }: PausedDisk): void {
+    this.#sectors = sectors;
     // The counters go on over pauses.
     if (this.name === "") this.meters.show(this.requests.meter, { of: "vdi", minor: this.minor });
     this.name = name;
     this.#options = options;
-    this.#phase = "open";
+    this.#phase = phase;
     this.#wasOpened = true;
     this.#resumeFailed = false;
-    const { files } = this.#stack;
-    this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files, reopening });
+  }
+
+  /** The disk of another device, which is paused. Nothing is opened; requests wait until `resume`. */
+  adoptPaused(disk: PausedDisk): void {
+    if (this.name !== "" || this.#isOpening) throw taken(this, disk.name);
+    this.requests.limit(disk.options.limits ?? NO_LIMITS);
+    this.requests.stop(true, () => {});
+    this.#become("paused", disk);
   }
 
   /** Of an image that is all of the stack: the device has its new size. */
@@ -275,11 +288,7 @@ export class Vbd implements FaultOwner {
     if (this.failed) return done(endedByFault(this));
     if (this.#phase !== "open") return done(busy(this));
     this.#phase = "pausing";
-    this.#pausing = done;
-    if (timeoutMs !== Infinity) {
-      const late = (): void => this.#breakPause(lateToPause(this));
-      this.#pauseTimer = this.#context.scheduler.addTimer(timeoutMs, late);
-    }
+    this.#pausing.begin(done, timeoutMs, () => this.#breakPause(lateToPause(this)));
     this.#stack.drain();
     this.requests.stop(true, () => this.#stack.close(this.name, (error) => this.#paused(error)));
   }
@@ -292,26 +301,18 @@ export class Vbd implements FaultOwner {
   }
 
   #breakPause(error: SystemError): void {
-    if (this.#pausing === null) return;
+    if (!this.#pausing.isPending) return;
     // While the images are being closed there is no way back: the device resumes after that.
     if (this.requests.cancelStop()) this.#phase = "open";
-    this.#endPause(error);
-  }
-
-  #endPause(error: SystemError | null): void {
-    const done = this.#pausing;
-    this.#pausing = null;
-    this.#context.scheduler.cancelTimer(this.#pauseTimer);
-    this.#pauseTimer = 0;
-    done?.(error);
+    this.#pausing.end(error);
   }
 
   /** All images are closed. */
   #paused(error: SystemError | null): void {
     if (this.#closing !== null) return this.#drainAndClose();
     this.#phase = "paused";
-    if (error === null && this.#pausing !== null) return this.#endPause(null);
-    this.reopening.runOn((why) => this.#endPause(notOpenAgain(this, error, why)));
+    if (error === null && this.#pausing.isPending) return this.#pausing.end(null);
+    this.reopening.runOn((why) => this.#pausing.end(notOpenAgain(this, error, why)));
   }
 
   /**
@@ -446,7 +447,7 @@ export class Vbd implements FaultOwner {
     this.#resumeFailed = false;
     const error = endedByFault(this);
     log(`${error.message}; until then its requests end with EIO, its block device stays`);
-    this.#endPause(error);
+    this.#pausing.end(error);
     this.#stack.abandon(() => {
       this.requests.releaseRoom();
       this.#abandoned = true;

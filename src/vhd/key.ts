@@ -10,6 +10,8 @@ import { createHash } from "node:crypto";
 import { assert } from "../../ffi/assert.ts";
 import { AesXts } from "../../ffi/aes_xts.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
+import { closeFile } from "../../ffi/files.ts";
+import { receiveAt, sendAt, socketPair } from "../../ffi/sockets.ts";
 import { sha256 } from "../../ffi/libcrypto.ts";
 import { Secret } from "../../ffi/secret.ts";
 import { allocatedBlocks } from "./format/bat.ts";
@@ -99,6 +101,23 @@ export class DiskKey {
     return new AesXts(this.#secret.bytes);
   }
 
+  /**
+   * A descriptor from which another process can receive the key once, by `receiveKey`. The kernel has it
+   * meanwhile; no other memory of this process gets a copy. The caller owns the descriptor.
+   *
+   * @throws {SystemError}
+   */
+  forAnother(): number {
+    assert(!this.#wiped, "A key is handed over that was overwritten");
+    const { address, bytes } = this.#secret;
+    const [from, to] = socketPair();
+    const sent = sendAt(from, address, bytes.length);
+    closeFile(from);
+    if (sent === bytes.length) return to;
+    closeFile(to);
+    throw new SystemError(sent < 0 ? -sent : Errno.EIO, "Cannot hand a key over");
+  }
+
   /** Another copy of the key, which is wiped on its own. */
   copy(): DiskKey {
     assert(!this.#wiped, "A copy is wanted of a key that was overwritten");
@@ -109,6 +128,22 @@ export class DiskKey {
   wipe(): void {
     this.#wiped = true;
     this.#secret.release();
+  }
+}
+
+/**
+ * Receives a key from the descriptor of {@linkcode DiskKey.forAnother}, which stays open.
+ *
+ * @throws {SystemError} EINVAL for what is no key.
+ */
+export function receiveKey(fd: number): DiskKey {
+  const secret = new Secret(MAX_KEY_BYTES);
+  try {
+    const got = receiveAt(fd, secret.address, MAX_KEY_BYTES);
+    if (got < 0) throw new SystemError(-got, "Cannot receive a key");
+    return new DiskKey(secret.bytes.subarray(0, got));
+  } finally {
+    secret.release();
   }
 }
 

@@ -35,7 +35,7 @@ import {
   withTapdisks,
 } from "../support/served.ts";
 import { type Step, STEPS } from "../support/successor.ts";
-import { binaryPath } from "../support/tools.ts";
+import { binaryPath, runOk } from "../support/tools.ts";
 
 const { ignore, suffix } = needsServed();
 const withFio = needsServed("fio");
@@ -315,6 +315,121 @@ upgradeTest("hostile messages end their connection, or get an error", async (tap
 });
 
 upgradeTest(
+  "a disk that is paused stays so, and its images are left alone",
+  async (tapdisks, folder) => {
+    const path = await createVhd(`${folder}/d.vhd`, 16);
+    const disk = await tapdisks.serve(`vhd:${path}`);
+    const other = await tapdisks.serve(`vhd:${await createVhd(`${folder}/o.vhd`, 16)}`, {
+      pid: disk.pid,
+    });
+    const { client } = await NbdClient.open(disk.socket);
+    const { client: beside } = await NbdClient.open(other.socket);
+    await write(client, 0, 1);
+    await write(beside, 0, 11);
+    const of = (pid: number): string[] => ["-p", `${pid}`, "-m", `${disk.minor}`];
+    await tapdisks.tapCtlOk("pause", ...of(disk.pid));
+    const listed = async (): Promise<string[]> =>
+      (await tapdisks.tapCtlOk("list")).replaceAll(/pid=\d+ /g, "").split("\n").sort();
+    const before = await listed();
+    const canLock = (): boolean => {
+      const fd = openFile(path, O_RDWR);
+      const got = tryLockExclusive(fd);
+      closeFile(fd);
+      return got;
+    };
+    assert.ok(canLock());
+    // An upgrade that fails runs on what it has paused itself.
+    const failed = await upgradeTo(tapdisks, disk.pid, playing("dies when it has opened"));
+    assert.ok("error" in failed);
+    assert.deepEqual(await listed(), before);
+    await expectSector(beside, 0, 11);
+    assert.ok(canLock());
+    // Somebody puts another image in its place meanwhile.
+    const leaf = await snapshotVhd(`${folder}/leaf.vhd`, path);
+    const first = await upgrade(tapdisks, disk.pid);
+    const now = await upgrade(tapdisks, first);
+    assert.deepEqual(await listed(), before);
+    await expectSector(beside, 0, 11);
+    assert.ok(canLock());
+    await client.request({ command: Cmd.Read, offset: 0, length: 512 });
+    const counts = async (): Promise<{ reqs_outstanding: number; secs: number[] }> =>
+      JSON.parse(await tapdisks.tapCtlOk("stats", ...of(now)));
+    while ((await counts()).reqs_outstanding === 0) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    assert.equal((await counts()).secs[1], 1);
+    await tapdisks.tapCtlOk("unpause", ...of(now), "-a", `vhd:${leaf}`);
+    const { error, data } = await client.reply();
+    assert.deepEqual([error, data], [0, new Uint8Array(512).fill(1)]);
+    await write(client, 1, 2);
+    const last = await upgrade(tapdisks, now);
+    assert.match(await tapdisks.tapCtlOk("list"), new RegExp(`pid=${last} .*vhd:${leaf}`));
+    await expectSector(client, 1, 2);
+    client[Symbol.dispose]();
+    beside[Symbol.dispose]();
+  },
+);
+
+upgradeTest(
+  "an encrypted disk crosses over with its key, running and paused",
+  async (tapdisks, folder) => {
+    const path = `${folder}/disk.vhd`;
+    const keyFile = `${folder}/disk,aes-xts-plain,512.key`;
+    const key = Uint8Array.from({ length: 64 }, (_, i) => 0x41 + (i % 53));
+    Deno.writeFileSync(keyFile, key);
+    await createVhd(path, 16);
+    await runOk(binaryPath("vhd-util"), ["key", "-s", "-n", path, "-k", keyFile]);
+    Deno.removeSync(keyFile);
+    const pid = await tapdisks.spawn();
+    await tapdisks.tapCtlOk("allocate");
+    const of = (pid: number): string[] => ["-p", `${pid}`, "-m", "0"];
+    await tapdisks.tapCtlOk("attach", ...of(pid));
+    const opening = new Deno.Command(binaryPath("tap-ctl"), {
+      args: ["open", ...of(pid), "-a", `vhd:${path}`, "-E"],
+      env: { BLKTAP_CONTROL_DIR: tapdisks.controlFolder },
+      stdin: "piped",
+      stdout: "null",
+    }).spawn();
+    const input = opening.stdin.getWriter();
+    await input.write(key);
+    await input.close();
+    assert.equal((await opening.status).code, 0);
+    const { client } = await NbdClient.open(`${tapdisks.controlFolder}/nbd${pid}.0`);
+    await write(client, 0, 7);
+    const failed = await upgradeTo(tapdisks, pid, playing("dies when it has opened"));
+    assert.ok("error" in failed);
+    await expectSector(client, 0, 7);
+    let now = await upgrade(tapdisks, pid);
+    await expectSector(client, 0, 7);
+    await write(client, 1, 8);
+    await tapdisks.tapCtlOk("pause", ...of(now));
+    now = await upgrade(tapdisks, await upgrade(tapdisks, now));
+    await tapdisks.tapCtlOk("unpause", ...of(now));
+    await expectSector(client, 0, 7);
+    await expectSector(client, 1, 8);
+    client[Symbol.dispose]();
+    // The data was encrypted all the time, and the key is in no file.
+    const text = new TextDecoder("latin1");
+    const secret = text.decode(key.subarray(0, 16));
+    const image = text.decode(Deno.readFileSync(path));
+    assert.ok(!image.includes("\x07".repeat(512)) && !image.includes("\x08".repeat(512)));
+    const files = [
+      path,
+      `${tapdisks.controlFolder}/log/tapdisk.log`,
+      `${tapdisks.controlFolder}/tapdisk/tapdisk-0`,
+    ];
+    for (const file of files) {
+      assert.ok(
+        !text.decode(Deno.readFileSync(file)).includes(secret),
+        file,
+      );
+    }
+    assert.ok(!logOf(tapdisks).toLowerCase().includes(key.slice(0, 16).toHex()));
+    await tapdisks.tapCtlOk("destroy", ...of(now));
+  },
+);
+
+upgradeTest(
   "half a header, clients in the handshake, and a chain cross over",
   async (tapdisks, folder) => {
     const base = await createVhd(`${folder}/base.vhd`, 16);
@@ -370,10 +485,17 @@ upgradeTest(
       return stderr;
     };
     const paused = await tapdisks.serve(`vhd:${await createVhd(`${folder}/p.vhd`, 16)}`);
+    const { client: waiting } = await NbdClient.open(paused.socket);
     const address = ["-p", `${paused.pid}`, "-m", `${paused.minor}`];
     await tapdisks.tapCtlOk("pause", ...address);
-    assert.match(await refusal(paused.pid), /its disk is paused/);
+    await waiting.request({ command: Cmd.Read, offset: 0, length: 512 });
+    const outstanding = async (): Promise<boolean> =>
+      JSON.parse(await tapdisks.tapCtlOk("stats", ...address)).reqs_outstanding === 1;
+    while (!await outstanding()) await new Promise((resolve) => setTimeout(resolve, 10));
+    assert.match(await refusal(paused.pid), /its disk is paused, and requests wait/);
     await tapdisks.tapCtlOk("unpause", ...address);
+    assert.equal((await waiting.reply()).error, 0);
+    waiting[Symbol.dispose]();
     const ram = await tapdisks.serve("ram:8");
     assert.match(await refusal(ram.pid), /ram:8 is in the memory of this process/);
     const log = await tapdisks.serve(`log:vhd:${await createVhd(`${folder}/l.vhd`, 16)}`);

@@ -4,7 +4,13 @@ import { addressOf } from "../../ffi/libc.ts";
 import { closeFile, O_RDONLY, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
 import { sendAt, socketPair } from "../../ffi/sockets.ts";
 import { HandoverChannel } from "../../src/control/handover/channel.ts";
-import { decodeBytes, encodeBytes, newFrame, oldFrame } from "../../src/control/handover/frames.ts";
+import {
+  decodeBytes,
+  encodeBytes,
+  newFrame,
+  oldFrame,
+  requireKinds,
+} from "../../src/control/handover/frames.ts";
 import {
   linkNames,
   removeLinksTo,
@@ -12,9 +18,13 @@ import {
   renamedFor,
 } from "../../src/control/handover/names.ts";
 import { dropLocks, keepLocks } from "../../src/files/kept_locks.ts";
+import { DiskKey, hashKey, receiveKey } from "../../src/vhd/key.ts";
 import { openToWrite } from "../../src/files/open_file.ts";
 import { openDescriptors } from "../support/served.ts";
 import { withTempDir } from "../support/tools.ts";
+
+// The runtime reports a library that is opened within a test as a leak.
+hashKey(new Uint8Array(32), new Uint8Array(32));
 
 const soon = (): number => performance.now() + 5_000;
 
@@ -100,6 +110,30 @@ Deno.test("frames of unknown kinds, and disks that make no sense, are refused", 
   newFrame({ kind: "serving" }, "serving");
   const bytes = Uint8Array.from({ length: 70_000 }, (_, i) => (i * 7) & 0xff);
   assert.deepEqual(decodeBytes(encodeBytes(bytes)), bytes);
+});
+
+Deno.test("kinds of frames that a later version needs are refused before users wait", () => {
+  requireKinds(["paused", "key"]);
+  assert.throws(() => requireKinds(["paused", "spaceship"]), /does not know: spaceship/);
+  assert.throws(() => requireKinds(["toString"]), /EPROTONOSUPPORT/);
+});
+
+Deno.test("a key is received once from its descriptor, and by nobody else", () => {
+  const before = openDescriptors(Deno.pid);
+  const bytes = Uint8Array.from({ length: 64 }, (_, i) => i);
+  const key = new DiskKey(bytes);
+  const fd = key.forAnother();
+  const received = receiveKey(fd);
+  const nonce = new Uint8Array(32);
+  assert.ok(received.matches({ cookie: 1, nonce, hash: hashKey(bytes, nonce) }));
+  assert.throws(() => receiveKey(fd), /EINVAL/);
+  closeFile(fd);
+  for (const each of [key, received]) each.wipe();
+  assert.throws(() => key.forAnother(), /overwritten/);
+  const file = openFile("/dev/null", O_RDONLY);
+  assert.throws(() => receiveKey(file), /Cannot receive a key/);
+  closeFile(file);
+  assert.equal(openDescriptors(Deno.pid), before);
 });
 
 Deno.test("a lock that is kept outlasts its file, and is had again by its path", () =>

@@ -28,6 +28,9 @@ const handshake = {
 const state = { style: "newstyle", handedOver: false, handshake };
 /** A frame of each kind, with the number of its descriptors. */
 const GOOD: [object, number][] = [
+  [{ kind: "needs", kinds: ["paused", "key"] }, 0],
+  [{ kind: "paused", minor: 3 }, 0],
+  [{ kind: "key", minor: 3 }, 1],
   [{ kind: "rehearse", images: ["vhd:/a.vhd"] }, 0],
   [{ kind: "locks" }, 2],
   [{ kind: "sockets", at: ["/a", "/b"] }, 2],

@@ -36,6 +36,8 @@ export interface KeyedRequest {
   readonly key?: DiskKey;
   /** Whether the block device is that of a process that hands it over. */
   readonly adopt?: boolean;
+  /** Of a disk that is paused there: the size that its users know. */
+  readonly pausedSectors?: number;
 }
 
 const NO_DISK: DiskInfo = { sectors: 0, sectorSizeBytes: 0, info: 0 };
@@ -54,7 +56,8 @@ export class Device {
   #disk: DiskInfo = NO_DISK;
   /** How the image was opened; null without one. */
   #request: OpenRequest | null = null;
-  #encrypted = false;
+  /** The key of its image, which the vbd wipes when the image is closed. */
+  #key: DiskKey | undefined;
   /** The journal of a ring that a tapdisk before this one left, until this one has a ring. */
   #leftJournal: string | null = null;
   /** Whether the file of the minor has a record. */
@@ -180,7 +183,7 @@ export class Device {
       vbd: this.#vbd,
       access: this.#access,
       request: this.#request,
-      encrypted: this.#encrypted,
+      key: this.#key,
     };
   }
 
@@ -212,7 +215,7 @@ export class Device {
         if (error !== null) return this.#vbd.close(() => done(error, null));
         this.#request = request;
         this.wasOpened = true;
-        this.#encrypted = key !== undefined;
+        this.#key = key;
         this.#log.info(`Opened ${request.image} on minor ${this.minor}`);
         this.#recordDevice();
         done(null, this.#disk);
@@ -232,7 +235,7 @@ export class Device {
     return plan;
   }
 
-  #openImage({ request, key }: KeyedRequest, plan: DevicePlan, done: Done): void {
+  #openImage({ request, key, pausedSectors }: KeyedRequest, plan: DevicePlan, done: Done): void {
     const { image, readOnly, direct, localCache, requestTimeoutSeconds, limits } = request;
     const { retry: policy, standby } = request;
     const changedBlocks = request.changedBlocks ?? undefined;
@@ -254,10 +257,14 @@ export class Device {
     const mayLackSecondary = plan.recover !== null && secondary?.startsWith("nbd:") === true;
     const second = { secondary, standby, mayLackSecondary };
     const open = { readOnly, direct, localCache, key, retry, limits };
-    vbd.openLater(image, { ...open, ...second, changedBlocks, findParent }, (error) => {
+    const options = { ...open, ...second, changedBlocks, findParent };
+    const opened: Done = (error) => {
       if (error === null) this.#disk = vbd.geometry;
       done(error);
-    });
+    };
+    if (pausedSectors === undefined) return vbd.openLater(image, options, opened);
+    vbd.adoptPaused({ name: image, options, sectors: pausedSectors });
+    opened(null);
   }
 
   /** What the disk does in a second at most. */
@@ -306,7 +313,7 @@ export class Device {
     const { kind, rings } = this.#access;
     const node = this.#access.node ?? rings.journal ?? this.#leftJournal;
     if (this.#request === null || node === null) return this.#removeRecord();
-    const changed = { image: this.name, device: kind, node, encrypted: this.#encrypted };
+    const changed = { image: this.name, device: kind, node, encrypted: this.#key !== undefined };
     const { hasFailed, isFull } = this.#vbd.secondary;
     // What a mirror lacks that failed, it would lack for ever.
     const secondary = hasFailed ? null : this.#request.secondary;

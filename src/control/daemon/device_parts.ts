@@ -1,4 +1,5 @@
 import type { Vbd } from "../../vbd/vbd.ts";
+import type { DiskKey } from "../../vhd/key.ts";
 import type { OpenRequest } from "../protocol/open_request.ts";
 import type { DiskAccess } from "./disk_access.ts";
 
@@ -8,6 +9,6 @@ export interface DeviceParts {
   readonly access: DiskAccess;
   /** How the image was opened; null without one. */
   readonly request: OpenRequest | null;
-  /** Whether it was opened with a key. */
-  readonly encrypted: boolean;
+  /** The key that it was opened with, which stays the device's. */
+  readonly key: DiskKey | undefined;
 }

@@ -37,17 +37,23 @@ export interface DiskFrame {
 }
 
 /**
- * What the old tapdisk tells, in this order; after the first, it waits for an answer. `locks` carries descriptors of files that are locked,
+ * What the old tapdisk tells, in this order; after `rehearse`, it waits for an answer. `locks` carries descriptors of files that are locked,
  * `sockets` those of sockets that listen, `handed` connections for images named `nbd:NAME`, `client` that
  * of a client, `command` that of a control connection.
  */
 export type OldFrame =
+  /** Kinds of frames that are to come, which not all versions know: without them nothing can be handed over. */
+  | { readonly kind: "needs"; readonly kinds: readonly string[] }
   /** The images that are to be opened, of which the new process tries those that are files. */
   | { readonly kind: "rehearse"; readonly images: readonly string[] }
   | { readonly kind: "locks" }
   | { readonly kind: "sockets"; readonly at: readonly string[] }
   | { readonly kind: "handed"; readonly names: readonly string[] }
   | DiskFrame
+  /** The disk of a minor is paused: its images are closed, and others may change them. */
+  | { readonly kind: "paused"; readonly minor: number }
+  /** Comes with a descriptor from which the key of a minor's disk is received. */
+  | { readonly kind: "key"; readonly minor: number }
   | {
     readonly kind: "client";
     readonly minor: number;
@@ -106,6 +112,7 @@ const isClient = isObjectOf({
 
 /** What makes sense in a frame of each kind. */
 const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = {
+  needs: isObjectOf({ kinds: isListOf(isText) }),
   rehearse: isObjectOf({ images: isListOf(isText) }),
   locks: () => true,
   sockets: isObjectOf({ at: isListOf(isText) }),
@@ -114,6 +121,8 @@ const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = 
     ...{ minor: isCount, sectors: isCount, counts: areNumbers },
     request: isNullOr((request) => parseOpenRequest(request) !== null),
   }),
+  paused: isObjectOf({ minor: isCount }),
+  key: isObjectOf({ minor: isCount }),
   client: isObjectOf({ minor: isCount, frontend: isCount, state: isClient, rest: isBase64 }),
   command: isObjectOf({ begun: isBase64 }),
   open: () => true,
@@ -129,12 +138,21 @@ function descriptorsOf(frame: OldFrame): number | null {
       return frame.at.length;
     case "handed":
       return frame.names.length;
+    case "key":
     case "client":
     case "command":
       return 1;
     default:
       return 0;
   }
+}
+
+/** Throws `SystemError` when a kind of frame is not known here: EPROTONOSUPPORT. */
+export function requireKinds(kinds: readonly string[]): void {
+  const unknown = kinds.filter((kind) => !Object.hasOwn(CHECKS, kind));
+  if (unknown.length === 0) return;
+  const why = `it does not know: ${unknown.join(", ")}`;
+  throw new SystemError(Errno.EPROTONOSUPPORT, `Cannot take over in this version (${why})`);
 }
 
 /** A frame of the old tapdisk, and its descriptors. */

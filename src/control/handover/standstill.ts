@@ -64,6 +64,13 @@ export class Standstill {
     this.#host.scheduler.cancelTimer(this.#timer);
   }
 
+  /** The disks that their users had paused before. */
+  get pausedBefore(): readonly Device[] {
+    return this.#host.devices.all.filter(({ parts }) => parts.vbd.phase === "paused").filter((
+      device,
+    ) => !this.#paused.includes(device));
+  }
+
   get locks(): readonly number[] {
     return this.#locks;
   }

@@ -1,6 +1,7 @@
 import { peerOf } from "../../../ffi/descriptors.ts";
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { type Done, Errno, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
+import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { effectiveUser } from "../../../ffi/process.ts";
 import { sendAt, unixConnectAtOnce } from "../../../ffi/sockets.ts";
@@ -10,6 +11,7 @@ import { adoptSocket, dropAdopted, holdAccepting } from "../../frontend/listenin
 import type { Log } from "../../log/log.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
+import { type DiskKey, receiveKey } from "../../vhd/key.ts";
 import type { Devices } from "../daemon/devices.ts";
 import type { ControlServer } from "../daemon/server.ts";
 import { controlSocketPath, requireOwnFolder } from "../paths.ts";
@@ -23,6 +25,7 @@ import {
   HANDOVER_FORMAT,
   type NewFrame,
   type OldFrame,
+  requireKinds,
 } from "./frames.ts";
 import { linkNames, renamedFor } from "./names.ts";
 
@@ -56,6 +59,9 @@ export class TakeOver implements FdHandler, FaultOwner {
   readonly #disks: DiskFrame[] = [];
   readonly #clients: { frame: ClientFrame; fd: number }[] = [];
   readonly #commands: { begun: string; fd: number }[] = [];
+  /** The minors whose disks are paused, and the keys of others. */
+  readonly #paused = new Set<number>();
+  readonly #keys = new Map<number, DiskKey>();
   #isServing = false;
 
   /**
@@ -99,6 +105,12 @@ export class TakeOver implements FdHandler, FaultOwner {
 
   #take({ frame, descriptors }: Arrived): void {
     switch (frame.kind) {
+      case "needs":
+        return requireKinds(frame.kinds);
+      case "paused":
+        return void this.#paused.add(frame.minor);
+      case "key":
+        return this.#takeKey(frame.minor, descriptors[0]);
       case "rehearse":
         return this.#host.rehearse(frame.images, (error) => {
           if (error !== null) return this.#fail(error);
@@ -127,6 +139,14 @@ export class TakeOver implements FdHandler, FaultOwner {
         return this.#open();
       case "serve":
         return this.#serve();
+    }
+  }
+
+  #takeKey(minor: number, fd: number): void {
+    try {
+      this.#keys.set(minor, receiveKey(fd));
+    } finally {
+      closeFile(fd);
     }
   }
 
@@ -164,8 +184,12 @@ export class TakeOver implements FdHandler, FaultOwner {
       if (request === null) return done(null);
       const device = devices.find(minor, "open");
       // Where it is served is noted when it is.
-      device.open({ request: { ...request, serve: [] }, adopt: true }, (error, _disk) => {
+      const pausedSectors = this.#paused.has(minor) ? sectors : undefined;
+      const key = this.#keys.get(minor);
+      const keyed = { request: { ...request, serve: [] }, key, pausedSectors, adopt: true };
+      device.open(keyed, (error, _disk) => {
         if (error !== null) return done(error);
+        if (key !== undefined) devices.keyInUse(minor);
         const { vbd, access } = device.parts;
         if (vbd.sectors < sectors) {
           const sizes = `it has ${vbd.sectors} sectors, and had ${sectors}`;

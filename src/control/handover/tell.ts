@@ -1,7 +1,9 @@
+import { closeFile } from "../../../ffi/files.ts";
 import { handedOver } from "../../driver/nbd/handed_over.ts";
 import { listeningSockets } from "../../frontend/listening.ts";
 import type { Device } from "../daemon/device.ts";
 import type { UnansweredCommand } from "../daemon/server.ts";
+import type { DiskKey } from "../../vhd/key.ts";
 import type { HandoverChannel } from "./channel.ts";
 import { MOST_DESCRIPTORS } from "./channel.ts";
 import { type DiskFrame, encodeBytes, type OldFrame } from "./frames.ts";
@@ -10,6 +12,8 @@ import { type DiskFrame, encodeBytes, type OldFrame } from "./frames.ts";
 export interface Inventory {
   /** All devices. Their clients are quiet, and their disks are paused. */
   readonly devices: readonly Device[];
+  /** Those of them that their users have paused. */
+  readonly pausedBefore: readonly Device[];
   /** Descriptors of files that are locked. */
   readonly locks: readonly number[];
   readonly commands: readonly UnansweredCommand[];
@@ -32,14 +36,38 @@ function diskFrame({ minor, parts }: Device): DiskFrame {
   return { kind: "disk", minor, request: now, sectors: vbd.sectors, counts };
 }
 
+/** Whether the user of a disk has paused it. */
+export function isPaused({ parts: { vbd } }: Device): boolean {
+  return vbd.phase === "paused" && !vbd.reopening.isRunning;
+}
+
+/** The kinds of frames that are needed for devices, and that not all versions know. */
+export function neededKinds(devices: readonly Device[]): string[] {
+  return [
+    ...(devices.some(isPaused) ? ["paused"] : []),
+    ...(devices.some(({ parts }) => parts.key !== undefined) ? ["key"] : []),
+  ];
+}
+
+/** Hands a key over. The descriptor is the channel's and the other process's from then on. */
+function tellKey(minor: number, key: DiskKey, tell: Teller): void {
+  const fd = key.forAnother();
+  try {
+    tell({ kind: "key", minor }, [fd]);
+  } finally {
+    closeFile(fd);
+  }
+}
+
+type Teller = (frame: OldFrame, descriptors?: readonly number[]) => void;
+
 /** Tells the new process of all that it takes over. Throws `SystemError`. */
 export function tellAll(
   channel: HandoverChannel,
-  { devices, locks, commands }: Inventory,
+  { devices, pausedBefore, locks, commands }: Inventory,
   untilMs: number,
 ): void {
-  const tell = (frame: OldFrame, descriptors: readonly number[] = []): void =>
-    channel.send(frame, descriptors, untilMs);
+  const tell: Teller = (frame, descriptors = []) => channel.send(frame, descriptors, untilMs);
   inFrames(locks, (some) => tell({ kind: "locks" }, some));
   inFrames(
     listeningSockets(),
@@ -47,7 +75,12 @@ export function tellAll(
   );
   const handed = handedOver.all();
   tell({ kind: "handed", names: handed.map(([name]) => name) }, handed.map(([, fd]) => fd));
-  for (const device of devices) tell(diskFrame(device));
+  for (const device of devices) {
+    const { minor, parts: { key } } = device;
+    if (pausedBefore.includes(device)) tell({ kind: "paused", minor });
+    if (key !== undefined) tellKey(minor, key, tell);
+    tell(diskFrame(device));
+  }
   for (const { minor, parts } of devices) {
     parts.access.handovers.forEach((clients, frontend) => {
       for (const { fd, state, rest } of clients.handOver()) {

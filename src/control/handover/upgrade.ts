@@ -12,7 +12,7 @@ import { HANDOVER_FORMAT, newFrame } from "./frames.ts";
 import { removeNamesOf } from "./names.ts";
 import { Standstill } from "./standstill.ts";
 import { Successor } from "./successor.ts";
-import { tellAll } from "./tell.ts";
+import { isPaused, neededKinds, tellAll } from "./tell.ts";
 import { whyStaying } from "./why_staying.ts";
 
 /** How long the new process may take until it asks for the disks. */
@@ -123,8 +123,15 @@ export class Upgrade implements FdHandler, FaultOwner {
     }
     this.#limit(REHEARSE_MS, "it does not try the images");
     const channel = this.#channel;
-    const images = this.#host.devices.all.map(({ name }) => name).filter((name) => name !== "");
+    const { all } = this.#host.devices;
+    // The images of a disk that is paused are for others to change; those with a key need it.
+    const tried = all.filter((device) => !isPaused(device) && device.parts.key === undefined);
+    const images = tried.map(({ name }) => name).filter((name) => name !== "");
+    const kinds = neededKinds(all);
     try {
+      if (kinds.length > 0) {
+        channel.send({ kind: "needs", kinds }, [], performance.now() + SEND_MS);
+      }
       channel.send({ kind: "rehearse", images }, [], performance.now() + SEND_MS);
       this.#host.scheduler.watch(channel.fd, EPOLLIN, this, this);
     } catch (error) {
@@ -202,8 +209,9 @@ export class Upgrade implements FdHandler, FaultOwner {
       }
       const openMs = performance.now() + OPEN_MS;
       this.#commands = this.#host.server().unanswered(this.#asker);
-      const { locks } = standstill;
-      tellAll(channel, { devices: devices.all, locks, commands: this.#commands }, openMs);
+      const { locks, pausedBefore } = standstill;
+      const inventory = { devices: devices.all, pausedBefore, locks, commands: this.#commands };
+      tellAll(channel, inventory, openMs);
       standstill.step("telling");
       newFrame(channel.receive(openMs).value, "opened");
       standstill.step("opening");

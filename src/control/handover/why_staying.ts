@@ -33,11 +33,14 @@ function isServedHere(path: string): boolean {
 
 /** Why another process cannot take a device over, without its minor; null when it can. */
 export function whyStaying(device: Device): string | null {
-  const { vbd, access, request, encrypted } = device.parts;
+  const { vbd, access, request } = device.parts;
   if (request === null) return vbd.phase === "closed" ? null : "its image is being opened";
   if (vbd.failed) return "a fault has ended its disk; 'tap-ctl recover' opens it again";
-  if (vbd.phase !== "open") return "its disk is paused, or changes its state";
-  if (encrypted) return "its image is encrypted, and the key is in this process";
+  if (vbd.reopening.isRunning) return "its images wait until they can be opened again";
+  if (vbd.phase !== "open" && vbd.phase !== "paused") return "its disk changes its state";
+  if (vbd.phase === "paused" && vbd.requests.outstanding > 0) {
+    return "its disk is paused, and requests wait; 'tap-ctl unpause' lets them end";
+  }
   const { secondary } = vbd.statistics();
   if (secondary !== null) return `its secondary image is in the state ${secondary.state}`;
   if (request.existingParent !== null) {
