@@ -14,9 +14,9 @@ than this one are replaced, and a line for each has the old and the new number.
 Programs that know the old number go on: its sockets become links to those of the new process, as long as
 that one lives. 'tap-ctl list' shows the new number only.
 
-Refused before anything changes: disks that are paused, have a secondary image, are encrypted, are named
-ram:, log: or rbd:, are block devices of ublk or blktap2, or serve a Xen guest's ring; clients with TLS; a
-tapdisk in the foreground. When a step fails, or the new tapdisk does not get ready in time, it is ended,
+A disk that is paused stays paused. Refused before anything changes, with what to do: disks that have a
+secondary image, are named ram:, log: or rbd:, are block devices of ublk or blktap2, serve a Xen guest's
+ring, or are paused while clients wait for answers; clients with TLS; a tapdisk in the foreground. When a step fails, or the new tapdisk does not get ready in time, it is ended,
 and the old one serves on.`;
 
 async function upgradeAll(): Promise<void> {

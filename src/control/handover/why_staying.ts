@@ -11,7 +11,10 @@ import { readMinorRecord } from "../minors/minor_record.ts";
  * with such an image, this one could not open it again.
  */
 function whyBound({ type, path }: ImageSpec): string | null {
-  if (type === "rbd") return "its image is on Ceph, whose lock belongs to this process";
+  if (type === "rbd") {
+    return "its image is on Ceph, whose lock belongs to this process; pause it first, and unpause it " +
+      "after the upgrade";
+  }
   if (!type.startsWith("nbd")) return null;
   const { server } = parseExportName(path, undefined, type.startsWith("nbds"));
   if (server.kind === "descriptor") return `its connection ${path} was handed to this process`;
@@ -52,7 +55,10 @@ export function whyStaying(device: Device): string | null {
   }
   const [first] = vbd.retained.names;
   if (first !== undefined) return `the content of ${first} is in the memory of this process`;
-  if (access.isDeviceBound) return `its block device (${access.kind}) is bound to this process`;
+  if (access.isDeviceBound) {
+    return `its block device (${access.kind}) is bound to this process; 'tap-ctl destroy' and 'create' ` +
+      "make another";
+  }
   // The journal of a ring is named in the record.
   const left = readMinorRecord(device.minor)?.device === "none";
   if (left || access.rings.journal !== null) return "the ring of a guest is connected, or was left";

@@ -173,7 +173,9 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     const isSecret = this.#connections.values().some(({ kind }) =>
       (kind.entered?.tls ?? null) !== null
     );
-    return isSecret ? "a client is connected with TLS, whose keys are in this process" : null;
+    return isSecret
+      ? "a client is connected with TLS, whose keys are in this process; it must disconnect first"
+      : null;
   }
 
   /** The clients, which must be quiet, for another process. */
