@@ -7,7 +7,7 @@ export const MOST_CLIENTS = 512;
 /** Memory of each client, bytes, for receiving and for composing replies. */
 export const CLIENT_BYTES = 160 * 1024;
 /** Clients whose pages are kept when they leave. Pages of further clients are freed. */
-const CLIENTS_THAT_KEEP_PAGES = 32;
+export const CLIENTS_THAT_KEEP_PAGES = 32;
 
 assert(MOST_CLIENTS * CLIENT_BYTES <= FRONTEND_BYTES, "A device has memory for all its clients");
 

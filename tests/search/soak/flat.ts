@@ -10,7 +10,7 @@ export interface Sample {
   readonly value: number;
 }
 
-/** The median of a figure in two quarters of the time. */
+/** A value of a figure in two quarters of the time. */
 export interface Flatness {
   /** The second quarter; the first is the warm-up. */
   readonly early: number;

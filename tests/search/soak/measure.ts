@@ -3,12 +3,20 @@
  *
  * @module
  */
+import { CLIENT_BYTES, CLIENTS_THAT_KEEP_PAGES } from "../../../src/frontend/nbd/client_memory.ts";
+import { SLOT_BYTES, SLOTS } from "../../../src/vbd/slots.ts";
 import { privateMemoryKib } from "../../support/served.ts";
 
 /** I/O memory is the only mapping that must not have huge pages; see ffi/memory.ts. */
 const IO_MEMORY_FLAG = /^VmFlags:.* nh\b/;
 /** Ticks of processor time in a second. */
 const TICKS = 100;
+
+const KIB = 1024;
+/** I/O memory of an image: caches of tables, connections to a server, small caches of blocks. */
+const IMAGE_KIB = 4 * KIB;
+/** I/O memory that the disks of a process share: buffers of the queues and of offline work. */
+const SHARED_KIB = 16 * KIB;
 
 /** What a tapdisk takes at a moment. */
 export interface Footprint {
@@ -39,6 +47,23 @@ export function footprint(pid: number, folders: readonly string[]): Footprint {
     ioKib: ioMemoryKib(pid),
     ...counts,
   };
+}
+
+/** What I/O memory is for. */
+export interface IoUse {
+  readonly disks: number;
+  readonly images: number;
+  readonly sockets: number;
+}
+
+/**
+ * The most I/O memory that this may take, KiB. The kernel gives pages on first use, and the slots of a
+ * disk keep theirs: how many of them were in use at once depends on how fast the machine is.
+ */
+export function mostIoMemoryKib({ disks, images, sockets }: IoUse): number {
+  const diskBytes = SLOTS * SLOT_BYTES + CLIENTS_THAT_KEEP_PAGES * CLIENT_BYTES;
+  const clientsKib = sockets * CLIENT_BYTES / KIB;
+  return disks * diskBytes / KIB + clientsKib + images * IMAGE_KIB + SHARED_KIB;
 }
 
 export function descriptorTargets(pid: number): string[] {

@@ -4,11 +4,10 @@
  *
  * @module
  */
+import { CLIENTS_THAT_KEEP_PAGES } from "../../../src/frontend/nbd/client_memory.ts";
 import { Cmd, NbdClient } from "../../support/nbd_client.ts";
 import { SILENCE_MS } from "./writer.ts";
 
-/** A disk keeps the memory of so many clients (src/frontend/nbd/client_memory.ts). */
-const CLIENTS = 32;
 /** Together, the clients ask for more than a disk has slots; a slot has 256 KiB. */
 const READS = 5;
 const SLOT_BYTES = 256 * 1024;
@@ -22,7 +21,7 @@ const WRITE_BYTES = 128 * 1024;
 export async function warmUp(pid: number, socket: string): Promise<void> {
   const clients: NbdClient[] = [];
   try {
-    for (let i = 0; i < CLIENTS; i++) {
+    for (let i = 0; i < CLIENTS_THAT_KEEP_PAGES; i++) {
       clients.push((await NbdClient.open(socket, { silenceMs: SILENCE_MS })).client);
     }
     Deno.kill(pid, "SIGSTOP");

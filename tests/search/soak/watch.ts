@@ -7,7 +7,7 @@ import { isRunning } from "../../support/served.ts";
 import type { Group, Soak } from "./context.ts";
 import { Finding } from "./finding.ts";
 import type { Sample } from "./flat.ts";
-import { footprint, processorSeconds } from "./measure.ts";
+import { footprint, mostIoMemoryKib, processorSeconds } from "./measure.ts";
 import type { ProbeReport, ProbeTask } from "./probe.ts";
 
 const LOOK_MS = 1000;
@@ -87,8 +87,16 @@ export class Watch {
     this.figures.set(group.name, series);
     const images = group.disks.reduce((sum, { layers }) => sum + 1 + layers.length, 0);
     const { files, ...others } = footprint(group.pid, this.folders);
-    // A layer has two descriptors. What is beyond them must not grow.
-    const figures = { images, ...others, filesBesideImages: files - 2 * images };
+    const { privateKib, ioKib, sockets } = others;
+    const mostIoKib = mostIoMemoryKib({ disks: group.disks.length, images, sockets });
+    const figures = {
+      images,
+      ...others,
+      heapKib: privateKib - ioKib,
+      ioBeyondKib: Math.max(0, ioKib - mostIoKib),
+      // A layer has two descriptors. What is beyond them must not grow.
+      filesBesideImages: files - 2 * images,
+    };
     for (const [name, value] of Object.entries(figures)) {
       const samples = series.get(name) ?? [];
       samples.push({ atMs: performance.now(), value });
