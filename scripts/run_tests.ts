@@ -1,5 +1,6 @@
 /**
- * Runs the tests, each file in its own process, so that a crash or a hang affects only that file.
+ * Runs the tests, each file in its own process, so that a crash or a hang affects only that file. With
+ * `--quick`, a process runs several small files, which saves the time to start it and to read modules.
  * The last line of the output is the result.
  *
  *     deno run -A scripts/run_tests.ts [--build] [--check] [--quick] [FILE…] [--OPTION=OF-DENO-TEST…]
@@ -27,13 +28,15 @@ const REASON_LINES = 12;
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** Files that measure time or memory, or compare with peers; they run alone. */
+/** Files that measure time, or compare with peers; they run alone. */
 const MEASURES =
-  /^tests\/interop\/|_allocations?_test\.ts$|\/spin_test\.ts$|\/gathering_test\.ts$|\/soak_test\.ts$/;
+  /^tests\/interop\/(?:hung_disk|hung_tapdisk|rate_limits|valve)_test\.ts$|\/(?:gathering|spin)_test\.ts$/;
 
-/** Files of tests/interop to which it does not matter how long anything takes. */
-const UNTIMED =
-  /\/(?:binary|blktap2_ring|changed_blocks|deep_chain|durability|encrypted|full_disk|image_lock|image_types|keys_in_memory|live_snapshot|local_cache|memory_drivers|migration|mirror|names|nbd_clients|nbd_handover|nbd_options|nbd_protocol|package|parent_roots|qcow2\w*|readme|restore|sbom|sm_\w+|special_files|tap_ctl\w*|tapdisk_new|temporary_files|trusted_files|vhd_images|vhd_limit|vhd_util_merge|vhd_util_offline)_test\.ts$/;
+/** Files that measure memory, to which other programs make no difference. */
+const MEMORY = /_allocations?_test\.ts$|^tests\/unit\/soak_test\.ts$/;
+
+/** A search that leaves a processor idle. */
+const SOAK = "tests/search/soak_test.ts";
 
 /** Searches take minutes on all processors; they run one at a time, with nothing beside them. */
 const SEARCHES = /^tests\/search\//;
@@ -41,12 +44,15 @@ const SEARCHES = /^tests\/search\//;
 /** Virtual machines run one at a time, because each uses a processor for minutes. */
 const MACHINES = /^tests\/vm\//;
 
-/** Files of tests/interop that `--quick` runs: the commands, a disk's life, NBD. */
-const QUICK_INTEROP = /\/(?:binary|tap_ctl|nbd_protocol|vhd_images)_test\.ts$/;
+/** Files of tests/interop that `--quick` runs: the commands, a disk's life. */
+const QUICK_INTEROP = /\/(?:binary|tap_ctl|vhd_images)_test\.ts$/;
+
+/** Files of `--quick` that one process runs. */
+const BATCH = 12;
 
 /** Files that `--quick` leaves out because they take long. */
 const SLOW =
-  /(?:\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow|\/qcow_offline_cuts|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_deep_chain|\/qcow2_model|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process|\/td_util|\/vhd_resize|\/xenblkif_journal)_test\.ts$/;
+  /(?:\/fuzz_wire_corpus|\/library_driver|\/made_images|\/mirror|\/qcow2_late_errors|\/tapback_seeds|\/vhd_util_options|\/xenblkif_order|\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow|\/qcow_offline_cuts|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_deep_chain|\/qcow2_model|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process|\/td_util|\/vhd_resize|\/xenblkif_journal)_test\.ts$/;
 
 /** The name of a task among files. */
 const TASK = /^deno task (.*)$/;
@@ -54,16 +60,18 @@ const TASK = /^deno task (.*)$/;
 /** Files that can run beside all others: they start no tapdisk with the folders of the whole host. */
 const MOVABLE = /^tests\/(?:unit|sim)\//;
 
+/** What runs side by side: lists of files and tasks, in order. An entry may name several files. */
+interface Stage {
+  /** A list that is through takes files from another one's end; see `MOVABLE`. */
+  readonly lanes: string[][];
+  readonly output: Output;
+}
+
 interface Plan {
   /** Tasks that must have ended before a test starts. */
   readonly tasks: string[];
-  /**
-   * Lists of files, and of tasks beside which tests can run; the lists run in parallel, the files of a
-   * list in order. A list that is through takes files from the other one's end; see `MOVABLE`.
-   */
-  readonly lanes: string[][];
-  /** Files that run after the lanes, one at a time. */
-  readonly alone: string[];
+  /** One after the other. */
+  readonly stages: Stage[];
   readonly testOptions: string[];
 }
 
@@ -74,20 +82,47 @@ function plan(args: readonly string[]): Plan {
   const rest = args.filter((arg) => !["--build", "--check", "--quick"].includes(arg));
   const testOptions = rest.filter((arg) => arg.startsWith("-"));
   const named = rest.filter((arg) => !arg.startsWith("-"));
-  if (named.length > 0) return { tasks, lanes: [check], alone: named, testOptions };
+  if (named.length > 0) return { tasks, stages: oneByOne([check, named]), testOptions };
   const files = testFilesIn("tests").filter((file) => !quick || isQuick(file));
-  const measures = files.filter((file) => MEASURES.test(file) && !UNTIMED.test(file));
-  const shared = files.filter((file) => !measures.includes(file) && !MACHINES.test(file));
-  const machines = files.filter((file) => MACHINES.test(file));
-  const searches = shared.filter((file) => SEARCHES.test(file));
-  const quicker = shared.filter((file) => !SEARCHES.test(file));
-  const units = quicker.filter((file) => file.startsWith("tests/unit/"));
-  const others = quicker.filter((file) => !units.includes(file));
-  const lanes = machines.length > 0
-    ? [machines, [...check, ...others, ...units]]
-    : [[...check, ...units], others];
-  const alone = [...searches, ...measures];
-  return { tasks, lanes, alone, testOptions };
+  const take = (wanted: RegExp): string[] => {
+    const taken = files.filter((file) => wanted.test(file));
+    for (const file of taken) files.splice(files.indexOf(file), 1);
+    return taken;
+  };
+  const [measures, machines, searches] = [take(MEASURES), take(MACHINES), take(SEARCHES)];
+  const memory = take(MEMORY);
+  const [units, others] = [take(/^tests\/unit\//), files];
+  if (quick) {
+    const [inter, sims] = [take(/^tests\/interop\//), files];
+    const lanes = [[...check, ...batches(units)], [...inter, ...batches(sims)]];
+    return {
+      tasks,
+      stages: [{ lanes, output: "whole" }, ...oneByOne([memory, measures])],
+      testOptions,
+    };
+  }
+  const stages: Stage[] = [
+    { lanes: [machines, [...check, ...others, ...units]], output: "whole" },
+    ...oneByOne([searches.filter((file) => file !== SOAK)]),
+    { lanes: [searches.filter((file) => file === SOAK), memory], output: "whole" },
+    ...oneByOne([measures]),
+  ];
+  return { tasks, stages, testOptions };
+}
+
+/** Stages of one list each. */
+function oneByOne(lists: string[][]): Stage[] {
+  return lists.map((list) => ({ lanes: [list], output: "live" }));
+}
+
+/** Files that are run by one process each, at most `BATCH` together. */
+function batches(files: readonly string[]): string[] {
+  const count = Math.ceil(files.length / BATCH);
+  // Neighbours by name are alike. So that no process has all slow ones, they are dealt out.
+  return Array.from(
+    { length: count },
+    (_, i) => files.filter((_, at) => at % count === i).join(" "),
+  );
 }
 
 function isQuick(file: string): boolean {
@@ -154,7 +189,14 @@ async function runFile(
   const report = Deno.makeTempFileSync({ prefix: "junit-" });
   try {
     // The task `check` checks the types of all files at once.
-    const args = ["test", "-A", "--no-check", `--junit-path=${report}`, ...options, file];
+    const args = [
+      "test",
+      "-A",
+      "--no-check",
+      `--junit-path=${report}`,
+      ...options,
+      ...file.split(" "),
+    ];
     const failure = await deno(args, { timeoutMs: FILE_TIMEOUT_MS, output });
     const results = readJunit(Deno.readTextFileSync(report));
     if (failure !== undefined && !results.some((result) => result.outcome === "failed")) {
@@ -214,16 +256,17 @@ function nextOf(lane: string[], lanes: readonly string[][]): string | undefined 
 
 async function main(): Promise<number> {
   Deno.chdir(ROOT);
-  const { tasks, lanes, alone, testOptions: options } = plan(Deno.args);
+  const { tasks, stages, testOptions: options } = plan(Deno.args);
   const results: TestResult[] = [];
   for (const task of tasks) {
     results.push(await runTask(task));
   }
-  const sideBySide = lanes.map((lane) =>
-    runFiles(() => nextOf(lane, lanes), { options, output: "whole" })
-  );
-  results.push(...(await Promise.all(sideBySide)).flat());
-  results.push(...await runFiles(() => alone.shift(), { options, output: "live" }));
+  for (const { lanes, output } of stages) {
+    const sideBySide = lanes.map((lane) =>
+      runFiles(() => nextOf(lane, lanes), { options, output })
+    );
+    results.push(...(await Promise.all(sideBySide)).flat());
+  }
   return summarise(results) ? 0 : 1;
 }
 
