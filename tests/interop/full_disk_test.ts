@@ -55,7 +55,7 @@ async function statistics(tapdisks: Tapdisks, { pid, minor }: Disk): Promise<See
 
 /** Waits until the disk retries requests. */
 async function untilRetrying(tapdisks: Tapdisks, disk: Disk): Promise<Seen> {
-  for (let left = 100; left > 0; left--) {
+  for (let left = 600; left > 0; left--) {
     const seen = await statistics(tapdisks, disk);
     if (seen.retrying > 0) return seen;
     await new Promise((resolve) => setTimeout(resolve, 100));
@@ -104,8 +104,9 @@ for (const [type, { what, make, judge }] of Object.entries(IMAGES)) {
       const running = fio(disk.uri, [...load, "verify=crc32c", "verify_fatal=1"]);
       const seen = await untilRetrying(tapdisks, disk);
       // Later the filesystem is still full, and no request has failed.
-      await new Promise((resolve) => setTimeout(resolve, 2500));
-      assert.ok((await statistics(tapdisks, disk)).retries > seen.retries);
+      while ((await statistics(tapdisks, disk)).retries <= seen.retries) {
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
       await grow(folder);
       const [job] = await running;
       assert.equal(job.error, 0);

@@ -99,7 +99,7 @@ test("it is named, and listed with the minors it holds", async (bench) => {
 
 test("several cost no more than one, also with full queues of connections", async (bench) => {
   const pids: number[] = [];
-  for (const name of ["a.raw", "b.raw", "c.raw"]) pids.push((await serve(bench, name)).pid);
+  for (const name of ["a", "b", "c", "d", "e", "f"]) pids.push((await serve(bench, name)).pid);
   await whileStopped(pids, async () => {
     const fds: number[] = [];
     assert.throws(() => {
@@ -109,8 +109,8 @@ test("several cost no more than one, also with full queues of connections", asyn
     const { stdout, stderr } = await bench.tapCtl("list");
     const tookMs = performance.now() - started;
     assert.equal(stdout, pids.map((pid, minor) => `pid=${pid} minor=${minor}\n`).join(""));
-    assert.equal(stderr.match(/did not answer/g)?.length, 3, stderr);
-    assert.ok(tookMs < 2.5 * ANSWER_TIMEOUT_MS, `it took ${tookMs} ms`);
+    assert.equal(stderr.match(/did not answer/g)?.length, pids.length, stderr);
+    assert.ok(tookMs < (pids.length - 0.5) * ANSWER_TIMEOUT_MS, `it took ${tookMs} ms`);
     fds.forEach(closeFile);
   });
 });
@@ -139,11 +139,11 @@ test("restore and its stop go on with the other disks", async (bench) => {
   const pid = Number(/^pid=(\d+) /.exec((await bench.list("-m 0"))[0])?.[1]);
   write([0, 1, 2]);
   await whileStopped([pid], async () => {
-    const restored = await bench.tapCtl(`restore --file ${list}`, { timeoutMs: 40_000 });
+    const restored = await bench.tapCtl(`restore --file ${list}`, { timeoutMs: 120_000 });
     assert.equal(restored.code, Errno.ETIMEDOUT, restored.stderr);
     assert.match(restored.stderr, /disk0: .*tapdisk \d+ does not answer/);
     assert.match(restored.stdout, /^disk1: .* \(served already\)\ndisk2: .*nbd\d+\.2\n$/);
-    const stopped = await bench.tapCtl(`restore --stop --file ${list}`, { timeoutMs: 40_000 });
+    const stopped = await bench.tapCtl(`restore --stop --file ${list}`, { timeoutMs: 120_000 });
     assert.equal(stopped.code, Errno.ETIMEDOUT, stopped.stderr);
     assert.equal(stopped.stdout, "disk2: stopped\ndisk1: stopped\n");
   });

@@ -120,14 +120,14 @@ Deno.test({
         "randrepeat=0",
         "time_based",
         "runtime=20",
-      ], { timeoutMs: 60_000 });
+      ], { timeoutMs: 180_000 });
       const { layers, longestMs } = await takeSnapshots(tapdisks, disk, folder);
       signal.stop = true;
       await counter;
       const [job] = await verified;
       assert.equal(job.error, 0);
       assert.ok(job.write.io_bytes > MIB && job.read.io_bytes > MIB, "fio wrote and verified");
-      assert.ok(longestMs < 5_000, `requests waited up to ${longestMs} ms`);
+      assert.ok(longestMs < 30_000, `requests waited up to ${longestMs} ms`);
       await tapdisks.stop(disk);
       assert.equal(new Set(layers).size, SNAPSHOTS);
       assertMoments(layers);

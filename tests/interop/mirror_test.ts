@@ -122,8 +122,8 @@ test("a target that hangs holds up a write for eleven seconds at most", async (b
     const startMs = performance.now();
     await source.io("write -P 1 0 64k");
     const tookMs = performance.now() - startMs;
-    // qemu-io itself takes up to a few seconds to start on a busy machine.
-    assert.ok(tookMs > 9_000 && tookMs < 18_000, `${tookMs} ms`);
+    // qemu-io takes seconds to start on a busy machine. The target's own limit is at least 30 s.
+    assert.ok(tookMs > 9_000 && tookMs < 28_000, `${tookMs} ms`);
     const { nbd_mirror_failed, secondary } = await source.statistics();
     assert.equal(nbd_mirror_failed, 1);
     assert.equal((secondary as { state: string }).state, "failed");

@@ -34,7 +34,7 @@ async function call(
 ): Promise<RunResult> {
   const [name, ...args] = line.replace("@", "--stdin-args").split(" ");
   const command = name === "tap-ctl" || name === "vhd-util" ? name : "tapdisk";
-  return await run(binaryPath(command), args, { env: bench.env, stdin, timeoutMs: 30_000 });
+  return await run(binaryPath(command), args, { env: bench.env, stdin, timeoutMs: 60_000 });
 }
 
 async function ok(bench: ControlBench, line: string, ...names: string[]): Promise<string> {

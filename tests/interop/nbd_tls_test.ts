@@ -114,13 +114,13 @@ async function assertSameFiles(a: string, b: string): Promise<void> {
 
 /** Runs nbdinfo, which must fail; returns what it says. */
 async function refused(uri: string): Promise<string> {
-  const { code, stderr } = await run("nbdinfo", ["--size", uri], { timeoutMs: 20_000 });
+  const { code, stderr } = await run("nbdinfo", ["--size", uri], { timeoutMs: 60_000 });
   assert.notEqual(code, 0, `${uri} was opened`);
   return stderr;
 }
 
 async function size(uri: string): Promise<number> {
-  return Number(await runOk("nbdinfo", ["--size", uri], { timeoutMs: 20_000 }));
+  return Number(await runOk("nbdinfo", ["--size", uri], { timeoutMs: 60_000 }));
 }
 
 tlsTest("nbdcopy, qemu-img and nbdinfo by certificates", async ({ tapdisks, folder, pki }) => {
@@ -141,7 +141,7 @@ tlsTest("nbdcopy, qemu-img and nbdinfo by certificates", async ({ tapdisks, fold
 });
 
 async function waitForClients(tapdisks: Tapdisks, disk: Disk, count: number): Promise<void> {
-  for (let i = 0; i < 200; i++) {
+  for (let i = 0; i < 1200; i++) {
     if ((await exportsOf(tapdisks, disk))[0].clients === count) return;
     await new Promise((resolve) => setTimeout(resolve, 25));
   }
@@ -306,7 +306,7 @@ async function nbdkit(world: World, port: number, ...args: string[]): Promise<De
       (await Deno.connect({ hostname: "127.0.0.1", port })).close();
       return child;
     } catch (error) {
-      if (i === 200) throw error;
+      if (i === 1200) throw error;
       await new Promise((resolve) => setTimeout(resolve, 25));
     }
   }
@@ -344,20 +344,28 @@ tlsTest("the driver verifies the server", async (world) => {
   await assert.rejects(() => opened(name(ports[2], expired)), /certificate has expired/);
 });
 
+/** Waits until a disk has written. */
+async function underLoad(tapdisks: Tapdisks, { pid, minor }: Disk): Promise<void> {
+  for (let sectors = 0; sectors === 0;) {
+    const stats = await tapdisks.tapCtlOk("stats", "-p", `${pid}`, "-m", `${minor}`);
+    sectors = JSON.parse(stats).secs[1];
+  }
+}
+
 tlsTest("the driver survives restarts of a TLS server, and goes to another", async (world) => {
   const { tapdisks, folder, pki } = world;
   const file = rawFile(`${folder}/raw`);
   const [first, second] = [freePort(), freePort()];
   const args = ["--tls=require", `--tls-certificates=${pki}`, "file", file];
   const one = await nbdkit(world, first, ...args);
+  await nbdkit(world, second, ...args);
   const hosts = `127.0.0.1:${first},127.0.0.1:${second}`;
   const disk = await tapdisks.serve(`nbds://${hosts}/?tls-certificates=${pki}`);
   const verify = ["verify=crc32c", "verify_backlog=500", "verify_fatal=1", "randrepeat=0"];
   const job = ["rw=randrw", "bs=4k", "iodepth=16", `size=${DISK_MIB}M`, "io_size=32M", ...verify];
-  const done = fio(disk.uri, [...job, "rate_iops=3000,3000"]);
-  await new Promise((resolve) => setTimeout(resolve, 700));
+  const done = fio(disk.uri, [...job, "rate_iops=1500,1500"]);
   // The first ends under load. Its successor is another server.
-  await nbdkit(world, second, ...args);
+  await underLoad(tapdisks, disk);
   await end(one);
   assert.equal((await done)[0].error, 0);
   const log = Deno.readTextFileSync(

@@ -9,7 +9,7 @@ const TIB = 2 ** 40;
 /** What a disk of 16 TiB may take over an empty tapdisk. */
 const MOST_KIB = 32 * 1024;
 /** What opening and closing it may take: processor time, as other work makes the machine slow. */
-const MOST_SECONDS = 0.1;
+const MOST_SECONDS = 1;
 const OPENS = 10;
 const { ignore, suffix } = needsServed("fio", "qemu-img");
 

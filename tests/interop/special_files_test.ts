@@ -12,7 +12,7 @@ import { binaryPath, needs, run, runOk, type RunResult, withTempDir } from "../s
 import { needsServed, withTapdisks } from "../support/served.ts";
 
 const MIB = 1024 * 1024;
-const TIMEOUT_MS = 10_000;
+const TIMEOUT_MS = 60_000;
 const tools = needs("mkfifo", "dist/vhd-util");
 const served = needsServed("mkfifo");
 

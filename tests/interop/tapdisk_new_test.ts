@@ -4,7 +4,7 @@ import { run, type RunResult, withTempDir } from "../support/tools.ts";
 
 async function tapdisk(bench: ControlBench, ...args: string[]): Promise<RunResult> {
   const [program, ...rest] = commandLine("tapdisk", ...args);
-  return await run(program, rest, { env: bench.env, cwd: bench.folder, timeoutMs: 20_000 });
+  return await run(program, rest, { env: bench.env, cwd: bench.folder, timeoutMs: 60_000 });
 }
 
 Deno.test("tapdisk -n serves an image, and prints where it is", async () => {

@@ -13,9 +13,9 @@ export function commandLine(name: string, ...args: string[]): string[] {
   return [Deno.execPath(), "run", "--quiet", "--allow-all", MAIN, name, ...args];
 }
 
-/** Waits until `condition` holds; fails after ten seconds. */
+/** Waits until `condition` holds; fails after a minute. */
 export async function until(what: string, condition: () => boolean): Promise<void> {
-  const untilMs = performance.now() + 10_000;
+  const untilMs = performance.now() + 60_000;
   while (!condition()) {
     if (performance.now() > untilMs) throw new Error(`Waited too long until ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
@@ -45,7 +45,7 @@ export class ControlBench {
 
   async tapCtl(args: string, options: RunOptions = {}): Promise<RunResult> {
     const [program, ...rest] = commandLine("tap-ctl", ...args.split(" "));
-    return await run(program, rest, { env: this.env, timeoutMs: 20_000, ...options });
+    return await run(program, rest, { env: this.env, timeoutMs: 60_000, ...options });
   }
 
   /** Runs tap-ctl, which must succeed; returns its output without the last newline. */

@@ -72,7 +72,7 @@ const REQUEST_MAGIC = 0x25609513;
 const SIMPLE_REPLY_MAGIC = 0x67446698;
 const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
 /** Default timeout of an answer. */
-const SILENCE_MS = 15_000;
+const SILENCE_MS = 60_000;
 
 export interface OptionReply {
   readonly option: number;

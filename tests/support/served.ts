@@ -169,7 +169,7 @@ export async function withTapdisks(
 export async function waitUntil(
   condition: () => boolean,
   what: string,
-  timeoutMs = 10_000,
+  timeoutMs = 60_000,
 ): Promise<void> {
   for (let leftMs = timeoutMs; !condition(); leftMs -= 10) {
     if (leftMs <= 0) throw new Error(`Waited ${timeoutMs} ms in vain until ${what}`);

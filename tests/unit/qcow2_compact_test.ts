@@ -190,6 +190,6 @@ Deno.test("a million entries of an L1 table that lead to one table, or to holes,
       const spentMs = performance.now() - start;
       image.close();
       assert.ok(errorCount > 0);
-      assert.ok(spentMs < 15_000, `${spentMs} ms`);
+      assert.ok(spentMs < 120_000, `${spentMs} ms`);
     }
   }));

@@ -314,7 +314,7 @@ Deno.test("tapback: command lines", async () => {
     assert.throws(() => parseTapback(args), { errno: 22 }, `${args}`);
   }
   const [program, ...rest] = commandLine("tapback", "-x", "five");
-  const { code, stderr } = await run(program, rest, { timeoutMs: 20_000 });
+  const { code, stderr } = await run(program, rest, { timeoutMs: 60_000 });
   assert.deepEqual(
     [code, /'five' is no number.*\nUsage: tapback /.test(stderr)],
     [22, true],
@@ -330,7 +330,7 @@ Deno.test("tapback: without a xenstored it says so, in the foreground and in the
     };
     for (const args of [["-d"], []]) {
       const [program, ...rest] = commandLine("tapback", ...args);
-      const { code, stderr } = await run(program, rest, { env, timeoutMs: 20_000 });
+      const { code, stderr } = await run(program, rest, { env, timeoutMs: 60_000 });
       assert.deepEqual([code, stderr.trimEnd()], [
         2,
         "tapback: Cannot connect to /nonexistent/xenstored: No such file or directory (ENOENT)",
@@ -342,7 +342,7 @@ Deno.test("tapback: one for all devices, or one for each domain; a second one is
   withBench(async (bench) => {
     const refused = async (...args: string[]): Promise<string> => {
       const [program, ...rest] = commandLine("tapback", ...args);
-      const { code, stderr } = await run(program, rest, { env: bench.env, timeoutMs: 20_000 });
+      const { code, stderr } = await run(program, rest, { env: bench.env, timeoutMs: 60_000 });
       assert.equal(code, 16, stderr);
       return stderr.trimEnd();
     };
@@ -372,7 +372,7 @@ Deno.test("tapback: it runs in the background until a signal", () =>
   withBench(async (bench) => {
     const pidFile = `${bench.folder}/pid`;
     const [program, ...rest] = commandLine("tapback", "-p", pidFile);
-    const { code, stderr } = await run(program, rest, { env: bench.env, timeoutMs: 20_000 });
+    const { code, stderr } = await run(program, rest, { env: bench.env, timeoutMs: 60_000 });
     assert.deepEqual([code, stderr], [0, ""]);
     const pid = Number(Deno.readTextFileSync(pidFile));
     assert.ok(isRunning(pid));

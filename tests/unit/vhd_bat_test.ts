@@ -102,7 +102,7 @@ Deno.test("millions of wrong entries are counted, a hundred are listed", () => {
     const ofBat = findings.filter(({ field }) => field.startsWith("bat"));
     assert.equal(ofBat.length, listed);
     assert.equal(ofBat[100].message, `${faults - 100} more faults like those in bat`);
-    assert.ok(performance.now() - startMs < 20_000);
+    assert.ok(performance.now() - startMs < 60_000);
   }
 });
 

@@ -21,7 +21,7 @@ import { type GuestOptions, type GuestRequest, PlayedGuest } from "./played_gues
 import { type Events, PlayedXen } from "./played_xen.ts";
 
 const IMAGE = "ram:4";
-const LIMIT_MS = 20_000;
+const LIMIT_MS = 60_000;
 const STEP_MS = 5;
 
 /** Events of the real loop. */

@@ -22,8 +22,11 @@ export interface Stand {
 
 const ROUND_BYTES = 32 * 1024;
 const PAUSE_MS = 15;
-/** The longest that a round may take: a write and a read. */
-const LONGEST_MS = 1000;
+/**
+ * The longest that a round may take: a write and a read. Who keeps others waiting is dropped after half
+ * a second, or else after a minute; the client itself waits for a processor, too.
+ */
+const LONGEST_MS = 3000;
 const TICK_MS = 20;
 
 /**

@@ -16,7 +16,7 @@ const CHUNK_HOLE = 2;
 const CHUNK_STATUS = 5;
 const CHUNK_ERROR = 0x8001;
 /** The most that is waited for a server; it answers in milliseconds. */
-const SILENCE_MS = 15_000;
+const SILENCE_MS = 60_000;
 
 export interface OptionAnswer {
   readonly option: number;
