@@ -94,6 +94,13 @@ function findCall(name: string, symbol: Deno.ForeignLibraryInterface[string]): A
 const RTLD_LAZY = 1;
 const RTLD_NOLOAD = 4;
 
+const loader = {
+  // void *dlsym(void *handle, const char *symbol)
+  dlsym: { parameters: ["pointer", "buffer"], result: "pointer" },
+  // void *dlopen(const char *filename, int flags)
+  dlopen: { parameters: ["buffer", "i32"], result: "pointer" },
+} as const;
+
 let libcSymbol: ((name: string) => Deno.PointerValue) | undefined;
 
 /** The address of a function of libc; null where it cannot be found this way. */
@@ -104,15 +111,10 @@ function addressInLibc(name: string): Deno.PointerValue {
 
 function openSymbols(): (name: string) => Deno.PointerValue {
   try {
-    const { dlsym } = Deno.dlopen("libc.so.6", {
-      // void *dlsym(void *handle, const char *symbol)
-      dlsym: { parameters: ["pointer", "buffer"], result: "pointer" },
-    }).symbols;
-    // void *dlopen(const char *filename, int flags)
-    const declaration = { parameters: ["buffer", "i32"], result: "pointer" } as const;
-    const open = dlsym(null, cString("dlopen")) as Deno.PointerObject<typeof declaration> | null;
+    const { dlsym } = Deno.dlopen("libc.so.6", { dlsym: loader.dlsym }).symbols;
+    const open = dlsym(null, cString("dlopen")) as Deno.PointerObject<typeof loader.dlopen> | null;
     if (open === null) return () => null;
-    const handle = new Deno.UnsafeFnPointer(open, declaration)
+    const handle = new Deno.UnsafeFnPointer(open, loader.dlopen)
       .call(cString("libc.so.6"), RTLD_LAZY | RTLD_NOLOAD);
     return handle === null ? () => null : (name) => dlsym(handle, cString(name));
   } catch {
