@@ -67,6 +67,7 @@ const SO_TYPE = 3;
 const SO_ERROR = 4;
 const SO_SNDBUF = 7;
 const SO_KEEPALIVE = 9;
+const SO_LINGER = 13;
 const SO_SNDTIMEO = 21;
 const SO_ACCEPTCONN = 30;
 const SO_SNDBUFFORCE = 32;
@@ -337,6 +338,15 @@ export function enlargeSendBuffer(fd: number, sizeBytes: number): void {
   if (libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, size, 4) < 0) {
     libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, size, 4);
   }
+}
+
+/**
+ * Closing a TCP socket resets the connection from now on: what the peer has not been sent is dropped, and
+ * the peer sees the end at once. For a UNIX socket it changes nothing.
+ */
+export function resetOnClose(fd: number): void {
+  // struct linger (asm-generic/socket.h): int l_onoff, int l_linger.
+  libc.setsockopt(fd, SOL_SOCKET, SO_LINGER, new Int32Array([1, 0]), 8);
 }
 
 /** Receives into memory without waiting. Returns bytes, 0 at the end of the stream, or -errno. */

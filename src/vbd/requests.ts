@@ -12,6 +12,7 @@ import type { RateLimits } from "./rate_limits.ts";
 import { reportRequests } from "./request_report.ts";
 import { MediaErrors } from "./media_errors.ts";
 import { isOfUnknownFile } from "./reopening.ts";
+import { RequestOrder } from "./request_order.ts";
 import { RequestSteps, type StepSink } from "./request_steps.ts";
 import { RequestTimes, Stage } from "./request_times.ts";
 import { RetryQueue, type RetrySink } from "./retry.ts";
@@ -48,6 +49,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** Holds back what goes beyond the limits. */
   readonly #throttle: Throttle;
   readonly #media: MediaErrors;
+  /** Holds back what must come behind changes of clients that are gone. */
+  readonly order: RequestOrder;
   /** Requests that wait for the gate, or for room. */
   readonly #waiting = new SlotQueue();
   /** Decides who gets the free slots. */
@@ -73,15 +76,15 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#room = new DiskRoom(context.queue);
     this.#media = new MediaErrors(context.queue, this.#gate, () => this.#leaveGate());
     const parts = { slots: this.#slots, gate: this.#gate };
-    const leave = (slot: number): void => this.#leave(slot);
-    const seats = { shares: this.shares, room: this.#room };
-    this.own = new ImageSlots({ ...parts, ...seats, device: faults, leave });
+    const seats = { shares: this.shares, room: this.#room, device: faults };
+    this.own = new ImageSlots({ ...parts, ...seats, leave: (slot) => this.#leave(slot) });
     this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
     this.#throttle = new Throttle(this.#slots, {
       scheduler: context.scheduler,
       faults,
       due: () => context.admission.add(this),
     });
+    this.order = new RequestOrder(this.#slots, (slot) => this.#wait(slot));
     this.#steps = new RequestSteps({ ...parts, extents: this.#extents, context, sink: this });
   }
 
@@ -89,7 +92,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /** How many requests are open. */
   get outstanding(): number {
-    return this.#gate.inFlight + this.#waiting.size + this.#throttle.size + this.#retries.size;
+    const held = this.#throttle.size + this.order.size;
+    return this.#gate.inFlight + this.#waiting.size + held + this.#retries.size;
   }
 
   /** How many requests failed and wait for their next try. */
@@ -104,9 +108,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /** Changes the limits, also for requests that wait already. They outlast pauses. */
   limit(limits: RateLimits): void {
-    this.#throttle.stop();
-    this.#throttle.set(limits);
-    this.#throttle.arm();
+    this.#throttle.change(limits);
   }
 
   /** Age of the oldest request at the disk, milliseconds. */
@@ -140,20 +142,13 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
       if (!hold) this.#endWaiting();
       drained();
     });
-    this.#gather();
+    this.#throttle.moveTo(this.#waiting);
+    this.order.moveTo(this.#waiting);
     if (hold) {
       this.times.moveAll(Stage.Room, Stage.Paused);
       this.times.moveAll(Stage.Limit, Stage.Paused);
     } else this.#endWaiting();
     this.#gate.finish();
-  }
-
-  /** Lets requests that wait for a limit wait with the others. */
-  #gather(): void {
-    this.#throttle.stop();
-    for (let left = this.#throttle.size; left > 0; left--) {
-      this.#waiting.push(this.#throttle.shift());
-    }
   }
 
   /** Takes `stop` back, and starts requests again; false when no request is at the image any more. */
@@ -178,6 +173,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.times.drop(slot);
     this.meter.end(slot, this.#slots.kind[slot], 0, errno);
     this.#slots.close(slot);
+    this.order.end(slot);
     this.#tellOwner(slot, errno);
   }
 
@@ -190,6 +186,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#retries.clear();
     this.#waiting.clear();
     this.#throttle.clear();
+    this.order.clear();
     for (let slot = 0; slot < SLOTS; slot++) {
       if (this.#room.holds(slot)) this.#slots.detain(slot);
       if (this.#slots.isOpen(slot)) this.#drop(slot, Errno.EIO);
@@ -212,8 +209,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#slots.destroy();
     this.#media.destroy();
   }
-
-  // ---- slots ------------------------------------------------------------------------------
 
   /** Takes a free slot for a request; -1 when there is none (see `waitForSlots`). */
   takeSlot(): number {
@@ -270,13 +265,10 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.shares.waitUnclaimed(waiter);
   }
 
-  /** The end-of-turn list calls this. */
   runDeferred(): void {
     this.#gate.finish();
     this.shares.callWaiters();
   }
-
-  // ---- requests ---------------------------------------------------------------------------
 
   /**
    * Starts a request. `requestDone` of the owner is called at its end, perhaps before this returns.
@@ -295,6 +287,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#slots.describe(slot, kind, sector, count, fua, owner);
     this.#extents.begin(slot);
     this.#retries.begin(slot);
+    this.order.begin(slot);
     const refusal = this.#refusal(kind, sector, count);
     if (refusal !== 0) return owner.requestDone(slot, refusal);
     // A request without sectors does not go to the image.
@@ -395,8 +388,15 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   #handOver(slot: number, mayHold: boolean): boolean {
     const { kind, sector, count } = this.#slots;
-    const refusal = this.#retries.moot(slot) ||
-      this.#refusal(kind[slot], sector[slot], count[slot]);
+    if (this.#retries.isMoot(slot)) {
+      this.#drop(slot, Errno.ECONNRESET);
+      return true;
+    }
+    const refusal = this.#refusal(kind[slot], sector[slot], count[slot]);
+    if (this.order.isOn && refusal === 0 && this.order.holds(slot)) {
+      this.times.move(slot, Stage.Room);
+      return true;
+    }
     const isLimited = this.#throttle.isOn && refusal === 0;
     if (isLimited && mayHold && this.#throttle.holds(slot)) {
       this.times.move(slot, Stage.Limit);
@@ -429,6 +429,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.times.end(slot, kind);
     this.meter.end(slot, kind, slots.count[slot], errno);
     slots.close(slot);
+    this.order.end(slot);
     this.#leave(slot);
     this.#tellOwner(slot, errno);
   }
@@ -459,6 +460,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
 
   /** Between two steps the request queues up again, behind others. */
   stepDone(slot: number): void {
+    this.order.stepDone(slot);
     this.#leave(slot);
     this.#wait(slot);
   }

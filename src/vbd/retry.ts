@@ -132,13 +132,15 @@ export class RetryQueue {
   }
 
   /**
-   * ECONNRESET for a request that failed, and whose client has gone without an answer: the client may
-   * have made it again on another connection, and written something newer since. Else 0. That another
-   * image is open now, as after a pause, changes nothing about it.
+   * Whether a request, or the rest of one, is given up, as its client has gone without an answer: the client
+   * may have made it again on another connection, and written something newer since. Of a client that
+   * said goodbye before, only what failed is given up. That another image is open now, as after a pause,
+   * changes nothing about it.
    */
-  moot(slot: number): number {
-    if (this.#hasFailed[slot] === 0) return 0;
-    return this.#slots.owner[slot].faults?.failed === true ? Errno.ECONNRESET : 0;
+  isMoot(slot: number): boolean {
+    const owner = this.#slots.owner[slot];
+    if (owner.hasAbandoned === true) return true;
+    return this.#hasFailed[slot] === 1 && owner.faults?.failed === true;
   }
 
   /** A try of a request failed. Says whether there is to be another. */

@@ -32,6 +32,10 @@ const NONE = -1;
 export interface RequestOwner {
   /** What a fault of `requestDone` ends; without it, the disk. */
   readonly faults?: FaultOwner;
+  /** Whether it has gone without an answer to its requests: what has not begun of them is given up. */
+  readonly hasAbandoned?: boolean;
+  /** Whether it makes no more requests: it has said so, or has gone. */
+  readonly hasEnded?: boolean;
   /**
    * The request in a slot ended. The slot and its memory stay the owner's until it releases them.
    *

@@ -86,8 +86,9 @@ export class Throttle {
     return this.#held[direction].size > 0 && this.#mayPass(direction);
   }
 
-  /** Changes the limits. What was used of one that changes is forgotten. */
-  set(limits: RateLimits): void {
+  /** Changes the limits, also for what waits. What was used of one that changes is forgotten. */
+  change(limits: RateLimits): void {
+    this.stop();
     RATE_LIMIT_NAMES.forEach((name, i) => {
       if (limits[name] === this.limits[name]) return;
       this.#unitMs[i] = limits[name] === 0 ? 0 : 1000 / limits[name];
@@ -96,6 +97,7 @@ export class Throttle {
     this.#burstMs = limits.burstMs;
     this.limits = limits;
     this.isOn = isLimited(limits);
+    this.arm();
   }
 
   #mayPass(direction: number): boolean {
@@ -155,10 +157,10 @@ export class Throttle {
     this.#held[DIRECTIONS[this.#slots.kind[slot]]].unshift(slot);
   }
 
-  /** Takes out a request, whether or not it may pass; there must be one. */
-  shift(): number {
-    const queue = this.#held[this.#held[READ].size > 0 ? READ : WRITE];
-    return queue.shift();
+  /** Takes all requests that wait to another queue: reads, then the others. */
+  moveTo(queue: SlotQueue): void {
+    this.stop();
+    for (const held of this.#held) while (held.size > 0) queue.push(held.shift());
   }
 
   /** Sets the timer for the first request that may pass. One that may already is `due`. */

@@ -1,5 +1,9 @@
 import assert from "node:assert/strict";
+import { tcpAddress } from "../../ffi/addresses.ts";
 import type { SystemError } from "../../ffi/errno.ts";
+import { closeFile } from "../../ffi/files.ts";
+import { beginConnect, boundAddress, tcpListen } from "../../ffi/sockets.ts";
+import { handedOver } from "../../src/driver/nbd/handed_over.ts";
 import { RequestKind } from "../../src/vbd/slots.ts";
 import { HostileNbdServer } from "../search/fuzz/wire/hostile_nbd_server.ts";
 import { BothEnds, RemoteDisk } from "../search/fuzz/wire/remote_disk.ts";
@@ -45,3 +49,27 @@ Deno.test("NBD driver: a server without requests to answer may be silent for hou
     assert.deepEqual(ends.log, []);
     server.close();
   }));
+
+Deno.test("NBD driver: a connection over TCP that is given up is reset, so that nothing of it comes later", async () => {
+  const listener = tcpListen(tcpAddress("127.0.0.1", 0), "a test", { backlog: 4, isDual: false });
+  const connect = (): void => {
+    handedOver.putBack("tcp-test", beginConnect(boundAddress(listener), "a test"));
+  };
+  const server = new HostileNbdServer(listener);
+  const ends = new BothEnds(server);
+  server.deaf = 1;
+  connect();
+  const disk = await open(ends, "nbd:tcp-test");
+  disk.start(RequestKind.Write, 8, 8);
+  await ends.until("the reset", () => server.resets === 1);
+  connect();
+  await ends.until("the request", () => disk.open === 0);
+  assert.equal(disk.lastErrno, 0);
+  let isClosed = false;
+  disk.vbd.close(() => isClosed = true);
+  await ends.until("the close", () => isClosed);
+  assert.equal(server.resets, 1);
+  // The driver keeps a connection that it was handed for the next time.
+  closeFile(handedOver.take("tcp-test", "a test"));
+  server.close();
+});

@@ -1,6 +1,6 @@
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno, errnoName } from "../../../ffi/errno.ts";
-import { enlargeSendBuffer } from "../../../ffi/sockets.ts";
+import { enlargeSendBuffer, resetOnClose } from "../../../ffi/sockets.ts";
 import type { TlsStream } from "../../../ffi/tls_stream.ts";
 import { NBD_CMD_DISC, NBD_CMD_READ } from "../../nbd/protocol.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
@@ -230,9 +230,13 @@ export class Link implements FdHandler, Deferred, AnswerSink {
     while (waiting !== NONE) waiting = this.#endPiece(waiting, Errno.ENOTCONN);
   }
 
-  /** Closes the connection, if there is one. Its pieces stay until `failAll`. */
+  /**
+   * Closes the connection, if there is one. Its pieces stay until `failAll`. A server must not get the rest
+   * of them later, as they are made again on another connection.
+   */
   hangUp(): void {
     if (this.#fd === NONE) return;
+    if (this.#operations.inUse > 0) resetOnClose(this.#fd);
     const tls = this.#tls;
     const fd = this.#letGo();
     this.#sender.clear();

@@ -260,17 +260,22 @@ export class NbdImage implements ImageDriver, LinkHost {
   linkLost(link: Link, errno: number): void {
     const { log, scheduler } = this.context;
     const why = lossText(link, errno);
-    if (link !== this.#links[0]) {
-      // Its requests are made again on the others.
+    const [first] = this.#links;
+    if (link === first) log(`${this.#title}: lost the connection (${why}); connecting again`);
+    else {
       this.#moreDueMs = scheduler.nowMs() + MORE_AGAIN_MS;
       this.#noteRoom();
-      return log(`${this.#title}: lost one of several connections (${why})`);
+      log(`${this.#title}: lost one of several connections (${why})`);
+      if (link.load === 0) return;
+      // A server cannot tell that what is made again on an older connection comes behind the lost one.
+      first.hangUp();
+      this.#mayHaveMore = false;
     }
-    log(`${this.#title}: lost the connection (${why}); connecting again`);
     this.#backOff.lost(scheduler.nowMs());
     this.#next = 0;
     this.#redialLater();
     this.#closeOthers();
+    if (link !== first) first.failAll();
   }
 
   /** Ends the connections behind the first one. */

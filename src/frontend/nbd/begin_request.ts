@@ -1,4 +1,4 @@
-import type { RequestOwner } from "../../vbd/slots.ts";
+import { RequestKind, type RequestOwner } from "../../vbd/slots.ts";
 import {
   NBD_CMD_BLOCK_STATUS,
   NBD_CMD_FLAG_FUA,
@@ -47,4 +47,23 @@ export function beginRequest(
     sector += sectors;
     part = next;
   }
+}
+
+/**
+ * Starts a part of a write, whose data has come.
+ *
+ * @param doneBytes Bytes of the write ahead of it.
+ */
+export function beginPart(
+  { vbd, slots }: ConnectionHost,
+  part: number,
+  doneBytes: number,
+  owner: RequestOwner,
+): void {
+  const head = slots.head[part];
+  const sector = (slots.offset[head] + doneBytes) / SECTOR_BYTES;
+  const fua = ((slots.command[head] >>> 8) & NBD_CMD_FLAG_FUA) !== 0;
+  slots.partsLeft[head]++;
+  const count = slots.length[part] / SECTOR_BYTES;
+  vbd.requests.start(part, RequestKind.Write, sector, count, fua, owner);
 }

@@ -1,4 +1,5 @@
 import { Errno } from "../../../ffi/errno.ts";
+import type { Handshake } from "./handshake.ts";
 import { RequestKind, SLOT_BYTES } from "../../vbd/slots.ts";
 import {
   MAXIMUM_BLOCK_BYTES,
@@ -46,6 +47,15 @@ export function kindOf(command: number, flags: number): RequestKind {
   return solid ? RequestKind.Fill : KIND_OF_COMMAND[command] as RequestKind;
 }
 
+/** The largest command that a slot can have; it is none. */
+const UNKNOWN_COMMAND = 0xff;
+
+/** A command and its flags, as a slot has them. */
+export function packed(command: number, flags: number): number {
+  // There is a byte for the command. Unknown ones above it must not turn into a known one.
+  return Math.min(command, UNKNOWN_COMMAND) | (flags << 8);
+}
+
 /** Whether a command transfers data over the connection. */
 export function carriesData(command: number): boolean {
   return command === NBD_CMD_READ || command === NBD_CMD_WRITE;
@@ -54,13 +64,13 @@ export function carriesData(command: number): boolean {
 /**
  * Checks a request without knowing the device.
  *
- * @param structuredReplies Whether they were negotiated.
+ * @param negotiated Whether structured replies were, and which contexts.
  * @returns The errno with which the request fails; 0 when it is valid.
  */
 export function refusalOf(
   command: number,
   flags: number,
-  structuredReplies: boolean,
+  { structuredReplies, contexts }: Pick<Handshake, "structuredReplies" | "contexts">,
   offset: number,
   length: number,
 ): number {
@@ -69,7 +79,9 @@ export function refusalOf(
   const isUnfragmented = (flags & NBD_CMD_FLAG_DF) !== 0;
   if (isUnfragmented && !structuredReplies) return Errno.EINVAL;
   if (command === NBD_CMD_FLUSH) return offset !== 0 || length !== 0 ? Errno.EINVAL : 0;
-  if (command === NBD_CMD_BLOCK_STATUS && length === 0) return Errno.EINVAL;
+  if (command === NBD_CMD_BLOCK_STATUS && (contexts.length === 0 || length === 0)) {
+    return Errno.EINVAL;
+  }
   // The low 32 bits decide. A remainder of a number above 2^32 would cost a division.
   if ((((offset >>> 0) | length) & (MINIMUM_BLOCK_BYTES - 1)) !== 0) return Errno.EINVAL;
   if (!carriesData(command) || length <= MAXIMUM_BLOCK_BYTES) return 0;

@@ -1,14 +1,15 @@
 import { assert } from "../../../ffi/assert.ts";
 import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno } from "../../../ffi/errno.ts";
+import { POLLRDHUP, waitForDescriptor } from "../../../ffi/poll.ts";
 import { enlargeSendBuffer } from "../../../ffi/sockets.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
-import { RequestKind, type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
-import { beginRequest } from "./begin_request.ts";
+import { type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
+import { beginPart, beginRequest } from "./begin_request.ts";
 import type { ClientSeat } from "./client_seat.ts";
-import { carriesData, refusalBeyond, refusalOf } from "./commands.ts";
+import { carriesData, packed, refusalBeyond, refusalOf } from "./commands.ts";
 import type {
   ClientKind,
   ConnectionHost,
@@ -18,9 +19,7 @@ import type {
 import { Handshake } from "./handshake.ts";
 import { LongRead, READ_PIECE_BYTES } from "./long_read.ts";
 import {
-  NBD_CMD_BLOCK_STATUS,
   NBD_CMD_DISC,
-  NBD_CMD_FLAG_FUA,
   NBD_CMD_READ,
   NBD_CMD_WRITE,
   NBD_REQUEST_MAGIC,
@@ -39,12 +38,11 @@ const SEND_BUFFER_BYTES = 4 * 1024 * 1024;
 /** The most receives of one turn, so that a busy client does not delay others. */
 const MOST_RECEIVES = 16;
 const SECTOR_BYTES = 512;
-/** The largest command that a slot can have; it is none. */
-const UNKNOWN_COMMAND = 0xff;
 
 /** One client of an export. A fault in this code ends the client only. */
 export class NbdConnection
   implements FdHandler, RequestOwner, SlotHolder, ServedConnection, FaultOwner {
+  readonly faults: FaultOwner = this;
   /** Whether it is in the list of the server for the end of the turn. */
   deferred = false;
   /** Whether the client sent NBD_CMD_DISC. Replies are still sent. */
@@ -105,7 +103,10 @@ export class NbdConnection
     this.#held = isHeld;
     const { entered, resumed, style } = this.kind;
     const { rest } = entered ?? resumed ?? {};
-    if (rest === undefined) return this.#handshake.start(style);
+    if (rest === undefined) {
+      this.#handshake.start(style);
+      return this.#negotiated();
+    }
     if (resumed !== undefined) this.#handshake.restore(resumed.state.handshake);
     this.#reader.put(rest);
     this.#negotiated();
@@ -134,12 +135,16 @@ export class NbdConnection
     return { fd: this.#fd, handshake: this.#handshake.state, rest: this.#reader.rest };
   }
 
-  get faults(): FaultOwner {
-    return this;
-  }
-
   get failed(): boolean {
     return this.#closed;
+  }
+
+  get hasAbandoned(): boolean {
+    return this.#closed && !this.hasLeft;
+  }
+
+  get hasEnded(): boolean {
+    return this.#closed || this.hasLeft;
   }
 
   fault(error: unknown): void {
@@ -226,23 +231,29 @@ export class NbdConnection
     this.#replies.structured = this.#handshake.structuredReplies;
     this.#replies.contexts = this.#handshake.contexts;
     if (stage === "closed") this.close();
-    else if (stage === "transmission") this.#host.negotiated(this);
+    if (stage !== "transmission" || this.#closed) return;
+    this.#host.negotiated(this);
+    this.#host.vbd.requests.order.ownerCame(this);
+  }
+
+  leaveIfGone(): void {
+    if (this.#handshake.stage !== "transmission") return;
+    if (!waitForDescriptor(this.#fd, POLLRDHUP, 0)) return;
+    this.#budget.startTurn();
+    if (this.#isTaking && !this.#longRead.isActive) this.#receive();
+    if (!this.hasLeft) this.close();
   }
 
   /** Starts a part whose data is complete, and takes a slot for the next part. */
   #startPart(): void {
-    const { vbd, slots } = this.#host;
+    const { slots } = this.#host;
     const part = this.#part;
     const head = this.#writeHead;
     const done = slots.totalLength[head] - this.#writeLeft - slots.length[part];
-    const sector = (slots.offset[head] + done) / SECTOR_BYTES;
-    const count = slots.length[part] / SECTOR_BYTES;
-    const fua = ((slots.command[head] >>> 8) & NBD_CMD_FLAG_FUA) !== 0;
     this.#part = NONE;
     this.#claim.peerMoved();
     this.#budget.takeData(slots.length[part]);
-    slots.partsLeft[head]++;
-    vbd.requests.start(part, RequestKind.Write, sector, count, fua, this);
+    beginPart(this.#host, part, done, this);
     if (this.#writeLeft > 0) return this.#nextPart();
     this.#writeHead = NONE;
     this.#partDone(head);
@@ -279,7 +290,8 @@ export class NbdConnection
     const offset = view.getUint32(at + 16, false) * 0x1_0000_0000 + view.getUint32(at + 20, false);
     const length = view.getUint32(at + 24, false);
     if (command === NBD_CMD_DISC) return this.#leave();
-    const refusal = this.#refusal(command, flags, offset, length);
+    const refusal = refusalOf(command, flags, this.#handshake, offset, length) ||
+      refusalBeyond(command, offset, length, this.#host.vbd.sectors * SECTOR_BYTES);
     const dataBytes = carriesData(command) && refusal === 0 ? length : 0;
     const isRead = command === NBD_CMD_READ;
     // A write takes slots as its data arrives, and a long read for each of its pieces.
@@ -291,9 +303,7 @@ export class NbdConnection
     if (head === NONE) return false;
     reader.take(REQUEST_BYTES);
     this.#budget.takeRequest(isRead ? dataBytes : 0);
-    // There is a byte for the command. Unknown ones above it must not turn into a known one.
-    const packed = Math.min(command, UNKNOWN_COMMAND) | (flags << 8);
-    putRequest(this.#host.slots, head, view, at, packed);
+    putRequest(this.#host.slots, head, view, at, packed(command, flags));
     if (!isRead) reader.expectsLargeWrites = false;
     if (refusal !== 0) this.#refuse(head, command, length, refusal);
     else if (command === NBD_CMD_WRITE && length > 0) this.#startWrite(head);
@@ -309,8 +319,7 @@ export class NbdConnection
   #ended(head: number, errno: number): void {
     const { meter, slots } = this.#host;
     this.#inFlight--;
-    const sectors = slots.totalLength[head] / SECTOR_BYTES;
-    meter.end(head, slots.command[head] & 0xff, sectors, errno);
+    meter.end(head, slots.command[head] & 0xff, slots.totalLength[head] / SECTOR_BYTES, errno);
   }
 
   /** Continues in a new turn after the work of one turn was done. */
@@ -318,15 +327,6 @@ export class NbdConnection
     this.#budget.startTurn();
     if (this.#wake.take(this.#watched)) this.#receive();
     this.#host.makeDue(this);
-  }
-
-  /** Checks a request; returns the errno with which it fails, or 0. */
-  #refusal(command: number, flags: number, offset: number, length: number): number {
-    const { structuredReplies, contexts } = this.#handshake;
-    if (command === NBD_CMD_BLOCK_STATUS && contexts.length === 0) return Errno.EINVAL;
-    const refusal = refusalOf(command, flags, structuredReplies, offset, length);
-    if (refusal !== 0) return refusal;
-    return refusalBeyond(command, offset, length, this.#host.vbd.sectors * SECTOR_BYTES);
   }
 
   /** Starts a write, whose data comes next. `partsLeft` is one more until all parts have started. */
@@ -460,6 +460,7 @@ export class NbdConnection
   /** The client sent NBD_CMD_DISC. Earlier requests still get replies. */
   #leave(): boolean {
     this.hasLeft = true;
+    this.#host.vbd.requests.order.ownerWent(this);
     this.#reader.clear();
     this.#host.makeDue(this);
     return false;
@@ -474,6 +475,7 @@ export class NbdConnection
     this.#replies.close();
     this.#claim.end();
     this.#budget.end();
+    this.#host.vbd.requests.order.ownerWent(this);
     this.#host.gone(this, this.#fd, this.kind);
     this.#retireWhenDone();
   }

@@ -83,6 +83,11 @@ export interface ServedConnection extends Deferred {
   readonly isQuiet: boolean;
   /** A client that is quiet, for another process to go on with. */
   handOver(): HandedClient;
+  /**
+   * Closes a connection whose client has hung up, before another client makes requests. What it sent
+   * before NBD_CMD_DISC is begun if one receive brings it; what had no answer else is given up.
+   */
+  leaveIfGone(): void;
   /** Continues in a new turn, after `makeDueNextTurn`. */
   nextTurn(): void;
   /** Drops the client. Its requests in flight end by themselves. */

@@ -272,6 +272,14 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   negotiated(connection: ServedConnection): void {
     this.#greeting.delete(connection);
+    for (const other of [...this.#connections]) {
+      if (other === connection) continue;
+      try {
+        other.leaveIfGone();
+      } catch (error) {
+        this.scheduler.contain(error, other.faults);
+      }
+    }
   }
 
   hangUp(connection: ServedConnection, why: string): void {

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { Errno } from "../../../../ffi/errno.ts";
 import { closeFile } from "../../../../ffi/files.ts";
 import { addressOf } from "../../../../ffi/libc.ts";
 import { acceptConnection, receiveAt, sendAt, unixListen } from "../../../../ffi/sockets.ts";
@@ -91,7 +92,9 @@ class Connection {
   #receive(): boolean {
     const buffer = this.#server.buffer;
     const got = receiveAt(this.fd, addressOf(buffer), RECEIVE_BYTES);
-    if (got === 0) this.close();
+    const isReset = got === -Errno.ECONNRESET;
+    if (isReset) this.#server.resets++;
+    if (got === 0 || isReset) this.close();
     if (got <= 0) return got === 0;
     this.#inbox = joined(this.#inbox, buffer.subarray(0, got));
     return true;
@@ -235,8 +238,12 @@ export class HostileNbdServer {
   readonly #listener: number;
   #connections: Connection[] = [];
 
-  constructor(path: string) {
-    this.#listener = unixListen(path);
+  /** Connections that ended with a reset. */
+  resets = 0;
+
+  /** @param at A path for a UNIX socket, or a socket that listens. */
+  constructor(at: string | number) {
+    this.#listener = typeof at === "number" ? at : unixListen(at);
   }
 
   /** Does what can be done now; false when that is nothing. */
