@@ -4,6 +4,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { Errno } from "../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
 import { pathExists } from "../../ffi/paths.ts";
@@ -426,6 +427,60 @@ upgradeTest(
     }
     assert.ok(!logOf(tapdisks).toLowerCase().includes(key.slice(0, 16).toHex()));
     await tapdisks.tapCtlOk("destroy", ...of(now));
+  },
+);
+
+/** A program of another version: a copy in which a line of the log differs. */
+function anotherVersion(path: string): void {
+  const bytes = Deno.readFileSync(binaryPath("blktap"));
+  const line = "users waited ";
+  const at = Buffer.from(bytes.buffer).indexOf(line);
+  assert.ok(at > 0);
+  bytes.set(new TextEncoder().encode(line.replace("users", "USERS")), at);
+  Deno.writeFileSync(path, bytes, { mode: 0o755 });
+}
+
+upgradeTest(
+  "when a package replaces the program, tapdisks of the version before go on in the new one",
+  async (tapdisks, folder) => {
+    const program = `${folder}/blktap`;
+    anotherVersion(program);
+    for (const name of ["tapdisk", "tap-ctl"]) Deno.symlinkSync(program, `${folder}/${name}`);
+    const env = { BLKTAP_CONTROL_DIR: tapdisks.controlFolder, BLKTAP_DEVICE: "none" };
+    const installed = async (...args: string[]): Promise<string> =>
+      (await runOk(`${folder}/tap-ctl`, args, { env })).trim();
+    const path = await createVhd(`${folder}/d.vhd`, 16);
+    const pids: number[] = [];
+    for (const minor of [0, 1]) {
+      const pid = Number(await installed("spawn"));
+      pids.push(pid);
+      await installed("allocate");
+      await installed("attach", "-p", `${pid}`, "-m", `${minor}`);
+    }
+    const [first] = pids;
+    await installed("open", "-p", `${first}`, "-m", "0", "-a", `vhd:${path}`);
+    const { client } = await NbdClient.open(`${tapdisks.controlFolder}/nbd${first}.0`);
+    await write(client, 0, 1);
+    assert.equal(await installed("upgrade"), "", "they run what is installed");
+    // As by dpkg: the new file gets the name, and the old one stays until no process runs it.
+    Deno.copyFileSync(binaryPath("blktap"), `${program}.new`);
+    Deno.renameSync(`${program}.new`, program);
+    const upgraded = (await installed("upgrade")).split("\n").map((line) =>
+      line.split(" ").map(Number)
+    );
+    for (const [was, now] of upgraded) tapdisks.upgraded(was, now);
+    assert.deepEqual(upgraded.map(([was]) => was).sort(), pids.toSorted());
+    assert.equal(logOf(tapdisks).match(/USERS waited/g)?.length, 2);
+    for (const [, now] of upgraded) {
+      assert.equal(Deno.statSync(`/proc/${now}/exe`).ino, Deno.statSync(program).ino);
+    }
+    await expectSector(client, 0, 1);
+    await write(client, 1, 2);
+    assert.equal(await installed("upgrade"), "", "all run the new one");
+    client[Symbol.dispose]();
+    for (const minor of [0, 1]) {
+      await installed("destroy", "-p", `${pids[minor]}`, "-m", `${minor}`);
+    }
   },
 );
 
