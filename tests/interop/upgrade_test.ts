@@ -224,13 +224,16 @@ upgradeTest(
     const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
     const { client } = await NbdClient.open(disk.socket);
     await write(client, 0, 1);
+    const upgrading = upgradeTo(tapdisks, disk.pid, playing("serves too late"));
+    const note = `${tapdisks.controlFolder}/asked-${disk.pid}`;
+    await waitUntil(() => pathExists(note), "the old process is asked");
     const path = `${tapdisks.controlFolder}/ctl${disk.pid}`;
     using command = await Deno.connect({ transport: "unix", path });
-    const message = encodePlain(MessageType.PAUSE, disk.minor);
-    await command.write(message.subarray(0, 8));
-    // It is asked before the upgrade is, so its beginning is there.
+    await command.write(encodePlain(MessageType.PAUSE, disk.minor).subarray(0, 8));
+    // This is asked behind it, so its beginning is there.
     await tapdisks.tapCtlOk("list");
-    const outcome = await upgradeTo(tapdisks, disk.pid, playing("serves too late"));
+    Deno.removeSync(note);
+    const outcome = await upgrading;
     assert.ok("error" in outcome && outcome.error.includes("makes no sense"));
     await assert.rejects(
       client.request({ command: Cmd.Read, offset: 0, length: 512 }).then(() => client.reply()),

@@ -5,6 +5,7 @@
  * @module
  */
 import { addressOf } from "../../ffi/libc.ts";
+import { pathExists } from "../../ffi/paths.ts";
 import { sendAt, unixConnect } from "../../ffi/sockets.ts";
 import { HandoverChannel } from "../../src/control/handover/channel.ts";
 import { HANDOVER_FORMAT } from "../../src/control/handover/frames.ts";
@@ -65,6 +66,7 @@ function play(step: Step, pid: number): void {
     upTo(channel, "nothing");
   }
   if (step === "waits") upTo(channel, "nothing");
+  if (step === "serves too late") awaitTest(pid);
   tell("ready");
   if (step === "dies before it is told") die();
   upTo(channel, "open");
@@ -91,6 +93,16 @@ function play(step: Step, pid: number): void {
   }
   if (step === "waits for a signal") return serveUntilSignal(pid, () => tell("serving"));
   die();
+}
+
+/** Tells the test that the other process is asked and serves, and waits for the test. */
+function awaitTest(pid: number): void {
+  const note = `${controlFolder()}/asked-${pid}`;
+  Deno.writeTextFileSync(note, "");
+  const untilMs = performance.now() + LONG_MS;
+  while (pathExists(note) && performance.now() < untilMs) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+  }
 }
 
 /** Sends frames by one call: all have arrived when the first one has. */
