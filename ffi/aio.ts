@@ -6,15 +6,18 @@
  */
 import { assert } from "./assert.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { memoryAt, openLibc, pointerTo } from "./libc.ts";
+import { memoryAt, openLibc, openLibcLater, pointerTo } from "./libc.ts";
 import { Arena, memoryAddress, requireMemory, SECTOR_BYTES } from "./memory.ts";
 import { putNumber64 } from "./sockets.ts";
 
-const libc = /* @__PURE__ */ openLibc({
+const setUp = /* @__PURE__ */ openLibcLater({
   // long syscall(SYS_io_setup, unsigned nr_events, aio_context_t *ctx)
   io_setup: { name: "syscall", parameters: ["i32", "u32", "buffer"], result: "i32" },
   // long syscall(SYS_io_destroy, aio_context_t ctx)
   io_destroy: { name: "syscall", parameters: ["i32", "usize"], result: "i32" },
+});
+
+const libc = /* @__PURE__ */ openLibc({
   // long syscall(SYS_io_submit, aio_context_t ctx, long nr, struct iocb **iocbpp)
   io_submit: { name: "syscall", parameters: ["i32", "pointer", "i32", "pointer"], result: "i32" },
 });
@@ -68,7 +71,7 @@ export class AioContext {
     this.capacity = capacity;
     this.batch = batch;
     const cell = new BigUint64Array(1);
-    if (libc.io_setup(SYS_io_setup, capacity, cell) < 0) {
+    if (setUp.io_setup(SYS_io_setup, capacity, cell) < 0) {
       throw new SystemError(
         lastErrno(),
         `Cannot set up asynchronous I/O for ${capacity} requests (raise fs.aio-max-nr if used up)`,
@@ -193,7 +196,7 @@ export class AioContext {
 
   /** Waits for the requests in flight, then destroys the context. */
   close(): void {
-    libc.io_destroy(SYS_io_destroy, this.#context);
+    setUp.io_destroy(SYS_io_destroy, this.#context);
     this.#iocbs.release();
   }
 }

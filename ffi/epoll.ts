@@ -4,19 +4,22 @@
  * @module
  */
 import { Errno, lastErrno, SystemError } from "./errno.ts";
-import { openLibc } from "./libc.ts";
+import { openLibc, openLibcLater } from "./libc.ts";
 
-const libc = /* @__PURE__ */ openLibc({
+const setUp = /* @__PURE__ */ openLibcLater({
   // int epoll_create1(int flags)
   epoll_create1: { parameters: ["i32"], result: "i32" },
-  // int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
-  epoll_ctl: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
-  // int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)
-  epoll_wait: { parameters: ["i32", "buffer", "i32", "i32"], result: "i32" },
   // int eventfd(unsigned int initval, int flags)
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
+});
+
+const libc = /* @__PURE__ */ openLibc({
+  // int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+  epoll_ctl: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
+  // int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout)
+  epoll_wait: { parameters: ["i32", "buffer", "i32", "i32"], result: "i32" },
 });
 
 /** Events of epoll_ctl(2) (sys/epoll.h). */
@@ -53,7 +56,7 @@ export class Epoll {
     this.#most = most;
     this.#events = new DataView(new ArrayBuffer(most * EVENT_BYTES));
     this.#eventBytes = new Uint8Array(this.#events.buffer);
-    this.#fd = libc.epoll_create1(EPOLL_CLOEXEC);
+    this.#fd = setUp.epoll_create1(EPOLL_CLOEXEC);
     if (this.#fd < 0) throw new SystemError(lastErrno(), "Cannot create an epoll instance");
   }
 
@@ -106,13 +109,13 @@ export class Epoll {
 
   /** Closes the instance. */
   close(): void {
-    libc.close(this.#fd);
+    setUp.close(this.#fd);
   }
 }
 
 /** Creates a non-blocking eventfd(2) with count 0. Throws `SystemError`. */
 export function createEventFd(): number {
-  const fd = libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  const fd = setUp.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (fd < 0) throw new SystemError(lastErrno(), "Cannot create an eventfd");
   return fd;
 }

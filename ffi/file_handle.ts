@@ -5,9 +5,9 @@
  * @module
  */
 import { lastErrno, SystemError } from "./errno.ts";
-import { openLibc } from "./libc.ts";
+import { openLibcLater } from "./libc.ts";
 
-const libc = /* @__PURE__ */ openLibc({
+const libc = /* @__PURE__ */ openLibcLater({
   // int name_to_handle_at(int dirfd, const char *pathname, struct file_handle *handle, int *mount_id,
   // int flags)
   name_to_handle_at: { parameters: ["i32", "buffer", "buffer", "buffer", "i32"], result: "i32" },

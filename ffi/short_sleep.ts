@@ -3,11 +3,14 @@
  *
  * @module
  */
-import { openLibc } from "./libc.ts";
+import { openLibc, openLibcLater } from "./libc.ts";
 
 const libc = /* @__PURE__ */ openLibc({
   // int nanosleep(const struct timespec *duration, struct timespec *rem)
   nanosleep: { parameters: ["buffer", "pointer"], result: "i32" },
+});
+
+const setUp = /* @__PURE__ */ openLibcLater({
   // int prctl(int option, unsigned long arg2)
   prctl: { parameters: ["i32", "u32"], result: "i32" },
 });
@@ -21,7 +24,7 @@ export class ShortSleep {
 
   constructor() {
     // The default slack lengthens sleeps by up to 50 µs.
-    libc.prctl(PR_SET_TIMERSLACK, 1);
+    setUp.prctl(PR_SET_TIMERSLACK, 1);
   }
 
   /**

@@ -8,7 +8,7 @@ import { assert } from "./assert.ts";
 import { createEventFd } from "./epoll.ts";
 import { Errno, lastErrno, SystemError } from "./errno.ts";
 import { closeFile } from "./files.ts";
-import { memoryAt, openLibc, pointerTo } from "./libc.ts";
+import { memoryAt, openLibc, openLibcLater, pointerTo } from "./libc.ts";
 import { memoryAddress, requireMemory, SECTOR_BYTES } from "./memory.ts";
 import {
   IORING_SETUP_SQE128,
@@ -29,6 +29,9 @@ const libc = /* @__PURE__ */ openLibc({
     parameters: ["i32", "i32", "u32", "u32", "u32", "pointer"],
     result: "i32",
   },
+});
+
+const other = /* @__PURE__ */ openLibcLater({
   // long syscall(SYS_io_uring_register, unsigned fd, unsigned opcode, void *arg, unsigned nr_args)
   io_uring_register: {
     name: "syscall",
@@ -223,7 +226,7 @@ export class Uring {
   }
 
   #registerEventFd(): void {
-    const result = libc.io_uring_register(
+    const result = other.io_uring_register(
       SYS_io_uring_register,
       this.#fd,
       IORING_REGISTER_EVENTFD,
@@ -241,7 +244,7 @@ export class Uring {
     // u32 limits[2]: of work on files and block devices, and of all other; 0 keeps what there is.
     const limits = new Uint32Array([most, 0]);
     const opcode = IORING_REGISTER_IOWQ_MAX_WORKERS;
-    libc.io_uring_register(SYS_io_uring_register, this.#fd, opcode, limits, limits.length);
+    other.io_uring_register(SYS_io_uring_register, this.#fd, opcode, limits, limits.length);
   }
 
   /** How many entries are prepared that the kernel has not taken. */
@@ -417,7 +420,9 @@ export class Uring {
    * Closes the ring. The kernel cancels commands in flight. `commands` must not be used afterwards.
    */
   close(): void {
-    for (const { address, sizeBytes } of this.#mappings) libc.munmap(pointerTo(address), sizeBytes);
+    for (const { address, sizeBytes } of this.#mappings) {
+      other.munmap(pointerTo(address), sizeBytes);
+    }
     this.#mappings.length = 0;
     closeFile(this.#fd);
     closeFile(this.eventFd);
