@@ -10,9 +10,12 @@ const FILE_VARIABLE = "BLKTAP_CONFIG";
 
 const DISKS_PER_PROCESS = "BLKTAP_DISKS_PER_PROCESS";
 const IDLE_SECONDS = "BLKTAP_IDLE_SECONDS";
-const CPUS = "BLKTAP_CPUS";
-const NICE = "BLKTAP_NICE";
-const NAMES: readonly string[] = [DISKS_PER_PROCESS, IDLE_SECONDS, CPUS, NICE];
+/** The processors of new tapdisks. */
+export const CPUS = "BLKTAP_CPUS";
+/** The niceness of new tapdisks. */
+export const NICE = "BLKTAP_NICE";
+/** The names of the settings. */
+export const NAMES: readonly string[] = [DISKS_PER_PROCESS, IDLE_SECONDS, CPUS, NICE];
 
 /** How tapdisks are started, and when they end. */
 export interface TapdiskSettings {
@@ -66,14 +69,29 @@ function wholeNumber(name: string, text: string, least: number, most: number): n
   throw new SystemError(Errno.EINVAL, what);
 }
 
-/** The numbers of a list such as `0-3,8`. Throws `SystemError` EINVAL. */
-export function parseProcessors(text: string): number[] {
+/**
+ * A niceness.
+ *
+ * @param name What has this value, for the error.
+ * @throws {SystemError} EINVAL
+ */
+export function parseNiceness(text: string, name: string = NICE): number {
+  return wholeNumber(name, text, -20, 19);
+}
+
+/**
+ * The numbers of a list such as `0-3,8`.
+ *
+ * @param name What has this value, for the error.
+ * @throws {SystemError} EINVAL
+ */
+export function parseProcessors(text: string, name: string = CPUS): number[] {
   const chosen = new Set<number>();
   for (const part of text.split(",")) {
     const [, first, last = first] = /^(\d{1,4})(?:-(\d{1,4}))?$/.exec(part.trim()) ?? [];
     if (first === undefined || Number(last) < Number(first) || Number(last) >= MOST_PROCESSORS) {
       const hint = `a list of processors is like 0-3,8, with numbers below ${MOST_PROCESSORS}`;
-      throw new SystemError(Errno.EINVAL, `Cannot use ${CPUS}=${text} (${hint})`);
+      throw new SystemError(Errno.EINVAL, `Cannot use ${name}=${text} (${hint})`);
     }
     for (let each = Number(first); each <= Number(last); each++) chosen.add(each);
   }
@@ -94,7 +112,7 @@ export function tapdiskSettings(): TapdiskSettings {
     disksPerProcess: number(DISKS_PER_PROCESS, 1, MAX_ID) ?? 1,
     idleSeconds: number(IDLE_SECONDS, 0, 86_400) ?? 60,
     processors: text(CPUS) === "" ? null : parseProcessors(text(CPUS)),
-    niceness: number(NICE, -20, 19),
+    niceness: text(NICE) === "" ? null : parseNiceness(text(NICE)),
   };
 }
 

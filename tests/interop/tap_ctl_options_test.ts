@@ -244,6 +244,26 @@ async function restored(bench: OptionBench, folder: string): Promise<void> {
   assert.equal(await bench.ok(`restore --file ${folder}/list --stop -t 9`), "one: stopped");
 }
 
+/** Processors and niceness of new tapdisks. */
+async function runsElsewhere(bench: OptionBench, folder: string): Promise<void> {
+  const assertRuns = (pid: number, niceness: number): void => {
+    assert.match(Deno.readTextFileSync(`/proc/${pid}/status`), /Cpus_allowed_list:\t0\n/);
+    const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /, "").split(" ");
+    assert.equal(Number(fields[16]), niceness);
+  };
+  for (const wrong of ["--cpus some", "--cpus 3-1", "--nice 20", "--nice little"]) {
+    await assert.rejects(bench.ok(`spawn ${wrong}`), /Cannot use --(cpus|nice)=.*\(/, wrong);
+  }
+  const pid = Number(await bench.ok("spawn --cpus 0 --nice 19"));
+  assertRuns(pid, 19);
+  Deno.kill(pid, "SIGTERM");
+  await until("it is gone", () => !isRunning(pid));
+  await bench.ok(`create -a vhd:${folder}/a.vhd --cpus 0-0 --nice 19`);
+  const created = await pidOf(bench, 0);
+  assertRuns(created, 19);
+  await bench.ok(`destroy -p ${created} -m 0`);
+}
+
 /** An image with a parent outside its folder tree opens only with --parent-root. */
 async function withParentOutside(bench: OptionBench, folder: string): Promise<void> {
   Deno.mkdirSync(`${folder}/in`);
@@ -279,6 +299,7 @@ Deno.test({
       await servedOverTcp(bench, control.folder);
       await upgraded(bench, control.folder);
       await restored(bench, control.folder);
+      await runsElsewhere(bench, control.folder);
       await withParentOutside(bench, control.folder);
       assert.ok("devices" in JSON.parse(await bench.ok("check --json")));
       assert.deepEqual(bench.unused(), []);

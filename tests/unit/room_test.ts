@@ -1,6 +1,11 @@
 import assert from "node:assert/strict";
 import { Room } from "../../src/control/daemon/room.ts";
-import { parseProcessors, parseSettings, tapdiskSettings } from "../../src/control/settings.ts";
+import {
+  NAMES,
+  parseProcessors,
+  parseSettings,
+  tapdiskSettings,
+} from "../../src/control/settings.ts";
 import { Logger } from "../../src/log/log.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
 
@@ -106,6 +111,23 @@ Deno.test("settings: a file has names and values, comments, and nothing else", (
   assert.deepEqual([...parseSettings(text, "/x")], expected);
   for (const wrong of ["BLKTAP_DISKS=50", "disks per process: 50", "=5"]) {
     assert.throws(() => parseSettings(`\n${wrong}`, "/x"), /Cannot use line 2 of \/x/);
+  }
+});
+
+Deno.test("settings: the file of the package has all of them, as comments that can be used", () => {
+  const path = new URL("../../packaging/blktap.conf", import.meta.url);
+  const text = Deno.readTextFileSync(path);
+  assert.equal(parseSettings(text, "/x").size, 0);
+  // A line in capitals behind a number sign alone is a setting.
+  const shown = parseSettings(text.replaceAll(/^#(?=BLKTAP_)/gm, ""), "/x");
+  assert.deepEqual([...shown.keys()].sort(), [...NAMES].sort());
+  const mentioned = text.match(/BLKTAP_\w+/g) ?? [];
+  assert.deepEqual(mentioned.filter((name) => !NAMES.includes(name)), []);
+  for (const [name, value] of shown) Deno.env.set(name, value);
+  try {
+    tapdiskSettings();
+  } finally {
+    for (const name of NAMES) Deno.env.delete(name);
   }
 });
 

@@ -7,11 +7,12 @@ import { absoluteImage, imagesHelp } from "./image_names.ts";
 import { deviceChoice, type ImageChoices, imageOptions, openRequest } from "./image_options.ts";
 import { hiddenOption } from "./options.ts";
 import { printLine } from "../print.ts";
+import { applyRunChoices, type RunChoices, runOptions } from "./run_options.ts";
 
 /** `tap-ctl create`. */
 export function defineCreate(command: Command): Command {
   const withImage = imageOptions(command, deviceChoice("auto").env("BLKTAP_DEVICE"));
-  return parentRootOption(keyOptions(withImage))
+  return runOptions(parentRootOption(keyOptions(withImage)))
     .addOption(hiddenOption("-d, --name <name>", "ignored"))
     .addHelpText("after", `\n${imagesHelp()}`)
     .addHelpText(
@@ -22,8 +23,9 @@ export function defineCreate(command: Command): Command {
         "the device over only with one connection, the default. BLKTAP_NBD_INTERFACE is the interface that\n" +
         "makes an nbd device: netlink or ioctl.",
     )
-    .action(async (choices: ImageChoices & KeyChoices & ParentRootChoices) => {
+    .action(async (choices: ImageChoices & KeyChoices & ParentRootChoices & RunChoices) => {
       allowParentRoots(choices);
+      applyRunChoices(choices);
       const extras = { key: encryptionKey(choices) };
       const device = await createDevice(openRequest(absoluteImage, choices), extras);
       printLine(device.node ?? minorPath(device.minor));
