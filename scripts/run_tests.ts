@@ -52,7 +52,7 @@ const BATCH = 12;
 
 /** Files that `--quick` leaves out because they take long. */
 const SLOW =
-  /(?:\/fuzz_wire_corpus|\/library_driver|\/made_images|\/mirror|\/qcow2_late_errors|\/tapback_seeds|\/vhd_util_options|\/xenblkif_order|\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow|\/qcow_offline_cuts|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_deep_chain|\/qcow2_model|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process|\/td_util|\/vhd_resize|\/xenblkif_journal)_test\.ts$/;
+  /(?:\/vhd_late_errors|\/memory_drivers|\/nbd_tls_noise|\/qcow2_offline|\/fuzz_wire_corpus|\/library_driver|\/made_images|\/mirror|\/qcow2_late_errors|\/tapback_seeds|\/vhd_util_options|\/xenblkif_order|\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow|\/qcow_offline_cuts|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_deep_chain|\/qcow2_model|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process|\/td_util|\/vhd_resize|\/xenblkif_journal)_test\.ts$/;
 
 /** The name of a task among files. */
 const TASK = /^deno task (.*)$/;

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import assert from "node:assert/strict";
 import { run, type RunOptions, type RunResult } from "./tools.ts";
 
 const MAIN = new URL("../../src/main.ts", import.meta.url).pathname;
@@ -148,4 +149,17 @@ export async function withControlBench(
     await bench.end();
     Deno.removeSync(folder, { recursive: true });
   }
+}
+
+/** Runs tap-ctl, which must fail with this status and message. */
+export async function refused(
+  bench: ControlBench,
+  args: string,
+  status: number,
+  reason: RegExp,
+): Promise<void> {
+  const { code, stdout, stderr } = await bench.tapCtl(args);
+  assert.equal(code, status, `${args}: ${stderr}`);
+  assert.match(stderr, reason, args);
+  assert.equal(stdout, "", args);
 }
