@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { endBySignals, serviceManagerSignals } from "../../src/cli/tapdisk/signals.ts";
+import { Succession } from "../../src/cli/tapdisk/succession.ts";
 
 /** A tapdisk that receives a signal, and its resulting state. */
 function bench(outlives = false): {
@@ -68,4 +69,38 @@ Deno.test("SIGTERM with SIGCONT, in either order, is a service manager's", () =>
     signal(order[1]);
     assert.equal(ended, 1, "they came apart");
   }
+});
+
+Deno.test("signals to a process that has handed its disks over go to the next one", async () => {
+  const start = (): Deno.ChildProcess => new Deno.Command("sleep", { args: ["600"] }).spawn();
+  const later = start();
+  const succession = new Succession();
+  assert.equal(succession.passOn("SIGTERM"), false);
+  succession.begin(later.pid);
+  assert.equal(succession.passOn("SIGINT"), true);
+  assert.equal((await later.status).signal, "SIGINT");
+  assert.equal(succession.passOn("SIGTERM"), true, "the next one has ended, too");
+  await succession.lastTurns();
+  // What came before is still in effect.
+  const earlier = start();
+  const noted = new Succession();
+  noted.note("SIGTERM", 600_000);
+  noted.begin(earlier.pid);
+  assert.equal((await earlier.status).signal, "SIGTERM");
+});
+
+Deno.test("a tapdisk that has handed its disks over does nothing for a signal itself", () => {
+  const did: string[] = [];
+  const signal = endBySignals(
+    {
+      end: () => did.push("close"),
+      outlivesSigterm: () => false,
+      passOn: (signal) => did.push(`on ${signal}`) > 0,
+    },
+    { info(): void {}, error(): void {} },
+    (status) => did.push(`exit ${status}`),
+  );
+  signal("SIGTERM");
+  signal("SIGTERM");
+  assert.deepEqual(did, ["on SIGTERM", "on SIGTERM"]);
 });
