@@ -292,7 +292,7 @@ const TESTS: Readonly<Record<string, Body>> = {
     const disk = await tapdisks.serve(cluster.image("grows"));
     await cluster.rbd("resize", "--no-progress", "--size", "24M", "rbd/grows");
     let size = "";
-    for (let tries = 0; tries < 100 && size !== `${24 * MIB}\n`; tries++) {
+    for (let tries = 0; tries < 400 && size !== `${24 * MIB}\n`; tries++) {
       await new Promise((resolve) => setTimeout(resolve, 200));
       size = await runOk("nbdinfo", ["--size", disk.uri]);
     }
@@ -321,7 +321,7 @@ const TESTS: Readonly<Record<string, Body>> = {
     const { client } = await NbdClient.open(disk.socket);
     const across = { command: Cmd.Write, offset: 4 * MIB - 4096, payload: noise(8192, 1) };
     let { error } = await client.ask(across);
-    for (let tries = 0; tries < 100 && error === 0; tries++) {
+    for (let tries = 0; tries < 400 && error === 0; tries++) {
       await new Promise((resolve) => setTimeout(resolve, 200));
       ({ error } = await client.ask(across));
     }
@@ -330,7 +330,7 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.deepEqual(await client.read(4 * MIB - 8192, 8192), noise(8192, 2));
     await cluster.rbd("resize", "--no-progress", "--size", "8M", "rbd/cut");
     error = Errno.EINVAL;
-    for (let tries = 0; tries < 100 && error !== 0; tries++) {
+    for (let tries = 0; tries < 400 && error !== 0; tries++) {
       await new Promise((resolve) => setTimeout(resolve, 200));
       ({ error } = await client.ask(across));
     }

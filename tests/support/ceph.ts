@@ -179,7 +179,7 @@ pid file =
 
   /** Waits until the monitor reports a state of its health, such as `OSD_FULL`. */
   async healthHas(state: string): Promise<void> {
-    for (let tries = 0; tries < 60; tries++) {
+    for (let tries = 0; tries < 300; tries++) {
       const { checks } = JSON.parse(await this.ceph("health", "--format", "json"));
       if (state in checks) return;
       await new Promise((resolve) => setTimeout(resolve, 100));
