@@ -412,6 +412,7 @@ export class Device {
         this.#access.close();
         this.#disk = NO_DISK;
         this.#request = null;
+        this.#key = undefined;
         this.#leftJournal = null;
         this.#removeRecord();
         this.#log.info(`Closed ${name || "nothing"} on minor ${this.minor}`);
