@@ -137,7 +137,7 @@ Deno.test("a file that a tapdisk reads is not changed by what discards or moves 
         }
       };
       let isRefused = refused();
-      for (let tries = 0; tries < 200 && !isRefused; tries++) {
+      for (let tries = 0; tries < 3000 && !isRefused; tries++) {
         await new Promise((resolve) => setTimeout(resolve, 10));
         isRefused = refused();
       }
