@@ -22,10 +22,22 @@ import {
   type Steps,
 } from "./rbd_client.ts";
 
+// librbd.h
+const RBD_IMAGE_OPTION_ORDER = 2;
+const RBD_IMAGE_OPTION_DATA_POOL = 10;
+
+/** What a new image may have other than the cluster's defaults. */
+export interface RbdMaking {
+  /** Bytes of an object, a power of two. */
+  readonly objectBytes?: number;
+  /** The pool of its data, such as one with erasure coding. */
+  readonly dataPool?: string;
+}
+
 /** Makes an empty image with the cluster's default features. Waits. Throws `SystemError`. */
-export function createRbd(place: RbdPlace, sizeBytes: number): void {
+export function createRbd(place: RbdPlace, sizeBytes: number, making: RbdMaking = {}): void {
   runHere(onCluster({ ...place, doing: "make" }, (own, handles) => {
-    return creating(own, handles, { sizeBytes });
+    return creating(own, handles, { ...making, sizeBytes });
   }));
 }
 
@@ -52,13 +64,26 @@ export function sizeOfRbd(place: RbdPlace): number | null {
   }));
 }
 
+/** Gives an image that nobody has open another name in its pool. Waits. Throws `SystemError`: EEXIST. */
+export function renameRbd(place: RbdPlace, name: string): void {
+  runHere(onCluster({ ...place, doing: "rename" }, function* (own, { pool }) {
+    const args = [pool, cString(own.image), cString(name)];
+    accept(own, yield { call: "rbd_rename", args }, `the name ${name}`);
+  }));
+}
+
+/** Removes an image that nobody has open. Waits. Throws `SystemError`. */
+export function removeRbd(place: RbdPlace): void {
+  runHere(onCluster({ ...place, doing: "remove" }, removing));
+}
+
 /**
  * Makes a clone of what an image holds now, in its pool: a snapshot of the image, of the name of the
  * clone, and the clone on it. When that fails, there is neither. The promise fails with a `SystemError`:
  * EEXIST for a name that exists.
  */
 export function cloneRbdAside(place: RbdPlace, name: string): Promise<void> {
-  return runAside(onCluster({ ...place, doing: "clone", givesUp: true }, function* (own, handles) {
+  return runAside(onCluster({ ...place, doing: "clone" }, function* (own, handles) {
     yield* openingImage(own, handles);
     const args = [handles.image, cString(name)];
     accept(own, yield { call: "rbd_snap_create", args }, `its snapshot ${name}`);
@@ -71,11 +96,7 @@ export function cloneRbdAside(place: RbdPlace, name: string): Promise<void> {
 
 /** Removes such a clone again, and its snapshot. The promise fails with a `SystemError`. */
 export function removeCloneAside(place: RbdPlace, name: string): Promise<void> {
-  return runAside(onCluster({
-    ...place,
-    doing: "remove a clone of",
-    givesUp: true,
-  }, function* (own, handles) {
+  return runAside(onCluster({ ...place, doing: "remove a clone of" }, function* (own, handles) {
     yield* removing({ ...own, image: name }, handles);
     yield* openingImage(own, handles);
     const args = [handles.image, cString(name)];
@@ -85,11 +106,12 @@ export function removeCloneAside(place: RbdPlace, name: string): Promise<void> {
   }));
 }
 
-/** Makes a client, does work with it, and lets go of what that opened. */
+/** Makes a client, does work with it, and lets go of what that opened. Calls fail when they take long. */
 function* onCluster<Result>(
-  place: RbdPlace,
+  named: RbdPlace,
   work: (place: RbdPlace, handles: Handles) => Steps<Result>,
 ): Steps<Result> {
+  const place = { ...named, givesUp: true };
   const handles: Handles = { cluster: 0, pool: 0, image: 0 };
   try {
     makeClient(place, handles);
@@ -107,7 +129,7 @@ function accept(place: RbdPlace, result: number, what = "the cluster refuses it"
 function* creating(
   place: RbdPlace,
   { pool }: Handles,
-  { sizeBytes }: { readonly sizeBytes: number },
+  { sizeBytes, objectBytes, dataPool }: RbdMaking & { readonly sizeBytes: number },
 ): Steps<void> {
   if (place.snapshot !== null) throw failed(place, -Errno.EINVAL, "a snapshot is made of an image");
   const { rbd } = librbd();
@@ -115,6 +137,13 @@ function* creating(
   rbd.rbd_image_options_create(bytesOf(made));
   const options = Number(made[0]);
   try {
+    if (objectBytes !== undefined) {
+      const order = Math.log2(objectBytes);
+      rbd.rbd_image_options_set_uint64(options, RBD_IMAGE_OPTION_ORDER, order);
+    }
+    if (dataPool !== undefined) {
+      rbd.rbd_image_options_set_string(options, RBD_IMAGE_OPTION_DATA_POOL, cString(dataPool));
+    }
     const args = [pool, cString(place.image), sizeBytes, options];
     accept(place, yield { call: "rbd_create4", args });
   } finally {

@@ -2,13 +2,15 @@ import { type Done, Errno, SystemError } from "../../ffi/errno.ts";
 import { SECTOR_BYTES } from "../../ffi/memory.ts";
 import { writeOutput } from "../bulk/merge.ts";
 import type { NewFile } from "../files/new_file.ts";
-import { fileInName } from "../driver/layers.ts";
+import type { RbdMaking } from "../../ffi/rbd_images.ts";
+import { fileInName, firstLayer } from "../driver/layers.ts";
 import { Compression } from "../qcow2/format/header.ts";
 import { Compressors } from "./compressors.ts";
-import { requireFixed } from "./create.ts";
+import { noFixed, requireFixed, requireNothingOfCeph } from "./create.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import type { CompressionName, ImageKind } from "./kind.ts";
 import { knownImage } from "./names.ts";
+import { writeOnCeph } from "./on_ceph.ts";
 import { OpenImage } from "./open_image.ts";
 import { copyCompressed, copySequentially } from "./sequential.ts";
 import { type Piece, type Stretch, walkImage } from "./walk.ts";
@@ -28,6 +30,8 @@ export interface ConvertOptions extends WorkOptions {
   readonly compression?: CompressionName;
   /** Leaves out what is read as zeros, also where the source has data. True by default. */
   readonly detectZeros?: boolean;
+  /** What a new image on Ceph has other than the cluster's defaults. */
+  readonly onCeph?: RbdMaking;
   /** Takes lines that drivers log. */
   readonly log?: (message: string) => void;
 }
@@ -42,8 +46,8 @@ export interface Converted {
 
 /**
  * Copies a disk into an image of another type, or of the same one. The new image has no parent. Holes
- * stay holes. A file's name appears when the copy is whole and durable; a block device and an export of
- * an NBD server are written in place.
+ * stay holes. The name of a file, or of a new image on Ceph, appears when the copy is whole and durable; a
+ * block device, an export of an NBD server and an image on Ceph that exists are written in place.
  *
  * @param from An image as tapdisk names it, of any type: `vhd:/disk.vhd`.
  * @param to The image to make: `aio:/disk.raw`, `nbd:localhost:10809`.
@@ -73,17 +77,35 @@ interface Conversion {
   readonly options: ConvertOptions;
 }
 
-async function convertOpen(engine: Engine, conversion: Conversion): Promise<Converted> {
-  const { source, to, options: { signal, fixed, azure = false, compression } } = conversion;
-  const { sectors } = source;
-  const unitBytes = azure ? AZURE_BYTES : SECTOR_BYTES;
-  const sizeBytes = Math.ceil(sectors * SECTOR_BYTES / unitBytes) * unitBytes;
+/** Throws `SystemError` EINVAL for options that the type of the new image does not have. */
+function refuseOptions(
+  to: string,
+  { fixed = false, azure = false, compression, onCeph }: ConvertOptions,
+): void {
   if (azure && !to.startsWith("vhd:")) {
     throw new SystemError(Errno.EINVAL, `Cannot make ${to} for Azure (it must be named vhd:FILE)`);
   }
   if (compression !== undefined && !to.startsWith("qcow2:")) {
     const why = "only a QCOW2 is compressed, which must be named qcow2:FILE";
     throw new SystemError(Errno.EINVAL, `Cannot compress ${to} (${why})`);
+  }
+  if (firstLayer(to).type !== "rbd") requireNothingOfCeph(to, onCeph);
+  else if (fixed) throw noFixed(to);
+}
+
+async function convertOpen(engine: Engine, conversion: Conversion): Promise<Converted> {
+  const { source, to, options } = conversion;
+  const { signal, fixed, azure = false } = options;
+  const { sectors } = source;
+  const unitBytes = azure ? AZURE_BYTES : SECTOR_BYTES;
+  const sizeBytes = Math.ceil(sectors * SECTOR_BYTES / unitBytes) * unitBytes;
+  refuseOptions(to, options);
+  if (firstLayer(to).type === "rbd") {
+    const image = { name: to, sizeBytes, making: options.onCeph };
+    const writtenSectors = await writeOnCeph(image, (target, isNew) => {
+      return copyInto(engine, { ...conversion, target, isNew });
+    });
+    return { sectors, writtenSectors };
   }
   const file = fileInName(to);
   if (file === null) {

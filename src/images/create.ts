@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
-import { createRbd } from "../../ffi/rbd_images.ts";
+import { createRbd, type RbdMaking } from "../../ffi/rbd_images.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { parseRbdName } from "../driver/rbd/rbd_name.ts";
 import { osStorage } from "../files/storage.ts";
@@ -17,8 +17,9 @@ export function createImage(name: string, options: NewImageOptions): void {
   const { type, path: rest } = firstLayer(name);
   if (type === "rbd") {
     if (options.fixed === true) throw noFixed(name);
-    return createRbd(parseRbdName(rest, { readOnly: false }), options.sizeBytes);
+    return createRbd(parseRbdName(rest, { readOnly: false }), options.sizeBytes, options.onCeph);
   }
+  requireNothingOfCeph(name, options.onCeph);
   const { kind, path } = knownImage(name, "make");
   if (kind.create === undefined) {
     throw new SystemError(
@@ -38,7 +39,15 @@ export function requireFixed(name: string, { hasFixed = false }: ImageKind): voi
   if (!hasFixed) throw noFixed(name);
 }
 
-function noFixed(name: string): SystemError {
+/** Throws `SystemError` EINVAL for options that only images on Ceph have. */
+export function requireNothingOfCeph(name: string, making: RbdMaking = {}): void {
+  if (making.objectBytes === undefined && making.dataPool === undefined) return;
+  const why = "only images on Ceph have objects and a data pool";
+  throw new SystemError(Errno.EINVAL, `Cannot make ${name} (${why})`);
+}
+
+/** The error for an image that cannot have all its room from the start. */
+export function noFixed(name: string): SystemError {
   const why = "images of its type have no room from the start";
   return new SystemError(Errno.EINVAL, `Cannot make ${name} fixed (${why})`);
 }

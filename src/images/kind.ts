@@ -1,3 +1,4 @@
+import type { RbdMaking } from "../../ffi/rbd_images.ts";
 import type { NewFile } from "../files/new_file.ts";
 import type { ProgressListener } from "../files/progress.ts";
 import type { Storage, StorageFile } from "../files/storage.ts";
@@ -9,6 +10,8 @@ export interface NewImageOptions {
   readonly sizeBytes: number;
   /** All room is there from the start, where the type has both: a fixed VHD, a QCOW's table. */
   readonly fixed?: boolean;
+  /** What an image on Ceph has other than the cluster's defaults. */
+  readonly onCeph?: RbdMaking;
 }
 
 /** Options of a new image that is written from start to end. */

@@ -1,6 +1,7 @@
 /** Disks on images of a real Ceph cluster, which the test starts. */
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { existsSync } from "node:fs";
 import { Errno } from "../../ffi/errno.ts";
 import { CephCluster, needsCeph } from "../support/ceph.ts";
 import { fio } from "../support/fio.ts";
@@ -15,7 +16,7 @@ import {
 import { binaryPath, run, runOk, type RunResult } from "../support/tools.ts";
 
 const MIB = 1 << 20;
-const { ignore, suffix } = needsCeph("fio", "dist/td-util", "nbdinfo", "qemu-img");
+const { ignore, suffix } = needsCeph("fio", "dist/td-util", "nbdinfo", "nbdkit", "qemu-img");
 
 /** A verifying load that lasts until a time has passed, but writes each block once. */
 const VERIFIED = [
@@ -47,6 +48,10 @@ async function exported(cluster: CephCluster, name: string, folder: string): Pro
   const bytes = Deno.readFileSync(path);
   Deno.removeSync(path);
   return bytes;
+}
+
+function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 /** Refuses to be served. */
@@ -358,6 +363,77 @@ const TESTS: Readonly<Record<string, Body>> = {
     assert.match(await tdUtil("info", cluster.image("copy")), /16 MiB/);
     const again = await run(binaryPath("td-util"), ["create", cluster.image("copy"), "8M"]);
     assert.equal(again.code, Errno.EEXIST, again.stderr);
+  },
+
+  async "td-util convert makes an image, whose name appears when it is whole"(
+    cluster,
+    _tapdisks,
+    folder,
+  ) {
+    const bytes = new Uint8Array(16 * MIB);
+    bytes.set(noise(MIB, 1), 5 * MIB);
+    Deno.writeFileSync(`${folder}/a.raw`, bytes);
+    const convert = (...args: string[]): Promise<RunResult> =>
+      run(binaryPath("td-util"), ["convert", "--quiet", ...args]);
+    await cluster.ceph("osd", "pool", "create", "data", "8");
+    const from = `aio:${folder}/a.raw`;
+    const options = ["--object-size", "1Mi", "--data-pool", "data"];
+    const made = await convert(...options, from, cluster.image("made"));
+    assert.equal(made.code, 0, made.stderr);
+    const info = JSON.parse(await cluster.rbd("info", "--format", "json", "rbd/made"));
+    assert.deepEqual([info.size, info.object_size, info.data_pool], [16 * MIB, MIB, "data"]);
+    assert.ok(Buffer.from(await exported(cluster, "made", folder)).equals(bytes));
+    const used = JSON.parse(await cluster.rbd("diff", "--format", "json", "rbd/made"));
+    assert.deepEqual(used.map(({ offset }: { offset: number }) => offset), [5 * MIB]);
+    const exists = await convert(...options, from, cluster.image("made"));
+    assert.match(exists.stderr, /it exists, and its objects and its data pool stay.*EEXIST/);
+    const file = await convert(...options, from, `aio:${folder}/b.raw`);
+    assert.match(file.stderr, /only images on Ceph have objects.*EINVAL/);
+    const images = async (): Promise<string[]> =>
+      JSON.parse(await cluster.rbd("ls", "--format", "json", "rbd"));
+    const before = await images();
+    const socket = `${folder}/nbd.sock`;
+    // A source that stops after a while, and one that fails.
+    for (const filter of ["delay", "error"]) {
+      const settings = filter === "delay" ? "rdelay=1" : "error-pread=EIO";
+      const plugin = filter === "delay"
+        ? ["--filter=delay", "pattern", "64M", settings]
+        : ["--filter=error", "pattern", "64M", settings, "error-pread-rate=1"];
+      const server = new Deno.Command("nbdkit", {
+        args: ["-f", "-U", socket, ...plugin],
+        stdin: "null",
+        stdout: "null",
+        stderr: "null",
+      }).spawn();
+      try {
+        let hasEnded = false;
+        server.status.then(() => hasEnded = true);
+        while (!existsSync(socket) && !hasEnded) await pause(50);
+        const child = new Deno.Command(binaryPath("td-util"), {
+          args: ["convert", "--quiet", `nbd:unix:${socket}`, cluster.image("partial")],
+          stdin: "null",
+          stdout: "null",
+          stderr: "piped",
+        }).spawn();
+        const output = child.output().finally(() => hasEnded = true);
+        if (filter === "delay") {
+          while (!hasEnded && (await images()).length === before.length) await pause(50);
+          assert.ok((await images()).some((name) => /^partial\.[0-9a-f]{16}\.part$/.test(name)));
+          child.kill("SIGTERM");
+        }
+        const { code, stderr } = await output;
+        assert.equal(
+          code,
+          filter === "delay" ? 128 + 15 : Errno.EIO,
+          new TextDecoder().decode(stderr),
+        );
+        assert.deepEqual(await images(), before, filter);
+      } finally {
+        server.kill("SIGKILL");
+        await server.status;
+        Deno.removeSync(socket);
+      }
+    }
   },
 
   async "a QCOW2 on this machine is on an image of the cluster, where that is allowed"(

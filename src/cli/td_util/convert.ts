@@ -3,7 +3,7 @@ import type { CompressionName } from "../../images/kind.ts";
 import { interruptible } from "../interruption.ts";
 import { openProgress } from "../progress.ts";
 import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
-import { imageOf, operandsOf, QUIET_OPTION } from "./operands.ts";
+import { imageOf, makingOf, ON_CEPH_OPTIONS, operandsOf, QUIET_OPTION } from "./operands.ts";
 
 /** Converts an image, with a bar on a terminal. */
 export async function convertWithProgress(
@@ -18,6 +18,7 @@ export async function convertWithProgress(
         azure: call.has("azure"),
         compression: compressionOf(call),
         detectZeros: !call.has("keep-zeros"),
+        onCeph: makingOf(call),
         signal,
         onProgress: progress?.update,
         log: (line) => call.output.printError(line),
@@ -41,9 +42,10 @@ function compressionOf(call: CommandCall): CompressionName | undefined {
 export const convertCommand: Subcommand = {
   name: "convert",
   summary: "Copy a disk into a new image of another type",
-  synopsis: "[--fixed | --azure | --compress[=TYPE]] [--keep-zeros] [--quiet] IMAGE NEW",
+  synopsis:
+    "[--fixed | --azure | --compress[=TYPE]] [--keep-zeros] [--object-size=SIZE] [--data-pool=POOL] [--quiet] IMAGE NEW",
   usage:
-    "td-util convert [--fixed | --azure | --compress[=TYPE]] [--keep-zeros] [--quiet] IMAGE NEW",
+    "td-util convert [--fixed | --azure | --compress[=TYPE]] [--keep-zeros] [--object-size=SIZE] [--data-pool=POOL] [--quiet] IMAGE NEW",
   options: [
     { name: "fixed", text: "make a fixed VHD" },
     { name: "azure", text: "make a VHD as Azure wants it: fixed, with whole MiB" },
@@ -53,6 +55,7 @@ export const convertCommand: Subcommand = {
       text: "compress the clusters of a new qcow2 by zlib, or by zstd; all processors do that",
     },
     { name: "keep-zeros", text: "write zeros that the image holds; by default they become holes" },
+    ...ON_CEPH_OPTIONS,
     QUIET_OPTION,
   ],
   operands: true,
@@ -60,7 +63,8 @@ export const convertCommand: Subcommand = {
   example: `
 $ td-util convert vhd:disk.vhd raw:disk.raw
 $ td-util convert --compress=zstd raw:disk.raw qcow2:disk.qcow2
-$ td-util convert vhdx:disk.vhdx nbd:localhost:10809`,
+$ td-util convert vhdx:disk.vhdx nbd:localhost:10809
+$ td-util convert vhd:disk.vhd rbd:vms/disk`,
 
   async run(call: CommandCall): Promise<number> {
     const [from, to] = operandsOf(call, "IMAGE", "NEW");
