@@ -9,7 +9,9 @@
  */
 import { Errno, SystemError } from "./errno.ts";
 import { type Calls, openLibrary } from "./libc.ts";
+import { Limited } from "./limited.ts";
 import { SYSTEM_FOLDERS } from "./libcrypto.ts";
+import { becomeIoFlusher } from "./process.ts";
 
 /** Calls of librados that do not ask the cluster. Handles are addresses. */
 const RADOS_LOCAL = {
@@ -176,11 +178,19 @@ export interface Librbd {
 type AnyCall = (...args: readonly Argument[]) => number | undefined;
 type AnyAside = (...args: readonly Argument[]) => Promise<number | undefined>;
 
+/**
+ * The runtime has 32 threads for calls aside. A cluster that does not answer keeps those that ask it; others
+ * need some, such as for files and names of servers.
+ */
+const asideRoom = new Limited(16);
+
 let opened: Librbd | null = null;
 
 /** The libraries. Throws `SystemError`: ENOENT when one is missing. */
 export function librbd(): Librbd {
   if (opened !== null) return opened;
+  // The libraries' threads do the I/O of disks, and inherit that from the thread that makes them.
+  becomeIoFlusher();
   const names = [...SYSTEM_FOLDERS.map((folder) => `${folder}/`), ""];
   for (const folder of names) {
     try {
@@ -210,10 +220,11 @@ function openBoth(radosName: string, rbdName: string): Librbd {
     rbd: openLibrary(rbdName, RBD_LOCAL),
     here: (call, args) => remote[call](...args) ?? 0,
     // The thread reads the arguments until the call has ended: this keeps them.
-    aside: async (call, args) => {
-      const result = await asides[call](...args);
-      return args.length === 0 ? 0 : result ?? 0;
-    },
+    aside: (call, args) =>
+      asideRoom.run(async () => {
+        const result = await asides[call](...args);
+        return args.length === 0 ? 0 : result ?? 0;
+      }),
   };
 }
 

@@ -101,7 +101,8 @@ export function hideMemory(): void {
 
 /**
  * Marks this thread as the server of a block device. When the thread allocates memory, the kernel
- * then does not write dirty pages to that device to free some: the write would wait for the thread.
+ * then does not write dirty pages to that device to free some: the write would wait for the thread. Threads
+ * that it makes later inherit that (prctl(2)).
  *
  * @returns False without CAP_SYS_RESOURCE, or before Linux 5.6.
  */

@@ -55,7 +55,7 @@ export class RbdIo {
    * @param number Below 2^32.
    * @param command Of `RbdCommand`.
    * @param memorySector Of I/O memory; of no meaning for requests without data.
-   * @returns 0, or a negative error number: there is no completion then.
+   * @returns 0, or a negative error number: there is no completion then, nor when it throws.
    */
   start(
     number: number,
@@ -67,7 +67,13 @@ export class RbdIo {
     const made = this.#rbd.rbd_aio_create_completion(number, null, this.#madeBytes);
     if (made < 0) return made;
     const completion = this.#made[0] + this.#made[1] * TWO_32;
-    const result = this.#submit(completion, command, sector, count, memorySector);
+    let result: number;
+    try {
+      result = this.#submit(completion, command, sector, count, memorySector);
+    } catch (error) {
+      this.#rbd.rbd_aio_release(completion);
+      throw error;
+    }
     if (result < 0) this.#rbd.rbd_aio_release(completion);
     return Math.min(0, result);
   }

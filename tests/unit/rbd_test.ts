@@ -9,6 +9,10 @@ import { openVhd } from "../../src/vhd/image/image.ts";
 import { unresolvedParent } from "../../src/vhd/image/parent.ts";
 import { parentOnCeph } from "../../src/vhd/image/parent_on_ceph.ts";
 import { snapshotOnCeph } from "../../src/vhd/snapshot.ts";
+import { librbd } from "../../ffi/librbd.ts";
+import { Limited } from "../../ffi/limited.ts";
+import { FreeNumbers } from "../../src/driver/free_numbers.ts";
+import { RbdImage } from "../../src/driver/rbd/rbd_image.ts";
 import { objectBits, type RbdSession } from "../../ffi/rbd_session.ts";
 import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
 import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
@@ -374,5 +378,92 @@ Deno.test("operations are a fixed number, each known while it is in use", () => 
   assert.ok(operations.isInUse(a) && operations.isInUse(b) && !operations.isInUse(2));
   operations.give(a);
   assert.deepEqual([operations.isInUse(a), operations.inUse], [false, 1]);
+  for (const number of [a, 2, -1]) assert.throws(() => operations.give(number), /not in use/);
+  assert.equal(operations.inUse, 1);
   assert.equal(operations.take(3, 7, 1), a);
+  assert.equal(new FreeNumbers(0).take(), -1);
+});
+
+Deno.test("work has its limit, and what waits has its turn, also behind work that failed", async () => {
+  const limited = new Limited(2);
+  const ends: ((error: Error | null) => void)[] = [];
+  const begun: number[] = [];
+  const all = [0, 1, 2, 3].map((i) =>
+    limited.run(() => {
+      begun.push(i);
+      return new Promise<number>((resolve, reject) => {
+        ends[i] = (error) => error === null ? resolve(i) : reject(error);
+      });
+    })
+  );
+  const results = Promise.allSettled(all);
+  assert.deepEqual(begun, [0, 1]);
+  ends[1](new Error("one"));
+  await assert.rejects(all[1]);
+  assert.deepEqual(begun, [0, 1, 2]);
+  ends[0](null);
+  await all[0];
+  assert.deepEqual(begun, [0, 1, 2, 3]);
+  for (const i of [2, 3]) ends[i](null);
+  const statuses = (await results).map(({ status }) => status);
+  assert.deepEqual(statuses, ["fulfilled", "rejected", "fulfilled", "fulfilled"]);
+  assert.equal(await limited.run(() => Promise.resolve(5)), 5);
+});
+
+/** Whether librbd is installed. */
+function hasLibrbd(): boolean {
+  try {
+    librbd();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+Deno.test({
+  name: "a request that cannot be handed to librbd is not waited for",
+  ignore: !hasLibrbd(),
+  sanitizeResources: false,
+  fn() {
+    const pointer = Deno.UnsafePointer.of(new Uint8Array(8));
+    const session = { sizeBytes: MIB, isLocked: true, pointer, fd: 0 } as unknown as RbdSession;
+    const context = {
+      faults: { failed: false },
+      scheduler: { watch(): void {}, addTimer: (): number => 1 },
+    } as unknown as ImageContext;
+    const spec = { type: "rbd", path: "p/i", readOnly: false, direct: true };
+    const image = new RbdImage({ spec, context, sink: {} as RequestSink, session });
+    for (let i = 0; i < 200; i++) {
+      // This is not I/O memory.
+      assert.throws(() => image.write(0, 0, 8, 2 ** 40), { name: /Assertion|SharedState/ });
+    }
+    assert.equal(image.pending, 0);
+  },
+});
+
+Deno.test({
+  name: "clusters that do not answer leave threads for other calls",
+  ignore: !hasLibrbd(),
+  async fn() {
+    const folder = Deno.makeTempDirSync();
+    const conf = `${folder}/ceph.conf`;
+    const settings = ["mon_host = 127.0.0.1:1", "auth_client_required = none"];
+    const text = ["[global]", ...settings, "client_mount_timeout = 120", ""].join("\n");
+    Deno.writeTextFileSync(conf, text);
+    const url = (path: string): string => JSON.stringify(new URL(path, import.meta.url).href);
+    const program = `import { openRbdAside } from ${url("../../ffi/rbd_session.ts")};
+      import { openAside } from ${url("../../ffi/files.ts")};
+      const place = ${JSON.stringify(parseRbdName(`p/i,conf=${conf}`, { readOnly: true }))};
+      const opened = Array.from({ length: 40 }, () => openRbdAside(place).then(String, String));
+      const file = openAside("/dev/null", 0).then(() => "the file");
+      console.log(await Promise.race([file, ...opened]));
+      Deno.kill(Deno.pid, "SIGKILL");`;
+    Deno.writeTextFileSync(`${folder}/open.ts`, program);
+    const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", `${folder}/open.ts`],
+    }).output();
+    Deno.removeSync(folder, { recursive: true });
+    const decoder = new TextDecoder();
+    assert.equal(decoder.decode(stdout), "the file\n", decoder.decode(stderr));
+  },
 });

@@ -1,3 +1,5 @@
+import { FreeNumbers } from "../free_numbers.ts";
+
 const NONE = -1;
 
 /** The most requests that a server has at once; others wait here. */
@@ -16,42 +18,37 @@ export class Operations {
   readonly receivedBytes = new Float64Array(WINDOW);
   /** When they were handed to the server, milliseconds. */
   readonly startMs = new Float64Array(WINDOW);
-  /** How many are in use, and how many of those read. */
-  inUse = 0;
+  /** How many of those in use read. */
   reads = 0;
-  readonly #next = new Int32Array(WINDOW);
-  #free = 0;
+  readonly #numbers = new FreeNumbers(WINDOW);
 
-  constructor() {
-    for (let i = 0; i < WINDOW; i++) this.#next[i] = i + 1 < WINDOW ? i + 1 : NONE;
+  /** How many are in use. */
+  get inUse(): number {
+    return this.#numbers.inUse;
   }
 
   /** Takes a free operation; -1 when there is none. */
   take(piece: number, nowMs: number): number {
-    const operation = this.#free;
-    if (operation === NONE) return NONE;
-    this.#free = this.#next[operation];
+    const operation = this.#numbers.take();
+    if (operation < 0) return operation;
     this.piece[operation] = piece;
     this.error[operation] = 0;
     this.receivedBytes[operation] = 0;
     this.startMs[operation] = nowMs;
-    this.inUse++;
     return operation;
   }
 
-  /** Gives an operation back; returns the piece that it carried. */
+  /** Gives an operation back, which must be in use; returns the piece that it carried. */
   give(operation: number): number {
     const piece = this.piece[operation];
     this.piece[operation] = NONE;
-    this.#next[operation] = this.#free;
-    this.#free = operation;
-    this.inUse--;
+    this.#numbers.give(operation);
     return piece;
   }
 
   /** Whether a cookie is that of an operation in use. */
   isInUse(cookieHigh: number, cookieLow: number): boolean {
-    return cookieHigh === 0 && cookieLow < WINDOW && this.piece[cookieLow] !== NONE;
+    return cookieHigh === 0 && this.#numbers.isInUse(cookieLow);
   }
 
   /** When the one that has waited longest was handed to the server; Infinity when none waits. */

@@ -163,7 +163,14 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     }
     const operation = this.#operations.take(command, slot, count);
     if (operation < 0) return false;
-    const result = this.#io.start(operation, command, sector, count, memorySector);
+    let result: number;
+    try {
+      result = this.#io.start(operation, command, sector, count, memorySector);
+    } catch (error) {
+      // librbd does not have it: the disk would wait for its end for ever.
+      this.#operations.give(operation);
+      throw error;
+    }
     if (result < 0) {
       this.#operations.give(operation);
       this.#end(command, slot, count, -result);
