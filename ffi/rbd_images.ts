@@ -41,12 +41,21 @@ export function createRbd(place: RbdPlace, sizeBytes: number, making: RbdMaking 
   }));
 }
 
-/** Gives an image another size. The client that has its lock does that. Waits. Throws `SystemError`. */
-export function resizeRbd(place: RbdPlace, sizeBytes: number): void {
+/** A new size of an image. */
+export interface RbdResize {
+  readonly sizeBytes: number;
+  /** Whether it may be smaller than the size that the image has when the cluster changes it. */
+  readonly shrink: boolean;
+}
+
+/**
+ * Gives an image another size. The client that has its lock does that. Waits. Throws `SystemError`: EINVAL
+ * for a smaller size without `shrink`.
+ */
+export function resizeRbd(place: RbdPlace, { sizeBytes, shrink }: RbdResize): void {
   runHere(onCluster({ ...place, doing: "resize" }, function* (own, handles) {
     yield* openingImage(own, handles);
-    const shrink = 1;
-    const args = [handles.image, sizeBytes, shrink, null, null];
+    const args = [handles.image, sizeBytes, shrink ? 1 : 0, null, null];
     accept(own, yield { call: "rbd_resize2", args });
   }));
 }

@@ -6,6 +6,8 @@ import { osStorage } from "../files/storage.ts";
 import type { ImageSpec } from "../driver/driver.ts";
 import { firstLayer } from "../driver/layers.ts";
 import { parseRbdName } from "../driver/rbd/rbd_name.ts";
+import { openQcow2 } from "../qcow2/image/image.ts";
+import { backingOnCeph } from "../qcow2/image/named_files.ts";
 import { createEngine, type Engine } from "./engine.ts";
 import { copyInto, zeroStretches } from "./convert.ts";
 import type { SnapshotImageOptions } from "./kind.ts";
@@ -31,7 +33,7 @@ function unsupported(what: string, why: string): SystemError {
  * Makes an image that holds the later writes of another, its parent.
  *
  * @throws {SystemError} EEXIST for a file that exists; EOPNOTSUPP for types that do not go together; EINVAL
- * for an image on Ceph that is no snapshot.
+ * for an image on Ceph that is no snapshot, or is named with a configuration of its own.
  */
 export function snapshotImage(
   parent: string,
@@ -65,6 +67,11 @@ function snapshotOfCeph(parent: string, { kind, path }: KnownImage): void {
     const hint = "make a snapshot of it by 'rbd snap create', and name that";
     throw new SystemError(Errno.EINVAL, what, { hint });
   }
+  if (place.conf !== null || /,cluster=/.test(rest)) {
+    const what = `Cannot make ${path} on ${parent} (an image cannot name conf= or cluster=)`;
+    const hint = "name the configuration by CEPH_CONF in the environment, here and for tapdisk";
+    throw new SystemError(Errno.EINVAL, what, { hint });
+  }
   const bytes = sizeOfRbd(place);
   if (bytes === null) {
     throw new SystemError(Errno.ENOENT, `Cannot open ${parent} (the image or its snapshot)`);
@@ -83,7 +90,8 @@ export function resizeOf(name: string): (options: ResizeImageOptions) => void {
   const { type, path: rest } = firstLayer(name);
   if (type === "rbd") {
     const place = parseRbdName(rest, { readOnly: false });
-    return ({ sizeBytes }) => resizeRbd(place, sizeBytes);
+    // Others may have made it larger since its size was asked for.
+    return ({ sizeBytes, shrink = false }) => resizeRbd(place, { sizeBytes, shrink });
   }
   const { kind, path } = knownImage(name, "resize");
   const { resize } = kind;
@@ -109,7 +117,7 @@ export async function resizeImage(
       `Cannot resize ${name} from ${nowBytes} to ${sizeBytes} bytes (it would lose data)`;
     throw new SystemError(Errno.EINVAL, what, { hint: "allow that by --shrink" });
   }
-  change({ sizeBytes, onProgress });
+  change({ sizeBytes, shrink, onProgress });
 }
 
 async function sizeOf(name: string): Promise<number> {
@@ -136,11 +144,12 @@ async function withEngine<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
  *
  * @returns The sectors that were written.
  * @throws {SystemError} EINVAL for an image with nothing below it; ENOSPC when that is smaller; EBUSY
- * when a tapdisk writes to that, or has it open and it is a QCOW2.
+ * when a tapdisk writes to that, or has it open and it is a QCOW2; EOPNOTSUPP when it is on Ceph.
  */
 export async function commitImage(name: string, options: WorkOptions = {}): Promise<number> {
   const { kind, path } = knownImage(name, "commit");
   if (kind.type === "vhd") return await coalesce(path, options);
+  if (kind.type === "qcow2") refuseCeph(name, path);
   return await withEngine(async (engine) => {
     const whole = await OpenImage.open(engine, name, { readOnly: true });
     try {
@@ -156,6 +165,18 @@ export async function commitImage(name: string, options: WorkOptions = {}): Prom
       await whole.close(engine);
     }
   });
+}
+
+/** An image on Ceph is only read below others: the cluster does not know how many there are. */
+function refuseCeph(name: string, path: string): void {
+  const image = openQcow2(path, { storage: osStorage });
+  image.close();
+  const below = backingOnCeph(image);
+  if (below === null) return;
+  throw unsupported(
+    `commit ${name}`,
+    `rbd:${below} below it is only read; convert the disk instead`,
+  );
 }
 
 /**

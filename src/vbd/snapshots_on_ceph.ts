@@ -4,6 +4,7 @@
  * @module
  */
 import { type DoneWith, Errno, SystemError, systemError } from "../../ffi/errno.ts";
+import { encodeName } from "../../ffi/names.ts";
 import type { ImageClones } from "../driver/driver.ts";
 import { lastLayer } from "../driver/layers.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
@@ -16,13 +17,14 @@ import {
   withMore,
 } from "./snapshot_parts.ts";
 import type { Vbd } from "./vbd.ts";
+import { notOpenAgain } from "./vbd_errors.ts";
 
 /** The type of a snapshot within an image on Ceph. */
 export const INSIDE = "rbd";
 /** The type of a snapshot after which the device goes on with a clone. */
 export const BY_CLONE = "rbd-clone";
-/** The answer to a snapshot has so much room for each name. */
-const MOST_NAME = 255;
+/** The answer to a snapshot has so many bytes for each name. */
+const MOST_NAME_BYTES = 255;
 
 /** Makes a snapshot within the running image, which stays the one that is open. */
 export function snapshotInside(
@@ -39,7 +41,7 @@ export function snapshotInside(
   if (rename) refuse(Errno.EINVAL, "an image on Ceph keeps its name");
   if (!/^[^/@,\0]+$/.test(name)) refuse(Errno.EINVAL, `${JSON.stringify(name)} cannot be its name`);
   const parent = `${INSIDE}:${rest.replace(/,.*/, "")}@${name}`;
-  if (parent.length > MOST_NAME) refuse(Errno.ENAMETOOLONG, parent);
+  if (encodeName(parent).length > MOST_NAME_BYTES) refuse(Errno.ENAMETOOLONG, parent);
   image.makeSnapshot(name, (error) => {
     if (error !== null) done(error, null);
     else done(null, { name: vbd.name, parent, stallMs: 0 });
@@ -48,8 +50,7 @@ export function snapshotInside(
 
 /** A snapshot by a clone: what is made, and from what. */
 interface ClonePlan {
-  /** The names of the running image and of the clone. */
-  readonly before: string;
+  /** The name of the clone. */
   readonly after: string;
   /** The name of the snapshot that the clone is on. */
   readonly parent: string;
@@ -63,7 +64,7 @@ interface ClonePlan {
 /**
  * Makes a snapshot of the running image and a clone of that, with which the device goes on. Requests wait
  * meanwhile, and others may unpause or close the device: then there is no clone. When a step fails, the
- * device runs on with the image that it had.
+ * device runs on with the image that it had, as soon as that can be opened.
  */
 export function snapshotByClone(
   vbd: Vbd,
@@ -85,10 +86,7 @@ export function snapshotByClone(
     });
   };
   const goBack = (error: SystemError, isMade: boolean): void =>
-    vbd.resume(plan.before, (failure) => {
-      const stays = failure === null ? "" : `; ${failure.message}; the device stays paused`;
-      fail(withMore(error, stays), isMade);
-    });
+    vbd.reopening.runOn((why) => fail(notOpenAgain(vbd, error, why), isMade));
   vbd.pause((pauseError) => {
     if (pauseError !== null) return done(pauseError, null);
     const { opens } = vbd.retained;
@@ -125,7 +123,7 @@ function planClone(vbd: Vbd, { name, rename }: { name: string; rename: boolean }
   const after = `${above}${type}:${clones.nameOf(rest, name)}`;
   const parent = `${type}:${rest.replace(/,.*/s, "")}@${name}`;
   for (const text of [after, parent]) {
-    if (text.length > MOST_NAME) refuse(Errno.ENAMETOOLONG, text);
+    if (encodeName(text).length > MOST_NAME_BYTES) refuse(Errno.ENAMETOOLONG, text);
   }
-  return { ...clones, before: vbd.name, after, parent, path: rest, name };
+  return { ...clones, after, parent, path: rest, name };
 }

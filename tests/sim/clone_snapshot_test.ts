@@ -129,6 +129,27 @@ Deno.test("a clone that cannot be opened is removed, and the disk goes on with i
   device.close();
 });
 
+Deno.test("an image that cannot be opened again after a clone failed is tried again", () => {
+  for (const isMade of [true, false]) {
+    const started = start({ name: "missing" });
+    const { simulation, device } = started;
+    simulation.disk.beforeOperation = ({ kind }) => kind === "open" ? Errno.EIO : 0;
+    making[0](isMade ? null : new SystemError(Errno.ETIMEDOUT, "Cannot clone"));
+    const { errno, message } = outcome(started);
+    assert.equal(errno, isMade ? Errno.EIO : Errno.ETIMEDOUT);
+    assert.match(message, /minor 0 does not run: .*its requests wait, .* 'tap-ctl unpause'/);
+    assert.deepEqual([device.vbd.phase, removed], ["paused", isMade ? ["missing"] : []]);
+    const waits = device.write(8, stampedSectors(8, 8, 2));
+    simulation.scheduler.addTimer(20_000, () => simulation.disk.beforeOperation = null);
+    device.settle();
+    assert.deepEqual([waits.errno, device.vbd.phase], [0, "open"]);
+    assert.equal(device.vbd.name, "cloned:p/first");
+    assertHolds(device, 0, 8, 1);
+    assertHolds(device, 8, 8, 2);
+    device.close();
+  }
+});
+
 Deno.test("a clone is not used when the disk ran on, was closed, or failed meanwhile", () => {
   const uses: Readonly<Record<string, (device: SimulatedDevice) => void>> = {
     unpaused: (device) => device.resume(),
@@ -159,7 +180,7 @@ Deno.test("a clone is not used when the disk ran on, was closed, or failed meanw
 });
 
 Deno.test("what cannot be a clone's name is refused before the disk is paused", () => {
-  for (const name of ["a/b", "a@b", "a,b", "", "x".repeat(250)]) {
+  for (const name of ["a/b", "a@b", "a,b", "", "x".repeat(250), "é".repeat(125)]) {
     const { device, ended } = start({ name });
     assert.ok([Errno.EINVAL, Errno.ENAMETOOLONG].some((errno) => errno === ended[0].errno), name);
     assert.deepEqual([device.vbd.phase, making.length], ["open", 0]);

@@ -2,11 +2,15 @@
 import assert from "node:assert/strict";
 import { threadsLeft } from "../../ffi/client_room.ts";
 import { allowParentsIn } from "../../src/files/confinement.ts";
+import { osStorage } from "../../src/files/storage.ts";
+import { commitImage, snapshotImage } from "../../src/images/change.ts";
+import { createQcow2 } from "../../src/qcow2/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { cephNameOfPath, pathOfCephName } from "../../src/vhd/format/ceph_path.ts";
+import { encodeLocation } from "../../src/vhd/format/locator.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
-import { unresolvedParent } from "../../src/vhd/image/parent.ts";
+import { locateParent, unresolvedParent } from "../../src/vhd/image/parent.ts";
 import { parentOnCeph } from "../../src/vhd/image/parent_on_ceph.ts";
 import { snapshotOnCeph } from "../../src/vhd/snapshot.ts";
 import { librbd } from "../../ffi/librbd.ts";
@@ -124,6 +128,63 @@ Deno.test("a VHD on an image on Ceph is followed there only where that is allowe
     Deno.mkdirSync(`${folder}/dev/rbd/pool/space`, { recursive: true });
     Deno.writeFileSync(`${folder}/dev/rbd/pool/space/image@v1`, new Uint8Array(4096));
     assert.equal(look(), null);
+  } finally {
+    allowParentsIn(before);
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+Deno.test("a file that any locator leads to is the parent, and no image on Ceph in its place", () => {
+  const folder = Deno.makeTempDirSync();
+  const path = `${folder}/child.vhd`;
+  const name = "pool/image@v1";
+  snapshotOnCeph(path, { name, sizeBytes: 4 * MIB });
+  const look = (): { onCeph: string | null; file: string } => {
+    const image = openVhd(path);
+    try {
+      return { onCeph: parentOnCeph(image), file: locateParent(image).path };
+    } finally {
+      image.close();
+    }
+  };
+  // The second locator names a file beside the image, by a name of the same length.
+  const beside = "x".repeat(`/dev/rbd/${name}`.length);
+  const image = openVhd(path);
+  const { dataOffset, code } = image.parent?.locators[1] ?? assert.fail();
+  image.close();
+  const bytes = Deno.readFileSync(path);
+  bytes.set(encodeLocation(code, beside).subarray(4), Number(dataOffset));
+  Deno.writeFileSync(path, bytes);
+  Deno.writeFileSync(`${folder}/${beside}`, new Uint8Array(4 * MIB));
+  for (const roots of [[], ["rbd"]]) {
+    const before = allowParentsIn(roots);
+    try {
+      assert.deepEqual(look(), { onCeph: null, file: `${folder}/${beside}` });
+    } finally {
+      allowParentsIn(before);
+    }
+  }
+  Deno.removeSync(folder, { recursive: true });
+});
+
+Deno.test("a child of an image on Ceph names no configuration, and is not committed to it", async () => {
+  const folder = Deno.makeTempDirSync();
+  for (const option of ["conf=/f", "cluster=other", "id=x,conf=/f"]) {
+    for (const type of ["vhd", "qcow2"]) {
+      assert.throws(
+        () => snapshotImage(`rbd:p/i@s,${option}`, `${type}:${folder}/new`),
+        /an image cannot name conf= or cluster=.*EINVAL/,
+      );
+    }
+  }
+  const path = `${folder}/child.qcow2`;
+  const backing = { name: "rbd:p/i", format: "raw" };
+  createQcow2(path, { storage: osStorage, sizeBytes: MIB, backing });
+  const commit = (): Promise<number> => commitImage(`qcow2:${path}`);
+  await assert.rejects(commit, /--parent-root rbd/);
+  const before = allowParentsIn(["rbd"]);
+  try {
+    await assert.rejects(commit, /rbd:p\/i below it is only read.*EOPNOTSUPP/);
   } finally {
     allowParentsIn(before);
     Deno.removeSync(folder, { recursive: true });

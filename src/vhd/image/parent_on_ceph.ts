@@ -8,8 +8,9 @@ import { findParent } from "./parent.ts";
 
 /**
  * The image on Ceph that is an image's parent, `POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]`; null when the parent
- * is a file or a device of this machine, or there is none. Where the kernel has mapped the image, and
- * devices may be parents, it is a device as before.
+ * is a file or a device of this machine, or there is none: what any locator leads to is the parent, as for
+ * programs that do not know Ceph. So where the kernel has mapped the image, and devices may be parents, it
+ * is a device as before.
  *
  * @throws {VhdChainError} EPERM when images on Ceph are not allowed.
  */
@@ -25,6 +26,7 @@ export function parentOnCeph(image: VhdImage): string | null {
 export function namedOnCeph(image: VhdImage): string | null {
   const { parent, file, confinement, storage } = image;
   if (parent?.raw !== true) return null;
+  let named: string | null = null;
   for (const locator of parent.locators) {
     const path = readLocatorName(file, locator);
     if (path === null) continue;
@@ -33,7 +35,7 @@ export function namedOnCeph(image: VhdImage): string | null {
     const name = cephNameOfPath(path);
     // A device that is refused is no reason to look for another parent than it.
     const isDevice = refusal !== null && storage.exists(path);
-    if (name !== null && (confinement.onCeph || !isDevice)) return name;
+    if (confinement.onCeph || !isDevice) named ??= name;
   }
-  return null;
+  return named;
 }
