@@ -198,6 +198,7 @@ end() {
   check "the kernel has nothing to say" kernel_messages
   blockdev --flushbufs "$node"
   dd if="$node" bs=1M conv=sparse of="$OUT/$kind/device.raw" 2>/dev/null
+  size=$(blockdev --getsize64 "$node")
   check "destroy takes the device away" tap-ctl destroy -p "$pid" -m "$minor"
   check "its node has no disk any more" no_disk
   check "no tapdisk is left of it" within 30 process_is_gone
@@ -210,8 +211,10 @@ end() {
   cp -r tree "$OUT/$kind/"
 }
 
+# Whether the node has not the device any more. A script beside this one may have taken the free node: its
+# disks have other sizes.
 no_disk() {
-  ! [ -b "$node" ] || is 0 blockdev --getsize64 "$node"
+  ! [ -b "$node" ] || ! is "$size" blockdev --getsize64 "$node"
 }
 
 process_is_gone() {
