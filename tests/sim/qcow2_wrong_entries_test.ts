@@ -190,6 +190,92 @@ Deno.test("what is written behind the end of the file stays when the file grows,
   simulation.close();
 });
 
+Deno.test("what is written behind the end that the file had stays when new clusters lie in front", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { l2 } = makeImage(simulation);
+  // The file is made longer than its new clusters take: this one is in that room.
+  const near = 30;
+  const { disk: storage } = simulation;
+  writeWords(storage, "/a", l2 + 8, BigInt(near * CLUSTER) | COPIED);
+  writeWords(storage, "/a", 2 * CLUSTER + 2 * (near - near % 4), 1n << BigInt(16 * (3 - near % 4)));
+  const device = simulation.open("qcow2:/a");
+  device.write(2048, stampedSectors(2048, 8, 9));
+  device.settle();
+  device.write(130, stampedSectors(130, 4, 3));
+  device.settle();
+  assertHolds(device, 130, 4, 3);
+  device.close();
+  const again = simulation.open("qcow2:/a");
+  assertHolds(again, 130, 4, 3);
+  assertHolds(again, 2048, 8, 9);
+  again.close();
+  simulation.close();
+});
+
+Deno.test("an L2 table behind the end of the file stays unreadable when the file grows", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { disk: storage } = simulation;
+  createQcow2("/a", { storage, sizeBytes: 2048 * MIB });
+  const image = openQcow2("/a", { storage });
+  image.close();
+  // The file is made longer than its new clusters take: the table is in that room.
+  const near = 30;
+  const offset = Number(image.header.l1TableOffset) + 8;
+  const retry = { timeoutMs: 0 };
+  const sector = 1024 * 1024 + 4096;
+  for (const flag of [COPIED, 0n]) {
+    writeWords(storage, "/a", offset, BigInt(near * CLUSTER) | flag);
+    const device = simulation.open("qcow2:/a", { retry });
+    const grown = device.write(0, stampedSectors(0, 8, 9));
+    device.settle();
+    const outcomes = [
+      device.read(sector, 8),
+      device.write(sector, stampedSectors(sector, 8, 5)),
+      device.discard(sector, 128),
+      device.status(sector, 8),
+    ];
+    device.settle();
+    assert.deepEqual([grown, ...outcomes].map(({ errno }) => errno), [
+      0,
+      ...Array(4).fill(Errno.EIO),
+    ]);
+    assertHolds(device, 0, 8, 9);
+    device.close();
+    assert.equal(readWord(storage, "/a", offset), BigInt(near * CLUSTER) | flag);
+  }
+  simulation.close();
+});
+
+Deno.test("a refcount block behind the end of the file frees nothing when the file grows", () => {
+  const simulation = new Simulation({ seed: 1 });
+  const { disk: storage } = simulation;
+  const clusterBytes = 512;
+  createQcow2("/a", { storage, sizeBytes: MIB, clusterBytes });
+  const device = simulation.open("qcow2:/a");
+  device.write(0, stampedSectors(0, 300, 1));
+  device.settle();
+  device.close();
+  const image = openQcow2("/a", { storage });
+  const end = image.file.sizeBytes() / clusterBytes;
+  image.close();
+  const offset = Number(image.header.refcountTableOffset);
+  const secondBlock = Number(readWord(storage, "/a", offset + 8));
+  const near = end + 40 - end % 4;
+  assert.ok(secondBlock > 0 && near < 512);
+  writeWords(storage, "/a", secondBlock + 2 * (near - 256), 1n << 48n);
+  writeWords(storage, "/a", offset, BigInt(near * clusterBytes));
+  const again = simulation.open("qcow2:/a");
+  for (let sector = 400; sector < 700; sector++) {
+    const outcome = again.write(sector, stampedSectors(sector, 1, 2));
+    again.settle();
+    assert.equal(outcome.errno, 0);
+  }
+  assertHolds(again, 0, 300, 1);
+  assertHolds(again, 400, 300, 2);
+  again.close();
+  simulation.close();
+});
+
 Deno.test("clusters of a data file are at the place that they have in the disk", () => {
   const simulation = new Simulation({ seed: 1 });
   const { disk: storage } = simulation;

@@ -122,6 +122,7 @@ export class Metadata implements Deferred {
       file: file.disk.file,
       flights,
       waiting: parts.waiting,
+      isMissing: (slice) => refcounts.isMissing(slice),
       loaded: (errno) => this.#countsLoaded(errno),
     });
     refcounts.loader = this.#countLoader;
@@ -244,7 +245,8 @@ export class Metadata implements Deferred {
     const table = this.#map.tableOf(slice);
     // A table that is not there is made, and one that a snapshot shares is copied and loses a reference.
     const place = this.#map.tableSector(table);
-    if (place !== 0 && !this.#isPlace(place)) {
+    const isLost = this.#file.isTableMissing(table) || (place !== 0 && !this.#isPlace(place));
+    if (isLost) {
       this.#sink.pieceDone(slot, count, Errno.EIO);
       return NONE;
     }
@@ -277,7 +279,10 @@ export class Metadata implements Deferred {
     const { clusterSectors } = this.#file;
     const overlap = this.#places.overlap(place, clusterSectors);
     if (overlap !== NONE) return this.#foundOverlap(overlap);
-    return place < this.#file.endSector || this.#file.reach(place / clusterSectors);
+    const hostCluster = place / clusterSectors;
+    // The file may be longer than what was given out takes; a close cuts it there.
+    const isInFile = place < this.#file.endSector && !this.#file.isUntouched(hostCluster);
+    return isInFile || this.#file.reach(hostCluster);
   }
 
   /** Whether a cluster of the file may be written; otherwise the image is marked as corrupt. */

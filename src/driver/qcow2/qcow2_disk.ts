@@ -103,6 +103,7 @@ export class Qcow2Disk implements ImageDriver {
       file: file.disk.file,
       flights,
       waiting,
+      isMissing: (slice) => file.isTableMissing(this.#map.tableOf(slice)),
     });
     this.#decompressor = new Decompressor({
       context,

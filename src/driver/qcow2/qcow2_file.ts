@@ -2,6 +2,7 @@ import { assert } from "../../../ffi/assert.ts";
 import { Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { Arena, copySectors, zeroSectors } from "../../../ffi/memory.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
+import { sectorOfEntry } from "../../qcow2/format/entries.ts";
 import { MAX_HOST_OFFSET } from "../../qcow2/format/units.ts";
 import type { Qcow2Image } from "../../qcow2/image/image.ts";
 import { SECTOR_BYTES } from "../driver.ts";
@@ -26,6 +27,9 @@ export class Qcow2File {
   #clusters: number;
   /** The first cluster that has held nothing since before the file was as long: it is a hole. */
   #untouched: number;
+  /** L2 tables and refcount blocks that lay behind the end of the file when it was opened. */
+  readonly #missingTables: Uint8Array | null;
+  readonly #missingBlocks: Uint8Array | null;
   #canPunch = true;
   readonly #log: (message: string) => void;
 
@@ -55,6 +59,10 @@ export class Qcow2File {
     this.#tail = readOnly ? this.#readTail(dataBytes) : null;
     this.#clusters = disk.isBlockDevice ? Math.floor(sizeBytes / clusterBytes) : whole;
     this.#untouched = disk.isBlockDevice ? Infinity : whole;
+    // The length of a file that is read stays: reads of these tables fail.
+    const endSector = whole * clusterSectors;
+    this.#missingTables = readOnly ? null : entriesBehind(image.l1, endSector);
+    this.#missingBlocks = readOnly ? null : entriesBehind(image.refcountTable, endSector);
   }
 
   #readTail(sizeBytes: number): Arena | null {
@@ -90,6 +98,19 @@ export class Qcow2File {
   /** Whether a cluster that is given out now is known to be a hole. */
   isUntouched(cluster: number): boolean {
     return cluster >= this.#untouched;
+  }
+
+  /**
+   * Whether the L2 table that an entry of the L1 table leads to was not in the file. It cannot be read: the
+   * zeros that are there when the file has become longer are no table.
+   */
+  isTableMissing(table: number): boolean {
+    return this.#missingTables !== null && this.#missingTables[table] === 1;
+  }
+
+  /** The same for the refcount block of a group of clusters. */
+  isBlockMissing(group: number): boolean {
+    return this.#missingBlocks !== null && this.#missingBlocks[group] === 1;
   }
 
   /**
@@ -202,4 +223,16 @@ export class Qcow2File {
 /** Makes a regular file as long as that; what is added reads as zeros. */
 function lengthen(file: DiskFile, lengthBytes: number): void {
   if (!file.isBlockDevice && file.sizeBytes() < lengthBytes) file.truncate(lengthBytes);
+}
+
+/** Marks entries of a table that lead to a sector or behind it; null when none does. */
+function entriesBehind(table: DataView, endSector: number): Uint8Array | null {
+  let marks: Uint8Array | null = null;
+  for (let at = 0; at + 8 <= table.byteLength; at += 8) {
+    const sector = sectorOfEntry(table.getUint32(at, false), table.getUint32(at + 4, false));
+    if (sector < endSector) continue;
+    marks ??= new Uint8Array(Math.floor(table.byteLength / 8));
+    marks[at / 8] = 1;
+  }
+  return marks;
 }

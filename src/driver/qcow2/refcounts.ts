@@ -117,6 +117,11 @@ export class Refcounts {
     );
   }
 
+  /** Whether the refcount block with a slice was not in the file. */
+  isMissing(slice: number): boolean {
+    return this.#file.isBlockMissing(Math.floor(slice / this.#slicesPerBlock));
+  }
+
   /** The next cluster behind all that are in use. */
   get nextCluster(): number {
     return this.#next;
@@ -324,6 +329,10 @@ export class Refcounts {
   /** Looks through a slice of old counts now and then, so that room that was freed once is used. */
   #lookForFree(): void {
     if (this.#looked >= this.#lookEnd || this.#givenOut < CLUSTERS_FOR_LOOK) return;
+    if (this.isMissing(this.#looked)) {
+      this.#looked++;
+      return;
+    }
     const first = this.#looked * this.#perSlice;
     const entry = this.#sliceOf(first);
     if (entry === NONE) return;

@@ -1,3 +1,4 @@
+import { Errno } from "../../../ffi/errno.ts";
 import type { ImageContext } from "../driver.ts";
 import { PieceLists } from "../pieces.ts";
 import { FlightOwners, type Flights } from "./flights.ts";
@@ -22,6 +23,8 @@ export class SliceLoader {
   readonly #file: number;
   readonly #flights: Flights;
   readonly #waiting: WaitingPieces;
+  /** Whether a slice cannot be read, although there are bytes at its place. */
+  readonly #isMissing: (key: number) => boolean;
   /** Called when a slice has been read that no piece may wait for. */
   readonly #loaded: (errno: number) => void;
   readonly #starved = new PieceLists(1);
@@ -29,12 +32,13 @@ export class SliceLoader {
   #underWay = 0;
 
   constructor(
-    { context, cache, file, flights, waiting, loaded = () => {} }: {
+    { context, cache, file, flights, waiting, isMissing, loaded = () => {} }: {
       context: ImageContext;
       cache: SliceCache;
       file: number;
       flights: Flights;
       waiting: WaitingPieces;
+      isMissing: (key: number) => boolean;
       loaded?: (errno: number) => void;
     },
   ) {
@@ -43,6 +47,7 @@ export class SliceLoader {
     this.#file = file;
     this.#flights = flights;
     this.#waiting = waiting;
+    this.#isMissing = isMissing;
     this.#loaded = loaded;
     this.#owners = new FlightOwners(flights, {
       ioDone: (entry, _sectors, errno) => this.#done(entry, errno),
@@ -84,9 +89,10 @@ export class SliceLoader {
     else pieces.append(this.#cache.forLoad, entry, piece);
   }
 
-  #done(entry: number, errno: number): void {
+  #done(entry: number, result: number): void {
     const { pieces } = this.#context;
     const cache = this.#cache;
+    const errno = result === 0 && this.#isMissing(cache.key[entry]) ? Errno.EIO : result;
     this.#underWay--;
     cache.loaded(entry);
     let piece = cache.forLoad.takeAll(entry);
