@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { threadsLeft } from "../../ffi/client_room.ts";
 import { allowParentsIn } from "../../src/files/confinement.ts";
-import { osStorage } from "../../src/files/storage.ts";
+import { osStorage, type Storage } from "../../src/files/storage.ts";
 import { commitImage, snapshotImage } from "../../src/images/change.ts";
 import { createQcow2 } from "../../src/qcow2/create.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
@@ -21,6 +21,7 @@ import { objectBits, type RbdSession } from "../../ffi/rbd_session.ts";
 import type { ImageContext, RequestSink } from "../../src/driver/driver.ts";
 import { ExtentQuestions } from "../../src/driver/rbd/extent_questions.ts";
 import { backingNameOnCeph, backingOnCeph } from "../../src/qcow2/image/named_files.ts";
+import { prepareBelow } from "../../src/driver/rbd/prepare_below.ts";
 import { OpenedImage } from "../../src/driver/rbd/opened_image.ts";
 import { Operations } from "../../src/driver/rbd/operations.ts";
 import { rbdDriver } from "../../src/driver/rbd/rbd_driver.ts";
@@ -185,6 +186,32 @@ Deno.test("a child of an image on Ceph names no configuration, and is not commit
   const before = allowParentsIn(["rbd"]);
   try {
     await assert.rejects(commit, /rbd:p\/i below it is only read.*EOPNOTSUPP/);
+  } finally {
+    allowParentsIn(before);
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+Deno.test("an image on Ceph is not looked for below a chain that is a loop", () => {
+  const folder = Deno.makeTempDirSync();
+  const path = `${folder}/loop.qcow2`;
+  const backing = { name: "loop.qcow2", format: "qcow2" };
+  createQcow2(path, { storage: osStorage, sizeBytes: MIB, backing });
+  let opens = 0;
+  const storage: Storage = Object.assign(Object.create(osStorage), {
+    open: (...args: Parameters<Storage["open"]>) => {
+      opens++;
+      return osStorage.open(...args);
+    },
+  });
+  const before = allowParentsIn(["rbd"]);
+  try {
+    const ended: unknown[] = [];
+    const spec = { type: "qcow2", path, readOnly: false, direct: true };
+    const { scheduler } = new Simulation({ seed: 1 });
+    prepareBelow(spec, scheduler, (...[error]) => void ended.push(error), storage);
+    assert.deepEqual(ended, [null]);
+    assert.ok(opens >= 1 && opens <= 2, `it was opened ${opens} times`);
   } finally {
     allowParentsIn(before);
     Deno.removeSync(folder, { recursive: true });

@@ -47,8 +47,14 @@ function bottomOnCeph({ type, path }: ImageSpec, storage: Storage): string | nul
     // Mostly none is allowed, and the images are not looked at.
     if (!confinement.onCeph) return null;
     let layer: Layer | string | null = { type, path, confinement };
+    const seen = new Set<string>();
     for (let depth = 0; depth < MAX_CHAIN_DEPTH; depth++) {
       if (layer === null || typeof layer === "string") return layer;
+      // Each file of a loop would be read many times, while other disks wait.
+      const { device, inode } = layer.same ?? storage.locate(layer.path);
+      const file = `${device}:${inode}`;
+      if (seen.has(file)) return null;
+      seen.add(file);
       layer = belowOf(layer, storage);
     }
     return null;
