@@ -171,6 +171,19 @@ orderTest("what came ahead of NBD_CMD_DISC is done, before what comes after", (r
   assertNewest(rig);
 });
 
+orderTest("so is a batch that is more than the work of a turn", (rig, transport) => {
+  const lost = rig.connect(transport);
+  lost.writeLast(SECTOR, 60);
+  lost.close();
+  // The server has received nothing of it.
+  const next = rig.connect(transport);
+  next.write(SECTOR, 1, 99);
+  rig.until("the answer", () => next.answered.length === 1);
+  rig.settle();
+  const bytes = Array.from({ length: 60 }, (_, i) => rig.byteAt(SECTOR + i));
+  assert.deepEqual(bytes, [99, ...Array.from({ length: 59 }, (_, i) => 2 + i)]);
+});
+
 orderTest("the rest of a long request is given up", (rig, transport) => {
   const sectors = 60 * MIB / 512;
   const first = rig.connect(transport);

@@ -239,7 +239,7 @@ export class NbdConnection
   leaveIfGone(): void {
     if (this.#handshake.stage !== "transmission") return;
     if (!waitForDescriptor(this.#fd, POLLRDHUP, 0)) return;
-    this.#budget.startTurn();
+    this.#budget.lift();
     if (this.#isTaking && !this.#longRead.isActive) this.#receive();
     if (!this.hasLeft) this.close();
   }

@@ -85,7 +85,7 @@ export interface ServedConnection extends Deferred {
   handOver(): HandedClient;
   /**
    * Closes a connection whose client has hung up, before another client makes requests. What it sent
-   * before NBD_CMD_DISC is begun if one receive brings it; what had no answer else is given up.
+   * before NBD_CMD_DISC is begun, as far as there are slots; what had no answer else is given up.
    */
   leaveIfGone(): void;
   /** Continues in a new turn, after `makeDueNextTurn`. */

@@ -19,6 +19,8 @@ const WORK_SHIFT = 13;
 const MOST_SHARED_WORK = 16;
 /** How much work one client does without another until it has its turns for itself again. */
 const REMEMBERED_WORK = 1 << 16;
+/** More work, and more requests, than a client can have in the slots of a disk. */
+const NO_LIMIT = 1 << 29;
 
 /** Whether one client of a process has had work alone, and for how much work. */
 class Company {
@@ -96,6 +98,12 @@ export class TurnBudget {
     this.#work += work;
     this.#company.note(this, work);
     if (wasLeft && this.#work >= this.#most) this.#host.makeDueNextTurn(this.#connection);
+  }
+
+  /** The client has closed its end, and sends no more: what it has sent is taken in this turn. */
+  lift(): void {
+    this.#taken = -NO_LIMIT;
+    this.#most = NO_LIMIT;
   }
 
   /** The client has left. */
