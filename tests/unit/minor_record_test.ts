@@ -86,48 +86,112 @@ recordTest("nothing is left of a minor that was freed", (minor, record, folder) 
   assert.equal(readMinorRecord(minor), null);
 });
 
+recordTest("without room for the file beside, no record of before stays", (minor, record) => {
+  writeMinorRecord(minor, record);
+  const draft = `${minorRecordPath(minor)}.draft`;
+  Deno.mkdirSync(`${draft}/full`, { recursive: true });
+  const later = { ...record, readOnly: true };
+  writeMinorRecord(minor, later);
+  assert.deepEqual(readMinorRecord(minor), later);
+  // A file beside it that an earlier process has left is not the record any more.
+  Deno.writeTextFileSync(minorRecordPath(minor), JSON.stringify(record));
+  Deno.removeSync(minorPath(minor));
+  Deno.mkdirSync(minorPath(minor));
+  assert.throws(() => writeMinorRecord(minor, later));
+  assert.equal(readMinorRecord(minor), null);
+  Deno.removeSync(minorPath(minor));
+  Deno.removeSync(draft, { recursive: true });
+});
+
+recordTest("a minor that is allocated has no record", (minor, record) => {
+  // A version freed it that does not know of the file beside.
+  Deno.writeTextFileSync(minorRecordPath(minor), JSON.stringify(record));
+  Deno.removeSync(minorPath(minor));
+  assert.equal(allocateMinor(), minor);
+  assert.equal(readMinorRecord(minor), null);
+});
+
+function deviceAt(node: string): BlockDevice {
+  return {
+    ...{ kind: "nbd", node, outlives: true, resized: () => true, abandon() {} },
+    detach: (ended) => ended(null),
+  };
+}
+
 /** Goes on with a device that there is. */
 const maker: DeviceMaker = {
   kind: "nbd",
   missing: () => null,
   attach: () => assert.fail("A new device is made"),
-  adopt(_host, node, done): void {
-    const device: BlockDevice = {
-      ...{ kind: "nbd", node, outlives: true, resized: () => true, abandon() {} },
-      detach: (ended) => ended(null),
-    };
-    done(null, device);
-  },
+  adopt: (_host, node, done) => done(null, deviceAt(node)),
 };
 
-recordTest("one that is to take over leaves it until it serves", async (minor, record) => {
-  const real = new RealDevice(IMAGE);
-  const { scheduler, context } = real;
-  const devices = new Devices({
+function devicesOf({ scheduler, context }: RealDevice, maker: DeviceMaker): Devices {
+  return new Devices({
     ...{ scheduler, contextOf: () => context, frontends: [], makers: [maker] },
     ...{ log: new Logger([]), emptied: () => {}, failed: () => {} },
     runExclusive: (_minor, job) => job(() => {}),
     xen: new PlayedXen(realEvents()),
     processors: () => ({ idle: 0, all: 0 }),
   });
+}
+
+/** Runs a step, and the loop until it has ended. */
+async function runOn(
+  { scheduler }: RealDevice,
+  step: (done: () => void) => void,
+): Promise<void> {
+  step(() => scheduler.addTimer(0, () => scheduler.stop()));
+  await scheduler.run();
+}
+
+recordTest("one that was written in part goes with its device", async (minor, record) => {
+  const real = new RealDevice(IMAGE);
+  const attach: DeviceMaker["attach"] = (_host, _recover, done) =>
+    done(null, deviceAt(record.node));
+  const devices = devicesOf(real, { ...maker, attach });
+  devices.attach(minor);
+  const device = devices.find(minor, "open");
+  const path = minorPath(minor);
+  Deno.renameSync(path, `${path}.away`);
+  Deno.mkdirSync(path);
+  const { node: _node, encrypted: _encrypted, ...request } = record;
+  await runOn(
+    real,
+    (done) =>
+      device.open({ request: { ...request, serve: [] } }, (error, _disk) => {
+        assert.equal(error, null);
+        done();
+      }),
+  );
+  Deno.removeSync(path);
+  Deno.renameSync(`${path}.away`, path);
+  assert.notEqual(readMinorRecord(minor), null, "nothing was written");
+  await runOn(real, (done) => device.close({ force: true }, () => done()));
+  assert.equal(readMinorRecord(minor), null);
+  devices.detach(minor);
+  await real.close();
+});
+
+recordTest("one that is to take over leaves it until it serves", async (minor, record) => {
+  const real = new RealDevice(IMAGE);
+  const devices = devicesOf(real, maker);
   writeMinorRecord(minor, record);
   devices.attach(minor);
   const device = devices.find(minor, "open");
   const { node: _node, encrypted: _encrypted, ...request } = record;
-  const run = async (step: (done: () => void) => void): Promise<void> => {
-    step(() => scheduler.stop());
-    await scheduler.run();
-  };
-  await run((done) =>
-    device.open({ request: { ...request, serve: [] }, adopt: true }, (error, _disk) => {
-      assert.equal(error, null);
-      scheduler.addTimer(0, done);
-    })
+  await runOn(
+    real,
+    (done) =>
+      device.open({ request: { ...request, serve: [] }, adopt: true }, (error, _disk) => {
+        assert.equal(error, null);
+        done();
+      }),
   );
   assert.deepEqual(readMinorRecord(minor), record, "it ends now, and the old process serves on");
   device.servedHere();
   assert.deepEqual(readMinorRecord(minor)?.serve, []);
-  await run((done) => device.close({ force: true }, () => scheduler.addTimer(0, done)));
+  await runOn(real, (done) => device.close({ force: true }, () => done()));
   devices.detach(minor);
   await real.close();
 });

@@ -298,10 +298,7 @@ export class Device {
     }
   }
 
-  /**
-   * The disk is served by this process now, and no other: the record is its own. One that was to take it
-   * over may have changed the record.
-   */
+  /** The disk is served by this process now, which writes the record. Another may have changed it. */
   servedHere(): void {
     this.#isAwaited = false;
     this.#recordDevice();
@@ -335,6 +332,8 @@ export class Device {
   /** A record that cannot be written is no reason to stop: only a takeover depends on it. */
   #writeRecord(record: MinorRecord | null): void {
     try {
+      // Also if it fails: the record may be beside the file.
+      this.#isRecorded = true;
       writeMinorRecord(this.minor, record);
       this.#isRecorded = record !== null;
     } catch (error) {

@@ -18,7 +18,7 @@ export interface MinorRecord extends OpenRequest {
 /**
  * Writes the record of a block device or of a ring; null when there is none any more. A file beside that
  * of the minor has the new record until it is written: a process that is killed meanwhile leaves the
- * record before or the new one. Throws `SystemError`.
+ * record before or the new one. Throws `SystemError`: there may be none then, or the new one beside the file.
  */
 export function writeMinorRecord(minor: number, record: MinorRecord | null): void {
   const path = minorPath(minor);
@@ -29,7 +29,12 @@ export function writeMinorRecord(minor: number, record: MinorRecord | null): voi
       return Deno.writeTextFileSync(path, "", { create: false });
     }
     const text = `${JSON.stringify(record)}\n`;
-    writeWhole(aside, text);
+    try {
+      writeWhole(aside, text);
+    } catch {
+      // Such as for want of room. A record that stays, and names what is over, would be worse than none.
+      removeIfThere(aside);
+    }
     // The file stays the same: whoever holds the minor holds its lock.
     Deno.writeTextFileSync(path, text, { create: false });
     removeIfThere(aside);

@@ -62,6 +62,8 @@ export function allocateMinor(): number {
     if (minor >= MAX_ID) {
       throw new SystemError(Errno.EUSERS, `Cannot allocate a minor: all ${MAX_ID} are taken`);
     }
+    // A version that does not know of these may have freed the minor.
+    removeMinorLeftovers(minor);
     closeFile(openFile(minorPath(minor), O_CREAT | O_EXCL | O_WRONLY, 0o600));
     return minor;
   });
