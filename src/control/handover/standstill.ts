@@ -30,6 +30,15 @@ export interface StandstillHost {
 }
 
 /**
+ * Whether a disk owes something. A client that has said goodbye may have hung up before its last requests
+ * ended: no connection tells of them, and they are to be carried out all the same.
+ */
+function isLoud({ parts: { vbd, access } }: Device): boolean {
+  if (access.handovers.some(({ areQuiet }) => !areQuiet)) return true;
+  return vbd.phase === "open" && vbd.requests.outstanding > 0;
+}
+
+/**
  * All users of a process wait, from `begin` to `end`: what they have asked for ends, no client
  * is accepted, and the images are closed. Their locks are kept.
  */
@@ -116,9 +125,7 @@ export class Standstill {
   #awaitQuiet(): void {
     if (this.#isEnding) return;
     const { devices, scheduler, owner } = this.#host;
-    const loud = devices.all.find(({ parts }) =>
-      parts.access.handovers.some(({ areQuiet }) => !areQuiet)
-    );
+    const loud = devices.all.find(isLoud);
     // A client that was in the handshake may have entered with TLS.
     if (loud === undefined) return this.#isReady() ? this.#pause() : undefined;
     if (this.elapsedMs > GREETINGS_MS) {
