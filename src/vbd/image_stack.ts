@@ -81,6 +81,11 @@ export class ImageStack {
     this.#opened.lookUp(this.#context.scheduler, found);
   }
 
+  /** See {@linkcode OpenedFiles.stray}. */
+  get stray(): string | null {
+    return this.#images.length === 0 ? null : this.#opened.stray;
+  }
+
   /** Their files at the disk queue. */
   get files(): readonly number[] {
     return this.#images.flatMap(({ file }) => file ?? []);

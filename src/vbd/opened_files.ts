@@ -1,5 +1,6 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { CachedFile, DiskFile, DiskFileOptions, DiskFiles } from "../queue/disk_files.ts";
+import { isSameFile } from "../files/open_file.ts";
 import { CANNOT_OPEN } from "../files/same_file.ts";
 import type { Storage } from "../files/storage.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
@@ -50,6 +51,22 @@ export class OpenedFiles implements DiskFiles {
   /** Throws an `AssertionError` when the descriptor of one that is open is closed, or another file's. */
   requireOwn(): void {
     for (const { file } of this.#opened) file.requireOwn();
+  }
+
+  /** The path of one that is written and is not the file that its name leads to now; null without one. */
+  get stray(): string | null {
+    const isStray = ({ path, identity }: DiskFile): boolean => {
+      try {
+        return !isSameFile(this.storage.locate(path), identity);
+      } catch (error) {
+        if (error instanceof SystemError) return true;
+        throw error;
+      }
+    };
+    // The node of a block device may have been made again.
+    const isSought = (file: DiskFile): boolean => !file.isBlockDevice && isStray(file);
+    const found = this.#opened.find(({ file, isReadOnly }) => !isReadOnly && isSought(file));
+    return found?.file.path ?? null;
   }
 
   /**

@@ -22,6 +22,8 @@ export interface ReopeningDevice {
   findAgain(found: (why: string | null) => void): void;
   /** Tells which of its files, which are closed, cannot be opened now; null when all can. */
   lookUp(found: (why: string | null) => void): void;
+  /** The path of an open file that its name does not lead to now; null without one. */
+  stray(): string | null;
   /** Drains the device and closes its images. When the close fails, it opens them again. */
   pauseNow(done: Done, timeoutMs: number): void;
   /** Opens its images again, which must be in the same files (ESTALE). */
@@ -77,6 +79,14 @@ export class Reopening {
   /** Whether images are being opened anew. */
   get isRunning(): boolean {
     return this.#isRunning;
+  }
+
+  /**
+   * The path of a file of the device that is another one now than the one that is open: whoever closes the
+   * images and opens them by their names would lose what was written. Null without one.
+   */
+  get stray(): string | null {
+    return this.#device.stray();
   }
 
   /** A request has failed as by a server that does not know a file, and is tried again. */

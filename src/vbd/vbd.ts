@@ -131,6 +131,7 @@ export class Vbd implements FaultOwner {
       findAgain: (found) =>
         this.#stack.findAgain(this.#options.secondary ? "there is a mirror" : null, found),
       lookUp: (found) => this.#stack.lookUp(found),
+      stray: () => this.#stack.stray,
       pauseNow: (done, timeoutMs) => this.#pauseNow(done, timeoutMs),
       resumeNow: (done) => this.#resumeNow(null, done),
       limits: () => retryLimits(this.#options.retry),

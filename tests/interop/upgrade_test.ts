@@ -542,6 +542,35 @@ upgradeTest(
 );
 
 upgradeTest(
+  "writes of a client that said goodbye and hung up are carried out before the disk crosses over",
+  async (tapdisks, folder) => {
+    const disk = await tapdisks.serve(`vhd:${await createVhd(`${folder}/d.vhd`, 16)}`);
+    const address = ["-p", `${disk.pid}`, "-m", `${disk.minor}`];
+    await tapdisks.tapCtlOk("limit", ...address, "--write-iops", "1");
+    const { client } = await NbdClient.open(disk.socket);
+    const sectors = [0, 1, 2, 3];
+    const bytes = sectors.flatMap((sector) => [
+      ...requestHeader({ command: Cmd.Write, offset: sector * 512, length: 512 }),
+      ...new Uint8Array(512).fill(7),
+    ]);
+    // All at once: a server that has not read the goodbye when its first answer fails gives up the rest.
+    await client.send(Uint8Array.from([...bytes, ...requestHeader({ command: Cmd.Disc })]));
+    client[Symbol.dispose]();
+    let now = 0;
+    while (now === 0) {
+      const { code, stdout, stderr } = await tapdisks.tapCtl("upgrade", "-p", `${disk.pid}`);
+      if (code === 0) now = Number(stdout);
+      else assert.match(stderr, /its requests do not end/);
+    }
+    await waitUntil(() => !isRunning(disk.pid), "the old process ends");
+    tapdisks.upgraded(disk.pid, now);
+    const { client: other } = await NbdClient.open(disk.socket);
+    for (const sector of sectors) await expectSector(other, sector, 7);
+    other[Symbol.dispose]();
+  },
+);
+
+upgradeTest(
   "what cannot be taken over is refused, and nothing changes",
   async (tapdisks, folder) => {
     const refusal = async (pid: number): Promise<string> => {
@@ -582,6 +611,10 @@ upgradeTest(
     Deno.renameSync(`${folder}/g.vhd`, `${folder}/h.vhd`);
     assert.match(await refusal(gone.pid), /Cannot open .*g\.vhd/);
     await write(client, 2, 2);
+    // Another image under its name has not what the disk has.
+    await createVhd(`${folder}/g.vhd`, 16);
+    assert.match(await refusal(gone.pid), /g\.vhd is not the file that is open and has the data/);
+    await expectSector(client, 2, 2);
     Deno.renameSync(`${folder}/h.vhd`, `${folder}/g.vhd`);
     await upgrade(tapdisks, gone.pid);
     await expectSector(client, 2, 2);

@@ -9,6 +9,8 @@ import { pathExists } from "../../ffi/paths.ts";
 import { sendAt, unixConnect } from "../../ffi/sockets.ts";
 import { HandoverChannel } from "../../src/control/handover/channel.ts";
 import { HANDOVER_FORMAT } from "../../src/control/handover/frames.ts";
+import { linkNames, renamedFor } from "../../src/control/handover/names.ts";
+import { ownerOfSocket } from "../../src/control/client/stale_sockets.ts";
 import { controlFolder, controlSocketPath } from "../../src/control/paths.ts";
 import { encodeTakeOver } from "../../src/control/protocol/upgrade.ts";
 
@@ -87,6 +89,7 @@ function play(step: Step, pid: number): void {
   if (step === "dies when it has opened") die();
   upTo(channel, "serve");
   if (step === "serves too late") {
+    takeNames(pid);
     // For the other process, its patience is over ahead of the answer.
     sendAtOnce(fd, ["what", "serving"]);
     upTo(channel, "nothing");
@@ -103,6 +106,16 @@ function awaitTest(pid: number): void {
   while (pathExists(note) && performance.now() < untilMs) {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
   }
+}
+
+/** The names of the other process become links to those of this one, as when this one serves. */
+function takeNames(pid: number): void {
+  for (const { name } of Deno.readDirSync(controlFolder())) {
+    if (ownerOfSocket(name) !== pid) continue;
+    const path = `${controlFolder()}/${name}`;
+    Deno.linkSync(path, renamedFor(path, pid, Deno.pid));
+  }
+  linkNames(pid, Deno.pid);
 }
 
 /** Sends frames by one call: all have arrived when the first one has. */

@@ -16,6 +16,7 @@ import {
   removeLinksTo,
   removeNamesOf,
   renamedFor,
+  takeNamesBack,
 } from "../../src/control/handover/names.ts";
 import { dropLocks, keepLocks } from "../../src/files/kept_locks.ts";
 import { DiskKey, hashKey, receiveKey } from "../../src/vhd/key.ts";
@@ -249,4 +250,37 @@ Deno.test("names with a process number become links, also after several processe
       "nbdserver-new333.0",
       "other",
     ]);
+  }));
+
+Deno.test("names are taken back from a process that made them links, and ended", () =>
+  withControlFolder((folder) => {
+    const paths = ["ctl22", "nbd22.0", "nbd22.1"].map((name) => `${folder}/${name}`);
+    const own = { own: 22, other: 333 };
+    for (const path of paths) Deno.writeTextFileSync(path, path);
+    Deno.symlinkSync("ctl22", `${folder}/ctl1`);
+    const before = Array.from(Deno.readDirSync(folder), ({ name }) => name).sort();
+    const check = (): void => {
+      takeNamesBack([...paths, "tcp:[::]:22"], own);
+      removeNamesOf(333);
+      for (const path of paths) {
+        assert.ok(Deno.lstatSync(path).isFile);
+        assert.equal(Deno.readTextFileSync(path), path);
+      }
+      assert.equal(Deno.readLinkSync(`${folder}/ctl1`), "ctl22");
+      assert.deepEqual(Array.from(Deno.readDirSync(folder), ({ name }) => name).sort(), before);
+    };
+    const begin = (): void => {
+      for (const path of paths) Deno.linkSync(path, renamedFor(path, 22, 333));
+    };
+    begin();
+    linkNames(22, 333);
+    assert.equal(Deno.readLinkSync(`${folder}/ctl1`), "ctl333");
+    check();
+    // It was ended before it made links, and within that.
+    begin();
+    check();
+    begin();
+    Deno.removeSync(`${folder}/ctl1`);
+    Deno.symlinkSync("ctl333", `${folder}/ctl1`);
+    check();
   }));

@@ -173,6 +173,7 @@ Deno.test("files that are opened anew must be those that were open, by the same 
     assert.equal(await whyNotAgain(first, 0), "it has no files");
     const opened = first.open(a, options);
     assert.equal(await whyNotAgain(first, 0), null);
+    assert.equal(first.stray, null);
     const again = new OpenedFiles(osDiskFiles, first);
     again.open(a, options).close();
     const isStale = (error: unknown): boolean =>
@@ -181,9 +182,17 @@ Deno.test("files that are opened anew must be those that were open, by the same 
     Deno.renameSync(b, a);
     assert.throws(() => again.open(a, options), isStale);
     assert.match(await whyNotAgain(first, 0) ?? "", /another file now/);
+    assert.equal(first.stray, null, "it is only read");
     opened.close();
     const written = new OpenedFiles(osDiskFiles);
     const cached = written.open(a, { readOnly: false, direct: false });
     assert.match(await whyNotAgain(written, 0) ?? "", /page cache/);
+    assert.equal(written.stray, null);
+    Deno.renameSync(a, b);
+    assert.equal(written.stray, a);
+    Deno.writeFileSync(a, new Uint8Array(4096));
+    assert.equal(written.stray, a);
+    Deno.renameSync(b, a);
+    assert.equal(written.stray, null);
     cached.close();
   }));

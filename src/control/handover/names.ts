@@ -72,6 +72,32 @@ export function linkNames(from: number, to: number): void {
   }
 }
 
+/**
+ * Undoes `linkNames(own, other)`, as far as that came: the sockets have their own names again.
+ *
+ * @param paths The paths of the sockets of the process `own`; others are left alone.
+ */
+export function takeNamesBack(
+  paths: readonly string[],
+  { own, other }: { own: number; other: number },
+): void {
+  const folder = `${controlFolder()}/`;
+  for (const path of paths) {
+    const theirs = renamedFor(path, own, other);
+    if (theirs === path) continue;
+    try {
+      // Two names of one socket stay as they are.
+      renamePath(theirs, path);
+    } catch {
+      // The other process has not got so far.
+    }
+    const [name, target] = [theirs, path].map((each) => each.slice(folder.length));
+    for (const link of links()) {
+      if (link.to === name) replaceByLink(folder + link.name, target);
+    }
+  }
+}
+
 /** Removes links that lead to a name that this process takes away. */
 export function removeLinksTo(pid: number): void {
   for (const { name, to } of links()) {

@@ -1,19 +1,21 @@
 import { EPOLLIN } from "../../../ffi/epoll.ts";
 import { type DoneWith, Errno, messageOf, SystemError, systemError } from "../../../ffi/errno.ts";
 import type { Log } from "../../log/log.ts";
+import { listeningSockets } from "../../frontend/listening.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler } from "../../scheduler/scheduler.ts";
 import type { ControlConnection } from "../daemon/control_connection.ts";
+import type { Device } from "../daemon/device.ts";
 import type { Devices } from "../daemon/devices.ts";
 import type { ControlServer, UnansweredCommand } from "../daemon/server.ts";
 import type { ProgramCall, UpgradeReply } from "../protocol/upgrade.ts";
 import { HandoverChannel } from "./channel.ts";
 import { HANDOVER_FORMAT, newFrame } from "./frames.ts";
-import { removeNamesOf } from "./names.ts";
+import { removeNamesOf, takeNamesBack } from "./names.ts";
 import { Standstill } from "./standstill.ts";
 import { Successor } from "./successor.ts";
 import { isPaused, neededKinds, tellAll } from "./tell.ts";
-import { whyStaying } from "./why_staying.ts";
+import { whyOtherFiles, whyStaying } from "./why_staying.ts";
 
 /** How long the new process may take until it asks for the disks. */
 const START_MS = 30_000;
@@ -83,8 +85,12 @@ export class Upgrade implements FdHandler, FaultOwner {
     return this.#successor.pid;
   }
 
-  /** Throws `SystemError` when something cannot be handed over now. */
-  #requireReady(): void {
+  /**
+   * Throws `SystemError` when something cannot be handed over now.
+   *
+   * @param also What is asked of each device besides.
+   */
+  #requireReady(also: (device: Device) => string | null = () => null): void {
     const { devices } = this.#host;
     const refuse = (why: string): never => {
       throw new SystemError(Errno.EBUSY, `Cannot replace tapdisk ${Deno.pid}`, { hint: why });
@@ -93,7 +99,7 @@ export class Upgrade implements FdHandler, FaultOwner {
     if (whole !== null) refuse(whole);
     if (devices.isEnding) refuse("it is ending");
     for (const device of devices.all) {
-      const why = whyStaying(device);
+      const why = whyStaying(device) ?? also(device);
       if (why !== null) refuse(`minor ${device.minor}: ${why}`);
     }
   }
@@ -172,7 +178,7 @@ export class Upgrade implements FdHandler, FaultOwner {
     if (this.#failure !== null) return this.#restore();
     const { scheduler, log, devices } = this.#host;
     try {
-      this.#requireReady();
+      this.#requireReady(whyOtherFiles);
     } catch (error) {
       return this.#fail(systemError(error, "Cannot hand over"));
     }
@@ -268,6 +274,9 @@ export class Upgrade implements FdHandler, FaultOwner {
   /** Names that stay do no harm; users that wait for ever do. */
   #removeNames(): void {
     try {
+      // One that has begun to serve has made the names here links to its own.
+      const paths = listeningSockets().map(({ at }) => at);
+      if (this.#isToldToServe) takeNamesBack(paths, { own: Deno.pid, other: this.pid });
       removeNamesOf(this.pid);
     } catch (error) {
       this.#host.log.warn(`Sockets of process ${this.pid} stay: ${messageOf(error)}`);

@@ -34,6 +34,16 @@ function isServedHere(path: string): boolean {
   }
 }
 
+/**
+ * Why another process would open other files than this one has open; null when it would not. It looks at the
+ * files, whose server may not answer: whoever calls has found out that it does.
+ */
+export function whyOtherFiles({ parts: { vbd } }: Device): string | null {
+  const { stray } = vbd.reopening;
+  if (stray === null) return null;
+  return `${stray} is not the file that is open and has the data; give that its name back, or close the disk`;
+}
+
 /** Why another process cannot take a device over, without its minor; null when it can. */
 export function whyStaying(device: Device): string | null {
   const { vbd, access, request } = device.parts;
