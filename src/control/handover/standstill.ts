@@ -152,7 +152,9 @@ export class Standstill {
     }
     this.#paused = devices.all.filter(({ parts }) => parts.vbd.phase === "open");
     this.#pausing = this.#paused.length;
-    if (this.#pausing === 0) return reached();
+    // In the timers of a turn all events of it have been seen: no control connection of which more has
+    // arrived reads that here, when the other process has it already.
+    if (this.#pausing === 0) return void scheduler.addTimer(0, reached, owner);
     let failure: SystemError | null = null;
     for (const { parts } of this.#paused) {
       parts.vbd.pause((error) => {
