@@ -97,7 +97,7 @@ export class QcowFile {
 
   /**
    * Whether the clusters of a table, from this place on, go beyond what was in the file when it was opened:
-   * new clusters lie there. Clusters that begin at a multiple of their size cannot.
+   * new clusters lie there. Clusters that begin at a multiple of their size begin there, or do not (`isLost`).
    */
   goesBeyond(place: number, endSector: number): boolean {
     return endSector > this.#openedEnd && place % this.clusterSectors !== 0;
