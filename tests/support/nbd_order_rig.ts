@@ -10,6 +10,7 @@ import {
   acceptTcp,
   beginConnect,
   boundAddress,
+  enlargeSendBuffer,
   resetOnClose,
   socketPair,
   tcpListen,
@@ -37,6 +38,8 @@ function tcpPair(): [number, number] {
   return [ours, theirs];
 }
 
+const SEND_BUFFER_BYTES = 1 << 20;
+
 /** One client's connection, as the client sees it. */
 export class OrderClient {
   readonly #end: SocketEnd;
@@ -49,6 +52,7 @@ export class OrderClient {
 
   constructor(readonly transport: Transport, fd: number) {
     this.#end = new SocketEnd(fd);
+    enlargeSendBuffer(fd, SEND_BUFFER_BYTES);
   }
 
   /** Writes sectors of the same bytes. */

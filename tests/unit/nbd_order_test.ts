@@ -184,6 +184,39 @@ orderTest("so is a batch that is more than the work of a turn", (rig, transport)
   assert.deepEqual(bytes, [99, ...Array.from({ length: 59 }, (_, i) => 2 + i)]);
 });
 
+Deno.test("what a client sent before it hung up is begun at once, or never", () => {
+  const rig = new OrderRig({ sizeBytes: 64 * MIB });
+  const other = rig.connect("UNIX");
+  const lost = rig.connect("UNIX");
+  // Beside each other they have short turns.
+  for (const client of [lost, other, lost]) {
+    client.write(0, 1, 1);
+    rig.turn();
+  }
+  for (let i = 0; i < 10; i++) lost.write(SECTOR + 64 * i, 64, 1 + i);
+  lost.close();
+  const place = SECTOR + 64 * 9;
+  // No answer tells the server early that the client is gone.
+  rig.simulation.connection.delayOf = (_, sector): number =>
+    sector >= SECTOR && sector < place ? 100 : 0;
+  const write = (byte: number): void => {
+    other.write(place, 8, byte);
+    for (let i = 0; !other.answered.includes(byte); i++) {
+      assert.ok(i < 200, `${byte} is answered`);
+      rig.loop.poll();
+      other.look();
+      rig.simulation.scheduler.addTimer(1, () => {});
+      rig.simulation.scheduler.turn();
+    }
+  };
+  // The client has two connections, and makes a request again on the one that it has still.
+  write(10);
+  write(99);
+  rig.settle();
+  assert.equal(rig.byteAt(place), 99);
+  rig.close();
+});
+
 orderTest("the rest of a long request is given up", (rig, transport) => {
   const sectors = 60 * MIB / 512;
   const first = rig.connect(transport);

@@ -161,6 +161,7 @@ export class NbdConnection
   ready(events: number): void {
     this.#budget.startTurn();
     if ((events & EPOLLOUT) !== 0) this.runDeferred();
+    if ((events & EPOLLHUP) !== 0 && !this.hasLeft) this.leaveIfGone(true);
     if ((events & EPOLLIN) !== 0 && !this.#stalled && !this.hasLeft) this.#receive();
     else if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.close();
     this.#wake.look(this, this.#watched);
@@ -236,9 +237,8 @@ export class NbdConnection
     this.#host.vbd.requests.order.ownerCame(this);
   }
 
-  leaveIfGone(): void {
-    if (this.#handshake.stage !== "transmission") return;
-    if (!waitForDescriptor(this.#fd, POLLRDHUP, 0)) return;
+  leaveIfGone(isGone = waitForDescriptor(this.#fd, POLLRDHUP, 0)): void {
+    if (!isGone || this.#handshake.stage !== "transmission") return;
     this.#budget.lift();
     if (this.#isTaking && !this.#longRead.isActive) this.#receive();
     if (!this.hasLeft) this.close();
