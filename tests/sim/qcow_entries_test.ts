@@ -114,37 +114,6 @@ Deno.test("QCOW: an image with a table that the end of the file cuts is refused"
   image.simulation.close();
 });
 
-Deno.test("QCOW: a file whose end is missing gets no new clusters in the places of those that are lost", () => {
-  const simulation = new Simulation({ seed: 1 });
-  createQcow(simulation.disk, { path: PATH }, { sizeBytes: 8 << 20 });
-  const device = simulation.open(`qcow:${PATH}`);
-  for (const [sector, count] of [[0, 8], [8, 16]]) {
-    device.write(sector, stampedSectors(sector, count, 1));
-    device.settle();
-  }
-  device.close();
-  putFile(simulation.disk, PATH, getFile(simulation.disk, PATH).slice(0, -8192));
-  const again = simulation.open(`qcow:${PATH}`, { retry: { timeoutMs: 0 } });
-  // This table is new; the first one has the clusters that are lost.
-  const far = 2 * 4096;
-  const written = [0, 1, 2].map((i) => again.write(far + 8 * i, stampedSectors(far + 8 * i, 8, 2)));
-  again.settle();
-  assert.deepEqual(written.map(({ errno }) => errno), [0, 0, 0]);
-  const refused = [
-    again.read(8, 8),
-    again.write(16, stampedSectors(16, 8, 3)),
-    again.write(800, stampedSectors(800, 8, 3)),
-  ];
-  const kept = again.write(0, stampedSectors(0, 8, 4));
-  again.settle();
-  assert.deepEqual(refused.map(({ errno }) => errno), [Errno.EIO, Errno.EIO, Errno.EIO]);
-  assert.equal(kept.errno, 0);
-  assertHolds(again, 0, 8, 4);
-  assertHolds(again, far, 24, 2);
-  again.close();
-  simulation.close();
-});
-
 Deno.test("QCOW: an image of which two entries lead to one table is not written", () => {
   const simulation = new Simulation({ seed: 1 });
   createQcow(simulation.disk, { path: PATH }, { sizeBytes: 8 << 20 });

@@ -85,7 +85,6 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
       context,
       file: file.file,
       placeOf: (table) => image.l1[table],
-      loaded: (entry) => this.#file.tableRead(cache.table[entry], cache.view, cache.at(entry, 0)),
       tableSectors,
       cache,
       waiting,
@@ -202,12 +201,10 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
     const inTable = sector - table * sectorsPerTable;
     const first = Math.floor(inTable / clusterSectors);
     const inCluster = inTable - first * clusterSectors;
-    const at = this.#cache.at(entry, first);
-    const place = clusterSector(view, at);
-    const isCut = place !== Cluster.None && this.#file.isCut(table);
+    const place = clusterSector(view, this.#cache.at(entry, first));
     let run = clusterSectors - inCluster;
     let next = place > 0 ? place + clusterSectors : place;
-    if (place >= 0 && !isCut) {
+    if (place >= 0) {
       for (let i = first + 1; run < count; i++) {
         if (clusterSector(view, this.#cache.at(entry, i)) !== next) break;
         run += clusterSectors;
@@ -215,7 +212,6 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
       }
     }
     this.#run = Math.min(run, count);
-    if (isCut && this.#file.isLost(view, at)) return Cluster.Wrong;
     if (place <= 0) return place;
     const end = place + inCluster + this.#run;
     return this.#file.goesBeyond(place, end) ? Cluster.Wrong : place + inCluster;
@@ -288,7 +284,6 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
   ): void {
     const writer = this.#writer;
     assert(writer !== null, "A QCOW that is open for reading is written");
-    if (this.#file.isCut(table)) return this.#endWrong(slot, count);
     const errno = writer.allocate(slot, sector, count, memorySector, table, entry);
     if (errno === 0) return;
     if (errno > 0) return this.#sink.pieceDone(slot, count, errno);

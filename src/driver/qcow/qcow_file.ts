@@ -1,14 +1,7 @@
 import { assert } from "../../../ffi/assert.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import type { QcowImage } from "../../qcow/image.ts";
-import {
-  Cluster,
-  clusterSector,
-  packedOffset,
-  putClusterSector,
-  sectorsPerTable,
-  tableBytes,
-} from "../../qcow/format.ts";
+import { putClusterSector, sectorsPerTable, tableBytes } from "../../qcow/format.ts";
 import type { DiskFile } from "../../queue/disk_files.ts";
 import { SECTOR_BYTES } from "../driver.ts";
 
@@ -33,10 +26,6 @@ export class QcowFile {
   #next = 0;
   /** By table: whether the L1 table on disk may name one that the one in memory does not. */
   readonly #uncertain: Uint8Array;
-  /** By table: whether it was there when the image was opened for writing, and has not been read yet. */
-  readonly #isUnread: Uint8Array;
-  /** By table: whether it led beyond the end of the file then. */
-  readonly #isCut: Uint8Array;
   /** The sectors of the file that the L1 table lies in: the first, and how many. */
   readonly #l1First: number;
   readonly #l1Sectors: number;
@@ -52,11 +41,6 @@ export class QcowFile {
     this.sectorsPerTable = sectorsPerTable(header);
     const end = header.l1OffsetBytes + 8 * l1.length;
     this.#uncertain = new Uint8Array(l1.length);
-    this.#isUnread = new Uint8Array(l1.length);
-    this.#isCut = new Uint8Array(l1.length);
-    if (!readOnly) {
-      for (const [table, place] of l1.entries()) if (place > 0) this.#isUnread[table] = 1;
-    }
     this.#l1First = Math.floor(header.l1OffsetBytes / SECTOR_BYTES);
     this.#l1Sectors = Math.ceil(end / SECTOR_BYTES) - this.#l1First;
     this.#edges = new Uint8Array(2 * SECTOR_BYTES);
@@ -97,34 +81,10 @@ export class QcowFile {
 
   /**
    * Whether the clusters of a table, from this place on, go beyond what was in the file when it was opened:
-   * new clusters lie there. Clusters that begin at a multiple of their size begin there, or do not (`isLost`).
+   * new clusters lie there. Clusters that begin at a multiple of their size cannot.
    */
   goesBeyond(place: number, endSector: number): boolean {
     return endSector > this.#openedEnd && place % this.clusterSectors !== 0;
-  }
-
-  /** A table has been read, to a byte of memory. */
-  tableRead(table: number, view: DataView, atBytes: number): void {
-    if (this.#isUnread[table] === 0) return;
-    this.#isUnread[table] = 0;
-    const end = atBytes + this.tableSectors * SECTOR_BYTES;
-    for (let at = atBytes; at < end; at += 8) if (this.isLost(view, at)) this.#isCut[table] = 1;
-  }
-
-  /**
-   * Whether a table led beyond the end of the file when the image was opened: the end is missing. New
-   * clusters lie there. The table gets none of them, as they could not be told from those that are lost.
-   */
-  isCut(table: number): boolean {
-    return this.#isCut[table] === 1;
-  }
-
-  /** Whether what an entry of such a table leads to begins beyond the end that the file had. */
-  isLost(view: DataView, at: number): boolean {
-    const place = clusterSector(view, at);
-    if (place > 0) return place >= this.#openedEnd;
-    if (place !== Cluster.Compressed) return false;
-    return packedOffset(view, at, this.image.header.clusterBits) >= this.#openedEnd * SECTOR_BYTES;
   }
 
   /**
