@@ -246,7 +246,7 @@ Deno.test("an L2 table behind the end of the file stays unreadable when the file
   simulation.close();
 });
 
-Deno.test("a refcount block behind the end of the file frees nothing when the file grows", () => {
+Deno.test("an image with a refcount block behind the end of the file gets no new clusters", () => {
   const simulation = new Simulation({ seed: 1 });
   const { disk: storage } = simulation;
   const clusterBytes = 512;
@@ -264,15 +264,23 @@ Deno.test("a refcount block behind the end of the file frees nothing when the fi
   assert.ok(secondBlock > 0 && near < 512);
   writeWords(storage, "/a", secondBlock + 2 * (near - 256), 1n << 48n);
   writeWords(storage, "/a", offset, BigInt(near * clusterBytes));
-  const again = simulation.open("qcow2:/a");
+  const again = simulation.open("qcow2:/a", { retry: { timeoutMs: 0 } });
+  const inPlace = again.write(0, stampedSectors(0, 8, 2));
+  again.settle();
+  assert.equal(inPlace.errno, 0);
   for (let sector = 400; sector < 700; sector++) {
-    const outcome = again.write(sector, stampedSectors(sector, 1, 2));
+    const outcome = again.write(sector, stampedSectors(sector, 1, 3));
     again.settle();
-    assert.equal(outcome.errno, 0);
+    assert.equal(outcome.errno, Errno.EIO);
   }
-  assertHolds(again, 0, 300, 1);
-  assertHolds(again, 400, 300, 2);
+  assertHolds(again, 0, 8, 2);
+  assertHolds(again, 8, 292, 1);
   again.close();
+  // It is so whenever it is opened: the file has not become longer.
+  const after = openQcow2("/a", { storage });
+  assert.equal(after.file.sizeBytes(), end * clusterBytes);
+  after.close();
+  assert.match(simulation.log.join("\n"), /lacks reference counts behind its end/);
   simulation.close();
 });
 

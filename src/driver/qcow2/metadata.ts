@@ -122,7 +122,6 @@ export class Metadata implements Deferred {
       file: file.disk.file,
       flights,
       waiting: parts.waiting,
-      isMissing: (slice) => refcounts.isMissing(slice),
       loaded: (errno) => this.#countsLoaded(errno),
     });
     refcounts.loader = this.#countLoader;

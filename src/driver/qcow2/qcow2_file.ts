@@ -27,9 +27,10 @@ export class Qcow2File {
   #clusters: number;
   /** The first cluster that has held nothing since before the file was as long: it is a hole. */
   #untouched: number;
-  /** L2 tables and refcount blocks that lay behind the end of the file when it was opened. */
+  /** L2 tables that lay behind the end of the file when it was opened. */
   readonly #missingTables: Uint8Array | null;
-  readonly #missingBlocks: Uint8Array | null;
+  /** Whether refcount blocks lie there. The file must not become longer: their zeros would be counts then. */
+  readonly hasMissingBlocks: boolean;
   #canPunch = true;
   readonly #log: (message: string) => void;
 
@@ -62,7 +63,11 @@ export class Qcow2File {
     // The length of a file that is read stays: reads of these tables fail.
     const endSector = whole * clusterSectors;
     this.#missingTables = readOnly ? null : entriesBehind(image.l1, endSector);
-    this.#missingBlocks = readOnly ? null : entriesBehind(image.refcountTable, endSector);
+    const mayGrow = !readOnly && !disk.isBlockDevice;
+    this.hasMissingBlocks = mayGrow && entriesBehind(image.refcountTable, endSector) !== null;
+    if (this.hasMissingBlocks) {
+      log(`${disk.path} lacks reference counts behind its end, and gets no new clusters (EIO)`);
+    }
   }
 
   #readTail(sizeBytes: number): Arena | null {
@@ -108,11 +113,6 @@ export class Qcow2File {
     return this.#missingTables !== null && this.#missingTables[table] === 1;
   }
 
-  /** The same for the refcount block of a group of clusters. */
-  isBlockMissing(group: number): boolean {
-    return this.#missingBlocks !== null && this.#missingBlocks[group] === 1;
-  }
-
   /**
    * A cluster is given out. The file is made as long as that takes.
    *
@@ -155,6 +155,7 @@ export class Qcow2File {
    * made as long as that takes: it may not be cut there later. False when that cannot be done.
    */
   reach(cluster: number): boolean {
+    if (this.hasMissingBlocks) return false;
     try {
       this.take(cluster);
       return true;

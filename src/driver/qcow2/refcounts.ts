@@ -117,11 +117,6 @@ export class Refcounts {
     );
   }
 
-  /** Whether the refcount block with a slice was not in the file. */
-  isMissing(slice: number): boolean {
-    return this.#file.isBlockMissing(Math.floor(slice / this.#slicesPerBlock));
-  }
-
   /** The next cluster behind all that are in use. */
   get nextCluster(): number {
     return this.#next;
@@ -198,6 +193,7 @@ export class Refcounts {
   /** A cluster that nothing refers to, with a count of 1 from now on; -1: wait; below: -1 - errno. */
   allocate(): number {
     this.lastWasReserved = false;
+    if (this.#file.hasMissingBlocks) return WAIT - Errno.EIO;
     const cluster = this.#find();
     if (cluster !== WAIT - Errno.ENOSPC || !this.#hasForgotten) return cluster;
     this.#hasForgotten = false;
@@ -329,10 +325,6 @@ export class Refcounts {
   /** Looks through a slice of old counts now and then, so that room that was freed once is used. */
   #lookForFree(): void {
     if (this.#looked >= this.#lookEnd || this.#givenOut < CLUSTERS_FOR_LOOK) return;
-    if (this.isMissing(this.#looked)) {
-      this.#looked++;
-      return;
-    }
     const first = this.#looked * this.#perSlice;
     const entry = this.#sliceOf(first);
     if (entry === NONE) return;

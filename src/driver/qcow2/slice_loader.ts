@@ -32,13 +32,13 @@ export class SliceLoader {
   #underWay = 0;
 
   constructor(
-    { context, cache, file, flights, waiting, isMissing, loaded = () => {} }: {
+    { context, cache, file, flights, waiting, isMissing = () => false, loaded = () => {} }: {
       context: ImageContext;
       cache: SliceCache;
       file: number;
       flights: Flights;
       waiting: WaitingPieces;
-      isMissing: (key: number) => boolean;
+      isMissing?: (key: number) => boolean;
       loaded?: (errno: number) => void;
     },
   ) {
