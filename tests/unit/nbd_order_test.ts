@@ -5,7 +5,9 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { duplicate } from "../../ffi/descriptors.ts";
 import { EPOLLHUP, EPOLLIN } from "../../ffi/epoll.ts";
+import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import type { FdHandler } from "../../src/scheduler/scheduler.ts";
 import { Random } from "../../src/testing/random.ts";
 import { Cmd, CmdFlag } from "../support/nbd_client.ts";
@@ -214,6 +216,29 @@ Deno.test("what a client sent before it hung up is begun at once, or never", () 
   write(99);
   rig.settle();
   assert.equal(rig.byteAt(place), 99);
+  rig.close();
+});
+
+Deno.test("clients with which another process goes on do not end each other", () => {
+  const rig = new OrderRig({ sizeBytes: 64 * MIB });
+  const [last, other] = [rig.connect("UNIX"), rig.connect("UNIX")];
+  rig.poll();
+  rig.connections.hold(true);
+  last.writeLast(SECTOR, 3);
+  last.close();
+  const next = new NbdConnections(rig.loop, rig.device.vbd);
+  next.hold(true);
+  for (const { fd, state, rest } of rig.connections.handOver()) {
+    next.resume(duplicate(fd), { state, rest, left: () => {} });
+  }
+  rig.connections.close();
+  assert.equal(next.size, 2);
+  next.hold(false);
+  other.write(SECTOR + 3, 1, 4);
+  rig.until("the answer", () => other.answered.length === 1);
+  rig.settle();
+  assert.deepEqual([0, 1, 2, 3].map((i) => rig.byteAt(SECTOR + i)), [1, 2, 3, 4]);
+  next.close();
   rig.close();
 });
 

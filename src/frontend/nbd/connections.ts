@@ -272,6 +272,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   negotiated(connection: ServedConnection): void {
     this.#greeting.delete(connection);
+    // Of clients of another process, none has come now; what they have sent is received later.
+    if (this.#isHeld) return;
     for (const other of [...this.#connections]) {
       if (other === connection) continue;
       try {
