@@ -74,14 +74,15 @@ export class OrderClient {
     this.#end.send(requestHeader({ command, offset, length, cookie, flags }));
   }
 
-  /** Writes 1, 2, 3 and so on to sectors, a request for each, and says goodbye, in one message. */
-  writeLast(sector: number, count: number): void {
+  /** Writes 1, 2, 3 and so on to sectors, a request for each, and may say goodbye, in one message. */
+  writeLast(sector: number, count: number, saysGoodbye = true): void {
     const writes = Array.from({ length: count }, (_, i) => {
       const [offset, length] = [(sector + i) * SECTOR_BYTES, SECTOR_BYTES];
       const header = requestHeader({ command: Cmd.Write, offset, length, cookie: 1 + i });
       return joined(header, new Uint8Array(length).fill(1 + i));
     });
-    this.#end.send(joined(...writes, requestHeader({ command: Cmd.Disc })));
+    const goodbye = saysGoodbye ? [requestHeader({ command: Cmd.Disc })] : [];
+    this.#end.send(joined(...writes, ...goodbye));
   }
 
   sayGoodbye(): void {

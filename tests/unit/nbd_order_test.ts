@@ -186,34 +186,39 @@ orderTest("so is a batch that is more than the work of a turn", (rig, transport)
   assert.deepEqual(bytes, [99, ...Array.from({ length: 59 }, (_, i) => 2 + i)]);
 });
 
+/** Beside each other, clients have short turns. */
+function shortenTurns(rig: OrderRig, first: OrderClient, second: OrderClient): void {
+  for (const client of [second, first, second]) {
+    client.write(0, 1, 1);
+    rig.turn();
+  }
+}
+
+/** Writes, and waits for the answer a turn of the loop at a time. */
+function writeSoon(rig: OrderRig, client: OrderClient, sector: number, byte: number): void {
+  client.write(sector, 1, byte);
+  for (let i = 0; !client.answered.includes(byte); i++) {
+    assert.ok(i < 200, `${byte} is answered`);
+    rig.loop.poll();
+    client.look();
+    rig.simulation.scheduler.addTimer(1, () => {});
+    rig.simulation.scheduler.turn();
+  }
+}
+
 Deno.test("what a client sent before it hung up is begun at once, or never", () => {
   const rig = new OrderRig({ sizeBytes: 64 * MIB });
   const other = rig.connect("UNIX");
   const lost = rig.connect("UNIX");
-  // Beside each other they have short turns.
-  for (const client of [lost, other, lost]) {
-    client.write(0, 1, 1);
-    rig.turn();
-  }
+  shortenTurns(rig, other, lost);
   for (let i = 0; i < 10; i++) lost.write(SECTOR + 64 * i, 64, 1 + i);
   lost.close();
   const place = SECTOR + 64 * 9;
   // No answer tells the server early that the client is gone.
   rig.simulation.connection.delayOf = (_, sector): number =>
     sector >= SECTOR && sector < place ? 100 : 0;
-  const write = (byte: number): void => {
-    other.write(place, 8, byte);
-    for (let i = 0; !other.answered.includes(byte); i++) {
-      assert.ok(i < 200, `${byte} is answered`);
-      rig.loop.poll();
-      other.look();
-      rig.simulation.scheduler.addTimer(1, () => {});
-      rig.simulation.scheduler.turn();
-    }
-  };
   // The client has two connections, and makes a request again on the one that it has still.
-  write(10);
-  write(99);
+  for (const byte of [10, 99]) writeSoon(rig, other, place, byte);
   rig.settle();
   assert.equal(rig.byteAt(place), 99);
   rig.close();
@@ -239,6 +244,35 @@ Deno.test("clients with which another process goes on do not end each other", ()
   rig.settle();
   assert.deepEqual([0, 1, 2, 3].map((i) => rig.byteAt(SECTOR + i)), [1, 2, 3, 4]);
   next.close();
+  rig.close();
+});
+
+Deno.test("a client that comes while all are held gets nothing old over something new", () => {
+  const rig = new OrderRig({ sizeBytes: 64 * MIB });
+  const watch = rig.loop.watch.bind(rig.loop);
+  let moveBehind = (): void => {};
+  rig.loop.watch = (fd, events, handler, owner): void => {
+    watch(fd, events, handler, owner);
+    moveBehind = (): void => {
+      rig.loop.unwatch(fd);
+      watch(fd, 0, handler, owner);
+    };
+  };
+  const lost = rig.connect("TCP");
+  rig.loop.watch = watch;
+  shortenTurns(rig, rig.connect("TCP"), lost);
+  rig.connections.hold(true);
+  lost.writeLast(SECTOR, 40, false);
+  lost.close();
+  const next = rig.connect("TCP");
+  // The events of the newer connection come first.
+  moveBehind();
+  rig.simulation.connection.delayOf = (_, sector): number =>
+    sector >= SECTOR && sector < SECTOR + 32 ? 100 : 0;
+  rig.connections.hold(false);
+  for (const byte of [40, 99]) writeSoon(rig, next, SECTOR + 39, byte);
+  rig.settle();
+  assert.equal(rig.byteAt(SECTOR + 39), 99);
   rig.close();
 });
 

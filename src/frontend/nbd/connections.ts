@@ -156,6 +156,8 @@ export class NbdConnections implements ConnectionHost, TurnWork {
     for (const connection of [...this.#connections]) {
       try {
         connection.hold(isHeld);
+        // Ahead of the requests of those that came later.
+        if (!isHeld) connection.leaveIfGone();
       } catch (error) {
         // The other clients do not wait for ever because of this one.
         this.scheduler.contain(error, connection.faults);
@@ -272,7 +274,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   negotiated(connection: ServedConnection): void {
     this.#greeting.delete(connection);
-    // Of clients of another process, none has come now; what they have sent is received later.
+    // Of clients of another process, none has come now. Those that have gone leave at the end of the hold.
     if (this.#isHeld) return;
     for (const other of [...this.#connections]) {
       if (other === connection) continue;
