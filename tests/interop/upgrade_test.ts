@@ -95,6 +95,18 @@ async function upgrade(tapdisks: Tapdisks, pid: number): Promise<number> {
   return now;
 }
 
+/** Upgrades while a client sends. On a busy machine it may be slow to send the rest of a request. */
+async function upgradeUnderLoad(tapdisks: Tapdisks, pid: number): Promise<number> {
+  for (let tries = 1;; tries++) {
+    try {
+      return await upgrade(tapdisks, pid);
+    } catch (error) {
+      const isSlow = /a part of a request only.*ETIMEDOUT/.test(String(error));
+      if (!isSlow || tries === 20) throw error;
+    }
+  }
+}
+
 /** Whether a process has a handler of a signal (proc(5), SigCgt). */
 function catches(pid: number, signal: number): boolean {
   const [, mask] = /^SigCgt:\s+([0-9a-f]+)$/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`)) ??
@@ -640,7 +652,10 @@ upgradeTest(
       using connection = await listener.accept();
       // It has asked for the disks, and its handlers of signals are there.
       await connection.read(new Uint8Array(MESSAGE_BYTES));
-      await waitUntil(() => catches(child.pid, 15), "it handles signals");
+      await waitUntil(
+        () => [2, 15].every((each) => catches(child.pid, each)),
+        "it handles signals",
+      );
       child.kill(signal);
       const { code, stderr } = await child.output();
       assert.equal(code, Errno.EINTR);
@@ -712,7 +727,7 @@ upgradeTest("20 upgrades under a verifying load", async (tapdisks, folder) => {
     // An upgrade takes half a second: a list at another moment of each.
     const listed = new Promise((resolve) => setTimeout(resolve, 25 * i))
       .then(() => tapdisks.tapCtlOk("list"));
-    pid = await upgrade(tapdisks, pid);
+    pid = await upgradeUnderLoad(tapdisks, pid);
     // Whenever the disk is looked for, it is there, and once: sm refuses a disk of two tapdisks.
     assert.match(await listed, new RegExp(`^pid=\\d+ minor=${disk.minor} .*$`));
     // A program that knows the first process only.
