@@ -120,6 +120,7 @@
  */
 
 export { type ErrorDetails, SystemError } from "./ffi/errno.ts";
+export type { RbdMaking } from "./ffi/rbd_images.ts";
 export type { CoalesceOptions } from "./src/bulk/coalesce.ts";
 export type { CopyOptions } from "./src/bulk/copy.ts";
 export { Disk, type DiskExtent, openDisk, type OpenDiskOptions } from "./src/bulk/disk.ts";
