@@ -70,10 +70,10 @@ function readTail(spec: ImageSpec, { files }: ImageContext, disk: DiskFile): Are
 
 /**
  * Makes an image's file known to the queue. Says so in the log when it goes through the page cache, and
- * when it has no lock.
+ * when its lock does not keep out all others.
  */
 export function registerFile(
-  file: Pick<DiskFile, "file" | "path" | "cachedBecause" | "unlockedBecause">,
+  file: Pick<DiskFile, "file" | "path" | "cachedBecause" | "weakLock">,
   { direct }: Pick<ImageSpec, "direct">,
   { queue, faults, log }:
     & { readonly queue: Pick<ImageQueue, "register"> }
@@ -83,10 +83,7 @@ export function registerFile(
   if (file.cachedBecause !== null) {
     log(`${file.path} goes through the page cache: ${file.cachedBecause}`);
   }
-  if (file.unlockedBecause !== null) {
-    const so = "nothing keeps other programs from writing to it";
-    log(`${file.path} is open for writing without a lock: ${file.unlockedBecause}; ${so}`);
-  }
+  if (file.weakLock !== null) log(`${file.path} is open for writing ${file.weakLock}`);
 }
 
 /** A disk that lies at the start of a file in one piece: a raw image, or a fixed VHD. */

@@ -22,16 +22,32 @@ import {
 } from "../../ffi/files.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 import { isAlive } from "../../ffi/process.ts";
+import { deviceNumbers, nfsMountOf } from "./nfs_mount.ts";
 
 /** How the lock of a file was taken. */
 export interface TakenLock {
   /** A tapdisk holds it, beside which the file is opened. */
   readonly isShared: boolean;
-  /** Why nobody holds it: the filesystem has no locks, or its server gives none; else null. */
-  readonly refused: string | null;
+  /**
+   * Whom it does not keep out, and why, as the end of a sentence about the file: the filesystem has no
+   * locks, its server gives none, or only this host knows of it; else null.
+   */
+  readonly weak: string | null;
 }
 
-const HELD: TakenLock = { isShared: false, refused: null };
+/** What flock(2) says where there are no locks; ENOSYS is of Lustre. */
+const NO_LOCKS: ReadonlySet<number> = new Set([Errno.ENOLCK, Errno.EOPNOTSUPP, Errno.ENOSYS]);
+
+/** What follows from a lock that could not be taken, where there are no locks; null elsewhere. */
+export function withoutLock(errno: number): string | null {
+  if (!NO_LOCKS.has(errno)) return null;
+  const name = errnoName(errno);
+  return `without a lock: the filesystem has no locks (${name}); nothing keeps other programs from writing to it`;
+}
+
+const LOCKED_HERE =
+  "with a lock of this host only: its mount has local locks (nolock, local_lock); " +
+  "nothing keeps other hosts from writing to it";
 
 /**
  * Takes the lock of an open file without waiting. Closing the descriptor releases it.
@@ -49,17 +65,17 @@ export function takeLock(
   try {
     locked = tryLockExclusive(fd);
   } catch (error) {
-    // The filesystem has no locks, so the file is opened without one.
-    const none = error instanceof SystemError &&
-      (error.errno === Errno.ENOLCK || error.errno === Errno.EOPNOTSUPP);
-    if (!none) throw error;
-    return { isShared: false, refused: `the filesystem has no locks (${errnoName(error.errno)})` };
+    // Where there are no locks, the file is opened without one.
+    const weak = error instanceof SystemError ? withoutLock(error.errno) : null;
+    if (weak === null) throw error;
+    return { isShared: false, weak };
   }
   if (locked) {
     refuseQemu(fd, path, file);
-    return HELD;
+    const isLockedHere = nfsMountOf(file.device)?.isLockedHere === true;
+    return { isShared: false, weak: isLockedHere ? LOCKED_HERE : null };
   }
-  if (besideTapdisk && tapdiskWith(file, fd) !== null) return { isShared: true, refused: null };
+  if (besideTapdisk && tapdiskWith(file, fd) !== null) return { isShared: true, weak: null };
   throw new SystemError(
     Errno.EBUSY,
     `Cannot open ${path} for writing: ${describeHolder(file)} has it open for writing; ` +
@@ -190,11 +206,7 @@ export function lockHolder(
 
 /** A device number in the form of /proc/locks: major and minor in hexadecimal, `08:01`. */
 function deviceText(device: number): string {
-  // The layout of st_dev: the low 8 bits of the minor, 12 bits of the major, the rest of the minor.
-  const major = (device >>> 8) & 0xfff;
-  const minor = (device & 0xff) | ((device >>> 12) & 0xf_ff00);
-  const hex = (value: number): string => value.toString(16).padStart(2, "0");
-  return `${hex(major)}:${hex(minor)}`;
+  return deviceNumbers(device).map((value) => value.toString(16).padStart(2, "0")).join(":");
 }
 
 /**

@@ -59,8 +59,8 @@ export interface OpenedFile {
   readonly isShared: boolean;
   /** The reason why a requested O_DIRECT does not work; null when it works or was not requested. */
   readonly notDirect: string | null;
-  /** The reason why a file that was opened for writing has no lock; null when it has one, or needs none. */
-  readonly notLocked: string | null;
+  /** Whom the lock of a file that was opened for writing does not keep out, and why; null when it keeps out all. */
+  readonly weakLock: string | null;
 }
 
 /** Whether two descriptors or names stand for the same file. */
@@ -122,8 +122,8 @@ export function openToWrite(
     const opened = openExisting(path, { flags: O_RDWR, direct, same });
     const lock = lockOf(path, opened, besideTapdisk);
     if (lock !== "stale" || attempt >= MOST_ATTEMPTS) {
-      const { isShared, refused } = lock === "stale" ? { isShared: false, refused: null } : lock;
-      return { ...opened, isShared, notLocked: refused };
+      const { isShared, weak } = lock === "stale" ? { isShared: false, weak: null } : lock;
+      return { ...opened, isShared, weakLock: weak };
     }
     closeFile(opened.fd);
   }
@@ -160,9 +160,9 @@ export function openToReplace(path: string, { same }: OpenFileOptions = {}): Ope
 export function openNew(path: string): OpenedFile {
   const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, IMAGE_MODE);
   try {
-    const { refused: notLocked } = takeLock(fd, path, fileStatus(fd));
+    const { weak: weakLock } = takeLock(fd, path, fileStatus(fd));
     syncNames(osFolders, [path]);
-    return { fd, status: fileStatus(fd), isShared: false, notDirect: null, notLocked };
+    return { fd, status: fileStatus(fd), isShared: false, notDirect: null, weakLock };
   } catch (error) {
     closeFile(fd);
     throw error;
@@ -227,7 +227,7 @@ function takenFromBefore(
     return null;
   }
   const notDirect = direct && !isDirect ? NO_DIRECT : null;
-  return { fd, status, isShared: false, notDirect, notLocked: null };
+  return { fd, status, isShared: false, notDirect, weakLock: null };
 }
 
 function openExisting(
@@ -254,7 +254,7 @@ function openExisting(
       throw new SystemError(Errno.ESTALE, `Cannot open ${path}: ${why}; try again`);
     }
     makeBlocking(fd);
-    return { fd, status, isShared: false, notDirect, notLocked: null };
+    return { fd, status, isShared: false, notDirect, weakLock: null };
   } catch (error) {
     closeFile(fd);
     throw error;

@@ -18,6 +18,10 @@
  * operation succeeds: a lookup may tell the kernel the present state for the open file, too, and a file that
  * is compared with itself is always the same.
  *
+ * What is known of the file that the name leads to is the server's word of that moment, as opening a file asks
+ * the server, whatever the kernel's cache of attributes has (nfs(5), close-to-open). With `nocto` it does not,
+ * before version 4, and nothing is proven.
+ *
  * @module
  */
 import { AssertionError } from "../../ffi/assert.ts";
@@ -31,19 +35,24 @@ import {
   O_RDONLY,
   openAside,
 } from "../../ffi/files.ts";
+import { nfsMountOf } from "./nfs_mount.ts";
 
 /** What was noted of an open file. */
 export interface FileNote {
   readonly handle: string;
   readonly known: LastKnown;
+  /** Whether its mount lets it be opened without a word of its server. */
+  readonly isOpenedUnasked: boolean;
 }
 
 /** Notes what tells an open file from others; null for a block device, and where there are no handles. */
-export function noteFile(fd: number, { kind }: FileStatus): FileNote | null {
-  return kind === "file" ? unlessRefused(() => noteOf(fd)) : null;
+export function noteFile(fd: number, { kind, device }: FileStatus): FileNote | null {
+  if (kind !== "file") return null;
+  const isOpenedUnasked = nfsMountOf(device)?.isOpenedUnasked === true;
+  return unlessRefused(() => ({ ...tellOf(fd), isOpenedUnasked }));
 }
 
-function noteOf(fd: number): FileNote {
+function tellOf(fd: number): Omit<FileNote, "isOpenedUnasked"> {
   return { handle: fileHandle(fd), known: lastKnown(fd) };
 }
 
@@ -113,7 +122,10 @@ export function whyNotSame(
   if (fdByName < 0) return CANNOT_OPEN;
   try {
     if (note === null) return "has no handle on its filesystem that would tell it from others";
-    const { handle, known } = noteOf(fdByName);
+    if (note.isOpenedUnasked) {
+      return "is on a mount with nocto, which opens files without asking the server";
+    }
+    const { handle, known } = tellOf(fdByName);
     if (!known.isRegular || known.place !== note.known.place) return "is another file now";
     if (handle !== note.handle) return "has another handle now";
     const last = before ?? note.known;

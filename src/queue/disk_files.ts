@@ -52,8 +52,8 @@ export interface DiskFile {
   readonly mark: string;
   /** Why the page cache is in between, although it should not be; null when all is as asked. */
   readonly cachedBecause: string | null;
-  /** Why it has no lock although it is open for writing; null when all is as it should be. */
-  readonly unlockedBecause: string | null;
+  /** Whom its lock does not keep from writing, and why, as the end of a sentence about it; null: it keeps out all. */
+  readonly weakLock: string | null;
   sizeBytes(): number;
   truncate(lengthBytes: number): void;
   /** Frees a range, which then reads as zeros; false where that cannot be done. */
@@ -127,7 +127,7 @@ class OsDiskFile implements DiskFile {
   readonly isBlockDevice: boolean;
   readonly identity: FileIdentity;
   readonly cachedBecause: string | null;
-  readonly unlockedBecause: string | null;
+  readonly weakLock: string | null;
   readonly mark: string;
   readonly #note: FileNote | null;
   readonly #place: string | null;
@@ -138,10 +138,10 @@ class OsDiskFile implements DiskFile {
   constructor(
     readonly path: string,
     readonly file: number,
-    { status, notDirect, notLocked }: OpenedFile,
+    { status, notDirect, weakLock }: OpenedFile,
   ) {
     this.cachedBecause = notDirect;
-    this.unlockedBecause = notLocked;
+    this.weakLock = weakLock;
     this.isBlockDevice = status.kind === "block";
     this.identity = { device: status.device, inode: status.inode };
     this.#note = noteFile(file, status);

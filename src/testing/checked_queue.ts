@@ -122,7 +122,7 @@ export class CheckedFiles implements DiskFiles {
       identity: file.identity,
       mark: file.mark,
       cachedBecause: file.cachedBecause,
-      unlockedBecause: file.unlockedBecause,
+      weakLock: file.weakLock,
       sizeBytes: () => file.sizeBytes(),
       allocatedRun: (offsetBytes, lengthBytes) => file.allocatedRun(offsetBytes, lengthBytes),
       findAgain: (scheduler, heard, found) => file.findAgain(scheduler, heard, found),

@@ -17,7 +17,7 @@ export class OpenDiskFile implements CachedFile {
   readonly content: SimulatedFile;
   readonly isBlockDevice: boolean;
   readonly cachedBecause = null;
-  readonly unlockedBecause = null;
+  readonly weakLock = null;
   readonly #disk: DiskState;
   readonly #readOnly: boolean;
   readonly #boot: number;

@@ -9,6 +9,7 @@ import { closeFile, isOpenElsewhere, O_RDWR, openFile } from "../../ffi/files.ts
 import { osDiskFiles } from "../../src/queue/disk_files.ts";
 import { registerFile } from "../../src/driver/aio.ts";
 import type { FaultOwner } from "../../src/scheduler/faults.ts";
+import { withoutLock } from "../../src/files/lock.ts";
 import { osStorage } from "../../src/files/storage.ts";
 import { withTempDir } from "../support/tools.ts";
 
@@ -111,16 +112,28 @@ Deno.test("a file that has no lock, or goes through the page cache, is named in 
     faults: { failed: false, fault(): void {} },
     log: (line: string): void => void log.push(line),
   };
-  const file = { file: 7, path: "/sr/disk.vhd", cachedBecause: null, unlockedBecause: null };
+  const file = { file: 7, path: "/sr/disk.vhd", cachedBecause: null, weakLock: null };
   registerFile(file, { direct: true }, context);
   assert.deepEqual(log, []);
-  registerFile({ ...file, unlockedBecause: "no locks (ENOLCK)" }, { direct: true }, context);
+  registerFile({ ...file, weakLock: withoutLock(Errno.ENOLCK) }, { direct: true }, context);
   assert.match(
     log.join("\n"),
-    /^\/sr\/disk\.vhd is open for writing without a lock: no locks \(ENOLCK\); .*$/,
+    /^\/sr\/disk\.vhd is open for writing without a lock: [^\n]* no locks \(ENOLCK\); [^\n]*$/,
   );
   registerFile({ ...file, cachedBecause: "no O_DIRECT (EINVAL)" }, { direct: true }, context);
   assert.equal(log.length, 2);
   assert.match(log[1], /^\/sr\/disk\.vhd goes through the page cache: no O_DIRECT/);
   assert.deepEqual(registered, [true, true, false]);
+});
+
+Deno.test("a file is opened without a lock where there are no locks, and only there", () => {
+  for (
+    const [errno, name] of [[Errno.ENOLCK, "ENOLCK"], [Errno.EOPNOTSUPP, "EOPNOTSUPP"]] as const
+  ) {
+    assert.match(withoutLock(errno) ?? "", new RegExp(`^without a lock: .*\\(${name}\\)`));
+  }
+  assert.match(withoutLock(Errno.ENOSYS) ?? "", /\(ENOSYS\)/, "Lustre without flock");
+  for (const errno of [Errno.EIO, Errno.EBADF, Errno.EINTR, Errno.EAGAIN]) {
+    assert.equal(withoutLock(errno), null);
+  }
 });

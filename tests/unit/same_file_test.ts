@@ -68,14 +68,22 @@ Deno.test("a new file that gets the inode number of a removed one has another ha
     assert.equal(await whyNot({ ...file, note }), "has another handle now");
   }));
 
+Deno.test("a file that is opened without asking its server is not provably the same", () =>
+  withFile(async (file) => {
+    assert.ok(file.note !== null, "no handles on this filesystem");
+    const note = { ...file.note, isOpenedUnasked: true };
+    assert.match(await whyNot({ ...file, note }) ?? "", /a mount with nocto/);
+  }));
+
 Deno.test("a file that was put back to an earlier state is not the same", () =>
   withFile(async (file) => {
     assert.ok(file.note !== null, "no handles on this filesystem");
-    const { handle, known } = file.note;
+    const { note } = file;
+    const { known } = note;
     const { sizeBytes, changed: [seconds, nanoseconds] } = known;
     // The kernel tells nothing of the open file any more: what was noted counts.
     const because = (sizeBytes: number, ...changed: [number, number]): Promise<string | null> =>
-      whyNot({ ...file, fd: -1, note: { handle, known: { ...known, sizeBytes, changed } } });
+      whyNot({ ...file, fd: -1, note: { ...note, known: { ...known, sizeBytes, changed } } });
     assert.equal(await because(sizeBytes, seconds, nanoseconds), null);
     assert.match(await because(9000, seconds, 0) ?? "", /has 8192 .*had 9000/);
     const earlier = "is what it was at an earlier time";
@@ -90,9 +98,10 @@ Deno.test("a file that was put back to an earlier state is not the same", () =>
 Deno.test("a file that nobody heard of for long is the same only if it was not changed", () =>
   withFile(async (file) => {
     assert.ok(file.note !== null, "no handles on this filesystem");
-    const { handle, known } = file.note;
+    const { note } = file;
+    const { known } = note;
     const changed = [known.changed[0] - 1, known.changed[1]] as const;
-    const older = { ...file, fd: -1, note: { handle, known: { ...known, changed } } };
+    const older = { ...file, fd: -1, note: { ...note, known: { ...known, changed } } };
     assert.equal(await whyNot(older), null);
     assert.match(await whyNot({ ...older, mayHaveChanged: false }) ?? "", /was changed, perhaps/);
     assert.equal(await whyNot({ ...file, mayHaveChanged: false }), null);
@@ -124,9 +133,10 @@ Deno.test("a file is compared with what was known before the first lookup, not w
 Deno.test("a file that is older than when it was opened is not the same, whatever the kernel tells now", () =>
   withFile(async (file) => {
     assert.ok(file.note !== null, "no handles on this filesystem");
-    const { handle, known } = file.note;
+    const { note } = file;
+    const { known } = note;
     const changed = [known.changed[0] + 1, known.changed[1]] as const;
-    const later = { ...file, note: { handle, known: { ...known, changed } } };
+    const later = { ...file, note: { ...note, known: { ...known, changed } } };
     assert.equal(await whyNot(later), "is what it was at an earlier time");
   }));
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Images on NFS of the kernel's own server, which goes away under load: a VHD and a QCOW2 on a soft mount, a
-# VHD on a hard mount. Needs FACTS.
+# VHD on a hard mount. Then a VHD on mounts of version 3, whose locks hold on one host only, are refused, and hold;
+# and one on a filesystem without O_DIRECT. Needs FACTS.
 
 here=$(dirname "$0")
 # shellcheck source=tests/vm/guest/facts.sh
@@ -190,9 +191,128 @@ end() {
   check "td-util finds none in the QCOW2" td-util check "qcow2:$soft/disk.qcow2"
 }
 
+# Why the machine has no version 3; fails where it has.
+lacks_version_3() {
+  local tool
+  for tool in rpcbind rpc.statd; do
+    command -v "$tool" >/dev/null || { echo "needs $tool" && return; }
+  done
+  ! modprobe -n nfsv3 2>/dev/null && echo "needs nfsv3.ko"
+}
+
+# Usage: gone PID
+gone() {
+  ! kill -0 "$1" 2>/dev/null
+}
+
+# Version 3 has further daemons: rpcbind for all, and statd for locks.
+start_server_3() {
+  local mountd
+  mountd=$(pidof rpc.mountd)
+  umount "$soft" "$hard"
+  rpc.nfsd 0
+  # It would take the new one away from rpcbind's list.
+  kill "$mountd" && within 10 gone "$mountd" || return
+  modprobe -a nfsv3 lockd || return
+  echo 10 >/proc/sys/fs/nfs/nlm_grace_period
+  grep -q ^_rpc: /etc/passwd || echo '_rpc:x:199:65534::/run/rpcbind:/usr/sbin/nologin' >>/etc/passwd
+  mkdir -p /run/rpcbind /var/lib/nfs/sm /var/lib/nfs/sm.bak
+  rpcbind && rpc.statd --no-notify && rpc.mountd && rpc.nfsd 2
+}
+
+# Usage: mount_nfs_3 FOLDER OPTIONS
+mount_nfs_3() {
+  mkdir -p "$1"
+  mount -t nfs -o "retry=0,vers=3,proto=tcp,nosharecache,$2" "127.0.0.1:$server/sr" "$1"
+}
+
+# The kernel finds its port as before, and nobody there. It asks for it at the first lock.
+mount_without_statd() {
+  mount_nfs_3 "$refused" lock && kill -9 "$(pidof rpc.statd)"
+}
+
+# Usage: serve IMAGE; sets node.
+serve() {
+  node=$(tap-ctl create -a "vhd:$1" --device ublk) && test -b "$node"
+}
+
+# Usage: unserve IMAGE
+unserve() {
+  find_device "$1" && tap-ctl destroy -p "$pid" -m "$minor"
+}
+
+# Usage: count_logged IMAGE TEXT
+count_logged() {
+  logged "$1" "$2" | wc -l
+}
+
+version_3() {
+  local nolock=/mnt/nfs3_nolock refused=/mnt/nfs3_refused locked=/mnt/nfs3_locked
+  local none="without a lock: the filesystem has no locks (ENOLCK)"
+  check "version 3: a server" start_server_3 || return
+  check "version 3: it is mounted with nolock" mount_nfs_3 "$nolock" nolock || return
+  check "version 3: it is mounted with locks, and statd dies" mount_without_statd || return
+  vhd-util create -n "$nolock/3.vhd" -s 16
+  dd if=/dev/urandom of=noise bs=1M count=3 status=none
+
+  check "nolock: a VHD is opened" serve "$nolock/3.vhd" || return
+  check "nolock: one line of the log says that the lock is of this host only" \
+    is 1 count_logged "$nolock/3.vhd" "with a lock of this host only"
+  check "nolock: on this host it holds: EBUSY" fails_with 16 vhd-util set -n "$nolock/3.vhd" -f hidden -v 1
+  check "nolock: verifying fio" load "$node"
+  check "nolock: blocks are added" dd if=noise of="$node" bs=1M oflag=direct conv=fsync status=none
+  check "nolock: the VHD is closed" unserve "$nolock/3.vhd" || return
+
+  check "refused locks: the VHD is opened" serve "$refused/3.vhd" || return
+  check "refused locks: one line of the log says that there is no lock" \
+    is 1 count_logged "$refused/3.vhd" "$none"
+  check "refused locks: it has what was written by the other mount" cmp -n 3145728 noise "$node"
+  check "refused locks: verifying fio" load "$node"
+  check "refused locks: the VHD is closed" unserve "$refused/3.vhd" || return
+
+  check "locks of version 3: statd is there again, and the VHD is opened" serve_with_statd || return
+  check "locks of version 3: the log has no further line" is 1 count_logged "$refused/3.vhd" "$none"
+  check "locks of version 3: it is mounted once more" mount_nfs_3 "$locked" lock
+  check "locks of version 3: the other mount does not get the lock: EBUSY" \
+    fails_with 16 vhd-util set -n "$locked/3.vhd" -f hidden -v 1
+  check "locks of version 3: the VHD is closed" unserve "$refused/3.vhd"
+  check "version 3: vhd-util finds no faults" vhd-util check -n "$nolock/3.vhd"
+  check "version 3: no VHD goes through the page cache" is 0 count_logged /3.vhd "the page cache"
+}
+
+serve_with_statd() {
+  rpc.statd --no-notify && serve "$refused/3.vhd"
+}
+
+without_direct_io() {
+  local folder=/mnt/ramfs
+  mkdir "$folder" && mount -t ramfs ramfs "$folder"
+  vhd-util create -n "$folder/cached.vhd" -s 16
+  check "without O_DIRECT: a VHD is opened" serve "$folder/cached.vhd" || return
+  check "without O_DIRECT: one line of the log says so" \
+    is 1 count_logged "$folder/cached.vhd" "goes through the page cache: the filesystem refuses O_DIRECT (EINVAL)"
+  check "without O_DIRECT: verifying fio" load "$node"
+  check "without O_DIRECT: the VHD is closed" unserve "$folder/cached.vhd"
+  check "without O_DIRECT: vhd-util finds no faults" vhd-util check -n "$folder/cached.vhd"
+}
+
+# Usage: skip_facts FUNCTION REASON; skips all facts of a function of this script.
+skip_facts() {
+  local name
+  sed -n "/^$1()/,/^}/s/^ *check \"\([^\"]*\)\".*/\1/p" "$0" | while IFS= read -r name; do
+    printf '%s\n' "$2" | fact skipped "$name"
+  done
+}
+
 make_disks
 outage
 export_away
 server_forgets
 replaced
 end
+if why=$(lacks_version_3); then
+  skip_facts version_3 "$why"
+else
+  version_3
+fi
+without_direct_io
