@@ -30,8 +30,8 @@ export interface StandstillHost {
 }
 
 /**
- * Whether a disk owes something. A client that has said goodbye may have hung up before its last requests
- * ended: no connection tells of them, and they are to be carried out all the same.
+ * Whether requests of a disk are under way, or answers are not sent. A client that has sent NBD_CMD_DISC may
+ * have hung up before its last requests ended: no connection shows them, and they are carried out all the same.
  */
 function isLoud({ parts: { vbd, access } }: Device): boolean {
   if (access.handovers.some(({ areQuiet }) => !areQuiet)) return true;
