@@ -24,8 +24,12 @@ export class UringBackend implements DiskBackend, UringUser {
   readonly batch = BATCH;
   readonly #loop: UringLoop;
   readonly #tag: number;
-  /** Added to the operations of transfers. */
-  readonly #flags: number;
+  /**
+   * Added to the operations of reads. Writes run on threads without it: the kernel cannot write to the page
+   * cache without waiting, and gives the writes to a file to one thread. With it they run on several, of
+   * which all but one spin on the lock of the file.
+   */
+  readonly #readFlags: number;
   /** Operations that ended, until they are reaped: number and result. */
   readonly #ended = new Int32Array(2 * CAPACITY);
   #endedCount = 0;
@@ -33,13 +37,13 @@ export class UringBackend implements DiskBackend, UringUser {
   /**
    * Throws `SystemError` where there is no io_uring; see `uringMissing`.
    *
-   * @param threads All transfers run on threads of the kernel, at most so many at once. Without it, those
+   * @param threads All reads run on threads of the kernel, at most so many at once. Without it, those
    * run there that would have to wait.
    */
   constructor(scheduler: Scheduler, { threads }: { threads?: number } = {}) {
     this.#loop = sharedUringLoop(scheduler);
     this.#tag = this.#loop.add(this);
-    this.#flags = threads === undefined ? 0 : IORING_BY_THREAD;
+    this.#readFlags = threads === undefined ? 0 : IORING_BY_THREAD;
     if (threads !== undefined) this.#loop.limitThreads(threads);
   }
 
@@ -63,7 +67,7 @@ export class UringBackend implements DiskBackend, UringUser {
       ? (vectored ? IORING_OP_READV : IORING_OP_READ)
       : (vectored ? IORING_OP_WRITEV : IORING_OP_WRITE);
     const length = vectored ? iovecCount : count * SECTOR_BYTES;
-    const operation = opcode | this.#flags;
+    const operation = kind === IoKind.Read ? opcode | this.#readFlags : opcode;
     this.#loop.prepareTransfer(operation, file, memorySector, length, sectors, io, this.#tag);
   }
 
