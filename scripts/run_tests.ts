@@ -52,7 +52,7 @@ const BATCH = 12;
 
 /** Files that `--quick` leaves out because they take long. */
 const SLOW =
-  /(?:\/vhd_late_errors|\/memory_drivers|\/nbd_tls_noise|\/qcow2_offline|\/fuzz_wire_corpus|\/library_driver|\/made_images|\/mirror|\/qcow2_late_errors|\/tapback_seeds|\/vhd_util_options|\/xenblkif_order|\/contributing|_allocations?|\/device_in_use|\/io_memory_full|\/local_cache|\/mirror_model|\/nbd_driver|\/qcow|\/qcow_offline_cuts|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_deep_chain|\/qcow2_model|\/qcow2_peers|\/qcow2_power_cut|\/offline_coalesce|\/other_formats_fields|\/qcow2_order|\/tapback_process|\/td_util|\/vhd_resize|\/xenblkif_journal)_test\.ts$/;
+  /(?:\/bystanders|\/chain_walk|\/contributing|\/device_in_use|\/encrypted_model|\/fuzz_wire_corpus|\/io_memory_full|\/library_driver|\/local_cache|\/made_images|\/memory_drivers|\/mirror|\/mirror_model|\/names|\/nbd_driver|\/nbd_links|\/nbd_order|\/nbd_port|\/nbd_tls_noise|\/offline_coalesce|\/other_formats_fields|\/qcow|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_damaged|\/qcow2_deep_chain|\/qcow2_late_errors|\/qcow2_model|\/qcow2_offline|\/qcow2_order|\/qcow2_peers|\/qcow2_power_cut|\/qcow2_sequential|\/qcow_late_errors|\/qcow_offline_cuts|\/rate_limits_random|\/tapback_process|\/tapback_seeds|\/td_util|\/vhd_late_errors|\/vhd_resize|\/vhd_sequential|\/vhd_util_options|\/vhdx|\/vhdx_log|\/xenblkif_journal|\/xenblkif_order|\/xenblkif_ring|_allocations?)_test\.ts$/;
 
 /** The name of a task among files. */
 const TASK = /^deno task (.*)$/;
