@@ -1,7 +1,7 @@
 import { type CompactedImage, compactImage } from "../../images/compact.ts";
 import { jsonText } from "../json.ts";
 import { openProgress } from "../progress.ts";
-import { formatSize } from "../sizes.ts";
+import { formatSize } from "../../pictures/sizes.ts";
 import type { CommandCall, Subcommand } from "../subcommands/command.ts";
 import { imageOf, JSON_OPTION, operandsOf, QUIET_OPTION } from "./operands.ts";
 

@@ -1,6 +1,6 @@
 import { type ImageInfo, imageInfo, type LayerInfo } from "../../images/info.ts";
 import { jsonText } from "../json.ts";
-import { formatSize } from "../sizes.ts";
+import { formatSize } from "../../pictures/sizes.ts";
 import type { CommandCall, Subcommand } from "../subcommands/command.ts";
 import { imageOf, JSON_OPTION, operandsOf } from "./operands.ts";
 

@@ -6,7 +6,7 @@ import { plainText } from "../../log/plain_text.ts";
 import { fileNameOf } from "../../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { jsonText } from "../json.ts";
-import { formatSize } from "../sizes.ts";
+import { formatSize } from "../../pictures/sizes.ts";
 import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
 import { type CellMap, countCells } from "./map_cells.ts";
 import { layerLetter, pngPicture, svgPicture, terminalColour, textPicture } from "./map_picture.ts";

@@ -1,5 +1,5 @@
 import { crc32, deflateSync } from "node:zlib";
-import { formatSize } from "../sizes.ts";
+import { formatSize } from "../../pictures/sizes.ts";
 import type { CellMap } from "./map_cells.ts";
 
 /** The texts in a picture. */

@@ -9,7 +9,7 @@ import { canonicalPath, fileNameOf, folderOf, normalizePath } from "../../files/
 import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
 import { jsonText } from "../json.ts";
-import { formatSize } from "../sizes.ts";
+import { formatSize } from "../../pictures/sizes.ts";
 import { type CommandCall, expectedErrno, type Subcommand } from "../subcommands/command.ts";
 
 /** `vhd-util tree`. */
