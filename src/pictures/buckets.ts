@@ -25,51 +25,76 @@ export function layerOf({ layer }: LayerExtent, layerCount: number): number {
   return layer === null || layer < 0 || layer >= layerCount ? -1 : layer;
 }
 
+/** Which part of a disk is counted, and how finely. */
+export interface BucketPlan {
+  readonly sizeBytes: number;
+  readonly layerCount: number;
+  /**
+   * How many buckets there may be. There are fewer where the part has fewer sectors, or the chain is so long
+   * that the table would not be small.
+   */
+  readonly most: number;
+  /** The part; all of the disk by default. */
+  readonly startBytes?: number;
+  readonly lengthBytes?: number;
+  /** The smallest bucket: a power of two from 512 on. */
+  readonly leastBytes?: number;
+}
+
 /**
  * Counts how much each image holds of each part of a disk. Buckets are powers of two, so that the edges of
  * an image's blocks are edges of buckets.
- *
- * @param extents In rising order. What lies outside the part is left out.
- * @param most How many buckets there may be. There are fewer where the part has fewer sectors, or the
- * chain is so long that the table would not be small.
- * @param leastBytes The smallest bucket: a power of two from 512 on.
  */
-export function countBuckets(
-  extents: Iterable<LayerExtent>,
-  { sizeBytes, layerCount, most, startBytes = 0, lengthBytes = sizeBytes, leastBytes = 4096 }: {
-    sizeBytes: number;
-    layerCount: number;
-    most: number;
-    startBytes?: number;
-    lengthBytes?: number;
-    leastBytes?: number;
-  },
-): Buckets {
-  const allowed = Math.max(1, Math.min(most, Math.floor(MOST_ENTRIES / Math.max(1, layerCount))));
-  const wished = Math.min(Math.max(0, startBytes), sizeBytes);
-  const endBytes = Math.min(sizeBytes, wished + Math.max(0, lengthBytes));
-  let bucketBytes = Math.max(LEAST_BUCKET_BYTES, leastBytes);
-  let from = 0;
-  let count = 0;
-  for (;; bucketBytes *= 2) {
-    from = Math.floor(wished / bucketBytes) * bucketBytes;
-    count = Math.ceil((endBytes - from) / bucketBytes);
-    if (count <= allowed) break;
+export class BucketCounter {
+  /** What was counted until now. */
+  readonly buckets: Buckets;
+
+  constructor(
+    { sizeBytes, layerCount, most, startBytes = 0, lengthBytes = sizeBytes, leastBytes = 4096 }:
+      BucketPlan,
+  ) {
+    const allowed = Math.max(1, Math.min(most, Math.floor(MOST_ENTRIES / Math.max(1, layerCount))));
+    const wished = Math.min(Math.max(0, startBytes), sizeBytes);
+    const endBytes = Math.min(sizeBytes, wished + Math.max(0, lengthBytes));
+    let bucketBytes = Math.max(LEAST_BUCKET_BYTES, leastBytes);
+    let start = 0;
+    let count = 0;
+    for (;; bucketBytes *= 2) {
+      start = Math.floor(wished / bucketBytes) * bucketBytes;
+      count = Math.ceil((endBytes - start) / bucketBytes);
+      if (count <= allowed) break;
+    }
+    this.buckets = {
+      layerCount,
+      startBytes: start,
+      endBytes,
+      bucketBytes,
+      count,
+      heldBytes: new Float64Array(count * layerCount),
+      totals: new Float64Array(layerCount),
+    };
   }
-  const heldBytes = new Float64Array(count * layerCount);
-  const totals = new Float64Array(layerCount);
-  for (const extent of extents) {
+
+  /** Counts a range. What lies outside the part is left out. */
+  add(extent: LayerExtent): void {
+    const { layerCount, startBytes, endBytes, bucketBytes, heldBytes, totals } = this.buckets;
     const layer = layerOf(extent, layerCount);
     const end = Math.min(endBytes, extent.offsetBytes + extent.lengthBytes);
-    for (let at = Math.max(from, extent.offsetBytes); layer >= 0 && at < end;) {
-      const bucket = Math.floor((at - from) / bucketBytes);
-      const next = Math.min(end, from + (bucket + 1) * bucketBytes);
+    for (let at = Math.max(startBytes, extent.offsetBytes); layer >= 0 && at < end;) {
+      const bucket = Math.floor((at - startBytes) / bucketBytes);
+      const next = Math.min(end, startBytes + (bucket + 1) * bucketBytes);
       heldBytes[bucket * layerCount + layer] += next - at;
       totals[layer] += next - at;
       at = next;
     }
   }
-  return { layerCount, startBytes: from, endBytes, bucketBytes, count, heldBytes, totals };
+}
+
+/** Counts all ranges of a disk; see {@linkcode BucketCounter}. */
+export function countBuckets(extents: Iterable<LayerExtent>, plan: BucketPlan): Buckets {
+  const counter = new BucketCounter(plan);
+  for (const extent of extents) counter.add(extent);
+  return counter.buckets;
 }
 
 /** What a bucket, or several neighbours, hold. */

@@ -60,25 +60,32 @@ function cellRuns(
   return runs;
 }
 
+/** The ground of a grid: whole rows, and a last one that may be shorter. */
+function gridGround({ count }: Buckets, y: number): Markup[] {
+  const rows = Math.floor(count / COLUMNS);
+  const rest = count % COLUMNS;
+  const part = (top: number, width: number, height: number): Markup =>
+    markup`<rect class="hollow" x="${LEFT_PX}" y="${top}" width="${width}" height="${height}" fill="#e6eaef"/>`;
+  return [
+    ...rows > 0 ? [part(y, GRID_PX, rows * CELL_PX)] : [],
+    ...rest > 0 ? [part(y + rows * CELL_PX, rest * CELL_PX, CELL_PX)] : [],
+  ];
+}
+
 function grid(buckets: Buckets, y: number): Markup[] {
-  const parts: Markup[] = [];
+  const parts = gridGround(buckets, y);
   for (let row = 0; row * COLUMNS < buckets.count; row++) {
     const first = row * COLUMNS;
-    const count = Math.min(COLUMNS, buckets.count - first);
     const top = y + row * CELL_PX;
-    parts.push(
-      markup`<rect class="hollow" x="${LEFT_PX}" y="${top}" width="${
-        count * CELL_PX
-      }" height="${CELL_PX}" fill="#e6eaef"/>`,
-    );
     if (row % ROWS_OF_LABEL === 0) {
-      const offset = buckets.startBytes + first * buckets.bucketBytes;
+      const offset = formatSize(buckets.startBytes + first * buckets.bucketBytes);
       parts.push(
         markup`<text class="soft small" x="${LEFT_PX - 8}" y="${
-          top + 7
-        }" text-anchor="end" font-size="12">${formatSize(offset)}</text>`,
+          top + CELL_PX
+        }" text-anchor="end" font-size="12">${offset}</text>`,
       );
     }
+    const count = Math.min(COLUMNS, buckets.count - first);
     const runs = cellRuns(count, (cell) => shareOf(buckets, { bucket: first + cell }));
     for (const { from, to, layer, shade } of runs) {
       parts.push(

@@ -90,31 +90,40 @@ class Level {
 }
 
 /**
- * Gathers which image holds what. The units are sectors where that makes few enough runs; otherwise they
- * are as small as they can be.
- *
- * @param extents In rising order; walked once.
- * @param most How many runs there may be.
+ * Gathers which image holds what, in one walk over the disk. The units are sectors where that makes few
+ * enough runs; otherwise they are as small as they can be.
  */
-export function gatherRuns(
-  extents: Iterable<LayerExtent>,
-  { sizeBytes, layerCount, most }: { sizeBytes: number; layerCount: number; most: number },
-): Runs {
-  const levels: Level[] = [];
-  for (let unitBytes = SECTOR_BYTES;; unitBytes *= STEP) {
-    levels.push(new Level(unitBytes, layerCount, most));
-    // So many units cannot make more runs.
-    if (Math.ceil(sizeBytes / unitBytes) <= most) break;
+export class RunGatherer {
+  readonly #levels: Level[] = [];
+  readonly #sizeBytes: number;
+  readonly #layerCount: number;
+
+  /** @param plan With `most`, how many runs there may be. */
+  constructor(plan: { sizeBytes: number; layerCount: number; most: number }) {
+    const { sizeBytes, layerCount, most } = plan;
+    this.#sizeBytes = sizeBytes;
+    this.#layerCount = layerCount;
+    for (let unitBytes = SECTOR_BYTES;; unitBytes *= STEP) {
+      this.#levels.push(new Level(unitBytes, layerCount, most));
+      // So many units cannot make more runs.
+      if (Math.ceil(sizeBytes / unitBytes) <= most) break;
+    }
   }
-  for (const extent of extents) {
-    const layer = layerOf(extent, layerCount);
-    if (layer < 0) continue;
-    const end = Math.min(sizeBytes, extent.offsetBytes + extent.lengthBytes);
-    for (const level of levels) level.add(extent.offsetBytes, end, layer);
+
+  /** Takes the next range: in rising order. */
+  add(extent: LayerExtent): void {
+    const layer = layerOf(extent, this.#layerCount);
+    if (layer < 0) return;
+    const end = Math.min(this.#sizeBytes, extent.offsetBytes + extent.lengthBytes);
+    for (const level of this.#levels) level.add(extent.offsetBytes, end, layer);
   }
-  for (const level of levels) level.end(sizeBytes);
-  for (const { unitBytes, isRounded, runs } of levels) {
-    if (runs !== null) return { unitBytes, isRounded, runs };
+
+  /** The runs of all that was taken. Called once. */
+  end(): Runs {
+    for (const level of this.#levels) level.end(this.#sizeBytes);
+    for (const { unitBytes, isRounded, runs } of this.#levels) {
+      if (runs !== null) return { unitBytes, isRounded, runs };
+    }
+    throw new Error("The coarsest level has few enough runs");
   }
-  return { unitBytes: levels[levels.length - 1].unitBytes, isRounded: true, runs: [] };
 }

@@ -10,6 +10,9 @@ const LAYER_COLOURS: readonly (readonly [light: string, dark: string])[] = [
   ["#7d5a00", "#e3b341"],
 ];
 
+/** How many colours of layers there are: the classes are `p0`, `p1` and so on. */
+export const LAYER_COLOUR_COUNT = LAYER_COLOURS.length;
+
 /** The class of a layer's colour: rules of {@linkcode PICTURE_STYLE}. */
 export function layerClass(layer: number): string {
   return `p${layer % LAYER_COLOURS.length}`;

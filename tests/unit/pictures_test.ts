@@ -11,7 +11,7 @@ import type {
 import { latencyPicture } from "../../src/pictures/latency_picture.ts";
 import { MAP_BUCKETS, mapPicture } from "../../src/pictures/map_picture.ts";
 import { escapeMarkup, Markup, markup } from "../../src/pictures/markup.ts";
-import { gatherRuns } from "../../src/pictures/runs.ts";
+import { RunGatherer, type Runs } from "../../src/pictures/runs.ts";
 import { formatShare, formatSize } from "../../src/pictures/sizes.ts";
 import { GROUNDS } from "../../src/pictures/style.ts";
 import { fitName } from "../../src/pictures/svg.ts";
@@ -57,6 +57,15 @@ function extentsOf(runs: readonly (readonly [number, number | null])[]): LayerEx
     offsetBytes += extent.lengthBytes;
     return extent;
   });
+}
+
+function gatherRuns(
+  extents: Iterable<LayerExtent>,
+  plan: { sizeBytes: number; layerCount: number; most: number },
+): Runs {
+  const gatherer = new RunGatherer(plan);
+  for (const extent of extents) gatherer.add(extent);
+  return gatherer.end();
 }
 
 /** All kinds of pictures, with names that are hostile. */

@@ -94,6 +94,8 @@ Deno.test({
     assert.deepEqual(await complete("c"), ["create", "coalesce", "copy", "check"].sort(byOrder));
     assert.deepEqual(await complete("map", "--"), [
       "--json",
+      "--svg",
+      "--html",
       "--output",
       "--parent-root",
       "--help",

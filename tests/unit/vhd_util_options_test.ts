@@ -191,10 +191,18 @@ const TRIALS: Record<string, Record<string, Trial>> = {
     }),
     K: trial("copy -n @/leaf.vhd -N @/x.vhd", `-K @/${KEY}`, { refuses: true }),
   },
-  tree: { json: trial("tree @", "--json") },
+  tree: {
+    json: trial("tree @", "--json"),
+    svg: trial("tree @", "--svg"),
+    html: trial("tree @", "--html"),
+    o: trial("tree @", "-o @/x.svg"),
+  },
   map: {
     "1": trial("map -n @/leaf.vhd", "-1"),
     json: trial("map -n @/leaf.vhd", "--json"),
+    svg: trial("map -n @/leaf.vhd", "--svg"),
+    html: trial("map -n @/leaf.vhd", "--html"),
+    o: trial("map -n @/leaf.vhd", "-o @/x.svg"),
     output: trial("map -n @/leaf.vhd", "--output @/x.svg"),
   },
   query: Object.fromEntries(

@@ -9,7 +9,7 @@ import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
 import { readRange } from "../../src/vhd/image/read.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { finishWriting, writeRange } from "../../src/vhd/write.ts";
-import { withTempDir } from "../support/tools.ts";
+import { needs, run, withTempDir } from "../support/tools.ts";
 import { goldenImage, putFile, vhdUtil } from "../support/vhd.ts";
 
 const MIB = 1024 * 1024;
@@ -100,14 +100,26 @@ Deno.test("map draws the disk by layers, or lists its extents", () =>
     });
   }));
 
-Deno.test("map --output writes SVG and PNG", () =>
+Deno.test("map writes SVG, HTML and PNG", () =>
   withGolden(async (folder) => {
     const image = `${folder}/child.vhd`;
     assert.equal((await vhdUtil("map", "-n", image, `--output=${folder}/map.svg`)).code, 0);
     const svg = Deno.readTextFileSync(`${folder}/map.svg`);
-    assert.match(svg, /^<svg xmlns="http:\/\/www.w3.org\/2000\/svg" width="1048" height="\d+"/);
-    assert.match(svg, /<rect x="12" y="54" width="1024" height="8" fill="#ff7f0e"\/>/);
-    assert.match(svg, />base\.vhd: 3\.0 MiB<\/text>/);
+    assert.match(svg, /^<svg xmlns="http:\/\/www.w3.org\/2000\/svg" class="picture"/);
+    // The fourth row, from 3 to 4 MiB: the base holds all of it.
+    assert.match(svg, /<rect class="p1" x="84" y="81" width="896" height="7" [^>]*opacity="1"/);
+    assert.match(svg, /<title>base\.vhd: 3\.0 MiB, 4\.7 %<\/title>/);
+    assert.match(svg, /<desc [^>]*>64 MiB; a square is 8 KiB, .*57\.9 MiB hold no data\.<\/desc>/);
+    const printed = await vhdUtil("map", "-n", image, "--svg");
+    assert.equal(printed.stdout, svg);
+    const alone = await vhdUtil("map", "-1", "-n", image, "--svg");
+    assert.doesNotMatch(alone.stdout, /base\.vhd/);
+    assert.equal((await vhdUtil("map", "-n", image, "-o", `${folder}/map.html`)).stdout, "");
+    const page = Deno.readTextFileSync(`${folder}/map.html`);
+    assert.match(page, /^<!doctype html>/);
+    assert.equal((await vhdUtil("map", "-n", image, "--html")).stdout, page);
+    assert.equal((await vhdUtil("map", "-n", image, "--svg", "--html")).code, 22);
+    assert.equal((await vhdUtil("map", "-n", image, "--json", "-o", "x.svg")).code, 22);
     assert.equal((await vhdUtil("map", "-n", image, "--output", `${folder}/map.png`)).code, 0);
     const png = Deno.readFileSync(`${folder}/map.png`);
     const view = new DataView(png.buffer);
@@ -167,4 +179,72 @@ Deno.test("tree draws chains, parents that are missing, and what is no image", (
     assert.equal(base.vhd, `${folder}/base.vhd`);
     assert.equal(base.allocated, 10 * MIB);
     assert.equal(base.children[0].children[0].vhd, at("top.vhd"));
+  }));
+
+Deno.test("a picture replaces a picture, and no other file", () =>
+  withGolden(async (folder) => {
+    const map = (...args: string[]) => vhdUtil("map", "-n", `${folder}/child.vhd`, ...args);
+    const before = Deno.readFileSync(`${folder}/base.vhd`);
+    for (const target of ["base.vhd", "child.vhd"]) {
+      const { code, stdout, stderr } = await map("--svg", "-o", `${folder}/${target}`);
+      assert.equal(code, 17);
+      assert.equal(stdout, "");
+      assert.match(stderr, /base\.vhd|child\.vhd/);
+      assert.match(stderr, /the file exists and is no picture; choose another name or remove it/);
+    }
+    assert.deepEqual(Deno.readFileSync(`${folder}/base.vhd`), before);
+    Deno.writeFileSync(`${folder}/raw.svg`, new Uint8Array(4096));
+    assert.equal((await map("-o", `${folder}/raw.svg`)).code, 17);
+    Deno.mkdirSync(`${folder}/folder.svg`);
+    assert.equal((await map("-o", `${folder}/folder.svg`)).code, 22);
+    const output = `${folder}/map.svg`;
+    Deno.symlinkSync(`${folder}/real.svg`, output);
+    Deno.writeTextFileSync(`${folder}/real.svg`, "");
+    assert.equal((await map("-o", output)).code, 0);
+    assert.equal((await map("--html", "-o", output)).code, 0);
+    assert.ok(Deno.lstatSync(output).isSymlink);
+    assert.match(Deno.readTextFileSync(`${folder}/real.svg`), /^<!doctype html>/);
+    const names = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+    assert.deepEqual(names, [
+      "base.vhd",
+      "child.vhd",
+      "folder.svg",
+      "map.svg",
+      "raw.svg",
+      "real.svg",
+    ]);
+  }));
+
+Deno.test("a picture that cannot be written whole leaves nothing", async () => {
+  const { ignore } = needs("bash");
+  if (ignore) return;
+  await withGolden(async (folder) => {
+    // The largest file that this process may write, in blocks of 1024 bytes.
+    const main = new URL("../../src/main.ts", import.meta.url).pathname;
+    const args = ["run", "-A", "-q", main, "vhd-util", "map", "-n", `${folder}/child.vhd`];
+    const command = `trap '' XFSZ; ulimit -f 4; exec "$@"`;
+    const { code, stderr } = await run("bash", [
+      ...["-c", command, "-", Deno.execPath(), ...args, "-o", `${folder}/map.html`],
+    ], { env: { DENO_NO_UPDATE_CHECK: "1" } });
+    assert.equal(code, 27, stderr);
+    assert.match(stderr, /Cannot write .*map\.html: File too large \(EFBIG\)/);
+    const names = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+    assert.deepEqual(names, ["base.vhd", "child.vhd"]);
+  });
+});
+
+Deno.test("tree draws as SVG and HTML", () =>
+  withGolden(async (folder) => {
+    const hostile = `${folder}/<b>&"\u202e.vhd`;
+    snapshot(hostile, { parent: `${folder}/child.vhd`, keepEmptyParent: true });
+    const svg = (await vhdUtil("tree", "--svg", folder)).stdout;
+    const names = [...svg.matchAll(/class="name"[^>]*>([^<]*)</g)].map(([, name]) => name);
+    assert.deepEqual(names, ["base.vhd", "child.vhd", "&lt;b&gt;&amp;&quot;\\u202e.vhd"]);
+    assert.match(svg, />dynamic · 64 MiB disk · 10\.0 MiB file</);
+    assert.match(svg, />holds 10 MiB, 15\.6 %</);
+    const html = (await vhdUtil("tree", "--html", folder)).stdout;
+    assert.match(html, /3 images/);
+    assert.doesNotMatch(html, /<b>/);
+    assert.equal((await vhdUtil("tree", "-o", `${folder}/tree.html`, folder)).code, 0);
+    assert.equal(Deno.readTextFileSync(`${folder}/tree.html`), html);
   }));

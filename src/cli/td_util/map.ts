@@ -1,15 +1,20 @@
-import { mapImage } from "../../images/map.ts";
+import { type ImageMap, mapImage } from "../../images/map.ts";
+import { countBuckets } from "../../pictures/buckets.ts";
+import type { DiskDescription } from "../../pictures/descriptions.ts";
+import { mapPage } from "../../pictures/map_page.ts";
+import { MAP_BUCKETS, mapPicture } from "../../pictures/map_picture.ts";
 import { jsonText } from "../json.ts";
 import type { CommandCall, Subcommand } from "../subcommands/command.ts";
+import { deliverPicture, PICTURE_OPTIONS, pictureWish } from "../subcommands/picture_options.ts";
 import { imageOf, JSON_OPTION, operandsOf } from "./operands.ts";
 
 /** `td-util map`. */
 export const mapCommand: Subcommand = {
   name: "map",
   summary: "Print which image of a chain holds which part of a disk",
-  synopsis: "[--json] IMAGE",
-  usage: "td-util map [--json] IMAGE",
-  options: [JSON_OPTION],
+  synopsis: "[--json] IMAGE\n[--svg | --html] [-o FILE] IMAGE",
+  usage: "td-util map [--json] [--svg] [--html] [-o FILE] IMAGE",
+  options: [JSON_OPTION, ...PICTURE_OPTIONS],
   operands: true,
   followsParents: true,
   example: `
@@ -21,7 +26,13 @@ $ td-util map vhd:today.vhd
 
   async run(call: CommandCall): Promise<number> {
     const [image] = operandsOf(call, "IMAGE");
-    const { layers, extents } = await mapImage(imageOf(image));
+    const wish = pictureWish(call);
+    const map = await mapImage(imageOf(image));
+    const { layers, extents } = map;
+    if (wish !== null) {
+      deliverPicture(call, wish, wish.kind === "svg" ? drawing(map) : page(map));
+      return 0;
+    }
     if (call.has("json")) {
       call.output.print(jsonText({ layers, extents }));
       return 0;
@@ -35,3 +46,19 @@ $ td-util map vhd:today.vhd
     return 0;
   },
 };
+
+function diskOf({ layers, extents }: ImageMap): DiskDescription {
+  const last = extents.at(-1);
+  const sizeBytes = last === undefined ? 0 : last.offsetBytes + last.lengthBytes;
+  return { name: layers[0], sizeBytes, layers };
+}
+
+function drawing(map: ImageMap): string {
+  const disk = diskOf(map);
+  const plan = { ...disk, layerCount: map.layers.length, most: MAP_BUCKETS };
+  return mapPicture(disk, countBuckets(map.extents, plan));
+}
+
+function page(map: ImageMap): string {
+  return mapPage(diskOf(map), map.extents);
+}

@@ -1,4 +1,3 @@
-import { systemError } from "../../../ffi/errno.ts";
 import { openChain, type VhdChain } from "../../vhd/image/chain.ts";
 import { openVhd } from "../../vhd/image/image.ts";
 import { type ChainExtent, chainExtents } from "../../vhd/image/extents.ts";
@@ -7,26 +6,32 @@ import { fileNameOf } from "../../files/paths.ts";
 import { VHD_SECTOR_SIZE } from "../../vhd/format/units.ts";
 import { jsonText } from "../json.ts";
 import { formatSize } from "../../pictures/sizes.ts";
-import { type CommandCall, type Subcommand, UsageError } from "../subcommands/command.ts";
+import { countBuckets } from "../../pictures/buckets.ts";
+import type { DiskDescription, LayerExtent } from "../../pictures/descriptions.ts";
+import { mapPage } from "../../pictures/map_page.ts";
+import { MAP_BUCKETS, mapPicture } from "../../pictures/map_picture.ts";
+import type { CommandCall, Subcommand } from "../subcommands/command.ts";
+import {
+  deliverPicture,
+  PICTURE_OPTIONS,
+  type PictureWish,
+  pictureWish,
+} from "../subcommands/picture_options.ts";
 import { type CellMap, countCells } from "./map_cells.ts";
-import { layerLetter, pngPicture, svgPicture, terminalColour, textPicture } from "./map_picture.ts";
+import { layerLetter, pngPicture, terminalColour, textPicture } from "./map_picture.ts";
 
 /** `vhd-util map`. */
 export const mapCommand: Subcommand = {
   name: "map",
   summary: "Show where a disk has data and which image of the chain holds it",
-  synopsis: "-n FILE [-1] [--json | --output PICTURE]",
-  usage: "options: <-n name> [-1 the image alone] [--json] [--output file.svg or file.png] " +
-    "[-h help]",
+  synopsis: "-n FILE [-1] [--json]\n-n FILE [-1] [--svg | --html] [-o FILE]",
+  usage: "options: <-n name> [-1 the image alone] [--json] [--svg] [--html] [-o file] [-h help]",
   options: [
     { name: "n", value: "FILE", text: "the image" },
     { name: "1", text: "show only the data of this image, not that of its parents" },
     { name: "json", text: "print JSON: the extents of the disk and the layer of each" },
-    {
-      name: "output",
-      value: "PICTURE",
-      text: "write a picture to this file, whose name ends in .svg or .png",
-    },
+    ...PICTURE_OPTIONS,
+    { name: "output", value: "FILE", text: "the same as -o, also for a name that ends in .png" },
   ],
   followsParents: true,
   example: `
@@ -36,20 +41,18 @@ AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB
   A  child.vhd  3.1 MiB
   B  base.vhd   3.0 MiB
 each character is 64 KiB of 64 MiB; a capital letter means all data
-$ vhd-util map -n child.vhd --output chain.svg`,
+$ vhd-util map -n child.vhd -o chain.html`,
 
   run(call: CommandCall): number {
     const path = call.required("n");
-    const output = call.value("output");
-    if (output !== null && !/\.(svg|png)$/i.test(output)) {
-      throw new UsageError(
-        `Cannot write a picture to ${output}: the name must end in .svg or .png`,
-      );
-    }
+    const wish = pictureWish(call, {
+      path: call.value("output") ?? call.value("o"),
+      kinds: ["svg", "html", "png"],
+    });
     const chain = call.has("1") ? loneImage(path) : openChain(path, { ignoreDisabled: true });
     try {
       if (call.has("json")) printJson(call, chain);
-      else if (output !== null) writePicture(chain, output);
+      else if (wish !== null) deliverPicture(call, wish, draw(chain, wish));
       else printMap(call, chain);
     } finally {
       chain.close();
@@ -79,21 +82,23 @@ function cellsOf(chain: VhdChain, size: { columns: number; rows: number }): Cell
   return countCells(chainExtents(chain), { sizeSectors, layerCount: chain.depth, ...size });
 }
 
-function writePicture(chain: VhdChain, output: string): void {
-  const map = cellsOf(chain, { columns: 128, rows: 64 });
-  const { path, sizeBytes } = chain.images[0];
-  const bytes = /\.png$/i.test(output) ? pngPicture(map) : new TextEncoder().encode(
-    svgPicture(map, {
-      title: `${plainText(fileNameOf(path))}: ${formatSize(sizeBytes)}, a square is ` +
-        formatSize(map.cellSectors * VHD_SECTOR_SIZE),
-      layerNames: layerNames(chain),
-    }),
-  );
-  try {
-    Deno.writeFileSync(output, bytes);
-  } catch (error) {
-    throw systemError(error, `Cannot write ${output}`);
+function* extentsOf(chain: VhdChain): Generator<LayerExtent> {
+  for (const { sector, lengthSectors, layer } of chainExtents(chain)) {
+    yield {
+      offsetBytes: sector * VHD_SECTOR_SIZE,
+      lengthBytes: lengthSectors * VHD_SECTOR_SIZE,
+      layer,
+    };
   }
+}
+
+function draw(chain: VhdChain, { kind }: PictureWish): string | Uint8Array {
+  if (kind === "png") return pngPicture(cellsOf(chain, { columns: 128, rows: 64 }));
+  const { path, sizeBytes } = chain.images[0];
+  const disk: DiskDescription = { name: path, sizeBytes, layers: layerNames(chain) };
+  if (kind === "html") return mapPage(disk, extentsOf(chain));
+  const plan = { sizeBytes, layerCount: chain.depth, most: MAP_BUCKETS };
+  return mapPicture(disk, countBuckets(extentsOf(chain), plan));
 }
 
 const PLAIN_COLUMNS = 64;

@@ -1,13 +1,5 @@
 import { crc32, deflateSync } from "node:zlib";
-import { formatSize } from "../../pictures/sizes.ts";
 import type { CellMap } from "./map_cells.ts";
-
-/** The texts in a picture. */
-export interface PictureText {
-  readonly title: string;
-  /** A name for each layer, the topmost first. */
-  readonly layerNames: readonly string[];
-}
 
 /** Colours of layers, the topmost first. They repeat when there are more layers. */
 const PALETTE = [
@@ -33,52 +25,7 @@ function colourOf(map: CellMap, cell: number): readonly number[] {
   );
 }
 
-function hexColour(colour: readonly number[]): string {
-  return `#${colour.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
-}
-
-function escapeXml(text: string): string {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll('"', "&quot;");
-}
-
 const CELL_PX = 8;
-const LINE_PX = 18;
-const MARGIN_PX = 12;
-
-/** The map as SVG: squares for cells, with neighbours of one colour joined, and a legend. */
-export function svgPicture(map: CellMap, { title, layerNames }: PictureText): string {
-  const top = MARGIN_PX + LINE_PX;
-  const legendTop = top + map.rows * CELL_PX + LINE_PX;
-  const width = map.columns * CELL_PX + 2 * MARGIN_PX;
-  const height = legendTop + layerNames.length * LINE_PX + MARGIN_PX;
-  const rects: string[] = [];
-  for (let row = 0; row < map.rows; row++) {
-    const end = Math.min(map.layers.length, (row + 1) * map.columns);
-    for (let cell = row * map.columns; cell < end;) {
-      const fill = hexColour(colourOf(map, cell));
-      let next = cell + 1;
-      while (next < end && hexColour(colourOf(map, next)) === fill) next++;
-      const x = MARGIN_PX + (cell % map.columns) * CELL_PX;
-      rects.push(
-        `<rect x="${x}" y="${top + row * CELL_PX}" width="${(next - cell) * CELL_PX}" ` +
-          `height="${CELL_PX}" fill="${fill}"/>`,
-      );
-      cell = next;
-    }
-  }
-  const legend = layerNames.map((name, layer) => {
-    const y = legendTop + layer * LINE_PX;
-    const size = formatSize(map.sectorsOfLayer[layer] * 512);
-    const fill = hexColour(PALETTE[layer % PALETTE.length]);
-    return `<rect x="${MARGIN_PX}" y="${y - 10}" width="10" height="10" fill="${fill}"/>` +
-      `<text x="${MARGIN_PX + 16}" y="${y}">${escapeXml(name)}: ${size}</text>`;
-  });
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" ` +
-    `font-family="sans-serif" font-size="12" shape-rendering="crispEdges">\n` +
-    `<rect width="100%" height="100%" fill="#ffffff"/>\n` +
-    `<text x="${MARGIN_PX}" y="${MARGIN_PX + 6}">${escapeXml(title)}</text>\n` +
-    `${[...rects, ...legend].join("\n")}\n</svg>\n`;
-}
 
 const PNG_SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 

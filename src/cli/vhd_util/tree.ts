@@ -10,15 +10,22 @@ import { osStorage } from "../../files/storage.ts";
 import { expandGlob } from "../glob.ts";
 import { jsonText } from "../json.ts";
 import { formatSize } from "../../pictures/sizes.ts";
+import { treePage } from "../../pictures/chain_page.ts";
+import { treePicture } from "../../pictures/chain_picture.ts";
+import type { TreeDescription } from "../../pictures/descriptions.ts";
 import { type CommandCall, expectedErrno, type Subcommand } from "../subcommands/command.ts";
+import { deliverPicture, PICTURE_OPTIONS, pictureWish } from "../subcommands/picture_options.ts";
 
 /** `vhd-util tree`. */
 export const treeCommand: Subcommand = {
   name: "tree",
   summary: "Draw the chains of the images in a folder",
-  synopsis: "[--json] [FOLDER | FILE…]",
-  usage: "options: [--json] [-h help] [folder or files]",
-  options: [{ name: "json", text: "print JSON: an array of images, each with its children" }],
+  synopsis: "[--json] [FOLDER | FILE…]\n[--svg | --html] [-o FILE] [FOLDER | FILE…]",
+  usage: "options: [--json] [--svg] [--html] [-o file] [-h help] [folder or files]",
+  options: [
+    { name: "json", text: "print JSON: an array of images, each with its children" },
+    ...PICTURE_OPTIONS,
+  ],
   followsParents: true,
   example: `
 $ vhd-util tree /images
@@ -31,10 +38,14 @@ $ vhd-util tree /images
   operands: true,
 
   run(call: CommandCall): number {
+    const wish = pictureWish(call);
     const { paths, title } = imagesIn(call.operands);
     const roots = growForest(paths);
     if (call.has("json")) {
       call.output.print(jsonText(roots.map(toJson)));
+    } else if (wish !== null) {
+      const forest = { title, roots: roots.map((root) => describe(root, title)) };
+      deliverPicture(call, wish, wish.kind === "svg" ? treePicture(forest) : treePage(forest));
     } else {
       const lines = roots.flatMap((root, index) =>
         draw(root, { indent: "", last: index === roots.length - 1, folder: title })
@@ -195,6 +206,11 @@ function sortNodes(nodes: TreeNode[]): void {
   for (const node of nodes) sortNodes(node.children);
 }
 
+/** The name of an image that is shown: without the folder that all are in. */
+function nameIn(folder: string, { path }: TreeNode): string {
+  return folderOf(path) === folder ? fileNameOf(path) : path;
+}
+
 interface Line {
   readonly name: string;
   readonly facts: string;
@@ -204,7 +220,7 @@ function draw(
   node: TreeNode,
   { indent, last, folder }: { indent: string; last: boolean; folder: string },
 ): Line[] {
-  const name = plainText(folderOf(node.path) === folder ? fileNameOf(node.path) : node.path);
+  const name = plainText(nameIn(folder, node));
   const below = `${indent}${last ? "   " : "│  "}`;
   return [
     { name: `${indent}${last ? "└─ " : "├─ "}${name}`, facts: factsText(node) },
@@ -225,6 +241,21 @@ function factsText({ facts, problem }: TreeNode): string {
     percent.padEnd(14),
     notes.filter(Boolean).join(", "),
   ].join(" ");
+}
+
+/** An image and those below it, for a drawing. */
+function describe(node: TreeNode, folder: string): TreeDescription {
+  const { facts, problem, children } = node;
+  return {
+    name: nameIn(folder, node),
+    type: facts?.type ?? "",
+    sizeBytes: facts?.sizeBytes ?? null,
+    fileBytes: facts?.fileBytes ?? null,
+    heldBytes: facts?.allocatedBytes ?? null,
+    notes: facts?.hidden === true ? ["hidden"] : [],
+    problem,
+    children: children.map((child) => describe(child, folder)),
+  };
 }
 
 function toJson({ path, facts, problem, children }: TreeNode): Record<string, unknown> {
