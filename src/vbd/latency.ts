@@ -2,6 +2,8 @@
 export interface LatencySummary {
   /** How many requests ended. */
   requests: number;
+  /** How long all took together. */
+  sum: number;
   mean: number;
   highest: number;
   /** Percentiles: 50, 90, 99 and 99.9 of 100 requests took no longer. At most 25 % too high. */
@@ -63,9 +65,11 @@ export class Latencies {
       const found = histogram.find(([, count]) => (left -= count) <= 0);
       return found === undefined ? 0 : Math.min(found[0], highest);
     };
+    const sum = Math.round(sumMs * MICROSECONDS_PER_MS);
     const mean = requests === 0 ? 0 : Math.round(sumMs * MICROSECONDS_PER_MS / requests);
     return {
       requests,
+      sum,
       mean,
       highest,
       p50: within(0.5),

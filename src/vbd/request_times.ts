@@ -1,3 +1,4 @@
+import { ClientTimes } from "./client_times.ts";
 import { Latencies, type LatencySummary } from "./latency.ts";
 import { RequestKind, SLOTS } from "./slots.ts";
 
@@ -34,9 +35,18 @@ export interface TimesSummary {
   queue_depth: { now: number; highest: number; average: number };
   /** Time that requests spent waiting, and not at the disk. */
   waited: { room: Wait; pause: Wait; retry: Wait; limit: Wait };
+  /** Time that requests spent at the images and at the disks below them, milliseconds. */
+  at_disk_ms: number;
+  /** Places of requests that wait for a client: for data of a write, or until it takes an answer. */
+  at_client: { now: number; milliseconds: number };
 }
 
 const STAGES = Object.keys(Stage).length;
+
+/** Milliseconds, to the microsecond. */
+function rounded(milliseconds: number): number {
+  return Math.round(milliseconds * 1000) / 1000;
+}
 
 /**
  * When each request began, where it is, and since when. It reads no clock, but the time that the loop
@@ -49,6 +59,8 @@ export class RequestTimes {
   readonly sinceMs = new Float64Array(SLOTS);
   /** When it began, milliseconds. */
   readonly cameMs = new Float64Array(SLOTS);
+  /** How long clients keep slots. */
+  readonly clients: ClientTimes;
   readonly #clock: Float64Array;
   /** By stage: milliseconds that requests spent there, and how many entered. */
   readonly #spentMs = new Float64Array(STAGES);
@@ -66,6 +78,7 @@ export class RequestTimes {
   /** @param clock The time that the loop read last, milliseconds, at index 0. */
   constructor(clock: Float64Array) {
     this.#clock = clock;
+    this.clients = new ClientTimes(clock);
     const latencies: (Latencies | undefined)[] = new Array(Object.keys(RequestKind).length);
     latencies.fill(undefined);
     latencies[RequestKind.Read] = this.#reads;
@@ -76,6 +89,7 @@ export class RequestTimes {
 
   /** A request begins. */
   begin(slot: number): void {
+    this.clients.begin(slot);
     this.cameMs[slot] = this.#clock[0];
     this.sinceMs[slot] = this.#clock[0];
     if (++this.#depth > this.#highestDepth) this.#highestDepth = this.#depth;
@@ -111,6 +125,7 @@ export class RequestTimes {
   drop(slot: number): void {
     this.#settle(slot);
     this.stage[slot] = Stage.None;
+    this.clients.end(slot);
     this.#depth--;
   }
 
@@ -123,6 +138,11 @@ export class RequestTimes {
     return longestMs;
   }
 
+  /** When times were counted last, milliseconds. */
+  get clockMs(): number {
+    return this.#clock[0];
+  }
+
   /** The times of all requests. */
   summary(): TimesSummary {
     const spentMs = this.#spentMs.slice();
@@ -132,7 +152,7 @@ export class RequestTimes {
     const [came, found] = this.#arrivals;
     const wait = (stage: Stage): Wait => ({
       requests: this.#entered[stage],
-      milliseconds: Math.round(spentMs[stage] * 1000) / 1000,
+      milliseconds: rounded(spentMs[stage]),
     });
     return {
       latency_us: {
@@ -151,6 +171,8 @@ export class RequestTimes {
         retry: wait(Stage.Retry),
         limit: wait(Stage.Limit),
       },
+      at_disk_ms: rounded(spentMs[Stage.Disk]),
+      at_client: { now: this.clients.waiting(), milliseconds: rounded(this.clients.totalMs()) },
     };
   }
 }

@@ -58,20 +58,18 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** For requests that the image makes itself. */
   readonly own: ImageSlots;
 
-  /**
-   * @param minor The device's number, for the log.
-   * @param faults The disk.
-   */
+  /** @param minor The device's number, for the log. @param faults The disk. */
   constructor(context: VbdContext, minor: number, faults: FaultOwner) {
     this.#context = context;
     this.#minor = minor;
     this.faults = faults;
+    this.times = new RequestTimes(context.scheduler.lastMs);
     this.shares = new SlotShares(this.#slots, {
       scheduler: context.scheduler,
       faults,
+      clients: this.times.clients,
       callSoon: () => context.deferral.add(this),
     });
-    this.times = new RequestTimes(context.scheduler.lastMs);
     this.meter = new Meter(SLOTS, context.scheduler.lastMs);
     this.#room = new DiskRoom(context.queue);
     this.#media = new MediaErrors(context.queue, this.#gate, () => this.#leaveGate());
@@ -96,9 +94,9 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     return this.#gate.inFlight + this.#waiting.size + held + this.#retries.size;
   }
 
-  /** How many requests failed and wait for their next try. */
-  get retrying(): number {
-    return this.#retries.size;
+  /** The requests that failed and wait for their next try: how many, and their last error. */
+  get retrying(): Pick<RetryQueue, "size" | "error"> {
+    return this.#retries;
   }
 
   /** What the device does in a second at most. */

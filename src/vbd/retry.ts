@@ -83,6 +83,8 @@ export class RetryQueue {
   readonly #firstFailedMs = new Float64Array(SLOTS);
   /** By slot: tries that failed while others succeeded at other places. */
   readonly #proofs = new Uint32Array(SLOTS);
+  /** The error of the try that failed last. */
+  #lastError = 0;
   /** When all were last tried, and the time before. */
   #roundMs = 0;
   #roundBeforeMs = 0;
@@ -100,6 +102,11 @@ export class RetryQueue {
     this.#slots = slots;
     this.#scheduler = scheduler;
     this.#sink = sink;
+  }
+
+  /** The last error of a request that waits for its next try, or just failed again; 0 without one. */
+  get error(): number {
+    return this.size === 0 ? 0 : this.#lastError;
   }
 
   /** How many requests wait for their next try. */
@@ -147,6 +154,7 @@ export class RetryQueue {
   noteFailure(slot: number, errno: number, { policy, attempts, timeoutMs }: RetryLimits): boolean {
     const nowMs = this.#scheduler.nowMs();
     this.#lastErrors[slot] = errno;
+    this.#lastError = errno;
     this.#hasFailed[slot] = 1;
     if (this.#failures[slot]++ === 0) this.#firstFailedMs[slot] = nowMs;
     if (policy === "none" || (policy === "transient" && !transient.has(errno))) return false;

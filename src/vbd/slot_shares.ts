@@ -1,6 +1,7 @@
 import { assert } from "../../ffi/assert.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { ClientTimes } from "./client_times.ts";
 import type { SlotTable } from "./slots.ts";
 
 /** Waits for free slots. */
@@ -100,6 +101,7 @@ export class SlotShares {
   readonly #slots: SlotTable;
   readonly #scheduler: Scheduler;
   readonly #faults: FaultOwner;
+  readonly #clients: ClientTimes;
   readonly #callSoon: () => void;
   readonly #claims = new Set<SlotClaim>();
   /** Claims that wait, in order. */
@@ -118,19 +120,22 @@ export class SlotShares {
 
   /**
    * @param faults The disk.
+   * @param clients Counts how long clients keep slots.
    * @param callSoon Makes the loop call `callWaiters` at the end of the turn.
    */
   constructor(
     slots: SlotTable,
-    { scheduler, faults, callSoon }: {
+    { scheduler, faults, clients, callSoon }: {
       scheduler: Scheduler;
       faults: FaultOwner;
+      clients: ClientTimes;
       callSoon: () => void;
     },
   ) {
     this.#slots = slots;
     this.#scheduler = scheduler;
     this.#faults = faults;
+    this.#clients = clients;
     this.#callSoon = callSoon;
   }
 
@@ -161,6 +166,7 @@ export class SlotShares {
   take(claim: SlotClaim): number {
     const slot = this.#slots.take();
     assert(slot !== NONE, "A slot is taken only after mayTake");
+    this.#clients.take(slot);
     claim.held++;
     claim.isCalled = false;
     return slot;
@@ -171,6 +177,7 @@ export class SlotShares {
     assert(claim.held > 0, "A claim gives back no more slots than it took");
     if (--claim.held === 0 && claim.waits) this.#emptyHanded++;
     if (claim.stuckTicks > 0) claim.stuckTicks = 0;
+    this.#clients.give(slot);
     this.release(slot);
   }
 

@@ -485,11 +485,8 @@ export class Vbd implements FaultOwner {
 
   /** What `tap-ctl stats` shows. */
   statistics(): VbdStatistics {
-    return this.requests.counts.describe({
-      name: this.name,
-      images: this.images,
+    return this.requests.counts.describe(this, {
       secondary: this.#secondary.describe(this.#options),
-      requests: this.requests,
       direct: this.#options.direct ?? true,
       policy: retryLimits(this.#options.retry).policy,
       merges: this.#stack.merges,

@@ -90,7 +90,7 @@ Deno.test("a pause during retries holds requests; what failed before does not co
   simulation.fault = () => Errno.EIO;
   const outcome = device.write(0, stampedSectors(0, 8, 1));
   simulation.runUntil(() => simulation.scheduler.nowMs() > 8_000, "Eight seconds of retries");
-  assert.ok(device.vbd.requests.retrying + device.vbd.requests.outstanding > 0);
+  assert.ok(device.vbd.requests.retrying.size + device.vbd.requests.outstanding > 0);
   device.pause();
   device.pause();
   simulation.scheduler.addTimer(60_000, () => {});

@@ -229,13 +229,13 @@ Deno.test("a write of a client that left is not tried again after a pause over w
   requests.memory.bytes.set(stampedSectors(SECTOR, COUNT, 2), requests.slotOffset(slot));
   simulation.fault = (kind) => kind === "write" ? Errno.ETIMEDOUT : 0;
   requests.start(slot, RequestKind.Write, SECTOR, COUNT, false, client);
-  simulation.runUntil(() => requests.retrying === 1, "The first try");
+  simulation.runUntil(() => requests.retrying.size === 1, "The first try");
   simulation.fault = null;
   // Its client goes without an answer, makes it again, and then writes something newer.
   faults.failed = true;
   const newer = device.write(SECTOR, stampedSectors(SECTOR, COUNT, 3));
   device.settle();
-  assert.deepEqual([newer.errno, requests.retrying], [0, 1]);
+  assert.deepEqual([newer.errno, requests.retrying.size], [0, 1]);
   device.pause();
   device.resume();
   simulation.runUntil(() => requests.outstanding === 0, "The next try");

@@ -34,7 +34,7 @@ Deno.test("latencies: each is counted where it belongs, and shares are at most a
 });
 
 Deno.test("latencies: none, and one of an hour", () => {
-  const none = { requests: 0, mean: 0, highest: 0, p50: 0, p90: 0, p99: 0, p99_9: 0 };
+  const none = { requests: 0, sum: 0, mean: 0, highest: 0, p50: 0, p90: 0, p99: 0, p99_9: 0 };
   assert.deepEqual(summaryOf([]), { ...none, histogram: [] });
   const hour = summaryOf([3_600_000_000]);
   assert.deepEqual([hour.requests, hour.highest], [1, 3_600_000_000]);

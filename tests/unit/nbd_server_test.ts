@@ -228,7 +228,7 @@ Deno.test("a write of a client that left is not tried again over what was writte
   slow.send(write(1));
   rig.loop.poll();
   const { requests } = rig.device.vbd;
-  while (requests.retrying === 0) rig.simulation.scheduler.turn();
+  while (requests.retrying.size === 0) rig.simulation.scheduler.turn();
   // It goes without an answer. What it has written on another connection is newer.
   rig.disconnect(slow);
   assert.equal(rig.connections.size, 0);

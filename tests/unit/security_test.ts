@@ -50,7 +50,7 @@ Deno.test("no import has a name that is computed, and code is made in two places
       if (!/^\.{1,2}\/|^(?:commander|cli-progress)$/.test(name)) computed.push(`${path}: ${name}`);
     }
     for (const [, from] of text.matchAll(/ from "([^"]*)"/g)) {
-      const isKnown = /^\.{1,2}\/|^node:(?:crypto|zlib)$|^(?:commander|cli-progress)$/;
+      const isKnown = /^\.{1,2}\/|^node:(?:crypto|fs\/promises|zlib)$|^(?:commander|cli-progress)$/;
       if (!isKnown.test(from) && !path.endsWith("mod.ts")) computed.push(`${path}: ${from}`);
     }
     if (/\bnew Function\(|\beval\(|\bnew Worker\(/.test(text)) made.push(path);

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { EVERYTHING } from "../../src/scheduler/faults.ts";
 import { SimulatedScheduler } from "../../src/testing/simulated_scheduler.ts";
+import { ClientTimes } from "../../src/vbd/client_times.ts";
 import { type SlotClaim, type SlotHolder, SlotShares } from "../../src/vbd/slot_shares.ts";
 import { SLOTS, SlotTable } from "../../src/vbd/slots.ts";
 
@@ -8,6 +9,7 @@ import { SLOTS, SlotTable } from "../../src/vbd/slots.ts";
 class Bench {
   readonly scheduler = new SimulatedScheduler();
   readonly slots = new SlotTable();
+  readonly clients = new ClientTimes(this.scheduler.lastMs);
   readonly shares: SlotShares;
   #calls = false;
 
@@ -15,6 +17,7 @@ class Bench {
     this.shares = new SlotShares(this.slots, {
       scheduler: this.scheduler,
       faults: EVERYTHING,
+      clients: this.clients,
       callSoon: () => this.#calls = true,
     });
   }

@@ -153,7 +153,8 @@ function nodeQuestion({ pid, minor }: InventoryEntry): Question<NodeAnswer> {
   };
 }
 
-function listQuestion(pid: number): Question<ListEntry[]> {
+/** Asks a tapdisk for the list of its devices. */
+export function listQuestion(pid: number): Question<ListEntry[]> {
   const entries: ListEntry[] = [];
   const what = `Cannot list the devices of tapdisk ${pid}`;
   return {
@@ -182,7 +183,16 @@ function orphan(minor: number): InventoryEntry {
 }
 
 /** What the control folder shows without a question to any tapdisk. */
-class Folder {
+export interface ControlFolder {
+  /** The tapdisks that have a control socket, in ascending order. */
+  readonly pids: readonly number[];
+  /** The minors that are allocated. */
+  readonly minors: readonly number[];
+  /** The minors that a tapdisk has, as far as sockets and locks show. */
+  minorsOf(pid: number): number[];
+}
+
+class Folder implements ControlFolder {
   /** The tapdisks that have a control socket, in ascending order. */
   readonly pids: readonly number[];
   /** The minors that are allocated. */
@@ -227,6 +237,11 @@ class Folder {
   #serves(pid: number, minor: number): boolean {
     return this.#serving.some((served) => served.pid === pid && served.minor === minor);
   }
+}
+
+/** Reads the control folder. Throws `SystemError`. */
+export function readControlFolder(): ControlFolder {
+  return new Folder();
 }
 
 /** The tapdisks that have a control socket, in ascending order. Throws `SystemError`. */

@@ -10,7 +10,7 @@ import { brokenAnswer, withConnection } from "./connection.ts";
 export const QUESTION_TIMEOUT_MS = 10_000;
 
 /** The longest statistics: those of 16384 devices take 40 MiB. */
-const MOST_TEXT_BYTES = 64 << 20;
+export const MOST_TEXT_BYTES = 64 << 20;
 
 /** The process that answers at a control socket. Throws `SystemError`. */
 export function askPid(pid: number): number {

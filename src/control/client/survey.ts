@@ -31,16 +31,28 @@ export interface Question<Answer> {
 /** The answer to a question, or an error: ETIMEDOUT when the tapdisk did not answer. */
 export type Outcome<Answer> = { readonly answer: Answer } | { readonly error: Error };
 
+/** A question whose answer is a message with a text behind it. */
+export interface TextQuestion<Answer> extends Omit<Question<Answer>, "take"> {
+  /** The length of the text, bytes. May throw. */
+  readonly length: (message: Uint8Array<ArrayBuffer>) => number;
+  /** Takes the text. May throw. */
+  readonly takeText: (text: Uint8Array<ArrayBuffer>) => Answer;
+}
+
+type AnyQuestion<Answer> = Question<Answer> | TextQuestion<Answer>;
+
 /** A question without an answer yet. */
 class Pending<Answer> {
-  readonly question: Question<Answer>;
+  readonly question: AnyQuestion<Answer>;
   outcome: Outcome<Answer> | null = null;
   /** -1 while there is no connection. */
   fd = -1;
-  readonly #message = new Uint8Array(MESSAGE_BYTES);
+  /** What is received: a message, or the text behind it. */
+  #input = new Uint8Array(MESSAGE_BYTES);
   #received = 0;
+  #isText = false;
 
-  constructor(question: Question<Answer>) {
+  constructor(question: AnyQuestion<Answer>) {
     this.question = question;
   }
 
@@ -70,19 +82,29 @@ class Pending<Answer> {
   }
 
   #receive(): Answer | null {
-    const { pid, response: type, what, take } = this.question;
-    const into = addressOf(this.#message) + this.#received;
-    const got = receiveAt(this.fd, into, MESSAGE_BYTES - this.#received);
+    const { pid, response: type, what } = this.question;
+    const input = this.#input;
+    const into = addressOf(input) + this.#received;
+    const got = receiveAt(this.fd, into, input.length - this.#received);
     if (got === -Errno.EAGAIN || got === -Errno.EINTR) return null;
     if (got <= 0) {
       throw new SystemError(got === 0 ? Errno.EPROTO : -got, `${what} (it closed the connection)`);
     }
     this.#received += got;
-    if (this.#received < MESSAGE_BYTES) return null;
+    if (this.#received < input.length) return null;
     this.#received = 0;
-    traceMessage("received", this.#message);
-    checkAnswer(this.#message, { pid, type, what });
-    return take(this.#message);
+    if (this.#isText) return this.#takeText();
+    traceMessage("received", input);
+    checkAnswer(input, { pid, type, what });
+    if ("take" in this.question) return this.question.take(input);
+    const lengthBytes = this.question.length(input);
+    this.#input = new Uint8Array(lengthBytes);
+    this.#isText = true;
+    return lengthBytes === 0 ? this.#takeText() : null;
+  }
+
+  #takeText(): Answer | null {
+    return "takeText" in this.question ? this.question.takeText(this.#input) : null;
   }
 
   end(outcome: Outcome<Answer>): void {
@@ -101,7 +123,7 @@ function asError(error: unknown): Error {
  * latest. An error of a single tapdisk is an outcome, and is not thrown.
  */
 export function askAll<Answer>(
-  questions: readonly Question<Answer>[],
+  questions: readonly AnyQuestion<Answer>[],
   timeoutMs: number,
 ): Outcome<Answer>[] {
   const all = questions.map((question) => new Pending(question));
@@ -120,4 +142,57 @@ export function askAll<Answer>(
     if (pending.outcome === null) pending.end({ error: noAnswer(pending.question.pid) });
     return pending.outcome ?? { error: noAnswer(pending.question.pid) };
   });
+}
+
+/** How long a question may take, and how many are asked at once. */
+export interface PatientLimits {
+  readonly timeoutMs: number;
+  readonly atOnce: number;
+}
+
+/** The pauses between two looks at the answers: each is longer than the one before, up to a limit. */
+const SHORTEST_PAUSE_MS = 1;
+const LONGEST_PAUSE_MS = 20;
+
+/**
+ * As `askAll`, without keeping the thread: other work of this process goes on while answers are awaited.
+ * Each question has the time limit for itself; at most `atOnce` are asked at a time.
+ */
+export async function askPatiently<Answer>(
+  questions: readonly AnyQuestion<Answer>[],
+  { timeoutMs, atOnce }: PatientLimits,
+): Promise<Outcome<Answer>[]> {
+  const all = questions.map((question) => ({ pending: new Pending(question), untilMs: 0 }));
+  let next = 0;
+  let open: typeof all = [];
+  let pauseMs = SHORTEST_PAUSE_MS;
+  for (;;) {
+    const nowMs = performance.now();
+    for (; open.length < atOnce && next < all.length; next++) {
+      all[next].untilMs = nowMs + timeoutMs;
+      open.push(all[next]);
+    }
+    if (open.length === 0) break;
+    const isAnyReady = look(open.map(({ pending }) => pending));
+    for (const { pending, untilMs } of open) {
+      if (pending.outcome === null && nowMs >= untilMs) {
+        pending.end({ error: noAnswer(pending.question.pid) });
+      }
+    }
+    open = open.filter(({ pending }) => pending.outcome === null);
+    pauseMs = isAnyReady ? SHORTEST_PAUSE_MS : Math.min(2 * pauseMs, LONGEST_PAUSE_MS);
+    if (open.length > 0) await new Promise((resolve) => setTimeout(resolve, pauseMs));
+  }
+  return all.map(({ pending: { outcome, question } }) =>
+    outcome ?? { error: noAnswer(question.pid) }
+  );
+}
+
+/** Connects what is not connected, and receives what has arrived, without waiting; false for nothing. */
+function look<Answer>(open: readonly Pending<Answer>[]): boolean {
+  for (const pending of open) if (pending.fd < 0) pending.begin();
+  const connected = open.filter(({ fd, outcome }) => fd >= 0 && outcome === null);
+  const ready = new Set(waitForDescriptors(connected.map(({ fd }) => fd), POLLIN, 0));
+  for (const pending of connected) if (ready.has(pending.fd)) pending.ready();
+  return ready.size > 0;
 }

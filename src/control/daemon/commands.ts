@@ -3,7 +3,6 @@ import type { Secret } from "../../../ffi/secret.ts";
 import { DiskKey } from "../../vhd/key.ts";
 import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
-import type { DeviceStatistics } from "./disk_access.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo, RING_FEATURES } from "../protocol/disk_info.ts";
 import { decodeConnect, decodeGuestDevice } from "../protocol/guest_ring.ts";
@@ -82,14 +81,31 @@ function listReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
   return concat([...entries, end]);
 }
 
-function statisticsReply(devices: Devices, cookie: number): Uint8Array<ArrayBuffer> {
-  const statisticsOf = (minor: number): DeviceStatistics =>
-    devices.find(minor, "get the statistics of").statistics();
-  const value = cookie === ALL_MINORS
-    ? devices.list().map(({ minor }) => statisticsOf(minor))
-    : statisticsOf(cookie);
-  const text = new TextEncoder().encode(formatStatistics(value));
+function statisticsReply(cookie: number, texts: readonly string[]): Uint8Array<ArrayBuffer> {
+  const whole = cookie === ALL_MINORS ? `[ ${texts.join(", ")} ]` : texts.join();
+  const text = new TextEncoder().encode(whole);
   return concat([encodeStatisticsHead(cookie, text.length), text]);
+}
+
+/** Answers with the statistics of a device, or of all, for which requests of disks need not wait. */
+function statisticsCommand(devices: Devices): Command {
+  return {
+    exclusive: false,
+    run(request, reply): void {
+      const cookie = messageCookie(request);
+      const texts: string[] = [];
+      const add = (device: Device): void => {
+        texts.push(formatStatistics(device.statistics()));
+      };
+      if (cookie !== ALL_MINORS) {
+        add(devices.find(cookie, "get the statistics of"));
+        return reply(statisticsReply(cookie, texts));
+      }
+      devices.visit(add, (error) => {
+        reply(error === null ? statisticsReply(cookie, texts) : errorReply(request, error));
+      });
+    },
+  };
 }
 
 function writeLogReply(
@@ -275,7 +291,7 @@ function questions(devices: Devices): [type: number, command: Command][] {
       }),
     ],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
-    [MessageType.STATS, question((_request, cookie) => statisticsReply(devices, cookie))],
+    [MessageType.STATS, statisticsCommand(devices)],
     [MessageType.LIMIT, question((request, minor) => limitReply(devices, request, minor))],
     [MessageType.WRITE_LOG, question((request, minor) => writeLogReply(devices, request, minor))],
     [

@@ -154,7 +154,7 @@ export class Device {
   }
 
   statistics(): DeviceStatistics {
-    return { ...this.#vbd.statistics(), exports: this.#access.exports };
+    return { ...this.#vbd.statistics(), exports: this.#access.exports, node: this.node };
   }
 
   /** Serves the disk over TCP; returns where. Throws `SystemError`. */

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../../ffi/errno.ts";
 import { secretsNotLocked } from "../../../ffi/secret.ts";
 import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
 import type { Log } from "../../log/log.ts";
@@ -15,6 +15,7 @@ import { MAX_ID } from "../minors/minors.ts";
 import { Device } from "./device.ts";
 import type { DeviceServices } from "./device_services.ts";
 import type { DeviceSummary } from "./device_summary.ts";
+import { inTurns } from "./in_turns.ts";
 import type { RemainingDevice } from "./remaining.ts";
 import type { Room } from "./room.ts";
 
@@ -161,6 +162,16 @@ export class Devices {
   keyInUse(minor: number): void {
     const reason = secretsNotLocked();
     if (reason !== null) this.#log.warn(`Minor ${minor}: ${reason.message}`);
+  }
+
+  /**
+   * Calls `visit` with each device, a few in a turn of the loop, so that requests do not wait for all of
+   * them. A device that ends meanwhile is left out.
+   */
+  visit(visit: (device: Device) => void, done: Done): void {
+    const isHere = (device: Device): boolean => this.#devices.get(device.minor) === device;
+    const visitHere = (device: Device): void => isHere(device) ? visit(device) : undefined;
+    inTurns(this.#host.scheduler, this.all, visitHere, done);
   }
 
   /** All devices. */

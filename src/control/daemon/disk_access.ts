@@ -79,6 +79,8 @@ export function makersFor(choice: DeviceChoice, all: readonly DeviceMaker[]): De
 export interface DeviceStatistics extends VbdStatistics {
   /** Where it is served over TCP. */
   exports: ServedExport[];
+  /** The node of its block device; null without one. */
+  node: string | null;
 }
 
 /** The shortest time between two checks for users of a device whose new size is not visible yet. */
