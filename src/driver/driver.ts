@@ -36,6 +36,7 @@ import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
+import type { Tracing } from "../trace/tracing.ts";
 import type { Deferral } from "./deferral.ts";
 import type { Named } from "./image_name.ts";
 import type { FoundParent } from "../vhd/image/parent.ts";
@@ -122,6 +123,8 @@ export interface ImageContext extends DriverContext {
    * anew: what stands in front of it has a place for each of its sectors.
    */
   readonly grow?: (sectors: number) => boolean;
+  /** Records operations that a driver makes past the disk queue, while the device is traced. */
+  readonly tracing?: Tracing;
   /** What the images of this device keep in memory over a pause. */
   readonly retained: RetainedState;
   /**

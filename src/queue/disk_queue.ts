@@ -11,6 +11,9 @@ import { Arena, isMemory } from "../../ffi/memory.ts";
 import { IOVEC_BYTES, putIovec } from "../../ffi/sockets.ts";
 import type { FaultOwner } from "../scheduler/faults.ts";
 import type { Scheduler, TurnWork } from "../scheduler/scheduler.ts";
+import { FileTraces, type SlotFinder } from "../trace/file_traces.ts";
+import type { TraceRing } from "../trace/trace_ring.ts";
+import type { TracedQueue } from "../trace/tracing.ts";
 import { type CompletionSink, type DiskBackend, IoKind } from "./backend.ts";
 import { FileHealth, isErrorOfPlace } from "./file_health.ts";
 
@@ -50,7 +53,7 @@ const nobody: IoOwner = {
 };
 
 /** The queue of a process; all its disks share it. */
-export class DiskQueue implements CompletionSink, TurnWork {
+export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
   /** The most operations that can be held at once. */
   readonly capacity: number;
   readonly statistics: QueueStatistics = { operations: 0, submitted: 0, batches: 0 };
@@ -88,6 +91,8 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #pendingOf = new Int32Array(64);
   /** How the files' disks are. */
   readonly health: FileHealth;
+  /** Records operations; null while no disk is traced. */
+  #traces: FileTraces | null = null;
   /** By file: the disk that a fault of an owner of its operations ends. */
   readonly #faultsOf: (FaultOwner | undefined)[] = [];
 
@@ -140,6 +145,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     while (this.#faultsOf.length <= file) this.#faultsOf.push(undefined);
     this.#faultsOf[file] = faults;
     this.#mergesOf[file] = 0;
+    this.#traces?.forget(file);
     this.health.register(file, isDirect);
     this.#backend.register(file);
   }
@@ -222,6 +228,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     this.#next[io] = NONE;
     this.#pendingOf[file]++;
     this.statistics.operations++;
+    if (this.#traces !== null) this.#traces.started(io);
     if (kind === IoKind.Sync || !this.#merge(io)) {
       this.#append(io);
       if (kind !== IoKind.Sync) this.#open[2 * file + kind] = io;
@@ -268,6 +275,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
     const { batch, capacity } = this.#backend;
     let prepared = 0;
     let before = NONE;
+    if (this.#traces !== null) this.#scheduler.nowMs();
     for (let group = this.#firstWaiting; group !== NONE && prepared < batch;) {
       const next = this.#nextGroup[group];
       const file = this.#files[group];
@@ -295,6 +303,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
   #prepare(group: number, position: number): void {
     const kind = this.#kinds[group];
     const file = this.#files[group];
+    if (this.#traces !== null) this.#traces.submitted(group);
     if (kind !== IoKind.Sync && this.#open[2 * file + kind] === group) {
       this.#open[2 * file + kind] = NONE;
     }
@@ -361,6 +370,7 @@ export class DiskQueue implements CompletionSink, TurnWork {
       const count = this.#counts[io];
       const errno = result < 0 ? -result : left >= count ? 0 : early;
       left -= count;
+      if (this.#traces !== null) this.#traces.ended(file, group, io, errno);
       const owner = this.#owners[io];
       this.#owners[io] = nobody;
       this.#next[io] = this.#free;
@@ -389,6 +399,21 @@ export class DiskQueue implements CompletionSink, TurnWork {
     } catch (error) {
       this.#scheduler.contain(error, faults);
     }
+  }
+
+  trace(file: number, ring: TraceRing, finder: SlotFinder, layer: number): void {
+    this.#traces ??= new FileTraces(this.#scheduler.lastMs, {
+      kinds: this.#kinds,
+      sectors: this.#sectors,
+      counts: this.#counts,
+      memory: this.#memory,
+    });
+    this.#traces.add(file, ring, finder, layer);
+  }
+
+  untrace(ring: TraceRing): void {
+    this.#traces?.remove(ring);
+    if (this.#traces?.isEmpty === true) this.#traces = null;
   }
 
   /** Operations on a file that were started and have not ended. */

@@ -1,6 +1,6 @@
 import { ClientTimes } from "./client_times.ts";
 import { Latencies, type LatencySummary } from "./latency.ts";
-import { RequestKind, SLOTS } from "./slots.ts";
+import { RequestKind, SLOTS, type SlotTable, type SlotTrace } from "./slots.ts";
 
 /** Where a request is, from its start to its end. */
 export const Stage = {
@@ -19,6 +19,16 @@ export const Stage = {
 } as const;
 /** One of `Stage`. */
 export type Stage = (typeof Stage)[keyof typeof Stage];
+
+/** Records what becomes of requests. */
+export interface StageTrace extends SlotTrace {
+  /** A request begins. */
+  began(slot: number): void;
+  /** A request leaves a stage; `sinceMs` still has when it came there. */
+  left(slot: number, stage: number): void;
+  /** A request ends. */
+  ended(slot: number, errno: number): void;
+}
 
 /** What requests waited for before they went to the disk. */
 export interface Wait {
@@ -61,6 +71,8 @@ export class RequestTimes {
   readonly cameMs = new Float64Array(SLOTS);
   /** How long clients keep slots. */
   readonly clients: ClientTimes;
+  readonly slots: SlotTable;
+  #trace: StageTrace | null = null;
   readonly #clock: Float64Array;
   /** By stage: milliseconds that requests spent there, and how many entered. */
   readonly #spentMs = new Float64Array(STAGES);
@@ -75,16 +87,26 @@ export class RequestTimes {
   /** Requests that began, and the sum of the depths that they found, themselves included. */
   readonly #arrivals = new Float64Array(2);
 
-  /** @param clock The time that the loop read last, milliseconds, at index 0. */
-  constructor(clock: Float64Array) {
+  /**
+   * @param clock The time that the loop read last, milliseconds, at index 0.
+   * @param slots What the requests are.
+   */
+  constructor(clock: Float64Array, slots: SlotTable) {
     this.#clock = clock;
     this.clients = new ClientTimes(clock);
+    this.slots = slots;
     const latencies: (Latencies | undefined)[] = new Array(Object.keys(RequestKind).length);
     latencies.fill(undefined);
     latencies[RequestKind.Read] = this.#reads;
     latencies[RequestKind.Write] = this.#writes;
     latencies[RequestKind.Flush] = this.#flushes;
     this.#latencies = latencies;
+  }
+
+  /** Records what becomes of each request from now on; null for no more. */
+  set trace(trace: StageTrace | null) {
+    this.#trace = trace;
+    this.slots.trace = trace;
   }
 
   /** A request begins. */
@@ -95,6 +117,7 @@ export class RequestTimes {
     if (++this.#depth > this.#highestDepth) this.#highestDepth = this.#depth;
     this.#arrivals[0]++;
     this.#arrivals[1] += this.#depth;
+    if (this.#trace !== null) this.#trace.began(slot);
   }
 
   /** A request goes to another stage. */
@@ -106,6 +129,7 @@ export class RequestTimes {
   }
 
   #settle(slot: number): void {
+    if (this.#trace !== null) this.#trace.left(slot, this.stage[slot]);
     this.#spentMs[this.stage[slot]] += this.#clock[0] - this.sinceMs[slot];
     this.sinceMs[slot] = this.#clock[0];
   }
@@ -116,16 +140,17 @@ export class RequestTimes {
   }
 
   /** A request ends. */
-  end(slot: number, kind: RequestKind): void {
+  end(slot: number, kind: RequestKind, errno: number): void {
     this.#latencies[kind]?.note(this.cameMs, slot, this.#clock);
-    this.drop(slot);
+    this.drop(slot, errno);
   }
 
   /** A request ends that the device did not try to its end; its latency does not count. */
-  drop(slot: number): void {
+  drop(slot: number, errno: number): void {
     this.#settle(slot);
     this.stage[slot] = Stage.None;
     this.clients.end(slot);
+    if (this.#trace !== null) this.#trace.ended(slot, errno);
     this.#depth--;
   }
 

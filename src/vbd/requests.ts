@@ -63,7 +63,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.#context = context;
     this.#minor = minor;
     this.faults = faults;
-    this.times = new RequestTimes(context.scheduler.lastMs);
+    this.times = new RequestTimes(context.scheduler.lastMs, this.#slots);
     this.shares = new SlotShares(this.#slots, {
       scheduler: context.scheduler,
       faults,
@@ -168,7 +168,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   }
 
   #drop(slot: number, errno: number = Errno.ESHUTDOWN): void {
-    this.times.drop(slot);
+    this.times.drop(slot, errno);
     this.meter.end(slot, this.#slots.kind[slot], 0, errno);
     this.#slots.close(slot);
     this.order.end(slot);
@@ -424,7 +424,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     const slots = this.#slots;
     const kind = slots.kind[slot] as RequestKind;
     this.counts.note(kind, slots.count[slot], errno);
-    this.times.end(slot, kind);
+    this.times.end(slot, kind, errno);
     this.meter.end(slot, kind, slots.count[slot], errno);
     slots.close(slot);
     this.order.end(slot);

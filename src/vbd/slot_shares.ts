@@ -200,12 +200,14 @@ export class SlotShares {
       }
     }
     this.#queue.push(claim);
+    if (this.#slots.trace !== null) this.#slots.trace.wanted(true);
   }
 
   /** Calls once when slots have become free. */
   waitUnclaimed(waiter: SlotWaiter): void {
     if (this.#others.includes(waiter)) return;
     this.#others.push(waiter);
+    if (this.#slots.trace !== null) this.#slots.trace.wanted(true);
     this.look();
   }
 
@@ -223,6 +225,7 @@ export class SlotShares {
       this.#call(claim.holder);
       claim.isCalled = false;
     }
+    if (this.#slots.trace !== null) this.#slots.trace.wanted(this.isWanted);
   }
 
   #call(waiter: SlotWaiter): void {

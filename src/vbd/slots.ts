@@ -44,6 +44,16 @@ export interface RequestOwner {
   requestDone(slot: number, errno: number): void;
 }
 
+/** Records what becomes of slots. */
+export interface SlotTrace {
+  /** A slot was taken. */
+  taken(slot: number): void;
+  /** A slot was given back. */
+  given(slot: number): void;
+  /** Whether anyone waits for slots now. */
+  wanted(isWanted: boolean): void;
+}
+
 const nobody: RequestOwner = {
   requestDone(): void {
     throw new AssertionError("A request without an owner ended");
@@ -66,6 +76,8 @@ const SlotLife = {
  * checked.
  */
 export class SlotTable {
+  /** Records when slots are taken and given back; null while the disk is not traced. */
+  trace: SlotTrace | null = null;
   readonly kind = new Uint8Array(SLOTS);
   readonly sector = new Float64Array(SLOTS);
   readonly count = new Float64Array(SLOTS);
@@ -112,6 +124,7 @@ export class SlotTable {
     this.#life[slot] = SlotLife.Taken;
     this.#free = this.#next[slot];
     this.#freeCount--;
+    if (this.trace !== null) this.trace.taken(slot);
     return slot;
   }
 
@@ -120,6 +133,7 @@ export class SlotTable {
     assert(this.#life[slot] === SlotLife.Taken, "A slot is given back once, after its request");
     this.#life[slot] = SlotLife.Free;
     this.owner[slot] = nobody;
+    if (this.trace !== null) this.trace.given(slot);
     this.dataSector[slot] = this.memorySector(slot);
     if (this.#isDetained[slot] === 0) this.#makeFree(slot);
   }

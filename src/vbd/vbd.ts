@@ -12,12 +12,11 @@ import { type Done, type SystemError, systemError } from "../../ffi/errno.ts";
 import type { ImageDriver, ImageSpec } from "../driver/driver.ts";
 import { CbtImage } from "../driver/cbt.ts";
 import { WriteLog } from "../driver/log.ts";
-import { PieceTable } from "../driver/pieces.ts";
 import { listedImages } from "./listed_images.ts";
 import { RetainedState } from "../driver/retained_state.ts";
 import { type Meters, privateMeters } from "../metrics/meter.ts";
 import { describeFault, type FaultOwner } from "../scheduler/faults.ts";
-import { ownedBy } from "../scheduler/scheduler.ts";
+import { Tracing } from "../trace/tracing.ts";
 import { ImageStack } from "./image_stack.ts";
 import {
   geometryOf,
@@ -46,7 +45,7 @@ import {
 } from "./ready_parts.ts";
 import { Secondary, type SecondaryState } from "./secondary.ts";
 import type { VbdStatistics } from "./statistics.ts";
-import type { DeviceContext, VbdContext } from "./vbd_context.ts";
+import { type DeviceContext, deviceContext, type VbdContext } from "./vbd_context.ts";
 import {
   busy,
   endedByFault,
@@ -85,6 +84,8 @@ export class Vbd implements FaultOwner {
   readonly requests: Requests;
   /** Count requests for monitoring programs. */
   readonly meters: Meters;
+  /** Whether its requests are recorded. */
+  readonly tracing: Tracing;
   readonly #context: DeviceContext;
   readonly retained = new RetainedState();
   readonly #stack: ImageStack;
@@ -106,15 +107,11 @@ export class Vbd implements FaultOwner {
 
   /** @param minor The number that names the device. */
   constructor(context: VbdContext, minor: number) {
-    this.#context = {
-      ...context,
-      scheduler: ownedBy(this, context.scheduler),
-      pieces: new PieceTable(context.pieces),
-      retained: this.retained,
-      faults: this,
+    this.tracing = new Tracing(context.queue);
+    this.#context = deviceContext(context, this, {
       takePrepared: () => this.#preparation.take(),
       grow: (sectors) => this.#grow(sectors),
-    };
+    });
     this.minor = minor;
     this.meters = context.meters;
     this.requests = new Requests(context, minor, this);
@@ -415,6 +412,7 @@ export class Vbd implements FaultOwner {
     this.failed = false;
     this.#abandoned = false;
     this.requests.meter.hide();
+    this.tracing.closed();
     const done = this.#closing;
     this.#closing = null;
     done?.(error);

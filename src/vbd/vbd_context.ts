@@ -13,7 +13,9 @@ import type { DiskFiles } from "../queue/disk_files.ts";
 import { DiskQueue } from "../queue/disk_queue.ts";
 import { Meters } from "../metrics/meter.ts";
 import { type MetricsPages, privatePages } from "../metrics/metrics.ts";
-import type { Scheduler } from "../scheduler/scheduler.ts";
+import type { FaultOwner } from "../scheduler/faults.ts";
+import { ownedBy, type Scheduler } from "../scheduler/scheduler.ts";
+import type { Tracing } from "../trace/tracing.ts";
 import { Admission } from "./admission.ts";
 
 const QUEUE_CAPACITY = 32768;
@@ -33,7 +35,24 @@ export interface VbdContext extends DriverContext {
 }
 
 /** What the images of one device are opened with. */
-export type DeviceContext = ImageContext & VbdContext;
+export type DeviceContext = ImageContext & VbdContext & { readonly tracing: Tracing };
+
+/** The context of one device. */
+export function deviceContext(
+  context: VbdContext,
+  device: FaultOwner & Pick<DeviceContext, "retained" | "tracing">,
+  own: Pick<DeviceContext, "takePrepared" | "grow">,
+): DeviceContext {
+  return {
+    ...context,
+    ...own,
+    scheduler: ownedBy(device, context.scheduler),
+    pieces: new PieceTable(context.pieces),
+    retained: device.retained,
+    tracing: device.tracing,
+    faults: device,
+  };
+}
 
 /** Zeros to write from. They are never changed, so that all contexts share them. */
 let zeros: Arena | null = null;

@@ -2,7 +2,7 @@
  * Sends mixed requests to a simulated disk, by a client that allocates nothing. Prints as JSON the
  * size of the heap before and after, and the processor time. Run with
  * `--v8-flags=--expose-gc,--trace-gc` and the number of requests; `encrypted` after the number
- * encrypts the images, `logged` gives the disk a log of changed blocks.
+ * encrypts the images, `logged` gives the disk a log of changed blocks, `traced` records the requests.
  *
  * @module
  */
@@ -15,6 +15,8 @@ import { createDynamic } from "../../src/vhd/create.ts";
 import { DiskKey, hashKey, storeKeyhash } from "../../src/vhd/key.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
+import { beginTrace } from "../../src/vbd/request_trace.ts";
+import { TraceRing } from "../../src/trace/trace_ring.ts";
 import { Simulation } from "../support/sim.ts";
 
 const DISK_SECTORS = 32 * 2048;
@@ -39,6 +41,8 @@ if (Deno.args[1] === "logged") createCbtLog("/log", { storage, sizeBytes: DISK_S
 const changedBlocks = Deno.args[1] === "logged" ? "/log" : undefined;
 const device = simulation.open("vhd:/child.vhd", { ...options, changedBlocks });
 const { requests } = device.vbd;
+const ring = Deno.args[1] === "traced" ? new TraceRing(simulation.scheduler.lastMs) : null;
+if (ring !== null) beginTrace(device.vbd, ring, simulation.scheduler.lastMs);
 const random = new Random(2);
 
 class Client implements RequestOwner {
@@ -72,6 +76,7 @@ class Client implements RequestOwner {
     while (this.ended < end) {
       while (this.underWay < DEPTH) this.startOne();
       simulation.scheduler.turn();
+      if (ring !== null) { while (ring.run > 0) ring.drop(ring.run); }
     }
   }
 }

@@ -62,6 +62,10 @@ Deno.test("nor do requests of a disk with a log of changed blocks", () => {
   assertNothingAllocated("./million_requests.ts", REQUESTS, "logged");
 });
 
+Deno.test("nor do requests that are traced", () => {
+  assertNothingAllocated("./million_requests.ts", REQUESTS, "traced");
+});
+
 Deno.test("nor do requests that come through ublk", () => {
   assertNothingAllocated("./million_ublk_requests.ts", REQUESTS);
 });

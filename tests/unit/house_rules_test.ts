@@ -12,7 +12,7 @@ import { type SourceFile, sourceFiles } from "../support/source_files.ts";
 const FLOORS: readonly (readonly string[])[] = [
   ["ffi"],
   ["src/files", "src/log", "src/nbd", "src/tls"],
-  ["src/metrics", "src/pictures"],
+  ["src/metrics", "src/pictures", "src/trace"],
   ["src/vhd/format", "src/qcow2/format"],
   ["src/vhd/image", "src/qcow2/image"],
   ["src/vhd", "src/vhd/check", "src/vhd/resize", "src/qcow2", "src/cbt"],
@@ -45,6 +45,7 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/tls": "tls.ts",
   "src/metrics": "metrics.ts",
   "src/pictures": "markup.ts",
+  "src/trace": "records.ts",
   "src/vhd/format": "units.ts",
   "src/vhd/image": "image.ts",
   "src/vhd/check": "check.ts",

@@ -460,7 +460,7 @@ Deno.test("a disk grows with its image where nothing stands in front of it, and 
 });
 
 Deno.test("operations are a fixed number, each known while it is in use", () => {
-  const operations = new Operations(2);
+  const operations = new Operations(2, new Float64Array(1));
   const [a, b] = [operations.take(1, 5, 8), operations.take(2, 6, 16)];
   assert.deepEqual([operations.take(0, 0, 1), operations.inUse], [-1, 2]);
   assert.ok(operations.isInUse(a) && operations.isInUse(b) && !operations.isInUse(2));

@@ -96,6 +96,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Print a device's statistics",
     load: async () => (await import("./stats.ts")).defineStats,
   },
+  trace: {
+    summary: "Record what becomes of each request of a device, for Perfetto or as text",
+    load: async () => (await import("./trace.ts")).defineTrace,
+  },
   log: {
     summary: "Print the changed sectors of a device, and optionally start a new log",
     load: async () => (await import("./log.ts")).defineLog,

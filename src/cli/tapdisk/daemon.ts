@@ -175,6 +175,7 @@ export function startTapdisk(
     args: shared ? [SHARED_ARGUMENT] : [],
     exit(pid): void {
       if (room !== undefined) withdrawShared();
+      devices.endTraces(`process ${pid} serves the disk now`);
       succession.begin(pid);
       // Nothing is left to be done in its turns.
       scheduler.stop();

@@ -61,7 +61,7 @@ export class Connection {
 
   /** Sends a whole request. Throws `SystemError`. */
   send(request: Uint8Array<ArrayBuffer>): void {
-    traceMessage("sending", request);
+    if (request.length >= MESSAGE_BYTES) traceMessage("sending", request);
     this.#sendFrom(addressOf(request), request.length);
   }
 
@@ -109,6 +109,27 @@ export class Connection {
     traceMessage("received", message);
     checkAnswer(message, { pid: this.#pid, type, what });
     return message;
+  }
+
+  /** Waits for the beginning of an answer. Throws `SystemError` (ETIMEDOUT). */
+  requireInput(withinMs: number): void {
+    if (!this.hasInput(withinMs)) throw noAnswer(this.#pid);
+  }
+
+  /** Whether something has come, or comes within so many milliseconds. Throws `SystemError`. */
+  hasInput(withinMs: number): boolean {
+    return waitForDescriptor(this.#fd, POLLIN, withinMs);
+  }
+
+  /**
+   * Receives what is there, into a part of a buffer.
+   *
+   * @returns Bytes; 0 when there are none now, -1 at the end of the connection.
+   */
+  receiveSome(buffer: Uint8Array<ArrayBuffer>, at: number, lengthBytes: number): number {
+    const got = receiveAt(this.#fd, addressOf(buffer) + at, lengthBytes);
+    if (got > 0) return got;
+    return got === -Errno.EAGAIN || got === -Errno.EINTR ? 0 : -1;
   }
 
   /** Closes the connection. */

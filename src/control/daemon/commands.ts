@@ -130,6 +130,16 @@ function diskKey(secret: Secret | null): DiskKey | undefined {
   }
 }
 
+/** Traces a disk. The connection is the trace's from then on. */
+function traceCommand(devices: Devices): Command {
+  return {
+    exclusive: false,
+    run(request, _reply, _key, connection): void {
+      if (connection !== null) devices.trace(messageCookie(request), connection);
+    },
+  };
+}
+
 /** Opens an image, and answers with the disk. */
 function openCommand(devices: Devices): Command {
   return {
@@ -264,6 +274,7 @@ export function controlCommands(devices: Devices, upgrades: Upgrades | null = nu
     [MessageType.FORCE_SHUTDOWN, closing(true)],
     [MessageType.SERVE, serving],
     [MessageType.UNSERVE, unserving],
+    [MessageType.TRACE, traceCommand(devices)],
     ...(upgrades === null ? [] : upgradeCommands(upgrades)),
   ]);
 }

@@ -18,6 +18,8 @@ import type { DeviceSummary } from "./device_summary.ts";
 import { inTurns } from "./in_turns.ts";
 import type { RemainingDevice } from "./remaining.ts";
 import type { Room } from "./room.ts";
+import { Traces } from "./traces.ts";
+import type { ControlConnection } from "./control_connection.ts";
 
 /** What the devices need of their process. */
 export interface DevicesHost extends DeviceServices {
@@ -32,12 +34,14 @@ export class Devices {
   readonly #host: DevicesHost;
   readonly #log: Log;
   readonly #devices = new Map<number, Device>();
+  readonly #traces: Traces;
   /** Whether this process is about to end, and takes no more devices. */
   #ending = false;
 
   constructor(host: DevicesHost) {
     this.#host = host;
     this.#log = host.log;
+    this.#traces = new Traces(host);
   }
 
   /**
@@ -172,6 +176,16 @@ export class Devices {
     const isHere = (device: Device): boolean => this.#devices.get(device.minor) === device;
     const visitHere = (device: Device): void => isHere(device) ? visit(device) : undefined;
     inTurns(this.#host.scheduler, this.all, visitHere, done);
+  }
+
+  /** Traces a disk for whoever is at the other end of a connection. Throws `SystemError`. */
+  trace(minor: number, connection: ControlConnection): void {
+    this.#traces.begin(this.find(minor, "trace").parts.vbd, connection);
+  }
+
+  /** Ends all traces of disks. */
+  endTraces(why: string): void {
+    this.#traces.endAll(why);
   }
 
   /** All devices. */

@@ -46,6 +46,10 @@
  * | unserve    | serve.ts        | as serve; the answer has no fields                             |
  * | reserve    | -               | none, and none in the answer: a place for a disk in a process  |
  * |            |                 | that several callers of `tap-ctl spawn` share                  |
+ * | trace      | trace.ts        | none; the answer: u32 bytes of a record @8, f64 time by the    |
+ * |            |                 | clock of records (ms) @16, f64 time since 1970 (ms) @24;       |
+ * |            |                 | frames follow (src/trace/records.ts) until the sender of the   |
+ * |            |                 | request sends a byte or hangs up                               |
  *
  * @module
  */
@@ -109,6 +113,8 @@ export const MessageType = {
   UPGRADE: 0x240,
   UPGRADE_RSP: 0x241,
   TAKE_OVER: 0x242,
+  TRACE: 0x260,
+  TRACE_RSP: 0x261,
 } as const;
 
 const namesByType = new Map<number, string>(

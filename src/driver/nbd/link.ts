@@ -2,11 +2,21 @@ import { EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT } from "../../../ffi/epoll.ts";
 import { Errno, errnoName } from "../../../ffi/errno.ts";
 import { enlargeSendBuffer, resetOnClose } from "../../../ffi/sockets.ts";
 import type { TlsStream } from "../../../ffi/tls_stream.ts";
-import { NBD_CMD_DISC, NBD_CMD_READ } from "../../nbd/protocol.ts";
+import {
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_DISC,
+  NBD_CMD_FLUSH,
+  NBD_CMD_READ,
+  NBD_CMD_TRIM,
+  NBD_CMD_WRITE,
+  NBD_CMD_WRITE_ZEROES,
+} from "../../nbd/protocol.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler } from "../../scheduler/scheduler.ts";
 import type { Deferred } from "../deferral.ts";
 import type { ImageContext } from "../driver.ts";
+import { TracedKind } from "../../trace/records.ts";
+import type { TracedImage } from "../../trace/tracing.ts";
 import { PieceLists } from "../pieces.ts";
 import { closeConnected, type Connected } from "./dial.ts";
 import { Operations } from "./operations.ts";
@@ -24,8 +34,17 @@ const REQUEST_TIMEOUT_MS = 30_000;
 /** How often the oldest request is looked at. */
 const WATCH_MS = 5_000;
 
+/** By command: the kind of request that a trace shows. */
+const TRACED_KINDS = new Uint8Array(NBD_CMD_BLOCK_STATUS + 1);
+TRACED_KINDS[NBD_CMD_READ] = TracedKind.Read;
+TRACED_KINDS[NBD_CMD_WRITE] = TracedKind.Write;
+TRACED_KINDS[NBD_CMD_FLUSH] = TracedKind.Flush;
+TRACED_KINDS[NBD_CMD_TRIM] = TracedKind.Discard;
+TRACED_KINDS[NBD_CMD_WRITE_ZEROES] = TracedKind.Zero;
+TRACED_KINDS[NBD_CMD_BLOCK_STATUS] = TracedKind.Status;
+
 /** What a link needs of its image. */
-export interface LinkHost {
+export interface LinkHost extends TracedImage {
   readonly context: ImageContext;
   /** A piece has ended. */
   pieceEnded(command: number, slot: number, count: number, errno: number): void;
@@ -178,7 +197,27 @@ export class Link implements FdHandler, Deferred, AnswerSink {
   }
 
   answered(operation: number, errno: number): void {
+    this.#record(operation, errno);
     this.#endPiece(this.#giveOperation(operation), errno);
+  }
+
+  /** Records an operation that has ended, while the disk is traced. */
+  #record(operation: number, errno: number): void {
+    const { tracing, pieces } = this.#context;
+    if (tracing === undefined || tracing.ring === null) return;
+    const piece = this.#operations.piece[operation];
+    const { startMs } = this.#operations;
+    tracing.operation(
+      this.#host,
+      TRACED_KINDS[pieces.kind[piece]],
+      pieces.slot[piece],
+      pieces.count[piece],
+      errno,
+      startMs,
+      operation,
+      pieces.sector,
+      piece,
+    );
   }
 
   #giveOperation(operation: number): number {
@@ -200,6 +239,7 @@ export class Link implements FdHandler, Deferred, AnswerSink {
 
   answeredExtents(operation: number, view: DataView, at: number, count: number): void {
     const { pieces } = this.#context;
+    this.#record(operation, 0);
     const piece = this.#giveOperation(operation);
     const slot = pieces.slot[piece];
     const sectors = pieces.count[piece];

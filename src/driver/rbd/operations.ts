@@ -5,10 +5,20 @@ export class Operations {
   readonly kind: Uint8Array;
   readonly slot: Int32Array;
   readonly count: Uint32Array;
+  readonly sector: Float64Array;
+  /** When librbd got them, milliseconds. */
+  readonly startMs: Float64Array;
+  readonly #clock: Float64Array;
   readonly #numbers: FreeNumbers;
 
-  /** @param most How many there can be at once. */
-  constructor(most: number) {
+  /**
+   * @param most How many there can be at once.
+   * @param clock The time that the loop read last, milliseconds, at index 0.
+   */
+  constructor(most: number, clock: Float64Array) {
+    this.#clock = clock;
+    this.sector = new Float64Array(most);
+    this.startMs = new Float64Array(most);
     this.kind = new Uint8Array(most);
     this.slot = new Int32Array(most);
     this.count = new Uint32Array(most);
@@ -21,12 +31,14 @@ export class Operations {
   }
 
   /** Takes one; -1 when all are in use. */
-  take(kind: number, slot: number, count: number): number {
+  take(kind: number, slot: number, sector: number, count: number): number {
     const operation = this.#numbers.take();
     if (operation < 0) return operation;
     this.kind[operation] = kind;
     this.slot[operation] = slot;
     this.count[operation] = count;
+    this.sector[operation] = sector;
+    this.startMs[operation] = this.#clock[0];
     return operation;
   }
 

@@ -14,12 +14,22 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import { TracedKind } from "../../trace/records.ts";
 import { PieceLists } from "../pieces.ts";
 import { ExtentQuestions } from "./extent_questions.ts";
 import { Operations } from "./operations.ts";
 
 /** The most requests that librbd has of one image at once; others wait here. */
 const WINDOW = REQUEST_SLOTS;
+/** By command: the kind of request that a trace shows. */
+const TRACED_KINDS = new Uint8Array(RbdCommand.Flush + 1);
+TRACED_KINDS[RbdCommand.Read] = TracedKind.Read;
+TRACED_KINDS[RbdCommand.Write] = TracedKind.Write;
+TRACED_KINDS[RbdCommand.Discard] = TracedKind.Discard;
+TRACED_KINDS[RbdCommand.Zero] = TracedKind.Zero;
+TRACED_KINDS[RbdCommand.Fill] = TracedKind.Fill;
+TRACED_KINDS[RbdCommand.Flush] = TracedKind.Flush;
+
 /** How often the size is asked for. */
 const SIZE_MS = 5_000;
 /** How long a close waits for the cluster. */
@@ -44,7 +54,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   readonly #sink: RequestSink;
   readonly #session: RbdSession;
   readonly #io: RbdIo;
-  readonly #operations = new Operations(WINDOW);
+  readonly #operations: Operations;
   /** Pieces beyond what librbd is given. */
   readonly #waiting = new PieceLists(1);
   readonly #extents: ExtentQuestions;
@@ -71,6 +81,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   ) {
     this.spec = spec;
     this.#context = context;
+    this.#operations = new Operations(WINDOW, context.scheduler.lastMs);
     this.#sink = sink;
     this.#session = session;
     this.#sectors = Math.floor(session.sizeBytes / SECTOR_BYTES);
@@ -161,7 +172,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
       this.#end(command, slot, count, Errno.EINVAL);
       return true;
     }
-    const operation = this.#operations.take(command, slot, count);
+    const operation = this.#operations.take(command, slot, sector, count);
     if (operation < 0) return false;
     let result: number;
     try {
@@ -227,7 +238,27 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
     this.#operations.give(operation);
     if (this.#isFaulty || this.#context.faults.failed) return;
     const isShort = command === RbdCommand.Read && result >= 0 && result !== count * SECTOR_BYTES;
-    this.#end(command, slot, count, isShort ? Errno.EIO : result < 0 ? -result : 0);
+    const errno = isShort ? Errno.EIO : result < 0 ? -result : 0;
+    this.#record(operation, errno);
+    this.#end(command, slot, count, errno);
+  }
+
+  /** Records an operation that has ended, while the disk is traced. */
+  #record(operation: number, errno: number): void {
+    const { tracing } = this.#context;
+    if (tracing === undefined || tracing.ring === null) return;
+    const { kind, slot, count, startMs, sector } = this.#operations;
+    tracing.operation(
+      this,
+      TRACED_KINDS[kind[operation]],
+      slot[operation],
+      count[operation],
+      errno,
+      startMs,
+      operation,
+      sector,
+      operation,
+    );
   }
 
   #end(command: number, slot: number, count: number, errno: number): void {
