@@ -14,8 +14,10 @@ const IDLE_SECONDS = "BLKTAP_IDLE_SECONDS";
 export const CPUS = "BLKTAP_CPUS";
 /** The niceness of new tapdisks. */
 export const NICE = "BLKTAP_NICE";
+/** The format of the log. */
+const LOG_FORMAT = "BLKTAP_LOG_FORMAT";
 /** The names of the settings. */
-export const NAMES: readonly string[] = [DISKS_PER_PROCESS, IDLE_SECONDS, CPUS, NICE];
+export const NAMES: readonly string[] = [DISKS_PER_PROCESS, IDLE_SECONDS, CPUS, NICE, LOG_FORMAT];
 
 /** How tapdisks are started, and when they end. */
 export interface TapdiskSettings {
@@ -114,6 +116,24 @@ export function tapdiskSettings(): TapdiskSettings {
     processors: text(CPUS) === "" ? null : parseProcessors(text(CPUS)),
     niceness: text(NICE) === "" ? null : parseNiceness(text(NICE)),
   };
+}
+
+/** How the log is written: as text, as JSON, or with fields to the journal of systemd. */
+export const LOG_FORMATS = ["text", "json", "journal"] as const;
+/** One of `LOG_FORMATS`. */
+export type LogFormat = (typeof LOG_FORMATS)[number];
+
+/**
+ * The format of the log of this machine's tapdisks.
+ *
+ * @throws {SystemError} EINVAL for another one, EPERM for a file that others can change.
+ */
+export function logFormat(): LogFormat {
+  const text = Deno.env.get(LOG_FORMAT) || fileValues().get(LOG_FORMAT) || "text";
+  const known = LOG_FORMATS.find((format) => format === text);
+  if (known !== undefined) return known;
+  const hint = `it must be one of ${LOG_FORMATS.join(", ")}`;
+  throw new SystemError(Errno.EINVAL, `Cannot use ${LOG_FORMAT}=${text} (${hint})`);
 }
 
 /** Variables that do not change what a tapdisk does: the caller's own choices. */

@@ -37,6 +37,7 @@ import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Tracing } from "../trace/tracing.ts";
+import type { LogFields } from "../log/log.ts";
 import type { Deferral } from "./deferral.ts";
 import type { Named } from "./image_name.ts";
 import type { FoundParent } from "../vhd/image/parent.ts";
@@ -103,8 +104,8 @@ export interface DriverContext {
   readonly deferral: Deferral;
   /** Zeros to write from. Nobody writes there. */
   readonly zeros: ZeroMemory;
-  /** Writes a line to the log. */
-  log(message: string): void;
+  /** Writes a line to the log. The context of a device says which device it is. */
+  log(message: string, fields?: LogFields): void;
 }
 
 /** What a driver opens an image with. */

@@ -11,7 +11,8 @@ import {
   writeAt,
 } from "../../ffi/files.ts";
 import { effectiveUser } from "../../ffi/process.ts";
-import type { LogLevel, LogSink } from "./log.ts";
+import type { LogFields, LogLevel, LogSink } from "./log.ts";
+import { jsonLine } from "./json_line.ts";
 
 const LOG_MODE = 0o600;
 const CLOSED = -1;
@@ -38,29 +39,35 @@ function openLogFile(path: string): number {
 }
 
 /**
- * Entries as lines at the end of a file: time (UTC), program and process, level, message. Several
- * processes can share the file, since each line is appended by one write.
+ * Entries as lines at the end of a file: time (UTC), program and process, level, message; or JSON with
+ * what the entry is about. Several processes can share the file, since each line is appended by one write.
  */
 export class FileSink implements LogSink {
   readonly #path: string;
-  readonly #tag: string;
+  readonly #ident: string;
+  readonly #asJson: boolean;
   #fd: number;
 
   /**
    * Opens the file for appending, created with mode 0600.
    *
    * @param ident The program's name.
+   * @param asJson Whether a line is JSON.
    * @throws {SystemError} when that is impossible, also for a symbolic link.
    */
-  constructor(path: string, ident: string) {
+  constructor(path: string, ident: string, asJson = false) {
     this.#path = path;
-    this.#tag = `${ident}[${Deno.pid}]`;
+    this.#ident = ident;
+    this.#asJson = asJson;
     this.#fd = openLogFile(path);
   }
 
-  write(level: LogLevel, message: string): void {
+  write(level: LogLevel, message: string, fields: LogFields = {}): void {
     if (this.#fd === CLOSED) return;
-    const line = `${new Date().toISOString()} ${this.#tag} ${level}: ${message}\n`;
+    const entry = this.#asJson
+      ? jsonLine(level, message, { ident: this.#ident, time: new Date(), fields })
+      : `${new Date().toISOString()} ${this.#ident}[${Deno.pid}] ${level}: ${message}`;
+    const line = `${entry}\n`;
     try {
       // To a file that is open for appending Linux writes at its end, whatever the offset.
       writeAt(this.#fd, new TextEncoder().encode(line), 0);

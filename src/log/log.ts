@@ -5,26 +5,26 @@
  *
  * @module
  */
+import type { LogFields, LogLevel } from "./log_fields.ts";
 import { RateLimit } from "./rate_limit.ts";
 import { plainText } from "./plain_text.ts";
 
-/** How much an entry matters. */
-export type LogLevel = "info" | "warning" | "error";
+export type { LogEvent, LogFields, LogLevel } from "./log_fields.ts";
 
 /** A log, as the code that writes to it sees it. */
 export interface Log {
   /** An ordinary event, such as a disk that was opened. */
-  info(message: string): void;
+  info(message: string, fields?: LogFields): void;
   /** A problem that does not stop the work. */
-  warn(message: string): void;
+  warn(message: string, fields?: LogFields): void;
   /** Something that was requested failed. */
-  error(message: string): void;
+  error(message: string, fields?: LogFields): void;
 }
 
 /** A destination of entries. A sink that cannot take an entry drops it. */
 export interface LogSink {
   /** Takes one entry, a single line. */
-  write(level: LogLevel, message: string): void;
+  write(level: LogLevel, message: string, fields?: LogFields): void;
   /** Opens its file or socket again, after the old one was moved. */
   reopen(): void;
   /** Closes its file or socket. */
@@ -33,7 +33,8 @@ export interface LogSink {
 
 /**
  * A log that writes every entry to all of its sinks. The number of similar warnings and errors is
- * limited: a disk, a client or a server with a problem must not fill the log.
+ * limited, and so is that of changes of a disk's state: a disk, a client or a server with a problem must
+ * not fill the log.
  */
 export class Logger implements Log {
   readonly #sinks: LogSink[];
@@ -50,16 +51,16 @@ export class Logger implements Log {
     this.#sinks.push(sink);
   }
 
-  info(message: string): void {
-    this.#write("info", message);
+  info(message: string, fields?: LogFields): void {
+    this.#write("info", message, fields);
   }
 
-  warn(message: string): void {
-    this.#write("warning", message);
+  warn(message: string, fields?: LogFields): void {
+    this.#write("warning", message, fields);
   }
 
-  error(message: string): void {
-    this.#write("error", message);
+  error(message: string, fields?: LogFields): void {
+    this.#write("error", message, fields);
   }
 
   /** Tells every sink to reopen its file or socket. */
@@ -72,10 +73,11 @@ export class Logger implements Log {
     for (const sink of this.#sinks) sink.close();
   }
 
-  #write(level: LogLevel, message: string): void {
-    const admitted = level === "info" ? message : this.#limit.admit(message);
+  #write(level: LogLevel, message: string, fields: LogFields = {}): void {
+    const isLimited = level !== "info" || fields.event !== undefined;
+    const admitted = isLimited ? this.#limit.admit(message, level, fields) : message;
     if (admitted === null) return;
     const line = plainText(admitted.replaceAll(/[\r\n]+/g, " "));
-    for (const sink of this.#sinks) sink.write(level, line);
+    for (const sink of this.#sinks) sink.write(level, line, fields);
   }
 }

@@ -1,19 +1,23 @@
 import { Bucket } from "./bucket.ts";
+import type { LogFields, LogLevel } from "./log_fields.ts";
 
 /** Entries of one shape that pass in a row, and the time after which one more passes. */
 const BURST = 6;
 const ONE_MORE_MS = 10_000;
-/** The same for all shapes together. */
+/** The same for changes of a disk's state that are no warnings: of each kind and disk. */
+const STATE_BURST = 60;
+const STATE_ONE_MORE_MS = 1_000;
+/** The same as the first for all shapes together. */
 const TOTAL_BURST = 200;
 const TOTAL_ONE_MORE_MS = 100;
 /** Shapes that are counted separately. */
-const MOST_SHAPES = 256;
+const MOST_SHAPES = 1024;
 const SHAPE_CHARACTERS = 160;
 
 /**
- * Limits the number of similar entries in a log. Entries that differ only in numbers have the same
- * shape. Of each shape a few pass, then one every ten seconds, with the number of those that were left
- * out before it.
+ * Limits the number of similar entries in a log. Entries of one disk that tell the same event, or differ
+ * only in numbers, have the same shape. Of each shape a few pass, then one every ten seconds, with the
+ * number of those that were left out before it. Of ordinary changes of a disk's state more pass.
  */
 export class RateLimit {
   readonly #shapes = new Map<string, { bucket: Bucket; leftOut: number }>();
@@ -28,14 +32,15 @@ export class RateLimit {
   }
 
   /** The entry to write; null to leave it out. */
-  admit(message: string): string | null {
+  admit(message: string, level: LogLevel = "warning", fields: LogFields = {}): string | null {
     const nowMs = this.#nowMs();
-    const shape = this.#shapeOf(message, nowMs);
+    const isState = level === "info";
+    const shape = this.#shapeOf(keyOf(message, fields), isState, nowMs);
     if (!shape.bucket.take(nowMs)) {
       shape.leftOut++;
       return null;
     }
-    if (!this.#total.take(nowMs)) {
+    if (!isState && !this.#total.take(nowMs)) {
       this.#leftOut++;
       return null;
     }
@@ -47,8 +52,7 @@ export class RateLimit {
     return notes.length === 0 ? message : `${message} (${notes.join("; ")})`;
   }
 
-  #shapeOf(message: string, nowMs: number): { bucket: Bucket; leftOut: number } {
-    const key = message.slice(0, SHAPE_CHARACTERS).replaceAll(/\d+/g, "#");
+  #shapeOf(key: string, isState: boolean, nowMs: number): { bucket: Bucket; leftOut: number } {
     const known = this.#shapes.get(key);
     if (known !== undefined) return known;
     if (this.#shapes.size === MOST_SHAPES) {
@@ -56,8 +60,17 @@ export class RateLimit {
       this.#leftOut += this.#shapes.get(oldest)?.leftOut ?? 0;
       this.#shapes.delete(oldest);
     }
-    const shape = { bucket: new Bucket(BURST, ONE_MORE_MS, nowMs), leftOut: 0 };
+    const bucket = isState
+      ? new Bucket(STATE_BURST, STATE_ONE_MORE_MS, nowMs)
+      : new Bucket(BURST, ONE_MORE_MS, nowMs);
+    const shape = { bucket, leftOut: 0 };
     this.#shapes.set(key, shape);
     return shape;
   }
+}
+
+/** What entries of one shape have in common. */
+function keyOf(message: string, { event, minor }: LogFields): string {
+  const shape = event ?? message.slice(0, SHAPE_CHARACTERS).replaceAll(/\d+/g, "#");
+  return minor === undefined ? shape : `${minor} ${shape}`;
 }

@@ -35,6 +35,9 @@ export class FileHealth {
   /** By file: see `goodSector`. */
   #goodSector = new Float64Array(64);
   #isDirect = new Uint8Array(64);
+  /** By file: the last error of an operation, also one for want of room, and when that was. */
+  #lastErrno = new Int32Array(64);
+  #lastErrorMs = new Float64Array(64).fill(NEVER);
   /** By file: how a sync through the page cache ended that failed, a negative errno; 0 without one. */
   #failedSync = new Int32Array(64);
 
@@ -49,6 +52,8 @@ export class FileHealth {
     this.#succeededMs.fill(NEVER, KINDS * file, KINDS * (file + 1));
     this.#failedMs.fill(NEVER, KINDS * file, KINDS * (file + 1));
     this.#goodSector[file] = 0;
+    this.#lastErrno[file] = 0;
+    this.#lastErrorMs[file] = NEVER;
     this.#isDirect[file] = isDirect ? 1 : 0;
     this.#failedSync[file] = 0;
   }
@@ -64,6 +69,12 @@ export class FileHealth {
     const goodSector = new Float64Array(files);
     goodSector.set(this.#goodSector);
     this.#goodSector = goodSector;
+    const lastErrno = new Int32Array(files);
+    lastErrno.set(this.#lastErrno);
+    this.#lastErrno = lastErrno;
+    const lastErrorMs = new Float64Array(files).fill(NEVER);
+    lastErrorMs.set(this.#lastErrorMs);
+    this.#lastErrorMs = lastErrorMs;
     const isDirect = new Uint8Array(files);
     isDirect.set(this.#isDirect);
     this.#isDirect = isDirect;
@@ -98,6 +109,9 @@ export class FileHealth {
    * @param result Bytes moved, or a negative errno.
    */
   failed(file: number, kind: number, result: number): void {
+    const early = kind === IoKind.Write ? Errno.ENOSPC : Errno.EIO;
+    this.#lastErrno[file] = result < 0 ? -result : early;
+    this.#lastErrorMs[file] = this.#clock[0];
     const lacksRoom = result === -Errno.ENOSPC || result === -Errno.EDQUOT ||
       (result >= 0 && kind === IoKind.Write);
     if (lacksRoom) return;
@@ -122,6 +136,16 @@ export class FileHealth {
   /** When an operation on a file last succeeded; -Infinity when none did. */
   lastSuccessMs(file: number): number {
     return Math.max(...this.#succeededMs.subarray(KINDS * file, KINDS * (file + 1)));
+  }
+
+  /** The last error of an operation on a file; 0 without one. */
+  lastErrno(file: number): number {
+    return this.#lastErrno[file];
+  }
+
+  /** When an operation on a file failed last; -Infinity when none did. */
+  lastErrorMs(file: number): number {
+    return this.#lastErrorMs[file];
   }
 
   /** Where a read of `PROBE_SECTORS` sectors last succeeded; 0 when none did. */

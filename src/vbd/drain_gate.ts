@@ -12,6 +12,8 @@ export interface RequestTarget {
   readonly retry: RetryLimits;
   /** The files of the image and of those below it, at the disk queue. */
   readonly files: readonly number[];
+  /** The path of one of them. */
+  pathOf(file: number): string | null;
   /** Opens it anew when its server does not know its files; failures before that go on to count. */
   readonly reopening: Pick<Reopening, "isRunning" | "consider">;
 }

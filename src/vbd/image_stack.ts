@@ -92,6 +92,11 @@ export class ImageStack {
     return this.#images.flatMap(({ file }) => file ?? []);
   }
 
+  /** The path of one of these files. */
+  pathOf(file: number): string | null {
+    return this.#images.find((image) => image.file === file)?.spec.path ?? null;
+  }
+
   /** Closes all images; no request may be at them. */
   close(name: string, done: Done): void {
     const images = this.#images;

@@ -22,6 +22,7 @@ import { SlotShares, type SlotWaiter } from "./slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOT_BYTES, SLOTS, SlotTable } from "./slots.ts";
 import { VbdCounts } from "./statistics.ts";
 import { Throttle } from "./throttle.ts";
+import { Trouble } from "./trouble.ts";
 import type { VbdContext } from "./vbd_context.ts";
 
 /**
@@ -39,7 +40,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** The disk: what its drivers throw ends it. */
   readonly faults: FaultOwner;
   readonly #context: VbdContext;
-  readonly #minor: number;
+  /** Which requests fail and are tried again. */
+  readonly trouble: Trouble;
   readonly #slots = new SlotTable();
   readonly #extents = new ExtentSearch(this.#slots);
   readonly #gate = new DrainGate();
@@ -51,7 +53,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   readonly #media: MediaErrors;
   /** Holds back what must come behind changes of clients that are gone. */
   readonly order: RequestOrder;
-  /** Requests that wait for the gate, or for room. */
   readonly #waiting = new SlotQueue();
   /** Decides who gets the free slots. */
   readonly shares: SlotShares;
@@ -61,7 +62,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** @param minor The device's number, for the log. @param faults The disk. */
   constructor(context: VbdContext, minor: number, faults: FaultOwner) {
     this.#context = context;
-    this.#minor = minor;
     this.faults = faults;
     this.times = new RequestTimes(context.scheduler.lastMs, this.#slots);
     this.shares = new SlotShares(this.#slots, {
@@ -77,6 +77,8 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     const seats = { shares: this.shares, room: this.#room, device: faults };
     this.own = new ImageSlots({ ...parts, ...seats, leave: (slot) => this.#leave(slot) });
     this.#retries = new RetryQueue(this.#slots, context.scheduler, this);
+    const { log, queue: { health }, scheduler: { lastMs: clock } } = context;
+    this.trouble = new Trouble({ minor, log, health, clock, retries: this.#retries });
     this.#throttle = new Throttle(this.#slots, {
       scheduler: context.scheduler,
       faults,
@@ -85,8 +87,6 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     this.order = new RequestOrder(this.#slots, (slot) => this.#wait(slot));
     this.#steps = new RequestSteps({ ...parts, extents: this.#extents, context, sink: this });
   }
-
-  // ---- the device -------------------------------------------------------------------------
 
   /** How many requests are open. */
   get outstanding(): number {
@@ -170,8 +170,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   #drop(slot: number, errno: number = Errno.ESHUTDOWN): void {
     this.times.drop(slot, errno);
     this.meter.end(slot, this.#slots.kind[slot], 0, errno);
-    this.#slots.close(slot);
-    this.order.end(slot);
+    this.#close(slot, errno);
     this.#tellOwner(slot, errno);
   }
 
@@ -420,14 +419,18 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     if (this.#gate.leave()) this.#context.deferral.add(this);
   }
 
-  #end(slot: number, errno: number): void {
-    const slots = this.#slots;
-    const kind = slots.kind[slot] as RequestKind;
-    this.counts.note(kind, slots.count[slot], errno);
-    this.times.end(slot, kind, errno);
-    this.meter.end(slot, kind, slots.count[slot], errno);
-    slots.close(slot);
+  #close(slot: number, errno: number): void {
+    this.#slots.close(slot);
     this.order.end(slot);
+    this.trouble.ended(slot, errno);
+  }
+
+  #end(slot: number, errno: number): void {
+    const kind = this.#slots.kind[slot] as RequestKind;
+    this.counts.note(kind, this.#slots.count[slot], errno);
+    this.times.end(slot, kind, errno);
+    this.meter.end(slot, kind, this.#slots.count[slot], errno);
+    this.#close(slot, errno);
     this.#leave(slot);
     this.#tellOwner(slot, errno);
   }
@@ -472,10 +475,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     const again = target !== null && this.#retries.noteFailure(slot, errno, target.retry);
     const isOfPlace = !again && this.#retries.failedAtPlace(slot);
     if (isOfPlace) this.counts.mediaErrors++;
-    if (target !== null && (this.#retries.failures(slot) === 1 || isOfPlace)) {
-      const failure = this.#retries.describeFailure(slot, target.name);
-      this.#context.log(`minor ${this.#minor}: ${failure}`);
-    }
+    if (target !== null) this.trouble.failed(slot, errno, target, { again, isOfPlace });
     if (!again) return this.#end(slot, errno);
     if (isOfUnknownFile(errno)) target.reopening.consider(target.retry);
     this.counts.retries++;

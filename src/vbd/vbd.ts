@@ -241,7 +241,9 @@ export class Vbd implements FaultOwner {
     this.retained.opened();
     this.#become("open", { name, options, sectors: image.sectors });
     const { files } = this.#stack;
-    this.requests.run({ image, name, readOnly, retry: retryLimits(retry), files, reopening });
+    const pathOf = (file: number): string | null => this.#stack.pathOf(file);
+    const run = { image, name, readOnly, retry: retryLimits(retry) };
+    this.requests.run({ ...run, files, pathOf, reopening });
   }
 
   #become(phase: VbdPhase, { name, options, sectors }: PausedDisk): void {
@@ -425,7 +427,8 @@ export class Vbd implements FaultOwner {
 
   fault(error: unknown): void {
     const { log, scheduler } = this.#context;
-    log(`Minor ${this.minor}, ${this.name || "no image"}: a fault: ${describeFault(error)}`);
+    const what = `Minor ${this.minor}, ${this.name || "no image"}`;
+    log(`${what}: a fault: ${describeFault(error)}`, { event: "fault", image: this.name });
     if (this.failed) return;
     this.failed = true;
     // The code that threw, and its callers, have not returned.

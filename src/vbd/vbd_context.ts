@@ -40,12 +40,13 @@ export type DeviceContext = ImageContext & VbdContext & { readonly tracing: Trac
 /** The context of one device. */
 export function deviceContext(
   context: VbdContext,
-  device: FaultOwner & Pick<DeviceContext, "retained" | "tracing">,
+  device: FaultOwner & { readonly minor: number } & Pick<DeviceContext, "retained" | "tracing">,
   own: Pick<DeviceContext, "takePrepared" | "grow">,
 ): DeviceContext {
   return {
     ...context,
     ...own,
+    log: (message, fields) => context.log(message, { minor: device.minor, ...fields }),
     scheduler: ownedBy(device, context.scheduler),
     pieces: new PieceTable(context.pieces),
     retained: device.retained,
@@ -66,7 +67,7 @@ export function createVbdContext(
     scheduler: Scheduler;
     backend: DiskBackend;
     files: DiskFiles;
-    log: (message: string) => void;
+    log: DriverContext["log"];
     driverOf?: DriverLookup;
     metrics?: MetricsPages;
   },

@@ -22,7 +22,7 @@ export function queueContexts(
       scheduler,
       backend,
       files: osDiskFiles,
-      log: (message) => log.warn(message),
+      log: (message, fields) => log.warn(message, fields),
       metrics,
     });
   const libaio = make(new LibaioBackend(scheduler));

@@ -1,6 +1,7 @@
 import { type Done, Errno } from "../../../ffi/errno.ts";
 import type { Secret } from "../../../ffi/secret.ts";
 import { DiskKey } from "../../vhd/key.ts";
+import { type Actor, actorAt } from "./actor.ts";
 import type { Device } from "./device.ts";
 import type { Devices } from "./devices.ts";
 import { encodeNode, encodePid } from "../protocol/answers.ts";
@@ -47,17 +48,19 @@ function longChange(
       device: Device,
       done: Done,
       request: Uint8Array<ArrayBuffer>,
+      by: Actor | null,
     ) => void | (() => void);
   },
 ): Command {
   return {
     exclusive: true,
     ...scheduling,
-    run(request, reply): void | (() => void) {
+    run(request, reply, _key, connection): void | (() => void) {
       const minor = messageCookie(request);
       const done: Done = (error) =>
         reply(error === null ? encodePlain(response, minor) : errorReply(request, error));
-      return start(devices.find(minor, verb), done, request);
+      const by = connection?.open === true ? actorAt(connection.fd) : null;
+      return start(devices.find(minor, verb), done, request, by);
     },
   };
 }
@@ -226,14 +229,14 @@ export function controlCommands(devices: Devices, upgrades: Upgrades | null = nu
   const resuming = longChange(devices, {
     verb: "unpause",
     response: MessageType.RESUME_RSP,
-    start: (device, done, request) => device.resume(decodeResume(request), done),
+    start: (device, done, request, by) => device.resume(decodeResume(request), done, by),
   });
   const pausing = longChange(devices, {
     verb: "pause",
     response: MessageType.PAUSE_RSP,
     cancellable: true,
-    start: (device, done, request) =>
-      device.pause({ timeoutMs: decodePauseTimeoutMs(request) }, done),
+    start: (device, done, request, by) =>
+      device.pause({ timeoutMs: decodePauseTimeoutMs(request), by }, done),
   });
   const attaching = change((_request, minor) => {
     devices.attach(minor);

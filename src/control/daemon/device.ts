@@ -9,10 +9,9 @@ import {
   liveSnapshot,
   type LiveSnapshotOptions,
 } from "../../vbd/live_snapshot.ts";
-import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
+import type { RateLimits } from "../../vbd/rate_limits.ts";
 import { Vbd } from "../../vbd/vbd.ts";
 import type { DiskKey } from "../../vhd/key.ts";
-import { type MinorRecord, writeMinorRecord } from "../minors/minor_record.ts";
 import { diskOfMinor } from "../minors/parent_disk.ts";
 import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
@@ -21,7 +20,10 @@ import { isChosen, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import { listenText } from "../../frontend/nbd/listen_text.ts";
 import type { OpenRequest, ResumeRequest } from "../protocol/open_request.ts";
 import type { UnserveRequest } from "../protocol/serve.ts";
+import type { Actor } from "./actor.ts";
+import { DeviceEvents } from "./device_events.ts";
 import type { DeviceParts } from "./device_parts.ts";
+import { DeviceRecord } from "./device_record.ts";
 import type { DeviceServices } from "./device_services.ts";
 import { planDevice } from "./device_plan.ts";
 import { type DevicePlan, type DeviceStatistics, DiskAccess } from "./disk_access.ts";
@@ -60,8 +62,9 @@ export class Device {
   #key: DiskKey | undefined;
   /** The journal of a ring that a tapdisk before this one left, until this one has a ring. */
   #leftJournal: string | null = null;
-  /** Whether the file of the minor has a record. */
-  #isRecorded = false;
+  readonly #record: DeviceRecord;
+  /** What the log is told of the device. */
+  readonly events: DeviceEvents;
   /** Whether another process serves the disk as yet, and the record is its. */
   #isAwaited = false;
 
@@ -70,6 +73,8 @@ export class Device {
     this.minor = minor;
     this.#services = services;
     this.#log = services.log;
+    this.#record = new DeviceRecord(minor, services.log);
+    this.events = new DeviceEvents(minor, services.log, () => services.scheduler.nowMs());
     this.#hold = holdMinor(minor);
     try {
       this.#vbd = this.#vbdOn(this.#queue);
@@ -90,7 +95,7 @@ export class Device {
 
   /** Another program has made the image larger. Users that come from now on see the new size. */
   #grew(vbd: Vbd): void {
-    this.#log.info(`Minor ${this.minor} has grown to ${vbd.sectors} sectors`);
+    this.events.grown(vbd.name, vbd.sectors);
     this.#access.grown(() => {
       this.#disk = vbd.geometry;
       this.#recordDevice();
@@ -216,7 +221,7 @@ export class Device {
         this.#request = request;
         this.wasOpened = true;
         this.#key = key;
-        this.#log.info(`Opened ${request.image} on minor ${this.minor}`);
+        this.events.opened(request.image);
         this.#recordDevice();
         done(null, this.#disk);
       });
@@ -231,7 +236,7 @@ export class Device {
       this.#services.makers,
     );
     this.#leftJournal = leftJournal;
-    this.#isRecorded = isRecorded;
+    this.#record.isThere = isRecorded;
     return plan;
   }
 
@@ -279,7 +284,7 @@ export class Device {
     }
     this.#vbd.requests.limit(limits);
     this.#request = { ...this.#request, limits };
-    this.#log.info(`Minor ${this.minor} is limited to: ${describeLimits(limits)}`);
+    this.events.limited(this.name, limits);
     this.#recordDevice();
   }
 
@@ -309,13 +314,13 @@ export class Device {
     if (this.#isAwaited) return;
     const { kind, rings } = this.#access;
     const node = this.#access.node ?? rings.journal ?? this.#leftJournal;
-    if (this.#request === null || node === null) return this.#removeRecord();
+    if (this.#request === null || node === null) return this.#record.remove();
     const changed = { image: this.name, device: kind, node, encrypted: this.#key !== undefined };
     const { hasFailed, isFull } = this.#vbd.secondary;
     // What a mirror lacks that failed, it would lack for ever.
     const secondary = hasFailed ? null : this.#request.secondary;
     const full = isFull ? { full: true } : {};
-    this.#writeRecord({ ...this.#request, ...changed, secondary, ...full });
+    this.#record.write({ ...this.#request, ...changed, secondary, ...full });
   }
 
   /** The image became full, or its mirror failed: others must know, also if this tapdisk dies. */
@@ -327,23 +332,6 @@ export class Device {
     } catch (error) {
       this.#log.warn(messageOf(error));
     }
-  }
-
-  /** A record that cannot be written is no reason to stop: only a takeover depends on it. */
-  #writeRecord(record: MinorRecord | null): void {
-    try {
-      // Also if it fails: the record may be beside the file.
-      this.#isRecorded = true;
-      writeMinorRecord(this.minor, record);
-      this.#isRecorded = record !== null;
-    } catch (error) {
-      const what = `'tap-ctl recover' will not know the device of minor ${this.minor}`;
-      this.#log.warn(`${what}: ${messageOf(error)}`);
-    }
-  }
-
-  #removeRecord(): void {
-    if (this.#isRecorded) this.#writeRecord(null);
   }
 
   /** Whether the ring of a guest's device is connected. */
@@ -413,8 +401,8 @@ export class Device {
         this.#request = null;
         this.#key = undefined;
         this.#leftJournal = null;
-        this.#removeRecord();
-        this.#log.info(`Closed ${name || "nothing"} on minor ${this.minor}`);
+        this.#record.remove();
+        this.events.closed(name);
         done(error);
       });
     });
@@ -426,11 +414,14 @@ export class Device {
    *
    * @returns A function that cancels the pause, if it has not ended.
    */
-  pause({ timeoutMs }: { timeoutMs: number }, done: Done): () => void {
+  pause(
+    { timeoutMs, by = null }: { timeoutMs: number; by?: Actor | null },
+    done: Done,
+  ): () => void {
     const vbd = this.#vbd;
+    const ended = this.events.pausing(this.name, by, vbd.phase === "paused");
     vbd.pause((error) => {
-      if (error === null) this.#log.info(`Paused minor ${this.minor}`);
-      else this.#log.warn(error.message);
+      ended(error);
       done(error);
     }, timeoutMs);
     return () => vbd.cancelPause();
@@ -451,8 +442,7 @@ export class Device {
         this.#log.warn(error.message);
         return done(error, null);
       }
-      const held = `requests waited ${made.stallMs.toFixed(1)} ms`;
-      this.#log.info(`Minor ${this.minor} goes on with ${made.name} on ${made.parent}; ${held}`);
+      this.events.snapshot(made);
       this.#disk = vbd.geometry;
       this.#recordDevice();
       done(null, made);
@@ -468,7 +458,11 @@ export class Device {
    *
    * @returns A function that cancels the open while an image on a server is being opened.
    */
-  resume({ image, changedBlocks, secondary }: ResumeRequest, done: Done): () => void {
+  resume(
+    { image, changedBlocks, secondary }: ResumeRequest,
+    done: Done,
+    by: Actor | null = null,
+  ): () => void {
     const vbd = this.#vbd;
     if (vbd.phase !== "paused" && vbd.phase !== "failed") {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${this.minor} (it is not paused)`);
@@ -485,7 +479,7 @@ export class Device {
       const isGrown = vbd.sectors !== sectors;
       const grown = isGrown ? `, of ${vbd.sectors} instead of ${sectors} sectors` : "";
       this.#disk = vbd.geometry;
-      this.#log.info(`Unpaused minor ${this.minor} with ${vbd.name}${grown}`);
+      this.events.resumed(vbd.name, grown, by);
       const resumed = (): void => {
         this.#recordDevice();
         done(null);

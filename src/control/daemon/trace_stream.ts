@@ -88,7 +88,8 @@ export class TraceStream implements FdHandler, FaultOwner {
     vbd.tracing.whenClosed = () => this.stop("the disk was closed");
     this.#output = encodeTraceHead(vbd.minor, { startMs: this.#movedMs, epochMs: Date.now() });
     this.#later();
-    log.info(`Minor ${vbd.minor} is traced for process ${peer}`);
+    const fields = { event: "traced", minor: vbd.minor, image: vbd.name, pid: peer } as const;
+    log.info(`Minor ${vbd.minor} is traced for process ${peer}`, fields);
   }
 
   #later(): void {

@@ -241,6 +241,10 @@ export class TakeOver implements FdHandler, FaultOwner {
     this.#attempt(() => dropAdopted());
     this.#attempt(() => this.#channel.close());
     log.info(`Took over the disks of process ${this.#pid}`);
+    for (const { minor, name: image } of devices.all) {
+      const what = `Minor ${minor} is served by process ${Deno.pid}, which took it over`;
+      log.info(`${what} from process ${this.#pid}`, { event: "upgraded", minor, image });
+    }
     this.#host.serving();
   }
 

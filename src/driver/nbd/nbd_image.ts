@@ -20,6 +20,7 @@ import {
   type RequestSink,
   SECTOR_BYTES,
 } from "../driver.ts";
+import type { LogFields } from "../../log/log.ts";
 import { BackOff } from "./back_off.ts";
 import { closeConnected, type Connected, type Destination, Dial, toError } from "./dial.ts";
 import { handedOver } from "./handed_over.ts";
@@ -104,6 +105,8 @@ export class NbdImage implements ImageDriver, LinkHost {
   #givenUp = false;
   #toldWhy = "";
   #toldMore = "";
+  /** When the first connection was lost. */
+  #lostMs = 0;
   #closed = false;
 
   constructor(
@@ -261,12 +264,16 @@ export class NbdImage implements ImageDriver, LinkHost {
     const { log, scheduler } = this.context;
     const why = lossText(link, errno);
     const [first] = this.#links;
-    if (link === first) log(`${this.#title}: lost the connection (${why}); connecting again`);
-    else {
+    if (link === first) {
+      this.#lostMs = scheduler.nowMs();
+      const fields: LogFields = { event: "server-lost", image: this.#title, errno };
+      log(`${this.#title}: lost the connection (${why}); connecting again`, fields);
+    } else {
       this.#moreDueMs = scheduler.nowMs() + MORE_AGAIN_MS;
       this.#noteRoom();
       log(`${this.#title}: lost one of several connections (${why})`);
       if (link.load === 0) return;
+      this.#lostMs = scheduler.nowMs();
       // A server cannot tell that what is made again on an older connection comes behind the lost one.
       first.hangUp();
       this.#mayHaveMore = false;
@@ -421,7 +428,10 @@ export class NbdImage implements ImageDriver, LinkHost {
     this.#destinations = [destination, ...rest];
     this.#toldWhy = "";
     const where = isOther ? `, to another address${hostText(destination)}` : "";
-    this.context.log(`${this.#title}: connected again${where}`);
+    const { log, scheduler } = this.context;
+    const durationMs = scheduler.nowMs() - this.#lostMs;
+    const fields: LogFields = { event: "server-back", image: this.#title, durationMs };
+    log(`${this.#title}: connected again${where}`, fields);
   }
 
   close(done: Done): void {
