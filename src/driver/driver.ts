@@ -38,6 +38,7 @@ import type { DiskFiles } from "../queue/disk_files.ts";
 import type { DiskQueue } from "../queue/disk_queue.ts";
 import type { Tracing } from "../trace/tracing.ts";
 import type { LogFields } from "../log/log.ts";
+import type { ImageCondition } from "./condition.ts";
 import type { Deferral } from "./deferral.ts";
 import type { Named } from "./image_name.ts";
 import type { FoundParent } from "../vhd/image/parent.ts";
@@ -161,6 +162,8 @@ export interface ImageCounts {
 export interface ImageDriver {
   readonly spec: ImageSpec;
   readonly counts: ImageCounts;
+  /** What the image depends on besides the disks of this machine, and how that is now. */
+  condition?(nowMs: number): ImageCondition | null;
   /** Size, sectors. It grows where `ImageContext.grow` says so. */
   readonly sectors: number;
   /** Its file's number at the disk queue; an image without a file has none. */

@@ -17,6 +17,7 @@ import {
   VALVE_REQUEST_BYTES,
 } from "../rated/valve_protocol.ts";
 import type { FdHandler } from "../scheduler/scheduler.ts";
+import type { ShareCondition } from "./condition.ts";
 import type { Deferred } from "./deferral.ts";
 import {
   type DriverType,
@@ -128,6 +129,11 @@ class ValveImage extends FilterImage implements RequestSink, FdHandler, Deferred
     this.#sink = sink;
     this.#path = bridgePath(bridge);
     this.#connect();
+  }
+
+  condition(): ShareCondition {
+    const isConnected = this.#fd !== NONE;
+    return { kind: "share", bridge: this.#path, isConnected, waiting: this.#size };
   }
 
   override get zeroSectors(): number {

@@ -93,6 +93,8 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
   readonly health: FileHealth;
   /** Records operations; null while no disk is traced. */
   #traces: FileTraces | null = null;
+  /** By the first of a group: when the group was submitted, milliseconds. */
+  readonly #submittedMs: Float64Array;
   /** By file: the disk that a fault of an owner of its operations ends. */
   readonly #faultsOf: (FaultOwner | undefined)[] = [];
 
@@ -115,6 +117,7 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
     this.#groupLast = new Int32Array(capacity);
     this.#groupSectors = new Int32Array(capacity);
     this.#groupCount = new Uint16Array(capacity);
+    this.#submittedMs = new Float64Array(capacity);
     for (let i = 0; i < capacity; i++) this.#next[i] = i + 1 < capacity ? i + 1 : NONE;
     this.#iovecs = new Arena(backend.batch * IOVEC_SECTORS * SECTOR_BYTES);
     scheduler.addTurnWork(this);
@@ -303,7 +306,7 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
   #prepare(group: number, position: number): void {
     const kind = this.#kinds[group];
     const file = this.#files[group];
-    if (this.#traces !== null) this.#traces.submitted(group);
+    this.#submittedMs[group] = this.#scheduler.lastMs[0];
     if (kind !== IoKind.Sync && this.#open[2 * file + kind] === group) {
       this.#open[2 * file + kind] = NONE;
     }
@@ -355,6 +358,7 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
     this.#underWayOf[file]--;
     const kind = this.#kinds[group];
     const sectors = this.#groupSectors[group];
+    this.health.took(file, this.#submittedMs, group);
     const result = kind === IoKind.Sync ? this.health.syncResult(file, told) : told;
     if (result === sectors * SECTOR_BYTES) {
       this.health.succeeded(file, kind, sectors, this.#sectors, group);
@@ -407,6 +411,7 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
       sectors: this.#sectors,
       counts: this.#counts,
       memory: this.#memory,
+      submittedMs: this.#submittedMs,
     });
     this.#traces.add(file, ring, finder, layer);
   }
@@ -419,6 +424,16 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
   /** Operations on a file that were started and have not ended. */
   pendingOf(file: number): number {
     return this.#pendingOf[file];
+  }
+
+  /** How long operations on a file took of late, milliseconds. */
+  meanMs(file: number): number {
+    return this.health.meanMs(file);
+  }
+
+  /** When an operation on a file ended last; -Infinity when none did. */
+  endedMs(file: number): number {
+    return this.health.endedMs(file);
   }
 
   /** Operations on a file that went to the backend with another, since it was made known. */

@@ -3,6 +3,8 @@ import { IoKind } from "./backend.ts";
 
 const KINDS = Object.keys(IoKind).length;
 const NEVER = -Infinity;
+/** The latest operation has this part of the mean of what operations take. */
+const MEAN_OF = 32;
 
 /** Sectors of a read that looks whether a file's disk works. */
 export const PROBE_SECTORS = 8;
@@ -38,6 +40,9 @@ export class FileHealth {
   /** By file: the last error of an operation, also one for want of room, and when that was. */
   #lastErrno = new Int32Array(64);
   #lastErrorMs = new Float64Array(64).fill(NEVER);
+  /** By file: how long operations took of late, and when one ended last, milliseconds. */
+  #meanMs = new Float64Array(64);
+  #endedMs = new Float64Array(64).fill(NEVER);
   /** By file: how a sync through the page cache ended that failed, a negative errno; 0 without one. */
   #failedSync = new Int32Array(64);
 
@@ -53,6 +58,8 @@ export class FileHealth {
     this.#failedMs.fill(NEVER, KINDS * file, KINDS * (file + 1));
     this.#goodSector[file] = 0;
     this.#lastErrno[file] = 0;
+    this.#meanMs[file] = 0;
+    this.#endedMs[file] = NEVER;
     this.#lastErrorMs[file] = NEVER;
     this.#isDirect[file] = isDirect ? 1 : 0;
     this.#failedSync[file] = 0;
@@ -75,6 +82,12 @@ export class FileHealth {
     const lastErrorMs = new Float64Array(files).fill(NEVER);
     lastErrorMs.set(this.#lastErrorMs);
     this.#lastErrorMs = lastErrorMs;
+    const meanMs = new Float64Array(files);
+    meanMs.set(this.#meanMs);
+    this.#meanMs = meanMs;
+    const endedMs = new Float64Array(files).fill(NEVER);
+    endedMs.set(this.#endedMs);
+    this.#endedMs = endedMs;
     const isDirect = new Uint8Array(files);
     isDirect.set(this.#isDirect);
     this.#isDirect = isDirect;
@@ -136,6 +149,24 @@ export class FileHealth {
   /** When an operation on a file last succeeded; -Infinity when none did. */
   lastSuccessMs(file: number): number {
     return Math.max(...this.#succeededMs.subarray(KINDS * file, KINDS * (file + 1)));
+  }
+
+  /** An operation ended, which the disk got at the time that `submittedMs` has at `group`. */
+  took(file: number, submittedMs: Float64Array, group: number): void {
+    const tookMs = this.#clock[0] - submittedMs[group];
+    if (this.#endedMs[file] === NEVER) this.#meanMs[file] = tookMs;
+    else this.#meanMs[file] += (tookMs - this.#meanMs[file]) / MEAN_OF;
+    this.#endedMs[file] = this.#clock[0];
+  }
+
+  /** How long operations on a file took of late, milliseconds. */
+  meanMs(file: number): number {
+    return this.#meanMs[file];
+  }
+
+  /** When an operation on a file ended last; -Infinity when none did. */
+  endedMs(file: number): number {
+    return this.#endedMs[file];
   }
 
   /** The last error of an operation on a file; 0 without one. */

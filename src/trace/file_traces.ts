@@ -13,15 +13,16 @@ export interface TracedOperations {
   readonly sectors: Float64Array;
   readonly counts: Int32Array;
   readonly memory: Int32Array;
+  /** By the first of a group: when the group was submitted. */
+  readonly submittedMs: Float64Array;
 }
 
 /** Records the operations of a disk queue on files of disks that are traced. */
 export class FileTraces {
   readonly #clock: Float64Array;
   readonly #operations: TracedOperations;
-  /** By operation: when it was started, and, by the first of a group, when the group was submitted. */
+  /** By operation: when it was started. */
   readonly #startedMs: Float64Array;
-  readonly #submittedMs: Float64Array;
   /** By file. */
   readonly #rings: (TraceRing | null)[] = [];
   readonly #finders: (SlotFinder | null)[] = [];
@@ -33,7 +34,6 @@ export class FileTraces {
     this.#clock = clock;
     this.#operations = operations;
     this.#startedMs = new Float64Array(operations.kinds.length);
-    this.#submittedMs = new Float64Array(operations.kinds.length);
   }
 
   /** Whether no file is traced. */
@@ -75,18 +75,13 @@ export class FileTraces {
     this.#startedMs[io] = this.#clock[0];
   }
 
-  /** A group of operations goes to the disk. */
-  submitted(group: number): void {
-    this.#submittedMs[group] = this.#clock[0];
-  }
-
   /** An operation of a group ended. */
   ended(file: number, group: number, io: number, errno: number): void {
     const ring = file < this.#rings.length ? this.#rings[file] : null;
     const finder = ring === null ? null : this.#finders[file];
     // One that was started before the trace has no time.
     if (ring === null || finder === null || this.#startedMs[io] === 0) return;
-    const { kinds, sectors, counts, memory } = this.#operations;
+    const { kinds, sectors, counts, memory, submittedMs } = this.#operations;
     ring.put(
       RecordType.Operation,
       kinds[io],
@@ -97,7 +92,7 @@ export class FileTraces {
       errno,
       this.#startedMs,
       io,
-      this.#submittedMs,
+      submittedMs,
       group,
       sectors,
       io,

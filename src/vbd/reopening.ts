@@ -81,6 +81,11 @@ export class Reopening {
     return this.#isRunning;
   }
 
+  /** What the log was told last about it; empty for nothing. */
+  get why(): string {
+    return this.#told;
+  }
+
   /**
    * The path of a file of the device that is another one now than the one that is open: whoever closes the
    * images and opens them by their names would lose what was written. Null without one.

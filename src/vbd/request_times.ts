@@ -37,6 +37,12 @@ export interface Wait {
   milliseconds: number;
 }
 
+/** Requests that are in a stage: how many, and how long the first of them has been there. */
+export interface StageFacts {
+  readonly requests: number;
+  readonly longestMs: number;
+}
+
 /** Times of requests, as `tap-ctl stats` shows them. */
 export interface TimesSummary {
   /** From the start of a request to its end, waits included; microseconds. */
@@ -166,6 +172,21 @@ export class RequestTimes {
   /** When times were counted last, milliseconds. */
   get clockMs(): number {
     return this.#clock[0];
+  }
+
+  /** Where requests are just now. */
+  facts(nowMs: number): Record<"room" | "pause" | "retry" | "disk" | "limit", StageFacts> {
+    const stage = (which: Stage): StageFacts => ({
+      requests: this.stage.reduce((sum, each) => sum + (each === which ? 1 : 0), 0),
+      longestMs: this.longestMs(which, nowMs),
+    });
+    return {
+      room: stage(Stage.Room),
+      pause: stage(Stage.Paused),
+      retry: stage(Stage.Retry),
+      disk: stage(Stage.Disk),
+      limit: stage(Stage.Limit),
+    };
   }
 
   /** The times of all requests. */

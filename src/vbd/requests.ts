@@ -247,7 +247,7 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     return slot * SLOT_BYTES;
   }
 
-  /** The memory of all slots, and behind it that of the frontends. */
+  /** The memory of all slots; behind it that of frontends. */
   get memory(): Arena {
     return this.#slots.arena;
   }

@@ -11,6 +11,17 @@ export interface SlotWaiter {
   slotsFree(): void;
 }
 
+/** What is known of a holder of slots. */
+export interface ClaimFacts {
+  readonly client: string;
+  /** Slots that it has. */
+  readonly held: number;
+  /** Whether it waits for more. */
+  readonly waits: boolean;
+  /** How long slots have waited for it to take answers in, or to send data; null while none does. */
+  readonly stuckMs: number | null;
+}
+
 /** Holds slots for a peer, which may be slow to let go of them. */
 export interface SlotHolder extends SlotWaiter {
   /**
@@ -41,11 +52,14 @@ export class SlotClaim {
   /** Whether its holder is being called, as the first of those that wait. */
   isCalled = false;
   readonly holder: SlotHolder;
+  /** Who holds them, for people. */
+  readonly title: () => string;
   readonly #shares: SlotShares;
 
-  constructor(shares: SlotShares, holder: SlotHolder) {
+  constructor(shares: SlotShares, holder: SlotHolder, title: () => string) {
     this.#shares = shares;
     this.holder = holder;
+    this.title = title;
   }
 
   /** How many slots it may take now, at most `most`; 0: it has to wait. */
@@ -139,9 +153,19 @@ export class SlotShares {
     this.#callSoon = callSoon;
   }
 
+  /** What is known of the holders. */
+  facts(): ClaimFacts[] {
+    return Array.from(this.#claims, ({ title, held, waits, stuckTicks }) => ({
+      client: title(),
+      held,
+      waits,
+      stuckMs: stuckTicks === NONE ? null : stuckTicks * TICK_MS,
+    }));
+  }
+
   /** A claim for one more holder. */
-  open(holder: SlotHolder): SlotClaim {
-    const claim = new SlotClaim(this, holder);
+  open(holder: SlotHolder, title: () => string = () => "a client"): SlotClaim {
+    const claim = new SlotClaim(this, holder, title);
     this.#claims.add(claim);
     return claim;
   }

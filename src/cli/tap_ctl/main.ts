@@ -96,6 +96,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Print a device's statistics",
     load: async () => (await import("./stats.ts")).defineStats,
   },
+  explain: {
+    summary: "Say what a device waits for, and what to do about it",
+    load: async () => (await import("./explain.ts")).defineExplain,
+  },
   trace: {
     summary: "Record what becomes of each request of a device, for Perfetto or as text",
     load: async () => (await import("./trace.ts")).defineTrace,

@@ -1,4 +1,5 @@
 import { decodeNode, decodePid } from "../protocol/answers.ts";
+import { decodeFacts, explainedLength, type ToldFacts } from "../protocol/explain.ts";
 import { decodeLimitReply, encodeLimit, type LimitChanges } from "../protocol/limit.ts";
 import type { RateLimits } from "../../vbd/rate_limits.ts";
 import { encodePlain, MessageType } from "../protocol/message.ts";
@@ -32,6 +33,16 @@ export function deviceStatistics({ pid, minor }: DeviceAddress): string {
     const lengthBytes = decodeStatisticsLength(head);
     if (lengthBytes > MOST_TEXT_BYTES) throw brokenAnswer(what, `they have ${lengthBytes} bytes`);
     return new TextDecoder().decode(connection.receive(lengthBytes));
+  });
+}
+
+/** What is known of a device just now. Throws `SystemError`, `TapdiskError`. */
+export function deviceFacts({ pid, minor }: DeviceAddress): ToldFacts {
+  return withConnection(pid, QUESTION_TIMEOUT_MS, (connection) => {
+    connection.send(encodePlain(MessageType.EXPLAIN, minor));
+    const what = `Cannot explain minor ${minor} of tapdisk ${pid}`;
+    const head = connection.expect(MessageType.EXPLAIN_RSP, what);
+    return decodeFacts(connection.receive(explainedLength(head)));
   });
 }
 

@@ -8,6 +8,7 @@ import { encodeNode, encodePid } from "../protocol/answers.ts";
 import { encodeDiskInfo, RING_FEATURES } from "../protocol/disk_info.ts";
 import { decodeConnect, decodeGuestDevice } from "../protocol/guest_ring.ts";
 import { decodeLimit, encodeLimitReply } from "../protocol/limit.ts";
+import { encodeExplained } from "../protocol/explain.ts";
 import { encodeListEntry } from "../protocol/list.ts";
 import { ALL_MINORS, encodePlain, messageCookie, MessageType } from "../protocol/message.ts";
 import { decodeOpen, decodeResume } from "../protocol/open_request.ts";
@@ -305,6 +306,12 @@ function questions(devices: Devices): [type: number, command: Command][] {
       }),
     ],
     [MessageType.LIST, question((_request, cookie) => listReply(devices, cookie))],
+    [
+      MessageType.EXPLAIN,
+      question((_request, minor) =>
+        encodeExplained(minor, devices.find(minor, "explain").facts(Deno.pid))
+      ),
+    ],
     [MessageType.STATS, statisticsCommand(devices)],
     [MessageType.LIMIT, question((request, minor) => limitReply(devices, request, minor))],
     [MessageType.WRITE_LOG, question((request, minor) => writeLogReply(devices, request, minor))],

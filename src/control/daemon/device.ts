@@ -10,12 +10,14 @@ import {
   type LiveSnapshotOptions,
 } from "../../vbd/live_snapshot.ts";
 import type { RateLimits } from "../../vbd/rate_limits.ts";
+import { factsOf } from "../../vbd/disk_facts.ts";
 import { Vbd } from "../../vbd/vbd.ts";
 import type { DiskKey } from "../../vhd/key.ts";
 import { diskOfMinor } from "../minors/parent_disk.ts";
 import { touchEnospcFile } from "../minors/enospc_file.ts";
 import { holdMinor } from "../minors/minors.ts";
 import type { DiskInfo } from "../protocol/disk_info.ts";
+import type { ToldFacts } from "../protocol/explain.ts";
 import { isChosen, type ServeRequest } from "../../frontend/nbd/ports.ts";
 import { listenText } from "../../frontend/nbd/listen_text.ts";
 import type { OpenRequest, ResumeRequest } from "../protocol/open_request.ts";
@@ -103,15 +105,12 @@ export class Device {
   }
 
   #accessTo(vbd: Vbd): DiskAccess {
-    const { scheduler, log } = this.#services;
+    const { scheduler, log, xen, processors } = this.#services;
     return new DiskAccess({
+      ...{ log, vbd, xen, processors },
       scheduler: ownedBy(vbd, scheduler),
-      log,
-      vbd,
       runExclusive: (job) => this.#services.runExclusive(this.minor, job),
       remade: () => this.#recordDevice(),
-      xen: this.#services.xen,
-      processors: this.#services.processors,
     });
   }
 
@@ -133,6 +132,13 @@ export class Device {
   /** The disk; all zeros without an image. */
   get disk(): DiskInfo {
     return this.#disk;
+  }
+
+  /** What it waits for just now, and why. */
+  facts(tapdisk: number): ToldFacts {
+    const nowMs = this.#services.scheduler.nowMs();
+    const { queue } = this.#services.contextOf(this.#queue);
+    return { ...factsOf(this.#vbd, queue, nowMs), tapdisk, ...this.events.facts(nowMs) };
   }
 
   get summary(): DeviceSummary {
@@ -468,6 +474,7 @@ export class Device {
       throw new SystemError(Errno.EINVAL, `Cannot unpause minor ${this.minor} (it is not paused)`);
     }
     const opened: Done = (error) => {
+      this.events.tried(error);
       if (error !== null) return done(error);
       if (this.#request !== null && changedBlocks !== undefined) {
         this.#request = { ...this.#request, changedBlocks };

@@ -2,6 +2,7 @@ import type { SystemError } from "../../../ffi/errno.ts";
 import type { Log, LogEvent, LogFields } from "../../log/log.ts";
 import type { LiveSnapshot } from "../../vbd/live_snapshot.ts";
 import { describeLimits, type RateLimits } from "../../vbd/rate_limits.ts";
+import type { ToldFacts } from "../protocol/explain.ts";
 import { type Actor, actorText } from "./actor.ts";
 
 /** Who paused a disk, and when by the clock of the loop. */
@@ -18,6 +19,8 @@ export class DeviceEvents {
   readonly #nowMs: () => number;
   /** Who paused it; null while it is not paused by an order. */
   paused: PausedBy | null = null;
+  /** Why the images could not be opened again, and when that was. */
+  #failure: { readonly why: string; readonly sinceMs: number } | null = null;
 
   constructor(minor: number, log: Log, nowMs: () => number) {
     this.#minor = minor;
@@ -37,6 +40,7 @@ export class DeviceEvents {
   /** The image was closed. */
   closed(image: string): void {
     this.paused = null;
+    this.#failure = null;
     this.#tell("closed", image, `Closed ${image || "nothing"} on minor ${this.#minor}`);
   }
 
@@ -63,7 +67,11 @@ export class DeviceEvents {
    *
    * @returns Notes how it ended.
    */
-  pausing(image: string, by: Actor | null, wasPaused: boolean): (error: SystemError | null) => void {
+  pausing(
+    image: string,
+    by: Actor | null,
+    wasPaused: boolean,
+  ): (error: SystemError | null) => void {
     const before = this.paused;
     this.paused = { actor: by, sinceMs: this.#nowMs() };
     return (error) => {
@@ -71,6 +79,22 @@ export class DeviceEvents {
       if (error === null) {
         this.#tell("paused", image, `Paused minor ${this.#minor}${byText(by)}`, causeOf(by));
       } else this.#log.warn(error.message, { minor: this.#minor, image, ...causeOf(by) });
+    };
+  }
+
+  /** It was tried to open the images again after a pause. */
+  tried(error: SystemError | null): void {
+    this.#failure = error === null ? null : { why: error.message, sinceMs: this.#nowMs() };
+    if (error !== null) this.#log.warn(error.message, { minor: this.#minor, errno: error.errno });
+  }
+
+  /** Who paused it, and why it is paused still. */
+  facts(nowMs: number): Pick<ToldFacts, "paused" | "notResumed"> {
+    const { paused } = this;
+    const failure = this.#failure;
+    return {
+      paused: paused && { sinceMs: nowMs - paused.sinceMs, by: paused.actor },
+      notResumed: failure && { ...failure, sinceMs: nowMs - failure.sinceMs },
     };
   }
 

@@ -50,6 +50,7 @@
  * |            |                 | clock of records (ms) @16, f64 time since 1970 (ms) @24;       |
  * |            |                 | frames follow (src/trace/records.ts) until the sender of the   |
  * |            |                 | request sends a byte or hangs up                               |
+ * | explain    | explain.ts      | none; the answer: u32 length @8; so many bytes of JSON follow  |
  *
  * @module
  */
@@ -115,6 +116,8 @@ export const MessageType = {
   TAKE_OVER: 0x242,
   TRACE: 0x260,
   TRACE_RSP: 0x261,
+  EXPLAIN: 0x262,
+  EXPLAIN_RSP: 0x263,
 } as const;
 
 const namesByType = new Map<number, string>(

@@ -97,6 +97,21 @@ export class Link implements FdHandler, Deferred, AnswerSink {
     return this.#operations.inUse + this.#waitingCount;
   }
 
+  /** Requests that the server has. */
+  get asked(): number {
+    return this.#operations.inUse;
+  }
+
+  /** When the oldest of them was handed to it; Infinity when it has none. */
+  get oldestMs(): number {
+    return this.#operations.oldestMs;
+  }
+
+  /** How long requests took of late, milliseconds. */
+  get meanMs(): number {
+    return this.#operations.meanMs[0];
+  }
+
   /** Takes a connection; closes it when the loop cannot watch it. Throws `SystemError`. */
   use(connected: Connected): void {
     const { fd, remote, tls } = connected;
@@ -221,6 +236,7 @@ export class Link implements FdHandler, Deferred, AnswerSink {
   }
 
   #giveOperation(operation: number): number {
+    this.#operations.noteEnd(operation, this.#context.scheduler.lastMs);
     const piece = this.#operations.give(operation);
     if (this.#context.pieces.kind[piece] === NBD_CMD_READ) this.#operations.reads--;
     return piece;

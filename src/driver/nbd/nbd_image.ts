@@ -21,6 +21,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import type { LogFields } from "../../log/log.ts";
+import type { ServerCondition } from "../condition.ts";
 import { BackOff } from "./back_off.ts";
 import { closeConnected, type Connected, type Destination, Dial, toError } from "./dial.ts";
 import { handedOver } from "./handed_over.ts";
@@ -105,8 +106,10 @@ export class NbdImage implements ImageDriver, LinkHost {
   #givenUp = false;
   #toldWhy = "";
   #toldMore = "";
-  /** When the first connection was lost. */
+  /** When the first connection was lost, and why; when the next attempt is made. */
   #lostMs = 0;
+  #lostWhy = "";
+  #redialMs = 0;
   #closed = false;
 
   constructor(
@@ -148,6 +151,22 @@ export class NbdImage implements ImageDriver, LinkHost {
     this.#flags = remote.flags;
     this.#allocationId = remote.allocationId;
     this.#noteRoom();
+  }
+
+  condition(nowMs: number): ServerCondition {
+    const [first] = this.#links;
+    const oldestMs = Math.min(...this.#links.map((link) => link.oldestMs));
+    const isTried = this.#redialTimer !== 0;
+    return {
+      kind: "server",
+      image: this.#title,
+      lostMs: first.isOpen ? null : nowMs - this.#lostMs,
+      why: first.isOpen ? "" : this.#toldWhy || this.#lostWhy,
+      nextTryMs: isTried ? Math.max(0, this.#redialMs - nowMs) : null,
+      asked: this.#links.reduce((sum, { asked }) => sum + asked, 0),
+      oldestMs: oldestMs === Infinity ? 0 : nowMs - oldestMs,
+      meanMs: first.meanMs,
+    };
   }
 
   operationsFor(sectors: number): number {
@@ -263,6 +282,7 @@ export class NbdImage implements ImageDriver, LinkHost {
   linkLost(link: Link, errno: number): void {
     const { log, scheduler } = this.context;
     const why = lossText(link, errno);
+    this.#lostWhy = why;
     const [first] = this.#links;
     if (link === first) {
       this.#lostMs = scheduler.nowMs();
@@ -374,7 +394,9 @@ export class NbdImage implements ImageDriver, LinkHost {
     if (this.#givenUp) return;
     // The other addresses are tried before the next pause.
     const pauseMs = this.#next === 0 ? this.#backOff.nextMs() : 0;
-    this.#redialTimer = this.context.scheduler.addTimer(pauseMs, () => {
+    const { scheduler } = this.context;
+    this.#redialMs = scheduler.nowMs() + pauseMs;
+    this.#redialTimer = scheduler.addTimer(pauseMs, () => {
       this.#redialTimer = 0;
       this.#redial();
     });

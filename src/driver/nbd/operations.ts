@@ -2,6 +2,9 @@ import { FreeNumbers } from "../free_numbers.ts";
 
 const NONE = -1;
 
+/** The latest request has this part of the mean of what requests take. */
+const MEAN_OF = 32;
+
 /** The most requests that a server has at once; others wait here. */
 export const WINDOW = 128;
 
@@ -18,6 +21,8 @@ export class Operations {
   readonly receivedBytes = new Float64Array(WINDOW);
   /** When they were handed to the server, milliseconds. */
   readonly startMs = new Float64Array(WINDOW);
+  /** How long those that ended took of late, milliseconds. */
+  readonly meanMs = new Float64Array(1);
   /** How many of those in use read. */
   reads = 0;
   readonly #numbers = new FreeNumbers(WINDOW);
@@ -36,6 +41,11 @@ export class Operations {
     this.receivedBytes[operation] = 0;
     this.startMs[operation] = nowMs;
     return operation;
+  }
+
+  /** An operation ends at the time that `clock` has at index 0. */
+  noteEnd(operation: number, clock: Float64Array): void {
+    this.meanMs[0] += (clock[0] - this.startMs[operation] - this.meanMs[0]) / MEAN_OF;
   }
 
   /** Gives an operation back, which must be in use; returns the piece that it carried. */

@@ -1,5 +1,8 @@
 import { FreeNumbers } from "../free_numbers.ts";
 
+/** The latest request has this part of the mean of what requests take. */
+const MEAN_OF = 32;
+
 /** The requests that librbd has, a fixed number, each with what its end needs. */
 export class Operations {
   readonly kind: Uint8Array;
@@ -8,6 +11,8 @@ export class Operations {
   readonly sector: Float64Array;
   /** When librbd got them, milliseconds. */
   readonly startMs: Float64Array;
+  /** How long those that ended took of late, milliseconds. */
+  readonly meanMs = new Float64Array(1);
   readonly #clock: Float64Array;
   readonly #numbers: FreeNumbers;
 
@@ -42,8 +47,18 @@ export class Operations {
     return operation;
   }
 
+  /** When the oldest of those in use was handed over; Infinity without one. */
+  get oldestMs(): number {
+    let oldestMs = Infinity;
+    for (let operation = 0; operation < this.startMs.length; operation++) {
+      if (this.isInUse(operation)) oldestMs = Math.min(oldestMs, this.startMs[operation]);
+    }
+    return oldestMs;
+  }
+
   /** Gives one back, which must be in use. */
   give(operation: number): void {
+    this.meanMs[0] += (this.#clock[0] - this.startMs[operation] - this.meanMs[0]) / MEAN_OF;
     this.#numbers.give(operation);
   }
 

@@ -15,6 +15,7 @@ import {
   SECTOR_BYTES,
 } from "../driver.ts";
 import { TracedKind } from "../../trace/records.ts";
+import type { ServerCondition } from "../condition.ts";
 import { PieceLists } from "../pieces.ts";
 import { ExtentQuestions } from "./extent_questions.ts";
 import { Operations } from "./operations.ts";
@@ -111,6 +112,18 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   /** What librbd has not ended: it may read and write the memory of requests until then. */
   get pending(): number {
     return this.#operations.inUse + this.#extents.asked;
+  }
+
+  condition(nowMs: number): ServerCondition {
+    const { inUse, oldestMs, meanMs } = this.#operations;
+    return {
+      kind: "server",
+      image: `rbd:${this.spec.path}`,
+      ...{ lostMs: null, why: "", nextTryMs: null },
+      asked: inUse,
+      oldestMs: oldestMs === Infinity ? 0 : nowMs - oldestMs,
+      meanMs: meanMs[0],
+    };
   }
 
   operationsFor(_sectors: number): number {

@@ -9,6 +9,7 @@ import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { type RequestOwner, SLOT_BYTES } from "../../vbd/slots.ts";
 import { beginPart, beginRequest } from "./begin_request.ts";
 import type { ClientSeat } from "./client_seat.ts";
+import { clientTitle } from "./client_title.ts";
 import { carriesData, packed, refusalBeyond, refusalOf } from "./commands.ts";
 import type {
   ClientKind,
@@ -76,7 +77,7 @@ export class NbdConnection
     this.#host = host;
     this.seat = seat;
     this.kind = kind;
-    this.#claim = vbd.requests.shares.open(this);
+    this.#claim = vbd.requests.shares.open(this, () => clientTitle(fd, kind));
     const tls = kind.entered?.tls ?? null;
     this.#wake = new TlsWake(tls, host);
     this.#budget = new TurnBudget(this, host);
@@ -436,7 +437,6 @@ export class NbdConnection
     }
   }
 
-  /** Sends the queued replies. */
   runDeferred(): void {
     if (this.#closed) return;
     const result = this.#replies.send();
