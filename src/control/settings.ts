@@ -119,7 +119,7 @@ export function tapdiskSettings(): TapdiskSettings {
 }
 
 /** How the log is written: as text, as JSON, or with fields to the journal of systemd. */
-export const LOG_FORMATS = ["text", "json", "journal"] as const;
+const LOG_FORMATS = ["text", "json", "journal"] as const;
 /** One of `LOG_FORMATS`. */
 export type LogFormat = (typeof LOG_FORMATS)[number];
 

@@ -29,6 +29,16 @@ export function journalEntry(
   { ident, fields }: { ident: string; fields: LogFields },
 ): Uint8Array<ArrayBuffer> {
   const { event, minor, image, file, errno, pid, command, durationMs } = fields;
+  const own: Readonly<Record<string, string | number | undefined>> = {
+    ERROR: errno === undefined ? undefined : errnoName(errno),
+    EVENT: event,
+    MINOR: minor,
+    IMAGE: image,
+    FILE: file,
+    BY_PID: pid,
+    BY_COMMAND: command,
+    DURATION_MS: durationMs === undefined ? undefined : Math.round(durationMs),
+  };
   const all: readonly (readonly [name: string, value: string | number | undefined])[] = [
     ["MESSAGE", message.slice(0, MOST_MESSAGE_CHARACTERS)],
     ["PRIORITY", PRIORITIES[level]],
@@ -36,14 +46,7 @@ export function journalEntry(
     ["SYSLOG_IDENTIFIER", ident],
     ["SYSLOG_PID", Deno.pid],
     ["ERRNO", errno],
-    ["BLKTAP_ERROR", errno === undefined ? undefined : errnoName(errno)],
-    ["BLKTAP_EVENT", event],
-    ["BLKTAP_MINOR", minor],
-    ["BLKTAP_IMAGE", image],
-    ["BLKTAP_FILE", file],
-    ["BLKTAP_BY_PID", pid],
-    ["BLKTAP_BY_COMMAND", command],
-    ["BLKTAP_DURATION_MS", durationMs === undefined ? undefined : Math.round(durationMs)],
+    ...Object.entries(own).map(([name, value]) => [`BLKTAP_${name}`, value] as const),
   ];
   const parts = all.flatMap(([name, value]) =>
     value === undefined ? [] : fieldBytes(name, `${value}`)

@@ -5,6 +5,8 @@ import { RECORD_BYTES } from "./records.ts";
 const RING_RECORDS = 65_536;
 const NUMBERS = RECORD_BYTES / 8;
 const WORDS = RECORD_BYTES / 4;
+/** Times this, a number becomes one that a float of 32 bits has below it. */
+const NEXT_BELOW = 1 - 2 ** -23;
 
 /**
  * Records in memory of a fixed size, until they are sent. A record that finds it full is lost, and
@@ -64,10 +66,16 @@ export class TraceRing {
     this.#numbers[at * NUMBERS] = start;
     this.#numbers[at * NUMBERS + 1] = place[placeAt];
     const word = at * WORDS;
-    this.#singles[word + 4] = middleMs[middleAt] - start;
-    this.#singles[word + 5] = this.#clock[0] - start;
+    this.#putSpan(word + 4, middleMs[middleAt] - start);
+    this.#putSpan(word + 5, this.#clock[0] - start);
     this.#words[word + 6] = count | errno << 24;
     this.#words[word + 7] = type | kind << 4 | slot << 8 | layer << 16;
+  }
+
+  /** Rounded down: what ends when another thing begins must not end behind that. */
+  #putSpan(at: number, spanMs: number): void {
+    this.#singles[at] = spanMs;
+    if (this.#singles[at] > spanMs) this.#singles[at] = spanMs * NEXT_BELOW;
   }
 
   /** Records that were lost. */

@@ -57,7 +57,7 @@ export class ImageStack {
     this.#images = images;
     this.#opened = files;
     this.#openedMs = this.#context.scheduler.nowMs();
-    this.#context.tracing.opened(images);
+    this.#context.tracing?.opened(images);
     return top;
   }
 

@@ -36,6 +36,8 @@ export class Trouble {
   readonly #isFailing = new Uint8Array(SLOTS);
   #failing = 0;
   #givenUp = 0;
+  /** Of those that were given up: how many the log has told of already. */
+  #told = 0;
   #tries = 0;
   #sinceMs = 0;
   #errno = 0;
@@ -87,6 +89,7 @@ export class Trouble {
       const failure = this.#retries.describeFailure(slot, target.name);
       this.#log(`minor ${this.#minor}: ${failure}`, { minor: this.#minor, errno });
     }
+    if (isOfPlace && this.#isFailing[slot] === 1) this.#told++;
     if (!again) return;
     this.#tries++;
     this.#errno = errno;
@@ -110,6 +113,7 @@ export class Trouble {
     this.#sinceMs = this.#clock[0];
     this.#tries = 1;
     this.#givenUp = 0;
+    this.#told = 0;
     this.#name = name;
     const [errno, file] = [this.#errno, this.#file];
     const isFull = ofRoom.has(errno);
@@ -133,12 +137,14 @@ export class Trouble {
   }
 
   #isOver(): void {
+    if (this.#givenUp > 0 && this.#givenUp === this.#told) return;
     const durationMs = this.#clock[0] - this.#sinceMs;
     const after = `after ${(durationMs / 1000).toFixed(1)} s, in which ${this.#tries} tries failed`;
+    const ended = this.#givenUp === 1
+      ? `a request to ${this.#name} has ended`
+      : `${this.#givenUp} requests to ${this.#name} have ended`;
     const how = this.#givenUp > 0
-      ? `${this.#givenUp} requests to ${this.#name} have ended with an error (last of all ${
-        errnoName(this.#errno)
-      })`
+      ? `${ended} with an error (${errnoName(this.#errno)} at last)`
       : `requests to ${this.#name} succeed again`;
     this.#log(`Minor ${this.#minor}: ${how}, ${after}`, {
       event: this.#givenUp > 0 ? "given-up" : "recovered",

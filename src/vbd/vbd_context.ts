@@ -35,12 +35,14 @@ export interface VbdContext extends DriverContext {
 }
 
 /** What the images of one device are opened with. */
-export type DeviceContext = ImageContext & VbdContext & { readonly tracing: Tracing };
+export type DeviceContext = ImageContext & VbdContext;
 
 /** The context of one device. */
 export function deviceContext(
   context: VbdContext,
-  device: FaultOwner & { readonly minor: number } & Pick<DeviceContext, "retained" | "tracing">,
+  device: FaultOwner & { readonly minor: number } & Pick<DeviceContext, "retained"> & {
+    readonly tracing: Tracing;
+  },
   own: Pick<DeviceContext, "takePrepared" | "grow">,
 ): DeviceContext {
   return {

@@ -227,6 +227,18 @@ async function servedOverTcp(bench: OptionBench, folder: string): Promise<void> 
   await bench.ok(`destroy -p ${await pidOf(bench, 0)} -m 0`);
 }
 
+/** A running disk is traced, and explained. */
+async function lookedAt(bench: OptionBench, folder: string): Promise<void> {
+  await bench.ok(`create -a vhd:${folder}/a.vhd`);
+  const device = `-p ${await pidOf(bench, 0)} -m 0`;
+  const json = await bench.ok(`trace ${device} -o - --seconds 0 --slower-than 20`);
+  assert.equal(JSON.parse(json).otherData.slower_than_ms, 20);
+  assert.equal(await bench.ok(`trace ${device} -o ${folder}/trace --seconds 0 --text`), "");
+  assert.equal(Deno.readTextFileSync(`${folder}/trace`), "");
+  assert.equal(JSON.parse(await bench.ok(`explain ${device} --json`)).findings[0].kind, "idle");
+  await bench.ok(`destroy ${device}`);
+}
+
 /** Another process takes over a disk, also from sources. */
 async function upgraded(bench: OptionBench, folder: string): Promise<void> {
   await bench.ok(`create -a vhd:${folder}/a.vhd`);
@@ -297,6 +309,7 @@ Deno.test({
       await created(bench, control.folder);
       await grown(bench, control.folder);
       await servedOverTcp(bench, control.folder);
+      await lookedAt(bench, control.folder);
       await upgraded(bench, control.folder);
       await restored(bench, control.folder);
       await runsElsewhere(bench, control.folder);

@@ -32,11 +32,12 @@ class Trace {
     const file = `${bench.folder}/trace-${crypto.randomUUID().slice(0, 8)}`;
     const words = ["trace", ...device.split(" "), "-o", file, ...more];
     const [program, ...args] = commandLine("tap-ctl", ...words);
-    const began = bench.log().split(" is traced for process ").length;
     const child = new Deno.Command(program, { args, env: bench.env, stderr: "piped" }).spawn();
-    const trace = new Trace(bench, file, child);
-    await until("it is traced", () => bench.log().split(" is traced for process ").length > began);
-    return trace;
+    // The file has another name until it is whole, and is made once the tapdisk has answered.
+    const isBegun = ({ name }: Deno.DirEntry): boolean =>
+      `${bench.folder}/${name}`.startsWith(`${file}.`);
+    await until("it is traced", () => Deno.readDirSync(bench.folder).some(isBegun));
+    return new Trace(bench, file, child);
   }
 
   signal(signal: Deno.Signal): void {

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { closeFile } from "../../ffi/files.ts";
+import { Errno } from "../../ffi/errno.ts";
 import { FileSink } from "../../src/log/file_sink.ts";
+import { journalEntry, JournalSink } from "../../src/log/journal_sink.ts";
 import { Logger, type LogLevel } from "../../src/log/log.ts";
 import { syslogEntry, SyslogSink } from "../../src/log/syslog_sink.ts";
 import { needs, withTempDir } from "../support/tools.ts";
@@ -80,6 +82,44 @@ Deno.test("log: a file that cannot be closed in order does not keep its process 
   });
 });
 
+Deno.test("log: a line may be JSON, with what the entry is about", async () => {
+  await withTempDir((folder) => {
+    const sink = new FileSink(`${folder}/tapdisk.log`, "tapdisk", true);
+    const log = new Logger([sink]);
+    const cause = { pid: 12, command: "tap-ctl pause -p 1 -m 3", durationMs: 1.23456 };
+    log.info("Paused\nminor 3", { event: "paused", minor: 3, image: "vhd:/a\u0007.vhd", ...cause });
+    log.warn("full", { minor: 3, errno: Errno.ENOSPC, file: "/a.vhd" });
+    log.error("plain");
+    log.close();
+    const lines = Deno.readTextFileSync(`${folder}/tapdisk.log`).trimEnd().split("\n");
+    const [first, second, third] = lines.map((line) => JSON.parse(line));
+    const { time, ...rest } = first;
+    assert.match(time, /^\d{4}-.*Z$/);
+    assert.deepEqual(rest, {
+      ...{ program: "tapdisk", pid: Deno.pid, level: "info", message: "Paused minor 3" },
+      ...{ event: "paused", minor: 3, image: "vhd:/a\u0007.vhd" },
+      ...{ by_pid: 12, by_command: "tap-ctl pause -p 1 -m 3", duration_ms: 1.235 },
+    });
+    assert.ok(!lines[0].includes("\u0007"), "nothing acts on a terminal");
+    assert.deepEqual([second.level, second.errno, second.error, second.file], [
+      ...["warning", Errno.ENOSPC, "ENOSPC", "/a.vhd"],
+    ]);
+    assert.deepEqual(Object.keys(third), ["time", "program", "pid", "level", "message"]);
+  });
+});
+
+Deno.test("log: an entry of the journal has a field for each thing it is about", () => {
+  const fields = { event: "retrying", minor: 3, errno: 5, file: "/a\nb" } as const;
+  const entry = journalEntry("warning", "It fails", { ident: "tapdisk", fields });
+  const text = new TextDecoder("latin1").decode(entry);
+  const length = String.fromCharCode(4, 0, 0, 0, 0, 0, 0, 0);
+  assert.deepEqual(text.split("BLKTAP_FILE\n"), [
+    "MESSAGE=It fails\nPRIORITY=4\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=tapdisk\n" +
+    `SYSLOG_PID=${Deno.pid}\nERRNO=5\nBLKTAP_ERROR=EIO\nBLKTAP_EVENT=retrying\nBLKTAP_MINOR=3\n`,
+    `${length}/a\nb\n`,
+  ]);
+});
+
 Deno.test("log: a syslog entry has facility, severity, time and tag", () => {
   const time = new Date(2026, 0, 5, 9, 8, 7);
   const tag = "tapdisk[12]";
@@ -102,7 +142,7 @@ print("ready", flush=True)
 while True:
     entry = s.recv(4096).decode()
     print(entry, flush=True)
-    if entry.endswith("end"): break
+    if entry.rstrip().endswith("end"): break
 `;
 
 async function receiver(path: string): Promise<{ rest: () => Promise<string> }> {
@@ -127,6 +167,28 @@ async function receiver(path: string): Promise<{ rest: () => Promise<string> }> 
 }
 
 const python = needs("python3");
+
+Deno.test({
+  name: `log: the journal gets datagrams, also after it was restarted${python.suffix}`,
+  ignore: python.ignore,
+  async fn() {
+    await withTempDir(async (folder) => {
+      const path = `${folder}/socket`;
+      assert.throws(() => new JournalSink("tapdisk", path), { code: "ENOENT" });
+      const first = await receiver(path);
+      const sink = new JournalSink("tapdisk", path);
+      sink.write("info", "one", { event: "opened", minor: 7 });
+      sink.write("info", "two", { image: "vhd:/the\nend" });
+      assert.match(await first.rest(), /MESSAGE=one\n(.*\n)*BLKTAP_EVENT=opened\nBLKTAP_MINOR=7\n/);
+      sink.write("info", "nobody hears this");
+      const second = await receiver(path);
+      sink.write("error", "three", { image: "vhd:/the\nend" });
+      sink.close();
+      sink.write("error", "after the end");
+      assert.match(await second.rest(), /^ready\nMESSAGE=three\nPRIORITY=3\n/);
+    });
+  },
+});
 
 Deno.test({
   name: `log: syslog gets datagrams, also after the daemon was restarted${python.suffix}`,

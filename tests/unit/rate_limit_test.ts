@@ -41,3 +41,24 @@ Deno.test("warnings without a common shape are limited all together, in little m
   assert.ok(lines.length >= 200 && lines.length <= 420, `${lines.length} lines in 20 s`);
   assert.match(lines.at(-1) ?? "", /other entries were left out/);
 });
+
+Deno.test("what happens to one disk does not hide the same of another", () => {
+  const { log, lines } = bench();
+  for (let i = 0; i < 100; i++) {
+    for (const minor of [1, 2]) log.warn(`a failure, try ${i}`, { event: "retrying", minor });
+  }
+  log.warn("another text of the same event", { event: "retrying", minor: 2 });
+  log.warn("a failure, try 7", { event: "recovered", minor: 1 });
+  assert.equal(lines.length, 13);
+});
+
+Deno.test("changes of a disk's state are limited late, and the number of those left out is told", () => {
+  const { log, lines, clock } = bench();
+  for (let i = 0; i < 1000; i++) log.info(`Paused ${i}`, { event: "paused", minor: 1 });
+  assert.equal(lines.length, 60);
+  log.info("Paused", { event: "paused", minor: 2 });
+  assert.equal(lines.length, 61);
+  clock.ms += 1000;
+  log.info("Paused again", { event: "paused", minor: 1 });
+  assert.equal(lines.at(-1), "Paused again (940 more like this were left out)");
+});

@@ -461,14 +461,14 @@ Deno.test("a disk grows with its image where nothing stands in front of it, and 
 
 Deno.test("operations are a fixed number, each known while it is in use", () => {
   const operations = new Operations(2, new Float64Array(1));
-  const [a, b] = [operations.take(1, 5, 8), operations.take(2, 6, 16)];
-  assert.deepEqual([operations.take(0, 0, 1), operations.inUse], [-1, 2]);
+  const [a, b] = [operations.take(1, 5, 0, 8), operations.take(2, 6, 8, 16)];
+  assert.deepEqual([operations.take(0, 0, 0, 1), operations.inUse], [-1, 2]);
   assert.ok(operations.isInUse(a) && operations.isInUse(b) && !operations.isInUse(2));
   operations.give(a);
   assert.deepEqual([operations.isInUse(a), operations.inUse], [false, 1]);
   for (const number of [a, 2, -1]) assert.throws(() => operations.give(number), /not in use/);
   assert.equal(operations.inUse, 1);
-  assert.equal(operations.take(3, 7, 1), a);
+  assert.equal(operations.take(3, 7, 0, 1), a);
   assert.equal(new FreeNumbers(0).take(), -1);
 });
 
@@ -517,7 +517,7 @@ Deno.test({
     const session = { sizeBytes: MIB, isLocked: true, pointer, fd: 0 } as unknown as RbdSession;
     const context = {
       faults: { failed: false },
-      scheduler: { watch(): void {}, addTimer: (): number => 1 },
+      scheduler: { watch(): void {}, addTimer: (): number => 1, lastMs: new Float64Array(1) },
     } as unknown as ImageContext;
     const spec = { type: "rbd", path: "p/i", readOnly: false, direct: true };
     const image = new RbdImage({ spec, context, sink: {} as RequestSink, session });

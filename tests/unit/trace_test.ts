@@ -134,6 +134,17 @@ Deno.test("a record keeps all of its fields", () => {
   recorder.ring.release();
 });
 
+Deno.test("what ends when another thing begins does not end behind it, in a record", () => {
+  const recorder = new Recorder();
+  for (let i = 1; i < 2000; i++) {
+    const [from, to] = [123_456.789, 123_456.789 + i * 7.000_001 + 1 / i];
+    recorder.put(RecordType.Request, { from, to });
+    const [{ endMs }] = collect(recorder.take()).requests;
+    assert.ok(endMs <= to && to - endMs <= (to - from) * 2.4e-7, `${endMs}, ${to}`);
+  }
+  recorder.ring.release();
+});
+
 Deno.test("the records of requests whose own record was lost are not those of the next", () => {
   const recorder = new Recorder();
   recorder.write(3, 100);

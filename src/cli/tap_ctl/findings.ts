@@ -47,7 +47,7 @@ const SLOW_RATIO = 5;
 const ofRoom: readonly number[] = [Errno.ENOSPC, Errno.EDQUOT];
 
 /** A time, for people. */
-export function timeText(ms: number): string {
+function timeText(ms: number): string {
   if (ms < 1000) return `${ms.toFixed(ms < 10 ? 2 : 0)} ms`;
   if (ms < 120_000) return `${(ms / 1000).toFixed(1)} s`;
   const minutes = Math.floor(ms / 60_000);
@@ -63,6 +63,11 @@ function bytesText(bytes: number): string {
 
 function requestsText(count: number): string {
   return count === 1 ? "1 request" : `${count} requests`;
+}
+
+/** Requests that do something, such as `1 request waits` and `2 requests wait`. */
+function requestsDo(count: number, verb: "wait" | "fail"): string {
+  return count === 1 ? `1 request ${verb}s` : `${count} requests ${verb}`;
 }
 
 function actorText({ pid, command, parent }: ToldActor): string {
@@ -106,8 +111,10 @@ function pauseFindings(facts: ToldFacts): Finding[] {
   const { phase, paused, notResumed, reopening, requests: { pause, disk } } = facts;
   const found: Finding[] = [];
   const since = paused === null ? "" : ` for ${timeText(paused.sinceMs)}`;
-  const who = paused?.by == null ? "it is not known by whom" : `by ${actorText(paused.by)}`;
-  const held = pause.requests === 0 ? "" : ` ${requestsText(pause.requests)} wait.`;
+  const who = paused === null || paused.by === null
+    ? "it is not known by whom"
+    : `by ${actorText(paused.by)}`;
+  const held = pause.requests === 0 ? "" : ` ${requestsDo(pause.requests, "wait")}.`;
   if (reopening !== null) {
     const says = reopening === ""
       ? "Its images are being opened anew."
@@ -224,7 +231,7 @@ function hungFindings({ images, requests: { disk, room } }: ToldFacts): Finding[
   if (room.longestMs >= LATE_MS) {
     found.push({
       kind: "room",
-      says: `${requestsText(room.requests)} wait for room in the disk queue, the first for ${
+      says: `${requestsDo(room.requests, "wait")} for room in the disk queue, the first for ${
         timeText(room.longestMs)
       }: other disks of this tapdisk have it.`,
       advice: "Explain the other disks of this tapdisk: one of them hangs.",

@@ -64,6 +64,7 @@ the requests in flight, and the statistics.
 
 Environment: BLKTAP_CONTROL_DIR is the folder of the sockets, by default /run/blktap-control.
 BLKTAP_LOG_DIR is the folder of the log, by default /var/log/blktap, or log in BLKTAP_CONTROL_DIR.
+BLKTAP_LOG_FORMAT is text, json (a JSON object a line), or journal (fields to systemd's journal).
 Parents of an image must be in the folder tree of the image, or in one of the folders of
 BLKTAP_PARENT_ROOTS (separated by colons) and /etc/blktap/parent-roots (one per line). The folder 'any'
 allows all folders. BLKTAP_TLS_CERTIFICATES, BLKTAP_TLS_PSK_FILE and BLKTAP_TLS_USERNAME are the

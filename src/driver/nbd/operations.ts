@@ -45,7 +45,10 @@ export class Operations {
 
   /** An operation ends at the time that `clock` has at index 0. */
   noteEnd(operation: number, clock: Float64Array): void {
-    this.meanMs[0] += (clock[0] - this.startMs[operation] - this.meanMs[0]) / MEAN_OF;
+    const tookMs = clock[0] - this.startMs[operation];
+    // The first one is all that is known.
+    if (this.meanMs[0] === 0) this.meanMs[0] = tookMs;
+    else this.meanMs[0] += (tookMs - this.meanMs[0]) / MEAN_OF;
   }
 
   /** Gives an operation back, which must be in use; returns the piece that it carried. */

@@ -58,7 +58,10 @@ export class Operations {
 
   /** Gives one back, which must be in use. */
   give(operation: number): void {
-    this.meanMs[0] += (this.#clock[0] - this.startMs[operation] - this.meanMs[0]) / MEAN_OF;
+    const tookMs = this.#clock[0] - this.startMs[operation];
+    // The first one is all that is known.
+    if (this.meanMs[0] === 0) this.meanMs[0] = tookMs;
+    else this.meanMs[0] += (tookMs - this.meanMs[0]) / MEAN_OF;
     this.#numbers.give(operation);
   }
 

@@ -82,7 +82,6 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
   ) {
     this.spec = spec;
     this.#context = context;
-    this.#operations = new Operations(WINDOW, context.scheduler.lastMs);
     this.#sink = sink;
     this.#session = session;
     this.#sectors = Math.floor(session.sizeBytes / SECTOR_BYTES);
@@ -92,6 +91,7 @@ export class RbdImage implements ImageDriver, FdHandler, Deferred {
         `Cannot serve rbd:${spec.path}: it holds no whole sector`,
       );
     }
+    this.#operations = new Operations(WINDOW, context.scheduler.lastMs);
     this.#io = new RbdIo(session.pointer);
     this.#extents = new ExtentQuestions(session, context, sink);
     context.scheduler.watch(session.fd, EPOLLIN | EPOLLET, this);
