@@ -22,7 +22,7 @@ import {
 } from "./format/locator.ts";
 import { type NewFile, syncFile, writeNewImage } from "../files/new_file.ts";
 import { canonicalPath, fileNameOf, relativePath } from "../files/paths.ts";
-import { type OnStorage, osStorage, type Storage } from "../files/storage.ts";
+import { type FileIdentity, type OnStorage, osStorage, type Storage } from "../files/storage.ts";
 import { vhdTime, vhdTimeNow } from "./format/time.ts";
 import { isNullUuid } from "./format/uuid.ts";
 
@@ -132,8 +132,8 @@ export function snapshotOnCeph(path: string, options: SnapshotOnCephOptions & On
 }
 
 /**
- * The parent of the new image: the given image, or the first below it that is not empty. The last
- * VHD of a chain without a raw image is used even if it is empty.
+ * The parent of the new image: the given image, or the first below it that is not empty. An empty image is
+ * used as well where the next one is larger, and at the end of a chain without a raw image.
  */
 function findTarget(storage: Storage, options: SnapshotOptions): Target {
   const given = canonicalPath(storage, options.parent);
@@ -142,15 +142,25 @@ function findTarget(storage: Storage, options: SnapshotOptions): Target {
   }
   const top = openVhd(given, { storage });
   try {
+    let above: Target | null = null;
     for (const step of walkImages(top, { storage })) {
       const { image } = step;
+      // A larger image below would show more than the disk has.
+      if (above !== null && image.sizeBytes > top.sizeBytes) return above;
       const isTop = image === top;
+      const here = {
+        path: isTop ? given : image.path,
+        raw: false,
+        sizeBytes: isTop ? 0 : top.sizeBytes,
+      };
       const isEmpty = image.bat.every((entry) => entry === DD_BLK_UNUSED);
-      if (!isEmpty || namedOnCeph(image) !== null || step.parent === null) {
-        const path = isTop ? given : image.path;
-        return { path, raw: false, sizeBytes: isTop ? 0 : top.sizeBytes };
+      if (!isEmpty || namedOnCeph(image) !== null || step.parent === null) return here;
+      if (step.parent.raw) {
+        const { path } = step.parent;
+        if (describeRaw(storage, path, step.parent).sizeBytes > top.sizeBytes) return here;
+        return { path, raw: true, sizeBytes: top.sizeBytes };
       }
-      if (step.parent.raw) return { path: step.parent.path, raw: true, sizeBytes: top.sizeBytes };
+      above = here;
     }
     throw new RangeError(`The chain from ${given} has no end`);
   } finally {
@@ -170,8 +180,8 @@ interface ParentFacts {
   readonly keyhash: KeyHash | null;
 }
 
-function describeRaw(storage: Storage, path: string): ParentFacts {
-  const raw = openRawParent(storage, path);
+function describeRaw(storage: Storage, path: string, same?: FileIdentity): ParentFacts {
+  const raw = openRawParent(storage, path, same);
   raw.file.close();
   return { uuid: new Uint8Array(16), sizeBytes: raw.sizeBytes, keyhash: null };
 }

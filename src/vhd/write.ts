@@ -64,6 +64,18 @@ export function writeRange(
   }
 }
 
+/**
+ * Makes sectors of a block read as zeros, whatever images below hold; also sectors behind the end of the
+ * disk, and of blocks that only the BAT in memory has.
+ */
+export function writeZerosInBlock(
+  image: VhdImage,
+  { block, sector, count }: { block: number; sector: number; count: number },
+): void {
+  if (!isAllocated(image, block)) return addBlock(image, block, { sector, count, from: null });
+  writeInBlock(image, new Uint8Array(count * VHD_SECTOR_SIZE), { block, sector });
+}
+
 /** Completes the image after {@linkcode writeRange} and makes all writes durable. */
 export function finishWriting(image: VhdImage): void {
   publish(image);
@@ -92,10 +104,11 @@ function writeInBlock(
   from: Uint8Array<ArrayBuffer>,
   { block, sector }: BlockPlace,
 ): void {
-  if (!isAllocated(image, block)) return writeNewBlock(image, from, { block, sector });
+  const count = from.length / VHD_SECTOR_SIZE;
+  if (!isAllocated(image, block)) return addBlock(image, block, { sector, count, from });
   image.file.writeAt(from, dataOffset(image, block) + sector * VHD_SECTOR_SIZE);
   const bitmap = readBitmap(image, block);
-  const end = sector + from.length / VHD_SECTOR_SIZE;
+  const end = sector + count;
   if (!testBit(bitmap, sector) || runEnd(bitmap, sector, end) < end) {
     const isNew = growths.get(image)?.unpublished.has(block) ?? false;
     if (!isNew) image.file.sync();
@@ -105,20 +118,27 @@ function writeInBlock(
   noteFull(image, block, allSet(bitmap, image.sectorsPerBlock));
 }
 
-function writeNewBlock(
-  image: VhdImage,
-  from: Uint8Array<ArrayBuffer>,
-  { block, sector }: BlockPlace,
-): void {
+interface NewData {
+  /** Where in the block it begins. */
+  readonly sector: number;
+  readonly count: number;
+  /** Null for zeros. */
+  readonly from: Uint8Array<ArrayBuffer> | null;
+}
+
+function addBlock(image: VhdImage, block: number, { sector, count, from }: NewData): void {
   const { file, bitmapSectors, sectorsPerBlock } = image;
   const growth = growthOf(image);
   const place = placeOfNewBlock(image, block);
   growTo(image, blockEnd(image, place));
-  const data = { sector, count: from.length / VHD_SECTOR_SIZE };
-  if (file.isBlockDevice) clearAround(image, place + bitmapSectors, data);
-  file.writeAt(from, (place + bitmapSectors + sector) * VHD_SECTOR_SIZE);
+  const data = place + bitmapSectors;
+  // A file reads as zeros where nothing was written.
+  if (file.isBlockDevice) {
+    clearAround(image, data, from === null ? { sector: 0, count: 0 } : { sector, count });
+  }
+  if (from !== null) file.writeAt(from, (data + sector) * VHD_SECTOR_SIZE);
   const bitmap = new Uint8Array(bitmapSectors * VHD_SECTOR_SIZE);
-  setBits(bitmap, sector, data.count);
+  setBits(bitmap, sector, count);
   file.writeAt(bitmap, place * VHD_SECTOR_SIZE);
   image.bat[block] = place;
   noteFull(image, block, allSet(bitmap, sectorsPerBlock));

@@ -49,6 +49,26 @@ for (const type of ["qcow2", "vhd", "aio"]) {
 }
 
 Deno.test({
+  name: `tap-ctl resize shows nothing of what is below a child that was made smaller${suffix}`,
+  ignore,
+  fn: () =>
+    withTapdisks(async (tapdisks, folder) => {
+      const [base, child] = [`vhd:${folder}/base.vhd`, `vhd:${folder}/child.vhd`];
+      Deno.writeFileSync(`${folder}/base.raw`, noise(32 * MIB, 5));
+      const tdUtil = (...args: string[]): Promise<string> => runOk(binaryPath("td-util"), args);
+      await tdUtil("convert", "--quiet", `raw:${folder}/base.raw`, base);
+      await tdUtil("snapshot", base, child);
+      await tdUtil("resize", "--quiet", "--shrink", child, "16M");
+      const disk = await tapdisks.serve(child);
+      await tapdisks.tapCtlOk(...resizeArgs(disk, "32M"));
+      assert.deepEqual(await endOf(disk, 16 * MIB), [32 * MIB, new Uint8Array(MIB)]);
+      assert.deepEqual(await endOf(disk, 31 * MIB), [32 * MIB, new Uint8Array(MIB)]);
+      const kept = noise(32 * MIB, 5).subarray(15 * MIB, 16 * MIB);
+      assert.deepEqual(await endOf(disk, 15 * MIB), [32 * MIB, kept]);
+    }),
+});
+
+Deno.test({
   name: `tap-ctl resize leaves a disk alone that it cannot make larger${suffix}`,
   ignore,
   fn: () =>

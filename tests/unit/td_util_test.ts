@@ -302,6 +302,72 @@ for (const { base, child, other } of CHAINS) {
     }));
 }
 
+/** A child that was made smaller, or larger, than what is below it; its own data is at both ends. */
+async function oddChild(folder: string, type: string, childMib: number): Promise<Uint8Array> {
+  const below = new Uint8Array(8 * MIB).fill(5);
+  Deno.writeFileSync(`${folder}/below.raw`, below);
+  const [base, child] = [`${type}:${folder}/base`, `${type}:${folder}/child`];
+  await ok("convert", `raw:${folder}/below.raw`, base);
+  await ok("snapshot", base, child);
+  await ok("resize", "--shrink", child, `${childMib}Mi`);
+  const content = new Uint8Array(childMib * MIB).fill(5, 0, 8 * MIB);
+  content.fill(6, 0, MIB).fill(7, content.length - 512);
+  await change(folder, child, content);
+  assertBytes((await tdUtil("stream", child)).stdoutBytes, content);
+  return content;
+}
+
+for (const type of ["vhd", "qcow2"]) {
+  Deno.test(`td-util: what is added to a child reads as zeros, ${type}`, () =>
+    withTempDir(async (folder) => {
+      const content = await oddChild(folder, type, 4);
+      const child = `${type}:${folder}/child`;
+      if (type === "qcow2") return await fails(/would be seen there/, "resize", child, "8Mi");
+      await ok("resize", child, "12Mi");
+      const grown = new Uint8Array(12 * MIB);
+      grown.set(content);
+      assertBytes((await tdUtil("stream", child)).stdoutBytes, grown);
+      await ok("check", child);
+      // The zeros go into what is below.
+      await ok("commit", child);
+      const base = (await tdUtil("stream", `${type}:${folder}/base`)).stdoutBytes;
+      assertBytes(base, grown.subarray(0, 8 * MIB));
+      assertBytes((await tdUtil("stream", child)).stdoutBytes, grown);
+    }));
+
+  Deno.test(`td-util: a child is shorter than what is below it, ${type}`, () =>
+    withTempDir(async (folder) => {
+      const content = await oddChild(folder, type, 4);
+      const [base, child] = [`${type}:${folder}/base`, `${type}:${folder}/child`];
+      Deno.writeFileSync(`${folder}/other.raw`, new Uint8Array(8 * MIB).fill(9));
+      await ok("convert", `raw:${folder}/other.raw`, `${type}:${folder}/other`);
+      await ok("rebase", child, `${type}:${folder}/other`);
+      assertBytes((await tdUtil("stream", child)).stdoutBytes, content);
+      await ok("commit", child);
+      assertBytes((await tdUtil("stream", child)).stdoutBytes, content);
+      const merged = new Uint8Array(8 * MIB).fill(9);
+      merged.set(content);
+      assertBytes((await tdUtil("stream", `${type}:${folder}/other`)).stdoutBytes, merged);
+      assertBytes((await tdUtil("stream", base)).stdoutBytes, new Uint8Array(8 * MIB).fill(5));
+    }));
+
+  Deno.test(`td-util: a child is longer than what is below it, ${type}`, () =>
+    withTempDir(async (folder) => {
+      const content = await oddChild(folder, type, 12);
+      const child = `${type}:${folder}/child`;
+      // A longer image has something where the one below has nothing.
+      Deno.writeFileSync(`${folder}/other.raw`, new Uint8Array(14 * MIB).fill(9));
+      await ok("convert", `raw:${folder}/other.raw`, `${type}:${folder}/other`);
+      await fails(/ENOSPC|ERANGE|resize it first/, "commit", child);
+      await ok("rebase", child, `${type}:${folder}/other`);
+      assertBytes((await tdUtil("stream", child)).stdoutBytes, content);
+      await ok("commit", child);
+      const merged = new Uint8Array(14 * MIB).fill(9);
+      merged.set(content);
+      assertBytes((await tdUtil("stream", `${type}:${folder}/other`)).stdoutBytes, merged);
+    }));
+}
+
 Deno.test("td-util: resize keeps the content, and shrinks only when it is told to", () =>
   withTempDir(async (folder) => {
     const content = new Uint8Array(4 * MIB).fill(1, 0, 3 * MIB);

@@ -5,6 +5,7 @@ import { DD_BLK_UNUSED } from "../../src/vhd/format/bat.ts";
 import { openChain } from "../../src/vhd/image/chain.ts";
 import { checkImage } from "../../src/vhd/check/check.ts";
 import { createDynamic, createFixed } from "../../src/vhd/create.ts";
+import { updateFooters } from "../../src/vhd/image/footer_writer.ts";
 import { openVhd } from "../../src/vhd/image/image.ts";
 import { revertJournal } from "../../src/vhd/resize/journal_revert.ts";
 import { changesOnly, SimulatedDisk } from "../../src/testing/simulated_disk.ts";
@@ -22,6 +23,8 @@ interface Case {
   readonly name: string;
   readonly make: (storage: SimulatedDisk) => void;
   readonly toMib: number;
+  /** The last block gets zeros before the journal is written. */
+  readonly clearsFirst?: boolean;
 }
 
 function write(storage: SimulatedDisk, path: string, offsets: readonly number[]): void {
@@ -40,6 +43,31 @@ function makeDynamic(storage: SimulatedDisk, sizeMib: number, reserveMib = 0): v
   const image = openVhd(IMAGE, { storage, readOnly: false });
   writeRange(image, new Uint8Array(2 * MIB).fill(0x77), 4 * MIB);
   finishWriting(image);
+  image.close();
+}
+
+/**
+ * A child that is shorter than its parent, which holds something in many places behind its end.
+ *
+ * @param options.cutBytes What the last block of the child lacks, as other programs make them.
+ */
+function makeShortChild(
+  storage: SimulatedDisk,
+  { childMib, cutBytes = 0, writes = [0] }: {
+    childMib: number;
+    cutBytes?: number;
+    writes?: readonly number[];
+  },
+): void {
+  createDynamic("/base.vhd", { storage, sizeBytes: 24 * MIB });
+  write(storage, "/base.vhd", [0, 7 * MIB - 4096, 7 * MIB, 9 * MIB, 16 * MIB + 8192, 23 * MIB]);
+  snapshot(IMAGE, { storage, parent: "/base.vhd", reserveBytes: 32 * MIB });
+  write(storage, IMAGE, writes);
+  resizeVhd(IMAGE, { storage, sizeBytes: childMib * MIB, journal: JOURNAL });
+  if (cutBytes === 0) return;
+  const image = openVhd(IMAGE, { storage, readOnly: false });
+  image.footer.currentSize -= BigInt(cutBytes);
+  updateFooters(image);
   image.close();
 }
 
@@ -64,6 +92,39 @@ const CASES: readonly Case[] = [
       write(s, IMAGE, [10 * MIB, 4 * MIB]);
     },
     toMib: 30000,
+  },
+  {
+    name: "a child grows over what its parent holds",
+    make: (s) => makeShortChild(s, { childMib: 8 }),
+    toMib: 30,
+  },
+  {
+    name: "a child grows over what its parent holds, and a block is in the way",
+    make: (s) => makeShortChild(s, { childMib: 8 }),
+    toMib: 100 * 1024,
+  },
+  {
+    name: "a child that ends within a block grows over what its parent holds",
+    make: (s) => makeShortChild(s, { childMib: 8, cutBytes: 1536 * 1024 }),
+    toMib: 30,
+    clearsFirst: true,
+  },
+  {
+    name: "a child that ends within a block of its own grows over what its parent holds",
+    make: (s) => makeShortChild(s, { childMib: 8, cutBytes: 1536 * 1024, writes: [6 * MIB] }),
+    toMib: 30,
+    clearsFirst: true,
+  },
+  {
+    name: "a child grows over what a raw image holds",
+    make: (s) => {
+      const raw = s.open("/base.raw", "create");
+      raw.writeAt(new Uint8Array(4096).fill(0x55), 9 * MIB);
+      raw.writeAt(new Uint8Array(4096).fill(0x56), 20 * MIB - 4096);
+      snapshot(IMAGE, { storage: s, parent: "/base.raw", rawParent: true });
+      resizeVhd(IMAGE, { storage: s, sizeBytes: 8 * MIB, journal: JOURNAL });
+    },
+    toMib: 40,
   },
   {
     name: "space that belongs to nothing lies in front of the footer",
@@ -114,6 +175,12 @@ function assertResized(storage: SimulatedDisk, toMib: number, before: Uint8Array
   assert.deepEqual(after, before.subarray(0, after.length));
 }
 
+/** What a disk has behind an old end, up to 24 MiB of it, is zeros. */
+function assertZerosFrom(storage: SimulatedDisk, fromBytes: number): void {
+  const added = contentOf(storage, 24 * MIB).subarray(fromBytes);
+  assert.equal(Buffer.compare(added, new Uint8Array(added.length)), 0);
+}
+
 /** Every change from the n-th on fails, as if the process had died. */
 function dieAt(storage: SimulatedDisk, n: number): void {
   let count = 0;
@@ -130,12 +197,13 @@ function attempt(body: () => void): boolean {
   }
 }
 
-for (const { name, make, toMib } of CASES) {
+for (const { name, make, toMib, clearsFirst = false } of CASES) {
   Deno.test(`resize, killed at any point: ${name}`, () => {
     const origin = new SimulatedDisk();
     make(origin);
     const original = getFile(origin, IMAGE);
     const content = contentOf(origin, 16 * MIB);
+    const { sizeBytes } = openVhd(IMAGE, { storage: origin });
     let reverted = 0;
     for (let n = 0;; n++) {
       using storage = origin.copy();
@@ -151,6 +219,7 @@ for (const { name, make, toMib } of CASES) {
         assert.ok(reverted >= n - 7, `${reverted} of ${n} give back what was`);
         assert.equal(storage.exists(JOURNAL), false);
         assertResized(storage, toMib, content);
+        assertZerosFrom(storage, sizeBytes);
         break;
       }
       // The revert is killed too, once at each of several points.
@@ -161,7 +230,10 @@ for (const { name, make, toMib } of CASES) {
       }
       // Killed while the journal is removed: the resize is complete, and a revert does not undo it.
       if (Buffer.compare(getFile(storage, IMAGE), original) === 0) reverted++;
-      else assertResized(storage, toMib, content);
+      else if (clearsFirst && openVhd(IMAGE, { storage }).sizeBytes === sizeBytes) {
+        assert.deepEqual(contentOf(storage, 16 * MIB), content);
+        reverted++;
+      } else assertResized(storage, toMib, content);
     }
   });
 }
@@ -238,6 +310,70 @@ Deno.test("a disk grows within its metadata without a journal", () => {
   const end = new Uint8Array(512);
   file.readAt(end, file.sizeBytes() - 512);
   assert.ok(end.every((value) => value === 0x66));
+});
+
+for (const cutBytes of [0, 1536 * 1024]) {
+  const end = 8 * MIB - cutBytes;
+  Deno.test(`a child grows without a journal, killed at any point, from ${end} bytes`, () => {
+    const origin = new SimulatedDisk();
+    makeShortChild(origin, { childMib: 8, cutBytes });
+    const content = contentOf(origin, 8 * MIB);
+    for (let n = 0;; n++) {
+      using storage = origin.copy();
+      dieAt(storage, n);
+      const grow = (): void => growWithinMetadata(IMAGE, { storage, sizeBytes: 32 * MIB });
+      const done = attempt(grow);
+      storage.beforeOperation = null;
+      const died = openVhd(IMAGE, { storage }).sizeBytes;
+      assert.deepEqual(contentOf(storage, end), content, `${n}`);
+      if (died === end) grow();
+      assertZerosFrom(storage, end);
+      if (done || died === end) assertResized(storage, 32, content);
+      if (done) break;
+    }
+  });
+}
+
+Deno.test("a snapshot of an empty image shows no more than that", () => {
+  const storage = new SimulatedDisk();
+  const raw = storage.open("/base.raw", "create");
+  raw.writeAt(new Uint8Array(4096).fill(0x55), 9 * MIB);
+  raw.truncate(20 * MIB);
+  makeShortChild(storage, { childMib: 8, writes: [] });
+  snapshot("/on_raw.vhd", { storage, parent: "/base.raw", rawParent: true });
+  const shrink = { storage, sizeBytes: 8 * MIB, journal: JOURNAL };
+  resizeVhd("/on_raw.vhd", shrink);
+  for (const parent of [IMAGE, "/on_raw.vhd"]) {
+    const child = `${parent}.child`;
+    snapshot(child, { storage, parent });
+    const chain = openChain(child, { storage });
+    assert.deepEqual([chain.images[0].sizeBytes, chain.images[1].path], [8 * MIB, parent]);
+    chain.close();
+    // An image that is as large as what is below it is left out as before.
+    const same = `${parent}.same`;
+    snapshot(same, { storage, parent: child });
+    const below = openChain(same, { storage });
+    assert.equal(below.images[1].path, parent);
+    below.close();
+  }
+});
+
+Deno.test("a child without its parents grows unless it was larger", () => {
+  const storage = new SimulatedDisk();
+  makeShortChild(storage, { childMib: 24 });
+  storage.rename("/base.vhd", "/away.vhd");
+  resizeVhd(IMAGE, { storage, sizeBytes: 40 * MIB, journal: JOURNAL });
+  resizeVhd(IMAGE, { storage, sizeBytes: 8 * MIB, journal: JOURNAL });
+  const grow = (): void => resizeVhd(IMAGE, { storage, sizeBytes: 24 * MIB, journal: JOURNAL });
+  const before = getFile(storage, IMAGE);
+  assert.throws(grow, {
+    errno: Errno.ENOENT,
+    message: /what its parent holds there must be hidden/,
+  });
+  assert.deepEqual(getFile(storage, IMAGE), before);
+  storage.rename("/away.vhd", "/base.vhd");
+  grow();
+  assertZerosFrom(storage, 8 * MIB);
 });
 
 Deno.test("new entries of a grown table are unused", () => {

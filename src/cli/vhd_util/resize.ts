@@ -38,6 +38,7 @@ export const resizeCommand: Subcommand = {
       text: "grow into the room of 'create -S'; pause a disk in use first",
     },
   ],
+  followsParents: true,
   example: `
 $ vhd-util resize -n disk.vhd -s 20480 -j disk.journal
 $ vhd-util query -n disk.vhd -v

@@ -191,6 +191,19 @@ export class RevertError extends SystemError {
 }
 
 /**
+ * Refuses an image that has no footer at its end.
+ *
+ * @throws {SystemError} EINVAL.
+ */
+export function requireGoodEnd({ path, footerSource }: VhdImage): void {
+  if (footerSource === "primary") return;
+  throw new SystemError(
+    Errno.EINVAL,
+    `Cannot change ${path}: it has no good footer at its end, repair it first`,
+  );
+}
+
+/**
  * Makes a change under a journal. A failed change is reverted; a complete one ends the journal.
  *
  * @param options.overwritten The ranges of the file, besides the metadata, that the change
@@ -204,12 +217,7 @@ export function changeJournaled(
   change: () => void,
 ): void {
   const { path, storage } = image;
-  if (image.footerSource !== "primary") {
-    throw new SystemError(
-      Errno.EINVAL,
-      `Cannot change ${path}: it has no good footer at its end, repair it first`,
-    );
-  }
+  requireGoodEnd(image);
   image.file.refuseReaders();
   writeJournal(journal, image, { overwritten });
   try {

@@ -14,13 +14,20 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { BAT_ENTRIES_PER_SECTOR, DD_BLK_UNUSED, encodeBat, unusedPadding } from "../format/bat.ts";
 import { batmapBytes } from "../format/batmap.ts";
+import { setBits } from "../format/bitmap.ts";
 import { validateSize, writeZeros } from "../create.ts";
 import { createdByTap, encodeFooter, HD_FOOTER_SIZE } from "../format/footer.ts";
 import { updateFooters } from "../image/footer_writer.ts";
 import { geometryOfSize, packGeometry } from "../format/geometry.ts";
 import { encodeHeader } from "../format/header.ts";
 import { openVhd, readBat, type VhdImage } from "../image/image.ts";
-import { changeJournaled, disableImage, footerOffsetOf, type JournalOptions } from "./journal.ts";
+import {
+  changeJournaled,
+  disableImage,
+  footerOffsetOf,
+  type JournalOptions,
+  requireGoodEnd,
+} from "./journal.ts";
 import { batmapHeaderOffset, blocksOf } from "../format/layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
 import { PublishOrder } from "../format/publish_order.ts";
@@ -28,8 +35,9 @@ import { planResize, type ResizePlan } from "./resize_plan.ts";
 import type { ProgressListener } from "../../files/progress.ts";
 import { osStorage, type Storage } from "../../files/storage.ts";
 import { VHD_SECTOR_SIZE } from "../format/units.ts";
-import { clearImpossible, writeBatmap } from "../image/batmap_writer.ts";
-import { syncBlocks, writeBatOf } from "../write.ts";
+import { clearImpossible, noteFull, writeBatmap } from "../image/batmap_writer.ts";
+import { finishWriting, syncBlocks, writeBatOf, writeZerosInBlock } from "../write.ts";
+import { blocksBehindEnd } from "./behind_end.ts";
 
 /** Bytes of zeros between two progress reports. */
 const ZEROS_AT_ONCE = 64 * 1024 * 1024;
@@ -56,7 +64,8 @@ export class ForeignImageError extends SystemError {
 /**
  * Changes the size of a disk that is not in use. Growing moves metadata and blocks when necessary.
  * Shrinking is refused when it would cut off an allocated block or, in a fixed image, data other
- * than zeros.
+ * than zeros. What is added reads as zeros: where a longer parent would show, the image gets blocks of
+ * zeros.
  *
  * After an interruption, `revertJournal` restores the old state; without a journal the change is
  * complete.
@@ -80,7 +89,8 @@ export function resizeVhd(path: string, options: ResizeOptions & JournalOptions)
 
 /**
  * Grows the disk within the reserve of its metadata. Only the footers are written, and new BAT
- * entries that are not marked as unused on disk. A tapdisk that serves the image must be paused
+ * entries that are not marked as unused on disk, besides blocks of zeros that hide what a longer parent
+ * holds. A tapdisk that serves the image must be paused
  * during the call.
  *
  * @throws {SystemError} EINVAL when the reserve or the size is too small; EBUSY when a tapdisk
@@ -105,14 +115,32 @@ export function growWithinMetadata(path: string, options: ResizeOptions): void {
         : `its metadata has room for ${room} blocks, not for ${blocks}`;
       throw new SystemError(Errno.EINVAL, `Cannot resize ${path} without a journal: ${problem}`);
     }
-    setSize(image, sizeBytes);
+    const shown = blocksBehindEnd(image, sizeBytes);
+    if (shown.length > 0) requireGoodEnd(image);
+    image.blocks = blocks;
     growBat(image);
     writeNewEntries(image);
     clearNewBits(image);
+    hideBlocks(image, shown);
+    setSize(image, sizeBytes);
     updateFooters(image);
   } finally {
     image.close();
   }
+}
+
+/**
+ * Adds zeros that hide what images below hold behind the end of the disk. The footers have the old size,
+ * so no program reads there yet.
+ *
+ * @param shown The blocks that they hold there. The BAT has room for them.
+ */
+function hideBlocks(image: VhdImage, shown: readonly number[]): void {
+  if (shown.length === 0) return;
+  for (const block of hideLastBlock(image, shown)) {
+    writeZerosInBlock(image, { block, sector: 0, count: image.sectorsPerBlock });
+  }
+  finishWriting(image);
 }
 
 function validateNewSize(path: string, sizeBytes: number): void {
@@ -140,18 +168,21 @@ function setSize(image: VhdImage, sizeBytes: number): void {
 
 function resizeSparse(
   image: VhdImage,
-  { journal, sizeBytes, onProgress }: ResizeOptions & JournalOptions,
+  { journal, sizeBytes: wantedBytes, onProgress }: ResizeOptions & JournalOptions,
 ): void {
-  const blocks = blocksOf(sizeBytes, image.blockSizeBytes);
+  const blocks = blocksOf(wantedBytes, image.blockSizeBytes);
   if (blocks * image.blockSizeBytes === image.sizeBytes) return;
   for (let block = blocks; block < image.blocks; block++) {
     if (image.bat[block] === DD_BLK_UNUSED) continue;
     throw new SystemError(
       Errno.EINVAL,
-      `Cannot shrink ${image.path} to ${sizeBytes} bytes: block ${block} holds data behind that`,
+      `Cannot shrink ${image.path} to ${wantedBytes} bytes: block ${block} holds data behind that`,
     );
   }
-  const plan = planResize(image, { sizeBytes: blocks * image.blockSizeBytes });
+  const sizeBytes = blocks * image.blockSizeBytes;
+  const shown = blocksBehindEnd(image, sizeBytes);
+  if (shown.length > 0) image.file.refuseReaders();
+  const plan = planResize(image, { sizeBytes, zeroBlocks: hideLastBlock(image, shown) });
   const locators = readLocators(image);
   const { overwritten } = plan;
   changeJournaled(
@@ -183,6 +214,7 @@ export function carryOut(
   moveBlocks(image, plan, onProgress);
   setSize(image, plan.sizeBytes);
   growBat(image);
+  addZeroBlocks(image, plan);
   header.maxBatEntries = plan.batEntries;
   moveBatmap(image, plan);
   for (const [index, bytes] of locators.entries()) {
@@ -216,16 +248,52 @@ export function readLocators(image: VhdImage): (Uint8Array<ArrayBuffer> | null)[
   });
 }
 
+/**
+ * Hides what images below hold in the last block behind the end of the disk. The disk reads the same
+ * before and afterwards.
+ *
+ * @param shown The blocks that they hold behind that end.
+ * @returns Those of them that the disk does not have yet.
+ */
+function hideLastBlock(image: VhdImage, shown: readonly number[]): readonly number[] {
+  const { sizeBytes, blockSizeBytes, sectorsPerBlock } = image;
+  const sector = (sizeBytes % blockSizeBytes) / VHD_SECTOR_SIZE;
+  if (sector === 0 || shown.length === 0) return shown;
+  const [block, ...rest] = shown;
+  if (block * blockSizeBytes > sizeBytes) return shown;
+  writeZerosInBlock(image, { block, sector, count: sectorsPerBlock - sector });
+  finishWriting(image);
+  return rest;
+}
+
+/** Adds blocks of zeros, which hide what images below hold, to the file and to the BAT in memory. */
+function addZeroBlocks(image: VhdImage, { zeroBlocks }: ResizePlan): void {
+  if (zeroBlocks.length === 0) return;
+  const { file, bat, bitmapSectors, sectorsPerBlock, blockSizeBytes } = image;
+  const bitmap = new Uint8Array(bitmapSectors * VHD_SECTOR_SIZE);
+  setBits(bitmap, 0, sectorsPerBlock);
+  const oldEnd = file.sizeBytes();
+  for (const { block, toSector } of zeroBlocks) {
+    const dataBytes = (toSector + bitmapSectors) * VHD_SECTOR_SIZE;
+    // Behind its old end a file reads as zeros. A device may hold any old content.
+    const lengthBytes = Math.min(oldEnd - dataBytes, blockSizeBytes);
+    if (lengthBytes > 0) writeZeros(file, dataBytes, lengthBytes);
+    file.writeAt(bitmap, toSector * VHD_SECTOR_SIZE);
+    bat[block] = toSector;
+  }
+}
+
 /** Copies the blocks in the way behind the end, and updates the BAT in memory. */
 function moveBlocks(
   image: VhdImage,
-  { moves }: ResizePlan,
+  { moves, zeroBlocks }: ResizePlan,
   onProgress: ProgressListener | undefined,
 ): void {
-  if (moves.length === 0) return;
   const { file, bat } = image;
+  const [first = zeroBlocks[0]] = moves;
+  if (first === undefined) return;
   const footerOffset = footerOffsetOf(image);
-  const gapBytes = moves[0].toSector * VHD_SECTOR_SIZE - footerOffset;
+  const gapBytes = first.toSector * VHD_SECTOR_SIZE - footerOffset;
   if (!file.isBlockDevice && gapBytes > 0) file.writeAt(new Uint8Array(gapBytes), footerOffset);
   const bytes = new Uint8Array((image.bitmapSectors + image.sectorsPerBlock) * VHD_SECTOR_SIZE);
   for (const [index, { block, toSector }] of moves.entries()) {
@@ -284,6 +352,7 @@ function moveBatmap(image: VhdImage, plan: ResizePlan): void {
     headerOffsetBytes: batmapHeaderOffset(header),
     offsetBytes: plan.batmap.offsetBytes,
   };
+  for (const { block } of plan.zeroBlocks) noteFull(image, block, true);
   clearImpossible(image);
   writeBatmap(image);
 }

@@ -11,7 +11,7 @@ import { blockEnd, blocksOf } from "../format/layout.ts";
 import { locatorSpaceBytes, PLAT_CODE_NONE } from "../format/locator.ts";
 import { paddedBytes, sectorsOf, VHD_SECTOR_SIZE } from "../format/units.ts";
 
-/** A block in the way, and its new place. */
+/** A block and its new place. */
 export interface BlockMove {
   readonly block: number;
   readonly toSector: number;
@@ -28,6 +28,8 @@ export interface ResizePlan {
   /** The first byte behind the metadata at the front. */
   readonly endOfHeadersBytes: number;
   readonly moves: readonly BlockMove[];
+  /** The new blocks of zeros, and their places behind all others. */
+  readonly zeroBlocks: readonly BlockMove[];
   readonly footerOffsetBytes: number;
   /**
    * The ranges that are overwritten, besides the blocks' new places and everything behind the
@@ -38,9 +40,10 @@ export interface ResizePlan {
 
 /**
  * Plans the change of an image to another size, without changing it. The BAT keeps its start. The
- * metadata behind it moves back, and the blocks behind that move to the end.
+ * metadata behind it moves back, and the blocks behind that move to the end, followed by blocks of zeros.
  *
  * @param options.sizeBytes Whole blocks, or the current size.
+ * @param options.zeroBlocks Whole blocks that will hold zeros of their own.
  * @param options.locatorSpaces Space for the name of each of the header's locators; the current
  * space by default.
  * @throws {SystemError} EINVAL when the metadata is not in the usual order; ENOSPC on a block
@@ -48,7 +51,11 @@ export interface ResizePlan {
  */
 export function planResize(
   image: VhdImage,
-  { sizeBytes, locatorSpaces }: { sizeBytes: number; locatorSpaces?: readonly number[] },
+  { sizeBytes, zeroBlocks = [], locatorSpaces }: {
+    sizeBytes: number;
+    zeroBlocks?: readonly number[];
+    locatorSpaces?: readonly number[];
+  },
 ): ResizePlan {
   if (image.batmap !== null && image.batmap.bits.length === 0) {
     throw new SystemError(
@@ -59,7 +66,8 @@ export function planResize(
   const batEntries = Math.max(declaredEntries(image), blocksOf(sizeBytes, image.blockSizeBytes));
   const spaces = locatorSpaces ?? image.header?.locators.map(locatorSpaceBytes) ?? [];
   const layout = layMetadata(image, { sizeBytes, batEntries, spaces });
-  const { moves, endSector } = moveBlocks(image, layout.endOfHeadersBytes);
+  const placed = placeBlocks(image, layout.endOfHeadersBytes, zeroBlocks);
+  const { endSector } = placed;
   const { file } = image;
   const endBytes = Math.max(endSector * VHD_SECTOR_SIZE, layout.endOfHeadersBytes);
   const footerOffsetBytes = file.isBlockDevice
@@ -75,7 +83,7 @@ export function planResize(
   }
   const lengthBytes = layout.endOfHeadersBytes - image.batOffsetBytes;
   const overwritten = [{ offsetBytes: image.batOffsetBytes, lengthBytes }];
-  return { sizeBytes, batEntries, ...layout, moves, footerOffsetBytes, overwritten };
+  return { sizeBytes, batEntries, ...layout, ...placed, footerOffsetBytes, overwritten };
 }
 
 function declaredEntries({ header }: VhdImage): number {
@@ -130,11 +138,15 @@ function layMetadata(
   return { batmap: newMap, locatorOffsets, endOfHeadersBytes };
 }
 
-/** Plans places at the end for blocks that start in front of `freeBytes`, in file order. */
-function moveBlocks(
+/**
+ * Plans places at the end for blocks that start in front of `freeBytes`, in file order, and for new
+ * blocks behind them.
+ */
+function placeBlocks(
   image: VhdImage,
   freeBytes: number,
-): { moves: BlockMove[]; endSector: number } {
+  newBlocks: readonly number[],
+): { moves: BlockMove[]; zeroBlocks: BlockMove[]; endSector: number } {
   const { bat, file } = image;
   const freeSector = sectorsOf(freeBytes);
   const inTheWay: number[] = [];
@@ -146,10 +158,12 @@ function moveBlocks(
   const footerSector = Math.floor(footerOffsetOf(image) / VHD_SECTOR_SIZE);
   let endSector = file.isBlockDevice ? image.endOfDataSector : footerSector;
   endSector = Math.max(endSector, freeSector);
-  const moves = inTheWay.map((block): BlockMove => {
+  const place = (block: number): BlockMove => {
     const toSector = placeOfNewBlock(image, block, endSector);
     endSector = blockEnd(image, toSector);
     return { block, toSector };
-  });
-  return { moves, endSector: moves.length > 0 ? endSector : 0 };
+  };
+  const moves = inTheWay.map(place);
+  const zeroBlocks = newBlocks.map(place);
+  return { moves, zeroBlocks, endSector: moves.length + zeroBlocks.length > 0 ? endSector : 0 };
 }
