@@ -20,12 +20,18 @@ class Rig {
   readonly channel: HandoverChannel;
   readonly #scheduler = new EpollScheduler();
   readonly #listener: number;
+  #isClosed = false;
 
   /** @param held What each client of its disks does when it is let go. */
   constructor(folder: string, held: readonly (() => void)[] = []) {
     this.#listener = unixListen(`${folder}/ctl${Deno.pid}`);
     const handovers = held.map((hold) => ({ hold }));
-    const device = { parts: { access: { handovers } }, servedHere(): void {} };
+    const device = {
+      minor: 7,
+      parts: { access: { handovers } },
+      servedHere: (sectors?: number) =>
+        this.did.push(`is served here${sectors === undefined ? "" : `, had ${sectors} sectors`}`),
+    };
     const devices = { all: [device] } as unknown as Devices;
     const note = (message: string): void => void this.did.push(message);
     this.taking = new TakeOver({
@@ -46,15 +52,22 @@ class Rig {
   }
 
   /** The old process tells it to serve. */
-  serve(): void {
+  tell(): void {
     this.channel.send({ kind: "serve" }, [], soon());
     this.taking.ready();
-    assert.deepEqual(this.channel.receive(soon()).value, { kind: "serving" });
+    assert.deepEqual(this.channel.receive(soon()).value, { kind: "serving", waits: true });
+  }
+
+  /** The old process lets go of its disks. */
+  letGo(): void {
+    this.channel.close();
+    this.#isClosed = true;
+    this.taking.ready();
   }
 
   close(): void {
     holdAccepting(false);
-    this.channel.close();
+    if (!this.#isClosed) this.channel.close();
     closeFile(this.#listener);
     this.#scheduler.close();
   }
@@ -86,9 +99,34 @@ takeOverTest("a signal before it serves leaves the disks to the other process", 
 
 takeOverTest("a signal once it serves is for its own disks", (folder) => {
   const rig = new Rig(folder);
-  rig.serve();
+  rig.tell();
   assert.equal(rig.taking.giveUp(), false);
-  assert.deepEqual(rig.did, ["serves"]);
+  rig.letGo();
+  assert.deepEqual(rig.did, ["is served here", "serves"]);
+  assert.equal(rig.taking.giveUp(), false);
+  rig.close();
+});
+
+takeOverTest("nothing is begun before the other process has let go of its disks", (folder) => {
+  const rig = new Rig(folder, [(): void => void rig.did.push("a client is let go")]);
+  rig.tell();
+  // What the channel brings is no end of it.
+  rig.taking.ready();
+  rig.channel.send({ kind: "serve" }, [], soon());
+  rig.taking.ready();
+  assert.deepEqual(rig.did, []);
+  rig.letGo();
+  assert.deepEqual(rig.did, ["a client is let go", "is served here", "serves"]);
+  rig.close();
+});
+
+takeOverTest("a disk that has become larger is told so, with what its users know", (folder) => {
+  const rig = new Rig(folder);
+  const disk = { kind: "disk", minor: 7, request: null, sectors: 100, counts: {} };
+  rig.channel.send(disk, [], soon());
+  rig.tell();
+  rig.letGo();
+  assert.deepEqual(rig.did, ["is served here, had 100 sectors", "serves"]);
   rig.close();
 });
 
@@ -102,10 +140,11 @@ takeOverTest(
       },
       (): void => void went.push("second"),
     ]);
-    rig.serve();
+    rig.tell();
+    rig.letGo();
     assert.deepEqual(went, ["second"]);
     assert.match(rig.did[0], /something is missing: a fault/);
-    assert.deepEqual(rig.did.slice(1), ["serves"]);
+    assert.deepEqual(rig.did.slice(1), ["is served here", "serves"]);
     rig.close();
   },
 );

@@ -309,10 +309,11 @@ export class Device {
     }
   }
 
-  /** The disk is served by this process now, which writes the record. Another may have changed it. */
-  servedHere(): void {
+  /** This process serves the disk now, and writes the record. Its users know so many sectors, or the same. */
+  servedHere(knownSectors = Infinity): void {
     this.#isAwaited = false;
     this.#recordDevice();
+    if (this.#vbd.sectors > knownSectors && this.#vbd.phase === "open") this.#grew(this.#vbd);
   }
 
   /** Records what another tapdisk needs to take the block device or the ring over. */

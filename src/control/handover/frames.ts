@@ -74,8 +74,8 @@ export type NewFrame =
   | { readonly kind: "ready" }
   /** All disks are open. */
   | { readonly kind: "opened" }
-  /** It serves. */
-  | { readonly kind: "serving" }
+  /** It serves. With `waits`, it begins when the channel is closed; earlier versions began at once. */
+  | { readonly kind: "serving"; readonly waits?: boolean }
   | { readonly kind: "failed"; readonly errno: number; readonly message: string };
 
 /** Bytes as text. */
@@ -185,6 +185,11 @@ export function oldFrame(value: unknown): OldFrame {
   const request = parseOpenRequest(frame.request);
   if (request === null) throw makesNoSense();
   return { ...frame, request };
+}
+
+/** Whether a tapdisk that says that it serves has not begun. */
+export function isWaiting(value: unknown): boolean {
+  return typeof value === "object" && value !== null && "waits" in value && value.waits === true;
 }
 
 /** The same for a frame of the new tapdisk. Throws `SystemError` for what it says went wrong. */

@@ -62,6 +62,7 @@ export class TakeOver implements FdHandler, FaultOwner {
   /** The minors whose disks are paused, and the keys of others. */
   readonly #paused = new Set<number>();
   readonly #keys = new Map<number, DiskKey>();
+  /** Whether it has said that it serves. Its disks are its own once the other process has let go of them. */
   #isServing = false;
 
   /**
@@ -93,6 +94,7 @@ export class TakeOver implements FdHandler, FaultOwner {
   }
 
   ready(): void {
+    if (this.#isServing) return this.#awaitEnd();
     try {
       for (let frame = this.#channel.take(); frame !== null; frame = this.#channel.take()) {
         this.#take(arrivedFrame(frame));
@@ -220,19 +222,36 @@ export class TakeOver implements FdHandler, FaultOwner {
   }
 
   /**
-   * The other process serves no more. It goes on if this one ends before its answer, so the answer is
-   * the first that happens.
+   * The other process serves no more. It goes on if this one ends before its answer, or answers too late;
+   * otherwise it closes the channel. Until then nothing is begun: a command could change what the other
+   * process would go on with.
    */
   #serve(): void {
-    this.#answer({ kind: "serving" });
+    this.#answer({ kind: "serving", waits: true });
     this.#isServing = true;
+  }
+
+  /** Begins when the other process has let go of the disks, or has ended. */
+  #awaitEnd(): void {
+    try {
+      while (this.#channel.take() !== null);
+    } catch {
+      this.#begin();
+    }
+  }
+
+  #begin(): void {
     const { devices, log, scheduler } = this.#host;
     scheduler.unwatch(this.#channel.fd);
     holdAccepting(false);
     for (const { parts } of devices.all) {
       for (const clients of parts.access.handovers) this.#attempt(() => clients.hold(false));
     }
-    for (const device of devices.all) this.#attempt(() => device.servedHere());
+    for (const device of devices.all) {
+      // The image may have become larger: its block device has the size that users know.
+      const sectors = this.#disks.find(({ minor }) => minor === device.minor)?.sectors;
+      this.#attempt(() => device.servedHere(sectors));
+    }
     this.#attempt(() => linkNames(this.#pid, Deno.pid));
     for (const { begun, fd } of this.#commands) {
       this.#attempt(() => this.#server?.resume(fd, decodeBytes(begun)));

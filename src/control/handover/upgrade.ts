@@ -10,7 +10,7 @@ import type { Devices } from "../daemon/devices.ts";
 import type { ControlServer, UnansweredCommand } from "../daemon/server.ts";
 import type { ProgramCall, UpgradeReply } from "../protocol/upgrade.ts";
 import { HandoverChannel } from "./channel.ts";
-import { HANDOVER_FORMAT, newFrame } from "./frames.ts";
+import { HANDOVER_FORMAT, isWaiting, newFrame } from "./frames.ts";
 import { removeNamesOf, takeNamesBack } from "./names.ts";
 import { Standstill } from "./standstill.ts";
 import { Successor } from "./successor.ts";
@@ -232,7 +232,10 @@ export class Upgrade implements FdHandler, FaultOwner {
     this.#succeed(standstill);
   }
 
+  /** The new process begins when the channel is closed: there is no way back from here on. */
   #succeed({ elapsedMs: stallMs, steps }: Standstill): void {
+    this.#channel?.close();
+    this.#channel = null;
     const waited = `users waited ${stallMs.toFixed(1)} ms (${steps})`;
     this.#host.log.info(`Process ${this.pid} serves the disks; ${waited}`);
     this.#done(null, { pid: this.pid, stallMs });
@@ -283,14 +286,14 @@ export class Upgrade implements FdHandler, FaultOwner {
     }
   }
 
-  /** Whether the new process has said that it serves, and was ended because it said so too late. */
+  /** Whether the new process has begun to serve, and was ended because it said so too late. */
   #hasServed(): boolean {
     if (!this.#isToldToServe) return false;
     try {
       const frame = this.#channel?.take() ?? null;
       if (frame === null) return false;
       newFrame(frame.value, "serving");
-      return true;
+      return !isWaiting(frame.value);
     } catch {
       return false;
     }
