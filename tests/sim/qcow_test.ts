@@ -300,6 +300,73 @@ Deno.test("QCOW: a cluster that goes beyond the end of the file is not where new
   simulation.close();
 });
 
+for (const isPacked of [false, true]) {
+  const kind = isPacked ? "compressed" : "plain";
+  Deno.test(`QCOW: an image that was cut gets no new clusters, ${kind}`, () => {
+    const simulation = new Simulation({ seed: 1 });
+    makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 6 });
+    const perTable = 64 * 8;
+    const first = simulation.open("qcow:/disk.qcow");
+    // The table of the last cluster is far from that of the first, and the cluster is at the end.
+    for (const sector of [0, 9 * perTable + 8, 9 * perTable]) {
+      first.write(sector, stampedSectors(sector, 8, 1));
+      first.settle();
+    }
+    first.close();
+    const bytes = getFile(simulation.disk, "/disk.qcow");
+    const cut = bytes.slice(0, bytes.length - 4096);
+    const view = new DataView(cut.buffer);
+    const l1 = Number(view.getBigUint64(40));
+    const table = Number(view.getBigUint64(l1 + 9 * 8));
+    assert.equal(Number(view.getBigUint64(table)), cut.length, "the cluster is behind the end");
+    if (isPacked) view.setBigUint64(table, 1n << 63n | 100n << 51n | BigInt(cut.length - 50));
+    putFile(simulation.disk, "/disk.qcow", cut);
+    syncFile(simulation.disk, "/disk.qcow");
+    const device = simulation.open("qcow:/disk.qcow", { retry: { timeoutMs: 0 } });
+    const refused = [
+      device.write(8, stampedSectors(8, 8, 2)),
+      device.write(20 * perTable, stampedSectors(20 * perTable, 8, 2)),
+    ];
+    device.settle();
+    assert.deepEqual(refused.map(({ errno }) => errno), [Errno.EIO, Errno.EIO]);
+    assert.equal(getFile(simulation.disk, "/disk.qcow").length, cut.length);
+    // What it has can be written, and what it lost is not zeros.
+    const own = device.write(0, stampedSectors(0, 8, 3));
+    device.settle();
+    assert.equal(own.errno, 0);
+    assertHolds(device, 0, 8, 3);
+    assertHolds(device, 9 * perTable + 8, 8, 1);
+    const lost = device.read(9 * perTable, 8);
+    device.settle();
+    assert.equal(lost.errno, Errno.EIO);
+    device.close();
+    assert.match(simulation.log.join("\n"), /disk\.qcow was cut: .*no new ones/);
+    simulation.close();
+  });
+}
+
+Deno.test("QCOW: a first new cluster waits for tables that cannot be read, and is tried again", () => {
+  const simulation = new Simulation({ seed: 1 });
+  makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 9 });
+  const first = simulation.open("qcow:/disk.qcow");
+  first.write(0, stampedSectors(0, 8, 1));
+  first.settle();
+  first.close();
+  let failures = 3;
+  const device = simulation.open("qcow:/disk.qcow");
+  // The table is in the cache from here on, and others are read to look for lost clusters.
+  read(device, 16, 8);
+  simulation.disk.beforeOperation = ({ kind }) => kind === "read" && failures-- > 0 ? Errno.EIO : 0;
+  const write = device.write(8, stampedSectors(8, 8, 2));
+  device.settle();
+  assert.equal(write.errno, 0);
+  assert.ok(failures < 0);
+  simulation.disk.beforeOperation = null;
+  assertHolds(device, 8, 8, 2);
+  device.close();
+  simulation.close();
+});
+
 for (const place of [0, 9000]) {
   Deno.test(`QCOW: a name at ${place} without a place or a length is nowhere`, () => {
     const simulation = new Simulation({ seed: 1 });

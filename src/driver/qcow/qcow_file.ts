@@ -87,6 +87,11 @@ export class QcowFile {
     return endSector > this.#openedEnd && place % this.clusterSectors !== 0;
   }
 
+  /** Sectors of the file when it was opened for writing, whole clusters. */
+  get openedEnd(): number {
+    return this.#openedEnd;
+  }
+
   /**
    * Takes so many sectors at the end of the file, whole clusters, and makes the file as long as that
    * takes. They read as zeros.

@@ -15,6 +15,7 @@ import {
 } from "../driver.ts";
 import { Batch, MOST_RUNS } from "./batch.ts";
 import type { Inflater } from "./inflater.ts";
+import { LostClusters } from "./lost_clusters.ts";
 import type { QcowFile } from "./qcow_file.ts";
 import type { TableCache } from "../table_cache.ts";
 import { TABLE_OPERATIONS, TablePublisher } from "./table_publisher.ts";
@@ -49,6 +50,8 @@ export class QcowWriter implements Deferred, RequestSink {
   readonly #free: () => void;
   readonly #batch = new Batch();
   readonly #publisher: TablePublisher;
+  /** It reads while there is no batch, and needs no operations of its own. */
+  readonly #lost: LostClusters;
   /** Clusters that surround data, one after the other. */
   readonly #bounces: Arena;
   readonly #mostBounces: number;
@@ -93,6 +96,7 @@ export class QcowWriter implements Deferred, RequestSink {
       Math.min(2 * MOST_RUNS, Math.floor(BOUNCE_BYTES / clusterBytes)),
     );
     this.#bounces = new Arena(this.#mostBounces * clusterBytes);
+    this.#lost = new LostClusters(context, file, free);
     this.#publisher = new TablePublisher({
       file,
       cache,
@@ -116,6 +120,8 @@ export class QcowWriter implements Deferred, RequestSink {
     table: number,
     entry: number,
   ): number {
+    const refusal = this.#lost.mayAdd();
+    if (refusal !== 0) return refusal;
     const { clusterSectors } = this.#file;
     const cluster = Math.floor(sector / clusterSectors);
     const clusters = Math.ceil((sector + count) / clusterSectors) - cluster;
@@ -352,6 +358,7 @@ export class QcowWriter implements Deferred, RequestSink {
 
   /** Gives back what it holds; it must be idle. */
   release(): void {
+    this.#lost.release();
     this.#publisher.release();
     this.#bounces.release();
     this.#context.queue.release(TABLE_OPERATIONS);
