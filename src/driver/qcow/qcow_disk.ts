@@ -90,15 +90,21 @@ export class QcowDisk implements ImageDriver, InflaterOwner {
       waiting,
     });
     this.#inflater = new Inflater(context, { file: this.#file, owner: this });
-    this.#writer = spec.readOnly ? null : new QcowWriter({
-      context,
-      sink,
-      file: this.#file,
-      cache,
-      inflater: this.#inflater,
-      counts: this.counts,
-      free: () => this.#resumeWaiting(),
-    });
+    try {
+      this.#writer = spec.readOnly ? null : new QcowWriter({
+        context,
+        sink,
+        file: this.#file,
+        cache,
+        inflater: this.#inflater,
+        counts: this.counts,
+        free: () => this.#resumeWaiting(),
+      });
+    } catch (error) {
+      this.#inflater.release();
+      this.#cache.release();
+      throw error;
+    }
     this.sinkBelow = this.#writer;
     registerFile(file, spec, context);
   }

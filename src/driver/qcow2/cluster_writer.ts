@@ -78,21 +78,26 @@ export class ClusterWriter {
     });
     const records = this.#records;
     this.#buffers = new CopyBuffers(file.clusterSectors);
-    this.#metadata = new Metadata({
-      context,
-      sink: parts.sink,
-      file,
-      map,
-      loader: parts.loader,
-      flights,
-      records,
-      buffers: this.#buffers,
-      waiting: parts.waiting,
-      owner: {
-        committed: (record, errno) => this.#committed(record, errno),
-        buffersFree: () => this.copier.buffersFree(),
-      },
-    });
+    try {
+      this.#metadata = new Metadata({
+        context,
+        sink: parts.sink,
+        file,
+        map,
+        loader: parts.loader,
+        flights,
+        records,
+        buffers: this.#buffers,
+        waiting: parts.waiting,
+        owner: {
+          committed: (record, errno) => this.#committed(record, errno),
+          buffersFree: () => this.copier.buffersFree(),
+        },
+      });
+    } catch (error) {
+      this.#buffers.release();
+      throw error;
+    }
     this.copier = new Copier({
       context,
       sink: parts.sink,

@@ -122,18 +122,24 @@ export class Qcow2Disk implements ImageDriver {
     if (spec.readOnly) {
       this.#deep = new DeepReads({ disk: this, map: this.#map, sectors: this.sectors });
     }
-    this.#writer = spec.readOnly ? null : new ClusterWriter({
-      context,
-      sink,
-      file,
-      map: this.#map,
-      loader: this.#loader,
-      decompressor: this.#decompressor,
-      flights,
-      counts: this.counts,
-      waiting,
-      hasParent: parent !== null,
-    });
+    try {
+      this.#writer = spec.readOnly ? null : new ClusterWriter({
+        context,
+        sink,
+        file,
+        map: this.#map,
+        loader: this.#loader,
+        decompressor: this.#decompressor,
+        flights,
+        counts: this.counts,
+        waiting,
+        hasParent: parent !== null,
+      });
+    } catch (error) {
+      this.#decompressor.release();
+      this.#map.cache.release();
+      throw error;
+    }
   }
 
   get sinkBelow(): RequestSink | null {

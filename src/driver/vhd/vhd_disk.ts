@@ -100,10 +100,16 @@ export class VhdDisk implements ImageDriver {
         fail: (piece, errno) => this.#fail(piece, errno),
       },
     });
-    this.#writer = spec.readOnly ? null : new VhdWriter({
-      ...parts,
-      unpinned: () => this.#loader.retryStarved(),
-    });
+    try {
+      this.#writer = spec.readOnly ? null : new VhdWriter({
+        ...parts,
+        unpinned: () => this.#loader.retryStarved(),
+      });
+    } catch (error) {
+      // Who opens the image closes the file and the cipher.
+      this.#cache.release();
+      throw error;
+    }
     registerFile(file.disk, spec, context);
   }
 
