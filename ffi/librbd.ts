@@ -9,7 +9,7 @@
  */
 import { Errno, SystemError } from "./errno.ts";
 import { type Calls, openLibrary } from "./libc.ts";
-import { Limited } from "./limited.ts";
+import { SharedRoom } from "./limited.ts";
 import { SYSTEM_FOLDERS } from "./libcrypto.ts";
 import { becomeIoFlusher } from "./process.ts";
 
@@ -104,6 +104,10 @@ const RBD_REMOTE = {
     parameters: ["usize", "buffer", "buffer", "usize", "buffer", "usize"],
     result: "i32",
   },
+  // int rbd_list2(rados_ioctx_t io, rbd_image_spec_t *images, size_t *max_images)
+  rbd_list2: { parameters: ["usize", "buffer", "buffer"], result: "i32" },
+  // int rbd_get_create_timestamp(rbd_image_t image, struct timespec *timestamp)
+  rbd_get_create_timestamp: { parameters: ["usize", "buffer"], result: "i32" },
   // int rbd_remove(rados_ioctx_t io, const char *name)
   rbd_remove: { parameters: ["usize", "buffer"], result: "i32" },
   // int rbd_rename(rados_ioctx_t src_io_ctx, const char *srcname, const char *destname)
@@ -127,6 +131,8 @@ const RBD_LOCAL = {
   rbd_image_options_set_uint64: { parameters: ["usize", "i32", "u64"], result: "i32" },
   // int rbd_image_options_set_string(rbd_image_options_t opts, int optname, const char *optval)
   rbd_image_options_set_string: { parameters: ["usize", "i32", "buffer"], result: "i32" },
+  // void rbd_image_spec_list_cleanup(rbd_image_spec_t *images, size_t num_images)
+  rbd_image_spec_list_cleanup: { parameters: ["buffer", "usize"], result: "void" },
   // void rbd_watchers_list_cleanup(rbd_image_watcher_t *watchers, size_t num_watchers)
   rbd_watchers_list_cleanup: { parameters: ["buffer", "usize"], result: "void" },
   // int rbd_set_image_notification(rbd_image_t image, int fd, int type)
@@ -171,18 +177,18 @@ export interface Librbd {
   readonly rbd: Calls<typeof RBD_LOCAL>;
   /** Makes a call, which waits for the cluster; returns its result. */
   here(call: RemoteCall, args: readonly Argument[]): number;
-  /** The same on a thread of the runtime. Handles must stay open until it ends. */
-  aside(call: RemoteCall, args: readonly Argument[]): Promise<number>;
+  /** The same on a thread of the runtime. Handles of the cluster must stay open until it ends. */
+  aside(cluster: string, call: RemoteCall, args: readonly Argument[]): Promise<number>;
 }
 
 type AnyCall = (...args: readonly Argument[]) => number | undefined;
 type AnyAside = (...args: readonly Argument[]) => Promise<number | undefined>;
 
 /**
- * The runtime has 32 threads for calls aside. A cluster that does not answer keeps those that ask it; others
- * need some, such as for files and names of servers.
+ * The runtime has 32 threads for calls aside. A cluster that does not answer keeps those that ask it; other
+ * clusters need some, and so do others, such as for files and names of servers.
  */
-const asideRoom = new Limited(16);
+const asideRoom = new SharedRoom({ most: 20, mostOfEach: 8, kept: 4 });
 
 let opened: Librbd | null = null;
 
@@ -220,8 +226,8 @@ function openBoth(radosName: string, rbdName: string): Librbd {
     rbd: openLibrary(rbdName, RBD_LOCAL),
     here: (call, args) => remote[call](...args) ?? 0,
     // The thread reads the arguments until the call has ended: this keeps them.
-    aside: (call, args) =>
-      asideRoom.run(async () => {
+    aside: (cluster, call, args) =>
+      asideRoom.run(cluster, async () => {
         const result = await asides[call](...args);
         return args.length === 0 ? 0 : result ?? 0;
       }),

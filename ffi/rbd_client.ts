@@ -63,11 +63,17 @@ export function runHere<Result>(steps: Steps<Result>): Result {
   return next.value;
 }
 
-/** The same, while threads of the runtime wait. */
-export async function runAside<Result>(steps: Steps<Result>): Promise<Result> {
+/** What tells the clusters of a process apart, as far as that is known without asking them. */
+export function clusterOf({ conf, cluster }: RbdPlace): string {
+  return conf ?? cluster;
+}
+
+/** The same on the cluster of a place, while threads of the runtime wait. */
+export async function runAside<Result>(place: RbdPlace, steps: Steps<Result>): Promise<Result> {
+  const cluster = clusterOf(place);
   let next = steps.next();
   while (next.done !== true) {
-    next = steps.next(await librbd().aside(next.value.call, next.value.args));
+    next = steps.next(await librbd().aside(cluster, next.value.call, next.value.args));
   }
   return next.value;
 }
@@ -155,6 +161,12 @@ export function* openingImage(place: RbdPlace, handles: Handles): Steps<void> {
   }
   if (result < 0) throw failed(place, result, snapshot === null ? "the image" : "the snapshot");
   handles.image = Number(made[0]);
+}
+
+/** The C string at an address; empty for none. */
+export function stringAt(address: bigint): string {
+  const pointer = Deno.UnsafePointer.create(address);
+  return pointer === null ? "" : Deno.UnsafePointerView.getCString(pointer);
 }
 
 export function bytesOf(words: BigUint64Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {

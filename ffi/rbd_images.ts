@@ -20,6 +20,7 @@ import {
   runHere,
   statOf,
   type Steps,
+  stringAt,
 } from "./rbd_client.ts";
 
 // librbd.h
@@ -86,33 +87,107 @@ export function removeRbd(place: RbdPlace): void {
   runHere(onCluster({ ...place, doing: "remove" }, removing));
 }
 
+/** Which images are left over. */
+export interface LeftImages {
+  /** Whether an image of this name may be one. */
+  isOne(name: string): boolean;
+  /** It was made so long before the image of the place. */
+  readonly olderSeconds: number;
+}
+
+/**
+ * Removes images of the pool of an image that were left over and that nobody has open. A client that was
+ * killed has its image open for half a minute more. Those that cannot be removed stay. Waits. Throws
+ * `SystemError` when the pool cannot be listed.
+ *
+ * @returns The names of those that were removed.
+ */
+export function removeLeftRbd(place: RbdPlace, { isOne, olderSeconds }: LeftImages): string[] {
+  return runHere(onCluster({ ...place, doing: "list the pool of" }, function* (own, handles) {
+    const names = (yield* listing(own, handles)).filter(isOne).slice(0, MOST_LEFT);
+    const removed: string[] = [];
+    if (names.length === 0) return removed;
+    const now = yield* madeAt(handles, own.image);
+    for (const name of names) {
+      const made = yield* madeAt(handles, name);
+      // Both times are of the clock of the cluster.
+      if (now === null || made === null || now - made < olderSeconds) continue;
+      const result = yield { call: "rbd_remove", args: [handles.pool, cString(name)] };
+      if (result >= 0) removed.push(name);
+    }
+    return removed;
+  }));
+}
+
+/** The most images that one call removes. */
+const MOST_LEFT = 64;
+/** The most images of a pool that are listed. */
+const MOST_LISTED = 1 << 20;
+// rbd_image_spec_t: char *id @0, char *name @8
+const SPEC_WORDS = 2;
+
+/** The names of all images of a pool. */
+function* listing(place: RbdPlace, { pool }: Handles): Steps<string[]> {
+  const count = BigUint64Array.of(256n);
+  for (;;) {
+    const specs = new BigUint64Array(SPEC_WORDS * Number(count[0]));
+    const result = yield { call: "rbd_list2", args: [pool, specs, count] };
+    if (result === -Errno.ERANGE && count[0] <= MOST_LISTED) continue;
+    accept(place, result);
+    const found = Number(count[0]);
+    const names = Array.from({ length: found }, (_, i) => stringAt(specs[SPEC_WORDS * i + 1]));
+    librbd().rbd.rbd_image_spec_list_cleanup(bytesOf(specs), found);
+    return names;
+  }
+}
+
+/** When an image was made, seconds; null when that is not known. */
+function* madeAt({ pool }: Handles, name: string): Steps<number | null> {
+  const made = new BigUint64Array(1);
+  // An image that is open like this does not look as if somebody used it.
+  const args = [pool, cString(name), made, null];
+  if ((yield { call: "rbd_open_read_only", args }) < 0) return null;
+  const image = Number(made[0]);
+  // struct timespec: i64 seconds @0, i64 nanoseconds @8
+  const time = new BigUint64Array(2);
+  const result = yield { call: "rbd_get_create_timestamp", args: [image, time] };
+  yield { call: "rbd_close", args: [image] };
+  return result < 0 ? null : Number(time[0]);
+}
+
 /**
  * Makes a clone of what an image holds now, in its pool: a snapshot of the image, of the name of the
  * clone, and the clone on it. When that fails, there is neither. The promise fails with a `SystemError`:
  * EEXIST for a name that exists.
  */
 export function cloneRbdAside(place: RbdPlace, name: string): Promise<void> {
-  return runAside(onCluster({ ...place, doing: "clone" }, function* (own, handles) {
-    yield* openingImage(own, handles);
-    const args = [handles.image, cString(name)];
-    accept(own, yield { call: "rbd_snap_create", args }, `its snapshot ${name}`);
-    const result = yield* cloning(own, handles, name);
-    if (result >= 0) return;
-    yield { call: "rbd_snap_remove", args };
-    accept(own, result, `the clone ${name}`);
-  }));
+  return runAside(
+    place,
+    onCluster({ ...place, doing: "clone" }, function* (own, handles) {
+      yield* openingImage(own, handles);
+      const args = [handles.image, cString(name)];
+      accept(own, yield { call: "rbd_snap_create", args }, `its snapshot ${name}`);
+      const result = yield* cloning(own, handles, name);
+      if (result >= 0) return;
+      yield { call: "rbd_snap_remove", args };
+      accept(own, result, `the clone ${name}`);
+    }),
+  );
 }
 
 /** Removes such a clone again, and its snapshot. The promise fails with a `SystemError`. */
 export function removeCloneAside(place: RbdPlace, name: string): Promise<void> {
-  return runAside(onCluster({ ...place, doing: "remove a clone of" }, function* (own, handles) {
-    yield* removing({ ...own, image: name }, handles);
-    yield* openingImage(own, handles);
-    const args = [handles.image, cString(name)];
-    // It is protected only where clones need that.
-    yield { call: "rbd_snap_unprotect", args };
-    accept(own, yield { call: "rbd_snap_remove", args }, `its snapshot ${name}`);
-  }));
+  return runAside(
+    place,
+    onCluster({ ...place, doing: "remove a clone of" }, function* (own, handles) {
+      yield* removing({ ...own, image: name }, handles);
+      yield* openingImage(own, handles);
+      const args = [handles.image, cString(name)];
+      // It is protected only where clones need that.
+      yield { call: "rbd_snap_unprotect", args };
+      accept(own, yield { call: "rbd_snap_remove", args }, `its snapshot ${name}`);
+    }),
+  );
 }
 
 /** Makes a client, does work with it, and lets go of what that opened. Calls fail when they take long. */

@@ -12,6 +12,7 @@ import { type Argument, librbd, type RemoteCall } from "./librbd.ts";
 import {
   bytesOf,
   closing,
+  clusterOf,
   connecting,
   failed,
   type Handles,
@@ -23,6 +24,7 @@ import {
   runHere,
   statOf,
   type Steps,
+  stringAt,
 } from "./rbd_client.ts";
 
 // rbd/features.h
@@ -48,7 +50,7 @@ export function openRbd(place: RbdPlace): RbdSession {
 
 /** Opens an image while threads wait. The promise fails with a `SystemError`. */
 export function openRbdAside(place: RbdPlace): Promise<RbdSession> {
-  return runAside(opening(place));
+  return runAside(place, opening(place));
 }
 
 function* opening(place: RbdPlace): Steps<RbdSession> {
@@ -157,10 +159,7 @@ function* livingOwner(image: number): Steps<string | null> {
 
 /** The C strings that every `step`th word points to. */
 function stringsAt(words: BigUint64Array, count: number, step: number): string[] {
-  return Array.from({ length: count }, (_, i) => {
-    const pointer = Deno.UnsafePointer.create(words[i * step]);
-    return pointer === null ? "" : Deno.UnsafePointerView.getCString(pointer);
-  });
+  return Array.from({ length: count }, (_, i) => stringAt(words[i * step]));
 }
 
 function* flushingAndClosing(handles: Handles): Steps<number> {
@@ -187,6 +186,7 @@ export class RbdSession {
   readonly hasObjectMap: boolean;
   /** The image, for calls of each request. */
   readonly pointer: Deno.PointerObject;
+  readonly #place: RbdPlace;
   readonly #handles: Handles;
   readonly #objectMap: string | null;
   /** Questions under way: the image stays open until they end. */
@@ -200,6 +200,7 @@ export class RbdSession {
     this.isLocked = facts.hasLock && !place.readOnly;
     this.hasObjectMap = facts.objectMap !== null;
     this.#objectMap = facts.objectMap;
+    this.#place = place;
     this.#handles = handles;
     this.pointer = pointerTo(handles.image);
     this.fd = createEventFd();
@@ -249,7 +250,7 @@ export class RbdSession {
 
   /** Makes a call on a thread, for which `close` waits. */
   async #ask(call: RemoteCall, args: readonly Argument[]): Promise<number> {
-    const question = librbd().aside(call, args);
+    const question = librbd().aside(clusterOf(this.#place), call, args);
     this.#questions.add(question);
     try {
       return await question;
@@ -268,7 +269,8 @@ export class RbdSession {
   async close({ flush }: { flush: boolean }): Promise<number> {
     await Promise.allSettled(this.#questions);
     try {
-      return await runAside(flush ? flushingAndClosing(this.#handles) : closing(this.#handles));
+      const steps = flush ? flushingAndClosing(this.#handles) : closing(this.#handles);
+      return await runAside(this.#place, steps);
     } finally {
       // Not before: librbd would write to whatever had the number of the descriptor then.
       closeFile(this.fd);

@@ -3,6 +3,7 @@ import type { RbdPlace } from "../../ffi/rbd_client.ts";
 import {
   createRbd,
   type RbdMaking,
+  removeLeftRbd,
   removeRbd,
   renameRbd,
   sizeOfRbd,
@@ -19,17 +20,23 @@ interface ImageToWrite {
   readonly making?: RbdMaking;
 }
 
+/** What a process that was killed leaves is removed when it is so old. */
+const LEFT_SECONDS = 60;
+
 /**
  * Writes an image on Ceph. A new one has a name of its own until it is whole and durable, and is removed
- * when that fails; one that exists is written in place.
+ * when that fails; one that exists is written in place. What processes before have left of an image of the
+ * same name, and nobody has open, is removed.
  *
  * @param write Writes to the image of this name; whether it is new.
+ * @param leftSeconds How old what is left must be.
  * @throws {SystemError} EEXIST when another image got the name meanwhile; EINVAL for one that exists and
  * is to have something other than the defaults.
  */
 export async function writeOnCeph<Result>(
   { name, sizeBytes, making }: ImageToWrite,
   write: (target: string, isNew: boolean) => Promise<Result>,
+  leftSeconds = LEFT_SECONDS,
 ): Promise<Result> {
   const { path } = firstLayer(name);
   const place = parseRbdName(path, { readOnly: false });
@@ -41,15 +48,35 @@ export async function writeOnCeph<Result>(
     const what = `Cannot write to ${name} (it exists, and its objects and its data pool stay)`;
     throw new SystemError(Errno.EEXIST, what);
   }
-  const image = `${place.image}.${crypto.getRandomValues(new Uint8Array(8)).toHex()}.part`;
+  const image = draftOf(place.image);
   const draft = { ...place, image, title: `rbd:${rbdClones.nameOf(path, image)}` };
   createRbd(draft, sizeBytes, making);
   try {
+    removeLeft(draft, place.image, leftSeconds);
     const result = await write(draft.title, true);
     renameRbd(draft, place.image);
     return result;
   } catch (error) {
     throw removed(draft, error);
+  }
+}
+
+/** The name of an image until it is whole. */
+function draftOf(image: string): string {
+  return `${image}.${crypto.getRandomValues(new Uint8Array(8)).toHex()}.part`;
+}
+
+function isDraftOf(name: string, image: string): boolean {
+  return name.startsWith(image) && /^\.[0-9a-f]{16}\.part$/.test(name.slice(image.length));
+}
+
+/** Removes what earlier processes left. A user who may not do that makes an image all the same. */
+function removeLeft(draft: RbdPlace, image: string, olderSeconds: number): void {
+  const isOne = (name: string): boolean => name !== draft.image && isDraftOf(name, image);
+  try {
+    removeLeftRbd(draft, { isOne, olderSeconds });
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
   }
 }
 

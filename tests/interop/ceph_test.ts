@@ -11,6 +11,7 @@ import {
   openDescriptors,
   settledDescriptors,
   type Tapdisks,
+  waitUntil,
   withTapdisks,
 } from "../support/served.ts";
 import { binaryPath, run, runOk, type RunResult } from "../support/tools.ts";
@@ -594,6 +595,81 @@ const TESTS: Readonly<Record<string, Body>> = {
     const { stderr } = await run(binaryPath("td-util"), ["info", `rbd:rbd/fio,conf=${conf}`]);
     assert.match(stderr, /monitors do not answer.*ETIMEDOUT/);
     assert.ok(performance.now() - startMs < 25_000, "it gave up after a second");
+  },
+
+  async "what a killed copy left is removed when it is old and nobody has it open"(
+    cluster,
+    tapdisks,
+    folder,
+  ) {
+    const images = async (): Promise<string[]> =>
+      (await cluster.rbd("ls")).trim().split("\n").sort();
+    const before = await images();
+    const left = (digit: string): string => `again.${digit.repeat(16)}.part`;
+    const others = [
+      `${left("0")}x`,
+      `other${left("0")}`,
+      "again.part",
+      `again.${"g".repeat(16)}.part`,
+    ];
+    for (const name of [left("1"), left("2"), ...others]) {
+      await cluster.rbd("create", "--size", "8M", `rbd/${name}`);
+    }
+    const disk = await tapdisks.serve(cluster.image(left("2")));
+    const raw = `${folder}/again.raw`;
+    Deno.writeFileSync(raw, noise(MIB, 3));
+    const copy = ["convert", "--quiet", `raw:${raw}`, cluster.image("again")];
+    await runOk(binaryPath("td-util"), copy);
+    const young = ["again", left("1"), left("2"), ...others];
+    assert.deepEqual(
+      await images(),
+      [...before, ...young].sort(),
+      "they may belong to another copy",
+    );
+    await cluster.rbd("rm", "--no-progress", "rbd/again");
+    const script = new URL("../support/write_on_ceph.ts", import.meta.url).pathname;
+    await runOk(Deno.execPath(), ["run", "-A", "--no-check", script, cluster.image("again"), "0"]);
+    assert.deepEqual(await images(), [...before, "again", left("2"), ...others].sort());
+    await tapdisks.stop(disk);
+    for (const name of ["again", left("2"), ...others]) {
+      await cluster.rbd("rm", "--no-progress", `rbd/${name}`);
+    }
+  },
+
+  async "images of a cluster that works do not wait for one that is away"(
+    cluster,
+    tapdisks,
+    folder,
+  ) {
+    const conf = `${folder}/away.conf`;
+    Deno.writeTextFileSync(
+      conf,
+      "[global]\nmon_host = 127.0.0.1:1\nauth_client_required = none\nclient_mount_timeout = 60\n",
+    );
+    await cluster.rbd("create", "--size", "8M", "rbd/present");
+    const pid = await tapdisks.spawn();
+    let ended = 0;
+    const away = Array.from(
+      { length: 20 },
+      () => tapdisks.serve(`rbd:rbd/x,conf=${conf}`, { pid }).catch(() => {}).then(() => ended++),
+    );
+    const connecting = (): number =>
+      [...Deno.readDirSync(`/proc/${pid}/task`)].filter(({ name }) => {
+        try {
+          const comm = Deno.readTextFileSync(`/proc/${pid}/task/${name}/comm`);
+          return comm.trim() === "msgr-worker-0";
+        } catch {
+          return false;
+        }
+      }).length;
+    await waitUntil(() => connecting() >= 8, "clients of the cluster that is away connect");
+    const disk = await tapdisks.serve(cluster.image("present"), { pid });
+    const { client } = await NbdClient.open(disk.socket);
+    assert.deepEqual(await client.read(0, 512), new Uint8Array(512));
+    await client.disconnect();
+    assert.equal(ended, 0);
+    await tapdisks.kill(pid);
+    await Promise.all(away);
   },
 
   async "a disk that is closed leaves no descriptor and no lock"(cluster, tapdisks) {

@@ -14,7 +14,7 @@ import { locateParent, unresolvedParent } from "../../src/vhd/image/parent.ts";
 import { parentOnCeph } from "../../src/vhd/image/parent_on_ceph.ts";
 import { snapshotOnCeph } from "../../src/vhd/snapshot.ts";
 import { librbd } from "../../ffi/librbd.ts";
-import { Limited } from "../../ffi/limited.ts";
+import { SharedRoom } from "../../ffi/limited.ts";
 import { FreeNumbers } from "../../src/driver/free_numbers.ts";
 import { RbdImage } from "../../src/driver/rbd/rbd_image.ts";
 import { objectBits, type RbdSession } from "../../ffi/rbd_session.ts";
@@ -473,11 +473,11 @@ Deno.test("operations are a fixed number, each known while it is in use", () => 
 });
 
 Deno.test("work has its limit, and what waits has its turn, also behind work that failed", async () => {
-  const limited = new Limited(2);
+  const limited = new SharedRoom({ most: 2, mostOfEach: 2, kept: 0 });
   const ends: ((error: Error | null) => void)[] = [];
   const begun: number[] = [];
   const all = [0, 1, 2, 3].map((i) =>
-    limited.run(() => {
+    limited.run("one", () => {
       begun.push(i);
       return new Promise<number>((resolve, reject) => {
         ends[i] = (error) => error === null ? resolve(i) : reject(error);
@@ -495,7 +495,38 @@ Deno.test("work has its limit, and what waits has its turn, also behind work tha
   for (const i of [2, 3]) ends[i](null);
   const statuses = (await results).map(({ status }) => status);
   assert.deepEqual(statuses, ["fulfilled", "rejected", "fulfilled", "fulfilled"]);
-  assert.equal(await limited.run(() => Promise.resolve(5)), 5);
+  assert.equal(await limited.run("one", () => Promise.resolve(5)), 5);
+});
+
+Deno.test("work that takes for ever leaves room for other owners", async () => {
+  const room = new SharedRoom({ most: 6, mostOfEach: 3, kept: 2 });
+  const begun: string[] = [];
+  const ends = new Map<string, () => void>();
+  const start = (owner: string, name: string): Promise<void> =>
+    room.run(owner, () => {
+      begun.push(name);
+      return new Promise((resolve) => ends.set(name, resolve));
+    });
+  const end = async (name: string): Promise<void> => {
+    ends.get(name)?.();
+    for (let i = 0; i < 10; i++) await Promise.resolve();
+  };
+  const all = ["a1", "a2", "a3", "a4", "b1", "b2", "c1", "d1"].map((name) => start(name[0], name));
+  // Four in common, and two of those that have nothing: more of b wait, and d for any room.
+  assert.deepEqual(begun, ["a1", "a2", "a3", "b1", "c1", "d1"]);
+  await end("c1");
+  assert.deepEqual(begun.slice(6), []);
+  all.push(start("e", "e1"));
+  assert.deepEqual(begun.slice(6), ["e1"]);
+  await end("e1");
+  await end("d1");
+  assert.deepEqual(begun.slice(7), []);
+  await end("a1");
+  assert.deepEqual(begun.slice(7), ["a4"]);
+  await end("b1");
+  assert.deepEqual(begun.slice(8), ["b2"]);
+  for (const name of ["a2", "a3", "a4", "b2"]) await end(name);
+  await Promise.all(all);
 });
 
 /** Whether librbd is installed. */
