@@ -84,6 +84,11 @@ function leaveFile(fd: number): void {
   }
 }
 
+/** Whether the lock of a file is kept: whoever opens it gets that open file. */
+export function isLockKept(file: { device: number; inode: number }): boolean {
+  return kept.has(keyOf(file));
+}
+
 /** An open file, with its lock, that was kept. */
 export interface TakenFile {
   readonly fd: number;

@@ -53,17 +53,18 @@ const LOCKED_HERE =
  * Takes the lock of an open file without waiting. Closing the descriptor releases it.
  *
  * @param options.besideTapdisk Accept a lock that a tapdisk of this host holds.
+ * @param options.isHeld The open file has the lock already.
  * @throws {SystemError} EBUSY with the holder's name, when another process holds the lock.
  */
 export function takeLock(
   fd: number,
   path: string,
   file: FileIdentity,
-  { besideTapdisk = false }: { besideTapdisk?: boolean } = {},
+  { besideTapdisk = false, isHeld = false }: { besideTapdisk?: boolean; isHeld?: boolean } = {},
 ): TakenLock {
   let locked: boolean;
   try {
-    locked = tryLockExclusive(fd);
+    locked = isHeld || tryLockExclusive(fd);
   } catch (error) {
     // Where there are no locks, the file is opened without one.
     const weak = error instanceof SystemError ? withoutLock(error.errno) : null;

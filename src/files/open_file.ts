@@ -26,6 +26,7 @@ import {
 import { pathStatus } from "../../ffi/paths.ts";
 import { takeLocked } from "./kept_locks.ts";
 import { takeLock, type TakenLock } from "./lock.ts";
+import { takeAhead } from "./locks_ahead.ts";
 import { osFolders, syncNames } from "./names.ts";
 
 /** Mode of new images: the owner may read and write, the group may read. The umask applies. */
@@ -116,7 +117,7 @@ export function openToWrite(
 ): OpenedFile {
   if (unlocked) return openExisting(path, { flags: O_RDWR, direct, same });
   if (lockedBy !== undefined) return openExisting(path, { flags: O_RDWR, direct, same: lockedBy });
-  const taken = takenFromBefore(path, { direct, same });
+  const taken = takenFromBefore(path, { direct, same }) ?? lockedAhead(path, { direct, same });
   if (taken !== null) return taken;
   for (let attempt = 1;; attempt++) {
     const opened = openExisting(path, { flags: O_RDWR, direct, same });
@@ -230,6 +231,29 @@ function takenFromBefore(
   return { fd, status, isShared: false, notDirect, weakLock: null };
 }
 
+/** The file that was opened and locked on a thread; null without one. */
+function lockedAhead(
+  path: string,
+  { direct, same }: { direct: boolean; same?: FileIdentity },
+): OpenedFile | null {
+  const ahead = takeAhead(path, direct);
+  if (ahead === null) return null;
+  const { fd, status, weak } = ahead;
+  try {
+    if (same !== undefined && !isSameFile(status, same)) throw replaced(path);
+    const weakLock = weak ?? takeLock(fd, path, status, { isHeld: true }).weak;
+    return { fd, status, isShared: false, notDirect: null, weakLock };
+  } catch (error) {
+    closeFile(fd);
+    throw error;
+  }
+}
+
+function replaced(path: string): SystemError {
+  const why = "it was replaced by another file while it was being opened";
+  return new SystemError(Errno.ESTALE, `Cannot open ${path}: ${why}; try again`);
+}
+
 function openExisting(
   path: string,
   { flags, direct, same }: { flags: number; direct: boolean; same?: FileIdentity },
@@ -249,10 +273,7 @@ function openExisting(
   try {
     const status = fileStatus(fd);
     refuseSpecialFile(path, status.kind, flags !== O_RDONLY);
-    if (same !== undefined && !isSameFile(status, same)) {
-      const why = "it was replaced by another file while it was being opened";
-      throw new SystemError(Errno.ESTALE, `Cannot open ${path}: ${why}; try again`);
-    }
+    if (same !== undefined && !isSameFile(status, same)) throw replaced(path);
     makeBlocking(fd);
     return { fd, status, isShared: false, notDirect, weakLock: null };
   } catch (error) {

@@ -20,6 +20,7 @@ import {
 import type { LastKnown } from "../../ffi/file_handle.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
+import { lockAhead } from "../files/locks_ahead.ts";
 import { allocatedRun } from "../files/runs.ts";
 import {
   type FileNote,
@@ -113,6 +114,11 @@ export interface DiskFiles {
    * neither a regular file nor a block device.
    */
   open(path: string, options: DiskFileOptions): DiskFile;
+  /**
+   * Takes the lock of a file before it is opened for writing, where that may take time; see `lockAhead` in
+   * `src/files/locks_ahead.ts`. Simulated files have no such locks.
+   */
+  lockAhead?(path: string, options: { readonly direct: boolean }): Promise<() => void> | null;
   /**
    * Opens a file for writing through the page cache, and takes its lock. The queue only syncs it.
    *
@@ -263,6 +269,8 @@ export const osDiskFiles: DiskFiles = {
     const opened = openDescriptor(path, options);
     return new OsDiskFile(path, opened.fd, opened);
   },
+
+  lockAhead: (path, { direct }) => lockAhead(path, { direct }),
 
   openCached(path: string): CachedFile {
     const opened = openToWrite(path);

@@ -1,5 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DriverContext, ImageSpec, Prepared } from "../driver/driver.ts";
+import { fileInName } from "../driver/layers.ts";
+import type { DiskFiles } from "../queue/disk_files.ts";
 import { checkedLayer } from "./chain.ts";
 
 /**
@@ -19,9 +21,43 @@ export class Preparation {
   /**
    * Prepares an image. Calls back at once where nothing takes time.
    *
+   * @param written The image whose file is written; by default the same.
    * @param ready Opens the image, which takes what was prepared by `take`; or null and an error.
    */
   run(
+    leaf: ImageSpec,
+    context: Pick<DriverContext, "scheduler" | "files">,
+    ready: (error: unknown) => void,
+    written = leaf,
+  ): void {
+    const locking = lockLeaf(written, context.files);
+    if (locking === null) return this.#prepare(leaf, context, ready);
+    let isWanted = true;
+    const locked = locking.then(
+      (release) => ({ release, error: null }),
+      (error: unknown) => ({ release: null, error }),
+    );
+    context.scheduler.settle(locked, ({ release, error }) => {
+      if (!isWanted) return release?.();
+      this.#cancel = null;
+      if (error !== null) return ready(error);
+      this.#prepare(leaf, context, (failure) => {
+        try {
+          ready(failure);
+        } finally {
+          // The image has the open file by now, or is not opened.
+          release?.();
+        }
+      });
+    });
+    this.#cancel = () => {
+      isWanted = false;
+      this.#cancel = null;
+      ready(givenUp(leaf));
+    };
+  }
+
+  #prepare(
     leaf: ImageSpec,
     { scheduler, files: { storage } }: Pick<DriverContext, "scheduler" | "files">,
     ready: (error: unknown) => void,
@@ -48,8 +84,7 @@ export class Preparation {
     if (isOver) return;
     this.#cancel = () => {
       stop();
-      const what = `Cannot open ${leaf.type}:${leaf.path} (it was given up)`;
-      end(new SystemError(Errno.ECANCELED, what), null);
+      end(givenUp(leaf), null);
     };
   }
 
@@ -64,4 +99,18 @@ export class Preparation {
   cancel(): void {
     this.#cancel?.();
   }
+}
+
+function givenUp({ type, path }: ImageSpec): SystemError {
+  const what = `Cannot open ${type}:${path} (it was given up)`;
+  return new SystemError(Errno.ECANCELED, what);
+}
+
+/** Takes the lock of the file that an image is written to; null where that takes no time. */
+function lockLeaf(
+  { type, path, readOnly, direct }: ImageSpec,
+  files: DiskFiles,
+): Promise<() => void> | null {
+  const file = readOnly ? null : fileInName(`${type}:${path}`);
+  return file === null ? null : files.lockAhead?.(file.path, { direct }) ?? null;
 }

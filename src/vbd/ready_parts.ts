@@ -67,10 +67,11 @@ export function prepareParts(
   }
   secondary.openLater(name, options, isKept, (error, second) => {
     if (error !== null) return ready(error, NOTHING_READY);
-    preparation.run(parent ?? leaf, context, (failure) => {
+    const prepared = (failure: unknown): void => {
       if (failure !== null) leaveSecond(second);
       ready(failure, { second, parent });
-    });
+    };
+    preparation.run(parent ?? leaf, context, prepared, leaf);
   });
 }
 

@@ -1,0 +1,157 @@
+/**
+ * Locks that are taken by another thread, before the loop opens the file. On NFS the kernel asks the server
+ * for a lock, and for that of version 3 rpc.statd on this host, too; while one of them does not answer, a
+ * lock that need not wait for its holder takes minutes all the same. Other disks go on meanwhile.
+ *
+ * @module
+ */
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import {
+  closeFile,
+  type FileIdentity,
+  type FileStatus,
+  fileStatus,
+  isLockedAside,
+  makeBlocking,
+  O_DIRECT,
+  O_NOCTTY,
+  O_NONBLOCK,
+  O_RDWR,
+  openAside,
+  tryLockAside,
+} from "../../ffi/files.ts";
+import { SharedRoom } from "../../ffi/limited.ts";
+import { duplicate } from "../../ffi/descriptors.ts";
+import { pathStatus } from "../../ffi/paths.ts";
+import { isLockKept } from "./kept_locks.ts";
+import { nfsMountOf } from "./nfs_mount.ts";
+
+/** A lock that fails sooner than that fails as soon when the loop asks for it, which tells why. */
+const SOON_MS = 1_000;
+
+/** The threads that servers which do not answer may keep, of the 32 of the runtime. */
+const room = new SharedRoom({ most: 4, mostOfEach: 2, kept: 1 });
+
+/** A file that has been opened for writing, and its lock. */
+interface LockedAhead {
+  readonly fd: number;
+  readonly isDirect: boolean;
+  /** Why there is no lock, as the end of a sentence about the file; null with one. */
+  readonly weak: string | null;
+}
+
+/** By device and inode. */
+const ready = new Map<string, LockedAhead>();
+
+const NO_LOCK =
+  "without a lock: asking for it takes long, and fails (is rpc.statd running?); nothing keeps other " +
+  "programs from writing to it";
+
+function keyOf({ device, inode }: FileIdentity): string {
+  return `${device}:${inode}`;
+}
+
+/** Whether asking for a lock of a file asks a server. */
+function asksServer({ kind, device }: FileStatus): boolean {
+  const mount = kind === "file" ? nfsMountOf(device) : null;
+  return mount !== null && !mount.isLockedHere;
+}
+
+/**
+ * Opens a file for writing and takes its lock on a thread. Whoever opens it for writing before `release` is
+ * called gets that open file. What goes wrong soon, the open in the loop tells.
+ *
+ * @param options.asks Whether that may take time; by default, whether the file is on NFS.
+ * @returns `release`; null at once when nothing takes time. The promise fails with EBUSY for a lock that
+ * another process has.
+ */
+export function lockAhead(
+  path: string,
+  { direct, asks = asksServer }: { direct: boolean; asks?: (status: FileStatus) => boolean },
+): Promise<() => void> | null {
+  let status: FileStatus;
+  try {
+    status = pathStatus(path);
+  } catch {
+    return null;
+  }
+  if (!asks(status) || isLockKept(status)) return null;
+  return room.run(`${status.device}`, async () => {
+    const locked = await openLocked(path, { status, direct });
+    return locked === null ? () => {} : offer(keyOf(status), locked);
+  });
+}
+
+function offer(key: string, locked: LockedAhead): () => void {
+  const before = ready.get(key);
+  ready.set(key, locked);
+  if (before !== undefined) closeFile(before.fd);
+  return () => {
+    if (ready.get(key) !== locked) return;
+    ready.delete(key);
+    closeFile(locked.fd);
+  };
+}
+
+async function openLocked(
+  path: string,
+  { status, direct }: { status: FileStatus; direct: boolean },
+): Promise<LockedAhead | null> {
+  const flags = O_RDWR | O_NONBLOCK | O_NOCTTY;
+  const fd = await openAside(path, direct ? flags | O_DIRECT : flags);
+  if (fd < 0) return null;
+  try {
+    const found = fileStatus(fd);
+    if (keyOf(found) === keyOf(status) && found.kind === "file") {
+      makeBlocking(fd);
+      const weak = await lockOpen(fd, path);
+      if (weak !== undefined) return { fd, isDirect: direct, weak };
+    }
+  } catch (error) {
+    closeFile(fd);
+    throw error;
+  }
+  closeFile(fd);
+  return null;
+}
+
+/** Why there is no lock; null with one; undefined: the loop finds out, soon. */
+async function lockOpen(fd: number, path: string): Promise<string | null | undefined> {
+  const sinceMs = performance.now();
+  if (await tryLockAside(fd)) return null;
+  if (performance.now() - sinceMs < SOON_MS) return undefined;
+  // The thread does not tell the error. Either another has the lock, or there are none.
+  if (await isLockedAside(fd)) {
+    const what = `Cannot open ${path} for writing: another process has it open for writing`;
+    throw new SystemError(Errno.EBUSY, what);
+  }
+  return await tryLockAside(fd) ? null : NO_LOCK;
+}
+
+/** An open file whose lock was taken before, or could not be taken. */
+export interface OpenedAhead {
+  readonly fd: number;
+  readonly status: FileStatus;
+  readonly weak: string | null;
+}
+
+/** Another descriptor of the open file that is ready for a path; null without one. */
+export function takeAhead(path: string, direct: boolean): OpenedAhead | null {
+  if (ready.size === 0) return null;
+  let key: string;
+  try {
+    key = keyOf(pathStatus(path));
+  } catch {
+    return null;
+  }
+  const found = ready.get(key);
+  if (found === undefined) return null;
+  if (found.isDirect !== direct) {
+    // Its lock would keep the other open file out.
+    ready.delete(key);
+    closeFile(found.fd);
+    return null;
+  }
+  const fd = duplicate(found.fd);
+  return { fd, status: fileStatus(fd), weak: found.weak };
+}

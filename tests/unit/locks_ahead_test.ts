@@ -1,0 +1,145 @@
+/** Locks that a thread takes before the loop opens a file. */
+import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
+import type { ImageSpec } from "../../src/driver/driver.ts";
+import { lockAhead } from "../../src/files/locks_ahead.ts";
+import { osStorage } from "../../src/files/storage.ts";
+import { type DiskFiles, osDiskFiles } from "../../src/queue/disk_files.ts";
+import type { Scheduler } from "../../src/scheduler/scheduler.ts";
+import { Preparation } from "../../src/vbd/preparation.ts";
+import { withTempDir } from "../support/tools.ts";
+
+/** As for a file on NFS, whose lock may take time. */
+async function ahead(path: string, direct = false): Promise<() => void> {
+  const locking = lockAhead(path, { direct, asks: () => true });
+  assert.notEqual(locking, null);
+  return await locking ?? ((): void => {});
+}
+
+function isFree(path: string): boolean {
+  try {
+    osStorage.open(path, "write").close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function withFile(body: (path: string) => Promise<void>): Promise<void> {
+  return withTempDir(async (folder) => {
+    const path = `${folder}/disk`;
+    Deno.writeFileSync(path, new Uint8Array(8192));
+    await body(path);
+  });
+}
+
+Deno.test("a file of this machine is locked when it is opened", () =>
+  withFile((path) => {
+    assert.equal(lockAhead(path, { direct: false }), null);
+    assert.equal(lockAhead(`${path}.none`, { direct: false, asks: () => true }), null);
+    return Promise.resolve();
+  }));
+
+for (const direct of [false, true]) {
+  Deno.test(`the open gets the lock that a thread took, direct: ${direct}`, () =>
+    withFile(async (path) => {
+      const release = await ahead(path, direct);
+      const file = osDiskFiles.open(path, { readOnly: false, direct });
+      release();
+      assert.equal(isFree(path), false, "the file keeps the lock");
+      assert.equal(file.weakLock, null);
+      file.close();
+      assert.ok(isFree(path));
+    }));
+}
+
+Deno.test("a lock that no open took is given back", () =>
+  withFile(async (path) => {
+    const release = await ahead(path);
+    // What opens it for writing here gets that open file.
+    osStorage.open(path, "write").close();
+    release();
+    release();
+    assert.ok(isFree(path));
+    const one = await ahead(path, true);
+    // It is opened otherwise than was thought: it is another open file, with a lock of its own.
+    osDiskFiles.open(path, { readOnly: false, direct: false }).close();
+    one();
+    assert.ok(isFree(path));
+  }));
+
+Deno.test("a file that another one has is EBUSY when it is opened", () =>
+  withFile(async (path) => {
+    const holder = osStorage.open(path, "write");
+    const release = await ahead(path);
+    assert.throws(() => osDiskFiles.open(path, { readOnly: false, direct: false }), {
+      errno: Errno.EBUSY,
+      message: /has it open for writing/,
+    });
+    release();
+    holder.close();
+    assert.ok(isFree(path));
+  }));
+
+/** A preparation whose file's lock takes until the test ends it. */
+class Rig {
+  readonly did: string[] = [];
+  readonly preparation = new Preparation();
+  grant: (release: () => void) => void = () => {};
+  refuse: (error: Error) => void = () => {};
+
+  constructor(spec: Partial<ImageSpec> = {}) {
+    const files = {
+      storage: osStorage,
+      lockAhead: (path: string) => {
+        this.did.push(`locks ${path}`);
+        return new Promise<() => void>((resolve, reject) => {
+          this.grant = resolve;
+          this.refuse = reject;
+        });
+      },
+    } as unknown as DiskFiles;
+    const scheduler = {
+      settle: (work: Promise<unknown>, done: (result: unknown) => void) => void work.then(done),
+    } as unknown as Scheduler;
+    const leaf = { type: "log", path: "aio:/disk", readOnly: false, direct: true, ...spec };
+    this.preparation.run(leaf, { scheduler, files }, (error) => {
+      this.did.push(error === null ? "opens" : `fails: ${(error as Error).message}`);
+    });
+  }
+
+  release = (): void => void this.did.push("releases");
+
+  async turn(): Promise<void> {
+    for (let i = 0; i < 20; i++) await Promise.resolve();
+  }
+}
+
+Deno.test("an image is opened when its file is locked, and other work goes on meanwhile", async () => {
+  const rig = new Rig();
+  await rig.turn();
+  assert.deepEqual([rig.did, rig.preparation.isRunning], [["locks /disk"], true]);
+  rig.grant(rig.release);
+  await rig.turn();
+  assert.deepEqual(rig.did.slice(1), ["opens", "releases"]);
+  assert.equal(rig.preparation.isRunning, false);
+});
+
+Deno.test("a lock that is refused, or given up, opens nothing", async () => {
+  const refused = new Rig();
+  refused.refuse(new Error("busy"));
+  await refused.turn();
+  assert.deepEqual(refused.did.slice(1), ["fails: busy"]);
+  const cancelled = new Rig();
+  cancelled.preparation.cancel();
+  assert.match(cancelled.did[1], /fails: .*given up/);
+  assert.equal(cancelled.preparation.isRunning, false);
+  cancelled.grant(cancelled.release);
+  await cancelled.turn();
+  assert.deepEqual(cancelled.did.slice(2), ["releases"]);
+});
+
+Deno.test("an image that is only read has no lock", () => {
+  assert.deepEqual(new Rig({ readOnly: true }).did, ["opens"]);
+  assert.deepEqual(new Rig({ type: "ram", path: "16" }).did, ["opens"]);
+});
