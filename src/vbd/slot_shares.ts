@@ -191,6 +191,8 @@ export class SlotShares {
     const slot = this.#slots.take();
     assert(slot !== NONE, "A slot is taken only after mayTake");
     this.#clients.take(slot);
+    // Others that keep slots do not take them for each request.
+    if (this.#slots.trace !== null) this.#slots.trace.taken(slot);
     claim.held++;
     claim.isCalled = false;
     return slot;

@@ -46,7 +46,7 @@ export interface RequestOwner {
 
 /** Records what becomes of slots. */
 export interface SlotTrace {
-  /** A slot was taken. */
+  /** A client has taken a slot for its next request. */
   taken(slot: number): void;
   /** A slot was given back. */
   given(slot: number): void;
@@ -76,7 +76,7 @@ const SlotLife = {
  * checked.
  */
 export class SlotTable {
-  /** Records when slots are taken and given back; null while the disk is not traced. */
+  /** Records what becomes of slots; null while the disk is not traced. */
   trace: SlotTrace | null = null;
   readonly kind = new Uint8Array(SLOTS);
   readonly sector = new Float64Array(SLOTS);
@@ -124,7 +124,6 @@ export class SlotTable {
     this.#life[slot] = SlotLife.Taken;
     this.#free = this.#next[slot];
     this.#freeCount--;
-    if (this.trace !== null) this.trace.taken(slot);
     return slot;
   }
 

@@ -181,6 +181,49 @@ Deno.test({
     }),
 });
 
+Deno.test({
+  name: `a trace shows what the server of an image was asked${suffix}`,
+  ignore,
+  fn: () =>
+    withControlBench(async (bench) => {
+      const below = await serve(bench, `aio:${bench.rawImage("disk.raw", DISK_BYTES)}`);
+      await bench.ok(`create -a nbd:unix:${bench.control}/nbd${below.pid}.0`);
+      const pid = Number(/pid=(\d+) minor=1/.exec((await bench.list()).join("\n"))?.[1]);
+      const trace = await Trace.start(bench, `-p ${pid} -m 1`);
+      const uri = `nbd+unix:///?socket=${bench.control}/nbd${pid}.1`;
+      const [job] = await fio(uri, [
+        "rw=randread",
+        "bs=4k",
+        "iodepth=4",
+        "number_ios=100",
+        "size=8M",
+      ]);
+      const json = readChromeTrace(await trace.text());
+      const operations = json.slices.filter(({ cat }) => cat === "operation");
+      assert.deepEqual([job.read.total_ios, operations.length], [100, 100]);
+      const names = namesOf(json, "process_name");
+      for (const { pid, name, args, dur } of operations) {
+        assert.match(names.get(`${pid}`) ?? "", /^1: nbd:unix:/);
+        assert.deepEqual([name, args.sectors, dur > 0], ["read 4 KiB", 8, true]);
+      }
+      await bench.ok(`destroy -p ${pid} -m 1`);
+      await bench.ok(`destroy ${below.device}`);
+    }),
+});
+
+Deno.test("a trace ends when another tapdisk takes the disk over, and the next may follow", () =>
+  withControlBench(async (bench) => {
+    const { device, pid } = await serve(bench, `aio:${bench.rawImage("disk.raw")}`);
+    const trace = await Trace.start(bench, device);
+    const now = Number(await bench.ok(`upgrade -p ${pid}`));
+    const said = `tap-ctl trace: Ended early: process ${now} serves the disk now\n`;
+    assert.deepEqual(await trace.end(), { code: 0, said });
+    readChromeTrace(Deno.readTextFileSync(trace.file));
+    const next = await Trace.start(bench, `-p ${now} -m 0`);
+    readChromeTrace(await next.text());
+    await bench.ok(`destroy -p ${now} -m 0`);
+  }));
+
 Deno.test("a trace ends by itself after its time, and is refused beside another", () =>
   withControlBench(async (bench) => {
     const { device } = await serve(bench, `aio:${bench.rawImage("disk.raw")}`);

@@ -18,30 +18,28 @@ import { NO_LIMITS } from "../../src/vbd/rate_limits.ts";
 import { beginTrace, endTrace, type RequestTrace } from "../../src/vbd/request_trace.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
+import { PlayedUblk } from "../support/played_ublk.ts";
 import { type SimulatedDevice, Simulation, stampedSectors } from "../support/sim.ts";
+import { Op } from "../support/xen/played_guest.ts";
+import { XenRig } from "../support/xen/xen_rig.ts";
 
 const SIZE_BYTES = 16 << 20;
 
 /** A device that is traced. */
-class Traced {
-  readonly simulation = new Simulation({ seed: 1, latencyMs: 5 });
+class Recording {
+  readonly simulation: Simulation;
+  readonly device: SimulatedDevice;
   readonly ring: TraceRing;
   readonly names = new Map<number, string>();
-  readonly device: SimulatedDevice;
-  #trace: RequestTrace;
+  readonly #trace: RequestTrace;
 
-  /** @param image The name of the image; what it needs is made by `make`. */
-  constructor(image: string, make: (simulation: Simulation) => void = () => {}) {
-    make(this.simulation);
-    this.device = this.simulation.open(image);
+  constructor(simulation: Simulation, device: SimulatedDevice) {
+    this.simulation = simulation;
+    this.device = device;
     // The clock of a simulation begins at 0, which stands for no time in the records.
     this.elapse(10);
-    this.ring = new TraceRing(this.simulation.scheduler.lastMs);
-    this.#trace = this.#begin();
-  }
-
-  #begin(): RequestTrace {
-    return beginTrace(this.device.vbd, this.ring, this.simulation.scheduler.lastMs);
+    this.ring = new TraceRing(simulation.scheduler.lastMs);
+    this.#trace = beginTrace(device.vbd, this.ring, simulation.scheduler.lastMs);
   }
 
   elapse(forMs: number): void {
@@ -83,6 +81,13 @@ class Traced {
   }
 }
 
+/** Opens an image, of which `make` makes what it needs, and traces it. */
+function traceOf(image: string, make: (simulation: Simulation) => void): Recording {
+  const simulation = new Simulation({ seed: 1, latencyMs: 5 });
+  make(simulation);
+  return new Recording(simulation, simulation.open(image));
+}
+
 function makeRaw({ disk }: Simulation, path: string, sizeBytes = SIZE_BYTES): void {
   const file = disk.open(path, "create");
   file.truncate(sizeBytes);
@@ -105,7 +110,7 @@ function stagesOf(request: TracedRequest): string[] {
 }
 
 Deno.test("a trace shows for each read from which image of the chain it came", () => {
-  const traced = new Traced("vhd:/child.vhd", (simulation) => {
+  const traced = traceOf("vhd:/child.vhd", (simulation) => {
     createDynamic("/base.vhd", { storage: simulation.disk, sizeBytes: SIZE_BYTES });
     const base = simulation.open("vhd:/base.vhd");
     base.write(0, stampedSectors(0, 16, 7));
@@ -134,7 +139,7 @@ Deno.test("a trace shows for each read from which image of the chain it came", (
 });
 
 Deno.test("a trace shows what a request waits for", () => {
-  const traced = new Traced("aio:/disk", (simulation) => {
+  const traced = traceOf("aio:/disk", (simulation) => {
     makeRaw(simulation, "/disk");
   });
   const { device, simulation } = traced;
@@ -174,7 +179,7 @@ Deno.test("a trace shows what a request waits for", () => {
 });
 
 Deno.test("a trace shows the parts of a long request, and requests that have not ended", () => {
-  const traced = new Traced("aio:/disk", (simulation) => {
+  const traced = traceOf("aio:/disk", (simulation) => {
     makeRaw(simulation, "/disk", 4 * 1024 ** 3);
   });
   const { device, simulation } = traced;
@@ -196,7 +201,7 @@ Deno.test("a trace shows the parts of a long request, and requests that have not
 });
 
 Deno.test("operations of one disk are not in the trace of another", () => {
-  const traced = new Traced("aio:/disk", (simulation) => {
+  const traced = traceOf("aio:/disk", (simulation) => {
     makeRaw(simulation, "/disk");
     makeRaw(simulation, "/other");
   });
@@ -214,4 +219,49 @@ Deno.test("operations of one disk are not in the trace of another", () => {
   ]);
   other.close();
   traced.close();
+});
+
+Deno.test("requests of a block device, which keeps its slots, begin when they come", () => {
+  const traced = traceOf("aio:/disk", (simulation) => makeRaw(simulation, "/disk"));
+  const kernel = new PlayedUblk(traced.device);
+  traced.elapse(500);
+  for (let round = 0; round < 3; round++) {
+    kernel.write(64 * round, stampedSectors(64 * round, 8, 5));
+    kernel.read(64 * round, 8);
+    kernel.settle();
+    traced.elapse(100);
+  }
+  const { requests } = traced.take();
+  assert.deepEqual(requests.map(({ kind, count }) => [kind, count]).sort(), [
+    ...[TracedKind.Read, TracedKind.Read, TracedKind.Read].map((kind) => [kind, 8]),
+    ...[TracedKind.Write, TracedKind.Write, TracedKind.Write].map((kind) => [kind, 8]),
+  ]);
+  for (const request of requests) {
+    assert.deepEqual(stagesOf(request), ["at the image"]);
+    assert.ok(request.endMs - request.startMs <= 50, "the time before it came is not of it");
+    assert.deepEqual(request.operations.map(({ sector }) => sector), [request.sector]);
+  }
+  kernel.stop();
+  kernel.close();
+  traced.close();
+});
+
+Deno.test("requests of a guest's ring are traced", () => {
+  const rig = new XenRig({ latencyMs: 5 });
+  const disk = rig.disk(16384);
+  const guest = rig.guest(disk);
+  const traced = new Recording(rig.simulation, disk.device);
+  const segments = Array.from({ length: 4 }, (_, i) => [guest.reference(8 + i), 0, 7] as const);
+  guest.add({ operation: Op.Write, id: 1n, sector: 64, segments });
+  guest.add({ operation: Op.Flush, id: 2n, sector: 0, segments: [] });
+  guest.push();
+  rig.responses(guest, 2);
+  const { requests } = traced.take();
+  assert.deepEqual(requests.map(({ kind, sector, count }) => [kind, sector, count]).sort(), [
+    [TracedKind.Write, 64, 32],
+    [TracedKind.Flush, 0, 0],
+  ]);
+  traced.end();
+  traced.ring.release();
+  rig.close();
 });
