@@ -222,7 +222,9 @@ function hungFindings({ images, requests: { disk, room } }: ToldFacts): Finding[
     found.push({
       kind: "hung",
       says:
-        `The disk of ${file ?? name} does not answer: it has ${pending} operations, and ${last}. ` +
+        `The disk of ${file ?? name} does not answer: it has ${pending} ${
+          pending === 1 ? "operation" : "operations"
+        }, and ${last}. ` +
         `The oldest request has waited ${timeText(disk.longestMs)}.`,
       advice: "See the kernel's log (dmesg), the mount (NFS with hard waits for its server) and " +
         "multipath. tap-ctl close -f does not wait for servers, but it does for the kernel.",
@@ -310,7 +312,7 @@ function slowFindings({ images, requests: { disk } }: ToldFacts): Finding[] {
     const rest = others.length === 0
       ? ""
       : `, those of the other layers ${timeText(Math.max(...others))} at most`;
-    const which = index === 0 ? "" : `, layer ${index + 1} of ${images.length}`;
+    const which = index === 0 ? "" : `, layer ${index + 1} of ${images.length},`;
     return [{
       kind: "slow",
       says: `Operations of ${image.name}${which} took ${timeText(meanMs)} of late${rest}.`,
@@ -350,7 +352,8 @@ export function healthFinding(before: ToldFacts, after: ToldFacts, passedMs: num
     if (requests <= 0) return [];
     const meanUs = Math.max(0, (b.mean * b.requests - a.mean * a.requests) / requests);
     const rate = (requests * 1000 / passedMs).toFixed(0);
-    return [`${rate} ${kind}s a second, ${timeText(meanUs / 1000)} each`];
+    const name = kind === "flush" ? "flushes" : `${kind}s`;
+    return [`${rate} ${name} a second, ${timeText(meanUs / 1000)} each`];
   });
   const { disk } = after.requests;
   if (done.length === 0 && disk.requests === 0) {
