@@ -35,19 +35,10 @@ const libc = /* @__PURE__ */ openLibcLater({
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
   // int flock(int fd, int operation)
   flock: { parameters: ["i32", "i32"], result: "i32" },
-  // int flock(int fd, int operation), by another thread; its errno is lost
-  flockAside: { name: "flock", parameters: ["i32", "i32"], result: "i32", nonblocking: true },
   // int fcntl(int fd, int op, int arg), for the operations whose argument is an int
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int fcntl(int fd, int op, struct flock *lock)
   fcntlLock: { name: "fcntl", parameters: ["i32", "i32", "buffer"], result: "i32" },
-  // int fcntl(int fd, int op, struct flock *lock), by another thread; its errno is lost
-  fcntlLockAside: {
-    name: "fcntl",
-    parameters: ["i32", "i32", "buffer"],
-    result: "i32",
-    nonblocking: true,
-  },
   // int fstatfs(int fd, struct statfs *buf)
   fstatfs: { parameters: ["i32", "buffer"], result: "i32" },
   // int ioctl(int fd, unsigned long request, void *argp)
@@ -349,23 +340,6 @@ export function tryLockExclusive(fd: number): boolean {
   const errno = lastErrno();
   if (errno === Errno.EAGAIN) return false;
   throw new SystemError(errno, "Cannot lock the file");
-}
-
-/** Takes the exclusive flock(2) of an open file by another thread; false when that cannot be done now. */
-export async function tryLockAside(fd: number): Promise<boolean> {
-  return await libc.flockAside(fd, LOCK_EX | LOCK_NB) === 0;
-}
-
-/**
- * Whether another open file has a lock of a file, as far as its server knows: on NFS an flock(2) is there a
- * lock of all bytes. Asks by another thread; false where nobody tells.
- */
-export async function isLockedAside(fd: number): Promise<boolean> {
-  const lock = new Uint8Array(FLOCK_BYTES);
-  const view = new DataView(lock.buffer);
-  view.setInt16(0, F_WRLCK, true);
-  if (await libc.fcntlLockAside(fd, F_OFD_GETLK, lock) !== 0) return false;
-  return view.getInt16(0, true) !== F_UNLCK;
 }
 
 /**

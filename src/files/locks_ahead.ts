@@ -11,16 +11,15 @@ import {
   type FileIdentity,
   type FileStatus,
   fileStatus,
-  isLockedAside,
   makeBlocking,
   O_DIRECT,
   O_NOCTTY,
   O_NONBLOCK,
   O_RDWR,
   openAside,
-  tryLockAside,
 } from "../../ffi/files.ts";
 import { SharedRoom } from "../../ffi/limited.ts";
+import { isLockedAside, tryLockAside } from "../../ffi/locks_aside.ts";
 import { duplicate } from "../../ffi/descriptors.ts";
 import { pathStatus } from "../../ffi/paths.ts";
 import { isLockKept } from "./kept_locks.ts";

@@ -459,9 +459,8 @@ export class Device {
   }
 
   /**
-   * Opens the image of a paused device again, or another that is no smaller, and releases its
-   * requests. Users that come from now on see the new size. Throws `SystemError`: EINVAL when the
-   * device is not paused.
+   * Opens the image of a paused device again, or another that is no smaller, and releases its requests. Users
+   * that come from now on see the new size. Throws `SystemError`: EINVAL when the device is not paused.
    *
    * @returns A function that cancels the open while an image on a server is being opened.
    */
