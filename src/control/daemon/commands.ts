@@ -15,7 +15,11 @@ import { decodeOpen, decodeResume } from "../protocol/open_request.ts";
 import { decodePauseTimeoutMs } from "../protocol/pause.ts";
 import { decodeServe, decodeUnserve, encodeServeReply } from "../protocol/serve.ts";
 import { decodeSnapshot, encodeSnapshotReply } from "../protocol/snapshot.ts";
-import { encodeStatisticsHead, formatStatistics } from "../protocol/statistics.ts";
+import {
+  encodeRequestsHead,
+  encodeStatisticsHead,
+  formatStatistics,
+} from "../protocol/statistics.ts";
 import { decodeWriteLogRequest, encodeWriteLogHead } from "../protocol/write_log.ts";
 import { decodeTakeOver, decodeUpgrade, encodeUpgradeReply } from "../protocol/upgrade.ts";
 import type { Upgrades } from "../handover/upgrades.ts";
@@ -110,6 +114,13 @@ function statisticsCommand(devices: Devices): Command {
       });
     },
   };
+}
+
+/** What SIGUSR1 logs of a disk: its state, and each open request, the oldest first. */
+function requestsReply(devices: Devices, minor: number): Uint8Array<ArrayBuffer> {
+  const lines = devices.find(minor, "get the requests of").report();
+  const text = new TextEncoder().encode(JSON.stringify(lines));
+  return concat([encodeRequestsHead(minor, text.length), text]);
 }
 
 function writeLogReply(
@@ -313,6 +324,7 @@ function questions(devices: Devices): [type: number, command: Command][] {
       ),
     ],
     [MessageType.STATS, statisticsCommand(devices)],
+    [MessageType.REQUESTS, question((_request, minor) => requestsReply(devices, minor))],
     [MessageType.LIMIT, question((request, minor) => limitReply(devices, request, minor))],
     [MessageType.WRITE_LOG, question((request, minor) => writeLogReply(devices, request, minor))],
     [

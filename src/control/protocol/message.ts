@@ -44,6 +44,8 @@
  * | serve      | serve.ts        | u32 length @8; so many bytes of JSON follow; the answer:       |
  * |            |                 | path[256] with addresses and port @12                          |
  * | unserve    | serve.ts        | as serve; the answer has no fields                             |
+ * | requests   | statistics.ts   | none; the answer is as that to statistics: a JSON list of the  |
+ * |            |                 | state of the disk and its open requests, a text each           |
  * | reserve    | -               | none, and none in the answer: a place for a disk in a process  |
  * |            |                 | that several callers of `tap-ctl spawn` share                  |
  * | trace      | trace.ts        | none; the answer: u32 bytes of a record @8, f64 time by the    |
@@ -118,6 +120,8 @@ export const MessageType = {
   TRACE_RSP: 0x261,
   EXPLAIN: 0x262,
   EXPLAIN_RSP: 0x263,
+  REQUESTS: 0x270,
+  REQUESTS_RSP: 0x271,
 } as const;
 
 const namesByType = new Map<number, string>(

@@ -7,7 +7,14 @@ export function encodeStatisticsHead(cookie: number, lengthBytes: number): Uint8
   return message;
 }
 
-/** The length in bytes of the text behind the head of the answer to `stats`. */
+/** The head of the answer to `requests`; the text follows it. */
+export function encodeRequestsHead(cookie: number, lengthBytes: number): Uint8Array<ArrayBuffer> {
+  const [message, view] = startMessage(MessageType.REQUESTS_RSP, cookie);
+  view.setBigUint64(16, BigInt(lengthBytes), true);
+  return message;
+}
+
+/** The length in bytes of the text behind the head of the answer to `stats` or `requests`. */
 export function decodeStatisticsLength(message: Uint8Array): number {
   return Number(viewOf(message).getBigUint64(16, true));
 }
