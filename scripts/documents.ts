@@ -12,6 +12,8 @@ import { tapdiskCommand } from "../src/cli/tapdisk/main.ts";
 import { manualPage, overviewPage, programCompletion } from "../src/cli/subcommands/documents.ts";
 import { ratedCompletion, ratedPage } from "../src/cli/td_rated/documents.ts";
 import { tapbackCompletion, tapbackPage } from "../src/cli/tapback/documents.ts";
+import { blktapCompletion } from "../src/cli/blktap_completion.ts";
+import { webOptions, webPage } from "../src/cli/web/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
 import { imageToolPage } from "../src/cli/image_tools/documents.ts";
 import { IMAGE_TOOLS } from "../src/cli/image_tools/main.ts";
@@ -27,7 +29,9 @@ async function main(): Promise<void> {
     "man/man8/tap-ctl.8": tapCtlPage(tapCtl),
     "man/man8/tapdisk.8": tapdiskPage(tapdiskCommand()),
     "man/man8/tapback.8": tapbackPage(),
+    "man/man8/blktap-web.8": webPage(),
     "man/man1/td-rated.1": ratedPage(),
+    [`${completions}/blktap`]: blktapCompletion({ web: webOptions() }),
     [`${completions}/td-rated`]: ratedCompletion(),
     [`${completions}/tapback`]: tapbackCompletion(),
     [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),

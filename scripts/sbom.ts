@@ -113,12 +113,19 @@ function cachedManifest(npmCache: string, file: string): string {
   throw new Error(`The cache of npm packages has no ${file}`);
 }
 
+/** What the program imports, and what the script of its page does. */
+const ENTRIES = ["src/main.ts", "src/web/client/main.ts"];
+
 function npmComponents(): Component[] {
-  const graph: ModuleGraph = JSON.parse(run(Deno.execPath(), "info", "--json", "src/main.ts"));
+  const graphs = ENTRIES.map((entry): ModuleGraph =>
+    JSON.parse(run(Deno.execPath(), "info", "--json", entry))
+  );
   const { npmCache } = JSON.parse(run(Deno.execPath(), "info", "--json"));
   const locked = readJson(`${ROOT}deno.lock`).npm as Record<string, { integrity: string }>;
-  return importedPackages(graph).map((id) => {
-    const { name, version } = graph.npmPackages[id];
+  const packages = graphs.flatMap((graph) =>
+    importedPackages(graph).map((id) => ({ id, ...graph.npmPackages[id] }))
+  );
+  return packages.map(({ id, name, version }) => {
     const { license } = readJson(cachedManifest(npmCache, `${name}/${version}/package.json`));
     const content = Buffer.from(locked[id].integrity.replace(/^sha512-/, ""), "base64")
       .toString("hex");

@@ -46,6 +46,8 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/tapback/main.ts")).tapbackMain(args);
     case "td-util":
       return await (await import("./cli/td_util/main.ts")).tdUtilMain(args);
+    case "web":
+      return await (await import("./cli/web/main.ts")).webMain(args);
     case "img2qcow":
     case "qcow2raw":
     case "qcow-create":

@@ -14,7 +14,7 @@ export const DAEMON_ARGUMENT = "daemon-child";
 const READY = "ready";
 
 /** The command line that starts a command of this program. */
-function ownCommand(name: string): { program: string; first: string[] } {
+export function ownCommand(name: string): { program: string; first: string[] } {
   const program = Deno.execPath();
   if (Deno.build.standalone) return { program, first: [name] };
   const main = decodeURIComponent(new URL("../main.ts", import.meta.url).pathname);

@@ -6,7 +6,7 @@
 
 import config from "../../deno.json" with { type: "json" };
 import { Errno } from "../../ffi/errno.ts";
-import { type Call, COMMAND_NAMES } from "./dispatch.ts";
+import { type Call, COMMAND_NAMES, OWN_NAMES } from "./dispatch.ts";
 import { printErrorLine, printErrorText, printLine, printText } from "./print.ts";
 
 const HELP = `Usage: blktap COMMAND [ARGUMENT…]
@@ -24,6 +24,9 @@ Commands (a link to blktap that has the name of a command runs that command):
   cbt-util   make, read and change logs of changed blocks
   td-rated   share a rate of writing between disks
   tapback    connect Xen guests to the disks of tapdisks
+
+Commands without a link of their own:
+  web        show the disks of this machine in a browser
 
 'blktap COMMAND --help' describes a command.`;
 
@@ -45,7 +48,8 @@ export function blktapMain(call: Exclude<Call, { kind: "command" }>): number {
       return Errno.EINVAL;
     case "unknown":
       printErrorLine(
-        `blktap: Unknown command '${call.name}'; the commands are ${COMMAND_NAMES.join(", ")}`,
+        `blktap: Unknown command '${call.name}'; the commands are ` +
+          [...COMMAND_NAMES, ...OWN_NAMES].join(", "),
       );
       return Errno.EINVAL;
   }

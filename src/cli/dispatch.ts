@@ -24,8 +24,11 @@ export const COMMAND_NAMES = [
   "tapdisk-stream",
 ] as const;
 
-/** One of {@linkcode COMMAND_NAMES}. */
-export type CommandName = typeof COMMAND_NAMES[number];
+/** Commands that have no link of their own: `blktap NAME`. */
+export const OWN_NAMES = ["web"] as const;
+
+/** One of {@linkcode COMMAND_NAMES} or {@linkcode OWN_NAMES}. */
+export type CommandName = typeof COMMAND_NAMES[number] | typeof OWN_NAMES[number];
 
 /** The meaning of a call. */
 export type Call =
@@ -48,7 +51,7 @@ export type Call =
  * @param args The arguments after it.
  */
 export function chooseCall(argv0: string, args: readonly string[]): Call {
-  const calledBy = commandNamed(argv0.slice(argv0.lastIndexOf("/") + 1));
+  const calledBy = commandIn(COMMAND_NAMES, argv0.slice(argv0.lastIndexOf("/") + 1));
   if (calledBy !== undefined) {
     return { kind: "command", name: calledBy, args: [...args] };
   }
@@ -65,7 +68,7 @@ export function chooseCall(argv0: string, args: readonly string[]): Call {
     case "--version":
       return { kind: "version" };
   }
-  const name = commandNamed(first);
+  const name = commandIn([...COMMAND_NAMES, ...OWN_NAMES], first);
   return name === undefined
     ? { kind: "unknown", name: first }
     : { kind: "command", name, args: rest };
@@ -79,6 +82,6 @@ export function calledName(cmdline: Uint8Array): string {
   return new TextDecoder().decode(end === -1 ? cmdline : cmdline.subarray(0, end));
 }
 
-function commandNamed(name: string): CommandName | undefined {
-  return COMMAND_NAMES.find((known) => known === name);
+function commandIn(names: readonly CommandName[], name: string): CommandName | undefined {
+  return names.find((known) => known === name);
 }

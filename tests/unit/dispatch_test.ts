@@ -24,6 +24,12 @@ Deno.test("dispatch: under any other name the first argument is the command", ()
   }
 });
 
+Deno.test("dispatch: some commands have no link, whose name would say too little", () => {
+  const call = { kind: "command", name: "web", args: ["--help"] };
+  assert.deepEqual(chooseCall("blktap", ["web", "--help"]), call);
+  assert.deepEqual(chooseCall("/bin/web", ["list"]), { kind: "unknown", name: "list" });
+});
+
 Deno.test("dispatch: only the last part of a path is a name", () => {
   assert.deepEqual(chooseCall("/opt/tapdisk/blktap", []), { kind: "missing" });
   assert.deepEqual(chooseCall("blktap", ["./vhd-util"]), { kind: "unknown", name: "./vhd-util" });

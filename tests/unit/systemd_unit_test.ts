@@ -4,6 +4,7 @@ import { needs, run } from "../support/tools.ts";
 
 const UNIT = new URL("../../packaging/blktap.service", import.meta.url).pathname;
 const TAPBACK_UNIT = new URL("../../packaging/tapback.service", import.meta.url).pathname;
+const WEB_UNIT = new URL("../../packaging/blktap-web.service", import.meta.url).pathname;
 /** The limit, out of 10; a higher value is "exposed" or worse. */
 const MOST_EXPOSURE = 5;
 /** tapback has no use for disks and networks. */
@@ -22,11 +23,15 @@ Deno.test({
   name: `systemd takes the unit to be confined${tools.suffix}`,
   ignore: !await canAnalyze(),
   async fn() {
-    const limits = [[UNIT, MOST_EXPOSURE], [TAPBACK_UNIT, MOST_TAPBACK_EXPOSURE]] as const;
+    const limits = [
+      [UNIT, MOST_EXPOSURE],
+      [TAPBACK_UNIT, MOST_TAPBACK_EXPOSURE],
+      [WEB_UNIT, MOST_EXPOSURE],
+    ] as const;
     for (const [unit, most] of limits) {
       const args = ["security", "--offline=true", "--no-pager", unit];
       const { stdout } = await run("systemd-analyze", args);
-      const exposure = Number(/exposure level for \w+\.service: (\d+\.\d)/.exec(stdout)?.[1]);
+      const exposure = Number(/exposure level for [\w-]+\.service: (\d+\.\d)/.exec(stdout)?.[1]);
       assert.ok(exposure < most, stdout);
     }
   },

@@ -30,7 +30,7 @@ export function tapdiskCommand(): ProgramCall {
   return pathExists(link) ? { program: link, args: [] } : { program, args: ["tapdisk"] };
 }
 
-async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string> {
+async function firstLine(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<string> {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {

@@ -60,7 +60,7 @@ async function endOf(child: Deno.ChildProcess): Promise<string> {
   return words === "" ? how : words.replace(/^tapdisk: /, "");
 }
 
-async function lastWords(stream: ReadableStream<Uint8Array>): Promise<string> {
+async function lastWords(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<string> {
   let text = "";
   for await (const part of stream.pipeThrough(new TextDecoderStream())) {
     if (text.length < MOST_TEXT_BYTES) text += part;
