@@ -14,23 +14,18 @@ interface Signature {
 /** Calls by the names of their symbols. */
 type Calls = Record<string, (...args: never[]) => unknown>;
 
-/** Makes the source text of the check of an argument from the name of its variable. */
-type Condition = (argument: string) => string;
-
-const isWhole = (least: number, end: number): Condition => (argument) =>
-  `Math.floor(${argument}) === ${argument} && ${argument} >= ${least} && ${argument} < ${end}`;
-
 /**
  * 32-bit types are converted, so that `-0` arrives as 0; a number that the conversion changes
  * otherwise is refused. 64-bit types are checked and passed on unconverted: the runtime takes `-0`
  * for 0 there, and a conversion could allocate.
  */
 const CONVERSIONS: Readonly<Record<string, string>> = { i32: "| 0", u32: ">>> 0" };
-const CONDITIONS: Readonly<Record<string, Condition>> = {
-  i64: isWhole(-(2 ** 63), 2 ** 63),
-  isize: isWhole(-(2 ** 63), 2 ** 63),
-  u64: isWhole(0, 2 ** 64),
-  usize: isWhole(0, 2 ** 64),
+/** The least number of a 64-bit type, and the one after its largest. */
+const RANGES: Readonly<Record<string, readonly [number, number]>> = {
+  i64: [-(2 ** 63), 2 ** 63],
+  isize: [-(2 ** 63), 2 ** 63],
+  u64: [0, 2 ** 64],
+  usize: [0, 2 ** 64],
 };
 
 /** Types that are not numbers; the runtime checks them. */
@@ -39,6 +34,12 @@ const REFERENCES = new Set<unknown>(["buffer", "pointer"]);
 /** Throws for an argument that is not a number of its parameter's type. */
 function refuse(name: string, parameter: number, type: string, value: unknown): never {
   throw new RangeError(`Cannot call ${name}: its parameter ${parameter} (${type}) is ${value}`);
+}
+
+function rangeOf(name: string, type: unknown): readonly [number, number] {
+  const range = RANGES[String(type)];
+  if (range === undefined) throw new TypeError(`Cannot check the type ${type} of ${name}`);
+  return range;
 }
 
 function argument(name: string, index: number, type: unknown): string {
@@ -50,9 +51,10 @@ function argument(name: string, index: number, type: unknown): string {
     const converted = `${variable} ${conversion}`;
     return `(${converted}) === ${variable} ? ${converted} : ${refusal}`;
   }
-  const condition = CONDITIONS[String(type)];
-  if (condition === undefined) throw new TypeError(`Cannot check the type ${type} of ${name}`);
-  return `${condition(variable)} ? ${variable} : ${refusal}`;
+  const [least, end] = rangeOf(name, type);
+  const fits =
+    `Math.floor(${variable}) === ${variable} && ${variable} >= ${least} && ${variable} < ${end}`;
+  return `${fits} ? ${variable} : ${refusal}`;
 }
 
 function checkedSource(name: string, { parameters }: Signature): string {
@@ -79,4 +81,30 @@ export function checkedCalls<Raw extends Calls>(
   const checked = names.map((name) => checkedSource(name, signatures[name])).join(",\n");
   const source = `"use strict";\n${taken}\nreturn {\n${checked}\n};`;
   return new Function("raw", "refuse", source)(raw, refuse) as Raw;
+}
+
+type Check = (value: never) => unknown;
+
+/** What `argument` has as source text. */
+function checkOf(name: string, index: number, type: unknown): Check {
+  if (REFERENCES.has(type)) return (value) => value;
+  const refused = (value: unknown): never => refuse(name, index + 1, String(type), value);
+  if (type === "i32") return (value) => (value | 0) === value ? value | 0 : refused(value);
+  if (type === "u32") return (value) => (value >>> 0) === value ? value >>> 0 : refused(value);
+  const [least, end] = rangeOf(name, type);
+  return (value) =>
+    Math.floor(value) === value && value >= least && value < end ? value : refused(value);
+}
+
+/**
+ * As `checkedCalls` for one function, without code that is made for it: ready in a tenth of the time, and
+ * slower at each call.
+ */
+export function checkedCall(
+  name: string,
+  { parameters }: Signature,
+  raw: (...args: never[]) => unknown,
+): (...args: never[]) => unknown {
+  const checks = parameters.map((type, index) => checkOf(name, index, type));
+  return (...args) => raw(...checks.map((check, index) => check(args[index]) as never));
 }

@@ -8,7 +8,7 @@
  * @module
  */
 
-import { checkedCalls } from "./checked_calls.ts";
+import { checkedCall, checkedCalls } from "./checked_calls.ts";
 import { encodeName } from "./names.ts";
 
 /**
@@ -50,9 +50,10 @@ export function openLibc<const Symbols extends Deno.ForeignLibraryInterface>(
 }
 
 /**
- * Finds each function of libc when it is called first, and has no direct call compiled for it: that takes the
- * runtime a fifth of a millisecond, ten times as much as the rest, and a short-lived program calls most
- * functions once. Not for calls of the data path: those that {@linkcode openLibc} opens are faster.
+ * Finds each function of libc when it is called first, and has no code made for it, neither for a direct call
+ * nor for the checks: that takes the runtime half a millisecond, ten times as much as the rest, and a
+ * short-lived program calls most functions once. Not for calls of the data path: those that
+ * {@linkcode openLibc} opens are faster.
  */
 export function openLibcLater<const Symbols extends Deno.ForeignLibraryInterface>(
   symbols: Symbols,
@@ -60,7 +61,7 @@ export function openLibcLater<const Symbols extends Deno.ForeignLibraryInterface
   // From sources all are opened at once: in tests, the runtime takes one that a test opens for a leak.
   if (!Deno.build.standalone) return openLibc(symbols);
   const later = Object.entries(symbols).map(([name, symbol]) => {
-    let call: ((...args: never[]) => unknown) | undefined;
+    let call: AnyCall | undefined;
     return [name, (...args: never[]): unknown => {
       call ??= findCall(name, symbol);
       return call(...args);
@@ -78,49 +79,17 @@ function findCall(name: string, symbol: Deno.ForeignLibraryInterface[string]): A
   if ("parameters" in symbol && symbol.nonblocking !== true && !WIDE_RESULTS.has(symbol.result)) {
     const { parameters, result } = symbol;
     const address = addressInLibc(symbol.name ?? name);
-    if (address !== null) {
-      const found = new Deno.UnsafeFnPointer(address as Deno.PointerObject<Deno.ForeignFunction>, {
-        parameters,
-        result,
-      });
-      const raw = { [name]: found.call.bind(found) as AnyCall };
-      return checkedCalls({ [name]: symbol }, raw)[name];
-    }
+    const found = new Deno.UnsafeFnPointer(address, { parameters, result });
+    return checkedCall(name, symbol, found.call.bind(found) as AnyCall);
   }
   return (openLibc({ [name]: symbol }) as Record<string, AnyCall>)[name];
 }
 
-/** Flags of dlopen (dlfcn.h): libc is loaded already. */
-const RTLD_LAZY = 1;
-const RTLD_NOLOAD = 4;
-
-const loader = {
-  // void *dlsym(void *handle, const char *symbol)
-  dlsym: { parameters: ["pointer", "buffer"], result: "pointer" },
-  // void *dlopen(const char *filename, int flags)
-  dlopen: { parameters: ["buffer", "i32"], result: "pointer" },
-} as const;
-
-let libcSymbol: ((name: string) => Deno.PointerValue) | undefined;
-
-/** The address of a function of libc; null where it cannot be found this way. */
-function addressInLibc(name: string): Deno.PointerValue {
-  libcSymbol ??= openSymbols();
-  return libcSymbol(name);
-}
-
-function openSymbols(): (name: string) => Deno.PointerValue {
-  try {
-    const { dlsym } = Deno.dlopen("libc.so.6", { dlsym: loader.dlsym }).symbols;
-    const open = dlsym(null, cString("dlopen")) as Deno.PointerObject<typeof loader.dlopen> | null;
-    if (open === null) return () => null;
-    const handle = new Deno.UnsafeFnPointer(open, loader.dlopen)
-      .call(cString("libc.so.6"), RTLD_LAZY | RTLD_NOLOAD);
-    return handle === null ? () => null : (name) => dlsym(handle, cString(name));
-  } catch {
-    // Before glibc 2.34, dlsym was in another library.
-    return () => null;
-  }
+/** The address of a function of libc. Throws for a missing one. */
+function addressInLibc(name: string): Deno.PointerObject<Deno.ForeignFunction> {
+  // Of a variable the runtime returns the address, and makes no code as it does for a function.
+  const { symbols } = Deno.dlopen("libc.so.6", { [name]: { type: "pointer" } });
+  return symbols[name] as Deno.PointerObject<Deno.ForeignFunction>;
 }
 
 /** The address of a pointer, as a number; 0 for null. Addresses fit in 53 bits. */

@@ -39,6 +39,10 @@ const libc = /* @__PURE__ */ openLibcLater({
   socketpair: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int close(int fd)
   close: { parameters: ["i32"], result: "i32" },
+  // ssize_t recv(int sockfd, void *buf, size_t len, int flags); lengths stay below 2 GiB
+  recv: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
+  // ssize_t send(int sockfd, const void *buf, size_t len, int flags)
+  send: { parameters: ["i32", "usize", "usize", "i32"], result: "i32" },
 });
 
 const data = /* @__PURE__ */ openLibc({
@@ -358,6 +362,18 @@ export function receiveAt(fd: number, address: number, lengthBytes: number): num
 /** Sends from memory without waiting. Returns the bytes that the send buffer took, or -errno. */
 export function sendAt(fd: number, address: number, lengthBytes: number): number {
   const put = data.send(fd, address, lengthBytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return put >= 0 ? put : -lastErrno();
+}
+
+/** As `receiveAt`, for programs that seldom receive: see `openLibcLater`. */
+export function receiveSeldom(fd: number, address: number, lengthBytes: number): number {
+  const got = libc.recv(fd, address, lengthBytes, MSG_DONTWAIT);
+  return got >= 0 ? got : -lastErrno();
+}
+
+/** As `sendAt`, for programs that seldom send. */
+export function sendSeldom(fd: number, address: number, lengthBytes: number): number {
+  const put = libc.send(fd, address, lengthBytes, MSG_DONTWAIT | MSG_NOSIGNAL);
   return put >= 0 ? put : -lastErrno();
 }
 

@@ -1,25 +1,27 @@
 /** Numbers that are passed to C: a number that does not fit its type throws before the call. */
 import assert from "node:assert/strict";
 import { blktapIoctl, blktapMinorOf } from "../../ffi/blktap.ts";
-import { checkedCalls } from "../../ffi/checked_calls.ts";
+import { checkedCall, checkedCalls } from "../../ffi/checked_calls.ts";
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import { closeFile, O_RDWR, openFile, readAt, seekData, writeAt } from "../../ffi/files.ts";
 import { openLibc } from "../../ffi/libc.ts";
 import { equalMemory, zeroMemory } from "../../ffi/memory.ts";
 import { POLLIN, waitForDescriptor } from "../../ffi/poll.ts";
 import { isAlive } from "../../ffi/process.ts";
-import { receiveAt, sendAt } from "../../ffi/sockets.ts";
+import { receiveAt, receiveSeldom, sendAt, sendSeldom } from "../../ffi/sockets.ts";
 import { ownerOfSocket } from "../../src/control/client/stale_sockets.ts";
 import { numberOfNode } from "../../src/frontend/ublk/node.ts";
 
 const TYPES = ["i32", "u32", "i64", "u64", "isize", "usize"] as const;
 type Type = typeof TYPES[number];
 
-/** Passes a number through a C function that returns its argument. */
-function passed(type: Type, value: number): number {
-  const calls = { echo: (got: number) => got };
-  return checkedCalls({ echo: { parameters: [type] } }, calls).echo(value);
-}
+type Taking = (...args: unknown[]) => unknown;
+
+/** A function with the checks of its parameters' types: as it is on the data path, and as it is elsewhere. */
+const KINDS: Record<string, (parameters: string[], raw: Taking) => Taking> = {
+  compiled: (parameters, raw) => checkedCalls({ echo: { parameters } }, { echo: raw }).echo,
+  "called once": (parameters, raw) => checkedCall("echo", { parameters }, raw) as Taking,
+};
 
 const RANGES: Record<Type, readonly [number, number]> = {
   i32: [-(2 ** 31), 2 ** 31 - 1],
@@ -30,40 +32,44 @@ const RANGES: Record<Type, readonly [number, number]> = {
   usize: [0, 2 ** 64 - 2048],
 };
 
-for (const type of TYPES) {
-  Deno.test(`a number for ${type} arrives as it is`, () => {
-    const [least, most] = RANGES[type];
-    for (const value of [least, 0, 1, 1000, most]) assert.equal(passed(type, value), value);
-    assert.ok(passed(type, -0) === 0);
+for (const [kind, checked] of Object.entries(KINDS)) {
+  /** Passes a number through a C function that returns its argument. */
+  const passed = (type: Type, value: number) => checked([type], (got) => got)(value);
+
+  for (const type of TYPES) {
+    Deno.test(`a number for ${type} arrives as it is, ${kind}`, () => {
+      const [least, most] = RANGES[type];
+      for (const value of [least, 0, 1, 1000, most]) assert.equal(passed(type, value), value);
+      assert.ok(passed(type, -0) === 0);
+    });
+
+    Deno.test(`what is no number for ${type} is not passed, ${kind}`, () => {
+      const [least, most] = RANGES[type];
+      const outside = [least - Math.max(1, -least / 2 ** 50), most + Math.max(1, most / 2 ** 50)];
+      for (const value of [0.5, -0.5, 1e-300, NaN, Infinity, -Infinity, ...outside]) {
+        const expected = { name: "RangeError", message: new RegExp(`echo.*parameter 1.*${type}`) };
+        assert.throws(() => passed(type, value), expected, `${value}`);
+      }
+    });
+  }
+
+  Deno.test(`32 bits arrive without a sign of zero, which the runtime refuses, ${kind}`, () => {
+    assert.ok(Object.is(passed("i32", -0), 0));
+    assert.ok(Object.is(passed("u32", -0), 0));
   });
 
-  Deno.test(`what is no number for ${type} is not passed`, () => {
-    const [least, most] = RANGES[type];
-    const outside = [least - Math.max(1, -least / 2 ** 50), most + Math.max(1, most / 2 ** 50)];
-    for (const value of [0.5, -0.5, 1e-300, NaN, Infinity, -Infinity, ...outside]) {
-      const expected = { name: "RangeError", message: new RegExp(`echo.*parameter 1.*${type}`) };
-      assert.throws(() => passed(type, value), expected, `${value}`);
-    }
+  Deno.test(`pointers and buffers go on as they are, and every parameter is looked at, ${kind}`, () => {
+    const bytes = new Uint8Array(4);
+    const take = checked(["i32", "buffer", "usize", "pointer"], (...args) => args);
+    assert.deepEqual(take(-1, bytes, 7, null), [-1, bytes, 7, null]);
+    assert.throws(() => take(-1, bytes, 7.5, null), /parameter 3 \(usize\) is 7\.5/);
+    assert.throws(() => take(-1, bytes), /parameter 3 \(usize\) is undefined/);
+  });
+
+  Deno.test(`a type that nobody can check is refused before a call, ${kind}`, () => {
+    assert.throws(() => checked(["f64"], Math.sin as Taking), /f64/);
   });
 }
-
-Deno.test("32 bits arrive without a sign of zero, which the runtime refuses", () => {
-  assert.ok(Object.is(passed("i32", -0), 0));
-  assert.ok(Object.is(passed("u32", -0), 0));
-});
-
-Deno.test("pointers and buffers go on as they are, and every parameter is looked at", () => {
-  const bytes = new Uint8Array(4);
-  const calls = { take: (...args: unknown[]) => args };
-  const parameters = ["i32", "buffer", "usize", "pointer"];
-  const { take } = checkedCalls({ take: { parameters } }, calls);
-  assert.deepEqual(take(-1, bytes, 7, null), [-1, bytes, 7, null]);
-  assert.throws(() => take(-1, bytes, 7.5, null), /parameter 3 \(usize\) is 7\.5/);
-});
-
-Deno.test("a type that nobody can check is refused when the library is opened", () => {
-  assert.throws(() => checkedCalls({ sin: { parameters: ["f64"] } }, { sin: Math.sin }), /f64/);
-});
 
 // A library stays open until the process ends.
 const sanitizeResources = false;
@@ -101,6 +107,8 @@ Deno.test("an address or a length that was computed wrongly reaches no memory", 
     assert.throws(() => equalMemory(0, 0, wrong), RangeError);
     assert.throws(() => sendAt(-1, 0, wrong), RangeError);
     assert.throws(() => receiveAt(-1, wrong, 0), RangeError);
+    assert.throws(() => sendSeldom(-1, 0, wrong), RangeError);
+    assert.throws(() => receiveSeldom(-1, wrong, 0), RangeError);
   }
 });
 

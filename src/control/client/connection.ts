@@ -3,7 +3,7 @@ import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { POLLIN, POLLOUT, waitForDescriptor } from "../../../ffi/poll.ts";
 import type { Secret } from "../../../ffi/secret.ts";
-import { receiveAt, sendAt, unixConnect } from "../../../ffi/sockets.ts";
+import { receiveSeldom, sendSeldom, unixConnect } from "../../../ffi/sockets.ts";
 import { decodeResponse } from "../protocol/answers.ts";
 import { MESSAGE_BYTES, messageName, MessageType, messageType } from "../protocol/message.ts";
 import { controlSocketPath, requireOwnFolder } from "../paths.ts";
@@ -73,7 +73,7 @@ export class Connection {
   #sendFrom(address: number, lengthBytes: number): void {
     for (let done = 0; done < lengthBytes;) {
       this.#wait(POLLOUT);
-      const put = sendAt(this.#fd, address + done, lengthBytes - done);
+      const put = sendSeldom(this.#fd, address + done, lengthBytes - done);
       if (put >= 0) done += put;
       else if (put !== -Errno.EAGAIN && put !== -Errno.EINTR) {
         throw new SystemError(-put, `Cannot send to tapdisk ${this.#pid}`);
@@ -86,7 +86,7 @@ export class Connection {
     const bytes = new Uint8Array(lengthBytes);
     for (let done = 0; done < lengthBytes;) {
       this.#wait(POLLIN);
-      const got = receiveAt(this.#fd, addressOf(bytes) + done, lengthBytes - done);
+      const got = receiveSeldom(this.#fd, addressOf(bytes) + done, lengthBytes - done);
       if (got > 0) done += got;
       else if (got === 0) {
         const what = `Cannot get an answer from tapdisk ${this.#pid} (it closed the connection)`;

@@ -8,13 +8,16 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import { addressOf } from "../../../ffi/libc.ts";
 import { POLLIN, waitForDescriptors } from "../../../ffi/poll.ts";
-import { receiveAt, sendAt, unixConnectAtOnce } from "../../../ffi/sockets.ts";
+import { receiveSeldom, sendSeldom, unixConnectAtOnce } from "../../../ffi/sockets.ts";
 import { controlSocketPath } from "../paths.ts";
 import { MESSAGE_BYTES } from "../protocol/message.ts";
 import { checkAnswer, noAnswer, traceMessage } from "./connection.ts";
 
 /** After how long to connect again to a tapdisk whose backlog of connections is full. */
 const CONNECT_AGAIN_MS = 20;
+
+/** How many messages are received at once: a tapdisk has an answer for each of its disks. */
+const MESSAGES_AT_ONCE = 8;
 
 /** A question to one tapdisk. */
 export interface Question<Answer> {
@@ -47,13 +50,15 @@ class Pending<Answer> {
   outcome: Outcome<Answer> | null = null;
   /** -1 while there is no connection. */
   fd = -1;
-  /** What is received: a message, or the text behind it. */
-  #input = new Uint8Array(MESSAGE_BYTES);
+  /** What is received: messages, or a message and then the text behind it. */
+  #input: Uint8Array<ArrayBuffer>;
   #received = 0;
   #isText = false;
 
   constructor(question: AnyQuestion<Answer>) {
     this.question = question;
+    const messages = "take" in question ? MESSAGES_AT_ONCE : 1;
+    this.#input = new Uint8Array(messages * MESSAGE_BYTES);
   }
 
   /** Connects and sends the request, unless the backlog of the tapdisk is full. */
@@ -63,7 +68,7 @@ class Pending<Answer> {
       this.fd = unixConnectAtOnce(controlSocketPath(pid));
       traceMessage("sending", request);
       // The buffer of a new socket is much larger than one request.
-      const sent = sendAt(this.fd, addressOf(request), request.length);
+      const sent = sendSeldom(this.fd, addressOf(request), request.length);
       if (sent < 0) throw new SystemError(-sent, `Cannot send to tapdisk ${pid}`);
     } catch (error) {
       if (error instanceof SystemError && error.errno === Errno.EAGAIN && this.fd < 0) return;
@@ -82,25 +87,45 @@ class Pending<Answer> {
   }
 
   #receive(): Answer | null {
-    const { pid, response: type, what } = this.question;
+    const { what } = this.question;
     const input = this.#input;
     const into = addressOf(input) + this.#received;
-    const got = receiveAt(this.fd, into, input.length - this.#received);
+    const got = receiveSeldom(this.fd, into, input.length - this.#received);
     if (got === -Errno.EAGAIN || got === -Errno.EINTR) return null;
     if (got <= 0) {
       throw new SystemError(got === 0 ? Errno.EPROTO : -got, `${what} (it closed the connection)`);
     }
     this.#received += got;
+    if ("take" in this.question) return this.#takeMessages(this.question);
     if (this.#received < input.length) return null;
     this.#received = 0;
     if (this.#isText) return this.#takeText();
-    traceMessage("received", input);
-    checkAnswer(input, { pid, type, what });
-    if ("take" in this.question) return this.question.take(input);
+    this.#check(input);
     const lengthBytes = this.question.length(input);
     this.#input = new Uint8Array(lengthBytes);
     this.#isText = true;
     return lengthBytes === 0 ? this.#takeText() : null;
+  }
+
+  /** Takes what has arrived in whole; returns the answer when its last message is there. */
+  #takeMessages({ take }: Question<Answer>): Answer | null {
+    const input = this.#input;
+    let taken = 0;
+    for (; taken + MESSAGE_BYTES <= this.#received; taken += MESSAGE_BYTES) {
+      const message = input.subarray(taken, taken + MESSAGE_BYTES);
+      this.#check(message);
+      const answer = take(message);
+      if (answer !== null) return answer;
+    }
+    input.copyWithin(0, taken, this.#received);
+    this.#received -= taken;
+    return null;
+  }
+
+  #check(message: Uint8Array): void {
+    const { pid, response: type, what } = this.question;
+    traceMessage("received", message);
+    checkAnswer(message, { pid, type, what });
   }
 
   #takeText(): Answer | null {
