@@ -20,7 +20,7 @@ import type { ServedExport } from "../../frontend/nbd/ports.ts";
 import type { DeviceAddress } from "./client.ts";
 import { brokenAnswer } from "./connection.ts";
 import { deviceStatistics } from "./questions.ts";
-import { askAll, type Question } from "./survey.ts";
+import { askAll, type Outcome, type Question } from "./survey.ts";
 
 /** How long all tapdisks together may take to answer. */
 export const ANSWER_TIMEOUT_MS = 3_000;
@@ -71,7 +71,11 @@ const NOTHING: InventoryEntry = {
   exports: null,
 };
 
-function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): InventoryEntry {
+function deviceEntry(
+  pid: number,
+  { minor, state, path: args }: ListEntry,
+  folder: Folder,
+): InventoryEntry {
   const entry = { ...NOTHING, pid, minor, state };
   const colon = args.indexOf(":");
   if (colon < 0) return entry;
@@ -81,7 +85,8 @@ function deviceEntry(pid: number, { minor, state, path: args }: ListEntry): Inve
     type: args.slice(0, colon),
     path: args.slice(colon + 1),
     args,
-    nbd: pathExists(nbd) ? nbd : null,
+    // The socket may have been made after the names were read.
+    nbd: folder.serves(pid, minor) || pathExists(nbd) ? nbd : null,
   };
 }
 
@@ -198,8 +203,8 @@ class Folder implements ControlFolder {
   /** The minors that are allocated. */
   readonly minors: readonly number[];
   #holders: Map<number, number> | null = null;
-  /** The NBD sockets: which process serves which minor. */
-  readonly #serving: { readonly pid: number; readonly minor: number }[] = [];
+  /** The NBD sockets: which processes serve which minor. */
+  readonly #serving = new Map<number, number[]>();
 
   constructor() {
     const sockets: SocketName[] = [];
@@ -207,7 +212,9 @@ class Folder implements ControlFolder {
       const pid = numberAfter(name, "ctl");
       if (pid !== undefined) sockets.push({ name, pid });
       const served = /^nbd(\d+)\.(\d+)$/.exec(name);
-      if (served !== null) this.#serving.push({ pid: +served[1], minor: +served[2] });
+      if (served === null) continue;
+      const [, by, minor] = served.map(Number);
+      this.#serving.set(minor, [...this.#serving.get(minor) ?? [], by]);
     }
     this.pids = singleNames(sockets).map(({ pid }) => pid).sort((a, b) => a - b);
     this.minors = listMinors();
@@ -216,7 +223,7 @@ class Folder implements ControlFolder {
   /** The minors that a tapdisk has, as far as sockets and locks show. */
   minorsOf(pid: number): number[] {
     const found = new Set<number>();
-    for (const served of this.#serving) if (served.pid === pid) found.add(served.minor);
+    for (const minor of this.#serving.keys()) if (this.serves(pid, minor)) found.add(minor);
     // Read when it is needed: the table of locks is one of the whole machine.
     this.#holders ??= minorHolders(this.minors) ?? new Map();
     for (const [minor, holder] of this.#holders) if (holder === pid) found.add(minor);
@@ -231,11 +238,12 @@ class Folder implements ControlFolder {
     const isTapdisk = holder === undefined || this.pids.includes(holder);
     const unclear = holders === null || holder === UNKNOWN_HOLDER || !isTapdisk;
     if (unclear && this.minors.includes(minor)) return this.pids;
-    return this.pids.filter((pid) => pid === holder || this.#serves(pid, minor));
+    return this.pids.filter((pid) => pid === holder || this.serves(pid, minor));
   }
 
-  #serves(pid: number, minor: number): boolean {
-    return this.#serving.some((served) => served.pid === pid && served.minor === minor);
+  /** Whether a process has an NBD socket for a minor. */
+  serves(pid: number, minor: number): boolean {
+    return this.#serving.get(minor)?.includes(pid) ?? false;
   }
 }
 
@@ -249,25 +257,47 @@ export function listTapdisks(): readonly number[] {
   return new Folder().pids;
 }
 
-/** The entries of one tapdisk: one when it has no device, none when it does not exist. */
-function entriesOf(
-  pid: number,
-  outcome: { answer: ListEntry[] } | { error: Error },
-  folder: Folder,
-): InventoryEntry[] {
-  if ("answer" in outcome) {
-    const devices = outcome.answer.sort((a, b) => a.minor - b.minor);
-    return devices.length === 0
-      ? [{ ...NOTHING, pid }]
-      : devices.map((device) => deviceEntry(pid, device));
+/** Asks tapdisks, each of them once, and the folder about those that do not answer. */
+class Survey {
+  readonly folder = new Folder();
+  readonly #outcomes = new Map<number, Outcome<ListEntry[]>>();
+  readonly #minor: number | undefined;
+
+  /** @param minor The only one that is wanted. */
+  constructor(minor: number | undefined) {
+    this.#minor = minor;
   }
-  if (!isSilence(outcome.error)) return [];
-  const silent = { ...NOTHING, pid, silent: true as const };
-  const minors = folder.minorsOf(pid);
-  return minors.length === 0 ? [silent] : minors.map((minor) => {
-    const nbd = nbdSocketPath(pid, minor);
-    return { ...silent, minor, nbd: pathExists(nbd) ? nbd : null };
-  });
+
+  wants(minor: number | null): boolean {
+    return this.#minor === undefined || minor === this.#minor;
+  }
+
+  /** The entries of these tapdisks. */
+  ask(pids: readonly number[]): InventoryEntry[] {
+    const asked = pids.filter((pid) => !this.#outcomes.has(pid));
+    askAll(asked.map(listQuestion), ANSWER_TIMEOUT_MS)
+      .forEach((outcome, index) => this.#outcomes.set(asked[index], outcome));
+    return pids.flatMap((pid) => this.#entriesOf(pid));
+  }
+
+  /** The entries of one tapdisk: one when it has no device, none when it does not exist. */
+  #entriesOf(pid: number): InventoryEntry[] {
+    const outcome = this.#outcomes.get(pid);
+    if (outcome === undefined) return [];
+    if ("answer" in outcome) {
+      const devices = outcome.answer.sort((a, b) => a.minor - b.minor);
+      return devices.length === 0 ? [{ ...NOTHING, pid }] : devices
+        .filter(({ minor }) => this.wants(minor))
+        .map((device) => deviceEntry(pid, device, this.folder));
+    }
+    if (!isSilence(outcome.error)) return [];
+    const silent = { ...NOTHING, pid, silent: true as const };
+    const minors = this.folder.minorsOf(pid);
+    return minors.length === 0 ? [silent] : minors.map((minor) => {
+      const nbd = nbdSocketPath(pid, minor);
+      return { ...silent, minor, nbd: pathExists(nbd) ? nbd : null };
+    });
+  }
 }
 
 /** Whether the error is that of a tapdisk that exists and does not answer. */
@@ -282,15 +312,26 @@ function isSilence(error: Error): boolean {
  * `silent`. Throws `SystemError` when the folders cannot be read.
  */
 export function inventory({ pid, minor }: InventoryFilter = {}): InventoryEntry[] {
-  const folder = new Folder();
-  const possible = minor === undefined ? folder.pids : folder.candidates(minor);
-  const asked = pid === undefined ? possible : possible.filter((each) => each === pid);
-  const outcomes = askAll(asked.map(listQuestion), ANSWER_TIMEOUT_MS);
-  const entries = asked.flatMap((each, index) => entriesOf(each, outcomes[index], folder));
+  const survey = new Survey(minor);
+  const { folder } = survey;
+  const these = (pids: readonly number[]): readonly number[] =>
+    pid === undefined ? pids : pids.filter((each) => each === pid);
+  let asked = folder.pids;
+  if (minor !== undefined) {
+    // The socket of a disk tells which tapdisk has it. To read the table of locks, the kernel waits for
+    // all processors, which takes some 10 ms.
+    const serving = survey.ask(these(folder.pids.filter((each) => folder.serves(each, minor))));
+    const found = serving.filter((entry) => entry.minor === minor && !entry.silent);
+    if (found.length > 0) return found;
+    asked = folder.candidates(minor);
+  }
+  const entries = survey.ask(these(asked));
   const taken = new Set(entries.map((entry) => entry.minor));
   const unused = pid === undefined ? folder.minors.filter((each) => !taken.has(each)) : [];
-  return [...entries, ...unused.map(orphan)]
-    .filter((entry) => minor === undefined || entry.minor === minor || mayHave(entry));
+  return [
+    ...entries.filter((entry) => survey.wants(entry.minor) || mayHave(entry)),
+    ...unused.filter((each) => survey.wants(each)).map(orphan),
+  ];
 }
 
 /** Whether an entry is a silent tapdisk of which no minor is known: it may have any. */

@@ -1,4 +1,5 @@
 import { systemError } from "../../../ffi/errno.ts";
+import { pathExists } from "../../../ffi/paths.ts";
 import { minorPath, minorRecordPath } from "../paths.ts";
 import { type DeviceChoice, type OpenRequest, parseOpenRequest } from "../protocol/open_request.ts";
 
@@ -57,6 +58,8 @@ function writeWhole(path: string, text: string): void {
 }
 
 function removeIfThere(path: string): void {
+  // There is seldom one, and an error of the runtime takes half a millisecond.
+  if (!pathExists(path, { link: true })) return;
   try {
     Deno.removeSync(path);
   } catch (error) {
@@ -92,10 +95,12 @@ export function readMinorRecord(minor: number): MinorRecord | null {
 
 /** The record in a file; null when there is none, or a part of one. */
 function recordIn(path: string): MinorRecord | null {
+  if (!pathExists(path)) return null;
   try {
-    return parseMinorRecord(JSON.parse(Deno.readTextFileSync(path)));
-  } catch {
+    const text = Deno.readTextFileSync(path);
     // The file of a minor without a block device or a ring is empty.
+    return text === "" ? null : parseMinorRecord(JSON.parse(text));
+  } catch {
     return null;
   }
 }
