@@ -127,7 +127,7 @@ export class Connection {
    * @returns Bytes; 0 when there are none now, -1 at the end of the connection.
    */
   receiveSome(buffer: Uint8Array<ArrayBuffer>, at: number, lengthBytes: number): number {
-    const got = receiveAt(this.#fd, addressOf(buffer) + at, lengthBytes);
+    const got = receiveSeldom(this.#fd, addressOf(buffer) + at, lengthBytes);
     if (got > 0) return got;
     return got === -Errno.EAGAIN || got === -Errno.EINTR ? 0 : -1;
   }
