@@ -352,26 +352,6 @@ export function areByteLocksAdvice(fd: number): boolean {
   return !SMB_TYPES.includes(new DataView(status.buffer).getUint32(0, true));
 }
 
-/**
- * Bytes that an ordinary user may still use of the filesystem that a file is on.
- *
- * @throws {SystemError}
- */
-export function freeBytes(path: string): number {
-  const fd = openFile(path, O_PATH);
-  try {
-    // struct statfs: long f_bsize @8, u64 f_bavail @32.
-    const status = new Uint8Array(STATFS_BYTES);
-    if (libc.fstatfs(fd, status) !== 0) {
-      throw new SystemError(lastErrno(), `Cannot look at ${path}`);
-    }
-    const view = new DataView(status.buffer);
-    return Number(view.getBigInt64(8, true) * view.getBigUint64(32, true));
-  } finally {
-    closeFile(fd);
-  }
-}
-
 function rangeLock(type: number, byte: number): Uint8Array<ArrayBuffer> {
   const lock = new Uint8Array(FLOCK_BYTES);
   const view = new DataView(lock.buffer);

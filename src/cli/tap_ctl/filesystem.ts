@@ -1,4 +1,4 @@
-import { freeBytes } from "../../../ffi/files.ts";
+import { freeBytes } from "../../../ffi/free_bytes.ts";
 
 /** The room of the filesystem that a file is on. */
 export interface Room {

@@ -1,4 +1,4 @@
-import { type Done, Errno } from "../../../ffi/errno.ts";
+import { type Done, Errno, SystemError } from "../../../ffi/errno.ts";
 import type { Secret } from "../../../ffi/secret.ts";
 import { DiskKey } from "../../vhd/key.ts";
 import { type Actor, actorAt } from "./actor.ts";
@@ -128,7 +128,11 @@ function writeLogReply(
   request: Uint8Array,
   minor: number,
 ): Uint8Array<ArrayBuffer> {
-  const log = devices.find(minor, "get the log of").writeLog;
+  const log = devices.find(minor, "get the log of").parts.vbd.writeLog;
+  if (log === undefined) {
+    const hint = "its image is not named log:TYPE:PATH";
+    throw new SystemError(Errno.EINVAL, `Cannot get a log of minor ${minor} (${hint})`);
+  }
   const pages = log.pages();
   if (decodeWriteLogRequest(request)) log.clear();
   const head = { sectors: log.sectors, lengthBytes: pages.length };

@@ -1,6 +1,5 @@
 import { type Done, type DoneWith, Errno, messageOf, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
-import type { WriteLog } from "../../driver/log.ts";
 import { type GuestDevice, type GuestRing, nameOfGuest } from "../../frontend/xenblkif/guest.ts";
 import type { Log } from "../../log/log.ts";
 import { ownedBy } from "../../scheduler/scheduler.ts";
@@ -149,14 +148,6 @@ export class Device {
   get remaining(): RemainingDevice {
     const { node, outlives } = this.#access;
     return { minor: this.minor, name: this.name, node, outlives };
-  }
-
-  /** The changed sectors. Throws `SystemError`: EINVAL without a log. */
-  get writeLog(): WriteLog {
-    const log = this.#vbd.writeLog;
-    if (log !== undefined) return log;
-    const hint = "its image is not named log:TYPE:PATH";
-    throw new SystemError(Errno.EINVAL, `Cannot get a log of minor ${this.minor} (${hint})`);
   }
 
   /** A line on the state of the device, and one on each of its requests. */
