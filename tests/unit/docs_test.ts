@@ -7,7 +7,8 @@ const DOCUMENTS = [
   "README.md",
   "SECURITY.md",
   ...["CONTRIBUTING.md"].filter(exists),
-  ...[...Deno.readDirSync(`${ROOT}docs`)].map(({ name }) => `docs/${name}`),
+  ...[...Deno.readDirSync(`${ROOT}docs`)].filter(({ isFile }) => isFile)
+    .map(({ name }) => `docs/${name}`),
 ];
 
 function exists(path: string): boolean {

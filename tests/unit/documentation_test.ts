@@ -39,7 +39,8 @@ Deno.test("docs/images.md lists the commands that have --parent-root", async () 
 Deno.test("the README is short, and documents name files that exist", () => {
   const readme = Deno.readTextFileSync(`${ROOT}README.md`);
   assert.ok(readme.split("\n").length <= 250);
-  const documents = Array.from(Deno.readDirSync(`${ROOT}docs`), ({ name }) => `docs/${name}`);
+  const documents = [...Deno.readDirSync(`${ROOT}docs`)].filter(({ isFile }) => isFile)
+    .map(({ name }) => `docs/${name}`);
   const named = ["README.md", ...documents].flatMap((document) => {
     const text = Deno.readTextFileSync(`${ROOT}${document}`);
     const folder = document.slice(0, document.lastIndexOf("/") + 1);
