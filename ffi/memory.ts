@@ -199,10 +199,8 @@ export class Arena {
   readonly sector: number;
   /** Length, bytes: a multiple of PAGE_BYTES. */
   readonly sizeBytes: number;
-  /** The memory as bytes. */
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  /** The memory as fields of any width. */
-  readonly view: DataView<ArrayBuffer>;
+  #bytes: Uint8Array<ArrayBuffer> | null = null;
+  #view: DataView<ArrayBuffer> | null = null;
   #isReleased = false;
 
   /**
@@ -213,9 +211,19 @@ export class Arena {
     this.sizeBytes = Math.max(1, Math.ceil(sizeBytes / PAGE_BYTES)) * PAGE_BYTES;
     this.address = takeFromRegion(this.sizeBytes);
     this.sector = memorySectorOf(this.address);
-    const buffer = viewOf(this.address, this.sizeBytes);
-    this.bytes = new Uint8Array(buffer);
-    this.view = new DataView(buffer);
+  }
+
+  /**
+   * The memory as bytes. Each new view of a large memory makes the garbage collector run, so there is none
+   * of what only the kernel reads and writes.
+   */
+  get bytes(): Uint8Array<ArrayBuffer> {
+    return this.#bytes ??= new Uint8Array(viewOf(this.address, this.sizeBytes));
+  }
+
+  /** The memory as fields of any width. */
+  get view(): DataView<ArrayBuffer> {
+    return this.#view ??= new DataView(viewOf(this.address, this.sizeBytes));
   }
 
   /** A pointer into the memory. It is an object: make it once for calls of the data path. */
