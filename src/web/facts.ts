@@ -8,7 +8,7 @@ const KEPT_MS = 30_000;
 const MOST_KEPT = 64;
 /** How long a page waits for an answer before it is shown without it. */
 const PATIENCE_MS = 1_500;
-const CHAIN_TIMEOUT_MS = 15_000;
+const CHAIN_TIMEOUT_MS = 30_000;
 const MAP_TIMEOUT_MS = 60_000;
 const SCAN_TIMEOUT_MS = 120_000;
 /** A snapshot waits for the requests in flight at most this long, and then is not made. */
