@@ -15,6 +15,14 @@ const MOST_HISTORIES = 1000;
 /** Events that are kept. */
 const MOST_EVENTS = 200;
 
+/** How often samples are taken. */
+export interface MonitorTimes {
+  /** While somebody looks. */
+  readonly watchedMs?: number;
+  /** While nobody does. */
+  readonly unwatchedMs?: number;
+}
+
 /** Is told of each new sample. */
 export type Listener = () => void;
 
@@ -24,6 +32,8 @@ export type Listener = () => void;
  */
 export class Monitor {
   readonly #take: () => Promise<HostSample>;
+  readonly #watchedMs: number;
+  readonly #unwatchedMs: number;
   readonly #listeners = new Set<Listener>();
   readonly #histories = new Map<string, History>();
   readonly #events: DiskEvent[] = [];
@@ -39,8 +49,13 @@ export class Monitor {
   readonly history = new History();
 
   /** @param take Samples all disks; may fail. */
-  constructor(take: () => Promise<HostSample>) {
+  constructor(
+    take: () => Promise<HostSample>,
+    { watchedMs = WATCHED_MS, unwatchedMs = UNWATCHED_MS }: MonitorTimes = {},
+  ) {
     this.#take = take;
+    this.#watchedMs = watchedMs;
+    this.#unwatchedMs = unwatchedMs;
   }
 
   /** Samples once, so that the first page has figures, and goes on by itself. */
@@ -94,7 +109,7 @@ export class Monitor {
   #schedule(): void {
     clearTimeout(this.#timer);
     if (this.#isClosed) return;
-    const everyMs = this.#listeners.size > 0 ? WATCHED_MS : UNWATCHED_MS;
+    const everyMs = this.#listeners.size > 0 ? this.#watchedMs : this.#unwatchedMs;
     const dueMs = this.#beganMs + everyMs - performance.now();
     this.#timer = setTimeout(() => this.#turn(), Math.max(dueMs, 0));
   }
