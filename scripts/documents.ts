@@ -14,6 +14,7 @@ import { ratedCompletion, ratedPage } from "../src/cli/td_rated/documents.ts";
 import { tapbackCompletion, tapbackPage } from "../src/cli/tapback/documents.ts";
 import { blktapCompletion } from "../src/cli/blktap_completion.ts";
 import { webOptions, webPage } from "../src/cli/web/documents.ts";
+import { exporterOptions, exporterPage } from "../src/cli/exporter/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
 import { imageToolPage } from "../src/cli/image_tools/documents.ts";
 import { IMAGE_TOOLS } from "../src/cli/image_tools/main.ts";
@@ -30,8 +31,12 @@ async function main(): Promise<void> {
     "man/man8/tapdisk.8": tapdiskPage(tapdiskCommand()),
     "man/man8/tapback.8": tapbackPage(),
     "man/man8/blktap-web.8": webPage(),
+    "man/man8/blktap-exporter.8": exporterPage(),
     "man/man1/td-rated.1": ratedPage(),
-    [`${completions}/blktap`]: blktapCompletion({ web: webOptions() }),
+    [`${completions}/blktap`]: blktapCompletion({
+      web: webOptions(),
+      exporter: exporterOptions(),
+    }),
     [`${completions}/td-rated`]: ratedCompletion(),
     [`${completions}/tapback`]: tapbackCompletion(),
     [`${completions}/tap-ctl`]: tapCtlCompletion(tapCtl),

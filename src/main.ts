@@ -44,6 +44,8 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/td_rated/main.ts")).tdRatedMain(args);
     case "tapback":
       return await (await import("./cli/tapback/main.ts")).tapbackMain(args);
+    case "exporter":
+      return await (await import("./cli/exporter/main.ts")).exporterMain(args);
     case "td-util":
       return await (await import("./cli/td_util/main.ts")).tdUtilMain(args);
     case "web":

@@ -250,6 +250,25 @@ async function upgraded(bench: OptionBench, folder: string): Promise<void> {
   await bench.ok(`destroy -p ${now} -m 0`);
 }
 
+/** The table of disks, in each order and with each filter. */
+async function shownInTables(bench: OptionBench, folder: string): Promise<void> {
+  await bench.ok(`create -a vhd:${folder}/a.vhd`);
+  await bench.ok(`create -a ram:4`);
+  const pids = [await pidOf(bench, 0), await pidOf(bench, 1)];
+  const minors = async (options: string): Promise<number[]> => {
+    const { disks } = JSON.parse(await bench.ok(`top --json --interval 0.1 --count 1 ${options}`));
+    return disks.map(({ minor }: { minor: number }) => minor);
+  };
+  assert.deepEqual(await minors("--sort minor"), [0, 1]);
+  assert.deepEqual(await minors("--sort image --reverse"), [0, 1]);
+  assert.deepEqual(await minors("--sort image"), [1, 0]);
+  assert.deepEqual(await minors("--filter ram"), [1]);
+  assert.deepEqual(await minors(`--pid ${pids[1]}`), [1]);
+  assert.deepEqual(await minors("--minor 0"), [0]);
+  assert.match(await bench.ok("metrics"), /^blktap_disk_info\{minor="1",.*type="ram"/m);
+  for (const minor of [0, 1]) await bench.ok(`destroy -p ${pids[minor]} -m ${minor}`);
+}
+
 async function restored(bench: OptionBench, folder: string): Promise<void> {
   Deno.writeTextFileSync(`${folder}/list`, `one vhd:${folder}/a.vhd device=none\n`);
   assert.match(await bench.ok(`restore --file ${folder}/list`), /^one: /);
@@ -311,6 +330,7 @@ Deno.test({
       await servedOverTcp(bench, control.folder);
       await lookedAt(bench, control.folder);
       await upgraded(bench, control.folder);
+      await shownInTables(bench, control.folder);
       await restored(bench, control.folder);
       await runsElsewhere(bench, control.folder);
       await withParentOutside(bench, control.folder);

@@ -99,7 +99,7 @@ test("every command has help", async (bench) => {
   assert.deepEqual(
     commands,
     ("list allocate free create destroy recover upgrade spawn attach detach open close serve unserve restore pause " +
-      "unpause snapshot resize limit stats explain trace log major check").split(" "),
+      "unpause snapshot resize limit stats explain trace top metrics log major check").split(" "),
   );
   assert.equal(await bench.ok("help"), help);
   for (const command of commands) {

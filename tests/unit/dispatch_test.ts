@@ -25,9 +25,11 @@ Deno.test("dispatch: under any other name the first argument is the command", ()
 });
 
 Deno.test("dispatch: some commands have no link, whose name would say too little", () => {
-  const call = { kind: "command", name: "web", args: ["--help"] };
-  assert.deepEqual(chooseCall("blktap", ["web", "--help"]), call);
-  assert.deepEqual(chooseCall("/bin/web", ["list"]), { kind: "unknown", name: "list" });
+  for (const name of ["web", "exporter"] as const) {
+    const call = { kind: "command", name, args: ["--help"] };
+    assert.deepEqual(chooseCall("blktap", [name, "--help"]), call);
+    assert.deepEqual(chooseCall(`/bin/${name}`, ["list"]), { kind: "unknown", name: "list" });
+  }
 });
 
 Deno.test("dispatch: only the last part of a path is a name", () => {

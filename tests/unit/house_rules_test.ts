@@ -98,6 +98,8 @@ const MAIN_FILES: Readonly<Record<string, string>> = {
   "src/cli/td_rated": "main.ts",
   "src/cli/tapback": "main.ts",
   "src/cli/web": "main.ts",
+  "src/cli/exporter": "main.ts",
+  "src/cli/top": "text.ts",
   "src/cli/subcommands": "program.ts",
   "src/cli/quick": "quick.ts",
   "src/testing": "simulated_disk.ts",

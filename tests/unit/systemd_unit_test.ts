@@ -5,6 +5,7 @@ import { needs, run } from "../support/tools.ts";
 const UNIT = new URL("../../packaging/blktap.service", import.meta.url).pathname;
 const TAPBACK_UNIT = new URL("../../packaging/tapback.service", import.meta.url).pathname;
 const WEB_UNIT = new URL("../../packaging/blktap-web.service", import.meta.url).pathname;
+const EXPORTER_UNIT = new URL("../../packaging/blktap-exporter.service", import.meta.url).pathname;
 /** The limit, out of 10; a higher value is "exposed" or worse. */
 const MOST_EXPOSURE = 5;
 /** tapback has no use for disks and networks. */
@@ -27,6 +28,7 @@ Deno.test({
       [UNIT, MOST_EXPOSURE],
       [TAPBACK_UNIT, MOST_TAPBACK_EXPOSURE],
       [WEB_UNIT, MOST_EXPOSURE],
+      [EXPORTER_UNIT, MOST_EXPOSURE],
     ] as const;
     for (const [unit, most] of limits) {
       const args = ["security", "--offline=true", "--no-pager", unit];

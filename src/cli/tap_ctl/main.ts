@@ -104,6 +104,14 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
     summary: "Record what becomes of each request of a device, for Perfetto or as text",
     load: async () => (await import("./trace.ts")).defineTrace,
   },
+  top: {
+    summary: "Show what the disks of this machine do, as a table that is drawn anew",
+    load: async () => (await import("./top.ts")).defineTop,
+  },
+  metrics: {
+    summary: "Print metrics of all disks in the text format of Prometheus",
+    load: async () => (await import("./metrics.ts")).defineMetrics,
+  },
   log: {
     summary: "Print the changed sectors of a device, and optionally start a new log",
     load: async () => (await import("./log.ts")).defineLog,

@@ -17,6 +17,9 @@ export const parsePid = integer(1, 0x7fff_ffff);
 /** A number of seconds, as the value of an option. */
 export const parseSeconds = integer(0, 0xffff);
 
+/** How often something is done, as the value of an option. */
+export const parseCount = integer(1, 1_000_000);
+
 /** `-m`. */
 export function minorOption(command: Command): Command {
   return command.requiredOption("-m, --minor <minor>", "number of the device", parseMinor);

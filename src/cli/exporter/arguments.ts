@@ -1,0 +1,42 @@
+import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { parseOptions } from "../getopt.ts";
+
+/** Where metrics are served. */
+export type ExporterPlace =
+  | { readonly transport: "tcp"; readonly hostname: string; readonly port: number }
+  | { readonly transport: "unix"; readonly path: string };
+
+function wrong(why: string): SystemError {
+  return new SystemError(Errno.EINVAL, why, { message: why });
+}
+
+function addressOf(text: string): ExporterPlace {
+  const [, bracketed, bare, digits] = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text) ?? [];
+  const hostname = bracketed ?? bare;
+  const port = Number(digits);
+  if (hostname !== undefined && port <= 0xffff) return { transport: "tcp", hostname, port };
+  throw wrong(`invalid --listen: '${text}' is no HOST:PORT, such as 127.0.0.1:9742 or [::1]:9742`);
+}
+
+/**
+ * Parses a command line; null when it asks for help.
+ *
+ * @throws {SystemError} EINVAL.
+ */
+export function parseExporter(args: readonly string[]): ExporterPlace | null {
+  const { options, operands, fault } = parseOptions({
+    short: "h",
+    long: ["help", "listen:", "socket:"],
+  }, args);
+  if (fault !== null) throw wrong(fault);
+  if (operands.length > 0) throw wrong(`unexpected argument '${operands[0]}'`);
+  const valueOf = (name: string): string | undefined =>
+    options.findLast((option) => option.name === name)?.value;
+  if (valueOf("h") !== undefined || valueOf("help") !== undefined) return null;
+  const [listen, path] = [valueOf("listen"), valueOf("socket")];
+  if ((listen === undefined) === (path === undefined)) {
+    throw wrong("one of --listen HOST:PORT and --socket PATH is needed");
+  }
+  if (path === "") throw wrong("invalid --socket: there is no path");
+  return path === undefined ? addressOf(listen ?? "") : { transport: "unix", path };
+}
