@@ -2,10 +2,11 @@ import assert from "node:assert/strict";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
+import { run, withTempDir } from "../support/tools.ts";
 // Loaded here because Deno reports a library that is loaded within a test as a leak.
 import "../../src/images/convert.ts";
-import { run, withTempDir } from "../support/tools.ts";
 
+const TAP_CTL = await loadCommands();
 const ROOT = new URL("../../", import.meta.url).pathname;
 const FILES = ["mod.ts", "src/cli/dispatch.ts", "src/cli/getopt.ts", "src/cli/progress.ts"];
 
@@ -30,7 +31,7 @@ Deno.test("docs/images.md lists the commands that have --parent-root", async () 
   const vhdUtil = await Promise.all([...VHD_UTIL.subcommands.values()].map((load) => load()));
   const follow = vhdUtil.filter(({ followsParents }) => followsParents).map(({ name }) => name);
   assert.deepEqual(listed("vhd-util"), follow.sort());
-  const having = [...await loadCommands(), tapdiskCommand()]
+  const having = [...TAP_CTL, tapdiskCommand()]
     .filter(({ options }) => options.some(({ long }) => long === "--parent-root"))
     .map((command) => command.name().replace("tap-ctl ", ""));
   assert.deepEqual([...listed("tap-ctl"), ...listed("tapdisk")].sort(), having.sort());
