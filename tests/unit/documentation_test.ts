@@ -3,9 +3,8 @@ import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { VHD_UTIL } from "../../src/cli/vhd_util/main.ts";
 import { run, withTempDir } from "../support/tools.ts";
-// Loaded here because Deno reports a library that is loaded within a test as a leak.
-import "../../src/images/convert.ts";
 
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
 const TAP_CTL = await loadCommands();
 const ROOT = new URL("../../", import.meta.url).pathname;
 const FILES = ["mod.ts", "src/cli/dispatch.ts", "src/cli/getopt.ts", "src/cli/progress.ts"];

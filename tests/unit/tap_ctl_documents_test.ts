@@ -3,11 +3,12 @@ import { tapCtlCompletion, tapCtlPage, tapdiskPage } from "../../src/cli/tap_ctl
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { needs, run, runOk } from "../support/tools.ts";
+
 // Loaded here because Deno reports a library that is loaded within a test as a leak.
-import "../../src/images/convert.ts";
+const COMMANDS = await loadCommands();
 
 Deno.test("tap-ctl(8) has every command with its options and notes", async () => {
-  const page = tapCtlPage(await loadCommands());
+  const page = tapCtlPage(COMMANDS);
   for (
     const part of [".SS tap\\-ctl create [options]", ".B \\-\\-device <kind>", "ublkb0"]
   ) {
@@ -22,7 +23,7 @@ Deno.test({
   name: `tap-ctl(8) and tapdisk(8) are roff without a warning${groff.suffix}`,
   ignore: groff.ignore,
   async fn() {
-    for (const text of [tapCtlPage(await loadCommands()), tapdiskPage(tapdiskCommand())]) {
+    for (const text of [tapCtlPage(COMMANDS), tapdiskPage(tapdiskCommand())]) {
       const options = ["-K", "utf8", "-man", "-ww", "-Tutf8", "-P-cbou"];
       const { code, stdout, stderr } = await run("groff", options, { stdin: text });
       assert.equal(code, 0);
@@ -37,7 +38,7 @@ Deno.test({
   name: `bash completes commands and options of tap-ctl${bash.suffix}`,
   ignore: bash.ignore,
   async fn() {
-    const script = tapCtlCompletion(await loadCommands());
+    const script = tapCtlCompletion(COMMANDS);
     const complete = async (...words: string[]): Promise<string[]> => {
       const list = words.map((word) => `'${word}'`).join(" ");
       const ask = `COMP_WORDS=(tap-ctl ${list}); COMP_CWORD=${words.length}; _tap_ctl; ` +
