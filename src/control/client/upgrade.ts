@@ -11,7 +11,7 @@ import { withConnection } from "./connection.ts";
 import { tapdiskCommand } from "./spawn.ts";
 
 /** More than the time limits of all steps. */
-const TIMEOUT_MS = 90_000;
+const TIMEOUT_MS = 240_000;
 
 /**
  * Has a program take over the disks of a tapdisk, whose users only wait for a moment. The tapdisk then

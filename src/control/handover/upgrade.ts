@@ -17,10 +17,10 @@ import { Successor } from "./successor.ts";
 import { isPaused, neededKinds, tellAll } from "./tell.ts";
 import { whyOtherFiles, whyStaying } from "./why_staying.ts";
 
-/** How long the new process may take until it asks for the disks. */
-const START_MS = 30_000;
+/** How long the new process may take until it asks for the disks. Nobody waits for that, and hosts may be busy. */
+const START_MS = 120_000;
 /** How long it may try to open the images, and how long a frame may wait for room. */
-const REHEARSE_MS = 20_000;
+const REHEARSE_MS = 60_000;
 const SEND_MS = 1_000;
 /** How long commands that run may take to end. */
 const COMMANDS_MS = 10_000;
