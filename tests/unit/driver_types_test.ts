@@ -70,7 +70,7 @@ Deno.test("paths of files are made absolute, behind filters and settings", () =>
   for (const name of kept) assert.equal(absoluteImage(name), name);
 });
 
-Deno.test("help, manual pages and completion have every type", async () => {
+Deno.test("help, manual pages and completion have every type", () => {
   const commands = TAP_CTL;
   const completion = tapCtlCompletion(commands);
   const pages = [tapCtlPage(commands), tapdiskPage(tapdiskCommand())];

@@ -7,7 +7,7 @@ import { needs, run, runOk } from "../support/tools.ts";
 // Loaded here because Deno reports a library that is loaded within a test as a leak.
 const COMMANDS = await loadCommands();
 
-Deno.test("tap-ctl(8) has every command with its options and notes", async () => {
+Deno.test("tap-ctl(8) has every command with its options and notes", () => {
   const page = tapCtlPage(COMMANDS);
   for (
     const part of [".SS tap\\-ctl create [options]", ".B \\-\\-device <kind>", "ublkb0"]
