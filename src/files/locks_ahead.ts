@@ -56,18 +56,20 @@ function asksServer({ kind, device }: FileStatus): boolean {
   return mount !== null && !mount.isLockedHere;
 }
 
+/** Does work in which an open of the file for writing gets the open file and its lock. Then they are given up. */
+export type WithLock = (work: () => void) => void;
+
 /**
- * Opens a file for writing and takes its lock on a thread. Whoever opens it for writing before `release` is
- * called gets that open file. What goes wrong soon, the open in the loop tells.
+ * Opens a file for writing and takes its lock on a thread. What goes wrong soon, the open in the loop tells.
  *
  * @param options.asks Whether that may take time; by default, whether the file is on NFS.
- * @returns `release`; null at once when nothing takes time. The promise fails with EBUSY for a lock that
- * another process has.
+ * @returns What the caller opens the file with, once. Null at once when nothing takes time. The promise fails
+ * with EBUSY for a lock that another process has.
  */
 export function lockAhead(
   path: string,
   { direct, asks = asksServer }: { direct: boolean; asks?: (status: FileStatus) => boolean },
-): Promise<() => void> | null {
+): Promise<WithLock> | null {
   let status: FileStatus;
   try {
     status = pathStatus(path);
@@ -77,19 +79,21 @@ export function lockAhead(
   if (!asks(status) || isLockKept(status)) return null;
   return room.run(`${status.device}`, async () => {
     const locked = await openLocked(path, { status, direct });
-    return locked === null ? () => {} : offer(keyOf(status), locked);
+    return locked === null ? (work) => work() : (work) => offer(keyOf(status), locked, work);
   });
 }
 
-function offer(key: string, locked: LockedAhead): () => void {
-  const before = ready.get(key);
+/** Only the work gets the open file: another disk of this process with this file must find it locked. */
+function offer(key: string, locked: LockedAhead, work: () => void): void {
   ready.set(key, locked);
-  if (before !== undefined) closeFile(before.fd);
-  return () => {
-    if (ready.get(key) !== locked) return;
-    ready.delete(key);
-    closeFile(locked.fd);
-  };
+  try {
+    work();
+  } finally {
+    if (ready.get(key) === locked) {
+      ready.delete(key);
+      closeFile(locked.fd);
+    }
+  }
 }
 
 async function openLocked(

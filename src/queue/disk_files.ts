@@ -20,7 +20,7 @@ import {
 import type { LastKnown } from "../../ffi/file_handle.ts";
 import { Arena, PAGE_BYTES } from "../../ffi/memory.ts";
 import { type OpenedFile, openToRead, openToWrite } from "../files/open_file.ts";
-import { lockAhead } from "../files/locks_ahead.ts";
+import { lockAhead, type WithLock } from "../files/locks_ahead.ts";
 import { allocatedRun } from "../files/runs.ts";
 import {
   type FileNote,
@@ -118,7 +118,7 @@ export interface DiskFiles {
    * Takes the lock of a file before it is opened for writing, where that may take time; see `lockAhead` in
    * `src/files/locks_ahead.ts`. Simulated files have no such locks.
    */
-  lockAhead?(path: string, options: { readonly direct: boolean }): Promise<() => void> | null;
+  lockAhead?(path: string, options: { readonly direct: boolean }): Promise<WithLock> | null;
   /**
    * Opens a file for writing through the page cache, and takes its lock. The queue only syncs it.
    *

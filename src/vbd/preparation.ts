@@ -1,6 +1,7 @@
 import { Errno, SystemError } from "../../ffi/errno.ts";
 import type { DriverContext, ImageSpec, Prepared } from "../driver/driver.ts";
 import { fileInName } from "../driver/layers.ts";
+import type { WithLock } from "../files/locks_ahead.ts";
 import type { DiskFiles } from "../queue/disk_files.ts";
 import { checkedLayer } from "./chain.ts";
 
@@ -34,21 +35,14 @@ export class Preparation {
     if (locking === null) return this.#prepare(leaf, context, ready);
     let isWanted = true;
     const locked = locking.then(
-      (release) => ({ release, error: null }),
-      (error: unknown) => ({ release: null, error }),
+      (withLock) => ({ withLock, error: null }),
+      (error: unknown) => ({ withLock: null, error }),
     );
-    context.scheduler.settle(locked, ({ release, error }) => {
-      if (!isWanted) return release?.();
+    context.scheduler.settle(locked, ({ withLock, error }) => {
+      if (!isWanted) return withLock?.(() => {});
       this.#cancel = null;
-      if (error !== null) return ready(error);
-      this.#prepare(leaf, context, (failure) => {
-        try {
-          ready(failure);
-        } finally {
-          // The image has the open file by now, or is not opened.
-          release?.();
-        }
-      });
+      if (withLock === null) return ready(error);
+      this.#prepare(leaf, context, (failure) => withLock(() => ready(failure)));
     });
     this.#cancel = () => {
       isWanted = false;
@@ -110,7 +104,7 @@ function givenUp({ type, path }: ImageSpec): SystemError {
 function lockLeaf(
   { type, path, readOnly, direct }: ImageSpec,
   files: DiskFiles,
-): Promise<() => void> | null {
+): Promise<WithLock> | null {
   const file = readOnly ? null : fileInName(`${type}:${path}`);
   return file === null ? null : files.lockAhead?.(file.path, { direct }) ?? null;
 }

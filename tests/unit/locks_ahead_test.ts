@@ -2,18 +2,18 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import type { ImageSpec } from "../../src/driver/driver.ts";
-import { lockAhead } from "../../src/files/locks_ahead.ts";
+import { lockAhead, type WithLock } from "../../src/files/locks_ahead.ts";
 import { osStorage } from "../../src/files/storage.ts";
-import { type DiskFiles, osDiskFiles } from "../../src/queue/disk_files.ts";
+import { type DiskFile, type DiskFiles, osDiskFiles } from "../../src/queue/disk_files.ts";
 import type { Scheduler } from "../../src/scheduler/scheduler.ts";
 import { Preparation } from "../../src/vbd/preparation.ts";
 import { withTempDir } from "../support/tools.ts";
 
 /** As for a file on NFS, whose lock may take time. */
-async function ahead(path: string, direct = false): Promise<() => void> {
+async function ahead(path: string, direct = false): Promise<WithLock> {
   const locking = lockAhead(path, { direct, asks: () => true });
   assert.notEqual(locking, null);
-  return await locking ?? ((): void => {});
+  return await locking ?? ((work): void => work());
 }
 
 function isFree(path: string): boolean {
@@ -43,40 +43,44 @@ Deno.test("a file of this machine is locked when it is opened", () =>
 for (const direct of [false, true]) {
   Deno.test(`the open gets the lock that a thread took, direct: ${direct}`, () =>
     withFile(async (path) => {
-      const release = await ahead(path, direct);
-      const file = osDiskFiles.open(path, { readOnly: false, direct });
-      release();
+      const withLock = await ahead(path, direct);
+      assert.equal(isFree(path), false, "another disk of this process gets it");
+      const files: DiskFile[] = [];
+      withLock(() => files.push(osDiskFiles.open(path, { readOnly: false, direct })));
       assert.equal(isFree(path), false, "the file keeps the lock");
-      assert.equal(file.weakLock, null);
-      file.close();
+      assert.equal(files[0].weakLock, null);
+      files[0].close();
       assert.ok(isFree(path));
     }));
 }
 
 Deno.test("a lock that no open took is given back", () =>
   withFile(async (path) => {
-    const release = await ahead(path);
-    // What opens it for writing here gets that open file.
-    osStorage.open(path, "write").close();
-    release();
-    release();
+    (await ahead(path))(() => {});
     assert.ok(isFree(path));
-    const one = await ahead(path, true);
+    // What opens it for writing here gets that open file.
+    (await ahead(path))(() => osStorage.open(path, "write").close());
+    assert.ok(isFree(path));
+    const failing = await ahead(path);
+    assert.throws(() =>
+      failing(() => {
+        throw new Error("no image");
+      }), /no image/);
+    assert.ok(isFree(path));
     // It is opened otherwise than was thought: it is another open file, with a lock of its own.
-    osDiskFiles.open(path, { readOnly: false, direct: false }).close();
-    one();
+    const other = await ahead(path, true);
+    other(() => osDiskFiles.open(path, { readOnly: false, direct: false }).close());
     assert.ok(isFree(path));
   }));
 
 Deno.test("a file that another one has is EBUSY when it is opened", () =>
   withFile(async (path) => {
     const holder = osStorage.open(path, "write");
-    const release = await ahead(path);
-    assert.throws(() => osDiskFiles.open(path, { readOnly: false, direct: false }), {
-      errno: Errno.EBUSY,
-      message: /has it open for writing/,
-    });
-    release();
+    const withLock = await ahead(path);
+    assert.throws(
+      () => withLock(() => void osDiskFiles.open(path, { readOnly: false, direct: false })),
+      { errno: Errno.EBUSY, message: /has it open for writing/ },
+    );
     holder.close();
     assert.ok(isFree(path));
   }));
@@ -85,7 +89,7 @@ Deno.test("a file that another one has is EBUSY when it is opened", () =>
 class Rig {
   readonly did: string[] = [];
   readonly preparation = new Preparation();
-  grant: (release: () => void) => void = () => {};
+  grant: (withLock: WithLock) => void = () => {};
   refuse: (error: Error) => void = () => {};
 
   constructor(spec: Partial<ImageSpec> = {}) {
@@ -93,7 +97,7 @@ class Rig {
       storage: osStorage,
       lockAhead: (path: string) => {
         this.did.push(`locks ${path}`);
-        return new Promise<() => void>((resolve, reject) => {
+        return new Promise<WithLock>((resolve, reject) => {
           this.grant = resolve;
           this.refuse = reject;
         });
@@ -108,7 +112,10 @@ class Rig {
     });
   }
 
-  release = (): void => void this.did.push("releases");
+  withLock = (work: () => void): void => {
+    work();
+    this.did.push("releases");
+  };
 
   async turn(): Promise<void> {
     for (let i = 0; i < 20; i++) await Promise.resolve();
@@ -119,7 +126,7 @@ Deno.test("an image is opened when its file is locked, and other work goes on me
   const rig = new Rig();
   await rig.turn();
   assert.deepEqual([rig.did, rig.preparation.isRunning], [["locks /disk"], true]);
-  rig.grant(rig.release);
+  rig.grant(rig.withLock);
   await rig.turn();
   assert.deepEqual(rig.did.slice(1), ["opens", "releases"]);
   assert.equal(rig.preparation.isRunning, false);
@@ -134,7 +141,7 @@ Deno.test("a lock that is refused, or given up, opens nothing", async () => {
   cancelled.preparation.cancel();
   assert.match(cancelled.did[1], /fails: .*given up/);
   assert.equal(cancelled.preparation.isRunning, false);
-  cancelled.grant(cancelled.release);
+  cancelled.grant(cancelled.withLock);
   await cancelled.turn();
   assert.deepEqual(cancelled.did.slice(2), ["releases"]);
 });
