@@ -50,17 +50,17 @@ export class Tracing {
   begin(ring: TraceRing, finder: SlotFinder): void {
     this.ring = ring;
     this.#finder = finder;
+    this.#newNames = [];
     this.#number();
   }
 
-  /** Records no more. */
+  /** Records no more. Names that were not taken still are, for the records that there are. */
   end(): void {
     if (this.ring !== null) this.#queue.untrace(this.ring);
     this.ring = null;
     this.#finder = null;
     this.whenClosed = null;
     this.#layers.clear();
-    this.#newNames = [];
     this.#lastLayer = 0;
   }
 

@@ -128,6 +128,20 @@ Deno.test("a trace is sent whole, in frames, and ends when it is told to", () =>
   rig.close();
 });
 
+Deno.test("a trace that ends before anything was sent names its images all the same", () => {
+  for (const how of ["told", "closed"]) {
+    const rig = new Rig();
+    rig.read(1);
+    if (how === "closed") rig.vbd.close(() => {});
+    else rig.reader.send(new Uint8Array(1));
+    rig.loop.poll();
+    const [first, ...others] = framesOf(rig.takeAll());
+    assert.deepEqual([first.type, json(first.content)], [FrameType.Layers, [[1, "ram:1"]]], how);
+    assert.equal(others.at(-1)?.type, FrameType.End);
+    rig.close();
+  }
+});
+
 Deno.test("what a reader does not take in time is lost and counted, and costs no memory", () => {
   const rig = new Rig();
   rig.read(TOO_MANY);
