@@ -1,4 +1,4 @@
-import { treePicture } from "./chain_picture.ts";
+import { chainPicture, treePicture } from "./chain_picture.ts";
 import type { LayerDescription, TreeDescription } from "./descriptions.ts";
 import { type Markup, markup } from "./markup.ts";
 import { htmlPage, table, wide } from "./page.ts";
@@ -25,6 +25,14 @@ function imagesTable(layers: readonly LayerDescription[], count = layers.length)
         : markup`<span class="wrong">${[...notes, problem].join(", ")}</span>`,
     ]),
   });
+}
+
+/** A chain as a drawing and as a table, the topmost image first. */
+export function chainSection(layers: readonly LayerDescription[]): Markup[] {
+  return [
+    wide("Chain of images", chainPicture({ title: "Chain of images", layers }, { id: "chain" })),
+    imagesTable(layers.slice(0, MOST_LISTED), layers.length),
+  ];
 }
 
 /** The images of trees in the order in which they are drawn. */

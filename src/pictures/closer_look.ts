@@ -121,21 +121,25 @@ export function closerLook(view: LookWindow): void {
   };
   const drawBars = (at: number, span: number): void => {
     const shapes = [rect(left, 0, columns * columnPx, heightPx, "hollow")];
-    const signs: (string | null)[] = [];
-    heldIn(at, span).forEach((held, column) => {
+    const stacks = heldIn(at, span).map((held) => {
       let y = heightPx;
-      const bars = [...held].sort(([a], [b]) => b - a).map(([layer, bytes]) => {
+      return [...held].sort(([a], [b]) => b - a).map(([layer, bytes]) => {
         const height = Math.max(1, heightPx * bytes / (span / columns));
-        y -= height;
-        return { y: Math.max(0, y), height: Math.min(heightPx, height), layer };
+        y = Math.max(0, y - height);
+        return { y, height: Math.min(heightPx, height), layer };
       });
-      const sign = JSON.stringify(bars);
-      signs.push(sign);
-      for (const { y, height, layer } of bars) {
-        const x = left + column * columnPx;
-        shapes.push(rect(x, y, columnPx + 0.2, height, `p${layer % colours}`));
-      }
     });
+    const signs = stacks.map((stack) => JSON.stringify(stack));
+    for (let first = 0; first < columns;) {
+      let end = first + 1;
+      // Neighbours that are alike are drawn as one: there is no seam between them.
+      while (end < columns && signs[end] === signs[first]) end++;
+      for (const { y, height, layer } of stacks[first]) {
+        const [x, width] = [left + first * columnPx, (end - first) * columnPx];
+        shapes.push(rect(x, y, width, height, `p${layer % colours}`));
+      }
+      first = end;
+    }
     element("bars").replaceChildren(...shapes);
     element("from").textContent = sizeText(at);
     element("to").textContent = sizeText(at + span);

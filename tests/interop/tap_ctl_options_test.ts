@@ -85,6 +85,10 @@ async function stepByStep(bench: OptionBench, image: string): Promise<void> {
   assert.match(await bench.ok(`list -p ${pid} -m 0`), /args=vhd:/);
   const stats = JSON.parse(await bench.ok(`stats ${device}`));
   assert.equal(stats.retry_policy, "none");
+  const page = await bench.ok(`stats ${device} --html`);
+  assert.match(page, /^<!doctype html>/);
+  assert.equal(await bench.ok(`stats ${device} --output ${image}.html`), "");
+  assert.match(Deno.readTextFileSync(`${image}.html`), /^<!doctype html>/);
   await bench.ok(`pause ${device} -t 5`);
   assert.match(await bench.ok("list -t vhd"), /state=0x2a/);
   await bench.ok(`unpause ${device} -a vhd:${image}`);

@@ -157,11 +157,11 @@ class Page {
       row instanceof Element ? row.children.map(({ textContent }) => textContent) : []
     );
   }
-  bars(): { x: number; height: number; name: string }[] {
+  bars(): { width: number; height: number; name: string }[] {
     return this.element("bars").children.slice(1).map((bar) => {
       assert.ok(bar instanceof Element);
       const value = (name: string): string => bar.attributes.get(name) ?? "";
-      return { x: +value("x"), height: +value("height"), name: value("class") };
+      return { width: +value("width"), height: +value("height"), name: value("class") };
     });
   }
 }
@@ -170,10 +170,10 @@ Deno.test("the closer look shows the whole disk, then single blocks", () => {
   const page = new Page(mapPage(smallDisk(), smallExtents()));
   assert.equal(page.element("look").hidden, false);
   assert.equal(page.element("shown").textContent, "Shows 0 B to 64 MiB; a column is 256 KiB.");
-  // 1 MiB of the leaf is four columns; half a MiB of the base, half of it holes, is two.
-  assert.deepEqual(page.bars().map(({ height, name }) => [height, name]), [
-    ...new Array(4).fill([96, "p0"]),
-    ...new Array(2).fill([48, "p1"]),
+  // 1 MiB of the leaf is four columns of 3.5; half a MiB of the base, half of it holes, is two.
+  assert.deepEqual(page.bars(), [
+    { width: 14, height: 96, name: "p0" },
+    { width: 7, height: 48, name: "p1" },
   ]);
   assert.equal(page.ranges().length, 130);
   assert.ok(page.element("out").disabled && !page.element("in").disabled);

@@ -94,7 +94,7 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Define> }>
   },
   stats: {
     summary: "Print a device's statistics",
-    load: async () => (await import("./stats.ts")).defineStats,
+    load: async () => (await import("./stats_command.ts")).defineStatsCommand,
   },
   explain: {
     summary: "Say what a device waits for, and what to do about it",
