@@ -15,6 +15,7 @@ import { tapbackCompletion, tapbackPage } from "../src/cli/tapback/documents.ts"
 import { blktapCompletion } from "../src/cli/blktap_completion.ts";
 import { webOptions, webPage } from "../src/cli/web/documents.ts";
 import { exporterOptions, exporterPage } from "../src/cli/exporter/documents.ts";
+import { doctorOptions, doctorPage } from "../src/cli/doctor/documents.ts";
 import { CBT_UTIL } from "../src/cli/cbt_util/main.ts";
 import { imageToolPage } from "../src/cli/image_tools/documents.ts";
 import { IMAGE_TOOLS } from "../src/cli/image_tools/main.ts";
@@ -32,10 +33,12 @@ async function main(): Promise<void> {
     "man/man8/tapback.8": tapbackPage(),
     "man/man8/blktap-web.8": webPage(),
     "man/man8/blktap-exporter.8": exporterPage(),
+    "man/man8/blktap-doctor.8": doctorPage(),
     "man/man1/td-rated.1": ratedPage(),
     [`${completions}/blktap`]: blktapCompletion({
       web: webOptions(),
       exporter: exporterOptions(),
+      doctor: doctorOptions(),
     }),
     [`${completions}/td-rated`]: ratedCompletion(),
     [`${completions}/tapback`]: tapbackCompletion(),

@@ -46,6 +46,8 @@ async function run(call: Call): Promise<number> {
       return await (await import("./cli/tapback/main.ts")).tapbackMain(args);
     case "exporter":
       return await (await import("./cli/exporter/main.ts")).exporterMain(args);
+    case "doctor":
+      return await (await import("./cli/doctor/main.ts")).doctorMain(args);
     case "td-util":
       return await (await import("./cli/td_util/main.ts")).tdUtilMain(args);
     case "web":

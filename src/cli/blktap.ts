@@ -28,6 +28,7 @@ Commands (a link to blktap that has the name of a command runs that command):
 Commands without a link of their own:
   web        show the disks of this machine in a browser
   exporter   serve metrics of all disks for Prometheus
+  doctor     look for what is wrong with this host, and say how to mend it
 
 'blktap COMMAND --help' describes a command.`;
 

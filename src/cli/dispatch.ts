@@ -25,7 +25,7 @@ export const COMMAND_NAMES = [
 ] as const;
 
 /** Commands that have no link of their own: `blktap NAME`. */
-export const OWN_NAMES = ["web", "exporter"] as const;
+export const OWN_NAMES = ["web", "exporter", "doctor"] as const;
 
 /** One of {@linkcode COMMAND_NAMES} or {@linkcode OWN_NAMES}. */
 export type CommandName = typeof COMMAND_NAMES[number] | typeof OWN_NAMES[number];

@@ -267,16 +267,44 @@ function removeEmptyFolder(path: string): void {
 }
 
 /**
+ * The folders of processes that were killed. The process must have ended; whether one of another container
+ * has the folder is not looked at.
+ */
+function foldersOfTheDead(root: string): string[] {
+  return namesIn(root).filter((name) => {
+    const pid = Number(FOLDER_NAME.exec(name)?.[1] ?? 0);
+    return pid !== 0 && !isAlive(pid);
+  }).map((name) => `${root}/${name}`);
+}
+
+/**
+ * The folders of processes that were killed and that are not another container's: nobody holds the lock.
+ * Those of other users, which cannot be looked into, are left out.
+ *
+ * @param root Where the folders are; `/dev/shm` by default.
+ */
+export function staleMetrics(root = SHARED_MEMORY): string[] {
+  return foldersOfTheDead(root).filter((path) => {
+    let fd: number | null = null;
+    try {
+      fd = openOwnFolder(path);
+      return fd !== null && tryLockExclusive(fd);
+    } catch {
+      return false;
+    } finally {
+      if (fd !== null) closeFile(fd);
+    }
+  });
+}
+
+/**
  * Removes the folders of processes that were killed. The process must have ended, and no process must
  * hold the lock: one of another container is not visible here, but its lock is.
  *
  * @param root Where the folders are; `/dev/shm` by default.
  */
 export function removeStaleMetrics(root = SHARED_MEMORY): void {
-  for (const name of namesIn(root)) {
-    const pid = Number(FOLDER_NAME.exec(name)?.[1] ?? 0);
-    if (pid !== 0 && !isAlive(pid)) removeStaleFolder(root, `${root}/${name}`);
-  }
+  for (const path of foldersOfTheDead(root)) removeStaleFolder(root, path);
 }
 
 function removeStaleFolder(root: string, path: string): void {

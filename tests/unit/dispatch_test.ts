@@ -37,6 +37,15 @@ Deno.test("dispatch: only the last part of a path is a name", () => {
   assert.deepEqual(chooseCall("blktap", ["./vhd-util"]), { kind: "unknown", name: "./vhd-util" });
 });
 
+Deno.test("dispatch: a command without a link of its own is one only behind blktap", () => {
+  assert.deepEqual(chooseCall("blktap", ["doctor", "--json"]), {
+    kind: "command",
+    name: "doctor",
+    args: ["--json"],
+  });
+  assert.deepEqual(chooseCall("/usr/bin/doctor", ["list"]), { kind: "unknown", name: "list" });
+});
+
 Deno.test("dispatch: help and version, in each of their spellings", () => {
   for (const help of ["help", "-h", "--help"]) {
     assert.deepEqual(chooseCall("blktap", [help, "more"]), { kind: "help" });

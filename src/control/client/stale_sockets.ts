@@ -33,17 +33,26 @@ function isDead(path: string): boolean {
 }
 
 /**
- * Removes the sockets of tapdisks that were killed. The process must have ended, and no process must
- * listen: a process of another container is not visible here, but its socket still listens.
+ * Whether a name is that of a socket of a tapdisk that was killed. The process must have ended, and no process
+ * must listen: a process of another container is not visible here, but its socket still listens.
  */
+function isOfTheDead(name: string): boolean {
+  const pid = ownerOfSocket(name);
+  return pid !== undefined && !isAlive(pid) && isDead(`${controlFolder()}/${name}`);
+}
+
+/** The names of the sockets of tapdisks that were killed. */
+export function deadSockets(): string[] {
+  return namesIn(controlFolder()).filter(isOfTheDead).sort();
+}
+
+/** Removes the sockets of tapdisks that were killed. */
 export function removeStaleSockets(): void {
   const folder = controlFolder();
   for (const name of namesIn(folder)) {
-    const pid = ownerOfSocket(name);
-    const path = `${folder}/${name}`;
-    if (pid === undefined || isAlive(pid) || !isDead(path)) continue;
+    if (!isOfTheDead(name)) continue;
     try {
-      Deno.removeSync(path);
+      Deno.removeSync(`${folder}/${name}`);
     } catch {
       // Another new tapdisk has removed it.
     }
