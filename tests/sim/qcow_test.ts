@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
+import { Arena, freeMemoryBytes, PAGE_BYTES } from "../../ffi/memory.ts";
 import { checkQcow } from "../../src/qcow/check.ts";
 import { createQcow } from "../../src/qcow/create.ts";
 import { encodeHeader, l1Entries, type QcowHeader } from "../../src/qcow/format.ts";
@@ -362,6 +363,34 @@ Deno.test("QCOW: a first new cluster waits for tables that cannot be read, and i
   assert.equal(write.errno, 0);
   assert.ok(failures < 0);
   simulation.disk.beforeOperation = null;
+  assertHolds(device, 8, 8, 2);
+  device.close();
+  simulation.close();
+});
+
+Deno.test("QCOW: a first new cluster waits for memory for the look at the tables", () => {
+  const simulation = new Simulation({ seed: 1 });
+  makeImage(simulation, "/disk.qcow", { clusterBits: 12, l2Bits: 9 });
+  const first = simulation.open("qcow:/disk.qcow");
+  first.write(0, stampedSectors(0, 8, 1));
+  first.settle();
+  first.close();
+  const device = simulation.open("qcow:/disk.qcow");
+  const all: Arena[] = [];
+  for (let bytes = freeMemoryBytes(); bytes >= PAGE_BYTES;) {
+    try {
+      all.push(new Arena(bytes));
+    } catch {
+      bytes /= 2;
+    }
+  }
+  const write = device.write(8, stampedSectors(8, 8, 2));
+  simulation.scheduler.turn();
+  assert.equal(write.errno, null);
+  assert.match(simulation.log.join("\n"), /ENOMEM/);
+  for (const arena of all) arena.release();
+  device.settle();
+  assert.equal(write.errno, 0);
   assertHolds(device, 8, 8, 2);
   device.close();
   simulation.close();

@@ -1,4 +1,4 @@
-import { Errno } from "../../../ffi/errno.ts";
+import { Errno, errnoOf } from "../../../ffi/errno.ts";
 import { Arena } from "../../../ffi/memory.ts";
 import { Cluster, clusterSector, packedLength, packedOffset } from "../../qcow/format.ts";
 import type { IoOwner } from "../../queue/disk_queue.ts";
@@ -32,22 +32,32 @@ export class LostClusters implements IoOwner {
   /** Whether new clusters may be added: 0, an error number, or -1: later. */
   mayAdd(): number {
     if (this.#isDone || this.#errno !== 0) return this.#errno;
-    if (this.#arena === null) this.#start();
-    return this.#isDone ? this.#errno : -1;
+    return this.#arena === null ? this.#start() : -1;
   }
 
   /** Begins to read the tables; without one, all is known. */
-  #start(): void {
+  #start(): number {
     const { tableSectors } = this.#file;
     this.#count = 0;
     this.#table = this.#nextTable(0);
-    if (this.#table < 0) return void (this.#isDone = true);
-    this.#arena = new Arena(Math.max(REQUEST_SECTORS, tableSectors) * SECTOR_BYTES);
+    if (this.#table < 0) {
+      this.#isDone = true;
+      return 0;
+    }
+    try {
+      this.#arena = new Arena(Math.max(REQUEST_SECTORS, tableSectors) * SECTOR_BYTES);
+    } catch (error) {
+      return errnoOf(error);
+    }
     this.#read(this.#arena);
+    return -1;
   }
 
+  /** The next table that is in the file; -1: there is none. The L1 table may have millions of entries. */
   #nextTable(from: number): number {
-    return this.#file.image.l1.findIndex((place, table) => table >= from && place !== 0);
+    const { l1 } = this.#file.image;
+    for (let table = from; table < l1.length; table++) if (l1[table] !== 0) return table;
+    return -1;
   }
 
   /** Reads the next tables that follow each other in the file. */
