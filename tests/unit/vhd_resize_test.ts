@@ -334,6 +334,23 @@ for (const cutBytes of [0, 1536 * 1024]) {
   });
 }
 
+Deno.test("a child without a footer at its end is left as it is", () => {
+  for (const writes of [[0], [6 * MIB]]) {
+    const storage = new SimulatedDisk();
+    makeShortChild(storage, { childMib: 8, cutBytes: 1536 * 1024, writes });
+    const file = storage.open(IMAGE, "write");
+    file.writeAt(new Uint8Array(512), file.sizeBytes() - 512);
+    file.close();
+    const before = getFile(storage, IMAGE);
+    const sizeBytes = 30 * MIB;
+    const [errno, message] = [Errno.EINVAL, /no good footer at its end/];
+    const journaled = (): void => resizeVhd(IMAGE, { storage, sizeBytes, journal: JOURNAL });
+    assert.throws(journaled, { errno, message });
+    assert.throws(() => growWithinMetadata(IMAGE, { storage, sizeBytes }), { errno, message });
+    assert.deepEqual(getFile(storage, IMAGE), before);
+  }
+});
+
 Deno.test("a snapshot of an empty image shows no more than that", () => {
   const storage = new SimulatedDisk();
   const raw = storage.open("/base.raw", "create");

@@ -181,7 +181,10 @@ function resizeSparse(
   }
   const sizeBytes = blocks * image.blockSizeBytes;
   const shown = blocksBehindEnd(image, sizeBytes);
-  if (shown.length > 0) image.file.refuseReaders();
+  if (shown.length > 0) {
+    requireGoodEnd(image);
+    image.file.refuseReaders();
+  }
   const plan = planResize(image, { sizeBytes, zeroBlocks: hideLastBlock(image, shown) });
   const locators = readLocators(image);
   const { overwritten } = plan;
