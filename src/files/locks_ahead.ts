@@ -56,6 +56,15 @@ function asksServer({ kind, device }: FileStatus): boolean {
   return mount !== null && !mount.isLockedHere;
 }
 
+/** Calls that another thread makes, and a clock. */
+export interface ThreadCalls {
+  tryLockAside(fd: number): Promise<boolean>;
+  isLockedAside(fd: number): Promise<boolean>;
+  nowMs(): number;
+}
+
+const threadCalls: ThreadCalls = { tryLockAside, isLockedAside, nowMs: () => performance.now() };
+
 /** Does work in which an open of the file for writing gets the open file and its lock. Then they are given up. */
 export type WithLock = (work: () => void) => void;
 
@@ -63,12 +72,17 @@ export type WithLock = (work: () => void) => void;
  * Opens a file for writing and takes its lock on a thread. What goes wrong soon, the open in the loop tells.
  *
  * @param options.asks Whether that may take time; by default, whether the file is on NFS.
+ * @param options.calls The calls that another thread makes.
  * @returns What the caller opens the file with, once. Null at once when nothing takes time. The promise fails
  * with EBUSY for a lock that another process has.
  */
 export function lockAhead(
   path: string,
-  { direct, asks = asksServer }: { direct: boolean; asks?: (status: FileStatus) => boolean },
+  { direct, asks = asksServer, calls = threadCalls }: {
+    direct: boolean;
+    asks?: (status: FileStatus) => boolean;
+    calls?: ThreadCalls;
+  },
 ): Promise<WithLock> | null {
   let status: FileStatus;
   try {
@@ -78,7 +92,7 @@ export function lockAhead(
   }
   if (!asks(status) || isLockKept(status)) return null;
   return room.run(`${status.device}`, async () => {
-    const locked = await openLocked(path, { status, direct });
+    const locked = await openLocked(path, { status, direct, calls });
     return locked === null ? (work) => work() : (work) => offer(keyOf(status), locked, work);
   });
 }
@@ -98,7 +112,7 @@ function offer(key: string, locked: LockedAhead, work: () => void): void {
 
 async function openLocked(
   path: string,
-  { status, direct }: { status: FileStatus; direct: boolean },
+  { status, direct, calls }: { status: FileStatus; direct: boolean; calls: ThreadCalls },
 ): Promise<LockedAhead | null> {
   const flags = O_RDWR | O_NONBLOCK | O_NOCTTY;
   const fd = await openAside(path, direct ? flags | O_DIRECT : flags);
@@ -107,7 +121,7 @@ async function openLocked(
     const found = fileStatus(fd);
     if (keyOf(found) === keyOf(status) && found.kind === "file") {
       makeBlocking(fd);
-      const weak = await lockOpen(fd, path);
+      const weak = await lockOpen(fd, path, calls);
       if (weak !== undefined) return { fd, isDirect: direct, weak };
     }
   } catch (error) {
@@ -119,16 +133,24 @@ async function openLocked(
 }
 
 /** Why there is no lock; null with one; undefined: the loop finds out, soon. */
-async function lockOpen(fd: number, path: string): Promise<string | null | undefined> {
-  const sinceMs = performance.now();
-  if (await tryLockAside(fd)) return null;
-  if (performance.now() - sinceMs < SOON_MS) return undefined;
+async function lockOpen(
+  fd: number,
+  path: string,
+  calls: ThreadCalls,
+): Promise<string | null | undefined> {
   // The thread does not tell the error. Either another has the lock, or there are none.
-  if (await isLockedAside(fd)) {
-    const what = `Cannot open ${path} for writing: another process has it open for writing`;
-    throw new SystemError(Errno.EBUSY, what);
+  for (let isFirst = true;; isFirst = false) {
+    const sinceMs = calls.nowMs();
+    if (await calls.tryLockAside(fd)) return null;
+    // The first may have taken long for want of a thread, and who has a lock is not always found.
+    if (calls.nowMs() - sinceMs < SOON_MS) return undefined;
+    if (!isFirst) return NO_LOCK;
+    if (await calls.isLockedAside(fd)) {
+      const what = `Cannot open ${path} for writing: another process has it open for writing; `;
+      const hint = "pause or close a disk that uses it (see tap-ctl list), or wait";
+      throw new SystemError(Errno.EBUSY, what + hint);
+    }
   }
-  return await tryLockAside(fd) ? null : NO_LOCK;
 }
 
 /** An open file whose lock was taken before, or could not be taken. */

@@ -1,17 +1,21 @@
 /** Locks that a thread takes before the loop opens a file. */
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
+import { isLockedAside, tryLockAside } from "../../ffi/locks_aside.ts";
 import type { ImageSpec } from "../../src/driver/driver.ts";
-import { lockAhead, type WithLock } from "../../src/files/locks_ahead.ts";
+import { lockAhead, type ThreadCalls, type WithLock } from "../../src/files/locks_ahead.ts";
 import { osStorage } from "../../src/files/storage.ts";
 import { type DiskFile, type DiskFiles, osDiskFiles } from "../../src/queue/disk_files.ts";
 import type { Scheduler } from "../../src/scheduler/scheduler.ts";
 import { Preparation } from "../../src/vbd/preparation.ts";
 import { withTempDir } from "../support/tools.ts";
 
+/** Threads that are fast also on a slow machine. */
+const fastThreads: ThreadCalls = { tryLockAside, isLockedAside, nowMs: () => 0 };
+
 /** As for a file on NFS, whose lock may take time. */
-async function ahead(path: string, direct = false): Promise<WithLock> {
-  const locking = lockAhead(path, { direct, asks: () => true });
+async function ahead(path: string, direct = false, calls = fastThreads): Promise<WithLock> {
+  const locking = lockAhead(path, { direct, asks: () => true, calls });
   assert.notEqual(locking, null);
   return await locking ?? ((work): void => work());
 }
@@ -83,6 +87,37 @@ Deno.test("a file that another one has is EBUSY when it is opened", () =>
     );
     holder.close();
     assert.ok(isFree(path));
+  }));
+
+/** Threads whose tries take so long and get no lock, and that do not find who has it. */
+function slowThreads(...tookMs: number[]): ThreadCalls {
+  let nowMs = 0;
+  return {
+    tryLockAside: () => {
+      nowMs += tookMs.shift() ?? 0;
+      return Promise.resolve(false);
+    },
+    isLockedAside: () => Promise.resolve(false),
+    nowMs: () => nowMs,
+  };
+}
+
+Deno.test("a try that took long for want of a thread does not mean that there are no locks", () =>
+  withFile(async (path) => {
+    const open = (): DiskFile => osDiskFiles.open(path, { readOnly: false, direct: false });
+    const holder = osStorage.open(path, "write");
+    const locked = await ahead(path, false, slowThreads(2_000, 10));
+    assert.throws(() => locked(() => void open()), { errno: Errno.EBUSY });
+    const isLockedAside = (): Promise<boolean> => Promise.resolve(true);
+    const calls = { ...slowThreads(60_000), isLockedAside };
+    const [errno, message] = [Errno.EBUSY, /open for writing; pause or close/];
+    await assert.rejects(ahead(path, false, calls), { errno, message });
+    holder.close();
+    const files: DiskFile[] = [];
+    const without = await ahead(path, false, slowThreads(60_000, 60_000));
+    without(() => void files.push(open()));
+    assert.match(files[0].weakLock ?? "", /is rpc.statd running/);
+    files[0].close();
   }));
 
 /** A preparation whose file's lock takes until the test ends it. */
