@@ -10,6 +10,8 @@
 export const MOST_CONNECTIONS = 256;
 /** Connections of one address, so that one client does not shut out the others. */
 export const MOST_OF_ADDRESS = 128;
+/** Strangers who are told so at the same time; others are closed at once. */
+export const MOST_STRANGERS = 16;
 /** How long a client may take for its request, apart from the body. */
 const HEADER_MS = 10_000;
 /** After this time without a byte in either direction a connection ends. */
@@ -20,8 +22,13 @@ const LOOKS = 4;
 const MOST_HEAD_BYTES = 32 * 1024;
 const BUFFER_BYTES = 16 * 1024;
 
+/** How a request begins. HTTP/2 would have many requests on a connection. */
+const REQUEST_LINE = /^[A-Z]+ \/\S* HTTP\/1\.[01]\r\n/;
+const HEAD_END = "\r\n\r\n";
+
 /** What is said to those who are not served. */
 const REFUSALS = {
+  wrong: ["400 Bad Request", "This is no request of HTTP/1.1 for a page."],
   busy: ["503 Service Unavailable", "Too many connections. Try again."],
   stranger: [
     "403 Forbidden",
@@ -46,6 +53,8 @@ interface Passage {
   readonly outer: Deno.Conn;
   inner: Deno.Conn | null;
   readonly address: string;
+  /** It may not connect at all, and takes no place of those who may. */
+  readonly isStranger: boolean;
   readonly sinceMs: number;
   lastMs: number;
   hasHead: boolean;
@@ -126,33 +135,41 @@ export class FrontDoor {
   }
 
   #take(outer: Deno.Conn): void {
-    const address = addressOf(outer);
     const nowMs = performance.now();
     const passage = {
       outer,
       inner: null,
-      address,
+      address: addressOf(outer),
+      isStranger: !this.#options.mayConnect(outer),
       sinceMs: nowMs,
       lastMs: nowMs,
       hasHead: false,
     };
-    if (this.#passages.size >= MOST_CONNECTIONS) return closeConn(outer);
-    const isTcp = outer.remoteAddr.transport === "tcp";
-    const ofAddress = [...this.#passages].filter((each) => each.address === address).length;
+    const alike = [...this.#passages].filter((each) => each.isStranger === passage.isStranger);
+    const most = passage.isStranger ? MOST_STRANGERS : MOST_CONNECTIONS;
+    if (alike.length >= most) return closeConn(outer);
     this.#passages.add(passage);
-    const refusal = isTcp && ofAddress >= MOST_OF_ADDRESS
-      ? "busy"
-      : this.#options.mayConnect(outer)
-      ? null
-      : "stranger";
-    const done = refusal === null ? this.#pass(passage) : this.#refuse(passage, refusal);
+    const done = this.#serve(passage, alike);
     // A client that goes away is no error.
     done.catch(() => {}).finally(() => this.#end(passage));
   }
 
+  async #serve(passage: Passage, others: readonly Passage[]): Promise<void> {
+    if (passage.isStranger) return await this.#refuse(passage, "stranger");
+    const isTcp = passage.outer.remoteAddr.transport === "tcp";
+    const ofAddress = others.filter(({ address }) => address === passage.address).length;
+    if (isTcp && ofAddress >= MOST_OF_ADDRESS) return await this.#refuse(passage, "busy");
+    await this.#pass(passage);
+  }
+
+  /** Refuses a client whose request was not read. */
   async #refuse({ outer }: Passage, why: keyof typeof REFUSALS): Promise<void> {
-    const [status, text] = REFUSALS[why];
     await outer.read(new Uint8Array(BUFFER_BYTES));
+    await this.#say(outer, why);
+  }
+
+  async #say(outer: Deno.Conn, why: keyof typeof REFUSALS): Promise<void> {
+    const [status, text] = REFUSALS[why];
     await writeAll(
       outer,
       new TextEncoder().encode(
@@ -177,19 +194,22 @@ export class FrontDoor {
   /** Passes the head of a request only when it is whole, and then what follows. */
   async #requests(passage: Passage, inner: Deno.Conn): Promise<void> {
     const { outer } = passage;
-    let head = new Uint8Array(0);
+    const head = new Uint8Array(MOST_HEAD_BYTES);
     const decoder = new TextDecoder("latin1");
-    const buffer = new Uint8Array(BUFFER_BYTES);
+    let length = 0;
     while (!passage.hasHead) {
-      const length = await outer.read(buffer);
-      if (length === null || head.length + length > MOST_HEAD_BYTES) return this.#end(passage);
-      const longer = new Uint8Array(head.length + length);
-      longer.set(head);
-      longer.set(buffer.subarray(0, length), head.length);
-      head = longer;
-      passage.hasHead = decoder.decode(head).includes("\r\n\r\n");
+      const got = await outer.read(head.subarray(length));
+      if (got === null || got === 0) return this.#end(passage);
+      // The end may have come in two parts. What was looked at before is not looked at again.
+      const from = Math.max(0, length - HEAD_END.length + 1);
+      length += got;
+      passage.hasHead = decoder.decode(head.subarray(from, length)).includes(HEAD_END);
     }
-    await writeAll(inner, head);
+    if (!REQUEST_LINE.test(decoder.decode(head.subarray(0, length)))) {
+      await this.#say(outer, "wrong");
+      return this.#end(passage);
+    }
+    await writeAll(inner, head.subarray(0, length));
     await this.#copy(passage, outer, inner);
   }
 

@@ -5,9 +5,13 @@ import {
   type FrontDoorOptions,
   MOST_CONNECTIONS,
   MOST_OF_ADDRESS,
+  MOST_STRANGERS,
 } from "../../src/web/front_door.ts";
 import { withTempDir } from "../support/tools.ts";
 import { ask, connect, requestText } from "../support/web.ts";
+
+/** Longer than a test. */
+const LONG_MS = 600_000;
 
 interface Rig {
   readonly port: number;
@@ -16,10 +20,14 @@ interface Rig {
   readonly seen: string[];
 }
 
+function portOf({ addr }: Deno.Listener): number {
+  return addr.transport === "tcp" ? addr.port : 0;
+}
+
 function withDoor(
   options: Partial<FrontDoorOptions>,
   body: (rig: Rig) => Promise<void>,
-  { hostname = "127.0.0.1" }: { hostname?: string } = {},
+  { listener = Deno.listen({ hostname: "127.0.0.1", port: 0 }) }: { listener?: Deno.Listener } = {},
 ): Promise<void> {
   return withTempDir(async (folder) => {
     const inner = `${folder}/inner`;
@@ -30,11 +38,10 @@ function withDoor(
       seen.push(`${request.method} ${new URL(request.url).pathname} ${text}`);
       return new Response("well", { headers: { connection: "close" } });
     });
-    const listener = Deno.listen({ hostname, port: 0 });
     const door = new FrontDoor(listener, { inner, mayConnect: () => true, ...options });
     const running = door.run();
     try {
-      await body({ port: (listener.addr as Deno.NetAddr).port, door, seen });
+      await body({ port: portOf(listener), door, seen });
     } finally {
       door.close();
       await running;
@@ -106,22 +113,87 @@ Deno.test("web: a stranger is told so, and is not passed on", () =>
     assert.deepEqual(seen, []);
   }));
 
-Deno.test("web: one address has half of all connections, and all together have a limit", () =>
-  withDoor({}, async ({ port, door }) => {
-    const open: Deno.Conn[] = [];
-    const fill = async (hostname: string, count: number): Promise<void> => {
-      for (let i = 0; i < count; i++) open.push(await Deno.connect({ hostname, port }));
-      const untilMs = performance.now() + 60_000;
-      const wanted = Math.min(open.length, MOST_CONNECTIONS);
-      while (door.count < wanted && performance.now() < untilMs) {
-        await new Promise((resolve) => setTimeout(resolve, 10));
+/** Waits until so many clients are connected. */
+async function untilCount(door: FrontDoor, wanted: number): Promise<void> {
+  const untilMs = performance.now() + 60_000;
+  while (door.count !== wanted) {
+    assert.ok(performance.now() < untilMs, `${door.count} clients, not ${wanted}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+Deno.test("web: strangers take no places of those who may connect", () => {
+  const strangers: { left: number } = { left: 0 };
+  return withDoor(
+    { mayConnect: () => strangers.left-- <= 0, headerMs: LONG_MS },
+    async ({ port, door }) => {
+      strangers.left = MOST_CONNECTIONS + MOST_STRANGERS;
+      const open: Deno.Conn[] = [];
+      for (let i = 0; i < MOST_CONNECTIONS + MOST_STRANGERS; i++) {
+        open.push(
+          await connect({ port }),
+        );
       }
-    };
-    await fill("127.0.0.1", MOST_OF_ADDRESS);
+      const { status } = await ask({ port });
+      assert.equal(status, 200);
+      await untilCount(door, MOST_STRANGERS);
+      for (const conn of open) conn.close();
+      await untilCount(door, 0);
+    },
+  );
+});
+
+Deno.test("web: what is no request of HTTP/1.1 is refused, and does not wait longer than others", () =>
+  withDoor({}, async ({ port, door, seen }) => {
+    const texts = [
+      "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+      "\r\n\r\n",
+      "GET * HTTP/1.1\r\nhost: localhost\r\n\r\n",
+      "CONNECT evil.example:80 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ];
+    for (const text of texts) {
+      const conn = await connect({ port });
+      await conn.write(new TextEncoder().encode(text));
+      assert.match(await rest(conn), /^HTTP\/1\.1 400 Bad Request\r\n/, text);
+    }
+    await untilCount(door, 0);
+    assert.deepEqual(seen, []);
+  }));
+
+Deno.test("web: a head may come byte by byte", () =>
+  withDoor({}, async ({ port, seen }) => {
+    const conn = await connect({ port });
+    for (const byte of new TextEncoder().encode(requestText({ path: "/slow" }))) {
+      await conn.write(new Uint8Array([byte]));
+    }
+    assert.match(await rest(conn), /well/);
+    assert.deepEqual(seen, ["GET /slow "]);
+  }));
+
+Deno.test("web: one address has half of all connections", () =>
+  withDoor({ headerMs: LONG_MS }, async ({ port, door }) => {
+    const open: Deno.Conn[] = [];
+    for (let i = 0; i < MOST_OF_ADDRESS; i++) open.push(await connect({ port }));
+    await untilCount(door, MOST_OF_ADDRESS);
     const { status } = await ask({ port });
     assert.equal(status, 503);
     open.splice(0, 10).forEach((conn) => conn.close());
     const untilMs = performance.now() + 60_000;
     while ((await ask({ port })).status !== 200) assert.ok(performance.now() < untilMs);
     for (const conn of open) conn.close();
+  }));
+
+Deno.test("web: all connections together have a limit", () =>
+  withTempDir(async (folder) => {
+    // On a UNIX socket, clients have no addresses.
+    const path = `${folder}/outer`;
+    await withDoor({ headerMs: LONG_MS }, async ({ door }) => {
+      const open: Deno.Conn[] = [];
+      for (let i = 0; i < MOST_CONNECTIONS; i++) open.push(await connect({ path }));
+      await untilCount(door, MOST_CONNECTIONS);
+      assert.equal(await rest(await connect({ path })), "");
+      for (const conn of open) conn.close();
+      await untilCount(door, 0);
+      assert.equal((await ask({ path })).status, 200);
+    }, { listener: Deno.listen({ transport: "unix", path }) });
   }));
