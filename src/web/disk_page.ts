@@ -155,7 +155,8 @@ function heatSection(history: History | null): Html {
   return markup`<section aria-labelledby="heat-head">
 <h2 id="heat-head">Latency over time</h2>
 <figure class="heat">
-<figcaption>Each column is a second, the newest at the right. The higher, the slower; the stronger the
+<figcaption>Each column is a sample, the newest at the right: of a second while a page is open, otherwise of
+five. The higher, the slower; the stronger the
 colour, the more requests.</figcaption>
 <canvas id="heat" height="168" role="img" aria-label="Heat map of latencies; the table below has the same numbers"></canvas>
 <p class="scale"><span>bottom: up to ${latencyText(HEAT_BOUNDS_US[0])}</span>

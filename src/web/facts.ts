@@ -1,4 +1,4 @@
-import { messageOf } from "../../ffi/errno.ts";
+import { Errno, errnoOf, messageOf, SystemError } from "../../ffi/errno.ts";
 import type { Jobs } from "./jobs.ts";
 import type { ChainFacts, MapFacts, ScanFacts, SnapshotFacts, Work } from "./work.ts";
 
@@ -62,9 +62,18 @@ export class Facts {
   /** Makes a snapshot; returns when it is made. Throws `SystemError`. */
   async snapshot(work: Omit<Extract<Work, { kind: "snapshot" }>, "kind">): Promise<SnapshotFacts> {
     const request: Work = { kind: "snapshot", ...work };
-    const made = await this.#jobs.run({ request, timeoutMs: SNAPSHOT_TIMEOUT_MS });
-    this.#kept.clear();
-    return made as SnapshotFacts;
+    try {
+      return await this.#jobs.run({ request, timeoutMs: SNAPSHOT_TIMEOUT_MS }) as SnapshotFacts;
+    } catch (error) {
+      if (errnoOf(error) !== Errno.ETIMEDOUT) throw error;
+      // The tapdisk has the request, and goes on.
+      const what = `Cannot wait for the snapshot of minor ${work.minor} of tapdisk ${work.pid}`;
+      const hint =
+        "it may still be made: see the chain on the page of the disk before trying again";
+      throw new SystemError(Errno.ETIMEDOUT, what, { hint, cause: error });
+    } finally {
+      this.#kept.clear();
+    }
   }
 
   async #find<Value>(work: Work, { timeoutMs, sign }: WorkLimits): Promise<Fact<Value>> {

@@ -15,6 +15,14 @@ function servedPaths(monitor: Monitor): Set<string> {
   return paths;
 }
 
+/** Whether there are disks whose images are not all known. */
+function isUncertain({ last, disks }: Monitor): boolean {
+  const hidden = [...disks.values()].some(({ sample }) =>
+    sample.path !== "" && sample.chain.length === 0
+  );
+  return hidden || last === null || last.silent.length > 0;
+}
+
 function pathIn(name: string): string {
   return name.slice(name.indexOf(":") + 1);
 }
@@ -55,7 +63,9 @@ function tableOf(images: readonly FoundImage[]): Html {
 
 function found({ value, timeMs }: { value: ScanFacts; timeMs: number }, monitor: Monitor): Html {
   const served = servedPaths(monitor);
-  const images = value.images.filter(({ name }) => !served.has(pathIn(name)));
+  const images = value.images.filter(({ name, realPath }) =>
+    !served.has(pathIn(name)) && (realPath === null || !served.has(realPath))
+  );
   const count = `${images.length} image${images.length === 1 ? "" : "s"} not served`;
   return markup`
     <p>${count}, looked for at ${timeText(timeMs)}.${
@@ -68,6 +78,13 @@ function found({ value, timeMs }: { value: ScanFacts; timeMs: number }, monitor:
         <p class="problem">${problem}</p>
       `
     )
+  }
+    ${
+    isUncertain(monitor) && markup`
+      <p class="problem">
+        Some disks are paused, or their tapdisks do not answer: images of theirs may be among these.
+      </p>
+    `
   }
     ${images.length > 0 && tableOf(images)}
   `;

@@ -12,10 +12,16 @@ export class LiveStreams {
   readonly #requests: RequestsWatch;
   readonly #streams: Streams;
 
-  constructor({ monitor, requests }: { monitor: Monitor; requests: RequestsWatch }) {
+  constructor(
+    { monitor, requests, onFault }: {
+      monitor: Monitor;
+      requests: RequestsWatch;
+      onFault: (error: unknown) => void;
+    },
+  ) {
     this.#monitor = monitor;
     this.#requests = requests;
-    this.#streams = new Streams(monitor);
+    this.#streams = new Streams(monitor, onFault);
   }
 
   close(): void {

@@ -1,8 +1,19 @@
 import type { DeviceAddress } from "../control/client/client.ts";
 import type { Monitor } from "./monitor.ts";
+import { keyOf } from "./watched.ts";
 
 /** Asks for the open requests of a disk; may fail. */
 export type AskRequests = (device: DeviceAddress) => Promise<readonly string[]>;
+
+/** After so long a tapdisk is asked again for a page that is loaded. */
+const KEPT_MS = 1000;
+
+/** What is known of the requests of a disk. */
+interface Asked {
+  readonly atMs: number;
+  /** Null when the tapdisk did not say. */
+  readonly lines: Promise<readonly string[] | null>;
+}
 
 interface WatchedRequests {
   readonly device: DeviceAddress;
@@ -12,26 +23,42 @@ interface WatchedRequests {
   lines: readonly string[] | null;
 }
 
-/** The open requests of the disks whose pages are open, asked for once for all browsers. */
+/**
+ * The open requests of disks, asked for once for all browsers: with each sample while a page is open, and
+ * otherwise no more than once a second however often pages are loaded.
+ */
 export class RequestsWatch {
   readonly #monitor: Monitor;
   readonly #ask: AskRequests;
+  readonly #nowMs: () => number;
   readonly #watched = new Map<string, WatchedRequests>();
+  /** Answers of the last second. */
+  readonly #asked = new Map<string, Asked>();
   #unsubscribe: (() => void) | null = null;
 
-  constructor(monitor: Monitor, ask: AskRequests) {
+  /** @param nowMs The clock; never goes back. */
+  constructor(
+    monitor: Monitor,
+    ask: AskRequests,
+    { nowMs = () => performance.now() }: { nowMs?: () => number } = {},
+  ) {
     this.#monitor = monitor;
     this.#ask = ask;
+    this.#nowMs = nowMs;
   }
 
-  /** Asks once; null when the tapdisk does not say. */
-  async once(device: DeviceAddress): Promise<readonly string[] | null> {
-    try {
-      return await this.#ask(device);
-    } catch {
-      // One of before does not know the question; one that hangs is shown as such by its state.
-      return null;
-    }
+  /** The requests of a disk, at most a second old; null when the tapdisk does not say. */
+  once(device: DeviceAddress): Promise<readonly string[] | null> {
+    const nowMs = this.#nowMs();
+    for (const [key, { atMs }] of this.#asked) if (nowMs - atMs >= KEPT_MS) this.#asked.delete(key);
+    return this.#asked.get(keyOf(device))?.lines ?? this.#askNow(device);
+  }
+
+  #askNow(device: DeviceAddress): Promise<readonly string[] | null> {
+    // One of before does not know the question; one that hangs is shown as such by its state.
+    const lines = this.#ask(device).catch(() => null);
+    this.#asked.set(keyOf(device), { atMs: this.#nowMs(), lines });
+    return lines;
   }
 
   /** The requests as they were found last. */
@@ -58,7 +85,7 @@ export class RequestsWatch {
     for (const watched of this.#watched.values()) {
       if (watched.isAsking) continue;
       watched.isAsking = true;
-      this.once(watched.device).then((lines) => {
+      this.#askNow(watched.device).then((lines) => {
         watched.lines = lines;
         watched.isAsking = false;
       });

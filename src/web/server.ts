@@ -25,7 +25,7 @@ import type { RequestsWatch } from "./requests_watch.ts";
 import { htmlResponse, redirect, textResponse } from "./responses.ts";
 import { LiveStreams } from "./live_streams.ts";
 
-/** Requests that are answered at the same time, streams included. */
+/** Requests whose answers are made at the same time. */
 const MOST_REQUESTS = 256;
 
 /** What a server is made of. */
@@ -101,7 +101,7 @@ export class WebServer {
     const { access, assets } = this.#parts;
     const refusal = access.refusalOf(request);
     if (refusal !== null) return textResponse(refusal.reason, { status: refusal.status });
-    const url = new URL(request.url);
+    const url = urlOf(request.url);
     // What the page looks like is no secret, and the page that asks for the token needs it.
     const [, name] = /^\/assets\/([\w.-]+)$/.exec(url.pathname) ?? [];
     if (name !== undefined) return assetResponse(assets, name) ?? this.#notFound();
@@ -117,7 +117,10 @@ export class WebServer {
     const given = url.searchParams.get("token");
     if (given !== null && request.method === "GET" && access.isToken(given)) {
       url.searchParams.delete("token");
-      return redirect(url.pathname + url.search, { "set-cookie": access.cookie() });
+      // A path that began with two slashes would lead to another host.
+      return redirect(url.pathname.replace(/^\/+/, "/") + url.search, {
+        "set-cookie": access.cookie(),
+      });
     }
     if (request.method === "POST" && url.pathname === "/token") {
       const token = (await readForm(request))?.get("token") ?? "";
@@ -209,6 +212,11 @@ export class WebServer {
     `;
     return this.#page({ title: "Events", here: "events", content });
   }
+}
+
+/** The address of a page. Its host is left out: clients may say one that makes no address. */
+function urlOf(text: string): URL {
+  return new URL(`http://localhost${text.replace(/^[a-z+]+:\/\/[^/?#]*/i, "")}`);
 }
 
 /** What a fault is told as. */

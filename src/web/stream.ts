@@ -34,10 +34,13 @@ function bytesOf({ event, data }: StreamMessage): Uint8Array<ArrayBuffer> {
 /** The streams of server-sent events that are open. */
 export class Streams {
   readonly #monitor: Monitor;
+  readonly #onFault: (error: unknown) => void;
   readonly #open = new Set<() => void>();
 
-  constructor(monitor: Monitor) {
+  /** @param onFault Is told of faults of this program. */
+  constructor(monitor: Monitor, onFault: (error: unknown) => void) {
     this.#monitor = monitor;
+    this.#onFault = onFault;
   }
 
   /** How many are open. */
@@ -84,16 +87,27 @@ export class Streams {
         // The client has closed it.
       }
     };
-    const unsubscribe = this.#monitor.subscribe(() => {
+    const giveUp = (error: unknown): void => {
+      stop();
+      controller.error(error);
+    };
+    const send = (): void => {
       if ((controller.desiredSize ?? 0) <= 0) {
         if (++leftOut <= MOST_LEFT_OUT) return;
-        stop();
-        return controller.error(new Error("The client does not read"));
+        return giveUp(new Error("The client does not read"));
       }
       leftOut = 0;
       const messages = performance.now() > untilMs ? null : next();
       if (messages === null) return close();
       messages.forEach(put);
+    };
+    const unsubscribe = this.#monitor.subscribe(() => {
+      try {
+        send();
+      } catch (error) {
+        this.#onFault(error);
+        giveUp(error);
+      }
     });
     this.#open.add(close);
     put(first());

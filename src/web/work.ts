@@ -43,6 +43,8 @@ export interface MapFacts {
 export interface FoundImage {
   /** `vhd:/srv/disk.vhd`. */
   readonly name: string;
+  /** Where the file is, without links; null when it cannot be read. */
+  readonly realPath: string | null;
   /** Length of the file, and the room that it takes. */
   readonly fileBytes: number | null;
   readonly roomBytes: number | null;

@@ -1,5 +1,5 @@
-import { messageOf } from "../../ffi/errno.ts";
-import { namesInFolder } from "../../ffi/paths.ts";
+import { Errno, messageOf, SystemError } from "../../ffi/errno.ts";
+import { namesInFolder, pathStatus, realPath } from "../../ffi/paths.ts";
 import { snapshotDevice } from "../control/client/client.ts";
 import { allDrivers } from "../driver/registry.ts";
 import { osStorage } from "../files/storage.ts";
@@ -15,6 +15,8 @@ import type { ChainFacts, FoundImage, MapFacts, ScanFacts, SnapshotFacts, Work }
 /** Image files that a scan looks into, and names in folders that it reads. */
 const MOST_FOUND = 500;
 const MOST_NAMES = 20_000;
+/** A scan ends after this time with what it has found. */
+const LONGEST_SCAN_MS = 60_000;
 /** After each image the scan rests so many times as long as it took: others use the disks, too. */
 const REST = 2;
 const LONGEST_REST_MS = 50;
@@ -107,15 +109,22 @@ function factsText(facts: Readonly<Record<string, unknown>>): string {
 function lookInto(type: string, path: string): FoundImage {
   const name = `${type}:${path}`;
   try {
+    // To open a pipe waits for its other end, and to open a device may do something.
+    if (pathStatus(path).kind !== "file") {
+      throw new SystemError(Errno.EINVAL, `Cannot read ${path} (it is no regular file)`);
+    }
     const facts = kindOf(type)?.facts?.(osStorage, path) ?? {};
-    return { name, ...fileSizes(path), facts: factsText(facts), problem: null };
+    const sizes = fileSizes(path);
+    return { name, realPath: realPath(path), ...sizes, facts: factsText(facts), problem: null };
   } catch (error) {
-    return { name, fileBytes: null, roomBytes: null, facts: "", problem: messageOf(error) };
+    const problem = messageOf(error);
+    return { name, realPath: null, fileBytes: null, roomBytes: null, facts: "", problem };
   }
 }
 
 /** The image files of folders; folders within them are not looked into. */
 async function scan(folders: readonly string[]): Promise<ScanFacts> {
+  const untilMs = performance.now() + LONGEST_SCAN_MS;
   const images: FoundImage[] = [];
   const problems: string[] = [];
   let left = MOST_NAMES;
@@ -128,10 +137,12 @@ async function scan(folders: readonly string[]): Promise<ScanFacts> {
       continue;
     }
     for (const name of names) {
-      if (--left < 0 || images.length >= MOST_FOUND) return { images, problems, isCut: true };
+      const beganMs = performance.now();
+      if (--left < 0 || images.length >= MOST_FOUND || beganMs > untilMs) {
+        return { images, problems, isCut: true };
+      }
       const type = typeOf(name);
       if (type === null) continue;
-      const beganMs = performance.now();
       images.push(lookInto(type, `${folder}/${name}`));
       const restMs = Math.min(LONGEST_REST_MS, REST * (performance.now() - beganMs));
       await new Promise((resolve) => setTimeout(resolve, restMs));

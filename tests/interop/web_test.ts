@@ -166,6 +166,7 @@ test("web: a snapshot is made in two steps, and is told in the events", async (b
   await withPage(bench, [...LISTEN, "--allow-changes"], async ({ port }) => {
     const form = `/disks/${pid}/${minor}/snapshot`;
     const headers = { origin: "http://localhost" };
+    const before = await bench.list();
     const first = await ask({ port }, { path: form });
     const post = async (fields: Record<string, string>) =>
       await ask({ port }, {
@@ -178,7 +179,8 @@ test("web: a snapshot is made in two steps, and is told in the events", async (b
     const second = await post({ step: "check", token: fieldIn(first.body, "token"), ...wish });
     assert.equal(second.status, 200, second.body);
     assert.match(second.body, /kept\.vhd<\/span> keeps the data of now/);
-    assert.equal(await bench.ok("list"), (await bench.list())[0], "nothing is done yet");
+    assert.deepEqual(await bench.list(), before, "nothing is done yet");
+    assert.throws(() => Deno.lstatSync(`${bench.folder}/kept.vhd`), Deno.errors.NotFound);
     const make = { step: "make", token: fieldIn(second.body, "token"), ...wish };
     const made = await post(make);
     assert.equal(made.status, 303, made.body);
@@ -437,15 +439,19 @@ test("web: images that nobody serves are found, and only those", async (bench) =
   Deno.writeTextFileSync(`${bench.folder}/broken.vhd`, "no image");
   bench.rawImage("raw.img");
   Deno.writeTextFileSync(`${bench.folder}/readme.txt`, "x");
-  const folders = ["--images", bench.folder, "--images", `${bench.folder}/none`];
+  // To open a pipe, or a device, would wait or do something.
+  await runOk("mkfifo", [`${bench.folder}/pipe.vhd`]);
+  Deno.symlinkSync(bench.folder, `${bench.folder}-link`);
+  const folders = ["--images", `${bench.folder}-link`, "--images", `${bench.folder}/none`];
   await withPage(bench, [...LISTEN, ...folders], async ({ port }) => {
-    const body = await untilBody(port, "/images", /3 images not served/);
+    const body = await untilBody(port, "/images", /4 images not served/);
+    assert.match(body, /pipe\.vhd[^]*it is no regular file/);
     assert.match(body, /left\.vhd<\/th>[^]*kind dynamic/);
     assert.match(body, /broken\.vhd[^]*class="problem"/);
     assert.match(body, /raw\.img/);
     assert.ok(!body.includes("served.vhd") && !body.includes("readme.txt"));
     assert.match(body, /none[^<]*ENOENT/);
-  });
+  }).finally(() => Deno.removeSync(`${bench.folder}-link`));
 });
 
 test("web: signals end it in order, with streams open", async (bench) => {

@@ -1,12 +1,16 @@
 /** The pages of `blktap web`: what is sampled, what is shown, and which requests are answered. */
 import assert from "node:assert/strict";
 import type { DiskSample, HostSample } from "../../src/observe/sample.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
 import { Access } from "../../src/web/access.ts";
 import { assetsOf } from "../../src/web/assets.ts";
 import { Facts } from "../../src/web/facts.ts";
+import { markup } from "../../src/web/html.ts";
+import { imagesContent } from "../../src/web/images_page.ts";
 import { Monitor } from "../../src/web/monitor.ts";
 import { RequestsWatch } from "../../src/web/requests_watch.ts";
 import { WebServer } from "../../src/web/server.ts";
+import { Streams } from "../../src/web/stream.ts";
 import { diskSample, histogramOf, hostSample, layerSample } from "../support/observe.ts";
 
 /** A map of an image that is empty; as a chain, it has no layers. */
@@ -23,6 +27,7 @@ const EMPTY_MAP = {
 
 /** Longer than a test. */
 const NEVER_MS = 2 ** 30;
+const NEVER = { watchedMs: NEVER_MS, unwatchedMs: NEVER_MS };
 
 /** A monitor of samples that are given, and a page on it. */
 class Bench {
@@ -40,7 +45,7 @@ class Bench {
     const take = (): Promise<HostSample> =>
       this.#next instanceof Error ? Promise.reject(this.#next) : Promise.resolve(this.#next);
     // Only the test takes samples, however slow the machine is.
-    this.monitor = new Monitor(take, { watchedMs: NEVER_MS, unwatchedMs: NEVER_MS });
+    this.monitor = new Monitor(take, NEVER);
     const jobs = {
       run: ({ request }: { request: unknown }): Promise<unknown> => {
         this.work.push(request);
@@ -272,6 +277,21 @@ Deno.test("web: addresses that make no sense are not found", () =>
     for (const path of paths) assert.equal((await bench.get(path)).status, 404, path);
   }));
 
+Deno.test("web: a host that makes no address is no fault, and a token leads to no other host", () =>
+  withBench({ token: "correct-horse-battery" }, async (bench) => {
+    for (const host of ["localhost:99999", "[::1::2]", "[:::]"]) {
+      const request = new Request("http://localhost/");
+      // As the server of HTTP has it on a socket: the address is not checked.
+      Object.defineProperty(request, "url", { value: `http+unix://${host}/events` });
+      request.headers.set("host", host);
+      assert.equal((await bench.server.handle(request)).status, 401, host);
+    }
+    for (const path of ["//evil.example/", "/\\\\evil.example/", "///evil.example/"]) {
+      const { headers } = await bench.get(`${path}?token=correct-horse-battery`);
+      assert.equal(headers.get("location"), "/evil.example/", path);
+    }
+  }));
+
 Deno.test("web: a map takes only parts that are numbers", () =>
   withBench({}, async (bench) => {
     await bench.sample(hostSample([diskSample()]));
@@ -298,6 +318,90 @@ Deno.test("web: a map takes only parts that are numbers", () =>
     await bench.text("/disks/100/0/map?at=4096&length=512");
     assert.equal(bench.work.length, asked);
   }));
+
+Deno.test("web: images are not served when no disk names them, by their paths or without links", () =>
+  withBench({}, async (bench) => {
+    const { monitor } = bench;
+    const sample = (taken: HostSample): Promise<void> => bench.sample(taken);
+    await sample(
+      hostSample([diskSample({ path: "/a.vhd", chain: [layerSample({ path: "/a.vhd" })] })]),
+    );
+    const image = { fileBytes: 1, roomBytes: 1, facts: "", problem: null };
+    const images = [
+      { name: "vhd:/a.vhd", realPath: "/a.vhd", ...image },
+      { name: "vhd:/link/a.vhd", realPath: "/a.vhd", ...image },
+      { name: "vhd:/b.vhd", realPath: "/b.vhd", ...image },
+      { name: "vhd:/c.vhd", realPath: null, ...image },
+    ];
+    const scan = { value: { images, problems: [], isCut: false }, timeMs: 0 };
+    const shown = (): string => markup`${imagesContent(scan, { folders: ["/"], monitor })}`.text;
+    assert.match(shown(), /2 images not served/);
+    assert.ok(!shown().includes("a.vhd") && !shown().includes("may be among these"));
+    await sample(hostSample([diskSample({ state: 0x2a, chain: [] })]));
+    assert.match(shown(), /Some disks are paused.* may be among these/s);
+    await sample(hostSample([], { silent: [{ pid: 9, minors: [0], why: "x" }] }));
+    assert.match(shown(), /may be among these/);
+  }));
+
+Deno.test("web: a snapshot that takes too long is told as one that may still be made", async () => {
+  const late = new SystemError(Errno.ETIMEDOUT, "Cannot wait longer");
+  const facts = new Facts({ run: () => Promise.reject(late) });
+  const wish = { pid: 100, minor: 3, path: "/b.vhd", rename: false, timeoutSeconds: 1 };
+  await assert.rejects(facts.snapshot(wish), {
+    code: "ETIMEDOUT",
+    message: /minor 3 of tapdisk 100.*it may still be made/,
+  });
+});
+
+Deno.test("web: a tapdisk is asked for its requests once a second, however often pages are loaded", async () => {
+  const monitor = new Monitor(() => Promise.resolve(hostSample([diskSample()])), NEVER);
+  const [device, other] = [{ pid: 100, minor: 0 }, { pid: 100, minor: 1 }];
+  const asked: unknown[] = [];
+  let nowMs = 0;
+  const watch = new RequestsWatch(monitor, (device) => {
+    asked.push(device);
+    return asked.length === 1 ? Promise.reject(new Error("It hangs")) : Promise.resolve(["slot 1"]);
+  }, { nowMs: () => nowMs });
+  const all = Array.from({ length: 50 }, () => watch.once(device));
+  assert.deepEqual(await Promise.all(all), all.map(() => null));
+  assert.deepEqual([await watch.once(device), asked], [null, [device]]);
+  assert.deepEqual([await watch.once(other), asked], [["slot 1"], [device, other]]);
+  nowMs = 1000;
+  assert.deepEqual([await watch.once(device), asked.length], [["slot 1"], 3]);
+  // A page that is open asks with each sample, and what it was told is told to others.
+  const end = watch.watch("100.0", device);
+  nowMs = 2000;
+  await monitor.start();
+  await watch.once(device);
+  assert.equal(asked.length, 4);
+  end();
+  monitor.close();
+});
+
+Deno.test("web: a fault in one stream ends that stream, and sampling goes on", async () => {
+  const monitor = new Monitor(() => Promise.resolve(hostSample([diskSample()])), NEVER);
+  const faults: unknown[] = [];
+  const streams = new Streams(monitor, (error) => faults.push(error));
+  const first = (): { event: string; data: unknown } => ({ event: "first", data: 1 });
+  const broken = streams.open({
+    first,
+    next: () => {
+      throw new Error("A fault");
+    },
+  });
+  const whole = streams.open({ first, next: () => [{ event: "next", data: 2 }] });
+  await monitor.start();
+  assert.equal(faults.length, 1);
+  assert.equal(streams.count, 1);
+  await assert.rejects(async () => await broken?.text(), /A fault/);
+  await monitor.start();
+  streams.close();
+  assert.match(
+    await whole?.text() ?? "",
+    /^event: first\ndata: 1\n\n(event: next\ndata: 2\n\n){2}$/,
+  );
+  monitor.close();
+});
 
 Deno.test("web: a stream ends with its page's disk, and is counted no more", () =>
   withBench({}, async (bench) => {
