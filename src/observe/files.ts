@@ -62,8 +62,10 @@ export class FileGatherer {
     const left = [...wanted].values();
     let isOver = false;
     const work = async (): Promise<void> => {
-      for (const path of left) {
-        if (isOver || this.#pending.size >= AT_ONCE) return;
+      // A path is taken only when there is room to look at it: it would be left out otherwise.
+      while (!isOver && this.#pending.size < AT_ONCE) {
+        const { done, value: path } = left.next();
+        if (done) return;
         this.#pending.add(path);
         const file = await this.#look(path).catch(() => null);
         this.#pending.delete(path);

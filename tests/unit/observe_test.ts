@@ -235,6 +235,26 @@ Deno.test("files of images are looked at, and one that hangs delays once, and is
   await hung.promise;
 });
 
+Deno.test("a file that hangs does not take the place of others", async () => {
+  const hung = Promise.withResolvers<null>();
+  const file = {
+    sizeBytes: 1,
+    allocatedBytes: 2,
+    filesystem: { sizeBytes: 4, availableBytes: 3 },
+  };
+  const gatherer = new FileGatherer({
+    timeoutMs: 20,
+    look: (path) => path === "/hung" ? hung.promise : Promise.resolve(file),
+  });
+  const good = Array.from({ length: 20 }, (_, index) => `/${index}`);
+  const chain = ["/hung", ...good].map((path) => layerSample({ path }));
+  await gatherer.gather([diskSample({ chain })]);
+  const found = await gatherer.gather([diskSample({ chain })]);
+  assert.deepEqual([...found.keys()].toSorted(), good.toSorted());
+  hung.resolve(null);
+  await hung.promise;
+});
+
 Deno.test("the size of a file, its room, and the room that is left", () =>
   withTempDir(async (folder) => {
     const path = `${folder}/sparse.raw`;
