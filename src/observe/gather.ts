@@ -1,4 +1,5 @@
 import { Errno, messageOf, SystemError } from "../../ffi/errno.ts";
+import { pathExists } from "../../ffi/paths.ts";
 import { isAlive } from "../../ffi/process.ts";
 import { brokenAnswer } from "../control/client/connection.ts";
 import {
@@ -10,6 +11,7 @@ import { MOST_TEXT_BYTES } from "../control/client/questions.ts";
 import { askPatiently, type Outcome, type TextQuestion } from "../control/client/survey.ts";
 import { readMinorRecord } from "../control/minors/minor_record.ts";
 import { minorHolders } from "../control/minors/holders.ts";
+import { controlSocketPath } from "../control/paths.ts";
 import { ALL_MINORS, encodePlain, MessageType } from "../control/protocol/message.ts";
 import type { ListEntry } from "../control/protocol/list.ts";
 import { decodeStatisticsLength } from "../control/protocol/statistics.ts";
@@ -71,16 +73,18 @@ export class Gatherer {
       if ("answer" in outcome) {
         pids.push(pid);
         disks.push(...outcome.answer);
-      } else if (hasEnded(pid, outcome.error)) dead.push(pid);
-      else {
+      } else if (hasEnded(pid, outcome.error)) {
+        // One that ended in order, after the folder was read, has taken its socket away.
+        if (pathExists(controlSocketPath(pid), { link: true })) dead.push(pid);
+      } else {
         const why = messageOf(outcome.error);
         if (answers.has(pid)) this.#silent.set(pid, { why, sinceMs: atMs });
         silent.push({ pid, minors: folder.minorsOf(pid), why });
       }
     }
-    disks.sort((a, b) => a.minor - b.minor);
     const unserved = unservedMinors(folder, { disks, silent });
-    return { atMs, timeMs, tookMs: this.#nowMs() - atMs, disks, pids, silent, dead, unserved };
+    const tookMs = this.#nowMs() - atMs;
+    return { atMs, timeMs, tookMs, disks: oneOfEach(disks), pids, silent, dead, unserved };
   }
 
   #isSilent(pid: number, nowMs: number): boolean {
@@ -136,6 +140,19 @@ export class Gatherer {
     });
     return answers;
   }
+}
+
+/**
+ * One sample of each minor, in ascending order. Tapdisks are not asked at the same moment, so that two may say that
+ * they have a disk which goes from one to the other.
+ */
+function oneOfEach(disks: readonly DiskSample[]): DiskSample[] {
+  const byMinor = new Map<number, DiskSample>();
+  for (const disk of disks) {
+    // The one with an image is right, or the one that was started later.
+    if (disk.path !== "" || !byMinor.has(disk.minor)) byMinor.set(disk.minor, disk);
+  }
+  return [...byMinor.values()].sort((a, b) => a.minor - b.minor);
 }
 
 function listOutcome(list: Outcome<ListEntry[]>): Outcome<DiskSample[]> {
