@@ -1,4 +1,5 @@
 import { SECTOR_BYTES } from "../driver/driver.ts";
+import { plainText } from "../log/plain_text.ts";
 import type { FileSamples } from "./files.ts";
 import { cumulative } from "./histogram.ts";
 import type { DiskSample, Histogram, HostSample, LayerSample } from "./sample.ts";
@@ -13,11 +14,14 @@ const BOUNDS_TEXT = BOUNDS_US.map((boundUs) => String(boundUs / 1e6));
 
 type Labels = Readonly<Record<string, string | number>>;
 
-/** A label's value, with what would end it escaped. */
+/**
+ * A label's value, with what would end it escaped. Names have control characters as `plainText` shows them: the
+ * text is one for terminals, too, and its format has no other way to write them.
+ */
 function escaped(value: string | number): string {
   return typeof value === "number"
     ? String(value)
-    : value.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replaceAll("\n", "\\n").toWellFormed();
+    : plainText(value).replaceAll("\\", "\\\\").replaceAll('"', '\\"');
 }
 
 function labelsText(labels: Labels): string {
