@@ -14,6 +14,8 @@ export class WholeFile {
   readonly #encoder = new TextEncoder();
   #pending: string[] = [];
   #pendingLength = 0;
+  /** Whether it has its name, or is gone. */
+  #isOver = false;
 
   /** Throws `SystemError`, also for a path of something that is no regular file. */
   constructor(path: string) {
@@ -47,6 +49,7 @@ export class WholeFile {
   /** All was written: the file appears under its name. Throws `SystemError`. */
   finish(): void {
     this.#flush();
+    this.#isOver = true;
     this.#file.close();
     try {
       Deno.renameSync(this.#temporary, this.#path);
@@ -56,8 +59,10 @@ export class WholeFile {
     }
   }
 
-  /** Leaves nothing behind. */
+  /** Leaves nothing behind; nothing is left of a file that did not get its name. */
   abandon(): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
     this.#file.close();
     Deno.removeSync(this.#temporary);
   }
