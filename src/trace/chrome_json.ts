@@ -1,4 +1,5 @@
 import { errnoName } from "../../ffi/errno.ts";
+import { plainJson } from "../log/plain_text.ts";
 import type { TracedOperation, TracedRequest, TracedStage, TraceSink } from "./collector.ts";
 import { kindName, stageName } from "./names.ts";
 
@@ -128,7 +129,7 @@ export class ChromeJson implements TraceSink {
 
   /** Writes the end. */
   end(notes: TraceNotes): void {
-    this.#write(`\n],"otherData":${JSON.stringify(notes)}}\n`);
+    this.#write(`\n],"otherData":${plainJson(JSON.stringify(notes))}}\n`);
   }
 
   /** The process of an image. */
@@ -175,7 +176,7 @@ export class ChromeJson implements TraceSink {
   }
 
   #event(event: Readonly<Record<string, unknown>>): void {
-    this.#write(`${this.#isFirst ? "" : ","}\n${JSON.stringify(event)}`);
+    this.#write(`${this.#isFirst ? "" : ","}\n${plainJson(JSON.stringify(event))}`);
     this.#isFirst = false;
   }
 }

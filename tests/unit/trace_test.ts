@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { plainLines } from "../../src/log/plain_text.ts";
 import { ChromeJson } from "../../src/trace/chrome_json.ts";
 import { TraceCollector, type TracedRequest, type TraceSink } from "../../src/trace/collector.ts";
 import {
@@ -198,16 +199,18 @@ Deno.test("a trace as JSON keeps the rules of its format, and names what it show
   let text = "";
   const json = new ChromeJson("minor 3", (part) => text += part);
   json.layer(1, 'vhd:/leaf "one".vhd');
-  json.layer(2, "vhd:/base.vhd");
+  json.layer(2, "vhd:/base\u009b\u202e.vhd");
   new TraceCollector(json).take(recorder.take());
   json.end({ requests: 3 });
   recorder.ring.release();
   const trace = readChromeTrace(text);
+  // It may go to a terminal.
+  assert.equal(plainLines(text), text);
   assert.deepEqual(trace.otherData, { requests: 3 });
   assert.deepEqual(Object.fromEntries(namesOf(trace, "process_name")), {
     1: "minor 3: requests by slot",
     101: '1: vhd:/leaf "one".vhd',
-    102: "2: vhd:/base.vhd",
+    102: "2: vhd:/base\u009b\u202e.vhd",
     109: "9: an image that is not known",
   });
   assert.equal(namesOf(trace, "thread_name").get("1.1"), "slot 0");
