@@ -5,6 +5,7 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { Errno } from "../../ffi/errno.ts";
 import { type Finding, findings, healthFinding } from "../../src/cli/tap_ctl/findings.ts";
 import type { ToldFacts } from "../../src/control/protocol/explain.ts";
 import { factsOf } from "../../src/vbd/disk_facts.ts";
@@ -112,6 +113,34 @@ Deno.test("explain: what a disk does that waits for nothing", () => {
     says,
     /: 5 reads a second, [\d.]+ ms each; 1 flushes a second, [\d.]+ ms each; 0 requests/,
   );
+  end(rig);
+});
+
+Deno.test("explain: one request is told as one, and several as several", () => {
+  const rig = open();
+  const facts = told(rig);
+  const trouble = { sinceMs: 2000, tries: 3, error: "ENOSPC", errno: Errno.ENOSPC, file: "/a" };
+  const sentences = (requests: number): string[] => {
+    const limit = { requests, longestMs: 10 };
+    const condition = {
+      kind: "share",
+      bridge: "/b",
+      isConnected: true,
+      waiting: requests,
+    } as const;
+    return [
+      { trouble: { ...trouble, requests } },
+      { trouble: { ...trouble, requests, error: "EIO", errno: Errno.EIO } },
+      { requests: { ...facts.requests, limit } },
+      { images: [{ ...facts.images[0], condition }] },
+    ].flatMap((changed) => says({ ...facts, ...changed })).map(({ says }) => says);
+  };
+  const beginnings = (requests: number): string[] =>
+    sentences(requests).map((text) => text.split(" ").slice(0, 3).join(" "));
+  const one = ["1 request waits", "1 request fails", "1 request is", "1 request waits"];
+  assert.deepEqual(beginnings(1), one);
+  const two = ["2 requests wait", "2 requests fail", "2 requests are", "2 requests wait"];
+  assert.deepEqual(beginnings(2), two);
   end(rig);
 });
 

@@ -157,8 +157,8 @@ function troubleFinding(
     return {
       kind: "full",
       says: `${
-        requestsText(requests)
-      } wait ${since}, as there is no room for ${file} (${error})${free}.`,
+        requestsDo(requests, "wait")
+      } ${since}, as there is no room for ${file} (${error})${free}.`,
       advice: `Make room on ${mount}. The requests are tried again each second, and go on then.`,
     };
   }
@@ -168,9 +168,7 @@ function troubleFinding(
   );
   return {
     kind: "failing",
-    says: `${requestsText(requests)} fail${
-      requests === 1 ? "s" : ""
-    } with ${error}${where} ${since}.`,
+    says: `${requestsDo(requests, "fail")} with ${error}${where} ${since}.`,
     advice: servers
       ? "They are made again when the server is back."
       : "They are tried again each second. See the kernel's log (dmesg) for the disk or mount.",
@@ -251,9 +249,9 @@ function limitFindings(facts: ToldFacts): Finding[] {
     ).map(([name, value]) => `${name.replace("_", " ")} ${value}`).join(", ");
     found.push({
       kind: "limit",
-      says: `${
-        requestsText(limit.requests)
-      } are held back by its rate limits (${all}), the first for ${timeText(limit.longestMs)}.`,
+      says: `${requestsText(limit.requests)} ${
+        limit.requests === 1 ? "is" : "are"
+      } held back by its rate limits (${all}), the first for ${timeText(limit.longestMs)}.`,
       advice: `That is as it was asked for. Other limits: tap-ctl limit ${device(facts)}`,
     });
   }
@@ -262,8 +260,8 @@ function limitFindings(facts: ToldFacts): Finding[] {
     found.push({
       kind: "share",
       says: `${
-        requestsText(condition.waiting)
-      } wait for a share of the rate of writing at ${condition.bridge}.`,
+        requestsDo(condition.waiting, "wait")
+      } for a share of the rate of writing at ${condition.bridge}.`,
       advice: "td-rated grants it. See its rate, and the other disks that share it.",
     });
   }
