@@ -9,8 +9,6 @@ import type { Command } from "commander";
 import { loadCommands } from "../../src/cli/tap_ctl/main.ts";
 import { tapdiskCommand } from "../../src/cli/tapdisk/main.ts";
 import { createCbtLog } from "../../src/cbt/log_file.ts";
-// Loaded here because Deno reports a library that is loaded within a test as a leak.
-import "../../src/images/convert.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { snapshot } from "../../src/vhd/snapshot.ts";
 import {
@@ -23,6 +21,9 @@ import {
 import { commandLine } from "../support/control.ts";
 import { makePki, PSK_TEXT } from "../support/pki.ts";
 import { needs, run, runOk } from "../support/tools.ts";
+
+// Loaded here because Deno reports a library that is loaded within a test as a leak.
+const COMMANDS = await loadCommands();
 
 /** The long names of the options in a command's help. */
 function listed(command: Command): string[] {
@@ -325,7 +326,7 @@ Deno.test({
   ignore,
   fn: () =>
     withControlBench(async (control) => {
-      const bench = new OptionBench(control, await loadCommands());
+      const bench = new OptionBench(control, COMMANDS);
       createDynamic(`${control.folder}/a.vhd`, { sizeBytes: 4 << 20 });
       await stepByStep(bench, `${control.folder}/a.vhd`);
       await cached(bench, control.folder);
@@ -354,7 +355,7 @@ Deno.test("options: what cannot be carried out is refused, and what has no suppo
       assert.ok(code === 95 || code === 22, `${line}: ${code} ${stderr}`);
       assert.match(stderr, /^tap-ctl [^\n]*(no support for|Cannot)[^\n]*\n$/, line);
     }
-    const help = (await loadCommands()).flatMap(listed);
+    const help = COMMANDS.flatMap(listed);
     assert.ok(!help.includes("--character"));
     await control.ok(`create -a aio:${image} -d /dev/name`);
     const pid = Number(/^pid=(\d+)/.exec((await control.list())[0])?.[1]);

@@ -388,13 +388,13 @@ function makeNarrowChain(): SimulatedDisk {
   finishWriting(base);
   base.close();
   snapshot("/mid.vhd", { storage, parent: "/base.vhd" });
-  resizeVhd("/mid.vhd", { storage, sizeBytes: 4 * MIB, journal: "/j1" });
   const mid = openVhd("/mid.vhd", { storage, readOnly: false });
   writeRange(mid, new Uint8Array(4096).fill(0x11), 0);
   finishWriting(mid);
   mid.close();
   snapshot("/top.vhd", { storage, parent: "/mid.vhd" });
-  resizeVhd("/top.vhd", { storage, sizeBytes: 8 * MIB, journal: "/j2" });
+  // A child that is made larger has zeros there itself; so the image below it is made smaller.
+  resizeVhd("/mid.vhd", { storage, sizeBytes: 4 * MIB, journal: "/journal" });
   const top = openVhd("/top.vhd", { storage, readOnly: false });
   writeRange(top, new Uint8Array(512).fill(0x22), 7 * MIB);
   finishWriting(top);
