@@ -155,10 +155,15 @@ crowdTest("clients that send refused requests without end keep nobody waiting", 
 
 crowdTest("clients that hang up at once leave nothing behind", async (disk) => {
   const come = async (count: number): Promise<void> => {
-    for (let i = 0; i < count; i++) {
-      (await NbdClient.connect(disk.socket)).close();
-      // Without the pause, the socket's backlog would overflow on a busy host.
-      if (i % 100 === 0) await pause(5);
+    for (let i = 0; i < count;) {
+      try {
+        (await NbdClient.connect(disk.socket)).close();
+        i++;
+      } catch (error) {
+        // The socket's backlog is full, as the host is busy.
+        if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+        await pause(5);
+      }
     }
   };
   await come(4000);
