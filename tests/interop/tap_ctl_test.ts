@@ -93,23 +93,6 @@ test("stats are a line of JSON and an empty line", async (bench) => {
   assert.equal(stats.read_caching, "false");
 });
 
-test("every command has help", async (bench) => {
-  const help = await bench.ok("--help");
-  const commands = [...help.matchAll(/^ {2}([a-z]+) {2,}\S/gm)].map((match) => match[1]);
-  assert.deepEqual(
-    commands,
-    ("list allocate free create destroy recover upgrade spawn attach detach open close serve unserve restore pause " +
-      "unpause snapshot resize limit stats explain trace top metrics log major check").split(" "),
-  );
-  assert.equal(await bench.ok("help"), help);
-  for (const command of commands) {
-    // One is as good as the other, and each call starts a process.
-    const option = command.length % 2 === 0 ? "--help" : "-h";
-    const text = await bench.ok(`${command} ${option}`);
-    assert.match(text, new RegExp(`^Usage: tap-ctl ${command} `));
-  }
-});
-
 test("check is content here; a folder that cannot be made is told", async (bench) => {
   const [verdict, ...devices] = (await bench.ok("check")).split("\n");
   assert.equal(verdict, "ok");

@@ -8,7 +8,7 @@ import { numberAfter } from "../paths.ts";
 import { parseProcessors, tapdiskSettings } from "../settings.ts";
 
 /** How long a new tapdisk may take until it answers. */
-const START_TIMEOUT_MS = 30_000;
+const START_TIMEOUT_MS = 120_000;
 
 /**
  * The argument for a tapdisk that was started in a session of its own: it prints its control socket

@@ -25,8 +25,8 @@ export interface Footprint {
   /** The part of it that requests and caches use. */
   readonly ioKib: number;
   readonly sockets: number;
-  /** Descriptors of files in the soak's folders. */
-  readonly files: number;
+  /** The files in the soak's folders, one for each descriptor. */
+  readonly files: readonly string[];
   /** Descriptors of removed files that are open for more than a moment when it is a leak. */
   readonly removedFiles: number;
   readonly otherDescriptors: number;
@@ -34,17 +34,19 @@ export interface Footprint {
 
 export function footprint(pid: number, folders: readonly string[]): Footprint {
   const status = Deno.readTextFileSync(`/proc/${pid}/status`);
-  const counts = { sockets: 0, files: 0, removedFiles: 0, otherDescriptors: 0 };
+  const counts = { sockets: 0, removedFiles: 0, otherDescriptors: 0 };
+  const files: string[] = [];
   for (const target of descriptorTargets(pid)) {
     if (target.startsWith("socket:")) counts.sockets++;
     else if (!folders.some((folder) => target.startsWith(folder))) counts.otherDescriptors++;
     else if (target.endsWith(" (deleted)")) counts.removedFiles++;
-    else counts.files++;
+    else files.push(target);
   }
   return {
     residentKib: Number(/^VmRSS:\s+(\d+)/m.exec(status)?.[1]),
     privateKib: privateMemoryKib(pid),
     ioKib: ioMemoryKib(pid),
+    files,
     ...counts,
   };
 }

@@ -97,13 +97,30 @@ export function figuresOf(watch: Watch): Figure[] {
   return figures;
 }
 
+/** Each file with the number of its descriptors, or of its images. */
+function counted(paths: readonly string[]): string {
+  const counts = Map.groupBy(paths, (path) => path);
+  return [...counts].sort().map(([path, all]) => `  ${all.length} ${path}`).join("\n");
+}
+
+/** What was open at the last look, to find out which file is open too often. */
+function describeOpen(watch: Watch): string[] {
+  return [...watch.openFiles].flatMap(([of, { files, images }]) => [
+    `${of}: descriptors of`,
+    counted(files),
+    `${of}: images that the soak knows of`,
+    counted(images),
+  ]);
+}
+
 /** Throws when a figure was not flat, or went beyond its limit. */
-export function requireFlat(figures: readonly Figure[]): void {
-  const risen = figures.filter(({ isFlat }) => !isFlat);
+export function requireFlat(watch: Watch): void {
+  const risen = figuresOf(watch).filter(({ isFlat }) => !isFlat);
   if (risen.length === 0) return;
   const lines = risen.map(({ of, what, early, late, highest }) =>
     `${of}: ${what}: ${early} -> ${late} (${highest})`
   );
+  if (risen.some(({ what }) => what.includes("open"))) lines.push(...describeOpen(watch));
   throw new Finding(`Not flat (second quarter -> last quarter (highest)):\n${lines.join("\n")}`);
 }
 

@@ -113,7 +113,7 @@ class Course {
       if (soak.finding === null) await requireNothingLeft(soak, []);
       this.#watch.readLogs();
       // A short soak has not enough samples to judge what rises.
-      if (soak.finding === null && soak.options.minutes >= 2) requireFlat(figuresOf(this.#watch));
+      if (soak.finding === null && soak.options.minutes >= 2) requireFlat(this.#watch);
     } catch (error) {
       soak.fail("soak", error);
     }

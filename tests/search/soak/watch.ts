@@ -16,9 +16,17 @@ const A_FAULT = / a fault: /;
 /** Figures of a tapdisk over time, by name. */
 export type Series = Map<string, Sample[]>;
 
+/** Files that were open at a moment, and the images that were then to be open. */
+export interface OpenFiles {
+  readonly files: readonly string[];
+  readonly images: readonly string[];
+}
+
 export class Watch {
   /** Figures of the tapdisks that run from start to end, by the name of the group. */
   readonly figures = new Map<string, Series>();
+  /** The files that each of those tapdisks has open, one for each descriptor, and what disks have. */
+  readonly openFiles = new Map<string, OpenFiles>();
   /** Milliseconds of the probe's requests. */
   readonly latencies: Sample[] = [];
   readonly #logOffsets = new Map<number, number>();
@@ -95,8 +103,10 @@ export class Watch {
       heapKib: privateKib - ioKib,
       ioBeyondKib: Math.max(0, ioKib - mostIoKib),
       // A layer has two descriptors. What is beyond them must not grow.
-      filesBesideImages: files - 2 * images,
+      filesBesideImages: files.length - 2 * images,
     };
+    const paths = group.disks.flatMap(({ path, layers }) => [path, ...layers.map((l) => l.path)]);
+    this.openFiles.set(group.name, { files, images: paths });
     for (const [name, value] of Object.entries(figures)) {
       const samples = series.get(name) ?? [];
       samples.push({ atMs: performance.now(), value });

@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { closeFile } from "../../../ffi/files.ts";
+import { unixConnect } from "../../../ffi/sockets.ts";
 import { until } from "../control.ts";
 import { findTool, runOk } from "../tools.ts";
 
@@ -98,7 +100,9 @@ export class RealXenstored {
     const socket = `${folder}/socket`;
     await until("xenstored listens", () => {
       try {
-        return Deno.statSync(socket).isSocket === true;
+        // The socket's file is there before it listens.
+        closeFile(unixConnect(socket));
+        return true;
       } catch {
         return false;
       }

@@ -11,7 +11,7 @@ import { type MachineFiles, prepareLayer, prepareMachine, runMachine } from "./m
 const GUEST = new URL("../guest", import.meta.url).pathname;
 
 /** Less than the time limit of a test file, so that the console is printed. */
-const TIMEOUT_MS = 14 * 60_000;
+const TIMEOUT_MS = 28 * 60_000;
 
 /** A script in the machine. */
 export interface Part {

@@ -128,7 +128,7 @@ export async function runXen(
         commandLine: `console=com1 com1=115200 dom0_mem=${DOM0_MIB}M spec-ctrl=no xpti=no`,
       },
       // Five minutes with emulation on an idle host; much longer on a busy host.
-      timeoutMs: accelerator === "kvm" ? 4 * 60_000 : 14 * 60_000,
+      timeoutMs: accelerator === "kvm" ? 4 * 60_000 : 28 * 60_000,
     });
   const result = await start(chosenAccelerator());
   // Some KVMs run Linux but no hypervisor.
