@@ -101,8 +101,9 @@ export class TraceRing {
 
   /** Gives the room of the oldest records back; no more than `run`. */
   drop(records: number): void {
-    this.#first = (this.#first + records) % this.#size;
     this.#used -= records;
+    // An empty ring begins again at its start: what is written there next is in the processor's cache.
+    this.#first = this.#used === 0 ? 0 : (this.#first + records) % this.#size;
   }
 
   /** Releases the memory. */
