@@ -1,6 +1,6 @@
 /**
- * Runs the tests, each file in its own process, so that a crash or a hang affects only that file. With
- * `--quick`, a process runs several small files, which saves the time to start it and to read modules.
+ * Runs the tests. A process runs several small files, which saves the time to start it and to read modules;
+ * every other file has its own, so that a crash or a hang affects only that file.
  * The last line of the output is the result.
  *
  *     deno run -A scripts/run_tests.ts [--build] [--check] [--quick] [FILE…] [--OPTION=OF-DENO-TEST…]
@@ -47,12 +47,15 @@ const MACHINES = /^tests\/vm\//;
 /** Files of tests/interop that `--quick` runs: the commands, a disk's life. */
 const QUICK_INTEROP = /\/(?:tap_ctl|vhd_images)_test\.ts$/;
 
-/** Files of `--quick` that one process runs. */
+/** Small files that one process runs. */
 const BATCH = 12;
 
-/** Files that `--quick` leaves out because they take long. */
+/** Files that take long: `--quick` leaves them out, and each has a process of its own. */
 const SLOW =
   /(?:\/bystanders|\/chain_walk|\/contributing|\/device_in_use|\/doctor|\/encrypted_model|\/fuzz_wire_corpus|\/io_memory_full|\/library_driver|\/local_cache|\/made_images|\/memory_drivers|\/mirror|\/mirror_model|\/mutants|\/names|\/nbd_driver|\/nbd_links|\/nbd_order|\/nbd_port|\/nbd_tls_noise|\/offline_coalesce|\/other_formats_fields|\/processes|\/qcow|\/qcow2_bad_input|\/qcow2_compact|\/qcow2_damaged|\/qcow2_deep_chain|\/qcow2_late_errors|\/qcow2_model|\/qcow2_offline|\/qcow2_order|\/qcow2_peers|\/qcow2_power_cut|\/qcow2_reserve|\/qcow2_sequential|\/qcow_late_errors|\/qcow_offline_cuts|\/rate_limits_random|\/retry|\/tapback_process|\/tapback_seeds|\/td_util|\/vhd_late_errors|\/vhd_resize|\/vhd_sequential|\/vhd_util_options|\/vhdx|\/vhdx_log|\/xenblkif_journal|\/xenblkif_order|\/xenblkif_ring|_allocations?)_test\.ts$/;
+
+/** Files that the end of the output names as the slowest. */
+const SLOWEST = 25;
 
 /** The name of a task among files. */
 const TASK = /^deno task (.*)$/;
@@ -91,7 +94,7 @@ function plan(args: readonly string[]): Plan {
   };
   const [measures, machines, searches] = [take(MEASURES), take(MACHINES), take(SEARCHES)];
   const memory = take(MEMORY);
-  const [units, others] = [take(/^tests\/unit\//), files];
+  const units = take(/^tests\/unit\//);
   if (quick) {
     const [inter, sims] = [take(/^tests\/interop\//), files];
     const lanes = [[...check, ...batches(units)], [...inter, ...batches(sims)]];
@@ -101,8 +104,13 @@ function plan(args: readonly string[]): Plan {
       testOptions,
     };
   }
+  const alone = [
+    ...take(/^tests\/interop\//),
+    ...[...units, ...files].filter((file) => SLOW.test(file)),
+  ];
+  const together = batches([...units, ...files].filter((file) => !SLOW.test(file)));
   const stages: Stage[] = [
-    { lanes: [machines, [...check, ...others, ...units]], output: "whole" },
+    { lanes: [machines, [...check, ...alone, ...together]], output: "whole" },
     ...oneByOne([searches.filter((file) => file !== SOAK)]),
     { lanes: [searches.filter((file) => file === SOAK), memory], output: "whole" },
     ...oneByOne([measures]),
@@ -214,6 +222,22 @@ function indented(reason: string): string {
   return lines.map((line) => `\n      ${line}`).join("");
 }
 
+/** How long files and tasks took, seconds. */
+const took: { file: string; seconds: number }[] = [];
+
+function named(entry: string): string {
+  const [first, ...others] = TASK.test(entry) ? [entry] : entry.split(" ");
+  return others.length === 0 ? first : `${first} and ${others.length} others`;
+}
+
+/** Prints those that took longest, so that somebody can make them shorter. */
+function tellSlowest(): void {
+  const slowest = took.sort((a, b) => b.seconds - a.seconds).slice(0, SLOWEST);
+  if (slowest.length < SLOWEST) return;
+  const lines = slowest.map(({ file, seconds }) => `  ${seconds.toFixed(0)} s ${named(file)}`);
+  console.log(`\nSlowest files:\n${lines.join("\n")}`);
+}
+
 /** Prints the skipped and failed tests, and the last line. */
 function summarise(results: readonly TestResult[]): boolean {
   const of = (outcome: TestResult["outcome"]): TestResult[] =>
@@ -241,8 +265,10 @@ async function runFiles(next: () => string | undefined, how: How): Promise<TestR
   const results: TestResult[] = [];
   for (let file = next(); file !== undefined; file = next()) {
     const [, task] = TASK.exec(file) ?? [];
+    const startMs = performance.now();
     if (task === undefined) results.push(...await runFile(file, how));
     else results.push(await runTask(task, how.output));
+    took.push({ file, seconds: (performance.now() - startMs) / 1000 });
   }
   return results;
 }
@@ -267,6 +293,7 @@ async function main(): Promise<number> {
     );
     results.push(...(await Promise.all(sideBySide)).flat());
   }
+  tellSlowest();
   return summarise(results) ? 0 : 1;
 }
 
