@@ -22,6 +22,19 @@ export interface OpenFiles {
   readonly images: readonly string[];
 }
 
+/** An image has one descriptor or two. */
+const MOST_OF_IMAGE = 2;
+
+/** How many descriptors are of files that are no images, or are too many of an image. */
+function beside(files: readonly string[], images: readonly string[]): number {
+  const left = new Map(images.map((path) => [path, MOST_OF_IMAGE]));
+  return files.filter((path) => {
+    const more = left.get(path) ?? 0;
+    left.set(path, more - 1);
+    return more <= 0;
+  }).length;
+}
+
 export class Watch {
   /** Figures of the tapdisks that run from start to end, by the name of the group. */
   readonly figures = new Map<string, Series>();
@@ -93,7 +106,8 @@ export class Watch {
     if (group.disks.some(({ place }) => place === null)) return;
     const series: Series = this.figures.get(group.name) ?? new Map();
     this.figures.set(group.name, series);
-    const images = group.disks.reduce((sum, { layers }) => sum + 1 + layers.length, 0);
+    const paths = group.disks.flatMap(({ path, layers }) => [path, ...layers.map((l) => l.path)]);
+    const images = paths.length;
     const { files, ...others } = footprint(group.pid, this.folders);
     const { privateKib, ioKib, sockets } = others;
     const mostIoKib = mostIoMemoryKib({ disks: group.disks.length, images, sockets });
@@ -102,10 +116,8 @@ export class Watch {
       ...others,
       heapKib: privateKib - ioKib,
       ioBeyondKib: Math.max(0, ioKib - mostIoKib),
-      // A layer has two descriptors. What is beyond them must not grow.
-      filesBesideImages: files.length - 2 * images,
+      filesBesideImages: beside(files, paths),
     };
-    const paths = group.disks.flatMap(({ path, layers }) => [path, ...layers.map((l) => l.path)]);
     this.openFiles.set(group.name, { files, images: paths });
     for (const [name, value] of Object.entries(figures)) {
       const samples = series.get(name) ?? [];
