@@ -28,6 +28,7 @@ import {
   receiveMessage,
   sendMessage,
 } from "./sockets.ts";
+import type { SecureStream } from "./secure_stream.ts";
 import type { TlsContext } from "./tls_context.ts";
 
 const SSL_ERROR_WANT_READ = 2;
@@ -71,7 +72,7 @@ export interface TlsPeerName {
 const LIKE_AN_ADDRESS = /^\d+\.\d+\.\d+\.\d+$|:/;
 
 /** A connection with TLS. Its user closes the socket after it. */
-export class TlsStream {
+export class TlsStream implements SecureStream {
   readonly fd: number;
   /** Why it failed, in OpenSSL's words; empty for an error of the socket. */
   why = "";
@@ -240,6 +241,11 @@ export class TlsStream {
     if (this.#state !== FINE) return !this.#closed;
     if (this.kernelReceives || this.#inner === null) return false;
     return this.#library.SSL_pending(this.#ssl) > 0 || !this.#isInnerEmpty;
+  }
+
+  get isInKernel(): boolean {
+    return this.kernelSends && this.kernelReceives && this.#state === FINE &&
+      this.#library.SSL_pending(this.#ssl) === 0;
   }
 
   /** Whether OpenSSL has taken all that was received for it. */

@@ -11,7 +11,7 @@
  * @module
  */
 import type { Done, DoneWith } from "../../ffi/errno.ts";
-import type { ClientsHandover } from "./nbd/clients_handover.ts";
+import type { UsersHandover } from "./users_handover.ts";
 import type { Log } from "../log/log.ts";
 import type { Scheduler } from "../scheduler/scheduler.ts";
 import type { Vbd } from "../vbd/vbd.ts";
@@ -33,7 +33,7 @@ export interface BlockDevice {
    */
   readonly outlives: boolean;
   /** What another process needs to go on with it; without it, none can. */
-  readonly handover?: ClientsHandover;
+  readonly handover?: UsersHandover;
   /** Tells the kernel the new size of the VBD. False when the kernel cannot change it. */
   resized(): boolean;
   /**
@@ -74,8 +74,8 @@ export interface DeviceMaker {
    */
   attach(host: DeviceHost, recover: string | null, done: Attached, wanted?: string): void;
   /**
-   * Goes on with a device of a process that has handed its clients over: they come later, by `handover` of
-   * the device. Kinds whose devices have a `handover` have it.
+   * Goes on with a device of a process that hands its users over: they come later, by `handover` of the
+   * device. Kinds whose devices have a `handover` have it.
    */
   adopt?(host: DeviceHost, node: string, done: Attached): void;
   /**

@@ -28,7 +28,7 @@ const handshake = {
 const state = { style: "newstyle", handedOver: false, handshake };
 /** A frame of each kind, with the number of its descriptors. */
 const GOOD: [object, number][] = [
-  [{ kind: "needs", kinds: ["paused", "key"] }, 0],
+  [{ kind: "needs", kinds: ["paused", "key", "tls"] }, 0],
   [{ kind: "paused", minor: 3 }, 0],
   [{ kind: "key", minor: 3 }, 1],
   [{ kind: "rehearse", images: ["vhd:/a.vhd"] }, 0],
@@ -37,6 +37,7 @@ const GOOD: [object, number][] = [
   [{ kind: "handed", names: ["x"] }, 1],
   [{ kind: "disk", minor: 3, request, sectors: 8, counts: { readSectors: 1 } }, 0],
   [{ kind: "client", minor: 3, frontend: 0, state, rest: "AAAA" }, 1],
+  [{ kind: "tls", minor: 3, frontend: 0, state, rest: "AAAA" }, 1],
   [{ kind: "command", begun: "" }, 1],
   [{ kind: "open" }, 0],
   [{ kind: "serve" }, 0],

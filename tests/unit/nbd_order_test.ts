@@ -234,7 +234,7 @@ Deno.test("clients with which another process goes on do not end each other", ()
   const next = new NbdConnections(rig.loop, rig.device.vbd);
   next.hold(true);
   for (const { fd, state, rest } of rig.connections.handOver()) {
-    next.resume(duplicate(fd), { state, rest, left: () => {} });
+    next.resume(duplicate(fd), { state, rest, tls: null, left: () => {} });
   }
   rig.connections.close();
   assert.equal(next.size, 2);

@@ -8,5 +8,5 @@ import { testInMachine } from "./support/suite.ts";
 await testInMachine([
   { name: "ublk alone", command: ["ublk.sh", Deno.execPath()] },
   { name: "nbd alone", command: ["nbd.sh", Deno.execPath()] },
-  { name: "TLS in the kernel", command: ["tls.sh"] },
+  { name: "TLS in the kernel", command: ["tls.sh", Deno.execPath()] },
 ]);

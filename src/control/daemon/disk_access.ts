@@ -14,7 +14,7 @@ import type { Xen } from "../../../ffi/xen.ts";
 import type { VbdStatistics } from "../../vbd/statistics.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
 import { ringJournalPath } from "../paths.ts";
-import type { ClientsHandover } from "../../frontend/nbd/clients_handover.ts";
+import type { UsersHandover } from "../../frontend/users_handover.ts";
 import type { ServedExport, ServeRequest } from "../../frontend/nbd/ports.ts";
 import { listenText } from "../../frontend/nbd/listen_text.ts";
 import type { DeviceChoice } from "../protocol/open_request.ts";
@@ -35,7 +35,7 @@ export interface Frontend {
   /** How it serves the disk over the network, if it does. */
   readonly network?: NetworkAccess;
   /** Its clients, for another process to go on with them. */
-  readonly handover: ClientsHandover;
+  readonly handover: UsersHandover;
   /** Drops its clients and closes its socket. */
   close(): void;
 }
@@ -146,7 +146,7 @@ export class DiskAccess {
   }
 
   /** The clients of its frontends, for another process to go on with them. */
-  get handovers(): ClientsHandover[] {
+  get handovers(): UsersHandover[] {
     const ofDevice = this.#device?.handover;
     const ofFrontends = this.#frontends.map(({ handover }) => handover);
     return ofDevice === undefined ? ofFrontends : [...ofFrontends, ofDevice];

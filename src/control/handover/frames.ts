@@ -54,8 +54,9 @@ export type OldFrame =
   | { readonly kind: "paused"; readonly minor: number }
   /** Comes with a descriptor from which the key of a minor's disk is received. */
   | { readonly kind: "key"; readonly minor: number }
+  /** A client; "tls" of one with TLS, which the kernel encrypts and decrypts. */
   | {
-    readonly kind: "client";
+    readonly kind: "client" | "tls";
     readonly minor: number;
     /** Which frontend of the disk. */
     readonly frontend: number;
@@ -110,6 +111,11 @@ const isClient = isObjectOf({
   ),
 });
 
+const isClientFrame = isObjectOf({
+  ...{ minor: isCount, frontend: isCount, rest: isBase64 },
+  state: isClient,
+});
+
 /** What makes sense in a frame of each kind. */
 const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = {
   needs: isObjectOf({ kinds: isListOf(isText) }),
@@ -123,7 +129,8 @@ const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = 
   }),
   paused: isObjectOf({ minor: isCount }),
   key: isObjectOf({ minor: isCount }),
-  client: isObjectOf({ minor: isCount, frontend: isCount, state: isClient, rest: isBase64 }),
+  client: isClientFrame,
+  tls: isClientFrame,
   command: isObjectOf({ begun: isBase64 }),
   open: () => true,
   serve: () => true,
@@ -140,6 +147,7 @@ function descriptorsOf(frame: OldFrame): number | null {
       return frame.names.length;
     case "key":
     case "client":
+    case "tls":
     case "command":
       return 1;
     default:

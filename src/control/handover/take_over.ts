@@ -47,7 +47,7 @@ export interface TakeOverHost {
   failed(error: SystemError): void;
 }
 
-type ClientFrame = Extract<OldFrame, { kind: "client" }>;
+type ClientFrame = Extract<OldFrame, { kind: "client" | "tls" }>;
 
 /** Takes over the disks of another process. Its side is `upgrade.ts`. */
 export class TakeOver implements FdHandler, FaultOwner {
@@ -134,6 +134,7 @@ export class TakeOver implements FdHandler, FaultOwner {
       case "disk":
         return void this.#disks.push(frame);
       case "client":
+      case "tls":
         return void this.#clients.push({ frame, fd: descriptors[0] });
       case "command":
         return void this.#commands.push({ begun: frame.begun, fd: descriptors[0] });
@@ -216,8 +217,9 @@ export class TakeOver implements FdHandler, FaultOwner {
   #takeClients(): void {
     for (const { frame, fd } of this.#clients) {
       const { access } = this.#host.devices.find(frame.minor, "serve").parts;
-      const { state, rest } = frame;
-      access.handovers[frame.frontend].resume({ fd, state, rest: decodeBytes(rest) });
+      const { state, rest, kind } = frame;
+      const client = { fd, state, rest: decodeBytes(rest), isTls: kind === "tls" };
+      access.handovers[frame.frontend].resume(client);
     }
   }
 

@@ -41,11 +41,13 @@ export function isPaused({ parts: { vbd } }: Device): boolean {
   return vbd.phase === "paused" && !vbd.reopening.isRunning;
 }
 
-/** The kinds of frames that are needed for devices, and that not all versions know. */
+/** What is needed for devices, and not all versions know: kinds of frames and of block devices. */
 export function neededKinds(devices: readonly Device[]): string[] {
+  const handovers = devices.flatMap(({ parts }) => parts.access.handovers);
   return [
     ...(devices.some(isPaused) ? ["paused"] : []),
     ...(devices.some(({ parts }) => parts.key !== undefined) ? ["key"] : []),
+    ...new Set(handovers.map(({ needs }) => needs).filter((kind) => kind !== null)),
   ];
 }
 
@@ -83,8 +85,9 @@ export function tellAll(
   }
   for (const { minor, parts } of devices) {
     parts.access.handovers.forEach((clients, frontend) => {
-      for (const { fd, state, rest } of clients.handOver()) {
-        tell({ kind: "client", minor, frontend, state, rest: encodeBytes(rest) }, [fd]);
+      for (const { fd, state, rest, isTls } of clients.handOver()) {
+        const kind = isTls ? "tls" : "client";
+        tell({ kind, minor, frontend, state, rest: encodeBytes(rest) }, [fd]);
       }
     });
   }

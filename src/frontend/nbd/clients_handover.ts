@@ -1,18 +1,12 @@
 import { closeFile } from "../../../ffi/files.ts";
-import type { ClientState } from "./connection_host.ts";
+import { KernelTlsStream } from "../../../ffi/kernel_tls.ts";
+import type { HandedOverClient } from "./connection_host.ts";
 import type { NbdConnections } from "./connections.ts";
 import type { NbdPorts } from "./ports.ts";
-
-/** A client that owes and is owed nothing, for another process. */
-export interface HandedOverClient {
-  readonly fd: number;
-  readonly state: ClientState;
-  /** What it has sent and was not carried out. */
-  readonly rest: Uint8Array<ArrayBuffer>;
-}
+import type { UsersHandover } from "../users_handover.ts";
 
 /** The clients of an NBD server, as far as another process can go on with them. */
-export class ClientsHandover {
+export class ClientsHandover implements UsersHandover {
   readonly #connections: NbdConnections;
   readonly #ports: NbdPorts | undefined;
 
@@ -24,6 +18,10 @@ export class ClientsHandover {
   /** Why another process cannot go on with them; null when it can. */
   get whyStaying(): string | null {
     return this.#connections.whyStaying;
+  }
+
+  get needs(): string | null {
+    return this.#connections.haveTls ? "tls" : null;
   }
 
   /** Takes no more requests, from the ends of those that are being received; or takes them again. */
@@ -57,7 +55,7 @@ export class ClientsHandover {
    * @param client Its descriptor belongs to this from now on.
    * @throws {SystemError}
    */
-  resume({ fd, state, rest }: HandedOverClient): void {
+  resume({ fd, state, rest, isTls }: HandedOverClient): void {
     let left = (): void => {};
     try {
       const { place } = state;
@@ -66,6 +64,7 @@ export class ClientsHandover {
       closeFile(fd);
       throw error;
     }
-    this.#connections.resume(fd, { state, rest, left });
+    const tls = isTls ? new KernelTlsStream(fd) : null;
+    this.#connections.resume(fd, { state, rest, tls, left });
   }
 }

@@ -78,7 +78,7 @@ export class NbdConnection
     this.seat = seat;
     this.kind = kind;
     this.#claim = vbd.requests.shares.open(this, () => clientTitle(fd, kind));
-    const tls = kind.entered?.tls ?? null;
+    const tls = (kind.entered ?? kind.resumed)?.tls ?? null;
     this.#wake = new TlsWake(tls, host);
     this.#budget = new TurnBudget(this, host);
     this.#reader = new RequestReader(fd, seat, tls);

@@ -1,4 +1,4 @@
-import type { TlsStream } from "../../../ffi/tls_stream.ts";
+import type { SecureStream } from "../../../ffi/secure_stream.ts";
 import type { Deferred } from "../../driver/deferral.ts";
 import type { Meter } from "../../metrics/meter.ts";
 import type { Scheduler } from "../../scheduler/scheduler.ts";
@@ -13,7 +13,7 @@ export interface EnteredClient {
   /** What it has sent behind the handshake. */
   readonly rest: Uint8Array;
   /** Its TLS; null without. */
-  readonly tls: TlsStream | null;
+  readonly tls: SecureStream | null;
   /** Where it entered. */
   readonly place: PortPlace;
   /** Called when it has gone. */
@@ -46,11 +46,23 @@ export interface ClientState {
   readonly place?: PortPlace;
 }
 
+/** A client that owes and is owed nothing, for another process. */
+export interface HandedOverClient {
+  readonly fd: number;
+  readonly state: ClientState;
+  /** What it has sent and was not carried out. */
+  readonly rest: Uint8Array<ArrayBuffer>;
+  /** Whether it has TLS, which the kernel encrypts and decrypts. */
+  readonly isTls: boolean;
+}
+
 /** A client that another process served before. */
 export interface ResumedClient {
   readonly state: ClientState;
   /** What it has sent and the other process did not carry out. */
   readonly rest: Uint8Array;
+  /** Its TLS; null without. */
+  readonly tls: SecureStream | null;
   /** Called when it has gone. */
   left(): void;
 }

@@ -1,5 +1,6 @@
 import { assert } from "../../../ffi/assert.ts";
 import { closeFile } from "../../../ffi/files.ts";
+import type { SecureStream } from "../../../ffi/secure_stream.ts";
 import { Deferral } from "../../driver/deferral.ts";
 import type { Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import { Meter } from "../../metrics/meter.ts";
@@ -11,8 +12,8 @@ import { ClientSeat } from "./client_seat.ts";
 import { NbdConnection } from "./connection.ts";
 import type {
   ClientKind,
-  ClientState,
   ConnectionHost,
+  HandedOverClient,
   ResumedClient,
   ServedConnection,
 } from "./connection_host.ts";
@@ -60,9 +61,19 @@ function isGreeted({ style, handedOver, entered, resumed }: ClientKind): boolean
 /** Time limit of a handshake. That of TLS takes seconds where many programs share a processor. */
 export const HANDSHAKE_MS = 30_000;
 
-/** Closes the socket of a client, and its TLS. */
-function closeClient(fd: number, { entered, resumed }: ClientKind): void {
+/** The TLS of a client; null without. */
+function tlsOf({ entered, resumed }: ClientKind): SecureStream | null {
+  return (entered ?? resumed)?.tls ?? null;
+}
+
+/**
+ * Closes the socket of a client, and its TLS.
+ *
+ * @param isHeld Whether the process that served a client before may yet go on with it: that client is told nothing.
+ */
+function closeClient(fd: number, { entered, resumed }: ClientKind, isHeld: boolean): void {
   entered?.tls?.close();
+  if (!isHeld) resumed?.tls?.close();
   closeFile(fd);
   (entered ?? resumed)?.left();
 }
@@ -141,7 +152,7 @@ export class NbdConnections implements ConnectionHost, TurnWork {
       // The loop has the descriptor, and requests may need the memory: the connection ends itself.
       if (!connection.failed) return connection.fault(error);
       this.#forget(connection);
-      closeClient(fd, kind);
+      closeClient(fd, kind, this.#isHeld);
       clientMemoryOf(this.vbd.requests).give(memory);
       this.note(`a client cannot be served: ${messageOf(error)}`);
     }
@@ -173,21 +184,28 @@ export class NbdConnections implements ConnectionHost, TurnWork {
   /** Why its clients cannot be handed over; null when they can. */
   get whyStaying(): string | null {
     const isSecret = this.#connections.values().some(({ kind }) =>
-      (kind.entered?.tls ?? null) !== null
+      tlsOf(kind)?.isInKernel === false
     );
     return isSecret
-      ? "a client is connected with TLS, whose keys are in this process; it must disconnect first"
+      ? "a client is connected with TLS that is not in the kernel both ways: its keys are in this process; " +
+        "it must disconnect first"
       : null;
   }
 
+  /** Whether a client has TLS. */
+  get haveTls(): boolean {
+    return this.#connections.values().some(({ kind }) => tlsOf(kind) !== null);
+  }
+
   /** The clients, which must be quiet, for another process. */
-  handOver(): { fd: number; state: ClientState; rest: Uint8Array<ArrayBuffer> }[] {
+  handOver(): HandedOverClient[] {
     assert(this.whyStaying === null, "A client with TLS would go on without it");
     return Array.from(this.#connections, (connection) => {
       const { fd, handshake, rest } = connection.handOver();
       const { style, handedOver, entered, resumed } = connection.kind;
       const { place } = entered ?? resumed?.state ?? {};
-      return { fd, state: { style, handedOver, handshake, place }, rest };
+      const isTls = tlsOf(connection.kind) !== null;
+      return { fd, state: { style, handedOver, handshake, place }, rest, isTls };
     });
   }
 
@@ -303,8 +321,10 @@ export class NbdConnections implements ConnectionHost, TurnWork {
 
   gone(connection: ServedConnection, fd: number, kind: ClientKind): void {
     this.#forget(connection);
+    const why = tlsOf(kind)?.why ?? "";
+    if (why !== "") this.note(`the TLS of an NBD client failed: ${why}`);
     if (kind.handedOver && connection.hasLeft) this.addHandedOver(fd, kind.style);
-    else closeClient(fd, kind);
+    else closeClient(fd, kind, this.#isHeld);
     this.#owner?.connectionGone(connection);
   }
 

@@ -9,7 +9,7 @@ import {
   shortenIovec,
   UIO_MAXIOV,
 } from "../../../ffi/sockets.ts";
-import type { TlsStream } from "../../../ffi/tls_stream.ts";
+import type { SecureStream } from "../../../ffi/secure_stream.ts";
 import type { SlotClaim } from "../../vbd/slot_shares.ts";
 import { SLOT_BYTES, SLOTS } from "../../vbd/slots.ts";
 import type { Requests } from "../../vbd/requests.ts";
@@ -68,7 +68,7 @@ export class ReplyQueue {
   /** Whether the socket is full, so that the client has to receive replies. */
   isBlocked = false;
   readonly #fd: number;
-  readonly #tls: TlsStream | null;
+  readonly #tls: SecureStream | null;
   readonly #vbd: Vbd;
   readonly #requests: Requests;
   readonly #slots: NbdSlots;
@@ -98,7 +98,7 @@ export class ReplyQueue {
       seat: ClientSeat;
       claim: SlotClaim;
       /** The TLS of the connection; null without. */
-      tls?: TlsStream | null;
+      tls?: SecureStream | null;
     },
   ) {
     this.#fd = fd;

@@ -1,6 +1,6 @@
 import { assert } from "../../../ffi/assert.ts";
 import { IOVEC_BYTES, putIovec, putMsghdr, receiveMessage } from "../../../ffi/sockets.ts";
-import type { TlsStream } from "../../../ffi/tls_stream.ts";
+import type { SecureStream } from "../../../ffi/secure_stream.ts";
 import { REQUEST_BYTES } from "../../nbd/protocol.ts";
 import { type ClientSeat, RECEIVE_BYTES } from "./client_seat.ts";
 
@@ -17,7 +17,7 @@ export class RequestReader {
   /** Whether the last receive filled its buffers, so that the socket may have more. */
   wasFull = false;
   readonly #fd: number;
-  readonly #tls: TlsStream | null;
+  readonly #tls: SecureStream | null;
   readonly #seat: ClientSeat;
   /** Offsets of received bytes that are not processed. */
   #start: number;
@@ -31,7 +31,7 @@ export class RequestReader {
   #skip = 0;
 
   /** @param tls The TLS of the connection; null without. */
-  constructor(fd: number, seat: ClientSeat, tls: TlsStream | null = null) {
+  constructor(fd: number, seat: ClientSeat, tls: SecureStream | null = null) {
     this.#fd = fd;
     this.#tls = tls;
     this.#seat = seat;

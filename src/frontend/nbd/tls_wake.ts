@@ -1,5 +1,5 @@
 import { EPOLLIN } from "../../../ffi/epoll.ts";
-import type { TlsStream } from "../../../ffi/tls_stream.ts";
+import type { SecureStream } from "../../../ffi/secure_stream.ts";
 import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
 
 /**
@@ -7,12 +7,12 @@ import type { ConnectionHost, ServedConnection } from "./connection_host.ts";
  * took: the socket does not show that data any more.
  */
 export class TlsWake {
-  readonly #tls: TlsStream | null;
+  readonly #tls: SecureStream | null;
   readonly #host: ConnectionHost;
   #isDue = false;
 
   /** @param tls The TLS of the connection; null without. */
-  constructor(tls: TlsStream | null, host: ConnectionHost) {
+  constructor(tls: SecureStream | null, host: ConnectionHost) {
     this.#tls = tls;
     this.#host = host;
   }

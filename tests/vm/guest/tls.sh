@@ -1,14 +1,19 @@
 #!/bin/bash
 # TLS in the kernel: what it encrypts and decrypts of disks that are served over TCP.
 #
+#   tls.sh DENO
+#
 # Needs FACTS. OpenSSL 3.0 gives the kernel all keys of TLS 1.2, and of TLS 1.3 only the key to send with.
 
+deno=$1
+here=$(dirname "$0")
 # shellcheck source=tests/vm/guest/facts.sh
-. "$(dirname "$0")/facts.sh"
+. "$here/facts.sh"
 
 MIB=$((1024 * 1024))
 folder=$SCRATCH/tls
-mkdir -p "$folder"
+export BLKTAP_LOG_DIR=$folder/log
+mkdir -p "$BLKTAP_LOG_DIR"
 cd "$folder" || exit
 
 # Usage: certificate NAME ALTNAMES; signs a certificate for a new key.
@@ -63,17 +68,50 @@ reads_back() {
   nbdcopy content "$uri" && nbdcopy "$uri" copy && cmp content copy && cmp content disk
 }
 
-# Usage: verified; whether fio verifies what it writes to a near tapdisk, which is a client of the served one.
+# Usage: verified [OPTION…]; whether fio verifies what it writes to a near tapdisk, which is a client of the served one.
 verified() {
   local near status=0
   near=$(env -u OPENSSL_CONF tap-ctl create -a "nbds:${uri#nbds:}" --device none) || return
   [[ $(tap-ctl list -t nbds) =~ ^pid=([0-9]+)\ minor=([0-9]+)\  ]] || return
   fio --name=load --ioengine=nbd --size=4m --rw=randrw --bsrange=512-128k --iodepth=16 \
     --uri="nbd+unix:///?socket=$(control_folder)/nbd${BASH_REMATCH[1]}.${BASH_REMATCH[2]}" \
-    --verify=crc32c --verify_fatal=1 --aux-path="$folder" || status=$?
+    --verify=crc32c --verify_fatal=1 --aux-path="$folder" "$@" || status=$?
   tap-ctl destroy -p "${BASH_REMATCH[1]}" -m "${BASH_REMATCH[2]}" || return
   echo "$near"
   return "$status"
+}
+
+# Usage: over_upgrades; whether fio verifies over upgrades of the tapdisk that is served, whose client is another.
+over_upgrades() {
+  verified --time_based --runtime=60 >over.log 2>&1 &
+  local loader=$! count=0
+  while [ "$count" -lt 2 ] && within 30 busy && within 30 upgraded; do count=$((count + 1)); done
+  wait "$loader" || {
+    tail -n 30 over.log
+    return 1
+  }
+  grep -h "users waited" "$BLKTAP_LOG_DIR/tapdisk.log" | tee "$OUT/tls_upgrade.times"
+  is 2 echo "$count"
+}
+
+upgraded() {
+  local now
+  now=$(tap-ctl upgrade -p "$pid") && pid=$now
+}
+
+# Usage: busy; whether the served disk is read or written.
+busy() {
+  local before
+  before=$(moved) && sleep 0.5 && [ "$(moved)" != "$before" ]
+}
+
+# Usage: moved; prints the sectors that were read and written.
+moved() {
+  tap-ctl stats -p "$pid" -m "$minor" | grep -o '"secs": [^]]*' | head -n 1
+}
+
+records() {
+  "$deno" run -A --quiet --no-check "$here/tls_records.ts" "$folder"
 }
 
 control_folder() {
@@ -110,4 +148,6 @@ check "another is served with TLS 1.2" serve || exit 1
 check "nbdcopy writes and reads with TLS 1.2" reads_back
 check "the kernel decrypts what tapdisk receives" more rx "$received"
 check "fio verifies through two tapdisks with TLS 1.2" verified
+check "a new tapdisk takes such clients over, twice, while fio verifies" over_upgrades
+check "data and other records go on without OpenSSL" records
 check "the second disk is closed" destroy
