@@ -334,11 +334,12 @@ export class Uring {
    * Submits the prepared entries, and lets the kernel finish operations whose completions it holds
    * back. A wrong entry is taken, and completes with the error. Look at `completions` afterwards.
    *
+   * @param mayFinish Without it, the kernel goes on to hold completions back (since Linux 6.1).
    * @returns How many entries the kernel took, or a negative errno when it took none.
    */
-  submit(): number {
+  submit(mayFinish = true): number {
     Atomics.store(this.#ring, this.#sqTailAt, this.#sqTail);
-    const flags = this.#wantsKernel ? IORING_ENTER_GETEVENTS : 0;
+    const flags = mayFinish && this.#wantsKernel ? IORING_ENTER_GETEVENTS : 0;
     const taken = this.#enter(this.prepared, 0, flags);
     if (taken > 0) this.#sqTaken = (this.#sqTaken + taken) | 0;
     return taken;

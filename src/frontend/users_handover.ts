@@ -18,4 +18,6 @@ export interface UsersHandover {
   handOver(): HandedOverClient[];
   /** Serves a client of another process. Throws `SystemError`; its descriptor is closed then. */
   resume(client: HandedOverClient): void;
+  /** Another process serves, and this one ends at once: gives up what cannot be shared. */
+  letGo?(): void;
 }

@@ -174,6 +174,16 @@ export class UringLoop implements FdHandler, TurnWork {
     }
   }
 
+  /**
+   * Hands what is prepared to the kernel, which goes on to hold back what has ended. It is for a process that
+   * ends: nobody would look at it.
+   */
+  submitLast(): void {
+    for (let tries = 0; this.#ring.prepared > 0 && tries < MOST_TRIES; tries++) {
+      this.#ring.submit(false);
+    }
+  }
+
   #retry(): void {
     if (this.#retrying) return;
     this.#retrying = true;

@@ -333,17 +333,18 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
     if (isOpen) this.#context.admission.add(this);
   }
 
-  get #isRunning(): boolean {
+  /** Whether requests go to the image now. */
+  get isRunning(): boolean {
     return this.#gate.isOpen && !this.faults.failed;
   }
 
   get wantsAdmission(): boolean {
-    return this.#isRunning && (this.#waiting.size > 0 || this.#throttle.isDue);
+    return this.isRunning && (this.#waiting.size > 0 || this.#throttle.isDue);
   }
 
   admit(): boolean {
     let any = false;
-    while (this.#isRunning && this.#waiting.size > 0) {
+    while (this.isRunning && this.#waiting.size > 0) {
       const slot = this.#waiting.shift();
       if (!this.#issue(slot, true)) {
         this.#waiting.unshift(slot);
@@ -357,14 +358,14 @@ export class Requests implements RequestSink, AdmissionClient, Deferred, StepSin
   /** Starts requests whose time by the limits has come. */
   #admitHeld(): boolean {
     let any = false;
-    for (let slot = 0; this.#isRunning && (slot = this.#throttle.release()) >= 0;) {
+    for (let slot = 0; this.isRunning && (slot = this.#throttle.release()) >= 0;) {
       if (!this.#issue(slot, false)) {
         this.#throttle.putBack(slot);
         return any;
       }
       any = true;
     }
-    if (this.#isRunning) this.#throttle.arm();
+    if (this.isRunning) this.#throttle.arm();
     return any;
   }
 

@@ -36,6 +36,11 @@ export function isEndedByFault(state: number): boolean {
   return (state & StateBit.Dead) !== 0 && (state & StateBit.ShutdownRequested) === 0;
 }
 
+/** Whether a state is that of a disk that its user has paused: requests wait until `resume`. */
+export function isPausedState(state: number): boolean {
+  return (state & StateBit.Paused) !== 0;
+}
+
 /** A device's state as the control protocol has it. */
 export function stateBits(
   { phase, wasOpened, failed, resumeFailed }: {

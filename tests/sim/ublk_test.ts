@@ -78,6 +78,94 @@ Deno.test("requests to a paused disk wait, and are answered when it goes on", ()
   end(device, kernel);
 });
 
+/** Delivers a write to each tag of a queue. */
+function fill(kernel: PlayedUblk, queue: number): void {
+  for (let tag = queue * DEPTH; tag < (queue + 1) * DEPTH; tag++) {
+    kernel.describe(tag, 1, 8 * tag, 8);
+    kernel.deliver(tag);
+  }
+}
+
+function hold(kernel: PlayedUblk, isHeld: boolean): void {
+  for (const queue of kernel.queues) queue.hold(isHeld);
+  kernel.take();
+}
+
+function turns({ simulation: { scheduler } }: SimulatedDevice, kernel: PlayedUblk): void {
+  for (let i = 0; i < 20; i++) {
+    scheduler.turn();
+    kernel.take();
+  }
+}
+
+Deno.test("a queue that is held gives no answers, and begins again when it goes on", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  fill(kernel, 0);
+  hold(kernel, true);
+  assert.equal(kernel.queues[0].isQuiet, false, "requests are under way");
+  turns(device, kernel);
+  assert.deepEqual(kernel.queues.map(({ isQuiet }) => isQuiet), [true, true]);
+  assert.equal(kernel.answered, 0);
+  const write = kernel.write(0, stampedSectors(0, 8, 1));
+  turns(device, kernel);
+  assert.equal(device.vbd.requests.outstanding, 0);
+  hold(kernel, false);
+  assert.equal(kernel.answered, DEPTH + 1);
+  assert.equal(write.errno, 0);
+  assert.equal(kernel.failed, 0);
+  assertHolds(device, 0, 8, 1);
+  end(device, kernel);
+});
+
+Deno.test("of the requests to a queue that is held, the first is begun while the disk runs", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  hold(kernel, true);
+  fill(kernel, 0);
+  assert.equal(device.vbd.requests.outstanding, 1);
+  turns(device, kernel);
+  assert.deepEqual(kernel.queues.map(({ canLetGo }) => canLetGo), [true, true]);
+  assert.equal(kernel.answered, 0);
+  for (const queue of kernel.queues) queue.letGo();
+  kernel.take();
+  assert.equal(kernel.answered, 1, "the kernel has a command of the queue");
+  assert.equal(kernel.holds(0), true);
+  hold(kernel, false);
+  kernel.settle();
+  turns(device, kernel);
+  assert.equal(kernel.answered, DEPTH);
+  end(device, kernel);
+});
+
+Deno.test("a queue that is full with requests to a paused disk cannot be let go", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  device.pause();
+  hold(kernel, true);
+  fill(kernel, 1);
+  assert.deepEqual(kernel.queues.map(({ isQuiet }) => isQuiet), [true, true]);
+  assert.deepEqual(kernel.queues.map(({ canLetGo }) => canLetGo), [true, false]);
+  assert.equal(device.vbd.requests.outstanding, 0, "they wait at the queue");
+  device.resume();
+  hold(kernel, false);
+  turns(device, kernel);
+  assert.equal(kernel.answered, DEPTH);
+  end(device, kernel);
+});
+
+Deno.test("a queue that is held fails all requests when its device is given up", () => {
+  const device = open(1, 5);
+  const kernel = new PlayedUblk(device);
+  hold(kernel, true);
+  fill(kernel, 0);
+  turns(device, kernel);
+  for (const queue of kernel.queues) queue.abandon();
+  kernel.take();
+  assert.equal(kernel.failed, DEPTH);
+  end(device, kernel);
+});
+
 Deno.test("what was never offered, is too long or beyond the end gets an error", () => {
   const device = open(1, 5);
   const kernel = new PlayedUblk(device);

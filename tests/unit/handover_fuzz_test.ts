@@ -28,7 +28,7 @@ const handshake = {
 const state = { style: "newstyle", handedOver: false, handshake };
 /** A frame of each kind, with the number of its descriptors. */
 const GOOD: [object, number][] = [
-  [{ kind: "needs", kinds: ["paused", "key", "tls"] }, 0],
+  [{ kind: "needs", kinds: ["paused", "key", "tls", "ublk"] }, 0],
   [{ kind: "paused", minor: 3 }, 0],
   [{ kind: "key", minor: 3 }, 1],
   [{ kind: "rehearse", images: ["vhd:/a.vhd"] }, 0],

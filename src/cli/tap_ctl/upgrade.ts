@@ -15,7 +15,7 @@ Programs that know the old number go on: its sockets become links to those of th
 that one lives. 'tap-ctl list' shows the new number only.
 
 A disk that is paused stays paused. Refused before anything changes, with what to do: disks that have a
-secondary image, are named ram:, log: or rbd:, are block devices of ublk or blktap2, serve a Xen guest's ring, or
+secondary image, are named ram:, log: or rbd:, are block devices of blktap2, serve a Xen guest's ring, or
 are paused while clients wait for answers; clients whose TLS the kernel does not have both ways; a tapdisk in
 the foreground. When a step fails, or the new tapdisk does not get ready in time, it is ended, and the old
 one serves on.`;

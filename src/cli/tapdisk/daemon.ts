@@ -211,6 +211,9 @@ export function startTapdisk(
       await scheduler.run();
       if (succession.pid === null) return;
       await succession.lastTurns();
+      for (const { parts } of devices.all) {
+        for (const users of parts.access.handovers) users.letGo?.();
+      }
       exit(0);
     },
     get hasSuccessor(): boolean {

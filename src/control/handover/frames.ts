@@ -136,6 +136,9 @@ const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = 
   serve: () => true,
 };
 
+/** Block devices of which this process hears that they are needed, and that have no frames of their own. */
+const DEVICES: readonly string[] = ["ublk"];
+
 /** How many descriptors come with a frame; null for any number. */
 function descriptorsOf(frame: OldFrame): number | null {
   switch (frame.kind) {
@@ -157,7 +160,8 @@ function descriptorsOf(frame: OldFrame): number | null {
 
 /** Throws `SystemError` when a kind of frame is not known here: EPROTONOSUPPORT. */
 export function requireKinds(kinds: readonly string[]): void {
-  const unknown = kinds.filter((kind) => !Object.hasOwn(CHECKS, kind));
+  const known = [...Object.keys(CHECKS), ...DEVICES];
+  const unknown = kinds.filter((kind) => !known.includes(kind));
   if (unknown.length === 0) return;
   const why = `it does not know: ${unknown.join(", ")}`;
   throw new SystemError(Errno.EPROTONOSUPPORT, `Cannot take over in this version (${why})`);

@@ -209,9 +209,14 @@ export class Upgrade implements FdHandler, FaultOwner {
       }
       for (const { minor, parts } of devices.all) {
         const [lost] = parts.vbd.retained.names;
-        if (lost === undefined) continue;
-        const why = `minor ${minor}: ${lost} could not be written`;
-        throw new SystemError(Errno.EIO, `Cannot hand over (${why})`);
+        if (lost !== undefined) {
+          const why = `minor ${minor}: ${lost} could not be written`;
+          throw new SystemError(Errno.EIO, `Cannot hand over (${why})`);
+        }
+        for (const { whyStaying: why } of parts.access.handovers) {
+          if (why === null) continue;
+          throw new SystemError(Errno.EAGAIN, `Cannot hand over (minor ${minor}: ${why})`);
+        }
       }
       const openMs = performance.now() + OPEN_MS;
       this.#commands = this.#host.server().unanswered(this.#asker);

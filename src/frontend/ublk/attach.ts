@@ -12,17 +12,12 @@ import type { Attached, DeviceHost } from "../block_device.ts";
 import { waitForNode } from "../device_nodes.ts";
 import { UblkControl } from "./control.ts";
 import { diskParameters } from "./disk_parameters.ts";
-import { DEPTH, MOST_BYTES, QUEUES, whyNotServed } from "./limits.ts";
-import { devicesWithoutDisk, numberOfNode, sectorsOfNode } from "./node.ts";
+import type { UblkHost } from "./host.ts";
+import { DEPTH, MOST_BYTES, QUEUES } from "./limits.ts";
+import { devicesWithoutDisk, numberOfNode } from "./node.ts";
 import { askUnused } from "./removal.ts";
-import { UblkDevice, type UblkHost } from "./ublk_device.ts";
-
-/**
- * How long to wait for a killed tapdisk to end. The kernel frees its memory first, and kernels
- * before 6.7 check for dead servers every five seconds only.
- */
-const RECOVERY_TIMEOUT_MS = 30_000;
-const RECOVERY_POLL_MS = 50;
+import { DeviceTakeOver, openQueues } from "./take_over.ts";
+import { UblkDevice } from "./ublk_device.ts";
 
 /** The steps from a VBD to a block device with a node. */
 class Attachment {
@@ -96,30 +91,17 @@ class Attachment {
   #start(device: UblkDevice, info: DeviceInfo): void {
     const give = (errno: number): void =>
       this.#giveUp(device, errno, `Cannot start ${device.node}`);
-    this.#openQueues(device, info, give, () =>
-      this.#host.control.start(device.number, (result) => {
-        if (result < 0) give(-result);
-        else this.#finish(device);
-      }));
-  }
-
-  /** Opens the queues when the device's own file exists, which udev creates after the device. */
-  #openQueues(
-    device: UblkDevice,
-    info: DeviceInfo,
-    failed: (errno: number) => void,
-    next: () => void,
-  ): void {
-    waitForNode(this.#host.scheduler, `/dev/ublkc${device.number}`, (missing) => {
-      if (missing !== null) return failed(missing.errno);
-      try {
-        device.openQueues(info);
-      } catch (error) {
-        if (!(error instanceof SystemError)) throw error;
-        return failed(error.errno);
-      }
-      next();
-    });
+    openQueues(
+      this.#host,
+      device,
+      info,
+      give,
+      () =>
+        this.#host.control.start(device.number, (result) => {
+          if (result < 0) give(-result);
+          else this.#finish(device);
+        }),
+    );
   }
 
   #finish(device: UblkDevice): void {
@@ -133,65 +115,41 @@ class Attachment {
   // ---- a device that was left --------------------------------------------------------------
 
   recover(number: number): void {
-    const { scheduler } = this.#host;
-    this.#takeOver(number, scheduler.nowMs() + RECOVERY_TIMEOUT_MS);
-  }
-
-  #takeOver(number: number, latestMs: number): void {
-    const { control } = this.#host;
     const device = new UblkDevice(this.#host, { device: number, flags: UBLK_F_USER_RECOVERY });
-    control.info(number, (result, info) => {
-      if (result < 0) return this.#fail(-result, `Cannot take over ${device.node}`);
-      if (info.state === UBLK_S_DEV_DEAD) {
-        const hint = "the kernel stopped it when its tapdisk died";
-        return this.#fail(Errno.ENODEV, `Cannot take over ${device.node} (${hint})`);
-      }
-      const refusal = whyNotServed(info, this.#host.vbd.requests.freeSlots);
-      if (refusal !== "") {
-        return this.#fail(Errno.EINVAL, `Cannot take over ${device.node} (${refusal})`);
-      }
-      control.startRecovery(number, (started) => {
-        if (started === 0) this.#serve(device, info);
-        else this.#tryAgain(device, info, latestMs, started);
-      });
+    new DeviceTakeOver(this.#host, device).recover((error) => {
+      if (error === null) return this.#finish(device);
+      this.#host.control.close();
+      this.#done(error, null);
     });
   }
 
-  /** Retries: the old server is ending, or the kernel has not noticed that it has ended. */
-  #tryAgain(device: UblkDevice, info: DeviceInfo, latestMs: number, result: number): void {
-    const { scheduler } = this.#host;
-    if (scheduler.nowMs() < latestMs) {
-      scheduler.addTimer(RECOVERY_POLL_MS, () => this.#takeOver(device.number, latestMs));
-      return;
-    }
-    const hint = isAlive(info.pid) ? ` (process ${info.pid} serves it)` : "";
-    this.#fail(-result, `Cannot take over ${device.node}${hint}`);
+  /** A device of a process that hands it over, and serves it as yet. */
+  adopt(number: number): void {
+    const device = new UblkDevice(this.#host, { device: number, flags: UBLK_F_USER_RECOVERY });
+    new DeviceTakeOver(this.#host, device).look((info) => {
+      device.await(info);
+      this.#done(null, device);
+    }, (error) => {
+      this.#host.control.close();
+      this.#done(error, null);
+    });
   }
+}
 
-  #serve(device: UblkDevice, info: DeviceInfo): void {
-    const { control, log, vbd } = this.#host;
-    const what = `Cannot take over ${device.node}`;
-    // After an error here the device keeps waiting for a server: the kernel has none of its
-    // commands.
-    this.#openQueues(
-      device,
-      info,
-      (errno) => this.#fail(errno, what),
-      () =>
-        control.endRecovery(device.number, (result) => {
-          if (result < 0) return this.#giveUp(device, -result, what);
-          log.info(`Took ${device.node} over from process ${info.pid}`);
-          if (sectorsOfNode(device.node) !== vbd.sectors) device.resized();
-          this.#finish(device);
-        }),
-    );
-  }
+/** What is wanted of `attachUblk`. */
+export interface Attaching {
+  /** Node of the device to take over; null for a new device. */
+  readonly recover: string | null;
+  /** Whether the process that serves that device hands it over. */
+  readonly adopt?: boolean;
+  /** Node that a new device should have. */
+  readonly wanted?: string;
 }
 
 /** Creates a block device for a VBD, or takes one over; see `DeviceMaker.attach`. */
 export function attachUblk(
   host: DeviceHost,
-  { recover, wanted }: { recover: string | null; wanted: string | undefined },
+  { recover, adopt = false, wanted }: Attaching,
   done: Attached,
 ): void {
   const left = recover === null ? UBLK_ANY_DEVICE : numberOfNode(recover);
@@ -208,7 +166,8 @@ export function attachUblk(
   const attachment = new Attachment({ ...host, uring, control }, done);
   const number = wanted === undefined ? -1 : numberOfNode(wanted);
   control.askFeatures(() => {
-    if (recover !== null) attachment.recover(left);
+    if (adopt) attachment.adopt(left);
+    else if (recover !== null) attachment.recover(left);
     else attachment.make(number < 0 ? UBLK_ANY_DEVICE : number);
   });
 }

@@ -34,6 +34,10 @@ const Place = {
   Here: 1,
   /** The device was stopped: no more requests arrive. */
   Gone: 2,
+  /** A request arrived while the queue is held, and is not begun. */
+  Waiting: 3,
+  /** A request ended while the queue is held, and its answer is kept. */
+  Ended: 4,
 } as const;
 
 const UNKNOWN_KIND = -1;
@@ -120,12 +124,15 @@ export class UblkQueue implements RequestOwner, UringUser {
   readonly #kinds: Uint8Array;
   /** By tag: the result without an error, which is the bytes of a read or write. */
   readonly #bytes: Int32Array;
+  /** By tag: the answer that is kept. */
+  readonly #kept: Int32Array;
   /** By tag: whether the VBD has a request in the slot. */
   readonly #atVbd: Uint8Array;
   /** By slot: the tag. */
   readonly #tags = new Int32Array(SLOTS);
   #tagsLeft: number;
   #abandoned = false;
+  #held = false;
 
   /** Throws `SystemError` when the descriptors cannot be mapped. */
   constructor(host: QueueHost, index: number, depth: number) {
@@ -140,6 +147,7 @@ export class UblkQueue implements RequestOwner, UringUser {
     this.#places = new Uint8Array(depth);
     this.#kinds = new Uint8Array(depth);
     this.#bytes = new Int32Array(depth);
+    this.#kept = new Int32Array(depth);
     this.#atVbd = new Uint8Array(depth);
     this.#descriptors = new RequestDescriptors(host.fd, index, depth);
     this.#ringTag = host.uring.add(this);
@@ -178,7 +186,59 @@ export class UblkQueue implements RequestOwner, UringUser {
     if (result !== UBLK_IO_RES_OK) this.#tagGone(tag, result);
     else if (this.#abandoned) this.#send(this.#commitCommand, tag, -Errno.EIO);
     else if (this.#isAside[tag] === 1) this.#refuse(tag);
+    else if (this.#held && !this.#mayBegin) this.#places[tag] = Place.Waiting;
     else this.#begin(tag);
+  }
+
+  /**
+   * Whether a request that arrives is begun all the same. One answer of a queue is needed at the end, to give
+   * its command back to the kernel: see `letGo`.
+   */
+  get #mayBegin(): boolean {
+    return this.#count(Place.Here) + this.#count(Place.Ended) === 0 &&
+      this.#host.requests.isRunning;
+  }
+
+  #count(place: number): number {
+    let count = 0;
+    for (let tag = 0; tag < this.#depth; tag++) if (this.#places[tag] === place) count++;
+    return count;
+  }
+
+  /** Begins no more requests, and keeps the answers of those that end; or goes on with both. */
+  hold(isHeld: boolean): void {
+    this.#held = isHeld;
+    if (isHeld) return;
+    this.#giveAnswers();
+    for (let tag = 0; tag < this.#depth; tag++) {
+      if (this.#places[tag] === Place.Waiting) this.#begin(tag);
+    }
+  }
+
+  #giveAnswers(): void {
+    for (let tag = 0; tag < this.#depth; tag++) {
+      if (this.#places[tag] === Place.Ended) {
+        this.#send(this.#commitCommand, tag, this.#kept[tag]);
+      }
+    }
+  }
+
+  /** Whether it is held, and none of its requests is under way. */
+  get isQuiet(): boolean {
+    return this.#held && this.#count(Place.Here) === 0;
+  }
+
+  /**
+   * Whether `letGo` leaves a command with the kernel, which notices by it that the process has ended. Without
+   * one, kernels from 6.7 notice it when a request has lasted 30 s.
+   */
+  get canLetGo(): boolean {
+    return this.#count(Place.Kernel) + this.#count(Place.Ended) > 0;
+  }
+
+  /** Gives the answers that are kept. Requests that wait are sent again by the kernel to the next process. */
+  letGo(): void {
+    this.#giveAnswers();
   }
 
   #begin(tag: number): void {
@@ -216,8 +276,14 @@ export class UblkQueue implements RequestOwner, UringUser {
     if (errno !== 0) this.#noteAside(tag);
     this.#host.meter.end(slot, this.#kinds[tag], this.#bytes[tag] >>> SECTOR_SHIFT, errno);
     if (this.#places[tag] === Place.Here) {
-      this.#send(this.#commitCommand, tag, errno === 0 ? this.#bytes[tag] : resultOf(errno));
+      this.#answer(tag, errno === 0 ? this.#bytes[tag] : resultOf(errno));
     } else if (this.#places[tag] === Place.Gone) this.#host.requests.releaseSlot(slot);
+  }
+
+  #answer(tag: number, result: number): void {
+    if (!this.#held) return this.#send(this.#commitCommand, tag, result);
+    this.#kept[tag] = result;
+    this.#places[tag] = Place.Ended;
   }
 
   #tagGone(tag: number, result: number): void {
@@ -240,7 +306,9 @@ export class UblkQueue implements RequestOwner, UringUser {
     this.#abandoned = true;
     this.#memorySectors.fill(nowhereSector());
     for (let tag = 0; tag < this.#depth; tag++) {
-      if (this.#places[tag] === Place.Here) this.#send(this.#commitCommand, tag, -Errno.EIO);
+      const place = this.#places[tag];
+      if (place === Place.Kernel || place === Place.Gone) continue;
+      this.#send(this.#commitCommand, tag, -Errno.EIO);
     }
   }
 

@@ -17,34 +17,36 @@ import { type DeviceInfo, UBLK_F_USER_RECOVERY } from "../../../ffi/ublk.ts";
 import type { Meter } from "../../metrics/meter.ts";
 import type { UringLoop } from "../../queue/uring_loop.ts";
 import { SLOTS } from "../../vbd/slots.ts";
-import type { BlockDevice, DeviceHost } from "../block_device.ts";
+import type { BlockDevice } from "../block_device.ts";
 import { cannotTakeAway, userOf } from "../device_users.ts";
-import type { UblkControl } from "./control.ts";
+import { type HandedDevice, UblkHandover } from "./device_handover.ts";
+import type { UblkHost } from "./host.ts";
 import { whyNotServed } from "./limits.ts";
 import { UblkQueue } from "./queue.ts";
 import { removalEnded, removeUnused } from "./removal.ts";
+import { DeviceTakeOver, type LeftDevice } from "./take_over.ts";
 
 /** How long to wait for a process that opens the disk for a moment, such as udev. */
 const OPENERS_TIMEOUT_MS = 2_000;
 const OPENERS_POLL_MS = 50;
 
-/** The environment of a device. */
-export interface UblkHost extends DeviceHost {
-  readonly uring: UringLoop;
-  readonly control: UblkControl;
-}
-
 /** A ublk device that the kernel has. */
-export class UblkDevice implements BlockDevice {
+export class UblkDevice implements BlockDevice, HandedDevice, LeftDevice {
   readonly kind = "ublk";
   readonly node: string;
   /** The N of /dev/ublkbN. */
   readonly number: number;
   readonly outlives: boolean;
+  readonly handover?: UblkHandover;
   readonly #host: UblkHost;
+  /** The properties of a device that another process serves, and hands over. */
+  #awaited: DeviceInfo | null = null;
+  /** Slots that are kept for its requests. */
+  #reserved: number[] = [];
   #fd = -1;
   #queues: UblkQueue[] = [];
   #meter: Meter | null = null;
+  #isFollowing = false;
   #stopping = false;
   #whenQueuesGone: (() => void) | null = null;
 
@@ -54,6 +56,46 @@ export class UblkDevice implements BlockDevice {
     this.outlives = (flags & UBLK_F_USER_RECOVERY) !== 0;
     this.number = number;
     this.node = `/dev/ublkb${number}`;
+    if (this.outlives) this.handover = new UblkHandover(this);
+  }
+
+  get queues(): readonly UblkQueue[] {
+    return this.#queues;
+  }
+
+  get uring(): UringLoop {
+    return this.#host.uring;
+  }
+
+  /** Whether it is being removed. */
+  get isStopping(): boolean {
+    return this.#stopping;
+  }
+
+  get isAwaited(): boolean {
+    return this.#awaited !== null && !this.#stopping;
+  }
+
+  /** Another process serves it as yet. There must be enough free slots, see `whyNotServed`. */
+  await(info: DeviceInfo): void {
+    this.#awaited = info;
+    // Other clients of the disk may begin before the device.
+    const { requests } = this.#host.vbd;
+    this.#reserved = Array.from({ length: info.queues * info.depth }, () => requests.takeSlot());
+  }
+
+  #freeReserved(): void {
+    for (const slot of this.#reserved.splice(0)) this.#host.vbd.requests.releaseSlot(slot);
+  }
+
+  takeOver(): void {
+    const info = this.#awaited;
+    if (info === null || this.#isFollowing) return;
+    this.#isFollowing = true;
+    new DeviceTakeOver(this.#host, this).follow(info, (error) => {
+      this.#awaited = null;
+      if (error !== null) this.#host.log.error(`${error.message}; its users get errors`);
+    });
   }
 
   /**
@@ -63,6 +105,7 @@ export class UblkDevice implements BlockDevice {
    */
   openQueues(info: DeviceInfo): void {
     const { uring, control, log, vbd } = this.#host;
+    this.#freeReserved();
     const refusal = whyNotServed(info, vbd.requests.freeSlots);
     if (refusal !== "") {
       throw new SystemError(Errno.ENOBUFS, `Cannot serve ${this.node} (${refusal})`);
@@ -165,6 +208,7 @@ export class UblkDevice implements BlockDevice {
 
   /** Waits for the commands of the queues, which complete when the device stops. */
   #end(done: () => void): void {
+    this.#freeReserved();
     if (this.#queues.length === 0) return done();
     this.#whenQueuesGone = done;
   }
@@ -175,6 +219,8 @@ export class UblkDevice implements BlockDevice {
   }
 
   abandon(): void {
+    // Another process serves it, and goes on with it if this one ends.
+    if (this.isAwaited && !this.#isFollowing) return;
     for (const queue of this.#queues) queue.abandon();
     if (this.#stopping) return;
     this.discard((error) => {

@@ -1,4 +1,4 @@
-import { SystemError } from "../../../ffi/errno.ts";
+import { SystemError, systemError } from "../../../ffi/errno.ts";
 import { uringMissing } from "../../../ffi/uring_probe.ts";
 import type { DeviceMaker } from "../block_device.ts";
 import { attachUblk } from "./attach.ts";
@@ -15,6 +15,13 @@ export const ublkMaker: DeviceMaker = {
     } catch (error) {
       if (!(error instanceof SystemError)) throw error;
       done(error, null);
+    }
+  },
+  adopt(host, node, done): void {
+    try {
+      attachUblk(host, { recover: node, adopt: true }, done);
+    } catch (error) {
+      done(systemError(error, `Cannot go on with ${node}`), null);
     }
   },
   remove: removeLeft,
