@@ -15,8 +15,13 @@ export interface Refusal {
   readonly reason: string;
 }
 
-/** The cookie of those who have shown the token. */
-export const COOKIE_NAME = "blktap_web";
+/**
+ * The name of the cookie of those who have shown the token. Browsers send cookies to all ports of a host: the port
+ * that the page was asked for at, which may be that of a tunnel, keeps those of two pages apart.
+ */
+export function cookieName(host: string | null): string {
+  return `blktap_web_${/:(\d{1,5})$/.exec(host ?? "")?.[1] ?? "default"}`;
+}
 /** Bytes of a token that is made here. */
 const TOKEN_BYTES = 24;
 
@@ -54,10 +59,11 @@ export function isKnownHost(host: string | null, names: readonly string[]): bool
   return /^\d{1,3}(?:\.\d{1,3}){3}$/.test(name) || names.includes(name);
 }
 
-function cookieOf(header: string | null): string | null {
-  for (const pair of (header ?? "").split(";")) {
+function cookieOf(headers: Headers): string | null {
+  const wanted = cookieName(headers.get("host"));
+  for (const pair of (headers.get("cookie") ?? "").split(";")) {
     const [name, value] = pair.trim().split("=");
-    if (name === COOKIE_NAME && value !== undefined) return value;
+    if (name === wanted && value !== undefined) return value;
   }
   return null;
 }
@@ -82,9 +88,9 @@ export class Access {
   }
 
   /** The cookie of a client that has shown the token; it does not contain it. */
-  cookie(): string {
+  cookie(headers: Headers): string {
     const value = this.#sign(`cookie ${this.#rules.token}`);
-    return `${COOKIE_NAME}=${value}; Path=/; HttpOnly; SameSite=Strict`;
+    return `${cookieName(headers.get("host"))}=${value}; Path=/; HttpOnly; SameSite=Strict`;
   }
 
   /** Whether this is the token. */
@@ -97,7 +103,7 @@ export class Access {
     if (this.#rules.token === null) return true;
     const [, bearer] = /^Bearer +(\S+)$/i.exec(headers.get("authorization") ?? "") ?? [];
     if (bearer !== undefined) return this.isToken(bearer);
-    const cookie = cookieOf(headers.get("cookie"));
+    const cookie = cookieOf(headers);
     return cookie !== null && isSameSecret(cookie, this.#sign(`cookie ${this.#rules.token}`));
   }
 

@@ -119,12 +119,14 @@ export class WebServer {
       url.searchParams.delete("token");
       // A path that began with two slashes would lead to another host.
       return redirect(url.pathname.replace(/^\/+/, "/") + url.search, {
-        "set-cookie": access.cookie(),
+        "set-cookie": access.cookie(request.headers),
       });
     }
     if (request.method === "POST" && url.pathname === "/token") {
       const token = (await readForm(request))?.get("token") ?? "";
-      if (access.isToken(token)) return redirect("/", { "set-cookie": access.cookie() });
+      if (access.isToken(token)) {
+        return redirect("/", { "set-cookie": access.cookie(request.headers) });
+      }
       return this.#askForToken("This is not the token.");
     }
     return given === null && access.isAllowed(request.headers)

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import {
   Access,
-  COOKIE_NAME,
+  cookieName,
   hostOf,
   isHostName,
   isKnownHost,
@@ -95,22 +95,29 @@ Deno.test("web: another site may lead here, but not fetch from here", () => {
 Deno.test("web: the token lets in, in a header or by the cookie that it gives", () => {
   const page = access();
   const allowed = (headers: Record<string, string>): boolean =>
-    page.isAllowed(new Headers(headers));
+    page.isAllowed(new Headers({ host: "localhost:9753", ...headers }));
   assert.ok(allowed({ authorization: `Bearer ${TOKEN}` }));
   assert.ok(!allowed({}));
   assert.ok(!allowed({ authorization: `Bearer ${TOKEN}x` }));
   assert.ok(!allowed({ authorization: `Basic ${TOKEN}` }));
-  const cookie = page.cookie();
+  const host = "localhost:9753";
+  const cookie = page.cookie(new Headers({ host }));
   assert.match(cookie, /; HttpOnly; SameSite=Strict$/);
   assert.ok(!cookie.includes(TOKEN));
   const [pair] = cookie.split(";");
   assert.ok(allowed({ cookie: `other=1; ${pair}` }));
-  assert.ok(!allowed({ cookie: `${COOKIE_NAME}=${TOKEN}` }));
+  assert.ok(!allowed({ cookie: `${cookieName(host)}=${TOKEN}` }));
   assert.ok(!allowed({ cookie: `x${pair}` }));
+  // Another page of the same host, at another port, neither takes the cookie nor replaces it.
+  assert.ok(!allowed({ host: "localhost:9754", cookie: pair }));
+  const names = ["localhost:9753", "localhost:9754", "localhost", "[::1]:9753"].map(cookieName);
+  assert.deepEqual(names.map((name) => name.slice("blktap_web_".length)), [
+    ...["9753", "9754", "default", "9753"],
+  ]);
   // A wrong header is not made good by a cookie.
   assert.ok(!allowed({ cookie: pair, authorization: "Bearer wrong" }));
   // The cookie of another process, or of another token, is worth nothing.
-  assert.ok(!allowed({ cookie: access().cookie().split(";")[0] }));
+  assert.ok(!allowed({ cookie: access().cookie(new Headers({ host })).split(";")[0] }));
   assert.ok(page.isToken(TOKEN) && !page.isToken("") && !access(null).isToken(""));
   assert.ok(access(null).isAllowed(new Headers()));
 });
