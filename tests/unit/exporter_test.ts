@@ -11,11 +11,16 @@ function serverTest(
   name: string,
   text: () => Promise<string>,
   body: (ask: (request: string) => Promise<string>, path: string) => Promise<void>,
+  names: readonly string[] | null = null,
 ): void {
   Deno.test(`the exporter: ${name}`, () =>
     withTempDir(async (folder) => {
       const path = `${folder}/metrics`;
-      const server = new MetricsServer(Deno.listen({ transport: "unix", path }), text, SILENT);
+      const server = new MetricsServer(Deno.listen({ transport: "unix", path }), {
+        text,
+        log: SILENT,
+        names,
+      });
       const running = server.run();
       try {
         await body((request) => asked(path, request), path);
@@ -65,6 +70,25 @@ serverTest("refuses all else", metrics, async (ask) => {
 });
 
 serverTest(
+  "serves no names that are not its own",
+  metrics,
+  async (ask) => {
+    const status = async (...headers: string[]): Promise<string> =>
+      (await ask(["GET /metrics HTTP/1.1", ...headers, "\r\n"].join("\r\n"))).slice(9, 12);
+    assert.equal(await status("Host: localhost:9742"), "200");
+    assert.equal(await status("Accept: */*", "host:127.0.0.1"), "200");
+    assert.equal(await status("Host: [::1]:9742"), "200");
+    assert.equal(await status("Host: Dom0.example:9742"), "200");
+    assert.equal(await status("Host: evil.example:9742"), "421");
+    assert.equal(await status("Host: dom0.example.evil.example"), "421");
+    assert.equal(await status("Host: localhost", "Host: evil.example"), "421");
+    assert.equal(await status("X: Host: localhost"), "421");
+    assert.equal(await status(), "421");
+  },
+  ["dom0.example"],
+);
+
+serverTest(
   "says that it cannot gather, and goes on",
   () => Promise.reject(new Error("no folder")),
   async (ask) => {
@@ -107,7 +131,7 @@ Deno.test("the exporter: clients that ask at the same time get one answer, made 
   };
   const made: ((text: string) => void)[] = [];
   const text = (): Promise<string> => new Promise((resolve) => made.push(resolve));
-  const server = new MetricsServer(source, text, SILENT);
+  const server = new MetricsServer(source, { text, log: SILENT, names: null });
   const running = server.run();
   const turn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve));
   await turn();
@@ -140,7 +164,14 @@ serverTest(
 );
 
 Deno.test("the exporter: where it serves", () => {
-  const tcp = (hostname: string, port: number) => ({ transport: "tcp", hostname, port });
+  const tcp = (hostname: string, port: number, names: string[] = []) => ({
+    transport: "tcp",
+    hostname,
+    port,
+    names,
+  });
+  const named = ["--listen", "x:1", "--name", "Dom0.example", "--name=b"];
+  assert.deepEqual(parseExporter(named), tcp("x", 1, ["dom0.example", "b"]));
   assert.deepEqual(parseExporter(["--listen", "127.0.0.1:9742"]), tcp("127.0.0.1", 9742));
   assert.deepEqual(parseExporter(["--listen=[::1]:0"]), tcp("::1", 0));
   assert.deepEqual(parseExporter(["--socket", "/x"]), { transport: "unix", path: "/x" });
@@ -152,6 +183,8 @@ Deno.test("the exporter: where it serves", () => {
     ["--listen", "x:65536"],
     ["--listen", "x:1", "--socket", "/x"],
     ["--socket", ""],
+    ["--socket", "/x", "--name", "b"],
+    ["--listen", "x:1", "--name", "a/b"],
     ["more"],
     ["--port", "1"],
   ];

@@ -54,6 +54,14 @@ Deno.test("the unit of tapback can reach xenstored both ways, and write where it
   assert.ok(!lines.some((line) => line.startsWith("PrivateDevices")));
 });
 
+Deno.test("the unit of the exporter has a folder for its socket, and can write nowhere else", () => {
+  const lines = Deno.readTextFileSync(EXPORTER_UNIT).split("\n");
+  const [, folder] = /--socket \/run\/([\w-]+)\/\w+$/m.exec(lines.join("\n")) ?? [];
+  assert.ok(lines.includes("ProtectSystem=strict"));
+  assert.ok(lines.includes(`RuntimeDirectory=${folder}`));
+  assert.ok(!lines.some((line) => line.startsWith("ReadWritePaths")));
+});
+
 Deno.test("the unit is confined by what it says, and keeps what tapdisk cannot do without", () => {
   const text = Deno.readTextFileSync(UNIT);
   const settings = text.replaceAll(/ *\\\n */g, " ").split("\n")

@@ -1,20 +1,32 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
+import { isHostName } from "../../web/access.ts";
 import { parseOptions } from "../getopt.ts";
 
 /** Where metrics are served. */
 export type ExporterPlace =
-  | { readonly transport: "tcp"; readonly hostname: string; readonly port: number }
+  | {
+    readonly transport: "tcp";
+    readonly hostname: string;
+    readonly port: number;
+    /** Names, beside `localhost`, addresses and that of this machine, under which it may be asked. */
+    readonly names: readonly string[];
+  }
   | { readonly transport: "unix"; readonly path: string };
 
 function wrong(why: string): SystemError {
   return new SystemError(Errno.EINVAL, why, { message: why });
 }
 
-function addressOf(text: string): ExporterPlace {
+function nameOf(text: string): string {
+  if (isHostName(text)) return text.toLowerCase();
+  throw wrong(`invalid --name: '${text}' is no name of a host`);
+}
+
+function addressOf(text: string, names: readonly string[]): ExporterPlace {
   const [, bracketed, bare, digits] = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text) ?? [];
   const hostname = bracketed ?? bare;
   const port = Number(digits);
-  if (hostname !== undefined && port <= 0xffff) return { transport: "tcp", hostname, port };
+  if (hostname !== undefined && port <= 0xffff) return { transport: "tcp", hostname, port, names };
   throw wrong(`invalid --listen: '${text}' is no HOST:PORT, such as 127.0.0.1:9742 or [::1]:9742`);
 }
 
@@ -26,7 +38,7 @@ function addressOf(text: string): ExporterPlace {
 export function parseExporter(args: readonly string[]): ExporterPlace | null {
   const { options, operands, fault } = parseOptions({
     short: "h",
-    long: ["help", "listen:", "socket:"],
+    long: ["help", "listen:", "socket:", "name:"],
   }, args);
   if (fault !== null) throw wrong(fault);
   if (operands.length > 0) throw wrong(`unexpected argument '${operands[0]}'`);
@@ -38,5 +50,8 @@ export function parseExporter(args: readonly string[]): ExporterPlace | null {
     throw wrong("one of --listen HOST:PORT and --socket PATH is needed");
   }
   if (path === "") throw wrong("invalid --socket: there is no path");
-  return path === undefined ? addressOf(listen ?? "") : { transport: "unix", path };
+  const names = options.filter(({ name }) => name === "name").map(({ value }) => nameOf(value));
+  if (path === undefined) return addressOf(listen ?? "", names);
+  if (names.length > 0) throw wrong("--name goes with --listen: at a socket, all names are served");
+  return { transport: "unix", path };
 }

@@ -76,7 +76,11 @@ async function serve(place: ExporterPlace): Promise<void> {
     const sample = await gatherer.gather();
     return metricsText(sample, await files.gather(sample.disks));
   };
-  const server = new MetricsServer(listener, text, log);
+  const names = place.transport === "unix" ? null : [
+    ...place.names,
+    Deno.hostname().toLowerCase(),
+  ];
+  const server = new MetricsServer(listener, { text, log, names });
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, () => server.close());
   }

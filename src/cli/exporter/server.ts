@@ -1,5 +1,6 @@
 import type { Log } from "../../log/log.ts";
 import { METRICS_MEDIA_TYPE } from "../../observe/prometheus.ts";
+import { isKnownHost } from "../../web/access.ts";
 
 /** Clients at once; more wait until one has gone. */
 const MOST_CLIENTS = 16;
@@ -30,14 +31,32 @@ const PLAIN = "text/plain; charset=utf-8";
 
 const INDEX = "blktap exporter: the metrics are at /metrics\n";
 
+/** A site whose name was made to lead here (DNS rebinding) comes with that name. */
+const WRONG_NAME: Answer = {
+  status: "421 Misdirected Request",
+  type: PLAIN,
+  body:
+    "Metrics are not served under that name. Use localhost or an address, or start with --name.\n",
+};
+
 function refusal(status: string): Answer {
   return { status, type: PLAIN, body: `${status}\n` };
 }
 
-/** The method and the path of a request; null for what is no HTTP. */
-function requestLine(head: string): { method: string; path: string } | null {
+/** What is asked for, and under which name of a host. */
+interface Asked {
+  readonly method: string;
+  readonly path: string;
+  /** Null without one. */
+  readonly host: string | null;
+}
+
+/** What a request asks for; null for what is no HTTP. */
+function askedIn(head: string): Asked | null {
   const [, method, path] = /^([A-Z]+) (\/[^ ?]*)(?:\?[^ ]*)? HTTP\/1\.[01]\r?\n/.exec(head) ?? [];
-  return method === undefined ? null : { method, path };
+  if (method === undefined) return null;
+  const hosts = [...head.matchAll(/\nhost:[ \t]*([^\r\n]*?)[ \t]*(?=\r?\n)/gi)];
+  return { method, path, host: hosts.length === 1 ? hosts[0][1] : null };
 }
 
 /** The bytes of an answer; that to HEAD has no body. */
@@ -70,17 +89,30 @@ export class MetricsServer {
   readonly #listener: ClientSource;
   readonly #text: () => Promise<string>;
   readonly #log: Log;
+  readonly #names: readonly string[] | null;
   readonly #clients = new Set<Client>();
   #closed = false;
   #whenFewer: (() => void) | null = null;
   /** The answer that is being made, which all clients get that ask meanwhile. */
   #made: Promise<string> | null = null;
 
-  /** @param text Makes the metrics. */
-  constructor(listener: ClientSource, text: () => Promise<string>, log: Log) {
+  /**
+   * @param text Makes the metrics.
+   * @param names Names of this machine under which it may be asked, beside `localhost` and addresses; null for all,
+   * at a socket, which no page in a browser reaches.
+   */
+  constructor(
+    listener: ClientSource,
+    { text, log, names }: {
+      text: () => Promise<string>;
+      log: Log;
+      names: readonly string[] | null;
+    },
+  ) {
     this.#listener = listener;
     this.#text = text;
     this.#log = log;
+    this.#names = names;
   }
 
   /** Serves until `close`. */
@@ -124,7 +156,7 @@ export class MetricsServer {
     try {
       const head = await readHead(client);
       if (head === null) return;
-      const request = requestLine(head);
+      const request = askedIn(head);
       const answer = bytesOf(await this.#answer(request), request?.method === "HEAD");
       for (let at = 0; at < answer.length;) at += await client.write(answer.subarray(at));
       await client.closeWrite();
@@ -138,9 +170,10 @@ export class MetricsServer {
     }
   }
 
-  async #answer(request: ReturnType<typeof requestLine>): Promise<Answer> {
+  async #answer(request: Asked | null): Promise<Answer> {
     if (request === null) return refusal("400 Bad Request");
-    const { method, path } = request;
+    const { method, path, host } = request;
+    if (this.#names !== null && !isKnownHost(host, this.#names)) return WRONG_NAME;
     if (method !== "GET" && method !== "HEAD") return refusal("405 Method Not Allowed");
     if (path === "/") return { status: "200 OK", type: PLAIN, body: INDEX };
     if (path !== "/metrics") return refusal("404 Not Found");

@@ -7,7 +7,7 @@ export interface ExporterOption {
 /** What the exporter is, in a line. */
 export const SUMMARY = "Serve metrics of all disks of this machine for Prometheus";
 
-export const SYNOPSIS = "blktap exporter --listen HOST:PORT | --socket PATH";
+export const SYNOPSIS = "blktap exporter --listen HOST:PORT [--name NAME]... | --socket PATH";
 
 export const DESCRIPTION = [
   "It answers GET /metrics by HTTP with the metrics of all tapdisks, as tap-ctl metrics prints them. Each " +
@@ -28,6 +28,12 @@ export const OPTIONS: readonly ExporterOption[] = [
   {
     use: "--socket PATH",
     text: "serve at this UNIX socket, which only this user and group can connect to",
+  },
+  {
+    use: "--name NAME",
+    text:
+      "a name under which Prometheus asks, as its targets have it; localhost, addresses and the name of this " +
+      "machine need none. Other names are refused, so that no site in a browser can lead its own name here",
   },
   { use: "-h, --help", text: "print this text" },
 ];
