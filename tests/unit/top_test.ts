@@ -1,5 +1,6 @@
 /** What `tap-ctl top` shows of given samples, after which keys, at which size of the terminal. */
 import assert from "node:assert/strict";
+import { wanted } from "../../src/cli/tap_ctl/top.ts";
 import { keysIn } from "../../src/cli/top/keys.ts";
 import { detailLines } from "../../src/cli/top/detail.ts";
 import { megabytes, percent, shortNumber, shortTime } from "../../src/cli/top/figures.ts";
@@ -213,6 +214,32 @@ Deno.test("enter opens a disk with its chain and histograms, escape goes back", 
   assert.match(textOf(open, gone).join("\n"), /Minor 1 is not served any more/);
 });
 
+Deno.test("a tapdisk or a minor that is asked for is shown alone, with its own trouble", () => {
+  const disks = [diskSample({ pid: 1, minor: 3 }), diskSample({ pid: 2, minor: 4 })];
+  const sample = hostSample(disks, {
+    silent: [{ pid: 5, minors: [6, 7], why: "it hangs" }, { pid: 8, minors: [9], why: "it hangs" }],
+    dead: [10, 11],
+    unserved: [{ minor: 12, image: "vhd:/a" }, { minor: 13, image: "vhd:/b" }],
+  });
+  const shown = (choice: { pid?: number; minor?: number }): unknown[] => {
+    const { disks, silent, dead, unserved } = wanted(sample, choice);
+    return [
+      ...disks.map(({ minor }) => `disk ${minor}`),
+      ...silent.map(({ pid }) => `silent ${pid}`),
+      ...dead.map((pid) => `dead ${pid}`),
+      ...unserved.map(({ minor }) => `unserved ${minor}`),
+    ];
+  };
+  assert.equal(shown({}).length, 8);
+  assert.deepEqual(shown({ pid: 1 }), ["disk 3"]);
+  assert.deepEqual(shown({ pid: 5 }), ["silent 5"]);
+  assert.deepEqual(shown({ pid: 10 }), ["dead 10"]);
+  assert.deepEqual(shown({ minor: 4 }), ["disk 4"]);
+  assert.deepEqual(shown({ minor: 7 }), ["silent 5"]);
+  assert.deepEqual(shown({ minor: 13 }), ["unserved 13"]);
+  assert.deepEqual(shown({ pid: 8, minor: 6 }), []);
+});
+
 Deno.test("long texts are scrolled, and no further than their end", () => {
   const chain = Array.from({ length: 60 }, (_, index) => layerSample({ path: `/layer-${index}` }));
   const samples = samplesOf({}, { chain });
@@ -221,6 +248,11 @@ Deno.test("long texts are scrolled, and no further than their end", () => {
   assert.ok(!lines().includes("/layer-59"));
   assert.ok(lines("page down", "page down", "page down").includes("/layer-59"));
   assert.ok(lines("page down", "home").includes("Minor 1"));
+  // No key is lost at the end: the next one up is seen.
+  const past = lines("end", "page down", "page down", "down", "up");
+  assert.equal(past, lines("end", "up"));
+  assert.notEqual(past, lines("end"));
+  assert.ok(lines("end").includes("/layer-59") || !lines("end").includes("/layer-0"));
 });
 
 Deno.test("histograms with many buckets have few lines, and lose no request", () => {

@@ -29,11 +29,27 @@ function parseInterval(text: string): number {
   throw new InvalidArgumentError("It must be a number of seconds from 0.1 to 3600.");
 }
 
-/** A sample without the disks that are not wanted. */
-function wanted(sample: HostSample, { pid, minor }: TopOptions): HostSample {
+/** A sample without the disks, and the trouble, that are not wanted. */
+export function wanted(
+  sample: HostSample,
+  { pid, minor }: Pick<TopOptions, "pid" | "minor">,
+): HostSample {
   const isWanted = (disk: { readonly pid: number; readonly minor: number }): boolean =>
     (pid === undefined || disk.pid === pid) && (minor === undefined || disk.minor === minor);
-  return { ...sample, disks: sample.disks.filter(isWanted) };
+  const { disks, silent, dead, unserved } = sample;
+  return {
+    ...sample,
+    disks: disks.filter(isWanted),
+    silent: silent.filter((tapdisk) =>
+      (pid === undefined || tapdisk.pid === pid) &&
+      (minor === undefined || tapdisk.minors.includes(minor))
+    ),
+    // It is not known which minors a process had that has died, nor which process had a minor.
+    dead: minor === undefined ? dead.filter((each) => pid === undefined || each === pid) : [],
+    unserved: pid === undefined
+      ? unserved.filter((each) => minor === undefined || each.minor === minor)
+      : [],
+  };
 }
 
 function viewOf({ sort, reverse = false, filter = "" }: TopOptions): View {

@@ -97,8 +97,22 @@ function indexIn(view: View, rows: readonly Row[]): number {
   return Math.max(0, rows.findIndex(({ disk }) => disk.minor === view.selected));
 }
 
+/** How many lines of a text can be above the screen. */
+function mostScrolled(view: View, samples: Samples, { columns, rows }: Size): number {
+  const lines = view.isHelp ? HELP.length : openLines(view, samples, columns).length;
+  return Math.max(0, lines - roomIn(rows));
+}
+
+/** Lines between the first and the last one of a screen. */
+function roomIn(rows: number): number {
+  return Math.max(0, rows - 2);
+}
+
+function scrolled(view: View, by: number, most: number): View {
+  return { ...view, scrolled: Math.max(0, Math.min(most, view.scrolled + by)) };
+}
+
 function moved(view: View, rows: readonly Row[], by: number): View {
-  if (view.isOpen || view.isHelp) return { ...view, scrolled: Math.max(0, view.scrolled + by) };
   if (rows.length === 0) return view;
   const to = Math.min(rows.length - 1, Math.max(0, indexIn(view, rows) + by));
   return { ...view, selected: rows[to].disk.minor };
@@ -123,6 +137,10 @@ export function pressed(view: View, key: string, samples: Samples, size: Size): 
   if (view.typed !== null) return typing(view, view.typed, key);
   const rows = rowsIn(view, samples);
   const page = Math.max(1, size.rows - 4);
+  const move = (by: number): View =>
+    view.isOpen || view.isHelp
+      ? scrolled(view, by, mostScrolled(view, samples, size))
+      : moved(view, rows, by);
   switch (key) {
     case "q":
       return null;
@@ -130,19 +148,19 @@ export function pressed(view: View, key: string, samples: Samples, size: Size): 
       return { ...view, isOpen: false, isHelp: false, scrolled: 0, filter: isBack(view) };
     case "up":
     case "k":
-      return moved(view, rows, -1);
+      return move(-1);
     case "down":
     case "j":
-      return moved(view, rows, 1);
+      return move(1);
     case "page up":
-      return moved(view, rows, -page);
+      return move(-page);
     case "page down":
     case " ":
-      return moved(view, rows, page);
+      return move(page);
     case "home":
-      return moved(view, rows, -Infinity);
+      return move(-Infinity);
     case "end":
-      return moved(view, rows, view.isOpen || view.isHelp ? 0 : rows.length);
+      return move(Infinity);
     case "enter": {
       const row = rows[indexIn(view, rows)];
       return row === undefined
@@ -220,7 +238,7 @@ export function screenLines(view: View, samples: Samples, size: Size): Line[] {
   const { columns, rows } = size;
   const { before, now } = samples;
   const seconds = before === null ? null : (now.atMs - before.atMs) / 1000;
-  const room = Math.max(0, rows - 2);
+  const room = roomIn(rows);
   const middle = view.isHelp
     ? window(HELP.map(plain), view.scrolled, room)
     : view.isOpen
