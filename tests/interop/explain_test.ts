@@ -111,7 +111,7 @@ explainTest("a pause, by whom and for how long", {}, async (bench) => {
   await bench.ok(`pause ${disk.device}`);
   using _client = await disk.ask(read());
   const by =
-    /for [\d.]+ m?s, by .*tap-ctl pause -p \d+ -m 0 \(process \d+, started by process \d+: /;
+    /^It has been paused for [\d.]+ m?s, by tap-ctl \(process \d+, started by process \d+: \S+\)\./;
   const { facts } = await disk.says("paused", by);
   await disk.says("paused", / 1 request waits\.$/);
   assert.equal(facts.paused?.by?.parent?.pid, Deno.pid);

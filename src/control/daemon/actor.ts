@@ -1,22 +1,22 @@
 import { peerOf } from "../../../ffi/descriptors.ts";
+import { plainText } from "../../log/plain_text.ts";
 
 /** Who gave an order. */
 export interface Actor {
   readonly pid: number;
-  /** The command line; empty when the process is gone. */
+  /** The program's name; empty when the process is gone. */
   readonly command: string;
   /** The process that started it, such as a storage manager; null when that is not known. */
   readonly parent: { readonly pid: number; readonly command: string } | null;
 }
 
-const MOST_CHARACTERS = 160;
-
-/** The command line of a process; empty when it is gone. */
+/**
+ * The name of the program of a process; empty when it is gone. The command line is not looked at: it may hold secrets,
+ * and the kernel reads it from the process's memory, which may have to come from a disk first.
+ */
 function commandOf(pid: number): string {
   try {
-    const words = Deno.readTextFileSync(`/proc/${pid}/cmdline`).split("\0").filter((word) => word);
-    const text = words.join(" ");
-    return text.length > MOST_CHARACTERS ? `${text.slice(0, MOST_CHARACTERS)}…` : text;
+    return plainText(Deno.readTextFileSync(`/proc/${pid}/comm`).trimEnd());
   } catch {
     return "";
   }
@@ -44,7 +44,7 @@ export function actorAt(fd: number): Actor | null {
   }
 }
 
-/** Who it was, for people: `tap-ctl pause -p 1 -m 0 (process 12, started by process 11: sm)`. */
+/** Who it was, for people: `tap-ctl (process 12, started by process 11: sm)`. */
 export function actorText({ pid, command, parent }: Actor): string {
   const by = parent === null
     ? ""

@@ -2,7 +2,7 @@ import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { DiskFacts } from "../../vbd/disk_facts.ts";
 import { MessageType, startMessage, viewOf } from "./message.ts";
 
-/** A process that gave an order, with its command line and that of the one that started it. */
+/** A process that gave an order, with the name of its program and that of the one that started it. */
 export interface ToldActor {
   readonly pid: number;
   readonly command: string;
