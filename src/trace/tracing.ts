@@ -68,9 +68,11 @@ export class Tracing {
   #number(): void {
     this.#layers.clear();
     for (const image of this.#images) {
-      const layer = Math.min(++this.#lastLayer, MOST_LAYERS);
+      // Past the limit, images share the last number, and have no more names.
+      const isNumbered = this.#lastLayer < MOST_LAYERS;
+      const layer = isNumbered ? ++this.#lastLayer : MOST_LAYERS;
       this.#layers.set(image, layer);
-      this.#newNames.push([layer, `${image.spec.type}:${image.spec.path}`]);
+      if (isNumbered) this.#newNames.push([layer, `${image.spec.type}:${image.spec.path}`]);
       if (image.file === undefined || this.ring === null || this.#finder === null) continue;
       this.#queue.trace(image.file, this.ring, this.#finder, layer);
     }

@@ -4,12 +4,13 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { closeFile } from "../../ffi/files.ts";
 import { socketPair } from "../../ffi/sockets.ts";
 import { TraceStream } from "../../src/control/daemon/trace_stream.ts";
 import { decodeTraceHead } from "../../src/control/protocol/trace.ts";
 import { MESSAGE_BYTES } from "../../src/control/protocol/message.ts";
 import { SimulatedDisk } from "../../src/testing/simulated_disk.ts";
-import { FrameType, RECORD_BYTES } from "../../src/trace/records.ts";
+import { FrameType, MOST_LAYERS, RECORD_BYTES } from "../../src/trace/records.ts";
 import { RequestKind, type RequestOwner } from "../../src/vbd/slots.ts";
 import { Vbd } from "../../src/vbd/vbd.ts";
 import { createVbdContext } from "../../src/vbd/vbd_context.ts";
@@ -172,6 +173,51 @@ Deno.test("a reader that takes nothing for half a minute is hung up on", () => {
   rig.read(10);
   rig.reader.close();
   rig.close();
+});
+
+Deno.test("a trace that cannot begin leaves nothing behind", () => {
+  const rig = new Rig();
+  rig.reader.close();
+  rig.loop.poll();
+  const { tracing } = rig.vbd;
+  const names = tracing.begin.bind(tracing);
+  tracing.begin = (ring, finder): void => {
+    names(ring, finder);
+    throw new Error("no memory");
+  };
+  const [reader, fd] = socketPair();
+  const note = (): void => {};
+  const begin = (): TraceStream =>
+    new TraceStream({ fd, peer: 42 }, {
+      vbd: rig.vbd,
+      scheduler: rig.loop,
+      log: { info: note, warn: note, error: note },
+      ended: note,
+    });
+  assert.throws(begin, /no memory/);
+  assert.equal(tracing.ring, null);
+  // The descriptor is not watched, so that it can be watched again.
+  tracing.begin = names;
+  const stream = begin();
+  rig.read(10);
+  rig.turn();
+  closeFile(reader);
+  rig.loop.poll();
+  assert.ok(stream.failed);
+  rig.close();
+});
+
+Deno.test("images that are opened without end get no names without end", () => {
+  const { tracing } = new Rig().vbd;
+  tracing.takeNames();
+  const images = Array.from({ length: 100 }, (_, index) => ({
+    spec: { type: "aio", path: `/${index}` },
+  }));
+  for (let i = 0; i <= MOST_LAYERS / images.length; i++) tracing.opened(images);
+  tracing.opened(images);
+  const names = tracing.takeNames();
+  assert.equal(names.length, MOST_LAYERS - 1);
+  assert.equal(names.at(-1)?.[0], MOST_LAYERS);
 });
 
 Deno.test("a trace ends when its reader hangs up", () => {

@@ -80,16 +80,28 @@ export class TraceStream implements FdHandler, FaultOwner {
     this.#movedMs = scheduler.nowMs();
     try {
       scheduler.watch(fd, EPOLLIN, this, this);
+      this.#trace = this.#begun();
     } catch (error) {
       this.#ring.release();
       throw error;
     }
-    this.#trace = beginTrace(vbd, this.#ring, scheduler.lastMs);
     vbd.tracing.whenClosed = () => this.stop("the disk was closed");
     this.#output = encodeTraceHead(vbd.minor, { startMs: this.#movedMs, epochMs: Date.now() });
     this.#later();
     const fields = { event: "traced", minor: vbd.minor, image: vbd.name, pid: peer } as const;
     log.info(`Minor ${vbd.minor} is traced for process ${peer}`, fields);
+  }
+
+  /** Begins to record; when that fails, nothing is recorded and nothing watched. */
+  #begun(): RequestTrace {
+    try {
+      return beginTrace(this.#vbd, this.#ring, this.#scheduler.lastMs);
+    } catch (error) {
+      this.#vbd.requests.times.trace = null;
+      this.#vbd.tracing.end();
+      this.#scheduler.unwatch(this.#fd);
+      throw error;
+    }
   }
 
   #later(): void {
