@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
+import { UBLK_F_USER_RECOVERY } from "../../ffi/ublk.ts";
 import { Random } from "../../src/testing/random.ts";
+import type { UblkHost } from "../../src/frontend/ublk/host.ts";
+import { UblkDevice } from "../../src/frontend/ublk/ublk_device.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
 import { SLOT_BYTES, SLOTS } from "../../src/vbd/slots.ts";
 import { burst, DISK_MIB, Model, readAll } from "../support/disk_model.ts";
@@ -291,4 +294,20 @@ Deno.test("a disk that failed: the kernel puts no data where the disk may still 
     assertHolds(device, 0, 64, 4);
     end(device, kernel);
   }
+});
+
+Deno.test("a disk that fails leaves its device to the process that serves it as yet", () => {
+  const device = open(1, 5);
+  let stops = 0;
+  const host = { vbd: device.vbd, control: { stop: () => stops++ } } as unknown as UblkHost;
+  const info = { device: 0, flags: UBLK_F_USER_RECOVERY, queues: QUEUES, depth: DEPTH, state: 1 };
+  const awaited = new UblkDevice(host, info);
+  awaited.await({ ...info, mostBytes: SLOT_BYTES, pid: 1, makerPid: 1 });
+  assert.equal(device.vbd.requests.freeSlots, SLOTS - TAGS, "its requests find room later");
+  awaited.abandon();
+  assert.equal(stops, 0);
+  assert.match(awaited.handover?.whyStaying ?? "", /the end of the process that served/);
+  new UblkDevice(host, info).abandon();
+  assert.equal(stops, 1, "one of this process is stopped");
+  device.close();
 });

@@ -7,6 +7,9 @@
 import assert from "node:assert/strict";
 import { duplicate } from "../../ffi/descriptors.ts";
 import { EPOLLHUP, EPOLLIN } from "../../ffi/epoll.ts";
+import { Errno, SystemError } from "../../ffi/errno.ts";
+import { O_RDONLY, openFile } from "../../ffi/files.ts";
+import type { SecureStream } from "../../ffi/secure_stream.ts";
 import { NbdConnections } from "../../src/frontend/nbd/connections.ts";
 import type { FdHandler } from "../../src/scheduler/scheduler.ts";
 import { Random } from "../../src/testing/random.ts";
@@ -19,6 +22,17 @@ import {
 } from "../support/nbd_order_rig.ts";
 
 const MIB = 1 << 20;
+/** A connection with TLS on which nothing comes. */
+const SILENT: SecureStream = {
+  why: "",
+  hasPending: false,
+  hasUnsent: false,
+  isInKernel: true,
+  receive: () => -Errno.EAGAIN,
+  send: () => -Errno.EAGAIN,
+  flush: () => 0,
+  close: () => {},
+};
 /** The place of the writes of these tests. */
 const SECTOR = 4096;
 const LATE_MS = 60_000;
@@ -243,6 +257,34 @@ Deno.test("clients with which another process goes on do not end each other", ()
   rig.until("the answer", () => other.answered.length === 1);
   rig.settle();
   assert.deepEqual([0, 1, 2, 3].map((i) => rig.byteAt(SECTOR + i)), [1, 2, 3, 4]);
+  next.close();
+  rig.close();
+});
+
+Deno.test("a client with TLS that cannot be taken over hears nothing: the other process goes on", () => {
+  const rig = new OrderRig({ sizeBytes: 64 * MIB });
+  rig.connect("UNIX");
+  rig.poll();
+  rig.connections.hold(true);
+  const [{ state, rest }] = rig.connections.handOver();
+  const next = new NbdConnections(rig.loop, rig.device.vbd);
+  const fails = (): number => {
+    let closes = 0;
+    const tls = { ...SILENT, close: (): void => void closes++ };
+    const fd = openFile("/dev/null", O_RDONLY);
+    assert.throws(
+      () => next.resume(fd, { state, rest, tls, left: () => {} }),
+      { errno: Errno.EIO },
+    );
+    return closes;
+  };
+  rig.loop.watch = (): void => {
+    throw new SystemError(Errno.ENOSPC, "Cannot watch a descriptor");
+  };
+  next.hold(true);
+  assert.equal(fails(), 0);
+  next.hold(false);
+  assert.equal(fails(), 1, "a client of this process is told");
   next.close();
   rig.close();
 });
