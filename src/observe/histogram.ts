@@ -63,13 +63,3 @@ export function quantileUs({ buckets, highestUs }: Histogram, share: number): nu
 export function meanUs({ requests, sumUs }: Histogram): number | null {
   return requests === 0 ? null : sumUs / requests;
 }
-
-/** How many requests took less than each of these bounds, which must be bounds of buckets. */
-export function cumulative({ buckets }: Histogram, boundsUs: readonly number[]): number[] {
-  let at = 0;
-  let below = 0;
-  return boundsUs.map((boundUs) => {
-    for (; at < buckets.length && buckets[at][0] <= boundUs; at++) below += buckets[at][1];
-    return below;
-  });
-}

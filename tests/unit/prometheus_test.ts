@@ -1,7 +1,7 @@
 /** Metrics in the text format of Prometheus: what is printed of samples that are given. */
 import assert from "node:assert/strict";
 import { plainLines } from "../../src/log/plain_text.ts";
-import { metricsText } from "../../src/observe/prometheus.ts";
+import { MetricsText, metricsText } from "../../src/observe/prometheus.ts";
 import { diskSample, histogramOf, hostSample, layerSample } from "../support/observe.ts";
 import { familiesIn, type Sample } from "../support/prometheus.ts";
 
@@ -113,4 +113,34 @@ Deno.test("metrics: caches, secondary images and a host without disks", () => {
     "blktap_unserved_minors",
     "blktap_gather_duration_seconds",
   ]);
+});
+
+Deno.test("metrics: a text after another is that of its own sample, whatever was there before", () => {
+  const path = "/b.vhd";
+  const chain = [layerSample({ path: "/top.vhd" }), layerSample()];
+  const samples = [
+    hostSample([diskSample({ minor: 1 }), diskSample({ minor: 2 })]),
+    hostSample([diskSample({ minor: 1, path, chain, pid: 7, node: "/dev/x" })]),
+    hostSample([diskSample({ minor: 1, type: "qcow2", chain: [chain[1]] })]),
+    hostSample([diskSample({ minor: 2, chain: [layerSample({ type: "aio" })] })]),
+  ];
+  const metrics = new MetricsText();
+  for (const sample of samples) assert.equal(metrics.of(sample), metricsText(sample));
+  const [first, second] = samples.map((sample) => metricsText(sample));
+  assert.notEqual(first, second);
+});
+
+Deno.test("metrics: a histogram has the requests between its bounds at the next bound", () => {
+  const read = histogramOf([16, 1], [32_768, 2], [65_536, 4], [20_000_000, 8]);
+  const latency = { read, write: histogramOf(), flush: histogramOf() };
+  const text = metricsText(hostSample([diskSample({ latency })]));
+  const name = "blktap_disk_request_duration_seconds";
+  const bounds = (familiesIn(text).get(name)?.samples ?? [])
+    .filter((sample) => sample.name === `${name}_bucket` && sample.labels.kind === "read");
+  const at = Object.fromEntries(bounds.map(({ labels, value }) => [labels.le, value]));
+  assert.deepEqual(
+    [at["0.000016"], at["0.016384"], at["0.065536"], at["16.777216"], at["+Inf"]],
+    [1, 1, 7, 7, 15],
+  );
+  assert.equal(bounds.length, 17);
 });

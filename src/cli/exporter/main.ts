@@ -11,7 +11,7 @@ import { closeFile } from "../../../ffi/files.ts";
 import { leaveSocket, removeSocket } from "../../frontend/socket_file.ts";
 import { FileGatherer } from "../../observe/files.ts";
 import { Gatherer } from "../../observe/gather.ts";
-import { metricsText } from "../../observe/prometheus.ts";
+import { MetricsText } from "../../observe/prometheus.ts";
 import { openDaemonLog } from "../daemon_log.ts";
 import { printErrorLine, printErrorText, printText } from "../print.ts";
 import { type ExporterPlace, parseExporter } from "./arguments.ts";
@@ -71,10 +71,11 @@ async function serve(place: ExporterPlace): Promise<void> {
   const log = openDaemonLog("blktap exporter", true);
   const gatherer = new Gatherer();
   const files = new FileGatherer();
+  const metrics = new MetricsText();
   const listener = listenAt(place);
   const text = async (): Promise<string> => {
     const sample = await gatherer.gather();
-    return metricsText(sample, await files.gather(sample.disks));
+    return metrics.of(sample, await files.gather(sample.disks));
   };
   const names = place.transport === "unix" ? null : [
     ...place.names,
