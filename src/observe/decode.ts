@@ -27,10 +27,12 @@ function broken(what: string): SystemError {
 
 type Fields = Readonly<Record<string, unknown>>;
 
+function isFields(value: unknown): value is Fields {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
 function fieldsOf(value: unknown, name: string): Fields {
-  if (typeof value === "object" && value !== null && !Array.isArray(value)) {
-    return Object.fromEntries(Object.entries(value));
-  }
+  if (isFields(value)) return value;
   throw broken(`${name} has no fields`);
 }
 

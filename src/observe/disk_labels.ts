@@ -4,7 +4,7 @@ import type { DiskSample, LayerSample } from "./sample.ts";
 import { DISK_STATES, type DiskState } from "./state.ts";
 
 /** Where requests spend their time, as the label says it, and the field that counts it. */
-export const PLACES = [
+const PLACES = [
   ["disk", "diskMs"],
   ["queue", "queueMs"],
   ["pause", "pauseMs"],
@@ -15,7 +15,7 @@ export const PLACES = [
 
 const KINDS: readonly EndedKind[] = ["read", "write", "flush", "discard", "zero", "status"];
 /** Kinds that have histograms. */
-export const TIMED_KINDS = ["read", "write", "flush"] as const;
+const TIMED_KINDS = ["read", "write", "flush"] as const;
 
 /** The labels of an image of a chain. */
 export interface LayerLabels {

@@ -5,7 +5,7 @@ import type { Histogram } from "./sample.ts";
  * Bounds of histograms, microseconds, which are bounds of the buckets: powers of 2 where times of disks are, from
  * 16 µs to 16 ms, and powers of 4 above, to 17 s. The text is mostly these.
  */
-export const BOUNDS_US: readonly number[] = [
+const BOUNDS_US: readonly number[] = [
   ...Array.from({ length: 11 }, (_, index) => 2 ** (index + 4)),
   ...Array.from({ length: 5 }, (_, index) => 4 ** (index + 8)),
 ];

@@ -20,17 +20,29 @@ const AT_ONCE = 8;
 
 const STAT_BLOCK_BYTES = 512;
 
-/** What looks at files; tests have others. */
-export type LookAtFile = (path: string) => Promise<FileSample | null>;
+type Filesystem = FileSample["filesystem"];
 
-async function lookAtFile(path: string): Promise<FileSample | null> {
-  const { isFile, size, blocks } = await Deno.stat(path);
+/** The filesystems of the files that were looked at, by the number of their device. */
+export type Filesystems = Map<number, Promise<Filesystem>>;
+
+/** What looks at files; tests have others. */
+export type LookAtFile = (path: string, known: Filesystems) => Promise<FileSample | null>;
+
+async function filesystemOf(path: string): Promise<Filesystem> {
+  const { bsize, blocks, bavail } = await statfs(path);
+  return { sizeBytes: blocks * bsize, availableBytes: bavail * bsize };
+}
+
+async function lookAtFile(path: string, known: Filesystems): Promise<FileSample | null> {
+  const { isFile, size, blocks, dev } = await Deno.stat(path);
   if (!isFile) return null;
-  const { bsize, blocks: all, bavail } = await statfs(path);
+  // Most images are on one filesystem, which is asked once.
+  const filesystem = known.get(dev) ?? filesystemOf(path);
+  known.set(dev, filesystem);
   return {
     sizeBytes: size,
     allocatedBytes: (blocks ?? 0) * STAT_BLOCK_BYTES,
-    filesystem: { sizeBytes: all * bsize, availableBytes: bavail * bsize },
+    filesystem: await filesystem,
   };
 }
 
@@ -60,6 +72,7 @@ export class FileGatherer {
     );
     const found = new Map<string, FileSample>();
     const left = [...wanted].values();
+    const filesystems: Filesystems = new Map();
     let isOver = false;
     const work = async (): Promise<void> => {
       // A path is taken only when there is room to look at it: it would be left out otherwise.
@@ -67,7 +80,7 @@ export class FileGatherer {
         const { done, value: path } = left.next();
         if (done) return;
         this.#pending.add(path);
-        const file = await this.#look(path).catch(() => null);
+        const file = await this.#look(path, filesystems).catch(() => null);
         this.#pending.delete(path);
         if (file !== null && !isOver) found.set(path, file);
       }
