@@ -153,12 +153,16 @@ export interface Grants {
 export interface EventChannel {
   /** Is readable when the guest has notified. */
   readonly fd: number;
+  /** The number of this end, which another process needs besides the descriptor. */
+  readonly port: number;
   /** Takes the notification of the guest, if there is one, and lets the next one come. */
   takeEvent(): void;
   /** Notifies the guest. Returns 0 or an errno. */
   notify(): number;
-  /** Leaves the channel. */
+  /** Leaves the channel: it is closed also for another process that has it. */
   close(): void;
+  /** Closes the descriptor. Another process that has the channel keeps it. */
+  drop(): void;
 }
 
 /** Xen, or its simulation in tests. */
@@ -167,6 +171,14 @@ export interface Xen {
   openGrants(): Grants;
   /** Binds to an event channel of a guest. Throws `SystemError`. */
   bind(domain: number, port: number): EventChannel;
+  /**
+   * Goes on with a channel that another process has bound: the binding belongs to the open file. So a
+   * notification is not lost, whoever of the two has the file open.
+   *
+   * @param fd The channel owns it.
+   * @param port The number of this end.
+   */
+  adopt(fd: number, port: number): EventChannel;
 }
 
 /** Opens a device of Xen. Throws `SystemError`. */
@@ -227,21 +239,27 @@ class KernelGrants implements Grants {
 }
 
 class KernelEventChannel implements EventChannel {
-  readonly fd = openDevice(EVENTS);
+  readonly fd: number;
+  readonly port: number;
   /** The local port, as the arguments of calls have it. */
-  readonly #port = new Uint8Array(4);
+  readonly #port: Uint8Array<ArrayBuffer>;
   readonly #event = new Uint8Array(4);
 
-  constructor(domain: number, port: number) {
+  constructor(fd: number, port: number) {
+    this.fd = fd;
+    this.port = port;
+    this.#port = new Uint8Array(new Uint32Array([port]).buffer);
+  }
+
+  static bind(domain: number, port: number): KernelEventChannel {
+    const fd = openDevice(EVENTS);
     // struct ioctl_evtchn_bind_interdomain: u32 remote_domain @0, remote_port @4.
     const argument = new Uint8Array(new Uint32Array([domain, port]).buffer);
-    const local = libc.ioctl(this.fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, argument);
-    if (local < 0) {
-      const errno = lastErrno();
-      closeFile(this.fd);
-      throw new SystemError(errno, `Cannot bind to event channel ${port} of domain ${domain}`);
-    }
-    new DataView(this.#port.buffer).setUint32(0, local, true);
+    const local = libc.ioctl(fd, IOCTL_EVTCHN_BIND_INTERDOMAIN, argument);
+    if (local >= 0) return new KernelEventChannel(fd, local);
+    const errno = lastErrno();
+    closeFile(fd);
+    throw new SystemError(errno, `Cannot bind to event channel ${port} of domain ${domain}`);
   }
 
   takeEvent(): void {
@@ -257,10 +275,15 @@ class KernelEventChannel implements EventChannel {
     libc.ioctl(this.fd, IOCTL_EVTCHN_UNBIND, this.#port);
     closeFile(this.fd);
   }
+
+  drop(): void {
+    closeFile(this.fd);
+  }
 }
 
 /** The Xen on which this machine runs. */
 export const kernelXen: Xen = {
   openGrants: () => new KernelGrants(),
-  bind: (domain, port) => new KernelEventChannel(domain, port),
+  bind: (domain, port) => KernelEventChannel.bind(domain, port),
+  adopt: (fd, port) => new KernelEventChannel(fd, port),
 };

@@ -147,9 +147,14 @@ export class Meters {
    * @param requests How many requests there are at once; their numbers are below that.
    */
   open(subject: MetricsSubject, requests: number): Meter {
-    const meter = new Meter(requests, this.#clock);
+    const meter = this.make(requests);
     this.show(meter, subject);
     return meter;
+  }
+
+  /** Makes a meter that counts in private memory until it is shown. */
+  make(requests: number): Meter {
+    return new Meter(requests, this.#clock);
   }
 
   /** Counts in a new page from now on, from zero. */

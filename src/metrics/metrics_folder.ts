@@ -107,10 +107,14 @@ export class MetricsFolder implements MetricsPages {
     }
   }
 
-  /** Removes the folder and the files that are left in it. */
-  close(): void {
+  /**
+   * Removes the folder and the files that are left in it.
+   *
+   * @param keepsNotices Whether the notices of rings stay: another process has the rings, and writes there.
+   */
+  close({ keepsNotices = false } = {}): void {
     if (this.#lock === null) return;
-    removeFolder(this.#root, this.#path);
+    removeFolder(keepsNotices ? null : this.#root, this.#path);
     closeFile(this.#lock);
     this.#lock = null;
   }
@@ -226,14 +230,15 @@ function remove(path: string): void {
   }
 }
 
-function emptyFolder(root: string, path: string): void {
+/** Removes all files, and the notices of rings; null for `root`: these stay. */
+function emptyFolder(root: string | null, path: string): void {
   for (const name of namesInFolder(path)) {
     remove(`${path}/${name}`);
-    removeNotice(root, name);
+    if (root !== null) removeNotice(root, name);
   }
 }
 
-function removeFolder(root: string, path: string): void {
+function removeFolder(root: string | null, path: string): void {
   try {
     emptyFolder(root, path);
     removeEmptyFolder(path);

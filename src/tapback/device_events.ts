@@ -15,6 +15,8 @@ export interface FoundDisk extends Tapdisk {
   readonly ringFeatures: number;
   /** Tells the minor from a later one that got the same number; empty when that is not known. */
   readonly file: string;
+  /** The process that was asked for, when that one has handed its disks and rings over to this one. */
+  readonly successorOf?: number;
 }
 
 /** What happened. */

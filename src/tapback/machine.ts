@@ -17,6 +17,7 @@ import {
   type DeviceOptions,
   fileOf,
   initialNodes,
+  movedRecord,
   recordOf,
   ringRecord,
   ringText,
@@ -195,6 +196,7 @@ export class DeviceMachine {
       this.#found = found;
       this.#file = found.file;
       this.#delayMs = FIRST_RETRY_MS;
+      this.#follow(found, disk);
       if (before === null || before.pid !== found.pid) {
         this.#log("info", `Its disk is minor ${found.minor} of tapdisk ${found.pid}`);
       }
@@ -205,6 +207,14 @@ export class DeviceMachine {
     if (this.#found !== null) this.#isDoubted = true;
     this.#found = null;
     this.#fail(`Has no disk: no tapdisk has it (${errnoName(found)})`);
+  }
+
+  /** A tapdisk that hands its disks over hands their rings over, too. */
+  #follow({ pid, minor, successorOf }: FoundDisk, disk: string): void {
+    if (this.#held === null || this.#call !== null || successorOf === undefined) return;
+    const { tapdisk } = this.#held;
+    if (tapdisk?.pid !== successorOf || tapdisk.minor !== minor) return;
+    this.#held = { ...this.#held, tapdisk: { pid, minor }, disk };
   }
 
   #takeConnected(errno: number): void {
@@ -403,6 +413,8 @@ export class DeviceMachine {
     if (this.#found !== null) Object.assign(nodes, tapdiskNodes(seen, this.#found));
     let state = this.#stateToWrite(seen);
     if (this.#held === null && (seen.own.get(RING_NODE) ?? "") !== "") nodes[RING_NODE] = "";
+    const { tapdisk = null } = this.#held ?? {};
+    if (tapdisk !== null && !this.#isLeaving) Object.assign(nodes, movedRecord(seen, tapdisk));
     if (this.#found !== null && this.#held !== null && this.#held.ring !== null) {
       const connected = connectedNodes(seen, this.#found, this.#options);
       const isConnected = seen.state === XenbusState.CONNECTED;

@@ -93,6 +93,16 @@ export function recordOf(
   return pid === undefined ? null : { pid: Number(pid), minor: Number(minor), ring };
 }
 
+/** What notes that another tapdisk has gone on with the ring that is noted; nothing when that is noted. */
+export function movedRecord(
+  seen: DeviceSeen,
+  { pid, minor }: { readonly pid: number; readonly minor: number },
+): Values {
+  const record = recordOf(seen);
+  if (record === null || (record.pid === pid && record.minor === minor)) return {};
+  return { [RING_NODE]: `${pid}.${minor} ${record.ring}` };
+}
+
 /** The nodes of a feature; what was offered with another tapdisk before is taken back. */
 function offered(seen: DeviceSeen, name: string, isOffered: boolean, nodes: Values): Values {
   if (isOffered) return nodes;

@@ -2,7 +2,7 @@ import { EPOLLIN } from "../../ffi/epoll.ts";
 import { Errno, errnoOf } from "../../ffi/errno.ts";
 import { closeFile } from "../../ffi/files.ts";
 import { addressOf } from "../../ffi/libc.ts";
-import { removePath } from "../../ffi/paths.ts";
+import { linkTarget, removePath } from "../../ffi/paths.ts";
 import { isAlive } from "../../ffi/process.ts";
 import { receiveAt, sendAt, unixConnectAtOnce } from "../../ffi/sockets.ts";
 import { checkAnswer } from "../control/client/connection.ts";
@@ -182,7 +182,8 @@ export class LocalTapdisks implements Tapdisks {
       const info = decodeDiskInfo(answer);
       const ringFeatures = decodeRingFeatures(answer);
       const file = minorFile(minor);
-      done(isDisk(info) ? { ...tapdisk, info, ringFeatures, file } : Errno.ENOMEDIUM);
+      const found = { ...servantOf(tapdisk), info, ringFeatures, file };
+      done(isDisk(info) ? found : Errno.ENOMEDIUM);
     });
   }
 
@@ -222,6 +223,17 @@ export class LocalTapdisks implements Tapdisks {
       (answer) => done(typeof answer === "number" ? answer : 0),
     );
   }
+}
+
+/** Who has the disk of a tapdisk: the name of its control socket is a link when another one took it over. */
+function servantOf({ pid, minor }: Tapdisk): Tapdisk & { readonly successorOf?: number } {
+  try {
+    const [, now] = /^ctl(\d{1,10})$/.exec(linkTarget(controlSocketPath(pid))) ?? [];
+    if (now !== undefined) return { pid: Number(now), minor, successorOf: pid };
+  } catch {
+    // It is no link.
+  }
+  return { pid, minor };
 }
 
 /** Whether a tapdisk has described a disk that a guest can have. */

@@ -26,9 +26,13 @@ const handshake = {
   ...counts,
 };
 const state = { style: "newstyle", handedOver: false, handshake };
+const guest = {
+  ...{ domain: 3, device: 51712, references: [8, 9], port: 5, protocol: 3 },
+  ...{ pollDurationUs: 0, pollIdleThreshold: 50, isReadOnly: false },
+};
 /** A frame of each kind, with the number of its descriptors. */
 const GOOD: [object, number][] = [
-  [{ kind: "needs", kinds: ["paused", "key", "tls", "ublk"] }, 0],
+  [{ kind: "needs", kinds: ["paused", "key", "tls", "ublk", "ring"] }, 0],
   [{ kind: "paused", minor: 3 }, 0],
   [{ kind: "key", minor: 3 }, 1],
   [{ kind: "rehearse", images: ["vhd:/a.vhd"] }, 0],
@@ -38,6 +42,7 @@ const GOOD: [object, number][] = [
   [{ kind: "disk", minor: 3, request, sectors: 8, counts: { readSectors: 1 } }, 0],
   [{ kind: "client", minor: 3, frontend: 0, state, rest: "AAAA" }, 1],
   [{ kind: "tls", minor: 3, frontend: 0, state, rest: "AAAA" }, 1],
+  [{ kind: "ring", minor: 3, guest, port: 31, taken: -7, isBroken: false }, 1],
   [{ kind: "command", begun: "" }, 1],
   [{ kind: "open" }, 0],
   [{ kind: "serve" }, 0],

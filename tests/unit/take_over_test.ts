@@ -26,9 +26,10 @@ class Rig {
   constructor(folder: string, held: readonly (() => void)[] = []) {
     this.#listener = unixListen(`${folder}/ctl${Deno.pid}`);
     const handovers = held.map((hold) => ({ hold }));
+    const rings = { begin: () => void this.did.push("takes requests") };
     const device = {
       minor: 7,
-      parts: { access: { handovers } },
+      parts: { access: { handovers, rings } },
       servedHere: (sectors?: number) =>
         this.did.push(`is served here${sectors === undefined ? "" : `, had ${sectors} sectors`}`),
     };
@@ -102,7 +103,7 @@ takeOverTest("a signal once it serves is for its own disks", (folder) => {
   rig.tell();
   assert.equal(rig.taking.giveUp(), false);
   rig.letGo();
-  assert.deepEqual(rig.did, ["is served here", "serves"]);
+  assert.deepEqual(rig.did, ["takes requests", "is served here", "serves"]);
   assert.equal(rig.taking.giveUp(), false);
   rig.close();
 });
@@ -116,7 +117,7 @@ takeOverTest("nothing is begun before the other process has let go of its disks"
   rig.taking.ready();
   assert.deepEqual(rig.did, []);
   rig.letGo();
-  assert.deepEqual(rig.did, ["a client is let go", "is served here", "serves"]);
+  assert.deepEqual(rig.did, ["a client is let go", "takes requests", "is served here", "serves"]);
   rig.close();
 });
 
@@ -126,7 +127,7 @@ takeOverTest("a disk that has become larger is told so, with what its users know
   rig.channel.send(disk, [], soon());
   rig.tell();
   rig.letGo();
-  assert.deepEqual(rig.did, ["is served here, had 100 sectors", "serves"]);
+  assert.deepEqual(rig.did, ["takes requests", "is served here, had 100 sectors", "serves"]);
   rig.close();
 });
 
@@ -144,7 +145,7 @@ takeOverTest(
     rig.letGo();
     assert.deepEqual(went, ["second"]);
     assert.match(rig.did[0], /something is missing: a fault/);
-    assert.deepEqual(rig.did.slice(1), ["is served here", "serves"]);
+    assert.deepEqual(rig.did.slice(1), ["takes requests", "is served here", "serves"]);
     rig.close();
   },
 );

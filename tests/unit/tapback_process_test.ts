@@ -199,6 +199,27 @@ Deno.test("tapback: a process that starts under a running guest, and a tapdisk t
     assert.match(await second.end(), /has its ring.*Its guest must connect again/s);
   }));
 
+Deno.test("tapback: a tapdisk that another process replaces keeps the ring, and gets its number", () =>
+  withBench(async (bench) => {
+    const control = bench.control(4711, 2, 8192);
+    const tapback = await bench.start("-v");
+    bench.plug(4711, 2);
+    await bench.state(2);
+    bench.connect();
+    await bench.state(4);
+    bench.store.write({ [`${FRONT}/state`]: "4" });
+    // The new process listens at the same socket. The old name leads to it.
+    Deno.renameSync(`${bench.folder}/control/ctl4711`, `${bench.folder}/control/ctl4712`);
+    Deno.symlinkSync("ctl4712", `${bench.folder}/control/ctl4711`);
+    const path = `/run/blktap-control/nbd4712.2`;
+    await until("it is found", () => bench.store.get(`${BACK}/physical-device-path`) === path);
+    assert.equal(bench.store.get(`${BACK}/kthread-pid`), "4712");
+    assert.match(bench.store.get(`${BACK}/tapback-ring`) ?? "", /^4712\.2 /);
+    assert.equal(control.rings.size, 1);
+    assert.ok(!control.messages.includes(MessageType.XENBLKIF_DISCONNECT));
+    assert.doesNotMatch(await tapback.end(), /error|warning/);
+  }));
+
 Deno.test("tapback: an oxenstored sends long lists in one message", () =>
   withBench(async (bench) => {
     bench.store.sendsLongAnswers = true;

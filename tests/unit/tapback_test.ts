@@ -176,6 +176,48 @@ Deno.test("tapback: a tapdisk dies, and another one takes over the disk with the
   assert.deepEqual([other.frontState, other.backState], [4, 4]);
 });
 
+Deno.test("tapback: another process takes a tapdisk's disk over, with the guest's ring", () => {
+  const host = new PlayedHost(41);
+  const device = host.addConnected(3, 51712);
+  const { tapdisks } = host;
+  const ringNode = (): string => device.get("tapback-ring") ?? "";
+  const [, ring] = ringNode().split(/ (.*)/);
+  const calls = [tapdisks.connects, tapdisks.disconnects];
+  const replace = (times: number): void => {
+    for (let i = 0; i < times; i++) {
+      tapdisks.handOver(device.pid, host.nextPid);
+      device.pid = host.nextPid++;
+    }
+  };
+  const check = (): void => {
+    host.rest();
+    assert.deepEqual([device.frontState, device.backState], [4, 4]);
+    const path = `/run/blktap-control/nbd${device.pid}.${device.minor}`;
+    assert.deepEqual(
+      [device.get("physical-device-path"), device.get("pid"), device.get("kthread-pid")],
+      [path, `${device.pid}`, `${device.pid}`],
+    );
+    assert.equal(ringNode(), `${device.pid}.${device.minor} ${ring}`);
+  };
+  replace(1);
+  check();
+  replace(3);
+  check();
+  assert.deepEqual([tapdisks.connects, tapdisks.disconnects], calls, "the ring stays where it is");
+  // A tapback that starts later finds the ring there.
+  host.stop();
+  replace(2);
+  host.start();
+  check();
+  assert.equal(tapdisks.disconnects, calls[1]);
+  assert.deepEqual(tapdisks.holders(device.guest), [device.pid]);
+  // The ring is its own: the device ends as any other.
+  device.requestUnplug();
+  host.rest();
+  assert.deepEqual([device.frontState, device.backState], [6, 6]);
+  assert.deepEqual(tapdisks.holders(device.guest), []);
+});
+
 Deno.test("tapback: the number of a freed minor is another guest's disk", () => {
   const host = new PlayedHost(29);
   const device = host.addConnected(3, 51712);

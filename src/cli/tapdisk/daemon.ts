@@ -1,6 +1,6 @@
 import { type Done, messageOf, type SystemError } from "../../../ffi/errno.ts";
 import { detachStandardStreams } from "../../../ffi/process.ts";
-import { kernelXen } from "../../../ffi/xen.ts";
+import { kernelXen, type Xen } from "../../../ffi/xen.ts";
 import { controlCommands } from "../../control/daemon/commands.ts";
 import { Devices } from "../../control/daemon/devices.ts";
 import { adviceOn } from "../../control/daemon/remaining.ts";
@@ -105,6 +105,8 @@ export interface StartOptions {
   readonly shared: boolean;
   /** The process whose disks it takes over. */
   readonly takeOver?: number;
+  /** By default, that on which this machine runs. */
+  readonly xen?: Xen;
 }
 
 /**
@@ -113,14 +115,15 @@ export interface StartOptions {
  */
 export function startTapdisk(
   log: Logger,
-  { inForeground, shared, takeOver }: StartOptions,
+  { inForeground, shared, takeOver, xen = kernelXen }: StartOptions,
 ): Tapdisk {
   prepareFolders();
   removeStaleSockets();
   removeStaleMetrics();
   const metrics = new MetricsFolder((message) => log.warn(message));
   // Before any end but a kill.
-  addEventListener("unload", () => metrics.close());
+  const succession = new Succession();
+  addEventListener("unload", () => metrics.close({ keepsNotices: succession.pid !== null }));
   const faults = tapdiskFaults(log);
   guardRuntime(faults);
   const scheduler = new EpollScheduler({ lastResort: faults });
@@ -156,7 +159,7 @@ export function startTapdisk(
     runExclusive: (minor, job) => server().runExclusive(minor, job),
     emptied,
     failed: (minor) => server().diskFailed(minor),
-    xen: kernelXen,
+    xen,
     processors: kernelProcessorTimes,
   });
   const socketPath = controlSocketPath(Deno.pid);
@@ -165,7 +168,6 @@ export function startTapdisk(
     log.close();
     Deno.exit(status);
   };
-  const succession = new Succession();
   const upgrades = new Upgrades({
     scheduler,
     log,

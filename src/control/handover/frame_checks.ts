@@ -13,6 +13,11 @@ export function isCount(value: unknown): boolean {
   return Number.isSafeInteger(value) && Number(value) >= 0;
 }
 
+/** A number modulo 2^32, as elements of an Int32Array are. */
+export function isInt32(value: unknown): boolean {
+  return typeof value === "number" && (value | 0) === value;
+}
+
 /** Bytes in base 64. */
 export function isBase64(value: unknown): boolean {
   return typeof value === "string" && value.length % 4 === 0 &&

@@ -1,7 +1,9 @@
+import { BlkifProtocol, MOST_RING_PAGE_ORDER } from "../../../ffi/blkif_ring.ts";
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import { closeFile } from "../../../ffi/files.ts";
 import type { ClientState } from "../../frontend/nbd/connection_host.ts";
 import { HANDSHAKE_STAGES } from "../../frontend/nbd/handshake.ts";
+import type { GuestRing } from "../../frontend/xenblkif/guest.ts";
 import type { OpenRequest } from "../protocol/open_request.ts";
 import { parseOpenRequest } from "../protocol/open_request.ts";
 import type { Frame } from "./channel.ts";
@@ -11,6 +13,7 @@ import {
   isBase64,
   isCount,
   isFlag,
+  isInt32,
   isListOf,
   isNullOr,
   isObjectOf,
@@ -62,6 +65,15 @@ export type OldFrame =
     readonly frontend: number;
     readonly state: ClientState;
     readonly rest: string;
+  }
+  /** The ring of a guest, with the descriptor of its event channel, see `HandedRing`. */
+  | {
+    readonly kind: "ring";
+    readonly minor: number;
+    readonly guest: GuestRing;
+    readonly port: number;
+    readonly taken: number;
+    readonly isBroken: boolean;
   }
   | { readonly kind: "command"; readonly begun: string }
   /** All has been told: the new tapdisk opens the disks. */
@@ -116,6 +128,16 @@ const isClientFrame = isObjectOf({
   state: isClient,
 });
 
+const RING_PAGES = Array.from({ length: MOST_RING_PAGE_ORDER + 1 }, (_, order) => 1 << order);
+
+const isGuestRing = isObjectOf({
+  ...{ domain: isCount, device: isCount, port: isCount },
+  references: (value) =>
+    isListOf(isCount)(value) && RING_PAGES.includes((value as unknown[]).length),
+  protocol: isOneOf(...Object.values(BlkifProtocol)),
+  ...{ pollDurationUs: isCount, pollIdleThreshold: isCount, isReadOnly: isFlag },
+});
+
 /** What makes sense in a frame of each kind. */
 const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = {
   needs: isObjectOf({ kinds: isListOf(isText) }),
@@ -131,6 +153,10 @@ const CHECKS: Readonly<Record<OldFrame["kind"], (value: unknown) => boolean>> = 
   key: isObjectOf({ minor: isCount }),
   client: isClientFrame,
   tls: isClientFrame,
+  ring: isObjectOf({
+    ...{ minor: isCount, guest: isGuestRing, port: isCount },
+    ...{ taken: isInt32, isBroken: isFlag },
+  }),
   command: isObjectOf({ begun: isBase64 }),
   open: () => true,
   serve: () => true,
@@ -151,6 +177,7 @@ function descriptorsOf(frame: OldFrame): number | null {
     case "key":
     case "client":
     case "tls":
+    case "ring":
     case "command":
       return 1;
     default:

@@ -34,7 +34,7 @@ export interface StandstillHost {
  * have hung up before its last requests ended: no connection shows them, and they are carried out all the same.
  */
 function isLoud({ parts: { vbd, access } }: Device): boolean {
-  if (access.handovers.some(({ areQuiet }) => !areQuiet)) return true;
+  if (access.handovers.some(({ areQuiet }) => !areQuiet) || !access.rings.areQuiet) return true;
   return vbd.phase === "open" && vbd.requests.outstanding > 0;
 }
 
@@ -108,7 +108,10 @@ export class Standstill {
 
   #holdClients(isHeld: boolean): void {
     for (const { parts } of this.#host.devices.all) {
-      for (const clients of parts.access.handovers) clients.hold(isHeld);
+      const { handovers, rings } = parts.access;
+      for (const clients of handovers) clients.hold(isHeld);
+      if (isHeld) rings.hold();
+      else rings.goOn();
     }
   }
 

@@ -48,6 +48,7 @@ export interface TakeOverHost {
 }
 
 type ClientFrame = Extract<OldFrame, { kind: "client" | "tls" }>;
+type RingFrame = Extract<OldFrame, { kind: "ring" }>;
 
 /** Takes over the disks of another process. Its side is `upgrade.ts`. */
 export class TakeOver implements FdHandler, FaultOwner {
@@ -58,6 +59,7 @@ export class TakeOver implements FdHandler, FaultOwner {
   #server: ControlServer | null = null;
   readonly #disks: DiskFrame[] = [];
   readonly #clients: { frame: ClientFrame; fd: number }[] = [];
+  readonly #rings: { frame: RingFrame; fd: number }[] = [];
   readonly #commands: { begun: string; fd: number }[] = [];
   /** The minors whose disks are paused, and the keys of others. */
   readonly #paused = new Set<number>();
@@ -136,6 +138,8 @@ export class TakeOver implements FdHandler, FaultOwner {
       case "client":
       case "tls":
         return void this.#clients.push({ frame, fd: descriptors[0] });
+      case "ring":
+        return void this.#rings.push({ frame, fd: descriptors[0] });
       case "command":
         return void this.#commands.push({ begun: frame.begun, fd: descriptors[0] });
       case "open":
@@ -168,9 +172,10 @@ export class TakeOver implements FdHandler, FaultOwner {
       if (failure !== null) return this.#fail(failure);
       try {
         this.#takeClients();
+        this.#takeRings();
         this.#answer({ kind: "opened" });
       } catch (problem) {
-        this.#fail(systemError(problem, "Cannot take over the clients"));
+        this.#fail(systemError(problem, "Cannot take over the users"));
       }
     };
     if (left === 0) {
@@ -223,6 +228,13 @@ export class TakeOver implements FdHandler, FaultOwner {
     }
   }
 
+  #takeRings(): void {
+    for (const { frame: { minor, guest, port, taken, isBroken }, fd } of this.#rings) {
+      const { access } = this.#host.devices.find(minor, "serve").parts;
+      access.rings.adopt({ guest, fd, port, taken, isBroken });
+    }
+  }
+
   /**
    * The other process serves no more. It goes on if this one ends before its answer, or answers too late;
    * otherwise it closes the channel. Until then nothing is begun: a command could change what the other
@@ -248,6 +260,7 @@ export class TakeOver implements FdHandler, FaultOwner {
     holdAccepting(false);
     for (const { parts } of devices.all) {
       for (const clients of parts.access.handovers) this.#attempt(() => clients.hold(false));
+      this.#attempt(() => parts.access.rings.begin());
     }
     for (const device of devices.all) {
       // The image may have become larger: its block device has the size that users know.

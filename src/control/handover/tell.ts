@@ -48,6 +48,7 @@ export function neededKinds(devices: readonly Device[]): string[] {
     ...(devices.some(isPaused) ? ["paused"] : []),
     ...(devices.some(({ parts }) => parts.key !== undefined) ? ["key"] : []),
     ...new Set(handovers.map(({ needs }) => needs).filter((kind) => kind !== null)),
+    ...(devices.some(({ parts }) => parts.access.rings.count > 0) ? ["ring"] : []),
   ];
 }
 
@@ -90,6 +91,11 @@ export function tellAll(
         tell({ kind, minor, frontend, state, rest: encodeBytes(rest) }, [fd]);
       }
     });
+  }
+  for (const { minor, parts } of devices) {
+    for (const { fd, ...ring } of parts.access.rings.handOver()) {
+      tell({ kind: "ring", minor, ...ring }, [fd]);
+    }
   }
   for (const { connection: { fd }, begun } of commands) {
     tell({ kind: "command", begun: encodeBytes(begun) }, [fd]);

@@ -306,7 +306,8 @@ export class Upgrade implements FdHandler, FaultOwner {
 
   /**
    * What clients have sent may be with the process that has ended: they must connect again. It may have
-   * carried out commands: they are not carried out twice, and whoever sent them gets no answer.
+   * carried out commands: they are not carried out twice, and whoever sent them gets no answer. Such a
+   * process is of an earlier version, which is told of no rings.
    */
   #dropServed(): void {
     const why = `process ${this.pid} had begun to serve it, and ended`;

@@ -70,8 +70,11 @@ export function whyStaying(device: Device): string | null {
       "make another";
   }
   // The journal of a ring is named in the record.
-  const left = readMinorRecord(device.minor)?.device === "none";
-  if (left || access.rings.journal !== null) return "the ring of a guest is connected, or was left";
+  const isRecorded = readMinorRecord(device.minor)?.device === "none";
+  if (isRecorded && access.rings.journal === null) {
+    return "the ring of a guest was left, and tapback has not connected it again";
+  }
+  if (access.rings.whyStaying !== null) return access.rings.whyStaying;
   for (const { whyStaying } of access.handovers) if (whyStaying !== null) return whyStaying;
   return null;
 }

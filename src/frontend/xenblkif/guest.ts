@@ -23,6 +23,18 @@ export interface GuestRing extends GuestDevice {
   readonly isReadOnly: boolean;
 }
 
+/** A ring without a request under way, for another process. */
+export interface HandedRing {
+  readonly guest: GuestRing;
+  /** The descriptor of its event channel, and the number of this end of it. */
+  readonly fd: number;
+  readonly port: number;
+  /** How many requests were taken and answered in all, modulo 2^32. The guest could change that in the ring. */
+  readonly taken: number;
+  /** Whether its indices made no sense, so that no more requests are taken. */
+  readonly isBroken: boolean;
+}
+
 /** A guest's device, for messages. */
 export function nameOfGuest({ domain, device }: GuestDevice): string {
   return `device ${device} of domain ${domain}`;

@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { type GuestDevice, type GuestRing, nameOfGuest } from "./guest.ts";
+import { type GuestDevice, type GuestRing, type HandedRing, nameOfGuest } from "./guest.ts";
 import { XenRing, type XenRingHost } from "./xen_ring.ts";
 
 /** The most rings of a disk. A disk that several guests share has one for each. */
@@ -62,13 +62,16 @@ export class GuestRings {
   connect(guest: GuestRing): void {
     for (const ring of this.#rings) if (ring.failed) this.#leave(ring);
     this.#requireQuiet(guest);
-    if (this.#rings.size >= MOST_RINGS) {
-      const what = `Cannot connect ${nameOfGuest(guest)}`;
-      throw new SystemError(Errno.EUSERS, `${what} (the disk has ${MOST_RINGS} rings)`);
-    }
+    this.#requireRoom(guest);
     this.#rings.add(new XenRing(this.#host, guest, this.#journalPath(guest)));
     const { log, vbd } = this.#host;
     log.info(`Connected ${nameOfGuest(guest)} to minor ${vbd.minor}`);
+  }
+
+  #requireRoom(guest: GuestDevice): void {
+    if (this.#rings.size < MOST_RINGS) return;
+    const what = `Cannot connect ${nameOfGuest(guest)}`;
+    throw new SystemError(Errno.EUSERS, `${what} (the disk has ${MOST_RINGS} rings)`);
   }
 
   /** Disconnects a ring, which must be connected. */
@@ -89,6 +92,68 @@ export class GuestRings {
   /** Takes requests again. */
   goOn(): void {
     for (const ring of this.#rings) if (!ring.failed) ring.goOn();
+  }
+
+  // ---- for another process ----------------------------------------------------------------
+
+  get #served(): XenRing[] {
+    return [...this.#rings].filter(({ failed }) => !failed);
+  }
+
+  /** How many rings there are. */
+  get count(): number {
+    return this.#served.length;
+  }
+
+  /** Why another process cannot go on with them; null when it can. */
+  get whyStaying(): string | null {
+    const stuck = this.#served.find(({ hasLeftOver }) => hasLeftOver);
+    if (stuck === undefined) return null;
+    return `${nameOfGuest(stuck.guest)} waits for answers since a 'tap-ctl close' that failed`;
+  }
+
+  /** Whether all are held, no request is under way, and the guests have all answers. */
+  get areQuiet(): boolean {
+    return this.#served.every(({ isSettled }) => isSettled);
+  }
+
+  /** The rings, which must be quiet. */
+  handOver(): HandedRing[] {
+    return this.#served.map(({ handed }) => handed);
+  }
+
+  /**
+   * Prepares to serve a ring of another process, which has it until `begin`.
+   *
+   * @param handed Its descriptor belongs to this from now on.
+   * @throws {SystemError}
+   */
+  adopt(handed: HandedRing): void {
+    const { guest, fd, port } = handed;
+    const channel = this.#host.xen.adopt(fd, port);
+    try {
+      this.#requireRoom(guest);
+      this.#rings.add(
+        new XenRing(this.#host, guest, this.#journalPath(guest), { handed, channel }),
+      );
+    } catch (error) {
+      channel.drop();
+      throw error;
+    }
+  }
+
+  /** The other process serves no more: the rings are served here. */
+  begin(): void {
+    const { log, vbd } = this.#host;
+    for (const ring of this.#served) {
+      try {
+        ring.begin();
+        log.info(`Serves ${nameOfGuest(ring.guest)} by minor ${vbd.minor}`);
+      } catch (error) {
+        // The other rings are served.
+        ring.fault(error);
+      }
+    }
   }
 
   /** Disconnects all rings. */

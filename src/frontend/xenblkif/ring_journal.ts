@@ -84,6 +84,18 @@ export class RingJournal {
 
   /** The journal that another tapdisk left of a ring; null without one that fits. */
   static find(path: string, guest: GuestRing, ring: BlkifRing): RingJournal | null {
+    return RingJournal.#open(
+      path,
+      ring,
+      (journal) => journal.#isOf(guest, ring) && journal.#restore(ring),
+    );
+  }
+
+  static #open(
+    path: string,
+    ring: BlkifRing,
+    fits: (journal: RingJournal) => boolean,
+  ): RingJournal | null {
     let fd: number;
     try {
       fd = openFile(path, O_RDWR | O_NOFOLLOW);
@@ -94,13 +106,32 @@ export class RingJournal {
       const sizeBytes = sizeOf(ring.entries);
       if (fileStatus(fd).sizeBytes !== sizeBytes) return null;
       const journal = new RingJournal(path, new MappedFile(fd, sizeBytes), ring.entries);
-      const fits = journal.#isOf(guest, ring) && journal.#restore(ring);
-      if (fits) return journal;
+      if (fits(journal)) return journal;
       journal.#file.unmap();
       return null;
     } finally {
       closeFile(fd);
     }
+  }
+
+  /**
+   * The journal of a ring that another process still has, and in which all requests have ended: nothing
+   * is written. Null without one that fits; another tapdisk then could not go on with the ring.
+   *
+   * @param taken How many requests were taken and answered.
+   */
+  static share(
+    path: string,
+    guest: GuestRing,
+    { ring, taken }: { readonly ring: BlkifRing; readonly taken: number },
+  ): RingJournal | null {
+    const isEnded = ({ taken: own, answered }: RingJournal): boolean =>
+      own === taken && answered === taken;
+    return RingJournal.#open(
+      path,
+      ring,
+      (journal) => journal.#isOf(guest, ring) && isEnded(journal),
+    );
   }
 
   #isOf(guest: GuestRing, ring: BlkifRing): boolean {

@@ -8,6 +8,7 @@ import type { Scheduler } from "../../scheduler/scheduler.ts";
 import type { SlotClaim, SlotHolder } from "../../vbd/slot_shares.ts";
 import { RequestKind, type RequestOwner, SLOTS } from "../../vbd/slots.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
+import type { HandedRing } from "./guest.ts";
 import { NumberQueue } from "./number_queue.ts";
 import { RequestChecks } from "./request_checks.ts";
 import { OrderStep, RequestTable, statusOf } from "./request_table.ts";
@@ -80,12 +81,14 @@ export class RingRequests implements RequestOwner, SlotHolder {
   /** @param domain The guest. */
   constructor(
     host: RingRequestsHost,
-    { ring, grants, domain, journal, isReadOnly }: {
+    { ring, grants, domain, journal, isReadOnly, handed }: {
       ring: BlkifRing;
       grants: Grants;
       domain: number;
       journal: RingJournal | null;
       isReadOnly: boolean;
+      /** What another process, which has had the ring, says of it. */
+      handed: HandedRing | null;
     },
   ) {
     const { entries } = ring;
@@ -102,7 +105,8 @@ export class RingRequests implements RequestOwner, SlotHolder {
     this.#freeCount = entries;
     this.#waiting = new NumberQueue(entries);
     // Of a tapdisk that had the ring before, the answers are there.
-    this.#at.fill(ring.answered());
+    this.#at.fill(handed?.taken ?? ring.answered());
+    this.#isBroken = handed?.isBroken ?? false;
   }
 
   get faults(): FaultOwner {
@@ -117,6 +121,21 @@ export class RingRequests implements RequestOwner, SlotHolder {
   /** Whether no request is under way, after the ring was left. */
   get isQuiet(): boolean {
     return this.#freeCount + this.#leftOver === this.#ring.entries;
+  }
+
+  /** Whether no more requests are taken, as the indices of the ring made no sense. */
+  get isBroken(): boolean {
+    return this.#isBroken;
+  }
+
+  /** How many requests were taken from the ring in all, modulo 2^32. */
+  get taken(): number {
+    return this.#at[TAKEN];
+  }
+
+  /** Whether there are requests that a disk, which could not be closed, did not carry out. */
+  get hasLeftOver(): boolean {
+    return this.#leftOver > 0;
   }
 
   /** How many requests were taken from the ring and have no response. */

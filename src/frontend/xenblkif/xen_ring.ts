@@ -16,10 +16,11 @@ import { Arena, PAGE_BYTES } from "../../../ffi/memory.ts";
 import type { EventChannel, Grants, Xen } from "../../../ffi/xen.ts";
 import type { Log } from "../../log/log.ts";
 import type { Meter } from "../../metrics/meter.ts";
+import type { MetricsSubject } from "../../metrics/metrics.ts";
 import type { FaultOwner } from "../../scheduler/faults.ts";
 import type { FdHandler, Scheduler, TurnWork } from "../../scheduler/scheduler.ts";
 import type { Vbd } from "../../vbd/vbd.ts";
-import { type GuestRing, nameOfGuest } from "./guest.ts";
+import { type GuestRing, type HandedRing, nameOfGuest } from "./guest.ts";
 import { Polling, type ProcessorClock } from "./polling.ts";
 import { RingJournal } from "./ring_journal.ts";
 import { RingRequests, type RingRequestsHost } from "./ring_requests.ts";
@@ -45,6 +46,8 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
   readonly #polling: Polling;
   #isClosed = false;
   #isHeld = false;
+  /** Whether another process has the ring as yet. */
+  #isAwaited = false;
   #saidThatNotifyFails = false;
 
   readonly #journal: RingJournal | null;
@@ -53,43 +56,64 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
    * Connects. Throws `SystemError`; then nothing is left, but the journal of another tapdisk.
    *
    * @param journalPath Where the requests under way are noted, for another tapdisk to go on; null: nowhere.
+   * @param taken The ring of a process that hands it over, with its channel, which stays the caller's on
+   * an error. Nothing is written, and nothing taken from the ring, until `begin`.
    */
-  constructor(host: XenRingHost, guest: GuestRing, journalPath: string | null) {
+  constructor(
+    host: XenRingHost,
+    guest: GuestRing,
+    journalPath: string | null,
+    taken: { readonly handed: HandedRing; readonly channel: EventChannel } | null = null,
+  ) {
     this.#host = host;
     this.guest = guest;
     this.#polling = new Polling(host.scheduler, guest, host.processors);
     const { references, domain, protocol } = guest;
     this.#arena = new Arena(references.length * PAGE_BYTES);
     this.#grants = openGrants(host.xen, this.#arena);
-    let channel: EventChannel | null = null;
+    let bound: EventChannel | null = null;
     let meter: Meter | null = null;
     let left: RingJournal | null = null;
     let journal: RingJournal | null = null;
     let requests: RingRequests | null = null;
+    const handed = taken?.handed ?? null;
     try {
       this.#grants.map(domain, references, this.#arena);
       // Xen refuses a channel that another tapdisk has. So no other one serves the ring that is read next.
-      channel = host.xen.bind(domain, guest.port);
-      this.#channel = channel;
+      this.#channel = taken?.channel ?? (bound = host.xen.bind(domain, guest.port));
       const ring = new BlkifRing(this.#arena, protocol);
-      left = findJournal(ring, guest, journalPath);
-      this.#journal = journal = left ?? this.#makeJournal(ring, journalPath);
-      const subject = { of: "vbd", domain, device: guest.device } as const;
-      this.meter = meter = host.vbd.meters.open(subject, ring.entries);
+      if (handed !== null) journal = left = this.#shareJournal(ring, handed, journalPath);
+      else {
+        left = findJournal(ring, guest, journalPath);
+        journal = left ?? this.#makeJournal(ring, journalPath);
+      }
+      this.#journal = journal;
+      this.meter = meter = host.vbd.meters.make(ring.entries);
       const { isReadOnly } = guest;
-      const parts = { ring, grants: this.#grants, domain, journal, isReadOnly };
+      const parts = { ring, grants: this.#grants, domain, journal, isReadOnly, handed };
       this.#requests = requests = new RingRequests(this, parts);
-      host.scheduler.watch(channel.fd, EPOLLIN, this, this);
+      if (handed === null) {
+        host.vbd.meters.show(meter, this.#subject);
+        host.scheduler.watch(this.#channel.fd, EPOLLIN, this, this);
+      }
     } catch (error) {
       requests?.leave();
       meter?.hide();
-      channel?.close();
+      bound?.close();
       left?.leave();
       if (journal !== left) journal?.close();
       this.#releaseGrants();
       throw error;
     }
-    host.scheduler.addTurnWork(this, this);
+    if (handed === null) this.#start(left);
+    else {
+      this.#isAwaited = this.#isHeld = true;
+      requests.hold(true);
+    }
+  }
+
+  #start(left: RingJournal | null): void {
+    this.#host.scheduler.addTurnWork(this, this);
     try {
       if (left !== null) this.#resume(left);
       // What the guest added before it could notify.
@@ -100,16 +124,33 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     }
   }
 
+  get #subject(): MetricsSubject {
+    const { domain, device } = this.guest;
+    return { of: "vbd", domain, device };
+  }
+
+  #shareJournal(ring: BlkifRing, handed: HandedRing, path: string | null): RingJournal | null {
+    if (path === null) return null;
+    const { guest, taken } = handed;
+    const journal = RingJournal.share(path, guest, { ring, taken });
+    if (journal === null) this.#warnWithoutJournal("it has no journal that fits");
+    return journal;
+  }
+
+  #warnWithoutJournal(why: string): void {
+    const { log } = this.#host;
+    log.warn(
+      `No tapdisk can go on with the ring of ${nameOfGuest(this.guest)} after this one: ${why}`,
+    );
+  }
+
   /** A ring without a journal is served all the same. */
   #makeJournal(ring: BlkifRing, path: string | null): RingJournal | null {
     if (path === null) return null;
     try {
       return RingJournal.make(path, this.guest, ring);
     } catch (error) {
-      const what = `No tapdisk can go on with the ring of ${
-        nameOfGuest(this.guest)
-      } after this one`;
-      this.#host.log.warn(`${what}: ${messageOf(error)}`);
+      this.#warnWithoutJournal(messageOf(error));
       return null;
     }
   }
@@ -148,6 +189,24 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     return this.#requests.isQuiet;
   }
 
+  /** Whether no request is under way, and the guest has all answers. */
+  get isSettled(): boolean {
+    return this.isQuiet && !this.#requests.isAwaited;
+  }
+
+  /** Whether a guest waits for answers that no disk is going to give. */
+  get hasLeftOver(): boolean {
+    return this.#requests.hasLeftOver;
+  }
+
+  /** The ring, which is held and settled, for another process. */
+  get handed(): HandedRing {
+    const { guest } = this;
+    const { fd, port } = this.#channel;
+    const { taken, isBroken } = this.#requests;
+    return { guest, fd, port, taken, isBroken };
+  }
+
   fault(error: unknown): void {
     this.#host.vbd.noteFault(`the ring of ${nameOfGuest(this.guest)}`, error);
     this.close();
@@ -157,6 +216,16 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
   ready(_events: number): void {
     this.#channel.takeEvent();
     this.#take();
+  }
+
+  /** The other process serves the ring no more. */
+  begin(): void {
+    if (!this.#isAwaited || this.#isClosed) return;
+    this.#isAwaited = false;
+    const { scheduler, vbd } = this.#host;
+    vbd.meters.show(this.meter, this.#subject);
+    scheduler.addTurnWork(this, this);
+    this.goOn();
   }
 
   #take(): boolean {
@@ -187,14 +256,18 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
     log.error(`${what}: its ring makes no sense (${reason})`);
   }
 
-  /** Takes no more requests from the ring for now. */
+  /** Takes no more requests from the ring for now. A notification stays for whoever goes on. */
   hold(): void {
+    if (this.#isHeld) return;
     this.#isHeld = true;
+    this.#host.scheduler.unwatch(this.#channel.fd);
     this.#requests.hold(true);
   }
 
-  /** Takes requests again. */
+  /** Takes requests again: also those of which the guest has not notified, as it was not asked to. */
   goOn(): void {
+    if (!this.#isHeld || this.#isAwaited) return;
+    this.#host.scheduler.watch(this.#channel.fd, EPOLLIN, this, this);
     this.#isHeld = false;
     this.#requests.hold(false);
     this.#requests.takeRequests(true);
@@ -202,20 +275,22 @@ export class XenRing implements FdHandler, TurnWork, FaultOwner, RingRequestsHos
 
   /**
    * Leaves the ring. Requests that the disk has already go on; their answers are dropped. The journal
-   * stays when the guest waits for answers: it may get them from the next one who serves the ring.
+   * stays when the guest waits for answers: it may get them from the next one who serves the ring. It
+   * stays, too, as long as another process has the ring.
    */
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
     const { scheduler } = this.#host;
-    scheduler.unwatch(this.#channel.fd);
-    scheduler.removeTurnWork(this);
-    const isAwaited = this.#requests.isAwaited;
+    if (!this.#isHeld) scheduler.unwatch(this.#channel.fd);
+    if (!this.#isAwaited) scheduler.removeTurnWork(this);
+    const isJournalNeeded = this.#isAwaited || this.#requests.isAwaited;
     this.#requests.leave();
     this.meter.hide();
-    this.#channel.close();
+    if (this.#isAwaited) this.#channel.drop();
+    else this.#channel.close();
     this.#releaseGrants();
-    if (isAwaited) this.#journal?.leave();
+    if (isJournalNeeded) this.#journal?.leave();
     else this.#journal?.close();
   }
 }

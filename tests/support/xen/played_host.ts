@@ -50,6 +50,9 @@ export class PlayedTapdisks implements Tapdisks {
   readonly died = new Set<string>();
   calls = 0;
   connects = 0;
+  disconnects = 0;
+  /** The names of processes that others have taken over. */
+  readonly #links = new Map<number, number>();
 
   constructor(readonly scheduler: SimulatedScheduler, readonly random: Random) {}
 
@@ -65,6 +68,16 @@ export class PlayedTapdisks implements Tapdisks {
   start(pid: number, minor: number, sectors: number): void {
     if (!this.#files.has(minor)) this.free(minor);
     this.processes.set(pid, { disks: new Map([[minor, sectors]]), rings: new Map() });
+  }
+
+  /** A process takes over the disks and rings of another one, whose names lead to it from now on. */
+  handOver(pid: number, to: number): void {
+    const process = this.processes.get(pid);
+    assert.ok(process !== undefined);
+    this.processes.delete(pid);
+    this.processes.set(to, process);
+    for (const [name, now] of this.#links) if (now === pid) this.#links.set(name, to);
+    this.#links.set(pid, to);
   }
 
   kill(pid: number): void {
@@ -112,7 +125,8 @@ export class PlayedTapdisks implements Tapdisks {
     }
   }
 
-  #disk(pid: number, minor: number): FoundDisk | number {
+  #disk(named: number, minor: number): FoundDisk | number {
+    const pid = this.#servantOf(named);
     const process = this.processes.get(pid);
     if (process === undefined) return Errno.ECONNREFUSED;
     const sectors = process.disks.get(minor);
@@ -123,6 +137,7 @@ export class PlayedTapdisks implements Tapdisks {
       info: { sectors, sectorSizeBytes: 512, info: 0 },
       ringFeatures: this.features,
       file: this.#files.get(minor) ?? "",
+      ...(pid === named ? {} : { successorOf: named }),
     };
   }
 
@@ -142,8 +157,13 @@ export class PlayedTapdisks implements Tapdisks {
     assert.deepEqual(this.holders(guest), [], "a device is over, and its ring is not");
   }
 
-  connect({ pid, minor }: Tapdisk, ring: GuestRing, done: (errno: number) => void): void {
+  #servantOf(named: number): number {
+    return this.#links.get(named) ?? named;
+  }
+
+  connect({ pid: named, minor }: Tapdisk, ring: GuestRing, done: (errno: number) => void): void {
     this.connects++;
+    const pid = this.#servantOf(named);
     this.#later<number>(pid, done, (done) => {
       if (this.random.chance(this.faults / 2)) return done(Errno.EIO);
       const found = this.#disk(pid, minor);
@@ -161,7 +181,9 @@ export class PlayedTapdisks implements Tapdisks {
   /** Disconnects that are done, and whose answer is lost. */
   lostAnswers = 0;
 
-  disconnect({ pid }: Tapdisk, guest: GuestDevice, done: (errno: number) => void): void {
+  disconnect({ pid: named }: Tapdisk, guest: GuestDevice, done: (errno: number) => void): void {
+    const pid = this.#servantOf(named);
+    this.disconnects++;
     this.#later<number>(pid, done, (done) => {
       if (this.random.chance(this.faults / 2)) return done(Errno.EIO);
       const process = this.processes.get(pid);

@@ -17,6 +17,9 @@ export const noXen: Xen = {
   bind(): EventChannel {
     throw new SystemError(Errno.ENXIO, "Cannot open /dev/xen/evtchn");
   },
+  adopt(): EventChannel {
+    throw new SystemError(Errno.ENXIO, "Cannot open /dev/xen/evtchn");
+  },
 };
 
 /** The grant reference of a guest's first page. */
@@ -45,6 +48,10 @@ export interface Events {
   /** The backend notifies the guest. */
   notify?(fd: number): void;
   closeEvent(fd: number): void;
+  /** The descriptor is closed, and another process has the channel. */
+  dropEvent?(fd: number): void;
+  /** The descriptor here of the event of another process; by default the same one. */
+  adoptEvent?(fd: number): number;
 }
 
 /** Memory of a guest, and what it allows. */
@@ -96,6 +103,9 @@ export class PlayedXen implements Xen {
   left = new Uint8Array(0);
   /** Handles that are open. */
   open = 0;
+  /** By the number of the backend's end: the channel. */
+  readonly #bound = new Map<number, string>();
+  #lastPort = 100;
   readonly window = memoryWindow(WINDOW_BYTES);
 
   constructor(events: Events) {
@@ -126,23 +136,51 @@ export class PlayedXen implements Xen {
     if (!this.memories.has(domain) || port <= 0 || port > 4095 || isBound) {
       throw new SystemError(Errno.EINVAL, `Cannot bind to event channel ${port} of ${domain}`);
     }
-    return new PlayedChannel(this, `${domain}:${port}`);
+    const key = `${domain}:${port}`;
+    const number = ++this.#lastPort;
+    this.#bound.set(number, key);
+    const channel = new PlayedChannel(this, { key, fd: this.events.openEvent(), port: number });
+    this.channels.set(key, channel);
+    return channel;
+  }
+
+  adopt(fd: number, port: number): EventChannel {
+    const key = this.#bound.get(port) ?? `port ${port}`;
+    const own = this.events.adoptEvent?.(fd) ?? fd;
+    const channel = new PlayedChannel(this, { key, fd: own, port });
+    this.channels.set(key, channel);
+    return channel;
+  }
+
+  /** A channel is closed: it can be bound again. */
+  unbind(key: string, port: number): void {
+    this.channels.delete(key);
+    this.#bound.delete(port);
+  }
+
+  /** The channels that another process has bound are known here. */
+  knowOf(other: PlayedXen): void {
+    for (const [port, key] of other.#bound) this.#bound.set(port, key);
   }
 }
 
 class PlayedChannel implements EventChannel {
   readonly fd: number;
+  readonly port: number;
   readonly #xen: PlayedXen;
   readonly #key: string;
   isDead = false;
   /** Notifications of the guest by the backend. */
   notified = 0;
 
-  constructor(xen: PlayedXen, key: string) {
+  constructor(
+    xen: PlayedXen,
+    { key, fd, port }: { readonly key: string; readonly fd: number; readonly port: number },
+  ) {
     this.#xen = xen;
     this.#key = key;
-    this.fd = xen.events.openEvent();
-    xen.channels.set(key, this);
+    this.fd = fd;
+    this.port = port;
     xen.open++;
   }
 
@@ -159,7 +197,12 @@ class PlayedChannel implements EventChannel {
 
   close(): void {
     this.#xen.events.closeEvent(this.fd);
-    this.#xen.channels.delete(this.#key);
+    this.#xen.unbind(this.#key, this.port);
+    this.#xen.open--;
+  }
+
+  drop(): void {
+    this.#xen.events.dropEvent?.(this.fd);
     this.#xen.open--;
   }
 }

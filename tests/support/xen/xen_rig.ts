@@ -20,6 +20,8 @@ function eventsOf(scheduler: SimulatedScheduler): Events {
     signal: (fd) => scheduler.signal(fd),
     taken() {},
     closeEvent: (fd) => scheduler.closeEvent(fd),
+    dropEvent: (fd) => scheduler.closeEvent(fd),
+    adoptEvent: () => scheduler.openEvent(),
   };
 }
 
@@ -58,7 +60,18 @@ export class XenRig {
     next.journals = this.journals;
     next.times = this.times;
     for (const guest of this.guests) guest.moveTo(next.xen);
+    next.xen.knowOf(this.xen);
     next.guests.push(...this.guests);
+    return next;
+  }
+
+  /** Another process on this machine, with disks of its own, which is to serve the guests of this one. */
+  neighbour(): XenRig {
+    const next = new XenRig(this.#options);
+    next.journals = this.journals;
+    next.times = this.times;
+    next.xen.knowOf(this.xen);
+    for (const { ring, memory } of this.guests) next.xen.memories.set(ring.domain, memory);
     return next;
   }
 
