@@ -5,10 +5,10 @@ set -u
 
 # Usage: fact OUTCOME NAME; standard input has the details.
 fact() {
-  local line text="$1 $2"
+  local line text="$1 $2" script=${FACTS##*/}
   while IFS= read -r line; do text+=$'\n'"  | $line"; done
   printf '%s\n' "$text" >>"$FACTS"
-  printf '[%3d s] %s: %s\n' "$SECONDS" "$(basename "$FACTS" .facts)" "$text"
+  printf '[%3d s] %s: %s\n' "$SECONDS" "${script%.facts}" "$text"
 }
 
 # Usage: check NAME COMMAND…; records whether the command succeeds. The command runs in this shell.

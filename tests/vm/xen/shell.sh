@@ -45,7 +45,8 @@ load() {
       return
     rounds=$((rounds + 1))
     echo "$rounds" >/tmp/rounds
-    sleep "$(cat /tmp/pause)"
+    read -r pause </tmp/pause
+    sleep "$pause"
   done
   echo ok >/tmp/verdict
 }
@@ -62,10 +63,19 @@ begin_load() {
 # Usage: further; waits until the load has done two rounds more.
 further() {
   wanted=$(($(cat /tmp/rounds) + 2))
-  until [ "$(cat /tmp/rounds)" -ge "$wanted" ]; do
+  # The file is empty for a moment when it is written.
+  until read -r now </tmp/rounds && [ "$now" -ge "$wanted" ]; do
     kill -0 "$loader" || return
-    sleep 0.2
+    sleep 0.5
   done
+}
+
+# Usage: stand_still; whether the load does not go on, after the round that it may be at the end of.
+stand_still() {
+  sleep 3
+  before=$(cat /tmp/rounds)
+  sleep 3
+  [ "$(cat /tmp/rounds)" = "$before" ]
 }
 
 # Usage: unload; ends the load, and prints ok when all was read back as it was written.

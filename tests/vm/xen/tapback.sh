@@ -4,8 +4,8 @@
 #   tapback.sh NAME
 #
 # Needs what dom0.sh sets. $OUT must have vmlinux and initramfs of the guests, base.vhd, its child disk.vhd,
-# before.sum and after.sum, and copies, the arguments of `copy` of shell.sh between
-# both. Leaves the images in $OUT/NAME, with one.sum, the checksum that the guest saw last.
+# copies, the arguments of `copy` of shell.sh, and after.sum, the checksum of the disk after them. Leaves the images
+# in $OUT/NAME, with one.sum, the checksum that the guest saw last. $OUT/NAME.upgrades has how long an upgrade took.
 
 here=$(dirname "$0")
 folder=$SCRATCH/$1
@@ -58,13 +58,9 @@ tap() {
   tap-ctl "$1" -p "$(own one pid)" -m "$(own one minor)" "${@:2}"
 }
 
-# Usage: stands_still; whether the load does not go on, after the round that it may be at the end of.
-stands_still() {
-  local before
-  sleep 3
-  before=$(in_guest one cat /tmp/rounds)
-  sleep 3
-  is "$before" in_guest one cat /tmp/rounds
+# Usage: found; prints what the guest finds of its disk: size, kind of cache, the largest request in KiB.
+found() {
+  in_guest one 'disk xvda && cat queue/max_hw_sectors_kb' | xargs
 }
 
 goes_on() {
@@ -83,6 +79,50 @@ recovered() {
   kill -9 "$before" && tap-ctl recover && within 120 is_moved "$before"
 }
 
+# Usage: upgrade PID; upgrades a tapdisk, and prints what tap-ctl says. A step that took an emulated machine longer
+# than its limit is tried again: the old process has served on.
+upgrade() {
+  local said status
+  for _ in 1 2 3; do
+    status=0
+    said=$(tap-ctl upgrade -p "$1" 2>&1) || status=$?
+    [[ $said == *ETIMEDOUT* ]] || break
+    echo "$said" >&2
+  done
+  echo "$said"
+  return "$status"
+}
+
+# Usage: upgraded; whether a new process takes the first guest's disk over, and tapback names it.
+upgraded() {
+  local before now
+  before=$(own one pid)
+  now=$(upgrade "$before") && within 60 is "$now" own one pid &&
+    is "$now" own one kthread-pid && [ "$now" != "$before" ] || logged
+}
+
+# Usage: logged; prints the end of tapdisk's log, and fails.
+logged() {
+  tail -n 15 "$BLKTAP_LOG_DIR/tapdisk.log"
+  return 1
+}
+
+# Usage: upgrade_fails; whether an upgrade whose new process cannot map the ring fails, and the old one lives.
+upgrade_fails() {
+  local before
+  before=$(own one pid)
+  mv /dev/xen/gntdev /dev/xen/aside
+  upgrade "$before" | tee "$folder/upgrade.said"
+  mv /dev/xen/aside /dev/xen/gntdev
+  grep -q "Cannot open /dev/xen/gntdev" "$folder/upgrade.said" && kill -0 "$before" &&
+    is "$before" own one pid || logged
+}
+
+# Usage: connects; prints how often tapback has had a ring connected.
+connects() {
+  grep -c "serves its ring" "$folder/tapback.log"
+}
+
 # Usage: is_moved PID; whether another tapdisk than this has the first guest's disk, and lives.
 is_moved() {
   [ "$(own one pid)" != "$1" ] && kill -0 "$(own one pid)"
@@ -98,31 +138,33 @@ lost() {
   is "" in_guest one ls /sys/block
 }
 
-mkdir -p "$folder"
+export BLKTAP_LOG_DIR=$folder/log
+mkdir -p "$BLKTAP_LOG_DIR"
 cp "$OUT/base.vhd" "$OUT/disk.vhd" "$folder/"
 cp "$OUT/base.vhd" "$folder/two.vhd"
 
+# What runs here has limits that fit a real machine.
+xl sched-credit2 -d Domain-0 -w 2048
 start_tapback
 create one "$(line "$folder/disk.vhd")"
 check "xl creates a guest whose disk is tapback's" is_up one || exit
+# It starts while the first one is at work.
 create two "$(line "$folder/two.vhd")"
 check "both sides of the disk are connected" within 60 is "4 4" states one
 check "xl's script named the socket of a tapdisk" test -S "$(own one physical-device-path)"
 check "tapback offers barriers, flushes, discards and large requests" is "1 1 1 256" features one
-check "the guest finds the disk's size, and a write cache" \
-  is "$SECTORS 512 write back" in_guest one disk xvda
-check "a request of the guest moves up to 1 MiB" \
-  is 1024 in_guest one cat /sys/block/xvda/queue/max_hw_sectors_kb
-check "the disk holds what its image held" is "$(cat "$OUT/before.sum")" in_guest one sum xvda
+check "the guest finds the disk's size, a write cache, and requests of up to 1 MiB" \
+  is "$SECTORS 512 write back 1024" found
 check "the guest writes in blocks of 512 bytes to 1 MiB" copies one
-check "the disk holds what the guest wrote" is "$(cat "$OUT/after.sum")" in_guest one sum xvda
+check "the disk holds what the guest wrote, and else what its image held" \
+  is "$(cat "$OUT/after.sum")" in_guest one sum xvda
 check "a discard of the guest frees room of the image" discards
 check "xentop has counters of the disk" counted
 
 in_guest one begin_load xvda 7 1
 check "a load on the disk begins" goes_on
 check "tap-ctl pauses the disk" tap pause
-check "the load waits" stands_still
+check "the load waits" in_guest one stand_still
 check "vhd-util makes a snapshot, with a larger size" snapshot
 check "the disk goes on with the snapshot's image" tap unpause -a "vhd:$leaf"
 check "the load goes on after the snapshot" goes_on
@@ -136,13 +178,23 @@ check "a tapdisk that was killed under load is recovered" recovered
 check "the load goes on with the other tapdisk" goes_on
 in_guest one 'echo 1 >/tmp/pause'
 
-check "a second guest has its own disk" is_up two
-in_guest two begin_load xvda 3 0
-check "event channels lead to the second guest" test "$(channels two)" -gt 0
-check "xl destroys the second guest under load" xl destroy two
-check "nothing is left of the second guest" within 60 is_gone two
-check "the tapdisk of the second guest has ended" is 1 tapdisks
-check "the load of the first guest goes on" goes_on
+connected=$(connects)
+check "a new tapdisk takes the disk over under load" upgraded
+check "the load goes on with the new tapdisk" goes_on
+grep -h "users waited" "$BLKTAP_LOG_DIR/tapdisk.log" >"$OUT/$1.upgrades"
+check "tapback has not connected the ring again" is "$connected" connects
+check "xentop has counters of the disk by the number of the new tapdisk" counted
+check "an upgrade fails whose process cannot map the ring" upgrade_fails
+check "the load goes on with the same tapdisk" goes_on
+
+check "a second guest has its own disk" is_up two && {
+  in_guest two begin_load xvda 3 0
+  check "event channels lead to the second guest" test "$(channels two)" -gt 0
+  check "xl destroys the second guest under load" xl destroy two
+  check "nothing is left of the second guest" within 60 is_gone two
+  check "the tapdisk of the second guest has ended" is 1 tapdisks
+  check "the load of the first guest goes on" goes_on
+}
 check "all that the load wrote was read back" is ok in_guest one unload
 
 in_guest one sum xvda >"$folder/one.sum"
@@ -159,6 +211,6 @@ check "the guest ends, and xl clears it away" wait "${manager[one]}"
 check "nothing is left of the guest" within 60 is_gone one
 check "no tapdisk is left" is 0 tapdisks
 check "vhd-util check -p finds nothing" vhd-util check -p -n "$leaf"
-cat "$folder"/*.xl "$folder/tapback.log" "$(console one)"
+cat "$folder"/*.xl "$folder/tapback.log" "$BLKTAP_LOG_DIR/tapdisk.log" "$(console one)"
 mkdir -p "$OUT/$1"
 cp "$folder"/*.{vhd,sum} "$OUT/$1/"

@@ -42,6 +42,11 @@ await testXen({
       const sum = (await runOk("md5sum", [raw])).slice(0, 32);
       assert.equal(sum, Deno.readTextFileSync(`${folder}/one.sum`).trim());
     });
+    Deno.test("the upgraded tapdisk's log says how long the guest waited", () => {
+      const [line] = /users waited .*/.exec(Deno.readTextFileSync(`${folder}.upgrades`)) ?? [];
+      assert.ok(line !== undefined);
+      console.log(`  ${line}`);
+    });
     Deno.test("vhd-util check finds nothing in the image of the guest that was destroyed", () =>
       runOk(binaryPath("vhd-util"), ["check", "-p", "-n", `${folder}/two.vhd`]).then(() => {}));
     Deno.test("e2fsck finds the filesystem of the guest clean", async () => {
