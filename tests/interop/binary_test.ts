@@ -1,3 +1,4 @@
+import { Buffer } from "node:buffer";
 import assert from "node:assert/strict";
 import config from "../../deno.json" with { type: "json" };
 import { Errno } from "../../ffi/errno.ts";
@@ -82,3 +83,35 @@ binaryTest("a stream whose reader has gone ends, and one that finds no room says
     }
   });
 });
+
+/** What `deno compile` embedded in the binary. Its last 16 bytes end with the length of that. */
+function embeddedText(): string {
+  using file = Deno.openSync(blktap);
+  file.seekSync(-8, Deno.SeekMode.End);
+  const length = new Uint8Array(8);
+  assert.equal(file.readSync(length), 8);
+  const size = Number(new DataView(length.buffer).getBigUint64(0, true));
+  assert.ok(size < 100_000_000, `${size} bytes are embedded`);
+  file.seekSync(-16 - size, Deno.SeekMode.End);
+  const bytes = Buffer.alloc(size);
+  for (let at = 0; at < size;) at += file.readSync(bytes.subarray(at)) ?? assert.fail("cut");
+  return bytes.toString("latin1");
+}
+
+binaryTest(
+  "what each run reads before it begins is small, and functions have names for stacks",
+  () => {
+    const text = embeddedText();
+    assert.ok(
+      text.length > 500_000 && text.length < 2_600_000,
+      `${text.length} bytes are embedded`,
+    );
+    // In turn: the whole program, its classes, a part of it, a quick call, and what is before all.
+    for (
+      const name of ["runProgram", "SystemError", "startTapdisk", "quickCommand", "chooseCall"]
+    ) {
+      assert.ok(text.includes(`"${name}")`), `${name} has lost its name`);
+    }
+    return Promise.resolve();
+  },
+);

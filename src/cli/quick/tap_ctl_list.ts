@@ -1,4 +1,4 @@
-import { defineList } from "../tap_ctl/list.ts";
+import { defineListing } from "../tap_ctl/listing.ts";
 import { quickCommand } from "./tap_ctl.ts";
 
-export const run = quickCommand("list", defineList);
+export const run = quickCommand("list", (command) => defineListing(command));

@@ -7,25 +7,15 @@
  */
 import { Command, CommanderError, Option } from "commander";
 import { Errno, errnoOf, messageOf } from "../../../ffi/errno.ts";
-import { detachStandardStreams, raiseDescriptorLimit } from "../../../ffi/process.ts";
 import { createDevice } from "../../control/client/lifecycle.ts";
 import { type DeviceChoice, OPEN_DEFAULTS } from "../../control/protocol/open_request.ts";
-import { controlSocketPath, nbdSocketPath, requireOwnFolder } from "../../control/paths.ts";
-import {
-  DAEMON_ARGUMENT,
-  settingsNotInEffect,
-  SHARED_ARGUMENT,
-  spawnTapdisk,
-} from "../../control/client/spawn.ts";
+import { controlSocketPath, nbdSocketPath } from "../../control/paths.ts";
+import { DAEMON_ARGUMENT, SHARED_ARGUMENT, spawnTapdisk } from "../../control/client/spawn.ts";
 import { TAKE_OVER_ARGUMENT } from "../../control/handover/successor.ts";
-import type { Logger } from "../../log/log.ts";
 import { absoluteImage, imagesHelp } from "../tap_ctl/image_names.ts";
 import { deviceChoice } from "../tap_ctl/image_options.ts";
 import { allowParentRoots, type ParentRootChoices, parentRootOption } from "../parent_roots.ts";
-import { describeFault } from "../../scheduler/faults.ts";
-import { openLog } from "./logging.ts";
-import { type StartOptions, startTapdisk } from "./daemon.ts";
-import { handleSignals } from "./signals.ts";
+import { serve } from "./serving.ts";
 import { STDIN_ARGUMENTS, STDIN_ARGUMENTS_NOTE } from "../stdin_arguments.ts";
 import { printErrorLine, printLine, writeError } from "../print.ts";
 
@@ -102,46 +92,6 @@ function parse(args: string[]): TapdiskOptions {
     command.error("error: option '--device <kind>' goes with -n");
   }
   return options;
-}
-
-/** Raises the limit of descriptors. tapdisk starts without it, too, and then serves fewer clients. */
-function raiseLimits(log: Logger): void {
-  try {
-    raiseDescriptorLimit();
-  } catch (error) {
-    log.warn(messageOf(error));
-  }
-}
-
-/** Serves in this process until the daemon ends; returns the exit status. */
-async function serve({ inForeground, shared, takeOver }: StartOptions): Promise<number> {
-  // The log may be in it.
-  requireOwnFolder();
-  const log = openLog({ onStandardError: inForeground });
-  try {
-    raiseLimits(log);
-    const tapdisk = startTapdisk(log, { inForeground, shared, takeOver });
-    handleSignals(tapdisk, log);
-    if (!inForeground) { for (const line of settingsNotInEffect()) log.warn(line); }
-    if (takeOver === undefined) {
-      log.info(`Ready on ${tapdisk.socketPath}`);
-      printLine(tapdisk.socketPath);
-    } else log.info(`Asks process ${takeOver} for its disks`);
-    if (!inForeground) {
-      // A process that takes over says there why it cannot.
-      if (takeOver === undefined) detachStandardStreams();
-      Deno.chdir("/");
-    }
-    await tapdisk.run();
-    log.info("Ended");
-    return 0;
-  } catch (error) {
-    // Standard error of a daemon leads nowhere.
-    log.error(`Ended: ${describeFault(error)}`);
-    throw error;
-  } finally {
-    log.close();
-  }
 }
 
 /** An image as `-n` has always named it: drivers on top of each other may be parted by bars. */
