@@ -68,29 +68,42 @@ reads_back() {
   nbdcopy content "$uri" && nbdcopy "$uri" copy && cmp content copy && cmp content disk
 }
 
-# Usage: verified [OPTION…]; whether fio verifies what it writes to a near tapdisk, which is a client of the served one.
-verified() {
-  local near status=0
-  near=$(env -u OPENSSL_CONF tap-ctl create -a "nbds:${uri#nbds:}" --device none) || return
-  [[ $(tap-ctl list -t nbds) =~ ^pid=([0-9]+)\ minor=([0-9]+)\  ]] || return
+# Usage: load; writes and reads at random places of the near tapdisk, and verifies.
+load() {
   fio --name=load --ioengine=nbd --size=4m --rw=randrw --bsrange=512-128k --iodepth=16 \
-    --uri="nbd+unix:///?socket=$(control_folder)/nbd${BASH_REMATCH[1]}.${BASH_REMATCH[2]}" \
-    --verify=crc32c --verify_fatal=1 --aux-path="$folder" "$@" || status=$?
-  tap-ctl destroy -p "${BASH_REMATCH[1]}" -m "${BASH_REMATCH[2]}" || return
-  echo "$near"
+    --uri="nbd+unix:///?socket=$(control_folder)/nbd$near" --verify=crc32c --verify_fatal=1 --aux-path="$folder"
+}
+
+# Usage: load_on; the same again and again, until the file "stop" is there.
+load_on() {
+  until [ -e stop ]; do load || return; done
+}
+
+# Usage: verified [LOAD]; whether fio verifies what it writes to a near tapdisk, which is a client of the served one.
+verified() {
+  local near at status=0
+  at=$(env -u OPENSSL_CONF tap-ctl create -a "nbds:${uri#nbds:}" --device none) || return
+  [[ $(tap-ctl list -t nbds) =~ ^pid=([0-9]+)\ minor=([0-9]+)\  ]] || return
+  near=${BASH_REMATCH[1]}.${BASH_REMATCH[2]}
+  "${1:-load}" || status=$?
+  tap-ctl destroy -p "${near%.*}" -m "${near#*.}" || return
+  echo "$at"
   return "$status"
 }
 
 # Usage: over_upgrades; whether fio verifies over upgrades of the tapdisk that is served, whose client is another.
 over_upgrades() {
-  verified --time_based --runtime=60 >over.log 2>&1 &
-  local loader=$! count=0
-  while [ "$count" -lt 2 ] && within 30 busy && within 30 upgraded; do count=$((count + 1)); done
+  local loader count=0
+  rm -f stop
+  verified load_on >over.log 2>&1 &
+  loader=$!
+  while [ "$count" -lt 2 ] && within 120 busy && within 30 upgraded; do count=$((count + 1)); done
+  touch stop
   wait "$loader" || {
     tail -n 30 over.log
     return 1
   }
-  grep -h "users waited" "$BLKTAP_LOG_DIR/tapdisk.log" | tee "$OUT/tls_upgrade.times"
+  grep -h "users waited" "$BLKTAP_LOG_DIR/tapdisk.log" >"$OUT/tls_upgrade.times"
   is 2 echo "$count"
 }
 
