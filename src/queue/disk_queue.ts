@@ -89,6 +89,8 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
   #mergesOf = new Float64Array(64);
   /** By file: operations that were started and have not ended. */
   #pendingOf = new Int32Array(64);
+  /** By file: when there was one again after none, milliseconds. */
+  #busySinceMs = new Float64Array(64);
   /** How the files' disks are. */
   readonly health: FileHealth;
   /** Records operations; null while no disk is traced. */
@@ -144,6 +146,9 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
       const pendingOf = new Int32Array(larger.length / 2);
       pendingOf.set(this.#pendingOf);
       this.#pendingOf = pendingOf;
+      const busySinceMs = new Float64Array(larger.length / 2);
+      busySinceMs.set(this.#busySinceMs);
+      this.#busySinceMs = busySinceMs;
     }
     while (this.#faultsOf.length <= file) this.#faultsOf.push(undefined);
     this.#faultsOf[file] = faults;
@@ -229,7 +234,7 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
     this.#sectors[io] = sector;
     this.#memory[io] = memorySector;
     this.#next[io] = NONE;
-    this.#pendingOf[file]++;
+    if (this.#pendingOf[file]++ === 0) this.#busySinceMs[file] = this.#scheduler.lastMs[0];
     this.statistics.operations++;
     if (this.#traces !== null) this.#traces.started(io);
     if (kind === IoKind.Sync || !this.#merge(io)) {
@@ -424,6 +429,11 @@ export class DiskQueue implements CompletionSink, TurnWork, TracedQueue {
   /** Operations on a file that were started and have not ended. */
   pendingOf(file: number): number {
     return this.#pendingOf[file];
+  }
+
+  /** Since when there have been operations on a file that have not ended; of before when there are none. */
+  busySinceMs(file: number): number {
+    return this.#busySinceMs[file];
   }
 
   /** How long operations on a file took of late, milliseconds. */

@@ -23,6 +23,11 @@ export interface ImageFacts {
   readonly meanMs: number | null;
   /** How long ago one ended, milliseconds; null when none has. */
   readonly endedMs: number | null;
+  /**
+   * How long it has had operations and none has ended, milliseconds; null while it has none. A tapdisk of before
+   * does not say.
+   */
+  readonly quietMs?: number | null;
   /** What it depends on besides; null for nothing. */
   readonly condition: ImageCondition | null;
 }
@@ -74,12 +79,14 @@ function imageFacts(vbd: Vbd, queue: DiskQueue, nowMs: number): ImageFacts[] {
     }
     const endedMs = queue.endedMs(file);
     const hasEnded = Number.isFinite(endedMs);
+    const pending = queue.pendingOf(file);
     return {
       name,
       file: path,
-      pending: queue.pendingOf(file),
+      pending,
       meanMs: hasEnded ? queue.meanMs(file) : null,
       endedMs: hasEnded ? nowMs - endedMs : null,
+      quietMs: pending === 0 ? null : nowMs - Math.max(endedMs, queue.busySinceMs(file)),
       condition,
     };
   });

@@ -23,6 +23,8 @@ export interface DiskPageParts {
   readonly chain: Fact<ChainFacts>;
   /** The oldest open requests; null when the tapdisk does not say. */
   readonly requests: readonly string[] | null;
+  /** What it waits for; null when the tapdisk does not say. */
+  readonly findings: readonly string[] | null;
   /** Those of this disk, the newest first. */
   readonly events: readonly DiskEvent[];
   readonly allowsChanges: boolean;
@@ -166,6 +168,20 @@ ${heatTable(history)}
 </section>`;
 }
 
+function findingsSection(findings: readonly string[] | null): Html {
+  const lines = findings?.map((line) => markup`<li>${line}</li>`) ?? [];
+  const text = findings === null
+    ? "Its tapdisk does not say."
+    : lines.length === 0
+    ? "Nothing that its tapdisk knows of."
+    : "";
+  return markup`<section aria-labelledby="findings-head">
+<h2 id="findings-head">What it waits for</h2>
+<p id="no-findings"${text === "" ? markup` hidden` : ""}>${text}</p>
+<ul id="findings" class="lines">${lines}</ul>
+</section>`;
+}
+
 function requestsSection(requests: readonly string[] | null): Html {
   const lines = requests?.map((line) => markup`<li>${line}</li>`) ?? [];
   const text = requests === null
@@ -218,6 +234,7 @@ export function diskContent(disk: WatchedDisk, parts: DiskPageParts): Part {
     markup`<p><a class="button" href="${pathOf(disk)}/snapshot">Make a snapshot…</a></p>`;
   return markup`${summary(disk, texts)}
 ${change}
+${findingsSection(parts.findings)}
 <section aria-labelledby="load"><h2 id="load">Load</h2>${charts(parts.now)}</section>
 ${heatSection(parts.history)}
 ${requestsSection(parts.requests)}

@@ -9,7 +9,7 @@ import { markup, type Part } from "./html.ts";
 import type { Page } from "./layout.ts";
 import { mapContent, partOf } from "./map_page.ts";
 import type { Monitor } from "./monitor.ts";
-import type { RequestsWatch } from "./requests_watch.ts";
+import type { LinesWatch } from "./lines_watch.ts";
 import { redirect } from "./responses.ts";
 import {
   confirmForm,
@@ -28,7 +28,8 @@ const MOST_NOTICES = 32;
 
 interface DiskRouteParts {
   readonly monitor: Monitor;
-  readonly requests: RequestsWatch;
+  readonly requests: LinesWatch;
+  readonly findings: LinesWatch;
   readonly facts: Facts;
   readonly access: Access;
   readonly allowsChanges: boolean;
@@ -75,13 +76,14 @@ export class DiskRoutes {
   }
 
   async #disk(disk: WatchedDisk, query: URLSearchParams): Promise<Response> {
-    const { monitor, requests, facts, allowsChanges } = this.#parts;
+    const { monitor, requests, findings, facts, allowsChanges } = this.#parts;
     const { key, sample } = disk;
     const image = imageOf(sample);
     const isThere = disk.state !== "no answer";
-    const [chain, open] = await Promise.all([
+    const [chain, open, found] = await Promise.all([
       image === "" ? { error: "It has no image." } : facts.chain(image, chainSign(disk)),
       isThere ? requests.once(sample) : null,
+      isThere ? findings.once(sample) : null,
     ]);
     const notice = this.#notices.get(query.get("notice") ?? "");
     const content = markup`
@@ -95,6 +97,7 @@ export class DiskRoutes {
         now: chartTexts(disk.activity),
         chain,
         requests: open,
+        findings: found,
         events: monitor.events.filter((event) => event.key === key),
         allowsChanges,
       })

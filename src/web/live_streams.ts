@@ -2,25 +2,28 @@ import { cellsOf, chartTexts, choiceOf, chosenDisks, MOST_ROWS, sparkLine } from
 import { chainSign, diskTexts, shownEvents } from "./disk_page.ts";
 import { timeText } from "./format.ts";
 import type { Monitor } from "./monitor.ts";
-import type { RequestsWatch } from "./requests_watch.ts";
+import type { LinesWatch } from "./lines_watch.ts";
 import { textResponse } from "./responses.ts";
 import { type StreamMessage, Streams } from "./stream.ts";
 
 /** The streams of the pages: what each page's script gets. `client/messages.ts` has the types. */
 export class LiveStreams {
   readonly #monitor: Monitor;
-  readonly #requests: RequestsWatch;
+  readonly #requests: LinesWatch;
+  readonly #findings: LinesWatch;
   readonly #streams: Streams;
 
   constructor(
-    { monitor, requests, onFault }: {
+    { monitor, requests, findings, onFault }: {
       monitor: Monitor;
-      requests: RequestsWatch;
+      requests: LinesWatch;
+      findings: LinesWatch;
       onFault: (error: unknown) => void;
     },
   ) {
     this.#monitor = monitor;
     this.#requests = requests;
+    this.#findings = findings;
     this.#streams = new Streams(monitor, onFault);
   }
 
@@ -78,7 +81,10 @@ export class LiveStreams {
     return this.#streams.open({
       first,
       next: () => this.#nextOf(key),
-      begun: () => this.#requests.watch(key, disk.sample),
+      begun: () => {
+        const ends = [this.#requests, this.#findings].map((watch) => watch.watch(key, disk.sample));
+        return () => ends.forEach((end) => end());
+      },
     }) ?? undefined;
   }
 
@@ -98,6 +104,7 @@ export class LiveStreams {
         problem: monitor.problem,
         texts: diskTexts(disk),
         requests: this.#requests.linesOf(key),
+        findings: this.#findings.linesOf(key),
         events: events.map(({ timeMs, text, isProblem }) => [timeText(timeMs), text, isProblem]),
         chain: chainSign(disk),
       },

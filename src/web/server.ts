@@ -21,7 +21,7 @@ import { imagesContent } from "./images_page.ts";
 import type { Facts } from "./facts.ts";
 import { messagePage, type Page, type PageFrame, pageOf } from "./layout.ts";
 import type { Monitor } from "./monitor.ts";
-import type { RequestsWatch } from "./requests_watch.ts";
+import type { LinesWatch } from "./lines_watch.ts";
 import { htmlResponse, redirect, textResponse } from "./responses.ts";
 import { LiveStreams } from "./live_streams.ts";
 
@@ -31,7 +31,9 @@ const MOST_REQUESTS = 256;
 /** What a server is made of. */
 export interface ServerParts {
   readonly monitor: Monitor;
-  readonly requests: RequestsWatch;
+  readonly requests: LinesWatch;
+  /** What disks wait for. */
+  readonly findings: LinesWatch;
   readonly facts: Facts;
   readonly access: Access;
   readonly assets: Assets;

@@ -6,7 +6,7 @@
  */
 import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
-import { type Finding, findings, healthFinding } from "../../src/cli/tap_ctl/findings.ts";
+import { type Finding, findings, healthFinding, roomWanted } from "../../src/observe/findings.ts";
 import type { ToldFacts } from "../../src/control/protocol/explain.ts";
 import { factsOf } from "../../src/vbd/disk_facts.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
@@ -32,7 +32,7 @@ function told({ simulation, device }: ReturnType<typeof open>): ToldFacts {
 }
 
 function says(facts: ToldFacts): Finding[] {
-  return findings(facts, (path) => ({ mount: path, freeBytes: 512 }));
+  return findings(facts, { mount: roomWanted(facts) ?? "", freeBytes: 512 });
 }
 
 function elapse({ simulation }: ReturnType<typeof open>, forMs: number): void {

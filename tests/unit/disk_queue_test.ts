@@ -207,6 +207,27 @@ Deno.test("disk queue: what an owner throws ends its disk, and no other operatio
   rig.close();
 });
 
+Deno.test("disk queue: a file is busy since its first operation after none", () => {
+  const rig = new Rig();
+  const since: number[] = [];
+  const note = (): void => void since.push(rig.queue.busySinceMs(3));
+  rig.scheduler.lastMs[0] = 1_000;
+  rig.start("read", 100, 1);
+  note();
+  rig.scheduler.lastMs[0] = 2_000;
+  rig.start("read", 300, 1, 10);
+  note();
+  rig.groups();
+  rig.backend.end(3);
+  rig.scheduler.turn();
+  assert.equal(rig.queue.pendingOf(3), 0);
+  rig.scheduler.lastMs[0] = 3_000;
+  rig.start("read", 100, 1);
+  note();
+  assert.deepEqual(since, [1_000, 1_000, 3_000]);
+  rig.close();
+});
+
 Deno.test("disk queue: what was joined with a bad place is started again alone, unless its disk ended", () => {
   for (
     const [errno, failed, again] of [[Errno.EIO, false, 3], [Errno.ENOSPC, false, 0], [

@@ -8,7 +8,7 @@ import { Facts } from "../../src/web/facts.ts";
 import { markup } from "../../src/web/html.ts";
 import { imagesContent } from "../../src/web/images_page.ts";
 import { Monitor } from "../../src/web/monitor.ts";
-import { RequestsWatch } from "../../src/web/requests_watch.ts";
+import { LinesWatch } from "../../src/web/lines_watch.ts";
 import { WebServer } from "../../src/web/server.ts";
 import { Streams } from "../../src/web/stream.ts";
 import { diskSample, histogramOf, hostSample, layerSample } from "../support/observe.ts";
@@ -54,7 +54,8 @@ class Bench {
     };
     this.server = new WebServer({
       monitor: this.monitor,
-      requests: new RequestsWatch(this.monitor, () => Promise.resolve(["slot 1: <read>"])),
+      requests: new LinesWatch(this.monitor, () => Promise.resolve(["slot 1: <read>"])),
+      findings: new LinesWatch(this.monitor, () => Promise.resolve(["It waits for <b>."])),
       facts: new Facts(jobs),
       access: new Access({ token, names: [] }),
       assets: assetsOf({ script: "1", style: "p{}" }),
@@ -246,6 +247,7 @@ Deno.test("web: names from outside are text on every page", () =>
       assert.ok(!text.includes("\u202e"), page);
     }
     assert.match(await bench.text("/disks/100/0"), /slot 1: &lt;read&gt;/);
+    assert.match(await bench.text("/disks/100/0"), /<li>It waits for &lt;b&gt;\.<\/li>/);
   }));
 
 Deno.test("web: with a token nothing but the script and the style is served without it", () =>
@@ -358,7 +360,7 @@ Deno.test("web: a tapdisk is asked for its requests once a second, however often
   const [device, other] = [{ pid: 100, minor: 0 }, { pid: 100, minor: 1 }];
   const asked: unknown[] = [];
   let nowMs = 0;
-  const watch = new RequestsWatch(monitor, (device) => {
+  const watch = new LinesWatch(monitor, (device) => {
     asked.push(device);
     return asked.length === 1 ? Promise.reject(new Error("It hangs")) : Promise.resolve(["slot 1"]);
   }, { nowMs: () => nowMs });

@@ -1,9 +1,10 @@
 import type { Command } from "commander";
 import type { DeviceAddress } from "../../control/client/client.ts";
 import { deviceFacts } from "../../control/client/questions.ts";
+import type { ToldFacts } from "../../control/protocol/explain.ts";
 import { printJson, printLine } from "../print.ts";
-import { roomFor } from "./filesystem.ts";
-import { type Finding, findings, healthFinding } from "./findings.ts";
+import { type Finding, findings, healthFinding, roomWanted } from "../../observe/findings.ts";
+import { Rooms } from "../../observe/rooms.ts";
 import { deviceOptions } from "./options.ts";
 
 interface ExplainChoices extends DeviceAddress {
@@ -30,15 +31,20 @@ export function defineExplain(command: Command): Command {
     .action(explain);
 }
 
+async function findingsOf(facts: ToldFacts): Promise<Finding[]> {
+  const file = roomWanted(facts);
+  return findings(facts, file === null ? null : await new Rooms().of(file));
+}
+
 async function explain({ json = false, ...device }: ExplainChoices): Promise<void> {
   let facts = deviceFacts(device);
-  let found = findings(facts, roomFor);
+  let found = await findingsOf(facts);
   if (found.length === 0) {
     const before = facts;
     const startMs = performance.now();
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
     facts = deviceFacts(device);
-    found = findings(facts, roomFor);
+    found = await findingsOf(facts);
     if (found.length === 0) found = [healthFinding(before, facts, performance.now() - startMs)];
   }
   if (json) return printJson({ findings: found, facts });

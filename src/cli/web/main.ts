@@ -11,13 +11,14 @@ import { leaveSocket } from "../../frontend/socket_file.ts";
 import { Gatherer } from "../../observe/gather.ts";
 import { Access, makeToken } from "../../web/access.ts";
 import { readAssets } from "../../web/assets.ts";
+import { Explanations } from "../../web/explanations.ts";
 import { Facts } from "../../web/facts.ts";
 import { FrontDoor } from "../../web/front_door.ts";
 import { Jobs } from "../../web/jobs.ts";
 import { Monitor } from "../../web/monitor.ts";
 import { askOpenRequests } from "../../web/open_requests.ts";
 import { userOfPeer } from "../../web/peer.ts";
-import { RequestsWatch } from "../../web/requests_watch.ts";
+import { LinesWatch } from "../../web/lines_watch.ts";
 import { faultText, WebServer } from "../../web/server.ts";
 import { ownCommand } from "../background.ts";
 import { printErrorLine, printErrorText, printLine, printText } from "../print.ts";
@@ -102,12 +103,14 @@ async function serve(choices: WebChoices): Promise<void> {
   const assets = readAssets();
   prepareFolders();
   const gatherer = new Gatherer();
+  const explanations = new Explanations();
   const monitor = new Monitor(() => gatherer.gather());
   const { program, first } = ownCommand("web");
   const jobs = new Jobs({ program, args: [...first, `--${WORKER_ARGUMENT}`] });
   const server = new WebServer({
     monitor,
-    requests: new RequestsWatch(monitor, askOpenRequests),
+    requests: new LinesWatch(monitor, askOpenRequests),
+    findings: new LinesWatch(monitor, (device) => explanations.of(device)),
     facts: new Facts(jobs),
     access: new Access({ token, names }),
     assets,

@@ -1,5 +1,16 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
 import type { DiskFacts } from "../../vbd/disk_facts.ts";
+import {
+  allOf,
+  fieldsOf,
+  isFlag,
+  isNumber,
+  isText,
+  listOf,
+  optional,
+  orNull,
+  type Shape,
+} from "./shape.ts";
 import { MessageType, startMessage, viewOf } from "./message.ts";
 
 /** A process that gave an order, with the name of its program and that of the one that started it. */
@@ -39,17 +50,96 @@ export function explainedLength(message: Uint8Array): number {
   throw new SystemError(Errno.EPROTO, `Cannot take facts of ${lengthBytes} bytes`);
 }
 
+/** More layers, and clients, than a disk can have. */
+const MOST_ENTRIES = 4096;
+
+const STAGE = fieldsOf({ requests: isNumber, longestMs: isNumber });
+const ENDED = fieldsOf({ requests: isNumber, mean: isNumber, highest: isNumber });
+
+const CONDITIONS: Readonly<Record<string, Shape>> = {
+  server: fieldsOf({
+    image: isText,
+    lostMs: orNull(isNumber),
+    why: isText,
+    nextTryMs: orNull(isNumber),
+    asked: isNumber,
+    oldestMs: isNumber,
+    meanMs: isNumber,
+  }),
+  share: fieldsOf({ bridge: isText, isConnected: isFlag, waiting: isNumber }),
+};
+
+/** A tapdisk of another version may know others. */
+function isCondition(value: unknown, at: string): string | null {
+  const kind = typeof value === "object" && value !== null && "kind" in value ? value.kind : null;
+  if (typeof kind !== "string") return at;
+  return Object.hasOwn(CONDITIONS, kind) ? CONDITIONS[kind](value, at) : null;
+}
+
+/** What facts have at least: a tapdisk of another version may know more. */
+const FACTS = fieldsOf({
+  tapdisk: isNumber,
+  minor: isNumber,
+  name: isText,
+  phase: isText,
+  bytes: isNumber,
+  paused: orNull(fieldsOf({
+    sinceMs: isNumber,
+    by: orNull(fieldsOf({
+      pid: isNumber,
+      command: isText,
+      parent: orNull(fieldsOf({ pid: isNumber, command: isText })),
+    })),
+  })),
+  notResumed: orNull(fieldsOf({ sinceMs: isNumber, why: isText })),
+  requests: fieldsOf({ room: STAGE, pause: STAGE, retry: STAGE, disk: STAGE, limit: STAGE }),
+  slots: fieldsOf({ free: isNumber, all: isNumber }),
+  trouble: orNull(fieldsOf({
+    sinceMs: isNumber,
+    requests: isNumber,
+    tries: isNumber,
+    errno: isNumber,
+    error: isText,
+    file: orNull(isText),
+  })),
+  reopening: orNull(isText),
+  images: listOf(
+    fieldsOf({
+      name: isText,
+      file: orNull(isText),
+      pending: isNumber,
+      meanMs: orNull(isNumber),
+      endedMs: orNull(isNumber),
+      quietMs: optional(orNull(isNumber)),
+      condition: orNull(isCondition),
+    }),
+    MOST_ENTRIES,
+  ),
+  secondary: orNull(fieldsOf({ name: isText, state: isText, redirected: isNumber })),
+  limits: orNull(allOf(isNumber)),
+  clients: listOf(
+    fieldsOf({ client: isText, held: isNumber, waits: isFlag, stuckMs: orNull(isNumber) }),
+    MOST_ENTRIES,
+  ),
+  ended: fieldsOf({ read: ENDED, write: ENDED, flush: ENDED }),
+});
+
+function areFacts(value: unknown): value is ToldFacts {
+  return FACTS(value, "") === null;
+}
+
 /** The facts in the text behind the head. Throws `SystemError` (EPROTO). */
 export function decodeFacts(text: Uint8Array): ToldFacts {
-  let facts: ToldFacts | null = null;
+  let facts: unknown;
   try {
     facts = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(text));
   } catch {
     // What is no JSON has no facts.
   }
-  // The tapdisk of another version may know less, or more.
-  const isWhole = typeof facts === "object" && facts !== null && Array.isArray(facts.images) &&
-    Array.isArray(facts.clients) && typeof facts.requests === "object";
-  if (isWhole && facts !== null) return facts;
-  throw new SystemError(Errno.EPROTO, "Cannot take the facts of a disk (they make no sense)");
+  if (areFacts(facts)) return facts;
+  const wrong = FACTS(facts, "") || "they are no fields";
+  throw new SystemError(
+    Errno.EPROTO,
+    `Cannot take the facts of a disk (they make no sense: ${wrong})`,
+  );
 }

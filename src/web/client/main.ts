@@ -64,7 +64,7 @@ class LivePage {
   }
 
   #next(message: NextMessage): void {
-    const { point, column, now, problem, rows, texts, requests, events, chain } = message;
+    const { point, column, now, problem, rows, texts, requests, findings, events, chain } = message;
     showProblem(problem);
     if (point !== undefined) this.#charts.add(point);
     if (column !== undefined) this.#heat?.add(column);
@@ -75,7 +75,11 @@ class LivePage {
     for (const [field, text] of Object.entries(texts ?? {})) {
       setText(document.querySelector(`[data-field="${field}"]`), text);
     }
-    if (requests !== undefined) showRequests(requests);
+    if (requests !== undefined) showLines("requests", requests, "No request is open.");
+    // The first answer of a stream comes after its first sample: the page has one by then.
+    if (findings !== undefined && findings !== null) {
+      showLines("findings", findings, "Nothing that its tapdisk knows of.");
+    }
     if (events !== undefined) showEvents(events);
     const sign = document.getElementById("chain")?.dataset.sign;
     if (chain !== undefined && sign !== chain) this.#renew("chain");
@@ -108,13 +112,14 @@ class LivePage {
   }
 }
 
-function showRequests(requests: readonly string[] | null): void {
-  const list = document.getElementById("requests");
-  const none = document.getElementById("no-requests");
+/** Shows lines, or that there are none; null when the tapdisk does not say. */
+function showLines(id: string, lines: readonly string[] | null, without: string): void {
+  const list = document.getElementById(id);
+  const none = document.getElementById(`no-${id}`);
   if (list === null || none === null) return;
-  fillList(list, requests ?? []);
-  none.hidden = (requests?.length ?? 0) > 0;
-  setText(none, requests === null ? "Its tapdisk does not say." : "No request is open.");
+  fillList(list, lines ?? []);
+  none.hidden = (lines?.length ?? 0) > 0;
+  setText(none, lines === null ? "Its tapdisk does not say." : without);
 }
 
 function showEvents(events: NonNullable<NextMessage["events"]>): void {

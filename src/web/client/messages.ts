@@ -20,6 +20,8 @@ export interface NextMessage {
   /** Of a disk. */
   readonly texts?: Readonly<Record<string, string>>;
   readonly requests?: readonly string[] | null;
+  /** What it waits for, a line each. */
+  readonly findings?: readonly string[] | null;
   readonly events?: readonly (readonly [time: string, text: string, isProblem: boolean])[];
   /** Changes when the disk gets another chain. */
   readonly chain?: string;

@@ -2,20 +2,20 @@ import type { DeviceAddress } from "../control/client/client.ts";
 import type { Monitor } from "./monitor.ts";
 import { keyOf } from "./watched.ts";
 
-/** Asks for the open requests of a disk; may fail. */
-export type AskRequests = (device: DeviceAddress) => Promise<readonly string[]>;
+/** Asks a tapdisk for lines about a disk; may fail. */
+export type AskLines = (device: DeviceAddress) => Promise<readonly string[]>;
 
 /** After so long a tapdisk is asked again for a page that is loaded. */
 const KEPT_MS = 1000;
 
-/** What is known of the requests of a disk. */
+/** An answer. */
 interface Asked {
   readonly atMs: number;
   /** Null when the tapdisk did not say. */
   readonly lines: Promise<readonly string[] | null>;
 }
 
-interface WatchedRequests {
+interface WatchedLines {
   readonly device: DeviceAddress;
   users: number;
   isAsking: boolean;
@@ -24,14 +24,14 @@ interface WatchedRequests {
 }
 
 /**
- * The open requests of disks, asked for once for all browsers: with each sample while a page is open, and
+ * Lines about disks, such as their open requests, asked for once for all browsers: with each sample while a page is open, and
  * otherwise no more than once a second however often pages are loaded.
  */
-export class RequestsWatch {
+export class LinesWatch {
   readonly #monitor: Monitor;
-  readonly #ask: AskRequests;
+  readonly #ask: AskLines;
   readonly #nowMs: () => number;
-  readonly #watched = new Map<string, WatchedRequests>();
+  readonly #watched = new Map<string, WatchedLines>();
   /** Answers of the last second. */
   readonly #asked = new Map<string, Asked>();
   #unsubscribe: (() => void) | null = null;
@@ -39,7 +39,7 @@ export class RequestsWatch {
   /** @param nowMs The clock; never goes back. */
   constructor(
     monitor: Monitor,
-    ask: AskRequests,
+    ask: AskLines,
     { nowMs = () => performance.now() }: { nowMs?: () => number } = {},
   ) {
     this.#monitor = monitor;
@@ -47,7 +47,7 @@ export class RequestsWatch {
     this.#nowMs = nowMs;
   }
 
-  /** The requests of a disk, at most a second old; null when the tapdisk does not say. */
+  /** The lines about a disk, at most a second old; null when the tapdisk does not say. */
   once(device: DeviceAddress): Promise<readonly string[] | null> {
     const nowMs = this.#nowMs();
     for (const [key, { atMs }] of this.#asked) if (nowMs - atMs >= KEPT_MS) this.#asked.delete(key);
@@ -61,7 +61,7 @@ export class RequestsWatch {
     return lines;
   }
 
-  /** The requests as they were found last. */
+  /** The lines as they were found last. */
   linesOf(key: string): readonly string[] | null {
     return this.#watched.get(key)?.lines ?? null;
   }

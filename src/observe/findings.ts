@@ -1,8 +1,8 @@
-import { Errno } from "../../../ffi/errno.ts";
-import type { ServerCondition } from "../../driver/condition.ts";
-import type { ToldActor, ToldFacts } from "../../control/protocol/explain.ts";
-import type { ImageFacts } from "../../vbd/disk_facts.ts";
-import type { Room } from "./filesystem.ts";
+import { Errno } from "../../ffi/errno.ts";
+import type { ServerCondition } from "../driver/condition.ts";
+import type { ToldActor, ToldFacts } from "../control/protocol/explain.ts";
+import type { ImageFacts } from "../vbd/disk_facts.ts";
+import type { Room } from "./rooms.ts";
 
 /** What a disk waits for, as programs name it. */
 export type FindingKind =
@@ -81,8 +81,17 @@ function device({ tapdisk, minor }: ToldFacts): string {
   return `-p ${tapdisk} -m ${minor}`;
 }
 
-/** Why requests of a disk do not go on, or could fail; the most telling first. Empty when all is well. */
-export function findings(facts: ToldFacts, roomFor: (path: string) => Room): Finding[] {
+/** The file for which there is no room, so that its filesystem is worth a look; null for none. */
+export function roomWanted({ trouble }: ToldFacts): string | null {
+  return trouble !== null && ofRoom.includes(trouble.errno) ? trouble.file : null;
+}
+
+/**
+ * Why requests of a disk do not go on, or could fail; the most telling first. Empty when all is well.
+ *
+ * @param room That of the file that `roomWanted` names; null when it names none.
+ */
+export function findings(facts: ToldFacts, room: Room | null): Finding[] {
   if (facts.name === "") {
     const advice = `Open one: tap-ctl open ${device(facts)} -a TYPE:PATH`;
     return [{ kind: "no-image", says: "There is no image.", advice }];
@@ -97,7 +106,7 @@ export function findings(facts: ToldFacts, roomFor: (path: string) => Room): Fin
   const { trouble } = facts;
   return [
     ...pauseFindings(facts),
-    ...(trouble === null ? [] : [troubleFinding(facts, trouble, roomFor)]),
+    ...(trouble === null ? [] : [troubleFinding(facts, trouble, room)]),
     ...serverFindings(facts),
     ...hungFindings(facts),
     ...limitFindings(facts),
@@ -148,11 +157,11 @@ function pauseFindings(facts: ToldFacts): Finding[] {
 function troubleFinding(
   facts: ToldFacts,
   { sinceMs, requests, tries, errno, error, file }: NonNullable<ToldFacts["trouble"]>,
-  roomFor: (path: string) => Room,
+  room: Room | null,
 ): Finding {
   const since = `for ${timeText(sinceMs)}, ${tries} tries failed`;
   if (ofRoom.includes(errno) && file !== null) {
-    const { mount, freeBytes } = roomFor(file);
+    const { mount, freeBytes } = room ?? { mount: file, freeBytes: null };
     const free = freeBytes === null ? "" : `: ${bytesText(freeBytes)} are free on ${mount}`;
     return {
       kind: "full",
@@ -210,8 +219,8 @@ function lostServer({ image, lostMs, why, nextTryMs }: ServerCondition): Finding
 
 function hungFindings({ images, requests: { disk, room } }: ToldFacts): Finding[] {
   const found: Finding[] = [];
-  const isQuiet = ({ pending, endedMs }: ImageFacts): boolean =>
-    pending > 0 && (endedMs === null || endedMs >= LATE_MS);
+  // An image that has just got an operation after a rest is not hung, although none has ended for long.
+  const isQuiet = ({ quietMs = null }: ImageFacts): boolean => (quietMs ?? 0) >= LATE_MS;
   const quiet = disk.longestMs < LATE_MS ? [] : images.filter(isQuiet);
   for (const { file, name, pending, endedMs } of quiet) {
     const last = endedMs === null
