@@ -1,6 +1,6 @@
 /** The HTTP server of `blktap exporter`, with metrics of the test: what it answers, and what clients cannot do. */
 import assert from "node:assert/strict";
-import { parseExporter } from "../../src/cli/exporter/arguments.ts";
+import { namesServed, parseExporter } from "../../src/cli/exporter/arguments.ts";
 import { type Client, MetricsServer } from "../../src/cli/exporter/server.ts";
 import { withTempDir } from "../support/tools.ts";
 
@@ -191,4 +191,19 @@ Deno.test("the exporter: where it serves", () => {
   for (const args of wrong) {
     assert.throws(() => parseExporter(args), { code: "EINVAL" }, args.join(" "));
   }
+});
+
+Deno.test("the exporter: names are looked at where a browser of this machine comes in, and where some are given", () => {
+  const at = (...args: string[]): readonly string[] | null => {
+    const place = parseExporter(args);
+    assert.ok(place !== null);
+    return namesServed(place, "Dom0");
+  };
+  assert.deepEqual(at("--listen", "127.0.0.1:1"), ["dom0"]);
+  assert.deepEqual(at("--listen", "[::1]:1"), ["dom0"]);
+  assert.deepEqual(at("--listen", "LocalHost:1", "--name", "b"), ["b", "dom0"]);
+  assert.deepEqual(at("--listen", "0.0.0.0:1", "--name", "b"), ["b", "dom0"]);
+  assert.equal(at("--listen", "0.0.0.0:1"), null);
+  assert.equal(at("--listen", "dom0.example:1"), null);
+  assert.equal(at("--socket", "/x"), null);
 });

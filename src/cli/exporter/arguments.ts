@@ -55,3 +55,16 @@ export function parseExporter(args: readonly string[]): ExporterPlace | null {
   if (names.length > 0) throw wrong("--name goes with --listen: at a socket, all names are served");
   return { transport: "unix", path };
 }
+
+const LOOPBACK = /^(?:localhost|127(?:\.\d{1,3}){3}|::1)$/i;
+
+/**
+ * The names under which the exporter may be asked, beside `localhost` and addresses; null for all. Only programs of this
+ * machine reach a loopback address: a browser among them may be led there by a site's own name. Where other machines
+ * can ask as well, names are looked at when there are some.
+ */
+export function namesServed(place: ExporterPlace, machine: string): readonly string[] | null {
+  if (place.transport === "unix") return null;
+  if (!LOOPBACK.test(place.hostname) && place.names.length === 0) return null;
+  return [...place.names, machine.toLowerCase()];
+}

@@ -14,7 +14,7 @@ import { Gatherer } from "../../observe/gather.ts";
 import { MetricsText } from "../../observe/prometheus.ts";
 import { openDaemonLog } from "../daemon_log.ts";
 import { printErrorLine, printErrorText, printText } from "../print.ts";
-import { type ExporterPlace, parseExporter } from "./arguments.ts";
+import { type ExporterPlace, namesServed, parseExporter } from "./arguments.ts";
 import { MetricsServer } from "./server.ts";
 import { helpText, SYNOPSIS } from "./texts.ts";
 
@@ -77,10 +77,7 @@ async function serve(place: ExporterPlace): Promise<void> {
     const sample = await gatherer.gather();
     return metrics.of(sample, await files.gather(sample.disks));
   };
-  const names = place.transport === "unix" ? null : [
-    ...place.names,
-    Deno.hostname().toLowerCase(),
-  ];
+  const names = namesServed(place, Deno.hostname());
   const server = new MetricsServer(listener, { text, log, names });
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, () => server.close());

@@ -32,8 +32,8 @@ export const OPTIONS: readonly ExporterOption[] = [
   {
     use: "--name NAME",
     text:
-      "a name under which Prometheus asks, as its targets have it; localhost, addresses and the name of this " +
-      "machine need none. Other names are refused, so that no site in a browser can lead its own name here",
+      "answer only under this name, localhost, addresses and the name of this machine, so that no site in a " +
+      "browser can lead its own name here. At a loopback address it is so without this option",
   },
   { use: "-h, --help", text: "print this text" },
 ];
