@@ -136,7 +136,7 @@ files() {
   check "mkfs.ext4 makes a filesystem" mkfs.ext4 -q -F "$node" || exit 1
   check "it mounts" mount "$node" "$mount" || exit 1
   mkdir tree
-  cp -r "$project/src" "$project/tests/data" tree/
+  cp -r "$project/src/vhd" "$project/src/vbd" "$project/tests/data" tree/
   cp -r tree "$mount/"
   sync
   check "a tree of files is there again, from the disk" same_tree
