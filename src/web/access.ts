@@ -40,12 +40,13 @@ export function isSameSecret(given: string, wanted: string): boolean {
 export function hostOf(text: string): string | null {
   const [, bracketed, plain] =
     /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]/@\s]+))(?::\d{1,5})?$/.exec(text) ?? [];
-  return bracketed ?? plain?.toLowerCase() ?? null;
+  // A name may end with a dot, which says that it is whole.
+  return bracketed ?? plain?.toLowerCase().replace(/\.$/, "") ?? null;
 }
 
 /** Whether a text is a name that a host may have. */
 export function isHostName(text: string): boolean {
-  return text.length <= 253 && /^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?$/i.test(text);
+  return text.length <= 253 && /^[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?$/i.test(text);
 }
 
 /**
@@ -57,6 +58,13 @@ export function isKnownHost(host: string | null, names: readonly string[]): bool
   if (name === null) return false;
   if (name === "localhost" || name.includes(":")) return true;
   return /^\d{1,3}(?:\.\d{1,3}){3}$/.test(name) || names.includes(name);
+}
+
+/** The names of a program that listens at `hostname`: those that it was given, and that one if it is a name. */
+export function namesAt(hostname: string, names: readonly string[]): readonly string[] {
+  return isHostName(hostname) && !isKnownHost(hostname, names)
+    ? [...names, hostname.toLowerCase()]
+    : names;
 }
 
 function cookieOf(headers: Headers): string | null {

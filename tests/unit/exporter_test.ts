@@ -84,6 +84,10 @@ serverTest(
     assert.equal(await status("Host: localhost", "Host: evil.example"), "421");
     assert.equal(await status("X: Host: localhost"), "421");
     assert.equal(await status(), "421");
+    const old = (...headers: string[]): Promise<string> =>
+      ask(["GET /metrics HTTP/1.0", ...headers, "\r\n"].join("\r\n"));
+    assert.match(await old(), /^HTTP\/1\.1 200 /);
+    assert.match(await old("Host: evil.example"), /^HTTP\/1\.1 421 /);
   },
   ["dom0.example"],
 );
@@ -185,6 +189,7 @@ Deno.test("the exporter: where it serves", () => {
     ["--socket", ""],
     ["--socket", "/x", "--name", "b"],
     ["--listen", "x:1", "--name", "a/b"],
+    ["--listen", "x:1", "--name", "a:9742"],
     ["more"],
     ["--port", "1"],
   ];
@@ -194,16 +199,22 @@ Deno.test("the exporter: where it serves", () => {
 });
 
 Deno.test("the exporter: names are looked at where a browser of this machine comes in, and where some are given", () => {
-  const at = (...args: string[]): readonly string[] | null => {
+  const at = (address: string, ...args: string[]): readonly string[] | null => {
     const place = parseExporter(args);
     assert.ok(place !== null);
-    return namesServed(place, "Dom0");
+    return namesServed(place, { address, machine: "Dom0" });
   };
-  assert.deepEqual(at("--listen", "127.0.0.1:1"), ["dom0"]);
-  assert.deepEqual(at("--listen", "[::1]:1"), ["dom0"]);
-  assert.deepEqual(at("--listen", "LocalHost:1", "--name", "b"), ["b", "dom0"]);
-  assert.deepEqual(at("--listen", "0.0.0.0:1", "--name", "b"), ["b", "dom0"]);
-  assert.equal(at("--listen", "0.0.0.0:1"), null);
-  assert.equal(at("--listen", "dom0.example:1"), null);
-  assert.equal(at("--socket", "/x"), null);
+  assert.deepEqual(at("127.0.0.1", "--listen", "127.0.0.1:1"), ["dom0"]);
+  assert.deepEqual(at("::1", "--listen", "[::1]:1"), ["dom0"]);
+  assert.deepEqual(at("127.0.0.1", "--listen", "LocalHost:1", "--name", "b"), ["b", "dom0"]);
+  // As Debian has the machine's own name in /etc/hosts.
+  assert.deepEqual(at("127.0.1.1", "--listen", "Other.example:1"), ["other.example", "dom0"]);
+  assert.deepEqual(at("0.0.0.0", "--listen", "0.0.0.0:1", "--name", "b"), ["b", "dom0"]);
+  assert.deepEqual(
+    at("10.0.0.1", "--listen", "Dom0.example:1", "--name", "b"),
+    ["b", "dom0.example", "dom0"],
+  );
+  assert.equal(at("0.0.0.0", "--listen", "0.0.0.0:1"), null);
+  assert.equal(at("10.0.0.1", "--listen", "dom0.example:1"), null);
+  assert.equal(at("", "--socket", "/x"), null);
 });

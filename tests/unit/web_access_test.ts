@@ -36,6 +36,7 @@ Deno.test("web: a page is asked for by localhost, an address, or a name that was
   }
   assert.ok(isKnownHost("dom0.example:9753", ["dom0.example"]));
   assert.ok(isKnownHost("DOM0.example", ["dom0.example"]));
+  assert.ok(isKnownHost("dom0.example.:9753", ["dom0.example"]) && isKnownHost("localhost.", []));
   const strangers = [
     null,
     "",
@@ -45,6 +46,8 @@ Deno.test("web: a page is asked for by localhost, an address, or a name that was
     "evil.example:9753",
     "user@localhost",
     "localhost/",
+    "localhost..",
+    ".",
     "localhost:80:80",
     "[::1",
     "2130706433.example",
@@ -52,7 +55,8 @@ Deno.test("web: a page is asked for by localhost, an address, or a name that was
   for (const host of strangers) assert.ok(!isKnownHost(host, ["dom0.example"]), String(host));
   assert.equal(hostOf("[::1]:9"), "::1");
   assert.ok(
-    isHostName("a.b-c.example") && !isHostName("a b") && !isHostName("-a") && !isHostName(""),
+    isHostName("a.b-c.example") && isHostName("blktap_web") && !isHostName("a b") &&
+      !isHostName("-a") && !isHostName(""),
   );
 });
 

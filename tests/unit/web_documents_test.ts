@@ -80,6 +80,8 @@ Deno.test("web: where the page is, and what is wrong with a command line", () =>
     "/",
   ]);
   assert.deepEqual([choices?.folders, choices?.names], [["/a", "/b", "/"], ["a.example"]]);
+  const named = parseWeb(["--listen", "Dom0.example:9753", "--name", "b"]);
+  assert.deepEqual(named?.names, ["b", "dom0.example"]);
   assert.equal(choices?.allowsChanges, false);
   assert.equal(parseWeb(["-h"]), null);
   const wrong: [RegExp, ...string[]][] = [

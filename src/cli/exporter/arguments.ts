@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { isHostName } from "../../web/access.ts";
+import { isHostName, namesAt } from "../../web/access.ts";
 import { parseOptions } from "../getopt.ts";
 
 /** Where metrics are served. */
@@ -19,7 +19,9 @@ function wrong(why: string): SystemError {
 
 function nameOf(text: string): string {
   if (isHostName(text)) return text.toLowerCase();
-  throw wrong(`invalid --name: '${text}' is no name of a host`);
+  throw wrong(
+    `invalid --name: '${text}' is no name of a host, such as dom0.example without a port`,
+  );
 }
 
 function addressOf(text: string, names: readonly string[]): ExporterPlace {
@@ -56,15 +58,20 @@ export function parseExporter(args: readonly string[]): ExporterPlace | null {
   return { transport: "unix", path };
 }
 
-const LOOPBACK = /^(?:localhost|127(?:\.\d{1,3}){3}|::1)$/i;
+const LOOPBACK = /^(?:(?:::ffff:)?127(?:\.\d{1,3}){3}|::1)$/i;
 
 /**
  * The names under which the exporter may be asked, beside `localhost` and addresses; null for all. Only programs of this
  * machine reach a loopback address: a browser among them may be led there by a site's own name. Where other machines
  * can ask as well, names are looked at when there are some.
+ *
+ * @param address The address that the place turned out to be: a name, such as that of the machine, may be a loopback one.
  */
-export function namesServed(place: ExporterPlace, machine: string): readonly string[] | null {
+export function namesServed(
+  place: ExporterPlace,
+  { address, machine }: { address: string; machine: string },
+): readonly string[] | null {
   if (place.transport === "unix") return null;
-  if (!LOOPBACK.test(place.hostname) && place.names.length === 0) return null;
-  return [...place.names, machine.toLowerCase()];
+  if (!LOOPBACK.test(address) && place.names.length === 0) return null;
+  return [...namesAt(place.hostname, place.names), machine.toLowerCase()];
 }

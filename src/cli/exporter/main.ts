@@ -67,6 +67,10 @@ function chosen(place: ExporterPlace, { addr }: Deno.Listener): ExporterPlace {
     : place;
 }
 
+function addressOf({ addr }: Deno.Listener): string {
+  return addr.transport === "tcp" ? addr.hostname : "";
+}
+
 async function serve(place: ExporterPlace): Promise<void> {
   const log = openDaemonLog("blktap exporter", true);
   const gatherer = new Gatherer();
@@ -77,7 +81,10 @@ async function serve(place: ExporterPlace): Promise<void> {
     const sample = await gatherer.gather();
     return metrics.of(sample, await files.gather(sample.disks));
   };
-  const names = namesServed(place, Deno.hostname());
+  const names = namesServed(place, {
+    address: addressOf(listener),
+    machine: Deno.hostname(),
+  });
   const server = new MetricsServer(listener, { text, log, names });
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     Deno.addSignalListener(signal, () => server.close());

@@ -47,16 +47,19 @@ function refusal(status: string): Answer {
 interface Asked {
   readonly method: string;
   readonly path: string;
-  /** Null without one. */
-  readonly host: string | null;
+  /** The `Host` headers. */
+  readonly hosts: readonly string[];
+  /** Whether it is of HTTP/1.0, which has no `Host`; no browser asks so. */
+  readonly isOld: boolean;
 }
 
 /** What a request asks for; null for what is no HTTP. */
 function askedIn(head: string): Asked | null {
-  const [, method, path] = /^([A-Z]+) (\/[^ ?]*)(?:\?[^ ]*)? HTTP\/1\.[01]\r?\n/.exec(head) ?? [];
+  const [, method, path, version] =
+    /^([A-Z]+) (\/[^ ?]*)(?:\?[^ ]*)? HTTP\/1\.([01])\r?\n/.exec(head) ?? [];
   if (method === undefined) return null;
   const hosts = [...head.matchAll(/\nhost:[ \t]*([^\r\n]*?)[ \t]*(?=\r?\n)/gi)];
-  return { method, path, host: hosts.length === 1 ? hosts[0][1] : null };
+  return { method, path, hosts: hosts.map(([, host]) => host), isOld: version === "0" };
 }
 
 /** The bytes of an answer; that to HEAD has no body. */
@@ -172,8 +175,8 @@ export class MetricsServer {
 
   async #answer(request: Asked | null): Promise<Answer> {
     if (request === null) return refusal("400 Bad Request");
-    const { method, path, host } = request;
-    if (this.#names !== null && !isKnownHost(host, this.#names)) return WRONG_NAME;
+    const { method, path } = request;
+    if (!this.#isByName(request)) return WRONG_NAME;
     if (method !== "GET" && method !== "HEAD") return refusal("405 Method Not Allowed");
     if (path === "/") return { status: "200 OK", type: PLAIN, body: INDEX };
     if (path !== "/metrics") return refusal("404 Not Found");
@@ -183,6 +186,12 @@ export class MetricsServer {
       this.#log.error(`Cannot gather metrics: ${error instanceof Error ? error.message : error}`);
       return refusal("500 Internal Server Error");
     }
+  }
+
+  /** Whether a request comes by a name under which metrics are served. */
+  #isByName({ hosts, isOld }: Asked): boolean {
+    if (this.#names === null || (isOld && hosts.length === 0)) return true;
+    return hosts.length === 1 && isKnownHost(hosts[0], this.#names);
   }
 
   #metrics(): Promise<string> {

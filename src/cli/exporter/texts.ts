@@ -32,8 +32,8 @@ export const OPTIONS: readonly ExporterOption[] = [
   {
     use: "--name NAME",
     text:
-      "answer only under this name, localhost, addresses and the name of this machine, so that no site in a " +
-      "browser can lead its own name here. At a loopback address it is so without this option",
+      "answer only under this name, localhost, addresses, the name in --listen and that of this machine, so that no " +
+      "site in a browser can lead its own name here. At a loopback address it is so without this option",
   },
   { use: "-h, --help", text: "print this text" },
 ];

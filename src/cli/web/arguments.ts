@@ -1,5 +1,5 @@
 import { Errno, SystemError } from "../../../ffi/errno.ts";
-import { isHostName } from "../../web/access.ts";
+import { isHostName, namesAt } from "../../web/access.ts";
 import { parseOptions } from "../getopt.ts";
 
 /** Where the page is. */
@@ -65,7 +65,9 @@ function socketAddress(text: string): WebAddress {
 
 function nameOf(text: string): string {
   if (isHostName(text)) return text.toLowerCase();
-  throw wrong(`invalid --name: '${text}' is no name of a host`);
+  throw wrong(
+    `invalid --name: '${text}' is no name of a host, such as dom0.example without a port`,
+  );
 }
 
 /**
@@ -97,10 +99,14 @@ export function parseWeb(args: readonly string[]): WebChoices | null {
     throw wrong("--listen and --socket exclude each other");
   }
   const tokenFile = valuesOf("token-file").at(-1);
+  const address = socket === undefined
+    ? portAddress(listen ?? DEFAULT_LISTEN)
+    : socketAddress(socket);
+  const names = valuesOf("name").map(nameOf);
   return {
-    address: socket === undefined ? portAddress(listen ?? DEFAULT_LISTEN) : socketAddress(socket),
+    address,
     tokenFile: tokenFile === undefined ? null : absolute("token-file", tokenFile),
-    names: valuesOf("name").map(nameOf),
+    names: address.kind === "port" ? namesAt(address.hostname, names) : names,
     folders: valuesOf("images").map((folder) =>
       absolute("images", folder).replace(/(.)\/+$/, "$1")
     ),

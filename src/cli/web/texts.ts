@@ -38,7 +38,8 @@ export const OPTIONS: readonly WebOption[] = [
   },
   {
     use: "--name NAME",
-    text: "a name by which browsers ask for the page, beside localhost and addresses",
+    text:
+      "a name by which browsers ask for the page, beside localhost, addresses and the name in --listen",
   },
   { use: "--images FOLDER", text: "look in this folder for images that are not served" },
   { use: "--allow-changes", text: "allow the page to make snapshots" },
