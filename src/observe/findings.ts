@@ -284,7 +284,7 @@ function clientFindings({ clients, slots }: ToldFacts): Finding[] {
     found.push({
       kind: "client",
       says:
-        `${client[0].toUpperCase()}${
+        `${client.charAt(0).toUpperCase()}${
           client.slice(1)
         } has not taken its answers in, or not sent the ` +
         `data of a write, for ${timeText(stuckMs)}; it has ${held} of ${slots.all} slots.`,

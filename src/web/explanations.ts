@@ -8,8 +8,17 @@ import { keyOf } from "./watched.ts";
 
 /** How long a tapdisk may take to answer. */
 const TIMEOUT_MS = 800;
-/** Two looks that are further apart say nothing of what a disk does now. */
+/** Two looks that are further apart say nothing of what a disk does now, and those that are closer too little. */
 const KEPT_MS = 10_000;
+const SHORTEST_MS = 500;
+
+/** A look at a disk that waited for nothing. */
+interface Look {
+  readonly atMs: number;
+  readonly facts: ToldFacts;
+  /** What came of it. */
+  readonly found: Finding[];
+}
 
 async function askFacts({ pid, minor }: DeviceAddress): Promise<ToldFacts> {
   const [outcome] = await askPatiently([{
@@ -29,7 +38,7 @@ export class Explanations {
   readonly #ask: (device: DeviceAddress) => Promise<ToldFacts>;
   readonly #rooms: Rooms;
   readonly #nowMs: () => number;
-  readonly #before = new Map<string, { readonly atMs: number; readonly facts: ToldFacts }>();
+  readonly #before = new Map<string, Look>();
 
   constructor({ ask = askFacts, rooms = new Rooms(), nowMs = () => performance.now() }: {
     ask?: (device: DeviceAddress) => Promise<ToldFacts>;
@@ -55,10 +64,12 @@ export class Explanations {
       if (atMs - thenMs > KEPT_MS) this.#before.delete(key);
     }
     const before = this.#before.get(keyOf(device));
-    this.#before.set(keyOf(device), { atMs, facts });
-    return before === undefined || before.atMs === atMs
+    if (before !== undefined && atMs - before.atMs < SHORTEST_MS) return before.found;
+    const found = before === undefined
       ? []
       : [healthFinding(before.facts, facts, atMs - before.atMs)];
+    this.#before.set(keyOf(device), { atMs, facts, found });
+    return found;
   }
 }
 

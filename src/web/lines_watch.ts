@@ -19,8 +19,8 @@ interface WatchedLines {
   readonly device: DeviceAddress;
   users: number;
   isAsking: boolean;
-  /** Null when the tapdisk did not say. */
-  lines: readonly string[] | null;
+  /** Null when the tapdisk did not say; undefined before it was asked. */
+  lines: readonly string[] | null | undefined;
 }
 
 /**
@@ -61,14 +61,19 @@ export class LinesWatch {
     return lines;
   }
 
-  /** The lines as they were found last. */
-  linesOf(key: string): readonly string[] | null {
-    return this.#watched.get(key)?.lines ?? null;
+  /** The lines as they were found last; null when the tapdisk did not say, undefined before it was asked. */
+  linesOf(key: string): readonly string[] | null | undefined {
+    return this.#watched.get(key)?.lines;
   }
 
   /** Asks after each sample, until the function that it returns is called. */
   watch(key: string, device: DeviceAddress): () => void {
-    const watched = this.#watched.get(key) ?? { device, users: 0, isAsking: false, lines: null };
+    const watched = this.#watched.get(key) ?? {
+      device,
+      users: 0,
+      isAsking: false,
+      lines: undefined,
+    };
     watched.users++;
     this.#watched.set(key, watched);
     this.#unsubscribe ??= this.#monitor.subscribe(() => this.#askAll());

@@ -124,6 +124,12 @@ Deno.test("the layer that does not answer is named, and none that has just got w
   assert.match(found[0].says, /^The disk of \/base\.vhd does not answer: it has 2 operations/);
 });
 
+Deno.test("a client without a name is told of like others", () => {
+  const clients = [{ client: "", held: 1, waits: false, stuckMs: 1_000 }];
+  const found = findings(toldFacts({ clients }), null);
+  assert.deepEqual(found.map(({ kind }) => kind), ["client"]);
+});
+
 Deno.test("a filesystem that hangs keeps nobody waiting, and gets no second question", async () => {
   const facts = toldFacts({ trouble: FULL });
   assert.equal(roomWanted(facts), "/leaf.vhd");
@@ -164,6 +170,11 @@ Deno.test("a disk that waits for nothing is told of by two looks", async () => {
   [nowMs, reads] = [2_000, 500];
   const [line] = await explanations.of(device);
   assert.match(line, /^It waits for nothing but its disk: 500 reads a second, 0\.20 ms each/);
+  // A page that is loaded between two samples sees what is known: so short a time says nothing.
+  [nowMs, reads] = [2_020, 500];
+  assert.deepEqual(await explanations.of(device), [line]);
+  [nowMs, reads] = [3_000, 600];
+  assert.match((await explanations.of(device))[0], /: 100 reads a second/);
   nowMs += 60_000;
   assert.deepEqual(await explanations.of(device), []);
 });

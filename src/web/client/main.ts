@@ -76,8 +76,7 @@ class LivePage {
       setText(document.querySelector(`[data-field="${field}"]`), text);
     }
     if (requests !== undefined) showLines("requests", requests, "No request is open.");
-    // The first answer of a stream comes after its first sample: the page has one by then.
-    if (findings !== undefined && findings !== null) {
+    if (findings !== undefined) {
       showLines("findings", findings, "Nothing that its tapdisk knows of.");
     }
     if (events !== undefined) showEvents(events);

@@ -17,7 +17,7 @@ export interface NextMessage {
   readonly problem: string | null;
   /** Of the list: disks, the texts of their rows, and the line of the last minute. */
   readonly rows?: readonly (readonly [string, Readonly<Record<string, string>>, string])[];
-  /** Of a disk. */
+  /** Of a disk. Lines are null when its tapdisk does not say, and left out before it was asked. */
   readonly texts?: Readonly<Record<string, string>>;
   readonly requests?: readonly string[] | null;
   /** What it waits for, a line each. */
