@@ -26,6 +26,43 @@ export function readJunit(xml: string): TestResult[] {
   return results;
 }
 
+/** A test file's path, as reports have it without the dot in front. */
+function plainPath(file: string): string {
+  return file.replace(/^\.\//, "");
+}
+
+/**
+ * Adds what a report does not say: that a process failed, or that it ended, perhaps with status 0, before all of its
+ * files ran.
+ *
+ * @param files The files of the process. One alone may be a folder.
+ * @param failure How the process failed, if it did.
+ * @param isFiltered Whether tests were chosen by name, so that a file may have none.
+ */
+export function withLost(
+  results: readonly TestResult[],
+  { files, failure, isFiltered }: {
+    readonly files: readonly string[];
+    readonly failure: string | undefined;
+    readonly isFiltered: boolean;
+  },
+): TestResult[] {
+  if (results.some(({ outcome }) => outcome === "failed")) return [...results];
+  const seen = new Set(results.map(({ file }) => plainPath(file)));
+  const silent = files.length === 1
+    ? files.filter(() => results.length === 0)
+    : files.filter((file) => !seen.has(plainPath(file)));
+  if (failure !== undefined) {
+    const file = (silent.length === 0 ? files : silent).join(" ");
+    return [...results, { file, name: failure, outcome: "failed" }];
+  }
+  const lost = isFiltered ? [] : silent;
+  return [
+    ...results,
+    ...lost.map((file) => ({ file, name: "none of its tests ran", outcome: "failed" } as const)),
+  ];
+}
+
 function outcomeOf(body: string): Pick<TestResult, "outcome" | "reason"> {
   const failure = /<(?:failure|error)\b([^>]*?)(?:\/>|>(.*?)<\/(?:failure|error)>)/s.exec(body);
   if (failure !== null) {

@@ -11,7 +11,7 @@
  * @module
  */
 
-import { readJunit, type TestResult } from "./junit.ts";
+import { readJunit, type TestResult, withLost } from "./junit.ts";
 import { describeProcesses, killTree, Printed, processes } from "./processes.ts";
 
 /** Time limit of a test file; the slowest files boot an emulated machine. */
@@ -49,6 +49,9 @@ const QUICK_INTEROP = /\/(?:tap_ctl|vhd_images)_test\.ts$/;
 
 /** Small files that one process runs. */
 const BATCH = 12;
+
+/** Parts the files of one process. */
+const AND = "\n";
 
 /** Files that take long: `--quick` leaves them out, and each has a process of its own. */
 const SLOW =
@@ -129,7 +132,7 @@ function batches(files: readonly string[]): string[] {
   // Neighbours by name are alike. So that no process has all slow ones, they are dealt out.
   return Array.from(
     { length: count },
-    (_, i) => files.filter((_, at) => at % count === i).join(" "),
+    (_, i) => files.filter((_, at) => at % count === i).join(AND),
   );
 }
 
@@ -191,9 +194,10 @@ async function runTask(task: string, output: Output = "live"): Promise<TestResul
 }
 
 async function runFile(
-  file: string,
+  entry: string,
   { options, output }: { options: string[]; output: Output },
 ): Promise<TestResult[]> {
+  const files = entry.split(AND);
   const report = Deno.makeTempFileSync({ prefix: "junit-" });
   try {
     // The task `check` checks the types of all files at once.
@@ -203,14 +207,11 @@ async function runFile(
       "--no-check",
       `--junit-path=${report}`,
       ...options,
-      ...file.split(" "),
+      ...files,
     ];
     const failure = await deno(args, { timeoutMs: FILE_TIMEOUT_MS, output });
-    const results = readJunit(Deno.readTextFileSync(report));
-    if (failure !== undefined && !results.some((result) => result.outcome === "failed")) {
-      results.push({ file, name: failure, outcome: "failed" });
-    }
-    return results;
+    const isFiltered = options.some((option) => option.startsWith("--filter"));
+    return withLost(readJunit(Deno.readTextFileSync(report)), { files, failure, isFiltered });
   } finally {
     Deno.removeSync(report);
   }
@@ -226,7 +227,7 @@ function indented(reason: string): string {
 const took: { file: string; seconds: number }[] = [];
 
 function named(entry: string): string {
-  const [first, ...others] = TASK.test(entry) ? [entry] : entry.split(" ");
+  const [first, ...others] = TASK.test(entry) ? [entry] : entry.split(AND);
   return others.length === 0 ? first : `${first} and ${others.length} others`;
 }
 
