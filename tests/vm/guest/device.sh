@@ -45,7 +45,7 @@ queue() {
 # reads them back.
 load() {
   fio --name=load --filename="$mount/$1" --size=2m --rw=randwrite --bs=4k --ioengine=libaio \
-    --iodepth=16 --direct=1 --rate_iops=400 --verify=crc32c --verify_fatal=1 --aux-path="$folder"
+    --iodepth=16 --direct=1 --rate_iops=100 --verify=crc32c --verify_fatal=1 --aux-path="$folder"
 }
 
 # Usage: begin_load; repeats the load until end_load, which fails if the load failed.

@@ -53,7 +53,7 @@ find_device() {
 # Usage: load FILE; writes at random places with direct I/O, and reads back.
 load() {
   fio --name=load --filename="$1" --size=1m --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 \
-    --rate_iops=200 --verify=crc32c --verify_fatal=1 --aux-path="$folder"
+    --rate_iops=60 --verify=crc32c --verify_fatal=1 --aux-path="$folder"
 }
 
 # Usage: begin_loads; repeats the loads of all disks until end_loads, which fails if one has failed.
