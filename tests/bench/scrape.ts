@@ -87,8 +87,10 @@ interface Scrape {
 
 async function scrape(url: string): Promise<Scrape> {
   const startMs = performance.now();
-  const text = await (await fetch(url)).text();
+  const answer = await fetch(url);
+  const text = await answer.text();
   const ms = performance.now() - startMs;
+  if (!answer.ok) throw new Error(`${url}: ${answer.status} ${text}`);
   const [, seconds] = /^blktap_gather_duration_seconds (\S+)$/m.exec(text) ?? [];
   return { ms, bytes: text.length, gatherMs: Number(seconds) * 1000 };
 }
@@ -153,10 +155,12 @@ async function timeLoad(
         await pause();
       }
     })();
-    const figure = await iops();
-    isOver = true;
-    await scraping;
-    return figure;
+    try {
+      return await iops();
+    } finally {
+      isOver = true;
+      await scraping;
+    }
   };
   await iops();
   const [without, beside]: [number[], number[]] = [[], []];
