@@ -35,10 +35,11 @@ const MEASURES =
 /** Files that measure memory, to which other programs make no difference. */
 const MEMORY = /_allocations?_test\.ts$|^tests\/unit\/soak_test\.ts$/;
 
-/** A search that leaves a processor idle. */
+/** Searches that leave a processor idle. */
 const SOAK = "tests/search/soak_test.ts";
+const MUTANTS = "tests/search/mutants_test.ts";
 
-/** Searches take minutes on all processors; they run one at a time, with nothing beside them. */
+/** Other searches take minutes on all processors; they run one at a time, with nothing beside them. */
 const SEARCHES = /^tests\/search\//;
 
 /** Virtual machines run one at a time, because each uses a processor for minutes. */
@@ -114,8 +115,8 @@ function plan(args: readonly string[]): Plan {
   const together = batches([...units, ...files].filter((file) => !SLOW.test(file)));
   const stages: Stage[] = [
     { lanes: [machines, [...check, ...alone, ...together]], output: "whole" },
-    ...oneByOne([searches.filter((file) => file !== SOAK)]),
-    { lanes: [searches.filter((file) => file === SOAK), memory], output: "whole" },
+    ...oneByOne([searches.filter((file) => file !== SOAK && file !== MUTANTS)]),
+    { lanes: [[SOAK], [MUTANTS, ...memory]], output: "whole" },
     ...oneByOne([measures]),
   ];
   return { tasks, stages, testOptions };
