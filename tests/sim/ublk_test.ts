@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { Errno } from "../../ffi/errno.ts";
 import { UBLK_F_USER_RECOVERY } from "../../ffi/ublk.ts";
 import { Random } from "../../src/testing/random.ts";
+import { type ControlRing, UblkControl } from "../../src/frontend/ublk/control.ts";
 import type { UblkHost } from "../../src/frontend/ublk/host.ts";
 import { UblkDevice } from "../../src/frontend/ublk/ublk_device.ts";
 import { createDynamic } from "../../src/vhd/create.ts";
@@ -310,4 +311,41 @@ Deno.test("a disk that fails leaves its device to the process that serves it as 
   new UblkDevice(host, info).abandon();
   assert.equal(stops, 1, "one of this process is stopped");
   device.close();
+});
+
+Deno.test("a device that could not be taken over is gone, and its disk can be closed", () => {
+  const device = open(1, 5);
+  const errors: string[] = [];
+  const log = { info() {}, warn() {}, error: (text: string) => void errors.push(text) };
+  const ended = (_number: number, answer: (result: number) => void): void => answer(0);
+  const control = {
+    startRecovery: (_number: number, answer: (result: number) => void) => answer(-Errno.ENODEV),
+    ...{ stop: ended, remove: ended, close() {} },
+    setParameters: (_number: number, _disk: unknown, answer: (result: number) => void) => answer(0),
+  };
+  const { scheduler } = device.simulation;
+  const host = { vbd: device.vbd, control, scheduler, log } as unknown as UblkHost;
+  const info = { device: 0, flags: UBLK_F_USER_RECOVERY, queues: QUEUES, depth: DEPTH, state: 1 };
+  const awaited = new UblkDevice(host, info);
+  awaited.await({ ...info, mostBytes: SLOT_BYTES, pid: 1, makerPid: 1 });
+  assert.equal(awaited.gone, false);
+  awaited.takeOver();
+  assert.match(errors.join(), /users get errors/);
+  assert.equal(awaited.gone, true);
+  let discarded = 0;
+  awaited.discard(() => discarded++);
+  let detached: unknown = "waits";
+  awaited.detach((error) => detached = error);
+  assert.deepEqual([discarded, detached], [1, null]);
+  assert.equal(device.vbd.requests.freeSlots, SLOTS);
+  device.close();
+});
+
+Deno.test("commands to the ublk driver end once, however often that is asked for", () => {
+  let removed = 0;
+  const ring = { add: () => 0, remove: () => void removed++ } as unknown as ControlRing;
+  const control = new UblkControl(ring, "/dev/null");
+  control.close();
+  control.close();
+  assert.equal(removed, 1, "the ring has other users");
 });

@@ -47,12 +47,15 @@ interface Command {
   readonly answer: Answer;
 }
 
+/** The methods of `UringLoop` that commands need. */
+export type ControlRing = Pick<UringLoop, "add" | "remove" | "prepareCommand" | "commands">;
+
 /**
  * Sends commands to /dev/ublk-control, one at a time. Some take long: the kernel reads from the
  * disk or waits for its users. They run on threads of the kernel, and the loop continues.
  */
 export class UblkControl implements UringUser {
-  readonly #uring: UringLoop;
+  readonly #uring: ControlRing;
   readonly #fd: number;
   readonly #ringTag: number;
   /** The memory that commands read and write. */
@@ -60,11 +63,12 @@ export class UblkControl implements UringUser {
   #features = 0;
   #underWay: Command | null = null;
   readonly #waiting: Command[] = [];
+  #isClosed = false;
 
   /** Throws `SystemError`. */
-  constructor(uring: UringLoop) {
+  constructor(uring: ControlRing, path = UBLK_CONTROL_PATH) {
     this.#uring = uring;
-    this.#fd = openFile(UBLK_CONTROL_PATH, O_RDWR);
+    this.#fd = openFile(path, O_RDWR);
     this.#ringTag = uring.add(this);
   }
 
@@ -202,8 +206,13 @@ export class UblkControl implements UringUser {
     this.#command(UBLK_CMD_DEL_DEV, { device, answer });
   }
 
-  /** Closes the control device. No command may be in flight. */
+  /**
+   * Closes the control device. No command may be in flight. A second call does nothing: a device that is
+   * discarded closes it, and so does whoever hears that this was needed.
+   */
   close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
     this.#uring.remove(this.#ringTag);
     closeFile(this.#fd);
     this.#memory.release();

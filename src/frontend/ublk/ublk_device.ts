@@ -47,6 +47,8 @@ export class UblkDevice implements BlockDevice, HandedDevice, LeftDevice {
   #queues: UblkQueue[] = [];
   #meter: Meter | null = null;
   #isFollowing = false;
+  /** Whether it could not be taken over from the process that handed it over. */
+  #isLost = false;
   #stopping = false;
   #whenQueuesGone: (() => void) | null = null;
 
@@ -72,6 +74,10 @@ export class UblkDevice implements BlockDevice, HandedDevice, LeftDevice {
     return this.#stopping;
   }
 
+  get gone(): boolean {
+    return this.#isLost;
+  }
+
   get isAwaited(): boolean {
     return this.#awaited !== null && !this.#stopping;
   }
@@ -94,6 +100,7 @@ export class UblkDevice implements BlockDevice, HandedDevice, LeftDevice {
     this.#isFollowing = true;
     new DeviceTakeOver(this.#host, this).follow(info, (error) => {
       this.#awaited = null;
+      this.#isLost = error !== null;
       if (error !== null) this.#host.log.error(`${error.message}; its users get errors`);
     });
   }
@@ -166,6 +173,8 @@ export class UblkDevice implements BlockDevice, HandedDevice, LeftDevice {
   }
 
   detach(done: Done): void {
+    // It could not be taken over, or an earlier removal failed after the stop.
+    if (this.#stopping) return done(null);
     this.#stopUnused(this.#host.scheduler.nowMs() + OPENERS_TIMEOUT_MS, (error) => {
       if (error !== null) return done(error);
       const { control } = this.#host;
