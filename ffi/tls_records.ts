@@ -32,49 +32,57 @@ export interface TlsRecord {
   readonly bytes: Uint8Array;
 }
 
+/** A `struct msghdr` with one buffer and one piece of control data, and all that it leads to. */
+class Message {
+  readonly header = new Uint8Array(MSGHDR_BYTES);
+  readonly bytes = new Uint8Array(RECORD_BYTES);
+  readonly control = new Uint8Array(CMSG_SPACE);
+  readonly controlView = new DataView(this.control.buffer);
+  readonly #iovec = new Uint8Array(IOVEC_BYTES);
+
+  /** Fills it in, for so many bytes. */
+  prepare(bytes: number): void {
+    const iovec = new DataView(this.#iovec.buffer);
+    putNumber64(iovec, 0, addressOf(this.bytes));
+    putNumber64(iovec, 8, bytes);
+    // msg_name @0, msg_namelen @8, msg_iov @16, msg_iovlen @24, msg_control @32, msg_controllen @40,
+    // msg_flags @48.
+    const header = new DataView(this.header.buffer);
+    putNumber64(header, 16, addressOf(this.#iovec));
+    putNumber64(header, 24, 1);
+    putNumber64(header, 32, addressOf(this.control));
+    putNumber64(header, 40, CMSG_SPACE);
+    this.control.fill(0);
+  }
+}
+
+/** The message of all calls. It stays: the memory of an array of which only the address is kept may be freed. */
+let kept: Message | null = null;
+
+function messageFor(bytes: number): Message {
+  kept ??= new Message();
+  kept.prepare(bytes);
+  return kept;
+}
+
 /** Receives a record that is none of data, without waiting; -errno when that fails. */
 export function receiveRecord(fd: number): TlsRecord | number {
-  const bytes = new Uint8Array(RECORD_BYTES);
-  const control = new DataView(new ArrayBuffer(CMSG_SPACE));
-  const message = messageOf(bytes, control);
-  const got = libc.recvmsg(fd, message.header, MSG_DONTWAIT);
+  const { header, bytes, controlView } = messageFor(RECORD_BYTES);
+  const got = libc.recvmsg(fd, header, MSG_DONTWAIT);
   if (got < 0) return -lastErrno();
-  const isTyped = control.getInt32(8, true) === SOL_TLS &&
-    control.getInt32(12, true) === TLS_GET_RECORD_TYPE;
-  // They are used until here: only their addresses are in the message.
-  if (!isTyped || message.iovec.length === 0) return -Errno.EPROTO;
-  return { type: control.getUint8(16), bytes: bytes.subarray(0, got) };
+  const isTyped = controlView.getInt32(8, true) === SOL_TLS &&
+    controlView.getInt32(12, true) === TLS_GET_RECORD_TYPE;
+  return isTyped ? { type: controlView.getUint8(16), bytes: bytes.slice(0, got) } : -Errno.EPROTO;
 }
 
-/** Sends a record of a type, without waiting; returns its bytes, or -errno. */
-export function sendRecord(fd: number, type: number, bytes: Uint8Array<ArrayBuffer>): number {
-  const control = new DataView(new ArrayBuffer(CMSG_SPACE));
-  control.setUint32(0, CMSG_BYTES, true);
-  control.setInt32(8, SOL_TLS, true);
-  control.setInt32(12, TLS_SET_RECORD_TYPE, true);
-  control.setUint8(16, type);
-  const message = messageOf(bytes, control);
-  const sent = libc.sendmsg(fd, message.header, MSG_DONTWAIT | MSG_NOSIGNAL);
-  const errno = sent < 0 ? lastErrno() : 0;
-  const areKept = message.iovec.length > 0 && control.byteLength > 0;
-  return errno === 0 && areKept ? sent : -errno;
-}
-
-/** A `struct msghdr` with one buffer. The buffers must live until the call has ended. */
-function messageOf(
-  bytes: Uint8Array<ArrayBuffer>,
-  control: DataView<ArrayBuffer>,
-): { header: Uint8Array<ArrayBuffer>; iovec: Uint8Array } {
-  const iovec = new Uint8Array(IOVEC_BYTES);
-  putNumber64(new DataView(iovec.buffer), 0, addressOf(bytes));
-  putNumber64(new DataView(iovec.buffer), 8, bytes.length);
-  // msg_name @0, msg_namelen @8, msg_iov @16, msg_iovlen @24, msg_control @32, msg_controllen @40,
-  // msg_flags @48.
-  const header = new Uint8Array(MSGHDR_BYTES);
-  const view = new DataView(header.buffer);
-  putNumber64(view, 16, addressOf(iovec));
-  putNumber64(view, 24, 1);
-  putNumber64(view, 32, addressOf(new Uint8Array(control.buffer)));
-  putNumber64(view, 40, CMSG_SPACE);
-  return { header, iovec };
+/** Sends a record of a type, of up to 16 KiB, without waiting; returns its bytes, or -errno. */
+export function sendRecord(fd: number, type: number, record: Uint8Array): number {
+  const { header, bytes, controlView } = messageFor(record.length);
+  bytes.set(record);
+  controlView.setUint32(0, CMSG_BYTES, true);
+  controlView.setInt32(8, SOL_TLS, true);
+  controlView.setInt32(12, TLS_SET_RECORD_TYPE, true);
+  controlView.setUint8(16, type);
+  const sent = libc.sendmsg(fd, header, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return sent < 0 ? -lastErrno() : sent;
 }
