@@ -18,6 +18,8 @@ export interface UsersHandover {
   handOver(): HandedOverClient[];
   /** Serves a client of another process. Throws `SystemError`; its descriptor is closed then. */
   resume(client: HandedOverClient): void;
+  /** Another process serves, and this one is about to end: looks at nothing that comes from here on. */
+  leave?(): void;
   /** Another process serves, and this one ends at once: gives up what cannot be shared. */
   letGo?(): void;
 }

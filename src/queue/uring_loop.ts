@@ -59,6 +59,7 @@ export class UringLoop implements FdHandler, TurnWork {
   #usersCount = 0;
   #closed = false;
   #retrying = false;
+  #isLeft = false;
 
   /** Throws `SystemError`. */
   constructor(scheduler: Scheduler) {
@@ -161,8 +162,17 @@ export class UringLoop implements FdHandler, TurnWork {
     }
   }
 
+  /**
+   * Looks at no more ends: another process goes on with what comes, and this one ends. The kernel keeps
+   * what has not been looked at. Only `submitLast` is to come.
+   */
+  leave(): void {
+    this.#isLeft = true;
+  }
+
   /** Hands what is prepared to the kernel; what it cannot take now goes a moment later. */
   submit(): void {
+    if (this.#isLeft) return this.submitLast();
     while (this.#ring.prepared > 0) {
       const taken = this.#ring.submit();
       if (taken > 0 || taken === -Errno.EINTR) continue;
@@ -193,6 +203,7 @@ export class UringLoop implements FdHandler, TurnWork {
 
   /** Tells the users the ends of operations; returns how many ended. */
   reap(): number {
+    if (this.#isLeft) return 0;
     const waiting = this.#ring.completions();
     for (let i = 0; i < waiting; i++) {
       const id = this.#ring.completionId(0);

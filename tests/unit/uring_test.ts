@@ -173,6 +173,26 @@ Deno.test({
 });
 
 Deno.test({
+  name: named("uring loop: one that is left hands operations to the kernel, and tells no ends"),
+  ignore,
+  fn() {
+    const scheduler = new EpollScheduler();
+    const loop = new UringLoop(scheduler);
+    const user = new Listener();
+    const tag = loop.add(user);
+    loop.prepareSync(-1, 1, tag);
+    loop.leave();
+    loop.submitLast();
+    assert.equal(loop.endOfTurn(), false);
+    loop.ready(EPOLLIN);
+    assert.equal(loop.reap(), 0);
+    assert.deepEqual([user.told, loop.underWay(tag)], [[], 1]);
+    loop.remove(tag);
+    scheduler.close();
+  },
+});
+
+Deno.test({
   name: named("uring loop: the tag of a user that left is given away once nothing is under way"),
   ignore,
   async fn() {

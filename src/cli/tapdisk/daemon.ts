@@ -179,6 +179,9 @@ export function startTapdisk(
       if (room !== undefined) withdrawShared();
       devices.endTraces(`process ${pid} serves the disk now`);
       succession.begin(pid);
+      for (const { parts } of devices.all) {
+        for (const users of parts.access.handovers) users.leave?.();
+      }
       // Nothing is left to be done in its turns.
       scheduler.stop();
     },

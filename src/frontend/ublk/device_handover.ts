@@ -62,6 +62,14 @@ export class UblkHandover implements UsersHandover {
   }
 
   /**
+   * Requests that come stay in the kernel. If they were taken, and were as many as a queue takes, the kernel
+   * would have no command of that queue when this process ends, and would notice the end after 30 s.
+   */
+  leave(): void {
+    this.#device.uring.leave();
+  }
+
+  /**
    * Gives the answers that are kept. Requests that come from here on are held back in the kernel, so that it
    * has a command of each queue when this process ends: by that it notices the end at once.
    */
