@@ -14,7 +14,7 @@ export function ublkNodes(pid: number): string[] {
 
 /**
  * Reads from block devices: waits until they are served. A kernel before 6.7 also notices by a request, and
- * otherwise after up to 5 s, that the process has ended that served a device. Throws `SystemError`.
+ * otherwise after up to 5 s, that the process has ended that served a device.
  */
 export function touchDevices(nodes: readonly string[]): void {
   if (nodes.length === 0) return;
@@ -27,12 +27,13 @@ export function touchDevices(nodes: readonly string[]): void {
 }
 
 function touch(node: string, into: Uint8Array<ArrayBuffer>): void {
-  const fd = openFile(node, O_RDONLY | O_DIRECT);
+  let fd = -1;
   try {
+    fd = openFile(node, O_RDONLY | O_DIRECT);
     readAt(fd, into, 0);
   } catch {
-    // An error of the disk is an answer, too.
+    // An error of the disk is an answer, too; a device that was removed meanwhile has no users that wait.
   } finally {
-    closeFile(fd);
+    if (fd >= 0) closeFile(fd);
   }
 }
