@@ -3,6 +3,7 @@ import { descriptorFlags } from "../../ffi/descriptors.ts";
 import { addressOf } from "../../ffi/libc.ts";
 import { closeFile, O_RDONLY, O_RDWR, openFile, tryLockExclusive } from "../../ffi/files.ts";
 import { sendAt, socketPair } from "../../ffi/sockets.ts";
+import { touchDevices } from "../../src/control/client/touch_devices.ts";
 import { HandoverChannel } from "../../src/control/handover/channel.ts";
 import {
   decodeBytes,
@@ -18,6 +19,7 @@ import {
   renamedFor,
   takeNamesBack,
 } from "../../src/control/handover/names.ts";
+import { ToldNeeds } from "../../src/control/handover/tell.ts";
 import { dropLocks, keepLocks } from "../../src/files/kept_locks.ts";
 import { DiskKey, hashKey, receiveKey } from "../../src/vhd/key.ts";
 import { openToWrite } from "../../src/files/open_file.ts";
@@ -117,6 +119,18 @@ Deno.test("kinds of frames that a later version needs are refused before users w
   requireKinds(["paused", "key"]);
   assert.throws(() => requireKinds(["paused", "spaceship"]), /does not know: spaceship/);
   assert.throws(() => requireKinds(["toString"]), /EPROTONOSUPPORT/);
+});
+
+Deno.test("what becomes needed after the first word is told before the disks, and nothing twice", () => {
+  const needs = new ToldNeeds();
+  assert.deepEqual(needs.news([]), []);
+  assert.deepEqual(needs.news(["tls"]), ["tls"]);
+  assert.deepEqual(needs.news(["tls", "ublk"]), ["ublk"], "a block device was made meanwhile");
+  assert.deepEqual(needs.news(["ublk"]), []);
+});
+
+Deno.test("a block device that has gone since a tapdisk was upgraded is no error", () => {
+  touchDevices(["/dev/ublkb-none", "/dev/null"]);
 });
 
 Deno.test("a key is received once from its descriptor, and by nobody else", () => {

@@ -41,15 +41,37 @@ export function isPaused({ parts: { vbd } }: Device): boolean {
   return vbd.phase === "paused" && !vbd.reopening.isRunning;
 }
 
-/** What is needed for devices, and not all versions know: kinds of frames and of block devices. */
-export function neededKinds(devices: readonly Device[]): string[] {
+/**
+ * What is needed for devices, and not all versions know: kinds of frames and of block devices.
+ *
+ * @param paused Those that their users have paused.
+ */
+export function neededKinds(
+  devices: readonly Device[],
+  paused: readonly Device[] = devices.filter(isPaused),
+): string[] {
   const handovers = devices.flatMap(({ parts }) => parts.access.handovers);
   return [
-    ...(devices.some(isPaused) ? ["paused"] : []),
+    ...(paused.length > 0 ? ["paused"] : []),
     ...(devices.some(({ parts }) => parts.key !== undefined) ? ["key"] : []),
     ...new Set(handovers.map(({ needs }) => needs).filter((kind) => kind !== null)),
     ...(devices.some(({ parts }) => parts.access.rings.count > 0) ? ["ring"] : []),
   ];
+}
+
+/**
+ * What the new process was told that it needs to know. Until users wait, disks get devices, clients and rings;
+ * an earlier version would make another block device in place of one that it does not know to take over.
+ */
+export class ToldNeeds {
+  readonly #told = new Set<string>();
+
+  /** Those of the kinds that were not told before; they are told now. */
+  news(kinds: readonly string[]): string[] {
+    const news = kinds.filter((kind) => !this.#told.has(kind));
+    for (const kind of news) this.#told.add(kind);
+    return news;
+  }
 }
 
 /** Hands a key over. The descriptor is the channel's and the other process's from then on. */

@@ -14,7 +14,7 @@ import { HANDOVER_FORMAT, isWaiting, newFrame } from "./frames.ts";
 import { removeNamesOf, takeNamesBack } from "./names.ts";
 import { Standstill } from "./standstill.ts";
 import { Successor } from "./successor.ts";
-import { isPaused, neededKinds, tellAll } from "./tell.ts";
+import { isPaused, neededKinds, tellAll, ToldNeeds } from "./tell.ts";
 import { whyOtherFiles, whyStaying } from "./why_staying.ts";
 
 /** How long the new process may take until it asks for the disks. Nobody waits for that, and hosts may be busy. */
@@ -51,6 +51,7 @@ export class Upgrade implements FdHandler, FaultOwner {
   readonly #successor: Successor;
   #timer = 0;
   #channel: HandoverChannel | null = null;
+  readonly #needs = new ToldNeeds();
   /** Gives up the wait for commands that run. */
   #giveUpWait: () => boolean = () => false;
   /** Lets other commands run again; null as long as they run. */
@@ -133,16 +134,19 @@ export class Upgrade implements FdHandler, FaultOwner {
     // The images of a disk that is paused are for others to change; those with a key need it.
     const tried = all.filter((device) => !isPaused(device) && device.parts.key === undefined);
     const images = tried.map(({ name }) => name).filter((name) => name !== "");
-    const kinds = neededKinds(all);
     try {
-      if (kinds.length > 0) {
-        channel.send({ kind: "needs", kinds }, [], performance.now() + SEND_MS);
-      }
+      this.#tellNeeds(channel);
       channel.send({ kind: "rehearse", images }, [], performance.now() + SEND_MS);
       this.#host.scheduler.watch(channel.fd, EPOLLIN, this, this);
     } catch (error) {
       this.#fail(systemError(error, `Cannot hand over to process ${this.pid}`));
     }
+  }
+
+  /** Tells what not all versions know. A process that does not know something fails, and opens nothing. */
+  #tellNeeds(channel: HandoverChannel, paused?: readonly Device[]): void {
+    const kinds = this.#needs.news(neededKinds(this.#host.devices.all, paused));
+    if (kinds.length > 0) channel.send({ kind: "needs", kinds }, [], performance.now() + SEND_MS);
   }
 
   /** The new process answers, or has ended, while this one still serves. */
@@ -179,6 +183,7 @@ export class Upgrade implements FdHandler, FaultOwner {
     const { scheduler, log, devices } = this.#host;
     try {
       this.#requireReady(whyOtherFiles);
+      if (this.#channel !== null) this.#tellNeeds(this.#channel);
     } catch (error) {
       return this.#fail(systemError(error, "Cannot hand over"));
     }
@@ -218,6 +223,8 @@ export class Upgrade implements FdHandler, FaultOwner {
           throw new SystemError(Errno.EAGAIN, `Cannot hand over (minor ${minor}: ${why})`);
         }
       }
+      // A client that was in its handshake may have entered with TLS.
+      this.#tellNeeds(channel, standstill.pausedBefore);
       const openMs = performance.now() + OPEN_MS;
       this.#commands = this.#host.server().unanswered(this.#asker);
       const { locks, pausedBefore } = standstill;
