@@ -97,7 +97,7 @@ over_upgrades() {
   rm -f stop
   verified load_on >over.log 2>&1 &
   loader=$!
-  while [ "$count" -lt 2 ] && within 120 busy && within 30 upgraded; do count=$((count + 1)); done
+  while [ "$count" -lt 2 ] && within 240 busy && within 300 upgraded; do count=$((count + 1)); done
   touch stop
   wait "$loader" || {
     tail -n 30 over.log

@@ -43,7 +43,7 @@ begin_load() {
     done
   } >"$name.log" 2>&1 &
   loader=$!
-  within 60 loaded
+  within 300 loaded
 }
 
 loaded() {
@@ -74,8 +74,8 @@ upgraded() {
 several() {
   local i
   for ((i = 1; i <= $1; i++)); do
-    within 60 upgraded || return
-    within 60 loaded || return
+    within 300 upgraded || return
+    within 300 loaded || return
   done
 }
 
@@ -99,7 +99,7 @@ recovered() {
   kill -9 "$pid"
   tap-ctl recover -m "$minor" || return
   echo "recovered after $((SECONDS - since)) s" >>"$OUT/ublk_upgrade.times"
-  find_device && within 60 loaded
+  find_device && within 300 loaded
 }
 
 no_warnings() {
@@ -120,7 +120,7 @@ check "fio verifies over that, too" end_load
 begin_load crash --iodepth=64 --numjobs=2
 check "a killed tapdisk with as many requests as there are is replaced" recovered
 check "fio notices nothing of that" end_load
-check "a device that nobody uses, and that was recovered, is taken over" within 60 upgraded
+check "a device that nobody uses, and that was recovered, is taken over" within 300 upgraded
 check "the log says how long users waited" waits
 check "the kernel has nothing to say" no_warnings
 check "destroy takes the device away" tap-ctl destroy -p "$pid" -m "$minor"
