@@ -37,7 +37,7 @@ begin_load() {
   {
     while ! [ -e stop ]; do
       chrt -i 0 fio --name=load --filename="$node" --size=4m --offset_increment=4m --rw=randwrite --bs=4k --ioengine=libaio \
-        --direct=1 --loops=10 --verify=crc32c --verify_fatal=1 --aux-path="$folder" --output-format=json \
+        --direct=1 --verify=crc32c --verify_fatal=1 --aux-path="$folder" --output-format=json \
         --output="$name.json" "${@:2}" || exit
       cat "$name.json" >>"$name.all"
     done
@@ -109,7 +109,7 @@ no_warnings() {
 modprobe ublk_drv
 messages=$(dmesg | wc -l)
 check "a device is made" create || exit 1
-begin_load saturated --iodepth=64 --numjobs=2
+begin_load saturated --iodepth=64 --numjobs=2 --loops=4
 check "as many requests as it takes: a new tapdisk takes the device over, again and again" several "$count"
 check "new processes that fail leave the device to the old one" failed_upgrades
 check "which serves it" same_process
@@ -117,7 +117,7 @@ check "fio verifies over all that" end_load
 begin_load single --iodepth=1
 check "one request at a time: a new tapdisk takes the device over" several 1
 check "fio verifies over that, too" end_load
-begin_load crash --iodepth=64 --numjobs=2
+begin_load crash --iodepth=64 --numjobs=2 --loops=4
 check "a killed tapdisk with as many requests as there are is replaced" recovered
 check "fio notices nothing of that" end_load
 check "a device that nobody uses, and that was recovered, is taken over" within 300 upgraded
