@@ -59,3 +59,11 @@ within() {
     sleep 0.2
   done
 }
+
+# Usage: recovers NODE MINOR; whether tap-ctl recover prints the node. In emulation, the new tapdisk may answer
+# too late; it serves the device all the same.
+recovers() {
+  is "$1" tap-ctl recover -m "$2" 2>"$FACTS.recover" && return
+  cat "$FACTS.recover"
+  grep -q ETIMEDOUT "$FACTS.recover"
+}

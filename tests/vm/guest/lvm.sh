@@ -110,7 +110,7 @@ end() {
   blockdev --flushbufs "$node"
   dd if="$node" bs=1M conv=sparse of="$OUT/lvm/device.raw" 2>/dev/null
   check "destroy takes the device away" tap-ctl destroy -p "$pid" -m "$minor"
-  check "nothing holds the volume" within 30 quietly lvchange -a n "$vg/$leaf"
+  check "nothing holds the volume" within 120 quietly lvchange -a n "$vg/$leaf"
   quietly lvchange -a y "$vg/$leaf"
   check "check finds nothing at the end" vhd-util check -n "/dev/$vg/$leaf"
   dd if="/dev/$vg/$leaf" bs=1M conv=sparse of="$OUT/lvm/disk.vhd" 2>/dev/null

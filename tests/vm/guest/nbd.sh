@@ -106,7 +106,7 @@ by_netlink() {
   kill -9 "$pid"
   sleep 6
   check "by netlink: a tapdisk that has been dead for a while is replaced" \
-    is "$node" tap-ctl recover -m "$minor"
+    recovers "$node" "$minor"
   check "by netlink: fio notices nothing of that" end_load
   find_device
   check "by netlink: nbd-client disconnects it" nbd-client -d "$node"

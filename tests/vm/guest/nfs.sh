@@ -65,7 +65,7 @@ begin_loads() {
     while ! [ -e stop ]; do load "$file" || exit; done >"load.${#loaders[@]}" 2>&1 &
     loaders+=($!)
   done
-  within 60 all_loaded
+  within 240 all_loaded
 }
 
 all_loaded() {

@@ -101,7 +101,7 @@ users_dropped() {
   check "another is made" create
   check "with which the former is gone at the latest" eval '[ "$own" = "$former" ] || ! [ -e "$former" ]'
   kill "$pid"
-  check "SIGTERM ends a tapdisk and takes its device away" within 20 gone
+  check "SIGTERM ends a tapdisk and takes its device away" within 120 gone
 }
 
 # Usage: recovered; kills the tapdisk under a load, which must end well after tap-ctl recover.
@@ -110,7 +110,7 @@ recovered() {
   local loader=$!
   sleep 2
   kill -9 "$pid"
-  tap-ctl recover -m "$minor" || return
+  recovers "$node" "$minor" || return
   wait "$loader" || {
     cat load.log
     return 1

@@ -97,9 +97,9 @@ same_process() {
 recovered() {
   local since=$SECONDS
   kill -9 "$pid"
-  tap-ctl recover -m "$minor" || return
+  recovers "$node" "$minor" || return
   echo "recovered after $((SECONDS - since)) s" >>"$OUT/ublk_upgrade.times"
-  find_device && within 300 loaded
+  within 300 find_device && within 300 loaded
 }
 
 no_warnings() {
