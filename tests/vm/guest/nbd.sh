@@ -44,7 +44,7 @@ load() {
 begin_load() {
   load --time_based --runtime="$1" >load.log 2>&1 &
   loader=$!
-  within 10 loaded
+  within 120 loaded
 }
 
 end_load() {
