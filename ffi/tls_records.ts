@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { assert } from "./assert.ts";
 import { Errno, lastErrno } from "./errno.ts";
 import { addressOf, openLibcLater } from "./libc.ts";
 import { IOVEC_BYTES, MSGHDR_BYTES, putNumber64 } from "./sockets.ts";
@@ -60,6 +61,7 @@ class Message {
 let kept: Message | null = null;
 
 function messageFor(bytes: number): Message {
+  assert(bytes <= RECORD_BYTES, "A record of TLS has at most 16 KiB");
   kept ??= new Message();
   kept.prepare(bytes);
   return kept;
